@@ -1,0 +1,55 @@
+# The two commands that matter: `make setup` starts everything, `make run-test` tests everything.
+# Every target works first and alone; what it needs is installed into .venv when it is missing.
+
+PYTHON ?= python3
+VENV := .venv/bin/python
+FLASK := $(VENV) -m flask --app wsgi
+PORT ?=
+ifneq ($(PORT),)
+export PORT
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup down run run-migration run-test check format lock install install-dev
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
+
+setup: install ## Install and start everything in the background, print where it is
+	@$(FLASK) up
+
+down: ## Stop everything that setup started; data stays
+	@if [ -x $(VENV) ]; then $(FLASK) down; else echo "Onecode was not running."; fi
+
+run: install ## Run in front with the logs on the screen; Ctrl-C ends it
+	@$(FLASK) run-here
+
+run-migration: install ## Bring the database's tables up to date
+	@$(FLASK) migrate
+
+run-test: install-dev ## Run all tests
+	@$(VENV) -m pytest $(TEST_ARGS)
+
+check: install-dev ## Lint, format, types
+	@$(VENV) -m ruff check .
+	@$(VENV) -m ruff format --check .
+	@$(VENV) -m mypy
+	@$(VENV) -m djlint --check --quiet templates
+	@$(VENV) -m djlint --lint --quiet templates
+
+format: install-dev ## Put code and templates into shape
+	@$(VENV) -m ruff check --fix .
+	@$(VENV) -m ruff format .
+	@$(VENV) -m djlint --reformat --quiet templates
+
+lock: install-dev ## Renew requirements.txt and requirements-dev.txt from their .in files
+	@$(VENV) scripts/lock
+
+install: .venv/installed
+install-dev: .venv/installed-dev
+
+.venv/installed: requirements.txt scripts/install
+	@$(PYTHON) scripts/install requirements.txt .venv/installed
+
+.venv/installed-dev: requirements-dev.txt scripts/install
+	@$(PYTHON) scripts/install requirements-dev.txt .venv/installed-dev

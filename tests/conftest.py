@@ -1,0 +1,233 @@
+"""Fixtures: a real PostgreSQL for the whole run, a database for each test process, every test on empty tables.
+
+`TEST_DATABASE_URL` names a server to use (its user must be allowed to create databases); without it an embedded
+one is started in a temporary folder and stopped at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import flask_migrate
+import psycopg
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from psycopg import sql
+from sqlalchemy import text
+
+from webapp import create_app, embedded, keyring, settings
+from webapp.accounts import actions as accounts
+from webapp.accounts.models import StaffUser
+from webapp.customers.models import Customer, normalise_email
+from webapp.extensions import db
+from webapp.offers.models import Offer, normalise_code
+
+# Fast and forgetful: a test server's data need not survive a power cut. Crash tests start a server of their own.
+QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "shared_buffers": "64MB"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start one server for all test processes; the workers of pytest-xdist get its address."""
+    if hasattr(config, "workerinput") or config.option.collectonly:
+        return
+    if os.environ.get("TEST_DATABASE_URL"):
+        return
+    folder = Path(tempfile.mkdtemp(prefix="onecode-test-"))
+    folder.chmod(0o755)
+    server = embedded.server(folder, folder / "s", QUICK)
+    server.start()
+    config.stash[_SERVER] = (server, folder)
+    os.environ["TEST_DATABASE_URL"] = f"postgresql://onecode@/postgres?host={folder / 's'}"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    server, folder = config.stash.get(_SERVER, (None, None))
+    if server is not None and folder is not None:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+_SERVER = pytest.StashKey[tuple[embedded.Server, Path]]()
+
+
+@pytest.fixture(scope="session")
+def database_url() -> Iterator[str]:
+    """An address of a database of this test process alone, migrated."""
+    server = os.environ["TEST_DATABASE_URL"]
+    name = f"onecode_test_{secrets.token_hex(4)}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+    parts = urlsplit(server)
+    yield f"postgresql://{parts.netloc}/{name}" + (f"?{parts.query}" if parts.query else "")
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="session")
+def test_settings(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> settings.Settings:
+    """Their own database and folder, and a relay that refuses everything unless a test starts one."""
+    return settings.load(
+        {
+            "DATABASE_URL": database_url,
+            "SECRET_KEY": "only-for-tests",
+            "INSTANCE_PATH": str(tmp_path_factory.mktemp("instance")),
+            "PUBLIC_URL": "http://localhost",
+            "MAIL_SERVER": "127.0.0.1",
+            "MAIL_PORT": "1",
+            "SHOP_NAME": "Test shop",
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def session_app(test_settings: settings.Settings) -> Flask:
+    app = create_app(test_settings)
+    app.config["TESTING"] = True
+    with app.app_context():
+        flask_migrate.upgrade()
+    return app
+
+
+@pytest.fixture
+def app(session_app: Flask) -> Iterator[Flask]:
+    """The app on empty tables, its context pushed."""
+    with session_app.app_context():
+        _empty()
+        keyring.forget()
+        yield session_app
+        db.session.remove()
+
+
+def _empty() -> None:
+    """Empty what earlier tests filled; only tables that hold anything, for a TRUNCATE costs more than a look."""
+    names = [t.name for t in db.metadata.sorted_tables if t.name not in ("redemption_tally", "signing_key")]
+    names += ["huey_task", "huey_schedule", "huey_kv"]
+    probe = " union all ".join(f"select '{name}' where exists (select from {name})" for name in names)
+    full = [row[0] for row in db.session.execute(text(probe))]
+    if full:
+        db.session.execute(text(f"truncate {', '.join(full)} restart identity cascade"))
+    db.session.execute(text("update redemption_tally set counted_until = '-infinity'"))
+    db.session.commit()
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    """A browser that has not signed in. Forms need no CSRF token unless the test turns that on."""
+    app.config["WTF_CSRF_ENABLED"] = False
+    return app.test_client()
+
+
+@pytest.fixture
+def csrf_client(app: Flask) -> Iterator[FlaskClient]:
+    """A browser for which CSRF tokens are checked, as outside the tests."""
+    app.config["WTF_CSRF_ENABLED"] = True
+    yield app.test_client()
+    app.config["WTF_CSRF_ENABLED"] = False
+
+
+@pytest.fixture
+def staff_user(app: Flask) -> Callable[..., StaffUser]:
+    """Makes staff users. Their password hash is no hash: tests that sign in by password set a real one."""
+
+    def make(role: str = "admin", email: str | None = None, **values: Any) -> StaffUser:
+        user = StaffUser(
+            email=email or f"{role}@example.com", name=role.title(), role=role, password_hash="!", **values
+        )
+        db.session.add(user)
+        db.session.commit()
+        return user
+
+    return make
+
+
+@pytest.fixture
+def sign_in(client: FlaskClient, staff_user: Callable[..., StaffUser]) -> Callable[..., FlaskClient]:
+    """Signs a new user of a role in, without the form, and returns the client."""
+
+    def go(role: str = "manager") -> FlaskClient:
+        user = staff_user(role)
+        with client.session_transaction() as session:
+            session["_user_id"] = user.get_id()
+            session["_fresh"] = True
+        return client
+
+    return go
+
+
+@pytest.fixture
+def staff(sign_in: Callable[..., FlaskClient]) -> FlaskClient:
+    """A browser in which a manager has signed in."""
+    return sign_in("manager")
+
+
+@pytest.fixture
+def api(app: Flask) -> FlaskClient:
+    """A machine with a key that may do everything."""
+    client = app.test_client()
+    key = accounts.create_api_key("tests", ["read", "redeem", "manage"], by="tests")
+    client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {key}"
+    return client
+
+
+@pytest.fixture
+def customer(app: Flask) -> Callable[..., Customer]:
+    """Makes customers: `customer("ada@example.com", name="Ada")`."""
+
+    def make(email: str = "ada@example.com", **values: Any) -> Customer:
+        row = Customer(email=normalise_email(email), email_as_given=email, **{"name": "Ada Lovelace", **values})
+        db.session.add(row)
+        db.session.commit()
+        return row
+
+    return make
+
+
+@pytest.fixture
+def offer(app: Flask) -> Callable[..., Offer]:
+    """Makes offers, live and of 25 % unless told otherwise: `offer("SUMMER25", max_redemptions=10)`."""
+
+    def make(code: str = "SUMMER25", **values: Any) -> Offer:
+        now = datetime.now(UTC)
+        given: dict[str, Any] = {
+            "name": "Summer",
+            "discount_type": "percent",
+            "starts_at": now - timedelta(days=1),
+            "ends_at": now + timedelta(days=30),
+        }
+        if values.get("discount_type", "percent") == "percent":
+            given["percent"] = Decimal(25)
+        row = Offer(code=normalise_code(code), code_as_written=code, **{**given, **values})
+        db.session.add(row)
+        db.session.commit()
+        return row
+
+    return make
+
+
+@pytest.fixture
+def with_settings(app: Flask) -> Iterator[Callable[..., settings.Settings]]:
+    """Changes settings for one test: `with_settings(mail_port=2525)`."""
+    before = app.config["SETTINGS"]
+
+    def change(**values: Any) -> settings.Settings:
+        app.config["SETTINGS"] = replace(app.config["SETTINGS"], **values)
+        state = app.extensions["mail"]
+        state.server, state.port = app.config["SETTINGS"].mail_server, app.config["SETTINGS"].mail_port
+        changed: settings.Settings = app.config["SETTINGS"]
+        return changed
+
+    yield change
+    app.config["SETTINGS"] = before
+    state = app.extensions["mail"]
+    state.server, state.port = before.mail_server, before.mail_port

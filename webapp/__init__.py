@@ -1,0 +1,162 @@
+"""Onecode: marketing offers with one shared voucher code each."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from flask import Flask, Response, g, request
+from flask_openapi import Info, OpenAPI
+from sqlalchemy import text
+from whitenoise import WhiteNoise
+
+from webapp import bell, cli, web
+from webapp.accounts import api as accounts_api
+from webapp.accounts import staff as accounts_staff
+from webapp.blueprints import api, problems, public, staff
+from webapp.campaigns import api as campaigns_api
+from webapp.campaigns import public as campaigns_public
+from webapp.campaigns import staff as campaigns_staff
+from webapp.customers import api as customers_api
+from webapp.customers import staff as customers_staff
+from webapp.extensions import csrf, db, huey, login, mail, migrate
+from webapp.offers import api as offers_api
+from webapp.offers import staff as offers_staff
+from webapp.redemptions import api as redemptions_api
+from webapp.redemptions import public as redemptions_public
+from webapp.redemptions import staff as redemptions_staff
+from webapp.settings import ROOT, Settings, load
+
+__all__ = ["create_app"]
+
+CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """The whole program: settings, extensions, rooms hung on doors.
+
+    :raises SettingsError: when the environment says something that makes no sense.
+    """
+    settings = settings or load()
+    app = OpenAPI(
+        "webapp",
+        info=Info(title="Onecode", version=release(), description="Offers with one shared voucher code each."),
+        security_schemes={"key": {"type": "http", "scheme": "bearer"}},
+        doc_ui=False,
+        validation_error_callback=api.validation_problem,
+        validation_error_model=api.Problem,
+        root_path=str(ROOT / "webapp"),
+        template_folder=str(ROOT / "templates"),
+        static_folder=str(ROOT / "static"),
+    )
+    app.openapi_version = "3.1.0"
+    app.config.from_mapping(
+        SETTINGS=settings,
+        SECRET_KEY=settings.secret_key,
+        SQLALCHEMY_DATABASE_URI=settings.database_url,
+        SQLALCHEMY_ENGINE_OPTIONS={
+            "pool_pre_ping": True,
+            "pool_size": 10,
+            "max_overflow": 20,
+            "connect_args": {"connect_timeout": 5, "options": "-c timezone=UTC"},
+        },
+        MAIL_SERVER=settings.mail_server,
+        MAIL_PORT=settings.mail_port,
+        MAIL_USERNAME=settings.mail_username,
+        MAIL_PASSWORD=settings.mail_password,
+        MAIL_USE_TLS=settings.mail_use_tls,
+        MAIL_USE_SSL=settings.mail_use_ssl,
+        MAIL_DEFAULT_SENDER=settings.mail_default_sender,
+        MAIL_SUPPRESS_SEND=False,
+        MAX_CONTENT_LENGTH=2 * 1024 * 1024,
+        WTF_CSRF_TIME_LIMIT=None,
+        # Cookies do not know ports: two copies side by side would end each other's sessions.
+        SESSION_COOKIE_NAME=f"onecode_{settings.port}",
+        SESSION_COOKIE_HTTPONLY=True,
+        SESSION_COOKIE_SAMESITE="Lax",
+        SESSION_COOKIE_SECURE=settings.public_url.startswith("https://"),
+    )
+    _extensions(app, settings)
+    _doors(app)
+    _headers(app)
+    _health(app)
+    problems.init_app(app)
+    web.init_app(app)
+    cli.init_app(app)
+    return app
+
+
+def release() -> str:
+    """The version of the program, from its own project file."""
+    try:
+        return version("onecode")
+    except PackageNotFoundError:
+        import tomllib
+
+        return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
+
+
+def _extensions(app: Flask, settings: Settings) -> None:
+    db.init_app(app)
+    migrate.init_app(app, db, directory=str(ROOT / "migrations"))
+    mail.init_app(app)
+    csrf.init_app(app)
+    login.init_app(app)
+    bell.init_app(app)
+    static = Path(app.static_folder or "")
+    app.wsgi_app = WhiteNoise(app.wsgi_app, root=static, prefix="static/", max_age=3600)  # type: ignore[method-assign]
+
+
+def _doors(app: OpenAPI) -> None:
+    app.register_blueprint(
+        staff.staff_door(
+            accounts_staff.room,
+            customers_staff.room,
+            offers_staff.room,
+            campaigns_staff.room,
+            redemptions_staff.room,
+        )
+    )
+    app.register_blueprint(public.public_door(redemptions_public.room, campaigns_public.room))
+    app.register_api(
+        api.api_door(customers_api.room, offers_api.room, campaigns_api.room, redemptions_api.room, accounts_api.room)
+    )
+
+
+def _headers(app: Flask) -> None:
+    @app.before_request
+    def name_request() -> None:
+        g.request_id = secrets.token_hex(8)
+
+    @app.after_request
+    def harden(response: Response) -> Response:
+        response.headers.setdefault("Content-Security-Policy", CSP)
+        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        response.headers.setdefault("Referrer-Policy", "same-origin")
+        response.headers["X-Request-Id"] = g.get("request_id", "")
+        if not request.path.startswith("/static/"):
+            response.headers.setdefault("Cache-Control", "no-store")
+        return response
+
+
+def _health(app: Flask) -> None:
+    @app.get("/healthz")
+    def healthz() -> dict[str, str]:
+        """The process is up."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    def readyz() -> tuple[dict[str, str], int]:
+        """Database and queue answer."""
+        try:
+            db.session.execute(text("select 1 from alembic_version"))
+            huey.storage.queue_size()
+        except Exception as error:
+            logging.getLogger(__name__).warning("not ready: %s", error)
+            return {"status": "the database or the queue does not answer"}, 503
+        return {"status": "ready"}, 200

@@ -1,0 +1,106 @@
+"""Staff, their invitations, the keys of machines, and the trail of who did what."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from flask_login import UserMixin
+from sqlalchemy import ARRAY, CheckConstraint, ForeignKey, Index, LargeBinary, Text, func
+from sqlalchemy.orm import Mapped, mapped_column
+
+from webapp.extensions import Id, Model
+
+Role = Literal["admin", "manager", "viewer"]
+ROLES: tuple[Role, ...] = ("admin", "manager", "viewer")
+SCOPES = ("read", "redeem", "manage")
+
+
+class StaffUser(UserMixin, Model):
+    """Someone who signs in to the dashboard. A role may do all that the ones after it in ROLES may do."""
+
+    __tablename__ = "staff_user"
+    id: Mapped[Id]
+    email: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
+    password_hash: Mapped[str]
+    role: Mapped[str]
+    time_zone: Mapped[str] = mapped_column(server_default="UTC")
+    # Raised to end every session of this user at once.
+    session_version: Mapped[int] = mapped_column(server_default="1")
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_sign_in_at: Mapped[datetime | None]
+    disabled_at: Mapped[datetime | None]
+
+    __table_args__ = (CheckConstraint("role in ('admin', 'manager', 'viewer')", name="role"),)
+
+    def get_id(self) -> str:
+        return f"{self.id}.{self.session_version}"
+
+    @property
+    def is_active(self) -> bool:
+        return self.disabled_at is None
+
+    def may(self, role: Role) -> bool:
+        """Whether this user's role is `role` or a mightier one."""
+        return ROLES.index(self.role) <= ROLES.index(role)
+
+
+class Invitation(Model):
+    """A link, used once, with which somebody chooses name and password. Only a hash of its token is kept."""
+
+    __tablename__ = "invitation"
+    id: Mapped[Id]
+    token_hash: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    role: Mapped[str]
+    email: Mapped[str | None]
+    # Set when the link resets the password of somebody who is there already.
+    staff_user_id: Mapped[int | None] = mapped_column(ForeignKey("staff_user.id"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime]
+    used_at: Mapped[datetime | None]
+
+    __table_args__ = (CheckConstraint("role in ('admin', 'manager', 'viewer')", name="role"),)
+
+
+class ApiKey(Model):
+    """A machine's key: `public_id` finds it, an HMAC-SHA256 of the secret proves it."""
+
+    __tablename__ = "api_key"
+    id: Mapped[Id]
+    public_id: Mapped[str] = mapped_column(Text(collation="C"), unique=True)
+    name: Mapped[str]
+    secret_hash: Mapped[bytes] = mapped_column(LargeBinary)
+    key_version: Mapped[int]
+    scopes: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+    __table_args__ = (CheckConstraint("scopes <@ array['read', 'redeem', 'manage']", name="scopes"),)
+
+
+class AuditEntry(Model):
+    """Who did what, to what, when. Written in the transaction of the deed."""
+
+    __tablename__ = "audit_entry"
+    id: Mapped[Id]
+    at: Mapped[datetime] = mapped_column(server_default=func.now())
+    actor: Mapped[str]
+    action: Mapped[str]
+    subject: Mapped[str] = mapped_column(server_default="")
+    detail: Mapped[dict[str, Any] | None]
+
+    __table_args__ = (Index("ix_audit_entry_at", "at"),)
+
+
+class RateHit(Model):
+    """Counters of the rate limits, shared by all processes. Unlogged: a crash forgives."""
+
+    __tablename__ = "rate_hit"
+    key: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
+    n: Mapped[int]
+    expires_at: Mapped[datetime]
+
+    __table_args__ = (Index("ix_rate_hit_expires_at", "expires_at"), {"prefixes": ["UNLOGGED"]})

@@ -1,0 +1,114 @@
+"""Every error, rendered once per door: a problem document for /api, a plain page for people."""
+
+from __future__ import annotations
+
+import logging
+
+from flask import Flask, Response, g, make_response, render_template, request
+from flask_wtf.csrf import CSRFError
+from sqlalchemy.exc import InterfaceError, OperationalError
+from werkzeug.exceptions import HTTPException
+
+from webapp.blueprints.api import problem
+from webapp.errors import DomainError
+from webapp.extensions import db
+
+log = logging.getLogger(__name__)
+
+TITLES = {
+    400: "That could not be read",
+    403: "Not allowed",
+    404: "Nothing here",
+    405: "Nothing here",
+    409: "That is not possible now",
+    413: "Too large",
+    422: "Please check what you entered",
+    429: "Too many tries",
+    500: "Something went wrong on our side",
+    503: "Not available for a moment",
+}
+SENTENCES = {
+    404: "There is nothing at this address. Check it, or start from the first page.",
+    405: "This page can't be used in that way. Start from the first page.",
+    413: "What you sent is larger than we take.",
+    429: "Please wait a minute and try again.",
+    500: "It has been noted. Please try again; if it happens again, tell us the number below.",
+    503: "The database can't be reached just now. Nothing was saved; please try again in a moment.",
+}
+# What a person typed is offered again when the database was away; never these.
+NEVER_REPEATED = ("password", "csrf_token", "secret")
+
+
+def init_app(app: Flask) -> None:
+    @app.errorhandler(DomainError)
+    def rule(error: DomainError) -> Response:
+        if _is_api():
+            return problem(error.status, error.key, error.message, error.errors)
+        return _page(error.status, error.message)
+
+    @app.errorhandler(CSRFError)
+    def csrf(error: CSRFError) -> Response:
+        return _page(400, "Your session has ended or this page is too old. Load the page again and repeat the step.")
+
+    @app.errorhandler(HTTPException)
+    def http(error: HTTPException) -> Response:
+        status = error.code or 500
+        if error.response is not None or status < 400:
+            return make_response(error.get_response())
+        said = error.description if status in (400, 403) and error.description else None
+        if _is_api():
+            key = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 429: "rate_limited"}.get(
+                status, "error" if status >= 500 else "invalid_payload"
+            )
+            answer = problem(status, key, said or SENTENCES.get(status, error.name))
+        else:
+            answer = _page(status, said or SENTENCES.get(status, error.name))
+        for name, value in error.get_headers():
+            if name in ("Allow", "Retry-After"):
+                answer.headers[name] = value
+        return answer
+
+    @app.errorhandler(OperationalError)
+    @app.errorhandler(InterfaceError)
+    def database(error: OperationalError) -> Response:
+        log.error("database: %s (request %s)", error.orig, g.get("request_id"))
+        db.session.rollback()
+        if _is_api():
+            return problem(503, "unavailable", SENTENCES[503])
+        answer = _page(503, SENTENCES[503])
+        answer.headers["Retry-After"] = "5"
+        return answer
+
+    @app.errorhandler(Exception)
+    def bug(error: Exception) -> Response:
+        log.exception("unexpected error (request %s)", g.get("request_id"))
+        db.session.rollback()
+        if _is_api():
+            return problem(500, "error", SENTENCES[500])
+        return _page(500, SENTENCES[500])
+
+
+def _is_api() -> bool:
+    # Addresses under /api that no room knows never reach the blueprint, so the prefix decides.
+    return request.path.startswith("/api/")
+
+
+def _page(status: int, detail: str) -> Response:
+    """An error page that needs neither database nor session. What was typed is offered to be sent again."""
+    public = (request.blueprint or "").startswith("public") or request.path.startswith(("/redeem", "/r/", "/u/"))
+    repeat = []
+    if status == 503 and request.method == "POST" and request.mimetype == "application/x-www-form-urlencoded":
+        repeat = [
+            (name, value)
+            for name, value in request.form.items(multi=True)
+            if not any(word in name for word in NEVER_REPEATED)
+        ]
+    body = render_template(
+        "errors/public.html" if public else "errors/staff.html",
+        status=status,
+        title=TITLES.get(status, "That did not work"),
+        detail=detail,
+        request_id=g.get("request_id"),
+        repeat=repeat,
+    )
+    return make_response(body, status)

@@ -1,0 +1,54 @@
+"""The staff door: a signed-in user with a sufficient role, a CSRF token on every write, an audit trail behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from flask import Blueprint, Response, abort, current_app, redirect, request, url_for
+from flask_login import current_user
+
+from webapp.accounts.models import Role
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+
+def open_to_all(view: View) -> View:
+    """Mark a view that one reaches without having signed in."""
+    view.open_to_all = True  # type: ignore[attr-defined]
+    return view
+
+
+def needs(role: Role) -> Callable[[View], View]:
+    """Mark the role that a view needs, where it is not the usual one: viewer to look, manager to change."""
+
+    def mark(view: View) -> View:
+        view.needs_role = role  # type: ignore[attr-defined]
+        return view
+
+    return mark
+
+
+def staff_door(*rooms: Blueprint) -> Blueprint:
+    """A fresh staff door with the given rooms behind it."""
+    door = Blueprint("staff", __name__)
+    for room in rooms:
+        door.register_blueprint(room)
+    door.before_request(_guard)
+    return door
+
+
+def _guard() -> Response | None:
+    view = current_app.view_functions[request.endpoint or ""]
+    if getattr(view, "open_to_all", False):
+        return None
+    if not current_user.is_authenticated:
+        # After a write the page it came from is the place to return to: the write itself can't be repeated by a GET.
+        here = request.full_path.rstrip("?") if request.method == "GET" else None
+        if request.headers.get("HX-Request"):
+            return Response(status=401, headers={"HX-Redirect": url_for("staff.accounts.sign_in")})
+        return redirect(url_for("staff.accounts.sign_in", next=here))  # type: ignore[return-value]
+    usual: Role = "viewer" if request.method in ("GET", "HEAD", "OPTIONS") else "manager"
+    if not current_user.may(getattr(view, "needs_role", usual)):
+        abort(403, "Your role does not allow this. Ask an administrator.")
+    return None

@@ -1,0 +1,118 @@
+"""Campaigns, their frozen batches, and a row for every mail that did not simply go out."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import ARRAY, BigInteger, CheckConstraint, ForeignKey, Index, UniqueConstraint, func
+from sqlalchemy import text as sql
+from sqlalchemy.orm import Mapped, mapped_column
+
+from webapp.extensions import Id, Model
+
+BATCH_SIZE = 500
+WINDOW = 50
+LEASE_SECONDS = 90
+
+OPEN = ("scheduled", "preparing", "sending", "paused")
+
+
+class Campaign(Model):
+    """One mailing of an offer's code to its audience."""
+
+    __tablename__ = "campaign"
+    id: Mapped[Id]
+    offer_id: Mapped[int] = mapped_column(ForeignKey("offer.id"))
+    kind: Mapped[str] = mapped_column(server_default="announcement")
+    subject: Mapped[str]
+    text: Mapped[str]
+    html: Mapped[str] = mapped_column(server_default="")
+    status: Mapped[str] = mapped_column(server_default="draft")
+    pause_reason: Mapped[str | None]
+    # What becomes of the window that a dead worker left open: send it again, or hold it for staff to decide.
+    uncertain_policy: Mapped[str] = mapped_column(server_default="resend")
+    scheduled_at: Mapped[datetime | None]
+    total: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    # How far `prepare` has walked through the audience; prepared_at when it has seen all of it.
+    prepared_to: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    prepared_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    launched_at: Mapped[datetime | None]
+    launched_by: Mapped[str | None]
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        CheckConstraint("kind in ('announcement', 'reminder')", name="kind"),
+        CheckConstraint(
+            "status in ('draft', 'scheduled', 'preparing', 'sending', 'paused', 'cancelled', 'done')",
+            name="status",
+        ),
+        CheckConstraint("uncertain_policy in ('resend', 'hold')", name="uncertain_policy"),
+        Index("ix_campaign_offer_id", "offer_id"),
+        # An offer is announced once: a second launch changes nothing, however close to the first it comes.
+        Index(
+            "uq_campaign_announcement",
+            "offer_id",
+            unique=True,
+            postgresql_where=sql("kind = 'announcement' and status <> 'cancelled'"),
+        ),
+    )
+
+
+class Batch(Model):
+    """A frozen slice of a campaign's recipients that one worker sends over one connection."""
+
+    __tablename__ = "batch"
+    id: Mapped[Id]
+    campaign_id: Mapped[int] = mapped_column(ForeignKey("campaign.id"))
+    seq: Mapped[int]
+    first_id: Mapped[int] = mapped_column(BigInteger)
+    last_id: Mapped[int] = mapped_column(BigInteger)
+    customer_ids: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
+    window_end: Mapped[int] = mapped_column(server_default="0")
+    status: Mapped[str] = mapped_column(server_default="pending")
+    owner: Mapped[str | None]
+    epoch: Mapped[int] = mapped_column(server_default="0")
+    lease_until: Mapped[datetime | None]
+    not_before: Mapped[datetime | None]
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    sent: Mapped[int] = mapped_column(server_default="0")
+
+    __table_args__ = (
+        UniqueConstraint("campaign_id", "seq"),
+        CheckConstraint("status in ('pending', 'sending', 'done', 'cancelled')", name="status"),
+        Index("ix_batch_open", "campaign_id", "status", postgresql_where=sql("status in ('pending', 'sending')")),
+        {"postgresql_with": {"fillfactor": 70}},
+    )
+
+
+class BatchCursor(Model):
+    """How far the owner of a batch has come inside its window. Unlogged: it survives a killed worker, and after a
+    crash of the database it is empty, which makes the window uncertain rather than wrong."""
+
+    __tablename__ = "batch_cursor"
+    batch_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    epoch: Mapped[int]
+    cursor: Mapped[int]
+
+    __table_args__ = ({"prefixes": ["UNLOGGED"], "postgresql_with": {"fillfactor": 50}},)
+
+
+class MailIssue(Model):
+    """What became of a mail that did not simply go out. No row means sent, skipped nothing, or not yet."""
+
+    __tablename__ = "mail_issue"
+    campaign_id: Mapped[int] = mapped_column(ForeignKey("campaign.id"), primary_key=True)
+    customer_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    state: Mapped[str]
+    smtp_code: Mapped[int | None]
+    text: Mapped[str] = mapped_column(server_default="")
+    next_at: Mapped[datetime | None]
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        CheckConstraint("state in ('deferred', 'failed', 'uncertain', 'skipped', 'sent_later')", name="state"),
+        Index("ix_mail_issue_due", "next_at", postgresql_where=sql("state = 'deferred'")),
+        Index("ix_mail_issue_campaign_id_state", "campaign_id", "state"),
+    )

@@ -1,0 +1,150 @@
+"""Flask commands. They call actions; what they print is for people, and one line when something is wrong."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import click
+import flask_migrate
+from flask import Flask, current_app
+from sqlalchemy import text
+
+from webapp import mailsink, services
+from webapp.accounts import actions as accounts
+from webapp.accounts import queries as staff
+from webapp.accounts.models import ROLES, SCOPES
+from webapp.embedded import EmbeddedError
+from webapp.errors import DomainError
+from webapp.extensions import db
+from webapp.services import ServiceError
+from webapp.settings import Settings
+
+
+def init_app(app: Flask) -> None:
+    for command in (up, down, run, migrate, invite, api_key, mail_sink):
+        app.cli.add_command(command)
+
+
+@click.command()
+def up() -> None:
+    """Start everything in the background and say where it is."""
+    settings = _settings()
+    with services.alone(settings):
+        try:
+            if services.is_running(settings) and not services.start_database(settings):
+                _say_where(settings, "Onecode is already running; nothing was changed.")
+                return
+            services.start_database(settings)
+            _migrate(settings)
+            if not services.is_running(settings):
+                services.start(settings)
+        except (ServiceError, EmbeddedError, OSError) as error:
+            _fail(error)
+        _say_where(settings, "Onecode is running.")
+
+
+@click.command()
+def down() -> None:
+    """Stop everything that `up` started. Data stays."""
+    settings = _settings()
+    with services.alone(settings):
+        try:
+            stopped = services.stop(settings)
+            stopped = services.stop_database(settings) or stopped
+        except (ServiceError, EmbeddedError, OSError) as error:
+            _fail(error)
+    click.echo("Onecode is stopped; its data is kept." if stopped else "Onecode was not running.")
+
+
+@click.command("run-here")
+def run() -> None:
+    """Run in front, with the logs on the screen; Ctrl-C ends it."""
+    settings = _settings()
+    with services.alone(settings):
+        try:
+            if services.is_running(settings):
+                raise ServiceError("Onecode runs in the background already; stop it first with: make down")
+            services.start_database(settings)
+            _migrate(settings)
+        except (ServiceError, EmbeddedError, OSError) as error:
+            _fail(error)
+    _say_where(settings, "Onecode is starting; Ctrl-C ends it.")
+    services.run(settings)
+
+
+@click.command("migrate")
+def migrate() -> None:
+    """Bring the database's tables up to date."""
+    settings = _settings()
+    with services.alone(settings):
+        try:
+            started = services.start_database(settings)
+            _migrate(settings)
+            if started:
+                services.stop_database(settings)
+        except (ServiceError, EmbeddedError, OSError) as error:
+            _fail(error)
+    click.echo("The database is up to date.")
+
+
+@click.command()
+@click.option("--role", type=click.Choice(ROLES), default="admin", show_default=True)
+@click.option("--email", default=None, help="Whom it is for; shown on the page.")
+def invite(role: str, email: str | None) -> None:
+    """Print a link with which somebody chooses a name and a password, once."""
+    try:
+        click.echo(accounts.invite(role, email, by="command line"))
+    except DomainError as error:
+        _fail(error)
+
+
+@click.group("api-key")
+def api_key() -> None:
+    """Keys for machines."""
+
+
+@api_key.command("create")
+@click.option("--name", required=True, help="Who uses it.")
+@click.option("--scopes", default="read", show_default=True, help=f"Comma separated: {', '.join(SCOPES)}.")
+def create_api_key(name: str, scopes: str) -> None:
+    """Print a new key alone. It is shown this once."""
+    wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
+    try:
+        click.echo(accounts.create_api_key(name, wanted, by="command line"))
+    except DomainError as error:
+        _fail(error)
+
+
+@click.command("mail-sink")
+def mail_sink() -> None:
+    """Take all mail, keep it in the instance folder and show it on a page."""
+    mailsink.serve(_settings())
+
+
+def _migrate(settings: Settings) -> None:
+    """Migrate, one process at a time: an advisory lock makes a second one wait and then find nothing to do."""
+    with db.engine.connect() as lock:
+        lock.execute(text("select pg_advisory_lock(hashtext('onecode.migrate'))"))
+        flask_migrate.upgrade()
+
+
+def _say_where(settings: Settings, first: str) -> None:
+    click.echo(f"{first}\n")
+    click.echo(f"  Staff       {settings.public_url}/")
+    click.echo(f"  Customers   {settings.public_url}/redeem")
+    click.echo(f"  Integrators {settings.public_url}/api/v1/docs")
+    if settings.mail_is_sink:
+        click.echo(f"  Mails       {settings.sink_url}   (kept here, sent to nobody)")
+    if not staff.any_staff():
+        click.echo("\nChoose your name and password with this link, which works once:\n")
+        click.echo(f"  {accounts.invite('admin', None, by='set-up')}")
+    click.echo("\nStop with `make down`; all commands: `make help`.")
+
+
+def _settings() -> Settings:
+    settings: Settings = current_app.config["SETTINGS"]
+    return settings
+
+
+def _fail(error: Exception) -> NoReturn:
+    raise SystemExit(f"onecode: {error}")

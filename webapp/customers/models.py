@@ -1,0 +1,166 @@
+"""Customers, the named audiences they belong to, and the imports that bring them in."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+import idna
+from sqlalchemy import BigInteger, CheckConstraint, Computed, ForeignKey, Identity, Index, Text, func
+from sqlalchemy.dialects.postgresql import TSVECTOR
+from sqlalchemy.orm import Mapped, mapped_column
+
+from webapp.errors import FieldError, Invalid
+from webapp.extensions import Id, Model
+
+EMAIL_MAX = 254
+_PLAIN = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
+_PLAIN_DOMAIN = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z](?:[a-z0-9-]{0,61}[a-z0-9])")
+
+
+class Customer(Model):
+    """A person known by e-mail. Never deleted: an erased customer keeps the id and loses everything else."""
+
+    __tablename__ = "customer"
+    id: Mapped[Id]
+    email: Mapped[str] = mapped_column(Text(collation="C"), unique=True)
+    email_as_given: Mapped[str]
+    name: Mapped[str] = mapped_column(server_default="")
+    locale: Mapped[str | None]
+    source_id: Mapped[str | None] = mapped_column(Text(collation="C"), unique=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    unsubscribed_at: Mapped[datetime | None]
+    erased_at: Mapped[datetime | None]
+    # Searching by any word of a name stays an index look-up at a million customers.
+    words: Mapped[Any] = mapped_column(TSVECTOR, Computed("to_tsvector('simple', name)", persisted=True), deferred=True)
+
+    __table_args__ = (
+        CheckConstraint("length(email) <= 320 and email <> ''", name="email_length"),
+        Index("ix_customer_words", "words", postgresql_using="gin"),
+    )
+
+
+class Audience(Model):
+    """A named list of customers. "Everyone known" needs no row."""
+
+    __tablename__ = "audience"
+    id: Mapped[Id]
+    name: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class AudienceMember(Model):
+    __tablename__ = "audience_member"
+    audience_id: Mapped[int] = mapped_column(ForeignKey("audience.id"), primary_key=True)
+    customer_id: Mapped[int] = mapped_column(ForeignKey("customer.id"), primary_key=True)
+    joined_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (Index("ix_audience_member_customer_id", "customer_id"),)
+
+
+class CustomerImport(Model):
+    """One uploaded file: first kept in pieces, then read by a worker, with what became of its rows."""
+
+    __tablename__ = "customer_import"
+    id: Mapped[Id]
+    filename: Mapped[str]
+    media_type: Mapped[str]
+    audience_id: Mapped[int | None] = mapped_column(ForeignKey("audience.id"))
+    status: Mapped[str] = mapped_column(server_default="receiving")
+    error: Mapped[str | None]
+    size: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    read: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    rows: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    created: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    updated: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    unchanged: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    rejected: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    by: Mapped[str] = mapped_column(server_default="")
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    # A worker that reads an import holds it until then; after that another one may start it anew.
+    lease_until: Mapped[datetime | None]
+
+    __table_args__ = (CheckConstraint("status in ('receiving', 'queued', 'running', 'done', 'failed')", name="status"),)
+
+
+class ImportChunk(Model):
+    """A piece of an uploaded file, so that web and worker need share no disk. Gone when the import is done."""
+
+    __tablename__ = "import_chunk"
+    import_id: Mapped[int] = mapped_column(ForeignKey("customer_import.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    data: Mapped[bytes]
+
+
+class RejectedRow(Model):
+    """A row of a file that could not be taken, with the reason and the row as it was."""
+
+    __tablename__ = "import_rejection"
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    import_id: Mapped[int] = mapped_column(ForeignKey("customer_import.id"))
+    line: Mapped[int] = mapped_column(BigInteger)
+    code: Mapped[str]
+    detail: Mapped[str]
+    row: Mapped[str]
+
+    __table_args__ = (Index("ix_import_rejection_import_id_line", "import_id", "line"),)
+
+
+def normalise_email(given: str) -> str:
+    """The form of an e-mail that is compared: trimmed, NFC, local part lower-cased, domain as IDNA 2008 A-label.
+
+    Plus-tags and dots are kept. The local part is lower-cased and not case-folded: `strauß` is not `strauss`.
+
+    :raises Invalid: `email_invalid` when it is no deliverable address (RFC 5321 lengths, RFC 5322 dot-atom).
+    """
+    address = given.strip()
+    local, at, domain = address.rpartition("@")
+    if not at or len(address) > EMAIL_MAX:
+        raise _bad_email(given)
+    if address.isascii():
+        domain = domain.lower()
+        if _PLAIN_DOMAIN.fullmatch(domain) and "xn--" not in domain and len(local) <= 64 and _PLAIN.fullmatch(local):
+            return f"{local.lower()}@{domain}"
+    return f"{_local(local, given)}@{_domain(domain, given)}"
+
+
+def _local(local: str, given: str) -> str:
+    local = unicodedata.normalize("NFC", local).lower()
+    allowed = "".join(c for c in local if not c.isalnum() and unicodedata.category(c) not in ("Mn", "Mc"))
+    plain = re.fullmatch(r"[!#$%&'*+/=?^_`{|}~.-]*", allowed)
+    if not local or len(local.encode()) > 64 or not plain or local[0] == "." or local[-1] == "." or ".." in local:
+        raise _bad_email(given)
+    return local
+
+
+@lru_cache(maxsize=4096)
+def _domain_label(domain: str) -> str | None:
+    try:
+        label = idna.encode(unicodedata.normalize("NFC", domain), uts46=True, transitional=False).decode()
+    except (idna.IDNAError, UnicodeError):
+        return None
+    return label if _PLAIN_DOMAIN.fullmatch(label) and len(label) <= 253 else None
+
+
+def _domain(domain: str, given: str) -> str:
+    label = _domain_label(domain)
+    if label is None:
+        raise _bad_email(given)
+    return label
+
+
+def _bad_email(given: str) -> Invalid:
+    if not given.strip():
+        return Invalid(FieldError("email", "email_missing", "Please give an e-mail address."))
+    return Invalid(
+        FieldError(
+            "email",
+            "email_invalid",
+            "This is not an e-mail address we can send to; check it for typing errors.",
+        )
+    )

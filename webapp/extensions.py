@@ -1,0 +1,50 @@
+"""The extensions, made once and bound to an app in create_app. No app code here."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+from flask_login import LoginManager
+from flask_mail import Mail
+from flask_migrate import Migrate
+from flask_sqlalchemy import SQLAlchemy
+from flask_wtf import CSRFProtect
+from huey import PostgresHuey
+from sqlalchemy import BigInteger, DateTime, Identity, MetaData, Text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, mapped_column, registry
+
+
+class Base(DeclarativeBase):
+    """Names for every constraint, so that a migration can drop what another one made."""
+
+    registry = registry(
+        metadata=MetaData(
+            naming_convention={
+                "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+                "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+                "ck": "ck_%(table_name)s_%(constraint_name)s",
+                "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+                "pk": "pk_%(table_name)s",
+            }
+        ),
+        type_annotation_map={datetime: DateTime(timezone=True), dict[str, Any]: JSONB, str: Text()},
+    )
+
+
+Id = Annotated[int, mapped_column(BigInteger, Identity(), primary_key=True)]
+
+db = SQLAlchemy(model_class=Base)
+if TYPE_CHECKING:
+    Model = Base
+else:
+    Model = db.Model
+
+migrate = Migrate()
+mail = Mail()
+csrf = CSRFProtect()
+login = LoginManager()
+
+# Results are never read: the rows of the program are the truth, the queue is only a doorbell.
+huey = PostgresHuey("onecode", dsn="", create_tables=False, results=False, read_timeout=5)

@@ -1,0 +1,118 @@
+"""Offers: what is given, under one shared code, when, to whom and how often."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Literal
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Numeric, Text, func
+from sqlalchemy.orm import Mapped, mapped_column
+
+from webapp.errors import FieldError, Invalid
+from webapp.extensions import Id, Model
+
+CODE_MIN, CODE_MAX = 3, 40
+CODE_ALPHABET = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
+DASHES = frozenset("-‐‑‒–—―−﹘﹣－_")
+
+OfferState = Literal["scheduled", "live", "paused", "ended", "used_up"]
+
+
+@dataclass(frozen=True)
+class Discount:
+    """Either `percent` of an order (two decimals) or a fixed `amount` in minor units of `currency` (ISO 4217)."""
+
+    type: Literal["percent", "amount"]
+    percent: Decimal | None = None
+    amount: int | None = None
+    currency: str | None = None
+
+    def on(self, amount: int, currency: str) -> int:
+        """What is taken off an order of `amount` minor units: rounded half up, never more than the order.
+
+        :raises Invalid: `currency_mismatch` when a fixed amount is in another currency than the order.
+        """
+        if self.type == "percent" and self.percent is not None:
+            exact = Decimal(amount) * self.percent / 100
+            return min(amount, int(exact.quantize(Decimal(1), ROUND_HALF_UP)))
+        if self.currency != currency:
+            raise Invalid(
+                FieldError("order.currency", "currency_mismatch", f"This offer is for orders in {self.currency}.")
+            )
+        return min(amount, self.amount or 0)
+
+
+class Offer(Model):
+    """One offer with its one shared code. `redeemed` counts only where there is a cap (`max_redemptions`)."""
+
+    __tablename__ = "offer"
+    id: Mapped[Id]
+    code: Mapped[str] = mapped_column(Text(collation="C"), unique=True)
+    code_as_written: Mapped[str]
+    name: Mapped[str]
+    discount_type: Mapped[str]
+    percent: Mapped[Decimal | None] = mapped_column(Numeric(5, 2))
+    amount: Mapped[int | None] = mapped_column(BigInteger)
+    currency: Mapped[str | None]
+    starts_at: Mapped[datetime]
+    ends_at: Mapped[datetime | None]
+    time_zone: Mapped[str] = mapped_column(server_default="UTC")
+    paused_at: Mapped[datetime | None]
+    audience_id: Mapped[int | None] = mapped_column(ForeignKey("audience.id"))
+    personal_code_required: Mapped[bool] = mapped_column(server_default="false")
+    max_redemptions: Mapped[int | None] = mapped_column(BigInteger)
+    redeemed: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    # Set by the first launch or redemption; from then on the discount, and whether there is a cap, stay as they are.
+    frozen_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    version: Mapped[int] = mapped_column(server_default="1")
+
+    __table_args__ = (
+        CheckConstraint(f"code ~ '^[A-Z0-9]{{{CODE_MIN},{CODE_MAX}}}$'", name="code"),
+        CheckConstraint(
+            "(discount_type = 'percent' and percent > 0 and percent <= 100 and amount is null and currency is null)"
+            " or (discount_type = 'amount' and amount > 0 and currency ~ '^[A-Z]{3}$' and percent is null)",
+            name="discount",
+        ),
+        CheckConstraint("ends_at is null or ends_at > starts_at", name="window"),
+        CheckConstraint("max_redemptions is null or max_redemptions >= 1", name="cap"),
+        CheckConstraint("redeemed >= 0 and (max_redemptions is null or redeemed <= max_redemptions)", name="redeemed"),
+        # The counter of a capped offer is updated in place (HOT) as long as its page has room.
+        {"postgresql_with": {"fillfactor": 50}},
+    )
+
+    @property
+    def discount(self) -> Discount:
+        if self.discount_type == "percent":
+            return Discount("percent", percent=self.percent)
+        return Discount("amount", amount=self.amount, currency=self.currency)
+
+    def is_open(self, at: datetime) -> bool:
+        """Whether `at` lies in the half-open window `[starts_at, ends_at)`."""
+        return self.starts_at <= at and (self.ends_at is None or at < self.ends_at)
+
+    def state(self, at: datetime) -> OfferState:
+        """The one word that staff see for it."""
+        if self.ends_at is not None and at >= self.ends_at:
+            return "ended"
+        if self.paused_at is not None:
+            return "paused"
+        if self.max_redemptions is not None and self.redeemed >= self.max_redemptions:
+            return "used_up"
+        return "scheduled" if at < self.starts_at else "live"
+
+
+def normalise_code(given: str) -> str:
+    """The form of a code that is compared: NFKC, upper-cased, spaces and dashes dropped.
+
+    :raises Invalid: `code_invalid` when anything else than A-Z and 0-9 is left, or nothing, or too much.
+    """
+    if len(given) <= 4 * CODE_MAX:
+        folded = unicodedata.normalize("NFKC", given).upper()
+        code = "".join(c for c in folded if c not in DASHES and not c.isspace())
+        if code and len(code) <= 2 * CODE_MAX and CODE_ALPHABET.issuperset(code):
+            return code
+    raise Invalid(FieldError("code", "code_invalid", "A code has only letters from A to Z and digits."))

@@ -1,0 +1,80 @@
+"""Redemptions: a row is a live use of an offer by a customer. Undoing one moves its row to `rollback`.
+
+No foreign keys stand here: neither customers nor offers are ever deleted, and on the one table that every
+redemption writes they cost more than everything else together (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, CheckConstraint, Index, LargeBinary, Text, func
+from sqlalchemy.orm import Mapped, mapped_column
+
+from webapp.extensions import Model
+
+CHANNELS = ("form", "link", "api", "staff")
+
+
+class Redemption(Model):
+    __tablename__ = "redemption"
+    customer_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    offer_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    redeemed_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    channel: Mapped[str]
+    api_key_id: Mapped[int | None]
+    order_id: Mapped[str | None]
+    order_amount: Mapped[int | None] = mapped_column(BigInteger)
+    order_currency: Mapped[str | None]
+    discount_amount: Mapped[int | None] = mapped_column(BigInteger)
+    order_metadata: Mapped[dict[str, Any] | None]
+    idempotency_key: Mapped[str | None]
+    body_hash: Mapped[bytes | None] = mapped_column(LargeBinary)
+
+    __table_args__ = (
+        CheckConstraint("channel in ('form', 'link', 'api', 'staff')", name="channel"),
+        Index("ix_redemption_offer_id_redeemed_at", "offer_id", "redeemed_at"),
+    )
+
+
+class Rollback(Model):
+    """A redemption that was undone, as it was, with who undid it and why."""
+
+    __tablename__ = "rollback"
+    customer_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    offer_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    redeemed_at: Mapped[datetime] = mapped_column(primary_key=True)
+    channel: Mapped[str]
+    api_key_id: Mapped[int | None]
+    order_id: Mapped[str | None]
+    order_amount: Mapped[int | None] = mapped_column(BigInteger)
+    order_currency: Mapped[str | None]
+    discount_amount: Mapped[int | None] = mapped_column(BigInteger)
+    order_metadata: Mapped[dict[str, Any] | None]
+    idempotency_key: Mapped[str | None]
+    body_hash: Mapped[bytes | None] = mapped_column(LargeBinary)
+    rolled_back_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    rolled_back_by: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str] = mapped_column(Text)
+
+    __table_args__ = (Index("ix_rollback_offer_id_rolled_back_at", "offer_id", "rolled_back_at"),)
+
+
+class RedemptionHour(Model):
+    """How many live redemptions an offer has from one full hour (UTC): what charts and totals read."""
+
+    __tablename__ = "redemption_hour"
+    offer_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    hour: Mapped[datetime] = mapped_column(primary_key=True)
+    n: Mapped[int] = mapped_column(BigInteger)
+
+
+class RedemptionTally(Model):
+    """Up to when `redemption_hour` has been filled: one row."""
+
+    __tablename__ = "redemption_tally"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    counted_until: Mapped[datetime]
+
+    __table_args__ = (CheckConstraint("id = 1", name="one_row"),)

@@ -1,0 +1,156 @@
+"""Settings: the environment, read once into typed values. A wrong value stops the start with one line."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+from dotenv import dotenv_values
+
+# Where the embedded server lives when it can't live in the instance folder (see embedded.py).
+SHARED_HOME = Path("/var/lib/onecode")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class SettingsError(Exception):
+    """A setting is missing or makes no sense. The message is one line and says what to change."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything the program can be told from outside. Times are in seconds, sizes in bytes."""
+
+    database_url: str
+    database_is_embedded: bool
+    secret_key: str
+    instance_path: Path
+    port: int
+    public_url: str
+    mail_server: str
+    mail_port: int
+    mail_is_sink: bool
+    mail_username: str | None
+    mail_password: str | None
+    mail_use_tls: bool
+    mail_use_ssl: bool
+    mail_default_sender: str
+    mail_connections: int
+    shop_name: str
+    max_upload: int = 512 * 1024 * 1024
+
+    @property
+    def libpq_url(self) -> str:
+        """The database's address as libpq, psycopg and Huey want it."""
+        return self.database_url.replace("postgresql+psycopg://", "postgresql://", 1)
+
+    @property
+    def sink_page_port(self) -> int:
+        """Where the mail sink shows what it has kept."""
+        return self.port + 2
+
+    @property
+    def sink_url(self) -> str:
+        return f"http://127.0.0.1:{self.sink_page_port}/"
+
+
+def load(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings from the environment, then `.env`, then what the set-up chose.
+
+    :raises SettingsError: with the name of the variable and what is expected of it.
+    """
+    given = dict(os.environ if environ is None else environ)
+    if environ is None:
+        given = {k: v for k, v in dotenv_values(ROOT / ".env").items() if v is not None} | given
+    instance = Path(given.get("INSTANCE_PATH") or ROOT / "instance").expanduser().resolve()
+    port = _integer(given, "PORT", remembered_port(instance) or 8000, 1, 65533)
+    embedded = not given.get("DATABASE_URL")
+    sink = not given.get("MAIL_SERVER")
+    public_url = (given.get("PUBLIC_URL") or f"http://127.0.0.1:{port}").rstrip("/")
+    if urlsplit(public_url).scheme not in ("http", "https") or not urlsplit(public_url).netloc:
+        raise SettingsError("PUBLIC_URL must be an address such as https://offers.example.com")
+    return Settings(
+        database_url=_sqlalchemy_url(given["DATABASE_URL"]) if not embedded else embedded_url(instance),
+        database_is_embedded=embedded,
+        secret_key=given.get("SECRET_KEY") or secret_of(instance),
+        instance_path=instance,
+        port=port,
+        public_url=public_url,
+        mail_server=given.get("MAIL_SERVER") or "127.0.0.1",
+        mail_port=_integer(given, "MAIL_PORT", port + 1 if sink else 25, 1, 65535),
+        mail_is_sink=sink,
+        mail_username=given.get("MAIL_USERNAME") or None,
+        mail_password=given.get("MAIL_PASSWORD") or None,
+        mail_use_tls=_boolean(given, "MAIL_USE_TLS"),
+        mail_use_ssl=_boolean(given, "MAIL_USE_SSL"),
+        mail_default_sender=given.get("MAIL_DEFAULT_SENDER") or "Onecode <offers@example.com>",
+        mail_connections=_integer(given, "MAIL_CONNECTIONS", 2, 1, 64),
+        shop_name=given.get("SHOP_NAME") or "Onecode",
+    )
+
+
+def socket_folder(instance: Path) -> Path:
+    """Where the embedded server's socket lives. The path is short whatever the instance's is: sockets allow 107 bytes."""
+    mark = hashlib.sha256(os.fsencode(instance)).hexdigest()[:16]
+    if os.geteuid() == 0:
+        return SHARED_HOME / f"{mark}.socket"
+    inside = instance / "socket"
+    return inside if len(os.fsencode(inside)) <= 80 else Path("/tmp") / f"onecode-{mark}"  # noqa: S108
+
+
+def embedded_url(instance: Path) -> str:
+    return f"postgresql+psycopg://onecode@/onecode?host={quote(str(socket_folder(instance)), safe='')}"
+
+
+def secret_of(instance: Path) -> str:
+    """The generated secret of this instance; made on first use, readable by its owner alone."""
+    path = instance / "secret_key"
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        instance.mkdir(parents=True, exist_ok=True)
+        secret = secrets.token_urlsafe(32)
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return path.read_text().strip()
+        with os.fdopen(handle, "w") as file:
+            file.write(secret)
+        return secret
+
+
+def remembered_port(instance: Path) -> int | None:
+    """The port the last `make setup` was given, so that later commands need not be told again."""
+    try:
+        return int((instance / "port").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _sqlalchemy_url(url: str) -> str:
+    for prefix in ("postgres://", "postgresql://", "postgresql+psycopg://"):
+        if url.startswith(prefix):
+            return "postgresql+psycopg://" + url[len(prefix) :]
+    raise SettingsError("DATABASE_URL must start with postgresql://")
+
+
+def _integer(given: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    text = given.get(name, "").strip()
+    if not text:
+        return default
+    if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+        raise SettingsError(f"{name} must be a whole number from {low} to {high}, not {text!r}")
+    return int(text)
+
+
+def _boolean(given: Mapping[str, str], name: str) -> bool:
+    text = given.get(name, "").strip().lower()
+    if text in ("", "0", "false", "no", "off"):
+        return False
+    if text in ("1", "true", "yes", "on"):
+        return True
+    raise SettingsError(f"{name} must be true or false, not {text!r}")

@@ -1,0 +1,32 @@
+"""The worker: a Huey consumer in one process with threads, each task in a fresh app context."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+from webapp import bell, create_app
+from webapp.extensions import huey
+
+
+def main() -> None:
+    """Run until SIGTERM; then finish the step in hand and leave."""
+    # Every process reckons in UTC; Huey's crontab follows the process's zone.
+    os.environ["TZ"] = "UTC"
+    time.tzset()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    app = create_app()
+    consumer = huey.create_consumer(
+        # Two threads more than connections to the relay, so that an import and the sweep never wait for mail.
+        workers=app.config["SETTINGS"].mail_connections + 2,
+        worker_type="thread",
+        periodic=True,
+        graceful_signal="TERM",
+    )
+    bell.stopping = consumer.stop_flag
+    consumer.run()
+
+
+if __name__ == "__main__":
+    main()
