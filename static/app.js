@@ -1,0 +1,417 @@
+// What the staff pages do beyond plain HTML and htmx. Every piece works without this file.
+(() => {
+  "use strict";
+
+  const make = (tag, properties = {}, ...children) => {
+    const element = Object.assign(document.createElement(tag), properties);
+    element.append(...children);
+    return element;
+  };
+
+  // Runs now for the page and again for whatever htmx brings in.
+  const onContent = (prepare) => {
+    prepare(document);
+    document.addEventListener("htmx:after:process", (event) => {
+      if (event.target instanceof Element) prepare(event.target);
+    });
+  };
+  const all = (root, selector) => [
+    ...(root instanceof Element && root.matches(selector) ? [root] : []),
+    ...root.querySelectorAll(selector),
+  ];
+
+  // --- theme ---------------------------------------------------------------------------------------
+
+  const showTheme = () => {
+    for (const group of document.querySelectorAll("[data-theme-choice]")) {
+      if (group === document.documentElement) continue;
+      group.hidden = false;
+      for (const button of group.querySelectorAll("button")) {
+        const chosen = document.documentElement.dataset.themeChoice === button.dataset.theme;
+        button.setAttribute("aria-pressed", String(chosen));
+      }
+    }
+  };
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-theme-choice] > button");
+    if (!button) return;
+    document.dispatchEvent(new CustomEvent("onecode:choose-theme", { detail: button.dataset.theme }));
+  });
+  document.addEventListener("onecode:theme", showTheme);
+  showTheme();
+
+  // --- messages ------------------------------------------------------------------------------------
+
+  const toasts = make("div", { className: "toasts" });
+  toasts.setAttribute("aria-live", "polite");
+  document.body.append(toasts);
+
+  const toast = (text, tone = "danger") => {
+    // A piece that polls would otherwise repeat its failure every few seconds.
+    if ([...toasts.children].some((shown) => shown.dataset.text === text)) return;
+    const close = make("button", { type: "button", textContent: "×", ariaLabel: "Dismiss" });
+    const body = make("div", { className: "notice-body", textContent: text });
+    const notice = make("div", { className: `notice notice-${tone}` }, body, close);
+    notice.dataset.text = text;
+    close.addEventListener("click", () => notice.remove());
+    toasts.append(notice);
+  };
+
+  const REASONS = {
+    401: "You have been signed out. Reload the page to sign in again.",
+    403: "You are not allowed to do this.",
+    404: "This no longer exists. Reload the page to see the current state.",
+    413: "That is too large.",
+    429: "Too many requests. Please wait a moment and try again.",
+  };
+  document.addEventListener("htmx:response:error", ({ detail: { ctx } }) => {
+    // 400, 409 and 422 bring a piece to show; the others must not replace a part of the page.
+    const { status } = ctx.response;
+    if (!(status in REASONS) && status < 500) return;
+    const page = new DOMParser().parseFromString(ctx.text, "text/html");
+    const told = page.querySelector("[data-error-detail]")?.textContent.trim();
+    toast(told || REASONS[status] || "Something went wrong on our side. Please try again.");
+  });
+  document.addEventListener("htmx:error", ({ detail }) => {
+    if (detail.ctx) toast("The server could not be reached. Check your connection and try again.");
+  });
+  document.addEventListener("htmx:before:response", (event) => {
+    // A session that ended redirects to the sign-in page, which does not belong inside a piece.
+    const { raw } = event.detail.ctx.response;
+    if (!raw.redirected || new URL(raw.url).pathname.split("/").pop() !== "sign-in") return;
+    event.preventDefault();
+    location.reload();
+  });
+
+  // --- copying -------------------------------------------------------------------------------------
+
+  onContent((root) => {
+    for (const button of all(root, "[data-copy]")) button.hidden = false;
+  });
+  const copyText = async (text, button) => {
+    if (navigator.clipboard) return navigator.clipboard.writeText(text);
+    // Plain http, other than on localhost, has no clipboard: leave the text selected instead.
+    getSelection().selectAllChildren(button.closest(".copy").querySelector(".copy-text"));
+    if (!document.execCommand("copy")) throw new Error("not copied");
+  };
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest("[data-copy]");
+    if (!button) return;
+    const label = button.querySelector("[data-copy-label]");
+    label.dataset.before ??= label.textContent;
+    try {
+      await copyText(button.dataset.copy, button);
+      label.textContent = "Copied";
+    } catch {
+      label.textContent = "Press Ctrl+C";
+    }
+    setTimeout(() => (label.textContent = label.dataset.before), 2000);
+  });
+
+  // --- menus close when one leaves them ------------------------------------------------------------
+
+  document.addEventListener("click", (event) => {
+    for (const menu of document.querySelectorAll("details[data-dismiss][open]")) {
+      if (!menu.contains(event.target)) menu.open = false;
+    }
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    const menu = event.target.closest("details[data-dismiss][open]");
+    if (!menu) return;
+    menu.open = false;
+    menu.querySelector("summary").focus();
+  });
+
+  // --- asking once ---------------------------------------------------------------------------------
+
+  // Resolves to true only when the person chose the action.
+  const ask = (question, action, danger) =>
+    new Promise((resolve) => {
+      const yes = make("button", {
+        type: "button",
+        className: danger ? "btn btn-danger" : "btn btn-primary",
+        textContent: action,
+      });
+      const no = make("button", { type: "button", className: "btn", textContent: "Cancel" });
+      const words = make("p", { className: "confirm-question", textContent: question, id: "ask-question" });
+      const dialog = make("dialog", { className: "dialog" }, words);
+      dialog.append(make("div", { className: "confirm-actions" }, no, yes));
+      dialog.setAttribute("aria-labelledby", "ask-question");
+      no.addEventListener("click", () => dialog.close());
+      yes.addEventListener("click", () => dialog.close("yes"));
+      dialog.addEventListener("close", () => {
+        dialog.remove();
+        resolve(dialog.returnValue === "yes");
+      });
+      document.body.append(dialog);
+      dialog.showModal();
+    });
+
+  // A folded-out form of confirm_button moves into a dialog, fields and all, and back when it closes.
+  const openInDialog = (details) => {
+    const form = details.querySelector("form");
+    const question = form.querySelector(".confirm-question");
+    const dialog = make("dialog", { className: "dialog" }, form);
+    question.id = "ask-question";
+    dialog.setAttribute("aria-labelledby", question.id);
+    form.querySelector("[data-close]").hidden = false;
+    document.body.append(dialog);
+    dialog.addEventListener("close", () => {
+      details.append(form);
+      form.querySelector("[data-close]").hidden = true;
+      question.removeAttribute("id");
+      dialog.remove();
+      if (details.isConnected) details.querySelector("summary").focus();
+    });
+    dialog.addEventListener("click", (event) => {
+      if (event.target.closest("[data-close]")) dialog.close();
+    });
+    dialog.showModal();
+  };
+  document.addEventListener("click", (event) => {
+    const details = event.target.closest("summary")?.closest("details[data-confirm-details]");
+    if (!details) return;
+    event.preventDefault();
+    openInDialog(details);
+  });
+
+  const agreed = new WeakSet();
+  document.addEventListener(
+    "submit",
+    (event) => {
+      const form = event.target;
+      const question = event.submitter?.dataset.confirm ?? form.dataset.confirm;
+      if (!question || agreed.delete(form) || form.closest("dialog, details[data-confirm-details]")) return;
+      // Before htmx or the browser sends anything.
+      event.preventDefault();
+      event.stopImmediatePropagation();
+      const { submitter } = event;
+      const label = submitter?.textContent.trim() || "Yes";
+      ask(question, label, submitter?.matches(".btn-danger, .btn-outline-danger")).then((yes) => {
+        if (!yes) return submitter?.focus();
+        agreed.add(form);
+        form.requestSubmit(submitter);
+      });
+    },
+    true,
+  );
+  document.addEventListener("htmx:confirm", (event) => {
+    event.preventDefault();
+    const { ctx, issueRequest, dropRequest } = event.detail;
+    const label = ctx.sourceElement.textContent.trim();
+    const danger = ctx.sourceElement.matches(".btn-danger, .btn-outline-danger");
+    ask(ctx.confirm, label.length < 40 ? label : "Yes", danger).then((yes) => (yes ? issueRequest() : dropRequest()));
+  });
+
+  // --- one submit at a time --------------------------------------------------------------------------
+
+  // The button stays focusable: a disabled one would drop the keyboard's place on the page.
+  const busy = new Map();
+  const release = (form) => {
+    clearTimeout(busy.get(form));
+    busy.delete(form);
+    form.removeAttribute("aria-busy");
+    for (const button of form.querySelectorAll("[aria-busy]")) button.removeAttribute("aria-busy");
+  };
+  document.addEventListener(
+    "submit",
+    (event) => {
+      if (!busy.has(event.target)) return;
+      event.preventDefault();
+      event.stopImmediatePropagation();
+    },
+    true,
+  );
+  document.addEventListener("submit", (event) => {
+    const form = event.target;
+    const dialog = form.closest("dialog");
+    const sent = !event.defaultPrevented || form.hasAttribute("data-htmx-powered");
+    if (sent && form.method === "post" && !form.hasAttribute("data-repeat")) {
+      event.submitter?.setAttribute("aria-busy", "true");
+      // An answer that is a download never leaves the page, so no event says that it is done.
+      busy.set(form, setTimeout(release, 10000, form));
+    }
+    if (dialog && form.hasAttribute("data-htmx-powered")) dialog.close();
+  });
+  document.addEventListener("htmx:finally:request", ({ detail: { ctx } }) => {
+    const form = ctx.request.form ?? ctx.sourceElement;
+    if (busy.has(form)) release(form);
+  });
+  // Coming back with the browser's back button shows the page as it was left.
+  addEventListener("pageshow", () => [...busy.keys()].forEach(release));
+
+  // --- polling and focus -----------------------------------------------------------------------------
+
+  document.addEventListener("htmx:before:request", (event) => {
+    const { ctx } = event.detail;
+    if (ctx.sourceEvent?.type === "every" && document.hidden) event.preventDefault();
+  });
+
+  // htmx finds a focused element with an id again; this does it for those without.
+  const landmark = (element) => {
+    for (const name of ["data-focus", "name", "href", "action", "data-copy"]) {
+      const value = element.getAttribute(name);
+      if (!value) continue;
+      const same = `${element.localName}[${name}="${CSS.escape(value)}"]`;
+      return element.value && element.matches("button, [type=radio], [type=checkbox]")
+        ? `${same}[value="${CSS.escape(element.value)}"]`
+        : same;
+    }
+    const form = element.closest("form[action]");
+    if (form && element.matches("button")) {
+      return `form[action="${CSS.escape(form.getAttribute("action"))}"] button:not([hidden])`;
+    }
+    const summary = element.closest("summary");
+    return summary ? "summary" : null;
+  };
+  let left = null;
+  document.addEventListener("htmx:before:swap", ({ detail: { ctx, tasks } }) => {
+    const active = document.activeElement;
+    left = null;
+    if (!active || active === document.body || active.id) return;
+    const task = tasks.find(({ target }) => target instanceof Element && target.contains(active));
+    if (task) left = { id: task.target.id, find: landmark(active), polled: ctx.sourceEvent?.type === "every" };
+  });
+  document.addEventListener("htmx:after:swap", () => {
+    if (!left || (document.activeElement && document.activeElement !== document.body)) return;
+    const region = (left.id && document.getElementById(left.id)) || document.getElementById("content");
+    const { find, polled } = left;
+    left = null;
+    const again = find && region?.querySelector(find);
+    if (again) return again.focus({ preventScroll: true });
+    if (polled || !region) return;
+    // The control is gone, because it did its work: stay where it was.
+    if (!region.hasAttribute("tabindex")) region.tabIndex = -1;
+    region.focus({ preventScroll: true });
+  });
+
+  // --- charts ------------------------------------------------------------------------------------------
+
+  const HEIGHT = 224;
+  const charts = new Map();
+  let library;
+  const loadLibrary = (source) =>
+    (library ??= new Promise((resolve, reject) => {
+      const script = make("script", { src: source });
+      script.addEventListener("load", resolve);
+      script.addEventListener("error", reject);
+      document.head.append(script);
+    }));
+
+  const css = (element, value) => {
+    // Resolves variables and light-dark() to a colour that a canvas understands.
+    const probe = make("span", { hidden: true });
+    probe.style.color = value;
+    element.append(probe);
+    const colour = getComputedStyle(probe).color;
+    probe.remove();
+    return colour;
+  };
+  const COLOURS = ["primary", "accent", "warning", "info"].map((name) => `var(--tblr-${name})`);
+  const DASHES = [undefined, [6, 4], [2, 3], [10, 3, 2, 3]];
+  const fade = (element, colour) => css(element, `color-mix(in srgb, ${colour} 14%, transparent)`);
+
+  const draw = (figure) => {
+    const plot = figure.querySelector("[data-chart-plot]");
+    const data = JSON.parse(figure.querySelector('script[type="application/json"]').textContent);
+    const days = typeof data.x[0] === "string";
+    const xs = days ? data.x.map((day) => Date.parse(`${day}T00:00:00Z`) / 1000) : data.x;
+    const zone = days ? "UTC" : data.tz;
+    const language = document.documentElement.lang || undefined;
+    const dayFormat = new Intl.DateTimeFormat(language, { day: "numeric", month: "short", timeZone: zone });
+    const timeFormat = new Intl.DateTimeFormat(language, { hour: "2-digit", minute: "2-digit", timeZone: zone });
+    const fullFormat = new Intl.DateTimeFormat(language, {
+      dateStyle: "medium",
+      ...(days ? {} : { timeStyle: "short" }),
+      timeZone: zone,
+    });
+    const number = new Intl.NumberFormat(language);
+    const axis = {
+      stroke: css(figure, "var(--tblr-secondary)"),
+      grid: { stroke: css(figure, "var(--tblr-border-color)"), width: 1 },
+      ticks: { show: false },
+      font: `12px ${getComputedStyle(document.body).fontFamily}`,
+    };
+    const bars = data.kind === "bars";
+    const last = xs.length - 1;
+    const showLast = (chart) => {
+      if (chart.cursor.idx == null && last >= 0) chart.setLegend({ idx: last }, false);
+    };
+    const options = {
+      width: plot.clientWidth || figure.clientWidth,
+      height: HEIGHT,
+      tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), zone || "UTC"),
+      cursor: { y: false, drag: { x: false, y: false } },
+      // Half a bar of room at both ends, or the outer bars are cut.
+      scales: {
+        x: { time: true, range: bars ? (_, low, high) => roomy(low, high, xs) : undefined },
+        y: { range: (_, low, high) => [Math.min(0, low ?? 0), Math.max(high ?? 0, 1) * 1.08] },
+      },
+      axes: [
+        {
+          ...axis,
+          grid: { show: false },
+          size: 32,
+          space: 70,
+          incrs: days ? [1, 2, 3, 7, 14, 28, 91, 182, 365].map((n) => n * 86400) : undefined,
+          values: (_, splits, __, ___, step) =>
+            splits.map((at) => (step >= 86400 ? dayFormat : timeFormat).format(at * 1000)),
+        },
+        {
+          ...axis,
+          size: 56,
+          incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6, 2e6, 5e6],
+          values: (_, splits) => splits.map((value) => number.format(value)),
+        },
+      ],
+      series: [
+        { label: data.x_label || "Day", value: (_, at) => (at == null ? "" : fullFormat.format(at * 1000)) },
+        ...data.series.map((line, index) => {
+          const colour = css(figure, COLOURS[index % COLOURS.length]);
+          return {
+            label: line.label,
+            stroke: colour,
+            width: bars ? 0 : 2,
+            dash: bars ? undefined : DASHES[index % DASHES.length],
+            fill: bars ? colour : index === 0 ? fade(figure, colour) : undefined,
+            paths: bars ? uPlot.paths.bars({ size: [0.72, 40], radius: 0.15 }) : undefined,
+            points: { show: !bars && xs.length < 2 },
+            value: (_, value) => (value == null ? "–" : number.format(value)),
+          };
+        }),
+      ],
+      hooks: { ready: [showLast], setCursor: [showLast] },
+    };
+    charts.get(figure)?.destroy();
+    plot.replaceChildren();
+    charts.set(figure, new uPlot(options, [xs, ...data.series.map((line) => line.values)], plot));
+    figure.dataset.drawn = "";
+  };
+  const roomy = (low, high, xs) => {
+    const step = xs.length > 1 ? (xs[xs.length - 1] - xs[0]) / (xs.length - 1) : 86400;
+    return [(low ?? 0) - step / 2, (high ?? 0) + step / 2];
+  };
+
+  const widths = new ResizeObserver((entries) => {
+    for (const { target, contentRect } of entries) {
+      const chart = charts.get(target.closest("[data-chart]"));
+      if (chart && contentRect.width) chart.setSize({ width: contentRect.width, height: HEIGHT });
+    }
+  });
+  onContent((root) => {
+    for (const [figure, chart] of charts) {
+      if (figure.isConnected) continue;
+      chart.destroy();
+      charts.delete(figure);
+    }
+    for (const figure of all(root, "[data-chart]:not([data-drawn])")) {
+      loadLibrary(figure.dataset.library).then(() => {
+        if (!figure.isConnected || charts.has(figure)) return;
+        draw(figure);
+        widths.observe(figure.querySelector("[data-chart-plot]"));
+      });
+    }
+  });
+  document.addEventListener("onecode:theme", () => [...charts.keys()].forEach(draw));
+})();
