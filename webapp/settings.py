@@ -94,7 +94,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
 
 
 def socket_folder(instance: Path) -> Path:
-    """Where the embedded server's socket lives. The path is short whatever the instance's is: sockets allow 107 bytes."""
+    """Where the embedded server's socket lives. Its path is short whatever that of the instance is."""
     mark = hashlib.sha256(os.fsencode(instance)).hexdigest()[:16]
     if os.geteuid() == 0:
         return SHARED_HOME / f"{mark}.socket"

@@ -1,0 +1,91 @@
+"""The real program in processes of its own, for tests of what no test client can show."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from webapp.settings import ROOT, Settings
+
+
+@dataclass(frozen=True)
+class Live:
+    """A running part of the program."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(settings: Settings, **more: str) -> dict[str, str]:
+    """What a process of the program needs to be told to share the test's database and folder."""
+    return os.environ | {
+        "DATABASE_URL": settings.libpq_url,
+        "SECRET_KEY": settings.secret_key,
+        "INSTANCE_PATH": str(settings.instance_path),
+        "MAIL_SERVER": settings.mail_server,
+        "MAIL_PORT": str(settings.mail_port),
+        "SHOP_NAME": settings.shop_name,
+        "PYTHONUNBUFFERED": "1",
+        **more,
+    }
+
+
+@contextmanager
+def web_server(settings: Settings, workers: int = 2, **more: str) -> Iterator[Live]:
+    """The web server, ready, on a free port; ended by its id afterwards."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", f"127.0.0.1:{port}", "--workers", str(workers)]
+    with _running(
+        [*command, "--threads", "8", "--no-control-socket"], environment(settings, PUBLIC_URL=url, **more)
+    ) as process:
+        _wait_for(f"{url}/readyz", process)
+        yield Live(process, url)
+
+
+@contextmanager
+def worker(settings: Settings, **more: str) -> Iterator[Live]:
+    """A Huey consumer; ended by its id afterwards."""
+    with _running([sys.executable, "-m", "webapp.worker"], environment(settings, **more)) as process:
+        yield Live(process, "")
+
+
+@contextmanager
+def _running(command: list[str], env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"the process ended with status {process.returncode}")
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.05)
+    raise RuntimeError(f"{url} did not answer")
