@@ -95,7 +95,11 @@ def page(folder: Path) -> Flask:
         messages = (Kept(name, _read(folder / name)) for name in names)
         found = (m for m in messages if sought in m.to.lower() or sought in m.subject.lower())
         return render_template(
-            "index.html", messages=list(itertools.islice(found, PER_PAGE)), total=len(names), q=sought
+            "index.html",
+            messages=list(itertools.islice(found, PER_PAGE)),
+            total=len(names),
+            q=sought,
+            per_page=PER_PAGE,
         )
 
     @app.get("/<name>")
