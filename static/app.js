@@ -360,7 +360,7 @@
         },
         {
           ...axis,
-          size: 56,
+          size: (_, words) => 14 + 7 * Math.max(3, ...(words ?? []).map((word) => word.length)),
           incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6, 2e6, 5e6],
           values: (_, splits) => splits.map((value) => number.format(value)),
         },
