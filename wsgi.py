@@ -1,5 +1,11 @@
 """What a WSGI server loads: `wsgi:app`."""
 
-from webapp import create_app
+import sys
 
-app = create_app()
+from webapp import create_app
+from webapp.settings import SettingsError
+
+try:
+    app = create_app()
+except SettingsError as error:
+    sys.exit(f"onecode: {error}")

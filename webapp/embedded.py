@@ -177,9 +177,13 @@ class Server:
         if not copy.exists():
             fresh = copy.with_suffix(".new")
             shutil.rmtree(fresh, ignore_errors=True)
-            shutil.copytree(wheel, fresh, symlinks=True)
+            # The programs look for their libraries in a folder beside the package, so both keep their places.
+            site = wheel.parent.parent
+            for part in (wheel.relative_to(site), Path(f"{wheel.parent.name}.libs")):
+                if (site / part).exists():
+                    shutil.copytree(site / part, fresh / part, symlinks=True)
             fresh.rename(copy)
-        return str(copy / "bin" / program)
+        return str(copy / wheel.relative_to(wheel.parent.parent) / "bin" / program)
 
     def _identity(self) -> dict[str, Any]:
         """How a child becomes the server's user; the environment carries nothing of ours."""

@@ -65,7 +65,7 @@ def folder_of(settings: Settings) -> Path:
 def serve(settings: Settings) -> None:
     """Take mail and show it until the process is ended."""
     folder = folder_of(settings)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     controller = Controller(Keep(folder), hostname="127.0.0.1", port=settings.mail_port, enable_SMTPUTF8=True)
     controller.start()
     try:

@@ -73,14 +73,16 @@ def start(settings: Settings) -> None:
     """
     _check_ports(settings)
     (settings.instance_path / "port").write_text(str(settings.port))
-    logs = settings.instance_path / "log"
-    logs.mkdir(exist_ok=True)
-    with (logs / "supervisor.log").open("ab") as log:
+    with (_private(settings.instance_path / "log") / "start.log").open("wb") as log:
         subprocess.Popen(
             [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(_configuration(settings))],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            start_new_session=True,
+            cwd=ROOT,
             env=_environment(settings),
-        )  # fmt: skip
+        )
     try:
         _wait_until_ready(settings)
     except ServiceError:
@@ -124,6 +126,7 @@ def stop(settings: Settings) -> bool:
 def _configuration(settings: Settings, front: bool = False) -> Path:
     """supervisord's configuration. Every value comes by the environment: it can hold any character of a path."""
     folder = settings.instance_path
+    _private(folder / "mails")
     programs = {"web": _web(settings), "worker": "-m webapp.worker"}
     if settings.mail_is_sink:
         programs["mail"] = "-m flask --app wsgi mail-sink"
@@ -154,6 +157,12 @@ def _configuration(settings: Settings, front: bool = False) -> Path:
     file = folder / "supervisord.conf"
     file.write_text("\n".join(lines) + "\n")
     return file
+
+
+def _private(folder: Path) -> Path:
+    """A folder of ours that nobody else may look into: logs and mails name customers."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
 
 def _web(settings: Settings) -> str:
