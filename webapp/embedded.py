@@ -218,7 +218,7 @@ def server(instance: Path, sockets: Path, settings: Mapping[str, str] | None = N
 
 
 def _mark(instance: Path) -> str:
-    """A random word kept in the instance folder: a folder made anew at the same place never meets the old one's data."""
+    """A random word kept in the instance folder: one made anew at the same place never meets the old one's data."""
     file = instance / "mark"
     if not file.exists():
         file.write_text(secrets.token_hex(4))

@@ -122,3 +122,4 @@ def init_app(app: Flask) -> None:
         masked=masked,
     )
     app.jinja_env.globals.update(now=lambda: datetime.now(UTC), is_htmx=is_htmx)
+    app.jinja_env.globals["shop_name"] = app.config["SETTINGS"].shop_name
