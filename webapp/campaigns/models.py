@@ -23,12 +23,16 @@ class Campaign(Model):
     __tablename__ = "campaign"
     id: Mapped[Id]
     offer_id: Mapped[int] = mapped_column(ForeignKey("offer.id"))
+    # The offer's audience at the launch: what `prepare` walks, whatever becomes of the offer meanwhile.
+    audience_id: Mapped[int | None] = mapped_column(ForeignKey("audience.id"))
     kind: Mapped[str] = mapped_column(server_default="announcement")
     subject: Mapped[str]
     text: Mapped[str]
     html: Mapped[str] = mapped_column(server_default="")
     status: Mapped[str] = mapped_column(server_default="draft")
     pause_reason: Mapped[str | None]
+    # What keeps the mails from going out just now although nobody paused: the relay can't be reached.
+    trouble: Mapped[str | None]
     # What becomes of the window that a dead worker left open: send it again, or hold it for staff to decide.
     uncertain_policy: Mapped[str] = mapped_column(server_default="resend")
     scheduled_at: Mapped[datetime | None]
@@ -36,6 +40,9 @@ class Campaign(Model):
     # How far `prepare` has walked through the audience; prepared_at when it has seen all of it.
     prepared_to: Mapped[int] = mapped_column(BigInteger, server_default="0")
     prepared_at: Mapped[datetime | None]
+    # Since when it has been sending without a break, and how many had gone out before: the rate comes from these.
+    sending_since: Mapped[datetime | None]
+    sent_before: Mapped[int] = mapped_column(BigInteger, server_default="0")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     launched_at: Mapped[datetime | None]
     launched_by: Mapped[str | None]
@@ -69,6 +76,8 @@ class Batch(Model):
     first_id: Mapped[int] = mapped_column(BigInteger)
     last_id: Mapped[int] = mapped_column(BigInteger)
     customer_ids: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
+    # Everyone before `window_start` is settled; up to `window_end` mails may be going out now.
+    window_start: Mapped[int] = mapped_column(server_default="0")
     window_end: Mapped[int] = mapped_column(server_default="0")
     status: Mapped[str] = mapped_column(server_default="pending")
     owner: Mapped[str | None]
@@ -81,7 +90,7 @@ class Batch(Model):
     __table_args__ = (
         UniqueConstraint("campaign_id", "seq"),
         CheckConstraint("status in ('pending', 'sending', 'done', 'cancelled')", name="status"),
-        Index("ix_batch_open", "campaign_id", "status", postgresql_where=sql("status in ('pending', 'sending')")),
+        Index("ix_batch_open", "seq", "campaign_id", postgresql_where=sql("status in ('pending', 'sending')")),
         {"postgresql_with": {"fillfactor": 70}},
     )
 
@@ -113,6 +122,6 @@ class MailIssue(Model):
 
     __table_args__ = (
         CheckConstraint("state in ('deferred', 'failed', 'uncertain', 'skipped', 'sent_later')", name="state"),
-        Index("ix_mail_issue_due", "next_at", postgresql_where=sql("state = 'deferred'")),
-        Index("ix_mail_issue_campaign_id_state", "campaign_id", "state"),
+        Index("ix_mail_issue_due", "next_at", postgresql_where=sql("next_at is not null")),
+        Index("ix_mail_issue_campaign_id_state", "campaign_id", "state", "customer_id"),
     )
