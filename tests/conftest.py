@@ -94,6 +94,7 @@ def test_settings(database_url: str, tmp_path_factory: pytest.TempPathFactory) -
 def session_app(test_settings: settings.Settings) -> Flask:
     app = create_app(test_settings)
     app.config["TESTING"] = True
+    app.config["ARGON2"] = {"time_cost": 1, "memory_cost": 8, "parallelism": 1}
     with app.app_context():
         flask_migrate.upgrade()
     return app

@@ -1,4 +1,4 @@
-"""What is done with staff, invitations, API keys and the trail."""
+"""What is done with staff, their invitations and sessions, the keys of machines, and the trail."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ import hashlib
 import hmac
 import secrets
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple, NoReturn
 
 from flask import current_app
-from sqlalchemy import select
+from sqlalchemy import delete, func, update
+from sqlalchemy.dialects.postgresql import insert
 
 from webapp import keyring
-from webapp.accounts.models import SCOPES, ApiKey, AuditEntry, Invitation
-from webapp.errors import DomainError, FieldError, Invalid
+from webapp.accounts import passwords, queries
+from webapp.accounts.models import ROLES, SCOPES, ApiKey, AuditEntry, Invitation, Role, StaffUser
+from webapp.customers.models import normalise_email
+from webapp.errors import DomainError, FieldError, Invalid, NotFound
 from webapp.extensions import db
 
 INVITATION_DAYS = 7
 KEY_PREFIX = "onecode_live"
+LINK_GONE = "This link has been used already or is too old. Ask an administrator for a new one."
 
 
 def record(actor: str, action: str, subject: str = "", **detail: object) -> None:
@@ -25,32 +30,260 @@ def record(actor: str, action: str, subject: str = "", **detail: object) -> None
     db.session.add(AuditEntry(actor=actor, action=action, subject=subject, detail=detail or None))
 
 
+# --- links that work once ------------------------------------------------------------------------
+
+
 def invite(role: str, email: str | None, by: str) -> str:
-    """Make an invitation and return its link, which is shown this once and works once, for seven days."""
-    token = secrets.token_urlsafe(24)
-    db.session.add(
-        Invitation(
-            token_hash=hashlib.sha256(token.encode()).digest(),
-            role=role,
-            email=email,
-            expires_at=datetime.now(UTC) + timedelta(days=INVITATION_DAYS),
+    """Make an invitation and return its link, which is shown this once and works once, for seven days.
+
+    :raises Invalid: when the role is unknown, the e-mail is none, or somebody with it is here already.
+    """
+    if role not in ROLES:
+        raise Invalid(FieldError("role", "role_invalid", f"Choose from {', '.join(ROLES)}."))
+    email = normalise_email(email) if email else None
+    if email and queries.by_email(email):
+        raise Invalid(
+            FieldError("email", "email_taken", "This person is here already. Make a link to a new password instead.")
         )
-    )
-    record(by, "invitation.created", email or role)
+    link = _link(role, email)
+    record(by, "invitation.created", email or "", role=role)
     db.session.commit()
-    return f"{current_app.config['SETTINGS'].public_url}/invitations/{token}"
+    return link
+
+
+def reset_link(user_id: int, by: str) -> str:
+    """Make a link with which somebody chooses a new password, once. Earlier ones of theirs stop working.
+
+    :raises NotFound: when there is nobody with this id.
+    :raises DomainError: `disabled` when they may not sign in anyway.
+    """
+    user = _somebody(user_id)
+    if not user.is_active:
+        raise DomainError("disabled", f"{user.name} is disabled. Enable the account first.")
+    _drop_reset_links(user.id)
+    link = _link(user.role, user.email, user.id)
+    record(by, "password.link_created", user.email)
+    db.session.commit()
+    return link
+
+
+def withdraw(invitation_id: int, by: str) -> None:
+    """Make an invitation that nobody has used yet worthless. One that is gone stays so."""
+    gone = db.session.execute(
+        delete(Invitation)
+        .where(Invitation.id == invitation_id, Invitation.used_at.is_(None))
+        .returning(Invitation.email, Invitation.role)
+    ).one_or_none()
+    if gone:
+        record(by, "invitation.withdrawn", gone.email or "", role=gone.role)
+    db.session.commit()
+
+
+def token_hash(token: str) -> bytes:
+    """What is kept of a link's token."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+def join(token: str, name: str, email: str, password: str, time_zone: str) -> StaffUser:
+    """Use an invitation: make the user it is for. Of two that use the same link at the same time one is made.
+
+    :param email: as typed.
+    :raises NotFound: when the link is used, too old, unknown, or one for a new password.
+    :raises Invalid: when the e-mail is none or taken; the link then still works.
+    """
+    if queries.invitation(token_hash(token)) is None:
+        raise NotFound(LINK_GONE)
+    email = normalise_email(email)
+    # Hashed before any row is locked: it takes a while.
+    password_hash = passwords.hashed(password)
+    invitation = _use(token, for_somebody=False)
+    user_id = db.session.scalar(
+        insert(StaffUser)
+        .values(
+            email=email,
+            name=name,
+            password_hash=password_hash,
+            role=invitation.role,
+            time_zone=time_zone,
+            last_sign_in_at=func.now(),
+        )
+        .on_conflict_do_nothing(index_elements=[StaffUser.email])
+        .returning(StaffUser.id)
+    )
+    if user_id is None:
+        _refuse(
+            Invalid(
+                FieldError(
+                    "email",
+                    "email_taken",
+                    "Somebody with this e-mail is here already. Sign in, or ask an administrator for a link to a new"
+                    " password.",
+                )
+            )
+        )
+    record(email, "staff.joined", email, role=invitation.role)
+    db.session.commit()
+    return _somebody(user_id)
+
+
+def reset_password(token: str, password: str) -> StaffUser:
+    """Use a link to a new password: it replaces the old one and ends every session of the user.
+
+    :raises NotFound: when the link is used, too old or unknown, or its owner may not sign in any more.
+    """
+    if queries.invitation(token_hash(token)) is None:
+        raise NotFound(LINK_GONE)
+    password_hash = passwords.hashed(password)
+    invitation = _use(token, for_somebody=True)
+    user: StaffUser | None = db.session.scalar(
+        update(StaffUser)
+        .where(StaffUser.id == invitation.staff_user_id, StaffUser.disabled_at.is_(None))
+        .values(
+            password_hash=password_hash,
+            session_version=StaffUser.session_version + 1,
+            last_sign_in_at=func.now(),
+        )
+        .returning(StaffUser)
+    )
+    if user is None:
+        _refuse(NotFound(LINK_GONE))
+    record(user.email, "password.reset", user.email)
+    db.session.commit()
+    return user
+
+
+# --- signing in ----------------------------------------------------------------------------------
+
+
+def sign_in(email: str, password: str) -> StaffUser:
+    """The user with this e-mail and password. The hash is renewed when today's parameters are others.
+
+    :raises DomainError: `sign_in_failed`, the same after the same work for an unknown e-mail and a wrong password;
+        `disabled` for the right password of somebody who may not sign in.
+    """
+    user = _by_typed_email(email)
+    if user is None:
+        passwords.refuse_slowly(password)
+    if user is None or not passwords.matches(user.password_hash, password):
+        raise DomainError("sign_in_failed", "E-mail and password do not match. Check both and try again.", 422)
+    if not user.is_active:
+        raise DomainError("disabled", "Your account is disabled. Ask an administrator to enable it.", 422)
+    if passwords.is_outdated(user.password_hash):
+        user.password_hash = passwords.hashed(password)
+    user.last_sign_in_at = datetime.now(UTC)
+    record(user.email, "staff.signed_in", user.email)
+    db.session.commit()
+    return user
+
+
+def change_password(user_id: int, current: str, new: str) -> StaffUser:
+    """Replace a password by its owner; every session ends, the caller renews the one at hand.
+
+    :raises Invalid: `password_wrong` when the current one is not right.
+    """
+    user = _somebody(user_id)
+    if not passwords.matches(user.password_hash, current):
+        raise Invalid(FieldError("current", "password_wrong", "This is not your current password."))
+    user.password_hash = passwords.hashed(new)
+    user.session_version += 1
+    _drop_reset_links(user.id)
+    record(user.email, "password.changed", user.email)
+    db.session.commit()
+    return user
+
+
+def change_profile(user_id: int, name: str, time_zone: str) -> None:
+    """Change how somebody is called and whose clock they read."""
+    user = _somebody(user_id)
+    user.name, user.time_zone = name, time_zone
+    record(user.email, "staff.profile_changed", user.email)
+    db.session.commit()
+
+
+# --- people --------------------------------------------------------------------------------------
+
+
+def change_role(user_id: int, role: Role, by: str) -> StaffUser:
+    """Give somebody another role; it holds from their next click.
+
+    :raises NotFound: when there is nobody with this id.
+    :raises DomainError: `last_admin` when nobody would be left to administer.
+    """
+    if role != "admin":
+        _keep_an_admin(besides=user_id)
+    user = _somebody(user_id)
+    before, user.role = user.role, role
+    if before != role:
+        record(by, "staff.role_changed", user.email, before=before, now=role)
+    db.session.commit()
+    return user
+
+
+def disable(user_id: int, by: str) -> StaffUser:
+    """Keep somebody out: their sessions end and they can't sign in. What they did stays.
+
+    :raises NotFound: when there is nobody with this id.
+    :raises DomainError: `last_admin` when nobody would be left to administer.
+    """
+    _keep_an_admin(besides=user_id)
+    user = _somebody(user_id)
+    if user.is_active:
+        user.disabled_at = datetime.now(UTC)
+        user.session_version += 1
+        _drop_reset_links(user.id)
+        record(by, "staff.disabled", user.email)
+    db.session.commit()
+    return user
+
+
+def enable(user_id: int, by: str) -> StaffUser:
+    """Let somebody in again, with the password and role they had.
+
+    :raises NotFound: when there is nobody with this id.
+    """
+    user = _somebody(user_id)
+    if not user.is_active:
+        user.disabled_at = None
+        record(by, "staff.enabled", user.email)
+    db.session.commit()
+    return user
+
+
+def end_sessions(user_id: int, by: str) -> StaffUser:
+    """Sign somebody out everywhere.
+
+    :raises NotFound: when there is nobody with this id.
+    """
+    user = _somebody(user_id)
+    user.session_version += 1
+    record(by, "staff.sessions_ended", user.email)
+    db.session.commit()
+    return user
+
+
+# --- keys of machines ----------------------------------------------------------------------------
+
+
+class Caller(NamedTuple):
+    """The key a machine has shown. Plain values: asking for them never reads the database again."""
+
+    id: int
+    name: str
+    scopes: list[str]
 
 
 def create_api_key(name: str, scopes: list[str], by: str, expires_at: datetime | None = None) -> str:
     """Make a key and return it; only an HMAC-SHA256 of its secret is kept.
 
-    :raises Invalid: when the name is empty or a scope is unknown.
+    :raises Invalid: when the name is empty, a scope is unknown, or the key would have expired already.
     """
     if not name.strip():
         raise Invalid(FieldError("name", "name_missing", "Say who uses the key."))
     unknown = [scope for scope in scopes if scope not in SCOPES]
     if unknown or not scopes:
         raise Invalid(FieldError("scopes", "scopes_invalid", f"Choose from {', '.join(SCOPES)}."))
+    if expires_at is not None and expires_at <= datetime.now(UTC):
+        raise Invalid(FieldError("expires_on", "expiry_past", "Choose a day that is not over yet."))
     public_id = base64.b32encode(secrets.token_bytes(10)).decode().lower()
     secret = secrets.token_urlsafe(32)
     version, key = keyring.keys("api_key")[0]
@@ -58,7 +291,7 @@ def create_api_key(name: str, scopes: list[str], by: str, expires_at: datetime |
         ApiKey(
             public_id=public_id,
             name=name.strip(),
-            secret_hash=_hash(key, secret),
+            secret_hash=_mac(key, secret),
             key_version=version,
             scopes=scopes,
             expires_at=expires_at,
@@ -69,26 +302,119 @@ def create_api_key(name: str, scopes: list[str], by: str, expires_at: datetime |
     return f"{KEY_PREFIX}_{public_id}_{secret}"
 
 
-def authenticate_key(authorization: str) -> ApiKey:
-    """The key of an `Authorization: Bearer …` header (RFC 6750).
+def revoke_api_key(key_id: int, by: str) -> None:
+    """Make a key worthless from now on, for good. A second time changes nothing."""
+    name = db.session.scalar(
+        update(ApiKey)
+        .where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
+        .values(revoked_at=func.now())
+        .returning(ApiKey.name)
+    )
+    if name:
+        record(by, "api_key.revoked", name)
+    db.session.commit()
+
+
+def authenticate_key(authorization: str) -> Caller:
+    """The key of an `Authorization: Bearer …` header (RFC 6750): one indexed SELECT, and the same work for any key.
 
     :raises DomainError: `unauthorized` (401), the same for a key that is unknown, revoked, expired or wrong.
     """
     kind, _, given = authorization.partition(" ")
     head, _, rest = given.strip().partition("_live_")
     public_id, _, secret = rest.partition("_")
-    if kind.lower() == "bearer" and head and secret:
-        key = db.session.scalar(select(ApiKey).where(ApiKey.public_id == public_id))
-        secrets_of = dict(keyring.keys("api_key"))
-        if (
-            key is not None
-            and key.revoked_at is None
-            and (key.expires_at is None or key.expires_at > datetime.now(UTC))
-            and hmac.compare_digest(_hash(secrets_of.get(key.key_version, b""), secret), bytes(key.secret_hash))
-        ):
-            return key
+    if kind.lower() == "bearer" and head and secret and public_id.isascii() and public_id.isalnum():
+        found = queries.api_key(public_id)
+        macs = dict(keyring.keys("api_key"))
+        expected = bytes(found.secret_hash) if found else bytes(32)
+        mac = _mac(macs.get(found.key_version if found else 0, b""), secret)
+        if hmac.compare_digest(mac, expected) and found and found.works:
+            if found.is_unmarked:
+                _mark_used(found.id)
+            return Caller(found.id, found.name, found.scopes)
     raise DomainError("unauthorized", "Send a valid key as: Authorization: Bearer …", 401)
 
 
-def _hash(key: bytes, secret: str) -> bytes:
+def _mark_used(key_id: int) -> None:
+    """Note the use, once a minute. Of many calls at the same moment one writes and none waits."""
+    db.session.execute(
+        update(ApiKey).where(ApiKey.id.in_(queries.unmarked_key(key_id))).values(last_used_at=func.now())
+    )
+    db.session.commit()
+
+
+def _mac(key: bytes, secret: str) -> bytes:
     return hmac.new(key, secret.encode(), hashlib.sha256).digest()
+
+
+# --- helpers -------------------------------------------------------------------------------------
+
+
+def _link(role: str, email: str | None, staff_user_id: int | None = None) -> str:
+    token = secrets.token_urlsafe(24)
+    db.session.add(
+        Invitation(
+            token_hash=token_hash(token),
+            role=role,
+            email=email,
+            staff_user_id=staff_user_id,
+            expires_at=datetime.now(UTC) + timedelta(days=INVITATION_DAYS),
+        )
+    )
+    return f"{current_app.config['SETTINGS'].public_url}/invitations/{token}"
+
+
+class _Used(NamedTuple):
+    role: str
+    staff_user_id: int | None
+
+
+def _use(token: str, for_somebody: bool) -> _Used:
+    """Consume an invitation: whoever changes the row has it; everybody else finds none."""
+    owner = Invitation.staff_user_id
+    used = db.session.execute(
+        update(Invitation)
+        .where(
+            Invitation.token_hash == token_hash(token),
+            Invitation.used_at.is_(None),
+            Invitation.expires_at > func.now(),
+            owner.is_not(None) if for_somebody else owner.is_(None),
+        )
+        .values(used_at=func.now())
+        .returning(Invitation.role, Invitation.staff_user_id)
+    ).one_or_none()
+    if used is None:
+        _refuse(NotFound(LINK_GONE))
+    return _Used(used.role, used.staff_user_id)
+
+
+def _drop_reset_links(user_id: int) -> None:
+    db.session.execute(delete(Invitation).where(Invitation.staff_user_id == user_id, Invitation.used_at.is_(None)))
+
+
+def _keep_an_admin(besides: int) -> None:
+    """Lock the active admins, always in the same order, so that two who go at the same time see each other."""
+    if queries.lock_active_admins() == [besides]:
+        _refuse(
+            DomainError("last_admin", "This is the last active administrator. Make somebody else administrator first.")
+        )
+
+
+def _somebody(user_id: int) -> StaffUser:
+    user = queries.lock(user_id)
+    if user is None:
+        raise NotFound("There is nobody with this number. Look at the list of people.")
+    return user
+
+
+def _by_typed_email(email: str) -> StaffUser | None:
+    try:
+        return queries.by_email(normalise_email(email))
+    except Invalid:
+        return None
+
+
+def _refuse(error: DomainError) -> NoReturn:
+    """Undo what this transaction has changed so far, then say no."""
+    db.session.rollback()
+    raise error

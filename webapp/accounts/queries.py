@@ -2,12 +2,127 @@
 
 from __future__ import annotations
 
-from sqlalchemy import exists, select
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import NamedTuple
 
-from webapp.accounts.models import StaffUser
+from sqlalchemy import Row, Select, and_, bindparam, exists, func, or_, select
+
+from webapp.accounts.models import ApiKey, AuditEntry, Invitation, StaffUser
 from webapp.extensions import db
+
+AUDIT_PAGE = 50
+
+_UNMARKED = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - timedelta(minutes=1))
+# Every call of a machine asks this, so the statement is put together once.
+_API_KEY = select(
+    ApiKey.id,
+    ApiKey.name,
+    ApiKey.scopes,
+    ApiKey.secret_hash,
+    ApiKey.key_version,
+    and_(ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now())).label("works"),
+    _UNMARKED.label("is_unmarked"),
+).where(ApiKey.public_id == bindparam("public_id"))
+
+
+class AuditPage(NamedTuple):
+    """A page of the trail, newest first. `newer` and `older` are the ids to go on from, when there is more."""
+
+    entries: Sequence[AuditEntry]
+    newer: int | None
+    older: int | None
 
 
 def any_staff() -> bool:
     """Whether anybody can sign in at all."""
     return bool(db.session.scalar(select(exists().where(StaffUser.disabled_at.is_(None)))))
+
+
+def signed_in(user_id: int, session_version: int) -> StaffUser | None:
+    """The user of a session, if the session has not been ended since."""
+    return db.session.scalar(
+        select(StaffUser).where(
+            StaffUser.id == user_id,
+            StaffUser.session_version == session_version,
+            StaffUser.disabled_at.is_(None),
+        )
+    )
+
+
+def by_email(email: str) -> StaffUser | None:
+    """:param email: normalised."""
+    return db.session.scalar(select(StaffUser).where(StaffUser.email == email))
+
+
+def lock(user_id: int) -> StaffUser | None:
+    """The user as of now, kept from other changes until the transaction ends."""
+    return db.session.get(StaffUser, user_id, populate_existing=True, with_for_update=True)
+
+
+def lock_active_admins() -> list[int]:
+    """The ids of those who can administer, kept from other changes; locked in one order, so that nobody deadlocks."""
+    return list(
+        db.session.scalars(
+            select(StaffUser.id)
+            .where(StaffUser.role == "admin", StaffUser.disabled_at.is_(None))
+            .order_by(StaffUser.id)
+            .with_for_update()
+        )
+    )
+
+
+def people() -> Sequence[StaffUser]:
+    """All staff, those who can sign in first."""
+    return db.session.scalars(
+        select(StaffUser).order_by(StaffUser.disabled_at.is_not(None), func.lower(StaffUser.name), StaffUser.id)
+    ).all()
+
+
+def invitation(token_hash: bytes) -> Invitation | None:
+    """An invitation that can still be used."""
+    return db.session.scalar(
+        select(Invitation).where(
+            Invitation.token_hash == token_hash, Invitation.used_at.is_(None), Invitation.expires_at > func.now()
+        )
+    )
+
+
+def open_invitations() -> Sequence[Invitation]:
+    """Links that somebody could still use, the newest first."""
+    return db.session.scalars(
+        select(Invitation)
+        .where(Invitation.used_at.is_(None), Invitation.expires_at > func.now())
+        .order_by(Invitation.id.desc())
+    ).all()
+
+
+def api_keys() -> Sequence[ApiKey]:
+    """All keys, those that work first."""
+    return db.session.scalars(select(ApiKey).order_by(ApiKey.revoked_at.is_not(None), ApiKey.id.desc())).all()
+
+
+def api_key(public_id: str) -> Row[int, str, list[str], bytes, int, bool, bool] | None:
+    """What proves a key, and whether it `works` now and its last use `is_unmarked`: one look-up in an index."""
+    return db.session.execute(_API_KEY, {"public_id": public_id}).one_or_none()
+
+
+def unmarked_key(key_id: int) -> Select[int]:
+    """The key, if its last use was noted more than a minute ago and nobody is noting it just now."""
+    return select(ApiKey.id).where(ApiKey.id == key_id, _UNMARKED).with_for_update(skip_locked=True)
+
+
+def audit_page(before: int | None = None, after: int | None = None) -> AuditPage:
+    """A page of the trail: the newest, the one before an id, or the one after it."""
+    query = select(AuditEntry).limit(AUDIT_PAGE + 1)
+    if after is not None:
+        found = db.session.scalars(query.where(AuditEntry.id > after).order_by(AuditEntry.id)).all()
+        entries = list(reversed(found[:AUDIT_PAGE]))
+        newer, older = len(found) > AUDIT_PAGE, bool(entries)
+    else:
+        if before is not None:
+            query = query.where(AuditEntry.id < before)
+        found = db.session.scalars(query.order_by(AuditEntry.id.desc())).all()
+        entries = list(found[:AUDIT_PAGE])
+        newer, older = before is not None and bool(entries), len(found) > AUDIT_PAGE
+    return AuditPage(entries, entries[0].id if newer else None, entries[-1].id if older else None)

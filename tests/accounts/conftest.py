@@ -1,0 +1,37 @@
+"""People with passwords, and the links that are made for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from webapp.accounts import actions, passwords
+from webapp.accounts.models import StaffUser
+from webapp.extensions import db
+
+PASSWORD = "correct horse battery"
+
+
+@pytest.fixture
+def person(staff_user: Callable[..., StaffUser]) -> Callable[..., StaffUser]:
+    """Makes staff who can sign in with PASSWORD: `person("admin")`."""
+
+    def make(role: str = "admin", **values: Any) -> StaffUser:
+        user = staff_user(role, **values)
+        user.password_hash = passwords.hashed(PASSWORD)
+        db.session.commit()
+        return user
+
+    return make
+
+
+@pytest.fixture
+def token(app: object) -> Callable[..., str]:
+    """Makes invitations and gives the token of their link."""
+
+    def make(role: str = "admin", email: str | None = None) -> str:
+        return actions.invite(role, email, by="tests").rpartition("/")[2]
+
+    return make
