@@ -45,6 +45,21 @@ class Discount:
         return min(amount, self.amount or 0)
 
 
+@dataclass(frozen=True)
+class OfferValues:
+    """Everything about an offer that people decide. `code` is as written; None has one generated."""
+
+    name: str
+    discount: Discount
+    starts_at: datetime
+    code: str | None = None
+    ends_at: datetime | None = None
+    time_zone: str = "UTC"
+    audience_id: int | None = None
+    personal_code_required: bool = False
+    max_redemptions: int | None = None
+
+
 class Offer(Model):
     """One offer with its one shared code. `redeemed` counts only where there is a cap (`max_redemptions`)."""
 
@@ -89,6 +104,20 @@ class Offer(Model):
         if self.discount_type == "percent":
             return Discount("percent", percent=self.percent)
         return Discount("amount", amount=self.amount, currency=self.currency)
+
+    def values(self) -> OfferValues:
+        """What was decided about it, as it stands now."""
+        return OfferValues(
+            name=self.name,
+            discount=self.discount,
+            starts_at=self.starts_at,
+            code=self.code_as_written,
+            ends_at=self.ends_at,
+            time_zone=self.time_zone,
+            audience_id=self.audience_id,
+            personal_code_required=self.personal_code_required,
+            max_redemptions=self.max_redemptions,
+        )
 
     def is_open(self, at: datetime) -> bool:
         """Whether `at` lies in the half-open window `[starts_at, ends_at)`."""

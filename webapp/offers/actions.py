@@ -1,0 +1,294 @@
+"""What is done with offers, and the rules for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import unicodedata
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from typing import Any
+
+from babel.numbers import is_currency
+from sqlalchemy import func, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import IntegrityError
+
+from webapp.accounts.actions import record
+from webapp.errors import DomainError, FieldError, Invalid, NotFound
+from webapp.extensions import db
+from webapp.offers import queries, window
+from webapp.offers.models import CODE_MAX, CODE_MIN, Discount, Offer, normalise_code
+from webapp.offers.models import OfferValues as OfferValues
+
+NAME_MAX = 200
+CAP_MAX = 10**12
+AMOUNT_MAX = 10**12
+YEARS = range(2000, 2200)
+# Nobody mistakes one of these for another, on paper or on the phone: no 0 O 1 I L.
+GENERATED_ALPHABET = "ABCDEFGHJKMNPQRSTUVWXYZ23456789"
+
+
+def generate_code() -> str:
+    """A code nobody misreads, such as K7QM-4XWT."""
+    letters = [secrets.choice(GENERATED_ALPHABET) for _ in range(8)]
+    return f"{''.join(letters[:4])}-{''.join(letters[4:])}"
+
+
+def create(values: OfferValues, by: str) -> Offer:
+    """Add an offer and commit. See `add`."""
+    offer = add(values, by)
+    db.session.commit()
+    return offer
+
+
+def add(values: OfferValues, by: str) -> Offer:
+    """Add an offer, in the transaction of the caller, who commits.
+
+    :raises Invalid: with every field that can't be taken: `name_missing`, `code_taken`, `discount_invalid`,
+        `window_invalid`, `cap_invalid`, `audience_unknown`, …
+    """
+    _check(values)
+    row = _row(values)
+    offer = None
+    for code in [values.code] if values.code else [generate_code() for _ in range(5)]:
+        row |= {"code": normalise_code(code), "code_as_written": _as_written(code)}
+        offer = _insert(row)
+        if offer is not None:
+            break
+    if offer is None:
+        raise _code_taken()
+    record(by, "offer.created", offer.code_as_written, name=offer.name)
+    return offer
+
+
+def change(offer_id: int, changes: Mapping[str, Any], version: int | None, by: str) -> Offer:
+    """Change an offer: `changes` names fields of OfferValues. Commits.
+
+    :param version: the version the change was made from; None takes whatever stands now.
+    :raises NotFound: when there is no such offer.
+    :raises DomainError: `conflict` when somebody else has changed it since.
+    :raises Invalid: as `add`; and `frozen` when the discount, the code, or whether there is a cap would change after
+        the first launch or redemption, `cap_below_redeemed` when the cap would fall below what is used.
+    """
+    offer = queries.locked(offer_id)
+    if offer is None:
+        raise NotFound("There is no such offer.")
+    if version is not None and offer.version != version:
+        raise DomainError(
+            "conflict",
+            "Somebody else has changed this offer in the meantime. "
+            "Look at what it says now, then save yours again if it should still replace it.",
+            409,
+        )
+    values = dataclasses.replace(offer.values(), **changes)
+    _check(values)
+    _check_frozen(offer, values)
+    before = offer.values()
+    if values != before:
+        _write(offer, values)
+        changed = [f.name for f in dataclasses.fields(values) if getattr(values, f.name) != getattr(before, f.name)]
+        record(by, "offer.changed", offer.code_as_written, fields=changed)
+    db.session.commit()
+    return offer
+
+
+def pause(offer_id: int, by: str) -> Offer:
+    """Stop an offer from being redeemed until it is resumed. Pausing a paused one changes nothing. Commits.
+
+    :raises NotFound: when there is no such offer.
+    """
+    return _set_paused(offer_id, True, by)
+
+
+def resume(offer_id: int, by: str) -> Offer:
+    """Let a paused offer be redeemed again. Commits.
+
+    :raises NotFound: when there is no such offer.
+    """
+    return _set_paused(offer_id, False, by)
+
+
+def freeze(offer_id: int) -> bool:
+    """Freeze the discount, the code and whether there is a cap; True when this call did it. The caller commits.
+
+    What was promised in a mail or given at a till stays true from then on, and no redemption goes uncounted.
+    """
+    frozen = db.session.scalar(
+        update(Offer)
+        .where(Offer.id == offer_id, Offer.frozen_at.is_(None))
+        .values(frozen_at=func.now())
+        .returning(Offer.id)
+        .execution_options(synchronize_session=False)
+    )
+    return frozen is not None
+
+
+def _set_paused(offer_id: int, paused: bool, by: str) -> Offer:
+    offer = queries.locked(offer_id)
+    if offer is None:
+        raise NotFound("There is no such offer.")
+    if (offer.paused_at is not None) != paused:
+        offer.paused_at = queries.clock() if paused else None
+        offer.version += 1
+        record(by, "offer.paused" if paused else "offer.resumed", offer.code_as_written)
+    db.session.commit()
+    return offer
+
+
+def _insert(row: dict[str, Any]) -> Offer | None:
+    """The new offer, or None when its code is taken; also when somebody takes it at this very moment."""
+    statement = insert(Offer).values(row).on_conflict_do_nothing(index_elements=[Offer.code]).returning(Offer)
+    try:
+        with db.session.begin_nested():
+            return db.session.scalar(statement)
+    except IntegrityError as error:
+        raise _integrity(error) from error
+
+
+def _write(offer: Offer, values: OfferValues) -> None:
+    row = _row(values) | {"code": normalise_code(values.code or ""), "code_as_written": _as_written(values.code or "")}
+    try:
+        with db.session.begin_nested():
+            for name, value in row.items():
+                setattr(offer, name, value)
+            offer.version += 1
+            db.session.flush()
+    except IntegrityError as error:
+        raise _integrity(error) from error
+
+
+def _integrity(error: IntegrityError) -> DomainError:
+    name = getattr(getattr(error.orig, "diag", None), "constraint_name", "")
+    if name == "uq_offer_code":
+        return _code_taken()
+    if name == "fk_offer_audience_id":
+        return Invalid(FieldError("audience", "audience_unknown", "This audience does not exist; choose another."))
+    raise error
+
+
+def _code_taken() -> Invalid:
+    return Invalid(
+        FieldError(
+            "code",
+            "code_taken",
+            "Another offer has this code, perhaps one that has ended. Choose another, or leave it empty to get one.",
+        )
+    )
+
+
+def _row(values: OfferValues) -> dict[str, Any]:
+    return {
+        "name": values.name.strip(),
+        "discount_type": values.discount.type,
+        "percent": values.discount.percent,
+        "amount": values.discount.amount,
+        "currency": values.discount.currency,
+        "starts_at": values.starts_at,
+        "ends_at": values.ends_at,
+        "time_zone": values.time_zone,
+        "audience_id": values.audience_id,
+        "personal_code_required": values.personal_code_required,
+        "max_redemptions": values.max_redemptions,
+    }
+
+
+def _as_written(code: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", code).split())
+
+
+def _check(values: OfferValues) -> None:
+    errors = [*_name(values), *_code(values), *_discount(values.discount), *_window(values), *_cap(values)]
+    if errors:
+        raise Invalid(*errors)
+
+
+def _name(values: OfferValues) -> Iterator[FieldError]:
+    name = values.name.strip()
+    if not name:
+        yield FieldError("name", "name_missing", "Give the offer a name; customers see it.")
+    elif len(name) > NAME_MAX:
+        yield FieldError("name", "name_too_long", f"A name has at most {NAME_MAX} characters.")
+    elif not name.isprintable():
+        yield FieldError("name", "name_invalid", "A name is one line of plain text.")
+
+
+def _code(values: OfferValues) -> Iterator[FieldError]:
+    if values.code is None:
+        return
+    try:
+        length = len(normalise_code(values.code))
+    except Invalid as error:
+        yield from error.errors
+        return
+    if not CODE_MIN <= length <= CODE_MAX or len(values.code) > 2 * CODE_MAX:
+        yield FieldError("code", "code_length", f"A code has {CODE_MIN} to {CODE_MAX} letters and digits.")
+
+
+def _discount(discount: Discount) -> Iterator[FieldError]:
+    if discount.type == "percent":
+        percent = discount.percent
+        if percent is None or not percent.is_finite() or not 0 < percent <= 100:
+            yield FieldError("discount.percent", "discount_invalid", "Give a percentage above 0 and up to 100.")
+        elif percent != percent.quantize(Decimal("0.01")):
+            yield FieldError("discount.percent", "discount_invalid", "A percentage has at most two decimals.")
+        return
+    if discount.amount is None or not 0 < discount.amount <= AMOUNT_MAX:
+        yield FieldError("discount.amount", "discount_invalid", "Give an amount above 0.")
+    if discount.currency is None or not is_currency(discount.currency):
+        yield FieldError("discount.currency", "currency_unknown", "Give a currency by its three letters, such as EUR.")
+
+
+def _window(values: OfferValues) -> Iterator[FieldError]:
+    try:
+        window.zone(values.time_zone)
+    except Invalid as error:
+        yield from error.errors
+    for field, at in (("starts_at", values.starts_at), ("ends_at", values.ends_at)):
+        if at is not None and at.year not in YEARS:
+            yield FieldError(field, "time_out_of_range", f"Choose a day from {YEARS[0]} to {YEARS[-1]}.")
+    if values.ends_at is not None and values.ends_at <= values.starts_at:
+        yield FieldError("ends_at", "window_invalid", "The end must come after the start.")
+
+
+def _cap(values: OfferValues) -> Iterator[FieldError]:
+    cap = values.max_redemptions
+    if cap is not None and not 1 <= cap <= CAP_MAX:
+        yield FieldError("max_redemptions", "cap_invalid", "The cap is a whole number from 1; leave it empty for none.")
+
+
+def _check_frozen(offer: Offer, values: OfferValues) -> None:
+    if offer.frozen_at is None:
+        return
+    errors = []
+    if values.discount != offer.discount:
+        field = "discount.percent" if values.discount.type == "percent" else "discount.amount"
+        errors.append(
+            FieldError(
+                field,
+                "frozen",
+                "The discount can't change any more: it was mailed or redeemed already. Make a new offer instead.",
+            )
+        )
+    if normalise_code(values.code or "") != offer.code:
+        errors.append(
+            FieldError("code", "frozen", "The code can't change any more: it was mailed or redeemed already.")
+        )
+    if (values.max_redemptions is None) != (offer.max_redemptions is None):
+        errors.append(
+            FieldError(
+                "max_redemptions",
+                "frozen",
+                "This offer was mailed or redeemed already: a cap can be raised or lowered, not added or removed.",
+            )
+        )
+    elif values.max_redemptions is not None and values.max_redemptions < offer.redeemed:
+        errors.append(
+            FieldError(
+                "max_redemptions",
+                "cap_below_redeemed",
+                f"{offer.redeemed:,} are used already; the cap can't be lower than that.",
+            )
+        )
+    if errors:
+        raise Invalid(*errors)

@@ -1,0 +1,98 @@
+"""Every SELECT about offers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, func, or_, select, true
+
+from webapp.errors import Invalid
+from webapp.extensions import db
+from webapp.offers.models import Offer, OfferState, normalise_code
+
+
+def by_id(offer_id: int) -> Offer | None:
+    return db.session.get(Offer, offer_id)
+
+
+def by_code(code: str) -> Offer | None:
+    """The offer of a normalised code."""
+    return db.session.scalar(select(Offer).where(Offer.code == code))
+
+
+def locked(offer_id: int) -> Offer | None:
+    """The offer as it stands on disk, locked until the transaction ends."""
+    return db.session.scalar(
+        select(Offer).where(Offer.id == offer_id).with_for_update().execution_options(populate_existing=True)
+    )
+
+
+def clock() -> datetime:
+    """What time it is for the database, whose clock decides about windows."""
+    now: datetime = db.session.execute(select(func.now())).scalar_one()
+    return now
+
+
+def page(
+    q: str = "",
+    state: OfferState | None = None,
+    *,
+    before: int | None = None,
+    after: int | None = None,
+    limit: int = 25,
+) -> list[Offer]:
+    """Offers, newest first, older than `before` or newer than `after`; one more than `limit` if there are more."""
+    statement = select(Offer).where(_matches(q), _in_state(state))
+    if after is not None:
+        newer = statement.where(Offer.id > after).order_by(Offer.id).limit(limit + 1)
+        return list(db.session.scalars(newer))[::-1]
+    if before is not None:
+        statement = statement.where(Offer.id < before)
+    return list(db.session.scalars(statement.order_by(Offer.id.desc()).limit(limit + 1)))
+
+
+def any_offer() -> bool:
+    return db.session.scalar(select(Offer.id).limit(1)) is not None
+
+
+def open_ids() -> Sequence[int]:
+    """Offers whose window is open and which are not paused, those that end soonest first."""
+    return db.session.scalars(
+        select(Offer.id)
+        .where(Offer.starts_at <= func.now(), _not_ended(), Offer.paused_at.is_(None))
+        .order_by(Offer.ends_at.asc().nulls_last(), Offer.id)
+    ).all()
+
+
+def _matches(q: str) -> ColumnElement[bool]:
+    words = q.replace("\0", "").strip()
+    if not words:
+        return true()
+    pattern = "%" + words.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+    found = Offer.name.ilike(pattern)
+    try:
+        return or_(found, Offer.code.startswith(normalise_code(words)))
+    except Invalid:
+        return found
+
+
+def _not_ended() -> ColumnElement[bool]:
+    return or_(Offer.ends_at.is_(None), Offer.ends_at > func.now())
+
+
+def _in_state(state: OfferState | None) -> ColumnElement[Any]:
+    """The same words as `Offer.state`, for the database."""
+    running = and_(_not_ended(), Offer.paused_at.is_(None))
+    used_up = and_(Offer.max_redemptions.is_not(None), Offer.redeemed >= Offer.max_redemptions)
+    room = or_(Offer.max_redemptions.is_(None), Offer.redeemed < Offer.max_redemptions)
+    states: dict[OfferState | None, ColumnElement[Any]] = {
+        None: true(),
+        "ended": ~_not_ended(),
+        "paused": and_(_not_ended(), Offer.paused_at.is_not(None)),
+        "used_up": and_(running, used_up),
+        "scheduled": and_(running, room, Offer.starts_at > func.now()),
+        "live": and_(running, room, Offer.starts_at <= func.now()),
+    }
+    return states[state]
