@@ -53,3 +53,4 @@ install-dev: .venv/installed-dev
 
 .venv/installed-dev: requirements-dev.txt scripts/install
 	@$(PYTHON) scripts/install requirements-dev.txt .venv/installed-dev
+	@touch .venv/installed

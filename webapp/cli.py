@@ -8,6 +8,7 @@ import click
 import flask_migrate
 from flask import Flask, current_app
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from webapp import mailsink, services
 from webapp.accounts import actions as accounts
@@ -123,7 +124,12 @@ def mail_sink() -> None:
 
 def _migrate(settings: Settings) -> None:
     """Migrate, one process at a time: an advisory lock makes a second one wait and then find nothing to do."""
-    with db.engine.connect() as lock:
+    try:
+        lock = db.engine.connect()
+    except OperationalError as error:
+        reason = str(error.orig).strip().splitlines()[0]
+        raise ServiceError(f"the database of DATABASE_URL does not let us in ({reason}); check that setting") from error
+    with lock:
         lock.execute(text("select pg_advisory_lock(hashtext('onecode.migrate'))"))
         flask_migrate.upgrade()
 

@@ -1,0 +1,118 @@
+"""The house rules of docs/architecture.md, read from the imports."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from webapp.settings import ROOT
+
+ROOMS = ("accounts", "customers", "offers", "redemptions", "campaigns")
+DOORS = ("staff", "public", "api")
+# Lowest first: a file imports only from its own level or below.
+LEVELS = ("models", "queries", "actions", "tasks", "doors")
+# What the cores of a room may import of other rooms. Every core may write to the audit trail.
+MAY_IMPORT = {
+    "accounts": set(),
+    "customers": set(),
+    "offers": set(),
+    "redemptions": {"customers", "offers", "campaigns"},
+    "campaigns": {"customers", "offers", "redemptions"},
+}
+
+
+def files() -> Iterator[tuple[str, str, Path]]:
+    """(room, role, path) of every file of a room."""
+    for room in ROOMS:
+        for path in sorted((ROOT / "webapp" / room).glob("*.py")):
+            if path.stem != "__init__":
+                yield room, path.stem, path
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of webapp that a file imports, as `room.role` or `module`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return {name.removeprefix("webapp.") for name in found if name.startswith("webapp.")}
+
+
+ALL = list(files())
+
+
+@pytest.mark.parametrize(("room", "role", "path"), ALL, ids=[f"{room}.{role}" for room, role, _ in ALL])
+def test_a_core_knows_only_the_rooms_it_may(room: str, role: str, path: Path) -> None:
+    if role in DOORS:
+        return
+    others = {name.split(".")[0] for name in imports(path)} & set(ROOMS) - {room}
+    others -= {"accounts"} if _uses_only_the_trail(path) else set()
+    assert others <= MAY_IMPORT[room]
+
+
+@pytest.mark.parametrize(("room", "role", "path"), ALL, ids=[f"{room}.{role}" for room, role, _ in ALL])
+def test_imports_point_down(room: str, role: str, path: Path) -> None:
+    level = _level(role)
+    for name in imports(path):
+        other, _, rest = name.partition(".")
+        if other in ROOMS and rest:
+            assert _level(rest.split(".")[0]) <= level, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize(("room", "role", "path"), ALL, ids=[f"{room}.{role}" for room, role, _ in ALL])
+def test_redemptions_and_campaigns_do_not_call_each_others_actions(room: str, role: str, path: Path) -> None:
+    other = {"redemptions": "campaigns", "campaigns": "redemptions"}.get(room)
+    if other and role not in DOORS:
+        assert not {f"{other}.actions", f"{other}.tasks"} & imports(path)
+
+
+@pytest.mark.parametrize(("room", "role", "path"), ALL, ids=[f"{room}.{role}" for room, role, _ in ALL])
+def test_only_actions_commit(room: str, role: str, path: Path) -> None:
+    if role != "actions" and not role.endswith("_actions"):
+        calls = {ast.unparse(n.func) for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)}
+        assert not {call for call in calls if call.endswith(".commit")}
+
+
+@pytest.mark.parametrize(("room", "role", "path"), ALL, ids=[f"{room}.{role}" for room, role, _ in ALL])
+def test_doors_hold_no_sql_and_cores_no_request(room: str, role: str, path: Path) -> None:
+    names = _names_imported_from(path, "flask") if role not in DOORS else set()
+    assert not names & {"request", "session", "g", "redirect", "render_template"}
+    if role in DOORS:
+        assert not any(name.startswith("sqlalchemy") for name in _modules(path))
+        assert "db" not in _names_imported_from(path, "webapp.extensions")
+
+
+def _level(role: str) -> int:
+    if role in DOORS:
+        return LEVELS.index("doors")
+    if role in LEVELS:
+        return LEVELS.index(role)
+    # The other files of a room (verdict, links, message, forms …) stand beside its queries.
+    return LEVELS.index("queries")
+
+
+def _uses_only_the_trail(path: Path) -> bool:
+    return {name for name in imports(path) if name.startswith("accounts")} <= {
+        "accounts.actions",
+        "accounts.actions.record",
+    }
+
+
+def _names_imported_from(path: Path, module: str) -> set[str]:
+    return {
+        alias.name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module == module
+        for alias in node.names
+    }
+
+
+def _modules(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    plain = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    return plain | {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

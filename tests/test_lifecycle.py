@@ -1,0 +1,219 @@
+"""The whole program in a copy of the tree: set up, used, stopped, with the commands of the README."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+from psycopg import sql
+
+from tests.live import free_port
+from webapp.services import MARK
+from webapp.settings import ROOT
+
+pytestmark = pytest.mark.lifecycle
+
+OF_THE_PROGRAM = ("DATABASE_URL", "SECRET_KEY", "INSTANCE_PATH", "PORT", "PUBLIC_URL", "MAIL_SERVER", "MAIL_PORT")
+
+
+@dataclass
+class Copy:
+    """A copy of the tree in a folder with a space in its name, with a port of its own."""
+
+    folder: Path
+    port: int
+
+    def make(self, *targets: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        env = {k: v for k, v in os.environ.items() if k not in OF_THE_PROGRAM}
+        return subprocess.run(
+            ["make", "--no-print-directory", *targets],
+            cwd=self.folder,
+            env=env | {"PORT": str(self.port)} | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=180,
+        )
+
+    def get(self, path: str, port: int | None = None) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port or self.port}{path}", timeout=10) as answer:
+            return str(answer.read().decode())
+
+    def processes(self) -> list[psutil.Process]:
+        """Every live process of this copy, the embedded server's too."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                marked = process.environ().get(MARK) == str(self.folder / "instance")
+                # A path in the command line tells the embedded server, which inherits no mark.
+                if marked or any(str(self.folder) in word for word in process.cmdline()[:3]):
+                    found.append(process)
+        return found
+
+
+def taken(ports: range) -> bool:
+    for port in ports:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return True
+    return False
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Iterator[Callable[[str], Copy]]:
+    """Makes copies of the tree as it is now; whatever they started is stopped at the end."""
+    made = []
+    # The embedded server's user must be able to get to a root user's copy, as it can in most places but /root.
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+
+    def make(name: str) -> Copy:
+        folder = tmp_path / name
+        tracked = subprocess.run(
+            ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
+        )
+        for file in tracked.stdout.decode().split("\0"):
+            if file and (ROOT / file).is_file():
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / file, folder / file)
+        (folder / ".venv").symlink_to(Path(os.environ.get("VIRTUAL_ENV") or ROOT / ".venv"))
+        port = free_port()
+        while taken(range(port, port + 3)) or port > 65000:
+            port = free_port()
+        made.append(Copy(folder, port))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.make("down")
+
+
+def test_set_up_use_set_up_again_and_down(copy: Callable[[str], Copy]) -> None:
+    one = copy("one copy")
+
+    first = one.make("setup")
+    assert first.returncode == 0, first.stderr
+    assert f"http://127.0.0.1:{one.port}/redeem" in first.stdout
+    link = next(line.strip() for line in first.stdout.splitlines() if "/invitations/" in line)
+    assert "password" in one.get(link.partition(str(one.port))[2]).lower()
+    assert "No mail yet" in one.get("/", one.port + 2)
+
+    again = one.make("setup")
+    assert again.returncode == 0
+    assert "nothing was changed" in again.stdout
+
+    assert one.make("down").returncode == 0
+    assert one.processes() == []
+    assert "not running" in one.make("down").stdout
+    assert (one.folder / "instance" / "secret_key").exists()
+
+    assert "/invitations/" in one.make("setup").stdout
+
+
+def test_two_copies_run_side_by_side(copy: Callable[[str], Copy]) -> None:
+    one, two = copy("one"), copy("the other")
+    assert one.make("setup").returncode == 0
+    assert two.make("setup").returncode == 0
+    assert one.get("/healthz") == two.get("/healthz")
+
+    one.make("down")
+
+    assert two.get("/healthz")
+    assert one.processes() == []
+
+
+def test_a_killed_worker_is_started_again(copy: Callable[[str], Copy]) -> None:
+    one = copy("one")
+    one.make("setup")
+    worker = _worker(one)
+
+    os.kill(worker.pid, signal.SIGKILL)
+
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with contextlib.suppress(StopIteration):
+            if _worker(one).pid != worker.pid:
+                return
+        time.sleep(0.1)
+    pytest.fail("no worker came back")
+
+
+def test_down_finds_what_a_killed_supervisor_left_behind(copy: Callable[[str], Copy]) -> None:
+    one = copy("one")
+    one.make("setup")
+    supervisor = next(p for p in one.processes() if "supervisor.supervisord" in " ".join(p.cmdline()))
+    os.kill(supervisor.pid, signal.SIGKILL)
+
+    one.make("down")
+
+    assert one.processes() == []
+
+
+def test_a_taken_port_is_one_line_and_leaves_nothing_running(copy: Callable[[str], Copy]) -> None:
+    one = copy("one")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", one.port))
+        other.listen()
+
+        done = one.make("setup")
+
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[0] == (
+        f"onecode: port {one.port} is taken by another program; choose another: make setup PORT={one.port + 10}"
+    )
+    assert not [p for p in one.processes() if "gunicorn" in " ".join(p.cmdline())]
+
+
+def test_a_database_url_is_used_and_none_embedded(copy: Callable[[str], Copy]) -> None:
+    one = copy("one")
+    server = os.environ["TEST_DATABASE_URL"]
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute("create database onecode_lifecycle")
+    url = server.replace("/postgres", "/onecode_lifecycle", 1)
+    try:
+        done = one.make("setup", DATABASE_URL=url)
+        assert done.returncode == 0, done.stderr
+        assert "ready" in one.get("/readyz")
+        assert not (one.folder / "instance" / "postgresql").exists()
+        one.make("down", DATABASE_URL=url)
+    finally:
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier("onecode_lifecycle")))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("PORT", "eighty", "PORT must be a whole number"),
+        ("DATABASE_URL", "mysql://here", "DATABASE_URL must start with postgresql://"),
+        ("DATABASE_URL", "postgresql://127.0.0.1:1/nowhere", "DATABASE_URL"),
+        ("PUBLIC_URL", "example.com", "PUBLIC_URL must be an address"),
+        ("MAIL_USE_TLS", "perhaps", "MAIL_USE_TLS must be true or false"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(copy: Callable[[str], Copy], setting: str, value: str, said: str) -> None:
+    done = copy("one").make("setup", **{setting: value})
+
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+    assert len(lines) == 1
+    assert said in lines[0]
+
+
+def _worker(one: Copy) -> psutil.Process:
+    return next(p for p in one.processes() if "webapp.worker" in p.cmdline())
