@@ -10,7 +10,7 @@ export PORT
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup down run run-migration run-test check format lock install install-dev
+.PHONY: help setup down run run-migration run-test check format erd lock install install-dev
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -41,6 +41,9 @@ format: install-dev ## Put code and templates into shape
 	@$(VENV) -m ruff check --fix .
 	@$(VENV) -m ruff format .
 	@$(VENV) -m djlint --reformat --quiet templates
+
+erd: install-dev ## Draw docs/erd.md from the models
+	@$(VENV) scripts/erd
 
 lock: install-dev ## Renew requirements.txt and requirements-dev.txt from their .in files
 	@$(VENV) scripts/lock
