@@ -65,12 +65,18 @@ def run() -> None:
         try:
             if services.is_running(settings):
                 raise ServiceError("Onecode runs in the background already; stop it first with: make down")
-            services.start_database(settings)
+            started = services.start_database(settings)
             _migrate(settings)
         except (ServiceError, EmbeddedError, OSError) as error:
             _fail(error)
     _say_where(settings, "Onecode is starting; Ctrl-C ends it.")
-    services.run(settings)
+    try:
+        services.run(settings)
+    except ServiceError as error:
+        _fail(error)
+    finally:
+        if started:
+            services.stop_database(settings)
 
 
 @click.command("migrate")

@@ -73,9 +73,10 @@ def start(settings: Settings) -> None:
     """
     _check_ports(settings)
     (settings.instance_path / "port").write_text(str(settings.port))
-    with (_private(settings.instance_path / "log") / "start.log").open("wb") as log:
+    configuration = _configuration(settings)
+    with (settings.instance_path / "log" / "start.log").open("wb") as log:
         subprocess.Popen(
-            [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(_configuration(settings))],
+            [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(configuration)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,
@@ -91,19 +92,20 @@ def start(settings: Settings) -> None:
 
 
 def run(settings: Settings) -> None:
-    """Run the same processes in front, their logs on the screen, until Ctrl-C."""
+    """Run the same processes in front, their logs on the screen, until Ctrl-C or SIGTERM; return when all have ended."""
     _check_ports(settings)
     (settings.instance_path / "port").write_text(str(settings.port))
-    os.chdir(ROOT)
-    command = [
-        sys.executable,
-        "-m",
-        "supervisor.supervisord",
-        "-n",
-        "-c",
-        str(_configuration(settings, front=True)),
-    ]
-    os.execve(sys.executable, command, _environment(settings))  # noqa: S606
+    command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(_configuration(settings, front=True))]
+    # Ctrl-C reaches the whole group of the terminal: supervisord ends its own, and this process waits for it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    supervisor = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=_environment(settings),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    signal.signal(signal.SIGTERM, lambda *_: supervisor.terminate())
+    supervisor.wait()
 
 
 def stop(settings: Settings) -> bool:
@@ -127,6 +129,7 @@ def _configuration(settings: Settings, front: bool = False) -> Path:
     """supervisord's configuration. Every value comes by the environment: it can hold any character of a path."""
     folder = settings.instance_path
     _private(folder / "mails")
+    _private(folder / "log")
     programs = {"web": _web(settings), "worker": "-m webapp.worker"}
     if settings.mail_is_sink:
         programs["mail"] = "-m flask --app wsgi mail-sink"
@@ -168,7 +171,7 @@ def _private(folder: Path) -> Path:
 def _web(settings: Settings) -> str:
     return (
         f"-m gunicorn wsgi:app --bind 127.0.0.1:{settings.port} --workers 2 --threads 8 "
-        "--graceful-timeout 30 --worker-tmp-dir /dev/shm --access-logfile /dev/null --no-control-socket"
+        "--graceful-timeout 30 --access-logfile /dev/null --no-control-socket"
     )
 
 
