@@ -92,7 +92,7 @@ def start(settings: Settings) -> None:
 
 
 def run(settings: Settings) -> None:
-    """Run the same processes in front, their logs on the screen, until Ctrl-C or SIGTERM; return when all have ended."""
+    """Run the same processes in front, logs on the screen, until Ctrl-C or SIGTERM; return when all have ended."""
     _check_ports(settings)
     (settings.instance_path / "port").write_text(str(settings.port))
     command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(_configuration(settings, front=True))]
