@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import flask_migrate
 import psycopg
 import pytest
-from flask import Flask
+from flask import Flask, g
 from flask.testing import FlaskClient
 from psycopg import sql
 from sqlalchemy import text
@@ -95,6 +95,15 @@ def session_app(test_settings: settings.Settings) -> Flask:
     app = create_app(test_settings)
     app.config["TESTING"] = True
     app.config["ARGON2"] = {"time_cost": 1, "memory_cost": 8, "parallelism": 1}
+
+    @app.teardown_request
+    def end_as_outside_tests(_: BaseException | None) -> None:
+        # The context of the test is there before and after the request: without this, what a view forgot to commit
+        # would be there still, and the user of one request would be that of the next.
+        db.session.rollback()
+        for name in list(g):
+            g.pop(name)
+
     with app.app_context():
         flask_migrate.upgrade()
     return app

@@ -12,16 +12,16 @@ from flask_openapi import Info, OpenAPI
 from sqlalchemy import text
 from whitenoise import WhiteNoise
 
-from webapp import bell, cli, web
-from webapp.accounts import api as accounts_api
+from webapp import bell, cli, ratelimit, web
 from webapp.accounts import staff as accounts_staff
-from webapp.blueprints import api, problems, public, staff
+from webapp.blueprints import api, docs, problems, public, staff
 from webapp.campaigns import api as campaigns_api
 from webapp.campaigns import public as campaigns_public
 from webapp.campaigns import staff as campaigns_staff
 from webapp.customers import api as customers_api
 from webapp.customers import staff as customers_staff
 from webapp.extensions import csrf, db, huey, login, mail, migrate
+from webapp.home import staff as home_staff
 from webapp.offers import api as offers_api
 from webapp.offers import staff as offers_staff
 from webapp.redemptions import api as redemptions_api
@@ -81,11 +81,13 @@ def create_app(settings: Settings | None = None) -> Flask:
         SESSION_COOKIE_SAMESITE="Lax",
         SESSION_COOKIE_SECURE=settings.public_url.startswith("https://"),
     )
+    app.url_map.converters["int"] = web.RowId
     _extensions(app, settings)
     _doors(app)
     _headers(app)
     _health(app)
     problems.init_app(app)
+    ratelimit.init_app(app)
     web.init_app(app)
     cli.init_app(app)
     return app
@@ -115,6 +117,7 @@ def _extensions(app: Flask, settings: Settings) -> None:
 def _doors(app: OpenAPI) -> None:
     app.register_blueprint(
         staff.staff_door(
+            home_staff.room,
             accounts_staff.room,
             customers_staff.room,
             offers_staff.room,
@@ -124,7 +127,7 @@ def _doors(app: OpenAPI) -> None:
     )
     app.register_blueprint(public.public_door(redemptions_public.room, campaigns_public.room))
     app.register_api(
-        api.api_door(customers_api.room, offers_api.room, campaigns_api.room, redemptions_api.room, accounts_api.room)
+        api.api_door(customers_api.room, offers_api.room, campaigns_api.room, redemptions_api.room, docs.room)
     )
 
 

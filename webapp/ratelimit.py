@@ -117,6 +117,14 @@ def typed(field: str, normalise: Callable[[str], str] = str) -> Callable[[], str
 limiter = Limiter(address, storage_uri="table://", strategy="fixed-window", swallow_errors=True)
 
 
+def forgive(who: Callable[[], str]) -> None:
+    """Forget the tries that led to this request, of one kind of key: whoever succeeds has not been guessing."""
+    key = who()
+    for limit in limiter.current_limits:
+        if limit.request_args[0] == key:
+            limiter.limiter.clear(limit.limit, *limit.request_args)
+
+
 def init_app(app: Flask) -> None:
     """Switch the limits on for an app and answer 429 with the time to wait, in the form of the door."""
     limiter.init_app(app)

@@ -11,11 +11,19 @@ import jinja2_fragments.flask
 from babel import Locale, UnknownLocaleError, dates, numbers
 from flask import Flask, Response, make_response, render_template, request
 from flask_login import current_user
+from werkzeug.routing import IntegerConverter, Map
 
 from webapp.errors import DomainError
 from webapp.offers.models import Discount
 
 _DAY = timedelta(days=1)
+
+
+class RowId(IntegerConverter):
+    """A number in an address that can be the id of a row: a larger one is no page rather than an error."""
+
+    def __init__(self, map: Map) -> None:
+        super().__init__(map, max=2**63 - 1)
 
 
 def is_htmx() -> bool:

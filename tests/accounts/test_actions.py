@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 from flask import Flask
@@ -71,13 +72,8 @@ class TestInvitations:
 
     def test_two_tabs_at_the_same_moment_make_one_user(self, app: Flask, token: Token) -> None:
         link = token()
-        results = at_the_same_time(
-            app,
-            *[
-                lambda n=n: actions.join(link, f"P{n}", f"p{n}@example.com", PASSWORD, "UTC")  # type: ignore[misc]
-                for n in range(8)
-            ],
-        )
+        joins = [partial(actions.join, link, f"P{n}", f"p{n}@example.com", PASSWORD, "UTC") for n in range(8)]
+        results = at_the_same_time(app, *joins)
         assert sum(isinstance(result, NotFound) for result in results) == 7
         assert count(StaffUser) == 1
 
@@ -192,7 +188,12 @@ class TestSignIn:
         person("admin")
         checked: list[str] = []
         real = passwords.matches
-        monkeypatch.setattr(passwords, "matches", lambda *args: (checked.append(args[0]), real(*args))[1])
+
+        def watched(password_hash: str, password: str) -> bool:
+            checked.append(password_hash)
+            return real(password_hash, password)
+
+        monkeypatch.setattr(passwords, "matches", watched)
         with pytest.raises(DomainError):
             actions.sign_in(email, "not the password")
         assert [entry.rpartition("$")[0].rpartition("$")[0] for entry in checked] == ["$argon2id$v=19$m=8,t=1,p=1"]
@@ -241,12 +242,8 @@ class TestPeople:
     def test_of_admins_who_unseat_each_other_at_once_one_stays(self, app: Flask, person: Person) -> None:
         ids = [person("admin", email=f"a{n}@example.com").id for n in range(6)]
         db.session.remove()
-        deeds: list[Callable[[], object]] = [
-            lambda i=i, n=n: (  # type: ignore[misc]
-                actions.disable(i, by="tests") if n % 2 else actions.change_role(i, "viewer", by="tests")
-            )
-            for n, i in enumerate(ids)
-        ]
+        deeds: list[Callable[[], object]] = [partial(actions.disable, i, by="tests") for i in ids[::2]]
+        deeds += [partial(actions.change_role, i, "viewer", by="tests") for i in ids[1::2]]
         results = at_the_same_time(app, *deeds)
         assert sum(isinstance(result, DomainError) for result in results) == 1
         assert len(queries.lock_active_admins()) == 1

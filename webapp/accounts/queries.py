@@ -55,6 +55,10 @@ def by_email(email: str) -> StaffUser | None:
     return db.session.scalar(select(StaffUser).where(StaffUser.email == email))
 
 
+def person(user_id: int) -> StaffUser | None:
+    return db.session.get(StaffUser, user_id)
+
+
 def lock(user_id: int) -> StaffUser | None:
     """The user as of now, kept from other changes until the transaction ends."""
     return db.session.get(StaffUser, user_id, populate_existing=True, with_for_update=True)

@@ -1,0 +1,8 @@
+// Draws the description of the JSON calls that /api/v1/openapi.json gives.
+SwaggerUIBundle({
+  url: document.getElementById("calls").dataset.description,
+  dom_id: "#calls",
+  deepLinking: true,
+  // The page asks nobody else whether the description is right.
+  validatorUrl: null,
+});
