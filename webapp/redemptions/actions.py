@@ -1,0 +1,325 @@
+"""Redeeming, undoing, and the hourly counts. Exactness is the database's: these are the writes that it guards."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from webapp.errors import DomainError, FieldError, Invalid, NotFound
+from webapp.extensions import db
+from webapp.offers import actions as offers
+from webapp.redemptions import ids, queries, words
+from webapp.redemptions.queries import Redeemed
+from webapp.redemptions.verdict import Ask, Facts, OfferFacts, Reason, Use, Verdict, discount_on, repeat_of, verdict
+
+REASON_MAX = 500
+# Each round either settles an ask or meets somebody else who was faster; more than a few can't happen by chance.
+ROUNDS = 10
+# Held shared by whoever undoes a redemption, alone by whoever counts hours.
+_TALLY_LOCK = "hashtext('onecode.redemption_tally')"
+
+
+class Refused(DomainError):
+    """The rule says no. `verdict` has every check, `offer` what is known of the offer, `use` the earlier use."""
+
+    def __init__(self, reason: Reason, judged: Verdict, facts: Facts) -> None:
+        super().__init__(reason, words.full(reason, facts.offer), 404 if reason == "not_found" else 409)
+        self.reason = reason
+        self.verdict = judged
+        self.facts = facts
+
+
+def redeem(ask: Ask) -> Redeemed:
+    """Redeem an offer once for a customer. What it returns is on disk.
+
+    :returns: the redemption; `repeated` when the same request has made it before (by Idempotency-Key or order id).
+    :raises Refused: with the first check of the rule that failed.
+    :raises Invalid: when the order does not suit the discount, or an Idempotency-Key came with another body before.
+    """
+    answer = redeem_all([ask])[0]
+    if isinstance(answer, DomainError):
+        raise answer
+    return answer
+
+
+def redeem_all(asks: Sequence[Ask]) -> list[Redeemed | DomainError]:
+    """Redeem many, of any offers and customers, in one transaction; an answer for each, in their order.
+
+    Every answer "redeemed", "already redeemed" or "used up" tells what is on disk. All are judged by one rule over
+    facts from one statement; then, offer by offer in the order of their ids, all rows are inserted sorted by customer
+    and their number is taken from the cap last. In this order, whatever runs at once, nobody waits in a circle.
+    """
+    answers: dict[int, Redeemed | DomainError] = {}
+    for _ in range(ROUNDS):
+        waiting = [n for n in range(len(asks)) if n not in answers]
+        if not waiting:
+            return [answers[n] for n in range(len(asks))]
+        answers |= _round({n: asks[n] for n in waiting})
+    db.session.rollback()
+    busy = DomainError("conflict", "Too many are at this very redemption at once; please try again.", 409)
+    return [answers.get(n, busy) for n in range(len(asks))]
+
+
+def _round(asks: dict[int, Ask]) -> dict[int, Redeemed | DomainError]:
+    """One transaction. Asks that met somebody faster, or an offer that is still open to change, get no answer yet."""
+    answers: dict[int, Redeemed | DomainError] = {}
+    admitted: dict[int, dict[int, _Entry]] = {}
+    loose: set[int] = set()
+    for n, facts in zip(asks, queries.facts(list(asks.values())), strict=True):
+        try:
+            known = _judge(asks[n], facts)
+        except DomainError as error:
+            answers[n] = error
+            continue
+        if isinstance(known, Redeemed):
+            answers[n] = known
+        elif not known.offer.frozen:
+            loose.add(known.offer.id)
+        else:
+            # A second ask for the same pair waits for what becomes of the first.
+            admitted.setdefault(known.offer.id, {}).setdefault(known.customer_id, dataclasses.replace(known, n=n))
+    if loose:
+        _freeze(loose)
+        return answers
+    connection = db.session.connection()
+    for offer_id in sorted(admitted):
+        answers |= _write(connection, list(admitted[offer_id].values()))
+    db.session.commit()
+    return answers
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An ask that may be written."""
+
+    ask: Ask
+    facts: Facts
+    offer: OfferFacts
+    customer_id: int
+    discount_amount: int | None
+    n: int = field(default=0)
+
+
+def _judge(ask: Ask, facts: Facts) -> _Entry | Redeemed:
+    repeated = repeat_of(ask, facts)
+    if repeated is not None:
+        return _answer(facts, repeated, repeated=True)
+    judged = verdict(facts)
+    if judged.reason is not None:
+        raise Refused(judged.reason, judged, facts)
+    if facts.offer is None or facts.customer_id is None:
+        raise RuntimeError("the rule admits only what is known")
+    return _Entry(ask, facts, facts.offer, facts.customer_id, discount_on(ask.order, facts.offer.discount))
+
+
+def _freeze(offer_ids: Iterable[int]) -> None:
+    """Freeze offers before their first redemption, each in a transaction of its own; the facts are then read anew.
+
+    Nobody can then give an offer a cap, or another discount, between what was read and what is written.
+    """
+    for offer_id in sorted(offer_ids):
+        offers.freeze(offer_id)
+        db.session.commit()
+
+
+_INSERT = text(
+    """
+    insert into redemption (customer_id, offer_id, redeemed_at, channel, api_key_id, order_id, order_amount,
+      order_currency, discount_amount, order_metadata, idempotency_key, body_hash)
+    select customer_id, :offer_id, clock_timestamp(), channel, api_key_id, order_id, order_amount,
+      order_currency, discount_amount, cast(order_metadata as jsonb), idempotency_key, body_hash
+    from unnest(
+      cast(:customer_ids as bigint[]), cast(:channels as text[]), cast(:api_key_ids as int[]),
+      cast(:order_ids as text[]), cast(:order_amounts as bigint[]), cast(:order_currencies as text[]),
+      cast(:discount_amounts as bigint[]), cast(:metadata as text[]), cast(:keys as text[]), cast(:hashes as bytea[])
+    ) as t(customer_id, channel, api_key_id, order_id, order_amount, order_currency, discount_amount,
+      order_metadata, idempotency_key, body_hash)
+    on conflict do nothing
+    returning customer_id, redeemed_at
+    """
+)
+_TAKE = text("update offer set redeemed = redeemed + :n where id = :offer_id and redeemed + :n <= max_redemptions")
+_LEFT = text("select max_redemptions - redeemed from offer where id = :offer_id for update")
+_DROP = text("delete from redemption where offer_id = :offer_id and customer_id = any(:customer_ids)")
+
+
+def _write(connection: Connection, entries: list[_Entry]) -> dict[int, Redeemed | DomainError]:
+    """All rows of one offer, then their number from its cap. Whoever was there before is left without an answer."""
+    offer = entries[0].offer
+    made = _insert(connection, offer.id, sorted(entries, key=lambda entry: entry.customer_id))
+    inserted = [entry for entry in entries if entry.customer_id in made]
+    room = len(inserted)
+    if offer.max_redemptions is not None and inserted:
+        room = _take(connection, offer.id, len(inserted))
+    answers: dict[int, Redeemed | DomainError] = {
+        entry.n: _answer(entry.facts, made[entry.customer_id]) for entry in inserted[:room]
+    }
+    surplus = inserted[room:]
+    if surplus:
+        connection.execute(_DROP, {"offer_id": offer.id, "customer_ids": [entry.customer_id for entry in surplus]})
+        answers |= {entry.n: _used_up(entry) for entry in surplus}
+    return answers
+
+
+def _insert(connection: Connection, offer_id: int, entries: list[_Entry]) -> dict[int, Use]:
+    asks = [entry.ask for entry in entries]
+    orders = [ask.order for ask in asks]
+    rows = connection.execute(
+        _INSERT,
+        {
+            "offer_id": offer_id,
+            "customer_ids": [entry.customer_id for entry in entries],
+            "channels": [ask.channel for ask in asks],
+            "api_key_ids": [ask.api_key_id for ask in asks],
+            "order_ids": [order.id if order else None for order in orders],
+            "order_amounts": [order.amount if order else None for order in orders],
+            "order_currencies": [order.currency if order else None for order in orders],
+            "discount_amounts": [entry.discount_amount for entry in entries],
+            "metadata": [None if ask.metadata is None else json.dumps(ask.metadata) for ask in asks],
+            "keys": [ask.idempotency_key for ask in asks],
+            "hashes": [ask.body_hash for ask in asks],
+        },
+    )
+    when = {row.customer_id: row.redeemed_at for row in rows}
+    return {entry.customer_id: _use(entry, when[entry.customer_id]) for entry in entries if entry.customer_id in when}
+
+
+def _use(entry: _Entry, redeemed_at: Any) -> Use:
+    ask, order = entry.ask, entry.ask.order
+    return Use(
+        redeemed_at=redeemed_at,
+        channel=ask.channel,
+        api_key_id=ask.api_key_id,
+        order_id=order.id if order else None,
+        order_amount=order.amount if order else None,
+        order_currency=order.currency if order else None,
+        discount_amount=entry.discount_amount,
+        order_metadata=ask.metadata,
+        idempotency_key=ask.idempotency_key,
+        body_hash=ask.body_hash,
+    )
+
+
+def _take(connection: Connection, offer_id: int, n: int) -> int:
+    """Take `n` units of the cap, or as many as are left; how many it were."""
+    if connection.execute(_TAKE, {"offer_id": offer_id, "n": n}).rowcount:
+        return n
+    free: int = connection.execute(_LEFT, {"offer_id": offer_id}).scalar_one()
+    left = min(n, max(0, free))
+    if left:
+        connection.execute(_TAKE, {"offer_id": offer_id, "n": left})
+    return left
+
+
+def _used_up(entry: _Entry) -> Refused:
+    full = dataclasses.replace(entry.offer, redeemed=entry.offer.max_redemptions or 0)
+    facts = dataclasses.replace(entry.facts, offer=full)
+    return Refused("offer_exhausted", verdict(facts), facts)
+
+
+def _answer(facts: Facts, use: Use, repeated: bool = False) -> Redeemed:
+    offer = facts.offer
+    if offer is None or facts.customer_id is None:
+        raise RuntimeError("a redemption is always of an offer by a customer")
+    return Redeemed(
+        offer_id=offer.id,
+        customer_id=facts.customer_id,
+        code=offer.code,
+        offer_name=offer.name,
+        discount=offer.discount,
+        time_zone=offer.time_zone,
+        email=facts.email or "",
+        customer_name="",
+        use=use,
+        repeated=repeated,
+    )
+
+
+_LOCK_TALLY_SHARED = text(f"select pg_advisory_xact_lock_shared({_TALLY_LOCK})")
+_LOCK_TALLY = text(f"select pg_advisory_xact_lock({_TALLY_LOCK})")
+_UNDO = text(
+    """
+    with gone as (
+      delete from redemption
+      where offer_id = :offer_id and customer_id = :customer_id and redeemed_at = :redeemed_at
+      returning *
+    )
+    insert into rollback (customer_id, offer_id, redeemed_at, channel, api_key_id, order_id, order_amount,
+      order_currency, discount_amount, order_metadata, idempotency_key, body_hash, rolled_back_by, reason)
+    select customer_id, offer_id, redeemed_at, channel, api_key_id, order_id, order_amount,
+      order_currency, discount_amount, order_metadata, idempotency_key, body_hash, :by, :reason
+    from gone
+    """
+)
+_GIVE_BACK = text("update offer set redeemed = redeemed - 1 where id = :offer_id and max_redemptions is not null")
+_UNCOUNT = text(
+    """
+    update redemption_hour h set n = h.n - 1 from redemption_tally t
+    where t.id = 1 and cast(:redeemed_at as timestamptz) < t.counted_until
+      and h.offer_id = :offer_id and h.hour = date_trunc('hour', cast(:redeemed_at as timestamptz), 'UTC')
+    """
+)
+
+
+def rollback(public_id: str, reason: str, by: str) -> Redeemed:
+    """Undo a redemption, once: its row moves to the rollbacks, the cap gets its unit back, and the customer may redeem
+    again. Commits.
+
+    :raises NotFound: when there is no such redemption.
+    :raises DomainError: `already_rolled_back` when it was undone before, also at this very moment.
+    :raises Invalid: `reason_missing`, `reason_too_long`.
+    """
+    why = " ".join(reason.split())
+    if not why or not why.isprintable():
+        raise Invalid(FieldError("reason", "reason_missing", "Say in a few words why it is undone."))
+    if len(why) > REASON_MAX:
+        raise Invalid(FieldError("reason", "reason_too_long", f"A reason has at most {REASON_MAX} characters."))
+    found = queries.find(public_id)
+    if found is None:
+        raise NotFound("There is no such redemption; check its reference.")
+    triple = ids.Triple(found.offer_id, found.customer_id, found.use.redeemed_at)._asdict()
+    # First of all, for the hours are counted by whoever holds this lock alone: before us or after us, never between.
+    db.session.execute(_LOCK_TALLY_SHARED)
+    undone = db.session.connection().execute(_UNDO, triple | {"by": by, "reason": why}).rowcount
+    if not undone:
+        db.session.rollback()
+        raise DomainError("already_rolled_back", "This redemption was undone before.", 409)
+    db.session.execute(_GIVE_BACK, {"offer_id": found.offer_id})
+    db.session.execute(_UNCOUNT, {"offer_id": found.offer_id, "redeemed_at": found.use.redeemed_at})
+    db.session.commit()
+    return queries.find(public_id) or found
+
+
+_COUNT = text(
+    """
+    insert into redemption_hour (offer_id, hour, n)
+    select o.id, counted.hour, counted.n
+    from offer o, redemption_tally t,
+    lateral (
+      select date_trunc('hour', r.redeemed_at, 'UTC') as hour, count(*) as n from redemption r
+      where r.offer_id = o.id and r.redeemed_at >= t.counted_until and r.redeemed_at < :until
+      group by 1
+    ) counted
+    where t.id = 1
+    """
+)
+_UNTIL = text("select date_trunc('hour', now() - interval '5 minutes', 'UTC')")
+_MOVE = text("update redemption_tally set counted_until = :until where id = 1 and counted_until < :until returning id")
+
+
+def count_hours() -> None:
+    """Count the redemptions of every hour that ended more than five minutes ago, once. Commits.
+
+    The five minutes are for transactions that were about to commit when the hour ended. Harmless when it runs twice.
+    """
+    until = db.session.execute(_UNTIL).scalar_one()
+    db.session.execute(_LOCK_TALLY)
+    if db.session.execute(text("select counted_until < :until from redemption_tally"), {"until": until}).scalar():
+        db.session.execute(_COUNT, {"until": until})
+        db.session.execute(_MOVE, {"until": until})
+    db.session.commit()

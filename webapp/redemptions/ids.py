@@ -1,0 +1,62 @@
+"""The public id of a redemption: offer, customer and moment encrypted as one AES block.
+
+It needs no column, says nothing about what is in it, and is looked up by decrypting it.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import ECB
+
+from webapp import keyring
+from webapp.redemptions import base32
+
+PURPOSE = "redemption_id"
+LENGTH = 26
+# 32 + 43 + 53 bits make one block: 4 billion offers, 8 trillion customers, moments until the year 2255.
+_CUSTOMER_BITS, _TIME_BITS = 43, 53
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class Triple(NamedTuple):
+    """What names a redemption for ever, also after it was undone."""
+
+    offer_id: int
+    customer_id: int
+    redeemed_at: datetime
+
+
+def write(offer_id: int, customer_id: int, redeemed_at: datetime) -> str:
+    """The public id of a redemption."""
+    moment = (redeemed_at - _EPOCH) // _MICROSECOND
+    if not 0 <= customer_id < 1 << _CUSTOMER_BITS or not 0 <= moment < 1 << _TIME_BITS:
+        raise ValueError("no such redemption can be")
+    number = ((offer_id << _CUSTOMER_BITS) | customer_id) << _TIME_BITS | moment
+    block = _cipher(keyring.newest(PURPOSE)).encryptor().update(number.to_bytes(16, "big"))
+    return base32.write(int.from_bytes(block, "big"), LENGTH)
+
+
+def read(public_id: str) -> list[Triple]:
+    """What a public id may stand for: one triple for each key there has been. Only a look-up tells which is real."""
+    number = base32.read(public_id) if len(public_id) == LENGTH else None
+    if number is None or number >= 1 << 128:
+        return []
+    block = number.to_bytes(16, "big")
+    return [_triple(_cipher(secret).decryptor().update(block)) for _, secret in keyring.keys(PURPOSE)]
+
+
+def _triple(block: bytes) -> Triple:
+    number = int.from_bytes(block, "big")
+    moment = number & ((1 << _TIME_BITS) - 1)
+    customer = (number >> _TIME_BITS) & ((1 << _CUSTOMER_BITS) - 1)
+    return Triple(number >> (_TIME_BITS + _CUSTOMER_BITS), customer, _EPOCH + moment * _MICROSECOND)
+
+
+def _cipher(secret: bytes) -> Cipher[ECB]:
+    # A single block has no second one to be compared with, which is what is wrong with ECB elsewhere.
+    return Cipher(AES(secret), ECB())  # noqa: S305

@@ -1,0 +1,22 @@
+"""Personal links: `/r/<token>` opens the form filled in. The token says whose it is and that we made it."""
+
+from __future__ import annotations
+
+from flask import current_app
+
+from webapp import keyring
+
+PURPOSE = "personal_link"
+
+
+def personal_url(offer_id: int, customer_id: int) -> str:
+    """The absolute address of this customer's link for this offer."""
+    return f"{current_app.config['SETTINGS'].public_url}/r/{keyring.sign(PURPOSE, [offer_id, customer_id])}"
+
+
+def read(token: str) -> tuple[int, int] | None:
+    """(offer id, customer id) of a token of ours, else None."""
+    payload = keyring.unsign(PURPOSE, token) if token.isascii() else None
+    if payload is None or len(payload) != 2:
+        return None
+    return payload[0], payload[1]

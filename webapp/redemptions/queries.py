@@ -1,0 +1,374 @@
+"""Every SELECT about redemptions. Plain rows: a redemption is never loaded as an object of the ORM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any
+
+from sqlalchemy import Row, text
+
+from webapp import keyring
+from webapp.extensions import db
+from webapp.offers.models import Discount
+from webapp.redemptions import ids, personal
+from webapp.redemptions.verdict import Ask, Facts, OfferFacts, PersonalCode, Use
+
+
+@dataclass(frozen=True, slots=True)
+class Redeemed:
+    """A redemption with what it was of and whose. `use.rolled_back_at` tells whether it was undone."""
+
+    offer_id: int
+    customer_id: int
+    code: str
+    offer_name: str
+    discount: Discount
+    time_zone: str
+    email: str
+    customer_name: str
+    use: Use
+    repeated: bool = False
+
+    @property
+    def public_id(self) -> str:
+        return ids.write(self.offer_id, self.customer_id, self.use.redeemed_at)
+
+
+_USE = (
+    "redeemed_at, channel, api_key_id, order_id, order_amount, order_currency, discount_amount, order_metadata, "
+    "idempotency_key, body_hash"
+)
+_USE_FIELDS = [name.strip() for name in _USE.split(",")]
+_UNDONE = "rolled_back_at, rolled_back_by, reason"
+_OFFER = (
+    "id, code, code_as_written, name, discount_type, percent, amount, currency, starts_at, ends_at, time_zone, "
+    "paused_at, audience_id, personal_code_required, max_redemptions, redeemed, frozen_at"
+)
+
+
+def _prefixed(alias: str, columns: str, prefix: str) -> str:
+    return ", ".join(f"{alias}.{name.strip()} as {prefix}{name.strip()}" for name in columns.split(","))
+
+
+_FACTS = text(
+    f"""
+    select t.n, clock_timestamp() as at, t.suffix, t.prefix,
+      {_prefixed("o", _OFFER, "o_")},
+      c.id as customer_id, c.email_as_given as email,
+      o.audience_id is null or m.customer_id is not null as in_audience,
+      {_prefixed("r", _USE, "r_")},
+      {_prefixed("b", f"{_USE}, {_UNDONE}", "b_")}
+    from unnest(
+      cast(:codes as text[]), cast(:prefixes as text[]), cast(:suffixes as text[]), cast(:offer_ids as bigint[]),
+      cast(:emails as text[]), cast(:source_ids as text[]), cast(:customer_ids as bigint[]),
+      cast(:api_key_ids as bigint[]), cast(:keys as text[]), cast(:order_ids as text[])
+    ) with ordinality as t(
+      code, prefix, suffix, offer_id, email, source_id, customer_id, api_key_id, key, order_id, n
+    )
+    left join lateral (
+      select {_OFFER}, 1 as nearness from offer where code = t.code
+      union all select {_OFFER}, 2 from offer where code = t.prefix
+      union all select {_OFFER}, 3 from offer where id = t.offer_id
+      order by nearness limit 1
+    ) o on true
+    left join lateral (
+      select id, email_as_given from customer where email = t.email and erased_at is null
+      union all select id, email_as_given from customer where source_id = t.source_id and erased_at is null
+      union all select id, email_as_given from customer where id = t.customer_id and erased_at is null
+      limit 1
+    ) c on true
+    left join audience_member m on m.audience_id = o.audience_id and m.customer_id = c.id
+    left join redemption r on r.customer_id = c.id and r.offer_id = o.id
+    left join lateral (
+      select * from rollback
+      where customer_id = c.id and offer_id = o.id and api_key_id = t.api_key_id
+        and case when t.key is null then order_id = t.order_id else idempotency_key = t.key end
+      order by redeemed_at desc limit 1
+    ) b on true
+    order by t.n
+    """  # noqa: S608
+)
+
+
+def facts(asks: Sequence[Ask]) -> list[Facts]:
+    """What the rule needs to know for each ask, in their order. One statement, the same whatever is asked."""
+    # Fetched beforehand in any case: whether a code turns out to be a personal one must not change what is run.
+    keyring.keys(personal.PURPOSE)
+    split = [personal.split(ask.code) if ask.code else (None, None) for ask in asks]
+    rows = db.session.connection().execute(
+        _FACTS,
+        {
+            "codes": [ask.code for ask in asks],
+            "prefixes": [prefix for prefix, _ in split],
+            "suffixes": [suffix for _, suffix in split],
+            "offer_ids": [ask.offer_id for ask in asks],
+            "emails": [ask.email for ask in asks],
+            "source_ids": [ask.source_id for ask in asks],
+            "customer_ids": [ask.customer_id for ask in asks],
+            "api_key_ids": [ask.api_key_id for ask in asks],
+            "keys": [ask.idempotency_key for ask in asks],
+            "order_ids": [ask.order.id if ask.order else None for ask in asks],
+        },
+    )
+    return [_facts(ask, row) for ask, row in zip(asks, rows, strict=True)]
+
+
+def _facts(ask: Ask, row: Row[Any]) -> Facts:
+    offer = None
+    if row.o_id is not None:
+        offer = OfferFacts(
+            id=row.o_id,
+            code=row.o_code_as_written,
+            name=row.o_name,
+            discount=_discount(row.o_discount_type, row.o_percent, row.o_amount, row.o_currency),
+            starts_at=row.o_starts_at,
+            ends_at=row.o_ends_at,
+            time_zone=row.o_time_zone,
+            paused=row.o_paused_at is not None,
+            audience_id=row.o_audience_id,
+            personal_code_required=row.o_personal_code_required,
+            max_redemptions=row.o_max_redemptions,
+            redeemed=row.o_redeemed,
+            frozen=row.o_frozen_at is not None,
+        )
+    return Facts(
+        at=row.at,
+        offer=offer,
+        customer_id=row.customer_id,
+        email=row.email,
+        in_audience=row.in_audience,
+        personal_code=_personal_code(ask, row),
+        use=_use(row, "r_"),
+        undone=_use(row, "b_", undone=True),
+    )
+
+
+def _personal_code(ask: Ask, row: Row[Any]) -> PersonalCode:
+    """Whoever is named by ids has been proven already; otherwise the suffix of what was typed decides."""
+    right = personal.matches(row.suffix or "", row.o_id or 0, row.customer_id or 0)
+    if ask.offer_id is not None and ask.customer_id is not None:
+        return "right"
+    if row.o_id is None or ask.code is None or row.o_code == ask.code:
+        return "none"
+    return "right" if right else "wrong"
+
+
+def _discount(kind: str, percent: Any, amount: int | None, currency: str | None) -> Discount:
+    if kind == "percent":
+        return Discount("percent", percent=percent)
+    return Discount("amount", amount=amount, currency=currency)
+
+
+def _use(row: Row[Any], prefix: str, undone: bool = False) -> Use | None:
+    values = row._mapping
+    if values[f"{prefix}redeemed_at"] is None:
+        return None
+    fields = [*_USE_FIELDS, *(["rolled_back_at", "rolled_back_by", "reason"] if undone else [])]
+    return Use(**{name: values[prefix + name] for name in fields})
+
+
+_NO_UNDO = (
+    "cast(null as timestamptz) as x_rolled_back_at, cast(null as text) as x_rolled_back_by, "
+    "cast(null as text) as x_reason"
+)
+_WHOSE = (
+    "x.offer_id, x.customer_id, o.code_as_written, o.name, o.discount_type, o.percent, o.amount, o.currency, "
+    "o.time_zone, c.email_as_given, c.name as customer_name"
+)
+_LIVE = f"{_prefixed('x', _USE, 'x_')}, {_NO_UNDO}, {_WHOSE}"
+_GONE = f"{_prefixed('x', f'{_USE}, {_UNDONE}', 'x_')}, {_WHOSE}"
+_JOINS = "join offer o on o.id = x.offer_id join customer c on c.id = x.customer_id"
+
+
+def _redeemed(row: Row[Any]) -> Redeemed:
+    return Redeemed(
+        offer_id=row.offer_id,
+        customer_id=row.customer_id,
+        code=row.code_as_written,
+        offer_name=row.name,
+        discount=_discount(row.discount_type, row.percent, row.amount, row.currency),
+        time_zone=row.time_zone,
+        email=row.email_as_given,
+        customer_name=row.customer_name,
+        use=_use(row, "x_", undone=True) or Use(row.x_redeemed_at, row.x_channel),
+    )
+
+
+_FIND = text(
+    f"""
+    select {_LIVE} from redemption x {_JOINS}
+    where x.offer_id = :offer_id and x.customer_id = :customer_id and x.redeemed_at = :redeemed_at
+    union all
+    select {_GONE} from rollback x {_JOINS}
+    where x.offer_id = :offer_id and x.customer_id = :customer_id and x.redeemed_at = :redeemed_at
+    """  # noqa: S608
+)
+
+
+def find(public_id: str) -> Redeemed | None:
+    """The redemption of a public id, also after it was undone."""
+    for triple in ids.read(public_id):
+        # A made-up id decrypts to any moment, also to one that no calendar has room for.
+        if triple.offer_id < 1 << 31 and triple.redeemed_at.year < 2250:
+            row = db.session.execute(_FIND, triple._asdict()).one_or_none()
+            if row is not None:
+                return _redeemed(row)
+    return None
+
+
+_BETWEEN = text(
+    f"select {_LIVE} from redemption x {_JOINS} where x.offer_id = :offer_id and x.customer_id = :customer_id"  # noqa: S608
+)
+
+
+def of_pair(offer_id: int, customer_id: int) -> Redeemed | None:
+    """The live redemption of an offer by a customer."""
+    row = db.session.execute(_BETWEEN, {"offer_id": offer_id, "customer_id": customer_id}).one_or_none()
+    return None if row is None else _redeemed(row)
+
+
+_OF_CUSTOMER = text(
+    f"""
+    select * from (
+      select {_LIVE} from redemption x {_JOINS} where x.customer_id = :customer_id
+      union all
+      select {_GONE} from rollback x {_JOINS} where x.customer_id = :customer_id
+    ) every
+    order by x_redeemed_at desc
+    """  # noqa: S608
+)
+
+
+def of_customer(customer_id: int) -> list[Redeemed]:
+    """All of a customer's redemptions, newest first, with those that were undone."""
+    return [_redeemed(row) for row in db.session.execute(_OF_CUSTOMER, {"customer_id": customer_id})]
+
+
+def redeemed_among(offer_id: int, customer_ids: Sequence[int]) -> set[int]:
+    """Which of these customers have redeemed the offer."""
+    found = db.session.execute(
+        text("select customer_id from redemption where offer_id = :offer_id and customer_id = any(:ids)"),
+        {"offer_id": offer_id, "ids": list(customer_ids)},
+    )
+    return set(found.scalars())
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """What a list of redemptions is narrowed to; `since` and `until` are half-open."""
+
+    offer_id: int | None = None
+    customer_id: int | None = None
+    channel: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def sql(self) -> tuple[str, dict[str, Any]]:
+        conditions = {
+            "customer_id": "x.customer_id = :customer_id",
+            "channel": "x.channel = :channel",
+            "since": "x.redeemed_at >= :since",
+            "until": "x.redeemed_at < :until",
+        }
+        given = {name: getattr(self, name) for name in conditions if getattr(self, name) is not None}
+        return "".join(f" and {conditions[name]}" for name in given), given
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a page of redemptions ended."""
+
+    redeemed_at: datetime
+    customer_id: int
+    offer_id: int
+
+
+def page(narrowed: Filter, limit: int, after: Place | None = None) -> list[Redeemed]:
+    """Live redemptions, newest first, beginning after a place; one more than `limit` if there are more.
+
+    Each offer gives its newest from its own index, so that no index over all of them has to be kept.
+    """
+    where, values = narrowed.sql()
+    if after is not None:
+        where += (
+            " and x.redeemed_at <= :after_at"
+            " and (x.redeemed_at, x.customer_id, x.offer_id) < (:after_at, :after_customer, :after_offer)"
+        )
+        values |= {"after_at": after.redeemed_at, "after_customer": after.customer_id, "after_offer": after.offer_id}
+    if narrowed.customer_id is not None:
+        source = f"redemption x {_JOINS} where true" + (" and x.offer_id = :only" if narrowed.offer_id else "") + where
+    else:
+        newest = (
+            f"select * from redemption x where x.offer_id = each.id{where}"  # noqa: S608
+            " order by x.redeemed_at desc, x.customer_id desc limit :limit"
+        )
+        only = "where id = :only" if narrowed.offer_id else ""
+        source = f"(select id from offer {only}) each cross join lateral ({newest}) x {_JOINS}"  # noqa: S608
+    statement = text(
+        f"select {_LIVE} from {source} order by x.redeemed_at desc, x.customer_id desc, x.offer_id desc limit :limit"  # noqa: S608
+    )
+    if narrowed.offer_id:
+        values["only"] = narrowed.offer_id
+    return [_redeemed(row) for row in db.session.execute(statement, values | {"limit": limit + 1})]
+
+
+def latest(offer_id: int | None, limit: int) -> list[Redeemed]:
+    """The newest live redemptions, of one offer or of all."""
+    return page(Filter(offer_id=offer_id), limit)[:limit]
+
+
+def export(narrowed: Filter) -> Iterator[Redeemed]:
+    """Every redemption of a filter, offer by offer, newest first, a thousand at a time from the database's cursor."""
+    where, values = narrowed.sql()
+    if narrowed.offer_id:
+        where += " and x.offer_id = :only"
+        values["only"] = narrowed.offer_id
+    statement = text(
+        f"select {_LIVE} from redemption x {_JOINS} where true{where} order by x.offer_id, x.redeemed_at desc"  # noqa: S608
+    )
+    rows = db.session.execute(statement, values, execution_options={"yield_per": 1000})
+    return (_redeemed(row) for row in rows)
+
+
+_TOTALS = text(
+    """
+    select o.id,
+      coalesce((select sum(n) from redemption_hour h where h.offer_id = o.id), 0)
+      + (select count(*) from redemption r, redemption_tally t
+         where t.id = 1 and r.offer_id = o.id and r.redeemed_at >= t.counted_until) as n
+    from unnest(cast(:ids as bigint[])) as o(id)
+    """
+)
+
+
+def totals(offer_ids: Sequence[int]) -> dict[int, int]:
+    """How many live redemptions each of these offers has: the hours counted so far and the rest live."""
+    return {offer_id: int(n) for offer_id, n in db.session.execute(_TOTALS, {"ids": list(offer_ids)})}
+
+
+def per_day(offer_id: int | None, since: datetime, zone: str = "UTC") -> list[tuple[date, int]]:
+    """Live redemptions by day of a zone, from the hours counted so far and the rest live; days without any left out.
+
+    Hours are those of UTC: where a zone is half an hour off, so is the end of its days here.
+    """
+    hours = "and h.offer_id = :offer_id" if offer_id else ""
+    rest = "and r.offer_id = :offer_id" if offer_id else ""
+    rows = db.session.execute(
+        text(
+            f"""
+            select cast(hour at time zone :zone as date) as day, sum(n) from (
+              select h.hour, h.n from redemption_hour h where h.hour >= :since {hours}
+              union all
+              select date_trunc('hour', r.redeemed_at, 'UTC'), count(*)
+              from offer o, redemption_tally t, redemption r
+              where t.id = 1 and r.offer_id = o.id and r.redeemed_at >= greatest(t.counted_until, :since) {rest}
+              group by 1
+            ) every
+            group by 1 having sum(n) > 0 order by 1
+            """  # noqa: S608
+        ),
+        {"since": since, "zone": zone} | ({"offer_id": offer_id} if offer_id else {}),
+    )
+    return [(day, int(n)) for day, n in rows]
