@@ -14,8 +14,9 @@ from webapp import mailsink, services
 from webapp.accounts import actions as accounts
 from webapp.accounts import queries as staff
 from webapp.accounts.models import ROLES, SCOPES
+from webapp.customers.models import normalise_email
 from webapp.embedded import EmbeddedError
-from webapp.errors import DomainError
+from webapp.errors import DomainError, NotFound
 from webapp.extensions import db
 from webapp.services import ServiceError
 from webapp.settings import Settings
@@ -97,10 +98,16 @@ def migrate() -> None:
 @click.command()
 @click.option("--role", type=click.Choice(ROLES), default="admin", show_default=True)
 @click.option("--email", default=None, help="Whom it is for; shown on the page.")
-def invite(role: str, email: str | None) -> None:
+@click.option("--reset", metavar="EMAIL", default=None, help="Make a link to a new password for this user instead.")
+def invite(role: str, email: str | None, reset: str | None) -> None:
     """Print a link with which somebody chooses a name and a password, once."""
     try:
-        click.echo(accounts.invite(role, email, by="command line"))
+        if reset is None:
+            click.echo(accounts.invite(role, email, by="command line"))
+        elif user := staff.by_email(normalise_email(reset)):
+            click.echo(accounts.reset_link(user.id, by="command line"))
+        else:
+            raise NotFound(f"nobody here has the e-mail {reset}")
     except DomainError as error:
         _fail(error)
 

@@ -142,7 +142,7 @@ def init_app(app: Flask) -> None:
 def _seconds_left() -> int:
     limit = limiter.current_limit
     try:
-        return max(1, math.ceil(limit.reset_at - time.time())) if limit else 60
+        return max(1, math.ceil(limit.window[0] - time.time())) if limit else 60
     except SQLAlchemyError:
         return 60
 

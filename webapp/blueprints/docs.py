@@ -12,7 +12,7 @@ from typing import Any
 from flask import Response, current_app, jsonify, make_response, render_template
 from flask_openapi import APIBlueprint, OpenAPI
 
-from webapp.blueprints.api import open_to_all
+from webapp.blueprints.api import PREFIX, open_to_all
 
 room = APIBlueprint("docs", __name__, doc_ui=False)
 
@@ -48,6 +48,7 @@ def _document(app: OpenAPI) -> dict[str, Any]:
     """What flask-openapi collects, with the key that every call needs and the refusals that any may answer."""
     document: dict[str, Any] = deepcopy(app.api_doc)
     document["security"] = [{"key": []}]
+    document["paths"] = {path: calls for path, calls in document["paths"].items() if path.startswith(PREFIX)}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             _declare_refusals(operation, "{" in path, method)
