@@ -7,7 +7,7 @@
     const fields = [...form.querySelectorAll("input[type=password]")];
     if (!fields.length) continue;
     const box = Object.assign(document.createElement("input"), { type: "checkbox", className: "form-check-input" });
-    const label = Object.assign(document.createElement("label"), { className: "form-check" });
+    const label = Object.assign(document.createElement("label"), { className: "form-check mt-2" });
     const words = Object.assign(document.createElement("span"), { className: "form-check-label" });
     words.textContent = fields.length > 1 ? "Show the passwords" : "Show the password";
     label.append(box, words);
