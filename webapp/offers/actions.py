@@ -62,10 +62,13 @@ def add(values: OfferValues, by: str) -> Offer:
     return offer
 
 
-def change(offer_id: int, changes: Mapping[str, Any], version: int | None, by: str) -> Offer:
+def change(
+    offer_id: int, changes: Mapping[str, Any], version: int | None, by: str, paused: bool | None = None
+) -> Offer:
     """Change an offer: `changes` names fields of OfferValues. Commits.
 
     :param version: the version the change was made from; None takes whatever stands now.
+    :param paused: whether it shall be paused; None leaves that as it is.
     :raises NotFound: when there is no such offer.
     :raises DomainError: `conflict` when somebody else has changed it since.
     :raises Invalid: as `add`; and `frozen` when the discount, the code, or whether there is a cap would change after
@@ -89,6 +92,8 @@ def change(offer_id: int, changes: Mapping[str, Any], version: int | None, by: s
         _write(offer, values)
         changed = [f.name for f in dataclasses.fields(values) if getattr(values, f.name) != getattr(before, f.name)]
         record(by, "offer.changed", offer.code_as_written, fields=changed)
+    if paused is not None:
+        _set_paused(offer, paused, by)
     db.session.commit()
     return offer
 
@@ -98,7 +103,7 @@ def pause(offer_id: int, by: str) -> Offer:
 
     :raises NotFound: when there is no such offer.
     """
-    return _set_paused(offer_id, True, by)
+    return change(offer_id, {}, None, by, paused=True)
 
 
 def resume(offer_id: int, by: str) -> Offer:
@@ -106,7 +111,7 @@ def resume(offer_id: int, by: str) -> Offer:
 
     :raises NotFound: when there is no such offer.
     """
-    return _set_paused(offer_id, False, by)
+    return change(offer_id, {}, None, by, paused=False)
 
 
 def freeze(offer_id: int) -> bool:
@@ -124,16 +129,12 @@ def freeze(offer_id: int) -> bool:
     return frozen is not None
 
 
-def _set_paused(offer_id: int, paused: bool, by: str) -> Offer:
-    offer = queries.locked(offer_id)
-    if offer is None:
-        raise NotFound("There is no such offer.")
-    if (offer.paused_at is not None) != paused:
-        offer.paused_at = queries.clock() if paused else None
-        offer.version += 1
-        record(by, "offer.paused" if paused else "offer.resumed", offer.code_as_written)
-    db.session.commit()
-    return offer
+def _set_paused(offer: Offer, paused: bool, by: str) -> None:
+    if (offer.paused_at is not None) == paused:
+        return
+    offer.paused_at = queries.clock() if paused else None
+    offer.version += 1
+    record(by, "offer.paused" if paused else "offer.resumed", offer.code_as_written)
 
 
 def _insert(row: dict[str, Any]) -> Offer | None:

@@ -47,6 +47,16 @@ def redeem(ask: Ask) -> Redeemed:
     return answer
 
 
+def validate(ask: Ask) -> tuple[OfferFacts, int | None]:
+    """What redeeming would give now: the offer, and what is taken off the order. Writes nothing.
+
+    :raises Refused: with the first check of the rule that failed.
+    :raises Invalid: when the order does not suit the discount.
+    """
+    entry = _admit(ask, queries.facts([ask])[0])
+    return entry.offer, entry.discount_amount
+
+
 def redeem_all(asks: Sequence[Ask]) -> list[Redeemed | DomainError]:
     """Redeem many, of any offers and customers, in one transaction; an answer for each, in their order.
 
@@ -109,6 +119,10 @@ def _judge(ask: Ask, facts: Facts) -> _Entry | Redeemed:
     repeated = repeat_of(ask, facts)
     if repeated is not None:
         return _answer(facts, repeated, repeated=True)
+    return _admit(ask, facts)
+
+
+def _admit(ask: Ask, facts: Facts) -> _Entry:
     judged = verdict(facts)
     if judged.reason is not None:
         raise Refused(judged.reason, judged, facts)

@@ -33,10 +33,10 @@ class Triple(NamedTuple):
 
 def write(offer_id: int, customer_id: int, redeemed_at: datetime) -> str:
     """The public id of a redemption."""
-    moment = (redeemed_at - _EPOCH) // _MICROSECOND
-    if not 0 <= customer_id < 1 << _CUSTOMER_BITS or not 0 <= moment < 1 << _TIME_BITS:
+    at = microseconds(redeemed_at)
+    if not 0 <= customer_id < 1 << _CUSTOMER_BITS or not 0 <= at < 1 << _TIME_BITS:
         raise ValueError("no such redemption can be")
-    number = ((offer_id << _CUSTOMER_BITS) | customer_id) << _TIME_BITS | moment
+    number = ((offer_id << _CUSTOMER_BITS) | customer_id) << _TIME_BITS | at
     block = _cipher(keyring.newest(PURPOSE)).encryptor().update(number.to_bytes(16, "big"))
     return base32.write(int.from_bytes(block, "big"), LENGTH)
 
@@ -50,11 +50,21 @@ def read(public_id: str) -> list[Triple]:
     return [_triple(_cipher(secret).decryptor().update(block)) for _, secret in keyring.keys(PURPOSE)]
 
 
+def microseconds(at: datetime) -> int:
+    """A moment as a number."""
+    return (at - _EPOCH) // _MICROSECOND
+
+
+def moment(number: int) -> datetime:
+    """The moment of a number; one that is too large for a calendar is the last that a number of ours can name."""
+    return _EPOCH + min(number, (1 << _TIME_BITS) - 1) * _MICROSECOND
+
+
 def _triple(block: bytes) -> Triple:
     number = int.from_bytes(block, "big")
-    moment = number & ((1 << _TIME_BITS) - 1)
+    at = number & ((1 << _TIME_BITS) - 1)
     customer = (number >> _TIME_BITS) & ((1 << _CUSTOMER_BITS) - 1)
-    return Triple(number >> (_TIME_BITS + _CUSTOMER_BITS), customer, _EPOCH + moment * _MICROSECOND)
+    return Triple(number >> (_TIME_BITS + _CUSTOMER_BITS), customer, moment(at))
 
 
 def _cipher(secret: bytes) -> Cipher[ECB]:

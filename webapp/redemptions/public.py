@@ -1,7 +1,106 @@
-"""Customer pages of redemptions."""
+"""Customer pages of redemptions: the form, the personal link, the receipt."""
 
 from __future__ import annotations
 
-from flask import Blueprint
+import segno
+from flask import Blueprint, Response, g, render_template, request
+from markupsafe import Markup
+
+from webapp import web
+from webapp.customers.models import normalise_email
+from webapp.errors import Invalid
+from webapp.offers.models import normalise_code
+from webapp.ratelimit import address, limiter, typed
+from webapp.redemptions import actions, links, queries, words
+from webapp.redemptions.actions import Refused
+from webapp.redemptions.forms import RedeemForm
+from webapp.redemptions.queries import Redeemed
+from webapp.redemptions.verdict import Ask, verdict
 
 room = Blueprint("redemptions", __name__)
+
+
+def _was_a_miss(response: Response) -> bool:
+    """Whether somebody seems to be guessing who is a customer; a used-up offer that is in demand is no guess."""
+    return bool(g.get("miss", False))
+
+
+@room.get("/redeem")
+def form() -> Response:
+    """Code and e-mail. Looking redeems nothing."""
+    return _page("redemptions/redeem.html", form=RedeemForm(code=request.args.get("code", "")[:200]))
+
+
+@room.post("/redeem")
+@limiter.limit("60 per minute", key_func=address)
+@limiter.limit("20 per 5 minutes", key_func=typed("email", normalise_email))
+@limiter.limit("600 per 10 minutes", key_func=typed("code", normalise_code), deduct_when=_was_a_miss)
+def redeem() -> Response:
+    """Redeem what was typed: the receipt, or the form as it was typed with one plain sentence above it."""
+    typed_in = RedeemForm(request.form)
+    try:
+        done = actions.redeem(typed_in.ask())
+    except Invalid as error:
+        web.attach(typed_in, error)
+        return _page("redemptions/redeem.html", 422, form=typed_in)
+    except Refused as refused:
+        reason = refused.verdict.public_reason or refused.reason
+        g.miss = reason in ("not_found", "customer_not_eligible")
+        sentence = words.public(reason, refused.facts.offer)
+        return _page("redemptions/redeem.html", 404 if reason == "not_found" else 409, form=typed_in, refusal=sentence)
+    return _receipt(done)
+
+
+@room.get("/r/<token>")
+def link(token: str) -> Response:
+    """The form filled in for whom the link belongs to, or the receipt once it was used. Looking redeems nothing."""
+    pair = links.read(token)
+    facts = queries.facts([_ask(pair)])[0] if pair else None
+    if facts is None or facts.offer is None or facts.customer_id is None:
+        return _page("redemptions/link_unknown.html", 404)
+    done = queries.of_pair(facts.offer.id, facts.customer_id) if facts.use else None
+    if done is not None:
+        return _receipt(done, again=True)
+    reason = verdict(facts).reason
+    return _page(
+        "redemptions/link.html",
+        200 if reason is None else 409,
+        token=token,
+        offer=facts.offer,
+        email=facts.email,
+        refusal=words.link(reason, facts.offer) if reason else None,
+    )
+
+
+@room.post("/r/<token>")
+@limiter.limit("60 per minute", key_func=address)
+def redeem_link(token: str) -> Response:
+    """The one button of the personal link."""
+    pair = links.read(token)
+    if pair is None:
+        return _page("redemptions/link_unknown.html", 404)
+    try:
+        return _receipt(actions.redeem(_ask(pair)))
+    except Refused as refused:
+        facts = refused.facts
+        done = queries.of_pair(*pair) if refused.reason == "already_redeemed" else None
+        if done is not None:
+            return _receipt(done, again=True)
+        if facts.offer is None or facts.customer_id is None:
+            return _page("redemptions/link_unknown.html", 404)
+        sentence = words.link(refused.reason, facts.offer)
+        return _page("redemptions/link.html", 409, token=token, offer=facts.offer, email=facts.email, refusal=sentence)
+
+
+def _ask(pair: tuple[int, int]) -> Ask:
+    return Ask(channel="link", offer_id=pair[0], customer_id=pair[1])
+
+
+def _receipt(done: Redeemed, again: bool = False) -> Response:
+    # Presentation attributes only: the policy of the pages allows no style of an element's own.
+    code = segno.make(done.public_id, error="m").svg_inline(scale=4, border=2, omitsize=True)
+    return _page("redemptions/receipt.html", done=done, again=again, qr=Markup(code))  # noqa: S704
+
+
+def _page(template: str, status: int = 200, **values: object) -> Response:
+    return Response(render_template(template, **values), status, mimetype="text/html")

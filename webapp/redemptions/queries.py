@@ -11,6 +11,7 @@ from sqlalchemy import Row, text
 
 from webapp import keyring
 from webapp.extensions import db
+from webapp.offers import queries as offers
 from webapp.offers.models import Discount
 from webapp.redemptions import ids, personal
 from webapp.redemptions.verdict import Ask, Facts, OfferFacts, PersonalCode, Use
@@ -284,6 +285,18 @@ class Place:
     customer_id: int
     offer_id: int
 
+    @classmethod
+    def after(cls, done: Redeemed) -> Place:
+        return cls(done.use.redeemed_at, done.customer_id, done.offer_id)
+
+    @classmethod
+    def of(cls, microseconds: int, customer_id: int, offer_id: int) -> Place:
+        """The place of `numbers`; one that no calendar has room for is the end of time."""
+        return cls(ids.moment(microseconds), customer_id, offer_id)
+
+    def numbers(self) -> tuple[int, int, int]:
+        return ids.microseconds(self.redeemed_at), self.customer_id, self.offer_id
+
 
 def page(narrowed: Filter, limit: int, after: Place | None = None) -> list[Redeemed]:
     """Live redemptions, newest first, beginning after a place; one more than `limit` if there are more.
@@ -372,3 +385,9 @@ def per_day(offer_id: int | None, since: datetime, zone: str = "UTC") -> list[tu
         {"since": since, "zone": zone} | ({"offer_id": offer_id} if offer_id else {}),
     )
     return [(day, int(n)) for day, n in rows]
+
+
+def usable(customer_id: int) -> list[Facts]:
+    """The facts about a customer and every offer that is open now, those that end soonest first."""
+    asks = [Ask(channel="api", offer_id=offer_id, customer_id=customer_id) for offer_id in offers.open_ids()]
+    return facts(asks) if asks else []

@@ -38,6 +38,13 @@ def public(reason: Reason, offer: OfferFacts | None) -> str:
     return "This code can't be used with this e-mail address; take both exactly as they stand in our mail to you."
 
 
+def link(reason: Reason, offer: OfferFacts | None) -> str:
+    """For whoever came by a personal link, which has proven who it is."""
+    if reason in ("customer_not_eligible", "customer_unknown", "personal_code_required"):
+        return "This offer is not for you any more; please ask us if you think it should be."
+    return public(reason, offer)
+
+
 def _starts(offer: OfferFacts) -> str:
     local = offer.starts_at.astimezone(ZoneInfo(offer.time_zone))
     day = web.day(offer.starts_at, offer.time_zone)

@@ -1,0 +1,96 @@
+"""What people type to redeem, to undo and to look for redemptions."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, time, timedelta
+from zoneinfo import ZoneInfo
+
+from flask_wtf import FlaskForm
+from wtforms import DateField, Form, SelectField, StringField
+from wtforms.validators import Optional
+
+from webapp.customers.models import normalise_email
+from webapp.errors import FieldError, Invalid
+from webapp.offers.models import normalise_code
+from webapp.redemptions.verdict import Ask
+
+CHANNEL_WORDS = {"form": "Form", "link": "Personal link", "api": "API", "staff": "Staff"}
+
+
+class RedeemForm(Form):
+    """Code and e-mail, in any spelling. A customer's browser has no session, so this form has no token."""
+
+    code = StringField("Code")
+    email = StringField("E-mail address")
+
+    def ask(self) -> Ask:
+        """What was typed, understood.
+
+        :raises Invalid: with an error for each field that can't be read.
+        """
+        code, email = _code_and_email(self.code.data or "", self.email.data or "")
+        return Ask(channel="form", code=code, email=email)
+
+
+class StaffRedeemForm(FlaskForm):
+    """The same, for a customer who stands at the counter or is on the phone."""
+
+    code = StringField("Code")
+    email = StringField("Customer's e-mail address")
+
+    def ask(self) -> Ask:
+        """What was typed, understood.
+
+        :raises Invalid: with an error for each field that can't be read.
+        """
+        code, email = _code_and_email(self.code.data or "", self.email.data or "")
+        return Ask(channel="staff", code=code, email=email)
+
+
+class UndoForm(FlaskForm):
+    reason = StringField("Reason")
+
+
+class SearchForm(Form):
+    """What a list of redemptions is narrowed to. `who` is an e-mail or the reference on a receipt."""
+
+    who = StringField("E-mail or reference")
+    code = StringField("Offer's code")
+    channel = SelectField("Channel", choices=[("", "Every channel"), *CHANNEL_WORDS.items()], default="")
+    first = DateField("From", validators=[Optional()])
+    last = DateField("To", validators=[Optional()])
+
+    def days(self, zone: str) -> tuple[datetime | None, datetime | None]:
+        """From the beginning of the first day to the end of the last one, in a zone."""
+        place = ZoneInfo(zone)
+        since, until = (self.first.data or None), (self.last.data or None)
+        return (
+            _midnight(since, place) if since else None,
+            _midnight(until + timedelta(days=1), place) if until and until < date.max else None,
+        )
+
+
+def _midnight(day: date, place: ZoneInfo) -> datetime | None:
+    if not 1970 <= day.year < 2200:
+        return None
+    return datetime.combine(day, time(0), place).astimezone(UTC)
+
+
+def _code_and_email(code: str, email: str) -> tuple[str, str]:
+    found, errors = [], []
+    for name, given, normalise in (("code", code, normalise_code), ("email", email, normalise_email)):
+        try:
+            if not given.strip():
+                raise Invalid(FieldError(name, f"{name}_missing", _MISSING[name]))
+            found.append(normalise(given))
+        except Invalid as error:
+            errors += error.errors
+    if errors:
+        raise Invalid(*errors)
+    return found[0], found[1]
+
+
+_MISSING = {
+    "code": "Please type the code as it stands in our mail.",
+    "email": "Please type the e-mail address our mail came to.",
+}
