@@ -41,14 +41,17 @@ def every(schedule: Callable[..., bool], function: Callable[..., None]) -> Any:
     return huey.periodic_task(schedule)(_in_context(function))
 
 
-def ring(task: Any, *ids: int) -> None:
-    """Enqueue a task after the rows it is about are committed.
+def ring(task: Any, *ids: int, after: float = 0) -> None:
+    """Enqueue a task after the rows it is about are committed, to be done at once or `after` so many seconds.
 
     A bell that can't be rung is only logged: the sweep rings again within a minute, so the caller's answer,
     which is about rows already on disk, stays true.
     """
     try:
-        task(*ids)
+        if after:
+            task.schedule(args=ids, delay=after)
+        else:
+            task(*ids)
     except psycopg.Error as error:
         log.warning("a bell was not rung, the sweep will ring it: %s", error)
 

@@ -1,0 +1,227 @@
+"""A mail relay for tests, on loopback, that can misbehave on demand and keeps what it accepted."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+import re
+import socket
+import socketserver
+import ssl
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from email.message import EmailMessage
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An accepted message with its envelope."""
+
+    sender: str
+    to: str
+    raw: bytes
+
+    @property
+    def message(self) -> EmailMessage:
+        return email.message_from_bytes(self.raw, policy=email.policy.default)
+
+    @property
+    def text(self) -> str:
+        part = self.message.get_body(("plain",))
+        return part.get_content() if part else ""
+
+    @property
+    def html(self) -> str:
+        part = self.message.get_body(("html",))
+        return part.get_content() if part else ""
+
+
+@dataclass
+class Behaviour:
+    """How the relay answers. A rule is a whole reply, "drop" (close the connection), or "hang"."""
+
+    greeting: str = "220 relay.test ESMTP"
+    auth: str = ""
+    mail: str = ""
+    rcpt: dict[str, str] = field(default_factory=dict)
+    # How often a rule of `rcpt` or `body` still holds for an address; without an entry it holds for ever.
+    times: Counter[str] = field(default_factory=Counter)
+    data: dict[str, str] = field(default_factory=dict)
+    # After the whole body: a 4xx or 5xx reply, "drop" (kept, then closed without an answer).
+    body: dict[str, str] = field(default_factory=dict)
+    rset: str = ""
+    quit: str = ""
+    seconds_per_mail: float = 0
+    smtputf8: bool = True
+    starttls: ssl.SSLContext | None = None
+
+
+class Relay(socketserver.ThreadingTCPServer):
+    """Accepts mail on a free port. `kept` has every message it answered 250 to, or dropped after taking it."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Session)
+        self.port = int(self.server_address[1])
+        self.kept: list[Kept] = []
+        self.commands: list[str] = []
+        self.connections = 0
+        self.behaviour = Behaviour()
+        self.lock = threading.Lock()
+
+    def rule(self, rules: dict[str, str], to: str) -> str:
+        """The rule for an address, used up once if it holds only so often. "*" is for everybody."""
+        with self.lock:
+            key = to if to in rules else "*"
+            if key not in rules:
+                return ""
+            if key in self.behaviour.times:
+                if self.behaviour.times[key] <= 0:
+                    return ""
+                self.behaviour.times[key] -= 1
+            return rules[key]
+
+    def keep(self, message: Kept) -> None:
+        with self.lock:
+            self.kept.append(message)
+
+    @property
+    def recipients(self) -> Counter[str]:
+        """How many messages each address got."""
+        with self.lock:
+            return Counter(kept.to for kept in self.kept)
+
+    def to(self, address: str) -> Kept:
+        """The one message to an address."""
+        (found,) = [kept for kept in self.kept if kept.to == address]
+        return found
+
+    def wait_for(self, n: int, seconds: float = 60) -> None:
+        """Until so many messages are kept."""
+        deadline = time.monotonic() + seconds
+        while len(self.kept) < n:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"only {len(self.kept)} of {n} messages came")
+            time.sleep(0.02)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that is killed closes its connection anywhere."""
+
+
+@contextmanager
+def running(port: int = 0) -> Iterator[Relay]:
+    with Relay(port) as relay:
+        thread = threading.Thread(target=relay.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        try:
+            yield relay
+        finally:
+            relay.shutdown()
+            thread.join()
+
+
+class _Drop(Exception):
+    pass
+
+
+class _Session(socketserver.StreamRequestHandler):
+    server: Relay
+
+    def handle(self) -> None:
+        with self.server.lock:
+            self.server.connections += 1
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            self.say(self.server.behaviour.greeting)
+            while self.step():
+                pass
+        except (_Drop, OSError):
+            return
+
+    def say(self, reply: str) -> None:
+        if reply == "drop":
+            raise _Drop
+        if reply == "hang":
+            time.sleep(3600)
+        self.wfile.write(f"{reply}\r\n".encode())
+
+    def step(self) -> bool:
+        line = self.rfile.readline()
+        if not line:
+            return False
+        said = line.decode("utf-8", "replace").strip()
+        self.server.commands.append(said)
+        verb = said.split(" ")[0].split(":")[0].upper()
+        answer = getattr(self, f"do_{verb.lower()}", None)
+        if answer is None:
+            self.say("500 what?")
+        else:
+            answer(said)
+        return verb != "QUIT"
+
+    def do_ehlo(self, said: str) -> None:
+        behaviour = self.server.behaviour
+        lines = ["relay.test", "8BITMIME"]
+        lines += ["SMTPUTF8"] if behaviour.smtputf8 else []
+        lines += ["STARTTLS"] if behaviour.starttls and not isinstance(self.request, ssl.SSLSocket) else []
+        lines += ["AUTH PLAIN"] if behaviour.auth else []
+        self.say("\r\n".join(f"250{' ' if n == len(lines) - 1 else '-'}{line}" for n, line in enumerate(lines)))
+
+    def do_starttls(self, said: str) -> None:
+        context = self.server.behaviour.starttls
+        assert context is not None
+        self.say("220 go on")
+        self.request = context.wrap_socket(self.request, server_side=True)
+        self.rfile, self.wfile = self.request.makefile("rb"), self.request.makefile("wb", buffering=0)
+
+    def do_auth(self, said: str) -> None:
+        self.say(self.server.behaviour.auth)
+
+    def do_mail(self, said: str) -> None:
+        self.sender = _address(said)
+        self.say(self.server.behaviour.mail or "250 ok")
+
+    def do_rcpt(self, said: str) -> None:
+        self.to = _address(said)
+        self.say(self.server.rule(self.server.behaviour.rcpt, self.to) or "250 ok")
+
+    def do_data(self, said: str) -> None:
+        refusal = self.server.rule(self.server.behaviour.data, self.to)
+        if refusal:
+            self.say(refusal)
+            return
+        self.say("354 go on")
+        lines = []
+        while True:
+            line = self.rfile.readline()
+            if not line:
+                raise _Drop
+            if line == b".\r\n":
+                break
+            lines.append(line[1:] if line.startswith(b".") else line)
+        if self.server.behaviour.seconds_per_mail:
+            time.sleep(self.server.behaviour.seconds_per_mail)
+        rule = self.server.rule(self.server.behaviour.body, self.to)
+        if not rule or rule == "drop":
+            self.server.keep(Kept(self.sender, self.to, b"".join(lines)))
+        self.say(rule or "250 taken")
+
+    def do_rset(self, said: str) -> None:
+        self.say(self.server.behaviour.rset or "250 ok")
+
+    def do_noop(self, said: str) -> None:
+        self.say("250 ok")
+
+    def do_quit(self, said: str) -> None:
+        self.say(self.server.behaviour.quit or "221 bye")
+
+
+def _address(said: str) -> str:
+    found = re.search(r"<([^>]*)>", said)
+    return found[1] if found else ""

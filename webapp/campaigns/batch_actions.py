@@ -1,0 +1,608 @@
+"""The writes of those who send: cutting the audience, claiming a batch, keeping the place in it, noting what failed.
+
+Rows are the truth and two owners of one batch are harmless: whoever takes a batch over raises its epoch, and every
+later write of the former owner asks for the old one and finds nothing. Each write can be repeated, so it is, for as
+long as a lease lasts, when the database is away for a moment.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+from sqlalchemy import Connection, Row, text
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from webapp import bell
+from webapp.campaigns.models import BATCH_SIZE, LEASE_SECONDS, WINDOW
+from webapp.customers import queries as customers
+from webapp.customers.models import Customer
+from webapp.extensions import db
+from webapp.redemptions import queries as redemptions
+
+log = logging.getLogger(__name__)
+
+BLOCK = 20 * BATCH_SIZE
+# When a deferred mail is tried again, and when it is given up.
+BACKOFF = (60, 300, 1800, 7200)
+GIVE_UP_HOURS = 48
+LEASE = timedelta(seconds=LEASE_SECONDS)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass
+class Claim:
+    """A batch that this worker owns as long as the epoch holds. `position` and `sent` are where it stands."""
+
+    batch_id: int
+    campaign_id: int
+    owner: str
+    epoch: int
+    ids: list[int]
+    position: int
+    sent: int
+    renewed: float
+
+    @property
+    def guard(self) -> dict[str, Any]:
+        return {"batch": self.batch_id, "owner": self.owner, "epoch": self.epoch}
+
+
+@dataclass(frozen=True)
+class Recipient:
+    """One of a window: where in the batch, who, and whether the mail may have gone out before."""
+
+    index: int
+    customer: Customer
+    again: bool
+
+
+@dataclass(frozen=True)
+class Window:
+    """What may be sent now without asking again."""
+
+    end: int
+    recipients: list[Recipient]
+
+
+@dataclass(frozen=True)
+class Due:
+    """A mail that was put off and is tried again now. `attempts` guards it as the epoch guards a batch."""
+
+    campaign_id: int
+    customer_id: int
+    attempts: int
+    customer: Customer
+
+
+def stubborn(write: Callable[P, R]) -> Callable[P, R]:
+    """Repeat a write that can be repeated while the database is away, for as long as a lease lasts."""
+
+    @functools.wraps(write)
+    def repeated(*args: P.args, **kwargs: P.kwargs) -> R:
+        deadline = time.monotonic() + LEASE_SECONDS
+        while True:
+            try:
+                return write(*args, **kwargs)
+            except (OperationalError, InterfaceError) as error:
+                db.session.rollback()
+                if time.monotonic() > deadline:
+                    raise
+                log.warning("the database is away, trying again: %s", error.orig)
+                time.sleep(1)
+
+    return repeated
+
+
+# --- cutting the audience -------------------------------------------------------------------------
+
+
+def prepare(campaign_id: int) -> None:
+    """Freeze the audience of a launched campaign into batches, block by block; then it is sending.
+
+    Can be killed anywhere and called again, also by two workers at once: a block and how far it reaches are one
+    transaction under the lock of the campaign.
+    """
+    while not bell.stopping.is_set() and _prepare_block(campaign_id):
+        pass
+
+
+def _prepare_block(campaign_id: int) -> bool:
+    """One block; False when there is no more to do here."""
+    campaign = db.session.execute(
+        text(
+            "select audience_id, prepared_to from campaign where id = :id and status = 'preparing' "
+            "and prepared_at is null for update skip locked"
+        ),
+        {"id": campaign_id},
+    ).one_or_none()
+    if campaign is None:
+        db.session.rollback()
+        return False
+    ids = customers.ids_after(campaign.audience_id, campaign.prepared_to, BLOCK)
+    if ids:
+        _write_batches(campaign_id, ids)
+    else:
+        db.session.execute(
+            text(
+                "update campaign set prepared_at = now(), status = 'sending', sending_since = now(), sent_before = 0 "
+                "where id = :id"
+            ),
+            {"id": campaign_id},
+        )
+    db.session.commit()
+    return bool(ids)
+
+
+def _write_batches(campaign_id: int, ids: Sequence[int]) -> None:
+    first = db.session.execute(
+        text("select coalesce(max(seq) + 1, 0) from batch where campaign_id = :id"), {"id": campaign_id}
+    ).scalar_one()
+    slices = [ids[at : at + BATCH_SIZE] for at in range(0, len(ids), BATCH_SIZE)]
+    db.session.execute(
+        text(
+            "insert into batch (campaign_id, seq, first_id, last_id, customer_ids) "
+            "values (:id, :seq, :first, :last, :ids)"
+        ),
+        [
+            {"id": campaign_id, "seq": first + n, "first": part[0], "last": part[-1], "ids": list(part)}
+            for n, part in enumerate(slices)
+        ],
+    )
+    db.session.execute(
+        text("update campaign set prepared_to = :to, total = total + :n where id = :id"),
+        {"id": campaign_id, "to": ids[-1], "n": len(ids)},
+    )
+
+
+# --- owning a batch -------------------------------------------------------------------------------
+
+_CLAIM = text(
+    """
+    update batch set status = 'sending', owner = :owner, epoch = epoch + 1, lease_until = now() + :lease,
+      attempts = attempts + 1, not_before = null
+    where id = (
+      select b.id from batch b join campaign c on c.id = b.campaign_id
+      where c.status = 'sending' and b.status in ('pending', 'sending')
+        and case b.status when 'pending' then coalesce(b.not_before <= now(), true) else b.lease_until < now() end
+      order by b.seq, b.campaign_id
+      limit 1 for update of b skip locked
+    )
+    returning id, campaign_id, epoch, customer_ids, window_start, window_end, sent
+    """
+)
+
+
+def claim(owner: str) -> Claim | None:
+    """Own the next batch that nobody sends, whoever may have begun it. None when there is none.
+
+    What a dead owner left open is settled first: what the cursor has passed was sent. The one recipient it stands at
+    may or may not have the mail, because the cursor moves after each answer of the relay and before the next mail is
+    begun; that one is recorded as `uncertain`, and sent again unless the campaign holds such mails. When the cursor
+    is gone (the database crashed), all of the window is uncertain and held.
+    """
+    row = db.session.execute(_CLAIM, {"owner": owner, "lease": LEASE}).one_or_none()
+    if row is None:
+        db.session.rollback()
+        return None
+    taken = _take_over(row, owner)
+    db.session.commit()
+    return taken
+
+
+def _take_over(row: Row[Any], owner: str) -> Claim:
+    """The claim of a row whose owner and epoch are new; the former owner's cursor can't move from here on."""
+    ids = list(row.customer_ids)
+    taken = Claim(row.id, row.campaign_id, owner, row.epoch, ids, row.window_start, row.sent, time.monotonic())
+    if row.window_end > row.window_start:
+        _settle(taken, row.window_end)
+    _move(db.session.connection(), taken, taken.position)
+    db.session.execute(
+        text("update batch set window_start = :at, window_end = :at, sent = :sent where id = :batch"),
+        {"at": taken.position, "sent": taken.sent, "batch": taken.batch_id},
+    )
+    return taken
+
+
+def _settle(taken: Claim, window_end: int) -> None:
+    """Account for an open window whose owner is gone; `taken` then stands where sending goes on."""
+    start = taken.position
+    cursor = db.session.execute(
+        text("select cursor from batch_cursor where batch_id = :batch and epoch < :epoch for update"),
+        {"batch": taken.batch_id, "epoch": taken.epoch},
+    ).scalar_one_or_none()
+    states = _states(taken.campaign_id, taken.ids[start:window_end])
+    if cursor is None:
+        _note_uncertain(taken, [i for i in taken.ids[start:window_end] if i not in states], "the database crashed")
+        taken.position = window_end
+        return
+    taken.sent += sum(1 for customer_id in taken.ids[start:cursor] if customer_id not in states)
+    taken.position = cursor
+    open_ids = taken.ids[cursor:window_end]
+    in_flight = next((i for i in open_ids if states.get(i, "uncertain") == "uncertain"), None)
+    if in_flight is None:
+        taken.position = window_end
+        return
+    _note_uncertain(taken, [in_flight], "the worker was ended while this mail was on its way")
+    if _policy(taken.campaign_id) == "hold":
+        taken.position = taken.ids.index(in_flight, cursor) + 1
+
+
+def _note_uncertain(taken: Claim, ids: list[int], why: str) -> None:
+    if ids:
+        db.session.execute(
+            text(
+                "insert into mail_issue (campaign_id, customer_id, state, text) "
+                "select :campaign, unnest(cast(:ids as bigint[])), 'uncertain', :why on conflict do nothing"
+            ),
+            {"campaign": taken.campaign_id, "ids": ids, "why": why},
+        )
+
+
+def _states(campaign_id: int, ids: Sequence[int]) -> dict[int, str]:
+    rows = db.session.execute(
+        text("select customer_id, state from mail_issue where campaign_id = :campaign and customer_id = any(:ids)"),
+        {"campaign": campaign_id, "ids": list(ids)},
+    )
+    return {row.customer_id: row.state for row in rows}
+
+
+def _policy(campaign_id: int) -> str:
+    return str(
+        db.session.execute(
+            text("select uncertain_policy from campaign where id = :id"), {"id": campaign_id}
+        ).scalar_one()
+    )
+
+
+@stubborn
+def open_window(taken: Claim) -> Window | None:
+    """Write ahead that the next recipients may get their mail from now on, and who of them is left out.
+
+    None when the batch is somebody else's by now, or the campaign was paused or cancelled; then it is given back.
+    """
+    campaign = db.session.execute(
+        text("select status, offer_id from campaign where id = :id"), {"id": taken.campaign_id}
+    ).one()
+    if campaign.status != "sending":
+        release(taken)
+        return None
+    end = min(taken.position + WINDOW, len(taken.ids))
+    opened = db.session.execute(
+        text(
+            "update batch set window_start = :start, window_end = :end, sent = :sent, lease_until = now() + :lease "
+            "where id = :batch and owner = :owner and epoch = :epoch"
+        ),
+        {"start": taken.position, "end": end, "sent": taken.sent, "lease": LEASE, **taken.guard},
+    )
+    if not opened.rowcount or not _move(db.session.connection(), taken, taken.position):  # type: ignore[attr-defined]
+        db.session.rollback()
+        return None
+    ids = taken.ids[taken.position : end]
+    states = _states(taken.campaign_id, ids)
+    people, skipped = _who(campaign.offer_id, [i for i in ids if states.get(i, "uncertain") == "uncertain"])
+    _note_skipped(taken.campaign_id, skipped)
+    db.session.commit()
+    taken.renewed = time.monotonic()
+    found = [
+        Recipient(taken.position + n, people[customer_id], customer_id in states)
+        for n, customer_id in enumerate(ids)
+        if customer_id in people
+    ]
+    return Window(end, found)
+
+
+def _who(offer_id: int, ids: Sequence[int]) -> tuple[dict[int, Customer], dict[int, str]]:
+    """Who of them is mailed, and why the others are not. Looked up right before a window is sent."""
+    found = {customer.id: customer for customer in customers.recipients(ids)}
+    for customer in found.values():
+        # They are read after the commit, which must not fetch each of them again.
+        db.session.expunge(customer)
+    redeemed = redemptions.redeemed_among(offer_id, ids)
+    skipped = {}
+    for customer_id in ids:
+        customer = found.get(customer_id)
+        if customer is None or customer.erased_at is not None:
+            skipped[customer_id] = "no longer a customer"
+        elif customer.unsubscribed_at is not None:
+            skipped[customer_id] = "unsubscribed"
+        elif customer_id in redeemed:
+            skipped[customer_id] = "has redeemed already"
+    return {i: customer for i, customer in found.items() if i not in skipped}, skipped
+
+
+def _note_skipped(campaign_id: int, skipped: dict[int, str]) -> None:
+    if skipped:
+        db.session.execute(
+            text(
+                "insert into mail_issue (campaign_id, customer_id, state, text) "
+                "values (:campaign, :id, 'skipped', :why) "
+                "on conflict (campaign_id, customer_id) do update "
+                "set state = 'skipped', text = excluded.text, next_at = null, at = now()"
+            ),
+            [{"campaign": campaign_id, "id": i, "why": why} for i, why in skipped.items()],
+        )
+
+
+@stubborn
+def renew(taken: Claim) -> bool:
+    """Keep the batch for another lease; False when it is somebody else's by now."""
+    done = db.session.execute(
+        text("update batch set lease_until = now() + :lease where id = :batch and owner = :owner and epoch = :epoch"),
+        {"lease": LEASE, **taken.guard},
+    )
+    db.session.commit()
+    taken.renewed = time.monotonic()
+    return bool(done.rowcount)  # type: ignore[attr-defined]
+
+
+@stubborn
+def release(taken: Claim, wait: int = 0) -> None:
+    """Give the batch back where it stands, for anybody to go on with, at once or in `wait` seconds."""
+    db.session.execute(
+        text(
+            "update batch set status = case when exists "
+            "(select 1 from campaign c where c.id = batch.campaign_id and c.status = 'cancelled') "
+            "then 'cancelled' else 'pending' end, owner = null, lease_until = null, "
+            "window_start = :at, window_end = :at, sent = :sent, "
+            "not_before = case when :wait > 0 then now() + make_interval(secs => :wait) end "
+            "where id = :batch and owner = :owner and epoch = :epoch"
+        ),
+        {"at": taken.position, "sent": taken.sent, "wait": wait, **taken.guard},
+    )
+    db.session.commit()
+
+
+@stubborn
+def finish(taken: Claim) -> None:
+    """Everyone of the batch is settled; its cursor is not needed any more."""
+    done = db.session.execute(
+        text(
+            "update batch set status = 'done', owner = null, lease_until = null, "
+            "window_start = :at, window_end = :at, sent = :sent "
+            "where id = :batch and owner = :owner and epoch = :epoch"
+        ),
+        {"at": len(taken.ids), "sent": taken.sent, **taken.guard},
+    )
+    if done.rowcount:  # type: ignore[attr-defined]
+        db.session.execute(text("delete from batch_cursor where batch_id = :batch"), {"batch": taken.batch_id})
+    db.session.commit()
+
+
+# --- keeping the place ----------------------------------------------------------------------------
+
+_MOVE = """
+    insert into batch_cursor (batch_id, epoch, cursor)
+    select id, epoch, %(cursor)s from batch where id = %(batch)s and owner = %(owner)s and epoch = %(epoch)s
+    on conflict (batch_id) do update set epoch = excluded.epoch, cursor = excluded.cursor
+    where batch_cursor.epoch <= excluded.epoch
+"""
+
+
+def _move(connection: Connection, taken: Claim, cursor: int) -> bool:
+    """False when the batch is somebody else's by now."""
+    return connection.exec_driver_sql(_MOVE, {"cursor": cursor, **taken.guard}).rowcount == 1
+
+
+class Place:
+    """Keeps the cursor, one write per accepted mail, on a connection that does not wait for the disk.
+
+    Nothing is lost by that when a worker is killed; after a crash of the database the table is empty in any case.
+    """
+
+    def __enter__(self) -> Place:
+        self._connection: Connection | None = None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._drop()
+
+    def move(self, taken: Claim, cursor: int) -> bool:
+        """The mail before `cursor` is accepted; False when the batch is somebody else's by now."""
+        deadline = time.monotonic() + LEASE_SECONDS
+        while True:
+            try:
+                return _move(self._open(), taken, cursor)
+            except (OperationalError, InterfaceError):
+                self._drop()
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
+
+    def _open(self) -> Connection:
+        if self._connection is None:
+            connection = db.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            # It never goes back to the pool: its setting must not reach transactions that have to be on disk.
+            connection.detach()
+            connection.exec_driver_sql("set synchronous_commit = off")
+            self._connection = connection
+        return self._connection
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+
+# --- what did not simply go out -------------------------------------------------------------------
+
+
+@stubborn
+def note(taken: Claim, recipient: Recipient, state: str, code: int | None, words: str) -> bool:
+    """Record what became of one recipient and move on, in one transaction; False when the batch is lost.
+
+    :param state: failed, deferred, uncertain, or sent_later for a mail that was uncertain before.
+    """
+    if not _move(db.session.connection(), taken, recipient.index + 1):
+        db.session.rollback()
+        return False
+    db.session.execute(
+        text(
+            "insert into mail_issue (campaign_id, customer_id, state, smtp_code, text, next_at, attempts) "
+            "values (:campaign, :id, :state, :code, :words, now() + cast(:next as interval), 1) "
+            "on conflict (campaign_id, customer_id) do update set state = excluded.state, "
+            "smtp_code = excluded.smtp_code, text = excluded.text, next_at = excluded.next_at, at = now(), "
+            "attempts = mail_issue.attempts + 1"
+        ),
+        {
+            "campaign": taken.campaign_id,
+            "id": recipient.customer.id,
+            "state": state,
+            "code": code,
+            "words": words,
+            "next": _wait(0) if state == "deferred" else None,
+        },
+    )
+    db.session.commit()
+    return True
+
+
+def _wait(attempts: int) -> timedelta:
+    """How long until the next try, with a fifth of jitter so that they do not all come at once."""
+    return timedelta(seconds=BACKOFF[min(attempts, len(BACKOFF) - 1)] * random.uniform(0.9, 1.1))  # noqa: S311
+
+
+_CLAIM_DUE = text(
+    """
+    update mail_issue i set state = 'uncertain', attempts = i.attempts + 1, next_at = now() + :lease
+    from (
+      select d.campaign_id, d.customer_id, c.offer_id from mail_issue d join campaign c on c.id = d.campaign_id
+      where d.next_at <= now() and c.status = 'sending'
+        and (d.state = 'deferred' or d.state = 'uncertain' and c.uncertain_policy = 'resend')
+      order by d.next_at
+      limit 1 for update of d skip locked
+    ) due
+    where i.campaign_id = due.campaign_id and i.customer_id = due.customer_id
+    returning i.campaign_id, i.customer_id, i.attempts, due.offer_id
+    """
+)
+
+
+def claim_due() -> Due | None:
+    """Take one mail whose time has come. Until its outcome is recorded it counts as uncertain."""
+    while True:
+        row = db.session.execute(_CLAIM_DUE, {"lease": LEASE}).one_or_none()
+        if row is None:
+            db.session.rollback()
+            return None
+        people, skipped = _who(row.offer_id, [row.customer_id])
+        _note_skipped(row.campaign_id, skipped)
+        db.session.commit()
+        if people:
+            return Due(row.campaign_id, row.customer_id, row.attempts, people[row.customer_id])
+
+
+@stubborn
+def note_due(due: Due, state: str, code: int | None, words: str) -> None:
+    """Record what became of a mail that was tried again. What can't go out for two days is given up."""
+    db.session.execute(
+        text(
+            """
+            update mail_issue set smtp_code = :code, text = :words,
+              state = case when put_off and late then 'failed' else :state end,
+              next_at = case when put_off and not late then now() + cast(:next as interval) end,
+              at = case when put_off and not late then at else now() end
+            from (select cast(:state as text) = 'deferred' as put_off) asked,
+              lateral (select mail_issue.at < now() - cast(:limit as interval) as late) lateness
+            where campaign_id = :campaign and customer_id = :id and attempts = :attempts and state = 'uncertain'
+            """
+        ),
+        {
+            "campaign": due.campaign_id,
+            "id": due.customer_id,
+            "attempts": due.attempts,
+            "state": state,
+            "code": code,
+            "words": words,
+            "next": _wait(due.attempts - 1),
+            "limit": timedelta(hours=GIVE_UP_HOURS),
+        },
+    )
+    db.session.commit()
+
+
+# --- the campaign as a whole ----------------------------------------------------------------------
+
+
+@stubborn
+def halt(campaign_id: int, reason: str) -> None:
+    """Pause a campaign because the relay will not have its mails. Staff read the reason and resume it."""
+    db.session.execute(
+        text(
+            "update campaign set status = 'paused', pause_reason = :reason, trouble = null "
+            "where id = :id and status = 'sending'"
+        ),
+        {"id": campaign_id, "reason": reason},
+    )
+    db.session.commit()
+    log.error("campaign %s is paused: %s", campaign_id, reason)
+
+
+@stubborn
+def halt_all(reason: str) -> None:
+    """Pause everything that is sending: the relay refuses us whatever the mail."""
+    db.session.execute(
+        text("update campaign set status = 'paused', pause_reason = :reason, trouble = null where status = 'sending'"),
+        {"reason": reason},
+    )
+    db.session.commit()
+    log.error("all mailings are paused: %s", reason)
+
+
+@stubborn
+def say_trouble(trouble: str | None) -> None:
+    """Let staff see what keeps the mails from going out just now; None when they go out again."""
+    db.session.execute(
+        text("update campaign set trouble = :trouble where status = 'sending' and trouble is distinct from :trouble"),
+        {"trouble": trouble},
+    )
+    db.session.commit()
+
+
+def finish_campaigns() -> None:
+    """Call those campaigns done of which nobody is left to be mailed, now or later."""
+    db.session.execute(
+        text(
+            """
+            update campaign c set status = 'done', finished_at = now(), trouble = null
+            where c.status = 'sending' and c.prepared_at is not null
+              and not exists (select 1 from batch b where b.campaign_id = c.id and b.status in ('pending', 'sending'))
+              and not exists (
+                select 1 from mail_issue i where i.campaign_id = c.id and i.next_at is not null
+                  and (i.state = 'deferred' or c.uncertain_policy = 'resend' or i.next_at > now())
+              )
+            """
+        )
+    )
+    db.session.commit()
+
+
+def settle_cancelled(owner: str) -> None:
+    """Account for batches that were being sent by somebody who is gone when their campaign was cancelled."""
+    while True:
+        row = db.session.execute(
+            text(
+                "update batch set status = 'cancelled', owner = :owner, epoch = epoch + 1 where id = ("
+                "select b.id from batch b join campaign c on c.id = b.campaign_id where c.status = 'cancelled' "
+                "and b.status in ('pending', 'sending') and coalesce(b.lease_until < now(), true) "
+                "limit 1 for update of b skip locked) "
+                "returning id, campaign_id, epoch, customer_ids, window_start, window_end, sent"
+            ),
+            {"owner": owner},
+        ).one_or_none()
+        if row is None:
+            db.session.rollback()
+            return
+        _take_over(row, owner)
+        db.session.commit()

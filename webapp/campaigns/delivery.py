@@ -1,0 +1,253 @@
+"""Sending: a pump is one connection to the relay that takes batches, mails their recipients and keeps the place."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from flask import current_app
+
+from webapp import bell
+from webapp.campaigns import batch_actions, message, queries, transport
+from webapp.campaigns.batch_actions import Claim, Due, Place, Recipient
+from webapp.campaigns.message import FormLetter
+from webapp.campaigns.transport import Letter, Outcome, RelayDown, RelayRefuses
+from webapp.campaigns.wording import MailText
+from webapp.customers.models import Customer
+from webapp.errors import DomainError
+from webapp.extensions import db
+from webapp.offers import queries as offers
+from webapp.offers.models import Offer
+from webapp.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# A pump gives its place to the next after a minute, so that everything else in the queue gets its turn.
+SLICE = 60
+# How often one recipient is tried while the connection breaks, and how long to wait in between.
+TRIES = (1.0, 3.0, 0.0)
+PROBE_SECONDS = 5
+RENEW_SECONDS = 20
+REFUSED_BODIES = 5
+BROKEN_IN_A_ROW = 5
+RETRIES_AT_ONCE = 50
+
+
+def pump() -> bool:
+    """Send for about a minute; True when there is more to do, so that the next bell should be rung.
+
+    Never more pumps at a time in one process than MAIL_CONNECTIONS; one too many ends at once.
+    """
+    with _slot() as free:
+        if not free:
+            return False
+        with transport.relay() as relay, Place() as place:
+            return _Pump(relay, place).run()
+
+
+def send_test(mail: MailText, offer: Offer, to: str, name: str) -> None:
+    """Send the mail as it is to one of the staff, now. Its links lead to no customer, so pressing them does nothing.
+
+    :raises DomainError: `relay_down` or `relay_refuses`, with what the relay said.
+    """
+    nobody = Customer(id=0, email=to.lower(), email_as_given=to, name=name)
+    settings: Settings = current_app.config["SETTINGS"]
+    letter = FormLetter(mail, offer, 0, token=f"test.{secrets.token_hex(8)}").letter(nobody)
+    try:
+        with transport.relay() as relay:
+            relay.send(letter)
+    except RelayDown as error:
+        raise DomainError(
+            "relay_down",
+            f"The mail relay at {settings.mail_server} could not take it: {error}. Try again in a moment.",
+            503,
+        ) from error
+    except RelayRefuses as error:
+        raise DomainError("relay_refuses", f"The mail relay refused it: {error}. Check the mail settings.") from error
+
+
+@contextmanager
+def _slot() -> Iterator[bool]:
+    settings: Settings = current_app.config["SETTINGS"]
+    slots: threading.Semaphore = current_app.extensions.setdefault(
+        "pumps", threading.BoundedSemaphore(settings.mail_connections)
+    )
+    free = slots.acquire(blocking=False)
+    try:
+        yield free
+    finally:
+        if free:
+            slots.release()
+
+
+class _Pump:
+    def __init__(self, relay: transport.Relay, place: Place) -> None:
+        self.relay = relay
+        self.place = place
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self.deadline = time.monotonic() + SLICE
+        self.letters: dict[int, FormLetter] = {}
+        self.broken = 0
+        self.refused_bodies = 0
+
+    def run(self) -> bool:
+        while not self._is_over():
+            if not queries.is_work():
+                batch_actions.finish_campaigns()
+                return False
+            if not self._reach_relay():
+                continue
+            taken = batch_actions.claim(self.owner)
+            if taken is not None:
+                self._send_batch(taken)
+            self._retry_due()
+        return not bell.stopping.is_set()
+
+    def _is_over(self) -> bool:
+        return bell.stopping.is_set() or time.monotonic() > self.deadline
+
+    def _reach_relay(self) -> bool:
+        """A connection, before anything is claimed: while the relay is away nobody is at fault and nothing is due."""
+        try:
+            self.relay.open()
+        except RelayRefuses as error:
+            batch_actions.halt_all(f"the relay refuses us: {error}")
+            return False
+        except RelayDown as error:
+            batch_actions.say_trouble(f"The mail relay can't be reached ({error}). It is tried every few seconds.")
+            bell.stopping.wait(PROBE_SECONDS)
+            return False
+        batch_actions.say_trouble(None)
+        return True
+
+    def _send_batch(self, taken: Claim) -> None:
+        form = self._form(taken.campaign_id)
+        while taken.position < len(taken.ids):
+            if self._is_over():
+                return batch_actions.release(taken)
+            window = batch_actions.open_window(taken)
+            if window is None:
+                return None
+            for recipient in window.recipients:
+                taken.position = recipient.index
+                if bell.stopping.is_set():
+                    return batch_actions.release(taken)
+                if not self._send_one(taken, recipient, form):
+                    return None
+            taken.position = window.end
+        return batch_actions.finish(taken)
+
+    def _send_one(self, taken: Claim, recipient: Recipient, form: FormLetter) -> bool:
+        """One recipient settled; False when this pump is done with the batch, which then is in order."""
+        outcome = self._try(self._write(form, recipient.customer), lambda: self._holds(taken))
+        if outcome.kind == "accepted":
+            return self._went_out(taken, recipient, outcome)
+        if outcome.kind == "stopped":
+            return False
+        if outcome.kind == "refused" or (outcome.kind == "trouble" and outcome.at == "connect"):
+            batch_actions.release(taken)
+            if outcome.kind == "refused":
+                batch_actions.halt(taken.campaign_id, _refusal(outcome))
+            return False
+        state = "deferred" if outcome.kind == "trouble" else outcome.kind
+        if not batch_actions.note(taken, recipient, state, outcome.code, outcome.text):
+            return False
+        taken.position = recipient.index + 1
+        return self._may_go_on(taken, outcome)
+
+    def _went_out(self, taken: Claim, recipient: Recipient, outcome: Outcome) -> bool:
+        self.broken = self.refused_bodies = 0
+        if recipient.again:
+            return batch_actions.note(taken, recipient, "sent_later", outcome.code, "")
+        if not self.place.move(taken, recipient.index + 1):
+            return False
+        taken.sent += 1
+        return True
+
+    def _may_go_on(self, taken: Claim, outcome: Outcome) -> bool:
+        """Whether the next recipient may fare better, or the trouble is the relay's or the mail's own."""
+        body = outcome.at in ("DATA", "body")
+        self.refused_bodies = self.refused_bodies + 1 if outcome.kind == "failed" and body else 0
+        self.broken = self.broken + 1 if outcome.kind in ("trouble", "uncertain") else 0
+        if self.refused_bodies >= REFUSED_BODIES:
+            batch_actions.release(taken)
+            batch_actions.halt(taken.campaign_id, f"the relay refuses this mail: {outcome.code} {outcome.text}")
+            return False
+        if self.broken >= BROKEN_IN_A_ROW:
+            self.broken = 0
+            batch_actions.release(taken, wait=60)
+            return False
+        return True
+
+    def _try(self, letter: Letter | Outcome, may_send: Callable[[], bool]) -> Outcome:
+        """Hand a letter over; when the connection breaks before the body, on a new one, three times in all."""
+        if isinstance(letter, Outcome):
+            return letter
+        outcome = Outcome("trouble", None, "not tried", "connect")
+        for wait in TRIES:
+            try:
+                self.relay.open()
+                outcome = self.relay.deliver(letter, may_send)
+            except RelayRefuses as error:
+                return Outcome("refused", None, str(error), "connect")
+            except RelayDown as error:
+                outcome = Outcome("trouble", None, str(error), "connect")
+            if outcome.kind != "trouble":
+                return outcome
+            if wait:
+                bell.stopping.wait(wait)
+        return outcome
+
+    def _holds(self, taken: Claim) -> bool:
+        """Still ours, for longer than the relay may take to answer."""
+        return time.monotonic() - taken.renewed < RENEW_SECONDS or batch_actions.renew(taken)
+
+    def _retry_due(self) -> None:
+        for _ in range(RETRIES_AT_ONCE):
+            due = None if self._is_over() else batch_actions.claim_due()
+            if due is None:
+                return
+            if not self._retry(due):
+                return
+
+    def _retry(self, due: Due) -> bool:
+        started = time.monotonic()
+        letter = self._write(self._form(due.campaign_id), due.customer)
+        outcome = self._try(letter, lambda: time.monotonic() - started < RENEW_SECONDS)
+        state = {"accepted": "sent_later", "trouble": "deferred", "refused": "deferred", "stopped": "deferred"}.get(
+            outcome.kind, outcome.kind
+        )
+        batch_actions.note_due(due, state, outcome.code, outcome.text)
+        if outcome.kind == "refused":
+            batch_actions.halt(due.campaign_id, _refusal(outcome))
+        return outcome.kind not in ("trouble", "refused")
+
+    def _write(self, form: FormLetter, customer: Customer) -> Letter | Outcome:
+        """The letter, or why this one can't be written; the others go on."""
+        try:
+            return form.letter(customer)
+        except (ValueError, UnicodeError) as error:
+            log.exception("no letter for customer %s", customer.id)
+            return Outcome("failed", None, f"the mail could not be written: {error}", "letter")
+        finally:
+            # No transaction stays open while the relay is waited for.
+            db.session.rollback()
+
+    def _form(self, campaign_id: int) -> FormLetter:
+        if campaign_id not in self.letters:
+            campaign = queries.by_id(campaign_id)
+            offer = offers.by_id(campaign.offer_id) if campaign is not None else None
+            if campaign is None or offer is None:
+                raise LookupError(f"no campaign {campaign_id}")
+            self.letters[campaign_id] = message.of_campaign(campaign, offer)
+        return self.letters[campaign_id]
+
+
+def _refusal(outcome: Outcome) -> str:
+    return f"the relay refuses us: {f'{outcome.code} ' if outcome.code else ''}{outcome.text}"

@@ -1,0 +1,290 @@
+"""Flask-Mail without its traps: one connection to the relay, driven command by command.
+
+What Flask-Mail 0.10 does by itself and this file does otherwise:
+
+- under TESTING it sends nothing; here a mail is sent or an outcome says why not;
+- sockets wait for ever and certificates are not looked at; here every step has a limit and TLS is verified;
+- `sendmail` raises the same error before and after the body; here the outcome tells whether the mail can have arrived;
+- `quit()` and MAIL_MAX_EMAILS can raise after the relay has taken a mail; here nothing after that moment is a failure;
+- addresses go through IDNA 2003, which turns `faß.de` into somebody else's `fass.de`, and a non-ASCII local part
+  raises; here the address is sent as it stands, which is the customer's normalised one;
+- long headers are encoded (RFC 2047) or pass with line breaks in them, and the Message-ID names this host; here the
+  message comes finished, as bytes.
+"""
+
+from __future__ import annotations
+
+import re
+import smtplib
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, cast
+
+import flask_mail
+from flask import current_app
+
+CONNECT_TIMEOUT = 15
+REPLY_TIMEOUT = 60
+# With the reply's own limit this stays below the lease of a batch: an owner that has begun to hand over a body knows
+# the answer before anybody else may take the batch over.
+BODY_TIMEOUT = 20
+
+Kind = Literal["accepted", "failed", "deferred", "trouble", "refused", "uncertain", "stopped"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one attempt.
+
+    accepted: the relay has it · failed: never for this recipient · deferred: later for this recipient ·
+    trouble: the connection broke before the body was complete, so nothing arrived · refused: the relay will have
+    nothing from us · uncertain: the connection broke after the body · stopped: the caller called it off in time.
+    """
+
+    kind: Kind
+    code: int | None = None
+    text: str = ""
+    at: str = ""
+
+
+class RelayDown(Exception):
+    """The relay can't be reached, or breaks off before a mail was begun. Try later."""
+
+
+class RelayRefuses(Exception):
+    """The relay refuses us: TLS, the user name and password, or a sender it will not have. Somebody must act."""
+
+
+class Letter(flask_mail.Message):
+    """A message that is finished: the bytes for one recipient, with the addresses of its envelope."""
+
+    def __init__(self, sender: str, to: str, raw: bytes) -> None:
+        # Not Flask-Mail's own: that would look this host's name up for a Message-ID that nobody sees.
+        self.sender = sender
+        self.recipients = [to]
+        self.raw = raw
+        self.to = to
+        self.cc, self.bcc, self.reply_to = [], [], None
+        self.mail_options, self.rcpt_options = [], []
+        head = raw.partition(b"\r\n\r\n")[0]
+        self.subject = (re.search(rb"^Subject: ([^\r]*)", head, re.MULTILINE) or [b"", b""])[1].decode("utf-8")
+        self.date = time.time()
+
+    def as_bytes(self) -> bytes:
+        return self.raw
+
+    def as_string(self) -> str:
+        return self.raw.decode()
+
+    def has_bad_headers(self) -> bool:
+        return any(_breaks_lines(address) for address in (str(self.sender), self.to))
+
+
+class Relay(flask_mail.Connection):
+    """One connection to the relay, reused for many mails. Not for two threads at once."""
+
+    host: smtplib.SMTP | None
+
+    def __enter__(self) -> Relay:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.drop()
+
+    @property
+    def is_open(self) -> bool:
+        return self.host is not None
+
+    def open(self) -> None:
+        """Connect and sign in, unless that is done already.
+
+        :raises RelayDown: when nobody answers, or only with a 4xx.
+        :raises RelayRefuses: when TLS can't be trusted, the password is wrong, or the greeting is a 5xx.
+        """
+        if self.host is not None:
+            return
+        try:
+            self.host = self.configure_host()
+        except ssl.SSLError as error:
+            raise RelayRefuses(f"TLS: {getattr(error, 'verify_message', '') or error}") from error
+        except smtplib.SMTPNotSupportedError as error:
+            raise RelayRefuses(str(error)) from error
+        except smtplib.SMTPResponseException as error:
+            words = f"{error.smtp_code} {_words(error.smtp_error)}"
+            raise (RelayRefuses if error.smtp_code >= 500 else RelayDown)(words) from error
+        except (OSError, smtplib.SMTPException) as error:
+            raise RelayDown(_reason(error)) from error
+
+    def configure_host(self) -> smtplib.SMTP:
+        """A connection that is greeted, encrypted as configured and signed in."""
+        host = self._connect()
+        try:
+            host.ehlo_or_helo_if_needed()
+            if self.mail.use_tls:
+                code, words = host.starttls(context=_trusted())
+                if code != 220:
+                    raise smtplib.SMTPResponseException(code, words)
+                host.ehlo_or_helo_if_needed()
+            if self.mail.username and self.mail.password:
+                host.login(self.mail.username, self.mail.password)
+            _limit(host, REPLY_TIMEOUT)
+        except BaseException:
+            host.close()
+            raise
+        return host
+
+    def _connect(self) -> smtplib.SMTP:
+        server, port = self.mail.server, self.mail.port or 0
+        if self.mail.use_ssl:
+            return smtplib.SMTP_SSL(server, port, timeout=CONNECT_TIMEOUT, context=_trusted())
+        return smtplib.SMTP(server, port, timeout=CONNECT_TIMEOUT)
+
+    def send(self, message: flask_mail.Message, envelope_from: str | tuple[str, str] | None = None) -> None:
+        """Flask-Mail's way in, for a letter that must go out now or not at all.
+
+        :raises RelayDown: when the relay does not take it now.
+        :raises RelayRefuses: when it never will.
+        """
+        self.open()
+        outcome = self.deliver(cast(Letter, message))
+        if outcome.kind in ("failed", "refused"):
+            raise RelayRefuses(f"{outcome.code} {outcome.text}" if outcome.code else outcome.text)
+        if outcome.kind != "accepted":
+            raise RelayDown(f"{outcome.code} {outcome.text}" if outcome.code else outcome.text)
+
+    def deliver(self, letter: Letter, may_send: Callable[[], bool] = lambda: True) -> Outcome:
+        """Hand one letter over, step by step. After anything but a plain answer the connection is closed.
+
+        :param may_send: asked right before the body, the point of no return; False calls the mail off.
+        """
+        host = self.host
+        if host is None:
+            return Outcome("trouble", None, "not connected", "connect")
+        if letter.has_bad_headers():
+            return Outcome("failed", None, "the address has a line break in it", "address")
+        try:
+            refusal = self._envelope(host, letter)
+            if refusal is not None:
+                return refusal
+            if not may_send():
+                self.drop()
+                return Outcome("stopped")
+            return self._body(host, letter)
+        except (OSError, smtplib.SMTPException) as error:
+            self.drop()
+            return Outcome("trouble", None, _reason(error), "before the body")
+
+    def _envelope(self, host: smtplib.SMTP, letter: Letter) -> Outcome | None:
+        """MAIL and RCPT; None when both were taken."""
+        options = () if letter.to.isascii() else ("SMTPUTF8", "BODY=8BITMIME")
+        if options and not host.has_extn("smtputf8"):
+            return Outcome("failed", None, "the relay takes no addresses with such letters (SMTPUTF8)", "address")
+        # The option turns smtplib to UTF-8 for good; the next mail may do without.
+        host.command_encoding = "ascii"
+        code, words = host.mail(str(letter.sender), options)
+        if code != 250:
+            return self._refusal(host, code, words, "MAIL")
+        code, words = host.rcpt(letter.to)
+        if code not in (250, 251):
+            return self._refusal(host, code, words, "RCPT")
+        return None
+
+    def _body(self, host: smtplib.SMTP, letter: Letter) -> Outcome:
+        code, words = host.docmd("DATA")
+        if code != 354:
+            return self._refusal(host, code, words, "DATA")
+        if host.sock is None:
+            raise smtplib.SMTPServerDisconnected("the connection is closed")
+        body = _stuffed(letter.raw)
+        _limit(host, BODY_TIMEOUT)
+        # An error in here leaves the closing dot unsent, so the relay has to forget the mail.
+        host.sock.sendall(body)
+        _limit(host, REPLY_TIMEOUT)
+        try:
+            code, words = host.getreply()
+        except (OSError, smtplib.SMTPException) as error:
+            self.drop()
+            return Outcome("uncertain", None, f"no answer after the mail was handed over: {_reason(error)}", "body")
+        if 200 <= code < 300:
+            flask_mail.email_dispatched.send(current_app, message=letter)
+            return Outcome("accepted", code, _words(words))
+        return self._refusal(host, code, words, "body")
+
+    def _refusal(self, host: smtplib.SMTP, code: int, words: bytes, at: str) -> Outcome:
+        text = _words(words)
+        if code == 421 or (at == "MAIL" and 400 <= code < 500):
+            self.drop()
+            return Outcome("trouble", code, text, at)
+        if code == -1 or not 400 <= code < 600:
+            self.drop()
+            return Outcome("trouble", None, text or "the answer makes no sense", at)
+        self._reset(host)
+        if at == "MAIL":
+            return Outcome("refused", code, text, at)
+        return Outcome("failed" if code >= 500 else "deferred", code, text, at)
+
+    def _reset(self, host: smtplib.SMTP) -> None:
+        """Ready for the next mail; a connection that will not be is dropped, and the outcome stays what it was."""
+        try:
+            if host.docmd("RSET")[0] != 250:
+                self.drop()
+        except (OSError, smtplib.SMTPException):
+            self.drop()
+
+    def drop(self) -> None:
+        """Close the connection. Never raises: whatever was accepted stays accepted."""
+        host, self.host = self.host, None
+        if host is None:
+            return
+        try:
+            _limit(host, 2)
+            host.quit()
+        except (OSError, smtplib.SMTPException):
+            host.close()
+
+
+def relay() -> Relay:
+    """A connection to the configured relay, not yet opened."""
+    return Relay(current_app.extensions["mail"])
+
+
+def _trusted() -> ssl.SSLContext:
+    return ssl.create_default_context()
+
+
+def _limit(host: smtplib.SMTP, seconds: float) -> None:
+    if host.sock is not None:
+        host.sock.settimeout(seconds)
+
+
+def _stuffed(raw: bytes) -> bytes:
+    """The body as RFC 5321 wants it on the wire: leading dots doubled, a lone dot at the end."""
+    if raw.startswith(b".") or b"\n." in raw:
+        raw = re.sub(rb"(?m)^\.", b"..", raw)
+    return raw + (b".\r\n" if raw.endswith(b"\r\n") else b"\r\n.\r\n")
+
+
+def _breaks_lines(value: str) -> bool:
+    return any(c in value for c in "\r\n\0<> ")
+
+
+def _words(given: bytes | str) -> str:
+    text = given.decode("utf-8", "replace") if isinstance(given, bytes) else given
+    return " ".join(text.replace("\0", "").split())[:500]
+
+
+def _reason(error: Exception) -> str:
+    words = _words(str(error))
+    if isinstance(error, TimeoutError) or words.endswith("timed out"):
+        return "it did not answer in time"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return words or type(error).__name__

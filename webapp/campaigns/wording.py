@@ -1,0 +1,173 @@
+"""What staff write: text with placeholders from a fixed list, and nothing else that would be carried out.
+
+There is no template language behind it, so there is nothing to break out of: a text is split at its placeholders
+once, and only their values are put in.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from webapp.errors import FieldError, Invalid
+
+PLACEHOLDERS: dict[str, str] = {
+    "customer.name": "the customer's name",
+    "customer.email": "the customer's e-mail",
+    "offer.name": "the offer's name",
+    "offer.code": "the code; with the customer's own ending where the offer asks for it",
+    "offer.discount": "the discount, such as 25% or €5.00",
+    "offer.ends": "the last day on which it can be used",
+    "link": "the customer's personal page, filled in",
+    "unsubscribe": "the page on which the customer ends these mails",
+    "shop.name": "the name of your shop",
+}
+SUBJECT_MAX = 250
+BODY_MAX = 256 * 1024
+
+DEFAULT_SUBJECT = "{{ offer.discount }} off for you: {{ offer.name }}"
+DEFAULT_TEXT = """\
+Hello {{ customer.name or "there" }},
+
+{{ offer.name }} is here, and there is something in it for you:
+
+{{ offer.discount }} off
+
+This is your code:
+
+{{ offer.code }}
+
+Give it at the till or in the shop. Or open your personal page, where everything is filled in already:
+
+{{ link }}
+
+It is good until {{ offer.ends }}.
+
+See you soon
+{{ shop.name }}
+"""
+
+_TAG = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+_INSIDE = re.compile(r"""\s*([A-Za-z_][\w.]*)\s*(?:or\s+("[^"\r\n]*"|'[^'\r\n]*')\s*)?""")
+# Stand for placeholders while HTML is worked on; from the private area, which no text may have.
+OPEN, CLOSE = "\ue000", "\ue001"
+_MARK = re.compile(f"{OPEN}([0-9]+){CLOSE}")
+
+
+@dataclass(frozen=True)
+class MailText:
+    """A mail as staff or a program gave it. What is empty is filled in: see message.FormLetter."""
+
+    subject: str = ""
+    text: str = ""
+    html: str = ""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A placeholder, with the words that stand in when its value is empty."""
+
+    name: str
+    fallback: str = ""
+
+
+Parts = tuple[str | Slot, ...]
+
+
+class Unreadable(ValueError):
+    """A placeholder that is not known, or not written as one. The message is for the writer."""
+
+
+def split(source: str) -> Parts:
+    """The text in pieces: what stays as it is, and the placeholders.
+
+    :raises Unreadable: naming the placeholder and those there are.
+    """
+    parts: list[str | Slot] = []
+    end = 0
+    for found in _TAG.finditer(source):
+        parts += [_plain(source[end : found.start()]), _slot(found)]
+        end = found.end()
+    parts.append(_plain(source[end:]))
+    return tuple(part for part in parts if part != "")
+
+
+def fill(parts: Parts, values: Mapping[str, str], escape: Callable[[str], str] = str) -> str:
+    """The text with the values put in."""
+    return "".join(p if isinstance(p, str) else escape(values[p.name] or p.fallback) for p in parts)
+
+
+def mark(parts: Parts) -> tuple[str, list[Slot]]:
+    """One string in which each placeholder is a mark that survives any work on HTML, and what the marks mean."""
+    slots = [part for part in parts if isinstance(part, Slot)]
+    numbers = iter(range(len(slots)))
+    return "".join(p if isinstance(p, str) else f"{OPEN}{next(numbers)}{CLOSE}" for p in parts), slots
+
+
+def unmark(marked: str, slots: list[Slot]) -> Parts:
+    """The way back from `mark`."""
+    pieces = _MARK.split(marked)
+    parts: list[str | Slot] = [slots[int(piece)] if index % 2 else piece for index, piece in enumerate(pieces)]
+    return tuple(part for part in parts if part != "")
+
+
+def names(*texts: str) -> set[str]:
+    """The placeholders that texts use."""
+    return {part.name for text in texts for part in split(text) if isinstance(part, Slot)}
+
+
+def check_mail(mail: MailText, within: str = "") -> None:
+    """Nothing, when the mail can be sent as it is.
+
+    :param within: where the mail stands in the caller's input: "mail" makes fields of "mail.subject" and so on.
+    :raises Invalid: with one error per field.
+    """
+    errors = []
+    for field, value in (("subject", mail.subject), ("text", mail.text), ("html", mail.html)):
+        found = _wrong(field, value)
+        if found:
+            errors.append(FieldError(f"{within}.{field}" if within else field, *found))
+    if errors:
+        raise Invalid(*errors)
+
+
+def _wrong(field: str, value: str) -> tuple[str, str] | None:
+    """(key, sentence) of the first thing wrong with a field."""
+    if field == "subject":
+        if "\n" in value or "\r" in value:
+            return "line_break", "The subject must be one line."
+        if len(value) > SUBJECT_MAX:
+            return "too_long", f"The subject may have up to {SUBJECT_MAX} characters; this has {len(value)}."
+    if any(unicodedata.category(c) in ("Cc", "Cs", "Co") and c not in "\t\r\n" for c in value):
+        return "bad_character", "There are characters in it that can't be mailed. Please type it anew."
+    if len(value.encode()) > BODY_MAX:
+        return "too_large", f"This is larger than {BODY_MAX // 1024} kB; mailboxes would cut it off."
+    try:
+        split(value)
+    except Unreadable as error:
+        return "placeholder_unknown", str(error)
+    return None
+
+
+def _slot(found: re.Match[str]) -> Slot:
+    inside = _INSIDE.fullmatch(found[1])
+    if inside is None or inside[1] not in PLACEHOLDERS:
+        said = " ".join(found[0].split())
+        raise Unreadable(f"There is no placeholder {said[:80]}. These can be used: {listed()}.")
+    return Slot(inside[1], (inside[2] or '""')[1:-1])
+
+
+def _plain(text: str) -> str:
+    for opening in ("{{", "{%"):
+        at = text.find(opening)
+        if at >= 0:
+            said = " ".join(text[at : at + 40].split())
+            why = "is not closed with }}" if opening == "{{" else "is not a placeholder"
+            raise Unreadable(f"“{said}” {why}. These can be used: {listed()}.")
+    return text
+
+
+def listed() -> str:
+    return ", ".join(f"{{{{ {name} }}}}" for name in PLACEHOLDERS)
