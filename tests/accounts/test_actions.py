@@ -257,6 +257,10 @@ class TestPeople:
         assert queries.signed_in(*session) is None
         assert actions.sign_in(user.email, PASSWORD)
 
+    def test_somebody_disabled_has_no_session(self, person: Person) -> None:
+        user = person("viewer", disabled_at=datetime.now(UTC))
+        assert queries.signed_in(user.id, user.session_version) is None
+
     def test_every_deed_is_in_the_trail(self, person: Person) -> None:
         person("admin")
         user = person("viewer")
