@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 BLOCK = 20 * BATCH_SIZE
 # When a deferred mail is tried again, and when it is given up.
 BACKOFF = (60, 300, 1800, 7200)
-GIVE_UP_HOURS = 48
+GIVE_UP = timedelta(hours=48)
 LEASE = timedelta(seconds=LEASE_SECONDS)
 
 P = ParamSpec("P")
@@ -76,11 +76,13 @@ class Window:
 
 @dataclass(frozen=True)
 class Due:
-    """A mail that was put off and is tried again now. `attempts` guards it as the epoch guards a batch."""
+    """A mail that was put off and is tried again now. `attempts` guards it as the epoch guards a batch; `last` says
+    that it has been put off for as long as we go on."""
 
     campaign_id: int
     customer_id: int
     attempts: int
+    last: bool
     customer: Customer
 
 
@@ -310,10 +312,9 @@ def _who(offer_id: int, ids: Sequence[int]) -> tuple[dict[int, Customer], dict[i
     redeemed = redemptions.redeemed_among(offer_id, ids)
     skipped = {}
     for customer_id in ids:
-        customer = found.get(customer_id)
-        if customer is None or customer.erased_at is not None:
+        if customer_id not in found:
             skipped[customer_id] = "no longer a customer"
-        elif customer.unsubscribed_at is not None:
+        elif found[customer_id].unsubscribed_at is not None:
             skipped[customer_id] = "unsubscribed"
         elif customer_id in redeemed:
             skipped[customer_id] = "has redeemed already"
@@ -484,7 +485,7 @@ _CLAIM_DUE = text(
       limit 1 for update of d skip locked
     ) due
     where i.campaign_id = due.campaign_id and i.customer_id = due.customer_id
-    returning i.campaign_id, i.customer_id, i.attempts, due.offer_id
+    returning i.campaign_id, i.customer_id, i.attempts, due.offer_id, i.at < now() - :limit as last
     """
 )
 
@@ -492,7 +493,7 @@ _CLAIM_DUE = text(
 def claim_due() -> Due | None:
     """Take one mail whose time has come. Until its outcome is recorded it counts as uncertain."""
     while True:
-        row = db.session.execute(_CLAIM_DUE, {"lease": LEASE}).one_or_none()
+        row = db.session.execute(_CLAIM_DUE, {"lease": LEASE, "limit": GIVE_UP}).one_or_none()
         if row is None:
             db.session.rollback()
             return None
@@ -500,23 +501,20 @@ def claim_due() -> Due | None:
         _note_skipped(row.campaign_id, skipped)
         db.session.commit()
         if people:
-            return Due(row.campaign_id, row.customer_id, row.attempts, people[row.customer_id])
+            return Due(row.campaign_id, row.customer_id, row.attempts, row.last, people[row.customer_id])
 
 
 @stubborn
 def note_due(due: Due, state: str, code: int | None, words: str) -> None:
     """Record what became of a mail that was tried again. What can't go out for two days is given up."""
+    if state == "deferred" and due.last:
+        state = "failed"
+    later = state == "deferred"
     db.session.execute(
         text(
-            """
-            update mail_issue set smtp_code = :code, text = :words,
-              state = case when put_off and late then 'failed' else :state end,
-              next_at = case when put_off and not late then now() + cast(:next as interval) end,
-              at = case when put_off and not late then at else now() end
-            from (select cast(:state as text) = 'deferred' as put_off) asked,
-              lateral (select mail_issue.at < now() - cast(:limit as interval) as late) lateness
-            where campaign_id = :campaign and customer_id = :id and attempts = :attempts and state = 'uncertain'
-            """
+            "update mail_issue set state = :state, smtp_code = :code, text = :words, "
+            "next_at = now() + cast(:next as interval), at = case when :later then at else now() end "
+            "where campaign_id = :campaign and customer_id = :id and attempts = :attempts and state = 'uncertain'"
         ),
         {
             "campaign": due.campaign_id,
@@ -525,8 +523,8 @@ def note_due(due: Due, state: str, code: int | None, words: str) -> None:
             "state": state,
             "code": code,
             "words": words,
-            "next": _wait(due.attempts - 1),
-            "limit": timedelta(hours=GIVE_UP_HOURS),
+            "later": later,
+            "next": _wait(due.attempts - 1) if later else None,
         },
     )
     db.session.commit()

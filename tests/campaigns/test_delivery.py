@@ -1,0 +1,573 @@
+"""From a launch to the mailboxes: claims, windows, what goes wrong on the way. The relay is real."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import text
+
+from tests.campaigns.relay import Relay
+from webapp import bell
+from webapp.campaigns import actions, batch_actions, delivery, message, queries, tasks, transport
+from webapp.campaigns.batch_actions import Place
+from webapp.campaigns.models import Campaign
+from webapp.campaigns.wording import MailText
+from webapp.customers.models import Customer
+from webapp.extensions import db
+from webapp.offers.models import Offer
+
+Launch = Callable[..., Campaign]
+
+
+def people(n: int, first: int = 0) -> list[int]:
+    """So many customers c0@example.com, c1@…; their ids."""
+    rows = db.session.execute(
+        text(
+            "insert into customer (email, email_as_given, name) select address, address, 'Customer' "
+            "from (select 'c' || g || '@example.com' as address from generate_series(cast(:first as int), :last) g) x "
+            "returning id"
+        ),
+        {"first": first, "last": first + n - 1},
+    )
+    ids = [row.id for row in rows]
+    db.session.commit()
+    return ids
+
+
+@pytest.fixture
+def launched(app: Flask, offer: Callable[..., Offer]) -> Launch:
+    """A campaign to all customers, launched and cut into batches."""
+
+    def go(code: str = "SUMMER25", policy: str = "resend", prepare: bool = True, **mail: str) -> Campaign:
+        row = offer(code)
+        actions.save_draft(row.id, MailText(**mail), policy, "tests")
+        campaign = actions.launch_offer(row.id, "tests").campaign
+        if prepare:
+            batch_actions.prepare(campaign.id)
+        return campaign
+
+    return go
+
+
+def fresh(campaign: Campaign) -> Campaign:
+    db.session.rollback()
+    db.session.refresh(campaign)
+    return campaign
+
+
+def counts(campaign: Campaign) -> dict[str, int]:
+    """Those of the counts that are not nothing."""
+    db.session.rollback()
+    found = queries.counts(campaign.id)
+    names = ("total", "sent", "failed", "deferred", "uncertain", "skipped")
+    return {name: getattr(found, name) for name in names if getattr(found, name)}
+
+
+def due_now() -> None:
+    db.session.execute(text("update mail_issue set next_at = now() where next_at is not null"))
+    db.session.execute(text("update batch set not_before = null"))
+    db.session.commit()
+
+
+def leases_end() -> None:
+    db.session.execute(text("update batch set lease_until = now() - interval '1 second' where status = 'sending'"))
+    db.session.commit()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waiting between tries."""
+    monkeypatch.setattr(delivery, "TRIES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(delivery, "PROBE_SECONDS", 0.05)
+
+
+def test_everybody_gets_one_mail(launched: Launch, relay: Relay) -> None:
+    people(120)
+    campaign = launched()
+    delivery.pump()
+    assert set(relay.recipients.values()) == {1}
+    assert counts(campaign) == {"total": 120, "sent": 120}
+    assert fresh(campaign).status == "done"
+
+
+def test_all_mails_of_a_pump_go_over_one_connection(launched: Launch, relay: Relay) -> None:
+    people(120)
+    launched()
+    delivery.pump()
+    assert relay.connections == 1
+
+
+def test_a_million_mails_would_leave_only_batch_rows(launched: Launch, relay: Relay) -> None:
+    people(1001)
+    launched()
+    delivery.pump()
+    tables = ("batch", "mail_issue", "batch_cursor")
+    assert [db.session.execute(text(f"select count(*) from {table}")).scalar() for table in tables] == [3, 0, 0]
+
+
+def test_the_frozen_recipients_do_not_drift(launched: Launch, relay: Relay) -> None:
+    people(3)
+    campaign = launched()
+    people(2, first=10)
+    delivery.pump()
+    assert counts(campaign) == {"total": 3, "sent": 3}
+
+
+def test_preparing_goes_on_where_it_was_killed(launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_actions, "BLOCK", 40)
+    monkeypatch.setattr(batch_actions, "BATCH_SIZE", 20)
+    ids = people(100)
+    campaign = launched(prepare=False)
+    batch_actions._prepare_block(campaign.id)
+    batch_actions.prepare(campaign.id)
+    rows = db.session.execute(text("select seq, customer_ids from batch order by seq")).all()
+    assert [row.seq for row in rows] == [0, 1, 2, 3, 4]
+    assert [i for row in rows for i in row.customer_ids] == ids
+    assert fresh(campaign).total == 100
+
+
+def test_a_refused_recipient_is_recorded_and_the_rest_goes_on(launched: Launch, relay: Relay) -> None:
+    people(5)
+    relay.behaviour.rcpt["c2@example.com"] = "550 5.1.1 no such user"
+    campaign = launched()
+    delivery.pump()
+    (issue,) = queries.issues(campaign.id)
+    assert (issue.email, issue.state, issue.smtp_code, issue.text) == (
+        "c2@example.com",
+        "failed",
+        550,
+        "5.1.1 no such user",
+    )
+    assert counts(campaign) == {"total": 5, "sent": 4, "failed": 1}
+    assert fresh(campaign).status == "done"
+
+
+def test_a_put_off_recipient_is_tried_again(launched: Launch, relay: Relay) -> None:
+    people(3)
+    relay.behaviour.rcpt["c1@example.com"] = "450 4.2.1 later"
+    relay.behaviour.times["c1@example.com"] = 1
+    campaign = launched()
+    delivery.pump()
+    assert counts(campaign) == {"total": 3, "sent": 2, "deferred": 1}
+    assert fresh(campaign).status == "sending"
+    due_now()
+    delivery.pump()
+    assert counts(campaign) == {"total": 3, "sent": 3}
+    assert relay.recipients["c1@example.com"] == 1
+    assert queries.issues(campaign.id)[0].state == "sent_later"
+
+
+def test_the_second_try_waits_longer_than_the_first(launched: Launch, relay: Relay) -> None:
+    people(1)
+    relay.behaviour.rcpt["*"] = "450 later"
+    campaign = launched()
+    waits = []
+    for _ in range(3):
+        delivery.pump()
+        (issue,) = queries.issues(campaign.id)
+        assert issue.next_at is not None
+        waits.append((issue.next_at - datetime.now(UTC)).total_seconds())
+        due_now()
+    assert 40 < waits[0] < 70 < 250 < waits[1] < 340 < 1500 < waits[2] < 2000
+
+
+def test_after_two_days_a_put_off_mail_is_given_up(launched: Launch, relay: Relay) -> None:
+    people(1)
+    relay.behaviour.rcpt["*"] = "450 later"
+    campaign = launched()
+    delivery.pump()
+    db.session.execute(text("update mail_issue set at = now() - interval '49 hours', next_at = now()"))
+    db.session.commit()
+    delivery.pump()
+    assert counts(campaign) == {"total": 1, "failed": 1}
+    assert fresh(campaign).status == "done"
+
+
+def test_a_put_off_customer_who_unsubscribes_meanwhile_is_left_alone(launched: Launch, relay: Relay) -> None:
+    (customer_id,) = people(1)
+    relay.behaviour.rcpt["*"] = "450 later"
+    campaign = launched()
+    delivery.pump()
+    actions.unsubscribe(customer_id)
+    relay.behaviour.rcpt.clear()
+    due_now()
+    delivery.pump()
+    assert (counts(campaign), relay.kept) == ({"total": 1, "skipped": 1}, [])
+
+
+def test_a_connection_that_breaks_is_made_anew_for_the_same_recipient(launched: Launch, relay: Relay) -> None:
+    people(3)
+    relay.behaviour.rcpt["c1@example.com"] = "drop"
+    relay.behaviour.times["c1@example.com"] = 2
+    campaign = launched()
+    delivery.pump()
+    assert counts(campaign) == {"total": 3, "sent": 3}
+    assert relay.connections == 3
+
+
+def test_a_recipient_who_breaks_every_connection_is_put_off(launched: Launch, relay: Relay) -> None:
+    people(3)
+    relay.behaviour.rcpt["c1@example.com"] = "drop"
+    campaign = launched()
+    delivery.pump()
+    assert counts(campaign) == {"total": 3, "sent": 2, "deferred": 1}
+
+
+def test_a_mail_without_an_answer_is_uncertain_and_not_sent_twice(launched: Launch, relay: Relay) -> None:
+    people(3)
+    relay.behaviour.body["c1@example.com"] = "drop"
+    campaign = launched()
+    delivery.pump()
+    assert counts(campaign) == {"total": 3, "sent": 2, "uncertain": 1}
+    assert set(relay.recipients.values()) == {1}
+    assert fresh(campaign).status == "done"
+
+
+def test_staff_can_send_uncertain_mails_again(launched: Launch, relay: Relay) -> None:
+    people(2)
+    relay.behaviour.body["c1@example.com"] = "drop"
+    relay.behaviour.times["c1@example.com"] = 1
+    campaign = launched()
+    delivery.pump()
+    assert actions.send_again(campaign.id, "uncertain", "tests") == 1
+    delivery.pump()
+    assert counts(campaign) == {"total": 2, "sent": 2}
+    assert fresh(campaign).status == "done"
+    first, second = (kept.message["Message-ID"] for kept in relay.kept if kept.to == "c1@example.com")
+    assert first == second
+
+
+@pytest.mark.parametrize("fault", ["mail", "auth"])
+def test_a_relay_that_refuses_us_pauses_the_campaign(
+    app: Flask, launched: Launch, relay: Relay, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people(3)
+    if fault == "auth":
+        monkeypatch.setattr(app.extensions["mail"], "username", "shop")
+        monkeypatch.setattr(app.extensions["mail"], "password", "wrong")
+    setattr(relay.behaviour, fault, "535 5.7.8 not you")
+    campaign = launched()
+    delivery.pump()
+    assert fresh(campaign).status == "paused"
+    assert campaign.pause_reason == "the relay refuses us: 535 5.7.8 not you"
+    assert counts(campaign) == {"total": 3}
+
+
+def test_five_refused_bodies_in_a_row_pause_the_campaign(launched: Launch, relay: Relay) -> None:
+    people(20)
+    relay.behaviour.body["*"] = "554 5.7.1 spam"
+    campaign = launched()
+    delivery.pump()
+    assert fresh(campaign).status == "paused"
+    assert campaign.pause_reason == "the relay refuses this mail: 554 5.7.1 spam"
+    assert counts(campaign) == {"total": 20, "failed": 5}
+
+
+def test_while_the_relay_is_away_nothing_is_lost_and_staff_can_see_why(
+    launched: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "SLICE", 0.1)
+    people(3)
+    campaign = launched()
+    assert delivery.pump() is True
+    assert fresh(campaign).status == "sending"
+    assert campaign.trouble is not None
+    assert "Connection refused" in campaign.trouble
+    assert counts(campaign) == {"total": 3}
+
+
+def test_when_the_relay_is_back_the_mails_go_out(
+    launched: Launch, relay: Relay, with_settings: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "SLICE", 0.1)
+    people(3)
+    campaign = launched()
+    with_settings(mail_port=1)
+    delivery.pump()
+    with_settings(mail_port=relay.port)
+    delivery.pump()
+    assert counts(campaign) == {"total": 3, "sent": 3}
+    assert fresh(campaign).trouble is None
+
+
+def test_unsubscribed_erased_and_redeemed_customers_are_left_out(launched: Launch, relay: Relay) -> None:
+    ids = people(5)
+    campaign = launched()
+    actions.unsubscribe(ids[1])
+    db.session.execute(text("update customer set erased_at = now() where id = :id"), {"id": ids[2]})
+    db.session.execute(
+        text("insert into redemption (customer_id, offer_id, channel) values (:id, :offer, 'form')"),
+        {"id": ids[3], "offer": campaign.offer_id},
+    )
+    db.session.commit()
+    delivery.pump()
+    assert set(relay.recipients) == {"c0@example.com", "c4@example.com"}
+    assert counts(campaign) == {"total": 5, "sent": 2, "skipped": 3}
+    assert [issue.text for issue in queries.issues(campaign.id)] == [
+        "unsubscribed",
+        "no longer a customer",
+        "has redeemed already",
+    ]
+
+
+def stop_after(relay: Relay, n: int, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Do something in the moment when the n-th mail has been taken."""
+    keep = relay.keep
+
+    def watched(message: object) -> None:
+        keep(message)  # type: ignore[arg-type]
+        if len(relay.kept) == n:
+            act()
+
+    monkeypatch.setattr(relay, "keep", watched)
+
+
+def in_context(app: Flask, act: Callable[[], object]) -> Callable[[], None]:
+    def run() -> None:
+        with app.app_context():
+            act()
+
+    return run
+
+
+@pytest.mark.parametrize(("deed", "status"), [("pause", "paused"), ("cancel", "cancelled")])
+def test_pause_and_cancel_are_honoured_before_the_next_window(
+    app: Flask, launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch, deed: str, status: str
+) -> None:
+    people(200)
+    campaign = launched()
+    campaign_id = campaign.id
+    stop_after(relay, 70, monkeypatch, in_context(app, lambda: getattr(actions, deed)(campaign_id, "tests")))
+    delivery.pump()
+    assert counts(campaign) == {"total": 200, "sent": 100}
+    assert fresh(campaign).status == status
+
+
+def test_a_resumed_campaign_goes_on_where_it_stood(
+    app: Flask, launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people(200)
+    campaign = launched()
+    campaign_id = campaign.id
+    stop_after(relay, 70, monkeypatch, in_context(app, lambda: actions.pause(campaign_id, "tests")))
+    delivery.pump()
+    actions.resume(campaign_id, "tests")
+    delivery.pump()
+    assert (len(relay.kept), set(relay.recipients.values())) == (200, {1})
+    assert fresh(campaign).status == "done"
+
+
+def test_a_worker_that_is_asked_to_end_gives_the_batch_back_in_order(
+    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people(120)
+    campaign = launched()
+    stop_after(relay, 70, monkeypatch, bell.stopping.set)
+    try:
+        delivery.pump()
+    finally:
+        bell.stopping.clear()
+    assert counts(campaign) == {"total": 120, "sent": 70}
+    delivery.pump()
+    assert (len(relay.kept), set(relay.recipients.values())) == (120, {1})
+    assert counts(campaign) == {"total": 120, "sent": 120}
+
+
+class Killed(BaseException):
+    """What no code of ours catches."""
+
+
+def killed_after(n: int, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pump that ends without a word right after the relay has taken its n-th mail."""
+    deliver = transport.Relay.deliver
+    sent = 0
+
+    def once(self: transport.Relay, *args: Any) -> object:
+        nonlocal sent
+        outcome = deliver(self, *args)
+        sent += 1
+        if sent == n:
+            raise Killed
+        return outcome
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transport.Relay, "deliver", once)
+        with pytest.raises(Killed):
+            delivery.pump()
+    db.session.rollback()
+
+
+def test_another_worker_goes_on_where_one_was_killed(
+    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people(120)
+    campaign = launched()
+    killed_after(70, relay, monkeypatch)
+    delivery.pump()
+    assert len(relay.kept) == 70
+    leases_end()
+    delivery.pump()
+    twice = [address for address, n in relay.recipients.items() if n > 1]
+    assert (len(relay.recipients), twice) == (120, ["c69@example.com"])
+    assert counts(campaign) == {"total": 120, "sent": 120}
+    assert fresh(campaign).status == "done"
+
+
+def test_the_second_copy_after_a_kill_has_the_same_message_id(
+    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people(3)
+    launched()
+    killed_after(2, relay, monkeypatch)
+    leases_end()
+    delivery.pump()
+    first, second = (kept.message["Message-ID"] for kept in relay.kept if kept.to == "c1@example.com")
+    assert first == second
+
+
+def test_a_campaign_that_holds_leaves_the_mail_in_flight_to_staff(
+    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people(120)
+    campaign = launched(policy="hold")
+    killed_after(70, relay, monkeypatch)
+    leases_end()
+    delivery.pump()
+    assert set(relay.recipients.values()) == {1}
+    assert counts(campaign) == {"total": 120, "sent": 119, "uncertain": 1}
+    assert [issue.email for issue in queries.issues(campaign.id)] == ["c69@example.com"]
+
+
+def test_killing_one_after_the_other_sends_one_more_copy_each_and_misses_nobody(
+    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people(120)
+    campaign = launched()
+    for n in (3, 1, 50, 20):
+        killed_after(n, relay, monkeypatch)
+        leases_end()
+    delivery.pump()
+    assert len(relay.recipients) == 120
+    assert len(relay.kept) - 120 <= 4
+    assert counts(campaign) == {"total": 120, "sent": 120}
+
+
+def test_a_window_without_a_cursor_is_held(launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    people(120)
+    campaign = launched()
+    killed_after(70, relay, monkeypatch)
+    leases_end()
+    db.session.execute(text("truncate batch_cursor"))
+    db.session.commit()
+    delivery.pump()
+    assert set(relay.recipients.values()) == {1}
+    assert counts(campaign) == {"total": 120, "sent": 70, "uncertain": 50}
+
+
+def test_a_former_owner_writes_nothing_any_more(launched: Launch, relay: Relay) -> None:
+    people(120)
+    launched()
+    former = batch_actions.claim("former")
+    assert former is not None
+    assert batch_actions.open_window(former) is not None
+    leases_end()
+    assert batch_actions.claim("next") is not None
+    with Place() as place:
+        assert not place.move(former, 5)
+    assert not batch_actions.renew(former)
+    assert batch_actions.open_window(former) is None
+    batch_actions.release(former)
+    batch_actions.finish(former)
+    assert db.session.execute(text("select owner, status, sent from batch")).one() == ("next", "sending", 0)
+
+
+def test_a_worker_that_lost_its_batch_stops_before_the_next_mail(
+    app: Flask, launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people(120)
+    launched()
+
+    def taken_over() -> None:
+        leases_end()
+        batch_actions.claim("next")
+
+    stop_after(relay, 10, monkeypatch, in_context(app, taken_over))
+    delivery.pump()
+    assert len(relay.kept) == 10
+
+
+def test_a_batch_is_claimed_by_one(launched: Launch) -> None:
+    people(3)
+    launched()
+    assert batch_actions.claim("one") is not None
+    assert batch_actions.claim("two") is None
+
+
+def test_what_a_dead_worker_had_sent_counts_after_a_cancellation(
+    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people(120)
+    campaign = launched()
+    killed_after(70, relay, monkeypatch)
+    actions.cancel(campaign.id, "tests")
+    leases_end()
+    tasks.sweep.call_local()
+    assert counts(campaign) == {"total": 120, "sent": 69, "uncertain": 1}
+
+
+def test_a_letter_that_can_not_be_written_stops_nobody_else(
+    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people(3)
+    campaign = launched()
+    address = message.address
+
+    def refuses(customer: Customer) -> str:
+        if customer.email.startswith("c1@"):
+            raise ValueError("no")
+        return address(customer)
+
+    monkeypatch.setattr(message, "address", refuses)
+    delivery.pump()
+    assert counts(campaign) == {"total": 3, "sent": 2, "failed": 1}
+
+
+def test_no_more_pumps_at_once_than_connections(
+    app: Flask, launched: Launch, relay: Relay, with_settings: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people(3)
+    launched()
+    app.extensions.pop("pumps", None)
+    with_settings(mail_connections=1)
+    second: list[bool] = []
+    stop_after(relay, 1, monkeypatch, in_context(app, lambda: second.append(delivery.pump())))
+    try:
+        delivery.pump()
+    finally:
+        app.extensions.pop("pumps", None)
+    assert second == [False]
+    assert set(relay.recipients.values()) == {1}
+
+
+def test_two_campaigns_share_the_way_out(launched: Launch, relay: Relay) -> None:
+    people(3)
+    campaigns: Sequence[Campaign] = [launched("ONE1"), launched("TWO2")]
+    delivery.pump()
+    assert [counts(campaign)["sent"] for campaign in campaigns] == [3, 3]
+    assert set(relay.recipients.values()) == {2}
+
+
+def test_who_got_it_is_answered_from_the_frozen_ids(launched: Launch, relay: Relay) -> None:
+    ids = people(2)
+    relay.behaviour.rcpt["c1@example.com"] = "550 no"
+    campaign = launched()
+    delivery.pump()
+    (other,) = people(1, first=10)
+    db.session.rollback()
+    assert [(mailed.campaign.id, mailed.state) for mailed in queries.of_customer(ids[0])] == [(campaign.id, "sent")]
+    assert [mailed.state for mailed in queries.of_customer(ids[1])] == ["failed"]
+    assert queries.of_customer(other) == []
