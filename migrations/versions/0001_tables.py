@@ -85,14 +85,13 @@ def upgrade():
     sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.Column('unsubscribed_at', sa.DateTime(timezone=True), nullable=True),
     sa.Column('erased_at', sa.DateTime(timezone=True), nullable=True),
-    sa.Column('words', postgresql.TSVECTOR(), sa.Computed("to_tsvector('simple', name)", persisted=True), nullable=False),
     sa.CheckConstraint("length(email) <= 320 and email <> ''", name=op.f('ck_customer_email_length')),
     sa.PrimaryKeyConstraint('id', name=op.f('pk_customer')),
     sa.UniqueConstraint('email', name=op.f('uq_customer_email')),
     sa.UniqueConstraint('source_id', name=op.f('uq_customer_source_id'))
     )
     with op.batch_alter_table('customer', schema=None) as batch_op:
-        batch_op.create_index('ix_customer_words', ['words'], unique=False, postgresql_using='gin')
+        batch_op.create_index('ix_customer_words', [sa.literal_column("to_tsvector('simple', name)")], unique=False, postgresql_using='gin')
 
     op.create_table('rate_hit',
     sa.Column('key', sa.Text(collation='C'), nullable=False),
@@ -195,6 +194,7 @@ def upgrade():
     sa.Column('media_type', sa.Text(), nullable=False),
     sa.Column('audience_id', sa.BigInteger(), nullable=True),
     sa.Column('status', sa.Text(), server_default='receiving', nullable=False),
+    sa.Column('error_code', sa.Text(), nullable=True),
     sa.Column('error', sa.Text(), nullable=True),
     sa.Column('size', sa.BigInteger(), server_default='0', nullable=False),
     sa.Column('read', sa.BigInteger(), server_default='0', nullable=False),
@@ -202,16 +202,22 @@ def upgrade():
     sa.Column('created', sa.BigInteger(), server_default='0', nullable=False),
     sa.Column('updated', sa.BigInteger(), server_default='0', nullable=False),
     sa.Column('unchanged', sa.BigInteger(), server_default='0', nullable=False),
+    sa.Column('duplicates', sa.BigInteger(), server_default='0', nullable=False),
     sa.Column('rejected', sa.BigInteger(), server_default='0', nullable=False),
+    sa.Column('merged_to', sa.BigInteger(), nullable=True),
     sa.Column('by', sa.Text(), server_default='', nullable=False),
     sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.Column('started_at', sa.DateTime(timezone=True), nullable=True),
     sa.Column('finished_at', sa.DateTime(timezone=True), nullable=True),
     sa.Column('lease_until', sa.DateTime(timezone=True), nullable=True),
+    sa.Column('epoch', sa.Integer(), server_default='0', nullable=False),
     sa.CheckConstraint("status in ('receiving', 'queued', 'running', 'done', 'failed')", name=op.f('ck_customer_import_status')),
     sa.ForeignKeyConstraint(['audience_id'], ['audience.id'], name=op.f('fk_customer_import_audience_id')),
     sa.PrimaryKeyConstraint('id', name=op.f('pk_customer_import'))
     )
+    with op.batch_alter_table('customer_import', schema=None) as batch_op:
+        batch_op.create_index('ix_customer_import_open', ['lease_until'], unique=False, postgresql_where=sa.text("status in ('receiving', 'queued', 'running')"))
+
     op.create_table('invitation',
     sa.Column('id', sa.BigInteger(), sa.Identity(always=False), nullable=False),
     sa.Column('token_hash', sa.LargeBinary(), nullable=False),
@@ -355,6 +361,8 @@ def upgrade():
 
     # The frozen ids are never compressed: an update of the row then leaves their pages alone.
     op.execute("alter table batch alter column customer_ids set storage external")
+    # Pieces of a file are read once and gone: compressing them costs more than it saves.
+    op.execute("alter table import_chunk alter column data set storage external")
     op.execute("insert into redemption_tally (id, counted_until) values (1, '-infinity')")
     for statement in QUEUE:
         op.execute(statement)
@@ -385,6 +393,9 @@ def downgrade():
     op.drop_table('campaign')
     op.drop_table('offer')
     op.drop_table('invitation')
+    with op.batch_alter_table('customer_import', schema=None) as batch_op:
+        batch_op.drop_index('ix_customer_import_open', postgresql_where=sa.text("status in ('receiving', 'queued', 'running')"))
+
     op.drop_table('customer_import')
     with op.batch_alter_table('audience_member', schema=None) as batch_op:
         batch_op.drop_index('ix_audience_member_customer_id')

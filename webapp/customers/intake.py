@@ -1,0 +1,351 @@
+"""From the bytes of a file to rows that can be taken and rows that can't, one after another, in constant memory.
+
+No database here. A file is refused as a whole only when nothing in it can be read; otherwise every row that can't
+be taken becomes a `Rejection` with its line in the file, and the rows around it are not lost.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from webapp.customers.lines import Lines, mended
+from webapp.customers.models import normalise_email
+from webapp.customers.values import (
+    NAME_MAX,
+    SOURCE_ID_MAX,
+    clean_audience,
+    clean_locale,
+    clean_name,
+    clean_source_id,
+)
+from webapp.errors import FieldError, Invalid
+
+CSV, NDJSON = "text/csv", "application/x-ndjson"
+ROW_SHOWN = 1000
+
+# What people call the columns. Compared in small letters, without blanks, dashes and underscores.
+ALIASES = {
+    "email": ("email", "emailaddress", "mail", "mailaddress", "emailadresse", "adresseemail", "correo"),
+    "name": ("name", "fullname", "customername", "displayname"),
+    "first_name": ("firstname", "givenname", "forename", "vorname", "prenom"),
+    "last_name": ("lastname", "surname", "familyname", "nachname"),
+    "source_id": ("sourceid", "id", "customerid", "externalid", "customernumber", "kundennummer"),
+    "locale": ("locale", "language", "lang", "sprache"),
+    "audience": ("audience", "list", "segment", "group"),
+}
+COLUMNS = ("email", "name", "source_id", "locale", "audience")
+DELIMITERS = ",;\t|"
+
+_SENTENCES = {
+    "encoding_invalid": "This row has characters that are not UTF-8. Save the file as “CSV UTF-8” and import it again.",
+    "cells_missing": "This row has {found} cells and the header {width}. Perhaps a quotation mark is missing.",
+    "cells_too_many": "This row has {found} cells and the header {width}. Put quotation marks around commas.",
+    "quote_unclosed": "A quotation mark is opened in this row and never closed.",
+    "quote_invalid": "A quotation mark stands inside a quoted cell. Write it twice.",
+    "field_too_long": "A cell of this row is far too long.",
+    "line_break_invalid": "There is a line break inside a cell that has no quotation marks.",
+    "json_invalid": "This line is not one JSON object.",
+    "type_invalid": "{name} must be text.",
+}
+_WHOLE_FILE = {
+    "file_empty": "This file is empty. Export it again, with the customers in it.",
+    "rows_missing": "This file has a header and no rows beneath it.",
+    "file_workbook": "This is an Excel workbook. In Excel, choose “Save as” and “CSV UTF-8”, and import that file.",
+    "file_binary": "This is not a text file. Please choose a CSV file with one customer a row.",
+    "encoding_utf16": "This file is UTF-16. Save it as “CSV UTF-8” and import it again.",
+    "header_missing": "The first row must name the columns, for example: email,name. Add it above the first customer.",
+    "header_ambiguous": "Two columns are called {name}. Rename or remove one of them.",
+    "email_column_missing": "There is no column called email. The columns are: {columns}.",
+}
+
+
+class Row(NamedTuple):
+    """One customer of a file. Empty text means that the file says nothing about it."""
+
+    line: int
+    email: str
+    email_as_given: str
+    name: str
+    locale: str
+    source_id: str
+    audience: str
+
+
+class Rejection(NamedTuple):
+    """One row that can't be taken: its line, why for programs, why for people, and the row as it was."""
+
+    line: int
+    code: str
+    detail: str
+    row: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the first row of a CSV file says: how cells are told apart and which is which."""
+
+    delimiter: str
+    width: int
+    columns: dict[str, int]
+
+
+def check_opening(first: bytes, media_type: str, whole: bool) -> None:
+    """Look at the first piece of a file while somebody still waits for the answer.
+
+    :param whole: whether there is no more.
+    :raises Invalid: when nothing of this file could be taken, with one sentence about the file.
+    """
+    _check_text(first, whole)
+    lines = Lines([first])
+    if media_type == CSV:
+        _layout(lines)
+    if whole and not any(line.strip() for line in lines):
+        raise _refused("rows_missing" if media_type == CSV else "file_empty")
+
+
+def read(pieces: Iterable[bytes], media_type: str) -> Iterator[Row | Rejection]:
+    """Every row of a file, in its order. Blank rows are passed over.
+
+    :raises Invalid: before the first row, when the file as a whole can't be read.
+    """
+    lines = Lines(_checked(pieces))
+    if media_type == NDJSON:
+        yield from _json_rows(lines)
+    else:
+        yield from _csv_rows(lines)
+
+
+def _checked(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    first = True
+    for piece in pieces:
+        if first:
+            _check_text(piece, whole=False)
+            first = False
+        yield piece
+
+
+def _check_text(first: bytes, whole: bool) -> None:
+    if whole and not first.removeprefix(b"\xef\xbb\xbf").strip():
+        raise _refused("file_empty")
+    if first.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise _refused("encoding_utf16")
+    if first.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
+        raise _refused("file_workbook")
+    sample = first[:4096]
+    control = len(sample.translate(None, bytes(b for b in range(256) if b >= 32 or b in b"\t\n\r\f\x1b")))
+    if first.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"%PDF", b"\x1f\x8b")) or control * 10 > len(sample):
+        raise _refused("encoding_utf16" if _looks_utf16(sample) else "file_binary")
+
+
+def _looks_utf16(sample: bytes) -> bool:
+    """Latin letters in UTF-16 have a zero in every second place, all of them even or all odd."""
+    even, odd = sample[::2].count(0), sample[1::2].count(0)
+    return max(even, odd) * 3 > len(sample) and min(even, odd) * 20 < max(even, odd)
+
+
+# --- CSV -----------------------------------------------------------------------------------------
+
+
+def _layout(lines: Lines) -> Layout:
+    """Read the header: the delimiter with which most columns are known wins."""
+    start, delimiters = _first_line(lines), DELIMITERS
+    # Excel's way to say it, in a line of its own.
+    if said := re.fullmatch(r"sep=(.)\s*", start):
+        start, delimiters = _first_line(lines), said[1]
+    found = [(cells, _columns(cells), delimiter) for delimiter in delimiters if (cells := _cells(start, delimiter))]
+    if not found:
+        raise _refused("header_missing")
+    cells, columns, delimiter = max(found, key=lambda item: len(item[1]))
+    if "email" not in columns:
+        if "@" in start:
+            raise _refused("header_missing")
+        raise _refused("email_column_missing", columns=", ".join(mended(c.strip()) for c in cells)[:300])
+    _refuse_twins(cells)
+    return Layout(delimiter, len(cells), columns)
+
+
+def _first_line(lines: Lines) -> str:
+    for line in lines:
+        lines.done()
+        if line.strip():
+            return line
+    raise _refused("file_empty")
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=True), [])
+    except csv.Error:
+        return []
+
+
+def _plain(cell: str) -> str:
+    return re.sub(r"[\s_-]+", "", cell).casefold()
+
+
+def _columns(cells: list[str]) -> dict[str, int]:
+    """Which cell holds what. Where two names mean the same, the one that comes first in ALIASES counts."""
+    plain = [_plain(cell) for cell in cells]
+    columns = {}
+    for column, names in ALIASES.items():
+        place = next((plain.index(name) for name in names if name in plain), None)
+        if place is not None:
+            columns[column] = place
+    return columns
+
+
+def _refuse_twins(cells: list[str]) -> None:
+    known = {name for names in ALIASES.values() for name in names}
+    seen = set()
+    for cell in cells:
+        name = _plain(cell)
+        if name in known and name in seen:
+            raise _refused("header_ambiguous", name=cell.strip())
+        seen.add(name)
+
+
+def _csv_rows(lines: Lines) -> Iterator[Row | Rejection]:
+    layout = _layout(lines)
+    width, take, taken = layout.width, _taker(layout), lines.taken
+    while True:
+        reader = csv.reader(lines, delimiter=layout.delimiter, strict=True, skipinitialspace=True)
+        try:
+            for cells in reader:
+                if len(cells) != width and not _fit(cells, width):
+                    if not _blank(cells):
+                        yield _odd_row(cells, width, lines)
+                else:
+                    try:
+                        yield take(lines.passed + 1, cells)
+                    except Invalid as error:
+                        if not _blank(cells):
+                            yield _rejected(lines, error.errors[0].key, error.errors[0].message)
+                lines.passed += len(taken)
+                taken.clear()
+        except csv.Error as error:
+            yield _broken_row(error, lines)
+            continue
+        return
+
+
+def _blank(cells: list[str]) -> bool:
+    return not any(cell.strip() for cell in cells)
+
+
+def _fit(cells: list[str], width: int) -> bool:
+    """Empty cells beyond the header say nothing: many programs end every row with them."""
+    if len(cells) > width and _blank(cells[width:]):
+        del cells[width:]
+    return len(cells) == width
+
+
+def _odd_row(cells: list[str], width: int, lines: Lines) -> Rejection:
+    code = "cells_missing" if len(cells) < width else "cells_too_many"
+    return _rejected(lines, code, _SENTENCES[code].format(found=len(cells), width=width))
+
+
+def _broken_row(error: csv.Error, lines: Lines) -> Rejection:
+    """Only the first line of a record that can't be read is given up; reading goes on with the second."""
+    words = str(error)
+    if len(lines.taken) > 1 or "unexpected end" in words:
+        code = "quote_unclosed"
+    elif "field larger" in words:
+        code = "field_too_long"
+    else:
+        code = "line_break_invalid" if "new-line" in words else "quote_invalid"
+    lines.put_back_all_but_first()
+    rejection = _rejected(lines, code, _SENTENCES[code])
+    lines.done()
+    return rejection
+
+
+def _taker(layout: Layout) -> Callable[[int, list[str]], Row]:
+    """What makes a Row of the cells of a line. A column that the file lacks is read from an empty cell at the end."""
+    email_at, name_at, first_at, last_at, source_at, locale_at, audience_at = (
+        layout.columns.get(column, layout.width) for column in ALIASES
+    )
+
+    def take(line: int, cells: list[str]) -> Row:
+        cells.append("")
+        name = cells[name_at] or f"{cells[first_at]} {cells[last_at]}"
+        return _row(line, cells[email_at], name, cells[source_at], cells[locale_at], cells[audience_at])
+
+    return take
+
+
+def _row(line: int, given: str, name: str, source_id: str, locale: str, audience: str) -> Row:
+    """One row's values as they are kept. Runs a million times: what is usual passes without a call."""
+    if given[:1] == "'":
+        given = _unguarded(given)
+    email = normalise_email(given)
+    if not given.isprintable() or given != given.strip():
+        given = given.strip()
+        given = given if given.isprintable() else email
+    name = " ".join(name.split())
+    if not name.isprintable() or len(name) > NAME_MAX or name[:1] == "'":
+        name = clean_name(_unguarded(name))
+    if source_id and (not source_id.isalnum() or len(source_id) > SOURCE_ID_MAX):
+        source_id = clean_source_id(_unguarded(source_id))
+    if audience:
+        audience = clean_audience(_unguarded(audience))
+    return Row(line, email, given, name, clean_locale(locale), source_id, audience)
+
+
+def _unguarded(cell: str) -> str:
+    """A cell without the apostrophe that an export puts before what a spreadsheet would take for a formula."""
+    return cell[1:] if cell[:1] == "'" and cell[1:2] in tuple("=+-@") else cell
+
+
+# --- NDJSON --------------------------------------------------------------------------------------
+
+
+def _json_rows(lines: Lines) -> Iterator[Row | Rejection]:
+    for line in lines:
+        if line.strip():
+            try:
+                yield _json_row(lines.passed + 1, line)
+            except Invalid as error:
+                yield _rejected(lines, error.errors[0].key, error.errors[0].message)
+        lines.done()
+
+
+def _json_row(number: int, line: str) -> Row:
+    try:
+        item = json.loads(line)
+    except (ValueError, RecursionError):
+        item = None
+    if not isinstance(item, dict):
+        raise Invalid(FieldError("row", "json_invalid", _SENTENCES["json_invalid"]))
+    values = {name: _text(name, item.get(name)) for name in COLUMNS}
+    return _row(number, values["email"], values["name"], values["source_id"], values["locale"], values["audience"])
+
+
+def _text(name: str, value: object) -> str:
+    """Text, or a number where it is an id; null says as little as a name that is missing."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if name == "source_id" and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise Invalid(FieldError(name, "type_invalid", _SENTENCES["type_invalid"].format(name=name)))
+
+
+# --- refusing ------------------------------------------------------------------------------------
+
+
+def _rejected(lines: Lines, code: str, detail: str) -> Rejection:
+    text = "".join(lines.taken).rstrip("\r\n")[:ROW_SHOWN]
+    shown = mended(text)
+    if not text.isascii() and shown.replace("␀", "\0") != text:
+        code, detail = "encoding_invalid", _SENTENCES["encoding_invalid"]
+    return Rejection(lines.passed + 1, code, detail, shown)
+
+
+def _refused(key: str, **values: str) -> Invalid:
+    return Invalid(FieldError("file", key, _WHOLE_FILE[key].format(**values)))

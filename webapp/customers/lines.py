@@ -1,0 +1,96 @@
+"""A file's lines, out of its pieces, with a way back: what an unclosed quotation mark has swallowed is read again."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import chain
+
+# A record of a CSV file may have line breaks in its cells, but not run away with the file.
+RECORD_LINES_MAX = 100
+LINE_MAX = 1_000_000
+
+_UNDECODED = re.compile("[\udc80-\udcff]")
+
+
+class Overlong(csv.Error):
+    """A record that goes on and on."""
+
+
+class Lines:
+    """The lines of a file, one after another, each with its end.
+
+    Bytes that are not UTF-8 are kept as lone surrogates, so that only their row is refused.
+    """
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self.passed = 0  # lines of the records that are done with
+        self.taken: list[str] = []  # lines of the record in hand
+        self._again: deque[str] = deque()
+        self._source = chain.from_iterable(_blocks(pieces))
+
+    def __iter__(self) -> Iterator[str]:
+        taken, again = self.taken, self._again
+        while again:
+            yield self._take(again.popleft())
+        for line in self._source:
+            taken.append(line)
+            yield line
+            if len(taken) >= RECORD_LINES_MAX:
+                raise Overlong("the record does not end")
+            while again:
+                yield self._take(again.popleft())
+
+    def done(self) -> None:
+        """The record in hand is done with."""
+        self.passed += len(self.taken)
+        self.taken.clear()
+
+    def put_back_all_but_first(self) -> None:
+        """Hand out all lines of the record in hand once more, but for the first."""
+        self._again.extendleft(reversed(self.taken[1:]))
+        del self.taken[1:]
+
+    def _take(self, line: str) -> str:
+        if len(self.taken) >= RECORD_LINES_MAX:
+            self._again.appendleft(line)
+            raise Overlong("the record does not end")
+        self.taken.append(line)
+        return line
+
+
+def mended(text: str) -> str:
+    """Text that can be shown and stored: bytes that were not UTF-8 as the letters they most likely are."""
+    if _UNDECODED.search(text):
+        text = _UNDECODED.sub(lambda m: bytes([ord(m[0]) - 0xDC00]).decode("cp1252", "replace"), text)
+    return text.replace("\0", "␀")
+
+
+def _blocks(pieces: Iterable[bytes]) -> Iterator[list[str]]:
+    """The whole lines of each piece. A line is ended by LF or CR LF; by CR only in a file that has no LF."""
+    decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
+    newline = None
+    tail = ""
+    cut = False
+    for piece in pieces:
+        text = decode(piece)
+        if newline is None:
+            text = text.removeprefix("\ufeff")
+            newline = "\r" if "\r" in text and "\n" not in text else "\n"
+        if cut:
+            _, found, text = text.partition(newline)
+            cut = not found
+        lines = list(io.StringIO(tail + text, newline=newline))
+        tail = lines.pop() if lines and not lines[-1].endswith(newline) else ""
+        if len(tail) > LINE_MAX:
+            # Nobody's customer: what is left is one cell so long that the row is refused.
+            lines.append(re.sub(r"\W", " ", tail[:LINE_MAX]) + newline)
+            tail, cut = "", True
+        yield lines
+    tail += decode(b"", final=True)
+    if tail:
+        yield [tail]

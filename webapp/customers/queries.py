@@ -1,0 +1,305 @@
+"""Every SELECT about customers, audiences and imports."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, and_, exists, func, literal_column, select, text, true, union
+from sqlalchemy.orm import InstrumentedAttribute, aliased
+
+from webapp.customers.models import Audience, AudienceMember, Customer, CustomerImport, RejectedRow
+from webapp.extensions import db
+
+PAGE = 50
+# Below this many rows, counting is as cheap as estimating.
+COUNTED_EXACTLY = 10_000
+WORDS_MAX = 8
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How many customers an audience has, and how many of them must not be mailed."""
+
+    total: int
+    unsubscribed: int
+
+
+@dataclass(frozen=True)
+class AudienceSize:
+    id: int
+    name: str
+    created_at: datetime
+    members: int
+
+
+@dataclass(frozen=True)
+class Total:
+    """How many customers there are. A million rows are estimated, not counted."""
+
+    number: int
+    is_exact: bool
+
+
+# --- customers -----------------------------------------------------------------------------------
+
+
+def by_id(customer_id: int) -> Customer | None:
+    return db.session.get(Customer, customer_id)
+
+
+def by_email(email: str) -> Customer | None:
+    """The customer of a normalised e-mail."""
+    return db.session.scalar(select(Customer).where(Customer.email == email))
+
+
+def by_source_id(source_id: str) -> Customer | None:
+    return db.session.scalar(select(Customer).where(Customer.source_id == source_id))
+
+
+def locked(customer_id: int) -> Customer | None:
+    """The customer as it stands on disk, locked until the transaction ends."""
+    return db.session.scalar(
+        select(Customer).where(Customer.id == customer_id).with_for_update().execution_options(populate_existing=True)
+    )
+
+
+def ids_after(audience_id: int | None, after: int, limit: int) -> list[int]:
+    """The next customers of an audience by id, erased ones left out; None is everyone."""
+    if audience_id is None:
+        statement = select(Customer.id).where(Customer.id > after, Customer.erased_at.is_(None)).order_by(Customer.id)
+    else:
+        statement = (
+            select(AudienceMember.customer_id)
+            .join(Customer, Customer.id == AudienceMember.customer_id)
+            .where(
+                AudienceMember.audience_id == audience_id,
+                AudienceMember.customer_id > after,
+                Customer.erased_at.is_(None),
+            )
+            .order_by(AudienceMember.customer_id)
+        )
+    return list(db.session.scalars(statement.limit(limit)))
+
+
+def reach(audience_id: int | None) -> Reach:
+    """How many would be mailed to, counted at this moment."""
+    gone = func.count().filter(Customer.unsubscribed_at.is_not(None))
+    statement = select(func.count(), gone).where(Customer.erased_at.is_(None))
+    if audience_id is not None:
+        statement = statement.join(AudienceMember, AudienceMember.customer_id == Customer.id).where(
+            AudienceMember.audience_id == audience_id
+        )
+    total, unsubscribed = db.session.execute(statement.select_from(Customer)).one()
+    return Reach(total, unsubscribed)
+
+
+def recipients(ids: Sequence[int]) -> list[Customer]:
+    """These customers, in the order of their ids; who has been erased meanwhile is missing."""
+    return list(
+        db.session.scalars(
+            select(Customer).where(Customer.id.in_(ids), Customer.erased_at.is_(None)).order_by(Customer.id)
+        )
+    )
+
+
+def total() -> Total:
+    """How many customers there are: counted when they are few, else as the database last estimated."""
+    estimate = db.session.execute(text("select reltuples from pg_class where oid = 'customer'::regclass")).scalar_one()
+    if estimate < COUNTED_EXACTLY:
+        counted = select(func.count()).select_from(select(Customer.id).limit(COUNTED_EXACTLY).subquery())
+        number = db.session.execute(counted).scalar_one()
+        if number < COUNTED_EXACTLY:
+            return Total(number, True)
+    return Total(max(int(estimate), COUNTED_EXACTLY), False)
+
+
+def page(
+    q: str = "",
+    audience_id: int | None = None,
+    *,
+    before: int | None = None,
+    after: int | None = None,
+    limit: int = PAGE,
+) -> list[Customer]:
+    """Customers, newest first, older than `before` or newer than `after`; one more than `limit` if there are more.
+
+    :param q: the beginning of an e-mail or of a source id, or the beginnings of words of the name.
+    """
+    order = Customer.id if after is not None else Customer.id.desc()
+    bounds: list[ColumnElement[bool]] = [Customer.erased_at.is_(None)]
+    if after is not None:
+        bounds.append(Customer.id > after)
+    elif before is not None:
+        bounds.append(Customer.id < before)
+    if audience_id is not None:
+        member = aliased(AudienceMember)
+        bounds.append(exists().where(member.audience_id == audience_id, member.customer_id == Customer.id))
+    # Each way to be found keeps its own index; an OR over all three would use none.
+    ways: list[Select[Any]] = [
+        select(Customer.id).where(way, *bounds).order_by(order).limit(limit + 1) for way in _ways(q)
+    ]
+    ids = ways[0] if len(ways) == 1 else union(*(way.subquery().select() for way in ways))
+    found = select(Customer).where(Customer.id.in_(ids)).order_by(order).limit(limit + 1)
+    rows = list(db.session.scalars(found))
+    return rows[::-1] if after is not None else rows
+
+
+def _ways(q: str) -> list[ColumnElement[bool]]:
+    typed = q.replace("\0", "").strip()
+    if not typed:
+        return [true()]
+    ways = [_begins(Customer.email, typed.lower()), _begins(Customer.source_id, typed)]
+    words = re.findall(r"\w+", typed)[:WORDS_MAX]
+    if words and "@" not in typed:
+        query = " & ".join(f"'{word}':*" for word in words)
+        ways.append(literal_column("to_tsvector('simple', customer.name)").op("@@")(func.to_tsquery("simple", query)))
+    return ways
+
+
+def _begins(column: InstrumentedAttribute[Any], start: str) -> ColumnElement[bool]:
+    """As a range, which the unique index answers whatever the plan: the columns compare byte by byte (collation C)."""
+    return and_(column >= start, column < start + chr(0x10FFFF))
+
+
+def audiences_of(customer_id: int) -> list[Audience]:
+    return list(
+        db.session.scalars(
+            select(Audience)
+            .join(AudienceMember, AudienceMember.audience_id == Audience.id)
+            .where(AudienceMember.customer_id == customer_id)
+            .order_by(Audience.name)
+        )
+    )
+
+
+# --- audiences -----------------------------------------------------------------------------------
+
+
+def audiences() -> list[Audience]:
+    return list(db.session.scalars(select(Audience).order_by(Audience.name)))
+
+
+def audience_by_id(audience_id: int) -> Audience | None:
+    return db.session.get(Audience, audience_id)
+
+
+def audience_by_name(name: str) -> Audience | None:
+    return db.session.scalar(select(Audience).where(Audience.name == name))
+
+
+def audience_sizes() -> list[AudienceSize]:
+    """Every audience with the number of its members."""
+    counted = (
+        select(AudienceMember.audience_id, func.count().label("members"))
+        .group_by(AudienceMember.audience_id)
+        .subquery()
+    )
+    rows = db.session.execute(
+        select(Audience.id, Audience.name, Audience.created_at, func.coalesce(counted.c.members, 0))
+        .outerjoin(counted, counted.c.audience_id == Audience.id)
+        .order_by(Audience.name)
+    )
+    return [AudienceSize(*row) for row in rows]
+
+
+# --- imports -------------------------------------------------------------------------------------
+
+
+def import_by_id(import_id: int) -> CustomerImport | None:
+    return db.session.get(CustomerImport, import_id, populate_existing=True)
+
+
+def imports(before: int | None = None, limit: int = PAGE) -> list[CustomerImport]:
+    """Imports, newest first; one more than `limit` if there are more."""
+    statement = select(CustomerImport).order_by(CustomerImport.id.desc()).limit(limit + 1)
+    if before is not None:
+        statement = statement.where(CustomerImport.id < before)
+    return list(db.session.scalars(statement))
+
+
+def rejections(import_id: int, after: tuple[int, ...] | None = None, limit: int = PAGE) -> list[RejectedRow]:
+    """The rows of a file that could not be taken, by line, behind `(line, id)`; one more than `limit` if there are."""
+    statement = select(RejectedRow).where(RejectedRow.import_id == import_id)
+    if after is not None:
+        line, row_id = after
+        statement = statement.where(
+            (RejectedRow.line > line) | ((RejectedRow.line == line) & (RejectedRow.id > row_id))
+        )
+    return list(db.session.scalars(statement.order_by(RejectedRow.line, RejectedRow.id).limit(limit + 1)))
+
+
+def stalled_uploads() -> list[int]:
+    return list(
+        db.session.scalars(
+            select(CustomerImport.id).where(
+                CustomerImport.status == "receiving", CustomerImport.lease_until < func.now()
+            )
+        )
+    )
+
+
+def waiting_imports() -> list[int]:
+    """Imports that no worker has: whose bell was lost, or whose worker is gone."""
+    return list(
+        db.session.scalars(
+            select(CustomerImport.id)
+            .where(
+                (CustomerImport.status == "queued")
+                | ((CustomerImport.status == "running") & (CustomerImport.lease_until <= func.now()))
+            )
+            .order_by(CustomerImport.id)
+        )
+    )
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+# What a spreadsheet would take for a formula gets an apostrophe before it; an import takes that off again.
+_GUARDED = "case when {0} ~ '^[-=+@]' then '''' || {0} else {0} end as {1}"
+_FILE_PIECE = 64 * 1024
+
+
+def export(audience_id: int | None) -> Iterator[bytes]:
+    """All customers, or those of an audience, as the CSV file that an import takes, piece by piece."""
+    columns = ", ".join(
+        _GUARDED.format(f"c.{column}", name)
+        for column, name in (("email_as_given", "email"), ("name", "name"), ("source_id", "source_id"))
+    )
+    joined = "join audience_member m on m.customer_id = c.id and m.audience_id = %(audience_id)s"
+    yield from _csv(
+        f"""
+        select {columns}, c.locale, c.created_at, c.unsubscribed_at
+        from customer c {joined if audience_id is not None else ""}
+        where c.erased_at is null order by c.id
+        """,  # noqa: S608
+        {"audience_id": audience_id},
+    )
+
+
+def rejections_file(import_id: int) -> Iterator[bytes]:
+    """The rows of a file that could not be taken, as CSV, piece by piece."""
+    yield from _csv(
+        f"""
+        select line, code, detail, {_GUARDED.format("row", "row")}
+        from import_rejection where import_id = %(import_id)s order by line, id
+        """,  # noqa: S608
+        {"import_id": import_id},
+    )
+
+
+def _csv(query: str, values: dict[str, Any]) -> Iterator[bytes]:
+    """What a query finds as CSV, straight from the database. On a connection of its own: it outlives the request."""
+    with db.engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        with driver.cursor().copy(f"copy ({query}) to stdout (format csv, header)", values) as copy:
+            buffer = bytearray()
+            for row in copy:
+                buffer += row
+                if len(buffer) >= _FILE_PIECE:
+                    yield bytes(buffer)
+                    buffer.clear()
+            yield bytes(buffer)

@@ -1,0 +1,29 @@
+"""What workers do with imports: read them, and once a minute look for those that nobody reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from huey import crontab
+
+from webapp import bell
+from webapp.customers import import_actions, queries
+
+import_customers = bell.task(import_actions.run)
+
+
+def receive_import(pieces: Iterable[bytes], filename: str, media_type: str, audience: str, by: str) -> int:
+    """Keep an arriving file and ask a worker to read it. See `import_actions.receive`."""
+    import_id = import_actions.receive(pieces, filename, media_type, audience, by)
+    bell.ring(import_customers, import_id)
+    return import_id
+
+
+def sweep_customers() -> None:
+    """Ring again for imports whose bell or worker was lost; close uploads that broke off."""
+    import_actions.close_broken_uploads()
+    for import_id in queries.waiting_imports():
+        bell.ring(import_customers, import_id)
+
+
+sweep = bell.every(crontab(minute="*"), sweep_customers)
