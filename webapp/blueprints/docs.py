@@ -22,12 +22,24 @@ REFUSALS = {
     403: "The key lacks the scope that this call needs.",
     404: "There is no such thing.",
     409: "A rule says no; `code` says which.",
+    412: "It has been changed since the version that `If-Match` names; read it again.",
     413: "The body is larger than we take.",
     415: "The body is of another content type than this call takes.",
     422: "Some fields can't be taken as they are; `errors` says which.",
     429: "Too many calls; `Retry-After` says for how many seconds to wait.",
     503: "The database can't be reached just now; nothing was saved.",
 }
+ABOUT = """\
+Offers with one shared voucher code each: import customers, set up and launch offers, validate and redeem codes.
+
+- **Key**: send `Authorization: Bearer …` with every call. Keys are made under Settings, or with
+  `flask --app wsgi api-key create`; their scopes are `read`, `redeem` and `manage`.
+- **Errors** are problem documents (RFC 9457): `code` is for programs and stays, `detail` is for people,
+  `errors` has a JSON pointer for each field, `request_id` is what to tell us.
+- **Money** is in minor units (cents) with a currency, **percent** a decimal string, **times** are UTC (RFC 3339).
+- **Pages** end with a `next_cursor`: send it as `cursor` to get the next one.
+- **Repeats**: `POST /redemptions` with the same `Idempotency-Key`, or for the same order, answers the first result.
+"""
 WAIT = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
 
 
@@ -47,15 +59,19 @@ def docs() -> Response:
 def _document(app: OpenAPI) -> dict[str, Any]:
     """What flask-openapi collects, with the key that every call needs and the refusals that any may answer."""
     document: dict[str, Any] = deepcopy(app.api_doc)
+    document["info"]["description"] = ABOUT
     document["security"] = [{"key": []}]
     document["paths"] = {path: calls for path, calls in document["paths"].items() if path.startswith(PREFIX)}
+    document.pop("tags", None)
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
+            operation["tags"] = [path.removeprefix(PREFIX).split("/")[1]]
             _declare_refusals(operation, "{" in path, method)
     return document
 
 
 def _declare_refusals(operation: dict[str, Any], names_something: bool, method: str) -> None:
+    """What follows from the shape of a call; a room declares what else it refuses with: `responses={412: None}`."""
     statuses = {401, 403, 429, 503}
     if names_something:
         statuses.add(404)
@@ -68,13 +84,13 @@ def _declare_refusals(operation: dict[str, Any], names_something: bool, method: 
     declared = operation["responses"]
     # flask-openapi adds one for 422 to each call, as a list and as plain JSON; ours is a problem as all are.
     declared.pop("422", None)
-    for status in sorted(statuses | {int(s) for s in declared if s in map(str, REFUSALS)}):
-        declared[str(status)] = _problem(status, declared.get(str(status), {}).get("description"))
+    for status in sorted(statuses | {int(given) for given in declared if given in map(str, REFUSALS)}):
+        declared[str(status)] = _problem(status)
 
 
-def _problem(status: int, said: str | None) -> dict[str, Any]:
+def _problem(status: int) -> dict[str, Any]:
     answer: dict[str, Any] = {
-        "description": said or REFUSALS[status],
+        "description": REFUSALS[status],
         "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
     if status in (429, 503):
