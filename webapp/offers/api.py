@@ -2,6 +2,130 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import Any
+
+from flask import Response, g, jsonify, request, url_for
 from flask_openapi import APIBlueprint
 
+from webapp import cursor
+from webapp.blueprints.api import needs_scope
+from webapp.campaigns import actions as campaigns
+from webapp.campaigns.actions import MailText
+from webapp.customers import queries as customers
+from webapp.errors import DomainError, FieldError, Invalid, NotFound
+from webapp.offers import actions, queries
+from webapp.offers.models import Offer, OfferValues, normalise_code
+from webapp.offers.schemas import NewOffer, OfferChange, OfferCode, OfferList, OfferOut, OfferPage, offer_json
+from webapp.redemptions import queries as redemptions
+
 room = APIBlueprint("offers", __name__)
+
+
+@room.post("/offers", responses={201: OfferOut})
+@needs_scope("manage")
+def create(body: NewOffer) -> Response:
+    """Set up an offer and the mail that announces it; nothing is sent before it is launched."""
+    values = OfferValues(
+        name=body.name,
+        discount=body.discount.typed(),
+        starts_at=body.starts_at or queries.clock(),
+        code=body.code,
+        ends_at=body.ends_at,
+        time_zone=body.time_zone,
+        audience_id=_audience_id(body.audience),
+        personal_code_required=body.personal_code_required,
+        max_redemptions=body.max_redemptions,
+    )
+    mail = None if body.mail is None else MailText(**body.mail.model_dump(exclude_none=True))
+    offer = campaigns.create_offer(values, mail, by=_who())
+    answer = _answer(offer)
+    answer.status_code = 201
+    answer.headers["Location"] = url_for("api.offers.read", code=offer.code)
+    return answer
+
+
+@room.get("/offers", responses={200: OfferPage})
+@needs_scope("read")
+def page(query: OfferList) -> Response:
+    """List offers, newest first."""
+    place = cursor.read(query.cursor, 1)
+    found = queries.page(query.q, query.state, before=place[0] if place else None, limit=query.limit)
+    shown = found[: query.limit]
+    following = cursor.write(shown[-1].id) if len(found) > query.limit else None
+    return cursor.answer("offers", _json(shown), following)
+
+
+@room.get("/offers/<code>", responses={200: OfferOut})
+@needs_scope("read")
+def read(path: OfferCode) -> Response:
+    """Read one offer."""
+    return _answer(_offer(path.code))
+
+
+@room.patch("/offers/<code>", responses={200: OfferOut})
+@needs_scope("manage")
+def change(path: OfferCode, body: OfferChange) -> Response:
+    """Change an offer. With `If-Match` only if nobody else has changed it since (412 otherwise).
+
+    From the first launch or redemption the discount, the code, and whether there is a cap stay as they are.
+    """
+    offer = _offer(path.code)
+    changes: dict[str, Any] = {
+        name: getattr(body, name) for name in body.model_fields_set - {"paused", "audience", "discount"}
+    }
+    if "discount" in body.model_fields_set:
+        changes["discount"] = body.discount.typed()
+    if "audience" in body.model_fields_set:
+        changes["audience_id"] = _audience_id(body.audience)
+    try:
+        return _answer(actions.change(offer.id, changes, _version(offer), _who(), paused=body.paused))
+    except DomainError as error:
+        if error.key == "conflict":
+            error.status = 412
+        raise
+
+
+def _version(offer: Offer) -> int | None:
+    """The version the change was made from, if the client says so."""
+    wanted = request.if_match
+    if not wanted or wanted.star_tag:
+        return None
+    # Proxies that compress make an ETag weak; it names the same version.
+    return offer.version if wanted.contains_weak(str(offer.version)) else -1
+
+
+def _offer(code: str) -> Offer:
+    try:
+        offer = queries.by_code(normalise_code(code))
+    except Invalid:
+        offer = None
+    if offer is None:
+        raise NotFound("There is no offer with this code.")
+    return offer
+
+
+def _audience_id(name: str | None) -> int | None:
+    if name is None:
+        return None
+    audience = customers.audience_by_name(name)
+    if audience is None:
+        raise Invalid(FieldError("audience", "audience_unknown", "There is no audience of this name; import it first."))
+    return audience.id
+
+
+def _answer(offer: Offer) -> Response:
+    response = jsonify(_json([offer])[0])
+    response.set_etag(str(offer.version))
+    return response
+
+
+def _json(offers: list[Offer]) -> list[dict[str, object]]:
+    at: datetime = queries.clock()
+    redeemed = redemptions.totals([offer.id for offer in offers])
+    names = {audience.id: audience.name for audience in customers.audiences()}
+    return [offer_json(offer, at, names.get(offer.audience_id or 0), redeemed[offer.id]) for offer in offers]
+
+
+def _who() -> str:
+    return f"key {g.api_key.name}"

@@ -79,11 +79,11 @@ AnyDiscount = Annotated[Percent | Amount, Field(discriminator="type")]
 
 
 class Mail(Body):
-    """The mail that announces the offer. Without one a default text is taken."""
+    """The mail that announces the offer; what is left out is a default text."""
 
-    subject: Line
-    text: Line
-    html: Line = ""
+    subject: Line | None = None
+    text: Line | None = None
+    html: Line | None = None
 
 
 class NewOffer(Body):

@@ -2,8 +2,190 @@
 
 from __future__ import annotations
 
-from flask import Blueprint
+from datetime import datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
 
-from webapp.offers import models  # noqa: F401
+import segno
+from flask import Blueprint, Response, current_app, flash, redirect, request, url_for
+from flask_login import current_user
+from markupsafe import Markup
+from werkzeug.wrappers import Response as BaseResponse
+
+from webapp import web
+from webapp.campaigns import queries as campaigns
+from webapp.customers import queries as customers
+from webapp.errors import DomainError, NotFound
+from webapp.offers import actions, queries
+from webapp.offers.forms import OfferForm, SearchForm
+from webapp.offers.models import Offer
+from webapp.redemptions import queries as redemptions
+from webapp.redemptions.forms import CHANNEL_WORDS
 
 room = Blueprint("offers", __name__)
+
+PAGE = 25
+CHART_DAYS = 30
+LATEST = 10
+
+
+@room.get("/offers")
+def index() -> Response:
+    """All offers, newest first, found as one types."""
+    form = SearchForm(request.args)
+    state = form.chosen_state()
+    before, after = request.args.get("before", type=_row_id), request.args.get("after", type=_row_id)
+    found = queries.page(form.q.data or "", state, before=before, after=after, limit=PAGE)
+    shown = found[-PAGE:] if after is not None else found[:PAGE]
+    kept = {name: value for name, value in form.data.items() if value}
+    newer = bool(shown) and (len(found) > PAGE if after is not None else before is not None)
+    older = bool(shown) and (after is not None or len(found) > PAGE)
+    return web.render(
+        "offers/index.html",
+        form=form,
+        shown=shown,
+        at=queries.clock(),
+        redeemed=redemptions.totals([offer.id for offer in shown]),
+        narrowed=bool(kept),
+        prev_url=url_for("staff.offers.index", **kept, after=shown[0].id) if newer else None,
+        next_url=url_for("staff.offers.index", **kept, before=shown[-1].id) if older else None,
+    )
+
+
+@room.route("/offers/new", methods=["GET", "POST"])
+def new() -> BaseResponse:
+    """Set up an offer."""
+    form = _form()
+    if request.method == "GET":
+        form.time_zone.data = current_user.time_zone
+        form.starts_at.data = datetime.now(ZoneInfo(current_user.time_zone)).date()
+    if not form.validate_on_submit():
+        return _edit(form, None, 422 if form.is_submitted() else 200)
+    try:
+        offer = actions.create(form.values(), by=current_user.email)
+    except DomainError as error:
+        web.attach(form, error)
+        return _edit(form, None, error.status)
+    flash("The offer is set up. Next: write the mail that announces it.", "success")
+    return redirect(url_for("staff.offers.show", offer_id=offer.id))
+
+
+@room.get("/offers/<int:offer_id>")
+def show(offer_id: int) -> Response:
+    """One offer: its code, what it gives, and how it goes."""
+    offer = _offer(offer_id)
+    link = f"{current_app.config['SETTINGS'].public_url}{url_for('public.redemptions.form', code=offer.code)}"
+    qr = segno.make(link, error="m").svg_inline(scale=4, border=2, omitsize=True)
+    announcement = campaigns.announcement(offer.id)
+    return web.render(
+        "offers/show.html",
+        offer=offer,
+        at=queries.clock(),
+        audience=_audience(offer),
+        link=link,
+        qr=Markup(qr),  # noqa: S704
+        chart=_chart(offer),
+        announcement=announcement,
+        mailed=campaigns.counts(announcement.id).sent if announcement else 0,
+        **_live(offer),
+    )
+
+
+@room.get("/offers/<int:offer_id>/live")
+def live(offer_id: int) -> Response:
+    """The piece of the page that renews itself: how many have redeemed, and who did last."""
+    offer = _offer(offer_id)
+    return web.render("offers/_live.html", offer=offer, at=queries.clock(), **_live(offer))
+
+
+@room.route("/offers/<int:offer_id>/edit", methods=["GET", "POST"])
+def edit(offer_id: int) -> BaseResponse:
+    """Change an offer."""
+    offer = _offer(offer_id)
+    form = _form()
+    if request.method == "GET":
+        form.show(offer)
+    if not form.validate_on_submit():
+        return _edit(form, offer, 422 if form.is_submitted() else 200)
+    try:
+        changes = vars(form.values(offer))
+        actions.change(offer_id, changes, form.given_version(), by=current_user.email)
+    except DomainError as error:
+        web.attach(form, error)
+        if error.key == "conflict":
+            # Saving once more is then a decision of somebody who was told.
+            form.version.data = str(_offer(offer_id).version)
+        return _edit(form, offer, error.status)
+    flash("The offer is changed.", "success")
+    return redirect(url_for("staff.offers.show", offer_id=offer_id))
+
+
+@room.post("/offers/<int:offer_id>/pause")
+def pause(offer_id: int) -> BaseResponse:
+    """Stop it from being redeemed."""
+    actions.pause(offer_id, by=current_user.email)
+    flash("The offer is paused: nobody can redeem it until you resume it.", "success")
+    return redirect(url_for("staff.offers.show", offer_id=offer_id))
+
+
+@room.post("/offers/<int:offer_id>/resume")
+def resume(offer_id: int) -> BaseResponse:
+    """Let it be redeemed again."""
+    actions.resume(offer_id, by=current_user.email)
+    flash("The offer can be redeemed again.", "success")
+    return redirect(url_for("staff.offers.show", offer_id=offer_id))
+
+
+def _row_id(text: str) -> int:
+    number = int(text)
+    if not 0 < number < 1 << 63:
+        raise ValueError(text)
+    return number
+
+
+def _form() -> OfferForm:
+    form = OfferForm()
+    form.offer_audiences([(audience.id, audience.name) for audience in customers.audiences()])
+    return form
+
+
+def _edit(form: OfferForm, offer: Offer | None, status: int) -> Response:
+    return web.render("offers/edit.html", status=status, form=form, offer=offer)
+
+
+def _offer(offer_id: int) -> Offer:
+    offer = queries.by_id(offer_id)
+    if offer is None:
+        raise NotFound("There is no such offer.")
+    return offer
+
+
+def _audience(offer: Offer) -> str:
+    names = {audience.id: audience.name for audience in customers.audiences()}
+    return names[offer.audience_id] if offer.audience_id else "Everyone known"
+
+
+def _live(offer: Offer) -> dict[str, Any]:
+    return {
+        "redeemed": redemptions.totals([offer.id])[offer.id],
+        "latest": redemptions.latest(offer.id, LATEST),
+        "channels": CHANNEL_WORDS,
+    }
+
+
+def _chart(offer: Offer) -> dict[str, Any]:
+    """Redemptions by day of the offer's zone, the last month of its life so far."""
+    place = ZoneInfo(offer.time_zone)
+    now = queries.clock()
+    last = min(now, offer.ends_at or now).astimezone(place).date()
+    first = last - timedelta(days=CHART_DAYS - 1)
+    since = datetime.combine(first, datetime.min.time(), place)
+    counted = dict(redemptions.per_day(offer.id, since, offer.time_zone))
+    last = max([last, *counted])
+    days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
+    return {
+        "kind": "bars",
+        "x": [day.isoformat() for day in days],
+        "series": [{"label": "Redemptions", "values": [counted.get(day, 0) for day in days]}],
+        "x_label": "Day",
+    }

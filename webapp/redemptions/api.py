@@ -2,6 +2,182 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from flask import Response, g, jsonify, request, url_for
 from flask_openapi import APIBlueprint
 
+from webapp import cursor
+from webapp.blueprints.api import needs_scope
+from webapp.customers import queries as customers
+from webapp.customers.models import Customer, normalise_email
+from webapp.errors import DomainError, FieldError, Invalid, NotFound
+from webapp.offers import queries as offers
+from webapp.offers.models import normalise_code
+from webapp.offers.schemas import discount_json, time
+from webapp.redemptions import actions, personal, queries
+from webapp.redemptions.actions import Refused
+from webapp.redemptions.queries import Filter, Place
+from webapp.redemptions.schemas import (
+    CustomerEmail,
+    CustomerOffers,
+    NewRedemption,
+    NewRollback,
+    NewValidation,
+    RedemptionId,
+    RedemptionList,
+    RedemptionOut,
+    RedemptionPage,
+    UsablePage,
+    ValidationOut,
+    WhichCustomer,
+    idempotency_key,
+    redemption_json,
+)
+from webapp.redemptions.verdict import Ask, Facts, verdict
+
 room = APIBlueprint("redemptions", __name__)
+
+
+@room.post("/validations", responses={200: ValidationOut})
+@needs_scope("redeem")
+def validate(body: NewValidation) -> Response:
+    """Would it redeem, and what would it give? Writes nothing."""
+    try:
+        offer, amount = actions.validate(_ask(body))
+    except Refused as refused:
+        return jsonify({"valid": False, "reason": refused.key, "detail": refused.message})
+    return jsonify(
+        {
+            "valid": True,
+            "discount": discount_json(offer.discount),
+            "discount_amount": amount,
+            "code": offer.code,
+            "offer": offer.name,
+        }
+    )
+
+
+@room.post("/redemptions", responses={201: RedemptionOut, 200: RedemptionOut})
+@needs_scope("redeem")
+def redeem(body: NewRedemption) -> Response:
+    """Redeem an offer for a customer. What it answers is on disk.
+
+    A repeat by the same `Idempotency-Key` header or the same order id answers 200 with the first result. The same key
+    with another body is refused with 422. After a rollback the same key answers the first result with
+    `rolled_back_at`; a new key or order redeems anew.
+    """
+    done = actions.redeem(_ask(body))
+    response = jsonify(redemption_json(done))
+    if not done.repeated:
+        response.status_code = 201
+        response.headers["Location"] = url_for("api.redemptions.read", id=done.public_id)
+    return response
+
+
+@room.get("/redemptions", responses={200: RedemptionPage})
+@needs_scope("read")
+def page(query: RedemptionList) -> Response:
+    """List live redemptions, newest first."""
+    narrowed = _filter(query)
+    place = cursor.read(query.cursor, 3)
+    after = Place.of(*place) if place else None
+    found = queries.page(narrowed, query.limit, after) if narrowed else []
+    shown = found[: query.limit]
+    following = cursor.write(*Place.after(shown[-1]).numbers()) if len(found) > query.limit else None
+    return cursor.answer("redemptions", [redemption_json(done) for done in shown], following)
+
+
+@room.get("/redemptions/<id>", responses={200: RedemptionOut})
+@needs_scope("read")
+def read(path: RedemptionId) -> Response:
+    """Read one redemption, also after it was undone."""
+    done = queries.find(path.id)
+    if done is None:
+        raise NotFound("There is no such redemption.")
+    return jsonify(redemption_json(done))
+
+
+@room.post("/redemptions/<id>/rollback", responses={200: RedemptionOut})
+@needs_scope("redeem")
+def rollback(path: RedemptionId, body: NewRollback) -> Response:
+    """Undo a redemption, once: the customer may redeem again and the cap gets its unit back."""
+    return jsonify(redemption_json(actions.rollback(path.id, body.reason, by=f"key {g.api_key.name}")))
+
+
+@room.get("/customers/<email>/offers", responses={200: UsablePage})
+@needs_scope("read")
+def usable(path: CustomerEmail, query: CustomerOffers) -> Response:
+    """What this customer can use now, those that end soonest first; with `used=true` also what was used already."""
+    customer = customers.by_email(normalise_email(path.email))
+    if customer is None:
+        raise DomainError("customer_unknown", "This customer is not known here; import them first.", 404)
+    return jsonify({"offers": [_usable(facts) for facts in queries.usable(customer.id) if _wanted(facts, query.used)]})
+
+
+def _wanted(facts: Facts, used: bool) -> bool:
+    return verdict(facts).reason is None or (used and facts.use is not None)
+
+
+def _usable(facts: Facts) -> dict[str, Any]:
+    offer = facts.offer
+    if offer is None or facts.customer_id is None:
+        raise NotFound()
+    found = {
+        "code": offer.code,
+        "personal_code": personal.code(offer.code, offer.id, facts.customer_id),
+        "name": offer.name,
+        "discount": discount_json(offer.discount),
+        "ends_at": time(offer.ends_at),
+    }
+    return found | ({"redeemed_at": time(facts.use.redeemed_at)} if facts.use else {})
+
+
+def _ask(body: NewValidation) -> Ask:
+    asked = Ask(
+        channel="api",
+        code=normalise_code(body.code),
+        email=_email(body.customer),
+        source_id=body.customer.source_id,
+        order=body.order.typed() if body.order else None,
+        api_key_id=g.api_key.id,
+    )
+    if not isinstance(body, NewRedemption):
+        return asked
+    return Ask(
+        **{name: getattr(asked, name) for name in ("channel", "code", "email", "source_id", "order", "api_key_id")},
+        metadata=body.metadata,
+        idempotency_key=idempotency_key(request.headers.get("Idempotency-Key")),
+        body_hash=body.digest(),
+    )
+
+
+def _email(customer: WhichCustomer) -> str | None:
+    if customer.email is None:
+        return None
+    try:
+        return normalise_email(customer.email)
+    except Invalid as error:
+        raise Invalid(FieldError("customer.email", error.errors[0].key, error.errors[0].message)) from error
+
+
+def _filter(query: RedemptionList) -> Filter | None:
+    """What to narrow the list to; None when that can't have any."""
+    offer_id = customer_id = None
+    if query.offer is not None:
+        offer = offers.by_code(normalise_code(query.offer))
+        if offer is None:
+            return None
+        offer_id = offer.id
+    if query.email is not None or query.source_id is not None:
+        customer = _customer(query)
+        if customer is None:
+            return None
+        customer_id = customer.id
+    return Filter(offer_id, customer_id, query.channel, query.since, query.until)
+
+
+def _customer(query: RedemptionList) -> Customer | None:
+    if query.email is not None:
+        return customers.by_email(normalise_email(query.email))
+    return customers.by_source_id((query.source_id or "").replace("\0", ""))

@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 from flask_wtf import FlaskForm
-from wtforms import DateField, Form, SelectField, StringField
+from wtforms import DateField, Form, SelectChoice, SelectField, StringField
 from wtforms.validators import Optional
 
 from webapp.customers.models import normalise_email
@@ -15,6 +15,7 @@ from webapp.offers.models import normalise_code
 from webapp.redemptions.verdict import Ask
 
 CHANNEL_WORDS = {"form": "Form", "link": "Personal link", "api": "API", "staff": "Staff"}
+_CHANNELS = [SelectChoice(value, label) for value, label in {"": "Every channel", **CHANNEL_WORDS}.items()]
 
 
 class RedeemForm(Form):
@@ -56,7 +57,7 @@ class SearchForm(Form):
 
     who = StringField("E-mail or reference")
     code = StringField("Offer's code")
-    channel = SelectField("Channel", choices=[("", "Every channel"), *CHANNEL_WORDS.items()], default="")
+    channel = SelectField("Channel", choices=_CHANNELS, default="", validate_choice=False)
     first = DateField("From", validators=[Optional()])
     last = DateField("To", validators=[Optional()])
 

@@ -2,8 +2,134 @@
 
 from __future__ import annotations
 
-from flask import Blueprint
+from typing import Any
 
-from webapp.redemptions import models  # noqa: F401
+from flask import Blueprint, Response, flash, redirect, request, stream_with_context, url_for
+from flask_login import current_user
+from werkzeug.wrappers import Response as BaseResponse
+
+from webapp import cursor, web
+from webapp.customers import queries as customers
+from webapp.customers.models import normalise_email
+from webapp.errors import DomainError, Invalid, NotFound
+from webapp.offers import queries as offers
+from webapp.offers.models import normalise_code
+from webapp.redemptions import actions, export, queries
+from webapp.redemptions.forms import CHANNEL_WORDS, SearchForm, StaffRedeemForm, UndoForm
+from webapp.redemptions.queries import Filter, Place, Redeemed
 
 room = Blueprint("redemptions", __name__)
+
+PAGE = 50
+
+
+@room.get("/redemptions")
+def index() -> Response:
+    """Live redemptions, newest first; the first page renews itself."""
+    form = SearchForm(request.args)
+    form.validate()
+    place = cursor.read(request.args.get("cursor"), 3)
+    narrowed = _filter(form)
+    found = queries.page(narrowed, PAGE, Place.of(*place) if place else None) if narrowed else []
+    shown = found[:PAGE]
+    kept: dict[str, Any] = {name: value for name, value in request.args.items() if value and name in form}
+    following = cursor.write(*Place.after(shown[-1]).numbers()) if len(found) > PAGE else None
+    return web.render(
+        "redemptions/index.html",
+        form=form,
+        shown=shown,
+        channels=CHANNEL_WORDS,
+        narrowed=bool(kept),
+        live_url=None if place else url_for("staff.redemptions.index", **kept),
+        export_url=url_for("staff.redemptions.download", **kept),
+        first_url=url_for("staff.redemptions.index", **kept) if place else None,
+        next_url=url_for("staff.redemptions.index", **kept, cursor=following) if following else None,
+    )
+
+
+@room.get("/redemptions.csv")
+def download() -> Response:
+    """All redemptions that the filters leave, as they come from the database."""
+    form = SearchForm(request.args)
+    form.validate()
+    narrowed = _filter(form)
+    rows = queries.export(narrowed) if narrowed else iter(())
+    response = Response(stream_with_context(export.lines(rows)), mimetype="text/csv")
+    response.headers["Content-Disposition"] = 'attachment; filename="redemptions.csv"'
+    return response
+
+
+@room.route("/redemptions/new", methods=["GET", "POST"])
+def new() -> BaseResponse:
+    """Redeem by hand for a customer."""
+    form = StaffRedeemForm(code=request.args.get("code"), email=request.args.get("email"))
+    if not form.validate_on_submit():
+        return web.render("redemptions/new.html", status=422 if form.is_submitted() else 200, form=form)
+    try:
+        done = actions.redeem(form.ask())
+    except DomainError as error:
+        web.attach(form, error)
+        return web.render("redemptions/new.html", status=error.status, form=form)
+    flash(f"Redeemed: {web.discount(done.discount)}, {done.offer_name}, for {done.email}.", "success")
+    return redirect(url_for("staff.redemptions.show", public_id=done.public_id))
+
+
+@room.get("/redemptions/<public_id>")
+def show(public_id: str) -> Response:
+    """One redemption, with what became of it."""
+    return _show(_redeemed(public_id), UndoForm())
+
+
+@room.post("/redemptions/<public_id>/undo")
+def undo(public_id: str) -> BaseResponse:
+    """Undo it, with a reason."""
+    done = _redeemed(public_id)
+    form = UndoForm()
+    if not form.validate_on_submit():
+        return _show(done, form, 422)
+    try:
+        actions.rollback(public_id, form.reason.data or "", by=current_user.email)
+    except DomainError as error:
+        web.attach(form, error)
+        return _show(_redeemed(public_id), form, error.status)
+    flash(f"Undone. {done.email} may use {done.offer_name} again.", "success")
+    return redirect(url_for("staff.redemptions.show", public_id=public_id))
+
+
+def _show(done: Redeemed, form: UndoForm, status: int = 200) -> Response:
+    return web.render("redemptions/show.html", status=status, done=done, channels=CHANNEL_WORDS, undo=form)
+
+
+def _redeemed(public_id: str) -> Redeemed:
+    done = queries.find(public_id)
+    if done is None:
+        raise NotFound("There is no redemption with this reference.")
+    return done
+
+
+def _filter(form: SearchForm) -> Filter | None:
+    """What to narrow the list to; None when that can't have any."""
+    offer_id = customer_id = None
+    since, until = form.days(current_user.time_zone)
+    try:
+        if (form.code.data or "").strip():
+            offer = offers.by_code(normalise_code(form.code.data or ""))
+            if offer is None:
+                return None
+            offer_id = offer.id
+        if (form.who.data or "").strip():
+            customer_id = _customer_id((form.who.data or "").strip())
+            if customer_id is None:
+                return None
+    except Invalid:
+        return None
+    return Filter(offer_id, customer_id, form.channel.data or None, since, until)
+
+
+def _customer_id(who: str) -> int | None:
+    """Whose e-mail this is, or whose redemption has this reference."""
+    if "@" not in who:
+        done = queries.find(who.replace(" ", ""))
+        return done.customer_id if done else None
+    customer = customers.by_email(normalise_email(who))
+    return customer.id if customer else None
