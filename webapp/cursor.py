@@ -36,7 +36,12 @@ def read(cursor: str | None, length: int) -> tuple[int, ...] | None:
 def answer(name: str, items: list[dict[str, object]], following: str | None) -> Response:
     """One page as JSON, with the cursor of the next one and a Link to it (RFC 8288)."""
     response = jsonify({name: items, "next_cursor": following})
+    link(response, following)
+    return response
+
+
+def link(response: Response, following: str | None) -> None:
+    """Name the next page of an answer in its headers, when there is one."""
     if following is not None:
         query = urlencode(request.args | {"cursor": following})
         response.headers["Link"] = f'<{request.path}?{query}>; rel="next"'
-    return response

@@ -1,7 +1,91 @@
-"""JSON calls of customers."""
+"""JSON calls of customers and their imports."""
 
 from __future__ import annotations
 
+from flask import Response, current_app, g, jsonify, request, url_for
 from flask_openapi import APIBlueprint
 
+from webapp import cursor
+from webapp.blueprints.api import needs_scope, takes
+from webapp.customers import actions, queries, tasks, upload
+from webapp.customers.actions import CustomerValues
+from webapp.customers.intake import CSV, NDJSON
+from webapp.customers.models import Customer
+from webapp.customers.schemas import (
+    CustomerIn,
+    CustomerOut,
+    ErrorsPage,
+    ImportId,
+    ImportOut,
+    ImportQuery,
+    ImportQueued,
+    SourceId,
+    customer_json,
+    import_json,
+)
+from webapp.errors import DomainError, NotFound
+
 room = APIBlueprint("customers", __name__)
+
+
+@room.post("/customers/import", responses={202: ImportQueued})
+@needs_scope("manage")
+@takes(CSV, NDJSON)
+def import_customers(query: ImportQuery) -> tuple[Response, int, dict[str, str]]:
+    """Import a file of customers: CSV or one JSON object a line.
+
+    Columns or names: email, and if you like name, source_id, locale, audience; others are ignored. The file may have
+    any number of rows and is received as a stream. 202 means that all of it is on disk; the address in `Location` tells
+    what becomes of it. A customer is known by the e-mail: a second import changes what differs and makes nobody twice.
+    """
+    limit: int = current_app.config["SETTINGS"].max_upload
+    request.max_content_length = 2 * limit
+    try:
+        if (request.content_length or 0) > limit:
+            raise upload.too_large(limit)
+        pieces = upload.body(request.stream, limit)
+        name = f"{g.api_key.name}.{'csv' if request.mimetype == CSV else 'ndjson'}"
+        import_id = tasks.receive_import(pieces, name, request.mimetype, query.audience or "", f"key {g.api_key.name}")
+    except DomainError:
+        upload.drain(request.stream, limit)
+        raise
+    where = url_for("api.customers.read_import", id=import_id)
+    return jsonify({"id": import_id, "status": "queued"}), 202, {"Location": where}
+
+
+@room.get("/imports/<int:id>", responses={200: ImportOut})
+@needs_scope("read")
+def read_import(path: ImportId, query: ErrorsPage) -> Response:
+    """How far an import is, with the rows that could not be taken, page by page."""
+    row = queries.import_by_id(path.id)
+    if row is None:
+        raise NotFound("There is no such import.")
+    found = queries.rejections(row.id, cursor.read(query.cursor, 2), query.limit)
+    shown = found[: query.limit]
+    following = cursor.write(shown[-1].line, shown[-1].id) if len(found) > query.limit else None
+    response = jsonify(import_json(row, shown, following))
+    cursor.link(response, following)
+    return response
+
+
+@room.put("/customers/<source_id>", responses={200: CustomerOut, 201: CustomerOut})
+@needs_scope("manage")
+def put(path: SourceId, body: CustomerIn) -> tuple[Response, int]:
+    """Make or change one customer. Another e-mail keeps the customer, with what they have redeemed."""
+    values = CustomerValues(email=body.email, name=body.name, locale=body.locale, source_id=path.source_id)
+    customer, is_new = actions.put(values, body.audiences, by=f"key {g.api_key.name}")
+    return _json(customer), 201 if is_new else 200
+
+
+@room.get("/customers/<source_id>", responses={200: CustomerOut})
+@needs_scope("read")
+def read(path: SourceId) -> Response:
+    """Read one customer."""
+    customer = queries.by_source_id(path.source_id)
+    if customer is None:
+        raise NotFound("No customer has this source id.")
+    return _json(customer)
+
+
+def _json(customer: Customer) -> Response:
+    return jsonify(customer_json(customer, queries.audiences_of(customer.id)))

@@ -1,9 +1,292 @@
-"""Staff screens of customers."""
+"""Staff screens of customers, audiences and imports."""
 
 from __future__ import annotations
 
-from flask import Blueprint
+from typing import Any
 
-from webapp.customers import models  # noqa: F401
+from flask import Blueprint, Response, current_app, flash, redirect, request, url_for
+from flask_login import current_user
+from flask_wtf.csrf import CSRFError, validate_csrf
+from werkzeug.wrappers import Response as BaseResponse
+from wtforms.validators import ValidationError
+
+from webapp import cursor, web
+from webapp.blueprints.staff import needs
+from webapp.campaigns import queries as campaigns
+from webapp.customers import actions, queries, tasks, upload
+from webapp.customers.forms import AudienceForm, CustomerForm, ImportForm, SearchForm
+from webapp.customers.intake import CSV, NDJSON
+from webapp.customers.models import Audience, CustomerImport
+from webapp.errors import DomainError, FieldError, Invalid, NotFound
+from webapp.extensions import csrf
+from webapp.redemptions import queries as redemptions
 
 room = Blueprint("customers", __name__)
+
+PAGE = 50
+SAMPLE = (
+    "email,name,source_id,locale,audience\r\n"
+    "ada@example.com,Ada Lovelace,C-1001,en-GB,Newsletter\r\n"
+    'grace@example.com,"Hopper, Grace",C-1002,en-US,\r\n'
+)
+
+
+# --- customers -----------------------------------------------------------------------------------
+
+
+@room.get("/customers")
+def index() -> Response:
+    """Customers, newest first, found as one types."""
+    form = SearchForm(request.args)
+    form.offer(queries.audiences())
+    audience_id, q = form.audience_id(), form.q.data or ""
+    before, after = request.args.get("before", type=_row_id), request.args.get("after", type=_row_id)
+    found = queries.page(q, audience_id, before=before, after=after, limit=PAGE)
+    shown = found[-PAGE:] if after is not None else found[:PAGE]
+    newer = bool(shown) and (len(found) > PAGE if after is not None else before is not None)
+    older = bool(shown) and (after is not None or len(found) > PAGE)
+    kept: dict[str, Any] = {name: value for name, value in form.data.items() if value}
+    return web.render(
+        "customers/index.html",
+        form=form,
+        shown=shown,
+        total=queries.total(),
+        narrowed=bool(kept),
+        export_url=url_for("staff.customers.download", audience=audience_id or None),
+        prev_url=url_for("staff.customers.index", **kept, after=shown[0].id) if newer else None,
+        next_url=url_for("staff.customers.index", **kept, before=shown[-1].id) if older else None,
+    )
+
+
+@room.get("/customers.csv")
+@needs("manager")
+def download() -> Response:
+    """All customers, or those of an audience, as they come from the database."""
+    audience_id = request.args.get("audience", type=_row_id)
+    audience = _audience(audience_id) if audience_id is not None else None
+    actions.note_export(audience, by=current_user.email)
+    return _file(queries.export(audience_id), "customers.csv")
+
+
+@room.get("/customers/<int:customer_id>")
+def show(customer_id: int) -> Response:
+    """One customer: who, in which audiences, what was redeemed, what was mailed."""
+    customer = queries.by_id(_known(customer_id))
+    if customer is None:
+        raise NotFound("There is no such customer.")
+    return web.render(
+        "customers/show.html",
+        customer=customer,
+        audiences=queries.audiences_of(customer.id),
+        redeemed=redemptions.of_customer(customer.id),
+        mailed=campaigns.of_customer(customer.id),
+    )
+
+
+@room.route("/customers/new", methods=["GET", "POST"])
+@needs("manager")
+def new() -> BaseResponse:
+    """Enter one customer."""
+    form = CustomerForm()
+    form.offer(queries.audiences())
+    if form.validate_on_submit():
+        try:
+            customer = actions.create(form.values(), form.audience_ids(), by=current_user.email)
+            flash(f"{customer.email_as_given} is entered.", "success")
+            return redirect(url_for("staff.customers.show", customer_id=customer.id))
+        except DomainError as error:
+            web.attach(form, error)
+    return web.render("customers/edit.html", status=422 if form.is_submitted() else 200, form=form, customer=None)
+
+
+@room.route("/customers/<int:customer_id>/edit", methods=["GET", "POST"])
+@needs("manager")
+def edit(customer_id: int) -> BaseResponse:
+    """Change one customer."""
+    customer = queries.by_id(_known(customer_id))
+    if customer is None or customer.erased_at is not None:
+        raise NotFound("There is no such customer.")
+    form = CustomerForm()
+    form.offer(queries.audiences())
+    title = customer.email_as_given
+    if form.validate_on_submit():
+        try:
+            actions.change(customer_id, form.values(), form.audience_ids(), by=current_user.email)
+            flash("The changes are saved.", "success")
+            return redirect(url_for("staff.customers.show", customer_id=customer_id))
+        except DomainError as error:
+            web.attach(form, error)
+    elif request.method == "GET":
+        form.show(customer, queries.audiences_of(customer_id))
+    status = 422 if form.is_submitted() else 200
+    return web.render("customers/edit.html", status=status, form=form, customer_id=customer_id, title=title)
+
+
+# --- audiences -----------------------------------------------------------------------------------
+
+
+@room.route("/customers/audiences", methods=["GET", "POST"])
+def audiences() -> BaseResponse:
+    """Every audience with its size, and a new one."""
+    form = AudienceForm()
+    if form.validate_on_submit():
+        try:
+            audience = actions.create_audience(form.name.data or "", by=current_user.email)
+            flash(f"The audience {audience.name} is made. Import customers into it.", "success")
+            return redirect(url_for("staff.customers.audiences"))
+        except DomainError as error:
+            web.attach(form, error)
+    status = 422 if form.is_submitted() else 200
+    return web.render("customers/audiences.html", status=status, form=form, audiences=queries.audience_sizes())
+
+
+@room.route("/customers/audiences/<int:audience_id>", methods=["GET", "POST"])
+@needs("manager")
+def audience(audience_id: int) -> BaseResponse:
+    """Rename an audience."""
+    found = _audience(audience_id)
+    form = AudienceForm(name=found.name)
+    title = found.name
+    if form.validate_on_submit():
+        try:
+            actions.rename_audience(audience_id, form.name.data or "", by=current_user.email)
+            flash("The audience has its new name.", "success")
+            return redirect(url_for("staff.customers.audiences"))
+        except DomainError as error:
+            web.attach(form, error)
+    status = 422 if form.is_submitted() else 200
+    return web.render("customers/audience.html", status=status, form=form, title=title)
+
+
+# --- imports -------------------------------------------------------------------------------------
+
+
+@room.get("/customers/import")
+@needs("manager")
+def import_form() -> Response:
+    """Choose a file of customers."""
+    return _import_page(ImportForm(audience=request.args.get("audience", "")))
+
+
+@room.post("/customers/import")
+@csrf.exempt
+def receive() -> BaseResponse:
+    """Take an uploaded file while it arrives. Its fields stand before it, so the token is checked before the file."""
+    limit: int = current_app.config["SETTINGS"].max_upload
+    # The form's fields and boundaries come on top; what is too large is read and thrown away, so that we can say so.
+    request.max_content_length = 2 * limit
+    form = ImportForm()
+    try:
+        if (request.content_length or 0) > limit + upload.FIELDS_MAX:
+            raise upload.too_large(limit)
+        sent = upload.form(request.stream, request.headers.get("Content-Type", ""), limit)
+        _check_csrf(sent)
+        form = ImportForm(audience=sent.fields.get("audience", ""))
+        import_id = _receive(sent)
+    except DomainError as error:
+        upload.drain(request.stream, limit)
+        web.attach(form, error)
+        return _import_page(form, error.status)
+    return redirect(url_for("staff.customers.show_import", import_id=import_id))
+
+
+def _receive(sent: upload.Upload) -> int:
+    if not sent.filename:
+        raise Invalid(FieldError("file", "file_missing", "Choose a file first."))
+    media_type = NDJSON if sent.filename.lower().endswith((".ndjson", ".jsonl")) else CSV
+    audience = sent.fields.get("audience", "")
+    return tasks.receive_import(sent.pieces, sent.filename, media_type, audience, by=current_user.email)
+
+
+def _check_csrf(sent: upload.Upload) -> None:
+    """What CSRFProtect does for other forms, without reading the file for it."""
+    if not current_app.config.get("WTF_CSRF_ENABLED", True):
+        return
+    try:
+        validate_csrf(sent.fields.get("csrf_token") or request.headers.get("X-CSRFToken"))
+    except ValidationError as error:
+        upload.drain(request.stream, current_app.config["SETTINGS"].max_upload)
+        raise CSRFError(str(error)) from error
+
+
+def _import_page(form: ImportForm, status: int = 200) -> Response:
+    limit = current_app.config["SETTINGS"].max_upload // 1024 // 1024
+    return web.render("customers/import.html", status=status, form=form, audiences=queries.audiences(), limit_mb=limit)
+
+
+@room.get("/customers/import/sample.csv")
+def sample() -> Response:
+    """A file to start from."""
+    return _file(iter([SAMPLE.encode()]), "customers-sample.csv")
+
+
+@room.get("/customers/imports")
+def imports() -> Response:
+    """All imports, newest first."""
+    before = request.args.get("before", type=_row_id)
+    found = queries.imports(before, PAGE)
+    shown = found[:PAGE]
+    return web.render(
+        "customers/imports.html",
+        shown=shown,
+        prev_url=url_for("staff.customers.imports") if before is not None else None,
+        next_url=url_for("staff.customers.imports", before=shown[-1].id) if len(found) > PAGE else None,
+    )
+
+
+@room.get("/customers/imports/<int:import_id>")
+def show_import(import_id: int) -> Response:
+    """How far an import is; the card renews itself until it is over."""
+    row = _import(import_id)
+    place = cursor.read(request.args.get("cursor"), 2)
+    found = queries.rejections(row.id, place, PAGE) if not row.is_open else []
+    shown = found[:PAGE]
+    following = cursor.write(shown[-1].line, shown[-1].id) if len(found) > PAGE else None
+    here = "staff.customers.show_import"
+    return web.render(
+        "customers/show_import.html",
+        block="card",
+        row=row,
+        audience=queries.audience_by_id(row.audience_id) if row.audience_id else None,
+        rejections=shown,
+        first_url=url_for(here, import_id=row.id) if place else None,
+        next_url=url_for(here, import_id=row.id, cursor=following) if following else None,
+    )
+
+
+@room.get("/customers/imports/<int:import_id>/rejected.csv")
+def rejected(import_id: int) -> Response:
+    """The rows that could not be taken, with their reasons, as they come from the database."""
+    row = _import(import_id)
+    return _file(queries.rejections_file(row.id), f"import-{row.id}-rejected.csv")
+
+
+def _import(import_id: int) -> CustomerImport:
+    row = queries.import_by_id(_known(import_id))
+    if row is None:
+        raise NotFound("There is no such import.")
+    return row
+
+
+def _audience(audience_id: int) -> Audience:
+    found = queries.audience_by_id(_known(audience_id))
+    if found is None:
+        raise NotFound("There is no such audience.")
+    return found
+
+
+def _known(row_id: int) -> int:
+    """A number that can be the id of a row."""
+    if row_id >= 1 << 63:
+        raise NotFound("There is nothing here.")
+    return row_id
+
+
+def _row_id(given: str) -> int:
+    return _known(int(given)) if given.isascii() and given.isdigit() else 0
+
+
+def _file(pieces: Any, name: str) -> Response:
+    response = Response(pieces, mimetype="text/csv")
+    response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
+    return response

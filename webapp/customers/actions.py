@@ -1,0 +1,252 @@
+"""What is done with single customers and with audiences. Imports have `import_actions`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import delete, literal, select
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import IntegrityError
+
+from webapp.accounts.actions import record
+from webapp.customers import queries
+from webapp.customers.models import Audience, AudienceMember, Customer, normalise_email
+from webapp.customers.values import clean_audience, clean_locale, clean_name, clean_source_id
+from webapp.errors import DomainError, FieldError, Invalid, NotFound
+from webapp.extensions import db
+
+_CLEAN: dict[str, Callable[[str], str]] = {
+    "email": normalise_email,
+    "name": clean_name,
+    "locale": clean_locale,
+    "source_id": clean_source_id,
+}
+
+
+@dataclass(frozen=True)
+class CustomerValues:
+    """What somebody says about a customer, as they typed it. None leaves what is known as it is."""
+
+    email: str
+    name: str | None = ""
+    locale: str | None = ""
+    source_id: str | None = ""
+
+
+def create(values: CustomerValues, audience_ids: Collection[int], by: str) -> Customer:
+    """A new customer, in these audiences.
+
+    :raises Invalid: for an e-mail that is none, or a name, language or source id that can't be kept.
+    :raises DomainError: `conflict` when another customer has the e-mail or the source id.
+    """
+    customer = Customer(**_clean(values))
+    _refuse_taken(customer)
+    db.session.add(customer)
+    _flush()
+    _join_exactly(customer.id, audience_ids)
+    record(by, "customer.created", customer.email, id=customer.id)
+    db.session.commit()
+    return customer
+
+
+def change(customer_id: int, values: CustomerValues, audience_ids: Collection[int], by: str) -> Customer:
+    """Other values for a customer, who keeps the id: a new e-mail frees no second use of any offer.
+
+    :raises NotFound: when there is no such customer, or it was erased.
+    :raises Invalid: as `create`.
+    :raises DomainError: `conflict`, as `create`.
+    """
+    customer = queries.locked(customer_id)
+    if customer is None or customer.erased_at is not None:
+        raise NotFound("There is no such customer.")
+    before = customer.email
+    _become(customer, _clean(values))
+    _flush()
+    _join_exactly(customer.id, audience_ids)
+    record(by, "customer.changed", customer.email, id=customer.id, was=before)
+    db.session.commit()
+    return customer
+
+
+def put(values: CustomerValues, audiences: Iterable[str] | None, by: str) -> tuple[Customer, bool]:
+    """The customer with this source id as it shall be, made when missing; and whether it was made.
+
+    Somebody who is known by the e-mail only, without a source id, gets it. An unsubscription stays.
+
+    :param audiences: the names of all audiences to be in, made when missing; None leaves them as they are.
+    :raises Invalid: as `create`.
+    :raises DomainError: `conflict` when another customer has the e-mail.
+    """
+    names = None if audiences is None else sorted({_audience_name(name) for name in audiences})
+    for last in (False, False, True):
+        try:
+            customer, is_new = _put(values, names, by)
+            db.session.commit()
+            return customer, is_new
+        except IntegrityError as error:
+            # Somebody made the same customer at this moment; then it is there now.
+            db.session.rollback()
+            if last:
+                raise _taken("email", "This customer is being changed elsewhere. Please repeat the call.") from error
+    raise AssertionError("the loop returns or raises")
+
+
+def _put(values: CustomerValues, names: list[str] | None, by: str) -> tuple[Customer, bool]:
+    wanted = _clean(values)
+    found = queries.by_source_id(wanted["source_id"] or "") or _without_source_id(wanted["email"] or "")
+    customer = queries.locked(found.id) if found else None
+    is_new = customer is None
+    if customer is None:
+        customer = Customer(**wanted)
+        _refuse_taken(customer)
+        db.session.add(customer)
+    else:
+        _become(customer, wanted)
+    db.session.flush()
+    if names is not None:
+        _join_exactly(customer.id, [_ensure_audience(name) for name in names])
+    record(by, "customer.created" if is_new else "customer.changed", customer.email, id=customer.id)
+    return customer, is_new
+
+
+def _without_source_id(email: str) -> Customer | None:
+    found = queries.by_email(email)
+    return found if found is not None and found.source_id is None else None
+
+
+def create_audience(name: str, by: str) -> Audience:
+    """A new, empty audience.
+
+    :raises Invalid: when the name is empty or too long, or another audience has it.
+    """
+    audience = Audience(name=_free_audience_name(name, None))
+    db.session.add(audience)
+    _flush_audience()
+    record(by, "audience.created", audience.name, id=audience.id)
+    db.session.commit()
+    return audience
+
+
+def rename_audience(audience_id: int, name: str, by: str) -> Audience:
+    """Another name for an audience; offers for it are for it under any name.
+
+    :raises NotFound: when there is no such audience.
+    :raises Invalid: as `create_audience`.
+    """
+    audience = queries.audience_by_id(audience_id)
+    if audience is None:
+        raise NotFound("There is no such audience.")
+    before = audience.name
+    audience.name = _free_audience_name(name, audience_id)
+    _flush_audience()
+    record(by, "audience.renamed", audience.name, id=audience.id, was=before)
+    db.session.commit()
+    return audience
+
+
+def note_export(audience: Audience | None, by: str) -> None:
+    """Write down that somebody takes the customers' data out."""
+    record(by, "customers.exported", audience.name if audience else "everyone")
+    db.session.commit()
+
+
+# --- the rules -----------------------------------------------------------------------------------
+
+
+def _clean(values: CustomerValues) -> dict[str, str | None]:
+    """The columns that these values stand for; every field that can't be taken is told at once."""
+    columns: dict[str, str | None] = {}
+    wrong: list[FieldError] = []
+    for field, clean in _CLEAN.items():
+        given = getattr(values, field)
+        if given is None:
+            continue
+        try:
+            columns[field] = clean(given)
+        except Invalid as error:
+            wrong += error.errors
+    if wrong:
+        raise Invalid(*wrong)
+    given = values.email.strip()
+    columns["email_as_given"] = given if given.isprintable() else columns["email"]
+    for field in ("locale", "source_id"):
+        if field in columns:
+            columns[field] = columns[field] or None
+    return columns
+
+
+def _become(customer: Customer, columns: dict[str, str | None]) -> None:
+    with db.session.no_autoflush:
+        for column, value in columns.items():
+            setattr(customer, column, value)
+        _refuse_taken(customer)
+
+
+def _refuse_taken(customer: Customer) -> None:
+    other = queries.by_email(customer.email)
+    if other is not None and other is not customer:
+        raise _taken("email", "Another customer has this e-mail. Change that one, or type another address.")
+    other = queries.by_source_id(customer.source_id) if customer.source_id else None
+    if other is not None and other is not customer:
+        raise _taken("source_id", "Another customer has this source id. Change that one, or type another.")
+
+
+def _taken(field: str, sentence: str) -> DomainError:
+    return DomainError("conflict", sentence, 409, field=field)
+
+
+def _flush() -> None:
+    try:
+        db.session.flush()
+    except IntegrityError as error:
+        db.session.rollback()
+        field = "source_id" if "source_id" in str(error.orig) else "email"
+        raise _taken(
+            field, "Somebody entered the same customer at this moment. Look them up and change that."
+        ) from error
+
+
+def _join_exactly(customer_id: int, audience_ids: Collection[int]) -> None:
+    """Be in these audiences and in no other. Those that do not exist are passed over."""
+    membership = AudienceMember.customer_id == customer_id
+    db.session.execute(delete(AudienceMember).where(membership, AudienceMember.audience_id.not_in(audience_ids)))
+    wanted = select(Audience.id, literal(customer_id)).where(Audience.id.in_(audience_ids))
+    db.session.execute(
+        upsert(AudienceMember).from_select(["audience_id", "customer_id"], wanted).on_conflict_do_nothing()
+    )
+
+
+def _free_audience_name(given: str, own_id: int | None) -> str:
+    name = _audience_name(given)
+    other = queries.audience_by_name(name)
+    if other is not None and other.id != own_id:
+        raise _name_taken()
+    return name
+
+
+def _audience_name(given: str) -> str:
+    try:
+        name = clean_audience(given)
+    except Invalid as error:
+        raise Invalid(*(FieldError("name", item.key, item.message) for item in error.errors)) from error
+    if not name:
+        raise Invalid(FieldError("name", "name_missing", "Give the audience a name."))
+    return name
+
+
+def _ensure_audience(name: str) -> int:
+    db.session.execute(upsert(Audience).values(name=name).on_conflict_do_nothing())
+    return db.session.execute(select(Audience.id).where(Audience.name == name)).scalar_one()
+
+
+def _flush_audience() -> None:
+    try:
+        db.session.flush()
+    except IntegrityError as error:
+        db.session.rollback()
+        raise _name_taken() from error
+
+
+def _name_taken() -> Invalid:
+    return Invalid(FieldError("name", "name_taken", "There is an audience of this name already."))
