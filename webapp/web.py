@@ -17,6 +17,10 @@ from webapp.errors import DomainError
 from webapp.offers.models import Discount
 
 _DAY = timedelta(days=1)
+CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
 
 
 class RowId(IntegerConverter):
@@ -39,6 +43,22 @@ def render(template: str, block: str | None = None, status: int = 200, **values:
         body = render_template(template, **values)
     response = make_response(body, status)
     response.headers["Vary"] = "HX-Request"
+    return response
+
+
+def with_frames(response: Response) -> Response:
+    """A page that shows another page of ours in a frame."""
+    response.headers["Content-Security-Policy"] = f"{CSP}; frame-src 'self'"
+    return response
+
+
+def framed(html: str) -> Response:
+    """Somebody's HTML, to be shown in a frame: no script runs, nothing is fetched from elsewhere."""
+    response = make_response(html)
+    response.headers["Content-Security-Policy"] = (
+        "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'self'; "
+        "base-uri 'none'; form-action 'none'; sandbox"
+    )
     return response
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from webapp.accounts.actions import record
 from webapp.campaigns import queries
 from webapp.campaigns.models import Batch, Campaign, MailIssue
-from webapp.campaigns.wording import MailText, check_mail
+from webapp.campaigns.wording import DEFAULT_SUBJECT, MailText, check_mail
 from webapp.customers.models import Customer
 from webapp.errors import DomainError, FieldError, Invalid, NotFound
 from webapp.extensions import db
@@ -64,10 +64,11 @@ def create_offer(values: OfferValues, mail: MailText | None, by: str) -> Offer:
     return offer
 
 
-def save_draft(offer_id: int, mail: MailText, policy: str, by: str) -> Campaign:
+def save_draft(offer_id: int, mail: MailText, policy: str, by: str | None) -> Campaign:
     """Write the announcement of an offer; it can be written anew until it is launched.
 
     :param policy: what becomes of a mail that was on its way when a worker died: `resend` or `hold`.
+    :param by: None for what is kept while somebody types, which is no deed for the trail.
     :raises NotFound: when there is no such offer.
     :raises Invalid: when the mail can't be sent as it is.
     :raises DomainError: `conflict` when it has been launched.
@@ -81,14 +82,15 @@ def save_draft(offer_id: int, mail: MailText, policy: str, by: str) -> Campaign:
     saved = db.session.scalar(
         update(Campaign)
         .where(Campaign.offer_id == offer_id, Campaign.kind == "announcement", Campaign.status == "draft")
-        .values(subject=mail.subject, text=mail.text, html=mail.html, uncertain_policy=policy)
+        .values(subject=mail.subject or DEFAULT_SUBJECT, text=mail.text, html=mail.html, uncertain_policy=policy)
         .returning(Campaign)
         .execution_options(populate_existing=True)
     )
     if saved is None:
         db.session.rollback()
         raise DomainError("conflict", "This mail has been launched, so it can't be changed any more.")
-    record(by, "mail.saved", str(saved.id), offer=offer_id)
+    if by is not None:
+        record(by, "mail.saved", str(saved.id), offer=offer_id)
     db.session.commit()
     return saved
 
@@ -278,7 +280,7 @@ def _insert_draft(offer_id: int, mail: MailText) -> None:
     """The announcement's draft, unless the offer has one or more than a draft."""
     db.session.execute(
         insert(Campaign)
-        .values(offer_id=offer_id, subject=mail.subject, text=mail.text, html=mail.html)
+        .values(offer_id=offer_id, subject=mail.subject or DEFAULT_SUBJECT, text=mail.text, html=mail.html)
         .on_conflict_do_nothing()
     )
 

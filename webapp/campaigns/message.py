@@ -289,3 +289,9 @@ def _line(value: str) -> str:
 def of_campaign(campaign: Campaign, offer: Offer) -> FormLetter:
     """The form letter of a stored campaign."""
     return FormLetter(MailText(campaign.subject, campaign.text, campaign.html), offer, campaign.id)
+
+
+def shown_sender() -> str:
+    """Whom recipients see as the sender."""
+    name, given = sender(current_app.config["SETTINGS"].mail_default_sender)
+    return f"{name} <{given}>" if name else given

@@ -1,0 +1,354 @@
+"""Writing, launching, pausing: what people and programs may do with campaigns."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+from flask import Flask
+from sqlalchemy import event, select, text
+
+from tests.campaigns.test_delivery import people
+from webapp.accounts.models import AuditEntry
+from webapp.campaigns import actions, batch_actions, queries, tasks
+from webapp.campaigns.models import Campaign
+from webapp.campaigns.wording import BODY_MAX, DEFAULT_SUBJECT, DEFAULT_TEXT, MailText, check_mail
+from webapp.customers.models import Audience, Customer
+from webapp.errors import DomainError, Invalid, NotFound
+from webapp.extensions import db, huey
+from webapp.offers.models import Discount, Offer, OfferValues
+
+VALUES = OfferValues(
+    name="Summer",
+    discount=Discount("percent", percent=Decimal(25)),
+    starts_at=datetime(2026, 1, 1, tzinfo=UTC),
+    code="SUMMER25",
+)
+
+
+def wrong(mail: MailText) -> dict[str, str]:
+    """The errors of a mail: field to sentence."""
+    with pytest.raises(Invalid) as caught:
+        check_mail(mail)
+    return {error.field: error.message for error in caught.value.errors}
+
+
+# --- the mail's own words ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("field", ["subject", "text", "html"])
+def test_an_unknown_placeholder_is_named_at_its_field_with_those_there_are(field: str) -> None:
+    sentence = wrong(MailText(**{field: "Hi {{ customer.shoe_size }}"}))[field]
+    assert "{{ customer.shoe_size }}" in sentence
+    assert "{{ customer.name }}, {{ customer.email }}" in sentence
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ customer.name",
+        "{{ customer.name }",
+        "{{}}",
+        "{{ 7 * 7 }}",
+        "{{ customer.__class__ }}",
+        "{{ customer['name'] }}",
+        "{{ config }}",
+        "{{ customer.name|upper }}",
+        "{% for x in y %}",
+        "{{ customer.name or offer.name }}",
+        "{{ {{ customer.name }} }}",
+    ],
+)
+def test_nothing_but_placeholders_is_understood(source: str) -> None:
+    assert "can be used" in wrong(MailText(text=source))["text"]
+
+
+@pytest.mark.parametrize(
+    "source", ["{{customer.name}}", "{{ customer.name or 'you' }}", "a { b } }} c", "@media print{#id{color:red}}", ""]
+)
+def test_what_can_be_sent_is_taken(source: str) -> None:
+    check_mail(MailText(text=source, html=source))
+
+
+@pytest.mark.parametrize("subject", ["a\nb", "a\r\nBcc: eve@example.com"])
+def test_a_subject_is_one_line(subject: str) -> None:
+    assert wrong(MailText(subject=subject)) == {"subject": "The subject must be one line."}
+
+
+def test_a_mail_that_mailboxes_would_cut_is_refused() -> None:
+    assert "larger than 256 kB" in wrong(MailText(html="ß" * (BODY_MAX // 2 + 1)))["html"]
+
+
+def test_characters_that_can_not_be_mailed_are_refused() -> None:
+    assert set(wrong(MailText(subject="a\0", text="\ud800", html="\ue000"))) == {"subject", "text", "html"}
+
+
+def test_the_default_mail_passes_its_own_check() -> None:
+    check_mail(MailText(DEFAULT_SUBJECT, DEFAULT_TEXT))
+
+
+# --- drafts -----------------------------------------------------------------------------------------
+
+
+def test_an_offer_and_its_mail_are_made_together(app: Flask) -> None:
+    offer = actions.create_offer(VALUES, MailText("Hello", "Text"), "tests")
+    draft = queries.announcement(offer.id)
+    assert draft is not None
+    assert (draft.status, draft.subject, draft.text) == ("draft", "Hello", "Text")
+
+
+def test_a_wrong_mail_leaves_no_offer_behind_and_all_errors_come_at_once(app: Flask) -> None:
+    with pytest.raises(Invalid) as caught:
+        actions.create_offer(replace(VALUES, name=""), MailText(text="{{ nothing }}"), "tests")
+    assert {error.field for error in caught.value.errors} == {"name", "mail.text"}
+    with pytest.raises(Invalid):
+        actions.create_offer(VALUES, MailText(text="{{ nothing }}"), "tests")
+    db.session.rollback()
+    assert db.session.scalars(select(Offer)).all() == []
+
+
+def test_a_draft_is_written_anew_in_its_place(app: Flask, offer: Callable[..., Offer]) -> None:
+    row = offer()
+    first = actions.save_draft(row.id, MailText("One"), "resend", "tests")
+    second = actions.save_draft(row.id, MailText("Two"), "hold", "tests")
+    assert (second.id, second.subject, second.uncertain_policy) == (first.id, "Two", "hold")
+
+
+def test_a_launched_mail_can_not_be_rewritten(app: Flask, offer: Callable[..., Offer]) -> None:
+    people(1)
+    row = offer()
+    actions.launch_offer(row.id, "tests")
+    with pytest.raises(DomainError, match="has been launched"):
+        actions.save_draft(row.id, MailText("New"), "resend", "tests")
+
+
+def test_a_mail_needs_an_offer(app: Flask) -> None:
+    with pytest.raises(NotFound):
+        actions.save_draft(99, MailText(), "resend", "tests")
+
+
+# --- launching --------------------------------------------------------------------------------------
+
+
+def test_a_launch_freezes_the_offer_and_is_on_the_trail(app: Flask, offer: Callable[..., Offer]) -> None:
+    people(1)
+    row = offer()
+    launched = actions.launch_offer(row.id, "mia@example.com")
+    assert launched.changed
+    assert (launched.campaign.status, launched.campaign.launched_by) == ("preparing", "mia@example.com")
+    db.session.refresh(row)
+    assert row.frozen_at is not None
+    assert "campaign.launched" in db.session.scalars(select(AuditEntry.action)).all()
+
+
+def test_a_second_launch_changes_nothing_and_says_so(app: Flask, offer: Callable[..., Offer]) -> None:
+    people(1)
+    row = offer()
+    first = actions.launch_offer(row.id, "one")
+    second = actions.launch_offer(row.id, "two")
+    assert (second.changed, second.campaign.id, second.campaign.launched_by) == (False, first.campaign.id, "one")
+
+
+def test_launches_at_the_same_moment_make_one_campaign(app: Flask, offer: Callable[..., Offer]) -> None:
+    people(1)
+    offer_id = offer().id
+    changed: list[bool] = []
+    barrier = threading.Barrier(8)
+
+    def go() -> None:
+        with app.app_context():
+            barrier.wait()
+            changed.append(actions.launch_offer(offer_id, "tests").changed)
+
+    threads = [threading.Thread(target=go) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(changed) == [False] * 7 + [True]
+    assert len(queries.of_offer(offer_id)) == 1
+
+
+def test_a_launch_rings_one_bell_and_a_second_one_none(app: Flask, offer: Callable[..., Offer]) -> None:
+    people(1)
+    row = offer()
+    tasks.launch_offer(row.id, "tests")
+    tasks.launch_offer(row.id, "tests")
+    assert huey.storage.queue_size() == 1
+
+
+def test_a_launch_runs_the_same_statements_for_any_audience(app: Flask, offer: Callable[..., Offer]) -> None:
+    def statements(code: str) -> list[str]:
+        seen: list[str] = []
+
+        def note(connection: object, cursor: object, statement: str, *rest: object) -> None:
+            seen.append(statement)
+
+        row = offer(code)
+        event.listen(db.engine, "before_cursor_execute", note)
+        try:
+            actions.launch_offer(row.id, "tests")
+        finally:
+            event.remove(db.engine, "before_cursor_execute", note)
+        return seen
+
+    people(10)
+    few = statements("FEW10")
+    db.session.execute(
+        text(
+            "insert into customer (email, email_as_given) select 'x' || g || '@example.com', '' "
+            "from generate_series(1, 100000) g"
+        )
+    )
+    db.session.commit()
+    many = statements("MANY100000")
+    assert many == few
+    assert db.session.execute(text("select count(*) from batch")).scalar() == 0
+
+
+@pytest.mark.parametrize("kind", ["no customers", "all unsubscribed", "all erased", "an empty list"])
+def test_an_audience_without_anybody_to_mail_is_refused(app: Flask, offer: Callable[..., Offer], kind: str) -> None:
+    values = {}
+    if kind != "no customers":
+        people(3)
+    if kind == "all unsubscribed":
+        db.session.execute(text("update customer set unsubscribed_at = now()"))
+    if kind == "all erased":
+        db.session.execute(text("update customer set erased_at = now()"))
+    if kind == "an empty list":
+        audience = Audience(name="Nobody")
+        db.session.add(audience)
+        db.session.flush()
+        values["audience_id"] = audience.id
+    db.session.commit()
+    row = offer(**values)
+    with pytest.raises(DomainError, match="nobody to mail") as caught:
+        actions.launch_offer(row.id, "tests")
+    assert caught.value.key == "audience_empty"
+    db.session.refresh(row)
+    assert row.frozen_at is None
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"ends_at": datetime.now(UTC) - timedelta(hours=1)}, "offer_expired"),
+        ({"paused_at": datetime.now(UTC)}, "offer_paused"),
+        ({"max_redemptions": 1, "redeemed": 1}, "offer_exhausted"),
+    ],
+)
+def test_an_offer_whose_code_would_not_work_is_not_launched(
+    app: Flask, offer: Callable[..., Offer], values: dict[str, object], key: str
+) -> None:
+    people(1)
+    row = offer(**values)
+    with pytest.raises(DomainError) as caught:
+        actions.launch_offer(row.id, "tests")
+    assert caught.value.key == key
+
+
+def test_an_offer_that_is_yet_to_start_can_be_launched(app: Flask, offer: Callable[..., Offer]) -> None:
+    people(1)
+    assert actions.launch_offer(offer(starts_at=datetime.now(UTC) + timedelta(days=1)).id, "tests").changed
+
+
+def test_only_the_offers_audience_is_mailed_as_it_was_at_the_launch(app: Flask, offer: Callable[..., Offer]) -> None:
+    ids = people(4)
+    audience = Audience(name="Two")
+    db.session.add(audience)
+    db.session.flush()
+    db.session.execute(
+        text("insert into audience_member (audience_id, customer_id) select :a, unnest(cast(:ids as bigint[]))"),
+        {"a": audience.id, "ids": ids[1:3]},
+    )
+    row = offer(audience_id=audience.id)
+    campaign = actions.launch_offer(row.id, "tests").campaign
+    row.audience_id = None
+    db.session.commit()
+    batch_actions.prepare(campaign.id)
+    assert db.session.execute(text("select customer_ids from batch")).scalar() == ids[1:3]
+
+
+# --- pausing and ending -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sending(app: Flask, offer: Callable[..., Offer]) -> Campaign:
+    people(3)
+    campaign = actions.launch_offer(offer().id, "tests").campaign
+    batch_actions.prepare(campaign.id)
+    db.session.refresh(campaign)
+    return campaign
+
+
+def test_pausing_twice_is_pausing_once(sending: Campaign) -> None:
+    actions.pause(sending.id, "mia")
+    assert actions.pause(sending.id, "tom").pause_reason == "paused by mia"
+
+
+def test_a_resumed_campaign_is_sending_again(sending: Campaign) -> None:
+    actions.pause(sending.id, "mia")
+    resumed = actions.resume(sending.id, "mia")
+    assert (resumed.status, resumed.pause_reason) == ("sending", None)
+
+
+def test_a_campaign_paused_while_it_was_prepared_goes_on_being_prepared(
+    app: Flask, offer: Callable[..., Offer]
+) -> None:
+    people(3)
+    campaign = actions.launch_offer(offer().id, "tests").campaign
+    actions.pause(campaign.id, "mia")
+    batch_actions.prepare(campaign.id)
+    assert db.session.execute(text("select count(*) from batch")).scalar() == 0
+    assert actions.resume(campaign.id, "mia").status == "preparing"
+    batch_actions.prepare(campaign.id)
+    db.session.refresh(campaign)
+    assert (campaign.status, campaign.total) == ("sending", 3)
+
+
+def test_a_cancelled_campaign_is_over(sending: Campaign) -> None:
+    assert actions.cancel(sending.id, "mia").status == "cancelled"
+    for deed in (actions.pause, actions.resume):
+        with pytest.raises(DomainError):
+            deed(sending.id, "mia")
+    with pytest.raises(DomainError, match="was cancelled"):
+        actions.launch(sending.id, "mia")
+    assert db.session.execute(text("select distinct status from batch")).scalars().all() == ["cancelled"]
+
+
+def test_a_machine_can_not_launch_anew_what_staff_cancelled(sending: Campaign) -> None:
+    actions.cancel(sending.id, "mia")
+    with pytest.raises(DomainError, match="Write a new mail"):
+        actions.launch_offer(sending.offer_id, "key shop")
+
+
+def test_a_new_mail_can_be_launched_after_a_cancellation(sending: Campaign) -> None:
+    actions.cancel(sending.id, "mia")
+    actions.save_draft(sending.offer_id, MailText("New"), "resend", "mia")
+    assert actions.launch_offer(sending.offer_id, "mia").changed
+
+
+def test_a_draft_can_neither_be_paused_nor_cancelled(app: Flask, offer: Callable[..., Offer]) -> None:
+    draft = actions.save_draft(offer().id, MailText(), "resend", "tests")
+    for deed in (actions.pause, actions.resume, actions.cancel):
+        with pytest.raises(DomainError):
+            deed(draft.id, "mia")
+
+
+def test_there_is_nothing_to_send_again_where_all_went_out(sending: Campaign) -> None:
+    with pytest.raises(DomainError, match="no such mails"):
+        actions.send_again(sending.id, "failed", "mia")
+
+
+def test_unsubscribing_counts_from_the_first_time(customer: Callable[..., Customer]) -> None:
+    row = customer()
+    assert actions.unsubscribe(row.id) is True
+    db.session.refresh(row)
+    first = row.unsubscribed_at
+    assert actions.unsubscribe(row.id) is False
+    db.session.refresh(row)
+    assert row.unsubscribed_at == first is not None
