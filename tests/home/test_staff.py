@@ -73,7 +73,7 @@ class TestFirstSteps:
         customer()
         offer()
         steps = section(staff.get("/").text, "first-steps")
-        assert (steps.count("first-step-done"), "Go to the offer" in steps) == (2, True)
+        assert (steps.count("first-step-done"), "Write the mail" in steps) == (2, True)
 
     @pytest.mark.parametrize("start", [lambda o: campaign(o, 1), lambda o: redeemed(o, NOW)])
     def test_once_things_run_the_figures_are_there_instead(
@@ -98,7 +98,8 @@ class TestFigures:
         assert queries.figures("UTC").live_offers == 2
 
     def test_every_day_of_the_last_thirty_has_its_number(self, offer: Make) -> None:
-        redeemed(offer(), NOW, NOW, NOW - timedelta(1), NOW - timedelta(29), NOW - timedelta(31))
+        now = datetime.now(UTC)
+        redeemed(offer(), now, now, now - timedelta(1), now - timedelta(29), now - timedelta(31))
         figures = queries.figures("UTC")
         assert [n for _, n in figures.per_day] == [1, *[0] * 27, 1, 2]
         assert (figures.today, figures.yesterday) == (2, 1)
@@ -167,3 +168,26 @@ class TestAttention:
         page = section(staff.get("/").text, "attention")
         assert "It is a picture." in page
         assert "<b>bad" not in page
+
+
+class TestLinks:
+    def links(self, client: FlaskClient) -> set[str]:
+        content = client.get("/").text.partition('<main id="content"')[2]
+        return set(re.findall(r'<a [^>]*?href="(/[^"]*)"', content))
+
+    def test_every_link_of_the_first_steps_leads_somewhere(
+        self, staff: FlaskClient, customer: Make, offer: Make
+    ) -> None:
+        links = self.links(staff)
+        customer()
+        links |= self.links(staff)
+        offer()
+        links |= self.links(staff)
+        assert {link: staff.get(link).status_code for link in links} == dict.fromkeys(links, 200)
+
+    def test_every_link_of_the_running_page_leads_somewhere(self, staff: FlaskClient, offer: Make) -> None:
+        campaign(offer(max_redemptions=1, redeemed=1), 1, status="paused")
+        put(CustomerImport(filename="bad.csv", media_type="text/csv", status="failed", error="It is a picture."))
+        links = self.links(staff)
+        assert len(links) == 7
+        assert {link: staff.get(link).status_code for link in links} == dict.fromkeys(links, 200)
