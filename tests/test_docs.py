@@ -86,6 +86,21 @@ def test_calls_with_a_body_tell_how_it_is_refused(document: dict[str, Any]) -> N
             assert {"400", "413", "415", "422"} <= operation["responses"].keys(), path
 
 
+def test_every_call_says_which_scope_it_needs(document: dict[str, Any]) -> None:
+    for path, method, operation in operations(document):
+        assert re.search("Needs the scope `(read|redeem|manage)`.", operation["description"]), (method, path)
+
+
+def test_uploads_name_the_types_they_take(document: dict[str, Any]) -> None:
+    upload = document["paths"]["/api/v1/customers/import"]["post"]
+    assert {"text/csv", "application/x-ndjson"} == upload["requestBody"]["content"].keys()
+
+
+def test_a_room_may_declare_more_refusals(document: dict[str, Any]) -> None:
+    assert "404" in document["paths"]["/api/v1/redemptions"]["post"]["responses"]
+    assert "412" in document["paths"]["/api/v1/offers/{code}"]["patch"]["responses"]
+
+
 def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
     named = set(re.findall(r'"#/components/schemas/([^"]+)"', str(document).replace("'", '"')))
     assert "Problem" in named

@@ -132,9 +132,19 @@ class TestAttention:
         put(CustomerImport(filename="good.csv", media_type="text/csv", status="done"))
         assert 'id="attention"' not in staff.get("/").text
 
-    def test_a_paused_campaign_and_why(self, staff: FlaskClient, offer: Make) -> None:
-        campaign(offer(), 1, status="paused", pause_reason="The relay refuses us")
-        assert "is paused: The relay refuses us" in section(staff.get("/").text, "attention")
+    @pytest.mark.parametrize(
+        ("values", "words"),
+        [
+            ({"status": "paused", "pause_reason": "The relay refuses us"}, "is paused: The relay refuses us."),
+            ({"status": "paused", "pause_reason": "paused by ann@example.com"}, "is paused by ann@example.com."),
+            ({"status": "sending", "trouble": "The relay does not answer."}, "has trouble: The relay does not answer."),
+        ],
+    )
+    def test_a_campaign_that_stands_still_and_why(
+        self, staff: FlaskClient, offer: Make, values: dict[str, str], words: str
+    ) -> None:
+        campaign(offer(), 1, **values)
+        assert words in section(staff.get("/").text, "attention")
 
     @pytest.mark.parametrize(
         ("values", "words"),

@@ -5,6 +5,7 @@ It belongs to the door and not to a room, because it tells of all of them.
 
 from __future__ import annotations
 
+import re
 from copy import deepcopy
 from functools import lru_cache
 from typing import Any
@@ -63,11 +64,32 @@ def _document(app: OpenAPI) -> dict[str, Any]:
     document["security"] = [{"key": []}]
     document["paths"] = {path: calls for path, calls in document["paths"].items() if path.startswith(PREFIX)}
     document.pop("tags", None)
+    views = _views(app)
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             operation["tags"] = [path.removeprefix(PREFIX).split("/")[1]]
+            _declare_marks(operation, views[path, method])
             _declare_refusals(operation, "{" in path, method)
     return document
+
+
+def _views(app: OpenAPI) -> dict[tuple[str, str], Any]:
+    """The view of each path, as the document writes it, and method."""
+    return {
+        (re.sub(r"<(?:[^<>:]+:)?(\w+)>", r"{\1}", rule.rule), method.lower()): app.view_functions[rule.endpoint]
+        for rule in app.url_map.iter_rules()
+        for method in rule.methods or ()
+    }
+
+
+def _declare_marks(operation: dict[str, Any], view: Any) -> None:
+    """The scope that a call needs and the body it takes, from the marks that the door itself goes by."""
+    scope = f"Needs the scope `{getattr(view, 'needs_scope', None)}`."
+    operation["description"] = "\n\n".join(filter(None, [operation.get("description"), scope]))
+    streams = getattr(view, "takes", None)
+    if streams:
+        content = {media_type: {"schema": {"type": "string"}} for media_type in streams}
+        operation["requestBody"] = {"required": True, "content": content}
 
 
 def _declare_refusals(operation: dict[str, Any], names_something: bool, method: str) -> None:

@@ -63,7 +63,7 @@ def read(path: OfferCode) -> Response:
     return _answer(_offer(path.code))
 
 
-@room.patch("/offers/<code>", responses={200: OfferOut})
+@room.patch("/offers/<code>", responses={200: OfferOut, 412: None})
 @needs_scope("manage")
 def change(path: OfferCode, body: OfferChange) -> Response:
     """Change an offer. With `If-Match` only if nobody else has changed it since (412 otherwise).

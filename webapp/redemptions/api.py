@@ -58,7 +58,7 @@ def validate(body: NewValidation) -> Response:
     )
 
 
-@room.post("/redemptions", responses={201: RedemptionOut, 200: RedemptionOut})
+@room.post("/redemptions", responses={201: RedemptionOut, 200: RedemptionOut, 404: None})
 @needs_scope("redeem")
 def redeem(body: NewRedemption) -> Response:
     """Redeem an offer for a customer. What it answers is on disk.
