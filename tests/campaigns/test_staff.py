@@ -1,0 +1,285 @@
+"""The staff's screens of campaigns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from tests.campaigns.relay import Relay
+from tests.campaigns.test_delivery import people
+from webapp.campaigns import actions, batch_actions, delivery, queries
+from webapp.campaigns.models import Campaign
+from webapp.campaigns.wording import MailText
+from webapp.customers.models import Customer
+from webapp.extensions import db
+from webapp.offers.models import Offer
+
+HTMX = {"HX-Request": "true"}
+
+
+@pytest.fixture
+def sending(app: Flask, offer: Callable[..., Offer]) -> Campaign:
+    """A campaign to three customers that is under way."""
+    people(3)
+    campaign = actions.launch_offer(offer().id, "tests").campaign
+    batch_actions.prepare(campaign.id)
+    db.session.refresh(campaign)
+    return campaign
+
+
+def typed(**values: str) -> dict[str, str]:
+    return {"subject": "Hello", "text": "Hi {{ customer.name }}", "html": "", "uncertain_policy": "resend", **values}
+
+
+# --- writing ------------------------------------------------------------------------------------------
+
+
+def test_a_new_mail_starts_from_the_text_we_suggest(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
+    page = staff.get(f"/offers/{offer().id}/mail").text
+    assert "{{ offer.discount }} off for you: {{ offer.name }}" in page
+    assert "25% off for you: Summer" in page
+
+
+def test_a_mail_is_saved_and_shown_again(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
+    row = offer()
+    answer = staff.post(f"/offers/{row.id}/mail", data=typed(), follow_redirects=True)
+    assert "The mail is saved." in answer.text
+    assert "Hi {{ customer.name }}" in answer.text
+
+
+def test_an_unknown_placeholder_stays_typed_with_the_error_at_its_field(
+    staff: FlaskClient, offer: Callable[..., Offer]
+) -> None:
+    row = offer()
+    answer = staff.post(f"/offers/{row.id}/mail", data=typed(text="Hi {{ customer.nmae }}, you", html="<p>mine</p>"))
+    assert answer.status_code == 422
+    assert re.search(r'id="text-error".*?There is no placeholder {{ customer.nmae }}', answer.text, re.DOTALL)
+    assert "Hi {{ customer.nmae }}, you</textarea>" in answer.text
+    assert "&lt;p&gt;mine&lt;/p&gt;" in answer.text
+    assert queries.announcement(row.id) is None
+
+
+def test_typing_keeps_the_draft_and_renews_the_preview(
+    staff: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
+) -> None:
+    customer()
+    row = offer()
+    answer = staff.post(f"/offers/{row.id}/mail", data=typed(subject="For {{ customer.name }}"), headers=HTMX)
+    assert answer.text.lstrip().startswith("<section")
+    assert "For Ada Lovelace" in answer.text
+    draft = queries.announcement(row.id)
+    assert draft is not None
+    assert draft.subject == "For {{ customer.name }}"
+
+
+def test_typing_something_unreadable_says_why_there_is_no_preview(
+    staff: FlaskClient, offer: Callable[..., Offer]
+) -> None:
+    answer = staff.post(f"/offers/{offer().id}/mail", data=typed(text="{{ no }}"), headers=HTMX)
+    assert answer.status_code == 422
+    assert "There is no placeholder {{ no }}" in answer.text
+
+
+def test_the_preview_can_be_somebody_of_the_customers(
+    staff: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
+) -> None:
+    customer()
+    customer("bob@example.com", name="Bob")
+    page = staff.post(f"/offers/{offer().id}/mail", data=typed(seen_as=" BOB@example.com "), follow_redirects=True).text
+    assert "Hi Bob" in page
+    assert "seen_as=+BOB" in page
+
+
+def test_a_preview_for_nobody_says_so_at_the_field(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
+    answer = staff.post(f"/offers/{offer().id}/mail", data=typed(seen_as="no@example.com"), headers=HTMX)
+    assert "There is no customer with this e-mail." in answer.text
+
+
+def test_the_frame_shows_the_mail_under_a_policy_of_its_own(
+    staff: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
+) -> None:
+    customer(name="<script>alert(1)</script>")
+    row = offer()
+    staff.post(f"/offers/{row.id}/mail", data=typed(html="<p>Dear {{ customer.name }}<script>bad()</script></p>"))
+    answer = staff.get(f"/offers/{row.id}/mail/frame")
+    assert "Dear &lt;script&gt;alert(1)" in answer.text
+    policy = answer.headers["Content-Security-Policy"]
+    assert "sandbox" in policy
+    assert "script-src" not in policy
+    assert "default-src 'none'" in policy
+    assert "frame-src 'self'" in staff.get(f"/offers/{row.id}/mail").headers["Content-Security-Policy"]
+
+
+def test_a_test_goes_to_the_one_who_asked_and_can_use_up_nothing(
+    staff: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer], relay: Relay
+) -> None:
+    customer()
+    row = offer()
+    answer = staff.post(f"/offers/{row.id}/mail", data=typed(text="{{ link }}", test="1"), follow_redirects=True)
+    assert "A test is on its way to manager@example.com." in answer.text
+    (kept,) = relay.kept
+    assert kept.to == "manager@example.com"
+    link = re.findall(r"http://localhost(/r/\S+)", kept.text)[0]
+    assert staff.get(link).status_code == 404
+
+
+def test_a_test_that_the_relay_does_not_take_says_why(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
+    row = offer()
+    answer = staff.post(f"/offers/{row.id}/mail", data=typed(test="1"))
+    assert (answer.status_code, "Connection refused" in answer.text) == (503, True)
+    assert "Hi {{ customer.name }}" in answer.text
+
+
+def test_a_viewer_can_not_write(sign_in: Callable[..., FlaskClient], offer: Callable[..., Offer]) -> None:
+    viewer = sign_in("viewer")
+    row = offer()
+    assert viewer.get(f"/offers/{row.id}/mail").status_code == 403
+    assert viewer.post(f"/offers/{row.id}/launch").status_code == 403
+
+
+# --- launching ----------------------------------------------------------------------------------------
+
+
+def test_the_launch_first_says_how_many_it_goes_to(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
+    ids = people(1502)
+    actions.unsubscribe(ids[0])
+    row = offer()
+    page = staff.post(f"/offers/{row.id}/mail", data=typed(launch="1"), follow_redirects=True).text
+    assert "<strong>1,501 people</strong>" in page
+    assert re.search(r"1\s+has unsubscribed and is left out", page)
+    draft = queries.announcement(row.id)
+    assert draft is not None
+    assert draft.status == "draft"
+
+
+def test_the_launch_leads_to_its_progress(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
+    people(3)
+    row = offer()
+    answer = staff.post(f"/offers/{row.id}/launch", follow_redirects=True)
+    assert answer.request.path == "/campaigns/1"
+    assert "Launched." in answer.text
+
+
+def test_a_second_click_on_launch_says_that_nothing_went_out_twice(
+    staff: FlaskClient, offer: Callable[..., Offer]
+) -> None:
+    people(3)
+    row = offer()
+    staff.post(f"/offers/{row.id}/launch")
+    answer = staff.post(f"/offers/{row.id}/launch", follow_redirects=True)
+    assert "nothing was sent twice" in answer.text
+
+
+def test_a_launch_to_nobody_stays_and_says_what_to_do(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
+    row = offer()
+    actions.save_draft(row.id, MailText(), "resend", "tests")
+    assert "Import customers" in staff.get(f"/offers/{row.id}/launch").text
+    answer = staff.post(f"/offers/{row.id}/launch")
+    assert answer.status_code == 409
+    assert "There is nobody to mail" in answer.text
+
+
+def test_a_launch_before_the_offer_starts_is_warned_of(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
+    people(1)
+    row = offer(starts_at=datetime.now(UTC) + timedelta(days=3))
+    actions.save_draft(row.id, MailText(), "resend", "tests")
+    assert "until then it is refused" in staff.get(f"/offers/{row.id}/launch").text
+
+
+def test_a_launched_mail_is_not_written_any_more(staff: FlaskClient, sending: Campaign) -> None:
+    for page in ("mail", "launch"):
+        answer = staff.get(f"/offers/{sending.offer_id}/{page}")
+        assert answer.headers["Location"] == f"/campaigns/{sending.id}"
+
+
+# --- watching -----------------------------------------------------------------------------------------
+
+
+def test_the_card_asks_again_while_mails_go_out_and_stops_when_they_are_through(
+    staff: FlaskClient, sending: Campaign, relay: Relay
+) -> None:
+    going = staff.get(f"/campaigns/{sending.id}/progress", headers=HTMX).text
+    delivery.pump()
+    through = staff.get(f"/campaigns/{sending.id}/progress", headers=HTMX).text
+    assert 'hx-trigger="every 2s"' in going
+    assert "hx-trigger" not in through
+    assert "3 of 3" in through
+
+
+def test_failures_are_shown_with_the_relays_words(staff: FlaskClient, sending: Campaign, relay: Relay) -> None:
+    relay.behaviour.rcpt["c1@example.com"] = "550 5.1.1 <b>nobody</b> here"
+    delivery.pump()
+    assert "5.1.1 &lt;b&gt;nobody&lt;/b&gt; here" in staff.get(f"/campaigns/{sending.id}").text
+    page = staff.get(f"/campaigns/{sending.id}/recipients?state=failed").text
+    assert "c1@example.com" in page
+    assert "c2@example.com" not in page
+
+
+def test_the_list_of_failures_has_pages(staff: FlaskClient, sending: Campaign, relay: Relay) -> None:
+    people(60, first=10)
+    db.session.execute(
+        Campaign.__table__.update().values(status="preparing", prepared_at=None)  # type: ignore[attr-defined]
+    )
+    db.session.commit()
+    batch_actions.prepare(sending.id)
+    relay.behaviour.rcpt["*"] = "550 no"
+    delivery.pump()
+    first = staff.get(f"/campaigns/{sending.id}/recipients?state=failed").text
+    following = re.findall(r'rel="next" href="([^"]+)"', first)[0].replace("&amp;", "&")
+    assert "c69@example.com" in staff.get(following).text
+    assert "c69@example.com" not in first
+
+
+@pytest.mark.parametrize(("verb", "words"), [("pause", "This mailing is paused."), ("cancel", "Cancelled")])
+def test_a_button_answers_with_the_card_or_leads_back_to_the_page(
+    staff: FlaskClient, sending: Campaign, verb: str, words: str
+) -> None:
+    assert staff.post(f"/campaigns/{sending.id}/{verb}").headers["Location"] == f"/campaigns/{sending.id}"
+    piece = staff.post(f"/campaigns/{sending.id}/{verb}", headers=HTMX).text
+    assert "<html" not in piece
+    assert words in piece
+
+
+def test_failed_mails_are_sent_again_at_a_click(staff: FlaskClient, sending: Campaign, relay: Relay) -> None:
+    relay.behaviour.rcpt["c1@example.com"] = "550 no"
+    relay.behaviour.times["c1@example.com"] = 1
+    delivery.pump()
+    answer = staff.post(f"/campaigns/{sending.id}/send-again", data={"state": "failed"}, follow_redirects=True)
+    assert "1 mail goes out again." in answer.text
+    delivery.pump()
+    assert queries.counts(sending.id).sent == 3
+
+
+def test_the_trouble_with_the_relay_is_on_the_card(staff: FlaskClient, sending: Campaign) -> None:
+    batch_actions.say_trouble("The mail relay can't be reached (Connection refused).")
+    assert "can&#39;t be reached" in staff.get(f"/campaigns/{sending.id}").text
+
+
+def test_all_campaigns_are_listed_with_their_state(staff: FlaskClient, sending: Campaign) -> None:
+    page = staff.get("/campaigns").text
+    assert "SUMMER25" in page
+    assert "Sending" in page
+    assert re.search(r"0\s+of\s+3", page)
+
+
+def test_an_empty_list_says_what_to_do_first(staff: FlaskClient) -> None:
+    assert "No mailings yet" in staff.get("/campaigns").text
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/offers/9/mail", "/offers/9/launch", "/offers/9/mail/frame", "/campaigns/9", "/campaigns/9/progress",
+     "/campaigns/9/recipients", "/campaigns/9/frame"],
+)  # fmt: skip
+def test_what_is_not_there_is_not_found(staff: FlaskClient, path: str) -> None:
+    assert staff.get(path).status_code == 404
+
+
+@pytest.mark.parametrize("bad", ["after=x", "after=99999999999999999999", "state=nonsense"])
+def test_a_tampered_address_shows_the_first_page(staff: FlaskClient, sending: Campaign, bad: str) -> None:
+    assert staff.get(f"/campaigns/{sending.id}/recipients?{bad}").status_code == 200

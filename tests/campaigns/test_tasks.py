@@ -1,0 +1,133 @@
+"""The bells, and the whole way with a real Huey consumer in a process of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy import text
+
+from tests import live
+from tests.campaigns import relay as relays
+from tests.campaigns.relay import Relay
+from tests.campaigns.test_delivery import leases_end, people
+from webapp.campaigns import actions, batch_actions, delivery, queries, tasks
+from webapp.campaigns.links import unsubscribe_url
+from webapp.customers import queries as customers
+from webapp.extensions import db, huey
+from webapp.offers.models import Offer
+from webapp.redemptions.links import personal_url
+from webapp.settings import Settings
+
+
+def wait_until(done: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def status(campaign_id: int) -> str:
+    db.session.rollback()
+    return str(db.session.execute(text("select status from campaign where id = :id"), {"id": campaign_id}).scalar())
+
+
+def test_a_launch_reaches_everybody_once_with_their_own_mail(
+    app: Flask, api: FlaskClient, offer: Callable[..., Offer], relay: Relay
+) -> None:
+    ids = people(300)
+    row = offer()
+    with live.worker(app.config["SETTINGS"], PUBLIC_URL="http://localhost"):
+        campaign_id = api.post("/api/v1/offers/SUMMER25/launch").get_json()["id"]
+        wait_until(lambda: status(campaign_id) == "done")
+    assert relay.recipients == {f"c{n}@example.com": 1 for n in range(300)}
+    for customer in customers.recipients(ids):
+        kept = relay.to(customer.email)
+        for body in (kept.text, kept.html):
+            assert "SUMMER25" in body
+            assert personal_url(row.id, customer.id) in body
+            assert unsubscribe_url(customer.id, campaign_id) in body
+
+
+def test_a_killed_worker_is_followed_by_another_and_nobody_is_missed(
+    app: Flask, offer: Callable[..., Offer], relay: Relay, with_settings: Callable[..., Settings]
+) -> None:
+    people(600)
+    settings = with_settings(mail_port=relay.port)
+    relay.behaviour.seconds_per_mail = 0.005
+    with live.worker(settings, MAIL_CONNECTIONS="2") as first:
+        campaign_id = tasks.launch_offer(offer().id, "tests").campaign.id
+        relay.wait_for(150)
+        first.process.kill()
+        first.process.wait()
+    killed = relay.connections
+    leases_end()
+    with live.worker(settings, MAIL_CONNECTIONS="2"):
+        tasks.sweep.call_local()
+        wait_until(lambda: status(campaign_id) == "done")
+    assert len(relay.recipients) == 600
+    assert len(relay.kept) - 600 <= killed <= 2
+    counts = queries.counts(campaign_id)
+    assert (counts.sent, counts.uncertain) == (600, 0)
+
+
+def test_a_worker_that_is_asked_to_end_sends_nothing_twice(
+    app: Flask, offer: Callable[..., Offer], relay: Relay, with_settings: Callable[..., Settings]
+) -> None:
+    people(300)
+    settings = with_settings(mail_port=relay.port)
+    relay.behaviour.seconds_per_mail = 0.005
+    with live.worker(settings):
+        campaign_id = tasks.launch_offer(offer().id, "tests").campaign.id
+        relay.wait_for(60)
+    with live.worker(settings):
+        tasks.sweep.call_local()
+        wait_until(lambda: status(campaign_id) == "done")
+    assert (len(relay.recipients), len(relay.kept)) == (300, 300)
+
+
+def test_a_launch_while_the_relay_is_down_goes_out_when_it_is_back(
+    app: Flask, offer: Callable[..., Offer], with_settings: Callable[..., Settings]
+) -> None:
+    people(20)
+    port = live.free_port()
+    settings = with_settings(mail_port=port)
+    with live.worker(settings):
+        campaign_id = tasks.launch_offer(offer().id, "tests").campaign.id
+        wait_until(lambda: [campaign.trouble for campaign in queries.attention()])
+        assert queries.counts(campaign_id).sent == 0
+        with relays.running(port) as relay:
+            wait_until(lambda: status(campaign_id) == "done")
+            assert (len(relay.recipients), len(relay.kept)) == (20, 20)
+
+
+def test_the_sweep_rings_a_lost_bell_again(app: Flask, offer: Callable[..., Offer]) -> None:
+    people(1)
+    actions.launch_offer(offer().id, "tests")
+    tasks.sweep.call_local()
+    assert huey.storage.queue_size() == 1
+
+
+def test_the_sweep_is_quiet_when_there_is_nothing_to_do(app: Flask) -> None:
+    tasks.sweep.call_local()
+    assert huey.storage.queue_size() == 0
+
+
+def test_the_sweep_comes_back_the_moment_a_lease_ends(app: Flask, offer: Callable[..., Offer]) -> None:
+    people(1)
+    batch_actions.prepare(actions.launch_offer(offer().id, "tests").campaign.id)
+    batch_actions.claim("somebody")
+    db.session.execute(text("update batch set lease_until = now() + interval '40 seconds'"))
+    db.session.commit()
+    tasks.sweep.call_local()
+    assert [task.eta is not None for task in huey.pending()] == [True]
+
+
+def test_the_last_pump_rings_no_other(app: Flask, offer: Callable[..., Offer], relay: Relay) -> None:
+    people(1)
+    batch_actions.prepare(actions.launch_offer(offer().id, "tests").campaign.id)
+    tasks.pump.call_local()
+    assert (len(relay.kept), huey.storage.queue_size()) == (1, 0)
+    assert delivery.pump() is False
