@@ -43,5 +43,5 @@ def answer(name: str, items: list[dict[str, object]], following: str | None) -> 
 def link(response: Response, following: str | None) -> None:
     """Name the next page of an answer in its headers, when there is one."""
     if following is not None:
-        query = urlencode(request.args | {"cursor": following})
+        query = urlencode(request.args.to_dict() | {"cursor": following})
         response.headers["Link"] = f'<{request.path}?{query}>; rel="next"'

@@ -7,7 +7,17 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
 
 from webapp.offers.models import Discount, Offer, OfferState
 
@@ -54,28 +64,27 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Percent(Body):
-    """A share of the order, as a decimal string: 25 or 12.5."""
+class DiscountIn(Body):
+    """Either a share of the order (`percent`, a decimal string) or an `amount` in minor units of a `currency`."""
 
-    type: Literal["percent"]
-    percent: Annotated[StrictStr, Field(pattern=r"^[0-9]{1,3}(\.[0-9]{1,2})?$", examples=["25", "12.5"])]
+    type: Literal["percent", "amount"]
+    percent: Annotated[StrictStr, Field(pattern=r"^[0-9]{1,3}(\.[0-9]{1,2})?$", examples=["25", "12.5"])] | None = None
+    amount: Annotated[StrictInt, Field(examples=[500])] | None = None
+    currency: Annotated[StrictStr, Field(pattern=r"^[A-Z]{3}$", examples=["EUR"])] | None = None
+
+    @model_validator(mode="after")
+    def one_kind(self) -> DiscountIn:
+        percent, amount = self.percent is not None, (self.amount is not None, self.currency is not None)
+        if self.type == "percent" and (not percent or any(amount)):
+            raise ValueError("give percent, and neither amount nor currency")
+        if self.type == "amount" and (percent or not all(amount)):
+            raise ValueError("give amount and currency, and no percent")
+        return self
 
     def typed(self) -> Discount:
-        return Discount("percent", percent=Decimal(self.percent))
-
-
-class Amount(Body):
-    """A fixed amount in minor units of a currency: 500 EUR is five euros."""
-
-    type: Literal["amount"]
-    amount: StrictInt
-    currency: Annotated[StrictStr, Field(pattern=r"^[A-Z]{3}$", examples=["EUR"])]
-
-    def typed(self) -> Discount:
+        if self.percent is not None:
+            return Discount("percent", percent=Decimal(self.percent))
         return Discount("amount", amount=self.amount, currency=self.currency)
-
-
-AnyDiscount = Annotated[Percent | Amount, Field(discriminator="type")]
 
 
 class Mail(Body):
@@ -90,7 +99,7 @@ class NewOffer(Body):
     """An offer to set up. Without a code one is generated; without a start it starts now."""
 
     name: Line
-    discount: AnyDiscount
+    discount: DiscountIn
     code: Line | None = None
     starts_at: Time | None = None
     ends_at: Time | None = None
@@ -109,7 +118,7 @@ class OfferChange(Body):
     """What to change of an offer; what is left out stays, and only three of them can be null."""
 
     name: Line = _LEFT_OUT
-    discount: AnyDiscount = _LEFT_OUT
+    discount: DiscountIn = _LEFT_OUT
     code: Line = _LEFT_OUT
     starts_at: Time = _LEFT_OUT
     ends_at: Time | None = None
