@@ -85,7 +85,9 @@ def _views(app: OpenAPI) -> dict[tuple[str, str], Any]:
 def _declare_marks(operation: dict[str, Any], view: Any) -> None:
     """The scope that a call needs and the body it takes, from the marks that the door itself goes by."""
     scope = f"Needs the scope `{getattr(view, 'needs_scope', None)}`."
-    operation["description"] = "\n\n".join(filter(None, [operation.get("description"), scope]))
+    # flask-openapi turns the line breaks of a docstring into breaks of the page.
+    said = operation.get("description", "").replace("<br/>", "\n").strip()
+    operation["description"] = f"{said}\n\n{scope}".strip()
     streams = getattr(view, "takes", None)
     if streams:
         content = {media_type: {"schema": {"type": "string"}} for media_type in streams}
