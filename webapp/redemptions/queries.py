@@ -341,8 +341,10 @@ def export(narrowed: Filter) -> Iterator[Redeemed]:
     statement = text(
         f"select {_LIVE} from redemption x {_JOINS} where true{where} order by x.offer_id, x.redeemed_at desc"  # noqa: S608
     )
-    rows = db.session.execute(statement, values, execution_options={"yield_per": 1000})
-    return (_redeemed(row) for row in rows)
+    # On a connection of its own, for it outlives the request.
+    with db.engine.connect() as connection:
+        for row in connection.execution_options(yield_per=1000).execute(statement, values):
+            yield _redeemed(row)
 
 
 _TOTALS = text(

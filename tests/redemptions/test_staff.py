@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from sqlalchemy import text
+
+from webapp.customers.models import Customer
+from webapp.extensions import db
+from webapp.offers.models import Offer
+from webapp.redemptions import actions, queries
+from webapp.redemptions.queries import Redeemed
+from webapp.redemptions.verdict import Ask, Order
+
+MakeOffer = Callable[..., Offer]
+MakeCustomer = Callable[..., Customer]
+ADA = Ask(channel="form", code="SUMMER25", email="ada@example.com")
+TYPED = {"code": "summer 25", "email": "ADA@example.com"}
+
+
+@pytest.fixture
+def done(offer: MakeOffer, customer: MakeCustomer) -> Redeemed:
+    """A redemption by Ada."""
+    offer(), customer()
+    return actions.redeem(ADA)
+
+
+def rows() -> int:
+    return int(db.session.execute(text("select count(*) from redemption")).scalar_one())
+
+
+def test_an_empty_list_says_what_to_do_first(staff: FlaskClient) -> None:
+    assert "Nobody has redeemed anything yet" in staff.get("/redemptions").text
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("", True),
+        ("who=ADA@example.com", True),
+        ("who=bob@example.com", False),
+        ("who=@", False),
+        ("who=nonsense", False),
+        ("code=summer-25", True),
+        ("code=WINTER", False),
+        ("code=S%C3%9C%00", False),
+        ("channel=form", True),
+        ("channel=api", False),
+        ("first=2020-01-01&last=2098-12-31", True),
+        ("last=2020-01-01", False),
+        ("first=2098-01-01", False),
+        ("first=9999-12-31&last=9999-12-31", True),
+        ("first=soon", True),
+    ],
+)
+def test_the_list_is_narrowed(staff: FlaskClient, done: Redeemed, query: str, found: bool) -> None:
+    page = staff.get(f"/redemptions?{query}")
+
+    assert page.status_code == 200
+    assert (done.public_id in page.text) is found
+
+
+def test_a_reference_from_a_receipt_finds_the_customers_redemptions(staff: FlaskClient, done: Redeemed) -> None:
+    assert done.public_id in staff.get(f"/redemptions?who={done.public_id.lower()}").text
+
+
+def test_only_the_first_page_renews_itself(staff: FlaskClient, offer: MakeOffer, customer: MakeCustomer) -> None:
+    offer()
+    emails = [customer(f"c{n}@example.com").email for n in range(51)]
+    actions.redeem_all([Ask(channel="api", code="SUMMER25", email=email) for email in emails])
+
+    first = staff.get("/redemptions").text
+    following = first.split('rel="next" href="')[1].split('"')[0].replace("&amp;", "&")
+    second = staff.get(following).text
+
+    assert "every 5s" in first
+    assert "every 5s" not in second
+    assert second.count("/redemptions/") - first.count("/redemptions/") < 0
+    assert "c0@example.com" in first + second
+
+
+def test_redeeming_by_hand(staff: FlaskClient, offer: MakeOffer, customer: MakeCustomer) -> None:
+    offer(), customer()
+
+    answer = staff.post("/redemptions/new", data=TYPED)
+
+    made = queries.latest(None, 1)[0]
+    assert (answer.status_code, answer.location) == (302, f"/redemptions/{made.public_id}")
+    assert made.use.channel == "staff"
+
+
+@pytest.mark.parametrize(
+    ("typed", "status", "sentence"),
+    [
+        ({"email": "bob@example.com"}, 409, "This customer is not known here"),
+        ({"code": "WINTER"}, 404, "know this code"),
+        ({"code": ""}, 422, "Please type the code"),
+        ({"email": "ada"}, 422, "not an e-mail address"),
+        ({}, 409, "has used this offer already"),
+    ],
+)
+def test_staff_hear_the_full_reason_and_keep_what_they_typed(
+    staff: FlaskClient, done: Redeemed, typed: dict[str, str], status: int, sentence: str
+) -> None:
+    answer = staff.post("/redemptions/new", data=TYPED | typed)
+
+    assert answer.status_code == status
+    assert sentence in answer.text
+    assert f'value="{(TYPED | typed)["email"]}"' in answer.text
+    assert rows() == 1
+
+
+def test_undoing_with_a_reason(staff: FlaskClient, done: Redeemed) -> None:
+    answer = staff.post(f"/redemptions/{done.public_id}/undo", data={"reason": "wrong customer"})
+
+    page = staff.get(f"/redemptions/{done.public_id}").text
+    assert answer.status_code == 302
+    assert "wrong customer" in page
+    assert "manager@example.com" in page
+    assert "Undo the redemption" not in page
+    assert rows() == 0
+
+
+def test_undoing_without_a_reason_is_refused(staff: FlaskClient, done: Redeemed) -> None:
+    answer = staff.post(f"/redemptions/{done.public_id}/undo", data={"reason": " "})
+
+    assert answer.status_code == 422
+    assert 'id="reason-error"' in answer.text
+    assert rows() == 1
+
+
+def test_undoing_what_somebody_else_undid_says_so(staff: FlaskClient, done: Redeemed) -> None:
+    staff.post(f"/redemptions/{done.public_id}/undo", data={"reason": "wrong customer"})
+
+    answer = staff.post(f"/redemptions/{done.public_id}/undo", data={"reason": "wrong customer"})
+
+    assert answer.status_code == 409
+    assert "was undone before" in answer.text
+
+
+def test_a_viewer_looks_and_changes_nothing(sign_in: Callable[..., FlaskClient], done: Redeemed) -> None:
+    client = sign_in("viewer")
+
+    page = client.get(f"/redemptions/{done.public_id}")
+    undo = client.post(f"/redemptions/{done.public_id}/undo", data={"reason": "x"})
+    by_hand = client.post("/redemptions/new", data=TYPED)
+
+    assert (page.status_code, undo.status_code, by_hand.status_code) == (200, 403, 403)
+    assert "Undo the redemption" not in page.text
+    assert rows() == 1
+
+
+@pytest.mark.parametrize("path", ["/redemptions/nonsense", "/redemptions/" + "0" * 26])
+def test_what_is_not_there_is_not_found(staff: FlaskClient, path: str) -> None:
+    assert staff.get(path).status_code == 404
+
+
+def test_the_export_has_every_redemption_and_runs_in_no_spreadsheet(
+    staff: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+) -> None:
+    offer(name="=SUM(A1)")
+    customer(name="+Ada, the first"), customer("bob@example.com")
+    order = Order("-1", 4999, "EUR")
+    actions.redeem(Ask(channel="api", code="SUMMER25", email="ada@example.com", order=order, api_key_id=1))
+    actions.redeem(Ask(channel="form", code="SUMMER25", email="bob@example.com"))
+
+    answer = staff.get("/redemptions.csv")
+    every = answer.text.splitlines()
+    ada = staff.get("/redemptions.csv?who=ada@example.com")
+    found: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(ada.text)))
+
+    assert answer.headers["Content-Disposition"] == 'attachment; filename="redemptions.csv"'
+    assert len(every) == 3
+    assert len(found) == 1
+    assert (found[0]["offer"], found[0]["name"], found[0]["order_id"]) == ("'=SUM(A1)", "'+Ada, the first", "'-1")
+    assert (found[0]["email"], found[0]["discount_amount"]) == ("ada@example.com", "1250")
+
+
+def test_the_export_of_nothing_has_its_headings(staff: FlaskClient) -> None:
+    assert staff.get("/redemptions.csv?who=nobody@example.com").text.startswith("reference,offer,code,email")
