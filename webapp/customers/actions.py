@@ -16,6 +16,7 @@ from webapp.customers.values import clean_audience, clean_locale, clean_name, cl
 from webapp.errors import DomainError, FieldError, Invalid, NotFound
 from webapp.extensions import db
 
+TRIES = 3
 _CLEAN: dict[str, Callable[[str], str]] = {
     "email": normalise_email,
     "name": clean_name,
@@ -79,17 +80,15 @@ def put(values: CustomerValues, audiences: Iterable[str] | None, by: str) -> tup
     :raises DomainError: `conflict` when another customer has the e-mail.
     """
     names = None if audiences is None else sorted({_audience_name(name) for name in audiences})
-    for last in (False, False, True):
+    for _ in range(TRIES - 1):
         try:
-            customer, is_new = _put(values, names, by)
-            db.session.commit()
-            return customer, is_new
-        except IntegrityError as error:
-            # Somebody made the same customer at this moment; then it is there now.
+            return _put(values, names, by)
+        except Invalid:
+            raise
+        except DomainError:
+            # Somebody may have made the same customer between two of our looks; the next try finds it.
             db.session.rollback()
-            if last:
-                raise _taken("email", "This customer is being changed elsewhere. Please repeat the call.") from error
-    raise AssertionError("the loop returns or raises")
+    return _put(values, names, by)
 
 
 def _put(values: CustomerValues, names: list[str] | None, by: str) -> tuple[Customer, bool]:
@@ -103,10 +102,11 @@ def _put(values: CustomerValues, names: list[str] | None, by: str) -> tuple[Cust
         db.session.add(customer)
     else:
         _become(customer, wanted)
-    db.session.flush()
+    _flush()
     if names is not None:
         _join_exactly(customer.id, [_ensure_audience(name) for name in names])
     record(by, "customer.created" if is_new else "customer.changed", customer.email, id=customer.id)
+    db.session.commit()
     return customer, is_new
 
 

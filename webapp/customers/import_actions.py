@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from webapp import bell
 from webapp.accounts.actions import record
 from webapp.customers import queries, staging
-from webapp.customers.intake import Rejection, Row, check_opening, read
+from webapp.customers.intake import Rejection, Row, check_opening, opening, read
 from webapp.customers.models import Audience, CustomerImport, ImportChunk
 from webapp.customers.values import clean_audience
 from webapp.errors import DomainError, FieldError, Invalid
@@ -28,7 +28,6 @@ from webapp.extensions import db
 
 log = logging.getLogger(__name__)
 
-OPENING = 64 * 1024
 # While a file arrives, the next piece has to come within this time; so has a worker's next block.
 RECEIVING_SECONDS = 300
 LEASE_SECONDS = 90
@@ -59,11 +58,11 @@ def receive(pieces: Iterable[bytes], filename: str, media_type: str, audience: s
     """
     name = _audience(audience)
     arriving = iter(pieces)
-    opening, whole = _opening(arriving)
-    check_opening(opening, media_type, whole)
+    first, whole = opening(arriving)
+    check_opening(first, media_type, whole)
     import_id = _begin(filename, media_type, name, by)
     try:
-        _keep(import_id, 0, opening)
+        _keep(import_id, 0, first)
         for seq, piece in enumerate(arriving, 1):
             _keep(import_id, seq, piece)
     except BaseException:
@@ -79,16 +78,6 @@ def _audience(given: str) -> str:
         return clean_audience(given)
     except Invalid as error:
         raise Invalid(*(FieldError("audience", item.key, item.message) for item in error.errors)) from error
-
-
-def _opening(pieces: Iterator[bytes]) -> tuple[bytes, bool]:
-    """Enough of the file to see its header, and whether that was all."""
-    opening = b""
-    for piece in pieces:
-        opening += piece
-        if len(opening) >= OPENING:
-            return opening, False
-    return opening, True
 
 
 def _begin(filename: str, media_type: str, audience: str, by: str) -> int:

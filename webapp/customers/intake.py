@@ -27,6 +27,7 @@ from webapp.errors import FieldError, Invalid
 
 CSV, NDJSON = "text/csv", "application/x-ndjson"
 ROW_SHOWN = 1000
+OPENING = 64 * 1024
 
 # What people call the columns. Compared in small letters, without blanks, dashes and underscores.
 ALIASES = {
@@ -120,32 +121,45 @@ def read(pieces: Iterable[bytes], media_type: str) -> Iterator[Row | Rejection]:
         yield from _csv_rows(lines)
 
 
-def _checked(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    first = True
+def opening(pieces: Iterator[bytes]) -> tuple[bytes, bool]:
+    """Enough of a file to see its header, and whether that is all of it."""
+    first = bytearray()
     for piece in pieces:
-        if first:
-            _check_text(piece, whole=False)
-            first = False
-        yield piece
+        first += piece
+        if len(first) >= OPENING:
+            return bytes(first), False
+    return bytes(first), True
+
+
+def _checked(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    rest = iter(pieces)
+    first, whole = opening(rest)
+    _check_text(first, whole)
+    yield first
+    yield from rest
 
 
 def _check_text(first: bytes, whole: bool) -> None:
+    sample = first[:4096]
     if whole and not first.removeprefix(b"\xef\xbb\xbf").strip():
         raise _refused("file_empty")
-    if first.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if first.startswith((b"\xff\xfe", b"\xfe\xff")) or _looks_utf16(sample):
         raise _refused("encoding_utf16")
     if first.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
         raise _refused("file_workbook")
-    sample = first[:4096]
+    # Single control characters cost their row; only a file full of them is none of text.
     control = len(sample.translate(None, bytes(b for b in range(256) if b >= 32 or b in b"\t\n\r\f\x1b")))
-    if first.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"%PDF", b"\x1f\x8b")) or control * 10 > len(sample):
-        raise _refused("encoding_utf16" if _looks_utf16(sample) else "file_binary")
+    if (
+        first.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"%PDF", b"\x1f\x8b"))
+        or control > 64 + len(sample) / 10
+    ):
+        raise _refused("file_binary")
 
 
 def _looks_utf16(sample: bytes) -> bool:
     """Latin letters in UTF-16 have a zero in every second place, all of them even or all odd."""
     even, odd = sample[::2].count(0), sample[1::2].count(0)
-    return max(even, odd) * 3 > len(sample) and min(even, odd) * 20 < max(even, odd)
+    return max(even, odd) * 3 > len(sample) and min(even, odd) * 20 <= max(even, odd)
 
 
 # --- CSV -----------------------------------------------------------------------------------------

@@ -116,6 +116,12 @@ class CustomerImport(Model):
     def merged(self) -> int:
         return self.created + self.updated + self.unchanged
 
+    def pace(self, at: datetime) -> int | None:
+        """Rows a second since a worker began; none before there is anything to tell."""
+        seconds = ((self.finished_at or at) - (self.started_at or at)).total_seconds()
+        rows = self.rows if self.merged_to is None else self.rejected + self.duplicates + self.merged
+        return round(rows / seconds) if seconds >= 1 and rows else None
+
 
 class ImportChunk(Model):
     """A piece of an uploaded file, so that web and worker need share no disk. Gone when the import is done."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from flask import Blueprint, Response, current_app, flash, redirect, request, url_for
@@ -20,6 +21,8 @@ from webapp.customers.models import Audience, CustomerImport
 from webapp.errors import DomainError, FieldError, Invalid, NotFound
 from webapp.extensions import csrf
 from webapp.redemptions import queries as redemptions
+from webapp.redemptions.forms import CHANNEL_WORDS
+from webapp.redemptions.verdict import verdict
 
 room = Blueprint("customers", __name__)
 
@@ -78,8 +81,10 @@ def show(customer_id: int) -> Response:
         "customers/show.html",
         customer=customer,
         audiences=queries.audiences_of(customer.id),
+        usable=[facts.offer for facts in redemptions.usable(customer.id) if verdict(facts).reason is None],
         redeemed=redemptions.of_customer(customer.id),
         mailed=campaigns.of_customer(customer.id),
+        channels=CHANNEL_WORDS,
     )
 
 
@@ -96,7 +101,7 @@ def new() -> BaseResponse:
             return redirect(url_for("staff.customers.show", customer_id=customer.id))
         except DomainError as error:
             web.attach(form, error)
-    return web.render("customers/edit.html", status=422 if form.is_submitted() else 200, form=form, customer=None)
+    return web.render("customers/edit.html", status=422 if form.is_submitted() else 200, form=form, customer_id=None)
 
 
 @room.route("/customers/<int:customer_id>/edit", methods=["GET", "POST"])
@@ -248,6 +253,7 @@ def show_import(import_id: int) -> Response:
         block="card",
         row=row,
         audience=queries.audience_by_id(row.audience_id) if row.audience_id else None,
+        pace=row.pace(datetime.now(UTC)),
         rejections=shown,
         first_url=url_for(here, import_id=row.id) if place else None,
         next_url=url_for(here, import_id=row.id, cursor=following) if following else None,
