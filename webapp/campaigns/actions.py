@@ -223,7 +223,7 @@ def cancel(campaign_id: int, by: str) -> Campaign:
     db.session.execute(
         update(MailIssue)
         .where(MailIssue.campaign_id == campaign_id, MailIssue.state == "deferred")
-        .values(state="skipped", text="the mailing was cancelled", next_at=None)
+        .values(state="skipped", smtp_code=None, text="the mailing was cancelled", next_at=None)
     )
     db.session.commit()
     return campaign
