@@ -13,9 +13,8 @@ from sqlalchemy import select
 
 from webapp.accounts.models import AuditEntry
 from webapp.customers import actions, queries
-from webapp.customers.actions import CustomerValues
 from webapp.customers.models import Audience, AudienceMember, Customer
-from webapp.customers.values import clean_locale, clean_name
+from webapp.customers.values import CustomerValues, clean_locale, clean_name
 from webapp.errors import DomainError, Invalid, NotFound
 from webapp.extensions import db
 

@@ -17,6 +17,7 @@ from webapp.accounts.models import AuditEntry
 from webapp.customers import actions, import_actions, queries, staging, tasks
 from webapp.customers.intake import NDJSON
 from webapp.customers.models import Audience, AudienceMember, Customer, CustomerImport, ImportChunk
+from webapp.customers.values import CustomerValues
 from webapp.errors import Invalid
 from webapp.extensions import db, huey
 
@@ -444,7 +445,7 @@ def test_an_import_that_kills_every_worker_is_given_up(received: Receive) -> Non
 
 def test_a_customer_changed_meanwhile_keeps_what_the_import_says_last(received: Receive) -> None:
     import_id = received("email,name\nada@example.com,From the file\n")
-    actions.put(actions.CustomerValues("ada@example.com", name="By JSON", source_id="C1"), None, by="tests")
+    actions.put(CustomerValues("ada@example.com", name="By JSON", source_id="C1"), None, by="tests")
 
     import_actions.run(import_id)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
 
 from sqlalchemy import delete, literal, select
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -12,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from webapp.accounts.actions import record
 from webapp.customers import queries
 from webapp.customers.models import Audience, AudienceMember, Customer, normalise_email
-from webapp.customers.values import clean_audience, clean_locale, clean_name, clean_source_id
+from webapp.customers.values import CustomerValues, clean_audience, clean_locale, clean_name, clean_source_id
 from webapp.errors import DomainError, FieldError, Invalid, NotFound
 from webapp.extensions import db
 
@@ -23,16 +22,6 @@ _CLEAN: dict[str, Callable[[str], str]] = {
     "locale": clean_locale,
     "source_id": clean_source_id,
 }
-
-
-@dataclass(frozen=True)
-class CustomerValues:
-    """What somebody says about a customer, as they typed it. None leaves what is known as it is."""
-
-    email: str
-    name: str | None = ""
-    locale: str | None = ""
-    source_id: str | None = ""
 
 
 def create(values: CustomerValues, audience_ids: Collection[int], by: str) -> Customer:
@@ -80,15 +69,14 @@ def put(values: CustomerValues, audiences: Iterable[str] | None, by: str) -> tup
     :raises DomainError: `conflict` when another customer has the e-mail.
     """
     names = None if audiences is None else sorted({_audience_name(name) for name in audiences})
-    for _ in range(TRIES - 1):
+    for tries_left in reversed(range(TRIES)):
         try:
             return _put(values, names, by)
-        except Invalid:
-            raise
-        except DomainError:
+        except DomainError as error:
             # Somebody may have made the same customer between two of our looks; the next try finds it.
-            db.session.rollback()
-    return _put(values, names, by)
+            if error.key != "conflict" or not tries_left:
+                raise
+    raise AssertionError("the loop returns or raises")
 
 
 def _put(values: CustomerValues, names: list[str] | None, by: str) -> tuple[Customer, bool]:
@@ -193,6 +181,8 @@ def _refuse_taken(customer: Customer) -> None:
 
 
 def _taken(field: str, sentence: str) -> DomainError:
+    # What was set on the customer must not reach the database with the next query.
+    db.session.rollback()
     return DomainError("conflict", sentence, 409, field=field)
 
 
@@ -200,7 +190,6 @@ def _flush() -> None:
     try:
         db.session.flush()
     except IntegrityError as error:
-        db.session.rollback()
         field = "source_id" if "source_id" in str(error.orig) else "email"
         raise _taken(
             field, "Somebody entered the same customer at this moment. Look them up and change that."

@@ -8,7 +8,6 @@ from flask_openapi import APIBlueprint
 from webapp import cursor
 from webapp.blueprints.api import needs_scope, takes
 from webapp.customers import actions, queries, tasks, upload
-from webapp.customers.actions import CustomerValues
 from webapp.customers.intake import CSV, NDJSON
 from webapp.customers.models import Customer
 from webapp.customers.schemas import (
@@ -23,6 +22,7 @@ from webapp.customers.schemas import (
     customer_json,
     import_json,
 )
+from webapp.customers.values import CustomerValues
 from webapp.errors import DomainError, NotFound
 
 room = APIBlueprint("customers", __name__)

@@ -8,8 +8,8 @@ from typing import Any
 from flask_wtf import FlaskForm
 from wtforms import EmailField, FileField, Form, SelectChoice, SelectField, SelectMultipleField, StringField, widgets
 
-from webapp.customers.actions import CustomerValues
 from webapp.customers.models import Audience, Customer
+from webapp.customers.values import CustomerValues
 
 
 class SearchForm(Form):

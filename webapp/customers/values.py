@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from dataclasses import dataclass
 from functools import lru_cache
 
 from webapp.errors import FieldError, Invalid
@@ -14,6 +15,16 @@ AUDIENCE_MAX = 100
 LOCALE_MAX = 35
 
 _LOCALE = re.compile(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{2,8}){0,3}")
+
+
+@dataclass(frozen=True)
+class CustomerValues:
+    """What somebody says about a customer, as they typed it. None leaves what is known as it is."""
+
+    email: str
+    name: str | None = ""
+    locale: str | None = ""
+    source_id: str | None = ""
 
 
 def clean_name(given: str) -> str:
