@@ -1,0 +1,72 @@
+"""The second baseline, the voucher bank: codes made in bulk beforehand, `available` until they are `picked_up`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import psycopg
+
+from benchmarks import codes, jobs
+from benchmarks.pool import BLOCK, RECORDED, ROOM, VoucherPool
+
+# Locked by whoever takes them, skipped by everybody else: no two get one code, and nobody waits.
+PICK_UP = """
+with free as materialized (
+  select id, row_number() over () as n from (
+    select id from voucher_bank where status = 'available' order by id limit %(n)s for update skip locked
+  ) locked
+)
+update voucher_bank b
+set status = 'picked_up', offer_id = %(offer)s, customer_id = t.customer_id, picked_up_at = now()
+from free join unnest(%(customers)s::bigint[]) with ordinality as t(customer_id, n) using (n)
+where b.id = free.id
+"""
+
+
+class OutOfCodes(Exception):
+    """Fewer codes are available than customers wait for one."""
+
+
+class Bank(VoucherPool):
+    name = "voucher bank"
+    table = "voucher_bank"
+    code = "voucher_code"
+    tables = f"""
+    create table voucher_bank (
+      id bigint generated always as identity primary key,
+      voucher_code text collate "C" not null unique,
+      status text not null default 'available' check (status in ('available', 'picked_up')),
+      offer_id bigint,
+      customer_id bigint,
+      picked_up_at timestamptz,
+      mailed_at timestamptz,
+      check ((status = 'picked_up') = (customer_id is not null)),
+      {RECORDED}
+    ) with ({ROOM});
+    create index voucher_bank_available on voucher_bank (id) where status = 'available';
+    create unique index voucher_bank_customer on voucher_bank (customer_id, offer_id) where customer_id is not null;
+    create index voucher_bank_redeemed on voucher_bank (offer_id, redeemed_at) where redeemed_at is not null;
+    """
+
+    def fill(self, n: int) -> None:
+        """Put so many new codes into the bank. Those that are there already are made up for by others."""
+        with self.connections.one() as connection:
+            while n > 0:
+                n -= sum(self._add(connection, part) for part in jobs.slices(codes.generate(n), BLOCK))
+
+    @staticmethod
+    def _add(connection: psycopg.Connection, new: list[str]) -> int:
+        return connection.execute(
+            "insert into voucher_bank (voucher_code) select unnest(%s::text[]) on conflict do nothing", [new]
+        ).rowcount
+
+    def give(self, connection: psycopg.Connection, offer_id: int, customers: Sequence[int]) -> None:
+        """Pick a code up for each.
+
+        :raises OutOfCodes: when the bank has not enough; nobody then gets one.
+        """
+        picked = connection.execute(
+            PICK_UP, {"n": len(customers), "offer": offer_id, "customers": list(customers)}
+        ).rowcount
+        if picked < len(customers):
+            raise OutOfCodes(f"{len(customers) - picked} codes are missing")

@@ -1,0 +1,17 @@
+"""The customers that every design gets: a database of them, copied for each run."""
+
+from __future__ import annotations
+
+import psycopg
+
+FILL = """
+insert into customer (email, email_as_given, name)
+select 'customer.' || n || '@example.com', 'Customer.' || n || '@example.com', 'Customer ' || n
+from generate_series(1, %s) n
+"""
+
+
+def fill(connection: psycopg.Connection, n: int) -> None:
+    """So many customers with the ids 1 to n, in a migrated database without any."""
+    connection.execute(FILL, [n])
+    connection.execute("vacuum (freeze, analyze) customer")

@@ -1,0 +1,85 @@
+"""`make benchmark-launch`: Onecode beside an eager voucher pool and a voucher bank, on the same PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+
+from benchmarks import customers, launch_report, onecode, server
+from benchmarks.bank import Bank
+from benchmarks.eager import Eager
+from benchmarks.launch_report import Results
+from benchmarks.measure import DATABASE, Bench, Design
+from benchmarks.server import Machine
+from webapp.settings import ROOT
+
+# Customers, and how many runs the medians are of.
+USUAL = {10_000: 3, 100_000: 3}
+FULL = {100_000: 3, 1_000_000: 1}
+SMALLEST = 1_000
+REQUESTS = 15
+
+
+def measure_all(sizes: Mapping[int, int], alone: Sequence[int], requests: int) -> Results:
+    """Everything, on a server of its own: so many runs of each size, and so many requests alone of some sizes."""
+    results = Results()
+    with server.running() as machine:
+        designs = prepare(machine, sorted({*sizes, *alone}))
+        bench = Bench(machine)
+        for n in alone:
+            for design in designs:
+                results.requests[n, design.name] = bench.requests(design, _customers(n), requests)
+        for n, runs in sizes.items():
+            for k in range(runs):
+                # Everybody is first once in a while.
+                for design in designs[k % 3 :] + designs[: k % 3]:
+                    started = time.monotonic()
+                    results.runs.setdefault((n, design.name), []).append(bench.run(design, _customers(n), n))
+                    print(f"{n:,} customers, run {k + 1} of {runs}, {design.name}: {time.monotonic() - started:.0f} s")
+    return results
+
+
+def prepare(machine: Machine, sizes: Sequence[int]) -> list[Design]:
+    """A database with the program's tables for each number of customers, and the three designs."""
+    machine.create(DATABASE)
+    app = onecode.build(machine.url(DATABASE), str(machine.server.home.parent))
+    ours = onecode.Onecode(app)
+    onecode.migrate(app)
+    ours.disconnect()
+    for n in sizes:
+        machine.create(_customers(n), like=DATABASE)
+        with machine.connect(_customers(n)) as connection:
+            customers.fill(connection, n)
+    return [Eager(machine.url(DATABASE)), Bank(machine.url(DATABASE)), ours]
+
+
+def _customers(n: int) -> str:
+    return f"customers_{n}"
+
+
+def asked_for(environ: Mapping[str, str]) -> dict[int, int]:
+    """How many runs of how many customers."""
+    sizes = FULL if environ.get("SIZE") == "full" else USUAL
+    if environ.get("CUSTOMERS"):
+        sizes = {int(environ["CUSTOMERS"]): 1}
+    return dict.fromkeys(sizes, int(environ["RUNS"])) if environ.get("RUNS") else sizes
+
+
+def main() -> None:
+    logging.disable(logging.WARNING)
+    sizes = asked_for(os.environ)
+    # A number of customers of one's own is a look, not a result.
+    look = "CUSTOMERS" in os.environ
+    results = measure_all(sizes, list(sizes) if look else [SMALLEST, *sizes], 3 if look else REQUESTS)
+    page = launch_report.page(results)
+    print(f"\n{page}")
+    if not look:
+        (ROOT / "docs" / "benchmarks" / "launch.md").write_text(page)
+    print(json.dumps(launch_report.figures(results)))
+
+
+if __name__ == "__main__":
+    main()

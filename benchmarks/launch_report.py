@@ -1,0 +1,154 @@
+"""The page and the figures of `make benchmark-launch`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from benchmarks.bank import Bank
+from benchmarks.eager import Eager
+from benchmarks.measure import PERCENT, Run
+from benchmarks.meter import Cost
+from benchmarks.onecode import Onecode
+
+EAGER, BANK, OURS = Eager.name, Bank.name, Onecode.name
+DESIGNS = (EAGER, BANK, OURS)
+
+LAST = f"{PERCENT[-1]} % redeemed"
+FIGURES = {
+    "wal": "WAL, bytes",
+    "wal_without_images": "WAL without images, bytes",
+    "disk": "disk, bytes",
+    "peak_disk": "disk at its fullest, bytes",
+    "seconds": "time, µs",
+    "cpu": "CPU, µs",
+}
+SET_UP = Path(__file__).with_name("launch.md")
+
+
+@dataclass
+class Results:
+    """What was measured, by number of customers and design: the requests alone, and the whole runs."""
+
+    requests: dict[tuple[int, str], list[Cost]] = field(default_factory=dict)
+    runs: dict[tuple[int, str], list[Run]] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> list[int]:
+        return sorted({n for n, _ in self.runs})
+
+
+def page(results: Results) -> str:
+    """docs/benchmarks/launch.md."""
+    lines = [SET_UP.read_text(), *_requests(results)]
+    for n in results.sizes:
+        lines += [*_steps(results, n), *_ratios(results, n)]
+    return "\n".join(lines) + "\n"
+
+
+def figures(results: Results) -> dict[str, float]:
+    """What scripts follow, of the largest number of customers: Onecode's part of what the others need."""
+    n = results.sizes[-1]
+    launches = [_steady(results, size, OURS) for size, name in results.requests if name == OURS]
+    found: dict[str, float] = {"customers": n, "launch_wal_bytes": max(cost.wal for cost in launches)}
+    for key, other in (("eager", EAGER), ("bank", BANK)):
+        for name, title in FIGURES.items():
+            ours, theirs = (_median(results, n, design, MEASURES[title], LAST) for design in (OURS, other))
+            found[f"{name}_vs_{key}_20"] = round(ours / theirs, 4)
+    return found
+
+
+def _requests(results: Results) -> Iterator[str]:
+    yield "## The launching request\n"
+    yield "Of many offers one after the other: the medians, and the first, which comes right after a checkpoint.\n"
+    yield "| customers | design | ms (spread) | WAL, bytes | WAL of the first, images in it |"
+    yield "|---:|---|---:|---:|---:|"
+    for (n, name), costs in results.requests.items():
+        steady = costs[1:]
+        first = costs[0]
+        yield (
+            f"| {n:,} | {name} | {_spread([1000 * cost.seconds for cost in steady])} "
+            f"| {_steady(results, n, name).wal:,} | {first.wal:,}, {first.images:,} |"
+        )
+
+
+def _steps(results: Results, n: int) -> Iterator[str]:
+    runs = {name: results.runs[n, name] for name in DESIGNS}
+    yield f"\n## {n:,} customers\n"
+    yield f"Medians of {len(runs[OURS])}. The redemptions of a line are those since the line before.\n"
+    yield "| step | design | seconds (spread) | CPU s | rows written | WAL kB | images kB | rows then | disk then, kB |"
+    yield "|---|---|---:|---:|---:|---:|---:|---:|---:|"
+    for step in runs[BANK][0].steps:
+        for name in DESIGNS:
+            if step in runs[name][0].steps:
+                yield _step(step, name, [run.steps[step].cost for run in runs[name]], runs[name])
+    for name in DESIGNS:
+        totals = [run.total() for run in runs[name]]
+        yield _line("**all of it**", name, totals, sum(s.written for s in runs[name][0].steps.values()), runs[name], "")
+
+
+def _step(step: str, name: str, costs: list[Cost], runs: list[Run]) -> str:
+    return _line(step, name, costs, runs[0].steps[step].written, runs, step)
+
+
+def _line(title: str, name: str, costs: Sequence[Cost], written: int, runs: list[Run], step: str) -> str:
+    last = step or list(runs[0].steps)[-1]
+    wal, images = (median(getattr(cost, part) for cost in costs) / 1000 for part in ("wal", "images"))
+    disk = median(run.steps[last].disk for run in runs) / 1000
+    return (
+        f"| {title} | {name} | {_spread([cost.seconds for cost in costs])} | {median(cost.cpu for cost in costs):,.2f} "
+        f"| {written:,} | {wal:,.1f} | {images:,.1f} | {runs[0].steps[last].rows:,} | {disk:,.0f} |"
+    )
+
+
+def _ratios(results: Results, n: int) -> Iterator[str]:
+    yield "\nFrom the launch on (for the bank: from its filling on), for each of the customers:\n"
+    yield "| until | | eager pool | voucher bank | Onecode | Onecode to eager | Onecode to bank |"
+    yield "|---|---|---:|---:|---:|---:|---:|"
+    for last in list(results.runs[n, OURS][0].steps)[2:]:
+        for title, of in MEASURES.items():
+            values = [_median(results, n, name, of, last) for name in DESIGNS]
+            if title in TIMES:
+                values = [value * 1e6 for value in values]
+            yield (
+                f"| {last} | {title} | "
+                + " | ".join(f"{value / n:,.0f}" for value in values)
+                + f" | {_part(values[2], values[0])} | {_part(values[2], values[1])} |"
+            )
+
+
+def _part(ours: float, theirs: float) -> str:
+    if not ours or not theirs:
+        return "–"
+    return f"1/{theirs / ours:.1f}" if ours <= theirs else f"{ours / theirs:.1f} ×"
+
+
+TIMES = {
+    "time, µs": lambda run: run.total().seconds,
+    "CPU, µs": lambda run: run.total().cpu,
+}
+MEASURES: dict[str, Callable[[Run], float]] = {
+    "WAL, bytes": lambda run: run.total().wal,
+    "WAL without images, bytes": lambda run: run.total().records,
+    "disk, bytes": lambda run: run.disk,
+    "disk at its fullest, bytes": lambda run: run.peak,
+    **TIMES,
+}
+
+
+def _median(results: Results, n: int, name: str, of: Callable[[Run], float], last: str) -> float:
+    return median(of(run.until(last)) for run in results.runs[n, name])
+
+
+def _steady(results: Results, n: int, name: str) -> Cost:
+    """The median request, the first one left out."""
+    costs = results.requests[n, name][1:]
+    return Cost(median(cost.seconds for cost in costs), wal=int(median(cost.wal for cost in costs)))
+
+
+def _spread(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:,.2f}"
+    return f"{median(values):,.2f} ({min(values):,.2f}–{max(values):,.2f})"

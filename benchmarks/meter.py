@@ -1,0 +1,148 @@
+"""What a piece of work costs: seconds, CPU, and the WAL it writes, full-page images apart."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import sql
+from psycopg.abc import Query
+
+from benchmarks.server import Machine
+from webapp import embedded
+
+
+@dataclass
+class Cost:
+    """`wal` is everything the server wrote; `images` the part that are full-page images after a checkpoint."""
+
+    seconds: float = 0
+    cpu: float = 0
+    wal: int = 0
+    images: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.seconds + other.seconds, self.cpu + other.cpu, self.wal + other.wal, self.images + other.images
+        )
+
+    @property
+    def records(self) -> int:
+        """The WAL without images: what the work itself says, whenever the last checkpoint was."""
+        return self.wal - self.images
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Of all tables but the customers: row versions ever written (inserted, updated, deleted), rows, and bytes."""
+
+    written: int
+    rows: int
+    disk: int
+
+
+OTHERS = (
+    "select count(*) from pg_stat_activity "
+    "where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'"
+)
+TABLES = "select relname from pg_stat_user_tables where relname <> 'customer'"
+WRITTEN = "select sum(n_tup_ins + n_tup_upd + n_tup_del)::bigint from pg_stat_user_tables where relname <> 'customer'"
+DISK = "select sum(pg_total_relation_size(relid))::bigint from pg_stat_user_tables where relname <> 'customer'"
+
+
+class Meter:
+    """Measures on one database. `cost` holds what has been measured so far."""
+
+    def __init__(self, machine: Machine, database: str) -> None:
+        self.machine = machine
+        self.database = database
+        self.cost = Cost()
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Add what happens inside to `cost`."""
+        with self.machine.connect(self.database) as connection:
+            before = _lsn(connection)
+            cpu, started = self._cpu(), time.perf_counter()
+            yield
+            seconds, cpu = time.perf_counter() - started, self._cpu() - cpu
+            after = _lsn(connection)
+            # WAL that no commit has waited for is still in memory, where pg_waldump can't read it.
+            connection.execute("set synchronous_commit = on")
+            connection.execute("select pg_logical_emit_message(true, '', '')")
+        self.cost += Cost(seconds, cpu, _bytes(after) - _bytes(before), self._images(before, after))
+
+    def of(self, work: Callable[[], object]) -> Cost:
+        """What this piece of work costs, by itself."""
+        self.cost = Cost()
+        with self.measured():
+            work()
+        return self.cost
+
+    def standing(self) -> Standing:
+        """What stands in the tables. Waits until everybody else has disconnected: only then all is counted."""
+        with self.machine.connect(self.database) as connection:
+            while _number(connection, OTHERS):
+                time.sleep(0.01)
+            tables = [row[0] for row in connection.execute(TABLES)]
+            rows = sum(
+                _number(connection, sql.SQL("select count(*) from {}").format(sql.Identifier(t))) for t in tables
+            )
+            return Standing(_number(connection, WRITTEN), rows, _number(connection, DISK))
+
+    def checkpoint(self) -> None:
+        with self.machine.connect(self.database) as connection:
+            connection.execute("checkpoint")
+
+    def vacuum(self, table: str | None = None) -> None:
+        """What autovacuum would do, on one table or all but the customers. Outside of what is measured."""
+        with self.machine.connect(self.database) as connection:
+            tables = [table] if table else [row[0] for row in connection.execute(TABLES)]
+            names = sql.SQL(", ").join(map(sql.Identifier, tables))
+            connection.execute(sql.SQL("vacuum (analyze) {}").format(names))
+
+    def _cpu(self) -> float:
+        own = os.times()
+        return own.user + own.system + self.machine.cpu_seconds()
+
+    def _images(self, start: str, end: str) -> int:
+        if start == end:
+            return 0
+        command = [
+            str(embedded.wheel_folder() / "bin" / "pg_waldump"), "--stats", "--path",
+            str(self.machine.server.data / "pg_wal"), "--start", start, "--end", end,
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env={"LC_ALL": "C"})
+        if done.returncode:
+            # Between two records nothing has been written.
+            if "could not find a valid record" in done.stderr:
+                return 0
+            raise RuntimeError(done.stderr)
+        return image_bytes(done.stdout)
+
+
+def image_bytes(stats: str) -> int:
+    """The bytes of full-page images in what `pg_waldump --stats` prints."""
+    found = re.search(r"^Total\s+\d+\s+\d+ \[[^]]*\]\s+(\d+) \[", stats, re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
+def _lsn(connection: psycopg.Connection) -> str:
+    row = connection.execute("select pg_current_wal_insert_lsn()::text").fetchone()
+    return str(row[0]) if row else "0/0"
+
+
+def _number(connection: psycopg.Connection, query: Query) -> int:
+    row = connection.execute(query).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _bytes(lsn: str) -> int:
+    high, low = lsn.split("/")
+    return (int(high, 16) << 32) + int(low, 16)

@@ -1,0 +1,144 @@
+"""Onecode itself, by its own actions and tasks. Only letters and relay are left out, as in the pools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from unittest.mock import patch
+
+import flask_migrate
+from flask import Flask
+from sqlalchemy import text
+
+from benchmarks import jobs
+from webapp import create_app, keyring, settings
+from webapp.campaigns import actions as campaigns
+from webapp.campaigns import queries, tasks, transport
+from webapp.campaigns.message import FormLetter
+from webapp.campaigns.transport import Letter, Outcome
+from webapp.errors import DomainError
+from webapp.extensions import db, huey
+from webapp.offers.models import Discount, OfferValues
+from webapp.redemptions.actions import redeem
+from webapp.redemptions.verdict import Ask
+
+
+def build(url: str, folder: str, connections: int = 4) -> Flask:
+    """The program on a database of ours."""
+    app = create_app(
+        settings.load(
+            {
+                "DATABASE_URL": url,
+                "SECRET_KEY": "only-for-measuring",
+                "INSTANCE_PATH": folder,
+                "PUBLIC_URL": "https://offers.example.com",
+                "MAIL_SERVER": "127.0.0.1",
+                "MAIL_CONNECTIONS": str(connections),
+            }
+        )
+    )
+    # Whoever finds the queue empty is done, here.
+    huey.storage.blocking = False
+    return app
+
+
+class Sink(transport.Relay):
+    """A relay that is always there and takes everything at once."""
+
+    def __init__(self) -> None:
+        self.host = None
+
+    def open(self) -> None:
+        """Nobody to connect to."""
+
+    def deliver(self, letter: Letter, may_send: Callable[[], bool] = lambda: True) -> Outcome:
+        return Outcome("accepted", 250) if may_send() else Outcome("stopped")
+
+
+@contextmanager
+def sink() -> Iterator[None]:
+    """Inside, letters are blank and go nowhere: what is left is the work of the database."""
+    blank = Letter("offers@example.com", "somebody@example.com", b"\r\n\r\n")
+    with patch.object(transport, "relay", Sink), patch.object(FormLetter, "letter", lambda *_: blank):
+        yield
+
+
+class Onecode:
+    name = "Onecode"
+
+    def __init__(self, app: Flask) -> None:
+        self.app = app
+        self.workers = app.config["SETTINGS"].mail_connections
+        self.codes: dict[int, str] = {}
+
+    def set_up(self) -> None:
+        """The keys that a program which has run before has made."""
+        keyring.forget()
+        with self.app.app_context():
+            for purpose in ("personal_link", "unsubscribe", "message_id", "personal_code"):
+                keyring.keys(purpose)
+
+    def new_offer(self) -> int:
+        """An offer with its mail written, ready to be launched; its id."""
+        now = datetime.now(UTC)
+        values = OfferValues(
+            name="Summer",
+            discount=Discount("percent", percent=Decimal(25)),
+            starts_at=now - timedelta(hours=1),
+            ends_at=now + timedelta(days=30),
+        )
+        with self.app.app_context():
+            offer = campaigns.create_offer(values, campaigns.MailText(), by="benchmark")
+            self.codes[offer.id] = offer.code
+            return offer.id
+
+    def launch(self, offer_id: int) -> bool:
+        with self.app.app_context():
+            return tasks.launch_offer(offer_id, by="benchmark").changed
+
+    def work(self, at_most: int) -> int:
+        """Run so many tasks; how many there were. A pump is one task for as many mails as a minute has."""
+        with sink():
+            return jobs.run([huey] * min(self.workers, at_most), at_most)
+
+    def mailed(self, offer_id: int) -> int:
+        with self.app.app_context():
+            (campaign,) = queries.of_offer(offer_id)
+            return queries.counts(campaign.id).sent
+
+    def redeem(self, code: str, email: str) -> Decimal | None:
+        try:
+            return redeem(Ask(channel="form", code=code, email=email)).discount.percent
+        except DomainError:
+            return None
+
+    def redeem_each(self, asks: Sequence[tuple[str, str]]) -> int:
+        with self.app.app_context():
+            return sum(self.redeem(code, email) is not None for code, email in asks)
+
+    def typed(self, offer_id: int, customers: Sequence[int]) -> list[tuple[str, str]]:
+        with self.app.app_context():
+            emails = db.session.scalars(
+                text(
+                    "select c.email from unnest(:ids) with ordinality as t(id, n) join customer c using (id) order by n"
+                ),
+                {"ids": list(customers)},
+            )
+            return [(self.codes[offer_id], email) for email in emails]
+
+    def connect(self) -> None:
+        with self.app.app_context():
+            db.session.execute(text("select 1"))
+        huey.storage.sql("select 1")
+
+    def disconnect(self) -> None:
+        with self.app.app_context():
+            db.engine.dispose()
+        huey.storage.close()
+
+
+def migrate(app: Flask) -> None:
+    with app.app_context():
+        flask_migrate.upgrade()

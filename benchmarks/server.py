@@ -1,0 +1,89 @@
+"""A PostgreSQL of the benchmarks' own: durable as by default, and quiet, so that only what is asked for is measured."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg
+from psycopg import sql
+
+from webapp import embedded
+
+# fsync, full_page_writes and synchronous_commit stay on. Checkpoints and vacuums happen when the benchmark says so:
+# otherwise the same work would write another amount of WAL in every run.
+QUIET = {"autovacuum": "off", "checkpoint_timeout": "1d", "max_wal_size": "16GB", "shared_buffers": "512MB"}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A running server of our own."""
+
+    server: embedded.Server
+
+    def url(self, database: str = "postgres") -> str:
+        return f"postgresql://onecode@/{database}?host={quote(str(self.server.sockets), safe='')}"
+
+    def connect(self, database: str = "postgres") -> psycopg.Connection:
+        return psycopg.connect(self.url(database), autocommit=True)
+
+    def create(self, database: str, like: str = "template1") -> None:
+        """A fresh database, a copy of another one. Nobody may be connected to that."""
+        with self.connect() as connection:
+            connection.execute(
+                sql.SQL("create database {} template {} strategy file_copy").format(
+                    sql.Identifier(database), sql.Identifier(like)
+                )
+            )
+
+    def drop(self, database: str) -> None:
+        with self.connect() as connection:
+            connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(database)))
+
+    def cpu_seconds(self) -> float:
+        """What the server has computed so far, all its processes together. Zero where there is no /proc."""
+        try:
+            main = int((self.server.data / "postmaster.pid").read_text().split()[0])
+            ticks = sum(_stat(main)[:4]) + sum(sum(_stat(child)[:2]) for child in _children(main))
+        except OSError:
+            return 0
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def running() -> Iterator[Machine]:
+    """Start a server in a temporary folder; stop and remove it afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="onecode-benchmark-"))
+    folder.chmod(0o755)
+    server = embedded.server(folder, folder / "s", QUIET)
+    try:
+        server.start()
+        yield Machine(server)
+    finally:
+        server.stop()
+        shutil.rmtree(server.home, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _stat(pid: int) -> list[int]:
+    """utime, stime, cutime and cstime of a process, and its parent last."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return [*map(int, fields[11:15]), int(fields[1])]
+
+
+def _children(parent: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if _stat(int(entry.name))[4] == parent:
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found

@@ -1,0 +1,98 @@
+"""The benchmark of the launch: what it counts is what happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import launch, launch_report
+from benchmarks.launch_report import BANK, EAGER, OURS, Results
+from benchmarks.measure import Run, Step
+from benchmarks.meter import Cost, image_bytes
+from webapp.settings import ROOT
+
+N = 200
+WALDUMP = """\
+WAL statistics between 0/1000000 and 0/2000000:
+Type                                           N      (%)          Record size      (%)             FPI size      (%)
+----                                           -      ---          -----------      ---             --------      ---
+Heap                                          12 ( 50.00)                 1000 ( 45.45)                 8192 ( 66.67)
+Btree                                         12 ( 50.00)                 1200 ( 54.55)                 4096 ( 33.33)
+                                        --------                      --------                      --------
+Total                                         24                          2200 [15.18%]                12288 [84.82%]
+"""
+
+
+def made_up(cost: Cost, disk: int) -> Run:
+    """A run of which only the last step costs anything."""
+    names = ["launch: the request", "launch: its job", "mailing", "1 % redeemed", "5 % redeemed"]
+    steps = {name: Step(Cost(), 0, 0, 0) for name in names}
+    return Run(steps | {"20 % redeemed": Step(cost, 0, 0, disk)})
+
+
+@pytest.fixture
+def results() -> Results:
+    found = Results()
+    for name, wal, disk in ((EAGER, 1000, 400), (BANK, 2000, 800), (OURS, 100, 50)):
+        for n in (10, 20):
+            found.requests[n, name] = [Cost(1, 1, 9000, 8000), *(Cost(1, 1, wal + n, 0) for _ in range(3))]
+            runs = [made_up(Cost(k + 1, 1, wal * n * (k + 1), 60 * n), disk * n) for k in range(3)]
+            found.runs[n, name] = runs
+    return found
+
+
+def test_the_images_are_told_from_the_rest_of_the_wal() -> None:
+    assert image_bytes(WALDUMP) == 12288
+
+
+def test_figures_are_medians_of_the_largest_number_of_customers(results: Results) -> None:
+    figures = launch_report.figures(results)
+    assert (figures["customers"], figures["wal_vs_eager_20"], figures["disk_vs_eager_20"]) == (20, 0.1, 0.125)
+    assert (figures["wal_vs_bank_20"], figures["disk_vs_bank_20"]) == (0.05, 0.0625)
+    assert figures["wal_without_images_vs_eager_20"] == round((200 - 60) / (2000 - 60), 4)
+
+
+def test_the_request_is_the_dearest_of_all_sizes_without_the_first_after_a_checkpoint(results: Results) -> None:
+    assert launch_report.figures(results)["launch_wal_bytes"] == 120
+
+
+def test_the_page_shows_every_step_of_every_design(results: Results) -> None:
+    page = launch_report.page(results)
+    assert "| 20 % redeemed | eager pool | 2.00 (1.00–3.00) | 1.00 | 0 | 40.0 | 1.2 | 0 | 8 |" in page
+    assert "| 20 % redeemed | WAL, bytes | 2,000 | 4,000 | 200 | 1/10.0 | 1/20.0 |" in page
+    assert page.count("| mailing | Onecode |") == 2
+
+
+def test_sizes_and_runs_come_from_the_environment() -> None:
+    assert list(launch.asked_for({})) == [10_000, 100_000]
+    assert max(launch.asked_for({"SIZE": "full"})) == 1_000_000
+    assert launch.asked_for({"CUSTOMERS": "500", "RUNS": "2"}) == {500: 2}
+
+
+def test_a_run_takes_all_three_designs_through_all_steps() -> None:
+    # In a process of its own: it brings a server and a second app, and tasks know only one.
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.launch"],
+        cwd=ROOT,
+        env=os.environ | {"CUSTOMERS": str(N)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    written = {tuple(row[1:3]): row[5] for row in map(cells, done.stdout.splitlines()) if len(row) == 11}
+    # A voucher, a job and an offer's place for each block; the redemptions between 5 and 20 %.
+    assert written["launch: its job", "eager pool"] == str(2 * N + 3)
+    assert written["20 % redeemed", "Onecode"] == str(N * 15 // 100)
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["customers"] == N
+    assert 0 < figures["wal_vs_eager_20"] < 1
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.split("|")]
