@@ -43,7 +43,7 @@ def import_customers(query: ImportQuery) -> tuple[Response, int, dict[str, str]]
     try:
         if (request.content_length or 0) > limit:
             raise upload.too_large(limit)
-        pieces = upload.body(request.stream, limit)
+        pieces = upload.body(request.stream, request.content_length, limit)
         name = f"{g.api_key.name}.{'csv' if request.mimetype == CSV else 'ndjson'}"
         import_id = tasks.receive_import(pieces, name, request.mimetype, query.audience or "", f"key {g.api_key.name}")
     except DomainError:

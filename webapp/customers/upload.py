@@ -26,9 +26,10 @@ class Upload:
     pieces: Iterator[bytes] = field(default_factory=lambda: iter(()))
 
 
-def body(stream: IO[bytes], limit: int) -> Iterator[bytes]:
+def body(stream: IO[bytes], length: int | None, limit: int) -> Iterator[bytes]:
     """A body that is the file itself.
 
+    :param length: how much was announced. A web server may end the stream quietly when the sender is gone.
     :raises DomainError: `too_large` (413) behind `limit` bytes; `upload_broken` (400) when the sender is gone.
     """
     size = 0
@@ -37,6 +38,8 @@ def body(stream: IO[bytes], limit: int) -> Iterator[bytes]:
         if size > limit:
             raise too_large(limit)
         yield piece
+    if length is not None and size != length:
+        raise _broken()
 
 
 def form(stream: IO[bytes], content_type: str, limit: int) -> Upload:
