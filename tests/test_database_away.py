@@ -88,7 +88,7 @@ def test_a_customer_is_told_and_what_was_typed_is_offered_again(fragile: Fragile
 def test_a_password_is_never_written_into_a_page(fragile: Fragile) -> None:
     fragile.server.stop()
 
-    status, page = fragile.post("/redeem", email="ada@example.com", password="correct horse")
+    status, page = fragile.post("/redeem", code="SUMMER25", email="ada@example.com", password="correct horse")
 
     assert status == 503
     assert "correct horse" not in page

@@ -22,6 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 from psycopg import sql
 
@@ -74,7 +75,10 @@ class Server:
         """Stop the server and wait until it is gone; True if it was running."""
         if not self.is_running():
             return False
+        process = psutil.Process(int((self.data / "postmaster.pid").read_text().split("\n", 1)[0]))
         self._run("pg_ctl", "-D", self.data, "-m", "fast", "-w", "-t", "60", "stop")
+        # pg_ctl is content when the pid file is gone; the process itself goes a moment later.
+        psutil.wait_procs([process], timeout=10)
         return True
 
     def is_running(self) -> bool:

@@ -6,6 +6,10 @@ import logging
 import os
 import time
 
+# Imported so that the consumer knows every task, whether a door rings it or only the clock.
+import webapp.campaigns.tasks
+import webapp.customers.tasks
+import webapp.redemptions.tasks  # noqa: F401
 from webapp import bell, create_app
 from webapp.extensions import huey
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.message import EmailMessage
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,9 @@ class Shop:
         """An invitation, on the address of this server."""
         return self.url + "/invitations/" + accounts.invite(role, None, by="tests").rpartition("/")[2]
 
-    def api_key(self) -> str:
+    @cached_property
+    def key(self) -> str:
+        """An API key that may do everything."""
         return accounts.create_api_key("browser tests", ["read", "redeem", "manage"], by="tests")
 
 
