@@ -44,8 +44,8 @@ DELIMITERS = ",;\t|"
 
 _SENTENCES = {
     "encoding_invalid": "This row has characters that are not UTF-8. Save the file as “CSV UTF-8” and import it again.",
-    "cells_missing": "This row has {found} cells and the header {width}. Perhaps a quotation mark is missing.",
-    "cells_too_many": "This row has {found} cells and the header {width}. Put quotation marks around commas.",
+    "cells_missing": "The header has {width} columns and this row {found}. Perhaps a quotation mark is missing.",
+    "cells_too_many": "The header has {width} columns and this row {found}. Quote cells that hold commas.",
     "quote_unclosed": "A quotation mark is opened in this row and never closed.",
     "quote_invalid": "A quotation mark stands inside a quoted cell. Write it twice.",
     "field_too_long": "A cell of this row is far too long.",
