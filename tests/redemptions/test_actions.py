@@ -24,10 +24,6 @@ from webapp.redemptions.verdict import Ask, Order
 MakeOffer = Callable[..., Offer]
 MakeCustomer = Callable[..., Customer]
 ADA = Ask(channel="form", code="SUMMER25", email="ada@example.com")
-WAITING = text(
-    "select 1 from pg_locks l join pg_database d on d.oid = l.database "
-    "where not l.granted and l.locktype = 'advisory' and d.datname = current_database()"
-)
 UNDO = {"reason": "order cancelled", "by": "ann"}
 
 
@@ -37,6 +33,15 @@ def rows() -> int:
 
 def counter(offer_id: int) -> int:
     return int(db.session.execute(text("select redeemed from offer where id = :id"), {"id": offer_id}).scalar_one())
+
+
+def waiting(kind: str) -> int:
+    """How many wait for a lock of this kind."""
+    found = text(
+        "select count(*) from pg_locks l join pg_stat_activity a using (pid) "
+        "where not l.granted and l.locktype = :kind and a.datname = current_database()"
+    )
+    return int(db.session.execute(found, {"kind": kind}).scalar_one())
 
 
 def refusal(ask: Ask) -> str:
@@ -415,6 +420,36 @@ def test_batches_and_undoing_at_once_never_wait_in_a_circle_and_stay_exact(
     assert rows() == 18
 
 
+def test_two_batches_in_opposite_orders_wait_for_one_another_in_one_direction_only(
+    app: Flask, offer: MakeOffer, customer: MakeCustomer
+) -> None:
+    """Step by step: both begin, meet a row that is not committed yet, and go on when it turns out to be none."""
+    codes = [offer(f"CODE{n}", max_redemptions=9, frozen_at=datetime(2026, 1, 1, tzinfo=UTC)).code for n in range(2)]
+    emails = [customer(f"c{n}@example.com").email for n in range(3)]
+    asks = [Ask(channel="api", code=code, email=email) for code in codes for email in emails]
+    with db.engine.connect() as first:
+        first.execute(
+            text(
+                "insert into redemption (customer_id, offer_id, channel) "
+                "select c.id, o.id, 'api' from customer c, offer o where c.email = 'c1@example.com'"
+            )
+        )
+        batches = threading.Thread(
+            target=lambda: answers.extend(
+                together(app, lambda: actions.redeem_all(asks), lambda: actions.redeem_all(asks[::-1]))
+            )
+        )
+        answers: list[Any] = []
+        batches.start()
+        while batches.is_alive() and waiting("transactionid") < 2:
+            db.session.rollback()
+        first.rollback()
+    batches.join()
+
+    told = [isinstance(one, Redeemed) for answer in answers for one in answer]
+    assert (len(told), sum(told), rows()) == (12, 6, 6)
+
+
 def test_a_cap_can_not_slip_in_between_the_look_and_the_write(
     app: Flask, offer: MakeOffer, customer: MakeCustomer
 ) -> None:
@@ -514,7 +549,7 @@ def test_the_count_waits_for_whoever_is_undoing(app: Flask, offer: MakeOffer, cu
         undoing.execute(text("delete from redemption where customer_id = :id"), {"id": done.customer_id})
         sweep = threading.Thread(target=tasks.count_hours.call_local)
         sweep.start()
-        while not db.session.execute(WAITING).first():
+        while sweep.is_alive() and not waiting("advisory"):
             db.session.rollback()
         undoing.commit()
         sweep.join()

@@ -9,6 +9,7 @@ import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import event, text
 
+from webapp import keyring
 from webapp.customers.models import Audience, Customer
 from webapp.extensions import db
 from webapp.offers.models import Offer
@@ -198,6 +199,7 @@ def test_refusals_never_tell_who_is_a_customer(
         # Each comes for the first time: the limits count who comes again, not who is known.
         db.session.execute(text("delete from rate_hit"))
         db.session.commit()
+        keyring.forget()
         with statements() as run:
             answer = post(client, code, email)
         page = answer.text.replace(code, "CODE").replace(email, "EMAIL")
