@@ -69,6 +69,8 @@ def create_app(settings: Settings | None = None) -> Flask:
         MAIL_DEFAULT_SENDER=settings.mail_default_sender,
         MAIL_SUPPRESS_SEND=False,
         MAX_CONTENT_LENGTH=2 * 1024 * 1024,
+        # A mail that is too large is told so at its field, with everything typed still there.
+        MAX_FORM_MEMORY_SIZE=2 * 1024 * 1024,
         WTF_CSRF_TIME_LIMIT=None,
         # Cookies do not know ports: two copies side by side would end each other's sessions.
         SESSION_COOKIE_NAME=f"onecode_{settings.port}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -157,20 +158,42 @@ def test_launches_at_the_same_moment_make_one_campaign(app: Flask, offer: Callab
     people(1)
     offer_id = offer().id
     changed: list[bool] = []
-    barrier = threading.Barrier(8)
-
-    def go() -> None:
-        with app.app_context():
-            barrier.wait()
-            changed.append(actions.launch_offer(offer_id, "tests").changed)
-
-    threads = [threading.Thread(target=go) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    threads = [threading.Thread(target=_launch, args=(app, offer_id, changed)) for _ in range(8)]
+    _all_at_once(threads, lock=None)
     assert sorted(changed) == [False] * 7 + [True]
     assert len(queries.of_offer(offer_id)) == 1
+
+
+def test_launches_that_all_have_seen_the_draft_launch_it_once(app: Flask, offer: Callable[..., Offer]) -> None:
+    people(1)
+    offer_id = offer().id
+    draft = actions.save_draft(offer_id, MailText(), "resend", "tests")
+    changed: list[bool] = []
+    threads = [threading.Thread(target=_launch, args=(app, offer_id, changed)) for _ in range(6)]
+    _all_at_once(threads, lock=draft.id)
+    assert sorted(changed) == [False] * 5 + [True]
+
+
+def _launch(app: Flask, offer_id: int, changed: list[bool]) -> None:
+    with app.app_context():
+        changed.append(actions.launch_offer(offer_id, "tests").changed)
+
+
+def _all_at_once(threads: list[threading.Thread], lock: int | None) -> None:
+    """Run threads; with a lock on a campaign's row, none of them goes on before all of them wait for it."""
+    if lock is not None:
+        db.session.execute(text("select 1 from campaign where id = :id for update"), {"id": lock})
+    for thread in threads:
+        thread.start()
+    waiting = text(
+        "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+    )
+    while lock is not None and db.session.execute(waiting).scalar_one() < len(threads):
+        time.sleep(0.01)
+        db.session.execute(text("select pg_stat_clear_snapshot()"))
+    db.session.commit()
+    for thread in threads:
+        thread.join()
 
 
 def test_a_launch_rings_one_bell_and_a_second_one_none(app: Flask, offer: Callable[..., Offer]) -> None:

@@ -64,6 +64,13 @@ def test_an_unknown_placeholder_stays_typed_with_the_error_at_its_field(
     assert queries.announcement(row.id) is None
 
 
+def test_a_mail_that_is_too_large_is_told_so_at_its_field(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
+    answer = staff.post(f"/offers/{offer().id}/mail", data=typed(text="t" * 300_000, html="h" * 300_000))
+    assert answer.status_code == 422
+    assert re.search(r'id="html-error".*?larger than 256 kB', answer.text, re.DOTALL)
+    assert "h" * 300_000 in answer.text
+
+
 def test_typing_keeps_the_draft_and_renews_the_preview(
     staff: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
 ) -> None:

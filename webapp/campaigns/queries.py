@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sqlalchemy import exists, func, literal, select, text
+from sqlalchemy import func, literal, select, text
 
 from webapp.campaigns.models import Batch, Campaign, MailIssue
 from webapp.customers.models import AudienceMember, Customer
@@ -83,13 +83,11 @@ def announcement(offer_id: int) -> Campaign | None:
     )
 
 
-def page(before: int | None = None, limit: int = 25, status: str | None = None) -> Sequence[Campaign]:
+def page(before: int | None = None, limit: int = 25) -> Sequence[Campaign]:
     """Campaigns, newest first; one more than `limit` if there are more."""
     statement = select(Campaign).order_by(Campaign.id.desc()).limit(limit + 1)
     if before is not None:
         statement = statement.where(Campaign.id < before)
-    if status is not None:
-        statement = statement.where(Campaign.status == status)
     return db.session.scalars(statement).all()
 
 
@@ -260,10 +258,6 @@ def next_wake() -> float | None:
         )
     ).scalar()
     return float(seconds) if seconds is not None and 0 < seconds <= 60 else None
-
-
-def any_campaign() -> bool:
-    return bool(db.session.scalar(select(exists().where(Campaign.id.is_not(None)))))
 
 
 def attention() -> Sequence[Campaign]:

@@ -113,11 +113,6 @@ def unmark(marked: str, slots: list[Slot]) -> Parts:
     return tuple(part for part in parts if part != "")
 
 
-def names(*texts: str) -> set[str]:
-    """The placeholders that texts use."""
-    return {part.name for text in texts for part in split(text) if isinstance(part, Slot)}
-
-
 def check_mail(mail: MailText, within: str = "") -> None:
     """Nothing, when the mail can be sent as it is.
 
