@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -72,15 +73,15 @@ def taken(ports: range) -> bool:
 
 
 @pytest.fixture
-def copy(tmp_path: Path) -> Iterator[Callable[[str], Copy]]:
+def copy() -> Iterator[Callable[[str], Copy]]:
     """Makes copies of the tree as it is now; whatever they started is stopped at the end."""
     made = []
-    # The embedded server's user must be able to get to a root user's copy, as it can in most places but /root.
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
+    # Not pytest's own folder, which is closed to the user that runs the embedded server for root.
+    place = Path(tempfile.mkdtemp(prefix="onecode-copies-"))
+    place.chmod(0o755)
 
     def make(name: str) -> Copy:
-        folder = tmp_path / name
+        folder = place / name
         tracked = subprocess.run(
             ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
             cwd=ROOT,
@@ -101,6 +102,7 @@ def copy(tmp_path: Path) -> Iterator[Callable[[str], Copy]]:
     yield make
     for one in made:
         one.make("down")
+    shutil.rmtree(place, ignore_errors=True)
 
 
 def test_set_up_use_set_up_again_and_down(copy: Callable[[str], Copy]) -> None:
