@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -42,7 +42,7 @@ class Results:
 
 def page(results: Results) -> str:
     """docs/benchmarks/launch.md."""
-    lines = [SET_UP.read_text(), *_requests(results)]
+    lines = [SET_UP.read_text(), *targets(figures(results)), *_requests(results)]
     for n in results.sizes:
         lines += [*_steps(results, n), *_ratios(results, n)]
     return "\n".join(lines) + "\n"
@@ -52,12 +52,34 @@ def figures(results: Results) -> dict[str, float]:
     """What scripts follow, of the largest number of customers: Onecode's part of what the others need."""
     n = results.sizes[-1]
     launches = [_steady(results, size, OURS) for size, name in results.requests if name == OURS]
-    found: dict[str, float] = {"customers": n, "launch_wal_bytes": max(cost.wal for cost in launches)}
+    wal = [cost.wal for cost in launches]
+    found: dict[str, float] = {"customers": n, "launch_wal_bytes": max(wal), "launch_wal_spread": max(wal) - min(wal)}
     for key, other in (("eager", EAGER), ("bank", BANK)):
         for name, title in FIGURES.items():
             ours, theirs = (_median(results, n, design, MEASURES[title], LAST) for design in (OURS, other))
             found[f"{name}_vs_{key}_20"] = round(ours / theirs, 4)
     return found
+
+
+def targets(found: Mapping[str, float]) -> Iterator[str]:
+    """What was to be reached, and what was."""
+    yield "## What was to be reached\n"
+    yield f"With {found['customers']:,} customers; the request with any number of them.\n"
+    yield "| | to reach | reached | |"
+    yield "|---|---:|---:|---|"
+    launch = found["launch_wal_bytes"]
+    yield f"| WAL of the launching request | ≤ 1,024 bytes | {launch:,.0f} bytes | {_met(launch <= 1024)} |"
+    spread = found["launch_wal_spread"]
+    yield f"| the same for few and for many customers | ± 0 bytes | ± {spread:,.0f} bytes | {_met(spread == 0)} |"
+    for title, name, part in (("WAL", "wal", 5), ("disk", "disk", 8)):
+        ratio = found[f"{name}_vs_eager_20"]
+        reached = f"{_part(ratio, 1)} | {_met(ratio <= 1 / part)}"
+        yield f"| {title} of launch, mailing, 20 % redeemed | ≤ 1/{part} of eager | {reached} |"
+    yield ""
+
+
+def _met(reached: bool) -> str:
+    return "reached" if reached else "**missed**"
 
 
 def _requests(results: Results) -> Iterator[str]:

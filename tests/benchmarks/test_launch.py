@@ -57,7 +57,15 @@ def test_figures_are_medians_of_the_largest_number_of_customers(results: Results
 
 
 def test_the_request_is_the_dearest_of_all_sizes_without_the_first_after_a_checkpoint(results: Results) -> None:
-    assert launch_report.figures(results)["launch_wal_bytes"] == 120
+    figures = launch_report.figures(results)
+    assert (figures["launch_wal_bytes"], figures["launch_wal_spread"]) == (120, 10)
+
+
+def test_the_page_says_what_was_missed(results: Results) -> None:
+    page = launch_report.page(results)
+    assert "| WAL of the launching request | ≤ 1,024 bytes | 120 bytes | reached |" in page
+    assert "| ± 0 bytes | ± 10 bytes | **missed** |" in page
+    assert "| disk of launch, mailing, 20 % redeemed | ≤ 1/8 of eager | 1/8.0 | reached |" in page
 
 
 def test_the_page_shows_every_step_of_every_design(results: Results) -> None:
