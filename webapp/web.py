@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from zoneinfo import ZoneInfo
 
@@ -108,17 +108,20 @@ def when(value: datetime | None, zone: str | None = None, locale: str = "en") ->
 
 def day(value: datetime, zone: str = "UTC", locale: str = "en") -> str:
     """31 May 2026, in a zone."""
-    return dates.format_date(value.astimezone(ZoneInfo(zone)).date(), "long", locale=locale)
+    return _date(value.astimezone(ZoneInfo(zone)).date(), locale)
 
 
 def last_day(ends_at: datetime, zone: str, locale: str = "en") -> str:
     """The last day (or moment) of a half-open window: what ends at midnight ends "on 31 May" for people."""
     local = ends_at.astimezone(ZoneInfo(zone))
     if local.hour == local.minute == local.second == 0:
-        return dates.format_date(local.date() - _DAY, "long", locale=locale)
-    return (
-        f"{dates.format_date(local.date(), 'long', locale=locale)}, {dates.format_time(local, 'HH:mm', locale=locale)}"
-    )
+        return _date(local.date() - _DAY, locale)
+    return f"{_date(local.date(), locale)}, {dates.format_time(local, 'HH:mm', locale=locale)}"
+
+
+def _date(value: date, locale: str) -> str:
+    # Babel takes plain "en" for American; most who read English write the day first, and so do our other dates.
+    return dates.format_date(value, "long", locale="en_001" if locale == "en" else locale)
 
 
 def locale_of(tag: str | None) -> str:

@@ -91,9 +91,9 @@ def test_typing_it_again_says_so_and_shows_no_receipt(
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"starts_at": FUTURE, "ends_at": None}, "This offer starts on May 1, 2099"),
-        ({"starts_at": FUTURE, "ends_at": None, "time_zone": "Europe/Berlin"}, "starts on May 1, 2099 at 02:00"),
-        ({"starts_at": PAST, "ends_at": datetime(2020, 6, 1, tzinfo=UTC)}, "This offer ended on May 31, 2020"),
+        ({"starts_at": FUTURE, "ends_at": None}, "This offer starts on 1 May 2099"),
+        ({"starts_at": FUTURE, "ends_at": None, "time_zone": "Europe/Berlin"}, "starts on 1 May 2099 at 02:00"),
+        ({"starts_at": PAST, "ends_at": datetime(2020, 6, 1, tzinfo=UTC)}, "This offer ended on 31 May 2020"),
         ({"paused_at": PAST}, "paused at the moment"),
         ({"max_redemptions": 1, "redeemed": 1}, "used up"),
     ],
