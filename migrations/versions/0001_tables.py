@@ -204,7 +204,7 @@ def upgrade():
     sa.Column('unchanged', sa.BigInteger(), server_default='0', nullable=False),
     sa.Column('duplicates', sa.BigInteger(), server_default='0', nullable=False),
     sa.Column('rejected', sa.BigInteger(), server_default='0', nullable=False),
-    sa.Column('merged_to', sa.BigInteger(), nullable=True),
+    sa.Column('merged_to', sa.ARRAY(sa.BigInteger()), nullable=True),
     sa.Column('by', sa.Text(), server_default='', nullable=False),
     sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.Column('started_at', sa.DateTime(timezone=True), nullable=True),

@@ -43,10 +43,17 @@ def members(name: str) -> set[str]:
 
 
 @pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def one_lane(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks so small that a short file has many."""
     monkeypatch.setattr(staging, "BLOCK", 10)
     monkeypatch.setattr(import_actions, "READ_BLOCK", 7)
+
+
+@pytest.fixture(params=["one lane", "two lanes"])
+def small_blocks(request: pytest.FixtureRequest, one_lane: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, merged over one connection and over two."""
+    if request.param == "two lanes":
+        monkeypatch.setattr(import_actions, "LANES_FROM", 0)
 
 
 # --- what becomes of rows ------------------------------------------------------------------------
@@ -162,13 +169,22 @@ def test_a_source_id_of_another_customer_keeps_only_that_row_out(imported: Impor
     assert counts(row) == {"rows": 2, "created": 1, "rejected": 1}
 
 
-def test_of_two_rows_with_one_source_id_the_first_has_it(imported: Import, small_blocks: None) -> None:
+def test_of_two_rows_with_one_source_id_the_first_has_it(imported: Import, one_lane: None) -> None:
     filler = "".join(f"f{n}@example.com,F{n}\n" for n in range(30))
 
     row = imported(f"email,source_id\nada@example.com,C1\ngrace@example.com,C1\n{filler}bob@example.com,C1\n")
 
     assert people()["ada@example.com"].source_id == "C1"
     assert refusals(row) == [(3, "source_id_taken"), (34, "source_id_taken")]
+
+
+def test_of_many_rows_that_share_source_ids_one_each_is_taken(imported: Import, small_blocks: None) -> None:
+    file = "email,source_id\n" + "".join(f"c{n}@example.com,C{n // 3}\n" for n in range(120))
+
+    first, again = imported(file), imported(file)
+
+    assert counts(first) == {"rows": 120, "created": 40, "rejected": 80}
+    assert counts(again) == {"rows": 120, "unchanged": 40, "rejected": 80}
 
 
 def test_a_customer_may_get_another_source_id(imported: Import, customer: Make) -> None:
@@ -391,7 +407,7 @@ def test_what_a_killed_worker_left_is_finished_exactly(
 
 
 def test_a_worker_that_was_only_slow_finds_that_it_was_replaced(
-    received: Receive, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+    app: Flask, received: Receive, small_blocks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import_id = received(many(40))
     real = staging.merge
@@ -401,8 +417,9 @@ def test_a_worker_that_was_only_slow_finds_that_it_was_replaced(
         nonlocal taken_over
         if not taken_over:
             taken_over = True
-            expire_leases()
-            import_actions.run(import_id)
+            with app.app_context():
+                expire_leases()
+                import_actions.run(import_id)
         return real(*arguments)
 
     monkeypatch.setattr(staging, "merge", slow)

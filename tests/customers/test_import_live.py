@@ -156,7 +156,7 @@ def test_a_worker_killed_in_the_middle_of_the_merge_is_picked_up_by_another(app:
     settings = app.config["SETTINGS"]
     with live.worker(settings) as first:
         tasks.import_customers(import_id)
-        wait_for(lambda: bool(row().merged_to))
+        wait_for(lambda: max(row().merged_to or [0]) > 0)
         os.kill(first.process.pid, signal.SIGKILL)
         first.process.wait()
     killed_at = row().merged_to
@@ -169,7 +169,7 @@ def test_a_worker_killed_in_the_middle_of_the_merge_is_picked_up_by_another(app:
         memory = peak(second.process.pid)
 
     assert killed_at is not None
-    assert killed_at < rows
+    assert min(killed_at) < rows
     assert (row().rows, row().created, row().rejected) == (rows, rows - rows // 100, rows // 100)
     assert db.session.scalar(select(func.count()).select_from(Customer)) == rows - rows // 100
     assert memory < 250_000

@@ -7,13 +7,26 @@ import io
 import json
 import tracemalloc
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from webapp.customers.intake import CSV, NDJSON, Rejection, Row, check_opening, read
+from webapp.customers.intake import CSV, NDJSON, Rejection, check_opening, read
 from webapp.errors import Invalid
+
+
+class Row(NamedTuple):
+    """The values of a row that was taken, by their names."""
+
+    line: int
+    email: str
+    email_as_given: str
+    name: str
+    locale: str
+    source_id: str
+    audience: str
 
 
 def taken(file: str | bytes, media_type: str = CSV, size: int = 1 << 20) -> list[Row]:
@@ -27,7 +40,13 @@ def refused(file: str | bytes, media_type: str = CSV, size: int = 1 << 20) -> li
 
 def everything(file: str | bytes, media_type: str = CSV, size: int = 1 << 20) -> list[Row | Rejection]:
     data = file.encode() if isinstance(file, str) else file
-    return list(read([data[at : at + size] for at in range(0, len(data), size)], media_type))
+    found = read([data[at : at + size] for at in range(0, len(data), size)], media_type)
+    return [item if isinstance(item, Rejection) else row_of(item[1]) for item in found]
+
+
+def row_of(text: str) -> Row:
+    line, *values = text.split("\t")
+    return Row(int(line), *values)
 
 
 def whole_file(file: str | bytes, media_type: str = CSV) -> str:
@@ -331,7 +350,8 @@ def test_one_endless_line_does_not_fill_the_memory() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
 
-    assert [(item.line, item.__class__) for item in found] == [(2, Rejection), (3, Row)]
+    assert isinstance(found[0], Rejection)
+    assert found[1][1].startswith("3\tada@example.com\t")
     assert peak < 20 * (1 << 20)
 
 

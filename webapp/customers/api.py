@@ -47,7 +47,7 @@ def import_customers(query: ImportQuery) -> tuple[Response, int, dict[str, str]]
         name = f"{g.api_key.name}.{'csv' if request.mimetype == CSV else 'ndjson'}"
         import_id = tasks.receive_import(pieces, name, request.mimetype, query.audience or "", f"key {g.api_key.name}")
     except DomainError:
-        upload.drain(request.stream, limit)
+        upload.drain(request.stream, 2 * limit)
         raise
     where = url_for("api.customers.read_import", id=import_id)
     return jsonify({"id": import_id, "status": "queued"}), 202, {"Location": where}

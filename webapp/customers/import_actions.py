@@ -8,10 +8,14 @@ seconds and has written nothing yet. Merging goes on behind the last block that 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, LiteralString
+from typing import Any, LiteralString, TypeVar
+from zlib import crc32
 
 import psycopg
 from sqlalchemy import delete, func, insert, select, update
@@ -20,13 +24,15 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from webapp import bell
 from webapp.accounts.actions import record
 from webapp.customers import queries, staging
-from webapp.customers.intake import Rejection, Row, check_opening, opening, read
+from webapp.customers.intake import Rejection, check_opening, opening, read
 from webapp.customers.models import Audience, CustomerImport, ImportChunk
+from webapp.customers.staging import Expect
 from webapp.customers.values import clean_audience
 from webapp.errors import DomainError, FieldError, Invalid
 from webapp.extensions import db
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # While a file arrives, the next piece has to come within this time; so has a worker's next block.
 RECEIVING_SECONDS = 300
@@ -36,6 +42,10 @@ READ_BLOCK = 20_000
 # A file that is no list of customers must not fill the disk with explanations; its rows are counted all the same.
 KEPT_REJECTIONS = 100_000
 AUDIENCES_MAX = 100
+# Two connections merge a file of this size, one a smaller one.
+LANES_FROM = 8 * 1024 * 1024
+# How often neighbours may write the same customers at the same time before an import gives the worker back.
+COLLISIONS = 100
 ANALYZE_FROM = 10_000
 
 BROKEN_OFF = "The file did not arrive whole, so nothing of it was imported. Please send it again."
@@ -144,25 +154,36 @@ def _in_seconds(seconds: int) -> Any:
 
 @dataclass
 class _Claim:
-    """An import that this worker owns as long as the epoch holds, and the connection with its staging table."""
+    """An import that this worker owns as long as the epoch holds."""
 
-    connection: staging.Connection
     import_id: int
     epoch: int
     media_type: str
     audience_id: int | None
-    merged_to: int | None
+    size: int
+    merged_to: list[int] | None
+    broken: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass
+class _Lane:
+    """A part of the file's customers (which, their e-mail says) on a connection of its own, with its staging table."""
+
+    claim: _Claim
+    number: int
+    connection: staging.Connection
 
     def commit(self, progress: LiteralString, **values: object) -> None:
         """Write progress down in the transaction of the work it tells of, renew the lease and commit.
 
-        :raises _Lost: when the import is another worker's by now, or this one has been asked to end.
+        :raises _Lost: when the import is another worker's by now, or this one has to leave off.
         """
         self._write(progress, LEASE_SECONDS, values)
         self.connection.commit()
         if bell.stopping.is_set():
             self._write("epoch = epoch", 0, {})
             self.connection.commit()
+        if bell.stopping.is_set() or self.claim.broken.is_set():
             raise _Lost
 
     def _write(self, progress: LiteralString, lease: int, values: dict[str, object]) -> None:
@@ -170,7 +191,7 @@ class _Claim:
           update customer_import set {progress}, lease_until = now() + make_interval(secs => %(lease)s)
           where id = %(import_id)s and epoch = %(epoch)s and status = 'running'
         """  # noqa: S608
-        values = values | {"import_id": self.import_id, "epoch": self.epoch, "lease": lease}
+        values = values | {"import_id": self.claim.import_id, "epoch": self.claim.epoch, "lease": lease}
         if self.connection.execute(statement, values).rowcount != 1:
             self.connection.rollback()
             raise _Lost
@@ -182,24 +203,56 @@ def run(import_id: int) -> None:
     Nothing is done when another worker has it. Customers are known by their e-mail; an empty cell changes nothing, an
     unsubscription stays. What a killed worker had committed is neither done nor counted again.
     """
-    pooled = db.engine.raw_connection()
-    connection: Any = pooled.driver_connection
-    # Closed at the end instead of given back: with it goes the staging table.
-    pooled.detach()
-    with connection:
-        claim = _claim(connection, import_id)
+    with ExitStack() as connections:
+        first = connections.enter_context(_connection())
+        claim = _claim(first, import_id)
         if claim is None:
             return
+        others = [connections.enter_context(_connection()) for _ in range(_lanes(claim.size) - 1)]
+        lanes = [_Lane(claim, number, connection) for number, connection in enumerate([first, *others])]
         try:
-            staging.prepare(connection)
-            _read(claim)
-            _merge(claim)
-            _finish(claim)
+            _read(claim, lanes)
+            _together(claim, _merge, lanes)
+            _finish(lanes[0])
         except _Lost:
             log.info("import %s: left to another worker", import_id)
         except Invalid as refusal:
-            connection.rollback()
+            first.rollback()
             _close(import_id, refusal.errors[0].key, refusal.message)
+
+
+def _lanes(size: int) -> int:
+    """A large file is merged over two connections at once. Whoever goes on with it reckons the same."""
+    return 2 if size >= LANES_FROM else 1
+
+
+def _connection() -> staging.Connection:
+    """A connection that is closed at the end instead of given back: with it goes its staging table."""
+    pooled = db.engine.raw_connection()
+    connection: staging.Connection = pooled.driver_connection  # type: ignore[assignment]
+    pooled.detach()
+    return connection
+
+
+def _together(claim: _Claim, work: Callable[[_Lane], T], lanes: list[_Lane]) -> list[T]:
+    """The same work in every lane at the same time. When one breaks, the others leave off at their next commit."""
+    if len(lanes) == 1:
+        return [work(lanes[0])]
+
+    def guarded(lane: _Lane) -> T:
+        try:
+            return work(lane)
+        except BaseException:
+            claim.broken.set()
+            raise
+
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        futures = [pool.submit(guarded, lane) for lane in lanes]
+    errors = [error for error in (future.exception() for future in futures) if error is not None]
+    # Not the one that only left off because of the other.
+    for error in sorted(errors, key=lambda error: isinstance(error, _Lost)):
+        raise error
+    return [future.result() for future in futures]
 
 
 def _claim(connection: staging.Connection, import_id: int) -> _Claim | None:
@@ -208,7 +261,7 @@ def _claim(connection: staging.Connection, import_id: int) -> _Claim | None:
         update customer_import set status = 'running', epoch = epoch + 1, started_at = coalesce(started_at, now()),
           lease_until = now() + make_interval(secs => %(lease)s)
         where id = %(import_id)s and (status = 'queued' or (status = 'running' and lease_until <= now()))
-        returning epoch, media_type, audience_id, merged_to
+        returning epoch, media_type, audience_id, size, merged_to
         """,
         {"import_id": import_id, "lease": LEASE_SECONDS},
     ).fetchone()
@@ -218,16 +271,16 @@ def _claim(connection: staging.Connection, import_id: int) -> _Claim | None:
     if row[0] > TRIES:
         _close(import_id, "import_broken", "This import broke off again and again. Tell whoever runs Onecode.")
         return None
-    return _Claim(connection, import_id, *row)
+    return _Claim(import_id, *row)
 
 
 class _Reading:
-    """Takes what the file gives, in blocks, and counts it. A second reading only fills the staging table again."""
+    """Takes what the file gives, in blocks, and counts it. A second reading only fills the staging tables again."""
 
-    def __init__(self, claim: _Claim) -> None:
-        self.claim = claim
+    def __init__(self, claim: _Claim, lanes: list[_Lane]) -> None:
+        self.claim, self.lanes, self.first = claim, lanes, lanes[0]
         self.first_time = claim.merged_to is None
-        self.rows: list[Row] = []
+        self.rows: list[list[str]] = [[] for _ in lanes]
         self.rejections: list[Rejection] = []
         self.bytes = self.taken = self.rejected = 0
 
@@ -241,96 +294,121 @@ class _Reading:
 
     def _piece(self, seq: int) -> bytes:
         query = "select data from import_chunk where import_id = %s and seq = %s"
-        row = self.claim.connection.execute(query, (self.claim.import_id, seq), binary=True).fetchone()
+        row = self.first.connection.execute(query, (self.claim.import_id, seq), binary=True).fetchone()
         return row[0] if row else b""
 
+    def all(self) -> None:
+        """Read the whole file. One loop for a million rows: what it does for each is little."""
+        waiting = 0
+        for item in read(self.pieces(), self.claim.media_type):
+            if isinstance(item, Rejection):
+                self.rejections.append(item)
+            else:
+                email, row = item
+                self.rows[crc32(email.encode()) % len(self.rows)].append(row)
+            waiting += 1
+            if waiting == READ_BLOCK:
+                self.flush()
+                waiting = 0
+        self.flush()
+
     def flush(self) -> None:
-        claim, kept = self.claim, max(0, KEPT_REJECTIONS - self.rejected)
-        self.taken += len(self.rows)
+        kept = max(0, KEPT_REJECTIONS - self.rejected)
+        self.taken += sum(map(len, self.rows))
         self.rejected += len(self.rejections)
-        if self.rows:
-            staging.copy_rows(claim.connection, self.rows)
+        for lane, rows in zip(self.lanes, self.rows, strict=True):
+            staging.copy_rows(lane.connection, rows)
+            if lane is not self.first:
+                lane.connection.commit()
         if self.first_time and self.rejections:
-            staging.copy_rejections(claim.connection, claim.import_id, self.rejections[:kept])
+            staging.copy_rejections(self.first.connection, self.claim.import_id, self.rejections[:kept])
         if self.first_time:
             progress = {"read": self.bytes, "rows": self.taken + self.rejected, "rejected": self.rejected}
-            claim.commit("read = %(read)s, rows = %(rows)s, rejected = %(rejected)s", **progress)
+            self.first.commit("read = %(read)s, rows = %(rows)s, rejected = %(rejected)s", **progress)
         else:
-            claim.commit("epoch = epoch")
-        self.rows, self.rejections = [], []
+            self.first.commit("epoch = epoch")
+        self.rows, self.rejections = [[] for _ in self.lanes], []
 
 
-def _read(claim: _Claim) -> None:
+def _read(claim: _Claim, lanes: list[_Lane]) -> None:
     """Stage the file's good rows and keep its bad ones; then drop the rows that a later one stands in for."""
-    reading = _Reading(claim)
+    for lane in lanes:
+        staging.prepare(lane.connection)
+    reading = _Reading(claim, lanes)
     if reading.first_time:
-        claim.connection.execute("delete from import_rejection where import_id = %s", (claim.import_id,))
-    # One loop for a million rows: the lists are looked up once a block.
-    rows, rejections = reading.rows, reading.rejections
-    for item in read(reading.pieces(), claim.media_type):
-        if isinstance(item, Row):
-            rows.append(item)
-        else:
-            rejections.append(item)
-        if len(rows) + len(rejections) >= READ_BLOCK:
-            reading.flush()
-            rows, rejections = reading.rows, reading.rejections
-    reading.flush()
+        lanes[0].connection.execute("delete from import_rejection where import_id = %s", (claim.import_id,))
+    reading.all()
     if not reading.taken and not reading.rejected:
         raise Invalid(FieldError("file", "rows_missing", "This file has a header and no rows beneath it."))
-    duplicates = staging.sort_out(claim.connection)
+    duplicates = sum(_together(claim, lambda lane: staging.sort_out(lane.connection), lanes))
     if reading.first_time:
-        _make_audiences(claim.connection)
-        claim.merged_to = 0
-        claim.commit("merged_to = 0, duplicates = %(duplicates)s", duplicates=duplicates)
+        _make_audiences(lanes)
+        claim.merged_to = [0] * len(lanes)
+        progress = {"merged_to": claim.merged_to, "duplicates": duplicates}
+        lanes[0].commit("merged_to = %(merged_to)s, duplicates = %(duplicates)s", **progress)
     else:
-        staging.drop_told(claim.connection, claim.import_id)
+        for lane in lanes:
+            staging.drop_told(lane.connection, claim.import_id)
+    # What is staged stays when a block of the merge has to be taken back.
+    for lane in lanes:
+        lane.connection.commit()
 
 
-def _make_audiences(connection: staging.Connection) -> None:
-    names = staging.audiences(connection, AUDIENCES_MAX + 1)
+def _make_audiences(lanes: list[_Lane]) -> None:
+    names = {name for lane in lanes for name in staging.audiences(lane.connection, AUDIENCES_MAX + 1)}
     if len(names) > AUDIENCES_MAX:
         sentence = f"The column audience names more than {AUDIENCES_MAX} audiences. Is it another column?"
         raise Invalid(FieldError("file", "audiences_too_many", sentence))
     for name in sorted(names):
-        connection.execute("insert into audience (name) values (%s) on conflict do nothing", (name,))
+        lanes[0].connection.execute("insert into audience (name) values (%s) on conflict do nothing", (name,))
 
 
-def _merge(claim: _Claim) -> None:
-    last = staging.last_line(claim.connection)
-    named = bool(staging.audiences(claim.connection, 1))
-    careful, collisions = False, 0
-    while (start := claim.merged_to or 0) < last:
+def _merge(lane: _Lane) -> None:
+    last = staging.last_line(lane.connection)
+    named = bool(staging.audiences(lane.connection, 1))
+    start = (lane.claim.merged_to or [])[lane.number]
+    # Nearly every file is one of these: all new, or all known. The database says when it is more than that.
+    expect, collisions = Expect.NEW, 0
+    while start < last:
         end = start + staging.BLOCK
         try:
-            _merge_block(claim, start, end, named, careful)
-        except (psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected):
-            # A source id is taken, or a neighbour writes the same customers at this moment.
-            claim.connection.rollback()
-            careful, collisions = True, collisions + 1
-            if collisions > 10 + last // staging.BLOCK:
+            _merge_block(lane, start, end, named, expect)
+            start = end
+        except (psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected) as error:
+            lane.connection.rollback()
+            expect = _expect(error, expect)
+            collisions += 1
+            if collisions > COLLISIONS:
                 raise
-        else:
-            claim.merged_to = end
 
 
-def _merge_block(claim: _Claim, start: int, end: int, named: bool, careful: bool) -> None:
-    merged = staging.merge(claim.connection, claim.import_id, start, end, claim.audience_id, named, careful)
-    claim.commit(
+def _expect(error: psycopg.Error, before: Expect) -> Expect:
+    """What to reckon with from now on. After a deadlock with a neighbour: with everything."""
+    is_email = "email" in (error.diag.constraint_name or "")
+    return Expect.KNOWN if is_email and before is Expect.NEW else Expect.TAKEN
+
+
+def _merge_block(lane: _Lane, start: int, end: int, named: bool, expect: Expect) -> None:
+    merged = staging.merge(lane.connection, lane.claim.import_id, start, end, expect)
+    if named:
+        staging.join_named(lane.connection, start, end)
+    if lane.claim.audience_id is not None:
+        staging.join_all(lane.connection, start, end, lane.claim.audience_id)
+    lane.commit(
         """created = created + %(created)s, updated = updated + %(updated)s, unchanged = unchanged + %(unchanged)s,
-           rejected = rejected + %(rejected)s, merged_to = %(end)s""",
+           rejected = rejected + %(rejected)s, merged_to[%(lane)s] = %(end)s""",
+        lane=lane.number + 1,
         end=end,
         **vars(merged),
     )
 
 
-def _finish(claim: _Claim) -> None:
-    connection = claim.connection
-    changed = connection.execute(
-        "select created + updated from customer_import where id = %s", (claim.import_id,)
-    ).fetchone()
+def _finish(lane: _Lane) -> None:
+    connection, import_id = lane.connection, lane.claim.import_id
+    query = "select created + updated from customer_import where id = %s"
+    changed = connection.execute(query, (import_id,)).fetchone()
     if changed and changed[0] >= ANALYZE_FROM:
         # The planner, and the number of customers on the screen, follow at once.
         connection.execute("analyze customer")
-    connection.execute("delete from import_chunk where import_id = %s", (claim.import_id,))
-    claim.commit("status = 'done', finished_at = now(), read = size")
+    connection.execute("delete from import_chunk where import_id = %s", (import_id,))
+    lane.commit("status = 'done', finished_at = now(), read = size")

@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import lru_cache
 
 import idna
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, Text, func, text
+from sqlalchemy import ARRAY, BigInteger, CheckConstraint, ForeignKey, Identity, Index, Text, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from webapp.errors import FieldError, Invalid
@@ -83,8 +83,8 @@ class CustomerImport(Model):
     # Rows that a later row of the same file, about the same e-mail, stands in for.
     duplicates: Mapped[int] = mapped_column(BigInteger, server_default="0")
     rejected: Mapped[int] = mapped_column(BigInteger, server_default="0")
-    # The line up to which rows are among the customers; none before the whole file has been read.
-    merged_to: Mapped[int | None] = mapped_column(BigInteger)
+    # For each connection that merges: up to which line. None before the whole file has been read.
+    merged_to: Mapped[list[int] | None] = mapped_column(ARRAY(BigInteger))
     by: Mapped[str] = mapped_column(server_default="")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime | None]

@@ -189,7 +189,7 @@ def receive() -> BaseResponse:
         form = ImportForm(audience=sent.fields.get("audience", ""))
         import_id = _receive(sent)
     except DomainError as error:
-        upload.drain(request.stream, limit)
+        upload.drain(request.stream, 2 * limit)
         web.attach(form, error)
         return _import_page(form, error.status)
     return redirect(url_for("staff.customers.show_import", import_id=import_id))
@@ -210,7 +210,7 @@ def _check_csrf(sent: upload.Upload) -> None:
     try:
         validate_csrf(sent.fields.get("csrf_token") or request.headers.get("X-CSRFToken"))
     except ValidationError as error:
-        upload.drain(request.stream, current_app.config["SETTINGS"].max_upload)
+        upload.drain(request.stream, 2 * current_app.config["SETTINGS"].max_upload)
         raise CSRFError(str(error)) from error
 
 

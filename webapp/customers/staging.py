@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, LiteralString
 
 import psycopg
 
-from webapp.customers.intake import Rejection, Row
+from webapp.customers.intake import FIELDS, Rejection
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -66,6 +67,12 @@ _DROP_TAKEN: LiteralString = """
   select count(*) from gone
 """
 
+_INSERT: LiteralString = """
+  insert into customer (email, email_as_given, name, locale, source_id)
+  select email, email_as_given, coalesce(name, ''), locale, source_id
+  from staged where line > %(start)s and line <= %(end)s order by email
+"""
+
 # An empty cell leaves what is known as it is; nothing here touches unsubscribed_at.
 _MERGE: LiteralString = """
   with merged as (
@@ -112,6 +119,14 @@ _JOIN_ALL: LiteralString = """
 """
 
 
+class Expect(Enum):
+    """What there is to reckon with among the rows of a block. Each costs a look-up per row more than the one before."""
+
+    NEW = 1  # only e-mails that nobody has yet
+    KNOWN = 2  # e-mails of customers, too
+    TAKEN = 3  # source ids of other customers, too
+
+
 @dataclass(frozen=True)
 class Merged:
     """What became of the rows of one block."""
@@ -127,12 +142,12 @@ def prepare(connection: Connection) -> None:
         connection.execute(statement)
 
 
-def copy_rows(connection: Connection, rows: Sequence[Row]) -> None:
-    """Into the staging table, as one piece of text: no value holds a tab or a line break."""
-    text = "\n".join(["%d\t%s\t%s\t%s\t%s\t%s\t%s" % row for row in rows])  # noqa: UP031 (twice as fast)
-    if "\\" in text:
-        text = text.replace("\\", "\\\\")
-    with connection.cursor().copy("copy staged from stdin (null '')") as copy:
+def copy_rows(connection: Connection, rows: Sequence[str]) -> None:
+    """Rows as `intake` has them into the staging table."""
+    if not rows:
+        return
+    text = "\n".join(rows).replace("\\", "\\\\")
+    with connection.cursor().copy(f"copy staged ({', '.join(FIELDS)}) from stdin (null '')") as copy:
         copy.write(text + "\n")
 
 
@@ -145,8 +160,9 @@ def copy_rejections(connection: Connection, import_id: int, rejections: Sequence
 def sort_out(connection: Connection) -> int:
     """Once the whole file is staged: drop the rows that a later one stands in for, and say how many there were."""
     duplicates = _one(connection, _DROP_DUPLICATES, {})[0]
-    connection.execute("create index on staged (line)")
-    connection.execute("analyze staged")
+    # The rows lie in the order of their lines, so the smallest of indexes finds a block of them.
+    connection.execute("create index on staged using brin (line)")
+    connection.execute("analyze staged (line, email)")
     connection.execute("analyze joining")
     return int(duplicates)
 
@@ -172,22 +188,31 @@ def last_line(connection: Connection) -> int:
     return int(_one(connection, "select coalesce(max(line), 0) from staged", {})[0])
 
 
-def merge(
-    connection: Connection, import_id: int, start: int, end: int, audience_id: int | None, named: bool, careful: bool
-) -> Merged:
+def merge(connection: Connection, import_id: int, start: int, end: int, expect: Expect) -> Merged:
     """Merge the rows of the lines in `(start, end]`.
 
-    :param careful: look for source ids that are taken first. Without, such a row raises `UniqueViolation`; that spares
-        a look-up per row of the usual file, which has none.
+    :raises psycopg.errors.UniqueViolation: when there is more to reckon with than `expect` says.
     """
-    place = {"start": start, "end": end, "import_id": import_id, "audience_id": audience_id}
-    rejected = _one(connection, _DROP_TAKEN, place)[0] if careful else 0
+    place = {"start": start, "end": end, "import_id": import_id}
+    if expect is Expect.NEW:
+        return Merged(connection.execute(_INSERT, place).rowcount, 0, 0, 0)
+    rejected = 0
+    if expect is Expect.TAKEN:
+        # One lane at a time: each has to see the source ids that the other brought.
+        connection.execute("select pg_advisory_xact_lock(%(import_id)s)", place)
+        rejected = _one(connection, _DROP_TAKEN, place)[0]
     created, updated, staged = _one(connection, _MERGE, place)
-    if named:
-        connection.execute(_JOIN, place)
-    if audience_id is not None:
-        connection.execute(_JOIN_ALL, place)
     return Merged(created, updated, staged - created - updated, rejected)
+
+
+def join_named(connection: Connection, start: int, end: int) -> None:
+    """Put the customers of these lines into the audiences that the file names."""
+    connection.execute(_JOIN, {"start": start, "end": end})
+
+
+def join_all(connection: Connection, start: int, end: int, audience_id: int) -> None:
+    """Put the customers of these lines into one audience."""
+    connection.execute(_JOIN_ALL, {"start": start, "end": end, "audience_id": audience_id})
 
 
 def _one(connection: Connection, statement: LiteralString, values: dict[str, Any]) -> tuple[Any, ...]:
