@@ -10,6 +10,7 @@ import threading
 import time
 from datetime import datetime
 
+from flask import current_app
 from itsdangerous import BadData, URLSafeSerializer
 from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
@@ -35,7 +36,7 @@ _lock = threading.Lock()
 
 def keys(purpose: str) -> list[tuple[int, bytes]]:
     """All keys of a purpose as (version, secret), newest first; the first is made when there is none."""
-    place = (db.engine.url.render_as_string(hide_password=True), purpose)
+    place = (current_app.config["SQLALCHEMY_DATABASE_URI"], purpose)
     with _lock:
         held = _cache.get(place)
         if held and held[0] > time.monotonic():

@@ -49,9 +49,9 @@ class Steps:
 
 @dataclass(frozen=True)
 class Attention:
-    """What somebody should look at."""
+    """What somebody should look at. A campaign comes with its offer's name: the subject holds placeholders."""
 
-    campaigns: Sequence[Campaign]
+    campaigns: Sequence[tuple[Campaign, str]]
     running_out: Sequence[Offer]
     ending: Sequence[Offer]
     imports: Sequence[CustomerImport]
@@ -92,7 +92,7 @@ def attention() -> Attention:
         CustomerImport.status == "failed", CustomerImport.created_at > func.now() - timedelta(days=7)
     )
     return Attention(
-        campaigns=campaigns.attention(),
+        campaigns=_named(campaigns.attention()),
         running_out=db.session.scalars(running_out.limit(SHOWN)).all(),
         ending=db.session.scalars(ending.limit(SHOWN)).all(),
         imports=db.session.scalars(failed.order_by(CustomerImport.id.desc()).limit(SHOWN)).all(),
@@ -102,6 +102,12 @@ def attention() -> Attention:
 _OPEN = select(Offer).where(
     Offer.starts_at <= func.now(), or_(Offer.ends_at.is_(None), Offer.ends_at > func.now()), Offer.paused_at.is_(None)
 )
+
+
+def _named(found: Sequence[Campaign]) -> list[tuple[Campaign, str]]:
+    wanted = select(Offer.id, Offer.name).where(Offer.id.in_([campaign.offer_id for campaign in found]))
+    names = {row.id: row.name for row in db.session.execute(wanted)}
+    return [(campaign, names[campaign.offer_id]) for campaign in found]
 
 
 def _live_offers() -> int:
