@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv/bin/python
 FLASK := $(VENV) -m flask --app wsgi
 PORT ?=
+# More than a few test processes only wait for each other's servers.
+TEST_ARGS ?= --quiet --numprocesses auto --maxprocesses 4
 ifneq ($(PORT),)
 export PORT
 endif
