@@ -299,7 +299,7 @@ class Place:
 def page(narrowed: Filter, limit: int, after: Place | None = None) -> list[Redeemed]:
     """Live redemptions, newest first, beginning after a place; one more than `limit` if there are more.
 
-    Each offer gives its newest from its own index, so that no index over all of them has to be kept.
+    Each offer gives its newest from the index that it has anyway, so that none over all of them has to be kept.
     """
     where, values = narrowed.sql()
     if after is not None:
@@ -311,18 +311,25 @@ def page(narrowed: Filter, limit: int, after: Place | None = None) -> list[Redee
     if narrowed.customer_id is not None:
         source = f"redemption x {_JOINS} where true" + (" and x.offer_id = :only" if narrowed.offer_id else "") + where
     else:
-        newest = (
-            f"select * from redemption x where x.offer_id = each.id{where}"  # noqa: S608
-            " order by x.redeemed_at desc, x.customer_id desc limit :limit"
-        )
-        only = "where id = :only" if narrowed.offer_id else ""
-        source = f"(select id from offer {only}) each cross join lateral ({newest}) x {_JOINS}"  # noqa: S608
+        source = f"{_newest(where, only=narrowed.offer_id is not None)} {_JOINS}"
     statement = text(
         f"select {_LIVE} from {source} order by x.redeemed_at desc, x.customer_id desc, x.offer_id desc limit :limit"  # noqa: S608
     )
     if narrowed.offer_id:
         values["only"] = narrowed.offer_id
     return [_redeemed(row) for row in db.session.execute(statement, values | {"limit": limit + 1})]
+
+
+def _newest(where: str, only: bool) -> str:
+    """The newest redemptions of those offers that have the newest: no other offer can be on the page."""
+    of_one = (
+        f"select * from redemption x where x.offer_id = {{}}.id{where} order by x.redeemed_at desc, x.customer_id desc"  # noqa: S608
+    )
+    return f"""(
+      select o.id from offer o cross join lateral ({of_one.format("o")} limit 1) x
+      {"where o.id = :only" if only else ""}
+      order by x.redeemed_at desc, x.customer_id desc, o.id desc limit :limit
+    ) each cross join lateral ({of_one.format("each")} limit :limit) x"""  # noqa: S608
 
 
 def latest(offer_id: int | None, limit: int) -> list[Redeemed]:
