@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -406,28 +407,50 @@ def test_what_a_killed_worker_left_is_finished_exactly(
     assert len(set(refusals(row))) == len(refusals(row))
 
 
-def test_a_worker_that_was_only_slow_finds_that_it_was_replaced(
-    app: Flask, received: Receive, small_blocks: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import_id = received(many(40))
-    real = staging.merge
-    taken_over = False
+def test_an_import_that_another_worker_holds_is_left_alone(received: Receive) -> None:
+    import_id = received(many(1))
+    values = {"status": "running", "epoch": 1, "lease_until": func.now() + timedelta(minutes=1)}
+    db.session.execute(update(CustomerImport).values(values))
+    db.session.commit()
 
-    def slow(*arguments: Any) -> Any:
-        nonlocal taken_over
-        if not taken_over:
-            taken_over = True
-            with app.app_context():
-                expire_leases()
-                import_actions.run(import_id)
-        return real(*arguments)
-
-    monkeypatch.setattr(staging, "merge", slow)
     import_actions.run(import_id)
 
     row = queries.import_by_id(import_id)
     assert row is not None
-    assert counts(row) == {"rows": 40, "created": 40}
+    assert (row.status, row.epoch, row.rows) == ("running", 1, 0)
+
+
+def test_a_worker_that_was_only_slow_finds_that_it_was_replaced(
+    app: Flask, received: Receive, one_lane: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_id = received(many(40))
+    real = staging.merge
+    calls = 0
+
+    def slow(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            with app.app_context():
+                expire_leases()
+                with contextlib.suppress(Killed):
+                    import_actions.run(import_id)
+        elif calls == 3:
+            # The one that replaced it is killed too, half way.
+            raise Killed
+        return real(*arguments)
+
+    monkeypatch.setattr(staging, "merge", slow)
+    import_actions.run(import_id)
+    row = queries.import_by_id(import_id)
+    assert row is not None
+    assert (row.status, row.epoch) == ("running", 2)
+    expire_leases()
+    import_actions.run(import_id)
+
+    row = queries.import_by_id(import_id)
+    assert row is not None
+    assert (row.status, counts(row)) == ("done", {"rows": 40, "created": 40})
 
 
 def test_a_worker_that_is_asked_to_end_leaves_off_and_another_goes_on_at_once(

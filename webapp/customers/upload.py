@@ -110,11 +110,13 @@ def _file(events: Iterator[Field | File | Data], limit: int) -> Iterator[bytes]:
         size += len(event.data)
         if size > limit:
             raise too_large(limit)
-        if len(buffer) >= PIECE or (buffer and not event.more_data):
-            yield bytes(buffer)
-            buffer.clear()
+        while len(buffer) >= PIECE:
+            yield bytes(buffer[:PIECE])
+            del buffer[:PIECE]
         if not event.more_data:
             break
+    if buffer:
+        yield bytes(buffer)
     # What a form sends behind its file is of no interest, but it has to be whole.
     for _ in events:
         continue
