@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from webapp.customers.intake import CSV, NDJSON, Rejection, check_opening, read
@@ -180,6 +180,11 @@ def test_a_row_that_is_not_utf_8_is_shown_as_it_was_meant() -> None:
     assert found[1].name == "Zoë"
 
 
+@pytest.mark.parametrize("address", [b"\xe9@example.com", b"ada@\xe9.example.com", b"a\xe9\xff@x.de"])
+def test_an_address_that_is_not_utf_8_is_refused_as_such(address: bytes) -> None:
+    assert refused(b"email\n" + address + b"\nb@example.com\n") == [(2, "encoding_invalid")]
+
+
 def test_bytes_that_are_not_utf_8_in_an_ignored_column_hurt_nobody() -> None:
     assert len(taken(b"email,notes\nada@example.com,caf\xe9\n")) == 1
 
@@ -312,8 +317,9 @@ def test_every_row_written_by_a_csv_writer_is_told_of_exactly_once(rows: list[tu
     assert len(told) == len(filled)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.binary(max_size=400), st.integers(1, 64))
+@example(b"\x80@,a\n", 64)
 def test_no_bytes_break_the_reader(junk: bytes, size: int) -> None:
     found = everything(b"email,name\nada@example.com,Ada\n" + junk, size=size)
 

@@ -170,7 +170,14 @@ def _local(local: str, given: str) -> str:
     local = unicodedata.normalize("NFC", local).lower()
     allowed = "".join(c for c in local if not c.isalnum() and unicodedata.category(c) not in ("Mn", "Mc"))
     plain = re.fullmatch(r"[!#$%&'*+/=?^_`{|}~.-]*", allowed)
-    if not local or len(local.encode()) > 64 or not plain or local[0] == "." or local[-1] == "." or ".." in local:
+    if (
+        not local
+        or len(local.encode("utf-8", "surrogatepass")) > 64
+        or not plain
+        or local[0] == "."
+        or local[-1] == "."
+        or ".." in local
+    ):
         raise _bad_email(given)
     return local
 
