@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 from flask import Flask
+from flask.testing import FlaskClient
 from sqlalchemy import func, select, update
 
 from tests import live
-from tests.customers.conftest import pieces
+from tests.customers.conftest import Import, pieces
 from webapp.accounts import actions as accounts
 from webapp.accounts.models import StaffUser
 from webapp.customers import import_actions, queries, tasks
@@ -58,6 +59,19 @@ def size_of(import_id: int) -> int:
     return row.size
 
 
+def signed_in(app: Flask, user: StaffUser) -> FlaskClient:
+    client = app.test_client()
+    with client.session_transaction() as session:
+        session["_user_id"], session["_fresh"] = user.get_id(), True
+    return client
+
+
+def cookie_of(app: Flask, client: FlaskClient) -> str:
+    cookie = client.get_cookie(app.config["SESSION_COOKIE_NAME"])
+    assert cookie is not None
+    return f"{cookie.key}={cookie.value}"
+
+
 def test_a_large_upload_by_machine_does_not_fill_the_memory_of_the_web_server(app: Flask) -> None:
     key = accounts.create_api_key("tests", ["manage"], by="tests")
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "text/csv"}
@@ -78,16 +92,10 @@ def test_a_large_upload_by_machine_does_not_fill_the_memory_of_the_web_server(ap
 def test_a_large_upload_by_form_does_not_fill_the_memory_of_the_web_server(
     app: Flask, staff_user: Callable[..., StaffUser]
 ) -> None:
-    user = staff_user("manager")
-    client = app.test_client()
-    with client.session_transaction() as session:
-        session["_user_id"], session["_fresh"] = user.get_id(), True
+    client = signed_in(app, staff_user("manager"))
     app.config["WTF_CSRF_ENABLED"] = True
     page = client.get("/customers/import").text
     token = page.split('name="csrf_token" value="', 1)[1].split('"', 1)[0]
-    cookie = client.get_cookie(app.config["SESSION_COOKIE_NAME"])
-    assert cookie is not None
-
     head = (
         f'--x\r\nContent-Disposition: form-data; name="csrf_token"\r\n\r\n{token}\r\n'
         '--x\r\nContent-Disposition: form-data; name="audience"\r\n\r\nEveryone\r\n'
@@ -106,7 +114,7 @@ def test_a_large_upload_by_form_does_not_fill_the_memory_of_the_web_server(
         headers = {
             "Content-Type": "multipart/form-data; boundary=x",
             "Content-Length": str(size),
-            "Cookie": f"{cookie.key}={cookie.value}",
+            "Cookie": cookie_of(app, client),
         }
         connection.request("POST", "/customers/import", body=body(), headers=headers)
         answer = connection.getresponse()
@@ -140,6 +148,25 @@ def test_a_connection_that_breaks_leaves_an_import_that_says_so(
 
     assert queries.imports()[0].error_code == "upload_broken"
     assert db.session.scalar(select(func.count()).select_from(ImportChunk)) == 0
+
+
+def test_files_are_downloaded_from_the_real_web_server(
+    app: Flask, staff_user: Callable[..., StaffUser], imported: Import
+) -> None:
+    row = imported("email,name\nada@example.com,Ada\nbad,Bob\n")
+    headers = {"Cookie": cookie_of(app, signed_in(app, staff_user("manager")))}
+
+    answers = []
+    with live.web_server(app.config["SETTINGS"], PORT=str(app.config["SETTINGS"].port)) as web:
+        for address in ("/customers.csv", f"/customers/imports/{row.id}/rejected.csv"):
+            connection = http.client.HTTPConnection(urlsplit(web.url).netloc, timeout=60)
+            connection.request("GET", address, headers=headers)
+            answer = connection.getresponse()
+            answers.append((answer.status, answer.read().decode()))
+
+    assert [status for status, _ in answers] == [200, 200]
+    assert "ada@example.com,Ada" in answers[0][1]
+    assert '"bad,Bob"' in answers[1][1]
 
 
 def test_a_worker_killed_in_the_middle_of_the_merge_is_picked_up_by_another(app: Flask) -> None:

@@ -292,14 +292,13 @@ def rejections_file(import_id: int) -> Iterator[bytes]:
 
 
 def _csv(query: str, values: dict[str, Any]) -> Iterator[bytes]:
-    """What a query finds as CSV, straight from the database. On a connection of its own: it outlives the request."""
-    with db.engine.connect() as connection:
-        driver: Any = connection.connection.driver_connection
-        with driver.cursor().copy(f"copy ({query}) to stdout (format csv, header)", values) as copy:
-            buffer = bytearray()
-            for row in copy:
-                buffer += row
-                if len(buffer) >= _FILE_PIECE:
-                    yield bytes(buffer)
-                    buffer.clear()
-            yield bytes(buffer)
+    """What a query finds as CSV, straight from the database. The request's context has to last as long."""
+    driver: Any = db.session.connection().connection.driver_connection
+    with driver.cursor().copy(f"copy ({query}) to stdout (format csv, header)", values) as copy:
+        buffer = bytearray()
+        for row in copy:
+            buffer += row
+            if len(buffer) >= _FILE_PIECE:
+                yield bytes(buffer)
+                buffer.clear()
+        yield bytes(buffer)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from flask import Blueprint, Response, current_app, flash, redirect, request, url_for
+from flask import Blueprint, Response, current_app, flash, redirect, request, stream_with_context, url_for
 from flask_login import current_user
 from flask_wtf.csrf import CSRFError, validate_csrf
 from werkzeug.wrappers import Response as BaseResponse
@@ -292,7 +293,7 @@ def _row_id(given: str) -> int:
     return _known(int(given)) if given.isascii() and given.isdigit() else 0
 
 
-def _file(pieces: Any, name: str) -> Response:
-    response = Response(pieces, mimetype="text/csv")
+def _file(pieces: Iterator[bytes], name: str) -> Response:
+    response = Response(stream_with_context(pieces), mimetype="text/csv")
     response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
     return response
