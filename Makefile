@@ -36,8 +36,8 @@ check: install-dev ## Lint, format, types
 	@$(VENV) -m ruff check .
 	@$(VENV) -m ruff format --check .
 	@$(VENV) -m mypy
-	@$(VENV) -m djlint --check --quiet templates
-	@$(VENV) -m djlint --lint --quiet templates
+	@$(VENV) -m djlint --check templates
+	@$(VENV) -m djlint --lint templates
 
 format: install-dev ## Put code and templates into shape
 	@$(VENV) -m ruff check --fix .

@@ -85,15 +85,6 @@ def test_a_customer_is_told_and_what_was_typed_is_offered_again(fragile: Fragile
     assert 'name="email" value="ada@example.com"' in page
 
 
-def test_a_password_is_never_written_into_a_page(fragile: Fragile) -> None:
-    fragile.server.stop()
-
-    status, page = fragile.post("/redeem", code="SUMMER25", email="ada@example.com", password="correct horse")
-
-    assert status == 503
-    assert "correct horse" not in page
-
-
 def test_a_shop_gets_a_problem_and_a_time_to_wait(fragile: Fragile) -> None:
     fragile.server.stop()
 

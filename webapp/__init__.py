@@ -10,6 +10,7 @@ from pathlib import Path
 from flask import Flask, Response, g, request
 from flask_openapi import Info, OpenAPI
 from sqlalchemy import text
+from werkzeug.middleware.proxy_fix import ProxyFix
 from whitenoise import WhiteNoise
 
 from webapp import bell, cli, ratelimit, web
@@ -56,6 +57,8 @@ def create_app(settings: Settings | None = None) -> Flask:
         SQLALCHEMY_DATABASE_URI=settings.database_url,
         SQLALCHEMY_ENGINE_OPTIONS={
             "pool_pre_ping": True,
+            # An error in the log names the statement, never the customers it was about.
+            "hide_parameters": True,
             "pool_size": 10,
             "max_overflow": 20,
             "connect_args": {"connect_timeout": 5, "options": "-c timezone=UTC"},
@@ -107,6 +110,10 @@ def _extensions(app: Flask, settings: Settings) -> None:
     csrf.init_app(app)
     login.init_app(app)
     bell.init_app(app)
+    if settings.trusted_proxies:
+        # Only when told to: otherwise anybody could choose the address that limits are counted by.
+        n = settings.trusted_proxies
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=n, x_proto=n, x_host=n)  # type: ignore[method-assign]
     static = Path(app.static_folder or "")
     app.wsgi_app = WhiteNoise(app.wsgi_app, root=static, prefix="static/", max_age=3600)  # type: ignore[method-assign]
 

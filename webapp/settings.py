@@ -41,6 +41,7 @@ class Settings:
     mail_default_sender: str
     mail_connections: int
     shop_name: str
+    trusted_proxies: int
     max_upload: int = 512 * 1024 * 1024
 
     @property
@@ -90,6 +91,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         mail_default_sender=given.get("MAIL_DEFAULT_SENDER") or "Onecode <offers@example.com>",
         mail_connections=_integer(given, "MAIL_CONNECTIONS", 2, 1, 64),
         shop_name=given.get("SHOP_NAME") or "Onecode",
+        trusted_proxies=_integer(given, "TRUSTED_PROXIES", 0, 0, 10),
     )
 
 

@@ -164,7 +164,7 @@ class TestInvitations:
 
     def test_the_page_does_not_pass_its_address_on(self, client: FlaskClient, token: Callable[..., str]) -> None:
         headers = client.get(f"/invitations/{token()}").headers
-        assert (headers["Referrer-Policy"], headers["Cache-Control"]) == ("no-referrer", "no-store")
+        assert (headers["Referrer-Policy"], headers["Cache-Control"]) == ("same-origin", "no-store")
 
     def test_a_link_to_a_new_password_sets_it(self, client: FlaskClient, person: Person) -> None:
         link = actions.reset_link(person().id, by="tests").removeprefix("http://localhost")

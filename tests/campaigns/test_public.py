@@ -70,5 +70,5 @@ def test_a_personal_link_is_no_way_out(client: FlaskClient, token: str) -> None:
 
 def test_the_page_is_kept_by_nobody(client: FlaskClient, token: str) -> None:
     answer = client.get(f"/u/{token}")
-    assert (answer.headers["Cache-Control"], answer.headers["Referrer-Policy"]) == ("no-store", "no-referrer")
+    assert (answer.headers["Cache-Control"], answer.headers["Referrer-Policy"]) == ("no-store", "same-origin")
     assert "Set-Cookie" not in answer.headers

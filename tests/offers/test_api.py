@@ -224,3 +224,10 @@ def test_reading_needs_no_right_to_manage_and_changing_does(api: Any, offer: Mak
     assert api.get("/api/v1/offers/SUMMER25", headers=headers).status_code == 200
     assert api.patch("/api/v1/offers/SUMMER25", json={"name": "x"}, headers=headers).status_code == 403
     assert api.post("/api/v1/offers", json=SUMMER, headers=headers).status_code == 403
+
+
+@pytest.mark.parametrize("zone", ["localtime", "posixrules", "Nowhere/Land", "../etc/passwd", "\0"])
+def test_a_zone_that_no_database_knows_is_refused(api: Any, zone: str) -> None:
+    answer = api.post("/api/v1/offers", json={**SUMMER, "time_zone": zone})
+
+    assert answer.status_code == 422

@@ -59,7 +59,7 @@ def test_the_answer_sets_no_cookie_and_is_kept_by_nobody(
 
     assert "Set-Cookie" not in answer.headers
     assert answer.headers["Cache-Control"] == "no-store"
-    assert answer.headers["Referrer-Policy"] == "no-referrer"
+    assert answer.headers["Referrer-Policy"] == "same-origin"
 
 
 def test_the_day_on_the_receipt_is_that_of_the_offers_zone(
@@ -224,7 +224,7 @@ def test_a_personal_link_is_filled_in_and_looking_changes_nothing(
     assert "ada@example.com" not in answer.text
     assert answer.text.count("<button") == 1
     assert answer.headers["Cache-Control"] == "no-store"
-    assert answer.headers["Referrer-Policy"] == "no-referrer"
+    assert answer.headers["Referrer-Policy"] == "same-origin"
     assert rows() == 0
 
 

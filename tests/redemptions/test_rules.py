@@ -120,6 +120,12 @@ def test_on_an_offer_nobody_can_use_a_customer_hears_what_a_stranger_hears(offer
 
 def test_the_customer_hears_that_it_was_used() -> None:
     assert verdict(replace(FACTS, use=USE)).public_reason == "already_redeemed"
+    assert verdict(replace(of(redeemed=10), use=USE)).public_reason == "already_redeemed"
+
+
+def test_on_an_offer_that_nobody_can_use_a_stranger_does_not_hear_who_has_used_it() -> None:
+    assert verdict(replace(of(ends_at=NOW), use=USE)).public_reason == "offer_expired"
+    assert verdict(replace(of(paused=True), use=USE)).public_reason == "offer_paused"
 
 
 def ask(key: str | None = None, order: str | None = None, body: bytes = b"1", api_key: int = 1) -> Ask:

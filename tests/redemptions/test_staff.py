@@ -182,3 +182,17 @@ def test_the_export_has_every_redemption_and_runs_in_no_spreadsheet(
 
 def test_the_export_of_nothing_has_its_headings(staff: FlaskClient) -> None:
     assert staff.get("/redemptions.csv?who=nobody@example.com").text.startswith("reference,offer,code,email")
+
+
+def test_a_channel_that_does_not_exist_narrows_nothing(staff: FlaskClient) -> None:
+    assert staff.get("/redemptions?channel=%00").status_code == 200
+
+
+def test_a_viewer_is_not_shown_a_form_that_would_refuse_and_gets_no_export(
+    sign_in: Callable[..., FlaskClient], offer: Callable[..., Offer]
+) -> None:
+    viewer = sign_in("viewer")
+    number = offer().id
+
+    for path in ("/offers/new", f"/offers/{number}/edit", "/redemptions/new", "/redemptions.csv"):
+        assert viewer.get(path).status_code == 403

@@ -121,8 +121,10 @@ def _start_session(user: StaffUser) -> None:
 
 
 def _private(answer: BaseResponse) -> BaseResponse:
-    # The address is a secret until it is used.
-    answer.headers["Referrer-Policy"] = "no-referrer"
+    # The address is a secret until it is used: other sites never hear of it. Our own must, for a form that is sent
+    # over https is taken only with a Referer of this site.
+    answer.headers["Referrer-Policy"] = "same-origin"
+    answer.headers["Cache-Control"] = "no-store"
     return answer
 
 

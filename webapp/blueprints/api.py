@@ -101,7 +101,12 @@ def problem(status: int, key: str, detail: str, errors: list[FieldError] | None 
     }
     if errors:
         body["errors"] = [
-            {"pointer": "/" + error.field.replace(".", "/"), "code": error.key, "detail": error.message}
+            # The empty pointer is the body itself.
+            {
+                "pointer": f"/{error.field.replace('.', '/')}" if error.field else "",
+                "code": error.key,
+                "detail": error.message,
+            }
             for error in errors
         ]
     response = jsonify(body)
@@ -120,7 +125,7 @@ def validation_problem(error: ValidationError) -> Response:
         FieldError(
             ".".join(str(part).replace("~", "~0").replace("/", "~1") for part in item["loc"]),
             str(item["type"]),
-            str(item["msg"]),
+            str(item["msg"]).removeprefix("Value error, "),
         )
         for item in error.errors(include_url=False, include_context=False, include_input=False)
     ]

@@ -96,7 +96,7 @@ def _declare_marks(operation: dict[str, Any], view: Any) -> None:
 
 def _declare_refusals(operation: dict[str, Any], names_something: bool, method: str) -> None:
     """What follows from the shape of a call; a room declares what else it refuses with: `responses={412: None}`."""
-    statuses = {401, 403, 429, 503}
+    statuses = {401, 403, 503}
     if names_something:
         statuses.add(404)
     if operation.get("parameters"):
@@ -117,6 +117,6 @@ def _problem(status: int) -> dict[str, Any]:
         "description": REFUSALS[status],
         "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
-    if status in (429, 503):
+    if status == 503:
         answer["headers"] = WAIT
     return answer

@@ -11,7 +11,7 @@ from werkzeug.exceptions import HTTPException
 
 from webapp.blueprints.api import problem
 from webapp.errors import DomainError
-from webapp.extensions import db
+from webapp.extensions import db, login
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +35,10 @@ SENTENCES = {
     500: "It has been noted. Please try again; if it happens again, tell us the number below.",
     503: "The database can't be reached just now. Nothing was saved; please try again in a moment.",
 }
-# What a person typed is offered again when the database was away; never these.
-NEVER_REPEATED = ("password", "csrf_token", "secret")
+# What a person typed is offered again when the database was away. Never on pages that ask for a password, under
+# whatever name a field of theirs goes, and never a token of the session.
+NEVER_REPEATED_ON = ("/sign-in", "/invitations/", "/settings/")
+NEVER_REPEATED = ("csrf_token",)
 
 
 def init_app(app: Flask) -> None:
@@ -97,12 +99,12 @@ def _page(status: int, detail: str) -> Response:
     """An error page that needs neither database nor session. What was typed is offered to be sent again."""
     public = (request.blueprint or "").startswith("public") or request.path.startswith(("/redeem", "/r/", "/u/"))
     repeat = []
-    if status == 503 and request.method == "POST" and request.mimetype == "application/x-www-form-urlencoded":
-        repeat = [
-            (name, value)
-            for name, value in request.form.items(multi=True)
-            if not any(word in name for word in NEVER_REPEATED)
-        ]
+    typed = request.method == "POST" and request.mimetype == "application/x-www-form-urlencoded"
+    if status == 503 and typed and not request.path.startswith(NEVER_REPEATED_ON):
+        repeat = [(name, value) for name, value in request.form.items(multi=True) if name not in NEVER_REPEATED]
+    if "_login_user" not in g:
+        # flask-login would look up who is signed in for any template, and that may be the very thing that failed.
+        g._login_user = login.anonymous_user()
     body = render_template(
         "errors/public.html" if public else "errors/staff.html",
         status=status,

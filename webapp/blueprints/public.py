@@ -54,7 +54,10 @@ def _our_origins() -> set[str]:
 
 
 def _private(response: Response) -> Response:
-    """Pages that carry a token or a person's answer are kept by nobody and name themselves to nobody."""
+    """Pages that carry a token or a person's answer are kept by nobody and name themselves to no other site.
+
+    `no-referrer` would be stricter still, but then browsers without scripts send our own form with `Origin: null`.
+    """
     response.headers.setdefault("Cache-Control", "no-store")
-    response.headers["Referrer-Policy"] = "no-referrer"
+    response.headers["Referrer-Policy"] = "same-origin"
     return response

@@ -117,7 +117,8 @@ def resume(offer_id: int, by: str) -> Offer:
 def freeze(offer_id: int) -> bool:
     """Freeze the discount, the code and whether there is a cap; True when this call did it. The caller commits.
 
-    What was promised in a mail or given at a till stays true from then on, and no redemption goes uncounted.
+    What a mail promised or a till gave is then worth the same for good, and no redemption goes uncounted. Whom the
+    offer is for, and whether it asks for the personal code (every mail carries it), can still be changed.
     """
     frozen = db.session.scalar(
         update(Offer)

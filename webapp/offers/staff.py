@@ -13,6 +13,7 @@ from markupsafe import Markup
 from werkzeug.wrappers import Response as BaseResponse
 
 from webapp import web
+from webapp.blueprints.staff import needs
 from webapp.campaigns import queries as campaigns
 from webapp.customers import queries as customers
 from webapp.errors import DomainError, NotFound
@@ -53,6 +54,7 @@ def index() -> Response:
 
 
 @room.route("/offers/new", methods=["GET", "POST"])
+@needs("manager")
 def new() -> BaseResponse:
     """Set up an offer."""
     form = _form()
@@ -76,7 +78,7 @@ def show(offer_id: int) -> Response:
     offer = _offer(offer_id)
     link = f"{current_app.config['SETTINGS'].public_url}{url_for('public.redemptions.form', code=offer.code)}"
     qr = segno.make(link, error="m").svg_inline(scale=4, border=2, omitsize=True)
-    announcement = campaigns.announcement(offer.id)
+    announced = [campaign for campaign in campaigns.of_offer(offer.id) if campaign.launched_at is not None]
     return web.render(
         "offers/show.html",
         offer=offer,
@@ -85,8 +87,10 @@ def show(offer_id: int) -> Response:
         link=link,
         qr=Markup(qr),  # noqa: S704
         chart=_chart(offer),
-        announcement=announcement,
-        mailed=campaigns.counts(announcement.id).sent if announcement else 0,
+        announcement=campaigns.announcement(offer.id),
+        # Also those that were cancelled on the way: who got the mail, got it.
+        announced=announced,
+        mailed=sum(counts.sent for counts in campaigns.counts_of([campaign.id for campaign in announced]).values()),
         **_live(offer),
     )
 
@@ -99,6 +103,7 @@ def live(offer_id: int) -> Response:
 
 
 @room.route("/offers/<int:offer_id>/edit", methods=["GET", "POST"])
+@needs("manager")
 def edit(offer_id: int) -> BaseResponse:
     """Change an offer."""
     offer = _offer(offer_id)

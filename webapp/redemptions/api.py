@@ -64,8 +64,8 @@ def redeem(body: NewRedemption) -> Response:
     """Redeem an offer for a customer. What it answers is on disk.
 
     A repeat by the same `Idempotency-Key` header or the same order id answers 200 with the first result. The same key
-    with another body is refused with 422. After a rollback the same key answers the first result with
-    `rolled_back_at`; a new key or order redeems anew.
+    with another body for the same offer and customer is refused with 422. After a rollback the same key answers the
+    first result with `rolled_back_at`; a new key or order redeems anew.
     """
     done = actions.redeem(_ask(body))
     response = jsonify(redemption_json(done))

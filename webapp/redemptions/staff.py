@@ -9,6 +9,7 @@ from flask_login import current_user
 from werkzeug.wrappers import Response as BaseResponse
 
 from webapp import cursor, web
+from webapp.blueprints.staff import needs
 from webapp.customers import queries as customers
 from webapp.customers.models import normalise_email
 from webapp.errors import DomainError, Invalid, NotFound
@@ -48,6 +49,7 @@ def index() -> Response:
 
 
 @room.get("/redemptions.csv")
+@needs("manager")
 def download() -> Response:
     """All redemptions that the filters leave, as they come from the database."""
     form = SearchForm(request.args)
@@ -60,6 +62,7 @@ def download() -> Response:
 
 
 @room.route("/redemptions/new", methods=["GET", "POST"])
+@needs("manager")
 def new() -> BaseResponse:
     """Redeem by hand for a customer."""
     form = StaffRedeemForm(code=request.args.get("code"), email=request.args.get("email"))
@@ -123,7 +126,9 @@ def _filter(form: SearchForm) -> Filter | None:
                 return None
     except Invalid:
         return None
-    return Filter(offer_id, customer_id, form.channel.data or None, since, until)
+    return Filter(
+        offer_id, customer_id, form.channel.data if form.channel.data in CHANNEL_WORDS else None, since, until
+    )
 
 
 def _customer_id(who: str) -> int | None:

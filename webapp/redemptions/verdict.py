@@ -103,15 +103,18 @@ class Verdict:
     def public_reason(self) -> Reason | None:
         """The reason a stranger may hear: what fails for the person is one answer, `customer_not_eligible`.
 
-        What fails for everybody is said first, so that on an offer that nobody can use no e-mail stands out.
+        What fails for everybody is said first, so that on an offer that nobody can use no e-mail stands out. Only
+        that it is used up comes after "already redeemed": whoever took part of it shall hear that it was them.
         """
         failed = {check.reason for check in self.checks if check.passed is False}
         personal = failed & PERSONAL
-        if "already_redeemed" in failed and not personal:
-            return "already_redeemed"
         for reason in FOR_EVERYBODY:
             if reason in failed:
                 return reason
+        if "already_redeemed" in failed and not personal:
+            return "already_redeemed"
+        if "offer_exhausted" in failed:
+            return "offer_exhausted"
         return "customer_not_eligible" if personal else None
 
 
@@ -121,7 +124,6 @@ FOR_EVERYBODY: tuple[Reason, ...] = (
     "offer_not_started",
     "offer_expired",
     "offer_paused",
-    "offer_exhausted",
 )
 
 
