@@ -183,12 +183,22 @@ def _all_at_once(threads: list[threading.Thread], lock: int | None) -> None:
     """Run threads; with a lock on a campaign's row, none of them goes on before all of them wait for it."""
     if lock is not None:
         db.session.execute(text("select 1 from campaign where id = :id for update"), {"id": lock})
+        return _run_until_locked(threads)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return None
+
+
+def _run_until_locked(threads: list[threading.Thread]) -> None:
+    """Run threads against the locks this transaction holds, and commit it when all of them wait."""
     for thread in threads:
         thread.start()
     waiting = text(
         "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
     )
-    while lock is not None and db.session.execute(waiting).scalar_one() < len(threads):
+    while db.session.execute(waiting).scalar_one() < len(threads):
         time.sleep(0.01)
         db.session.execute(text("select pg_stat_clear_snapshot()"))
     db.session.commit()
@@ -294,6 +304,52 @@ def test_only_the_offers_audience_is_mailed_as_it_was_at_the_launch(app: Flask, 
     db.session.commit()
     batch_actions.prepare(campaign.id)
     assert db.session.execute(text("select customer_ids from batch")).scalar() == ids[1:3]
+
+
+def test_a_launch_mails_the_audience_of_an_edit_that_came_first(app: Flask, offer: Callable[..., Offer]) -> None:
+    people(1)
+    audience = Audience(name="Everyone but new")
+    db.session.add(audience)
+    db.session.flush()
+    db.session.execute(text("insert into audience_member select :id, id from customer"), {"id": audience.id})
+    row = offer()
+    actions.save_draft(row.id, MailText(), "resend", "tests")
+    offer_id, audience_id = row.id, audience.id
+    assert _launched_during(app, offer_id, f"audience_id = {audience_id}") == "launched"
+    campaign = queries.announcement(offer_id)
+    assert campaign is not None
+    assert campaign.audience_id == audience_id
+
+
+@pytest.mark.parametrize(
+    ("edit", "key"), [("paused_at = now()", "offer_paused"), ("ends_at = now() - interval '1 hour'", "offer_expired")]
+)
+def test_an_offer_stopped_at_the_moment_of_its_launch_is_not_launched(
+    app: Flask, offer: Callable[..., Offer], edit: str, key: str
+) -> None:
+    people(1)
+    row = offer()
+    actions.save_draft(row.id, MailText(), "resend", "tests")
+    assert _launched_during(app, row.id, edit) == key
+
+
+def _launched_during(app: Flask, offer_id: int, edit: str) -> str:
+    """What a launch says that comes while somebody's edit of the offer is not committed yet."""
+    said: list[str] = []
+
+    def launch() -> None:
+        with app.app_context():
+            try:
+                actions.launch_offer(offer_id, "tests")
+            except DomainError as error:
+                said.append(error.key)
+            else:
+                said.append("launched")
+
+    db.session.commit()
+    db.session.execute(text(f"update offer set {edit} where id = :id"), {"id": offer_id})
+    _run_until_locked([threading.Thread(target=launch)])
+    return said[0]
 
 
 # --- pausing and ending -------------------------------------------------------------------------------

@@ -101,7 +101,8 @@ def launch_offer(offer_id: int, by: str) -> Launched:
     :raises NotFound: when there is no such offer.
     :raises DomainError: as `launch`; `conflict` when its mailing was cancelled and no new mail has been written.
     """
-    if offer_queries.by_id(offer_id) is None:
+    # The offer before the campaign, here and in `launch`: a draft's foreign key would lock it otherwise, only weaker.
+    if offer_queries.locked(offer_id) is None:
         raise NotFound("There is no such offer.")
     # One look: between two, somebody else's first launch would pass for a cancelled one.
     earlier = queries.of_offer(offer_id)
@@ -131,7 +132,8 @@ def launch(campaign_id: int, by: str) -> Launched:
     if campaign.status != "draft":
         db.session.rollback()
         return Launched(_existing(campaign_id), False)
-    offer = offer_queries.by_id(campaign.offer_id)
+    # Locked, so that no edit comes between what is checked here and what is mailed.
+    offer = offer_queries.locked(campaign.offer_id)
     if offer is None:
         raise NotFound("There is no such offer.")
     _refuse_unusable(offer)
@@ -244,7 +246,9 @@ def send_again(campaign_id: int, state: str, by: str) -> int:
     due = db.session.execute(
         text(
             "update mail_issue set state = 'deferred', next_at = now(), at = now(), attempts = 0 "
-            "where campaign_id = :id and state = :state and next_at is null"
+            "where campaign_id = :id and state = :state "
+            # A mail whose retry was killed keeps the end of its lease.
+            "and (next_at is null or (state = 'uncertain' and next_at <= now()))"
         ),
         {"id": campaign_id, "state": state},
     )
