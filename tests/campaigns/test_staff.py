@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from sqlalchemy import event
 
 from tests.campaigns.relay import Relay
 from tests.campaigns.test_delivery import people
@@ -120,6 +121,28 @@ def test_the_frame_shows_the_mail_under_a_policy_of_its_own(
     assert "script-src" not in policy
     assert "default-src 'none'" in policy
     assert "frame-src 'self'" in staff.get(f"/offers/{row.id}/mail").headers["Content-Security-Policy"]
+
+
+def test_a_preview_carries_nobodys_links(
+    sign_in: Callable[..., FlaskClient], offer: Callable[..., Offer], customer: Callable[..., Customer]
+) -> None:
+    somebody = customer()
+    row = offer()
+    words = MailText("Hello", "For {{ customer.name }} {{ link }} {{ unsubscribe }}")
+    actions.save_draft(row.id, words, "resend", "tests")
+    manager = sign_in("manager")
+    pages = [manager.get(f"/offers/{row.id}/{page}").text for page in ("mail", "mail/frame", "launch")]
+    campaign_id = actions.launch_offer(row.id, "tests").campaign.id
+    viewer = sign_in("viewer")
+    pages += [viewer.get(f"/campaigns/{campaign_id}{page}").text for page in ("", "/frame")]
+    assert pages[0].count("For Ada Lovelace") == 1
+    links = {link for page in pages for link in re.findall(r"http://localhost(/[ru]/[\w.~-]+)", page)}
+    assert {link[:3] for link in links} == {"/r/", "/u/"}
+    for link in links:
+        viewer.post(link, data={"email": somebody.email})
+    assert {viewer.get(link).status_code for link in links if link.startswith("/r/")} == {404}
+    db.session.refresh(somebody)
+    assert somebody.unsubscribed_at is None
 
 
 def test_a_test_goes_to_the_one_who_asked_and_can_use_up_nothing(
@@ -272,6 +295,28 @@ def test_all_campaigns_are_listed_with_their_state(staff: FlaskClient, sending: 
     assert "SUMMER25" in page
     assert "Sending" in page
     assert re.search(r"0\s+of\s+3", page)
+
+
+def test_the_list_asks_as_often_for_many_campaigns_as_for_one(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
+    def statements() -> int:
+        seen: list[str] = []
+
+        def note(connection: object, cursor: object, statement: str, *rest: object) -> None:
+            seen.append(statement)
+
+        db.session.remove()
+        event.listen(db.engine, "before_cursor_execute", note)
+        try:
+            staff.get("/campaigns")
+        finally:
+            event.remove(db.engine, "before_cursor_execute", note)
+        return len(seen)
+
+    actions.save_draft(offer().id, MailText(), "resend", "tests")
+    one = statements()
+    for n in range(9):
+        actions.save_draft(offer(f"CODE{n}").id, MailText(), "resend", "tests")
+    assert statements() == one
 
 
 def test_an_empty_list_says_what_to_do_first(staff: FlaskClient) -> None:

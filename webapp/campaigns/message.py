@@ -32,6 +32,8 @@ from webapp.redemptions import personal
 from webapp.redemptions.links import personal_url
 from webapp.settings import Settings
 
+# No customer has this id: links signed for it lead nowhere.
+NOBODY = 0
 _WORD = 45
 _NEVER = ("Cc", "Cs", "Co", "Zl", "Zp")
 _PLAIN_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 !#$%&'*+-/=?^_`{|}~")
@@ -77,13 +79,13 @@ class FormLetter:
         self._used = {part.name for parts in (self.subject, self.text, self.html) for part in _slots(parts)}
 
     def preview(self, customer: Customer) -> Preview:
-        """What this customer would read."""
-        values = self._values(customer)
+        """What this customer would read. Links and a personal code are nobody's: who may look may not act for them."""
+        values = self._values(customer, bearer=NOBODY)
         return Preview(fill(self.subject, values, _line), fill(self.text, values), fill(self.html, values, html.escape))
 
     def letter(self, customer: Customer) -> Letter:
         """The finished bytes for this customer."""
-        values = self._values(customer)
+        values = self._values(customer, bearer=customer.id)
         to = address(customer)
         pieces = [
             self._head,
@@ -97,16 +99,16 @@ class FormLetter:
             pieces.append(piece if isinstance(piece, bytes) else piece.stamp(values))
         return Letter(self.sender, to, b"".join(pieces))
 
-    def _values(self, customer: Customer) -> dict[str, str]:
+    def _values(self, customer: Customer, bearer: int) -> dict[str, str]:
         values = {
             "customer.name": _line(customer.name),
             "customer.email": customer.email_as_given,
-            "unsubscribe": links.unsubscribe_url(customer.id, self.campaign_id),
+            "unsubscribe": links.unsubscribe_url(bearer, self.campaign_id),
         }
         if "link" in self._used:
-            values["link"] = personal_url(self.offer_id, customer.id)
+            values["link"] = personal_url(self.offer_id, bearer)
         if "offer.code" in self._used:
-            values["offer.code"] = self.code(customer.id)
+            values["offer.code"] = self.code(bearer)
         return values
 
     def _message_id(self, customer_id: int) -> str:

@@ -128,7 +128,9 @@ def _recipient(offer: Offer, typed: str) -> Customer:
         return customer
     first = customers.ids_after(offer.audience_id, 0, 1)
     customer = customers.by_id(first[0]) if first else None
-    return customer or Customer(id=0, email="ada@example.com", email_as_given="ada@example.com", name="Ada Lovelace")
+    return customer or Customer(
+        id=message.NOBODY, email="ada@example.com", email_as_given="ada@example.com", name="Ada Lovelace"
+    )
 
 
 # --- launching --------------------------------------------------------------------------------------
@@ -197,7 +199,7 @@ def index() -> Response:
         "campaigns/index.html",
         shown=shown,
         counts=queries.counts_of([campaign.id for campaign in shown]),
-        offers={offer.id: offer for offer in (offers.by_id(campaign.offer_id) for campaign in shown) if offer},
+        offers=offers.by_ids([campaign.offer_id for campaign in shown]),
         newest_url=url_for("staff.campaigns.index") if "before" in request.args else None,
         next_url=url_for("staff.campaigns.index", before=shown[-1].id) if len(found) > PAGE else None,
     )

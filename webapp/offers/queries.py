@@ -17,6 +17,11 @@ def by_id(offer_id: int) -> Offer | None:
     return db.session.get(Offer, offer_id)
 
 
+def by_ids(offer_ids: Sequence[int]) -> dict[int, Offer]:
+    """Those of these offers that there are."""
+    return {offer.id: offer for offer in db.session.scalars(select(Offer).where(Offer.id.in_(offer_ids)))}
+
+
 def by_code(code: str) -> Offer | None:
     """The offer of a normalised code."""
     return db.session.scalar(select(Offer).where(Offer.code == code))
