@@ -329,7 +329,6 @@ def upgrade():
     sa.Column('epoch', sa.Integer(), server_default='0', nullable=False),
     sa.Column('lease_until', sa.DateTime(timezone=True), nullable=True),
     sa.Column('not_before', sa.DateTime(timezone=True), nullable=True),
-    sa.Column('attempts', sa.Integer(), server_default='0', nullable=False),
     sa.Column('sent', sa.Integer(), server_default='0', nullable=False),
     sa.CheckConstraint("status in ('pending', 'sending', 'done', 'cancelled')", name=op.f('ck_batch_status')),
     sa.ForeignKeyConstraint(['campaign_id'], ['campaign.id'], name=op.f('fk_batch_campaign_id')),
@@ -338,6 +337,7 @@ def upgrade():
     postgresql_with={'fillfactor': 70}
     )
     with op.batch_alter_table('batch', schema=None) as batch_op:
+        batch_op.create_index('ix_batch_campaign_id_last_id', ['campaign_id', 'last_id'], unique=False)
         batch_op.create_index('ix_batch_open', ['seq', 'campaign_id'], unique=False, postgresql_where=sa.text("status in ('pending', 'sending')"))
 
     op.create_table('mail_issue',
@@ -379,6 +379,7 @@ def downgrade():
     op.drop_table('mail_issue')
     with op.batch_alter_table('batch', schema=None) as batch_op:
         batch_op.drop_index('ix_batch_open', postgresql_where=sa.text("status in ('pending', 'sending')"))
+        batch_op.drop_index('ix_batch_campaign_id_last_id')
 
     op.drop_table('batch')
     with op.batch_alter_table('import_rejection', schema=None) as batch_op:

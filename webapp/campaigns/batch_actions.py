@@ -171,7 +171,7 @@ def _write_batches(campaign_id: int, ids: Sequence[int]) -> None:
 _CLAIM = text(
     """
     update batch set status = 'sending', owner = :owner, epoch = epoch + 1, lease_until = now() + :lease,
-      attempts = attempts + 1, not_before = null
+      not_before = null
     where id = (
       select b.id from batch b join campaign c on c.id = b.campaign_id
       where c.status = 'sending' and b.status in ('pending', 'sending')

@@ -14,8 +14,6 @@ BATCH_SIZE = 500
 WINDOW = 50
 LEASE_SECONDS = 90
 
-OPEN = ("scheduled", "preparing", "sending", "paused")
-
 
 class Campaign(Model):
     """One mailing of an offer's code to its audience."""
@@ -84,12 +82,13 @@ class Batch(Model):
     epoch: Mapped[int] = mapped_column(server_default="0")
     lease_until: Mapped[datetime | None]
     not_before: Mapped[datetime | None]
-    attempts: Mapped[int] = mapped_column(server_default="0")
     sent: Mapped[int] = mapped_column(server_default="0")
 
     __table_args__ = (
         UniqueConstraint("campaign_id", "seq"),
         CheckConstraint("status in ('pending', 'sending', 'done', 'cancelled')", name="status"),
+        # Where in a campaign a customer is, if at all: its batches follow each other by id.
+        Index("ix_batch_campaign_id_last_id", "campaign_id", "last_id"),
         Index("ix_batch_open", "seq", "campaign_id", postgresql_where=sql("status in ('pending', 'sending')")),
         {"postgresql_with": {"fillfactor": 70}},
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sqlalchemy import func, literal, select, text
+from sqlalchemy import func, literal, select, text, true
 
 from webapp.campaigns.models import Batch, Campaign, MailIssue
 from webapp.customers.models import AudienceMember, Customer
@@ -187,23 +187,28 @@ def causes(campaign_id: int, limit: int = 8) -> Sequence[tuple[str, int | None, 
 
 def of_customer(customer_id: int, limit: int = 50) -> list[Mailed]:
     """Which campaigns had this customer among their frozen recipients, newest first, and what became of each mail."""
+    # The batches of a campaign follow each other by id, so one of each is looked at: the first that reaches so far.
+    batch = (
+        select(Batch.status, Batch.window_start, Batch.first_id, Batch.customer_ids)
+        .where(Batch.campaign_id == Campaign.id, Batch.last_id >= customer_id)
+        .order_by(Batch.last_id)
+        .limit(1)
+        .lateral("batch")
+    )
     rows = db.session.execute(
         select(
             Campaign,
-            Batch.status,
-            Batch.window_start,
-            func.array_position(Batch.customer_ids, customer_id).label("place"),
+            batch.c.status,
+            batch.c.window_start,
+            func.array_position(batch.c.customer_ids, customer_id).label("place"),
             MailIssue.state,
             MailIssue.text,
             MailIssue.at,
         )
-        .join(Batch, Batch.campaign_id == Campaign.id)
+        .select_from(Campaign)
+        .join(batch, true())
         .outerjoin(MailIssue, (MailIssue.campaign_id == Campaign.id) & (MailIssue.customer_id == customer_id))
-        .where(
-            Batch.first_id <= customer_id,
-            Batch.last_id >= customer_id,
-            literal(customer_id) == func.any(Batch.customer_ids),
-        )
+        .where(batch.c.first_id <= customer_id, literal(customer_id) == func.any(batch.c.customer_ids))
         .order_by(Campaign.id.desc())
         .limit(limit)
     )
