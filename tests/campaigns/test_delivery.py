@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from tests.campaigns.relay import Relay
 from webapp import bell
@@ -17,6 +17,7 @@ from webapp.campaigns.batch_actions import Place
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.wording import MailText
 from webapp.customers.models import Customer
+from webapp.errors import DomainError
 from webapp.extensions import db
 from webapp.offers.models import Offer
 
@@ -442,6 +443,47 @@ def test_a_campaign_that_holds_leaves_the_mail_in_flight_to_staff(
     assert [issue.email for issue in queries.issues(campaign.id)] == ["c69@example.com"]
 
 
+def test_a_held_mail_whose_retry_was_killed_can_be_sent_again_by_staff(
+    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people(1)
+    relay.behaviour.rcpt["c0@example.com"] = "451 later"
+    campaign = launched(policy="hold")
+    delivery.pump()
+    del relay.behaviour.rcpt["c0@example.com"]
+    due_now()
+    killed_after(1, relay, monkeypatch)
+    with pytest.raises(DomainError, match="no such mails"):
+        actions.send_again(campaign.id, "uncertain", "tests")
+    due_now()
+    assert actions.send_again(campaign.id, "uncertain", "tests") == 1
+    delivery.pump()
+    assert counts(campaign) == {"total": 1, "sent": 1}
+
+
+@pytest.mark.parametrize("kind", ["pump", "test"])
+def test_no_transaction_is_open_while_the_relay_is_reached(
+    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    people(1)
+    campaign = launched()
+    offer = db.session.get_one(Offer, campaign.offer_id)
+    reach = transport.Relay.open
+    seen = []
+
+    def watched(self: transport.Relay) -> None:
+        seen.append(db.session().in_transaction())
+        reach(self)
+
+    monkeypatch.setattr(transport.Relay, "open", watched)
+    if kind == "pump":
+        delivery.pump()
+    else:
+        delivery.send_test(MailText(), offer, "mia@example.com", "Mia")
+    assert len(relay.kept) == 1
+    assert set(seen) == {False}
+
+
 def test_killing_one_after_the_other_sends_one_more_copy_each_and_misses_nobody(
     launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -571,3 +613,31 @@ def test_who_got_it_is_answered_from_the_frozen_ids(launched: Launch, relay: Rel
     assert [(mailed.campaign.id, mailed.state) for mailed in queries.of_customer(ids[0])] == [(campaign.id, "sent")]
     assert [mailed.state for mailed in queries.of_customer(ids[1])] == ["failed"]
     assert queries.of_customer(other) == []
+
+
+def test_who_got_it_is_found_by_an_index_however_many_batches_there_are(launched: Launch) -> None:
+    (somebody,) = people(1)
+    campaign = launched()
+    db.session.execute(
+        text(
+            "insert into batch (campaign_id, seq, first_id, last_id, customer_ids) "
+            "select :id, g, g * 10, g * 10 + 9, array[g * 10, g * 10 + 9] from generate_series(1, 5000) g"
+        ),
+        {"id": campaign.id},
+    )
+    db.session.execute(text("analyze batch"))
+    db.session.commit()
+    asked = []
+
+    def note(connection: object, cursor: object, statement: str, parameters: Any, *rest: object) -> None:
+        asked.append((statement, parameters))
+
+    event.listen(db.engine, "before_cursor_execute", note)
+    try:
+        found = [queries.of_customer(customer) for customer in (somebody, 499, 495, 60_000)]
+    finally:
+        event.remove(db.engine, "before_cursor_execute", note)
+    statement, parameters = next(each for each in asked if "batch" in each[0])
+    plan = "\n".join(row[0] for row in db.session.connection().exec_driver_sql(f"explain {statement}", parameters))
+    assert [len(campaigns) for campaigns in found] == [1, 1, 0, 0]
+    assert "ix_batch_campaign_id_last_id" in plan

@@ -56,9 +56,11 @@ def send_test(mail: MailText, offer: Offer, to: str, name: str) -> None:
 
     :raises DomainError: `relay_down` or `relay_refuses`, with what the relay said.
     """
-    nobody = Customer(id=0, email=to.lower(), email_as_given=to, name=name)
+    nobody = Customer(id=message.NOBODY, email=to.lower(), email_as_given=to, name=name)
     settings: Settings = current_app.config["SETTINGS"]
     letter = FormLetter(mail, offer, 0, token=f"test.{secrets.token_hex(8)}").letter(nobody)
+    # No transaction stays open while the relay is waited for.
+    db.session.rollback()
     try:
         with transport.relay() as relay:
             relay.send(letter)
@@ -114,6 +116,8 @@ class _Pump:
 
     def _reach_relay(self) -> bool:
         """A connection, before anything is claimed: while the relay is away nobody is at fault and nothing is due."""
+        # No transaction stays open while the relay is waited for.
+        db.session.rollback()
         try:
             self.relay.open()
         except RelayRefuses as error:
