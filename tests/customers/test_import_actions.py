@@ -105,6 +105,13 @@ def test_of_several_rows_about_one_e_mail_the_last_one_counts(imported: Import, 
     assert row.duplicates == 1
 
 
+def test_an_empty_cell_of_the_last_row_leaves_what_an_earlier_one_says(imported: Import) -> None:
+    imported("email,name,locale\nada@example.com,First,en\nada@example.com,Second,\nada@example.com,,\n")
+
+    ada = people()["ada@example.com"]
+    assert (ada.name, ada.locale) == ("Second", "en")
+
+
 def test_an_empty_cell_or_a_missing_column_changes_nothing(imported: Import, customer: Make) -> None:
     customer("ada@example.com", name="Ada", locale="en", source_id="C1")
 

@@ -31,9 +31,21 @@ _STAGE: tuple[LiteralString, ...] = (
     "create temp table joining (line bigint not null, audience text not null)",
 )
 
-# Of several rows about one e-mail the last one counts. What the others say about audiences is added to it.
+# Of several rows about one e-mail the last one counts; where it has an empty cell, the last before it that has not.
+# What the others say about audiences is added to it.
 _DROP_DUPLICATES: LiteralString = """
-  with repeated as (select email, max(line) as last from staged group by email having count(*) > 1),
+  with repeated as (
+    select email, max(line) as last,
+      (array_agg(name order by line desc) filter (where name is not null))[1] as name,
+      (array_agg(locale order by line desc) filter (where locale is not null))[1] as locale,
+      (array_agg(source_id order by line desc) filter (where source_id is not null))[1] as source_id
+    from staged group by email having count(*) > 1
+  ),
+  filled as (
+    update staged s set name = r.name, locale = r.locale, source_id = r.source_id from repeated r
+    where s.email = r.email and s.line = r.last
+      and (s.name, s.locale, s.source_id) is distinct from (r.name, r.locale, r.source_id)
+  ),
   gone as (
     delete from staged s using repeated r where s.email = r.email and s.line < r.last
     returning r.last, s.audience
