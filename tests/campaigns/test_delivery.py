@@ -284,11 +284,12 @@ def test_while_the_relay_is_away_nothing_is_lost_and_staff_can_see_why(
 def test_when_the_relay_is_back_the_mails_go_out(
     launched: Launch, relay: Relay, with_settings: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "SLICE", 0.1)
     people(3)
     campaign = launched()
     with_settings(mail_port=1)
-    delivery.pump()
+    with monkeypatch.context() as patch:
+        patch.setattr(delivery, "SLICE", 0.1)
+        delivery.pump()
     with_settings(mail_port=relay.port)
     delivery.pump()
     assert counts(campaign) == {"total": 3, "sent": 3}
