@@ -22,7 +22,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     app = create_app()
     consumer = huey.create_consumer(
-        # Two threads more than connections to the relay, so that an import and the sweep never wait for mail.
+        # Two threads more than connections to the relay: for an import (one at a time) and for the sweep.
         workers=app.config["SETTINGS"].mail_connections + 2,
         worker_type="thread",
         periodic=True,

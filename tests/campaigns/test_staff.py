@@ -238,7 +238,19 @@ def test_the_card_asks_again_while_mails_go_out_and_stops_when_they_are_through(
     through = staff.get(f"/campaigns/{sending.id}/progress", headers=HTMX).text
     assert 'hx-trigger="every 2s"' in going
     assert "hx-trigger" not in through
-    assert "3 of 3" in through
+
+
+def test_the_card_of_a_paused_mailing_asks_again_until_the_worker_has_left_it(
+    staff: FlaskClient, sending: Campaign
+) -> None:
+    claim = batch_actions.claim("a worker")
+    assert claim is not None
+    actions.pause(sending.id, "tests")
+    leaving = staff.get(f"/campaigns/{sending.id}/progress", headers=HTMX).text
+    batch_actions.release(claim)
+    left = staff.get(f"/campaigns/{sending.id}/progress", headers=HTMX).text
+    assert "hx-trigger" in leaving
+    assert "hx-trigger" not in left
 
 
 def test_failures_are_shown_with_the_relays_words(staff: FlaskClient, sending: Campaign, relay: Relay) -> None:

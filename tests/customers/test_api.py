@@ -170,3 +170,12 @@ def test_writing_needs_the_scope_manage(app: Flask, scope: str) -> None:
     sent = client.post("/api/v1/customers/import", data="email\na@example.com\n", content_type=CSV, headers=headers)
 
     assert (put.status_code, sent.status_code) == (403, 403)
+
+
+@pytest.mark.parametrize("blank", ["%20", "%C2%A0"])
+def test_a_blank_source_id_is_refused(api: FlaskClient, blank: str) -> None:
+    answer = api.put(f"/api/v1/customers/{blank}", json={"email": "ada@example.com"})
+
+    assert answer.status_code == 422
+    assert answer.json is not None
+    assert answer.json["errors"][0]["pointer"] == "/source_id"

@@ -498,3 +498,46 @@ def test_a_customer_changed_meanwhile_keeps_what_the_import_says_last(received: 
 
     ada = people()["ada@example.com"]
     assert (ada.name, ada.source_id) == ("From the file", "C1")
+
+
+# --- beside each other ---------------------------------------------------------------------------
+
+
+def test_one_import_is_read_at_a_time_and_the_next_is_rung_for(received: Receive) -> None:
+    first, second = received("email\nada@example.com\n"), received("email\nbob@example.com\n")
+    with tasks._reading:
+        tasks.read_import(first)
+    assert set(people()) == set()
+
+    tasks.read_import(first)
+
+    assert set(people()) == {"ada@example.com"}
+    assert huey.storage.queue_size() == 1
+    tasks.read_import(second)
+    assert set(people()) == {"ada@example.com", "bob@example.com"}
+
+
+def test_the_sweep_leaves_an_upload_whose_last_piece_has_come(
+    received: Receive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_id = received("email\nada@example.com\n")
+    # It looked a moment ago, when the piece was still missing.
+    monkeypatch.setattr(queries, "stalled_uploads", lambda: [import_id])
+
+    import_actions.close_broken_uploads()
+
+    row = queries.import_by_id(import_id)
+    assert row is not None
+    assert row.status == "queued"
+    assert db.session.scalar(select(func.count()).select_from(ImportChunk)) == 1
+
+
+def test_an_upload_that_breaks_off_makes_no_audience(app: Flask) -> None:
+    def broken() -> Iterator[bytes]:
+        yield b"email\n" + b"x" * 2_000_000
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        import_actions.receive(broken(), "a.csv", "text/csv", "Ghost", by="tests")
+
+    assert list(queries.audiences()) == []

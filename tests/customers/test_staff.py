@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 
 import pytest
 from flask.testing import FlaskClient
-from sqlalchemy import select
+from sqlalchemy import select, update
 from werkzeug.test import TestResponse
 
 from tests.customers.conftest import Import
 from webapp.accounts.models import AuditEntry, StaffUser
 from webapp.customers import actions, queries
-from webapp.customers.models import Customer, ImportChunk
+from webapp.customers.models import Customer, ImportChunk, RejectedRow
 from webapp.customers.values import CustomerValues
 from webapp.extensions import db
 from webapp.offers.models import Offer
@@ -203,6 +203,14 @@ def test_a_file_that_is_too_large_is_told_so(staff: FlaskClient, with_settings: 
     assert [row.status for row in queries.imports()] in ([], ["failed"])
 
 
+def test_any_file_name_is_taken(staff: FlaskClient) -> None:
+    answers = [upload(staff, b"email\nada@example.com\n", name) for name in ("a\0b.csv", "x" * 3000 + ".csv")]
+
+    assert [answer.status_code for answer in answers] == [302, 302]
+    assert [row.filename for row in queries.imports()] == ["x" * 200, "ab.csv"]
+    assert set(db.session.scalars(select(AuditEntry.subject))) == {"x" * 200, "ab.csv"}
+
+
 def test_a_file_of_many_pieces_arrives_as_it_was(staff: FlaskClient) -> None:
     lines = b"".join(b"customer%d@example.com,%s\n" % (n, b"x" * (n % 190)) for n in range(30_000))
     file = b"email,name\n" + lines
@@ -311,6 +319,27 @@ def test_rows_that_were_not_taken_are_downloaded_with_their_reasons(staff: Flask
     assert rows[0] == ["line", "code", "detail", "row"]
     assert rows[1][:2] == ["2", "email_invalid"]
     assert rows[1][3] == '"=bad","x\ny"'
+
+
+@pytest.mark.parametrize("sign", list("=+-@\t\r"))
+def test_rows_that_were_not_taken_hold_no_formula(staff: FlaskClient, imported: Import, sign: str) -> None:
+    row = imported("email\nbad\n")
+    db.session.execute(update(RejectedRow).values(row=f"{sign}1"))
+    db.session.commit()
+
+    file = staff.get(f"/customers/imports/{row.id}/rejected.csv").text
+
+    assert next(csv.DictReader(io.StringIO(file, newline="")))["row"] == f"'{sign}1"
+
+
+def test_rows_that_were_not_taken_are_not_handed_to_viewers(
+    sign_in: Callable[..., FlaskClient], imported: Import
+) -> None:
+    row = imported("email\nbad\n")
+    viewer = sign_in("viewer")
+
+    assert viewer.get(f"/customers/imports/{row.id}/rejected.csv").status_code == 403
+    assert "rejected.csv" not in viewer.get(f"/customers/imports/{row.id}").text
 
 
 def test_all_imports_are_listed(staff: FlaskClient, imported: Import) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sqlalchemy import func, literal, select, text, true
+from sqlalchemy import exists, func, literal, select, text, true
 
 from webapp.campaigns.models import Batch, Campaign, MailIssue
 from webapp.customers.models import AudienceMember, Customer
@@ -248,6 +248,12 @@ _WORK = text(
     )
     """
 )
+
+
+def is_being_sent(campaign_id: int) -> bool:
+    """Whether a worker is at one of its batches: so it is for a moment after a pause, until its window is through."""
+    wanted = exists().where(Batch.campaign_id == campaign_id, Batch.status == "sending", Batch.lease_until > func.now())
+    return bool(db.session.scalar(select(wanted)))
 
 
 def next_wake() -> float | None:

@@ -299,7 +299,7 @@ def _progress_values(campaign: Campaign) -> dict[str, Any]:
         "campaign": campaign,
         "counts": queries.counts(campaign.id),
         "causes": queries.causes(campaign.id),
-        "is_live": campaign.status in LIVE,
+        "is_live": campaign.status in LIVE or queries.is_being_sent(campaign.id),
     }
 
 

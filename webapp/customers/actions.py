@@ -81,6 +81,8 @@ def put(values: CustomerValues, audiences: Iterable[str] | None, by: str) -> tup
 
 def _put(values: CustomerValues, names: list[str] | None, by: str) -> tuple[Customer, bool]:
     wanted = _clean(values)
+    if values.source_id is not None and not wanted["source_id"]:
+        raise Invalid(FieldError("source_id", "source_id_missing", "A source id has at least one visible character."))
     found = queries.by_source_id(wanted["source_id"] or "") or _without_source_id(wanted["email"] or "")
     customer = queries.locked(found.id) if found else None
     is_new = customer is None

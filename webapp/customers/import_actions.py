@@ -67,10 +67,11 @@ def receive(pieces: Iterable[bytes], filename: str, media_type: str, audience: s
     :raises Invalid: before anything is kept, when the file's beginning shows that nothing of it can be taken.
     """
     name = _audience(audience)
+    filename = " ".join(filename.replace("\0", "").split())[:200] or "customers"
     arriving = iter(pieces)
     first, whole = opening(arriving)
     check_opening(first, media_type, whole)
-    import_id = _begin(filename, media_type, name, by)
+    import_id = _begin(filename, media_type, by)
     try:
         _keep(import_id, 0, first)
         for seq, piece in enumerate(arriving, 1):
@@ -79,7 +80,7 @@ def receive(pieces: Iterable[bytes], filename: str, media_type: str, audience: s
         db.session.rollback()
         _close(import_id, "upload_broken", BROKEN_OFF)
         raise
-    _queue(import_id, filename, by)
+    _queue(import_id, filename, name, by)
     return import_id
 
 
@@ -90,11 +91,10 @@ def _audience(given: str) -> str:
         raise Invalid(*(FieldError("audience", item.key, item.message) for item in error.errors)) from error
 
 
-def _begin(filename: str, media_type: str, audience: str, by: str) -> int:
+def _begin(filename: str, media_type: str, by: str) -> int:
     row = CustomerImport(
-        filename=" ".join(filename.split())[:200].replace("\0", "") or "customers",
+        filename=filename,
         media_type=media_type,
-        audience_id=_ensure_audience(audience) if audience else None,
         by=by,
         lease_until=_in_seconds(RECEIVING_SECONDS),
     )
@@ -116,8 +116,10 @@ def _keep(import_id: int, seq: int, data: bytes) -> None:
     db.session.commit()
 
 
-def _queue(import_id: int, filename: str, by: str) -> None:
-    _while_receiving(import_id, status="queued", lease_until=None)
+def _queue(import_id: int, filename: str, audience: str, by: str) -> None:
+    # Only now, with the file: an upload that breaks off leaves no empty audience behind.
+    audience_id = _ensure_audience(audience) if audience else None
+    _while_receiving(import_id, status="queued", lease_until=None, audience_id=audience_id)
     record(by, "customers.import", filename, id=import_id)
     db.session.commit()
 
@@ -142,7 +144,20 @@ def _close(import_id: int, code: str, sentence: str) -> None:
 def close_broken_uploads() -> None:
     """Close imports whose next piece did not come in time: the web process that received them was ended."""
     for import_id in queries.stalled_uploads():
-        _close(import_id, "upload_broken", BROKEN_OFF)
+        # The last piece may have come since: only what still waits for one, and in vain, is closed.
+        stalled = (
+            update(CustomerImport)
+            .where(
+                CustomerImport.id == import_id,
+                CustomerImport.status == "receiving",
+                CustomerImport.lease_until < func.now(),
+            )
+            .values(lease_until=None)
+        )
+        if db.session.execute(stalled).rowcount:  # type: ignore[attr-defined]
+            _close(import_id, "upload_broken", BROKEN_OFF)
+        else:
+            db.session.rollback()
 
 
 def _in_seconds(seconds: int) -> Any:

@@ -259,7 +259,7 @@ def waiting_imports() -> list[int]:
 # --- files ---------------------------------------------------------------------------------------
 
 # What a spreadsheet would take for a formula gets an apostrophe before it; an import takes that off again.
-_GUARDED = "case when {0} ~ '^[-=+@]' then '''' || {0} else {0} end as {1}"
+_GUARDED = "case when {0} ~ '^[-=+@\t\r]' then '''' || {0} else {0} end as {1}"
 _FILE_PIECE = 64 * 1024
 
 

@@ -262,6 +262,7 @@ def show_import(import_id: int) -> Response:
 
 
 @room.get("/customers/imports/<int:import_id>/rejected.csv")
+@needs("manager")
 def rejected(import_id: int) -> Response:
     """The rows that could not be taken, with their reasons, as they come from the database."""
     row = _import(import_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 
 from huey import crontab
@@ -9,7 +10,22 @@ from huey import crontab
 from webapp import bell
 from webapp.customers import import_actions, queries
 
-import_customers = bell.task(import_actions.run)
+# One import at a time in a worker: several would hold every thread, and no mail would go out until they are done.
+_reading = threading.Lock()
+
+
+def read_import(import_id: int) -> None:
+    """Read an import, then ring for those that came meanwhile. Whoever finds one being read leaves it at that."""
+    if not _reading.acquire(blocking=False):
+        return
+    try:
+        import_actions.run(import_id)
+    finally:
+        _reading.release()
+    _ring_waiting()
+
+
+import_customers = bell.task(read_import)
 
 
 def receive_import(pieces: Iterable[bytes], filename: str, media_type: str, audience: str, by: str) -> int:
@@ -22,6 +38,10 @@ def receive_import(pieces: Iterable[bytes], filename: str, media_type: str, audi
 def sweep_customers() -> None:
     """Ring again for imports whose bell or worker was lost; close uploads that broke off."""
     import_actions.close_broken_uploads()
+    _ring_waiting()
+
+
+def _ring_waiting() -> None:
     for import_id in queries.waiting_imports():
         bell.ring(import_customers, import_id)
 
