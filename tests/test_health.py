@@ -1,8 +1,25 @@
 from __future__ import annotations
 
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from flask import Flask
 from flask.testing import FlaskClient
+
+from webapp.extensions import db
 
 
 def test_ready_when_database_and_queue_answer(client: FlaskClient) -> None:
     assert client.get("/healthz").json == {"status": "ok"}
     assert client.get("/readyz").status_code == 200
+
+
+def test_the_migrations_make_what_the_models_say(app: Flask) -> None:
+    with db.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"include_object": not_of_the_queue})
+
+        assert compare_metadata(context, db.metadata) == []
+
+
+def not_of_the_queue(thing: object, name: str | None, kind: str, reflected: bool, compare_to: object) -> bool:
+    """Huey's tables are made by a migration and are no models of ours."""
+    return not (kind == "table" and (name or "").startswith("huey_"))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from zoneinfo import ZoneInfo
 
 import jinja2_fragments.flask
-from babel import Locale, UnknownLocaleError, dates, numbers
+from babel import dates, numbers
 from flask import Flask, Response, make_response, render_template, request
 from flask_login import current_user
 from werkzeug.routing import IntegerConverter, Map
@@ -122,16 +121,6 @@ def last_day(ends_at: datetime, zone: str, locale: str = "en") -> str:
 def _date(value: date, locale: str) -> str:
     # Babel takes plain "en" for American; most who read English write the day first, and so do our other dates.
     return dates.format_date(value, "long", locale="en_001" if locale == "en" else locale)
-
-
-def locale_of(tag: str | None) -> str:
-    """A Babel locale for a customer's language tag; English when there is none or none is known."""
-    if tag and re.fullmatch(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8}){0,3}", tag):
-        try:
-            return str(Locale.parse(tag, sep="_" if "_" in tag else "-"))
-        except (UnknownLocaleError, ValueError):
-            return "en"
-    return "en"
 
 
 def masked(email: str) -> str:

@@ -64,9 +64,6 @@ def upgrade():
     sa.Column('detail', postgresql.JSONB(astext_type=sa.Text()), nullable=True),
     sa.PrimaryKeyConstraint('id', name=op.f('pk_audit_entry'))
     )
-    with op.batch_alter_table('audit_entry', schema=None) as batch_op:
-        batch_op.create_index('ix_audit_entry_at', ['at'], unique=False)
-
     op.create_table('batch_cursor',
     sa.Column('batch_id', sa.BigInteger(), autoincrement=False, nullable=False),
     sa.Column('epoch', sa.Integer(), nullable=False),
@@ -152,9 +149,6 @@ def upgrade():
     sa.Column('reason', sa.Text(), nullable=False),
     sa.PrimaryKeyConstraint('customer_id', 'offer_id', 'redeemed_at', name=op.f('pk_rollback'))
     )
-    with op.batch_alter_table('rollback', schema=None) as batch_op:
-        batch_op.create_index('ix_rollback_offer_id_rolled_back_at', ['offer_id', 'rolled_back_at'], unique=False)
-
     op.create_table('signing_key',
     sa.Column('purpose', sa.Text(), nullable=False),
     sa.Column('version', sa.Integer(), nullable=False),
@@ -404,9 +398,6 @@ def downgrade():
     op.drop_table('audience_member')
     op.drop_table('staff_user')
     op.drop_table('signing_key')
-    with op.batch_alter_table('rollback', schema=None) as batch_op:
-        batch_op.drop_index('ix_rollback_offer_id_rolled_back_at')
-
     op.drop_table('rollback')
     op.drop_table('redemption_tally')
     op.drop_table('redemption_hour')
@@ -423,9 +414,6 @@ def downgrade():
 
     op.drop_table('customer')
     op.drop_table('batch_cursor')
-    with op.batch_alter_table('audit_entry', schema=None) as batch_op:
-        batch_op.drop_index('ix_audit_entry_at')
-
     op.drop_table('audit_entry')
     op.drop_table('audience')
     op.drop_table('api_key')

@@ -92,8 +92,6 @@ class AuditEntry(Model):
     subject: Mapped[str] = mapped_column(server_default="")
     detail: Mapped[dict[str, Any] | None]
 
-    __table_args__ = (Index("ix_audit_entry_at", "at"),)
-
 
 class RateHit(Model):
     """Counters of the rate limits, shared by all processes. Unlogged: a crash forgives."""

@@ -58,8 +58,6 @@ class Rollback(Model):
     rolled_back_by: Mapped[str] = mapped_column(Text)
     reason: Mapped[str] = mapped_column(Text)
 
-    __table_args__ = (Index("ix_rollback_offer_id_rolled_back_at", "offer_id", "rolled_back_at"),)
-
 
 class RedemptionHour(Model):
     """How many live redemptions an offer has from one full hour (UTC): what charts and totals read."""
