@@ -119,10 +119,6 @@ class Offer(Model):
             max_redemptions=self.max_redemptions,
         )
 
-    def is_open(self, at: datetime) -> bool:
-        """Whether `at` lies in the half-open window `[starts_at, ends_at)`."""
-        return self.starts_at <= at and (self.ends_at is None or at < self.ends_at)
-
     def state(self, at: datetime) -> OfferState:
         """The one word that staff see for it."""
         if self.ends_at is not None and at >= self.ends_at:
