@@ -31,7 +31,7 @@ from webapp.accounts import actions as accounts
 from webapp.accounts.models import StaffUser
 from webapp.customers.models import Customer, normalise_email
 from webapp.extensions import db
-from webapp.offers.models import Offer, normalise_code
+from webapp.offers.models import Offer, OfferCode, normalise_code
 
 # Fast and forgetful: a test server's data need not survive a power cut. Crash tests start a server of their own.
 QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "shared_buffers": "64MB"}
@@ -219,6 +219,8 @@ def offer(app: Flask) -> Callable[..., Offer]:
             given["percent"] = Decimal(25)
         row = Offer(code=normalise_code(code), code_as_written=code, **{**given, **values})
         db.session.add(row)
+        db.session.flush()
+        db.session.add(OfferCode(code=row.code, offer_id=row.id, code_as_written=code))
         db.session.commit()
         return row
 

@@ -1,5 +1,6 @@
 """Every code an offer has had."""
 
+import sqlalchemy as sa
 from alembic import op
 
 revision = "0002"
@@ -7,8 +8,37 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    pass
+    op.create_table(
+        "offer_code",
+        sa.Column("code", sa.Text(collation="C"), nullable=False),
+        sa.Column("offer_id", sa.BigInteger(), nullable=False),
+        sa.Column("code_as_written", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("closed_at", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(["offer_id"], ["offer.id"], name=op.f("fk_offer_code_offer_id")),
+        sa.PrimaryKeyConstraint("code", name=op.f("pk_offer_code")),
+        sa.UniqueConstraint(
+            "offer_id", "code", "code_as_written", name=op.f("uq_offer_code_offer_id_code_code_as_written")
+        ),
+    )
+    op.execute(
+        "insert into offer_code (code, offer_id, code_as_written, created_at) "
+        "select code, id, code_as_written, created_at from offer"
+    )
+    op.create_foreign_key(
+        op.f("fk_offer_current_code"),
+        "offer",
+        "offer_code",
+        ["id", "code", "code_as_written"],
+        ["offer_id", "code", "code_as_written"],
+        deferrable=True,
+        initially="DEFERRED",
+    )
+    op.drop_constraint(op.f("uq_offer_code"), "offer", type_="unique")
 
 
 def downgrade() -> None:
-    pass
+    """Aliases are lost: only the current code of each offer goes on working."""
+    op.create_unique_constraint(op.f("uq_offer_code"), "offer", ["code"])
+    op.drop_constraint(op.f("fk_offer_current_code"), "offer", type_="foreignkey")
+    op.drop_table("offer_code")

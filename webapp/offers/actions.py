@@ -18,7 +18,7 @@ from webapp.accounts.actions import record
 from webapp.errors import DomainError, FieldError, Invalid, NotFound
 from webapp.extensions import db
 from webapp.offers import queries, window
-from webapp.offers.models import CODE_MAX, CODE_MIN, Discount, Offer, normalise_code
+from webapp.offers.models import CODE_MAX, CODE_MIN, Discount, Offer, OfferCode, normalise_code
 from webapp.offers.models import OfferValues as OfferValues
 
 NAME_MAX = 200
@@ -140,18 +140,28 @@ def _set_paused(offer: Offer, paused: bool, by: str) -> None:
 
 def _insert(row: dict[str, Any]) -> Offer | None:
     """The new offer, or None when its code is taken; also when somebody takes it at this very moment."""
-    statement = insert(Offer).values(row).on_conflict_do_nothing(index_elements=[Offer.code]).returning(Offer)
     try:
-        with db.session.begin_nested():
-            return db.session.scalar(statement)
+        with db.session.begin_nested() as point:
+            offer = db.session.scalars(insert(Offer).values(row).returning(Offer)).one()
+            if _reserve(offer.id, row["code"], row["code_as_written"]):
+                return offer
+            point.rollback()
+            return None
     except IntegrityError as error:
         raise _integrity(error) from error
+
+
+def _reserve(offer_id: int, code: str, code_as_written: str) -> bool:
+    """Take a code for an offer, for ever; False when it was taken before, perhaps at this very moment."""
+    statement = insert(OfferCode).values(offer_id=offer_id, code=code, code_as_written=code_as_written)
+    return db.session.scalar(statement.on_conflict_do_nothing().returning(OfferCode.code)) is not None
 
 
 def _write(offer: Offer, values: OfferValues) -> None:
     row = _row(values) | {"code": normalise_code(values.code or ""), "code_as_written": _as_written(values.code or "")}
     try:
         with db.session.begin_nested():
+            _rewrite_code(offer.code, row["code"], row["code_as_written"])
             for name, value in row.items():
                 setattr(offer, name, value)
             offer.version += 1
@@ -160,9 +170,16 @@ def _write(offer: Offer, values: OfferValues) -> None:
         raise _integrity(error) from error
 
 
+def _rewrite_code(before: str, code: str, code_as_written: str) -> None:
+    """Another code, or spelling, in place of the one before, which nobody was given yet: it is free again."""
+    db.session.execute(
+        update(OfferCode).where(OfferCode.code == before).values(code=code, code_as_written=code_as_written)
+    )
+
+
 def _integrity(error: IntegrityError) -> DomainError:
     name = getattr(getattr(error.orig, "diag", None), "constraint_name", "")
-    if name == "uq_offer_code":
+    if name == "pk_offer_code":
         return _code_taken()
     if name == "fk_offer_audience_id":
         return Invalid(FieldError("audience", "audience_unknown", "This audience does not exist; choose another."))

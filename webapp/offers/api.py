@@ -16,7 +16,7 @@ from webapp.customers import queries as customers
 from webapp.errors import DomainError, FieldError, Invalid, NotFound
 from webapp.offers import actions, queries
 from webapp.offers.models import Offer, OfferValues, normalise_code
-from webapp.offers.schemas import NewOffer, OfferChange, OfferCode, OfferList, OfferOut, OfferPage, offer_json
+from webapp.offers.schemas import NewOffer, OfferChange, OfferList, OfferOut, OfferPage, OfferPath, offer_json
 from webapp.redemptions import queries as redemptions
 
 room = APIBlueprint("offers", __name__)
@@ -58,14 +58,14 @@ def page(query: OfferList) -> Response:
 
 @room.get("/offers/<code>", responses={200: OfferOut})
 @needs_scope("read")
-def read(path: OfferCode) -> Response:
+def read(path: OfferPath) -> Response:
     """Read one offer."""
     return _answer(_offer(path.code))
 
 
 @room.patch("/offers/<code>", responses={200: OfferOut, 412: None})
 @needs_scope("manage")
-def change(path: OfferCode, body: OfferChange) -> Response:
+def change(path: OfferPath, body: OfferChange) -> Response:
     """Change an offer. With `If-Match` only if nobody else has changed it since (412 otherwise).
 
     From the first launch or redemption the discount, the code, and whether there is a cap stay as they are.

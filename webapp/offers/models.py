@@ -8,7 +8,16 @@ from datetime import datetime
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Literal
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Numeric, Text, func
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Numeric,
+    Text,
+    UniqueConstraint,
+    func,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from webapp.errors import FieldError, Invalid
@@ -61,11 +70,14 @@ class OfferValues:
 
 
 class Offer(Model):
-    """One offer with its one shared code. `redeemed` counts only where there is a cap (`max_redemptions`)."""
+    """One offer with its one shared code. `redeemed` counts only where there is a cap (`max_redemptions`).
+
+    `code` is the one that is given out now; `OfferCode` has it too, with those that were given out before.
+    """
 
     __tablename__ = "offer"
     id: Mapped[Id]
-    code: Mapped[str] = mapped_column(Text(collation="C"), unique=True)
+    code: Mapped[str] = mapped_column(Text(collation="C"))
     code_as_written: Mapped[str]
     name: Mapped[str]
     discount_type: Mapped[str]
@@ -86,6 +98,15 @@ class Offer(Model):
     version: Mapped[int] = mapped_column(server_default="1")
 
     __table_args__ = (
+        # Held at the commit, for offer and code name each other. That makes the code unique among all offers, too.
+        ForeignKeyConstraint(
+            ["id", "code", "code_as_written"],
+            ["offer_code.offer_id", "offer_code.code", "offer_code.code_as_written"],
+            name="fk_offer_current_code",
+            deferrable=True,
+            initially="DEFERRED",
+            use_alter=True,
+        ),
         CheckConstraint(f"code ~ '^[A-Z0-9]{{{CODE_MIN},{CODE_MAX}}}$'", name="code"),
         CheckConstraint(
             "(discount_type = 'percent' and percent > 0 and percent <= 100 and amount is null and currency is null)"
@@ -128,6 +149,23 @@ class Offer(Model):
         if self.max_redemptions is not None and self.redeemed >= self.max_redemptions:
             return "used_up"
         return "scheduled" if at < self.starts_at else "live"
+
+
+class OfferCode(Model):
+    """A code that an offer has or had. It works until it is closed and stays taken for ever.
+
+    The one that stands in `Offer.code` is given out now; the other open ones are aliases: mails and posters have them.
+    """
+
+    __tablename__ = "offer_code"
+    code: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
+    offer_id: Mapped[int] = mapped_column(ForeignKey("offer.id"))
+    code_as_written: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    closed_at: Mapped[datetime | None]
+
+    # What an offer's foreign key points at, and how the codes of an offer are found.
+    __table_args__ = (UniqueConstraint("offer_id", "code", "code_as_written"),)
 
 
 def normalise_code(given: str) -> str:

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, and_, func, or_, select, true
 
 from webapp.errors import Invalid
 from webapp.extensions import db
-from webapp.offers.models import Offer, OfferState, normalise_code
+from webapp.offers.models import Offer, OfferCode, OfferState, normalise_code
 
 
 def by_id(offer_id: int) -> Offer | None:
@@ -23,8 +23,12 @@ def by_ids(offer_ids: Sequence[int]) -> dict[int, Offer]:
 
 
 def by_code(code: str) -> Offer | None:
-    """The offer of a normalised code."""
-    return db.session.scalar(select(Offer).where(Offer.code == code))
+    """The offer of a normalised code: the one it gives out now, or an alias that is not closed."""
+    return db.session.scalar(
+        select(Offer)
+        .join(OfferCode, OfferCode.offer_id == Offer.id)
+        .where(OfferCode.code == code, OfferCode.closed_at.is_(None))
+    )
 
 
 def locked(offer_id: int) -> Offer | None:
@@ -78,9 +82,11 @@ def _matches(q: str) -> ColumnElement[bool]:
     pattern = "%" + words.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
     found = Offer.name.ilike(pattern)
     try:
-        return or_(found, Offer.code.startswith(normalise_code(words)))
+        begins = OfferCode.code.startswith(normalise_code(words))
     except Invalid:
         return found
+    # Also by a code that was closed: whoever comes with one wants to know what it was.
+    return or_(found, Offer.id.in_(select(OfferCode.offer_id).where(begins)))
 
 
 def _not_ended() -> ColumnElement[bool]:

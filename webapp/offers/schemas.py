@@ -129,7 +129,7 @@ class OfferChange(Body):
     paused: StrictBool = _LEFT_OUT
 
 
-class OfferCode(BaseModel):
+class OfferPath(BaseModel):
     """An offer by its code, in any spelling."""
 
     code: str
