@@ -54,7 +54,7 @@ def _prefixed(alias: str, columns: str, prefix: str) -> str:
 
 _FACTS = text(
     f"""
-    select t.n, clock_timestamp() as at, t.suffix, t.prefix,
+    select t.n, clock_timestamp() as at, t.suffix, k.nearness,
       {_prefixed("o", _OFFER, "o_")},
       c.id as customer_id, c.email_as_given as email,
       o.audience_id is null or m.customer_id is not null as in_audience,
@@ -68,11 +68,12 @@ _FACTS = text(
       code, prefix, suffix, offer_id, email, source_id, customer_id, api_key_id, key, order_id, n
     )
     left join lateral (
-      select {_OFFER}, 1 as nearness from offer where code = t.code
-      union all select {_OFFER}, 2 from offer where code = t.prefix
-      union all select {_OFFER}, 3 from offer where id = t.offer_id
+      select offer_id, 1 as nearness from offer_code where code = t.code and closed_at is null
+      union all select offer_id, 2 from offer_code where code = t.prefix and closed_at is null
+      union all select t.offer_id, 3 where t.offer_id is not null
       order by nearness limit 1
-    ) o on true
+    ) k on true
+    left join offer o on o.id = k.offer_id
     left join lateral (
       select id, email_as_given from customer where email = t.email and erased_at is null
       union all select id, email_as_given from customer where source_id = t.source_id and erased_at is null
@@ -149,7 +150,8 @@ def _personal_code(ask: Ask, row: Row[Any]) -> PersonalCode:
     right = personal.matches(row.suffix or "", row.o_id or 0, row.customer_id or 0)
     if ask.offer_id is not None and ask.customer_id is not None:
         return "right"
-    if row.o_id is None or ask.code is None or row.o_code == ask.code:
+    # Found by all that was typed: a shared code, the one of now or an alias.
+    if row.o_id is None or ask.code is None or row.nearness == 1:
         return "none"
     return "right" if right else "wrong"
 
