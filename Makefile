@@ -12,10 +12,10 @@ export PORT
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup down run run-migration run-test check format erd lock benchmark benchmark-launch install install-dev
+.PHONY: help setup down run run-migration run-test check format erd lock benchmark benchmark-launch benchmark-redeem-http install install-dev
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' Makefile
 
 setup: install ## Install and start everything in the background, print where it is
 	@$(FLASK) up
@@ -50,10 +50,13 @@ erd: install-dev ## Draw docs/erd.md from the models
 lock: install-dev ## Renew requirements.txt and requirements-dev.txt from their .in files
 	@$(VENV) scripts/lock
 
-benchmark: benchmark-launch ## Measure everything; docs/benchmarks.md says what
+benchmark: benchmark-launch benchmark-redeem-http ## Measure everything; docs/benchmarks.md says what
 
 benchmark-launch: install-dev ## Launch, mailing, redemptions beside two voucher pools
 	@$(VENV) -m benchmarks.launch
+
+benchmark-redeem-http: install-dev ## Redeeming over HTTP beside a Flask hello and a naive view
+	@$(VENV) -m benchmarks.redeem_http
 
 install: .venv/installed
 install-dev: .venv/installed-dev

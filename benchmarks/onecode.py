@@ -80,14 +80,15 @@ class Onecode:
             for purpose in ("personal_link", "unsubscribe", "message_id", "personal_code"):
                 keyring.keys(purpose)
 
-    def new_offer(self) -> int:
-        """An offer with its mail written, ready to be launched; its id."""
+    def new_offer(self, cap: int | None = None) -> int:
+        """An offer with its mail written, ready to be launched; its id. `codes` has its code."""
         now = datetime.now(UTC)
         values = OfferValues(
             name="Summer",
             discount=Discount("percent", percent=Decimal(25)),
             starts_at=now - timedelta(hours=1),
             ends_at=now + timedelta(days=30),
+            max_redemptions=cap,
         )
         with self.app.app_context():
             offer = campaigns.create_offer(values, campaigns.MailText(), by="benchmark")

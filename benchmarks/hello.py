@@ -1,0 +1,12 @@
+"""The baseline of every HTTP figure: the least that Flask can do."""
+
+from __future__ import annotations
+
+from flask import Flask
+
+app = Flask(__name__)
+
+
+@app.get("/")
+def hello() -> str:
+    return "Hello, World!"

@@ -1,0 +1,86 @@
+"""Web servers in processes of their own: the command that the program is served by, for any app."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from webapp import services
+from webapp.settings import ROOT, Settings
+
+PROGRAM = "wsgi:app"
+
+
+@dataclass(frozen=True)
+class Web:
+    """A running web server."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+
+    def cpu_seconds(self) -> float:
+        """What it has computed so far, all its processes together."""
+        main = psutil.Process(self.process.pid)
+        return sum(sum(one.cpu_times()[:4]) for one in [main, *main.children(recursive=True)])
+
+
+def command(settings: Settings, app: str) -> list[str]:
+    """How the program is served, with another app in its place: as many workers, as many threads."""
+    return [app if word == PROGRAM else word for word in shlex.split(services._web(settings))]
+
+
+@contextmanager
+def serving(app: str, settings: Settings, environment: Mapping[str, str], ready: str) -> Iterator[Web]:
+    """Serve an app on a free port until the block ends; begins when the path `ready` answers.
+
+    :raises RuntimeError: when it does not, with the server's last words.
+    """
+    port = _free_port()
+    log = Path(settings.instance_path) / f"{app.partition(':')[0]}.{port}.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, *command(dataclasses.replace(settings, port=port), app)],
+            cwd=ROOT,
+            env=os.environ | {"PORT": str(port), "PYTHONUNBUFFERED": "1", **environment},
+            stdout=file,
+            stderr=file,
+        )
+    try:
+        _wait(f"http://127.0.0.1:{port}{ready}", process, log)
+        yield Web(process, port)
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except urllib.error.HTTPError:
+            # It answers, and there is nothing to GET.
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise RuntimeError(f"{url} does not answer: {log.read_text(errors='replace')[-2000:]}")
