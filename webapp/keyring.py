@@ -20,13 +20,14 @@ from webapp.extensions import Model, db
 
 
 class SigningKey(Model):
-    """One secret of one purpose. The highest version signs; every version still reads."""
+    """One secret of one purpose. The highest version signs; every version that was not retired still reads."""
 
     __tablename__ = "signing_key"
     purpose: Mapped[str] = mapped_column(primary_key=True)
     version: Mapped[int] = mapped_column(primary_key=True)
     secret: Mapped[bytes]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    retired_at: Mapped[datetime | None]
 
 
 _CACHE_SECONDS = 60

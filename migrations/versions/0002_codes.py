@@ -1,4 +1,4 @@
-"""Every code an offer has had."""
+"""Every code an offer has had, and keys that are no longer accepted."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -35,10 +35,12 @@ def upgrade() -> None:
         initially="DEFERRED",
     )
     op.drop_constraint(op.f("uq_offer_code"), "offer", type_="unique")
+    op.add_column("signing_key", sa.Column("retired_at", sa.DateTime(timezone=True), nullable=True))
 
 
 def downgrade() -> None:
-    """Aliases are lost: only the current code of each offer goes on working."""
+    """Aliases are lost: only the current code of each offer goes on working. Retired keys are accepted again."""
+    op.drop_column("signing_key", "retired_at")
     op.create_unique_constraint(op.f("uq_offer_code"), "offer", ["code"])
     op.drop_constraint(op.f("fk_offer_current_code"), "offer", type_="foreignkey")
     op.drop_table("offer_code")

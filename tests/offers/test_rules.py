@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from webapp.errors import Invalid
 from webapp.offers import window
-from webapp.offers.actions import GENERATED_ALPHABET, generate_code
+from webapp.offers.code_actions import GENERATED_ALPHABET, generate_code
 from webapp.offers.models import CODE_ALPHABET, Discount, normalise_code
 from webapp.offers.window import Local
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
-import unicodedata
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
@@ -18,21 +16,14 @@ from webapp.accounts.actions import record
 from webapp.errors import DomainError, FieldError, Invalid, NotFound
 from webapp.extensions import db
 from webapp.offers import queries, window
-from webapp.offers.models import CODE_MAX, CODE_MIN, Discount, Offer, OfferCode, normalise_code
+from webapp.offers.code_actions import as_written, candidates, check_version, code_errors, code_taken, reserve, rewrite
+from webapp.offers.models import Discount, Offer, normalise_code
 from webapp.offers.models import OfferValues as OfferValues
 
 NAME_MAX = 200
 CAP_MAX = 10**12
 AMOUNT_MAX = 10**12
 YEARS = range(2000, 2200)
-# Nobody mistakes one of these for another, on paper or on the phone: no 0 O 1 I L.
-GENERATED_ALPHABET = "ABCDEFGHJKMNPQRSTUVWXYZ23456789"
-
-
-def generate_code() -> str:
-    """A code nobody misreads, such as K7QM-4XWT."""
-    letters = [secrets.choice(GENERATED_ALPHABET) for _ in range(8)]
-    return f"{''.join(letters[:4])}-{''.join(letters[4:])}"
 
 
 def create(values: OfferValues, by: str) -> Offer:
@@ -51,13 +42,13 @@ def add(values: OfferValues, by: str) -> Offer:
     _check(values)
     row = _row(values)
     offer = None
-    for code in [values.code] if values.code else [generate_code() for _ in range(5)]:
-        row |= {"code": normalise_code(code), "code_as_written": _as_written(code)}
+    for code in candidates(values.code):
+        row |= {"code": normalise_code(code), "code_as_written": as_written(code)}
         offer = _insert(row)
         if offer is not None:
             break
     if offer is None:
-        raise _code_taken()
+        raise code_taken()
     record(by, "offer.created", offer.code_as_written, name=offer.name)
     return offer
 
@@ -77,13 +68,7 @@ def change(
     offer = queries.locked(offer_id)
     if offer is None:
         raise NotFound("There is no such offer.")
-    if version is not None and offer.version != version:
-        raise DomainError(
-            "conflict",
-            "Somebody else has changed this offer in the meantime. "
-            "Look at what it says now, then save yours again if it should still replace it.",
-            409,
-        )
+    check_version(offer, version)
     values = dataclasses.replace(offer.values(), **changes)
     _check(values)
     _check_frozen(offer, values)
@@ -117,8 +102,9 @@ def resume(offer_id: int, by: str) -> Offer:
 def freeze(offer_id: int) -> bool:
     """Freeze the discount, the code and whether there is a cap; True when this call did it. The caller commits.
 
-    What a mail promised or a till gave is then worth the same for good, and no redemption goes uncounted. Whom the
-    offer is for, and whether it asks for the personal code (every mail carries it), can still be changed.
+    What a mail promised or a till gave is then worth the same for good, and no redemption goes uncounted. Another code
+    is then given by `code_actions.renew_code`, which leaves the old one working. Whom the offer is for, and whether it
+    asks for the personal code, can still be changed.
     """
     frozen = db.session.scalar(
         update(Offer)
@@ -143,7 +129,7 @@ def _insert(row: dict[str, Any]) -> Offer | None:
     try:
         with db.session.begin_nested() as point:
             offer = db.session.scalars(insert(Offer).values(row).returning(Offer)).one()
-            if _reserve(offer.id, row["code"], row["code_as_written"]):
+            if reserve(offer.id, row["code"], row["code_as_written"]):
                 return offer
             point.rollback()
             return None
@@ -151,17 +137,11 @@ def _insert(row: dict[str, Any]) -> Offer | None:
         raise _integrity(error) from error
 
 
-def _reserve(offer_id: int, code: str, code_as_written: str) -> bool:
-    """Take a code for an offer, for ever; False when it was taken before, perhaps at this very moment."""
-    statement = insert(OfferCode).values(offer_id=offer_id, code=code, code_as_written=code_as_written)
-    return db.session.scalar(statement.on_conflict_do_nothing().returning(OfferCode.code)) is not None
-
-
 def _write(offer: Offer, values: OfferValues) -> None:
-    row = _row(values) | {"code": normalise_code(values.code or ""), "code_as_written": _as_written(values.code or "")}
+    row = _row(values) | {"code": normalise_code(values.code or ""), "code_as_written": as_written(values.code or "")}
     try:
         with db.session.begin_nested():
-            _rewrite_code(offer.code, row["code"], row["code_as_written"])
+            rewrite(offer.code, row["code"], row["code_as_written"])
             for name, value in row.items():
                 setattr(offer, name, value)
             offer.version += 1
@@ -170,30 +150,13 @@ def _write(offer: Offer, values: OfferValues) -> None:
         raise _integrity(error) from error
 
 
-def _rewrite_code(before: str, code: str, code_as_written: str) -> None:
-    """Another code, or spelling, in place of the one before, which nobody was given yet: it is free again."""
-    db.session.execute(
-        update(OfferCode).where(OfferCode.code == before).values(code=code, code_as_written=code_as_written)
-    )
-
-
 def _integrity(error: IntegrityError) -> DomainError:
     name = getattr(getattr(error.orig, "diag", None), "constraint_name", "")
     if name == "pk_offer_code":
-        return _code_taken()
+        return code_taken()
     if name == "fk_offer_audience_id":
         return Invalid(FieldError("audience", "audience_unknown", "This audience does not exist; choose another."))
     raise error
-
-
-def _code_taken() -> Invalid:
-    return Invalid(
-        FieldError(
-            "code",
-            "code_taken",
-            "Another offer has this code, perhaps one that has ended. Choose another, or leave it empty to get one.",
-        )
-    )
 
 
 def _row(values: OfferValues) -> dict[str, Any]:
@@ -212,12 +175,8 @@ def _row(values: OfferValues) -> dict[str, Any]:
     }
 
 
-def _as_written(code: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", code).split())
-
-
 def _check(values: OfferValues) -> None:
-    errors = [*_name(values), *_code(values), *_discount(values.discount), *_window(values), *_cap(values)]
+    errors = [*_name(values), *code_errors(values.code), *_discount(values.discount), *_window(values), *_cap(values)]
     if errors:
         raise Invalid(*errors)
 
@@ -230,18 +189,6 @@ def _name(values: OfferValues) -> Iterator[FieldError]:
         yield FieldError("name", "name_too_long", f"A name has at most {NAME_MAX} characters.")
     elif not name.isprintable():
         yield FieldError("name", "name_invalid", "A name is one line of plain text.")
-
-
-def _code(values: OfferValues) -> Iterator[FieldError]:
-    if values.code is None:
-        return
-    try:
-        length = len(normalise_code(values.code))
-    except Invalid as error:
-        yield from error.errors
-        return
-    if not CODE_MIN <= length <= CODE_MAX or len(values.code) > 2 * CODE_MAX:
-        yield FieldError("code", "code_length", f"A code has {CODE_MIN} to {CODE_MAX} letters and digits.")
 
 
 def _discount(discount: Discount) -> Iterator[FieldError]:
@@ -291,7 +238,11 @@ def _check_frozen(offer: Offer, values: OfferValues) -> None:
         )
     if normalise_code(values.code or "") != offer.code:
         errors.append(
-            FieldError("code", "frozen", "The code can't change any more: it was mailed or redeemed already.")
+            FieldError(
+                "code",
+                "frozen",
+                "The code was mailed or redeemed already. Renew it instead; the one of now then goes on working, too.",
+            )
         )
     if (values.max_redemptions is None) != (offer.max_redemptions is None):
         errors.append(

@@ -31,6 +31,20 @@ def by_code(code: str) -> Offer | None:
     )
 
 
+def code_of(offer_id: int, code: str) -> OfferCode | None:
+    """This code of an offer, if it ever had it."""
+    return db.session.scalar(select(OfferCode).where(OfferCode.offer_id == offer_id, OfferCode.code == code))
+
+
+def codes_of(offer_ids: Sequence[int]) -> dict[int, list[OfferCode]]:
+    """Every code that each of these offers has or had, newest first."""
+    found: dict[int, list[OfferCode]] = {offer_id: [] for offer_id in offer_ids}
+    statement = select(OfferCode).where(OfferCode.offer_id.in_(offer_ids))
+    for row in db.session.scalars(statement.order_by(OfferCode.created_at.desc(), OfferCode.code)):
+        found[row.offer_id].append(row)
+    return found
+
+
 def locked(offer_id: int) -> Offer | None:
     """The offer as it stands on disk, locked until the transaction ends."""
     return db.session.scalar(

@@ -20,6 +20,7 @@ from webapp.errors import DomainError, NotFound
 from webapp.offers import actions, queries
 from webapp.offers.forms import OfferForm, SearchForm
 from webapp.offers.models import Offer
+from webapp.redemptions import misses
 from webapp.redemptions import queries as redemptions
 from webapp.redemptions.forms import CHANNEL_WORDS
 
@@ -47,6 +48,7 @@ def index() -> Response:
         shown=shown,
         at=queries.clock(),
         redeemed=redemptions.totals([offer.id for offer in shown]),
+        misses=misses.alarms([offer.id for offer in shown]),
         narrowed=bool(kept),
         prev_url=url_for("staff.offers.index", **kept, after=shown[0].id) if newer else None,
         next_url=url_for("staff.offers.index", **kept, before=shown[-1].id) if older else None,
@@ -83,6 +85,7 @@ def show(offer_id: int) -> Response:
         "offers/show.html",
         offer=offer,
         at=queries.clock(),
+        misses=misses.alarms([offer.id]).get(offer.id),
         audience=_audience(offer),
         link=link,
         qr=Markup(qr),  # noqa: S704
