@@ -26,7 +26,7 @@ from webapp.settings import Settings
 
 Job = TypeVar("Job")
 Found = TypeVar("Found")
-TIMEOUT = 60
+TIMEOUT = 30
 # What each of the processes keeps: the program, and that all of them are there.
 _kept: dict[str, Any] = {}
 
