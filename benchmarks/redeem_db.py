@@ -1,0 +1,208 @@
+"""`make benchmark-redeem-db`: the action that every door calls beside a plain INSERT and two textbook ways."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flask import Flask
+
+from benchmarks import customers, onecode, peers_crowd, redeem_db_report, server
+from benchmarks.measure import DATABASE
+from benchmarks.peers_crowd import Crowd, Done, Side, Work
+from benchmarks.redeem_db_report import FEW, INSERT, LOCK, ORM, OURS, RUSH, Results, Sample
+from benchmarks.server import Machine
+from benchmarks.textbook import ForUpdate, OrmHabit, PlainInsert, ask
+from webapp.extensions import db
+from webapp.redemptions.actions import Refused, redeem
+from webapp.redemptions.verdict import Ask
+from webapp.settings import ROOT
+
+PROCESSES = 2
+WAYS: dict[str, type[PlainInsert] | type[OrmHabit] | type[ForUpdate]] = {
+    INSERT: PlainInsert,
+    ORM: OrmHabit,
+    LOCK: ForUpdate,
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured: rounds of runs of at most so many seconds, by so many threads in two processes."""
+
+    rounds: int = 3
+    seconds: float = 4
+    threads: Sequence[int] = (16, 64)
+    customers: int = 100_000
+
+
+USUAL = Plan()
+QUICK = Plan(rounds=1, seconds=2, threads=(64,))
+FULL = Plan(rounds=5, seconds=10, customers=1_000_000)
+
+
+@dataclass
+class Ours(Side):
+    """The action itself, in a process of the program. `code` is the offer's."""
+
+    url: str
+    folder: str
+    code: str
+    app: Flask = field(init=False)
+
+    def open(self, threads: int) -> None:
+        logging.disable(logging.WARNING)
+        self.app = onecode.build(self.url, self.folder)
+
+    @contextmanager
+    def client(self) -> Iterator[Work]:
+        def work(customer: int) -> bool:
+            try:
+                redeem(Ask(channel="api", code=self.code, email=f"customer.{customer}@example.com"))
+            except Refused:
+                return False
+            return True
+
+        with self.app.app_context():
+            yield work
+
+    def close(self) -> None:
+        with self.app.app_context():
+            db.engine.dispose()
+
+
+@dataclass
+class Textbook(Side):
+    """One of the baselines, over as many connections as there are threads."""
+
+    url: str
+    name: str
+    offer_id: int
+    code: str
+    way: PlainInsert | OrmHabit | ForUpdate = field(init=False)
+
+    def open(self, threads: int) -> None:
+        self.way = WAYS[self.name](self.url, threads)
+
+    @contextmanager
+    def client(self) -> Iterator[Work]:
+        yield lambda customer: self.way.redeem(ask(self.offer_id, self.code, customer))
+
+    def close(self) -> None:
+        self.way.close()
+
+
+class Bench:
+    def __init__(self, machine: Machine, app: Flask, plan: Plan) -> None:
+        self.machine = machine
+        self.ours = onecode.Onecode(app)
+        self.plan = plan
+        # The same customers in the same order for everybody, and in no order that an index likes.
+        self.items = random.Random(1).sample(range(1, plan.customers + 1), plan.customers)
+
+    def sample(self, name: str, capped: bool, threads: int) -> Sample:
+        """One run on an empty table, right after a checkpoint.
+
+        :raises RuntimeError: when somebody was refused, or the table does not say what the answers said.
+        """
+        done, rows, counter, postgres = self._run(name, self.plan.customers if capped else None, threads, self.items)
+        if done.refused or done.failed or rows != done.redeemed:
+            raise RuntimeError(f"{name}: {rows} rows after {done}")
+        if capped and counter not in ({rows} if name in (OURS, LOCK) else {0}):
+            raise RuntimeError(f"{name}: the cap says {counter} where there are {rows} rows")
+        return Sample(done.rate, done.cpu / rows, postgres / rows, rows)
+
+    def rush(self, name: str, threads: int) -> int:
+        """Many more customers at once than a cap has units; how many rows there are then."""
+        done, rows, _, _ = self._run(name, FEW, threads, self.items[:RUSH])
+        if done.failed or rows != done.redeemed:
+            raise RuntimeError(f"{name}: {rows} rows after {done}")
+        return rows
+
+    def _run(self, name: str, cap: int | None, threads: int, items: Sequence[int]) -> tuple[Done, int, int, float]:
+        """What was done, the rows and the counter then, the CPU seconds of the server."""
+        offer_id = self.ours.new_offer(cap)
+        self.ours.disconnect()
+        before = 0.0
+
+        def ready() -> None:
+            nonlocal before
+            before = self.machine.cpu_seconds()
+
+        with self.machine.connect(DATABASE) as connection:
+            connection.execute("truncate redemption")
+            connection.execute("checkpoint")
+            crowd = Crowd(PROCESSES, threads // PROCESSES, self.plan.seconds)
+            done = peers_crowd.run(self._side(name, offer_id), items, crowd, ready)
+            cpu = self.machine.cpu_seconds() - before
+            rows, counter = connection.execute(
+                "select (select count(*) from redemption), redeemed from offer where id = %s", [offer_id]
+            ).fetchone() or (0, 0)
+        return done, int(rows), int(counter), cpu
+
+    def _side(self, name: str, offer_id: int) -> Side:
+        url, code = self.machine.url(DATABASE), self.ours.codes[offer_id]
+        if name == OURS:
+            return Ours(url, str(self.machine.server.sockets.parent), code)
+        return Textbook(url, name, offer_id, code)
+
+
+def turns(number: int) -> list[tuple[str, bool]]:
+    """Who comes after whom; the order turns from round to round. To a plain INSERT a cap is nothing."""
+    order = [(INSERT, False), (OURS, False), (ORM, False), (LOCK, False), (OURS, True), (ORM, True), (LOCK, True)]
+    start = number % len(order)
+    return order[start:] + order[:start]
+
+
+def measure(plan: Plan) -> Results:
+    """Everything, on a server of its own."""
+    results = Results(plan.customers, plan.seconds)
+    with server.running() as machine:
+        machine.create(DATABASE)
+        app = onecode.build(machine.url(DATABASE), str(machine.server.sockets.parent))
+        onecode.migrate(app)
+        with machine.connect(DATABASE) as connection:
+            customers.fill(connection, plan.customers)
+        bench = Bench(machine, app, plan)
+        bench.ours.set_up()
+        for number in range(plan.rounds):
+            for threads in plan.threads:
+                for name, capped in turns(number):
+                    sample = bench.sample(name, capped, threads)
+                    results.samples.setdefault((name, capped, threads), []).append(sample)
+                    print(f"round {number + 1}, {threads} threads, {redeem_db_report.title(name, capped)}: {sample}")
+        for name in (OURS, LOCK, ORM):
+            results.sold[name] = [bench.rush(name, max(plan.threads)) for _ in range(plan.rounds)]
+    return results
+
+
+def asked_for(arguments: Sequence[str], environ: Mapping[str, str]) -> Plan:
+    """What to measure: `--quick` for a look, SIZE=full for longer runs and a million customers."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.redeem_db", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="64 threads only, short runs; prints, writes no page")
+    if parser.parse_args(arguments).quick:
+        return QUICK
+    return FULL if environ.get("SIZE") == "full" else USUAL
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    logging.disable(logging.WARNING)
+    plan = asked_for(sys.argv[1:] if arguments is None else arguments, os.environ)
+    results = measure(plan)
+    page = redeem_db_report.page(results)
+    print(f"\n{page}")
+    if plan is not QUICK:
+        Path(ROOT / "docs" / "benchmarks" / "redeem-db.md").write_text(page)
+    print(json.dumps(redeem_db_report.figures(results)))
+
+
+if __name__ == "__main__":
+    main()

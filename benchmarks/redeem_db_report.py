@@ -1,0 +1,117 @@
+"""The page and the figures of `make benchmark-redeem-db`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from benchmarks import report
+from benchmarks.textbook import ForUpdate, OrmHabit, PlainInsert
+
+INSERT, ORM, LOCK, OURS = PlainInsert.name, OrmHabit.name, ForUpdate.name, "Onecode"
+VARIANTS = ((INSERT, False), (OURS, False), (OURS, True), (ORM, False), (ORM, True), (LOCK, False), (LOCK, True))
+# What was to be reached of the rate of a plain INSERT, without and with a cap.
+WANTED = {False: 0.45, True: 0.40}
+# The rush at the end: so many want one of so few.
+FEW, RUSH = 100, 600
+SET_UP = Path(__file__).with_name("redeem_db.md")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run: redemptions in a second, and CPU seconds for one, of the callers and of the server."""
+
+    rate: float
+    caller: float
+    postgres: float
+    rows: int
+
+    def __str__(self) -> str:
+        return f"{self.rate:,.0f}/s, {1e6 * self.caller:.0f}/{1e6 * self.postgres:.0f} µs, {self.rows:,} rows"
+
+
+@dataclass
+class Results:
+    """What was measured, by way, cap and number of threads, in the order of the rounds; and how many each way sold of
+    the few of the rush."""
+
+    customers: int
+    seconds: float
+    samples: dict[tuple[str, bool, int], list[Sample]] = field(default_factory=dict)
+    sold: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def threads(self) -> list[int]:
+        return sorted({threads for _, _, threads in self.samples})
+
+    def ratios(self, name: str, capped: bool, threads: int) -> list[float]:
+        """The rate to that of a plain INSERT by as many threads, round by round."""
+        limit = self.samples[INSERT, False, threads]
+        return [a.rate / b.rate for a, b in zip(self.samples[name, capped, threads], limit, strict=True)]
+
+
+def title(name: str, capped: bool) -> str:
+    return name if name == INSERT else f"{name}, {'capped' if capped else 'uncapped'}"
+
+
+def figures(results: Results) -> dict[str, float]:
+    """What scripts follow. Of the numbers of threads the worst counts."""
+    found: dict[str, float] = {}
+    for kind, capped in (("uncapped", False), ("capped", True)):
+        by_threads = {n: round(median(results.ratios(OURS, capped, n)), 4) for n in results.threads}
+        found[f"insert_ratio_{kind}"] = min(by_threads.values())
+        found |= {f"insert_ratio_{kind}_{n}": ratio for n, ratio in by_threads.items()}
+    return found | {"sold": max(results.sold[OURS]), "sold_orm": max(results.sold[ORM])}
+
+
+def page(results: Results) -> str:
+    """docs/benchmarks/redeem-db.md."""
+    return "\n".join([SET_UP.read_text(), *_targets(results), *_runs(results), *_sold(results)]) + "\n"
+
+
+def _targets(results: Results) -> Iterator[str]:
+    yield "## What was to be reached\n"
+    yield "Redemptions to plain INSERTs in a second: medians of the ratios within a round, and their spread.\n"
+    lines = []
+    for capped, wanted in WANTED.items():
+        for threads in results.threads:
+            ratios = results.ratios(OURS, capped, threads)
+            what = f"{'capped' if capped else 'uncapped'}, {threads} threads"
+            lines.append((what, f"≥ {wanted:.2f}", report.spread(ratios), median(ratios) >= wanted))
+    yield from report.goals(lines)
+    yield ""
+
+
+def _runs(results: Results) -> Iterator[str]:
+    rounds = len(next(iter(results.samples.values())))
+    yield "## The runs\n"
+    yield (
+        f"{results.customers:,} customers; medians of {rounds} runs of at most {results.seconds:g} s. "
+        "CPU is for one redemption.\n"
+    )
+    yield "| threads | way | redemptions/s (spread) | to INSERT | CPU µs | of it callers | PostgreSQL |"
+    yield "|---:|---|---:|---:|---:|---:|---:|"
+    for threads in results.threads:
+        for name, capped in VARIANTS:
+            samples = results.samples[name, capped, threads]
+            rate = report.spread([sample.rate for sample in samples], 0)
+            caller, postgres = (
+                1e6 * median(getattr(sample, part) for sample in samples) for part in ("caller", "postgres")
+            )
+            ratio = median(results.ratios(name, capped, threads))
+            yield (
+                f"| {threads} | {title(name, capped)} | {rate} | {ratio:.2f} "
+                f"| {caller + postgres:,.0f} | {caller:,.0f} | {postgres:,.0f} |"
+            )
+    yield ""
+
+
+def _sold(results: Results) -> Iterator[str]:
+    yield "## The last units of a cap\n"
+    yield f"{results.threads[-1]} threads ask for {RUSH:,} customers, and {FEW} may have it. Rows then, run by run:\n"
+    yield "| way | sold |"
+    yield "|---|---:|"
+    for name, sold in results.sold.items():
+        yield f"| {name} | {', '.join(map(str, sold))} |"
