@@ -5,6 +5,7 @@ It needs no column, says nothing about what is in it, and is looked up by decryp
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -41,13 +42,18 @@ def write(offer_id: int, customer_id: int, redeemed_at: datetime) -> str:
     return base32.write(int.from_bytes(block, "big"), LENGTH)
 
 
-def read(public_id: str) -> list[Triple]:
-    """What a public id may stand for: one triple for each key there has been. Only a look-up tells which is real."""
+def read(public_id: str) -> Iterator[Triple]:
+    """What a public id may stand for: one triple for each key there has been. Only a look-up tells which is real.
+
+    Whoever has found none of them real gets those of keys that another process has just made.
+    """
     number = base32.read(public_id) if len(public_id) == LENGTH else None
     if number is None or number >= 1 << 128:
-        return []
+        return
     block = number.to_bytes(16, "big")
-    return [_triple(_cipher(secret).decryptor().update(block)) for _, secret in keyring.keys(PURPOSE)]
+    for look_up in (keyring.keys, keyring.newly_known):
+        for _, secret in look_up(PURPOSE):
+            yield _triple(_cipher(secret).decryptor().update(block))
 
 
 def microseconds(at: datetime) -> int:

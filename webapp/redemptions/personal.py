@@ -24,11 +24,14 @@ def split(typed: str) -> tuple[str | None, str | None]:
     return typed[:-LENGTH], base32.plain(typed[-LENGTH:])
 
 
-def matches(suffix: str, offer_id: int, customer_id: int) -> bool:
-    """Whether the suffix is this customer's, with any key there has been. Takes as long for a wrong one."""
+def matches(suffix: str, offer_id: int, customer_id: int, revision: int = 0) -> bool:
+    """Whether the suffix is this customer's, with any key that is accepted. Takes as long for a wrong one.
+
+    :param revision: of the keys, as it stood on disk with the facts: see `keyring.keys`.
+    """
     right = [
         hmac.compare_digest(_suffix(secret, offer_id, customer_id).encode(), suffix.encode())
-        for _, secret in keyring.keys(PURPOSE)
+        for _, secret in keyring.keys(PURPOSE, revision)
     ]
     return any(right)
 

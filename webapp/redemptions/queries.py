@@ -55,6 +55,7 @@ def _prefixed(alias: str, columns: str, prefix: str) -> str:
 _FACTS = text(
     f"""
     select t.n, clock_timestamp() as at, t.suffix, k.nearness,
+      (select count(*) + count(retired_at) from signing_key where purpose = '{personal.PURPOSE}') as key_revision,
       {_prefixed("o", _OFFER, "o_")},
       c.id as customer_id, c.email_as_given as email,
       o.audience_id is null or m.customer_id is not null as in_audience,
@@ -147,7 +148,7 @@ def _facts(ask: Ask, row: Row[Any]) -> Facts:
 def _personal_code(ask: Ask, row: Row[Any]) -> PersonalCode:
     """Whoever is named by ids has been proven already; otherwise the suffix of what was typed decides."""
     # Reckoned in any case: what is run must not depend on whether there is such a customer.
-    right = personal.matches(row.suffix or "", row.o_id or 0, row.customer_id or 0)
+    right = personal.matches(row.suffix or "", row.o_id or 0, row.customer_id or 0, row.key_revision)
     if ask.offer_id is not None and ask.customer_id is not None:
         return "right"
     # Found by all that was typed: a shared code, the one of now or an alias.
