@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flask import Flask, Response, request
+from flask.typing import ResponseReturnValue
 from flask_limiter import Limiter, RateLimitExceeded
 from limits.storage import Storage
 from sqlalchemy import case, delete, func, select
@@ -113,6 +114,20 @@ def typed(field: str, normalise: Callable[[str], str] = str) -> Callable[[], str
     return key
 
 
+def each(*parts: Callable[[], str]) -> Callable[[], str]:
+    """Several keys as one: an e-mail as typed from one address, so that nobody else uses its tries up."""
+    return lambda: "|".join(part() for part in parts)
+
+
+class TooMany(DomainError):
+    """Tried too often; `seconds` says for how long to wait."""
+
+    def __init__(self, seconds: int) -> None:
+        self.seconds = seconds
+        self.wait = "a minute" if seconds <= 60 else f"{math.ceil(seconds / 60)} minutes"
+        super().__init__("rate_limited", f"Too many tries. Please wait {self.wait} and try again.", 429)
+
+
 # `swallow_errors` lets a request pass when the table can't be reached, and logs it.
 limiter = Limiter(address, storage_uri="table://", strategy="fixed-window", swallow_errors=True)
 
@@ -130,12 +145,15 @@ def init_app(app: Flask) -> None:
     limiter.init_app(app)
 
     @app.errorhandler(RateLimitExceeded)
-    def too_often(_: RateLimitExceeded) -> Response:
-        seconds = _seconds_left()
-        words = "a minute" if seconds <= 60 else f"{math.ceil(seconds / 60)} minutes"
-        refusal = DomainError("rate_limited", f"Too many tries. Please wait {words} and try again.", 429)
+    def too_often(_: RateLimitExceeded) -> ResponseReturnValue:
+        # A room that keeps what was typed on its own page has a handler for this.
+        return app.handle_user_exception(TooMany(_seconds_left()))
+
+    @app.errorhandler(TooMany)
+    def too_many(error: TooMany) -> Response:
+        refusal = DomainError(error.key, error.message, error.status)
         answer: Response = app.make_response(app.handle_user_exception(refusal))
-        answer.headers["Retry-After"] = str(seconds)
+        answer.headers["Retry-After"] = str(error.seconds)
         return answer
 
 

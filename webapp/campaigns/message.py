@@ -90,7 +90,7 @@ class FormLetter:
         pieces = [
             self._head,
             header("Subject", fill(self.subject, values, _line)),
-            _address_header("To", values["customer.name"], to),
+            address_header("To", values["customer.name"], to),
             f"Date: {format_datetime(datetime.now(UTC))}\r\nMessage-ID: {self._message_id(customer.id)}\r\n".encode(),
             self._unsubscribe_headers(values["unsubscribe"]),
             f'Content-Type: multipart/alternative;\r\n boundary="{self._boundary}"\r\n\r\n'.encode(),
@@ -119,8 +119,8 @@ class FormLetter:
     def _fixed_headers(self, shop_name: str) -> bytes:
         return b"".join(
             (
-                _address_header("From", self.sender_name, self.sender),
-                _address_header("List-Id", shop_name, f"offers.{self.domain}"),
+                address_header("From", self.sender_name, self.sender),
+                address_header("List-Id", shop_name, f"offers.{self.domain}"),
                 header("Feedback-ID", f"{self.campaign_id}:{self.offer_id}:mailing:onecode"),
                 b"Precedence: bulk\r\nAuto-Submitted: auto-generated\r\nMIME-Version: 1.0\r\n",
                 header("X-Campaign-Id", str(self.campaign_id)),
@@ -181,7 +181,8 @@ def refuse_line_breaks(value: str) -> None:
         raise ValueError("a header value must not have a line break in it")
 
 
-def _address_header(name: str, words: str, to: str) -> bytes:
+def address_header(name: str, words: str, to: str) -> bytes:
+    """One header line with a name, if there is one, and an address."""
     refuse_line_breaks(words + to)
     if not words:
         return f"{name}: <{to}>\r\n".encode()

@@ -13,7 +13,9 @@ from webapp.campaigns import queries as campaigns
 from webapp.campaigns.models import Campaign
 from webapp.customers.models import Customer, CustomerImport
 from webapp.extensions import db
+from webapp.offers import queries as offers
 from webapp.offers.models import Offer
+from webapp.redemptions import misses
 from webapp.redemptions import queries as redemptions
 from webapp.redemptions.models import Redemption
 
@@ -54,10 +56,11 @@ class Attention:
     campaigns: Sequence[tuple[Campaign, str]]
     running_out: Sequence[Offer]
     ending: Sequence[Offer]
+    guessed: Sequence[tuple[Offer, int]]
     imports: Sequence[CustomerImport]
 
     def __bool__(self) -> bool:
-        return bool(self.campaigns or self.running_out or self.ending or self.imports)
+        return bool(self.campaigns or self.running_out or self.ending or self.guessed or self.imports)
 
 
 def figures(zone: str) -> Figures:
@@ -84,7 +87,8 @@ def steps() -> Steps | None:
 
 
 def attention() -> Attention:
-    """Campaigns that stand still, offers that are running out or ending, imports that failed in the last week."""
+    """Campaigns that stand still, offers that are running out, ending or guessed at, imports that failed in the last
+    week."""
     cap = func.coalesce(Offer.max_redemptions, 0)
     running_out = _OPEN.where(cap > 0, Offer.redeemed >= cap * NEARLY_USED_UP).order_by(Offer.ends_at, Offer.id)
     ending = _OPEN.where(Offer.ends_at <= func.now() + ENDS_SOON).order_by(Offer.ends_at, Offer.id)
@@ -95,6 +99,7 @@ def attention() -> Attention:
         campaigns=_named(campaigns.attention()),
         running_out=db.session.scalars(running_out.limit(SHOWN)).all(),
         ending=db.session.scalars(ending.limit(SHOWN)).all(),
+        guessed=_guessed(),
         imports=db.session.scalars(failed.order_by(CustomerImport.id.desc()).limit(SHOWN)).all(),
     )
 
@@ -102,6 +107,13 @@ def attention() -> Attention:
 _OPEN = select(Offer).where(
     Offer.starts_at <= func.now(), or_(Offer.ends_at.is_(None), Offer.ends_at > func.now()), Offer.paused_at.is_(None)
 )
+
+
+def _guessed() -> list[tuple[Offer, int]]:
+    """Offers whose code is being guessed at, with the wrong tries of the last hour."""
+    loudest = misses.loudest(SHOWN)
+    found = offers.by_ids(list(loudest))
+    return [(found[offer_id], n) for offer_id, n in loudest.items()]
 
 
 def _named(found: Sequence[Campaign]) -> list[tuple[Campaign, str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, Index, LargeBinary, Text, func
+from sqlalchemy import BigInteger, CheckConstraint, Index, LargeBinary, SmallInteger, Text, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from webapp.extensions import Model
@@ -76,3 +76,18 @@ class RedemptionTally(Model):
     counted_until: Mapped[datetime]
 
     __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
+
+
+class CodeMiss(Model):
+    """How often strangers' tries at an offer's code missed in one minute. Unlogged: a crash forgives.
+
+    A clock face of sixty minutes for each offer, written over every hour: however hard somebody tries, it stays small.
+    """
+
+    __tablename__ = "code_miss"
+    offer_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    slot: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    minute: Mapped[datetime]
+    n: Mapped[int]
+
+    __table_args__ = ({"prefixes": ["UNLOGGED"]},)

@@ -9,9 +9,8 @@ from markupsafe import Markup
 from webapp import web
 from webapp.customers.models import normalise_email
 from webapp.errors import Invalid
-from webapp.offers.models import normalise_code
-from webapp.ratelimit import address, limiter, typed
-from webapp.redemptions import actions, links, queries, words
+from webapp.ratelimit import TooMany, address, each, limiter, typed
+from webapp.redemptions import actions, links, misses, queries, tasks, words
 from webapp.redemptions.actions import Refused
 from webapp.redemptions.forms import RedeemForm
 from webapp.redemptions.queries import Redeemed
@@ -20,9 +19,18 @@ from webapp.redemptions.verdict import Ask, verdict
 room = Blueprint("redemptions", __name__)
 
 
+_email = typed("email", normalise_email)
+
+
 def _was_a_miss(response: Response) -> bool:
     """Whether somebody seems to be guessing who is a customer; a used-up offer that is in demand is no guess."""
     return bool(g.get("miss", False))
+
+
+def _link() -> str:
+    """Whose link is pressed. What is no link of ours is counted by who sends it."""
+    pair = links.read((request.view_args or {})["token"])
+    return f"link:{pair[0]}:{pair[1]}" if pair else f"link:{address()}"
 
 
 @room.get("/redeem")
@@ -33,22 +41,41 @@ def form() -> Response:
 
 @room.post("/redeem")
 @limiter.limit("60 per minute", key_func=address)
-@limiter.limit("20 per 5 minutes", key_func=typed("email", normalise_email))
-@limiter.limit("600 per 10 minutes", key_func=typed("code", normalise_code), deduct_when=_was_a_miss)
+@limiter.limit("20 per 5 minutes", key_func=each(_email, address))
+@limiter.limit("100 per 10 minutes", key_func=_email, deduct_when=_was_a_miss)
 def redeem() -> Response:
     """Redeem what was typed: the receipt, or the form as it was typed with one plain sentence above it."""
     typed_in = RedeemForm(request.form)
     try:
-        done = actions.redeem(typed_in.ask())
+        ask = typed_in.ask()
+        if misses.too_many(ask.code or ""):
+            raise TooMany(misses.CLOSED_SECONDS)
+        done = actions.redeem(ask)
     except Invalid as error:
         web.attach(typed_in, error)
         return _page("redemptions/redeem.html", 422, form=typed_in)
     except Refused as refused:
-        reason = refused.verdict.public_reason or refused.reason
+        reason, offer = refused.verdict.public_reason or refused.reason, refused.facts.offer
         g.miss = reason in ("not_found", "customer_not_eligible")
-        sentence = words.public(reason, refused.facts.offer)
+        if offer is not None and reason == "customer_not_eligible":
+            misses.count(offer.id)
+        if offer is not None and refused.facts.customer_id is not None and reason == "already_redeemed":
+            tasks.mail_receipt_again(offer.id, refused.facts.customer_id)
+        sentence = words.public(reason, offer)
         return _page("redemptions/redeem.html", 404 if reason == "not_found" else 409, form=typed_in, refusal=sentence)
     return _receipt(done)
+
+
+@room.errorhandler(TooMany)
+def too_many(error: TooMany) -> Response:
+    """Keep what was typed, and show the way that strangers can't close: the link has limits of its own."""
+    if request.endpoint == "public.redemptions.redeem":
+        sentence = words.too_many(error.wait)
+        answer = _page("redemptions/redeem.html", 429, form=RedeemForm(request.form), refusal=sentence)
+    else:
+        answer = _page("redemptions/link_wait.html", 429, sentence=error.message)
+    answer.headers["Retry-After"] = str(error.seconds)
+    return answer
 
 
 @room.get("/r/<token>")
@@ -74,6 +101,7 @@ def link(token: str) -> Response:
 
 @room.post("/r/<token>")
 @limiter.limit("60 per minute", key_func=address)
+@limiter.limit("20 per 5 minutes", key_func=_link)
 def redeem_link(token: str) -> Response:
     """The one button of the personal link."""
     pair = links.read(token)

@@ -5,6 +5,23 @@ from __future__ import annotations
 from huey import crontab
 
 from webapp import bell
-from webapp.redemptions import actions
+from webapp.campaigns.transport import RelayDown
+from webapp.redemptions import actions, receipts
+
+
+def _mail_receipt(offer_id: int, customer_id: int, attempt: int) -> None:
+    try:
+        receipts.mail(offer_id, customer_id)
+    except RelayDown:
+        if attempt < len(receipts.WAITS):
+            bell.ring(mail_receipt, offer_id, customer_id, attempt + 1, after=receipts.WAITS[attempt])
+
 
 count_hours = bell.every(crontab(minute="*"), actions.count_hours)
+mail_receipt = bell.task(_mail_receipt)
+
+
+def mail_receipt_again(offer_id: int, customer_id: int) -> None:
+    """Have a worker mail the receipt, unless that was done lately."""
+    if receipts.take_turn(offer_id, customer_id):
+        bell.ring(mail_receipt, offer_id, customer_id, 0)

@@ -34,7 +34,7 @@ def public(reason: Reason, offer: OfferFacts | None) -> str:
     if reason == "offer_exhausted":
         return "This offer is used up: all there was has been taken. Watch your mail for the next one."
     if reason == "already_redeemed":
-        return "This offer was used already with this e-mail address; it can be used once."
+        return "This offer was used already with this e-mail address; we have mailed the receipt to it again."
     return "This code can't be used with this e-mail address; take both exactly as they stand in our mail to you."
 
 
@@ -43,6 +43,11 @@ def link(reason: Reason, offer: OfferFacts | None) -> str:
     if reason in ("customer_not_eligible", "customer_unknown", "personal_code_required"):
         return "This offer is not for you any more; please ask us if you think it should be."
     return public(reason, offer)
+
+
+def too_many(wait: str) -> str:
+    """For whoever types, when tries are used up, perhaps by somebody else."""
+    return f"Too many tries. Please wait {wait} and try again, or use the link in our mail to you: it works at once."
 
 
 def _starts(offer: OfferFacts) -> str:

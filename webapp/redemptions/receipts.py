@@ -1,0 +1,77 @@
+"""The receipt by mail, for somebody who types a code that they have used before.
+
+Who typed it sees only that it was mailed; the receipt goes to the customer. Mailing redeems nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from email import policy
+from email.mime.text import MIMEText
+from email.utils import format_datetime, make_msgid
+
+from flask import current_app
+
+from webapp.campaigns import message, transport
+from webapp.campaigns.transport import Letter, RelayRefuses
+from webapp.customers import queries as customers
+from webapp.extensions import db
+from webapp.ratelimit import TableStorage
+from webapp.redemptions import links, queries
+from webapp.redemptions.queries import Redeemed
+from webapp.settings import Settings
+
+log = logging.getLogger(__name__)
+
+HOUR, DAY = 3600, 86400
+# With many offers used, many receipts could be asked for by a stranger.
+A_DAY = 5
+# Seconds until the next attempts while the relay is away; after the last one the customer asks again.
+WAITS = (60, 600, 3600)
+
+
+def take_turn(offer_id: int, customer_id: int) -> bool:
+    """Whether the receipt may be mailed now: once an hour for each offer and customer, five times a day in all.
+
+    The counter is the decision, so of two who ask at once one is told yes.
+    """
+    turns = TableStorage("")
+    if turns.incr(f"receipt:{offer_id}:{customer_id}", HOUR) > 1:
+        return False
+    return turns.incr(f"receipts:{customer_id}", DAY) <= A_DAY
+
+
+def mail(offer_id: int, customer_id: int) -> None:
+    """Mail the receipt of a live redemption; nothing when it was undone, or the customer erased, since.
+
+    :raises RelayDown: when the relay does not take it now.
+    """
+    customer = customers.by_id(customer_id)
+    done = queries.of_pair(offer_id, customer_id)
+    if done is None or customer is None or customer.erased_at is not None:
+        return
+    letter = _letter(done, message.address(customer))
+    # No transaction stays open while the relay is waited for.
+    db.session.rollback()
+    try:
+        with transport.relay() as relay:
+            relay.send(letter)
+    except RelayRefuses as error:
+        log.warning("a receipt of offer %s was refused by the relay: %s", offer_id, error)
+
+
+def _letter(done: Redeemed, to: str) -> Letter:
+    settings: Settings = current_app.config["SETTINGS"]
+    name, sender = message.sender(settings.mail_default_sender)
+    link = links.personal_url(done.offer_id, done.customer_id)
+    words = current_app.jinja_env.get_template("email/receipt.txt").render(done=done, link=link)
+    head = (
+        message.address_header("From", name, sender),
+        message.address_header("To", "", to),
+        message.header("Subject", " ".join(f"Your receipt: {done.offer_name}".split())),
+        message.header("Date", format_datetime(datetime.now(UTC))),
+        message.header("Message-ID", make_msgid(domain=sender.rpartition("@")[2])),
+        b"Auto-Submitted: auto-generated\r\n",
+    )
+    return Letter(sender, to, b"".join(head) + MIMEText(words, "plain", "utf-8", policy=policy.SMTP).as_bytes())
