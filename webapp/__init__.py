@@ -17,8 +17,10 @@ from webapp import bell, cli, ratelimit, web
 from webapp.accounts import staff as accounts_staff
 from webapp.blueprints import api, docs, problems, public, staff
 from webapp.campaigns import api as campaigns_api
+from webapp.campaigns import forget_actions as campaigns_forget
 from webapp.campaigns import public as campaigns_public
 from webapp.campaigns import staff as campaigns_staff
+from webapp.customers import actions as customers_actions
 from webapp.customers import api as customers_api
 from webapp.customers import staff as customers_staff
 from webapp.extensions import csrf, db, huey, login, mail, migrate
@@ -26,6 +28,7 @@ from webapp.home import staff as home_staff
 from webapp.offers import api as offers_api
 from webapp.offers import staff as offers_staff
 from webapp.redemptions import api as redemptions_api
+from webapp.redemptions import forget_actions as redemptions_forget
 from webapp.redemptions import public as redemptions_public
 from webapp.redemptions import staff as redemptions_staff
 from webapp.settings import ROOT, Settings, load
@@ -84,6 +87,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.url_map.converters["int"] = web.RowId
     _extensions(app, settings)
     _doors(app)
+    customers_actions.forget_elsewhere = (redemptions_forget.forget, campaigns_forget.forget)
     _headers(app)
     _health(app)
     problems.init_app(app)

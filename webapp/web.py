@@ -126,6 +126,9 @@ def _date(value: date, locale: str) -> str:
 def masked(email: str) -> str:
     """a…a@example.com: enough for its owner to know it again."""
     local, _, domain = email.rpartition("@")
+    if not local:
+        # Of an erased customer there is nothing to mask.
+        return email
     return f"{local[0]}…{local[-1] if len(local) > 2 else ''}@{domain}"
 
 

@@ -1,4 +1,4 @@
-"""Erasing customers."""
+"""Erasing customers: the row of an erased one holds nothing that names a person, and the trail names nobody."""
 
 from alembic import op
 
@@ -7,8 +7,25 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    pass
+    op.execute(
+        "update customer set email = 'erased ' || id, email_as_given = 'erased customer', name = '', locale = null, "
+        "source_id = null where erased_at is not null"
+    )
+    op.create_check_constraint(
+        op.f("ck_customer_erased"),
+        "customer",
+        "erased_at is null or (email = 'erased ' || id and email_as_given = 'erased customer'"
+        " and name = '' and locale is null and source_id is null)",
+    )
+    op.execute("create index ix_customer_erased_at on customer (erased_at) where erased_at is not null")
+    # The trail is kept for ever, so it names customers by their ids.
+    op.execute(
+        "update audit_entry set subject = 'customer ' || (detail ->> 'id'), "
+        "detail = nullif(detail - 'id' - 'was', '{}') "
+        "where action in ('customer.created', 'customer.changed') and jsonb_exists(detail, 'id')"
+    )
 
 
 def downgrade() -> None:
-    pass
+    op.drop_index("ix_customer_erased_at", "customer")
+    op.drop_constraint(op.f("ck_customer_erased"), "customer")

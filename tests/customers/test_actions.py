@@ -86,23 +86,35 @@ def test_a_change_sets_the_audiences_exactly(customer: Make) -> None:
 
 
 def test_an_erased_customer_can_not_be_changed(customer: Make) -> None:
-    ada = customer("erased@example.com", erased_at=datetime.now(UTC))
+    ada = customer("ada@example.com")
+    actions.erase(ada.id, by="tests")
 
     with pytest.raises(NotFound):
         actions.change(ada.id, CustomerValues("ada@example.com"), [], by="tests")
 
 
-def test_a_change_is_in_the_trail_with_the_former_e_mail(customer: Make) -> None:
+def test_a_change_is_in_the_trail_with_its_fields_and_without_the_person(customer: Make) -> None:
     ada = customer("ada@example.com")
+    vip = audience("VIP")
 
-    actions.change(ada.id, CustomerValues("countess@example.com"), [], by="eve@example.com")
+    actions.change(ada.id, CustomerValues("Countess@example.com", "Ada Lovelace"), [vip.id], by="eve@example.com")
 
     entry = db.session.scalars(select(AuditEntry)).one()
-    assert (entry.actor, entry.subject, entry.detail) == (
+    assert (entry.actor, entry.action, entry.subject, entry.detail) == (
         "eve@example.com",
-        "countess@example.com",
-        {"id": ada.id, "was": "ada@example.com"},
+        "customer.changed",
+        f"customer {ada.id}",
+        {"fields": ["email", "audiences"]},
     )
+
+
+def test_what_changes_nothing_is_not_in_the_trail(customer: Make) -> None:
+    ada = customer("ada@example.com", source_id="C1")
+    audience("VIP", ada)
+
+    actions.put(CustomerValues("ada@example.com", None, None, "C1"), ["VIP"], by="tests")
+
+    assert db.session.scalars(select(AuditEntry)).all() == []
 
 
 # --- by source id --------------------------------------------------------------------------------
@@ -254,13 +266,15 @@ def test_the_list_of_an_audience_has_only_its_members(customer: Make) -> None:
 
 
 def test_erased_customers_are_nowhere(customer: Make) -> None:
-    erased = customer("erased@example.com", erased_at=datetime.now(UTC))
+    erased = customer("erased@example.com")
+    actions.erase(erased.id, by="tests")
     vip = audience("VIP", erased)
 
     assert queries.page() == []
     assert queries.ids_after(None, 0, 10) == queries.ids_after(vip.id, 0, 10) == []
     assert queries.recipients([erased.id]) == []
     assert queries.reach(vip.id).total == 0
+    assert queries.total() == queries.Total(0, True)
 
 
 def test_an_audience_is_walked_by_id(customer: Make) -> None:

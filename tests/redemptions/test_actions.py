@@ -11,6 +11,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import text
 
+from webapp.customers import actions as customers
 from webapp.customers.models import Audience, AudienceMember, Customer
 from webapp.errors import DomainError, Invalid, NotFound
 from webapp.extensions import db
@@ -135,7 +136,8 @@ def test_an_unknown_code_and_an_unknown_customer_are_refused(offer: MakeOffer, c
 
 
 def test_an_erased_customer_is_unknown(offer: MakeOffer, customer: MakeCustomer) -> None:
-    row, erased = offer(), customer(erased_at=datetime(2026, 1, 1, tzinfo=UTC))
+    row, erased = offer(), customer()
+    customers.erase(erased.id, by="tests")
 
     assert refusal(Ask(channel="link", offer_id=row.id, customer_id=erased.id)) == "customer_unknown"
 

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+from datetime import timedelta
 
-from sqlalchemy import delete, literal, select
+from sqlalchemy import delete, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
 
 from webapp.accounts.actions import record
 from webapp.customers import queries
-from webapp.customers.models import Audience, AudienceMember, Customer, normalise_email
+from webapp.customers.models import (
+    ERASED,
+    Audience,
+    AudienceMember,
+    Customer,
+    CustomerImport,
+    RejectedRow,
+    normalise_email,
+)
 from webapp.customers.values import CustomerValues, clean_audience, clean_locale, clean_name, clean_source_id
 from webapp.errors import DomainError, FieldError, Invalid, NotFound
 from webapp.extensions import db
 
 TRIES = 3
+REFUSED_ROWS_KEPT = timedelta(days=90)
 _CLEAN: dict[str, Callable[[str], str]] = {
     "email": normalise_email,
     "name": clean_name,
@@ -35,7 +46,7 @@ def create(values: CustomerValues, audience_ids: Collection[int], by: str) -> Cu
     db.session.add(customer)
     _flush()
     _join_exactly(customer.id, audience_ids)
-    record(by, "customer.created", customer.email, id=customer.id)
+    _record(by, "customer.created", customer)
     db.session.commit()
     return customer
 
@@ -50,28 +61,33 @@ def change(customer_id: int, values: CustomerValues, audience_ids: Collection[in
     customer = queries.locked(customer_id)
     if customer is None or customer.erased_at is not None:
         raise NotFound("There is no such customer.")
-    before = customer.email
-    _become(customer, _clean(values))
+    changed = _become(customer, _clean(values))
     _flush()
-    _join_exactly(customer.id, audience_ids)
-    record(by, "customer.changed", customer.email, id=customer.id, was=before)
+    if _join_exactly(customer.id, audience_ids):
+        changed.append("audiences")
+    if changed:
+        _record(by, "customer.changed", customer, fields=changed)
     db.session.commit()
     return customer
 
 
-def put(values: CustomerValues, audiences: Iterable[str] | None, by: str) -> tuple[Customer, bool]:
+def put(
+    values: CustomerValues, audiences: Iterable[str] | None, by: str, joins: str | None = None
+) -> tuple[Customer, bool]:
     """The customer with this source id as it shall be, made when missing; and whether it was made.
 
     Somebody who is known by the e-mail only, without a source id, gets it. An unsubscription stays.
 
     :param audiences: the names of all audiences to be in, made when missing; None leaves them as they are.
+    :param joins: the name of an audience to be in besides those, as a row of an import has it.
     :raises Invalid: as `create`.
     :raises DomainError: `conflict` when another customer has the e-mail.
     """
     names = None if audiences is None else sorted({_audience_name(name) for name in audiences})
+    joined = _audience_name(joins) if joins is not None else None
     for tries_left in reversed(range(TRIES)):
         try:
-            return _put(values, names, by)
+            return _put(values, names, joined, by)
         except DomainError as error:
             # Somebody may have made the same customer between two of our looks; the next try finds it.
             if error.key != "conflict" or not tries_left:
@@ -79,23 +95,35 @@ def put(values: CustomerValues, audiences: Iterable[str] | None, by: str) -> tup
     raise AssertionError("the loop returns or raises")
 
 
-def _put(values: CustomerValues, names: list[str] | None, by: str) -> tuple[Customer, bool]:
+def _put(values: CustomerValues, names: list[str] | None, joined: str | None, by: str) -> tuple[Customer, bool]:
     wanted = _clean(values)
     if values.source_id is not None and not wanted["source_id"]:
         raise Invalid(FieldError("source_id", "source_id_missing", "A source id has at least one visible character."))
     found = queries.by_source_id(wanted["source_id"] or "") or _without_source_id(wanted["email"] or "")
     customer = queries.locked(found.id) if found else None
     is_new = customer is None
+    changed: list[str] = []
     if customer is None:
         customer = Customer(**wanted)
         _refuse_taken(customer)
         db.session.add(customer)
+    elif customer.erased_at is not None:
+        raise _taken("source_id", "This customer was erased at this moment. Send it again to make a new one.")
     else:
-        _become(customer, wanted)
+        changed = _become(customer, wanted)
     _flush()
-    if names is not None:
-        _join_exactly(customer.id, [_ensure_audience(name) for name in names])
-    record(by, "customer.created" if is_new else "customer.changed", customer.email, id=customer.id)
+    moved = names is not None and _join_exactly(customer.id, [_ensure_audience(name) for name in names])
+    if joined is not None and _join(customer.id, [_ensure_audience(joined)]):
+        moved = True
+    if moved:
+        changed.append("audiences")
+    if is_new or changed:
+        _record(
+            by,
+            "customer.created" if is_new else "customer.changed",
+            customer,
+            **({} if is_new else {"fields": changed}),
+        )
     db.session.commit()
     return customer, is_new
 
@@ -103,6 +131,67 @@ def _put(values: CustomerValues, names: list[str] | None, by: str) -> tuple[Cust
 def _without_source_id(email: str) -> Customer | None:
     found = queries.by_email(email)
     return found if found is not None and found.source_id is None else None
+
+
+# --- erasing -------------------------------------------------------------------------------------
+
+# What other rooms keep about a person is emptied by functions of theirs, which create_app names here: those rooms know
+# this one, not the other way round. Each takes the ids of customers, writes, and leaves the commit to us.
+forget_elsewhere: tuple[Callable[[Sequence[int]], None], ...] = ()
+
+
+def erase(customer_id: int, by: str) -> None:
+    """Forget who a customer is, for good. The row keeps its id, so that redemptions, limits and counts stay true; all
+    that names the person goes, here and in every other table. Once more changes nothing.
+
+    :raises NotFound: when there never was such a customer.
+    """
+    customer = queries.locked(customer_id)
+    if customer is None:
+        raise NotFound("There is no such customer.")
+    if customer.erased_at is not None:
+        db.session.rollback()
+        return
+    _forget_refused_rows(customer)
+    nobody = {"email": f"erased {customer_id}", "email_as_given": ERASED, "name": "", "locale": None, "source_id": None}
+    db.session.execute(update(Customer).where(Customer.id == customer_id).values(**nobody, erased_at=func.now()))
+    _forget([customer_id])
+    _record(by, "customer.erased", customer)
+    db.session.commit()
+
+
+def forget_what_came_late() -> None:
+    """Empty once more what others keep of those who were erased a short while ago. Commits.
+
+    Whoever was redeeming, importing or mailing at that very moment may have written after it.
+    """
+    if found := queries.lately_erased():
+        _forget(found)
+    db.session.commit()
+
+
+def drop_old_refused_rows() -> None:
+    """Drop the refused rows of old imports: they hold what people misspelled of people. Their number stays. Commits."""
+    old = select(CustomerImport.id).where(CustomerImport.finished_at < func.now() - REFUSED_ROWS_KEPT)
+    db.session.execute(delete(RejectedRow).where(RejectedRow.import_id.in_(old)))
+    db.session.commit()
+
+
+def _forget(customer_ids: Sequence[int]) -> None:
+    db.session.execute(delete(AudienceMember).where(AudienceMember.customer_id.in_(customer_ids)))
+    for forget in forget_elsewhere:
+        forget(customer_ids)
+
+
+def _forget_refused_rows(customer: Customer) -> None:
+    """Empty the rows of imports that could not be taken and hold this e-mail, in whatever capitals."""
+    for spelling in {customer.email, customer.email_as_given}:
+        whole = re.compile(rf"(?<![\w.+-]){re.escape(spelling)}(?!\.?[\w-])", re.IGNORECASE)
+        found = [row_id for row_id, row in queries.refused_rows_with(spelling) if whole.search(row)]
+        db.session.execute(update(RejectedRow).where(RejectedRow.id.in_(found)).values(row=""))
+
+
+# --- audiences -----------------------------------------------------------------------------------
 
 
 def create_audience(name: str, by: str) -> Audience:
@@ -141,6 +230,12 @@ def note_export(audience: Audience | None, by: str) -> None:
     db.session.commit()
 
 
+def note_refused_rows_export(import_id: int, by: str) -> None:
+    """Write down that somebody takes the rows out that an import could not take."""
+    record(by, "customers.refused_rows_exported", f"import {import_id}")
+    db.session.commit()
+
+
 # --- the rules -----------------------------------------------------------------------------------
 
 
@@ -166,11 +261,20 @@ def _clean(values: CustomerValues) -> dict[str, str | None]:
     return columns
 
 
-def _become(customer: Customer, columns: dict[str, str | None]) -> None:
+def _record(by: str, action: str, customer: Customer, **detail: object) -> None:
+    """The trail names a customer by the id alone: it is kept for ever, and they may want to be forgotten."""
+    record(by, action, f"customer {customer.id}", **detail)
+
+
+def _become(customer: Customer, columns: dict[str, str | None]) -> list[str]:
+    """Take other values; which of them differ."""
+    changed = [column for column, value in columns.items() if getattr(customer, column) != value]
     with db.session.no_autoflush:
         for column, value in columns.items():
             setattr(customer, column, value)
         _refuse_taken(customer)
+    # An address in other capitals is a change of the e-mail; one in others altogether is no second one.
+    return list(dict.fromkeys(column.removesuffix("_as_given") for column in changed))
 
 
 def _refuse_taken(customer: Customer) -> None:
@@ -198,14 +302,19 @@ def _flush() -> None:
         ) from error
 
 
-def _join_exactly(customer_id: int, audience_ids: Collection[int]) -> None:
-    """Be in these audiences and in no other. Those that do not exist are passed over."""
-    membership = AudienceMember.customer_id == customer_id
-    db.session.execute(delete(AudienceMember).where(membership, AudienceMember.audience_id.not_in(audience_ids)))
-    wanted = select(Audience.id, literal(customer_id)).where(Audience.id.in_(audience_ids))
-    db.session.execute(
-        upsert(AudienceMember).from_select(["audience_id", "customer_id"], wanted).on_conflict_do_nothing()
+def _join_exactly(customer_id: int, audience_ids: Collection[int]) -> bool:
+    """Be in these audiences and in no other; whether that changed anything. Those that do not exist are passed over."""
+    others = delete(AudienceMember).where(
+        AudienceMember.customer_id == customer_id, AudienceMember.audience_id.not_in(audience_ids)
     )
+    left = db.session.execute(others.returning(AudienceMember.audience_id)).all()
+    return _join(customer_id, audience_ids) or bool(left)
+
+
+def _join(customer_id: int, audience_ids: Collection[int]) -> bool:
+    wanted = select(Audience.id, literal(customer_id)).where(Audience.id.in_(audience_ids))
+    joining = upsert(AudienceMember).from_select(["audience_id", "customer_id"], wanted).on_conflict_do_nothing()
+    return bool(db.session.execute(joining.returning(AudienceMember.audience_id)).all())
 
 
 def _free_audience_name(given: str, own_id: int | None) -> str:

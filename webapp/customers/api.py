@@ -9,10 +9,11 @@ from webapp import cursor
 from webapp.blueprints.api import needs_scope, takes
 from webapp.customers import actions, queries, tasks, upload
 from webapp.customers.intake import CSV, NDJSON
-from webapp.customers.models import Customer
+from webapp.customers.models import Customer, normalise_email
 from webapp.customers.schemas import (
     CustomerIn,
     CustomerOut,
+    ErasureIn,
     ErrorsPage,
     ImportId,
     ImportOut,
@@ -68,23 +69,46 @@ def read_import(path: ImportId, query: ErrorsPage) -> Response:
     return response
 
 
-@room.put("/customers/<source_id>", responses={200: CustomerOut, 201: CustomerOut})
+@room.put("/customers/<path:source_id>", responses={200: CustomerOut, 201: CustomerOut})
 @needs_scope("manage")
 def put(path: SourceId, body: CustomerIn) -> tuple[Response, int]:
     """Make or change one customer. Another e-mail keeps the customer, with what they have redeemed."""
     values = CustomerValues(email=body.email, name=body.name, locale=body.locale, source_id=path.source_id)
-    customer, is_new = actions.put(values, body.audiences, by=f"key {g.api_key.name}")
+    customer, is_new = actions.put(values, body.audiences, by=f"key {g.api_key.name}", joins=body.audience)
     return _json(customer), 201 if is_new else 200
 
 
-@room.get("/customers/<source_id>", responses={200: CustomerOut})
+@room.delete("/customers/<path:source_id>", responses={204: None})
+@needs_scope("manage")
+def erase(path: SourceId) -> tuple[str, int]:
+    """Erase one customer: all that names the person goes for good, what they redeemed stays counted."""
+    actions.erase(_by_source_id(path.source_id).id, by=f"key {g.api_key.name}")
+    return "", 204
+
+
+@room.post("/erasures", responses={204: None})
+@needs_scope("manage")
+def erase_by_email(body: ErasureIn) -> tuple[str, int]:
+    """Erase the customer who has this e-mail. It stands in the body so that no log of addresses keeps it."""
+    customer = queries.by_email(normalise_email(body.email))
+    if customer is None:
+        raise NotFound("No customer has this e-mail.")
+    actions.erase(customer.id, by=f"key {g.api_key.name}")
+    return "", 204
+
+
+@room.get("/customers/<path:source_id>", responses={200: CustomerOut})
 @needs_scope("read")
 def read(path: SourceId) -> Response:
     """Read one customer."""
-    customer = queries.by_source_id(path.source_id)
+    return _json(_by_source_id(path.source_id))
+
+
+def _by_source_id(source_id: str) -> Customer:
+    customer = queries.by_source_id(source_id)
     if customer is None:
         raise NotFound("No customer has this source id.")
-    return _json(customer)
+    return customer
 
 
 def _json(customer: Customer) -> Response:

@@ -15,6 +15,8 @@ from webapp.errors import FieldError, Invalid
 from webapp.extensions import Id, Model
 
 EMAIL_MAX = 254
+# What stands for the e-mail of an erased customer. Without an @ it is none that anybody could type or import.
+ERASED = "erased customer"
 # What nearly every address looks like; the rest takes the long way below.
 _QUICK = re.compile(
     r"[A-Za-z0-9_+-]++(?:\.[A-Za-z0-9_+-]++)*+"
@@ -40,6 +42,13 @@ class Customer(Model):
 
     __table_args__ = (
         CheckConstraint("length(email) <= 320 and email <> ''", name="email_length"),
+        # Whoever is erased stays so: nothing that names a person can be written to the row again.
+        CheckConstraint(
+            "erased_at is null or (email = 'erased ' || id and email_as_given = 'erased customer'"
+            " and name = '' and locale is null and source_id is null)",
+            name="erased",
+        ),
+        Index("ix_customer_erased_at", "erased_at", postgresql_where=text("erased_at is not null")),
         # Searching by any word of a name stays an index look-up at a million customers.
         Index("ix_customer_words", text("to_tsvector('simple', name)"), postgresql_using="gin"),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, exists, func, literal_column, select, text, true, union
@@ -67,6 +67,15 @@ def locked(customer_id: int) -> Customer | None:
     )
 
 
+def lately_erased() -> list[int]:
+    """Who was erased within the last hour."""
+    return list(
+        db.session.scalars(
+            select(Customer.id).where(Customer.erased_at > func.now() - timedelta(hours=1)).order_by(Customer.id)
+        )
+    )
+
+
 def ids_after(audience_id: int | None, after: int, limit: int) -> list[int]:
     """The next customers of an audience by id, erased ones left out; None is everyone."""
     if audience_id is None:
@@ -110,7 +119,8 @@ def total() -> Total:
     """How many customers there are: counted when they are few, else as the database last estimated."""
     estimate = db.session.execute(text("select reltuples from pg_class where oid = 'customer'::regclass")).scalar_one()
     if estimate < COUNTED_EXACTLY:
-        counted = select(func.count()).select_from(select(Customer.id).limit(COUNTED_EXACTLY).subquery())
+        known = select(Customer.id).where(Customer.erased_at.is_(None)).limit(COUNTED_EXACTLY)
+        counted = select(func.count()).select_from(known.subquery())
         number = db.session.execute(counted).scalar_one()
         if number < COUNTED_EXACTLY:
             return Total(number, True)
@@ -230,6 +240,14 @@ def rejections(import_id: int, after: tuple[int, ...] | None = None, limit: int 
             (RejectedRow.line > line) | ((RejectedRow.line == line) & (RejectedRow.id > row_id))
         )
     return list(db.session.scalars(statement.order_by(RejectedRow.line, RejectedRow.id).limit(limit + 1)))
+
+
+def refused_rows_with(spelling: str) -> list[tuple[int, str]]:
+    """The rows that no import could take and that hold these letters anywhere, with their ids."""
+    rows = db.session.execute(
+        select(RejectedRow.id, RejectedRow.row).where(func.strpos(func.lower(RejectedRow.row), spelling.lower()) > 0)
+    )
+    return [(row_id, row) for row_id, row in rows]
 
 
 def stalled_uploads() -> list[int]:

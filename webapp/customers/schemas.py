@@ -38,6 +38,20 @@ class CustomerIn(BaseModel):
         ]
         | None
     ) = None
+    audience: (
+        Annotated[
+            Line, Field(max_length=200, description="An audience to be in besides those one is in, made when missing.")
+        ]
+        | None
+    ) = None
+
+
+class ErasureIn(BaseModel):
+    """Whom to erase."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    email: Annotated[Line, Field(max_length=320, examples=["ada@example.com"])]
 
 
 class CustomerOut(BaseModel):

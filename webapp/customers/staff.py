@@ -8,6 +8,7 @@ from typing import Any
 
 from flask import Blueprint, Response, current_app, flash, redirect, request, stream_with_context, url_for
 from flask_login import current_user
+from flask_wtf import FlaskForm
 from flask_wtf.csrf import CSRFError, validate_csrf
 from werkzeug.wrappers import Response as BaseResponse
 from wtforms.validators import ValidationError
@@ -126,6 +127,27 @@ def edit(customer_id: int) -> BaseResponse:
         form.show(customer, queries.audiences_of(customer_id))
     status = 422 if form.is_submitted() else 200
     return web.render("customers/edit.html", status=status, form=form, customer_id=customer_id, title=title)
+
+
+@room.route("/customers/<int:customer_id>/erase", methods=["GET", "POST"])
+@needs("admin")
+def erase(customer_id: int) -> BaseResponse:
+    """Forget who a customer is, after saying what stays."""
+    customer = queries.by_id(_known(customer_id))
+    if customer is None or customer.erased_at is not None:
+        raise NotFound("There is no such customer.")
+    form = FlaskForm()
+    if form.validate_on_submit():
+        actions.erase(customer_id, by=current_user.email)
+        flash("The customer is erased. What they redeemed is still counted.", "success")
+        return redirect(url_for("staff.customers.show", customer_id=customer_id))
+    return web.render(
+        "customers/erase.html",
+        form=form,
+        customer=customer,
+        uses=len(redemptions.of_customer(customer_id)),
+        mails=len(campaigns.of_customer(customer_id)),
+    )
 
 
 # --- audiences -----------------------------------------------------------------------------------
@@ -266,6 +288,7 @@ def show_import(import_id: int) -> Response:
 def rejected(import_id: int) -> Response:
     """The rows that could not be taken, with their reasons, as they come from the database."""
     row = _import(import_id)
+    actions.note_refused_rows_export(row.id, by=current_user.email)
     return _file(queries.rejections_file(row.id), f"import-{row.id}-rejected.csv")
 
 

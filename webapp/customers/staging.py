@@ -72,7 +72,7 @@ _DROP_TAKEN: LiteralString = """
   told as (
     insert into import_rejection (import_id, line, code, detail, row)
     select %(import_id)s, line, 'source_id_taken',
-      'Another customer has the source id ' || source_id || '. Correct it here or there.',
+      'Another customer has this source id. Correct it here or there.',
       concat_ws(',', email_as_given, name, source_id, locale, audience)
     from gone
   )

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from huey import crontab
 
 from webapp import bell
-from webapp.customers import import_actions, queries
+from webapp.customers import actions, import_actions, queries
 
 # One import at a time in a worker: several would hold every thread, and no mail would go out until they are done.
 _reading = threading.Lock()
@@ -36,7 +36,10 @@ def receive_import(pieces: Iterable[bytes], filename: str, media_type: str, audi
 
 
 def sweep_customers() -> None:
-    """Ring again for imports whose bell or worker was lost; close uploads that broke off."""
+    """Ring again for imports whose bell or worker was lost; close uploads that broke off; forget what is to be
+    forgotten."""
+    actions.forget_what_came_late()
+    actions.drop_old_refused_rows()
     import_actions.close_broken_uploads()
     _ring_waiting()
 

@@ -6,10 +6,12 @@ import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, text
 
+from webapp.accounts.actions import record
 from webapp.errors import DomainError, FieldError, Invalid, NotFound
 from webapp.extensions import db
 from webapp.offers import actions as offers
@@ -307,6 +309,15 @@ def rollback(public_id: str, reason: str, by: str) -> Redeemed:
     db.session.execute(_UNCOUNT, {"offer_id": found.offer_id, "redeemed_at": found.use.redeemed_at})
     db.session.commit()
     return queries.find(public_id) or found
+
+
+def note_export(narrowed: queries.Filter | None, by: str) -> None:
+    """Write down that somebody takes redemptions out, and which. Commits."""
+    detail = dataclasses.asdict(narrowed) if narrowed else {"found": "nothing"}
+    for name, value in detail.items():
+        detail[name] = value.isoformat() if isinstance(value, datetime) else value
+    record(by, "redemptions.exported", **{name: value for name, value in detail.items() if value is not None})
+    db.session.commit()
 
 
 _COUNT = text(

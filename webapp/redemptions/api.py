@@ -17,10 +17,13 @@ from webapp.offers.models import normalise_code
 from webapp.offers.schemas import discount_json, time
 from webapp.redemptions import actions, personal, queries
 from webapp.redemptions.actions import Refused
+from webapp.redemptions.explain import explain
 from webapp.redemptions.queries import Filter, Place
 from webapp.redemptions.schemas import (
     CustomerEmail,
     CustomerOffers,
+    ExplanationOut,
+    NewExplanation,
     NewRedemption,
     NewRollback,
     NewValidation,
@@ -31,6 +34,7 @@ from webapp.redemptions.schemas import (
     UsablePage,
     ValidationOut,
     WhichCustomer,
+    explanation_json,
     idempotency_key,
     redemption_json,
 )
@@ -56,6 +60,19 @@ def validate(body: NewValidation) -> Response:
             "offer": offer.name,
         }
     )
+
+
+@room.post("/explanations", responses={200: ExplanationOut})
+@needs_scope("manage")
+def explain_refusal(body: NewExplanation) -> Response:
+    """Why not? Every check of the rule for a customer and a code, with the fact behind it. Writes nothing."""
+    asked = Ask(
+        channel="staff",
+        code=normalise_code(body.code),
+        email=_email(body.customer),
+        source_id=body.customer.source_id,
+    )
+    return jsonify(explanation_json(explain(asked)))
 
 
 @room.post("/redemptions", responses={201: RedemptionOut, 200: RedemptionOut, 404: None})

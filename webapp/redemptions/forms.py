@@ -15,6 +15,16 @@ from webapp.offers.models import normalise_code
 from webapp.redemptions.verdict import Ask
 
 CHANNEL_WORDS = {"form": "Form", "link": "Personal link", "api": "API", "staff": "Staff"}
+CHECK_WORDS = {
+    "code": "The code is known",
+    "customer": "The customer is known",
+    "unused": "Not used yet",
+    "window": "Within its time",
+    "status": "Not paused",
+    "audience": "In the audience",
+    "personal_code": "The right kind of code",
+    "room": "Not used up",
+}
 _CHANNELS = [SelectChoice(value, label) for value, label in {"": "Every channel", **CHANNEL_WORDS}.items()]
 
 
@@ -46,6 +56,37 @@ class StaffRedeemForm(FlaskForm):
         """
         code, email = _code_and_email(self.code.data or "", self.email.data or "")
         return Ask(channel="staff", code=code, email=email)
+
+
+class WhyNotForm(Form):
+    """Whose redeeming of which code is to be explained. `who` is an e-mail or the shop's own id of the customer."""
+
+    who = StringField("Customer's e-mail or source id")
+    code = StringField("Offer's code, or a personal one")
+
+    def ask(self) -> Ask:
+        """What was typed, understood.
+
+        :raises Invalid: with an error for each field that can't be read.
+        """
+        errors: list[FieldError] = []
+        who = " ".join((self.who.data or "").replace("\0", "").split())
+        if not who:
+            errors.append(FieldError("who", "who_missing", "Type the customer's e-mail address or source id."))
+        code = ""
+        try:
+            if not (self.code.data or "").strip():
+                raise Invalid(FieldError("code", "code_missing", "Type the code as the customer has it."))
+            code = normalise_code(self.code.data or "")
+        except Invalid as error:
+            errors += error.errors
+        if errors:
+            raise Invalid(*errors)
+        try:
+            return Ask(channel="staff", code=code, email=normalise_email(who))
+        except Invalid:
+            # What is no address may be an own id of the shop, with or without an @.
+            return Ask(channel="staff", code=code, source_id=who)
 
 
 class UndoForm(FlaskForm):

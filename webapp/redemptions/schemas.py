@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
 
+from webapp.customers.models import ERASED
 from webapp.errors import FieldError, Invalid
 from webapp.offers.schemas import AmountOut, Body, PercentOut, Time, discount_json, storable, time
+from webapp.redemptions.explain import Explanation
 from webapp.redemptions.queries import Redeemed
 from webapp.redemptions.verdict import Order
 
@@ -95,6 +97,13 @@ class NewRedemption(NewValidation):
         return hashlib.sha256(body.encode()).digest()
 
 
+class NewExplanation(Body):
+    """Whose redeeming of what is to be explained; the code may be a personal one."""
+
+    code: Annotated[StrictStr, Field(max_length=200, examples=["summer25"])]
+    customer: WhichCustomer
+
+
 class NewRollback(Body):
     """Why a redemption is undone."""
 
@@ -135,7 +144,9 @@ class CustomerOffers(BaseModel):
 
 
 class WhoseOut(BaseModel):
-    email: str
+    """Whose it is; of an erased customer nothing is known any more."""
+
+    email: str | None
 
 
 class OrderOut(BaseModel):
@@ -178,6 +189,45 @@ class ValidationOut(BaseModel):
     detail: str | None = None
 
 
+class CheckOut(BaseModel):
+    """One check of the rule: `passed` is null where it can't be asked, `reason` what a refusal by it is called."""
+
+    name: Literal["code", "customer", "unused", "window", "status", "audience", "personal_code", "room"]
+    passed: bool | None
+    reason: str
+    detail: str
+
+
+class ExplainedOffer(BaseModel):
+    code: str
+    name: str
+
+
+class MailOut(BaseModel):
+    """A mail about the offer to the customer, and what became of it."""
+
+    campaign: int
+    subject: str
+    status: str
+    at: str | None
+
+
+class ExplanationOut(BaseModel):
+    """What redeeming would answer now, with every check in the order of the rule; the first that failed decides.
+
+    `redemption` is the id of the customer's live redemption of this offer.
+    """
+
+    redeemable: bool
+    reason: str | None
+    detail: str
+    checks: list[CheckOut]
+    offer: ExplainedOffer | None
+    customer: WhoseOut | None
+    redemption: str | None
+    mails: list[MailOut]
+
+
 class UsableOut(BaseModel):
     """An offer that the customer can use now; `redeemed_at` is set where it was used already."""
 
@@ -205,6 +255,32 @@ def idempotency_key(given: str | None) -> str | None:
     return given
 
 
+def explanation_json(told: Explanation) -> dict[str, Any]:
+    """An explanation as JSON gives it."""
+    offer, facts = told.facts.offer, told.facts
+    return {
+        "redeemable": told.reason is None,
+        "reason": told.reason,
+        "detail": told.sentence,
+        "checks": [
+            {"name": line.check.name, "passed": line.check.passed, "reason": line.check.reason, "detail": line.sentence}
+            for line in told.lines
+        ],
+        "offer": {"code": offer.code, "name": offer.name} if offer else None,
+        "customer": {"email": facts.email} if facts.customer_id is not None else None,
+        "redemption": next((done.public_id for done in told.uses if done.use.rolled_back_at is None), None),
+        "mails": [
+            {
+                "campaign": mail.campaign.id,
+                "subject": mail.campaign.subject,
+                "status": mail.state,
+                "at": time(mail.at or mail.campaign.launched_at),
+            }
+            for mail in told.mails
+        ],
+    }
+
+
 def redemption_json(done: Redeemed) -> dict[str, Any]:
     """A redemption as JSON gives it."""
     use = done.use
@@ -215,7 +291,7 @@ def redemption_json(done: Redeemed) -> dict[str, Any]:
         "id": done.public_id,
         "code": done.code,
         "offer": done.offer_name,
-        "customer": {"email": done.email},
+        "customer": {"email": None if done.email == ERASED else done.email},
         "discount": discount_json(done.discount),
         "discount_amount": use.discount_amount,
         "order": order,

@@ -16,7 +16,8 @@ from webapp.errors import DomainError, Invalid, NotFound
 from webapp.offers import queries as offers
 from webapp.offers.models import normalise_code
 from webapp.redemptions import actions, export, queries
-from webapp.redemptions.forms import CHANNEL_WORDS, SearchForm, StaffRedeemForm, UndoForm
+from webapp.redemptions.explain import Explanation, explain
+from webapp.redemptions.forms import CHANNEL_WORDS, CHECK_WORDS, SearchForm, StaffRedeemForm, UndoForm, WhyNotForm
 from webapp.redemptions.queries import Filter, Place, Redeemed
 
 room = Blueprint("redemptions", __name__)
@@ -55,6 +56,7 @@ def download() -> Response:
     form = SearchForm(request.args)
     form.validate()
     narrowed = _filter(form)
+    actions.note_export(narrowed, by=current_user.email)
     rows = queries.export(narrowed) if narrowed else iter(())
     response = Response(stream_with_context(export.lines(rows)), mimetype="text/csv")
     response.headers["Content-Disposition"] = 'attachment; filename="redemptions.csv"'
@@ -75,6 +77,32 @@ def new() -> BaseResponse:
         return web.render("redemptions/new.html", status=error.status, form=form)
     flash(f"Redeemed: {web.discount(done.discount)}, {done.offer_name}, for {done.email}.", "success")
     return redirect(url_for("staff.redemptions.show", public_id=done.public_id))
+
+
+@room.get("/why-not")
+def why_not() -> Response:
+    """A customer and a code in; every check of the rule out, with the fact behind it."""
+    form = WhyNotForm(request.args)
+    if not any(request.args.get(name) for name in ("who", "code")):
+        return _why_not(form)
+    try:
+        # A page that links here may know only one of the two.
+        told = explain(form.ask()) if {"who", "code"} <= request.args.keys() else None
+    except Invalid as error:
+        web.attach(form, error)
+        return _why_not(form, status=422)
+    return _why_not(form, told)
+
+
+def _why_not(form: WhyNotForm, told: Explanation | None = None, status: int = 200) -> Response:
+    return web.render(
+        "redemptions/why_not.html",
+        status=status,
+        form=form,
+        told=told,
+        labels=CHECK_WORDS,
+        channels=CHANNEL_WORDS,
+    )
 
 
 @room.get("/redemptions/<public_id>")

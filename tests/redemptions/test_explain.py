@@ -1,0 +1,387 @@
+"""Why not? Every check as one sentence, on the screen and as JSON, from the one rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy import event, text
+
+from webapp.accounts import actions as accounts
+from webapp.campaigns import actions as campaigns
+from webapp.campaigns import batch_actions
+from webapp.customers import actions as customers
+from webapp.customers.models import Audience, AudienceMember, Customer
+from webapp.extensions import db
+from webapp.offers.models import Offer
+from webapp.redemptions import actions, personal, queries
+from webapp.redemptions.explain import Explanation, explain
+from webapp.redemptions.verdict import Ask, verdict
+
+MakeOffer = Callable[..., Offer]
+MakeCustomer = Callable[..., Customer]
+ADA = Ask(channel="staff", code="SUMMER25", email="ada@example.com")
+BERLIN = ZoneInfo("Europe/Berlin")
+MAY, JUNE = datetime(2026, 5, 1, tzinfo=BERLIN), datetime(2026, 6, 1, tzinfo=BERLIN)
+FAR = datetime(2098, 6, 1, tzinfo=BERLIN)
+LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def audience(*members: Customer) -> int:
+    row = Audience(name="VIPs")
+    db.session.add(row)
+    db.session.flush()
+    for member in members:
+        db.session.add(AudienceMember(audience_id=row.id, customer_id=member.id))
+    db.session.commit()
+    return row.id
+
+
+def told(explanation: Explanation) -> dict[str, tuple[bool | None, str]]:
+    return {line.check.name: (line.check.passed, line.sentence) for line in explanation.lines}
+
+
+def test_the_checks_come_in_the_order_of_the_rule_with_its_answers(offer: MakeOffer, customer: MakeCustomer) -> None:
+    offer(paused_at=LONG_AGO), customer()
+
+    found = explain(ADA)
+
+    judged = verdict(queries.facts([ADA])[0])
+    assert tuple(line.check for line in found.lines) == judged.checks
+    assert found.reason == judged.reason == "offer_paused"
+
+
+def test_who_can_redeem_is_told_so(offer: MakeOffer, customer: MakeCustomer) -> None:
+    offer(), customer()
+
+    found = explain(ADA)
+
+    assert (found.reason, found.sentence) == (None, "ada@example.com can redeem “Summer” now.")
+    assert {passed for passed, _ in told(found).values()} == {True}
+
+
+EDGES: list[tuple[dict[str, Any], bool, str]] = [
+    ({"starts_at": MAY, "ends_at": None}, True, "Open since 1 May 2026 at 00:00 Europe/Berlin, without an end."),
+    (
+        {"starts_at": MAY, "ends_at": FAR},
+        True,
+        "Open since 1 May 2026 at 00:00 Europe/Berlin, ends on 31 May 2098 at 24:00 Europe/Berlin.",
+    ),
+    ({"starts_at": MAY, "ends_at": JUNE}, False, "Ended on 31 May 2026 at 24:00 Europe/Berlin."),
+    (
+        {"starts_at": MAY, "ends_at": JUNE.replace(hour=13, minute=5)},
+        False,
+        "Ended on 1 June 2026 at 13:05 Europe/Berlin.",
+    ),
+    ({"starts_at": FAR, "ends_at": None}, False, "Starts on 1 June 2098 at 00:00 Europe/Berlin."),
+]
+
+
+@pytest.mark.parametrize(("values", "passed", "sentence"), EDGES)
+def test_the_window(
+    offer: MakeOffer, customer: MakeCustomer, values: dict[str, Any], passed: bool, sentence: str
+) -> None:
+    offer(time_zone="Europe/Berlin", **values), customer()
+
+    assert told(explain(ADA))["window"] == (passed, sentence)
+
+
+@pytest.mark.parametrize(
+    ("values", "check", "passed", "sentence"),
+    [
+        ({}, "code", True, "SUMMER25 is the code of “Summer”."),
+        ({}, "customer", True, "ada@example.com is a customer."),
+        ({}, "unused", True, "Not used by this customer so far."),
+        ({}, "status", True, "The offer is not paused."),
+        ({"paused_at": LONG_AGO}, "status", False, "The offer is paused."),
+        ({}, "audience", True, "The offer is for everyone known."),
+        ({}, "personal_code", True, "The shared code is enough for this offer."),
+        (
+            {"personal_code_required": True},
+            "personal_code",
+            False,
+            "The offer needs the personal code that stands in the customer's own mail; this is the shared one.",
+        ),
+        ({}, "room", True, "There is no limit to how many may redeem."),
+        ({"max_redemptions": 1000, "redeemed": 12}, "room", True, "12 of 1,000 are taken."),
+        ({"max_redemptions": 1000, "redeemed": 1000}, "room", False, "All 1,000 are taken."),
+    ],
+)
+def test_each_fact_is_one_sentence(
+    offer: MakeOffer, customer: MakeCustomer, values: dict[str, Any], check: str, passed: bool, sentence: str
+) -> None:
+    offer(**values), customer()
+
+    assert told(explain(ADA))[check] == (passed, sentence)
+
+
+@pytest.mark.parametrize(
+    ("is_member", "sentence"),
+    [
+        (True, "Audience: VIPs; ada@example.com is a member."),
+        (False, "Audience: VIPs; ada@example.com is not a member."),
+    ],
+)
+def test_the_audience(offer: MakeOffer, customer: MakeCustomer, is_member: bool, sentence: str) -> None:
+    ada = customer()
+    offer(audience_id=audience(*[ada] if is_member else []))
+
+    assert told(explain(ADA))["audience"] == (is_member, sentence)
+
+
+def test_a_use_is_told_with_its_time_and_channel(offer: MakeOffer, customer: MakeCustomer) -> None:
+    offer(time_zone="Europe/Berlin"), customer()
+    words = {"form": "the form", "link": "the personal link", "api": "the API", "staff": "staff"}
+    for channel, through in words.items():
+        done = actions.redeem(replace(ADA, channel=channel))  # type: ignore[arg-type]
+        db.session.execute(text("update redemption set redeemed_at = '2026-05-03 10:00Z'"))
+        db.session.commit()
+
+        found = explain(ADA)
+
+        assert told(found)["unused"] == (False, f"Used on 3 May 2026, 12:00 CEST through {through}.")
+        assert found.sentence == "This customer has used this offer already; an offer can be used once."
+        db.session.execute(text("delete from redemption"))
+        db.session.commit()
+    assert done.use.channel == "staff"
+
+
+def test_a_use_that_was_undone_is_told(offer: MakeOffer, customer: MakeCustomer) -> None:
+    offer(time_zone="Europe/Berlin"), customer()
+    actions.redeem(ADA)
+    db.session.execute(text("update redemption set redeemed_at = '2026-05-03 10:00Z'"))
+    db.session.commit()
+    actions.rollback(queries.of_customer(1)[0].public_id, "wrong customer", by="tests")
+
+    found = explain(ADA)
+
+    sentence = "Not used: the redemption of 3 May 2026, 12:00 CEST was undone."
+    assert told(found)["unused"] == (True, sentence)
+    assert len(found.uses) == 1
+
+
+def test_a_personal_code_is_judged_for_this_customer(offer: MakeOffer, customer: MakeCustomer) -> None:
+    row, ada, bob = offer(personal_code_required=True), customer(), customer("bob@example.com")
+
+    own = explain(replace(ADA, code=personal.code("SUMMER25", row.id, ada.id).replace("-", "")))
+    others = explain(replace(ADA, code=personal.code("SUMMER25", row.id, bob.id).replace("-", "")))
+
+    assert (own.reason, told(own)["personal_code"]) == (None, (True, "The personal code is this customer's."))
+    assert told(own)["code"][1].endswith(" is the code of “Summer” with a personal ending.")
+    assert told(others)["personal_code"] == (
+        False,
+        "The personal code is not this customer's: it is somebody else's, or mistyped.",
+    )
+
+
+def test_what_can_not_be_asked_is_said(offer: MakeOffer, customer: MakeCustomer) -> None:
+    offer(), customer()
+
+    nobody = told(explain(replace(ADA, email="bob@example.com")))
+    nothing = told(explain(replace(ADA, code="WINTER")))
+
+    assert nobody["customer"] == (False, "Nobody has the e-mail bob@example.com.")
+    for check in ("unused", "audience", "personal_code"):
+        assert nobody[check] == (None, "Not asked: the customer is not known.")
+    assert nothing["code"] == (False, "No offer has the code WINTER.")
+    for check in ("unused", "window", "status", "audience", "personal_code", "room"):
+        assert nothing[check] == (None, "Not asked: the code is not known.")
+
+
+def test_a_customer_may_be_named_by_the_shops_own_id(offer: MakeOffer, customer: MakeCustomer) -> None:
+    offer(), customer(source_id="C-1")
+
+    found = told(explain(Ask(channel="staff", code="SUMMER25", source_id="C-1")))
+    lost = told(explain(Ask(channel="staff", code="SUMMER25", source_id="C-2")))
+
+    assert found["customer"] == (True, "ada@example.com is a customer.")
+    assert lost["customer"] == (False, "Nobody has the source id C-2.")
+
+
+def test_an_erased_customer_is_nobody(offer: MakeOffer, customer: MakeCustomer) -> None:
+    offer()
+    customers.erase(customer(source_id="C-1").id, by="tests")
+
+    assert explain(ADA).reason == explain(Ask("staff", "SUMMER25", source_id="C-1")).reason == "customer_unknown"
+
+
+def test_explaining_writes_nothing_and_asks_a_handful_of_questions(offer: MakeOffer, customer: MakeCustomer) -> None:
+    row = offer()
+    offer_id = row.id
+    row.audience_id = audience(customer())
+    db.session.commit()
+    actions.redeem(ADA)
+    ran: list[str] = []
+    listen = lambda _c, _cursor, statement, *_: ran.append(statement)  # noqa: E731
+    event.listen(db.engine, "before_cursor_execute", listen)
+
+    found = explain(ADA)
+
+    event.remove(db.engine, "before_cursor_execute", listen)
+    assert found.facts.offer is not None
+    assert found.facts.offer.id == offer_id
+    assert len(ran) <= 6
+    assert [s for s in ran if not s.strip().lower().startswith(("select", "with"))] == []
+
+
+# --- the screen ----------------------------------------------------------------------------------
+
+
+def test_the_screen_begins_with_two_fields(staff: FlaskClient) -> None:
+    page = staff.get("/why-not")
+
+    assert page.status_code == 200
+    assert 'name="who"' in page.text
+    assert 'name="code"' in page.text
+    assert "Every check" not in page.text
+
+
+def test_the_conclusion_comes_first_with_links_to_all_it_is_about(
+    sign_in: Callable[..., FlaskClient], offer: MakeOffer, customer: MakeCustomer
+) -> None:
+    row, ada = offer(), customer()
+    campaign = campaigns.launch_offer(row.id, "tests").campaign.id
+    batch_actions.prepare(campaign)
+    done = actions.redeem(ADA)
+
+    page = sign_in("viewer").get("/why-not?who=ADA@example.com&code=summer-25").text
+
+    assert page.index("No. This customer has used this offer already") < page.index("The code is known")
+    assert page.index("The code is known") < page.index("Not used up")
+    for address in (
+        f"/customers/{ada.id}",
+        f"/offers/{row.id}",
+        f"/redemptions/{done.public_id}",
+        f"/campaigns/{campaign}",
+    ):
+        assert f'href="{address}"' in page
+    assert "/redemptions/new" not in page.partition("<main")[2]
+
+
+def test_whoever_may_redeem_by_hand_can_go_on_from_a_yes(
+    staff: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+) -> None:
+    offer(), customer()
+
+    page = staff.get("/why-not?who=ada@example.com&code=SUMMER25").text
+
+    assert "Yes. ada@example.com can redeem" in page
+    assert "/redemptions/new?email=ada@example.com&amp;code=SUMMER25" in page
+    assert "No mail of this offer has gone to this customer" in page
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ("who=&code=SUMMER25", "Type the customer&#39;s e-mail address or source id."),
+        ("who=ada@example.com&code=", "Type the code as the customer has it."),
+        ("who=%00&code=SUMMER25", "Type the customer&#39;s e-mail address or source id."),
+        ("who=ada@example.com&code=S%C3%9C%00", "A code has only letters from A to Z and digits."),
+        ("who=ada@example.com&code=" + "A" * 10_000, "A code has only letters from A to Z and digits."),
+    ],
+)
+def test_what_can_not_be_read_is_told_at_its_field(staff: FlaskClient, query: str, sentence: str) -> None:
+    page = staff.get(f"/why-not?{query}")
+
+    assert page.status_code == 422
+    assert sentence in page.text
+
+
+@pytest.mark.parametrize("who", ["<b>x</b>", "a'b\"@x", "x" * 5000, "ada@@example.com", "%ED%A0%80"])
+def test_odd_names_are_nobodys(staff: FlaskClient, offer: MakeOffer, who: str) -> None:
+    offer()
+
+    page = staff.get("/why-not", query_string={"who": who, "code": "SUMMER25"})
+
+    assert page.status_code == 200
+    assert "This customer is not known here" in page.text
+    assert "<b>x</b>" not in page.text
+
+
+def test_pages_lead_here_with_what_they_know(staff: FlaskClient, customer: MakeCustomer) -> None:
+    ada = customer()
+
+    assert 'href="/why-not?who=ada@example.com"' in staff.get(f"/customers/{ada.id}").text
+    assert 'href="/why-not"' in staff.get("/redemptions").text
+    page = staff.get("/why-not?who=ada@example.com")
+    assert (page.status_code, "Type the code" in page.text) == (200, False)
+    assert 'value="ada@example.com"' in page.text
+
+
+def test_the_screen_is_for_those_who_are_signed_in(client: FlaskClient) -> None:
+    assert client.get("/why-not?who=a@example.com&code=SUMMER25").status_code == 302
+
+
+# --- JSON ----------------------------------------------------------------------------------------
+
+
+def test_json_gives_the_same_answer(api: Any, offer: MakeOffer, customer: MakeCustomer) -> None:
+    row = offer()
+    customer(source_id="C-1")
+    batch_actions.prepare(campaigns.launch_offer(row.id, "tests").campaign.id)
+    done = actions.redeem(ADA)
+    found = explain(ADA)
+
+    for whose in ({"email": "Ada@example.com"}, {"source_id": "C-1"}):
+        answer = api.post("/api/v1/explanations", json={"code": "summer-25", "customer": whose})
+
+        assert answer.status_code == 200
+        assert answer.json == {
+            "redeemable": False,
+            "reason": "already_redeemed",
+            "detail": found.sentence,
+            "checks": [
+                {
+                    "name": line.check.name,
+                    "passed": line.check.passed,
+                    "reason": line.check.reason,
+                    "detail": line.sentence,
+                }
+                for line in found.lines
+            ],
+            "offer": {"code": "SUMMER25", "name": "Summer"},
+            "customer": {"email": "ada@example.com"},
+            "redemption": done.public_id,
+            "mails": answer.json["mails"],
+        }
+        assert [(mail["campaign"], mail["status"]) for mail in answer.json["mails"]] == [(1, "waiting")]
+
+
+def test_json_of_what_nobody_knows(api: Any) -> None:
+    answer = api.post("/api/v1/explanations", json={"code": "WINTER", "customer": {"email": "bob@example.com"}}).json
+
+    assert (answer["redeemable"], answer["reason"]) == (False, "not_found")
+    assert (answer["offer"], answer["customer"], answer["redemption"], answer["mails"]) == (None, None, None, [])
+    assert [check["passed"] for check in answer["checks"]] == [False, False, *[None] * 6]
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({"customer": {"email": "ada@example.com"}}, "/code"),
+        ({"code": "sü!", "customer": {"email": "ada@example.com"}}, "/code"),
+        ({"code": "SUMMER25", "customer": {"email": "ada"}}, "/customer/email"),
+        ({"code": "SUMMER25", "customer": {}}, "/customer"),
+        ({"code": "SUMMER25", "customer": {"source_id": "a\0"}}, "/customer/source_id"),
+        ({"code": "SUMMER25", "customer": {"email": "a@example.com"}, "order": {"id": "A"}}, "/order"),
+    ],
+)
+def test_json_that_can_not_be_taken_is_told_at_its_field(api: Any, body: dict[str, Any], pointer: str) -> None:
+    answer = api.post("/api/v1/explanations", json=body)
+
+    assert answer.status_code == 422
+    assert [error["pointer"] for error in answer.json["errors"]] == [pointer]
+
+
+@pytest.mark.parametrize("scope", ["read", "redeem"])
+def test_json_needs_the_scope_manage(app: Flask, scope: str) -> None:
+    headers = {"Authorization": f"Bearer {accounts.create_api_key('till', [scope], by='tests')}"}
+    body = {"code": "SUMMER25", "customer": {"email": "ada@example.com"}}
+
+    assert app.test_client().post("/api/v1/explanations", json=body, headers=headers).status_code == 403
