@@ -99,6 +99,14 @@ def resume(offer_id: int, by: str) -> Offer:
     return change(offer_id, {}, None, by, paused=False)
 
 
+def require_personal_codes(offer_id: int, required: bool, by: str) -> Offer:
+    """Have only personal codes and links work, or the shared code, too. A second time changes nothing. Commits.
+
+    :raises NotFound: when there is no such offer.
+    """
+    return change(offer_id, {"personal_code_required": required}, None, by)
+
+
 def freeze(offer_id: int) -> bool:
     """Freeze the discount, the code and whether there is a cap; True when this call did it. The caller commits.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -14,9 +16,19 @@ from webapp.campaigns import actions as campaigns
 from webapp.campaigns.actions import MailText
 from webapp.customers import queries as customers
 from webapp.errors import DomainError, FieldError, Invalid, NotFound
-from webapp.offers import actions, queries
+from webapp.offers import actions, code_actions, queries
 from webapp.offers.models import Offer, OfferValues, normalise_code
-from webapp.offers.schemas import NewOffer, OfferChange, OfferList, OfferOut, OfferPage, OfferPath, offer_json
+from webapp.offers.schemas import (
+    CodePath,
+    NewCode,
+    NewOffer,
+    OfferChange,
+    OfferList,
+    OfferOut,
+    OfferPage,
+    OfferPath,
+    offer_json,
+)
 from webapp.redemptions import queries as redemptions
 
 room = APIBlueprint("offers", __name__)
@@ -68,7 +80,8 @@ def read(path: OfferPath) -> Response:
 def change(path: OfferPath, body: OfferChange) -> Response:
     """Change an offer. With `If-Match` only if nobody else has changed it since (412 otherwise).
 
-    From the first launch or redemption the discount, the code, and whether there is a cap stay as they are.
+    From the first launch or redemption the discount, the code, and whether there is a cap stay as they are. Another
+    code is then given by `POST /offers/{code}/codes`.
     """
     offer = _offer(path.code)
     changes: dict[str, Any] = {
@@ -78,8 +91,42 @@ def change(path: OfferPath, body: OfferChange) -> Response:
         changes["discount"] = body.discount.typed()
     if "audience" in body.model_fields_set:
         changes["audience_id"] = _audience_id(body.audience)
-    try:
+    with _if_match():
         return _answer(actions.change(offer.id, changes, _version(offer), _who(), paused=body.paused))
+
+
+@room.post("/offers/<code>/codes", responses={200: OfferOut, 412: None})
+@needs_scope("manage")
+def renew_code(path: OfferPath, body: NewCode) -> Response:
+    """Give an offer another code. The one before stays an alias, which works everywhere until it is closed.
+
+    With `If-Match` only if nobody else has changed the offer since (412 otherwise). Asking for the code that it has
+    changes nothing. An alias can become the code again; a code that any offer ever had is refused.
+    """
+    offer = _offer(path.code)
+    with _if_match():
+        return _answer(code_actions.renew_code(offer.id, body.code, _who(), _version(offer)))
+
+
+@room.post("/offers/<code>/codes/<alias>/close", responses={200: OfferOut, 404: None, 409: None})
+@needs_scope("manage")
+def close_code(path: CodePath) -> Response:
+    """End an alias: it works nowhere from now on, and no other offer ever gets it. Again changes nothing."""
+    return _answer(code_actions.close_code(_offer(path.code).id, path.alias, _who()))
+
+
+@room.post("/offers/<code>/codes/<alias>/reopen", responses={200: OfferOut, 404: None})
+@needs_scope("manage")
+def reopen_code(path: CodePath) -> Response:
+    """Let a closed code work again, as an alias. Again changes nothing."""
+    return _answer(code_actions.reopen_code(_offer(path.code).id, path.alias, _who()))
+
+
+@contextmanager
+def _if_match() -> Iterator[None]:
+    """Inside, somebody else's change in between is what `If-Match` calls a failed precondition."""
+    try:
+        yield
     except DomainError as error:
         if error.key == "conflict":
             error.status = 412
@@ -123,8 +170,12 @@ def _answer(offer: Offer) -> Response:
 def _json(offers: list[Offer]) -> list[dict[str, object]]:
     at: datetime = queries.clock()
     redeemed = redemptions.totals([offer.id for offer in offers])
+    codes = queries.codes_of([offer.id for offer in offers])
     names = {audience.id: audience.name for audience in customers.audiences()}
-    return [offer_json(offer, at, names.get(offer.audience_id or 0), redeemed[offer.id]) for offer in offers]
+    return [
+        offer_json(offer, at, names.get(offer.audience_id or 0), redeemed[offer.id], codes[offer.id])
+        for offer in offers
+    ]
 
 
 def _who() -> str:

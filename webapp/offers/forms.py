@@ -75,6 +75,12 @@ class SearchForm(Form):
         return self.state.data if self.state.data and self.state.data in _STATES else None
 
 
+class RenewForm(FlaskForm):
+    """Another code for an offer; empty has one made up."""
+
+    code = StringField("New code")
+
+
 class OfferForm(FlaskForm):
     """A new offer or a change of one. Fields that a frozen offer does not show stay as they are."""
 

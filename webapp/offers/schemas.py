@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -19,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from webapp.offers.models import Discount, Offer, OfferState
+from webapp.offers.models import Discount, Offer, OfferCode, OfferState
 
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
@@ -130,9 +131,21 @@ class OfferChange(Body):
 
 
 class OfferPath(BaseModel):
-    """An offer by its code, in any spelling."""
+    """An offer by its code or an alias, in any spelling."""
 
     code: str
+
+
+class CodePath(OfferPath):
+    """One code that an offer had before."""
+
+    alias: str
+
+
+class NewCode(Body):
+    """The code that an offer gives out from now on; left out or null has one generated."""
+
+    code: Line | None = None
 
 
 class OfferList(BaseModel):
@@ -160,6 +173,7 @@ class OfferOut(BaseModel):
     """An offer."""
 
     code: str
+    aliases: Annotated[list[str], Field(description="Earlier codes that still work, newest first.")]
     name: str
     discount: PercentOut | AmountOut
     starts_at: str
@@ -187,10 +201,13 @@ def discount_json(discount: Discount) -> dict[str, Any]:
     return {"type": "amount", "amount": discount.amount, "currency": discount.currency}
 
 
-def offer_json(offer: Offer, at: datetime, audience: str | None, redeemed: int) -> dict[str, Any]:
+def offer_json(
+    offer: Offer, at: datetime, audience: str | None, redeemed: int, codes: Sequence[OfferCode]
+) -> dict[str, Any]:
     """An offer as JSON gives it."""
     return {
         "code": offer.code_as_written,
+        "aliases": [row.code_as_written for row in codes if row.closed_at is None and row.code != offer.code],
         "name": offer.name,
         "discount": discount_json(offer.discount),
         "starts_at": time(offer.starts_at),

@@ -17,8 +17,8 @@ from webapp.blueprints.staff import needs
 from webapp.campaigns import queries as campaigns
 from webapp.customers import queries as customers
 from webapp.errors import DomainError, NotFound
-from webapp.offers import actions, queries
-from webapp.offers.forms import OfferForm, SearchForm
+from webapp.offers import actions, code_actions, queries
+from webapp.offers.forms import OfferForm, RenewForm, SearchForm
 from webapp.offers.models import Offer
 from webapp.redemptions import misses
 from webapp.redemptions import queries as redemptions
@@ -87,6 +87,7 @@ def show(offer_id: int) -> Response:
         at=queries.clock(),
         misses=misses.alarms([offer.id]).get(offer.id),
         audience=_audience(offer),
+        codes=queries.codes_of([offer.id])[offer.id],
         link=link,
         qr=Markup(qr),  # noqa: S704
         chart=_chart(offer),
@@ -141,6 +142,58 @@ def resume(offer_id: int) -> BaseResponse:
     """Let it be redeemed again."""
     actions.resume(offer_id, by=current_user.email)
     flash("The offer can be redeemed again.", "success")
+    return redirect(url_for("staff.offers.show", offer_id=offer_id))
+
+
+@room.route("/offers/<int:offer_id>/code", methods=["GET", "POST"])
+@needs("manager")
+def renew_code(offer_id: int) -> BaseResponse:
+    """Give it another code."""
+    offer, form = _offer(offer_id), RenewForm()
+    before = offer.code_as_written
+    if not form.validate_on_submit():
+        return web.render("offers/renew.html", status=422 if form.is_submitted() else 200, form=form, offer=offer)
+    try:
+        offer = code_actions.renew_code(offer_id, (form.code.data or "").strip() or None, by=current_user.email)
+    except DomainError as error:
+        web.attach(form, error)
+        return web.render("offers/renew.html", status=error.status, form=form, offer=_offer(offer_id))
+    if offer.code_as_written == before:
+        flash(f"{before} is its code already; nothing was changed.", "info")
+    else:
+        works = f" {before} goes on working until you close it." if offer.frozen_at else ""
+        flash(f"The code is {offer.code_as_written} now.{works}", "success")
+    return redirect(url_for("staff.offers.show", offer_id=offer_id))
+
+
+@room.post("/offers/<int:offer_id>/codes/<code>/close")
+def close_code(offer_id: int, code: str) -> BaseResponse:
+    """End an earlier code."""
+    try:
+        code_actions.close_code(offer_id, code, by=current_user.email)
+        flash(f"{code} is closed: it no longer works.", "success")
+    except NotFound:
+        raise
+    except DomainError as error:
+        flash(error.message, "error")
+    return redirect(url_for("staff.offers.show", offer_id=offer_id))
+
+
+@room.post("/offers/<int:offer_id>/codes/<code>/reopen")
+def reopen_code(offer_id: int, code: str) -> BaseResponse:
+    """Let a closed code work again."""
+    code_actions.reopen_code(offer_id, code, by=current_user.email)
+    flash(f"{code} works again.", "success")
+    return redirect(url_for("staff.offers.show", offer_id=offer_id))
+
+
+@room.post("/offers/<int:offer_id>/personal-code")
+def personal_code(offer_id: int) -> BaseResponse:
+    """Have it work with personal codes only, or with the shared one, too."""
+    required = request.form.get("required") == "yes"
+    actions.require_personal_codes(offer_id, required, by=current_user.email)
+    words = "Only personal codes and links work now." if required else "The shared code alone works now, too."
+    flash(words, "success")
     return redirect(url_for("staff.offers.show", offer_id=offer_id))
 
 
