@@ -94,7 +94,8 @@ class _Pump:
         self.place = place
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self.deadline = time.monotonic() + SLICE
-        self.letters: dict[int, FormLetter] = {}
+        # By campaign, with the version of the offer it was written from.
+        self.letters: dict[int, tuple[int, FormLetter]] = {}
         self.broken = 0
         self.refused_bodies = 0
 
@@ -131,13 +132,13 @@ class _Pump:
         return True
 
     def _send_batch(self, taken: Claim) -> None:
-        form = self._form(taken.campaign_id)
         while taken.position < len(taken.ids):
             if self._is_over():
                 return batch_actions.release(taken)
             window = batch_actions.open_window(taken)
             if window is None:
                 return None
+            form = self._form(taken.campaign_id)
             for recipient in window.recipients:
                 taken.position = recipient.index
                 if bell.stopping.is_set():
@@ -244,13 +245,16 @@ class _Pump:
             db.session.rollback()
 
     def _form(self, campaign_id: int) -> FormLetter:
-        if campaign_id not in self.letters:
-            campaign = queries.by_id(campaign_id)
-            offer = offers.by_id(campaign.offer_id) if campaign is not None else None
-            if campaign is None or offer is None:
-                raise LookupError(f"no campaign {campaign_id}")
-            self.letters[campaign_id] = message.of_campaign(campaign, offer)
-        return self.letters[campaign_id]
+        """The campaign's mail with what the offer says now: a code that was renewed meanwhile is in it."""
+        campaign = queries.by_id(campaign_id)
+        offer = offers.by_id(campaign.offer_id) if campaign is not None else None
+        if campaign is None or offer is None:
+            raise LookupError(f"no campaign {campaign_id}")
+        version, form = self.letters.get(campaign_id, (None, None))
+        if form is None or version != offer.version:
+            form = message.of_campaign(campaign, offer)
+            self.letters[campaign_id] = offer.version, form
+        return form
 
 
 def _refusal(outcome: Outcome) -> str:

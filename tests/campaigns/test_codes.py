@@ -1,0 +1,79 @@
+"""Which code a mail carries, also when it changes while the mails are going out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from flask import Flask
+
+from tests.campaigns.relay import Relay
+from tests.campaigns.test_delivery import in_context, people, stop_after
+from webapp.campaigns import actions, batch_actions, delivery
+from webapp.campaigns.wording import MailText
+from webapp.offers import actions as offers
+from webapp.offers import code_actions
+from webapp.offers.models import Offer
+from webapp.redemptions import actions as redemptions
+from webapp.redemptions import personal
+from webapp.redemptions.verdict import Ask
+
+Launch = Callable[..., Offer]
+
+
+@pytest.fixture
+def launched(app: Flask, offer: Callable[..., Offer]) -> Launch:
+    """An offer whose mail is its code alone, launched to so many people; their ids are 1 to n."""
+
+    def go(n: int, **values: object) -> Offer:
+        people(n)
+        row = offer("SUMMER25", **values)
+        actions.save_draft(row.id, MailText(text="{{ offer.code }}"), "resend", "tests")
+        batch_actions.prepare(actions.launch_offer(row.id, "tests").campaign.id)
+        return row
+
+    return go
+
+
+def sent_codes(relay: Relay) -> list[str]:
+    """The codes of the mails in the order in which they went out."""
+    return [kept.text.split()[0] for kept in relay.kept]
+
+
+def test_a_renewal_is_in_the_mails_of_the_windows_that_follow(
+    app: Flask, launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer_id = launched(120).id
+    stop_after(relay, 70, monkeypatch, in_context(app, lambda: code_actions.renew_code(offer_id, "WINTER26", "tests")))
+
+    delivery.pump()
+
+    assert sent_codes(relay) == ["SUMMER25"] * 100 + ["WINTER26"] * 20
+
+
+def test_every_code_that_went_out_around_a_renewal_works(
+    app: Flask, launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer_id = launched(120, personal_code_required=True).id
+    stop_after(relay, 70, monkeypatch, in_context(app, lambda: code_actions.renew_code(offer_id, "WINTER26", "tests")))
+
+    delivery.pump()
+
+    done = [
+        redemptions.redeem(Ask(channel="form", code=code.replace("-", ""), email=kept.to))
+        for code, kept in zip(sent_codes(relay), relay.kept, strict=True)
+    ]
+    assert len(done) == 120
+
+
+def test_a_personal_code_that_is_required_meanwhile_is_in_the_mails_that_follow(
+    app: Flask, launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer_id = launched(120).id
+    stop_after(relay, 70, monkeypatch, in_context(app, lambda: offers.require_personal_codes(offer_id, True, "tests")))
+
+    delivery.pump()
+
+    codes = sent_codes(relay)
+    assert codes[:100] == ["SUMMER25"] * 100
+    assert codes[100:] == [personal.code("SUMMER25", offer_id, customer_id) for customer_id in range(101, 121)]
