@@ -44,7 +44,7 @@ def campaign(offer: Offer, sent: int = 0, **values: Any) -> Campaign:
             seq=1,
             first_id=1,
             last_id=sent,
-            customer_ids=list(range(1, sent + 1)),
+            gaps=[1] * sent,
             status="done",
             sent=sent,
         )

@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Row, text
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from webapp import bell
-from webapp.campaigns.models import BATCH_SIZE, LEASE_SECONDS, WINDOW
+from webapp.campaigns.models import BATCH_SIZE, LEASE_SECONDS, WINDOW, gaps_of, ids_of
 from webapp.customers import queries as customers
 from webapp.customers.models import Customer
 from webapp.extensions import db
@@ -151,12 +151,9 @@ def _write_batches(campaign_id: int, ids: Sequence[int]) -> None:
     ).scalar_one()
     slices = [ids[at : at + BATCH_SIZE] for at in range(0, len(ids), BATCH_SIZE)]
     db.session.execute(
-        text(
-            "insert into batch (campaign_id, seq, first_id, last_id, customer_ids) "
-            "values (:id, :seq, :first, :last, :ids)"
-        ),
+        text("insert into batch (campaign_id, seq, first_id, last_id, gaps) values (:id, :seq, :first, :last, :gaps)"),
         [
-            {"id": campaign_id, "seq": first + n, "first": part[0], "last": part[-1], "ids": list(part)}
+            {"id": campaign_id, "seq": first + n, "first": part[0], "last": part[-1], "gaps": gaps_of(part)}
             for n, part in enumerate(slices)
         ],
     )
@@ -179,7 +176,7 @@ _CLAIM = text(
       order by b.seq, b.campaign_id
       limit 1 for update of b skip locked
     )
-    returning id, campaign_id, epoch, customer_ids, window_start, window_end, sent
+    returning id, campaign_id, epoch, gaps, window_start, window_end, sent
     """
 )
 
@@ -203,7 +200,7 @@ def claim(owner: str) -> Claim | None:
 
 def _take_over(row: Row[Any], owner: str) -> Claim:
     """The claim of a row whose owner and epoch are new; the former owner's cursor can't move from here on."""
-    ids = list(row.customer_ids)
+    ids = ids_of(row.gaps)
     taken = Claim(row.id, row.campaign_id, owner, row.epoch, ids, row.window_start, row.sent, time.monotonic())
     if row.window_end > row.window_start:
         _settle(taken, row.window_end)
@@ -595,7 +592,7 @@ def settle_cancelled(owner: str) -> None:
                 "select b.id from batch b join campaign c on c.id = b.campaign_id where c.status = 'cancelled' "
                 "and b.status in ('pending', 'sending') and coalesce(b.lease_until < now(), true) "
                 "limit 1 for update of b skip locked) "
-                "returning id, campaign_id, epoch, customer_ids, window_start, window_end, sent"
+                "returning id, campaign_id, epoch, gaps, window_start, window_end, sent"
             ),
             {"owner": owner},
         ).one_or_none()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
+from itertools import accumulate, pairwise
 
 from sqlalchemy import ARRAY, BigInteger, CheckConstraint, ForeignKey, Index, UniqueConstraint, func
 from sqlalchemy import text as sql
@@ -45,6 +47,7 @@ class Campaign(Model):
     launched_at: Mapped[datetime | None]
     launched_by: Mapped[str | None]
     finished_at: Mapped[datetime | None]
+    cancelled_at: Mapped[datetime | None]
 
     __table_args__ = (
         CheckConstraint("kind in ('announcement', 'reminder')", name="kind"),
@@ -53,14 +56,17 @@ class Campaign(Model):
             name="status",
         ),
         CheckConstraint("uncertain_policy in ('resend', 'hold')", name="uncertain_policy"),
+        CheckConstraint("(status = 'cancelled') = (cancelled_at is not null)", name="cancelled"),
         Index("ix_campaign_offer_id", "offer_id"),
-        # An offer is announced once: a second launch changes nothing, however close to the first it comes.
+        # An offer is announced once: a second launch changes nothing, however close to the first it comes. It does not
+        # look at the status, whose changes would otherwise be new entries in every index.
         Index(
             "uq_campaign_announcement",
             "offer_id",
             unique=True,
-            postgresql_where=sql("kind = 'announcement' and status <> 'cancelled'"),
+            postgresql_where=sql("kind = 'announcement' and cancelled_at is null"),
         ),
+        {"postgresql_with": {"fillfactor": 50}},
     )
 
 
@@ -73,7 +79,8 @@ class Batch(Model):
     seq: Mapped[int]
     first_id: Mapped[int] = mapped_column(BigInteger)
     last_id: Mapped[int] = mapped_column(BigInteger)
-    customer_ids: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
+    # Whose mails these are, ascending: `ids_of` tells. 4 kB of ids compress to 2 kB, their gaps to 0.1 to 1.5 kB.
+    gaps: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
     # Everyone before `window_start` is settled; up to `window_end` mails may be going out now.
     window_start: Mapped[int] = mapped_column(server_default="0")
     window_end: Mapped[int] = mapped_column(server_default="0")
@@ -92,6 +99,16 @@ class Batch(Model):
         Index("ix_batch_open", "seq", "campaign_id", postgresql_where=sql("status in ('pending', 'sending')")),
         {"postgresql_with": {"fillfactor": 70}},
     )
+
+
+def gaps_of(ids: Iterable[int]) -> list[int]:
+    """Ids as distances: each from the one before, the first from zero."""
+    return [after - before for before, after in pairwise((0, *ids))]
+
+
+def ids_of(gaps: Iterable[int]) -> list[int]:
+    """The ids that `gaps_of` was given. In SQL the k-th one is the sum of the first k gaps."""
+    return list(accumulate(gaps))
 
 
 class BatchCursor(Model):

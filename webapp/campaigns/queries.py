@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sqlalchemy import exists, func, literal, select, text, true
+from sqlalchemy import exists, func, select, text
 
 from webapp.campaigns.models import Batch, Campaign, MailIssue
 from webapp.customers.models import AudienceMember, Customer
@@ -108,7 +108,8 @@ _COUNTS = text(
         select coalesce(sum(b.sent + case when b.window_end > b.window_start and k.cursor is not null then
           k.cursor - b.window_start - (
             select count(*) from mail_issue i where i.campaign_id = b.campaign_id
-              and i.customer_id = any(b.customer_ids[b.window_start + 1 : k.cursor])
+              and i.customer_id > (select coalesce(sum(gap), 0) from unnest(b.gaps[: b.window_start]) gap)
+              and i.customer_id <= (select sum(gap) from unnest(b.gaps[: k.cursor]) gap)
           ) else 0 end), 0)
         from batch b left join batch_cursor k on k.batch_id = b.id and k.epoch = b.epoch where b.campaign_id = c.id
       ) as sent,
@@ -189,26 +190,28 @@ def of_customer(customer_id: int, limit: int = 50) -> list[Mailed]:
     """Which campaigns had this customer among their frozen recipients, newest first, and what became of each mail."""
     # The batches of a campaign follow each other by id, so one of each is looked at: the first that reaches so far.
     batch = (
-        select(Batch.status, Batch.window_start, Batch.first_id, Batch.customer_ids)
+        select(Batch.status, Batch.window_start, Batch.first_id, Batch.gaps)
         .where(Batch.campaign_id == Campaign.id, Batch.last_id >= customer_id)
         .order_by(Batch.last_id)
         .limit(1)
         .lateral("batch")
     )
+    walk = func.unnest(batch.c.gaps).table_valued("gap", with_ordinality="place").render_derived().lateral("walk")
+    walked = select(walk.c.place, func.sum(walk.c.gap).over(order_by=walk.c.place).label("id")).lateral("walked")
     rows = db.session.execute(
         select(
             Campaign,
             batch.c.status,
             batch.c.window_start,
-            func.array_position(batch.c.customer_ids, customer_id).label("place"),
+            walked.c.place,
             MailIssue.state,
             MailIssue.text,
             MailIssue.at,
         )
         .select_from(Campaign)
-        .join(batch, true())
+        .join(batch, batch.c.first_id <= customer_id)
+        .join(walked, walked.c.id == customer_id)
         .outerjoin(MailIssue, (MailIssue.campaign_id == Campaign.id) & (MailIssue.customer_id == customer_id))
-        .where(batch.c.first_id <= customer_id, literal(customer_id) == func.any(batch.c.customer_ids))
         .order_by(Campaign.id.desc())
         .limit(limit)
     )

@@ -1,0 +1,66 @@
+"""The migration of the batches: ids become gaps and ids again, in a table that has rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+import flask_migrate
+import pytest
+from flask import Flask
+from sqlalchemy import text
+
+from webapp.campaigns.models import Batch, Campaign, gaps_of, ids_of
+from webapp.extensions import db
+from webapp.offers.models import Offer
+
+NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
+Move = Callable[[str], None]
+
+
+@pytest.fixture
+def migrate(app: Flask) -> Iterator[Move]:
+    """Takes the tables to a revision and, when the test is over, back to the newest."""
+
+    def move(revision: str) -> None:
+        db.session.remove()
+        if revision == "head":
+            flask_migrate.upgrade()
+        else:
+            flask_migrate.downgrade(revision=revision)
+
+    yield move
+    move("head")
+
+
+def test_batches_and_cancelled_mailings_live_through_the_migration_both_ways(
+    offer: Callable[..., Offer], migrate: Move
+) -> None:
+    campaign = Campaign(
+        offer_id=offer().id, subject="s", text="t", status="cancelled", finished_at=NOW, cancelled_at=NOW
+    )
+    db.session.add(campaign)
+    db.session.flush()
+    frozen = [[1, 2, 3], [5, 9, 2**40], [2**62]]
+    for seq, ids in enumerate(frozen):
+        db.session.add(
+            Batch(campaign_id=campaign.id, seq=seq, first_id=ids[0], last_id=ids[-1], gaps=gaps_of(ids), sent=seq)
+        )
+    db.session.commit()
+    migrate("0004")
+    before = db.session.execute(text("select customer_ids, sent from batch order by seq")).all()
+    migrate("head")
+    after = db.session.execute(text("select gaps, sent from batch order by seq")).all()
+    cancelled = db.session.execute(text("select cancelled_at from campaign")).scalar_one()
+    assert [tuple(row) for row in before] == [(ids, seq) for seq, ids in enumerate(frozen)]
+    assert [(ids_of(row.gaps), row.sent) for row in after] == [(ids, seq) for seq, ids in enumerate(frozen)]
+    assert cancelled == NOW
+
+
+@pytest.mark.parametrize("ids", [[1], [5, 6, 7], [3, 10, 2**40, 2**62]], ids=["one", "neighbours", "far apart"])
+def test_gaps_say_the_same_as_ids(ids: list[int]) -> None:
+    assert ids_of(gaps_of(ids)) == ids
+
+
+def test_gaps_of_neighbours_are_small() -> None:
+    assert gaps_of([5, 6, 8]) == [5, 1, 2]
