@@ -83,8 +83,10 @@ def put(
     :raises Invalid: as `create`.
     :raises DomainError: `conflict` when another customer has the e-mail.
     """
-    names = None if audiences is None else sorted({_audience_name(name) for name in audiences})
-    joined = _audience_name(joins) if joins is not None else None
+    names = None
+    if audiences is not None:
+        names = sorted({_audience_name(name, f"audiences.{n}") for n, name in enumerate(audiences)})
+    joined = _audience_name(joins, "audience") if joins is not None else None
     for tries_left in reversed(range(TRIES)):
         try:
             return _put(values, names, joined, by)
@@ -325,13 +327,13 @@ def _free_audience_name(given: str, own_id: int | None) -> str:
     return name
 
 
-def _audience_name(given: str) -> str:
+def _audience_name(given: str, field: str = "name") -> str:
     try:
         name = clean_audience(given)
     except Invalid as error:
-        raise Invalid(*(FieldError("name", item.key, item.message) for item in error.errors)) from error
+        raise Invalid(*(FieldError(field, item.key, item.message) for item in error.errors)) from error
     if not name:
-        raise Invalid(FieldError("name", "name_missing", "Give the audience a name."))
+        raise Invalid(FieldError(field, "name_missing", "Give the audience a name."))
     return name
 
 
