@@ -10,8 +10,9 @@ from flask import Flask, current_app
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from webapp import mailsink, services
+from webapp import keyring, mailsink, services
 from webapp.accounts import actions as accounts
+from webapp.accounts import key_actions
 from webapp.accounts import queries as staff
 from webapp.accounts.models import ROLES, SCOPES
 from webapp.customers.models import normalise_email
@@ -23,7 +24,7 @@ from webapp.settings import Settings
 
 
 def init_app(app: Flask) -> None:
-    for command in (up, down, run, migrate, invite, api_key, mail_sink):
+    for command in (up, down, run, migrate, invite, api_key, key, mail_sink):
         app.cli.add_command(command)
 
 
@@ -127,6 +128,46 @@ def create_api_key(name: str, scopes: str) -> None:
         click.echo(accounts.create_api_key(name, wanted, by="command line"))
     except DomainError as error:
         _fail(error)
+
+
+@click.group("key")
+def key() -> None:
+    """Keys that sign personal codes, personal links, references of redemptions and API keys."""
+
+
+@key.command("list")
+def list_keys() -> None:
+    """Print every version with what it is good for; never a secret."""
+    for purpose in key_actions.PURPOSES:
+        for n, row in enumerate(keyring.versions(purpose)):
+            state = "retired" if row.retired_at else "accepted" if n else "signs"
+            click.echo(f"{purpose} {row.version} {state}")
+
+
+@key.command("renew")
+@click.argument("purpose", type=click.Choice(list(key_actions.PURPOSES)))
+def renew_key(purpose: str) -> None:
+    """Make a new key, which signs from now on. What older ones have signed goes on working."""
+    version = key_actions.renew_key(purpose, by="command line")
+    click.echo(f"Version {version} of {purpose} signs from now on. What older ones have signed goes on working.")
+
+
+@key.command("retire")
+@click.argument("purpose", type=click.Choice(list(key_actions.PURPOSES)))
+@click.argument("version", type=int)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def retire_key(purpose: str, version: int, yes: bool) -> None:
+    """Accept what an older version has signed no longer, for instance after a leak. This can't be undone."""
+    stops = key_actions.PURPOSES[purpose].stops
+    if stops:
+        click.echo(stops)
+        if not yes:
+            click.confirm(f"Retire version {version} of {purpose}?", abort=True)
+    try:
+        key_actions.retire_key(purpose, version, by="command line")
+    except DomainError as error:
+        _fail(error)
+    click.echo(f"Version {version} of {purpose} is retired.")
 
 
 @click.command("mail-sink")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from sqlalchemy import Row, Select, and_, bindparam, exists, func, or_, select
@@ -130,3 +130,9 @@ def audit_page(before: int | None = None, after: int | None = None) -> AuditPage
         entries = list(found[:AUDIT_PAGE])
         newer, older = before is not None and bool(entries), len(found) > AUDIT_PAGE
     return AuditPage(entries, entries[0].id if newer else None, entries[-1].id if older else None)
+
+
+def clock() -> datetime:
+    """What time it is for the database at this very moment."""
+    now: datetime = db.session.execute(select(func.clock_timestamp())).scalar_one()
+    return now

@@ -6,7 +6,8 @@ from flask import Blueprint, Response, flash, redirect, request, session, url_fo
 from flask_login import current_user, login_user, logout_user
 from werkzeug.wrappers import Response as BaseResponse
 
-from webapp.accounts import actions, queries
+from webapp import keyring
+from webapp.accounts import actions, key_actions, queries
 from webapp.accounts.forms import (
     ApiKeyForm,
     ChangePasswordForm,
@@ -310,6 +311,37 @@ def revoke_api_key(key_id: int) -> BaseResponse:
     actions.revoke_api_key(key_id, by=current_user.email)
     flash("The key no longer works.", "success")
     return redirect(url_for("staff.accounts.api_keys"))
+
+
+@room.get("/settings/keys")
+@needs("admin")
+def signing_keys() -> BaseResponse:
+    """What signs personal codes, links and references, version by version; never a secret."""
+    return render(
+        "accounts/keys.html",
+        purposes=[(purpose, keyring.versions(purpose.name)) for purpose in key_actions.PURPOSES.values()],
+    )
+
+
+@room.post("/settings/keys/<purpose>/renew")
+@needs("admin")
+def renew_key(purpose: str) -> BaseResponse:
+    version = key_actions.renew_key(purpose, by=current_user.email)
+    flash(f"Version {version} signs from now on. What older ones have signed goes on working.", "success")
+    return redirect(url_for("staff.accounts.signing_keys"))
+
+
+@room.post("/settings/keys/<purpose>/<int:version>/retire")
+@needs("admin")
+def retire_key(purpose: str, version: int) -> BaseResponse:
+    try:
+        key_actions.retire_key(purpose, version, by=current_user.email)
+        flash(f"Version {version} is retired: what it has signed no longer works.", "success")
+    except NotFound:
+        raise
+    except DomainError as error:
+        flash(error.message, "error")
+    return redirect(url_for("staff.accounts.signing_keys"))
 
 
 @room.get("/settings/audit")
