@@ -1,0 +1,40 @@
+"""What is counted of a batch that is being sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flask import Flask
+
+from webapp.campaigns import queries
+from webapp.campaigns.models import Batch, BatchCursor, Campaign, MailIssue, gaps_of
+from webapp.extensions import db
+from webapp.offers.models import Offer
+
+IDS = [3, 4, 9, 20, 21, 22, 50, 51, 80, 99]
+
+
+def test_of_an_open_window_the_mails_count_that_went_out(app: Flask, offer: Callable[..., Offer]) -> None:
+    campaign = Campaign(offer_id=offer().id, subject="s", text="t", status="sending", total=len(IDS))
+    db.session.add(campaign)
+    db.session.flush()
+    batch = Batch(
+        campaign_id=campaign.id,
+        seq=0,
+        first_id=IDS[0],
+        last_id=IDS[-1],
+        gaps=gaps_of(IDS),
+        status="sending",
+        epoch=1,
+        window_start=3,
+        window_end=8,
+        sent=2,
+    )
+    db.session.add(batch)
+    db.session.flush()
+    db.session.add(BatchCursor(batch_id=batch.id, epoch=1, cursor=6))
+    # One before the window, its first, the last one that the cursor has passed, and the one it stands at.
+    for place in (2, 3, 5, 6):
+        db.session.add(MailIssue(campaign_id=campaign.id, customer_id=IDS[place], state="failed"))
+    db.session.commit()
+    assert queries.counts(campaign.id).sent == 2 + 3 - 2
