@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+from benchmarks import report
 from benchmarks.bank import Bank
 from benchmarks.eager import Eager
 from benchmarks.measure import PERCENT, Run
@@ -65,21 +66,17 @@ def targets(found: Mapping[str, float]) -> Iterator[str]:
     """What was to be reached, and what was."""
     yield "## What was to be reached\n"
     yield f"With {found['customers']:,} customers; the request with any number of them.\n"
-    yield "| | to reach | reached | |"
-    yield "|---|---:|---:|---|"
-    launch = found["launch_wal_bytes"]
-    yield f"| WAL of the launching request | ≤ 1,024 bytes | {launch:,.0f} bytes | {_met(launch <= 1024)} |"
-    spread = found["launch_wal_spread"]
-    yield f"| the same for few and for many customers | ± 0 bytes | ± {spread:,.0f} bytes | {_met(spread == 0)} |"
+    launch, spread = found["launch_wal_bytes"], found["launch_wal_spread"]
+    lines = [
+        ("WAL of the launching request", "≤ 1,024 bytes", f"{launch:,.0f} bytes", launch <= 1024),
+        ("the same for few and for many customers", "± 0 bytes", f"± {spread:,.0f} bytes", spread == 0),
+    ]
     for title, name, part in (("WAL", "wal", 5), ("disk", "disk", 8)):
         ratio = found[f"{name}_vs_eager_20"]
-        reached = f"{_part(ratio, 1)} | {_met(ratio <= 1 / part)}"
-        yield f"| {title} of launch, mailing, 20 % redeemed | ≤ 1/{part} of eager | {reached} |"
+        what = f"{title} of launch, mailing, 20 % redeemed"
+        lines.append((what, f"≤ 1/{part} of eager", _part(ratio, 1), ratio <= 1 / part))
+    yield from report.goals(lines)
     yield ""
-
-
-def _met(reached: bool) -> str:
-    return "reached" if reached else "**missed**"
 
 
 def _requests(results: Results) -> Iterator[str]:
@@ -91,7 +88,7 @@ def _requests(results: Results) -> Iterator[str]:
         steady = costs[1:]
         first = costs[0]
         yield (
-            f"| {n:,} | {name} | {_spread([1000 * cost.seconds for cost in steady])} "
+            f"| {n:,} | {name} | {report.spread([1000 * cost.seconds for cost in steady])} "
             f"| {_steady(results, n, name).wal:,} | {first.wal:,}, {first.images:,} |"
         )
 
@@ -119,8 +116,9 @@ def _line(title: str, name: str, costs: Sequence[Cost], written: int, runs: list
     last = step or list(runs[0].steps)[-1]
     wal, images = (median(getattr(cost, part) for cost in costs) / 1000 for part in ("wal", "images"))
     disk = median(run.steps[last].disk for run in runs) / 1000
+    seconds, cpu = report.spread([cost.seconds for cost in costs]), median(cost.cpu for cost in costs)
     return (
-        f"| {title} | {name} | {_spread([cost.seconds for cost in costs])} | {median(cost.cpu for cost in costs):,.2f} "
+        f"| {title} | {name} | {seconds} | {cpu:,.2f} "
         f"| {written:,} | {wal:,.1f} | {images:,.1f} | {runs[0].steps[last].rows:,} | {disk:,.0f} |"
     )
 
@@ -168,9 +166,3 @@ def _steady(results: Results, n: int, name: str) -> Cost:
     """The median request, the first one left out."""
     costs = results.requests[n, name][1:]
     return Cost(median(cost.seconds for cost in costs), wal=int(median(cost.wal for cost in costs)))
-
-
-def _spread(values: Sequence[float]) -> str:
-    if len(values) == 1:
-        return f"{values[0]:,.2f}"
-    return f"{median(values):,.2f} ({min(values):,.2f}–{max(values):,.2f})"

@@ -18,7 +18,7 @@ FILL, REQUEST, JOB, MAILING = "fill the bank", "launch: the request", "launch: i
 PERCENT = (1, 5, 20)
 # A queue that nobody vacuums is slower and slower to take from.
 JOBS_AT_ONCE = 10_000
-CLIENTS = 8
+CLIENTS = 16
 
 
 class Design(Protocol):
