@@ -16,6 +16,7 @@ from webapp.campaigns import actions, batch_actions, delivery, message, queries,
 from webapp.campaigns.batch_actions import Place
 from webapp.campaigns.models import Campaign, ids_of
 from webapp.campaigns.wording import MailText
+from webapp.customers import actions as customers
 from webapp.customers.models import Customer
 from webapp.errors import DomainError
 from webapp.extensions import db
@@ -300,7 +301,7 @@ def test_unsubscribed_erased_and_redeemed_customers_are_left_out(launched: Launc
     ids = people(5)
     campaign = launched()
     actions.unsubscribe(ids[1])
-    db.session.execute(text("update customer set erased_at = now() where id = :id"), {"id": ids[2]})
+    customers.erase(ids[2], by="tests")
     db.session.execute(
         text("insert into redemption (customer_id, offer_id, channel) values (:id, :offer, 'form')"),
         {"id": ids[3], "offer": campaign.offer_id},

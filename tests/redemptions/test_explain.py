@@ -19,6 +19,7 @@ from webapp.campaigns import batch_actions
 from webapp.customers import actions as customers
 from webapp.customers.models import Audience, AudienceMember, Customer
 from webapp.extensions import db
+from webapp.offers import code_actions as offers
 from webapp.offers.models import Offer
 from webapp.redemptions import actions, personal, queries
 from webapp.redemptions.explain import Explanation, explain
@@ -173,11 +174,30 @@ def test_a_personal_code_is_judged_for_this_customer(offer: MakeOffer, customer:
     others = explain(replace(ADA, code=personal.code("SUMMER25", row.id, bob.id).replace("-", "")))
 
     assert (own.reason, told(own)["personal_code"]) == (None, (True, "The personal code is this customer's."))
-    assert told(own)["code"][1].endswith(" is the code of “Summer” with a personal ending.")
+    assert told(own)["code"][1].endswith(" is a code of “Summer” with a personal ending.")
     assert told(others)["personal_code"] == (
         False,
         "The personal code is not this customer's: it is somebody else's, or mistyped.",
     )
+
+
+def test_an_older_code_is_told_as_long_as_it_works_and_when_it_does_not(
+    offer: MakeOffer, customer: MakeCustomer
+) -> None:
+    row, ada = offer(time_zone="Europe/Berlin", frozen_at=LONG_AGO), customer()
+    offers.renew_code(row.id, "sommer-26", by="tests")
+
+    works = told(explain(ADA))["code"]
+    offers.close_code(row.id, "SUMMER25", by="tests")
+    db.session.execute(text("update offer_code set closed_at = '2026-05-03 10:00Z' where closed_at is not null"))
+    db.session.commit()
+    gone = explain(ADA)
+    personal_one = explain(replace(ADA, code=personal.code("SUMMER25", row.id, ada.id).replace("-", "")))
+
+    assert works == (True, "SUMMER25 is an older code of “Summer”, which still works; now it has sommer-26.")
+    sentence = "SUMMER25 was a code of “Summer”, closed on 3 May 2026, 12:00 CEST; now it has sommer-26."
+    assert told(gone)["code"] == told(personal_one)["code"] == (False, sentence)
+    assert (gone.reason, gone.fact) == ("not_found", sentence)
 
 
 def test_what_can_not_be_asked_is_said(offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -252,7 +272,8 @@ def test_the_conclusion_comes_first_with_links_to_all_it_is_about(
 
     page = sign_in("viewer").get("/why-not?who=ADA@example.com&code=summer-25").text
 
-    assert page.index("No. This customer has used this offer already") < page.index("The code is known")
+    assert page.index("No. Used on ") < page.index("The code is known")
+    assert "“This customer has used this offer already; an offer can be used once.”" in page
     assert page.index("The code is known") < page.index("Not used up")
     for address in (
         f"/customers/{ada.id}",
@@ -350,7 +371,9 @@ def test_json_gives_the_same_answer(api: Any, offer: MakeOffer, customer: MakeCu
             "redemption": done.public_id,
             "mails": answer.json["mails"],
         }
-        assert [(mail["campaign"], mail["status"]) for mail in answer.json["mails"]] == [(1, "waiting")]
+        assert [(mail["campaign"], mail["kind"], mail["status"]) for mail in answer.json["mails"]] == [
+            (1, "announcement", "waiting")
+        ]
 
 
 def test_json_of_what_nobody_knows(api: Any) -> None:

@@ -22,6 +22,7 @@ from webapp.customers.intake import CSV, NDJSON
 from webapp.customers.models import Audience, CustomerImport
 from webapp.errors import DomainError, FieldError, Invalid, NotFound
 from webapp.extensions import csrf
+from webapp.offers import queries as offer_queries
 from webapp.redemptions import queries as redemptions
 from webapp.redemptions.forms import CHANNEL_WORDS
 from webapp.redemptions.verdict import verdict
@@ -79,13 +80,16 @@ def show(customer_id: int) -> Response:
     customer = queries.by_id(_known(customer_id))
     if customer is None:
         raise NotFound("There is no such customer.")
+    mailed = campaigns.of_customer(customer.id)
+    offers = offer_queries.by_ids([mail.campaign.offer_id for mail in mailed])
     return web.render(
         "customers/show.html",
         customer=customer,
         audiences=queries.audiences_of(customer.id),
         usable=[facts.offer for facts in redemptions.usable(customer.id) if verdict(facts).reason is None],
         redeemed=redemptions.of_customer(customer.id),
-        mailed=campaigns.of_customer(customer.id),
+        mailed=mailed,
+        offer_names={offer.id: offer.name for offer in offers.values()},
         channels=CHANNEL_WORDS,
     )
 

@@ -36,6 +36,12 @@ def code_of(offer_id: int, code: str) -> OfferCode | None:
     return db.session.scalar(select(OfferCode).where(OfferCode.offer_id == offer_id, OfferCode.code == code))
 
 
+def closed_code(codes: Sequence[str]) -> OfferCode | None:
+    """The longest of these codes that an offer had and that is closed."""
+    closed = select(OfferCode).where(OfferCode.code.in_(codes), OfferCode.closed_at.is_not(None))
+    return db.session.scalar(closed.order_by(func.length(OfferCode.code).desc()).limit(1))
+
+
 def codes_of(offer_ids: Sequence[int]) -> dict[int, list[OfferCode]]:
     """Every code that each of these offers has or had, newest first."""
     found: dict[int, list[OfferCode]] = {offer_id: [] for offer_id in offer_ids}

@@ -13,7 +13,9 @@ from webapp import web
 from webapp.campaigns import queries as campaigns
 from webapp.campaigns.queries import Mailed
 from webapp.customers import queries as customers
-from webapp.redemptions import queries, words
+from webapp.offers import queries as offers
+from webapp.offers.models import normalise_code
+from webapp.redemptions import personal, queries, words
 from webapp.redemptions.queries import Redeemed
 from webapp.redemptions.verdict import Ask, Check, Facts, OfferFacts, Reason, verdict
 
@@ -36,10 +38,16 @@ class Explanation:
 
     facts: Facts
     reason: Reason | None
+    # What whoever redeems by a key or by hand is told.
     sentence: str
     lines: tuple[Line, ...]
     uses: tuple[Redeemed, ...]
     mails: tuple[Mailed, ...]
+
+    @property
+    def fact(self) -> str:
+        """The fact behind the conclusion: that of the first check that failed."""
+        return next((line.sentence for line in self.lines if line.check.passed is False), self.sentence)
 
 
 def explain(ask: Ask) -> Explanation:
@@ -53,7 +61,7 @@ def explain(ask: Ask) -> Explanation:
     if offer is not None and facts.customer_id is not None:
         uses = tuple(done for done in queries.of_customer(facts.customer_id) if done.offer_id == offer.id)
         mails = tuple(mail for mail in campaigns.of_customer(facts.customer_id) if mail.campaign.offer_id == offer.id)
-    told = _Told(ask, facts, audience.name if audience else None, uses)
+    told = _Told(ask, facts, audience.name if audience else None, _closed(ask) if offer is None else None, uses)
     return Explanation(
         facts,
         judged.reason,
@@ -64,6 +72,19 @@ def explain(ask: Ask) -> Explanation:
     )
 
 
+def _closed(ask: Ask) -> str | None:
+    """What is known of a code that worked once."""
+    prefix, _ = personal.split(ask.code or "")
+    code = offers.closed_code([code for code in (ask.code, prefix) if code])
+    offer = offers.by_id(code.offer_id) if code else None
+    if code is None or offer is None:
+        return None
+    closed = web.when(code.closed_at, offer.time_zone)
+    return (
+        f"{code.code_as_written} was a code of “{offer.name}”, closed on {closed}; now it has {offer.code_as_written}."
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Told:
     """Sentences about one pair."""
@@ -71,6 +92,7 @@ class _Told:
     ask: Ask
     facts: Facts
     audience: str | None
+    closed: str | None
     uses: tuple[Redeemed, ...]
 
     @property
@@ -110,10 +132,12 @@ class _Told:
 
     def _code(self, offer: OfferFacts | None) -> str:
         if offer is None:
-            return f"No offer has the code {self.ask.code}."
-        if self.facts.personal_code == "none":
-            return f"{self.ask.code} is the code of {self.name}."
-        return f"{self.ask.code} is the code of {self.name} with a personal ending."
+            return self.closed or f"No offer has the code {self.ask.code}."
+        if self.facts.personal_code != "none":
+            return f"{self.ask.code} is a code of {self.name} with a personal ending."
+        if self.ask.code != normalise_code(offer.code):
+            return f"{self.ask.code} is an older code of {self.name}, which still works; now it has {offer.code}."
+        return f"{self.ask.code} is the code of {self.name}."
 
     def _customer(self) -> str:
         if self.facts.customer_id is not None:

@@ -207,7 +207,7 @@ class MailOut(BaseModel):
     """A mail about the offer to the customer, and what became of it."""
 
     campaign: int
-    subject: str
+    kind: str
     status: str
     at: str | None
 
@@ -272,7 +272,7 @@ def explanation_json(told: Explanation) -> dict[str, Any]:
         "mails": [
             {
                 "campaign": mail.campaign.id,
-                "subject": mail.campaign.subject,
+                "kind": mail.campaign.kind,
                 "status": mail.state,
                 "at": time(mail.at or mail.campaign.launched_at),
             }
