@@ -32,6 +32,7 @@ from webapp.redemptions import forget_actions as redemptions_forget
 from webapp.redemptions import public as redemptions_public
 from webapp.redemptions import staff as redemptions_staff
 from webapp.settings import ROOT, Settings, load
+from webapp.strict_json import StrictJson
 
 __all__ = ["create_app"]
 
@@ -84,6 +85,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         SESSION_COOKIE_SAMESITE="Lax",
         SESSION_COOKIE_SECURE=settings.public_url.startswith("https://"),
     )
+    app.json = StrictJson(app)
     app.url_map.converters["int"] = web.RowId
     _extensions(app, settings)
     _doors(app)

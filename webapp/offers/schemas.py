@@ -44,10 +44,10 @@ def time(at: datetime | None) -> str | None:
 def storable(text: str) -> str:
     """Text that the database can hold.
 
-    :raises ValueError: when it has a NUL.
+    :raises ValueError: when it has a NUL or half of a surrogate pair.
     """
-    if "\0" in text:
-        raise ValueError("leave out the NUL character")
+    if "\0" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
+        raise ValueError("leave out NUL and unpaired surrogates")
     return text
 
 
