@@ -1,0 +1,176 @@
+"""`make benchmark-growth`: what redeeming and "what can this e-mail use now" cost when there are many redemptions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import growth_report, growth_tables, onecode, server
+from benchmarks.growth_report import REDEEM, USABLE, Results, Sizes
+from benchmarks.measure import DATABASE
+from benchmarks.meter import Cost, Meter
+from benchmarks.server import Machine
+from webapp.customers import queries as customers
+from webapp.redemptions import queries
+from webapp.redemptions.actions import redeem
+from webapp.redemptions.verdict import Ask, verdict
+from webapp.settings import ROOT
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many redemptions there are beforehand, and how much is done then: so many rounds of so many of each."""
+
+    customers: int = 100_000
+    levels: Sequence[int] = (0, 1_000_000)
+    rounds: int = 5
+    redeemed: int = 1500
+    asked: int = 150
+
+
+USUAL = Plan()
+QUICK = Plan(customers=20_000, levels=(0, 50_000), rounds=2, redeemed=300, asked=30)
+FULL = Plan(customers=1_000_000, levels=(0, 1_000_000, 10_000_000))
+WARM_UP = 20
+
+
+class Level:
+    """The program on a database with so many redemptions."""
+
+    def __init__(self, machine: Machine, plan: Plan, rows: int) -> None:
+        name = f"redeemed_{rows}"
+        machine.create(name, like=DATABASE)
+        if rows:
+            with machine.connect(name) as connection:
+                growth_tables.redeem(connection, plan.customers, rows)
+        self.sizes = _sizes(machine, name, rows)
+        self.meter = Meter(machine, name)
+        self.ours = onecode.Onecode(onecode.build(machine.url(name), str(machine.server.sockets.parent)))
+        self.ours.set_up()
+        self.offer = self.ours.new_offer()
+
+    def cost_of_redeeming(self, people: Sequence[int]) -> Cost:
+        """Each redeems the hot offer, one after the other; the cost of one.
+
+        :raises Refused: when somebody may not.
+        """
+        asks = [Ask(channel="form", code=self.ours.codes[self.offer], email=_email(n)) for n in people]
+        with self.ours.app.app_context():
+            for ask in asks[:WARM_UP]:
+                redeem(ask)
+            return _each(self.meter.of(lambda: [redeem(ask) for ask in asks[WARM_UP:]]), len(asks) - WARM_UP)
+
+    def cost_of_asking(self, people: Sequence[int]) -> Cost:
+        """What each of them can use now, asked one after the other; the cost of one answer."""
+        with self.ours.app.app_context():
+            for n in people[:WARM_UP]:
+                _usable(n)
+            return _each(self.meter.of(lambda: [_usable(n) for n in people[WARM_UP:]]), len(people) - WARM_UP)
+
+
+def _usable(n: int) -> int:
+    customer = customers.by_email(_email(n))
+    if customer is None:
+        raise RuntimeError("everybody asked about is a customer")
+    found = sum(verdict(facts).reason is None for facts in queries.usable(customer.id))
+    if not found:
+        raise RuntimeError("there is always something to use")
+    return found
+
+
+def _email(n: int) -> str:
+    return f"customer.{n}@example.com"
+
+
+def _each(cost: Cost, n: int) -> Cost:
+    return Cost(cost.seconds / n, cost.cpu / n, cost.wal // n, cost.images // n)
+
+
+def _sizes(machine: Machine, database: str, rows: int) -> Sizes | None:
+    """Bytes of the table of redemptions and of its indexes."""
+    if not rows:
+        return None
+    with machine.connect(database) as connection:
+        table, key, everything = connection.execute(
+            "select pg_table_size('redemption'), pg_relation_size('pk_redemption'), "
+            "pg_total_relation_size('redemption')"
+        ).fetchone() or (0, 0, 0)
+    return Sizes(rows, int(table), int(key), int(everything))
+
+
+def measure(plan: Plan) -> Results:
+    """Everything, on a server of its own."""
+    results = Results(plan.customers)
+    with server.running() as machine:
+        _prepare(machine, plan)
+        levels = {rows: Level(machine, plan, rows) for rows in plan.levels}
+        results.bare = levels[plan.levels[-1]].sizes
+        results.full = _with_orders(machine, plan)
+        people = random.Random(1).sample(range(1, plan.customers + 1), plan.rounds * plan.redeemed)
+        with machine.connect() as connection:
+            connection.execute("checkpoint")
+        for number in range(plan.rounds):
+            part = people[number * plan.redeemed : (number + 1) * plan.redeemed]
+            # Everybody is first once in a while.
+            for rows in [*plan.levels[number % len(levels) :], *plan.levels[: number % len(levels)]]:
+                level = levels[rows]
+                for name, cost in (
+                    (REDEEM, level.cost_of_redeeming(part)),
+                    (USABLE, level.cost_of_asking(part[: plan.asked])),
+                ):
+                    results.costs.setdefault((name, rows), []).append(cost)
+                    print(f"round {number + 1}, {rows:,} redemptions, {name}: {cost.cpu * 1e6:,.0f} µs of CPU")
+        for level in levels.values():
+            level.ours.disconnect()
+    return results
+
+
+def _prepare(machine: Machine, plan: Plan) -> None:
+    machine.create(DATABASE)
+    app = onecode.build(machine.url(DATABASE), str(machine.server.sockets.parent))
+    onecode.migrate(app)
+    onecode.Onecode(app).disconnect()
+    with machine.connect(DATABASE) as connection:
+        growth_tables.fill(connection, plan.customers)
+
+
+def _with_orders(machine: Machine, plan: Plan) -> Sizes | None:
+    """The table as shops fill it that send an order and an Idempotency-Key with each redemption."""
+    rows = plan.levels[1]
+    machine.create("with_orders", like=DATABASE)
+    with machine.connect("with_orders") as connection:
+        growth_tables.redeem(connection, plan.customers, rows, full=True)
+    found = _sizes(machine, "with_orders", rows)
+    machine.drop("with_orders")
+    return found
+
+
+def asked_for(arguments: Sequence[str], environ: Mapping[str, str]) -> Plan:
+    """What to measure: `--quick` for a look, SIZE=full for a million customers and ten million redemptions."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few rows, short runs; prints, writes no page")
+    if parser.parse_args(arguments).quick:
+        return QUICK
+    return FULL if environ.get("SIZE") == "full" else USUAL
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    logging.disable(logging.WARNING)
+    plan = asked_for(sys.argv[1:] if arguments is None else arguments, os.environ)
+    results = measure(plan)
+    page = growth_report.page(results)
+    print(f"\n{page}")
+    if plan is not QUICK:
+        Path(ROOT / "docs" / "benchmarks" / "growth.md").write_text(page)
+    print(json.dumps(growth_report.figures(results)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Tables as they are after years: offers, customers and their redemptions, written by the server itself.
+
+Keys come in the order in which life brings them: time goes on, customers are in no order, offers take turns.
+"""
+
+from __future__ import annotations
+
+from typing import LiteralString
+
+import psycopg
+
+from benchmarks import customers
+
+OFFERS = 200
+# Every tenth offer is for an audience of its own, of every tenth customer.
+AUDIENCES = OFFERS // 10
+
+_OFFERS = """
+insert into audience (name) select 'Audience ' || n from generate_series(1, %(audiences)s) n;
+with made as (
+  insert into offer (code, code_as_written, name, discount_type, percent, starts_at, ends_at, frozen_at, audience_id)
+  select 'OFFER' || n, 'OFFER' || n, 'Offer ' || n, 'percent', 25, now() - interval '1 year',
+    now() + interval '1 year' + n * interval '1 hour', now() - interval '1 year',
+    case when n %% 10 = 0 then n / 10 end
+  from generate_series(1, %(offers)s) n
+  returning code, code_as_written, id
+)
+insert into offer_code (code, code_as_written, offer_id) select code, code_as_written, id from made
+"""
+_MEMBERS = """
+insert into audience_member (audience_id, customer_id)
+select a.id, n from audience a, generate_series(1, %(customers)s, 10) n
+"""
+# A pair of offer and customer comes once: on each way round, a customer meets the next offer.
+_REDEMPTIONS: LiteralString = """
+insert into redemption (customer_id, offer_id, redeemed_at, channel{columns})
+select 1 + p %% %(customers)s, 1 + (p %% %(customers)s + p / %(customers)s) %% %(offers)s,
+  now() - interval '300 days' * (1 - n / %(rows)s::float8), {values}
+from (
+  select p, row_number() over (order by hashint8extended(p, 7)) as n from generate_series(0, %(rows)s::bigint - 1) p
+) shuffled
+order by n
+"""
+_BARE = _REDEMPTIONS.format(columns="", values="'link'")
+_FULL = _REDEMPTIONS.format(
+    columns=", api_key_id, order_id, idempotency_key, body_hash",
+    values="'api', 1, 'A-' || 1000000 + n, gen_random_uuid(), sha256(int8send(n))",
+)
+
+
+def fill(connection: psycopg.Connection, people: int) -> None:
+    """So many customers, offers that all are open now, and audiences, in a migrated database without any."""
+    customers.fill(connection, people)
+    with connection.transaction(), psycopg.ClientCursor(connection) as cursor:
+        cursor.execute(_OFFERS, {"offers": OFFERS, "audiences": AUDIENCES})
+        cursor.execute(_MEMBERS, {"customers": people})
+    connection.execute("vacuum (freeze, analyze) offer, offer_code, audience, audience_member")
+
+
+def redeem(connection: psycopg.Connection, people: int, rows: int, full: bool = False) -> None:
+    """So many redemptions of these customers, each with an order and a key when `full`; counted by the hour, as the
+    sweep has done long since."""
+    if rows > people * OFFERS:
+        raise ValueError(f"{people} customers can redeem {OFFERS} offers only so often")
+    values = {"customers": people, "offers": OFFERS, "rows": rows}
+    with connection.transaction(), psycopg.ClientCursor(connection) as cursor:
+        cursor.execute(_FULL if full else _BARE, values)
+        cursor.execute(_COUNTED)
+    connection.execute("vacuum (freeze, analyze) redemption, redemption_hour")
+
+
+_COUNTED = """
+insert into redemption_hour (offer_id, hour, n)
+select offer_id, date_trunc('hour', redeemed_at, 'UTC') as hour, count(*) from redemption
+where redeemed_at < date_trunc('hour', now(), 'UTC') group by 1, 2;
+update redemption_tally set counted_until = date_trunc('hour', now(), 'UTC')
+"""

@@ -1,0 +1,163 @@
+"""Lists and look-ups stay index look-ups however many rows there are: the plans of the very statements that are run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from flask import Flask
+from sqlalchemy import event
+
+from benchmarks import growth_tables
+from webapp import keyring
+from webapp.customers import queries as customers
+from webapp.extensions import db
+from webapp.redemptions import actions, misses, queries
+from webapp.redemptions.queries import Filter, Place
+from webapp.redemptions.verdict import Ask
+from webapp.settings import Settings
+
+LARGE = {"customer", "redemption", "rollback", "audience_member", "redemption_hour"}
+# Enough for the planner to choose as it does at a million of each, which was compared by hand.
+PEOPLE, ROWS = 100_000, 150_000
+# No list reads more rows than this to show a page.
+READ = 60_000
+
+Plan = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def filled(session_app: Flask, test_settings: Settings) -> Iterator[psycopg.Connection]:
+    """The tables after some years. Later tests find them emptied, as always."""
+    with session_app.app_context(), psycopg.connect(test_settings.libpq_url, autocommit=True) as connection:
+        connection.execute(EMPTY)
+        keyring.forget()
+        growth_tables.fill(connection, PEOPLE)
+        growth_tables.redeem(connection, PEOPLE, ROWS)
+        connection.execute(UNDONE)
+        connection.execute("vacuum (analyze)")
+        yield connection
+        db.session.remove()
+        connection.execute(EMPTY)
+
+
+EMPTY = (
+    "truncate customer, audience, audience_member, offer, offer_code, redemption, rollback, redemption_hour,"
+    " api_key, rate_hit, code_miss restart identity cascade"
+)
+UNDONE = """
+insert into rollback (customer_id, offer_id, redeemed_at, channel, rolled_back_by, reason)
+select customer_id, offer_id, redeemed_at - interval '1 year', channel, 'staff', 'mistake' from redemption
+where customer_id % 10 = 0
+"""
+
+
+@contextmanager
+def statements() -> Iterator[list[tuple[str, Any]]]:
+    seen: list[tuple[str, Any]] = []
+
+    def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+        seen.append((statement, parameters))
+
+    event.listen(db.engine, "before_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        event.remove(db.engine, "before_cursor_execute", note)
+
+
+def plans(connection: psycopg.Connection, run: Callable[[], object]) -> list[tuple[str, Plan]]:
+    """The plans of every statement that is run, with the real parameters and, as psycopg prepares what comes often,
+    with any."""
+    keyring.keys("personal_code")
+    with statements() as seen:
+        run()
+    db.session.rollback()
+    found = []
+    for statement, parameters in seen:
+        if not statement.lstrip().lower().startswith(("select", "with", "insert", "update", "delete")):
+            continue
+        for mode in ("force_custom_plan", "force_generic_plan"):
+            with connection.transaction(force_rollback=True):
+                connection.execute(f"set local plan_cache_mode = {mode}")
+                explain = f"explain (analyze, timing off, format json) {statement}"
+                row = connection.execute(explain, parameters, prepare=True).fetchone()
+            assert row is not None
+            found.append((statement, row[0][0]["Plan"]))
+    assert found
+    return found
+
+
+def nodes(plan: Plan) -> Iterator[Plan]:
+    yield plan
+    for part in plan.get("Plans", []):
+        yield from nodes(part)
+
+
+def assert_only_looked_up(connection: psycopg.Connection, run: Callable[[], object], read: int) -> None:
+    for statement, plan in plans(connection, run):
+        for node in nodes(plan):
+            table, kind = node.get("Relation Name"), node["Node Type"]
+            assert not (table in LARGE and "Seq Scan" in kind), f"{kind} on {table}: {statement}"
+            if table in LARGE:
+                rows = (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+                assert rows <= read, f"{rows} rows of {table} read: {statement}"
+
+
+def ask(n: int, **values: Any) -> Ask:
+    return Ask(channel="api", code="OFFER7", email=f"customer.{n}@example.com", api_key_id=1, **values)
+
+
+LOOK_UPS: dict[str, Callable[[], object]] = {
+    "what can this e-mail use": lambda: [queries.usable(n) for n in (77, 500)],
+    "a customer by e-mail": lambda: customers.by_email("customer.77@example.com"),
+    "validation": lambda: actions.validate(ask(77)),
+    "facts by e-mail": lambda: queries.facts([ask(78)]),
+    "facts of a repeat": lambda: queries.facts([ask(70, idempotency_key="k", body_hash=b"1")]),
+    "facts by personal code": lambda: queries.facts([Ask(channel="form", code="OFFER77KQ4XM2T", email="x@y.example")]),
+    "facts by source id": lambda: queries.facts([Ask(channel="api", code="OFFER7", source_id="A-1")]),
+    "facts by link": lambda: queries.facts([Ask(channel="link", offer_id=7, customer_id=77)]),
+    "facts of many": lambda: queries.facts([ask(n) for n in range(1, 65)]),
+    "facts of very many": lambda: queries.facts([ask(n) for n in range(1, 257)]),
+    "redeeming": lambda: actions.redeem(ask(79)),
+    "a receipt": lambda: queries.of_pair(7, 77),
+    "one customer's": lambda: queries.of_customer(77),
+    "redeemed among": lambda: queries.redeemed_among(7, list(range(1, 501))),
+    "is a code guessed at": lambda: misses.too_many("OFFER77KQ4XM2T"),
+}
+
+
+@pytest.mark.parametrize("name", LOOK_UPS)
+def test_what_somebody_waits_for_is_looked_up(filled: psycopg.Connection, name: str) -> None:
+    assert_only_looked_up(filled, LOOK_UPS[name], read=1000)
+
+
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+LAST_WEEK = datetime.now(UTC) - timedelta(days=7)
+LISTS: dict[str, Callable[[], object]] = {
+    "redemptions": lambda: queries.page(Filter(), 50),
+    "redemptions, later page": lambda: queries.page(Filter(), 50, Place(LAST_WEEK, 5, 5)),
+    "of an offer": lambda: queries.page(Filter(offer_id=7), 50),
+    "of a customer": lambda: queries.page(Filter(customer_id=7), 50),
+    "of days": lambda: queries.page(Filter(since=LAST_WEEK), 50),
+    "of days without any": lambda: queries.page(Filter(until=LONG_AGO), 50),
+    "by a usual channel": lambda: queries.page(Filter(channel="link"), 50),
+    "customers": lambda: customers.page(),
+    "customers by e-mail": lambda: customers.page("customer.77@"),
+    "customers by name": lambda: customers.page("customer 77"),
+    "customers by a name that all have": lambda: customers.page("customer"),
+    "customers by a name that nobody has": lambda: customers.page("nobody"),
+    "customers before, by name": lambda: customers.page("customer 77", before=50_000),
+    "misses of all offers": lambda: misses.loudest(10),
+    "an offer's days": lambda: queries.per_day(7, LAST_WEEK),
+    "an offer's total": lambda: queries.totals([7]),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_reads_little_more_than_it_shows(filled: psycopg.Connection, name: str) -> None:
+    assert_only_looked_up(filled, LISTS[name], read=READ)
