@@ -268,7 +268,7 @@ def call(shop: Shop, method: str, path: str, body: Any = None, media_type: str =
     request = urllib.request.Request(f"{shop.url}/api/v1{path}", data, headers, method=method)
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
-            return answer.status, json.loads(answer.read())
+            return answer.status, json.loads(answer.read() or "null")
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())
 

@@ -12,6 +12,7 @@ from playwright.sync_api import Page
 
 from tests.browser.conftest import Shop
 from tests.browser.test_journeys import Open, call, csv_file, fill, join, wait
+from webapp.customers import queries as customers
 from webapp.customers.models import Customer
 from webapp.offers.models import Offer
 from webapp.settings import ROOT
@@ -35,6 +36,7 @@ STAFF = [
     "/customers",
     "/customers/1",
     "/customers/1/edit",
+    "/customers/1/erase",
     "/customers/new",
     "/customers/import",
     "/customers/imports",
@@ -42,6 +44,10 @@ STAFF = [
     "/customers/audiences",
     "/redemptions",
     "/redemptions/new",
+    "/why-not",
+    "/why-not?who=person0@example.com&code=summer-25",
+    "/why-not?who=ada@example.com&code=SUMMER25",
+    "/why-not?who=&code=%C3%9C",
     "/settings/people",
     "/settings/people/1",
     "/settings/api-keys",
@@ -75,12 +81,15 @@ def test_staff_pages(shop: Shop, window: Open, tmp_path: Path, offer: Callable[.
     wait(lambda: call(shop, "GET", f"/campaigns/{launched['id']}")[1], "done")
     for n in range(3):
         call(shop, "POST", "/redemptions", {"code": "SUMMER25", "customer": {"email": f"person{n}@example.com"}})
+    erased = customers.by_email("person1@example.com")
+    assert erased is not None
+    call(shop, "POST", "/erasures", {"email": "person1@example.com"})
     page = window(**LOOKS[look_of])
     page.goto(f"{shop.url}/sign-in")
     wrong = look(page)
     join(page, shop)
 
-    for path in STAFF:
+    for path in [*STAFF, f"/customers/{erased.id}"]:
         page.goto(shop.url + path)
         wrong += look(page)
 
