@@ -12,7 +12,7 @@ export PORT
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup down run run-migration run-test check format erd lock benchmark benchmark-growth benchmark-launch benchmark-redeem-db benchmark-redeem-http install install-dev
+.PHONY: help setup down run run-migration run-test check format erd lock benchmark benchmark-growth benchmark-launch benchmark-peers benchmark-redeem-db benchmark-redeem-http install install-dev
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' Makefile
@@ -50,7 +50,7 @@ erd: install-dev ## Draw docs/erd.md from the models
 lock: install-dev ## Renew requirements.txt and requirements-dev.txt from their .in files
 	@$(VENV) scripts/lock
 
-benchmark: benchmark-growth benchmark-launch benchmark-redeem-db benchmark-redeem-http ## Measure everything; docs/benchmarks.md says what
+benchmark: benchmark-growth benchmark-launch benchmark-peers benchmark-redeem-db benchmark-redeem-http ## Measure everything; docs/benchmarks.md says what
 
 benchmark-launch: install-dev ## Launch, mailing, redemptions beside two voucher pools
 	@$(VENV) -m benchmarks.launch
@@ -63,6 +63,9 @@ benchmark-growth: install-dev ## Redeeming and look-ups with a million redemptio
 
 benchmark-redeem-http: install-dev ## Redeeming over HTTP beside a Flask hello and a naive view
 	@$(VENV) -m benchmarks.redeem_http
+
+benchmark-peers: install-dev ## Beside django-oscar, which is installed into .venv-oscar, and the textbook
+	@$(VENV) -m benchmarks.peers
 
 install: .venv/installed
 install-dev: .venv/installed-dev

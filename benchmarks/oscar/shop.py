@@ -1,0 +1,250 @@
+"""A shop with customers, products and vouchers, and the ways through oscar's own code that are measured.
+
+`Step` is what `OrderCreator.place_order` does for a voucher, by oscar's own functions and nothing else: lock it, see
+whether it is active and available, record its use. `WholeOrder` is a customer's way from an empty basket to the order,
+`LastRequest` the end of that way, with the voucher in the basket already. Each request is a transaction, as oscar
+recommends. What a checkout does besides (HTTP, sessions, pages, addresses, payment, mails) is left out: that helps it.
+"""
+
+import datetime
+from contextlib import contextmanager
+from decimal import Decimal
+
+from django.contrib.auth import get_user_model
+from django.contrib.sites.models import Site
+from django.db import connection, transaction
+from django.utils import timezone
+from oscar.apps.offer.applicator import Applicator
+from oscar.apps.order.utils import OrderCreator
+from oscar.apps.partner.strategy import Default
+from oscar.apps.shipping.methods import Free
+from oscar.core.loading import get_class, get_model
+from oscar.test import factories
+
+Basket = get_model("basket", "Basket")
+Order = get_model("order", "Order")
+OrderDiscount = get_model("order", "OrderDiscount")
+ConditionalOffer = get_model("offer", "ConditionalOffer")
+Product = get_model("catalogue", "Product")
+Voucher = get_model("voucher", "Voucher")
+VoucherApplication = get_model("voucher", "VoucherApplication")
+OrderTotalCalculator = get_class("checkout.calculators", "OrderTotalCalculator")
+SurchargeApplicator = get_class("checkout.applicator", "SurchargeApplicator")
+User = get_user_model()
+
+# Of many, so that nobody waits for another's stock.
+PRODUCTS = 200
+PLENTY = 1_000_000
+
+
+@transaction.atomic
+def stock(users):
+    """Fill an empty shop."""
+    Site.objects.get_or_create(pk=1)
+    for _ in range(PRODUCTS):
+        factories.ProductFactory(stockrecords__num_in_stock=PLENTY, stockrecords__price_currency="EUR")
+    User.objects.bulk_create(
+        [User(username=f"customer.{n}", email=f"customer.{n}@example.com", password="!") for n in range(1, users + 1)],
+        batch_size=1000,
+    )
+
+
+def new_voucher(usage, cap):
+    """A voucher of 25 % off everything. `cap` is how often its offer may be given at all, None for no end."""
+    n = Voucher.objects.count() + 1
+    everything = factories.RangeFactory(name=f"All {n}", slug=f"all-{n}", includes_all_products=True)
+    offer = factories.ConditionalOfferFactory(
+        name=f"Summer {n}",
+        offer_type=ConditionalOffer.VOUCHER,
+        benefit=factories.BenefitFactory(range=everything, value=25),
+        condition=factories.ConditionFactory(range=everything, value=1),
+        max_basket_applications=1,
+        max_global_applications=cap,
+    )
+    now = timezone.now()
+    voucher = factories.VoucherFactory(
+        name=f"Summer {n}",
+        code=f"SUMMER{n}",
+        usage=usage,
+        start_datetime=now - datetime.timedelta(hours=1),
+        end_datetime=now + datetime.timedelta(days=30),
+    )
+    voucher.offers.add(offer)
+    return voucher
+
+
+def counted(voucher):
+    """What oscar itself has written down about a voucher: `given` are the discounts on orders, `counter` is what the
+    cap is compared with."""
+    offer = voucher.offers.get()
+    voucher.refresh_from_db()
+    return {
+        "given": OrderDiscount.objects.filter(offer_id=offer.id, amount__gt=0).count(),
+        "counter": offer.num_applications,
+        "applications": VoucherApplication.objects.filter(voucher=voucher).count(),
+        "num_orders": voucher.num_orders,
+    }
+
+
+class Side:
+    """What is made ready before anybody waits for it: the baskets and orders that a way begins with."""
+
+    def __init__(self, voucher, n):
+        self.made = self.make(voucher, list(User.objects.order_by("pk")[:n]))
+
+    def make(self, voucher, users):
+        raise NotImplementedError
+
+    def open(self, threads):
+        """Importing this has set Django up."""
+
+    @contextmanager
+    def client(self):
+        connection.ensure_connection()
+        try:
+            yield self.work
+        finally:
+            connection.close()
+
+    def close(self):
+        """Each client has closed its connection."""
+
+    def work(self, item):
+        raise NotImplementedError
+
+
+def _baskets(voucher, users):
+    """A basket for each, with the voucher in it."""
+    baskets = Basket.objects.bulk_create([Basket(owner=user) for user in users], batch_size=1000)
+    through = Basket.vouchers.through
+    through.objects.bulk_create(
+        [through(basket_id=basket.pk, voucher_id=voucher.pk) for basket in baskets], batch_size=1000
+    )
+    return baskets
+
+
+class Step(Side):
+    """The voucher's part of an order that is otherwise there already."""
+
+    def make(self, voucher, users):
+        orders = Order.objects.bulk_create(
+            [
+                Order(
+                    number=str(100000 + basket.pk), basket=basket, user=basket.owner, site_id=1, currency="EUR",
+                    total_incl_tax=Decimal("7.49"), total_excl_tax=Decimal("7.49"), date_placed=timezone.now(),
+                )
+                for basket in _baskets(voucher, users)
+            ],
+            batch_size=1000,
+        )  # fmt: skip
+        return orders
+
+    def work(self, item):
+        order = self.made[item]
+        basket, user = order.basket, order.user
+        with transaction.atomic():
+            for voucher in basket.vouchers.select_for_update():
+                if not voucher.is_active():
+                    basket.vouchers.remove(voucher)
+                else:
+                    available, _ = voucher.is_available_to_user(user=user)
+                    if not available:
+                        return False
+            for voucher in basket.vouchers.all():
+                OrderCreator().record_voucher_usage(order, voucher, user)
+        return True
+
+
+class WholeOrder(Side):
+    """Three requests: a product into the basket, the voucher into the basket, the order."""
+
+    def make(self, voucher, users):
+        products = [product.pk for product in Product.objects.order_by("pk")]
+        return [(user, products[n % len(products)], voucher.code) for n, user in enumerate(users)]
+
+    def work(self, item):
+        user, product_id, code = self.made[item]
+        with transaction.atomic():
+            basket = Basket.open.create(owner=user)
+            basket.strategy = Default()
+            basket.add_product(Product.objects.get(pk=product_id))
+        with transaction.atomic():
+            basket = _basket(basket.pk, user)
+            if not _add_voucher(basket, user, code):
+                return False
+        return _place(basket.pk, user)
+
+
+class LastRequest(Side):
+    """The order alone, by customers who have the voucher in the basket and its discount before their eyes."""
+
+    @transaction.atomic
+    def make(self, voucher, users):
+        made = []
+        products = list(Product.objects.order_by("pk"))
+        for n, user in enumerate(users):
+            basket = Basket.open.create(owner=user)
+            basket.strategy = Default()
+            basket.add_product(products[n % len(products)])
+            if not _add_voucher(_basket(basket.pk, user), user, voucher.code):
+                raise RuntimeError("the voucher is good for nobody")
+            made.append((user, basket.pk))
+        return made
+
+    def work(self, item):
+        user, basket_id = self.made[item]
+        return _place(basket_id, user)
+
+
+def _basket(basket_id, user):
+    """What the middleware does for each request that looks at the basket."""
+    basket = Basket.open.get(pk=basket_id, owner=user)
+    basket.owner = user
+    basket.strategy = Default()
+    if not basket.is_empty:
+        Applicator().apply(basket, user)
+    return basket
+
+
+def _add_voucher(basket, user, code):
+    """What the view does that adds a voucher; True if it gives a discount."""
+    voucher = Voucher._default_manager.get(code=code)
+    if basket.contains_voucher(code) or voucher.is_expired() or not voucher.is_active():
+        return False
+    if not voucher.is_available_to_user(user)[0]:
+        return False
+    basket.vouchers.add(voucher)
+    Applicator().apply(basket, user)
+    return _discounted(basket, voucher.pk)
+
+
+def _discounted(basket, voucher_id):
+    return any(found["voucher"] and found["voucher"].pk == voucher_id for found in basket.offer_applications)
+
+
+def _place(basket_id, user):
+    """What the checkout does at its end: read the basket with the offers that hold now, freeze it, place the order.
+
+    True if the order got the discount; without it the order is placed all the same, as oscar does.
+    """
+    try:
+        with transaction.atomic():
+            basket = _basket(basket_id, user)
+            discounted = bool(basket.offer_applications.offers)
+            shipping = Free()
+            charge = shipping.calculate(basket)
+            surcharges = SurchargeApplicator().get_applicable_surcharges(basket)
+            total = OrderTotalCalculator().calculate(basket, charge, surcharges)
+            basket.freeze()
+            OrderCreator().place_order(
+                user=user, basket=basket, shipping_method=shipping, shipping_charge=charge, total=total,
+                surcharges=surcharges,
+            )  # fmt: skip
+            basket.submit()
+            return discounted
+    except ValueError:
+        # So oscar says no to a voucher that somebody else has used up meanwhile.
+        return False
+
+
+WAYS = {"step": Step, "order": WholeOrder, "last": LastRequest}

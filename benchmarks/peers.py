@@ -1,0 +1,308 @@
+"""`make benchmark-peers`: django-oscar's vouchers, and the textbook's, beside Onecode, on the same PostgreSQL."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from flask import Flask
+
+from benchmarks import customers, load, onecode, peers_crowd, peers_environment, peers_report, server, textbook, web
+from benchmarks.load import Target
+from benchmarks.measure import DATABASE
+from benchmarks.peers_crowd import Crowd, Done, Side
+from benchmarks.peers_environment import NotInstalled, Oscar
+from benchmarks.peers_ours import Action, Textbook
+from benchmarks.peers_report import (
+    ACTION,
+    HTTP,
+    OSCAR_ALONE,
+    OSCAR_LAST,
+    OSCAR_ORDER,
+    OSCAR_SINGLE,
+    OSCAR_STEP,
+    Last,
+    Results,
+    Sample,
+)
+from benchmarks.server import Machine
+from benchmarks.web import Web
+from webapp.accounts.actions import create_api_key
+from webapp.settings import ROOT
+
+CUSTOMERS = 100_000
+# What an order with a voucher does at once with many others; so many processes are tried, and the best is kept.
+SHAPES = ((2, 8), (4, 4), (8, 2))
+OURS_SHAPE = (2, 8)
+# The last units: so many clients, so many customers, so many units.
+LAST_SHAPE, LAST_CLIENTS, TRIED, CAP = (4, 16), 64, 300, 100
+ONCE, SINGLE = "Once per customer", "Single use"
+ROWS = "select count(*) from redemption where offer_id = %s"
+
+A = TypeVar("A")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured: so many runs of so many seconds; each of oscar's customers has a turn in each."""
+
+    runs: int = 3
+    seconds: float = 5
+    users: int = 4_000
+    shapes: Sequence[tuple[int, int]] = SHAPES
+    look: bool = False
+
+
+USUAL = Plan()
+QUICK = Plan(runs=1, seconds=2, users=1_000, shapes=SHAPES[:1], look=True)
+FULL = Plan(runs=5, seconds=10, users=8_000)
+
+
+class Bench:
+    """Both programs on one machine, each in its database."""
+
+    web: Web
+
+    def __init__(self, machine: Machine, oscar: Oscar, app: Flask, plan: Plan) -> None:
+        self.machine = machine
+        self.oscar = oscar
+        self.ours = onecode.Onecode(app)
+        self.plan = plan
+        self.url = machine.url(DATABASE)
+        self.folder = str(app.config["SETTINGS"].instance_path)
+        self.shapes: dict[str, tuple[int, int]] = {}
+        self.key = ""
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """The program's web server runs meanwhile, as it is shipped."""
+        settings = self.ours.app.config["SETTINGS"]
+        environment = {
+            "DATABASE_URL": self.url,
+            "SECRET_KEY": settings.secret_key,
+            "INSTANCE_PATH": self.folder,
+            "MAIL_SERVER": settings.mail_server,
+        }
+        with self.ours.app.app_context():
+            self.key = create_api_key("benchmark", ["redeem"], by="benchmark")
+        with web.serving(web.PROGRAM, settings, environment, "/readyz") as self.web:
+            yield
+
+    def find_shapes(self) -> dict[str, dict[tuple[int, int], float]]:
+        """How many processes and threads suit oscar best; this warms it up, too."""
+        found: dict[str, dict[tuple[int, int], float]] = {}
+        for name in (OSCAR_STEP, OSCAR_ORDER):
+            found[name] = {
+                shape: self._oscar_rate(name, Crowd(*shape, seconds=self.plan.seconds)).rate
+                for shape in self.plan.shapes
+            }
+            self.shapes[name] = max(found[name], key=lambda shape: found[name][shape])
+        return found
+
+    def samples(self) -> dict[str, Callable[[], Sample]]:
+        """Everybody whose speed is measured."""
+        return {
+            OSCAR_STEP: partial(self._oscar, OSCAR_STEP),
+            ACTION: partial(self._crowd, self._action_side),
+            **{way.name: partial(self._crowd, partial(self._textbook_side, k)) for k, way in enumerate(textbook.WAYS)},
+            OSCAR_ORDER: partial(self._oscar, OSCAR_ORDER),
+            HTTP: self._http,
+        }
+
+    def _oscar(self, name: str) -> Sample:
+        return self._oscar_rate(name, Crowd(*self.shapes[name], seconds=self.plan.seconds))
+
+    def _oscar_rate(self, name: str, crowd: Crowd) -> Sample:
+        way = {OSCAR_STEP: "step", OSCAR_ORDER: "order"}[name]
+        meter = _ServerCpu(self.machine)
+        found = self.oscar.run(way, self.plan.users, crowd, ONCE, None, meter.start)
+        sample = _sample(_done(found), meter.stop())
+        if found["applications"] != found["redeemed"]:
+            raise RuntimeError(f"oscar has recorded something else than it said: {found}")
+        return sample
+
+    def _action_side(self, offer: int) -> Side:
+        return Action(self.url, self.folder, self.ours.codes[offer])
+
+    def _textbook_side(self, number: int, offer: int) -> Side:
+        return Textbook(number, self.url, offer, self.ours.codes[offer])
+
+    def _crowd(self, side: Callable[[int], Side]) -> Sample:
+        """An offer with a cap that is never reached: oscar counts in any case, too."""
+        offer, meter = self._new_offer(CUSTOMERS), _ServerCpu(self.machine)
+        crowd = Crowd(*OURS_SHAPE, seconds=self.plan.seconds)
+        sample = _sample(peers_crowd.run(side(offer), range(1, CUSTOMERS + 1), crowd, meter.start), meter.stop())
+        if self._rows(offer) != sample.redeemed:
+            raise RuntimeError(f"{sample.redeemed} redeemed, but {self._rows(offer)} rows are there")
+        return sample
+
+    def _http(self) -> Sample:
+        offer = self._new_offer(CUSTOMERS)
+        target = Target(self.web.port, 201, self.key, self.ours.codes[offer], CUSTOMERS)
+        load.load(target, LAST_CLIENTS, 1)
+        offer = self._new_offer(CUSTOMERS)
+        target = Target(self.web.port, 201, self.key, self.ours.codes[offer], CUSTOMERS)
+        meter, before = _ServerCpu(self.machine), self.web.cpu_seconds()
+        meter.start()
+        answers = load.load(target, LAST_CLIENTS, max(1, round(self.plan.seconds)))
+        if answers.refused or answers.broken:
+            raise RuntimeError(f"not every answer over HTTP was 201: {answers}")
+        computed = self.web.cpu_seconds() - before
+        return Sample(answers.answers, answers.rate, computed / answers.answers, meter.stop() / answers.answers)
+
+    def _new_offer(self, cap: int) -> int:
+        offer = self.ours.new_offer(cap=cap)
+        with self.machine.connect(DATABASE) as connection:
+            connection.execute("vacuum (analyze) redemption, offer")
+            connection.execute("checkpoint")
+        return offer
+
+    def _rows(self, offer: int) -> int:
+        """How many redemptions an offer has when all is quiet."""
+        rows = -1
+        with self.machine.connect(DATABASE) as connection:
+            while True:
+                (found,) = connection.execute(ROWS, [offer]).fetchone() or (0,)
+                if found == rows:
+                    return rows
+                rows = found
+                time.sleep(0.2)
+
+    # The last units of a cap
+
+    def lasts(self) -> dict[str, Callable[[], Last]]:
+        """Everybody who is held to a cap. A plain INSERT knows none."""
+        return {
+            OSCAR_ALONE: partial(self._oscar_last, ONCE, CAP, (1, 1)),
+            OSCAR_LAST: partial(self._oscar_last, ONCE, CAP),
+            OSCAR_SINGLE: partial(self._oscar_last, SINGLE, None),
+            **{
+                way.name: partial(self._crowd_last, partial(self._textbook_side, k))
+                for k, way in enumerate(textbook.WAYS)
+                if way is not textbook.PlainInsert
+            },
+            ACTION: partial(self._crowd_last, self._action_side),
+            HTTP: self._http_last,
+        }
+
+    def _oscar_last(self, usage: str, cap: int | None, shape: tuple[int, int] = LAST_SHAPE) -> Last:
+        found = self.oscar.run("last", TRIED, Crowd(*shape), usage, cap, lambda: None)
+        return Last(cap or 1, found["redeemed"], found["given"], found["counter"], found["failed"], found["why"])
+
+    def _crowd_last(self, side: Callable[[int], Side]) -> Last:
+        offer = self._new_offer(CAP)
+        done = peers_crowd.run(side(offer), range(1, TRIED + 1), Crowd(*LAST_SHAPE))
+        return Last(CAP, done.redeemed, self._rows(offer), self._counter(offer), done.failed, done.why)
+
+    def _http_last(self) -> Last:
+        offer = self._new_offer(CAP)
+        target = Target(self.web.port, 201, self.key, self.ours.codes[offer], TRIED)
+        # They come round again and again, which must make no difference.
+        answers = load.load(target, LAST_CLIENTS, 2)
+        told = answers.answers - answers.refused
+        return Last(CAP, told, self._rows(offer), self._counter(offer), answers.broken)
+
+    def _counter(self, offer: int) -> int:
+        with self.machine.connect(DATABASE) as connection:
+            (found,) = connection.execute("select redeemed from offer where id = %s", [offer]).fetchone() or (0,)
+            return int(found)
+
+
+class _ServerCpu:
+    """What PostgreSQL computes from the moment when all clients are ready."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.before = 0.0
+
+    def start(self) -> None:
+        self.before = self.machine.cpu_seconds()
+
+    def stop(self) -> float:
+        return self.machine.cpu_seconds() - self.before
+
+
+def _done(found: Mapping[str, object]) -> Done:
+    return Done(**{name: found[name] for name in Done.__dataclass_fields__})  # type: ignore[arg-type]
+
+
+def _sample(done: Done, server_cpu: float) -> Sample:
+    """:raises RuntimeError: when somebody was refused or failed where there was enough for all."""
+    if done.failed or done.refused or not done.redeemed:
+        raise RuntimeError(f"not everybody got it: {done}")
+    return Sample(done.redeemed, done.rate, done.cpu / done.redeemed, server_cpu / done.redeemed)
+
+
+def measure(plan: Plan) -> Results:
+    """Everything, on a server of its own. In each run everybody has a turn, and everybody is first once in a while.
+
+    :raises NotInstalled: when django-oscar is missing and can't be fetched.
+    """
+    python = peers_environment.python()
+    results = Results(plan.seconds, peers_environment.versions())
+    with server.running() as machine:
+        oscar = Oscar(machine, python)
+        oscar.set_up(plan.users)
+        machine.create(DATABASE)
+        app = onecode.build(machine.url(DATABASE), str(machine.server.sockets.parent))
+        onecode.migrate(app)
+        with machine.connect(DATABASE) as connection:
+            customers.fill(connection, CUSTOMERS)
+        bench = Bench(machine, oscar, app, plan)
+        bench.ours.set_up()
+        results.shapes = bench.find_shapes()
+        with bench.serving():
+            for number in range(plan.runs):
+                for name, sample in _turned(bench.samples(), number):
+                    results.samples.setdefault(name, []).append(sample())
+                    print(f"run {number + 1}, {name}: {results.samples[name][-1]}", flush=True)
+                for name, last in _turned(bench.lasts(), number):
+                    results.lasts.setdefault(name, []).append(last())
+                    print(f"run {number + 1}, the last units, {name}: {results.lasts[name][-1]}", flush=True)
+        results.command = " ".join(web.command(app.config["SETTINGS"], web.PROGRAM))
+        bench.ours.disconnect()
+    return results
+
+
+def _turned(everybody: Mapping[str, Callable[[], A]], number: int) -> list[tuple[str, Callable[[], A]]]:
+    order = list(everybody.items())
+    start = number % len(order)
+    return order[start:] + order[:start]
+
+
+def asked_for(arguments: Sequence[str], environ: Mapping[str, str]) -> Plan:
+    """What to measure: `--quick` for a look, SIZE=full for longer runs, RUNS for so many."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one short run; prints, writes no page")
+    if parser.parse_args(arguments).quick:
+        return QUICK
+    plan = FULL if environ.get("SIZE") == "full" else USUAL
+    return dataclasses.replace(plan, runs=int(environ["RUNS"])) if environ.get("RUNS") else plan
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    logging.disable(logging.WARNING)
+    plan = asked_for(sys.argv[1:] if arguments is None else arguments, os.environ)
+    try:
+        results = measure(plan)
+    except NotInstalled as error:
+        sys.exit(f"onecode: {error}")
+    page = peers_report.page(results)
+    print(f"\n{page}")
+    if not plan.look:
+        (ROOT / "docs" / "benchmarks" / "peers.md").write_text(page)
+    print(json.dumps(peers_report.figures(results)))
+
+
+if __name__ == "__main__":
+    main()

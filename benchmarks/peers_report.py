@@ -1,0 +1,162 @@
+"""The page and the figures of `make benchmark-peers`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from benchmarks import textbook
+from benchmarks.report import goals, spread
+
+OSCAR_STEP, ACTION = "oscar's voucher step", "Onecode's action"
+OSCAR_ORDER, HTTP = "oscar's whole order", "Onecode's whole HTTP call"
+OSCAR_ALONE, OSCAR_LAST = "oscar, an offer with a cap, one client alone", "oscar, an offer with a cap"
+OSCAR_SINGLE = "oscar, a voucher for single use"
+STEPS = (OSCAR_STEP, *(way.name for way in textbook.WAYS), ACTION)
+ORDERS = (OSCAR_ORDER, HTTP)
+STEP_GOAL, ORDER_GOAL = 15, 50
+COLUMNS = ("told", "given", "counter", "over", "failed")
+SET_UP = Path(__file__).with_name("peers.md")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run: how many redeemed, how many a second, and what one of them cost in CPU seconds: of the client, or for
+    HTTP of the web server, and of PostgreSQL."""
+
+    redeemed: int
+    rate: float
+    program: float
+    postgres: float
+
+    @property
+    def cpu(self) -> float:
+        return self.program + self.postgres
+
+
+@dataclass(frozen=True)
+class Last:
+    """What became of a cap: how many were told they have it, how many have it by the rows, what the counter says."""
+
+    cap: int
+    told: int
+    given: int
+    counter: int
+    failed: int = 0
+    why: str = ""
+
+    @property
+    def over(self) -> int:
+        return max(0, self.given - self.cap)
+
+
+@dataclass
+class Results:
+    seconds: float
+    versions: str
+    shapes: dict[str, dict[tuple[int, int], float]] = field(default_factory=dict)
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
+    lasts: dict[str, list[Last]] = field(default_factory=dict)
+    command: str = ""
+
+    def ratios(self, ours: str, theirs: str, of: Callable[[Sample], float] = lambda sample: sample.rate) -> list[float]:
+        """Ours to theirs, run by run."""
+        return [of(a) / of(b) for a, b in zip(self.samples[ours], self.samples[theirs], strict=True)]
+
+
+def figures(results: Results) -> dict[str, float]:
+    """What scripts follow. Over-redemptions: oscar's as usual, ours of all runs together."""
+    return {
+        "oscar_step_ratio": round(median(results.ratios(ACTION, OSCAR_STEP)), 2),
+        "oscar_order_ratio": round(median(results.ratios(HTTP, OSCAR_ORDER)), 2),
+        "oscar_over_redeemed": median(last.over for last in results.lasts[OSCAR_LAST]),
+        "over_redeemed": sum(last.over for name in (ACTION, HTTP) for last in results.lasts[name]),
+    }
+
+
+def page(results: Results) -> str:
+    """docs/benchmarks/peers.md."""
+    lines = [SET_UP.read_text(), *_targets(figures(results)), *_speed(results), *_lasts(results), *_how(results)]
+    return "\n".join(lines) + "\n"
+
+
+def _targets(found: dict[str, float]) -> Iterator[str]:
+    step, order, over = found["oscar_step_ratio"], found["oscar_order_ratio"], found["over_redeemed"]
+    yield "## What was to be reached\n"
+    yield from goals(
+        [
+            ("action to oscar's voucher step", f"≥ {STEP_GOAL} ×", f"{step:,.1f} ×", step >= STEP_GOAL),
+            ("HTTP call to oscar's whole order", f"≥ {ORDER_GOAL} ×", f"{order:,.1f} ×", order >= ORDER_GOAL),
+            ("over-redemptions by Onecode, all runs", "0", f"{over:,}", over == 0),
+        ]
+    )
+
+
+def _speed(results: Results) -> Iterator[str]:
+    yield "\n## The voucher's part alone\n"
+    yield from _table(results, STEPS, OSCAR_STEP, "CPU of the clients")
+    yield "\n## The whole way: two unlike things\n"
+    yield (
+        "An order does much more than a redemption: a basket, its lines, prices, stock, the order with its lines.\n"
+        "The ratio says how far apart the two are as a place to keep codes in; it does not say that the one is the\n"
+        "better made program.\n"
+    )
+    yield from _table(results, ORDERS, OSCAR_ORDER, "CPU of the program")
+
+
+def _table(results: Results, names: Sequence[str], baseline: str, program: str) -> Iterator[str]:
+    yield (
+        f"| | a second (spread) | to {baseline} (spread) | {program}, ms each | CPU of PostgreSQL, ms each "
+        "| all CPU to it |"
+    )
+    yield "|---|---:|---:|---:|---:|---:|"
+    for name in names:
+        samples = results.samples[name]
+        cpu = median(results.ratios(name, baseline, lambda sample: sample.cpu))
+        yield (
+            f"| {name} | {spread([sample.rate for sample in samples], 0)} "
+            f"| {spread(results.ratios(name, baseline), 2)} × "
+            f"| {1000 * median(sample.program for sample in samples):.3f} "
+            f"| {1000 * median(sample.postgres for sample in samples):.3f} | {_times(cpu)} |"
+        )
+
+
+def _times(ratio: float) -> str:
+    return f"1/{1 / ratio:,.1f}" if ratio < 0.995 else f"{ratio:,.2f} ×"
+
+
+def _lasts(results: Results) -> Iterator[str]:
+    yield "\n## The last units of a cap\n"
+    yield (
+        "300 customers and 64 clients at once. Oscar's customers have the voucher in their baskets and send the last\n"
+        "request of the checkout, which looks at the offers once more before it places the order. *Has it*: by the\n"
+        "rows, which are orders with the discount for oscar and redemptions for the others. *Counter*: what the cap\n"
+        "is compared with; the ORM habit counts rows instead of keeping one. Oscar's counter is read before the\n"
+        "voucher is locked and written back afterwards, so that most increments are lost when many buy at once; a\n"
+        "voucher for single use is checked under the lock, and exact. One figure where all runs agree, else one for\n"
+        "each.\n"
+    )
+    yield "| | cap | told yes | has it | counter | **over** | errors |"
+    yield "|---|---:|---:|---:|---:|---:|---:|"
+    for name, lasts in results.lasts.items():
+        each = [_each([getattr(last, column) for last in lasts]) for column in COLUMNS]
+        yield f"| {name} | {lasts[0].cap} | {each[0]} | {each[1]} | {each[2]} | **{each[3]}** | {each[4]} |"
+    why = next((last.why for lasts in results.lasts.values() for last in lasts if last.why), "")
+    if why:
+        yield f"\nThe first error: `{why.strip().splitlines()[0]}`"
+
+
+def _each(values: Sequence[int]) -> str:
+    return str(values[0]) if len(set(values)) == 1 else ", ".join(map(str, values))
+
+
+def _how(results: Results) -> Iterator[str]:
+    yield "\n## With what\n"
+    runs = len(results.samples[ACTION])
+    yield f"- {results.versions}; medians of {runs} run{'s'[: runs > 1]} of {results.seconds:g} seconds each."
+    for name, shapes in results.shapes.items():
+        tried = ", ".join(f"{rate:,.0f}/s with {p} × {t}" for (p, t), rate in shapes.items())
+        yield f"- Processes × threads tried for {name}, the best is kept: {tried}."
+    yield f"- The web server: `{results.command}`."
