@@ -1,0 +1,37 @@
+"""What the database itself refuses, should the program ever be wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+
+from webapp.customers.models import Customer
+from webapp.extensions import db
+from webapp.offers.models import Offer
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "insert into redemption (customer_id, offer_id, channel) select 1, 1, 'api' from generate_series(1, 2)",
+        "insert into redemption (customer_id, offer_id, channel) values (1, 1, 'post')",
+        "update offer set redeemed = 3",
+        "update offer set redeemed = -1",
+        "update offer set max_redemptions = 0",
+        "update offer set redeemed = 2; update offer set max_redemptions = 1",
+        "update offer set ends_at = starts_at",
+        "update offer set percent = 101",
+        "update offer set amount = 500",
+    ],
+)
+def test_the_database_refuses_what_must_never_be(
+    offer: Callable[..., Offer], customer: Callable[..., Customer], statement: str
+) -> None:
+    offer(max_redemptions=2), customer()
+
+    with pytest.raises(IntegrityError):
+        db.session.execute(text(statement))
+    db.session.rollback()
