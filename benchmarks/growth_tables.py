@@ -44,7 +44,8 @@ order by n
 _BARE = _REDEMPTIONS.format(columns="", values="'link'")
 _FULL = _REDEMPTIONS.format(
     columns=", api_key_id, order_id, idempotency_key, body_hash",
-    values="'api', 1, 'A-' || 1000000 + n, gen_random_uuid(), sha256(int8send(n))",
+    values="'api', 1, 'A-' || 1000000 + n, "
+    "encode(substr(sha256(int8send(n)), 1, 9), 'base64'), substr(sha256(int8send(p)), 1, 8)",
 )
 
 

@@ -5,13 +5,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from flask import Flask
 from sqlalchemy import text
 
 from webapp.accounts import actions as accounts
 from webapp.customers.models import Audience, Customer
 from webapp.extensions import db
 from webapp.offers.models import Offer
-from webapp.redemptions import actions, personal
+from webapp.redemptions import actions, personal, schemas
 from webapp.redemptions.verdict import Ask
 
 MakeOffer = Callable[..., Offer]
@@ -385,3 +386,12 @@ def test_each_call_wants_its_scope(api: Any) -> None:
     assert api.post("/api/v1/redemptions", json=ADA, headers=reader).status_code == 403
     assert api.post("/api/v1/validations", json=ADA, headers=reader).status_code == 403
     assert api.post("/api/v1/redemptions", json=ADA, headers=till).status_code == 201
+
+
+def test_a_key_is_kept_as_the_migration_made_those_that_were_there_before(app: Flask) -> None:
+    kept = db.session.execute(
+        text("select encode(substr(sha256(convert_to('a key', 'UTF8')), 1, 9), 'base64')")
+    ).scalar_one()
+
+    assert schemas.idempotency_key("a key") == kept
+    assert len(kept) == 12

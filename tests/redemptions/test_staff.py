@@ -196,3 +196,29 @@ def test_a_viewer_is_not_shown_a_form_that_would_refuse_and_gets_no_export(
 
     for path in ("/offers/new", f"/offers/{number}/edit", "/redemptions/new", "/redemptions.csv"):
         assert viewer.get(path).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("", True),
+        ("channel=staff", False),
+        ("channel=staff&first=2020-01-01", True),
+        ("channel=staff&last=2020-05-20", True),
+        ("channel=staff&who=ada@example.com", True),
+        ("channel=staff&last=1970-01-01", False),
+    ],
+)
+def test_with_a_channel_the_list_looks_back_a_month_unless_told_otherwise(
+    staff: FlaskClient, offer: Any, customer: Any, query: str, found: bool
+) -> None:
+    row, ada = offer(), customer()
+    db.session.execute(
+        text("insert into redemption values (:ada, :row, '2020-05-01', 'staff')"), {"ada": ada.id, "row": row.id}
+    )
+    db.session.commit()
+
+    page = staff.get(f"/redemptions?{query}").text
+
+    assert ("ada@example.com</a>" in page) is found
+    assert ('name="first" type="date" value=""' in page) is (query in ("", "channel=staff&who=ada@example.com"))

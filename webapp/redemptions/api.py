@@ -161,11 +161,12 @@ def _ask(body: NewValidation) -> Ask:
     )
     if not isinstance(body, NewRedemption):
         return asked
+    key = idempotency_key(request.headers.get("Idempotency-Key"))
     return Ask(
         **{name: getattr(asked, name) for name in ("channel", "code", "email", "source_id", "order", "api_key_id")},
         metadata=body.metadata,
-        idempotency_key=idempotency_key(request.headers.get("Idempotency-Key")),
-        body_hash=body.digest(),
+        idempotency_key=key,
+        body_hash=body.digest() if key else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import math
@@ -92,9 +93,9 @@ class NewRedemption(NewValidation):
     metadata: Annotated[dict[StrictStr, Any], AfterValidator(_metadata)] | None = None
 
     def digest(self) -> bytes:
-        """The same for the same request, whatever the order and spacing of its JSON."""
+        """The same for the same request, whatever the order and spacing of its JSON. Short: it is kept in the row."""
         body = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(body.encode()).digest()
+        return hashlib.sha256(body.encode()).digest()[:8]
 
 
 class NewExplanation(Body):
@@ -244,7 +245,8 @@ class UsablePage(BaseModel):
 
 
 def idempotency_key(given: str | None) -> str | None:
-    """The header's value.
+    """What is kept of the header's value: twelve characters of its hash, whatever its length. It is only ever compared
+    with the key of a redemption of the same offer by the same customer.
 
     :raises Invalid: unless it is 1 to 255 visible ASCII characters.
     """
@@ -252,7 +254,7 @@ def idempotency_key(given: str | None) -> str | None:
         raise Invalid(
             FieldError("Idempotency-Key", "idempotency_key_invalid", "Send 1 to 255 visible ASCII characters.")
         )
-    return given
+    return None if given is None else base64.b64encode(hashlib.sha256(given.encode()).digest()[:9]).decode()
 
 
 def explanation_json(told: Explanation) -> dict[str, Any]:

@@ -141,6 +141,7 @@ def _redeemed(public_id: str) -> Redeemed:
 def _filter(form: SearchForm) -> Filter | None:
     """What to narrow the list to; None when that can't have any."""
     offer_id = customer_id = None
+    form.look_back()
     since, until = form.days(current_user.time_zone)
     try:
         if (form.code.data or "").strip():
