@@ -113,7 +113,8 @@ class Bench:
 
         :raises RuntimeError: when somebody was refused, or the table does not say what the answers said.
         """
-        done, rows, counter, postgres = self._run(name, self.plan.customers if capped else None, threads, self.items)
+        crowd = Crowd(PROCESSES, threads // PROCESSES, self.plan.seconds)
+        done, rows, counter, postgres = self._run(name, self.plan.customers if capped else None, crowd, self.items)
         if done.refused or done.failed or rows != done.redeemed:
             raise RuntimeError(f"{name}: {rows} rows after {done}")
         if capped and counter not in ({rows} if name in (OURS, LOCK) else {0}):
@@ -122,12 +123,13 @@ class Bench:
 
     def rush(self, name: str, threads: int) -> int:
         """Many more customers at once than a cap has units; how many rows there are then."""
-        done, rows, _, _ = self._run(name, FEW, threads, self.items[:RUSH])
+        crowd = Crowd(PROCESSES, threads // PROCESSES)
+        done, rows, _, _ = self._run(name, FEW, crowd, self.items[:RUSH])
         if done.failed or rows != done.redeemed:
             raise RuntimeError(f"{name}: {rows} rows after {done}")
         return rows
 
-    def _run(self, name: str, cap: int | None, threads: int, items: Sequence[int]) -> tuple[Done, int, int, float]:
+    def _run(self, name: str, cap: int | None, crowd: Crowd, items: Sequence[int]) -> tuple[Done, int, int, float]:
         """What was done, the rows and the counter then, the CPU seconds of the server."""
         offer_id = self.ours.new_offer(cap)
         self.ours.disconnect()
@@ -140,7 +142,6 @@ class Bench:
         with self.machine.connect(DATABASE) as connection:
             connection.execute("truncate redemption")
             connection.execute("checkpoint")
-            crowd = Crowd(PROCESSES, threads // PROCESSES, self.plan.seconds)
             done = peers_crowd.run(self._side(name, offer_id), items, crowd, ready)
             cpu = self.machine.cpu_seconds() - before
             rows, counter = connection.execute(
@@ -162,9 +163,9 @@ def turns(number: int) -> list[tuple[str, bool]]:
     return order[start:] + order[:start]
 
 
-def measure(plan: Plan) -> Results:
-    """Everything, on a server of its own."""
-    results = Results(plan.customers, plan.seconds)
+@contextmanager
+def prepared(plan: Plan) -> Iterator[Bench]:
+    """A server of its own, with the program's tables and customers."""
     with server.running() as machine:
         machine.create(DATABASE)
         app = onecode.build(machine.url(DATABASE), str(machine.server.sockets.parent))
@@ -173,6 +174,13 @@ def measure(plan: Plan) -> Results:
             customers.fill(connection, plan.customers)
         bench = Bench(machine, app, plan)
         bench.ours.set_up()
+        yield bench
+
+
+def measure(plan: Plan) -> Results:
+    """Everything."""
+    results = Results(plan.customers, plan.seconds)
+    with prepared(plan) as bench:
         for number in range(plan.rounds):
             for threads in plan.threads:
                 for name, capped in turns(number):

@@ -29,9 +29,7 @@ from webapp.redemptions.actions import redeem, redeem_all
 from webapp.redemptions.verdict import Ask
 from webapp.settings import ROOT
 
-CUSTOMERS = 100_000
 PLAIN_SECRET = "only-for-measuring"
-ALONE = 400
 ROWS = "select (select count(*) from redemption where offer_id = offer.id), redeemed from offer where id = %s"
 
 
@@ -42,7 +40,8 @@ class Plan:
     rounds: int = 3
     seconds: int = 3
     clients: Sequence[int] = (1, 16, 128)
-    customers: int = CUSTOMERS
+    customers: int = 100_000
+    alone: int = 400
 
 
 USUAL = Plan()
@@ -179,7 +178,7 @@ def measure(plan: Plan) -> Results:
                         results.samples.setdefault((name, capped, clients), []).append(sample)
                         what = redeem_http_report.title(name, capped)
                         print(f"round {number + 1}, {clients:3} clients, {what}: {sample}")
-            results.alone = bench.alone(ALONE)
+            results.alone = bench.alone(plan.alone)
         results.command = " ".join(web.command(app.config["SETTINGS"], web.PROGRAM))
         bench.ours.disconnect()
     return results
