@@ -177,6 +177,15 @@ def test_a_reference_of_a_key_that_this_process_does_not_know_yet_is_found(
     assert getattr(queries.find(reference), "customer_id", None) == done.customer_id
 
 
+def test_a_secret_of_a_version_that_this_process_does_not_know_yet_is_found(app: Flask) -> None:
+    first = keyring.newest("api_key")
+    elsewhere(lambda: key_actions.renew_key("api_key", by="ann"))
+
+    assert keyring.secret_of("api_key", 2) not in (None, first)
+    assert keyring.secret_of("api_key", 1) == first
+    assert keyring.secret_of("api_key", 3) is None
+
+
 def test_made_up_links_make_the_table_be_read_once_a_second_at_most(app: Flask, reads: list[str]) -> None:
     token(1, 2)
     elsewhere(lambda: None)
