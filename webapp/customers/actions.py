@@ -91,7 +91,7 @@ def put(
         try:
             return _put(values, names, joined, by)
         except DomainError as error:
-            # Somebody may have made the same customer between two of our looks; the next try finds it.
+            # Somebody may have made or erased the same customer between two of our looks; the next try finds that out.
             if error.key != "conflict" or not tries_left:
                 raise
     raise AssertionError("the loop returns or raises")
@@ -109,8 +109,6 @@ def _put(values: CustomerValues, names: list[str] | None, joined: str | None, by
         customer = Customer(**wanted)
         _refuse_taken(customer)
         db.session.add(customer)
-    elif customer.erased_at is not None:
-        raise _taken("source_id", "This customer was erased at this moment. Send it again to make a new one.")
     else:
         changed = _become(customer, wanted)
     _flush()
