@@ -1,0 +1,35 @@
+"""Customers that were erased, and a trail that was written, before erasing was a matter of the database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flask_migrate
+from sqlalchemy import text
+
+from webapp.customers.models import Customer
+from webapp.extensions import db
+
+
+def test_erased_rows_are_emptied_and_the_trail_names_customers_by_number(customer: Callable[..., Customer]) -> None:
+    customer("ada@example.com"), customer("bob@example.com", source_id="C1")
+    db.session.remove()
+    flask_migrate.downgrade(revision="0002")
+    try:
+        with db.engine.begin() as connection:
+            connection.execute(text("update customer set erased_at = now() where id = 2"))
+            connection.execute(
+                text(
+                    "insert into audit_entry (actor, action, subject, detail) values "
+                    """('x', 'customer.changed', 'bob@example.com', '{"id": 2, "was": "old@example.com"}'), """
+                    """('x', 'audience.created', 'VIP', '{"id": 1}')"""
+                )
+            )
+    finally:
+        flask_migrate.upgrade()
+
+    rows = db.session.execute(text("select email, name, source_id from customer order by id")).all()
+    trail = db.session.execute(text("select subject, detail from audit_entry order by id")).all()
+
+    assert rows == [("ada@example.com", "Ada Lovelace", None), ("erased 2", "", None)]
+    assert trail == [("customer 2", None), ("VIP", {"id": 1})]
