@@ -102,10 +102,10 @@ class Bench:
         """How many processes and threads suit oscar best; this warms it up, too."""
         found: dict[str, dict[tuple[int, int], float]] = {}
         for name in (OSCAR_STEP, OSCAR_ORDER):
-            found[name] = {
-                shape: self._oscar_rate(name, Crowd(*shape, seconds=self.plan.seconds)).rate
-                for shape in self.plan.shapes
-            }
+            found[name] = {}
+            for shape in self.plan.shapes:
+                found[name][shape] = self._oscar_rate(name, Crowd(*shape, seconds=self.plan.seconds)).rate
+                print(f"{name}, {shape[0]} processes of {shape[1]}: {found[name][shape]:,.0f} a second", flush=True)
             self.shapes[name] = max(found[name], key=lambda shape: found[name][shape])
         return found
 
