@@ -143,6 +143,11 @@ def forgive(who: Callable[[], str]) -> None:
 def init_app(app: Flask) -> None:
     """Switch the limits on for an app and answer 429 with the time to wait, in the form of the door."""
     limiter.init_app(app)
+    # Only these doors have limits: the calls of the API need not be looked at.
+    for hooks in (app.before_request_funcs, app.after_request_funcs, app.teardown_request_funcs):
+        hook = hooks[None].pop()
+        for door in ("staff", "public"):
+            hooks.setdefault(door, []).append(hook)
 
     @app.errorhandler(RateLimitExceeded)
     def too_often(_: RateLimitExceeded) -> ResponseReturnValue:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import jinja2_fragments.flask
+import pydantic_core
 from babel import dates, numbers
 from flask import Flask, Response, make_response, render_template, request
+from flask.json.provider import DefaultJSONProvider
 from flask_login import current_user
 from werkzeug.routing import IntegerConverter, Map
 
@@ -20,6 +23,13 @@ CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+
+
+class Json(DefaultJSONProvider):
+    """JSON as pydantic writes it: several times faster than the standard library, which counts for the API."""
+
+    def dumps(self, obj: Any, **kwargs: Any) -> str:
+        return pydantic_core.to_json(obj).decode()
 
 
 class RowId(IntegerConverter):

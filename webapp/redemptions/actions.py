@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from flask import current_app
 from sqlalchemy import Connection, text
 
 from webapp.accounts.actions import record
 from webapp.errors import DomainError, FieldError, Invalid, NotFound
 from webapp.extensions import db
+from webapp.gather import Gatherer
 from webapp.offers import actions as offers
 from webapp.redemptions import ids, queries, words
 from webapp.redemptions.queries import Redeemed
@@ -22,6 +24,9 @@ from webapp.redemptions.verdict import Ask, Facts, OfferFacts, Reason, Use, Verd
 REASON_MAX = 500
 # Each round either settles an ask or meets somebody else who was faster; more than a few can't happen by chance.
 ROUNDS = 10
+# More in one transaction make none of them cheaper, and all wait for the last.
+GATHERED = 64
+PATIENCE = 15.0
 # Held shared by whoever undoes a redemption, alone by whoever counts hours.
 _TALLY_LOCK = "hashtext('onecode.redemption_tally')"
 
@@ -43,10 +48,18 @@ def redeem(ask: Ask) -> Redeemed:
     :raises Refused: with the first check of the rule that failed.
     :raises Invalid: when the order does not suit the discount, or an Idempotency-Key came with another body before.
     """
-    answer = redeem_all([ask])[0]
+    answer = _gatherer().ask(ask)
     if isinstance(answer, DomainError):
         raise answer
     return answer
+
+
+def _gatherer() -> Gatherer[Ask, Redeemed | DomainError]:
+    """The one of this app in this process."""
+    found: Gatherer[Ask, Redeemed | DomainError] | None = current_app.extensions.get("gatherer")
+    if found is None:
+        found = current_app.extensions.setdefault("gatherer", Gatherer(redeem_all, GATHERED, PATIENCE))
+    return found
 
 
 def validate(ask: Ask) -> tuple[OfferFacts, int | None]:

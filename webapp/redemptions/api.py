@@ -85,10 +85,11 @@ def redeem(body: NewRedemption) -> Response:
     first result with `rolled_back_at`; a new key or order redeems anew.
     """
     done = actions.redeem(_ask(body))
-    response = jsonify(redemption_json(done))
+    found = redemption_json(done)
+    response = jsonify(found)
     if not done.repeated:
         response.status_code = 201
-        response.headers["Location"] = url_for("api.redemptions.read", id=done.public_id)
+        response.headers["Location"] = f"{request.path}/{found['id']}"
     return response
 
 
@@ -150,22 +151,20 @@ def _usable(facts: Facts) -> dict[str, Any]:
     return found | ({"redeemed_at": time(facts.use.redeemed_at)} if facts.use else {})
 
 
-def _ask(body: NewValidation) -> Ask:
-    asked = Ask(
+def _ask(body: NewValidation | NewRedemption) -> Ask:
+    metadata = key = None
+    if isinstance(body, NewRedemption):
+        metadata, key = body.metadata, idempotency_key(request.headers.get("Idempotency-Key"))
+    return Ask(
         channel="api",
         code=normalise_code(body.code),
         email=_email(body.customer),
         source_id=body.customer.source_id,
         order=body.order.typed() if body.order else None,
+        metadata=metadata,
         api_key_id=g.api_key.id,
-    )
-    if not isinstance(body, NewRedemption):
-        return asked
-    key = idempotency_key(request.headers.get("Idempotency-Key"))
-    return Ask(
-        **{name: getattr(asked, name) for name in ("channel", "code", "email", "source_id", "order", "api_key_id")},
-        metadata=body.metadata,
         idempotency_key=key,
+        # Only a key asks whether the body is the same.
         body_hash=body.digest() if key else None,
     )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import NamedTuple
 
 from cryptography.hazmat.primitives.ciphers import Cipher
@@ -73,6 +74,7 @@ def _triple(block: bytes) -> Triple:
     return Triple(number >> (_TIME_BITS + _CUSTOMER_BITS), customer, moment(at))
 
 
+@lru_cache(maxsize=16)
 def _cipher(secret: bytes) -> Cipher[ECB]:
     # A single block has no second one to be compared with, which is what is wrong with ECB elsewhere.
     return Cipher(AES(secret), ECB())  # noqa: S305

@@ -1,0 +1,105 @@
+"""Doing at once what many threads ask for at the same time.
+
+Whoever asks while nobody is at it does the work at once, in its own thread: alone if it is alone, so that a quiet
+client never waits. Who comes meanwhile waits; when the work is done, the first of those who wait does the next piece
+for all of them. There is no thread that has to be kept alive, and no time is spent on waiting for more to come.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+Ask = TypeVar("Ask")
+Answer = TypeVar("Answer")
+
+
+class Stuck(Exception):
+    """No answer came in time. `begun` tells whether somebody was at it: then it may have been done all the same."""
+
+    def __init__(self, begun: bool) -> None:
+        super().__init__("begun" if begun else "not begun")
+        self.begun = begun
+
+
+class _Waiting(Generic[Ask, Answer]):
+    """One thread's ask. Its bell is rung once: when there is an answer or when it is its turn to lead."""
+
+    __slots__ = ("answers", "ask", "bell", "error")
+
+    def __init__(self, ask: Ask) -> None:
+        self.ask = ask
+        self.bell = threading.Lock()
+        self.bell.acquire()
+        self.answers: list[Answer] = []
+        self.error: BaseException | None = None
+
+
+class Gatherer(Generic[Ask, Answer]):
+    """Gathers what threads of one process ask for.
+
+    :param work: answers many asks, in their order. It runs in the thread of one of those who ask, one call at a time.
+    :param at_most: how many asks it is given at once.
+    :param patience: seconds after which somebody who waits is told that nobody answers.
+    """
+
+    def __init__(self, work: Callable[[Sequence[Ask]], Sequence[Answer]], at_most: int, patience: float) -> None:
+        self._work = work
+        self._at_most = at_most
+        self._patience = patience
+        self._lock = threading.Lock()
+        self._waiting: deque[_Waiting[Ask, Answer]] = deque()
+        self._busy = False
+
+    def ask(self, ask: Ask) -> Answer:
+        """The answer to this ask.
+
+        :raises Stuck: when none came in time.
+        :raises Exception: what `work` raised for the asks that were gathered with this one.
+        """
+        mine: _Waiting[Ask, Answer] = _Waiting(ask)
+        with self._lock:
+            self._waiting.append(mine)
+            leads, self._busy = not self._busy, True
+        if not leads and not mine.bell.acquire(timeout=self._patience):
+            self._leave(mine)
+        if not mine.answers and mine.error is None:
+            self._lead()
+        if mine.error is not None:
+            raise mine.error
+        return mine.answers[0]
+
+    def _lead(self) -> None:
+        """Do one piece of work for all who wait, hand on to the first of those who came meanwhile, then answer."""
+        with self._lock:
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._at_most))]
+        try:
+            for waiting, answer in zip(batch, self._work([waiting.ask for waiting in batch]), strict=True):
+                waiting.answers.append(answer)
+        except BaseException as error:
+            for waiting in batch:
+                waiting.error = error
+            raise
+        finally:
+            self._hand_on()
+            for waiting in batch[1:]:
+                waiting.bell.release()
+
+    def _hand_on(self) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting[0].bell.release()
+            else:
+                self._busy = False
+
+    def _leave(self, mine: _Waiting[Ask, Answer]) -> None:
+        """Give up waiting, unless the bell rang at this very moment."""
+        with self._lock:
+            if mine.bell.acquire(blocking=False) or mine.answers or mine.error is not None:
+                return
+            begun = mine not in self._waiting
+            if not begun:
+                self._waiting.remove(mine)
+        raise Stuck(begun)
