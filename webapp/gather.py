@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Generic, TypeVar
 
 Ask = TypeVar("Ask")
@@ -27,7 +28,7 @@ class Stuck(Exception):
 class _Waiting(Generic[Ask, Answer]):
     """One thread's ask. Its bell is rung once: when there is an answer or when it is its turn to lead."""
 
-    __slots__ = ("answers", "ask", "bell", "error")
+    __slots__ = ("after", "answers", "ask", "bell", "error")
 
     def __init__(self, ask: Ask) -> None:
         self.ask = ask
@@ -35,6 +36,7 @@ class _Waiting(Generic[Ask, Answer]):
         self.bell.acquire()
         self.answers: list[Answer] = []
         self.error: BaseException | None = None
+        self.after: _Waiting[Ask, Answer] | None = None
 
 
 class Gatherer(Generic[Ask, Answer]):
@@ -67,6 +69,8 @@ class Gatherer(Generic[Ask, Answer]):
             self._leave(mine)
         if not mine.answers and mine.error is None:
             self._lead()
+        elif mine.after is not None:
+            mine.after.bell.release()
         if mine.error is not None:
             raise mine.error
         return mine.answers[0]
@@ -84,8 +88,10 @@ class Gatherer(Generic[Ask, Answer]):
             raise
         finally:
             self._hand_on()
-            for waiting in batch[1:]:
-                waiting.bell.release()
+            for waiting, after in pairwise(batch):
+                waiting.after = after
+            if len(batch) > 1:
+                batch[1].bell.release()
 
     def _hand_on(self) -> None:
         with self._lock:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Row, text
+from sqlalchemy import Connection, Row, text
 
 from webapp.extensions import db
 from webapp.offers import queries as offers
@@ -43,30 +44,32 @@ _USE = (
 _USE_FIELDS = [name.strip() for name in _USE.split(",")]
 _UNDONE = "rolled_back_at, rolled_back_by, reason"
 _OFFER = (
-    "id, code, code_as_written, name, discount_type, percent, amount, currency, starts_at, ends_at, time_zone, "
+    "id, code_as_written, name, discount_type, percent, amount, currency, starts_at, ends_at, time_zone, "
     "paused_at, audience_id, personal_code_required, max_redemptions, redeemed, frozen_at"
 )
+
+
+def _of(alias: str, columns: str) -> str:
+    return ", ".join(f"{alias}.{name.strip()}" for name in columns.split(","))
 
 
 def _prefixed(alias: str, columns: str, prefix: str) -> str:
     return ", ".join(f"{alias}.{name.strip()} as {prefix}{name.strip()}" for name in columns.split(","))
 
 
+# Every look-up is lateral with a limit, which leaves the planner nothing but the index, whatever it thinks of the sizes
+# of tables that have just begun to grow. Columns are read by their place, since every redemption waits for this: the
+# offer's, then seven of the ask and the customer, then those of the use, then those of what was undone.
 _FACTS = text(
     f"""
-    select t.n, clock_timestamp() as at, t.suffix, k.nearness,
-      (select count(*) + count(retired_at) from signing_key where purpose = '{personal.PURPOSE}') as key_revision,
-      {_prefixed("o", _OFFER, "o_")},
-      c.id as customer_id, c.email_as_given as email,
-      o.audience_id is null or m.customer_id is not null as in_audience,
-      {_prefixed("r", _USE, "r_")},
-      {_prefixed("b", f"{_USE}, {_UNDONE}", "b_")}
-    from unnest(
-      cast(:codes as text[]), cast(:prefixes as text[]), cast(:suffixes as text[]), cast(:offer_ids as bigint[]),
-      cast(:emails as text[]), cast(:source_ids as text[]), cast(:customer_ids as bigint[]),
-      cast(:api_key_ids as bigint[]), cast(:keys as text[]), cast(:order_ids as text[])
-    ) with ordinality as t(
-      code, prefix, suffix, offer_id, email, source_id, customer_id, api_key_id, key, order_id, n
+    select {_of("o", _OFFER)},
+      clock_timestamp(), t.suffix, k.nearness, c.id, c.email_as_given, o.audience_id is null or m.yes is not null,
+      (select count(*) + count(retired_at) from signing_key where purpose = '{personal.PURPOSE}'),
+      {_of("r", _USE)},
+      {_of("b", f"{_USE}, {_UNDONE}")}
+    from json_to_recordset(cast(:asks as json)) as t(
+      n int, code text, prefix text, suffix text, offer_id bigint, email text, source_id text, customer_id bigint,
+      api_key_id bigint, key text, order_id text
     )
     left join lateral (
       select offer_id, 1 as nearness from offer_code where code = t.code and closed_at is null
@@ -81,8 +84,10 @@ _FACTS = text(
       union all select id, email_as_given from customer where id = t.customer_id and erased_at is null
       limit 1
     ) c on true
-    left join audience_member m on m.audience_id = o.audience_id and m.customer_id = c.id
-    left join redemption r on r.customer_id = c.id and r.offer_id = o.id
+    left join lateral (
+      select 1 as yes from audience_member where audience_id = o.audience_id and customer_id = c.id limit 1
+    ) m on true
+    left join lateral (select * from redemption where customer_id = c.id and offer_id = o.id limit 1) r on true
     left join lateral (
       select * from rollback
       where customer_id = c.id and offer_id = o.id and api_key_id = t.api_key_id
@@ -92,68 +97,113 @@ _FACTS = text(
     order by t.n
     """  # noqa: S608
 )
+_OWN = len(_OFFER.split(","))
+_USE_AT = _OWN + 7
+_UNDONE_AT = _USE_AT + len(_USE.split(","))
 
 
-def facts(asks: Sequence[Ask]) -> list[Facts]:
-    """What the rule needs to know for each ask, in their order. One statement, the same whatever is asked."""
-    split = [personal.split(ask.code) if ask.code else (None, None) for ask in asks]
-    rows = db.session.connection().execute(
-        _FACTS,
-        {
-            "codes": [ask.code for ask in asks],
-            "prefixes": [prefix for prefix, _ in split],
-            "suffixes": [suffix for _, suffix in split],
-            "offer_ids": [ask.offer_id for ask in asks],
-            "emails": [ask.email for ask in asks],
-            "source_ids": [ask.source_id for ask in asks],
-            "customer_ids": [ask.customer_id for ask in asks],
-            "api_key_ids": [ask.api_key_id for ask in asks],
-            "keys": [ask.idempotency_key for ask in asks],
-            "order_ids": [ask.order.id if ask.order else None for ask in asks],
-        },
-    )
-    return [_facts(ask, row) for ask, row in zip(asks, rows, strict=True)]
+def facts(asks: Sequence[Ask], connection: Connection | None = None) -> list[Facts]:
+    """What the rule needs to know for each ask, in their order. One statement, the same whatever is asked.
+
+    :param connection: to read on; that of the session unless another is given.
+    """
+    asked = json.dumps([_asked(n, ask) for n, ask in enumerate(asks)])
+    rows = (connection or db.session.connection()).execute(_FACTS, {"asks": asked})
+    offers: dict[int, OfferFacts] = {}
+    return [_facts(ask, tuple(row), offers) for ask, row in zip(asks, rows, strict=True)]
 
 
-def _facts(ask: Ask, row: Row[Any]) -> Facts:
-    offer = None
-    if row.o_id is not None:
-        offer = OfferFacts(
-            id=row.o_id,
-            code=row.o_code_as_written,
-            name=row.o_name,
-            discount=_discount(row.o_discount_type, row.o_percent, row.o_amount, row.o_currency),
-            starts_at=row.o_starts_at,
-            ends_at=row.o_ends_at,
-            time_zone=row.o_time_zone,
-            paused=row.o_paused_at is not None,
-            audience_id=row.o_audience_id,
-            personal_code_required=row.o_personal_code_required,
-            max_redemptions=row.o_max_redemptions,
-            redeemed=row.o_redeemed,
-            frozen=row.o_frozen_at is not None,
-        )
+def _asked(n: int, ask: Ask) -> dict[str, str | int | None]:
+    prefix, suffix = personal.split(ask.code) if ask.code else (None, None)
+    return {
+        "n": n,
+        "code": ask.code,
+        "prefix": prefix,
+        "suffix": suffix,
+        "offer_id": ask.offer_id,
+        "email": ask.email,
+        "source_id": ask.source_id,
+        "customer_id": ask.customer_id,
+        "api_key_id": ask.api_key_id,
+        "key": ask.idempotency_key,
+        "order_id": ask.order.id if ask.order else None,
+    }
+
+
+def _facts(ask: Ask, row: tuple[Any, ...], offers: dict[int, OfferFacts]) -> Facts:
+    """:param offers: those that rows of the same statement have told of already, for many are of the same one."""
+    offer_id = row[0]
+    offer = offers.get(offer_id)
+    if offer is None and offer_id is not None:
+        offer = offers[offer_id] = _offer(row)
+    at, suffix, nearness, customer_id, email, in_audience, revision = row[_OWN:_USE_AT]
+    typed = _Typed(nearness, suffix, revision)
     return Facts(
-        at=row.at,
+        at=at,
         offer=offer,
-        customer_id=row.customer_id,
-        email=row.email,
-        in_audience=row.in_audience,
-        personal_code=_personal_code(ask, row),
-        use=_use(row, "r_"),
-        undone=_use(row, "b_", undone=True),
+        customer_id=customer_id,
+        email=email,
+        in_audience=in_audience,
+        personal_code=_personal_code(ask, offer_id, customer_id, typed),
+        use=None if row[_USE_AT] is None else Use(*row[_USE_AT:_UNDONE_AT]),
+        undone=None if row[_UNDONE_AT] is None else Use(*row[_UNDONE_AT:]),
     )
 
 
-def _personal_code(ask: Ask, row: Row[Any]) -> PersonalCode:
+def _offer(row: tuple[Any, ...]) -> OfferFacts:
+    (
+        id_,
+        code,
+        name,
+        kind,
+        percent,
+        amount,
+        currency,
+        starts_at,
+        ends_at,
+        time_zone,
+        paused_at,
+        audience_id,
+        personal_code_required,
+        max_redemptions,
+        redeemed,
+        frozen_at,
+    ) = row[:_OWN]
+    return OfferFacts(
+        id=id_,
+        code=code,
+        name=name,
+        discount=_discount(kind, percent, amount, currency),
+        starts_at=starts_at,
+        ends_at=ends_at,
+        time_zone=time_zone,
+        paused=paused_at is not None,
+        audience_id=audience_id,
+        personal_code_required=personal_code_required,
+        max_redemptions=max_redemptions,
+        redeemed=redeemed,
+        frozen=frozen_at is not None,
+    )
+
+
+class _Typed(NamedTuple):
+    """What the code that was typed came to: how an offer was found by it, the suffix, if it may be a personal one, and
+    the revision of the keys that make such suffixes."""
+
+    nearness: int | None
+    suffix: str | None
+    revision: int
+
+
+def _personal_code(ask: Ask, offer_id: int | None, customer_id: int | None, typed: _Typed) -> PersonalCode:
     """Whoever is named by ids has been proven already; otherwise the suffix of what was typed decides."""
-    # Reckoned in any case: what is run must not depend on whether there is such a customer.
-    right = personal.matches(row.suffix or "", row.o_id or 0, row.customer_id or 0, row.key_revision)
     if ask.offer_id is not None and ask.customer_id is not None:
         return "right"
     # Found by all that was typed: a shared code, the one of now or an alias.
-    if row.o_id is None or ask.code is None or row.nearness == 1:
+    if offer_id is None or ask.code is None or typed.nearness == 1:
         return "none"
+    # Reckoned for somebody unknown too: what is run must not depend on whether there is such a customer.
+    right = personal.matches(typed.suffix or "", offer_id, customer_id or 0, typed.revision)
     return "right" if right else "wrong"
 
 

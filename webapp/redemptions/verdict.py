@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from webapp.errors import FieldError, Invalid
 from webapp.offers.models import Discount
@@ -80,8 +80,7 @@ class Facts:
     undone: Use | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(NamedTuple):
     """One question with its answer; None where it can't be asked, because an earlier one failed."""
 
     name: Name
