@@ -143,8 +143,9 @@ def forgive(who: Callable[[], str]) -> None:
 def init_app(app: Flask) -> None:
     """Switch the limits on for an app and answer 429 with the time to wait, in the form of the door."""
     limiter.init_app(app)
-    # Only these doors have limits: the calls of the API need not be looked at.
-    for hooks in (app.before_request_funcs, app.after_request_funcs, app.teardown_request_funcs):
+    # Only these doors have limits. To look for some at every call would cost the API more than its own work.
+    every: list[Any] = [app.before_request_funcs, app.after_request_funcs, app.teardown_request_funcs]
+    for hooks in every:
         hook = hooks[None].pop()
         for door in ("staff", "public"):
             hooks.setdefault(door, []).append(hook)

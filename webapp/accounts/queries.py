@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import Row, Select, and_, bindparam, exists, func, or_, select
+from sqlalchemy import Select, and_, bindparam, exists, func, or_, select
 
 from webapp.accounts.models import ApiKey, AuditEntry, Invitation, StaffUser
 from webapp.extensions import db
@@ -106,9 +106,22 @@ def api_keys() -> Sequence[ApiKey]:
     return db.session.scalars(select(ApiKey).order_by(ApiKey.revoked_at.is_not(None), ApiKey.id.desc())).all()
 
 
-def api_key(public_id: str) -> Row[int, str, list[str], bytes, int, bool, bool] | None:
-    """What proves a key, and whether it `works` now and its last use `is_unmarked`: one look-up in an index."""
-    return db.session.execute(_API_KEY, {"public_id": public_id}).one_or_none()
+class KeyRow(NamedTuple):
+    """What proves a key, and whether it `works` now and its last use `is_unmarked`."""
+
+    id: int
+    name: str
+    scopes: list[str]
+    secret_hash: bytes
+    key_version: int
+    works: bool
+    is_unmarked: bool
+
+
+def api_key(public_id: str) -> KeyRow | None:
+    """The key of a public id: one look-up in an index."""
+    row = db.session.execute(_API_KEY, {"public_id": public_id}).one_or_none()
+    return None if row is None else KeyRow(*row)
 
 
 def unmarked_key(key_id: int) -> Select[int]:

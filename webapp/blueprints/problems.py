@@ -6,7 +6,7 @@ import logging
 
 from flask import Flask, Response, g, make_response, render_template, request
 from flask_wtf.csrf import CSRFError
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
 from werkzeug.exceptions import HTTPException
 
 from webapp.blueprints.api import problem
@@ -46,7 +46,10 @@ def init_app(app: Flask) -> None:
     def rule(error: DomainError) -> Response:
         if _is_api():
             return problem(error.status, error.key, error.message, error.errors)
-        return _page(error.status, error.message)
+        answer = _page(error.status, error.message)
+        if error.status == 503:
+            answer.headers["Retry-After"] = "5"
+        return answer
 
     @app.errorhandler(CSRFError)
     def csrf(error: CSRFError) -> Response:
@@ -72,8 +75,9 @@ def init_app(app: Flask) -> None:
 
     @app.errorhandler(OperationalError)
     @app.errorhandler(InterfaceError)
-    def database(error: OperationalError) -> Response:
-        log.error("database: %s (request %s)", error.orig, g.get("request_id"))
+    @app.errorhandler(TimeoutError)
+    def database(error: OperationalError | InterfaceError | TimeoutError) -> Response:
+        log.error("database: %s (request %s)", getattr(error, "orig", error), g.get("request_id"))
         db.session.rollback()
         if _is_api():
             return problem(503, "unavailable", SENTENCES[503])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,22 +12,26 @@ from typing import Any
 
 from flask import current_app
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from webapp.accounts.actions import record
 from webapp.errors import DomainError, FieldError, Invalid, NotFound
 from webapp.extensions import db
-from webapp.gather import Gatherer
+from webapp.gather import Gatherer, Stuck
 from webapp.offers import actions as offers
 from webapp.redemptions import ids, queries, words
 from webapp.redemptions.queries import Redeemed
 from webapp.redemptions.verdict import Ask, Facts, OfferFacts, Reason, Use, Verdict, discount_on, repeat_of, verdict
+
+log = logging.getLogger(__name__)
 
 REASON_MAX = 500
 # Each round either settles an ask or meets somebody else who was faster; more than a few can't happen by chance.
 ROUNDS = 10
 # More in one transaction make none of them cheaper, and all wait for the last.
 GATHERED = 64
-PATIENCE = 15.0
+PATIENCE_SECONDS = 15
+LOCK_SECONDS = 5
 # Held shared by whoever undoes a redemption, alone by whoever counts hours.
 _TALLY_LOCK = "hashtext('onecode.redemption_tally')"
 
@@ -41,27 +46,31 @@ class Refused(DomainError):
         self.facts = facts
 
 
+class Unavailable(DomainError):
+    """The database does not answer. `unknown` tells that what was asked for may have been done all the same."""
+
+    def __init__(self, unknown: bool = False) -> None:
+        known = "The database can't be reached just now. Nothing was saved; please try again in a moment."
+        lost = "The database was lost while this was being saved. Please try again: whatever was saved, it counts once."
+        super().__init__("unavailable", lost if unknown else known, 503)
+
+
 def redeem(ask: Ask) -> Redeemed:
-    """Redeem an offer once for a customer. What it returns is on disk.
+    """Redeem an offer once for a customer, in a transaction of its own. What it returns is on disk.
+
+    What threads of this process ask for at the same time is written in one transaction.
 
     :returns: the redemption; `repeated` when the same request has made it before (by Idempotency-Key or order id).
     :raises Refused: with the first check of the rule that failed.
     :raises Invalid: when the order does not suit the discount, or an Idempotency-Key came with another body before.
+    :raises Unavailable: when the database does not answer.
     """
     # Whoever waits must hold no connection: the one that all wait for might find none left.
     db.session.rollback()
-    answer = _gatherer().ask(ask)
+    answer = _desk().redeem(ask)
     if isinstance(answer, DomainError):
         raise answer
     return answer
-
-
-def _gatherer() -> Gatherer[Ask, Redeemed | DomainError]:
-    """The one of this app in this process."""
-    found: Gatherer[Ask, Redeemed | DomainError] | None = current_app.extensions.get("gatherer")
-    if found is None:
-        found = current_app.extensions.setdefault("gatherer", Gatherer(redeem_all, GATHERED, PATIENCE))
-    return found
 
 
 def validate(ask: Ask) -> tuple[OfferFacts, int | None]:
@@ -74,48 +83,62 @@ def validate(ask: Ask) -> tuple[OfferFacts, int | None]:
     return entry.offer, entry.discount_amount
 
 
-import os as _os, sys as _sys, collections as _c
-_sizes=_c.Counter()
-if _os.environ.get("SWITCH"): _sys.setswitchinterval(float(_os.environ["SWITCH"]))
-if _os.environ.get("SIZESLOG"):
-    import threading as _t, time as _ti
-    def _show():
-        while True:
-            _ti.sleep(4)
-            if _sizes: print("sizes", sum(k*v for k,v in _sizes.items())/sum(_sizes.values()), sorted(_sizes.items())[-5:], file=_sys.stderr, flush=True)
-            _sizes.clear()
-    _t.Thread(target=_show,daemon=True).start()
-_f=[]
-def redeem_all(asks: Sequence[Ask]) -> list[Redeemed | DomainError]:
-    _sizes[len(asks)]+=1
-    if _os.environ.get("FAKE2"):
-        if not _f: _f.extend(redeem_all_(asks[:1]))
-        return _f*len(asks)
-    return redeem_all_(asks)
-def redeem_all_(asks: Sequence[Ask]) -> list[Redeemed | DomainError]:
+def redeem_all(asks: Sequence[Ask], connection: Connection | None = None) -> list[Redeemed | DomainError]:
     """Redeem many, of any offers and customers, in one transaction; an answer for each, in their order.
 
     Every answer "redeemed", "already redeemed" or "used up" tells what is on disk. All are judged by one rule over
     facts from one statement; then, offer by offer in the order of their ids, all rows are inserted sorted by customer
     and their number is taken from the cap last. In this order, whatever runs at once, nobody waits in a circle.
+
+    :param connection: to work on; one of its own unless another is given.
+    :raises DBAPIError: when the database refuses or is lost; nothing is saved then.
+    :raises Unavailable: with `unknown`, when it is lost during the commit.
     """
+    if connection is None:
+        with db.engine.connect() as connection:
+            return redeem_all(asks, connection)
     answers: dict[int, Redeemed | DomainError] = {}
+    left: DomainError = DomainError("conflict", "Too many are at this very redemption at once; please try again.", 409)
     for _ in range(ROUNDS):
         waiting = [n for n in range(len(asks)) if n not in answers]
         if not waiting:
-            return [answers[n] for n in range(len(asks))]
-        answers |= _round({n: asks[n] for n in waiting})
-    db.session.rollback()
-    busy = DomainError("conflict", "Too many are at this very redemption at once; please try again.", 409)
-    return [answers.get(n, busy) for n in range(len(asks))]
+            break
+        try:
+            answers |= _round(connection, {n: asks[n] for n in waiting})
+        except (DBAPIError, Unavailable) as error:
+            # What an earlier round has saved stays true, whatever becomes of the rest.
+            if not answers:
+                raise
+            left = error if isinstance(error, Unavailable) else Unavailable()
+            break
+    return [answers.get(n, left) for n in range(len(asks))]
 
 
-def _round(asks: dict[int, Ask]) -> dict[int, Redeemed | DomainError]:
+def _round(connection: Connection, asks: dict[int, Ask]) -> dict[int, Redeemed | DomainError]:
     """One transaction. Asks that met somebody faster, or an offer that is still open to change, get no answer yet."""
+    transaction = connection.begin()
+    with transaction:
+        answers, admitted, loose = _judged(connection, asks)
+        if not loose:
+            for offer_id in sorted(admitted):
+                answers |= _write(connection, list(admitted[offer_id].values()))
+        try:
+            transaction.commit()
+        except DBAPIError as error:
+            raise Unavailable(unknown=True) from error
+    if loose:
+        _freeze(loose)
+    return answers
+
+
+def _judged(
+    connection: Connection, asks: dict[int, Ask]
+) -> tuple[dict[int, Redeemed | DomainError], dict[int, dict[int, _Entry]], set[int]]:
+    """The answers that need no write, what may be written by offer and customer, and the offers that are not frozen."""
     answers: dict[int, Redeemed | DomainError] = {}
     admitted: dict[int, dict[int, _Entry]] = {}
     loose: set[int] = set()
-    for n, facts in zip(asks, queries.facts(list(asks.values())), strict=True):
+    for n, facts in zip(asks, queries.facts(list(asks.values()), connection), strict=True):
         try:
             known = _judge(n, asks[n], facts)
         except DomainError as error:
@@ -128,14 +151,7 @@ def _round(asks: dict[int, Ask]) -> dict[int, Redeemed | DomainError]:
         else:
             # A second ask for the same pair waits for what becomes of the first.
             admitted.setdefault(known.offer.id, {}).setdefault(known.customer_id, known)
-    if loose:
-        _freeze(loose)
-        return answers
-    connection = db.session.connection()
-    for offer_id in sorted(admitted):
-        answers |= _write(connection, list(admitted[offer_id].values()))
-    db.session.commit()
-    return answers
+    return answers, admitted, loose
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +180,80 @@ def _admit(n: int, ask: Ask, facts: Facts) -> _Entry:
     if facts.offer is None or facts.customer_id is None:
         raise RuntimeError("the rule admits only what is known")
     return _Entry(ask, facts, facts.offer, facts.customer_id, discount_on(ask.order, facts.offer.discount), n)
+
+
+class Desk:
+    """Where the threads of one process redeem: on one connection, which is kept, one transaction at a time."""
+
+    def __init__(self) -> None:
+        self._gatherer = Gatherer(self._answer, GATHERED, PATIENCE_SECONDS)
+        self._connection: Connection | None = None
+
+    def redeem(self, ask: Ask) -> Redeemed | DomainError:
+        """The answer to one ask, whoever else asks at the same time."""
+        try:
+            return self._gatherer.ask(ask)
+        except Stuck as stuck:
+            return Unavailable(unknown=stuck.begun)
+
+    def _answer(self, asks: Sequence[Ask]) -> list[Redeemed | DomainError]:
+        try:
+            try:
+                return self._redeem(asks, self._kept())
+            except DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+                # The server was started anew since the last time, it may be.
+                return self._redeem(asks, self._kept())
+        except Unavailable as lost:
+            return [lost for _ in asks]
+        except DBAPIError as error:
+            log.warning("%s redemptions at once: %s", len(asks), error.orig)
+            if self._connection is None:
+                return [Unavailable() for _ in asks]
+            return self._apart(asks, error)
+
+    def _redeem(self, asks: Sequence[Ask], connection: Connection) -> list[Redeemed | DomainError]:
+        try:
+            return redeem_all(asks, connection)
+        finally:
+            if connection.invalidated:
+                connection.close()
+                self._connection = None
+
+    def _apart(self, asks: Sequence[Ask], error: DBAPIError) -> list[Redeemed | DomainError]:
+        """What went wrong for all at once, offer by offer and then one by one: nobody suffers for a neighbour."""
+        parts: dict[object, list[int]] = {}
+        for n, ask in enumerate(asks):
+            parts.setdefault(ask.offer_id or ask.code, []).append(n)
+        if len(parts) == 1:
+            if isinstance(error, OperationalError):
+                # Somebody holds on to the offer; asking once more for each would keep all the others waiting.
+                return [Unavailable() for _ in asks]
+            if len(asks) == 1:
+                return [DomainError("error", "Something went wrong on our side. It has been noted.", 500)]
+            parts = {n: [n] for n in range(len(asks))}
+        answers: dict[int, Redeemed | DomainError] = {}
+        for part in parts.values():
+            answers |= zip(part, self._answer([asks[n] for n in part]), strict=True)
+        return [answers[n] for n in range(len(asks))]
+
+    def _kept(self) -> Connection:
+        if self._connection is None:
+            connection = db.engine.connect()
+            # It never goes back to the pool, so what is set here is set for good.
+            connection.detach()
+            connection.exec_driver_sql(f"set lock_timeout = '{LOCK_SECONDS}s'")
+            connection.commit()
+            self._connection = connection
+        return self._connection
+
+
+def _desk() -> Desk:
+    """The one of this app in this process."""
+    desk: Desk | None = current_app.extensions.get("redeeming")
+    # Of two threads that are the first at the same time one makes it.
+    return desk or current_app.extensions.setdefault("redeeming", Desk())
 
 
 def _freeze(offer_ids: Iterable[int]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Response, g, jsonify, request, url_for
+from flask import Response, g, jsonify, request
 from flask_openapi import APIBlueprint
 
 from webapp import cursor
@@ -151,10 +151,12 @@ def _usable(facts: Facts) -> dict[str, Any]:
     return found | ({"redeemed_at": time(facts.use.redeemed_at)} if facts.use else {})
 
 
-def _ask(body: NewValidation | NewRedemption) -> Ask:
-    metadata = key = None
+def _ask(body: NewValidation) -> Ask:
+    metadata = key = digest = None
     if isinstance(body, NewRedemption):
         metadata, key = body.metadata, idempotency_key(request.headers.get("Idempotency-Key"))
+        # Only who sends a key asks whether the body is the same.
+        digest = body.digest() if key else None
     return Ask(
         channel="api",
         code=normalise_code(body.code),
@@ -164,8 +166,7 @@ def _ask(body: NewValidation | NewRedemption) -> Ask:
         metadata=metadata,
         api_key_id=g.api_key.id,
         idempotency_key=key,
-        # Only a key asks whether the body is the same.
-        body_hash=body.digest() if key else None,
+        body_hash=digest,
     )
 
 
