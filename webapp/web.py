@@ -29,7 +29,11 @@ class Json(DefaultJSONProvider):
     """JSON as pydantic writes it: several times faster than the standard library, which counts for the API."""
 
     def dumps(self, obj: Any, **kwargs: Any) -> str:
-        return pydantic_core.to_json(obj).decode()
+        try:
+            return pydantic_core.to_json(obj).decode()
+        except pydantic_core.PydanticSerializationError:
+            # Half a character, as only JSON can carry it: escaped, the standard library passes it on.
+            return super().dumps(obj, **kwargs)
 
 
 class RowId(IntegerConverter):
