@@ -335,9 +335,38 @@ class TestKeys:
                 db.session.execute(update(ApiKey).values(last_used_at=func.now() - timedelta(seconds=ago)))
                 db.session.commit()
             before = db.session.scalar(select(ApiKey.last_used_at))
+            # What was read a second ago is remembered.
+            app.extensions.pop("api_keys", None)
             actions.authenticate_key(key)
             marks.append(db.session.scalar(select(ApiKey.last_used_at)) != before)
         assert marks == [True, False, True]
+
+    def test_a_key_is_read_once_a_second_and_proven_each_time(self, app: Flask) -> None:
+        whole = actions.create_api_key("Shop", ["read"], by="tests")
+        # The first use is noted, which reads the key anew.
+        actions.authenticate_key(key_of(whole))
+        actions.authenticate_key(key_of(whole))
+        with statements() as run:
+            actions.authenticate_key(key_of(whole))
+            with pytest.raises(DomainError):
+                actions.authenticate_key(key_of(whole[:-1] + "!"))
+        assert run == []
+
+    def test_a_key_that_is_revoked_here_is_refused_at_once(self, app: Flask) -> None:
+        key = key_of(actions.create_api_key("Shop", ["read"], by="tests"))
+        caller = actions.authenticate_key(key)
+        actions.revoke_api_key(caller.id, by="tests")
+        with pytest.raises(DomainError):
+            actions.authenticate_key(key)
+
+    def test_a_key_that_is_revoked_elsewhere_is_refused_a_second_later(self, app: Flask) -> None:
+        key = key_of(actions.create_api_key("Shop", ["read"], by="tests"))
+        actions.authenticate_key(key)
+        db.session.execute(update(ApiKey).values(revoked_at=func.now()))
+        db.session.commit()
+        time.sleep(actions.REMEMBERED_SECONDS)
+        with pytest.raises(DomainError):
+            actions.authenticate_key(key)
 
     def test_many_calls_at_once_are_all_let_in(self, app: Flask) -> None:
         key = key_of(actions.create_api_key("Shop", ["read"], by="tests"))
