@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -11,6 +12,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import event, func, select, update
 
+from tests.statements import statements
 from webapp.accounts import actions, passwords, queries
 from webapp.accounts.models import ApiKey, AuditEntry, Invitation, StaffUser
 from webapp.errors import DomainError, Invalid, NotFound

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import event, text
+from sqlalchemy import text
 
 from tests import live
+from tests.statements import statements
 from webapp import keyring
 from webapp.customers.models import Audience, Customer
 from webapp.extensions import db
@@ -84,24 +86,11 @@ def shape(value: Any) -> Any:
     """What a parameter looks like, without what it says."""
     if isinstance(value, dict):
         return {name: shape(held) for name, held in value.items()}
+    if isinstance(value, str) and value.startswith("[{"):
+        return shape(json.loads(value))
     if isinstance(value, list | tuple):
         return [shape(held) for held in value]
     return type(value).__name__
-
-
-@contextmanager
-def statements() -> Iterator[list[tuple[str, Any]]]:
-    """Every statement run meanwhile, with the shape of its parameters."""
-    seen: list[tuple[str, Any]] = []
-
-    def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
-        seen.append((statement, shape(parameters)))
-
-    event.listen(db.engine, "before_cursor_execute", note)
-    try:
-        yield seen
-    finally:
-        event.remove(db.engine, "before_cursor_execute", note)
 
 
 @pytest.fixture
@@ -132,7 +121,12 @@ def look(client: FlaskClient, code: str, email: str) -> dict[str, Any]:
         answer = post(client, code, email)
     headers = {name: value for name, value in answer.headers if name not in ("X-Request-Id", "Content-Length")}
     page = answer.text.replace(email, "EMAIL")
-    return {"status": answer.status_code, "headers": headers, "page": page, "statements": run}
+    return {
+        "status": answer.status_code,
+        "headers": headers,
+        "page": page,
+        "statements": [(statement, shape(values)) for statement, values in run],
+    }
 
 
 @pytest.mark.parametrize("kind", ["known", "erased", "unsubscribed"])

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 import pytest
 from flask import Flask
-from sqlalchemy import event
 
 from benchmarks import growth_tables
+from tests.statements import statements
 from webapp import keyring
 from webapp.customers import queries as customers
 from webapp.extensions import db
@@ -54,20 +53,6 @@ insert into rollback (customer_id, offer_id, redeemed_at, channel, rolled_back_b
 select customer_id, offer_id, redeemed_at - interval '1 year', channel, 'staff', 'mistake' from redemption
 where customer_id % 10 = 0
 """
-
-
-@contextmanager
-def statements() -> Iterator[list[tuple[str, Any]]]:
-    seen: list[tuple[str, Any]] = []
-
-    def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
-        seen.append((statement, parameters))
-
-    event.listen(db.engine, "before_cursor_execute", note)
-    try:
-        yield seen
-    finally:
-        event.remove(db.engine, "before_cursor_execute", note)
 
 
 def plans(connection: psycopg.Connection, run: Callable[[], object]) -> list[tuple[str, Plan]]:

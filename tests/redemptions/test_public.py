@@ -1,15 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
-from sqlalchemy import event, text
+from sqlalchemy import text
 
-from webapp import keyring
+from tests.statements import statements
 from webapp.customers.models import Audience, Customer
 from webapp.extensions import db
 from webapp.offers.models import Offer
@@ -151,21 +150,6 @@ def test_an_answer_has_the_piece_that_htmx_takes(client: FlaskClient, offer: Mak
     assert '<main id="content">' in answer.text
 
 
-@contextmanager
-def statements() -> Iterator[list[tuple[str, int]]]:
-    """Every statement run meanwhile, with how many parameters it had."""
-    seen: list[tuple[str, int]] = []
-
-    def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
-        seen.append((statement, len(parameters)))
-
-    event.listen(db.engine, "before_cursor_execute", note)
-    try:
-        yield seen
-    finally:
-        event.remove(db.engine, "before_cursor_execute", note)
-
-
 @pytest.mark.parametrize(
     "values",
     [
@@ -203,7 +187,7 @@ def test_refusals_never_tell_who_is_a_customer(
         with statements() as run:
             answer = post(client, code, email)
         page = answer.text.replace(code, "CODE").replace(email, "EMAIL")
-        answers[name] = (answer.status_code, page, run)
+        answers[name] = (answer.status_code, page, [(statement, len(values)) for statement, values in run])
 
     first = answers["unknown e-mail"]
     assert first[0] == 409

@@ -255,7 +255,7 @@ def test_an_old_key_still_reads_what_it_wrote(app: Flask) -> None:
         new_key(purpose, 1000)
 
     try:
-        assert (1, 2, NOW) in ids.read(public_id)
+        assert (1, 2, NOW) in list(ids.read(public_id))
         assert links.read(token.rpartition("/")[2]) == (1, 2)
         assert personal.matches(code.rpartition("-")[2], 1, 2)
         assert ids.write(1, 2, NOW) != public_id
