@@ -14,7 +14,7 @@ from webapp.offers.models import Offer
 from webapp.redemptions import actions, links, personal, queries
 from webapp.redemptions.actions import Refused
 from webapp.redemptions.queries import Redeemed
-from webapp.redemptions.verdict import Ask, Reason
+from webapp.redemptions.verdict import Ask, Order, Reason
 
 MakeOffer = Callable[..., Offer]
 ADA = "ada@example.com"
@@ -82,6 +82,21 @@ def test_a_closed_code_is_known_to_nobody_nor_is_a_personal_code_made_of_it(rene
     row = renewed(personal_code_required=True)
 
     assert [refusal("OLD"), refusal(own("OLD", row))] == ["not_found", "not_found"]
+
+
+def test_a_repeat_of_what_was_redeemed_with_a_code_that_is_closed_now_hears_the_first_result(
+    renewed: Callable[..., Offer],
+) -> None:
+    row = renewed()
+    asked = Ask(channel="api", code="SUMMER25", email="ada@example.com", api_key_id=1, order=Order("A-1"))
+    first = actions.redeem(asked)
+    code_actions.close_code(row.id, "SUMMER25", by="tests")
+
+    again = actions.redeem(asked)
+
+    assert again.repeated
+    assert again.public_id == first.public_id
+    assert refusal("SUMMER25") == "not_found"
 
 
 def test_a_code_that_is_reopened_works_again(renewed: Callable[..., Offer]) -> None:

@@ -5,6 +5,7 @@ The rule itself is `verdict`; here is only told, in plain sentences, what it saw
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -53,6 +54,8 @@ class Explanation:
 def explain(ask: Ask) -> Explanation:
     """What redeeming would answer at this moment, and every check on the way. Writes nothing."""
     facts = queries.facts([ask])[0]
+    if facts.code_is_closed:
+        facts = dataclasses.replace(facts, offer=None, use=None)
     judged = verdict(facts)
     offer = facts.offer
     audience = customers.audience_by_id(offer.audience_id) if offer is not None and offer.audience_id else None

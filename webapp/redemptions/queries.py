@@ -59,11 +59,11 @@ def _prefixed(alias: str, columns: str, prefix: str) -> str:
 
 # Every look-up is lateral with a limit, which leaves the planner nothing but the index, whatever it thinks of the sizes
 # of tables that have just begun to grow. Columns are read by their place, since every redemption waits for this: the
-# offer's, then seven of the ask and the customer, then those of the use, then those of what was undone.
+# offer's, then eight of the ask and the customer, then those of the use, then those of what was undone.
 _FACTS = text(
     f"""
     select {_of("o", _OFFER)},
-      clock_timestamp(), t.suffix, k.nearness, c.id, c.email_as_given, o.audience_id is null or m.yes is not null,
+      clock_timestamp(), t.suffix, k.nearness, k.closed, c.id, c.email_as_given, o.audience_id is null or m.yes is not null,
       (select count(*) + count(retired_at) from signing_key where purpose = '{personal.PURPOSE}'),
       {_of("r", _USE)},
       {_of("b", f"{_USE}, {_UNDONE}")}
@@ -72,10 +72,10 @@ _FACTS = text(
       api_key_id bigint, key text, order_id text
     )
     left join lateral (
-      select offer_id, 1 as nearness from offer_code where code = t.code and closed_at is null
-      union all select offer_id, 2 from offer_code where code = t.prefix and closed_at is null
-      union all select t.offer_id, 3 where t.offer_id is not null
-      order by nearness limit 1
+      select offer_id, 1 as nearness, closed_at is not null as closed from offer_code where code = t.code
+      union all select offer_id, 2, closed_at is not null from offer_code where code = t.prefix
+      union all select t.offer_id, 3, false where t.offer_id is not null
+      order by closed, nearness limit 1
     ) k on true
     left join offer o on o.id = k.offer_id
     left join lateral (
@@ -98,7 +98,7 @@ _FACTS = text(
     """  # noqa: S608
 )
 _OWN = len(_OFFER.split(","))
-_USE_AT = _OWN + 7
+_USE_AT = _OWN + 8
 _UNDONE_AT = _USE_AT + len(_USE.split(","))
 
 
@@ -136,11 +136,12 @@ def _facts(ask: Ask, row: tuple[Any, ...], offers: dict[int, OfferFacts]) -> Fac
     offer = offers.get(offer_id)
     if offer is None and offer_id is not None:
         offer = offers[offer_id] = _offer(row)
-    at, suffix, nearness, customer_id, email, in_audience, revision = row[_OWN:_USE_AT]
+    at, suffix, nearness, closed, customer_id, email, in_audience, revision = row[_OWN:_USE_AT]
     typed = _Typed(nearness, suffix, revision)
     return Facts(
         at=at,
         offer=offer,
+        code_is_closed=bool(closed),
         customer_id=customer_id,
         email=email,
         in_audience=in_audience,

@@ -67,7 +67,8 @@ class Use:
 class Facts:
     """All that the rule needs to know of one (code, e-mail) pair at one moment.
 
-    `undone` is the redemption that was rolled back and that this very request, if it is a repeat, had made.
+    `undone` is the redemption that was rolled back and that this very request, if it is a repeat, had made. A code that
+    was closed is known to nobody; that it was one of `offer` counts for repeats of what was done with it before.
     """
 
     at: datetime
@@ -78,6 +79,7 @@ class Facts:
     personal_code: PersonalCode
     use: Use | None = None
     undone: Use | None = None
+    code_is_closed: bool = False
 
 
 class Check(NamedTuple):
@@ -128,7 +130,7 @@ FOR_EVERYBODY: tuple[Reason, ...] = (
 
 def verdict(facts: Facts) -> Verdict:
     """Judge the facts: every check, in the order in which its reason is given."""
-    offer, at = facts.offer, facts.at
+    offer, at = None if facts.code_is_closed else facts.offer, facts.at
     known = facts.customer_id is not None
     checks: list[Check] = [
         Check("code", "not_found", offer is not None),
