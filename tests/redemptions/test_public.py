@@ -275,3 +275,9 @@ def test_guessing_one_persons_way_in_is_slowed_down(client: FlaskClient, offer: 
 
     assert [answer.status_code for answer in answers] == [409] * 20 + [429]
     assert int(answers[-1].headers["Retry-After"]) > 0
+
+
+def test_one_address_may_try_sixty_times_a_minute(client: FlaskClient) -> None:
+    answers = [post(client, "WINTER", f"c{n}@example.com").status_code for n in range(61)]
+
+    assert answers == [404] * 60 + [429]

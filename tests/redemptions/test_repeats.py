@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -12,7 +13,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import text
 
-from tests.redemptions.test_actions import UNDO, counter, refusal, rows, together
+from tests.redemptions.test_actions import UNDO, counter, refusal, rows, together, waiting
 from webapp.customers import actions as customers
 from webapp.customers.models import Customer
 from webapp.customers.values import CustomerValues
@@ -238,6 +239,35 @@ def test_after_a_rollback_a_new_key_or_order_redeems_anew_and_the_old_key_still_
     assert actions.redeem(replace(ask, **more)).public_id == anew.public_id
     old = actions.redeem(ask)
     assert (old.public_id, old.use.rolled_back_at is None, rows()) == (first.public_id, False, 1)
+
+
+@pytest.mark.parametrize("more", [{}, {"idempotency_key": None, "order": Order("A-1")}])
+def test_after_a_rollback_the_key_and_the_order_are_still_nothing_to_another_machine(
+    offer: MakeOffer, customer: MakeCustomer, more: dict[str, Any]
+) -> None:
+    offer(), customer()
+    ask = replace(KEYED, **more)
+    actions.rollback(actions.redeem(ask).public_id, **UNDO)
+
+    assert actions.redeem(replace(ask, api_key_id=2)).repeated is False
+
+
+def test_undoing_waits_for_whoever_counts_hours(app: Flask, offer: MakeOffer, customer: MakeCustomer) -> None:
+    """Step by step: the count has begun, so a redemption that it may have seen can't go before it is over."""
+    offer(), customer()
+    public_id = actions.redeem(PLAIN).public_id
+    with db.engine.connect() as counting:
+        counting.execute(text("select pg_advisory_xact_lock(hashtext('onecode.redemption_tally'))"))
+        undoing = threading.Thread(target=lambda: together(app, lambda: actions.rollback(public_id, **UNDO)))
+        undoing.start()
+        while undoing.is_alive() and not waiting("advisory"):
+            db.session.rollback()
+        before = rows()
+        counting.rollback()
+    undoing.join()
+    db.session.rollback()
+
+    assert (before, rows()) == (1, 0)
 
 
 # --- terms ----------------------------------------------------------------------------------------
