@@ -67,12 +67,14 @@ def redeem(connection: psycopg.Connection, people: int, rows: int, full: bool = 
     with connection.transaction(), psycopg.ClientCursor(connection) as cursor:
         cursor.execute(_FULL if full else _BARE, values)
         cursor.execute(_COUNTED)
-    connection.execute("vacuum (freeze, analyze) redemption, redemption_hour")
+    connection.execute("vacuum (freeze, analyze) redemption, redemption_hour, redemption_total, hour_total")
 
 
 _COUNTED = """
 insert into redemption_hour (offer_id, hour, n)
 select offer_id, date_trunc('hour', redeemed_at, 'UTC') as hour, count(*) from redemption
 where redeemed_at < date_trunc('hour', now(), 'UTC') group by 1, 2;
+insert into redemption_total (offer_id, n) select offer_id, sum(n) from redemption_hour group by 1;
+insert into hour_total (hour, n) select hour, sum(n) from redemption_hour group by 1;
 update redemption_tally set counted_until = date_trunc('hour', now(), 'UTC')
 """

@@ -46,7 +46,7 @@ def filled(session_app: Flask, test_settings: Settings) -> Iterator[psycopg.Conn
 
 EMPTY = (
     "truncate customer, audience, audience_member, offer, offer_code, redemption, rollback, redemption_hour,"
-    " api_key, rate_hit, code_miss restart identity cascade"
+    " redemption_total, hour_total, api_key, rate_hit, code_miss restart identity cascade"
 )
 UNDONE = """
 insert into rollback (customer_id, offer_id, redeemed_at, channel, rolled_back_by, reason)
@@ -139,7 +139,8 @@ LISTS: dict[str, Callable[[], object]] = {
     "customers before, by name": lambda: customers.page("customer 77", before=50_000),
     "misses of all offers": lambda: misses.loudest(10),
     "an offer's days": lambda: queries.per_day(7, LAST_WEEK),
-    "an offer's total": lambda: queries.totals([7]),
+    "the days of all offers": lambda: queries.per_day(None, LAST_WEEK),
+    "the totals of all offers": lambda: queries.totals(range(1, growth_tables.OFFERS + 1)),
 }
 
 

@@ -392,11 +392,18 @@ _UNDO = text(
     """
 )
 _GIVE_BACK = text("update offer set redeemed = redeemed - 1 where id = :offer_id and max_redemptions is not null")
+# All three move together, each row after the ones before it, so that nobody waits in a circle.
 _UNCOUNT = text(
     """
-    update redemption_hour h set n = h.n - 1 from redemption_tally t
-    where t.id = 1 and cast(:redeemed_at as timestamptz) < t.counted_until
-      and h.offer_id = :offer_id and h.hour = date_trunc('hour', cast(:redeemed_at as timestamptz), 'UTC')
+    with uncounted as (
+      update redemption_hour h set n = h.n - 1 from redemption_tally t
+      where t.id = 1 and cast(:redeemed_at as timestamptz) < t.counted_until
+        and h.offer_id = :offer_id and h.hour = date_trunc('hour', cast(:redeemed_at as timestamptz), 'UTC')
+      returning h.offer_id, h.hour
+    ), of_offer as (
+      update redemption_total t set n = t.n - 1 from uncounted u where t.offer_id = u.offer_id returning u.hour
+    )
+    update hour_total t set n = t.n - 1 from of_offer o where t.hour = o.hour
     """
 )
 
@@ -441,15 +448,22 @@ def note_export(narrowed: queries.Filter | None, by: str) -> None:
 
 _COUNT = text(
     """
-    insert into redemption_hour (offer_id, hour, n)
-    select o.id, counted.hour, counted.n
-    from offer o, redemption_tally t,
-    lateral (
-      select date_trunc('hour', r.redeemed_at, 'UTC') as hour, count(*) as n from redemption r
-      where r.offer_id = o.id and r.redeemed_at >= t.counted_until and r.redeemed_at < :until
-      group by 1
-    ) counted
-    where t.id = 1
+    with counted as (
+      select o.id as offer_id, counted.hour, counted.n
+      from offer o, redemption_tally t,
+      lateral (
+        select date_trunc('hour', r.redeemed_at, 'UTC') as hour, count(*) as n from redemption r
+        where r.offer_id = o.id and r.redeemed_at >= t.counted_until and r.redeemed_at < :until
+        group by 1
+      ) counted
+      where t.id = 1
+    ), by_offer as (
+      insert into redemption_total (offer_id, n) select offer_id, sum(n) from counted group by 1
+      on conflict (offer_id) do update set n = redemption_total.n + excluded.n
+    ), by_hour as (
+      insert into hour_total (hour, n) select hour, sum(n) from counted group by 1
+    )
+    insert into redemption_hour (offer_id, hour, n) select offer_id, hour, n from counted
     """
 )
 _UNTIL = text("select date_trunc('hour', now() - interval '5 minutes', 'UTC')")

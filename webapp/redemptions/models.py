@@ -60,7 +60,7 @@ class Rollback(Model):
 
 
 class RedemptionHour(Model):
-    """How many live redemptions an offer has from one full hour (UTC): what charts and totals read."""
+    """How many live redemptions an offer has from one full hour (UTC): what its chart reads."""
 
     __tablename__ = "redemption_hour"
     offer_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
@@ -68,8 +68,25 @@ class RedemptionHour(Model):
     n: Mapped[int] = mapped_column(BigInteger)
 
 
+class RedemptionTotal(Model):
+    """How many of an offer's live redemptions are counted: the sum of its hours, of which it may have one for nearly
+    every redemption."""
+
+    __tablename__ = "redemption_total"
+    offer_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    n: Mapped[int] = mapped_column(BigInteger)
+
+
+class HourTotal(Model):
+    """How many of all offers' live redemptions are counted in one full hour (UTC): the sum over the offers."""
+
+    __tablename__ = "hour_total"
+    hour: Mapped[datetime] = mapped_column(primary_key=True)
+    n: Mapped[int] = mapped_column(BigInteger)
+
+
 class RedemptionTally(Model):
-    """Up to when `redemption_hour` has been filled: one row."""
+    """Up to when redemptions are counted, by the hour and in total: one row."""
 
     __tablename__ = "redemption_tally"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
