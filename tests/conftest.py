@@ -26,7 +26,7 @@ from flask.testing import FlaskClient
 from psycopg import sql
 from sqlalchemy import text
 
-from webapp import create_app, embedded, keyring, settings
+from webapp import bell, create_app, embedded, keyring, settings
 from webapp.accounts import actions as accounts
 from webapp.accounts.models import StaffUser
 from webapp.customers.models import ERASED, Customer, normalise_email
@@ -112,6 +112,8 @@ def session_app(test_settings: settings.Settings) -> Flask:
 @pytest.fixture
 def app(session_app: Flask) -> Iterator[Flask]:
     """The app on empty tables, its context pushed."""
+    # There is one bell in a process; a test that made an app of its own has left it there.
+    bell.init_app(session_app)
     with session_app.app_context():
         _empty()
         keyring.forget()
