@@ -96,14 +96,17 @@ def redeem(body: NewRedemption) -> Response:
 @room.get("/redemptions", responses={200: RedemptionPage})
 @needs_scope("read")
 def page(query: RedemptionList) -> Response:
-    """List live redemptions, newest first."""
+    """List live redemptions, newest first.
+
+    With a `channel` a page may have fewer than `limit`, or none, and still a `next_cursor`: so far the look went in one
+    call. The list has ended when `next_cursor` is null.
+    """
     narrowed = _filter(query)
     place = cursor.read(query.cursor, 3)
     after = Place.of(*place) if place else None
-    found = queries.page(narrowed, query.limit, after) if narrowed else []
-    shown = found[: query.limit]
-    following = cursor.write(*Place.after(shown[-1]).numbers()) if len(found) > query.limit else None
-    return cursor.answer("redemptions", [redemption_json(done) for done in shown], following)
+    found = queries.stretch(narrowed, query.limit, after) if narrowed else queries.Stretch([], None)
+    following = cursor.write(*found.following.numbers()) if found.following else None
+    return cursor.answer("redemptions", [redemption_json(done) for done in found.shown], following)
 
 
 @room.get("/redemptions/<id>", responses={200: RedemptionOut})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import Any, NamedTuple
 
@@ -15,6 +15,10 @@ from webapp.offers import queries as offers
 from webapp.offers.models import Discount
 from webapp.redemptions import ids, personal
 from webapp.redemptions.verdict import Ask, Facts, OfferFacts, PersonalCode, Use
+
+
+# Redemptions that one stretch of a list looks at for those of a channel.
+LOOKED_AT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,6 +389,55 @@ def _newest(where: str, only: bool) -> str:
       {"where o.id = :only" if only else ""}
       order by x.redeemed_at desc, x.customer_id desc, o.id desc limit :limit
     ) each cross join lateral ({of_one.format("each")} limit :limit) x"""  # noqa: S608
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Part of a list, and the place from which it goes on; None at its end."""
+
+    shown: list[Redeemed]
+    following: Place | None
+
+
+def stretch(narrowed: Filter, limit: int, after: Place | None = None) -> Stretch:
+    """The next live redemptions of a list, newest first, with the place where the look at them stopped.
+
+    No index knows the channels, so for one that is hardly ever used it stops at the beginning of an hour, after so many
+    redemptions: there may be few on a stretch, or none, with more behind it.
+    """
+    floor = _floor(narrowed, after)
+    found = page(replace(narrowed, since=floor) if floor else narrowed, limit, after)
+    shown = found[:limit]
+    if len(found) > limit:
+        return Stretch(shown, Place.after(shown[-1]))
+    return Stretch(shown, Place(floor, 0, 0) if floor else None)
+
+
+def _floor(narrowed: Filter, after: Place | None) -> datetime | None:
+    """The hour to which a look for a channel goes back; None where it goes to the end."""
+    if narrowed.channel is None or narrowed.customer_id is not None:
+        return None
+    hours = "redemption_hour where offer_id = :offer_id and" if narrowed.offer_id else "hour_total where"
+    row = db.session.execute(
+        text(
+            f"""
+            select hour from (
+              select hour, sum(n) over (order by hour desc) as passed from {hours}
+              hour < least(cast(:until as timestamptz), cast(:after as timestamptz), 'infinity')
+            ) hours
+            where passed >= :looked_at order by hour desc limit 1
+            """  # noqa: S608
+        ),
+        {
+            "offer_id": narrowed.offer_id,
+            "until": narrowed.until,
+            "after": after.redeemed_at if after else None,
+            "looked_at": LOOKED_AT,
+        },
+    ).one_or_none()
+    if row is None or (narrowed.since is not None and row.hour <= narrowed.since):
+        return None
+    return row.hour  # type: ignore[no-any-return]
 
 
 def latest(offer_id: int | None, limit: int) -> list[Redeemed]:
