@@ -16,7 +16,6 @@ from webapp.offers.models import Discount
 from webapp.redemptions import ids, personal
 from webapp.redemptions.verdict import Ask, Facts, OfferFacts, PersonalCode, Use
 
-
 # Redemptions that one stretch of a list looks at for those of a channel.
 LOOKED_AT = 10_000
 
@@ -368,11 +367,13 @@ def page(narrowed: Filter, limit: int, after: Place | None = None) -> list[Redee
         )
         values |= {"after_at": after.redeemed_at, "after_customer": after.customer_id, "after_offer": after.offer_id}
     if narrowed.customer_id is not None:
-        source = f"redemption x {_JOINS} where true" + (" and x.offer_id = :only" if narrowed.offer_id else "") + where
+        source = "redemption x where true" + (" and x.offer_id = :only" if narrowed.offer_id else "") + where
     else:
-        source = f"{_newest(where, only=narrowed.offer_id is not None)} {_JOINS}"
+        source = _newest(where, only=narrowed.offer_id is not None)
+    order = "order by x.redeemed_at desc, x.customer_id desc, x.offer_id desc"
+    # Names are looked up for those on the page alone.
     statement = text(
-        f"select {_LIVE} from {source} order by x.redeemed_at desc, x.customer_id desc, x.offer_id desc limit :limit"  # noqa: S608
+        f"select {_LIVE} from (select x.* from {source} {order} limit :limit) x {_JOINS} {order}"  # noqa: S608
     )
     if narrowed.offer_id:
         values["only"] = narrowed.offer_id
