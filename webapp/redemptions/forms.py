@@ -14,7 +14,6 @@ from webapp.errors import FieldError, Invalid
 from webapp.offers.models import normalise_code
 from webapp.redemptions.verdict import Ask
 
-LOOK_BACK_DAYS = 31
 CHANNEL_WORDS = {"form": "Form", "link": "Personal link", "api": "API", "staff": "Staff"}
 CHECK_WORDS = {
     "code": "The code is known",
@@ -102,13 +101,6 @@ class SearchForm(Form):
     channel = SelectField("Channel", choices=_CHANNELS, default="", validate_choice=False)
     first = DateField("From", validators=[Optional()])
     last = DateField("To", validators=[Optional()])
-
-    def look_back(self) -> None:
-        """With a channel, and nobody's name, look at a month of days unless others are chosen: no index knows the
-        channels, so for one that is hardly ever used all there is would be read. The days stand in the form."""
-        if self.channel.data in CHANNEL_WORDS and not (self.who.data or "").strip() and self.first.data is None:
-            last = self.last.data or datetime.now(UTC).date()
-            self.first.data = max(last, date(1970, 2, 1)) - timedelta(days=LOOK_BACK_DAYS)
 
     def days(self, zone: str) -> tuple[datetime | None, datetime | None]:
         """From the beginning of the first day to the end of the last one, in a zone."""

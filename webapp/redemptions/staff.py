@@ -27,19 +27,20 @@ PAGE = 50
 
 @room.get("/redemptions")
 def index() -> Response:
-    """Live redemptions, newest first; the first page renews itself."""
+    """Live redemptions, newest first; the first page renews itself. With a channel it may say to look further back."""
     form = SearchForm(request.args)
     form.validate()
     place = cursor.read(request.args.get("cursor"), 3)
     narrowed = _filter(form)
-    found = queries.page(narrowed, PAGE, Place.of(*place) if place else None) if narrowed else []
-    shown = found[:PAGE]
+    after = Place.of(*place) if place else None
+    found = queries.stretch(narrowed, PAGE, after) if narrowed else queries.Stretch([], None)
     kept: dict[str, Any] = {name: value for name, value in request.args.items() if value and name in form}
-    following = cursor.write(*Place.after(shown[-1]).numbers()) if len(found) > PAGE else None
+    following = cursor.write(*found.following.numbers()) if found.following else None
     return web.render(
         "redemptions/index.html",
         form=form,
-        shown=shown,
+        shown=found.shown,
+        looked_to=found.following.redeemed_at if found.following and len(found.shown) < PAGE else None,
         channels=CHANNEL_WORDS,
         narrowed=bool(kept),
         live_url=None if place else url_for("staff.redemptions.index", **kept),
@@ -141,7 +142,6 @@ def _redeemed(public_id: str) -> Redeemed:
 def _filter(form: SearchForm) -> Filter | None:
     """What to narrow the list to; None when that can't have any."""
     offer_id = customer_id = None
-    form.look_back()
     since, until = form.days(current_user.time_zone)
     try:
         if (form.code.data or "").strip():
