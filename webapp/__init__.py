@@ -97,7 +97,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         SESSION_COOKIE_SECURE=settings.public_url.startswith("https://"),
     )
     app.json = StrictJson(app)
-    app.url_map.converters["int"] = web.RowId
+    app.url_map.converters |= {"int": web.RowId, "email": web.Address}
     _extensions(app, settings)
     _doors(app)
     customers_actions.forget_elsewhere = (redemptions_forget.forget, campaigns_forget.forget)

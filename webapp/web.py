@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -13,7 +14,7 @@ from babel import dates, numbers
 from flask import Flask, Response, make_response, render_template, request
 from flask.json.provider import DefaultJSONProvider
 from flask_login import current_user
-from werkzeug.routing import IntegerConverter, Map
+from werkzeug.routing import BaseConverter, IntegerConverter, Map
 
 from webapp.errors import DomainError
 from webapp.offers.models import Discount
@@ -41,6 +42,13 @@ class RowId(IntegerConverter):
 
     def __init__(self, map: Map) -> None:
         super().__init__(map, max=2**63 - 1)
+
+
+class Address(BaseConverter):
+    """An e-mail in an address, or what may be meant for one: a source id without an @ that ends like it is another."""
+
+    regex = "[^/]*@[^/]*"
+    part_isolating = True
 
 
 def is_htmx() -> bool:
@@ -103,6 +111,7 @@ def money(minor: int, currency: str, locale: str = "en") -> str:
     return numbers.format_currency(exact, currency, locale=locale)
 
 
+@lru_cache(1000)
 def discount(value: Discount, locale: str = "en") -> str:
     """25% or €5.00"""
     if value.type == "percent" and value.percent is not None:
@@ -132,6 +141,7 @@ def last_day(ends_at: datetime, zone: str, locale: str = "en") -> str:
     return f"{_date(local.date(), locale)}, {dates.format_time(local, 'HH:mm', locale=locale)}"
 
 
+@lru_cache(1000)
 def _date(value: date, locale: str) -> str:
     # Babel takes plain "en" for American; most who read English write the day first, and so do our other dates.
     return dates.format_date(value, "long", locale="en_001" if locale == "en" else locale)

@@ -145,9 +145,17 @@ def test_a_source_id_may_hold_slashes_and_anything_else(api: Any, path: str, sou
     assert api.delete(f"/api/v1/customers/{path}").status_code == 204
 
 
-def test_a_source_id_that_looks_like_another_address_is_put_and_erased_all_the_same(api: Any) -> None:
-    assert api.put("/api/v1/customers/c/offers", json={"email": "ada@example.com"}).status_code == 201
-    assert api.delete("/api/v1/customers/c/offers").status_code == 204
+@pytest.mark.parametrize("path", ["c/offers", "c%2Foffers", "offers", "a@b/c/offers"])
+def test_a_source_id_that_ends_like_another_call_is_a_source_id(api: Any, path: str) -> None:
+    assert api.put(f"/api/v1/customers/{path}", json={"email": "ada@example.com"}).status_code == 201
+    assert api.get(f"/api/v1/customers/{path}").json["email"] == "ada@example.com"
+    assert api.delete(f"/api/v1/customers/{path}").status_code == 204
+
+
+@pytest.mark.parametrize("path", ["ada@example.com", "ada%40example.com"])
+def test_what_somebody_can_use_is_asked_by_e_mail(api: Any, customer: Make, path: str) -> None:
+    customer("ada@example.com", source_id="ada@example.com/offers")
+    assert api.get(f"/api/v1/customers/{path}/offers").json == {"offers": []}
 
 
 # --- audiences -----------------------------------------------------------------------------------

@@ -371,7 +371,7 @@ def test_what_a_customer_can_use_now(api: Any, offer: MakeOffer, customer: MakeC
     assert [("redeemed_at" in item) for item in used] == [False, True, False]
 
 
-@pytest.mark.parametrize(("email", "status"), [("nobody@example.com", 404), ("nonsense", 422)])
+@pytest.mark.parametrize(("email", "status"), [("nobody@example.com", 404), ("nonsense@", 422), ("nonsense", 404)])
 def test_an_unknown_customer_has_no_offers(api: Any, email: str, status: int) -> None:
     assert api.get(f"/api/v1/customers/{email}/offers").status_code == status
 

@@ -126,7 +126,7 @@ def rollback(path: RedemptionId, body: NewRollback) -> Response:
     return jsonify(redemption_json(actions.rollback(path.id, body.reason, by=f"key {g.api_key.name}")))
 
 
-@room.get("/customers/<email>/offers", responses={200: UsablePage})
+@room.get("/customers/<email:email>/offers", responses={200: UsablePage})
 @needs_scope("read")
 def usable(path: CustomerEmail, query: CustomerOffers) -> Response:
     """What this customer can use now, those that end soonest first; with `used=true` also what was used already."""
