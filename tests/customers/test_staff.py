@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from flask.testing import FlaskClient
@@ -91,6 +91,20 @@ def test_a_customers_page_tells_what_they_redeemed_and_can_use(
 
     assert page.index("Redeemed") < page.index("SUMMER25") < page.index("Can use now") < page.index("WINTER10")
     assert "Unsubscribed" in page
+
+
+def test_of_many_offers_a_customers_page_names_those_that_end_soonest(
+    staff: FlaskClient, customer: Make, offer: Callable[..., Offer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("webapp.customers.staff.USABLE", 1)
+    now = datetime.now(UTC)
+    for days, code in ((9, "LATE"), (2, "SOON"), (8, "LATER")):
+        offer(code, ends_at=now + timedelta(days=days))
+
+    page = staff.get(f"/customers/{customer('ada@example.com').id}").text
+
+    assert [code in page for code in ("SOON", "LATE", "LATER")] == [True, False, False]
+    assert "2 more can be used" in page
 
 
 @pytest.mark.parametrize("address", ["/customers/1", "/customers/99999999999999999999", "/customers/1/edit"])

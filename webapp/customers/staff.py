@@ -30,6 +30,7 @@ from webapp.redemptions.verdict import verdict
 room = Blueprint("customers", __name__)
 
 PAGE = 50
+USABLE = 20
 SAMPLE = (
     "email,name,source_id,locale,audience\r\n"
     "ada@example.com,Ada Lovelace,C-1001,en-GB,Newsletter\r\n"
@@ -81,12 +82,14 @@ def show(customer_id: int) -> Response:
     if customer is None:
         raise NotFound("There is no such customer.")
     mailed = campaigns.of_customer(customer.id)
+    usable = [facts.offer for facts in redemptions.usable(customer.id) if verdict(facts).reason is None]
     offers = offer_queries.by_ids([mail.campaign.offer_id for mail in mailed])
     return web.render(
         "customers/show.html",
         customer=customer,
         audiences=queries.audiences_of(customer.id),
-        usable=[facts.offer for facts in redemptions.usable(customer.id) if verdict(facts).reason is None],
+        usable=usable[:USABLE],
+        usable_too=len(usable) - USABLE,
         redeemed=redemptions.of_customer(customer.id),
         mailed=mailed,
         offer_names={offer.id: offer.name for offer in offers.values()},
