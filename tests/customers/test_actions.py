@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from flask import Flask, current_app
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from webapp.accounts.models import AuditEntry
 from webapp.customers import actions, queries
@@ -306,6 +306,21 @@ def test_audiences_are_listed_with_their_sizes(customer: Make) -> None:
     audience("VIP", customer("ada@example.com"))
 
     assert [(row.name, row.members) for row in queries.audience_sizes()] == [("Empty", 0), ("VIP", 1)]
+
+
+def test_a_large_audience_is_estimated_and_a_small_one_beside_it_counted(
+    customer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queries, "COUNTED_EXACTLY", 10)
+    people = [customer(f"c{n}@example.com") for n in range(20)]
+    audience("Everyone", *people)
+    audience("Few", *people[:3])
+    db.session.execute(text("analyze audience_member"))
+    db.session.commit()
+
+    sizes = [(row.name, row.members, row.is_exact) for row in queries.audience_sizes()]
+
+    assert sizes == [("Everyone", 20, False), ("Few", 3, True)]
 
 
 # --- values --------------------------------------------------------------------------------------

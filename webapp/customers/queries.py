@@ -37,6 +37,7 @@ class AudienceSize:
     name: str
     created_at: datetime
     members: int
+    is_exact: bool
 
 
 @dataclass(frozen=True)
@@ -215,19 +216,31 @@ def audience_by_name(name: str) -> Audience | None:
     return db.session.scalar(select(Audience).where(Audience.name == name))
 
 
+_SIZES = text(
+    """
+    with large as (
+      select share.audience_id, cast(share.of_all * c.reltuples as bigint) as members
+      from pg_stats s
+      join pg_class c on c.oid = 'audience_member'::regclass
+      cross join lateral
+        unnest(cast(cast(s.most_common_vals as text) as bigint[]), s.most_common_freqs) as share(audience_id, of_all)
+      where s.schemaname = current_schema() and s.tablename = 'audience_member' and s.attname = 'audience_id'
+        and share.of_all * c.reltuples >= :counted_exactly
+    )
+    select a.id, a.name, a.created_at, coalesce(l.members, counted.n), l.members is null
+    from audience a
+    left join large l on l.audience_id = a.id
+    cross join lateral (
+      select count(*) as n from audience_member m where l.members is null and m.audience_id = a.id
+    ) counted
+    order by a.name
+    """
+)
+
+
 def audience_sizes() -> list[AudienceSize]:
-    """Every audience with the number of its members."""
-    counted = (
-        select(AudienceMember.audience_id, func.count().label("members"))
-        .group_by(AudienceMember.audience_id)
-        .subquery()
-    )
-    rows = db.session.execute(
-        select(Audience.id, Audience.name, Audience.created_at, func.coalesce(counted.c.members, 0))
-        .outerjoin(counted, counted.c.audience_id == Audience.id)
-        .order_by(Audience.name)
-    )
-    return [AudienceSize(*row) for row in rows]
+    """Every audience with the number of its members: counted when they are few, else as the database last estimated."""
+    return [AudienceSize(*row) for row in db.session.execute(_SIZES, {"counted_exactly": COUNTED_EXACTLY})]
 
 
 # --- imports -------------------------------------------------------------------------------------
