@@ -392,13 +392,13 @@ _UNDO = text(
     """
 )
 _GIVE_BACK = text("update offer set redeemed = redeemed - 1 where id = :offer_id and max_redemptions is not null")
-# All three move together, each row after the ones before it, so that nobody waits in a circle.
+# An hour has a row only when it was counted. All three move together, each row after the ones before it, so that nobody
+# waits in a circle.
 _UNCOUNT = text(
     """
     with uncounted as (
-      update redemption_hour h set n = h.n - 1 from redemption_tally t
-      where t.id = 1 and cast(:redeemed_at as timestamptz) < t.counted_until
-        and h.offer_id = :offer_id and h.hour = date_trunc('hour', cast(:redeemed_at as timestamptz), 'UTC')
+      update redemption_hour h set n = h.n - 1
+      where h.offer_id = :offer_id and h.hour = date_trunc('hour', cast(:redeemed_at as timestamptz), 'UTC')
       returning h.offer_id, h.hour
     ), of_offer as (
       update redemption_total t set n = t.n - 1 from uncounted u where t.offer_id = u.offer_id returning u.hour
