@@ -12,7 +12,7 @@ export PORT
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup down run run-migration run-test check format erd lock benchmark benchmark-growth benchmark-launch benchmark-peers benchmark-redeem-db benchmark-redeem-http install install-dev
+.PHONY: help setup down run run-migration run-test check format erd lock benchmark benchmark-growth benchmark-launch benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http install install-dev
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' Makefile
@@ -50,7 +50,7 @@ erd: install-dev ## Draw docs/erd.md from the models
 lock: install-dev ## Renew requirements.txt and requirements-dev.txt from their .in files
 	@$(VENV) scripts/lock
 
-benchmark: benchmark-growth benchmark-launch benchmark-peers benchmark-redeem-db benchmark-redeem-http ## Measure everything; docs/benchmarks.md says what
+benchmark: benchmark-growth benchmark-launch benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http ## Measure everything; docs/benchmarks.md says what
 
 benchmark-launch: install-dev ## Launch, mailing, redemptions beside two voucher pools
 	@$(VENV) -m benchmarks.launch
@@ -60,6 +60,9 @@ benchmark-redeem-db: install-dev ## Redeeming at the database beside a plain INS
 
 benchmark-growth: install-dev ## Redeeming and look-ups with a million redemptions, and their bytes
 	@$(VENV) -m benchmarks.growth
+
+benchmark-pages: install-dev ## What staff wait for, on an empty database and on a full one
+	@$(VENV) -m benchmarks.pages
 
 benchmark-redeem-http: install-dev ## Redeeming over HTTP beside a Flask hello and a naive view
 	@$(VENV) -m benchmarks.redeem_http

@@ -1,0 +1,76 @@
+"""The benchmark of pages: every page is really asked for, and the report says what was measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import psycopg
+import pytest
+
+from benchmarks import pages, pages_report, pages_tables
+from benchmarks.pages_report import Results, Visits
+from webapp.settings import ROOT
+
+
+@pytest.fixture
+def results() -> Results:
+    found = Results(1000, 2000)
+    found.visits = {
+        "quick": [Visits(1, 2, 2), Visits(1, 2, 2), Visits(2, 2, 3)],
+        "slow": [Visits(1, 3, 3), Visits(2, 2, 5), Visits(1, 3, 2)],
+        pages_report.COUNTS[0]: [Visits(1, 1, 9)] * 3,
+    }
+    found.statements = {"quick": [2, 2, 2], "slow": [3, 4, 5], pages_report.COUNTS[0]: [9, 9, 9]}
+    return found
+
+
+def test_the_page_that_loses_most_counts_but_for_the_one_that_counts_people(results: Results) -> None:
+    figures = pages_report.figures(results)
+    assert (figures["time_ratio"], figures["slowest"]) == (2.5, "slow")
+    assert (figures["growth_ratio"], figures["statements"]) == (1, 9)
+    # 5 of 2, 7 of 3, 5 of 3.
+    assert figures["all_pages_ratio"] == round(7 / 3, 3)
+
+
+def test_the_page_says_what_was_missed(results: Results) -> None:
+    page = pages_report.page(results)
+    assert "to an empty database (slow) | ≤ 2 × | 2.50 × | **missed** |" in page
+    assert "| quick | 1000.0 | 2000.0 | 2,000.0 (2,000.0–3,000.0) | 2.00 (1.50–2.00) | 1.00 | 2 |" in page
+
+
+def test_what_is_counted_is_what_is_there(connection: psycopg.Connection) -> None:
+    pages_tables.fill(connection, 2000, 3000)
+
+    row = connection.execute(
+        "select (select sum(n) from redemption_total), (select sum(n) from hour_total),"
+        " (select count(*) from redemption, redemption_tally where redeemed_at < counted_until),"
+        " (select sum(sent) from batch), (select sum(total) from campaign)"
+    ).fetchone()
+    assert row is not None
+    assert row[0] == row[1] == row[2] > 2900
+    assert row[3] == row[4] > 0
+
+
+def test_how_much_is_measured_comes_from_the_environment() -> None:
+    assert pages.asked_for([], {}).redemptions == 1_000_000
+    assert pages.asked_for([], {"SIZE": "full"}).redemptions == 10_000_000
+    assert pages.asked_for(["--quick"], {}).customers < 100_000
+
+
+def test_a_quick_look_asks_for_every_page_and_ends_with_its_figures() -> None:
+    # In a process of its own: it brings a server and apps of its own.
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(f"| {name} |" in done.stdout for name in pages.PAGES)
+    assert json.loads(done.stdout.splitlines()[-1])["time_ratio"] > 0
+
+
+SMALL = """
+from benchmarks import pages
+pages.QUICK = pages.Plan(customers=600, redemptions=900, rounds=1, visits=1)
+pages.main(["--quick"])
+"""
