@@ -71,9 +71,9 @@ def test_all_are_found_once_newest_first(api: Any, query: str, channel: str, of_
 def test_between_the_first_and_the_last_there_are_empty_pages(api: Any) -> None:
     pages = walked(api, "channel=staff")
 
-    assert len(pages[0]) == len(pages[-1]) == 2
+    assert len(pages[0]) == 2
+    assert [len(page) for page in pages if page] == [2, 2]
     assert len(pages) > 5
-    assert not any(pages[1:-1])
 
 
 def test_a_page_looks_no_further_than_it_says(offers: list[int]) -> None:
