@@ -28,7 +28,7 @@ class Stuck(Exception):
 class _Waiting(Generic[Ask, Answer]):
     """One thread's ask. Its bell is rung once: when there is an answer or when it is its turn to lead."""
 
-    __slots__ = ("after", "answers", "ask", "bell", "error")
+    __slots__ = ("after", "answers", "ask", "bell", "error", "left")
 
     def __init__(self, ask: Ask) -> None:
         self.ask = ask
@@ -36,7 +36,9 @@ class _Waiting(Generic[Ask, Answer]):
         self.bell.acquire()
         self.answers: list[Answer] = []
         self.error: BaseException | None = None
+        # Who is woken by this one, once it has its answer.
         self.after: _Waiting[Ask, Answer] | None = None
+        self.left = False
 
 
 class Gatherer(Generic[Ask, Answer]):
@@ -69,7 +71,7 @@ class Gatherer(Generic[Ask, Answer]):
             self._leave(mine)
         if not mine.answers and mine.error is None:
             self._lead()
-        elif mine.after is not None:
+        if mine.after is not None:
             mine.after.bell.release()
         if mine.error is not None:
             raise mine.error
@@ -79,22 +81,27 @@ class Gatherer(Generic[Ask, Answer]):
         """Do one piece of work for all who wait, hand on to the first of those who came meanwhile, then answer."""
         with self._lock:
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._at_most))]
+        answers: Sequence[Answer] = ()
+        error: BaseException | None = None
         try:
-            for waiting, answer in zip(batch, self._work([waiting.ask for waiting in batch]), strict=True):
-                waiting.answers.append(answer)
-        except BaseException as error:
-            for waiting in batch:
-                waiting.error = error
-            raise
-        finally:
-            self._hand_on()
-            for waiting, after in pairwise(batch):
-                waiting.after = after
-            if len(batch) > 1:
-                batch[1].bell.release()
+            answers = self._work([waiting.ask for waiting in batch])
+        except BaseException as raised:
+            error = raised
+        self._answer(batch, answers, error)
 
-    def _hand_on(self) -> None:
+    def _answer(self, batch: list[_Waiting[Ask, Answer]], answers: Sequence[Answer], error: BaseException | None) -> None:
+        """Wake the next leader and the first who gets an answer, who wakes the second, and so on.
+
+        Woken all at once they would only fight for the interpreter.
+        """
         with self._lock:
+            for n, waiting in enumerate(batch):
+                if error is None:
+                    waiting.answers.append(answers[n])
+                waiting.error = error
+            staying = [waiting for waiting in batch if not waiting.left]
+            for waiting, after in pairwise(staying):
+                waiting.after = after
             if self._waiting:
                 self._waiting[0].bell.release()
             else:
@@ -105,6 +112,7 @@ class Gatherer(Generic[Ask, Answer]):
         with self._lock:
             if mine.bell.acquire(blocking=False) or mine.answers or mine.error is not None:
                 return
+            mine.left = True
             begun = mine not in self._waiting
             if not begun:
                 self._waiting.remove(mine)

@@ -1,0 +1,176 @@
+"""Gathering: one piece of work for all who wait, nobody forgotten, nobody kept waiting for nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from webapp.gather import Gatherer, Stuck
+
+
+class Work:
+    """Answers each ask with its double, when it is let; notes what it was given at once."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.begun = threading.Semaphore(0)
+        self.let = threading.Semaphore(0)
+
+    def __call__(self, asks: Sequence[int]) -> list[int]:
+        self.batches.append(list(asks))
+        self.begun.release()
+        assert self.let.acquire(timeout=20)
+        if -1 in asks:
+            raise ValueError("no")
+        return [2 * ask for ask in asks]
+
+
+def in_threads(gatherer: Gatherer[int, int], asks: Sequence[int]) -> tuple[list[threading.Thread], dict[int, object]]:
+    """A thread for each ask; what came of it."""
+    results: dict[int, object] = {}
+
+    def run(ask: int) -> None:
+        try:
+            results[ask] = gatherer.ask(ask)
+        except (ValueError, Stuck) as error:
+            results[ask] = error
+
+    threads = [threading.Thread(target=run, args=[ask]) for ask in asks]
+    for thread in threads:
+        thread.start()
+    return threads, results
+
+
+def wait_until(there: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if there():
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("it never came to that")
+
+
+def waiting(gatherer: Gatherer[int, int]) -> int:
+    return len(gatherer._waiting)
+
+
+def test_who_asks_alone_is_answered_in_its_own_thread() -> None:
+    at: list[int] = []
+
+    def work(asks: Sequence[int]) -> list[int]:
+        at.append(threading.get_ident())
+        return [2 * ask for ask in asks]
+
+    assert Gatherer(work, at_most=4, patience=1).ask(21) == 42
+    assert at == [threading.get_ident()]
+
+
+def test_who_comes_meanwhile_is_answered_together_each_with_its_own_answer() -> None:
+    work = Work()
+    gatherer = Gatherer(work, at_most=64, patience=20)
+    first, done = in_threads(gatherer, [1])
+    work.begun.acquire()
+    others, more = in_threads(gatherer, range(2, 12))
+    wait_until(lambda: waiting(gatherer) == 10)
+    work.let.release(2)
+    for thread in first + others:
+        thread.join(20)
+    assert [len(batch) for batch in work.batches] == [1, 10]
+    assert done | more == {ask: 2 * ask for ask in range(1, 12)}
+
+
+def test_no_more_are_taken_at_once_than_told() -> None:
+    work = Work()
+    gatherer = Gatherer(work, at_most=4, patience=20)
+    first, _ = in_threads(gatherer, [1])
+    work.begun.acquire()
+    others, more = in_threads(gatherer, range(2, 12))
+    wait_until(lambda: waiting(gatherer) == 10)
+    work.let.release(99)
+    for thread in first + others:
+        thread.join(20)
+    assert [len(batch) for batch in work.batches] == [1, 4, 4, 2]
+    assert more == {ask: 2 * ask for ask in range(2, 12)}
+
+
+def test_what_goes_wrong_is_heard_by_those_it_was_gathered_for_and_by_nobody_else() -> None:
+    work = Work()
+    gatherer = Gatherer(work, at_most=64, patience=20)
+    first, done = in_threads(gatherer, [1])
+    work.begun.acquire()
+    others, more = in_threads(gatherer, [-1, 2])
+    wait_until(lambda: waiting(gatherer) == 2)
+    work.let.release(2)
+    for thread in first + others:
+        thread.join(20)
+    assert done == {1: 2}
+    assert [type(found) for found in more.values()] == [ValueError, ValueError]
+    work.let.release()
+    assert gatherer.ask(4) == 8
+
+
+def test_who_waits_too_long_hears_so_and_is_not_done_later() -> None:
+    work = Work()
+    gatherer = Gatherer(work, at_most=64, patience=0.05)
+    first, done = in_threads(gatherer, [1])
+    work.begun.acquire()
+    others, more = in_threads(gatherer, [2])
+    others[0].join(20)
+    assert isinstance(more[2], Stuck)
+    assert not more[2].begun
+    work.let.release()
+    first[0].join(20)
+    assert done == {1: 2}
+    assert work.batches == [[1]]
+    work.let.release()
+    assert gatherer.ask(3) == 6
+
+
+def test_who_was_taken_up_and_waits_too_long_hears_that_it_may_be_done() -> None:
+    work = Work()
+    gatherer = Gatherer(work, at_most=64, patience=0.5)
+    first, _ = in_threads(gatherer, [1])
+    work.begun.acquire()
+    hasty, more = in_threads(gatherer, [2])
+    wait_until(lambda: waiting(gatherer) == 1)
+    gatherer._patience = 20
+    others, done = in_threads(gatherer, [3, 4, 5])
+    wait_until(lambda: waiting(gatherer) == 4)
+    gatherer._waiting.rotate(-1)
+    work.let.release()
+    work.begun.acquire()
+    hasty[0].join(20)
+    assert isinstance(more[2], Stuck)
+    assert more[2].begun
+    work.let.release()
+    for thread in first + others:
+        thread.join(20)
+    # Those behind it get their answers all the same.
+    assert done == {3: 6, 4: 8, 5: 10}
+    assert sorted(map(len, work.batches)) == [1, 4]
+
+
+@pytest.mark.parametrize("threads", [8])
+def test_under_many_threads_every_ask_is_done_once(threads: int) -> None:
+    done: list[int] = []
+
+    def work(asks: Sequence[int]) -> list[int]:
+        done.extend(asks)
+        return [2 * ask for ask in asks]
+
+    gatherer = Gatherer(work, at_most=3, patience=20)
+    wrong: list[int] = []
+
+    def many(start: int) -> None:
+        for ask in range(start, start + 500):
+            if gatherer.ask(ask) != 2 * ask:
+                wrong.append(ask)
+
+    crowd = [threading.Thread(target=many, args=[1000 * n]) for n in range(threads)]
+    for thread in crowd:
+        thread.start()
+    for thread in crowd:
+        thread.join(60)
+    assert wrong == []
+    assert sorted(done) == sorted(ask for n in range(threads) for ask in range(1000 * n, 1000 * n + 500))
