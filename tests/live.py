@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from webapp import services
 from webapp.settings import ROOT, Settings
 
 
@@ -49,10 +50,8 @@ def web_server(settings: Settings, workers: int = 2, **more: str) -> Iterator[Li
     """The web server, ready, on a free port; ended by its id afterwards."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", f"127.0.0.1:{port}", "--workers", str(workers)]
-    with _running(
-        [*command, "--threads", "8", "--no-control-socket"], environment(settings, PUBLIC_URL=url, **more)
-    ) as process:
+    command = [sys.executable, *services.web_arguments(port, workers)]
+    with _running(command, environment(settings, PUBLIC_URL=url, **more)) as process:
         _wait_for(f"{url}/readyz", process)
         yield Live(process, url)
 

@@ -178,7 +178,7 @@ def test_a_taken_port_is_one_line_and_leaves_nothing_running(copy: Callable[[str
     assert done.stderr.splitlines()[0] == (
         f"onecode: port {one.port} is taken by another program; choose another: make setup PORT={one.port + 10}"
     )
-    assert not [p for p in one.processes() if "gunicorn" in " ".join(p.cmdline())]
+    assert not [p for p in one.processes() if "granian" in " ".join(p.cmdline())]
 
 
 def test_a_database_url_is_used_and_none_embedded(copy: Callable[[str], Copy]) -> None:

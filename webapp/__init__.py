@@ -27,6 +27,7 @@ from webapp.customers import api as customers_api
 from webapp.customers import staff as customers_staff
 from webapp.extensions import csrf, db, huey, login, mail, migrate
 from webapp.home import staff as home_staff
+from webapp.json_provider import JsonProvider
 from webapp.offers import api as offers_api
 from webapp.offers import staff as offers_staff
 from webapp.redemptions import api as redemptions_api
@@ -34,15 +35,22 @@ from webapp.redemptions import forget_actions as redemptions_forget
 from webapp.redemptions import public as redemptions_public
 from webapp.redemptions import staff as redemptions_staff
 from webapp.settings import ROOT, Settings, load
-from webapp.strict_json import StrictJson
 
 __all__ = ["create_app"]
+
+
+# What every answer says unless its view has said otherwise.
+HEADERS = (
+    ("Content-Security-Policy", web.CSP),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "same-origin"),
+)
 
 
 class Onecode(OpenAPI):
     """The app. No view and no hook of ours is a coroutine, so none has to be looked at for being one."""
 
-    json_provider_class = web.Json
+    json_provider_class = JsonProvider
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         return func
@@ -76,6 +84,8 @@ def create_app(settings: Settings | None = None) -> Flask:
             "hide_parameters": True,
             "pool_size": 10,
             "max_overflow": 20,
+            # Seconds to wait for one of them; then the answer is 503, as when the database is away.
+            "pool_timeout": 10,
             "connect_args": {"connect_timeout": 5, "options": "-c timezone=UTC"},
         },
         MAIL_SERVER=settings.mail_server,
@@ -96,7 +106,6 @@ def create_app(settings: Settings | None = None) -> Flask:
         SESSION_COOKIE_SAMESITE="Lax",
         SESSION_COOKIE_SECURE=settings.public_url.startswith("https://"),
     )
-    app.json = StrictJson(app)
     app.url_map.converters |= {"int": web.RowId, "email": web.Address}
     _extensions(app, settings)
     _doors(app)
@@ -160,12 +169,13 @@ def _headers(app: Flask) -> None:
 
     @app.after_request
     def harden(response: Response) -> Response:
-        response.headers.setdefault("Content-Security-Policy", web.CSP)
-        response.headers.setdefault("X-Content-Type-Options", "nosniff")
-        response.headers.setdefault("Referrer-Policy", "same-origin")
+        present = {name.lower() for name, _ in response.headers}
+        for name, value in HEADERS:
+            if name.lower() not in present:
+                response.headers.add(name, value)
+        if "cache-control" not in present and not request.path.startswith("/static/"):
+            response.headers.add("Cache-Control", "no-store")
         response.headers["X-Request-Id"] = g.get("request_id", "")
-        if not request.path.startswith("/static/"):
-            response.headers.setdefault("Cache-Control", "no-store")
         return response
 
 

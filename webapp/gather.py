@@ -89,7 +89,9 @@ class Gatherer(Generic[Ask, Answer]):
             error = raised
         self._answer(batch, answers, error)
 
-    def _answer(self, batch: list[_Waiting[Ask, Answer]], answers: Sequence[Answer], error: BaseException | None) -> None:
+    def _answer(
+        self, batch: list[_Waiting[Ask, Answer]], answers: Sequence[Answer], error: BaseException | None
+    ) -> None:
         """Wake the next leader and the first who gets an answer, who wakes the second, and so on.
 
         Woken all at once they would only fight for the interpreter.

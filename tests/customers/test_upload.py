@@ -39,7 +39,7 @@ def test_a_file_arrives_whole_in_pieces_of_one_size(size: int) -> None:
 def test_a_file_behind_the_limit_is_too_large() -> None:
     file = b"x" * (LIMIT + 1)
 
-    for pieces in (form(file).pieces, upload.body(io.BytesIO(file), None, LIMIT)):
+    for pieces in (form(file).pieces, upload.body(io.BytesIO(file), len(file), LIMIT)):
         with pytest.raises(DomainError) as refusal:
             list(pieces)
         assert (refusal.value.status, refusal.value.errors[0].field) == (413, "file")

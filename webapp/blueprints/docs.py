@@ -23,6 +23,7 @@ REFUSALS = {
     403: "The key lacks the scope that this call needs.",
     404: "There is no such thing.",
     409: "A rule says no; `code` says which.",
+    411: "The body's `Content-Length` is missing.",
     412: "It has been changed since the version that `If-Match` names; read it again.",
     413: "The body is larger than we take.",
     415: "The body is of another content type than this call takes.",

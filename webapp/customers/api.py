@@ -29,22 +29,26 @@ from webapp.errors import DomainError, NotFound
 room = APIBlueprint("customers", __name__)
 
 
-@room.post("/customers/import", responses={202: ImportQueued})
+@room.post("/customers/import", responses={202: ImportQueued, 411: None})
 @needs_scope("manage")
 @takes(CSV, NDJSON)
 def import_customers(query: ImportQuery) -> tuple[Response, int, dict[str, str]]:
     """Import a file of customers: CSV or one JSON object a line.
 
     Columns or names: email, and if you like name, source_id, locale, audience; others are ignored. The file may have
-    any number of rows and is received as a stream. 202 means that all of it is on disk; the address in `Location` tells
-    what becomes of it. A customer is known by the e-mail: a second import changes what differs and makes nobody twice.
+    any number of rows and is received as a stream; say its `Content-Length`. 202 means that all of it is on disk; the
+    address in `Location` tells what becomes of it. A customer is known by the e-mail: a second import changes what
+    differs and makes nobody twice.
     """
     limit: int = current_app.config["SETTINGS"].max_upload
     request.max_content_length = 2 * limit
     try:
-        if (request.content_length or 0) > limit:
+        length = request.content_length or 0
+        if "Transfer-Encoding" in request.headers:
+            raise upload.length_required()
+        if length > limit:
             raise upload.too_large(limit)
-        pieces = upload.body(request.stream, request.content_length, limit)
+        pieces = upload.body(request.stream, length, limit)
         name = f"{g.api_key.name}.{'csv' if request.mimetype == CSV else 'ndjson'}"
         import_id = tasks.receive_import(pieces, name, request.mimetype, query.audience or "", f"key {g.api_key.name}")
     except DomainError:

@@ -26,7 +26,7 @@ class Upload:
     pieces: Iterator[bytes] = field(default_factory=lambda: iter(()))
 
 
-def body(stream: IO[bytes], length: int | None, limit: int) -> Iterator[bytes]:
+def body(stream: IO[bytes], length: int, limit: int) -> Iterator[bytes]:
     """A body that is the file itself.
 
     :param length: how much was announced. A web server may end the stream quietly when the sender is gone.
@@ -38,7 +38,7 @@ def body(stream: IO[bytes], length: int | None, limit: int) -> Iterator[bytes]:
         if size > limit:
             raise too_large(limit)
         yield piece
-    if length is not None and size != length:
+    if size != length:
         raise _broken()
 
 
@@ -83,6 +83,12 @@ def drain(stream: IO[bytes], limit: int) -> None:
 def too_large(limit: int) -> DomainError:
     sentence = f"This file is larger than {limit // 1024 // 1024} MB. Split it and import the parts one after another."
     return DomainError("too_large", sentence, 413, field="file")
+
+
+def length_required() -> DomainError:
+    """RFC 9110, 15.5.12. A body in chunks that breaks off looks to us like one that has ended."""
+    sentence = "Send the file with its Content-Length: only so can we tell that it has arrived whole."
+    return DomainError("length_required", sentence, 411, field="file")
 
 
 def _events(stream: IO[bytes], decoder: MultipartDecoder) -> Iterator[Field | File | Data]:

@@ -66,7 +66,8 @@ def redeem(ask: Ask) -> Redeemed:
     :raises Unavailable: when the database does not answer.
     """
     # Whoever waits must hold no connection: the one that all wait for might find none left.
-    db.session.rollback()
+    if db.session.registry.has():
+        db.session.rollback()
     answer = _desk().redeem(ask)
     if isinstance(answer, DomainError):
         raise answer
