@@ -63,7 +63,7 @@ class Textbook:
     url: str
     offer_id: int
     code: str
-    way: textbook.OrmHabit | textbook.ForUpdate | textbook.PlainInsert | None = field(default=None, init=False)
+    way: textbook.Way | None = field(default=None, init=False)
 
     def open(self, threads: int) -> None:
         self.way = textbook.WAYS[self.number](self.url, threads)

@@ -1,4 +1,4 @@
-"""`make benchmark-redeem-db`: the action that every door calls beside a plain INSERT and two textbook ways."""
+"""`make benchmark-redeem-db`: the action that every door calls beside a plain INSERT and three other ways."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from flask import Flask
 from benchmarks import customers, onecode, peers_crowd, redeem_db_report, server
 from benchmarks.measure import DATABASE
 from benchmarks.peers_crowd import Crowd, Done, Side, Work
-from benchmarks.redeem_db_report import FEW, INSERT, LOCK, ORM, OURS, RUSH, Results, Sample
+from benchmarks.redeem_db_report import FEW, INSERT, LOCK, ONE, ORM, OURS, RUSH, Results, Sample
 from benchmarks.server import Machine
-from benchmarks.textbook import ForUpdate, OrmHabit, PlainInsert, ask
+from benchmarks.textbook import ForUpdate, OneStatement, OrmHabit, PlainInsert, Ways, ask
 from webapp.extensions import db
 from webapp.redemptions.actions import Refused, redeem
 from webapp.redemptions.verdict import Ask
 from webapp.settings import ROOT
 
 PROCESSES = 2
-WAYS: dict[str, type[PlainInsert] | type[OrmHabit] | type[ForUpdate]] = {
+WAYS: dict[str, Ways] = {
     INSERT: PlainInsert,
+    ONE: OneStatement,
     ORM: OrmHabit,
     LOCK: ForUpdate,
 }
@@ -87,7 +88,7 @@ class Textbook(Side):
     name: str
     offer_id: int
     code: str
-    way: PlainInsert | OrmHabit | ForUpdate = field(init=False)
+    way: PlainInsert | OneStatement | OrmHabit | ForUpdate = field(init=False)
 
     def open(self, threads: int) -> None:
         self.way = WAYS[self.name](self.url, threads)
@@ -117,7 +118,7 @@ class Bench:
         done, rows, counter, postgres = self._run(name, self.plan.customers if capped else None, crowd, self.items)
         if done.refused or done.failed or rows != done.redeemed:
             raise RuntimeError(f"{name}: {rows} rows after {done}")
-        if capped and counter not in ({rows} if name in (OURS, LOCK) else {0}):
+        if capped and counter not in ({rows} if name in (OURS, LOCK, ONE) else {0}):
             raise RuntimeError(f"{name}: the cap says {counter} where there are {rows} rows")
         return Sample(done.rate, done.cpu / rows, postgres / rows, rows)
 
@@ -158,7 +159,9 @@ class Bench:
 
 def turns(number: int) -> list[tuple[str, bool]]:
     """Who comes after whom; the order turns from round to round. To a plain INSERT a cap is nothing."""
-    order = [(INSERT, False), (OURS, False), (ORM, False), (LOCK, False), (OURS, True), (ORM, True), (LOCK, True)]
+    order = [(name, False) for name in (INSERT, OURS, ONE, ORM, LOCK)] + [
+        (name, True) for name in (OURS, ONE, ORM, LOCK)
+    ]
     start = number % len(order)
     return order[start:] + order[:start]
 
@@ -187,7 +190,7 @@ def measure(plan: Plan) -> Results:
                     sample = bench.sample(name, capped, threads)
                     results.samples.setdefault((name, capped, threads), []).append(sample)
                     print(f"round {number + 1}, {threads} threads, {redeem_db_report.title(name, capped)}: {sample}")
-        for name in (OURS, LOCK, ORM):
+        for name in (OURS, ONE, LOCK, ORM):
             results.sold[name] = [bench.rush(name, max(plan.threads)) for _ in range(plan.rounds)]
     return results
 

@@ -10,13 +10,13 @@ import pytest
 from sqlalchemy.orm import Session
 
 from benchmarks import customers, jobs, textbook
-from benchmarks.textbook import WAYS, Asked, ForUpdate, OrmHabit, PlainInsert
+from benchmarks.textbook import WAYS, Asked, ForUpdate, OneStatement, OrmHabit, PlainInsert
 from tests.benchmarks.conftest import CUSTOMERS
 from webapp.offers.models import Offer
 from webapp.settings import Settings
 
 THREADS = 8
-Way = OrmHabit | ForUpdate | PlainInsert
+Way = OrmHabit | ForUpdate | OneStatement | PlainInsert
 
 
 @pytest.fixture
@@ -24,16 +24,10 @@ def people(connection: psycopg.Connection) -> None:
     customers.fill(connection, CUSTOMERS)
 
 
-@pytest.fixture(params=WAYS, ids=lambda way: way.__name__)
+@pytest.fixture(params=[*WAYS, OneStatement], ids=lambda way: way.__name__)
 def way(request: pytest.FixtureRequest, people: None, test_settings: Settings) -> Iterator[Way]:
     """Each way in turn."""
     with request.param(test_settings.libpq_url, THREADS) as way:
-        yield way
-
-
-@pytest.fixture
-def for_update(people: None, test_settings: Settings) -> Iterator[ForUpdate]:
-    with ForUpdate(test_settings.libpq_url, THREADS) as way:
         yield way
 
 
@@ -81,18 +75,18 @@ def test_one_customer_at_once_in_many_threads_redeems_once(
     assert rows(connection, live) == 1
 
 
-@pytest.mark.parametrize("kind", [OrmHabit, ForUpdate])
+@pytest.mark.parametrize("kind", [OrmHabit, ForUpdate, OneStatement])
 def test_alone_a_cap_is_kept(
-    kind: type[OrmHabit | ForUpdate], people: None, offer: Callable[..., Offer], test_settings: Settings
+    kind: type[OrmHabit | ForUpdate | OneStatement], people: None, offer: Callable[..., Offer], test_settings: Settings
 ) -> None:
     capped = offer(max_redemptions=3)
     with kind(test_settings.libpq_url, 1) as way:
         assert [way.redeem(asked) for asked in asks(capped, range(1, 6))] == [True, True, True, False, False]
 
 
-@pytest.mark.parametrize("kind", [OrmHabit, ForUpdate])
+@pytest.mark.parametrize("kind", [OrmHabit, ForUpdate, OneStatement])
 def test_unknown_codes_and_customers_are_refused(
-    kind: type[OrmHabit | ForUpdate], people: None, offer: Callable[..., Offer], test_settings: Settings
+    kind: type[OrmHabit | ForUpdate | OneStatement], people: None, offer: Callable[..., Offer], test_settings: Settings
 ) -> None:
     live = offer()
     with kind(test_settings.libpq_url, 1) as way:
@@ -100,11 +94,12 @@ def test_unknown_codes_and_customers_are_refused(
         assert [way.redeem(asked) for asked in unknown] == [False, False]
 
 
-def test_with_the_offer_locked_the_cap_is_exact_in_many_threads(
-    for_update: ForUpdate, offer: Callable[..., Offer], connection: psycopg.Connection
+@pytest.mark.parametrize("way", [ForUpdate, OneStatement], indirect=True)
+def test_what_claims_to_be_exact_keeps_the_cap_in_many_threads(
+    way: Way, offer: Callable[..., Offer], connection: psycopg.Connection
 ) -> None:
     capped = offer(max_redemptions=10)
-    assert redeem_at_once(for_update, asks(capped, range(1, CUSTOMERS + 1))) == 10
+    assert redeem_at_once(way, asks(capped, range(1, CUSTOMERS + 1))) == 10
     assert (rows(connection, capped), counted(connection, capped)) == (10, 10)
 
 
