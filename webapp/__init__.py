@@ -86,7 +86,12 @@ def create_app(settings: Settings | None = None) -> Flask:
             "max_overflow": 20,
             # Seconds to wait for one of them; then the answer is 503, as when the database is away.
             "pool_timeout": 10,
-            "connect_args": {"connect_timeout": 5, "options": "-c timezone=UTC"},
+            "connect_args": {
+                "connect_timeout": 5,
+                # Milliseconds after which a server that is gone without a word counts as gone (RFC 5482); TCP only.
+                "tcp_user_timeout": 20_000,
+                "options": "-c timezone=UTC",
+            },
         },
         MAIL_SERVER=settings.mail_server,
         MAIL_PORT=settings.mail_port,

@@ -85,6 +85,8 @@ class Gatherer(Generic[Ask, Answer]):
         error: BaseException | None = None
         try:
             answers = self._work([waiting.ask for waiting in batch])
+            if len(answers) != len(batch):
+                raise RuntimeError("there must be one answer for each ask")
         except BaseException as raised:
             error = raised
         self._answer(batch, answers, error)

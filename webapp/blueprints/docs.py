@@ -29,7 +29,7 @@ REFUSALS = {
     415: "The body is of another content type than this call takes.",
     422: "Some fields can't be taken as they are; `errors` says which.",
     429: "Too many calls; `Retry-After` says for how many seconds to wait.",
-    503: "The database can't be reached just now; nothing was saved.",
+    503: "The database can't be reached just now; try again after `Retry-After` seconds.",
 }
 ABOUT = """\
 Offers with one shared voucher code each: import customers, set up and launch offers, validate and redeem codes.

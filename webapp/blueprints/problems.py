@@ -33,7 +33,7 @@ SENTENCES = {
     413: "What you sent is larger than we take.",
     429: "Please wait a minute and try again.",
     500: "It has been noted. Please try again; if it happens again, tell us the number below.",
-    503: "The database can't be reached just now. Nothing was saved; please try again in a moment.",
+    503: "The database can't be reached just now. Please try again in a moment.",
 }
 # What a person typed is offered again when the database was away. Never on pages that ask for a password, under
 # whatever name a field of theirs goes, and never a token of the session.

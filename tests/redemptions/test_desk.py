@@ -1,0 +1,192 @@
+"""Many redeem at once in one process: who suffers when something goes wrong, and what everybody hears."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import event, select, text
+from sqlalchemy.exc import OperationalError
+
+from webapp.customers.models import Customer
+from webapp.errors import DomainError
+from webapp.extensions import db
+from webapp.offers.models import Offer
+from webapp.redemptions import actions
+from webapp.redemptions.actions import Desk, Unavailable
+from webapp.redemptions.models import Redemption
+from webapp.redemptions.queries import Redeemed
+from webapp.redemptions.verdict import Ask
+
+MakeOffer = Callable[..., Offer]
+MakeCustomer = Callable[..., Customer]
+
+
+@pytest.fixture
+def desk(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    """A fresh one, which does not wait as long for a lock as in earnest."""
+    monkeypatch.setattr(actions, "LOCK_SECONDS", 1)
+    app.extensions.pop("redeeming", None)
+    yield actions._desk()
+    app.extensions.pop("redeeming", None)
+
+
+def asks(code: str, emails: Sequence[str]) -> list[Ask]:
+    return [Ask(channel="form", code=code, email=email) for email in emails]
+
+
+def people(customer: MakeCustomer, n: int) -> list[str]:
+    return [customer(f"c{number}@example.com").email for number in range(n)]
+
+
+def rows() -> int:
+    return len(db.session.execute(select(Redemption.customer_id)).all())
+
+
+def said(answers: Sequence[Redeemed | DomainError]) -> list[str]:
+    return [answer.key if isinstance(answer, DomainError) else "redeemed" for answer in answers]
+
+
+def test_an_offer_that_somebody_holds_makes_only_its_own_asks_fail(
+    desk: Desk, offer: MakeOffer, customer: MakeCustomer
+) -> None:
+    held, free = offer("HELD", max_redemptions=5, frozen_at=text("now()")), offer("FREE", max_redemptions=5)
+    emails = people(customer, 3)
+    with db.engine.connect() as other:
+        other.execute(text("select from offer where id = :id for update"), {"id": held.id})
+        answers = desk._answer(asks("HELD", emails) + asks("FREE", emails))
+    assert said(answers) == ["unavailable"] * 3 + ["redeemed"] * 3
+    assert rows() == 3
+    assert said(desk._answer(asks("HELD", emails))) == ["redeemed"] * 3
+    assert {free.redeemed, held.redeemed} == {3}
+
+
+def test_who_can_not_be_written_harms_no_neighbour(desk: Desk, offer: MakeOffer, customer: MakeCustomer) -> None:
+    offer()
+    emails = people(customer, 4)
+    wanted = asks("SUMMER25", emails)
+    # Half a character: no door lets it in, and the database does not take it.
+    wanted[2] = Ask(channel="api", code="SUMMER25", email=emails[2], metadata={"\x00": 1})
+    assert said(desk._answer(wanted)) == ["redeemed", "redeemed", "error", "redeemed"]
+    assert rows() == 3
+
+
+def test_a_connection_that_was_lost_since_is_made_anew_without_anybody_noticing(
+    desk: Desk, offer: MakeOffer, customer: MakeCustomer
+) -> None:
+    offer()
+    first, second = people(customer, 2)
+    desk._answer(asks("SUMMER25", [first]))
+    end_connections()
+    assert said(desk._answer(asks("SUMMER25", [second]))) == ["redeemed"]
+
+
+def test_what_was_lost_before_the_commit_is_done_once_more(
+    desk: Desk, offer: MakeOffer, customer: MakeCustomer
+) -> None:
+    offer(frozen_at=text("now()"))
+    with interrupted("insert into redemption"):
+        assert said(desk._answer(asks("SUMMER25", people(customer, 2)))) == ["redeemed", "redeemed"]
+    assert rows() == 2
+
+
+def test_what_was_lost_during_the_commit_may_be_saved_and_is_said_to_be(
+    desk: Desk, offer: MakeOffer, customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(frozen_at=text("now()"))
+    emails = people(customer, 2)
+    commit = db.engine.dialect.do_commit
+
+    def commit_and_lose_the_answer(connection: Any) -> None:
+        commit(connection)
+        if done:
+            end_connections()
+            connection.execute("select 1")
+
+    done = [True]
+    monkeypatch.setattr(db.engine.dialect, "do_commit", commit_and_lose_the_answer)
+    desk._connection = None
+    done.clear()
+    desk._kept()
+    done.append(True)
+    answers = desk._answer(asks("SUMMER25", emails))
+    monkeypatch.undo()
+    assert said(answers) == ["unavailable"] * 2
+    assert all("whatever was saved" in answer.message for answer in answers if isinstance(answer, Unavailable))
+    # It was saved, and asking again tells so.
+    assert said(desk._answer(asks("SUMMER25", emails))) == ["already_redeemed"] * 2
+
+
+def test_a_server_that_can_not_be_reached_is_told_to_all(
+    desk: Desk, offer: MakeOffer, customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer()
+    wanted = asks("SUMMER25", people(customer, 3))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OperationalError("connect", {}, Exception("connection refused"))
+
+    monkeypatch.setattr(type(db.engine), "connect", refuse)
+    assert said(desk._answer(wanted)) == ["unavailable"] * 3
+    monkeypatch.undo()
+    assert said(desk._answer(wanted)) == ["redeemed"] * 3
+
+
+def test_many_more_threads_than_connections_redeem(
+    desk: Desk, session_app: Flask, offer: MakeOffer, customer: MakeCustomer
+) -> None:
+    offer(max_redemptions=50)
+    emails = people(customer, 80)
+    start = threading.Barrier(80)
+
+    def each(email: str) -> str:
+        with session_app.app_context():
+            # As a view has that has looked at something before.
+            start.wait()
+            db.session.execute(text("select 1"))
+            try:
+                actions.redeem(Ask(channel="form", code="SUMMER25", email=email))
+            except DomainError as error:
+                return error.key
+            return "redeemed"
+
+    with ThreadPoolExecutor(80) as crowd:
+        answers = list(crowd.map(each, emails))
+    assert sorted(answers) == ["offer_exhausted"] * 30 + ["redeemed"] * 50
+    assert rows() == 50
+
+
+def end_connections() -> None:
+    """End every other connection to this database, as a server does that is started anew."""
+    # The test's own goes back to the pool, which looks whether it still lives before it gives it out.
+    db.session.rollback()
+    with db.engine.connect() as connection:
+        connection.execute(
+            text(
+                "select pg_terminate_backend(pid, 5000) from pg_stat_activity "
+                "where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'"
+            )
+        )
+
+
+class interrupted:  # noqa: N801
+    """Inside, the first statement that begins so finds its connection ended."""
+
+    def __init__(self, start: str) -> None:
+        self.start = start
+        self.left = 1
+
+    def __enter__(self) -> None:
+        event.listen(db.engine, "before_cursor_execute", self._note)
+
+    def __exit__(self, *_: object) -> None:
+        event.remove(db.engine, "before_cursor_execute", self._note)
+
+    def _note(self, _: Any, __: Any, statement: str, *___: Any) -> None:
+        if self.left and statement.strip().startswith(self.start):
+            self.left = 0
+            end_connections()
