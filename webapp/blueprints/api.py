@@ -38,6 +38,16 @@ def takes(*media_types: str) -> Callable[[View], View]:
     return mark
 
 
+def heeds(header: str, why: str, **schema: Any) -> Callable[[View], View]:
+    """Mark a header that a call goes by, for the document: what it is for, and the JSON schema of its value."""
+
+    def mark(view: View) -> View:
+        view.heeds = {header: (why, {"type": "string"} | schema)}  # type: ignore[attr-defined]
+        return view
+
+    return mark
+
+
 def open_to_all(view: View) -> View:
     """Mark a call that needs no key."""
     view.open_to_all = True  # type: ignore[attr-defined]

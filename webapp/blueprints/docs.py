@@ -84,11 +84,14 @@ def _views(app: OpenAPI) -> dict[tuple[str, str], Any]:
 
 
 def _declare_marks(operation: dict[str, Any], view: Any) -> None:
-    """The scope that a call needs and the body it takes, from the marks that the door itself goes by."""
+    """What a call needs and takes, scope, headers and body, from the marks that the door itself goes by."""
     scope = f"Needs the scope `{getattr(view, 'needs_scope', None)}`."
     # flask-openapi turns the line breaks of a docstring into breaks of the page.
     said = operation.get("description", "").replace("<br/>", "\n").strip()
     operation["description"] = f"{said}\n\n{scope}".strip()
+    for name, (why, schema) in getattr(view, "heeds", {}).items():
+        header = {"name": name, "in": "header", "required": False, "description": why, "schema": schema}
+        operation.setdefault("parameters", []).append(header)
     streams = getattr(view, "takes", None)
     if streams:
         content = {media_type: {"schema": {"type": "string"}} for media_type in streams}

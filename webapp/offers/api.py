@@ -11,7 +11,7 @@ from flask import Response, g, jsonify, request, url_for
 from flask_openapi import APIBlueprint
 
 from webapp import cursor
-from webapp.blueprints.api import needs_scope
+from webapp.blueprints.api import heeds, needs_scope
 from webapp.campaigns import actions as campaigns
 from webapp.campaigns.actions import MailText
 from webapp.customers import queries as customers
@@ -77,6 +77,7 @@ def read(path: OfferPath) -> Response:
 
 @room.patch("/offers/<code>", responses={200: OfferOut, 412: None})
 @needs_scope("manage")
+@heeds("If-Match", "The `ETag` that the offer had when it was read.")
 def change(path: OfferPath, body: OfferChange) -> Response:
     """Change an offer. With `If-Match` only if nobody else has changed it since (412 otherwise).
 
@@ -97,6 +98,7 @@ def change(path: OfferPath, body: OfferChange) -> Response:
 
 @room.post("/offers/<code>/codes", responses={200: OfferOut, 412: None})
 @needs_scope("manage")
+@heeds("If-Match", "The `ETag` that the offer had when it was read.")
 def renew_code(path: OfferPath, body: NewCode) -> Response:
     """Give an offer another code. The one before stays an alias, which works everywhere until it is closed.
 

@@ -8,7 +8,7 @@ from flask import Response, g, jsonify, request
 from flask_openapi import APIBlueprint
 
 from webapp import cursor
-from webapp.blueprints.api import needs_scope
+from webapp.blueprints.api import heeds, needs_scope
 from webapp.customers import queries as customers
 from webapp.customers.models import Customer, normalise_email
 from webapp.errors import DomainError, FieldError, Invalid, NotFound
@@ -77,6 +77,7 @@ def explain_refusal(body: NewExplanation) -> Response:
 
 @room.post("/redemptions", responses={201: RedemptionOut, 200: RedemptionOut, 404: None})
 @needs_scope("redeem")
+@heeds("Idempotency-Key", "The same request again has the same key.", minLength=1, maxLength=255, pattern="^[ -~]+$")
 def redeem(body: NewRedemption) -> Response:
     """Redeem an offer for a customer. What it answers is on disk.
 
