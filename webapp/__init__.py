@@ -82,8 +82,9 @@ def create_app(settings: Settings | None = None) -> Flask:
             "pool_pre_ping": True,
             # An error in the log names the statement, never the customers it was about.
             "hide_parameters": True,
+            # One for each of the web server's threads and some more: none holds two for long.
             "pool_size": 10,
-            "max_overflow": 20,
+            "max_overflow": 26,
             # Seconds to wait for one of them; then the answer is 503, as when the database is away.
             "pool_timeout": 10,
             "connect_args": {

@@ -41,11 +41,13 @@ def every(schedule: Callable[..., bool], function: Callable[..., None]) -> Any:
     return huey.periodic_task(schedule)(_in_context(function))
 
 
-def ring(task: Any, *ids: int, after: float = 0) -> None:
+def ring(task: Any, *ids: int, after: float = 0) -> bool:
     """Enqueue a task after the rows it is about are committed, to be done at once or `after` so many seconds.
 
-    A bell that can't be rung is only logged: the sweep rings again within a minute, so the caller's answer,
-    which is about rows already on disk, stays true.
+    A bell that can't be rung is only logged: for what stands in rows the sweep rings again within a minute, so the
+    caller's answer, which is about rows already on disk, stays true.
+
+    :returns: whether it was rung, for whoever has no sweep.
     """
     try:
         if after:
@@ -53,7 +55,9 @@ def ring(task: Any, *ids: int, after: float = 0) -> None:
         else:
             task(*ids)
     except psycopg.Error as error:
-        log.warning("a bell was not rung, the sweep will ring it: %s", error)
+        log.warning("a bell was not rung: %s", error)
+        return False
+    return True
 
 
 def _in_context(function: Callable[..., None]) -> Callable[..., None]:

@@ -2,7 +2,8 @@
 
 They are versioned rows, so that changing SECRET_KEY only ends sessions. A process remembers them for a minute. Another
 one may have signed with a key that is younger than that: whoever meets what no known key explains has the table read
-again before saying no, by the revision of the table (`keys`) or by asking what is new (`newly_known`).
+again before saying no: by the revision of the table (`keys`), or by asking what is new (`newly_known`), at most
+once a second.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ CACHE_SECONDS = 60
 ASK_AGAIN_SECONDS = 1
 _cache: dict[tuple[str, str], _Held] = {}
 _lock = threading.Lock()
+_reading = threading.Lock()
 
 
 def keys(purpose: str, revision: int = 0) -> list[tuple[int, bytes]]:
@@ -63,10 +65,19 @@ def keys(purpose: str, revision: int = 0) -> list[tuple[int, bytes]]:
     :param revision: how many keys were ever made and retired, if the caller has just read that: a process that
         knows of fewer reads the table again.
     """
+    held = _fresh(purpose, revision)
+    if held is None:
+        with _reading:
+            # Of many who find them too old one reads, and the others find what it has read.
+            held = _fresh(purpose, revision) or _read(purpose)
+    return held.keys
+
+
+def _fresh(purpose: str, revision: int) -> _Held | None:
     held = _held(purpose)
     if held and held.revision >= revision and held.read_at > time.monotonic() - CACHE_SECONDS:
-        return held.keys
-    return _read(purpose).keys
+        return held
+    return None
 
 
 def newly_known(purpose: str) -> list[tuple[int, bytes]]:
@@ -172,7 +183,9 @@ def _read(purpose: str) -> _Held:
 
 
 def _stored(purpose: str) -> list[Row[int, bytes, datetime | None]]:
-    return list(db.session.execute(_ROWS.where(SigningKey.purpose == purpose)))
+    # On a connection that is given back at once: whoever asks for a key may need one for something else as well.
+    with db.engine.connect() as connection:
+        return list(connection.execute(_ROWS.where(SigningKey.purpose == purpose)))
 
 
 def _first(purpose: str) -> list[Row[int, bytes, datetime | None]]:

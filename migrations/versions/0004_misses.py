@@ -28,5 +28,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Keys that were given before are no longer known as such: a repeat by key is then told `already_redeemed`."""
+    """Keys that were given before are no longer known as such: a repeat by key is then told `already_redeemed`. Upgrading
+    again hashes the hashes: keys from before are then forgotten for good."""
     op.drop_table("code_miss")

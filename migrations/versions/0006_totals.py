@@ -1,4 +1,7 @@
-"""Totals beside the hours: of each offer, and of each hour over all offers."""
+"""Totals beside the hours: of each offer, and of each hour over all offers.
+
+Stop the program before: a process of the version before would undo redemptions without taking them off the totals.
+"""
 
 import sqlalchemy as sa
 from alembic import op

@@ -151,6 +151,9 @@ def check(place: Place, found: Load) -> None:
     assert told <= kept
     assert kept - told <= set(found.who(503) + found.who(0))
     assert {reply.status for _, reply in found.heard} <= {201, 503, 0}
+    # Nobody hears that nothing was saved of whom there is a row.
+    assured = {who for who, reply in found.heard if reply.status == 503 and "Nothing was saved" in reply.body["detail"]}
+    assert not assured & kept
 
 
 def workers(web: live.Live) -> list[psutil.Process]:

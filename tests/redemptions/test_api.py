@@ -397,9 +397,7 @@ def test_a_key_is_kept_as_the_migration_made_those_that_were_there_before(app: F
     assert len(kept) == 12
 
 
-def test_the_document_tells_of_the_key_for_repeats(client: FlaskClient) -> None:
-    document = client.get("/api/v1/openapi.json").get_json()
-    headers = [
-        given for given in document["paths"]["/api/v1/redemptions"]["post"]["parameters"] if given["in"] == "header"
-    ]
-    assert [given["name"] for given in headers] == ["Idempotency-Key"]
+def test_the_document_tells_of_the_key_for_repeats(api: Any) -> None:
+    document = api.get("/api/v1/openapi.json").get_json()
+    parameters = document["paths"]["/api/v1/redemptions"]["post"]["parameters"]
+    assert [given["name"] for given in parameters if given["in"] == "header"] == ["Idempotency-Key"]

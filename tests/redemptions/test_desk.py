@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 from webapp.customers.models import Customer
 from webapp.errors import DomainError
 from webapp.extensions import db
+from webapp.gather import Stuck
 from webapp.offers.models import Offer
 from webapp.redemptions import actions
 from webapp.redemptions.actions import Desk, Unavailable
@@ -62,7 +63,42 @@ def test_an_offer_that_somebody_holds_makes_only_its_own_asks_fail(
     assert said(answers) == ["unavailable"] * 3 + ["redeemed"] * 3
     assert rows() == 3
     assert said(desk._answer(asks("HELD", emails))) == ["redeemed"] * 3
+    db.session.rollback()
     assert {free.redeemed, held.redeemed} == {3}
+
+
+def test_an_offer_that_is_held_before_its_first_redemption_holds_up_nobody_else(
+    desk: Desk, offer: MakeOffer, customer: MakeCustomer
+) -> None:
+    held = offer("HELD")
+    offer("FREE")
+    emails = people(customer, 3)
+    with db.engine.connect() as other:
+        other.execute(text("select from offer where id = :id for update"), {"id": held.id})
+        answers = desk._answer(asks("HELD", emails) + asks("FREE", emails))
+    assert said(answers) == ["unavailable"] * 3 + ["redeemed"] * 3
+    assert [answer.message for answer in answers[:3] if isinstance(answer, Unavailable)] == [actions.BUSY] * 3
+
+
+def test_what_an_earlier_round_has_saved_stays_true_when_a_later_one_is_lost(
+    desk: Desk, offer: MakeOffer, customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(frozen_at=text("now()"))
+    first, second = people(customer, 2)
+    wanted = asks("SUMMER25", [first, second, first])
+    rounds: list[int] = []
+    one_round = actions._round
+
+    def lost_the_second_time(connection: Any, waiting: dict[int, Ask]) -> dict[int, Redeemed | DomainError]:
+        rounds.append(len(waiting))
+        if len(rounds) == 2:
+            end_connections()
+        return one_round(connection, waiting)
+
+    monkeypatch.setattr(actions, "_round", lost_the_second_time)
+    assert said(desk._answer(wanted)) == ["redeemed", "redeemed", "unavailable"]
+    assert rounds == [2 + 1, 1]
+    assert rows() == 2
 
 
 def test_who_can_not_be_written_harms_no_neighbour(desk: Desk, offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -116,7 +152,7 @@ def test_what_was_lost_during_the_commit_may_be_saved_and_is_said_to_be(
     answers = desk._answer(asks("SUMMER25", emails))
     monkeypatch.undo()
     assert said(answers) == ["unavailable"] * 2
-    assert all("whatever was saved" in answer.message for answer in answers if isinstance(answer, Unavailable))
+    assert [answer.message for answer in answers if isinstance(answer, Unavailable)] == [actions.LOST] * 2
     # It was saved, and asking again tells so.
     assert said(desk._answer(asks("SUMMER25", emails))) == ["already_redeemed"] * 2
 
@@ -131,9 +167,25 @@ def test_a_server_that_can_not_be_reached_is_told_to_all(
         raise OperationalError("connect", {}, Exception("connection refused"))
 
     monkeypatch.setattr(type(db.engine), "connect", refuse)
-    assert said(desk._answer(wanted)) == ["unavailable"] * 3
+    answers = desk._answer(wanted)
+    assert [answer.message for answer in answers if isinstance(answer, Unavailable)] == [actions.AWAY] * 3
     monkeypatch.undo()
     assert said(desk._answer(wanted)) == ["redeemed"] * 3
+
+
+def test_who_was_taken_up_and_hears_nothing_is_not_told_that_nothing_was_saved(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {}
+    for begun in (False, True):
+
+        def give_up(_: Ask, begun: bool = begun) -> Redeemed:
+            raise Stuck(begun)
+
+        monkeypatch.setattr(desk._gatherer, "ask", give_up)
+        answer = desk.redeem(Ask(channel="form"))
+        found[begun] = answer.message if isinstance(answer, Unavailable) else ""
+    assert found == {False: actions.AWAY, True: actions.LOST}
 
 
 def test_many_more_threads_than_connections_redeem(

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
-from sqlalchemy import text
+from sqlalchemy import select, text
 
+from webapp.accounts.models import AuditEntry
 from webapp.customers.models import Customer
 from webapp.extensions import db
 from webapp.offers.models import Offer
@@ -217,3 +218,19 @@ def test_with_a_channel_that_is_hardly_ever_used_staff_are_led_further_back(
     assert "None so far back" in first
     assert "3 May 2020" in first
     assert "ada@example.com</a>" in staff.get(further).text
+
+
+def test_what_was_undone_is_found_by_its_reference_and_stands_in_the_audit_trail(
+    staff: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
+) -> None:
+    offer(), customer()
+    done = actions.redeem(Ask(channel="form", code="SUMMER25", email="ada@example.com"))
+    staff.post(f"/redemptions/{done.public_id}/undo", data={"reason": "a mistake"})
+
+    found = staff.get("/redemptions", query_string={"who": done.public_id})
+
+    assert found.headers["Location"] == f"/redemptions/{done.public_id}"
+    entry = db.session.scalars(select(AuditEntry).order_by(AuditEntry.id.desc())).first()
+    assert entry is not None
+    assert (entry.actor, entry.action, entry.subject) == ("manager@example.com", "redemption.undone", "SUMMER25")
+    assert entry.detail == {"customer": done.customer_id, "reference": done.public_id}

@@ -334,7 +334,7 @@ def authenticate_key(authorization: str) -> Caller:
         if hmac.compare_digest(mac, expected) and found and found.works:
             if found.is_unmarked:
                 _mark_used(found.id)
-                current_app.extensions["api_keys"].pop(public_id, None)
+                current_app.extensions.get("api_keys", {}).pop(public_id, None)
             return Caller(found.id, found.name, found.scopes)
     raise DomainError("unauthorized", "Send a valid key as: Authorization: Bearer …", 401)
 

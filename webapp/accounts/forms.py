@@ -30,7 +30,7 @@ ROLE_WORDS = {
 SCOPE_WORDS = {
     "read": "read: look at offers, customers, redemptions",
     "redeem": "redeem: validate and redeem codes, undo redemptions",
-    "manage": "manage: import customers, set up and launch offers",
+    "manage": "manage: import and erase customers, set up and launch offers",
 }
 
 

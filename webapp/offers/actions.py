@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from babel.numbers import is_currency
-from sqlalchemy import func, update
+from sqlalchemy import Connection, func, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
@@ -107,14 +107,16 @@ def require_personal_codes(offer_id: int, required: bool, by: str) -> Offer:
     return change(offer_id, {"personal_code_required": required}, None, by)
 
 
-def freeze(offer_id: int) -> bool:
+def freeze(offer_id: int, connection: Connection | None = None) -> bool:
     """Freeze the discount, the code and whether there is a cap; True when this call did it. The caller commits.
 
     What a mail promised or a till gave is then worth the same for good, and no redemption goes uncounted. Another code
     is then given by `code_actions.renew_code`, which leaves the old one working. Whom the offer is for, and whether it
     asks for the personal code, can still be changed.
+
+    :param connection: to write on; that of the session unless another is given.
     """
-    frozen = db.session.scalar(
+    frozen = (connection or db.session).scalar(
         update(Offer)
         .where(Offer.id == offer_id, Offer.frozen_at.is_(None))
         .values(frozen_at=func.now())

@@ -100,7 +100,8 @@ def change(path: OfferPath, body: OfferChange) -> Response:
 @needs_scope("manage")
 @heeds("If-Match", "The `ETag` that the offer had when it was read.")
 def renew_code(path: OfferPath, body: NewCode) -> Response:
-    """Give an offer another code. The one before stays an alias, which works everywhere until it is closed.
+    """Give an offer another code. The one before stays an alias, which works everywhere until it is closed;
+    before the first launch or redemption it is simply replaced.
 
     With `If-Match` only if nobody else has changed the offer since (412 otherwise). Asking for the code that it has
     changes nothing. An alias can become the code again; a code that any offer ever had is refused.

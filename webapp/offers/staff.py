@@ -190,7 +190,11 @@ def reopen_code(offer_id: int, code: str) -> BaseResponse:
 @room.post("/offers/<int:offer_id>/personal-code")
 def personal_code(offer_id: int) -> BaseResponse:
     """Have it work with personal codes only, or with the shared one, too."""
-    required = request.form.get("required") == "yes"
+    answer = request.form.get("required")
+    if answer not in ("yes", "no"):
+        # What protects an offer is never switched off by a request that says nothing.
+        raise DomainError("invalid_payload", "Say whether personal codes are required: yes or no.", 422)
+    required = answer == "yes"
     actions.require_personal_codes(offer_id, required, by=current_user.email)
     words = "Only personal codes and links work now." if required else "The shared code alone works now, too."
     flash(words, "success")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from flask import current_app
+from psycopg.errors import LockNotAvailable
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
@@ -31,7 +33,8 @@ ROUNDS = 10
 # More in one transaction make none of them cheaper, and all wait for the last.
 GATHERED = 64
 PATIENCE_SECONDS = 15
-LOCK_SECONDS = 5
+LOCK_SECONDS = 2
+IDLE_SECONDS = 20
 # Held shared by whoever undoes a redemption, alone by whoever counts hours.
 _TALLY_LOCK = "hashtext('onecode.redemption_tally')"
 
@@ -46,13 +49,24 @@ class Refused(DomainError):
         self.facts = facts
 
 
-class Unavailable(DomainError):
-    """The database does not answer. `unknown` tells that what was asked for may have been done all the same."""
+AWAY = "The database can't be reached just now. Nothing was saved; please try again in a moment."
+LOST = "The database did not say whether this was saved. Please try again: whatever was saved, it counts once."
+BUSY = "There is a rush on this offer just now. Nothing was saved; please try again in a moment."
 
-    def __init__(self, unknown: bool = False) -> None:
-        known = "The database can't be reached just now. Nothing was saved; please try again in a moment."
-        lost = "The database was lost while this was being saved. Please try again: whatever was saved, it counts once."
-        super().__init__("unavailable", lost if unknown else known, 503)
+
+class Unavailable(DomainError):
+    """No answer came in time. Unless the sentence is LOST, nothing was saved."""
+
+    def __init__(self, sentence: str = AWAY) -> None:
+        super().__init__("unavailable", sentence, 503)
+
+
+class _Held(Exception):
+    """Somebody else holds the offer of these asks for too long; nothing was saved."""
+
+    def __init__(self, asks: Iterable[int]) -> None:
+        super().__init__()
+        self.asks = list(asks)
 
 
 def redeem(ask: Ask) -> Redeemed:
@@ -93,7 +107,7 @@ def redeem_all(asks: Sequence[Ask], connection: Connection | None = None) -> lis
 
     :param connection: to work on; one of its own unless another is given.
     :raises DBAPIError: when the database refuses or is lost; nothing is saved then.
-    :raises Unavailable: with `unknown`, when it is lost during the commit.
+    :raises Unavailable: when it is lost during the commit.
     """
     if connection is None:
         with db.engine.connect() as connection:
@@ -106,6 +120,8 @@ def redeem_all(asks: Sequence[Ask], connection: Connection | None = None) -> lis
             break
         try:
             answers |= _round(connection, {n: asks[n] for n in waiting})
+        except _Held as held:
+            answers |= {n: Unavailable(BUSY) for n in held.asks}
         except (DBAPIError, Unavailable) as error:
             # What an earlier round has saved stays true, whatever becomes of the rest.
             if not answers:
@@ -122,23 +138,26 @@ def _round(connection: Connection, asks: dict[int, Ask]) -> dict[int, Redeemed |
         answers, admitted, loose = _judged(connection, asks)
         if not loose:
             for offer_id in sorted(admitted):
-                answers |= _write(connection, list(admitted[offer_id].values()))
+                entries = list(admitted[offer_id].values())
+                with _not_held(entry.n for entry in entries):
+                    answers |= _write(connection, entries)
         try:
             transaction.commit()
         except DBAPIError as error:
-            raise Unavailable(unknown=True) from error
+            raise Unavailable(LOST) from error
     if loose:
-        _freeze(loose)
+        _freeze(connection, loose)
     return answers
 
 
 def _judged(
     connection: Connection, asks: dict[int, Ask]
-) -> tuple[dict[int, Redeemed | DomainError], dict[int, dict[int, _Entry]], set[int]]:
-    """The answers that need no write, what may be written by offer and customer, and the offers that are not frozen."""
+) -> tuple[dict[int, Redeemed | DomainError], dict[int, dict[int, _Entry]], dict[int, list[int]]]:
+    """The answers that need no write, what may be written by offer and customer, and the asks of offers that are not
+    frozen, by offer."""
     answers: dict[int, Redeemed | DomainError] = {}
     admitted: dict[int, dict[int, _Entry]] = {}
-    loose: set[int] = set()
+    loose: dict[int, list[int]] = {}
     for n, facts in zip(asks, queries.facts(list(asks.values()), connection), strict=True):
         try:
             known = _judge(n, asks[n], facts)
@@ -148,7 +167,7 @@ def _judged(
         if isinstance(known, Redeemed):
             answers[n] = known
         elif not known.offer.frozen:
-            loose.add(known.offer.id)
+            loose.setdefault(known.offer.id, []).append(n)
         else:
             # A second ask for the same pair waits for what becomes of the first.
             admitted.setdefault(known.offer.id, {}).setdefault(known.customer_id, known)
@@ -195,7 +214,7 @@ class Desk:
         try:
             return self._gatherer.ask(ask)
         except Stuck as stuck:
-            return Unavailable(unknown=stuck.begun)
+            return Unavailable(LOST if stuck.begun else AWAY)
 
     def _answer(self, asks: Sequence[Ask]) -> list[Redeemed | DomainError]:
         try:
@@ -212,7 +231,7 @@ class Desk:
             log.warning("%s redemptions at once: %s", len(asks), error.orig)
             if self._connection is None:
                 return [Unavailable() for _ in asks]
-            return self._apart(asks, error)
+            return self._apart(asks)
 
     def _redeem(self, asks: Sequence[Ask], connection: Connection) -> list[Redeemed | DomainError]:
         try:
@@ -222,22 +241,11 @@ class Desk:
                 connection.close()
                 self._connection = None
 
-    def _apart(self, asks: Sequence[Ask], error: DBAPIError) -> list[Redeemed | DomainError]:
-        """What went wrong for all at once, offer by offer and then one by one: nobody suffers for a neighbour."""
-        parts: dict[object, list[int]] = {}
-        for n, ask in enumerate(asks):
-            parts.setdefault(ask.offer_id or ask.code, []).append(n)
-        if len(parts) == 1:
-            if isinstance(error, OperationalError):
-                # Somebody holds on to the offer; asking once more for each would keep all the others waiting.
-                return [Unavailable() for _ in asks]
-            if len(asks) == 1:
-                return [DomainError("error", "Something went wrong on our side. It has been noted.", 500)]
-            parts = {n: [n] for n in range(len(asks))}
-        answers: dict[int, Redeemed | DomainError] = {}
-        for part in parts.values():
-            answers |= zip(part, self._answer([asks[n] for n in part]), strict=True)
-        return [answers[n] for n in range(len(asks))]
+    def _apart(self, asks: Sequence[Ask]) -> list[Redeemed | DomainError]:
+        """What the database refuses for all at once, one by one: nobody suffers for a neighbour."""
+        if len(asks) == 1:
+            return [DomainError("error", "Something went wrong on our side. It has been noted.", 500)]
+        return [answer for ask in asks for answer in self._answer([ask])]
 
     def _kept(self) -> Connection:
         if self._connection is None:
@@ -245,6 +253,8 @@ class Desk:
             # It never goes back to the pool, so what is set here is set for good.
             connection.detach()
             connection.exec_driver_sql(f"set lock_timeout = '{LOCK_SECONDS}s'")
+            # Should this machine vanish in the middle, what it holds is let go.
+            connection.exec_driver_sql(f"set idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
             connection.commit()
             self._connection = connection
         return self._connection
@@ -257,14 +267,27 @@ def _desk() -> Desk:
     return desk or current_app.extensions.setdefault("redeeming", Desk())
 
 
-def _freeze(offer_ids: Iterable[int]) -> None:
+def _freeze(connection: Connection, offer_ids: Mapping[int, Iterable[int]]) -> None:
     """Freeze offers before their first redemption, each in a transaction of its own; the facts are then read anew.
 
     Nobody can then give an offer a cap, or another discount, between what was read and what is written.
+
+    :param offer_ids: the offers, with the asks that wait for each.
     """
     for offer_id in sorted(offer_ids):
-        offers.freeze(offer_id)
-        db.session.commit()
+        with connection.begin(), _not_held(offer_ids[offer_id]):
+            offers.freeze(offer_id, connection)
+
+
+@contextmanager
+def _not_held(asks: Iterable[int]) -> Iterator[None]:
+    """Tell whose asks it was that waited in vain for a lock."""
+    try:
+        yield
+    except OperationalError as error:
+        if not isinstance(error.orig, LockNotAvailable):
+            raise
+        raise _Held(asks) from error
 
 
 _INSERT = text(
@@ -434,6 +457,7 @@ def rollback(public_id: str, reason: str, by: str) -> Redeemed:
         raise DomainError("already_rolled_back", "This redemption was undone before.", 409)
     db.session.execute(_GIVE_BACK, {"offer_id": found.offer_id})
     db.session.execute(_UNCOUNT, {"offer_id": found.offer_id, "redeemed_at": found.use.redeemed_at})
+    record(by, "redemption.undone", found.code, customer=found.customer_id, reference=public_id)
     db.session.commit()
     return queries.find(public_id) or found
 

@@ -42,6 +42,11 @@ def take_turn(offer_id: int, customer_id: int) -> bool:
     return turns.incr(f"receipts:{customer_id}", DAY) <= A_DAY
 
 
+def give_turn_back(offer_id: int, customer_id: int) -> None:
+    """Nobody was found to mail it: the next who asks has it mailed."""
+    TableStorage("").clear(f"receipt:{offer_id}:{customer_id}")
+
+
 def mail(offer_id: int, customer_id: int) -> None:
     """Mail the receipt of a live redemption; nothing when it was undone, or the customer erased, since.
 

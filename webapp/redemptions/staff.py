@@ -26,10 +26,13 @@ PAGE = 50
 
 
 @room.get("/redemptions")
-def index() -> Response:
+def index() -> BaseResponse:
     """Live redemptions, newest first; the first page renews itself. With a channel it may say to look further back."""
     form = SearchForm(request.args)
     form.validate()
+    undone = _undone(form)
+    if undone is not None:
+        return redirect(url_for("staff.redemptions.show", public_id=undone.public_id))
     place = cursor.read(request.args.get("cursor"), 3)
     narrowed = _filter(form)
     after = Place.of(*place) if place else None
@@ -158,6 +161,13 @@ def _filter(form: SearchForm) -> Filter | None:
     return Filter(
         offer_id, customer_id, form.channel.data if form.channel.data in CHANNEL_WORDS else None, since, until
     )
+
+
+def _undone(form: SearchForm) -> Redeemed | None:
+    """The redemption that was asked for by its reference, when it is in no list of live ones any more."""
+    who = (form.who.data or "").replace(" ", "")
+    done = queries.find(who) if who and "@" not in who else None
+    return done if done is not None and done.use.rolled_back_at is not None else None
 
 
 def _customer_id(who: str) -> int | None:

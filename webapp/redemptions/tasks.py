@@ -23,5 +23,5 @@ mail_receipt = bell.task(_mail_receipt)
 
 def mail_receipt_again(offer_id: int, customer_id: int) -> None:
     """Have a worker mail the receipt, unless that was done lately."""
-    if receipts.take_turn(offer_id, customer_id):
-        bell.ring(mail_receipt, offer_id, customer_id, 0)
+    if receipts.take_turn(offer_id, customer_id) and not bell.ring(mail_receipt, offer_id, customer_id, 0):
+        receipts.give_turn_back(offer_id, customer_id)

@@ -24,7 +24,7 @@ def full(reason: Reason, offer: OfferFacts | None) -> str:
 def public(reason: Reason, offer: OfferFacts | None) -> str:
     """For the customer, or whoever says to be the customer. Never tells whether an e-mail is known."""
     if reason == "not_found" or offer is None:
-        return "We don't know this code; check it for typing errors."
+        return "We don't know this code; check it for typing errors, or press the button in our mail."
     if reason == "offer_not_started":
         return f"This offer starts on {_starts(offer)}; please come back then."
     if reason == "offer_expired":
@@ -34,8 +34,11 @@ def public(reason: Reason, offer: OfferFacts | None) -> str:
     if reason == "offer_exhausted":
         return "This offer is used up: all there was has been taken. Watch your mail for the next one."
     if reason == "already_redeemed":
-        return "This offer was used already with this e-mail address; we have mailed the receipt to it again."
-    return "This code can't be used with this e-mail address; take both exactly as they stand in our mail to you."
+        return "This offer was used already with this e-mail address; we mail the receipt to it, at most once an hour."
+    return (
+        "This code can't be used with this e-mail address; "
+        "take both exactly as they stand in our mail to you, or press the button in it."
+    )
 
 
 def link(reason: Reason, offer: OfferFacts | None) -> str:
