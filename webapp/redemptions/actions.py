@@ -290,21 +290,19 @@ def _not_held(asks: Iterable[int]) -> Iterator[None]:
         raise _Held(asks) from error
 
 
-_INSERT = text(
-    """
+_INSERT = """
     insert into redemption (customer_id, offer_id, redeemed_at, channel, api_key_id, order_id, order_amount,
       order_currency, discount_amount, order_metadata, idempotency_key, body_hash)
-    select customer_id, :offer_id, clock_timestamp(), channel, api_key_id, order_id, order_amount,
+    select customer_id, %(offer_id)s, clock_timestamp(), channel, api_key_id, order_id, order_amount,
       order_currency, discount_amount, order_metadata, idempotency_key, decode(body_hash, 'hex')
-    from json_to_recordset(cast(:rows as json)) as t(
+    from json_to_recordset(cast(%(rows)s as json)) as t(
       customer_id bigint, channel text, api_key_id int, order_id text, order_amount bigint, order_currency text,
       discount_amount bigint, order_metadata jsonb, idempotency_key text, body_hash text
     )
     on conflict do nothing
     returning customer_id, redeemed_at
     """
-)
-_TAKE = text("update offer set redeemed = redeemed + :n where id = :offer_id and redeemed + :n <= max_redemptions")
+_TAKE = "update offer set redeemed = redeemed + %(n)s where id = %(offer_id)s and redeemed + %(n)s <= max_redemptions"
 _LEFT = text("select max_redemptions - redeemed from offer where id = :offer_id for update")
 _DROP = text("delete from redemption where offer_id = :offer_id and customer_id = any(:customer_ids)")
 
@@ -329,7 +327,7 @@ def _write(connection: Connection, entries: list[_Entry]) -> dict[int, Redeemed 
 
 def _insert(connection: Connection, offer_id: int, entries: list[_Entry]) -> dict[int, Use]:
     rows = json.dumps([_row(entry) for entry in entries])
-    made = connection.execute(_INSERT, {"offer_id": offer_id, "rows": rows})
+    made = connection.exec_driver_sql(_INSERT, {"offer_id": offer_id, "rows": rows})
     when = dict(tuple(row) for row in made)
     return {entry.customer_id: _use(entry, when[entry.customer_id]) for entry in entries if entry.customer_id in when}
 
@@ -366,12 +364,12 @@ def _use(entry: _Entry, redeemed_at: Any) -> Use:
 
 def _take(connection: Connection, offer_id: int, n: int) -> int:
     """Take `n` units of the cap, or as many as are left; how many it were."""
-    if connection.execute(_TAKE, {"offer_id": offer_id, "n": n}).rowcount:
+    if connection.exec_driver_sql(_TAKE, {"offer_id": offer_id, "n": n}).rowcount:
         return n
     free: int = connection.execute(_LEFT, {"offer_id": offer_id}).scalar_one()
     left = min(n, max(0, free))
     if left:
-        connection.execute(_TAKE, {"offer_id": offer_id, "n": left})
+        connection.exec_driver_sql(_TAKE, {"offer_id": offer_id, "n": left})
     return left
 
 

@@ -62,16 +62,14 @@ def _prefixed(alias: str, columns: str, prefix: str) -> str:
 
 # Every look-up is lateral with a limit, which leaves the planner nothing but the index, whatever it thinks of the sizes
 # of tables that have just begun to grow. Columns are read by their place, since every redemption waits for this: the
-# offer's, then eight of the ask and the customer, then those of the use, then those of what was undone.
-_FACTS = text(
-    f"""
+# offer's, then eight of the ask and the customer, then the use and what was undone, each whole, for most have none.
+_FACTS = f"""
     select {_of("o", _OFFER)},
       clock_timestamp(), t.suffix, k.nearness, k.closed, c.id, c.email_as_given,
       o.audience_id is null or m.yes is not null,
       (select count(*) + count(retired_at) from signing_key where purpose = '{personal.PURPOSE}'),
-      {_of("r", _USE)},
-      {_of("b", f"{_USE}, {_UNDONE}")}
-    from json_to_recordset(cast(:asks as json)) as t(
+      row_to_json(r), row_to_json(b)
+    from json_to_recordset(cast(%(asks)s as json)) as t(
       n int, code text, prefix text, suffix text, offer_id bigint, email text, source_id text, customer_id bigint,
       api_key_id bigint, key text, order_id text
     )
@@ -100,10 +98,7 @@ _FACTS = text(
     ) b on true
     order by t.n
     """  # noqa: S608
-)
 _OWN = len(_OFFER.split(","))
-_USE_AT = _OWN + 8
-_UNDONE_AT = _USE_AT + len(_USE.split(","))
 
 
 def facts(asks: Sequence[Ask], connection: Connection | None = None) -> list[Facts]:
@@ -112,7 +107,7 @@ def facts(asks: Sequence[Ask], connection: Connection | None = None) -> list[Fac
     :param connection: to read on; that of the session unless another is given.
     """
     asked = json.dumps([_asked(n, ask) for n, ask in enumerate(asks)])
-    rows = (connection or db.session.connection()).execute(_FACTS, {"asks": asked})
+    rows = (connection or db.session.connection()).exec_driver_sql(_FACTS, {"asks": asked})
     offers: dict[int, OfferFacts] = {}
     return [_facts(ask, tuple(row), offers) for ask, row in zip(asks, rows, strict=True)]
 
@@ -140,7 +135,7 @@ def _facts(ask: Ask, row: tuple[Any, ...], offers: dict[int, OfferFacts]) -> Fac
     offer = offers.get(offer_id)
     if offer is None and offer_id is not None:
         offer = offers[offer_id] = _offer(row)
-    at, suffix, nearness, closed, customer_id, email, in_audience, revision = row[_OWN:_USE_AT]
+    at, suffix, nearness, closed, customer_id, email, in_audience, revision, use, undone = row[_OWN:]
     typed = _Typed(nearness, suffix, revision)
     return Facts(
         at=at,
@@ -150,8 +145,8 @@ def _facts(ask: Ask, row: tuple[Any, ...], offers: dict[int, OfferFacts]) -> Fac
         email=email,
         in_audience=in_audience,
         personal_code=_personal_code(ask, offer_id, customer_id, typed),
-        use=None if row[_USE_AT] is None else Use(*row[_USE_AT:_UNDONE_AT]),
-        undone=None if row[_UNDONE_AT] is None else Use(*row[_UNDONE_AT:]),
+        use=None if use is None else _used(use),
+        undone=None if undone is None else _used(undone),
     )
 
 
@@ -189,6 +184,17 @@ def _offer(row: tuple[Any, ...]) -> OfferFacts:
         redeemed=redeemed,
         frozen=frozen_at is not None,
     )
+
+
+def _used(row: dict[str, Any]) -> Use:
+    """A row as PostgreSQL writes it in JSON."""
+    values: dict[str, Any] = {
+        name: row.get(name) for name in (*_USE_FIELDS, "rolled_back_at", "rolled_back_by", "reason")
+    }
+    for name in ("redeemed_at", "rolled_back_at"):
+        values[name] = values[name] and datetime.fromisoformat(values[name])
+    values["body_hash"] = values["body_hash"] and bytes.fromhex(values["body_hash"].removeprefix("\\x"))
+    return Use(**values)
 
 
 class _Typed(NamedTuple):
