@@ -21,6 +21,7 @@ from webapp.campaigns.transport import Letter, Outcome
 from webapp.errors import DomainError
 from webapp.extensions import db, huey
 from webapp.offers.models import Discount, OfferValues
+from webapp.redemptions import actions
 from webapp.redemptions.actions import redeem
 from webapp.redemptions.verdict import Ask
 
@@ -136,6 +137,7 @@ class Onecode:
 
     def disconnect(self) -> None:
         with self.app.app_context():
+            actions.desk().close()
             db.engine.dispose()
         huey.storage.close()
 

@@ -32,7 +32,7 @@ def desk(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     """A fresh one, which does not wait as long for a lock as in earnest."""
     monkeypatch.setattr(actions, "LOCK_SECONDS", 1)
     app.extensions.pop("redeeming", None)
-    yield actions._desk()
+    yield actions.desk()
     app.extensions.pop("redeeming", None)
 
 

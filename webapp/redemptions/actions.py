@@ -82,7 +82,7 @@ def redeem(ask: Ask) -> Redeemed:
     # Whoever waits must hold no connection: the one that all wait for might find none left.
     if db.session.registry.has():
         db.session.rollback()
-    answer = _desk().redeem(ask)
+    answer = desk().redeem(ask)
     if isinstance(answer, DomainError):
         raise answer
     return answer
@@ -216,6 +216,12 @@ class Desk:
         except Stuck as stuck:
             return Unavailable(LOST if stuck.begun else AWAY)
 
+    def close(self) -> None:
+        """Give the connection up; the next ask opens another."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
     def _answer(self, asks: Sequence[Ask]) -> list[Redeemed | DomainError]:
         try:
             try:
@@ -260,11 +266,11 @@ class Desk:
         return self._connection
 
 
-def _desk() -> Desk:
+def desk() -> Desk:
     """The one of this app in this process."""
-    desk: Desk | None = current_app.extensions.get("redeeming")
+    found: Desk | None = current_app.extensions.get("redeeming")
     # Of two threads that are the first at the same time one makes it.
-    return desk or current_app.extensions.setdefault("redeeming", Desk())
+    return found or current_app.extensions.setdefault("redeeming", Desk())
 
 
 def _freeze(connection: Connection, offer_ids: Mapping[int, Iterable[int]]) -> None:
