@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
-import os
 import random
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from benchmarks import growth_report, growth_tables, onecode, server
+from benchmarks import command, growth_report, growth_tables, onecode, server
 from benchmarks.growth_report import REDEEM, USABLE, Results, Sizes
 from benchmarks.measure import DATABASE
 from benchmarks.meter import Cost, Meter
@@ -21,7 +15,6 @@ from webapp.customers import queries as customers
 from webapp.redemptions import queries
 from webapp.redemptions.actions import redeem
 from webapp.redemptions.verdict import Ask, verdict
-from webapp.settings import ROOT
 
 
 @dataclass(frozen=True)
@@ -39,6 +32,7 @@ USUAL = Plan()
 QUICK = Plan(customers=20_000, levels=(0, 50_000), rounds=2, redeemed=300, asked=30)
 FULL = Plan(customers=1_000_000, levels=(0, 1_000_000, 10_000_000))
 WARM_UP = 20
+PLANS = command.Plans("growth", USUAL, QUICK, FULL)
 
 
 class Level:
@@ -152,24 +146,8 @@ def _with_orders(machine: Machine, plan: Plan) -> Sizes | None:
     return found
 
 
-def asked_for(arguments: Sequence[str], environ: Mapping[str, str]) -> Plan:
-    """What to measure: `--quick` for a look, SIZE=full for a million customers and ten million redemptions."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few rows, short runs; prints, writes no page")
-    if parser.parse_args(arguments).quick:
-        return QUICK
-    return FULL if environ.get("SIZE") == "full" else USUAL
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    logging.disable(logging.WARNING)
-    plan = asked_for(sys.argv[1:] if arguments is None else arguments, os.environ)
-    results = measure(plan)
-    page = growth_report.page(results)
-    print(f"\n{page}")
-    if plan is not QUICK:
-        Path(ROOT / "docs" / "benchmarks" / "growth.md").write_text(page)
-    print(json.dumps(growth_report.figures(results)))
+    command.run(PLANS, measure, growth_report, arguments)
 
 
 if __name__ == "__main__":

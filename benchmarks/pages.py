@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
-import os
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 from flask.testing import FlaskClient
 from sqlalchemy import event
 
-from benchmarks import onecode, pages_report, pages_tables, server
+from benchmarks import command, onecode, pages_report, pages_tables, server
 from benchmarks.measure import DATABASE
 from benchmarks.pages_report import Results, Visits
 from benchmarks.server import Machine
@@ -24,7 +18,6 @@ from webapp.accounts.models import StaffUser
 from webapp.campaigns import queries as campaigns
 from webapp.extensions import db
 from webapp.redemptions import queries
-from webapp.settings import ROOT
 
 EMPTY, LITTLE = "empty", "little"
 # As many rows as fill a page: customers, and redemptions.
@@ -44,6 +37,7 @@ class Plan:
 USUAL = Plan()
 QUICK = Plan(customers=20_000, redemptions=50_000, rounds=2, visits=3)
 FULL = Plan(redemptions=10_000_000)
+PLANS = command.Plans("pages", USUAL, QUICK, FULL)
 
 # `{offer}` and so on stand for one of each, an old one.
 PAGES = {
@@ -165,24 +159,8 @@ def _prepare(machine: Machine, plan: Plan) -> None:
         pages_tables.fill_one_of_each(connection)
 
 
-def asked_for(arguments: Sequence[str], environ: Mapping[str, str]) -> Plan:
-    """What to measure: `--quick` for a look, SIZE=full for ten million redemptions."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pages", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few rows, few visits; prints, writes no page")
-    if parser.parse_args(arguments).quick:
-        return QUICK
-    return FULL if environ.get("SIZE") == "full" else USUAL
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    logging.disable(logging.WARNING)
-    plan = asked_for(sys.argv[1:] if arguments is None else arguments, os.environ)
-    results = measure(plan)
-    page = pages_report.page(results)
-    print(f"\n{page}")
-    if plan is not QUICK:
-        Path(ROOT / "docs" / "benchmarks" / "pages.md").write_text(page)
-    print(json.dumps(pages_report.figures(results)))
+    command.run(PLANS, measure, pages_report, arguments)
 
 
 if __name__ == "__main__":

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
-import os
 import random
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from flask import Flask
 
-from benchmarks import customers, onecode, peers_crowd, redeem_db_report, server
+from benchmarks import command, customers, onecode, peers_crowd, redeem_db_report, server
 from benchmarks.measure import DATABASE
 from benchmarks.peers_crowd import Crowd, Done, Side, Work
 from benchmarks.redeem_db_report import FEW, INSERT, LOCK, ONE, ORM, OURS, RUSH, Results, Sample
@@ -24,7 +19,6 @@ from benchmarks.textbook import ForUpdate, OneStatement, OrmHabit, PlainInsert, 
 from webapp.extensions import db
 from webapp.redemptions.actions import Refused, redeem
 from webapp.redemptions.verdict import Ask
-from webapp.settings import ROOT
 
 PROCESSES = 2
 WAYS: dict[str, Ways] = {
@@ -48,6 +42,7 @@ class Plan:
 USUAL = Plan()
 QUICK = Plan(rounds=1, seconds=2, threads=(64,))
 FULL = Plan(rounds=5, seconds=10, customers=1_000_000)
+PLANS = command.Plans("redeem_db", USUAL, QUICK, FULL)
 
 
 @dataclass
@@ -195,24 +190,8 @@ def measure(plan: Plan) -> Results:
     return results
 
 
-def asked_for(arguments: Sequence[str], environ: Mapping[str, str]) -> Plan:
-    """What to measure: `--quick` for a look, SIZE=full for longer runs and a million customers."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.redeem_db", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="64 threads only, short runs; prints, writes no page")
-    if parser.parse_args(arguments).quick:
-        return QUICK
-    return FULL if environ.get("SIZE") == "full" else USUAL
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    logging.disable(logging.WARNING)
-    plan = asked_for(sys.argv[1:] if arguments is None else arguments, os.environ)
-    results = measure(plan)
-    page = redeem_db_report.page(results)
-    print(f"\n{page}")
-    if plan is not QUICK:
-        Path(ROOT / "docs" / "benchmarks" / "redeem-db.md").write_text(page)
-    print(json.dumps(redeem_db_report.figures(results)))
+    command.run(PLANS, measure, redeem_db_report, arguments)
 
 
 if __name__ == "__main__":

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
-import os
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import psycopg
 from flask import Flask
 
-from benchmarks import customers, load, naive, onecode, redeem_http_report, server, web
+from benchmarks import command, customers, load, naive, onecode, redeem_http_report, server, web
 from benchmarks.load import Answers, Target
 from benchmarks.measure import DATABASE
 from benchmarks.redeem_http_report import HELLO, NAIVE, OURS, Results, Sample
@@ -27,7 +21,6 @@ from webapp.accounts.models import ApiKey
 from webapp.extensions import db
 from webapp.redemptions.actions import redeem, redeem_all
 from webapp.redemptions.verdict import Ask
-from webapp.settings import ROOT
 
 PLAIN_SECRET = "only-for-measuring"
 ROWS = "select (select count(*) from redemption where offer_id = offer.id), redeemed from offer where id = %s"
@@ -47,6 +40,7 @@ class Plan:
 USUAL = Plan()
 QUICK = Plan(rounds=2, seconds=2, clients=(128,))
 FULL = Plan(rounds=5, seconds=8, customers=1_000_000)
+PLANS = command.Plans("redeem_http", USUAL, QUICK, FULL)
 
 
 class Bench:
@@ -191,24 +185,8 @@ def turns(number: int) -> list[tuple[str, bool]]:
     return order[start:] + order[:start]
 
 
-def asked_for(arguments: Sequence[str], environ: Mapping[str, str]) -> Plan:
-    """What to measure: `--quick` for a look, SIZE=full for longer runs and a million customers."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.redeem_http", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="128 clients only, short runs; prints, writes no page")
-    if parser.parse_args(arguments).quick:
-        return QUICK
-    return FULL if environ.get("SIZE") == "full" else USUAL
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    logging.disable(logging.WARNING)
-    plan = asked_for(sys.argv[1:] if arguments is None else arguments, os.environ)
-    results = measure(plan)
-    page = redeem_http_report.page(results)
-    print(f"\n{page}")
-    if plan is not QUICK:
-        Path(ROOT / "docs" / "benchmarks" / "redeem-http.md").write_text(page)
-    print(json.dumps(redeem_http_report.figures(results)))
+    command.run(PLANS, measure, redeem_http_report, arguments)
 
 
 if __name__ == "__main__":

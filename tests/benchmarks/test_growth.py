@@ -60,9 +60,9 @@ def test_the_page_says_what_was_missed(results: Results) -> None:
 
 
 def test_how_much_is_measured_comes_from_the_environment() -> None:
-    assert growth.asked_for([], {}).levels == (0, 1_000_000)
-    assert growth.asked_for([], {"SIZE": "full"}).levels == (0, 1_000_000, 10_000_000)
-    assert growth.asked_for(["--quick"], {}).customers < 100_000
+    assert growth.PLANS.asked_for([], {}).levels == (0, 1_000_000)
+    assert growth.PLANS.asked_for([], {"SIZE": "full"}).levels == (0, 1_000_000, 10_000_000)
+    assert growth.PLANS.asked_for(["--quick"], {}).customers < 100_000
 
 
 def test_a_quick_look_measures_both_and_ends_with_its_figures() -> None:
@@ -78,6 +78,7 @@ def test_a_quick_look_measures_both_and_ends_with_its_figures() -> None:
 
 SMALL = f"""
 from benchmarks import growth
-growth.QUICK = growth.Plan(customers=400, levels=(0, {ROWS}), rounds=2, redeemed=100, asked=50)
+small = growth.Plan(customers=400, levels=(0, {ROWS}), rounds=2, redeemed=100, asked=50)
+growth.PLANS = growth.command.Plans("growth", growth.USUAL, small, growth.FULL)
 growth.main(["--quick"])
 """

@@ -54,9 +54,9 @@ def test_what_is_counted_is_what_is_there(connection: psycopg.Connection) -> Non
 
 
 def test_how_much_is_measured_comes_from_the_environment() -> None:
-    assert pages.asked_for([], {}).redemptions == 1_000_000
-    assert pages.asked_for([], {"SIZE": "full"}).redemptions == 10_000_000
-    assert pages.asked_for(["--quick"], {}).customers < 100_000
+    assert pages.PLANS.asked_for([], {}).redemptions == 1_000_000
+    assert pages.PLANS.asked_for([], {"SIZE": "full"}).redemptions == 10_000_000
+    assert pages.PLANS.asked_for(["--quick"], {}).customers < 100_000
 
 
 def test_a_quick_look_asks_for_every_page_and_ends_with_its_figures() -> None:
@@ -71,6 +71,7 @@ def test_a_quick_look_asks_for_every_page_and_ends_with_its_figures() -> None:
 
 SMALL = """
 from benchmarks import pages
-pages.QUICK = pages.Plan(customers=600, redemptions=900, rounds=1, visits=1)
+small = pages.Plan(customers=600, redemptions=900, rounds=1, visits=1)
+pages.PLANS = pages.command.Plans("pages", pages.USUAL, small, pages.FULL)
 pages.main(["--quick"])
 """

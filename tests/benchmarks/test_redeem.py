@@ -116,9 +116,9 @@ def test_the_naive_view_looks_at_its_body(shop: FlaskClient, body: dict[str, Any
 
 
 def test_quick_and_full_plans_are_asked_for() -> None:
-    assert redeem_http.asked_for(["--quick"], {}) is redeem_http.QUICK
-    assert redeem_http.asked_for([], {"SIZE": "full"}).customers == 1_000_000
-    assert redeem_db.asked_for([], {}) is redeem_db.USUAL
+    assert redeem_http.PLANS.asked_for(["--quick"], {}) is redeem_http.QUICK
+    assert redeem_http.PLANS.asked_for([], {"SIZE": "full"}).customers == 1_000_000
+    assert redeem_db.PLANS.asked_for([], {}) is redeem_db.USUAL
 
 
 def in_a_process_of_its_own(program: str) -> str:
@@ -133,7 +133,9 @@ def in_a_process_of_its_own(program: str) -> str:
 def test_a_small_run_over_http_is_exact() -> None:
     plan = "rounds=1, seconds=1, clients=(2,), customers=20_000, alone=5"
     last = in_a_process_of_its_own(
-        f"import benchmarks.redeem_http as it; it.QUICK = it.Plan({plan}); it.main(['--quick'])"
+        "import benchmarks.redeem_http as it\n"
+        f"it.PLANS = it.command.Plans('redeem_http', it.USUAL, it.Plan({plan}), it.FULL)\n"
+        "it.main(['--quick'])"
     )
     assert json.loads(last)["hello_ratio_capped"] > 0
 

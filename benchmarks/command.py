@@ -1,0 +1,61 @@
+"""What the benchmarks' commands have in common: a quick look or a page, and the figures as the last line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from webapp.settings import ROOT
+
+Plan = TypeVar("Plan")
+Results = TypeVar("Results")
+Results_contra = TypeVar("Results_contra", contravariant=True)
+
+
+class Report(Protocol[Results_contra]):
+    """The module that makes a page and the figures of what was measured."""
+
+    def page(self, results: Results_contra, /) -> str: ...
+    def figures(self, results: Results_contra, /) -> Mapping[str, object]: ...
+
+
+@dataclass(frozen=True)
+class Plans(Generic[Plan]):
+    """How much a benchmark measures: usually, for a quick look, with SIZE=full. Its `name` is that of its module."""
+
+    name: str
+    usual: Plan
+    quick: Plan
+    full: Plan
+
+    def asked_for(self, arguments: Sequence[str], environ: Mapping[str, str]) -> Plan:
+        """What the command's arguments and the environment ask for."""
+        parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{self.name}")
+        parser.add_argument("--quick", action="store_true", help="few rows, short runs; prints, writes no page")
+        if parser.parse_args(arguments).quick:
+            return self.quick
+        return self.full if environ.get("SIZE") == "full" else self.usual
+
+
+def run(
+    plans: Plans[Plan],
+    measure: Callable[[Plan], Results],
+    report: Report[Results],
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Measure what is asked for, print the page, keep it in docs/benchmarks unless it was only a look, and print the
+    figures as one JSON object."""
+    logging.disable(logging.WARNING)
+    plan = plans.asked_for(sys.argv[1:] if arguments is None else arguments, os.environ)
+    results = measure(plan)
+    page = report.page(results)
+    print(f"\n{page}")
+    if plan is not plans.quick:
+        (ROOT / "docs" / "benchmarks" / f"{plans.name.replace('_', '-')}.md").write_text(page)
+    print(json.dumps(report.figures(results)))
