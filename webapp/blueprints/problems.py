@@ -46,10 +46,7 @@ def init_app(app: Flask) -> None:
     def rule(error: DomainError) -> Response:
         if _is_api():
             return problem(error.status, error.key, error.message, error.errors)
-        answer = _page(error.status, error.message)
-        if error.status == 503:
-            answer.headers["Retry-After"] = "5"
-        return answer
+        return _page(error.status, error.message)
 
     @app.errorhandler(CSRFError)
     def csrf(error: CSRFError) -> Response:
@@ -81,9 +78,7 @@ def init_app(app: Flask) -> None:
         db.session.rollback()
         if _is_api():
             return problem(503, "unavailable", SENTENCES[503])
-        answer = _page(503, SENTENCES[503])
-        answer.headers["Retry-After"] = "5"
-        return answer
+        return _page(503, SENTENCES[503])
 
     @app.errorhandler(Exception)
     def bug(error: Exception) -> Response:
@@ -117,4 +112,7 @@ def _page(status: int, detail: str) -> Response:
         request_id=g.get("request_id"),
         repeat=repeat,
     )
-    return make_response(body, status)
+    answer = make_response(body, status)
+    if status == 503:
+        answer.headers["Retry-After"] = "5"
+    return answer

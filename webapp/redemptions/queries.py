@@ -44,8 +44,8 @@ _USE = (
     "redeemed_at, channel, api_key_id, order_id, order_amount, order_currency, discount_amount, order_metadata, "
     "idempotency_key, body_hash"
 )
-_USE_FIELDS = [name.strip() for name in _USE.split(",")]
 _UNDONE = "rolled_back_at, rolled_back_by, reason"
+_FIELDS = [name.strip() for name in f"{_USE}, {_UNDONE}".split(",")]
 _OFFER = (
     "id, code_as_written, name, discount_type, percent, amount, currency, starts_at, ends_at, time_zone, "
     "paused_at, audience_id, personal_code_required, max_redemptions, redeemed, frozen_at"
@@ -188,9 +188,7 @@ def _offer(row: tuple[Any, ...]) -> OfferFacts:
 
 def _used(row: dict[str, Any]) -> Use:
     """A row as PostgreSQL writes it in JSON."""
-    values: dict[str, Any] = {
-        name: row.get(name) for name in (*_USE_FIELDS, "rolled_back_at", "rolled_back_by", "reason")
-    }
+    values: dict[str, Any] = {name: row.get(name) for name in _FIELDS}
     for name in ("redeemed_at", "rolled_back_at"):
         values[name] = values[name] and datetime.fromisoformat(values[name])
     values["body_hash"] = values["body_hash"] and bytes.fromhex(values["body_hash"].removeprefix("\\x"))
@@ -224,12 +222,8 @@ def _discount(kind: str, percent: Any, amount: int | None, currency: str | None)
     return Discount("amount", amount=amount, currency=currency)
 
 
-def _use(row: Row[Any], prefix: str, undone: bool = False) -> Use | None:
-    values = row._mapping
-    if values[f"{prefix}redeemed_at"] is None:
-        return None
-    fields = [*_USE_FIELDS, *(["rolled_back_at", "rolled_back_by", "reason"] if undone else [])]
-    return Use(**{name: values[prefix + name] for name in fields})
+def _use(row: Row[Any]) -> Use:
+    return Use(**{name: row._mapping[f"x_{name}"] for name in _FIELDS})
 
 
 _NO_UNDO = (
@@ -255,7 +249,7 @@ def _redeemed(row: Row[Any]) -> Redeemed:
         time_zone=row.time_zone,
         email=row.email_as_given,
         customer_name=row.customer_name,
-        use=_use(row, "x_", undone=True) or Use(row.x_redeemed_at, row.x_channel),
+        use=_use(row),
     )
 
 
