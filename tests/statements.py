@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from flask import current_app
 from sqlalchemy import event
 
 from webapp.extensions import db
+from webapp.redemptions import actions
 
 
 @contextmanager
 def statements() -> Iterator[list[tuple[str, Any]]]:
     """Every statement that is run meanwhile, with its parameters."""
     # Redeeming keeps its connection, and one that is older than the listener would not be listened to.
-    current_app.extensions.pop("redeeming", None)
+    actions.desk().close()
     seen: list[tuple[str, Any]] = []
 
     def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:

@@ -22,7 +22,7 @@ from webapp import keyring
 from webapp.customers.models import Audience, Customer
 from webapp.extensions import db
 from webapp.offers.models import Offer, OfferCode
-from webapp.redemptions import links, misses, personal
+from webapp.redemptions import links, miss_actions, misses, personal
 from webapp.redemptions.misses import ALARM_FROM, ALARM_SHARE, CLOSED_FROM
 from webapp.redemptions.models import CodeMiss
 
@@ -333,7 +333,7 @@ def test_wrong_tries_never_take_more_than_sixty_rows(offer: MakeOffer) -> None:
     )
     db.session.commit()
 
-    misses.count(row.id)
+    miss_actions.count(row.id)
 
     assert db.session.execute(text("select count(*), min(n) from code_miss")).one() == (60, 1)
     assert counted() == 59 * 7 + 1

@@ -21,14 +21,6 @@ ALARM_SHARE = 4
 CLOSED_FROM = 1000
 CLOSED_SECONDS = 60
 
-_COUNT = text(
-    """
-    insert into code_miss (offer_id, slot, minute, n)
-    values (:offer_id, extract(minute from now()), date_trunc('minute', now()), 1)
-    on conflict (offer_id, slot) do update
-    set n = case when code_miss.minute = excluded.minute then code_miss.n + 1 else 1 end, minute = excluded.minute
-    """
-)
 _RECENT = """
     select m.offer_id, m.n from (
       select offer_id, sum(n) as n from code_miss
@@ -51,12 +43,6 @@ _CLOSED = text(_RECENT.format(of_offer=_OF_CODE))
 _ALARMS = text(_RECENT.format(of_offer="and offer_id = any(:offer_ids)"))
 _ALL_ALARMS = text(f"{_RECENT.format(of_offer='')} order by m.n desc limit :limit")
 _HOUR = {"window": "1 hour", "least": ALARM_FROM, "share": ALARM_SHARE}
-
-
-def count(offer_id: int) -> None:
-    """One more miss of an offer's code. A transaction of its own, whatever the request's does."""
-    with _connection() as connection:
-        connection.execute(_COUNT, {"offer_id": offer_id})
 
 
 def too_many(code: str) -> bool:

@@ -10,7 +10,7 @@ from webapp import web
 from webapp.customers.models import normalise_email
 from webapp.errors import Invalid
 from webapp.ratelimit import TooMany, address, each, limiter, typed
-from webapp.redemptions import actions, links, misses, queries, tasks, words
+from webapp.redemptions import actions, links, miss_actions, misses, queries, tasks, words
 from webapp.redemptions.actions import Refused
 from webapp.redemptions.forms import RedeemForm
 from webapp.redemptions.queries import Redeemed
@@ -58,7 +58,7 @@ def redeem() -> Response:
         reason, offer = refused.verdict.public_reason or refused.reason, refused.facts.offer
         g.miss = reason in ("not_found", "customer_not_eligible")
         if offer is not None and reason == "customer_not_eligible":
-            misses.count(offer.id)
+            miss_actions.count(offer.id)
         if offer is not None and refused.facts.customer_id is not None and reason == "already_redeemed":
             tasks.mail_receipt_again(offer.id, refused.facts.customer_id)
         sentence = words.public(reason, offer)
