@@ -1,12 +1,27 @@
-"""The pace of sending and the times of windows."""
+"""The pace of sending, and the times of the windows.
+
+What a batch sent before has no times: they are not known.
+"""
+
+import sqlalchemy as sa
+from alembic import op
 
 revision = "0010"
 down_revision = "0009"
 
 
 def upgrade() -> None:
-    pass
+    op.add_column("batch", sa.Column("windows", sa.ARRAY(sa.Integer()), server_default="{}", nullable=False))
+    op.create_table(
+        "mail_pace",
+        sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("free_at", sa.DateTime(timezone=True), nullable=False),
+        sa.CheckConstraint("id = 1", name=op.f("ck_mail_pace_one")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_mail_pace")),
+        prefixes=["UNLOGGED"],
+    )
 
 
 def downgrade() -> None:
-    pass
+    op.drop_table("mail_pace")
+    op.drop_column("batch", "windows")

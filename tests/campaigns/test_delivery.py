@@ -12,7 +12,7 @@ from sqlalchemy import event, text
 
 from tests.campaigns.relay import Relay
 from webapp import bell
-from webapp.campaigns import actions, batch_actions, delivery, message, queries, tasks, transport
+from webapp.campaigns import actions, batch_actions, delivery, message, queries, tasks, times, transport
 from webapp.campaigns.batch_actions import Place
 from webapp.campaigns.models import Campaign, ids_of
 from webapp.campaigns.wording import MailText
@@ -83,8 +83,8 @@ def leases_end() -> None:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No waiting between tries."""
-    monkeypatch.setattr(delivery, "TRIES", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(delivery, "PROBE_SECONDS", 0.05)
+    monkeypatch.setattr(times, "TRIES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(times, "PROBE", 0.05)
 
 
 def test_everybody_gets_one_mail(launched: Launch, relay: Relay) -> None:
@@ -272,7 +272,7 @@ def test_five_refused_bodies_in_a_row_pause_the_campaign(launched: Launch, relay
 def test_while_the_relay_is_away_nothing_is_lost_and_staff_can_see_why(
     launched: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "SLICE", 0.1)
+    monkeypatch.setattr(times, "SLICE", 0.1)
     people(3)
     campaign = launched()
     assert delivery.pump() is True
@@ -289,7 +289,7 @@ def test_when_the_relay_is_back_the_mails_go_out(
     campaign = launched()
     with_settings(mail_port=1)
     with monkeypatch.context() as patch:
-        patch.setattr(delivery, "SLICE", 0.1)
+        patch.setattr(times, "SLICE", 0.1)
         delivery.pump()
     with_settings(mail_port=relay.port)
     delivery.pump()

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flask import Flask
 
 from tests.campaigns.relay import Relay
-from webapp.campaigns import transport
+from webapp.campaigns import times, transport
 from webapp.campaigns.transport import Letter, RelayDown, RelayRefuses
 
 RAW = b"Subject: Hello\r\nTo: <ada@example.com>\r\n\r\nHello\r\n"
@@ -118,7 +118,7 @@ def test_a_failed_reset_does_not_change_the_outcome(relay: Relay, connection: tr
 
 
 def test_a_silent_relay_is_given_up(app: Flask, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "CONNECT_TIMEOUT", 0.2)
+    monkeypatch.setattr(times, "CONNECT", 0.2)
     relay.behaviour.greeting = "hang"
     with transport.relay() as connection, pytest.raises(RelayDown, match="did not answer in time"):
         connection.open()
@@ -127,7 +127,7 @@ def test_a_silent_relay_is_given_up(app: Flask, relay: Relay, monkeypatch: pytes
 def test_no_answer_after_the_body_is_uncertain(
     relay: Relay, connection: transport.Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "REPLY_TIMEOUT", 0.2)
+    monkeypatch.setattr(times, "REPLY", 0.2)
     relay.behaviour.body["*"] = "hang"
     connection.open()
     assert connection.deliver(letter()).kind == "uncertain"

@@ -21,7 +21,8 @@ from sqlalchemy import Connection, Row, text
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from webapp import bell
-from webapp.campaigns.models import BATCH_SIZE, LEASE_SECONDS, WINDOW, gaps_of, ids_of
+from webapp.campaigns import times
+from webapp.campaigns.models import BATCH_SIZE, WINDOW, gaps_of, ids_of
 from webapp.customers import queries as customers
 from webapp.customers.models import Customer
 from webapp.extensions import db
@@ -30,10 +31,6 @@ from webapp.redemptions import queries as redemptions
 log = logging.getLogger(__name__)
 
 BLOCK = 20 * BATCH_SIZE
-# When a deferred mail is tried again, and when it is given up.
-BACKOFF = (60, 300, 1800, 7200)
-GIVE_UP = timedelta(hours=48)
-LEASE = timedelta(seconds=LEASE_SECONDS)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -86,12 +83,16 @@ class Due:
     customer: Customer
 
 
+def _lease() -> timedelta:
+    return timedelta(seconds=times.LEASE)
+
+
 def stubborn(write: Callable[P, R]) -> Callable[P, R]:
     """Repeat a write that can be repeated while the database is away, for as long as a lease lasts."""
 
     @functools.wraps(write)
     def repeated(*args: P.args, **kwargs: P.kwargs) -> R:
-        deadline = time.monotonic() + LEASE_SECONDS
+        deadline = time.monotonic() + times.LEASE
         while True:
             try:
                 return write(*args, **kwargs)
@@ -189,7 +190,7 @@ def claim(owner: str) -> Claim | None:
     begun; that one is recorded as `uncertain`, and sent again unless the campaign holds such mails. When the cursor
     is gone (the database crashed), all of the window is uncertain and held.
     """
-    row = db.session.execute(_CLAIM, {"owner": owner, "lease": LEASE}).one_or_none()
+    row = db.session.execute(_CLAIM, {"owner": owner, "lease": _lease()}).one_or_none()
     if row is None:
         db.session.rollback()
         return None
@@ -270,7 +271,11 @@ def open_window(taken: Claim) -> Window | None:
     None when the batch is somebody else's by now, or the campaign was paused or cancelled; then it is given back.
     """
     campaign = db.session.execute(
-        text("select status, offer_id from campaign where id = :id"), {"id": taken.campaign_id}
+        text(
+            "select status, offer_id, cast(extract(epoch from now() - launched_at) as int) as seconds "
+            "from campaign where id = :id"
+        ),
+        {"id": taken.campaign_id},
     ).one()
     if campaign.status != "sending":
         release(taken)
@@ -278,10 +283,18 @@ def open_window(taken: Claim) -> Window | None:
     end = min(taken.position + WINDOW, len(taken.ids))
     opened = db.session.execute(
         text(
-            "update batch set window_start = :start, window_end = :end, sent = :sent, lease_until = now() + :lease "
+            "update batch set window_start = :start, window_end = :end, sent = :sent, lease_until = now() + :lease, "
+            "windows = windows || array[cast(:start as int), :seconds] "
             "where id = :batch and owner = :owner and epoch = :epoch"
         ),
-        {"start": taken.position, "end": end, "sent": taken.sent, "lease": LEASE, **taken.guard},
+        {
+            "start": taken.position,
+            "end": end,
+            "sent": taken.sent,
+            "lease": _lease(),
+            "seconds": campaign.seconds,
+            **taken.guard,
+        },
     )
     if not opened.rowcount or not _move(db.session.connection(), taken, taken.position):  # type: ignore[attr-defined]
         db.session.rollback()
@@ -336,7 +349,7 @@ def renew(taken: Claim) -> bool:
     """Keep the batch for another lease; False when it is somebody else's by now."""
     done = db.session.execute(
         text("update batch set lease_until = now() + :lease where id = :batch and owner = :owner and epoch = :epoch"),
-        {"lease": LEASE, **taken.guard},
+        {"lease": _lease(), **taken.guard},
     )
     db.session.commit()
     taken.renewed = time.monotonic()
@@ -344,7 +357,7 @@ def renew(taken: Claim) -> bool:
 
 
 @stubborn
-def release(taken: Claim, wait: int = 0) -> None:
+def release(taken: Claim, wait: float = 0) -> None:
     """Give the batch back where it stands, for anybody to go on with, at once or in `wait` seconds."""
     db.session.execute(
         text(
@@ -408,7 +421,7 @@ class Place:
 
     def move(self, taken: Claim, cursor: int) -> bool:
         """The mail before `cursor` is accepted; False when the batch is somebody else's by now."""
-        deadline = time.monotonic() + LEASE_SECONDS
+        deadline = time.monotonic() + times.LEASE
         while True:
             try:
                 return _move(self._open(), taken, cursor)
@@ -468,7 +481,8 @@ def note(taken: Claim, recipient: Recipient, state: str, code: int | None, words
 
 def _wait(attempts: int) -> timedelta:
     """How long until the next try, with a fifth of jitter so that they do not all come at once."""
-    return timedelta(seconds=BACKOFF[min(attempts, len(BACKOFF) - 1)] * random.uniform(0.9, 1.1))  # noqa: S311
+    seconds = times.BACKOFF[min(attempts, len(times.BACKOFF) - 1)]
+    return timedelta(seconds=seconds * random.uniform(0.9, 1.1))  # noqa: S311
 
 
 _CLAIM_DUE = text(
@@ -490,7 +504,8 @@ _CLAIM_DUE = text(
 def claim_due() -> Due | None:
     """Take one mail whose time has come. Until its outcome is recorded it counts as uncertain."""
     while True:
-        row = db.session.execute(_CLAIM_DUE, {"lease": LEASE, "limit": GIVE_UP}).one_or_none()
+        limits = {"lease": _lease(), "limit": timedelta(seconds=times.GIVE_UP)}
+        row = db.session.execute(_CLAIM_DUE, limits).one_or_none()
         if row is None:
             db.session.rollback()
             return None

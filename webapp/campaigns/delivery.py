@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from flask import current_app
 
 from webapp import bell
-from webapp.campaigns import batch_actions, message, queries, transport
+from webapp.campaigns import batch_actions, message, queries, times, transport
 from webapp.campaigns.batch_actions import Claim, Due, Place, Recipient
 from webapp.campaigns.message import FormLetter
 from webapp.campaigns.transport import Letter, Outcome, RelayDown, RelayRefuses
@@ -28,12 +28,6 @@ from webapp.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# A pump gives its place to the next after a minute, so that everything else in the queue gets its turn.
-SLICE = 60
-# How often one recipient is tried while the connection breaks, and how long to wait in between.
-TRIES = (1.0, 3.0, 0.0)
-PROBE_SECONDS = 5
-RENEW_SECONDS = 20
 REFUSED_BODIES = 5
 BROKEN_IN_A_ROW = 5
 RETRIES_AT_ONCE = 50
@@ -93,7 +87,7 @@ class _Pump:
         self.relay = relay
         self.place = place
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        self.deadline = time.monotonic() + SLICE
+        self.deadline = time.monotonic() + times.SLICE
         # By campaign, with the version of the offer it was written from.
         self.letters: dict[int, tuple[int, FormLetter]] = {}
         self.broken = 0
@@ -126,7 +120,7 @@ class _Pump:
             return False
         except RelayDown as error:
             batch_actions.say_trouble(f"The mail relay can't be reached ({error}). It is tried every few seconds.")
-            bell.stopping.wait(PROBE_SECONDS)
+            bell.stopping.wait(times.PROBE)
             return False
         batch_actions.say_trouble(None)
         return True
@@ -186,7 +180,7 @@ class _Pump:
             return False
         if self.broken >= BROKEN_IN_A_ROW:
             self.broken = 0
-            batch_actions.release(taken, wait=60)
+            batch_actions.release(taken, wait=times.REST)
             return False
         return True
 
@@ -195,7 +189,7 @@ class _Pump:
         if isinstance(letter, Outcome):
             return letter
         outcome = Outcome("trouble", None, "not tried", "connect")
-        for wait in TRIES:
+        for wait in times.TRIES:
             try:
                 self.relay.open()
                 outcome = self.relay.deliver(letter, may_send)
@@ -211,7 +205,7 @@ class _Pump:
 
     def _holds(self, taken: Claim) -> bool:
         """Still ours, for longer than the relay may take to answer."""
-        return time.monotonic() - taken.renewed < RENEW_SECONDS or batch_actions.renew(taken)
+        return time.monotonic() - taken.renewed < times.RENEW or batch_actions.renew(taken)
 
     def _retry_due(self) -> None:
         for _ in range(RETRIES_AT_ONCE):
@@ -224,7 +218,7 @@ class _Pump:
     def _retry(self, due: Due) -> bool:
         started = time.monotonic()
         letter = self._write(self._form(due.campaign_id), due.customer)
-        outcome = self._try(letter, lambda: time.monotonic() - started < RENEW_SECONDS)
+        outcome = self._try(letter, lambda: time.monotonic() - started < times.RENEW)
         state = {"accepted": "sent_later", "trouble": "deferred", "refused": "deferred", "stopped": "deferred"}.get(
             outcome.kind, outcome.kind
         )

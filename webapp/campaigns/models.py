@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from itertools import accumulate, pairwise
 
-from sqlalchemy import ARRAY, BigInteger, CheckConstraint, ForeignKey, Index, UniqueConstraint, func
+from sqlalchemy import ARRAY, BigInteger, CheckConstraint, ForeignKey, Index, Integer, UniqueConstraint, func
 from sqlalchemy import text as sql
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -14,7 +14,6 @@ from webapp.extensions import Id, Model
 
 BATCH_SIZE = 500
 WINDOW = 50
-LEASE_SECONDS = 90
 
 
 class Campaign(Model):
@@ -90,6 +89,9 @@ class Batch(Model):
     lease_until: Mapped[datetime | None]
     not_before: Mapped[datetime | None]
     sent: Mapped[int] = mapped_column(server_default="0")
+    # When its windows were opened, in pairs: the place where one begins, seconds since the campaign's launch. Last of
+    # the columns, for it is what grows: WAL has only what differs between the old row and the new one.
+    windows: Mapped[list[int]] = mapped_column(ARRAY(Integer), server_default="{}")
 
     __table_args__ = (
         UniqueConstraint("campaign_id", "seq"),
@@ -121,6 +123,17 @@ class BatchCursor(Model):
     cursor: Mapped[int]
 
     __table_args__ = ({"prefixes": ["UNLOGGED"], "postgresql_with": {"fillfactor": 50}},)
+
+
+class MailPace(Model):
+    """The one row by which all workers share the relay's rate limit: from when on the next mail may go out (the
+    generic cell rate algorithm, ITU-T I.371, with one second of burst)."""
+
+    __tablename__ = "mail_pace"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    free_at: Mapped[datetime]
+
+    __table_args__ = (CheckConstraint("id = 1", name="one"), {"prefixes": ["UNLOGGED"]})
 
 
 class MailIssue(Model):

@@ -26,11 +26,7 @@ from typing import Literal, cast
 import flask_mail
 from flask import current_app
 
-CONNECT_TIMEOUT = 15
-REPLY_TIMEOUT = 60
-# With the reply's own limit this stays below the lease of a batch: an owner that has begun to hand over a body knows
-# the answer before anybody else may take the batch over.
-BODY_TIMEOUT = 20
+from webapp.campaigns import times
 
 Kind = Literal["accepted", "failed", "deferred", "trouble", "refused", "uncertain", "stopped"]
 
@@ -135,7 +131,7 @@ class Relay(flask_mail.Connection):
                 host.ehlo_or_helo_if_needed()
             if self.mail.username and self.mail.password:
                 host.login(self.mail.username, self.mail.password)
-            _limit(host, REPLY_TIMEOUT)
+            _limit(host, times.REPLY)
         except BaseException:
             host.close()
             raise
@@ -144,8 +140,8 @@ class Relay(flask_mail.Connection):
     def _connect(self) -> smtplib.SMTP:
         server, port = self.mail.server, self.mail.port or 0
         if self.mail.use_ssl:
-            return smtplib.SMTP_SSL(server, port, timeout=CONNECT_TIMEOUT, context=_trusted())
-        return smtplib.SMTP(server, port, timeout=CONNECT_TIMEOUT)
+            return smtplib.SMTP_SSL(server, port, timeout=times.CONNECT, context=_trusted())
+        return smtplib.SMTP(server, port, timeout=times.CONNECT)
 
     def send(self, message: flask_mail.Message, envelope_from: str | tuple[str, str] | None = None) -> None:
         """Flask-Mail's way in, for a letter that must go out now or not at all.
@@ -204,10 +200,10 @@ class Relay(flask_mail.Connection):
         if host.sock is None:
             raise smtplib.SMTPServerDisconnected("the connection is closed")
         body = _stuffed(letter.raw)
-        _limit(host, BODY_TIMEOUT)
+        _limit(host, times.BODY)
         # An error in here leaves the closing dot unsent, so the relay has to forget the mail.
         host.sock.sendall(body)
-        _limit(host, REPLY_TIMEOUT)
+        _limit(host, times.REPLY)
         try:
             code, words = host.getreply()
         except (OSError, smtplib.SMTPException) as error:
