@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class Settings:
     mail_use_ssl: bool
     mail_default_sender: str
     mail_connections: int
+    mail_bounce_address: str | None
     shop_name: str
     trusted_proxies: int
     max_upload: int = 512 * 1024 * 1024
@@ -90,6 +92,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         mail_use_ssl=_boolean(given, "MAIL_USE_SSL"),
         mail_default_sender=given.get("MAIL_DEFAULT_SENDER") or "Onecode <offers@example.com>",
         mail_connections=_integer(given, "MAIL_CONNECTIONS", 2, 1, 64),
+        mail_bounce_address=_bounce_address(given),
         shop_name=given.get("SHOP_NAME") or "Onecode",
         trusted_proxies=_integer(given, "TRUSTED_PROXIES", 0, 0, 10),
     )
@@ -138,6 +141,18 @@ def _sqlalchemy_url(url: str) -> str:
         if url.startswith(prefix):
             return "postgresql+psycopg://" + url[len(prefix) :]
     raise SettingsError("DATABASE_URL must start with postgresql://")
+
+
+def _bounce_address(given: Mapping[str, str]) -> str | None:
+    """Where mails come back to. What marks a mail is 45 of the 64 characters that stand before the @ (RFC 5321)."""
+    address = given.get("MAIL_BOUNCE_ADDRESS", "").strip()
+    if not address:
+        return None
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,19}@[A-Za-z0-9.-]{1,185}", address):
+        raise SettingsError(
+            "MAIL_BOUNCE_ADDRESS must be an address such as bounces@example.com, at most 19 characters before the @"
+        )
+    return address
 
 
 def _integer(given: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:

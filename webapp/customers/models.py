@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from datetime import datetime
@@ -51,6 +52,27 @@ class Customer(Model):
         Index("ix_customer_erased_at", "erased_at", postgresql_where=text("erased_at is not null")),
         # Searching by any word of a name stays an index look-up at a million customers.
         Index("ix_customer_words", text("to_tsvector('simple', name)"), postgresql_using="gin"),
+    )
+
+
+class Suppression(Model):
+    """An address that must not be mailed, whether or not it is a customer's. The one truth about that.
+
+    Of an erased customer only the hash of the address is kept (`hashed_email`): it names nobody, and yet whoever is
+    imported again under that address is not mailed.
+    """
+
+    __tablename__ = "suppression"
+    email: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
+    reason: Mapped[str]
+    at: Mapped[datetime] = mapped_column(server_default=func.now())
+    # Where it came from: `campaign 3`, `import`, `staff`, `api` or `relay`; `earlier`: before there was this list.
+    source: Mapped[str]
+    words: Mapped[str] = mapped_column(server_default="")
+
+    __table_args__ = (
+        CheckConstraint("reason in ('unsubscribed', 'bounced', 'complained')", name="reason"),
+        CheckConstraint("length(email) <= 320 and email <> ''", name="email_length"),
     )
 
 
@@ -153,6 +175,11 @@ class RejectedRow(Model):
     row: Mapped[str]
 
     __table_args__ = (Index("ix_import_rejection_import_id_line", "import_id", "line"),)
+
+
+def hashed_email(email: str) -> str:
+    """What stands on the list of those who must not be mailed for the normalised e-mail of an erased customer."""
+    return f"sha256:{hashlib.sha256(email.encode()).hexdigest()}"
 
 
 def normalise_email(given: str) -> str:

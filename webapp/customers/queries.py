@@ -119,6 +119,22 @@ def recipients(ids: Sequence[int]) -> list[Customer]:
     )
 
 
+# By the hash as well, under which those stand who were erased.
+_SUPPRESSED = text(
+    """
+    select c.id, s.reason from customer c join suppression s
+      on s.email in (c.email, 'sha256:' || encode(sha256(convert_to(c.email, 'UTF8')), 'hex'))
+    where c.id = any(:ids)
+    order by array_position(array['bounced', 'unsubscribed', 'complained'], s.reason)
+    """
+)
+
+
+def suppressed_among(ids: Sequence[int]) -> dict[int, str]:
+    """Which of these customers must not be mailed, and why: `bounced`, `unsubscribed` or `complained`."""
+    return {row.id: row.reason for row in db.session.execute(_SUPPRESSED, {"ids": list(ids)})}
+
+
 def total() -> Total:
     """How many customers there are: counted when they are few, else as the database last estimated."""
     estimate = db.session.execute(text("select reltuples from pg_class where oid = 'customer'::regclass")).scalar_one()

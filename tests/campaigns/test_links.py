@@ -1,0 +1,65 @@
+"""Addresses at which mails come back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from flask import Flask
+
+from webapp import keyring
+from webapp.campaigns import links
+from webapp.extensions import db
+from webapp.settings import Settings, SettingsError, load
+
+
+@pytest.fixture
+def bounces(with_settings: Callable[..., Settings]) -> None:
+    with_settings(mail_bounce_address="bounces@example.com")
+
+
+def test_without_the_setting_mails_come_back_to_the_sender(app: Flask) -> None:
+    assert links.return_path(1, 2, "offers@example.com") == "offers@example.com"
+
+
+@pytest.mark.parametrize("ids", [(1, 1), (3, 1_000_000), (255, 256), (2**63 - 1, 2**63 - 1)])
+def test_a_return_path_tells_whose_mail_it_was_in_any_capitals(bounces: None, ids: tuple[int, int]) -> None:
+    address = links.return_path(*ids, "offers@example.com")
+    local = address.partition("@")[0]
+
+    assert address == address.lower()
+    assert (address.endswith("@example.com"), local.startswith("bounces+")) == (True, True)
+    assert len(local) <= 64 - 19 + len("bounces")
+    assert links.read_return_path(address) == links.read_return_path(address.upper()) == ids
+    assert links.read_return_path(f" {address.replace('example.com', 'relay.example')} ") == ids
+
+
+def test_the_longest_local_part_has_64_octets(with_settings: Callable[..., Settings]) -> None:
+    with_settings(mail_bounce_address=f"{'b' * 19}@example.com")
+    assert len(links.return_path(2**63 - 1, 2**63 - 1, "").partition("@")[0]) == 64
+
+
+def test_a_forged_return_path_is_nobodys(bounces: None) -> None:
+    address = links.return_path(3, 7, "")
+    other = links.return_path(3, 8, "")
+    local = address.partition("@")[0]
+    flipped = local[:-6] + ("a" if local[-6] != "a" else "b") + local[-5:]
+    spliced = other[: len("bounces+") + 8] + address[len("bounces+") + 8 :]
+    for forged in (flipped + "@example.com", spliced, "bounces+@example.com", "bounces@example.com", "+", "", "ä+ä@x"):
+        assert links.read_return_path(forged) is None
+
+
+def test_a_return_path_holds_after_its_key_was_renewed(bounces: None) -> None:
+    address = links.return_path(3, 7, "")
+    keyring.lock()
+    keyring.add("return_path")
+    db.session.commit()
+    keyring.forget()
+    assert links.read_return_path(address) == (3, 7)
+    assert links.return_path(3, 7, "") != address
+
+
+@pytest.mark.parametrize("bad", ["bounces", "a" * 20 + "@example.com", "b+c@example.com", "b c@example.com", "@x.org"])
+def test_an_address_that_could_not_carry_the_mark_stops_the_start(bad: str) -> None:
+    with pytest.raises(SettingsError, match="MAIL_BOUNCE_ADDRESS"):
+        load({"MAIL_BOUNCE_ADDRESS": bad, "DATABASE_URL": "postgresql://x/y", "SECRET_KEY": "x"})
