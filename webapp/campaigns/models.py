@@ -34,7 +34,10 @@ class Campaign(Model):
     trouble: Mapped[str | None]
     # What becomes of the window that a dead worker left open: send it again, or hold it for staff to decide.
     uncertain_policy: Mapped[str] = mapped_column(server_default="resend")
+    # When it starts by itself. Who said so stands in launched_by.
     scheduled_at: Mapped[datetime | None]
+    # Whether it also goes to those who got an earlier mailing of its kind that was cancelled on the way.
+    mails_again: Mapped[bool] = mapped_column(server_default="false")
     total: Mapped[int] = mapped_column(BigInteger, server_default="0")
     # How far `prepare` has walked through the audience; prepared_at when it has seen all of it.
     prepared_to: Mapped[int] = mapped_column(BigInteger, server_default="0")
@@ -42,6 +45,8 @@ class Campaign(Model):
     # Since when it has been sending without a break, and how many had gone out before: the rate comes from these.
     sending_since: Mapped[datetime | None]
     sent_before: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    # The sum over its batches, kept once all of them are through; until then it is summed whenever somebody looks.
+    sent_in_batches: Mapped[int | None] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     launched_at: Mapped[datetime | None]
     launched_by: Mapped[str | None]
@@ -65,6 +70,14 @@ class Campaign(Model):
             unique=True,
             postgresql_where=sql("kind = 'announcement' and cancelled_at is null"),
         ),
+        # One reminder of an offer at a time, from its draft until its batches are through.
+        Index(
+            "uq_campaign_open_reminder",
+            "offer_id",
+            unique=True,
+            postgresql_where=sql("kind = 'reminder' and cancelled_at is null and sent_in_batches is null"),
+        ),
+        CheckConstraint("status <> 'scheduled' or scheduled_at is not null", name="scheduled"),
         {"postgresql_with": {"fillfactor": 50}},
     )
 
