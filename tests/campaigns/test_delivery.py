@@ -13,10 +13,11 @@ from sqlalchemy import event, text
 from tests.campaigns.relay import Relay
 from webapp import bell
 from webapp.campaigns import actions, batch_actions, delivery, message, queries, tasks, times, transport
-from webapp.campaigns.batch_actions import Place
 from webapp.campaigns.models import Campaign, ids_of
+from webapp.campaigns.place import Place
 from webapp.campaigns.wording import MailText
 from webapp.customers import actions as customers
+from webapp.customers import suppression_actions as suppressions
 from webapp.customers.models import Customer
 from webapp.errors import DomainError
 from webapp.extensions import db
@@ -194,7 +195,7 @@ def test_a_put_off_customer_who_unsubscribes_meanwhile_is_left_alone(launched: L
     relay.behaviour.rcpt["*"] = "450 later"
     campaign = launched()
     delivery.pump()
-    actions.unsubscribe(customer_id)
+    suppressions.unsubscribe(customer_id, 0)
     relay.behaviour.rcpt.clear()
     due_now()
     delivery.pump()
@@ -300,7 +301,7 @@ def test_when_the_relay_is_back_the_mails_go_out(
 def test_unsubscribed_erased_and_redeemed_customers_are_left_out(launched: Launch, relay: Relay) -> None:
     ids = people(5)
     campaign = launched()
-    actions.unsubscribe(ids[1])
+    suppressions.unsubscribe(ids[1], campaign.id)
     customers.erase(ids[2], by="tests")
     db.session.execute(
         text("insert into redemption (customer_id, offer_id, channel) values (:id, :offer, 'form')"),

@@ -13,7 +13,7 @@ from sqlalchemy import event
 
 from tests.campaigns.relay import Relay
 from tests.campaigns.test_delivery import people
-from webapp.campaigns import actions, batch_actions, delivery, queries
+from webapp.campaigns import actions, batch_actions, course_actions, delivery, queries
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.wording import MailText
 from webapp.customers.models import Customer
@@ -141,8 +141,7 @@ def test_a_preview_carries_nobodys_links(
     for link in links:
         viewer.post(link, data={"email": somebody.email})
     assert {viewer.get(link).status_code for link in links if link.startswith("/r/")} == {404}
-    db.session.refresh(somebody)
-    assert somebody.unsubscribed_at is None
+    assert customers.suppressed_among([somebody.id]) == {}
 
 
 def test_a_test_goes_to_the_one_who_asked_and_can_use_up_nothing(
@@ -177,11 +176,11 @@ def test_a_viewer_can_not_write(sign_in: Callable[..., FlaskClient], offer: Call
 
 def test_the_launch_first_says_how_many_it_goes_to(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
     ids = people(1502)
-    actions.unsubscribe(ids[0])
+    suppressions.unsubscribe(ids[0], 0)
     row = offer()
     page = staff.post(f"/offers/{row.id}/mail", data=typed(launch="1"), follow_redirects=True).text
     assert "<strong>1,501 people</strong>" in page
-    assert re.search(r"1\s+has unsubscribed and is left out", page)
+    assert re.search(r"1\s+has unsubscribed or can’t be mailed and is left out", page)
     draft = queries.announcement(row.id)
     assert draft is not None
     assert draft.status == "draft"
@@ -298,7 +297,7 @@ def test_failed_mails_are_sent_again_at_a_click(staff: FlaskClient, sending: Cam
 
 
 def test_the_trouble_with_the_relay_is_on_the_card(staff: FlaskClient, sending: Campaign) -> None:
-    batch_actions.say_trouble("The mail relay can't be reached (Connection refused).")
+    course_actions.say_trouble("The mail relay can't be reached (Connection refused).")
     assert "can&#39;t be reached" in staff.get(f"/campaigns/{sending.id}").text
 
 

@@ -14,14 +14,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Row, text
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from webapp import bell
-from webapp.campaigns import times
+from webapp.campaigns import place, times
 from webapp.campaigns.models import BATCH_SIZE, WINDOW, gaps_of, ids_of
 from webapp.customers import queries as customers
 from webapp.customers.models import Customer
@@ -71,19 +70,7 @@ class Window:
     recipients: list[Recipient]
 
 
-@dataclass(frozen=True)
-class Due:
-    """A mail that was put off and is tried again now. `attempts` guards it as the epoch guards a batch; `last` says
-    that it has been put off for as long as we go on."""
-
-    campaign_id: int
-    customer_id: int
-    attempts: int
-    last: bool
-    customer: Customer
-
-
-def _lease() -> timedelta:
+def lease() -> timedelta:
     return timedelta(seconds=times.LEASE)
 
 
@@ -190,22 +177,22 @@ def claim(owner: str) -> Claim | None:
     begun; that one is recorded as `uncertain`, and sent again unless the campaign holds such mails. When the cursor
     is gone (the database crashed), all of the window is uncertain and held.
     """
-    row = db.session.execute(_CLAIM, {"owner": owner, "lease": _lease()}).one_or_none()
+    row = db.session.execute(_CLAIM, {"owner": owner, "lease": lease()}).one_or_none()
     if row is None:
         db.session.rollback()
         return None
-    taken = _take_over(row, owner)
+    taken = take_over(row, owner)
     db.session.commit()
     return taken
 
 
-def _take_over(row: Row[Any], owner: str) -> Claim:
+def take_over(row: Row[Any], owner: str) -> Claim:
     """The claim of a row whose owner and epoch are new; the former owner's cursor can't move from here on."""
     ids = ids_of(row.gaps)
     taken = Claim(row.id, row.campaign_id, owner, row.epoch, ids, row.window_start, row.sent, time.monotonic())
     if row.window_end > row.window_start:
         _settle(taken, row.window_end)
-    _move(db.session.connection(), taken, taken.position)
+    place.put(db.session.connection(), taken, taken.position)
     db.session.execute(
         text("update batch set window_start = :at, window_end = :at, sent = :sent where id = :batch"),
         {"at": taken.position, "sent": taken.sent, "batch": taken.batch_id},
@@ -291,18 +278,18 @@ def open_window(taken: Claim) -> Window | None:
             "start": taken.position,
             "end": end,
             "sent": taken.sent,
-            "lease": _lease(),
+            "lease": lease(),
             "seconds": campaign.seconds,
             **taken.guard,
         },
     )
-    if not opened.rowcount or not _move(db.session.connection(), taken, taken.position):  # type: ignore[attr-defined]
+    if not opened.rowcount or not place.put(db.session.connection(), taken, taken.position):  # type: ignore[attr-defined]
         db.session.rollback()
         return None
     ids = taken.ids[taken.position : end]
     states = _states(taken.campaign_id, ids)
-    people, skipped = _who(campaign.offer_id, [i for i in ids if states.get(i, "uncertain") == "uncertain"])
-    _note_skipped(taken.campaign_id, skipped)
+    people, skipped = who(campaign.offer_id, [i for i in ids if states.get(i, "uncertain") == "uncertain"])
+    note_skipped(taken.campaign_id, skipped)
     db.session.commit()
     taken.renewed = time.monotonic()
     found = [
@@ -313,25 +300,26 @@ def open_window(taken: Claim) -> Window | None:
     return Window(end, found)
 
 
-def _who(offer_id: int, ids: Sequence[int]) -> tuple[dict[int, Customer], dict[int, str]]:
+def who(offer_id: int, ids: Sequence[int]) -> tuple[dict[int, Customer], dict[int, str]]:
     """Who of them is mailed, and why the others are not. Looked up right before a window is sent."""
     found = {customer.id: customer for customer in customers.recipients(ids)}
     for customer in found.values():
         # They are read after the commit, which must not fetch each of them again.
         db.session.expunge(customer)
     redeemed = redemptions.redeemed_among(offer_id, ids)
+    suppressed = customers.suppressed_among(ids)
     skipped = {}
     for customer_id in ids:
         if customer_id not in found:
             skipped[customer_id] = "no longer a customer"
-        elif found[customer_id].unsubscribed_at is not None:
-            skipped[customer_id] = "unsubscribed"
+        elif customer_id in suppressed:
+            skipped[customer_id] = suppressed[customer_id]
         elif customer_id in redeemed:
             skipped[customer_id] = "has redeemed already"
     return {i: customer for i, customer in found.items() if i not in skipped}, skipped
 
 
-def _note_skipped(campaign_id: int, skipped: dict[int, str]) -> None:
+def note_skipped(campaign_id: int, skipped: dict[int, str]) -> None:
     if skipped:
         db.session.execute(
             text(
@@ -349,7 +337,7 @@ def renew(taken: Claim) -> bool:
     """Keep the batch for another lease; False when it is somebody else's by now."""
     done = db.session.execute(
         text("update batch set lease_until = now() + :lease where id = :batch and owner = :owner and epoch = :epoch"),
-        {"lease": _lease(), **taken.guard},
+        {"lease": lease(), **taken.guard},
     )
     db.session.commit()
     taken.renewed = time.monotonic()
@@ -389,63 +377,6 @@ def finish(taken: Claim) -> None:
     db.session.commit()
 
 
-# --- keeping the place ----------------------------------------------------------------------------
-
-_MOVE = """
-    insert into batch_cursor (batch_id, epoch, cursor)
-    select id, epoch, %(cursor)s from batch where id = %(batch)s and owner = %(owner)s and epoch = %(epoch)s
-    on conflict (batch_id) do update set epoch = excluded.epoch, cursor = excluded.cursor
-    where batch_cursor.epoch <= excluded.epoch
-"""
-
-
-def _move(connection: Connection, taken: Claim, cursor: int) -> bool:
-    """False when the batch is somebody else's by now."""
-    return connection.exec_driver_sql(_MOVE, {"cursor": cursor, **taken.guard}).rowcount == 1
-
-
-class Place:
-    """Keeps the cursor, one write per accepted mail, on a connection that does not wait for the disk.
-
-    Nothing is lost by that when a worker is killed; after a crash of the database the table is empty in any case.
-    """
-
-    def __enter__(self) -> Place:
-        self._connection: Connection | None = None
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._drop()
-
-    def move(self, taken: Claim, cursor: int) -> bool:
-        """The mail before `cursor` is accepted; False when the batch is somebody else's by now."""
-        deadline = time.monotonic() + times.LEASE
-        while True:
-            try:
-                return _move(self._open(), taken, cursor)
-            except (OperationalError, InterfaceError):
-                self._drop()
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(1)
-
-    def _open(self) -> Connection:
-        if self._connection is None:
-            connection = db.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            # It never goes back to the pool: its setting must not reach transactions that have to be on disk.
-            connection.detach()
-            connection.exec_driver_sql("set synchronous_commit = off")
-            self._connection = connection
-        return self._connection
-
-    def _drop(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = None
-
-
 # --- what did not simply go out -------------------------------------------------------------------
 
 
@@ -455,7 +386,7 @@ def note(taken: Claim, recipient: Recipient, state: str, code: int | None, words
 
     :param state: failed, deferred, uncertain, or sent_later for a mail that was uncertain before.
     """
-    if not _move(db.session.connection(), taken, recipient.index + 1):
+    if not place.put(db.session.connection(), taken, recipient.index + 1):
         db.session.rollback()
         return False
     db.session.execute(
@@ -472,147 +403,14 @@ def note(taken: Claim, recipient: Recipient, state: str, code: int | None, words
             "state": state,
             "code": code,
             "words": words,
-            "next": _wait(0) if state == "deferred" else None,
+            "next": wait_after(0) if state == "deferred" else None,
         },
     )
     db.session.commit()
     return True
 
 
-def _wait(attempts: int) -> timedelta:
+def wait_after(attempts: int) -> timedelta:
     """How long until the next try, with a fifth of jitter so that they do not all come at once."""
     seconds = times.BACKOFF[min(attempts, len(times.BACKOFF) - 1)]
     return timedelta(seconds=seconds * random.uniform(0.9, 1.1))  # noqa: S311
-
-
-_CLAIM_DUE = text(
-    """
-    update mail_issue i set state = 'uncertain', attempts = i.attempts + 1, next_at = now() + :lease
-    from (
-      select d.campaign_id, d.customer_id, c.offer_id from mail_issue d join campaign c on c.id = d.campaign_id
-      where d.next_at <= now() and c.status = 'sending'
-        and (d.state = 'deferred' or d.state = 'uncertain' and c.uncertain_policy = 'resend')
-      order by d.next_at
-      limit 1 for update of d skip locked
-    ) due
-    where i.campaign_id = due.campaign_id and i.customer_id = due.customer_id
-    returning i.campaign_id, i.customer_id, i.attempts, due.offer_id, i.at < now() - :limit as last
-    """
-)
-
-
-def claim_due() -> Due | None:
-    """Take one mail whose time has come. Until its outcome is recorded it counts as uncertain."""
-    while True:
-        limits = {"lease": _lease(), "limit": timedelta(seconds=times.GIVE_UP)}
-        row = db.session.execute(_CLAIM_DUE, limits).one_or_none()
-        if row is None:
-            db.session.rollback()
-            return None
-        people, skipped = _who(row.offer_id, [row.customer_id])
-        _note_skipped(row.campaign_id, skipped)
-        db.session.commit()
-        if people:
-            return Due(row.campaign_id, row.customer_id, row.attempts, row.last, people[row.customer_id])
-
-
-@stubborn
-def note_due(due: Due, state: str, code: int | None, words: str) -> None:
-    """Record what became of a mail that was tried again. What can't go out for two days is given up."""
-    if state == "deferred" and due.last:
-        state = "failed"
-    later = state == "deferred"
-    db.session.execute(
-        text(
-            "update mail_issue set state = :state, smtp_code = :code, text = :words, "
-            "next_at = now() + cast(:next as interval), at = case when :later then at else now() end "
-            "where campaign_id = :campaign and customer_id = :id and attempts = :attempts and state = 'uncertain'"
-        ),
-        {
-            "campaign": due.campaign_id,
-            "id": due.customer_id,
-            "attempts": due.attempts,
-            "state": state,
-            "code": code,
-            "words": words,
-            "later": later,
-            "next": _wait(due.attempts - 1) if later else None,
-        },
-    )
-    db.session.commit()
-
-
-# --- the campaign as a whole ----------------------------------------------------------------------
-
-
-@stubborn
-def halt(campaign_id: int, reason: str) -> None:
-    """Pause a campaign because the relay will not have its mails. Staff read the reason and resume it."""
-    db.session.execute(
-        text(
-            "update campaign set status = 'paused', pause_reason = :reason, trouble = null "
-            "where id = :id and status = 'sending'"
-        ),
-        {"id": campaign_id, "reason": reason},
-    )
-    db.session.commit()
-    log.error("campaign %s is paused: %s", campaign_id, reason)
-
-
-@stubborn
-def halt_all(reason: str) -> None:
-    """Pause everything that is sending: the relay refuses us whatever the mail."""
-    db.session.execute(
-        text("update campaign set status = 'paused', pause_reason = :reason, trouble = null where status = 'sending'"),
-        {"reason": reason},
-    )
-    db.session.commit()
-    log.error("all mailings are paused: %s", reason)
-
-
-@stubborn
-def say_trouble(trouble: str | None) -> None:
-    """Let staff see what keeps the mails from going out just now; None when they go out again."""
-    db.session.execute(
-        text("update campaign set trouble = :trouble where status = 'sending' and trouble is distinct from :trouble"),
-        {"trouble": trouble},
-    )
-    db.session.commit()
-
-
-def finish_campaigns() -> None:
-    """Call those campaigns done of which nobody is left to be mailed, now or later."""
-    db.session.execute(
-        text(
-            """
-            update campaign c set status = 'done', finished_at = now(), trouble = null
-            where c.status = 'sending' and c.prepared_at is not null
-              and not exists (select 1 from batch b where b.campaign_id = c.id and b.status in ('pending', 'sending'))
-              and not exists (
-                select 1 from mail_issue i where i.campaign_id = c.id and i.next_at is not null
-                  and (i.state = 'deferred' or c.uncertain_policy = 'resend' or i.next_at > now())
-              )
-            """
-        )
-    )
-    db.session.commit()
-
-
-def settle_cancelled(owner: str) -> None:
-    """Account for batches that were being sent by somebody who is gone when their campaign was cancelled."""
-    while True:
-        row = db.session.execute(
-            text(
-                "update batch set status = 'cancelled', owner = :owner, epoch = epoch + 1 where id = ("
-                "select b.id from batch b join campaign c on c.id = b.campaign_id where c.status = 'cancelled' "
-                "and b.status in ('pending', 'sending') and coalesce(b.lease_until < now(), true) "
-                "limit 1 for update of b skip locked) "
-                "returning id, campaign_id, epoch, gaps, window_start, window_end, sent"
-            ),
-            {"owner": owner},
-        ).one_or_none()
-        if row is None:
-            db.session.rollback()
-            return
-        _take_over(row, owner)
-        db.session.commit()

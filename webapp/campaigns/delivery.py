@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from flask import current_app
 
 from webapp import bell
-from webapp.campaigns import batch_actions, message, queries, times, transport
-from webapp.campaigns.batch_actions import Claim, Due, Place, Recipient
+from webapp.campaigns import batch_actions, course_actions, due_actions, message, queries, times, transport
+from webapp.campaigns.batch_actions import Claim, Recipient
+from webapp.campaigns.due_actions import Due
 from webapp.campaigns.message import FormLetter
+from webapp.campaigns.place import Place
 from webapp.campaigns.transport import Letter, Outcome, RelayDown, RelayRefuses
 from webapp.campaigns.wording import MailText
 from webapp.customers.models import Customer
@@ -96,7 +98,7 @@ class _Pump:
     def run(self) -> bool:
         while not self._is_over():
             if not queries.is_work():
-                batch_actions.finish_campaigns()
+                course_actions.finish_campaigns()
                 return False
             if not self._reach_relay():
                 continue
@@ -116,13 +118,13 @@ class _Pump:
         try:
             self.relay.open()
         except RelayRefuses as error:
-            batch_actions.halt_all(f"the relay refuses us: {error}")
+            course_actions.halt_all(f"the relay refuses us: {error}")
             return False
         except RelayDown as error:
-            batch_actions.say_trouble(f"The mail relay can't be reached ({error}). It is tried every few seconds.")
+            course_actions.say_trouble(f"The mail relay can't be reached ({error}). It is tried every few seconds.")
             bell.stopping.wait(times.PROBE)
             return False
-        batch_actions.say_trouble(None)
+        course_actions.say_trouble(None)
         return True
 
     def _send_batch(self, taken: Claim) -> None:
@@ -152,7 +154,7 @@ class _Pump:
         if outcome.kind == "refused" or (outcome.kind == "trouble" and outcome.at == "connect"):
             batch_actions.release(taken)
             if outcome.kind == "refused":
-                batch_actions.halt(taken.campaign_id, _refusal(outcome))
+                course_actions.halt(taken.campaign_id, _refusal(outcome))
             return False
         state = "deferred" if outcome.kind == "trouble" else outcome.kind
         if not batch_actions.note(taken, recipient, state, outcome.code, outcome.text):
@@ -176,7 +178,7 @@ class _Pump:
         self.broken = self.broken + 1 if outcome.kind in ("trouble", "uncertain") else 0
         if self.refused_bodies >= REFUSED_BODIES:
             batch_actions.release(taken)
-            batch_actions.halt(taken.campaign_id, f"the relay refuses this mail: {outcome.code} {outcome.text}")
+            course_actions.halt(taken.campaign_id, f"the relay refuses this mail: {outcome.code} {outcome.text}")
             return False
         if self.broken >= BROKEN_IN_A_ROW:
             self.broken = 0
@@ -209,7 +211,7 @@ class _Pump:
 
     def _retry_due(self) -> None:
         for _ in range(RETRIES_AT_ONCE):
-            due = None if self._is_over() else batch_actions.claim_due()
+            due = None if self._is_over() else due_actions.claim_due()
             if due is None:
                 return
             if not self._retry(due):
@@ -222,9 +224,9 @@ class _Pump:
         state = {"accepted": "sent_later", "trouble": "deferred", "refused": "deferred", "stopped": "deferred"}.get(
             outcome.kind, outcome.kind
         )
-        batch_actions.note_due(due, state, outcome.code, outcome.text)
+        due_actions.note_due(due, state, outcome.code, outcome.text)
         if outcome.kind == "refused":
-            batch_actions.halt(due.campaign_id, _refusal(outcome))
+            course_actions.halt(due.campaign_id, _refusal(outcome))
         return outcome.kind not in ("trouble", "refused")
 
     def _write(self, form: FormLetter, customer: Customer) -> Letter | Outcome:

@@ -8,7 +8,7 @@ from flask import current_app
 from huey import crontab
 
 from webapp import bell
-from webapp.campaigns import actions, batch_actions, delivery, queries
+from webapp.campaigns import actions, batch_actions, course_actions, delivery, queries
 from webapp.campaigns.actions import Launched
 from webapp.campaigns.models import Campaign
 
@@ -25,8 +25,8 @@ def _pump() -> None:
 
 def _sweep() -> None:
     """Ring again for whatever waits: lost bells, dead owners, mails put off, campaigns that are through."""
-    batch_actions.settle_cancelled(f"sweep:{secrets.token_hex(4)}")
-    batch_actions.finish_campaigns()
+    course_actions.settle_cancelled(f"sweep:{secrets.token_hex(4)}")
+    course_actions.finish_campaigns()
     for campaign_id in queries.preparing():
         bell.ring(prepare, campaign_id)
     if queries.is_work():

@@ -1,0 +1,85 @@
+"""What becomes of a campaign by itself: paused because its mails can't go out, done, accounted for when cancelled."""
+
+from __future__ import annotations
+
+import logging
+
+from sqlalchemy import text
+
+from webapp.campaigns.batch_actions import stubborn, take_over
+from webapp.extensions import db
+
+log = logging.getLogger(__name__)
+
+
+@stubborn
+def halt(campaign_id: int, reason: str) -> None:
+    """Pause a campaign because the relay will not have its mails. Staff read the reason and resume it."""
+    db.session.execute(
+        text(
+            "update campaign set status = 'paused', pause_reason = :reason, trouble = null "
+            "where id = :id and status = 'sending'"
+        ),
+        {"id": campaign_id, "reason": reason},
+    )
+    db.session.commit()
+    log.error("campaign %s is paused: %s", campaign_id, reason)
+
+
+@stubborn
+def halt_all(reason: str) -> None:
+    """Pause everything that is sending: the relay refuses us whatever the mail."""
+    db.session.execute(
+        text("update campaign set status = 'paused', pause_reason = :reason, trouble = null where status = 'sending'"),
+        {"reason": reason},
+    )
+    db.session.commit()
+    log.error("all mailings are paused: %s", reason)
+
+
+@stubborn
+def say_trouble(trouble: str | None) -> None:
+    """Let staff see what keeps the mails from going out just now; None when they go out again."""
+    db.session.execute(
+        text("update campaign set trouble = :trouble where status = 'sending' and trouble is distinct from :trouble"),
+        {"trouble": trouble},
+    )
+    db.session.commit()
+
+
+def finish_campaigns() -> None:
+    """Call those campaigns done of which nobody is left to be mailed, now or later."""
+    db.session.execute(
+        text(
+            """
+            update campaign c set status = 'done', finished_at = now(), trouble = null
+            where c.status = 'sending' and c.prepared_at is not null
+              and not exists (select 1 from batch b where b.campaign_id = c.id and b.status in ('pending', 'sending'))
+              and not exists (
+                select 1 from mail_issue i where i.campaign_id = c.id and i.next_at is not null
+                  and (i.state = 'deferred' or c.uncertain_policy = 'resend' or i.next_at > now())
+              )
+            """
+        )
+    )
+    db.session.commit()
+
+
+def settle_cancelled(owner: str) -> None:
+    """Account for batches that were being sent by somebody who is gone when their campaign was cancelled."""
+    while True:
+        row = db.session.execute(
+            text(
+                "update batch set status = 'cancelled', owner = :owner, epoch = epoch + 1 where id = ("
+                "select b.id from batch b join campaign c on c.id = b.campaign_id where c.status = 'cancelled' "
+                "and b.status in ('pending', 'sending') and coalesce(b.lease_until < now(), true) "
+                "limit 1 for update of b skip locked) "
+                "returning id, campaign_id, epoch, gaps, window_start, window_end, sent"
+            ),
+            {"owner": owner},
+        ).one_or_none()
+        if row is None:
+            db.session.rollback()
+            return
+        take_over(row, owner)
+        db.session.commit()
