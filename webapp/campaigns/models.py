@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from itertools import accumulate, pairwise
 
-from sqlalchemy import ARRAY, BigInteger, CheckConstraint, ForeignKey, Index, Integer, UniqueConstraint, func
+from sqlalchemy import ARRAY, BigInteger, CheckConstraint, Computed, ForeignKey, Index, Integer, UniqueConstraint, func
 from sqlalchemy import text as sql
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -161,9 +161,20 @@ class MailIssue(Model):
     next_at: Mapped[datetime | None]
     attempts: Mapped[int] = mapped_column(server_default="0")
     at: Mapped[datetime] = mapped_column(server_default=func.now())
+    # What failures are counted by: the enhanced status code of the relay's answer (RFC 3463), or our own words.
+    cause: Mapped[str] = mapped_column(
+        Computed(
+            "case when smtp_code is null then left(text, 60) "
+            r"else coalesce(substring(text from '^[245]\.\d{1,3}\.\d{1,3}'), '') end",
+            persisted=True,
+        )
+    )
 
     __table_args__ = (
-        CheckConstraint("state in ('deferred', 'failed', 'uncertain', 'skipped', 'sent_later')", name="state"),
+        # `left` as it is by staff: nobody will ever know whether it went out.
+        CheckConstraint("state in ('deferred', 'failed', 'uncertain', 'skipped', 'sent_later', 'left')", name="state"),
         Index("ix_mail_issue_due", "next_at", postgresql_where=sql("next_at is not null")),
         Index("ix_mail_issue_campaign_id_state", "campaign_id", "state", "customer_id"),
+        Index("ix_mail_issue_cause", "campaign_id", "state", "smtp_code", "cause", "customer_id"),
+        Index("ix_mail_issue_uncertain", "campaign_id", postgresql_where=sql("state = 'uncertain'")),
     )
