@@ -41,6 +41,8 @@ class Settings:
     mail_use_ssl: bool
     mail_default_sender: str
     mail_connections: int
+    # How many mails a second all workers together hand to the relay; 0 for as many as it takes.
+    mail_per_second: float
     mail_bounce_address: str | None
     shop_name: str
     trusted_proxies: int
@@ -92,6 +94,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         mail_use_ssl=_boolean(given, "MAIL_USE_SSL"),
         mail_default_sender=given.get("MAIL_DEFAULT_SENDER") or "Onecode <offers@example.com>",
         mail_connections=_integer(given, "MAIL_CONNECTIONS", 2, 1, 64),
+        mail_per_second=_pace(given),
         mail_bounce_address=_bounce_address(given),
         shop_name=given.get("SHOP_NAME") or "Onecode",
         trusted_proxies=_integer(given, "TRUSTED_PROXIES", 0, 0, 10),
@@ -162,6 +165,13 @@ def _integer(given: Mapping[str, str], name: str, default: int, low: int, high: 
     if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
         raise SettingsError(f"{name} must be a whole number from {low} to {high}, not {text!r}")
     return int(text)
+
+
+def _pace(given: Mapping[str, str]) -> float:
+    text = given.get("MAIL_PER_SECOND", "").strip()
+    if not re.fullmatch(r"(?:[0-9]{1,6}(?:\.[0-9]{1,4})?)?", text):
+        raise SettingsError(f"MAIL_PER_SECOND must be a number such as 14 or 0.5, or 0 for no limit, not {text!r}")
+    return float(text or 0)
 
 
 def _boolean(given: Mapping[str, str], name: str) -> bool:

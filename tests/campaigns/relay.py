@@ -57,6 +57,7 @@ class Behaviour:
     quit: str = ""
     seconds_per_mail: float = 0
     smtputf8: bool = True
+    pipelining: bool = True
     starttls: ssl.SSLContext | None = None
 
 
@@ -169,6 +170,7 @@ class _Session(socketserver.StreamRequestHandler):
         behaviour = self.server.behaviour
         lines = ["relay.test", "8BITMIME"]
         lines += ["SMTPUTF8"] if behaviour.smtputf8 else []
+        lines += ["PIPELINING"] if behaviour.pipelining else []
         lines += ["STARTTLS"] if behaviour.starttls and not isinstance(self.request, ssl.SSLSocket) else []
         lines += ["AUTH PLAIN"] if behaviour.auth else []
         self.say("\r\n".join(f"250{' ' if n == len(lines) - 1 else '-'}{line}" for n, line in enumerate(lines)))

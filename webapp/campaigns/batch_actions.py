@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import random
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from webapp import bell
 from webapp.campaigns import place, times
 from webapp.campaigns.models import BATCH_SIZE, WINDOW, gaps_of, ids_of
+from webapp.campaigns.transport import Outcome
 from webapp.customers import queries as customers
+from webapp.customers import suppression_actions as suppressions
 from webapp.customers.models import Customer
 from webapp.extensions import db
 from webapp.redemptions import queries as redemptions
@@ -30,6 +33,9 @@ from webapp.redemptions import queries as redemptions
 log = logging.getLogger(__name__)
 
 BLOCK = 20 * BATCH_SIZE
+
+# RFC 3463, 3.2: what is wrong with the recipient's address. 5.1.7 and 5.1.8 are about the sender's.
+_NO_SUCH_ADDRESS = re.compile(r"5\.1\.(?:0|1|2|3|4|6|9|10)\b")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,10 +70,11 @@ class Recipient:
 
 @dataclass(frozen=True)
 class Window:
-    """What may be sent now without asking again."""
+    """What may be sent now without asking again, and which version of the offer it is about."""
 
     end: int
     recipients: list[Recipient]
+    offer_version: int
 
 
 def lease() -> timedelta:
@@ -259,8 +266,8 @@ def open_window(taken: Claim) -> Window | None:
     """
     campaign = db.session.execute(
         text(
-            "select status, offer_id, cast(extract(epoch from now() - launched_at) as int) as seconds "
-            "from campaign where id = :id"
+            "select c.status, c.offer_id, o.version, cast(extract(epoch from now() - c.launched_at) as int) as seconds "
+            "from campaign c join offer o on o.id = c.offer_id where c.id = :id"
         ),
         {"id": taken.campaign_id},
     ).one()
@@ -297,7 +304,7 @@ def open_window(taken: Claim) -> Window | None:
         for n, customer_id in enumerate(ids)
         if customer_id in people
     ]
-    return Window(end, found)
+    return Window(end, found, campaign.version)
 
 
 def who(offer_id: int, ids: Sequence[int]) -> tuple[dict[int, Customer], dict[int, str]]:
@@ -334,14 +341,34 @@ def note_skipped(campaign_id: int, skipped: dict[int, str]) -> None:
 
 @stubborn
 def renew(taken: Claim) -> bool:
-    """Keep the batch for another lease; False when it is somebody else's by now."""
+    """Keep the batch for another lease; False when it is somebody else's by now, or its campaign was stopped."""
     done = db.session.execute(
-        text("update batch set lease_until = now() + :lease where id = :batch and owner = :owner and epoch = :epoch"),
+        text(
+            "update batch set lease_until = now() + :lease where id = :batch and owner = :owner and epoch = :epoch "
+            "and exists (select 1 from campaign c where c.id = batch.campaign_id and c.status = 'sending')"
+        ),
         {"lease": lease(), **taken.guard},
     )
     db.session.commit()
     taken.renewed = time.monotonic()
     return bool(done.rowcount)  # type: ignore[attr-defined]
+
+
+@stubborn
+def take_turns(turns: int, per_second: float) -> float:
+    """Of what all workers together may hand to the relay, the next so many turns; in how many seconds they begin."""
+    row = db.session.execute(
+        text(
+            "insert into mail_pace as pace (id, free_at) "
+            "values (1, clock_timestamp() + make_interval(secs => :seconds)) "
+            "on conflict (id) do update "
+            "set free_at = greatest(pace.free_at, clock_timestamp()) + make_interval(secs => :seconds) "
+            "returning extract(epoch from free_at - clock_timestamp()) - :seconds"
+        ),
+        {"seconds": turns / per_second},
+    ).scalar_one()
+    db.session.commit()
+    return float(row)
 
 
 @stubborn
@@ -381,14 +408,15 @@ def finish(taken: Claim) -> None:
 
 
 @stubborn
-def note(taken: Claim, recipient: Recipient, state: str, code: int | None, words: str) -> bool:
-    """Record what became of one recipient and move on, in one transaction; False when the batch is lost.
+def note(taken: Claim, recipient: Recipient, outcome: Outcome) -> bool:
+    """Record what became of one recipient's mail and move on, in one transaction; False when the batch is lost.
 
-    :param state: failed, deferred, uncertain, or sent_later for a mail that was uncertain before.
+    A mail that was accepted has a row only if there was a doubt about it before: `sent_later`.
     """
     if not place.put(db.session.connection(), taken, recipient.index + 1):
         db.session.rollback()
         return False
+    state = {"accepted": "sent_later", "trouble": "deferred"}.get(outcome.kind, outcome.kind)
     db.session.execute(
         text(
             "insert into mail_issue (campaign_id, customer_id, state, smtp_code, text, next_at, attempts) "
@@ -401,13 +429,20 @@ def note(taken: Claim, recipient: Recipient, state: str, code: int | None, words
             "campaign": taken.campaign_id,
             "id": recipient.customer.id,
             "state": state,
-            "code": code,
-            "words": words,
+            "code": outcome.code,
+            "words": "" if state == "sent_later" else outcome.text,
             "next": wait_after(0) if state == "deferred" else None,
         },
     )
+    suppress_bounced(recipient.customer, taken.campaign_id, outcome)
     db.session.commit()
     return True
+
+
+def suppress_bounced(customer: Customer, campaign_id: int, outcome: Outcome) -> None:
+    """Nobody mails an address again of which the relay says that there is no such thing. The caller commits."""
+    if outcome.kind == "failed" and outcome.at == "RCPT" and _NO_SUCH_ADDRESS.match(outcome.text):
+        suppressions.put(customer.email, "bounced", campaign_id, f"{outcome.code} {outcome.text}")
 
 
 def wait_after(attempts: int) -> timedelta:

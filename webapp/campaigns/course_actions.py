@@ -6,10 +6,37 @@ import logging
 
 from sqlalchemy import text
 
-from webapp.campaigns.batch_actions import stubborn, take_over
+from webapp.campaigns.batch_actions import Claim, stubborn, take_over
+from webapp.campaigns.models import BATCH_SIZE
 from webapp.extensions import db
 
 log = logging.getLogger(__name__)
+
+# When so many mails, and more than this share of the last 500, were refused for good, a campaign pauses by itself.
+FAILED_LEAST = 20
+FAILED_SHARE = 0.05
+
+_FAILING = text(
+    """
+    with here as (
+      select campaign_id, seq, first_id, gaps from batch where id = :batch
+    ), earlier as (
+      select (select sum(gap) from unnest(b.gaps[: greatest(0, b.window_start - :rest) + 1]) gap) as first_id,
+        least(b.window_start, :rest) as n
+      from batch b join here on b.campaign_id = here.campaign_id and b.seq = here.seq - 1
+      where b.window_start > 0 and :rest > 0
+    )
+    select
+      (
+        select count(*) from mail_issue i, here
+        where i.campaign_id = here.campaign_id and i.state = 'failed'
+          and i.customer_id >= coalesce((select first_id from earlier), here.first_id)
+          and i.customer_id <= (select sum(gap) from unnest(here.gaps[: :at]) gap)
+          and i.at >= (select sending_since from campaign where id = here.campaign_id)
+      ) as failed,
+      :at + coalesce((select n from earlier), 0) as tried
+    """
+)
 
 
 @stubborn
@@ -35,6 +62,23 @@ def halt_all(reason: str) -> None:
     )
     db.session.commit()
     log.error("all mailings are paused: %s", reason)
+
+
+@stubborn
+def halt_if_failing(taken: Claim) -> bool:
+    """Pause a campaign too many of whose mails are refused for good: that many wrong addresses harm the name of the
+    sender, or it is not the addresses that are wrong. True when that is so.
+
+    The last 500 are those before this one in the batch and, for the rest, in the batch before; failures of the time
+    before staff resumed the campaign don't count again.
+    """
+    where = {"batch": taken.batch_id, "at": taken.position, "rest": BATCH_SIZE - taken.position}
+    failed, tried = db.session.execute(_FAILING, where).one()
+    db.session.rollback()
+    if failed < FAILED_LEAST or failed <= FAILED_SHARE * tried:
+        return False
+    halt(taken.campaign_id, f"{failed} of the last {tried} mails were refused for good; look at what the servers said")
+    return True
 
 
 @stubborn

@@ -18,6 +18,7 @@ from webapp.campaigns import batch_actions, course_actions, due_actions, message
 from webapp.campaigns.batch_actions import Claim, Recipient
 from webapp.campaigns.due_actions import Due
 from webapp.campaigns.message import FormLetter
+from webapp.campaigns.pace import Pace
 from webapp.campaigns.place import Place
 from webapp.campaigns.transport import Letter, Outcome, RelayDown, RelayRefuses
 from webapp.campaigns.wording import MailText
@@ -86,6 +87,7 @@ def _slot() -> Iterator[bool]:
 
 class _Pump:
     def __init__(self, relay: transport.Relay, place: Place) -> None:
+        settings: Settings = current_app.config["SETTINGS"]
         self.relay = relay
         self.place = place
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
@@ -94,6 +96,10 @@ class _Pump:
         self.letters: dict[int, tuple[int, FormLetter]] = {}
         self.broken = 0
         self.refused_bodies = 0
+        self.pace = Pace(settings.mail_per_second)
+        # How far the cursor is to be moved before the next body is begun. It is moved while the relay reads the next
+        # envelope, or before anything is waited for.
+        self.owed: int | None = None
 
     def run(self) -> bool:
         while not self._is_over():
@@ -128,48 +134,67 @@ class _Pump:
         return True
 
     def _send_batch(self, taken: Claim) -> None:
+        self.owed = None
         while taken.position < len(taken.ids):
             if self._is_over():
                 return batch_actions.release(taken)
             window = batch_actions.open_window(taken)
             if window is None:
                 return None
-            form = self._form(taken.campaign_id)
+            form = self._form(taken.campaign_id, window.offer_version)
             for recipient in window.recipients:
                 taken.position = recipient.index
-                if bell.stopping.is_set():
+                if not self._wait_for_turn(taken, window.end - recipient.index):
                     return batch_actions.release(taken)
                 if not self._send_one(taken, recipient, form):
                     return None
             taken.position = window.end
         return batch_actions.finish(taken)
 
+    def _wait_for_turn(self, taken: Claim, wanted: int) -> bool:
+        """Wait for as long as the rate limit says; False when there is something else to do first."""
+        while not bell.stopping.is_set():
+            seconds = self.pace.wait(wanted)
+            if seconds <= 0:
+                return True
+            if not self._settled(taken) or not self._holds(taken):
+                return False
+            # No transaction stays open while nothing is done.
+            db.session.rollback()
+            bell.stopping.wait(min(seconds, times.RENEW))
+        return False
+
     def _send_one(self, taken: Claim, recipient: Recipient, form: FormLetter) -> bool:
         """One recipient settled; False when this pump is done with the batch, which then is in order."""
-        outcome = self._try(self._write(form, recipient.customer), lambda: self._holds(taken))
+        letter = self._write(form, recipient.customer)
+        outcome = self._try(letter, lambda: self._holds(taken), lambda: self._settled(taken))
         if outcome.kind == "accepted":
             return self._went_out(taken, recipient, outcome)
-        if outcome.kind == "stopped":
-            return False
-        if outcome.kind == "refused" or (outcome.kind == "trouble" and outcome.at == "connect"):
+        if outcome.kind in ("stopped", "refused") or (outcome.kind == "trouble" and outcome.at == "connect"):
+            # For nobody, if it is somebody else's by now.
             batch_actions.release(taken)
             if outcome.kind == "refused":
                 course_actions.halt(taken.campaign_id, _refusal(outcome))
             return False
-        state = "deferred" if outcome.kind == "trouble" else outcome.kind
-        if not batch_actions.note(taken, recipient, state, outcome.code, outcome.text):
+        self.owed = None
+        if not batch_actions.note(taken, recipient, outcome):
             return False
         taken.position = recipient.index + 1
         return self._may_go_on(taken, outcome)
 
     def _went_out(self, taken: Claim, recipient: Recipient, outcome: Outcome) -> bool:
         self.broken = self.refused_bodies = 0
+        self.owed = None
         if recipient.again:
-            return batch_actions.note(taken, recipient, "sent_later", outcome.code, "")
-        if not self.place.move(taken, recipient.index + 1):
-            return False
+            return batch_actions.note(taken, recipient, outcome)
         taken.sent += 1
+        self.owed = recipient.index + 1
         return True
+
+    def _settled(self, taken: Claim) -> bool:
+        """Everything accepted is written down; False when the batch is somebody else's by now."""
+        owed, self.owed = self.owed, None
+        return owed is None or self.place.move(taken, owed)
 
     def _may_go_on(self, taken: Claim, outcome: Outcome) -> bool:
         """Whether the next recipient may fare better, or the trouble is the relay's or the mail's own."""
@@ -180,21 +205,29 @@ class _Pump:
             batch_actions.release(taken)
             course_actions.halt(taken.campaign_id, f"the relay refuses this mail: {outcome.code} {outcome.text}")
             return False
+        if outcome.kind == "failed" and course_actions.halt_if_failing(taken):
+            batch_actions.release(taken)
+            return False
         if self.broken >= BROKEN_IN_A_ROW:
             self.broken = 0
             batch_actions.release(taken, wait=times.REST)
             return False
         return True
 
-    def _try(self, letter: Letter | Outcome, may_send: Callable[[], bool]) -> Outcome:
+    def _try(
+        self, letter: Letter | Outcome, may_send: Callable[[], bool], meanwhile: Callable[[], bool] = lambda: True
+    ) -> Outcome:
         """Hand a letter over; when the connection breaks before the body, on a new one, three times in all."""
         if isinstance(letter, Outcome):
             return letter
         outcome = Outcome("trouble", None, "not tried", "connect")
         for wait in times.TRIES:
             try:
-                self.relay.open()
-                outcome = self.relay.deliver(letter, may_send)
+                if not self.relay.is_open:
+                    if not meanwhile():
+                        return Outcome("stopped")
+                    self.relay.open()
+                outcome = self.relay.deliver(letter, may_send, meanwhile)
             except RelayRefuses as error:
                 return Outcome("refused", None, str(error), "connect")
             except RelayDown as error:
@@ -206,28 +239,26 @@ class _Pump:
         return outcome
 
     def _holds(self, taken: Claim) -> bool:
-        """Still ours, for longer than the relay may take to answer."""
+        """Still ours, for longer than the relay may take to answer, and still to be sent."""
         return time.monotonic() - taken.renewed < times.RENEW or batch_actions.renew(taken)
 
     def _retry_due(self) -> None:
         for _ in range(RETRIES_AT_ONCE):
             due = None if self._is_over() else due_actions.claim_due()
-            if due is None:
-                return
-            if not self._retry(due):
+            if due is None or not self._retry(due):
                 return
 
     def _retry(self, due: Due) -> bool:
         started = time.monotonic()
         letter = self._write(self._form(due.campaign_id), due.customer)
+        while (seconds := self.pace.wait(1)) > 0 and not bell.stopping.is_set():
+            bell.stopping.wait(seconds)
+        # Should its turn have come too late, it is put off once more.
         outcome = self._try(letter, lambda: time.monotonic() - started < times.RENEW)
-        state = {"accepted": "sent_later", "trouble": "deferred", "refused": "deferred", "stopped": "deferred"}.get(
-            outcome.kind, outcome.kind
-        )
-        due_actions.note_due(due, state, outcome.code, outcome.text)
+        due_actions.note_due(due, outcome)
         if outcome.kind == "refused":
             course_actions.halt(due.campaign_id, _refusal(outcome))
-        return outcome.kind not in ("trouble", "refused")
+        return outcome.kind in ("accepted", "failed", "deferred", "uncertain")
 
     def _write(self, form: FormLetter, customer: Customer) -> Letter | Outcome:
         """The letter, or why this one can't be written; the others go on."""
@@ -240,13 +271,18 @@ class _Pump:
             # No transaction stays open while the relay is waited for.
             db.session.rollback()
 
-    def _form(self, campaign_id: int) -> FormLetter:
-        """The campaign's mail with what the offer says now: a code that was renewed meanwhile is in it."""
+    def _form(self, campaign_id: int, offer_version: int | None = None) -> FormLetter:
+        """The campaign's mail with what the offer says now: a code that was renewed meanwhile is in it.
+
+        :param offer_version: which version of the offer that is, if the caller knows.
+        """
+        version, form = self.letters.get(campaign_id, (None, None))
+        if form is not None and version == offer_version:
+            return form
         campaign = queries.by_id(campaign_id)
         offer = offers.by_id(campaign.offer_id) if campaign is not None else None
         if campaign is None or offer is None:
             raise LookupError(f"no campaign {campaign_id}")
-        version, form = self.letters.get(campaign_id, (None, None))
         if form is None or version != offer.version:
             form = message.of_campaign(campaign, offer)
             self.letters[campaign_id] = offer.version, form

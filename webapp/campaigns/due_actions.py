@@ -8,7 +8,8 @@ from datetime import timedelta
 from sqlalchemy import text
 
 from webapp.campaigns import times
-from webapp.campaigns.batch_actions import lease, note_skipped, stubborn, wait_after, who
+from webapp.campaigns.batch_actions import lease, note_skipped, stubborn, suppress_bounced, wait_after, who
+from webapp.campaigns.transport import Outcome
 from webapp.customers.models import Customer
 from webapp.extensions import db
 
@@ -57,8 +58,9 @@ def claim_due() -> Due | None:
 
 
 @stubborn
-def note_due(due: Due, state: str, code: int | None, words: str) -> None:
+def note_due(due: Due, outcome: Outcome) -> None:
     """Record what became of a mail that was tried again. What can't go out for two days is given up."""
+    state = {"accepted": "sent_later", "failed": "failed", "uncertain": "uncertain"}.get(outcome.kind, "deferred")
     if state == "deferred" and due.last:
         state = "failed"
     later = state == "deferred"
@@ -73,10 +75,11 @@ def note_due(due: Due, state: str, code: int | None, words: str) -> None:
             "id": due.customer_id,
             "attempts": due.attempts,
             "state": state,
-            "code": code,
-            "words": words,
+            "code": outcome.code,
+            "words": "" if state == "sent_later" else outcome.text,
             "later": later,
             "next": wait_after(due.attempts - 1) if later else None,
         },
     )
+    suppress_bounced(due.customer, due.campaign_id, outcome)
     db.session.commit()

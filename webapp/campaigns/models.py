@@ -140,7 +140,7 @@ class BatchCursor(Model):
 
 class MailPace(Model):
     """The one row by which all workers share the relay's rate limit: from when on the next mail may go out (the
-    generic cell rate algorithm, ITU-T I.371, with one second of burst)."""
+    generic cell rate algorithm, ITU-T I.371)."""
 
     __tablename__ = "mail_pace"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)

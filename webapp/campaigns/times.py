@@ -2,13 +2,13 @@
 
 A batch belongs to a worker until its lease ends. The worker's own promise is kept by its own clock: before it begins
 to hand over a body, its lease has been renewed less than RENEW ago, and what follows takes at most BODY and REPLY.
-So LEASE has to be longer than RENEW + BODY: nobody may take a batch over while its owner has yet to begin a body.
+So LEASE is not shorter than RENEW + BODY + REPLY: nobody takes a batch over while its owner still hears of a mail.
 """
 
 from __future__ import annotations
 
 LEASE = 90.0
-RENEW = 20.0
+RENEW = 10.0
 
 CONNECT = 15.0
 REPLY = 60.0
