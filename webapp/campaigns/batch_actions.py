@@ -21,7 +21,7 @@ from sqlalchemy import Row, text
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from webapp import bell
-from webapp.campaigns import place, times
+from webapp.campaigns import place, reach, times
 from webapp.campaigns.models import BATCH_SIZE, WINDOW, gaps_of, ids_of
 from webapp.campaigns.transport import Outcome
 from webapp.customers import queries as customers
@@ -117,17 +117,17 @@ def _prepare_block(campaign_id: int) -> bool:
     """One block; False when there is no more to do here."""
     campaign = db.session.execute(
         text(
-            "select audience_id, prepared_to from campaign where id = :id and status = 'preparing' "
-            "and prepared_at is null for update skip locked"
+            "select id, offer_id, kind, uncertain_policy, mails_again, audience_id, prepared_to from campaign "
+            "where id = :id and status = 'preparing' and prepared_at is null for update skip locked"
         ),
         {"id": campaign_id},
     ).one_or_none()
-    if campaign is None:
+    if campaign is None or reach.waits_for_cancelled(campaign):
         db.session.rollback()
         return False
     ids = customers.ids_after(campaign.audience_id, campaign.prepared_to, BLOCK)
     if ids:
-        _write_batches(campaign_id, ids)
+        _write_batches(campaign_id, reach.narrowed(campaign, ids), ids[-1])
     else:
         db.session.execute(
             text(
@@ -140,21 +140,24 @@ def _prepare_block(campaign_id: int) -> bool:
     return bool(ids)
 
 
-def _write_batches(campaign_id: int, ids: Sequence[int]) -> None:
+def _write_batches(campaign_id: int, ids: Sequence[int], reached: int) -> None:
     first = db.session.execute(
         text("select coalesce(max(seq) + 1, 0) from batch where campaign_id = :id"), {"id": campaign_id}
     ).scalar_one()
     slices = [ids[at : at + BATCH_SIZE] for at in range(0, len(ids), BATCH_SIZE)]
-    db.session.execute(
-        text("insert into batch (campaign_id, seq, first_id, last_id, gaps) values (:id, :seq, :first, :last, :gaps)"),
-        [
-            {"id": campaign_id, "seq": first + n, "first": part[0], "last": part[-1], "gaps": gaps_of(part)}
-            for n, part in enumerate(slices)
-        ],
-    )
+    if slices:
+        db.session.execute(
+            text(
+                "insert into batch (campaign_id, seq, first_id, last_id, gaps) values (:id, :seq, :first, :last, :gaps)"
+            ),
+            [
+                {"id": campaign_id, "seq": first + n, "first": part[0], "last": part[-1], "gaps": gaps_of(part)}
+                for n, part in enumerate(slices)
+            ],
+        )
     db.session.execute(
         text("update campaign set prepared_to = :to, total = total + :n where id = :id"),
-        {"id": campaign_id, "to": ids[-1], "n": len(ids)},
+        {"id": campaign_id, "to": reached, "n": len(ids)},
     )
 
 

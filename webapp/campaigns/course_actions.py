@@ -96,7 +96,8 @@ def finish_campaigns() -> None:
     db.session.execute(
         text(
             """
-            update campaign c set status = 'done', finished_at = now(), trouble = null
+            update campaign c set status = 'done', finished_at = now(), trouble = null,
+              sent_in_batches = (select coalesce(sum(b.sent), 0) from batch b where b.campaign_id = c.id)
             where c.status = 'sending' and c.prepared_at is not null
               and not exists (select 1 from batch b where b.campaign_id = c.id and b.status in ('pending', 'sending'))
               and not exists (

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import secrets
+from datetime import datetime
 
 from flask import current_app
 from huey import crontab
 
 from webapp import bell
-from webapp.campaigns import actions, batch_actions, course_actions, delivery, queries
+from webapp.campaigns import actions, batch_actions, closing_actions, course_actions, delivery, launch_queries, queries
 from webapp.campaigns.actions import Launched
 from webapp.campaigns.models import Campaign
+from webapp.campaigns.wording import MailText
 
 
 def _prepare(campaign_id: int) -> None:
@@ -25,6 +27,8 @@ def _pump() -> None:
 
 def _sweep() -> None:
     """Ring again for whatever waits: lost bells, dead owners, mails put off, campaigns that are through."""
+    _start()
+    closing_actions.close_cancelled()
     course_actions.settle_cancelled(f"sweep:{secrets.token_hex(4)}")
     course_actions.finish_campaigns()
     for campaign_id in queries.preparing():
@@ -34,10 +38,26 @@ def _sweep() -> None:
     wait = queries.next_wake()
     if wait is not None:
         bell.ring(pump, after=wait + 1)
+    _ring_start()
+
+
+def _start() -> None:
+    """Launch what waited for this moment."""
+    for campaign_id in actions.start_due():
+        bell.ring(prepare, campaign_id)
+
+
+def _ring_start() -> None:
+    """Come back at the second in which the next mailing starts, if it does before the next sweep."""
+    wait = launch_queries.next_start()
+    if wait is not None:
+        bell.ring(start, after=wait)
 
 
 prepare = bell.task(_prepare)
 pump = bell.task(_pump)
+start = bell.task(_start)
+close = bell.task(closing_actions.close_cancelled)
 sweep = bell.every(crontab(minute="*"), _sweep)
 
 
@@ -46,17 +66,34 @@ def _ring_pumps() -> None:
         bell.ring(pump)
 
 
-def launch_offer(offer_id: int, by: str) -> Launched:
+def launch_offer(offer_id: int, by: str, at: datetime | None = None) -> Launched:
     """`actions.launch_offer`, then one bell."""
-    launched = actions.launch_offer(offer_id, by)
-    if launched.changed:
-        _ring_for(launched.campaign)
-    return launched
+    return _rung(actions.launch_offer(offer_id, by, at))
 
 
-def launch(campaign_id: int, by: str) -> Launched:
+def remind(offer_id: int, mail: MailText, by: str, at: datetime | None = None) -> Launched:
+    """`actions.remind`, then one bell."""
+    return _rung(actions.remind(offer_id, mail, by, at))
+
+
+def launch(campaign_id: int, by: str, again: bool | None = None) -> Launched:
     """`actions.launch`, then one bell."""
-    launched = actions.launch(campaign_id, by)
+    return _rung(actions.launch(campaign_id, by, again))
+
+
+def schedule(campaign_id: int, at: datetime, by: str, again: bool | None = None) -> Launched:
+    """`actions.schedule`, then the bell for its time, if that is near."""
+    return _rung(actions.schedule(campaign_id, at, by, again))
+
+
+def cancel(campaign_id: int, by: str) -> Campaign:
+    """`actions.cancel`, then the bell to close what is left of it."""
+    campaign = actions.cancel(campaign_id, by)
+    bell.ring(close)
+    return campaign
+
+
+def _rung(launched: Launched) -> Launched:
     if launched.changed:
         _ring_for(launched.campaign)
     return launched
@@ -81,3 +118,5 @@ def _ring_for(campaign: Campaign) -> None:
         bell.ring(prepare, campaign.id)
     elif campaign.status == "sending":
         _ring_pumps()
+    elif campaign.status == "scheduled":
+        _ring_start()

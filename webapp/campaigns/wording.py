@@ -49,6 +49,26 @@ See you soon
 {{ shop.name }}
 """
 
+REMINDER_SUBJECT = "Still there for you: {{ offer.discount }} off"
+REMINDER_TEXT = """\
+Hello {{ customer.name or "there" }},
+
+{{ offer.name }} is still there for you until {{ offer.ends }}:
+
+{{ offer.discount }} off
+
+You have not used your code yet. This is it:
+
+{{ offer.code }}
+
+Give it at the till or in the shop. Or open your personal page, where everything is filled in already:
+
+{{ link }}
+
+See you soon
+{{ shop.name }}
+"""
+
 _TAG = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _INSIDE = re.compile(r"""\s*([A-Za-z_][\w.]*)\s*(?:or\s+("[^"\r\n]*"|'[^'\r\n]*')\s*)?""")
 # Stand for placeholders while HTML is worked on; from the private area, which no text may have.
