@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 import jinja2_fragments.flask
-from babel import dates, numbers
+from babel import Locale, dates, numbers
 from flask import Flask, Response, make_response, render_template, request
 from flask_login import current_user
+from sqlalchemy.exc import SQLAlchemyError
+from werkzeug.local import LocalProxy
 from werkzeug.routing import BaseConverter, IntegerConverter, Map
 
 from webapp.errors import DomainError
 from webapp.offers.models import Discount
+from webapp.shop import queries as shop
 
 _DAY = timedelta(days=1)
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+# The zero of each set of digits that a language of CLDR writes by default, beside our own. Babel knows which set, and
+# not how it is written.
+_ZEROS = {
+    "adlm": 0x1E950,
+    "arab": 0x0660,
+    "arabext": 0x06F0,
+    "beng": 0x09E6,
+    "cakm": 0x11136,
+    "deva": 0x0966,
+    "hmnp": 0x1E140,
+    "mtei": 0xABF0,
+    "mymr": 0x1040,
+    "nkoo": 0x07C0,
+    "olck": 0x1C50,
+    "tibt": 0x0F20,
+}
 
 
 class RowId(IntegerConverter):
@@ -94,15 +114,22 @@ def share(value: float, locale: str = "en") -> str:
 def money(minor: int, currency: str, locale: str = "en") -> str:
     """500, EUR -> €5.00. Minor units as ISO 4217 has them: a yen has none, a dinar a thousand."""
     exact = Decimal(minor).scaleb(-numbers.get_currency_precision(currency))
-    return numbers.format_currency(exact, currency, locale=locale)
+    return _native(numbers.format_currency(exact, currency, locale=locale, numbering_system="default"), locale)
 
 
 @lru_cache(1000)
 def discount(value: Discount, locale: str = "en") -> str:
     """25% or €5.00"""
     if value.type == "percent" and value.percent is not None:
-        return numbers.format_percent(value.percent / 100, format="#,##0.##%", locale=locale)
+        return percent(value.percent, locale)
     return money(value.amount or 0, value.currency or "EUR", locale)
+
+
+def percent(value: Decimal, locale: str = "en") -> str:
+    """12.5 -> 12.5%, with the sign where the language has it."""
+    pattern = re.sub(r"0(?=[^0-9#.,]*$)", "0.##", Locale.parse(locale).percent_formats[None].pattern.split(";")[0])
+    text = numbers.format_percent(value / 100, format=pattern, locale=locale, numbering_system="default")
+    return _native(text, locale)
 
 
 def when(value: datetime | None, zone: str | None = None, locale: str = "en") -> str:
@@ -124,13 +151,29 @@ def last_day(ends_at: datetime, zone: str, locale: str = "en") -> str:
     local = ends_at.astimezone(ZoneInfo(zone))
     if local.hour == local.minute == local.second == 0:
         return _date(local.date() - _DAY, locale)
-    return f"{_date(local.date(), locale)}, {dates.format_time(local, 'HH:mm', locale=locale)}"
+    if locale == "en":
+        return f"{_date(local.date(), locale)}, {dates.format_time(local, 'HH:mm', locale=locale)}"
+    # CLDR's way to join a day and a time: {1} is the day.
+    joined = str(dates.get_datetime_format("medium", locale=locale)).replace("'", "")
+    time = _native(dates.format_time(local, "short", locale=locale), locale)
+    return joined.replace("{1}", _date(local.date(), locale)).replace("{0}", time)
 
 
 @lru_cache(1000)
 def _date(value: date, locale: str) -> str:
     # Babel takes plain "en" for American; most who read English write the day first, and so do our other dates.
-    return dates.format_date(value, "long", locale="en_001" if locale == "en" else locale)
+    return _native(dates.format_date(value, "long", locale="en_001" if locale == "en" else locale), locale)
+
+
+def _native(text: str, locale: str) -> str:
+    """With the digits and the percent sign that CLDR gives for the language."""
+    known = Locale.parse(locale)
+    system = known.default_numbering_system
+    zero = _ZEROS.get(system)
+    if zero is None:
+        return text
+    sign = known.number_symbols.get(system, {}).get("percentSign", "%")
+    return text.translate({ord("0") + n: chr(zero + n) for n in range(10)}).replace("%", str(sign))
 
 
 def masked(email: str) -> str:
@@ -155,4 +198,16 @@ def init_app(app: Flask) -> None:
         masked=masked,
     )
     app.jinja_env.globals.update(now=lambda: datetime.now(UTC), is_htmx=is_htmx)
-    app.jinja_env.globals["shop_name"] = app.config["SETTINGS"].shop_name
+
+    @app.context_processor
+    def what_the_shop_is_called() -> dict[str, object]:
+        # Looked up once for a page, and only if the page says it.
+        return {"shop_name": LocalProxy(lru_cache(1)(_shop_name))}
+
+
+def _shop_name() -> str:
+    try:
+        return shop.name()
+    except SQLAlchemyError:
+        # The page that says so when the database is away needs no database.
+        return ""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+from collections.abc import Callable
 
 from flask import current_app
 
@@ -21,6 +22,12 @@ def unsubscribe_url(customer_id: int, campaign_id: int) -> str:
     return f"{current_app.config['SETTINGS'].public_url}/u/{keyring.sign(_PURPOSE, [customer_id, campaign_id])}"
 
 
+def unsubscribe_urls(campaign_id: int) -> Callable[[int], str]:
+    """`unsubscribe_url` of one campaign for many customers, one after the other."""
+    start, sign = f"{current_app.config['SETTINGS'].public_url}/u/", keyring.signer(_PURPOSE)
+    return lambda customer_id: start + sign([customer_id, campaign_id])
+
+
 def read(token: str) -> tuple[int, int] | None:
     """(customer, campaign) of a token of ours, else None."""
     payload = keyring.unsign(_PURPOSE, token)
@@ -29,8 +36,18 @@ def read(token: str) -> tuple[int, int] | None:
 
 def message_id(campaign_id: int, customer_id: int, domain: str) -> str:
     """The same for every try at one mail, so that a mailbox can know a second copy again; tells nothing."""
-    digest = hmac.new(keyring.newest("message_id"), f"{campaign_id}.{customer_id}".encode(), hashlib.sha256).digest()
-    return f"<{base64.b32encode(digest[:15]).decode().lower()}@{domain}>"
+    return message_ids(campaign_id, domain)(customer_id)
+
+
+def message_ids(campaign_id: int, domain: str) -> Callable[[int], str]:
+    """`message_id` of one campaign for many customers, one after the other."""
+    secret = keyring.newest("message_id")
+
+    def of(customer_id: int) -> str:
+        digest = hmac.digest(secret, f"{campaign_id}.{customer_id}".encode(), "sha256")
+        return f"<{base64.b32encode(digest[:15]).decode().lower()}@{domain}>"
+
+    return of
 
 
 def return_path(campaign_id: int, customer_id: int, default: str) -> str:

@@ -6,12 +6,10 @@ once, and only their values are put in.
 
 from __future__ import annotations
 
+import difflib
 import re
-import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-
-from webapp.errors import FieldError, Invalid
 
 PLACEHOLDERS: dict[str, str] = {
     "customer.name": "the customer's name",
@@ -133,45 +131,22 @@ def unmark(marked: str, slots: list[Slot]) -> Parts:
     return tuple(part for part in parts if part != "")
 
 
-def check_mail(mail: MailText, within: str = "") -> None:
-    """Nothing, when the mail can be sent as it is.
-
-    :param within: where the mail stands in the caller's input: "mail" makes fields of "mail.subject" and so on.
-    :raises Invalid: with one error per field.
-    """
-    errors = []
-    for field, value in (("subject", mail.subject), ("text", mail.text), ("html", mail.html)):
-        found = _wrong(field, value)
-        if found:
-            errors.append(FieldError(f"{within}.{field}" if within else field, *found))
-    if errors:
-        raise Invalid(*errors)
-
-
-def _wrong(field: str, value: str) -> tuple[str, str] | None:
-    """(key, sentence) of the first thing wrong with a field."""
-    if field == "subject":
-        if "\n" in value or "\r" in value:
-            return "line_break", "The subject must be one line."
-        if len(value) > SUBJECT_MAX:
-            return "too_long", f"The subject may have up to {SUBJECT_MAX} characters; this has {len(value)}."
-    if any(unicodedata.category(c) in ("Cc", "Cs", "Co") and c not in "\t\r\n" for c in value):
-        return "bad_character", "There are characters in it that can't be mailed. Please type it anew."
-    if len(value.encode()) > BODY_MAX:
-        return "too_large", f"This is larger than {BODY_MAX // 1024} kB; mailboxes would cut it off."
-    try:
-        split(value)
-    except Unreadable as error:
-        return "placeholder_unknown", str(error)
-    return None
-
-
 def _slot(found: re.Match[str]) -> Slot:
     inside = _INSIDE.fullmatch(found[1])
     if inside is None or inside[1] not in PLACEHOLDERS:
         said = " ".join(found[0].split())
-        raise Unreadable(f"There is no placeholder {said[:80]}. These can be used: {listed()}.")
+        near = _nearest(found[1])
+        meant = f" Did you mean {{{{ {near} }}}}?" if near else ""
+        raise Unreadable(f"There is no placeholder {said[:80]}.{meant} These can be used: {listed()}.")
     return Slot(inside[1], (inside[2] or '""')[1:-1])
+
+
+def _nearest(inside: str) -> str | None:
+    """The placeholder that was meant, as far as one can tell."""
+    typed = inside.partition(" or ")[0].strip().lower().replace("_", ".")
+    last = [name for name in PLACEHOLDERS if name.rpartition(".")[2] == typed.rpartition(".")[2]]
+    near = difflib.get_close_matches(typed, PLACEHOLDERS, 1, 0.6) or last
+    return near[0] if near else None
 
 
 def _plain(text: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from flask import current_app
 
 from webapp import keyring
@@ -12,6 +14,12 @@ PURPOSE = "personal_link"
 def personal_url(offer_id: int, customer_id: int) -> str:
     """The absolute address of this customer's link for this offer."""
     return f"{current_app.config['SETTINGS'].public_url}/r/{keyring.sign(PURPOSE, [offer_id, customer_id])}"
+
+
+def personal_urls(offer_id: int) -> Callable[[int], str]:
+    """`personal_url` of one offer for many customers, one after the other."""
+    start, sign = f"{current_app.config['SETTINGS'].public_url}/r/", keyring.signer(PURPOSE)
+    return lambda customer_id: start + sign([offer_id, customer_id])
 
 
 def read(token: str) -> tuple[int, int] | None:

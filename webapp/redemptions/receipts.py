@@ -14,6 +14,7 @@ from email.utils import format_datetime, make_msgid
 from flask import current_app
 
 from webapp.campaigns import message, transport
+from webapp.campaigns.headers import address_header, header
 from webapp.campaigns.transport import Letter, RelayRefuses
 from webapp.customers import queries as customers
 from webapp.extensions import db
@@ -21,6 +22,7 @@ from webapp.ratelimit import TableStorage
 from webapp.redemptions import links, queries
 from webapp.redemptions.queries import Redeemed
 from webapp.settings import Settings
+from webapp.shop import queries as shops
 
 log = logging.getLogger(__name__)
 
@@ -68,15 +70,16 @@ def mail(offer_id: int, customer_id: int) -> None:
 
 def _letter(done: Redeemed, to: str) -> Letter:
     settings: Settings = current_app.config["SETTINGS"]
-    name, sender = message.sender(settings.mail_default_sender)
+    shop, sender = shops.shop(), message.sender(settings.mail_default_sender)
     link = links.personal_url(done.offer_id, done.customer_id)
-    words = current_app.jinja_env.get_template("email/receipt.txt").render(done=done, link=link)
+    words = current_app.jinja_env.get_template("email/receipt.txt").render(done=done, link=link, shop_name=shop.name)
     head = (
-        message.address_header("From", name, sender),
-        message.address_header("To", "", to),
-        message.header("Subject", " ".join(f"Your receipt: {done.offer_name}".split())),
-        message.header("Date", format_datetime(datetime.now(UTC))),
-        message.header("Message-ID", make_msgid(domain=sender.rpartition("@")[2])),
+        address_header("From", shop.sender_name, sender),
+        address_header("Reply-To", "", message.sender(shop.reply_to)) if shop.reply_to else b"",
+        address_header("To", "", to),
+        header("Subject", " ".join(f"Your receipt: {done.offer_name}".split())),
+        header("Date", format_datetime(datetime.now(UTC))),
+        header("Message-ID", make_msgid(domain=sender.rpartition("@")[2])),
         b"Auto-Submitted: auto-generated\r\n",
     )
     return Letter(sender, to, b"".join(head) + MIMEText(words, "plain", "utf-8", policy=policy.SMTP).as_bytes())

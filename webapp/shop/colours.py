@@ -1,0 +1,81 @@
+"""The shop's colour made readable: which text goes on it, and which shades of it can be read on white and on dark.
+
+Contrast as WCAG 2.2 defines it: (L1 + 0.05) / (L2 + 0.05), where L is the relative luminance of the lighter and the
+darker colour; 4.5 is what text needs (success criterion 1.4.3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+READABLE = 4.5
+WHITE, BLACK = "#ffffff", "#000000"
+# The sheet of a mail, by day and by night.
+SHEET, DARK_SHEET = "#ffffff", "#1b2225"
+_STEPS = 40
+
+Channels = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Tones:
+    """One colour on one ground. `button` with `on_button` written on it; `accent` for words on the sheet; `tint` for
+    the field of the code, with `code` written on it and `edge` round it."""
+
+    button: str
+    on_button: str
+    accent: str
+    tint: str
+    code: str
+    edge: str
+
+
+@lru_cache(100)
+def tones(colour: str, sheet: str = SHEET) -> Tones:
+    """What a mail needs of a colour (#rrggbb). Every text has a contrast of 4.5 or more to what it stands on."""
+    tint = mixed(colour, sheet, 0.1 if sheet == SHEET else 0.2)
+    button = colour if contrast(colour, sheet) >= 1.5 else readable(colour, sheet)
+    return Tones(button, on(button), readable(colour, sheet), tint, readable(colour, tint), mixed(colour, sheet, 0.5))
+
+
+def on(ground: str) -> str:
+    """White or black, for text on a colour. One of the two always has at least 4.58."""
+    return WHITE if contrast(WHITE, ground) >= READABLE else BLACK
+
+
+def readable(colour: str, ground: str) -> str:
+    """The colour, darkened or lightened as little as text on that ground needs."""
+    towards = on(ground)
+    for step in range(_STEPS + 1):
+        shade = mixed(towards, colour, step / _STEPS)
+        if contrast(shade, ground) >= READABLE:
+            return shade
+    return towards
+
+
+def contrast(one: str, other: str) -> float:
+    """From 1 (the same) to 21 (black on white)."""
+    darker, lighter = sorted((luminance(one), luminance(other)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance: 0 of black, 1 of white."""
+    red, green, blue = (_linear(channel) for channel in _channels(colour))
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def mixed(colour: str, ground: str, share: float) -> str:
+    """So much of a colour in another one."""
+    pairs = zip(_channels(colour), _channels(ground), strict=True)
+    return "#" + "".join(f"{round(255 * (share * one + (1 - share) * other)):02x}" for one, other in pairs)
+
+
+def _channels(colour: str) -> Channels:
+    red, green, blue = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
+    return red, green, blue
+
+
+def _linear(channel: float) -> float:
+    return channel / 12.92 if channel <= 0.04045 else float(((channel + 0.055) / 1.055) ** 2.4)
