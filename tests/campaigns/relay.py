@@ -58,6 +58,8 @@ class Behaviour:
     seconds_per_mail: float = 0
     smtputf8: bool = True
     pipelining: bool = True
+    # Ask for a body although nobody may get it, as RFC 2920 allows.
+    always_354: bool = False
     starttls: ssl.SSLContext | None = None
 
 
@@ -187,13 +189,19 @@ class _Session(socketserver.StreamRequestHandler):
 
     def do_mail(self, said: str) -> None:
         self.sender = _address(said)
+        self.is_taken = False
         self.say(self.server.behaviour.mail or "250 ok")
 
     def do_rcpt(self, said: str) -> None:
         self.to = _address(said)
-        self.say(self.server.rule(self.server.behaviour.rcpt, self.to) or "250 ok")
+        answer = self.server.rule(self.server.behaviour.rcpt, self.to) or "250 ok"
+        self.is_taken = answer.startswith("2")
+        self.say(answer)
 
     def do_data(self, said: str) -> None:
+        if not self.is_taken and not self.server.behaviour.always_354:
+            self.say("554 no valid recipients")
+            return
         refusal = self.server.rule(self.server.behaviour.data, self.to)
         if refusal:
             self.say(refusal)
