@@ -54,8 +54,13 @@ class Sink(transport.Relay):
     def open(self) -> None:
         """Nobody to connect to."""
 
-    def deliver(self, letter: Letter, may_send: Callable[[], bool] = lambda: True) -> Outcome:
-        return Outcome("accepted", 250) if may_send() else Outcome("stopped")
+    def deliver(
+        self,
+        letter: Letter,
+        may_send: Callable[[], bool] = lambda: True,
+        meanwhile: Callable[[], bool] = lambda: True,
+    ) -> Outcome:
+        return Outcome("accepted", 250) if meanwhile() and may_send() else Outcome("stopped")
 
 
 @contextmanager

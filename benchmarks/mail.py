@@ -1,0 +1,172 @@
+"""`make benchmark-mail`: a campaign from the bell to the relay's last answer, beside loops that everybody writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import command, mail_loops, mail_report, mail_sink, server
+from benchmarks.mail_report import (
+    CEILING,
+    FAR,
+    FAR_PLAIN,
+    FAST,
+    FLASK_MAIL,
+    OURS,
+    PLAIN,
+    RAW,
+    SLOW,
+    Case,
+    Results,
+    Sample,
+)
+from benchmarks.mail_sink import Manner, Sink
+from benchmarks.mail_worker import SITE, Mailing
+from benchmarks.server import Machine
+from webapp.campaigns.models import BATCH_SIZE
+
+MANNERS = {
+    FAST: Manner(),
+    PLAIN: Manner(pipelining=False),
+    SLOW: Manner(after=0.010),
+    FAR: Manner(round_trip=0.005),
+    FAR_PLAIN: Manner(round_trip=0.005, pipelining=False),
+}
+LOOPS = {RAW: mail_loops.RAW, FLASK_MAIL: mail_loops.FLASK_MAIL, CEILING: mail_loops.CEILING}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many mails each way sends: ours to a fast relay, over one connection and over eight, the loops, Flask-Mail's,
+    and over one connection to a relay that is slow. So many rounds, of which the far relay has one."""
+
+    rounds: int = 3
+    ours: int = 20_000
+    eight: int = 8_000
+    loops: int = 10_000
+    flask_mail: int = 2_000
+    slow: int = 500
+
+
+USUAL = Plan()
+QUICK = Plan(rounds=1, ours=4_000, eight=4_000, loops=4_000, flask_mail=500, slow=250)
+FULL = Plan(rounds=5, ours=100_000, eight=40_000, loops=20_000, flask_mail=5_000, slow=2_000)
+PLANS = command.Plans("mail", USUAL, QUICK, FULL)
+MANY = 8
+
+
+class Bench:
+    """The relays, all listening, and everybody who sends to them."""
+
+    def __init__(self, machine: Machine, sinks: dict[str, Sink], plan: Plan) -> None:
+        self.machine = machine
+        self.sinks = sinks
+        self.plan = plan
+        self.folder = Path(machine.server.sockets.parent)
+        self.mailing = Mailing(machine)
+        self.rows: dict[str, int] = {}
+        # What the loops send is a mail of ours.
+        self.mailing.run(sinks[FAST], 20, 1)
+        mail_loops.put_into(self.folder, sinks[FAST].last(), SITE)
+
+    def sample(self, case: Case, n: int) -> Sample:
+        """One run.
+
+        :raises RuntimeError: when not everybody got exactly one mail.
+        """
+        run = self._ours if case.way == OURS else self._loop
+        sample = run(case, self.sinks[case.relay], n)
+        print(
+            f"{case.relay}: {case.way}, {case.connections} × : {sample.rate:,.0f}/s, {1e6 * sample.cpu:,.0f} µs of CPU"
+        )
+        return sample
+
+    def _ours(self, case: Case, sink: Sink, n: int) -> Sample:
+        before = sink.seen().cpu
+        done = self.mailing.run(sink, n, case.connections)
+        seen = done.seen
+        self.rows = done.rows
+        return Sample(
+            n,
+            seen.rate,
+            done.worker / n,
+            done.postgres / n,
+            (seen.cpu - before) / n,
+            seen.size / n,
+            n / done.seconds,
+            done.wal.records / n,
+            done.peak,
+        )
+
+    def _loop(self, case: Case, sink: Sink, n: int) -> Sample:
+        sink.forget()
+        before, postgres = sink.seen().cpu, self.machine.cpu_seconds()
+        url = self.machine.url(self.mailing.customers(self.plan.ours))
+        cpu = mail_loops.run(LOOPS[case.way], sink.port, n, self.folder, url)
+        seen, postgres = sink.seen(), self.machine.cpu_seconds() - postgres
+        if (seen.mails, seen.recipients) != (n, n):
+            raise RuntimeError(f"{case.way}: {seen.mails} mails to {seen.recipients} of {n}")
+        return Sample(n, seen.rate, cpu / n, postgres / n, (seen.cpu - before) / n, seen.size / n)
+
+
+def cases(plan: Plan, number: int) -> list[tuple[Case, int]]:
+    """What is run in a round, and with how many mails. The order turns, so that nobody is always first."""
+    every = [
+        (mail_report.ONE, plan.ours),
+        (mail_report.LIMIT, plan.loops),
+        (Case(PLAIN, OURS), plan.ours // 4),
+        (mail_report.LOOP, plan.flask_mail),
+        (mail_report.EIGHT, plan.eight),
+        (Case(FAST, CEILING), plan.loops),
+        (mail_report.SLOW_ONE, plan.slow),
+        # As many batches for each connection: otherwise some would only wait for the others at the end.
+        (mail_report.SLOW_EIGHT, max(MANY * plan.slow, MANY * BATCH_SIZE)),
+    ]
+    start = number % len(every)
+    return every[start:] + every[:start]
+
+
+def once(plan: Plan) -> list[tuple[Case, int]]:
+    """What time does not allow to be repeated."""
+    return [
+        (Case(relay, way), plan.slow)
+        for relay, way in ((SLOW, RAW), (FAR, OURS), (FAR_PLAIN, OURS), (FAR, RAW), (FAR, FLASK_MAIL))
+    ]
+
+
+@contextmanager
+def prepared(plan: Plan) -> Iterator[Bench]:
+    """A server of its own with the program's tables, and all relays."""
+    with server.running() as machine, ExitStack() as stack:
+        sinks = {name: stack.enter_context(mail_sink.running(manner)) for name, manner in MANNERS.items()}
+        bench = Bench(machine, sinks, plan)
+        try:
+            yield bench
+        finally:
+            bench.mailing.ours.disconnect()
+
+
+def measure(plan: Plan) -> Results:
+    """Everything."""
+    results = Results(mails=plan.ours)
+    with prepared(plan) as bench:
+        for number in range(plan.rounds):
+            print(f"round {number + 1} of {plan.rounds}")
+            for case, n in cases(plan, number):
+                results.samples.setdefault(case, []).append(bench.sample(case, n))
+                if case == mail_report.ONE:
+                    results.rows = bench.rows
+            results.few.append(bench.sample(mail_report.ONE, plan.ours // 4))
+        for case, n in once(plan):
+            results.samples[case] = [bench.sample(case, n)]
+    return results
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    command.run(PLANS, measure, mail_report, arguments)
+
+
+if __name__ == "__main__":
+    main()

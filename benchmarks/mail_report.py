@@ -1,0 +1,191 @@
+"""The page and the figures of `make benchmark-mail`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from benchmarks import report
+from webapp.campaigns.models import BATCH_SIZE
+
+OURS, RAW, FLASK_MAIL, CEILING = "Onecode", "raw smtplib", "Flask-Mail", "ready bytes"
+FAST, PLAIN, SLOW = "fast", "fast, without PIPELINING", "answers after 10 ms"
+FAR, FAR_PLAIN = "5 ms away", "5 ms away, without PIPELINING"
+# What was to be reached.
+TO_RAW, TO_FLASK_MAIL, TO_ONE, WAL, MEMORY = 0.40, 2.5, 7, 60, 1.1
+SET_UP = Path(__file__).with_name("mail.md")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Who sends to which relay, over how many connections."""
+
+    relay: str
+    way: str
+    connections: int = 1
+
+
+ONE, EIGHT = Case(FAST, OURS), Case(FAST, OURS, 8)
+LIMIT, LOOP = Case(FAST, RAW), Case(FAST, FLASK_MAIL)
+SLOW_ONE, SLOW_EIGHT = Case(SLOW, OURS), Case(SLOW, OURS, 8)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run of `mails`: how many in a second from the first to the last, and CPU seconds, bytes and WAL bytes for
+    each. Of ours also how many in a second from the launch on, and the worker's memory at its fullest in bytes."""
+
+    mails: int
+    rate: float
+    sender: float
+    postgres: float
+    sink: float
+    size: float
+    whole: float = 0
+    wal: float = 0
+    peak: int = 0
+
+    @property
+    def cpu(self) -> float:
+        """What a mail costs the sender and its database."""
+        return self.sender + self.postgres
+
+
+@dataclass
+class Results:
+    """Samples in the order of the rounds; the worker's memory with a quarter of the mails; and the rows there were
+    after the run of `mails` that were not there before, by table."""
+
+    samples: dict[Case, list[Sample]] = field(default_factory=dict)
+    few: list[Sample] = field(default_factory=list)
+    rows: dict[str, int] = field(default_factory=dict)
+    mails: int = 0
+
+    def ratios(
+        self, case: Case, other: Case, of: Callable[[Sample], float] = lambda sample: sample.rate
+    ) -> list[float]:
+        """The one to the other, round by round."""
+        return [of(a) / of(b) for a, b in zip(self.samples[case], self.samples[other], strict=True)]
+
+    def memory(self) -> list[float]:
+        """With all mails to a quarter of them, round by round."""
+        return [a.peak / b.peak for a, b in zip(self.samples[ONE], self.few, strict=True)]
+
+    def wal(self) -> list[float]:
+        """Of one connection and of several the dearer, round by round."""
+        return [max(a.wal, b.wal) for a, b in zip(self.samples[ONE], self.samples[EIGHT], strict=True)]
+
+    def batches_are_all(self) -> bool:
+        """Whether there is a row for each batch, and about single mails none."""
+        return self.rows.get("batch") == -(-self.mails // BATCH_SIZE) and not {"mail_issue", "batch_cursor"} & {
+            *self.rows
+        }
+
+
+def figures(results: Results) -> dict[str, float]:
+    """What scripts follow."""
+    return {
+        "raw_ratio": _median(results.ratios(ONE, LIMIT)),
+        "flask_mail_ratio": _median(results.ratios(ONE, LOOP)),
+        "connections_ratio": _median(results.ratios(SLOW_EIGHT, SLOW_ONE)),
+        "wal_per_mail": round(median(results.wal()), 1),
+        "memory_ratio": _median(results.memory()),
+        "rows": sum(results.rows.values()),
+        "mails": results.mails,
+        "raw_ratio_without_pipelining": _median(results.ratios(Case(PLAIN, OURS), LIMIT)),
+        "raw_cpu_ratio": _median(results.ratios(ONE, LIMIT, lambda sample: sample.cpu)),
+        "flask_mail_cpu_ratio": _median(results.ratios(ONE, LOOP, lambda sample: sample.cpu)),
+    }
+
+
+def page(results: Results) -> str:
+    """docs/benchmarks/mail.md."""
+    return (
+        "\n".join([SET_UP.read_text(), *_goals(results), *_runs(results), *_costs(results), *_memory(results)]) + "\n"
+    )
+
+
+def _goals(results: Results) -> Iterator[str]:
+    yield "## What was to be reached\n"
+    yield "Medians of the ratios within a round, and their spread.\n"
+    to_raw, to_loop = results.ratios(ONE, LIMIT), results.ratios(ONE, LOOP)
+    to_one, wal, memory = results.ratios(SLOW_EIGHT, SLOW_ONE), results.wal(), results.memory()
+    rows = ", ".join(f"{n} {table}" for table, n in results.rows.items())
+    batches = -(-results.mails // BATCH_SIZE)
+    yield from report.goals(
+        [
+            ("mails/s to a raw smtplib loop, one connection", f"≥ {TO_RAW:.2f}", *_found(to_raw, to_raw, TO_RAW)),
+            (
+                "mails/s to a Flask-Mail loop, one connection",
+                f"≥ {TO_FLASK_MAIL}",
+                *_found(to_loop, to_loop, TO_FLASK_MAIL),
+            ),
+            ("8 connections to one, relay answers after 10 ms", f"≥ {TO_ONE}", *_found(to_one, to_one, TO_ONE)),
+            ("WAL for a mail without full-page images", f"≤ {WAL} bytes", report.spread(wal, 1), median(wal) <= WAL),
+            (
+                f"rows that {results.mails:,} mails leave",
+                f"{batches} batch and the campaign's own",
+                rows,
+                results.batches_are_all(),
+            ),
+            (
+                "the worker's memory to that with a quarter of the mails",
+                f"≤ {MEMORY}",
+                report.spread(memory),
+                median(memory) <= MEMORY,
+            ),
+        ]
+    )
+    yield ""
+
+
+def _found(shown: list[float], ratios: list[float], wanted: float) -> tuple[str, bool]:
+    return report.spread(shown), median(ratios) >= wanted
+
+
+def _runs(results: Results) -> Iterator[str]:
+    yield "## Speed\n"
+    yield (
+        "Medians of all rounds and their spread. *From the launch* is the same with everything before the first mail: "
+        "the bell, the cutting into batches, the connection.\n"
+    )
+    yield "| relay | way | connections | mails | mails/s (spread) | from the launch | to raw there |"
+    yield "|---|---|---:|---:|---:|---:|---:|"
+    for case, samples in results.samples.items():
+        raw = Case(case.relay, RAW)
+        if raw not in results.samples and case.relay == PLAIN:
+            raw = LIMIT
+        to_raw = f"{median(results.ratios(case, raw)):.2f}" if raw in results.samples else "–"
+        whole = f"{median(sample.whole for sample in samples):,.0f}" if case.way == OURS else "–"
+        rate = report.spread([sample.rate for sample in samples], 0)
+        yield f"| {case.relay} | {case.way} | {case.connections} | {samples[0].mails:,} | {rate} | {whole} | {to_raw} |"
+    yield ""
+
+
+def _costs(results: Results) -> Iterator[str]:
+    yield "## What a mail costs\n"
+    yield "CPU in µs: of the sender, of PostgreSQL, and of the sink, which has to keep up. WAL without images.\n"
+    yield "| relay | way | connections | sender | PostgreSQL | sink | WAL, bytes | bytes sent |"
+    yield "|---|---|---:|---:|---:|---:|---:|---:|"
+    for case, samples in results.samples.items():
+        parts = [1e6 * median(getattr(one, part) for one in samples) for part in ("sender", "postgres", "sink")]
+        wal = f"{median(one.wal for one in samples):.1f}" if case.way == OURS else "–"
+        size = median(one.size for one in samples)
+        cpu = " | ".join(f"{part:,.0f}" for part in parts)
+        yield f"| {case.relay} | {case.way} | {case.connections} | {cpu} | {wal} | {size:,.0f} |"
+    yield ""
+
+
+def _memory(results: Results) -> Iterator[str]:
+    yield "## Memory\n"
+    yield "The most that the worker has ever held, over one connection.\n"
+    yield "| mails | MB (spread) |"
+    yield "|---:|---:|"
+    for samples in (results.few, results.samples[ONE]):
+        yield f"| {samples[0].mails:,} | {report.spread([one.peak / 1e6 for one in samples], 1)} |"
+
+
+def _median(values: list[float]) -> float:
+    return round(median(values), 3)
