@@ -31,7 +31,11 @@ create table special_offer (
 NEW_OFFER = (
     "insert into special_offer (name, percent, ends_at) values ('Summer', 25, now() + interval '30 days') returning id"
 )
-PEOPLE = "select id from customer where id > %s and unsubscribed_at is null and erased_at is null order by id limit %s"
+PEOPLE = """
+select id from customer where id > %s and erased_at is null
+  and not exists (select from suppression s where s.email = customer.email)
+order by id limit %s
+"""
 RECORDED = """
       redeemed_at timestamptz,
       channel text,

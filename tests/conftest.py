@@ -29,7 +29,7 @@ from sqlalchemy import text
 from webapp import bell, create_app, embedded, keyring, settings
 from webapp.accounts import actions as accounts
 from webapp.accounts.models import StaffUser
-from webapp.customers.models import ERASED, Customer, normalise_email
+from webapp.customers.models import ERASED, Customer, Suppression, normalise_email
 from webapp.extensions import db
 from webapp.offers.models import Offer, OfferCode, normalise_code
 
@@ -194,12 +194,16 @@ def api(app: Flask) -> FlaskClient:
 
 @pytest.fixture
 def customer(app: Flask) -> Callable[..., Customer]:
-    """Makes customers: `customer("ada@example.com", name="Ada")`."""
+    """Makes customers: `customer("ada@example.com", name="Ada")`; `suppressed="bounced"` for one not to be mailed."""
 
-    def make(email: str = "ada@example.com", erased_at: datetime | None = None, **values: Any) -> Customer:
+    def make(
+        email: str = "ada@example.com", erased_at: datetime | None = None, suppressed: str = "", **values: Any
+    ) -> Customer:
         row = Customer(email=normalise_email(email), email_as_given=email, **{"name": "Ada Lovelace", **values})
         db.session.add(row)
         db.session.flush()
+        if suppressed:
+            db.session.add(Suppression(email=row.email, reason=suppressed, source="tests"))
         if erased_at is not None:
             row.email, row.email_as_given, row.name, row.erased_at = f"erased {row.id}", ERASED, "", erased_at
         db.session.commit()

@@ -1,4 +1,7 @@
-"""Addresses that must not be mailed."""
+"""Addresses that must not be mailed, on a list of their own instead of beside the customer.
+
+Stop the program before: a process of the version before would still look at the customer alone.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -24,7 +27,28 @@ def upgrade() -> None:
         "select email, 'unsubscribed', unsubscribed_at, 'earlier' from customer "
         "where unsubscribed_at is not null and erased_at is null"
     )
+    op.drop_column("customer", "unsubscribed_at")
+    op.add_column("customer_import", sa.Column("kind", sa.Text(), server_default="customers", nullable=False))
+    op.create_check_constraint(
+        op.f("ck_customer_import_kind"), "customer_import", "kind in ('customers', 'suppressions')"
+    )
 
 
 def downgrade() -> None:
+    """Whoever must not be mailed, for whatever reason, is unsubscribed. What is about nobody known is lost."""
+    op.add_column("customer", sa.Column("unsubscribed_at", sa.DateTime(timezone=True), nullable=True))
+    op.execute(
+        "update customer c set unsubscribed_at = s.at from suppression s "
+        "where s.email in (c.email, 'sha256:' || encode(sha256(convert_to(c.email, 'UTF8')), 'hex')) "
+        "and c.erased_at is null"
+    )
     op.drop_table("suppression")
+    # The version before would read every file as one of customers.
+    op.execute(
+        "delete from import_rejection where import_id in (select id from customer_import where kind = 'suppressions')"
+    )
+    op.execute(
+        "delete from import_chunk where import_id in (select id from customer_import where kind = 'suppressions')"
+    )
+    op.execute("delete from customer_import where kind = 'suppressions'")
+    op.drop_column("customer_import", "kind")

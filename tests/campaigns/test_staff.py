@@ -16,6 +16,8 @@ from tests.campaigns.test_delivery import people
 from webapp.campaigns import actions, batch_actions, course_actions, delivery, queries
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.wording import MailText
+from webapp.customers import queries as customers
+from webapp.customers import suppression_actions as suppressions
 from webapp.customers.models import Customer
 from webapp.extensions import db
 from webapp.offers.models import Offer

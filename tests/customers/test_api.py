@@ -123,6 +123,7 @@ def test_a_customer_is_put_and_read(api: FlaskClient) -> None:
         "name": "Ada",
         "locale": "en-GB",
         "audiences": ["News", "VIP"],
+        "suppression": None,
         "unsubscribed_at": None,
     }
 

@@ -103,7 +103,7 @@ def people(offer: MakeOffer, customer: MakeCustomer) -> dict[str, str]:
     offer("PERSONAL", personal_code_required=True)
     customer("known@example.com")
     erased(customer("erased@example.com"))
-    customer("unsubscribed@example.com", unsubscribed_at=PAST)
+    customer("unsubscribed@example.com", suppressed="unsubscribed")
     return {
         "unknown": "stranger@example.com",
         "known": "known@example.com",

@@ -14,7 +14,6 @@ from webapp.campaigns import queries
 from webapp.campaigns.check import check_mail
 from webapp.campaigns.models import Batch, Campaign, MailIssue
 from webapp.campaigns.wording import DEFAULT_SUBJECT, MailText
-from webapp.customers.models import Customer
 from webapp.errors import DomainError, FieldError, Invalid, NotFound
 from webapp.extensions import db
 from webapp.offers import actions as offers
@@ -141,7 +140,7 @@ def launch(campaign_id: int, by: str) -> Launched:
     if not queries.anyone_to_mail(offer.audience_id):
         raise DomainError(
             "audience_empty",
-            "There is nobody to mail: the audience has no customers, or all of them have unsubscribed. "
+            "There is nobody to mail: the audience has no customers, or all of them must not be mailed. "
             "Import customers first.",
         )
     # The one statement that decides: of two launches at once, the second finds no draft.
@@ -271,22 +270,6 @@ def send_again(campaign_id: int, state: str, by: str) -> int:
     record(by, "campaign.sent_again", str(campaign_id), state=state, mails=n)
     db.session.commit()
     return n
-
-
-def unsubscribe(customer_id: int) -> bool:
-    """No more mails to this customer; honoured before the next window of any campaign. Commits.
-
-    True when this call did it, False when it was so already or there is no such customer.
-    """
-    done = db.session.scalar(
-        update(Customer)
-        .where(Customer.id == customer_id, Customer.unsubscribed_at.is_(None))
-        .values(unsubscribed_at=func.now())
-        .returning(Customer.id)
-        .execution_options(synchronize_session=False)
-    )
-    db.session.commit()
-    return done is not None
 
 
 def _insert_draft(offer_id: int, mail: MailText) -> None:

@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import exists, func, select, text
 
 from webapp.campaigns.models import Batch, Campaign, MailIssue
-from webapp.customers.models import AudienceMember, Customer
+from webapp.customers.models import AudienceMember, Customer, Suppression
 from webapp.extensions import db
 
 UNSENT = ("failed", "deferred", "uncertain", "skipped")
@@ -93,7 +93,8 @@ def page(before: int | None = None, limit: int = 25) -> Sequence[Campaign]:
 
 def anyone_to_mail(audience_id: int | None) -> bool:
     """Whether at least one customer of an audience (None: everyone) may be mailed. Stops at the first."""
-    someone = select(Customer.id).where(Customer.unsubscribed_at.is_(None), Customer.erased_at.is_(None))
+    listed = select(Suppression.email).where(Suppression.email == Customer.email).exists()
+    someone = select(Customer.id).where(~listed, Customer.erased_at.is_(None))
     if audience_id is not None:
         someone = someone.join(AudienceMember, AudienceMember.customer_id == Customer.id).where(
             AudienceMember.audience_id == audience_id

@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
 
 from webapp.accounts.actions import record
-from webapp.customers import queries
+from webapp.customers import queries, suppression_actions
 from webapp.customers.models import (
     ERASED,
     Audience,
@@ -45,6 +45,7 @@ def create(values: CustomerValues, audience_ids: Collection[int], by: str) -> Cu
     _refuse_taken(customer)
     db.session.add(customer)
     _flush()
+    _follow("", customer)
     _join_exactly(customer.id, audience_ids)
     _record(by, "customer.created", customer)
     db.session.commit()
@@ -61,8 +62,10 @@ def change(customer_id: int, values: CustomerValues, audience_ids: Collection[in
     customer = queries.locked(customer_id)
     if customer is None or customer.erased_at is not None:
         raise NotFound("There is no such customer.")
+    before = customer.email
     changed = _become(customer, _clean(values))
     _flush()
+    _follow(before, customer)
     if _join_exactly(customer.id, audience_ids):
         changed.append("audiences")
     if changed:
@@ -76,7 +79,7 @@ def put(
 ) -> tuple[Customer, bool]:
     """The customer with this source id as it shall be, made when missing; and whether it was made.
 
-    Somebody who is known by the e-mail only, without a source id, gets it. An unsubscription stays.
+    Somebody who is known by the e-mail only, without a source id, gets it. Who must not be mailed still must not.
 
     :param audiences: the names of all audiences to be in, made when missing; None leaves them as they are.
     :param joins: the name of an audience to be in besides those, as a row of an import has it.
@@ -104,6 +107,7 @@ def _put(values: CustomerValues, names: list[str] | None, joined: str | None, by
     found = queries.by_source_id(wanted["source_id"] or "") or _without_source_id(wanted["email"] or "")
     customer = queries.locked(found.id) if found else None
     is_new = customer is None
+    before = customer.email if customer is not None else ""
     changed: list[str] = []
     if customer is None:
         customer = Customer(**wanted)
@@ -112,6 +116,7 @@ def _put(values: CustomerValues, names: list[str] | None, joined: str | None, by
     else:
         changed = _become(customer, wanted)
     _flush()
+    _follow(before, customer)
     moved = names is not None and _join_exactly(customer.id, [_ensure_audience(name) for name in names])
     if joined is not None and _join(customer.id, [_ensure_audience(joined)]):
         moved = True
@@ -153,6 +158,7 @@ def erase(customer_id: int, by: str) -> None:
         db.session.rollback()
         return
     _forget_refused_rows(customer)
+    suppression_actions.forget(customer)
     nobody = {"email": f"erased {customer_id}", "email_as_given": ERASED, "name": "", "locale": None, "source_id": None}
     db.session.execute(update(Customer).where(Customer.id == customer_id).values(**nobody, erased_at=func.now()))
     _forget([customer_id])
@@ -275,6 +281,14 @@ def _become(customer: Customer, columns: dict[str, str | None]) -> list[str]:
         _refuse_taken(customer)
     # An address in other capitals is a change of the e-mail; one in others altogether is no second one.
     return list(dict.fromkeys(column.removesuffix("_as_given") for column in changed))
+
+
+def _follow(before: str, customer: Customer) -> None:
+    """Whether they may be mailed is known by the address, which may be another one now, or the first."""
+    if not before:
+        suppression_actions.come(customer.email)
+    elif before != customer.email:
+        suppression_actions.move(before, customer.email)
 
 
 def _refuse_taken(customer: Customer) -> None:

@@ -7,7 +7,7 @@ from flask_openapi import APIBlueprint
 
 from webapp import cursor
 from webapp.blueprints.api import needs_scope, takes
-from webapp.customers import actions, queries, tasks, upload
+from webapp.customers import actions, queries, suppression_queries, tasks, upload
 from webapp.customers.intake import CSV, NDJSON
 from webapp.customers.models import Customer, normalise_email
 from webapp.customers.schemas import (
@@ -116,4 +116,5 @@ def _by_source_id(source_id: str) -> Customer:
 
 
 def _json(customer: Customer) -> Response:
-    return jsonify(customer_json(customer, queries.audiences_of(customer.id)))
+    listed = suppression_queries.of_email(customer.email)
+    return jsonify(customer_json(customer, queries.audiences_of(customer.id), listed))

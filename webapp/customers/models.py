@@ -18,6 +18,10 @@ from webapp.extensions import Id, Model
 EMAIL_MAX = 254
 # What stands for the e-mail of an erased customer. Without an @ it is none that anybody could type or import.
 ERASED = "erased customer"
+# Why an address must not be mailed, the weakest reason first.
+REASONS = ("bounced", "unsubscribed", "complained")
+# What the address of an erased customer begins with on that list.
+HASHED = "sha256:"
 # What nearly every address looks like; the rest takes the long way below.
 _QUICK = re.compile(
     r"[A-Za-z0-9_+-]++(?:\.[A-Za-z0-9_+-]++)*+"
@@ -38,7 +42,6 @@ class Customer(Model):
     locale: Mapped[str | None]
     source_id: Mapped[str | None] = mapped_column(Text(collation="C"), unique=True)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    unsubscribed_at: Mapped[datetime | None]
     erased_at: Mapped[datetime | None]
 
     __table_args__ = (
@@ -69,6 +72,17 @@ class Suppression(Model):
     # Where it came from: `campaign 3`, `import`, `staff`, `api` or `relay`; `earlier`: before there was this list.
     source: Mapped[str]
     words: Mapped[str] = mapped_column(server_default="")
+
+    @property
+    def campaign_id(self) -> int | None:
+        """The campaign whose mail it came of."""
+        kind, _, number = self.source.partition(" ")
+        return int(number) if kind == "campaign" and number.isdigit() else None
+
+    @property
+    def is_hashed(self) -> bool:
+        """Whether nobody can tell any more whose address it is."""
+        return self.email.startswith(HASHED)
 
     __table_args__ = (
         CheckConstraint("reason in ('unsubscribed', 'bounced', 'complained')", name="reason"),
@@ -101,6 +115,8 @@ class CustomerImport(Model):
     id: Mapped[Id]
     filename: Mapped[str]
     media_type: Mapped[str]
+    # What it is a list of: customers, or addresses that must not be mailed (suppressions).
+    kind: Mapped[str] = mapped_column(server_default="customers")
     audience_id: Mapped[int | None] = mapped_column(ForeignKey("audience.id"))
     status: Mapped[str] = mapped_column(server_default="receiving")
     error_code: Mapped[str | None]
@@ -126,6 +142,7 @@ class CustomerImport(Model):
     epoch: Mapped[int] = mapped_column(server_default="0")
 
     __table_args__ = (
+        CheckConstraint("kind in ('customers', 'suppressions')", name="kind"),
         CheckConstraint("status in ('receiving', 'queued', 'running', 'done', 'failed')", name="status"),
         Index(
             "ix_customer_import_open",
@@ -179,7 +196,7 @@ class RejectedRow(Model):
 
 def hashed_email(email: str) -> str:
     """What stands on the list of those who must not be mailed for the normalised e-mail of an erased customer."""
-    return f"sha256:{hashlib.sha256(email.encode()).hexdigest()}"
+    return f"{HASHED}{hashlib.sha256(email.encode()).hexdigest()}"
 
 
 def normalise_email(given: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, exists, func, literal_column, select, text, true, union
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
-from webapp.customers.models import Audience, AudienceMember, Customer, CustomerImport, RejectedRow
+from webapp.customers.models import Audience, AudienceMember, Customer, CustomerImport, RejectedRow, Suppression
 from webapp.extensions import db
 
 PAGE = 50
@@ -28,7 +28,7 @@ class Reach:
     """How many customers an audience has, and how many of them must not be mailed."""
 
     total: int
-    unsubscribed: int
+    suppressed: int
 
 
 @dataclass(frozen=True)
@@ -99,15 +99,18 @@ def ids_after(audience_id: int | None, after: int, limit: int) -> list[int]:
 
 
 def reach(audience_id: int | None) -> Reach:
-    """How many would be mailed to, counted at this moment."""
-    gone = func.count().filter(Customer.unsubscribed_at.is_not(None))
-    statement = select(func.count(), gone).where(Customer.erased_at.is_(None))
+    """How many would be mailed to, counted at this moment. Who must not be is counted from the short list's side."""
+    known = select(func.count()).select_from(Customer).where(Customer.erased_at.is_(None))
+    listed = known.join(Suppression, Suppression.email == Customer.email)
     if audience_id is not None:
-        statement = statement.join(AudienceMember, AudienceMember.customer_id == Customer.id).where(
-            AudienceMember.audience_id == audience_id
+        known, listed = (
+            statement.join(AudienceMember, AudienceMember.customer_id == Customer.id).where(
+                AudienceMember.audience_id == audience_id
+            )
+            for statement in (known, listed)
         )
-    total, unsubscribed = db.session.execute(statement.select_from(Customer)).one()
-    return Reach(total, unsubscribed)
+    total, suppressed = db.session.execute(select(known.scalar_subquery(), listed.scalar_subquery())).one()
+    return Reach(total, suppressed)
 
 
 def recipients(ids: Sequence[int]) -> list[Customer]:
@@ -331,10 +334,10 @@ def export(audience_id: int | None) -> Iterator[bytes]:
         for column, name in (("email_as_given", "email"), ("name", "name"), ("source_id", "source_id"))
     )
     joined = "join audience_member m on m.customer_id = c.id and m.audience_id = %(audience_id)s"
-    yield from _csv(
+    yield from csv_file(
         f"""
-        select {columns}, c.locale, c.created_at, c.unsubscribed_at
-        from customer c {joined if audience_id is not None else ""}
+        select {columns}, c.locale, c.created_at, s.reason as do_not_mail, s.at as do_not_mail_since
+        from customer c left join suppression s on s.email = c.email {joined if audience_id is not None else ""}
         where c.erased_at is null order by c.id
         """,  # noqa: S608
         {"audience_id": audience_id},
@@ -343,7 +346,7 @@ def export(audience_id: int | None) -> Iterator[bytes]:
 
 def rejections_file(import_id: int) -> Iterator[bytes]:
     """The rows of a file that could not be taken, as CSV, piece by piece."""
-    yield from _csv(
+    yield from csv_file(
         f"""
         select line, code, detail, {_GUARDED.format("row", "row")}
         from import_rejection where import_id = %(import_id)s order by line, id
@@ -352,7 +355,7 @@ def rejections_file(import_id: int) -> Iterator[bytes]:
     )
 
 
-def _csv(query: str, values: dict[str, Any]) -> Iterator[bytes]:
+def csv_file(query: str, values: dict[str, Any]) -> Iterator[bytes]:
     """What a query finds as CSV, straight from the database. The request's context has to last as long."""
     driver: Any = db.session.connection().connection.driver_connection
     with driver.cursor().copy(f"copy ({query}) to stdout (format csv, header)", values) as copy:

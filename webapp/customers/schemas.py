@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictStr
 
-from webapp.customers.models import Audience, Customer, CustomerImport, RejectedRow
+from webapp.customers.models import Audience, Customer, CustomerImport, RejectedRow, Suppression
 
 
 def _storable(text: str) -> str:
@@ -54,14 +54,24 @@ class ErasureIn(BaseModel):
     email: Annotated[Line, Field(max_length=320, examples=["ada@example.com"])]
 
 
+class SuppressionOut(BaseModel):
+    """Why a customer must not be mailed, since when, and where that is known from: `campaign 3`, `import` and so on."""
+
+    reason: Literal["unsubscribed", "bounced", "complained"]
+    since: str
+    source: str
+    detail: str
+
+
 class CustomerOut(BaseModel):
-    """A customer as it is known."""
+    """A customer as it is known. `suppression` is null while they may be mailed."""
 
     source_id: str | None
     email: str
     name: str
     locale: str | None
     audiences: list[str]
+    suppression: SuppressionOut | None
     unsubscribed_at: str | None
     created_at: str
 
@@ -118,16 +128,21 @@ class ImportOut(BaseModel):
     next_cursor: str | None
 
 
-def customer_json(customer: Customer, audiences: list[Audience]) -> dict[str, Any]:
+def customer_json(customer: Customer, audiences: list[Audience], listed: Suppression | None) -> dict[str, Any]:
     return {
         "source_id": customer.source_id,
         "email": customer.email_as_given,
         "name": customer.name,
         "locale": customer.locale,
         "audiences": [audience.name for audience in audiences],
-        "unsubscribed_at": _time(customer.unsubscribed_at),
+        "suppression": suppression_json(listed) if listed else None,
+        "unsubscribed_at": _time(listed.at) if listed and listed.reason == "unsubscribed" else None,
         "created_at": _time(customer.created_at),
     }
+
+
+def suppression_json(listed: Suppression) -> dict[str, Any]:
+    return {"reason": listed.reason, "since": _time(listed.at), "source": listed.source, "detail": listed.words}
 
 
 def import_json(row: CustomerImport, errors: list[RejectedRow], following: str | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from wtforms.validators import ValidationError
 from webapp import cursor, web
 from webapp.blueprints.staff import needs
 from webapp.campaigns import queries as campaigns
-from webapp.customers import actions, queries, tasks, upload
+from webapp.customers import actions, queries, suppression_queries, tasks, upload
 from webapp.customers.forms import AudienceForm, CustomerForm, ImportForm, SearchForm
 from webapp.customers.intake import CSV, NDJSON
 from webapp.customers.models import Audience, CustomerImport
@@ -57,6 +57,7 @@ def index() -> Response:
         "customers/index.html",
         form=form,
         shown=shown,
+        suppressed=queries.suppressed_among([customer.id for customer in shown]),
         total=queries.total(),
         narrowed=bool(kept),
         export_url=url_for("staff.customers.download", audience=audience_id or None),
@@ -87,6 +88,7 @@ def show(customer_id: int) -> Response:
     return web.render(
         "customers/show.html",
         customer=customer,
+        listed=suppression_queries.of_email(customer.email),
         audiences=queries.audiences_of(customer.id),
         usable=usable[:USABLE],
         usable_too=len(usable) - USABLE,

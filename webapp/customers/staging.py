@@ -85,7 +85,7 @@ _INSERT: LiteralString = """
   from staged where line > %(start)s and line <= %(end)s order by email
 """
 
-# An empty cell leaves what is known as it is; nothing here touches unsubscribed_at.
+# An empty cell leaves what is known as it is; nothing here takes anybody off the list of those not to be mailed.
 _MERGE: LiteralString = """
   with merged as (
     insert into customer (email, email_as_given, name, locale, source_id)

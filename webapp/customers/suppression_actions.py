@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
+from webapp.accounts.actions import record
+from webapp.customers import queries, suppression_queries
+from webapp.customers.models import REASONS, Customer, Suppression, hashed_email, normalise_email
+from webapp.errors import FieldError, Invalid, NotFound
 from webapp.extensions import db
 
 _PUT = text(
@@ -46,3 +50,139 @@ def put(email: str, reason: str, source: int | str, words: str = "") -> bool:
         },
     )
     return done.first() is not None
+
+
+# --- by customers and staff ----------------------------------------------------------------------
+
+
+def unsubscribe(customer_id: int, campaign_id: int) -> bool:
+    """No more mails to this customer, who says so themselves; honoured before the next window. Commits.
+
+    True when this call did it, False when it was so already or there is no such customer.
+    """
+    customer = queries.locked(customer_id)
+    done = customer is not None and customer.erased_at is None and put(customer.email, "unsubscribed", campaign_id)
+    if done:
+        record("the customer", "customer.unsubscribed", f"customer {customer_id}", campaign=campaign_id)
+    db.session.commit()
+    return done
+
+
+def subscribe_again(customer_id: int, campaign_id: int) -> bool:
+    """Take an unsubscription back, by the customer who pressed the button by mistake. Commits.
+
+    A complaint stays: it came from somebody's mail provider, and is for staff to settle.
+    """
+    customer = queries.locked(customer_id)
+    listed = suppression_queries.of_email(customer.email) if customer is not None else None
+    if customer is None or listed is None or listed.reason != "unsubscribed":
+        db.session.rollback()
+        return False
+    _lift(customer.email)
+    record("the customer", "customer.subscribed_again", f"customer {customer_id}", campaign=campaign_id)
+    db.session.commit()
+    return True
+
+
+def add(email: str, reason: str, by: str, words: str = "") -> Suppression:
+    """Put an address on the list by hand, whether or not it is a customer's. Commits.
+
+    :raises Invalid: when it is no address, or the reason none of the three.
+    """
+    address = normalise_email(email)
+    if reason not in REASONS:
+        raise Invalid(FieldError("reason", "reason_unknown", "Choose one of the reasons."))
+    if put(address, reason, "staff", words):
+        record(by, "suppression.added", _named(address), reason=reason)
+    db.session.commit()
+    found = suppression_queries.of_email(address)
+    assert found is not None  # noqa: S101 (it has just been put there)
+    return found
+
+
+def lift(key: str, by: str) -> None:
+    """Let an address be mailed again, because its owner says so. Commits.
+
+    :param key: a normalised e-mail, or what stands for that of somebody erased.
+    :raises NotFound: when it is not on the list.
+    """
+    found = suppression_queries.of_email(key) or suppression_queries.by_key(key)
+    if found is None:
+        raise NotFound("This address is not on the list.")
+    reason = found.reason
+    _lift(key)
+    record(by, "suppression.lifted", _named(key), reason=reason)
+    db.session.commit()
+
+
+def note_export(by: str) -> None:
+    """Write down that somebody takes the list out."""
+    record(by, "suppressions.exported", "do not mail")
+    db.session.commit()
+
+
+def _lift(key: str) -> None:
+    db.session.execute(text("delete from suppression where email in (:key, :hash)"), _both(key))
+
+
+def _both(email: str) -> dict[str, str]:
+    return {"key": email, "hash": hashed_email(email)}
+
+
+def _named(key: str) -> str:
+    """How the trail, which is kept for ever, names an address: as the customer's number if it is one's, else not."""
+    customer = queries.by_email(key)
+    return f"customer {customer.id}" if customer is not None else "an address that is no customer's"
+
+
+# --- when a customer's e-mail changes, goes or comes back -----------------------------------------
+
+_TO_HASH = text(
+    """
+    with gone as (delete from suppression where email = :key returning *)
+    insert into suppression as known (email, reason, at, source)
+    select :hash, reason, at, source from gone where :bounced or reason <> 'bounced'
+    on conflict (email) do update set reason = excluded.reason, at = excluded.at, source = excluded.source
+    where array_position(array['bounced', 'unsubscribed', 'complained'], excluded.reason)
+      > array_position(array['bounced', 'unsubscribed', 'complained'], known.reason)
+    """
+)
+_COPY = text(
+    """
+    insert into suppression as known (email, reason, at, source, words)
+    select :new, reason, at, source, words from suppression where email = :old and reason <> 'bounced'
+    on conflict (email) do update
+    set reason = excluded.reason, at = excluded.at, source = excluded.source, words = excluded.words
+    where array_position(array['bounced', 'unsubscribed', 'complained'], excluded.reason)
+      > array_position(array['bounced', 'unsubscribed', 'complained'], known.reason)
+    """
+)
+_FROM_HASH = text(
+    """
+    with gone as (delete from suppression where email = :hash returning *)
+    insert into suppression as known (email, reason, at, source)
+    select :key, reason, at, source from gone
+    on conflict (email) do update set reason = excluded.reason, at = excluded.at, source = excluded.source
+    where array_position(array['bounced', 'unsubscribed', 'complained'], excluded.reason)
+      > array_position(array['bounced', 'unsubscribed', 'complained'], known.reason)
+    """
+)
+
+
+def come(email: str) -> None:
+    """Somebody becomes a customer under this address: what its owner asked for before being erased, or under another
+    customer's name, is there again by name. The caller commits."""
+    db.session.execute(_FROM_HASH, _both(email))
+
+
+def move(old: str, new: str) -> None:
+    """A customer's e-mail has changed: that they asked not to be mailed follows them, that an address bounced does not.
+    For the old address, which is nobody's now, it stays under its hash. The caller commits."""
+    db.session.execute(_COPY, {"old": old, "new": new})
+    db.session.execute(_TO_HASH, {**_both(old), "bounced": True})
+    come(new)
+
+
+def forget(customer: Customer) -> None:
+    """A customer is about to be erased: that they asked not to be mailed stays, under a hash. The caller commits."""
+    db.session.execute(_TO_HASH, {**_both(customer.email), "bounced": False})
