@@ -18,7 +18,6 @@ from webapp.campaigns.place import Place
 from webapp.campaigns.wording import MailText
 from webapp.customers import actions as customers
 from webapp.customers import suppression_actions as suppressions
-from webapp.customers import suppression_actions as suppressions
 from webapp.customers.models import Customer
 from webapp.errors import DomainError
 from webapp.extensions import db

@@ -318,7 +318,6 @@ def who(offer_id: int, ids: Sequence[int]) -> tuple[dict[int, Customer], dict[in
         db.session.expunge(customer)
     redeemed = redemptions.redeemed_among(offer_id, ids)
     suppressed = customers.suppressed_among(ids)
-    suppressed = customers.suppressed_among(ids)
     skipped = {}
     for customer_id in ids:
         if customer_id not in found:
