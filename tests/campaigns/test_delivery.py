@@ -12,7 +12,19 @@ from sqlalchemy import event, text
 
 from tests.campaigns.relay import Relay
 from webapp import bell
-from webapp.campaigns import actions, batch_actions, delivery, message, queries, tasks, times, transport
+from webapp.campaigns import (
+    actions,
+    batch_actions,
+    delivery,
+    issue_actions,
+    message,
+    queries,
+    recipients,
+    tasks,
+    times,
+    transport,
+)
+from webapp.campaigns.issue_actions import Which
 from webapp.campaigns.models import Campaign, ids_of
 from webapp.campaigns.place import Place
 from webapp.campaigns.wording import MailText
@@ -236,7 +248,7 @@ def test_staff_can_send_uncertain_mails_again(launched: Launch, relay: Relay) ->
     relay.behaviour.times["c1@example.com"] = 1
     campaign = launched()
     delivery.pump()
-    assert actions.send_again(campaign.id, "uncertain", "tests") == 1
+    assert issue_actions.send_again(campaign.id, Which("uncertain"), "tests").mails == 1
     delivery.pump()
     assert counts(campaign) == {"total": 2, "sent": 2}
     assert fresh(campaign).status == "done"
@@ -457,9 +469,9 @@ def test_a_held_mail_whose_retry_was_killed_can_be_sent_again_by_staff(
     due_now()
     killed_after(1, relay, monkeypatch)
     with pytest.raises(DomainError, match="no such mails"):
-        actions.send_again(campaign.id, "uncertain", "tests")
+        issue_actions.send_again(campaign.id, Which("uncertain"), "tests")
     due_now()
-    assert actions.send_again(campaign.id, "uncertain", "tests") == 1
+    assert issue_actions.send_again(campaign.id, Which("uncertain"), "tests").mails == 1
     delivery.pump()
     assert counts(campaign) == {"total": 1, "sent": 1}
 
@@ -613,9 +625,9 @@ def test_who_got_it_is_answered_from_the_frozen_ids(launched: Launch, relay: Rel
     delivery.pump()
     (other,) = people(1, first=10)
     db.session.rollback()
-    assert [(mailed.campaign.id, mailed.state) for mailed in queries.of_customer(ids[0])] == [(campaign.id, "sent")]
-    assert [mailed.state for mailed in queries.of_customer(ids[1])] == ["failed"]
-    assert queries.of_customer(other) == []
+    assert [(mailed.campaign.id, mailed.state) for mailed in recipients.of_customer(ids[0])] == [(campaign.id, "sent")]
+    assert [mailed.state for mailed in recipients.of_customer(ids[1])] == ["failed"]
+    assert recipients.of_customer(other) == []
 
 
 def test_who_got_it_is_found_by_an_index_however_many_batches_there_are(launched: Launch) -> None:
@@ -637,7 +649,7 @@ def test_who_got_it_is_found_by_an_index_however_many_batches_there_are(launched
 
     event.listen(db.engine, "before_cursor_execute", note)
     try:
-        found = [queries.of_customer(customer) for customer in (somebody, 499, 495, 60_000)]
+        found = [recipients.of_customer(customer) for customer in (somebody, 499, 495, 60_000)]
     finally:
         event.remove(db.engine, "before_cursor_execute", note)
     statement, parameters = next(each for each in asked if "batch" in each[0])

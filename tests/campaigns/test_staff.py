@@ -263,16 +263,16 @@ def test_failures_are_shown_with_the_relays_words(staff: FlaskClient, sending: C
     assert "c2@example.com" not in page
 
 
-def test_the_list_of_failures_has_pages(staff: FlaskClient, sending: Campaign, relay: Relay) -> None:
+def test_the_list_of_those_put_off_has_pages(staff: FlaskClient, sending: Campaign, relay: Relay) -> None:
     people(60, first=10)
     db.session.execute(
         Campaign.__table__.update().values(status="preparing", prepared_at=None)  # type: ignore[attr-defined]
     )
     db.session.commit()
     batch_actions.prepare(sending.id)
-    relay.behaviour.rcpt["*"] = "550 no"
+    relay.behaviour.rcpt["*"] = "451 later"
     delivery.pump()
-    first = staff.get(f"/campaigns/{sending.id}/recipients?state=failed").text
+    first = staff.get(f"/campaigns/{sending.id}/recipients?state=deferred").text
     following = re.findall(r'rel="next" href="([^"]+)"', first)[0].replace("&amp;", "&")
     assert "c69@example.com" in staff.get(following).text
     assert "c69@example.com" not in first

@@ -16,7 +16,7 @@ from tests.customers.conftest import Import
 from webapp.accounts import actions as accounts
 from webapp.accounts.models import AuditEntry
 from webapp.campaigns import actions as campaigns
-from webapp.campaigns import batch_actions
+from webapp.campaigns import batch_actions, recipients
 from webapp.campaigns import queries as campaign_queries
 from webapp.customers import actions, import_actions, queries, tasks
 from webapp.customers.models import Customer
@@ -110,7 +110,7 @@ def test_what_was_redeemed_and_mailed_stays_counted(ada: Customer) -> None:
                 for use in redemption_queries.of_customer(ada.id)
             ],
             db.session.execute(text("select rows, created, rejected from customer_import")).all(),
-            len(campaign_queries.of_customer(ada.id)),
+            len(recipients.of_customer(ada.id)),
         )
 
     before = figures()

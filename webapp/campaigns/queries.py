@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import exists, func, select, text
+from sqlalchemy import Row, select, text
 
-from webapp.campaigns.models import Batch, Campaign, MailIssue
+from webapp.campaigns.models import Campaign, MailIssue
 from webapp.customers.models import AudienceMember, Customer, Suppression
 from webapp.extensions import db
 
-UNSENT = ("failed", "deferred", "uncertain", "skipped")
+UNSENT = ("failed", "deferred", "uncertain", "skipped", "left")
 STATES = (*UNSENT, "sent_later")
+
+
+# The rate is that of the last minutes; after so many without a new window nothing moves.
+RECENT = 120
+STALLED = 180
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why mails did not simply go out, and how many. `cause` is the enhanced status code of the relay's answer (empty
+    where it gave none), or the beginning of our own words where there was no answer."""
+
+    state: str
+    code: int | None
+    cause: str
+    n: int
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Where a campaign stands. `rate` is mails per second since it last started, `seconds_left` what follows of it."""
+    """Where a campaign stands. `rate` is recipients per second, of late while it is sending, in all when it is done;
+    `seconds_left` what follows of it. `idle` is for how many seconds no window was opened, of one that is sending."""
 
     total: int = 0
     sent: int = 0
@@ -26,18 +46,28 @@ class Counts:
     deferred: int = 0
     uncertain: int = 0
     skipped: int = 0
+    left: int = 0
     rate: float | None = None
     seconds_left: int | None = None
+    idle: int | None = None
+    # Whether a worker is at one of its batches: so it is for a moment after a pause, until its window is through.
+    is_being_sent: bool = False
+    causes: tuple[Cause, ...] = ()
 
     @property
     def settled(self) -> int:
-        """Of how many it is known what became."""
-        return self.sent + self.failed + self.uncertain + self.skipped
+        """Of how many it is known what became, or that nobody will ever know."""
+        return self.sent + self.failed + self.uncertain + self.skipped + self.left
 
     @property
     def waiting(self) -> int:
         """Who has not been tried yet."""
         return max(0, self.total - self.settled - self.deferred)
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether nothing moves although there is somebody to mail. A worker at a slow relay moves."""
+        return self.waiting > 0 and not self.is_being_sent and (self.idle or 0) >= STALLED
 
 
 @dataclass(frozen=True)
@@ -53,16 +83,6 @@ class Issue:
     next_at: datetime | None
     attempts: int
     at: datetime
-
-
-@dataclass(frozen=True)
-class Mailed:
-    """A campaign that had a customer among its recipients, and what became of the mail."""
-
-    campaign: Campaign
-    state: str
-    text: str
-    at: datetime | None
 
 
 def by_id(campaign_id: int) -> Campaign | None:
@@ -83,9 +103,14 @@ def announcement(offer_id: int) -> Campaign | None:
     )
 
 
-def page(before: int | None = None, limit: int = 25) -> Sequence[Campaign]:
-    """Campaigns, newest first; one more than `limit` if there are more."""
+def page(
+    before: int | None = None, limit: int = 25, status: str | None = None, offer_id: int | None = None
+) -> Sequence[Campaign]:
+    """Campaigns, newest first, all or those in one state or of one offer; one more than `limit` if there are more."""
     statement = select(Campaign).order_by(Campaign.id.desc()).limit(limit + 1)
+    for column, wanted in ((Campaign.status, status), (Campaign.offer_id, offer_id)):
+        if wanted is not None:
+            statement = statement.where(column == wanted)
     if before is not None:
         statement = statement.where(Campaign.id < before)
     return db.session.scalars(statement).all()
@@ -105,21 +130,39 @@ def anyone_to_mail(audience_id: int | None) -> bool:
 _COUNTS = text(
     """
     select c.id, c.total, c.sending_since, c.sent_before, c.status, c.finished_at, now() as at,
+      coalesce(c.sent_in_batches, s.sent) as sent, s.recent, s.since, s.last, s.is_leased, extract(epoch from now() - c.launched_at) as age,
       (
-        select coalesce(sum(b.sent + case when b.window_end > b.window_start and k.cursor is not null then
+        select jsonb_agg(jsonb_build_array(x.state, x.smtp_code, x.cause, x.n)) from (
+          select state, smtp_code, cause, count(*) as n from mail_issue where campaign_id = c.id
+          group by state, smtp_code, cause
+        ) x
+      ) as issues
+    from campaign c
+    cross join lateral (
+      select
+        coalesce(sum(b.sent + case when k.cursor > b.window_start then
           k.cursor - b.window_start - (
             select count(*) from mail_issue i where i.campaign_id = b.campaign_id
               and i.customer_id > (select coalesce(sum(gap), 0) from unnest(b.gaps[: b.window_start]) gap)
               and i.customer_id <= (select sum(gap) from unnest(b.gaps[: k.cursor]) gap)
-          ) else 0 end), 0)
-        from batch b left join batch_cursor k on k.batch_id = b.id and k.epoch = b.epoch where b.campaign_id = c.id
-      ) as sent,
-      (
-        select jsonb_object_agg(x.state, x.n) from (
-          select state, count(*) as n from mail_issue where campaign_id = c.id group by state
-        ) x
-      ) as issues
-    from campaign c where c.id = any(:ids)
+          ) else 0 end), 0) as sent,
+        sum(coalesce(k.cursor, b.window_start) - r.begin) as recent,
+        min(r.since) as since,
+        max(b.windows[cardinality(b.windows)]) as last,
+        bool_or(b.status = 'sending' and b.lease_until > now()) as is_leased
+      from batch b
+      -- Only the cursor of a window that is open says more than the batch itself.
+      left join batch_cursor k on k.batch_id = b.id and k.epoch = b.epoch and b.window_end > b.window_start
+      left join lateral (
+        select min(w.begin) as begin, min(w.at) as since from (
+          select b.windows[n] as begin, b.windows[n + 1] as at
+          from generate_series(1, cardinality(b.windows), 2) as n
+        ) w where w.at >= extract(epoch from now() - c.launched_at) - :recent
+      ) r on b.windows[cardinality(b.windows)] >= extract(epoch from now() - c.launched_at) - :recent
+      -- What a campaign that is through has sent is kept with it.
+      where b.campaign_id = c.id and c.sent_in_batches is null
+    ) s
+    where c.id = any(:ids)
     """
 )
 
@@ -131,25 +174,58 @@ def counts(campaign_id: int) -> Counts:
 
 def counts_of(campaign_ids: Sequence[int]) -> dict[int, Counts]:
     """`counts` of several campaigns at once."""
-    found = {}
-    for row in db.session.execute(_COUNTS, {"ids": list(campaign_ids)}):
-        issues = row.issues or {}
-        sent = int(row.sent) + issues.get("sent_later", 0)
-        so_far = Counts(row.total, sent, **{state: issues.get(state, 0) for state in UNSENT})
-        rate = _rate(sent - row.sent_before, row.sending_since, row.finished_at or row.at)
-        left = so_far.waiting if row.status == "sending" else 0
-        found[row.id] = replace(
-            so_far,
-            rate=rate if row.status in ("sending", "done") else None,
-            seconds_left=round(left / rate) if rate and left else None,
-        )
-    return found
+    rows = db.session.execute(_COUNTS, {"ids": list(campaign_ids), "recent": RECENT})
+    return {row.id: _counted(row) for row in rows}
 
 
-def _rate(sent: int, since: datetime | None, until: datetime) -> float | None:
-    if since is None or sent <= 0:
+def _counted(row: Row[Any]) -> Counts:
+    causes = sorted((Cause(*each) for each in row.issues or ()), key=lambda cause: -cause.n)
+    of_state: Counter[str] = Counter()
+    for cause in causes:
+        of_state[cause.state] += cause.n
+    if row.status == "cancelled":
+        # So the sweep will write it down.
+        of_state["skipped"] += of_state.pop("deferred", 0)
+    sent = int(row.sent) + of_state["sent_later"]
+    so_far = Counts(
+        row.total,
+        sent,
+        of_state["failed"],
+        of_state["deferred"],
+        of_state["uncertain"],
+        of_state["skipped"],
+        of_state["left"],
+        causes=tuple(causes),
+    )
+    is_sending = row.status == "sending"
+    idle = None
+    if is_sending and row.sending_since is not None:
+        # Seconds in windows are whole and counted from the launch; nothing is idle for longer than it has been going.
+        going = (row.at - row.sending_since).total_seconds()
+        idle = max(0, round(going if row.last is None else min(going, float(row.age) - row.last)))
+    rate = _rate(row, sent, idle)
+    left = so_far.waiting if is_sending else 0
+    return replace(
+        so_far,
+        rate=rate,
+        seconds_left=math.ceil(left / rate) if rate and left else None,
+        idle=idle,
+        is_being_sent=bool(row.is_leased),
+    )
+
+
+def _rate(row: Row[Any], sent: int, idle: int | None) -> float | None:
+    """Recipients per second: what the windows of the last minutes tell; where they are slower than that, since it
+    last started. None when nothing moves."""
+    if row.status == "sending" and row.recent:
+        return float(row.recent) / max(1.0, float(row.age) - float(row.since))
+    if row.status == "sending" and not row.is_leased and (idle or 0) >= STALLED:
         return None
-    return sent / max(1.0, (until - since).total_seconds())
+    if row.status not in ("sending", "done") or row.sending_since is None or sent <= row.sent_before:
+        return None
+    until = row.finished_at or row.at
+    seconds: float = (until - row.sending_since).total_seconds()
+    return float(sent - row.sent_before) / max(1.0, seconds)
 
 
 def issues(campaign_id: int, states: Sequence[str] = STATES, after: int = 0, limit: int = 50) -> Sequence[Issue]:
@@ -174,59 +250,29 @@ def issues(campaign_id: int, states: Sequence[str] = STATES, after: int = 0, lim
     return [Issue(*row) for row in rows]
 
 
-def causes(campaign_id: int, limit: int = 8) -> Sequence[tuple[str, int | None, str, int]]:
-    """Why mails failed or wait: (state, SMTP code, an example of the words, how many), the commonest first."""
-    n = func.count().label("n")
-    rows = db.session.execute(
-        select(MailIssue.state, MailIssue.smtp_code, func.min(MailIssue.text), n)
-        .where(MailIssue.campaign_id == campaign_id, MailIssue.state.in_(UNSENT))
-        .group_by(MailIssue.state, MailIssue.smtp_code, func.left(MailIssue.text, 20))
-        .order_by(n.desc())
-        .limit(limit)
-    )
-    return [(state, code, words, count) for state, code, words, count in rows]
+_EXAMPLES = text(
+    """
+    select coalesce(
+      (select i.text from mail_issue i where i.campaign_id = :campaign and i.state = x.state and i.smtp_code = x.code
+        and i.cause = x.cause order by i.customer_id limit 1),
+      (select i.text from mail_issue i where i.campaign_id = :campaign and i.state = x.state and x.code is null
+        and i.smtp_code is null and i.cause = x.cause order by i.customer_id limit 1),
+      '')
+    from unnest(cast(:states as text[]), cast(:codes as int[]), cast(:causes as text[]))
+      with ordinality as x(state, code, cause, n)
+    order by x.n
+    """
+)
 
 
-def of_customer(customer_id: int, limit: int = 50) -> list[Mailed]:
-    """Which campaigns had this customer among their frozen recipients, newest first, and what became of each mail."""
-    # The batches of a campaign follow each other by id, so one of each is looked at: the first that reaches so far.
-    batch = (
-        select(Batch.status, Batch.window_start, Batch.first_id, Batch.gaps)
-        .where(Batch.campaign_id == Campaign.id, Batch.last_id >= customer_id)
-        .order_by(Batch.last_id)
-        .limit(1)
-        .lateral("batch")
-    )
-    walk = func.unnest(batch.c.gaps).table_valued("gap", with_ordinality="place").render_derived().lateral("walk")
-    walked = select(walk.c.place, func.sum(walk.c.gap).over(order_by=walk.c.place).label("id")).lateral("walked")
-    rows = db.session.execute(
-        select(
-            Campaign,
-            batch.c.status,
-            batch.c.window_start,
-            walked.c.place,
-            MailIssue.state,
-            MailIssue.text,
-            MailIssue.at,
-        )
-        .select_from(Campaign)
-        .join(batch, batch.c.first_id <= customer_id)
-        .join(walked, walked.c.id == customer_id)
-        .outerjoin(MailIssue, (MailIssue.campaign_id == Campaign.id) & (MailIssue.customer_id == customer_id))
-        .order_by(Campaign.id.desc())
-        .limit(limit)
-    )
-    return [
-        Mailed(campaign, state or _unremarkable(status, place <= settled), words or "", at)
-        for campaign, status, settled, place, state, words, at in rows
-    ]
-
-
-def _unremarkable(batch_status: str, settled: bool) -> str:
-    """What no row about a recipient means: it went out, it will, or it never will."""
-    if settled:
-        return "sent"
-    return "cancelled" if batch_status == "cancelled" else "waiting"
+def examples(campaign_id: int, causes: Sequence[Cause]) -> list[str]:
+    """The relay's words to one of those of each cause."""
+    values = {
+        "states": [cause.state for cause in causes],
+        "codes": [cause.code for cause in causes],
+        "causes": [cause.cause for cause in causes],
+    }
+    return list(db.session.scalars(_EXAMPLES, {"campaign": campaign_id, **values})) if causes else []
 
 
 def preparing() -> Sequence[int]:
@@ -252,12 +298,6 @@ _WORK = text(
     )
     """
 )
-
-
-def is_being_sent(campaign_id: int) -> bool:
-    """Whether a worker is at one of its batches: so it is for a moment after a pause, until its window is through."""
-    wanted = exists().where(Batch.campaign_id == campaign_id, Batch.status == "sending", Batch.lease_until > func.now())
-    return bool(db.session.scalar(select(wanted)))
 
 
 def next_wake() -> float | None:

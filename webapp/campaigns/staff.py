@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
-from flask import Blueprint, Response, flash, redirect, request, url_for
+from flask import Blueprint, Response, flash, redirect, request, stream_with_context, url_for
 from flask_login import current_user
 from werkzeug.wrappers import Response as BaseResponse
 
 from webapp import web
 from webapp.blueprints.staff import needs
-from webapp.campaigns import actions, delivery, message, queries, tasks
+from webapp.campaigns import actions, delivery, export, issue_actions, message, queries, replies, tasks
+from webapp.campaigns import recipients as recipient_queries
 from webapp.campaigns.forms import MailForm
+from webapp.campaigns.issue_actions import Which
 from webapp.campaigns.message import FormLetter, Preview
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.wording import PLACEHOLDERS, MailText
@@ -25,7 +29,10 @@ room = Blueprint("campaigns", __name__)
 
 PAGE = 25
 ISSUES = 50
+CAUSES = 8
 LIVE = ("preparing", "sending")
+_ID = re.compile("[0-9]{1,18}")
+_CODE = re.compile("[2-5][0-9]{2}")
 
 
 # --- writing ----------------------------------------------------------------------------------------
@@ -218,6 +225,7 @@ def show(campaign_id: int) -> BaseResponse:
         audience=_audience(campaign.audience_id),
         preview=FormLetter(_stored(campaign), offer, 0).preview(_recipient(offer, "")),
         **_progress_values(campaign),
+        **_who_values(campaign),
     )
     return web.with_frames(page)
 
@@ -235,28 +243,54 @@ def sent_frame(campaign_id: int) -> Response:
     return web.framed(_as_seen(_stored(campaign), _offer(campaign.offer_id), "").html)
 
 
+@room.get("/campaigns/<int:campaign_id>/who")
+def who(campaign_id: int) -> Response:
+    """Who got it? An e-mail in, the answer out."""
+    campaign = _campaign(campaign_id)
+    values = _who_values(campaign)
+    status = 422 if values["who_error"] else 200
+    if web.is_htmx():
+        return web.render("campaigns/_who.html", status=status, campaign=campaign, **values)
+    offer = _offer(campaign.offer_id)
+    return web.render("campaigns/who.html", status=status, campaign=campaign, offer=offer, **values)
+
+
 @room.get("/campaigns/<int:campaign_id>/recipients")
 def recipients(campaign_id: int) -> Response:
-    """Those whose mail did not simply go out, with the relay's words."""
+    """The recipients by what became of their mail, with the relay's words."""
     campaign = _campaign(campaign_id)
-    state = request.args.get("state", "")
-    states = (state,) if state in queries.STATES else queries.STATES
-    found = queries.issues(campaign_id, states, after=request.args.get("after", 0, type=_row_id), limit=ISSUES)
-    shown = found[:ISSUES]
-    kept = {"state": state} if state in queries.STATES else {}
+    which = _which(request.args)
+    state = which.state
+    after = request.args.get("after", 0, type=_row_id)
+    page = recipient_queries.page(campaign_id, state, after, ISSUES, which.code, which.cause)
+    kept = {name: request.args[name] for name in ("state", "code", "cause") if name in request.args}
     here: dict[str, Any] = {"campaign_id": campaign_id, **kept}
     return web.render(
         "campaigns/recipients.html",
         campaign=campaign,
         offer=_offer(campaign.offer_id),
         counts=queries.counts(campaign_id),
-        state=kept.get("state", ""),
-        shown=shown,
+        state=state,
+        which=which,
+        meaning=replies.meaning(which.code, which.cause) if which.cause is not None else None,
+        shown=page.fates,
         first_url=url_for("staff.campaigns.recipients", **here) if "after" in request.args else None,
-        next_url=url_for("staff.campaigns.recipients", **here, after=shown[-1].customer_id)
-        if len(found) > ISSUES
-        else None,
+        next_url=url_for("staff.campaigns.recipients", **{**here, "after": page.after}) if page.after else None,
     )
+
+
+@room.get("/campaigns/<int:campaign_id>/recipients.csv")
+@needs("manager")
+def download(campaign_id: int) -> Response:
+    """All recipients, or those in one state, as they come from the database."""
+    campaign = _campaign(campaign_id)
+    state = _which(request.args).state
+    issue_actions.note_export(campaign.id, state, by=current_user.email)
+    lines = export.lines(recipient_queries.everybody(campaign.id, state))
+    response = Response(stream_with_context(lines), mimetype="text/csv")
+    name = f"campaign-{campaign.id}{'-' + state if state else ''}.csv"
+    response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
+    return response
 
 
 @room.post("/campaigns/<int:campaign_id>/pause")
@@ -282,10 +316,65 @@ def cancel(campaign_id: int) -> BaseResponse:
 
 @room.post("/campaigns/<int:campaign_id>/send-again")
 def send_again(campaign_id: int) -> BaseResponse:
-    """Try those again that failed, or of which nobody knows."""
-    n = tasks.send_again(campaign_id, request.form.get("state", ""), by=current_user.email)
-    flash(f"{web.number(n)} {'mail goes' if n == 1 else 'mails go'} out again.", "success")
+    """Try those again that failed, or of which nobody knows: one, those of a cause, or all."""
+    try:
+        again = tasks.send_again(campaign_id, _which(request.form), by=current_user.email)
+    except DomainError as error:
+        return _decided(campaign_id, error.message, "warning")
+    words = f"{web.number(again.mails)} {'mail goes' if again.mails == 1 else 'mails go'} out again."
+    if again.left_out:
+        words += f" {web.number(again.left_out)} not: the address must not be mailed any more."
+    return _decided(campaign_id, words, "success")
+
+
+@room.post("/campaigns/<int:campaign_id>/leave")
+def leave(campaign_id: int) -> BaseResponse:
+    """Let uncertain mails be: one, or all."""
+    try:
+        n = issue_actions.leave(campaign_id, _which(request.form), by=current_user.email)
+    except DomainError as error:
+        return _decided(campaign_id, error.message, "warning")
+    words = "The mail is left as it is." if n == 1 else f"{web.number(n)} mails are left as they are."
+    return _decided(campaign_id, words, "success")
+
+
+def _decided(campaign_id: int, words: str, tone: str) -> BaseResponse:
+    """Back to the list that the decision came from, if any."""
+    _campaign(campaign_id)
+    flash(words, tone)
+    if request.form.get("back") in recipient_queries.ISSUES:
+        return redirect(url_for("staff.campaigns.recipients", campaign_id=campaign_id, state=request.form["back"]))
     return redirect(url_for("staff.campaigns.show", campaign_id=campaign_id))
+
+
+def _which(given: Mapping[str, str]) -> Which:
+    """The mails that an address or a form means; nonsense means none in particular."""
+    state = given.get("state", "")
+    code, customer = given.get("code", ""), given.get("customer", "")
+    return Which(
+        state if state in (*recipient_queries.ISSUES, *recipient_queries.PLACES) else "",
+        customer_id=_row_id(customer) if _ID.fullmatch(customer) else None,
+        code=int(code) if _CODE.fullmatch(code) else None,
+        cause=given["cause"].replace("\0", "") if "cause" in given else None,
+    )
+
+
+def _who_values(campaign: Campaign) -> dict[str, Any]:
+    """Whom was asked for, and what became of the mail."""
+    typed = request.args.get("email", "").strip()
+    customer, error = None, ""
+    if typed:
+        try:
+            customer = customers.by_email(normalise_email(typed))
+        except Invalid as invalid:
+            error = invalid.errors[0].message if invalid.errors else invalid.message
+        if customer is None and not error:
+            error = "There is no customer with this e-mail."
+    return {
+        "who": typed,
+        "who_error": error,
+        "fate": recipient_queries.of_one(campaign, customer) if customer is not None else None,
+    }
 
 
 def _back(campaign_id: int) -> BaseResponse:
@@ -295,11 +384,18 @@ def _back(campaign_id: int) -> BaseResponse:
 
 
 def _progress_values(campaign: Campaign) -> dict[str, Any]:
+    counts = queries.counts(campaign.id)
+    causes = [cause for cause in counts.causes if cause.state != "sent_later"]
+    shown = causes[:CAUSES]
     return {
         "campaign": campaign,
-        "counts": queries.counts(campaign.id),
-        "causes": queries.causes(campaign.id),
-        "is_live": campaign.status in LIVE or queries.is_being_sent(campaign.id),
+        "counts": counts,
+        "causes": [
+            (cause, replies.meaning(cause.code, cause.cause), words)
+            for cause, words in zip(shown, queries.examples(campaign.id, shown), strict=True)
+        ],
+        "causes_too": len(causes) - len(shown),
+        "is_live": campaign.status in LIVE or counts.is_being_sent,
     }
 
 

@@ -9,8 +9,18 @@ from flask import current_app
 from huey import crontab
 
 from webapp import bell
-from webapp.campaigns import actions, batch_actions, closing_actions, course_actions, delivery, launch_queries, queries
+from webapp.campaigns import (
+    actions,
+    batch_actions,
+    closing_actions,
+    course_actions,
+    delivery,
+    issue_actions,
+    launch_queries,
+    queries,
+)
 from webapp.campaigns.actions import Launched
+from webapp.campaigns.issue_actions import Again, Which
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.wording import MailText
 
@@ -106,11 +116,11 @@ def resume(campaign_id: int, by: str) -> Campaign:
     return campaign
 
 
-def send_again(campaign_id: int, state: str, by: str) -> int:
-    """`actions.send_again`, then the bells."""
-    n = actions.send_again(campaign_id, state, by)
+def send_again(campaign_id: int, which: Which, by: str) -> Again:
+    """`issue_actions.send_again`, then the bells."""
+    again = issue_actions.send_again(campaign_id, which, by)
     _ring_pumps()
-    return n
+    return again
 
 
 def _ring_for(campaign: Campaign) -> None:

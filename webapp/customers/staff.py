@@ -15,7 +15,7 @@ from wtforms.validators import ValidationError
 
 from webapp import cursor, web
 from webapp.blueprints.staff import needs
-from webapp.campaigns import queries as campaigns
+from webapp.campaigns import recipients
 from webapp.customers import actions, queries, suppression_queries, tasks, upload
 from webapp.customers.forms import AudienceForm, CustomerForm, ImportForm, SearchForm
 from webapp.customers.intake import CSV, NDJSON
@@ -82,7 +82,7 @@ def show(customer_id: int) -> Response:
     customer = queries.by_id(_known(customer_id))
     if customer is None:
         raise NotFound("There is no such customer.")
-    mailed = campaigns.of_customer(customer.id)
+    mailed = recipients.of_customer(customer.id)
     usable = [facts.offer for facts in redemptions.usable(customer.id) if verdict(facts).reason is None]
     offers = offer_queries.by_ids([mail.campaign.offer_id for mail in mailed])
     return web.render(
@@ -155,7 +155,7 @@ def erase(customer_id: int) -> BaseResponse:
         form=form,
         customer=customer,
         uses=len(redemptions.of_customer(customer_id)),
-        mails=len(campaigns.of_customer(customer_id)),
+        mails=len(recipients.of_customer(customer_id)),
     )
 
 

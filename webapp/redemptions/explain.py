@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from webapp import web
-from webapp.campaigns import queries as campaigns
-from webapp.campaigns.queries import Mailed
+from webapp.campaigns import recipients
+from webapp.campaigns.recipients import Mailed
 from webapp.customers import queries as customers
 from webapp.offers import queries as offers
 from webapp.offers.models import normalise_code
@@ -63,7 +63,7 @@ def explain(ask: Ask) -> Explanation:
     mails: tuple[Mailed, ...] = ()
     if offer is not None and facts.customer_id is not None:
         uses = tuple(done for done in queries.of_customer(facts.customer_id) if done.offer_id == offer.id)
-        mails = tuple(mail for mail in campaigns.of_customer(facts.customer_id) if mail.campaign.offer_id == offer.id)
+        mails = tuple(mail for mail in recipients.of_customer(facts.customer_id) if mail.campaign.offer_id == offer.id)
     told = _Told(ask, facts, audience.name if audience else None, _closed(ask) if offer is None else None, uses)
     return Explanation(
         facts,
