@@ -2,7 +2,8 @@
 
 Nothing of the program is in it: it outlives the workers that are killed, and the audit reads what it wrote. A mail is
 in the log before the relay answers 250 to it; half of the time that a mail takes passes before that and half after.
-Which recipients meet a fault follows from the seed and the address alone; all but a 550 are met once.
+Which recipients meet a fault follows from the seed and the address alone; all but a 550 are met once. To every other
+connection it says that it reads ahead (RFC 2920).
 
 The log is one JSON object a line: `mail` (taken), `fault` (given) and `lost` (taken, but the answer never arrived, as
 far as the relay can know).
@@ -67,7 +68,7 @@ class Relay:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.number += 1
-        connection = Connection(self, f"{os.getpid()}.{self.number}", reader, writer)
+        connection = Connection(self, f"{os.getpid()}.{self.number}", self.number % 2 == 1, reader, writer)
         self.connections.add(connection)
         try:
             await connection.talk()
@@ -85,12 +86,18 @@ class Relay:
 
 
 class Connection:
-    def __init__(self, relay: Relay, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, relay: Relay, name: str, reads_ahead: bool, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         self.relay = relay
         self.name = name
+        self.reads_ahead = reads_ahead
         self.reader = reader
         self.writer = writer
+        # The recipient of the mail that is being handed over, and whether they were taken.
         self.to = ""
+        self.has_recipient = False
+        # Whose mail was taken without a sign yet that the other side has heard so.
         self.unheard = ""
 
     async def talk(self) -> None:
@@ -107,26 +114,35 @@ class Connection:
     async def answer(self, verb: bytes, line: bytes) -> bool:
         """False when the connection is closed now."""
         if verb == b"EHLO":
-            await self.say("250-relay.test\r\n250 8BITMIME")
+            ahead = "250-PIPELINING\r\n" if self.reads_ahead else ""
+            await self.say(f"250-relay.test\r\n{ahead}250 8BITMIME")
         elif verb == b"RCPT":
             self.to = (re.search(rb"<([^>]*)>", line) or [b"", b""])[1].decode()
-            return await self.refuse("RCPT") or await self.say("250 ok")
+            return await self.recipient()
         elif verb == b"DATA":
-            return await self.refuse("DATA") or await self.body()
+            return await self.data()
         else:
             await self.say("250 ok")
         return True
 
-    async def refuse(self, at: str) -> bool:
-        """Whether a fault was given instead of the answer."""
+    async def recipient(self) -> bool:
+        fault = await self.refuse("RCPT")
+        self.has_recipient = not fault
+        return fault != "421" if fault else await self.say("250 ok")
+
+    async def data(self) -> bool:
+        if not self.has_recipient:
+            return await self.say("503 no recipient")
+        return bool(await self.refuse("DATA")) or await self.body()
+
+    async def refuse(self, at: str) -> str:
+        """The fault that was given instead of the answer, if any."""
         kind = self.relay.fault(self.to)
         if not kind or FAULTS[kind][0] != at:
-            return False
+            return ""
         self.relay.log.write("fault", self.name, self.to, kind=kind)
         await self.say(FAULTS[kind][1])
-        if kind == "421":
-            self.writer.close()
-        return True
+        return kind
 
     async def body(self) -> bool:
         await self.say("354 go on")

@@ -252,7 +252,7 @@ class Mailing:
 
     def cancel(self) -> float:
         with self.place.context():
-            actions.cancel(self.id, "chaos")
+            tasks.cancel(self.id, "chaos")
         return time.time()
 
 

@@ -1,0 +1,76 @@
+"""`make chaos`: the crash runs in full. Prints what was found, keeps it in docs/benchmarks/chaos.md, and fails when a
+promise was broken."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from tests.chaos import place as places
+from tests.chaos import report, runs
+from tests.chaos.place import Place
+from tests.chaos.runs import Run
+from webapp.settings import ROOT
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is done: customers, deaths of workers, of the database, restarts, and for how long the relay is away."""
+
+    customers: int
+    deaths: int
+    crashes: int
+    restarts: int
+    away: float
+    rounds: int
+
+
+FULL = Plan(10_000, 20, 4, 10, 300, 6)
+QUICK = Plan(1000, 5, 2, 3, 10, 2)
+
+
+def mailings(place: Place, plan: Plan) -> Iterator[Run]:
+    """All runs of mailings, one after the other."""
+    both: list[Callable[[str], Run]] = [
+        partial(runs.kills, place, seed=1, deaths=plan.deaths),
+        partial(runs.database_dies, place, seed=2, times=plan.crashes),
+        partial(runs.restarts, place, seed=3, times=plan.restarts),
+    ]
+    for run in both:
+        yield from (_said(run(policy)) for policy in runs.POLICIES)
+    for policy in runs.POLICIES:
+        yield from map(_said, runs.pause_and_cancel(place, policy, seed=4))
+    yield _said(runs.relay_away(place, "resend", seed=5, seconds=plan.away))
+
+
+def _said(run: Run) -> Run:
+    print(f"{run.name}, {run.policy}: {'; '.join(run.broken) or 'kept'} ({run.seconds:.0f} s)", file=sys.stderr)
+    return run
+
+
+def main() -> int:
+    """0 when every promise was kept."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos")
+    parser.add_argument("--quick", action="store_true", help="fewer mails and deaths; prints, writes no page")
+    plan = QUICK if parser.parse_args().quick else FULL
+    # What the program logs about broken connections is what is done to it here.
+    logging.disable(logging.CRITICAL)
+    with places.place(plan.customers) as place:
+        made = list(mailings(place, plan))
+    with places.place(50_000) as place:
+        lost = runs.redemptions(place, plan.rounds)
+    page = report.page(made, lost, plan.customers, plan.rounds)
+    print(f"\n{page}")
+    if plan is FULL:
+        (ROOT / "docs" / "benchmarks" / "chaos.md").write_text(page)
+    print(json.dumps(report.figures(made, lost)))
+    return 1 if lost or any(run.broken for run in made) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
