@@ -35,6 +35,7 @@ from webapp.redemptions import forget_actions as redemptions_forget
 from webapp.redemptions import public as redemptions_public
 from webapp.redemptions import staff as redemptions_staff
 from webapp.settings import ROOT, Settings, load
+from webapp.shop import staff as shop_staff
 
 __all__ = ["create_app"]
 
@@ -160,6 +161,7 @@ def _doors(app: OpenAPI) -> None:
             offers_staff.room,
             campaigns_staff.room,
             redemptions_staff.room,
+            shop_staff.room,
         )
     )
     app.register_blueprint(public.public_door(redemptions_public.room, campaigns_public.room))

@@ -21,6 +21,8 @@ from webapp.shop.queries import DARK_SHEET, ShopValues, tones
 
 # Longer codes would be broken on a sheet of 600 pixels when written large.
 LONG_CODE = 22
+# Figure spaces that a combining mark keeps from being taken for one.
+BLANKS = "\u2007\u034f" * 40
 _ADDRESS = re.compile(r"https?://[^\s<>\"']*[^\s<>\"'.,;:!?)]")
 _ALONE = re.compile(f"{OPEN}([0-9]+){CLOSE}")
 # Style sheets of other servers are not fetched: that would be a request to wherever somebody typed.
@@ -48,6 +50,7 @@ def designed(text: Parts, subject: Parts, shop: ShopValues, code_length: int = 0
         blocks=blocks,
         is_long=code_length > LONG_CODE,
         preheader=_preheader(text_html, slots),
+        blanks=BLANKS,
         subject=subject_html,
         shop=shop,
         light=tones(shop.colour),

@@ -31,13 +31,12 @@ from webapp.customers.models import Customer, normalise_email
 from webapp.errors import Invalid
 from webapp.offers.models import Offer
 from webapp.redemptions import personal
+from webapp.redemptions.links import NOBODY as NOBODY
 from webapp.redemptions.links import personal_urls
 from webapp.settings import Settings
 from webapp.shop import queries as shops
 from webapp.shop.queries import ShopValues
 
-# No customer has this id: links signed for it lead to a page that says so.
-NOBODY = 0
 NO_END = "further notice"
 _NEVER = ("Cc", "Cs", "Co", "Zl", "Zp")
 

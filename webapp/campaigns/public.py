@@ -10,6 +10,7 @@ from webapp.campaigns import links
 from webapp.customers import queries as customers
 from webapp.customers import suppression_actions as suppressions
 from webapp.customers import suppression_queries
+from webapp.redemptions.links import NOBODY
 
 room = Blueprint("campaigns", __name__)
 
@@ -43,6 +44,8 @@ def subscribe_again(token: str) -> Response:
 
 def _page(token: str, is_back: bool = False) -> Response:
     pair = links.read(token)
+    if pair and pair[0] == NOBODY:
+        return Response(render_template("campaigns/unsubscribe_preview.html"), mimetype="text/html")
     customer = customers.by_id(pair[0]) if pair else None
     if customer is None or customer.erased_at is not None:
         return Response(render_template("campaigns/unsubscribe_unknown.html"), 404, mimetype="text/html")

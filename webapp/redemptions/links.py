@@ -9,6 +9,8 @@ from flask import current_app
 from webapp import keyring
 
 PURPOSE = "personal_link"
+# No customer has this id. Links of previews and tests are signed for it: they open a page that says so.
+NOBODY = 0
 
 
 def personal_url(offer_id: int, customer_id: int) -> str:

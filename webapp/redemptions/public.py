@@ -82,6 +82,8 @@ def too_many(error: TooMany) -> Response:
 def link(token: str) -> Response:
     """The form filled in for whom the link belongs to, or the receipt once it was used. Looking redeems nothing."""
     pair = links.read(token)
+    if pair and pair[1] == links.NOBODY:
+        return _page("redemptions/link_preview.html")
     facts = queries.facts([_ask(pair)])[0] if pair else None
     if facts is None or facts.offer is None or facts.customer_id is None:
         return _page("redemptions/link_unknown.html", 404)
@@ -107,6 +109,8 @@ def redeem_link(token: str) -> Response:
     pair = links.read(token)
     if pair is None:
         return _page("redemptions/link_unknown.html", 404)
+    if pair[1] == links.NOBODY:
+        return _page("redemptions/link_preview.html")
     try:
         return _receipt(actions.redeem(_ask(pair)))
     except Refused as refused:
