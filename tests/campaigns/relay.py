@@ -11,7 +11,7 @@ import ssl
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.message import EmailMessage
@@ -51,10 +51,15 @@ class Behaviour:
     # How often a rule of `rcpt` or `body` still holds for an address; without an entry it holds for ever.
     times: Counter[str] = field(default_factory=Counter)
     data: dict[str, str] = field(default_factory=dict)
-    # After the whole body: a 4xx or 5xx reply, "drop" (kept, then closed without an answer).
+    # After the whole body: a 4xx or 5xx reply, anything else (kept, then closed without an answer, or
+    # answered with nonsense).
     body: dict[str, str] = field(default_factory=dict)
     rset: str = ""
     quit: str = ""
+    # What is said instead at a stage (greeting, EHLO, MAIL, RCPT, DATA, body) to whomever; `times` counts these, too.
+    stages: dict[str, str] = field(default_factory=dict)
+    # Called with the recipient when a body begins to arrive.
+    begun: Callable[[str], None] | None = None
     seconds_per_mail: float = 0
     smtputf8: bool = True
     pipelining: bool = True
@@ -77,6 +82,7 @@ class Relay(socketserver.ThreadingTCPServer):
         self.connections = 0
         self.behaviour = Behaviour()
         self.lock = threading.Lock()
+        self.over = threading.Event()
 
     def rule(self, rules: dict[str, str], to: str) -> str:
         """The rule for an address, used up once if it holds only so often. "*" is for everybody."""
@@ -125,6 +131,7 @@ def running(port: int = 0) -> Iterator[Relay]:
         try:
             yield relay
         finally:
+            relay.over.set()
             relay.shutdown()
             thread.join()
 
@@ -141,7 +148,7 @@ class _Session(socketserver.StreamRequestHandler):
             self.server.connections += 1
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            self.say(self.server.behaviour.greeting)
+            self.say(self.stage("greeting") or self.server.behaviour.greeting)
             while self.step():
                 pass
         except (_Drop, OSError):
@@ -151,8 +158,13 @@ class _Session(socketserver.StreamRequestHandler):
         if reply == "drop":
             raise _Drop
         if reply == "hang":
-            time.sleep(3600)
+            self.server.over.wait()
+            raise _Drop
         self.wfile.write(f"{reply}\r\n".encode())
+
+    def stage(self, name: str) -> str:
+        """What is to be said at a stage, if anything special is."""
+        return self.server.rule(self.server.behaviour.stages, name) if name in self.server.behaviour.stages else ""
 
     def step(self) -> bool:
         line = self.rfile.readline()
@@ -169,6 +181,10 @@ class _Session(socketserver.StreamRequestHandler):
         return verb != "QUIT"
 
     def do_ehlo(self, said: str) -> None:
+        special = self.stage("EHLO")
+        if special:
+            self.say(special)
+            return
         behaviour = self.server.behaviour
         lines = ["relay.test", "8BITMIME"]
         lines += ["SMTPUTF8"] if behaviour.smtputf8 else []
@@ -176,6 +192,9 @@ class _Session(socketserver.StreamRequestHandler):
         lines += ["STARTTLS"] if behaviour.starttls and not isinstance(self.request, ssl.SSLSocket) else []
         lines += ["AUTH PLAIN"] if behaviour.auth else []
         self.say("\r\n".join(f"250{' ' if n == len(lines) - 1 else '-'}{line}" for n, line in enumerate(lines)))
+
+    def do_helo(self, said: str) -> None:
+        self.say(self.stage("EHLO") or "250 relay.test")
 
     def do_starttls(self, said: str) -> None:
         context = self.server.behaviour.starttls
@@ -190,11 +209,11 @@ class _Session(socketserver.StreamRequestHandler):
     def do_mail(self, said: str) -> None:
         self.sender = _address(said)
         self.is_taken = False
-        self.say(self.server.behaviour.mail or "250 ok")
+        self.say(self.stage("MAIL") or self.server.behaviour.mail or "250 ok")
 
     def do_rcpt(self, said: str) -> None:
         self.to = _address(said)
-        answer = self.server.rule(self.server.behaviour.rcpt, self.to) or "250 ok"
+        answer = self.stage("RCPT") or self.server.rule(self.server.behaviour.rcpt, self.to) or "250 ok"
         self.is_taken = answer.startswith("2")
         self.say(answer)
 
@@ -202,23 +221,25 @@ class _Session(socketserver.StreamRequestHandler):
         if not self.is_taken and not self.server.behaviour.always_354:
             self.say("554 no valid recipients")
             return
-        refusal = self.server.rule(self.server.behaviour.data, self.to)
+        refusal = self.stage("DATA") or self.server.rule(self.server.behaviour.data, self.to)
         if refusal:
             self.say(refusal)
             return
         self.say("354 go on")
-        lines = []
+        lines: list[bytes] = []
         while True:
             line = self.rfile.readline()
             if not line:
                 raise _Drop
+            if not lines and self.server.behaviour.begun is not None:
+                self.server.behaviour.begun(self.to)
             if line == b".\r\n":
                 break
             lines.append(line[1:] if line.startswith(b".") else line)
         if self.server.behaviour.seconds_per_mail:
             time.sleep(self.server.behaviour.seconds_per_mail)
-        rule = self.server.rule(self.server.behaviour.body, self.to)
-        if not rule or rule == "drop":
+        rule = self.stage("body") or self.server.rule(self.server.behaviour.body, self.to)
+        if not rule[:3].isdigit():
             self.server.keep(Kept(self.sender, self.to, b"".join(lines)))
         self.say(rule or "250 taken")
 

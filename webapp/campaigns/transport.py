@@ -118,7 +118,7 @@ class Relay(flask_mail.Connection):
         except smtplib.SMTPNotSupportedError as error:
             raise RelayRefuses(str(error)) from error
         except smtplib.SMTPResponseException as error:
-            words = f"{error.smtp_code} {_words(error.smtp_error)}"
+            words = f"{error.smtp_code} {_words(error.smtp_error)}" if error.smtp_code > 0 else _reason(error)
             raise (RelayRefuses if error.smtp_code >= 500 else RelayDown)(words) from error
         except (OSError, smtplib.SMTPException) as error:
             raise RelayDown(_reason(error)) from error
@@ -127,12 +127,12 @@ class Relay(flask_mail.Connection):
         """A connection that is greeted, encrypted as configured and signed in."""
         host = self._connect()
         try:
-            host.ehlo_or_helo_if_needed()
+            _greet(host)
             if self.mail.use_tls:
                 code, words = host.starttls(context=_trusted())
                 if code != 220:
                     raise smtplib.SMTPResponseException(code, words)
-                host.ehlo_or_helo_if_needed()
+                _greet(host)
             if self.mail.username and self.mail.password:
                 host.login(self.mail.username, self.mail.password)
             _limit(host, times.REPLY)
@@ -299,6 +299,15 @@ def relay() -> Relay:
     return Relay(current_app.extensions["mail"])
 
 
+def _greet(host: smtplib.SMTP) -> None:
+    """EHLO, or HELO for a relay that does not know it; a relay that has no time now is not asked a second way."""
+    code, words = host.ehlo()
+    if 500 <= code < 600:
+        code, words = host.helo()
+    if code // 100 != 2:
+        raise smtplib.SMTPHeloError(code, words)
+
+
 def _trusted() -> ssl.SSLContext:
     return ssl.create_default_context()
 
@@ -310,8 +319,7 @@ def _limit(host: smtplib.SMTP, seconds: float) -> None:
 
 def _stuffed(raw: bytes) -> bytes:
     """The body as RFC 5321 wants it on the wire: leading dots doubled, a lone dot at the end."""
-    if raw.startswith(b".") or b"\n." in raw:
-        raw = re.sub(rb"(?m)^\.", b"..", raw)
+    raw = (b"." + raw if raw.startswith(b".") else raw).replace(b"\n.", b"\n..")
     return raw + (b".\r\n" if raw.endswith(b"\r\n") else b"\r\n.\r\n")
 
 
@@ -330,4 +338,6 @@ def _reason(error: Exception) -> str:
         return "it did not answer in time"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, smtplib.SMTPResponseException) and error.smtp_code < 0:
+        return f"its answer makes no sense: {_words(error.smtp_error)}"
     return words or type(error).__name__

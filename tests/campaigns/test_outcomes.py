@@ -1,0 +1,234 @@
+"""What becomes of a mail for everything that a relay can do to it, whether it reads ahead (RFC 2920) or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from flask import Flask
+from sqlalchemy import text
+
+from tests.campaigns import relay as relays
+from tests.campaigns.relay import Relay
+from webapp.campaigns import actions, batch_actions, delivery, queries, times
+from webapp.campaigns.models import Campaign
+from webapp.campaigns.wording import MailText
+from webapp.extensions import db
+from webapp.offers.models import Offer
+from webapp.settings import Settings
+
+VICTIM = "c1@example.com"
+EVERYBODY = {"c0@example.com": 1, VICTIM: 1, "c2@example.com": 1}
+OTHERS = {"c0@example.com": 1, "c2@example.com": 1}
+NONSENSE = "what? me?"
+BEFORE_THE_BODY = ("greeting", "EHLO", "MAIL", "RCPT", "DATA")
+
+
+@pytest.fixture(params=[True, False], ids=["reads ahead", "step by step"])
+def relay(with_settings: Callable[..., Settings], request: pytest.FixtureRequest) -> Iterator[Relay]:
+    with relays.running() as server:
+        server.behaviour.pipelining = request.param
+        with_settings(mail_port=server.port)
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waiting between tries, and little patience."""
+    monkeypatch.setattr(times, "TRIES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(times, "PROBE", 0.05)
+    monkeypatch.setattr(times, "CONNECT", 0.3)
+    monkeypatch.setattr(times, "REPLY", 0.3)
+
+
+@pytest.fixture
+def campaign(app: Flask, offer: Callable[..., Offer]) -> Campaign:
+    """A mail to c0, c1 and c2, ready to go out."""
+    return launch(offer, [f"c{n}@example.com" for n in range(3)])
+
+
+def launch(offer: Callable[..., Offer], addresses: list[str]) -> Campaign:
+    db.session.execute(
+        text("insert into customer (email, email_as_given) select a, a from unnest(cast(:a as text[])) a"),
+        {"a": addresses},
+    )
+    db.session.commit()
+    row = offer()
+    actions.save_draft(row.id, MailText(), "resend", "tests")
+    launched = actions.launch_offer(row.id, "tests").campaign
+    batch_actions.prepare(launched.id)
+    return launched
+
+
+def fates(campaign: Campaign) -> dict[str, tuple[str, int | None]]:
+    """Who has a row, and what it says."""
+    rows = db.session.execute(
+        text(
+            "select c.email, i.state, i.smtp_code from mail_issue i join customer c on c.id = i.customer_id "
+            "where i.campaign_id = :id"
+        ),
+        {"id": campaign.id},
+    )
+    return {row.email: (row.state, row.smtp_code) for row in rows}
+
+
+def status(campaign: Campaign) -> tuple[str, str | None]:
+    db.session.rollback()
+    db.session.refresh(campaign)
+    return campaign.status, campaign.pause_reason
+
+
+def suppressed() -> list[str]:
+    return list(db.session.scalars(text("select email from suppression")))
+
+
+@pytest.mark.parametrize("at", ["rcpt", "data", "body"])
+@pytest.mark.parametrize(
+    ("reply", "state"),
+    [
+        ("550 5.7.1 we do not want this", "failed"),
+        ("554 no", "failed"),
+        ("450 4.2.1 come again", "deferred"),
+        ("452 4.2.2 full", "deferred"),
+    ],
+)
+def test_a_recipient_who_is_refused_is_recorded_and_the_rest_goes_on(
+    campaign: Campaign, relay: Relay, at: str, reply: str, state: str
+) -> None:
+    getattr(relay.behaviour, at)[VICTIM] = reply
+    delivery.pump()
+    assert fates(campaign) == {VICTIM: (state, int(reply[:3]))}
+    assert (relay.recipients, relay.connections) == (OTHERS, 1)
+
+
+def test_a_relay_that_asks_for_a_body_nobody_may_get_is_left(campaign: Campaign, relay: Relay) -> None:
+    relay.behaviour.always_354 = True
+    relay.behaviour.rcpt[VICTIM] = "550 no"
+    delivery.pump()
+    assert fates(campaign) == {VICTIM: ("failed", 550)}
+    assert relay.recipients == OTHERS
+
+
+@pytest.mark.parametrize(
+    ("reply", "is_bounced"),
+    [
+        ("550 5.1.1 nobody here", True),
+        ("553 5.1.3 no such address", True),
+        ("550 5.1.10 null MX", True),
+        ("550 5.1.8 your domain is none", False),
+        ("550 5.2.2 full", False),
+        ("450 4.1.1 not yet", False),
+        ("550 nobody here", False),
+    ],
+)
+def test_an_address_that_does_not_exist_is_not_mailed_again(
+    campaign: Campaign, relay: Relay, reply: str, is_bounced: bool
+) -> None:
+    relay.behaviour.rcpt[VICTIM] = reply
+    delivery.pump()
+    assert suppressed() == ([VICTIM] if is_bounced else [])
+
+
+def test_a_body_that_is_refused_says_nothing_about_the_address(campaign: Campaign, relay: Relay) -> None:
+    relay.behaviour.body[VICTIM] = "550 5.1.1 nobody here"
+    delivery.pump()
+    assert (fates(campaign), suppressed()) == ({VICTIM: ("failed", 550)}, [])
+
+
+@pytest.mark.parametrize("event", ["drop", "hang", NONSENSE, "421 4.3.2 going down"])
+@pytest.mark.parametrize("stage", BEFORE_THE_BODY)
+def test_what_breaks_before_the_body_is_tried_again_on_a_new_connection(
+    campaign: Campaign, relay: Relay, stage: str, event: str
+) -> None:
+    relay.behaviour.stages[stage] = event
+    relay.behaviour.times[stage] = 1
+    while delivery.pump():
+        pass
+    assert (fates(campaign), status(campaign)) == ({}, ("done", None))
+    assert (relay.recipients, relay.connections) == (EVERYBODY, 2)
+
+
+def test_a_sender_who_is_put_off_is_tried_again_on_a_new_connection(campaign: Campaign, relay: Relay) -> None:
+    relay.behaviour.stages["MAIL"] = "451 4.7.1 slowly"
+    relay.behaviour.times["MAIL"] = 2
+    delivery.pump()
+    assert (fates(campaign), relay.recipients, relay.connections) == ({}, EVERYBODY, 3)
+
+
+@pytest.mark.parametrize("event", ["drop", "hang", NONSENSE, "421 4.3.2 going down"])
+@pytest.mark.parametrize("stage", ["rcpt", "data"])
+def test_a_recipient_with_whom_it_always_breaks_is_put_off(
+    campaign: Campaign, relay: Relay, stage: str, event: str
+) -> None:
+    getattr(relay.behaviour, stage)[VICTIM] = event
+    delivery.pump()
+    assert fates(campaign)[VICTIM][0] == "deferred"
+    assert relay.recipients == OTHERS
+
+
+@pytest.mark.parametrize("event", ["drop", "hang", NONSENSE])
+def test_a_mail_whose_answer_is_lost_is_uncertain_and_not_sent_again(
+    campaign: Campaign, relay: Relay, event: str
+) -> None:
+    relay.behaviour.body[VICTIM] = event
+    delivery.pump()
+    assert fates(campaign)[VICTIM][0] == "uncertain"
+    assert relay.recipients == EVERYBODY
+
+
+@pytest.mark.parametrize("event", ["drop", "hang", NONSENSE, "421 4.3.2 going down", "451 4.3.0 later"])
+@pytest.mark.parametrize("stage", ["greeting", "EHLO"])
+def test_while_no_connection_comes_about_nobody_is_at_fault(
+    campaign: Campaign, relay: Relay, monkeypatch: pytest.MonkeyPatch, stage: str, event: str
+) -> None:
+    monkeypatch.setattr(times, "SLICE", 0.5)
+    relay.behaviour.stages[stage] = event
+    delivery.pump()
+    db.session.refresh(campaign)
+    assert (fates(campaign), status(campaign)) == ({}, ("sending", None))
+    assert (campaign.trouble or "").startswith("The mail relay can't be reached")
+
+
+@pytest.mark.parametrize(
+    ("stage", "reply"),
+    [("MAIL", "550 5.7.1 not from you"), ("MAIL", "530 5.7.0 sign in first"), ("greeting", "554 no")],
+)
+def test_a_relay_that_refuses_us_pauses_the_campaign_and_blames_nobody(
+    campaign: Campaign, relay: Relay, stage: str, reply: str
+) -> None:
+    relay.behaviour.stages[stage] = reply
+    delivery.pump()
+    assert (fates(campaign), relay.recipients) == ({}, {})
+    assert status(campaign) == ("paused", f"the relay refuses us: {reply}")
+
+
+def test_a_wrong_password_pauses_the_campaign(app: Flask, campaign: Campaign, relay: Relay) -> None:
+    relay.behaviour.auth = "535 5.7.8 no"
+    state = app.extensions["mail"]
+    state.username, state.password = "shop", "wrong"
+    try:
+        delivery.pump()
+    finally:
+        state.username = state.password = None
+    assert (fates(campaign), status(campaign)) == ({}, ("paused", "the relay refuses us: 535 5.7.8 no"))
+
+
+def test_a_relay_without_the_tls_we_ask_for_pauses_the_campaign(app: Flask, campaign: Campaign, relay: Relay) -> None:
+    app.extensions["mail"].use_tls = True
+    try:
+        delivery.pump()
+    finally:
+        app.extensions["mail"].use_tls = False
+    assert fates(campaign) == {}
+    assert status(campaign)[0] == "paused"
+
+
+@pytest.mark.parametrize("address", ["hyphen@-nowhere-.example", "two words@example.com", "angle>@example.com"])
+def test_an_address_that_can_not_be_one_fails_and_the_rest_goes_on(
+    relay: Relay, offer: Callable[..., Offer], address: str
+) -> None:
+    relay.behaviour.rcpt["hyphen@-nowhere-.example"] = "501 5.1.3 no such domain"
+    campaign = launch(offer, ["c0@example.com", address, "c2@example.com"])
+    delivery.pump()
+    assert fates(campaign)[address][0] == "failed"
+    assert (relay.recipients, queries.counts(campaign.id).sent) == (OTHERS, 2)
