@@ -6,9 +6,22 @@ from flask import Response, g, jsonify, url_for
 from flask_openapi import APIBlueprint
 
 from webapp.blueprints.api import needs_scope
-from webapp.campaigns import actions, queries, tasks
+from webapp.campaigns import actions, issue_actions, queries, recipients, tasks
+from webapp.campaigns.issue_actions import Which
 from webapp.campaigns.models import Campaign
-from webapp.campaigns.schemas import CampaignOut, CampaignPath, OfferPath, campaign_json
+from webapp.campaigns.schemas import (
+    CampaignOut,
+    CampaignPath,
+    DecisionIn,
+    DecisionOut,
+    OfferPath,
+    RecipientOut,
+    RecipientPath,
+    campaign_json,
+    recipient_json,
+)
+from webapp.customers import queries as customers
+from webapp.customers.models import Customer, normalise_email
 from webapp.errors import Invalid, NotFound
 from webapp.offers import queries as offers
 from webapp.offers.models import normalise_code
@@ -33,10 +46,7 @@ def launch(path: OfferPath) -> Response:
 @needs_scope("read")
 def read(path: CampaignPath) -> Response:
     """How far a campaign is."""
-    campaign = queries.by_id(path.id)
-    if campaign is None:
-        raise NotFound("There is no such campaign.")
-    return _answer(campaign)
+    return _answer(_campaign(path.id))
 
 
 @room.post("/campaigns/<int:id>/pause", responses={200: CampaignOut})
@@ -58,6 +68,41 @@ def resume(path: CampaignPath) -> Response:
 def cancel(path: CampaignPath) -> Response:
     """End it for good; who has not been mailed will not be."""
     return _answer(actions.cancel(path.id, by=_who()))
+
+
+@room.get("/campaigns/<int:id>/recipients/<email:email>", responses={200: RecipientOut})
+@needs_scope("read")
+def recipient(path: RecipientPath) -> Response:
+    """Who got it? What became of one customer's mail; also of a customer who is not among the recipients."""
+    return jsonify(recipient_json(recipients.of_one(_campaign(path.id), _customer(path.email))))
+
+
+@room.post("/campaigns/<int:id>/decisions", responses={200: DecisionOut})
+@needs_scope("manage")
+def decide(path: CampaignPath, body: DecisionIn) -> Response:
+    """Send mails again that failed or are uncertain, or leave uncertain ones as they are. Repeats change nothing."""
+    which = Which(body.state, customer_id=_customer(body.email).id if body.email is not None else None)
+    if body.decision == "leave":
+        return jsonify({"mails": issue_actions.leave(path.id, which, by=_who()), "left_out": 0})
+    again = tasks.send_again(path.id, which, by=_who())
+    return jsonify({"mails": again.mails, "left_out": again.left_out})
+
+
+def _campaign(campaign_id: int) -> Campaign:
+    campaign = queries.by_id(campaign_id)
+    if campaign is None:
+        raise NotFound("There is no such campaign.")
+    return campaign
+
+
+def _customer(email: str) -> Customer:
+    try:
+        customer = customers.by_email(normalise_email(email))
+    except Invalid:
+        customer = None
+    if customer is None:
+        raise NotFound("There is no customer with this e-mail.")
+    return customer
 
 
 def _answer(campaign: Campaign, status: int = 200) -> Response:

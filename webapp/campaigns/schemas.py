@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.queries import Counts
+from webapp.campaigns.recipients import Fate, State
 
 Status = Literal["draft", "preparing", "sending", "paused", "cancelled", "done"]
 
@@ -36,10 +37,66 @@ class CampaignOut(BaseModel):
     deferred: int = Field(description="Put off by the receiving side; tried again for two days.")
     uncertain: int = Field(description="The connection broke after the mail was handed over; nobody knows.")
     skipped: int = Field(description="Unsubscribed, erased, or redeemed already.")
-    rate: float | None = Field(description="Mails per second since it last started.")
+    left: int = Field(description="Uncertain ones that staff left as they are: nobody will know.")
+    rate: float | None = Field(description="Mails per second of late; of a campaign that is done, in all.")
     seconds_left: int | None = Field(description="What is left at that rate.")
     launched_at: datetime | None
     finished_at: datetime | None
+
+
+class RecipientPath(CampaignPath):
+    email: str = Field(description="The customer's e-mail.", max_length=320, examples=["ada@example.com"])
+
+
+class RecipientOut(BaseModel):
+    """What became of one customer's mail of a campaign."""
+
+    campaign: int
+    email: str
+    state: State = Field(
+        description="`sent` with the window of fifty that began `at`; `sent_later` when it was tried again; `left`: "
+        "uncertain for good; `sending`: at this moment; `waiting`: not yet; `cancelled`: never will."
+    )
+    at: datetime | None = Field(description="When; null where nothing happened yet, or an earlier version sent it.")
+    code: int | None = Field(description="The mail server's reply code (RFC 5321).")
+    text: str = Field(description="The server's words, or why the mail was left out.")
+    note: str = Field(description="What comes next, or who decides.")
+    next_at: datetime | None = Field(description="When a mail that was put off is tried again.")
+    attempts: int = Field(description="How often a mail that was put off has been tried.")
+    ahead: int | None = Field(description="About how many come before one that waits.")
+
+
+class DecisionIn(BaseModel):
+    """What to do about mails that failed or are uncertain: of one customer, or of all."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    state: Literal["failed", "uncertain"]
+    decision: Literal["send_again", "leave"] = Field(
+        description="`leave` is for uncertain ones: nobody will ever know, and they do not go out again."
+    )
+    email: str | None = Field(None, max_length=320, description="Only this customer's; without it all in the state.")
+
+
+class DecisionOut(BaseModel):
+    mails: int = Field(description="How many were decided.")
+    left_out: int = Field(description="How many do not go out again because the address must not be mailed any more.")
+
+
+def recipient_json(fate: Fate) -> dict[str, object]:
+    """The JSON of what became of one mail."""
+    return {
+        "campaign": fate.campaign_id,
+        "email": fate.email,
+        "state": fate.state,
+        "at": _time(fate.at),
+        "code": fate.code,
+        "text": fate.text,
+        "note": fate.note,
+        "next_at": _time(fate.next_at),
+        "attempts": fate.attempts,
+        "ahead": fate.ahead,
+    }
 
 
 def campaign_json(campaign: Campaign, counts: Counts, code: str) -> dict[str, object]:
@@ -57,6 +114,7 @@ def campaign_json(campaign: Campaign, counts: Counts, code: str) -> dict[str, ob
         "deferred": counts.deferred,
         "uncertain": counts.uncertain,
         "skipped": counts.skipped,
+        "left": counts.left,
         "rate": None if counts.rate is None else round(counts.rate, 2),
         "seconds_left": counts.seconds_left,
         "launched_at": _time(campaign.launched_at),
