@@ -12,7 +12,7 @@ export PORT
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup down run run-migration run-test check format erd lock benchmark benchmark-growth benchmark-launch benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http install install-dev
+.PHONY: help setup down run run-migration run-test check format erd lock benchmark benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http install install-dev
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' Makefile
@@ -50,10 +50,13 @@ erd: install-dev ## Draw docs/erd.md from the models
 lock: install-dev ## Renew requirements.txt and requirements-dev.txt from their .in files
 	@$(VENV) scripts/lock
 
-benchmark: benchmark-growth benchmark-launch benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http ## Measure everything; docs/benchmarks.md says what
+benchmark: benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http ## Measure everything; docs/benchmarks.md says what
 
 benchmark-launch: install-dev ## Launch, mailing, redemptions beside two voucher pools
 	@$(VENV) -m benchmarks.launch
+
+benchmark-mail: install-dev ## Mailing beside a raw smtplib loop and a Flask-Mail loop
+	@$(VENV) -m benchmarks.mail
 
 benchmark-redeem-db: install-dev ## Redeeming at the database beside a plain INSERT and textbook ways
 	@$(VENV) -m benchmarks.redeem_db

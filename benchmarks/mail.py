@@ -35,12 +35,16 @@ MANNERS = {
     FAR_PLAIN: Manner(round_trip=0.005, pipelining=False),
 }
 LOOPS = {RAW: mail_loops.RAW, FLASK_MAIL: mail_loops.FLASK_MAIL, CEILING: mail_loops.CEILING}
+MANY = 8
 
 
 @dataclass(frozen=True)
 class Plan:
     """How many mails each way sends: ours to a fast relay, over one connection and over eight, the loops, Flask-Mail's,
-    and over one connection to a relay that is slow. So many rounds, of which the far relay has one."""
+    and over one connection and over eight to a relay that is slow. So many rounds, of which the far relay has one.
+
+    Where there are eight connections each has as many batches: otherwise some would wait for the others at the end.
+    """
 
     rounds: int = 3
     ours: int = 20_000
@@ -48,13 +52,13 @@ class Plan:
     loops: int = 10_000
     flask_mail: int = 2_000
     slow: int = 500
+    slow_eight: int = MANY * BATCH_SIZE
 
 
 USUAL = Plan()
 QUICK = Plan(rounds=1, ours=4_000, eight=4_000, loops=4_000, flask_mail=500, slow=250)
-FULL = Plan(rounds=5, ours=100_000, eight=40_000, loops=20_000, flask_mail=5_000, slow=2_000)
+FULL = Plan(rounds=5, ours=100_000, eight=40_000, loops=20_000, flask_mail=5_000, slow=2_000, slow_eight=16_000)
 PLANS = command.Plans("mail", USUAL, QUICK, FULL)
-MANY = 8
 
 
 class Bench:
@@ -121,8 +125,7 @@ def cases(plan: Plan, number: int) -> list[tuple[Case, int]]:
         (mail_report.EIGHT, plan.eight),
         (Case(FAST, CEILING), plan.loops),
         (mail_report.SLOW_ONE, plan.slow),
-        # As many batches for each connection: otherwise some would only wait for the others at the end.
-        (mail_report.SLOW_EIGHT, max(MANY * plan.slow, MANY * BATCH_SIZE)),
+        (mail_report.SLOW_EIGHT, plan.slow_eight),
     ]
     start = number % len(every)
     return every[start:] + every[:start]

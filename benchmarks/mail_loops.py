@@ -41,6 +41,7 @@ def put_into(folder: Path, wire: bytes, site: str) -> None:
     """Keep a mail of ours, as it was on the wire, for the loops to send.
 
     :param site: how the links begin whose last part is the recipient's own.
+    :raises ValueError: when it has not both a text and HTML.
     """
     mail = re.sub(rb"(?m)^\.\.", b".", wire)
     (folder / "mail").write_bytes(mail)
@@ -58,7 +59,7 @@ def template(words: str, name: str, address: str, site: str) -> str:
     """A mail to somebody as a Jinja template: the name, the address, and in every link something that is the
     recipient's own, which is no signature and so costs nothing."""
     words = words.replace("{", "{{ '{' }}")
-    own = re.compile(re.escape(site) + r"/\w+/[\w.%-]+")
+    own = re.compile(re.escape(site) + r"/\w+/[\w.%-]{12,}")
     words = own.sub(lambda link: f"{link[0][:-8]}{{{{ '%08d' % customer.id }}}}", words)
     for value, slot in ((address, "email"), (name, "name")):
         words = re.sub(re.escape(value), f"{{{{ customer.{slot} }}}}", words, flags=re.IGNORECASE)
