@@ -1,0 +1,478 @@
+"""Who got it? The answer for every recipient is what a real relay received."""
+
+from __future__ import annotations
+
+import csv
+import io
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy import text
+
+from tests.campaigns.relay import Relay
+from tests.campaigns.test_delivery import Launch, counts, due_now, fresh, launched, leases_end, people, quick
+from webapp.accounts.models import AuditEntry
+from webapp.campaigns import (
+    actions,
+    batch_actions,
+    course_actions,
+    delivery,
+    export,
+    issue_actions,
+    queries,
+    recipients,
+)
+from webapp.campaigns.issue_actions import Which
+from webapp.campaigns.models import Batch, BatchCursor, Campaign, MailIssue, gaps_of
+from webapp.campaigns.recipients import Fate
+from webapp.customers import actions as customers
+from webapp.customers import suppression_actions as suppressions
+from webapp.customers.models import Customer
+from webapp.errors import DomainError
+from webapp.extensions import db
+from webapp.offers.models import Offer
+from webapp.redemptions.models import Redemption
+
+__all__ = ["launched", "quick"]
+
+
+def email(n: int) -> str:
+    return f"c{n}@example.com"
+
+
+def fate(campaign: Campaign, customer_id: int) -> Fate:
+    db.session.rollback()
+    customer = db.session.get_one(Customer, customer_id)
+    return recipients.of_one(campaign, customer)
+
+
+def everybody(campaign: Campaign, state: str = "") -> list[Fate]:
+    db.session.rollback()
+    return list(recipients.everybody(campaign.id, state))
+
+
+# --- the answers --------------------------------------------------------------------------------------
+
+
+def test_the_answer_for_every_recipient_is_what_the_relay_received(
+    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = people(90)
+    rules = relay.behaviour
+    rules.rcpt[email(1)] = "550 5.1.1 no such user"
+    rules.rcpt[email(2)] = "450 4.2.2 mailbox full"
+    rules.rcpt[email(3)] = "450 4.7.1 greylisted"
+    rules.times[email(3)] = 1
+    rules.body[email(4)] = "drop"
+    campaign = launched(policy="hold")
+    suppressions.unsubscribe(ids[5], campaign.id)
+    db.session.add(Redemption(offer_id=campaign.offer_id, customer_id=ids[6], channel="form"))
+    db.session.commit()
+    customers.erase(ids[7], by="tests")
+    delivery.pump()
+    # What was put off is tried again: one is taken now, the other one is still full.
+    due_now()
+    delivery.pump()
+    received = relay.recipients
+    seen = {each.customer_id: each for each in everybody(campaign)}
+    assert sorted(seen) == ids
+    wanted = {1: "failed", 2: "deferred", 3: "sent_later", 4: "uncertain", 5: "skipped", 6: "skipped", 7: "skipped"}
+    assert {n: seen[ids[n]].state for n in range(90)} == {n: wanted.get(n, "sent") for n in range(90)}
+    for n, customer_id in enumerate(ids):
+        got = received[email(n)]
+        assert got == (1 if seen[customer_id].state in ("sent", "sent_later", "uncertain") else 0)
+        assert fate(campaign, customer_id) == seen[customer_id]
+    assert (seen[ids[1]].code, seen[ids[1]].text) == (550, "5.1.1 no such user")
+    assert (seen[ids[2]].code, seen[ids[2]].text, seen[ids[2]].attempts) == (450, "4.2.2 mailbox full", 2)
+    assert seen[ids[2]].next_at is not None
+    assert seen[ids[4]].is_open
+    assert [seen[ids[n]].text for n in (5, 6)] == ["unsubscribed", "has redeemed already"]
+    assert seen[ids[7]].email == "erased customer"
+    assert seen[ids[8]].at is not None
+    assert abs(seen[ids[8]].at - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_batches_of_any_shape_are_answered_by_their_places(app: Flask, offer: Callable[..., Offer], seed: int) -> None:
+    """Gaps, windows, cursors and rows at random; a plain walk over the same tells what must come out."""
+    draw = random.Random(seed)
+    ids = sorted(draw.sample(people(400), 120))
+    start = datetime(2026, 5, 1, tzinfo=UTC)
+    campaign = Campaign(
+        offer_id=offer().id, subject="s", text="t", status="sending", total=120, launched_at=start,
+        prepared_at=start, sending_since=start,
+    )  # fmt: skip
+    db.session.add(campaign)
+    db.session.flush()
+    expected: dict[int, tuple[str, datetime | None]] = {}
+    for seq, part in enumerate((ids[:40], ids[40:80], ids[80:])):
+        begins = sorted({0, *draw.sample(range(1, 30), draw.randint(0, 3))})
+        windows = [(begin, 100 * seq + 10 * n) for n, begin in enumerate(begins)]
+        end = min(40, begins[-1] + draw.randint(1, 10))
+        is_open = draw.random() < 0.7
+        cursor = draw.randint(begins[-1], end) if draw.random() < 0.8 else None
+        batch = Batch(
+            campaign_id=campaign.id, seq=seq, first_id=part[0], last_id=part[-1], gaps=gaps_of(part),
+            status="sending" if is_open else "pending", epoch=3, window_start=begins[-1] if is_open else end,
+            window_end=end, windows=[x for pair in windows for x in pair],
+            lease_until=datetime.now(UTC) + timedelta(minutes=1),
+        )  # fmt: skip
+        db.session.add(batch)
+        db.session.flush()
+        stale = draw.random() < 0.3
+        if cursor is not None:
+            db.session.add(BatchCursor(batch_id=batch.id, epoch=2 if stale else 3, cursor=cursor))
+        passed = end if not is_open else begins[-1] if cursor is None or stale else cursor
+        for place, customer_id in enumerate(part):
+            at = start + timedelta(seconds=max(seconds for begin, seconds in windows if begin <= place))
+            if place < passed:
+                expected[customer_id] = ("sent", at)
+            else:
+                expected[customer_id] = ("sending", at) if is_open and place < end else ("waiting", None)
+        for place in draw.sample(range(passed), min(passed, 3)):
+            db.session.add(MailIssue(campaign_id=campaign.id, customer_id=part[place], state="failed", at=start))
+            expected[part[place]] = ("failed", start)
+    db.session.commit()
+    assert {each.customer_id: (each.state, each.at) for each in everybody(campaign)} == expected
+    assert queries.counts(campaign.id).sent == sum(
+        batch_sent for batch_sent in _sent_in_open_windows(campaign, expected)
+    )
+    for customer_id in draw.sample(ids, 10):
+        answer = fate(campaign, customer_id)
+        assert (answer.state, answer.at) == expected[customer_id]
+        assert [mailed.state for mailed in recipients.of_customer(customer_id)] == [expected[customer_id][0]]
+
+
+def _sent_in_open_windows(campaign: Campaign, expected: dict[int, tuple[str, datetime | None]]) -> list[int]:
+    """The batches above were given no `sent` of their own, so only what their open windows have passed is counted."""
+    found = []
+    for batch in db.session.query(Batch).filter_by(campaign_id=campaign.id, status="sending"):
+        walked, ids = 0, []
+        for gap in batch.gaps:
+            walked += gap
+            ids.append(walked)
+        found.append(sum(expected[i][0] == "sent" for i in ids[batch.window_start :]))
+    return found
+
+
+def test_under_an_open_window_the_cursor_tells_who_has_it_and_who_is_next(launched: Launch, relay: Relay) -> None:
+    ids = people(120)
+    campaign = launched()
+    claim = batch_actions.claim("a worker")
+    assert claim is not None
+    assert batch_actions.open_window(claim) is not None
+    db.session.execute(text("update batch_cursor set cursor = 20"))
+    db.session.commit()
+    states = [fate(campaign, ids[n]).state for n in (0, 19, 20, 49, 50)]
+    assert states == ["sent", "sent", "sending", "sending", "waiting"]
+    assert fate(campaign, ids[119]).ahead == 119
+    leases_end()
+    assert "has not been heard of" in fate(campaign, ids[20]).note
+
+
+def test_a_cursor_of_a_former_owner_says_nothing(launched: Launch, relay: Relay) -> None:
+    ids = people(60)
+    campaign = launched()
+    claim = batch_actions.claim("a worker")
+    assert claim is not None
+    assert batch_actions.open_window(claim) is not None
+    db.session.execute(text("update batch_cursor set cursor = 20, epoch = epoch - 1"))
+    db.session.commit()
+    assert fate(campaign, ids[0]).state == "sending"
+
+
+def test_whoever_is_not_among_the_recipients_hears_why(
+    launched: Launch, relay: Relay, customer: Callable[..., Customer]
+) -> None:
+    people(2)
+    campaign = launched()
+    late = customer("late@example.com")
+    assert (fate(campaign, late.id).state, fate(campaign, late.id).note) == (
+        "not_recipient",
+        "Became a customer after the launch.",
+    )
+    assert recipients.of_customer(late.id) == []
+
+
+def test_who_waits_when_a_mailing_is_cancelled_never_gets_it(launched: Launch) -> None:
+    ids = people(3)
+    campaign = launched()
+    actions.cancel(campaign.id, "tests")
+    assert {fate(fresh(campaign), i).state for i in ids} == {"cancelled"}
+
+
+def test_who_is_erased_while_waiting_is_said_to_be_left_out(launched: Launch) -> None:
+    ids = people(2)
+    campaign = launched()
+    customers.erase(ids[1], by="tests")
+    answer = fate(campaign, ids[1])
+    assert (answer.state, answer.note, answer.email) == ("waiting", "Will be left out: erased.", "erased customer")
+
+
+def test_what_an_earlier_version_sent_has_no_time_but_a_bound(launched: Launch, relay: Relay) -> None:
+    ids = people(1)
+    campaign = launched()
+    delivery.pump()
+    db.session.execute(text("update batch set windows = '{}'"))
+    db.session.commit()
+    answer = fate(fresh(campaign), ids[0])
+    assert (answer.state, answer.at) == ("sent", None)
+    assert "before" in answer.note
+
+
+def test_an_uncertain_mail_says_whether_it_goes_out_by_itself_or_staff_decide(launched: Launch, relay: Relay) -> None:
+    ids = people(2)
+    campaign = launched(policy="resend")
+    claim = batch_actions.claim("a worker")
+    assert claim is not None
+    assert batch_actions.open_window(claim) is not None
+    leases_end()
+    # Somebody takes over and is gone as well, before a window is open.
+    assert batch_actions.claim("another") is not None
+    answer = fate(campaign, ids[0])
+    assert (answer.state, answer.is_open, answer.note) == (
+        "uncertain",
+        False,
+        "It is sent again by itself when its place in the line comes.",
+    )
+    with pytest.raises(DomainError, match="no such mails"):
+        issue_actions.send_again(campaign.id, Which("uncertain"), "mia")
+    with pytest.raises(DomainError, match="no such mails"):
+        issue_actions.leave(campaign.id, Which("uncertain"), "mia")
+
+
+# --- lists and the file -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["sent", "failed", "waiting", ""])
+def test_a_list_has_everybody_once_page_after_page(
+    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    monkeypatch.setattr(batch_actions, "BATCH_SIZE", 20)
+    monkeypatch.setattr(recipients, "LOOKED_THROUGH", 2)
+    people(130)
+    for n in range(0, 130, 9):
+        relay.behaviour.rcpt[email(n)] = "550 no"
+    campaign = launched()
+    db.session.execute(text("update batch set status = 'done' where seq >= 5"))
+    db.session.commit()
+    delivery.pump()
+    db.session.execute(text("update batch set status = 'pending' where seq >= 5"))
+    db.session.commit()
+    wanted = [each.customer_id for each in everybody(campaign, state)]
+    found: list[int] = []
+    after: int | None = 0
+    while after is not None:
+        page = recipients.page(campaign.id, state, after, limit=7)
+        assert len(page.fates) <= 7
+        found += [each.customer_id for each in page.fates]
+        after = page.after
+    assert wanted
+    assert found == wanted
+
+
+def test_the_file_has_a_line_for_everybody_and_no_formulas(launched: Launch, relay: Relay) -> None:
+    people(600)
+    relay.behaviour.rcpt[email(3)] = "550 =cmd()"
+    campaign = launched()
+    delivery.pump()
+    db.session.rollback()
+    lines = list(csv.DictReader(io.StringIO("".join(export.lines(recipients.everybody(campaign.id))))))
+    assert len(lines) == 600
+    assert lines[3] | {"at": ""} == {
+        "email": email(3), "state": "failed", "at": "", "code": "550", "words": "'=cmd()",
+    }  # fmt: skip
+    assert {line["state"] for line in lines} == {"sent", "failed"}
+
+
+def test_an_export_is_for_managers_and_in_the_trail(
+    sign_in: Callable[..., FlaskClient], launched: Launch, relay: Relay
+) -> None:
+    people(2)
+    campaign = launched()
+    delivery.pump()
+    assert sign_in("viewer").get(f"/campaigns/{campaign.id}/recipients.csv").status_code == 403
+    answer = sign_in("manager").get(f"/campaigns/{campaign.id}/recipients.csv?state=sent")
+    assert answer.text.count("\r\n") == 3
+    assert "campaign-1-sent.csv" in answer.headers["Content-Disposition"]
+    assert db.session.query(AuditEntry).filter_by(action="campaign.exported").count() == 1
+
+
+# --- deciding and trying again ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def undecided(launched: Launch, relay: Relay) -> Campaign:
+    """Under hold: c0 and c2 are uncertain, c1 failed for good, c3 because of its address; all is done."""
+    people(5)
+    relay.behaviour.body |= {email(0): "drop", email(2): "drop"}
+    relay.behaviour.rcpt[email(1)] = "550 5.7.1 refused"
+    relay.behaviour.rcpt[email(3)] = "550 5.1.1 no such user"
+    campaign = launched(policy="hold")
+    delivery.pump()
+    due_now()
+    delivery.pump()
+    assert counts(campaign) == {"total": 5, "sent": 1, "failed": 2, "uncertain": 2}
+    relay.behaviour.body.clear()
+    relay.behaviour.rcpt.clear()
+    return fresh(campaign)
+
+
+def test_what_is_left_is_counted_for_itself_and_never_sent(undecided: Campaign, relay: Relay) -> None:
+    assert issue_actions.leave(undecided.id, Which("uncertain", customer_id=1), "mia") == 1
+    due_now()
+    delivery.pump()
+    assert relay.recipients[email(0)] == 1
+    found = queries.counts(undecided.id)
+    assert (found.left, found.uncertain, found.sent, found.skipped, found.waiting) == (1, 1, 1, 0, 0)
+    answer = fate(undecided, 1)
+    assert answer.state == "left"
+    assert answer.text.endswith("left as it is by mia")
+
+
+def test_a_decision_twice_changes_nothing_the_second_time(undecided: Campaign, relay: Relay) -> None:
+    issue_actions.send_again(undecided.id, Which("uncertain", customer_id=1), "mia")
+    for decide in (issue_actions.send_again, issue_actions.leave):
+        with pytest.raises(DomainError, match="no such mails"):
+            decide(undecided.id, Which("uncertain", customer_id=1), "ben")
+    delivery.pump()
+    assert relay.recipients[email(0)] == 2
+    trail = [entry.action for entry in db.session.query(AuditEntry).order_by(AuditEntry.id)]
+    assert trail.count("campaign.sent_again") == 1
+    assert "campaign.left_uncertain" not in trail
+
+
+def test_failed_ones_are_tried_again_but_for_those_who_must_not_be_mailed(undecided: Campaign, relay: Relay) -> None:
+    suppressions.unsubscribe(2, undecided.id)
+    # The other one has no mailbox, so its address is on the list already.
+    with pytest.raises(DomainError, match="must not be mailed"):
+        issue_actions.send_again(undecided.id, Which("failed"), "mia")
+    delivery.pump()
+    assert relay.recipients[email(1)] == 0
+    assert fate(undecided, 2).state == "failed"
+
+
+def test_how_many_are_left_out_is_said(staff: FlaskClient, undecided: Campaign) -> None:
+    suppressions.unsubscribe(1, undecided.id)
+    page = staff.post(f"/campaigns/{undecided.id}/send-again", data={"state": "uncertain"}, follow_redirects=True).text
+    assert "1 mail goes out again. 1 not: the address must not be mailed any more." in page
+
+
+def test_those_of_one_cause_are_tried_again(undecided: Campaign, relay: Relay) -> None:
+    cause = next(c for c in queries.counts(undecided.id).causes if c.cause == "5.7.1")
+    assert (cause.state, cause.code, cause.n) == ("failed", 550, 1)
+    (listed,) = recipients.page(undecided.id, "failed", code=550, cause="5.7.1").fates
+    assert listed.email == email(1)
+    again = issue_actions.send_again(undecided.id, Which("failed", code=550, cause="5.7.1"), "mia")
+    assert again.mails == 1
+    delivery.pump()
+    assert relay.recipients[email(1)] == 1
+    assert relay.recipients[email(3)] == 0
+
+
+def test_trying_again_takes_portions(undecided: Campaign, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(issue_actions, "PORTION", 1)
+    assert issue_actions.send_again(undecided.id, Which("uncertain"), "mia").mails == 2
+
+
+def test_a_cancelled_mailing_sends_nothing_again_but_can_be_settled(launched: Launch, relay: Relay) -> None:
+    people(60)
+    relay.behaviour.body[email(0)] = "drop"
+    campaign = launched(policy="hold")
+    claim = batch_actions.claim("a worker")
+    assert claim is not None
+    assert batch_actions.open_window(claim) is not None
+    actions.cancel(campaign.id, "tests")
+    leases_end()
+    course_actions.settle_cancelled("sweep")
+    assert counts(campaign)["uncertain"] == 1
+    with pytest.raises(DomainError, match="can't be sent again"):
+        issue_actions.send_again(campaign.id, Which("uncertain"), "mia")
+    assert issue_actions.leave(campaign.id, Which("uncertain"), "mia") == 1
+
+
+def test_staff_decide_one_by_one_and_a_second_tab_hears_that_it_is_done(
+    staff: FlaskClient, undecided: Campaign, relay: Relay
+) -> None:
+    page = staff.get(f"/campaigns/{undecided.id}/recipients?state=uncertain").text
+    assert page.count("Leave it</summary>") == 2
+    form = {"state": "uncertain", "customer": "1", "back": "uncertain"}
+    first = staff.post(f"/campaigns/{undecided.id}/leave", data=form, follow_redirects=True)
+    second = staff.post(f"/campaigns/{undecided.id}/leave", data=form, follow_redirects=True)
+    assert "The mail is left as it is." in first.text
+    assert "There are no such mails any more" in second.text
+    assert second.text.count("Leave it</summary>") == 1
+
+
+def test_a_viewer_decides_nothing(sign_in: Callable[..., FlaskClient], undecided: Campaign) -> None:
+    viewer = sign_in("viewer")
+    assert "Leave" not in viewer.get(f"/campaigns/{undecided.id}/recipients?state=uncertain").text
+    for verb in ("leave", "send-again"):
+        assert viewer.post(f"/campaigns/{undecided.id}/{verb}", data={"state": "uncertain"}).status_code == 403
+
+
+def test_the_box_on_the_page_answers_with_and_without_javascript(
+    staff: FlaskClient, undecided: Campaign, relay: Relay
+) -> None:
+    for headers in ({}, {"HX-Request": "true"}):
+        page = staff.get(f"/campaigns/{undecided.id}/who?email=C1@example.com", headers=headers)
+        assert "550 5.7.1 refused" in page.text
+        assert ("<html" in page.text) is (not headers)
+        nobody = staff.get(f"/campaigns/{undecided.id}/who?email=nobody@example.com", headers=headers)
+        assert (nobody.status_code, "There is no customer with this e-mail." in nobody.text) == (422, True)
+
+
+# --- progress -----------------------------------------------------------------------------------------
+
+
+def opened(campaign: Campaign, *windows: tuple[int, int], **values: object) -> None:
+    """Its one batch has opened windows so many seconds ago, and the campaign began an hour ago."""
+    pairs = [x for begin, ago in windows for x in (begin, 3600 - ago)]
+    db.session.execute(
+        text(
+            "update campaign set launched_at = now() - interval '1 hour', sending_since = now() - interval '1 hour' "
+            "where id = :id"
+        ),
+        {"id": campaign.id},
+    )
+    here = windows[-1][0] if windows else 0
+    db.session.execute(
+        text("update batch set windows = :pairs, window_start = :here, window_end = :here, sent = :here"),
+        {"pairs": pairs, "here": here},
+    )
+    db.session.commit()
+
+
+def test_the_rate_is_that_of_the_last_minutes(launched: Launch) -> None:
+    people(500)
+    campaign = launched()
+    opened(campaign, (0, 3000), (50, 2900), (100, 100), (150, 50), (200, 0))
+    found = queries.counts(campaign.id)
+    assert found.rate == pytest.approx(100 / 100, rel=0.05)
+    assert found.seconds_left == pytest.approx(300, rel=0.05)
+    assert not found.is_stalled
+
+
+def test_what_does_not_move_has_no_rate_and_says_so(staff: FlaskClient, launched: Launch) -> None:
+    people(500)
+    campaign = launched()
+    opened(campaign, (0, 3000), (50, 600))
+    found = queries.counts(campaign.id)
+    assert (found.rate, found.seconds_left, found.is_stalled) == (None, None, True)
+    assert "Nothing went out for 10 minutes" in staff.get(f"/campaigns/{campaign.id}/progress").text
+
+
+def test_a_mailing_that_just_began_has_neither_rate_nor_end(launched: Launch) -> None:
+    people(3)
+    found = queries.counts(launched().id)
+    assert (found.rate, found.seconds_left, found.is_stalled) == (None, None, False)
+
+
+def test_causes_say_in_plain_words_what_the_server_meant(staff: FlaskClient, undecided: Campaign) -> None:
+    page = staff.get(f"/campaigns/{undecided.id}").text
+    assert "There is no such mailbox" in page
+    assert f"/campaigns/{undecided.id}/recipients?state=failed&amp;code=550&amp;cause=5.1.1" in page
