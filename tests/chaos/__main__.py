@@ -7,7 +7,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,22 +30,23 @@ class Plan:
     rounds: int
 
 
-FULL = Plan(10_000, 20, 4, 10, 300, 6)
+FULL = Plan(10_000, 20, 3, 8, 300, 6)
 QUICK = Plan(1000, 5, 2, 3, 10, 2)
 
 
 def mailings(place: Place, plan: Plan) -> Iterator[Run]:
     """All runs of mailings, one after the other."""
-    both: list[Callable[[str], Run]] = [
-        partial(runs.kills, place, seed=1, deaths=plan.deaths),
-        partial(runs.database_dies, place, seed=2, times=plan.crashes),
-        partial(runs.restarts, place, seed=3, times=plan.restarts),
+    every: list[tuple[Callable[[str], Run], Sequence[str]]] = [
+        (partial(runs.kills, place, seed=1, deaths=plan.deaths), runs.POLICIES),
+        (partial(runs.database_dies, place, seed=2, times=plan.crashes, kill=False), ["hold"]),
+        (partial(runs.database_dies, place, seed=3, times=plan.crashes, kill=True), ["resend"]),
+        (partial(runs.restarts, place, seed=4, times=plan.restarts), runs.POLICIES),
+        (partial(runs.relay_away, place, seed=5, seconds=plan.away), ["resend"]),
     ]
-    for run in both:
-        yield from (_said(run(policy)) for policy in runs.POLICIES)
+    for run, policies in every:
+        yield from (_said(run(policy)) for policy in policies)
     for policy in runs.POLICIES:
-        yield from map(_said, runs.pause_and_cancel(place, policy, seed=4))
-    yield _said(runs.relay_away(place, "resend", seed=5, seconds=plan.away))
+        yield from map(_said, runs.pause_and_cancel(place, policy, seed=6))
 
 
 def _said(run: Run) -> Run:

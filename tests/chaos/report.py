@@ -24,10 +24,10 @@ How it is done:
   and the connection closed without an answer. A mail takes 20 ms, half of it before the log and half after, so that
   deaths fall on both sides of it. Every other connection is offered PIPELINING.
 - The workers are real ones, two processes with two connections each, whose waiting times are all shortened by
-  {FACTOR}: the lease is {times.LEASE / FACTOR:.0f} s instead of {times.LEASE:.0f}, the sweep comes every {60 / FACTOR:.0f} s.
-  No clock and no row is touched.
+  {FACTOR}; a lease, for instance, is {times.LEASE / FACTOR:.0f} s instead of {times.LEASE:.0f}.
   A worker that is killed is started again at once, as systemd would. One that is stopped (SIGSTOP) goes on after 1.3
   leases and believes that nothing has happened.
+  No clock and no row is touched.
 - PostgreSQL 18 is one of its own with the durable settings. It dies by SIGQUIT, as by `pg_ctl stop -m immediate`.
 - *Connections* are those that were open when their worker was killed or stopped, counted while it was held. *Answers*
   are those that the relay never gave, or can not know to have arrived.

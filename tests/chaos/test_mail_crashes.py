@@ -40,7 +40,7 @@ def test_pause_and_cancel_hold_while_workers_are_killed(place: Place) -> None:
 
 
 def test_a_database_that_dies_in_mid_campaign_leaves_held_windows_and_no_gap(place: Place) -> None:
-    run = runs.database_dies(place, "resend", seed=6, times=1)
+    run = runs.database_dies(place, "resend", seed=6, times=1, kill=True)
     assert run.broken == []
 
 
