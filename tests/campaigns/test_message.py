@@ -4,28 +4,40 @@ from __future__ import annotations
 
 import email
 import email.policy
+import re
+import unicodedata
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from email.message import EmailMessage
 from typing import Any
 
 import pytest
 from flask import Flask
+from flask.testing import FlaskClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import text
 
-from webapp.campaigns import links, message
+from tests.campaigns.relay import Relay
+from webapp import web
+from webapp.campaigns import headers, links, locales, message, transport
 from webapp.campaigns.message import NOBODY, FormLetter
 from webapp.campaigns.wording import MailText
 from webapp.customers.models import Customer, normalise_email
+from webapp.extensions import db
 from webapp.offers.models import Offer
 from webapp.redemptions import links as personal_links
 from webapp.redemptions import personal
 from webapp.settings import Settings
+from webapp.shop import actions as shops
+from webapp.shop.queries import ShopValues
 
 
-def person(name: str = "Ada Lovelace", address: str = "ada@example.com", number: int = 7) -> Customer:
-    return Customer(id=number, email=normalise_email(address), email_as_given=address, name=name)
+def person(
+    name: str = "Ada Lovelace", address: str = "ada@example.com", number: int = 7, locale: str | None = None
+) -> Customer:
+    return Customer(id=number, email=normalise_email(address), email_as_given=address, name=name, locale=locale)
 
 
 def parsed(raw: bytes) -> EmailMessage:
@@ -188,7 +200,7 @@ def test_the_envelope_has_the_domain_of_idna_2008_and_the_name_as_given(app: Fla
 
 def test_a_header_refuses_a_line_break() -> None:
     with pytest.raises(ValueError, match="line break"):
-        message.header("Subject", "a\nb")
+        headers.header("Subject", "a\nb")
 
 
 def test_a_sender_with_a_line_break_is_refused(
@@ -202,28 +214,314 @@ def test_a_sender_with_a_line_break_is_refused(
 
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc", "Co"), include_characters="\n\t"), max_size=300)
 PLAIN = TEXT.map(lambda words: words.replace("{", "("))
+LOCALES = ("de", "fr-CH", "ar-EG", "he", "hi-Deva-IN", "en-US", "xx", "de_de_de_de", None)
 
 
-@given(name=TEXT, before=PLAIN, after=PLAIN)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_fast_way_says_the_same_as_the_slow_way(session_app: Flask, name: str, before: str, after: str) -> None:
+@given(name=TEXT, before=PLAIN, after=PLAIN, locale=st.sampled_from(LOCALES))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_fast_way_says_the_same_as_the_slow_way(
+    session_app: Flask, name: str, before: str, after: str, locale: str | None
+) -> None:
     """The slow way is the standard library's: it fills the text first and then serialises all of it."""
-    source = before + "{{ customer.name }}" + after + "{{ customer.name or 'x' }}{{ customer.name }}"
+    source = before + "{{ customer.name }}" + after + "{{ offer.ends }}{{ customer.name or 'x' }}{{ customer.name }}"
+    subject = "{{ offer.discount }} {{ customer.name }}"
     with session_app.app_context():
-        form = FormLetter(MailText(subject="s", text=source, html="<p>{{ unsubscribe }}</p>"), _offer(), 3)
-        # Nobody's letter, for the links of a preview are nobody's too.
-        raw = form.letter(person(name, number=NOBODY)).raw
-        shown = form.preview(person(name, number=NOBODY))
+        ends = datetime(2030, 6, 1, tzinfo=UTC)
+        form = FormLetter(MailText(subject, source + "{{ unsubscribe }}", "<p>{{ unsubscribe }}</p>"), _offer(ends), 3)
+        raw = form.letter(person(name, number=7, locale=locale)).raw
+        unsubscribe = links.unsubscribe_url(7, 3)
+    known = locales.known(locale, "en")
+    line = " ".join("".join(" " if unicodedata.category(c) in ("Zl", "Zp") else c for c in name).split())
+    day = web.last_day(ends, "UTC", known)
     slow = EmailMessage(policy=email.policy.SMTP)
-    slow.set_content(shown.text.replace("\r\n", "\n").replace("\r", "\n"), cte="quoted-printable")
-    fast = parsed(raw).get_body(("plain",))
+    words = f"{before}{line}{after}{day}{line or 'x'}{line}{unsubscribe}"
+    slow.set_content(words.replace("\r\n", "\n").replace("\r", "\n"), cte="quoted-printable")
+    mail = parsed(raw)
+    fast = mail.get_body(("plain",))
     assert fast is not None
     assert _lines(fast.get_payload(decode=True)) == _lines(slow.get_payload(decode=True))
+    amount = web.money(5, "EUR", known)
+    assert mail["Subject"] == " ".join(f"{amount} {line}".split())
+    _assert_is_in_order(raw)
+
+
+def _assert_is_in_order(raw: bytes) -> None:
+    """No bare CR or LF, no line behind 998 octets in the head (RFC 5322, 2.1.1) or 76 in the bodies (RFC 2045, 6.7)."""
+    bare = raw.replace(b"\r\n", b"")
+    assert b"\n" not in bare
+    assert b"\r" not in bare
+    head = raw.partition(b"\r\n\r\n")[0]
+    assert head.isascii()
+    assert max(map(len, head.split(b"\r\n"))) <= 998
+    # Every header but the addresses of RFC 2369 fits into what a line should have.
+    assert all(len(line) <= 78 for line in head.split(b"\r\n") if b"http" not in line and b"mailto" not in line)
     assert all(len(line) <= 76 for part in raw.split(b"--=_")[1:] for line in part.split(b"\r\n")[4:])
-    assert b"\n" not in raw.replace(b"\r\n", b"")
 
 
-def _offer() -> Offer:
+@pytest.mark.parametrize(
+    ("locale", "subject", "ends"),
+    [
+        ("de", "12,5 % off", "31. Mai 2030"),
+        ("en-US", "12.5% off", "May 31, 2030"),
+        ("fr-CH", "12,5% off", "31 mai 2030"),
+        ("tr", "%12,5 off", "31 Mayıs 2030"),
+        ("ar-EG", "١٢٫٥٪\u061c off", "٣١ مايو ٢٠٣٠"),
+        ("fa", "۱۲٫۵٪ off", "۳۱ مهٔ ۲۰۳۰"),
+        ("he", "12.5% off", "31 במאי 2030"),
+        ("de-XX", "12,5 % off", "31. Mai 2030"),
+        ("xx", "12.5% off", "31 May 2030"),
+        ("../../etc/passwd", "12.5% off", "31 May 2030"),
+        ("", "12.5% off", "31 May 2030"),
+        (None, "12.5% off", "31 May 2030"),
+    ],
+)
+def test_percent_and_dates_are_written_as_the_recipient_writes_them(
+    write: Callable[..., EmailMessage], locale: str | None, subject: str, ends: str
+) -> None:
+    values = {"percent": Decimal("12.5"), "ends_at": datetime(2030, 6, 1, tzinfo=UTC)}
+    mail = write(to=person(locale=locale), values=values, subject="{{ offer.discount }} off")
+    assert mail["Subject"] == subject
+    assert all(ends in body(mail, kind) for kind in ("plain", "html"))
+
+
+@pytest.mark.parametrize(
+    ("locale", "words"), [("de", "1.234,50\xa0€"), ("en", "€1,234.50"), ("ar-EG", "\u200f١٬٢٣٤٫٥٠\xa0€")]
+)
+def test_money_is_written_as_the_recipient_writes_it(
+    write: Callable[..., EmailMessage], locale: str, words: str
+) -> None:
+    values = {"discount_type": "amount", "amount": 123450, "currency": "EUR"}
+    assert words in body(write(to=person(locale=locale), values=values, text="{{ offer.discount }}"), "plain")
+
+
+def test_who_has_no_language_that_is_known_reads_the_shops(write: Callable[..., EmailMessage]) -> None:
+    shops.save(ShopValues("Laden", locale="de"), "tests")
+    assert write(to=person(locale="xx"), subject="{{ offer.discount }}")["Subject"] == "25 %"
+
+
+def test_each_language_is_written_once(app: Flask, offer: Callable[..., Offer]) -> None:
+    form = FormLetter(MailText(), offer(), 3)
+    for number in range(20):
+        for locale in LOCALES:
+            form.letter(person(number=number + 1, locale=locale))
+    assert len(form._by_values) <= len({locales.known(tag, "en") for tag in LOCALES})
+
+
+def test_an_offer_without_end_has_the_writers_own_words_for_it(write: Callable[..., EmailMessage]) -> None:
+    mail = write(values={"ends_at": None}, text='Bis {{ offer.ends or "auf weiteres" }}.')
+    assert body(mail, "plain").startswith("Bis auf weiteres.")
+
+
+# --- the bytes that a relay receives ----------------------------------------------------------------
+
+
+@pytest.fixture
+def received(app: Flask, relay: Relay, offer: Callable[..., Offer]) -> Callable[..., bytes]:
+    """The bytes of a mail to a customer, as a relay has received them."""
+
+    def go(to: Customer, **mail: str) -> bytes:
+        letter = FormLetter(MailText(**mail), offer(), 3).letter(to)
+        with transport.relay() as connection:
+            connection.send(letter)
+        return relay.kept[-1].raw
+
+    return go
+
+
+ODD_NAMES = (
+    "Zoë 🎉👨‍👩‍👧",
+    "עדה לאבלייס",
+    "آدا لوفليس",
+    "Ada\u202eecalevoL",
+    "李" * 80,
+    "x" * 100,
+    "Ada " * 30,
+    'O"Hara \\ Co',
+    "Lovelace, Ada",
+    "=?utf-8?q?a?=",
+    "Ada\r\nBcc: eve@example.com\r\n\r\nBody",
+    ".\r\n.",
+)
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_what_a_relay_receives_is_in_order(received: Callable[..., bytes], name: str) -> None:
+    raw = received(
+        person(name), subject="For {{ customer.name }} and " + "a long subject " * 9, text=f"{name}\n.\n{name * 20}"
+    )
+    _assert_is_in_order(raw)
+    mail = parsed(raw)
+    plain = " ".join(name.split())
+    assert mail["Subject"] == " ".join(f"For {plain} and {'a long subject ' * 9}".split())
+    assert mail["To"].addresses[0].display_name.replace(" ", "") == plain.replace(" ", "")
+    assert mail["Bcc"] is None
+    assert not mail.defects
+
+
+def test_all_headers_of_a_mailing_are_there_once_and_mean_what_they_say(
+    received: Callable[..., bytes], with_settings: Callable[..., Settings]
+) -> None:
+    with_settings(public_url="https://offers.example.com", mail_default_sender="Shop <offers@münze.example>")
+    shops.save(ShopValues("Blumen Müller", sender_name="Blumen, Müller", reply_to="laden@bücher.example"), "tests")
+    raw = received(person("Ada", "Ada.L@example.com"))
+    mail = parsed(raw)
+    assert [str(mail[name]) for name in ("To", "Precedence", "Auto-Submitted", "X-Campaign-Id", "MIME-Version")] == [
+        "Ada <Ada.L@example.com>",
+        "bulk",
+        "auto-generated",
+        "3",
+        "1.0",
+    ]
+    assert (mail["From"].addresses[0].display_name, mail["From"].addresses[0].addr_spec) == (
+        "Blumen, Müller",
+        "offers@xn--mnze-0ra.example",
+    )
+    assert mail["Reply-To"].addresses[0].addr_spec == "laden@xn--bcher-kva.example"
+    assert mail["Message-ID"] == links.message_id(3, 7, "xn--mnze-0ra.example")
+    assert mail["List-Id"].endswith("<offers.xn--mnze-0ra.example>")
+    assert mail["Feedback-ID"] == "3:1:mailing:onecode"
+    url = links.unsubscribe_url(7, 3)
+    assert url.startswith("https://offers.example.com/u/")
+    assert mail["List-Unsubscribe"] == f"<{url}>, <mailto:offers@xn--mnze-0ra.example?subject=unsubscribe>"
+    assert mail["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
+    assert abs(mail["Date"].datetime - datetime.now(UTC)) < timedelta(minutes=5)
+    names = [line.partition(b":")[0] for line in re.split(rb"\r\n(?![ \t])", raw.partition(b"\r\n\r\n")[0])]
+    assert len(names) == len(set(names))
+    assert {part.get_content_charset() for part in mail.iter_parts()} == {"utf-8"}
+
+
+def test_without_an_address_for_answers_there_is_no_such_header(write: Callable[..., EmailMessage]) -> None:
+    assert write()["Reply-To"] is None
+
+
+def test_the_foot_says_why_and_from_where(write: Callable[..., EmailMessage]) -> None:
+    values = ShopValues(
+        "Laden", reason="Weil <Sie> Kunde sind.", unsubscribe_words="Schluss", address="Am Markt 1\nOrt"
+    )
+    shops.save(values, "tests")
+    for mail in (write(), write(values={"code": "OTHER"}, html="<p>Hallo</p>", text="Hallo")):
+        assert "Weil <Sie> Kunde sind.\nSchluss: http://localhost/u/" in body(mail, "plain")
+        assert body(mail, "plain").rstrip().endswith("Am Markt 1\nOrt")
+        seen = body(mail, "html")
+        assert all(words in seen for words in ("Weil &lt;Sie&gt; Kunde sind.", ">Schluss</a>", "Am Markt 1", "Ort"))
+
+
+# --- the shop's design --------------------------------------------------------------------------------
+
+
+def test_the_design_has_the_shops_name_and_colour_and_fetches_nothing(write: Callable[..., EmailMessage]) -> None:
+    shops.save(ShopValues("Laden <3", colour="#b400ff", button_words="Los", link_words="Oder hier:"), "tests")
+    seen = body(write(), "html")
+    assert "Laden &lt;3" in seen
+    assert seen.count("#b400ff") >= 2
+    assert ">Los</a>" in seen
+    assert "Oder hier:" in seen
+    assert not re.search(r"<img|<link|url\(|@import|src=", seen)
+
+
+def test_the_rules_are_at_the_elements_and_only_the_media_queries_stay(write: Callable[..., EmailMessage]) -> None:
+    seen = body(write(), "html")
+    sheet = "".join(re.findall(r"(?s)<style.*?</style>", seen))
+    assert "prefers-color-scheme: dark" in sheet
+    assert "max-width: 620px" in sheet
+    assert "dashed" not in sheet
+    assert re.search(r'<td class="code"[^>]*style="[^"]*dashed', seen)
+
+
+def test_the_design_is_small(app: Flask, offer: Callable[..., Offer]) -> None:
+    raw = FormLetter(MailText(), offer("x" * 40), 3).letter(person("李" * 60)).raw
+    assert len(raw) < 20_000
+
+
+def test_a_mailbox_shows_the_first_words_beside_the_subject(write: Callable[..., EmailMessage]) -> None:
+    seen = body(write(), "html")
+    glimpse = re.search(r'<div class="glimpse"[^>]*>([^<\u2007]*)', seen)
+    assert glimpse is not None
+    assert glimpse[1] == "Summer is here, and there is something in it for you:"
+
+
+def test_outlook_draws_the_button_with_the_same_address(write: Callable[..., EmailMessage]) -> None:
+    seen = body(write(), "html")
+    assert f'<v:roundrect href="{personal_links.personal_url(1, 7)}"' in seen
+    assert seen.count("<!--[if mso]>") == 1
+
+
+def test_a_long_code_is_written_smaller(write: Callable[..., EmailMessage]) -> None:
+    assert 'class="code long"' in body(write(values={"code": "ABCDEFGHIJ-1234567890-ABC"}), "html")
+
+
+# --- the preview is the mail ----------------------------------------------------------------------
+
+
+def test_the_preview_is_what_is_sent_but_for_what_is_the_recipients_own(
+    app: Flask, relay: Relay, offer: Callable[..., Offer], customer: Callable[..., Customer]
+) -> None:
+    row, ada = offer(personal_code_required=True), customer(locale="de")
+    form = FormLetter(MailText(subject="{{ offer.code }} for {{ customer.name }}"), row, 3)
+    shown = form.preview(ada)
+    with transport.relay() as connection:
+        connection.send(form.letter(ada))
+    own = {
+        personal_links.personal_url(row.id, ada.id): personal_links.personal_url(row.id, NOBODY),
+        links.unsubscribe_url(ada.id, 3): links.unsubscribe_url(NOBODY, 3),
+        personal.code("SUMMER25", row.id, ada.id): personal.code("SUMMER25", row.id, NOBODY),
+    }
+
+    def nobodys(words: str) -> str:
+        for mine, theirs in own.items():
+            words = words.replace(mine, theirs)
+        return words
+
+    sent = relay.to("ada@example.com")
+    assert nobodys(str(sent.message["Subject"])) == shown.subject
+    assert nobodys(sent.text.replace("\r\n", "\n")) == shown.text
+    assert nobodys(sent.html.replace("\r\n", "\n")) == shown.html
+    assert all(mine not in f"{shown.subject}{shown.text}{shown.html}{shown.head}" for mine in own)
+    for line in ("Precedence: bulk", "To: Ada Lovelace <ada@example.com>", "X-Campaign-Id: 3"):
+        assert line in shown.head
+
+
+def test_links_of_a_preview_open_a_page_that_says_so_and_redeem_nothing(
+    client: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
+) -> None:
+    row, ada = offer(), customer()
+    shown = FormLetter(MailText(), row, 3).preview(ada)
+    link, out = (re.search(pattern, shown.text) for pattern in (r"/r/[\w.-]+", r"/u/[\w.-]+"))
+    assert link is not None
+    assert out is not None
+    for answer in (client.get(link[0]), client.post(link[0])):
+        assert answer.status_code == 200
+        assert "This is where the customer's own page opens" in answer.text.replace("&#39;", "'")
+        assert "<button" not in answer.text
+    for answer in (client.get(out[0]), client.post(out[0])):
+        assert answer.status_code == 200
+        assert "This is where customers end the mails" in answer.text
+    assert db.session.execute(text("select count(*) from redemption")).scalar() == 0
+
+
+def test_many_links_are_signed_as_one_is(app: Flask) -> None:
+    urls, outs = personal_links.personal_urls(5), links.unsubscribe_urls(3)
+    for number in (0, 7, 2**40):
+        assert urls(number) == personal_links.personal_url(5, number)
+        assert outs(number) == links.unsubscribe_url(number, 3)
+        assert personal_links.read(urls(number).rpartition("/")[2]) == (5, number)
+
+
+def test_an_address_that_is_none_is_no_letter(app: Flask, offer: Callable[..., Offer]) -> None:
+    form = FormLetter(MailText(), offer(), 3)
+    for odd in (
+        "no-at-sign",
+        "a b@example.com",
+        "a@b@example.com",
+        "ada@example",
+        "ada@exa mple.com",
+        "a\r\nb@example.com",
+    ):
+        with pytest.raises(ValueError, match="no address that mail can be sent to"):
+            form.letter(Customer(id=7, email=odd, email_as_given=odd, name="Ada"))
+
+
+def _offer(ends: datetime | None = None) -> Offer:
     return Offer(
         id=1,
         code="SUMMER25",
@@ -234,7 +532,7 @@ def _offer() -> Offer:
         currency="EUR",
         time_zone="UTC",
         personal_code_required=False,
-        ends_at=None,
+        ends_at=ends,
     )
 
 

@@ -6,8 +6,8 @@ import base64
 
 # What a line should have (RFC 5322, 2.1.1), and what an encoded one may have (RFC 2047, 2).
 LINE, ENCODED_LINE = 78, 76
-# A single word longer than this can't be folded and is encoded.
-_LONG_WORD = 200
+# A single word longer than this would not fit beside a header's name, and is encoded.
+_LONG_WORD = 60
 _WRAPPING = len("=?utf-8?b??=")
 _PLAIN_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 !#$%&'*+-/=?^_`{|}~")
 

@@ -126,8 +126,8 @@ def _preheader(text: str, slots: Sequence[Slot]) -> str:
     for paragraph in re.split(r"\n[ \t]*\n", text.replace("\r\n", "\n").strip()):
         line = " ".join(paragraph.split())
         names = {slots[int(number)].name for number in _ALONE.findall(line)}
-        alone = not _ALONE.sub("", line).strip()
-        if line and not line.endswith((",", "،", "、", ":")) and not alone and not names & {"link", "unsubscribe"}:
+        says_something = _ALONE.sub("", line).strip() and _kind(line, slots) == "text"
+        if says_something and not line.endswith((",", "،", "、")) and not names & {"link", "unsubscribe"}:
             return line
     return ""
 

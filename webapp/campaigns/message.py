@@ -129,7 +129,7 @@ class FormLetter:
         values = self._values(customer, bearer)
         head = (
             self._head,
-            written.subject_header or header("Subject", fill(written.subject, values, _line)),
+            written.subject_header or header("Subject", _line(fill(written.subject, values))),
             address_header("To", values["customer.name"], to),
             _date_header(int(time.time())),
             f"Message-ID: {self._message_id(bearer)}\r\n".encode(),
@@ -162,7 +162,7 @@ class FormLetter:
 
     def _write(self, values: Mapping[str, str]) -> _Written:
         subject = _settled(self.subject, values, _line)
-        said = None if any(isinstance(part, Slot) for part in subject) else header("Subject", fill(subject, {}, _line))
+        said = None if any(isinstance(part, Slot) for part in subject) else header("Subject", _line(fill(subject, {})))
         text, body = _settled(self.text, values, str), _settled(self.html, values, html.escape)
         return _Written(subject, said, _multipart(self._boundary, text, body))
 

@@ -7,10 +7,14 @@ itself, and the bytes are joined.
 from __future__ import annotations
 
 import binascii
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from webapp.campaigns.wording import Parts, Slot
+
+# A blank at the end of a line is written as a code, and binascii makes the line up to two longer than 76 by that.
+_BLANK_AT_THE_END = re.compile(rb"(?m)^(.{74,})(=20|=09)$")
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,10 @@ def _quoted(text: str) -> bytes:
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     # The soft breaks it puts in end like the text's own lines, if it has any: so all become CRLF afterwards.
-    return binascii.b2a_qp(text.encode(), istext=True).replace(b"\n", b"\r\n")
+    lines = binascii.b2a_qp(text.encode(), istext=True)
+    if b"=20\n" in lines or b"=09\n" in lines:
+        lines = _BLANK_AT_THE_END.sub(rb"\1=\n\2", lines)
+    return lines.replace(b"\n", b"\r\n")
 
 
 def _broken_off(quoted: bytes) -> bytes:
