@@ -22,6 +22,7 @@ from webapp.campaigns import api as campaigns_api
 from webapp.campaigns import forget_actions as campaigns_forget
 from webapp.campaigns import public as campaigns_public
 from webapp.campaigns import staff as campaigns_staff
+from webapp.campaigns import writing_staff
 from webapp.customers import actions as customers_actions
 from webapp.customers import api as customers_api
 from webapp.customers import staff as customers_staff
@@ -160,6 +161,7 @@ def _doors(app: OpenAPI) -> None:
             customers_staff.room,
             offers_staff.room,
             campaigns_staff.room,
+            writing_staff.room,
             redemptions_staff.room,
             shop_staff.room,
         )

@@ -15,12 +15,12 @@ from sqlalchemy import event, select, text
 
 from tests.campaigns.test_delivery import people
 from webapp.accounts.models import AuditEntry
-from webapp.campaigns import actions, batch_actions, queries, tasks
+from webapp.campaigns import actions, batch_actions, closing_actions, queries, tasks
 from webapp.campaigns.check import check_mail
 from webapp.campaigns.models import Campaign, ids_of
 from webapp.campaigns.wording import BODY_MAX, DEFAULT_SUBJECT, DEFAULT_TEXT, MailText
 from webapp.customers import actions as customers
-from webapp.customers.models import Audience, Customer
+from webapp.customers.models import Audience
 from webapp.errors import DomainError, Invalid, NotFound
 from webapp.extensions import db, huey
 from webapp.offers.models import Discount, Offer, OfferValues
@@ -400,6 +400,7 @@ def test_a_cancelled_campaign_is_over(sending: Campaign) -> None:
             deed(sending.id, "mia")
     with pytest.raises(DomainError, match="was cancelled"):
         actions.launch(sending.id, "mia")
+    closing_actions.close_cancelled()
     assert db.session.execute(text("select distinct status from batch")).scalars().all() == ["cancelled"]
 
 

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, text, update
+from sqlalchemy import and_, func, update
 from sqlalchemy.dialects.postgresql import insert
 
 from webapp.accounts.actions import record
-from webapp.campaigns import queries
+from webapp.campaigns import launch_queries, queries
 from webapp.campaigns.check import check_mail
-from webapp.campaigns.models import Batch, Campaign, MailIssue
-from webapp.campaigns.wording import DEFAULT_SUBJECT, MailText
+from webapp.campaigns.launch_actions import (
+    IS,
+    Launched,
+    existing,
+    launch,
+    refuse_unless,
+    refuse_unusable,
+    schedule,
+    start,
+    start_due,
+    take_back,
+)
+from webapp.campaigns.models import Campaign
+from webapp.campaigns.wording import DEFAULT_SUBJECT, MailText, completed
 from webapp.errors import DomainError, FieldError, Invalid, NotFound
 from webapp.extensions import db
 from webapp.offers import actions as offers
@@ -21,22 +32,9 @@ from webapp.offers import queries as offer_queries
 from webapp.offers.actions import OfferValues
 from webapp.offers.models import Offer
 
-__all__ = ["Launched", "MailText", "check_mail"]
+__all__ = ["Launched", "MailText", "check_mail", "launch", "schedule", "start_due", "take_back"]
 
 POLICIES = ("resend", "hold")
-REFUSALS = {
-    "ended": ("offer_expired", "This offer has ended, so its code would not work. Give it a later end first."),
-    "paused": ("offer_paused", "This offer is paused, so its code would not work. Resume the offer first."),
-    "used_up": ("offer_exhausted", "This offer is used up, so its code would not work. Raise its limit first."),
-}
-
-
-@dataclass(frozen=True)
-class Launched:
-    """The campaign, and whether this very call launched it."""
-
-    campaign: Campaign
-    changed: bool
 
 
 def create_offer(values: OfferValues, mail: MailText | None, by: str) -> Offer:
@@ -59,103 +57,109 @@ def create_offer(values: OfferValues, mail: MailText | None, by: str) -> Offer:
         db.session.rollback()
         raise Invalid(*wrong)
     if mail is not None:
-        _insert_draft(offer.id, mail)
+        _insert_draft(offer.id, mail, "announcement")
     db.session.commit()
     return offer
 
 
-def save_draft(offer_id: int, mail: MailText, policy: str, by: str | None) -> Campaign:
-    """Write the announcement of an offer; it can be written anew until it is launched.
+def save_draft(offer_id: int, mail: MailText, policy: str, by: str | None, kind: str = "announcement") -> Campaign:
+    """Write the announcement or the next reminder of an offer; it can be written anew until it is launched.
 
     :param policy: what becomes of a mail that was on its way when a worker died: `resend` or `hold`.
     :param by: None for what is kept while somebody types, which is no deed for the trail.
     :raises NotFound: when there is no such offer.
     :raises Invalid: when the mail can't be sent as it is.
-    :raises DomainError: `conflict` when it has been launched.
+    :raises DomainError: `conflict` when it has been launched, or it is a reminder of what was never announced.
     """
     if offer_queries.by_id(offer_id) is None:
         raise NotFound("There is no such offer.")
-    check_mail(mail)
-    if policy not in POLICIES:
-        raise Invalid(FieldError("uncertain_policy", "policy_unknown", "Choose one of the two."))
-    _insert_draft(offer_id, mail)
+    _check(mail, policy)
+    if kind == "reminder":
+        _refuse_unannounced(offer_id)
+    _insert_draft(offer_id, mail, kind)
+    draft = launch_queries.open_of(offer_id, kind)
+    if draft is None:
+        db.session.rollback()
+        raise NotFound("There is no such campaign.")
+    return save(draft.id, mail, policy, by)
+
+
+def save(campaign_id: int, mail: MailText, policy: str, by: str | None) -> Campaign:
+    """Write the mail of a draft. See `save_draft`.
+
+    :raises NotFound: when there is no such campaign.
+    :raises Invalid: when the mail can't be sent as it is.
+    :raises DomainError: `conflict` when it is no draft any more.
+    """
+    _check(mail, policy)
+    kind = existing(campaign_id).kind
     saved = db.session.scalar(
         update(Campaign)
-        .where(Campaign.offer_id == offer_id, Campaign.kind == "announcement", Campaign.status == "draft")
-        .values(subject=mail.subject or DEFAULT_SUBJECT, text=mail.text, html=mail.html, uncertain_policy=policy)
+        .where(Campaign.id == campaign_id, Campaign.status == "draft")
+        .values(**_words(mail, kind), uncertain_policy=policy)
         .returning(Campaign)
         .execution_options(populate_existing=True)
     )
     if saved is None:
         db.session.rollback()
+        if existing(campaign_id).status == "scheduled":
+            raise DomainError(
+                "conflict", "This mail waits for its time. Take the mailing back to the drafts to change it."
+            )
         raise DomainError("conflict", "This mail has been launched, so it can't be changed any more.")
     if by is not None:
-        record(by, "mail.saved", str(saved.id), offer=offer_id)
+        record(by, "mail.saved", str(saved.id), offer=saved.offer_id)
     db.session.commit()
     return saved
 
 
-def launch_offer(offer_id: int, by: str) -> Launched:
+def launch_offer(offer_id: int, by: str, at: datetime | None = None) -> Launched:
     """Launch the announcement of an offer, with the default mail if none has been written. See `launch`.
 
+    :param at: when it shall start by itself; None starts it now. What has been launched stays so.
     :raises NotFound: when there is no such offer.
-    :raises DomainError: as `launch`; `conflict` when its mailing was cancelled and no new mail has been written.
+    :raises DomainError: as `launch` or `schedule`; `conflict` when its mailing was cancelled and no new mail has been
+        written.
     """
     # The offer before the campaign, here and in `launch`: a draft's foreign key would lock it otherwise, only weaker.
     if offer_queries.locked(offer_id) is None:
         raise NotFound("There is no such offer.")
     # One look: between two, somebody else's first launch would pass for a cancelled one.
-    earlier = queries.of_offer(offer_id)
-    campaign = next((c for c in earlier if c.kind == "announcement" and c.status != "cancelled"), None)
+    earlier = [c for c in queries.of_offer(offer_id) if c.kind == "announcement"]
+    campaign = next((c for c in earlier if c.status != "cancelled"), None)
     if campaign is None:
         if earlier:
             raise DomainError("conflict", "The mailing of this offer was cancelled. Write a new mail to start again.")
-        _insert_draft(offer_id, MailText())
+        _insert_draft(offer_id, MailText(), "announcement")
         campaign = queries.announcement(offer_id)
     if campaign is None:
         raise NotFound("There is no such campaign.")
-    return launch(campaign.id, by)
+    if at is None:
+        return launch(campaign.id, by)
+    if campaign.status not in ("draft", "scheduled"):
+        return Launched(campaign, False)
+    return schedule(campaign.id, at, by)
 
 
-def launch(campaign_id: int, by: str) -> Launched:
-    """Start a campaign. It costs the same for any audience; launching it again changes nothing and says so. Commits.
+def remind(offer_id: int, mail: MailText, by: str, at: datetime | None = None) -> Launched:
+    """Write a reminder and launch it, in one transaction: to those of the offer's audience who have not redeemed.
 
-    The caller rings `tasks.prepare` afterwards; a lost bell is rung again by the sweep.
-
-    :raises NotFound: when there is no such campaign.
-    :raises DomainError: `audience_empty` when there is nobody to mail; `offer_expired`, `offer_paused` or
-        `offer_exhausted` when the code would not work; `conflict` when it was cancelled.
+    :param at: when it shall start by itself; None starts it now.
+    :raises NotFound: when there is no such offer.
+    :raises Invalid: when the mail can't be sent as it is (`mail.subject` …), or the time is none (`at`).
+    :raises DomainError: `conflict` while another reminder is open, or before the offer was announced; as `launch`.
     """
-    campaign = _existing(campaign_id)
-    if campaign.status == "cancelled":
-        raise DomainError("conflict", "This mailing was cancelled. Write a new mail to start again.")
-    if campaign.status != "draft":
-        db.session.rollback()
-        return Launched(_existing(campaign_id), False)
-    # Locked, so that no edit comes between what is checked here and what is mailed.
-    offer = offer_queries.locked(campaign.offer_id)
-    if offer is None:
+    check_mail(mail, within="mail")
+    if offer_queries.locked(offer_id) is None:
         raise NotFound("There is no such offer.")
-    _refuse_unusable(offer)
-    if not queries.anyone_to_mail(offer.audience_id):
-        raise DomainError(
-            "audience_empty",
-            "There is nobody to mail: the audience has no customers, or all of them must not be mailed. "
-            "Import customers first.",
-        )
-    # The one statement that decides: of two launches at once, the second finds no draft.
-    flipped = db.session.scalar(
-        update(Campaign)
-        .where(Campaign.id == campaign_id, Campaign.status == "draft")
-        .values(status="preparing", launched_at=func.now(), launched_by=by, audience_id=offer.audience_id)
-        .returning(Campaign.id)
-        .execution_options(synchronize_session=False)
-    )
-    if flipped is not None:
-        offers.freeze(offer.id)
-        record(by, "campaign.launched", offer.code_as_written, campaign=campaign_id)
-    db.session.commit()
-    return Launched(_existing(campaign_id), flipped is not None)
+    _refuse_unannounced(offer_id)
+    made = _insert_draft(offer_id, mail, "reminder")
+    if made is None:
+        found = launch_queries.open_of(offer_id, "reminder")
+        db.session.rollback()
+        named = f"Campaign {found.id} is a reminder of this offer, which {IS[found.status]}." if found else ""
+        raise DomainError("conflict", f"{named} There can be another one when it is through.".strip())
+    return launch(made, by) if at is None else schedule(made, at, by)
 
 
 def pause(campaign_id: int, by: str) -> Campaign:
@@ -167,54 +171,48 @@ def pause(campaign_id: int, by: str) -> Campaign:
     return _flip(
         campaign_id,
         ("preparing", "sending"),
-        "paused",
         {"status": "paused", "pause_reason": f"paused by {by}", "trouble": None},
         "campaign.paused",
         by,
-        "Only a mailing that is under way can be paused.",
+        "it can't be paused",
     )
 
 
 def resume(campaign_id: int, by: str) -> Campaign:
-    """Let a paused campaign go on where it stands. The caller rings `tasks.go_on`. Commits.
+    """Let a paused campaign go on where it stands; one that could not start at its time starts now. Resuming one that
+    is under way changes nothing. Commits. The caller rings the bells.
 
     :raises NotFound: when there is no such campaign.
     :raises DomainError: `conflict` when it is not paused; `offer_expired` and so on when the code would not work.
     """
-    campaign = _existing(campaign_id)
-    if campaign.status in ("preparing", "sending"):
+    campaign = existing(campaign_id)
+    if campaign.status == "paused" and campaign.launched_at is None:
+        start(campaign, and_(Campaign.status == "paused", Campaign.launched_at.is_(None)), by)
+        campaign = existing(campaign_id)
+        refuse_unless(campaign, ("preparing", "sending"), "it can't be resumed")
         return campaign
     if campaign.status == "paused":
         offer = offer_queries.by_id(campaign.offer_id)
         if offer is not None:
-            _refuse_unusable(offer)
+            refuse_unusable(offer)
     status = "preparing" if campaign.prepared_at is None else "sending"
+    going = {"sending_since": func.now(), "sent_before": queries.counts(campaign_id).sent}
+    values = {"status": status, "pause_reason": None, **going}
     return _flip(
-        campaign_id,
-        ("paused",),
-        status,
-        {
-            "status": status,
-            "pause_reason": None,
-            "sending_since": func.now(),
-            "sent_before": queries.counts(campaign_id).sent,
-        },
-        "campaign.resumed",
-        by,
-        "Only a paused mailing can be resumed.",
+        campaign_id, ("paused",), values, "campaign.resumed", by, "it can't be resumed", ("preparing", "sending")
     )
 
 
 def cancel(campaign_id: int, by: str) -> Campaign:
-    """End a campaign before its next window; who has not been mailed will not be. Commits.
+    """End a campaign before its next window; who has not been mailed will not be. It costs the same for any size: its
+    batches are closed by the sweep (`closing_actions`). Cancelling a cancelled one changes nothing. Commits.
 
     :raises NotFound: when there is no such campaign.
-    :raises DomainError: `conflict` when it has not been launched, or is done.
+    :raises DomainError: `conflict` when it is a draft, or done.
     """
-    campaign = _flip(
+    return _flip(
         campaign_id,
-        ("preparing", "sending", "paused"),
-        "cancelled",
+        ("scheduled", "preparing", "sending", "paused"),
         {
             "status": "cancelled",
             "finished_at": func.now(),
@@ -224,87 +222,51 @@ def cancel(campaign_id: int, by: str) -> Campaign:
         },
         "campaign.cancelled",
         by,
-        "Only a mailing that is under way or paused can be cancelled.",
-        commit=False,
+        "it can't be cancelled",
     )
-    db.session.execute(
-        update(Batch).where(Batch.campaign_id == campaign_id, Batch.status == "pending").values(status="cancelled")
-    )
-    db.session.execute(
-        update(MailIssue)
-        .where(MailIssue.campaign_id == campaign_id, MailIssue.state == "deferred")
-        .values(state="skipped", smtp_code=None, text="the mailing was cancelled", next_at=None)
-    )
-    db.session.commit()
-    return campaign
 
 
-def send_again(campaign_id: int, state: str, by: str) -> int:
-    """Try again the mails that failed or that nobody knows about; returns how many. Commits.
+def _check(mail: MailText, policy: str) -> None:
+    check_mail(mail)
+    if policy not in POLICIES:
+        raise Invalid(FieldError("uncertain_policy", "policy_unknown", "Choose one of the two."))
 
-    :param state: `failed` or `uncertain`.
-    :raises NotFound: when there is no such campaign.
-    :raises DomainError: `conflict` when there are none, or the campaign was cancelled.
-    """
-    campaign = _existing(campaign_id)
-    if state not in ("failed", "uncertain") or campaign.status not in ("sending", "paused", "done"):
-        raise DomainError("conflict", "These mails can't be sent again.")
-    due = db.session.execute(
-        text(
-            "update mail_issue set state = 'deferred', next_at = now(), at = now(), attempts = 0 "
-            "where campaign_id = :id and state = :state "
-            # A mail whose retry was killed keeps the end of its lease.
-            "and (next_at is null or (state = 'uncertain' and next_at <= now()))"
-        ),
-        {"id": campaign_id, "state": state},
-    )
-    n = int(due.rowcount)  # type: ignore[attr-defined]
-    if not n:
+
+def _refuse_unannounced(offer_id: int) -> None:
+    if not any(c.kind == "announcement" and c.launched_at is not None for c in queries.of_offer(offer_id)):
         db.session.rollback()
-        raise DomainError("conflict", "There are no such mails any more.")
-    db.session.execute(
-        update(Campaign)
-        .where(Campaign.id == campaign_id, Campaign.status == "done")
-        .values(status="sending", finished_at=None)
-    )
-    record(by, "campaign.sent_again", str(campaign_id), state=state, mails=n)
-    db.session.commit()
-    return n
+        raise DomainError(
+            "conflict", "Nobody has been told of this offer yet. Launch the mail that announces it first."
+        )
 
 
-def _insert_draft(offer_id: int, mail: MailText) -> None:
-    """The announcement's draft, unless the offer has one or more than a draft."""
-    db.session.execute(
+def _words(mail: MailText, kind: str) -> dict[str, str]:
+    """What is kept of a mail."""
+    full = completed(mail, kind)
+    return {"subject": full.subject or DEFAULT_SUBJECT, "text": full.text, "html": full.html}
+
+
+def _insert_draft(offer_id: int, mail: MailText, kind: str) -> int | None:
+    """The draft of an offer's announcement or reminder; None if it has one that is open, or more than a draft."""
+    return db.session.scalar(
         insert(Campaign)
-        .values(offer_id=offer_id, subject=mail.subject or DEFAULT_SUBJECT, text=mail.text, html=mail.html)
+        .values(offer_id=offer_id, kind=kind, **_words(mail, kind))
         .on_conflict_do_nothing()
+        .returning(Campaign.id)
     )
-
-
-def _existing(campaign_id: int) -> Campaign:
-    campaign = db.session.get(Campaign, campaign_id, populate_existing=True)
-    if campaign is None:
-        raise NotFound("There is no such campaign.")
-    return campaign
-
-
-def _refuse_unusable(offer: Offer) -> None:
-    state = offer.state(datetime.now(UTC))
-    if state in REFUSALS:
-        raise DomainError(*REFUSALS[state])
 
 
 def _flip(
     campaign_id: int,
     old: tuple[str, ...],
-    new: str,
     values: dict[str, Any],
     deed: str,
     by: str,
     refusal: str,
-    commit: bool = True,
+    already: tuple[str, ...] = (),
 ) -> Campaign:
-    """Change the status, guarded by the old one; when it is the new one already, change nothing."""
+    """Change the status, guarded by the old one. When it is the new one already, or one of `already`, change nothing;
+    otherwise say how it stands now."""
     flipped = db.session.scalar(
         update(Campaign)
         .where(Campaign.id == campaign_id, Campaign.status.in_(old))
@@ -312,13 +274,10 @@ def _flip(
         .returning(Campaign.id)
         .execution_options(synchronize_session=False)
     )
+    if flipped is not None:
+        record(by, deed, str(campaign_id))
+    db.session.commit()
+    campaign = existing(campaign_id)
     if flipped is None:
-        db.session.rollback()
-        campaign = _existing(campaign_id)
-        if campaign.status != new:
-            raise DomainError("conflict", refusal)
-        return campaign
-    record(by, deed, str(campaign_id))
-    if commit:
-        db.session.commit()
-    return _existing(campaign_id)
+        refuse_unless(campaign, (values["status"], *already), refusal)
+    return campaign

@@ -2,44 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flask import Response, g, jsonify, url_for
 from flask_openapi import APIBlueprint
 
+from webapp import cursor
 from webapp.blueprints.api import needs_scope
 from webapp.campaigns import actions, issue_actions, queries, recipients, tasks
 from webapp.campaigns.issue_actions import Which
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.schemas import (
+    CampaignList,
     CampaignOut,
+    CampaignPage,
     CampaignPath,
     DecisionIn,
     DecisionOut,
+    Launch,
+    NewReminder,
     OfferPath,
     RecipientOut,
     RecipientPath,
     campaign_json,
     recipient_json,
 )
+from webapp.campaigns.wording import MailText
 from webapp.customers import queries as customers
 from webapp.customers.models import Customer, normalise_email
 from webapp.errors import Invalid, NotFound
 from webapp.offers import queries as offers
-from webapp.offers.models import normalise_code
+from webapp.offers.models import Offer, normalise_code
 
 room = APIBlueprint("campaigns", __name__)
 
 
-@room.post("/offers/<code>/launch", responses={202: CampaignOut})
+@room.post(
+    "/offers/<code>/launch",
+    responses={202: CampaignOut, 409: None},
+    request_body={
+        "required": False,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Launch"}}},
+    },
+)
 @needs_scope("manage")
-def launch(path: OfferPath) -> Response:
-    """Mail the code to the offer's audience. Answers at once, for an audience of any size; again changes nothing."""
-    try:
-        offer = offers.by_code(normalise_code(path.code))
-    except Invalid:
-        offer = None
-    if offer is None:
-        raise NotFound("There is no offer with this code.")
-    return _answer(tasks.launch_offer(offer.id, by=_who()).campaign, 202)
+def launch(path: OfferPath, body: Launch) -> Response:
+    """Mail the code to the offer's audience, now or at a time. Answers at once, for an audience of any size.
+
+    Again changes nothing; but while it waits for its time, another `at` changes the time, and none starts it now.
+    """
+    return _answer(tasks.launch_offer(_offer(path.code).id, by=_who(), at=body.at).campaign, 202)
+
+
+@room.post("/offers/<code>/reminders", responses={202: CampaignOut, 409: None})
+@needs_scope("manage")
+def remind(path: OfferPath, body: NewReminder) -> Response:
+    """Mail those of the offer's audience again who have not redeemed, now or at a time.
+
+    Once the offer was launched, and one reminder at a time: 409 while another one is open, which the `detail` names.
+    Who has redeemed is looked up at the start and again before each fifty mails.
+    """
+    mail = MailText() if body.mail is None else MailText(**body.mail.model_dump(exclude_none=True))
+    return _answer(tasks.remind(_offer(path.code).id, mail, by=_who(), at=body.at).campaign, 202)
+
+
+@room.get("/campaigns", responses={200: CampaignPage, 404: None})
+@needs_scope("read")
+def page(query: CampaignList) -> Response:
+    """List campaigns, newest first."""
+    place = cursor.read(query.cursor, 1)
+    offer_id = _offer(query.offer).id if query.offer is not None else None
+    found = queries.page(place[0] if place else None, query.limit, query.status, offer_id)
+    shown = found[: query.limit]
+    following = cursor.write(shown[-1].id) if len(found) > query.limit else None
+    return cursor.answer("campaigns", _json(shown), following)
 
 
 @room.get("/campaigns/<int:id>", responses={200: CampaignOut})
@@ -66,8 +102,24 @@ def resume(path: CampaignPath) -> Response:
 @room.post("/campaigns/<int:id>/cancel", responses={200: CampaignOut})
 @needs_scope("manage")
 def cancel(path: CampaignPath) -> Response:
-    """End it for good; who has not been mailed will not be."""
-    return _answer(actions.cancel(path.id, by=_who()))
+    """End it for good, also before its time; who has not been mailed will not be."""
+    return _answer(tasks.cancel(path.id, by=_who()))
+
+
+def _offer(code: str) -> Offer:
+    try:
+        offer = offers.by_code(normalise_code(code))
+    except Invalid:
+        offer = None
+    if offer is None:
+        raise NotFound("There is no offer with this code.")
+    return offer
+
+
+def _json(campaigns: Sequence[Campaign]) -> list[dict[str, object]]:
+    counts = queries.counts_of([campaign.id for campaign in campaigns])
+    found = offers.by_ids([campaign.offer_id for campaign in campaigns])
+    return [campaign_json(c, counts[c.id], found[c.offer_id].code_as_written) for c in campaigns]
 
 
 @room.get("/campaigns/<int:id>/recipients/<email:email>", responses={200: RecipientOut})
@@ -106,8 +158,7 @@ def _customer(email: str) -> Customer:
 
 
 def _answer(campaign: Campaign, status: int = 200) -> Response:
-    offer = offers.by_id(campaign.offer_id)
-    answer = jsonify(campaign_json(campaign, queries.counts(campaign.id), offer.code_as_written if offer else ""))
+    answer = jsonify(_json([campaign])[0])
     answer.status_code = status
     if status == 202:
         answer.headers["Location"] = url_for("api.campaigns.read", id=campaign.id)

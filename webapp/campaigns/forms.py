@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
 from flask_wtf import FlaskForm
-from wtforms import RadioField, SelectChoice, StringField, TextAreaField
+from wtforms import DateField, Form, RadioField, SelectChoice, SelectField, StringField, TextAreaField
+from wtforms.validators import Optional
 
 from webapp.campaigns.models import Campaign
-from webapp.campaigns.wording import DEFAULT_SUBJECT, DEFAULT_TEXT, MailText
+from webapp.campaigns.wording import DEFAULT_SUBJECT, DEFAULT_TEXT, REMINDER_SUBJECT, REMINDER_TEXT, MailText
+from webapp.errors import FieldError, Invalid
+from webapp.offers import window
+from webapp.offers.forms import TWICE, ClockField, asks_which, typed_local
+
+_STATES = {
+    "": "Every state",
+    "draft": "Draft",
+    "scheduled": "Scheduled",
+    "preparing": "Preparing",
+    "sending": "Sending",
+    "paused": "Paused",
+    "done": "Done",
+    "cancelled": "Cancelled",
+}
 
 
 class MailForm(FlaskForm):
@@ -35,16 +53,85 @@ class MailForm(FlaskForm):
         validate_choice=False,
     )
 
-    def show(self, campaign: Campaign | None) -> None:
-        """Fill in what is stored, or the default."""
-        self.subject.data = campaign.subject if campaign else DEFAULT_SUBJECT
+    def show(self, campaign: Campaign | None, kind: str = "announcement") -> None:
+        """Fill in what is stored, or the default of this kind."""
+        subject, text = (REMINDER_SUBJECT, REMINDER_TEXT) if kind == "reminder" else (DEFAULT_SUBJECT, DEFAULT_TEXT)
+        self.subject.data = campaign.subject if campaign else subject
         self.html.data = campaign.html if campaign else ""
-        self.text.data = campaign.text if campaign and (campaign.text or campaign.html) else DEFAULT_TEXT
+        self.text.data = campaign.text if campaign and (campaign.text or campaign.html) else text
         self.uncertain_policy.data = campaign.uncertain_policy if campaign else "resend"
 
     def mail(self) -> MailText:
         """What was typed."""
         return MailText((self.subject.data or "").strip(), _lines(self.text.data), _lines(self.html.data))
+
+
+class LaunchForm(FlaskForm):
+    """Whether a mail goes out now or at a time of the offer's zone, and to whom again."""
+
+    when = RadioField(
+        "When",
+        choices=[SelectChoice("now", "Now"), SelectChoice("later", "At a time")],
+        default="now",
+    )
+    at = DateField("Day", validators=[Optional()])
+    at_time = ClockField("Time")
+    at_fold = RadioField("Which one?", choices=TWICE, validators=[Optional()])
+    to_all = RadioField(
+        "Who got the cancelled mailing",
+        choices=[
+            SelectChoice("no", "is left out: nobody gets it twice"),
+            SelectChoice("yes", "gets this mail, too"),
+        ],
+        default="no",
+        validators=[Optional()],
+    )
+
+    def show(self, campaign: Campaign, time_zone: str) -> None:
+        """Fill in what has been decided so far."""
+        self.to_all.data = "yes" if campaign.mails_again else "no"
+        if campaign.status == "scheduled" and campaign.scheduled_at is not None:
+            local = campaign.scheduled_at.astimezone(ZoneInfo(time_zone))
+            self.when.data, self.at.data, self.at_time.data = "later", local.date(), local.time()
+            shown = window.shown(campaign.scheduled_at, ZoneInfo(time_zone))
+            self.at_fold.data = None if shown.fold is None else str(shown.fold)
+
+    def moment(self, time_zone: str) -> datetime | None:
+        """When it shall start; None for now.
+
+        :raises Invalid: at the field that can't be read, or for a time that the clock of the zone skips or shows twice.
+        """
+        if self.when.data != "later":
+            return None
+        local = typed_local(self, "at")
+        if local is None:
+            raise Invalid(FieldError("at", "day_missing", "Say on which day it starts."))
+        if local.time is None:
+            raise Invalid(FieldError("at_time", "time_missing", "Say at what time it starts, such as 9:00."))
+        return window.moment(local, ZoneInfo(time_zone), "at")
+
+    def again(self) -> bool | None:
+        """Whether those get it who got a cancelled one; None where that was not asked."""
+        return None if self.to_all.data is None else self.to_all.data == "yes"
+
+    def asks(self) -> bool:
+        """Whether to ask which one is meant of a time that comes twice."""
+        return asks_which(self, "at")
+
+
+class StateForm(Form):
+    """What the list of mailings is narrowed to."""
+
+    state = SelectField(
+        "State",
+        choices=[SelectChoice(value, label) for value, label in _STATES.items()],
+        default="",
+        validate_choice=False,
+    )
+
+    def chosen(self) -> str | None:
+        """The state to show; None for every one, and for a word that is none."""
+        return self.state.data if self.state.data and self.state.data in _STATES else None
 
 
 def _lines(typed: str | None) -> str:

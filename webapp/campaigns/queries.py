@@ -130,7 +130,8 @@ def anyone_to_mail(audience_id: int | None) -> bool:
 _COUNTS = text(
     """
     select c.id, c.total, c.sending_since, c.sent_before, c.status, c.finished_at, now() as at,
-      coalesce(c.sent_in_batches, s.sent) as sent, s.recent, s.since, s.last, s.is_leased, extract(epoch from now() - c.launched_at) as age,
+      coalesce(c.sent_in_batches, s.sent) as sent, s.recent, s.since, s.last, s.is_leased,
+      extract(epoch from now() - c.launched_at) as age,
       (
         select jsonb_agg(jsonb_build_array(x.state, x.smtp_code, x.cause, x.n)) from (
           select state, smtp_code, cause, count(*) as n from mail_issue where campaign_id = c.id

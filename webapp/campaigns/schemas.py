@@ -3,19 +3,55 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.queries import Counts
 from webapp.campaigns.recipients import Fate, State
+from webapp.offers.schemas import Body, Mail, Time
 
-Status = Literal["draft", "preparing", "sending", "paused", "cancelled", "done"]
+Status = Literal["draft", "scheduled", "preparing", "sending", "paused", "cancelled", "done"]
 
 
 class OfferPath(BaseModel):
     code: str = Field(description="The offer's code; case, spaces and dashes do not matter.", examples=["SUMMER25"])
+
+
+class Launch(Body):
+    """When to launch; without a body, or without a time, now."""
+
+    at: Time | None = Field(
+        default=None,
+        description="When it shall start by itself: after now and before the offer's end. Null is now.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def no_body(cls, given: object) -> object:
+        """A call without a body means the same as an empty object."""
+        return {} if given is None else given
+
+
+class NewReminder(Body):
+    """A reminder to those who have not redeemed; what is left out of the mail is a text of its own."""
+
+    mail: Mail | None = None
+    at: Time | None = Field(
+        default=None,
+        description="When it shall start by itself: after now and before the offer's end. Null is now.",
+    )
+
+
+class CampaignList(BaseModel):
+    """A page of campaigns, newest first."""
+
+    model_config = ConfigDict(extra="forbid")
+    offer: Annotated[str | None, Field(description="Only those of this offer, by its code or an alias.")] = None
+    status: Status | None = None
+    cursor: str | None = None
+    limit: Annotated[int, Field(ge=1, le=100)] = 50
 
 
 class CampaignPath(BaseModel):
@@ -40,6 +76,7 @@ class CampaignOut(BaseModel):
     left: int = Field(description="Uncertain ones that staff left as they are: nobody will know.")
     rate: float | None = Field(description="Mails per second of late; of a campaign that is done, in all.")
     seconds_left: int | None = Field(description="What is left at that rate.")
+    scheduled_at: datetime | None = Field(description="When it starts, or started, by itself.")
     launched_at: datetime | None
     finished_at: datetime | None
 
@@ -99,6 +136,11 @@ def recipient_json(fate: Fate) -> dict[str, object]:
     }
 
 
+class CampaignPage(BaseModel):
+    campaigns: list[CampaignOut]
+    next_cursor: str | None
+
+
 def campaign_json(campaign: Campaign, counts: Counts, code: str) -> dict[str, object]:
     """The JSON of one campaign."""
     return {
@@ -117,6 +159,7 @@ def campaign_json(campaign: Campaign, counts: Counts, code: str) -> dict[str, ob
         "left": counts.left,
         "rate": None if counts.rate is None else round(counts.rate, 2),
         "seconds_left": counts.seconds_left,
+        "scheduled_at": _time(campaign.scheduled_at),
         "launched_at": _time(campaign.launched_at),
         "finished_at": _time(campaign.finished_at),
     }

@@ -83,6 +83,14 @@ class MailText:
     html: str = ""
 
 
+def completed(mail: MailText, kind: str) -> MailText:
+    """A reminder has a text of its own for what was left empty; that of an announcement is put in by FormLetter."""
+    if kind != "reminder":
+        return mail
+    text = mail.text if mail.text or mail.html else REMINDER_TEXT
+    return MailText(mail.subject or REMINDER_SUBJECT, text, mail.html)
+
+
 @dataclass(frozen=True)
 class Slot:
     """A placeholder, with the words that stand in when its value is empty."""

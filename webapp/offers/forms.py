@@ -31,7 +31,7 @@ from webapp.offers.window import Local
 
 T = TypeVar("T")
 _NUMBER = re.compile(r"[0-9]{1,15}([.,][0-9]{1,6})?", re.ASCII)
-_TWICE = [
+TWICE = [
     SelectChoice("0", "The first time, before clocks go back"),
     SelectChoice("1", "The second time, after they went back"),
 ]
@@ -99,10 +99,10 @@ class OfferForm(FlaskForm):
     )
     starts_at = DateField("First day", validators=[Optional()])
     starts_at_time = ClockField("From")
-    starts_at_fold = RadioField("Which one?", choices=_TWICE, validators=[Optional()])
+    starts_at_fold = RadioField("Which one?", choices=TWICE, validators=[Optional()])
     ends_at = DateField("Last day", validators=[Optional()])
     ends_at_time = ClockField("Until")
-    ends_at_fold = RadioField("Which one?", choices=_TWICE, validators=[Optional()])
+    ends_at_fold = RadioField("Which one?", choices=TWICE, validators=[Optional()])
     max_redemptions = StringField("Cap")
     audience = SelectField("Audience", default="", validate_choice=False)
     personal_code_required = BooleanField("Ask for the personal code")
@@ -161,28 +161,13 @@ class OfferForm(FlaskForm):
 
     def asks(self, field: str) -> bool:
         """Whether to ask which one is meant of a time that comes twice."""
-        told = any("comes twice" in error for error in self[field].errors)
-        return told or bool(self[f"{field}_fold"].data)
+        return asks_which(self, field)
 
     def _sent(self, name: str) -> bool:
         return bool(self[name].raw_data)
 
-    def _local(self, name: str) -> Local | None:
-        day: date | None = self[name].data
-        clock: time | None = self[f"{name}_time"].data
-        if _typed(self[name]) and day is None:
-            raise _bad(name, "day_invalid", "This is not a day of the calendar.")
-        if _typed(self[f"{name}_time"]) and clock is None:
-            raise _bad(f"{name}_time", "time_invalid", "Give a time such as 18:00.")
-        if day is None:
-            if clock is not None:
-                raise _bad(name, "day_missing", "Say on which day, too.")
-            return None
-        fold = self[f"{name}_fold"].data
-        return Local(day, clock, int(fold) if fold in ("0", "1") else None)
-
     def _start(self, place: ZoneInfo, offer: Offer | None) -> Any:
-        local = self._local("starts_at")
+        local = typed_local(self, "starts_at")
         if local is None:
             raise _bad("starts_at", "day_missing", "Say on which day it starts.")
         if offer is not None and place.key == offer.time_zone and local == _seen(offer.starts_at, place):
@@ -190,7 +175,7 @@ class OfferForm(FlaskForm):
         return window.start(local, place)
 
     def _end(self, place: ZoneInfo, offer: Offer | None) -> Any:
-        local = self._local("ends_at")
+        local = typed_local(self, "ends_at")
         if local is None:
             return None
         was = offer.ends_at if offer is not None and place.key == offer.time_zone else None
@@ -224,6 +209,31 @@ class OfferForm(FlaskForm):
         if chosen not in [choice.value for choice in self.audience.choices or []]:
             raise _bad("audience", "audience_unknown", "This audience does not exist; choose another.")
         return int(chosen)
+
+
+def typed_local(form: Form, name: str) -> Local | None:
+    """What was typed into the fields `name`, `name_time` and `name_fold` of a form; None for no day.
+
+    :raises Invalid: at the field that can't be read.
+    """
+    day: date | None = form[name].data
+    clock: time | None = form[f"{name}_time"].data
+    if _typed(form[name]) and day is None:
+        raise _bad(name, "day_invalid", "This is not a day of the calendar.")
+    if _typed(form[f"{name}_time"]) and clock is None:
+        raise _bad(f"{name}_time", "time_invalid", "Give a time such as 18:00.")
+    if day is None:
+        if clock is not None:
+            raise _bad(name, "day_missing", "Say on which day, too.")
+        return None
+    fold = form[f"{name}_fold"].data
+    return Local(day, clock, int(fold) if fold in ("0", "1") else None)
+
+
+def asks_which(form: Form, field: str) -> bool:
+    """Whether a form is to ask which one is meant of a time that comes twice."""
+    told = any("comes twice" in error for error in form[field].errors)
+    return told or bool(form[f"{field}_fold"].data)
 
 
 def _seen(at: datetime, place: ZoneInfo, *, closes: bool = False) -> Local:

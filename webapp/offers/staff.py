@@ -14,6 +14,7 @@ from werkzeug.wrappers import Response as BaseResponse
 
 from webapp import web
 from webapp.blueprints.staff import needs
+from webapp.campaigns import launch_queries as campaign_launches
 from webapp.campaigns import queries as campaigns
 from webapp.customers import queries as customers
 from webapp.errors import DomainError, NotFound
@@ -80,7 +81,9 @@ def show(offer_id: int) -> Response:
     offer = _offer(offer_id)
     link = f"{current_app.config['SETTINGS'].public_url}{url_for('public.redemptions.form', code=offer.code)}"
     qr = segno.make(link, error="m").svg_inline(scale=4, border=2, omitsize=True)
-    announced = [campaign for campaign in campaigns.of_offer(offer.id) if campaign.launched_at is not None]
+    mailings = campaigns.of_offer(offer.id)
+    announced = [campaign for campaign in mailings if campaign.launched_at is not None]
+    counts = campaigns.counts_of([campaign.id for campaign in announced])
     return web.render(
         "offers/show.html",
         offer=offer,
@@ -91,10 +94,13 @@ def show(offer_id: int) -> Response:
         link=link,
         qr=Markup(qr),  # noqa: S704
         chart=_chart(offer),
-        announcement=campaigns.announcement(offer.id),
+        mailings=mailings,
+        counts=counts,
+        announcement=campaign_launches.open_of(offer.id, "announcement"),
+        reminder=campaign_launches.open_of(offer.id, "reminder"),
         # Also those that were cancelled on the way: who got the mail, got it.
         announced=announced,
-        mailed=sum(counts.sent for counts in campaigns.counts_of([campaign.id for campaign in announced]).values()),
+        mailed=sum(counts[campaign.id].sent for campaign in announced if campaign.kind == "announcement"),
         **_live(offer),
     )
 

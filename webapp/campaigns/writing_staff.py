@@ -1,0 +1,355 @@
+"""Staff screens of a mail until it is on its way: writing it, and launching it now or at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from flask import Blueprint, Response, flash, redirect, request, url_for
+from flask_login import current_user
+from werkzeug.wrappers import Response as BaseResponse
+
+from webapp import web
+from webapp.blueprints.staff import needs
+from webapp.campaigns import actions, delivery, launch_queries, message, queries, reach, tasks
+from webapp.campaigns.forms import LaunchForm, MailForm
+from webapp.campaigns.message import FormLetter, Preview
+from webapp.campaigns.models import Campaign
+from webapp.campaigns.wording import PLACEHOLDERS, MailText, completed
+from webapp.customers import queries as customers
+from webapp.customers.models import Customer, normalise_email
+from webapp.errors import DomainError, FieldError, Invalid, NotFound
+from webapp.offers import queries as offers
+from webapp.offers.models import Offer
+
+room = Blueprint("writing", __name__)
+
+
+# --- writing ----------------------------------------------------------------------------------------
+
+
+@room.get("/offers/<int:offer_id>/mail", defaults={"kind": "announcement"})
+@room.get("/offers/<int:offer_id>/reminder", defaults={"kind": "reminder"})
+@needs("manager")
+def begin(offer_id: int, kind: str) -> BaseResponse:
+    """The mail that an offer has now; while it has none, one to begin."""
+    offer = find_offer(offer_id)
+    found = launch_queries.open_of(offer_id, kind)
+    if found is not None:
+        return redirect(place(found), 303)
+    return _write(offer, kind, None)
+
+
+@room.post("/offers/<int:offer_id>/mail", defaults={"kind": "announcement"})
+@room.post("/offers/<int:offer_id>/reminder", defaults={"kind": "reminder"})
+def keep(offer_id: int, kind: str) -> BaseResponse:
+    """Keep what was typed as a new draft, or in the one that has come into being meanwhile."""
+    return _save(find_offer(offer_id), kind, None)
+
+
+@room.get("/campaigns/<int:campaign_id>/mail")
+@needs("manager")
+def write(campaign_id: int) -> BaseResponse:
+    """Write the mail of a draft and see what it looks like."""
+    campaign = find_campaign(campaign_id)
+    if campaign.status != "draft":
+        return redirect(place(campaign), 303)
+    return _write(find_offer(campaign.offer_id), campaign.kind, campaign)
+
+
+@room.post("/campaigns/<int:campaign_id>/mail")
+def save(campaign_id: int) -> BaseResponse:
+    """Keep what was typed; then stay, go on to the launch, or send a test."""
+    campaign = find_campaign(campaign_id)
+    return _save(find_offer(campaign.offer_id), campaign.kind, campaign)
+
+
+@room.get("/offers/<int:offer_id>/mail/frame", defaults={"kind": "announcement"})
+@room.get("/offers/<int:offer_id>/reminder/frame", defaults={"kind": "reminder"})
+def first_frame(offer_id: int, kind: str) -> Response:
+    """What a new mail starts from, alone, for the frame of the preview."""
+    offer = find_offer(offer_id)
+    latest = _latest(offer_id, kind)
+    mail = stored(latest) if latest else completed(MailText(), kind)
+    return web.framed(as_seen(mail, offer, request.args.get("seen_as", "")).html)
+
+
+@room.get("/campaigns/<int:campaign_id>/mail/frame")
+def frame(campaign_id: int) -> Response:
+    """The saved mail as one customer sees it, alone, for the frame of the preview."""
+    campaign = find_campaign(campaign_id)
+    return web.framed(as_seen(stored(campaign), find_offer(campaign.offer_id), request.args.get("seen_as", "")).html)
+
+
+def _write(offer: Offer, kind: str, campaign: Campaign | None) -> Response:
+    form = MailForm(formdata=None)
+    form.show(campaign or _latest(offer.id, kind), kind)
+    form.seen_as.data = request.args.get("seen_as", "")
+    form.view.data = request.args.get("view", "wide")
+    return _compose(form, offer, kind, campaign)
+
+
+def _save(offer: Offer, kind: str, campaign: Campaign | None) -> BaseResponse:
+    form = MailForm()
+    typing = web.is_htmx()
+    answer = _preview if typing else _compose
+    by = None if typing else current_user.email
+    try:
+        if not form.validate_on_submit():
+            return answer(form, offer, kind, campaign, 422)
+        if campaign is None:
+            campaign = actions.save_draft(offer.id, form.mail(), form.uncertain_policy.data, by, kind)
+        else:
+            campaign = actions.save(campaign.id, form.mail(), form.uncertain_policy.data, by)
+        if typing:
+            return _preview(form, offer, kind, campaign)
+        if "test" in request.form:
+            mail = completed(form.mail(), kind)
+            delivery.send_test(mail, offer, current_user.email, current_user.name)
+            flash(f"A test is on its way to {current_user.email}.", "success")
+    except DomainError as error:
+        web.attach(form, error)
+        return answer(form, offer, kind, campaign, error.status)
+    if "launch" in request.form:
+        return redirect(url_for("staff.writing.review", campaign_id=campaign.id))
+    if "test" not in request.form:
+        flash("The mail is saved.", "success")
+    seen = {name: form[name].data for name in ("seen_as", "view") if form[name].data}
+    return redirect(url_for("staff.writing.write", campaign_id=campaign.id, **seen))
+
+
+def _compose(form: MailForm, offer: Offer, kind: str, campaign: Campaign | None, status: int = 200) -> Response:
+    values = _preview_values(form, offer, kind, campaign)
+    page = web.render("campaigns/mail.html", status=status, placeholders=PLACEHOLDERS, **values)
+    return web.with_frames(page)
+
+
+def _preview(form: MailForm, offer: Offer, kind: str, campaign: Campaign | None, status: int = 200) -> Response:
+    return web.render("campaigns/_preview.html", status=status, **_preview_values(form, offer, kind, campaign))
+
+
+def _preview_values(form: MailForm, offer: Offer, kind: str, campaign: Campaign | None) -> dict[str, Any]:
+    """What the preview shows: the mail as typed, or nothing while it can't be read."""
+    preview = None
+    seen_as = form.seen_as.data or ""
+    try:
+        actions.check_mail(form.mail())
+        preview = as_seen(completed(form.mail(), kind), offer, seen_as)
+    except Invalid as error:
+        if not form.errors:
+            web.attach(form, error)
+    if campaign is None:
+        here: dict[str, Any] = {"offer_id": offer.id, "kind": kind}
+        urls = url_for("staff.writing.keep", **here), url_for("staff.writing.first_frame", **here, seen_as=seen_as)
+    else:
+        here = {"campaign_id": campaign.id}
+        urls = url_for("staff.writing.save", **here), url_for("staff.writing.frame", **here, seen_as=seen_as)
+    return {
+        "form": form,
+        "offer": offer,
+        "kind": kind,
+        "preview": preview,
+        "save_url": urls[0],
+        "frame_url": urls[1].removesuffix("?seen_as="),
+    }
+
+
+def _latest(offer_id: int, kind: str) -> Campaign | None:
+    """What a new mail starts from: the latest of its kind, which was cancelled or, of a reminder, is through."""
+    return next((campaign for campaign in queries.of_offer(offer_id) if campaign.kind == kind), None)
+
+
+def as_seen(mail: MailText, offer: Offer, typed: str) -> Preview:
+    """A mail as a customer would get it: whose e-mail was typed, else the first of the audience.
+
+    :raises Invalid: when nobody has this e-mail.
+    """
+    return FormLetter(mail, offer, 0).preview(_recipient(offer, typed))
+
+
+def _recipient(offer: Offer, typed: str) -> Customer:
+    """The customer asked for, else the first of the audience, else somebody who is none.
+
+    :raises Invalid: when nobody has this e-mail.
+    """
+    if typed.strip():
+        try:
+            customer = customers.by_email(normalise_email(typed))
+        except Invalid:
+            customer = None
+        if customer is None or customer.erased_at is not None:
+            raise Invalid(FieldError("seen_as", "customer_unknown", "There is no customer with this e-mail."))
+        return customer
+    first = customers.ids_after(offer.audience_id, 0, 1)
+    customer = customers.by_id(first[0]) if first else None
+    return customer or Customer(
+        id=message.NOBODY, email="ada@example.com", email_as_given="ada@example.com", name="Ada Lovelace"
+    )
+
+
+# --- launching --------------------------------------------------------------------------------------
+
+
+@room.get("/offers/<int:offer_id>/launch")
+@needs("manager")
+def review_of_offer(offer_id: int) -> BaseResponse:
+    """Where the launch of an offer's announcement stood before each campaign had a page of its own."""
+    find_offer(offer_id)
+    found = queries.announcement(offer_id)
+    if found is None:
+        return redirect(url_for("staff.writing.begin", offer_id=offer_id, kind="announcement"), 303)
+    return redirect(place(found, launching=True), 303)
+
+
+@room.post("/offers/<int:offer_id>/launch")
+def launch_of_offer(offer_id: int) -> BaseResponse:
+    """Launch an offer's announcement now, from a page of the old kind that is still open."""
+    offer = find_offer(offer_id)
+    try:
+        launched = tasks.launch_offer(offer_id, by=current_user.email)
+    except DomainError as error:
+        found = queries.announcement(offer_id)
+        if found is None or found.status not in ("draft", "scheduled"):
+            raise
+        form = LaunchForm(formdata=None)
+        web.attach(form, error)
+        return _review(offer, found, form, error.status)
+    return _launched(launched)
+
+
+@room.get("/campaigns/<int:campaign_id>/launch")
+@needs("manager")
+def review(campaign_id: int) -> BaseResponse:
+    """Who will get it, once more before it goes out; and when, as long as it waits."""
+    campaign = find_campaign(campaign_id)
+    if campaign.status not in ("draft", "scheduled"):
+        return redirect(place(campaign), 303)
+    offer = find_offer(campaign.offer_id)
+    form = LaunchForm(formdata=None)
+    form.show(campaign, offer.time_zone)
+    return _review(offer, campaign, form)
+
+
+@room.post("/campaigns/<int:campaign_id>/launch")
+def launch(campaign_id: int) -> BaseResponse:
+    """Launch it now, or have it start at a time."""
+    campaign = find_campaign(campaign_id)
+    offer = find_offer(campaign.offer_id)
+    form = LaunchForm()
+    try:
+        if not form.validate_on_submit():
+            return _review(offer, campaign, form, 422)
+        at = form.moment(offer.time_zone)
+        if at is None:
+            launched = tasks.launch(campaign_id, current_user.email, form.again())
+        else:
+            launched = tasks.schedule(campaign_id, at, current_user.email, form.again())
+    except DomainError as error:
+        campaign = find_campaign(campaign_id)
+        if campaign.status not in ("draft", "scheduled"):
+            # Somebody else was faster, so this page is out of date; that of the mailing says how it stands.
+            flash(error.message, "error")
+            return redirect(place(campaign), 303)
+        web.attach(form, error)
+        return _review(find_offer(campaign.offer_id), campaign, form, error.status)
+    return _launched(launched)
+
+
+@room.post("/campaigns/<int:campaign_id>/draft")
+def take_back(campaign_id: int) -> BaseResponse:
+    """Make a draft again of what waits for its time."""
+    try:
+        campaign = actions.take_back(campaign_id, by=current_user.email)
+    except NotFound:
+        raise
+    except DomainError as error:
+        flash(error.message, "error")
+        return redirect(place(find_campaign(campaign_id)), 303)
+    flash("It is a draft again and does not start by itself.", "success")
+    return redirect(url_for("staff.writing.write", campaign_id=campaign.id), 303)
+
+
+def _launched(launched: actions.Launched) -> BaseResponse:
+    campaign = launched.campaign
+    if campaign.status == "scheduled":
+        offer = find_offer(campaign.offer_id)
+        flash(f"It starts on {web.when(campaign.scheduled_at, offer.time_zone)}, by itself.", "success")
+    elif launched.changed:
+        flash("Launched. You can leave this page: the mails go out in the background.", "success")
+    else:
+        flash("It had been launched already; nothing was sent twice.", "info")
+    return redirect(place(campaign), 303)
+
+
+def _review(offer: Offer, campaign: Campaign, form: LaunchForm, status: int = 200) -> Response:
+    return web.render(
+        "campaigns/launch.html",
+        status=status,
+        form=form,
+        offer=offer,
+        campaign=campaign,
+        preview=as_seen(stored(campaign), offer, ""),
+        sender=message.shown_sender(),
+        reach=reach.of(campaign, offer),
+        audience=audience_name(offer.audience_id),
+        others=_other_zones(campaign, offer),
+        at=offers.clock(),
+    )
+
+
+def _other_zones(campaign: Campaign, offer: Offer) -> list[str]:
+    """The time at which it starts as other clocks show it: the staff member's and UTC, where they differ."""
+    at = campaign.scheduled_at
+    if at is None:
+        return []
+    found = {at.astimezone(ZoneInfo(offer.time_zone)).utcoffset()}
+    words = []
+    for name, zone in (("for you", current_user.time_zone), ("in UTC", "UTC")):
+        offset = at.astimezone(ZoneInfo(zone)).utcoffset()
+        if offset not in found:
+            found.add(offset)
+            words.append(f"{web.when(at, zone)} {name}")
+    return words
+
+
+def place(campaign: Campaign, launching: bool = False) -> str:
+    """The page on which a campaign is to be found as it stands now."""
+    if campaign.status == "scheduled" or (launching and campaign.status == "draft"):
+        return url_for("staff.writing.review", campaign_id=campaign.id)
+    if campaign.status == "draft":
+        return url_for("staff.writing.write", campaign_id=campaign.id)
+    return url_for("staff.campaigns.show", campaign_id=campaign.id)
+
+
+def stored(campaign: Campaign) -> MailText:
+    """The mail of a campaign as it was written."""
+    return MailText(campaign.subject, campaign.text, campaign.html)
+
+
+def audience_name(audience_id: int | None) -> str:
+    """What an audience is called on screens; None is everyone."""
+    if audience_id is None:
+        return "Everyone"
+    return next((audience.name for audience in customers.audiences() if audience.id == audience_id), "–")
+
+
+def find_offer(offer_id: int) -> Offer:
+    """The offer of a page.
+
+    :raises NotFound: when there is none.
+    """
+    offer = offers.by_id(offer_id)
+    if offer is None:
+        raise NotFound("There is no such offer.")
+    return offer
+
+
+def find_campaign(campaign_id: int) -> Campaign:
+    """The campaign of a page.
+
+    :raises NotFound: when there is none.
+    """
+    campaign = queries.by_id(campaign_id)
+    if campaign is None:
+        raise NotFound("There is no such campaign.")
+    return campaign
