@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from webapp.campaigns.models import Batch, Campaign
+from webapp.campaigns.models import Batch, Campaign, MailIssue
 from webapp.customers.models import Customer, CustomerImport
 from webapp.extensions import db
 from webapp.home import queries
@@ -201,3 +201,22 @@ class TestLinks:
         links = self.links(staff)
         assert len(links) == 7
         assert {link: staff.get(link).status_code for link in links} == dict.fromkeys(links, 200)
+
+
+class TestWhileMailsGoOut:
+    def test_the_figures_renew_themselves_until_the_mails_are_through(self, staff: FlaskClient, offer: Make) -> None:
+        row = campaign(offer(), 3, status="sending")
+        going = staff.get("/now").text
+        row.status = "done"
+        db.session.commit()
+        through = staff.get("/now").text
+        assert 'hx-get="/now"' in going
+        assert "hx-get" not in through
+        assert going.lstrip().startswith('<div id="now"')
+
+    def test_uncertain_mails_are_to_decide(self, staff: FlaskClient, offer: Make) -> None:
+        row = campaign(offer(), 3)
+        put(MailIssue(campaign_id=row.id, customer_id=1, state="uncertain"))
+        page = section(staff.get("/").text, "attention")
+        assert "has 1 mail of which nobody knows whether it went out" in page
+        assert f'href="/campaigns/{row.id}/recipients?state=uncertain"' in page

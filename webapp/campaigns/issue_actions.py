@@ -38,7 +38,7 @@ class Which:
         if self.cause is not None:
             conditions.append(f"i.cause = :cause and i.smtp_code {'is null' if self.code is None else '= :code'}")
         if self.state == "uncertain":
-            conditions.append(UNDECIDED)
+            conditions.append(queries.UNDECIDED)
         values = {"state": self.state, "customer": self.customer_id, "code": self.code, "cause": self.cause}
         return " and ".join(conditions), values
 
@@ -49,16 +49,6 @@ class Again:
 
     mails: int
     left_out: int
-
-
-# A mail whose retry was killed keeps the end of its lease; one that its batch has yet to reach again is sent by that.
-UNDECIDED = """
-  (i.next_at is null or i.next_at <= now()) and not exists (
-    select 1 from batch b where b.campaign_id = i.campaign_id and b.status in ('pending', 'sending')
-      and b.first_id <= i.customer_id and b.last_id >= i.customer_id
-      and i.customer_id > (select coalesce(sum(gap), 0) from unnest(b.gaps[: b.window_start]) gap)
-  )
-"""
 
 
 def send_again(campaign_id: int, which: Which, by: str) -> Again:

@@ -316,6 +316,38 @@ def next_wake() -> float | None:
     return float(seconds) if seconds is not None and 0 < seconds <= 60 else None
 
 
+# Of a row i of mail_issue that is uncertain: nobody is at it. A mail whose retry was killed keeps the end of its lease;
+# one that its batch has yet to reach again is sent by that.
+UNDECIDED = """
+  (i.next_at is null or i.next_at <= now()) and not exists (
+    select 1 from batch b where b.campaign_id = i.campaign_id and b.status in ('pending', 'sending')
+      and b.first_id <= i.customer_id and b.last_id >= i.customer_id
+      and i.customer_id > (select coalesce(sum(gap), 0) from unnest(b.gaps[: b.window_start]) gap)
+  )
+"""
+_TO_DECIDE = text(
+    f"""
+    select i.campaign_id, count(*) as n from mail_issue i join campaign c on c.id = i.campaign_id
+    where i.state = 'uncertain' and {UNDECIDED}
+      and not (i.next_at is not null and c.uncertain_policy = 'resend' and c.status in ('sending', 'paused'))
+    group by i.campaign_id order by i.campaign_id desc limit 20
+    """  # noqa: S608
+)
+
+
+def undecided() -> list[tuple[Campaign, int]]:
+    """Campaigns with uncertain mails that staff decide about, and how many; the newest first."""
+    found = {row.campaign_id: int(row.n) for row in db.session.execute(_TO_DECIDE)}
+    campaigns = db.session.scalars(select(Campaign).where(Campaign.id.in_(found)).order_by(Campaign.id.desc()))
+    return [(campaign, found[campaign.id]) for campaign in campaigns]
+
+
+def is_anything_sent() -> bool:
+    """Whether some campaign is under way, so that its figures change."""
+    going = select(Campaign.id).where(Campaign.status.in_(("preparing", "sending")))
+    return db.session.scalar(going.limit(1)) is not None
+
+
 def attention() -> Sequence[Campaign]:
     """Campaigns that wait for somebody: paused, or unable to reach the relay."""
     return db.session.scalars(

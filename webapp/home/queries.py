@@ -51,16 +51,18 @@ class Steps:
 
 @dataclass(frozen=True)
 class Attention:
-    """What somebody should look at. A campaign comes with its offer's name: the subject holds placeholders."""
+    """What somebody should look at. A campaign comes with its offer's name: the subject holds placeholders; one whose
+    uncertain mails are to decide also with how many."""
 
     campaigns: Sequence[tuple[Campaign, str]]
+    undecided: Sequence[tuple[Campaign, str, int]]
     running_out: Sequence[Offer]
     ending: Sequence[Offer]
     guessed: Sequence[tuple[Offer, int]]
     imports: Sequence[CustomerImport]
 
     def __bool__(self) -> bool:
-        return bool(self.campaigns or self.running_out or self.ending or self.guessed or self.imports)
+        return any((self.campaigns, self.undecided, self.running_out, self.ending, self.guessed, self.imports))
 
 
 def figures(zone: str) -> Figures:
@@ -87,8 +89,8 @@ def steps() -> Steps | None:
 
 
 def attention() -> Attention:
-    """Campaigns that stand still, offers that are running out, ending or guessed at, imports that failed in the last
-    week."""
+    """Campaigns that stand still or have something to decide, offers that are running out, ending or guessed at,
+    imports that failed in the last week."""
     cap = func.coalesce(Offer.max_redemptions, 0)
     running_out = _OPEN.where(cap > 0, Offer.redeemed >= cap * NEARLY_USED_UP).order_by(Offer.ends_at, Offer.id)
     ending = _OPEN.where(Offer.ends_at <= func.now() + ENDS_SOON).order_by(Offer.ends_at, Offer.id)
@@ -97,6 +99,7 @@ def attention() -> Attention:
     )
     return Attention(
         campaigns=_named(campaigns.attention()),
+        undecided=_undecided(),
         running_out=db.session.scalars(running_out.limit(SHOWN)).all(),
         ending=db.session.scalars(ending.limit(SHOWN)).all(),
         guessed=_guessed(),
@@ -120,6 +123,12 @@ def _named(found: Sequence[Campaign]) -> list[tuple[Campaign, str]]:
     wanted = select(Offer.id, Offer.name).where(Offer.id.in_([campaign.offer_id for campaign in found]))
     names = {row.id: row.name for row in db.session.execute(wanted)}
     return [(campaign, names[campaign.offer_id]) for campaign in found]
+
+
+def _undecided() -> list[tuple[Campaign, str, int]]:
+    found = campaigns.undecided()
+    names = _named([campaign for campaign, _ in found])
+    return [(campaign, name, n) for (campaign, name), (_, n) in zip(names, found, strict=True)]
 
 
 def _live_offers() -> int:

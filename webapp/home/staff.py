@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flask import Blueprint
 from flask_login import current_user
 from werkzeug.wrappers import Response
 
+from webapp.campaigns import queries as campaigns
 from webapp.home import queries
 from webapp.web import render
 
@@ -14,6 +17,7 @@ room = Blueprint("home", __name__)
 
 @room.get("/")
 def index() -> Response:
+    """All of it; while mails go out, what changes renews itself."""
     figures = queries.figures(current_user.time_zone)
     chart = {
         "x": [day.isoformat() for day, _ in figures.per_day],
@@ -22,9 +26,22 @@ def index() -> Response:
     }
     return render(
         "home.html",
-        figures=figures,
         chart=chart,
         steps=queries.steps(),
-        attention=queries.attention(),
-        days=queries.DAYS,
+        **_live(figures),
     )
+
+
+@room.get("/now")
+def now() -> Response:
+    """The piece that renews itself while mails go out."""
+    return render("_now.html", steps=None, **_live(queries.figures(current_user.time_zone)))
+
+
+def _live(figures: queries.Figures) -> dict[str, Any]:
+    return {
+        "figures": figures,
+        "attention": queries.attention(),
+        "days": queries.DAYS,
+        "is_live": campaigns.is_anything_sent(),
+    }
