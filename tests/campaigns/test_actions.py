@@ -15,8 +15,9 @@ from sqlalchemy import event, select, text
 
 from tests.campaigns.test_delivery import people
 from webapp.accounts.models import AuditEntry
-from webapp.campaigns import actions, batch_actions, closing_actions, queries, tasks
+from webapp.campaigns import actions, batch_actions, closing_actions, issue_actions, queries, tasks
 from webapp.campaigns.check import check_mail
+from webapp.campaigns.issue_actions import Which
 from webapp.campaigns.models import Campaign, ids_of
 from webapp.campaigns.wording import BODY_MAX, DEFAULT_SUBJECT, DEFAULT_TEXT, MailText
 from webapp.customers import actions as customers
@@ -425,4 +426,4 @@ def test_a_draft_can_neither_be_paused_nor_cancelled(app: Flask, offer: Callable
 
 def test_there_is_nothing_to_send_again_where_all_went_out(sending: Campaign) -> None:
     with pytest.raises(DomainError, match="no such mails"):
-        actions.send_again(sending.id, "failed", "mia")
+        issue_actions.send_again(sending.id, Which("failed"), "mia")
