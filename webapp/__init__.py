@@ -19,6 +19,7 @@ from webapp import bell, cli, ratelimit, sessions, web
 from webapp.accounts import staff as accounts_staff
 from webapp.blueprints import api, docs, problems, public, staff
 from webapp.campaigns import api as campaigns_api
+from webapp.campaigns import bounce_api
 from webapp.campaigns import forget_actions as campaigns_forget
 from webapp.campaigns import public as campaigns_public
 from webapp.campaigns import staff as campaigns_staff
@@ -26,6 +27,7 @@ from webapp.campaigns import writing_staff
 from webapp.customers import actions as customers_actions
 from webapp.customers import api as customers_api
 from webapp.customers import staff as customers_staff
+from webapp.customers import suppression_staff
 from webapp.extensions import csrf, db, huey, login, mail, migrate
 from webapp.home import staff as home_staff
 from webapp.json_provider import JsonProvider
@@ -159,6 +161,7 @@ def _doors(app: OpenAPI) -> None:
             home_staff.room,
             accounts_staff.room,
             customers_staff.room,
+            suppression_staff.room,
             offers_staff.room,
             campaigns_staff.room,
             writing_staff.room,
@@ -168,7 +171,14 @@ def _doors(app: OpenAPI) -> None:
     )
     app.register_blueprint(public.public_door(redemptions_public.room, campaigns_public.room))
     app.register_api(
-        api.api_door(customers_api.room, offers_api.room, campaigns_api.room, redemptions_api.room, docs.room)
+        api.api_door(
+            customers_api.room,
+            bounce_api.room,
+            offers_api.room,
+            campaigns_api.room,
+            redemptions_api.room,
+            docs.room,
+        )
     )
 
 

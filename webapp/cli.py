@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -15,6 +17,7 @@ from webapp.accounts import actions as accounts
 from webapp.accounts import key_actions
 from webapp.accounts import queries as staff
 from webapp.accounts.models import ROLES, SCOPES
+from webapp.campaigns import bounce_actions, mailbox
 from webapp.customers.models import normalise_email
 from webapp.embedded import EmbeddedError
 from webapp.errors import DomainError, NotFound
@@ -26,6 +29,7 @@ from webapp.settings import Settings
 def init_app(app: Flask) -> None:
     for command in (up, down, run, migrate, invite, api_key, key, mail_sink):
         app.cli.add_command(command)
+    app.cli.add_command(bounces)
 
 
 @click.command()
@@ -168,6 +172,37 @@ def retire_key(purpose: str, version: int, yes: bool) -> None:
     except DomainError as error:
         _fail(error)
     click.echo(f"Version {version} of {purpose} is retired.")
+
+
+OUTCOMES = {
+    "known": "about addresses that were not mailed any more already",
+    "soft": "about mails that may be delivered yet, or that are not the address's fault",
+    "ignored": "about nothing to act on: notices of machines, and addresses that a customer no longer has",
+    "unproven": "without a mark of ours, so nobody knows whose mail it is about",
+    "unknown_customer": "about nobody who is a customer",
+    "own_address": "about an address of the shop itself",
+    "broken": "that could not be read",
+}
+
+
+@click.command()
+@click.argument("file")
+def bounces(file: str) -> None:
+    """Read mails that came back: an mbox, a single mail, a maildir, or - for standard input.
+
+    Addresses that do not exist and people who complained are not mailed any more. Reading a file again changes nothing.
+    """
+    try:
+        found = mailbox.mails(sys.stdin.buffer) if file == "-" else mailbox.all_mails(Path(file))
+        seen = bounce_actions.take_mails(found, by="command line")
+    except OSError as error:
+        _fail(error)
+    n = seen["suppressed"]
+    click.echo(f"{seen.total()} {'mail' if seen.total() == 1 else 'mails'} read.")
+    click.echo(f"{n} {'address is' if n == 1 else 'addresses are'} not mailed any more.")
+    for outcome, words in OUTCOMES.items():
+        if seen[outcome]:
+            click.echo(f"{seen[outcome]} {words}.")
 
 
 @click.command("mail-sink")

@@ -63,3 +63,18 @@ def test_a_return_path_holds_after_its_key_was_renewed(bounces: None) -> None:
 def test_an_address_that_could_not_carry_the_mark_stops_the_start(bad: str) -> None:
     with pytest.raises(SettingsError, match="MAIL_BOUNCE_ADDRESS"):
         load({"MAIL_BOUNCE_ADDRESS": bad, "DATABASE_URL": "postgresql://x/y", "SECRET_KEY": "x"})
+
+
+def test_a_message_id_is_the_same_each_time_and_tells_only_us_whose_mail_it_was(app: Flask) -> None:
+    names = {links.message_id(3, customer, "example.com") for customer in range(1, 200)}
+    assert len(names) == len({name[:12] for name in names}) == 199
+    assert links.message_id(3, 7, "example.com") == links.message_id(3, 7, "example.com")
+    assert links.read_message_id(links.message_id(3, 7, "example.com")) == (3, 7)
+    assert links.read_message_id(f" {links.message_id(2**63 - 1, 0, 'x').upper()}") == (2**63 - 1, 0)
+
+
+@pytest.mark.parametrize("given", ["", "<@x>", "<CABc+1@mail.gmail.com>", "<ä@x>", "x"])
+def test_a_message_id_that_is_not_ours_is_nobodys(app: Flask, given: str) -> None:
+    assert links.read_message_id(given) is None
+    ours = links.message_id(3, 7, "example.com")
+    assert links.read_message_id(ours.replace(ours[5], "a" if ours[5] != "a" else "b", 1)) is None

@@ -28,11 +28,11 @@ def needs_scope(scope: str) -> Callable[[View], View]:
     return mark
 
 
-def takes(*media_types: str) -> Callable[[View], View]:
-    """Mark a call whose body is something else than JSON."""
+def takes(*media_types: str, model: type[BaseModel] | None = None) -> Callable[[View], View]:
+    """Mark a call whose body is something else than JSON; `model` describes its JSON if it takes that as well."""
 
     def mark(view: View) -> View:
-        view.takes = media_types  # type: ignore[attr-defined]
+        view.takes, view.takes_model = media_types, model  # type: ignore[attr-defined]
         return view
 
     return mark

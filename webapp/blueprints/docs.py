@@ -94,8 +94,22 @@ def _declare_marks(operation: dict[str, Any], view: Any) -> None:
         operation.setdefault("parameters", []).append(header)
     streams = getattr(view, "takes", None)
     if streams:
-        content = {media_type: {"schema": {"type": "string"}} for media_type in streams}
+        content: dict[str, Any] = {media_type: {"schema": {"type": "string"}} for media_type in streams}
+        if view.takes_model is not None:
+            schema = view.takes_model.model_json_schema()
+            content["application/json"] = {"schema": _inlined(schema, schema.pop("$defs", {}))}
         operation["requestBody"] = {"required": True, "content": content}
+
+
+def _inlined(schema: Any, parts: dict[str, Any]) -> Any:
+    """A schema of pydantic's that stands alone: a reference in it would point into the whole document."""
+    if isinstance(schema, list):
+        return [_inlined(item, parts) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(parts[schema["$ref"].rpartition("/")[2]], parts)
+    return {name: _inlined(value, parts) for name, value in schema.items()}
 
 
 def _declare_refusals(operation: dict[str, Any], names_something: bool, method: str) -> None:

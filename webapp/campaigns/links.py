@@ -4,7 +4,6 @@ Nothing is stored."""
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
 from collections.abc import Callable
 
@@ -14,6 +13,7 @@ from webapp import keyring
 
 _PURPOSE = "unsubscribe"
 _RETURN = "return_path"
+_MESSAGE = "message_id"
 _MAC_BYTES = 10
 
 
@@ -35,19 +35,50 @@ def read(token: str) -> tuple[int, int] | None:
 
 
 def message_id(campaign_id: int, customer_id: int, domain: str) -> str:
-    """The same for every try at one mail, so that a mailbox can know a second copy again; tells nothing."""
+    """The same for every try at one mail, so that a mailbox can know a second copy again. It tells nobody anything, but
+    for us, whose mail it was (`read_message_id`)."""
     return message_ids(campaign_id, domain)(customer_id)
 
 
 def message_ids(campaign_id: int, domain: str) -> Callable[[int], str]:
     """`message_id` of one campaign for many customers, one after the other."""
-    secret = keyring.newest("message_id")
+    secret = keyring.newest(_MESSAGE)
+    campaign = campaign_id.to_bytes(8)
 
     def of(customer_id: int) -> str:
-        digest = hmac.digest(secret, f"{campaign_id}.{customer_id}".encode(), "sha256")
-        return f"<{base64.b32encode(digest[:15]).decode().lower()}@{domain}>"
+        ids = campaign + customer_id.to_bytes(8)
+        # As in SIV (RFC 5297): a MAC of the ids proves them, and hides them under what is derived from it.
+        mac = hmac.digest(secret, ids, "sha256")[:_MAC_BYTES]
+        return f"<{base64.b32encode(mac + _hidden(secret, mac, ids)).decode().rstrip('=').lower()}@{domain}>"
 
     return of
+
+
+def read_message_id(given: str) -> tuple[int, int] | None:
+    """(campaign, customer) of a Message-ID that `message_id` made, else None."""
+    data = _base32(given.strip().removeprefix("<").rpartition("@")[0])
+    mac, hidden = data[:_MAC_BYTES], data[_MAC_BYTES:]
+    if len(hidden) != 16:
+        return None
+    for _, secret in (*keyring.keys(_MESSAGE), *keyring.newly_known(_MESSAGE)):
+        ids = _hidden(secret, mac, hidden)
+        if hmac.compare_digest(hmac.digest(secret, ids, "sha256")[:_MAC_BYTES], mac):
+            return int.from_bytes(ids[:8]), int.from_bytes(ids[8:])
+    return None
+
+
+def _hidden(secret: bytes, mac: bytes, ids: bytes) -> bytes:
+    """Ids made unreadable, or readable again."""
+    mask = hmac.digest(secret, mac, "sha256")[:16]
+    return (int.from_bytes(ids) ^ int.from_bytes(mask)).to_bytes(16)
+
+
+def _base32(token: str) -> bytes:
+    """What base32 letters of any case stand for; nothing where they are none."""
+    try:
+        return base64.b32decode(token.upper() + "=" * (-len(token) % 8))
+    except ValueError:
+        return b""
 
 
 def return_path(campaign_id: int, customer_id: int, default: str) -> str:
@@ -69,11 +100,7 @@ def return_path(campaign_id: int, customer_id: int, default: str) -> str:
 
 def read_return_path(address: str) -> tuple[int, int] | None:
     """(campaign, customer) of an address that `return_path` made, in whatever capitals, else None."""
-    token = address.strip().rpartition("@")[0].rpartition("+")[2].upper()
-    try:
-        data = base64.b32decode(token + "=" * (-len(token) % 8))
-    except ValueError:
-        return None
+    data = _base32(address.strip().rpartition("@")[0].rpartition("+")[2])
     ids, mac = data[:-_MAC_BYTES], data[-_MAC_BYTES:]
     if not ids or len(ids) != 1 + (ids[0] >> 4) + (ids[0] & 15):
         return None
@@ -94,4 +121,4 @@ def _proven(ids: bytes, mac: bytes, with_keys: list[tuple[int, bytes]]) -> bool:
 
 
 def _mac(secret: bytes, ids: bytes) -> bytes:
-    return hmac.new(secret, ids, hashlib.sha256).digest()[:_MAC_BYTES]
+    return hmac.digest(secret, ids, "sha256")[:_MAC_BYTES]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from email.utils import parseaddr
+
+from flask import current_app
 from sqlalchemy import text
 
 from webapp.accounts.actions import record
@@ -90,6 +93,8 @@ def add(email: str, reason: str, by: str, words: str = "") -> Suppression:
     :raises Invalid: when it is no address, or the reason none of the three.
     """
     address = normalise_email(email)
+    if is_own(address):
+        raise Invalid(FieldError("email", "own_address", "Mails are sent from this address; it gets none of them."))
     if reason not in REASONS:
         raise Invalid(FieldError("reason", "reason_unknown", "Choose one of the reasons."))
     if put(address, reason, "staff", words):
@@ -113,6 +118,13 @@ def lift(key: str, by: str) -> None:
     _lift(key)
     record(by, "suppression.lifted", _named(key), reason=reason)
     db.session.commit()
+
+
+def is_own(address: str) -> bool:
+    """Whether it is an address of the shop's own, from which mails go out or to which they come back."""
+    settings = current_app.config["SETTINGS"]
+    own = (parseaddr(settings.mail_default_sender)[1], settings.mail_bounce_address or "")
+    return address in {given.lower() for given in own}
 
 
 def note_export(by: str) -> None:

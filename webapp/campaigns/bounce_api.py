@@ -1,0 +1,65 @@
+"""JSON calls about mails that came back."""
+
+from __future__ import annotations
+
+import re
+from itertools import takewhile
+from typing import Any
+
+from flask import Response, g, jsonify, request
+from flask_openapi import APIBlueprint
+from pydantic import ValidationError
+from werkzeug.exceptions import BadRequest
+
+from webapp.blueprints.api import needs_scope, takes, validation_problem
+from webapp.campaigns import bounce_actions, mailbox, report
+from webapp.campaigns.bounce_schemas import BouncesIn, BouncesOut
+from webapp.customers.upload import PIECE
+from webapp.errors import DomainError
+
+room = APIBlueprint("bounces", __name__)
+
+JSON = "application/json"
+MAIL, REPORT = "message/rfc822", "multipart/report"
+MAIL_MAX = 64 * 1024 * 1024
+
+
+@room.post("/bounces", responses={200: BouncesOut})
+@needs_scope("manage")
+@takes(JSON, MAIL, REPORT, model=BouncesIn)
+def bounces() -> Response:
+    """Hard bounces and complaints: those addresses are not mailed any more, from the next window on.
+
+    As JSON, up to 1000 at a time: each says by `return_path`, `message_id` or `email` whose mail it is about; a mark of
+    ours goes before the address. A `status` that is no fault of the address (RFC 3463; the table is in docs/api.md)
+    changes nothing. Or the mail itself that came back, as `message/rfc822` or `multipart/report`: of that only what
+    carries a mark of ours counts. Sending the same twice changes nothing. `results` says for each in turn what came of
+    it: suppressed, known, soft, ignored, unproven, unknown_customer, own_address, email_invalid, broken.
+    """
+    by = f"key {g.api_key.name}"
+    if request.mimetype != JSON:
+        outcomes = [bounce_actions.take(report.read(_mail()))]
+        bounce_actions.note(outcomes, by)
+    else:
+        try:
+            body = BouncesIn.model_validate(_json())
+        except ValidationError as error:
+            return validation_problem(error)
+        outcomes = bounce_actions.take_all_said([each.said() for each in body.bounces], by)
+    return jsonify({"received": len(outcomes), "suppressed": outcomes.count("suppressed"), "results": outcomes})
+
+
+def _json() -> Any:
+    try:
+        return request.get_json()
+    except (BadRequest, RecursionError) as error:
+        raise DomainError("broken_json", "The body is not JSON that can be read.", 400) from error
+
+
+def _mail() -> bytes:
+    """The beginning of the mail that is the body. Of a report without its first lines, the header says what it is."""
+    request.max_content_length = MAIL_MAX
+    raw = mailbox.beginning(takewhile(bool, iter(lambda: request.stream.read(PIECE), None)))
+    if request.mimetype == REPORT and not re.match(rb"[\w-]+:", raw):
+        return f"Content-Type: {request.content_type}\n\n".encode() + raw
+    return raw
