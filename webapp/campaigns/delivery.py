@@ -97,8 +97,8 @@ class _Pump:
         self.broken = 0
         self.refused_bodies = 0
         self.pace = Pace(settings.mail_per_second)
-        # How far the cursor is to be moved before the next body is begun. It is moved while the relay reads the next
-        # envelope, or before anything is waited for.
+        # How far the cursor is to be moved before the next body is begun: while the relay reads the next envelope, or
+        # before anything is waited for.
         self.owed: int | None = None
 
     def run(self) -> bool:
@@ -167,9 +167,13 @@ class _Pump:
     def _send_one(self, taken: Claim, recipient: Recipient, form: FormLetter) -> bool:
         """One recipient settled; False when this pump is done with the batch, which then is in order."""
         letter = self._write(form, recipient.customer)
-        outcome = self._try(letter, lambda: self._holds(taken), lambda: self._settled(taken))
+        outcome = self._try(
+            letter, lambda: self._settled(taken) and self._holds(taken), lambda: self._begin_settling(taken)
+        )
         if outcome.kind == "accepted":
             return self._went_out(taken, recipient, outcome)
+        # Nothing of this pump's is under way when somebody else may write about the batch.
+        self.place.done()
         if outcome.kind in ("stopped", "refused") or (outcome.kind == "trouble" and outcome.at == "connect"):
             # For nobody, if it is somebody else's by now.
             batch_actions.release(taken)
@@ -191,10 +195,15 @@ class _Pump:
         self.owed = recipient.index + 1
         return True
 
+    def _begin_settling(self, taken: Claim) -> None:
+        if self.owed is not None:
+            self.place.begin(taken, self.owed)
+        self.owed = None
+
     def _settled(self, taken: Claim) -> bool:
         """Everything accepted is written down; False when the batch is somebody else's by now."""
-        owed, self.owed = self.owed, None
-        return owed is None or self.place.move(taken, owed)
+        self._begin_settling(taken)
+        return self.place.done()
 
     def _may_go_on(self, taken: Claim, outcome: Outcome) -> bool:
         """Whether the next recipient may fare better, or the trouble is the relay's or the mail's own."""
@@ -215,7 +224,7 @@ class _Pump:
         return True
 
     def _try(
-        self, letter: Letter | Outcome, may_send: Callable[[], bool], meanwhile: Callable[[], bool] = lambda: True
+        self, letter: Letter | Outcome, may_send: Callable[[], bool], meanwhile: Callable[[], object] = lambda: None
     ) -> Outcome:
         """Hand a letter over; when the connection breaks before the body, on a new one, three times in all."""
         if isinstance(letter, Outcome):
@@ -224,8 +233,7 @@ class _Pump:
         for wait in times.TRIES:
             try:
                 if not self.relay.is_open:
-                    if not meanwhile():
-                        return Outcome("stopped")
+                    meanwhile()
                     self.relay.open()
                 outcome = self.relay.deliver(letter, may_send, meanwhile)
             except RelayRefuses as error:

@@ -1,25 +1,28 @@
 """How far the owner of a batch has come inside its window: the cursor, moved once for each mail.
 
-Nearly all that sending a mail costs in the database is here, so it goes round SQLAlchemy: a prepared statement on a
-connection of its own that does not wait for the disk. Nothing is lost by that when a worker is killed; after a crash
-of the database the table is empty in any case, for it is unlogged.
+Nearly all that sending a mail costs in the database is here, so it goes round SQLAlchemy: a prepared statement, sent
+while the relay has something to do, on a connection of its own that does not wait for the disk. Nothing is lost by
+that when a worker is killed; after a crash of the database the table is empty in any case, for it is unlogged.
 """
 
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol, cast
 
 import psycopg
+from psycopg.pq import ConnStatus, ExecStatus
+from psycopg.pq.abc import PGconn
 from sqlalchemy import Connection
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from webapp.campaigns import times
 from webapp.extensions import db
 
 # The row of a batch has the epoch of whoever took it over last, so that a former owner's finds nothing.
-_MOVE = "update batch_cursor set cursor = %(cursor)s where batch_id = %(batch)s and epoch = %(epoch)s"
+_MOVE = "update batch_cursor set cursor = $1 where batch_id = $2 and epoch = $3"
 # There is none before the first window, and none after a crash of the database: whoever owns the batch makes it anew.
 _PLACE = """
     insert into batch_cursor (batch_id, epoch, cursor)
@@ -44,10 +47,11 @@ def put(connection: Connection, taken: Owned, cursor: int) -> bool:
 
 
 class Place:
-    """Keeps the cursors of one pump."""
+    """Keeps the cursors of one pump. Moving one is begun and, when the relay has been talked to meanwhile, done."""
 
     def __enter__(self) -> Place:
         self._kept: Connection | None = None
+        self._begun: tuple[Owned, int] | None = None
         return self
 
     def __exit__(
@@ -55,26 +59,62 @@ class Place:
     ) -> None:
         self._drop()
 
-    def move(self, taken: Owned, cursor: int) -> bool:
-        """The mails before `cursor` are accepted; False when the batch is somebody else's by now.
+    def begin(self, taken: Owned, cursor: int) -> None:
+        """The mails before `cursor` are accepted: write that down, but don't wait for it. `done` has to follow."""
+        self._begun = taken, cursor
+        try:
+            self._send()
+        except (psycopg.OperationalError, psycopg.InterfaceError):
+            # It is begun anew, with time to wait, by `done`.
+            self._drop()
+
+    def done(self) -> bool:
+        """What was begun is written down; False when the batch is somebody else's by now.
 
         :raises psycopg.Error: when the database has been away for as long as a lease lasts.
         """
         deadline = time.monotonic() + times.LEASE
-        where = {"cursor": cursor, **taken.guard}
-        while True:
+        while self._begun is not None:
             try:
-                connection = self._open()
-                if connection.execute(_MOVE, where, prepare=True).rowcount == 1:
-                    return True
-                return connection.execute(_PLACE, where).rowcount == 1
+                if self._kept is None:
+                    self._send()
+                moved = self._hear() or self._put_anew(*self._begun)
+                self._begun = None
+                return moved
             except (psycopg.OperationalError, psycopg.InterfaceError):
                 self._drop()
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(1)
+        return True
 
-    def _open(self) -> psycopg.Connection[Any]:
+    def _send(self) -> None:
+        assert self._begun is not None  # noqa: S101
+        taken, cursor = self._begun
+        values = (cursor, taken.guard["batch"], taken.guard["epoch"])
+        connection = self._open()
+        connection.send_query_prepared(b"move", [b"%d" % value for value in values])
+        connection.flush()
+
+    def _hear(self) -> bool:
+        """Whether the cursor stands where it was sent to."""
+        connection, moved = self._open(), False
+        while (result := connection.get_result()) is not None:
+            if result.status != ExecStatus.COMMAND_OK:
+                raise psycopg.OperationalError(result.error_message.decode("utf-8", "replace"))
+            moved = result.command_tuples == 1
+        if connection.status != ConnStatus.OK:
+            raise psycopg.OperationalError("the connection is lost")
+        return moved
+
+    def _put_anew(self, taken: Owned, cursor: int) -> bool:
+        assert self._kept is not None  # noqa: S101
+        try:
+            return put(self._kept, taken, cursor)
+        except OperationalError as error:
+            raise psycopg.OperationalError(str(error.orig)) from error
+
+    def _open(self) -> PGconn:
         if self._kept is None:
             try:
                 kept = db.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
@@ -83,10 +123,13 @@ class Place:
             # It never goes back to the pool: its setting must not reach transactions that have to be on disk.
             kept.detach()
             kept.exec_driver_sql("set synchronous_commit = off")
+            kept.exec_driver_sql(f"prepare move (int, bigint, int) as {_MOVE}")
             self._kept = kept
-        return cast("psycopg.Connection[Any]", self._kept.connection.dbapi_connection)
+        return cast("psycopg.Connection[object]", self._kept.connection.dbapi_connection).pgconn
 
     def _drop(self) -> None:
-        if self._kept is not None:
-            self._kept.close()
-        self._kept = None
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            # What is broken can't be rolled back, but there is nothing to roll back.
+            with suppress(SQLAlchemyError):
+                kept.close()

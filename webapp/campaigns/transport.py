@@ -169,12 +169,12 @@ class Relay(flask_mail.Connection):
         self,
         letter: Letter,
         may_send: Callable[[], bool] = lambda: True,
-        meanwhile: Callable[[], bool] = lambda: True,
+        meanwhile: Callable[[], object] = lambda: None,
     ) -> Outcome:
         """Hand one letter over, step by step. After anything but a plain answer the connection is closed.
 
         :param may_send: asked right before the body, the point of no return; False calls the mail off.
-        :param meanwhile: done while the relay reads the envelope; False calls the mail off, too.
+        :param meanwhile: done while the relay reads the envelope.
         """
         host = self.host
         if host is None:
@@ -193,7 +193,7 @@ class Relay(flask_mail.Connection):
             self.close()
             return Outcome("trouble", None, _reason(error), "before the body")
 
-    def _envelope(self, host: smtplib.SMTP, letter: Letter, meanwhile: Callable[[], bool]) -> Outcome | None:
+    def _envelope(self, host: smtplib.SMTP, letter: Letter, meanwhile: Callable[[], object]) -> Outcome | None:
         """MAIL, RCPT and DATA; None when all were taken. At once where the relay reads ahead (RFC 2920), which saves
         two of four round trips; every command has its own answer all the same."""
         options = "" if letter.to.isascii() else " SMTPUTF8 BODY=8BITMIME"
@@ -203,9 +203,8 @@ class Relay(flask_mail.Connection):
         groups = [tuple(commands)] if host.has_extn("pipelining") else [(verb,) for verb in commands]
         for group in groups:
             host.send("".join(f"{commands[verb]}\r\n" for verb in group).encode())
-            if group[0] == "MAIL" and not meanwhile():
-                self.close()
-                return Outcome("stopped")
+            if group[0] == "MAIL":
+                meanwhile()
             refused = self._hear(host, group)
             if refused is not None:
                 return self._refusal(host, *refused)

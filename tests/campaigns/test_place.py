@@ -1,0 +1,103 @@
+"""Keeping the place in a batch, also when the connection or the table is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from flask import Flask
+from sqlalchemy import text
+
+from webapp.campaigns import actions, batch_actions
+from webapp.campaigns.batch_actions import Claim
+from webapp.campaigns.place import Place
+from webapp.campaigns.wording import MailText
+from webapp.customers.models import Customer
+from webapp.extensions import db
+from webapp.offers.models import Offer
+
+
+@pytest.fixture
+def taken(app: Flask, offer: Callable[..., Offer], customer: Callable[..., Customer]) -> Claim:
+    """A batch that is ours, its first window open."""
+    for n in range(5):
+        customer(f"c{n}@example.com")
+    actions.save_draft(offer().id, MailText(), "resend", "tests")
+    batch_actions.prepare(actions.launch_offer(1, "tests").campaign.id)
+    found = batch_actions.claim("us")
+    assert found is not None
+    assert batch_actions.open_window(found) is not None
+    return found
+
+
+def cursor() -> int | None:
+    db.session.rollback()
+    return db.session.execute(text("select cursor from batch_cursor")).scalar()
+
+
+def lose_connections() -> None:
+    """Whatever other connections this process has, the server ends them."""
+    db.session.execute(
+        text(
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity "
+            "where datname = current_database() and pid <> pg_backend_pid() and query like '%move%'"
+        )
+    )
+    db.session.rollback()
+
+
+def test_the_cursor_moves(taken: Claim) -> None:
+    with Place() as place:
+        place.begin(taken, 2)
+        assert place.done()
+    assert cursor() == 2
+
+
+def test_nothing_begun_is_done(taken: Claim) -> None:
+    with Place() as place:
+        assert place.done()
+    assert cursor() == 0
+
+
+@pytest.mark.parametrize("when", ["before it is begun", "after"])
+def test_a_lost_connection_is_made_anew(taken: Claim, when: str) -> None:
+    with Place() as place:
+        place.begin(taken, 1)
+        assert place.done()
+        if when == "after":
+            place.begin(taken, 2)
+            lose_connections()
+        else:
+            lose_connections()
+            place.begin(taken, 2)
+        assert place.done()
+        place.begin(taken, 3)
+        assert place.done()
+    assert cursor() == 3
+
+
+def test_a_table_that_a_crash_has_emptied_is_written_anew_by_whoever_owns_the_batch(taken: Claim) -> None:
+    db.session.execute(text("truncate batch_cursor"))
+    db.session.commit()
+    with Place() as place:
+        place.begin(taken, 2)
+        assert place.done()
+    assert cursor() == 2
+
+
+def test_a_former_owner_moves_nothing_in_an_emptied_table(taken: Claim) -> None:
+    db.session.execute(text("update batch set epoch = epoch + 1"))
+    db.session.execute(text("truncate batch_cursor"))
+    db.session.commit()
+    with Place() as place:
+        place.begin(taken, 2)
+        assert not place.done()
+    assert cursor() is None
+
+
+def test_it_waits_for_no_disk(taken: Claim) -> None:
+    with Place() as place:
+        place.begin(taken, 1)
+        place.done()
+        assert place._kept is not None
+        assert place._kept.exec_driver_sql("show synchronous_commit").scalar() == "off"
