@@ -534,7 +534,8 @@ def test_a_former_owner_writes_nothing_any_more(launched: Launch, relay: Relay) 
     leases_end()
     assert batch_actions.claim("next") is not None
     with Place() as place:
-        assert not place.move(former, 5)
+        place.begin(former, 5)
+        assert not place.done()
     assert not batch_actions.renew(former)
     assert batch_actions.open_window(former) is None
     batch_actions.release(former)
