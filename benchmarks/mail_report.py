@@ -157,11 +157,19 @@ def _runs(results: Results) -> Iterator[str]:
         raw = Case(case.relay, RAW)
         if raw not in results.samples and case.relay == PLAIN:
             raw = LIMIT
-        to_raw = f"{median(results.ratios(case, raw)):.2f}" if raw in results.samples else "–"
+        to_raw = f"{_beside(results, case, raw):.2f}" if raw in results.samples else "–"
         whole = f"{median(sample.whole for sample in samples):,.0f}" if case.way == OURS else "–"
         rate = report.spread([sample.rate for sample in samples], 0)
         yield f"| {case.relay} | {case.way} | {case.connections} | {samples[0].mails:,} | {rate} | {whole} | {to_raw} |"
     yield ""
+
+
+def _beside(results: Results, case: Case, other: Case) -> float:
+    """The one rate to the other: within the rounds, where both have been in each of them."""
+    if len(results.samples[case]) == len(results.samples[other]):
+        return median(results.ratios(case, other))
+    ours, theirs = (median(sample.rate for sample in results.samples[each]) for each in (case, other))
+    return ours / theirs
 
 
 def _costs(results: Results) -> Iterator[str]:

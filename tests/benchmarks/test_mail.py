@@ -26,6 +26,8 @@ from benchmarks.mail_report import (
     ONE,
     OURS,
     PLAIN,
+    RAW,
+    SLOW,
     SLOW_EIGHT,
     SLOW_ONE,
     Case,
@@ -201,6 +203,7 @@ def results() -> Results:
     for case, rate in rates.items():
         one = Sample(1000, rate, 1e-3, 1e-4, 1e-4, 9000, whole=rate / 2, wal=50, peak=100_000_000)
         found.samples[case] = [one, replace(one, rate=rate / 2), replace(one, wal=70)]
+    found.samples[Case(SLOW, RAW)] = [Sample(500, 100, 1e-3, 0, 1e-4, 9000)]
     found.few = [replace(one, peak=80_000_000) for one in found.samples[ONE]]
     return found
 
@@ -224,6 +227,12 @@ def test_what_was_not_offered_pipelining_is_compared_with_the_same_loop(results:
     assert "| fast, without PIPELINING | Onecode | 1 | 1,000 | 700 (350–700) | 350 | 0.35 |" in mail_report.page(
         results
     )
+
+
+def test_what_was_run_once_is_compared_with_the_median_of_the_rounds(results: Results) -> None:
+    page = mail_report.page(results)
+    assert "| answers after 10 ms | Onecode | 8 | 1,000 | 600 (300–600) | 300 | 6.00 |" in page
+    assert "| answers after 10 ms | raw smtplib | 1 | 500 | 100 | – | 1.00 |" in page
 
 
 def test_the_last_line_is_the_figures(results: Results, capsys: pytest.CaptureFixture[str]) -> None:
