@@ -38,11 +38,6 @@ def files() -> Iterator[tuple[str, str, Path]]:
                 yield room, path.stem, path
 
 
-def is_door(role: str) -> bool:
-    """`staff` or `api`, and what is one of those for a part of the room: `suppression_staff`."""
-    return role.rpartition("_")[2] in DOORS
-
-
 def imports(path: Path) -> set[str]:
     """The modules of webapp that a file imports, as `room.role` or `module`."""
     found = set()
@@ -56,7 +51,7 @@ def imports(path: Path) -> set[str]:
 
 def is_door(role: str) -> bool:
     """Whether a file is a door, or a part of one in a file of its own."""
-    return role in DOORS or role.endswith("_staff")
+    return role.rpartition("_")[2] in DOORS
 
 
 ALL = list(files())
