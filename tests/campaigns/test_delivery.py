@@ -34,6 +34,7 @@ from webapp.customers.models import Customer
 from webapp.errors import DomainError
 from webapp.extensions import db
 from webapp.offers.models import Offer
+from webapp.settings import Settings
 
 Launch = Callable[..., Campaign]
 
@@ -657,3 +658,22 @@ def test_who_got_it_is_found_by_an_index_however_many_batches_there_are(launched
     plan = "\n".join(row[0] for row in db.session.connection().exec_driver_sql(f"explain {statement}", parameters))
     assert [len(campaigns) for campaigns in found] == [1, 1, 0, 0]
     assert "ix_batch_campaign_id_last_id" in plan
+
+
+def test_a_mail_that_comes_back_tells_whose_it_was(
+    launched: Launch, relay: Relay, with_settings: Callable[..., Settings]
+) -> None:
+    ids = people(2)
+    with_settings(mail_bounce_address="bounces@shop.example")
+    campaign = launched()
+    delivery.pump()
+    assert {kept.sender.partition("+")[0] for kept in relay.kept} == {"bounces"}
+    assert [links.read_return_path(kept.sender) for kept in relay.kept] == [(campaign.id, n) for n in ids]
+
+
+def test_a_test_that_comes_back_is_nobodys(
+    app: Flask, offer: Callable[..., Offer], relay: Relay, with_settings: Callable[..., Settings]
+) -> None:
+    with_settings(mail_bounce_address="bounces@shop.example")
+    delivery.send_test(MailText(), offer(), "staff@example.com", "Staff")
+    assert [kept.sender for kept in relay.kept] == ["offers@example.com"]

@@ -83,6 +83,7 @@ class FormLetter:
         self.shop = shop or shops.shop()
         self.offer_id = offer.id
         self.campaign_id = campaign_id
+        self._is_test = token is not None
         self.sender = sender(settings.mail_default_sender)
         domain = self.sender.rpartition("@")[2]
         self.one_click = settings.public_url.startswith("https://")
@@ -122,7 +123,8 @@ class FormLetter:
     def letter(self, customer: Customer) -> Letter:
         """The finished bytes for this customer."""
         to = address(customer)
-        return Letter(self.sender, to, self._raw(customer, customer.id, to))
+        return_path = self.sender if self._is_test else links.return_path(self.campaign_id, customer.id, self.sender)
+        return Letter(return_path, to, self._raw(customer, customer.id, to))
 
     def _raw(self, customer: Customer, bearer: int, to: str) -> bytes:
         written = self._by_tag.get(customer.locale) or self._in_language_of(customer.locale)
