@@ -79,6 +79,8 @@ class Relay(socketserver.ThreadingTCPServer):
         self.port = int(self.server_address[1])
         self.kept: list[Kept] = []
         self.commands: list[str] = []
+        # Of bodies that ended without their dot, what had come of them.
+        self.broken_off: list[bytes] = []
         self.connections = 0
         self.behaviour = Behaviour()
         self.lock = threading.Lock()
@@ -230,6 +232,7 @@ class _Session(socketserver.StreamRequestHandler):
         while True:
             line = self.rfile.readline()
             if not line:
+                self.server.broken_off.append(b"".join(lines))
                 raise _Drop
             if not lines and self.server.behaviour.begun is not None:
                 self.server.behaviour.begun(self.to)

@@ -16,6 +16,7 @@ from webapp.campaigns import (
     actions,
     batch_actions,
     delivery,
+    links,
     issue_actions,
     message,
     queries,

@@ -107,6 +107,8 @@ def test_a_relay_that_asks_for_a_body_nobody_may_get_is_left(campaign: Campaign,
     delivery.pump()
     assert fates(campaign) == {VICTIM: ("failed", 550)}
     assert relay.recipients == OTHERS
+    # Nothing is said to it that it would take for a body.
+    assert relay.broken_off == ([b""] if relay.behaviour.pipelining else [])
 
 
 @pytest.mark.parametrize(
