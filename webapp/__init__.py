@@ -144,6 +144,8 @@ def _extensions(app: Flask, settings: Settings) -> None:
     db.init_app(app)
     migrate.init_app(app, db, directory=str(ROOT / "migrations"))
     mail.init_app(app)
+    # Before the token is looked for, which reads the form.
+    app.before_request(staff.make_room)
     csrf.init_app(app)
     login.init_app(app)
     bell.init_app(app)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import event
+from sqlalchemy import event, text
 
 from tests.campaigns.relay import Relay
 from tests.campaigns.test_delivery import people
@@ -142,7 +142,8 @@ def test_a_preview_carries_nobodys_links(
     assert {link[:3] for link in links} == {"/r/", "/u/"}
     for link in links:
         viewer.post(link, data={"email": somebody.email})
-    assert {viewer.get(link).status_code for link in links if link.startswith("/r/")} == {404}
+    assert all("the mails" in viewer.get(link).text or "own page opens" in viewer.get(link).text for link in links)
+    assert db.session.execute(text("select count(*) from redemption")).scalar() == 0
     assert customers.suppressed_among([somebody.id]) == {}
 
 
@@ -156,7 +157,7 @@ def test_a_test_goes_to_the_one_who_asked_and_can_use_up_nothing(
     (kept,) = relay.kept
     assert kept.to == "manager@example.com"
     link = re.findall(r"http://localhost(/r/\S+)", kept.text)[0]
-    assert staff.get(link).status_code == 404
+    assert "own page opens" in staff.get(link).text
 
 
 def test_a_test_that_the_relay_does_not_take_says_why(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
@@ -348,3 +349,34 @@ def test_what_is_not_there_is_not_found(staff: FlaskClient, path: str) -> None:
 @pytest.mark.parametrize("bad", ["after=x", "after=99999999999999999999", "state=nonsense"])
 def test_a_tampered_address_shows_the_first_page(staff: FlaskClient, sending: Campaign, bad: str) -> None:
     assert staff.get(f"/campaigns/{sending.id}/recipients?{bad}").status_code == 200
+
+
+def test_a_body_of_five_megabytes_is_told_so_at_its_field_and_kept(
+    staff: FlaskClient, offer: Callable[..., Offer]
+) -> None:
+    large = "<p>" * (5 * 2**20 // 3)
+    answer = staff.post(f"/offers/{offer().id}/mail", data=typed(html=large, subject="What I typed"))
+    assert answer.status_code == 422
+    assert re.search(r'id="html-error".*?larger than 256 kB \(it has 5,1\d\d kB\)', answer.text, re.DOTALL)
+    assert 'value="What I typed"' in answer.text
+    assert large.replace("<", "&lt;").replace(">", "&gt;") in answer.text
+
+
+def test_who_has_not_signed_in_may_not_send_as_much(csrf_client: FlaskClient) -> None:
+    assert csrf_client.post("/offers/1/mail", data={"html": "x" * 5 * 2**20}).status_code == 413
+
+
+def test_the_preview_says_what_may_be_a_mistake_and_shows_the_headers(
+    staff: FlaskClient, offer: Callable[..., Offer]
+) -> None:
+    page = staff.post(f"/offers/{offer().id}/mail", data=typed(text="Hi {name}"), headers=HTMX).text
+    assert "neither the code nor the personal link" in page
+    assert "“{name}” stays as it is" in page
+    assert "List-Unsubscribe: &lt;" in page
+
+
+def test_html_that_swallows_the_way_out_is_said_at_its_field(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
+    answer = staff.post(f"/offers/{offer().id}/mail", data=typed(html="<p>Hi</p><!-- never closed"))
+    assert answer.status_code == 422
+    assert re.search(r'id="html-error".*?The link that ends the mails', answer.text, re.DOTALL)
+    assert "&lt;!-- never closed" in answer.text

@@ -58,6 +58,8 @@ def init_app(app: Flask) -> None:
         if error.response is not None or status < 400:
             return make_response(error.get_response())
         said = error.description if status in (400, 403) and error.description else None
+        if status == 413 and request.max_content_length:
+            said = f"What you sent is larger than the {request.max_content_length // 2**20} MB we take here."
         if _is_api():
             key = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 429: "rate_limited"}.get(
                 status, "error" if status >= 500 else "invalid_payload"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from flask import Blueprint, Response, abort, current_app, redirect, request, url_for
+from flask import Blueprint, Response, abort, current_app, redirect, request, session, url_for
 from flask_login import current_user
 
 from webapp.accounts.models import Role
@@ -27,6 +27,24 @@ def needs(role: Role) -> Callable[[View], View]:
         return view
 
     return mark
+
+
+def takes_up_to(size: int) -> Callable[[View], View]:
+    """Mark a view whose form may be larger than others, in bytes: what is too large is then said at its field, with
+    everything typed still there."""
+
+    def mark(view: View) -> View:
+        view.takes_up_to = size  # type: ignore[attr-defined]
+        return view
+
+    return mark
+
+
+def make_room() -> None:
+    """Before a form is read: let it be as large as its view takes, for whoever seems to have signed in."""
+    size = getattr(current_app.view_functions.get(request.endpoint or ""), "takes_up_to", None)
+    if size is not None and "_user_id" in session:
+        request.max_content_length = request.max_form_memory_size = size
 
 
 def staff_door(*rooms: Blueprint) -> Blueprint:

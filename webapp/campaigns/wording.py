@@ -153,7 +153,7 @@ def _nearest(inside: str) -> str | None:
     """The placeholder that was meant, as far as one can tell."""
     typed = inside.partition(" or ")[0].strip().lower().replace("_", ".")
     last = [name for name in PLACEHOLDERS if name.rpartition(".")[2] == typed.rpartition(".")[2]]
-    near = difflib.get_close_matches(typed, PLACEHOLDERS, 1, 0.6) or last
+    near = last or difflib.get_close_matches(typed, PLACEHOLDERS, 1, 0.6)
     return near[0] if near else None
 
 

@@ -10,7 +10,7 @@ from flask_login import current_user
 from werkzeug.wrappers import Response as BaseResponse
 
 from webapp import web
-from webapp.blueprints.staff import needs
+from webapp.blueprints.staff import needs, takes_up_to
 from webapp.campaigns import actions, delivery, launch_queries, message, queries, reach, tasks
 from webapp.campaigns.forms import LaunchForm, MailForm
 from webapp.campaigns.message import FormLetter, Preview
@@ -23,6 +23,9 @@ from webapp.offers import queries as offers
 from webapp.offers.models import Offer
 
 room = Blueprint("writing", __name__)
+
+# A body of five megabytes, should every character of it be written as three in the form.
+LARGE_FORM = 16 * 1024 * 1024
 
 
 # --- writing ----------------------------------------------------------------------------------------
@@ -42,6 +45,7 @@ def begin(offer_id: int, kind: str) -> BaseResponse:
 
 @room.post("/offers/<int:offer_id>/mail", defaults={"kind": "announcement"})
 @room.post("/offers/<int:offer_id>/reminder", defaults={"kind": "reminder"})
+@takes_up_to(LARGE_FORM)
 def keep(offer_id: int, kind: str) -> BaseResponse:
     """Keep what was typed as a new draft, or in the one that has come into being meanwhile."""
     return _save(find_offer(offer_id), kind, None)
@@ -58,6 +62,7 @@ def write(campaign_id: int) -> BaseResponse:
 
 
 @room.post("/campaigns/<int:campaign_id>/mail")
+@takes_up_to(LARGE_FORM)
 def save(campaign_id: int) -> BaseResponse:
     """Keep what was typed; then stay, go on to the launch, or send a test."""
     campaign = find_campaign(campaign_id)

@@ -1,0 +1,36 @@
+"""Recipients whose names or addresses are none that a mail could carry: one fails with words, the others go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy import text
+
+from tests.campaigns.relay import Relay
+from tests.campaigns.test_delivery import people
+from webapp.campaigns import actions, batch_actions, delivery
+from webapp.campaigns.wording import MailText
+from webapp.extensions import db
+from webapp.offers.models import Offer
+
+
+def test_an_address_that_can_not_be_mailed_is_failed_with_words_and_the_others_go_on(
+    offer: Callable[..., Offer], relay: Relay
+) -> None:
+    people(4)
+    row = offer()
+    actions.save_draft(row.id, MailText(subject="For {{ customer.name }}"), "resend", "tests")
+    campaign = actions.launch_offer(row.id, "tests").campaign
+    batch_actions.prepare(campaign.id)
+    db.session.execute(text("update customer set email = 'no-at-sign', email_as_given = 'no-at-sign' where id = 2"))
+    db.session.execute(text("update customer set name = E'Ada\\r\\nBcc: eve@example.com' where id = 3"))
+    db.session.commit()
+    delivery.pump()
+    assert len(relay.kept) == 3
+    assert all(kept.message["Bcc"] is None for kept in relay.kept)
+    assert "For Ada Bcc: eve@example.com" in {str(kept.message["Subject"]) for kept in relay.kept}
+    state, words = db.session.execute(text("select state, text from mail_issue where customer_id = 2")).one()
+    assert state == "failed"
+    assert "“no-at-sign” is no address that mail can be sent to" in words
+    db.session.refresh(campaign)
+    assert campaign.status == "done"
