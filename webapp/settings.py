@@ -40,6 +40,7 @@ class Settings:
     mail_use_tls: bool
     mail_use_ssl: bool
     mail_default_sender: str
+    # Of one worker; each takes up to two connections to the database, of which its pool has 36.
     mail_connections: int
     # How many mails a second all workers together hand to the relay; 0 for as many as it takes.
     mail_per_second: float
@@ -93,7 +94,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         mail_use_tls=_boolean(given, "MAIL_USE_TLS"),
         mail_use_ssl=_boolean(given, "MAIL_USE_SSL"),
         mail_default_sender=given.get("MAIL_DEFAULT_SENDER") or "Onecode <offers@example.com>",
-        mail_connections=_integer(given, "MAIL_CONNECTIONS", 2, 1, 64),
+        mail_connections=_integer(given, "MAIL_CONNECTIONS", 2, 1, 32),
         mail_per_second=_pace(given),
         mail_bounce_address=_bounce_address(given),
         shop_name=given.get("SHOP_NAME") or "Onecode",
