@@ -12,7 +12,7 @@ export PORT
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup down run run-migration run-test check format erd lock benchmark benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http install install-dev
+.PHONY: help setup down run run-migration run-test check format erd lock benchmark benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http chaos install install-dev
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' Makefile
@@ -72,6 +72,9 @@ benchmark-redeem-http: install-dev ## Redeeming over HTTP beside a Flask hello a
 
 benchmark-peers: install-dev ## Beside django-oscar, which is installed into .venv-oscar, and the textbook
 	@$(VENV) -m benchmarks.peers
+
+chaos: install-dev ## Kill workers, relay and database under mailings of 10,000, and audit who got what
+	@$(VENV) -m tests.chaos
 
 install: .venv/installed
 install-dev: .venv/installed-dev

@@ -6,10 +6,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 
 from tests.chaos import place as places
 from tests.chaos import report, runs
@@ -41,12 +44,18 @@ def mailings(place: Place, plan: Plan) -> Iterator[Run]:
         (partial(runs.database_dies, place, seed=2, times=plan.crashes, kill=False), ["hold"]),
         (partial(runs.database_dies, place, seed=3, times=plan.crashes, kill=True), ["resend"]),
         (partial(runs.restarts, place, seed=4, times=plan.restarts), runs.POLICIES),
-        (partial(runs.relay_away, place, seed=5, seconds=plan.away), ["resend"]),
     ]
     for run, policies in every:
         yield from (_said(run(policy)) for policy in policies)
     for policy in runs.POLICIES:
         yield from map(_said, runs.pause_and_cancel(place, policy, seed=6))
+
+
+def _away(plan: Plan) -> Run:
+    """The relay is away for minutes, in a process and a place of its own, for meanwhile there is nothing to do."""
+    logging.disable(logging.CRITICAL)
+    with places.place(plan.customers) as place:
+        return runs.relay_away(place, "resend", seed=5, seconds=plan.away)
 
 
 def _said(run: Run) -> Run:
@@ -59,10 +68,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos")
     parser.add_argument("--quick", action="store_true", help="fewer mails and deaths; prints, writes no page")
     plan = QUICK if parser.parse_args().quick else FULL
+    # Also when it is told to end, it ends its processes first.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # What the program logs about broken connections is what is done to it here.
     logging.disable(logging.CRITICAL)
-    with places.place(plan.customers) as place:
-        made = list(mailings(place, plan))
+    with ProcessPoolExecutor(1, get_context("spawn")) as elsewhere:
+        away = elsewhere.submit(_away, plan)
+        with places.place(plan.customers) as place:
+            made = list(mailings(place, plan))
+        made.append(_said(away.result()))
     with places.place(50_000) as place:
         lost = runs.redemptions(place, plan.rounds)
     page = report.page(made, lost, plan.customers, plan.rounds)
