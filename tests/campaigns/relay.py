@@ -220,12 +220,12 @@ class _Session(socketserver.StreamRequestHandler):
         self.say(answer)
 
     def do_data(self, said: str) -> None:
-        if not self.is_taken and not self.server.behaviour.always_354:
-            self.say("554 no valid recipients")
-            return
         refusal = self.stage("DATA") or self.server.rule(self.server.behaviour.data, self.to)
         if refusal:
             self.say(refusal)
+            return
+        if not self.is_taken and not self.server.behaviour.always_354:
+            self.say("554 no valid recipients")
             return
         self.say("354 go on")
         lines: list[bytes] = []

@@ -111,6 +111,15 @@ def test_a_relay_that_asks_for_a_body_nobody_may_get_is_left(campaign: Campaign,
     assert relay.broken_off == ([b""] if relay.behaviour.pipelining else [])
 
 
+@pytest.mark.parametrize("event", ["drop", "hang", NONSENSE, "421 4.3.2 going down"])
+def test_what_was_said_before_the_connection_broke_stays_true(campaign: Campaign, relay: Relay, event: str) -> None:
+    relay.behaviour.rcpt[VICTIM] = "550 5.7.1 no"
+    relay.behaviour.data[VICTIM] = event
+    delivery.pump()
+    assert fates(campaign) == {VICTIM: ("failed", 550)}
+    assert relay.recipients == OTHERS
+
+
 @pytest.mark.parametrize(
     ("reply", "is_bounced"),
     [
