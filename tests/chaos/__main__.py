@@ -51,13 +51,6 @@ def mailings(place: Place, plan: Plan) -> Iterator[Run]:
         yield from map(_said, runs.pause_and_cancel(place, policy, seed=6))
 
 
-def _away(plan: Plan) -> Run:
-    """The relay is away for minutes, in a process and a place of its own, for meanwhile there is nothing to do."""
-    logging.disable(logging.CRITICAL)
-    with places.place(plan.customers) as place:
-        return runs.relay_away(place, "resend", seed=5, seconds=plan.away)
-
-
 def _said(run: Run) -> Run:
     print(f"{run.name}, {run.policy}: {'; '.join(run.broken) or 'kept'} ({run.seconds:.0f} s)", file=sys.stderr)
     return run
@@ -73,7 +66,7 @@ def main() -> int:
     # What the program logs about broken connections is what is done to it here.
     logging.disable(logging.CRITICAL)
     with ProcessPoolExecutor(1, get_context("spawn")) as elsewhere:
-        away = elsewhere.submit(_away, plan)
+        away = elsewhere.submit(runs.relay_away_elsewhere, plan.customers, "resend", 5, plan.away)
         with places.place(plan.customers) as place:
             made = list(mailings(place, plan))
         made.append(_said(away.result()))

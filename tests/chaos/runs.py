@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections import Counter
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tests import live
+from tests.chaos import place as places
 from tests.chaos.audit import Audit, audit
 from tests.chaos.mailing import LEASE, SWEEP, Mailing, under_way
 from tests.chaos.place import Place
@@ -128,6 +130,13 @@ def relay_away(place: Place, policy: str, seed: int, seconds: float) -> Run:
         run.expect(status == "sending", f"{status} while the relay was away")
         run.expect(not mailing.sql(trouble, mailing.id), "staff still see that the relay is away")
         return run
+
+
+def relay_away_elsewhere(customers: int, policy: str, seed: int, seconds: float) -> Run:
+    """The same in a place of its own, so that it can be waited for beside other runs, from another process."""
+    logging.disable(logging.CRITICAL)
+    with places.place(customers) as place:
+        return relay_away(place, policy, seed, seconds)
 
 
 def restarts(place: Place, policy: str, seed: int, times: int) -> Run:
