@@ -31,7 +31,8 @@ cross join lateral (select case when c.audience_id is null then 1::bigint else 1
 cross join lateral (select step * %(batch)s as reach) r
 cross join lateral generate_series(0, %(people)s / reach - 1) seq
 where c.status = 'done';
-update campaign c set total = coalesce((select sum(sent) from batch where campaign_id = c.id), 0)
+update campaign c set total = coalesce((select sum(sent) from batch where campaign_id = c.id), 0);
+update campaign set sent_in_batches = total where status = 'done'
 """
 _ISSUES = """
 insert into mail_issue (campaign_id, customer_id, state, smtp_code, text)

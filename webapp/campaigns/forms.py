@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 from flask_wtf import FlaskForm
 from wtforms import DateField, Form, RadioField, SelectChoice, SelectField, StringField, TextAreaField
-from wtforms.validators import Optional
+from wtforms.validators import InputRequired, Optional
 
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.wording import DEFAULT_SUBJECT, DEFAULT_TEXT, REMINDER_SUBJECT, REMINDER_TEXT, MailText
@@ -71,8 +71,9 @@ class LaunchForm(FlaskForm):
 
     when = RadioField(
         "When",
+        # No default: whoever sends a form without it has not said that it shall go out.
         choices=[SelectChoice("now", "Now"), SelectChoice("later", "At a time")],
-        default="now",
+        validators=[InputRequired("Say when it goes out.")],
     )
     at = DateField("Day", validators=[Optional()])
     at_time = ClockField("Time")
@@ -89,6 +90,7 @@ class LaunchForm(FlaskForm):
 
     def show(self, campaign: Campaign, time_zone: str) -> None:
         """Fill in what has been decided so far."""
+        self.when.data = "now"
         self.to_all.data = "yes" if campaign.mails_again else "no"
         if campaign.status == "scheduled" and campaign.scheduled_at is not None:
             local = campaign.scheduled_at.astimezone(ZoneInfo(time_zone))

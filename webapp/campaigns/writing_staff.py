@@ -217,6 +217,7 @@ def launch_of_offer(offer_id: int) -> BaseResponse:
         if found is None or found.status not in ("draft", "scheduled"):
             raise
         form = LaunchForm(formdata=None)
+        form.show(found, offer.time_zone)
         web.attach(form, error)
         return _review(offer, found, form, error.status)
     return _launched(launched)

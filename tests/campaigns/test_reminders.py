@@ -1,0 +1,241 @@
+"""Reminders: a second mail of an offer, never to somebody who has redeemed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+
+from tests import live
+from tests.campaigns.relay import Relay
+from tests.campaigns.test_delivery import people
+from tests.campaigns.test_tasks import wait_until
+from tests.statements import statements
+from webapp.campaigns import actions, batch_actions, delivery, launch_queries, queries, tasks
+from webapp.campaigns.models import Campaign, ids_of
+from webapp.campaigns.wording import REMINDER_TEXT, MailText
+from webapp.errors import DomainError
+from webapp.extensions import db
+from webapp.offers.models import Offer
+from webapp.settings import Settings
+
+
+@pytest.fixture
+def announced(app: Flask, offer: Callable[..., Offer]) -> Offer:
+    """An offer whose announcement was launched while it had one customer, and is through."""
+    people(1, first=100_000)
+    row = offer()
+    campaign = actions.launch_offer(row.id, "tests").campaign
+    db.session.execute(
+        text(
+            "update campaign set status = 'done', prepared_at = now(), finished_at = now(), sent_in_batches = 1, "
+            "total = 1 where id = :id"
+        ),
+        {"id": campaign.id},
+    )
+    db.session.execute(text("delete from customer"))
+    db.session.commit()
+    return row
+
+
+def redeem(offer: Offer, ids: list[int]) -> None:
+    db.session.execute(
+        text(
+            "insert into redemption (customer_id, offer_id, channel) "
+            "select unnest(cast(:ids as bigint[])), :offer, 'form' on conflict do nothing"
+        ),
+        {"ids": ids, "offer": offer.id},
+    )
+    db.session.commit()
+
+
+def frozen(campaign: Campaign) -> list[int]:
+    rows = db.session.execute(text("select gaps from batch where campaign_id = :id order by seq"), {"id": campaign.id})
+    return [customer_id for row in rows for customer_id in ids_of(row.gaps)]
+
+
+def reminded(offer: Offer) -> Campaign:
+    campaign = actions.remind(offer.id, MailText(), "tests").campaign
+    batch_actions.prepare(campaign.id)
+    db.session.refresh(campaign)
+    return campaign
+
+
+def test_a_reminder_is_for_those_who_have_not_redeemed(announced: Offer) -> None:
+    ids = people(20)
+    redeem(announced, ids[::2])
+    campaign = reminded(announced)
+    assert frozen(campaign) == ids[1::2]
+    assert (campaign.kind, campaign.status, campaign.total) == ("reminder", "sending", 10)
+
+
+def test_a_reminder_has_a_text_of_its_own(announced: Offer, relay: Relay) -> None:
+    people(1)
+    campaign = reminded(announced)
+    delivery.pump()
+    assert campaign.text == REMINDER_TEXT
+    (kept,) = relay.kept
+    assert "Summer is still there for you until" in kept.text
+
+
+def test_who_redeems_between_two_windows_is_not_reminded(
+    app: Flask, announced: Offer, relay: Relay, with_settings: Callable[..., Settings]
+) -> None:
+    ids = people(300)
+    settings = with_settings(mail_port=relay.port)
+    relay.behaviour.seconds_per_mail = 0.01
+    with live.worker(settings, MAIL_CONNECTIONS="1"):
+        campaign = tasks.remind(announced.id, MailText(), "tests").campaign
+        relay.wait_for(20)
+        redeem(announced, ids[150:])
+        wait_until(lambda: queries.counts(campaign.id).waiting == 0)
+    reached = {int(email.split("@")[0][1:]) for email in relay.recipients}
+    # The windows of fifty that were open at that moment were let through.
+    assert reached == set(range(150))
+    assert queries.counts(campaign.id).skipped == 150
+
+
+def test_whose_redemption_was_undone_before_their_turn_is_reminded(announced: Offer, relay: Relay) -> None:
+    ids = people(2)
+    campaign = reminded(announced)
+    redeem(announced, ids)
+    db.session.execute(text("delete from redemption where customer_id = :id"), {"id": ids[1]})
+    db.session.commit()
+    delivery.pump()
+    assert set(relay.recipients) == {"c1@example.com"}
+    assert queries.counts(campaign.id).skipped == 1
+
+
+def test_who_redeems_while_their_mail_is_put_off_is_not_reminded(announced: Offer, relay: Relay) -> None:
+    ids = people(1)
+    relay.behaviour.rcpt["c0@example.com"] = "450 later"
+    campaign = reminded(announced)
+    delivery.pump()
+    redeem(announced, ids)
+    relay.behaviour.rcpt.clear()
+    db.session.execute(text("update mail_issue set next_at = now()"))
+    db.session.commit()
+    delivery.pump()
+    assert (relay.recipients, queries.counts(campaign.id).skipped) == ({}, 1)
+
+
+def test_preparing_looks_at_one_block_at_a_time_however_many_have_redeemed(
+    announced: Offer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = people(1000)
+    redeem(announced, [i for n, i in enumerate(ids) if n % 10])
+    monkeypatch.setattr(batch_actions, "BLOCK", 100)
+    campaign = actions.remind(announced.id, MailText(), "tests").campaign
+    with statements() as seen:
+        batch_actions.prepare(campaign.id)
+    assert frozen(campaign) == ids[::10]
+    walked = [values for statement, values in seen if "from redemption" in statement]
+    assert [len(values["ids"]) for values in walked] == [100] * 10
+
+
+def test_an_offer_that_was_never_announced_has_no_reminder(app: Flask, offer: Callable[..., Offer]) -> None:
+    people(1)
+    row = offer()
+    actions.save_draft(row.id, MailText(), "resend", "tests")
+    for deed in (
+        lambda: actions.remind(row.id, MailText(), "tests"),
+        lambda: actions.save_draft(row.id, MailText(), "resend", "tests", "reminder"),
+    ):
+        with pytest.raises(DomainError, match="Nobody has been told of this offer yet"):
+            deed()
+
+
+def test_there_is_one_open_reminder_at_a_time_and_another_when_it_is_through(announced: Offer, relay: Relay) -> None:
+    people(2)
+    first = reminded(announced)
+    with pytest.raises(DomainError, match=f"Campaign {first.id} is a reminder of this offer, which is on its way"):
+        actions.remind(announced.id, MailText(), "tests")
+    delivery.pump()
+    second = reminded(announced)
+    assert (second.id != first.id, second.status) == (True, "sending")
+    actions.cancel(second.id, "tests")
+    assert reminded(announced).status == "sending"
+
+
+def test_reminders_at_the_same_moment_make_one(app: Flask, announced: Offer) -> None:
+    people(2)
+    offer_id = announced.id
+    said: list[str] = []
+
+    def remind() -> None:
+        with app.app_context():
+            try:
+                said.append(actions.remind(offer_id, MailText(), "tests").campaign.status)
+            except DomainError as error:
+                said.append(error.key)
+
+    threads = [threading.Thread(target=remind) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(said) == ["conflict"] * 5 + ["preparing"]
+
+
+def test_the_database_holds_that_there_is_one(announced: Offer) -> None:
+    rows = text(
+        "insert into campaign (offer_id, kind, subject, text) select :id, 'reminder', '', '' from (values (1), (2)) v"
+    )
+    with pytest.raises(IntegrityError, match="uq_campaign_open_reminder"):
+        db.session.execute(rows, {"id": announced.id})
+
+
+def test_a_reminder_that_can_not_be_launched_leaves_no_draft_behind(announced: Offer) -> None:
+    ids = people(3)
+    redeem(announced, ids)
+    with pytest.raises(DomainError, match="nobody to remind") as caught:
+        actions.remind(announced.id, MailText(), "tests")
+    assert caught.value.key == "audience_empty"
+    assert launch_queries.open_of(announced.id, "reminder") is None
+
+
+def test_the_launch_of_a_reminder_says_how_many_have_redeemed(staff: FlaskClient, announced: Offer) -> None:
+    ids = people(10)
+    redeem(announced, ids[:3])
+    db.session.execute(
+        text("insert into suppression (email, reason, source) values ('c9@example.com', 'bounced', 'staff')")
+    )
+    db.session.commit()
+    assert "Write a reminder" in staff.get(f"/offers/{announced.id}").text
+    assert "is still there for you until" in staff.get(f"/offers/{announced.id}/reminder").text
+    typed = {"subject": "Still", "text": "", "html": "", "uncertain_policy": "resend", "launch": "1"}
+    answer = staff.post(f"/offers/{announced.id}/reminder", data=typed, follow_redirects=True)
+    words = " ".join(answer.text.split())
+    assert "<strong>6 people</strong> who have not redeemed." in words
+    assert "3 people have redeemed, 1 is on the do-not-mail list." in words
+    draft = launch_queries.open_of(announced.id, "reminder")
+    assert draft is not None
+    assert draft.text == REMINDER_TEXT
+    answer = staff.post(f"/campaigns/{draft.id}/launch", data={"when": "now"}, follow_redirects=True)
+    assert "Launched." in answer.text
+    assert "Write a reminder" not in staff.get(f"/offers/{announced.id}").text
+
+
+def test_a_program_reminds_once_and_is_told_which_is_open(api: FlaskClient, announced: Offer) -> None:
+    people(3)
+    first = api.post("/api/v1/offers/SUMMER25/reminders", json={"mail": {"subject": "Still there"}})
+    assert (first.status_code, first.headers["Location"]) == (202, f"/api/v1/campaigns/{first.json['id']}")
+    assert (first.json["kind"], first.json["status"]) == ("reminder", "preparing")
+    second = api.post("/api/v1/offers/SUMMER25/reminders", json={})
+    assert (second.status_code, second.json["code"]) == (409, "conflict")
+    assert f"Campaign {first.json['id']} " in second.json["detail"]
+
+
+def test_a_reminder_can_wait_for_its_time(api: FlaskClient, announced: Offer) -> None:
+    people(3)
+    db.session.execute(text("update offer set ends_at = null"))
+    db.session.commit()
+    answer = api.post("/api/v1/offers/SUMMER25/reminders", json={"at": "2199-01-01T09:00:00Z"})
+    assert (answer.json["status"], answer.json["scheduled_at"]) == ("scheduled", "2199-01-01T09:00:00Z")
+    wrong = api.post("/api/v1/offers/SUMMER25/reminders", json={"mail": {"text": "{{ shoe }}"}})
+    assert (wrong.status_code, wrong.json["errors"][0]["pointer"]) == (422, "/mail/text")
