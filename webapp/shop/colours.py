@@ -35,7 +35,7 @@ class Tones:
 def tones(colour: str, sheet: str = SHEET) -> Tones:
     """What a mail needs of a colour (#rrggbb). Every text has a contrast of 4.5 or more to what it stands on."""
     tint = mixed(colour, sheet, 0.1 if sheet == SHEET else 0.2)
-    button = colour if contrast(colour, sheet) >= 1.5 else readable(colour, sheet)
+    button = colour if contrast(colour, sheet) >= 1.2 else readable(colour, sheet)
     return Tones(button, on(button), readable(colour, sheet), tint, readable(colour, tint), mixed(colour, sheet, 0.5))
 
 
