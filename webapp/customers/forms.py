@@ -67,6 +67,35 @@ class AudienceForm(FlaskForm):
     name = StringField("Name", render_kw={"required": True})
 
 
+REASON_WORDS = {
+    "unsubscribed": "Unsubscribed: the person asked for no more mails",
+    "complained": "Complained: the person called a mail spam",
+    "bounced": "Bounced: the address does not exist",
+}
+
+
+class SuppressionSearch(Form):
+    """What the list of addresses that must not be mailed is narrowed to."""
+
+    q = StringField("E-mail")
+    reason = SelectField(
+        "Reason",
+        default="",
+        validate_choice=False,
+        choices=[SelectChoice("", "Every reason"), *(SelectChoice(each, each.title()) for each in REASON_WORDS)],
+    )
+
+
+class SuppressionForm(FlaskForm):
+    """An address that must not be mailed."""
+
+    email = EmailField("E-mail", render_kw={"required": True})
+    reason = SelectField(
+        "Reason", choices=[SelectChoice(*each) for each in REASON_WORDS.items()], validate_choice=False
+    )
+    words = StringField("Note")
+
+
 class ImportForm(Form):
     """The fields of an upload. They are read while the file arrives, so this form is only for showing them."""
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, LiteralString, TypeVar
+from typing import Any, LiteralString, Protocol, TypeVar
 from zlib import crc32
 
 import psycopg
@@ -23,7 +23,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from webapp import bell
 from webapp.accounts.actions import record
-from webapp.customers import queries, staging
+from webapp.customers import list_staging, queries, staging
 from webapp.customers.intake import Rejection, check_opening, opening, read
 from webapp.customers.models import Audience, CustomerImport, ImportChunk
 from webapp.customers.staging import Expect
@@ -58,20 +58,23 @@ class _Lost(Exception):
 # --- receiving -----------------------------------------------------------------------------------
 
 
-def receive(pieces: Iterable[bytes], filename: str, media_type: str, audience: str, by: str) -> int:
+def receive(
+    pieces: Iterable[bytes], filename: str, media_type: str, audience: str, by: str, kind: str = "customers"
+) -> int:
     """Keep a file as it arrives, piece by piece, and queue it when all of it is there. Returns the import's id.
 
     :param pieces: the file, in pieces of about a megabyte. What it raises is passed on; the import then says that the
         file did not arrive.
     :param audience: the name of an audience that every customer of the file joins, made when missing; empty for none.
+    :param kind: `customers`, or `suppressions`: a list of addresses that must not be mailed, in CSV.
     :raises Invalid: before anything is kept, when the file's beginning shows that nothing of it can be taken.
     """
     name = _audience(audience)
     filename = " ".join(filename.replace("\0", "").split())[:200] or "customers"
     arriving = iter(pieces)
     first, whole = opening(arriving)
-    check_opening(first, media_type, whole)
-    import_id = _begin(filename, media_type, by)
+    check_opening(first, media_type, whole, kind)
+    import_id = _begin(filename, media_type, by, kind)
     try:
         _keep(import_id, 0, first)
         for seq, piece in enumerate(arriving, 1):
@@ -80,7 +83,7 @@ def receive(pieces: Iterable[bytes], filename: str, media_type: str, audience: s
         db.session.rollback()
         _close(import_id, "upload_broken", BROKEN_OFF)
         raise
-    _queue(import_id, filename, name, by)
+    _queue(import_id, filename, name, by, kind)
     return import_id
 
 
@@ -91,10 +94,11 @@ def _audience(given: str) -> str:
         raise Invalid(*(FieldError("audience", item.key, item.message) for item in error.errors)) from error
 
 
-def _begin(filename: str, media_type: str, by: str) -> int:
+def _begin(filename: str, media_type: str, by: str, kind: str) -> int:
     row = CustomerImport(
         filename=filename,
         media_type=media_type,
+        kind=kind,
         by=by,
         lease_until=_in_seconds(RECEIVING_SECONDS),
     )
@@ -116,11 +120,11 @@ def _keep(import_id: int, seq: int, data: bytes) -> None:
     db.session.commit()
 
 
-def _queue(import_id: int, filename: str, audience: str, by: str) -> None:
+def _queue(import_id: int, filename: str, audience: str, by: str, kind: str) -> None:
     # Only now, with the file: an upload that breaks off leaves no empty audience behind.
     audience_id = _ensure_audience(audience) if audience else None
     _while_receiving(import_id, status="queued", lease_until=None, audience_id=audience_id)
-    record(by, "customers.import", filename, id=import_id)
+    record(by, f"{kind}.import", filename, id=import_id)
     db.session.commit()
 
 
@@ -167,6 +171,19 @@ def _in_seconds(seconds: int) -> Any:
 # --- running -------------------------------------------------------------------------------------
 
 
+class Stage(Protocol):
+    """The statements of an import, of one kind of list or the other."""
+
+    TABLE: LiteralString
+
+    def prepare(self, connection: staging.Connection) -> None: ...
+    def copy_rows(self, connection: staging.Connection, rows: Sequence[str]) -> None: ...
+    def sort_out(self, connection: staging.Connection) -> int: ...
+    def merge(
+        self, connection: staging.Connection, import_id: int, start: int, end: int, expect: Expect
+    ) -> staging.Merged: ...
+
+
 @dataclass
 class _Claim:
     """An import that this worker owns as long as the epoch holds."""
@@ -177,7 +194,17 @@ class _Claim:
     audience_id: int | None
     size: int
     merged_to: list[int] | None
+    kind: str
     broken: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it is one of addresses that must not be mailed."""
+        return self.kind == "suppressions"
+
+    @property
+    def stage(self) -> Stage:
+        return list_staging if self.is_list else staging
 
 
 @dataclass
@@ -276,7 +303,7 @@ def _claim(connection: staging.Connection, import_id: int) -> _Claim | None:
         update customer_import set status = 'running', epoch = epoch + 1, started_at = coalesce(started_at, now()),
           lease_until = now() + make_interval(secs => %(lease)s)
         where id = %(import_id)s and (status = 'queued' or (status = 'running' and lease_until <= now()))
-        returning epoch, media_type, audience_id, size, merged_to
+        returning epoch, media_type, audience_id, size, merged_to, kind
         """,
         {"import_id": import_id, "lease": LEASE_SECONDS},
     ).fetchone()
@@ -315,7 +342,7 @@ class _Reading:
     def all(self) -> None:
         """Read the whole file. One loop for a million rows: what it does for each is little."""
         waiting = 0
-        for item in read(self.pieces(), self.claim.media_type):
+        for item in read(self.pieces(), self.claim.media_type, self.claim.kind):
             if isinstance(item, Rejection):
                 self.rejections.append(item)
             else:
@@ -332,7 +359,7 @@ class _Reading:
         self.taken += sum(map(len, self.rows))
         self.rejected += len(self.rejections)
         for lane, rows in zip(self.lanes, self.rows, strict=True):
-            staging.copy_rows(lane.connection, rows)
+            self.claim.stage.copy_rows(lane.connection, rows)
             if lane is not self.first:
                 lane.connection.commit()
         if self.first_time and self.rejections:
@@ -348,16 +375,17 @@ class _Reading:
 def _read(claim: _Claim, lanes: list[_Lane]) -> None:
     """Stage the file's good rows and keep its bad ones; then drop the rows that a later one stands in for."""
     for lane in lanes:
-        staging.prepare(lane.connection)
+        claim.stage.prepare(lane.connection)
     reading = _Reading(claim, lanes)
     if reading.first_time:
         lanes[0].connection.execute("delete from import_rejection where import_id = %s", (claim.import_id,))
     reading.all()
     if not reading.taken and not reading.rejected:
         raise Invalid(FieldError("file", "rows_missing", "This file has a header and no rows beneath it."))
-    duplicates = sum(_together(claim, lambda lane: staging.sort_out(lane.connection), lanes))
+    duplicates = sum(_together(claim, lambda lane: claim.stage.sort_out(lane.connection), lanes))
     if reading.first_time:
-        _make_audiences(lanes)
+        if not claim.is_list:
+            _make_audiences(lanes)
         claim.merged_to = [0] * len(lanes)
         progress = {"merged_to": claim.merged_to, "duplicates": duplicates}
         lanes[0].commit("merged_to = %(merged_to)s, duplicates = %(duplicates)s", **progress)
@@ -380,7 +408,7 @@ def _make_audiences(lanes: list[_Lane]) -> None:
 
 def _merge(lane: _Lane) -> None:
     last = staging.last_line(lane.connection)
-    named = bool(staging.audiences(lane.connection, 1))
+    named = not lane.claim.is_list and bool(staging.audiences(lane.connection, 1))
     start = (lane.claim.merged_to or [])[lane.number]
     # Nearly every file is one of these: all new, or all known. The database says when it is more than that.
     expect, collisions = Expect.NEW, 0
@@ -404,7 +432,9 @@ def _expect(error: psycopg.Error, before: Expect) -> Expect:
 
 
 def _merge_block(lane: _Lane, start: int, end: int, named: bool, expect: Expect) -> None:
-    merged = staging.merge(lane.connection, lane.claim.import_id, start, end, expect)
+    merged = lane.claim.stage.merge(lane.connection, lane.claim.import_id, start, end, expect)
+    if not lane.claim.is_list:
+        staging.come(lane.connection, start, end)
     if named:
         staging.join_named(lane.connection, start, end)
     if lane.claim.audience_id is not None:
@@ -424,6 +454,6 @@ def _finish(lane: _Lane) -> None:
     changed = connection.execute(query, (import_id,)).fetchone()
     if changed and changed[0] >= ANALYZE_FROM:
         # The planner, and the number of customers on the screen, follow at once.
-        connection.execute("analyze customer")
+        connection.execute(f"analyze {lane.claim.stage.TABLE}")
     connection.execute("delete from import_chunk where import_id = %s", (import_id,))
     lane.commit("status = 'done', finished_at = now(), read = size")

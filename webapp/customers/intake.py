@@ -40,6 +40,23 @@ ALIASES = {
     "audience": ("audience", "list", "segment", "group"),
 }
 COLUMNS = ("email", "name", "source_id", "locale", "audience")
+# Of a list of addresses that must not be mailed.
+LIST_ALIASES = {"email": ALIASES["email"], "reason": ("reason", "why", "type")}
+# What other mailers call the reasons.
+LIST_REASONS = {
+    "": "unsubscribed",
+    "unsubscribed": "unsubscribed",
+    "unsubscribe": "unsubscribed",
+    "bounced": "bounced",
+    "bounce": "bounced",
+    "cleaned": "bounced",
+    "complained": "complained",
+    "complaint": "complained",
+    "spam": "complained",
+    "abuse": "complained",
+}
+LIST_FIELDS = ("line", "email", "reason")
+_HASH = re.compile(r"sha256:[0-9a-f]{64}")
 DELIMITERS = ",;\t|"
 
 _SENTENCES = {
@@ -52,6 +69,7 @@ _SENTENCES = {
     "line_break_invalid": "There is a line break inside a cell that has no quotation marks.",
     "json_invalid": "This line is not one JSON object.",
     "type_invalid": "{name} must be text.",
+    "reason_unknown": "The reason is none of unsubscribed, bounced and complained.",
 }
 _WHOLE_FILE = {
     "file_empty": "This file is empty. Export it again, with the customers in it.",
@@ -68,6 +86,7 @@ _WHOLE_FILE = {
 # A row that can be taken: the e-mail, and the values of FIELDS with tabs between. Text, for an object a row would cost
 # more than reading the row. No value holds a tab or a line break; an empty one says that the file says nothing.
 Row = tuple[str, str]
+Aliases = dict[str, tuple[str, ...]]
 FIELDS = ("line", "email", "email_as_given", "name", "locale", "source_id", "audience")
 
 
@@ -89,7 +108,7 @@ class Layout:
     columns: dict[str, int]
 
 
-def check_opening(first: bytes, media_type: str, whole: bool) -> None:
+def check_opening(first: bytes, media_type: str, whole: bool, kind: str = "customers") -> None:
     """Look at the first piece of a file while somebody still waits for the answer.
 
     :param whole: whether there is no more.
@@ -98,21 +117,26 @@ def check_opening(first: bytes, media_type: str, whole: bool) -> None:
     _check_text(first, whole)
     lines = Lines([first])
     if media_type == CSV:
-        _layout(lines)
+        _layout(lines, LIST_ALIASES if kind == "suppressions" else ALIASES)
     if whole and not any(line.strip() for line in lines):
         raise _refused("rows_missing" if media_type == CSV else "file_empty")
 
 
-def read(pieces: Iterable[bytes], media_type: str) -> Iterator[Row | Rejection]:
+def read(pieces: Iterable[bytes], media_type: str, kind: str = "customers") -> Iterator[Row | Rejection]:
     """Every row of a file, in its order. Blank rows are passed over.
 
+    :param kind: `customers`, or `suppressions` for a CSV file of addresses that must not be mailed.
     :raises Invalid: before the first row, when the file as a whole can't be read.
     """
     lines = Lines(_checked(pieces))
-    if media_type == NDJSON:
+    if kind == "suppressions":
+        layout = _layout(lines, LIST_ALIASES)
+        yield from _csv_rows(lines, layout, _list_taker(layout))
+    elif media_type == NDJSON:
         yield from _json_rows(lines)
     else:
-        yield from _csv_rows(lines)
+        layout = _layout(lines, ALIASES)
+        yield from _csv_rows(lines, layout, _taker(layout))
 
 
 def opening(pieces: Iterator[bytes]) -> tuple[bytes, bool]:
@@ -159,13 +183,15 @@ def _looks_utf16(sample: bytes) -> bool:
 # --- CSV -----------------------------------------------------------------------------------------
 
 
-def _layout(lines: Lines) -> Layout:
+def _layout(lines: Lines, aliases: Aliases) -> Layout:
     """Read the header: the delimiter with which most columns are known wins."""
     start, delimiters = _first_line(lines), DELIMITERS
     # Excel's way to say it, in a line of its own.
     if said := re.fullmatch(r"sep=(.)\s*", start):
         start, delimiters = _first_line(lines), said[1]
-    found = [(cells, _columns(cells), delimiter) for delimiter in delimiters if (cells := _cells(start, delimiter))]
+    found = [
+        (cells, _columns(cells, aliases), delimiter) for delimiter in delimiters if (cells := _cells(start, delimiter))
+    ]
     if not found:
         raise _refused("header_missing")
     cells, columns, delimiter = max(found, key=lambda item: len(item[1]))
@@ -173,7 +199,7 @@ def _layout(lines: Lines) -> Layout:
         if "@" in start:
             raise _refused("header_missing")
         raise _refused("email_column_missing", columns=", ".join(mended(c.strip()) for c in cells)[:300])
-    _refuse_twins(cells)
+    _refuse_twins(cells, aliases)
     return Layout(delimiter, len(cells), columns)
 
 
@@ -196,19 +222,19 @@ def _plain(cell: str) -> str:
     return re.sub(r"[\s_-]+", "", cell).casefold()
 
 
-def _columns(cells: list[str]) -> dict[str, int]:
-    """Which cell holds what. Where two names mean the same, the one that comes first in ALIASES counts."""
+def _columns(cells: list[str], aliases: Aliases) -> dict[str, int]:
+    """Which cell holds what. Where two names mean the same, the one that comes first among the aliases counts."""
     plain = [_plain(cell) for cell in cells]
     columns = {}
-    for column, names in ALIASES.items():
+    for column, names in aliases.items():
         place = next((plain.index(name) for name in names if name in plain), None)
         if place is not None:
             columns[column] = place
     return columns
 
 
-def _refuse_twins(cells: list[str]) -> None:
-    known = {name for names in ALIASES.values() for name in names}
+def _refuse_twins(cells: list[str], aliases: Aliases) -> None:
+    known = {name for names in aliases.values() for name in names}
     seen = set()
     for cell in cells:
         name = _plain(cell)
@@ -217,9 +243,8 @@ def _refuse_twins(cells: list[str]) -> None:
         seen.add(name)
 
 
-def _csv_rows(lines: Lines) -> Iterator[Row | Rejection]:
-    layout = _layout(lines)
-    width, take, taken = layout.width, _taker(layout), lines.taken
+def _csv_rows(lines: Lines, layout: Layout, take: Callable[[int, list[str]], Row]) -> Iterator[Row | Rejection]:
+    width, taken = layout.width, lines.taken
     while True:
         reader = csv.reader(lines, delimiter=layout.delimiter, strict=True, skipinitialspace=True)
         try:
@@ -282,6 +307,21 @@ def _taker(layout: Layout) -> Callable[[int, list[str]], Row]:
         cells.append("")
         name = cells[name_at] or f"{cells[first_at]} {cells[last_at]}"
         return _row(line, cells[email_at], name, cells[source_at], cells[locale_at], cells[audience_at])
+
+    return take
+
+
+def _list_taker(layout: Layout) -> Callable[[int, list[str]], Row]:
+    email_at, reason_at = layout.columns["email"], layout.columns.get("reason", layout.width)
+
+    def take(line: int, cells: list[str]) -> Row:
+        cells.append("")
+        given, reason = _unguarded(cells[email_at]).strip(), LIST_REASONS.get(cells[reason_at].strip().lower())
+        # An export holds the addresses of erased customers as they are kept.
+        email = given if _HASH.fullmatch(given) else normalise_email(given)
+        if reason is None:
+            raise Invalid(FieldError("reason", "reason_unknown", _SENTENCES["reason_unknown"]))
+        return email, f"{line}\t{email}\t{reason}"
 
     return take
 

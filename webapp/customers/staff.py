@@ -73,7 +73,7 @@ def download() -> Response:
     audience_id = request.args.get("audience", type=_row_id)
     audience = _audience(audience_id) if audience_id is not None else None
     actions.note_export(audience, by=current_user.email)
-    return _file(queries.export(audience_id), "customers.csv")
+    return csv_answer(queries.export(audience_id), "customers.csv")
 
 
 @room.get("/customers/<int:customer_id>")
@@ -217,7 +217,7 @@ def receive() -> BaseResponse:
         if (request.content_length or 0) > limit + upload.FIELDS_MAX:
             raise upload.too_large(limit)
         sent = upload.form(request.stream, request.headers.get("Content-Type", ""), limit)
-        _check_csrf(sent)
+        check_csrf(sent)
         form = ImportForm(audience=sent.fields.get("audience", ""))
         import_id = _receive(sent)
     except DomainError as error:
@@ -235,7 +235,7 @@ def _receive(sent: upload.Upload) -> int:
     return tasks.receive_import(sent.pieces, sent.filename, media_type, audience, by=current_user.email)
 
 
-def _check_csrf(sent: upload.Upload) -> None:
+def check_csrf(sent: upload.Upload) -> None:
     """What CSRFProtect does for other forms, without reading the file for it."""
     if not current_app.config.get("WTF_CSRF_ENABLED", True):
         return
@@ -254,7 +254,7 @@ def _import_page(form: ImportForm, status: int = 200) -> Response:
 @room.get("/customers/import/sample.csv")
 def sample() -> Response:
     """A file to start from."""
-    return _file(iter([SAMPLE.encode()]), "customers-sample.csv")
+    return csv_answer(iter([SAMPLE.encode()]), "customers-sample.csv")
 
 
 @room.get("/customers/imports")
@@ -298,7 +298,7 @@ def rejected(import_id: int) -> Response:
     """The rows that could not be taken, with their reasons, as they come from the database."""
     row = _import(import_id)
     actions.note_refused_rows_export(row.id, by=current_user.email)
-    return _file(queries.rejections_file(row.id), f"import-{row.id}-rejected.csv")
+    return csv_answer(queries.rejections_file(row.id), f"import-{row.id}-rejected.csv")
 
 
 def _import(import_id: int) -> CustomerImport:
@@ -326,7 +326,7 @@ def _row_id(given: str) -> int:
     return _known(int(given)) if given.isascii() and given.isdigit() else 0
 
 
-def _file(pieces: Iterator[bytes], name: str) -> Response:
+def csv_answer(pieces: Iterator[bytes], name: str) -> Response:
     response = Response(stream_with_context(pieces), mimetype="text/csv")
     response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
     return response

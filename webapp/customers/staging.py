@@ -17,6 +17,7 @@ from webapp.customers.intake import FIELDS, Rejection
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
+TABLE: LiteralString = "customer"
 # Lines of the file in one transaction of the merge.
 BLOCK = 100_000
 
@@ -171,12 +172,35 @@ def copy_rejections(connection: Connection, import_id: int, rejections: Sequence
 
 def sort_out(connection: Connection) -> int:
     """Once the whole file is staged: drop the rows that a later one stands in for, and say how many there were."""
-    duplicates = _one(connection, _DROP_DUPLICATES, {})[0]
+    duplicates = one(connection, _DROP_DUPLICATES, {})[0]
     # The rows lie in the order of their lines, so the smallest of indexes finds a block of them.
     connection.execute("create index on staged using brin (line)")
     connection.execute("analyze staged (line, email)")
     connection.execute("analyze joining")
     return int(duplicates)
+
+
+# Whoever was erased and asked not to be mailed is on the list by a hash; under the address again, so that the list says
+# whom it is about, and can be counted.
+_COME: LiteralString = """
+  with back as (
+    delete from suppression h using staged s
+    where s.line > %(start)s and s.line <= %(end)s
+      and h.email = 'sha256:' || encode(sha256(convert_to(s.email, 'UTF8')), 'hex')
+    returning s.email, h.reason, h.at, h.source
+  )
+  insert into suppression as known (email, reason, at, source) select * from back
+  on conflict (email) do update set reason = excluded.reason, at = excluded.at, source = excluded.source
+  where array_position(array['bounced', 'unsubscribed', 'complained'], excluded.reason)
+    > array_position(array['bounced', 'unsubscribed', 'complained'], known.reason)
+"""
+
+
+def come(connection: Connection, start: int, end: int) -> None:
+    """What the customers of these lines asked for before they were erased counts again. Free where nobody was."""
+    asked = "select exists (select from suppression where email >= 'sha256:' and email < 'sha256;')"
+    if one(connection, asked, {})[0]:
+        connection.execute(_COME, {"start": start, "end": end})
 
 
 def audiences(connection: Connection, limit: int) -> list[str]:
@@ -197,7 +221,7 @@ def drop_told(connection: Connection, import_id: int) -> None:
 
 
 def last_line(connection: Connection) -> int:
-    return int(_one(connection, "select coalesce(max(line), 0) from staged", {})[0])
+    return int(one(connection, "select coalesce(max(line), 0) from staged", {})[0])
 
 
 def merge(connection: Connection, import_id: int, start: int, end: int, expect: Expect) -> Merged:
@@ -212,8 +236,8 @@ def merge(connection: Connection, import_id: int, start: int, end: int, expect: 
     if expect is Expect.TAKEN:
         # One lane at a time: each has to see the source ids that the other brought.
         connection.execute("select pg_advisory_xact_lock(%(import_id)s)", place)
-        rejected = _one(connection, _DROP_TAKEN, place)[0]
-    created, updated, staged = _one(connection, _MERGE, place)
+        rejected = one(connection, _DROP_TAKEN, place)[0]
+    created, updated, staged = one(connection, _MERGE, place)
     return Merged(created, updated, staged - created - updated, rejected)
 
 
@@ -227,7 +251,7 @@ def join_all(connection: Connection, start: int, end: int, audience_id: int) -> 
     connection.execute(_JOIN_ALL, {"start": start, "end": end, "audience_id": audience_id})
 
 
-def _one(connection: Connection, statement: LiteralString, values: dict[str, Any]) -> tuple[Any, ...]:
+def one(connection: Connection, statement: LiteralString, values: dict[str, Any]) -> tuple[Any, ...]:
     row = connection.execute(statement, values).fetchone()
     assert row is not None  # noqa: S101 (an aggregate always answers)
     return row

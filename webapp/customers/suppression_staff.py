@@ -2,6 +2,131 @@
 
 from __future__ import annotations
 
-from flask import Blueprint
+from typing import Any
+
+from flask import Blueprint, Response, abort, current_app, flash, redirect, request, url_for
+from flask_login import current_user
+from flask_wtf import FlaskForm
+from werkzeug.wrappers import Response as BaseResponse
+
+from webapp import web
+from webapp.blueprints.staff import needs
+from webapp.customers import queries, suppression_actions, suppression_queries, tasks, upload
+from webapp.customers.forms import ImportForm, SuppressionForm, SuppressionSearch
+from webapp.customers.intake import CSV
+from webapp.customers.staff import check_csrf, csv_answer
+from webapp.errors import DomainError, FieldError, Invalid, NotFound
+from webapp.extensions import csrf
 
 room = Blueprint("suppressions", __name__)
+
+PAGE = 50
+
+
+@room.get("/customers/do-not-mail")
+def index() -> Response:
+    """The list by address, found as one types."""
+    search = SuppressionSearch(request.args)
+    q, reason, after = search.q.data or "", search.reason.data or "", request.args.get("after", "")
+    found = suppression_queries.page(q, reason, after, PAGE)
+    shown = found[:PAGE]
+    kept: dict[str, Any] = {name: value for name, value in (("q", q), ("reason", reason)) if value}
+    here = "staff.suppressions.index"
+    return web.render(
+        "customers/suppressions.html",
+        form=search,
+        shown=shown,
+        counts=suppression_queries.count(),
+        narrowed=bool(kept),
+        first_url=url_for(here, **kept) if after else None,
+        next_url=url_for(here, **kept, after=shown[-1].email) if len(found) > PAGE else None,
+    )
+
+
+@room.route("/customers/do-not-mail/new", methods=["GET", "POST"])
+@needs("manager")
+def new() -> BaseResponse:
+    """Put one address on the list."""
+    form = SuppressionForm(email=request.args.get("email", ""))
+    if form.validate_on_submit():
+        try:
+            listed = suppression_actions.add(
+                form.email.data or "", form.reason.data or "", current_user.email, form.words.data or ""
+            )
+            flash(f"{listed.email} is not mailed any more.", "success")
+            return redirect(_back(listed.email))
+        except DomainError as error:
+            web.attach(form, error)
+    status = 422 if form.is_submitted() else 200
+    return web.render("customers/new_suppression.html", status=status, form=form)
+
+
+@room.route("/customers/do-not-mail/lift", methods=["GET", "POST"])
+@needs("manager")
+def lift() -> BaseResponse:
+    """Let an address be mailed again, after saying what that means; one that is no customer's only by an admin."""
+    key = request.values.get("email", "")
+    found = suppression_queries.of_email(key) or suppression_queries.by_key(key)
+    if found is None:
+        raise NotFound("This address is not on the list.")
+    if queries.by_email(found.email) is None and not current_user.may("admin"):
+        abort(403, "Your role does not allow this. Ask an administrator.")
+    form = FlaskForm()
+    if form.validate_on_submit():
+        back = _back(found.email)
+        suppression_actions.lift(key, by=current_user.email)
+        flash(f"{key} may be mailed again.", "success")
+        return redirect(back)
+    return web.render("customers/lift_suppression.html", form=form, listed=found, key=key, back=_back(found.email))
+
+
+@room.get("/customers/do-not-mail.csv")
+@needs("manager")
+def download() -> Response:
+    """The whole list, as it comes from the database."""
+    suppression_actions.note_export(by=current_user.email)
+    return csv_answer(suppression_queries.export(), "do-not-mail.csv")
+
+
+@room.get("/customers/do-not-mail/import")
+@needs("manager")
+def import_form() -> Response:
+    """Choose a file of addresses."""
+    return _import_page(ImportForm())
+
+
+@room.post("/customers/do-not-mail/import")
+@csrf.exempt  # type: ignore[untyped-decorator]
+def receive() -> BaseResponse:
+    """Take an uploaded list while it arrives. Its token stands before it, so it is checked before the file."""
+    limit: int = current_app.config["SETTINGS"].max_upload
+    request.max_content_length = 2 * limit
+    form = ImportForm()
+    try:
+        if (request.content_length or 0) > limit + upload.FIELDS_MAX:
+            raise upload.too_large(limit)
+        sent = upload.form(request.stream, request.headers.get("Content-Type", ""), limit)
+        check_csrf(sent)
+        if not sent.filename:
+            raise Invalid(FieldError("file", "file_missing", "Choose a file first."))
+        import_id = tasks.receive_import(
+            sent.pieces, sent.filename, CSV, "", by=current_user.email, kind="suppressions"
+        )
+    except DomainError as error:
+        upload.drain(request.stream, 2 * limit)
+        web.attach(form, error)
+        return _import_page(form, error.status)
+    return redirect(url_for("staff.customers.show_import", import_id=import_id))
+
+
+def _import_page(form: ImportForm, status: int = 200) -> Response:
+    limit = current_app.config["SETTINGS"].max_upload // 1024 // 1024
+    return web.render("customers/import_suppressions.html", status=status, form=form, limit_mb=limit)
+
+
+def _back(email: str) -> str:
+    """The page of the customer who has the address, else the list."""
+    customer = queries.by_email(email)
+    if customer is not None:
+        return url_for("staff.customers.show", customer_id=customer.id)
+    return url_for("staff.suppressions.index", q=email)

@@ -28,9 +28,11 @@ def read_import(import_id: int) -> None:
 import_customers = bell.task(read_import)
 
 
-def receive_import(pieces: Iterable[bytes], filename: str, media_type: str, audience: str, by: str) -> int:
+def receive_import(
+    pieces: Iterable[bytes], filename: str, media_type: str, audience: str, by: str, kind: str = "customers"
+) -> int:
     """Keep an arriving file and ask a worker to read it. See `import_actions.receive`."""
-    import_id = import_actions.receive(pieces, filename, media_type, audience, by)
+    import_id = import_actions.receive(pieces, filename, media_type, audience, by, kind)
     bell.ring(import_customers, import_id)
     return import_id
 

@@ -1,0 +1,205 @@
+"""Staff screens of the list of those who must not be mailed, its import and its export."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy import select
+
+from tests.customers.conftest import counts, refusals
+from tests.customers.test_suppression import listed, put
+from webapp.accounts.models import AuditEntry
+from webapp.customers import import_actions, queries, suppression_queries
+from webapp.customers.models import Customer, CustomerImport, Suppression, hashed_email
+from webapp.extensions import db
+
+Make = Callable[..., Customer]
+LIST = "/customers/do-not-mail"
+
+
+def trail() -> list[tuple[str, str]]:
+    rows = db.session.execute(select(AuditEntry.action, AuditEntry.subject).order_by(AuditEntry.id))
+    return [(row.action, row.subject) for row in rows]
+
+
+def test_the_list_is_found_by_address_hash_and_reason(staff: FlaskClient) -> None:
+    put("ada@example.com", "bounced", words="550 5.1.1 <unknown>")
+    put("bob@example.com", "complained", source="api")
+    put(hashed_email("eve@example.com"), "unsubscribed")
+
+    page = staff.get(LIST).text
+    assert [word in page for word in ("ada@example.com", "550 5.1.1 &lt;unknown&gt;", "bob@example.com")] == [True] * 3
+    assert "An erased customer" in page
+    assert "bob@" not in staff.get(f"{LIST}?q=ada").text
+    assert "ada@" not in staff.get(f"{LIST}?reason=complained").text
+    assert "An erased customer" in staff.get(f"{LIST}?q=EVE@example.com").text
+    assert "No such address" in staff.get(f"{LIST}?q=eve@example").text
+
+
+def test_a_long_list_has_pages(staff: FlaskClient) -> None:
+    for n in range(120):
+        db.session.add(Suppression(email=f"c{n:03}@example.com", reason="bounced", source="import"))
+    db.session.commit()
+    seen, url = [], LIST
+    while url:
+        page = staff.get(url).text
+        seen += [n for n in range(120) if f"c{n:03}@example.com</bdi>" in page]
+        following = page.partition('rel="next" href="')[2].partition('"')[0]
+        url = following.replace("&amp;", "&")
+    assert seen == list(range(120))
+
+
+def test_an_address_is_added_by_hand(staff: FlaskClient, customer: Make) -> None:
+    ada = customer("ada@example.com")
+    answer = staff.post(
+        f"{LIST}/new", data={"email": " ADA@example.com", "reason": "unsubscribed", "words": "by phone"}
+    )
+    assert answer.headers["Location"] == f"/customers/{ada.id}"
+    staff.post(f"{LIST}/new", data={"email": "nobody@example.com", "reason": "complained"})
+    assert listed() == {"ada@example.com": "unsubscribed", "nobody@example.com": "complained"}
+    assert trail() == [
+        ("suppression.added", f"customer {ada.id}"),
+        ("suppression.added", "an address that is no customer's"),
+    ]
+    page = staff.get(f"/customers/{ada.id}").text
+    assert [word in page for word in ("Unsubscribed", "by phone", "Entered by staff", "May be mailed again")] == [
+        True
+    ] * 4
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ({"email": "nonsense", "reason": "bounced"}, "This is not an e-mail address"),
+        ({"email": "a@example.com", "reason": "because"}, "Choose one of the reasons"),
+        ({"email": "Offers@example.com", "reason": "bounced"}, "Mails are sent from this address"),
+    ],
+)
+def test_what_can_not_be_added_is_said_at_its_field(staff: FlaskClient, typed: dict[str, Any], sentence: str) -> None:
+    answer = staff.post(f"{LIST}/new", data=typed)
+    assert (answer.status_code, sentence in answer.text, typed["email"] in answer.text) == (422, True, True)
+    assert listed() == {}
+
+
+def test_a_manager_lets_a_customer_be_mailed_again_after_reading_what_it_means(
+    staff: FlaskClient, customer: Make
+) -> None:
+    ada = customer("ada@example.com", suppressed="complained")
+    page = staff.get(f"{LIST}/lift?email=ada@example.com").text
+    assert "called a mail spam" in page
+    assert listed() == {"ada@example.com": "complained"}
+
+    answer = staff.post(f"{LIST}/lift", data={"email": "ada@example.com"})
+
+    assert answer.headers["Location"] == f"/customers/{ada.id}"
+    assert listed() == {}
+    assert trail() == [("suppression.lifted", f"customer {ada.id}")]
+
+
+def test_only_an_admin_removes_what_is_no_customers(sign_in: Callable[..., FlaskClient]) -> None:
+    put("nobody@example.com")
+    put(hashed_email("eve@example.com"), "unsubscribed")
+    assert sign_in("manager").post(f"{LIST}/lift", data={"email": "nobody@example.com"}).status_code == 403
+    admin = sign_in("admin")
+    admin.post(f"{LIST}/lift", data={"email": "nobody@example.com"})
+    assert admin.post(f"{LIST}/lift", data={"email": "never@example.com"}).status_code == 404
+    admin.post(f"{LIST}/lift", data={"email": hashed_email("eve@example.com")})
+    assert listed() == {}
+
+
+def test_a_viewer_looks_and_changes_nothing(sign_in: Callable[..., FlaskClient], customer: Make) -> None:
+    customer("ada@example.com", suppressed="bounced")
+    viewer = sign_in("viewer")
+    assert viewer.get(LIST).status_code == 200
+    assert "May be mailed again" not in viewer.get("/customers/1").text
+    for path in ("/new", ".csv", "/import", "/lift?email=ada@example.com"):
+        assert viewer.get(f"{LIST}{path}").status_code == 403
+    assert viewer.post(f"{LIST}/lift", data={"email": "ada@example.com"}).status_code == 403
+    assert viewer.post(f"{LIST}/import", data={}).status_code == 403
+
+
+def upload(client: FlaskClient, file: str | bytes) -> CustomerImport:
+    data = file.encode() if isinstance(file, str) else file
+    answer = client.post(f"{LIST}/import", data={"file": (io.BytesIO(data), "list.csv")})
+    assert answer.status_code == 302, answer.text
+    import_id = int(answer.headers["Location"].rpartition("/")[2])
+    import_actions.run(import_id)
+    row = queries.import_by_id(import_id)
+    assert row is not None
+    return row
+
+
+def test_a_list_of_another_mailer_is_imported(staff: FlaskClient, customer: Make) -> None:
+    ada = customer("ada@example.com")
+    customer("bob@example.com", suppressed="complained")
+    row = upload(
+        staff,
+        "E-Mail;Reason;Name\n"
+        "ADA@example.com;Bounce;x\n"
+        "bob@example.com;unsubscribed;x\n"
+        "new@example.com;;x\n"
+        "eve@example.com;bounced;x\n"
+        "eve@example.com;spam;x\n"
+        "nonsense;bounced;x\n"
+        "zoe@example.com;because;x\n",
+    )
+    assert row.status == "done"
+    assert counts(row) == {"rows": 7, "created": 3, "unchanged": 1, "duplicates": 1, "rejected": 2}
+    assert refusals(row) == [(7, "email_invalid"), (8, "reason_unknown")]
+    assert listed() == {
+        "ada@example.com": "bounced",
+        "bob@example.com": "complained",
+        "new@example.com": "unsubscribed",
+        "eve@example.com": "complained",
+    }
+    assert queries.suppressed_among([ada.id]) == {ada.id: "bounced"}
+    page = staff.get(f"/customers/imports/{row.id}").text
+    assert "Addresses dealt with" in page
+    assert "none of unsubscribed" in page
+    assert queries.total().number == 2
+
+
+def test_a_list_without_addresses_is_refused_at_once(staff: FlaskClient) -> None:
+    answer = staff.post(f"{LIST}/import", data={"file": (io.BytesIO(b"name\nx\n"), "list.csv")})
+    assert (answer.status_code, "no column called email" in answer.text) == (422, True)
+    answer = staff.post(f"{LIST}/import", data={"file": (io.BytesIO(b""), "")}, content_type="multipart/form-data")
+    assert (answer.status_code, "Choose a file first" in answer.text) == (422, True)
+
+
+def test_an_upload_without_the_token_of_the_page_is_refused(csrf_client: FlaskClient, staff: FlaskClient) -> None:
+    staff.application.config["WTF_CSRF_ENABLED"] = True
+    answer = staff.post(f"{LIST}/import", data={"file": (io.BytesIO(b"email\na@example.com\n"), "list.csv")})
+    assert answer.status_code == 400
+    assert db.session.scalars(select(CustomerImport)).all() == []
+
+
+def test_an_export_is_imported_as_it_is(staff: FlaskClient, app: Flask) -> None:
+    before = {
+        "=cmd@example.com": "bounced",
+        "bob@example.com": "complained",
+        hashed_email("eve@example.com"): "unsubscribed",
+    }
+    for email, reason in before.items():
+        put(email, reason)
+    file = staff.get(f"{LIST}.csv")
+    assert file.mimetype == "text/csv"
+    assert b"'=cmd@example.com" in file.data
+    db.session.query(Suppression).delete()
+    db.session.commit()
+
+    row = upload(staff, file.data)
+
+    assert counts(row) == {"rows": 3, "created": 3}
+    assert listed() == before
+    assert ("suppressions.exported", "do not mail") in trail()
+
+
+def test_the_list_is_searched_by_no_more_than_was_typed(app: Flask) -> None:
+    put("a_b@example.com")
+    assert suppression_queries.page("a%") == []
+    assert suppression_queries.page("a\0_") != []
