@@ -92,8 +92,9 @@ def test_the_answer_for_every_recipient_is_what_the_relay_received(
     assert seen[ids[4]].is_open
     assert [seen[ids[n]].text for n in (5, 6)] == ["unsubscribed", "has redeemed already"]
     assert seen[ids[7]].email == "erased customer"
-    assert seen[ids[8]].at is not None
-    assert abs(seen[ids[8]].at - datetime.now(UTC)) < timedelta(minutes=1)
+    at = seen[ids[8]].at
+    assert at is not None
+    assert abs(at - datetime.now(UTC)) < timedelta(minutes=1)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -372,6 +373,24 @@ def test_those_of_one_cause_are_tried_again(undecided: Campaign, relay: Relay) -
     delivery.pump()
     assert relay.recipients[email(1)] == 1
     assert relay.recipients[email(3)] == 0
+
+
+def test_a_mailing_is_not_called_done_while_somebody_sends_mails_again(launched: Launch, relay: Relay) -> None:
+    people(1)
+    campaign = launched()
+    db.session.execute(text("update batch set status = 'done'"))
+    db.session.commit()
+    with db.engine.connect() as deciding:
+        deciding.execute(text("select 1 from campaign for update"))
+        db.session.execute(text("set lock_timeout = '2s'"))
+        course_actions.finish_campaigns()
+        deciding.execute(
+            text("insert into mail_issue (campaign_id, customer_id, state, next_at) values (1, 1, 'deferred', now())")
+        )
+        deciding.commit()
+    db.session.execute(text("reset lock_timeout"))
+    course_actions.finish_campaigns()
+    assert fresh(campaign).status == "sending"
 
 
 def test_trying_again_takes_portions(undecided: Campaign, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:

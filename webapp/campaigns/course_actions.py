@@ -93,19 +93,27 @@ def say_trouble(trouble: str | None) -> None:
 
 def finish_campaigns() -> None:
     """Call those campaigns done of which nobody is left to be mailed, now or later."""
+    # Locked before it is looked whether anybody is left: whoever sends mails again holds the campaign until they are
+    # seen here. That one is then looked at the next time.
+    ids = db.session.scalars(
+        text(
+            "select id from campaign where status = 'sending' and prepared_at is not null for no key update skip locked"
+        )
+    ).all()
     db.session.execute(
         text(
             """
             update campaign c set status = 'done', finished_at = now(), trouble = null,
               sent_in_batches = (select coalesce(sum(b.sent), 0) from batch b where b.campaign_id = c.id)
-            where c.status = 'sending' and c.prepared_at is not null
+            where c.id = any(:ids)
               and not exists (select 1 from batch b where b.campaign_id = c.id and b.status in ('pending', 'sending'))
               and not exists (
                 select 1 from mail_issue i where i.campaign_id = c.id and i.next_at is not null
                   and (i.state = 'deferred' or c.uncertain_policy = 'resend' or i.next_at > now())
               )
             """
-        )
+        ),
+        {"ids": ids},
     )
     db.session.commit()
 
