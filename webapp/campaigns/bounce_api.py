@@ -31,7 +31,7 @@ def bounces() -> Response:
     """Hard bounces and complaints: those addresses are not mailed any more, from the next window on.
 
     As JSON, up to 1000 at a time: each says by `return_path`, `message_id` or `email` whose mail it is about; a mark of
-    ours goes before the address. A `status` that is no fault of the address (RFC 3463; the table is in docs/api.md)
+    ours goes before the address. A `status` that is no fault of the address (RFC 3463; the table is in docs/consent.md)
     changes nothing. Or the mail itself that came back, as `message/rfc822` or `multipart/report`: of that only what
     carries a mark of ours counts. Sending the same twice changes nothing. `results` says for each in turn what came of
     it: suppressed, known, soft, ignored, unproven, unknown_customer, own_address, email_invalid, broken.

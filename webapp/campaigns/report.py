@@ -60,7 +60,7 @@ class Report:
 
 
 def is_hard(status: str, words: str = "") -> bool:
-    """Whether a permanent failure is one of the address, by RFC 3463; the table is in docs/mailing.md."""
+    """Whether a permanent failure is one of the address, by RFC 3463; the table is in docs/consent.md."""
     found = _STATUS.search(status)
     if found is None or found[1] != "5":
         return False
