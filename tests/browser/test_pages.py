@@ -81,6 +81,9 @@ def test_staff_pages(shop: Shop, window: Open, tmp_path: Path, offer: Callable[.
     offer("WINTER", name="Winter", discount_type="amount", amount=500, currency="EUR")
     launched = call(shop, "POST", "/offers/SUMMER25/launch", {})[1]
     wait(lambda: call(shop, "GET", f"/campaigns/{launched['id']}")[1], "done")
+    offer("AUTUMN", name="Autumn", time_zone="America/New_York")
+    later = (datetime.now(UTC) + timedelta(days=2)).isoformat()
+    waits = call(shop, "POST", "/offers/AUTUMN/launch", {"at": later})[1]
     for n in range(3):
         call(shop, "POST", "/redemptions", {"code": "SUMMER25", "customer": {"email": f"person{n}@example.com"}})
     erased = customers.by_email("person1@example.com")
@@ -91,7 +94,7 @@ def test_staff_pages(shop: Shop, window: Open, tmp_path: Path, offer: Callable[.
     wrong = look(page)
     join(page, shop)
 
-    for path in [*STAFF, f"/customers/{erased.id}"]:
+    for path in [*STAFF, f"/customers/{erased.id}", f"/campaigns/{waits['id']}/launch", "/offers/1/reminder"]:
         page.goto(shop.url + path)
         wrong += look(page)
 
