@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -54,9 +55,12 @@ class Post:
     port: int = field(default_factory=live.free_port)
     lines: list[dict[str, str]] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
+    _kept: socket.socket | None = None
     _offset: int = 0
 
     def start(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
         given = {"port": self.port, "log": self.log, "seed": self.seed, "rate": self.rate, "seconds": self.seconds}
         options = [part for name, value in given.items() for part in (f"--{name}", str(value))]
         script = str(Path(__file__).with_name("bad_relay.py"))
@@ -72,6 +76,16 @@ class Post:
             self.process.terminate()
             self.process.communicate()
             self.process = None
+            # Nobody listens, but nobody else gets the port meanwhile.
+            self._kept = socket.socket()
+            self._kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._kept.bind(("127.0.0.1", self.port))
+
+    def end(self) -> None:
+        """Stop for good."""
+        self.stop()
+        if self._kept is not None:
+            self._kept.close()
 
     def read(self) -> list[dict[str, str]]:
         """All lines so far."""
@@ -270,7 +284,7 @@ def under_way(
         yield Mailing(place, post, crew, policy, _launch(place, policy))
     finally:
         crew.end()
-        post.stop()
+        post.end()
 
 
 def _launch(place: Place, policy: str) -> int:
