@@ -33,3 +33,25 @@ def test_erased_rows_are_emptied_and_the_trail_names_customers_by_number(custome
 
     assert rows == [("ada@example.com", "Ada Lovelace", None), ("erased 2", "", None)]
     assert trail == [("customer 2", None), ("VIP", {"id": 1})]
+
+
+def test_unsubscriptions_live_through_the_migration_of_the_list_both_ways(customer: Callable[..., Customer]) -> None:
+    customer("ada@example.com", suppressed="unsubscribed"), customer("bob@example.com", suppressed="bounced")
+    customer("eve@example.com")
+    since = db.session.execute(text("select at from suppression where email like 'ada%'")).scalar_one()
+    db.session.remove()
+    flask_migrate.downgrade(revision="0006")
+    try:
+        with db.engine.connect() as connection:
+            before = connection.execute(text("select email, unsubscribed_at is null from customer order by id")).all()
+    finally:
+        flask_migrate.upgrade()
+
+    after = db.session.execute(text("select email, reason, at, source from suppression order by email")).all()
+
+    assert before == [("ada@example.com", False), ("bob@example.com", False), ("eve@example.com", True)]
+    assert [(row.email, row.reason, row.source) for row in after] == [
+        ("ada@example.com", "unsubscribed", "earlier"),
+        ("bob@example.com", "unsubscribed", "earlier"),
+    ]
+    assert after[0].at == since

@@ -203,3 +203,10 @@ def test_the_list_is_searched_by_no_more_than_was_typed(app: Flask) -> None:
     put("a_b@example.com")
     assert suppression_queries.page("a%") == []
     assert suppression_queries.page("a\0_") != []
+
+
+def test_a_test_of_a_mail_is_not_sent_to_an_address_on_the_list(staff: FlaskClient, offer: Callable[..., Any]) -> None:
+    put("manager@example.com", "complained")
+    typed = {"subject": "s", "text": "{{ link }}", "uncertain_policy": "resend", "test": "1"}
+    answer = staff.post(f"/offers/{offer().id}/mail", data=typed)
+    assert (answer.status_code, "must not be mailed (complained)" in answer.text) == (409, True)

@@ -17,6 +17,7 @@ from webapp.campaigns.message import FormLetter, Preview
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.wording import PLACEHOLDERS, MailText, completed
 from webapp.customers import queries as customers
+from webapp.customers import suppression_actions as suppressions
 from webapp.customers.models import Customer, normalise_email
 from webapp.errors import DomainError, FieldError, Invalid, NotFound
 from webapp.offers import queries as offers
@@ -110,6 +111,7 @@ def _save(offer: Offer, kind: str, campaign: Campaign | None) -> BaseResponse:
             return _preview(form, offer, kind, campaign)
         if "test" in request.form:
             mail = completed(form.mail(), kind)
+            suppressions.refuse_listed(current_user.email)
             delivery.send_test(mail, offer, current_user.email, current_user.name)
             flash(f"A test is on its way to {current_user.email}.", "success")
     except DomainError as error:

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from webapp.accounts.actions import record
 from webapp.customers import queries, suppression_queries
 from webapp.customers.models import REASONS, Customer, Suppression, hashed_email, normalise_email
-from webapp.errors import FieldError, Invalid, NotFound
+from webapp.errors import DomainError, FieldError, Invalid, NotFound
 from webapp.extensions import db
 
 _PUT = text(
@@ -125,6 +125,19 @@ def is_own(address: str) -> bool:
     settings = current_app.config["SETTINGS"]
     own = (parseaddr(settings.mail_default_sender)[1], settings.mail_bounce_address or "")
     return address in {given.lower() for given in own}
+
+
+def refuse_listed(email: str) -> None:
+    """Whoever sends one mail by hand is told when the address must not be mailed.
+
+    :raises DomainError: `suppressed`.
+    """
+    found = suppression_queries.of_email(normalise_email(email))
+    if found is not None:
+        raise DomainError(
+            "suppressed",
+            f"{email} must not be mailed ({found.reason}). Take it off the list “Do not mail” first if that is wrong.",
+        )
 
 
 def note_export(by: str) -> None:
