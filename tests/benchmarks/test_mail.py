@@ -117,13 +117,15 @@ def test_commands_that_come_together_or_in_pieces_get_an_answer_each(sink: Sink,
     assert sink.seen().recipients == 2
 
 
-@pytest.mark.parametrize("manner", [Manner(after=0.05), Manner(round_trip=0.05)])
+@pytest.mark.parametrize("manner", [Manner(after=0.3), Manner(round_trip=0.05)])
 def test_a_slow_sink_answers_in_the_order_of_the_commands(manner: Manner) -> None:
     with mail_sink.running(manner) as sink:
         client = Client(sink)
         client.say(envelope("1@example.com"))
         assert client.hear(3) == [b"250", b"250", b"354"]
         client.say(b"one\r\n.\r\n")
+        while not sink.seen().mails:
+            pass
         client.say(b"DATA\r\ntwo\r\n.\r\nQUIT\r\n")
         assert client.hear(5) == [b"250", b"354", b"250", b"221", b""]
         assert sink.seen().mails == 2
