@@ -19,11 +19,10 @@ from webapp import bell, cli, ratelimit, sessions, web
 from webapp.accounts import staff as accounts_staff
 from webapp.blueprints import api, docs, problems, public, staff
 from webapp.campaigns import api as campaigns_api
-from webapp.campaigns import bounce_api
+from webapp.campaigns import bounce_api, writing_staff
 from webapp.campaigns import forget_actions as campaigns_forget
 from webapp.campaigns import public as campaigns_public
 from webapp.campaigns import staff as campaigns_staff
-from webapp.campaigns import writing_staff
 from webapp.customers import actions as customers_actions
 from webapp.customers import api as customers_api
 from webapp.customers import staff as customers_staff
