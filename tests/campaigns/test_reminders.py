@@ -224,11 +224,11 @@ def test_the_launch_of_a_reminder_says_how_many_have_redeemed(staff: FlaskClient
 def test_a_program_reminds_once_and_is_told_which_is_open(api: FlaskClient, announced: Offer) -> None:
     people(3)
     first = api.post("/api/v1/offers/SUMMER25/reminders", json={"mail": {"subject": "Still there"}})
-    assert (first.status_code, first.headers["Location"]) == (202, f"/api/v1/campaigns/{first.json['id']}")
-    assert (first.json["kind"], first.json["status"]) == ("reminder", "preparing")
+    assert (first.status_code, first.headers["Location"]) == (202, f"/api/v1/campaigns/{first.get_json()['id']}")
+    assert (first.get_json()["kind"], first.get_json()["status"]) == ("reminder", "preparing")
     second = api.post("/api/v1/offers/SUMMER25/reminders", json={})
-    assert (second.status_code, second.json["code"]) == (409, "conflict")
-    assert f"Campaign {first.json['id']} " in second.json["detail"]
+    assert (second.status_code, second.get_json()["code"]) == (409, "conflict")
+    assert f"Campaign {first.get_json()['id']} " in second.get_json()["detail"]
 
 
 def test_a_reminder_can_wait_for_its_time(api: FlaskClient, announced: Offer) -> None:
@@ -236,6 +236,6 @@ def test_a_reminder_can_wait_for_its_time(api: FlaskClient, announced: Offer) ->
     db.session.execute(text("update offer set ends_at = null"))
     db.session.commit()
     answer = api.post("/api/v1/offers/SUMMER25/reminders", json={"at": "2199-01-01T09:00:00Z"})
-    assert (answer.json["status"], answer.json["scheduled_at"]) == ("scheduled", "2199-01-01T09:00:00Z")
+    assert (answer.get_json()["status"], answer.get_json()["scheduled_at"]) == ("scheduled", "2199-01-01T09:00:00Z")
     wrong = api.post("/api/v1/offers/SUMMER25/reminders", json={"mail": {"text": "{{ shoe }}"}})
-    assert (wrong.status_code, wrong.json["errors"][0]["pointer"]) == (422, "/mail/text")
+    assert (wrong.status_code, wrong.get_json()["errors"][0]["pointer"]) == (422, "/mail/text")

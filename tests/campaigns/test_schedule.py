@@ -482,12 +482,12 @@ def test_old_addresses_lead_to_the_campaign(staff: FlaskClient, draft: Campaign)
 def test_a_program_launches_at_a_time_changes_it_and_launches_now(api: FlaskClient, draft: Campaign) -> None:
     at = (datetime.now(UTC) + timedelta(hours=2)).replace(microsecond=0)
     first = api.post("/api/v1/offers/SUMMER25/launch", json={"at": at.isoformat()})
-    assert (first.status_code, first.json["status"]) == (202, "scheduled")
-    assert first.json["scheduled_at"] == at.isoformat().replace("+00:00", "Z")
+    assert (first.status_code, first.get_json()["status"]) == (202, "scheduled")
+    assert first.get_json()["scheduled_at"] == at.isoformat().replace("+00:00", "Z")
     later = (at + timedelta(hours=1)).isoformat()
-    assert api.post("/api/v1/offers/SUMMER25/launch", json={"at": later}).json["id"] == draft.id
-    assert api.post("/api/v1/offers/SUMMER25/launch").json["status"] == "preparing"
-    assert api.post("/api/v1/offers/SUMMER25/launch", json={"at": later}).json["status"] == "preparing"
+    assert api.post("/api/v1/offers/SUMMER25/launch", json={"at": later}).get_json()["id"] == draft.id
+    assert api.post("/api/v1/offers/SUMMER25/launch").get_json()["status"] == "preparing"
+    assert api.post("/api/v1/offers/SUMMER25/launch", json={"at": later}).get_json()["status"] == "preparing"
 
 
 @pytest.mark.parametrize(
@@ -495,13 +495,13 @@ def test_a_program_launches_at_a_time_changes_it_and_launches_now(api: FlaskClie
 )
 def test_a_program_is_told_what_is_wrong_with_a_time(api: FlaskClient, draft: Campaign, at: object) -> None:
     answer = api.post("/api/v1/offers/SUMMER25/launch", json={"at": at})
-    assert (answer.status_code, answer.json["errors"][0]["pointer"]) == (422, "/at")
+    assert (answer.status_code, answer.get_json()["errors"][0]["pointer"]) == (422, "/at")
     assert fresh(draft).status == "draft"
 
 
 def test_a_program_cancels_what_waits(api: FlaskClient, draft: Campaign) -> None:
     actions.schedule(draft.id, SOON, "tom")
-    assert api.post(f"/api/v1/campaigns/{draft.id}/cancel").json["status"] == "cancelled"
+    assert api.post(f"/api/v1/campaigns/{draft.id}/cancel").get_json()["status"] == "cancelled"
 
 
 def test_campaigns_are_listed_by_offer_and_state_page_by_page(
@@ -519,6 +519,6 @@ def test_campaigns_are_listed_by_offer_and_state_page_by_page(
         "WINTER0",
     ]
     assert rest["next_cursor"] is None
-    assert [c["status"] for c in api.get("/api/v1/campaigns?offer=summer-25").json["campaigns"]] == ["scheduled"]
+    assert [c["status"] for c in api.get("/api/v1/campaigns?offer=summer-25").get_json()["campaigns"]] == ["scheduled"]
     assert api.get("/api/v1/campaigns?status=nonsense").status_code == 422
     assert api.get("/api/v1/campaigns?offer=NOSUCH").status_code == 404
