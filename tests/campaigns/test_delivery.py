@@ -670,6 +670,8 @@ def test_a_mail_that_comes_back_tells_whose_it_was(
     delivery.pump()
     assert {kept.sender.partition("+")[0] for kept in relay.kept} == {"bounces"}
     assert [links.read_return_path(kept.sender) for kept in relay.kept] == [(campaign.id, n) for n in ids]
+    # So does one that asks for no more mails: read by the same door.
+    assert all(f"<mailto:{kept.sender}?subject=unsubscribe>" in kept.message["List-Unsubscribe"] for kept in relay.kept)
 
 
 def test_a_test_that_comes_back_is_nobodys(
@@ -678,3 +680,17 @@ def test_a_test_that_comes_back_is_nobodys(
     with_settings(mail_bounce_address="bounces@shop.example")
     delivery.send_test(MailText(), offer(), "staff@example.com", "Staff")
     assert [kept.sender for kept in relay.kept] == ["offers@example.com"]
+
+
+def test_a_second_copy_that_is_refused_leaves_it_uncertain(launched: Launch, relay: Relay) -> None:
+    people(3)
+    campaign = launched()
+    taken = batch_actions.claim("killed")
+    assert taken is not None
+    assert batch_actions.open_window(taken) is not None
+    leases_end()
+    relay.behaviour.rcpt["c0@example.com"] = "550 no"
+    delivery.pump()
+    assert counts(campaign) == {"total": 3, "sent": 2, "uncertain": 1}
+    words = db.session.execute(text("select text from mail_issue")).scalar_one()
+    assert words == "it may have arrived before; a second copy was refused: no"

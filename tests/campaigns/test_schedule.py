@@ -510,8 +510,8 @@ def test_campaigns_are_listed_by_offer_and_state_page_by_page(
     for n in range(4):
         actions.save_draft(offer(f"WINTER{n}").id, MailText(), "resend", "tom")
     actions.schedule(draft.id, SOON, "tom")
-    first = api.get("/api/v1/campaigns?status=draft&limit=3").json
-    rest = api.get(f"/api/v1/campaigns?status=draft&limit=3&cursor={first['next_cursor']}").json
+    first = api.get("/api/v1/campaigns?status=draft&limit=3").get_json()
+    rest = api.get(f"/api/v1/campaigns?status=draft&limit=3&cursor={first['next_cursor']}").get_json()
     assert [c["offer"] for c in [*first["campaigns"], *rest["campaigns"]]] == [
         "WINTER3",
         "WINTER2",

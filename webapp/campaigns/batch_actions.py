@@ -19,6 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy import Row, text
 from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from webapp import bell
 from webapp.campaigns import place, reach, times
@@ -90,11 +91,11 @@ def stubborn(write: Callable[P, R]) -> Callable[P, R]:
         while True:
             try:
                 return write(*args, **kwargs)
-            except (OperationalError, InterfaceError) as error:
+            except (OperationalError, InterfaceError, PoolTimeout) as error:
                 db.session.rollback()
                 if time.monotonic() > deadline:
                     raise
-                log.warning("the database is away, trying again: %s", error.orig)
+                log.warning("the database is away, trying again: %s", error)
                 time.sleep(1)
 
     return repeated
@@ -336,7 +337,7 @@ def note_skipped(campaign_id: int, skipped: dict[int, str]) -> None:
                 "insert into mail_issue (campaign_id, customer_id, state, text) "
                 "values (:campaign, :id, 'skipped', :why) "
                 "on conflict (campaign_id, customer_id) do update "
-                "set state = 'skipped', text = excluded.text, next_at = null, at = now()"
+                "set state = 'skipped', smtp_code = null, text = excluded.text, next_at = null, at = now()"
             ),
             [{"campaign": campaign_id, "id": i, "why": why} for i, why in skipped.items()],
         )
@@ -414,12 +415,16 @@ def finish(taken: Claim) -> None:
 def note(taken: Claim, recipient: Recipient, outcome: Outcome) -> bool:
     """Record what became of one recipient's mail and move on, in one transaction; False when the batch is lost.
 
-    A mail that was accepted has a row only if there was a doubt about it before: `sent_later`.
+    A mail that was accepted has a row only if there was a doubt about it before: `sent_later`. One that is refused at
+    the second copy stays uncertain, for the first may have arrived.
     """
     if not place.put(db.session.connection(), taken, recipient.index + 1):
         db.session.rollback()
         return False
     state = {"accepted": "sent_later", "trouble": "deferred"}.get(outcome.kind, outcome.kind)
+    words = "" if state == "sent_later" else outcome.text
+    if recipient.again and state == "failed":
+        state, words = "uncertain", f"it may have arrived before; a second copy was refused: {words}"
     db.session.execute(
         text(
             "insert into mail_issue (campaign_id, customer_id, state, smtp_code, text, next_at, attempts) "
@@ -433,7 +438,7 @@ def note(taken: Claim, recipient: Recipient, outcome: Outcome) -> bool:
             "id": recipient.customer.id,
             "state": state,
             "code": outcome.code,
-            "words": "" if state == "sent_later" else outcome.text,
+            "words": words,
             "next": wait_after(0) if state == "deferred" else None,
         },
     )

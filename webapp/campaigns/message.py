@@ -123,8 +123,7 @@ class FormLetter:
     def letter(self, customer: Customer) -> Letter:
         """The finished bytes for this customer."""
         to = address(customer)
-        return_path = self.sender if self._is_test else links.return_path(self.campaign_id, customer.id, self.sender)
-        return Letter(return_path, to, self._raw(customer, customer.id, to))
+        return Letter(self._return_path(customer.id), to, self._raw(customer, customer.id, to))
 
     def _raw(self, customer: Customer, bearer: int, to: str) -> bytes:
         written = self._by_tag.get(customer.locale) or self._in_language_of(customer.locale)
@@ -135,7 +134,7 @@ class FormLetter:
             address_header("To", values["customer.name"], to),
             _date_header(int(time.time())),
             f"Message-ID: {self._message_id(bearer)}\r\n".encode(),
-            self._unsubscribe_headers(values["unsubscribe"]),
+            self._unsubscribe_headers(values["unsubscribe"], self._return_path(bearer)),
             self._content_type,
         )
         return b"".join((*head, *written.body.write(values)))
@@ -181,10 +180,13 @@ class FormLetter:
             )
         )
 
-    def _unsubscribe_headers(self, url: str) -> bytes:
+    def _return_path(self, bearer: int) -> str:
+        return self.sender if self._is_test else links.return_path(self.campaign_id, bearer, self.sender)
+
+    def _unsubscribe_headers(self, url: str, mailbox: str) -> bytes:
         """RFC 2369 and, where a provider may post to us, RFC 8058. Addresses are never encoded, only folded."""
         refuse_line_breaks(url)
-        lines = f"List-Unsubscribe: <{url}>,\r\n <mailto:{self.sender}?subject=unsubscribe>\r\n"
+        lines = f"List-Unsubscribe: <{url}>,\r\n <mailto:{mailbox}?subject=unsubscribe>\r\n"
         if self.one_click:
             lines += "List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n"
         return lines.encode("ascii")

@@ -8,7 +8,8 @@ that when a worker is killed; after a crash of the database the table is empty i
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Protocol, cast
 
@@ -16,7 +17,8 @@ import psycopg
 from psycopg.pq import ConnStatus, ExecStatus
 from psycopg.pq.abc import PGconn
 from sqlalchemy import Connection
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from webapp.campaigns import times
 from webapp.extensions import db
@@ -44,6 +46,15 @@ class Owned(Protocol):
 def put(connection: Connection, taken: Owned, cursor: int) -> bool:
     """Move the cursor within the caller's transaction; False when the batch is somebody else's by now."""
     return connection.exec_driver_sql(_PLACE, {"cursor": cursor, **taken.guard}).rowcount == 1
+
+
+@contextmanager
+def _as_psycopg_says_it() -> Iterator[None]:
+    """A database that is away is one kind of error here, whoever meets it."""
+    try:
+        yield
+    except (DBAPIError, PoolTimeout) as error:
+        raise psycopg.OperationalError(str(error)) from error
 
 
 class Place:
@@ -109,21 +120,17 @@ class Place:
 
     def _put_anew(self, taken: Owned, cursor: int) -> bool:
         assert self._kept is not None  # noqa: S101
-        try:
+        with _as_psycopg_says_it():
             return put(self._kept, taken, cursor)
-        except OperationalError as error:
-            raise psycopg.OperationalError(str(error.orig)) from error
 
     def _open(self) -> PGconn:
         if self._kept is None:
-            try:
+            with _as_psycopg_says_it():
                 kept = db.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            except OperationalError as error:
-                raise psycopg.OperationalError(str(error.orig)) from error
-            # It never goes back to the pool: its setting must not reach transactions that have to be on disk.
-            kept.detach()
-            kept.exec_driver_sql("set synchronous_commit = off")
-            kept.exec_driver_sql(f"prepare move (int, bigint, int) as {_MOVE}")
+                # It never goes back to the pool: its setting must not reach transactions that have to be on disk.
+                kept.detach()
+                kept.exec_driver_sql("set synchronous_commit = off")
+                kept.exec_driver_sql(f"prepare move (int, bigint, int) as {_MOVE}")
             self._kept = kept
         return cast("psycopg.Connection[object]", self._kept.connection.dbapi_connection).pgconn
 
