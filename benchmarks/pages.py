@@ -51,7 +51,7 @@ PAGES = {
     "offers that are live": "/offers?state=live",
     "one offer": "/offers/{offer}",
     "one offer, the part that renews itself": "/offers/{offer}/live",
-    "an offer's mail before the launch": "/offers/{draft}/launch",
+    "an offer's mail before the launch": "/campaigns/{draft}/launch",
     "redemptions": "/redemptions",
     "redemptions of an offer": "/redemptions?code=offer1",
     "redemptions by link": "/redemptions?channel=link",
@@ -93,7 +93,7 @@ class Dashboard:
                 "offer": newest.offer_id,
                 "redemption": newest.public_id,
                 "campaign": next(one.id for one in mailings if one.status == "done"),
-                "draft": next(one.offer_id for one in mailings if one.status == "draft"),
+                "draft": next(one.id for one in mailings if one.status == "draft"),
             }
 
     def visit(self, name: str) -> float:

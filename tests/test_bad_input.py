@@ -524,7 +524,7 @@ def addresses(app: Flask, method: str, given: str) -> Iterator[str]:
     for rule in app.url_map.iter_rules():
         if method in (rule.methods or ()) and not rule.rule.startswith(("/static", "/api", "/sign-out")):
             values: dict[str, Any] = {
-                name: 1 if "Id" in type(rule._converters[name]).__name__ else given for name in rule.arguments
+                name: 1 if "Id" in type(rule._converters[name]).__name__ else given for name in rule._converters
             }
             yield app.url_map.bind("localhost").build(rule.endpoint, values)
 
