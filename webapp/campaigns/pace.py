@@ -25,6 +25,9 @@ class Pace:
         """
         if not self._per_second:
             return 0
+        if self._turns and time.monotonic() - self._next > 1:
+            # Used now, they would come on top of those of others.
+            self._turns = 0
         if not self._turns:
             self._turns = max(1, min(wanted, int(self._per_second)))
             self._next = time.monotonic() + batch_actions.take_turns(self._turns, self._per_second)

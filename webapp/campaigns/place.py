@@ -7,6 +7,7 @@ that when a worker is killed; after a crash of the database the table is empty i
 
 from __future__ import annotations
 
+import select
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +16,7 @@ from typing import Any, Protocol, cast
 
 import psycopg
 from psycopg.pq import ConnStatus, ExecStatus
-from psycopg.pq.abc import PGconn
+from psycopg.pq.abc import PGconn, PGresult
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -110,13 +111,26 @@ class Place:
     def _hear(self) -> bool:
         """Whether the cursor stands where it was sent to."""
         connection, moved = self._open(), False
-        while (result := connection.get_result()) is not None:
+        while (result := self._result(connection)) is not None:
             if result.status != ExecStatus.COMMAND_OK:
                 raise psycopg.OperationalError(result.error_message.decode("utf-8", "replace"))
             moved = result.command_tuples == 1
         if connection.status != ConnStatus.OK:
             raise psycopg.OperationalError("the connection is lost")
         return moved
+
+    @staticmethod
+    def _result(connection: PGconn) -> PGresult | None:
+        """The next part of the answer. Asked for only when it has come: libpq's own waiting would hold the lock of the
+        interpreter, and with it every other thread, perhaps the very one that is waited for."""
+        deadline = time.monotonic() + times.CURSOR
+        ready = select.poll()
+        ready.register(connection.socket, select.POLLIN)
+        while connection.is_busy():
+            if not ready.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise psycopg.OperationalError("no answer in time")
+            connection.consume_input()
+        return connection.get_result()
 
     def _put_anew(self, taken: Owned, cursor: int) -> bool:
         assert self._kept is not None  # noqa: S101
@@ -130,6 +144,7 @@ class Place:
                 # It never goes back to the pool: its setting must not reach transactions that have to be on disk.
                 kept.detach()
                 kept.exec_driver_sql("set synchronous_commit = off")
+                kept.exec_driver_sql(f"set lock_timeout = {int(times.CURSOR * 1000)}")
                 kept.exec_driver_sql(f"prepare move (int, bigint, int) as {_MOVE}")
             self._kept = kept
         return cast("psycopg.Connection[object]", self._kept.connection.dbapi_connection).pgconn

@@ -1,18 +1,25 @@
 """How long the sending of mails waits for what, in seconds.
 
-A batch belongs to a worker until its lease ends. The worker's own promise is kept by its own clock: before it begins
-to hand over a body, its lease has been renewed less than RENEW ago, and what follows takes at most BODY and REPLY.
-So LEASE is not shorter than RENEW + BODY + REPLY: nobody takes a batch over while its owner still hears of a mail.
+A batch belongs to a worker until its lease ends. The worker's own promise is kept by its own clock: before it connects,
+before it begins an envelope, and before it begins to hand over a body, its lease has been renewed less than RENEW ago,
+and what follows takes at most CONNECT three times over, or REPLY, or BODY and REPLY. LEASE is longer than any of these,
+so nobody takes a batch over while its owner still hears of a mail.
 """
 
 from __future__ import annotations
 
 LEASE = 90.0
-RENEW = 10.0
+RENEW = 5.0
 
+# The way to the relay: the connection, the encryption, and all that is said until it is signed in, have this long each.
 CONNECT = 15.0
+# All answers to an envelope together, and the answer to a body, however slowly they come.
 REPLY = 60.0
-BODY = 20.0
+BODY = 15.0
+# To be ready for the next mail after a refusal; a connection that takes longer is closed.
+RESET = 5.0
+# For PostgreSQL to say that the cursor is moved; then the connection counts as lost.
+CURSOR = 10.0
 
 # A pump gives its place to the next after a minute, so that everything else in the queue gets its turn.
 SLICE = 60.0
