@@ -66,6 +66,8 @@ class Behaviour:
     # Ask for a body although nobody may get it, as RFC 2920 allows.
     always_354: bool = False
     starttls: ssl.SSLContext | None = None
+    # Said in the clear behind the answer to STARTTLS.
+    slipped_in: str = ""
 
 
 class Relay(socketserver.ThreadingTCPServer):
@@ -201,7 +203,7 @@ class _Session(socketserver.StreamRequestHandler):
     def do_starttls(self, said: str) -> None:
         context = self.server.behaviour.starttls
         assert context is not None
-        self.say("220 go on")
+        self.say("220 go on" + (f"\r\n{self.server.behaviour.slipped_in}" if self.server.behaviour.slipped_in else ""))
         self.request = context.wrap_socket(self.request, server_side=True)
         self.rfile, self.wfile = self.request.makefile("rb"), self.request.makefile("wb", buffering=0)
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import itertools
+import socket
 import ssl
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +22,7 @@ from flask import Flask
 from tests.campaigns.relay import Relay
 from webapp.campaigns import times, transport
 from webapp.campaigns.transport import Letter, RelayDown, RelayRefuses
+from webapp.settings import Settings
 
 RAW = b"Subject: Hello\r\nTo: <ada@example.com>\r\n\r\nHello\r\n"
 
@@ -232,3 +238,105 @@ def _certificate(folder: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "certificate.pem", folder / "key.pem")
     return context
+
+
+# --- answers that do not end ------------------------------------------------------------------------
+
+
+def drips(pieces: list[bytes], pause: float) -> Iterator[int]:
+    """A port at which whoever connects hears these pieces, one after the other, whatever they say."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def talk() -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                with client, suppress(OSError):
+                    for piece in itertools.cycle(pieces):
+                        client.sendall(piece)
+                        time.sleep(pause)
+
+    threading.Thread(target=talk, daemon=True).start()
+    yield listener.getsockname()[1]
+    listener.close()
+
+
+@pytest.mark.parametrize(
+    ("piece", "pause"), [(b"220-slowly\r\n", 0.1), (b"x", 0.1), (b"220-" + b"x" * 4000 + b"\r\n", 0), (b"x" * 4000, 0)]
+)
+def test_an_answer_without_end_is_not_listened_to_for_ever(
+    app: Flask, with_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, piece: bytes, pause: float
+) -> None:
+    monkeypatch.setattr(times, "CONNECT", 0.8)
+    for port in drips([piece], pause):
+        with_settings(mail_port=port)
+        with transport.relay() as connection, pytest.raises(RelayDown, match=r"no end|in time"):
+            connection.open()
+
+
+def test_an_answer_to_a_mail_has_an_end_too(
+    relay: Relay, connection: transport.Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(times, "REPLY", 0.5)
+    relay.behaviour.body["*"] = "250-" + "\r\n250-".join("x" * 900 for _ in range(100))
+    connection.open()
+    outcome = connection.deliver(letter())
+    assert (outcome.kind, connection.is_open) == ("uncertain", False)
+
+
+def test_a_handshake_that_is_cut_off_is_no_refusal(app: Flask, with_settings: Callable[..., Settings]) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def hang_up() -> None:
+        client, _ = listener.accept()
+        client.recv(100)
+        client.close()
+
+    threading.Thread(target=hang_up, daemon=True).start()
+    with_settings(mail_port=listener.getsockname()[1])
+    app.extensions["mail"].use_ssl = True
+    try:
+        with transport.relay() as connection, pytest.raises(RelayDown):
+            connection.open()
+    finally:
+        app.extensions["mail"].use_ssl = False
+        listener.close()
+
+
+def test_a_relay_that_speaks_no_tls_refuses_us(
+    app: Flask, relay: Relay, with_settings: Callable[..., Settings]
+) -> None:
+    app.extensions["mail"].use_ssl = True
+    try:
+        with transport.relay() as connection, pytest.raises(RelayRefuses, match="wrong version number"):
+            connection.open()
+    finally:
+        app.extensions["mail"].use_ssl = False
+
+
+@pytest.mark.parametrize(("server", "password"), [("127.0.0.1", "pässwort"), ("relay..example.com", "secret")])
+def test_settings_that_can_not_be_sent_are_said(app: Flask, relay: Relay, server: str, password: str) -> None:
+    relay.behaviour.auth = "235 ok"
+    state = app.extensions["mail"]
+    before = state.server
+    state.server, state.username, state.password = server, "shop", password
+    try:
+        with transport.relay() as connection, pytest.raises(RelayRefuses, match="can't be sent as it is"):
+            connection.open()
+    finally:
+        state.server, state.username, state.password = before, None, None
+
+
+def test_what_came_before_the_encryption_is_forgotten(
+    app: Flask, relay: Relay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """CVE-2011-0411: an answer that somebody in between has slipped in before the handshake."""
+    monkeypatch.setattr(app.extensions["mail"], "use_tls", True)
+    relay.behaviour.starttls = _certificate(tmp_path)
+    relay.behaviour.slipped_in = "250 AUTH PLAIN"
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
+    with transport.relay() as connection:
+        connection.open()
+        assert connection.host is not None
+        assert connection.host.has_extn("smtputf8")
+        assert connection.deliver(letter()).kind == "accepted"

@@ -32,6 +32,17 @@ from webapp.campaigns import times
 # The first digit of the answers by which a command is taken (RFC 5321, 4.2.1).
 TAKEN = {"MAIL": 2, "RCPT": 2, "DATA": 3}
 
+# In bytes; an answer is a line or a few.
+LONGEST = 64 * 1024
+# Reasons of OpenSSL for which trying again is no use: the two sides have no way to encrypt in common.
+NO_COMMON_TLS = (
+    "WRONG_VERSION_NUMBER",
+    "UNSUPPORTED_PROTOCOL",
+    "NO_PROTOCOLS_AVAILABLE",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE",
+    "TLSV1_ALERT_PROTOCOL_VERSION",
+)
+
 Kind = Literal["accepted", "failed", "deferred", "trouble", "refused", "uncertain", "stopped"]
 
 
@@ -83,10 +94,65 @@ class Letter(flask_mail.Message):
         return any(_breaks_lines(address) for address in (str(self.sender), self.to))
 
 
+class _Talk(smtplib.SMTP):
+    """smtplib's side of a conversation, with an end to it: all that is heard until `deadline` (of `time.monotonic`)
+    counts, however slowly it comes, and only so much of it."""
+
+    def __init__(self, server: str, port: int) -> None:
+        self.deadline = time.monotonic() + times.CONNECT
+        self.held = b""
+        super().__init__(server, port, timeout=times.CONNECT)
+
+    def until(self, seconds: float) -> None:
+        """What is heard from now on has to come within so many seconds."""
+        self.deadline = time.monotonic() + seconds
+
+    def getreply(self) -> tuple[int, bytes]:
+        """(code, words) of the next answer, all its lines; code -1 for nonsense (RFC 5321, 4.2)."""
+        lines, size = [], 0
+        while True:
+            line = self._line()
+            size += len(line)
+            if size > LONGEST:
+                self.close()
+                raise smtplib.SMTPServerDisconnected("its answer has no end")
+            if not line[:3].isdigit():
+                return -1, line.strip()
+            lines.append(line[4:].strip())
+            if line[3:4] != b"-":
+                return int(line[:3]), b"\n".join(lines)
+
+    def _line(self) -> bytes:
+        while b"\n" not in self.held:
+            if self.sock is None or len(self.held) > LONGEST:
+                self.close()
+                raise smtplib.SMTPServerDisconnected("its answer has no end" if self.held else "not connected")
+            left = self.deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("timed out")
+            self.sock.settimeout(left)
+            heard = self.sock.recv(8192)
+            if not heard:
+                self.close()
+                raise smtplib.SMTPServerDisconnected("it closed the connection")
+            self.held += heard
+        line, _, self.held = self.held.partition(b"\n")
+        return line
+
+
+class _SecretTalk(_Talk, smtplib.SMTP_SSL):
+    """The same, encrypted from the first byte."""
+
+    def __init__(self, server: str, port: int) -> None:
+        self.deadline = time.monotonic() + times.CONNECT
+        self.held = b""
+        smtplib.SMTP_SSL.__init__(self, server, port, timeout=times.CONNECT, context=_trusted())
+
+
 class Relay(flask_mail.Connection):
     """One connection to the relay, reused for many mails. Not for two threads at once."""
 
-    host: smtplib.SMTP | None
+    host: _Talk | None
 
     def __enter__(self) -> Relay:
         return self
@@ -114,7 +180,10 @@ class Relay(flask_mail.Connection):
         try:
             self.host = self.configure_host()
         except ssl.SSLError as error:
-            raise RelayRefuses(f"TLS: {getattr(error, 'verify_message', '') or error}") from error
+            reason = (error.reason or str(error)).replace("_", " ").lower()
+            words = f"TLS: {getattr(error, 'verify_message', '') or reason}"
+            for_good = isinstance(error, ssl.SSLCertVerificationError) or error.reason in NO_COMMON_TLS
+            raise (RelayRefuses if for_good else RelayDown)(words) from error
         except smtplib.SMTPNotSupportedError as error:
             raise RelayRefuses(str(error)) from error
         except smtplib.SMTPResponseException as error:
@@ -122,31 +191,32 @@ class Relay(flask_mail.Connection):
             raise (RelayRefuses if error.smtp_code >= 500 else RelayDown)(words) from error
         except (OSError, smtplib.SMTPException) as error:
             raise RelayDown(_reason(error)) from error
+        except ValueError as error:
+            raise RelayRefuses("the server's name, the user name or the password can't be sent as it is") from error
 
-    def configure_host(self) -> smtplib.SMTP:
+    def configure_host(self) -> _Talk:
         """A connection that is greeted, encrypted as configured and signed in."""
         host = self._connect()
         try:
+            host.until(times.CONNECT)
             _greet(host)
             if self.mail.use_tls:
                 code, words = host.starttls(context=_trusted())
                 if code != 220:
                     raise smtplib.SMTPResponseException(code, words)
+                # What came before is not of this conversation: it may be anybody's (CVE-2011-0411).
+                host.held = b""
                 _greet(host)
             if self.mail.username and self.mail.password:
                 host.login(self.mail.username, self.mail.password)
-            _limit(host, times.REPLY)
         except BaseException:
             host.close()
             raise
         return host
 
-    def _connect(self) -> smtplib.SMTP:
-        server, port = self.mail.server, self.mail.port or 0
-        if self.mail.use_ssl:
-            host: smtplib.SMTP = smtplib.SMTP_SSL(server, port, timeout=times.CONNECT, context=_trusted())
-        else:
-            host = smtplib.SMTP(server, port, timeout=times.CONNECT)
+    def _connect(self) -> _Talk:
+        talk = _SecretTalk if self.mail.use_ssl else _Talk
+        host = talk(self.mail.server, self.mail.port or 0)
         if host.sock is not None:
             # A body's last piece must not wait until the relay has confirmed the piece before.
             host.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -193,13 +263,15 @@ class Relay(flask_mail.Connection):
             self.close()
             return Outcome("trouble", None, _reason(error), "before the body")
 
-    def _envelope(self, host: smtplib.SMTP, letter: Letter, meanwhile: Callable[[], object]) -> Outcome | None:
+    def _envelope(self, host: _Talk, letter: Letter, meanwhile: Callable[[], object]) -> Outcome | None:
         """MAIL, RCPT and DATA; None when all were taken. At once where the relay reads ahead (RFC 2920), which saves
         two of four round trips; every command has its own answer all the same."""
         options = "" if letter.to.isascii() else " SMTPUTF8 BODY=8BITMIME"
         if options and not host.has_extn("smtputf8"):
             return Outcome("failed", None, "the relay takes no addresses with such letters (SMTPUTF8)", "address")
         commands = {"MAIL": f"MAIL FROM:<{letter.sender}>{options}", "RCPT": f"RCPT TO:<{letter.to}>", "DATA": "DATA"}
+        host.until(times.REPLY)
+        _limit(host, times.REPLY)
         groups = [tuple(commands)] if host.has_extn("pipelining") else [(verb,) for verb in commands]
         for group in groups:
             host.send("".join(f"{commands[verb]}\r\n" for verb in group).encode())
@@ -210,7 +282,7 @@ class Relay(flask_mail.Connection):
                 return self._refusal(host, *refused)
         return None
 
-    def _hear(self, host: smtplib.SMTP, group: tuple[str, ...]) -> tuple[int, bytes, str] | None:
+    def _hear(self, host: _Talk, group: tuple[str, ...]) -> tuple[int, bytes, str] | None:
         """The first refusal among the answers to a group of commands, all of them read; None when there is none."""
         refused: tuple[int, bytes, str] | None = None
         for verb in group:
@@ -231,14 +303,14 @@ class Relay(flask_mail.Connection):
                 return refused
         return refused
 
-    def _body(self, host: smtplib.SMTP, letter: Letter) -> Outcome:
+    def _body(self, host: _Talk, letter: Letter) -> Outcome:
         if host.sock is None:
             raise smtplib.SMTPServerDisconnected("the connection is closed")
         body = _stuffed(letter.raw)
         _limit(host, times.BODY)
         # An error in here leaves the closing dot unsent, so the relay has to forget the mail.
         host.sock.sendall(body)
-        _limit(host, times.REPLY)
+        host.until(times.REPLY)
         try:
             code, words = host.getreply()
         except (OSError, smtplib.SMTPException) as error:
@@ -252,7 +324,7 @@ class Relay(flask_mail.Connection):
             return Outcome("uncertain", None, "the answer after the mail was handed over makes no sense", "body")
         return self._refusal(host, code, words, "body")
 
-    def _refusal(self, host: smtplib.SMTP, code: int, words: bytes, at: str) -> Outcome:
+    def _refusal(self, host: _Talk, code: int, words: bytes, at: str) -> Outcome:
         text = _words(words)
         if code == 421 or (at == "MAIL" and 400 <= code < 500):
             self.close()
@@ -265,10 +337,11 @@ class Relay(flask_mail.Connection):
             return Outcome("refused", code, text, at)
         return Outcome("failed" if code >= 500 else "deferred", code, text, at)
 
-    def _reset(self, host: smtplib.SMTP) -> None:
+    def _reset(self, host: _Talk) -> None:
         """Ready for the next mail; a connection that will not be is dropped, and the outcome stays what it was."""
         if self.host is None:
             return
+        host.until(times.RESET)
         try:
             if host.docmd("RSET")[0] != 250:
                 self.close()
@@ -287,6 +360,7 @@ class Relay(flask_mail.Connection):
         if host is None:
             return
         try:
+            host.until(2)
             _limit(host, 2)
             host.quit()
         except (OSError, smtplib.SMTPException):
@@ -298,7 +372,7 @@ def relay() -> Relay:
     return Relay(current_app.extensions["mail"])
 
 
-def _greet(host: smtplib.SMTP) -> None:
+def _greet(host: _Talk) -> None:
     """EHLO, or HELO for a relay that does not know it; a relay that has no time now is not asked a second way."""
     code, words = host.ehlo()
     if 500 <= code < 600:
@@ -311,7 +385,7 @@ def _trusted() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-def _limit(host: smtplib.SMTP, seconds: float) -> None:
+def _limit(host: _Talk, seconds: float) -> None:
     if host.sock is not None:
         host.sock.settimeout(seconds)
 
