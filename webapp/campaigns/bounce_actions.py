@@ -157,18 +157,23 @@ def _compared(address: str) -> str:
         return ""
 
 
+# Whoever keeps the sum of a campaign locks it first. So this waits in a statement of its own: the next one sees the sum.
+_LOCK = text("select id from campaign where id = :campaign for no key update")
 # A mail that went out and came back was not sent after all, so it is taken off those that were. While its batch is
 # being sent the worker counts; then the list alone tells.
 _NOTE = text(
     """
     with mail as (
-      select b.id from campaign c join batch b on b.campaign_id = c.id
-      where c.id = :campaign and b.first_id <= :customer and b.last_id >= :customer and b.status = 'done'
+      select b.id from batch b
+      where b.campaign_id = :campaign and b.first_id <= :customer and b.last_id >= :customer and b.status <> 'sending'
         and exists (
-          select from (select sum(gap) over (order by place) as id from unnest(b.gaps) with ordinality g (gap, place)) p
-          where p.id = :customer
+          select from (
+            select place, sum(gap) over (order by place) as id from unnest(b.gaps) with ordinality g (gap, place)
+          ) p
+          left join mail_issue i on i.campaign_id = b.campaign_id and i.customer_id = p.id
+          where p.id = :customer and (b.status = 'done' or p.place <= b.window_start or i.state = 'uncertain')
         )
-      for update of c
+      for no key update of b
     ),
     noted as (
       insert into mail_issue as known (campaign_id, customer_id, state, text)
@@ -190,4 +195,5 @@ _NOTE = text(
 
 def _note(campaign_id: int, customer_id: int, words: str) -> None:
     """Say to whoever asks that this mail came back, unless a row says more."""
+    db.session.execute(_LOCK, {"campaign": campaign_id})
     db.session.execute(_NOTE, {"campaign": campaign_id, "customer": customer_id, "words": words})

@@ -28,14 +28,24 @@ _DEFERRED = text(
     where i.campaign_id = x.campaign_id and i.customer_id = x.customer_id
     """
 )
+# Nobody comes further in a batch that is closed; a worker that gives one back because of the cancellation leaves these.
+_CURSORS = text("delete from batch_cursor k using batch b where b.id = k.batch_id and b.status = 'cancelled'")
+# Locked before it is summed: whoever takes a mail off those that were sent holds the campaign until that is seen here.
+_THROUGH = text(
+    """
+    select c.id from campaign c
+    where c.status = 'cancelled' and c.sent_in_batches is null and not exists (
+      select from batch b where b.campaign_id = c.id and b.status in ('pending', 'sending')
+    )
+    for no key update skip locked
+    """
+)
 _SUMS = text(
     """
     update campaign c set sent_in_batches = (
       select coalesce(sum(b.sent), 0) from batch b where b.campaign_id = c.id
     )
-    where c.status = 'cancelled' and c.sent_in_batches is null and not exists (
-      select from batch b where b.campaign_id = c.id and b.status in ('pending', 'sending')
-    )
+    where c.id = any(:ids)
     """
 )
 
@@ -47,5 +57,7 @@ def close_cancelled() -> None:
         while db.session.execute(statement, {"portion": PORTION}).rowcount:  # type: ignore[attr-defined]
             db.session.commit()
         db.session.rollback()
-    db.session.execute(_SUMS)
+    db.session.execute(_CURSORS)
+    db.session.commit()
+    db.session.execute(_SUMS, {"ids": db.session.scalars(_THROUGH).all()})
     db.session.commit()

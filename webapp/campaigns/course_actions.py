@@ -134,5 +134,6 @@ def settle_cancelled(owner: str) -> None:
         if row is None:
             db.session.rollback()
             return
-        take_over(row, owner)
+        taken = take_over(row, owner)
+        db.session.execute(text("delete from batch_cursor where batch_id = :batch"), {"batch": taken.batch_id})
         db.session.commit()
