@@ -14,8 +14,10 @@ from sqlalchemy import select
 from tests.customers.conftest import counts, refusals
 from tests.customers.test_suppression import listed, put
 from webapp.accounts.models import AuditEntry
-from webapp.customers import import_actions, queries, suppression_queries
+from webapp.campaigns import queries as campaigns
+from webapp.customers import actions, import_actions, list_staging, queries, suppression_queries
 from webapp.customers.models import Customer, CustomerImport, Suppression, hashed_email
+from webapp.customers.queries import Reach
 from webapp.extensions import db
 
 Make = Callable[..., Customer]
@@ -146,21 +148,35 @@ def test_a_list_of_another_mailer_is_imported(staff: FlaskClient, customer: Make
         "eve@example.com;bounced;x\n"
         "eve@example.com;spam;x\n"
         "nonsense;bounced;x\n"
-        "zoe@example.com;because;x\n",
+        "zoe@example.com;because;x\n"
+        "short@example.com\n"
+        "long@example.com;spam;x;y\n"
+        ";bounced\n",
     )
     assert row.status == "done"
-    assert counts(row) == {"rows": 7, "created": 3, "unchanged": 1, "duplicates": 1, "rejected": 2}
-    assert refusals(row) == [(7, "email_invalid"), (8, "reason_unknown")]
+    assert counts(row) == {"rows": 10, "created": 6, "unchanged": 1, "duplicates": 1, "rejected": 2}
+    assert refusals(row) == [
+        (7, "email_invalid"),
+        (8, "reason_unknown"),
+        (9, "cells_odd"),
+        (10, "cells_odd"),
+        (11, "cells_missing"),
+    ]
     assert listed() == {
         "ada@example.com": "bounced",
         "bob@example.com": "complained",
         "new@example.com": "unsubscribed",
         "eve@example.com": "complained",
+        # In doubt nobody is mailed.
+        "zoe@example.com": "unsubscribed",
+        "short@example.com": "unsubscribed",
+        "long@example.com": "complained",
     }
     assert queries.suppressed_among([ada.id]) == {ada.id: "bounced"}
     page = staff.get(f"/customers/imports/{row.id}").text
     assert "Addresses dealt with" in page
     assert "none of unsubscribed" in page
+    assert page.count(">Taken") == 3
     assert queries.total().number == 2
 
 
@@ -199,6 +215,39 @@ def test_an_export_is_imported_as_it_is(staff: FlaskClient, app: Flask) -> None:
     assert ("suppressions.exported", "do not mail") in trail()
 
 
+def test_a_hash_on_an_imported_list_is_a_customer_who_came_back(staff: FlaskClient, customer: Make) -> None:
+    ada, bob = customer("ada@example.com"), customer("bob@example.com", suppressed="bounced")
+    nobody = hashed_email("nobody@example.com")
+    rows = {
+        hashed_email("ada@example.com"): "unsubscribed",
+        hashed_email("bob@example.com"): "complained",
+        "bob@example.com": "bounced",
+        nobody: "complained",
+    }
+    row = upload(staff, "email,reason\n" + "".join(f"{email},{reason}\n" for email, reason in rows.items()))
+    assert counts(row) == {"rows": 4, "created": 2, "updated": 1, "duplicates": 1}
+    assert listed() == {"ada@example.com": "unsubscribed", "bob@example.com": "complained", nobody: "complained"}
+    # Who is counted and who is left out are the same.
+    assert queries.suppressed_among([ada.id, bob.id]).keys() == {ada.id, bob.id}
+    assert queries.reach(None) == Reach(total=2, suppressed=2)
+    assert not campaigns.anyone_to_mail(None)
+
+
+def test_a_customer_who_is_erased_while_a_list_is_imported_is_not_named_by_it(
+    staff: FlaskClient, customer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = customer("ada@example.com")
+    hashed, merge = hashed_email("ada@example.com"), list_staging.merge
+
+    def erase_first(*given: Any) -> Any:
+        actions.erase(ada.id, "tests")
+        return merge(*given)
+
+    monkeypatch.setattr(list_staging, "merge", erase_first)
+    upload(staff, f"email,reason\n{hashed},unsubscribed\n")
+    assert listed() == {hashed: "unsubscribed"}
+
+
 def test_the_list_is_searched_by_no_more_than_was_typed(app: Flask) -> None:
     put("a_b@example.com")
     assert suppression_queries.page("a%") == []
@@ -210,3 +259,8 @@ def test_a_test_of_a_mail_is_not_sent_to_an_address_on_the_list(staff: FlaskClie
     typed = {"subject": "s", "text": "{{ link }}", "uncertain_policy": "resend", "test": "1"}
     answer = staff.post(f"/offers/{offer().id}/mail", data=typed)
     assert (answer.status_code, "must not be mailed (complained)" in answer.text) == (409, True)
+
+
+def test_a_long_row_that_is_refused_is_shown_with_its_beginning(staff: FlaskClient) -> None:
+    row = upload(staff, f"email,reason\nnot an {'x' * 200},bounced\n")
+    assert f"not an {'x' * 100}" in staff.get(f"/customers/imports/{row.id}").text

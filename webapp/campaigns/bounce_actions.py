@@ -157,7 +157,7 @@ def _compared(address: str) -> str:
         return ""
 
 
-# Whoever keeps the sum of a campaign locks it first. So this waits in a statement of its own: the next one sees the sum.
+# Whoever keeps the sum of a campaign locks it first. This waits in a statement of its own: the next one sees the sum.
 _LOCK = text("select id from campaign where id = :campaign for no key update")
 # A mail that went out and came back was not sent after all, so it is taken off those that were. While its batch is
 # being sent the worker counts; then the list alone tells.

@@ -33,7 +33,7 @@ class Reach:
 
 # Those who got, from a mailing of this kind that was cancelled, what this one would bring them again; only since the
 # last one of the kind that was done. Who may have got it (`uncertain`) counts as the campaign treats such mails.
-# One that was to be sent again is `deferred`, then `skipped`: its second copy was decided on already, this one brings it.
+# One that was to be sent again is `deferred`, then `skipped`: its second copy was decided on already, this brings it.
 _CANCELLED = """
     select x.id from campaign x where x.offer_id = :offer and x.kind = :kind and x.status = 'cancelled'
       and x.id > coalesce((select max(d.id) from campaign d
