@@ -53,7 +53,7 @@ def people() -> dict[str, Customer]:
 
 
 def refusals(row: CustomerImport) -> list[tuple[int, str]]:
-    """Line and code of each row that was not taken."""
+    """Line and code of each row that the report lists."""
     found = db.session.scalars(
         select(RejectedRow).where(RejectedRow.import_id == row.id).order_by(RejectedRow.line, RejectedRow.id)
     )

@@ -251,8 +251,28 @@ def test_the_apostrophe_of_our_own_export_is_taken_off() -> None:
     assert (row.email, row.name, row.source_id) == ("+1@example.com", "=SUM(A1)", "-7")
 
 
-def test_a_bad_language_is_refused_rather_than_guessed() -> None:
-    assert refused("email,locale\nada@example.com,german please\n") == [(2, "locale_invalid")]
+@pytest.mark.parametrize(
+    ("file", "media_type"),
+    [
+        ("email,locale\nada@example.com,klingon\nbob@example.com,de\n", CSV),
+        ('{"email": "ada@example.com", "locale": "klingon"}\n{"email": "bob@example.com", "locale": "de"}\n', NDJSON),
+    ],
+)
+def test_a_language_that_is_none_costs_nobody_the_row(file: str, media_type: str) -> None:
+    said, ada, bob = everything(file, media_type)
+
+    assert isinstance(said, Rejection)
+    assert (said.code, said.is_taken) == ("locale_unknown", True)
+    assert "“klingon”" in said.detail
+    assert isinstance(ada, Row) and isinstance(bob, Row)  # noqa: PT018
+    assert [(row.line, row.email, row.locale) for row in (ada, bob)] == [
+        (said.line, "ada@example.com", ""),
+        (said.line + 1, "bob@example.com", "de"),
+    ]
+
+
+def test_a_row_of_a_bad_language_that_is_bad_otherwise_is_refused_for_that() -> None:
+    assert refused("email,locale\nada,klingon\n") == [(2, "email_invalid")]
 
 
 # --- NDJSON --------------------------------------------------------------------------------------

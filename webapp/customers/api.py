@@ -61,7 +61,11 @@ def import_customers(query: ImportQuery) -> tuple[Response, int, dict[str, str]]
 @room.get("/imports/<int:id>", responses={200: ImportOut})
 @needs_scope("read")
 def read_import(path: ImportId, query: ErrorsPage) -> Response:
-    """How far an import is, with the rows that could not be taken, page by page."""
+    """How far an import is, with the rows that could not be taken, page by page.
+
+    Among the `errors` are rows that were taken though not everything in them could be, and that do not count as
+    `rejected`: `locale_unknown`, `reason_unknown` and `cells_odd`.
+    """
     row = queries.import_by_id(path.id)
     if row is None:
         raise NotFound("There is no such import.")

@@ -324,7 +324,7 @@ class _Reading:
         self.first_time = claim.merged_to is None
         self.rows: list[list[str]] = [[] for _ in lanes]
         self.rejections: list[Rejection] = []
-        self.bytes = self.taken = self.rejected = 0
+        self.bytes = self.taken = self.rejected = self.told = 0
 
     def pieces(self) -> Iterator[bytes]:
         """The file, one piece in memory at a time."""
@@ -345,6 +345,7 @@ class _Reading:
         for item in read(self.pieces(), self.claim.media_type, self.claim.kind):
             if isinstance(item, Rejection):
                 self.rejections.append(item)
+                self.rejected += not item.is_taken
             else:
                 email, row = item
                 self.rows[crc32(email.encode()) % len(self.rows)].append(row)
@@ -355,9 +356,9 @@ class _Reading:
         self.flush()
 
     def flush(self) -> None:
-        kept = max(0, KEPT_REJECTIONS - self.rejected)
+        kept = max(0, KEPT_REJECTIONS - self.told)
         self.taken += sum(map(len, self.rows))
-        self.rejected += len(self.rejections)
+        self.told += len(self.rejections)
         for lane, rows in zip(self.lanes, self.rows, strict=True):
             self.claim.stage.copy_rows(lane.connection, rows)
             if lane is not self.first:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from webapp.customers.lines import Lines, mended
-from webapp.customers.models import normalise_email
+from webapp.customers.models import TAKEN_THOUGH, normalise_email
 from webapp.customers.values import (
     NAME_MAX,
     SOURCE_ID_MAX,
@@ -69,7 +69,9 @@ _SENTENCES = {
     "line_break_invalid": "There is a line break inside a cell that has no quotation marks.",
     "json_invalid": "This line is not one JSON object.",
     "type_invalid": "{name} must be text.",
-    "reason_unknown": "The reason is none of unsubscribed, bounced and complained.",
+    "reason_unknown": "The reason is none of unsubscribed, bounced and complained; taken as unsubscribed.",
+    "cells_odd": "The header has {width} columns and this row {found}; the address is taken, as {reason}.",
+    "locale_unknown": "“{locale}” is no language tag such as de or fr-CH; the customer is taken without it.",
 }
 _WHOLE_FILE = {
     "file_empty": "This file is empty. Export it again, with the customers in it.",
@@ -91,12 +93,24 @@ FIELDS = ("line", "email", "email_as_given", "name", "locale", "source_id", "aud
 
 
 class Rejection(NamedTuple):
-    """One row that can't be taken: its line, why for programs, why for people, and the row as it was."""
+    """One row that can't be taken, or not all of it: its line, why for programs, why for people, and as it was."""
 
     line: int
     code: str
     detail: str
     row: str
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the row counts all the same, and comes next."""
+        return self.code in TAKEN_THOUGH
+
+
+class _TakenThough(Exception):
+    """A row of which not everything could be taken, and what is said about that."""
+
+    def __init__(self, row: Row, code: str, **values: object) -> None:
+        self.row, self.code, self.detail = row, code, _SENTENCES[code].format(**values)
 
 
 @dataclass(frozen=True)
@@ -123,7 +137,8 @@ def check_opening(first: bytes, media_type: str, whole: bool, kind: str = "custo
 
 
 def read(pieces: Iterable[bytes], media_type: str, kind: str = "customers") -> Iterator[Row | Rejection]:
-    """Every row of a file, in its order. Blank rows are passed over.
+    """Every row of a file, in its order. Blank rows are passed over; what is said about a row of which not everything
+    could be taken comes before it.
 
     :param kind: `customers`, or `suppressions` for a CSV file of addresses that must not be mailed.
     :raises Invalid: before the first row, when the file as a whole can't be read.
@@ -131,7 +146,7 @@ def read(pieces: Iterable[bytes], media_type: str, kind: str = "customers") -> I
     lines = Lines(_checked(pieces))
     if kind == "suppressions":
         layout = _layout(lines, LIST_ALIASES)
-        yield from _csv_rows(lines, layout, _list_taker(layout))
+        yield from _csv_rows(lines, layout, _list_taker(layout), layout.columns["email"])
     elif media_type == NDJSON:
         yield from _json_rows(lines)
     else:
@@ -243,18 +258,27 @@ def _refuse_twins(cells: list[str], aliases: Aliases) -> None:
         seen.add(name)
 
 
-def _csv_rows(lines: Lines, layout: Layout, take: Callable[[int, list[str]], Row]) -> Iterator[Row | Rejection]:
+def _csv_rows(
+    lines: Lines, layout: Layout, take: Callable[[int, list[str]], Row], enough: int | None = None
+) -> Iterator[Row | Rejection]:
+    """Row by row.
+
+    :param enough: the cell that is enough for `take`, whatever number of others there are; None where all are needed.
+    """
     width, taken = layout.width, lines.taken
     while True:
         reader = csv.reader(lines, delimiter=layout.delimiter, strict=True, skipinitialspace=True)
         try:
             for cells in reader:
-                if len(cells) != width and not _fit(cells, width):
+                if len(cells) != width and not _fit(cells, width) and not _is_enough(cells, enough):
                     if not _blank(cells):
                         yield _odd_row(cells, width, lines)
                 else:
                     try:
                         yield take(lines.passed + 1, cells)
+                    except _TakenThough as said:
+                        yield _rejected(lines, said.code, said.detail)
+                        yield said.row
                     except Invalid as error:
                         if not _blank(cells):
                             yield _rejected(lines, error.errors[0].key, error.errors[0].message)
@@ -275,6 +299,10 @@ def _fit(cells: list[str], width: int) -> bool:
     if len(cells) > width and _blank(cells[width:]):
         del cells[width:]
     return len(cells) == width
+
+
+def _is_enough(cells: list[str], enough: int | None) -> bool:
+    return enough is not None and bool("".join(cells[enough : enough + 1]).strip())
 
 
 def _odd_row(cells: list[str], width: int, lines: Lines) -> Rejection:
@@ -312,16 +340,24 @@ def _taker(layout: Layout) -> Callable[[int, list[str]], Row]:
 
 
 def _list_taker(layout: Layout) -> Callable[[int, list[str]], Row]:
-    email_at, reason_at = layout.columns["email"], layout.columns.get("reason", layout.width)
+    """What makes a Row of an address that must not be mailed. In doubt it is not mailed: an address alone is enough."""
+    email_at, reason_at, width = layout.columns["email"], layout.columns.get("reason", layout.width), layout.width
 
     def take(line: int, cells: list[str]) -> Row:
-        cells.append("")
-        given, reason = _unguarded(cells[email_at]).strip(), LIST_REASONS.get(cells[reason_at].strip().lower())
+        found = len(cells)
+        cells += [""] * (width + 1 - found)
+        given = _unguarded(cells[email_at]).strip()
+        # A file without that column has an empty cell behind the others.
+        known = LIST_REASONS.get(cells[reason_at].strip().lower() if reason_at < width else "")
         # An export holds the addresses of erased customers as they are kept.
         email = given if _HASH.fullmatch(given) else normalise_email(given)
-        if reason is None:
-            raise Invalid(FieldError("reason", "reason_unknown", _SENTENCES["reason_unknown"]))
-        return email, f"{line}\t{email}\t{reason}"
+        reason = known or "unsubscribed"
+        row = email, f"{line}\t{email}\t{reason}"
+        if found != width:
+            raise _TakenThough(row, "cells_odd", width=width, found=found, reason=reason)
+        if known is None:
+            raise _TakenThough(row, "reason_unknown")
+        return row
 
     return take
 
@@ -341,7 +377,13 @@ def _row(line: int, given: str, name: str, source_id: str, locale: str, audience
         source_id = clean_source_id(_unguarded(source_id))
     if audience:
         audience = clean_audience(_unguarded(audience))
-    return email, f"{line}\t{email}\t{given}\t{name}\t{clean_locale(locale)}\t{source_id}\t{audience}"
+    try:
+        tag = clean_locale(locale)
+    except Invalid:
+        row = email, f"{line}\t{email}\t{given}\t{name}\t\t{source_id}\t{audience}"
+        shown = mended(" ".join(locale.split())[:60])
+        raise _TakenThough(row, "locale_unknown", locale=shown) from None
+    return email, f"{line}\t{email}\t{given}\t{name}\t{tag}\t{source_id}\t{audience}"
 
 
 def _unguarded(cell: str) -> str:
@@ -357,6 +399,9 @@ def _json_rows(lines: Lines) -> Iterator[Row | Rejection]:
         if line.strip():
             try:
                 yield _json_row(lines.passed + 1, line)
+            except _TakenThough as said:
+                yield _rejected(lines, said.code, said.detail)
+                yield said.row
             except Invalid as error:
                 yield _rejected(lines, error.errors[0].key, error.errors[0].message)
         lines.done()

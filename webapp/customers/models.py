@@ -180,8 +180,12 @@ class ImportChunk(Model):
     data: Mapped[bytes]
 
 
+# What the report of an import says of rows that were taken, though not all of what they say could be.
+TAKEN_THOUGH = frozenset(("locale_unknown", "reason_unknown", "cells_odd"))
+
+
 class RejectedRow(Model):
-    """A row of a file that could not be taken, with the reason and the row as it was."""
+    """A row of a file that could not be taken, or not all of it, with the reason and the row as it was."""
 
     __tablename__ = "import_rejection"
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
@@ -192,6 +196,11 @@ class RejectedRow(Model):
     row: Mapped[str]
 
     __table_args__ = (Index("ix_import_rejection_import_id_line", "import_id", "line"),)
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the row counts all the same."""
+        return self.code in TAKEN_THOUGH
 
 
 def hashed_email(email: str) -> str:

@@ -215,7 +215,8 @@ def audiences(connection: Connection, limit: int) -> list[str]:
 def drop_told(connection: Connection, import_id: int) -> None:
     """Drop the rows that an earlier worker has refused already while it merged."""
     connection.execute(
-        "delete from staged s using import_rejection r where r.import_id = %(id)s and r.line = s.line",
+        "delete from staged s using import_rejection r where r.import_id = %(id)s and r.line = s.line "
+        "and r.code = 'source_id_taken'",
         {"id": import_id},
     )
 
