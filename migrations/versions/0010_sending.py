@@ -12,6 +12,9 @@ down_revision = "0009"
 
 def upgrade() -> None:
     op.add_column("batch", sa.Column("windows", sa.ARRAY(sa.Integer()), server_default="{}", nullable=False))
+    op.add_column("mail_issue", sa.Column("epoch", sa.Integer(), server_default="0", nullable=False))
+    op.add_column("mail_issue", sa.Column("doubt", sa.Boolean(), server_default=sa.text("false"), nullable=False))
+    op.execute("update mail_issue set doubt = true where state = 'uncertain'")
     op.create_table(
         "mail_pace",
         sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
@@ -24,4 +27,6 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("mail_pace")
+    op.drop_column("mail_issue", "doubt")
+    op.drop_column("mail_issue", "epoch")
     op.drop_column("batch", "windows")

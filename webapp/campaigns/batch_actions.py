@@ -38,6 +38,14 @@ BLOCK = 20 * BATCH_SIZE
 # RFC 3463, 3.2: what is wrong with the recipient's address. 5.1.7 and 5.1.8 are about the sender's.
 _NO_SUCH_ADDRESS = re.compile(r"5\.1\.(?:0|1|2|3|4|6|9|10)\b")
 
+# What is written of a refusal where a copy may have arrived before.
+STATE_IN_DOUBT = "case when mail_issue.doubt and excluded.state = 'failed' then 'uncertain' else excluded.state end"
+SECOND_COPY = "it may have arrived before; a second copy was refused: "
+WORDS_IN_DOUBT = (
+    f"case when mail_issue.doubt and excluded.state = 'failed' then '{SECOND_COPY}' || excluded.text "
+    "else excluded.text end"
+)
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -188,12 +196,15 @@ def claim(owner: str) -> Claim | None:
     begun; that one is recorded as `uncertain`, and sent again unless the campaign holds such mails. When the cursor
     is gone (the database crashed), all of the window is uncertain and held.
     """
+    # The database reckons the lease from the beginning of the transaction.
+    begun = time.monotonic()
     row = db.session.execute(_CLAIM, {"owner": owner, "lease": lease()}).one_or_none()
     if row is None:
         db.session.rollback()
         return None
     taken = take_over(row, owner)
     db.session.commit()
+    taken.renewed = begun
     return taken
 
 
@@ -239,8 +250,8 @@ def _note_uncertain(taken: Claim, ids: list[int], why: str) -> None:
     if ids:
         db.session.execute(
             text(
-                "insert into mail_issue (campaign_id, customer_id, state, text) "
-                "select :campaign, unnest(cast(:ids as bigint[])), 'uncertain', :why on conflict do nothing"
+                "insert into mail_issue (campaign_id, customer_id, state, text, doubt) "
+                "select :campaign, unnest(cast(:ids as bigint[])), 'uncertain', :why, true on conflict do nothing"
             ),
             {"campaign": taken.campaign_id, "ids": ids, "why": why},
         )
@@ -268,6 +279,7 @@ def open_window(taken: Claim) -> Window | None:
 
     None when the batch is somebody else's by now, or the campaign was paused or cancelled; then it is given back.
     """
+    begun = time.monotonic()
     campaign = db.session.execute(
         text(
             "select c.status, c.offer_id, o.version, cast(extract(epoch from now() - c.launched_at) as int) as seconds "
@@ -302,7 +314,7 @@ def open_window(taken: Claim) -> Window | None:
     people, skipped = who(campaign.offer_id, [i for i in ids if states.get(i, "uncertain") == "uncertain"])
     note_skipped(taken.campaign_id, skipped)
     db.session.commit()
-    taken.renewed = time.monotonic()
+    taken.renewed = begun
     found = [
         Recipient(taken.position + n, people[customer_id], customer_id in states)
         for n, customer_id in enumerate(ids)
@@ -337,7 +349,10 @@ def note_skipped(campaign_id: int, skipped: dict[int, str]) -> None:
                 "insert into mail_issue (campaign_id, customer_id, state, text) "
                 "values (:campaign, :id, 'skipped', :why) "
                 "on conflict (campaign_id, customer_id) do update "
-                "set state = 'skipped', smtp_code = null, text = excluded.text, next_at = null, at = now()"
+                "set state = case when mail_issue.doubt then 'uncertain' else 'skipped' end, "
+                "text = case when mail_issue.doubt "
+                "then concat_ws('; ', nullif(mail_issue.text, ''), 'not sent again: ' || excluded.text) "
+                "else excluded.text end, smtp_code = null, next_at = null, at = now()"
             ),
             [{"campaign": campaign_id, "id": i, "why": why} for i, why in skipped.items()],
         )
@@ -346,6 +361,7 @@ def note_skipped(campaign_id: int, skipped: dict[int, str]) -> None:
 @stubborn
 def renew(taken: Claim) -> bool:
     """Keep the batch for another lease; False when it is somebody else's by now, or its campaign was stopped."""
+    begun = time.monotonic()
     done = db.session.execute(
         text(
             "update batch set lease_until = now() + :lease where id = :batch and owner = :owner and epoch = :epoch "
@@ -354,7 +370,7 @@ def renew(taken: Claim) -> bool:
         {"lease": lease(), **taken.guard},
     )
     db.session.commit()
-    taken.renewed = time.monotonic()
+    taken.renewed = begun
     return bool(done.rowcount)  # type: ignore[attr-defined]
 
 
@@ -422,15 +438,13 @@ def note(taken: Claim, recipient: Recipient, outcome: Outcome) -> bool:
         db.session.rollback()
         return False
     state = {"accepted": "sent_later", "trouble": "deferred"}.get(outcome.kind, outcome.kind)
-    words = "" if state == "sent_later" else outcome.text
-    if recipient.again and state == "failed":
-        state, words = "uncertain", f"it may have arrived before; a second copy was refused: {words}"
     db.session.execute(
         text(
-            "insert into mail_issue (campaign_id, customer_id, state, smtp_code, text, next_at, attempts) "
-            "values (:campaign, :id, :state, :code, :words, now() + cast(:next as interval), 1) "
-            "on conflict (campaign_id, customer_id) do update set state = excluded.state, "
-            "smtp_code = excluded.smtp_code, text = excluded.text, next_at = excluded.next_at, at = now(), "
+            "insert into mail_issue (campaign_id, customer_id, state, smtp_code, text, next_at, attempts, doubt) "  # noqa: S608
+            "values (:campaign, :id, :state, :code, :words, now() + cast(:next as interval), 1, :state = 'uncertain') "
+            "on conflict (campaign_id, customer_id) do update set "
+            f"state = {STATE_IN_DOUBT}, text = {WORDS_IN_DOUBT}, doubt = mail_issue.doubt or excluded.doubt, "
+            "smtp_code = excluded.smtp_code, next_at = excluded.next_at, at = now(), "
             "attempts = mail_issue.attempts + 1"
         ),
         {
@@ -438,7 +452,7 @@ def note(taken: Claim, recipient: Recipient, outcome: Outcome) -> bool:
             "id": recipient.customer.id,
             "state": state,
             "code": outcome.code,
-            "words": words,
+            "words": "" if state == "sent_later" else outcome.text,
             "next": wait_after(0) if state == "deferred" else None,
         },
     )

@@ -168,7 +168,10 @@ class _Pump:
         """One recipient settled; False when this pump is done with the batch, which then is in order."""
         letter = self._write(form, recipient.customer)
         outcome = self._try(
-            letter, lambda: self._settled(taken) and self._holds(taken), lambda: self._begin_settling(taken)
+            letter,
+            lambda: self._holds(taken),
+            lambda: self._settled(taken) and self._holds(taken),
+            lambda: self._begin_settling(taken),
         )
         if outcome.kind == "accepted":
             return self._went_out(taken, recipient, outcome)
@@ -224,9 +227,17 @@ class _Pump:
         return True
 
     def _try(
-        self, letter: Letter | Outcome, may_send: Callable[[], bool], meanwhile: Callable[[], object] = lambda: None
+        self,
+        letter: Letter | Outcome,
+        holds: Callable[[], bool],
+        may_send: Callable[[], bool],
+        meanwhile: Callable[[], object] = lambda: None,
     ) -> Outcome:
-        """Hand a letter over; when the connection breaks before the body, on a new one, three times in all."""
+        """Hand a letter over; when the connection breaks before the body, on a new one, three times in all.
+
+        :param holds: whether it is still ours to send, and for long enough: asked before each step that may take long.
+        :param may_send: asked right before the body, see `transport.Relay.deliver`; so is `meanwhile`.
+        """
         if isinstance(letter, Outcome):
             return letter
         outcome = Outcome("trouble", None, "not tried", "connect")
@@ -234,7 +245,11 @@ class _Pump:
             try:
                 if not self.relay.is_open:
                     meanwhile()
+                    if not holds():
+                        return Outcome("stopped")
                     self.relay.open()
+                if not holds():
+                    return Outcome("stopped")
                 outcome = self.relay.deliver(letter, may_send, meanwhile)
             except RelayRefuses as error:
                 return Outcome("refused", None, str(error), "connect")
@@ -252,18 +267,32 @@ class _Pump:
 
     def _retry_due(self) -> None:
         for _ in range(RETRIES_AT_ONCE):
-            due = None if self._is_over() else due_actions.claim_due()
+            # The turn before the mail: nobody else can have it while it waits for one.
+            if self._is_over() or not due_actions.is_any_due() or not self._wait_for_any_turn():
+                return
+            due = due_actions.claim_due()
             if due is None or not self._retry(due):
                 return
 
+    def _wait_for_any_turn(self) -> bool:
+        while (seconds := self.pace.wait(1)) > 0:
+            db.session.rollback()
+            if self._is_over():
+                return False
+            bell.stopping.wait(min(seconds, 1))
+        return True
+
     def _retry(self, due: Due) -> bool:
-        started = time.monotonic()
         letter = self._write(self._form(due.campaign_id), due.customer)
-        while (seconds := self.pace.wait(1)) > 0 and not bell.stopping.is_set():
-            bell.stopping.wait(seconds)
-        # Should its turn have come too late, it is put off once more.
-        outcome = self._try(letter, lambda: time.monotonic() - started < times.RENEW)
-        due_actions.note_due(due, outcome)
+
+        def holds() -> bool:
+            return time.monotonic() - due.renewed < times.RENEW or due_actions.renew(due)
+
+        outcome = self._try(letter, holds, holds)
+        if outcome.kind == "stopped":
+            due_actions.put_back(due)
+        else:
+            due_actions.note_due(due, outcome)
         if outcome.kind == "refused":
             course_actions.halt(due.campaign_id, _refusal(outcome))
         return outcome.kind in ("accepted", "failed", "deferred", "uncertain")

@@ -160,6 +160,10 @@ class MailIssue(Model):
     text: Mapped[str] = mapped_column(server_default="")
     next_at: Mapped[datetime | None]
     attempts: Mapped[int] = mapped_column(server_default="0")
+    # Rises with each claim and never falls: what guards a try, as that of a batch guards the batch.
+    epoch: Mapped[int] = mapped_column(server_default="0")
+    # A copy may have arrived before. Once in doubt, always: it is never called failed or left out again.
+    doubt: Mapped[bool] = mapped_column(server_default=sql("false"))
     at: Mapped[datetime] = mapped_column(server_default=func.now())
     # What failures are counted by: the enhanced status code of the relay's answer (RFC 3463), or our own words.
     cause: Mapped[str] = mapped_column(

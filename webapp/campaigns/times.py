@@ -32,4 +32,6 @@ REST = 60.0
 
 # When a deferred mail is tried again, and when it is given up.
 BACKOFF = (60.0, 300.0, 1800.0, 7200.0)
+# When one is tried again whose try was called off.
+SOON = 10.0
 GIVE_UP = 48 * 3600.0
