@@ -107,7 +107,9 @@ def number(value: float | Decimal, locale: str = "en") -> str:
 
 
 def share(value: float, locale: str = "en") -> str:
-    """0.125 -> 12.5%"""
+    """0.125 -> 12.5%. What is more than nothing is never written as nothing."""
+    if 0 < value < 0.0005:
+        return "<" + share(0.001, locale)
     return numbers.format_percent(value, format="#,##0.#%", locale=locale)
 
 
@@ -139,6 +141,12 @@ def when(value: datetime | None, zone: str | None = None, locale: str = "en") ->
     place = ZoneInfo(zone or getattr(current_user, "time_zone", None) or "UTC")
     text = dates.format_datetime(value, "d MMM y, HH:mm", tzinfo=place, locale=locale)
     return f"{text} {value.astimezone(place).tzname()}"
+
+
+def clock(value: datetime, zone: str | None = None) -> str:
+    """23:25, in a zone (the staff member's own if none is given)."""
+    place = ZoneInfo(zone or getattr(current_user, "time_zone", None) or "UTC")
+    return f"{value.astimezone(place):%H:%M}"
 
 
 def day(value: datetime, zone: str = "UTC", locale: str = "en") -> str:
@@ -193,6 +201,7 @@ def init_app(app: Flask) -> None:
         money=money,
         discount=discount,
         when=when,
+        clock=clock,
         day=day,
         last_day=last_day,
         masked=masked,

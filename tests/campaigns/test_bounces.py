@@ -391,6 +391,12 @@ def test_a_relay_reports_by_json_row_by_row(api: FlaskClient) -> None:
     assert db.session.get_one(Suppression, ADA).words == "5.1.1 550 unknown"
 
 
+def test_a_list_where_an_object_belongs_is_answered_in_words_of_json(api: FlaskClient) -> None:
+    answer = api.post("/api/v1/bounces", json=[])
+    assert answer.status_code == 422
+    assert [error["detail"] for error in answer.get_json()["errors"]] == ["Input should be a JSON object"]
+
+
 def test_a_relay_may_report_addresses_that_are_nobodys(api: FlaskClient) -> None:
     api.post("/api/v1/bounces", json={"bounces": [{"email": "later@example.org", "kind": "complaint"}]})
     assert listed() == {"later@example.org": "complained"}

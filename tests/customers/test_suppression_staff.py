@@ -74,6 +74,25 @@ def test_an_address_is_added_by_hand(staff: FlaskClient, customer: Make) -> None
     ] * 4
 
 
+def test_who_adds_an_address_hears_that_it_was_there_and_the_servers_words_stay(staff: FlaskClient) -> None:
+    put("ada@example.com", "bounced", words="550 5.1.1 User unknown")
+    typed = {"email": "ada@example.com", "reason": "unsubscribed", "words": "by phone"}
+    page = staff.post(f"{LIST}/new", data=typed, follow_redirects=True).text
+    assert "was on the list already (bounced); now it stands there as unsubscribed" in page
+    row = db.session.get_one(Suppression, "ada@example.com")
+    assert (row.reason, row.words) == ("unsubscribed", "by phone; before: bounced, 550 5.1.1 User unknown")
+
+    page = staff.post(f"{LIST}/new", data={**typed, "reason": "bounced"}, follow_redirects=True).text
+    assert "was on the list already (unsubscribed) and stays there as it was" in page
+    assert db.session.get_one(Suppression, "ada@example.com").words == row.words
+
+
+def test_an_address_is_said_as_it_was_typed(staff: FlaskClient) -> None:
+    page = staff.post(f"{LIST}/new", data={"email": "山田@例え.jp", "reason": "bounced"}, follow_redirects=True).text
+    assert "山田@例え.jp is not mailed any more." in page
+    assert listed() == {"山田@xn--r8jz45g.jp": "bounced"}
+
+
 @pytest.mark.parametrize(
     ("typed", "sentence"),
     [

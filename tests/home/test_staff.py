@@ -120,6 +120,12 @@ class TestFigures:
         figures = queries.figures("UTC")
         assert (figures.mails, figures.share) == (14, 0.25)
 
+    def test_a_small_share_is_more_than_nothing(self, staff: FlaskClient, offer: Make) -> None:
+        summer = offer()
+        campaign(summer, sent=5000)
+        redeemed(summer, NOW)
+        assert "&lt;0.1%" in staff.get("/").text
+
     def test_where_nothing_was_mailed_there_is_no_share(self, offer: Make) -> None:
         campaign(offer(), sent=5, launched_at=NOW - timedelta(40))
         figures = queries.figures("UTC")

@@ -135,7 +135,10 @@ def validation_problem(error: ValidationError) -> Response:
         FieldError(
             ".".join(str(part).replace("~", "~0").replace("/", "~1") for part in item["loc"]),
             str(item["type"]),
-            str(item["msg"]).removeprefix("Value error, "),
+            # The names of our own classes are nobody's business.
+            "Input should be a JSON object"
+            if item["type"] in ("model_type", "model_attributes_type")
+            else str(item["msg"]).removeprefix("Value error, "),
         )
         for item in error.errors(include_url=False, include_context=False, include_input=False)
     ]

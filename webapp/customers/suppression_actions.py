@@ -87,9 +87,12 @@ def subscribe_again(customer_id: int, campaign_id: int) -> bool:
     return True
 
 
-def add(email: str, reason: str, by: str, words: str = "") -> Suppression:
+def add(email: str, reason: str, by: str, words: str = "") -> tuple[Suppression, str | None]:
     """Put an address on the list by hand, whether or not it is a customer's. Commits.
 
+    Where it stands there for a weaker reason, the words beside that stay behind the new ones.
+
+    :returns: how it is listed now, and for which reason it was before, if it was.
     :raises Invalid: when it is no address, or the reason none of the three.
     """
     address = normalise_email(email)
@@ -97,12 +100,22 @@ def add(email: str, reason: str, by: str, words: str = "") -> Suppression:
         raise Invalid(FieldError("email", "own_address", "Mails are sent from this address; it gets none of them."))
     if reason not in REASONS:
         raise Invalid(FieldError("reason", "reason_unknown", "Choose one of the reasons."))
-    if put(address, reason, "staff", words):
+    before = suppression_queries.of_email(address)
+    # The row itself is about to change.
+    was = before.reason if before is not None else None
+    if put(address, reason, "staff", _with_earlier(words.strip(), before)):
         record(by, "suppression.added", _named(address), reason=reason)
     db.session.commit()
     found = suppression_queries.of_email(address)
     assert found is not None  # noqa: S101 (it has just been put there)
-    return found
+    return found, was
+
+
+def _with_earlier(words: str, before: Suppression | None) -> str:
+    if before is None or not before.words:
+        return words
+    earlier = f"before: {before.reason}, {before.words}"
+    return f"{words[: WORDS_MAX - len(earlier) - 2]}; {earlier}" if words else earlier
 
 
 def lift(key: str, by: str) -> None:

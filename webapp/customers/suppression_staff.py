@@ -14,6 +14,7 @@ from webapp.blueprints.staff import needs
 from webapp.customers import queries, suppression_actions, suppression_queries, tasks, upload
 from webapp.customers.forms import ImportForm, SuppressionForm, SuppressionSearch
 from webapp.customers.intake import CSV
+from webapp.customers.models import Suppression
 from webapp.customers.staff import check_csrf, csv_answer
 from webapp.errors import DomainError, FieldError, Invalid, NotFound
 from webapp.extensions import csrf
@@ -50,10 +51,11 @@ def new() -> BaseResponse:
     form = SuppressionForm(email=request.args.get("email", ""))
     if form.validate_on_submit():
         try:
-            listed = suppression_actions.add(
-                form.email.data or "", form.reason.data or "", current_user.email, form.words.data or ""
+            given = form.email.data or ""
+            listed, was = suppression_actions.add(
+                given, form.reason.data or "", current_user.email, form.words.data or ""
             )
-            flash(f"{listed.email} is not mailed any more.", "success")
+            flash(_said(" ".join(given.split()), listed, was), "info" if was else "success")
             return redirect(_back(listed.email))
         except DomainError as error:
             web.attach(form, error)
@@ -122,6 +124,14 @@ def receive() -> BaseResponse:
 def _import_page(form: ImportForm, status: int = 200) -> Response:
     limit = current_app.config["SETTINGS"].max_upload // 1024 // 1024
     return web.render("customers/import_suppressions.html", status=status, form=form, limit_mb=limit)
+
+
+def _said(given: str, listed: Suppression, was: str | None) -> str:
+    if was is None:
+        return f"{given} is not mailed any more."
+    if was == listed.reason:
+        return f"{given} was on the list already ({was}) and stays there as it was."
+    return f"{given} was on the list already ({was}); now it stands there as {listed.reason}."
 
 
 def _back(email: str) -> str:
