@@ -21,6 +21,7 @@ from webapp.campaigns import (
     batch_actions,
     course_actions,
     delivery,
+    due_actions,
     export,
     issue_actions,
     queries,
@@ -29,6 +30,7 @@ from webapp.campaigns import (
 from webapp.campaigns.issue_actions import Which
 from webapp.campaigns.models import Batch, BatchCursor, Campaign, MailIssue, gaps_of
 from webapp.campaigns.recipients import Fate
+from webapp.campaigns.schemas import recipient_json
 from webapp.customers import actions as customers
 from webapp.customers import suppression_actions as suppressions
 from webapp.customers.models import Customer
@@ -285,7 +287,8 @@ def test_the_file_has_a_line_for_everybody_and_no_formulas(launched: Launch, rel
     lines = list(csv.DictReader(io.StringIO("".join(export.lines(recipients.everybody(campaign.id))))))
     assert len(lines) == 600
     assert lines[3] | {"at": ""} == {
-        "email": email(3), "state": "failed", "at": "", "code": "550", "words": "'=cmd()",
+        "email": email(3), "name": "Customer", "source_id": "", "state": "failed", "at": "", "code": "550",
+        "words": "'=cmd()",
     }  # fmt: skip
     assert {line["state"] for line in lines} == {"sent", "failed"}
 
@@ -489,6 +492,204 @@ def test_a_mailing_that_just_began_has_neither_rate_nor_end(launched: Launch) ->
     people(3)
     found = queries.counts(launched().id)
     assert (found.rate, found.seconds_left, found.is_stalled) == (None, None, False)
+
+
+def begun(campaign: Campaign) -> batch_actions.Claim:
+    """A worker has opened a window a minute and a half after the launch, and is heard of."""
+    db.session.execute(text("update campaign set launched_at = now() - interval '90 s', sending_since = now()"))
+    db.session.commit()
+    claim = batch_actions.claim("a worker")
+    assert claim is not None
+    assert batch_actions.open_window(claim) is not None
+    db.session.execute(text("update batch_cursor set cursor = 20"))
+    db.session.commit()
+    assert queries.counts(campaign.id).rate
+    return claim
+
+
+def test_neither_rate_nor_forecast_stand_below_a_relay_that_is_away(staff: FlaskClient, launched: Launch) -> None:
+    people(120)
+    campaign = launched()
+    begun(campaign)
+    page = staff.get(f"/campaigns/{campaign.id}/progress").text
+    assert "mails a minute" in page
+    assert "left." in page
+    course_actions.say_trouble("The mail relay can't be reached.")
+    found = queries.counts(campaign.id)
+    assert (found.rate, found.seconds_left) == (None, None)
+    page = staff.get(f"/campaigns/{campaign.id}/progress").text
+    assert "mails a minute" not in page
+    assert "left." not in page
+    assert "The mail relay can&#39;t be reached." in staff.get("/campaigns").text
+
+
+def test_what_has_not_moved_for_a_minute_has_neither_rate_nor_forecast(launched: Launch) -> None:
+    people(500)
+    campaign = launched()
+    opened(campaign, (0, 110), (50, 100), (100, 61))
+    found = queries.counts(campaign.id)
+    assert (found.rate, found.seconds_left, found.is_stalled) == (None, None, False)
+
+
+def test_a_slow_relay_moves_while_its_worker_is_heard_of(launched: Launch) -> None:
+    people(500)
+    campaign = launched()
+    opened(campaign, (0, 110), (50, 100), (100, 61))
+    db.session.execute(text("update batch set status = 'sending', lease_until = now() + interval '86 s'"))
+    db.session.commit()
+    found = queries.counts(campaign.id)
+    assert (found.rate is not None, found.goes_on_by) == (True, None)
+
+
+def test_a_worker_that_ended_is_said_with_when_its_mails_go_on(staff: FlaskClient, launched: Launch) -> None:
+    people(120)
+    campaign = launched()
+    begun(campaign)
+    db.session.execute(text("update batch set lease_until = now() + interval '50 s'"))
+    until = db.session.execute(text("select lease_until from batch")).scalar_one()
+    db.session.commit()
+    found = queries.counts(campaign.id)
+    by = found.goes_on_by
+    assert by is not None
+    assert timedelta(minutes=1) < by - until <= timedelta(minutes=2)
+    assert (by.second, found.rate, found.seconds_left, found.is_stalled) == (0, None, None, False)
+    words = f"A sending process seems to have ended; its mails go on by {by.astimezone(UTC):%H:%M}."
+    assert words in staff.get(f"/campaigns/{campaign.id}/progress").text
+    assert words[2:-1] in staff.get("/campaigns").text
+    # Somebody took it over: it is said no more.
+    leases_end()
+    assert queries.counts(campaign.id).goes_on_by is not None
+    assert batch_actions.claim("another") is not None
+    assert queries.counts(campaign.id).goes_on_by is None
+
+
+def test_when_nobody_takes_a_batch_over_somebody_should_look(staff: FlaskClient, launched: Launch) -> None:
+    people(120)
+    campaign = launched()
+    begun(campaign)
+    db.session.execute(text("update batch set lease_until = now() - interval '3 minutes'"))
+    db.session.commit()
+    found = queries.counts(campaign.id)
+    assert (found.goes_on_by, found.is_stalled) == (None, True)
+    assert "Is a worker running?" in staff.get(f"/campaigns/{campaign.id}/progress").text
+
+
+@pytest.mark.parametrize("policy", ["resend", "hold"])
+def test_what_was_sent_is_not_less_after_a_batch_was_taken_over(launched: Launch, relay: Relay, policy: str) -> None:
+    people(120)
+    campaign = launched(policy=policy)
+    begun(campaign)
+    before = queries.counts(campaign.id).sent
+    leases_end()
+    taken = batch_actions.claim("another")
+    assert taken is not None
+    assert queries.counts(campaign.id).sent == before == 20
+    assert batch_actions.open_window(taken) is not None
+    assert queries.counts(campaign.id).sent == before
+
+
+def test_a_mail_that_is_being_tried_counts_as_put_off_until_its_outcome_is_known(
+    staff: FlaskClient, launched: Launch, relay: Relay
+) -> None:
+    ids = people(3)
+    relay.behaviour.rcpt[email(1)] = "450 4.2.2 mailbox full"
+    campaign = launched()
+    delivery.pump()
+    due_now()
+    due = due_actions.claim_due()
+    assert due is not None
+    assert counts(campaign) == {"total": 3, "sent": 2, "deferred": 1}
+    assert [cause.state for cause in queries.counts(campaign.id).causes] == ["deferred"]
+    answer = fate(campaign, ids[1])
+    assert (answer.state, answer.note, answer.next_at, answer.attempts, answer.is_open) == (
+        "deferred", "It is being tried now.", None, 1, False,
+    )  # fmt: skip
+    for of_cause in ({}, {"code": 450, "cause": "4.2.2"}):
+        assert [f.customer_id for f in recipients.page(campaign.id, "deferred", **of_cause).fates] == [ids[1]]
+    assert recipients.page(campaign.id, "uncertain").fates == []
+    assert [f.state for f in everybody(campaign, "deferred")] == ["deferred"]
+    assert "mailbox full" in staff.get(f"/campaigns/{campaign.id}/progress").text
+    # Whoever tried it ended: nobody knows any more.
+    due_now()
+    assert counts(campaign) == {"total": 3, "sent": 2, "uncertain": 1}
+    assert [f.customer_id for f in recipients.page(campaign.id, "uncertain").fates] == [ids[1]]
+    assert recipients.page(campaign.id, "deferred").fates == []
+
+
+def test_whoever_may_have_got_it_twice_is_said_to_everywhere(
+    staff: FlaskClient, launched: Launch, relay: Relay
+) -> None:
+    ids = people(3)
+    campaign = launched(policy="resend")
+    claim = batch_actions.claim("a worker")
+    assert claim is not None
+    assert batch_actions.open_window(claim) is not None
+    leases_end()
+    relay.behaviour.rcpt[email(1)] = "450 later"
+    relay.behaviour.times[email(1)] = 1
+    delivery.pump()
+    due_now()
+    delivery.pump()
+    again, later = fate(campaign, ids[0]), fate(campaign, ids[1])
+    words = "It may have arrived before, so they may have got it twice."
+    assert (again.state, again.code, again.note) == ("sent_later", None, words)
+    assert (later.state, later.code, later.note) == ("sent_later", None, "")
+    lines = list(csv.DictReader(io.StringIO("".join(export.lines(recipients.everybody(campaign.id))))))
+    assert [line["words"] for line in lines] == [words, "", ""]
+    for path in ("recipients", "recipients?state=sent_later", f"who?email={email(0)}"):
+        assert staff.get(f"/campaigns/{campaign.id}/{path}").text.count(words) == 1
+    assert words in staff.get(f"/customers/{ids[0]}").text
+    assert recipient_json(again)["note"] == words
+
+
+def test_what_can_never_go_out_is_not_offered_to_be_sent_again(staff: FlaskClient, undecided: Campaign) -> None:
+    page = staff.get(f"/campaigns/{undecided.id}/recipients?state=failed").text
+    # c3 has no mailbox, so its address is on the list.
+    assert page.count("Send again</summary>") == 1
+    assert "On the do-not-mail list (bounced)" in page
+    form = {"state": "failed", "customer": "4", "back": "failed"}
+    answer = staff.post(f"/campaigns/{undecided.id}/send-again", data=form, follow_redirects=True).text
+    assert "It does not go out again: the address must not be mailed any more." in answer
+
+
+def test_after_a_decision_about_all_the_progress_is_shown(staff: FlaskClient, undecided: Campaign) -> None:
+    form = {"state": "uncertain", "back": "uncertain"}
+    answer = staff.post(f"/campaigns/{undecided.id}/send-again", data=form, follow_redirects=True)
+    assert answer.request.path == f"/campaigns/{undecided.id}"
+    assert "2 mails go out again." in answer.text
+    assert "you decide" not in answer.text
+
+
+def test_a_list_of_one_cause_says_it_in_words_that_are_not_cut(staff: FlaskClient, undecided: Campaign) -> None:
+    (cause,) = {c for c in queries.counts(undecided.id).causes if c.state == "uncertain"}
+    (listed, _) = recipients.page(undecided.id, "uncertain").fates
+    assert len(listed.text) > len(cause.cause)
+    page = staff.get(f"/campaigns/{undecided.id}/recipients", query_string={"state": "uncertain", "cause": cause.cause})
+    assert f"Only: {listed.text[0].upper()}{listed.text[1:]}." in page.text
+    page = staff.get(f"/campaigns/{undecided.id}/recipients?state=failed&code=550&cause=5.7.1")
+    assert "Only: The receiving server refuses the mail, often as spam (550 5.7.1)." in page.text
+
+
+def test_a_tab_is_there_only_when_it_can_have_somebody(staff: FlaskClient, launched: Launch) -> None:
+    people(3)
+    campaign = launched()
+    url = f"/campaigns/{campaign.id}/recipients"
+    assert ("Not yet</a>" in staff.get(url).text, "Never will</a>" in staff.get(url).text) == (True, False)
+    actions.cancel(campaign.id, "tests")
+    assert ("Not yet</a>" in staff.get(url).text, "Never will</a>" in staff.get(url).text) == (False, True)
+    assert "There is no such state, so this is everybody." in staff.get(f"{url}?state=nonsense").text
+
+
+def test_staff_are_asked_to_decide_while_the_rest_is_being_sent(staff: FlaskClient, undecided: Campaign) -> None:
+    db.session.execute(text("update campaign set status = 'sending', finished_at = null, sent_in_batches = null"))
+    db.session.commit()
+    page = staff.get(f"/campaigns/{undecided.id}/progress").text
+    assert "2 mails are uncertain." in page
+    assert "you decide" in page
+    db.session.execute(text("update campaign set uncertain_policy = 'resend'"))
+    db.session.execute(text("update mail_issue set next_at = now() where state = 'uncertain'"))
+    db.session.commit()
+    assert "you decide" not in staff.get(f"/campaigns/{undecided.id}/progress").text
 
 
 def test_causes_say_in_plain_words_what_the_server_meant(staff: FlaskClient, undecided: Campaign) -> None:

@@ -9,7 +9,7 @@ from datetime import UTC
 
 from webapp.campaigns.recipients import Fate
 
-HEADINGS = ("email", "state", "at", "code", "words")
+HEADINGS = ("email", "name", "source_id", "state", "at", "code", "words")
 PIECE = 500
 
 
@@ -20,8 +20,8 @@ def lines(fates: Iterable[Fate]) -> Iterator[str]:
     write(HEADINGS)
     for n, fate in enumerate(fates, 1):
         at = "" if fate.at is None else fate.at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        words = fate.text or fate.note
-        write((_harmless(fate.email), fate.state, at, fate.code, _harmless(words)))
+        who = [_harmless(value) for value in (fate.email, fate.name, fate.source_id)]
+        write((*who, fate.state, at, fate.code, _harmless(fate.text or fate.note)))
         if n % PIECE == 0:
             yield text.getvalue()
             text.seek(0)

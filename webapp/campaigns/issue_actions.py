@@ -70,7 +70,7 @@ def send_again(campaign_id: int, which: Which, by: str) -> Again:
     again = _put_back(campaign_id, which)
     if not again.mails:
         db.session.rollback()
-        raise DomainError("conflict", _nobody(again))
+        raise DomainError("conflict", _nobody(again, which))
     if campaign.status == "done":
         db.session.execute(
             update(Campaign)
@@ -147,7 +147,9 @@ def _put_back(campaign_id: int, which: Which) -> Again:
         after = ids[-1]
 
 
-def _nobody(again: Again) -> str:
+def _nobody(again: Again, which: Which) -> str:
+    if again.left_out and which.customer_id is not None:
+        return "It does not go out again: the address must not be mailed any more."
     if again.left_out:
         return "None of them goes out again: their addresses must not be mailed any more."
     return NONE_LEFT

@@ -6,11 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Row, select, text
 
+from webapp.campaigns import times
 from webapp.campaigns.models import Campaign, MailIssue
 from webapp.customers.models import AudienceMember, Customer, Suppression
 from webapp.extensions import db
@@ -19,9 +20,13 @@ UNSENT = ("failed", "deferred", "uncertain", "skipped", "left")
 STATES = (*UNSENT, "sent_later")
 
 
-# The rate is that of the last minutes; after so many without a new window nothing moves.
+# The rate is that of the last minutes. After STILL seconds without a new window, and nobody heard of, there is none;
+# after STALLED somebody should look.
 RECENT = 120
+STILL = 60
 STALLED = 180
+# Whoever owns a batch is heard of every few seconds (`times.RENEW`), but for a mail that the relay is slow to answer.
+SILENT = 20
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ class Cause:
 @dataclass(frozen=True)
 class Counts:
     """Where a campaign stands. `rate` is recipients per second, of late while it is sending, in all when it is done;
-    `seconds_left` what follows of it. `idle` is for how many seconds no window was opened, of one that is sending."""
+    `seconds_left` what follows of it. `idle` is for how many seconds no window was opened, of one that is sending.
+    `goes_on_by` is there when somebody who sent has not been heard of: when another has taken over at the latest."""
 
     total: int = 0
     sent: int = 0
@@ -52,6 +58,8 @@ class Counts:
     idle: int | None = None
     # Whether a worker is at one of its batches: so it is for a moment after a pause, until its window is through.
     is_being_sent: bool = False
+    goes_on_by: datetime | None = None
+    is_late: bool = False
     causes: tuple[Cause, ...] = ()
 
     @property
@@ -67,7 +75,13 @@ class Counts:
     @property
     def is_stalled(self) -> bool:
         """Whether nothing moves although there is somebody to mail. A worker at a slow relay moves."""
-        return self.waiting > 0 and not self.is_being_sent and (self.idle or 0) >= STALLED
+        is_idle = self.waiting > 0 and not self.is_being_sent and (self.idle or 0) >= STALLED
+        return self.is_late or (is_idle and self.goes_on_by is None)
+
+    @property
+    def not_yet(self) -> int:
+        """Who may still get the mail by itself: not tried yet, or put off."""
+        return self.waiting + self.deferred
 
 
 @dataclass(frozen=True)
@@ -129,13 +143,17 @@ def anyone_to_mail(audience_id: int | None) -> bool:
 
 _COUNTS = text(
     """
-    select c.id, c.total, c.sending_since, c.sent_before, c.status, c.finished_at, now() as at,
-      coalesce(c.sent_in_batches, s.sent) as sent, s.recent, s.since, s.last, s.is_leased,
+    select c.id, c.total, c.sending_since, c.sent_before, c.status, c.finished_at, c.trouble, now() as at,
+      coalesce(c.sent_in_batches, s.sent) as sent, s.recent, s.since, s.last,
+      s.is_leased, s.is_heard_of, s.silent_until,
       extract(epoch from now() - c.launched_at) as age,
       (
         select jsonb_agg(jsonb_build_array(x.state, x.smtp_code, x.cause, x.n)) from (
-          select state, smtp_code, cause, count(*) as n from mail_issue where campaign_id = c.id
-          group by state, smtp_code, cause
+          -- A mail that is being tried right now is one that was put off, until its outcome is known.
+          select case when state = 'uncertain' and next_at > now() and c.status <> 'cancelled' then 'deferred'
+            else state end as state, smtp_code, cause, count(*) as n
+          from mail_issue where campaign_id = c.id
+          group by 1, smtp_code, cause
         ) x
       ) as issues
     from campaign c
@@ -150,7 +168,11 @@ _COUNTS = text(
         sum(coalesce(k.cursor, b.window_start) - r.begin) as recent,
         min(r.since) as since,
         max(b.windows[cardinality(b.windows)]) as last,
-        bool_or(b.status = 'sending' and b.lease_until > now()) as is_leased
+        bool_or(b.status = 'sending' and b.lease_until > now()) as is_leased,
+        bool_or(b.status = 'sending' and b.lease_until > now() + cast(:heard as interval)) as is_heard_of,
+        max(b.lease_until) filter (
+          where b.status = 'sending' and b.lease_until <= now() + cast(:heard as interval)
+        ) as silent_until
       from batch b
       -- Only the cursor of a window that is open says more than the batch itself.
       left join batch_cursor k on k.batch_id = b.id and k.epoch = b.epoch and b.window_end > b.window_start
@@ -175,7 +197,8 @@ def counts(campaign_id: int) -> Counts:
 
 def counts_of(campaign_ids: Sequence[int]) -> dict[int, Counts]:
     """`counts` of several campaigns at once."""
-    rows = db.session.execute(_COUNTS, {"ids": list(campaign_ids), "recent": RECENT})
+    heard = timedelta(seconds=times.LEASE - SILENT)
+    rows = db.session.execute(_COUNTS, {"ids": list(campaign_ids), "recent": RECENT, "heard": heard})
     return {row.id: _counted(row) for row in rows}
 
 
@@ -204,6 +227,7 @@ def _counted(row: Row[Any]) -> Counts:
         # Seconds in windows are whole and counted from the launch; nothing is idle for longer than it has been going.
         going = (row.at - row.sending_since).total_seconds()
         idle = max(0, round(going if row.last is None else min(going, float(row.age) - row.last)))
+    goes_on_by = _goes_on_by(row.silent_until) if is_sending and row.silent_until and not row.trouble else None
     rate = _rate(row, sent, idle)
     left = so_far.waiting if is_sending else 0
     return replace(
@@ -212,21 +236,36 @@ def _counted(row: Row[Any]) -> Counts:
         seconds_left=math.ceil(left / rate) if rate and left else None,
         idle=idle,
         is_being_sent=bool(row.is_leased),
+        goes_on_by=goes_on_by if goes_on_by and goes_on_by >= row.at else None,
+        is_late=goes_on_by is not None and goes_on_by < row.at,
     )
+
+
+def _goes_on_by(lease_until: datetime) -> datetime:
+    """When another has taken a batch over at the latest: every minute it is looked for those whose lease has ended. As
+    a whole minute, for so it is read."""
+    return (lease_until + timedelta(minutes=2)).replace(second=0, microsecond=0)
 
 
 def _rate(row: Row[Any], sent: int, idle: int | None) -> float | None:
     """Recipients per second: what the windows of the last minutes tell; where they are slower than that, since it
     last started. None when nothing moves."""
+    if row.status == "sending" and _is_still(row, idle):
+        return None
     if row.status == "sending" and row.recent:
         return float(row.recent) / max(1.0, float(row.age) - float(row.since))
-    if row.status == "sending" and not row.is_leased and (idle or 0) >= STALLED:
-        return None
     if row.status not in ("sending", "done") or row.sending_since is None or sent <= row.sent_before:
         return None
     until = row.finished_at or row.at
     seconds: float = (until - row.sending_since).total_seconds()
     return float(sent - row.sent_before) / max(1.0, seconds)
+
+
+def _is_still(row: Row[Any], idle: int | None) -> bool:
+    """Whether nothing goes out just now: the relay is away, or nobody who sends is heard of."""
+    if row.trouble:
+        return True
+    return not row.is_heard_of and (row.silent_until is not None or (idle or 0) >= STILL)
 
 
 def issues(campaign_id: int, states: Sequence[str] = STATES, after: int = 0, limit: int = 50) -> Sequence[Issue]:
@@ -258,6 +297,9 @@ _EXAMPLES = text(
         and i.cause = x.cause order by i.customer_id limit 1),
       (select i.text from mail_issue i where i.campaign_id = :campaign and i.state = x.state and x.code is null
         and i.smtp_code is null and i.cause = x.cause order by i.customer_id limit 1),
+      -- All of them are being tried right now.
+      (select i.text from mail_issue i where i.campaign_id = :campaign and i.state = 'uncertain'
+        and x.state = 'deferred' and i.smtp_code is not distinct from x.code and i.cause = x.cause limit 1),
       '')
     from unnest(cast(:states as text[]), cast(:codes as int[]), cast(:causes as text[]))
       with ordinality as x(state, code, cause, n)
@@ -325,21 +367,27 @@ UNDECIDED = """
       and i.customer_id > (select coalesce(sum(gap), 0) from unnest(b.gaps[: b.window_start]) gap)
   )
 """
-_TO_DECIDE = text(
-    f"""
-    select i.campaign_id, count(*) as n from mail_issue i join campaign c on c.id = i.campaign_id
-    where i.state = 'uncertain' and {UNDECIDED}
-      and not (i.next_at is not null and c.uncertain_policy = 'resend' and c.status in ('sending', 'paused'))
-    group by i.campaign_id order by i.campaign_id desc limit 20
-    """  # noqa: S608
+_TO_DECIDE = f"""
+  from mail_issue i join campaign c on c.id = i.campaign_id
+  where i.state = 'uncertain' and {UNDECIDED}
+    and not (i.next_at is not null and c.uncertain_policy = 'resend' and c.status in ('sending', 'paused'))
+"""
+_TO_DECIDE_OF_ALL = text(
+    f"select i.campaign_id, count(*) as n {_TO_DECIDE} group by i.campaign_id order by i.campaign_id desc limit 20"
 )
+_TO_DECIDE_OF_ONE = text(f"select count(*) {_TO_DECIDE} and i.campaign_id = :campaign")
 
 
 def undecided() -> list[tuple[Campaign, int]]:
     """Campaigns with uncertain mails that staff decide about, and how many; the newest first."""
-    found = {row.campaign_id: int(row.n) for row in db.session.execute(_TO_DECIDE)}
+    found = {row.campaign_id: int(row.n) for row in db.session.execute(_TO_DECIDE_OF_ALL)}
     campaigns = db.session.scalars(select(Campaign).where(Campaign.id.in_(found)).order_by(Campaign.id.desc()))
     return [(campaign, found[campaign.id]) for campaign in campaigns]
+
+
+def to_decide(campaign_id: int) -> int:
+    """How many uncertain mails of a campaign staff decide about, and nobody else will."""
+    return int(db.session.execute(_TO_DECIDE_OF_ONE, {"campaign": campaign_id}).scalar_one())
 
 
 def is_anything_sent() -> bool:

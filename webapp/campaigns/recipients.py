@@ -51,6 +51,7 @@ class Fate:
     was not noted (an earlier version) or nothing has happened yet. `text` are the relay's words with their `code`, or
     why somebody was left out. `note` says in a sentence what comes next, or who decides. `attempts` counts the tries
     of a mail that was put off, `ahead` about how many come before one that waits. `is_open` means that staff decide.
+    `source_id` is what the shop calls the customer, if it said so.
     """
 
     campaign_id: int
@@ -66,6 +67,7 @@ class Fate:
     attempts: int = 0
     ahead: int | None = None
     is_open: bool = False
+    source_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,9 @@ class Page:
 
 _COLUMNS = """
   c.id as campaign_id, c.status as campaign_status, c.launched_at, c.finished_at, c.uncertain_policy,
-  a.customer_id, u.email_as_given as email, u.name, u.erased_at,
+  a.customer_id, u.email_as_given as email, u.name, u.source_id, u.erased_at,
   b.id as batch_id, b.seq, b.status, b.window_start, b.window_end, b.windows, b.lease_until > now() as is_leased,
-  k.cursor, a.place, i.state, i.smtp_code, i.text, i.next_at, i.attempts, i.at, now() as asked_at
+  k.cursor, a.place, i.state, i.smtp_code, i.text, i.next_at, i.attempts, i.at, i.doubt, now() as asked_at
 """
 _JOINED = """
   left join batch_cursor k on k.batch_id = b.id and k.epoch = b.epoch
@@ -132,10 +134,15 @@ _OF_CUSTOMER = text(
     "where a.place is not null order by c.id desc limit :limit"
 )
 _OF_STATE = (
-    "select {columns} from (select campaign_id, customer_id from mail_issue "
-    "where campaign_id = :campaign and state = :state {cause} and customer_id > :after "
-    "order by customer_id limit :limit) p join campaign c on c.id = p.campaign_id {looked_up} order by a.customer_id"
+    "select {columns} from (select campaign_id, customer_id from ({rows}) r order by customer_id limit :limit) p "
+    "join campaign c on c.id = p.campaign_id {looked_up} order by a.customer_id"
 )
+_ROWS = (
+    "(select campaign_id, customer_id from mail_issue where campaign_id = :campaign and state = {state} {narrowed} "
+    "and customer_id > :after order by customer_id limit :limit)"
+)
+# Of an uncertain mail: it is being tried right now, so it is one that was put off until its outcome is known.
+_IS_TRIED = "next_at > now() and (select status from campaign where id = :campaign) <> 'cancelled'"
 _OF_BATCHES = text(
     f"""
     select {_COLUMNS}, b.last_id
@@ -212,7 +219,12 @@ def _of_state(campaign_id: int, state: str, after: int, limit: int, code: int | 
     narrowed = ""
     if cause is not None:
         narrowed = f"and cause = :cause and smtp_code {'is null' if code is None else '= :code'}"
-    statement = _OF_STATE.format(columns=_COLUMNS, looked_up=_LOOKED_UP, cause=narrowed)
+    if state == "uncertain":
+        narrowed += f" and ({_IS_TRIED}) is not true"
+    rows = _ROWS.format(state=":state", narrowed=narrowed)
+    if state == "deferred":
+        rows += " union all " + _ROWS.format(state="'uncertain'", narrowed=f"{narrowed} and {_IS_TRIED}")
+    statement = _OF_STATE.format(columns=_COLUMNS, looked_up=_LOOKED_UP, rows=rows)
     values = {"campaign": campaign_id, "state": state, "after": after, "limit": limit, "code": code, "cause": cause}
     return [_fate(row) for row in db.session.execute(text(statement), values)]
 
@@ -244,13 +256,16 @@ def _fate(row: Row[Any]) -> Fate:
     index = row.place - 1
     is_settled = index < row.window_start or (_is_window_open(row) and row.cursor is not None and index < row.cursor)
     is_at_work = not is_settled and _is_window_open(row) and index < row.window_end
-    fate = Fate(row.campaign_id, row.customer_id, row.email or "", row.name or "", "waiting")
+    fate = Fate(
+        row.campaign_id, row.customer_id, row.email or "", row.name or "", "waiting", source_id=row.source_id or ""
+    )
     if row.state is not None:
         fate = replace(
             fate,
             state=row.state,
             at=row.at,
-            code=None if row.state == "skipped" else row.smtp_code,
+            # What the relay says to a mail that it took has nothing to tell.
+            code=None if row.state in ("skipped", "sent_later") else row.smtp_code,
             text=row.text,
             next_at=row.next_at if row.state in ("deferred", "uncertain") else None,
             attempts=row.attempts,
@@ -259,6 +274,8 @@ def _fate(row: Row[Any]) -> Fate:
             return _uncertain(row, fate, is_settled, is_at_work)
         if row.state == "deferred" and row.campaign_status == "cancelled":
             return replace(fate, next_at=None, note="The mailing was cancelled, so it is not tried again.")
+        if row.state == "sent_later" and row.doubt:
+            return replace(fate, note="It may have arrived before, so they may have got it twice.")
         return fate
     if is_settled:
         at = _window_time(row, index)
@@ -284,10 +301,14 @@ def _uncertain(row: Row[Any], fate: Fate, is_settled: bool, is_at_work: bool) ->
     resends = row.uncertain_policy == "resend" and row.campaign_status in ("sending", "paused")
     if is_at_work:
         return replace(fate, note="It is being sent again at this moment.")
+    is_tried = row.next_at is not None and row.next_at > row.asked_at
+    if is_tried and row.campaign_status != "cancelled":
+        note = "It is being tried now."
+        return replace(fate, state="deferred", note=note, next_at=None, attempts=max(0, row.attempts - 1))
     if row.campaign_status != "cancelled" and not is_settled:
         return replace(fate, note="It is sent again by itself when its place in the line comes.")
-    if row.next_at is not None and row.next_at > row.asked_at:
-        return replace(fate, note="It is being tried at this moment, or by itself at the time given.")
+    if is_tried:
+        return replace(fate, note="It is being tried at this moment.")
     if row.next_at is not None and resends:
         return replace(fate, note="It is sent again by itself.")
     words = "Staff decide: send it again, or leave it."

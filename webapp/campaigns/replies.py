@@ -59,6 +59,11 @@ _BASIC = {
 }
 
 
+def sentence(words: str) -> str:
+    """Words of ours or of somebody else as a line of its own: it begins with a capital."""
+    return words[:1].upper() + words[1:]
+
+
 def meaning(code: int | None, cause: str) -> str | None:
     """What an answer means; None where the words have to speak for themselves.
 

@@ -91,7 +91,8 @@ class RecipientOut(BaseModel):
     campaign: int
     email: str
     state: State = Field(
-        description="`sent` with the window of fifty that began `at`; `sent_later` when it was tried again; `left`: "
+        description="`sent` soon after `at`; `sent_later` when it was tried again, and `note` says whether it may "
+        "have come twice; `left`: "
         "uncertain for good; `sending`: at this moment; `waiting`: not yet; `cancelled`: never will."
     )
     at: datetime | None = Field(description="When; null where nothing happened yet, or an earlier version sent it.")

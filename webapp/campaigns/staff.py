@@ -31,6 +31,8 @@ CAUSES = 8
 LIVE = ("preparing", "sending")
 # Not under way yet: its page is the one on which it is written or launched.
 BEFORE = ("draft", "scheduled")
+# Of what staff may decide, whoever must not be mailed any more is named as such.
+_DECIDED = ("failed", "uncertain")
 _ID = re.compile("[0-9]{1,18}")
 _CODE = re.compile("[2-5][0-9]{2}")
 
@@ -117,7 +119,9 @@ def recipients(campaign_id: int) -> Response:
         counts=queries.counts(campaign_id),
         state=state,
         which=which,
-        meaning=replies.meaning(which.code, which.cause) if which.cause is not None else None,
+        cause=_cause_words(campaign_id, which),
+        unknown=request.args.get("state", "") if not state else "",
+        listed=customers.suppressed_among([f.customer_id for f in page.fates]) if state in _DECIDED else {},
         shown=page.fates,
         first_url=url_for("staff.campaigns.recipients", **here) if "after" in request.args else None,
         next_url=url_for("staff.campaigns.recipients", **{**here, "after": page.after}) if page.after else None,
@@ -184,7 +188,8 @@ def _decided(campaign_id: int, words: str, tone: str) -> BaseResponse:
     """Back to the list that the decision came from, if any."""
     find_campaign(campaign_id)
     flash(words, tone)
-    if request.form.get("back") in recipient_queries.ISSUES:
+    # Of one mail back to the list, for the next; after a decision about all of them there is nothing more on it.
+    if request.form.get("back") in recipient_queries.ISSUES and (tone != "success" or "customer" in request.form):
         return redirect(url_for("staff.campaigns.recipients", campaign_id=campaign_id, state=request.form["back"]))
     return redirect(url_for("staff.campaigns.show", campaign_id=campaign_id))
 
@@ -199,6 +204,25 @@ def _which(given: Mapping[str, str]) -> Which:
         code=int(code) if _CODE.fullmatch(code) else None,
         cause=given["cause"].replace("\0", "") if "cause" in given else None,
     )
+
+
+def _heading(cause: queries.Cause, words: str) -> str:
+    """What the answers of a cause mean, or the words where there was no answer."""
+    if cause.code is None:
+        return replies.sentence(words) or "No words are kept"
+    return replies.meaning(cause.code, cause.cause) or f"The server answered {cause.code}"
+
+
+def _cause_words(campaign_id: int, which: Which) -> str:
+    """What a list is narrowed to, in words: what the answer means, or else the words themselves, not cut."""
+    if which.cause is None:
+        return ""
+    means = replies.meaning(which.code, which.cause)
+    if which.code is None:
+        cause = queries.Cause(which.state, None, which.cause, 0)
+        return replies.sentence(queries.examples(campaign_id, [cause])[0] or which.cause)
+    answer = f"{which.code} {which.cause}".strip()
+    return f"{means} ({answer})" if means else f"The server answered {answer}"
 
 
 def _who_values(campaign: Campaign) -> dict[str, Any]:
@@ -239,8 +263,9 @@ def _progress_values(campaign: Campaign) -> dict[str, Any]:
     return {
         "campaign": campaign,
         "counts": counts,
+        "to_decide": queries.to_decide(campaign.id) if counts.uncertain else 0,
         "causes": [
-            (cause, replies.meaning(cause.code, cause.cause), words)
+            (cause, _heading(cause, words), words)
             for cause, words in zip(shown, queries.examples(campaign.id, shown), strict=True)
         ],
         "causes_too": len(causes) - len(shown),
