@@ -110,6 +110,22 @@ def test_what_can_not_be_taken_is_said_at_its_field_and_nothing_is_lost(
     assert db.session.execute(text("select count(*) from shop")).scalar() == 0
 
 
+def colour_field(page: str) -> str:
+    found = re.search(r'<input[^>]* name="colour"[^>]*>', page)
+    assert found is not None
+    return found[0]
+
+
+def test_the_colour_is_picked_and_what_is_none_can_be_seen_and_mended(staff: FlaskClient) -> None:
+    staff.post(URL, data=typed())
+    picked = colour_field(staff.get(URL).text)
+    assert 'type="color"' in picked
+    assert 'value="#b400ff"' in picked
+    wrong = colour_field(staff.post(URL, data=typed(colour="teal")).text)
+    assert 'type="text"' in wrong
+    assert 'value="teal"' in wrong
+
+
 def test_every_wrong_field_is_said_at_once(app: Flask) -> None:
     with pytest.raises(Invalid) as caught:
         actions.save(ShopValues("", colour="red", reply_to="x"), "tests")

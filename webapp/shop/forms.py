@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, fields
 
 from flask_wtf import FlaskForm
-from wtforms import EmailField, StringField, TextAreaField
+from wtforms import ColorField, EmailField, StringField, TextAreaField
 
 from webapp.shop.models import ShopValues
 
@@ -17,7 +17,7 @@ class ShopForm(FlaskForm):
     sender_name = StringField("Sender's name")
     reply_to = EmailField("Answers go to")
     address = TextAreaField("Postal address")
-    colour = StringField("Colour", render_kw={"required": True})
+    colour = ColorField("Colour", render_kw={"required": True})
     locale = StringField("Language", render_kw={"required": True})
     reason = StringField("Why they get it")
     unsubscribe_words = StringField("The link that ends the mails", render_kw={"required": True})
