@@ -241,6 +241,22 @@
   // Coming back with the browser's back button shows the page as it was left.
   addEventListener("pageshow", () => [...busy.keys()].forEach(release));
 
+  // --- a frame that shows what a form holds, which is kept nowhere ---------------------------------------
+
+  const fillFrame = (frame) => {
+    const { filledBy, filledFrom, filled } = frame.dataset;
+    const form = document.getElementById(filledBy);
+    if (!form || filled) return;
+    frame.dataset.filled = "yes";
+    const sent = make("form", { method: "post", action: filledFrom, target: frame.name, hidden: true });
+    for (const [name, value] of new FormData(form)) sent.append(make("textarea", { name, value }));
+    document.body.append(sent);
+    // Not an event of this page: nothing is busy, and nobody is asked.
+    sent.submit();
+    sent.remove();
+  };
+  onContent((root) => all(root, "iframe[data-filled-by]").forEach(fillFrame));
+
   // --- polling and focus -----------------------------------------------------------------------------
 
   document.addEventListener("htmx:before:request", (event) => {

@@ -101,6 +101,29 @@ def test_staff_import_set_up_launch_and_watch(shop: Shop, window: Open, tmp_path
     expect(page.get_by_text("ada@example.com").first).to_be_visible(timeout=30_000)
 
 
+def test_the_preview_follows_the_typing_and_only_save_saves(
+    shop: Shop, window: Open, offer: Callable[..., Offer]
+) -> None:
+    offer_id = offer().id
+    page = window()
+    join(page, shop, "manager")
+    page.goto(f"{shop.url}/offers/{offer_id}/mail")
+    seen = page.frame_locator("#mail-preview iframe")
+    expect(seen.locator(".words", has_text="Summer is here").first).to_be_visible()
+    page.get_by_label("Subject", exact=True).fill("Typed for {{ customer.name }}")
+    page.get_by_label("Text", exact=True).fill("Words for {{ customer.name }}\n{{ link }}")
+    expect(page.get_by_text("Typed for Ada Lovelace", exact=True)).to_be_visible()
+    expect(seen.locator(".words", has_text="Words for Ada Lovelace").first).to_be_visible()
+    page.get_by_role("link", name="Cancel").click()
+    expect(page.get_by_role("heading", name="Summer", exact=True)).to_be_visible()
+    page.goto(f"{shop.url}/offers/{offer_id}/mail")
+    expect(page.get_by_label("Subject", exact=True)).not_to_have_value("Typed for {{ customer.name }}")
+    page.get_by_label("Text", exact=True).fill("Kept for {{ customer.name }}\n{{ link }}")
+    page.get_by_role("button", name="Save", exact=True).click()
+    expect(page.get_by_text("The mail is saved.")).to_be_visible()
+    expect(seen.locator(".words", has_text="Kept for Ada Lovelace").first).to_be_visible()
+
+
 @pytest.mark.parametrize("javascript", [True, False], ids=["with scripts", "without scripts"])
 def test_a_customer_redeems_by_the_link_and_sees_the_receipt_again(
     shop: Shop,

@@ -13,7 +13,7 @@ from sqlalchemy import event, text
 
 from tests.campaigns.relay import Relay
 from tests.campaigns.test_delivery import people
-from webapp.campaigns import actions, batch_actions, course_actions, delivery, queries
+from webapp.campaigns import actions, batch_actions, course_actions, delivery, launch_actions, queries
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.wording import MailText
 from webapp.customers import queries as customers
@@ -74,25 +74,123 @@ def test_a_mail_that_is_too_large_is_told_so_at_its_field(staff: FlaskClient, of
     assert "h" * 300_000 in answer.text
 
 
-def test_typing_keeps_the_draft_and_renews_the_preview(
+def test_typing_renews_the_preview_and_keeps_nothing(
     staff: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
 ) -> None:
     customer()
     row = offer()
-    answer = staff.post(f"/offers/{row.id}/mail", data=typed(subject="For {{ customer.name }}"), headers=HTMX)
-    assert answer.text.lstrip().startswith("<section")
-    assert "For Ada Lovelace" in answer.text
-    draft = queries.announcement(row.id)
-    assert draft is not None
-    assert draft.subject == "For {{ customer.name }}"
+    words = typed(subject="For {{ customer.name }}", text="", html="<p>Dear {{ customer.name }}")
+    for path in (f"/offers/{row.id}/mail", "/campaigns/1/mail"):
+        answer = staff.post(f"{path}/preview", data=words, headers=HTMX)
+        assert answer.text.lstrip().startswith("<section")
+        assert "For Ada Lovelace" in answer.text
+        filled_from = re.findall(r'data-filled-from="([^"]+)"', answer.text)[0]
+        frame = staff.post(filled_from, data=words)
+        assert "Dear Ada Lovelace" in frame.text
+        assert "sandbox" in frame.headers["Content-Security-Policy"]
+        draft = queries.announcement(row.id)
+        if path.startswith("/offers"):
+            assert draft is None
+            actions.save_draft(row.id, MailText("Saved"), "resend", "tests")
+        else:
+            assert draft is not None
+            assert (draft.subject, draft.html) == ("Saved", "")
 
 
 def test_typing_something_unreadable_says_why_there_is_no_preview(
     staff: FlaskClient, offer: Callable[..., Offer]
 ) -> None:
-    answer = staff.post(f"/offers/{offer().id}/mail", data=typed(text="{{ no }}"), headers=HTMX)
+    answer = staff.post(f"/offers/{offer().id}/mail/preview", data=typed(text="{{ no }}"), headers=HTMX)
     assert answer.status_code == 422
     assert "There is no placeholder {{ no }}" in answer.text
+
+
+def version(client: FlaskClient, path: str) -> str:
+    """What the form of a page carries."""
+    return str(re.findall(r'name="version"[^>]*value="([^"]*)"', client.get(path).text)[0])
+
+
+def test_what_somebody_else_saved_meanwhile_is_not_overwritten_unseen(
+    staff: FlaskClient, offer: Callable[..., Offer]
+) -> None:
+    row = offer()
+    actions.save_draft(row.id, MailText("First", "Text"), "resend", "tests")
+    opened = version(staff, "/campaigns/1/mail")
+    actions.save(1, MailText("Hers", "Text"), "resend", "mia@example.com")
+    mine = typed(subject="First", text="Mine", version=opened)
+    answer = staff.post("/campaigns/1/mail", data=mine)
+    assert answer.status_code == 409
+    words = " ".join(answer.text.split())
+    assert "mia@example.com saved it on" in words
+    assert "Changed: Subject." in words
+    assert "Mine</textarea>" in answer.text
+    assert ">Hers</textarea>" in answer.text
+    assert launch_actions.existing(1).text == "Text"
+    # Pressing Save again says it again; only who says over which words overwrites them, and no newer ones.
+    assert staff.post("/campaigns/1/mail", data=mine).status_code == 409
+    over = re.findall(r'name="over"\s+value="([^"]+)"', answer.text)[0]
+    actions.save(1, MailText("Newer", "Text"), "resend", "joe@example.com")
+    answer = staff.post("/campaigns/1/mail", data={**mine, "over": over})
+    assert (answer.status_code, "joe@example.com saved it on" in answer.text) == (409, True)
+    over = re.findall(r'name="over"\s+value="([^"]+)"', answer.text)[0]
+    assert staff.post("/campaigns/1/mail", data={**mine, "over": over}).status_code == 302
+    assert launch_actions.existing(1).text == "Mine"
+
+
+def test_a_first_mail_does_not_overwrite_one_that_has_come_into_being(
+    staff: FlaskClient, offer: Callable[..., Offer]
+) -> None:
+    row = offer()
+    opened = version(staff, f"/offers/{row.id}/mail")
+    assert staff.post(f"/offers/{row.id}/mail", data=typed(subject="Hers", version=opened)).status_code == 302
+    answer = staff.post(f"/offers/{row.id}/mail", data=typed(subject="Mine", version=opened))
+    assert (answer.status_code, ">Hers</textarea>" in answer.text) == (409, True)
+    # The same words twice are no quarrel: so it is with a double click.
+    assert staff.post(f"/offers/{row.id}/mail", data=typed(subject="Hers", version=opened)).status_code == 302
+
+
+def test_a_mail_that_was_launched_meanwhile_has_no_buttons_to_save_it(
+    staff: FlaskClient, offer: Callable[..., Offer]
+) -> None:
+    people(1)
+    row = offer()
+    actions.save_draft(row.id, MailText(), "resend", "tests")
+    opened = version(staff, "/campaigns/1/mail")
+    actions.launch(1, "tests")
+    answer = staff.post("/campaigns/1/mail", data=typed(text="Too late", version=opened))
+    assert answer.status_code == 409
+    assert "That did not work." in answer.text
+    assert "Too late</textarea>" in answer.text
+    assert 'href="/campaigns/1"' in answer.text
+    assert 'name="launch"' not in answer.text
+
+
+@pytest.mark.parametrize("ended", ["the session is gone", "signed out elsewhere"])
+def test_who_saves_after_the_session_ended_gets_the_words_to_copy_and_a_way_to_sign_in(
+    csrf_client: FlaskClient, staff: FlaskClient, offer: Callable[..., Offer], ended: str
+) -> None:
+    row = offer()
+    actions.save_draft(row.id, MailText("Saved"), "resend", "tests")
+    # With the token of a session that nobody is signed in to any more, or without any.
+    staff.application.config["WTF_CSRF_ENABLED"] = ended == "the session is gone"
+    words = typed(text="Long thought of </textarea><b>", csrf_token="spent")
+    answer = csrf_client.post("/campaigns/1/mail", data=words)
+    assert answer.status_code == 400
+    assert 'href="/sign-in?next=/campaigns/1/mail"' in answer.text
+    assert "Long thought of &lt;/textarea&gt;&lt;b&gt;</textarea>" in answer.text
+    assert "spent" not in answer.text
+    assert "<form" not in answer.text
+    assert launch_actions.existing(1).subject == "Saved"
+
+
+def test_typing_after_the_session_ended_does_not_leave_the_page(
+    csrf_client: FlaskClient, staff: FlaskClient, offer: Callable[..., Offer]
+) -> None:
+    row = offer()
+    csrf_client.application.config["WTF_CSRF_ENABLED"] = True
+    answer = csrf_client.post(f"/offers/{row.id}/mail/preview", data=typed(), headers=HTMX)
+    assert (answer.status_code, "HX-Redirect" in answer.headers) == (401, False)
+    assert "Copy what you typed" in answer.text
 
 
 def test_the_preview_can_be_somebody_of_the_customers(
@@ -106,7 +204,7 @@ def test_the_preview_can_be_somebody_of_the_customers(
 
 
 def test_a_preview_for_nobody_says_so_at_the_field(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
-    answer = staff.post(f"/offers/{offer().id}/mail", data=typed(seen_as="no@example.com"), headers=HTMX)
+    answer = staff.post(f"/offers/{offer().id}/mail/preview", data=typed(seen_as="no@example.com"), headers=HTMX)
     assert "There is no customer with this e-mail." in answer.text
 
 
@@ -369,7 +467,7 @@ def test_who_has_not_signed_in_may_not_send_as_much(csrf_client: FlaskClient) ->
 def test_the_preview_says_what_may_be_a_mistake_and_shows_the_headers(
     staff: FlaskClient, offer: Callable[..., Offer]
 ) -> None:
-    page = staff.post(f"/offers/{offer().id}/mail", data=typed(text="Hi {name}"), headers=HTMX).text
+    page = staff.post(f"/offers/{offer().id}/mail/preview", data=typed(text="Hi {name}"), headers=HTMX).text
     assert "neither the code nor the personal link" in page
     assert "“{name}” stays as it is" in page
     assert "List-Unsubscribe: &lt;" in page

@@ -101,6 +101,12 @@ def open_invitations() -> Sequence[Invitation]:
     ).all()
 
 
+def last_entry(action: str, subject: str) -> AuditEntry | None:
+    """The latest entry of the trail about a deed to something."""
+    wanted = select(AuditEntry).where(AuditEntry.action == action, AuditEntry.subject == subject)
+    return db.session.scalar(wanted.order_by(AuditEntry.id.desc()).limit(1))
+
+
 def api_keys() -> Sequence[ApiKey]:
     """All keys, those that work first."""
     return db.session.scalars(select(ApiKey).order_by(ApiKey.revoked_at.is_not(None), ApiKey.id.desc())).all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from flask import Flask, Response, g, make_response, render_template, request
+from flask import Flask, Response, current_app, g, make_response, render_template, request, session, url_for
 from flask_wtf.csrf import CSRFError
 from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
 from werkzeug.exceptions import HTTPException
@@ -20,6 +20,7 @@ TITLES = {
     403: "Not allowed",
     404: "Nothing here",
     405: "Nothing here",
+    401: "Please sign in again",
     409: "That is not possible now",
     413: "Too large",
     422: "Please check what you entered",
@@ -50,7 +51,7 @@ def init_app(app: Flask) -> None:
 
     @app.errorhandler(CSRFError)
     def csrf(error: CSRFError) -> Response:
-        return _page(400, "Your session has ended or this page is too old. Load the page again and repeat the step.")
+        return _ended()
 
     @app.errorhandler(HTTPException)
     def http(error: HTTPException) -> Response:
@@ -96,9 +97,40 @@ def _is_api() -> bool:
     return request.path.startswith("/api/")
 
 
-def _page(status: int, detail: str) -> Response:
+def _ended() -> Response:
+    """A form without a token of this session: where to sign in, and what was written, to be copied. It is not offered
+    to be sent again: a page of somebody else's may have sent it."""
+    if _is_public():
+        return _page(400, "This page is too old. Load it again and repeat the step.")
+    fields = getattr(current_app.view_functions.get(request.endpoint or ""), "keeps_words", {})
+    written = [(label, request.form[name]) for name, label in fields.items() if request.form.get(name, "").strip()]
+    goal = _page_of_form()
+    if "_user_id" in session:
+        detail = "Your session has changed since you opened this page. Open it again and repeat the step."
+    else:
+        detail = "Your session has ended. Sign in again and repeat the step."
+        goal = url_for("staff.accounts.sign_in", next=goal)
+    if request.headers.get("HX-Request"):
+        # A piece has no room for it. The page that asked keeps what was typed.
+        return _page(401, "Your session has ended. Copy what you typed, then reload the page to sign in again.")
+    return _page(400, detail, goal=goal, written=written)
+
+
+def _page_of_form() -> str | None:
+    """The page that a form belongs to, if it has the address that the form was sent to."""
+    try:
+        current_app.url_map.bind("").match(request.path, "GET")
+    except HTTPException:
+        return None
+    return request.path
+
+
+def _is_public() -> bool:
+    return (request.blueprint or "").startswith("public") or request.path.startswith(("/redeem", "/r/", "/u/"))
+
+
+def _page(status: int, detail: str, **more: object) -> Response:
     """An error page that needs neither database nor session. What was typed is offered to be sent again."""
-    public = (request.blueprint or "").startswith("public") or request.path.startswith(("/redeem", "/r/", "/u/"))
     repeat = []
     typed = request.method == "POST" and request.mimetype == "application/x-www-form-urlencoded"
     if status == 503 and typed and not request.path.startswith(NEVER_REPEATED_ON):
@@ -107,12 +139,13 @@ def _page(status: int, detail: str) -> Response:
         # flask-login would look up who is signed in for any template, and that may be the very thing that failed.
         g._login_user = login.anonymous_user()
     body = render_template(
-        "errors/public.html" if public else "errors/staff.html",
+        "errors/public.html" if _is_public() else "errors/staff.html",
         status=status,
         title=TITLES.get(status, "That did not work"),
         detail=detail,
         request_id=g.get("request_id"),
         repeat=repeat,
+        **more,
     )
     answer = make_response(body, status)
     if status == 503:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from flask import Blueprint, Response, abort, current_app, redirect, request, session, url_for
 from flask_login import current_user
+from flask_wtf.csrf import CSRFError
 
 from webapp.accounts.models import Role
 
@@ -40,6 +41,21 @@ def takes_up_to(size: int) -> Callable[[View], View]:
     return mark
 
 
+def keeps_words(**fields: str) -> Callable[[View], View]:
+    """Mark a view to which people write at length: these fields, and what they are called, are shown to be copied
+    should the session have ended meanwhile."""
+
+    def mark(view: View) -> View:
+        view.keeps_words = fields  # type: ignore[attr-defined]
+        return view
+
+    return mark
+
+
+class SessionEnded(CSRFError):
+    """A form was sent by somebody who is not signed in any more."""
+
+
 def make_room() -> None:
     """Before a form is read: let it be as large as its view takes, for whoever seems to have signed in."""
     size = getattr(current_app.view_functions.get(request.endpoint or ""), "takes_up_to", None)
@@ -65,6 +81,8 @@ def _guard() -> Response | None:
         here = request.full_path.rstrip("?") if request.method == "GET" else None
         if request.headers.get("HX-Request"):
             return Response(status=401, headers={"HX-Redirect": url_for("staff.accounts.sign_in")})
+        if hasattr(view, "keeps_words"):
+            raise SessionEnded("The session has ended.")
         return redirect(url_for("staff.accounts.sign_in", next=here))  # type: ignore[return-value]
     usual: Role = "viewer" if request.method in ("GET", "HEAD", "OPTIONS") else "manager"
     if not current_user.may(getattr(view, "needs_role", usual)):

@@ -9,7 +9,7 @@ from sqlalchemy import and_, func, update
 from sqlalchemy.dialects.postgresql import insert
 
 from webapp.accounts.actions import record
-from webapp.campaigns import launch_queries, queries
+from webapp.campaigns import launch_queries, queries, versions
 from webapp.campaigns.check import check_mail
 from webapp.campaigns.launch_actions import (
     IS,
@@ -62,37 +62,56 @@ def create_offer(values: OfferValues, mail: MailText | None, by: str) -> Offer:
     return offer
 
 
-def save_draft(offer_id: int, mail: MailText, policy: str, by: str | None, kind: str = "announcement") -> Campaign:
+class ChangedMeanwhile(DomainError):
+    """Somebody has saved other words since these were opened. `fields` differ from what was opened."""
+
+    def __init__(self, campaign: Campaign, fields: list[str]) -> None:
+        super().__init__("conflict", "Somebody has changed this mail since you opened it. Nothing was saved.")
+        self.campaign, self.fields = campaign, fields
+
+
+def save_draft(
+    offer_id: int, mail: MailText, policy: str, by: str, kind: str = "announcement", seen: str | None = None
+) -> Campaign:
     """Write the announcement or the next reminder of an offer; it can be written anew until it is launched.
 
     :param policy: what becomes of a mail that was on its way when a worker died: `resend` or `hold`.
-    :param by: None for what is kept while somebody types, which is no deed for the trail.
+    :param seen: see `save`.
     :raises NotFound: when there is no such offer.
     :raises Invalid: when the mail can't be sent as it is.
     :raises DomainError: `conflict` when it has been launched, or it is a reminder of what was never announced.
+    :raises ChangedMeanwhile: see `save`.
     """
     if offer_queries.by_id(offer_id) is None:
         raise NotFound("There is no such offer.")
     _check(mail, policy)
     if kind == "reminder":
         _refuse_unannounced(offer_id)
-    _insert_draft(offer_id, mail, kind)
+    made = _insert_draft(offer_id, mail, kind)
     draft = launch_queries.open_of(offer_id, kind)
     if draft is None:
         db.session.rollback()
         raise NotFound("There is no such campaign.")
-    return save(draft.id, mail, policy, by)
+    return save(draft.id, mail, policy, by, seen if made is None else None)
 
 
-def save(campaign_id: int, mail: MailText, policy: str, by: str | None) -> Campaign:
+def save(campaign_id: int, mail: MailText, policy: str, by: str, seen: str | None = None) -> Campaign:
     """Write the mail of a draft. See `save_draft`.
 
+    :param seen: the version (`versions.of`) that was open while these words were written; None asks for none.
     :raises NotFound: when there is no such campaign.
     :raises Invalid: when the mail can't be sent as it is.
+    :raises ChangedMeanwhile: when other words than those of `seen` are stored, and not these already.
     :raises DomainError: `conflict` when it is no draft any more.
     """
     _check(mail, policy)
-    kind = existing(campaign_id).kind
+    # Locked, so that of two who save at once the second is told of the first.
+    campaign = db.session.get(Campaign, campaign_id, populate_existing=True, with_for_update=True)
+    if campaign is None:
+        raise NotFound("There is no such campaign.")
+    kind = campaign.kind
+    if seen is not None and campaign.status == "draft":
+        _refuse_unseen(campaign, seen, {**_words(mail, kind), "uncertain_policy": policy})
     saved = db.session.scalar(
         update(Campaign)
         .where(Campaign.id == campaign_id, Campaign.status == "draft")
@@ -107,8 +126,7 @@ def save(campaign_id: int, mail: MailText, policy: str, by: str | None) -> Campa
                 "conflict", "This mail waits for its time. Take the mailing back to the drafts to change it."
             )
         raise DomainError("conflict", "This mail has been launched, so it can't be changed any more.")
-    if by is not None:
-        record(by, "mail.saved", str(saved.id), offer=saved.offer_id)
+    record(by, "mail.saved", str(saved.id), offer=saved.offer_id)
     db.session.commit()
     return saved
 
@@ -230,6 +248,13 @@ def _check(mail: MailText, policy: str) -> None:
     check_mail(mail)
     if policy not in POLICIES:
         raise Invalid(FieldError("uncertain_policy", "policy_unknown", "Choose one of the two."))
+
+
+def _refuse_unseen(campaign: Campaign, seen: str, words: dict[str, str]) -> None:
+    fields = versions.changed(seen, campaign)
+    if fields and any(getattr(campaign, name) != value for name, value in words.items()):
+        db.session.rollback()
+        raise ChangedMeanwhile(existing(campaign.id), fields)
 
 
 def _refuse_unannounced(offer_id: int) -> None:

@@ -6,7 +6,7 @@ from datetime import datetime
 from zoneinfo import ZoneInfo
 
 from flask_wtf import FlaskForm
-from wtforms import DateField, Form, RadioField, SelectChoice, SelectField, StringField, TextAreaField
+from wtforms import DateField, Form, HiddenField, RadioField, SelectChoice, SelectField, StringField, TextAreaField
 from wtforms.validators import InputRequired, Optional
 
 from webapp.campaigns.models import Campaign
@@ -30,6 +30,8 @@ _STATES = {
 class MailForm(FlaskForm):
     """The mail of an offer, and how its preview is looked at."""
 
+    # Of the words that were open while these were written.
+    version = HiddenField()
     subject = StringField("Subject")
     text = TextAreaField("Text")
     html = TextAreaField("HTML of your own")

@@ -10,8 +10,10 @@ from flask_login import current_user
 from werkzeug.wrappers import Response as BaseResponse
 
 from webapp import web
-from webapp.blueprints.staff import needs, takes_up_to
-from webapp.campaigns import actions, delivery, launch_queries, message, queries, reach, tasks
+from webapp.accounts import queries as accounts
+from webapp.blueprints.staff import keeps_words, needs, takes_up_to
+from webapp.campaigns import actions, delivery, launch_queries, message, queries, reach, tasks, versions
+from webapp.campaigns.actions import ChangedMeanwhile
 from webapp.campaigns.forms import LaunchForm, MailForm
 from webapp.campaigns.message import FormLetter, Preview
 from webapp.campaigns.models import Campaign
@@ -47,6 +49,7 @@ def begin(offer_id: int, kind: str) -> BaseResponse:
 @room.post("/offers/<int:offer_id>/mail", defaults={"kind": "announcement"})
 @room.post("/offers/<int:offer_id>/reminder", defaults={"kind": "reminder"})
 @takes_up_to(LARGE_FORM)
+@keeps_words(subject="Subject", text="Text", html="HTML of your own")
 def keep(offer_id: int, kind: str) -> BaseResponse:
     """Keep what was typed as a new draft, or in the one that has come into being meanwhile."""
     return _save(find_offer(offer_id), kind, None)
@@ -64,10 +67,38 @@ def write(campaign_id: int) -> BaseResponse:
 
 @room.post("/campaigns/<int:campaign_id>/mail")
 @takes_up_to(LARGE_FORM)
+@keeps_words(subject="Subject", text="Text", html="HTML of your own")
 def save(campaign_id: int) -> BaseResponse:
     """Keep what was typed; then stay, go on to the launch, or send a test."""
     campaign = find_campaign(campaign_id)
     return _save(find_offer(campaign.offer_id), campaign.kind, campaign)
+
+
+@room.post("/offers/<int:offer_id>/mail/preview", defaults={"kind": "announcement"})
+@room.post("/offers/<int:offer_id>/reminder/preview", defaults={"kind": "reminder"})
+@takes_up_to(LARGE_FORM)
+def first_preview(offer_id: int, kind: str) -> Response:
+    """The piece with the preview of a mail that has not been saved yet; nothing is kept."""
+    return _preview(find_offer(offer_id), kind, None)
+
+
+@room.post("/campaigns/<int:campaign_id>/mail/preview")
+@takes_up_to(LARGE_FORM)
+def preview(campaign_id: int) -> Response:
+    """The piece with the preview, as the mail would be with what is typed; nothing is kept."""
+    campaign = find_campaign(campaign_id)
+    return _preview(find_offer(campaign.offer_id), campaign.kind, campaign)
+
+
+@room.post("/offers/<int:offer_id>/mail/frame", defaults={"kind": "announcement"})
+@room.post("/offers/<int:offer_id>/reminder/frame", defaults={"kind": "reminder"})
+@takes_up_to(LARGE_FORM)
+def typed_frame(offer_id: int, kind: str) -> Response:
+    """The mail as it is typed, alone, for the frame of the preview; nothing is kept."""
+    form = MailForm()
+    actions.check_mail(form.mail())
+    seen = as_seen(completed(form.mail(), kind), find_offer(offer_id), form.seen_as.data or "")
+    return web.framed(seen.html)
 
 
 @room.get("/offers/<int:offer_id>/mail/frame", defaults={"kind": "announcement"})
@@ -90,6 +121,7 @@ def frame(campaign_id: int) -> Response:
 def _write(offer: Offer, kind: str, campaign: Campaign | None) -> Response:
     form = MailForm(formdata=None)
     form.show(campaign or _latest(offer.id, kind), kind)
+    form.version.data = versions.of(campaign)
     form.seen_as.data = request.args.get("seen_as", "")
     form.view.data = request.args.get("view", "wide")
     return _compose(form, offer, kind, campaign)
@@ -97,45 +129,82 @@ def _write(offer: Offer, kind: str, campaign: Campaign | None) -> Response:
 
 def _save(offer: Offer, kind: str, campaign: Campaign | None) -> BaseResponse:
     form = MailForm()
-    typing = web.is_htmx()
-    answer = _preview if typing else _compose
-    by = None if typing else current_user.email
     try:
         if not form.validate_on_submit():
-            return answer(form, offer, kind, campaign, 422)
+            return _compose(form, offer, kind, campaign, 422)
+        # Who was shown what somebody else has saved, and wants their own words nevertheless, says over which.
+        seen = request.form.get("over", form.version.data)
+        words = form.mail(), form.uncertain_policy.data, current_user.email
         if campaign is None:
-            campaign = actions.save_draft(offer.id, form.mail(), form.uncertain_policy.data, by, kind)
+            campaign = actions.save_draft(offer.id, *words, kind, seen)
         else:
-            campaign = actions.save(campaign.id, form.mail(), form.uncertain_policy.data, by)
-        if typing:
-            return _preview(form, offer, kind, campaign)
+            campaign = actions.save(campaign.id, *words, seen)
         if "test" in request.form:
-            mail = completed(form.mail(), kind)
+            form.version.data = versions.of(campaign)
             suppressions.refuse_listed(current_user.email)
-            delivery.send_test(mail, offer, current_user.email, current_user.name)
+            delivery.send_test(completed(form.mail(), kind), offer, current_user.email, current_user.name)
             flash(f"A test is on its way to {current_user.email}.", "success")
+    except ChangedMeanwhile as error:
+        return _compose(form, offer, kind, error.campaign, error.status, error)
     except DomainError as error:
+        if campaign is not None:
+            campaign = find_campaign(campaign.id)
         web.attach(form, error)
-        return answer(form, offer, kind, campaign, error.status)
+        return _compose(form, offer, kind, campaign, error.status)
     if "launch" in request.form:
         return redirect(url_for("staff.writing.review", campaign_id=campaign.id))
     if "test" not in request.form:
         flash("The mail is saved.", "success")
-    seen = {name: form[name].data for name in ("seen_as", "view") if form[name].data}
-    return redirect(url_for("staff.writing.write", campaign_id=campaign.id, **seen))
+    looked_at = {name: form[name].data for name in ("seen_as", "view") if form[name].data}
+    return redirect(url_for("staff.writing.write", campaign_id=campaign.id, **looked_at))
 
 
-def _compose(form: MailForm, offer: Offer, kind: str, campaign: Campaign | None, status: int = 200) -> Response:
-    values = _preview_values(form, offer, kind, campaign)
-    page = web.render("campaigns/mail.html", status=status, placeholders=PLACEHOLDERS, **values)
+def _compose(
+    form: MailForm,
+    offer: Offer,
+    kind: str,
+    campaign: Campaign | None,
+    status: int = 200,
+    conflict: ChangedMeanwhile | None = None,
+) -> Response:
+    page = web.render(
+        "campaigns/mail.html",
+        status=status,
+        placeholders=PLACEHOLDERS,
+        campaign=campaign,
+        conflict=conflict and _told(conflict, form),
+        **_preview_values(form, offer, kind, campaign, typed=status != 200),
+    )
     return web.with_frames(page)
 
 
-def _preview(form: MailForm, offer: Offer, kind: str, campaign: Campaign | None, status: int = 200) -> Response:
-    return web.render("campaigns/_preview.html", status=status, **_preview_values(form, offer, kind, campaign))
+def _told(conflict: ChangedMeanwhile, form: MailForm) -> dict[str, Any]:
+    """What a page says of words that somebody else has saved meanwhile."""
+    mail = stored(conflict.campaign)
+    theirs = {"subject": mail.subject, "text": mail.text, "html": mail.html}
+    mine = form.mail()
+    return {
+        "saved": accounts.last_entry("mail.saved", str(conflict.campaign.id)),
+        "version": versions.of(conflict.campaign),
+        "labels": [form[name].label.text for name in conflict.fields],
+        "theirs": [
+            (form[name].label.text, words)
+            for name, words in theirs.items()
+            if name in conflict.fields and words != getattr(mine, name)
+        ],
+    }
 
 
-def _preview_values(form: MailForm, offer: Offer, kind: str, campaign: Campaign | None) -> dict[str, Any]:
+def _preview(offer: Offer, kind: str, campaign: Campaign | None) -> Response:
+    form = MailForm()
+    values = _preview_values(form, offer, kind, campaign, typed=True)
+    status = 200 if values["preview"] else 422
+    return web.render("campaigns/_preview.html", status=status, **values)
+
+
+def _preview_values(
+    form: MailForm, offer: Offer, kind: str, campaign: Campaign | None, typed: bool = False
+) -> dict[str, Any]:
     """What the preview shows: the mail as typed, or nothing while it can't be read."""
     preview = None
     seen_as = form.seen_as.data or ""
@@ -145,19 +214,21 @@ def _preview_values(form: MailForm, offer: Offer, kind: str, campaign: Campaign 
     except Invalid as error:
         if not form.errors:
             web.attach(form, error)
+    first: dict[str, Any] = {"offer_id": offer.id, "kind": kind}
     if campaign is None:
-        here: dict[str, Any] = {"offer_id": offer.id, "kind": kind}
-        urls = url_for("staff.writing.keep", **here), url_for("staff.writing.first_frame", **here, seen_as=seen_as)
+        save, show, look, here = "keep", "first_frame", "first_preview", first
     else:
-        here = {"campaign_id": campaign.id}
-        urls = url_for("staff.writing.save", **here), url_for("staff.writing.frame", **here, seen_as=seen_as)
+        save, show, look, here = "save", "frame", "preview", {"campaign_id": campaign.id}
     return {
         "form": form,
         "offer": offer,
         "kind": kind,
         "preview": preview,
-        "save_url": urls[0],
-        "frame_url": urls[1].removesuffix("?seen_as="),
+        "save_url": url_for(f"staff.writing.{save}", **here),
+        "preview_url": url_for(f"staff.writing.{look}", **here),
+        "frame_url": url_for(f"staff.writing.{show}", **here, seen_as=seen_as).removesuffix("?seen_as="),
+        # Words that are kept nowhere can't be asked for by an address: the form itself is sent into the frame.
+        "typed_url": url_for("staff.writing.typed_frame", **first) if typed else None,
     }
 
 
