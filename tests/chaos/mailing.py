@@ -139,7 +139,12 @@ class Crew:
 
     def kill(self, worker: subprocess.Popen[bytes]) -> None:
         """`kill -9`; another one takes its place."""
-        self._hold(worker)
+        self.hold(worker)
+        self.kill_held(worker)
+
+    def kill_held(self, worker: subprocess.Popen[bytes]) -> None:
+        """`kill -9` of one that is held already."""
+        self._count_connections(worker)
         worker.kill()
         worker.wait()
         self._replace(worker)
@@ -147,7 +152,8 @@ class Crew:
 
     def stop(self, worker: subprocess.Popen[bytes]) -> None:
         """SIGSTOP: it goes on, believing that nothing happened, when its leases are long over."""
-        self._hold(worker)
+        self.hold(worker)
+        self._count_connections(worker)
         self._stopped[worker.pid] = time.monotonic() + 1.3 * LEASE
         self.deeds.append("stop")
 
@@ -184,9 +190,12 @@ class Crew:
             worker.wait()
         self.running.clear()
 
-    def _hold(self, worker: subprocess.Popen[bytes]) -> None:
+    def hold(self, worker: subprocess.Popen[bytes]) -> None:
+        """Let it do nothing for a moment: `kill_held`, or SIGCONT, has to follow."""
         worker.send_signal(signal.SIGSTOP)
         wait_until(lambda: psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED, "a worker stops")
+
+    def _count_connections(self, worker: subprocess.Popen[bytes]) -> None:
         found = psutil.Process(worker.pid).net_connections("tcp")
         self.killed_connections += sum(
             1 for one in found if one.status == "ESTABLISHED" and one.raddr and one.raddr.port == self.post.port

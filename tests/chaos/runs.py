@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+
+import psycopg
 
 from tests import live
 from tests.chaos import place as places
@@ -99,9 +103,10 @@ def database_dies(place: Place, policy: str, seed: int, times: int, kill: bool) 
         for n in range(times):
             _go_on(mailing, times - n + 1)
             began = time.monotonic()
-            place.die()
             if kill:
-                mailing.crew.kill(mailing.crew.awake()[0])
+                mailing.wait(lambda: _dies_with_a_worker(mailing), "a worker is in the middle of a window")
+            else:
+                place.die()
             time.sleep(0.3)
             place.server.start()
             longest = max(longest, time.monotonic() - began)
@@ -113,6 +118,34 @@ def database_dies(place: Place, policy: str, seed: int, times: int, kill: bool) 
         elif longest < LEASE / 3:
             run.expect(not mailing.sql(held, mailing.id), "a window was held though its owner lived")
         return run
+
+
+_AT_WORK = """
+    select 1 from batch where campaign_id = %s and status = 'sending' and window_end > window_start
+      and split_part(owner, ':', 2) = %s
+    for update skip locked
+"""
+
+
+def _dies_with_a_worker(mailing: Mailing) -> bool:
+    """Stop PostgreSQL at once, and kill a worker that has a window open just then; False when there is none.
+
+    The worker is held first, and its batch is locked until the database dies: however slow the machine is, nobody takes
+    the batch over while the cursor is there.
+    """
+    for worker in mailing.crew.awake():
+        mailing.crew.hold(worker)
+        died = False
+        # The end of the transaction finds the database dead.
+        with suppress(psycopg.OperationalError), mailing.place.connect() as connection, connection.transaction():
+            died = bool(connection.execute(_AT_WORK, [mailing.id, str(worker.pid)]).fetchall())
+            if died:
+                mailing.place.die()
+        if died:
+            mailing.crew.kill_held(worker)
+            return True
+        worker.send_signal(signal.SIGCONT)
+    return False
 
 
 def relay_away(place: Place, policy: str, seed: int, seconds: float) -> Run:
