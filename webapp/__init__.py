@@ -37,6 +37,7 @@ from webapp.redemptions import forget_actions as redemptions_forget
 from webapp.redemptions import public as redemptions_public
 from webapp.redemptions import staff as redemptions_staff
 from webapp.settings import ROOT, Settings, load
+from webapp.shop import public as shop_public
 from webapp.shop import staff as shop_staff
 
 __all__ = ["create_app"]
@@ -170,7 +171,7 @@ def _doors(app: OpenAPI) -> None:
             shop_staff.room,
         )
     )
-    app.register_blueprint(public.public_door(redemptions_public.room, campaigns_public.room))
+    app.register_blueprint(public.public_door(redemptions_public.room, campaigns_public.room, shop_public.room))
     app.register_api(
         api.api_door(
             customers_api.room,

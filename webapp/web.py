@@ -43,6 +43,9 @@ _ZEROS = {
 }
 
 
+_RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\u200f\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]")
+
+
 class RowId(IntegerConverter):
     """A number in an address that can be the id of a row: a larger one is no page rather than an error."""
 
@@ -184,6 +187,11 @@ def _native(text: str, locale: str) -> str:
     return text.translate({ord("0") + n: chr(zero + n) for n in range(10)}).replace("%", str(sign))
 
 
+def isolated(text: str) -> str:
+    """A value of another language among English words; writing from right to left does not turn them round (UAX 9)."""
+    return text if not _RIGHT_TO_LEFT.search(text) else f"\u2068{text}\u2069"
+
+
 def masked(email: str) -> str:
     """a…a@example.com: enough for its owner to know it again."""
     local, _, domain = email.rpartition("@")
@@ -205,18 +213,20 @@ def init_app(app: Flask) -> None:
         day=day,
         last_day=last_day,
         masked=masked,
+        isolated=isolated,
     )
     app.jinja_env.globals.update(now=lambda: datetime.now(UTC), is_htmx=is_htmx)
 
     @app.context_processor
     def what_the_shop_is_called() -> dict[str, object]:
         # Looked up once for a page, and only if the page says it.
-        return {"shop_name": LocalProxy(lru_cache(1)(_shop_name))}
+        found = lru_cache(1)(_shop)
+        return {"shop_name": LocalProxy(lambda: found().name), "shop_colour": LocalProxy(lambda: found().colour)}
 
 
-def _shop_name() -> str:
+def _shop() -> shop.ShopValues:
     try:
-        return shop.name()
+        return shop.shop()
     except SQLAlchemyError:
         # The page that says so when the database is away needs no database.
-        return ""
+        return shop.ShopValues("")

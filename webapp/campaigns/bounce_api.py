@@ -30,12 +30,13 @@ MAIL_MAX = 64 * 1024 * 1024
 def bounces() -> Response:
     """Hard bounces and complaints: those addresses are not mailed any more, from the next window on.
 
-    As JSON, up to 1000 at a time: each says by `return_path`, `message_id` or `email` whose mail it is about; a mark of
-    ours goes before the address. A `status` that is no fault of the address (RFC 3463; the table is in docs/consent.md)
-    changes nothing. An address of nobody known goes on the list, too: who is imported later is not mailed. Or the mail itself that came back, as `message/rfc822` or `multipart/report`: of that only what
-    carries a mark of ours counts. Sending the same twice changes nothing. `results` says for each in turn what came of
-    it: suppressed (now on the list), known (on the list already), soft (no fault of the address), ignored (an answer of
-    a machine, or about a former address), unproven (nobody knows whose mail it is), unknown_customer (a mark of ours,
+    As JSON, up to 1000 at a time: each says by `return_path`, `message_id` or `email` whose mail it is about; a mark
+    of ours goes before the address. A `status` that is no fault of the address (RFC 3463; the table is in
+    docs/consent.md) changes nothing. An address of nobody known goes on the list, too: who is imported later is not
+    mailed. Or the mail itself that came back, as `message/rfc822` or `multipart/report`: of that only what carries a
+    mark of ours counts. Sending the same twice changes nothing. `results` says for each in turn what came of it:
+    suppressed (now on the list), known (on the list already), soft (no fault of the address), ignored (an answer of a
+    machine, or about a former address), unproven (nobody knows whose mail it is), unknown_customer (a mark of ours,
     but the customer is erased), own_address (the shop's), email_invalid, broken.
     """
     by = f"key {g.api_key.name}"

@@ -7,6 +7,8 @@ from flask import Blueprint, Response, g, render_template, request
 from markupsafe import Markup
 
 from webapp import web
+from webapp.campaigns import locales
+from webapp.customers import queries as customers
 from webapp.customers.models import normalise_email
 from webapp.errors import Invalid
 from webapp.ratelimit import TooMany, address, each, limiter, typed
@@ -15,6 +17,7 @@ from webapp.redemptions.actions import Refused
 from webapp.redemptions.forms import RedeemForm
 from webapp.redemptions.queries import Redeemed
 from webapp.redemptions.verdict import Ask, verdict
+from webapp.shop import queries as shops
 
 room = Blueprint("redemptions", __name__)
 
@@ -61,7 +64,7 @@ def redeem() -> Response:
             miss_actions.count(offer.id)
         if offer is not None and refused.facts.customer_id is not None and reason == "already_redeemed":
             tasks.mail_receipt_again(offer.id, refused.facts.customer_id)
-        sentence = words.public(reason, offer)
+        sentence = words.public(reason, offer, _locale(None))
         return _page("redemptions/redeem.html", 404 if reason == "not_found" else 409, form=typed_in, refusal=sentence)
     return _receipt(done)
 
@@ -90,14 +93,15 @@ def link(token: str) -> Response:
     done = queries.of_pair(facts.offer.id, facts.customer_id) if facts.use else None
     if done is not None:
         return _receipt(done, again=True)
-    reason = verdict(facts).reason
+    reason, locale = verdict(facts).reason, _locale(facts.customer_id)
     return _page(
         "redemptions/link.html",
         200 if reason is None else 409,
         token=token,
         offer=facts.offer,
         email=facts.email,
-        refusal=words.link(reason, facts.offer) if reason else None,
+        locale=locale,
+        refusal=words.link(reason, facts.offer, locale) if reason else None,
     )
 
 
@@ -120,7 +124,7 @@ def redeem_link(token: str) -> Response:
             return _receipt(done, again=True)
         if facts.offer is None or facts.customer_id is None:
             return _page("redemptions/link_unknown.html", 404)
-        sentence = words.link(refused.reason, facts.offer)
+        sentence = words.link(refused.reason, facts.offer, _locale(facts.customer_id))
         return _page("redemptions/link.html", 409, token=token, offer=facts.offer, email=facts.email, refusal=sentence)
 
 
@@ -131,7 +135,19 @@ def _ask(pair: tuple[int, int]) -> Ask:
 def _receipt(done: Redeemed, again: bool = False) -> Response:
     # Presentation attributes only: the policy of the pages allows no style of an element's own.
     code = segno.make(done.public_id, error="m").svg_inline(scale=4, border=2, omitsize=True)
-    return _page("redemptions/receipt.html", done=done, again=again, qr=Markup(code))  # noqa: S704
+    return _page(
+        "redemptions/receipt.html",
+        done=done,
+        again=again,
+        locale=_locale(done.customer_id),
+        qr=Markup(code),  # noqa: S704
+    )
+
+
+def _locale(customer_id: int | None) -> str:
+    """In which days and money are written: the customer's, if they have one that is known, else the shop's."""
+    customer = customers.by_id(customer_id) if customer_id is not None else None
+    return locales.known(customer.locale if customer is not None else None, shops.shop().locale)
 
 
 def _page(template: str, status: int = 200, **values: object) -> Response:

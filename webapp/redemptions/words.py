@@ -21,14 +21,17 @@ def full(reason: Reason, offer: OfferFacts | None) -> str:
     return public(reason, offer)
 
 
-def public(reason: Reason, offer: OfferFacts | None) -> str:
-    """For the customer, or whoever says to be the customer. Never tells whether an e-mail is known."""
+def public(reason: Reason, offer: OfferFacts | None, locale: str = "en") -> str:
+    """For the customer, or whoever says to be the customer. Never tells whether an e-mail is known.
+
+    :param locale: in which a day is written.
+    """
     if reason == "not_found" or offer is None:
         return "We don't know this code; check it for typing errors, or press the button in our mail."
     if reason == "offer_not_started":
-        return f"This offer starts on {_starts(offer)}; please come back then."
+        return f"This offer starts on {_starts(offer, locale)}; please come back then."
     if reason == "offer_expired":
-        return f"This offer ended on {_ended(offer)}; watch your mail for the next one."
+        return f"This offer ended on {_ended(offer, locale)}; watch your mail for the next one."
     if reason == "offer_paused":
         return "This offer is paused at the moment; please try again later."
     if reason == "offer_exhausted":
@@ -41,11 +44,11 @@ def public(reason: Reason, offer: OfferFacts | None) -> str:
     )
 
 
-def link(reason: Reason, offer: OfferFacts | None) -> str:
+def link(reason: Reason, offer: OfferFacts | None, locale: str = "en") -> str:
     """For whoever came by a personal link, which has proven who it is."""
     if reason in ("customer_not_eligible", "customer_unknown", "personal_code_required"):
         return "This offer is not for you any more; please ask us if you think it should be."
-    return public(reason, offer)
+    return public(reason, offer, locale)
 
 
 def too_many(wait: str) -> str:
@@ -53,11 +56,11 @@ def too_many(wait: str) -> str:
     return f"Too many tries. Please wait {wait} and try again, or use the link in our mail to you: it works at once."
 
 
-def _starts(offer: OfferFacts) -> str:
+def _starts(offer: OfferFacts, locale: str) -> str:
     local = offer.starts_at.astimezone(ZoneInfo(offer.time_zone))
-    day = web.day(offer.starts_at, offer.time_zone)
+    day = web.isolated(web.day(offer.starts_at, offer.time_zone, locale))
     return day if (local.hour, local.minute) == (0, 0) else f"{day} at {local:%H:%M}"
 
 
-def _ended(offer: OfferFacts) -> str:
-    return web.last_day(offer.ends_at, offer.time_zone) if offer.ends_at else ""
+def _ended(offer: OfferFacts, locale: str) -> str:
+    return web.isolated(web.last_day(offer.ends_at, offer.time_zone, locale)) if offer.ends_at else ""

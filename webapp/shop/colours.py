@@ -44,6 +44,11 @@ def on(ground: str) -> str:
     return WHITE if contrast(WHITE, ground) >= READABLE else BLACK
 
 
+def deeper(ground: str) -> str:
+    """A ground as one points at it: farther from what stands on it, so that reads no worse."""
+    return mixed(BLACK if on(ground) == WHITE else WHITE, ground, 0.15)
+
+
 def readable(colour: str, ground: str) -> str:
     """The colour, darkened or lightened as little as text on that ground needs."""
     towards = on(ground)

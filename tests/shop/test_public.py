@@ -1,0 +1,66 @@
+"""The shop's colour and language on what customers see of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from flask.testing import FlaskClient
+from hypothesis import given
+from hypothesis import strategies as st
+
+from webapp.redemptions import links
+from webapp.shop import actions, colours
+from webapp.shop.colours import READABLE, contrast
+from webapp.shop.queries import ShopValues
+
+Make = Callable[..., Any]
+
+
+def test_customer_pages_take_the_shops_colour_from_a_sheet_that_may_be_kept(client: FlaskClient) -> None:
+    actions.save(ShopValues("Laden", colour="#b400ff"), "tests")
+    page = client.get("/redeem")
+    found = re.search(r'href="(/colour/b400ff\.css)"', page.text)
+    assert found
+    assert "style=" not in page.text
+    sheet = client.get(found[1])
+    assert (sheet.mimetype, sheet.headers["Cache-Control"]) == ("text/css", "public, max-age=31536000, immutable")
+    assert "--pico-primary-background: #b400ff;" in sheet.text
+    assert "Set-Cookie" not in sheet.headers
+
+
+@pytest.mark.parametrize("colour", ["B400FF", "b400f", "b400fff", "red;}x", "%22%3E%3C%2F"])
+def test_what_is_no_colour_is_no_sheet(client: FlaskClient, colour: str) -> None:
+    assert client.get(f"/colour/{colour}.css").status_code == 404
+
+
+@given(st.integers(0, 0xFFFFFF).map(lambda number: f"#{number:06x}"))
+def test_a_button_that_is_pointed_at_stays_readable(colour: str) -> None:
+    assert contrast(colours.deeper(colour), colours.on(colour)) >= READABLE
+
+
+@pytest.mark.parametrize(
+    ("locale", "day", "money"),
+    [
+        ("de", "31. Mai 2031", "5,00\xa0€"),
+        ("fr-CH", "31 mai 2031", "5,00\xa0€"),
+        ("ar-EG", "\u2068٣١ مايو ٢٠٣١\u2069", "\u200f٥٫٠٠\xa0€"),
+        (None, "31 de mayo de 2031", "5,00\xa0€"),
+    ],
+)
+def test_days_and_money_are_the_customers_else_the_shops(
+    client: FlaskClient, offer: Make, customer: Make, locale: str | None, day: str, money: str
+) -> None:
+    actions.save(ShopValues("Tienda", locale="es"), "tests")
+    ends = datetime(2031, 6, 1, tzinfo=UTC)
+    summer = offer("SUMMER", discount_type="amount", percent=None, amount=500, currency="EUR", ends_at=ends)
+    url = urlsplit(links.personal_url(summer.id, customer("ada@example.com", locale=locale).id)).path
+    page = client.get(url).text
+    assert f"until {day}" in page
+    assert money in page
+    receipt = client.post(url).text
+    assert money in receipt

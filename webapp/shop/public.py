@@ -1,0 +1,23 @@
+"""The shop's colour for the customer pages, whose policy allows no style of an element's own."""
+
+from __future__ import annotations
+
+import re
+
+from flask import Blueprint, Response, abort, render_template
+
+from webapp.shop.colours import DARK_SHEET, deeper, tones
+
+room = Blueprint("shop", __name__)
+
+
+@room.get("/colour/<string(length=6):colour>.css")
+def colour(colour: str) -> Response:
+    """What the pages take of a colour. Its address names it, so a browser may keep the answer for ever."""
+    if not re.fullmatch("[0-9a-f]{6}", colour):
+        abort(404)
+    light, dark = tones(f"#{colour}"), tones(f"#{colour}", DARK_SHEET)
+    sheet = render_template("shop/colour.css", light=light, dark=dark, deeper=deeper)
+    answer = Response(sheet, mimetype="text/css")
+    answer.headers["Cache-Control"] = "public, max-age=31536000, immutable"
+    return answer
