@@ -1,0 +1,253 @@
+"""Trying a mail again: whose it is meanwhile, for how long, and what is remembered of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+from flask import Flask
+from sqlalchemy import text
+
+from tests.campaigns.relay import Relay
+from tests.campaigns.test_outcomes import fates, launch, status
+from webapp.campaigns import (
+    actions,
+    batch_actions,
+    course_actions,
+    delivery,
+    due_actions,
+    issue_actions,
+    place,
+    times,
+)
+from webapp.campaigns.due_actions import Due
+from webapp.campaigns.issue_actions import Which
+from webapp.campaigns.models import Campaign
+from webapp.campaigns.pace import Pace
+from webapp.campaigns.transport import Outcome
+from webapp.customers import suppression_actions as suppressions
+from webapp.extensions import db
+from webapp.offers.models import Offer
+
+C0 = "c0@example.com"
+LATER = Outcome("deferred", 450, "4.7.1 later", "RCPT")
+REFUSED = Outcome("failed", 550, "no", "RCPT")
+CALLED_OFF = Outcome("stopped")
+ACCEPTED = Outcome("accepted", 250, "ok", "body")
+
+
+@pytest.fixture(params=["resend", "hold"])
+def policy(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def put_off(app: Flask, offer: Callable[..., Offer], policy: str) -> Campaign:
+    """A campaign to one, whose mail was put off and is due."""
+    campaign = launch(offer, [C0])
+    db.session.execute(text("update campaign set uncertain_policy = :policy"), {"policy": policy})
+    db.session.commit()
+    taken = batch_actions.claim("first")
+    assert taken is not None
+    window = batch_actions.open_window(taken)
+    assert window is not None
+    batch_actions.note(taken, window.recipients[0], LATER)
+    batch_actions.finish(taken)
+    due_now()
+    return campaign
+
+
+def due_now() -> None:
+    db.session.execute(text("update mail_issue set next_at = now() - interval '1 second' where next_at is not null"))
+    db.session.commit()
+
+
+def claimed() -> Due:
+    found = due_actions.claim_due()
+    assert found is not None
+    return found
+
+
+def attempts() -> int:
+    db.session.rollback()
+    return int(db.session.execute(text("select attempts from mail_issue")).scalar_one())
+
+
+def test_a_late_word_about_an_earlier_try_changes_nothing(put_off: Campaign, policy: str) -> None:
+    first = claimed()
+    due_now()
+    if policy == "hold":
+        issue_actions.send_again(put_off.id, Which("uncertain"), "staff")
+    second = claimed()
+    due_actions.note_due(first, LATER)
+    due_actions.put_back(first)
+    due_actions.note_due(second, ACCEPTED)
+    assert fates(put_off) == {C0: ("sent_later", 250)}
+
+
+def test_a_try_that_outlives_its_lease_is_not_lost(put_off: Campaign) -> None:
+    due = claimed()
+    due_now()
+    course_actions.finish_campaigns()
+    due_actions.note_due(due, LATER)
+    course_actions.finish_campaigns()
+    assert status(put_off)[0] == "sending"
+    due_now()
+    assert claimed().customer_id == due.customer_id
+
+
+def test_a_campaign_is_not_done_while_a_mail_of_it_is_tried(put_off: Campaign) -> None:
+    claimed()
+    course_actions.finish_campaigns()
+    assert status(put_off)[0] == "sending"
+
+
+def test_a_try_that_was_called_off_does_not_count(put_off: Campaign) -> None:
+    before = attempts()
+    due_actions.put_back(claimed())
+    assert (fates(put_off), attempts()) == ({C0: ("deferred", 450)}, before)
+
+
+def test_a_slow_relay_gets_a_mail_that_was_put_off(
+    put_off: Campaign, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(times, "RENEW", 0.0)
+    while delivery.pump():
+        pass
+    assert (fates(put_off)[C0][0], relay.recipients) == ("sent_later", {C0: 1})
+
+
+def test_a_try_is_called_off_when_the_campaign_is_paused_meanwhile(
+    put_off: Campaign, relay: Relay, app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(times, "RENEW", 0.0)
+    due = claimed()
+    actions.pause(put_off.id, "tests")
+    assert not due_actions.renew(due)
+
+
+def test_a_batch_is_looked_after_before_each_new_connection(
+    app: Flask, offer: Callable[..., Offer], relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(times, "RENEW", 0.0)
+    monkeypatch.setattr(times, "TRIES", (0.0, 0.0, 0.0))
+    campaign = launch(offer, [C0])
+    relay.behaviour.rcpt[C0] = "drop"
+    rule = relay.rule
+
+    def pause_first(rules: dict[str, str], to: str) -> str:
+        with app.app_context():
+            actions.pause(campaign.id, "tests")
+        return rule(rules, to)
+
+    monkeypatch.setattr(relay, "rule", pause_first)
+    delivery.pump()
+    assert (relay.connections, fates(campaign), status(campaign)[0]) == (1, {}, "paused")
+
+
+# --- doubt -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_doubt(put_off: Campaign) -> Campaign:
+    """The mail that was put off was tried, and no answer came."""
+    due_actions.note_due(claimed(), Outcome("uncertain", None, "no answer", "body"))
+    return put_off
+
+
+def test_a_second_copy_that_is_refused_is_no_failure(in_doubt: Campaign) -> None:
+    issue_actions.send_again(in_doubt.id, Which("uncertain"), "staff")
+    due_actions.note_due(claimed(), REFUSED)
+    assert fates(in_doubt) == {C0: ("uncertain", 550)}
+
+
+def test_who_may_have_it_is_not_called_left_out(in_doubt: Campaign) -> None:
+    issue_actions.send_again(in_doubt.id, Which("uncertain"), "staff")
+    suppressions.put(C0, "unsubscribed", "staff")
+    db.session.commit()
+    assert due_actions.claim_due() is None
+    words = db.session.execute(text("select text from mail_issue")).scalar_one()
+    assert (fates(in_doubt)[C0][0], words) == ("uncertain", "no answer; not sent again: unsubscribed")
+
+
+def test_that_it_may_have_arrived_is_remembered_when_it_is_sent_again(in_doubt: Campaign) -> None:
+    issue_actions.send_again(in_doubt.id, Which("uncertain"), "staff")
+    due_actions.note_due(claimed(), ACCEPTED)
+    assert db.session.execute(text("select state, doubt from mail_issue")).one() == ("sent_later", True)
+
+
+def test_a_try_whose_worker_was_killed_is_in_doubt(put_off: Campaign, policy: str) -> None:
+    claimed()
+    due_now()
+    if policy == "hold":
+        issue_actions.send_again(put_off.id, Which("uncertain"), "staff")
+        db.session.rollback()
+    else:
+        claimed()
+    assert db.session.execute(text("select doubt from mail_issue")).scalar_one()
+
+
+# --- leases and cursors ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def held(app: Flask, database_url: str) -> Iterator[psycopg.Connection[object]]:
+    """Somebody else's connection, to hold rows with."""
+    with psycopg.connect(database_url) as connection:
+        yield connection
+
+
+def test_a_worker_does_not_think_its_lease_longer_than_it_is(
+    app: Flask, offer: Callable[..., Offer], held: psycopg.Connection[object]
+) -> None:
+    launch(offer, [C0])
+    taken = batch_actions.claim("us")
+    assert taken is not None
+    held.execute("select 1 from batch for update")
+    # Longer than any clock is read.
+    waiting = threading.Timer(0.5, held.commit)
+    waiting.start()
+    assert batch_actions.renew(taken)
+    waiting.join()
+    left = db.session.execute(text("select extract(epoch from lease_until - now()) from batch")).scalar_one()
+    assert times.LEASE - (time.monotonic() - taken.renewed) <= float(left) + 0.1
+
+
+def test_a_former_owners_cursor_that_waited_for_the_new_one_is_not_put(
+    app: Flask, offer: Callable[..., Offer], held: psycopg.Connection[object]
+) -> None:
+    launch(offer, [C0, "c1@example.com"])
+    former = batch_actions.claim("former")
+    assert former is not None
+    found = []
+
+    def late() -> None:
+        with app.app_context():
+            found.append(place.put(db.session.connection(), former, 2))
+            db.session.commit()
+
+    held.execute("update batch_cursor set epoch = epoch + 1, cursor = 1")
+    held.execute("update batch set epoch = epoch + 1, owner = 'next'")
+    thread = threading.Thread(target=late)
+    thread.start()
+    while not db.session.execute(text("select 1 from pg_stat_activity where wait_event_type = 'Lock'")).all():
+        db.session.rollback()
+    held.commit()
+    thread.join()
+    db.session.rollback()
+    assert found == [False]
+    assert db.session.execute(text("select epoch, cursor from batch_cursor")).one() == (2, 1)
+
+
+def test_turns_that_came_too_late_are_given_back(app: Flask) -> None:
+    pace = Pace(10)
+    assert pace.wait(50) == 0
+    # As after a stall of nine seconds.
+    pace._next -= 9
+    reserved = db.session.execute(text("select free_at from mail_pace")).scalar_one()
+    db.session.rollback()
+    pace.wait(50)
+    assert db.session.execute(text("select free_at from mail_pace")).scalar_one() > reserved
