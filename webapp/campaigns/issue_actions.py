@@ -130,8 +130,8 @@ def _put_back(campaign_id: int, which: Which) -> Again:
         f"where {condition} and i.customer_id > :after order by i.customer_id limit :portion"
     )
     due = text(
-        "update mail_issue i set state = 'deferred', next_at = now(), at = now(), attempts = 0, "
-        "doubt = i.doubt or i.state = 'uncertain' "  # noqa: S608
+        "update mail_issue i set state = 'deferred', next_at = now(), at = now(), attempts = 0, "  # noqa: S608
+        "doubt = i.doubt or i.state = 'uncertain' "
         f"where {condition} and i.customer_id = any(:ids)"
     )
     mails = left_out = after = 0
