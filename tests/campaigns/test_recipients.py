@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import random
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -604,8 +605,9 @@ def test_a_mail_that_is_being_tried_counts_as_put_off_until_its_outcome_is_known
     assert (answer.state, answer.note, answer.next_at, answer.attempts, answer.is_open) == (
         "deferred", "It is being tried now.", None, 1, False,
     )  # fmt: skip
-    for of_cause in ({}, {"code": 450, "cause": "4.2.2"}):
-        assert [f.customer_id for f in recipients.page(campaign.id, "deferred", **of_cause).fates] == [ids[1]]
+    for code, cause in ((None, None), (450, "4.2.2")):
+        listed = recipients.page(campaign.id, "deferred", code=code, cause=cause)
+        assert [f.customer_id for f in listed.fates] == [ids[1]]
     assert recipients.page(campaign.id, "uncertain").fates == []
     assert [f.state for f in everybody(campaign, "deferred")] == ["deferred"]
     assert "mailbox full" in staff.get(f"/campaigns/{campaign.id}/progress").text
@@ -650,6 +652,17 @@ def test_what_can_never_go_out_is_not_offered_to_be_sent_again(staff: FlaskClien
     form = {"state": "failed", "customer": "4", "back": "failed"}
     answer = staff.post(f"/campaigns/{undecided.id}/send-again", data=form, follow_redirects=True).text
     assert "It does not go out again: the address must not be mailed any more." in answer
+
+
+def test_the_list_of_do_not_mail_names_the_mailing_by_its_offer(
+    sign_in: Callable[..., FlaskClient], undecided: Campaign
+) -> None:
+    admin = sign_in("admin")
+    for path in ("customers/do-not-mail", f"customers/do-not-mail/lift?email={email(3)}", "customers/4"):
+        page = admin.get(f"/{path}").text
+        assert f'<a href="/campaigns/{undecided.id}">Mailing of Summer</a>' in page, path
+    rows = list(csv.DictReader(io.StringIO(admin.get("/customers/do-not-mail.csv").text)))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", rows[0]["since"])
 
 
 def test_after_a_decision_about_all_the_progress_is_shown(staff: FlaskClient, undecided: Campaign) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,6 +15,7 @@ from webapp.campaigns import times
 from webapp.campaigns.models import Campaign, MailIssue
 from webapp.customers.models import AudienceMember, Customer, Suppression
 from webapp.extensions import db
+from webapp.offers.models import Offer
 
 UNSENT = ("failed", "deferred", "uncertain", "skipped", "left")
 STATES = (*UNSENT, "sent_later")
@@ -106,6 +107,17 @@ def by_id(campaign_id: int) -> Campaign | None:
 def of_offer(offer_id: int) -> Sequence[Campaign]:
     """The campaigns of an offer, newest first."""
     return db.session.scalars(select(Campaign).where(Campaign.offer_id == offer_id).order_by(Campaign.id.desc())).all()
+
+
+def offer_names(campaign_ids: Iterable[int | None]) -> dict[int, str]:
+    """What the offers of some campaigns are called, by campaign; None among the ids is nobody's."""
+    wanted = {campaign_id for campaign_id in campaign_ids if campaign_id is not None}
+    if not wanted:
+        return {}
+    rows = db.session.execute(
+        select(Campaign.id, Offer.name).join(Offer, Offer.id == Campaign.offer_id).where(Campaign.id.in_(wanted))
+    )
+    return {row.id: row.name for row in rows}
 
 
 def announcement(offer_id: int) -> Campaign | None:

@@ -15,6 +15,7 @@ from wtforms.validators import ValidationError
 
 from webapp import cursor, web
 from webapp.blueprints.staff import needs
+from webapp.campaigns import queries as campaigns
 from webapp.campaigns import recipients
 from webapp.customers import actions, queries, suppression_queries, tasks, upload
 from webapp.customers.forms import AudienceForm, CustomerForm, ImportForm, SearchForm
@@ -82,13 +83,15 @@ def show(customer_id: int) -> Response:
     customer = queries.by_id(_known(customer_id))
     if customer is None:
         raise NotFound("There is no such customer.")
+    listed = suppression_queries.of_email(customer.email)
     mailed = recipients.of_customer(customer.id)
     usable = [facts.offer for facts in redemptions.usable(customer.id) if verdict(facts).reason is None]
     offers = offer_queries.by_ids([mail.campaign.offer_id for mail in mailed])
     return web.render(
         "customers/show.html",
         customer=customer,
-        listed=suppression_queries.of_email(customer.email),
+        listed=listed,
+        mailings=campaigns.offer_names([listed.campaign_id]) if listed is not None else {},
         audiences=queries.audiences_of(customer.id),
         usable=usable[:USABLE],
         usable_too=len(usable) - USABLE,

@@ -68,7 +68,8 @@ def export() -> Iterator[bytes]:
     """The whole list as the CSV file that its import takes, piece by piece; also the hashes, which it takes, too."""
     yield from csv_file(
         """
-        select case when email ~ '^[-=+@\t\r]' then '''' || email else email end as email, reason, at as since, source
+        select case when email ~ '^[-=+@\t\r]' then '''' || email else email end as email, reason,
+          to_char(at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') as since, source
         from suppression order by email
         """,
         {},

@@ -11,6 +11,7 @@ from werkzeug.wrappers import Response as BaseResponse
 
 from webapp import web
 from webapp.blueprints.staff import needs
+from webapp.campaigns import queries as campaigns
 from webapp.customers import queries, suppression_actions, suppression_queries, tasks, upload
 from webapp.customers.forms import ImportForm, SuppressionForm, SuppressionSearch
 from webapp.customers.intake import CSV
@@ -37,6 +38,7 @@ def index() -> Response:
         "customers/suppressions.html",
         form=search,
         shown=shown,
+        mailings=campaigns.offer_names(listed.campaign_id for listed in shown),
         counts=suppression_queries.count(),
         narrowed=bool(kept),
         first_url=url_for(here, **kept) if after else None,
@@ -79,7 +81,14 @@ def lift() -> BaseResponse:
         suppression_actions.lift(key, by=current_user.email)
         flash(f"{key} may be mailed again.", "success")
         return redirect(back)
-    return web.render("customers/lift_suppression.html", form=form, listed=found, key=key, back=_back(found.email))
+    return web.render(
+        "customers/lift_suppression.html",
+        form=form,
+        listed=found,
+        key=key,
+        back=_back(found.email),
+        mailings=campaigns.offer_names([found.campaign_id]),
+    )
 
 
 @room.get("/customers/do-not-mail.csv")
