@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pytest
 from flask import Flask
@@ -229,6 +230,28 @@ def test_a_program_reminds_once_and_is_told_which_is_open(api: FlaskClient, anno
     second = api.post("/api/v1/offers/SUMMER25/reminders", json={})
     assert (second.status_code, second.get_json()["code"]) == (409, "conflict")
     assert f"Campaign {first.get_json()['id']} " in second.get_json()["detail"]
+
+
+@pytest.mark.parametrize("status", ["preparing", "sending", "paused"])
+def test_a_reminder_does_not_overtake_the_announcement(
+    api: FlaskClient, staff: FlaskClient, announced: Offer, status: str
+) -> None:
+    people(3)
+    db.session.execute(
+        text("update campaign set status = :status, finished_at = null, sent_in_batches = null"), {"status": status}
+    )
+    db.session.execute(text("update offer set ends_at = null"))
+    db.session.commit()
+    answer = api.post("/api/v1/offers/SUMMER25/reminders", json={})
+    assert answer.status_code == 409
+    assert "The reminder can be launched when it is done" in answer.get_json()["detail"]
+    draft = actions.save_draft(announced.id, MailText(), "resend", "tests", "reminder")
+    page = staff.post(f"/campaigns/{draft.id}/launch", data={"when": "now"})
+    assert (page.status_code, "The reminder can be launched when it is done" in page.text) == (409, True)
+    assert actions.schedule(draft.id, datetime(2199, 1, 1, tzinfo=UTC), "tests").campaign.status == "scheduled"
+    db.session.execute(text("update campaign set status = 'done' where kind = 'announcement'"))
+    db.session.commit()
+    assert actions.launch(draft.id, "tests").campaign.status == "preparing"
 
 
 def test_a_reminder_can_wait_for_its_time(api: FlaskClient, announced: Offer) -> None:

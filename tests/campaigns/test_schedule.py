@@ -21,6 +21,7 @@ from tests.statements import statements
 from webapp.campaigns import actions, batch_actions, closing_actions, delivery, queries, tasks
 from webapp.campaigns.models import Campaign, ids_of
 from webapp.campaigns.wording import MailText
+from webapp.customers.models import Audience
 from webapp.errors import DomainError, Invalid
 from webapp.extensions import db, huey
 from webapp.offers.models import Offer
@@ -445,6 +446,56 @@ def test_a_button_of_an_old_page_says_how_it_stands_now(staff: FlaskClient, draf
     piece = staff.post(f"/campaigns/{draft.id}/pause", headers={"HX-Request": "true"}).text
     assert "This mailing was cancelled, so it can&#39;t be paused." in piece
     assert "Cancelled" in piece
+
+
+def test_an_old_page_does_not_put_back_on_schedule_what_was_taken_back(staff: FlaskClient, draft: Campaign) -> None:
+    actions.schedule(draft.id, SOON, "mia")
+    stood = re.findall(r'name="seen"[^>]*value="(\w+)"', staff.get(f"/campaigns/{draft.id}/launch").text)
+    actions.take_back(draft.id, "mia")
+    for sent in ({"when": "later", "at": "2030-01-01", "at_time": "9:00"}, {"when": "now"}):
+        answer = staff.post(f"/campaigns/{draft.id}/launch", data={**sent, "seen": stood[0]})
+        assert (answer.status_code, "was taken back to the drafts since" in answer.text) == (409, True)
+        assert fresh(draft).status == "draft"
+    assert 'name="seen" type="hidden" value="draft"' in answer.text
+
+
+def test_the_page_of_a_mailing_that_waits_goes_to_its_progress_when_it_starts(
+    staff: FlaskClient, draft: Campaign
+) -> None:
+    actions.schedule(draft.id, SOON, "mia")
+    asked = re.findall(r'hx-get="([^"]+)"\s+hx-trigger="every', staff.get(f"/campaigns/{draft.id}/launch").text)[0]
+    waiting = staff.get(asked)
+    assert (waiting.status_code, "HX-Redirect" in waiting.headers) == (204, False)
+    actions.launch(draft.id, "mia")
+    assert staff.get(asked).headers["HX-Redirect"] == f"/campaigns/{draft.id}"
+
+
+def test_a_mailing_that_never_started_shows_the_audience_it_was_for(
+    staff: FlaskClient, offer: Callable[..., Offer]
+) -> None:
+    vip = Audience(name="Very important")
+    db.session.add(vip)
+    db.session.flush()
+    campaign = actions.save_draft(offer(audience_id=vip.id).id, MailText(), "resend", "mia")
+    actions.schedule(campaign.id, SOON, "mia")
+    actions.cancel(campaign.id, "mia")
+    page = staff.get(f"/campaigns/{campaign.id}").text
+    assert "Very important" in page
+    assert "(0" not in page
+    assert "0 of 0" not in " ".join(staff.get("/campaigns").text.split())
+
+
+def test_the_launch_says_whose_subject_it_shows_and_that_mails_go_nowhere_yet(
+    staff: FlaskClient, draft: Campaign, with_settings: Callable[..., object]
+) -> None:
+    page = staff.get(f"/campaigns/{draft.id}/launch").text
+    assert "for example" not in page
+    assert "reach nobody yet" not in page
+    actions.save(draft.id, MailText("For {{ customer.name }}"), "resend", "mia")
+    with_settings(mail_is_sink=True)
+    page = staff.get(f"/campaigns/{draft.id}/launch").text
+    assert "Subject, for example" in page
+    assert "reach nobody yet" in page
 
 
 def test_what_waits_is_taken_back_or_cancelled_on_its_page(staff: FlaskClient, draft: Campaign) -> None:

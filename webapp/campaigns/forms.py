@@ -77,14 +77,16 @@ class LaunchForm(FlaskForm):
         choices=[SelectChoice("now", "Now"), SelectChoice("later", "At a time")],
         validators=[InputRequired("Say when it goes out.")],
     )
+    # How it stood when the page was opened.
+    seen = HiddenField()
     at = DateField("Day", validators=[Optional()])
     at_time = ClockField("Time")
     at_fold = RadioField("Which one?", choices=TWICE, validators=[Optional()])
     to_all = RadioField(
         "Who got the cancelled mailing",
         choices=[
-            SelectChoice("no", "is left out: nobody gets it twice"),
-            SelectChoice("yes", "gets this mail, too"),
+            SelectChoice("no", "Leave them out: nobody gets it twice"),
+            SelectChoice("yes", "Send them this mail, too"),
         ],
         default="no",
         validators=[Optional()],
@@ -93,6 +95,7 @@ class LaunchForm(FlaskForm):
     def show(self, campaign: Campaign, time_zone: str) -> None:
         """Fill in what has been decided so far."""
         self.when.data = "now"
+        self.seen.data = campaign.status
         self.to_all.data = "yes" if campaign.mails_again else "no"
         if campaign.status == "scheduled" and campaign.scheduled_at is not None:
             local = campaign.scheduled_at.astimezone(ZoneInfo(time_zone))
@@ -117,6 +120,10 @@ class LaunchForm(FlaskForm):
     def again(self) -> bool | None:
         """Whether those get it who got a cancelled one; None where that was not asked."""
         return None if self.to_all.data is None else self.to_all.data == "yes"
+
+    def stood(self) -> str | None:
+        """How it stood for whoever sent this; None where that is not said."""
+        return self.seen.data if self.seen.data in ("draft", "scheduled") else None
 
     def asks(self) -> bool:
         """Whether to ask which one is meant of a time that comes twice."""

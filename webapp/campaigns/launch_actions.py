@@ -43,39 +43,43 @@ class Launched:
     changed: bool
 
 
-def launch(campaign_id: int, by: str, again: bool | None = None) -> Launched:
+def launch(campaign_id: int, by: str, again: bool | None = None, seen: str | None = None) -> Launched:
     """Start a draft, or one that waits for its time, now. It costs the same for any audience; launching it again
     changes nothing and says so. Commits.
 
     The caller rings `tasks.prepare` afterwards; a lost bell is rung again by the sweep.
 
     :param again: whether it also goes to those who got a cancelled one before; None leaves that as it is.
+    :param seen: `draft` or `scheduled`, as it stood on the page that was looked at; None asks for neither.
     :raises NotFound: when there is no such campaign.
     :raises DomainError: `audience_empty` when there is nobody to mail; `offer_expired`, `offer_paused` or
-        `offer_exhausted` when the code would not work; `conflict` when it was cancelled.
+        `offer_exhausted` when the code would not work; `conflict` when it was cancelled, has been taken back or given
+        a time since it was looked at, or is a reminder of an announcement that is still going out.
     """
     campaign = existing(campaign_id)
+    _refuse_unseen(campaign, seen)
     if campaign.status == "cancelled":
         raise DomainError("conflict", "This mailing was cancelled. Write a new mail to start again.")
     if campaign.status not in ("draft", "scheduled"):
         db.session.rollback()
         return Launched(existing(campaign_id), False)
     chosen: dict[str, Any] = {"scheduled_at": None} | ({} if again is None else {"mails_again": again})
-    changed = start(campaign, Campaign.status.in_(("draft", "scheduled")), by, **chosen)
+    changed = start(campaign, Campaign.status.in_((seen,) if seen else ("draft", "scheduled")), by, **chosen)
     return Launched(existing(campaign_id), changed)
 
 
-def schedule(campaign_id: int, at: datetime, by: str, again: bool | None = None) -> Launched:
+def schedule(campaign_id: int, at: datetime, by: str, again: bool | None = None, seen: str | None = None) -> Launched:
     """Have a draft start by itself at a time, or change the time of one that waits. Saying the same time again changes
     nothing. The offer can be changed until then: it is mailed as it stands at the start. Commits.
 
     :param at: with a time zone.
-    :param again: as in `launch`.
+    :param again: as in `launch`; so is `seen`.
     :raises NotFound: when there is no such campaign.
     :raises Invalid: at `at`, when the time has passed, is beyond all reason, or is after the offer's end.
-    :raises DomainError: `conflict` when it is on its way, paused, cancelled or done.
+    :raises DomainError: `conflict` when it is on its way, paused, cancelled or done, or stands otherwise than `seen`.
     """
     campaign = existing(campaign_id)
+    _refuse_unseen(campaign, seen)
     refuse_unless(campaign, ("draft", "scheduled"), "it can't be given a time")
     offer = _locked(campaign.offer_id)
     _check_time(at, offer)
@@ -84,7 +88,9 @@ def schedule(campaign_id: int, at: datetime, by: str, again: bool | None = None)
     if again is not None:
         same.append(Campaign.mails_again == again)
         values["mails_again"] = again
-    changed = _flip(campaign_id, and_(Campaign.status.in_(("draft", "scheduled")), ~and_(*same)), values)
+    changed = _flip(
+        campaign_id, and_(Campaign.status.in_((seen,) if seen else ("draft", "scheduled")), ~and_(*same)), values
+    )
     if changed:
         record(by, "campaign.scheduled", offer.code_as_written, campaign=campaign_id, at=at.astimezone(UTC).isoformat())
     db.session.commit()
@@ -143,6 +149,8 @@ def start(campaign: Campaign, old: ColumnElement[bool], by: str, **values: Any) 
     offer = _locked(campaign.offer_id)
     try:
         refuse_unusable(offer)
+        if kind == "reminder":
+            _refuse_unfinished(offer.id)
         _refuse_nobody(offer, kind)
     except DomainError:
         db.session.rollback()
@@ -198,6 +206,28 @@ def _locked(offer_id: int) -> Offer:
     if offer is None:
         raise NotFound("There is no such offer.")
     return offer
+
+
+def _refuse_unseen(campaign: Campaign, seen: str | None) -> None:
+    """What waits again, or does not any more, since somebody looked at it."""
+    if seen and campaign.status in ("draft", "scheduled") and campaign.status != seen:
+        db.session.rollback()
+        now = "was taken back to the drafts" if seen == "scheduled" else "was given a time at which it starts by itself"
+        raise DomainError(
+            "conflict", f"This mailing {now} since you opened this page. Look at it again before it goes."
+        )
+
+
+def _refuse_unfinished(offer_id: int) -> None:
+    """A reminder does not overtake what it reminds of."""
+    going = launch_queries.announcement_under_way(offer_id)
+    if going is not None:
+        how = "is paused" if going.status == "paused" else "is still going out"
+        raise DomainError(
+            "conflict",
+            f"The mail that announces this offer {how}. The reminder can be launched when it is done, or now be given "
+            "a time to start by itself.",
+        )
 
 
 def _refuse_nobody(offer: Offer, kind: str) -> None:

@@ -20,6 +20,17 @@ def open_of(offer_id: int, kind: str) -> Campaign | None:
     return db.session.scalar(statement.execution_options(populate_existing=True))
 
 
+def announcement_under_way(offer_id: int) -> Campaign | None:
+    """The announcement of an offer that has been launched and is neither done nor cancelled."""
+    return db.session.scalar(
+        select(Campaign).where(
+            Campaign.offer_id == offer_id,
+            Campaign.kind == "announcement",
+            Campaign.status.in_(("preparing", "sending", "paused")),
+        )
+    )
+
+
 def due() -> Sequence[int]:
     """Campaigns whose time has come, the earliest first."""
     wanted = select(Campaign.id).where(Campaign.status == "scheduled", Campaign.scheduled_at <= func.now())

@@ -343,6 +343,8 @@ def _not_among(campaign: Campaign, customer: Customer, row: Row[Any]) -> Fate:
     fate = Fate(campaign.id, customer.id, row.email, row.name, "not_recipient")
     launched_at = campaign.launched_at
     if launched_at is None:
+        if campaign.status == "cancelled":
+            return replace(fate, note="The mailing was cancelled before it started: nobody got it.")
         return replace(fate, note="The mailing has not been launched: who gets it is settled then.")
     if customer.erased_at is not None:
         return replace(fate, note="Was erased before the recipients were collected.")

@@ -69,7 +69,8 @@ def show(campaign_id: int) -> BaseResponse:
     page = web.render(
         "campaigns/show.html",
         offer=offer,
-        audience=audience_name(campaign.audience_id),
+        # Settled at the launch; of what never was, that of the offer.
+        audience=audience_name(campaign.audience_id if campaign.launched_at else offer.audience_id),
         preview=as_seen(stored(campaign), offer, ""),
         **_progress_values(campaign),
         **_who_values(campaign),

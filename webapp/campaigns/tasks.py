@@ -86,14 +86,14 @@ def remind(offer_id: int, mail: MailText, by: str, at: datetime | None = None) -
     return _rung(actions.remind(offer_id, mail, by, at))
 
 
-def launch(campaign_id: int, by: str, again: bool | None = None) -> Launched:
+def launch(campaign_id: int, by: str, again: bool | None = None, seen: str | None = None) -> Launched:
     """`actions.launch`, then one bell."""
-    return _rung(actions.launch(campaign_id, by, again))
+    return _rung(actions.launch(campaign_id, by, again, seen))
 
 
-def schedule(campaign_id: int, at: datetime, by: str, again: bool | None = None) -> Launched:
+def schedule(campaign_id: int, at: datetime, by: str, again: bool | None = None, seen: str | None = None) -> Launched:
     """`actions.schedule`, then the bell for its time, if that is near."""
-    return _rung(actions.schedule(campaign_id, at, by, again))
+    return _rung(actions.schedule(campaign_id, at, by, again, seen))
 
 
 def cancel(campaign_id: int, by: str) -> Campaign:

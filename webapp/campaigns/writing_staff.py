@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from flask import Blueprint, Response, flash, redirect, request, url_for
+from flask import Blueprint, Response, current_app, flash, redirect, request, url_for
 from flask_login import current_user
 from werkzeug.wrappers import Response as BaseResponse
 
@@ -17,7 +17,7 @@ from webapp.campaigns.actions import ChangedMeanwhile
 from webapp.campaigns.forms import LaunchForm, MailForm
 from webapp.campaigns.message import FormLetter, Preview
 from webapp.campaigns.models import Campaign
-from webapp.campaigns.wording import PLACEHOLDERS, MailText, completed
+from webapp.campaigns.wording import PLACEHOLDERS, MailText, Slot, completed, split
 from webapp.customers import queries as customers
 from webapp.customers import suppression_actions as suppressions
 from webapp.customers.models import Customer, normalise_email
@@ -320,9 +320,9 @@ def launch(campaign_id: int) -> BaseResponse:
             return _review(offer, campaign, form, 422)
         at = form.moment(offer.time_zone)
         if at is None:
-            launched = tasks.launch(campaign_id, current_user.email, form.again())
+            launched = tasks.launch(campaign_id, current_user.email, form.again(), form.stood())
         else:
-            launched = tasks.schedule(campaign_id, at, current_user.email, form.again())
+            launched = tasks.schedule(campaign_id, at, current_user.email, form.again(), form.stood())
     except DomainError as error:
         campaign = find_campaign(campaign_id)
         if campaign.status not in ("draft", "scheduled"):
@@ -330,6 +330,8 @@ def launch(campaign_id: int) -> BaseResponse:
             flash(error.message, "error")
             return redirect(place(campaign), 303)
         web.attach(form, error)
+        # What is sent from here is sent by somebody who has seen how it stands now.
+        form.seen.data = campaign.status
         return _review(find_offer(campaign.offer_id), campaign, form, error.status)
     return _launched(launched)
 
@@ -346,6 +348,17 @@ def take_back(campaign_id: int) -> BaseResponse:
         return redirect(place(find_campaign(campaign_id)), 303)
     flash("It is a draft again and does not start by itself.", "success")
     return redirect(url_for("staff.writing.write", campaign_id=campaign.id), 303)
+
+
+@room.get("/campaigns/<int:campaign_id>/waits")
+@needs("manager")
+def waits(campaign_id: int) -> Response:
+    """Asked by the page of a mailing that waits for its time: nothing, until it has started and has another page."""
+    campaign = find_campaign(campaign_id)
+    answer = Response(status=204)
+    if campaign.status not in ("draft", "scheduled"):
+        answer.headers["HX-Redirect"] = place(campaign)
+    return answer
 
 
 def _launched(launched: actions.Launched) -> BaseResponse:
@@ -368,6 +381,8 @@ def _review(offer: Offer, campaign: Campaign, form: LaunchForm, status: int = 20
         offer=offer,
         campaign=campaign,
         preview=as_seen(stored(campaign), offer, ""),
+        is_sample=any(isinstance(p, Slot) and p.name.startswith("customer.") for p in split(campaign.subject)),
+        mail_is_sink=current_app.config["SETTINGS"].mail_is_sink,
         sender=message.shown_sender(),
         reach=reach.of(campaign, offer),
         audience=audience_name(offer.audience_id),
@@ -383,11 +398,11 @@ def _other_zones(campaign: Campaign, offer: Offer) -> list[str]:
         return []
     found = {at.astimezone(ZoneInfo(offer.time_zone)).utcoffset()}
     words = []
-    for name, zone in (("for you", current_user.time_zone), ("in UTC", "UTC")):
+    for words_after, zone in ((" for you", current_user.time_zone), ("", "UTC")):
         offset = at.astimezone(ZoneInfo(zone)).utcoffset()
         if offset not in found:
             found.add(offset)
-            words.append(f"{web.when(at, zone)} {name}")
+            words.append(f"{web.when(at, zone)}{words_after}")
     return words
 
 
