@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import os
 import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+from email.utils import parseaddr
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+import idna
 from dotenv import dotenv_values
 
 # Where the embedded server lives when it can't live in the instance folder (see embedded.py).
@@ -76,24 +79,21 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     port = _integer(given, "PORT", remembered_port(instance) or 8000, 1, 65533)
     embedded = not given.get("DATABASE_URL")
     sink = not given.get("MAIL_SERVER")
-    public_url = (given.get("PUBLIC_URL") or f"http://127.0.0.1:{port}").rstrip("/")
-    if urlsplit(public_url).scheme not in ("http", "https") or not urlsplit(public_url).netloc:
-        raise SettingsError("PUBLIC_URL must be an address such as https://offers.example.com")
     return Settings(
         database_url=_sqlalchemy_url(given["DATABASE_URL"]) if not embedded else embedded_url(instance),
         database_is_embedded=embedded,
         secret_key=given.get("SECRET_KEY") or secret_of(instance),
         instance_path=instance,
         port=port,
-        public_url=public_url,
-        mail_server=given.get("MAIL_SERVER") or "127.0.0.1",
+        public_url=_public_url(given.get("PUBLIC_URL") or f"http://127.0.0.1:{port}"),
+        mail_server=_mail_server(given.get("MAIL_SERVER") or "127.0.0.1"),
         mail_port=_integer(given, "MAIL_PORT", port + 1 if sink else 25, 1, 65535),
         mail_is_sink=sink,
         mail_username=given.get("MAIL_USERNAME") or None,
         mail_password=given.get("MAIL_PASSWORD") or None,
         mail_use_tls=_boolean(given, "MAIL_USE_TLS"),
         mail_use_ssl=_boolean(given, "MAIL_USE_SSL"),
-        mail_default_sender=given.get("MAIL_DEFAULT_SENDER") or "Onecode <offers@example.com>",
+        mail_default_sender=_sender(given.get("MAIL_DEFAULT_SENDER") or "Onecode <offers@example.com>"),
         mail_connections=_integer(given, "MAIL_CONNECTIONS", 2, 1, 32),
         mail_per_second=_pace(given),
         mail_bounce_address=_bounce_address(given),
@@ -145,6 +145,61 @@ def _sqlalchemy_url(url: str) -> str:
         if url.startswith(prefix):
             return "postgresql+psycopg://" + url[len(prefix) :]
     raise SettingsError("DATABASE_URL must start with postgresql://")
+
+
+def _public_url(text: str) -> str:
+    """The address as it can stand in a mail: ASCII, the host as IDNA 2008, without a slash at its end."""
+    wrong = SettingsError(
+        "PUBLIC_URL must be an address such as https://offers.example.com, at most with a port and a plain path"
+    )
+    try:
+        parts = urlsplit(text)
+        host = _host(parts.hostname or "")
+        port = f":{parts.port}" if parts.port is not None else ""
+    except ValueError as error:
+        raise wrong from error
+    if parts.scheme not in ("http", "https") or "@" in parts.netloc:
+        raise wrong
+    if not re.fullmatch(r"[A-Za-z0-9/._~!$&'()*+,;=:%-]*", parts.path) or any(c in text for c in "?# \t\r\n"):
+        raise wrong
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}{port}{parts.path}".rstrip("/")
+
+
+def _mail_server(text: str) -> str:
+    try:
+        return _host(text.strip())
+    except ValueError as error:
+        raise SettingsError("MAIL_SERVER must be a name such as relay.example.com, or an address of IP") from error
+
+
+def _sender(text: str) -> str:
+    """As it is; its address must be one that stands in every mail (RFC 5321)."""
+    local, _, domain = parseaddr(text)[1].rpartition("@")
+    try:
+        if not text.isprintable() or not re.fullmatch(
+            r"(?=.{1,64}$)[\w!#$%&'*+/=?^`{|}~-]+(\.[\w!#$%&'*+/=?^`{|}~-]+)*", local, re.A
+        ):
+            raise ValueError(local)
+        _host(domain)
+    except ValueError as error:
+        raise SettingsError("MAIL_DEFAULT_SENDER must be such as Shop <offers@example.com>") from error
+    return text
+
+
+def _host(name: str) -> str:
+    """A name of a host in ASCII, as IDNA 2008 where it is not, or an address of IP.
+
+    :raises ValueError: when it is neither.
+    """
+    if ":" in name:
+        return str(ipaddress.ip_address(name))
+    # Names of containers have underscores, of which IDNA knows nothing.
+    plain = name.lower() if name.isascii() else idna.encode(name, uts46=True).decode()
+    label = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+    if len(plain) > 253 or not re.fullmatch(rf"{label}(?:\.{label})*\.?", plain):
+        raise ValueError(name)
+    return plain
 
 
 def _bounce_address(given: Mapping[str, str]) -> str | None:

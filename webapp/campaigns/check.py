@@ -6,13 +6,13 @@ import re
 import unicodedata
 from html.parser import HTMLParser
 
-from webapp.campaigns import layout
+from webapp.campaigns import layout, nesting
 from webapp.campaigns.wording import BODY_MAX, CLOSE, OPEN, SUBJECT_MAX, MailText, Slot, Unreadable, listed, split
 from webapp.errors import FieldError, Invalid
 from webapp.shop import queries as shops
 
 _MARK = re.compile(f"{OPEN}([0-9]+){CLOSE}")
-_STYLES = re.compile(r"(?is)<style\b.*?</style\s*>")
+_STYLE = re.compile(r"(?i)<style\b|</style\s*>")
 # Nobody reads what stands in these, except for a title that some programs show.
 _SILENT = {
     "script": "a script",
@@ -69,7 +69,7 @@ def _wrong(field: str, value: str) -> Wrong | None:
 
 def _unopened(value: str, is_html: bool) -> Wrong | None:
     """Braces that close what was never opened. In style sheets they are usual."""
-    left = "".join(part for part in split(_STYLES.sub("", value) if is_html else value) if isinstance(part, str))
+    left = "".join(part for part in split(without_styles(value) if is_html else value) if isinstance(part, str))
     at = left.find("}}")
     if at < 0:
         return None
@@ -77,10 +77,25 @@ def _unopened(value: str, is_html: bool) -> Wrong | None:
     return "placeholder_unknown", f"“{said}” is not opened with {{{{. These can be used: {listed()}."
 
 
+def without_styles(source: str) -> str:
+    """HTML without its style sheets; one that is not closed stays."""
+    kept, end, start = [], 0, None
+    for found in _STYLE.finditer(source):
+        if found[0].startswith("</") and start is not None:
+            kept.append(source[end:start])
+            end, start = found.end(), None
+        elif not found[0].startswith("</") and start is None:
+            start = found.start()
+    return "".join([*kept, source[end:]])
+
+
 def _broken(value: str) -> Wrong | None:
     """What is lost, or ends up where nobody reads it, once the HTML has been read as a mail program reads it."""
     source = split(value)
-    marked, slots = layout.finished_with_marks(source, shops.default())
+    try:
+        marked, slots = layout.finished_with_marks(source, shops.default())
+    except nesting.TooDeep as error:
+        return "html_broken", str(error)
     reader = _Places()
     reader.feed(marked)
     reader.close()

@@ -7,6 +7,7 @@ import logging
 from sqlalchemy import text
 
 from webapp.campaigns.batch_actions import Claim, stubborn, take_over
+from webapp.campaigns.forget_actions import without_addresses
 from webapp.campaigns.models import BATCH_SIZE
 from webapp.extensions import db
 
@@ -42,6 +43,7 @@ _FAILING = text(
 @stubborn
 def halt(campaign_id: int, reason: str) -> None:
     """Pause a campaign because the relay will not have its mails. Staff read the reason and resume it."""
+    reason = without_addresses(reason)
     db.session.execute(
         text(
             "update campaign set status = 'paused', pause_reason = :reason, trouble = null "
@@ -56,6 +58,7 @@ def halt(campaign_id: int, reason: str) -> None:
 @stubborn
 def halt_all(reason: str) -> None:
     """Pause everything that is sending: the relay refuses us whatever the mail."""
+    reason = without_addresses(reason)
     db.session.execute(
         text("update campaign set status = 'paused', pause_reason = :reason, trouble = null where status = 'sending'"),
         {"reason": reason},
@@ -84,6 +87,7 @@ def halt_if_failing(taken: Claim) -> bool:
 @stubborn
 def say_trouble(trouble: str | None) -> None:
     """Let staff see what keeps the mails from going out just now; None when they go out again."""
+    trouble = without_addresses(trouble) if trouble else None
     db.session.execute(
         text("update campaign set trouble = :trouble where status = 'sending' and trouble is distinct from :trouble"),
         {"trouble": trouble},

@@ -302,7 +302,8 @@ class _Pump:
         try:
             return form.letter(customer)
         except (ValueError, UnicodeError) as error:
-            log.exception("no letter for customer %s", customer.id)
+            # The error's words may have the address in them, which is nothing for a log.
+            log.error("no letter for customer %s: %s", customer.id, type(error).__name__)
             return Outcome("failed", None, f"the mail could not be written: {error}", "letter")
         finally:
             # No transaction stays open while the relay is waited for.

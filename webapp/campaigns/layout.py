@@ -15,7 +15,7 @@ import css_inline
 from flask import current_app
 from markupsafe import Markup, escape
 
-from webapp.campaigns import locales
+from webapp.campaigns import locales, nesting
 from webapp.campaigns.wording import CLOSE, OPEN, Parts, Slot, mark, unmark
 from webapp.shop.queries import DARK_SHEET, ShopValues, tones
 
@@ -160,7 +160,11 @@ def _line_breaks(text: str) -> Markup:
 
 
 def _inlined(source: str) -> str:
-    """Style rules written to the elements they are for; a sheet that can't be read is left where it is."""
+    """Style rules written to the elements they are for; a sheet that can't be read is left where it is.
+
+    :raises TooDeep: before the inliner, which would take the whole process with it.
+    """
+    nesting.refuse_deep(source)
     try:
         done = _INLINER.inline(source)
     except css_inline.InlineError:

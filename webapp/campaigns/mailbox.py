@@ -13,7 +13,7 @@ from typing import IO
 KEPT = 512 * 1024
 _LINE_MAX = 64 * 1024
 # With a time and a year, as all who write mailboxes do: a sentence may begin with "From" after a blank line, too.
-_BEGINS = re.compile(rb"From \S* ?.*\d\d:\d\d.*\d{4}")
+_TIME, _YEAR = re.compile(rb"\d\d:\d\d"), re.compile(rb"\d{4}")
 
 
 def mails(stream: IO[bytes]) -> Iterator[bytes]:
@@ -23,7 +23,7 @@ def mails(stream: IO[bytes]) -> Iterator[bytes]:
     """
     held, size, cut, blank, is_mbox = bytearray(), 0, False, True, False
     for line in _lines(stream):
-        if blank and line.startswith(b"From ") and (is_mbox or not held.strip()) and _BEGINS.match(line):
+        if blank and line.startswith(b"From ") and (is_mbox or not held.strip()) and _is_dated(line):
             if held.strip():
                 yield bytes(held)
             held, size, cut, is_mbox, blank = bytearray(), 0, False, True, False
@@ -55,6 +55,11 @@ def beginning(pieces: Iterable[bytes]) -> bytes:
     for piece in pieces:
         held += piece[: max(0, KEPT - len(held))]
     return bytes(held)
+
+
+def _is_dated(line: bytes) -> bool:
+    time = _TIME.search(line)
+    return time is not None and _YEAR.search(line, time.end()) is not None
 
 
 def _lines(stream: IO[bytes]) -> Iterator[bytes]:

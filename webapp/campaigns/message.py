@@ -22,13 +22,13 @@ import idna
 from flask import current_app
 
 from webapp import web
-from webapp.campaigns import advice, layout, links, locales, quoted
+from webapp.campaigns import advice, layout, links, locales, nesting, quoted
 from webapp.campaigns.headers import address_header, header, refuse_line_breaks
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.transport import Letter
 from webapp.campaigns.wording import DEFAULT_SUBJECT, DEFAULT_TEXT, MailText, Parts, Slot, fill, split
 from webapp.customers.models import Customer, normalise_email
-from webapp.errors import Invalid
+from webapp.errors import FieldError, Invalid
 from webapp.offers.models import Offer
 from webapp.redemptions import personal
 from webapp.redemptions.links import NOBODY as NOBODY
@@ -99,7 +99,13 @@ class FormLetter:
         if self._code:
             del fixed["offer.code"]
         length = len(code) + (personal.LENGTH + 1 if self._code else 0)
-        subject, text, body = _bodies(mail, self.shop, length)
+        # Of a mail that was stored before such were refused. Each of its letters fails in words.
+        self._unreadable: nesting.TooDeep | None = None
+        try:
+            subject, text, body = _bodies(mail, self.shop, length)
+        except nesting.TooDeep as error:
+            self._unreadable = error
+            subject, text, body = _bodies(MailText(mail.subject, mail.text), self.shop, length)
         self._notes = partial(advice.notes, mail, subject, text, body, code, self._ends_at is not None)
         self.subject = _settled(subject, fixed, _line)
         self.text = _settled(text, fixed, str)
@@ -112,7 +118,12 @@ class FormLetter:
         self._by_values: dict[tuple[str, ...], _Written] = {}
 
     def preview(self, customer: Customer) -> Preview:
-        """What this customer would read. Links and a personal code are nobody's: who may look may not act for them."""
+        """What this customer would read. Links and a personal code are nobody's: who may look may not act for them.
+
+        :raises Invalid: when its HTML can't be read.
+        """
+        if self._unreadable:
+            raise Invalid(FieldError("html", "html_broken", str(self._unreadable))) from self._unreadable
         raw = self._raw(customer, NOBODY, address(customer))
         mail = email.message_from_bytes(raw.replace(b"\r\n", b"\n"), policy=email.policy.default)
         subject, text, body = str(mail["Subject"]), _content(mail, "plain"), _content(mail, "html")
@@ -121,7 +132,12 @@ class FormLetter:
         return Preview(subject, text, body, head, size, tuple(self._notes(subject, size)))
 
     def letter(self, customer: Customer) -> Letter:
-        """The finished bytes for this customer."""
+        """The finished bytes for this customer.
+
+        :raises ValueError: when the mail, or what is put in for this customer, can't be written.
+        """
+        if self._unreadable:
+            raise ValueError(str(self._unreadable))
         to = address(customer)
         return Letter(self._return_path(customer.id), to, self._raw(customer, customer.id, to))
 

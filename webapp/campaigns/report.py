@@ -19,6 +19,8 @@ Kind = Literal["bounce", "soft", "complaint", "unsubscribe", "other", "broken"]
 # Nobody nests parts so deep but to harm a reader.
 DEPTH_MAX = 20
 TEXT_MAX = 100_000
+# Of a field with addresses in it. Ten addresses are named at most, each of up to 254 characters (RFC 5321).
+FIELD_MAX = 1_000
 WORDS_MAX = 500
 
 # RFC 5965, 7.3, and what some providers call an unsubscription.
@@ -29,7 +31,7 @@ _REPLY = re.compile(r"\b([45])\d\d[ -]")
 _MARKED = re.compile(r"[A-Za-z0-9._-]{1,40}\+[A-Za-z2-7]{18,60}@[A-Za-z0-9.-]+")
 _MESSAGE_ID = re.compile(r"<[A-Za-z2-7]{42}@[A-Za-z0-9.-]+>")
 _WAY_OUT = re.compile(r"/u/([\w.~-]{20,200})")
-_ADDRESS = re.compile(r"[^\s<>;,:()\"']+@[^\s<>;,:()\"']+")
+_ADDRESS = re.compile(r"[^\s<>;,:()\"'@]{1,320}@[^\s<>;,:()\"']{1,320}")
 # Where an enhanced code says no more than "permanent", the words do.
 _NOT_THE_ADDRESS = re.compile(
     r"spam|block|black ?list|deny ?list|polic|reputation|quota|full|over ?limit|too (?:large|big|many)|size|virus|"
@@ -126,7 +128,7 @@ def _delivery(part: Message, marks: tuple[str, ...]) -> Report:
         action = fields.get("action", "").strip().lower()
         words = _words(fields.get("diagnostic-code", "").partition(";")[2] or fields.get("diagnostic-code", ""))
         status = _status(fields.get("status", ""), words)
-        named = _addresses(fields.get("original-recipient", "") + " " + fields.get("final-recipient", ""))
+        named = _addresses(fields.get("original-recipient", ""), fields.get("final-recipient", ""))
         if action == "failed" and is_hard(status, words):
             return Report("bounce", status, words, named, marks)
         if action in ("failed", "delayed") and found.kind == "other":
@@ -197,8 +199,9 @@ def _to_us(message: Message) -> list[str]:
     return [address for header in headers for address in _MARKED.findall(header)]
 
 
-def _addresses(text: str) -> tuple[str, ...]:
+def _addresses(*fields: str) -> tuple[str, ...]:
     """Addresses of `rfc822; ada@example.com` (RFC 3464, 2.3.2) and of lists of addresses."""
+    text = " ".join(field[:FIELD_MAX] for field in fields)
     named = _ADDRESS.findall(text) or [address for _, address in getaddresses([text]) if "@" in address]
     return tuple(dict.fromkeys(address.strip(".") for address in named))[:10]
 

@@ -67,7 +67,6 @@ See you soon
 {{ shop.name }}
 """
 
-_TAG = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _INSIDE = re.compile(r"""\s*([A-Za-z_][\w.]*)\s*(?:or\s+("[^"\r\n]*"|'[^'\r\n]*')\s*)?""")
 # Stand for placeholders while HTML is worked on; from the private area, which no text may have.
 OPEN, CLOSE = "\ue000", "\ue001"
@@ -93,10 +92,14 @@ def completed(mail: MailText, kind: str) -> MailText:
 
 @dataclass(frozen=True)
 class Slot:
-    """A placeholder, with the words that stand in when its value is empty."""
+    """A placeholder, with the words that stand in when its value is empty.
+
+    :param is_apart: whether its value stands among words, which it must not turn round: see directions.
+    """
 
     name: str
     fallback: str = ""
+    is_apart: bool = False
 
 
 Parts = tuple[str | Slot, ...]
@@ -113,9 +116,10 @@ def split(source: str) -> Parts:
     """
     parts: list[str | Slot] = []
     end = 0
-    for found in _TAG.finditer(source):
-        parts += [_plain(source[end : found.start()]), _slot(found)]
-        end = found.end()
+    # No pattern: one would look for the end of a placeholder again from each that has none.
+    while (start := source.find("{{", end)) >= 0 and (close := source.find("}}", start + 2)) >= 0:
+        parts += [_plain(source[end:start]), _slot(source[start + 2 : close])]
+        end = close + 2
     parts.append(_plain(source[end:]))
     return tuple(part for part in parts if part != "")
 
@@ -139,11 +143,11 @@ def unmark(marked: str, slots: list[Slot]) -> Parts:
     return tuple(part for part in parts if part != "")
 
 
-def _slot(found: re.Match[str]) -> Slot:
-    inside = _INSIDE.fullmatch(found[1])
+def _slot(typed: str) -> Slot:
+    inside = _INSIDE.fullmatch(typed)
     if inside is None or inside[1] not in PLACEHOLDERS:
-        said = " ".join(found[0].split())
-        near = _nearest(found[1])
+        said = " ".join(f"{{{{{typed}}}}}".split())
+        near = _nearest(typed[:100])
         meant = f" Did you mean {{{{ {near} }}}}?" if near else ""
         raise Unreadable(f"There is no placeholder {said[:80]}.{meant} These can be used: {listed()}.")
     return Slot(inside[1], (inside[2] or '""')[1:-1])

@@ -1,0 +1,77 @@
+"""Addresses in the settings are such as can stand in a mail, or the start is refused in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from webapp import settings
+
+
+def _loaded(tmp_path: Path, **given: str) -> settings.Settings:
+    return settings.load({"INSTANCE_PATH": str(tmp_path), **given})
+
+
+@pytest.mark.parametrize(
+    ("given", "stands"),
+    [
+        ("https://münze.example", "https://xn--mnze-0ra.example"),
+        ("https://Straße.example:8443/angebote/", "https://xn--strae-oqa.example:8443/angebote"),
+        ("http://127.0.0.1:8000", "http://127.0.0.1:8000"),
+        ("http://[::1]:8000", "http://[::1]:8000"),
+        ("http://localhost", "http://localhost"),
+    ],
+)
+def test_the_public_address_is_written_in_ascii(tmp_path: Path, given: str, stands: str) -> None:
+    assert _loaded(tmp_path, PUBLIC_URL=given).public_url == stands
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PUBLIC_URL", "example.com"),
+        ("PUBLIC_URL", "https://"),
+        ("PUBLIC_URL", "https://shop..example"),
+        ("PUBLIC_URL", "https://-ü.example"),
+        ("PUBLIC_URL", "https://shop.example/münze"),
+        ("PUBLIC_URL", "https://shop.example/a b"),
+        ("PUBLIC_URL", "https://me:secret@shop.example"),
+        ("PUBLIC_URL", "https://shop.example/?a=b"),
+        ("PUBLIC_URL", "https://shop.example/#a"),
+        ("PUBLIC_URL", "https://shop.example:99999"),
+        ("PUBLIC_URL", "https://shop.example\n.evil.example"),
+        ("MAIL_SERVER", "relay..example.com"),
+        ("MAIL_SERVER", "relay example.com"),
+        ("MAIL_SERVER", "relay.example.com:25"),
+        ("MAIL_DEFAULT_SENDER", "Shop"),
+        ("MAIL_DEFAULT_SENDER", "Shop <offers@shop..example>"),
+        ("MAIL_DEFAULT_SENDER", "Shop <münze@shop.example>"),
+        ("MAIL_DEFAULT_SENDER", "Shop <a@b.example>\r\nBcc: x@y.example"),
+    ],
+)
+def test_an_address_that_no_mail_could_have_stops_the_start(tmp_path: Path, name: str, value: str) -> None:
+    with pytest.raises(settings.SettingsError, match=f"^{name} must be ") as stopped:
+        _loaded(tmp_path, **{name: value})
+
+    assert "\n" not in str(stopped.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "stands"),
+    [
+        ("relay.example.com", "relay.example.com"),
+        ("mail_relay", "mail_relay"),
+        ("::1", "::1"),
+        ("10.0.0.1", "10.0.0.1"),
+        ("pöst.example", "xn--pst-sna.example"),
+        ("relay.example.com.", "relay.example.com."),
+    ],
+)
+def test_the_relay_is_a_name_or_an_address(tmp_path: Path, given: str, stands: str) -> None:
+    assert _loaded(tmp_path, MAIL_SERVER=given).mail_server == stands
+
+
+@pytest.mark.parametrize("given", ["offers@example.com", "Münze <offers@münze.example>", '"A, B" <o@localhost>'])
+def test_the_sender_stays_as_it_was_given(tmp_path: Path, given: str) -> None:
+    assert _loaded(tmp_path, MAIL_DEFAULT_SENDER=given).mail_default_sender == given

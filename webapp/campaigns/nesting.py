@@ -1,0 +1,149 @@
+"""How deep the elements of HTML are nested. What moves style sheets works its way down on the stack of the process,
+and a few thousand levels end the process itself, with everything else that it was doing."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+DEPTH_MAX = 200
+# Tags in comments and the like, as one reader sees it and another may not. Some thousand would be too deep.
+UNSEEN_MAX = 500
+# Never have an end of their own.
+_VOID = frozenset(
+    [
+        "area",
+        "base",
+        "br",
+        "col",
+        "embed",
+        "frame",
+        "hr",
+        "image",
+        "img",
+        "input",
+        "keygen",
+        "link",
+        "meta",
+        "param",
+        "source",
+        "track",
+        "wbr",
+    ]
+)
+# Their end closes what may be left open in them (HTML, 13.1.2.4); that of others, as of <b>, does not.
+_CLOSING = frozenset(
+    [
+        "address",
+        "article",
+        "aside",
+        "blockquote",
+        "center",
+        "div",
+        "dl",
+        "fieldset",
+        "figure",
+        "footer",
+        "form",
+        "header",
+        "main",
+        "nav",
+        "ol",
+        "section",
+        "table",
+        "tbody",
+        "td",
+        "tfoot",
+        "th",
+        "thead",
+        "tr",
+        "ul",
+    ]
+)
+_CELLS = frozenset(["p", "td", "th"])
+_ROWS = _CELLS | {"tr"}
+_TERMS = frozenset(["p", "dt", "dd"])
+_GROUPS = _ROWS | {"tbody", "thead", "tfoot"}
+# Which open elements end where this one begins.
+_OPTIONAL = {
+    "p": frozenset(["p"]),
+    "li": frozenset(["p", "li"]),
+    "dt": _TERMS,
+    "dd": _TERMS,
+    "td": _CELLS,
+    "th": _CELLS,
+    "tr": _ROWS,
+    "tbody": _GROUPS,
+    "thead": _GROUPS,
+    "tfoot": _GROUPS,
+}
+# What stands in these is text, also what looks like an end.
+_TEXT = frozenset(["iframe", "noembed", "noframes", "plaintext", "textarea", "title", "xmp"])
+# Ends a comment for some readers only.
+_ODD_END = re.compile(r"--(?:!|\s)\s*>")
+_TAG = re.compile(r"<[A-Za-z]")
+
+
+class TooDeep(ValueError):
+    """HTML that would harm whatever reads it. The message is for the writer."""
+
+
+def refuse_deep(source: str) -> None:
+    """Nothing, when the HTML can be read safely.
+
+    :raises TooDeep: with what to do.
+    """
+    # As most mails are: too few tags to be nested too deep.
+    tags = sum(1 for _ in _TAG.finditer(source))
+    if tags <= DEPTH_MAX:
+        return
+    if _ODD_END.search(source):
+        raise TooDeep("A comment does not end with “-->”, but nearly so. Please mend the HTML.")
+    # Python's reader looks for the end of each tag that has none again and again.
+    if source.count("<", source.rfind(">") + 1) > DEPTH_MAX:
+        raise TooDeep("Many tags at its end are not closed. Please mend the HTML.")
+    reader = _Depth()
+    reader.feed(source)
+    reader.close()
+    if tags - reader.seen > UNSEEN_MAX:
+        raise TooDeep(f"More than {UNSEEN_MAX} tags are in comments. Please take some away.")
+
+
+class _Depth(HTMLParser):
+    """Counts what is open. It rather counts too much: what is left open in the wrong place stays open."""
+
+    # A style sheet within a drawing is read as elements; here all are.
+    CDATA_CONTENT_ELEMENTS = ()
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=False)
+        self.open: list[str] = []
+        self.seen = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen += 1
+        if tag in _VOID and "svg" not in self.open and "math" not in self.open:
+            return
+        while self.open and self.open[-1] in _OPTIONAL.get(tag, ()):
+            self.open.pop()
+        self.open.append(tag)
+        if len(self.open) > DEPTH_MAX:
+            raise TooDeep(
+                f"Elements are nested more than {DEPTH_MAX} deep, or as many are never closed. "
+                "Please close them, or take some away."
+            )
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        # <div/> is not closed in HTML, only in a drawing.
+        self.handle_starttag(tag, attrs)
+        if tag not in _VOID and ("svg" in self.open or "math" in self.open):
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in _TEXT and not _TEXT.isdisjoint(self.open):
+            return
+        at = len(self.open) - 1
+        while tag in _CLOSING and at >= 0 and self.open[at] != tag and self.open[at] in _OPTIONAL:
+            at -= 1
+        if at >= 0 and self.open[at] == tag:
+            del self.open[at:]
