@@ -705,6 +705,25 @@ def test_staff_are_asked_to_decide_while_the_rest_is_being_sent(staff: FlaskClie
     assert "you decide" not in staff.get(f"/campaigns/{undecided.id}/progress").text
 
 
+def test_who_stops_a_mailing_hears_of_those_put_off_too(staff: FlaskClient, launched: Launch, relay: Relay) -> None:
+    people(60)
+    relay.behaviour.rcpt["*"] = "450 later"
+    campaign = launched()
+    delivery.pump()
+    page = staff.get(f"/campaigns/{campaign.id}/progress").text
+    assert "About 60 people who have not got the mail yet will not get it, those put off included." in page
+
+
+def test_what_was_said_at_the_launch_goes_when_the_mailing_is_paused(staff: FlaskClient, launched: Launch) -> None:
+    people(3)
+    campaign = launched()
+    htmx = {"HX-Request": "true"}
+    emptied = '<div id="flashes" hx-swap-oob="true">'
+    assert emptied not in staff.get(f"/campaigns/{campaign.id}/progress", headers=htmx).text
+    course_actions.halt(campaign.id, "the relay refuses us")
+    assert emptied in staff.get(f"/campaigns/{campaign.id}/progress", headers=htmx).text
+
+
 def test_causes_say_in_plain_words_what_the_server_meant(staff: FlaskClient, undecided: Campaign) -> None:
     page = staff.get(f"/campaigns/{undecided.id}").text
     assert "There is no such mailbox" in page
