@@ -113,7 +113,7 @@ class _Depth(HTMLParser):
     """Counts what is open. It rather counts too much: what is left open in the wrong place stays open."""
 
     # A style sheet within a drawing is read as elements; here all are.
-    CDATA_CONTENT_ELEMENTS = ()
+    CDATA_CONTENT_ELEMENTS = ()  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=False)
