@@ -66,6 +66,8 @@ LOOKS: dict[str, tuple[Callable[[], object], int, int]] = {
     "who got it": (one, BATCHES - 1500, 10),
     "one customer's mails": (lambda: recipients.of_customer(60_001), BATCHES - 1500 + 20, 20),
     "those that failed": (lambda: recipients.page(1, "failed", after=30_000), 60, 200),
+    "those put off": (lambda: recipients.page(1, "deferred", after=30_000), 60, ISSUES // 4 + 200),
+    "what is to decide of one": (lambda: queries.to_decide(1), ISSUES, ISSUES),
     "those of a cause": (lambda: recipients.page(1, "failed", code=550, cause="5.2.1"), 60, 200),
     "the sent ones": (lambda: recipients.page(1, "sent", after=30_000), 10, 200),
     "what is to decide": (lambda: queries.undecided(), 20 * ISSUES, 20 * ISSUES),
