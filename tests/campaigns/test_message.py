@@ -111,8 +111,8 @@ def test_every_name_arrives_as_it_is(write: Callable[..., EmailMessage], name: s
     mail = write(to=person(name), subject="For {{ customer.name }}", text="Dear {{ customer.name }}, hello")
     # Python's newer parser puts a space between the encoded words of a long name.
     assert mail["To"].addresses[0].display_name.replace(" ", "") == name.replace(" ", "")
-    assert mail["Subject"] == f"For {name}"
-    assert body(mail, "plain").startswith(f"Dear {name}, hello")
+    assert mail["Subject"] == f"For {kept_apart(name, 'For')}"
+    assert body(mail, "plain").startswith(f"Dear {kept_apart(name, 'Dear')}, hello")
 
 
 def test_placeholders_in_a_name_are_not_carried_out(write: Callable[..., EmailMessage]) -> None:
@@ -217,6 +217,19 @@ PLAIN = TEXT.map(lambda words: words.replace("{", "("))
 LOCALES = ("de", "fr-CH", "ar-EG", "he", "hi-Deva-IN", "en-US", "xx", "de_de_de_de", None)
 
 
+TURNING = ("LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI")
+FROM_THE_RIGHT = ("R", "AL", "AN")
+
+
+def kept_apart(value: str, words: str) -> str:
+    """What the standard library's tables say of directions, in place of ours."""
+    strong = [b for c in words if (b := unicodedata.bidirectional(c)) in ("L", "R", "AL")]
+    base_is_right = bool(strong) and strong[0] != "L"
+    ways = {unicodedata.bidirectional(c) for c in value}
+    runs_otherwise = "L" in ways if base_is_right else bool(ways & set(FROM_THE_RIGHT))
+    return f"\u2068{value}\u2069" if runs_otherwise else value
+
+
 @given(name=TEXT, before=PLAIN, after=PLAIN, locale=st.sampled_from(LOCALES))
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_fast_way_says_the_same_as_the_slow_way(
@@ -232,16 +245,19 @@ def test_the_fast_way_says_the_same_as_the_slow_way(
         unsubscribe = links.unsubscribe_url(7, 3)
     known = locales.known(locale, "en")
     line = " ".join("".join(" " if unicodedata.category(c) in ("Zl", "Zp") else c for c in name).split())
+    line = "".join(c for c in line if unicodedata.bidirectional(c) not in TURNING)
     day = web.last_day(ends, "UTC", known)
     slow = EmailMessage(policy=email.policy.SMTP)
-    words = f"{before}{line}{after}{day}{line or 'x'}{line}{unsubscribe}"
+    shown, ends_on = (kept_apart(value, before + after) for value in (line, day))
+    words = f"{before}{shown}{after}{ends_on}{shown or 'x'}{shown}{unsubscribe}"
     slow.set_content(words.replace("\r\n", "\n").replace("\r", "\n"), cte="quoted-printable")
     mail = parsed(raw)
     fast = mail.get_body(("plain",))
     assert fast is not None
     assert _lines(fast.get_payload(decode=True)) == _lines(slow.get_payload(decode=True))
     amount = web.money(5, "EUR", known)
-    assert mail["Subject"] == " ".join(f"{amount} {line}".split())
+    shown, amount = (kept_apart(value, before + after) for value in (line, amount))
+    assert mail["Subject"] == " ".join(f"{amount} {shown}".split())
     _assert_is_in_order(raw)
 
 
@@ -265,8 +281,8 @@ def _assert_is_in_order(raw: bytes) -> None:
         ("en-US", "12.5% off", "May 31, 2030"),
         ("fr-CH", "12,5% off", "31 mai 2030"),
         ("tr", "%12,5 off", "31 Mayıs 2030"),
-        ("ar-EG", "١٢٫٥٪\u061c off", "٣١ مايو ٢٠٣٠"),
-        ("fa", "۱۲٫۵٪ off", "۳۱ مهٔ ۲۰۳۰"),
+        ("ar-EG", "\u2068١٢٫٥٪\u061c\u2069 off", "٣١ مايو ٢٠٣٠"),
+        ("fa", "\u2068۱۲٫۵٪\u2069 off", "۳۱ مهٔ ۲۰۳۰"),
         ("he", "12.5% off", "31 במאי 2030"),
         ("de-XX", "12,5 % off", "31. Mai 2030"),
         ("xx", "12.5% off", "31 May 2030"),
@@ -351,8 +367,9 @@ def test_what_a_relay_receives_is_in_order(received: Callable[..., bytes], name:
     )
     _assert_is_in_order(raw)
     mail = parsed(raw)
-    plain = " ".join(name.split())
-    assert mail["Subject"] == " ".join(f"For {plain} and {'a long subject ' * 9}".split())
+    plain = " ".join(name.split()).replace("\u202e", "")
+    shown = kept_apart(plain, "For")
+    assert mail["Subject"] == " ".join(f"For {shown} and {'a long subject ' * 9}".split())
     assert mail["To"].addresses[0].display_name.replace(" ", "") == plain.replace(" ", "")
     assert mail["Bcc"] is None
     assert not mail.defects
@@ -539,3 +556,45 @@ def _offer(ends: datetime | None = None) -> Offer:
 def _lines(payload: object) -> str:
     assert isinstance(payload, bytes)
     return payload.decode().replace("\r\n", "\n").rstrip("\n")
+
+
+# --- values that run the other way ------------------------------------------------------------------
+
+
+def test_a_value_from_right_to_left_does_not_turn_the_words_round(write: Callable[..., EmailMessage]) -> None:
+    ends = {"ends_at": datetime(2027, 1, 1, tzinfo=UTC)}
+    page = '<a title="{{ customer.name }}" href="mailto:{{ customer.email }}">{{ customer.name }}</a> {{ offer.ends }}.'
+    words = "Hello {{ customer.name }}, good until {{ offer.ends }}. {{ link }}"
+    mail = write(
+        to=person("آدا", locale="ar-EG"), values=ends, subject="{{ customer.name }}: hello", text=words, html=page
+    )
+    assert mail["Subject"] == "\u2068آدا\u2069: hello"
+    assert body(mail, "plain").startswith("Hello \u2068آدا\u2069, good until \u2068٣١ ديسمبر ٢٠٢٦\u2069. http")
+    html = body(mail, "html")
+    assert 'title="آدا"' in html
+    assert "<bdi>آدا</bdi></a> <bdi>٣١ ديسمبر ٢٠٢٦</bdi>." in html
+
+
+def test_a_value_from_left_to_right_in_words_from_the_right_is_kept_apart(write: Callable[..., EmailMessage]) -> None:
+    mail = write(to=person("Ada"), subject="שלום {{ customer.name }}!", text="שלום {{ customer.name }}: {{ link }}")
+    assert mail["Subject"] == "שלום \u2068Ada\u2069!"
+    assert body(mail, "plain").startswith("שלום \u2068Ada\u2069: http")
+    assert "<bdi>Ada</bdi>" in body(mail, "html")
+
+
+def test_where_all_runs_one_way_nothing_is_put_round_it(write: Callable[..., EmailMessage]) -> None:
+    mail = write(to=person("Zoë"), subject="Hi {{ customer.name }}", text="Hi {{ customer.name }}")
+    assert mail["Subject"] == "Hi Zoë"
+    assert not re.search("[\u2066-\u2069]|bdi", body(mail, "plain") + body(mail, "html"))
+
+
+def test_a_title_holds_no_markup_of_ours(write: Callable[..., EmailMessage]) -> None:
+    mail = write(to=person("آدا"), subject="Hi {{ customer.name }}", text="Hi {{ customer.name }}")
+    assert "<title>Hi آدا</title>" in body(mail, "html")
+
+
+def test_a_name_turns_nothing_round(write: Callable[..., EmailMessage]) -> None:
+    mail = write(to=person("Ada\u202e\u2066 ecaleb"), subject="Hi {{ customer.name }} 50%", text="{{ customer.name }}")
+    assert mail["Subject"] == "Hi Ada ecaleb 50%"
+    assert str(mail["To"]).startswith("Ada ecaleb")
+    assert "\u202e" not in body(mail, "plain") + body(mail, "html")

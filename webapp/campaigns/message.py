@@ -12,7 +12,7 @@ import secrets
 import time
 import unicodedata
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.message import EmailMessage
 from email.utils import format_datetime, parseaddr
@@ -22,11 +22,12 @@ import idna
 from flask import current_app
 
 from webapp import web
-from webapp.campaigns import advice, layout, links, locales, nesting, quoted
+from webapp.campaigns import advice, directions, layout, links, locales, nesting, quoted
+from webapp.campaigns.directions import Writer
 from webapp.campaigns.headers import address_header, header, refuse_line_breaks
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.transport import Letter
-from webapp.campaigns.wording import DEFAULT_SUBJECT, DEFAULT_TEXT, MailText, Parts, Slot, fill, split
+from webapp.campaigns.wording import DEFAULT_SUBJECT, DEFAULT_TEXT, MailText, Parts, Slot, split
 from webapp.customers.models import Customer, normalise_email
 from webapp.errors import FieldError, Invalid
 from webapp.offers.models import Offer
@@ -95,7 +96,7 @@ class FormLetter:
             self._code = partial(personal.code, code, offer.id)
         # Plain values: the row may be gone from its session when the first letter is written.
         self._discount, self._ends_at, self._zone = offer.discount, offer.ends_at, offer.time_zone
-        fixed = {"offer.name": _line(offer.name), "offer.code": code, "shop.name": _line(self.shop.name)}
+        fixed = {"offer.name": _value(offer.name), "offer.code": code, "shop.name": _value(self.shop.name)}
         if self._code:
             del fixed["offer.code"]
         length = len(code) + (personal.LENGTH + 1 if self._code else 0)
@@ -107,9 +108,14 @@ class FormLetter:
             self._unreadable = error
             subject, text, body = _bodies(MailText(mail.subject, mail.text), self.shop, length)
         self._notes = partial(advice.notes, mail, subject, text, body, code, self._ends_at is not None)
-        self.subject = _settled(subject, fixed, _line)
-        self.text = _settled(text, fixed, str)
-        self.html = _settled(body, fixed, html.escape)
+        way = directions.is_right_to_left(text, locales.is_right_to_left(self.shop.locale))
+        self._in_subject = Writer(str, directions.is_right_to_left(subject, way))
+        self._in_text = Writer(str, way)
+        self._in_html = Writer(html.escape, way, "<bdi>", "</bdi>")
+        subject, text, body = directions.apart(subject), directions.apart(text), directions.apart_in_html(body)
+        self.subject = _settled(subject, fixed, self._in_subject)
+        self.text = _settled(text, fixed, self._in_text)
+        self.html = _settled(body, fixed, self._in_html)
         self._used = {part.name for parts in (subject, text, body) for part in parts if isinstance(part, Slot)}
         self._head = self._fixed_headers(domain)
         self._boundary = f"=_{secrets.token_hex(12)}"
@@ -146,7 +152,7 @@ class FormLetter:
         values = self._values(customer, bearer)
         head = (
             self._head,
-            written.subject_header or header("Subject", _line(fill(written.subject, values))),
+            written.subject_header or header("Subject", self._filled(written.subject, values)),
             address_header("To", values["customer.name"], to),
             _date_header(int(time.time())),
             f"Message-ID: {self._message_id(bearer)}\r\n".encode(),
@@ -157,8 +163,8 @@ class FormLetter:
 
     def _values(self, customer: Customer, bearer: int) -> dict[str, str]:
         values = {
-            "customer.name": _line(customer.name),
-            "customer.email": customer.email_as_given,
+            "customer.name": _value(customer.name),
+            "customer.email": _value(customer.email_as_given),
             "unsubscribe": self._unsubscribe(bearer),
         }
         if "link" in self._used:
@@ -178,10 +184,15 @@ class FormLetter:
         return written
 
     def _write(self, values: Mapping[str, str]) -> _Written:
-        subject = _settled(self.subject, values, _line)
-        said = None if any(isinstance(part, Slot) for part in subject) else header("Subject", _line(fill(subject, {})))
-        text, body = _settled(self.text, values, str), _settled(self.html, values, html.escape)
-        return _Written(subject, said, _multipart(self._boundary, text, body))
+        subject = _settled(self.subject, values, self._in_subject)
+        said = None if any(isinstance(part, Slot) for part in subject) else header("Subject", self._filled(subject, {}))
+        text, body = _settled(self.text, values, self._in_text), _settled(self.html, values, self._in_html)
+        bodies = ("plain", text, self._in_text), ("html", body, self._in_html)
+        return _Written(subject, said, _multipart(self._boundary, *bodies))
+
+    def _filled(self, subject: Parts, values: Mapping[str, str]) -> str:
+        written = (p if isinstance(p, str) else self._in_subject(p, values[p.name]) for p in subject)
+        return _line("".join(written))
 
     def _fixed_headers(self, domain: str) -> bytes:
         name, reply_to = _line(self.shop.name), self.shop.reply_to
@@ -252,12 +263,13 @@ def _bodies(mail: MailText, shop: ShopValues, code_length: int) -> tuple[Parts, 
     return subject, layout.text_with_foot(text, shop), layout.designed(text, subject, shop, code_length)
 
 
-def _settled(parts: Parts, fixed: Mapping[str, str], escape: Callable[[str], str]) -> Parts:
+def _settled(parts: Parts, fixed: Mapping[str, str], written: Writer) -> Parts:
     """What is the same for all becomes part of the text; neighbours are joined."""
     settled: list[str | Slot] = []
     for part in parts:
         if isinstance(part, Slot) and part.name in fixed:
-            part = escape(fixed[part.name] or part.fallback or (NO_END if part.name == "offer.ends" else ""))
+            fallback = part.fallback or (NO_END if part.name == "offer.ends" else "")
+            part = written(replace(part, fallback=fallback), fixed[part.name])
         if isinstance(part, str) and settled and isinstance(settled[-1], str):
             settled[-1] += part
         else:
@@ -265,12 +277,12 @@ def _settled(parts: Parts, fixed: Mapping[str, str], escape: Callable[[str], str
     return tuple(settled)
 
 
-def _multipart(boundary: str, text: Parts, body: Parts) -> quoted.Stamped:
+def _multipart(boundary: str, *bodies: tuple[str, Parts, Writer]) -> quoted.Stamped:
     """Both bodies in quoted-printable. The boundary can't occur in them: `=_` is no such code."""
     out: list[bytes | quoted.Stamp] = []
-    for subtype, parts, escape in (("plain", text, str), ("html", body, html.escape)):
+    for subtype, parts, written in bodies:
         head = f"--{boundary}\r\nContent-Type: text/{subtype}; charset=utf-8\r\n"
-        out += [head.encode() + b"Content-Transfer-Encoding: quoted-printable\r\n\r\n", *quoted.pieces(parts, escape)]
+        out += [head.encode() + b"Content-Transfer-Encoding: quoted-printable\r\n\r\n", *quoted.pieces(parts, written)]
         out.append(b"\r\n")
     return quoted.Stamped([*out, f"--{boundary}--\r\n".encode()])
 
@@ -283,6 +295,11 @@ def _content(mail: EmailMessage, subtype: str) -> str:
 @lru_cache(2)
 def _date_header(second: int) -> bytes:
     return f"Date: {format_datetime(datetime.fromtimestamp(second, UTC))}\r\n".encode()
+
+
+def _value(value: str) -> str:
+    """A value on one line, without what would turn the words behind it."""
+    return _line(value) if value.isprintable() else directions.TURNING.sub("", _line(value))
 
 
 def _line(value: str) -> str:

@@ -22,11 +22,11 @@ class Stamp:
     """Where a value goes into a body that is quoted-printable already."""
 
     slot: Slot
-    escape: Callable[[str], str]
+    written: Callable[[Slot, str], str]
     ends_line: bool
 
     def stamp(self, values: Mapping[str, str]) -> bytes:
-        quoted = _quoted(self.escape(values[self.slot.name] or self.slot.fallback))
+        quoted = _quoted(self.written(self.slot, values[self.slot.name]))
         return quoted if self.ends_line else _broken_off(quoted)
 
 
@@ -47,14 +47,17 @@ class Stamped:
         return pieces
 
 
-def pieces(parts: Parts, escape: Callable[[str], str]) -> list[bytes | Stamp]:
-    """A body in quoted-printable; no line gets longer than 76."""
+def pieces(parts: Parts, written: Callable[[Slot, str], str]) -> list[bytes | Stamp]:
+    """A body in quoted-printable; no line gets longer than 76.
+
+    :param written: how a value stands in it; what is empty, by the words for that.
+    """
     out: list[bytes | Stamp] = []
     for index, part in enumerate(parts):
         following = parts[index + 1] if index + 1 < len(parts) else "\n"
         if isinstance(part, Slot):
             ends_line = isinstance(following, str) and following.startswith(("\n", "\r\n"))
-            out.append(Stamp(part, escape, ends_line))
+            out.append(Stamp(part, written, ends_line))
         else:
             quoted = _quoted(part)
             starts_line = quoted.endswith(b"\r\n") or isinstance(following, str)
