@@ -248,6 +248,7 @@
     const form = document.getElementById(filledBy);
     if (!form || filled) return;
     frame.dataset.filled = "yes";
+    frame.hidden = false;
     const sent = make("form", { method: "post", action: filledFrom, target: frame.name, hidden: true });
     for (const [name, value] of new FormData(form)) sent.append(make("textarea", { name, value }));
     document.body.append(sent);

@@ -122,6 +122,12 @@ def test_the_preview_follows_the_typing_and_only_save_saves(
     page.get_by_role("button", name="Save", exact=True).click()
     expect(page.get_by_text("The mail is saved.")).to_be_visible()
     expect(seen.locator(".words", has_text="Kept for Ada Lovelace").first).to_be_visible()
+    # Where the page itself comes with words that are not saved, the frame has these, too.
+    page.locator("[name=version]").evaluate("field => field.value = 'other'")
+    page.get_by_label("Text", exact=True).fill("Mine for {{ customer.name }}\n{{ link }}")
+    page.get_by_role("button", name="Save", exact=True).click()
+    expect(page.get_by_text("Somebody has changed this mail")).to_be_visible()
+    expect(seen.locator(".words", has_text="Mine for Ada Lovelace").first).to_be_visible()
 
 
 @pytest.mark.parametrize("javascript", [True, False], ids=["with scripts", "without scripts"])

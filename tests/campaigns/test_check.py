@@ -192,3 +192,27 @@ def test_what_may_be_a_mistake_is_said(advised: Callable[..., str], mail: dict[s
 )
 def test_what_is_no_mistake_is_not_said(advised: Callable[..., str], mail: dict[str, str]) -> None:
     assert advised(**mail) == ""
+
+
+@pytest.mark.parametrize(
+    ("html", "words"),
+    [
+        ("<table><tr><td>Hello {{ link }}", "A <table> is not closed"),
+        ('<p><a href="{{ link }}">Hello <p>you', "A <a> is not closed"),
+        ("<b><i>Hello</b> you {{ link }}", "A <i> is not closed"),
+        ("<p>Hello<script>x()</script>", "Mailboxes take out <script>"),
+        ("<p><a href='javascript:x()'>Hello</a>", "begin with javascript:"),
+        ("<p onclick='x()'>Hello", "such as onclick"),
+        ("<style>body{color:red;display:none}</style><p>Hello", "Nothing of your HTML is to be seen"),
+        ("<div> </div>", "Nothing of your HTML is to be seen"),
+    ],
+)
+def test_html_that_mailboxes_would_spoil_is_remarked_on(advised: Callable[..., str], html: str, words: str) -> None:
+    assert words in advised(html=html)
+
+
+def test_html_that_is_well_is_not_remarked_on(advised: Callable[..., str]) -> None:
+    whole = """<html><head><title>Hi</title><style>p{color:red}</style></head><body><table><tr><td><p>One<p>Two<br>
+    <ul><li>Three<li>Four</ul><img src="https://example.com/a.png" alt="A"><a href="{{ link }}">Here</a></table>
+    {{ offer.ends }}"""
+    assert advised(html=whole) == ""

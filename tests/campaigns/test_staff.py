@@ -281,7 +281,7 @@ def test_the_launch_first_says_how_many_it_goes_to(staff: FlaskClient, offer: Ca
     row = offer()
     page = staff.post(f"/offers/{row.id}/mail", data=typed(launch="1"), follow_redirects=True).text
     assert "<strong>1,501 people</strong>" in page
-    assert re.search(r"1\s+has unsubscribed or can’t be mailed and is left out", page)
+    assert re.search(r"1\s+more has unsubscribed or can’t be mailed and is left out", page)
     draft = queries.announcement(row.id)
     assert draft is not None
     assert draft.status == "draft"

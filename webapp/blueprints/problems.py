@@ -104,8 +104,9 @@ def _ended() -> Response:
         return _page(400, "This page is too old. Load it again and repeat the step.")
     fields = getattr(current_app.view_functions.get(request.endpoint or ""), "keeps_words", {})
     written = [(label, request.form[name]) for name, label in fields.items() if request.form.get(name, "").strip()]
-    goal = _page_of_form()
+    goal, title = _page_of_form(), "Please sign in again"
     if "_user_id" in session:
+        title = "Please open the page again"
         detail = "Your session has changed since you opened this page. Open it again and repeat the step."
     else:
         detail = "Your session has ended. Sign in again and repeat the step."
@@ -113,7 +114,7 @@ def _ended() -> Response:
     if request.headers.get("HX-Request"):
         # A piece has no room for it. The page that asked keeps what was typed.
         return _page(401, "Your session has ended. Copy what you typed, then reload the page to sign in again.")
-    return _page(400, detail, goal=goal, written=written)
+    return _page(400, detail, title=title, goal=goal, written=written)
 
 
 def _page_of_form() -> str | None:
@@ -141,11 +142,10 @@ def _page(status: int, detail: str, **more: object) -> Response:
     body = render_template(
         "errors/public.html" if _is_public() else "errors/staff.html",
         status=status,
-        title=TITLES.get(status, "That did not work"),
         detail=detail,
         request_id=g.get("request_id"),
         repeat=repeat,
-        **more,
+        **{"title": TITLES.get(status, "That did not work"), **more},
     )
     answer = make_response(body, status)
     if status == 503:

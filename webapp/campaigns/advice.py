@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from urllib.parse import urlsplit
@@ -15,6 +16,19 @@ HTML_LARGE = 100 * 1024
 SUBJECT_LONG = 70
 _SINGLE = re.compile(r"(?<!\{)\{\s*[A-Za-z_]\w*(?:\.\w+)*\s*\}(?!\})")
 _STYLES = re.compile(r"(?is)<style\b.*?</style\s*>")
+# Elements that must be closed; of others, browsers know the end themselves.
+_CLOSED = frozenset(
+    re.findall(
+        r"\w+",
+        "a abbr b big blockquote button center code div em font form h1 h2 h3 h4 h5 h6 head i iframe label object ol "
+        "pre s script select small span strong style sub sup table textarea title u ul",
+    )
+)
+_REMOVED = frozenset(
+    ("script", "iframe", "object", "embed", "applet", "form", "input", "button", "select", "textarea", "video", "audio")
+)
+_UNSEEN = ("script", "style", "title", "head")
+_HIDES_ALL = re.compile(r"(?i)\bbody\s*\{[^{}]*display\s*:\s*none|<body\b[^<>]*display\s*:\s*none")
 _PLAIN_HTTP = re.compile(r"http://[^\s<>\"']+")
 
 
@@ -48,14 +62,24 @@ def notes(
 
 
 def _of_html(source: str) -> Iterator[str]:
-    pictures = _Pictures()
-    pictures.feed(source)
-    pictures.close()
-    if pictures.silent == 1:
+    if not source.strip():
+        return
+    seen = _Reader()
+    seen.feed(source)
+    seen.close()
+    if not seen.shows or _HIDES_ALL.search(source):
+        yield "Nothing of your HTML is to be seen: it has neither words nor pictures that are shown."
+    for tag in sorted({*seen.open, *seen.unclosed}):
+        yield f"A <{tag}> is not closed, so what follows, and the foot, may look different in each mailbox."
+    for tag in sorted(seen.removed):
+        yield f"Mailboxes take out <{tag}>: nothing of it works in a mail."
+    if seen.scripted:
+        yield "Mailboxes take out links that begin with javascript: and attributes such as onclick."
+    if seen.silent == 1:
         yield "A picture has no words (alt) for those who don't see it, and most mailboxes hide pictures at first."
-    elif pictures.silent:
+    elif seen.silent:
         yield (
-            f"{pictures.silent} pictures have no words (alt) for those who don't see them, and most mailboxes hide "
+            f"{seen.silent} pictures have no words (alt) for those who don't see them, and most mailboxes hide "
             "pictures at first."
         )
 
@@ -64,9 +88,39 @@ def _all(mail: MailText) -> str:
     return "\n".join((mail.subject, mail.text, mail.html))
 
 
-class _Pictures(HTMLParser):
-    silent = 0
+class _Reader(HTMLParser):
+    """What is in somebody's HTML that mailboxes treat otherwise than browsers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        # How many of each: a list of a hundred thousand is not looked through for every end tag.
+        self.inside: Counter[str] = Counter()
+        self.unclosed: set[str] = set()
+        self.removed: set[str] = set()
+        self.silent = 0
+        self.scripted = self.shows = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: (value or "").strip().lower() for name, value in attrs}
         # An empty alt says that a picture only decorates.
-        self.silent += tag == "img" and "alt" not in dict(attrs)
+        self.silent += tag == "img" and "alt" not in given
+        self.shows |= tag == "img"
+        self.scripted |= any(name.startswith("on") for name in given)
+        self.scripted |= any(given.get(name, "").startswith("javascript:") for name in ("href", "src", "action"))
+        if tag in _REMOVED:
+            self.removed.add(tag)
+        if tag in _CLOSED:
+            self.open.append(tag)
+            self.inside[tag] += 1
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.inside[tag]:
+            return
+        while (last := self.open.pop()) != tag:
+            self.unclosed.add(last)
+            self.inside[last] -= 1
+        self.inside[tag] -= 1
+
+    def handle_data(self, data: str) -> None:
+        self.shows |= bool(data.strip()) and not any(self.inside[tag] for tag in _UNSEEN)
