@@ -189,7 +189,11 @@ def _native(text: str, locale: str) -> str:
 
 def isolated(text: str) -> str:
     """A value of another language among English words; writing from right to left does not turn them round (UAX 9)."""
-    return text if not _RIGHT_TO_LEFT.search(text) else f"\u2068{text}\u2069"
+    text = str(text)
+    if not _RIGHT_TO_LEFT.search(text):
+        return text
+    # An address is read from the left, whatever letters it begins with.
+    return f"\u2066{text}\u2069" if "@" in text else f"\u2068{text}\u2069"
 
 
 def masked(email: str) -> str:

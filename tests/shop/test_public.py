@@ -9,10 +9,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
 from hypothesis import given
 from hypothesis import strategies as st
 
+from webapp import web
 from webapp.redemptions import links
 from webapp.shop import actions, colours
 from webapp.shop.colours import READABLE, contrast
@@ -64,3 +66,14 @@ def test_days_and_money_are_the_customers_else_the_shops(
     assert money in page
     receipt = client.post(url).text
     assert money in receipt
+
+
+def test_an_address_is_read_from_the_left_whatever_its_letters(app: Flask) -> None:
+    assert web.isolated("ada@example.com") == "ada@example.com"
+    assert web.isolated("محمد@example.com") == "\u2066محمد@example.com\u2069"
+    assert web.isolated("٣١ مايو") == "\u2068٣١ مايو\u2069"
+
+
+def test_lists_show_addresses_from_the_left(staff: FlaskClient, customer: Make) -> None:
+    customer("محمد@example.com")
+    assert '<bdi dir="ltr">محمد@example.com</bdi>' in staff.get("/customers").text
