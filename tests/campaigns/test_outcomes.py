@@ -197,7 +197,8 @@ def test_while_no_connection_comes_about_nobody_is_at_fault(
     delivery.pump()
     db.session.refresh(campaign)
     assert (fates(campaign), status(campaign)) == ({}, ("sending", None))
-    assert (campaign.trouble or "").startswith("The mail relay can't be reached")
+    what = "takes no mails just now" if event[:3].isdigit() else "can't be reached"
+    assert (campaign.trouble or "").startswith(f"The mail relay {what} (")
 
 
 @pytest.mark.parametrize(

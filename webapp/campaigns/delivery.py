@@ -127,7 +127,8 @@ class _Pump:
             course_actions.halt_all(f"the relay refuses us: {error}")
             return False
         except RelayDown as error:
-            course_actions.say_trouble(f"The mail relay can't be reached ({error}). It is tried every few seconds.")
+            what = "takes no mails just now" if str(error)[:3].isdigit() else "can't be reached"
+            course_actions.say_trouble(f"The mail relay {what} ({error}). It is tried every few seconds.")
             bell.stopping.wait(times.PROBE)
             return False
         course_actions.say_trouble(None)

@@ -119,6 +119,8 @@ def _unreachable(error: RelayDown, place: str) -> Finding:
             f"{place} did not answer in time.",
             "A firewall may be in between, or the port is the wrong one: 25, 587 and 465 are usual.",
         )
+    if str(error)[:3].isdigit():
+        return Finding(False, f"{place} takes no mails just now; it says: {error}", "Try again in a moment.")
     return Finding(False, f"{place} can't be used just now: {error}.", "Try again in a moment; check MAIL_PORT.")
 
 
