@@ -69,7 +69,8 @@ def new() -> BaseResponse:
 @needs("manager")
 def lift() -> BaseResponse:
     """Let an address be mailed again, after saying what that means; one that is no customer's only by an admin."""
-    key = request.values.get("email", "")
+    # PostgreSQL has no NUL, so nothing is called like that.
+    key = request.values.get("email", "").replace("\0", "")
     found = suppression_queries.of_email(key) or suppression_queries.by_key(key)
     if found is None:
         raise NotFound("This address is not on the list.")
