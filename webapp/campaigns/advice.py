@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from urllib.parse import urlsplit
 
+from webapp.campaigns.check import without_styles
 from webapp.campaigns.wording import MailText, Parts, Slot
 
 # Gmail cuts a mail off behind about 102 kB of HTML.
@@ -15,7 +16,6 @@ HTML_LARGE = 100 * 1024
 # What mailboxes show of a subject on a computer; telephones show about half.
 SUBJECT_LONG = 70
 _SINGLE = re.compile(r"(?<!\{)\{\s*[A-Za-z_]\w*(?:\.\w+)*\s*\}(?!\})")
-_STYLES = re.compile(r"(?is)<style\b.*?</style\s*>")
 # Elements that must be closed; of others, browsers know the end themselves.
 _CLOSED = frozenset(
     re.findall(
@@ -53,7 +53,7 @@ def notes(
         yield f"Its HTML has {size // 1024} kB; Gmail cuts off what is behind 100 kB, and with it the foot."
     if len(seen) > SUBJECT_LONG:
         yield f"The subject has {len(seen)} characters; most mailboxes show no more than {SUBJECT_LONG}."
-    for found in sorted({found[0] for found in _SINGLE.finditer(_STYLES.sub("", _all(mail)))}):
+    for found in sorted({found[0] for found in _SINGLE.finditer(without_styles(_all(mail)))}):
         yield f"“{found}” stays as it is: placeholders have two braces on each side."
     yield from _of_html(mail.html)
     links = {urlsplit(found[0]).netloc for found in _PLAIN_HTTP.finditer(_all(mail))}

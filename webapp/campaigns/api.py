@@ -59,7 +59,7 @@ def launch(path: OfferPath, body: Launch) -> Response:
 def remind(path: OfferPath, body: NewReminder) -> Response:
     """Mail those of the offer's audience again who have not redeemed, now or at a time.
 
-    Once the offer was launched, and one reminder at a time: 409 while another one is open, which the `detail` names.
+    Once the offer's mail has gone out, and one reminder at a time: 409 while either is on its way, and says which.
     Who has redeemed is looked up at the start and again before each fifty mails.
     """
     mail = MailText() if body.mail is None else MailText(**body.mail.model_dump(exclude_none=True))
