@@ -14,23 +14,29 @@ endif
 .DEFAULT_GOAL := help
 .PHONY: help setup down run run-migration run-test check format erd lock benchmark benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http chaos install install-dev
 
-help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' Makefile
+# `##@ Group` opens a group of this list; `target: … ## words`, or `##: name ## words`, is a line of it (23 in all, words
+# of 55 letters, so that it fits a screen).
+help:
+	@awk -F ' *## *' '/^##@ / {print substr($$0, 5)} \
+	  /^(##: )?[A-Za-z-]+:?.* ## / {sub(/^##: /, ""); split($$0, name, /[: ]/); printf "  make %-16s %s\n", name[1], $$2}' Makefile
 
-setup: install ## Install and start everything in the background, print where it is
+##@ Start here
+
+setup: install ## Install, start in the background, say where
 	@$(FLASK) up
-
-down: ## Stop everything that setup started; data stays
-	@if [ -x $(VENV) ]; then $(FLASK) down; else echo "Onecode was not running."; fi
-
-run: install ## Run in front with the logs on the screen; Ctrl-C ends it
-	@$(FLASK) run-here
-
-run-migration: install ## Bring the database's tables up to date
-	@$(FLASK) migrate
 
 run-test: install-dev ## Run all tests
 	@$(VENV) -m pytest $(TEST_ARGS)
+
+##@ Every day
+
+down: ## Stop what setup started; data stays
+	@if [ -x $(VENV) ]; then $(FLASK) down; else echo "Onecode was not running."; fi
+
+run: install ## Run in front, logs on the screen
+	@$(FLASK) run-here
+
+##@ Changing it
 
 check: install-dev ## Lint, format, types
 	@$(VENV) -m ruff check .
@@ -47,34 +53,42 @@ format: install-dev ## Put code and templates into shape
 erd: install-dev ## Draw docs/erd.md from the models
 	@$(VENV) scripts/erd
 
-lock: install-dev ## Renew requirements.txt and requirements-dev.txt from their .in files
+lock: install-dev ## Renew the locked requirements
 	@$(VENV) scripts/lock
 
-benchmark: benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http ## Measure everything; docs/benchmarks.md says what
+##@ Measuring (docs/benchmarks.md)
 
-benchmark-launch: install-dev ## Launch, mailing, redemptions beside two voucher pools
-	@$(VENV) -m benchmarks.launch
+benchmark: benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http ## All of the next line, for hours
+##: benchmark-NAME ## growth launch mail pages peers redeem-db redeem-http
 
-benchmark-mail: install-dev ## Mailing beside a raw smtplib loop and a Flask-Mail loop
-	@$(VENV) -m benchmarks.mail
-
-benchmark-redeem-db: install-dev ## Redeeming at the database beside a plain INSERT and textbook ways
-	@$(VENV) -m benchmarks.redeem_db
-
-benchmark-growth: install-dev ## Redeeming and look-ups with a million redemptions, and their bytes
+benchmark-growth: install-dev # A million redemptions: speed and bytes
 	@$(VENV) -m benchmarks.growth
 
-benchmark-pages: install-dev ## What staff wait for, on an empty database and on a full one
+benchmark-launch: install-dev # A launch beside two voucher pools
+	@$(VENV) -m benchmarks.launch
+
+benchmark-mail: install-dev # Mailing beside plain smtplib and Flask-Mail
+	@$(VENV) -m benchmarks.mail
+
+benchmark-pages: install-dev # What staff wait for
 	@$(VENV) -m benchmarks.pages
 
-benchmark-redeem-http: install-dev ## Redeeming over HTTP beside a Flask hello and a naive view
-	@$(VENV) -m benchmarks.redeem_http
-
-benchmark-peers: install-dev ## Beside django-oscar, which is installed into .venv-oscar, and the textbook
+benchmark-peers: install-dev # Beside django-oscar and the textbook
 	@$(VENV) -m benchmarks.peers
 
-chaos: install-dev ## Kill workers, relay and database under mailings of 10,000, and audit who got what
+benchmark-redeem-db: install-dev # Redeeming beside a plain INSERT
+	@$(VENV) -m benchmarks.redeem_db
+
+benchmark-redeem-http: install-dev # Redeeming over HTTP beside a bare hello
+	@$(VENV) -m benchmarks.redeem_http
+
+chaos: install-dev ## Kill workers, relay and database; audit mails
 	@$(VENV) -m tests.chaos
+
+##@ On servers (docs/operations.md)
+
+run-migration: install ## Bring the database's tables up to date
+	@$(FLASK) migrate
 
 install: .venv/installed
 install-dev: .venv/installed-dev
