@@ -589,6 +589,22 @@ def test_what_was_sent_is_not_less_after_a_batch_was_taken_over(launched: Launch
     assert queries.counts(campaign.id).sent == before
 
 
+def test_the_first_window_of_a_batch_counts_whatever_befell_the_batches_before(launched: Launch, relay: Relay) -> None:
+    ids = people(560)
+    campaign = launched()
+    first, second = batch_actions.claim("one"), batch_actions.claim("another")
+    assert first is not None
+    assert second is not None
+    db.session.add_all(MailIssue(campaign_id=campaign.id, customer_id=ids[n], state="failed", text="") for n in (0, 1, 2))
+    first.position, first.sent = 500, 497
+    batch_actions.finish(first)
+    assert batch_actions.open_window(second) is not None
+    db.session.execute(text("update batch_cursor set cursor = 20 where batch_id = :id"), {"id": second.batch_id})
+    db.session.add(MailIssue(campaign_id=campaign.id, customer_id=ids[504], state="failed", text=""))
+    db.session.commit()
+    assert (queries.counts(campaign.id).sent, queries.counts(campaign.id).failed) == (497 + 19, 4)
+
+
 def test_a_mail_that_is_being_tried_counts_as_put_off_until_its_outcome_is_known(
     staff: FlaskClient, launched: Launch, relay: Relay
 ) -> None:

@@ -174,7 +174,8 @@ _COUNTS = text(
         coalesce(sum(b.sent + case when k.cursor > b.window_start then
           k.cursor - b.window_start - (
             select count(*) from mail_issue i where i.campaign_id = b.campaign_id
-              and i.customer_id > (select coalesce(sum(gap), 0) from unnest(b.gaps[: b.window_start]) gap)
+              -- The window's first id is the sum of the gaps up to it, also where it is the first of its batch.
+              and i.customer_id >= (select sum(gap) from unnest(b.gaps[: b.window_start + 1]) gap)
               and i.customer_id <= (select sum(gap) from unnest(b.gaps[: k.cursor]) gap)
           ) else 0 end), 0) as sent,
         sum(coalesce(k.cursor, b.window_start) - r.begin) as recent,
