@@ -595,7 +595,9 @@ def test_the_first_window_of_a_batch_counts_whatever_befell_the_batches_before(l
     first, second = batch_actions.claim("one"), batch_actions.claim("another")
     assert first is not None
     assert second is not None
-    db.session.add_all(MailIssue(campaign_id=campaign.id, customer_id=ids[n], state="failed", text="") for n in (0, 1, 2))
+    db.session.add_all(
+        MailIssue(campaign_id=campaign.id, customer_id=ids[n], state="failed", text="") for n in (0, 1, 2)
+    )
     first.position, first.sent = 500, 497
     batch_actions.finish(first)
     assert batch_actions.open_window(second) is not None
