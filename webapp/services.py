@@ -168,12 +168,12 @@ def _private(folder: Path) -> Path:
     return folder
 
 
-def web_arguments(port: int, workers: int = 2) -> list[str]:
+def web_arguments(port: int, workers: int = 2, host: str = "127.0.0.1") -> list[str]:
     """What Python is told to serve the program: granian, measured (docs/decisions.md). Many threads, since they mostly
     wait for the database, and those that wait to redeem are written together."""
     options = {
         "interface": "wsgi",
-        "host": "127.0.0.1",
+        "host": host,
         "port": str(port),
         "http": "1",
         "workers": str(workers),

@@ -34,6 +34,9 @@ class Settings:
     secret_key: str
     instance_path: Path
     port: int
+    # Of `python -m webapp.serve` alone; what `make setup` starts listens on this machine only.
+    web_host: str
+    web_workers: int
     public_url: str
     mail_server: str
     mail_port: int
@@ -85,6 +88,8 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         secret_key=given.get("SECRET_KEY") or secret_of(instance),
         instance_path=instance,
         port=port,
+        web_host=_address(given, "WEB_HOST", "127.0.0.1"),
+        web_workers=_integer(given, "WEB_WORKERS", 2, 1, 64),
         public_url=_public_url(given.get("PUBLIC_URL") or f"http://127.0.0.1:{port}"),
         mail_server=_mail_server(given.get("MAIL_SERVER") or "127.0.0.1"),
         mail_port=_integer(given, "MAIL_PORT", port + 1 if sink else 25, 1, 65535),
@@ -212,6 +217,14 @@ def _bounce_address(given: Mapping[str, str]) -> str | None:
             "MAIL_BOUNCE_ADDRESS must be an address such as bounces@example.com, at most 19 characters before the @"
         )
     return address
+
+
+def _address(given: Mapping[str, str], name: str, default: str) -> str:
+    text = given.get(name, "").strip() or default
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError as error:
+        raise SettingsError(f"{name} must be an address of IP such as 127.0.0.1 or 0.0.0.0, not {text!r}") from error
 
 
 def _integer(given: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:

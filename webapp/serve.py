@@ -1,0 +1,31 @@
+"""The web server in front, for a container or a unit of systemd: `python -m webapp.serve`.
+
+Beside it stands `python -m webapp.worker`. Both say what they have to say on standard output and standard error, and
+end by SIGTERM when they have finished what they had begun.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from webapp import services
+from webapp.settings import ROOT, SettingsError, load
+
+
+def main() -> None:
+    """Become the web server, so that signals reach it without a go-between. Never returns.
+
+    It listens on `WEB_HOST` and `PORT` with `WEB_WORKERS` processes. Wrong settings end it with one line.
+    """
+    try:
+        settings = load()
+    except SettingsError as error:
+        sys.exit(f"onecode: {error}")
+    os.chdir(ROOT)
+    arguments = services.web_arguments(settings.port, settings.web_workers, settings.web_host)
+    os.execve(sys.executable, [sys.executable, *arguments], os.environ | {"TZ": "UTC", "PYTHONUNBUFFERED": "1"})  # noqa: S606
+
+
+if __name__ == "__main__":
+    main()
