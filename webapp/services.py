@@ -169,8 +169,8 @@ def _private(folder: Path) -> Path:
 
 
 def web_arguments(port: int, workers: int = 2, host: str = "127.0.0.1") -> list[str]:
-    """What Python is told to serve the program: granian, measured (docs/decisions.md). Many threads, since they mostly
-    wait for the database, and those that wait to redeem are written together."""
+    """What Python is told to serve the program: granian, measured (docs/decisions/granian.md). Many threads, since they
+    mostly wait for the database, and those that wait to redeem are written together."""
     options = {
         "interface": "wsgi",
         "host": host,

@@ -1,7 +1,7 @@
 """Redemptions: a row is a live use of an offer by a customer. Undoing one moves its row to `rollback`.
 
 No foreign keys stand here: neither customers nor offers are ever deleted, and on the one table that every
-redemption writes they cost more than everything else together (docs/decisions.md).
+redemption writes they cost more than everything else together (docs/decisions/no-foreign-keys-on-redemption.md).
 """
 
 from __future__ import annotations
