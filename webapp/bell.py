@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,11 @@ log = logging.getLogger(__name__)
 stopping = threading.Event()
 
 _app: Flask | None = None
+
+# For the worker's heart, by `time.monotonic`: when each thread began what it is at, and when each task of every minute
+# was last got through.
+_begun: dict[int, float] = {}
+_swept: dict[str, float] = {}
 
 
 def init_app(app: Flask) -> None:
@@ -38,7 +44,7 @@ def task(function: Callable[..., None]) -> Any:
 
 def every(schedule: Callable[..., bool], function: Callable[..., None]) -> Any:
     """Make a function a periodic Huey task (`huey.crontab`). It must be harmless when two workers run it at once."""
-    return huey.periodic_task(schedule)(_in_context(function))
+    return huey.periodic_task(schedule)(_in_context(function, periodic=True))
 
 
 def ring(task: Any, *ids: int, after: float = 0) -> bool:
@@ -60,12 +66,32 @@ def ring(task: Any, *ids: int, after: float = 0) -> bool:
     return True
 
 
-def _in_context(function: Callable[..., None]) -> Callable[..., None]:
+def busy() -> float | None:
+    """For how many seconds this process has been at the task that it began first; None when it is at nothing."""
+    begun = list(_begun.values())
+    return time.monotonic() - min(begun) if begun else None
+
+
+def swept() -> dict[str, float]:
+    """How many seconds ago this process got through each periodic task, by name; those that it has not are missing."""
+    return {name: time.monotonic() - at for name, at in list(_swept.items())}
+
+
+def _in_context(function: Callable[..., None], periodic: bool = False) -> Callable[..., None]:
+    # Such as campaigns.sweep, whatever underscores and file names are around it.
+    name = f"{function.__module__.split('.')[1]}.{function.__name__.strip('_')}"
+
     @functools.wraps(function)
     def run(*arguments: int) -> None:
         if _app is None:
             raise RuntimeError("create_app() comes before the first task")
-        with _app.app_context():
-            function(*arguments)
+        _begun[threading.get_ident()] = time.monotonic()
+        try:
+            with _app.app_context():
+                function(*arguments)
+        finally:
+            _begun.pop(threading.get_ident(), None)
+        if periodic:
+            _swept[name] = time.monotonic()
 
     return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -10,7 +11,7 @@ import click
 import flask_migrate
 from flask import Flask, current_app
 from sqlalchemy import text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from webapp import keyring, mailsink, services
 from webapp.accounts import actions as accounts
@@ -22,12 +23,13 @@ from webapp.customers.models import normalise_email
 from webapp.embedded import EmbeddedError
 from webapp.errors import DomainError, NotFound
 from webapp.extensions import db
+from webapp.monitoring import queries as monitoring
 from webapp.services import ServiceError
 from webapp.settings import Settings
 
 
 def init_app(app: Flask) -> None:
-    for command in (up, down, run, migrate, invite, api_key, key, mail_sink):
+    for command in (up, down, run, migrate, invite, api_key, key, mail_sink, worker_alive):
         app.cli.add_command(command)
     app.cli.add_command(bounces)
 
@@ -209,6 +211,18 @@ def bounces(file: str) -> None:
 def mail_sink() -> None:
     """Take all mail, keep it in the instance folder and show it on a page."""
     mailsink.serve(_settings())
+
+
+@click.command("worker-alive")
+def worker_alive() -> None:
+    """Say whether the worker of this machine lives: status 0, or 1 and one line. For health checks."""
+    host = socket.gethostname()
+    try:
+        alive = monitoring.is_worker_alive(host)
+    except SQLAlchemyError as error:
+        raise SystemExit("onecode: the database does not answer, so nobody knows about the worker") from error
+    if not alive:
+        _fail(ServiceError(f"no worker on {host} was heard of in the last minute; start one: python -m webapp.worker"))
 
 
 def _migrate(settings: Settings) -> None:

@@ -9,9 +9,11 @@ import time
 # Imported so that the consumer knows every task, whether a door rings it or only the clock.
 import webapp.campaigns.tasks
 import webapp.customers.tasks
+import webapp.monitoring.tasks
 import webapp.redemptions.tasks  # noqa: F401
-from webapp import bell, create_app
+from webapp import bell, create_app, release
 from webapp.extensions import huey
+from webapp.monitoring import heart
 
 
 def main() -> None:
@@ -29,7 +31,8 @@ def main() -> None:
         graceful_signal="TERM",
     )
     bell.stopping = consumer.stop_flag
-    consumer.run()
+    with heart.beating(app, release()):
+        consumer.run()
 
 
 if __name__ == "__main__":
