@@ -68,3 +68,15 @@ def test_what_staff_typed_is_offered_again_when_the_database_is_away(an_app: Cal
     assert answer.status_code == 503
     assert 'value="Summer &lt;sale&gt;"' in answer.text
     assert "spent" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("public", "name"),
+    [("https://offers.shop.example", "onecode"), ("http://127.0.0.1:8010", "onecode_8010"), ("", "onecode_8003")],
+)
+def test_web_processes_on_two_ports_behind_one_address_share_their_sessions(
+    an_app: Callable[..., Flask], public: str, name: str
+) -> None:
+    one, other = an_app(PUBLIC_URL=public, PORT="8003"), an_app(PUBLIC_URL=public, PORT="8004")
+    assert one.config["SESSION_COOKIE_NAME"] == name
+    assert not public or other.config["SESSION_COOKIE_NAME"] == name

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from flask import Flask, Response, g, request
 from flask_openapi import Info, OpenAPI
@@ -110,8 +111,9 @@ def create_app(settings: Settings | None = None) -> Flask:
         # A mail that is too large is told so at its field, with everything typed still there.
         MAX_FORM_MEMORY_SIZE=2 * 1024 * 1024,
         WTF_CSRF_TIME_LIMIT=None,
-        # Cookies do not know ports: two copies side by side would end each other's sessions.
-        SESSION_COOKIE_NAME=f"onecode_{settings.port}",
+        # Cookies do not know ports: two copies side by side would end each other's sessions. The port is the one that
+        # browsers see, for behind a proxy the web processes of one copy have different ones.
+        SESSION_COOKIE_NAME=f"onecode_{urlsplit(settings.public_url).port or ''}".rstrip("_"),
         SESSION_COOKIE_HTTPONLY=True,
         SESSION_COOKIE_SAMESITE="Lax",
         SESSION_COOKIE_SECURE=settings.public_url.startswith("https://"),
