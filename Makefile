@@ -12,7 +12,7 @@ export PORT
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup down run run-migration run-test check format erd lock benchmark benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http chaos install install-dev
+.PHONY: help setup down run run-migration run-test check format erd lock benchmark benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http chaos install install-dev python
 
 # `##@ Group` opens a group of this list; `target: … ## words`, or `##: name ## words`, is a line of it (23 in all, words
 # of 55 letters, so that it fits a screen).
@@ -31,7 +31,7 @@ run-test: install-dev ## Run all tests
 ##@ Every day
 
 down: ## Stop what setup started; data stays
-	@if [ -x $(VENV) ]; then $(FLASK) down; else echo "Onecode was not running."; fi
+	@if [ -e .venv/installed ]; then $(FLASK) down; else echo "Onecode was not running."; fi
 
 run: install ## Run in front, logs on the screen
 	@$(FLASK) run-here
@@ -90,12 +90,12 @@ chaos: install-dev ## Kill workers, relay and database; audit mails
 run-migration: install ## Bring the database's tables up to date
 	@$(FLASK) migrate
 
-install: .venv/installed
-install-dev: .venv/installed-dev
+# Each looks for itself whether there is anything to do: what is installed is no question of clocks.
+install: python
+	@$(PYTHON) scripts/install requirements.txt
 
-.venv/installed: requirements.txt scripts/install
-	@$(PYTHON) scripts/install requirements.txt .venv/installed
+install-dev: python
+	@$(PYTHON) scripts/install requirements-dev.txt
 
-.venv/installed-dev: requirements-dev.txt scripts/install
-	@$(PYTHON) scripts/install requirements-dev.txt .venv/installed-dev
-	@touch .venv/installed
+python:
+	@command -v "$(PYTHON)" >/dev/null || { echo "onecode: there is no $(PYTHON) here; install Python 3.11 or newer, on Debian or Ubuntu: apt install python3 python3-venv" >&2; exit 1; }
