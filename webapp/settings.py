@@ -16,6 +16,12 @@ from urllib.parse import quote, urlsplit
 
 import idna
 from dotenv import dotenv_values
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+from webapp import files
 
 # Where the embedded server lives when it can't live in the instance folder (see embedded.py).
 SHARED_HOME = Path("/var/lib/onecode")
@@ -78,13 +84,14 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     """
     given = dict(os.environ if environ is None else environ)
     if environ is None:
-        given = {k: v for k, v in dotenv_values(ROOT / ".env").items() if v is not None} | given
-    instance = Path(given.get("INSTANCE_PATH") or ROOT / "instance").expanduser().resolve()
+        given = from_file() | given
+    instance = _instance(given.get("INSTANCE_PATH") or str(ROOT / "instance"))
     if not has_embedded_server():
         _check_all_is_given(given)
     port = _integer(given, "PORT", remembered_port(instance) or 8000, 1, 65533)
     embedded = not given.get("DATABASE_URL")
     sink = not given.get("MAIL_SERVER")
+    _check_relay(given)
     return Settings(
         database_url=_sqlalchemy_url(given["DATABASE_URL"]) if not embedded else embedded_url(instance),
         database_is_embedded=embedded,
@@ -108,6 +115,22 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         shop_name=given.get("SHOP_NAME") or "Onecode",
         trusted_proxies=_integer(given, "TRUSTED_PROXIES", 0, 0, 10),
     )
+
+
+def from_file() -> dict[str, str]:
+    """What stands in `.env`; nothing when there is none."""
+    try:
+        return {k: v for k, v in dotenv_values(ROOT / ".env").items() if v is not None}
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise SettingsError(f"{ROOT / '.env'} can't be read ({reason}); mend it or move it away") from error
+
+
+def _instance(text: str) -> Path:
+    try:
+        return Path(text).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise SettingsError(f"INSTANCE_PATH must be a folder that can be made, not {text!r}") from error
 
 
 def socket_folder(instance: Path) -> Path:
@@ -135,6 +158,8 @@ def secret_of(instance: Path) -> str:
     """
     try:
         return _read_or_make_secret(instance)
+    except PermissionError as error:
+        raise SettingsError(files.why_not(error, instance)) from error
     except OSError as error:
         raise SettingsError(
             f"SECRET_KEY must be set, for none can be kept in {instance} ({error.strerror}); "
@@ -143,33 +168,30 @@ def secret_of(instance: Path) -> str:
 
 
 def _read_or_make_secret(instance: Path) -> str:
-    path = instance / "secret_key"
-    try:
-        return path.read_text().strip()
-    except FileNotFoundError:
-        instance.mkdir(parents=True, exist_ok=True)
-        secret = secrets.token_urlsafe(32)
-        try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return path.read_text().strip()
-        with os.fdopen(handle, "w") as file:
-            file.write(secret)
-        return secret
+    instance.mkdir(parents=True, exist_ok=True)
+    return files.read_or_write_whole(instance / "secret_key", secrets.token_urlsafe(32))
 
 
 def remembered_port(instance: Path) -> int | None:
     """The port the last `make setup` was given, so that later commands need not be told again."""
     try:
         return int((instance / "port").read_text())
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
+        # Missing, or not to be read; whatever needs the folder says so better than this could.
         return None
 
 
 def _sqlalchemy_url(url: str) -> str:
     for prefix in ("postgres://", "postgresql://", "postgresql+psycopg://"):
         if url.startswith(prefix):
-            return "postgresql+psycopg://" + url[len(prefix) :]
+            try:
+                conninfo_to_dict("postgresql://" + url[len(prefix) :])
+                return make_url("postgresql+psycopg://" + url[len(prefix) :]).render_as_string(hide_password=False)
+            except (ProgrammingError, ArgumentError, ValueError) as error:
+                # Their words could hold a piece of the password.
+                raise SettingsError(
+                    "DATABASE_URL can't be read; in a password, / is written %2F, @ %40, : %3A, # %23, ? %3F and % %25"
+                ) from error
     raise SettingsError("DATABASE_URL must start with postgresql://")
 
 
@@ -238,6 +260,17 @@ def _bounce_address(given: Mapping[str, str]) -> str | None:
             "MAIL_BOUNCE_ADDRESS must be an address such as bounces@example.com, at most 19 characters before the @"
         )
     return address
+
+
+def _check_relay(given: Mapping[str, str]) -> None:
+    """What is said about a relay must make sense together."""
+    about = [name for name in ("MAIL_USERNAME", "MAIL_PASSWORD", "MAIL_USE_TLS", "MAIL_USE_SSL") if given.get(name)]
+    if about and not given.get("MAIL_SERVER") and about[0] in ("MAIL_USERNAME", "MAIL_PASSWORD"):
+        raise SettingsError(f"{about[0]} is set and MAIL_SERVER is not; name the relay, or leave {about[0]} out")
+    if _boolean(given, "MAIL_USE_TLS") and _boolean(given, "MAIL_USE_SSL"):
+        raise SettingsError("MAIL_USE_TLS and MAIL_USE_SSL exclude each other; port 587 takes TLS, port 465 SSL")
+    if bool(given.get("MAIL_USERNAME")) != bool(given.get("MAIL_PASSWORD")):
+        raise SettingsError("MAIL_USERNAME and MAIL_PASSWORD must be set both, or neither")
 
 
 def _check_all_is_given(given: Mapping[str, str]) -> None:

@@ -1,0 +1,75 @@
+"""Small files that are there whole or not at all, whatever is killed while they are written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file anew; readers see the old text or the new one."""
+    part = _part(path, text)
+    os.replace(part, path)
+
+
+def read_or_write_whole(path: Path, text: str) -> str:
+    """What stands in a file, readable by its owner alone; made with this text when it is missing or empty.
+
+    Of several who make it at the same time one wins, and all return the winner's text.
+    """
+    with suppress(FileNotFoundError):
+        if found := path.read_text().strip():
+            return found
+        # Left by a power cut: nobody has ever read anything in it.
+        path.unlink()
+    part = _part(path, text)
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        pass
+    finally:
+        part.unlink()
+    return path.read_text().strip()
+
+
+def _part(path: Path, text: str) -> Path:
+    """The text on disk beside the file, under a name of its own."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    return part
+
+
+def why_not(error: OSError, folder: Path) -> str:
+    """One line about a file in a folder of ours that could not be written or read, with the one thing to do."""
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full; make room in {place} and run the same command again"
+    if error.errno == errno.EROFS:
+        return f"{place} can only be read; let INSTANCE_PATH name a folder that can be written to"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        owner, me = _name(place.stat().st_uid), _name(os.geteuid())
+        if owner != me and place == folder:
+            return f"{place} belongs to {owner}; run this as {owner}, or: sudo chown -R {me} '{place}'"
+        return f"{me} may not write to {place}; let INSTANCE_PATH name a folder that can be written to"
+    return f"{error.strerror or error}: {error.filename or folder}"
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
