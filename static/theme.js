@@ -13,6 +13,8 @@
     const dark = chosen === "dark" || (chosen === "auto" && system.matches);
     document.documentElement.dataset.bsTheme = dark ? "dark" : "light";
     document.documentElement.dataset.themeChoice = chosen;
+    // What the page of the JSON calls goes by, whose style sheet is not ours.
+    document.documentElement.classList.toggle("dark-mode", dark);
     document.dispatchEvent(new Event("onecode:theme"));
   };
   apply();

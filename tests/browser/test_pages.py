@@ -126,3 +126,13 @@ def test_customer_pages(
     wrong += look(page)
 
     assert wrong == []
+
+
+@pytest.mark.parametrize(("dark", "background"), [(False, "rgba(0, 0, 0, 0)"), (True, "rgb(28, 32, 34)")])
+def test_the_page_of_the_json_calls_is_dark_where_people_want_it_so(
+    shop: Shop, window: Open, dark: bool, background: str
+) -> None:
+    page = window(dark=dark)
+    page.goto(f"{shop.url}/api/v1/docs")
+    page.get_by_text("/api/v1/redemptions", exact=True).first.wait_for()
+    assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == background
