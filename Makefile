@@ -12,7 +12,7 @@ export PORT
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup down run run-migration run-test check format erd lock benchmark benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http chaos install install-dev python
+.PHONY: help setup down run run-migration run-test check format erd env lock benchmark benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http chaos install install-dev python
 
 # `##@ Group` opens a group of this list; `target: … ## words`, or `##: name ## words`, is a line of it (23 in all, words
 # of 55 letters, so that it fits a screen).
@@ -44,6 +44,8 @@ check: install-dev ## Lint, format, types
 	@$(VENV) -m mypy
 	@$(VENV) -m djlint --check templates
 	@$(VENV) -m djlint --lint templates
+	@.venv/bin/hadolint Dockerfile
+	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml
 
 format: install-dev ## Put code and templates into shape
 	@$(VENV) -m ruff check --fix .
@@ -86,6 +88,9 @@ chaos: install-dev ## Kill workers, relay and database; audit mails
 	@$(VENV) -m tests.chaos
 
 ##@ On servers (docs/operations.md)
+
+env: python ## Write .env with new secrets for containers
+	@$(PYTHON) scripts/env
 
 run-migration: install ## Bring the database's tables up to date
 	@$(FLASK) migrate
