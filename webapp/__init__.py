@@ -31,6 +31,7 @@ from webapp.customers import suppression_staff
 from webapp.extensions import csrf, db, huey, login, mail, migrate
 from webapp.home import staff as home_staff
 from webapp.json_provider import JsonProvider
+from webapp.monitoring import api as monitoring_api
 from webapp.offers import api as offers_api
 from webapp.offers import staff as offers_staff
 from webapp.redemptions import api as redemptions_api
@@ -184,6 +185,7 @@ def _doors(app: OpenAPI) -> None:
             docs.room,
         )
     )
+    app.register_blueprint(monitoring_api.metrics_door(release()))
 
 
 def _headers(app: Flask) -> None:

@@ -73,12 +73,19 @@ def api_door(*rooms: APIBlueprint) -> APIBlueprint:
 def _guard() -> None:
     view = current_app.view_functions[request.endpoint or ""]
     if not getattr(view, "open_to_all", False):
-        g.api_key = accounts.authenticate_key(request.headers.get("Authorization", ""))
-        scope = getattr(view, "needs_scope", None)
-        if scope is None or scope not in g.api_key.scopes:
-            raise DomainError("forbidden", f"This key lacks the scope {scope!r}.", 403)
+        let_in(getattr(view, "needs_scope", None))
     if request.method in ("POST", "PUT", "PATCH"):
         _check_body(getattr(view, "takes", ("application/json",)))
+
+
+def let_in(scope: str | None) -> None:
+    """Who calls, by the key of the request; kept in `g.api_key`.
+
+    :raises DomainError: `unauthorized` (401) without a valid key, `forbidden` (403) when it lacks the scope.
+    """
+    g.api_key = accounts.authenticate_key(request.headers.get("Authorization", ""))
+    if scope is None or scope not in g.api_key.scopes:
+        raise DomainError("forbidden", f"This key lacks the scope {scope!r}.", 403)
 
 
 def _check_body(media_types: tuple[str, ...]) -> None:

@@ -94,7 +94,8 @@ def init_app(app: Flask) -> None:
 
 def _is_api() -> bool:
     # Addresses under /api that no room knows never reach the blueprint, so the prefix decides.
-    return request.path.startswith("/api/")
+    # /metrics is read by programs too.
+    return request.path.startswith("/api/") or request.path == "/metrics"
 
 
 def _ended() -> Response:

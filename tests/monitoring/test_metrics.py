@@ -1,0 +1,305 @@
+"""`/metrics` tells Prometheus the truth as it stands in rows, to those who may know, and of nobody by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from prometheus_client import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
+from prometheus_client.parser import text_string_to_metric_families as plain
+from sqlalchemy import text
+
+from benchmarks import growth_tables
+from tests.redemptions.test_plans import nodes, plans
+from webapp import bell, create_app
+from webapp.accounts import actions as accounts
+from webapp.campaigns.models import Batch, Campaign, MailIssue, gaps_of
+from webapp.customers.models import Customer, CustomerImport
+from webapp.extensions import db
+from webapp.monitoring import actions, queries
+from webapp.monitoring.actions import Myself
+from webapp.offers.models import Offer
+from webapp.redemptions.models import CodeMiss
+from webapp.settings import Settings
+
+Values = dict[tuple[str, tuple[str, ...]], float]
+
+
+def values(page: str, parse: Callable[[str], Iterable[Metric]] = plain) -> Values:
+    """Every sample of a page, by name and values of its labels."""
+    return {(s.name, tuple(s.labels.values())): s.value for family in parse(page) for s in family.samples}
+
+
+def scrape(api: FlaskClient) -> Values:
+    answer = api.get("/metrics")
+    assert answer.status_code == 200
+    return values(answer.text)
+
+
+@pytest.fixture
+def mailing(offer: Callable[..., Offer], customer: Callable[..., Customer]) -> Campaign:
+    """Five recipients: two mails sent, one failed, one put off, one not tried yet."""
+    people = [customer(f"someone{n}@example.com") for n in range(5)]
+    long_ago = datetime.now(UTC) - timedelta(hours=1)
+    campaign = Campaign(offer_id=offer("SECRETCODE").id, subject="s", text="t", status="sending", total=5)
+    campaign.launched_at = campaign.sending_since = long_ago
+    db.session.add(campaign)
+    db.session.flush()
+    ids = [person.id for person in people]
+    batch = Batch(campaign_id=campaign.id, seq=0, first_id=ids[0], last_id=ids[-1], gaps=gaps_of(ids))
+    batch.window_start = batch.window_end = 4
+    batch.sent, batch.windows = 2, [0, 1]
+    db.session.add_all([batch, MailIssue(campaign_id=campaign.id, customer_id=ids[2], state="failed", smtp_code=550)])
+    db.session.add(MailIssue(campaign_id=campaign.id, customer_id=ids[3], state="deferred", smtp_code=451))
+    db.session.commit()
+    return campaign
+
+
+def test_strangers_may_not_read(client: FlaskClient) -> None:
+    for header in ({}, {"Authorization": "Bearer onecode_live_nothing_secret"}):
+        answer = client.get("/metrics", headers=header)
+        assert answer.status_code == 401
+        assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+        assert "onecode_" not in answer.text
+
+
+def test_a_key_without_the_scope_may_not_read(client: FlaskClient) -> None:
+    key = accounts.create_api_key("till", ["redeem"], by="tests")
+
+    answer = client.get("/metrics", headers={"Authorization": f"Bearer {key}"})
+
+    assert (answer.status_code, answer.get_json()["code"]) == (403, "forbidden")
+
+
+def test_a_key_that_reads_is_enough(client: FlaskClient) -> None:
+    key = accounts.create_api_key("prometheus", ["read"], by="tests")
+
+    answer = client.get("/metrics", headers={"Authorization": f"Bearer {key}"})
+
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+
+
+def test_every_figure_has_help_and_a_type_and_a_name_as_prometheus_wants_it(
+    api: FlaskClient, mailing: Campaign
+) -> None:
+    actions.beat(Myself("1"), swept={"campaigns.sweep": 1})
+    families = list(plain(api.get("/metrics").text))
+
+    assert len(families) > 20
+    for family in families:
+        assert family.name.startswith("onecode_")
+        assert family.documentation.endswith(".")
+        assert family.type in ("gauge", "counter")
+        assert family.samples
+
+
+def test_open_metrics_where_it_is_asked_for(api: FlaskClient, mailing: Campaign) -> None:
+    answer = api.get("/metrics", headers={"Accept": "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"})
+
+    assert answer.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+    found = values(answer.text, open_metrics)
+    # Connections come and go, and a table that was read may have grown.
+    assert found.keys() == scrape(api).keys()
+
+
+def test_mails_of_an_open_campaign_are_those_in_the_rows(api: FlaskClient, mailing: Campaign) -> None:
+    found = scrape(api)
+
+    mails = {labels[1]: n for (name, labels), n in found.items() if name == "onecode_campaign_mails"}
+    assert mails == {"waiting": 1, "sent": 2, "deferred": 1, "failed": 1, "uncertain": 0, "skipped": 0, "left": 0}
+    assert found["onecode_campaigns", ("sending",)] == 1
+    assert found["onecode_campaigns", ("done",)] == 0
+    assert found["onecode_campaign_stalled", (str(mailing.id),)] == 1
+
+
+def test_what_a_campaign_suffers_from_is_told(api: FlaskClient, mailing: Campaign) -> None:
+    def told() -> tuple[float, float]:
+        db.session.commit()
+        found = scrape(api)
+        return found["onecode_relay_trouble", ()], found["onecode_campaigns_paused_by_themselves", ()]
+
+    assert told() == (0, 0)
+    mailing.trouble = "The mail relay can't be reached."
+    assert told() == (1, 0)
+    mailing.trouble, mailing.status, mailing.pause_reason = None, "paused", "the relay refuses us: 535"
+    assert told() == (0, 1)
+    mailing.pause_reason = "paused by ada@example.com"
+    assert told() == (0, 0)
+
+
+def test_only_so_many_campaigns_are_told_of_one_by_one(api: FlaskClient, offer: Callable[..., Offer]) -> None:
+    for n in range(queries.CAMPAIGNS + 3):
+        db.session.add(Campaign(offer_id=offer(f"CODE{n}").id, subject="s", text="t", status="sending", total=0))
+    db.session.add(Campaign(offer_id=offer("OVER").id, subject="s", text="t", status="done", total=0))
+    db.session.commit()
+
+    told = {labels[0] for name, labels in scrape(api) if name == "onecode_campaign_mails"}
+
+    assert len(told) == queries.CAMPAIGNS
+    assert max(map(int, told)) == queries.CAMPAIGNS + 3
+
+
+def test_redemptions_misses_and_imports_are_those_in_the_rows(
+    api: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
+) -> None:
+    mine = offer()
+    for n in range(3):
+        customer(f"someone{n}@example.com")
+        body = {"code": mine.code, "customer": {"email": f"someone{n}@example.com"}}
+        made = api.post("/api/v1/redemptions", json=body)
+        assert made.status_code == 201
+    assert api.post(f"/api/v1/redemptions/{made.get_json()['id']}/rollback", json={"reason": "x"}).status_code == 200
+    now = datetime.now(UTC)
+    db.session.add(CodeMiss(offer_id=mine.id, slot=1, minute=now, n=40))
+    db.session.add(CodeMiss(offer_id=mine.id, slot=2, minute=now - timedelta(hours=2), n=7))
+    for status in ("done", "done", "failed"):
+        db.session.add(CustomerImport(filename="a.csv", media_type="text/csv", status=status))
+    db.session.commit()
+
+    found = scrape(api)
+
+    assert found["onecode_redemptions_total", ()] == 3
+    assert found["onecode_rollbacks_total", ()] == 1
+    assert found["onecode_code_misses_last_hour", ()] == 40
+    assert found["onecode_offers_guessed_at", ()] == 1
+    assert [found["onecode_imports", (state,)] for state in ("queued", "done", "failed")] == [0, 2, 1]
+
+
+def test_the_queue_the_database_and_the_migration_are_told_of(api: FlaskClient) -> None:
+    db.session.execute(
+        text("insert into huey_task (queue, data) values ('onecode', ''), ('onecode', ''), ('other', '')")
+    )
+    db.session.execute(text("insert into huey_schedule (queue, data, timestamp) values ('onecode', '', 0)"))
+    db.session.commit()
+
+    found = scrape(api)
+
+    assert found["onecode_database_up", ()] == 1
+    assert (found["onecode_queue_tasks", ()], found["onecode_queue_scheduled_tasks", ()]) == (2, 1)
+    assert 1 <= found["onecode_database_connections", ()] <= found["onecode_database_connections_max", ()]
+    size = db.session.scalars(text("select pg_database_size(current_database())")).one()
+    assert found["onecode_database_size_bytes", ()] == pytest.approx(size, rel=0.1)
+    version = db.session.scalars(text("select version_num from alembic_version")).one()
+    assert found["onecode_migration_info", (version, version)] == 1
+    assert found["onecode_migration_differs", ()] == 0
+
+
+def test_workers_that_live_are_counted_and_the_silent_are_not(api: FlaskClient) -> None:
+    for silent, stopped, busy, swept in ((0, False, 7.0, 50.0), (70, False, 900.0, 20.0), (0, True, None, 30.0)):
+        me = Myself("1")
+        actions.beat(me, busy, {"campaigns.sweep": swept})
+        if stopped:
+            actions.stop(me)
+        db.session.execute(
+            text("update worker set seen_at = seen_at - make_interval(secs => :s) where id = :id"),
+            {"s": silent, "id": me.id},
+        )
+        db.session.commit()
+
+    found = scrape(api)
+
+    assert found["onecode_workers", ()] == 1
+    assert found["onecode_worker_busy_seconds", ()] == pytest.approx(7, abs=5)
+    now = float(db.session.scalars(text("select extract(epoch from now())")).one())
+    assert now - found["onecode_sweep_timestamp_seconds", ("campaigns.sweep",)] == pytest.approx(20, abs=5)
+
+
+def test_nobody_is_named(api: FlaskClient, mailing: Campaign) -> None:
+    page = api.get("/metrics").text
+
+    assert "@" not in page
+    assert "SECRETCODE" not in page
+    assert "Ada" not in page
+
+
+def test_without_the_database_the_page_still_says_so(app: Flask, test_settings: Settings) -> None:
+    away = create_app(replace(test_settings, database_url="postgresql+psycopg://nobody@127.0.0.1:1/nothing"))
+    bell.init_app(app)
+
+    answer = away.test_client().get("/metrics", headers={"Authorization": "Bearer onecode_live_abc_secret"})
+
+    assert answer.status_code == 200
+    found = values(answer.text)
+    assert found["onecode_database_up", ()] == 0
+    assert {name for name, _ in found} == {"onecode_build_info", "onecode_database_up"}
+    assert away.test_client().get("/metrics").status_code == 401
+
+
+@contextmanager
+def changed(there: str, back: str) -> Iterator[None]:
+    db.session.execute(text(there))
+    db.session.commit()
+    try:
+        yield
+    finally:
+        db.session.execute(text(back))
+        db.session.commit()
+
+
+def test_tables_of_another_release_leave_out_only_what_is_about_them(api: FlaskClient) -> None:
+    newest = db.session.scalars(text("select version_num from alembic_version")).one()
+    older = changed(
+        "update alembic_version set version_num = '0012'", f"update alembic_version set version_num = '{newest}'"
+    )
+    with older, changed("alter table worker rename to later", "alter table later rename to worker"):
+        found = scrape(api)
+
+    assert found["onecode_migration_info", ("0012", newest)] == 1
+    assert (found["onecode_migration_differs", ()], found["onecode_database_up", ()]) == (1, 1)
+    assert ("onecode_workers", ()) not in found
+
+
+# How many rows a scrape may read at most: those of the one campaign that is open, and what was undone.
+PEOPLE, ROWS, BATCHES, ISSUES, UNDONE = 50_000, 100_000, 1000, 500, 5000
+LARGE = {"customer": 0, "redemption": 3000, "rollback": UNDONE, "mail_issue": 3 * ISSUES, "batch": 3 * BATCHES}
+EMPTY = (
+    "truncate customer, audience, audience_member, offer, offer_code, redemption, rollback, redemption_hour,"
+    " redemption_total, hour_total, campaign, batch, batch_cursor, mail_issue restart identity cascade"
+)
+FILL = f"""
+insert into rollback (customer_id, offer_id, redeemed_at, channel, rolled_back_by, reason)
+  select customer_id, offer_id, redeemed_at - interval '1 year', 'api', 'staff', ''
+  from redemption limit {UNDONE};
+insert into campaign (offer_id, subject, text, status, launched_at, sending_since, total, sent_in_batches)
+  select g, 's', 't', case g when 1 then 'sending' else 'done' end, now(), now(), 1000, nullif(sign(g - 1), 0)
+  from generate_series(1, 20) g;
+insert into batch (campaign_id, seq, first_id, last_id, gaps)
+  select c, s, s * 50 + 1, s * 50 + 50, (array[s * 50 + 1] || array_fill(1, array[49]))::bigint[]
+  from generate_series(1, 20) c, generate_series(1, {BATCHES}) s;
+insert into mail_issue (campaign_id, customer_id, state, smtp_code)
+  select c, g, 'failed', 550 from generate_series(1, {ISSUES}) g, generate_series(1, 20) c;
+"""
+
+
+@pytest.fixture
+def filled(app: Flask, test_settings: Settings) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(test_settings.libpq_url, autocommit=True) as connection:
+        growth_tables.fill(connection, PEOPLE)
+        growth_tables.redeem(connection, PEOPLE, ROWS)
+        connection.execute(FILL)
+        connection.execute("vacuum (analyze)")
+        yield connection
+        db.session.remove()
+        connection.execute(EMPTY)
+
+
+def test_a_scrape_reads_little_however_much_there_is(filled: psycopg.Connection) -> None:
+    read = dict.fromkeys(LARGE, 0.0)
+    for statement, plan in plans(filled, queries.figures):
+        for node in nodes(plan):
+            table = node.get("Relation Name")
+            if table in LARGE:
+                # What was undone is counted, in its index or its rows as the planner likes: few compared to the rest.
+                assert table == "rollback" or "Seq Scan" not in node["Node Type"], f"{table}: {statement}"
+                rows = (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+                # Planned twice: with the parameters and with any.
+                read[table] += rows / 2
+    assert all(read[table] <= most for table, most in LARGE.items()), read
