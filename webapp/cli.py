@@ -4,104 +4,31 @@ from __future__ import annotations
 
 import socket
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
 import click
-import flask_migrate
 from flask import Flask, current_app
-from sqlalchemy import text
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
-from webapp import keyring, mailsink, services
+from webapp import keyring, lifecycle, mailsink
 from webapp.accounts import actions as accounts
 from webapp.accounts import key_actions
 from webapp.accounts import queries as staff
 from webapp.accounts.models import ROLES, SCOPES
 from webapp.campaigns import bounce_actions, mailbox
 from webapp.customers.models import normalise_email
-from webapp.embedded import EmbeddedError
 from webapp.errors import DomainError, NotFound
-from webapp.extensions import db
 from webapp.monitoring import queries as monitoring
 from webapp.services import ServiceError
 from webapp.settings import Settings
 
 
 def init_app(app: Flask) -> None:
-    for command in (up, down, run, migrate, invite, api_key, key, mail_sink, worker_alive):
+    lifecycle.init_app(app)
+    for command in (invite, api_key, key, mail_sink, worker_alive):
         app.cli.add_command(command)
     app.cli.add_command(bounces)
-
-
-@click.command()
-def up() -> None:
-    """Start everything in the background and say where it is."""
-    settings = _settings()
-    with services.alone(settings):
-        try:
-            if services.is_running(settings) and not services.start_database(settings):
-                _say_where(settings, "Onecode is already running; nothing was changed.")
-                return
-            services.start_database(settings)
-            _migrate(settings)
-            if not services.is_running(settings):
-                services.start(settings)
-        except (ServiceError, EmbeddedError, OSError) as error:
-            _fail(error)
-        _say_where(settings, "Onecode is running.")
-
-
-@click.command()
-def down() -> None:
-    """Stop everything that `up` started. Data stays."""
-    settings = _settings()
-    with services.alone(settings):
-        try:
-            stopped = services.stop(settings)
-            stopped = services.stop_database(settings) or stopped
-        except (ServiceError, EmbeddedError, OSError) as error:
-            _fail(error)
-    click.echo("Onecode is stopped; its data is kept." if stopped else "Onecode was not running.")
-
-
-@click.command("run-here")
-def run() -> None:
-    """Run in front, with the logs on the screen; Ctrl-C ends it."""
-    settings = _settings()
-    with services.alone(settings):
-        try:
-            if services.is_running(settings):
-                raise ServiceError("Onecode runs in the background already; stop it first with: make down")
-            started = services.start_database(settings)
-            _migrate(settings)
-        except (ServiceError, EmbeddedError, OSError) as error:
-            _fail(error)
-    _say_where(settings, "Onecode is starting; Ctrl-C ends it.")
-    try:
-        services.run(settings)
-    except ServiceError as error:
-        _fail(error)
-    finally:
-        if started:
-            services.stop_database(settings)
-
-
-@click.command("migrate")
-def migrate() -> None:
-    """Bring the database's tables up to date. Safe on two machines at once: the second waits for the first."""
-    settings = _settings()
-    # Only the embedded server's start needs a lock in the instance folder, which elsewhere may be read-only.
-    with services.alone(settings) if settings.database_is_embedded else nullcontext():
-        try:
-            started = services.start_database(settings)
-            _migrate(settings)
-            if started:
-                services.stop_database(settings)
-        except (ServiceError, EmbeddedError, OSError) as error:
-            _fail(error)
-    click.echo("The database is up to date.")
 
 
 @click.command()
@@ -225,35 +152,6 @@ def worker_alive() -> None:
         raise SystemExit("onecode: the database does not answer, so nobody knows about the worker") from error
     if not alive:
         _fail(ServiceError(f"no worker on {host} was heard of in the last minute; start one: python -m webapp.worker"))
-
-
-def _migrate(settings: Settings) -> None:
-    """Migrate, one process at a time: an advisory lock makes a second one wait and then find nothing to do."""
-    try:
-        # No transaction: a server that ends idle ones would take the lock away in the middle.
-        lock = db.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-    except OperationalError as error:
-        reason = str(error.orig).strip().splitlines()[0]
-        raise ServiceError(f"the database of DATABASE_URL does not let us in ({reason}); check that setting") from error
-    with lock:
-        lock.execute(text("select pg_advisory_lock(hashtext('onecode.migrate'))"))
-        try:
-            flask_migrate.upgrade()
-        finally:
-            lock.execute(text("select pg_advisory_unlock(hashtext('onecode.migrate'))"))
-
-
-def _say_where(settings: Settings, first: str) -> None:
-    click.echo(f"{first}\n")
-    click.echo(f"  Staff       {settings.public_url}/")
-    click.echo(f"  Customers   {settings.public_url}/redeem")
-    click.echo(f"  Integrators {settings.public_url}/api/v1/docs")
-    if settings.mail_is_sink:
-        click.echo(f"  Mails       {settings.sink_url}   (kept here, sent to nobody)")
-    if not staff.any_staff():
-        click.echo("\nChoose your name and password with this link, which works once:\n")
-        click.echo(f"  {accounts.invite('admin', None, by='set-up')}")
-    click.echo("\nStop with `make down`; all commands: `make help`.")
 
 
 def _settings() -> Settings:

@@ -12,10 +12,12 @@ import os
 import pwd
 import secrets
 import shutil
+import signal
 import stat
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -26,6 +28,7 @@ import psutil
 import psycopg
 from psycopg import sql
 
+from webapp import files
 from webapp.settings import SHARED_HOME
 
 SYSTEM_USER = "onecode-db"
@@ -58,34 +61,68 @@ class Server:
 
         Returns when the server takes connections.
 
-        :raises EmbeddedError: when it can't, with the last line of its log.
+        :raises EmbeddedError: when it can't, with the last line of its log; then it does not run.
         """
         running = self.is_running()
         process = None
         if not running:
+            self._forget_the_dead()
             self._make_folders()
             if not (self.data / "PG_VERSION").exists():
                 self._initdb()
             self._write_settings()
             process = self._spawn()
-        self._wait(process)
+        try:
+            self._wait(process)
+        except BaseException:
+            if process is not None:
+                process.send_signal(signal.SIGINT)
+                process.wait()
+            raise
         return not running
 
     def stop(self) -> bool:
-        """Stop the server and wait until it is gone; True if it was running."""
-        if not self.is_running():
-            return False
-        process = psutil.Process(int((self.data / "postmaster.pid").read_text().split("\n", 1)[0]))
-        self._run("pg_ctl", "-D", self.data, "-m", "fast", "-w", "-t", "60", "stop")
-        # pg_ctl is content when the pid file is gone; the process itself goes a moment later.
-        psutil.wait_procs([process], timeout=10)
-        return True
+        """Stop the server and wait until it is gone; True if it was running. The folder of its socket goes, too."""
+        process = self._postmaster()
+        if process is not None:
+            self._run("pg_ctl", "-D", self.data, "-m", "fast", "-w", "-t", "60", "stop")
+            # pg_ctl is content when the pid file is gone; the process itself goes a moment later.
+            psutil.wait_procs([process], timeout=10)
+        self._forget_the_dead()
+        with suppress(OSError):
+            self.sockets.rmdir()
+        return process is not None
 
     def is_running(self) -> bool:
         """Whether this very cluster has a live server; the pid file that a crash left does not count."""
-        if not (self.data / "postmaster.pid").exists():
+        return self._postmaster() is not None
+
+    def _postmaster(self) -> psutil.Process | None:
+        """The live server of this cluster. A number in a file may be another program's by now, after a reboot say."""
+        try:
+            process = psutil.Process(int((self.data / "postmaster.pid").read_text().split("\n", 1)[0]))
+        except (OSError, ValueError, psutil.Error):
+            return None
+        return process if self._serves(process) else None
+
+    def _serves(self, process: psutil.Process) -> bool:
+        """Whether a process is the server of this cluster, or a child of it. Where we may not look, it is."""
+        try:
+            return process.name() == "postgres" and os.path.samefile(process.cwd(), self.data)
+        except psutil.AccessDenied:
+            return True
+        except (OSError, psutil.Error):
             return False
-        return self._call("pg_ctl", "-D", self.data, "status").returncode == 0
+
+    def _forget_the_dead(self) -> None:
+        """Remove what a killed server left. PostgreSQL does so itself, unless its number has gone to another program.
+
+        The pid file stays while a child of a killed server lives: it keeps a new server away from its memory.
+        """
+        for file in self.sockets.glob(".s.PGSQL.5432*"):
+            file.unlink(missing_ok=True)
+        if not any(self._serves(process) for process in psutil.process_iter()):
+            (self.data / "postmaster.pid").unlink(missing_ok=True)
 
     def url(self, database: str = "postgres") -> str:
         return psycopg.conninfo.make_conninfo(host=str(self.sockets), user="onecode", dbname=database)
@@ -103,6 +140,8 @@ class Server:
             if not folder.exists():
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 folder.mkdir(mode=0o700)
+            if folder.stat().st_uid == os.geteuid() and not any(folder.iterdir()):
+                # Just made, or made by a start that was killed before this.
                 self._give(folder)
             found = folder.stat()
             expected = pwd.getpwnam(self.owner).pw_uid if self.owner else os.geteuid()
@@ -113,13 +152,20 @@ class Server:
         # A half-finished initdb leaves a folder that initdb refuses; build beside it and rename when whole.
         fresh = self.home / "data.new"
         shutil.rmtree(fresh, ignore_errors=True)
-        self._run(
-            "initdb", "-D", fresh, "-U", "onecode", "--encoding=UTF8", "--locale=C", "--locale-provider=builtin",
-            "--builtin-locale=C.UTF-8", "--auth=trust", "--no-instructions",
-        )  # fmt: skip
+        try:
+            self._initdb_into(fresh)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
         if self.data.exists():
             raise EmbeddedError(f"{self.data} exists but is no database; move it away and try again")
         fresh.rename(self.data)
+
+    def _initdb_into(self, folder: Path) -> None:
+        self._run(
+            "initdb", "-D", folder, "-U", "onecode", "--encoding=UTF8", "--locale=C", "--locale-provider=builtin",
+            "--builtin-locale=C.UTF-8", "--auth=trust", "--no-instructions",
+        )  # fmt: skip
 
     def _write_settings(self) -> None:
         """Our settings stand in a file of their own; the socket folder alone decides who can connect."""
@@ -157,6 +203,7 @@ class Server:
                 if process is not None and process.poll() is not None:
                     break
                 time.sleep(0.05)
+        self._refuse_if_full(self._last_words())
         raise EmbeddedError(f"the embedded PostgreSQL did not start: {self._last_words()} (all in {self.log})")
 
     def _last_words(self) -> str:
@@ -166,8 +213,14 @@ class Server:
     def _run(self, program: str, *arguments: str | Path) -> None:
         done = self._call(program, *arguments)
         if done.returncode != 0:
+            self._refuse_if_full(done.stderr + done.stdout)
             words = (done.stderr or done.stdout).strip().splitlines()
             raise EmbeddedError(f"{program} failed: {words[-1] if words else f'status {done.returncode}'}")
+
+    def _refuse_if_full(self, words: str) -> None:
+        """Say it in one way, whichever program has met the end of the disk."""
+        if "No space left on device" in words or "Disk quota exceeded" in words:
+            raise EmbeddedError(f"the disk is full; make room in {self.home} and run the same command again")
 
     def _call(self, program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -223,10 +276,7 @@ def server(instance: Path, sockets: Path, settings: Mapping[str, str] | None = N
 
 def _mark(instance: Path) -> str:
     """A random word kept in the instance folder: one made anew at the same place never meets the old one's data."""
-    file = instance / "mark"
-    if not file.exists():
-        file.write_text(secrets.token_hex(4))
-    return file.read_text()
+    return files.read_or_write_whole(instance / "mark", secrets.token_hex(4))
 
 
 def wheel_folder() -> Path:

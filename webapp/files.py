@@ -56,7 +56,8 @@ def why_not(error: OSError, folder: Path) -> str:
     place = folder
     while not place.exists() and place != place.parent:
         place = place.parent
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    # Copying a tree has errors of its own, with a list in their words.
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
         return f"the disk is full; make room in {place} and run the same command again"
     if error.errno == errno.EROFS:
         return f"{place} can only be read; let INSTANCE_PATH name a folder that can be written to"

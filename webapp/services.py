@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from webapp import embedded
+from webapp import embedded, files
 from webapp.settings import ROOT, Settings, socket_folder
 
 # Long enough for a worker to finish the message in hand against a relay that takes its time.
@@ -36,9 +35,18 @@ class ServiceError(Exception):
 @contextmanager
 def alone(settings: Settings) -> Iterator[None]:
     """One start or stop of an instance at a time."""
-    settings.instance_path.mkdir(parents=True, exist_ok=True)
-    with (settings.instance_path / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    folder = settings.instance_path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("a")
+    except OSError as error:
+        raise ServiceError(files.why_not(error, folder)) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("Waiting for another start or stop of this copy …", flush=True)  # noqa: T201
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -58,7 +66,13 @@ def start_database(settings: Settings) -> bool:
 
 
 def stop_database(settings: Settings) -> bool:
+    """Stop the embedded server; True if it was running."""
     return settings.database_is_embedded and database(settings).stop()
+
+
+def database_is_running(settings: Settings) -> bool:
+    """Whether nobody has to start the database: it is another's, or the embedded one runs."""
+    return not settings.database_is_embedded or database(settings).is_running()
 
 
 def is_running(settings: Settings) -> bool:
@@ -69,10 +83,9 @@ def is_running(settings: Settings) -> bool:
 def start(settings: Settings) -> None:
     """Start web, worker and (without MAIL_SERVER) mail sink in the background; return when `/readyz` answers.
 
-    :raises ServiceError: when a port is taken or the program does not become ready; nothing is left running then.
+    :raises ServiceError: when the program does not become ready; nothing is left running then.
     """
-    _check_ports(settings)
-    (settings.instance_path / "port").write_text(str(settings.port))
+    files.write_whole(settings.instance_path / "port", str(settings.port))
     configuration = _configuration(settings)
     with (settings.instance_path / "log" / "start.log").open("wb") as log:
         subprocess.Popen(
@@ -85,16 +98,15 @@ def start(settings: Settings) -> None:
             env=_environment(settings),
         )
     try:
-        _wait_until_ready(settings)
-    except ServiceError:
+        wait_until_ready(settings)
+    except BaseException:
         stop(settings)
         raise
 
 
 def run(settings: Settings) -> None:
     """Run the same processes in front, logs on the screen, until Ctrl-C or SIGTERM; return when all have ended."""
-    _check_ports(settings)
-    (settings.instance_path / "port").write_text(str(settings.port))
+    files.write_whole(settings.instance_path / "port", str(settings.port))
     command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(_configuration(settings, front=True))]
     # Ctrl-C reaches the whole group of the terminal: supervisord ends its own, and this process waits for it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -201,22 +213,11 @@ def _environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def _check_ports(settings: Settings) -> None:
-    wanted = [settings.port]
-    if settings.mail_is_sink:
-        wanted += [settings.mail_port, settings.sink_page_port]
-    for port in wanted:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError as error:
-                raise ServiceError(
-                    f"port {port} is taken by another program; choose another: make setup PORT={settings.port + 10}"
-                ) from error
+def wait_until_ready(settings: Settings, seconds: float = 60) -> None:
+    """Return when `/readyz` answers.
 
-
-def _wait_until_ready(settings: Settings, seconds: float = 60) -> None:
+    :raises ServiceError: when it does not, with the last words of the log.
+    """
     deadline = time.monotonic() + seconds
     last = "no answer"
     while time.monotonic() < deadline:

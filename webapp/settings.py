@@ -26,6 +26,13 @@ from webapp import files
 # Where the embedded server lives when it can't live in the instance folder (see embedded.py).
 SHARED_HOME = Path("/var/lib/onecode")
 ROOT = Path(__file__).resolve().parent.parent
+# Everything that can be set, here and in the README.
+NAMES = (
+    "DATABASE_URL", "SECRET_KEY", "INSTANCE_PATH", "PORT", "WEB_HOST", "WEB_WORKERS", "PUBLIC_URL", "SHOP_NAME",
+    "TRUSTED_PROXIES", "MAIL_SERVER", "MAIL_PORT", "MAIL_USERNAME", "MAIL_PASSWORD", "MAIL_USE_TLS", "MAIL_USE_SSL",
+    "MAIL_DEFAULT_SENDER", "MAIL_CONNECTIONS", "MAIL_PER_SECOND", "MAIL_BOUNCE_ADDRESS",
+    "LOG_FORMAT", "LOG_LEVEL",
+)  # fmt: skip
 
 
 class SettingsError(Exception):
@@ -60,6 +67,9 @@ class Settings:
     mail_bounce_address: str | None
     shop_name: str
     trusted_proxies: int
+    # `text` for people or `json` for programs; from which level on, None for what is usual (webapp/logs.py).
+    log_format: str
+    log_level: str | None
     max_upload: int = 512 * 1024 * 1024
 
     @property
@@ -114,6 +124,8 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         mail_bounce_address=_bounce_address(given),
         shop_name=given.get("SHOP_NAME") or "Onecode",
         trusted_proxies=_integer(given, "TRUSTED_PROXIES", 0, 0, 10),
+        log_format=_one_of(given, "LOG_FORMAT", "text", "json") or "text",
+        log_level=_one_of(given, "LOG_LEVEL", "DEBUG", "INFO", "WARNING", "ERROR"),
     )
 
 
@@ -298,6 +310,15 @@ def _integer(given: Mapping[str, str], name: str, default: int, low: int, high: 
     if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
         raise SettingsError(f"{name} must be a whole number from {low} to {high}, not {text!r}")
     return int(text)
+
+
+def _one_of(given: Mapping[str, str], name: str, *words: str) -> str | None:
+    """One of these words, in whatever case; None where nothing is said."""
+    text = given.get(name, "").strip()
+    found = next((word for word in words if word.lower() == text.lower()), None)
+    if text and found is None:
+        raise SettingsError(f"{name} must be {', '.join(words[:-1])} or {words[-1]}, not {text!r}")
+    return found
 
 
 def _pace(given: Mapping[str, str]) -> float:

@@ -1,0 +1,179 @@
+"""What `make setup`, `make down`, `make run` and `make run-migration` do, and what they print.
+
+A problem is one line on standard error that says what to do; then nothing is left running that was started here.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import FrameType
+
+import click
+import flask_migrate
+import psycopg
+from flask import Flask, current_app
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from webapp import files, preflight, services
+from webapp.accounts import actions as accounts
+from webapp.accounts import queries as staff
+from webapp.embedded import EmbeddedError
+from webapp.extensions import db
+from webapp.preflight import SetupError
+from webapp.services import ServiceError
+from webapp.settings import Settings, SettingsError
+
+
+def init_app(app: Flask) -> None:
+    for command in (up, down, run, migrate):
+        app.cli.add_command(command)
+
+
+@click.command()
+def up() -> None:
+    """Start everything in the background and say where it is."""
+    settings = _settings()
+    with _one_line(settings), services.alone(settings):
+        if services.is_running(settings) and services.database_is_running(settings):
+            services.wait_until_ready(settings)
+            _say_where(settings, "Onecode is already running; nothing was changed.")
+            return
+        _remark(preflight.remarks(settings))
+        # What a set-up that was killed has left; what has to be ready is started anew.
+        services.stop(settings)
+        preflight.check_ports(settings)
+        with _database(settings):
+            parts = "web, worker and mail sink" if settings.mail_is_sink else "web and worker"
+            click.echo(f"Starting {parts} …")
+            services.start(settings)
+            try:
+                _say_where(settings, "\nOnecode is running.")
+            except BaseException:
+                services.stop(settings)
+                raise
+
+
+@click.command()
+def down() -> None:
+    """Stop everything that `up` started. Data stays."""
+    settings = _settings()
+    with _one_line(settings), services.alone(settings):
+        stopped = services.stop(settings)
+        stopped = services.stop_database(settings) or stopped
+    click.echo("Onecode is stopped; its data is kept." if stopped else "Onecode was not running.")
+
+
+@click.command("run-here")
+def run() -> None:
+    """Run in front, with the logs on the screen; Ctrl-C ends it."""
+    settings = _settings()
+    with _one_line(settings):
+        with services.alone(settings):
+            if services.is_running(settings):
+                raise ServiceError("Onecode runs in the background already; stop it first with: make down")
+            _remark(preflight.remarks(settings))
+            preflight.check_ports(settings)
+            started = not services.database_is_running(settings)
+            with _database(settings):
+                _say_where(settings, "\nOnecode is starting; Ctrl-C ends it.")
+        try:
+            services.run(settings)
+        finally:
+            if started:
+                services.stop_database(settings)
+
+
+@click.command("migrate")
+def migrate() -> None:
+    """Bring the database's tables up to date. Safe on two machines at once: the second waits for the first."""
+    settings = _settings()
+    # Only the embedded server's start needs a lock in the instance folder, which elsewhere may be read-only.
+    with _one_line(settings), services.alone(settings) if settings.database_is_embedded else nullcontext():
+        started = not services.database_is_running(settings)
+        with _database(settings):
+            pass
+        if started:
+            services.stop_database(settings)
+    click.echo("The database is up to date.")
+
+
+@contextmanager
+def _database(settings: Settings) -> Iterator[None]:
+    """The database, ours, up to date and running; when what follows fails, a server started here is stopped again."""
+    started = not services.database_is_running(settings)
+    try:
+        if started:
+            click.echo("Starting PostgreSQL …")
+            services.start_database(settings)
+        _remark(preflight.check_database(settings))
+        _migrate(settings)
+        yield
+    except BaseException:
+        if started:
+            services.stop_database(settings)
+        raise
+
+
+def _migrate(settings: Settings) -> None:
+    """Migrate, one process at a time: an advisory lock makes a second one wait and then find nothing to do."""
+    # No transaction: a server that ends idle ones would take the lock away in the middle.
+    with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as lock:
+        lock.execute(text("select pg_advisory_lock(hashtext('onecode.migrate'))"))
+        try:
+            flask_migrate.upgrade()
+        finally:
+            lock.execute(text("select pg_advisory_unlock(hashtext('onecode.migrate'))"))
+
+
+def _say_where(settings: Settings, first: str) -> None:
+    click.echo(f"{first}\n")
+    click.echo(f"  Staff       {settings.public_url}/")
+    click.echo(f"  Customers   {settings.public_url}/redeem")
+    click.echo(f"  Integrators {settings.public_url}/api/v1/docs")
+    if settings.mail_is_sink:
+        click.echo(f"  Mails       {settings.sink_url}   (kept here, sent to nobody)")
+    if not staff.any_staff():
+        link = accounts.invite("admin", None, by="set-up")
+        click.echo("\nNext: open this link, which works once, and choose your name and password:\n")
+        click.echo(f"  {link}\n")
+        click.echo("Then look around with `make demo`, or import customers of your own.")
+        click.echo("Lost the link? `make setup` prints a new one.")
+    click.echo("\nStop with `make down`; all commands: `make help`.")
+
+
+@contextmanager
+def _one_line(settings: Settings) -> Iterator[None]:
+    """Whatever goes wrong inside is one line; also an interruption by Ctrl-C or SIGTERM."""
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    except (ServiceError, EmbeddedError, SetupError, SettingsError) as error:
+        raise SystemExit(f"onecode: {error}") from error
+    except OSError as error:
+        raise SystemExit(f"onecode: {files.why_not(error, settings.instance_path)}") from error
+    except (psycopg.Error, DBAPIError) as error:
+        words = str(error.orig if isinstance(error, DBAPIError) else error).strip() or type(error).__name__
+        if "No space left on device" in words:
+            words = "the disk of the database is full; make room and run the same command again"
+        raise SystemExit(f"onecode: {words.splitlines()[0]}") from error
+    except KeyboardInterrupt as error:
+        raise SystemExit("onecode: interrupted; what was started is stopped, run the same command again") from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _remark(lines: list[str]) -> None:
+    for line in lines:
+        click.echo(f"onecode: {line}", err=True)
+
+
+def _settings() -> Settings:
+    settings: Settings = current_app.config["SETTINGS"]
+    return settings
