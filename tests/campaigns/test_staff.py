@@ -321,6 +321,15 @@ def test_a_launch_before_the_offer_starts_is_warned_of(staff: FlaskClient, offer
     assert "until then it is refused" in staff.get("/campaigns/1/launch").text
 
 
+def test_the_page_of_a_mailing_leads_to_the_mail_sink_where_there_is_one(
+    staff: FlaskClient, sending: Campaign, with_settings: Callable[..., object]
+) -> None:
+    with_settings(mail_is_sink=False)
+    assert "mail sink" not in staff.get(f"/campaigns/{sending.id}").text
+    with_settings(mail_is_sink=True, port=8010)
+    assert '<a href="http://127.0.0.1:8012/">the mail sink</a>' in staff.get(f"/campaigns/{sending.id}").text
+
+
 def test_a_launched_mail_is_not_written_any_more(staff: FlaskClient, sending: Campaign) -> None:
     for page in ("mail", "launch"):
         answer = staff.get(f"/offers/{sending.offer_id}/{page}")

@@ -41,6 +41,4 @@ def drop(folder: Path) -> Callable[..., str]:
 
 @pytest.fixture
 def browser(index: Index) -> FlaskClient:
-    client = page(index).test_client()
-    client.environ_base["HTTP_HOST"] = "127.0.0.1:8002"
-    return client
+    return page(index).test_client()

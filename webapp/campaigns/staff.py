@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flask import Blueprint, Response, flash, redirect, request, stream_with_context, url_for
+from flask import Blueprint, Response, current_app, flash, redirect, request, stream_with_context, url_for
 from flask_login import current_user
 from werkzeug.wrappers import Response as BaseResponse
 
@@ -66,9 +66,11 @@ def show(campaign_id: int) -> BaseResponse:
     if campaign.status in BEFORE:
         return redirect(place(campaign), 303)
     offer = find_offer(campaign.offer_id)
+    settings = current_app.config["SETTINGS"]
     page = web.render(
         "campaigns/show.html",
         offer=offer,
+        sink_url=settings.sink_url if settings.mail_is_sink else None,
         # Settled at the launch; of what never was, that of the offer.
         audience=audience_name(campaign.audience_id if campaign.launched_at else offer.audience_id),
         preview=as_seen(stored(campaign), offer, ""),

@@ -64,8 +64,8 @@ def summary(path: Path) -> Summary:
     to = ", ".join(value for name, value in listed if name == "to")
     subject = " ".join(value for name, value in listed if name == "subject")
     recipients = " ".join(value for name, value in listed if name != "subject")
-    # Most mails have none, and looking for a word is quicker than for a line.
-    attachments = len(ATTACHMENT.findall(data)) if b"ttachment" in data else 0
+    # Most mails have none, and looking for a word is quicker than for a pattern.
+    attachments = len(ATTACHMENT.findall(data)) if b"\ncontent-disposition:" in data.lower() else 0
     return Summary(to, subject, size, attachments, fold(f"{_with_unicode_hosts(recipients)} {subject}"))
 
 
