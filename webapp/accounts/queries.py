@@ -39,6 +39,11 @@ def any_staff() -> bool:
     return bool(db.session.scalar(select(exists().where(StaffUser.disabled_at.is_(None)))))
 
 
+def any_admin() -> bool:
+    """Whether anybody can administer."""
+    return bool(db.session.scalar(select(exists().where(StaffUser.disabled_at.is_(None), StaffUser.role == "admin"))))
+
+
 def signed_in(user_id: int, session_version: int) -> StaffUser | None:
     """The user of a session, if the session has not been ended since."""
     return db.session.scalar(

@@ -1,0 +1,212 @@
+"""Filling: in steps that each can be interrupted and taken up again. What is there already is not done twice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import delete, exists, select, text
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from webapp.accounts import actions as accounts
+from webapp.accounts.models import StaffUser
+from webapp.campaigns import tasks as campaigns
+from webapp.campaigns.models import Campaign
+from webapp.customers import import_actions
+from webapp.customers.intake import CSV
+from webapp.customers.models import Audience, CustomerImport, ImportChunk
+from webapp.demo import history, ledger, offers, people
+from webapp.demo.models import DemoRow
+from webapp.demo.offers import MANAGER, VIEWER
+from webapp.errors import DomainError
+from webapp.extensions import db
+from webapp.redemptions import actions as redemptions
+from webapp.settings import Settings
+
+OURS = "make demo"
+BROKEN = "customers (1).csv"
+
+NOT_EMPTY = (
+    "this database has customers, offers, mailings or redemptions of its own, so it is not filled; "
+    "try an empty copy beside it: INSTANCE_PATH=/tmp/onecode-demo make demo PORT=8010"
+)
+REAL_RELAY = (
+    "MAIL_SERVER is set, and the demonstration mails 10,000 people whom there are not; run it without that setting"
+)
+TAKEN = "somebody here has the e-mail {email}, so the demonstration can't have it; try an empty copy of Onecode"
+
+
+class DemoRefused(DomainError):
+    """The demonstration must not, or can't, be here; nothing was changed."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__("conflict", sentence)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """One fill or removal at a time; whoever comes second waits. The lock goes with its process."""
+    with db.engine.connect() as connection:
+        connection.execute(text("select pg_advisory_lock(hashtext('onecode.demo'))"))
+        connection.commit()
+        try:
+            yield
+        finally:
+            connection.execute(text("select pg_advisory_unlock(hashtext('onecode.demo'))"))
+            connection.commit()
+
+
+def is_filled() -> bool:
+    return bool(db.session.scalar(select(exists().where(DemoRow.part == "filled"))))
+
+
+def is_begun() -> bool:
+    """Whether anything here is the demonstration's."""
+    return bool(db.session.scalar(select(exists().where(DemoRow.part.is_not(None)))))
+
+
+def fill(settings: Settings, now: datetime | None = None) -> bool:
+    """Fill an empty database, or go on where that was interrupted; False when it is filled already.
+
+    `alone` is held by the caller, who calls `finish` when people have been told.
+
+    :param now: where history ends, with a time zone; the last full hour unless given.
+    :raises DemoRefused: when the mails would go to a real relay, or something here is not the demonstration's.
+    """
+    if not settings.mail_is_sink:
+        raise DemoRefused(REAL_RELAY)
+    if is_filled():
+        return False
+    if db.session.execute(_FOREIGN, {"source": people.SOURCE_ID, "by": MANAGER[0]}).scalar():
+        raise DemoRefused(NOT_EMPTY)
+    _staff()
+    for file in people.files():
+        _import(file)
+    _broken_import()
+    if not db.session.scalar(select(exists().where(DemoRow.part == "offer"))):
+        history.write(now or datetime.now(UTC).replace(minute=0, second=0, microsecond=0))
+        redemptions.count_hours()
+        _analyze()
+    _launch()
+    return True
+
+
+# Only what is known to be the demonstration's, and before that nothing, may be there.
+_FOREIGN = text(
+    """
+    select exists (
+      select from customer where not coalesce(source_id ~ :source, false)
+        or not exists (select from demo_row where part = 'staff_user')
+    ) or exists (
+      select from offer where id not in (select row_id from demo_row where part = 'offer')
+    ) or exists (
+      select from campaign where id not in (select row_id from demo_row where part = 'campaign')
+    ) or exists (
+      select from redemption where offer_id not in (select row_id from demo_row where part = 'offer')
+    ) or exists (
+      select from customer_import where by <> :by or not exists (select from demo_row where part = 'staff_user')
+    )
+    """
+)
+
+
+def links() -> dict[str, str]:
+    """A link for each of the two with which to choose a password, once; earlier ones of theirs end. Commits."""
+    found = {}
+    for email, _, role in (MANAGER, VIEWER):
+        user_id = db.session.scalar(select(StaffUser.id).where(StaffUser.email == email))
+        if user_id is not None:
+            found[role] = accounts.reset_link(user_id, by=OURS)
+    return found
+
+
+def finish() -> None:
+    """All is there and people have been told: from now on filling changes nothing."""
+    ledger.adopt()
+    ledger.own("filled", [0])
+    db.session.commit()
+
+
+def _staff() -> None:
+    """Two who can sign in when they have a link, and the audiences. What is of the demonstration is told by these."""
+    if is_begun():
+        return
+    begun = offers.days(datetime.now(UTC))(offers.FIRST_DAY, 9, 30)
+    for email, name, role in (MANAGER, VIEWER):
+        # No hash that any password matches.
+        values = {"email": email, "name": name, "role": role, "password_hash": "!", "created_at": begun}
+        row = upsert(StaffUser).values(time_zone=offers.ZONE, **values).on_conflict_do_nothing()
+        user_id = db.session.scalar(row.returning(StaffUser.id))
+        if user_id is None:
+            db.session.rollback()
+            raise DemoRefused(TAKEN.format(email=email))
+        ledger.own("staff_user", [user_id])
+    rows = [{"name": name} for name in people.AUDIENCES]
+    made = db.session.scalars(upsert(Audience).values(rows).on_conflict_do_nothing().returning(Audience.id))
+    ledger.own("audience", made.all())
+    db.session.commit()
+
+
+def _import(file: people.File) -> None:
+    """Have one file imported as anybody would, and wait until it is; a worker may have it in hand."""
+    found = _import_of(file.filename)
+    if found is not None and found.status == "receiving":
+        # Whoever was sending it is gone.
+        db.session.execute(delete(ImportChunk).where(ImportChunk.import_id == found.id))
+        db.session.execute(delete(CustomerImport).where(CustomerImport.id == found.id))
+        db.session.commit()
+        found = None
+    if found is None:
+        import_actions.receive([file.data], file.filename, CSV, file.audience, MANAGER[0], file.kind)
+    while (found := _import_of(file.filename)) is not None and found.is_open:
+        import_actions.run(found.id)
+        db.session.rollback()
+        time.sleep(0.1)
+    if found is None or found.status != "done":
+        raise DomainError("import_broken", f"{file.filename} could not be imported; the import's page says why.")
+
+
+def _import_of(filename: str) -> CustomerImport | None:
+    return db.session.scalar(
+        select(CustomerImport)
+        .where(CustomerImport.filename == filename, CustomerImport.by == MANAGER[0])
+        .execution_options(populate_existing=True)
+    )
+
+
+class _BrokenOff(Exception):
+    pass
+
+
+def _broken_import() -> None:
+    """One whose upload broke off, as happens."""
+
+    def pieces() -> Iterator[bytes]:
+        yield people.files()[0].data[:90_000]
+        raise _BrokenOff
+
+    found = _import_of(BROKEN)
+    if found is None:
+        with suppress(_BrokenOff):
+            import_actions.receive(pieces(), BROKEN, CSV, "", MANAGER[0])
+    elif found.status == "receiving":
+        found.lease_until = datetime.now(UTC) - timedelta(seconds=1)
+        db.session.commit()
+        import_actions.close_broken_uploads()
+
+
+def _launch() -> None:
+    """Launch the one mailing that is really sent now, unless that was done."""
+    ours = select(DemoRow.row_id).where(DemoRow.part == "campaign")
+    newest = db.session.scalar(select(Campaign).where(Campaign.id.in_(ours)).order_by(Campaign.id.desc()).limit(1))
+    if newest is not None and newest.status == "draft":
+        campaigns.launch(newest.id, by=MANAGER[0])
+
+
+def _analyze() -> None:
+    """The planner, and what staff see of sizes, follow at once."""
+    with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for table in ("customer", "audience_member", "batch", "mail_issue", "redemption"):
+            connection.execute(text(f"analyze {table}"))

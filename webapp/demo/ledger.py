@@ -1,0 +1,169 @@
+"""What the demonstration writes beside its mailings: redemptions, whom not to mail, the trail, the shop; and which rows
+are its own."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import insert, text, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from webapp.accounts.models import ApiKey, AuditEntry
+from webapp.customers.models import Suppression
+from webapp.demo import offers, people
+from webapp.demo.models import DemoRow, Part
+from webapp.demo.offers import MANAGER, Told
+from webapp.demo.uses import Used
+from webapp.extensions import db
+from webapp.offers.models import Offer
+from webapp.redemptions import ids
+from webapp.redemptions.models import Redemption, Rollback
+from webapp.shop.models import Shop
+
+
+def own(part: Part, ids: Iterable[int]) -> None:
+    """Remember that rows are the demonstration's. The caller commits."""
+    rows = [{"part": part, "row_id": row_id} for row_id in ids]
+    if rows:
+        db.session.execute(upsert(DemoRow).on_conflict_do_nothing(), rows)
+
+
+def adopt() -> None:
+    """Remember what imports and the trail have brought. The caller commits."""
+    for statement in _ADOPT:
+        db.session.execute(text(statement), {"by": MANAGER[0], "source": people.SOURCE_ID})
+
+
+_ADOPT = (
+    "insert into demo_row select 'import', id from customer_import where by = :by on conflict do nothing",
+    "insert into demo_row select 'customer', id from customer where source_id ~ :source on conflict do nothing",
+    "insert into demo_row select 'audit', id from audit_entry where actor in (:by, 'make demo') on conflict do nothing",
+)
+_BACKDATE = (
+    "update customer set created_at = case when source_id > :last then :later else :first end "
+    "where id in (select row_id from demo_row where part = 'customer')",
+    "update audience_member m set joined_at = c.created_at from customer c "
+    "where c.id = m.customer_id and c.id in (select row_id from demo_row where part = 'customer')",
+    "update audience set created_at = :first where id in (select row_id from demo_row where part = 'audience')",
+    """
+    update customer_import set
+      created_at = x.at, started_at = x.at + (started_at - created_at), finished_at = x.at + (finished_at - created_at)
+    from (
+      select id as import_id, case
+        when status = 'failed' then cast(:failed as timestamptz)
+        when kind = 'suppressions' then cast(:listed as timestamptz)
+        when audience_id is null then cast(:first as timestamptz) else cast(:later as timestamptz) end as at
+      from customer_import where id in (select row_id from demo_row where part = 'import')
+    ) x where x.import_id = id
+    """,
+    "update audit_entry a set at = i.created_at from customer_import i "
+    "where a.action like '%.import' and cast(a.detail->>'id' as bigint) = i.id "
+    "and i.id in (select row_id from demo_row where part = 'import')",
+    "update suppression set at = :listed where source = 'import' and email = any(:addresses)",
+)
+
+
+def imported(day: offers.Day) -> None:
+    """What was imported just now was imported weeks ago."""
+    adopt()
+    times = {
+        "first": day(offers.FIRST_DAY, 10, 12),
+        "listed": day(offers.FIRST_DAY, 10, 40),
+        "later": day(offers.SIGN_UPS, 15, 5),
+        "failed": day(-1, 11, 31),
+        "last": f"MTH-{10_000 + people.PEOPLE - people.SUBSCRIBERS}",
+        "addresses": people.addresses(),
+    }
+    for statement in _BACKDATE:
+        db.session.execute(text(statement), times)
+
+
+def api_keys(day: offers.Day) -> dict[str, int]:
+    """Keys whose secrets nobody has seen, not even this program: they only name a shop and a till."""
+    keys = {}
+    for name in offers.API_KEYS:
+        row = ApiKey(
+            public_id=secrets.token_hex(8),
+            name=name,
+            secret_hash=secrets.token_bytes(32),
+            key_version=1,
+            scopes=["read", "redeem"],
+            created_at=day(offers.FIRST_DAY, 10, 55),
+            revoked_at=None,
+        )
+        db.session.add(row)
+        db.session.flush()
+        keys[name] = row.id
+    own("api_key", keys.values())
+    return keys
+
+
+def used(
+    told: Told, offer_id: int, rows: Used, launched: list[datetime], now: datetime, trail: list[dict[str, Any]]
+) -> None:
+    """The redemptions of an offer until now, the counter of its cap, and since when it is frozen."""
+    live = [{"offer_id": offer_id, **row} for row in rows.live if row["redeemed_at"] < now]
+    undone = [{"offer_id": offer_id, **row} for row in rows.undone]
+    for model, given in ((Redemption, live), (Rollback, undone)):
+        if given:
+            db.session.execute(insert(model), given)
+    for row in undone:
+        reference = ids.write(offer_id, row["customer_id"], row["redeemed_at"])
+        detail = {"customer": row["customer_id"], "reference": reference}
+        trail.append(
+            entry(row["rolled_back_at"], "redemption.undone", told.code, actor=row["rolled_back_by"], **detail)
+        )
+    begun = [*launched, *(row["redeemed_at"] for row in [*live, *undone])]
+    frozen = {"frozen_at": min(begun, default=None), "redeemed": len(live) if told.cap else 0}
+    db.session.execute(update(Offer).where(Offer.id == offer_id).values(frozen))
+
+
+def suppressions(found: Mapping[str, Mapping[str, Any]], now: datetime) -> None:
+    """Who must not be mailed since then; those of the imported list are there already."""
+    rows = [{"email": email, **row} for email, row in found.items() if "source" in row and row["at"] < now]
+    db.session.execute(upsert(Suppression).on_conflict_do_nothing(), rows)
+
+
+def guesses(offer_ids: Iterable[int]) -> None:
+    """Somebody tries addresses with these codes just now: what the alarm of an offer is for."""
+    db.session.execute(
+        text(
+            "insert into code_miss (offer_id, slot, minute, n) "
+            "select offer_id, extract(minute from at), date_trunc('minute', at), 2 + ago % 3 "
+            "from unnest(cast(:ids as bigint[])) offer_id, generate_series(2, 24) ago, "
+            "lateral (select now() - make_interval(mins => ago)) x(at) on conflict do nothing"
+        ),
+        {"ids": list(offer_ids)},
+    )
+
+
+def shop(day: offers.Day, trail: list[dict[str, Any]]) -> None:
+    """What the shop is called, unless somebody has said that already."""
+    at = day(offers.FIRST_DAY, 9, 50)
+    row = upsert(Shop).values(id=1, saved_at=at, **asdict(offers.SHOP)).on_conflict_do_nothing().returning(Shop.id)
+    if db.session.execute(row).first():
+        own("shop", [1])
+        trail.append(entry(at, "shop.saved", offers.SHOP.name))
+
+
+def entry(at: datetime, action: str, subject: str, actor: str = MANAGER[0], **detail: Any) -> dict[str, Any]:
+    """A line of the trail."""
+    return {"at": at, "actor": actor, "action": action, "subject": subject, "detail": detail or None}
+
+
+def write_trail(trail: list[dict[str, Any]], now: datetime) -> None:
+    """The lines until now, the oldest first."""
+    rows = sorted((row for row in trail if row["at"] < now), key=lambda row: row["at"])
+    own("audit", db.session.scalars(insert(AuditEntry).returning(AuditEntry.id), rows))
+
+
+def count_anew() -> None:
+    """Let the sweep count all hours once more: these redemptions came behind its back. The caller commits."""
+    db.session.execute(text("select pg_advisory_xact_lock(hashtext('onecode.redemption_tally'))"))
+    for table in ("redemption_hour", "redemption_total", "hour_total"):
+        db.session.execute(text(f"delete from {table}"))  # noqa: S608
+    db.session.execute(text("update redemption_tally set counted_until = '-infinity'"))
