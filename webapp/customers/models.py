@@ -100,6 +100,8 @@ class Audience(Model):
 
 
 class AudienceMember(Model):
+    """A customer who is in an audience, and since when."""
+
     __tablename__ = "audience_member"
     audience_id: Mapped[int] = mapped_column(ForeignKey("audience.id"), primary_key=True)
     customer_id: Mapped[int] = mapped_column(ForeignKey("customer.id"), primary_key=True)

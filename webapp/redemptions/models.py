@@ -18,6 +18,8 @@ CHANNELS = ("form", "link", "api", "staff")
 
 
 class Redemption(Model):
+    """A live use of an offer by a customer. The primary key sees to it that there is only one."""
+
     __tablename__ = "redemption"
     customer_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     offer_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
