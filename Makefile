@@ -13,6 +13,8 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup down run run-migration run-test check format erd env lock benchmark benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http chaos install install-dev python
+# Or make would complain of a clock that was ahead when this file was fetched.
+.PHONY: Makefile
 
 # `##@ Group` opens a group of this list; `target: … ## words`, or `##: name ## words`, is a line of it (23 in all, words
 # of 55 letters, so that it fits a screen).

@@ -26,6 +26,7 @@ from flask.testing import FlaskClient
 from psycopg import sql
 from sqlalchemy import text
 
+from tests.copies import copy as copy
 from webapp import bell, create_app, embedded, keyring, settings
 from webapp.accounts import actions as accounts
 from webapp.accounts.models import StaffUser
