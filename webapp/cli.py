@@ -18,6 +18,7 @@ from webapp.accounts import queries as staff
 from webapp.accounts.models import ROLES, SCOPES
 from webapp.campaigns import bounce_actions, mailbox
 from webapp.customers.models import normalise_email
+from webapp.demo.commands import demo
 from webapp.errors import DomainError, NotFound
 from webapp.monitoring import queries as monitoring
 from webapp.services import ServiceError
@@ -29,6 +30,7 @@ def init_app(app: Flask) -> None:
     for command in (invite, api_key, key, mail_sink, worker_alive):
         app.cli.add_command(command)
     app.cli.add_command(bounces)
+    app.cli.add_command(demo)
 
 
 @click.command()

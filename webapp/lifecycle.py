@@ -135,7 +135,7 @@ def _say_where(settings: Settings, first: str) -> None:
     click.echo(f"  Integrators {settings.public_url}/api/v1/docs")
     if settings.mail_is_sink:
         click.echo(f"  Mails       {settings.sink_url}   (kept here, sent to nobody)")
-    if not staff.any_staff():
+    if not staff.any_admin():
         link = accounts.invite("admin", None, by="set-up")
         click.echo("\nNext: open this link, which works once, and choose your name and password:\n")
         click.echo(f"  {link}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import NoReturn
 
@@ -9,13 +10,14 @@ import click
 from flask import current_app
 
 from webapp import mailsink, services
-from webapp.accounts import queries as staff
 from webapp.demo import fill, offers, remove
 from webapp.embedded import EmbeddedError
 from webapp.errors import DomainError
 from webapp.services import ServiceError
 from webapp.settings import Settings
 
+# Mails a second: a mailing to all customers takes some six minutes.
+PACE = 25
 SINK_AWAY = "the mail sink does not answer, so the demonstration has nobody to mail to; start it with: make setup"
 
 
@@ -26,19 +28,22 @@ def demo() -> None:
 
 @demo.command("fill")
 def fill_it() -> None:
-    """Fill an empty database with it; a second time changes nothing."""
+    """Fill an empty database with it; a second time changes nothing. Interrupted, it goes on where it was."""
     settings = _settings()
     try:
         with fill.alone():
-            if settings.mail_is_sink and not _sink_answers(settings):
-                _fail(ServiceError(SINK_AWAY))
-            if fill.fill(settings):
-                _say_filled(settings, fill.links())
-                fill.finish()
-            else:
+            if fill.is_filled():
                 click.echo("\nThe demonstration is there already; nothing was changed.")
-                click.echo("A new link to sign in with: .venv/bin/flask --app wsgi invite --reset " + offers.MANAGER[0])
-    except DomainError as error:
+                click.echo(f"A new link to sign in with: .venv/bin/flask --app wsgi invite --reset {offers.MANAGER[0]}")
+                return
+            fill.check(settings)
+            if not _sink_answers(settings):
+                raise ServiceError(SINK_AWAY)
+            paced = _take_a_relays_pace(settings)
+            fill.fill()
+            _say_filled(settings, fill.links(), paced)
+            fill.finish()
+    except (DomainError, ServiceError) as error:
         _fail(error)
 
 
@@ -59,29 +64,33 @@ def remove_it() -> None:
             services.stop_database(settings)
 
 
-def _say_filled(settings: Settings, links: dict[str, str]) -> None:
+def _take_a_relays_pace(settings: Settings) -> bool:
+    """Start the program anew with a pace at which a mailing to 10,000 can be watched, unless it has one of its own or
+    runs in front of somebody; whether it did."""
+    configuration = settings.instance_path / "supervisord.conf"
+    if settings.mail_per_second or not services.is_running(settings) or "/dev/stdout" in configuration.read_text():
+        return False
+    os.environ["MAIL_PER_SECOND"] = str(PACE)
+    with services.alone(settings):
+        services.stop(settings)
+        services.start(settings)
+    return True
+
+
+def _say_filled(settings: Settings, links: dict[str, str], paced: bool) -> None:
     url = settings.public_url
-    click.echo(
-        f"\n{offers.SHOP.name} is open: 10,000 customers, {len(_names())} offers in every state, eight weeks of mails"
-    )
-    click.echo("and redemptions, and one mailing that is going out right now.\n")
-    click.echo(f"  How it goes   {url}/")
-    click.echo(f"  Mailings      {url}/campaigns/   (one running, two paused, one cancelled …)")
-    click.echo(f"  Customers     {url}/customers/")
-    click.echo(f"  Redeem        {url}/redeem   with TEA15 and the e-mail of any customer")
-    click.echo(f"  Mails         {settings.sink_url}   (kept here, sent to nobody)")
+    click.echo(f"\n{offers.SHOP.name} is open: 10,000 customers, offers and mailings in every state, eight weeks of")
+    click.echo("redemptions, and a mailing that is going out right now.\n")
+    click.echo(f"  The first page {url}/")
+    click.echo(f"  Mailings       {url}/campaigns")
+    click.echo(f"  Redeeming      {url}/redeem   with TEA15 and a customer's e-mail")
+    click.echo(f"  Mails          {settings.sink_url}   (kept here, sent to nobody)")
     click.echo("\nTwo people work there. Each link works once and lets you choose a password:\n")
-    for (_, name, role), link in zip((offers.MANAGER, offers.VIEWER), links.values(), strict=False):
-        click.echo(f"  {name}, {role:<8} {link}")
-    if not staff.any_admin():
-        click.echo("\nThe link for the administrator stands above.")
-    click.echo("\nTake it all out again with `make demo-remove`; what you made beside it stays.")
-
-
-def _names() -> list[str]:
-    from datetime import UTC, datetime
-
-    return [told.name for told in offers.offers(datetime.now(UTC))]
+    for email, name, role in (offers.MANAGER, offers.VIEWER):
+        click.echo(f"  {name}, {role}: {email}\n    {links[role]}")
+    if paced:
+        click.echo(f"\nMails go out at {PACE} a second, as with a relay, until Onecode is started anew.")
+    click.echo("Take it all out again with `make demo-remove`; what you made beside it stays.")
 
 
 def _say_removed(found: dict[str, object]) -> None:

@@ -67,20 +67,25 @@ def is_begun() -> bool:
     return bool(db.session.scalar(select(exists().where(DemoRow.part.is_not(None)))))
 
 
-def fill(settings: Settings, now: datetime | None = None) -> bool:
-    """Fill an empty database, or go on where that was interrupted; False when it is filled already.
+def check(settings: Settings) -> None:
+    """Whether this database may be filled: also one of DATABASE_URL, as long as nothing is in it.
 
-    `alone` is held by the caller, who calls `finish` when people have been told.
-
-    :param now: where history ends, with a time zone; the last full hour unless given.
     :raises DemoRefused: when the mails would go to a real relay, or something here is not the demonstration's.
     """
     if not settings.mail_is_sink:
         raise DemoRefused(REAL_RELAY)
-    if is_filled():
-        return False
     if db.session.execute(_FOREIGN, {"source": people.SOURCE_ID, "by": MANAGER[0]}).scalar():
         raise DemoRefused(NOT_EMPTY)
+
+
+def fill(now: datetime | None = None) -> None:
+    """Fill a database that was checked, or go on where that was interrupted.
+
+    `alone` is held by the caller, who calls `finish` when people have been told.
+
+    :param now: where history ends, with a time zone; the last full hour unless given.
+    :raises DemoRefused: when somebody here has the e-mail of one of its people.
+    """
     _staff()
     for file in people.files():
         _import(file)
@@ -90,7 +95,6 @@ def fill(settings: Settings, now: datetime | None = None) -> bool:
         redemptions.count_hours()
         _analyze()
     _launch()
-    return True
 
 
 # Only what is known to be the demonstration's, and before that nothing, may be there.

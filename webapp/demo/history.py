@@ -190,6 +190,9 @@ def _campaigns(stories: list[_Story], now: datetime) -> None:
 def _written_at(mailing: Mailing, told: Told, now: datetime) -> datetime:
     if mailing.at is not None and mailing.at < now:
         return max(told.created_at + timedelta(minutes=12), mailing.at - timedelta(hours=4))
+    first = told.mailings[0].at
+    if mailing.kind == "reminder" and first is not None:
+        return first + timedelta(days=2)
     return told.created_at + timedelta(minutes=25)
 
 
