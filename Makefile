@@ -12,7 +12,7 @@ export PORT
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup down run run-migration run-test check format erd env lock benchmark benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http chaos install install-dev python
+.PHONY: help setup demo demo-remove down run run-migration run-test check format erd env lock benchmark benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http chaos install install-dev python
 # Or make would complain of a clock that was ahead when this file was fetched.
 .PHONY: Makefile
 
@@ -26,6 +26,12 @@ help:
 
 setup: install ## Install, start in the background, say where
 	@$(FLASK) up
+
+demo: setup ## Fill it with a shop to look around in
+	@$(FLASK) demo fill
+
+demo-remove: install ## Take that shop out again, nothing else
+	@$(FLASK) demo remove
 
 run-test: install-dev ## Run all tests
 	@$(VENV) -m pytest $(TEST_ARGS)

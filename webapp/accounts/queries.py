@@ -34,11 +34,6 @@ class AuditPage(NamedTuple):
     older: int | None
 
 
-def any_staff() -> bool:
-    """Whether anybody can sign in at all."""
-    return bool(db.session.scalar(select(exists().where(StaffUser.disabled_at.is_(None)))))
-
-
 def any_admin() -> bool:
     """Whether anybody can administer."""
     return bool(db.session.scalar(select(exists().where(StaffUser.disabled_at.is_(None), StaffUser.role == "admin"))))
