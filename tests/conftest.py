@@ -11,6 +11,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -65,6 +66,13 @@ _SERVER = pytest.StashKey[tuple[embedded.Server, Path]]()
 @pytest.fixture(scope="session")
 def database_url() -> Iterator[str]:
     """An address of a database of this test process alone, migrated."""
+    with fresh_database() as url:
+        yield url
+
+
+@contextmanager
+def fresh_database() -> Iterator[str]:
+    """An address of an empty database, which is dropped afterwards."""
     server = os.environ["TEST_DATABASE_URL"]
     name = f"onecode_test_{secrets.token_hex(4)}"
     with psycopg.connect(server, autocommit=True) as connection:

@@ -290,6 +290,7 @@ def _check_all_is_given(given: Mapping[str, str]) -> None:
     for name, example in (
         ("DATABASE_URL", "postgresql://user:password@host/database"),
         ("MAIL_SERVER", "relay.example.com"),
+        ("SECRET_KEY", "40 random characters, the same for every machine"),
     ):
         if not given.get(name):
             raise SettingsError(f"{name} must be set, such as {example}: this installation brings none of its own")

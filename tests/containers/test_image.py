@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+
+import pytest
 
 from tests.containers import files
+from webapp import settings
 from webapp.settings import ROOT
 
 
@@ -71,3 +75,15 @@ def _needed_only_by(package: str) -> set[str]:
         elif comment := re.fullmatch(r" +#(?: via)? +(\S.*)", line):
             found.setdefault(name, set()).add(comment[1].removeprefix("via ").strip())
     return {name for name, needed_by in found.items() if needed_by == {package}}
+
+
+@pytest.mark.parametrize("missing", ["DATABASE_URL", "MAIL_SERVER", "SECRET_KEY"])
+def test_where_nothing_is_embedded_what_is_not_given_is_asked_for(
+    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "find_spec", lambda name: None)
+    given = {"DATABASE_URL": "postgresql://db/onecode", "MAIL_SERVER": "mail", "SECRET_KEY": "a secret"}
+    assert settings.load(given | {"INSTANCE_PATH": str(tmp_path)}).mail_server == "mail"
+
+    with pytest.raises(settings.SettingsError, match=f"^{missing} must be set"):
+        settings.load(given | {"INSTANCE_PATH": str(tmp_path), missing: ""})
