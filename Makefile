@@ -105,10 +105,10 @@ run-migration: install ## Bring the database's tables up to date
 
 # Each looks for itself whether there is anything to do: what is installed is no question of clocks.
 install: python
-	@$(PYTHON) scripts/install requirements.txt
+	@"$(PYTHON)" scripts/install requirements.txt
 
 install-dev: python
-	@$(PYTHON) scripts/install requirements-dev.txt
+	@"$(PYTHON)" scripts/install requirements-dev.txt
 
 python:
 	@command -v "$(PYTHON)" >/dev/null || { echo "onecode: there is no $(PYTHON) here; install Python 3.11 or newer, on Debian or Ubuntu: apt install python3 python3-venv" >&2; exit 1; }
