@@ -40,9 +40,10 @@ def served(app: Flask, test_settings: Settings) -> Iterator[tuple[subprocess.Pop
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(40)
-        for left in [*_children(process), process]:
+        for left in _children(process):
             with suppress(psutil.Error):
                 left.kill()
+        process.kill()
         process.wait()
 
 
