@@ -198,12 +198,13 @@ def _sqlalchemy_url(url: str) -> str:
         if url.startswith(prefix):
             try:
                 conninfo_to_dict("postgresql://" + url[len(prefix) :])
-                return make_url("postgresql+psycopg://" + url[len(prefix) :]).render_as_string(hide_password=False)
+                make_url("postgresql+psycopg://" + url[len(prefix) :])
             except (ProgrammingError, ArgumentError, ValueError) as error:
                 # Their words could hold a piece of the password.
                 raise SettingsError(
                     "DATABASE_URL can't be read; in a password, / is written %2F, @ %40, : %3A, # %23, ? %3F and % %25"
                 ) from error
+            return "postgresql+psycopg://" + url[len(prefix) :]
     raise SettingsError("DATABASE_URL must start with postgresql://")
 
 
