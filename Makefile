@@ -5,18 +5,18 @@ PYTHON ?= python3
 VENV := .venv/bin/python
 FLASK := $(VENV) -m flask --app wsgi
 PORT ?=
-# More than a few test processes only wait for each other's servers.
-TEST_ARGS ?= --quiet --numprocesses auto --maxprocesses 4
+# More than a few test processes only wait for each other's servers. Tests of one group share what is dear to start.
+TEST_ARGS ?= --quiet --numprocesses auto --maxprocesses 4 --dist loadgroup
 ifneq ($(PORT),)
 export PORT
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-remove down run run-migration run-test check format erd env lock benchmark benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http chaos install install-dev python
+.PHONY: help setup demo demo-remove down run run-migration run-test check format erd screenshots env lock benchmark benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http chaos install install-dev python
 # Or make would complain of a clock that was ahead when this file was fetched.
 .PHONY: Makefile
 
-# `##@ Group` opens a group of this list; `target: … ## words`, or `##: name ## words`, is a line of it (23 in all, words
+# `##@ Group` opens a group of this list; `target: … ## words`, or `##: name ## words`, is a line of it (24 in all, words
 # of 55 letters, so that it fits a screen).
 help:
 	@awk -F ' *## *' '/^##@ / {print substr($$0, 5)} \
@@ -62,6 +62,9 @@ format: install-dev ## Put code and templates into shape
 
 erd: install-dev ## Draw docs/erd.md from the models
 	@$(VENV) scripts/erd
+
+screenshots: install-dev ## Take the README's pictures anew
+	@$(VENV) scripts/screenshots
 
 lock: install-dev ## Renew the locked requirements
 	@$(VENV) scripts/lock
