@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import secrets
+import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +18,7 @@ from sqlalchemy import text
 from werkzeug.middleware.proxy_fix import ProxyFix
 from whitenoise import WhiteNoise
 
-from webapp import bell, cli, ratelimit, sessions, web
+from webapp import bell, cli, logs, ratelimit, sessions, web
 from webapp.accounts import staff as accounts_staff
 from webapp.blueprints import api, docs, problems, public, staff
 from webapp.campaigns import api as campaigns_api
@@ -51,6 +53,9 @@ HEADERS = (
     ("X-Content-Type-Options", "nosniff"),
     ("Referrer-Policy", "same-origin"),
 )
+
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}", re.A)
 
 
 class Onecode(OpenAPI):
@@ -189,9 +194,14 @@ def _doors(app: OpenAPI) -> None:
 
 
 def _headers(app: Flask) -> None:
+    is_behind_proxy = app.config["SETTINGS"].trusted_proxies > 0
+
     @app.before_request
     def name_request() -> None:
-        g.request_id = secrets.token_hex(8)
+        g.began = time.perf_counter()
+        given = request.headers.get("X-Request-Id", "") if is_behind_proxy else ""
+        # What a proxy of ours calls it, if that can stand in a log. Anybody else could write there what they like.
+        g.request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
 
     @app.after_request
     def harden(response: Response) -> Response:
@@ -202,6 +212,7 @@ def _headers(app: Flask) -> None:
         if "cache-control" not in present and not request.path.startswith("/static/"):
             response.headers.add("Cache-Control", "no-store")
         response.headers["X-Request-Id"] = g.get("request_id", "")
+        logs.note(response, g.get("began"))
         return response
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 from flask import Flask
 
+from webapp import logs
 from webapp.extensions import huey
 
 log = logging.getLogger(__name__)
@@ -87,11 +88,20 @@ def _in_context(function: Callable[..., None], periodic: bool = False) -> Callab
             raise RuntimeError("create_app() comes before the first task")
         _begun[threading.get_ident()] = time.monotonic()
         try:
-            with _app.app_context():
-                function(*arguments)
+            with logs.about(task=name), _app.app_context():
+                _run(function, arguments)
         finally:
             _begun.pop(threading.get_ident(), None)
         if periodic:
             _swept[name] = time.monotonic()
 
     return run
+
+
+def _run(function: Callable[..., None], arguments: tuple[int, ...]) -> None:
+    try:
+        function(*arguments)
+    except Exception as error:
+        # Here, where it is known what it was about; Huey sees to it that the worker goes on.
+        log.exception("a task failed", extra=getattr(error, "about", None))
+        raise

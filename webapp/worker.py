@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 
 # Imported so that the consumer knows every task, whether a door rings it or only the clock.
@@ -11,9 +12,13 @@ import webapp.campaigns.tasks
 import webapp.customers.tasks
 import webapp.monitoring.tasks
 import webapp.redemptions.tasks  # noqa: F401
-from webapp import bell, create_app, release
+from webapp import bell, create_app, logs, release
 from webapp.extensions import huey
 from webapp.monitoring import heart
+from webapp.settings import SettingsError, load
+
+# Not __name__, which is __main__ here.
+log = logging.getLogger("webapp.worker")
 
 
 def main() -> None:
@@ -21,18 +26,24 @@ def main() -> None:
     # Every process reckons in UTC; Huey's crontab follows the process's zone.
     os.environ["TZ"] = "UTC"
     time.tzset()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    app = create_app()
+    try:
+        settings = load()
+    except SettingsError as error:
+        sys.exit(f"onecode: {error}")
+    logs.configure(settings)
+    app = create_app(settings)
     consumer = huey.create_consumer(
         # Two threads more than connections to the relay: for an import (one at a time) and for the sweep.
-        workers=app.config["SETTINGS"].mail_connections + 2,
+        workers=settings.mail_connections + 2,
         worker_type="thread",
         periodic=True,
         graceful_signal="TERM",
     )
     bell.stopping = consumer.stop_flag
     with heart.beating(app, release()):
+        log.info("the worker starts: release %s, %s threads", release(), consumer.workers)
         consumer.run()
+    log.info("the worker has ended")
 
 
 if __name__ == "__main__":

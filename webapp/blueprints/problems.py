@@ -77,7 +77,7 @@ def init_app(app: Flask) -> None:
     @app.errorhandler(InterfaceError)
     @app.errorhandler(TimeoutError)
     def database(error: OperationalError | InterfaceError | TimeoutError) -> Response:
-        log.error("database: %s (request %s)", getattr(error, "orig", error), g.get("request_id"))
+        log.error("database: %s", getattr(error, "orig", error))
         db.session.rollback()
         if _is_api():
             return problem(503, "unavailable", SENTENCES[503])
@@ -85,7 +85,7 @@ def init_app(app: Flask) -> None:
 
     @app.errorhandler(Exception)
     def bug(error: Exception) -> Response:
-        log.exception("unexpected error (request %s)", g.get("request_id"))
+        log.exception("unexpected error")
         db.session.rollback()
         if _is_api():
             return problem(500, "error", SENTENCES[500])

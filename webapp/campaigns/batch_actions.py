@@ -204,6 +204,9 @@ def claim(owner: str) -> Claim | None:
         return None
     taken = take_over(row, owner)
     db.session.commit()
+    if row.window_end > row.window_start:
+        what = {"campaign_id": taken.campaign_id, "batch_id": taken.batch_id}
+        log.warning("takes over a batch whose owner was not heard of any more", extra=what)
     taken.renewed = begun
     return taken
 

@@ -52,7 +52,7 @@ def halt(campaign_id: int, reason: str) -> None:
         {"id": campaign_id, "reason": reason},
     )
     db.session.commit()
-    log.error("campaign %s is paused: %s", campaign_id, reason)
+    log.error("campaign %s is paused: %s", campaign_id, reason, extra={"campaign_id": campaign_id})
 
 
 @stubborn
@@ -104,7 +104,7 @@ def finish_campaigns() -> None:
             "select id from campaign where status = 'sending' and prepared_at is not null for no key update skip locked"
         )
     ).all()
-    db.session.execute(
+    done = db.session.scalars(
         text(
             """
             update campaign c set status = 'done', finished_at = now(), trouble = null,
@@ -115,11 +115,14 @@ def finish_campaigns() -> None:
                 select 1 from mail_issue i where i.campaign_id = c.id and i.next_at is not null
                   and (i.state = 'deferred' or c.uncertain_policy = 'resend' or i.next_at > now())
               )
+            returning c.id
             """
         ),
         {"ids": ids},
-    )
+    ).all()
     db.session.commit()
+    for campaign_id in done:
+        log.info("campaign %s is done", campaign_id, extra={"campaign_id": campaign_id})
 
 
 def settle_cancelled(owner: str) -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from flask import current_app
 
-from webapp import bell
+from webapp import bell, logs
 from webapp.campaigns import batch_actions, course_actions, due_actions, message, queries, times, transport
 from webapp.campaigns.batch_actions import Claim, Recipient
 from webapp.campaigns.due_actions import Due
@@ -110,7 +110,8 @@ class _Pump:
                 continue
             taken = batch_actions.claim(self.owner)
             if taken is not None:
-                self._send_batch(taken)
+                with logs.about(campaign_id=taken.campaign_id, batch_id=taken.batch_id):
+                    self._send_batch(taken)
             self._retry_due()
         return not bell.stopping.is_set()
 
@@ -272,8 +273,11 @@ class _Pump:
             if self._is_over() or not due_actions.is_any_due() or not self._wait_for_any_turn():
                 return
             due = due_actions.claim_due()
-            if due is None or not self._retry(due):
+            if due is None:
                 return
+            with logs.about(campaign_id=due.campaign_id):
+                if not self._retry(due):
+                    return
 
     def _wait_for_any_turn(self) -> bool:
         while (seconds := self.pace.wait(1)) > 0:

@@ -8,7 +8,7 @@ from datetime import datetime
 from flask import current_app
 from huey import crontab
 
-from webapp import bell
+from webapp import bell, logs
 from webapp.campaigns import (
     actions,
     batch_actions,
@@ -26,7 +26,8 @@ from webapp.campaigns.wording import MailText
 
 
 def _prepare(campaign_id: int) -> None:
-    batch_actions.prepare(campaign_id)
+    with logs.about(campaign_id=campaign_id):
+        batch_actions.prepare(campaign_id)
     _ring_pumps()
 
 
