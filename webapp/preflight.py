@@ -77,6 +77,10 @@ REFUSALS = (
         r"server at \"([^\"]*)\"(?: \([^)]*\))?, port (\d+) failed: (?:Connection refused|.*time.?out|No route)",
         "nothing answers at {}, where DATABASE_URL leads; is PostgreSQL running there, and open to this machine?",
     ),
+    (
+        r"permission denied for (\w+ \w+)",
+        "the user of DATABASE_URL may not read {} there; let its owner allow it, or make another: createdb onecode",
+    ),
     (r"timeout expired", "nothing answers at the address of DATABASE_URL; is it open to this machine?"),
 )
 
