@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,7 +28,7 @@ from webapp.monitoring import actions, queries
 from webapp.monitoring.actions import Myself
 from webapp.offers.models import Offer
 from webapp.redemptions.models import CodeMiss
-from webapp.settings import Settings
+from webapp.settings import ROOT, Settings
 
 Values = dict[tuple[str, tuple[str, ...]], float]
 
@@ -303,3 +304,15 @@ def test_a_scrape_reads_little_however_much_there_is(filled: psycopg.Connection)
                 # Planned twice: with the parameters and with any.
                 read[table] += rows / 2
     assert all(read[table] <= most for table, most in LARGE.items()), read
+
+
+def test_the_page_tells_of_every_figure_and_of_no_other(api: FlaskClient, mailing: Campaign) -> None:
+    actions.beat(Myself("1"), swept={"campaigns.sweep": 1})
+    page = (
+        (ROOT / "docs" / "monitoring.md")
+        .read_text()
+        .replace("`…_connections_max`", "`onecode_database_connections_max`")
+    )
+    told = set(re.findall(r"\bonecode_\w+", page))
+
+    assert told == {sample.name for family in plain(api.get("/metrics").text) for sample in family.samples}
