@@ -141,7 +141,10 @@ def bounces(file: str) -> None:
 @click.command("mail-sink")
 def mail_sink() -> None:
     """Take all mail, keep it in the instance folder and show it on a page."""
-    mailsink.serve(_settings())
+    settings = _settings()
+    if not settings.mail_is_sink:
+        _fail(ServiceError("MAIL_SERVER is set, so mails go there; the mail sink is for set-ups without it"))
+    mailsink.serve(settings)
 
 
 @click.command("worker-alive")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import smtplib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from aiosmtpd.controller import Controller
+from flask import Flask
 
 from tests.live import free_port
 from webapp.mailsink import Keep
@@ -47,3 +48,10 @@ def test_a_mail_that_cannot_be_written_is_to_be_sent_again_later(relay: smtplib.
     with pytest.raises(smtplib.SMTPDataError) as refused:
         send(relay)
     assert refused.value.smtp_code == 452
+
+
+def test_there_is_no_sink_where_a_relay_is_set(app: Flask, with_settings: Callable[..., object]) -> None:
+    with_settings(mail_is_sink=False)
+    result = app.test_cli_runner().invoke(args=["mail-sink"])
+    assert result.exit_code != 0
+    assert "onecode: MAIL_SERVER is set" in str(result.exception) + result.output
