@@ -26,18 +26,16 @@ from webapp.redemptions import actions as redemptions
 PATIENCE = LEASE + 60
 BUSY = "a worker is still at something of the demonstration's; try again in a minute"
 
-# The demonstration's rows by their ids, for as long as the transaction lasts.
+# The demonstration's rows by their ids. Views and no tables: an import wants connections without temporary tables.
 _OURS = """
-    create temporary table our_customer on commit drop as select row_id as id from demo_row where part = 'customer';
-    create temporary table our_offer on commit drop as select row_id as id from demo_row where part = 'offer';
-    create temporary table our_campaign on commit drop as
-      select id from campaign where offer_id in (select id from our_offer);
-    create temporary table our_batch on commit drop as
-      select id from batch where campaign_id in (select id from our_campaign);
-    create temporary table our_import on commit drop as select row_id as id from demo_row where part = 'import';
-    create temporary table our_staff on commit drop as
+    create temporary view our_customer as select row_id as id from demo_row where part = 'customer';
+    create temporary view our_offer as select row_id as id from demo_row where part = 'offer';
+    create temporary view our_campaign as select id from campaign where offer_id in (select id from our_offer);
+    create temporary view our_batch as select id from batch where campaign_id in (select id from our_campaign);
+    create temporary view our_import as select row_id as id from demo_row where part = 'import';
+    create temporary view our_staff as
       select id, email from staff_user where id in (select row_id from demo_row where part = 'staff_user');
-    create temporary table our_subject on commit drop as
+    create temporary view our_subject as
       select 'customer.' as kind, 'customer ' || id as subject from our_customer
       union all
       select kind, code_as_written from offer_code, unnest(array['offer.', 'redemption.', 'campaign.']) kind
@@ -45,6 +43,7 @@ _OURS = """
       union all select kind, cast(id as text) from our_campaign, unnest(array['campaign.', 'mail.']) kind
       union all select kind, email from our_staff, unnest(array['staff.', 'password.']) kind;
 """
+_NO_MORE = "drop view our_subject, our_staff, our_import, our_batch, our_campaign, our_offer, our_customer"
 # What is gone is counted under this name, where there is one; in this order nothing is left that points at what goes.
 _STATEMENTS: tuple[tuple[str, str], ...] = (
     ("", "delete from code_miss where offer_id in (select id from our_offer)"),
@@ -171,6 +170,7 @@ def _delete() -> dict[str, Any]:
         if name:
             found[name] = n
     _unname_shop()
+    db.session.execute(text(_NO_MORE))
     db.session.commit()
     return found
 
@@ -191,6 +191,7 @@ def _forget_latecomers() -> None:
     db.session.execute(text(_GIVE_BACK))
     for _, statement in _STATEMENTS[1:3]:
         db.session.execute(text(statement))
+    db.session.execute(text(_NO_MORE))
     db.session.execute(text("delete from demo_row"))
     db.session.commit()
 

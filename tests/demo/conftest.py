@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import text
+
+from tests.conftest import _empty
+from webapp import bell, keyring
+from webapp.demo import fill
+from webapp.extensions import db
+
+# In the middle of a week, so that there is a weekend behind and something today.
+NOW = datetime.now(UTC).replace(hour=14, minute=0, second=0, microsecond=0)
+# The clock of the program's own work; keys that nobody sees; Huey's.
+NOT_DATA = ("redemption_tally", "signing_key", "worker", "mail_pace", "batch_cursor")
+
+Rows = dict[str, set[tuple[Any, ...]]]
+
+
+@pytest.fixture(scope="module")
+def shop(session_app: Flask) -> Iterator[Flask]:
+    """A database with the demonstration in it, as its command leaves it, but that no worker runs. To be read only."""
+    bell.init_app(session_app)
+    with session_app.app_context():
+        _empty()
+        keyring.forget()
+        fill.check(replace(session_app.config["SETTINGS"], mail_is_sink=True))
+        fill.fill()
+        fill.finish()
+        yield session_app
+        db.session.remove()
+
+
+@pytest.fixture
+def look(shop: Flask) -> Iterator[Callable[[str], list[tuple[Any, ...]]]]:
+    """Asks the filled database."""
+
+    def ask(statement: str) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in db.session.execute(text(statement))]
+
+    yield ask
+    db.session.rollback()
+
+
+def all_rows() -> Rows:
+    """Every row of every table, as text."""
+    names = [table.name for table in db.metadata.sorted_tables if table.name not in NOT_DATA]
+    found = {name: set(db.session.scalars(text(f"select cast(t as text) from {name} t"))) for name in names}
+    db.session.rollback()
+    return found  # type: ignore[return-value]
