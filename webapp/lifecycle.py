@@ -103,6 +103,7 @@ def migrate() -> None:
 @contextmanager
 def _database(settings: Settings) -> Iterator[None]:
     """The database, ours, up to date and running; when what follows fails, a server started here is stopped again."""
+    preflight.check_place()
     started = not services.database_is_running(settings)
     try:
         if started:

@@ -124,6 +124,15 @@ def check_ports(settings: Settings) -> None:
             ) from error
 
 
+def check_place() -> None:
+    """See to it that the program lies where it can work. Alembic reads a % in the path of its folder as one of its own.
+
+    :raises SetupError: when it does not.
+    """
+    if "%" in str(ROOT):
+        raise SetupError(f"the path of the program has a % in it, {ROOT}; rename that folder")
+
+
 def check_database(settings: Settings) -> list[str]:
     """See to it that the server of `DATABASE_URL` can be used, and that its database is ours or empty; return remarks.
 
