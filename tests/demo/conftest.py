@@ -52,4 +52,4 @@ def all_rows() -> Rows:
     names = [table.name for table in db.metadata.sorted_tables if table.name not in NOT_DATA]
     found = {name: set(db.session.scalars(text(f"select cast(t as text) from {name} t"))) for name in names}
     db.session.rollback()
-    return found  # type: ignore[return-value]
+    return found

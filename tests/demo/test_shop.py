@@ -86,7 +86,7 @@ def test_the_pages_of_each_offer_mailing_and_import_are_there(manager: FlaskClie
     for kind in ("offer", "campaign"):
         for (row_id,) in look(f"select id from {kind}"):
             assert manager.get(f"/{kind}s/{row_id}", follow_redirects=True).status_code == 200
-    ids = dict(look("select filename, id from customer_import"))
+    ids: dict[str, int] = dict(look("select filename, id from customer_import"))
     refused = manager.get(f"/customers/imports/{ids['newsletter-sign-ups.csv']}").text
     for why in (
         "not an e-mail address",
@@ -169,7 +169,7 @@ def test_no_row_is_such_as_the_program_would_never_leave(look: Ask, wrong: str) 
 def test_what_staff_are_shown_of_each_mailing_is_the_sum_over_its_recipients(look: Ask) -> None:
     for (campaign_id,) in look("select id from campaign where total > 0"):
         counted = queries.counts(campaign_id)
-        found = Counter(fate.state for fate in recipients.everybody(campaign_id))
+        found: Counter[str] = Counter(fate.state for fate in recipients.everybody(campaign_id))
         found["sent"] += found["sent_later"]
         assert {name: getattr(counted, name) for name in SUMMED} == {name: found[name] for name in SUMMED}
         assert counted.waiting == found["waiting"] + found["cancelled"]
@@ -180,7 +180,7 @@ def test_people_have_names_in_many_scripts_and_sit_in_the_audiences(look: Ask) -
     scripts = r"Ж-я|Α-ω|א-ת|ا-ي|अ-ह|一-龥|가-힣|ก-ฮ|ა-ჰ|Ա-ֆ|አ-ፐ|க-ஹ|অ-হ"
     for script in scripts.split("|"):
         assert look(f"select count(*) > 5 from customer where name ~ '[{script}]'") == [(True,)]
-    sizes = dict(
+    sizes: dict[str, int] = dict(
         look("select a.name, count(*) from audience a join audience_member m on m.audience_id = a.id group by 1")
     )
     assert {name for name, n in sizes.items() if n > 300} == {"VIP", "Newsletter", "Lapsed"}
