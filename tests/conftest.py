@@ -28,6 +28,7 @@ from psycopg import sql
 from sqlalchemy import text
 
 from tests.copies import copy as copy
+from tests.live import CHROMIUM
 from webapp import bell, create_app, embedded, keyring, settings
 from webapp.accounts import actions as accounts
 from webapp.accounts.models import StaffUser
@@ -43,13 +44,25 @@ def pytest_configure(config: pytest.Config) -> None:
     """Start one server for all test processes; the workers of pytest-xdist get its address."""
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
+    try:
+        _use_a_server(config)
+        with psycopg.connect(os.environ["TEST_DATABASE_URL"], connect_timeout=10) as connection:
+            postgresql = connection.info.parameter_status("server_version")
+    except (OSError, psycopg.Error, embedded.EmbeddedError) as error:
+        pytest.exit(f"onecode: no PostgreSQL for the tests: {' '.join(str(error).split())}", returncode=1)
+    chromium = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    browser = chromium or "no Chromium, so browser tests are skipped: apt install chromium"
+    print(f"Testing with PostgreSQL {postgresql}; {browser}.", flush=True)
+
+
+def _use_a_server(config: pytest.Config) -> None:
     if os.environ.get("TEST_DATABASE_URL"):
         return
     folder = Path(tempfile.mkdtemp(prefix="onecode-test-"))
     folder.chmod(0o755)
     server = embedded.server(folder, folder / "s", QUICK)
-    server.start()
     config.stash[_SERVER] = (server, folder)
+    server.start()
     os.environ["TEST_DATABASE_URL"] = f"postgresql://onecode@/postgres?host={folder / 's'}"
 
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from webapp import services
 from webapp.settings import ROOT, Settings
 
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
 
 @dataclass(frozen=True)
 class Live:

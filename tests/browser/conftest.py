@@ -20,10 +20,10 @@ from flask import Flask
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
 
 from tests import live
+from tests.live import CHROMIUM as CHROMIUM
 from webapp.accounts import actions as accounts
 from webapp.mailsink import Keep
 
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
