@@ -136,6 +136,8 @@ def test_the_pages_of_each_offer_mailing_and_import_are_there(manager: FlaskClie
         "select 1 from campaign c where status in ('done', 'cancelled') and sent_in_batches is distinct from"
         " (select sum(sent) from batch b where b.campaign_id = c.id)",
         "select 1 from campaign c join batch b on b.campaign_id = c.id where c.status = 'done' and b.status <> 'done'",
+        "select 1 from campaign c join offer o on o.id = c.offer_id where c.launched_at is not null"
+        " and c.audience_id is distinct from o.audience_id",
         "select 1 from campaign c join batch b on b.campaign_id = c.id"
         " where c.status = 'cancelled' and b.status not in ('done', 'cancelled')",
         "select 1 from batch b, generate_series(3, cardinality(windows), 2) n"

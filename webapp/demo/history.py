@@ -280,7 +280,11 @@ def _write_mailing(campaign_id: int, went: Went) -> None:
     db.session.execute(insert(Batch), [{"campaign_id": campaign_id, **batch} for batch in went.batches])
     if went.issues:
         db.session.execute(insert(MailIssue), [{"campaign_id": campaign_id, **row} for row in went.issues.values()])
-    db.session.execute(update(Campaign).where(Campaign.id == campaign_id).values(**went.campaign))
+    # Whom it went to, whatever becomes of the offer.
+    audience = select(Offer.audience_id).where(Offer.id == Campaign.offer_id).scalar_subquery()
+    values = {**went.campaign, "audience_id": audience}
+    statement = update(Campaign).where(Campaign.id == campaign_id).values(values)
+    db.session.execute(statement.execution_options(synchronize_session=False))
 
 
 def _leave_one(mailing: Mailing, went: Went) -> None:

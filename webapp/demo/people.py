@@ -27,6 +27,14 @@ _WORK = ("bakery.example.org", "studio.example.com", "library.example.net", "bü
 _PLAIN = str.maketrans("łŁøØđĐıßæÆþÞðÐ", "lLoOdDisaAtTdD")
 
 
+# By their addresses the first of each audience, so those as whom a mail is shown before it goes out.
+_FIRST = (
+    {"email": "a.a.ainsworth@mail.example.com", "name": "Amelia Ainsworth", "locale": "en-GB", "audience": "VIP"},
+    {"email": "a.a.bell@post.example.net", "name": "Arthur Bell", "locale": "en-GB", "audience": "Newsletter"},
+    {"email": "a.a.clarke@inbox.example.org", "name": "Agnes Clarke", "locale": "en-GB", "audience": "Lapsed"},
+)
+
+
 @dataclass(frozen=True)
 class Person:
     """A row of the first file."""
@@ -53,7 +61,8 @@ def people() -> list[Person]:
     chance = random.Random(SEED)  # noqa: S311
     tongues = chance.choices(TONGUES, [tongue.share for tongue in TONGUES], k=PEOPLE)
     taken: set[str] = set()
-    return [_person(chance, n, tongue, taken) for n, tongue in enumerate(tongues)]
+    found = [_person(chance, n, tongue, taken) for n, tongue in enumerate(tongues)]
+    return [replace(old, **new) for old, new in zip(found, _FIRST, strict=False)] + found[len(_FIRST) :]
 
 
 def files() -> list[File]:
