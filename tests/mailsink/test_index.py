@@ -49,6 +49,7 @@ def test_pages_follow_each_other_without_gap_or_repeat_while_mail_comes(index: I
         (b"To: i@xn--mller-kva.example", "müller.example"),
         (b"To: i@xn--mller-kva.example", "xn--mller"),
         ("Subject: e\u0301te\u0301".encode(), "été"),
+        ("Subject: ℡ ６０".encode(), "tel 60"),
         (b"Subject: summer sale\r\nTo: ada@example.com", "ada summer"),
         (b"Subject: 100 % off_", "100 % OFF_"),
         (b"subject: lf only\nTo: x@example.com\n\nbody", "lf only"),
