@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping
+from pathlib import Path
 
 from webapp.settings import ROOT
 
 PAGES = (ROOT / "docs" / "operations.md", *sorted((ROOT / "docs" / "operations").glob("*.md")))
-_BLOCK = re.compile(r"^```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# Those inside of lists are indented.
+_BLOCK = re.compile(r"^( *)```\w+\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 
 def block(title: str, changed: Mapping[str, str] | None = None) -> str:
@@ -16,15 +19,19 @@ def block(title: str, changed: Mapping[str, str] | None = None) -> str:
 
     :param changed: what stands there for somebody's own names, ports and folders, and what it is here. Each must occur.
     """
-    found = [code for page in PAGES for code in _BLOCK.findall(page.read_text()) if _title(code) == title]
+    found = [code for page in PAGES for code in _blocks(page) if _title(code) == title]
     if len(found) != 1:
         raise LookupError(f"{len(found)} blocks are called {title!r}")
-    code = str(found[0])
+    code = found[0]
     for there, here in (changed or {}).items():
         if there not in code:
             raise LookupError(f"{there!r} is not in the block {title!r}")
         code = code.replace(there, here)
     return code
+
+
+def _blocks(page: Path) -> list[str]:
+    return [textwrap.dedent(code) for _, code in _BLOCK.findall(page.read_text())]
 
 
 def _title(code: str) -> str:

@@ -1,4 +1,4 @@
-"""A site as docs/operations.md has it, on one machine: its PostgreSQL, its programs, its nginx, under a temporary folder."""
+"""A site as docs/operations.md has it, on one machine and in a temporary folder: PostgreSQL, programs, nginx."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Site:
     http: int
     https: int
     web: tuple[int, int]
-    password: str = "long-and-made-up"  # noqa: S105
+    password: str = "long-and-made-up"
     started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -83,14 +83,17 @@ class Site:
             "PYTHONUNBUFFERED": "1",
         }
 
-    def run(self, title: str, changed: Mapping[str, str] | None = None, typed: str = "") -> str:
-        """Run a block of commands as the page has it; only who runs them and where is changed."""
+    def run(self, title: str, changed: Mapping[str, str] | None = None, typed: str = "", **environment: str) -> str:
+        """Run a block of commands as the page has it; only who runs them and where is changed.
+
+        :param typed: what is typed when it asks.
+        """
         commands = block(title, changed).replace("/opt/onecode", str(self.code)).replace("/var/backups", str(self.log))
         commands = re.sub(r"\bsudo (-u \w+ )?", "", commands)
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", commands],
             cwd=self.folder,
-            env=self.environment(),
+            env=self.environment() | environment,
             input=typed,
             capture_output=True,
             text=True,
@@ -102,10 +105,12 @@ class Site:
             raise AssertionError(f"{title}: {done.stdout}\n{done.stderr}")
         return done.stdout
 
-    def flask(self, *arguments: str) -> str:
+    def flask(self, *arguments: str, typed: str = "", **environment: str) -> str:
+        """What one of the program's own commands prints."""
         command = [str(self.code / ".venv/bin/flask"), "--app", "wsgi", *arguments]
+        env = self.environment() | environment
         done = subprocess.run(
-            command, cwd=self.code, env=self.environment(), capture_output=True, text=True, check=False, timeout=60
+            command, cwd=self.code, env=env, input=typed, capture_output=True, text=True, check=False, timeout=60
         )
         if done.returncode:
             raise AssertionError(f"{arguments}: {done.stdout}\n{done.stderr}")
@@ -143,8 +148,10 @@ class Site:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
-    def query(self, statement: str, database: str = "onecode") -> list[tuple[object, ...]]:
-        with psycopg.connect(self.owner_url(database), autocommit=True) as connection:
+    def query(self, statement: str, database: str = "onecode", role: str = "onecode") -> list[tuple[object, ...]]:
+        """What the database says. The database `postgres` is for the role of that name."""
+        url = self.owner_url(database, role)
+        with psycopg.connect(url if role == "onecode" else url.split("?")[0], autocommit=True) as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
@@ -153,7 +160,9 @@ class Site:
 def running(folder: Path, relay_port: int) -> Iterator[Site]:
     """A site with everything but its programs running, which tests start. All of it is gone afterwards."""
     folder.chmod(0o755)
-    site = Site(folder, folder / "onecode", free_port(), relay_port, free_port(), free_port(), (free_port(), free_port()))
+    site = Site(
+        folder, folder / "onecode", free_port(), relay_port, free_port(), free_port(), (free_port(), free_port())
+    )
     site.log.mkdir()
     _certificate(site)
     _copy(site)
@@ -165,6 +174,9 @@ def running(folder: Path, relay_port: int) -> Iterator[Site]:
             with _nginx(site):
                 yield site
         finally:
+            # All at once: a worker looks only every few seconds whether it is to end.
+            for process in site.started.values():
+                process.terminate()
             for name in list(site.started):
                 site.stop(name)
 
@@ -200,9 +212,7 @@ def _certificate(site: Site) -> None:
     )
     site.certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
     (site.folder / "server.key").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     (site.folder / "server.key").chmod(0o600)
 

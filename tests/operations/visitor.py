@@ -19,7 +19,7 @@ class _From(HTTPAdapter):
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, source_address=(self._address, 0), **kwargs)  # type: ignore[no-untyped-call]
+        super().init_poolmanager(*args, source_address=(self._address, 0), **kwargs)
 
 
 @dataclass
@@ -83,15 +83,18 @@ class Visitor:
         return self.http.get(url, timeout=30, **more)
 
     def send(
-        self, page: requests.Response, to: str = "", files: dict[str, Any] | None = None, **typed: str
+        self, page: requests.Response, to: str = "", file: tuple[str, str, str] | None = None, **typed: str
     ) -> requests.Response:
-        """Fill in the form of a page and send it.
+        """Fill in the form of a page, other than that to sign out, and send it.
 
         :param to: a part of where the form goes, if the page has several.
+        :param file: the name, the text and the type of what is put into its field `file`.
         """
         forms = _Forms()
         forms.feed(page.text)
-        form = next(form for form in forms.found if to in (form.action or page.url))
+        form = next(form for form in forms.found if to in (form.action or page.url) and "sign-out" not in form.action)
         headers = {"Referer": page.url, "Origin": re.match(r"https?://[^/]+", page.url)[0]}  # type: ignore[index]
         where = urljoin(page.url, html.unescape(form.action) or page.url)
-        return self.http.post(where, data=form.values | typed, files=files, headers=headers, timeout=60)
+        return self.http.post(
+            where, data=form.values | typed, files={"file": file} if file else None, headers=headers, timeout=60
+        )
