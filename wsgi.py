@@ -1,14 +1,18 @@
 """What a WSGI server loads: `wsgi:app`."""
 
 import logging
-import os
 import sys
+
+import click
+from flask.cli import ScriptInfo
 
 from webapp import create_app, logs, release
 from webapp.settings import SettingsError, load
 
 # A command prints what it has to say; of what it logs, only what went wrong belongs between that.
-IS_COMMAND = os.environ.get("FLASK_RUN_FROM_CLI") == "true"
+# Not what flask leaves in the environment: what `make setup` starts inherits that.
+context = click.get_current_context(silent=True)
+IS_COMMAND = context is not None and context.find_object(ScriptInfo) is not None
 
 try:
     settings = load()

@@ -290,3 +290,14 @@ def test_a_worker_says_when_it_starts_and_when_it_has_ended(app: Flask, test_set
     assert str(first["message"]).startswith("the worker starts: release ")
     assert rest[-1]["message"] == "the worker has ended"
     assert {line["logger"] for line in [first, *rest]} == {"webapp.worker"}
+
+
+def test_a_web_process_says_that_it_starts_and_a_command_does_not(app: Flask, test_settings: Settings) -> None:
+    def said(*command: str) -> str:
+        # As it is for what `make setup` has started.
+        env = live.environment(test_settings, FLASK_RUN_FROM_CLI="true")
+        command = (sys.executable, *command)
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True, timeout=60).stderr
+
+    assert "a web process starts" in said("-c", "import wsgi")
+    assert said("-m", "flask", "--app", "wsgi", "key", "list") == ""
