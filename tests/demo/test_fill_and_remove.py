@@ -248,7 +248,9 @@ def test_an_interrupted_fill_can_be_taken_out(app: Flask) -> None:
     assert all_rows() == before
 
 
-def test_it_is_taken_out_while_a_worker_is_sending_it(app: Flask, with_settings: Callable[..., Settings]) -> None:
+def test_it_is_taken_out_while_a_worker_is_sending_it(
+    app: Flask, with_settings: Callable[..., Settings], capfd: pytest.CaptureFixture[str]
+) -> None:
     before = all_rows()
     with relays.running() as server:
         settings = with_settings(mail_port=server.port)
@@ -262,6 +264,10 @@ def test_it_is_taken_out_while_a_worker_is_sending_it(app: Flask, with_settings:
             time.sleep(2)
             assert worker.process.poll() is None
     assert len(server.kept) == taken < 10_000
+    # Nothing was taken from under the worker's feet.
+    said = "".join(capfd.readouterr())
+    assert "the worker starts" in said
+    assert "Traceback" not in said
     assert all_rows() == before
 
 
