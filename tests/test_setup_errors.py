@@ -19,7 +19,7 @@ from tests.copies import Copy
 from tests.test_install import as_nobody as as_nobody
 from tests.test_install import root, small_disk
 from webapp.embedded import SYSTEM_USER
-from webapp.settings import SHARED_HOME, socket_folder
+from webapp.settings import socket_folder
 
 pytestmark = pytest.mark.lifecycle
 
@@ -151,13 +151,3 @@ def test_an_instance_of_somebody_else_is_one_line(
 
     place = one.folder / "instance"
     assert errors == [f"onecode: {place} belongs to root; run this as root, or: sudo chown -R nobody '{place}'"]
-
-
-@root
-def test_the_folders_of_sockets_go_with_the_server(copy: Callable[[str], Copy]) -> None:
-    one = copy("one")
-    before = set(SHARED_HOME.glob("*.socket"))
-
-    one.make("run-migration")
-
-    assert socket_folder(one.folder / "instance") not in set(SHARED_HOME.glob("*.socket")) - before
