@@ -54,7 +54,7 @@ def web_server(settings: Settings, workers: int = 2, **more: str) -> Iterator[Li
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, *services.web_arguments(port, workers)]
-    with _running(command, environment(settings, PUBLIC_URL=url, **more)) as process:
+    with _running(command, environment(settings, **{"PUBLIC_URL": url} | more)) as process:
         _wait_for(f"{url}/readyz", process)
         yield Live(process, url)
 

@@ -111,7 +111,7 @@ def test_a_large_upload_by_form_does_not_fill_the_memory_of_the_web_server(
         yield from a_large_file()
         yield b"\r\n--x--\r\n"
 
-    with live.web_server(app.config["SETTINGS"], PORT=str(app.config["SETTINGS"].port)) as web:
+    with live.web_server(app.config["SETTINGS"], PUBLIC_URL=app.config["SETTINGS"].public_url) as web:
         before = max(peak(pid) for pid in of(web.process.pid))
         connection = http.client.HTTPConnection(urlsplit(web.url).netloc, timeout=60)
         headers = {
@@ -154,7 +154,7 @@ def test_files_are_downloaded_from_the_real_web_server(
     headers = {"Cookie": cookie_of(app, signed_in(app, staff_user("manager")))}
 
     answers = []
-    with live.web_server(app.config["SETTINGS"], PORT=str(app.config["SETTINGS"].port)) as web:
+    with live.web_server(app.config["SETTINGS"], PUBLIC_URL=app.config["SETTINGS"].public_url) as web:
         for address in ("/customers.csv", f"/customers/imports/{row.id}/rejected.csv"):
             connection = http.client.HTTPConnection(urlsplit(web.url).netloc, timeout=60)
             connection.request("GET", address, headers=headers)
