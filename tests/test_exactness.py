@@ -142,7 +142,7 @@ def doors(
     tokens = {c.email: links.personal_url(row.id, c.id).rpartition("/")[2] for c in customers}
     key = accounts.create_api_key("tests", ["redeem"], by="tests")
     cookie, token = _signed_in(app, staff_user("manager"))
-    # Cookies are named after the port of the settings, which the server here must share with the test.
+    # Cookies are named after the port people see, which the server here must share with the test.
     with live.web_server(app.config["SETTINGS"], workers=2, PUBLIC_URL=app.config["SETTINGS"].public_url) as web:
         name = app.config["SESSION_COOKIE_NAME"]
         yield Doors(urlsplit(web.url).netloc, row.code, tokens, key, f"{name}={cookie}", token)
