@@ -26,7 +26,7 @@ from webapp import files
 # Where the embedded server lives when it can't live in the instance folder (see embedded.py).
 SHARED_HOME = Path("/var/lib/onecode")
 ROOT = Path(__file__).resolve().parent.parent
-# Everything that can be set, here and in the README.
+# Everything that can be set, here and in docs/settings.md.
 NAMES = (
     "DATABASE_URL", "SECRET_KEY", "INSTANCE_PATH", "PORT", "WEB_HOST", "WEB_WORKERS", "PUBLIC_URL", "SHOP_NAME",
     "TRUSTED_PROXIES", "MAIL_SERVER", "MAIL_PORT", "MAIL_USERNAME", "MAIL_PASSWORD", "MAIL_USE_TLS", "MAIL_USE_SSL",
