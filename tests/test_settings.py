@@ -75,3 +75,30 @@ def test_the_relay_is_a_name_or_an_address(tmp_path: Path, given: str, stands: s
 @pytest.mark.parametrize("given", ["offers@example.com", "Münze <offers@münze.example>", '"A, B" <o@localhost>'])
 def test_the_sender_stays_as_it_was_given(tmp_path: Path, given: str) -> None:
     assert _loaded(tmp_path, MAIL_DEFAULT_SENDER=given).mail_default_sender == given
+
+
+@pytest.mark.parametrize("password", ["a@S3cret", "a/S3cret", "a@b@S3cret", "a@S3cret:1"])
+def test_no_piece_of_a_password_is_taken_for_the_host(tmp_path: Path, password: str) -> None:
+    with pytest.raises(settings.SettingsError, match="^DATABASE_URL can't be read; in a password, .* @ %40") as refused:
+        _loaded(tmp_path, DATABASE_URL=f"postgresql://onecode:{password}@127.0.0.1:1/onecode")
+
+    assert "S3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://onecode:a%40S3cret@db.example:5432/onecode?sslmode=require",
+        "postgres://onecode:a#b+c@[::1]/onecode",
+        "postgresql:///onecode?host=/run/postgresql&user=onecode&password=a",
+        "postgresql://onecode@/onecode?host=/run/postgresql",
+    ],
+)
+def test_what_all_read_in_one_way_is_taken(tmp_path: Path, url: str) -> None:
+    assert _loaded(tmp_path, DATABASE_URL=url).libpq_url == "postgresql://" + url.partition("://")[2]
+
+
+def test_no_secret_stands_in_what_the_settings_look_like(tmp_path: Path) -> None:
+    given = {"DATABASE_URL": "postgresql://u:S3cret@h/d", "SECRET_KEY": "S3cret", "MAIL_SERVER": "relay.example.com"}
+
+    assert "S3cret" not in repr(_loaded(tmp_path, **given, MAIL_USERNAME="u", MAIL_PASSWORD="S3cret"))

@@ -148,7 +148,7 @@ def check_database(settings: Settings) -> list[str]:
             tables = [name for (name,) in connection.execute(TABLES)]
             at = connection.execute("select version_num from alembic_version").fetchone() if VERSION in tables else None
     except psycopg.Error as error:
-        raise SetupError(_why_not(error)) from error
+        raise SetupError(why_not(error)) from error
     assert facts is not None  # noqa: S101
     _check_facts(facts)
     _check_tables(facts, set(tables), at[0] if at else None)
@@ -158,6 +158,15 @@ def check_database(settings: Settings) -> list[str]:
         f"this machine's clock is {_span(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} the database's; "
         "set it, or offers and mails come at the wrong time: timedatectl set-ntp true"
     ]
+
+
+def why_not(error: psycopg.Error) -> str:
+    """One line about a database that does not let us in, with the one thing to do; never a password."""
+    words = " ".join(str(error).split())
+    for pattern, todo in REFUSALS:
+        if found := re.search(pattern, words):
+            return todo.replace("{}", " port ".join(part for part in found.groups() if part))
+    return f"the database of DATABASE_URL can't be used: {shorten(words, 300)}"
 
 
 def remarks(settings: Settings) -> list[str]:
@@ -216,14 +225,6 @@ def _check_tables(facts: Facts, tables: set[str], at: str | None) -> None:
             f"{facts.who} may not make tables in the database {facts.database}; as its owner, say: "
             f"grant create on schema {facts.schema or 'public'} to {facts.who}"
         )
-
-
-def _why_not(error: psycopg.Error) -> str:
-    words = " ".join(str(error).split())
-    for pattern, todo in REFUSALS:
-        if found := re.search(pattern, words):
-            return todo.replace("{}", " port ".join(part for part in found.groups() if part))
-    return f"the database of DATABASE_URL can't be used: {shorten(words, 300)}"
 
 
 def _span(seconds: float) -> str:

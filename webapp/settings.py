@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parseaddr
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,9 +43,10 @@ class SettingsError(Exception):
 class Settings:
     """Everything the program can be told from outside. Times are in seconds, sizes in bytes."""
 
-    database_url: str
+    # What is secret stands in no traceback and no line of a log.
+    database_url: str = field(repr=False)
     database_is_embedded: bool
-    secret_key: str
+    secret_key: str = field(repr=False)
     instance_path: Path
     port: int
     # Of `python -m webapp.serve` alone; what `make setup` starts listens on this machine only.
@@ -56,7 +57,7 @@ class Settings:
     mail_port: int
     mail_is_sink: bool
     mail_username: str | None
-    mail_password: str | None
+    mail_password: str | None = field(repr=False)
     mail_use_tls: bool
     mail_use_ssl: bool
     mail_default_sender: str
@@ -197,8 +198,7 @@ def _sqlalchemy_url(url: str) -> str:
     for prefix in ("postgres://", "postgresql://", "postgresql+psycopg://"):
         if url.startswith(prefix):
             try:
-                conninfo_to_dict("postgresql://" + url[len(prefix) :])
-                make_url("postgresql+psycopg://" + url[len(prefix) :])
+                _check_is_read_in_one_way(url[len(prefix) :])
             except (ProgrammingError, ArgumentError, ValueError) as error:
                 # Their words could hold a piece of the password.
                 raise SettingsError(
@@ -206,6 +206,17 @@ def _sqlalchemy_url(url: str) -> str:
                 ) from error
             return "postgresql+psycopg://" + url[len(prefix) :]
     raise SettingsError("DATABASE_URL must start with postgresql://")
+
+
+def _check_is_read_in_one_way(rest: str) -> None:
+    """By libpq and by SQLAlchemy, and no piece of a password is taken for the host, which messages name."""
+    libpq, alchemy = conninfo_to_dict("postgresql://" + rest), make_url("postgresql+psycopg://" + rest)
+    if "@" in libpq.get("host", ""):
+        raise ValueError("host")
+    for name, value in (("host", alchemy.host), ("user", alchemy.username), ("password", alchemy.password)):
+        # What may be missing here can stand behind the question mark.
+        if (value or libpq.get(name)) != libpq.get(name):
+            raise ValueError(name)
 
 
 def _public_url(text: str) -> str:
