@@ -29,6 +29,8 @@ from tests.operations.page import block, setting
 from webapp.settings import ROOT
 
 BINARIES = Path("/usr/lib/postgresql/15/bin")
+# Who the pages' user postgres is here: somebody else than root wherever the tests are run by root.
+POSTGRES = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
 NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
 OWN = ("DATABASE_URL", "SECRET_KEY", "INSTANCE_PATH", "PORT", "PUBLIC_URL", "TRUSTED_PROXIES", "TEST_DATABASE_URL")
 
@@ -65,6 +67,11 @@ class Site:
     def log(self) -> Path:
         return self.folder / "log"
 
+    @property
+    def backups(self) -> Path:
+        """What is /var/backups on the pages. As on Debian it belongs to root, and everybody may look into it."""
+        return self.folder / "backups"
+
     def owner_url(self, database: str = "onecode", role: str = "onecode") -> str:
         return (
             f"postgresql://{role}:{self.password}@localhost:{self.database_port}/{database}"
@@ -84,11 +91,16 @@ class Site:
         }
 
     def run(self, title: str, changed: Mapping[str, str] | None = None, typed: str = "", **environment: str) -> str:
-        """Run a block of commands as the page has it; only who runs them and where is changed.
+        """Run a block of commands as the page has it; only the names of users and folders are changed. What is to be
+        run as postgres is run by somebody else than root.
 
         :param typed: what is typed when it asks.
         """
-        commands = block(title, changed).replace("/opt/onecode", str(self.code)).replace("/var/backups", str(self.log))
+        commands = block(title, changed).replace("/opt/onecode", str(self.code))
+        commands = commands.replace("/var/backups", str(self.backups))
+        commands = commands.replace("-o postgres -g postgres", f"-o {POSTGRES.pw_uid} -g {POSTGRES.pw_gid}")
+        other = f"setpriv --reuid={POSTGRES.pw_uid} --regid={POSTGRES.pw_gid} --clear-groups "
+        commands = commands.replace("sudo -u postgres ", other if os.geteuid() == 0 else "")
         commands = re.sub(r"\bsudo (-u \w+ )?", "", commands)
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", commands],
@@ -164,6 +176,7 @@ def running(folder: Path, relay_port: int) -> Iterator[Site]:
         folder, folder / "onecode", free_port(), relay_port, free_port(), free_port(), (free_port(), free_port())
     )
     site.log.mkdir()
+    site.backups.mkdir(mode=0o755)
     _certificate(site)
     _copy(site)
     with _postgresql(site):
@@ -251,14 +264,14 @@ def _postgresql(site: Site) -> Iterator[None]:
     """Debian's PostgreSQL over TCP with TLS and passwords; as the pages say, but where it lies and listens."""
     home = site.folder / "postgresql"
     home.mkdir(mode=0o700)
-    user = "nobody" if os.geteuid() == 0 else None
+    user = POSTGRES.pw_name if os.geteuid() == 0 else None
     secret = home / "password"
     secret.write_text(site.password)
     for name in ("server.crt", "server.key"):
         shutil.copy2(site.folder / name, home / name)
     if user:
         for path in (home, *home.iterdir()):
-            os.chown(path, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
+            os.chown(path, POSTGRES.pw_uid, POSTGRES.pw_gid)
 
     def run(program: str, *arguments: str) -> None:
         subprocess.run(
@@ -308,10 +321,11 @@ def _nginx(site: Site) -> Iterator[None]:
     user = "user root;\n" if os.geteuid() == 0 else ""
     main = folder / "nginx.conf"
     main.write_text(
-        f"{user}daemon off;\nworker_processes 1;\npid {folder}/pid;\nerror_log {site.log}/nginx.log;\n"
-        f"events {{}}\nhttp {{\n{paths}  access_log off;\n  include {folder}/onecode.conf;\n}}\n"
+        # Both logs are where Debian has them, for whatever the page says nothing of.
+        f"{user}daemon off;\nworker_processes 1;\npid {folder}/pid;\nerror_log {site.log}/error.log;\n"
+        f"events {{}}\nhttp {{\n{paths}  access_log {site.log}/access.log;\n  include {folder}/onecode.conf;\n}}\n"
     )
-    process = subprocess.Popen([NGINX, "-c", main, "-p", folder, "-e", site.log / "nginx.log"])
+    process = subprocess.Popen([NGINX, "-c", main, "-p", folder, "-e", site.log / "error.log"])
     try:
         yield
     finally:

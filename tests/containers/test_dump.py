@@ -1,0 +1,30 @@
+"""The dump that docs/containers.md makes before an upgrade."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+from pathlib import Path
+
+from webapp.settings import ROOT
+
+PAGE = ROOT / "docs" / "containers.md"
+
+
+def test_a_dump_can_be_read_by_its_owner_alone_and_is_none_of_git_s(tmp_path: Path) -> None:
+    """The page's command, with something in the place of `docker` that only writes."""
+    (command,) = re.findall(r"^    (\S.*\n(?:      .*\n)*.*pg_dump .*)$", PAGE.read_text(), re.MULTILINE)
+    (tmp_path / "docker").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "docker").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+
+    subprocess.run(["sh", "-euc", f"umask 022; {command}"], cwd=tmp_path, env={"PATH": path}, check=True, timeout=30)
+
+    (dump,) = tmp_path.glob("*.dump")
+    assert stat.S_IMODE(dump.stat().st_mode) == 0o600
+    # docs/operations/backup.md says why.
+    assert "--no-unlogged-table-data" in dump.read_text()
+    asked = ["git", "-c", "safe.directory=*", "check-ignore", "--quiet", dump.name]
+    assert subprocess.run(asked, cwd=ROOT, check=False).returncode == 0
