@@ -16,6 +16,7 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as plain
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from benchmarks import growth_tables
 from tests.redemptions.test_plans import nodes, plans
@@ -211,6 +212,30 @@ def test_workers_that_live_are_counted_and_the_silent_are_not(api: FlaskClient) 
     assert found["onecode_worker_busy_seconds", ()] == pytest.approx(7, abs=5)
     now = float(db.session.scalars(text("select extract(epoch from now())")).one())
     assert now - found["onecode_sweep_timestamp_seconds", ("campaigns.sweep",)] == pytest.approx(20, abs=5)
+
+
+def test_connections_of_everybody_are_counted_by_a_role_that_may_not_look_at_them(app: Flask) -> None:
+    """Of other roles' sessions PostgreSQL hides nearly everything; what it tells stands still for a transaction."""
+    kinds = "('client backend', 'parallel worker')"
+    there = db.session.scalar(text(f"select count(*) from pg_stat_activity where backend_type in {kinds}"))
+    db.session.execute(text("create role plain"))
+    db.session.execute(text("grant select on huey_task, huey_schedule, alembic_version to plain"))
+    db.session.execute(text("set local role plain"))
+
+    found = queries.server().connections
+
+    db.session.rollback()
+    assert found == there
+
+
+def test_a_scrape_is_given_up_in_time_for_prometheus(app: Flask) -> None:
+    """Whoever holds a table that is read, holds the scrape up for five seconds and no longer."""
+    url = db.engine.url.render_as_string(hide_password=False).replace("+psycopg", "")
+    with psycopg.connect(url) as other:
+        other.execute("set local idle_in_transaction_session_timeout = '8s'")
+        other.execute("lock table customer_import in access exclusive mode")
+        with pytest.raises(OperationalError, match="statement timeout"):
+            queries.figures()
 
 
 def test_nobody_is_named(api: FlaskClient, mailing: Campaign) -> None:

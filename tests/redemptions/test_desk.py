@@ -111,6 +111,23 @@ def test_who_can_not_be_written_harms_no_neighbour(desk: Desk, offer: MakeOffer,
     assert rows() == 3
 
 
+def test_who_can_not_be_written_because_a_disk_is_full_hears_that_it_passes(
+    desk: Desk, offer: MakeOffer, customer: MakeCustomer
+) -> None:
+    offer(frozen_at=text("now()"))
+    emails = people(customer, 2)
+    full = "begin raise exception 'could not extend file' using errcode = 'disk_full'; end"
+    db.session.execute(text(f"create function full_disk() returns trigger language plpgsql as $$ {full} $$"))
+    db.session.execute(text("create trigger full_disk before insert on redemption execute function full_disk()"))
+    db.session.commit()
+    try:
+        assert said(desk._answer(asks("SUMMER25", emails))) == ["unavailable"] * 2
+    finally:
+        db.session.execute(text("drop function full_disk cascade"))
+        db.session.commit()
+    assert said(desk._answer(asks("SUMMER25", emails))) == ["redeemed"] * 2
+
+
 def test_a_connection_that_was_lost_since_is_made_anew_without_anybody_noticing(
     desk: Desk, offer: MakeOffer, customer: MakeCustomer
 ) -> None:

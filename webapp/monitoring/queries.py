@@ -99,10 +99,12 @@ def figures() -> Figures:
         db.session.rollback()
 
 
+# What kind a session of another role is, PostgreSQL tells only who has pg_read_all_stats; whose it is and in which
+# database it tells everybody, and that none but clients have both.
 _SERVER = text(
     """
     select
-      (select count(*) from pg_stat_activity where backend_type = 'client backend') as connections,
+      (select count(*) from pg_stat_activity where usesysid is not null and datid is not null) as connections,
       current_setting('max_connections')::int as max_connections,
       pg_database_size(current_database()) as size,
       (select count(*) from huey_task where queue = :queue) as queued,

@@ -237,7 +237,7 @@ class Desk:
             log.warning("%s redemptions at once: %s", len(asks), error.orig)
             if self._connection is None:
                 return [Unavailable() for _ in asks]
-            return self._apart(asks)
+            return self._apart(asks, error)
 
     def _redeem(self, asks: Sequence[Ask], connection: Connection) -> list[Redeemed | DomainError]:
         try:
@@ -247,9 +247,13 @@ class Desk:
                 connection.close()
                 self._connection = None
 
-    def _apart(self, asks: Sequence[Ask]) -> list[Redeemed | DomainError]:
+    def _apart(self, asks: Sequence[Ask], error: DBAPIError) -> list[Redeemed | DomainError]:
         """What the database refuses for all at once, one by one: nobody suffers for a neighbour."""
         if len(asks) == 1:
+            # Its disk is full, say: that is not about the ask, and passes.
+            if isinstance(error, OperationalError):
+                return [Unavailable()]
+            log.error("a redemption can't be written", exc_info=error)
             return [DomainError("error", "Something went wrong on our side. It has been noted.", 500)]
         return [answer for ask in asks for answer in self._answer([ask])]
 
