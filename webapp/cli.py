@@ -9,7 +9,6 @@ from typing import NoReturn
 
 import click
 from flask import Flask, current_app
-from sqlalchemy.exc import SQLAlchemyError
 
 from webapp import keyring, lifecycle, mailsink
 from webapp.accounts import actions as accounts
@@ -27,10 +26,8 @@ from webapp.settings import Settings
 
 def init_app(app: Flask) -> None:
     lifecycle.init_app(app)
-    for command in (invite, api_key, key, mail_sink, worker_alive):
-        app.cli.add_command(command)
-    app.cli.add_command(bounces)
-    app.cli.add_command(demo)
+    for command in (invite, api_key, key, bounces, demo, mail_sink, worker_alive):
+        app.cli.add_command(lifecycle.in_one_line(command, app.config["SETTINGS"]))
 
 
 @click.command()
@@ -151,11 +148,7 @@ def mail_sink() -> None:
 def worker_alive() -> None:
     """Say whether the worker of this machine lives: status 0, or 1 and one line. For health checks."""
     host = socket.gethostname()
-    try:
-        alive = monitoring.is_worker_alive(host)
-    except SQLAlchemyError as error:
-        raise SystemExit("onecode: the database does not answer, so nobody knows about the worker") from error
-    if not alive:
+    if not monitoring.is_worker_alive(host):
         _fail(ServiceError(f"no worker on {host} was heard of in the last minute; start one: python -m webapp.worker"))
 
 

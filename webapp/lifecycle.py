@@ -1,10 +1,12 @@
 """What `make setup`, `make down`, `make run` and `make run-migration` do, and what they print.
 
-A problem is one line on standard error that says what to do; then nothing is left running that was started here.
+A problem, of these and of all other commands (`in_one_line`), is one line on standard error that says what to do; then
+nothing is left running that was started here.
 """
 
 from __future__ import annotations
 
+import copy
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -29,17 +31,31 @@ from webapp.settings import Settings, SettingsError
 
 def init_app(app: Flask) -> None:
     for command in (up, down, run, migrate):
-        app.cli.add_command(command)
+        app.cli.add_command(in_one_line(command, app.config["SETTINGS"]))
+
+
+def in_one_line(command: click.Command, settings: Settings) -> click.Command:
+    """The same command, or group of commands: what settings, files or the database deny it is one line."""
+    plain = copy.copy(command)
+
+    def invoke(context: click.Context) -> object:
+        with _told_in_one_line(settings):
+            return command.invoke(context)
+
+    plain.invoke = invoke  # type: ignore[method-assign, assignment]
+    return plain
 
 
 @click.command()
-def up() -> None:
+@click.option("--quiet", is_flag=True, help="Do not say where; `make demo` says it.")
+def up(quiet: bool) -> None:
     """Start everything in the background and say where it is."""
     settings = _settings()
-    with _one_line(settings), services.alone(settings):
+    with one_line(settings), services.alone(settings):
         if services.is_running(settings) and services.database_is_running(settings):
             services.wait_until_ready(settings)
-            _say_where(settings, "Onecode is already running; nothing was changed.")
+            if not quiet:
+                _say_where(settings, "Onecode is already running; nothing was changed.")
             return
         _remark(preflight.remarks(settings))
         # What a set-up that was killed has left; what has to be ready is started anew.
@@ -50,7 +66,8 @@ def up() -> None:
             click.echo(f"Starting {parts} …")
             services.start(settings)
             try:
-                _say_where(settings, "\nOnecode is running.")
+                if not quiet:
+                    _say_where(settings, "\nOnecode is running.")
             except BaseException:
                 services.stop(settings)
                 raise
@@ -60,7 +77,7 @@ def up() -> None:
 def down() -> None:
     """Stop everything that `up` started. Data stays."""
     settings = _settings()
-    with _one_line(settings), services.alone(settings):
+    with one_line(settings), services.alone(settings):
         stopped = services.stop(settings)
         stopped = services.stop_database(settings) or stopped
     click.echo("Onecode is stopped; its data is kept." if stopped else "Onecode was not running.")
@@ -70,7 +87,7 @@ def down() -> None:
 def run() -> None:
     """Run in front, with the logs on the screen; Ctrl-C ends it."""
     settings = _settings()
-    with _one_line(settings):
+    with one_line(settings):
         with services.alone(settings):
             if services.is_running(settings):
                 raise ServiceError("Onecode runs in the background already; stop it first with: make down")
@@ -91,7 +108,7 @@ def migrate() -> None:
     """Bring the database's tables up to date. Safe on two machines at once: the second waits for the first."""
     settings = _settings()
     # Only the embedded server's start needs a lock in the instance folder, which elsewhere may be read-only.
-    with _one_line(settings), services.alone(settings) if settings.database_is_embedded else nullcontext():
+    with one_line(settings), services.alone(settings) if settings.database_is_embedded else nullcontext():
         started = not services.database_is_running(settings)
         with _database(settings):
             pass
@@ -146,9 +163,20 @@ def _say_where(settings: Settings, first: str) -> None:
 
 
 @contextmanager
-def _one_line(settings: Settings) -> Iterator[None]:
+def one_line(settings: Settings) -> Iterator[None]:
     """Whatever goes wrong inside is one line; also an interruption by Ctrl-C or SIGTERM."""
     before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with _told_in_one_line(settings):
+            yield
+    except KeyboardInterrupt as error:
+        raise SystemExit("onecode: interrupted; what was started is stopped, run the same command again") from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _told_in_one_line(settings: Settings) -> Iterator[None]:
     try:
         yield
     except (ServiceError, EmbeddedError, SetupError, SettingsError) as error:
@@ -156,14 +184,24 @@ def _one_line(settings: Settings) -> Iterator[None]:
     except OSError as error:
         raise SystemExit(f"onecode: {files.why_not(error, settings.instance_path)}") from error
     except (psycopg.Error, DBAPIError) as error:
-        words = str(error.orig if isinstance(error, DBAPIError) else error).strip() or type(error).__name__
-        if "No space left on device" in words:
-            words = "the disk of the database is full; make room and run the same command again"
-        raise SystemExit(f"onecode: {words.splitlines()[0]}") from error
-    except KeyboardInterrupt as error:
-        raise SystemExit("onecode: interrupted; what was started is stopped, run the same command again") from error
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        raise SystemExit(f"onecode: {_about_the_database(error, settings)}") from error
+
+
+def _about_the_database(error: psycopg.Error | DBAPIError, settings: Settings) -> str:
+    """What keeps us from the database: what set-up would say of it, or else the first line of the error's own words."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    words = str(cause).strip() or type(cause).__name__
+    if "No space left on device" in words:
+        return "the disk of the database is full; make room and run the same command again"
+    if not services.database_is_running(settings):
+        return "the database does not run; start it: make setup"
+    try:
+        preflight.check_database(settings)
+    except SetupError as refusal:
+        return str(refusal)
+    if isinstance(cause, (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn)):
+        return "the database lacks tables of this release; bring it up to date: flask --app wsgi migrate"
+    return words.splitlines()[0]
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -211,7 +211,7 @@ def _sqlalchemy_url(url: str) -> str:
 def _check_is_read_in_one_way(rest: str) -> None:
     """By libpq and by SQLAlchemy, and no piece of a password is taken for the host, which messages name."""
     libpq, alchemy = conninfo_to_dict("postgresql://" + rest), make_url("postgresql+psycopg://" + rest)
-    if "@" in libpq.get("host", ""):
+    if "@" in str(libpq.get("host", "")):
         raise ValueError("host")
     for name, value in (("host", alchemy.host), ("user", alchemy.username), ("password", alchemy.password)):
         # What may be missing here can stand behind the question mark.
