@@ -178,6 +178,16 @@ def test_under_an_open_window_the_cursor_tells_who_has_it_and_who_is_next(launch
     assert "has not been heard of" in fate(campaign, ids[20]).note
 
 
+def test_as_many_come_before_as_wait_in_the_batches_before(launched: Launch, relay: Relay) -> None:
+    ids = people(560)
+    campaign = launched()
+    claim = batch_actions.claim("a worker")
+    assert claim is not None
+    claim.position = claim.sent = 100
+    batch_actions.release(claim)
+    assert fate(campaign, ids[559]).ahead == 459 == queries.counts(campaign.id).waiting - 1
+
+
 def test_a_cursor_of_a_former_owner_says_nothing(launched: Launch, relay: Relay) -> None:
     ids = people(60)
     campaign = launched()

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Row, select, text
 
-from webapp.campaigns.models import BATCH_SIZE, Campaign
+from webapp.campaigns.models import Campaign
 from webapp.customers import queries as customers
 from webapp.customers.models import AudienceMember, Customer
 from webapp.extensions import db
@@ -160,7 +160,8 @@ _OF_BATCHES = text(
     """  # noqa: S608
 )
 _AHEAD = text(
-    "select count(*) from batch where campaign_id = :campaign and seq < :seq and status in ('pending', 'sending')"
+    "select coalesce(sum(cardinality(gaps) - window_start), 0) from batch "
+    "where campaign_id = :campaign and seq < :seq and status in ('pending', 'sending')"
 )
 
 
@@ -330,8 +331,8 @@ def _with_place(row: Row[Any], fate: Fate) -> Fate:
     """With about how many come before, and whether it would be left out if its turn came now."""
     if fate.state != "waiting":
         return fate
-    batches = db.session.execute(_AHEAD, {"campaign": row.campaign_id, "seq": row.seq}).scalar_one()
-    ahead = batches * BATCH_SIZE + row.place - 1 - row.window_start
+    before = db.session.execute(_AHEAD, {"campaign": row.campaign_id, "seq": row.seq}).scalar_one()
+    ahead = before + row.place - 1 - row.window_start
     reason = customers.suppressed_among([fate.customer_id]).get(fate.customer_id)
     if row.erased_at is not None:
         reason = "erased"
