@@ -167,11 +167,30 @@ class TestInvitations:
         assert (headers["Referrer-Policy"], headers["Cache-Control"]) == ("same-origin", "no-store")
 
     def test_a_link_to_a_new_password_sets_it(self, client: FlaskClient, person: Person) -> None:
-        link = actions.reset_link(person().id, by="tests").removeprefix("http://localhost")
-        assert "admin@example.com" in client.get(link).text
+        user = person()
+        actions.sign_in(user.email, PASSWORD)
+        link = actions.reset_link(user.id, by="tests").removeprefix("http://localhost")
+        page = client.get(link).text
+        assert "admin@example.com" in page
+        assert "Choose a new password" in page
+        assert "signed out everywhere else" in page
         new = {"password": "a brand new one", "confirm": "a brand new one"}
         assert client.post(link, data=new).location == "/"
-        assert is_signed_in(client)
+        assert "Your new password is set." in client.get("/").text
+
+    def test_a_link_for_somebody_who_never_signed_in_speaks_of_nothing_before(
+        self, client: FlaskClient, person: Person
+    ) -> None:
+        user = person()
+        link = actions.reset_link(user.id, by="tests").removeprefix("http://localhost")
+        page = client.get(link).text
+        assert f"Welcome, {user.name}" in page
+        assert "Choose your password" in page
+        new = {"password": "a brand new one", "confirm": "a brand new one"}
+        assert client.post(link, data=new).location == "/"
+        first = client.get("/").text
+        assert f"Welcome, {user.name}." in first
+        assert "new password" not in (page + first).lower()
 
 
 class TestPeople:

@@ -81,6 +81,11 @@ class JoinForm(_Person):
     confirm = PasswordField("Password again", _again("password"))
 
 
+class FirstPasswordForm(FlaskForm):
+    password = PasswordField("Password", _new_password())
+    confirm = PasswordField("Password again", _again("password"))
+
+
 class NewPasswordForm(FlaskForm):
     password = PasswordField("New password", _new_password())
     confirm = PasswordField("New password again", _again("password"))

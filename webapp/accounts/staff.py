@@ -11,6 +11,7 @@ from webapp.accounts import actions, key_actions, queries
 from webapp.accounts.forms import (
     ApiKeyForm,
     ChangePasswordForm,
+    FirstPasswordForm,
     InviteForm,
     JoinForm,
     NewPasswordForm,
@@ -75,7 +76,7 @@ def sign_out() -> BaseResponse:
 @room.route("/invitations/<token>", methods=["GET", "POST"])
 @open_to_all
 def invitation(token: str) -> BaseResponse:
-    """Choose name and password, or only a new password. Looking consumes nothing."""
+    """Choose name and password, or only a password. Looking consumes nothing."""
     found = queries.invitation(actions.token_hash(token))
     if found is None:
         return _private(render("accounts/link_gone.html", status=404))
@@ -101,12 +102,15 @@ def _join(token: str, found: Invitation) -> BaseResponse:
 
 
 def _new_password(token: str, found: Invitation) -> BaseResponse:
-    form = NewPasswordForm()
+    user = _known(found.staff_user_id or 0)
+    # Whoever has never signed in has had no password: there is nothing new about theirs.
+    first = user.last_sign_in_at is None
+    form = FirstPasswordForm() if first else NewPasswordForm()
     if form.validate_on_submit():
-        return _welcome(actions.reset_password(token, form.password.data), "Your new password is set.")
-    return render(
-        "accounts/new_password.html", status=422 if form.is_submitted() else 200, form=form, email=found.email
-    )
+        user = actions.reset_password(token, form.password.data)
+        return _welcome(user, f"Welcome, {user.name}." if first else "Your new password is set.")
+    status = 422 if form.is_submitted() else 200
+    return render("accounts/new_password.html", status=status, form=form, user=user, first=first)
 
 
 def _welcome(user: StaffUser, words: str) -> BaseResponse:
