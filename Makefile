@@ -27,7 +27,8 @@ help:
 setup: install ## Install, start in the background, say where
 	@$(FLASK) up
 
-demo: setup ## Fill it with a shop to look around in
+demo: install ## Fill it with a shop to look around in
+	@$(FLASK) up --quiet
 	@$(FLASK) demo fill
 
 demo-remove: install ## Take that shop out again, nothing else

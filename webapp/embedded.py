@@ -68,7 +68,7 @@ class Server:
         if not running:
             self._forget_the_dead()
             self._make_folders()
-            if not (self.data / "PG_VERSION").exists():
+            if not self.is_made():
                 self._initdb()
             self._write_settings()
             process = self._spawn()
@@ -80,6 +80,10 @@ class Server:
                 process.wait()
             raise
         return not running
+
+    def is_made(self) -> bool:
+        """Whether there is a cluster."""
+        return (self.data / "PG_VERSION").exists()
 
     def stop(self) -> bool:
         """Stop the server and wait until it is gone; True if it was running. The folder of its socket goes, too."""

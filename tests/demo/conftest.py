@@ -14,6 +14,8 @@ from webapp import bell, keyring
 from webapp.demo import fill
 from webapp.extensions import db
 from webapp.redemptions import actions as redemptions
+from webapp.redemptions.verdict import Ask
+from webapp.settings import Settings
 
 # In the middle of a week, so that there is a weekend behind and something today.
 NOW = datetime.now(UTC).replace(hour=14, minute=0, second=0, microsecond=0)
@@ -56,3 +58,18 @@ def all_rows() -> Rows:
     found = {name: set(db.session.scalars(text(f"select cast(t as text) from {name} t"))) for name in names}
     db.session.rollback()
     return found
+
+
+@pytest.fixture
+def sink(app: Flask, with_settings: Callable[..., Settings]) -> Settings:
+    return with_settings(mail_is_sink=True)
+
+
+def filled(now: datetime = NOW) -> None:
+    fill.fill(now)
+    fill.links()
+    fill.finish()
+
+
+def redeem(code: str, email: str) -> None:
+    redemptions.redeem(Ask(code=code.replace("-", ""), email=email, channel="form"))

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -17,16 +17,14 @@ from sqlalchemy import select, text
 
 from tests import live
 from tests.campaigns import relay as relays
-from tests.demo.conftest import NOW, all_rows
+from tests.demo.conftest import NOW, all_rows, filled, redeem
 from webapp.campaigns import actions as campaigns
 from webapp.campaigns.wording import MailText
 from webapp.customers.models import AudienceMember, Customer
-from webapp.demo import fill, people, remove
+from webapp.demo import fill, remove
 from webapp.demo.models import DemoRow
 from webapp.extensions import db
 from webapp.offers.models import Offer
-from webapp.redemptions import actions as redemptions
-from webapp.redemptions.verdict import Ask
 from webapp.settings import Settings
 from webapp.shop import actions as shops
 from webapp.shop import queries as shop_queries
@@ -58,17 +56,6 @@ def told() -> list[list[tuple[Any, ...]]]:
     found = [sorted(map(str, db.session.execute(text(statement)))) for statement in TOLD]
     db.session.rollback()
     return found  # type: ignore[return-value]
-
-
-def filled(now: datetime = NOW) -> None:
-    fill.fill(now)
-    fill.links()
-    fill.finish()
-
-
-@pytest.fixture
-def sink(app: Flask, with_settings: Callable[..., Settings]) -> Settings:
-    return with_settings(mail_is_sink=True)
 
 
 def test_two_fills_of_one_day_tell_the_same_whatever_ids_they_get(app: Flask) -> None:
@@ -152,21 +139,6 @@ def test_a_second_fill_changes_nothing(app: Flask, sink: Settings) -> None:
     assert all_rows() == before
 
 
-@pytest.mark.parametrize("what", ["customer", "offer"])
-def test_a_database_with_data_of_its_own_is_refused_in_one_line(
-    app: Flask, sink: Settings, customer: Callable[..., Customer], offer: Callable[..., Offer], what: str
-) -> None:
-    {"customer": customer, "offer": offer}[what]()
-    before = all_rows()
-
-    said = app.test_cli_runner().invoke(args=["demo", "fill"])
-
-    assert said.exit_code == 1
-    assert said.output.startswith("onecode: this database has customers, offers, mailings or redemptions of its own")
-    assert said.output.count("\n") == 1
-    assert all_rows() == before
-
-
 def test_data_of_others_that_came_into_an_interrupted_fill_is_not_filled_around(
     app: Flask, sink: Settings, customer: Callable[..., Customer]
 ) -> None:
@@ -238,16 +210,6 @@ def test_an_audience_that_somebody_else_uses_stays_and_so_do_settings_that_were_
     assert shop_queries.name() == "My shop"
 
 
-def test_an_interrupted_fill_can_be_taken_out(app: Flask) -> None:
-    before = all_rows()
-    fill._staff()
-    fill._import(people.files()[0])
-
-    remove.remove(None)
-
-    assert all_rows() == before
-
-
 def test_it_is_taken_out_while_a_worker_is_sending_it(
     app: Flask, with_settings: Callable[..., Settings], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -269,10 +231,6 @@ def test_it_is_taken_out_while_a_worker_is_sending_it(
     assert "the worker starts" in said
     assert "Traceback" not in said
     assert all_rows() == before
-
-
-def redeem(code: str, email: str) -> None:
-    redemptions.redeem(Ask(code=code.replace("-", ""), email=email, channel="form"))
 
 
 def until(holds: Callable[[], bool]) -> None:

@@ -9,9 +9,10 @@ from typing import NoReturn
 import click
 from flask import current_app
 
-from webapp import mailsink, services
+from webapp import lifecycle, mailsink, services
+from webapp.accounts import actions as accounts
+from webapp.accounts import queries as staff
 from webapp.demo import fill, offers, remove
-from webapp.embedded import EmbeddedError
 from webapp.errors import DomainError
 from webapp.services import ServiceError
 from webapp.settings import Settings
@@ -30,38 +31,49 @@ def demo() -> None:
 def fill_it() -> None:
     """Fill an empty database with it; a second time changes nothing. Interrupted, it goes on where it was."""
     settings = _settings()
-    try:
-        with fill.alone():
-            if fill.is_filled():
-                click.echo("\nThe demonstration is there already; nothing was changed.")
-                click.echo(f"A new link to sign in with: .venv/bin/flask --app wsgi invite --reset {offers.MANAGER[0]}")
-                return
-            fill.check(settings)
-            if not _sink_answers(settings):
-                raise ServiceError(SINK_AWAY)
-            paced = _take_a_relays_pace(settings)
-            fill.fill()
-            _say_filled(settings, fill.links(), paced)
-            fill.finish()
-    except (DomainError, ServiceError) as error:
-        _fail(error)
+    with lifecycle.one_line(settings):
+        if not services.database_is_running(settings):
+            raise ServiceError("Onecode does not run, so there is nothing to fill; do both with: make demo")
+        try:
+            with fill.alone():
+                _fill(settings)
+        except DomainError as error:
+            _fail(error)
+
+
+def _fill(settings: Settings) -> None:
+    if fill.is_filled():
+        click.echo("\nThe demonstration is there already; nothing was changed.")
+        click.echo(f"A new link to sign in with: .venv/bin/flask --app wsgi invite --reset {offers.MANAGER[0]}")
+        return
+    fill.check(settings)
+    if not _sink_answers(settings):
+        raise ServiceError(SINK_AWAY)
+    click.echo("Filling it with a shop …")
+    paced = _take_a_relays_pace(settings)
+    fill.fill()
+    _say_filled(settings, fill.links(), paced)
+    fill.finish()
 
 
 @demo.command("remove")
 def remove_it() -> None:
     """Take it out again, with what hangs on it and nothing else."""
     settings = _settings()
-    started = False
-    try:
+    with lifecycle.one_line(settings):
+        if settings.database_is_embedded and not services.database(settings).is_made():
+            _say_removed({})
+            return
         started = services.start_database(settings)
-        with fill.alone():
-            found = remove.remove(mailsink.folder_of(settings) if settings.mail_is_sink else None)
-        _say_removed(found)
-    except (DomainError, ServiceError, EmbeddedError, OSError) as error:
-        _fail(error)
-    finally:
-        if started:
-            services.stop_database(settings)
+        try:
+            with fill.alone():
+                found = remove.remove(mailsink.folder_of(settings) if settings.mail_is_sink else None)
+            _say_removed(found)
+        except DomainError as error:
+            _fail(error)
+        finally:
+            if started:
+                services.stop_database(settings)
 
 
 def _take_a_relays_pace(settings: Settings) -> bool:
@@ -79,15 +91,18 @@ def _take_a_relays_pace(settings: Settings) -> bool:
 
 def _say_filled(settings: Settings, links: dict[str, str], paced: bool) -> None:
     url = settings.public_url
-    click.echo(f"\n{offers.SHOP.name} is open: 10,000 customers, offers and mailings in every state, eight weeks of")
-    click.echo("redemptions, and a mailing that is going out right now.\n")
+    click.echo(f"\n{offers.SHOP.name} is open: 10,000 customers, offers and campaigns in every state, eight weeks of")
+    click.echo("redemptions, and a campaign that is going out right now.\n")
     click.echo(f"  The first page {url}/")
-    click.echo(f"  Mailings       {url}/campaigns")
+    click.echo(f"  Campaigns      {url}/campaigns")
     click.echo(f"  Redeeming      {url}/redeem   with TEA15 and a customer's e-mail")
     click.echo(f"  Mails          {settings.sink_url}   (kept here, sent to nobody)")
     click.echo("\nTwo people work there. Each link works once and lets you choose a password:\n")
     for email, name, role in (offers.MANAGER, offers.VIEWER):
         click.echo(f"  {name}, {role}: {email}\n    {links[role]}")
+    if not staff.any_admin():
+        click.echo("\nNobody is admin yet. Open this link, which works once, and be it:\n")
+        click.echo(f"    {accounts.invite('admin', None, by='set-up')}")
     if paced:
         click.echo(f"\nMails go out at {PACE} a second, as with a relay, until Onecode is started anew.")
     click.echo("Take it all out again with `make demo-remove`; what you made beside it stays.")
@@ -97,12 +112,14 @@ def _say_removed(found: dict[str, object]) -> None:
     if not found:
         click.echo("There is no demonstration here; nothing was changed.")
         return
-    kept = found.pop("kept")
+    kept, named = found.pop("kept"), found.pop("named")
     words = [f"{n:,} {name}" for name, n in found.items() if n]
     click.echo(f"The demonstration is gone: {', '.join(words)}.")
     click.echo("What you made beside it is still there.")
     if isinstance(kept, list) and kept:
         click.echo(f"Kept, for something of yours is in it or for it: the audience {', '.join(kept)}.")
+    if isinstance(named, list) and named:
+        click.echo(f"What was done as {' and '.join(named)} stays under that name, too; the account is gone.")
 
 
 def _sink_answers(settings: Settings) -> bool:

@@ -4,16 +4,18 @@ are its own."""
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import insert, text, update
+from sqlalchemy import event, insert, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session, UOWTransaction
 
 from webapp.accounts.models import ApiKey, AuditEntry
-from webapp.customers.models import Suppression
+from webapp.customers.models import CustomerImport, Suppression
 from webapp.demo import offers, people
 from webapp.demo.models import DemoRow, Part
 from webapp.demo.offers import MANAGER, Told
@@ -32,18 +34,65 @@ def own(part: Part, ids: Iterable[int]) -> None:
         db.session.execute(upsert(DemoRow).on_conflict_do_nothing(), rows)
 
 
+@contextmanager
+def witnessed() -> Iterator[None]:
+    """Imports and lines of the trail that this process writes inside are remembered in the transaction that writes
+    them. What others write meanwhile, whoever they are signed in as, is not."""
+
+    def remember(session: Session, _: UOWTransaction) -> None:
+        for kind, part in ((CustomerImport, "import"), (AuditEntry, "audit")):
+            rows = [{"part": part, "row_id": row.id} for row in session.new if isinstance(row, kind)]
+            if rows:
+                session.connection().execute(upsert(DemoRow), rows)
+
+    event.listen(db.session, "after_flush", remember)
+    try:
+        yield
+    finally:
+        event.remove(db.session, "after_flush", remember)
+
+
 def adopt() -> None:
-    """Remember what imports and the trail have brought. The caller commits."""
-    for statement in _ADOPT:
-        db.session.execute(text(statement), {"by": MANAGER[0], "source": people.SOURCE_ID})
+    """Remember the customers that our imports have made, by whichever worker. The caller commits."""
+    db.session.execute(_ADOPT, {"addresses": people.addresses()})
 
 
-_ADOPT = (
-    "insert into demo_row select 'import', id from customer_import where by = :by on conflict do nothing",
-    "insert into demo_row select 'customer', id from customer where source_id ~ :source on conflict do nothing",
-    "insert into demo_row select 'audit', id from audit_entry where actor in (:by, 'make demo') on conflict do nothing",
+# A file of this size is merged in one transaction, so all that it makes has one moment: whoever has an address of the
+# file and another moment was here before, and is not ours. Once the imports are backdated there is nothing to find.
+_ADOPT = text(
+    """
+    with made as (
+      select c.id, c.created_at, i.id as import_id from customer_import i
+      join customer c on c.created_at between i.started_at and coalesce(i.finished_at, 'infinity')
+      where i.kind = 'customers' and i.id in (select row_id from demo_row where part = 'import')
+        and c.email = any(:addresses)
+    ),
+    moment as (select import_id, mode() within group (order by created_at) as at from made group by 1)
+    insert into demo_row select 'customer', made.id from made join moment using (import_id) where created_at = at
+    on conflict do nothing
+    """
 )
+# Whether a row `s` of the list of those not to be mailed is ours, also after its customer was given another address or
+# erased: it has the moment of our import, or came of a mail of ours. What the owner of a real address asked for is not.
+LISTED = """
+    s.source = 'import' and exists (
+      select from customer_import i
+      where i.kind = 'suppressions' and i.id in (select row_id from demo_row where part = 'import')
+        and (s.at = i.created_at or s.at = (
+          select mode() within group (order by o.at) from suppression o
+          where o.source = 'import' and o.email = any(:addresses)
+            and o.at between i.started_at and coalesce(i.finished_at, 'infinity')
+        ))
+    )
+    or s.source in (
+      select 'campaign ' || c.id from campaign c where c.offer_id in (select row_id from demo_row where part = 'offer')
+    ) and not exists (
+      select from customer c
+      where c.email = s.email and c.id not in (select row_id from demo_row where part = 'customer')
+    )
+"""
 _BACKDATE = (
+    f"update suppression s set at = :listed where {LISTED}",  # noqa: S608
     "update customer set created_at = case when source_id > :last then :later else :first end "
     "where id in (select row_id from demo_row where part = 'customer')",
     "update audience_member m set joined_at = c.created_at from customer c "
@@ -63,7 +112,6 @@ _BACKDATE = (
     "update audit_entry a set at = i.created_at from customer_import i "
     "where a.action like '%.import' and cast(a.detail->>'id' as bigint) = i.id "
     "and i.id in (select row_id from demo_row where part = 'import')",
-    "update suppression set at = :listed where source = 'import' and email = any(:addresses)",
 )
 
 

@@ -18,7 +18,6 @@ from webapp.demo.names import TONGUES, Tongue
 PEOPLE = 10_000
 SUBSCRIBERS = 600
 SEED = "the people of the demonstration"
-SOURCE_ID = r"^MTH-[0-9]{5}$"
 AUDIENCES = ("VIP", "Newsletter", "Lapsed")
 
 # Where people have their mailboxes: a name for each language and some for all.

@@ -1,7 +1,8 @@
 """Taking the demonstration out again, with what hangs on it, and nothing else.
 
-What others made beside it stays: their customers, their offers and what those customers redeemed, their settings. What
-they did to the demonstration's customers and offers goes with these.
+What others made beside it stays, also what they made while signed in as one of its people: their customers, imports
+and offers, what those customers redeemed, whom not to mail, their settings, their lines of the trail. What they did to
+the demonstration's customers and offers goes with these, and so do the accounts of its people.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from sqlalchemy import text
 from webapp.campaigns import actions as campaigns
 from webapp.campaigns import closing_actions, course_actions
 from webapp.campaigns.times import LEASE
-from webapp.customers.models import hashed_email
-from webapp.demo import ledger, offers, people
+from webapp.demo import fill, ledger, offers, people
 from webapp.errors import DomainError
 from webapp.extensions import db
 from webapp.redemptions import actions as redemptions
@@ -36,10 +36,11 @@ _OURS = """
     create temporary view our_staff as
       select id, email from staff_user where id in (select row_id from demo_row where part = 'staff_user');
     create temporary view our_subject as
-      select 'customer.' as kind, 'customer ' || id as subject from our_customer
+      select kind, 'customer ' || id as subject from our_customer, unnest(array['customer.', 'suppression.']) kind
       union all
-      select kind, code_as_written from offer_code, unnest(array['offer.', 'redemption.', 'campaign.']) kind
+      select kind, code_as_written from offer_code, unnest(array['offer.', 'redemption.']) kind
       where offer_id in (select id from our_offer)
+      union all select 'customers.refused_rows_exported', 'import ' || id from our_import
       union all select kind, cast(id as text) from our_campaign, unnest(array['campaign.', 'mail.']) kind
       union all select kind, email from our_staff, unnest(array['staff.', 'password.']) kind;
 """
@@ -58,15 +59,28 @@ _STATEMENTS: tuple[tuple[str, str], ...] = (
         " or customer_id in (select id from our_customer)",
     ),
     ("", "delete from audit_entry where id in (select row_id from demo_row where part = 'audit')"),
-    ("", "delete from audit_entry a using our_subject s where a.subject = s.subject and starts_with(a.action, s.kind)"),
+    (
+        "",
+        """
+        delete from audit_entry a using our_subject s where a.subject = s.subject and starts_with(a.action, s.kind)
+          and a.action not in ('campaign.launched', 'campaign.scheduled')
+        """,
+    ),
+    # These two are about a code, which may look like the number of another campaign.
+    (
+        "",
+        """
+        delete from audit_entry where action in ('campaign.launched', 'campaign.scheduled')
+          and detail->>'campaign' in (select cast(id as text) from our_campaign)
+        """,
+    ),
+    ("", f"delete from suppression s where {ledger.LISTED}"),  # noqa: S608
     ("", "delete from mail_issue where campaign_id in (select id from our_campaign)"),
     ("", "delete from batch_cursor where batch_id in (select id from our_batch)"),
     ("", "delete from batch where id in (select id from our_batch)"),
     ("mailings", "delete from campaign where id in (select id from our_campaign)"),
     ("", "delete from offer_code where offer_id in (select id from our_offer)"),
     ("offers", "delete from offer where id in (select id from our_offer)"),
-    ("", "delete from suppression s using customer c join our_customer using (id) where s.email = c.email"),
-    ("", "delete from suppression where email = any(:addresses) or email = any(:hashed)"),
     ("", "delete from audience_member where customer_id in (select id from our_customer)"),
     ("customers", "delete from customer where id in (select id from our_customer)"),
     ("", "delete from import_chunk where import_id in (select id from our_import)"),
@@ -82,7 +96,14 @@ _STATEMENTS: tuple[tuple[str, str], ...] = (
           and not exists (select from customer_import i where i.audience_id = a.id)
         """,
     ),
-    ("", "delete from api_key where id in (select row_id from demo_row where part = 'api_key')"),
+    (
+        "",
+        """
+        delete from api_key k where id in (select row_id from demo_row where part = 'api_key')
+          and not exists (select from redemption r where r.api_key_id = k.id)
+          and not exists (select from rollback r where r.api_key_id = k.id)
+        """,
+    ),
     ("", "delete from invitation where staff_user_id in (select id from our_staff)"),
     ("people who sign in", "delete from staff_user where id in (select id from our_staff)"),
 )
@@ -95,6 +116,11 @@ _GIVE_BACK = """
     where o.id = x.offer_id and o.max_redemptions is not null
 """
 _KEPT = "select name from audience where id in (select row_id from demo_row where part = 'audience') order by name"
+# Of its people, whose names stand at something that stays.
+_NAMED = """
+    select e from unnest(cast(:people as text[])) e
+    where exists (select from audit_entry where actor = e) or exists (select from customer_import where by = e)
+"""
 _CAMPAIGNS = """
     select c.id, c.status from campaign c join demo_row d on d.part = 'offer' and d.row_id = c.offer_id order by c.id
 """
@@ -116,20 +142,20 @@ _BUSY = """
 
 
 def remove(mails: Path | None) -> dict[str, Any]:
-    """Stop what is being sent, then take everything out; what was removed, by its name, and the audiences that others
-    use, as `kept`. Empty when there was nothing. Can be interrupted and called again. `alone` is held by the caller.
+    """Stop what is being sent, then take everything out; what was removed, by its name, the audiences that others use,
+    as `kept`, and the e-mails of its people as whom somebody has done something that stays, as `named`. Empty when
+    there was nothing; then nothing is changed. Can be interrupted and called again. `alone` is held by the caller.
 
     :param mails: the folder of the mail sink, from which mails of the demonstration's mailings go as well.
     :raises DomainError: when a worker that had a mail in hand is not heard of; nothing is removed then.
     """
-    ledger.adopt()
-    db.session.commit()
-    if not db.session.execute(text("select exists (select from demo_row)")).scalar():
+    if not fill.is_begun():
         return {}
     _stop()
     campaign_ids = {row.id for row in db.session.execute(text(_CAMPAIGNS))}
     found = _delete()
     found["kept"] = list(db.session.scalars(text(_KEPT)))
+    found["named"] = list(db.session.scalars(text(_NAMED), {"people": [offers.MANAGER[0], offers.VIEWER[0]]}))
     _forget_latecomers()
     redemptions.count_hours()
     if mails is not None:
@@ -157,11 +183,11 @@ def _stop() -> None:
 
 def _delete() -> dict[str, Any]:
     """Everything in one transaction, while nobody redeems and nobody counts."""
-    given = [*people.addresses()]
-    values = {"addresses": given, "hashed": [hashed_email(email) for email in given]}
+    values = {"addresses": people.addresses()}
     # First of all, as those who redeem and undo take them.
     ledger.count_anew()
     db.session.execute(text("lock table redemption in share row exclusive mode"))
+    ledger.adopt()
     db.session.execute(text(_OURS))
     db.session.execute(text(_GIVE_BACK))
     found: dict[str, Any] = {}

@@ -1,0 +1,221 @@
+"""The demonstration knows by id what it has put in: what is others' stays, however much it looks like its own,
+and where they have worked before it is not filled."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import select, text
+
+from tests import live
+from tests.demo.conftest import NOW, all_rows, filled, redeem
+from webapp.accounts import actions as accounts
+from webapp.accounts.models import ApiKey
+from webapp.campaigns import actions as campaigns
+from webapp.campaigns import launch_actions as launches
+from webapp.campaigns.models import Campaign
+from webapp.campaigns.wording import MailText
+from webapp.customers import actions as customers
+from webapp.customers import import_actions
+from webapp.customers import suppression_actions as suppressions
+from webapp.customers.intake import CSV
+from webapp.customers.models import Customer, Suppression
+from webapp.customers.values import CustomerValues
+from webapp.demo import fill, ledger, offers, people, remove
+from webapp.extensions import db
+from webapp.offers.models import Offer
+from webapp.redemptions.models import Redemption
+from webapp.settings import ROOT, Settings
+from webapp.shop import actions as shops
+from webapp.shop import queries as shop_queries
+
+
+def create(email: str, source_id: str | None) -> Customer:
+    return customers.create(CustomerValues(email, "Somebody", None, source_id), [], by=offers.MANAGER[0])
+
+
+def receive(filename: str, by: str) -> int:
+    """A file that is on its way to the worker."""
+    return import_actions.receive([b"email\nmine@shop.example\n"], filename, CSV, "", by)
+
+
+@pytest.mark.parametrize(
+    ("what", "make"),
+    [
+        ("customers", lambda: create("gone@shop.example", "MTH-10001")),
+        ("offers", lambda: None),
+        ("imports", lambda: receive("customers.csv", by=offers.MANAGER[0])),
+        ("audiences", lambda: customers.create_audience("VIP", by="me@shop.example")),
+        ("addresses not to be mailed", lambda: suppressions.add("gone@shop.example", "unsubscribed", by="me")),
+        (
+            "addresses not to be mailed",
+            lambda: suppressions.add("former.reader1@letters.example.com", "unsubscribed", by="me"),
+        ),
+        ("settings of the shop", lambda: shops.save(replace(shop_queries.shop(), name="My shop"), by="me")),
+    ],
+)
+def test_a_database_with_data_of_its_own_is_refused_in_one_line(
+    app: Flask, sink: Settings, offer: Callable[..., Offer], what: str, make: Callable[[], object]
+) -> None:
+    if what == "offers":
+        offer()
+    make()
+    before = all_rows()
+
+    said = app.test_cli_runner().invoke(args=["demo", "fill"])
+
+    assert said.exit_code == 1
+    assert said.output.startswith(f"onecode: this database has {what} of its own")
+    assert said.output.count("\n") == 1
+    assert all_rows() == before
+
+
+def test_that_people_have_joined_and_a_key_was_made_is_no_reason_to_refuse(
+    app: Flask, sink: Settings, staff_user: Callable[..., Any]
+) -> None:
+    staff_user("admin")
+    accounts.create_api_key("till", ["read"], by="admin@example.com")
+
+    fill.check(sink)
+
+
+@pytest.mark.parametrize("verb", ["fill", "remove"])
+def test_a_database_that_is_away_is_said_in_one_line(app: Flask, verb: str) -> None:
+    environment = live.environment(app.config["SETTINGS"])
+    environment["DATABASE_URL"] = f"postgresql://onecode:secret-word@127.0.0.1:{live.free_port()}/onecode"
+
+    done = subprocess.run(
+        [sys.executable, "-m", "flask", "--app", "wsgi", "demo", verb],
+        cwd=ROOT,
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("onecode: ")
+    assert (done.stdout + done.stderr).count("\n") == 1
+    assert "secret-word" not in done.stderr
+
+
+def test_where_no_demonstration_is_removal_changes_nothing_and_says_so(
+    app: Flask, offer: Callable[..., Offer], staff_user: Callable[..., Any]
+) -> None:
+    offer("TEA15")
+    staff_user("manager", email=offers.MANAGER[0])
+    create("amelia@shop.example", "MTH-10001")
+    create(people.people()[1].email, people.people()[1].source_id)
+    redeem("TEA15", "amelia@shop.example")
+    receive("customers.csv", by=offers.MANAGER[0])
+    for address in ("former.reader1@letters.example.com", people.people()[5].email):
+        suppressions.add(address, "unsubscribed", by=offers.MANAGER[0])
+    before = all_rows()
+
+    said = app.test_cli_runner().invoke(args=["demo", "remove"])
+
+    assert (said.exit_code, said.output) == (0, "There is no demonstration here; nothing was changed.\n")
+    assert all_rows() == before
+
+
+def test_what_was_made_while_signed_in_as_its_manager_stays_however_like_it_it_looks(
+    app: Flask, offer: Callable[..., Offer]
+) -> None:
+    # As long as codes have to be.
+    db.session.execute(text("alter table campaign alter column id restart with 4711"))
+    filled()
+    with_demo = all_rows()
+    mara = offers.MANAGER[0]
+    mine = db.session.scalars(select(Campaign.id).order_by(Campaign.id)).first()
+    # A code that looks like the number of one of its campaigns.
+    own_offer = offer(str(mine))
+    create("own@shop.example", "MTH-90001")
+    receive("newsletter-sign-ups.csv", by=mara)
+    customers.create_audience("Mine", by=mara)
+    suppressions.add("listed@shop.example", "unsubscribed", by=mara)
+    suppressions.add("former.reader@shop.example", "complained", by=mara)
+    draft = campaigns.save_draft(own_offer.id, MailText(), "resend", by=mara)
+    launches.launch(draft.id, by=mara)
+    redeem(str(mine), "own@shop.example")
+    own = {name: rows - with_demo[name] for name, rows in all_rows().items()}
+    # Somebody wants to see a mail of the demonstration's, and gives its customer an address that is on the real list.
+    theirs = db.session.scalars(select(Customer).where(Customer.source_id == "MTH-10001")).one()
+    values = CustomerValues("listed@shop.example", theirs.name, theirs.locale, theirs.source_id)
+    customers.change(theirs.id, values, [], by="me@shop.example")
+
+    found = remove.remove(None)
+
+    after = all_rows()
+    assert {name: own[name] - after[name] for name in after} == {name: set() for name in after}
+    assert {name: after[name] - own[name] for name in after} == {name: set() for name in after}
+    assert (found["customers"], found["imports"], found["named"]) == (10_000, 4, [mara])
+
+
+def test_what_its_mails_and_its_own_list_made_unmailable_goes_also_under_another_address(app: Flask) -> None:
+    filled()
+    listed = select(Customer).join(Suppression, Suppression.email == Customer.email)
+    rows = db.session.scalars(listed.where(Suppression.reason == "unsubscribed").order_by(Suppression.source)).all()
+    for theirs, address in ((rows[0], "one@shop.example"), (rows[-1], "two@shop.example")):
+        values = CustomerValues(address, theirs.name, theirs.locale, theirs.source_id)
+        customers.change(theirs.id, values, [], by="me@shop.example")
+    assert {"import"} < {row.source for row in db.session.scalars(select(Suppression))}
+    # Somebody real, who got a mail of the demonstration's and wants no more.
+    create("own@shop.example", None)
+    source = db.session.scalars(select(Suppression.source).where(Suppression.source != "import")).first()
+    db.session.add(Suppression(email="own@shop.example", reason="unsubscribed", source=source))
+    db.session.commit()
+
+    remove.remove(None)
+
+    assert db.session.scalars(select(Suppression.email)).all() == ["own@shop.example"]
+
+
+def test_a_key_of_its_own_stays_where_a_redemption_names_it(app: Flask, offer: Callable[..., Offer]) -> None:
+    fill._staff()
+    shop, _ = ledger.api_keys(offers.days(NOW)).values()
+    customer = create("own@shop.example", None)
+    own = {"customer_id": customer.id, "offer_id": offer("OWN-1").id, "channel": "api", "api_key_id": shop}
+    db.session.add(Redemption(**own))
+    db.session.commit()
+
+    remove.remove(None)
+
+    assert db.session.scalars(select(ApiKey.id)).all() == [shop]
+
+
+# By what an interrupted fill and its removal do.
+UNTOUCHED = ("staff_user", "demo_row", "offer", "campaign", "redemption", "shop", "api_key", "invitation")
+
+
+def test_of_an_interrupted_fill_only_what_it_had_put_in_is_taken_out(app: Flask) -> None:
+    before = all_rows()
+    fill._staff()
+    with ledger.witnessed():
+        for file in people.files():
+            fill._import(file)
+    # Here before the file was read, and so not of it.
+    own = create("own@shop.example", "MTH-90001")
+    receive("customers.csv", by=offers.MANAGER[0])
+    suppressions.add("someone@shop.example", "unsubscribed", by="me@shop.example")
+    first = people.people()[0]
+    others = db.session.scalars(select(Customer).where(Customer.email == first.email)).one()
+    others.created_at -= timedelta(microseconds=1)
+    stays = {own.email, others.email}
+    db.session.commit()
+
+    remove.remove(None)
+
+    assert set(db.session.scalars(select(Customer.email))) == stays
+    assert db.session.scalars(select(Suppression.email)).all() == ["someone@shop.example"]
+    assert db.session.scalars(text("select subject from audit_entry where action = 'customers.import'")).all() == [
+        "customers.csv"
+    ]
+    after = all_rows()
+    assert [after[name] for name in UNTOUCHED] == [before[name] for name in UNTOUCHED]
