@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 import tempfile
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import flask_migrate
 import pytest
+from flask import Flask
 
 from tests import live
-from webapp import create_app, embedded, settings
+from tests.test_logs import written
+from webapp import bell, create_app, embedded, outage, settings
 from webapp.accounts import actions as accounts
 from webapp.extensions import db
+from webapp.settings import ROOT
 
 
 @dataclass
@@ -28,6 +35,7 @@ class Fragile:
     url: str
     server: embedded.Server
     key: str
+    settings: settings.Settings
 
     def post(self, path: str, **fields: str) -> tuple[int, str]:
         return self._send(path, urllib.parse.urlencode(fields).encode(), {})
@@ -69,7 +77,7 @@ def fragile(test_settings: settings.Settings, tmp_path: Path) -> Iterator[Fragil
     # This process's queue goes on with the database of the other tests.
     create_app(test_settings)
     with live.web_server(mine) as web:
-        yield Fragile(web.url, server, key)
+        yield Fragile(web.url, server, key, mine)
     server.stop()
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -105,3 +113,75 @@ def test_everything_works_again_when_the_database_is_back(fragile: Fragile) -> N
     after = fragile.call("/api/v1/validations", body)
     assert (after[0], json.loads(after[1])["reason"]) == (200, "not_found")
     assert after[0] == before[0]
+
+
+WORKER = [sys.executable, "-m", "webapp.worker"]
+
+
+def _wait_for(words: str, log: Path) -> None:
+    deadline = time.monotonic() + 30
+    while words not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+
+
+def test_a_worker_says_in_a_line_that_it_is_away_and_in_another_that_it_is_back(
+    fragile: Fragile, tmp_path: Path
+) -> None:
+    log = tmp_path / "worker.log"
+    with log.open("w") as file:
+        worker = subprocess.Popen(WORKER, cwd=ROOT, env=live.environment(fragile.settings), stderr=file)
+    try:
+        _wait_for("the worker starts", log)
+        fragile.server.stop()
+        _wait_for("the database is away", log)
+        # Its threads try again several times a second.
+        time.sleep(3)
+        fragile.server.start()
+        _wait_for("the database is back", log)
+    finally:
+        worker.terminate()
+        worker.wait(60)
+
+    away, back = [line for line in log.read_text().splitlines() if "webapp.worker" not in line]
+    assert "ERROR webapp.outage the database is away, and is tried again until it is back: " in away
+    assert "WARNING webapp.outage the database is back after " in back
+
+
+def test_a_worker_that_is_not_let_in_says_why_in_one_line(test_settings: settings.Settings, tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+    nobody = live.environment(test_settings) | {"DATABASE_URL": "postgresql://onecode:secret@127.0.0.1:1/onecode"}
+    with log.open("w") as file:
+        worker = subprocess.Popen(WORKER, cwd=ROOT, env=nobody, stderr=file)
+    try:
+        _wait_for("the database is away", log)
+        time.sleep(2)
+    finally:
+        worker.terminate()
+        worker.wait(60)
+
+    (line,) = [line for line in log.read_text().splitlines() if "webapp.worker" not in line]
+    assert "again until it is back: nothing answers at 127.0.0.1 port 1, where DATABASE_URL leads; " in line
+    assert "secret" not in line
+
+
+def test_of_refused_requests_not_more_than_one_a_second_is_told_of(
+    app: Flask, test_settings: settings.Settings
+) -> None:
+    nowhere = replace(test_settings, database_url="postgresql+psycopg://nobody@127.0.0.1:1/nothing")
+    client = create_app(nowhere).test_client()
+    bell.init_app(app)
+    outage.is_over()
+    try:
+        with written(test_settings, "text") as stream:
+            statuses = {client.get(path).status_code for path in ("/readyz", "/redeem", "/api/v1/offers", "/") * 20}
+            outage.is_over()
+    finally:
+        outage.is_over()
+
+    lines = stream.getvalue().splitlines()
+    assert 503 in statuses
+    assert "ERROR webapp.outage the database is away" in lines[0]
+    assert re.search(r"WARNING webapp.outage the database is back after \d+ s; \d+ refused requests are not", lines[-1])
+    assert all(": 503 after" in line for line in lines[1:-1])
+    assert 1 <= len(lines[1:-1]) < 20

@@ -97,6 +97,24 @@ def test_a_line_is_read_by_programs(test_settings: Settings) -> None:
     }
 
 
+def test_nobodys_words_make_a_line_that_looks_like_ours(test_settings: Settings) -> None:
+    with written(test_settings, "text") as stream:
+        logging.getLogger("webapp.some").warning("said\n2026-01-01T00:00:00.000Z ERROR webapp %s", "\x1b[31m\u2028é")
+
+    assert stream.getvalue().endswith(r" said\n2026-01-01T00:00:00.000Z ERROR webapp \x1b[31m\u2028é" + "\n")
+    assert stream.getvalue().count("\n") == 1
+
+
+def test_no_customer_stands_in_what_is_handed_over_for_programs(test_settings: Settings) -> None:
+    what = {"who": {"email": "ada@example.com"}, "all": ["ada@example.com", ("ada%40example.com", 3)]}
+    with written(test_settings) as stream:
+        logging.getLogger("webapp.some").warning("to %s", "o'ada@example.com", extra={"what": what})
+
+    (line,) = lines(stream)
+    assert line["what"] == {"who": {"email": "…"}, "all": ["…", ["…", 3]]}
+    assert line["message"] == "to …"
+
+
 def test_what_it_is_about_ends_with_it(test_settings: Settings) -> None:
     with written(test_settings) as stream:
         with logs.about(campaign_id=3):

@@ -18,7 +18,7 @@ from sqlalchemy import text
 from werkzeug.middleware.proxy_fix import ProxyFix
 from whitenoise import WhiteNoise
 
-from webapp import bell, cli, logs, ratelimit, sessions, web
+from webapp import bell, cli, logs, outage, ratelimit, sessions, web
 from webapp.accounts import staff as accounts_staff
 from webapp.blueprints import api, docs, problems, public, staff
 from webapp.campaigns import api as campaigns_api
@@ -229,6 +229,7 @@ def _health(app: Flask) -> None:
             db.session.execute(text("select 1 from alembic_version"))
             huey.storage.queue_size()
         except Exception as error:
-            logging.getLogger(__name__).warning("not ready: %s", error)
+            if not outage.noticed(error):
+                logging.getLogger(__name__).warning("not ready: %s", error)
             return {"status": "the database or the queue does not answer"}, 503
         return {"status": "ready"}, 200

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 from flask import Flask
 
-from webapp import logs
+from webapp import logs, outage
 from webapp.extensions import huey
 
 log = logging.getLogger(__name__)
@@ -103,5 +103,6 @@ def _run(function: Callable[..., None], arguments: tuple[int, ...]) -> None:
         function(*arguments)
     except Exception as error:
         # Here, where it is known what it was about; Huey sees to it that the worker goes on.
-        log.exception("a task failed", extra=getattr(error, "about", None))
+        if not outage.noticed(error):
+            log.exception("a task failed", extra=getattr(error, "about", None))
         raise

@@ -2,7 +2,7 @@
 
 A line carries the time (RFC 3339, UTC), the level, who says it, what it says and, where there is one, the request, the
 campaign, the batch and the task it is about. It names no customer: addresses, and what PostgreSQL quotes of rows, are
-taken out of every line, whoever wrote it.
+taken out of every line, whoever wrote it, as far as they look like such.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from flask import Response, g, has_request_context, request
 from pythonjsonlogger.json import JsonFormatter
 
+from webapp import outage
 from webapp.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -29,12 +30,14 @@ SLOW = 1.0
 
 # A local part may be quoted, with blanks in it (RFC 5321), and may be in any script (RFC 6531).
 _ADDRESS = re.compile(
-    r"""(?:"[^"@\n]{1,64}"|[^\s"'<>()\[\]{},;:]{1,320})@(?:\[[^\]\n]{1,255}\]|[^\s"'<>()\[\]{},;:]{1,255})"""
+    r"""(?:"[^"@\n]{1,64}"|(?:[^\s"'<>()\[\]{},;:]|(?<=\w)'(?=\w)){1,320})(?:@|%40)(?:\[[^\]\n]{1,255}\]|[^\s"'<>()\[\]{},;:]{1,255})"""
 )
 # What PostgreSQL adds to an error: the rows and the lines of files it was about, up to what others add.
 _QUOTED = re.compile(
     r"^(DETAIL|CONTEXT|LINE \d+): .*?(?=^(?:HINT|\[SQL|\(Background|Traceback|The above|During)|\Z)", re.M | re.S
 )
+
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
 _about: ContextVar[dict[str, object] | None] = ContextVar("about", default=None)
 
@@ -60,6 +63,7 @@ def configure(settings: Settings, level: str | None = None) -> None:
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if settings.log_format == "json" else _Text())
+    handler.addFilter(_is_news)
     handler.addFilter(_knows_what_it_is_about)
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -70,8 +74,6 @@ def configure(settings: Settings, level: str | None = None) -> None:
     server.propagate = True
     # Four lines a minute that nothing happened, and of each task that it was done.
     logging.getLogger("huey").setLevel(logging.WARNING)
-    # `bell` has said so, with what it was about.
-    logging.getLogger("huey").addFilter(_is_news)
 
 
 def note(response: Response, began: float | None) -> None:
@@ -83,6 +85,8 @@ def note(response: Response, began: float | None) -> None:
     seconds = time.perf_counter() - began if began else 0.0
     if response.status_code < 500 and seconds < SLOW:
         return
+    if response.status_code == 503 and outage.is_on() and not outage.may_be_told():
+        return
     route = request.url_rule.rule if request.url_rule else "no route"
     what = {"method": request.method, "route": route, "status": response.status_code, "ms": round(seconds * 1000)}
     log.warning("%(method)s %(route)s: %(status)d after %(ms)d ms", what, extra=what)
@@ -90,7 +94,7 @@ def note(response: Response, began: float | None) -> None:
 
 def without_customers(line: str) -> str:
     """A line or a traceback without addresses and without what PostgreSQL quotes."""
-    if "@" in line:
+    if "@" in line or "%40" in line:
         line = _ADDRESS.sub("…", line)
     return _QUOTED.sub(r"\1: …\n", line) if ": " in line else line
 
@@ -106,6 +110,12 @@ def _knows_what_it_is_about(record: logging.LogRecord) -> bool:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
+    if not record.name.startswith("huey"):
+        return True
+    # Each thread of the worker asks a database that is away again and again.
+    if record.exc_info and outage.noticed(record.exc_info[1]):
+        return False
+    # `bell` has said so, with what it was about.
     return not str(record.msg).startswith("Unhandled exception in task")
 
 
@@ -124,7 +134,9 @@ class _Text(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         found = [f"{name}={getattr(record, name)}" for name in ABOUT if hasattr(record, name)]
-        return super().formatMessage(record) + (f" [{' '.join(found)}]" if found else "")
+        # Only a traceback has lines of its own: nobody's words look like a line of ours, or move a terminal's cursor.
+        line = _CONTROL.sub(lambda sign: repr(sign[0])[1:-1], without_customers(super().formatMessage(record)))
+        return line + (f" [{' '.join(found)}]" if found else "")
 
     def format(self, record: logging.LogRecord) -> str:
         return without_customers(super().format(record))
@@ -141,4 +153,12 @@ class _Json(JsonFormatter):
         return _time(record)
 
     def process_log_record(self, log_data: dict[str, object]) -> dict[str, object]:
-        return {key: without_customers(value) if isinstance(value, str) else value for key, value in log_data.items()}
+        return {key: _cleaned(value) for key, value in log_data.items()}
+
+
+def _cleaned(value: object) -> object:
+    if isinstance(value, str):
+        return without_customers(value)
+    if isinstance(value, dict):
+        return {_cleaned(key): _cleaned(inner) for key, inner in value.items()}
+    return [_cleaned(inner) for inner in value] if isinstance(value, (list, tuple, set)) else value

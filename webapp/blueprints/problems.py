@@ -9,6 +9,7 @@ from flask_wtf.csrf import CSRFError
 from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
 from werkzeug.exceptions import HTTPException
 
+from webapp import outage
 from webapp.blueprints.api import problem
 from webapp.errors import DomainError
 from webapp.extensions import db, login
@@ -77,7 +78,8 @@ def init_app(app: Flask) -> None:
     @app.errorhandler(InterfaceError)
     @app.errorhandler(TimeoutError)
     def database(error: OperationalError | InterfaceError | TimeoutError) -> Response:
-        log.error("database: %s", getattr(error, "orig", error))
+        if not outage.noticed(error):
+            log.error("database: %s", getattr(error, "orig", error))
         db.session.rollback()
         if _is_api():
             return problem(503, "unavailable", SENTENCES[503])

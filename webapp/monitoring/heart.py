@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from flask import Flask
 from sqlalchemy.exc import SQLAlchemyError
 
-from webapp import bell
+from webapp import bell, outage
 from webapp.monitoring import actions
 from webapp.monitoring.actions import Myself
 
 log = logging.getLogger(__name__)
 
-AWAY = "this worker can't write down that it lives: the database does not answer; it goes on trying"
-BACK = "the database answers again"
 # Seconds between two beats. The table is unlogged, so nothing of it reaches the disk's log but that it was written.
 EVERY = 20
+# And before the next try when one could not be written down.
+SOON = 2
 
 
 @contextmanager
@@ -40,18 +40,22 @@ def beating(app: Flask, version: str) -> Iterator[Myself]:
 def _beat(app: Flask, me: Myself, ended: threading.Event) -> None:
     was_written = True
     while not ended.is_set():
-        is_written = _written(app, lambda: actions.beat(me, bell.busy(), bell.swept()))
-        if is_written is not was_written:
-            log.log(*((logging.INFO, BACK) if is_written else (logging.WARNING, AWAY)))
-        was_written = is_written
-        ended.wait(EVERY)
-    _written(app, lambda: actions.stop(me))
+        error = _write(app, lambda: actions.beat(me, bell.busy(), bell.swept()))
+        if error and was_written and not outage.noticed(error):
+            log.warning("this worker can't write down that it lives, and goes on trying: %s", _words(error))
+        was_written = error is None
+        ended.wait(EVERY if was_written else SOON)
+    _write(app, lambda: actions.stop(me))
 
 
-def _written(app: Flask, write: Callable[[], None]) -> bool:
+def _write(app: Flask, write: Callable[[], None]) -> SQLAlchemyError | None:
     try:
         with app.app_context():
             write()
-    except SQLAlchemyError:
-        return False
-    return True
+    except SQLAlchemyError as error:
+        return error
+    return None
+
+
+def _words(error: SQLAlchemyError) -> str:
+    return str(getattr(error, "orig", error)).strip().splitlines()[0]
