@@ -41,7 +41,7 @@ COPY --from=builder /app /app
 # A number, so that it can be seen from outside that this is not root. Nothing here belongs to it.
 USER 10001:10001
 EXPOSE 8000
-# What is begun is finished: give it 75 seconds (`docker run --stop-timeout 75`; docker-compose.yml does).
+# What is begun is finished: give it 90 seconds (`docker run --stop-timeout 90`; docker-compose.yml does).
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --retries=3 \
   CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['PORT']), timeout=8); c.request('GET', '/readyz'); sys.exit(c.getresponse().status != 200)"]
