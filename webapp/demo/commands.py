@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import NoReturn
 
 import click
@@ -14,11 +17,14 @@ from webapp.accounts import actions as accounts
 from webapp.accounts import queries as staff
 from webapp.demo import fill, offers, remove
 from webapp.errors import DomainError
+from webapp.extensions import db
 from webapp.services import ServiceError
 from webapp.settings import Settings
 
 # Mails a second: a mailing to all customers takes some six minutes.
 PACE = 25
+ENDINGS = (signal.SIGINT, signal.SIGTERM)
+INTERRUPTED = "interrupted; run the same command again and it goes on"
 SINK_AWAY = "the mail sink does not answer, so the demonstration has nobody to mail to; start it with: make setup"
 
 
@@ -39,6 +45,8 @@ def fill_it() -> None:
                 _fill(settings)
         except DomainError as error:
             _fail(error)
+        except KeyboardInterrupt:
+            _fail(INTERRUPTED)
 
 
 def _fill(settings: Settings) -> None:
@@ -64,16 +72,22 @@ def remove_it() -> None:
         if settings.database_is_embedded and not services.database(settings).is_made():
             _say_removed({})
             return
-        started = services.start_database(settings)
-        try:
-            with fill.alone():
-                found = remove.remove(mailsink.folder_of(settings) if settings.mail_is_sink else None)
-            _say_removed(found)
-        except DomainError as error:
-            _fail(error)
-        finally:
-            if started:
-                services.stop_database(settings)
+        # A set-up that comes now would rely on a server that is about to be stopped.
+        with nullcontext() if services.database_is_running(settings) else services.alone(settings):
+            started = services.start_database(settings)
+            try:
+                with fill.alone():
+                    found = remove.remove(mailsink.folder_of(settings) if settings.mail_is_sink else None)
+                _say_removed(found)
+            except DomainError as error:
+                _fail(error)
+            except KeyboardInterrupt:
+                _fail(INTERRUPTED)
+            finally:
+                if started:
+                    db.session.remove()
+                    db.engine.dispose()
+                    services.stop_database(settings)
 
 
 def _take_a_relays_pace(settings: Settings) -> bool:
@@ -83,10 +97,24 @@ def _take_a_relays_pace(settings: Settings) -> bool:
     if settings.mail_per_second or not services.is_running(settings) or "/dev/stdout" in configuration.read_text():
         return False
     os.environ["MAIL_PER_SECOND"] = str(PACE)
-    with services.alone(settings):
+    with services.alone(settings), _uninterrupted():
         services.stop(settings)
         services.start(settings)
     return True
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """What is stopped inside is started again before Ctrl-C or SIGTERM ends the command."""
+    asked: list[int] = []
+    before = {each: signal.signal(each, lambda number, _: asked.append(number)) for each in ENDINGS}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def _say_filled(settings: Settings, links: dict[str, str], paced: bool) -> None:
@@ -112,10 +140,12 @@ def _say_removed(found: dict[str, object]) -> None:
     if not found:
         click.echo("There is no demonstration here; nothing was changed.")
         return
-    kept, named = found.pop("kept"), found.pop("named")
+    kept, named, changed = found.pop("kept"), found.pop("named"), found.pop("changed")
     words = [f"{n:,} {name}" for name, n in found.items() if n]
     click.echo(f"The demonstration is gone: {', '.join(words)}.")
-    click.echo("What you made beside it is still there.")
+    click.echo("What you made beside it is still there, but for its customers' redemptions and those of its offers.")
+    if changed:
+        click.echo(f"Kept, for they have e-mails of yours: {changed} of its customers.")
     if isinstance(kept, list) and kept:
         click.echo(f"Kept, for something of yours is in it or for it: the audience {', '.join(kept)}.")
     if isinstance(named, list) and named:
@@ -136,5 +166,5 @@ def _settings() -> Settings:
     return settings
 
 
-def _fail(error: Exception) -> NoReturn:
+def _fail(error: Exception | str) -> NoReturn:
     raise SystemExit(f"onecode: {error}")

@@ -116,6 +116,11 @@ _GIVE_BACK = """
     where o.id = x.offer_id and o.max_redemptions is not null
 """
 _KEPT = "select name from audience where id in (select row_id from demo_row where part = 'audience') order by name"
+# Customers whom somebody has given another e-mail are somebody's own by now.
+_LEAVE = """
+    delete from demo_row d using customer c
+    where d.part = 'customer' and c.id = d.row_id and c.erased_at is null and not c.email = any(:addresses)
+"""
 # Of its people, whose names stand at something that stays.
 _NAMED = """
     select e from unnest(cast(:people as text[])) e
@@ -142,9 +147,11 @@ _BUSY = """
 
 
 def remove(mails: Path | None) -> dict[str, Any]:
-    """Stop what is being sent, then take everything out; what was removed, by its name, the audiences that others use,
-    as `kept`, and the e-mails of its people as whom somebody has done something that stays, as `named`. Empty when
-    there was nothing; then nothing is changed. Can be interrupted and called again. `alone` is held by the caller.
+    """Stop what is being sent, then take everything out; what was removed, by its name. Empty when there was nothing;
+    then nothing is changed. Can be interrupted and called again. `alone` is held by the caller.
+
+    Beside that: the audiences that others use, as `kept`; how many of its customers stay because somebody has given
+    them another e-mail, as `changed`; the e-mails of its people as whom something was done that stays, as `named`.
 
     :param mails: the folder of the mail sink, from which mails of the demonstration's mailings go as well.
     :raises DomainError: when a worker that had a mail in hand is not heard of; nothing is removed then.
@@ -188,9 +195,9 @@ def _delete() -> dict[str, Any]:
     ledger.count_anew()
     db.session.execute(text("lock table redemption in share row exclusive mode"))
     ledger.adopt()
+    found: dict[str, Any] = {"changed": db.session.execute(text(_LEAVE), values).rowcount}  # type: ignore[attr-defined]
     db.session.execute(text(_OURS))
     db.session.execute(text(_GIVE_BACK))
-    found: dict[str, Any] = {}
     for name, statement in _STATEMENTS:
         n = db.session.execute(text(statement), values).rowcount  # type: ignore[attr-defined]
         if name:
