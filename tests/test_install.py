@@ -113,6 +113,24 @@ def test_installing_again_does_nothing_whatever_the_clock_says(tree: Tree) -> No
     assert tree.works()
 
 
+def test_whatever_the_umask_another_user_can_read_what_was_installed(tree: Tree) -> None:
+    def closed() -> set[Path]:
+        everything = [path for path in (tree.folder / ".venv").rglob("*") if not path.is_symlink()]
+        return {path for path in [tree.folder / ".venv", *everything] if path.stat().st_mode & 0o044 != 0o044}
+
+    before = os.umask(0o077)
+    try:
+        assert tree.install()[0] == 0
+        assert closed() == set()
+        # As an earlier version has left it.
+        for path in (tree.folder / ".venv", tree.folder / ".venv" / "bin"):
+            path.chmod(0o700)
+        assert tree.install()[0] == 0
+    finally:
+        os.umask(before)
+    assert closed() == set()
+
+
 def test_an_installation_that_was_killed_is_done_anew(tree: Tree) -> None:
     for mark in (tree.folder / ".venv" / "bin" / "python", tree.folder / ".venv" / "installing"):
         process = tree.start()
@@ -168,6 +186,7 @@ def _python(tree: Tree, body: str) -> str:
 
 # The script itself, told that it runs on another Python.
 OLD = "sys.version_info = (3, 9, 2, 'final', 0); sys.version = '3.9.2 (old)'"
+NO_SQLITE = "sys.modules['_sqlite3'] = None"
 TOLD = (
     "import sys; sys.executable = sys.argv[1]; sys.argv = sys.argv[2:]; {};"
     "exec(compile(open(sys.argv[0]).read(), sys.argv[0], 'exec'))"
@@ -184,8 +203,12 @@ TOLD = (
             f'exec "$REAL" -c "{TOLD.format(True)}" "$0" "$@"',
             "onecode: this Python has no venv module; on Debian or Ubuntu: apt install python3-venv",
         ),
+        (
+            f'exec "$REAL" -c "{TOLD.format(NO_SQLITE)}" "$0" "$@"',
+            "onecode: this Python was built without sqlite3, which Flask and the mail sink need; name another: ",
+        ),
     ],
-    ids=["too old", "without venv"],
+    ids=["too old", "without venv", "without sqlite3"],
 )
 def test_a_python_that_will_not_do_is_one_line(tree: Tree, python: str, said: str) -> None:
     code, _, errors = tree.install(python=_python(tree, python))
