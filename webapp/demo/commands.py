@@ -52,7 +52,10 @@ def fill_it() -> None:
 def _fill(settings: Settings) -> None:
     if fill.is_filled():
         click.echo("\nThe demonstration is there already; nothing was changed.")
-        click.echo(f"A new link to sign in with: .venv/bin/flask --app wsgi invite --reset {offers.MANAGER[0]}")
+        _say_where(settings)
+        click.echo("\nA new link to sign in with, as its manager or its viewer:\n")
+        for email, _, _ in (offers.MANAGER, offers.VIEWER):
+            click.echo(f"  .venv/bin/flask --app wsgi invite --reset {email}")
         return
     fill.check(settings)
     if not _sink_answers(settings):
@@ -118,13 +121,9 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _say_filled(settings: Settings, links: dict[str, str], paced: bool) -> None:
-    url = settings.public_url
     click.echo(f"\n{offers.SHOP.name} is open: 10,000 customers, offers and campaigns in every state, eight weeks of")
-    click.echo("redemptions, and a campaign that is going out right now.\n")
-    click.echo(f"  The first page {url}/")
-    click.echo(f"  Campaigns      {url}/campaigns")
-    click.echo(f"  Redeeming      {url}/redeem   with TEA15 and a customer's e-mail")
-    click.echo(f"  Mails          {settings.sink_url}   (kept here, sent to nobody)")
+    click.echo("redemptions, and a campaign that is going out right now.")
+    _say_where(settings)
     click.echo("\nTwo people work there. Each link works once and lets you choose a password:\n")
     for email, name, role in (offers.MANAGER, offers.VIEWER):
         click.echo(f"  {name}, {role}: {email}\n    {links[role]}")
@@ -134,6 +133,14 @@ def _say_filled(settings: Settings, links: dict[str, str], paced: bool) -> None:
     if paced:
         click.echo(f"\nMails go out at {PACE} a second, as with a relay, until Onecode is started anew.")
     click.echo("Take it all out again with `make demo-remove`; what you made beside it stays.")
+
+
+def _say_where(settings: Settings) -> None:
+    url = settings.public_url
+    click.echo(f"\n  The first page {url}/")
+    click.echo(f"  Campaigns      {url}/campaigns")
+    click.echo(f"  Redeeming      {url}/redeem   with TEA15 and a customer's e-mail")
+    click.echo(f"  Mails          {settings.sink_url}   (kept here, sent to nobody)")
 
 
 def _say_removed(found: dict[str, object]) -> None:

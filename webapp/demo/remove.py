@@ -78,7 +78,7 @@ _STATEMENTS: tuple[tuple[str, str], ...] = (
     ("", "delete from mail_issue where campaign_id in (select id from our_campaign)"),
     ("", "delete from batch_cursor where batch_id in (select id from our_batch)"),
     ("", "delete from batch where id in (select id from our_batch)"),
-    ("mailings", "delete from campaign where id in (select id from our_campaign)"),
+    ("campaigns", "delete from campaign where id in (select id from our_campaign)"),
     ("", "delete from offer_code where offer_id in (select id from our_offer)"),
     ("offers", "delete from offer where id in (select id from our_offer)"),
     ("", "delete from audience_member where customer_id in (select id from our_customer)"),
