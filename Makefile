@@ -3,7 +3,8 @@
 
 PYTHON ?= python3
 VENV := .venv/bin/python
-FLASK := $(VENV) -m flask --app wsgi
+# Our settings read .env themselves, and say in one line when that can't be.
+FLASK := FLASK_SKIP_DOTENV=1 $(VENV) -m flask --app wsgi
 PORT ?=
 # More than a few test processes only wait for each other's servers. Tests of one group share what is dear to start.
 TEST_ARGS ?= --quiet --numprocesses auto --maxprocesses 4 --dist loadgroup

@@ -45,9 +45,10 @@ def test_a_set_up_that_is_killed_at_any_point_is_done_anew(copy: Callable[[str],
         while not reached() and process.poll() is None:
             time.sleep(0.005)
         time.sleep(chance.uniform(0, longest))
-        with contextlib.suppress(ProcessLookupError):
+        # Once it has been waited for, its number may be another group's.
+        if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.communicate(timeout=60)
     for file in ("port", "mark", "secret_key"):
         (instance / file).write_text("")
 
@@ -80,13 +81,17 @@ def _number_given_away(instance: Path) -> Iterator[subprocess.Popen[bytes]]:
     user = pwd.getpwnam(SYSTEM_USER if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name)
     data, sockets = instance / "postgresql" / "data", socket_folder(instance)
     sockets.mkdir(mode=0o700, exist_ok=True)
-    with subprocess.Popen(["sleep", "600"], user=user.pw_uid) as other:
-        for file in (data / "postmaster.pid", sockets / ".s.PGSQL.5432.lock"):
-            file.write_text(f"{other.pid}\n{data}\n{int(time.time())}\n5432\n{sockets}\n\n0 0\nready\n")
-            os.chown(file, user.pw_uid, user.pw_gid)
-        os.chown(sockets, user.pw_uid, user.pw_gid)
-        yield other
-        other.kill()
+    # In a group of its own: a signal to its group is none to that of the tests.
+    with subprocess.Popen(["sleep", "600"], user=user.pw_uid, start_new_session=True) as other:
+        try:
+            for file in (data / "postmaster.pid", sockets / ".s.PGSQL.5432.lock"):
+                file.write_text(f"{other.pid}\n{data}\n{int(time.time())}\n5432\n{sockets}\n\n0 0\nready\n")
+                os.chown(file, user.pw_uid, user.pw_gid)
+            os.chown(sockets, user.pw_uid, user.pw_gid)
+            yield other
+        finally:
+            # Or a failed test would wait for it.
+            other.kill()
 
 
 def test_ctrl_c_stops_what_was_started(copy: Callable[[str], Copy]) -> None:
@@ -133,6 +138,16 @@ def test_an_instance_that_can_not_be_made_is_one_line(copy: Callable[[str], Copy
         assert done.returncode != 0
         assert len(said(done)) == 1
         assert "INSTANCE_PATH" in said(done)[0]
+
+
+def test_an_env_file_that_is_not_utf_8_is_one_line(copy: Callable[[str], Copy]) -> None:
+    one = copy("one")
+    (one.folder / ".env").write_bytes("SHOP_NAME=Käse".encode("latin-1"))
+
+    done = one.make("setup")
+
+    assert said(done) == [f"onecode: {one.folder / '.env'} can't be read (it is not UTF-8); mend it or move it away"]
+    (one.folder / ".env").unlink()
 
 
 @root

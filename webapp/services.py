@@ -21,10 +21,11 @@ from pathlib import Path
 import psutil
 
 from webapp import embedded, files
+from webapp.campaigns import times
 from webapp.settings import ROOT, Settings, socket_folder
 
-# Long enough for a worker to finish the message in hand against a relay that takes its time.
-GRACE_SECONDS = 70
+# docker-compose.yml and the units of systemd in docs/operations have the same.
+GRACE_SECONDS = int(times.GRACE)
 MARK = "ONECODE_INSTANCE"
 
 

@@ -98,7 +98,8 @@ def test_ports_are_open_to_this_machine_alone(name: str) -> None:
 def test_what_is_begun_is_finished_before_a_container_is_killed(name: str) -> None:
     grace = files.services()[name]["stop_grace_period"]
 
-    assert int(grace.removesuffix("s")) > GRACE_SECONDS
+    assert int(grace.removesuffix("s")) == GRACE_SECONDS
+    assert f"TimeoutStopSec={GRACE_SECONDS}\n" in (ROOT / "docs" / "operations" / "machines.md").read_text()
     assert f"--stop-timeout {grace.removesuffix('s')}" in files.DOCKERFILE.read_text()
 
 

@@ -20,6 +20,8 @@ BODY = 15.0
 RESET = 5.0
 # For PostgreSQL to say that the cursor is moved; then the connection counts as lost.
 CURSOR = 10.0
+# What a worker that is told to end may need for the mail in hand, and some more to leave; it is killed after that.
+GRACE = BODY + REPLY + CURSOR + 5.0
 
 # A pump gives its place to the next after a minute, so that everything else in the queue gets its turn.
 SLICE = 60.0
