@@ -336,10 +336,12 @@
     const xs = days ? data.x.map((day) => Date.parse(`${day}T00:00:00Z`) / 1000) : data.x;
     const zone = days ? "UTC" : data.tz;
     const language = document.documentElement.lang || undefined;
-    const dayFormat = new Intl.DateTimeFormat(language, { day: "numeric", month: "short", timeZone: zone });
+    // As the words around it write dates: the day first.
+    const ofDates = language === "en" ? "en-GB" : language;
+    const dayFormat = new Intl.DateTimeFormat(ofDates, { day: "numeric", month: "short", timeZone: zone });
     const timeFormat = new Intl.DateTimeFormat(language, { hour: "2-digit", minute: "2-digit", timeZone: zone });
-    const fullFormat = new Intl.DateTimeFormat(language, {
-      dateStyle: "medium",
+    const fullFormat = new Intl.DateTimeFormat(ofDates, {
+      dateStyle: days ? "long" : "medium",
       ...(days ? {} : { timeStyle: "short" }),
       timeZone: zone,
     });

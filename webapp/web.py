@@ -10,12 +10,13 @@ from zoneinfo import ZoneInfo
 
 import jinja2_fragments.flask
 from babel import Locale, dates, numbers
-from flask import Flask, Response, make_response, render_template, request
+from flask import Flask, Response, g, make_response, render_template, request
 from flask_login import current_user
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.local import LocalProxy
 from werkzeug.routing import BaseConverter, IntegerConverter, Map
 
+from webapp.accounts import queries as accounts
 from webapp.errors import DomainError
 from webapp.offers.models import Discount
 from webapp.shop import queries as shop
@@ -137,13 +138,19 @@ def percent(value: Decimal, locale: str = "en") -> str:
     return _native(text, locale)
 
 
-def when(value: datetime | None, zone: str | None = None, locale: str = "en") -> str:
-    """A time in a zone (the staff member's own if none is given), with the zone shown."""
+def when(value: datetime | None, zone: str | None = None) -> str:
+    """3 May 2026, 12:00 CEST, in a zone (the staff member's own if none is given)."""
     if value is None:
         return "–"
     place = ZoneInfo(zone or getattr(current_user, "time_zone", None) or "UTC")
-    text = dates.format_datetime(value, "d MMM y, HH:mm", tzinfo=place, locale=locale)
+    text = dates.format_datetime(value, "d MMM y, HH:mm", tzinfo=place, locale="en")
     return f"{text} {value.astimezone(place).tzname()}"
+
+
+def moment(value: datetime, zone: str, locale: str) -> str:
+    """3 May 2026, 12:00 CEST, as customers read it: in the form and the digits of `last_day`."""
+    local = value.astimezone(ZoneInfo(zone))
+    return f"{_day_and_time(local, locale)} {local.tzname()}"
 
 
 def clock(value: datetime, zone: str | None = None) -> str:
@@ -157,11 +164,20 @@ def day(value: datetime, zone: str = "UTC", locale: str = "en") -> str:
     return _date(value.astimezone(ZoneInfo(zone)).date(), locale)
 
 
+def on(value: date) -> str:
+    """31 May 2026, of a day that is one already."""
+    return _date(value, "en")
+
+
 def last_day(ends_at: datetime, zone: str, locale: str = "en") -> str:
     """The last day (or moment) of a half-open window: what ends at midnight ends "on 31 May" for people."""
     local = ends_at.astimezone(ZoneInfo(zone))
     if local.hour == local.minute == local.second == 0:
         return _date(local.date() - _DAY, locale)
+    return _day_and_time(local, locale)
+
+
+def _day_and_time(local: datetime, locale: str) -> str:
     if locale == "en":
         return f"{_date(local.date(), locale)}, {dates.format_time(local, 'HH:mm', locale=locale)}"
     # CLDR's way to join a day and a time: {1} is the day.
@@ -196,6 +212,16 @@ def isolated(text: str) -> str:
     return f"\u2066{text}\u2069" if "@" in text else f"\u2068{text}\u2069"
 
 
+def named(text: str | None) -> str | None:
+    """With a colleague's name for the e-mail that a text ends with (`paused by ada@example.com`), where it is known."""
+    head, space, email = (text or "").rpartition(" ")
+    if "@" not in email:
+        return text
+    if "staff_names" not in g:
+        g.staff_names = accounts.names()
+    return f"{head}{space}{g.staff_names.get(email, email)}"
+
+
 def masked(email: str) -> str:
     """a…a@example.com: enough for its owner to know it again."""
     local, _, domain = email.rpartition("@")
@@ -216,6 +242,8 @@ def init_app(app: Flask) -> None:
         clock=clock,
         day=day,
         last_day=last_day,
+        moment=moment,
+        named=named,
         masked=masked,
         isolated=isolated,
     )

@@ -59,6 +59,12 @@ STAFF = [
 ]
 
 
+# Tables of which a part is out of sight, so that somebody would have to guess that there is more.
+CUT = """() => [...document.querySelectorAll(".table-responsive")]
+    .filter(box => box.scrollWidth > box.clientWidth + 1)
+    .map(box => `the table ${box.ariaLabel} is cut off: ${box.scrollWidth} of ${box.clientWidth} pixels`)"""
+
+
 def look(page: Page) -> list[str]:
     """What is wrong with the page as it stands."""
     page.evaluate(AXE)
@@ -69,6 +75,7 @@ def look(page: Page) -> list[str]:
     )
     if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
         wrong.append("wider than the screen")
+    wrong += page.evaluate(CUT)
     return [f"{page.url}: {one}" for one in wrong]
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
+from sqlalchemy import update
 
+from webapp.accounts.models import StaffUser
 from webapp.campaigns.models import Batch, Campaign, MailIssue
 from webapp.customers.models import Customer, CustomerImport
 from webapp.extensions import db
@@ -151,6 +153,17 @@ class TestAttention:
     ) -> None:
         campaign(offer(), 1, **values)
         assert words in section(staff.get("/").text, "attention")
+
+    def test_a_colleague_goes_by_name_unless_two_have_it(
+        self, staff: FlaskClient, offer: Make, staff_user: Callable[..., StaffUser]
+    ) -> None:
+        ann = staff_user("viewer", "ann@example.com")
+        campaign(offer(), 1, status="paused", pause_reason="paused by ann@example.com")
+        assert f"is paused by {ann.name}." in section(staff.get("/").text, "attention")
+        assert f"paused by {ann.name}" in staff.get("/campaigns").text
+        db.session.execute(update(StaffUser).values(name=ann.name))
+        db.session.commit()
+        assert "is paused by ann@example.com." in section(staff.get("/").text, "attention")
 
     @pytest.mark.parametrize(
         ("values", "words"),

@@ -68,6 +68,15 @@ def test_older_mails_are_a_link_away(browser: FlaskClient, drop: Drop) -> None:
     assert re.findall(r"mail-\d+-", shown(browser, older[1])) == ["mail-0-"]
 
 
+def test_a_search_tells_how_many_it_found(browser: FlaskClient, drop: Drop) -> None:
+    for n in range(PER_PAGE + 2):
+        drop("x", Subject="Iced tea", To=f"ann{n % 2}@example.com")
+    assert f"{PER_PAGE + 2} mails to or about" in shown(browser, "/?q=iced+tea")
+    assert f"{PER_PAGE // 2 + 1} mails to or about" in shown(browser, "/?q=ann1@+tea")
+    drop("x", To="bob@example.com")
+    assert "1 mail to or about" in shown(browser, "/?q=bob")
+
+
 def test_a_search_without_result_says_so(browser: FlaskClient, drop: Drop) -> None:
     drop("x", To="a@example.com")
     assert "No mail to or about" in shown(browser, "/?q=<nobody>")

@@ -69,7 +69,7 @@ def test_the_day_on_the_receipt_is_that_of_the_offers_zone(
     db.session.execute(text("update redemption set redeemed_at = '2026-05-31T12:00:00Z'"))
     db.session.commit()
 
-    assert "1 Jun 2026, 02:00" in client.get(f"/r/{token_of(row, ada)}").text
+    assert "1 June 2026, 02:00 +14" in client.get(f"/r/{token_of(row, ada)}").text
 
 
 def test_typing_it_again_says_so_and_shows_no_receipt(

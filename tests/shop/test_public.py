@@ -68,6 +68,16 @@ def test_days_and_money_are_the_customers_else_the_shops(
     assert money in receipt
 
 
+def test_a_receipt_has_one_kind_of_digits(client: FlaskClient, offer: Make, customer: Make) -> None:
+    summer = offer("SUMMER")
+    url = urlsplit(links.personal_url(summer.id, customer("ada@example.com", locale="ar-EG").id)).path
+    receipt = client.post(url).text
+    used = re.search(r"<dt>Used on</dt><dd>([^<]*)</dd>", receipt)
+    assert used
+    assert re.search("[٠-٩]", used[1])
+    assert not re.search("[0-9]", used[1])
+
+
 def test_an_address_is_read_from_the_left_whatever_its_letters(app: Flask) -> None:
     assert web.isolated("ada@example.com") == "ada@example.com"
     assert web.isolated("محمد@example.com") == "\u2066محمد@example.com\u2069"

@@ -10,7 +10,7 @@ from werkzeug.wrappers import Response
 
 from webapp.campaigns import queries as campaigns
 from webapp.home import queries
-from webapp.web import render
+from webapp.web import on, render
 
 room = Blueprint("home", __name__)
 
@@ -21,6 +21,7 @@ def index() -> Response:
     figures = queries.figures(current_user.time_zone)
     chart = {
         "x": [day.isoformat() for day, _ in figures.per_day],
+        "x_words": [on(day) for day, _ in figures.per_day],
         "series": [{"label": "Redemptions", "values": [n for _, n in figures.per_day]}],
         "kind": "bars",
     }

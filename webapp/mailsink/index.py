@@ -66,15 +66,18 @@ class Index:
 
     def page(self, sought: str, before: str, most: int) -> list[Row]:
         """The newest mails before a place, or of all, that have every sought word among recipients or subject."""
-        words = reading.fold(sought).split()[:10]
-        wanted = " and ".join(["place < ?", *["instr(words, ?) > 0"] * len(words)])
-        sql = f"select place, name, recipient, subject, at, size, attachments from mail where {wanted} order by place desc limit ?"  # noqa: S608, E501
+        words, having = _having(sought)
+        sql = (
+            "select place, name, recipient, subject, at, size, attachments from mail"  # noqa: S608
+            f" where place < ?{having} order by place desc limit ?"
+        )
         # Places are digits first; a tilde is above them all.
         return [Row(*found) for found in self._ask(sql, before or "~", *words, most)]
 
-    def count(self) -> int:
-        """How many mails are kept."""
-        return int(self._ask("select count(*) from mail")[0][0])
+    def count(self, sought: str = "") -> int:
+        """How many mails are kept, or have every sought word."""
+        words, having = _having(sought)
+        return int(self._ask(f"select count(*) from mail where true{having}", *words)[0][0])  # noqa: S608
 
     def empty(self, up_to: str) -> int:
         """Delete the mails up to a place for good and tell how many; those that came later stay."""
@@ -176,6 +179,12 @@ class Index:
         for end in ("", "-wal", "-shm"):
             self.path.with_name(self.path.name + end).unlink(missing_ok=True)
         self.compared = None
+
+
+def _having(sought: str) -> tuple[list[str], str]:
+    """The words to look for, and the condition that has a place for each."""
+    words = reading.fold(sought).split()[:10]
+    return words, " and instr(words, ?) > 0" * len(words)
 
 
 def _is_spoilt(error: sqlite3.DatabaseError) -> bool:

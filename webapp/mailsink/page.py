@@ -55,6 +55,7 @@ def page(index: Index) -> Flask:
             mails=found[:PER_PAGE],
             following=found[PER_PAGE - 1].place if len(found) > PER_PAGE else None,
             total=index.count(),
+            hits=index.count(sought) if sought else None,
             q=sought,
             before=before,
             folder=index.folder,

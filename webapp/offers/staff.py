@@ -257,6 +257,7 @@ def _chart(offer: Offer) -> dict[str, Any]:
     return {
         "kind": "bars",
         "x": [day.isoformat() for day in days],
+        "x_words": [web.on(day) for day in days],
         "series": [{"label": "Redemptions", "values": [counted.get(day, 0) for day in days]}],
         "x_label": "Day",
     }
