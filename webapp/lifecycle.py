@@ -147,13 +147,15 @@ def _migrate(settings: Settings) -> None:
 
 
 def _say_where(settings: Settings, first: str) -> None:
+    # Asked first: with a database that is away there is nothing to be said of where everything is.
+    needs_admin = not staff.any_admin()
     click.echo(f"{first}\n")
     click.echo(f"  Staff       {settings.public_url}/")
     click.echo(f"  Customers   {settings.public_url}/redeem")
     click.echo(f"  Integrators {settings.public_url}/api/v1/docs")
     if settings.mail_is_sink:
         click.echo(f"  Mails       {settings.sink_url}   (kept here, sent to nobody)")
-    if not staff.any_admin():
+    if needs_admin:
         link = accounts.invite("admin", None, by="set-up")
         click.echo("\nNext: open this link, which works once, and choose your name and password:\n")
         click.echo(f"  {link}\n")
