@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.live import free_port
+from tests.live import can_be_interrupted, free_port
 from webapp.services import MARK
 from webapp.settings import NAMES, ROOT
 
@@ -49,6 +49,7 @@ class Copy:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=can_be_interrupted,
         )
 
     def get(self, path: str, port: int | None = None) -> str:

@@ -34,6 +34,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def can_be_interrupted() -> None:
+    """For `preexec_fn`: Ctrl-C reaches it as it does in a terminal, also where the tests run in the background, which
+    makes a shell have it ignored by all of them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def environment(settings: Settings, **more: str) -> dict[str, str]:
     """What a process of the program needs to be told to share the test's database and folder."""
     return os.environ | {

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.live import can_be_interrupted
 from webapp.settings import ROOT
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
@@ -49,6 +50,7 @@ class Tree:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=can_be_interrupted,
         )
 
     def works(self) -> bool:

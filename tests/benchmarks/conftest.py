@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 
 import psycopg
@@ -15,6 +16,13 @@ from webapp.settings import Settings
 CUSTOMERS = 60
 
 Make = Callable[[type[VoucherPool]], VoucherPool]
+
+
+@pytest.fixture(autouse=True)
+def heard_again() -> Iterator[None]:
+    """A benchmark switches warnings off for its process, in which other tests follow."""
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture
