@@ -284,6 +284,24 @@ def test_whoever_takes_over_a_batch_says_so(
     assert "takes over" in str(line["message"])
 
 
+def test_each_campaign_that_the_relay_s_refusal_pauses_has_its_line_once(
+    app: Flask, offer: Callable[..., Offer], test_settings: Settings
+) -> None:
+    rows = [
+        Campaign(offer_id=offer(f"OFFER{n}").id, subject="s", text="t", status=status)
+        for n, status in enumerate(("sending", "done", "sending"))
+    ]
+    db.session.add_all(rows)
+    db.session.commit()
+
+    with written(test_settings) as stream:
+        course_actions.halt_all("the relay refuses us: 535 no")
+        course_actions.halt_all("the relay refuses us: 535 no")
+
+    assert {line["campaign_id"] for line in lines(stream)} == {rows[0].id, rows[2].id}
+    assert len(lines(stream)) == 2
+
+
 def heeds(pid: int, number: int) -> bool:
     caught = re.search(r"^SigCgt:\s+(\w+)", Path(f"/proc/{pid}/status").read_text(), re.M)
     return caught is not None and bool(int(caught[1], 16) >> number - 1 & 1)

@@ -44,7 +44,7 @@ _FAILING = text(
 def halt(campaign_id: int, reason: str) -> None:
     """Pause a campaign because the relay will not have its mails. Staff read the reason and resume it."""
     reason = without_addresses(reason)
-    db.session.execute(
+    done = db.session.execute(
         text(
             "update campaign set status = 'paused', pause_reason = :reason, trouble = null "
             "where id = :id and status = 'sending'"
@@ -52,6 +52,11 @@ def halt(campaign_id: int, reason: str) -> None:
         {"id": campaign_id, "reason": reason},
     )
     db.session.commit()
+    if done.rowcount:  # type: ignore[attr-defined]
+        _say_paused(campaign_id, reason)
+
+
+def _say_paused(campaign_id: int, reason: str) -> None:
     log.error("campaign %s is paused: %s", campaign_id, reason, extra={"campaign_id": campaign_id})
 
 
@@ -59,12 +64,16 @@ def halt(campaign_id: int, reason: str) -> None:
 def halt_all(reason: str) -> None:
     """Pause everything that is sending: the relay refuses us whatever the mail."""
     reason = without_addresses(reason)
-    db.session.execute(
-        text("update campaign set status = 'paused', pause_reason = :reason, trouble = null where status = 'sending'"),
+    paused = db.session.scalars(
+        text(
+            "update campaign set status = 'paused', pause_reason = :reason, trouble = null "
+            "where status = 'sending' returning id"
+        ),
         {"reason": reason},
-    )
+    ).all()
     db.session.commit()
-    log.error("all mailings are paused: %s", reason)
+    for campaign_id in paused:
+        _say_paused(campaign_id, reason)
 
 
 @stubborn
