@@ -441,7 +441,7 @@ def test_the_list_asks_as_often_for_many_campaigns_as_for_one(staff: FlaskClient
 
 
 def test_an_empty_list_says_what_to_do_first(staff: FlaskClient) -> None:
-    assert "No mailings yet" in staff.get("/campaigns").text
+    assert "No campaigns yet" in staff.get("/campaigns").text
 
 
 @pytest.mark.parametrize(
