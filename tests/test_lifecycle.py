@@ -33,6 +33,11 @@ def test_set_up_use_set_up_again_and_down(copy: Callable[[str], Copy]) -> None:
     assert again.returncode == 0
     assert "nothing was changed" in again.stdout
 
+    elsewhere = one.make("setup", PORT=str(one.port + 10))
+    assert elsewhere.returncode != 0
+    assert elsewhere.stderr.startswith(f"onecode: Onecode runs on port {one.port} already; to have it on ")
+    assert one.get("/healthz")
+
     assert one.make("down").returncode == 0
     assert one.processes() == []
     assert "not running" in one.make("down").stdout

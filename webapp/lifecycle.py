@@ -53,6 +53,7 @@ def up(quiet: bool) -> None:
     settings = _settings()
     with one_line(settings), services.alone(settings):
         if services.is_running(settings) and services.database_is_running(settings):
+            preflight.check_same_port(settings)
             services.wait_until_ready(settings)
             if not quiet:
                 _say_where(settings, "Onecode is already running; nothing was changed.")

@@ -124,6 +124,19 @@ def check_ports(settings: Settings) -> None:
             ) from error
 
 
+def check_same_port(settings: Settings) -> None:
+    """See to it that what runs already runs where it is wanted.
+
+    :raises SetupError: when it runs on another port than the one that was asked for.
+    """
+    running = all_settings.remembered_port(settings.instance_path)
+    if running not in (None, settings.port):
+        raise SetupError(
+            f"Onecode runs on port {running} already; to have it on {settings.port}: "
+            f"make down, then make setup PORT={settings.port}"
+        )
+
+
 def check_place() -> None:
     """See to it that the program lies where it can work. Alembic reads a % in the path of its folder as one of its own.
 

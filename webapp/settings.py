@@ -175,8 +175,8 @@ def secret_of(instance: Path) -> str:
         raise SettingsError(files.why_not(error, instance)) from error
     except OSError as error:
         raise SettingsError(
-            f"SECRET_KEY must be set, for none can be kept in {instance} ({error.strerror}); "
-            "or let INSTANCE_PATH name a folder that can be written to"
+            f"nothing can be kept in {instance} ({error.strerror}); let INSTANCE_PATH name a folder that can be "
+            "written to, or, with servers of your own, set SECRET_KEY, too"
         ) from error
 
 
