@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import psycopg
 import pytest
 from click.testing import Result
 from flask import Flask
 from psycopg import sql
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 
 from tests.conftest import fresh_database
 from tests.live import free_port
-from webapp import bell, create_app, settings
+from webapp import bell, create_app, lifecycle, settings
 from webapp.extensions import db
 
 Run = Callable[[str, str], Result]
@@ -92,3 +95,24 @@ def test_a_database_that_refuses_is_one_line(run: Run, empty_database: str, comm
         connection.execute(sql.SQL("alter database {} set default_transaction_read_only = on").format(name))
 
     assert " only reads (a standby?); " in one_line(run(empty_database, command))
+
+
+def _twice() -> None:
+    with db.engine.begin() as connection:
+        connection.execute(text("create temp table once (id int primary key)"))
+        connection.execute(text("insert into once values (1), (1)"))
+
+
+def _elsewhere() -> None:
+    Path("/nowhere/at/all").read_text()
+
+
+@pytest.mark.parametrize(("mistake", "kind"), [(_twice, IntegrityError), (_elsewhere, FileNotFoundError)])
+def test_a_mistake_of_ours_is_told_whole(
+    app: Flask, test_settings: settings.Settings, mistake: Callable[[], None], kind: type[Exception]
+) -> None:
+    command = lifecycle.in_one_line(click.Command("wrong", callback=mistake), test_settings)
+
+    result = app.test_cli_runner().invoke(command)
+
+    assert isinstance(result.exception, kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import flask_migrate
+import psycopg
 import pytest
 from flask import Flask
 
@@ -139,12 +141,17 @@ def test_a_worker_says_in_a_line_that_it_is_away_and_in_another_that_it_is_back(
         time.sleep(3)
         fragile.server.start()
         _wait_for("the database is back", log)
+        # What each thread finds of its own connection.
+        time.sleep(3)
     finally:
         worker.terminate()
         worker.wait(60)
 
     away, back = [line for line in log.read_text().splitlines() if "webapp.worker" not in line]
-    assert "ERROR webapp.outage the database is away, and is tried again until it is back: " in away
+    assert (
+        "ERROR webapp.outage the database is away or has ended a connection; it is tried again until it answers: "
+        in away
+    )
     assert "WARNING webapp.outage the database is back after " in back
 
 
@@ -161,8 +168,49 @@ def test_a_worker_that_is_not_let_in_says_why_in_one_line(test_settings: setting
         worker.wait(60)
 
     (line,) = [line for line in log.read_text().splitlines() if "webapp.worker" not in line]
-    assert "again until it is back: nothing answers at 127.0.0.1 port 1, where DATABASE_URL leads; " in line
+    assert "again until it answers: nothing answers at 127.0.0.1 port 1, where DATABASE_URL leads; " in line
     assert "secret" not in line
+
+
+def test_one_connection_that_is_ended_is_over_when_another_answers(
+    app: Flask, test_settings: settings.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = create_app(test_settings)
+    bell.init_app(app)
+    outage.is_over()
+    monkeypatch.setattr(outage, "_back", -math.inf)
+    with other.app_context(), written(test_settings, "text") as stream:
+        with db.engine.connect():
+            pass
+        assert outage.noticed(psycopg.OperationalError("server closed the connection unexpectedly"))
+        assert outage.is_on()
+        # It was in the pool already, so nobody connects anew.
+        with db.engine.connect():
+            pass
+        db.engine.dispose()
+
+        assert outage.noticed(psycopg.OperationalError("server closed the connection unexpectedly")), "found late"
+    assert not outage.is_on()
+    assert [line.split("webapp.outage ")[1][:24] for line in stream.getvalue().splitlines()] == [
+        "the database is away or ",
+        "the database is back aft",
+    ]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        psycopg.InterfaceError("the cursor is closed"),
+        psycopg.OperationalError("the connection is closed"),
+        psycopg.OperationalError("sending query failed: another command is already in progress"),
+        psycopg.errors.DiskFull("could not extend file"),
+    ],
+)
+def test_what_is_no_sign_of_a_database_that_is_away_is_not_taken_for_one(error: psycopg.Error) -> None:
+    outage.is_over()
+
+    assert not outage.noticed(error)
+    assert not outage.is_on()
 
 
 def test_of_refused_requests_not_more_than_one_a_second_is_told_of(

@@ -51,6 +51,18 @@ def _part(path: Path, text: str) -> Path:
     return part
 
 
+# A full disk, a folder of somebody else's, or a place where no file can be: to be mended by whoever runs this.
+_DENIED = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
+
+
+def is_denied(error: OSError, folder: Path) -> bool:
+    """Whether an error is about what the machine lets us do, or a file in a folder of ours; else it is a mistake."""
+    ours = isinstance(error.filename, str | Path) and Path(error.filename).is_relative_to(folder)
+    return error.errno in _DENIED or ours or "No space left on device" in str(error)
+
+
 def why_not(error: OSError, folder: Path) -> str:
     """One line about a file in a folder of ours that could not be written or read, with the one thing to do."""
     place = folder

@@ -7,6 +7,7 @@ nothing is left running that was started here.
 from __future__ import annotations
 
 import copy
+import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -24,9 +25,21 @@ from webapp.accounts import actions as accounts
 from webapp.accounts import queries as staff
 from webapp.embedded import EmbeddedError
 from webapp.extensions import db
+from webapp.logs import without_customers
 from webapp.preflight import SetupError
 from webapp.services import ServiceError
 from webapp.settings import Settings, SettingsError
+
+log = logging.getLogger(__name__)
+
+# What whoever runs the database can mend. With LOG_LEVEL=DEBUG the whole story is told before the line.
+DENIED = (
+    psycopg.OperationalError,
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.UndefinedColumn,
+    psycopg.errors.InsufficientPrivilege,
+    psycopg.errors.ReadOnlySqlTransaction,
+)
 
 
 def init_app(app: Flask) -> None:
@@ -185,8 +198,15 @@ def _told_in_one_line(settings: Settings) -> Iterator[None]:
     except (ServiceError, EmbeddedError, SetupError, SettingsError) as error:
         raise SystemExit(f"onecode: {error}") from error
     except OSError as error:
+        if not files.is_denied(error, settings.instance_path):
+            raise
+        log.debug("a command ends", exc_info=True)
         raise SystemExit(f"onecode: {files.why_not(error, settings.instance_path)}") from error
     except (psycopg.Error, DBAPIError) as error:
+        # Anything else that a database says is a mistake of ours, of which every line is wanted.
+        if not isinstance(error.orig if isinstance(error, DBAPIError) else error, DENIED):
+            raise
+        log.debug("a command ends", exc_info=True)
         raise SystemExit(f"onecode: {_about_the_database(error, settings)}") from error
 
 
@@ -204,7 +224,7 @@ def _about_the_database(error: psycopg.Error | DBAPIError, settings: Settings) -
         return str(refusal)
     if isinstance(cause, (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn)):
         return "the database lacks tables of this release; bring it up to date: flask --app wsgi migrate"
-    return words.splitlines()[0]
+    return without_customers(words.splitlines()[0])
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -1,10 +1,16 @@
 """The database is away: what a process says of it. One line when it goes, one when it is back, whoever notices first,
 and meanwhile of the requests that are refused at most one a second.
+
+It counts as back as soon as a connection of the pool answers. So where only a single connection was ended, of which
+the queue has its own, both lines come one after the other. Of others that ended with it some are found later, up to a
+minute, and are no news.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import re
 import threading
 import time
 
@@ -20,9 +26,18 @@ log = logging.getLogger(__name__)
 # What a server says that ends or can't begin (SQLSTATE); of what never came to its end libpq says it without one.
 GONE = ("08", "57P01", "57P02", "57P03", "53300")
 
+# What psycopg says of its own that is used wrongly, or after the server has ended it: no sign of the latter by itself.
+_CLOSED = re.compile("(connection|cursor) is closed|already in progress")
+
+_CONNECTING = re.compile("connection failed|connection timeout")
+# For so many seconds connections are found that ended with the outage before.
+LATE = 60
+
 _lock = threading.Lock()
 # Since when it is away and when a refused request was last told of, by `time.monotonic`; how many were not told of.
 _since: float | None = None
+# When it was last back.
+_back = -math.inf
 _told = 0.0
 _untold = 0
 
@@ -35,18 +50,26 @@ def noticed(error: BaseException | None) -> bool:
         return False
     if cause.sqlstate and not cause.sqlstate.startswith(GONE):
         return False
+    if isinstance(cause, psycopg.InterfaceError) or (not cause.sqlstate and _CLOSED.search(str(cause))):
+        return is_on()
     with _lock:
+        if _since is None and not _CONNECTING.match(str(cause)) and time.monotonic() - _back < LATE:
+            return True
         is_first, _since = _since is None, _since or time.monotonic()
     if is_first:
-        log.error("the database is away, and is tried again until it is back: %s", preflight.why_not(cause))
+        log.error(
+            "the database is away or has ended a connection; it is tried again until it answers: %s",
+            preflight.why_not(cause),
+        )
     return True
 
 
 def is_over() -> None:
     """Say that it is back, if it was away."""
-    global _since, _untold
+    global _since, _untold, _back
     with _lock:
         since, untold, _since, _untold = _since, _untold, None, 0
+        _back = time.monotonic() if since is not None else _back
     if since is not None:
         more = f"; {untold} refused requests are not told of" if untold else ""
         log.warning("the database is back after %.0f s%s", time.monotonic() - since, more)
@@ -67,8 +90,8 @@ def may_be_told() -> bool:
         return False
 
 
-@event.listens_for(Engine, "connect")
-def _connected(connection: object, record: object) -> None:
-    """All connections of before are gone, so the first sign of a database that is back is a new one."""
+@event.listens_for(Engine, "checkout")
+def _answers(*connection: object) -> None:
+    """A connection that is taken out of the pool is new or has just been asked whether it lives."""
     if _since is not None:
         is_over()
