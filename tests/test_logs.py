@@ -337,3 +337,23 @@ def test_a_web_process_says_that_it_starts_and_a_command_does_not(app: Flask, te
 
     assert "a web process starts" in said("-c", "import wsgi")
     assert said("-m", "flask", "--app", "wsgi", "key", "list") == ""
+
+
+def test_what_breaks_around_a_task_is_told_too(app: Flask, test_settings: Settings) -> None:
+    other = create_app(test_settings)
+
+    @other.teardown_appcontext
+    def breaks(error: BaseException | None) -> None:
+        raise RuntimeError("around it")
+
+    def works() -> None:
+        pass
+
+    try:
+        with written(test_settings) as stream:
+            huey.execute(bell.task(works).s())
+    finally:
+        bell.init_app(app)
+
+    (line,) = lines(stream)
+    assert "around it" in str(line)

@@ -62,7 +62,8 @@ def ring(task: Any, *ids: int, after: float = 0) -> bool:
         else:
             task(*ids)
     except psycopg.Error as error:
-        log.warning("a bell was not rung: %s", error)
+        if not outage.noticed(error):
+            log.warning("a bell was not rung: %s", error)
         return False
     return True
 
@@ -105,4 +106,6 @@ def _run(function: Callable[..., None], arguments: tuple[int, ...]) -> None:
         # Here, where it is known what it was about; Huey sees to it that the worker goes on.
         if not outage.noticed(error):
             log.exception("a task failed", extra=getattr(error, "about", None))
+        # Huey tells of it once more, without what it was about (`logs`).
+        error.__dict__["told"] = True
         raise

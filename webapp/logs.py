@@ -116,7 +116,7 @@ def _is_news(record: logging.LogRecord) -> bool:
     if record.exc_info and outage.noticed(record.exc_info[1]):
         return False
     # `bell` has said so, with what it was about.
-    return not str(record.msg).startswith("Unhandled exception in task")
+    return not (record.exc_info and getattr(record.exc_info[1], "told", False))
 
 
 def _time(record: logging.LogRecord) -> str:

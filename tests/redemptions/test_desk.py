@@ -111,20 +111,24 @@ def test_who_can_not_be_written_harms_no_neighbour(desk: Desk, offer: MakeOffer,
     assert rows() == 3
 
 
-def test_who_can_not_be_written_because_a_disk_is_full_hears_that_it_passes(
-    desk: Desk, offer: MakeOffer, customer: MakeCustomer
+@pytest.mark.parametrize(
+    ("why", "answer"), [("disk_full", "unavailable"), ("query_canceled", "unavailable"), ("54000", "error")]
+)
+def test_who_can_not_be_written_for_no_fault_of_the_ask_hears_that_it_passes(
+    desk: Desk, offer: MakeOffer, customer: MakeCustomer, caplog: pytest.LogCaptureFixture, why: str, answer: str
 ) -> None:
     offer(frozen_at=text("now()"))
     emails = people(customer, 2)
-    full = "begin raise exception 'could not extend file' using errcode = 'disk_full'; end"
+    full = f"begin raise exception 'could not extend file' using errcode = '{why}'; end"
     db.session.execute(text(f"create function full_disk() returns trigger language plpgsql as $$ {full} $$"))
     db.session.execute(text("create trigger full_disk before insert on redemption execute function full_disk()"))
     db.session.commit()
     try:
-        assert said(desk._answer(asks("SUMMER25", emails))) == ["unavailable"] * 2
+        assert said(desk._answer(asks("SUMMER25", emails))) == [answer] * 2
     finally:
         db.session.execute(text("drop function full_disk cascade"))
         db.session.commit()
+    assert [record.levelname for record in caplog.records].count("ERROR") == 2
     assert said(desk._answer(asks("SUMMER25", emails))) == ["redeemed"] * 2
 
 

@@ -21,7 +21,7 @@ from sqlalchemy import Row, text
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from webapp import bell
+from webapp import bell, outage
 from webapp.campaigns import place, reach, times
 from webapp.campaigns.models import BATCH_SIZE, WINDOW, gaps_of, ids_of
 from webapp.campaigns.transport import Outcome
@@ -103,7 +103,8 @@ def stubborn(write: Callable[P, R]) -> Callable[P, R]:
                 db.session.rollback()
                 if time.monotonic() > deadline:
                     raise
-                log.warning("the database is away, trying again: %s", error)
+                if not outage.noticed(error):
+                    log.warning("the database refuses, trying again: %s", getattr(error, "orig", None) or error)
                 time.sleep(1)
 
     return repeated

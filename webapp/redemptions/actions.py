@@ -250,8 +250,9 @@ class Desk:
     def _apart(self, asks: Sequence[Ask], error: DBAPIError) -> list[Redeemed | DomainError]:
         """What the database refuses for all at once, one by one: nobody suffers for a neighbour."""
         if len(asks) == 1:
-            # Its disk is full, say: that is not about the ask, and passes.
-            if isinstance(error, OperationalError):
+            # Its disk is full, say (classes 53 and 57 of SQLSTATE): that is not about the ask, and passes.
+            if str(getattr(error.orig, "sqlstate", None)).startswith(("53", "57")):
+                log.error("the database can't write just now: %s", error.orig)
                 return [Unavailable()]
             log.error("a redemption can't be written", exc_info=error)
             return [DomainError("error", "Something went wrong on our side. It has been noted.", 500)]
