@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -248,3 +249,79 @@ def test_of_an_interrupted_fill_only_what_it_had_put_in_is_taken_out(app: Flask)
     ]
     after = all_rows()
     assert [after[name] for name in UNTOUCHED] == [before[name] for name in UNTOUCHED]
+
+
+def test_its_customers_whom_staff_kept_from_mails_leave_nothing_that_refuses_the_next_fill(
+    app: Flask, sink: Settings
+) -> None:
+    before = all_rows()
+    fill._staff()
+    with ledger.witnessed():
+        fill._import(people.files()[0])
+    erased, listed = db.session.scalars(select(Customer).order_by(Customer.id).limit(2)).all()
+    for each in (erased, listed):
+        suppressions.add(each.email, "complained", by="me@shop.example")
+    customers.erase(erased.id, by="me@shop.example")
+
+    remove.remove(None)
+
+    assert all_rows() == before
+    fill.check(sink)
+
+
+def test_whom_staff_kept_from_mails_among_their_own_customers_stays_so(app: Flask) -> None:
+    fill._staff()
+    # The second has an address as the demonstration's list has them.
+    for address in ("own@shop.example", "former.reader1@letters.example.com", "erased@shop.example"):
+        own = create(address, None)
+        suppressions.add(address, "unsubscribed", by="me@shop.example")
+    customers.erase(own.id, by="me@shop.example")
+    before = set(db.session.scalars(select(Suppression.email)))
+
+    remove.remove(None)
+
+    assert set(db.session.scalars(select(Suppression.email))) == before
+    assert len(before) == 3
+
+
+def test_whom_somebody_made_and_erased_before_its_import_had_made_anybody_is_not_taken_for_its_own(app: Flask) -> None:
+    fill._staff()
+    with ledger.witnessed():
+        receive("customers.csv", by=offers.MANAGER[0])
+    db.session.execute(text("update customer_import set started_at = now()"))
+    db.session.commit()
+    own = create("own@shop.example", None).id
+    customers.erase(own, by="me@shop.example")
+
+    remove.remove(None)
+
+    assert db.session.scalars(select(Customer.id)).all() == [own]
+
+
+def test_a_removal_that_was_interrupted_and_is_called_again_leaves_no_mail_and_says_so(
+    app: Flask,
+    offer: Callable[..., Offer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    fill._staff()
+    theirs = offer("TEA15").id
+    ledger.own("offer", [theirs])
+    campaign = campaigns.save_draft(theirs, MailText(), "resend", by=offers.MANAGER[0])
+    for name, number in (("theirs", campaign.id), ("own", campaign.id + 1)):
+        (tmp_path / f"{name}.eml").write_bytes(b"Subject: Tea\r\nX-Campaign-Id: %d\r\n\r\nHello\r\n" % number)
+    with monkeypatch.context() as patch:
+        patch.setattr(remove, "_forget_latecomers", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            remove.remove(tmp_path)
+    db.session.rollback()
+
+    commands._say_removed(remove.remove(tmp_path))
+
+    assert [path.name for path in tmp_path.iterdir()] == ["own.eml"]
+    assert "The demonstration is gone; an earlier run had taken it out but for traces." in capsys.readouterr().out
+    assert not fill.is_begun()

@@ -149,7 +149,9 @@ def _say_removed(found: dict[str, object]) -> None:
         return
     kept, named, changed = found.pop("kept"), found.pop("named"), found.pop("changed")
     words = [f"{n:,} {name}" for name, n in found.items() if n]
-    click.echo(f"The demonstration is gone: {', '.join(words)}.")
+    # All are none only after an earlier run was interrupted near its end.
+    gone = f": {', '.join(words)}" if words else "; an earlier run had taken it out but for traces"
+    click.echo(f"The demonstration is gone{gone}.")
     click.echo("What you made beside it is still there, but for its customers' redemptions and those of its offers.")
     if changed:
         click.echo(f"Kept, for they have e-mails of yours: {changed} of its customers.")

@@ -113,7 +113,7 @@ _OF_OTHERS = {
     "customers": "select from customer where id not in (select row_id from demo_row where part = 'customer')",
     "imports": "select from customer_import where id not in (select row_id from demo_row where part = 'import')",
     "audiences": "select from audience where id not in (select row_id from demo_row where part = 'audience')",
-    "addresses not to be mailed": f"select from suppression s where not ({ledger.LISTED})",
+    "addresses not to be mailed": f"select from suppression s where not ({ledger.UNMAILABLE})",
     "offers": "select from offer where id not in (select row_id from demo_row where part = 'offer')",
     "campaigns": "select from campaign where offer_id not in (select row_id from demo_row where part = 'offer')",
     "redemptions": "select from redemption where offer_id not in (select row_id from demo_row where part = 'offer')",

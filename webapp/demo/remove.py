@@ -74,7 +74,7 @@ _STATEMENTS: tuple[tuple[str, str], ...] = (
           and detail->>'campaign' in (select cast(id as text) from our_campaign)
         """,
     ),
-    ("", f"delete from suppression s where {ledger.LISTED}"),  # noqa: S608
+    ("", f"delete from suppression s where {ledger.UNMAILABLE}"),  # noqa: S608
     ("", "delete from mail_issue where campaign_id in (select id from our_campaign)"),
     ("", "delete from batch_cursor where batch_id in (select id from our_batch)"),
     ("", "delete from batch where id in (select id from our_batch)"),
@@ -159,14 +159,14 @@ def remove(mails: Path | None) -> dict[str, Any]:
     if not fill.is_begun():
         return {}
     _stop()
-    campaign_ids = {row.id for row in db.session.execute(text(_CAMPAIGNS))}
+    # While the campaigns are still known, in case this is interrupted.
+    dropped = _drop_mails(mails) if mails is not None else 0
     found = _delete()
     found["kept"] = list(db.session.scalars(text(_KEPT)))
     found["named"] = list(db.session.scalars(text(_NAMED), {"people": [offers.MANAGER[0], offers.VIEWER[0]]}))
     _forget_latecomers()
     redemptions.count_hours()
-    if mails is not None:
-        found["mails in the sink"] = _drop_mails(mails, campaign_ids)
+    found["mails in the sink"] = dropped
     return found
 
 
@@ -229,9 +229,10 @@ def _forget_latecomers() -> None:
     db.session.commit()
 
 
-def _drop_mails(folder: Path, campaign_ids: set[int]) -> int:
-    """The kept mails of these mailings."""
-    marks = {f"x-campaign-id: {campaign_id}".encode() for campaign_id in campaign_ids}
+def _drop_mails(folder: Path) -> int:
+    """The kept mails of our mailings, of which nothing is sent any more."""
+    marks = {f"x-campaign-id: {row.id}".encode() for row in db.session.execute(text(_CAMPAIGNS))}
+    db.session.rollback()
     n = 0
     for path in folder.glob("*.eml"):
         with path.open("rb") as file:
