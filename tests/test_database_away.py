@@ -147,12 +147,11 @@ def test_a_worker_says_in_a_line_that_it_is_away_and_in_another_that_it_is_back(
         worker.terminate()
         worker.wait(60)
 
-    away, back = [line for line in log.read_text().splitlines() if "webapp.worker" not in line]
-    assert (
-        "ERROR webapp.outage the database is away or has ended a connection; it is tried again until it answers: "
-        in away
-    )
-    assert "WARNING webapp.outage the database is back after " in back
+    said = [line for line in log.read_text().splitlines() if "webapp.worker" not in line]
+    # A server that is being stopped may let one more in, which looks as if it were back.
+    assert len(said) in (2, 4), said
+    assert all("ERROR webapp.outage the database is away or has ended a connection" in line for line in said[::2])
+    assert all("WARNING webapp.outage the database is back after " in line for line in said[1::2])
 
 
 def test_a_worker_that_is_not_let_in_says_why_in_one_line(test_settings: settings.Settings, tmp_path: Path) -> None:
@@ -206,8 +205,11 @@ def test_one_connection_that_is_ended_is_over_when_another_answers(
         psycopg.errors.DiskFull("could not extend file"),
     ],
 )
-def test_what_is_no_sign_of_a_database_that_is_away_is_not_taken_for_one(error: psycopg.Error) -> None:
+def test_what_is_no_sign_of_a_database_that_is_away_is_not_taken_for_one(
+    error: psycopg.Error, monkeypatch: pytest.MonkeyPatch
+) -> None:
     outage.is_over()
+    monkeypatch.setattr(outage, "_back", -math.inf)
 
     assert not outage.noticed(error)
     assert not outage.is_on()

@@ -51,9 +51,9 @@ def noticed(error: BaseException | None) -> bool:
     if cause.sqlstate and not cause.sqlstate.startswith(GONE):
         return False
     if isinstance(cause, psycopg.InterfaceError) or (not cause.sqlstate and _CLOSED.search(str(cause))):
-        return is_on()
+        return is_on() or _is_late()
     with _lock:
-        if _since is None and not _CONNECTING.match(str(cause)) and time.monotonic() - _back < LATE:
+        if _since is None and not _CONNECTING.match(str(cause)) and _is_late():
             return True
         is_first, _since = _since is None, _since or time.monotonic()
     if is_first:
@@ -62,6 +62,10 @@ def noticed(error: BaseException | None) -> bool:
             preflight.why_not(cause),
         )
     return True
+
+
+def _is_late() -> bool:
+    return time.monotonic() - _back < LATE
 
 
 def is_over() -> None:
