@@ -191,15 +191,17 @@ def test_an_old_postgresql_is_refused_before_anything_is_asked_of_it(postgresql_
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_a_taken_port_is_named_with_what_needs_it_and_one_that_is_free(tmp_path: Path, which: int) -> None:
     purpose = ("the web server", "the mail sink", "the mail sink's page")[which]
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        taken = int(other.getsockname()[1])
-        with pytest.raises(SetupError) as refused:
-            preflight.check_ports(settings.load({"INSTANCE_PATH": str(tmp_path), "PORT": str(taken - which)}))
-
-    said, _, port = str(refused.value).partition("; choose another: make setup PORT=")
-    if f"port {taken} " not in said:
-        pytest.xfail("a neighbouring port was taken by another test in this moment")
-    assert said == f"port {taken} for {purpose} is taken by another program"
+    for _ in range(20):
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            taken = int(other.getsockname()[1])
+            with pytest.raises(SetupError) as refused:
+                preflight.check_ports(settings.load({"INSTANCE_PATH": str(tmp_path), "PORT": str(taken - which)}))
+        said, _, port = str(refused.value).partition("; choose another: make setup PORT=")
+        # Now and then a neighbouring port is another test's, and that is what it says; then once more.
+        if said == f"port {taken} for {purpose} is taken by another program":
+            break
+    else:
+        pytest.fail(said)
     preflight.check_ports(settings.load({"INSTANCE_PATH": str(tmp_path), "PORT": port}))
 
 
