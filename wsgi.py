@@ -6,8 +6,9 @@ import sys
 import click
 from flask.cli import ScriptInfo
 
-from webapp import create_app, logs, release
-from webapp.settings import SettingsError, load
+from webapp import create_app, release
+from webapp.core import logs
+from webapp.core.settings import SettingsError, load
 
 # A command prints what it has to say; of what it logs, only what went wrong belongs between that.
 # Not what flask leaves in the environment: what `make setup` starts inherits that.
@@ -18,7 +19,11 @@ try:
     settings = load()
     logs.configure(settings, "WARNING" if IS_COMMAND else "INFO")
     app = create_app(settings)
-    if not IS_COMMAND:
+    if IS_COMMAND:
+        from local import cli
+
+        cli.init_app(app)
+    else:
         logging.getLogger("webapp.web").info("a web process starts: release %s", release())
 except SettingsError as error:
     sys.exit(f"onecode: {error}")

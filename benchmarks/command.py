@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from webapp.settings import ROOT
+from webapp.core.settings import ROOT
 
 Plan = TypeVar("Plan")
 Results = TypeVar("Results")

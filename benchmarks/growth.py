@@ -11,10 +11,10 @@ from benchmarks.growth_report import REDEEM, USABLE, Results, Sizes
 from benchmarks.measure import DATABASE
 from benchmarks.meter import Cost, Meter
 from benchmarks.server import Machine
-from webapp.customers import queries as customers
-from webapp.redemptions import queries
-from webapp.redemptions.actions import redeem
-from webapp.redemptions.verdict import Ask, verdict
+from webapp.customers import queries as customer_queries
+from webapp.redemptions import facts as redemption_facts
+from webapp.redemptions.group_commit import redeem
+from webapp.redemptions.rules import Ask, verdict
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ class Level:
 
 
 def _usable(n: int) -> int:
-    customer = customers.by_email(_email(n))
+    customer = customer_queries.by_email(_email(n))
     if customer is None:
         raise RuntimeError("everybody asked about is a customer")
-    found = sum(verdict(facts).reason is None for facts in queries.usable(customer.id))
+    found = sum(verdict(facts).reason is None for facts in redemption_facts.usable(customer.id))
     if not found:
         raise RuntimeError("there is always something to use")
     return found

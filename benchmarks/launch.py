@@ -14,7 +14,7 @@ from benchmarks.eager import Eager
 from benchmarks.launch_report import Results
 from benchmarks.measure import DATABASE, Bench, Design
 from benchmarks.server import Machine
-from webapp.settings import ROOT
+from webapp.core.settings import ROOT
 
 # Customers, and how many runs the medians are of.
 USUAL = {10_000: 1, 100_000: 3}

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from webapp.settings import ROOT
+from webapp.core.settings import ROOT
 
 SCRIPT = Path(__file__).with_name("load.lua")
 WRK = shutil.which("wrk")

@@ -21,7 +21,7 @@ from benchmarks.measure import DATABASE
 from benchmarks.meter import Cost, Meter
 from benchmarks.server import Machine
 from webapp.campaigns.models import BATCH_SIZE
-from webapp.settings import ROOT
+from webapp.core.settings import ROOT
 
 SITE = "https://offers.example.com"
 LONGEST = 900

@@ -15,7 +15,7 @@ from psycopg import sql
 from psycopg.abc import Query
 
 from benchmarks.server import Machine
-from webapp import embedded
+from local import postgresql as embedded_postgresql
 
 
 @dataclass
@@ -115,7 +115,7 @@ class Meter:
         if start == end:
             return 0
         command = [
-            str(embedded.wheel_folder() / "bin" / "pg_waldump"), "--stats", "--path",
+            str(embedded_postgresql.wheel_folder() / "bin" / "pg_waldump"), "--stats", "--path",
             str(self.machine.server.data / "pg_wal"), "--start", start, "--end", end,
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False, env={"LC_ALL": "C"})

@@ -15,7 +15,7 @@ from sqlalchemy import make_url, select
 
 from benchmarks.textbook import orm_habit
 from webapp.accounts.models import ApiKey
-from webapp.extensions import db
+from webapp.core.extensions import db
 from webapp.offers.models import Offer
 
 app = Flask(__name__)

@@ -13,23 +13,29 @@ from flask import Flask
 from sqlalchemy import text
 
 from benchmarks import jobs
-from webapp import create_app, keyring, settings
-from webapp.campaigns import actions as campaigns
-from webapp.campaigns import queries, tasks, transport
-from webapp.campaigns.message import FormLetter
-from webapp.campaigns.transport import Letter, Outcome
-from webapp.errors import DomainError
-from webapp.extensions import db, huey
-from webapp.offers.models import Discount, OfferValues
-from webapp.redemptions import actions
-from webapp.redemptions.actions import redeem
-from webapp.redemptions.verdict import Ask
+from webapp import create_app
+from webapp.campaigns import actions as campaign_actions
+from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import tasks as campaign_tasks
+from webapp.campaigns.content import placeholders
+from webapp.campaigns.content.mail_merge import FormLetter
+from webapp.core import settings as app_settings
+from webapp.core import signing_keys
+from webapp.core.errors import DomainError
+from webapp.core.extensions import db, huey
+from webapp.core.money import Discount
+from webapp.mail import smtp
+from webapp.mail.smtp import Letter, Outcome
+from webapp.offers.models import OfferValues
+from webapp.redemptions import group_commit
+from webapp.redemptions.group_commit import redeem
+from webapp.redemptions.rules import Ask
 
 
 def build(url: str, folder: str, connections: int = 4) -> Flask:
     """The program on a database of ours."""
     app = create_app(
-        settings.load(
+        app_settings.load(
             {
                 "DATABASE_URL": url,
                 "SECRET_KEY": "only-for-measuring",
@@ -45,7 +51,7 @@ def build(url: str, folder: str, connections: int = 4) -> Flask:
     return app
 
 
-class Sink(transport.Relay):
+class Sink(smtp.Relay):
     """A relay that is always there and takes everything at once."""
 
     def __init__(self) -> None:
@@ -68,7 +74,7 @@ class Sink(transport.Relay):
 def sink() -> Iterator[None]:
     """Inside, letters are blank and go nowhere: what is left is the work of the database."""
     blank = Letter("offers@example.com", "somebody@example.com", b"\r\n\r\n")
-    with patch.object(transport, "relay", Sink), patch.object(FormLetter, "letter", lambda *_: blank):
+    with patch.object(smtp, "relay", Sink), patch.object(FormLetter, "letter", lambda *_: blank):
         yield
 
 
@@ -82,10 +88,10 @@ class Onecode:
 
     def set_up(self) -> None:
         """The keys that a program which has run before has made."""
-        keyring.forget()
+        signing_keys.forget()
         with self.app.app_context():
             for purpose in ("personal_link", "unsubscribe", "message_id", "personal_code"):
-                keyring.keys(purpose)
+                signing_keys.keys(purpose)
 
     def new_offer(self, cap: int | None = None) -> int:
         """An offer with its mail written, ready to be launched; its id. `codes` has its code."""
@@ -98,13 +104,13 @@ class Onecode:
             max_redemptions=cap,
         )
         with self.app.app_context():
-            offer = campaigns.create_offer(values, campaigns.MailText(), by="benchmark")
+            offer = campaign_actions.create_offer(values, placeholders.MailText(), by="benchmark")
             self.codes[offer.id] = offer.code
             return offer.id
 
     def launch(self, offer_id: int) -> bool:
         with self.app.app_context():
-            return tasks.launch_offer(offer_id, by="benchmark").changed
+            return campaign_tasks.launch_offer(offer_id, by="benchmark").changed
 
     def work(self, at_most: int) -> int:
         """Run so many tasks; how many there were. A pump is one task for as many mails as a minute has."""
@@ -113,8 +119,8 @@ class Onecode:
 
     def mailed(self, offer_id: int) -> int:
         with self.app.app_context():
-            (campaign,) = queries.of_offer(offer_id)
-            return queries.counts(campaign.id).sent
+            (campaign,) = campaign_queries.of_offer(offer_id)
+            return campaign_queries.counts(campaign.id).sent
 
     def redeem(self, code: str, email: str) -> Decimal | None:
         try:
@@ -143,7 +149,7 @@ class Onecode:
 
     def disconnect(self) -> None:
         with self.app.app_context():
-            actions.desk().close()
+            group_commit.desk().close()
             db.engine.dispose()
         huey.storage.close()
 

@@ -15,9 +15,9 @@ from benchmarks.measure import DATABASE
 from benchmarks.pages_report import Results, Visits
 from benchmarks.server import Machine
 from webapp.accounts.models import StaffUser
-from webapp.campaigns import queries as campaigns
-from webapp.extensions import db
-from webapp.redemptions import queries
+from webapp.campaigns import queries as campaign_queries
+from webapp.core.extensions import db
+from webapp.redemptions import queries as redemption_queries
 
 EMPTY, LITTLE = "empty", "little"
 # As many rows as fill a page: customers, and redemptions.
@@ -86,8 +86,8 @@ class Dashboard:
 
     def _known(self) -> dict[str, int | str]:
         with self.ours.app.app_context():
-            (newest,) = queries.latest(None, 1)
-            mailings = campaigns.page()
+            (newest,) = redemption_queries.latest(None, 1)
+            mailings = campaign_queries.page()
             return {
                 "customer": newest.customer_id,
                 "offer": newest.offer_id,

@@ -38,7 +38,7 @@ from benchmarks.peers_report import (
 from benchmarks.server import Machine
 from benchmarks.web import Web
 from webapp.accounts.actions import create_api_key
-from webapp.settings import ROOT
+from webapp.core.settings import ROOT
 
 CUSTOMERS = 100_000
 # What an order with a voucher does at once with many others; so many processes are tried, and the best is kept.

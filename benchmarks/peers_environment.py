@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.peers_crowd import Crowd
 from benchmarks.server import Machine
-from webapp.settings import ROOT
+from webapp.core.settings import ROOT
 
 REQUIREMENTS = Path(__file__).parent / "oscar" / "requirements.txt"
 FOLDER = ROOT / ".venv-oscar"

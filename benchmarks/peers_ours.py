@@ -11,10 +11,10 @@ from sqlalchemy import text
 
 from benchmarks import onecode, textbook
 from benchmarks.peers_crowd import Work
-from webapp.errors import DomainError
-from webapp.extensions import db
-from webapp.redemptions.actions import redeem
-from webapp.redemptions.verdict import Ask, Order
+from webapp.core.errors import DomainError
+from webapp.core.extensions import db
+from webapp.redemptions.group_commit import redeem
+from webapp.redemptions.rules import Ask, Order
 
 
 @dataclass

@@ -16,9 +16,10 @@ from benchmarks.peers_crowd import Crowd, Done, Side, Work
 from benchmarks.redeem_db_report import FEW, INSERT, LOCK, ONE, ORM, OURS, RUSH, Results, Sample
 from benchmarks.server import Machine
 from benchmarks.textbook import ForUpdate, OneStatement, OrmHabit, PlainInsert, Ways, ask
-from webapp.extensions import db
-from webapp.redemptions.actions import Refused, redeem
-from webapp.redemptions.verdict import Ask
+from webapp.core.extensions import db
+from webapp.redemptions.errors import Refused
+from webapp.redemptions.group_commit import redeem
+from webapp.redemptions.rules import Ask
 
 PROCESSES = 2
 WAYS: dict[str, Ways] = {

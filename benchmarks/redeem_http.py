@@ -18,9 +18,10 @@ from benchmarks.server import Machine
 from benchmarks.web import Web
 from webapp.accounts.actions import create_api_key
 from webapp.accounts.models import ApiKey
-from webapp.extensions import db
-from webapp.redemptions.actions import redeem, redeem_all
-from webapp.redemptions.verdict import Ask
+from webapp.core.extensions import db
+from webapp.redemptions.actions import redeem_all
+from webapp.redemptions.group_commit import redeem
+from webapp.redemptions.rules import Ask
 
 PLAIN_SECRET = "only-for-measuring"
 ROWS = "select (select count(*) from redemption where offer_id = offer.id), redeemed from offer where id = %s"

@@ -27,13 +27,17 @@ from flask.testing import FlaskClient
 from psycopg import sql
 from sqlalchemy import text
 
-from tests.copies import copy as copy
+from local import cli as local_cli
+from local import postgresql as embedded_postgresql
 from tests.live import CHROMIUM
-from webapp import bell, create_app, embedded, keyring, settings
-from webapp.accounts import actions as accounts
+from webapp import create_app
+from webapp.accounts import actions as account_actions
 from webapp.accounts.models import StaffUser
-from webapp.customers.models import ERASED, Customer, Suppression, normalise_email
-from webapp.extensions import db
+from webapp.core import settings as app_settings
+from webapp.core import signing_keys, task_queue
+from webapp.core.email_addresses import normalise_email
+from webapp.core.extensions import db
+from webapp.customers.models import ERASED, Customer, Suppression
 from webapp.offers.models import Offer, OfferCode, normalise_code
 
 # Fast and forgetful: a test server's data need not survive a power cut. Crash tests start a server of their own.
@@ -48,7 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
         _use_a_server(config)
         with psycopg.connect(os.environ["TEST_DATABASE_URL"], connect_timeout=10) as connection:
             postgresql = connection.info.parameter_status("server_version")
-    except (OSError, psycopg.Error, embedded.EmbeddedError) as error:
+    except (OSError, psycopg.Error, embedded_postgresql.EmbeddedError) as error:
         pytest.exit(f"onecode: no PostgreSQL for the tests: {' '.join(str(error).split())}", returncode=1)
     chromium = next(filter(None, map(shutil.which, CHROMIUM)), None)
     browser = chromium or "no Chromium, so browser tests are skipped: apt install chromium"
@@ -60,7 +64,7 @@ def _use_a_server(config: pytest.Config) -> None:
         return
     folder = Path(tempfile.mkdtemp(prefix="onecode-test-"))
     folder.chmod(0o755)
-    server = embedded.server(folder, folder / "s", QUICK)
+    server = embedded_postgresql.server(folder, folder / "s", QUICK)
     config.stash[_SERVER] = (server, folder)
     server.start()
     os.environ["TEST_DATABASE_URL"] = f"postgresql://onecode@/postgres?host={folder / 's'}"
@@ -73,7 +77,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-_SERVER = pytest.StashKey[tuple[embedded.Server, Path]]()
+_SERVER = pytest.StashKey[tuple[embedded_postgresql.Server, Path]]()
 
 
 @pytest.fixture(scope="session")
@@ -97,9 +101,9 @@ def fresh_database() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def test_settings(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> settings.Settings:
+def test_settings(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> app_settings.Settings:
     """Their own database and folder, and a relay that refuses everything unless a test starts one."""
-    return settings.load(
+    return app_settings.load(
         {
             "DATABASE_URL": database_url,
             "SECRET_KEY": "only-for-tests",
@@ -113,8 +117,9 @@ def test_settings(database_url: str, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def session_app(test_settings: settings.Settings) -> Flask:
+def session_app(test_settings: app_settings.Settings) -> Flask:
     app = create_app(test_settings)
+    local_cli.init_app(app)
     app.config["TESTING"] = True
     app.config["ARGON2"] = {"time_cost": 1, "memory_cost": 8, "parallelism": 1}
 
@@ -135,10 +140,10 @@ def session_app(test_settings: settings.Settings) -> Flask:
 def app(session_app: Flask) -> Iterator[Flask]:
     """The app on empty tables, its context pushed."""
     # There is one bell in a process; a test that made an app of its own has left it there.
-    bell.init_app(session_app)
+    task_queue.init_app(session_app)
     with session_app.app_context():
         _empty()
-        keyring.forget()
+        signing_keys.forget()
         yield session_app
         db.session.remove()
 
@@ -209,7 +214,7 @@ def staff(sign_in: Callable[..., FlaskClient]) -> FlaskClient:
 def api(app: Flask) -> FlaskClient:
     """A machine with a key that may do everything."""
     client = app.test_client()
-    key = accounts.create_api_key("tests", ["read", "redeem", "manage"], by="tests")
+    key = account_actions.create_api_key("tests", ["read", "redeem", "manage"], by="tests")
     client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {key}"
     return client
 
@@ -259,15 +264,15 @@ def offer(app: Flask) -> Callable[..., Offer]:
 
 
 @pytest.fixture
-def with_settings(app: Flask) -> Iterator[Callable[..., settings.Settings]]:
+def with_settings(app: Flask) -> Iterator[Callable[..., app_settings.Settings]]:
     """Changes settings for one test: `with_settings(mail_port=2525)`."""
     before = app.config["SETTINGS"]
 
-    def change(**values: Any) -> settings.Settings:
+    def change(**values: Any) -> app_settings.Settings:
         app.config["SETTINGS"] = replace(app.config["SETTINGS"], **values)
         state = app.extensions["mail"]
         state.server, state.port = app.config["SETTINGS"].mail_server, app.config["SETTINGS"].mail_port
-        changed: settings.Settings = app.config["SETTINGS"]
+        changed: app_settings.Settings = app.config["SETTINGS"]
         return changed
 
     yield change

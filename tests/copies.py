@@ -17,9 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from local.supervisor import MARK
 from tests.live import can_be_interrupted, free_port
-from webapp.services import MARK
-from webapp.settings import NAMES, ROOT
+from webapp.core.settings import NAMES, ROOT
 
 
 @dataclass

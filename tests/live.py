@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from webapp import services
-from webapp.settings import ROOT, Settings
+from webapp import serve
+from webapp.core.settings import ROOT, Settings
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -59,7 +59,7 @@ def web_server(settings: Settings, workers: int = 2, **more: str) -> Iterator[Li
     """The web server, ready, on a free port; ended by its id afterwards."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, *services.web_arguments(port, workers)]
+    command = [sys.executable, *serve.web_arguments(port, workers)]
     with _running(command, environment(settings, **{"PUBLIC_URL": url} | more)) as process:
         _wait_for(f"{url}/readyz", process)
         yield Live(process, url)

@@ -8,15 +8,15 @@ from typing import Any
 
 from sqlalchemy import event
 
-from webapp.extensions import db
-from webapp.redemptions import actions
+from webapp.core.extensions import db
+from webapp.redemptions import group_commit
 
 
 @contextmanager
 def statements() -> Iterator[list[tuple[str, Any]]]:
     """Every statement that is run meanwhile, with its parameters."""
     # Redeeming keeps its connection, and one that is older than the listener would not be listened to.
-    actions.desk().close()
+    group_commit.desk().close()
     seen: list[tuple[str, Any]] = []
 
     def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:

@@ -14,10 +14,10 @@ from flask import Flask
 
 from tests import guide, live
 from tests.campaigns import relay as relays
-from webapp.campaigns import launch_actions
-from webapp.customers import intake
-from webapp.redemptions.verdict import Reason
-from webapp.settings import ROOT, Settings
+from webapp.campaigns.launch import actions as launch_actions
+from webapp.core.settings import ROOT, Settings
+from webapp.customers.imports import parser
+from webapp.redemptions.rules import Reason
 
 PAGE = ROOT / "docs" / "api.md"
 TOLD_URL = "http://127.0.0.1:8000"
@@ -166,7 +166,7 @@ def test_the_codes_of_fields_are_those_of_the_program() -> None:
     lists = _section("What is refused").split("The codes in `errors[]`")[1]
     told = set(re.findall(r"`(\w+)`", lists.split("and these:")[1])) - {"conflict"}
     said = {word for word, files in _said("FieldError", 1).items() if not all(map(NEVER_BY_JSON.search, files))}
-    said |= intake._SENTENCES.keys() | intake._WHOLE_FILE.keys()
+    said |= parser._SENTENCES.keys() | parser._WHOLE_FILE.keys()
     assert said - told == FIELDS_OF_STAFF
     literals = {
         node.value

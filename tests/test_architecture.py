@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from webapp.settings import ROOT
+from webapp.core.settings import ROOT
 
 ROOMS = ("accounts", "customers", "offers", "redemptions", "campaigns", "shop")
 DOORS = ("staff", "public", "api")
@@ -97,7 +97,7 @@ def test_doors_hold_no_sql_and_cores_no_request(room: str, role: str, path: Path
     assert not names & {"request", "session", "g", "redirect", "render_template"}
     if is_door(role):
         assert not any(name.startswith("sqlalchemy") for name in _modules(path))
-        assert "db" not in _names_imported_from(path, "webapp.extensions")
+        assert "db" not in _names_imported_from(path, "webapp.core.extensions")
 
 
 def _level(role: str) -> int:

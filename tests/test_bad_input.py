@@ -18,10 +18,11 @@ from markupsafe import escape
 from sqlalchemy import text
 from wtforms import Form
 
+from webapp.core.extensions import db
+from webapp.core.formatting import time
 from webapp.customers.models import Customer
-from webapp.extensions import db
 from webapp.offers.models import Offer
-from webapp.offers.schemas import NewOffer, time
+from webapp.views.api.schemas.offers import NewOffer
 
 MakeOffer = Callable[..., Offer]
 MakeCustomer = Callable[..., Customer]

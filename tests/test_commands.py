@@ -14,10 +14,14 @@ from psycopg import sql
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
+from local import cli as local_cli
+from local import commands as local_commands
 from tests.conftest import fresh_database
 from tests.live import free_port
-from webapp import bell, create_app, lifecycle, settings
-from webapp.extensions import db
+from webapp import create_app
+from webapp.core import settings as app_settings
+from webapp.core import task_queue
+from webapp.core.extensions import db
 
 Run = Callable[[str, str], Result]
 COMMANDS = (
@@ -41,7 +45,8 @@ def run(session_app: Flask, tmp_path: Path) -> Iterator[Run]:
 
     def go(url: str, command: str) -> Result:
         given = {"DATABASE_URL": url, "SECRET_KEY": "only-for-tests", "INSTANCE_PATH": str(tmp_path)}
-        other = create_app(settings.load(given))
+        other = create_app(app_settings.load(given))
+        local_cli.init_app(other)
         with other.app_context():
             try:
                 return other.test_cli_runner().invoke(args=command.split())
@@ -50,7 +55,7 @@ def run(session_app: Flask, tmp_path: Path) -> Iterator[Run]:
                 db.engine.dispose()
 
     yield go
-    bell.init_app(session_app)
+    task_queue.init_app(session_app)
 
 
 @pytest.fixture
@@ -109,9 +114,9 @@ def _elsewhere() -> None:
 
 @pytest.mark.parametrize(("mistake", "kind"), [(_twice, IntegrityError), (_elsewhere, FileNotFoundError)])
 def test_a_mistake_of_ours_is_told_whole(
-    app: Flask, test_settings: settings.Settings, mistake: Callable[[], None], kind: type[Exception]
+    app: Flask, test_settings: app_settings.Settings, mistake: Callable[[], None], kind: type[Exception]
 ) -> None:
-    command = lifecycle.in_one_line(click.Command("wrong", callback=mistake), test_settings)
+    command = local_commands.in_one_line(click.Command("wrong", callback=mistake), test_settings)
 
     result = app.test_cli_runner().invoke(command)
 

@@ -22,12 +22,15 @@ import psycopg
 import pytest
 from flask import Flask
 
+from local import postgresql as embedded_postgresql
 from tests import live
 from tests.test_logs import written
-from webapp import bell, create_app, embedded, outage, settings
-from webapp.accounts import actions as accounts
-from webapp.extensions import db
-from webapp.settings import ROOT
+from webapp import create_app
+from webapp.accounts import actions as account_actions
+from webapp.core import database_health, task_queue
+from webapp.core import settings as app_settings
+from webapp.core.extensions import db
+from webapp.core.settings import ROOT
 
 
 @dataclass
@@ -35,9 +38,9 @@ class Fragile:
     """The program on a PostgreSQL of its own that the test can stop."""
 
     url: str
-    server: embedded.Server
+    server: embedded_postgresql.Server
     key: str
-    settings: settings.Settings
+    settings: app_settings.Settings
 
     def post(self, path: str, **fields: str) -> tuple[int, str]:
         return self._send(path, urllib.parse.urlencode(fields).encode(), {})
@@ -56,13 +59,13 @@ class Fragile:
 
 
 @pytest.fixture
-def fragile(test_settings: settings.Settings, tmp_path: Path) -> Iterator[Fragile]:
+def fragile(test_settings: app_settings.Settings, tmp_path: Path) -> Iterator[Fragile]:
     folder = Path(tempfile.mkdtemp(prefix="onecode-away-"))
     folder.chmod(0o755)
-    server = embedded.server(folder, folder / "s")
+    server = embedded_postgresql.server(folder, folder / "s")
     server.start()
     server.create_database("onecode")
-    mine = settings.load(
+    mine = app_settings.load(
         {
             "DATABASE_URL": f"postgresql://onecode@/onecode?host={folder / 's'}",
             "SECRET_KEY": "only-for-tests",
@@ -74,7 +77,7 @@ def fragile(test_settings: settings.Settings, tmp_path: Path) -> Iterator[Fragil
     app = create_app(mine)
     with app.app_context():
         flask_migrate.upgrade()
-        key = accounts.create_api_key("tests", ["read", "redeem", "manage"], by="tests")
+        key = account_actions.create_api_key("tests", ["read", "redeem", "manage"], by="tests")
         db.engine.dispose()
     # This process's queue goes on with the database of the other tests.
     create_app(test_settings)
@@ -150,11 +153,13 @@ def test_a_worker_says_in_a_line_that_it_is_away_and_in_another_that_it_is_back(
     said = [line for line in log.read_text().splitlines() if "webapp.worker" not in line]
     # A server that is being stopped may let one more in, which looks as if it were back.
     assert len(said) in (2, 4), said
-    assert all("ERROR webapp.outage the database is away or has ended a connection" in line for line in said[::2])
-    assert all("WARNING webapp.outage the database is back after " in line for line in said[1::2])
+    assert all(
+        "ERROR webapp.core.database_health the database is away or has ended a connection" in line for line in said[::2]
+    )
+    assert all("WARNING webapp.core.database_health the database is back after " in line for line in said[1::2])
 
 
-def test_a_worker_that_is_not_let_in_says_why_in_one_line(test_settings: settings.Settings, tmp_path: Path) -> None:
+def test_a_worker_that_is_not_let_in_says_why_in_one_line(test_settings: app_settings.Settings, tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
     nobody = live.environment(test_settings) | {"DATABASE_URL": "postgresql://onecode:secret@127.0.0.1:1/onecode"}
     with log.open("w") as file:
@@ -172,25 +177,27 @@ def test_a_worker_that_is_not_let_in_says_why_in_one_line(test_settings: setting
 
 
 def test_one_connection_that_is_ended_is_over_when_another_answers(
-    app: Flask, test_settings: settings.Settings, monkeypatch: pytest.MonkeyPatch
+    app: Flask, test_settings: app_settings.Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = create_app(test_settings)
-    bell.init_app(app)
-    outage.is_over()
-    monkeypatch.setattr(outage, "_back", -math.inf)
+    task_queue.init_app(app)
+    database_health.is_over()
+    monkeypatch.setattr(database_health, "_back", -math.inf)
     with other.app_context(), written(test_settings, "text") as stream:
         with db.engine.connect():
             pass
-        assert outage.noticed(psycopg.OperationalError("server closed the connection unexpectedly"))
-        assert outage.is_on()
+        assert database_health.noticed(psycopg.OperationalError("server closed the connection unexpectedly"))
+        assert database_health.is_on()
         # It was in the pool already, so nobody connects anew.
         with db.engine.connect():
             pass
         db.engine.dispose()
 
-        assert outage.noticed(psycopg.OperationalError("server closed the connection unexpectedly")), "found late"
-    assert not outage.is_on()
-    assert [line.split("webapp.outage ")[1][:24] for line in stream.getvalue().splitlines()] == [
+        assert database_health.noticed(psycopg.OperationalError("server closed the connection unexpectedly")), (
+            "found late"
+        )
+    assert not database_health.is_on()
+    assert [line.split("webapp.core.database_health ")[1][:24] for line in stream.getvalue().splitlines()] == [
         "the database is away or ",
         "the database is back aft",
     ]
@@ -208,30 +215,32 @@ def test_one_connection_that_is_ended_is_over_when_another_answers(
 def test_what_is_no_sign_of_a_database_that_is_away_is_not_taken_for_one(
     error: psycopg.Error, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outage.is_over()
-    monkeypatch.setattr(outage, "_back", -math.inf)
+    database_health.is_over()
+    monkeypatch.setattr(database_health, "_back", -math.inf)
 
-    assert not outage.noticed(error)
-    assert not outage.is_on()
+    assert not database_health.noticed(error)
+    assert not database_health.is_on()
 
 
 def test_of_refused_requests_not_more_than_one_a_second_is_told_of(
-    app: Flask, test_settings: settings.Settings
+    app: Flask, test_settings: app_settings.Settings
 ) -> None:
     nowhere = replace(test_settings, database_url="postgresql+psycopg://nobody@127.0.0.1:1/nothing")
     client = create_app(nowhere).test_client()
-    bell.init_app(app)
-    outage.is_over()
+    task_queue.init_app(app)
+    database_health.is_over()
     try:
         with written(test_settings, "text") as stream:
             statuses = {client.get(path).status_code for path in ("/readyz", "/redeem", "/api/v1/offers", "/") * 20}
-            outage.is_over()
+            database_health.is_over()
     finally:
-        outage.is_over()
+        database_health.is_over()
 
     lines = stream.getvalue().splitlines()
     assert 503 in statuses
-    assert "ERROR webapp.outage the database is away" in lines[0]
-    assert re.search(r"WARNING webapp.outage the database is back after \d+ s; \d+ refused requests are not", lines[-1])
+    assert "ERROR webapp.core.database_health the database is away" in lines[0]
+    assert re.search(
+        r"WARNING webapp.core.database_health the database is back after \d+ s; \d+ refused requests are not", lines[-1]
+    )
     assert all(": 503 after" in line for line in lines[1:-1])
     assert 1 <= len(lines[1:-1]) < 20

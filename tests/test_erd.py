@@ -11,8 +11,8 @@ import pytest
 from flask import Flask
 from sqlalchemy import Column, Integer
 
-from webapp.extensions import db
-from webapp.settings import ROOT
+from webapp.core.extensions import db
+from webapp.core.settings import ROOT
 
 
 @pytest.fixture

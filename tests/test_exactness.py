@@ -22,12 +22,12 @@ from flask_wtf.csrf import generate_csrf
 from sqlalchemy import text
 
 from tests import live
-from webapp.accounts import actions as accounts
+from webapp.accounts import actions as account_actions
 from webapp.accounts.models import StaffUser
+from webapp.core.extensions import db
 from webapp.customers.models import Customer
-from webapp.extensions import db
 from webapp.offers.models import Offer
-from webapp.redemptions import links
+from webapp.redemptions import personal_links
 
 CLIENTS = 32
 CAP = 40
@@ -139,8 +139,8 @@ def doors(
 ) -> Iterator[Doors]:
     """The real server with a capped offer, a key, links, and a manager who has signed in."""
     row = offer(max_redemptions=CAP)
-    tokens = {c.email: links.personal_url(row.id, c.id).rpartition("/")[2] for c in customers}
-    key = accounts.create_api_key("tests", ["redeem"], by="tests")
+    tokens = {c.email: personal_links.personal_url(row.id, c.id).rpartition("/")[2] for c in customers}
+    key = account_actions.create_api_key("tests", ["redeem"], by="tests")
     cookie, token = _signed_in(app, staff_user("manager"))
     # Cookies are named after the port people see, which the server here must share with the test.
     with live.web_server(app.config["SETTINGS"], workers=2, PUBLIC_URL=app.config["SETTINGS"].public_url) as web:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from webapp.gather import Gatherer, Stuck
+from webapp.core.coalescing import Gatherer, Stuck
 
 
 class Work:

@@ -5,7 +5,7 @@ from alembic.migration import MigrationContext
 from flask import Flask
 from flask.testing import FlaskClient
 
-from webapp.extensions import db
+from webapp.core.extensions import db
 
 
 def test_ready_when_database_and_queue_answer(client: FlaskClient) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.live import can_be_interrupted
-from webapp.settings import ROOT
+from webapp.core.settings import ROOT
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 NO_INDEX = {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1"}

@@ -22,13 +22,14 @@ from flask.testing import FlaskClient
 from sqlalchemy import text
 
 from tests import live
-from webapp import bell, create_app, logs
-from webapp.campaigns import batch_actions, course_actions
+from webapp import create_app
 from webapp.campaigns.models import Batch, Campaign, gaps_of
+from webapp.campaigns.sending import auto_pause, batches, completion
+from webapp.core import logs, task_queue
+from webapp.core.extensions import db, huey
+from webapp.core.settings import ROOT, Settings, SettingsError, load
 from webapp.customers.models import Customer
-from webapp.extensions import db, huey
 from webapp.offers.models import Offer
-from webapp.settings import ROOT, Settings, SettingsError, load
 
 RFC3339 = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 
@@ -56,7 +57,7 @@ def lines(stream: io.StringIO) -> list[dict[str, object]]:
 def failing(app: Flask, test_settings: Settings) -> FlaskClient:
     """The program with views that fail in the usual ways, behind one proxy of ours."""
     mine = create_app(replace(test_settings, trusted_proxies=1))
-    bell.init_app(app)
+    task_queue.init_app(app)
 
     insert = "insert into customer (email, email_as_given, name) values (:email, :shown, 'Grace Hopper')"
 
@@ -237,7 +238,7 @@ def test_a_task_that_fails_says_so_once_and_which_it_was(test_settings: Settings
         with logs.about(campaign_id=5):
             raise RuntimeError("ada@example.com")
 
-    task = bell.task(_fails)
+    task = task_queue.task(_fails)
     with written(test_settings) as stream:
         huey.execute(task.s())
 
@@ -255,8 +256,8 @@ def test_a_campaign_that_is_through_says_so(app: Flask, offer: Callable[..., Off
     db.session.commit()
 
     with written(test_settings) as stream:
-        course_actions.finish_campaigns()
-        course_actions.finish_campaigns()
+        completion.finish_campaigns()
+        completion.finish_campaigns()
 
     (line,) = lines(stream)
     assert (line["message"], line["campaign_id"]) == (f"campaign {campaign.id} is done", campaign.id)
@@ -277,7 +278,7 @@ def test_whoever_takes_over_a_batch_says_so(
     db.session.commit()
 
     with written(test_settings) as stream:
-        assert batch_actions.claim("me") is not None
+        assert batches.claim("me") is not None
 
     (line,) = lines(stream)
     assert (line["campaign_id"], line["batch_id"]) == (campaign.id, batch.id)
@@ -295,8 +296,8 @@ def test_each_campaign_that_the_relay_s_refusal_pauses_has_its_line_once(
     db.session.commit()
 
     with written(test_settings) as stream:
-        course_actions.halt_all("the relay refuses us: 535 no")
-        course_actions.halt_all("the relay refuses us: 535 no")
+        auto_pause.halt_all("the relay refuses us: 535 no")
+        auto_pause.halt_all("the relay refuses us: 535 no")
 
     assert {line["campaign_id"] for line in lines(stream)} == {rows[0].id, rows[2].id}
     assert len(lines(stream)) == 2
@@ -351,9 +352,9 @@ def test_what_breaks_around_a_task_is_told_too(app: Flask, test_settings: Settin
 
     try:
         with written(test_settings) as stream:
-            huey.execute(bell.task(works).s())
+            huey.execute(task_queue.task(works).s())
     finally:
-        bell.init_app(app)
+        task_queue.init_app(app)
 
     (line,) = lines(stream)
     assert "around it" in str(line)

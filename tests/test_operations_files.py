@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.operations.page import block
-from webapp.settings import ROOT
+from webapp.core.settings import ROOT
 
 UNITS = "/etc/systemd/system/"
 

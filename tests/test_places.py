@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.test_architecture import DOORS, ROOMS
-from webapp.settings import ROOT
+from webapp.core.settings import ROOT
 
 WEBAPP = ROOT / "webapp"
 PAGE = (ROOT / "docs" / "architecture.md").read_text()

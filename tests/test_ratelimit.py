@@ -14,11 +14,11 @@ from werkzeug.test import TestResponse
 
 from webapp import create_app
 from webapp.accounts import passwords
-from webapp.accounts.models import RateHit, StaffUser
-from webapp.customers.models import normalise_email
-from webapp.extensions import db
-from webapp.ratelimit import TableStorage, address, typed
-from webapp.settings import Settings
+from webapp.accounts.models import StaffUser
+from webapp.core.email_addresses import normalise_email
+from webapp.core.extensions import db
+from webapp.core.rate_limit import RateHit, TableStorage, address, typed
+from webapp.core.settings import Settings
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from webapp.settings import ROOT
+from webapp.core.settings import ROOT
 
 FOLDER = ROOT / "docs" / "screenshots"
 

@@ -17,9 +17,9 @@ import psycopg
 import pytest
 from flask import Flask
 
+from local.supervisor import GRACE_SECONDS
 from tests.live import environment, free_port
-from webapp.services import GRACE_SECONDS
-from webapp.settings import ROOT, Settings, SettingsError, load
+from webapp.core.settings import ROOT, Settings, SettingsError, load
 
 COMMAND = [sys.executable, "-m", "webapp.serve"]
 

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from flask import Flask, request
 
-from webapp import bell, create_app, settings
+from webapp import create_app
+from webapp.core import settings as app_settings
+from webapp.core import task_queue
 
 
 @pytest.fixture
-def an_app(app: Flask, test_settings: settings.Settings) -> Iterator[Callable[..., Flask]]:
+def an_app(app: Flask, test_settings: app_settings.Settings) -> Iterator[Callable[..., Flask]]:
     """Makes apps with other settings than the tests'."""
 
     def make(**given: Any) -> Flask:
@@ -21,13 +23,13 @@ def an_app(app: Flask, test_settings: settings.Settings) -> Iterator[Callable[..
             "SECRET_KEY": "only-for-tests",
             "INSTANCE_PATH": str(test_settings.instance_path),
         }
-        other = create_app(settings.load(environment | given))
+        other = create_app(app_settings.load(environment | given))
         other.config["WTF_CSRF_ENABLED"] = False
         return other
 
     yield make
     # This process's queue goes on with the database of the other tests.
-    bell.init_app(app)
+    task_queue.init_app(app)
 
 
 @pytest.mark.parametrize(("proxies", "seen"), [("", "127.0.0.1"), ("1", "203.0.113.7")])

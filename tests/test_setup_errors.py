@@ -15,11 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from local.postgresql import SYSTEM_USER
 from tests.copies import Copy
-from tests.test_install import as_nobody as as_nobody
 from tests.test_install import root, small_disk
-from webapp.embedded import SYSTEM_USER
-from webapp.settings import socket_folder
+from webapp.core.settings import socket_folder
 
 pytestmark = pytest.mark.lifecycle
 

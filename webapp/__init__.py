@@ -18,38 +18,44 @@ from sqlalchemy import text
 from werkzeug.middleware.proxy_fix import ProxyFix
 from whitenoise import WhiteNoise
 
-from webapp import bell, cli, logs, outage, ratelimit, sessions, web
-from webapp.accounts import staff as accounts_staff
-from webapp.blueprints import api, docs, problems, public, staff
-from webapp.campaigns import api as campaigns_api
-from webapp.campaigns import bounce_api, writing_staff
-from webapp.campaigns import forget_actions as campaigns_forget
-from webapp.campaigns import public as campaigns_public
-from webapp.campaigns import staff as campaigns_staff
-from webapp.customers import actions as customers_actions
-from webapp.customers import api as customers_api
-from webapp.customers import staff as customers_staff
-from webapp.customers import suppression_staff
-from webapp.extensions import csrf, db, huey, login, mail, migrate
-from webapp.home import staff as home_staff
-from webapp.json_provider import JsonProvider
-from webapp.monitoring import api as monitoring_api
-from webapp.offers import api as offers_api
-from webapp.offers import staff as offers_staff
-from webapp.redemptions import api as redemptions_api
-from webapp.redemptions import forget_actions as redemptions_forget
-from webapp.redemptions import public as redemptions_public
-from webapp.redemptions import staff as redemptions_staff
-from webapp.settings import ROOT, Settings, load
-from webapp.shop import public as shop_public
-from webapp.shop import staff as shop_staff
+from webapp import cli
+from webapp.campaigns import erasure as campaign_erasure
+from webapp.core import database_health, logs, rate_limit, sessions, task_queue
+from webapp.core.extensions import csrf, db, huey, login, mail, migrate
+from webapp.core.json_provider import JsonProvider
+from webapp.core.settings import ROOT, Settings, load
+from webapp.customers import actions as customer_actions
+from webapp.redemptions import erasure as redemption_erasure
+from webapp.views import error_handlers, rendering
+from webapp.views.api import blueprint as api_blueprint
+from webapp.views.api import bounces as api_bounces
+from webapp.views.api import campaigns as api_campaigns
+from webapp.views.api import customers as api_customers
+from webapp.views.api import docs as api_docs
+from webapp.views.api import metrics as api_metrics
+from webapp.views.api import offers as api_offers
+from webapp.views.api import redemptions as api_redemptions
+from webapp.views.public import blueprint as public_blueprint
+from webapp.views.public import campaigns as public_campaigns
+from webapp.views.public import redemptions as public_redemptions
+from webapp.views.public import shop as public_shop
+from webapp.views.staff import accounts as staff_accounts
+from webapp.views.staff import blueprint as staff_blueprint
+from webapp.views.staff import campaign_editor
+from webapp.views.staff import campaigns as staff_campaigns
+from webapp.views.staff import customers as staff_customers
+from webapp.views.staff import home as staff_home
+from webapp.views.staff import offers as staff_offers
+from webapp.views.staff import redemptions as staff_redemptions
+from webapp.views.staff import shop as staff_shop
+from webapp.views.staff import suppressions as staff_suppressions
 
 __all__ = ["create_app"]
 
 
 # What every answer says unless its view has said otherwise.
 HEADERS = (
-    ("Content-Security-Policy", web.CSP),
+    ("Content-Security-Policy", rendering.CSP),
     ("X-Content-Type-Options", "nosniff"),
     ("Referrer-Policy", "same-origin"),
 )
@@ -78,8 +84,8 @@ def create_app(settings: Settings | None = None) -> Flask:
         info=Info(title="Onecode", version=release(), description="Offers with one shared voucher code each."),
         security_schemes={"key": {"type": "http", "scheme": "bearer"}},
         doc_ui=False,
-        validation_error_callback=api.validation_problem,
-        validation_error_model=api.Problem,
+        validation_error_callback=api_blueprint.validation_problem,
+        validation_error_model=api_blueprint.Problem,
         root_path=str(ROOT / "webapp"),
         template_folder=str(ROOT / "templates"),
         static_folder=str(ROOT / "static"),
@@ -124,15 +130,15 @@ def create_app(settings: Settings | None = None) -> Flask:
         SESSION_COOKIE_SAMESITE="Lax",
         SESSION_COOKIE_SECURE=settings.public_url.startswith("https://"),
     )
-    app.url_map.converters |= {"int": web.RowId, "email": web.Address}
+    app.url_map.converters |= {"int": rendering.RowId, "email": rendering.Address}
     _extensions(app, settings)
     _doors(app)
-    customers_actions.forget_elsewhere = (redemptions_forget.forget, campaigns_forget.forget)
+    customer_actions.forget_elsewhere = (redemption_erasure.forget, campaign_erasure.forget)
     _headers(app)
     _health(app)
-    problems.init_app(app)
-    ratelimit.init_app(app)
-    web.init_app(app)
+    error_handlers.init_app(app)
+    rate_limit.init_app(app)
+    rendering.init_app(app)
     cli.init_app(app)
     return app
 
@@ -153,10 +159,10 @@ def _extensions(app: Flask, settings: Settings) -> None:
     migrate.init_app(app, db, directory=str(ROOT / "migrations"))
     mail.init_app(app)
     # Before the token is looked for, which reads the form.
-    app.before_request(staff.make_room)
+    app.before_request(staff_blueprint.make_room)
     csrf.init_app(app)
     login.init_app(app)
-    bell.init_app(app)
+    task_queue.init_app(app)
     if settings.trusted_proxies:
         # Only when told to: otherwise anybody could choose the address that limits are counted by.
         n = settings.trusted_proxies
@@ -167,30 +173,32 @@ def _extensions(app: Flask, settings: Settings) -> None:
 
 def _doors(app: OpenAPI) -> None:
     app.register_blueprint(
-        staff.staff_door(
-            home_staff.room,
-            accounts_staff.room,
-            customers_staff.room,
-            suppression_staff.room,
-            offers_staff.room,
-            campaigns_staff.room,
-            writing_staff.room,
-            redemptions_staff.room,
-            shop_staff.room,
+        staff_blueprint.staff_door(
+            staff_home.room,
+            staff_accounts.room,
+            staff_customers.room,
+            staff_suppressions.room,
+            staff_offers.room,
+            staff_campaigns.room,
+            campaign_editor.room,
+            staff_redemptions.room,
+            staff_shop.room,
         )
     )
-    app.register_blueprint(public.public_door(redemptions_public.room, campaigns_public.room, shop_public.room))
+    app.register_blueprint(
+        public_blueprint.public_door(public_redemptions.room, public_campaigns.room, public_shop.room)
+    )
     app.register_api(
-        api.api_door(
-            customers_api.room,
-            bounce_api.room,
-            offers_api.room,
-            campaigns_api.room,
-            redemptions_api.room,
-            docs.room,
+        api_blueprint.api_door(
+            api_customers.room,
+            api_bounces.room,
+            api_offers.room,
+            api_campaigns.room,
+            api_redemptions.room,
+            api_docs.room,
         )
     )
-    app.register_blueprint(monitoring_api.metrics_door(release()))
+    app.register_blueprint(api_metrics.metrics_door(release()))
 
 
 def _headers(app: Flask) -> None:
@@ -229,7 +237,7 @@ def _health(app: Flask) -> None:
             db.session.execute(text("select 1 from alembic_version"))
             huey.storage.queue_size()
         except Exception as error:
-            if not outage.noticed(error):
+            if not database_health.noticed(error):
                 logging.getLogger(__name__).warning("not ready: %s", error)
             return {"status": "the database or the queue does not answer"}, 503
         return {"status": "ready"}, 200

@@ -8,26 +8,18 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
-from flask import Flask, current_app
+from flask import Flask
 
-from webapp import keyring, lifecycle, mailsink
-from webapp.accounts import actions as accounts
-from webapp.accounts import key_actions
-from webapp.accounts import queries as staff
+from webapp.accounts import actions as account_actions
+from webapp.accounts import queries as account_queries
+from webapp.accounts import signing_key_actions
 from webapp.accounts.models import ROLES, SCOPES
-from webapp.campaigns import bounce_actions, mailbox
-from webapp.customers.models import normalise_email
-from webapp.demo.commands import demo
-from webapp.errors import DomainError, NotFound
-from webapp.monitoring import queries as monitoring
-from webapp.services import ServiceError
-from webapp.settings import Settings
-
-
-def init_app(app: Flask) -> None:
-    lifecycle.init_app(app)
-    for command in (invite, api_key, key, bounces, demo, mail_sink, worker_alive):
-        app.cli.add_command(lifecycle.in_one_line(command, app.config["SETTINGS"]))
+from webapp.campaigns.bounces import actions as bounce_actions
+from webapp.campaigns.bounces import mailbox
+from webapp.core import signing_keys
+from webapp.core.email_addresses import normalise_email
+from webapp.core.errors import DomainError, NotFound
+from webapp.monitoring import queries as monitoring_queries
 
 
 @click.command()
@@ -38,9 +30,9 @@ def invite(role: str, email: str | None, reset: str | None) -> None:
     """Print a link with which somebody chooses a name and a password, once."""
     try:
         if reset is None:
-            click.echo(accounts.invite(role, email, by="command line"))
-        elif user := staff.by_email(normalise_email(reset)):
-            click.echo(accounts.reset_link(user.id, by="command line"))
+            click.echo(account_actions.invite(role, email, by="command line"))
+        elif user := account_queries.by_email(normalise_email(reset)):
+            click.echo(account_actions.reset_link(user.id, by="command line"))
         else:
             raise NotFound(f"nobody here has the e-mail {reset}")
     except DomainError as error:
@@ -59,7 +51,7 @@ def create_api_key(name: str, scopes: str) -> None:
     """Print a new key alone. It is shown this once."""
     wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
     try:
-        click.echo(accounts.create_api_key(name, wanted, by="command line"))
+        click.echo(account_actions.create_api_key(name, wanted, by="command line"))
     except DomainError as error:
         _fail(error)
 
@@ -72,33 +64,33 @@ def key() -> None:
 @key.command("list")
 def list_keys() -> None:
     """Print every version with what it is good for; never a secret."""
-    for purpose in key_actions.PURPOSES:
-        for n, row in enumerate(keyring.versions(purpose)):
+    for purpose in signing_key_actions.PURPOSES:
+        for n, row in enumerate(signing_keys.versions(purpose)):
             state = "retired" if row.retired_at else "accepted" if n else "signs"
             click.echo(f"{purpose} {row.version} {state}")
 
 
 @key.command("renew")
-@click.argument("purpose", type=click.Choice(list(key_actions.PURPOSES)))
+@click.argument("purpose", type=click.Choice(list(signing_key_actions.PURPOSES)))
 def renew_key(purpose: str) -> None:
     """Make a new key, which signs from now on. What older ones have signed goes on working."""
-    version = key_actions.renew_key(purpose, by="command line")
+    version = signing_key_actions.renew_key(purpose, by="command line")
     click.echo(f"Version {version} of {purpose} signs from now on. What older ones have signed goes on working.")
 
 
 @key.command("retire")
-@click.argument("purpose", type=click.Choice(list(key_actions.PURPOSES)))
+@click.argument("purpose", type=click.Choice(list(signing_key_actions.PURPOSES)))
 @click.argument("version", type=int)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def retire_key(purpose: str, version: int, yes: bool) -> None:
     """Accept what an older version has signed no longer, for instance after a leak. This can't be undone."""
-    stops = key_actions.PURPOSES[purpose].stops
+    stops = signing_key_actions.PURPOSES[purpose].stops
     if stops:
         click.echo(stops)
         if not yes:
             click.confirm(f"Retire version {version} of {purpose}?", abort=True)
     try:
-        key_actions.retire_key(purpose, version, by="command line")
+        signing_key_actions.retire_key(purpose, version, by="command line")
     except DomainError as error:
         _fail(error)
     click.echo(f"Version {version} of {purpose} is retired.")
@@ -135,27 +127,22 @@ def bounces(file: str) -> None:
             click.echo(f"{seen[outcome]} {words}.")
 
 
-@click.command("mail-sink")
-def mail_sink() -> None:
-    """Take all mail, keep it in the instance folder and show it on a page."""
-    settings = _settings()
-    if not settings.mail_is_sink:
-        _fail(ServiceError("MAIL_SERVER is set, so mails go there; the mail sink is for set-ups without it"))
-    mailsink.serve(settings)
-
-
 @click.command("worker-alive")
 def worker_alive() -> None:
     """Say whether the worker of this machine lives: status 0, or 1 and one line. For health checks."""
     host = socket.gethostname()
-    if not monitoring.is_worker_alive(host):
-        _fail(ServiceError(f"no worker on {host} was heard of in the last minute; start one: python -m webapp.worker"))
+    if not monitoring_queries.is_worker_alive(host):
+        _fail(f"no worker on {host} was heard of in the last minute; start one: python -m webapp.worker")
 
 
-def _settings() -> Settings:
-    settings: Settings = current_app.config["SETTINGS"]
-    return settings
-
-
-def _fail(error: Exception) -> NoReturn:
+def _fail(error: Exception | str) -> NoReturn:
     raise SystemExit(f"onecode: {error}")
+
+
+COMMANDS: tuple[click.Command, ...] = (invite, api_key, key, bounces, worker_alive)
+
+
+def init_app(app: Flask) -> None:
+    """Register the commands on `app`."""
+    for command in COMMANDS:
+        app.cli.add_command(command)

@@ -12,10 +12,11 @@ import webapp.campaigns.tasks
 import webapp.customers.tasks
 import webapp.monitoring.tasks
 import webapp.redemptions.tasks  # noqa: F401
-from webapp import bell, create_app, logs, release
-from webapp.extensions import huey
-from webapp.monitoring import heart
-from webapp.settings import SettingsError, load
+from webapp import create_app, release
+from webapp.core import logs, task_queue
+from webapp.core.extensions import huey
+from webapp.core.settings import SettingsError, load
+from webapp.monitoring import heartbeat
 
 # Not __name__, which is __main__ here.
 log = logging.getLogger("webapp.worker")
@@ -39,8 +40,8 @@ def main() -> None:
         periodic=True,
         graceful_signal="TERM",
     )
-    bell.stopping = consumer.stop_flag
-    with heart.beating(app, release()):
+    task_queue.stopping = consumer.stop_flag
+    with heartbeat.beating(app, release()):
         log.info("the worker starts: release %s, %s threads", release(), consumer.workers)
         consumer.run()
     log.info("the worker has ended")

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from webapp.accounts import actions, passwords
+from webapp.accounts import actions as account_actions
+from webapp.accounts import passwords
 from webapp.accounts.models import StaffUser
-from webapp.extensions import db
+from webapp.core.extensions import db
 
 PASSWORD = "correct horse battery"
 
@@ -32,6 +33,6 @@ def token(app: object) -> Callable[..., str]:
     """Makes invitations and gives the token of their link."""
 
     def make(role: str = "admin", email: str | None = None) -> str:
-        return actions.invite(role, email, by="tests").rpartition("/")[2]
+        return account_actions.invite(role, email, by="tests").rpartition("/")[2]
 
     return make

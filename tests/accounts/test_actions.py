@@ -12,13 +12,14 @@ import pytest
 from flask import Flask
 from sqlalchemy import event, func, select, update
 
+from tests.accounts.conftest import PASSWORD
 from tests.statements import statements
-from webapp.accounts import actions, passwords, queries
+from webapp.accounts import actions as account_actions
+from webapp.accounts import passwords
+from webapp.accounts import queries as account_queries
 from webapp.accounts.models import ApiKey, AuditEntry, Invitation, StaffUser
-from webapp.errors import DomainError, Invalid, NotFound
-from webapp.extensions import db
-
-from .conftest import PASSWORD
+from webapp.core.errors import DomainError, Invalid, NotFound
+from webapp.core.extensions import db
 
 Person = Callable[..., StaffUser]
 Token = Callable[..., str]
@@ -57,7 +58,7 @@ def key_of(text: str) -> str:
 
 class TestInvitations:
     def test_an_invitation_makes_a_user_with_its_role(self, token: Token) -> None:
-        user = actions.join(token("manager"), "Ann", " Ann@Example.COM ", PASSWORD, "Europe/Berlin")
+        user = account_actions.join(token("manager"), "Ann", " Ann@Example.COM ", PASSWORD, "Europe/Berlin")
         assert (user.email, user.role, user.time_zone) == ("ann@example.com", "manager", "Europe/Berlin")
 
     def test_the_token_itself_is_not_kept(self, token: Token) -> None:
@@ -67,14 +68,14 @@ class TestInvitations:
 
     def test_it_works_once(self, token: Token) -> None:
         link = token()
-        actions.join(link, "Ann", "ann@example.com", PASSWORD, "UTC")
+        account_actions.join(link, "Ann", "ann@example.com", PASSWORD, "UTC")
         with pytest.raises(NotFound):
-            actions.join(link, "Bob", "bob@example.com", PASSWORD, "UTC")
+            account_actions.join(link, "Bob", "bob@example.com", PASSWORD, "UTC")
         assert count(StaffUser) == 1
 
     def test_two_tabs_at_the_same_moment_make_one_user(self, app: Flask, token: Token) -> None:
         link = token()
-        joins = [partial(actions.join, link, f"P{n}", f"p{n}@example.com", PASSWORD, "UTC") for n in range(8)]
+        joins = [partial(account_actions.join, link, f"P{n}", f"p{n}@example.com", PASSWORD, "UTC") for n in range(8)]
         results = at_the_same_time(app, *joins)
         assert sum(isinstance(result, NotFound) for result in results) == 7
         assert count(StaffUser) == 1
@@ -84,65 +85,65 @@ class TestInvitations:
         db.session.execute(update(Invitation).values(expires_at=datetime.now(UTC) - timedelta(seconds=1)))
         db.session.commit()
         with pytest.raises(NotFound):
-            actions.join(link, "Ann", "ann@example.com", PASSWORD, "UTC")
+            account_actions.join(link, "Ann", "ann@example.com", PASSWORD, "UTC")
 
     def test_an_email_that_is_taken_leaves_the_link_usable(self, token: Token, person: Person) -> None:
         person("admin", email="ann@example.com")
         link = token()
         with pytest.raises(Invalid) as refusal:
-            actions.join(link, "Ann", "ANN@example.com", PASSWORD, "UTC")
+            account_actions.join(link, "Ann", "ANN@example.com", PASSWORD, "UTC")
         assert refusal.value.errors[0].field == "email"
-        assert actions.join(link, "Ann", "ann2@example.com", PASSWORD, "UTC").id
+        assert account_actions.join(link, "Ann", "ann2@example.com", PASSWORD, "UTC").id
 
     def test_a_withdrawn_one_does_not_work(self, token: Token) -> None:
         link = token("viewer")
-        actions.withdraw(queries.open_invitations()[0].id, by="tests")
+        account_actions.withdraw(account_queries.open_invitations()[0].id, by="tests")
         with pytest.raises(NotFound):
-            actions.join(link, "Ann", "ann@example.com", PASSWORD, "UTC")
+            account_actions.join(link, "Ann", "ann@example.com", PASSWORD, "UTC")
 
     def test_nobody_is_invited_who_is_here(self, person: Person) -> None:
         person("manager", email="ann@example.com")
         with pytest.raises(Invalid):
-            actions.invite("viewer", "Ann@example.com", by="tests")
+            account_actions.invite("viewer", "Ann@example.com", by="tests")
 
     def test_a_role_that_does_not_exist_is_refused(self, app: Flask) -> None:
         with pytest.raises(Invalid):
-            actions.invite("owner", None, by="tests")
+            account_actions.invite("owner", None, by="tests")
 
 
 class TestNewPasswords:
     def link(self, user: StaffUser) -> str:
-        return actions.reset_link(user.id, by="tests").rpartition("/")[2]
+        return account_actions.reset_link(user.id, by="tests").rpartition("/")[2]
 
     def test_a_link_replaces_the_password_and_ends_the_sessions(self, person: Person) -> None:
         user = person("manager")
         version = user.session_version
-        actions.reset_password(self.link(user), "a brand new one")
-        assert actions.sign_in(user.email, "a brand new one").session_version == version + 1
+        account_actions.reset_password(self.link(user), "a brand new one")
+        assert account_actions.sign_in(user.email, "a brand new one").session_version == version + 1
 
     def test_a_link_works_once(self, person: Person) -> None:
         link = self.link(person())
-        actions.reset_password(link, "a brand new one")
+        account_actions.reset_password(link, "a brand new one")
         with pytest.raises(NotFound):
-            actions.reset_password(link, "another new one")
+            account_actions.reset_password(link, "another new one")
 
     def test_a_second_link_makes_the_first_worthless(self, person: Person) -> None:
         user = person()
         first = self.link(user)
         self.link(user)
         with pytest.raises(NotFound):
-            actions.reset_password(first, "a brand new one")
+            account_actions.reset_password(first, "a brand new one")
 
     def test_a_link_to_a_new_password_makes_no_user(self, person: Person) -> None:
         link = self.link(person())
         with pytest.raises(NotFound):
-            actions.join(link, "Eve", "eve@example.com", PASSWORD, "UTC")
+            account_actions.join(link, "Eve", "eve@example.com", PASSWORD, "UTC")
         assert count(StaffUser) == 1
 
     def test_an_invitation_changes_no_password(self, person: Person, token: Token) -> None:
         person()
         with pytest.raises(NotFound):
-            actions.reset_password(token(), "a brand new one")
+            account_actions.reset_password(token(), "a brand new one")
 
     def test_somebody_disabled_gets_no_link(self, person: Person) -> None:
         user = person("viewer", disabled_at=datetime.now(UTC))
@@ -153,34 +154,34 @@ class TestNewPasswords:
         person("admin")
         user = person("viewer")
         link = self.link(user)
-        actions.disable(user.id, by="tests")
+        account_actions.disable(user.id, by="tests")
         with pytest.raises(NotFound):
-            actions.reset_password(link, "a brand new one")
+            account_actions.reset_password(link, "a brand new one")
 
     def test_ones_own_change_needs_the_current_password(self, person: Person) -> None:
         user = person()
         with pytest.raises(Invalid) as refusal:
-            actions.change_password(user.id, "something else", "a brand new one")
+            account_actions.change_password(user.id, "something else", "a brand new one")
         assert refusal.value.errors[0].field == "current"
-        assert actions.sign_in(user.email, PASSWORD)
+        assert account_actions.sign_in(user.email, PASSWORD)
 
     def test_ones_own_change_ends_every_session(self, person: Person) -> None:
         user = person()
         before = user.get_id()
-        actions.change_password(user.id, PASSWORD, "a brand new one")
+        account_actions.change_password(user.id, PASSWORD, "a brand new one")
         assert user.get_id() != before
 
 
 class TestSignIn:
     def test_the_right_password_in_any_case_of_the_email(self, person: Person) -> None:
         user = person()
-        assert actions.sign_in(user.email.upper(), PASSWORD).id == user.id
+        assert account_actions.sign_in(user.email.upper(), PASSWORD).id == user.id
 
     @pytest.mark.parametrize("email", ["nobody@example.com", "no address at all", "admin@example.com", "\0"])
     def test_the_refusal_is_the_same_for_everybody(self, person: Person, email: str) -> None:
         person("admin")
         with pytest.raises(DomainError) as refusal:
-            actions.sign_in(email, "not the password")
+            account_actions.sign_in(email, "not the password")
         assert (refusal.value.key, refusal.value.errors) == ("sign_in_failed", [])
 
     @pytest.mark.parametrize("email", ["nobody@example.com", "admin@example.com"])
@@ -197,15 +198,15 @@ class TestSignIn:
 
         monkeypatch.setattr(passwords, "matches", watched)
         with pytest.raises(DomainError):
-            actions.sign_in(email, "not the password")
+            account_actions.sign_in(email, "not the password")
         assert [entry.rpartition("$")[0].rpartition("$")[0] for entry in checked] == ["$argon2id$v=19$m=8,t=1,p=1"]
 
     def test_somebody_disabled_learns_it_only_with_the_password(self, person: Person) -> None:
         user = person("viewer", disabled_at=datetime.now(UTC))
         with pytest.raises(DomainError) as wrong:
-            actions.sign_in(user.email, "not the password")
+            account_actions.sign_in(user.email, "not the password")
         with pytest.raises(DomainError) as right:
-            actions.sign_in(user.email, PASSWORD)
+            account_actions.sign_in(user.email, PASSWORD)
         assert (wrong.value.key, right.value.key) == ("sign_in_failed", "disabled")
 
     def test_a_hash_with_old_parameters_is_renewed(
@@ -213,14 +214,14 @@ class TestSignIn:
     ) -> None:
         user = person()
         monkeypatch.setitem(app.config, "ARGON2", {"time_cost": 2, "memory_cost": 16, "parallelism": 1})
-        actions.sign_in(user.email, PASSWORD)
+        account_actions.sign_in(user.email, PASSWORD)
         assert "m=16,t=2" in user.password_hash
-        assert actions.sign_in(user.email, PASSWORD)
+        assert account_actions.sign_in(user.email, PASSWORD)
 
     def test_a_hash_with_the_parameters_of_today_stays(self, person: Person) -> None:
         user = person()
         before = user.password_hash
-        actions.sign_in(user.email, PASSWORD)
+        account_actions.sign_in(user.email, PASSWORD)
         assert user.password_hash == before
 
     def test_accents_are_the_same_however_they_are_typed(self, app: Flask) -> None:
@@ -232,44 +233,44 @@ class TestPeople:
         admin = person("admin")
         person("admin", email="gone@example.com", disabled_at=datetime.now(UTC))
         with pytest.raises(DomainError) as refusal:
-            actions.change_role(admin.id, "manager", by="tests")
+            account_actions.change_role(admin.id, "manager", by="tests")
         assert refusal.value.key == "last_admin"
 
     def test_the_last_active_admin_is_not_disabled(self, person: Person) -> None:
         admin = person("admin")
         with pytest.raises(DomainError) as refusal:
-            actions.disable(admin.id, by="tests")
+            account_actions.disable(admin.id, by="tests")
         assert refusal.value.key == "last_admin"
 
     def test_of_admins_who_unseat_each_other_at_once_one_stays(self, app: Flask, person: Person) -> None:
         ids = [person("admin", email=f"a{n}@example.com").id for n in range(6)]
         db.session.remove()
-        deeds: list[Callable[[], object]] = [partial(actions.disable, i, by="tests") for i in ids[::2]]
-        deeds += [partial(actions.change_role, i, "viewer", by="tests") for i in ids[1::2]]
+        deeds: list[Callable[[], object]] = [partial(account_actions.disable, i, by="tests") for i in ids[::2]]
+        deeds += [partial(account_actions.change_role, i, "viewer", by="tests") for i in ids[1::2]]
         results = at_the_same_time(app, *deeds)
         assert sum(isinstance(result, DomainError) for result in results) == 1
-        assert len(queries.lock_active_admins()) == 1
+        assert len(account_queries.lock_active_admins()) == 1
 
     def test_disabling_ends_sessions_and_enabling_does_not_bring_them_back(self, person: Person) -> None:
         person("admin")
         user = person("viewer")
         session = user.id, user.session_version
-        actions.disable(user.id, by="tests")
-        actions.enable(user.id, by="tests")
-        assert queries.signed_in(*session) is None
-        assert actions.sign_in(user.email, PASSWORD)
+        account_actions.disable(user.id, by="tests")
+        account_actions.enable(user.id, by="tests")
+        assert account_queries.signed_in(*session) is None
+        assert account_actions.sign_in(user.email, PASSWORD)
 
     def test_somebody_disabled_has_no_session(self, person: Person) -> None:
         user = person("viewer", disabled_at=datetime.now(UTC))
-        assert queries.signed_in(user.id, user.session_version) is None
+        assert account_queries.signed_in(user.id, user.session_version) is None
 
     def test_every_deed_is_in_the_trail(self, person: Person) -> None:
         person("admin")
         user = person("viewer")
-        actions.change_role(user.id, "manager", by="ann")
-        actions.disable(user.id, by="ann")
-        actions.enable(user.id, by="ann")
-        actions.end_sessions(user.id, by="ann")
+        account_actions.change_role(user.id, "manager", by="ann")
+        account_actions.disable(user.id, by="ann")
+        account_actions.enable(user.id, by="ann")
+        account_actions.end_sessions(user.id, by="ann")
         trail = db.session.scalars(select(AuditEntry).order_by(AuditEntry.id)).all()
         assert [(e.actor, e.action, e.subject) for e in trail] == [
             ("ann", "staff.role_changed", user.email),
@@ -281,25 +282,29 @@ class TestPeople:
     def test_somebody_unknown_is_not_found(self, person: Person) -> None:
         person("admin")
         with pytest.raises(NotFound):
-            actions.disable(4711, by="tests")
+            account_actions.disable(4711, by="tests")
 
 
 class TestKeys:
     def test_a_key_is_known_again(self, app: Flask) -> None:
-        caller = actions.authenticate_key(key_of(actions.create_api_key("Shop", ["read", "redeem"], by="tests")))
+        caller = account_actions.authenticate_key(
+            key_of(account_actions.create_api_key("Shop", ["read", "redeem"], by="tests"))
+        )
         assert (caller.name, caller.scopes) == ("Shop", ["read", "redeem"])
 
     def test_the_secret_is_not_kept(self, app: Flask) -> None:
-        secret = actions.create_api_key("Shop", ["read"], by="tests").rpartition("_")[2]
+        secret = account_actions.create_api_key("Shop", ["read"], by="tests").rpartition("_")[2]
         assert secret.encode() not in bytes(db.session.scalars(select(ApiKey.secret_hash)).one())
 
     def test_every_refusal_is_the_same(self, app: Flask) -> None:
-        good = actions.create_api_key("Shop", ["read"], by="tests")
-        expired = actions.create_api_key("Old", ["read"], "tests", datetime.now(UTC) + timedelta(days=1))
-        revoked = actions.create_api_key("Gone", ["read"], by="tests")
+        good = account_actions.create_api_key("Shop", ["read"], by="tests")
+        expired = account_actions.create_api_key("Old", ["read"], "tests", datetime.now(UTC) + timedelta(days=1))
+        revoked = account_actions.create_api_key("Gone", ["read"], by="tests")
         db.session.execute(update(ApiKey).where(ApiKey.name == "Old").values(expires_at=func.now()))
         db.session.commit()
-        actions.revoke_api_key(db.session.scalars(select(ApiKey.id).where(ApiKey.name == "Gone")).one(), by="tests")
+        account_actions.revoke_api_key(
+            db.session.scalars(select(ApiKey.id).where(ApiKey.name == "Gone")).one(), by="tests"
+        )
         wrong = [
             "",
             "Bearer",
@@ -315,22 +320,22 @@ class TestKeys:
         said = set()
         for header in wrong:
             with pytest.raises(DomainError) as refusal:
-                actions.authenticate_key(header)
+                account_actions.authenticate_key(header)
             said.add((refusal.value.key, refusal.value.status, refusal.value.message))
         assert len(said) == 1
 
     def test_a_key_costs_one_select(self, app: Flask) -> None:
-        key = key_of(actions.create_api_key("Shop", ["read"], by="tests"))
-        actions.authenticate_key(key)
+        key = key_of(account_actions.create_api_key("Shop", ["read"], by="tests"))
+        account_actions.authenticate_key(key)
         seen: list[str] = []
         listener = lambda *args: seen.append(args[2])  # noqa: E731
         event.listen(db.engine, "before_cursor_execute", listener)
-        actions.authenticate_key(key)
+        account_actions.authenticate_key(key)
         event.remove(db.engine, "before_cursor_execute", listener)
         assert len(seen) == 1
 
     def test_the_last_use_is_noted_once_a_minute(self, app: Flask) -> None:
-        key = key_of(actions.create_api_key("Shop", ["read"], by="tests"))
+        key = key_of(account_actions.create_api_key("Shop", ["read"], by="tests"))
         marks = []
         for ago in (None, 30, 61):
             if ago:
@@ -339,40 +344,40 @@ class TestKeys:
             before = db.session.scalar(select(ApiKey.last_used_at))
             # What was read a second ago is remembered.
             app.extensions.pop("api_keys", None)
-            actions.authenticate_key(key)
+            account_actions.authenticate_key(key)
             marks.append(db.session.scalar(select(ApiKey.last_used_at)) != before)
         assert marks == [True, False, True]
 
     def test_a_key_is_read_once_a_second_and_proven_each_time(self, app: Flask) -> None:
-        whole = actions.create_api_key("Shop", ["read"], by="tests")
+        whole = account_actions.create_api_key("Shop", ["read"], by="tests")
         # The first use is noted, which reads the key anew.
-        actions.authenticate_key(key_of(whole))
-        actions.authenticate_key(key_of(whole))
+        account_actions.authenticate_key(key_of(whole))
+        account_actions.authenticate_key(key_of(whole))
         with statements() as run:
-            actions.authenticate_key(key_of(whole))
+            account_actions.authenticate_key(key_of(whole))
             with pytest.raises(DomainError):
-                actions.authenticate_key(key_of(whole[:-1] + "!"))
+                account_actions.authenticate_key(key_of(whole[:-1] + "!"))
         assert run == []
 
     def test_a_key_that_is_revoked_here_is_refused_at_once(self, app: Flask) -> None:
-        key = key_of(actions.create_api_key("Shop", ["read"], by="tests"))
-        caller = actions.authenticate_key(key)
-        actions.revoke_api_key(caller.id, by="tests")
+        key = key_of(account_actions.create_api_key("Shop", ["read"], by="tests"))
+        caller = account_actions.authenticate_key(key)
+        account_actions.revoke_api_key(caller.id, by="tests")
         with pytest.raises(DomainError):
-            actions.authenticate_key(key)
+            account_actions.authenticate_key(key)
 
     def test_a_key_that_is_revoked_elsewhere_is_refused_a_second_later(self, app: Flask) -> None:
-        key = key_of(actions.create_api_key("Shop", ["read"], by="tests"))
-        actions.authenticate_key(key)
+        key = key_of(account_actions.create_api_key("Shop", ["read"], by="tests"))
+        account_actions.authenticate_key(key)
         db.session.execute(update(ApiKey).values(revoked_at=func.now()))
         db.session.commit()
-        time.sleep(actions.REMEMBERED_SECONDS)
+        time.sleep(account_actions.REMEMBERED_SECONDS)
         with pytest.raises(DomainError):
-            actions.authenticate_key(key)
+            account_actions.authenticate_key(key)
 
     def test_many_calls_at_once_are_all_let_in(self, app: Flask) -> None:
-        key = key_of(actions.create_api_key("Shop", ["read"], by="tests"))
-        results = at_the_same_time(app, *[lambda: actions.authenticate_key(key).name] * 8)
+        key = key_of(account_actions.create_api_key("Shop", ["read"], by="tests"))
+        results = at_the_same_time(app, *[lambda: account_actions.authenticate_key(key).name] * 8)
         assert results == ["Shop"] * 8
 
     @pytest.mark.parametrize(
@@ -388,6 +393,6 @@ class TestKeys:
         self, app: Flask, name: str, scopes: list[str], days: int, field: str
     ) -> None:
         with pytest.raises(Invalid) as refusal:
-            actions.create_api_key(name, scopes, "tests", datetime.now(UTC) + timedelta(days=days))
+            account_actions.create_api_key(name, scopes, "tests", datetime.now(UTC) + timedelta(days=days))
         assert refusal.value.errors[0].field == field
         assert count(ApiKey) == 0

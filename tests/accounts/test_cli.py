@@ -7,10 +7,9 @@ from collections.abc import Callable
 from click.testing import Result
 from flask import Flask
 
-from webapp.accounts import actions
+from tests.accounts.conftest import PASSWORD
+from webapp.accounts import actions as account_actions
 from webapp.accounts.models import StaffUser
-
-from .conftest import PASSWORD
 
 
 def run(app: Flask, *arguments: str) -> Result:
@@ -23,13 +22,13 @@ def token_of(result: Result) -> str:
 
 def test_an_invitation_makes_an_admin(app: Flask) -> None:
     token = token_of(run(app, "invite"))
-    assert actions.join(token, "Ann", "ann@example.com", PASSWORD, "UTC").role == "admin"
+    assert account_actions.join(token, "Ann", "ann@example.com", PASSWORD, "UTC").role == "admin"
 
 
 def test_a_lost_password_can_be_replaced(app: Flask, person: Callable[..., StaffUser]) -> None:
     user = person("admin")
-    actions.reset_password(token_of(run(app, "invite", "--reset", "Admin@example.com")), "a brand new one")
-    assert actions.sign_in(user.email, "a brand new one")
+    account_actions.reset_password(token_of(run(app, "invite", "--reset", "Admin@example.com")), "a brand new one")
+    assert account_actions.sign_in(user.email, "a brand new one")
 
 
 def test_for_somebody_unknown_it_says_so_in_one_line(app: Flask) -> None:
@@ -39,7 +38,7 @@ def test_for_somebody_unknown_it_says_so_in_one_line(app: Flask) -> None:
 
 def test_a_key_is_printed_alone(app: Flask) -> None:
     result = run(app, "api-key", "create", "--name", "Shop", "--scopes", "read, redeem")
-    assert actions.authenticate_key(f"Bearer {result.output.strip()}").scopes == ["read", "redeem"]
+    assert account_actions.authenticate_key(f"Bearer {result.output.strip()}").scopes == ["read", "redeem"]
 
 
 def test_an_unknown_scope_is_refused_in_one_line(app: Flask) -> None:

@@ -12,12 +12,11 @@ from flask.testing import FlaskClient
 from sqlalchemy import func, select
 from werkzeug.test import TestResponse
 
-from webapp.accounts import actions
+from tests.accounts.conftest import PASSWORD
+from webapp.accounts import actions as account_actions
 from webapp.accounts.models import ApiKey, AuditEntry, Invitation, StaffUser
-from webapp.accounts.staff import own_path
-from webapp.extensions import db
-
-from .conftest import PASSWORD
+from webapp.core.extensions import db
+from webapp.views.staff.accounts import own_path
 
 Person = Callable[..., StaffUser]
 SignIn = Callable[..., FlaskClient]
@@ -106,12 +105,14 @@ class TestSignIn:
     def test_who_is_disabled_is_out_at_once(self, app: Flask, sign_in: SignIn, staff_user: Person) -> None:
         client = sign_in("viewer")
         staff_user("admin")
-        actions.disable(db.session.scalars(select(StaffUser.id).where(StaffUser.role == "viewer")).one(), by="tests")
+        account_actions.disable(
+            db.session.scalars(select(StaffUser.id).where(StaffUser.role == "viewer")).one(), by="tests"
+        )
         assert not is_signed_in(client)
 
     def test_a_session_of_an_older_version_is_over(self, sign_in: SignIn) -> None:
         client = sign_in("viewer")
-        actions.end_sessions(db.session.scalars(select(StaffUser.id)).one(), by="tests")
+        account_actions.end_sessions(db.session.scalars(select(StaffUser.id)).one(), by="tests")
         assert not is_signed_in(client)
 
     @pytest.mark.parametrize("forged", ["", "1", "x.y", "1.", "²._"])
@@ -168,8 +169,8 @@ class TestInvitations:
 
     def test_a_link_to_a_new_password_sets_it(self, client: FlaskClient, person: Person) -> None:
         user = person()
-        actions.sign_in(user.email, PASSWORD)
-        link = actions.reset_link(user.id, by="tests").removeprefix("http://localhost")
+        account_actions.sign_in(user.email, PASSWORD)
+        link = account_actions.reset_link(user.id, by="tests").removeprefix("http://localhost")
         page = client.get(link).text
         assert "admin@example.com" in page
         assert "Choose a new password" in page
@@ -182,7 +183,7 @@ class TestInvitations:
         self, client: FlaskClient, person: Person
     ) -> None:
         user = person()
-        link = actions.reset_link(user.id, by="tests").removeprefix("http://localhost")
+        link = account_actions.reset_link(user.id, by="tests").removeprefix("http://localhost")
         page = client.get(link).text
         assert f"Welcome, {user.name}" in page
         assert "Choose your password" in page
@@ -268,7 +269,7 @@ class TestKeys:
         answer = client.post("/settings/api-keys", data={"name": "Web shop", "scopes": ["read", "redeem"]})
         found = re.search(r"onecode_live_\w+_[\w-]+", answer.text)
         assert found
-        assert actions.authenticate_key(f"Bearer {found[0]}").scopes == ["read", "redeem"]
+        assert account_actions.authenticate_key(f"Bearer {found[0]}").scopes == ["read", "redeem"]
         assert found[0] not in client.get("/settings/api-keys").text
 
     def test_it_ends_with_its_last_day_on_the_admins_clock(self, sign_in: SignIn) -> None:
@@ -302,7 +303,7 @@ class TestTrail:
     def test_one_walks_through_it_in_both_directions(self, sign_in: SignIn) -> None:
         client = sign_in("admin")
         for number in range(1, 121):
-            actions.record("ann", "something.done", f"thing {number:03}")
+            account_actions.record("ann", "something.done", f"thing {number:03}")
         db.session.commit()
         first = client.get("/settings/audit").text
         second_at = re.search(r'rel="next" href="([^"]+)"', first)

@@ -11,7 +11,7 @@ from benchmarks import customers
 from benchmarks.bank import Bank
 from benchmarks.eager import Eager
 from benchmarks.pool import VoucherPool
-from webapp.settings import Settings
+from webapp.core.settings import Settings
 
 CUSTOMERS = 60
 

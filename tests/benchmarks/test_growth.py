@@ -12,7 +12,7 @@ import pytest
 from benchmarks import growth, growth_report, growth_tables
 from benchmarks.growth_report import REDEEM, USABLE, Results, Sizes
 from benchmarks.meter import Cost
-from webapp.settings import ROOT
+from webapp.core.settings import ROOT
 
 PEOPLE, ROWS = 100, 450
 

@@ -13,7 +13,7 @@ from benchmarks import launch, launch_report
 from benchmarks.launch_report import BANK, EAGER, OURS, Results
 from benchmarks.measure import Run, Step
 from benchmarks.meter import Cost, image_bytes
-from webapp.settings import ROOT
+from webapp.core.settings import ROOT
 
 N = 200
 WALDUMP = """\

@@ -37,7 +37,7 @@ from benchmarks.mail_report import (
 from benchmarks.mail_sink import Manner, Seen, Sink
 from benchmarks.mail_worker import Mailed
 from benchmarks.meter import Cost
-from webapp.settings import ROOT, Settings
+from webapp.core.settings import ROOT, Settings
 
 N = 30
 SITE = "https://offers.example.com"

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import pages, pages_report, pages_tables
 from benchmarks.pages_report import Results, Visits
-from webapp.settings import ROOT
+from webapp.core.settings import ROOT
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from benchmarks.peers_report import ACTION, HTTP, OSCAR_LAST, OSCAR_ORDER, OSCAR
 from benchmarks.textbook import WAYS, ForUpdate
 from tests.benchmarks.conftest import CUSTOMERS
 from tests.benchmarks.notes import Broken, Notes
+from webapp.core.settings import Settings
 from webapp.offers.models import Offer
-from webapp.settings import Settings
 
 SCRIPTS = sorted((Path(peers.__file__).parent / "oscar").glob("*.py"))
 

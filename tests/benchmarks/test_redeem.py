@@ -16,10 +16,10 @@ from benchmarks import naive, redeem_db, redeem_db_report, redeem_http, redeem_h
 from benchmarks.redeem_db_report import INSERT, LOCK, ORM
 from benchmarks.redeem_http_report import HELLO, NAIVE, OURS
 from webapp.accounts.models import ApiKey
+from webapp.core.extensions import db
+from webapp.core.settings import ROOT, Settings
 from webapp.customers.models import Customer
-from webapp.extensions import db
 from webapp.offers.models import Offer
-from webapp.settings import ROOT, Settings
 
 
 def http_results(rates: dict[tuple[str, bool], list[float]]) -> redeem_http_report.Results:

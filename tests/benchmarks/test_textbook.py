@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 from benchmarks import customers, jobs, textbook
 from benchmarks.textbook import WAYS, Asked, ForUpdate, OneStatement, OrmHabit, PlainInsert
 from tests.benchmarks.conftest import CUSTOMERS
+from webapp.core.settings import Settings
 from webapp.offers.models import Offer
-from webapp.settings import Settings
 
 THREADS = 8
 Way = OrmHabit | ForUpdate | OneStatement | PlainInsert

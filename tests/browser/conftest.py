@@ -19,10 +19,10 @@ from aiosmtpd.controller import Controller
 from flask import Flask
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
 
+from local.mailsink.smtp_handler import Keep
 from tests import live
-from tests.live import CHROMIUM as CHROMIUM
-from webapp.accounts import actions as accounts
-from webapp.mailsink import Keep
+from tests.live import CHROMIUM
+from webapp.accounts import actions as account_actions
 
 FLAGS = [
     "--no-sandbox",
@@ -82,12 +82,12 @@ class Shop:
 
     def invitation(self, role: str = "admin") -> str:
         """An invitation, on the address of this server."""
-        return self.url + "/invitations/" + accounts.invite(role, None, by="tests").rpartition("/")[2]
+        return self.url + "/invitations/" + account_actions.invite(role, None, by="tests").rpartition("/")[2]
 
     @cached_property
     def key(self) -> str:
         """An API key that may do everything."""
-        return accounts.create_api_key("browser tests", ["read", "redeem", "manage"], by="tests")
+        return account_actions.create_api_key("browser tests", ["read", "redeem", "manage"], by="tests")
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from flask import Flask, request
 from playwright.sync_api import Browser, Page
 from werkzeug.serving import make_server
 
+from local.mailsink import web_app
+from local.mailsink.index import Index
 from tests.browser.test_pages import LOOKS, look
-from webapp.mailsink import page
-from webapp.mailsink.index import Index
 
 pytestmark = pytest.mark.browser
 NAME = "1700000000000000000-1-0.eml"
@@ -64,7 +64,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sink(folder: Path) -> Iterator[str]:
-    with served(page(Index(folder))) as url:
+    with served(web_app(Index(folder))) as url:
         yield url
 
 

@@ -12,10 +12,10 @@ from playwright.sync_api import Page
 
 from tests.browser.conftest import Shop
 from tests.browser.test_journeys import Open, call, csv_file, fill, join, wait
-from webapp.customers import queries as customers
+from webapp.core.settings import ROOT
+from webapp.customers import queries as customer_queries
 from webapp.customers.models import Customer
 from webapp.offers.models import Offer
-from webapp.settings import ROOT
 
 pytestmark = pytest.mark.browser
 
@@ -95,7 +95,7 @@ def test_staff_pages(shop: Shop, window: Open, tmp_path: Path, offer: Callable[.
     waits = call(shop, "POST", "/offers/AUTUMN/launch", {"at": later})[1]
     for email in ("person0@example.com", "person1@example.com", "person2@example.com", long):
         call(shop, "POST", "/redemptions", {"code": "SUMMER25", "customer": {"email": email}})
-    erased = customers.by_email("person1@example.com")
+    erased = customer_queries.by_email("person1@example.com")
     assert erased is not None
     call(shop, "POST", "/erasures", {"email": "person1@example.com"})
     page = window(**LOOKS[look_of])

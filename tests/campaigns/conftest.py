@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.campaigns import relay as relays
-from webapp.settings import Settings
+from webapp.core.settings import Settings
 
 
 @pytest.fixture

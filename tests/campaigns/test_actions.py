@@ -15,16 +15,22 @@ from sqlalchemy import event, select, text
 
 from tests.campaigns.test_delivery import people
 from webapp.accounts.models import AuditEntry
-from webapp.campaigns import actions, batch_actions, closing_actions, issue_actions, queries, tasks
-from webapp.campaigns.check import check_mail
-from webapp.campaigns.issue_actions import Which
+from webapp.campaigns import actions as campaign_actions
+from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import tasks as campaign_tasks
+from webapp.campaigns.content.placeholders import BODY_MAX, DEFAULT_SUBJECT, DEFAULT_TEXT, MailText
+from webapp.campaigns.content.validation import check_mail
+from webapp.campaigns.deliveries import actions as delivery_actions
+from webapp.campaigns.deliveries.actions import Which
+from webapp.campaigns.launch import actions as launch_actions
+from webapp.campaigns.launch import cancellation, preparation
 from webapp.campaigns.models import Campaign, ids_of
-from webapp.campaigns.wording import BODY_MAX, DEFAULT_SUBJECT, DEFAULT_TEXT, MailText
-from webapp.customers import actions as customers
+from webapp.core.errors import DomainError, Invalid, NotFound
+from webapp.core.extensions import db, huey
+from webapp.core.money import Discount
+from webapp.customers import actions as customer_actions
 from webapp.customers.models import Audience
-from webapp.errors import DomainError, Invalid, NotFound
-from webapp.extensions import db, huey
-from webapp.offers.models import Discount, Offer, OfferValues
+from webapp.offers.models import Offer, OfferValues
 
 VALUES = OfferValues(
     name="Summer",
@@ -99,40 +105,40 @@ def test_the_default_mail_passes_its_own_check() -> None:
 
 
 def test_an_offer_and_its_mail_are_made_together(app: Flask) -> None:
-    offer = actions.create_offer(VALUES, MailText("Hello", "Text"), "tests")
-    draft = queries.announcement(offer.id)
+    offer = campaign_actions.create_offer(VALUES, MailText("Hello", "Text"), "tests")
+    draft = campaign_queries.announcement(offer.id)
     assert draft is not None
     assert (draft.status, draft.subject, draft.text) == ("draft", "Hello", "Text")
 
 
 def test_a_wrong_mail_leaves_no_offer_behind_and_all_errors_come_at_once(app: Flask) -> None:
     with pytest.raises(Invalid) as caught:
-        actions.create_offer(replace(VALUES, name=""), MailText(text="{{ nothing }}"), "tests")
+        campaign_actions.create_offer(replace(VALUES, name=""), MailText(text="{{ nothing }}"), "tests")
     assert {error.field for error in caught.value.errors} == {"name", "mail.text"}
     with pytest.raises(Invalid):
-        actions.create_offer(VALUES, MailText(text="{{ nothing }}"), "tests")
+        campaign_actions.create_offer(VALUES, MailText(text="{{ nothing }}"), "tests")
     db.session.rollback()
     assert db.session.scalars(select(Offer)).all() == []
 
 
 def test_a_draft_is_written_anew_in_its_place(app: Flask, offer: Callable[..., Offer]) -> None:
     row = offer()
-    first = actions.save_draft(row.id, MailText("One"), "resend", "tests")
-    second = actions.save_draft(row.id, MailText("Two"), "hold", "tests")
+    first = campaign_actions.save_draft(row.id, MailText("One"), "resend", "tests")
+    second = campaign_actions.save_draft(row.id, MailText("Two"), "hold", "tests")
     assert (second.id, second.subject, second.uncertain_policy) == (first.id, "Two", "hold")
 
 
 def test_a_launched_mail_can_not_be_rewritten(app: Flask, offer: Callable[..., Offer]) -> None:
     people(1)
     row = offer()
-    actions.launch_offer(row.id, "tests")
+    campaign_actions.launch_offer(row.id, "tests")
     with pytest.raises(DomainError, match="has been launched"):
-        actions.save_draft(row.id, MailText("New"), "resend", "tests")
+        campaign_actions.save_draft(row.id, MailText("New"), "resend", "tests")
 
 
 def test_a_mail_needs_an_offer(app: Flask) -> None:
     with pytest.raises(NotFound):
-        actions.save_draft(99, MailText(), "resend", "tests")
+        campaign_actions.save_draft(99, MailText(), "resend", "tests")
 
 
 # --- launching --------------------------------------------------------------------------------------
@@ -141,7 +147,7 @@ def test_a_mail_needs_an_offer(app: Flask) -> None:
 def test_a_launch_freezes_the_offer_and_is_on_the_trail(app: Flask, offer: Callable[..., Offer]) -> None:
     people(1)
     row = offer()
-    launched = actions.launch_offer(row.id, "mia@example.com")
+    launched = campaign_actions.launch_offer(row.id, "mia@example.com")
     assert launched.changed
     assert (launched.campaign.status, launched.campaign.launched_by) == ("preparing", "mia@example.com")
     db.session.refresh(row)
@@ -152,8 +158,8 @@ def test_a_launch_freezes_the_offer_and_is_on_the_trail(app: Flask, offer: Calla
 def test_a_second_launch_changes_nothing_and_says_so(app: Flask, offer: Callable[..., Offer]) -> None:
     people(1)
     row = offer()
-    first = actions.launch_offer(row.id, "one")
-    second = actions.launch_offer(row.id, "two")
+    first = campaign_actions.launch_offer(row.id, "one")
+    second = campaign_actions.launch_offer(row.id, "two")
     assert (second.changed, second.campaign.id, second.campaign.launched_by) == (False, first.campaign.id, "one")
 
 
@@ -164,13 +170,13 @@ def test_launches_at_the_same_moment_make_one_campaign(app: Flask, offer: Callab
     threads = [threading.Thread(target=_launch, args=(app, offer_id, changed)) for _ in range(8)]
     _all_at_once(threads, lock=None)
     assert sorted(changed) == [False] * 7 + [True]
-    assert len(queries.of_offer(offer_id)) == 1
+    assert len(campaign_queries.of_offer(offer_id)) == 1
 
 
 def test_launches_that_all_have_seen_the_draft_launch_it_once(app: Flask, offer: Callable[..., Offer]) -> None:
     people(1)
     offer_id = offer().id
-    draft = actions.save_draft(offer_id, MailText(), "resend", "tests")
+    draft = campaign_actions.save_draft(offer_id, MailText(), "resend", "tests")
     changed: list[bool] = []
     threads = [threading.Thread(target=_launch, args=(app, offer_id, changed)) for _ in range(6)]
     _all_at_once(threads, lock=draft.id)
@@ -179,7 +185,7 @@ def test_launches_that_all_have_seen_the_draft_launch_it_once(app: Flask, offer:
 
 def _launch(app: Flask, offer_id: int, changed: list[bool]) -> None:
     with app.app_context():
-        changed.append(actions.launch_offer(offer_id, "tests").changed)
+        changed.append(campaign_actions.launch_offer(offer_id, "tests").changed)
 
 
 def _all_at_once(threads: list[threading.Thread], lock: int | None) -> None:
@@ -212,8 +218,8 @@ def _run_until_locked(threads: list[threading.Thread]) -> None:
 def test_a_launch_rings_one_bell_and_a_second_one_none(app: Flask, offer: Callable[..., Offer]) -> None:
     people(1)
     row = offer()
-    tasks.launch_offer(row.id, "tests")
-    tasks.launch_offer(row.id, "tests")
+    campaign_tasks.launch_offer(row.id, "tests")
+    campaign_tasks.launch_offer(row.id, "tests")
     assert huey.storage.queue_size() == 1
 
 
@@ -227,7 +233,7 @@ def test_a_launch_runs_the_same_statements_for_any_audience(app: Flask, offer: C
         row = offer(code)
         event.listen(db.engine, "before_cursor_execute", note)
         try:
-            actions.launch_offer(row.id, "tests")
+            campaign_actions.launch_offer(row.id, "tests")
         finally:
             event.remove(db.engine, "before_cursor_execute", note)
         return seen
@@ -256,7 +262,7 @@ def test_an_audience_without_anybody_to_mail_is_refused(app: Flask, offer: Calla
         )
     if kind == "all erased":
         for customer_id in ids:
-            customers.erase(customer_id, by="tests")
+            customer_actions.erase(customer_id, by="tests")
     if kind == "an empty list":
         audience = Audience(name="Nobody")
         db.session.add(audience)
@@ -265,7 +271,7 @@ def test_an_audience_without_anybody_to_mail_is_refused(app: Flask, offer: Calla
     db.session.commit()
     row = offer(**values)
     with pytest.raises(DomainError, match="nobody to mail") as caught:
-        actions.launch_offer(row.id, "tests")
+        campaign_actions.launch_offer(row.id, "tests")
     assert caught.value.key == "audience_empty"
     db.session.refresh(row)
     assert row.frozen_at is None
@@ -285,13 +291,13 @@ def test_an_offer_whose_code_would_not_work_is_not_launched(
     people(1)
     row = offer(**values)
     with pytest.raises(DomainError) as caught:
-        actions.launch_offer(row.id, "tests")
+        campaign_actions.launch_offer(row.id, "tests")
     assert caught.value.key == key
 
 
 def test_an_offer_that_is_yet_to_start_can_be_launched(app: Flask, offer: Callable[..., Offer]) -> None:
     people(1)
-    assert actions.launch_offer(offer(starts_at=datetime.now(UTC) + timedelta(days=1)).id, "tests").changed
+    assert campaign_actions.launch_offer(offer(starts_at=datetime.now(UTC) + timedelta(days=1)).id, "tests").changed
 
 
 def test_only_the_offers_audience_is_mailed_as_it_was_at_the_launch(app: Flask, offer: Callable[..., Offer]) -> None:
@@ -304,10 +310,10 @@ def test_only_the_offers_audience_is_mailed_as_it_was_at_the_launch(app: Flask, 
         {"a": audience.id, "ids": ids[1:3]},
     )
     row = offer(audience_id=audience.id)
-    campaign = actions.launch_offer(row.id, "tests").campaign
+    campaign = campaign_actions.launch_offer(row.id, "tests").campaign
     row.audience_id = None
     db.session.commit()
-    batch_actions.prepare(campaign.id)
+    preparation.prepare(campaign.id)
     assert ids_of(db.session.execute(text("select gaps from batch")).scalar() or []) == ids[1:3]
 
 
@@ -318,10 +324,10 @@ def test_a_launch_mails_the_audience_of_an_edit_that_came_first(app: Flask, offe
     db.session.flush()
     db.session.execute(text("insert into audience_member select :id, id from customer"), {"id": audience.id})
     row = offer()
-    actions.save_draft(row.id, MailText(), "resend", "tests")
+    campaign_actions.save_draft(row.id, MailText(), "resend", "tests")
     offer_id, audience_id = row.id, audience.id
     assert _launched_during(app, offer_id, f"audience_id = {audience_id}") == "launched"
-    campaign = queries.announcement(offer_id)
+    campaign = campaign_queries.announcement(offer_id)
     assert campaign is not None
     assert campaign.audience_id == audience_id
 
@@ -334,7 +340,7 @@ def test_an_offer_stopped_at_the_moment_of_its_launch_is_not_launched(
 ) -> None:
     people(1)
     row = offer()
-    actions.save_draft(row.id, MailText(), "resend", "tests")
+    campaign_actions.save_draft(row.id, MailText(), "resend", "tests")
     assert _launched_during(app, row.id, edit) == key
 
 
@@ -345,7 +351,7 @@ def _launched_during(app: Flask, offer_id: int, edit: str) -> str:
     def launch() -> None:
         with app.app_context():
             try:
-                actions.launch_offer(offer_id, "tests")
+                campaign_actions.launch_offer(offer_id, "tests")
             except DomainError as error:
                 said.append(error.key)
             else:
@@ -363,20 +369,20 @@ def _launched_during(app: Flask, offer_id: int, edit: str) -> str:
 @pytest.fixture
 def sending(app: Flask, offer: Callable[..., Offer]) -> Campaign:
     people(3)
-    campaign = actions.launch_offer(offer().id, "tests").campaign
-    batch_actions.prepare(campaign.id)
+    campaign = campaign_actions.launch_offer(offer().id, "tests").campaign
+    preparation.prepare(campaign.id)
     db.session.refresh(campaign)
     return campaign
 
 
 def test_pausing_twice_is_pausing_once(sending: Campaign) -> None:
-    actions.pause(sending.id, "mia")
-    assert actions.pause(sending.id, "tom").pause_reason == "paused by mia"
+    campaign_actions.pause(sending.id, "mia")
+    assert campaign_actions.pause(sending.id, "tom").pause_reason == "paused by mia"
 
 
 def test_a_resumed_campaign_is_sending_again(sending: Campaign) -> None:
-    actions.pause(sending.id, "mia")
-    resumed = actions.resume(sending.id, "mia")
+    campaign_actions.pause(sending.id, "mia")
+    resumed = campaign_actions.resume(sending.id, "mia")
     assert (resumed.status, resumed.pause_reason) == ("sending", None)
 
 
@@ -384,46 +390,46 @@ def test_a_campaign_paused_while_it_was_prepared_goes_on_being_prepared(
     app: Flask, offer: Callable[..., Offer]
 ) -> None:
     people(3)
-    campaign = actions.launch_offer(offer().id, "tests").campaign
-    actions.pause(campaign.id, "mia")
-    batch_actions.prepare(campaign.id)
+    campaign = campaign_actions.launch_offer(offer().id, "tests").campaign
+    campaign_actions.pause(campaign.id, "mia")
+    preparation.prepare(campaign.id)
     assert db.session.execute(text("select count(*) from batch")).scalar() == 0
-    assert actions.resume(campaign.id, "mia").status == "preparing"
-    batch_actions.prepare(campaign.id)
+    assert campaign_actions.resume(campaign.id, "mia").status == "preparing"
+    preparation.prepare(campaign.id)
     db.session.refresh(campaign)
     assert (campaign.status, campaign.total) == ("sending", 3)
 
 
 def test_a_cancelled_campaign_is_over(sending: Campaign) -> None:
-    assert actions.cancel(sending.id, "mia").status == "cancelled"
-    for deed in (actions.pause, actions.resume):
+    assert campaign_actions.cancel(sending.id, "mia").status == "cancelled"
+    for deed in (campaign_actions.pause, campaign_actions.resume):
         with pytest.raises(DomainError):
             deed(sending.id, "mia")
     with pytest.raises(DomainError, match="was cancelled"):
-        actions.launch(sending.id, "mia")
-    closing_actions.close_cancelled()
+        launch_actions.launch(sending.id, "mia")
+    cancellation.close_cancelled()
     assert db.session.execute(text("select distinct status from batch")).scalars().all() == ["cancelled"]
 
 
 def test_a_machine_can_not_launch_anew_what_staff_cancelled(sending: Campaign) -> None:
-    actions.cancel(sending.id, "mia")
+    campaign_actions.cancel(sending.id, "mia")
     with pytest.raises(DomainError, match="Write a new mail"):
-        actions.launch_offer(sending.offer_id, "key shop")
+        campaign_actions.launch_offer(sending.offer_id, "key shop")
 
 
 def test_a_new_mail_can_be_launched_after_a_cancellation(sending: Campaign) -> None:
-    actions.cancel(sending.id, "mia")
-    actions.save_draft(sending.offer_id, MailText("New"), "resend", "mia")
-    assert actions.launch_offer(sending.offer_id, "mia").changed
+    campaign_actions.cancel(sending.id, "mia")
+    campaign_actions.save_draft(sending.offer_id, MailText("New"), "resend", "mia")
+    assert campaign_actions.launch_offer(sending.offer_id, "mia").changed
 
 
 def test_a_draft_can_neither_be_paused_nor_cancelled(app: Flask, offer: Callable[..., Offer]) -> None:
-    draft = actions.save_draft(offer().id, MailText(), "resend", "tests")
-    for deed in (actions.pause, actions.resume, actions.cancel):
+    draft = campaign_actions.save_draft(offer().id, MailText(), "resend", "tests")
+    for deed in (campaign_actions.pause, campaign_actions.resume, campaign_actions.cancel):
         with pytest.raises(DomainError):
             deed(draft.id, "mia")
 
 
 def test_there_is_nothing_to_send_again_where_all_went_out(sending: Campaign) -> None:
     with pytest.raises(DomainError, match="no such mails"):
-        issue_actions.send_again(sending.id, Which("failed"), "mia")
+        delivery_actions.send_again(sending.id, Which("failed"), "mia")

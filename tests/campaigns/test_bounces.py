@@ -14,16 +14,19 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
 from tests.campaigns import returned
-from webapp.campaigns import bounce_actions, links, mailbox, report
+from webapp.campaigns import tokens as campaign_tokens
+from webapp.campaigns.bounces import actions as bounce_actions
+from webapp.campaigns.bounces import mailbox
+from webapp.campaigns.bounces import reports as bounce_reports
 from webapp.campaigns.models import Batch, Campaign, MailIssue, gaps_of
-from webapp.customers import actions as customers
-from webapp.customers import queries
-from webapp.customers import suppression_actions as suppressions
+from webapp.core.extensions import db
+from webapp.core.settings import Settings
+from webapp.customers import actions as customer_actions
+from webapp.customers import queries as customer_queries
 from webapp.customers.models import Customer, Suppression
-from webapp.customers.values import CustomerValues
-from webapp.extensions import db
+from webapp.customers.suppressions import actions as suppression_actions
+from webapp.customers.validation import CustomerValues
 from webapp.offers.models import Offer
-from webapp.settings import Settings
 
 ADA = "ada@example.org"
 SYSTEMS = ("POSTFIX", "EXCHANGE", "GMAIL", "EXIM", "QMAIL")
@@ -50,9 +53,9 @@ def mailed(
 def mail(shape: str, customer_id: int = 1, campaign_id: int = 1, **values: str) -> bytes:
     """A mail in one of the shapes of `returned`, about the mail of a campaign to a customer."""
     given = {
-        "to": links.return_path(campaign_id, customer_id, ""),
-        "id": links.message_id(campaign_id, customer_id, "example.com"),
-        "way_out": links.unsubscribe_url(customer_id, campaign_id),
+        "to": campaign_tokens.return_path(campaign_id, customer_id, ""),
+        "id": campaign_tokens.message_id(campaign_id, customer_id, "example.com"),
+        "way_out": campaign_tokens.unsubscribe_url(customer_id, campaign_id),
         "rcpt": ADA,
         "action": "failed",
         "status": "5.1.1",
@@ -63,7 +66,7 @@ def mail(shape: str, customer_id: int = 1, campaign_id: int = 1, **values: str) 
 
 
 def take(raw: bytes) -> str:
-    return bounce_actions.take(report.read(raw))
+    return bounce_actions.take(bounce_reports.read(raw))
 
 
 def listed() -> dict[str, str]:
@@ -100,7 +103,7 @@ def test_a_report_without_any_mark_of_ours_suppresses_nobody(system: str) -> Non
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_forged_mark_suppresses_nobody(system: str) -> None:
-    address = links.return_path(1, 1, "")
+    address = campaign_tokens.return_path(1, 1, "")
     forged = address.replace("@", "a@").replace(address[8:12], "aaaa", 1)
     assert take(mail(system, to=forged, id="<abcdefghijklmnopqrstuvwxyz234567abcdefghij@x>")) == "unproven"
     assert listed() == {}
@@ -181,7 +184,7 @@ def test_a_mail_that_asks_to_unsubscribe_does_so_by_the_address_it_is_sent_to() 
 
 
 def test_an_address_that_the_customer_no_longer_has_does_not_follow_them() -> None:
-    customers.change(1, CustomerValues("new@example.org", "Ada"), [], by="tests")
+    customer_actions.change(1, CustomerValues("new@example.org", "Ada"), [], by="tests")
     assert take(mail("POSTFIX")) == "ignored"
     assert listed() == {}
     assert take(mail("COMPLAINT")) == "suppressed"
@@ -194,7 +197,7 @@ def test_a_forwarded_address_that_bounces_is_the_customers() -> None:
 
 
 def test_an_erased_customer_is_not_named_again() -> None:
-    customers.erase(1, by="tests")
+    customer_actions.erase(1, by="tests")
     assert take(mail("POSTFIX")) == take(mail("COMPLAINT")) == "unknown_customer"
     assert listed() == {}
 
@@ -372,8 +375,8 @@ def test_a_relay_reports_by_json_row_by_row(api: FlaskClient) -> None:
         json={
             "bounces": [
                 {"email": "ADA@example.org", "kind": "bounce", "status": "5.1.1", "detail": "550 unknown"},
-                {"return_path": links.return_path(1, 2, "").upper(), "kind": "complaint"},
-                {"message_id": links.message_id(1, 2, "example.com"), "kind": "bounce"},
+                {"return_path": campaign_tokens.return_path(1, 2, "").upper(), "kind": "complaint"},
+                {"message_id": campaign_tokens.message_id(1, 2, "example.com"), "kind": "bounce"},
                 {"email": "nobody@example.org", "kind": "bounce", "status": "4.2.2"},
                 {"email": "no address", "kind": "bounce"},
                 {"message_id": "<somebody@else>", "kind": "bounce"},
@@ -440,18 +443,18 @@ def test_a_large_mail_is_read_only_as_far_as_it_says_something(api: FlaskClient)
 
 
 def test_other_bodies_and_other_keys_are_refused(api: FlaskClient, app: Flask) -> None:
-    from webapp.accounts import actions as accounts
+    from webapp.accounts import actions as account_actions
 
     assert api.post("/api/v1/bounces", data="x", content_type="text/plain").status_code == 415
     assert api.post("/api/v1/bounces", data="{", content_type="application/json").status_code == 400
     assert app.test_client().post("/api/v1/bounces", json={"bounces": []}).status_code == 401
-    key = accounts.create_api_key("till", ["read", "redeem"], by="tests")
+    key = account_actions.create_api_key("till", ["read", "redeem"], by="tests")
     headers = {"Authorization": f"Bearer {key}"}
     assert app.test_client().post("/api/v1/bounces", json={"bounces": []}, headers=headers).status_code == 403
 
 
 def test_a_window_leaves_out_whoever_bounced_meanwhile() -> None:
     take(mail("POSTFIX"))
-    suppressions.put("bob@example.org", "complained", 1)
+    suppression_actions.put("bob@example.org", "complained", 1)
     db.session.commit()
-    assert queries.suppressed_among([1, 2]) == {1: "bounced", 2: "complained"}
+    assert customer_queries.suppressed_among([1, 2]) == {1: "bounced", 2: "complained"}

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 from flask import Flask
 
-from webapp.campaigns.check import check_mail
-from webapp.campaigns.message import FormLetter
-from webapp.campaigns.wording import DEFAULT_SUBJECT, DEFAULT_TEXT, MailText
+from webapp.campaigns.content.mail_merge import FormLetter
+from webapp.campaigns.content.placeholders import DEFAULT_SUBJECT, DEFAULT_TEXT, MailText
+from webapp.campaigns.content.validation import check_mail
+from webapp.core.errors import Invalid
 from webapp.customers.models import Customer
-from webapp.errors import Invalid
 from webapp.offers.models import Offer
 
 pytestmark = pytest.mark.usefixtures("app")

@@ -11,31 +11,28 @@ from flask import Flask
 from sqlalchemy import event, text
 
 from tests.campaigns.relay import Relay
-from webapp import bell
-from webapp.campaigns import (
-    actions,
-    batch_actions,
-    delivery,
-    issue_actions,
-    links,
-    message,
-    queries,
-    recipients,
-    tasks,
-    times,
-    transport,
-)
-from webapp.campaigns.issue_actions import Which
+from webapp.campaigns import actions as campaign_actions
+from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import tasks as campaign_tasks
+from webapp.campaigns import timing
+from webapp.campaigns import tokens as campaign_tokens
+from webapp.campaigns.content.placeholders import MailText
+from webapp.campaigns.deliveries import actions as delivery_actions
+from webapp.campaigns.deliveries import queries as delivery_queries
+from webapp.campaigns.deliveries.actions import Which
+from webapp.campaigns.launch import preparation
 from webapp.campaigns.models import Campaign, ids_of
-from webapp.campaigns.place import Place
-from webapp.campaigns.wording import MailText
-from webapp.customers import actions as customers
-from webapp.customers import suppression_actions as suppressions
+from webapp.campaigns.sending import batches, sender
+from webapp.campaigns.sending.progress import Place
+from webapp.core import task_queue
+from webapp.core.errors import DomainError
+from webapp.core.extensions import db
+from webapp.core.settings import Settings
+from webapp.customers import actions as customer_actions
 from webapp.customers.models import Customer
-from webapp.errors import DomainError
-from webapp.extensions import db
+from webapp.customers.suppressions import actions as suppression_actions
+from webapp.mail import addresses, smtp
 from webapp.offers.models import Offer
-from webapp.settings import Settings
 
 Launch = Callable[..., Campaign]
 
@@ -61,10 +58,10 @@ def launched(app: Flask, offer: Callable[..., Offer]) -> Launch:
 
     def go(code: str = "SUMMER25", policy: str = "resend", prepare: bool = True, **mail: str) -> Campaign:
         row = offer(code)
-        actions.save_draft(row.id, MailText(**mail), policy, "tests")
-        campaign = actions.launch_offer(row.id, "tests").campaign
+        campaign_actions.save_draft(row.id, MailText(**mail), policy, "tests")
+        campaign = campaign_actions.launch_offer(row.id, "tests").campaign
         if prepare:
-            batch_actions.prepare(campaign.id)
+            preparation.prepare(campaign.id)
         return campaign
 
     return go
@@ -79,7 +76,7 @@ def fresh(campaign: Campaign) -> Campaign:
 def counts(campaign: Campaign) -> dict[str, int]:
     """Those of the counts that are not nothing."""
     db.session.rollback()
-    found = queries.counts(campaign.id)
+    found = campaign_queries.counts(campaign.id)
     names = ("total", "sent", "failed", "deferred", "uncertain", "skipped")
     return {name: getattr(found, name) for name in names if getattr(found, name)}
 
@@ -98,14 +95,14 @@ def leases_end() -> None:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No waiting between tries."""
-    monkeypatch.setattr(times, "TRIES", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(times, "PROBE", 0.05)
+    monkeypatch.setattr(timing, "TRIES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(timing, "PROBE", 0.05)
 
 
 def test_everybody_gets_one_mail(launched: Launch, relay: Relay) -> None:
     people(120)
     campaign = launched()
-    delivery.pump()
+    sender.pump()
     assert set(relay.recipients.values()) == {1}
     assert counts(campaign) == {"total": 120, "sent": 120}
     assert fresh(campaign).status == "done"
@@ -114,14 +111,14 @@ def test_everybody_gets_one_mail(launched: Launch, relay: Relay) -> None:
 def test_all_mails_of_a_pump_go_over_one_connection(launched: Launch, relay: Relay) -> None:
     people(120)
     launched()
-    delivery.pump()
+    sender.pump()
     assert relay.connections == 1
 
 
 def test_a_million_mails_would_leave_only_batch_rows(launched: Launch, relay: Relay) -> None:
     people(1001)
     launched()
-    delivery.pump()
+    sender.pump()
     tables = ("batch", "mail_issue", "batch_cursor")
     assert [db.session.execute(text(f"select count(*) from {table}")).scalar() for table in tables] == [3, 0, 0]
 
@@ -130,17 +127,17 @@ def test_the_frozen_recipients_do_not_drift(launched: Launch, relay: Relay) -> N
     people(3)
     campaign = launched()
     people(2, first=10)
-    delivery.pump()
+    sender.pump()
     assert counts(campaign) == {"total": 3, "sent": 3}
 
 
 def test_preparing_goes_on_where_it_was_killed(launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_actions, "BLOCK", 40)
-    monkeypatch.setattr(batch_actions, "BATCH_SIZE", 20)
+    monkeypatch.setattr(preparation, "BLOCK", 40)
+    monkeypatch.setattr(batches, "BATCH_SIZE", 20)
     ids = people(100)
     campaign = launched(prepare=False)
-    batch_actions._prepare_block(campaign.id)
-    batch_actions.prepare(campaign.id)
+    preparation._prepare_block(campaign.id)
+    preparation.prepare(campaign.id)
     rows = db.session.execute(text("select seq, gaps from batch order by seq")).all()
     assert [row.seq for row in rows] == [0, 1, 2, 3, 4]
     assert [i for row in rows for i in ids_of(row.gaps)] == ids
@@ -151,8 +148,8 @@ def test_a_refused_recipient_is_recorded_and_the_rest_goes_on(launched: Launch, 
     people(5)
     relay.behaviour.rcpt["c2@example.com"] = "550 5.1.1 no such user"
     campaign = launched()
-    delivery.pump()
-    (issue,) = queries.issues(campaign.id)
+    sender.pump()
+    (issue,) = campaign_queries.issues(campaign.id)
     assert (issue.email, issue.state, issue.smtp_code, issue.text) == (
         "c2@example.com",
         "failed",
@@ -168,14 +165,14 @@ def test_a_put_off_recipient_is_tried_again(launched: Launch, relay: Relay) -> N
     relay.behaviour.rcpt["c1@example.com"] = "450 4.2.1 later"
     relay.behaviour.times["c1@example.com"] = 1
     campaign = launched()
-    delivery.pump()
+    sender.pump()
     assert counts(campaign) == {"total": 3, "sent": 2, "deferred": 1}
     assert fresh(campaign).status == "sending"
     due_now()
-    delivery.pump()
+    sender.pump()
     assert counts(campaign) == {"total": 3, "sent": 3}
     assert relay.recipients["c1@example.com"] == 1
-    assert queries.issues(campaign.id)[0].state == "sent_later"
+    assert campaign_queries.issues(campaign.id)[0].state == "sent_later"
 
 
 def test_the_second_try_waits_longer_than_the_first(launched: Launch, relay: Relay) -> None:
@@ -184,8 +181,8 @@ def test_the_second_try_waits_longer_than_the_first(launched: Launch, relay: Rel
     campaign = launched()
     waits = []
     for _ in range(3):
-        delivery.pump()
-        (issue,) = queries.issues(campaign.id)
+        sender.pump()
+        (issue,) = campaign_queries.issues(campaign.id)
         assert issue.next_at is not None
         waits.append((issue.next_at - datetime.now(UTC)).total_seconds())
         due_now()
@@ -196,10 +193,10 @@ def test_after_two_days_a_put_off_mail_is_given_up(launched: Launch, relay: Rela
     people(1)
     relay.behaviour.rcpt["*"] = "450 later"
     campaign = launched()
-    delivery.pump()
+    sender.pump()
     db.session.execute(text("update mail_issue set at = now() - interval '49 hours', next_at = now()"))
     db.session.commit()
-    delivery.pump()
+    sender.pump()
     assert counts(campaign) == {"total": 1, "failed": 1}
     assert fresh(campaign).status == "done"
 
@@ -208,11 +205,11 @@ def test_a_put_off_customer_who_unsubscribes_meanwhile_is_left_alone(launched: L
     (customer_id,) = people(1)
     relay.behaviour.rcpt["*"] = "450 later"
     campaign = launched()
-    delivery.pump()
-    suppressions.unsubscribe(customer_id, 0)
+    sender.pump()
+    suppression_actions.unsubscribe(customer_id, 0)
     relay.behaviour.rcpt.clear()
     due_now()
-    delivery.pump()
+    sender.pump()
     assert (counts(campaign), relay.kept) == ({"total": 1, "skipped": 1}, [])
 
 
@@ -221,7 +218,7 @@ def test_a_connection_that_breaks_is_made_anew_for_the_same_recipient(launched: 
     relay.behaviour.rcpt["c1@example.com"] = "drop"
     relay.behaviour.times["c1@example.com"] = 2
     campaign = launched()
-    delivery.pump()
+    sender.pump()
     assert counts(campaign) == {"total": 3, "sent": 3}
     assert relay.connections == 3
 
@@ -230,7 +227,7 @@ def test_a_recipient_who_breaks_every_connection_is_put_off(launched: Launch, re
     people(3)
     relay.behaviour.rcpt["c1@example.com"] = "drop"
     campaign = launched()
-    delivery.pump()
+    sender.pump()
     assert counts(campaign) == {"total": 3, "sent": 2, "deferred": 1}
 
 
@@ -238,7 +235,7 @@ def test_a_mail_without_an_answer_is_uncertain_and_not_sent_twice(launched: Laun
     people(3)
     relay.behaviour.body["c1@example.com"] = "drop"
     campaign = launched()
-    delivery.pump()
+    sender.pump()
     assert counts(campaign) == {"total": 3, "sent": 2, "uncertain": 1}
     assert set(relay.recipients.values()) == {1}
     assert fresh(campaign).status == "done"
@@ -249,9 +246,9 @@ def test_staff_can_send_uncertain_mails_again(launched: Launch, relay: Relay) ->
     relay.behaviour.body["c1@example.com"] = "drop"
     relay.behaviour.times["c1@example.com"] = 1
     campaign = launched()
-    delivery.pump()
-    assert issue_actions.send_again(campaign.id, Which("uncertain"), "tests").mails == 1
-    delivery.pump()
+    sender.pump()
+    assert delivery_actions.send_again(campaign.id, Which("uncertain"), "tests").mails == 1
+    sender.pump()
     assert counts(campaign) == {"total": 2, "sent": 2}
     assert fresh(campaign).status == "done"
     first, second = (kept.message["Message-ID"] for kept in relay.kept if kept.to == "c1@example.com")
@@ -268,7 +265,7 @@ def test_a_relay_that_refuses_us_pauses_the_campaign(
         monkeypatch.setattr(app.extensions["mail"], "password", "wrong")
     setattr(relay.behaviour, fault, "535 5.7.8 not you")
     campaign = launched()
-    delivery.pump()
+    sender.pump()
     assert fresh(campaign).status == "paused"
     assert campaign.pause_reason == "the relay refuses us: 535 5.7.8 not you"
     assert counts(campaign) == {"total": 3}
@@ -278,7 +275,7 @@ def test_five_refused_bodies_in_a_row_pause_the_campaign(launched: Launch, relay
     people(20)
     relay.behaviour.body["*"] = "554 5.7.1 spam"
     campaign = launched()
-    delivery.pump()
+    sender.pump()
     assert fresh(campaign).status == "paused"
     assert campaign.pause_reason == "the relay refuses this mail: 554 5.7.1 spam"
     assert counts(campaign) == {"total": 20, "failed": 5}
@@ -287,10 +284,10 @@ def test_five_refused_bodies_in_a_row_pause_the_campaign(launched: Launch, relay
 def test_while_the_relay_is_away_nothing_is_lost_and_staff_can_see_why(
     launched: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(times, "SLICE", 0.1)
+    monkeypatch.setattr(timing, "SLICE", 0.1)
     people(3)
     campaign = launched()
-    assert delivery.pump() is True
+    assert sender.pump() is True
     assert fresh(campaign).status == "sending"
     assert campaign.trouble is not None
     assert "Connection refused" in campaign.trouble
@@ -304,10 +301,10 @@ def test_when_the_relay_is_back_the_mails_go_out(
     campaign = launched()
     with_settings(mail_port=1)
     with monkeypatch.context() as patch:
-        patch.setattr(times, "SLICE", 0.1)
-        delivery.pump()
+        patch.setattr(timing, "SLICE", 0.1)
+        sender.pump()
     with_settings(mail_port=relay.port)
-    delivery.pump()
+    sender.pump()
     assert counts(campaign) == {"total": 3, "sent": 3}
     assert fresh(campaign).trouble is None
 
@@ -315,17 +312,17 @@ def test_when_the_relay_is_back_the_mails_go_out(
 def test_unsubscribed_erased_and_redeemed_customers_are_left_out(launched: Launch, relay: Relay) -> None:
     ids = people(5)
     campaign = launched()
-    suppressions.unsubscribe(ids[1], campaign.id)
-    customers.erase(ids[2], by="tests")
+    suppression_actions.unsubscribe(ids[1], campaign.id)
+    customer_actions.erase(ids[2], by="tests")
     db.session.execute(
         text("insert into redemption (customer_id, offer_id, channel) values (:id, :offer, 'form')"),
         {"id": ids[3], "offer": campaign.offer_id},
     )
     db.session.commit()
-    delivery.pump()
+    sender.pump()
     assert set(relay.recipients) == {"c0@example.com", "c4@example.com"}
     assert counts(campaign) == {"total": 5, "sent": 2, "skipped": 3}
-    assert [issue.text for issue in queries.issues(campaign.id)] == [
+    assert [issue.text for issue in campaign_queries.issues(campaign.id)] == [
         "unsubscribed",
         "no longer a customer",
         "has redeemed already",
@@ -359,8 +356,8 @@ def test_pause_and_cancel_are_honoured_before_the_next_window(
     people(200)
     campaign = launched()
     campaign_id = campaign.id
-    stop_after(relay, 70, monkeypatch, in_context(app, lambda: getattr(actions, deed)(campaign_id, "tests")))
-    delivery.pump()
+    stop_after(relay, 70, monkeypatch, in_context(app, lambda: getattr(campaign_actions, deed)(campaign_id, "tests")))
+    sender.pump()
     assert counts(campaign) == {"total": 200, "sent": 100}
     assert fresh(campaign).status == status
 
@@ -371,10 +368,10 @@ def test_a_resumed_campaign_goes_on_where_it_stood(
     people(200)
     campaign = launched()
     campaign_id = campaign.id
-    stop_after(relay, 70, monkeypatch, in_context(app, lambda: actions.pause(campaign_id, "tests")))
-    delivery.pump()
-    actions.resume(campaign_id, "tests")
-    delivery.pump()
+    stop_after(relay, 70, monkeypatch, in_context(app, lambda: campaign_actions.pause(campaign_id, "tests")))
+    sender.pump()
+    campaign_actions.resume(campaign_id, "tests")
+    sender.pump()
     assert (len(relay.kept), set(relay.recipients.values())) == (200, {1})
     assert fresh(campaign).status == "done"
 
@@ -384,13 +381,13 @@ def test_a_worker_that_is_asked_to_end_gives_the_batch_back_in_order(
 ) -> None:
     people(120)
     campaign = launched()
-    stop_after(relay, 70, monkeypatch, bell.stopping.set)
+    stop_after(relay, 70, monkeypatch, task_queue.stopping.set)
     try:
-        delivery.pump()
+        sender.pump()
     finally:
-        bell.stopping.clear()
+        task_queue.stopping.clear()
     assert counts(campaign) == {"total": 120, "sent": 70}
-    delivery.pump()
+    sender.pump()
     assert (len(relay.kept), set(relay.recipients.values())) == (120, {1})
     assert counts(campaign) == {"total": 120, "sent": 120}
 
@@ -401,10 +398,10 @@ class Killed(BaseException):
 
 def killed_after(n: int, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pump that ends without a word right after the relay has taken its n-th mail."""
-    deliver = transport.Relay.deliver
+    deliver = smtp.Relay.deliver
     sent = 0
 
-    def once(self: transport.Relay, *args: Any) -> object:
+    def once(self: smtp.Relay, *args: Any) -> object:
         nonlocal sent
         outcome = deliver(self, *args)
         sent += 1
@@ -413,9 +410,9 @@ def killed_after(n: int, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
         return outcome
 
     with monkeypatch.context() as patch:
-        patch.setattr(transport.Relay, "deliver", once)
+        patch.setattr(smtp.Relay, "deliver", once)
         with pytest.raises(Killed):
-            delivery.pump()
+            sender.pump()
     db.session.rollback()
 
 
@@ -425,10 +422,10 @@ def test_another_worker_goes_on_where_one_was_killed(
     people(120)
     campaign = launched()
     killed_after(70, relay, monkeypatch)
-    delivery.pump()
+    sender.pump()
     assert len(relay.kept) == 70
     leases_end()
-    delivery.pump()
+    sender.pump()
     twice = [address for address, n in relay.recipients.items() if n > 1]
     assert (len(relay.recipients), twice) == (120, ["c69@example.com"])
     assert counts(campaign) == {"total": 120, "sent": 120}
@@ -442,7 +439,7 @@ def test_the_second_copy_after_a_kill_has_the_same_message_id(
     launched()
     killed_after(2, relay, monkeypatch)
     leases_end()
-    delivery.pump()
+    sender.pump()
     first, second = (kept.message["Message-ID"] for kept in relay.kept if kept.to == "c1@example.com")
     assert first == second
 
@@ -454,10 +451,10 @@ def test_a_campaign_that_holds_leaves_the_mail_in_flight_to_staff(
     campaign = launched(policy="hold")
     killed_after(70, relay, monkeypatch)
     leases_end()
-    delivery.pump()
+    sender.pump()
     assert set(relay.recipients.values()) == {1}
     assert counts(campaign) == {"total": 120, "sent": 119, "uncertain": 1}
-    assert [issue.email for issue in queries.issues(campaign.id)] == ["c69@example.com"]
+    assert [issue.email for issue in campaign_queries.issues(campaign.id)] == ["c69@example.com"]
 
 
 def test_a_held_mail_whose_retry_was_killed_can_be_sent_again_by_staff(
@@ -466,15 +463,15 @@ def test_a_held_mail_whose_retry_was_killed_can_be_sent_again_by_staff(
     people(1)
     relay.behaviour.rcpt["c0@example.com"] = "451 later"
     campaign = launched(policy="hold")
-    delivery.pump()
+    sender.pump()
     del relay.behaviour.rcpt["c0@example.com"]
     due_now()
     killed_after(1, relay, monkeypatch)
     with pytest.raises(DomainError, match="no such mails"):
-        issue_actions.send_again(campaign.id, Which("uncertain"), "tests")
+        delivery_actions.send_again(campaign.id, Which("uncertain"), "tests")
     due_now()
-    assert issue_actions.send_again(campaign.id, Which("uncertain"), "tests").mails == 1
-    delivery.pump()
+    assert delivery_actions.send_again(campaign.id, Which("uncertain"), "tests").mails == 1
+    sender.pump()
     assert counts(campaign) == {"total": 1, "sent": 1}
 
 
@@ -485,18 +482,18 @@ def test_no_transaction_is_open_while_the_relay_is_reached(
     people(1)
     campaign = launched()
     offer = db.session.get_one(Offer, campaign.offer_id)
-    reach = transport.Relay.open
+    reach = smtp.Relay.open
     seen = []
 
-    def watched(self: transport.Relay) -> None:
+    def watched(self: smtp.Relay) -> None:
         seen.append(db.session().in_transaction())
         reach(self)
 
-    monkeypatch.setattr(transport.Relay, "open", watched)
+    monkeypatch.setattr(smtp.Relay, "open", watched)
     if kind == "pump":
-        delivery.pump()
+        sender.pump()
     else:
-        delivery.send_test(MailText(), offer, "mia@example.com", "Mia")
+        sender.send_test(MailText(), offer, "mia@example.com", "Mia")
     assert len(relay.kept) == 1
     assert set(seen) == {False}
 
@@ -509,7 +506,7 @@ def test_killing_one_after_the_other_sends_one_more_copy_each_and_misses_nobody(
     for n in (3, 1, 50, 20):
         killed_after(n, relay, monkeypatch)
         leases_end()
-    delivery.pump()
+    sender.pump()
     assert len(relay.recipients) == 120
     assert len(relay.kept) - 120 <= 4
     assert counts(campaign) == {"total": 120, "sent": 120}
@@ -522,7 +519,7 @@ def test_a_window_without_a_cursor_is_held(launched: Launch, relay: Relay, monke
     leases_end()
     db.session.execute(text("truncate batch_cursor"))
     db.session.commit()
-    delivery.pump()
+    sender.pump()
     assert set(relay.recipients.values()) == {1}
     assert counts(campaign) == {"total": 120, "sent": 70, "uncertain": 50}
 
@@ -530,18 +527,18 @@ def test_a_window_without_a_cursor_is_held(launched: Launch, relay: Relay, monke
 def test_a_former_owner_writes_nothing_any_more(launched: Launch, relay: Relay) -> None:
     people(120)
     launched()
-    former = batch_actions.claim("former")
+    former = batches.claim("former")
     assert former is not None
-    assert batch_actions.open_window(former) is not None
+    assert batches.open_window(former) is not None
     leases_end()
-    assert batch_actions.claim("next") is not None
+    assert batches.claim("next") is not None
     with Place() as place:
         place.begin(former, 5)
         assert not place.done()
-    assert not batch_actions.renew(former)
-    assert batch_actions.open_window(former) is None
-    batch_actions.release(former)
-    batch_actions.finish(former)
+    assert not batches.renew(former)
+    assert batches.open_window(former) is None
+    batches.release(former)
+    batches.finish(former)
     assert db.session.execute(text("select owner, status, sent from batch")).one() == ("next", "sending", 0)
 
 
@@ -553,18 +550,18 @@ def test_a_worker_that_lost_its_batch_stops_before_the_next_mail(
 
     def taken_over() -> None:
         leases_end()
-        batch_actions.claim("next")
+        batches.claim("next")
 
     stop_after(relay, 10, monkeypatch, in_context(app, taken_over))
-    delivery.pump()
+    sender.pump()
     assert len(relay.kept) == 10
 
 
 def test_a_batch_is_claimed_by_one(launched: Launch) -> None:
     people(3)
     launched()
-    assert batch_actions.claim("one") is not None
-    assert batch_actions.claim("two") is None
+    assert batches.claim("one") is not None
+    assert batches.claim("two") is None
 
 
 def test_what_a_dead_worker_had_sent_counts_after_a_cancellation(
@@ -573,9 +570,9 @@ def test_what_a_dead_worker_had_sent_counts_after_a_cancellation(
     people(120)
     campaign = launched()
     killed_after(70, relay, monkeypatch)
-    actions.cancel(campaign.id, "tests")
+    campaign_actions.cancel(campaign.id, "tests")
     leases_end()
-    tasks.sweep.call_local()
+    campaign_tasks.sweep.call_local()
     assert counts(campaign) == {"total": 120, "sent": 69, "uncertain": 1}
 
 
@@ -584,15 +581,15 @@ def test_a_letter_that_can_not_be_written_stops_nobody_else(
 ) -> None:
     people(3)
     campaign = launched()
-    address = message.address
+    address = addresses.address
 
     def refuses(customer: Customer) -> str:
         if customer.email.startswith("c1@"):
             raise ValueError("no")
         return address(customer)
 
-    monkeypatch.setattr(message, "address", refuses)
-    delivery.pump()
+    monkeypatch.setattr(addresses, "address", refuses)
+    sender.pump()
     assert counts(campaign) == {"total": 3, "sent": 2, "failed": 1}
 
 
@@ -604,9 +601,9 @@ def test_no_more_pumps_at_once_than_connections(
     app.extensions.pop("pumps", None)
     with_settings(mail_connections=1)
     second: list[bool] = []
-    stop_after(relay, 1, monkeypatch, in_context(app, lambda: second.append(delivery.pump())))
+    stop_after(relay, 1, monkeypatch, in_context(app, lambda: second.append(sender.pump())))
     try:
-        delivery.pump()
+        sender.pump()
     finally:
         app.extensions.pop("pumps", None)
     assert second == [False]
@@ -616,7 +613,7 @@ def test_no_more_pumps_at_once_than_connections(
 def test_two_campaigns_share_the_way_out(launched: Launch, relay: Relay) -> None:
     people(3)
     campaigns: Sequence[Campaign] = [launched("ONE1"), launched("TWO2")]
-    delivery.pump()
+    sender.pump()
     assert [counts(campaign)["sent"] for campaign in campaigns] == [3, 3]
     assert set(relay.recipients.values()) == {2}
 
@@ -625,12 +622,14 @@ def test_who_got_it_is_answered_from_the_frozen_ids(launched: Launch, relay: Rel
     ids = people(2)
     relay.behaviour.rcpt["c1@example.com"] = "550 no"
     campaign = launched()
-    delivery.pump()
+    sender.pump()
     (other,) = people(1, first=10)
     db.session.rollback()
-    assert [(mailed.campaign.id, mailed.state) for mailed in recipients.of_customer(ids[0])] == [(campaign.id, "sent")]
-    assert [mailed.state for mailed in recipients.of_customer(ids[1])] == ["failed"]
-    assert recipients.of_customer(other) == []
+    assert [(mailed.campaign.id, mailed.state) for mailed in delivery_queries.of_customer(ids[0])] == [
+        (campaign.id, "sent")
+    ]
+    assert [mailed.state for mailed in delivery_queries.of_customer(ids[1])] == ["failed"]
+    assert delivery_queries.of_customer(other) == []
 
 
 def test_who_got_it_is_found_by_an_index_however_many_batches_there_are(launched: Launch) -> None:
@@ -652,7 +651,7 @@ def test_who_got_it_is_found_by_an_index_however_many_batches_there_are(launched
 
     event.listen(db.engine, "before_cursor_execute", note)
     try:
-        found = [recipients.of_customer(customer) for customer in (somebody, 499, 495, 60_000)]
+        found = [delivery_queries.of_customer(customer) for customer in (somebody, 499, 495, 60_000)]
     finally:
         event.remove(db.engine, "before_cursor_execute", note)
     statement, parameters = next(each for each in asked if "batch" in each[0])
@@ -667,9 +666,9 @@ def test_a_mail_that_comes_back_tells_whose_it_was(
     ids = people(2)
     with_settings(mail_bounce_address="bounces@shop.example")
     campaign = launched()
-    delivery.pump()
+    sender.pump()
     assert {kept.sender.partition("+")[0] for kept in relay.kept} == {"bounces"}
-    assert [links.read_return_path(kept.sender) for kept in relay.kept] == [(campaign.id, n) for n in ids]
+    assert [campaign_tokens.read_return_path(kept.sender) for kept in relay.kept] == [(campaign.id, n) for n in ids]
     # So does one that asks for no more mails: read by the same door.
     assert all(f"<mailto:{kept.sender}?subject=unsubscribe>" in kept.message["List-Unsubscribe"] for kept in relay.kept)
 
@@ -678,19 +677,19 @@ def test_a_test_that_comes_back_is_nobodys(
     app: Flask, offer: Callable[..., Offer], relay: Relay, with_settings: Callable[..., Settings]
 ) -> None:
     with_settings(mail_bounce_address="bounces@shop.example")
-    delivery.send_test(MailText(), offer(), "staff@example.com", "Staff")
+    sender.send_test(MailText(), offer(), "staff@example.com", "Staff")
     assert [kept.sender for kept in relay.kept] == ["offers@example.com"]
 
 
 def test_a_second_copy_that_is_refused_leaves_it_uncertain(launched: Launch, relay: Relay) -> None:
     people(3)
     campaign = launched()
-    taken = batch_actions.claim("killed")
+    taken = batches.claim("killed")
     assert taken is not None
-    assert batch_actions.open_window(taken) is not None
+    assert batches.open_window(taken) is not None
     leases_end()
     relay.behaviour.rcpt["c0@example.com"] = "550 no"
-    delivery.pump()
+    sender.pump()
     assert counts(campaign) == {"total": 3, "sent": 2, "uncertain": 1}
     words = db.session.execute(text("select text from mail_issue")).scalar_one()
     assert words == "it may have arrived before; a second copy was refused: no"

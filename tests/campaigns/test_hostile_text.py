@@ -6,10 +6,11 @@ import io
 
 import pytest
 
-from webapp.campaigns import mailbox, report
-from webapp.campaigns.check import check_mail
-from webapp.campaigns.wording import MailText
-from webapp.errors import Invalid
+from webapp.campaigns.bounces import mailbox
+from webapp.campaigns.bounces import reports as bounce_reports
+from webapp.campaigns.content.placeholders import MailText
+from webapp.campaigns.content.validation import check_mail
+from webapp.core.errors import Invalid
 
 SIZE = 500_000
 
@@ -24,7 +25,7 @@ def _report(field: str) -> bytes:
 
 @pytest.mark.parametrize("run", ["a", "a.", "+", "/u/"])
 def test_a_report_about_a_name_without_end_is_read(run: str) -> None:
-    read = report.read(_report("Final-Recipient: rfc822; " + run * (SIZE // len(run))))
+    read = bounce_reports.read(_report("Final-Recipient: rfc822; " + run * (SIZE // len(run))))
 
     assert (read.kind, read.named) == ("bounce", ())
 
@@ -32,7 +33,7 @@ def test_a_report_about_a_name_without_end_is_read(run: str) -> None:
 def test_the_address_at_the_beginning_of_an_endless_field_is_found() -> None:
     field = "Original-Recipient: rfc822; " + "a " * SIZE + "\r\nFinal-Recipient: rfc822; ada@example.com " + "a" * SIZE
 
-    assert report.read(_report(field)).named == ("ada@example.com",)
+    assert bounce_reports.read(_report(field)).named == ("ada@example.com",)
 
 
 def test_an_endless_line_of_a_mailbox_starts_a_mail_or_not() -> None:

@@ -20,18 +20,21 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from tests.campaigns.relay import Relay
-from webapp import web
-from webapp.campaigns import headers, links, locales, message, transport
-from webapp.campaigns.message import NOBODY, FormLetter
-from webapp.campaigns.wording import MailText
-from webapp.customers.models import Customer, normalise_email
-from webapp.extensions import db
+from webapp.campaigns import tokens as campaign_tokens
+from webapp.campaigns.content.mail_merge import FormLetter
+from webapp.campaigns.content.placeholders import MailText
+from webapp.core import formatting
+from webapp.core.email_addresses import normalise_email
+from webapp.core.extensions import db
+from webapp.core.settings import Settings
+from webapp.customers.models import Customer
+from webapp.mail import addresses, locales, smtp
+from webapp.mail import headers as mail_headers
 from webapp.offers.models import Offer
-from webapp.redemptions import links as personal_links
-from webapp.redemptions import personal
-from webapp.settings import Settings
-from webapp.shop import actions as shops
-from webapp.shop.queries import ShopValues
+from webapp.redemptions import personal_codes, personal_links
+from webapp.redemptions.personal_links import NOBODY
+from webapp.shop import actions as shop_actions
+from webapp.shop.models import ShopValues
 
 
 def person(
@@ -67,7 +70,7 @@ def test_the_default_mail_has_code_link_end_and_unsubscribe_in_both_bodies(write
         words = body(mail, kind)
         assert "SUMMER25" in words
         assert personal_links.personal_url(1, 7) in words
-        assert links.unsubscribe_url(7, 3) in words
+        assert campaign_tokens.unsubscribe_url(7, 3) in words
         assert "May 31, 2030" in words or "31 May 2030" in words
         assert "Ada Lovelace" in words
 
@@ -138,7 +141,7 @@ def test_html_alone_gets_a_text(write: Callable[..., EmailMessage]) -> None:
 
 def test_staffs_own_html_gets_a_way_to_unsubscribe(write: Callable[..., EmailMessage]) -> None:
     mail = write(html="<html><body><p>Hello</p></body></html>", text="Hello")
-    assert all(links.unsubscribe_url(7, 3) in body(mail, kind) for kind in ("plain", "html"))
+    assert all(campaign_tokens.unsubscribe_url(7, 3) in body(mail, kind) for kind in ("plain", "html"))
 
 
 def test_staffs_own_way_to_unsubscribe_is_the_only_one(write: Callable[..., EmailMessage]) -> None:
@@ -148,7 +151,7 @@ def test_staffs_own_way_to_unsubscribe_is_the_only_one(write: Callable[..., Emai
 
 def test_an_offer_with_personal_codes_mails_each_their_own(write: Callable[..., EmailMessage]) -> None:
     mail = write(values={"personal_code_required": True}, text="Code {{ offer.code }}")
-    assert f"Code {personal.code('SUMMER25', 1, 7)}" in body(mail, "plain")
+    assert f"Code {personal_codes.code('SUMMER25', 1, 7)}" in body(mail, "plain")
 
 
 def test_the_discount_is_written_as_money(write: Callable[..., EmailMessage]) -> None:
@@ -170,7 +173,7 @@ def test_the_headers_are_those_of_a_mailing(write: Callable[..., EmailMessage]) 
 
 def test_the_message_id_is_the_same_for_each_try_and_names_no_host(write: Callable[..., EmailMessage]) -> None:
     first = write()["Message-ID"]
-    assert first == links.message_id(3, 7, "example.com") != links.message_id(3, 8, "example.com")
+    assert first == campaign_tokens.message_id(3, 7, "example.com") != campaign_tokens.message_id(3, 8, "example.com")
     assert first.endswith("@example.com>")
 
 
@@ -191,16 +194,16 @@ def test_a_long_list_unsubscribe_is_never_encoded(
     with_settings(public_url="https://" + "a" * 60 + ".example.com/" + "b" * 200)
     raw = FormLetter(MailText(), offer(), 3).letter(person()).raw
     assert b"=?" not in raw.partition(b"\r\n\r\n")[0]
-    assert f"<{links.unsubscribe_url(7, 3)}>" in parsed(raw)["List-Unsubscribe"]
+    assert f"<{campaign_tokens.unsubscribe_url(7, 3)}>" in parsed(raw)["List-Unsubscribe"]
 
 
 def test_the_envelope_has_the_domain_of_idna_2008_and_the_name_as_given(app: Flask) -> None:
-    assert message.address(person(address="Ada.L@faß.de")) == "Ada.L@xn--fa-hia.de"
+    assert addresses.address(person(address="Ada.L@faß.de")) == "Ada.L@xn--fa-hia.de"
 
 
 def test_a_header_refuses_a_line_break() -> None:
     with pytest.raises(ValueError, match="line break"):
-        headers.header("Subject", "a\nb")
+        mail_headers.header("Subject", "a\nb")
 
 
 def test_a_sender_with_a_line_break_is_refused(
@@ -242,11 +245,11 @@ def test_the_fast_way_says_the_same_as_the_slow_way(
         ends = datetime(2030, 6, 1, tzinfo=UTC)
         form = FormLetter(MailText(subject, source + "{{ unsubscribe }}", "<p>{{ unsubscribe }}</p>"), _offer(ends), 3)
         raw = form.letter(person(name, number=7, locale=locale)).raw
-        unsubscribe = links.unsubscribe_url(7, 3)
+        unsubscribe = campaign_tokens.unsubscribe_url(7, 3)
     known = locales.known(locale, "en")
     line = " ".join("".join(" " if unicodedata.category(c) in ("Zl", "Zp") else c for c in name).split())
     line = "".join(c for c in line if unicodedata.bidirectional(c) not in TURNING)
-    day = web.last_day(ends, "UTC", known)
+    day = formatting.last_day(ends, "UTC", known)
     slow = EmailMessage(policy=email.policy.SMTP)
     shown, ends_on = (kept_apart(value, before + after) for value in (line, day))
     words = f"{before}{shown}{after}{ends_on}{shown or 'x'}{shown}{unsubscribe}"
@@ -255,7 +258,7 @@ def test_the_fast_way_says_the_same_as_the_slow_way(
     fast = mail.get_body(("plain",))
     assert fast is not None
     assert _lines(fast.get_payload(decode=True)) == _lines(slow.get_payload(decode=True))
-    amount = web.money(5, "EUR", known)
+    amount = formatting.money(5, "EUR", known)
     shown, amount = (kept_apart(value, before + after) for value in (line, amount))
     assert mail["Subject"] == " ".join(f"{amount} {shown}".split())
     _assert_is_in_order(raw)
@@ -311,7 +314,7 @@ def test_money_is_written_as_the_recipient_writes_it(
 
 
 def test_who_has_no_language_that_is_known_reads_the_shops(write: Callable[..., EmailMessage]) -> None:
-    shops.save(ShopValues("Laden", locale="de"), "tests")
+    shop_actions.save(ShopValues("Laden", locale="de"), "tests")
     assert write(to=person(locale="xx"), subject="{{ offer.discount }}")["Subject"] == "25 %"
 
 
@@ -337,7 +340,7 @@ def received(app: Flask, relay: Relay, offer: Callable[..., Offer]) -> Callable[
 
     def go(to: Customer, **mail: str) -> bytes:
         letter = FormLetter(MailText(**mail), offer(), 3).letter(to)
-        with transport.relay() as connection:
+        with smtp.relay() as connection:
             connection.send(letter)
         return relay.kept[-1].raw
 
@@ -379,7 +382,9 @@ def test_all_headers_of_a_mailing_are_there_once_and_mean_what_they_say(
     received: Callable[..., bytes], with_settings: Callable[..., Settings]
 ) -> None:
     with_settings(public_url="https://offers.example.com", mail_default_sender="Shop <offers@münze.example>")
-    shops.save(ShopValues("Blumen Müller", sender_name="Blumen, Müller", reply_to="laden@bücher.example"), "tests")
+    shop_actions.save(
+        ShopValues("Blumen Müller", sender_name="Blumen, Müller", reply_to="laden@bücher.example"), "tests"
+    )
     raw = received(person("Ada", "Ada.L@example.com"))
     mail = parsed(raw)
     assert [str(mail[name]) for name in ("To", "Precedence", "Auto-Submitted", "X-Campaign-Id", "MIME-Version")] == [
@@ -394,10 +399,10 @@ def test_all_headers_of_a_mailing_are_there_once_and_mean_what_they_say(
         "offers@xn--mnze-0ra.example",
     )
     assert mail["Reply-To"].addresses[0].addr_spec == "laden@xn--bcher-kva.example"
-    assert mail["Message-ID"] == links.message_id(3, 7, "xn--mnze-0ra.example")
+    assert mail["Message-ID"] == campaign_tokens.message_id(3, 7, "xn--mnze-0ra.example")
     assert mail["List-Id"].endswith("<offers.xn--mnze-0ra.example>")
     assert mail["Feedback-ID"] == "3:1:mailing:onecode"
-    url = links.unsubscribe_url(7, 3)
+    url = campaign_tokens.unsubscribe_url(7, 3)
     assert url.startswith("https://offers.example.com/u/")
     assert mail["List-Unsubscribe"] == f"<{url}>, <mailto:offers@xn--mnze-0ra.example?subject=unsubscribe>"
     assert mail["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
@@ -415,7 +420,7 @@ def test_the_foot_says_why_and_from_where(write: Callable[..., EmailMessage]) ->
     values = ShopValues(
         "Laden", reason="Weil <Sie> Kunde sind.", unsubscribe_words="Schluss", address="Am Markt 1\nOrt"
     )
-    shops.save(values, "tests")
+    shop_actions.save(values, "tests")
     for mail in (write(), write(values={"code": "OTHER"}, html="<p>Hallo</p>", text="Hallo")):
         assert "Weil <Sie> Kunde sind.\nSchluss: http://localhost/u/" in body(mail, "plain")
         assert body(mail, "plain").rstrip().endswith("Am Markt 1\nOrt")
@@ -427,7 +432,7 @@ def test_the_foot_says_why_and_from_where(write: Callable[..., EmailMessage]) ->
 
 
 def test_the_design_has_the_shops_name_and_colour_and_fetches_nothing(write: Callable[..., EmailMessage]) -> None:
-    shops.save(ShopValues("Laden <3", colour="#b400ff", button_words="Los", link_words="Oder hier:"), "tests")
+    shop_actions.save(ShopValues("Laden <3", colour="#b400ff", button_words="Los", link_words="Oder hier:"), "tests")
     seen = body(write(), "html")
     assert "Laden &lt;3" in seen
     assert seen.count("#b400ff") >= 2
@@ -476,12 +481,12 @@ def test_the_preview_is_what_is_sent_but_for_what_is_the_recipients_own(
     row, ada = offer(personal_code_required=True), customer(locale="de")
     form = FormLetter(MailText(subject="{{ offer.code }} for {{ customer.name }}"), row, 3)
     shown = form.preview(ada)
-    with transport.relay() as connection:
+    with smtp.relay() as connection:
         connection.send(form.letter(ada))
     own = {
         personal_links.personal_url(row.id, ada.id): personal_links.personal_url(row.id, NOBODY),
-        links.unsubscribe_url(ada.id, 3): links.unsubscribe_url(NOBODY, 3),
-        personal.code("SUMMER25", row.id, ada.id): personal.code("SUMMER25", row.id, NOBODY),
+        campaign_tokens.unsubscribe_url(ada.id, 3): campaign_tokens.unsubscribe_url(NOBODY, 3),
+        personal_codes.code("SUMMER25", row.id, ada.id): personal_codes.code("SUMMER25", row.id, NOBODY),
     }
 
     def nobodys(words: str) -> str:
@@ -517,10 +522,10 @@ def test_links_of_a_preview_open_a_page_that_says_so_and_redeem_nothing(
 
 
 def test_many_links_are_signed_as_one_is(app: Flask) -> None:
-    urls, outs = personal_links.personal_urls(5), links.unsubscribe_urls(3)
+    urls, outs = personal_links.personal_urls(5), campaign_tokens.unsubscribe_urls(3)
     for number in (0, 7, 2**40):
         assert urls(number) == personal_links.personal_url(5, number)
-        assert outs(number) == links.unsubscribe_url(number, 3)
+        assert outs(number) == campaign_tokens.unsubscribe_url(number, 3)
         assert personal_links.read(urls(number).rpartition("/")[2]) == (5, number)
 
 

@@ -11,7 +11,7 @@ from flask import Flask
 from sqlalchemy import text
 
 from webapp.campaigns.models import Batch, Campaign, gaps_of, ids_of
-from webapp.extensions import db
+from webapp.core.extensions import db
 from webapp.offers.models import Offer
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)

@@ -11,15 +11,17 @@ from flask import Flask
 
 from tests.campaigns import relay as relays
 from tests.campaigns.test_outcomes import fates, launch
-from webapp.campaigns import delivery, layout, message, nesting
-from webapp.campaigns.check import check_mail
+from webapp.campaigns.content import design, mail_merge
+from webapp.campaigns.content.placeholders import MailText, split
+from webapp.campaigns.content.validation import check_mail
 from webapp.campaigns.models import Campaign
-from webapp.campaigns.wording import MailText, split
+from webapp.campaigns.sending import sender
+from webapp.core.errors import Invalid
+from webapp.core.extensions import db
 from webapp.customers.models import Customer
-from webapp.errors import Invalid
-from webapp.extensions import db
+from webapp.mail import html_depth
 from webapp.offers.models import Offer
-from webapp.shop import queries as shops
+from webapp.shop import queries as shop_queries
 
 DEEP = "<div>" * 20_000 + "x"
 
@@ -64,9 +66,9 @@ def test_what_is_nested_too_deep_is_refused_at_its_field(app: Flask, source: str
     ],
 )
 def test_long_html_in_which_ends_are_left_out_is_taken(app: Flask, source: str) -> None:
-    nesting.refuse_deep(source)
+    html_depth.refuse_deep(source)
 
-    assert layout.finished(split(source), shops.default())
+    assert design.finished(split(source), shop_queries.default())
 
 
 def test_a_mail_stored_before_fails_in_words(app: Flask, offer: Callable[..., Offer]) -> None:
@@ -74,7 +76,7 @@ def test_a_mail_stored_before_fails_in_words(app: Flask, offer: Callable[..., Of
     stored = db.session.get_one(Campaign, campaign.id)
     stored.html = DEEP
     db.session.commit()
-    form = message.of_campaign(stored, db.session.get_one(Offer, stored.offer_id))
+    form = mail_merge.of_campaign(stored, db.session.get_one(Offer, stored.offer_id))
     customer = db.session.scalars(db.select(Customer)).one()
 
     with pytest.raises(ValueError, match="nested more than 200 deep"):
@@ -91,7 +93,7 @@ def test_its_mails_are_failed_and_the_worker_goes_on(
     db.session.commit()
     with relays.running() as relay:
         with_settings(mail_port=relay.port)
-        delivery.pump()
+        sender.pump()
 
     assert fates(campaign) == {"c0@example.com": ("failed", None)}
     assert "nested more than 200 deep" in db.session.scalars(db.text("select text from mail_issue")).one()

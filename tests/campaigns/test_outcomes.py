@@ -10,12 +10,17 @@ from sqlalchemy import text
 
 from tests.campaigns import relay as relays
 from tests.campaigns.relay import Relay
-from webapp.campaigns import actions, batch_actions, delivery, queries, times
+from webapp.campaigns import actions as campaign_actions
+from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import timing
+from webapp.campaigns.content.placeholders import MailText
+from webapp.campaigns.launch import preparation
 from webapp.campaigns.models import Campaign
-from webapp.campaigns.wording import MailText
-from webapp.extensions import db
+from webapp.campaigns.sending import sender
+from webapp.core.extensions import db
+from webapp.core.settings import Settings
+from webapp.mail import timeouts
 from webapp.offers.models import Offer
-from webapp.settings import Settings
 
 VICTIM = "c1@example.com"
 EVERYBODY = {"c0@example.com": 1, VICTIM: 1, "c2@example.com": 1}
@@ -35,10 +40,10 @@ def relay(with_settings: Callable[..., Settings], request: pytest.FixtureRequest
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No waiting between tries, and little patience."""
-    monkeypatch.setattr(times, "TRIES", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(times, "PROBE", 0.05)
-    monkeypatch.setattr(times, "CONNECT", 0.3)
-    monkeypatch.setattr(times, "REPLY", 0.3)
+    monkeypatch.setattr(timing, "TRIES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(timing, "PROBE", 0.05)
+    monkeypatch.setattr(timeouts, "CONNECT", 0.3)
+    monkeypatch.setattr(timeouts, "REPLY", 0.3)
 
 
 @pytest.fixture
@@ -54,9 +59,9 @@ def launch(offer: Callable[..., Offer], addresses: list[str]) -> Campaign:
     )
     db.session.commit()
     row = offer()
-    actions.save_draft(row.id, MailText(), "resend", "tests")
-    launched = actions.launch_offer(row.id, "tests").campaign
-    batch_actions.prepare(launched.id)
+    campaign_actions.save_draft(row.id, MailText(), "resend", "tests")
+    launched = campaign_actions.launch_offer(row.id, "tests").campaign
+    preparation.prepare(launched.id)
     return launched
 
 
@@ -96,7 +101,7 @@ def test_a_recipient_who_is_refused_is_recorded_and_the_rest_goes_on(
     campaign: Campaign, relay: Relay, at: str, reply: str, state: str
 ) -> None:
     getattr(relay.behaviour, at)[VICTIM] = reply
-    delivery.pump()
+    sender.pump()
     assert fates(campaign) == {VICTIM: (state, int(reply[:3]))}
     assert (relay.recipients, relay.connections) == (OTHERS, 1)
 
@@ -104,7 +109,7 @@ def test_a_recipient_who_is_refused_is_recorded_and_the_rest_goes_on(
 def test_a_relay_that_asks_for_a_body_nobody_may_get_is_left(campaign: Campaign, relay: Relay) -> None:
     relay.behaviour.always_354 = True
     relay.behaviour.rcpt[VICTIM] = "550 no"
-    delivery.pump()
+    sender.pump()
     assert fates(campaign) == {VICTIM: ("failed", 550)}
     assert relay.recipients == OTHERS
     # Nothing is said to it that it would take for a body.
@@ -115,7 +120,7 @@ def test_a_relay_that_asks_for_a_body_nobody_may_get_is_left(campaign: Campaign,
 def test_what_was_said_before_the_connection_broke_stays_true(campaign: Campaign, relay: Relay, event: str) -> None:
     relay.behaviour.rcpt[VICTIM] = "550 5.7.1 no"
     relay.behaviour.data[VICTIM] = event
-    delivery.pump()
+    sender.pump()
     assert fates(campaign) == {VICTIM: ("failed", 550)}
     assert relay.recipients == OTHERS
 
@@ -136,13 +141,13 @@ def test_an_address_that_does_not_exist_is_not_mailed_again(
     campaign: Campaign, relay: Relay, reply: str, is_bounced: bool
 ) -> None:
     relay.behaviour.rcpt[VICTIM] = reply
-    delivery.pump()
+    sender.pump()
     assert suppressed() == ([VICTIM] if is_bounced else [])
 
 
 def test_a_body_that_is_refused_says_nothing_about_the_address(campaign: Campaign, relay: Relay) -> None:
     relay.behaviour.body[VICTIM] = "550 5.1.1 nobody here"
-    delivery.pump()
+    sender.pump()
     assert (fates(campaign), suppressed()) == ({VICTIM: ("failed", 550)}, [])
 
 
@@ -153,7 +158,7 @@ def test_what_breaks_before_the_body_is_tried_again_on_a_new_connection(
 ) -> None:
     relay.behaviour.stages[stage] = event
     relay.behaviour.times[stage] = 1
-    while delivery.pump():
+    while sender.pump():
         pass
     assert (fates(campaign), status(campaign)) == ({}, ("done", None))
     assert (relay.recipients, relay.connections) == (EVERYBODY, 2)
@@ -162,7 +167,7 @@ def test_what_breaks_before_the_body_is_tried_again_on_a_new_connection(
 def test_a_sender_who_is_put_off_is_tried_again_on_a_new_connection(campaign: Campaign, relay: Relay) -> None:
     relay.behaviour.stages["MAIL"] = "451 4.7.1 slowly"
     relay.behaviour.times["MAIL"] = 2
-    delivery.pump()
+    sender.pump()
     assert (fates(campaign), relay.recipients, relay.connections) == ({}, EVERYBODY, 3)
 
 
@@ -172,7 +177,7 @@ def test_a_recipient_with_whom_it_always_breaks_is_put_off(
     campaign: Campaign, relay: Relay, stage: str, event: str
 ) -> None:
     getattr(relay.behaviour, stage)[VICTIM] = event
-    delivery.pump()
+    sender.pump()
     assert fates(campaign)[VICTIM][0] == "deferred"
     assert relay.recipients == OTHERS
 
@@ -182,7 +187,7 @@ def test_a_mail_whose_answer_is_lost_is_uncertain_and_not_sent_again(
     campaign: Campaign, relay: Relay, event: str
 ) -> None:
     relay.behaviour.body[VICTIM] = event
-    delivery.pump()
+    sender.pump()
     assert fates(campaign)[VICTIM][0] == "uncertain"
     assert relay.recipients == EVERYBODY
 
@@ -192,9 +197,9 @@ def test_a_mail_whose_answer_is_lost_is_uncertain_and_not_sent_again(
 def test_while_no_connection_comes_about_nobody_is_at_fault(
     campaign: Campaign, relay: Relay, monkeypatch: pytest.MonkeyPatch, stage: str, event: str
 ) -> None:
-    monkeypatch.setattr(times, "SLICE", 0.5)
+    monkeypatch.setattr(timing, "SLICE", 0.5)
     relay.behaviour.stages[stage] = event
-    delivery.pump()
+    sender.pump()
     db.session.refresh(campaign)
     assert (fates(campaign), status(campaign)) == ({}, ("sending", None))
     what = "takes no mails just now" if event[:3].isdigit() else "can't be reached"
@@ -209,7 +214,7 @@ def test_a_relay_that_refuses_us_pauses_the_campaign_and_blames_nobody(
     campaign: Campaign, relay: Relay, stage: str, reply: str
 ) -> None:
     relay.behaviour.stages[stage] = reply
-    delivery.pump()
+    sender.pump()
     assert (fates(campaign), relay.recipients) == ({}, {})
     assert status(campaign) == ("paused", f"the relay refuses us: {reply}")
 
@@ -219,7 +224,7 @@ def test_a_wrong_password_pauses_the_campaign(app: Flask, campaign: Campaign, re
     state = app.extensions["mail"]
     state.username, state.password = "shop", "wrong"
     try:
-        delivery.pump()
+        sender.pump()
     finally:
         state.username = state.password = None
     assert (fates(campaign), status(campaign)) == ({}, ("paused", "the relay refuses us: 535 5.7.8 no"))
@@ -228,7 +233,7 @@ def test_a_wrong_password_pauses_the_campaign(app: Flask, campaign: Campaign, re
 def test_a_relay_without_the_tls_we_ask_for_pauses_the_campaign(app: Flask, campaign: Campaign, relay: Relay) -> None:
     app.extensions["mail"].use_tls = True
     try:
-        delivery.pump()
+        sender.pump()
     finally:
         app.extensions["mail"].use_tls = False
     assert fates(campaign) == {}
@@ -241,6 +246,6 @@ def test_an_address_that_can_not_be_one_fails_and_the_rest_goes_on(
 ) -> None:
     relay.behaviour.rcpt["hyphen@-nowhere-.example"] = "501 5.1.3 no such domain"
     campaign = launch(offer, ["c0@example.com", address, "c2@example.com"])
-    delivery.pump()
+    sender.pump()
     assert fates(campaign)[address][0] == "failed"
-    assert (relay.recipients, queries.counts(campaign.id).sent) == (OTHERS, 2)
+    assert (relay.recipients, campaign_queries.counts(campaign.id).sent) == (OTHERS, 2)

@@ -11,14 +11,19 @@ from flask import Flask
 from sqlalchemy import text
 
 from tests.campaigns.relay import Relay
-from webapp import bell
-from webapp.campaigns import actions, batch_actions, course_actions, delivery, models, queries, times
+from webapp.campaigns import actions as campaign_actions
+from webapp.campaigns import models, timing
+from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns.content.placeholders import MailText
+from webapp.campaigns.launch import preparation
 from webapp.campaigns.models import Campaign
-from webapp.campaigns.pace import Pace
-from webapp.campaigns.wording import MailText
-from webapp.extensions import db
+from webapp.campaigns.sending import auto_pause, batches, sender
+from webapp.campaigns.sending.throttle import Pace
+from webapp.core import task_queue
+from webapp.core.extensions import db
+from webapp.core.settings import Settings
+from webapp.mail import timeouts
 from webapp.offers.models import Offer
-from webapp.settings import Settings
 
 Launch = Callable[[int], Campaign]
 
@@ -37,9 +42,9 @@ def launched(app: Flask, offer: Callable[..., Offer]) -> Launch:
         )
         db.session.commit()
         row = offer()
-        actions.save_draft(row.id, MailText(), "resend", "tests")
-        campaign = actions.launch_offer(row.id, "tests").campaign
-        batch_actions.prepare(campaign.id)
+        campaign_actions.save_draft(row.id, MailText(), "resend", "tests")
+        campaign = campaign_actions.launch_offer(row.id, "tests").campaign
+        preparation.prepare(campaign.id)
         return campaign
 
     return go
@@ -61,17 +66,17 @@ def free_at() -> datetime:
 
 
 def test_turns_that_are_taken_follow_each_other(app: Flask) -> None:
-    batch_actions.take_turns(30, 0.5)
+    batches.take_turns(30, 0.5)
     first = free_at()
-    batch_actions.take_turns(5, 0.5)
-    batch_actions.take_turns(1, 0.5)
+    batches.take_turns(5, 0.5)
+    batches.take_turns(1, 0.5)
     assert free_at() - first == timedelta(seconds=12)
 
 
 def test_turns_that_nobody_took_are_not_saved_up(app: Flask) -> None:
     db.session.execute(text("insert into mail_pace (id, free_at) values (1, now() - interval '1 hour')"))
     db.session.commit()
-    batch_actions.take_turns(1, 1)
+    batches.take_turns(1, 1)
     assert free_at() > db.session.execute(text("select now()")).scalar_one()
 
 
@@ -82,7 +87,7 @@ def test_workers_side_by_side_take_turns_of_their_own(app: Flask) -> None:
     def take() -> None:
         with app.app_context():
             for _ in range(10):
-                batch_actions.take_turns(1, 0.1)
+                batches.take_turns(1, 0.1)
 
     threads = [threading.Thread(target=take) for _ in range(4)]
     for thread in threads:
@@ -110,9 +115,9 @@ def test_no_more_mails_go_out_than_the_limit_allows(
     campaign = launched(20)
     with_settings(mail_per_second=20.0)
     started = db.session.execute(text("select clock_timestamp()")).scalar_one()
-    delivery.pump()
+    sender.pump()
     took = db.session.execute(text("select clock_timestamp()")).scalar_one() - started
-    assert queries.counts(campaign.id).sent == 20
+    assert campaign_queries.counts(campaign.id).sent == 20
     assert took >= timedelta(seconds=19 / 20)
 
 
@@ -129,8 +134,8 @@ def test_what_is_accepted_is_written_down_before_a_turn_is_waited_for(
             self.set()
             return True
 
-    monkeypatch.setattr(bell, "stopping", Waiting())
-    delivery.pump()
+    monkeypatch.setattr(task_queue, "stopping", Waiting())
+    sender.pump()
     assert cursors == [1]
 
 
@@ -148,13 +153,13 @@ def test_a_mail_is_written_down_before_the_next_ones_body_is_begun(launched: Lau
         seen.append((to, cursor))
 
     relay.behaviour.begun = look
-    delivery.pump()
+    sender.pump()
     assert seen == [(f"c{n}@example.com", n) for n in range(4)]
 
 
 def test_the_times_leave_no_moment_in_which_two_workers_own_a_mail() -> None:
-    longest = max(3 * times.CONNECT, times.REPLY + times.RESET, times.BODY + times.REPLY)
-    assert times.RENEW + longest < times.LEASE
+    longest = max(3 * timeouts.CONNECT, timeouts.REPLY + timeouts.RESET, timeouts.BODY + timeouts.REPLY)
+    assert timing.RENEW + longest < timing.LEASE
 
 
 # --- stopping by itself ----------------------------------------------------------------------------
@@ -167,64 +172,64 @@ def refuse(relay: Relay, numbers: range) -> None:
 def test_a_campaign_that_fails_too_much_pauses_itself(launched: Launch, relay: Relay) -> None:
     campaign = launched(400)
     refuse(relay, range(100, 200))
-    delivery.pump()
+    sender.pump()
     assert status(campaign) == (
         "paused",
         "20 of the last 120 mails were refused for good; look at what the servers said",
     )
-    assert queries.counts(campaign.id).sent == 100
+    assert campaign_queries.counts(campaign.id).sent == 100
 
 
 def test_a_few_failures_pause_nothing(launched: Launch, relay: Relay) -> None:
     campaign = launched(60)
     refuse(relay, range(19))
-    delivery.pump()
+    sender.pump()
     assert status(campaign)[0] == "done"
 
 
 def test_a_small_share_of_failures_pauses_nothing(launched: Launch, relay: Relay) -> None:
     campaign = launched(1400)
     refuse(relay, range(20, 1400, 21))
-    delivery.pump()
-    assert (status(campaign)[0], queries.counts(campaign.id).failed) == ("done", 66)
+    sender.pump()
+    assert (status(campaign)[0], campaign_queries.counts(campaign.id).failed) == ("done", 66)
 
 
 def test_the_last_five_hundred_go_back_into_the_batch_before(launched: Launch, relay: Relay) -> None:
     campaign = launched(1000)
     # 26 among 500 is too many, but no batch has more than 13 of them.
     refuse(relay, range(487, 513))
-    delivery.pump()
+    sender.pump()
     assert status(campaign)[0] == "paused"
-    assert queries.counts(campaign.id).failed == 26
+    assert campaign_queries.counts(campaign.id).failed == 26
 
 
 def test_what_lies_more_than_five_hundred_back_does_not_count(launched: Launch, relay: Relay) -> None:
     campaign = launched(1000)
     refuse(relay, range(0, 19))
     refuse(relay, range(600, 607))
-    delivery.pump()
-    assert (status(campaign)[0], queries.counts(campaign.id).failed) == ("done", 26)
+    sender.pump()
+    assert (status(campaign)[0], campaign_queries.counts(campaign.id).failed) == ("done", 26)
 
 
 def test_failures_from_before_it_was_resumed_do_not_pause_it_again(launched: Launch, relay: Relay) -> None:
     campaign = launched(100)
     refuse(relay, range(0, 30))
-    delivery.pump()
+    sender.pump()
     assert status(campaign)[0] == "paused"
-    actions.resume(campaign.id, "tests")
-    while delivery.pump():
+    campaign_actions.resume(campaign.id, "tests")
+    while sender.pump():
         pass
-    assert (status(campaign)[0], queries.counts(campaign.id).failed) == ("done", 30)
+    assert (status(campaign)[0], campaign_queries.counts(campaign.id).failed) == ("done", 30)
 
 
 # --- stopping on the way ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stop", [actions.pause, actions.cancel])
+@pytest.mark.parametrize("stop", [campaign_actions.pause, campaign_actions.cancel])
 def test_a_slow_window_is_left_at_the_next_renewal(
     launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch, app: Flask, stop: Callable[..., Campaign]
 ) -> None:
-    monkeypatch.setattr(times, "RENEW", 0.0)
+    monkeypatch.setattr(timing, "RENEW", 0.0)
     campaign = launched(40)
 
     def stop_at_the_third(to: str) -> None:
@@ -233,9 +238,9 @@ def test_a_slow_window_is_left_at_the_next_renewal(
                 stop(campaign.id, "tests")
 
     relay.behaviour.begun = stop_at_the_third
-    delivery.pump()
+    sender.pump()
     assert sorted(relay.recipients) == ["c0@example.com", "c1@example.com", "c2@example.com"]
-    assert queries.counts(campaign.id).sent == 3
+    assert campaign_queries.counts(campaign.id).sent == 3
     assert not db.session.scalars(text("select 1 from mail_issue where state = 'uncertain'")).all()
 
 
@@ -244,18 +249,18 @@ def test_a_worker_that_waits_for_its_turn_ends_when_it_is_told_to(
 ) -> None:
     campaign = launched(3)
     with_settings(mail_per_second=0.001)
-    relay.behaviour.begun = lambda _: bell.stopping.set()
+    relay.behaviour.begun = lambda _: task_queue.stopping.set()
     try:
-        delivery.pump()
+        sender.pump()
     finally:
-        bell.stopping.clear()
-    assert (queries.counts(campaign.id).sent, len(relay.kept)) == (1, 1)
+        task_queue.stopping.clear()
+    assert (campaign_queries.counts(campaign.id).sent, len(relay.kept)) == (1, 1)
     batch = db.session.scalars(db.select(models.Batch)).one()
     assert (batch.status, batch.window_start, batch.sent) == ("pending", 1, 1)
 
 
 def test_halting_is_said_once(launched: Launch) -> None:
     campaign = launched(1)
-    course_actions.halt(campaign.id, "the first reason")
-    course_actions.halt(campaign.id, "another one")
+    auto_pause.halt(campaign.id, "the first reason")
+    auto_pause.halt(campaign.id, "another one")
     assert status(campaign) == ("paused", "the first reason")

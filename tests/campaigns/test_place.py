@@ -8,12 +8,14 @@ import pytest
 from flask import Flask
 from sqlalchemy import text
 
-from webapp.campaigns import actions, batch_actions
-from webapp.campaigns.batch_actions import Claim
-from webapp.campaigns.place import Place
-from webapp.campaigns.wording import MailText
+from webapp.campaigns import actions as campaign_actions
+from webapp.campaigns.content.placeholders import MailText
+from webapp.campaigns.launch import preparation
+from webapp.campaigns.sending import batches
+from webapp.campaigns.sending.batches import Claim
+from webapp.campaigns.sending.progress import Place
+from webapp.core.extensions import db
 from webapp.customers.models import Customer
-from webapp.extensions import db
 from webapp.offers.models import Offer
 
 
@@ -22,11 +24,11 @@ def taken(app: Flask, offer: Callable[..., Offer], customer: Callable[..., Custo
     """A batch that is ours, its first window open."""
     for n in range(5):
         customer(f"c{n}@example.com")
-    actions.save_draft(offer().id, MailText(), "resend", "tests")
-    batch_actions.prepare(actions.launch_offer(1, "tests").campaign.id)
-    found = batch_actions.claim("us")
+    campaign_actions.save_draft(offer().id, MailText(), "resend", "tests")
+    preparation.prepare(campaign_actions.launch_offer(1, "tests").campaign.id)
+    found = batches.claim("us")
     assert found is not None
-    assert batch_actions.open_window(found) is not None
+    assert batches.open_window(found) is not None
     return found
 
 

@@ -9,12 +9,12 @@ from flask.testing import FlaskClient
 from sqlalchemy import select
 
 from webapp.accounts.models import AuditEntry
-from webapp.campaigns import links
-from webapp.customers import actions as customers
-from webapp.customers import suppression_actions as suppressions
-from webapp.customers import suppression_queries
+from webapp.campaigns import tokens as campaign_tokens
+from webapp.core.extensions import db
+from webapp.customers import actions as customer_actions
 from webapp.customers.models import Customer, Suppression
-from webapp.extensions import db
+from webapp.customers.suppressions import actions as suppression_actions
+from webapp.customers.suppressions import queries as suppression_queries
 
 CAMPAIGN = 3
 ONE_CLICK = "List-Unsubscribe=One-Click"
@@ -24,7 +24,7 @@ PROVIDER = {"Origin": "https://mail.example.org", "Sec-Fetch-Site": "cross-site"
 @pytest.fixture
 def token(customer: Callable[..., Customer]) -> str:
     customer()
-    return links.unsubscribe_url(1, CAMPAIGN).rpartition("/")[2]
+    return campaign_tokens.unsubscribe_url(1, CAMPAIGN).rpartition("/")[2]
 
 
 def listed() -> Suppression | None:
@@ -114,7 +114,7 @@ def test_nobody_elsewhere_can_press_the_way_back(client: FlaskClient, token: str
 
 
 def test_a_complaint_is_not_taken_back_by_a_link(client: FlaskClient, token: str) -> None:
-    suppressions.put("ada@example.com", "complained", CAMPAIGN)
+    suppression_actions.put("ada@example.com", "complained", CAMPAIGN)
     db.session.commit()
     assert "Send me mails again" not in client.get(f"/u/{token}").text
     client.post(f"/u/{token}/back")
@@ -122,7 +122,7 @@ def test_a_complaint_is_not_taken_back_by_a_link(client: FlaskClient, token: str
 
 
 def test_whose_address_bounced_can_still_ask_for_no_mails(client: FlaskClient, token: str) -> None:
-    suppressions.put("ada@example.com", "bounced", CAMPAIGN)
+    suppression_actions.put("ada@example.com", "bounced", CAMPAIGN)
     db.session.commit()
     assert "Send me no more mails" in client.get(f"/u/{token}").text
     client.post(f"/u/{token}")
@@ -146,13 +146,13 @@ def test_a_token_that_is_not_ours_ends_nothing(client: FlaskClient, token: str, 
 
 
 def test_the_link_of_an_erased_customer_writes_nothing(client: FlaskClient, token: str) -> None:
-    customers.erase(1, by="tests")
+    customer_actions.erase(1, by="tests")
     assert client.post(f"/u/{token}").status_code == client.post(f"/u/{token}/back").status_code == 404
     assert db.session.scalars(select(Suppression)).all() == []
 
 
 def test_a_personal_link_is_no_way_out(client: FlaskClient, token: str) -> None:
-    from webapp.redemptions.links import personal_url
+    from webapp.redemptions.personal_links import personal_url
 
     other = personal_url(3, 1).rpartition("/")[2]
     assert client.post(f"/u/{other}").status_code == 404

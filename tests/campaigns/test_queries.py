@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from flask import Flask
 
-from webapp.campaigns import queries
+from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns.models import Batch, BatchCursor, Campaign, MailIssue, gaps_of
-from webapp.extensions import db
+from webapp.core.extensions import db
 from webapp.offers.models import Offer
 
 IDS = [3, 4, 9, 20, 21, 22, 50, 51, 80, 99]
@@ -37,4 +37,4 @@ def test_of_an_open_window_the_mails_count_that_went_out(app: Flask, offer: Call
     for place in (2, 3, 5, 6):
         db.session.add(MailIssue(campaign_id=campaign.id, customer_id=IDS[place], state="failed"))
     db.session.commit()
-    assert queries.counts(campaign.id).sent == 2 + 3 - 2
+    assert campaign_queries.counts(campaign.id).sent == 2 + 3 - 2

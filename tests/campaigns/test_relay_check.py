@@ -10,9 +10,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from tests.campaigns.relay import Relay
-from webapp.campaigns import relay_check, times
-from webapp.campaigns.relay_check import Finding
-from webapp.settings import Settings
+from webapp.core.settings import Settings
+from webapp.mail import relay_check, timeouts
+from webapp.mail.relay_check import Finding
 
 Change = Callable[..., Settings]
 
@@ -59,7 +59,7 @@ def test_no_such_machine(checked: Callable[..., Finding], monkeypatch: pytest.Mo
 
 
 def test_a_machine_that_says_nothing(checked: Callable[..., Finding], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(times, "CONNECT", 0.2)
+    monkeypatch.setattr(timeouts, "CONNECT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         finding = checked(mail_port=silent.getsockname()[1])
     assert not finding.ok

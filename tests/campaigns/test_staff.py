@@ -13,13 +13,17 @@ from sqlalchemy import event, text
 
 from tests.campaigns.relay import Relay
 from tests.campaigns.test_delivery import people
-from webapp.campaigns import actions, batch_actions, course_actions, delivery, launch_actions, queries
+from webapp.campaigns import actions as campaign_actions
+from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns.content.placeholders import MailText
+from webapp.campaigns.launch import actions as launch_actions
+from webapp.campaigns.launch import preparation
 from webapp.campaigns.models import Campaign
-from webapp.campaigns.wording import MailText
-from webapp.customers import queries as customers
-from webapp.customers import suppression_actions as suppressions
+from webapp.campaigns.sending import auto_pause, batches, sender
+from webapp.core.extensions import db
+from webapp.customers import queries as customer_queries
 from webapp.customers.models import Customer
-from webapp.extensions import db
+from webapp.customers.suppressions import actions as suppression_actions
 from webapp.offers.models import Offer
 
 HTMX = {"HX-Request": "true"}
@@ -29,8 +33,8 @@ HTMX = {"HX-Request": "true"}
 def sending(app: Flask, offer: Callable[..., Offer]) -> Campaign:
     """A campaign to three customers that is under way."""
     people(3)
-    campaign = actions.launch_offer(offer().id, "tests").campaign
-    batch_actions.prepare(campaign.id)
+    campaign = campaign_actions.launch_offer(offer().id, "tests").campaign
+    preparation.prepare(campaign.id)
     db.session.refresh(campaign)
     return campaign
 
@@ -64,7 +68,7 @@ def test_an_unknown_placeholder_stays_typed_with_the_error_at_its_field(
     assert re.search(r'id="text-error".*?There is no placeholder {{ customer.nmae }}', answer.text, re.DOTALL)
     assert "Hi {{ customer.nmae }}, you</textarea>" in answer.text
     assert "&lt;p&gt;mine&lt;/p&gt;" in answer.text
-    assert queries.announcement(row.id) is None
+    assert campaign_queries.announcement(row.id) is None
 
 
 def test_a_mail_that_is_too_large_is_told_so_at_its_field(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
@@ -88,10 +92,10 @@ def test_typing_renews_the_preview_and_keeps_nothing(
         frame = staff.post(filled_from, data=words)
         assert "Dear Ada Lovelace" in frame.text
         assert "sandbox" in frame.headers["Content-Security-Policy"]
-        draft = queries.announcement(row.id)
+        draft = campaign_queries.announcement(row.id)
         if path.startswith("/offers"):
             assert draft is None
-            actions.save_draft(row.id, MailText("Saved"), "resend", "tests")
+            campaign_actions.save_draft(row.id, MailText("Saved"), "resend", "tests")
         else:
             assert draft is not None
             assert (draft.subject, draft.html) == ("Saved", "")
@@ -114,9 +118,9 @@ def test_what_somebody_else_saved_meanwhile_is_not_overwritten_unseen(
     staff: FlaskClient, offer: Callable[..., Offer]
 ) -> None:
     row = offer()
-    actions.save_draft(row.id, MailText("First", "Text"), "resend", "tests")
+    campaign_actions.save_draft(row.id, MailText("First", "Text"), "resend", "tests")
     opened = version(staff, "/campaigns/1/mail")
-    actions.save(1, MailText("Hers", "Text"), "resend", "mia@example.com")
+    campaign_actions.save(1, MailText("Hers", "Text"), "resend", "mia@example.com")
     mine = typed(subject="First", text="Mine", version=opened)
     answer = staff.post("/campaigns/1/mail", data=mine)
     assert answer.status_code == 409
@@ -129,7 +133,7 @@ def test_what_somebody_else_saved_meanwhile_is_not_overwritten_unseen(
     # Pressing Save again says it again; only who says over which words overwrites them, and no newer ones.
     assert staff.post("/campaigns/1/mail", data=mine).status_code == 409
     over = re.findall(r'name="over"\s+value="([^"]+)"', answer.text)[0]
-    actions.save(1, MailText("Newer", "Text"), "resend", "joe@example.com")
+    campaign_actions.save(1, MailText("Newer", "Text"), "resend", "joe@example.com")
     answer = staff.post("/campaigns/1/mail", data={**mine, "over": over})
     assert (answer.status_code, "joe@example.com saved it on" in answer.text) == (409, True)
     over = re.findall(r'name="over"\s+value="([^"]+)"', answer.text)[0]
@@ -154,9 +158,9 @@ def test_a_mail_that_was_launched_meanwhile_has_no_buttons_to_save_it(
 ) -> None:
     people(1)
     row = offer()
-    actions.save_draft(row.id, MailText(), "resend", "tests")
+    campaign_actions.save_draft(row.id, MailText(), "resend", "tests")
     opened = version(staff, "/campaigns/1/mail")
-    actions.launch(1, "tests")
+    launch_actions.launch(1, "tests")
     answer = staff.post("/campaigns/1/mail", data=typed(text="Too late", version=opened))
     assert answer.status_code == 409
     assert "That did not work." in answer.text
@@ -170,7 +174,7 @@ def test_who_saves_after_the_session_ended_gets_the_words_to_copy_and_a_way_to_s
     csrf_client: FlaskClient, staff: FlaskClient, offer: Callable[..., Offer], ended: str
 ) -> None:
     row = offer()
-    actions.save_draft(row.id, MailText("Saved"), "resend", "tests")
+    campaign_actions.save_draft(row.id, MailText("Saved"), "resend", "tests")
     # With the token of a session that nobody is signed in to any more, or without any.
     staff.application.config["WTF_CSRF_ENABLED"] = ended == "the session is gone"
     words = typed(text="Long thought of </textarea><b>", csrf_token="spent")
@@ -229,10 +233,10 @@ def test_a_preview_carries_nobodys_links(
     somebody = customer()
     row = offer()
     words = MailText("Hello", "For {{ customer.name }} {{ link }} {{ unsubscribe }}")
-    actions.save_draft(row.id, words, "resend", "tests")
+    campaign_actions.save_draft(row.id, words, "resend", "tests")
     manager = sign_in("manager")
     pages = [manager.get(f"/campaigns/1/{page}").text for page in ("mail", "mail/frame", "launch")]
-    campaign_id = actions.launch_offer(row.id, "tests").campaign.id
+    campaign_id = campaign_actions.launch_offer(row.id, "tests").campaign.id
     viewer = sign_in("viewer")
     pages += [viewer.get(f"/campaigns/{campaign_id}{page}").text for page in ("", "/frame")]
     assert pages[0].count("For Ada Lovelace") == 1
@@ -242,7 +246,7 @@ def test_a_preview_carries_nobodys_links(
         viewer.post(link, data={"email": somebody.email})
     assert all("the mails" in viewer.get(link).text or "own page opens" in viewer.get(link).text for link in links)
     assert db.session.execute(text("select count(*) from redemption")).scalar() == 0
-    assert customers.suppressed_among([somebody.id]) == {}
+    assert customer_queries.suppressed_among([somebody.id]) == {}
 
 
 def test_a_test_goes_to_the_one_who_asked_and_can_use_up_nothing(
@@ -277,12 +281,12 @@ def test_a_viewer_can_not_write(sign_in: Callable[..., FlaskClient], offer: Call
 
 def test_the_launch_first_says_how_many_it_goes_to(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
     ids = people(1502)
-    suppressions.unsubscribe(ids[0], 0)
+    suppression_actions.unsubscribe(ids[0], 0)
     row = offer()
     page = staff.post(f"/offers/{row.id}/mail", data=typed(launch="1"), follow_redirects=True).text
     assert "<strong>1,501 people</strong>" in page
     assert re.search(r"1\s+more has unsubscribed or can’t be mailed and is left out", page)
-    draft = queries.announcement(row.id)
+    draft = campaign_queries.announcement(row.id)
     assert draft is not None
     assert draft.status == "draft"
 
@@ -307,7 +311,7 @@ def test_a_second_click_on_launch_says_that_nothing_went_out_twice(
 
 def test_a_launch_to_nobody_stays_and_says_what_to_do(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
     row = offer()
-    actions.save_draft(row.id, MailText(), "resend", "tests")
+    campaign_actions.save_draft(row.id, MailText(), "resend", "tests")
     assert "Import customers" in staff.get("/campaigns/1/launch").text
     answer = staff.post(f"/offers/{row.id}/launch")
     assert answer.status_code == 409
@@ -317,7 +321,7 @@ def test_a_launch_to_nobody_stays_and_says_what_to_do(staff: FlaskClient, offer:
 def test_a_launch_before_the_offer_starts_is_warned_of(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
     people(1)
     row = offer(starts_at=datetime.now(UTC) + timedelta(days=3))
-    actions.save_draft(row.id, MailText(), "resend", "tests")
+    campaign_actions.save_draft(row.id, MailText(), "resend", "tests")
     assert "until then it is refused" in staff.get("/campaigns/1/launch").text
 
 
@@ -343,7 +347,7 @@ def test_the_card_asks_again_while_mails_go_out_and_stops_when_they_are_through(
     staff: FlaskClient, sending: Campaign, relay: Relay
 ) -> None:
     going = staff.get(f"/campaigns/{sending.id}/progress", headers=HTMX).text
-    delivery.pump()
+    sender.pump()
     through = staff.get(f"/campaigns/{sending.id}/progress", headers=HTMX).text
     assert 'hx-trigger="every 2s"' in going
     assert "hx-trigger" not in through
@@ -352,11 +356,11 @@ def test_the_card_asks_again_while_mails_go_out_and_stops_when_they_are_through(
 def test_the_card_of_a_paused_mailing_asks_again_until_the_worker_has_left_it(
     staff: FlaskClient, sending: Campaign
 ) -> None:
-    claim = batch_actions.claim("a worker")
+    claim = batches.claim("a worker")
     assert claim is not None
-    actions.pause(sending.id, "tests")
+    campaign_actions.pause(sending.id, "tests")
     leaving = staff.get(f"/campaigns/{sending.id}/progress", headers=HTMX).text
-    batch_actions.release(claim)
+    batches.release(claim)
     left = staff.get(f"/campaigns/{sending.id}/progress", headers=HTMX).text
     assert "hx-trigger" in leaving
     assert "hx-trigger" not in left
@@ -364,7 +368,7 @@ def test_the_card_of_a_paused_mailing_asks_again_until_the_worker_has_left_it(
 
 def test_failures_are_shown_with_the_relays_words(staff: FlaskClient, sending: Campaign, relay: Relay) -> None:
     relay.behaviour.rcpt["c1@example.com"] = "550 5.1.1 <b>nobody</b> here"
-    delivery.pump()
+    sender.pump()
     assert "5.1.1 &lt;b&gt;nobody&lt;/b&gt; here" in staff.get(f"/campaigns/{sending.id}").text
     page = staff.get(f"/campaigns/{sending.id}/recipients?state=failed").text
     assert "c1@example.com" in page
@@ -377,9 +381,9 @@ def test_the_list_of_those_put_off_has_pages(staff: FlaskClient, sending: Campai
         Campaign.__table__.update().values(status="preparing", prepared_at=None)  # type: ignore[attr-defined]
     )
     db.session.commit()
-    batch_actions.prepare(sending.id)
+    preparation.prepare(sending.id)
     relay.behaviour.rcpt["*"] = "451 later"
-    delivery.pump()
+    sender.pump()
     first = staff.get(f"/campaigns/{sending.id}/recipients?state=deferred").text
     following = re.findall(r'rel="next" href="([^"]+)"', first)[0].replace("&amp;", "&")
     assert "c69@example.com" in staff.get(following).text
@@ -399,15 +403,15 @@ def test_a_button_answers_with_the_card_or_leads_back_to_the_page(
 def test_failed_mails_are_sent_again_at_a_click(staff: FlaskClient, sending: Campaign, relay: Relay) -> None:
     relay.behaviour.rcpt["c1@example.com"] = "550 no"
     relay.behaviour.times["c1@example.com"] = 1
-    delivery.pump()
+    sender.pump()
     answer = staff.post(f"/campaigns/{sending.id}/send-again", data={"state": "failed"}, follow_redirects=True)
     assert "1 mail goes out again." in answer.text
-    delivery.pump()
-    assert queries.counts(sending.id).sent == 3
+    sender.pump()
+    assert campaign_queries.counts(sending.id).sent == 3
 
 
 def test_the_trouble_with_the_relay_is_on_the_card(staff: FlaskClient, sending: Campaign) -> None:
-    course_actions.say_trouble("The mail relay can't be reached (Connection refused).")
+    auto_pause.say_trouble("The mail relay can't be reached (Connection refused).")
     assert "can&#39;t be reached" in staff.get(f"/campaigns/{sending.id}").text
 
 
@@ -433,10 +437,10 @@ def test_the_list_asks_as_often_for_many_campaigns_as_for_one(staff: FlaskClient
             event.remove(db.engine, "before_cursor_execute", note)
         return len(seen)
 
-    actions.save_draft(offer().id, MailText(), "resend", "tests")
+    campaign_actions.save_draft(offer().id, MailText(), "resend", "tests")
     one = statements()
     for n in range(9):
-        actions.save_draft(offer(f"CODE{n}").id, MailText(), "resend", "tests")
+        campaign_actions.save_draft(offer(f"CODE{n}").id, MailText(), "resend", "tests")
     assert statements() == one
 
 

@@ -13,13 +13,17 @@ from tests import live
 from tests.campaigns import relay as relays
 from tests.campaigns.relay import Relay
 from tests.campaigns.test_delivery import leases_end, people
-from webapp.campaigns import actions, batch_actions, delivery, queries, tasks
-from webapp.campaigns.links import unsubscribe_url
-from webapp.customers import queries as customers
-from webapp.extensions import db, huey
+from webapp.campaigns import actions as campaign_actions
+from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import tasks as campaign_tasks
+from webapp.campaigns.launch import preparation
+from webapp.campaigns.sending import batches, sender
+from webapp.campaigns.tokens import unsubscribe_url
+from webapp.core.extensions import db, huey
+from webapp.core.settings import Settings
+from webapp.customers import queries as customer_queries
 from webapp.offers.models import Offer
-from webapp.redemptions.links import personal_url
-from webapp.settings import Settings
+from webapp.redemptions.personal_links import personal_url
 
 
 def wait_until(done: Callable[[], object], seconds: float = 60) -> None:
@@ -43,7 +47,7 @@ def test_a_launch_reaches_everybody_once_with_their_own_mail(
         campaign_id = api.post("/api/v1/offers/SUMMER25/launch").get_json()["id"]
         wait_until(lambda: status(campaign_id) == "done")
     assert relay.recipients == {f"c{n}@example.com": 1 for n in range(300)}
-    for customer in customers.recipients(ids):
+    for customer in customer_queries.recipients(ids):
         kept = relay.to(customer.email)
         for body in (kept.text, kept.html):
             assert "SUMMER25" in body
@@ -58,18 +62,18 @@ def test_a_killed_worker_is_followed_by_another_and_nobody_is_missed(
     settings = with_settings(mail_port=relay.port)
     relay.behaviour.seconds_per_mail = 0.005
     with live.worker(settings, MAIL_CONNECTIONS="2") as first:
-        campaign_id = tasks.launch_offer(offer().id, "tests").campaign.id
+        campaign_id = campaign_tasks.launch_offer(offer().id, "tests").campaign.id
         relay.wait_for(150)
         first.process.kill()
         first.process.wait()
     killed = relay.connections
     leases_end()
     with live.worker(settings, MAIL_CONNECTIONS="2"):
-        tasks.sweep.call_local()
+        campaign_tasks.sweep.call_local()
         wait_until(lambda: status(campaign_id) == "done")
     assert len(relay.recipients) == 600
     assert len(relay.kept) - 600 <= killed <= 2
-    counts = queries.counts(campaign_id)
+    counts = campaign_queries.counts(campaign_id)
     assert (counts.sent, counts.uncertain) == (600, 0)
 
 
@@ -80,10 +84,10 @@ def test_a_worker_that_is_asked_to_end_sends_nothing_twice(
     settings = with_settings(mail_port=relay.port)
     relay.behaviour.seconds_per_mail = 0.005
     with live.worker(settings):
-        campaign_id = tasks.launch_offer(offer().id, "tests").campaign.id
+        campaign_id = campaign_tasks.launch_offer(offer().id, "tests").campaign.id
         relay.wait_for(60)
     with live.worker(settings):
-        tasks.sweep.call_local()
+        campaign_tasks.sweep.call_local()
         wait_until(lambda: status(campaign_id) == "done")
     assert (len(relay.recipients), len(relay.kept)) == (300, 300)
 
@@ -95,9 +99,9 @@ def test_a_launch_while_the_relay_is_down_goes_out_when_it_is_back(
     port = live.free_port()
     settings = with_settings(mail_port=port)
     with live.worker(settings):
-        campaign_id = tasks.launch_offer(offer().id, "tests").campaign.id
-        wait_until(lambda: [campaign.trouble for campaign in queries.attention()])
-        assert queries.counts(campaign_id).sent == 0
+        campaign_id = campaign_tasks.launch_offer(offer().id, "tests").campaign.id
+        wait_until(lambda: [campaign.trouble for campaign in campaign_queries.attention()])
+        assert campaign_queries.counts(campaign_id).sent == 0
         with relays.running(port) as relay:
             wait_until(lambda: status(campaign_id) == "done")
             assert (len(relay.recipients), len(relay.kept)) == (20, 20)
@@ -105,29 +109,29 @@ def test_a_launch_while_the_relay_is_down_goes_out_when_it_is_back(
 
 def test_the_sweep_rings_a_lost_bell_again(app: Flask, offer: Callable[..., Offer]) -> None:
     people(1)
-    actions.launch_offer(offer().id, "tests")
-    tasks.sweep.call_local()
+    campaign_actions.launch_offer(offer().id, "tests")
+    campaign_tasks.sweep.call_local()
     assert huey.storage.queue_size() == 1
 
 
 def test_the_sweep_is_quiet_when_there_is_nothing_to_do(app: Flask) -> None:
-    tasks.sweep.call_local()
+    campaign_tasks.sweep.call_local()
     assert huey.storage.queue_size() == 0
 
 
 def test_the_sweep_comes_back_the_moment_a_lease_ends(app: Flask, offer: Callable[..., Offer]) -> None:
     people(1)
-    batch_actions.prepare(actions.launch_offer(offer().id, "tests").campaign.id)
-    batch_actions.claim("somebody")
+    preparation.prepare(campaign_actions.launch_offer(offer().id, "tests").campaign.id)
+    batches.claim("somebody")
     db.session.execute(text("update batch set lease_until = now() + interval '40 seconds'"))
     db.session.commit()
-    tasks.sweep.call_local()
+    campaign_tasks.sweep.call_local()
     assert [task.eta is not None for task in huey.pending()] == [True]
 
 
 def test_the_last_pump_rings_no_other(app: Flask, offer: Callable[..., Offer], relay: Relay) -> None:
     people(1)
-    batch_actions.prepare(actions.launch_offer(offer().id, "tests").campaign.id)
-    tasks.pump.call_local()
+    preparation.prepare(campaign_actions.launch_offer(offer().id, "tests").campaign.id)
+    campaign_tasks.pump.call_local()
     assert (len(relay.kept), huey.storage.queue_size()) == (1, 0)
-    assert delivery.pump() is False
+    assert sender.pump() is False

@@ -13,23 +13,18 @@ from sqlalchemy import text
 
 from tests.campaigns.relay import Relay
 from tests.campaigns.test_outcomes import fates, launch, status
-from webapp.campaigns import (
-    actions,
-    batch_actions,
-    course_actions,
-    delivery,
-    due_actions,
-    issue_actions,
-    place,
-    times,
-)
-from webapp.campaigns.due_actions import Due
-from webapp.campaigns.issue_actions import Which
+from webapp.campaigns import actions as campaign_actions
+from webapp.campaigns import timing
+from webapp.campaigns.deliveries import actions as delivery_actions
+from webapp.campaigns.deliveries.actions import Which
 from webapp.campaigns.models import Campaign
-from webapp.campaigns.pace import Pace
-from webapp.campaigns.transport import Outcome
-from webapp.customers import suppression_actions as suppressions
-from webapp.extensions import db
+from webapp.campaigns.sending import batches, completion, retries, sender
+from webapp.campaigns.sending import progress as send_progress
+from webapp.campaigns.sending.retries import Due
+from webapp.campaigns.sending.throttle import Pace
+from webapp.core.extensions import db
+from webapp.customers.suppressions import actions as suppression_actions
+from webapp.mail.smtp import Outcome
 from webapp.offers.models import Offer
 
 C0 = "c0@example.com"
@@ -50,12 +45,12 @@ def put_off(app: Flask, offer: Callable[..., Offer], policy: str) -> Campaign:
     campaign = launch(offer, [C0])
     db.session.execute(text("update campaign set uncertain_policy = :policy"), {"policy": policy})
     db.session.commit()
-    taken = batch_actions.claim("first")
+    taken = batches.claim("first")
     assert taken is not None
-    window = batch_actions.open_window(taken)
+    window = batches.open_window(taken)
     assert window is not None
-    batch_actions.note(taken, window.recipients[0], LATER)
-    batch_actions.finish(taken)
+    batches.note(taken, window.recipients[0], LATER)
+    batches.finish(taken)
     due_now()
     return campaign
 
@@ -66,7 +61,7 @@ def due_now() -> None:
 
 
 def claimed() -> Due:
-    found = due_actions.claim_due()
+    found = retries.claim_due()
     assert found is not None
     return found
 
@@ -80,20 +75,20 @@ def test_a_late_word_about_an_earlier_try_changes_nothing(put_off: Campaign, pol
     first = claimed()
     due_now()
     if policy == "hold":
-        issue_actions.send_again(put_off.id, Which("uncertain"), "staff")
+        delivery_actions.send_again(put_off.id, Which("uncertain"), "staff")
     second = claimed()
-    due_actions.note_due(first, LATER)
-    due_actions.put_back(first)
-    due_actions.note_due(second, ACCEPTED)
+    retries.note_due(first, LATER)
+    retries.put_back(first)
+    retries.note_due(second, ACCEPTED)
     assert fates(put_off) == {C0: ("sent_later", 250)}
 
 
 def test_a_try_that_outlives_its_lease_is_not_lost(put_off: Campaign) -> None:
     due = claimed()
     due_now()
-    course_actions.finish_campaigns()
-    due_actions.note_due(due, LATER)
-    course_actions.finish_campaigns()
+    completion.finish_campaigns()
+    retries.note_due(due, LATER)
+    completion.finish_campaigns()
     assert status(put_off)[0] == "sending"
     due_now()
     assert claimed().customer_id == due.customer_id
@@ -101,21 +96,21 @@ def test_a_try_that_outlives_its_lease_is_not_lost(put_off: Campaign) -> None:
 
 def test_a_campaign_is_not_done_while_a_mail_of_it_is_tried(put_off: Campaign) -> None:
     claimed()
-    course_actions.finish_campaigns()
+    completion.finish_campaigns()
     assert status(put_off)[0] == "sending"
 
 
 def test_a_try_that_was_called_off_does_not_count(put_off: Campaign) -> None:
     before = attempts()
-    due_actions.put_back(claimed())
+    retries.put_back(claimed())
     assert (fates(put_off), attempts()) == ({C0: ("deferred", 450)}, before)
 
 
 def test_a_slow_relay_gets_a_mail_that_was_put_off(
     put_off: Campaign, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(times, "RENEW", 0.0)
-    while delivery.pump():
+    monkeypatch.setattr(timing, "RENEW", 0.0)
+    while sender.pump():
         pass
     assert (fates(put_off)[C0][0], relay.recipients) == ("sent_later", {C0: 1})
 
@@ -123,28 +118,28 @@ def test_a_slow_relay_gets_a_mail_that_was_put_off(
 def test_a_try_is_called_off_when_the_campaign_is_paused_meanwhile(
     put_off: Campaign, relay: Relay, app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(times, "RENEW", 0.0)
+    monkeypatch.setattr(timing, "RENEW", 0.0)
     due = claimed()
-    actions.pause(put_off.id, "tests")
-    assert not due_actions.renew(due)
+    campaign_actions.pause(put_off.id, "tests")
+    assert not retries.renew(due)
 
 
 def test_a_batch_is_looked_after_before_each_new_connection(
     app: Flask, offer: Callable[..., Offer], relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(times, "RENEW", 0.0)
-    monkeypatch.setattr(times, "TRIES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(timing, "RENEW", 0.0)
+    monkeypatch.setattr(timing, "TRIES", (0.0, 0.0, 0.0))
     campaign = launch(offer, [C0])
     relay.behaviour.rcpt[C0] = "drop"
     rule = relay.rule
 
     def pause_first(rules: dict[str, str], to: str) -> str:
         with app.app_context():
-            actions.pause(campaign.id, "tests")
+            campaign_actions.pause(campaign.id, "tests")
         return rule(rules, to)
 
     monkeypatch.setattr(relay, "rule", pause_first)
-    delivery.pump()
+    sender.pump()
     assert (relay.connections, fates(campaign), status(campaign)[0]) == (1, {}, "paused")
 
 
@@ -154,28 +149,28 @@ def test_a_batch_is_looked_after_before_each_new_connection(
 @pytest.fixture
 def in_doubt(put_off: Campaign) -> Campaign:
     """The mail that was put off was tried, and no answer came."""
-    due_actions.note_due(claimed(), Outcome("uncertain", None, "no answer", "body"))
+    retries.note_due(claimed(), Outcome("uncertain", None, "no answer", "body"))
     return put_off
 
 
 def test_a_second_copy_that_is_refused_is_no_failure(in_doubt: Campaign) -> None:
-    issue_actions.send_again(in_doubt.id, Which("uncertain"), "staff")
-    due_actions.note_due(claimed(), REFUSED)
+    delivery_actions.send_again(in_doubt.id, Which("uncertain"), "staff")
+    retries.note_due(claimed(), REFUSED)
     assert fates(in_doubt) == {C0: ("uncertain", 550)}
 
 
 def test_who_may_have_it_is_not_called_left_out(in_doubt: Campaign) -> None:
-    issue_actions.send_again(in_doubt.id, Which("uncertain"), "staff")
-    suppressions.put(C0, "unsubscribed", "staff")
+    delivery_actions.send_again(in_doubt.id, Which("uncertain"), "staff")
+    suppression_actions.put(C0, "unsubscribed", "staff")
     db.session.commit()
-    assert due_actions.claim_due() is None
+    assert retries.claim_due() is None
     words = db.session.execute(text("select text from mail_issue")).scalar_one()
     assert (fates(in_doubt)[C0][0], words) == ("uncertain", "no answer; not sent again: unsubscribed")
 
 
 def test_that_it_may_have_arrived_is_remembered_when_it_is_sent_again(in_doubt: Campaign) -> None:
-    issue_actions.send_again(in_doubt.id, Which("uncertain"), "staff")
-    due_actions.note_due(claimed(), ACCEPTED)
+    delivery_actions.send_again(in_doubt.id, Which("uncertain"), "staff")
+    retries.note_due(claimed(), ACCEPTED)
     assert db.session.execute(text("select state, doubt from mail_issue")).one() == ("sent_later", True)
 
 
@@ -183,7 +178,7 @@ def test_a_try_whose_worker_was_killed_is_in_doubt(put_off: Campaign, policy: st
     claimed()
     due_now()
     if policy == "hold":
-        issue_actions.send_again(put_off.id, Which("uncertain"), "staff")
+        delivery_actions.send_again(put_off.id, Which("uncertain"), "staff")
         db.session.rollback()
     else:
         claimed()
@@ -204,29 +199,29 @@ def test_a_worker_does_not_think_its_lease_longer_than_it_is(
     app: Flask, offer: Callable[..., Offer], held: psycopg.Connection[object]
 ) -> None:
     launch(offer, [C0])
-    taken = batch_actions.claim("us")
+    taken = batches.claim("us")
     assert taken is not None
     held.execute("select 1 from batch for update")
     # Longer than any clock is read.
     waiting = threading.Timer(0.5, held.commit)
     waiting.start()
-    assert batch_actions.renew(taken)
+    assert batches.renew(taken)
     waiting.join()
     left = db.session.execute(text("select extract(epoch from lease_until - now()) from batch")).scalar_one()
-    assert times.LEASE - (time.monotonic() - taken.renewed) <= float(left) + 0.1
+    assert timing.LEASE - (time.monotonic() - taken.renewed) <= float(left) + 0.1
 
 
 def test_a_former_owners_cursor_that_waited_for_the_new_one_is_not_put(
     app: Flask, offer: Callable[..., Offer], held: psycopg.Connection[object]
 ) -> None:
     launch(offer, [C0, "c1@example.com"])
-    former = batch_actions.claim("former")
+    former = batches.claim("former")
     assert former is not None
     found = []
 
     def late() -> None:
         with app.app_context():
-            found.append(place.put(db.session.connection(), former, 2))
+            found.append(send_progress.put(db.session.connection(), former, 2))
             db.session.commit()
 
     held.execute("update batch_cursor set epoch = epoch + 1, cursor = 1")

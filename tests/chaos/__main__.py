@@ -18,7 +18,7 @@ from tests.chaos import place as places
 from tests.chaos import report, runs
 from tests.chaos.place import Place
 from tests.chaos.runs import Run
-from webapp.settings import ROOT
+from webapp.core.settings import ROOT
 
 
 @dataclass(frozen=True)

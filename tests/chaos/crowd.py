@@ -17,12 +17,15 @@ from urllib.parse import urlsplit
 from flask import Flask
 
 from webapp import create_app
-from webapp.errors import DomainError
-from webapp.extensions import db
-from webapp.redemptions import actions, queries
+from webapp.core.errors import DomainError
+from webapp.core.extensions import db
+from webapp.core.settings import Settings
+from webapp.redemptions import actions as redemption_actions
+from webapp.redemptions import group_commit
+from webapp.redemptions import queries as redemption_queries
+from webapp.redemptions import rollback as redemption_rollback
 from webapp.redemptions.queries import Redeemed
-from webapp.redemptions.verdict import Ask
-from webapp.settings import Settings
+from webapp.redemptions.rules import Ask
 
 Job = TypeVar("Job")
 Found = TypeVar("Found")
@@ -135,7 +138,7 @@ def undo(app: Flask, wanted: tuple[str, str]) -> list[Said]:
         return []
     with app.app_context():
         try:
-            return [Said("undone", by, actions.rollback(public_id, "order cancelled", by).public_id)]
+            return [Said("undone", by, redemption_rollback.rollback(public_id, "order cancelled", by).public_id)]
         except DomainError as error:
             return [Said(error.key, by, public_id)]
 
@@ -148,15 +151,15 @@ def undo_all(app: Flask, wanted: tuple[tuple[str, ...], str]) -> list[Said]:
 def newest(app: Flask) -> list[str]:
     """Some of the redemptions that were made last."""
     with app.app_context():
-        return [done.public_id for done in queries.latest(None, 8)] or [""]
+        return [done.public_id for done in redemption_queries.latest(None, 8)] or [""]
 
 
 def _redeem(app: Flask, asks: list[Ask]) -> list[Said]:
     with app.app_context():
         if len(asks) > 1:
-            return [_said(ask, answer) for ask, answer in zip(asks, actions.redeem_all(asks), strict=True)]
+            return [_said(ask, answer) for ask, answer in zip(asks, redemption_actions.redeem_all(asks), strict=True)]
         try:
-            return [_said(asks[0], actions.redeem(asks[0]))]
+            return [_said(asks[0], group_commit.redeem(asks[0]))]
         except DomainError as error:
             return [_said(asks[0], error)]
 

@@ -24,13 +24,15 @@ import psycopg
 from tests import live
 from tests.chaos.place import Place
 from tests.chaos.quick_worker import FACTOR
-from webapp.campaigns import actions, tasks, times
-from webapp.campaigns.wording import MailText
-from webapp.extensions import db
+from webapp.campaigns import actions as campaign_actions
+from webapp.campaigns import tasks as campaign_tasks
+from webapp.campaigns import timing
+from webapp.campaigns.content.placeholders import MailText
+from webapp.core.extensions import db
+from webapp.core.settings import ROOT
 from webapp.offers.models import Offer, OfferCode
-from webapp.settings import ROOT
 
-LEASE = times.LEASE / FACTOR
+LEASE = timing.LEASE / FACTOR
 SWEEP = 60 / FACTOR
 # Longer than anything here takes on a busy machine; whoever waits so long waits in vain.
 PATIENCE = 180
@@ -266,16 +268,16 @@ class Mailing:
     def pause(self) -> float:
         """When it was paused, by the clock that the relay goes by too."""
         with self.place.context():
-            actions.pause(self.id, "chaos")
+            campaign_actions.pause(self.id, "chaos")
         return time.time()
 
     def resume(self) -> None:
         with self.place.context():
-            tasks.resume(self.id, "chaos")
+            campaign_tasks.resume(self.id, "chaos")
 
     def cancel(self) -> float:
         with self.place.context():
-            tasks.cancel(self.id, "chaos")
+            campaign_tasks.cancel(self.id, "chaos")
         return time.time()
 
 
@@ -313,5 +315,5 @@ def _launch(place: Place, policy: str) -> int:
         db.session.flush()
         db.session.add(OfferCode(code=code, offer_id=offer.id, code_as_written=code))
         db.session.commit()
-        actions.save_draft(offer.id, MailText(), policy, "chaos")
-        return int(tasks.launch_offer(offer.id, "chaos").campaign.id)
+        campaign_actions.save_draft(offer.id, MailText(), policy, "chaos")
+        return int(campaign_tasks.launch_offer(offer.id, "chaos").campaign.id)

@@ -16,17 +16,20 @@ import psycopg
 from flask import Flask
 from sqlalchemy import text
 
-from webapp import bell, create_app, embedded, settings
-from webapp.accounts import actions as accounts
-from webapp.extensions import db
+from local import postgresql as embedded_postgresql
+from webapp import create_app
+from webapp.accounts import actions as account_actions
+from webapp.core import settings as app_settings
+from webapp.core import task_queue
+from webapp.core.extensions import db
 
 
 @dataclass
 class Place:
     """A durable PostgreSQL with many customers, c0@example.com and so on, and a key for its web server."""
 
-    server: embedded.Server
-    settings: settings.Settings
+    server: embedded_postgresql.Server
+    settings: app_settings.Settings
     key: str
     app: Flask
     folder: Path
@@ -55,7 +58,7 @@ class Place:
     @contextmanager
     def context(self) -> Iterator[None]:
         """The program in this process, on this database, with its bell."""
-        bell.init_app(self.app)
+        task_queue.init_app(self.app)
         with self.app.app_context():
             yield
             db.session.remove()
@@ -68,12 +71,12 @@ def place(customers: int) -> Iterator[Place]:
     """A server in a temporary folder with so many customers; stopped and removed afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="onecode-crash-"))
     folder.chmod(0o755)
-    server = embedded.server(folder, folder / "s")
+    server = embedded_postgresql.server(folder, folder / "s")
     try:
         server.start()
         server.create_database("onecode")
         (folder / "i").mkdir()
-        mine = settings.load(
+        mine = app_settings.load(
             {
                 "DATABASE_URL": f"postgresql://onecode@/onecode?host={folder / 's'}",
                 "SECRET_KEY": "only-for-tests",
@@ -85,7 +88,7 @@ def place(customers: int) -> Iterator[Place]:
         app = create_app(mine)
         with app.app_context():
             flask_migrate.upgrade()
-            key = accounts.create_api_key("tests", ["redeem", "manage"], by="tests")
+            key = account_actions.create_api_key("tests", ["redeem", "manage"], by="tests")
             db.session.execute(
                 text(
                     "insert into customer (email, email_as_given) "

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from huey.consumer import Scheduler
 
-from webapp.campaigns import times
-from webapp.extensions import huey
+from webapp.campaigns import timing
+from webapp.core.extensions import huey
 
 FACTOR = 15
 
 
 def hurry() -> None:
-    """Shorten every time in `webapp.campaigns.times`, and how often the sweep and the bells are looked for."""
-    for name, value in list(vars(times).items()):
+    """Shorten every time in `webapp.campaigns.timing`, and how often the sweep and the bells are looked for."""
+    for name, value in list(vars(timing).items()):
         if name.isupper():
-            setattr(times, name, tuple(each / FACTOR for each in value) if isinstance(value, tuple) else value / FACTOR)
+            setattr(
+                timing, name, tuple(each / FACTOR for each in value) if isinstance(value, tuple) else value / FACTOR
+            )
     # The sweep's crontab is true of every moment of every minute.
     Scheduler.periodic_task_seconds = 60 / FACTOR
     huey.storage.read_timeout /= FACTOR

@@ -19,7 +19,7 @@ from tests.chaos.audit import Audit, audit
 from tests.chaos.mailing import LEASE, SWEEP, Mailing, under_way
 from tests.chaos.place import Place
 from tests.chaos.selling import ENOUGH, load, lost
-from webapp.campaigns import queries
+from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns.models import WINDOW
 
 POLICIES = ("resend", "hold")
@@ -200,7 +200,7 @@ def redemptions(place: Place, rounds: int) -> int:
 def judge(name: str, mailing: Mailing) -> Run:
     """Hold what the relay has taken against the program's rows, and both against what is promised in any run."""
     with mailing.place.context():
-        counts = queries.counts(mailing.id)
+        counts = campaign_queries.counts(mailing.id)
     with mailing.place.connect() as connection:
         found = audit(connection, mailing.post.read(), mailing.id, counts)
     crew, post = mailing.crew, mailing.post

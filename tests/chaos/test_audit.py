@@ -12,9 +12,9 @@ from sqlalchemy import text
 
 from tests.campaigns.test_delivery import people
 from tests.chaos.audit import Audit, audit
-from webapp.campaigns import queries
+from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns.models import gaps_of
-from webapp.extensions import db
+from webapp.core.extensions import db
 from webapp.offers.models import Offer
 
 Log = list[dict[str, str]]
@@ -58,7 +58,7 @@ def log(app: Flask, offer: Callable[..., Offer]) -> Log:
 def look(log: Log) -> Audit:
     db.session.rollback()
     with psycopg.connect(db.engine.url.render_as_string(False).replace("+psycopg", "")) as connection:
-        return audit(connection, log, 1, queries.counts(1))
+        return audit(connection, log, 1, campaign_queries.counts(1))
 
 
 def test_what_is_as_it_should_be_is_left_alone(log: Log) -> None:

@@ -18,13 +18,14 @@ from sqlalchemy import text
 
 from tests import live
 from tests.chaos.crowd import Processes, Said, Shop, Till, Wholesaler, processes, sell, sell_in_batches, undo_all
-from webapp.accounts import actions as accounts
+from webapp.accounts import actions as account_actions
+from webapp.core.extensions import db
+from webapp.core.settings import Settings
 from webapp.customers.models import Customer
-from webapp.extensions import db
 from webapp.offers.models import Offer
-from webapp.redemptions import actions, queries
-from webapp.redemptions.verdict import Ask
-from webapp.settings import Settings
+from webapp.redemptions import actions as redemption_actions
+from webapp.redemptions import queries as redemption_queries
+from webapp.redemptions.rules import Ask
 
 PROCESSES = 4
 CAP = 20
@@ -50,7 +51,7 @@ def emails(app: Flask) -> tuple[str, ...]:
 @pytest.fixture
 def shop(app: Flask) -> Iterator[Shop]:
     """A machine that calls the real web server, in two more processes."""
-    key = accounts.create_api_key("tests", ["redeem"], by="tests")
+    key = account_actions.create_api_key("tests", ["redeem"], by="tests")
     with live.web_server(app.config["SETTINGS"], workers=2) as web:
         yield Shop(web.url, key)
 
@@ -130,8 +131,8 @@ def test_of_many_processes_that_undo_the_same_redemptions_one_wins_each(
 ) -> None:
     row = offer(max_redemptions=CAP)
     asks = [Ask(channel="api", code=row.code, email=email) for email in emails[:20]]
-    assert not [answer for answer in actions.redeem_all(asks) if isinstance(answer, Exception)]
-    ids = tuple(done.public_id for done in queries.latest(row.id, 20))
+    assert not [answer for answer in redemption_actions.redeem_all(asks) if isinstance(answer, Exception)]
+    ids = tuple(done.public_id for done in redemption_queries.latest(row.id, 20))
 
     found = crowd.each(undo_all, [(ids, f"clerk {n}") for n in range(8)])
 
@@ -143,9 +144,9 @@ def test_of_many_processes_that_undo_the_same_redemptions_one_wins_each(
     assert counts() == [(0, 0, CAP)]
 
 
-def _of(ask: Ask) -> list[queries.Redeemed]:
+def _of(ask: Ask) -> list[redemption_queries.Redeemed]:
     customer = db.session.query(Customer).filter_by(email=ask.email).one()
-    return queries.of_customer(customer.id)
+    return redemption_queries.of_customer(customer.id)
 
 
 def test_batches_of_many_processes_that_overlap_in_offers_and_customers_never_wait_in_a_circle(
@@ -153,7 +154,7 @@ def test_batches_of_many_processes_that_overlap_in_offers_and_customers_never_wa
 ) -> None:
     people = emails[:16]
     codes = tuple(offer(f"CODE{n}", max_redemptions=12 if n % 2 else None).code for n in range(4))
-    actions.redeem_all([Ask(channel="api", code=code, email=emails[-1]) for code in codes])
+    redemption_actions.redeem_all([Ask(channel="api", code=code, email=emails[-1]) for code in codes])
     before = deadlocks()
     wholesalers = [Wholesaler(n, codes, people, rounds=25, batch=24) for n in range(3 * PROCESSES)]
 
@@ -168,5 +169,5 @@ def test_batches_of_many_processes_that_overlap_in_offers_and_customers_never_wa
     assert sum(rows for rows, _, _ in counts()) == live_now
     assert all(counter == (0 if cap is None else rows) for rows, counter, cap in counts())
     every = [Ask(channel="api", code=code, email=email) for code in codes for email in people]
-    actions.redeem_all(every)
+    redemption_actions.redeem_all(every)
     assert [rows for rows, _, _ in counts()] == [len(people) + 1, 12] * 2

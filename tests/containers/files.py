@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from webapp.settings import ROOT
+from webapp.core.settings import ROOT
 
 COMPOSE = ROOT / "docker-compose.yml"
 DOCKERFILE = ROOT / "Dockerfile"

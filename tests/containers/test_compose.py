@@ -7,9 +7,9 @@ import re
 import pytest
 import yaml
 
+from local.supervisor import GRACE_SECONDS
 from tests.containers import files
-from webapp.services import GRACE_SECONDS
-from webapp.settings import ROOT
+from webapp.core.settings import ROOT
 
 NAMES = sorted(files.services())
 LASTING = [name for name in NAMES if name != "migrate"]

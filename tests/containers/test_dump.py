@@ -8,7 +8,7 @@ import stat
 import subprocess
 from pathlib import Path
 
-from webapp.settings import ROOT
+from webapp.core.settings import ROOT
 
 PAGE = ROOT / "docs" / "containers.md"
 

@@ -12,13 +12,13 @@ import pytest
 from dotenv import dotenv_values
 
 from tests.containers import files
-from webapp import settings
+from webapp.core import settings as app_settings
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "scripts").mkdir()
-    shutil.copy(settings.ROOT / "scripts" / "env", tmp_path / "scripts" / "env")
+    shutil.copy(app_settings.ROOT / "scripts" / "env", tmp_path / "scripts" / "env")
     return tmp_path
 
 
@@ -74,7 +74,7 @@ def test_it_is_all_that_the_compose_file_asks_for(folder: Path) -> None:
 
 def test_every_name_in_it_is_known_to_the_program_or_to_the_compose_file(folder: Path) -> None:
     write(folder)
-    code = (settings.ROOT / "webapp" / "settings.py").read_text()
+    code = (app_settings.ROOT / "webapp" / "settings.py").read_text()
     lines = (folder / ".env").read_text().splitlines()
     names = {line.lstrip("#").partition("=")[0] for line in lines if "=" in line and " " not in line.partition("=")[0]}
 
@@ -86,11 +86,11 @@ def test_a_program_outside_of_containers_keeps_its_own_database_and_mails(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(folder)
-    monkeypatch.setattr(settings, "ROOT", folder)
+    monkeypatch.setattr(app_settings, "ROOT", folder)
     for name in ("DATABASE_URL", "SECRET_KEY", "MAIL_SERVER", "MAIL_PORT", "PORT", "PUBLIC_URL", "INSTANCE_PATH"):
         monkeypatch.delenv(name, raising=False)
 
-    found = settings.load()
+    found = app_settings.load()
 
     assert found.database_is_embedded
     assert found.mail_is_sink

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.containers import files
-from webapp import settings
-from webapp.settings import ROOT
+from webapp.core import settings as app_settings
+from webapp.core.settings import ROOT
 
 
 def test_it_runs_as_a_number_that_is_not_root() -> None:
@@ -81,9 +81,9 @@ def _needed_only_by(package: str) -> set[str]:
 def test_where_nothing_is_embedded_what_is_not_given_is_asked_for(
     missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(settings, "find_spec", lambda name: None)
+    monkeypatch.setattr(app_settings, "find_spec", lambda name: None)
     given = {"DATABASE_URL": "postgresql://db/onecode", "MAIL_SERVER": "mail", "SECRET_KEY": "a secret"}
-    assert settings.load(given | {"INSTANCE_PATH": str(tmp_path)}).mail_server == "mail"
+    assert app_settings.load(given | {"INSTANCE_PATH": str(tmp_path)}).mail_server == "mail"
 
-    with pytest.raises(settings.SettingsError, match=f"^{missing} must be set"):
-        settings.load(given | {"INSTANCE_PATH": str(tmp_path), missing: ""})
+    with pytest.raises(app_settings.SettingsError, match=f"^{missing} must be set"):
+        app_settings.load(given | {"INSTANCE_PATH": str(tmp_path), missing: ""})

@@ -17,11 +17,11 @@ from urllib.parse import parse_qs, urlsplit
 import psycopg
 import pytest
 
+from local.supervisor import GRACE_SECONDS
 from tests.conftest import fresh_database
 from tests.containers import files
 from tests.live import free_port
-from webapp.services import GRACE_SECONDS
-from webapp.settings import ROOT
+from webapp.core.settings import ROOT
 
 SERVICES = files.services()
 # What the user of a container needs where the tests are run by root: to get to this Python, wherever it lies.

@@ -8,10 +8,11 @@ import pytest
 from flask import Flask
 from sqlalchemy import select
 
-from webapp.customers import import_actions, queries
-from webapp.customers.intake import CSV
+from webapp.core.extensions import db
+from webapp.customers import queries as customer_queries
+from webapp.customers.imports import actions as import_actions
+from webapp.customers.imports.parser import CSV
 from webapp.customers.models import Customer, CustomerImport, RejectedRow
-from webapp.extensions import db
 
 Import = Callable[..., CustomerImport]
 
@@ -39,7 +40,7 @@ def imported(received: Callable[..., int]) -> Import:
     def run(file: str | bytes, **options: object) -> CustomerImport:
         import_id = received(file, **options)
         import_actions.run(import_id)
-        row = queries.import_by_id(import_id)
+        row = customer_queries.import_by_id(import_id)
         assert row is not None
         return row
 

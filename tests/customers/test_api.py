@@ -8,10 +8,11 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from webapp.accounts import actions as accounts
-from webapp.customers import import_actions, queries
+from webapp.accounts import actions as account_actions
+from webapp.core.settings import Settings
+from webapp.customers import queries as customer_queries
+from webapp.customers.imports import actions as import_actions
 from webapp.customers.models import Customer
-from webapp.settings import Settings
 
 Make = Callable[..., Customer]
 CSV = "text/csv"
@@ -50,9 +51,9 @@ def test_json_lines_and_a_content_type_with_a_charset_are_taken(api: FlaskClient
 
     import_actions.run(answer.get_json()["id"])
 
-    ada = queries.by_email("ada@example.com")
+    ada = customer_queries.by_email("ada@example.com")
     assert ada is not None
-    assert [audience.name for audience in queries.audiences_of(ada.id)] == ["VIP"]
+    assert [audience.name for audience in customer_queries.audiences_of(ada.id)] == ["VIP"]
 
 
 def test_errors_are_told_page_by_page(api: FlaskClient) -> None:
@@ -88,7 +89,7 @@ def test_a_file_that_can_not_be_taken_is_a_problem(
     assert (answer.status_code, answer.mimetype) == (status, "application/problem+json")
     if code:
         assert answer.get_json()["errors"][0]["code"] == code
-    assert queries.imports() == []
+    assert customer_queries.imports() == []
 
 
 def test_a_file_that_is_too_large_is_a_problem(api: FlaskClient, with_settings: Callable[..., Settings]) -> None:
@@ -163,7 +164,7 @@ def test_nobody_has_this_source_id(api: FlaskClient) -> None:
 
 @pytest.mark.parametrize("scope", ["read", "redeem"])
 def test_writing_needs_the_scope_manage(app: Flask, scope: str) -> None:
-    key = accounts.create_api_key("reader", [scope], by="tests")
+    key = account_actions.create_api_key("reader", [scope], by="tests")
     headers = {"Authorization": f"Bearer {key}"}
     client = app.test_client()
 

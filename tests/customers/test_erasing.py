@@ -13,22 +13,26 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
 from tests.customers.conftest import Import
-from webapp.accounts import actions as accounts
+from webapp.accounts import actions as account_actions
 from webapp.accounts.models import AuditEntry
-from webapp.campaigns import actions as campaigns
-from webapp.campaigns import batch_actions, recipients
+from webapp.campaigns import actions as campaign_actions
 from webapp.campaigns import queries as campaign_queries
-from webapp.customers import actions, import_actions, queries, tasks
+from webapp.campaigns.deliveries import queries as delivery_queries
+from webapp.campaigns.launch import preparation
+from webapp.core.errors import DomainError, NotFound
+from webapp.core.extensions import db
+from webapp.customers import actions as customer_actions
+from webapp.customers import queries as customer_queries
+from webapp.customers import tasks as customer_tasks
+from webapp.customers.imports import actions as import_actions
 from webapp.customers.models import Customer
-from webapp.customers.values import CustomerValues
-from webapp.errors import DomainError, NotFound
-from webapp.extensions import db
+from webapp.customers.validation import CustomerValues
 from webapp.offers.models import Offer
-from webapp.redemptions import actions as redemptions
-from webapp.redemptions import links
+from webapp.redemptions import group_commit, personal_links
 from webapp.redemptions import queries as redemption_queries
-from webapp.redemptions.actions import Refused
-from webapp.redemptions.verdict import Ask, Order
+from webapp.redemptions import rollback as redemption_rollback
+from webapp.redemptions.errors import Refused
+from webapp.redemptions.rules import Ask, Order
 
 Make = Callable[..., Customer]
 MakeOffer = Callable[..., Offer]
@@ -52,14 +56,18 @@ def ada(offer: MakeOffer, imported: Import, app: Flask) -> Customer:
         "bob@example.com,Bob,C-2,,\n"
         f"ADA@example.com,{'Ada Lovelace ' * 20},,,\n"
     )
-    found = queries.by_email("ada@example.com")
+    found = customer_queries.by_email("ada@example.com")
     assert found is not None
-    actions.change(found.id, CustomerValues("Ada@Example.com", "Ada Lovelace", "en-GB", "C-1815"), [], by="tests")
-    actions.put(CustomerValues("ada@example.com", None, None, "C-1815"), ["Poets"], by="tests")
+    customer_actions.change(
+        found.id, CustomerValues("Ada@Example.com", "Ada Lovelace", "en-GB", "C-1815"), [], by="tests"
+    )
+    customer_actions.put(CustomerValues("ada@example.com", None, None, "C-1815"), ["Poets"], by="tests")
     for code in ("SUMMER25", "WINTER"):
         offer(code, max_redemptions=10)
-        campaign = campaigns.launch_offer(db.session.scalars(select(Offer.id).where(Offer.code == code)).one(), "tests")
-        batch_actions.prepare(campaign.campaign.id)
+        campaign = campaign_actions.launch_offer(
+            db.session.scalars(select(Offer.id).where(Offer.code == code)).one(), "tests"
+        )
+        preparation.prepare(campaign.campaign.id)
     db.session.execute(
         text(
             "insert into mail_issue (campaign_id, customer_id, state, smtp_code, text) "
@@ -69,7 +77,7 @@ def ada(offer: MakeOffer, imported: Import, app: Flask) -> Customer:
     )
     db.session.commit()
     for code in ("SUMMER25", "WINTER"):
-        done = redemptions.redeem(
+        done = group_commit.redeem(
             Ask(
                 channel="api",
                 code=code,
@@ -81,7 +89,7 @@ def ada(offer: MakeOffer, imported: Import, app: Flask) -> Customer:
                 body_hash=b"hash of a body with ada@example.com",
             )
         )
-    redemptions.rollback(done.public_id, "Ada Lovelace called", by="tests")
+    redemption_rollback.rollback(done.public_id, "Ada Lovelace called", by="tests")
     return found
 
 
@@ -89,7 +97,7 @@ def test_nothing_that_names_the_person_is_left_in_any_table(ada: Customer) -> No
     before = everything()
     assert all(secret in before for secret in SECRETS)
 
-    actions.erase(ada.id, by="eve@example.com")
+    customer_actions.erase(ada.id, by="eve@example.com")
 
     after = everything()
     assert [secret for secret in SECRETS if secret.lower() in after.lower()] == []
@@ -110,39 +118,39 @@ def test_what_was_redeemed_and_mailed_stays_counted(ada: Customer) -> None:
                 for use in redemption_queries.of_customer(ada.id)
             ],
             db.session.execute(text("select rows, created, rejected from customer_import")).all(),
-            len(recipients.of_customer(ada.id)),
+            len(delivery_queries.of_customer(ada.id)),
         )
 
     before = figures()
 
-    actions.erase(ada.id, by="tests")
+    customer_actions.erase(ada.id, by="tests")
 
     assert figures() == before
 
 
 def test_the_trail_says_that_somebody_was_erased_and_by_whom(ada: Customer) -> None:
-    actions.erase(ada.id, by="eve@example.com")
+    customer_actions.erase(ada.id, by="eve@example.com")
 
     entry = db.session.scalars(select(AuditEntry).where(AuditEntry.action == "customer.erased")).one()
     assert (entry.actor, entry.subject, entry.detail) == ("eve@example.com", f"customer {ada.id}", None)
 
 
 def test_erasing_once_more_changes_nothing(ada: Customer) -> None:
-    actions.erase(ada.id, by="tests")
+    customer_actions.erase(ada.id, by="tests")
     before = everything()
 
-    actions.erase(ada.id, by="tests")
+    customer_actions.erase(ada.id, by="tests")
 
     assert everything() == before
 
 
 def test_nobody_can_be_erased_who_never_was(app: Flask) -> None:
     with pytest.raises(NotFound):
-        actions.erase(7, by="tests")
+        customer_actions.erase(7, by="tests")
 
 
 def test_the_row_of_an_erased_customer_takes_no_name_again(ada: Customer) -> None:
-    actions.erase(ada.id, by="tests")
+    customer_actions.erase(ada.id, by="tests")
 
     with pytest.raises(Exception, match="ck_customer_erased"):
         db.session.execute(text("update customer set name = 'Ada' where id = :id"), {"id": ada.id})
@@ -150,22 +158,22 @@ def test_the_row_of_an_erased_customer_takes_no_name_again(ada: Customer) -> Non
 
 
 def test_an_import_of_the_same_e_mail_makes_somebody_new(ada: Customer, imported: Import) -> None:
-    actions.erase(ada.id, by="tests")
+    customer_actions.erase(ada.id, by="tests")
 
     imported("email,source_id\nada@example.com,C-1815\n")
 
-    found = queries.by_email("ada@example.com")
+    found = customer_queries.by_email("ada@example.com")
     assert found is not None
     assert found.id != ada.id
-    assert redemptions.redeem(Ask(channel="form", code="SUMMER25", email="ada@example.com")).customer_id == found.id
+    assert group_commit.redeem(Ask(channel="form", code="SUMMER25", email="ada@example.com")).customer_id == found.id
 
 
 @pytest.mark.parametrize("given", ["erased 1", "erased customer"])
 def test_what_stands_for_the_e_mail_can_not_be_typed(ada: Customer, given: str) -> None:
-    actions.erase(ada.id, by="tests")
+    customer_actions.erase(ada.id, by="tests")
 
     with pytest.raises(DomainError, match="not an e-mail address"):
-        actions.create(CustomerValues(given), [], by="tests")
+        customer_actions.create(CustomerValues(given), [], by="tests")
 
 
 def test_the_refused_rows_of_others_are_left_alone(imported: Import, customer: Make) -> None:
@@ -176,9 +184,9 @@ def test_the_refused_rows_of_others_are_left_alone(imported: Import, customer: M
         f'"Ada <ADA@Example.com>",x\n'
     )
 
-    actions.erase(ada.id, by="tests")
+    customer_actions.erase(ada.id, by="tests")
 
-    kept = [refused.row.partition("@")[0] for refused in queries.rejections(row.id)]
+    kept = [refused.row.partition("@")[0] for refused in customer_queries.rejections(row.id)]
     assert kept == ["", "bada", "ada", "+ADA", ""]
 
 
@@ -186,8 +194,8 @@ def test_the_refused_rows_of_others_are_left_alone(imported: Import, customer: M
 
 
 def test_the_personal_link_and_code_are_not_known_any_more(client: FlaskClient, ada: Customer) -> None:
-    token = links.personal_url(1, ada.id).rpartition("/")[2]
-    actions.erase(ada.id, by="tests")
+    token = personal_links.personal_url(1, ada.id).rpartition("/")[2]
+    customer_actions.erase(ada.id, by="tests")
 
     looked, used = client.get(f"/r/{token}"), client.post(f"/r/{token}")
 
@@ -213,20 +221,20 @@ def test_an_administrator_erases_after_reading_what_stays(sign_in: Callable[...,
 def test_asking_erases_nothing(sign_in: Callable[..., FlaskClient], ada: Customer) -> None:
     sign_in("admin").get(f"/customers/{ada.id}/erase")
 
-    assert queries.by_email("ada@example.com") is not None
+    assert customer_queries.by_email("ada@example.com") is not None
 
 
 def test_managers_do_not_erase(staff: FlaskClient, ada: Customer) -> None:
     assert staff.get(f"/customers/{ada.id}/erase").status_code == 403
     assert staff.post(f"/customers/{ada.id}/erase").status_code == 403
     assert "Erase this customer" not in staff.get(f"/customers/{ada.id}").text
-    assert queries.by_email("ada@example.com") is not None
+    assert customer_queries.by_email("ada@example.com") is not None
 
 
 def test_whoever_is_erased_can_not_be_erased_or_changed_by_hand(
     sign_in: Callable[..., FlaskClient], ada: Customer
 ) -> None:
-    actions.erase(ada.id, by="tests")
+    customer_actions.erase(ada.id, by="tests")
     admin = sign_in("admin")
 
     assert admin.get(f"/customers/{ada.id}/erase").status_code == 404
@@ -238,7 +246,7 @@ def test_whoever_is_erased_can_not_be_erased_or_changed_by_hand(
 )
 def test_lists_pages_and_files_show_an_erased_customer(staff: FlaskClient, ada: Customer, address: str) -> None:
     reference = redemption_queries.of_customer(ada.id)[0].public_id
-    actions.erase(ada.id, by="tests")
+    customer_actions.erase(ada.id, by="tests")
 
     answer = staff.get(address.format(reference=reference))
 
@@ -247,7 +255,7 @@ def test_lists_pages_and_files_show_an_erased_customer(staff: FlaskClient, ada: 
 
 
 def test_an_erased_customer_is_on_no_list_and_in_no_file_of_customers(staff: FlaskClient, ada: Customer) -> None:
-    actions.erase(ada.id, by="tests")
+    customer_actions.erase(ada.id, by="tests")
 
     assert "erased" not in staff.get("/customers?q=erased").text.partition("<main")[2].partition("</form>")[2]
     assert "erased" not in staff.get("/customers.csv").text
@@ -257,14 +265,14 @@ def test_a_key_erases_by_source_id(api: Any, ada: Customer) -> None:
     first, second = api.delete("/api/v1/customers/C-1815"), api.delete("/api/v1/customers/C-1815")
 
     assert (first.status_code, first.data, second.status_code) == (204, b"", 404)
-    assert queries.by_email("ada@example.com") is None
+    assert customer_queries.by_email("ada@example.com") is None
 
 
 def test_a_key_erases_by_e_mail(api: Any, ada: Customer) -> None:
     answers = [api.post("/api/v1/erasures", json={"email": "ADA@example.com"}).status_code for _ in range(2)]
 
     assert answers == [204, 404]
-    assert queries.by_source_id("C-1815") is None
+    assert customer_queries.by_source_id("C-1815") is None
 
 
 @pytest.mark.parametrize("body", [{}, {"email": "ada"}, {"email": 1}, {"email": "a@b.example", "name": "x"}])
@@ -277,7 +285,7 @@ def test_what_names_nobody_is_told_at_its_field(api: Any, body: dict[str, object
 
 @pytest.mark.parametrize("scope", ["read", "redeem"])
 def test_erasing_needs_the_scope_manage(app: Flask, ada: Customer, scope: str) -> None:
-    headers = {"Authorization": f"Bearer {accounts.create_api_key('reader', [scope], by='tests')}"}
+    headers = {"Authorization": f"Bearer {account_actions.create_api_key('reader', [scope], by='tests')}"}
     client = app.test_client()
 
     gone = client.delete("/api/v1/customers/C-1815", headers=headers)
@@ -287,7 +295,7 @@ def test_erasing_needs_the_scope_manage(app: Flask, ada: Customer, scope: str) -
 
 
 def test_json_of_a_redemption_gives_no_e_mail_for_an_erased_customer(api: Any, ada: Customer) -> None:
-    actions.erase(ada.id, by="tests")
+    customer_actions.erase(ada.id, by="tests")
 
     found = api.get("/api/v1/redemptions").json["redemptions"]
 
@@ -319,17 +327,17 @@ def test_erasing_while_redeeming_fails_nobody_and_leaves_no_half_state(customer:
 
     def redeem(n: int) -> None:
         ask = Ask(channel="api", code="SUMMER25", email=f"c{n}@example.com", metadata={"of": f"c{n}"}, api_key_id=1)
-        redemptions.redeem(ask)
+        group_commit.redeem(ask)
         answers.append("redeemed")
 
     works = [lambda n=n: redeem(n) for n in range(12)]
-    works += [lambda i=i: actions.erase(i, by="tests") for i in people]
+    works += [lambda i=i: customer_actions.erase(i, by="tests") for i in people]
     threads = [threading.Thread(target=at_once, args=(work,)) for work in works]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    tasks.sweep_customers()
+    customer_tasks.sweep_customers()
 
     left = db.session.execute(text("select count(*), count(order_metadata) from redemption")).one()
     assert failures == []
@@ -339,7 +347,7 @@ def test_erasing_while_redeeming_fails_nobody_and_leaves_no_half_state(customer:
 
 
 def test_what_was_written_at_the_very_moment_is_emptied_by_the_sweep(ada: Customer) -> None:
-    actions.erase(ada.id, by="tests")
+    customer_actions.erase(ada.id, by="tests")
     late = {"id": ada.id}
     for statement in (
         'update redemption set order_metadata = \'{"for": "Ada Lovelace"}\' where customer_id = :id',
@@ -349,20 +357,20 @@ def test_what_was_written_at_the_very_moment_is_emptied_by_the_sweep(ada: Custom
         db.session.execute(text(statement), late)
     db.session.commit()
 
-    tasks.sweep_customers()
+    customer_tasks.sweep_customers()
 
     after = everything()
     assert [secret for secret in SECRETS if secret.lower() in after.lower()] == []
-    assert queries.audiences_of(ada.id) == []
+    assert customer_queries.audiences_of(ada.id) == []
 
 
 def test_a_put_at_the_very_moment_makes_somebody_new(customer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     ada = customer("ada@example.com", source_id="C1")
-    looked_up = queries.by_source_id
+    looked_up = customer_queries.by_source_id
 
     def erased_between(source_id: str) -> Customer | None:
         found = looked_up(source_id)
-        monkeypatch.setattr(queries, "by_source_id", looked_up)
+        monkeypatch.setattr(customer_queries, "by_source_id", looked_up)
         with db.engine.begin() as other:
             other.execute(
                 text(
@@ -372,9 +380,9 @@ def test_a_put_at_the_very_moment_makes_somebody_new(customer: Make, monkeypatch
             )
         return found
 
-    monkeypatch.setattr(queries, "by_source_id", erased_between)
+    monkeypatch.setattr(customer_queries, "by_source_id", erased_between)
 
-    found, is_new = actions.put(CustomerValues("ada@example.com", source_id="C1"), None, by="tests")
+    found, is_new = customer_actions.put(CustomerValues("ada@example.com", source_id="C1"), None, by="tests")
 
     assert (found.id != ada.id, is_new) == (True, True)
 
@@ -384,10 +392,10 @@ def test_refused_rows_are_dropped_after_three_months_and_their_number_stays(impo
     old.finished_at = datetime.now(UTC) - timedelta(days=91)
     db.session.commit()
 
-    tasks.sweep_customers()
+    customer_tasks.sweep_customers()
 
-    assert (queries.rejections(old.id), len(queries.rejections(new.id))) == ([], 1)
-    row = queries.import_by_id(old.id)
+    assert (customer_queries.rejections(old.id), len(customer_queries.rejections(new.id))) == ([], 1)
+    row = customer_queries.import_by_id(old.id)
     assert row is not None
     assert row.rejected == 1
 
@@ -397,10 +405,10 @@ def test_an_import_that_was_waiting_brings_an_erased_customer_back_as_somebody_n
 ) -> None:
     ada = customer("ada@example.com")
     waiting = received("email\nada@example.com\n")
-    actions.erase(ada.id, by="tests")
+    customer_actions.erase(ada.id, by="tests")
 
     import_actions.run(waiting)
 
-    found = queries.by_email("ada@example.com")
+    found = customer_queries.by_email("ada@example.com")
     assert found is not None
     assert found.id != ada.id

@@ -17,11 +17,13 @@ from sqlalchemy import func, select, update
 
 from tests import live
 from tests.customers.conftest import Import, pieces
-from webapp.accounts import actions as accounts
+from webapp.accounts import actions as account_actions
 from webapp.accounts.models import StaffUser
-from webapp.customers import import_actions, queries, tasks
+from webapp.core.extensions import db
+from webapp.customers import queries as customer_queries
+from webapp.customers import tasks as customer_tasks
+from webapp.customers.imports import actions as import_actions
 from webapp.customers.models import Customer, CustomerImport, ImportChunk
-from webapp.extensions import db
 
 MEGABYTES = 64
 # What a first upload costs a fresh process: pieces of a megabyte and what reads them. Far below the file itself.
@@ -54,7 +56,7 @@ def wait_for(what: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def size_of(import_id: int) -> int:
-    row = queries.import_by_id(import_id)
+    row = customer_queries.import_by_id(import_id)
     assert row is not None
     return row.size
 
@@ -73,7 +75,7 @@ def cookie_of(app: Flask, client: FlaskClient) -> str:
 
 
 def test_a_large_upload_by_machine_does_not_fill_the_memory_of_the_web_server(app: Flask) -> None:
-    key = accounts.create_api_key("tests", ["manage"], by="tests")
+    key = account_actions.create_api_key("tests", ["manage"], by="tests")
     headers = {
         "Authorization": f"Bearer {key}",
         "Content-Type": "text/csv",
@@ -88,7 +90,7 @@ def test_a_large_upload_by_machine_does_not_fill_the_memory_of_the_web_server(ap
         after = max(peak(pid) for pid in of(web.process.pid))
 
     assert status == 202
-    assert queries.imports()[0].size == sum(map(len, a_large_file()))
+    assert customer_queries.imports()[0].size == sum(map(len, a_large_file()))
     assert after - before < ALLOWED_KB
 
 
@@ -123,13 +125,16 @@ def test_a_large_upload_by_form_does_not_fill_the_memory_of_the_web_server(
         answer = connection.getresponse()
         after = max(peak(pid) for pid in of(web.process.pid))
 
-    assert (answer.status, answer.headers["Location"]) == (302, f"/customers/imports/{queries.imports()[0].id}")
-    assert queries.imports()[0].size == sum(map(len, a_large_file()))
+    assert (answer.status, answer.headers["Location"]) == (
+        302,
+        f"/customers/imports/{customer_queries.imports()[0].id}",
+    )
+    assert customer_queries.imports()[0].size == sum(map(len, a_large_file()))
     assert after - before < ALLOWED_KB
 
 
 def test_a_connection_that_breaks_leaves_an_import_that_says_so(app: Flask) -> None:
-    key = accounts.create_api_key("tests", ["manage"], by="tests")
+    key = account_actions.create_api_key("tests", ["manage"], by="tests")
 
     with live.web_server(app.config["SETTINGS"]) as web:
         connection = http.client.HTTPConnection(urlsplit(web.url).netloc, timeout=60)
@@ -139,11 +144,11 @@ def test_a_connection_that_breaks_leaves_an_import_that_says_so(app: Flask) -> N
         connection.putheader("Content-Length", "100000000")
         connection.endheaders()
         connection.send(b"email,name\r\n" + CHUNK * 3)
-        wait_for(lambda: bool(queries.imports()) and size_of(queries.imports()[0].id) > 0)
+        wait_for(lambda: bool(customer_queries.imports()) and size_of(customer_queries.imports()[0].id) > 0)
         connection.close()
-        wait_for(lambda: queries.imports()[0].status == "failed")
+        wait_for(lambda: customer_queries.imports()[0].status == "failed")
 
-    assert queries.imports()[0].error_code == "upload_broken"
+    assert customer_queries.imports()[0].error_code == "upload_broken"
     assert db.session.scalar(select(func.count()).select_from(ImportChunk)) == 0
 
 
@@ -173,13 +178,13 @@ def test_a_worker_killed_in_the_middle_of_the_merge_is_picked_up_by_another(app:
     import_id = import_actions.receive(pieces(file), "customers.csv", "text/csv", "", by="tests")
 
     def row() -> CustomerImport:
-        found = queries.import_by_id(import_id)
+        found = customer_queries.import_by_id(import_id)
         assert found is not None
         return found
 
     settings = app.config["SETTINGS"]
     with live.worker(settings) as first:
-        tasks.import_customers(import_id)
+        customer_tasks.import_customers(import_id)
         wait_for(lambda: max(row().merged_to or [0]) > 0)
         os.kill(first.process.pid, signal.SIGKILL)
         first.process.wait()
@@ -188,7 +193,7 @@ def test_a_worker_killed_in_the_middle_of_the_merge_is_picked_up_by_another(app:
     db.session.execute(update(CustomerImport).values(lease_until=func.now()))
     db.session.commit()
     with live.worker(settings) as second:
-        tasks.import_customers(import_id)
+        customer_tasks.import_customers(import_id)
         wait_for(lambda: row().status == "done")
         memory = peak(second.process.pid)
 
@@ -200,7 +205,7 @@ def test_a_worker_killed_in_the_middle_of_the_merge_is_picked_up_by_another(app:
 
 
 def test_a_file_in_chunks_is_refused_for_nobody_could_tell_whether_it_came_whole(app: Flask) -> None:
-    key = accounts.create_api_key("tests", ["manage"], by="tests")
+    key = account_actions.create_api_key("tests", ["manage"], by="tests")
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "text/csv"}
 
     with live.web_server(app.config["SETTINGS"]) as web:
@@ -212,4 +217,4 @@ def test_a_file_in_chunks_is_refused_for_nobody_could_tell_whether_it_came_whole
         problem = json.loads(answer.read())
 
     assert (answer.status, problem["code"]) == (411, "length_required")
-    assert queries.imports() == []
+    assert customer_queries.imports() == []

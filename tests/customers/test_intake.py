@@ -13,8 +13,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from webapp.customers.intake import CSV, NDJSON, Rejection, check_opening, read
-from webapp.errors import Invalid
+from webapp.core.errors import Invalid
+from webapp.customers.imports.parser import CSV, NDJSON, Rejection, check_opening, read
 
 
 class Row(NamedTuple):

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import flask_migrate
 from sqlalchemy import text
 
+from webapp.core.extensions import db
 from webapp.customers.models import Customer
-from webapp.extensions import db
 
 
 def test_erased_rows_are_emptied_and_the_trail_names_customers_by_number(customer: Callable[..., Customer]) -> None:

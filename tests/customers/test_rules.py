@@ -11,19 +11,20 @@ from sqlalchemy import select, text
 
 from tests.campaigns import relay as relays
 from webapp.accounts.models import AuditEntry
-from webapp.campaigns import actions as campaigns
-from webapp.campaigns import batch_actions, delivery
-from webapp.customers import actions, queries
+from webapp.campaigns import actions as campaign_actions
+from webapp.campaigns.launch import preparation
+from webapp.campaigns.sending import sender
+from webapp.core.extensions import db
+from webapp.core.settings import Settings
+from webapp.customers import actions as customer_actions
+from webapp.customers import queries as customer_queries
 from webapp.customers.models import Audience, Customer
-from webapp.customers.values import CustomerValues
-from webapp.extensions import db
+from webapp.customers.validation import CustomerValues
 from webapp.offers.models import Offer
-from webapp.redemptions import actions as redemptions
-from webapp.redemptions import links
+from webapp.redemptions import group_commit, personal_links
 from webapp.redemptions import queries as redemption_queries
-from webapp.redemptions.actions import Refused
-from webapp.redemptions.verdict import Ask
-from webapp.settings import Settings
+from webapp.redemptions.errors import Refused
+from webapp.redemptions.rules import Ask
 
 Make = Callable[..., Customer]
 MakeOffer = Callable[..., Offer]
@@ -36,7 +37,7 @@ def ask(email: str = "ada@example.com", code: str = "SUMMER25") -> Ask:
 def refusal(email: str = "ada@example.com", code: str = "SUMMER25") -> str | None:
     """Why redeeming is refused, or none: then it has been redeemed."""
     try:
-        redemptions.redeem(ask(email, code))
+        group_commit.redeem(ask(email, code))
     except Refused as refused:
         return refused.reason
     return None
@@ -52,13 +53,13 @@ def edit(staff: FlaskClient, customer_id: int, **typed: object) -> Any:
 def test_another_e_mail_by_staff_frees_no_second_use(staff: FlaskClient, customer: Make, offer: MakeOffer) -> None:
     ada = customer()
     offer()
-    redemptions.redeem(ask())
+    group_commit.redeem(ask())
 
     edit(staff, ada.id, email="countess@example.com", locale="de", name="Countess")
 
     assert refusal("countess@example.com") == "already_redeemed"
     assert refusal("ada@example.com") == "customer_unknown"
-    found = queries.by_id(ada.id)
+    found = customer_queries.by_id(ada.id)
     assert found is not None
     assert (found.name, found.locale) == ("Countess", "de")
 
@@ -66,7 +67,7 @@ def test_another_e_mail_by_staff_frees_no_second_use(staff: FlaskClient, custome
 def test_another_e_mail_by_json_frees_no_second_use(api: Any, customer: Make, offer: MakeOffer) -> None:
     customer(source_id="C-1")
     offer()
-    redemptions.redeem(ask())
+    group_commit.redeem(ask())
 
     answer = api.put("/api/v1/customers/C-1", json={"email": "countess@example.com"})
 
@@ -79,8 +80,8 @@ def test_the_personal_link_and_the_receipt_go_on_with_another_e_mail(
     client: FlaskClient, customer: Make, offer: MakeOffer
 ) -> None:
     ada, row = customer(), offer()
-    link = links.personal_url(row.id, ada.id).removeprefix("http://localhost")
-    actions.change(ada.id, CustomerValues("countess@example.org", "Ada"), [], by="tests")
+    link = personal_links.personal_url(row.id, ada.id).removeprefix("http://localhost")
+    customer_actions.change(ada.id, CustomerValues("countess@example.org", "Ada"), [], by="tests")
 
     used = client.post(link)
     receipt = client.get(link)
@@ -93,12 +94,12 @@ def test_the_personal_link_and_the_receipt_go_on_with_another_e_mail(
 def test_the_former_e_mail_may_become_somebody_elses_who_may_redeem(customer: Make, offer: MakeOffer) -> None:
     ada = customer()
     offer()
-    redemptions.redeem(ask())
-    actions.change(ada.id, CustomerValues("countess@example.com", "Ada"), [], by="tests")
+    group_commit.redeem(ask())
+    customer_actions.change(ada.id, CustomerValues("countess@example.com", "Ada"), [], by="tests")
 
-    other = actions.create(CustomerValues("ada@example.com", "Another Ada"), [], by="tests")
+    other = customer_actions.create(CustomerValues("ada@example.com", "Another Ada"), [], by="tests")
 
-    assert redemptions.redeem(ask()).customer_id == other.id != ada.id
+    assert group_commit.redeem(ask()).customer_id == other.id != ada.id
 
 
 def test_somebody_elses_e_mail_is_told_at_the_field_and_the_typed_stays(staff: FlaskClient, customer: Make) -> None:
@@ -111,7 +112,7 @@ def test_somebody_elses_e_mail_is_told_at_the_field_and_the_typed_stays(staff: F
     assert "Another customer has this e-mail." in answer.text
     assert 'id="email-error"' in answer.text
     assert 'value="Typed"' in answer.text
-    assert queries.by_email("ada@example.com") is not None
+    assert customer_queries.by_email("ada@example.com") is not None
 
 
 def test_somebody_elses_e_mail_by_json_is_a_conflict_at_the_field(api: Any, customer: Make) -> None:
@@ -163,7 +164,7 @@ def test_what_somebody_can_use_is_asked_by_e_mail(api: Any, customer: Make, path
 
 @pytest.fixture
 def vip(app: object) -> Audience:
-    return actions.create_audience("VIP", by="tests")
+    return customer_actions.create_audience("VIP", by="tests")
 
 
 def test_an_offer_for_everyone_is_for_everyone_known_and_nobody_else(customer: Make, offer: MakeOffer) -> None:
@@ -175,9 +176,9 @@ def test_an_offer_for_everyone_is_for_everyone_known_and_nobody_else(customer: M
 
 
 def test_an_offer_for_an_audience_is_for_its_members_alone(vip: Audience, customer: Make, offer: MakeOffer) -> None:
-    other = actions.create_audience("Others", by="tests")
-    actions.create(CustomerValues("member@example.com"), [vip.id], by="tests")
-    actions.create(CustomerValues("elsewhere@example.com"), [other.id], by="tests")
+    other = customer_actions.create_audience("Others", by="tests")
+    customer_actions.create(CustomerValues("member@example.com"), [vip.id], by="tests")
+    customer_actions.create(CustomerValues("elsewhere@example.com"), [other.id], by="tests")
     customer()
     offer(audience_id=vip.id)
 
@@ -189,17 +190,17 @@ def test_an_offer_for_an_audience_is_for_its_members_alone(vip: Audience, custom
 def test_who_joins_after_the_launch_may_redeem_and_is_mailed_by_the_next_campaign_only(
     vip: Audience, offer: MakeOffer, with_settings: Callable[..., Settings]
 ) -> None:
-    actions.create(CustomerValues("early@example.com"), [vip.id], by="tests")
+    customer_actions.create(CustomerValues("early@example.com"), [vip.id], by="tests")
     first, second = offer("SUMMER25", audience_id=vip.id), offer("WINTER", audience_id=vip.id)
-    batch_actions.prepare(campaigns.launch_offer(first.id, "tests").campaign.id)
-    actions.create(CustomerValues("late@example.com"), [vip.id], by="tests")
+    preparation.prepare(campaign_actions.launch_offer(first.id, "tests").campaign.id)
+    customer_actions.create(CustomerValues("late@example.com"), [vip.id], by="tests")
 
     with relays.running() as relay:
         with_settings(mail_port=relay.port)
-        delivery.pump()
+        sender.pump()
         running = dict(relay.recipients)
-        batch_actions.prepare(campaigns.launch_offer(second.id, "tests").campaign.id)
-        delivery.pump()
+        preparation.prepare(campaign_actions.launch_offer(second.id, "tests").campaign.id)
+        sender.pump()
 
     assert running == {"early@example.com": 1}
     assert relay.recipients == {"early@example.com": 2, "late@example.com": 1}
@@ -220,7 +221,7 @@ def test_staff_add_one_customer_to_an_audience(
 
 
 def test_staff_remove_one_customer_who_may_then_not_redeem(staff: FlaskClient, vip: Audience, offer: MakeOffer) -> None:
-    ada = actions.create(CustomerValues("ada@example.com"), [vip.id], by="tests")
+    ada = customer_actions.create(CustomerValues("ada@example.com"), [vip.id], by="tests")
     offer(audience_id=vip.id)
 
     edit(staff, ada.id)
@@ -231,25 +232,25 @@ def test_staff_remove_one_customer_who_may_then_not_redeem(staff: FlaskClient, v
 def test_removing_from_an_audience_leaves_what_was_redeemed(
     staff: FlaskClient, client: FlaskClient, vip: Audience, offer: MakeOffer
 ) -> None:
-    ada = actions.create(CustomerValues("ada@example.com"), [vip.id], by="tests")
+    ada = customer_actions.create(CustomerValues("ada@example.com"), [vip.id], by="tests")
     row = offer(audience_id=vip.id)
-    done = redemptions.redeem(ask())
+    done = group_commit.redeem(ask())
 
     edit(staff, ada.id)
 
     assert redemption_queries.totals([row.id]) == {row.id: 1}
     assert refusal() == "already_redeemed"
-    receipt = client.get(links.personal_url(row.id, ada.id).removeprefix("http://localhost"))
+    receipt = client.get(personal_links.personal_url(row.id, ada.id).removeprefix("http://localhost"))
     assert done.public_id in receipt.text
 
 
 def test_joining_again_frees_no_second_use(vip: Audience, offer: MakeOffer) -> None:
-    ada = actions.create(CustomerValues("ada@example.com"), [vip.id], by="tests")
+    ada = customer_actions.create(CustomerValues("ada@example.com"), [vip.id], by="tests")
     offer(audience_id=vip.id)
-    redemptions.redeem(ask())
+    group_commit.redeem(ask())
 
     for audiences in ([], [vip.id]):
-        actions.change(ada.id, CustomerValues("ada@example.com"), audiences, by="tests")
+        customer_actions.change(ada.id, CustomerValues("ada@example.com"), audiences, by="tests")
 
     assert refusal() == "already_redeemed"
 
@@ -257,19 +258,19 @@ def test_joining_again_frees_no_second_use(vip: Audience, offer: MakeOffer) -> N
 def test_who_leaves_an_audience_while_its_mail_is_on_the_way_is_not_in_the_next_one(
     vip: Audience, offer: MakeOffer
 ) -> None:
-    ada = actions.create(CustomerValues("ada@example.com"), [vip.id], by="tests")
-    actions.create(CustomerValues("bob@example.com"), [vip.id], by="tests")
+    ada = customer_actions.create(CustomerValues("ada@example.com"), [vip.id], by="tests")
+    customer_actions.create(CustomerValues("bob@example.com"), [vip.id], by="tests")
     row = offer(audience_id=vip.id)
-    actions.change(ada.id, CustomerValues("ada@example.com"), [], by="tests")
+    customer_actions.change(ada.id, CustomerValues("ada@example.com"), [], by="tests")
 
-    campaign = campaigns.launch_offer(row.id, "tests").campaign
-    batch_actions.prepare(campaign.id)
+    campaign = campaign_actions.launch_offer(row.id, "tests").campaign
+    preparation.prepare(campaign.id)
 
     assert db.session.execute(text("select total from campaign")).scalar_one() == 1
 
 
 def test_a_put_joins_an_audience_as_a_row_of_an_import_does(api: Any, vip: Audience) -> None:
-    actions.put(CustomerValues("ada@example.com", source_id="C-1"), ["News"], by="tests")
+    customer_actions.put(CustomerValues("ada@example.com", source_id="C-1"), ["News"], by="tests")
 
     answer = api.put("/api/v1/customers/C-1", json={"email": "ada@example.com", "audience": "VIP"})
     exact = api.put("/api/v1/customers/C-1", json={"email": "ada@example.com", "audiences": ["Only"]})
@@ -285,7 +286,7 @@ def test_a_put_that_joins_makes_the_audience_and_is_in_the_trail(api: Any, custo
 
     api.put("/api/v1/customers/C-1", json={"email": "ada@example.com", "audience": " New  people "})
 
-    assert [found.name for found in queries.audiences_of(ada.id)] == ["New people"]
+    assert [found.name for found in customer_queries.audiences_of(ada.id)] == ["New people"]
     entry = db.session.scalars(select(AuditEntry).where(AuditEntry.action == "customer.changed")).one()
     assert entry.detail == {"fields": ["audiences"]}
 
@@ -309,7 +310,7 @@ def test_every_file_that_is_taken_out_is_in_the_trail_without_naming_anybody(
 ) -> None:
     ada = customer()
     row = offer()
-    redemptions.redeem(ask())
+    group_commit.redeem(ask())
 
     staff.get("/redemptions.csv")
     staff.get("/redemptions.csv?who=ada@example.com&code=summer-25&channel=form&first=2026-01-01")
@@ -336,7 +337,7 @@ def test_taking_out_refused_rows_is_in_the_trail(staff: FlaskClient, imported: C
 
 
 def test_the_trail_leads_to_the_customer(sign_in: Callable[..., FlaskClient], customer: Make) -> None:
-    ada = actions.create(CustomerValues("ada@example.com"), [], by="tests")
+    ada = customer_actions.create(CustomerValues("ada@example.com"), [], by="tests")
 
     page = sign_in("admin").get("/settings/audit").text
 

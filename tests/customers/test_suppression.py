@@ -9,10 +9,13 @@ from flask import Flask
 from sqlalchemy import select
 
 from tests.customers.conftest import Import
-from webapp.customers import actions, queries, suppression_actions
-from webapp.customers.models import Customer, Suppression, hashed_email
-from webapp.customers.values import CustomerValues
-from webapp.extensions import db
+from webapp.core.email_addresses import hashed_email
+from webapp.core.extensions import db
+from webapp.customers import actions as customer_actions
+from webapp.customers import queries as customer_queries
+from webapp.customers.models import Customer, Suppression
+from webapp.customers.suppressions import actions as suppression_actions
+from webapp.customers.validation import CustomerValues
 
 Make = Callable[..., Customer]
 
@@ -63,12 +66,12 @@ def test_who_of_these_is_on_the_list_also_by_the_hash_of_the_address(app: Flask,
     put(hashed_email("zoë@example.com"), "unsubscribed")
     put("eve@example.com", "unsubscribed")
 
-    assert queries.suppressed_among([ada.id, bob.id, eve.id, zoë.id, 999]) == {
+    assert customer_queries.suppressed_among([ada.id, bob.id, eve.id, zoë.id, 999]) == {
         ada.id: "complained",
         eve.id: "unsubscribed",
         zoë.id: "unsubscribed",
     }
-    assert queries.suppressed_among([bob.id]) == queries.suppressed_among([]) == {}
+    assert customer_queries.suppressed_among([bob.id]) == customer_queries.suppressed_among([]) == {}
 
 
 # --- whoever changes address, goes or comes back --------------------------------------------------
@@ -82,21 +85,21 @@ def test_a_wish_follows_to_another_address_and_a_dead_address_does_not(
     ada = customer("ada@example.com", source_id="C1")
     put("ada@example.com", reason, words="as it was")
     if way == "staff":
-        actions.change(ada.id, CustomerValues("new@example.com", "Ada", source_id="C1"), [], by="tests")
+        customer_actions.change(ada.id, CustomerValues("new@example.com", "Ada", source_id="C1"), [], by="tests")
     else:
-        actions.put(CustomerValues("new@example.com", source_id="C1"), None, by="tests")
+        customer_actions.put(CustomerValues("new@example.com", source_id="C1"), None, by="tests")
 
-    assert queries.suppressed_among([ada.id]) == ({ada.id: reason} if follows else {})
+    assert customer_queries.suppressed_among([ada.id]) == ({ada.id: reason} if follows else {})
     # For the old address it stays, by its hash: it is nobody's now.
     assert listed() == {hashed_email("ada@example.com"): reason} | ({"new@example.com": reason} if follows else {})
-    other = actions.create(CustomerValues("ada@example.com", "Other"), [], by="tests")
-    assert queries.suppressed_among([other.id]) == {other.id: reason}
-    assert queries.reach(None) == queries.Reach(2, 1 + follows)
+    other = customer_actions.create(CustomerValues("ada@example.com", "Other"), [], by="tests")
+    assert customer_queries.suppressed_among([other.id]) == {other.id: reason}
+    assert customer_queries.reach(None) == customer_queries.Reach(2, 1 + follows)
 
 
 def test_other_capitals_are_no_other_address(app: Flask, customer: Make) -> None:
     ada = customer("ada@example.com", suppressed="bounced")
-    actions.change(ada.id, CustomerValues("Ada@Example.com", "Ada"), [], by="tests")
+    customer_actions.change(ada.id, CustomerValues("Ada@Example.com", "Ada"), [], by="tests")
     assert listed() == {"ada@example.com": "bounced"}
 
 
@@ -107,32 +110,32 @@ def test_an_erased_customer_who_asked_for_it_is_not_mailed_when_imported_again(
 ) -> None:
     ada = customer("ada@example.com")
     put("ada@example.com", reason, words="ada@example.com said so")
-    actions.erase(ada.id, by="tests")
+    customer_actions.erase(ada.id, by="tests")
     assert listed() == {hashed_email("ada@example.com"): reason}
     assert db.session.scalars(select(Suppression.words)).all() == [""]
 
     if way == "import":
         imported("email\nbob@example.com\nADA@example.com\n")
     elif way == "staff":
-        actions.create(CustomerValues("ada@example.com", "Ada"), [], by="tests")
+        customer_actions.create(CustomerValues("ada@example.com", "Ada"), [], by="tests")
     else:
-        actions.put(CustomerValues("ada@example.com", source_id="C9"), None, by="tests")
+        customer_actions.put(CustomerValues("ada@example.com", source_id="C9"), None, by="tests")
 
-    again = queries.by_email("ada@example.com")
+    again = customer_queries.by_email("ada@example.com")
     assert again is not None
-    assert queries.suppressed_among([again.id]) == {again.id: reason}
+    assert customer_queries.suppressed_among([again.id]) == {again.id: reason}
     assert listed() == {"ada@example.com": reason}
-    assert queries.reach(None).suppressed == 1
+    assert customer_queries.reach(None).suppressed == 1
 
 
 def test_of_an_erased_customer_whose_address_bounced_nothing_stays(customer: Make) -> None:
     ada = customer("ada@example.com", suppressed="bounced")
-    actions.erase(ada.id, by="tests")
+    customer_actions.erase(ada.id, by="tests")
     assert listed() == {}
 
 
 def test_a_mail_that_comes_back_while_a_customer_is_erased_does_not_name_them(customer: Make) -> None:
     ada = customer("ada@example.com")
-    actions.erase(ada.id, by="tests")
+    customer_actions.erase(ada.id, by="tests")
     assert not put("ada@example.com", "bounced", source=1)
     assert listed() == {}

@@ -14,11 +14,16 @@ from sqlalchemy import select
 from tests.customers.conftest import counts, refusals
 from tests.customers.test_suppression import listed, put
 from webapp.accounts.models import AuditEntry
-from webapp.campaigns import queries as campaigns
-from webapp.customers import actions, import_actions, list_staging, queries, suppression_queries
-from webapp.customers.models import Customer, CustomerImport, Suppression, hashed_email
+from webapp.campaigns import queries as campaign_queries
+from webapp.core.email_addresses import hashed_email
+from webapp.core.extensions import db
+from webapp.customers import actions as customer_actions
+from webapp.customers import queries as customer_queries
+from webapp.customers.imports import actions as import_actions
+from webapp.customers.imports import suppression_staging
+from webapp.customers.models import Customer, CustomerImport, Suppression
 from webapp.customers.queries import Reach
-from webapp.extensions import db
+from webapp.customers.suppressions import queries as suppression_queries
 
 Make = Callable[..., Customer]
 LIST = "/customers/do-not-mail"
@@ -150,7 +155,7 @@ def upload(client: FlaskClient, file: str | bytes) -> CustomerImport:
     assert answer.status_code == 302, answer.text
     import_id = int(answer.headers["Location"].rpartition("/")[2])
     import_actions.run(import_id)
-    row = queries.import_by_id(import_id)
+    row = customer_queries.import_by_id(import_id)
     assert row is not None
     return row
 
@@ -191,12 +196,12 @@ def test_a_list_of_another_mailer_is_imported(staff: FlaskClient, customer: Make
         "short@example.com": "unsubscribed",
         "long@example.com": "complained",
     }
-    assert queries.suppressed_among([ada.id]) == {ada.id: "bounced"}
+    assert customer_queries.suppressed_among([ada.id]) == {ada.id: "bounced"}
     page = staff.get(f"/customers/imports/{row.id}").text
     assert "Addresses dealt with" in page
     assert "none of unsubscribed" in page
     assert page.count(">Taken") == 3
-    assert queries.total().number == 2
+    assert customer_queries.total().number == 2
 
 
 def test_a_list_without_addresses_is_refused_at_once(staff: FlaskClient) -> None:
@@ -247,22 +252,22 @@ def test_a_hash_on_an_imported_list_is_a_customer_who_came_back(staff: FlaskClie
     assert counts(row) == {"rows": 4, "created": 2, "updated": 1, "duplicates": 1}
     assert listed() == {"ada@example.com": "unsubscribed", "bob@example.com": "complained", nobody: "complained"}
     # Who is counted and who is left out are the same.
-    assert queries.suppressed_among([ada.id, bob.id]).keys() == {ada.id, bob.id}
-    assert queries.reach(None) == Reach(total=2, suppressed=2)
-    assert not campaigns.anyone_to_mail(None)
+    assert customer_queries.suppressed_among([ada.id, bob.id]).keys() == {ada.id, bob.id}
+    assert customer_queries.reach(None) == Reach(total=2, suppressed=2)
+    assert not campaign_queries.anyone_to_mail(None)
 
 
 def test_a_customer_who_is_erased_while_a_list_is_imported_is_not_named_by_it(
     staff: FlaskClient, customer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ada = customer("ada@example.com")
-    hashed, merge = hashed_email("ada@example.com"), list_staging.merge
+    hashed, merge = hashed_email("ada@example.com"), suppression_staging.merge
 
     def erase_first(*given: Any) -> Any:
-        actions.erase(ada.id, "tests")
+        customer_actions.erase(ada.id, "tests")
         return merge(*given)
 
-    monkeypatch.setattr(list_staging, "merge", erase_first)
+    monkeypatch.setattr(suppression_staging, "merge", erase_first)
     upload(staff, f"email,reason\n{hashed},unsubscribed\n")
     assert listed() == {hashed: "unsubscribed"}
 

@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from webapp.customers import upload
-from webapp.errors import DomainError
+from webapp.core.errors import DomainError
+from webapp.customers.imports import upload
 
 LIMIT = 3 * upload.PIECE
 

@@ -9,13 +9,13 @@ import pytest
 from flask import Flask
 from sqlalchemy import text
 
+from local.demo import fill
 from tests.conftest import _empty
-from webapp import bell, keyring
-from webapp.demo import fill
-from webapp.extensions import db
-from webapp.redemptions import actions as redemptions
-from webapp.redemptions.verdict import Ask
-from webapp.settings import Settings
+from webapp.core import signing_keys, task_queue
+from webapp.core.extensions import db
+from webapp.core.settings import Settings
+from webapp.redemptions import group_commit, hourly_counts
+from webapp.redemptions.rules import Ask
 
 # In the middle of a week, so that there is a weekend behind and something today.
 NOW = datetime.now(UTC).replace(hour=14, minute=0, second=0, microsecond=0)
@@ -28,13 +28,13 @@ Rows = dict[str, set[tuple[Any, ...]]]
 @pytest.fixture(scope="module")
 def shop(session_app: Flask) -> Iterator[Flask]:
     """A database with the demonstration in it, as its command leaves it, but that no worker runs. To be read only."""
-    bell.init_app(session_app)
+    task_queue.init_app(session_app)
     with session_app.app_context():
         _empty()
-        keyring.forget()
+        signing_keys.forget()
         fill.check(replace(session_app.config["SETTINGS"], mail_is_sink=True))
         # As where the program runs: the sweep has counted all hours already.
-        redemptions.count_hours()
+        hourly_counts.count_hours()
         fill.fill()
         fill.finish()
         yield session_app
@@ -72,4 +72,4 @@ def filled(now: datetime = NOW) -> None:
 
 
 def redeem(code: str, email: str) -> None:
-    redemptions.redeem(Ask(code=code.replace("-", ""), email=email, channel="form"))
+    group_commit.redeem(Ask(code=code.replace("-", ""), email=email, channel="form"))

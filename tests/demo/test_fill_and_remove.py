@@ -16,18 +16,18 @@ import pytest
 from flask import Flask
 from sqlalchemy import select, text
 
+from local.demo import fill, people, remove
+from local.demo.models import DemoRow
 from tests import live
 from tests.campaigns import relay as relays
 from tests.demo.conftest import NOW, all_rows, filled, redeem
-from webapp.campaigns import actions as campaigns
-from webapp.campaigns.wording import MailText
+from webapp.campaigns import actions as campaign_actions
+from webapp.campaigns.content.placeholders import MailText
+from webapp.core.extensions import db
+from webapp.core.settings import Settings
 from webapp.customers.models import AudienceMember, Customer
-from webapp.demo import fill, people, remove
-from webapp.demo.models import DemoRow
-from webapp.extensions import db
 from webapp.offers.models import Offer
-from webapp.settings import Settings
-from webapp.shop import actions as shops
+from webapp.shop import actions as shop_actions
 from webapp.shop import queries as shop_queries
 
 ADDRESSES = "c4fe2183c39ec61cb20dcfc352802738b5ddda96c5d2dab146c27f1ae1c8cac4"
@@ -94,7 +94,7 @@ KILLED = """
 import importlib, os, signal, sys
 from datetime import datetime
 from webapp import create_app
-from webapp.demo import fill
+from local.demo import fill
 module, _, name = sys.argv[1].rpartition(".")
 place = importlib.import_module(module)
 step = getattr(place, name)
@@ -110,11 +110,11 @@ with create_app().app_context(), fill.alone():
 STEPS = (
     # Received in part; read, and in a worker's hand; in the middle of the history; before its hours are counted;
     # launched; about to be told.
-    "webapp.customers.import_actions._keep",
-    "webapp.customers.import_actions._read",
-    "webapp.demo.ledger.shop",
-    "webapp.demo.history.write",
-    "webapp.demo.fill._launch",
+    "webapp.customers.imports.actions._keep",
+    "webapp.customers.imports.actions._read",
+    "local.demo.ledger.shop",
+    "local.demo.history.write",
+    "local.demo.fill._launch",
     "webapp.accounts.actions.reset_link",
 )
 
@@ -187,7 +187,7 @@ def test_removal_leaves_exactly_what_was_there_and_what_was_made_beside_it(
     with_demo = all_rows()
     own_customer, own_offer = customer("own@shop.example"), offer("OWN-1", max_redemptions=5)
     customer("unsubscribed@shop.example", suppressed="unsubscribed")
-    campaigns.save_draft(own_offer.id, MailText(), "resend", by="admin@example.com")
+    campaign_actions.save_draft(own_offer.id, MailText(), "resend", by="admin@example.com")
     redeem("OWN-1", own_customer.email)
     own = {name: rows - with_demo[name] for name, rows in all_rows().items()}
     # What hangs on the demonstration.
@@ -211,7 +211,7 @@ def test_an_audience_that_somebody_else_uses_stays_and_so_do_settings_that_were_
     vip = db.session.scalar(text("select id from audience where name = 'VIP'"))
     db.session.add(AudienceMember(audience_id=vip, customer_id=customer("own@shop.example").id))
     db.session.commit()
-    shops.save(replace(shop_queries.shop(), name="My shop"), by="me@shop.example")
+    shop_actions.save(replace(shop_queries.shop(), name="My shop"), by="me@shop.example")
 
     found = remove.remove(None)
 

@@ -16,31 +16,33 @@ import pytest
 from flask import Flask
 from sqlalchemy import select, text
 
+from local.demo import commands as demo_commands
+from local.demo import fill, ledger, people, remove
+from local.demo import offers as demo_offers
 from tests import live
 from tests.demo.conftest import NOW, all_rows, filled, redeem
-from webapp.accounts import actions as accounts
+from webapp.accounts import actions as account_actions
 from webapp.accounts.models import ApiKey
-from webapp.campaigns import actions as campaigns
-from webapp.campaigns import launch_actions as launches
+from webapp.campaigns import actions as campaign_actions
+from webapp.campaigns.content.placeholders import MailText
+from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.models import Campaign
-from webapp.campaigns.wording import MailText
-from webapp.customers import actions as customers
-from webapp.customers import import_actions
-from webapp.customers import suppression_actions as suppressions
-from webapp.customers.intake import CSV
+from webapp.core.extensions import db
+from webapp.core.settings import ROOT, Settings
+from webapp.customers import actions as customer_actions
+from webapp.customers.imports import actions as import_actions
+from webapp.customers.imports.parser import CSV
 from webapp.customers.models import Customer, Suppression
-from webapp.customers.values import CustomerValues
-from webapp.demo import commands, fill, ledger, offers, people, remove
-from webapp.extensions import db
+from webapp.customers.suppressions import actions as suppression_actions
+from webapp.customers.validation import CustomerValues
 from webapp.offers.models import Offer
 from webapp.redemptions.models import Redemption
-from webapp.settings import ROOT, Settings
-from webapp.shop import actions as shops
+from webapp.shop import actions as shop_actions
 from webapp.shop import queries as shop_queries
 
 
 def create(email: str, source_id: str | None) -> Customer:
-    return customers.create(CustomerValues(email, "Somebody", None, source_id), [], by=offers.MANAGER[0])
+    return customer_actions.create(CustomerValues(email, "Somebody", None, source_id), [], by=demo_offers.MANAGER[0])
 
 
 def receive(filename: str, by: str) -> int:
@@ -53,14 +55,14 @@ def receive(filename: str, by: str) -> int:
     [
         ("customers", lambda: create("gone@shop.example", "MTH-10001")),
         ("offers", lambda: None),
-        ("imports", lambda: receive("customers.csv", by=offers.MANAGER[0])),
-        ("audiences", lambda: customers.create_audience("VIP", by="me@shop.example")),
-        ("addresses not to be mailed", lambda: suppressions.add("gone@shop.example", "unsubscribed", by="me")),
+        ("imports", lambda: receive("customers.csv", by=demo_offers.MANAGER[0])),
+        ("audiences", lambda: customer_actions.create_audience("VIP", by="me@shop.example")),
+        ("addresses not to be mailed", lambda: suppression_actions.add("gone@shop.example", "unsubscribed", by="me")),
         (
             "addresses not to be mailed",
-            lambda: suppressions.add("former.reader1@letters.example.com", "unsubscribed", by="me"),
+            lambda: suppression_actions.add("former.reader1@letters.example.com", "unsubscribed", by="me"),
         ),
-        ("settings of the shop", lambda: shops.save(replace(shop_queries.shop(), name="My shop"), by="me")),
+        ("settings of the shop", lambda: shop_actions.save(replace(shop_queries.shop(), name="My shop"), by="me")),
     ],
 )
 def test_a_database_with_data_of_its_own_is_refused_in_one_line(
@@ -83,7 +85,7 @@ def test_that_people_have_joined_and_a_key_was_made_is_no_reason_to_refuse(
     app: Flask, sink: Settings, staff_user: Callable[..., Any]
 ) -> None:
     staff_user("admin")
-    accounts.create_api_key("till", ["read"], by="admin@example.com")
+    account_actions.create_api_key("till", ["read"], by="admin@example.com")
 
     fill.check(sink)
 
@@ -120,7 +122,7 @@ def interruptible() -> Iterator[None]:
 def test_ctrl_c_while_the_program_is_started_anew_waits_until_it_runs() -> None:
     begun = []
 
-    @commands._uninterrupted()
+    @demo_commands._uninterrupted()
     def restart() -> None:
         signal.raise_signal(signal.SIGINT)
         begun.append("web")
@@ -136,13 +138,13 @@ def test_where_no_demonstration_is_removal_changes_nothing_and_says_so(
     app: Flask, offer: Callable[..., Offer], staff_user: Callable[..., Any]
 ) -> None:
     offer("TEA15")
-    staff_user("manager", email=offers.MANAGER[0])
+    staff_user("manager", email=demo_offers.MANAGER[0])
     create("amelia@shop.example", "MTH-10001")
     create(people.people()[1].email, people.people()[1].source_id)
     redeem("TEA15", "amelia@shop.example")
-    receive("customers.csv", by=offers.MANAGER[0])
+    receive("customers.csv", by=demo_offers.MANAGER[0])
     for address in ("former.reader1@letters.example.com", people.people()[5].email):
-        suppressions.add(address, "unsubscribed", by=offers.MANAGER[0])
+        suppression_actions.add(address, "unsubscribed", by=demo_offers.MANAGER[0])
     before = all_rows()
 
     said = app.test_cli_runner().invoke(args=["demo", "remove"])
@@ -158,17 +160,17 @@ def test_what_was_made_while_signed_in_as_its_manager_stays_however_like_it_it_l
     db.session.execute(text("alter table campaign alter column id restart with 4711"))
     filled()
     with_demo = all_rows()
-    mara = offers.MANAGER[0]
+    mara = demo_offers.MANAGER[0]
     mine = db.session.scalars(select(Campaign.id).order_by(Campaign.id)).first()
     # A code that looks like the number of one of its campaigns.
     own_offer = offer(str(mine))
     create("own@shop.example", "MTH-90001")
     receive("newsletter-sign-ups.csv", by=mara)
-    customers.create_audience("Mine", by=mara)
-    suppressions.add("listed@shop.example", "unsubscribed", by=mara)
-    suppressions.add("former.reader@shop.example", "complained", by=mara)
-    draft = campaigns.save_draft(own_offer.id, MailText(), "resend", by=mara)
-    launches.launch(draft.id, by=mara)
+    customer_actions.create_audience("Mine", by=mara)
+    suppression_actions.add("listed@shop.example", "unsubscribed", by=mara)
+    suppression_actions.add("former.reader@shop.example", "complained", by=mara)
+    draft = campaign_actions.save_draft(own_offer.id, MailText(), "resend", by=mara)
+    launch_actions.launch(draft.id, by=mara)
     redeem(str(mine), "own@shop.example")
     own = {name: rows - with_demo[name] for name, rows in all_rows().items()}
     # Somebody wants to see a mail of the demonstration's, and gives its customer an address that is on the real list:
@@ -176,7 +178,7 @@ def test_what_was_made_while_signed_in_as_its_manager_stays_however_like_it_it_l
     theirs = db.session.scalars(select(Customer).where(Customer.source_id == "MTH-10001")).one()
     values = CustomerValues("listed@shop.example", theirs.name, theirs.locale, theirs.source_id)
     before = all_rows()
-    customers.change(theirs.id, values, [], by="me@shop.example")
+    customer_actions.change(theirs.id, values, [], by="me@shop.example")
     for name in ("customer", "audit_entry"):
         own[name] |= all_rows()[name] - before[name]
 
@@ -194,7 +196,7 @@ def test_what_its_own_list_made_unmailable_goes_also_under_another_address(app: 
     listed = listed.where(Suppression.reason == "unsubscribed", Suppression.source == "import")
     theirs = db.session.scalars(listed).all()[0]
     values = CustomerValues("one@shop.example", theirs.name, theirs.locale, theirs.source_id)
-    customers.change(theirs.id, values, [], by="me@shop.example")
+    customer_actions.change(theirs.id, values, [], by="me@shop.example")
     assert db.session.get(Suppression, "one@shop.example") is not None
     # Somebody real, who got a mail of the demonstration's and wants no more.
     create("own@shop.example", None)
@@ -209,7 +211,7 @@ def test_what_its_own_list_made_unmailable_goes_also_under_another_address(app: 
 
 def test_a_key_of_its_own_stays_where_a_redemption_names_it(app: Flask, offer: Callable[..., Offer]) -> None:
     fill._staff()
-    shop, _ = ledger.api_keys(offers.days(NOW)).values()
+    shop, _ = ledger.api_keys(demo_offers.days(NOW)).values()
     customer = create("own@shop.example", None)
     own = {"customer_id": customer.id, "offer_id": offer("OWN-1").id, "channel": "api", "api_key_id": shop}
     db.session.add(Redemption(**own))
@@ -232,8 +234,8 @@ def test_of_an_interrupted_fill_only_what_it_had_put_in_is_taken_out(app: Flask)
             fill._import(file)
     # Here before the file was read, and so not of it.
     own = create("own@shop.example", "MTH-90001")
-    receive("customers.csv", by=offers.MANAGER[0])
-    suppressions.add("someone@shop.example", "unsubscribed", by="me@shop.example")
+    receive("customers.csv", by=demo_offers.MANAGER[0])
+    suppression_actions.add("someone@shop.example", "unsubscribed", by="me@shop.example")
     first = people.people()[0]
     others = db.session.scalars(select(Customer).where(Customer.email == first.email)).one()
     others.created_at -= timedelta(microseconds=1)
@@ -260,8 +262,8 @@ def test_its_customers_whom_staff_kept_from_mails_leave_nothing_that_refuses_the
         fill._import(people.files()[0])
     erased, listed = db.session.scalars(select(Customer).order_by(Customer.id).limit(2)).all()
     for each in (erased, listed):
-        suppressions.add(each.email, "complained", by="me@shop.example")
-    customers.erase(erased.id, by="me@shop.example")
+        suppression_actions.add(each.email, "complained", by="me@shop.example")
+    customer_actions.erase(erased.id, by="me@shop.example")
 
     remove.remove(None)
 
@@ -274,8 +276,8 @@ def test_whom_staff_kept_from_mails_among_their_own_customers_stays_so(app: Flas
     # The second has an address as the demonstration's list has them.
     for address in ("own@shop.example", "former.reader1@letters.example.com", "erased@shop.example"):
         own = create(address, None)
-        suppressions.add(address, "unsubscribed", by="me@shop.example")
-    customers.erase(own.id, by="me@shop.example")
+        suppression_actions.add(address, "unsubscribed", by="me@shop.example")
+    customer_actions.erase(own.id, by="me@shop.example")
     before = set(db.session.scalars(select(Suppression.email)))
 
     remove.remove(None)
@@ -287,11 +289,11 @@ def test_whom_staff_kept_from_mails_among_their_own_customers_stays_so(app: Flas
 def test_whom_somebody_made_and_erased_before_its_import_had_made_anybody_is_not_taken_for_its_own(app: Flask) -> None:
     fill._staff()
     with ledger.witnessed():
-        receive("customers.csv", by=offers.MANAGER[0])
+        receive("customers.csv", by=demo_offers.MANAGER[0])
     db.session.execute(text("update customer_import set started_at = now()"))
     db.session.commit()
     own = create("own@shop.example", None).id
-    customers.erase(own, by="me@shop.example")
+    customer_actions.erase(own, by="me@shop.example")
 
     remove.remove(None)
 
@@ -311,7 +313,7 @@ def test_a_removal_that_was_interrupted_and_is_called_again_leaves_no_mail_and_s
     fill._staff()
     theirs = offer("TEA15").id
     ledger.own("offer", [theirs])
-    campaign = campaigns.save_draft(theirs, MailText(), "resend", by=offers.MANAGER[0])
+    campaign = campaign_actions.save_draft(theirs, MailText(), "resend", by=demo_offers.MANAGER[0])
     for name, number in (("theirs", campaign.id), ("own", campaign.id + 1)):
         (tmp_path / f"{name}.eml").write_bytes(b"Subject: Tea\r\nX-Campaign-Id: %d\r\n\r\nHello\r\n" % number)
     with monkeypatch.context() as patch:
@@ -320,7 +322,7 @@ def test_a_removal_that_was_interrupted_and_is_called_again_leaves_no_mail_and_s
             remove.remove(tmp_path)
     db.session.rollback()
 
-    commands._say_removed(remove.remove(tmp_path))
+    demo_commands._say_removed(remove.remove(tmp_path))
 
     assert [path.name for path in tmp_path.iterdir()] == ["own.eml"]
     assert "The demonstration is gone; an earlier run had taken it out but for traces." in capsys.readouterr().out

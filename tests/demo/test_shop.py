@@ -13,13 +13,14 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
+from local.demo import offers as demo_offers
 from webapp.accounts.models import StaffUser
-from webapp.campaigns import queries, recipients
+from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns.deliveries import queries as delivery_queries
 from webapp.campaigns.models import Campaign
-from webapp.demo import offers
-from webapp.extensions import db
+from webapp.core.extensions import db
 from webapp.offers.models import Offer
-from webapp.redemptions import misses
+from webapp.redemptions import guessing
 
 Ask = Callable[[str], list[tuple[Any, ...]]]
 
@@ -29,7 +30,7 @@ SUMMED = ("sent", "failed", "deferred", "uncertain", "skipped", "left")
 @pytest.fixture
 def manager(shop: Flask) -> FlaskClient:
     client = shop.test_client()
-    user = db.session.scalar(select(StaffUser).where(StaffUser.email == offers.MANAGER[0]))
+    user = db.session.scalar(select(StaffUser).where(StaffUser.email == demo_offers.MANAGER[0]))
     assert user is not None
     with client.session_transaction() as session:
         session["_user_id"], session["_fresh"] = user.get_id(), True
@@ -46,7 +47,7 @@ def test_there_are_offers_in_every_state_and_of_both_kinds(look: Ask) -> None:
     assert any(offer.max_redemptions and 0.9 <= offer.redeemed / offer.max_redemptions < 1 for offer in every)
     assert any(offer.frozen_at is None for offer in every)
     assert look("select count(*) filter (where closed_at is null), count(closed_at) from offer_code") == [(14, 1)]
-    assert misses.loudest(9)
+    assert guessing.loudest(9)
 
 
 def test_there_are_mailings_in_every_state(look: Ask) -> None:
@@ -55,7 +56,7 @@ def test_there_are_mailings_in_every_state(look: Ask) -> None:
     assert set(found) == {"draft", "scheduled", "preparing", "paused", "cancelled", "done"}
     reasons = look("select pause_reason from campaign where status = 'paused' order by 1")
     assert re.match(r"\d+ of the last \d+ mails were refused for good", reasons[0][0])
-    assert reasons[1][0] == f"paused by {offers.MANAGER[0]}"
+    assert reasons[1][0] == f"paused by {demo_offers.MANAGER[0]}"
     assert look("select count(*) from campaign where kind = 'reminder' and status = 'done'") == [(2,)]
 
 
@@ -170,8 +171,8 @@ def test_no_row_is_such_as_the_program_would_never_leave(look: Ask, wrong: str) 
 
 def test_what_staff_are_shown_of_each_mailing_is_the_sum_over_its_recipients(look: Ask) -> None:
     for (campaign_id,) in look("select id from campaign where total > 0"):
-        counted = queries.counts(campaign_id)
-        found: Counter[str] = Counter(fate.state for fate in recipients.everybody(campaign_id))
+        counted = campaign_queries.counts(campaign_id)
+        found: Counter[str] = Counter(fate.state for fate in delivery_queries.everybody(campaign_id))
         found["sent"] += found["sent_later"]
         assert {name: getattr(counted, name) for name in SUMMED} == {name: found[name] for name in SUMMED}
         assert counted.waiting == found["waiting"] + found["cancelled"]
@@ -190,7 +191,7 @@ def test_people_have_names_in_many_scripts_and_sit_in_the_audiences(look: Ask) -
 
 def test_redemptions_have_a_weekly_rhythm_and_fall_off_after_a_mail(look: Ask) -> None:
     assert look("select count(*) between 3000 and 5000 from redemption") == [(True,)]
-    zone = f"redeemed_at at time zone '{offers.ZONE}'"
+    zone = f"redeemed_at at time zone '{demo_offers.ZONE}'"
     evening, morning = look(
         f"select count(*) filter (where extract(hour from {zone}) in (18, 19, 20)),"
         f" count(*) filter (where extract(hour from {zone}) in (5, 6, 7)) from redemption"

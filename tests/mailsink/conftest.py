@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from flask.testing import FlaskClient
 
-from webapp.mailsink.index import Index
-from webapp.mailsink.page import page
+from local.mailsink.index import Index
+from local.mailsink.web_app import page
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from webapp.mailsink.index import Index
-from webapp.settings import ROOT
+from local.mailsink.index import Index
+from webapp.core.settings import ROOT
 
 Drop = Callable[..., str]
 
@@ -135,7 +135,7 @@ def test_emptying_leaves_what_came_after_the_page_was_drawn(index: Index, drop: 
 
 def test_killed_amid_its_work_it_has_every_mail_once_afterwards(folder: Path, drop: Drop) -> None:
     names = [drop("x", To=f"{n}@example.com") for n in range(3000)]
-    script = "import sys, pathlib; from webapp.mailsink.index import Index; Index(pathlib.Path(sys.argv[1])).catch_up()"
+    script = "import sys, pathlib; from local.mailsink.index import Index; Index(pathlib.Path(sys.argv[1])).catch_up()"
     process = subprocess.Popen([sys.executable, "-c", script, str(folder)], cwd=ROOT)
     index = Index(folder)
     deadline = time.monotonic() + 30

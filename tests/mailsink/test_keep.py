@@ -10,8 +10,8 @@ import pytest
 from aiosmtpd.controller import Controller
 from flask import Flask
 
+from local.mailsink.smtp_handler import Keep
 from tests.live import free_port
-from webapp.mailsink import Keep
 
 MAIL = b"To: ada@example.com\r\nSubject: Hello\r\n\r\n.a dot first\r\n"
 

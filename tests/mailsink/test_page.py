@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from flask.testing import FlaskClient
 
-from webapp.mailsink.page import PER_PAGE
+from local.mailsink.web_app import PER_PAGE
 
 Drop = Callable[..., str]
 HOST = {"Host": "127.0.0.1:8002"}

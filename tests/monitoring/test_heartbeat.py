@@ -16,12 +16,13 @@ from flask import Flask
 from sqlalchemy import select, text
 
 from tests import live
-from webapp import bell
-from webapp.extensions import db
-from webapp.monitoring import actions, queries
+from webapp.core import task_queue
+from webapp.core.extensions import db
+from webapp.core.settings import ROOT, Settings
+from webapp.monitoring import actions as monitoring_actions
+from webapp.monitoring import queries as monitoring_queries
 from webapp.monitoring.actions import Myself
 from webapp.monitoring.models import Worker
-from webapp.settings import ROOT, Settings
 
 HERE = socket.gethostname()
 
@@ -82,14 +83,14 @@ def test_a_worker_that_is_told_to_end_says_so(beaten: live.Live) -> None:
     beaten.process.wait(40)
 
     assert db.session.scalars(select(Worker).execution_options(populate_existing=True)).one().stopped_at is not None
-    assert not queries.is_worker_alive(HERE)
+    assert not monitoring_queries.is_worker_alive(HERE)
 
 
 def test_a_worker_of_another_machine_is_not_this_ones(app: Flask) -> None:
-    actions.beat(Myself("1", host="elsewhere"))
+    monitoring_actions.beat(Myself("1", host="elsewhere"))
 
-    assert not queries.is_worker_alive(HERE)
-    assert queries.is_worker_alive("elsewhere")
+    assert not monitoring_queries.is_worker_alive(HERE)
+    assert monitoring_queries.is_worker_alive("elsewhere")
 
 
 def test_nobody_knows_when_the_database_is_away(test_settings: Settings) -> None:
@@ -104,8 +105,8 @@ def test_nobody_knows_when_the_database_is_away(test_settings: Settings) -> None
 
 def test_a_beat_tells_since_when_a_worker_is_busy_and_what_it_got_through(app: Flask) -> None:
     me = Myself("1")
-    actions.beat(me, busy=30, swept={"campaigns.sweep": 10})
-    actions.beat(me, busy=None, swept={"customers.sweep_customers": 5})
+    monitoring_actions.beat(me, busy=30, swept={"campaigns.sweep": 10})
+    monitoring_actions.beat(me, busy=None, swept={"customers.sweep_customers": 5})
 
     now = db.session.scalars(text("select extract(epoch from now())")).one()
     assert row(me).busy_since is None
@@ -117,37 +118,37 @@ def test_a_beat_tells_since_when_a_worker_is_busy_and_what_it_got_through(app: F
 
 def test_a_task_of_every_minute_is_got_through_only_when_it_did_not_fail(app: Flask) -> None:
     def _works() -> None:
-        assert bell.busy() is not None
+        assert task_queue.busy() is not None
 
     def _fails() -> None:
         raise RuntimeError
 
-    bell._in_context(_works, periodic=True)()
+    task_queue._in_context(_works, periodic=True)()
     with pytest.raises(RuntimeError):
-        bell._in_context(_fails, periodic=True)()
+        task_queue._in_context(_fails, periodic=True)()
 
-    assert "monitoring.works" in bell.swept()
-    assert "monitoring.fails" not in bell.swept()
-    assert bell.busy() is None
+    assert "monitoring.works" in task_queue.swept()
+    assert "monitoring.fails" not in task_queue.swept()
+    assert task_queue.busy() is None
 
 
 def test_a_worker_that_lives_after_all_has_not_ended(app: Flask) -> None:
     me = Myself("1")
-    actions.beat(me)
-    actions.stop(me)
+    monitoring_actions.beat(me)
+    monitoring_actions.stop(me)
     assert row(me).stopped_at is not None
 
-    actions.beat(me)
+    monitoring_actions.beat(me)
 
     assert row(me).stopped_at is None
 
 
 def test_workers_that_were_silent_for_a_day_are_dropped(app: Flask) -> None:
-    actions.beat(Myself("1"))
+    monitoring_actions.beat(Myself("1"))
     pass_by(24 * 60 * 60 + 1)
     young = Myself("1")
-    actions.beat(young)
+    monitoring_actions.beat(young)
 
-    actions.drop_silent()
+    monitoring_actions.drop_silent()
 
     assert db.session.scalars(select(Worker.id)).all() == [young.id]

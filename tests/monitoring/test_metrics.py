@@ -20,16 +20,18 @@ from sqlalchemy.exc import OperationalError
 
 from benchmarks import growth_tables
 from tests.redemptions.test_plans import nodes, plans
-from webapp import bell, create_app
-from webapp.accounts import actions as accounts
+from webapp import create_app
+from webapp.accounts import actions as account_actions
 from webapp.campaigns.models import Batch, Campaign, MailIssue, gaps_of
+from webapp.core import task_queue
+from webapp.core.extensions import db
+from webapp.core.settings import ROOT, Settings
 from webapp.customers.models import Customer, CustomerImport
-from webapp.extensions import db
-from webapp.monitoring import actions, queries
+from webapp.monitoring import actions as monitoring_actions
+from webapp.monitoring import queries as monitoring_queries
 from webapp.monitoring.actions import Myself
 from webapp.offers.models import Offer
 from webapp.redemptions.models import CodeMiss
-from webapp.settings import ROOT, Settings
 
 Values = dict[tuple[str, tuple[str, ...]], float]
 
@@ -73,7 +75,7 @@ def test_strangers_may_not_read(client: FlaskClient) -> None:
 
 
 def test_a_key_without_the_scope_may_not_read(client: FlaskClient) -> None:
-    key = accounts.create_api_key("till", ["redeem"], by="tests")
+    key = account_actions.create_api_key("till", ["redeem"], by="tests")
 
     answer = client.get("/metrics", headers={"Authorization": f"Bearer {key}"})
 
@@ -81,7 +83,7 @@ def test_a_key_without_the_scope_may_not_read(client: FlaskClient) -> None:
 
 
 def test_a_key_that_reads_is_enough(client: FlaskClient) -> None:
-    key = accounts.create_api_key("prometheus", ["read"], by="tests")
+    key = account_actions.create_api_key("prometheus", ["read"], by="tests")
 
     answer = client.get("/metrics", headers={"Authorization": f"Bearer {key}"})
 
@@ -92,7 +94,7 @@ def test_a_key_that_reads_is_enough(client: FlaskClient) -> None:
 def test_every_figure_has_help_and_a_type_and_a_name_as_prometheus_wants_it(
     api: FlaskClient, mailing: Campaign
 ) -> None:
-    actions.beat(Myself("1"), swept={"campaigns.sweep": 1})
+    monitoring_actions.beat(Myself("1"), swept={"campaigns.sweep": 1})
     families = list(plain(api.get("/metrics").text))
 
     assert len(families) > 20
@@ -138,15 +140,15 @@ def test_what_a_campaign_suffers_from_is_told(api: FlaskClient, mailing: Campaig
 
 
 def test_only_so_many_campaigns_are_told_of_one_by_one(api: FlaskClient, offer: Callable[..., Offer]) -> None:
-    for n in range(queries.CAMPAIGNS + 3):
+    for n in range(monitoring_queries.CAMPAIGNS + 3):
         db.session.add(Campaign(offer_id=offer(f"CODE{n}").id, subject="s", text="t", status="sending", total=0))
     db.session.add(Campaign(offer_id=offer("OVER").id, subject="s", text="t", status="done", total=0))
     db.session.commit()
 
     told = {labels[0] for name, labels in scrape(api) if name == "onecode_campaign_mails"}
 
-    assert len(told) == queries.CAMPAIGNS
-    assert max(map(int, told)) == queries.CAMPAIGNS + 3
+    assert len(told) == monitoring_queries.CAMPAIGNS
+    assert max(map(int, told)) == monitoring_queries.CAMPAIGNS + 3
 
 
 def test_redemptions_misses_and_imports_are_those_in_the_rows(
@@ -197,9 +199,9 @@ def test_the_queue_the_database_and_the_migration_are_told_of(api: FlaskClient) 
 def test_workers_that_live_are_counted_and_the_silent_are_not(api: FlaskClient) -> None:
     for silent, stopped, busy, swept in ((0, False, 7.0, 50.0), (70, False, 900.0, 20.0), (0, True, None, 30.0)):
         me = Myself("1")
-        actions.beat(me, busy, {"campaigns.sweep": swept})
+        monitoring_actions.beat(me, busy, {"campaigns.sweep": swept})
         if stopped:
-            actions.stop(me)
+            monitoring_actions.stop(me)
         db.session.execute(
             text("update worker set seen_at = seen_at - make_interval(secs => :s) where id = :id"),
             {"s": silent, "id": me.id},
@@ -222,7 +224,7 @@ def test_connections_of_everybody_are_counted_by_a_role_that_may_not_look_at_the
     db.session.execute(text("grant select on huey_task, huey_schedule, alembic_version to plain"))
     db.session.execute(text("set local role plain"))
 
-    found = queries.server().connections
+    found = monitoring_queries.server().connections
 
     db.session.rollback()
     assert found == there
@@ -235,7 +237,7 @@ def test_a_scrape_is_given_up_in_time_for_prometheus(app: Flask) -> None:
         other.execute("set local idle_in_transaction_session_timeout = '8s'")
         other.execute("lock table customer_import in access exclusive mode")
         with pytest.raises(OperationalError, match="statement timeout"):
-            queries.figures()
+            monitoring_queries.figures()
 
 
 def test_nobody_is_named(api: FlaskClient, mailing: Campaign) -> None:
@@ -248,7 +250,7 @@ def test_nobody_is_named(api: FlaskClient, mailing: Campaign) -> None:
 
 def test_without_the_database_the_page_still_says_so(app: Flask, test_settings: Settings) -> None:
     away = create_app(replace(test_settings, database_url="postgresql+psycopg://nobody@127.0.0.1:1/nothing"))
-    bell.init_app(app)
+    task_queue.init_app(app)
 
     answer = away.test_client().get("/metrics", headers={"Authorization": "Bearer onecode_live_abc_secret"})
 
@@ -319,7 +321,7 @@ def filled(app: Flask, test_settings: Settings) -> Iterator[psycopg.Connection]:
 
 def test_a_scrape_reads_little_however_much_there_is(filled: psycopg.Connection) -> None:
     read = dict.fromkeys(LARGE, 0.0)
-    for statement, plan in plans(filled, queries.figures):
+    for statement, plan in plans(filled, monitoring_queries.figures):
         for node in nodes(plan):
             table = node.get("Relation Name")
             if table in LARGE:
@@ -332,7 +334,7 @@ def test_a_scrape_reads_little_however_much_there_is(filled: psycopg.Connection)
 
 
 def test_the_page_tells_of_every_figure_and_of_no_other(api: FlaskClient, mailing: Campaign) -> None:
-    actions.beat(Myself("1"), swept={"campaigns.sweep": 1})
+    monitoring_actions.beat(Myself("1"), swept={"campaigns.sweep": 1})
     page = (
         (ROOT / "docs" / "monitoring.md")
         .read_text()

@@ -13,11 +13,14 @@ from flask.testing import FlaskClient
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
+from webapp.core.errors import DomainError, Invalid, NotFound
+from webapp.core.extensions import db
+from webapp.core.money import Discount
 from webapp.customers.models import Customer
-from webapp.errors import DomainError, Invalid, NotFound
-from webapp.extensions import db
-from webapp.offers import actions, code_actions, queries
-from webapp.offers.models import Discount, Offer, OfferValues
+from webapp.offers import actions as offer_actions
+from webapp.offers import code_actions
+from webapp.offers import queries as offer_queries
+from webapp.offers.models import Offer, OfferValues
 
 MakeOffer = Callable[..., Offer]
 LAUNCHED = {"frozen_at": datetime(2026, 1, 1, tzinfo=UTC)}
@@ -29,7 +32,7 @@ def key_of(error: pytest.ExceptionInfo[Invalid]) -> tuple[str, str]:
 
 def codes(offer: Offer) -> dict[str, bool]:
     """Every code with whether it works, newest first."""
-    return {row.code: row.closed_at is None for row in queries.codes_of([offer.id])[offer.id]}
+    return {row.code: row.closed_at is None for row in offer_queries.codes_of([offer.id])[offer.id]}
 
 
 def test_a_renewed_code_leaves_the_old_one_working_for_the_same_offer(offer: MakeOffer) -> None:
@@ -38,7 +41,7 @@ def test_a_renewed_code_leaves_the_old_one_working_for_the_same_offer(offer: Mak
     changed = code_actions.renew_code(row.id, "Winter-26", by="ann")
 
     assert (changed.code, changed.code_as_written, changed.version) == ("WINTER26", "Winter-26", 2)
-    assert [found.id for found in map(queries.by_code, ("WINTER26", "SUMMER25")) if found] == [row.id, row.id]
+    assert [found.id for found in map(offer_queries.by_code, ("WINTER26", "SUMMER25")) if found] == [row.id, row.id]
     assert codes(row) == {"WINTER26": True, "SUMMER25": True}
 
 
@@ -61,7 +64,7 @@ def test_before_anybody_was_given_it_a_code_is_replaced_and_free_again(offer: Ma
 def test_an_edit_before_the_first_launch_frees_the_code_too(offer: MakeOffer) -> None:
     row = offer()
 
-    actions.change(row.id, {"code": "WINTER26"}, version=None, by="ann")
+    offer_actions.change(row.id, {"code": "WINTER26"}, version=None, by="ann")
 
     assert codes(row) == {"WINTER26": True}
 
@@ -92,10 +95,10 @@ def test_no_code_is_ever_given_to_a_second_offer(offer: MakeOffer, taken: str) -
         code_actions.renew_code(second.id, taken, by="ann")
     db.session.rollback()
     with pytest.raises(Invalid) as created:
-        actions.create(values, by="ann")
+        offer_actions.create(values, by="ann")
 
     assert key_of(renewed) == key_of(created) == ("code", "code_taken")
-    assert queries.by_ids([second.id])[second.id].code == "SECOND"
+    assert offer_queries.by_ids([second.id])[second.id].code == "SECOND"
 
 
 def test_of_several_who_renew_to_one_code_at_once_one_gets_it(app: Flask, offer: MakeOffer) -> None:
@@ -146,8 +149,8 @@ def test_a_closed_code_finds_nothing_and_does_not_come_back_by_a_renewal(offer: 
         code_actions.renew_code(row.id, "SUMMER25", by="ann")
 
     assert key_of(error) == ("code", "code_closed")
-    assert queries.by_code("SUMMER25") is None
-    assert [found.id for found in queries.page("summer-2")] == [row.id]
+    assert offer_queries.by_code("SUMMER25") is None
+    assert [found.id for found in offer_queries.page("summer-2")] == [row.id]
 
 
 def test_a_closed_code_can_be_opened_again(offer: MakeOffer) -> None:
@@ -187,7 +190,7 @@ def test_a_code_that_the_offer_never_had_is_not_found(offer: MakeOffer, code: st
 
 def test_a_renewal_from_an_older_version_is_a_conflict(offer: MakeOffer) -> None:
     row = offer(**LAUNCHED)
-    actions.pause(row.id, by="bob")
+    offer_actions.pause(row.id, by="bob")
 
     with pytest.raises(DomainError) as error:
         code_actions.renew_code(row.id, "WINTER26", by="ann", version=1)
@@ -309,7 +312,7 @@ def test_personal_codes_are_required_and_not_by_a_button(staff: FlaskClient, off
     )
     assert "Mails sent so far carry only the shared code" in before
     assert "alone is worth nothing" in after
-    assert not queries.by_ids([row.id])[row.id].personal_code_required
+    assert not offer_queries.by_ids([row.id])[row.id].personal_code_required
 
 
 def test_the_customers_form_takes_an_earlier_code(
@@ -391,7 +394,7 @@ def test_a_renewal_of_something_that_changed_meanwhile_fails_its_precondition(
     api: FlaskClient, offer: MakeOffer
 ) -> None:
     row = offer(**LAUNCHED)
-    actions.pause(row.id, by="bob")
+    offer_actions.pause(row.id, by="bob")
 
     answer = api.post("/api/v1/offers/SUMMER25/codes", json={}, headers={"If-Match": '"1"'})
 
@@ -434,5 +437,5 @@ def test_a_discount_is_worth_the_same_under_both_codes(offer: MakeOffer) -> None
     code_actions.renew_code(row.id, "WINTER26", by="ann")
 
     with pytest.raises(Invalid) as error:
-        actions.change(row.id, {"discount": Discount("amount", amount=1, currency="EUR")}, version=None, by="ann")
+        offer_actions.change(row.id, {"discount": Discount("amount", amount=1, currency="EUR")}, version=None, by="ann")
     assert error.value.errors[0].key == "frozen"

@@ -10,8 +10,9 @@ import pytest
 from flask import Flask
 from sqlalchemy import text
 
-from webapp.extensions import db
-from webapp.offers import code_actions, queries
+from webapp.core.extensions import db
+from webapp.offers import code_actions
+from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer
 
 
@@ -40,7 +41,7 @@ def test_an_offer_of_before_keeps_its_code_and_one_of_after_loses_its_aliases(
     flask_migrate.upgrade()
 
     assert before == [("WINTER26", "Winter-26")]
-    assert [(row.code, row.code_as_written, row.closed_at) for row in queries.codes_of([offer_id])[offer_id]] == [
+    assert [(row.code, row.code_as_written, row.closed_at) for row in offer_queries.codes_of([offer_id])[offer_id]] == [
         ("WINTER26", "Winter-26", None)
     ]
-    assert getattr(queries.by_code("WINTER26"), "id", None) == offer_id
+    assert getattr(offer_queries.by_code("WINTER26"), "id", None) == offer_id

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webapp.errors import Invalid
-from webapp.offers import window
+from webapp.core import local_time
+from webapp.core.errors import Invalid
+from webapp.core.local_time import Local
+from webapp.core.money import Discount
 from webapp.offers.code_actions import GENERATED_ALPHABET, generate_code
-from webapp.offers.models import CODE_ALPHABET, Discount, normalise_code
-from webapp.offers.window import Local
+from webapp.offers.models import CODE_ALPHABET, normalise_code
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -74,35 +75,35 @@ def test_a_generated_code_has_no_letters_that_look_alike() -> None:
 
 
 def test_a_day_as_the_end_means_the_midnight_that_ends_it_in_the_zone() -> None:
-    assert window.end(Local(date(2026, 5, 31)), BERLIN) == datetime(2026, 5, 31, 22, tzinfo=UTC)
+    assert local_time.end(Local(date(2026, 5, 31)), BERLIN) == datetime(2026, 5, 31, 22, tzinfo=UTC)
 
 
 def test_a_day_as_the_start_means_the_midnight_that_begins_it_in_the_zone() -> None:
-    assert window.start(Local(date(2026, 12, 1)), BERLIN) == datetime(2026, 11, 30, 23, tzinfo=UTC)
+    assert local_time.start(Local(date(2026, 12, 1)), BERLIN) == datetime(2026, 11, 30, 23, tzinfo=UTC)
 
 
 def test_a_time_that_clocks_jump_over_is_refused() -> None:
     with pytest.raises(Invalid) as error:
-        window.start(Local(date(2026, 3, 29), time(2, 30)), BERLIN)
+        local_time.start(Local(date(2026, 3, 29), time(2, 30)), BERLIN)
     assert error.value.errors[0].key == "time_missing"
 
 
 def test_a_time_that_comes_twice_is_asked_about() -> None:
     with pytest.raises(Invalid) as error:
-        window.end(Local(date(2026, 10, 25), time(2, 30)), BERLIN)
+        local_time.end(Local(date(2026, 10, 25), time(2, 30)), BERLIN)
     assert error.value.errors[0].key == "time_ambiguous"
 
 
 @pytest.mark.parametrize(("fold", "hour"), [(0, 0), (1, 1)])
 def test_a_time_that_comes_twice_is_taken_as_it_was_meant(fold: int, hour: int) -> None:
-    at = window.end(Local(date(2026, 10, 25), time(2, 30), fold), BERLIN)
+    at = local_time.end(Local(date(2026, 10, 25), time(2, 30), fold), BERLIN)
 
     assert at == datetime(2026, 10, 25, hour, 30, tzinfo=UTC)
 
 
 def test_a_day_without_a_midnight_begins_when_its_clock_does() -> None:
     # In Lebanon clocks go forward at midnight, so that the day begins at 01:00.
-    at = window.start(Local(date(2026, 3, 29)), ZoneInfo("Asia/Beirut"))
+    at = local_time.start(Local(date(2026, 3, 29)), ZoneInfo("Asia/Beirut"))
 
     assert at.astimezone(ZoneInfo("Asia/Beirut")).time() == time(1)
 
@@ -114,16 +115,16 @@ def test_a_day_without_a_midnight_begins_when_its_clock_does() -> None:
 )
 def test_what_is_shown_of_a_moment_is_read_as_that_moment(naive: datetime, name: str, closes: bool) -> None:
     at, place = naive.replace(tzinfo=UTC), ZoneInfo(name)
-    local = window.shown(at, place, closes=closes)
+    local = local_time.shown(at, place, closes=closes)
 
-    assert (window.end if closes else window.start)(local, place) == at
+    assert (local_time.end if closes else local_time.start)(local, place) == at
 
 
 def test_every_zone_that_is_offered_exists() -> None:
-    assert [window.zone(name).key for name in window.zone_names()] == list(window.zone_names())
+    assert [local_time.zone(name).key for name in local_time.zone_names()] == list(local_time.zone_names())
 
 
 def test_an_unknown_zone_is_refused() -> None:
     with pytest.raises(Invalid) as error:
-        window.zone("../etc/passwd")
+        local_time.zone("../etc/passwd")
     assert error.value.errors[0].key == "time_zone_unknown"

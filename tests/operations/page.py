@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-from webapp.settings import ROOT
+from webapp.core.settings import ROOT
 
 PAGES = (ROOT / "docs" / "operations.md", *sorted((ROOT / "docs" / "operations").glob("*.md")))
 # Those inside of lists are indented.

@@ -26,7 +26,7 @@ from cryptography.x509.oid import NameOID
 
 from tests.live import free_port
 from tests.operations.page import block, setting
-from webapp.settings import ROOT
+from webapp.core.settings import ROOT
 
 BINARIES = Path("/usr/lib/postgresql/15/bin")
 # Who the pages' user postgres is here: somebody else than root wherever the tests are run by root.

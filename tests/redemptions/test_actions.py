@@ -11,16 +11,21 @@ import pytest
 from flask import Flask
 from sqlalchemy import text
 
-from webapp.customers import actions as customers
+from webapp.core.errors import DomainError, Invalid, NotFound
+from webapp.core.extensions import db
+from webapp.core.money import Discount
+from webapp.customers import actions as customer_actions
 from webapp.customers.models import Audience, AudienceMember, Customer
-from webapp.errors import DomainError, Invalid, NotFound
-from webapp.extensions import db
-from webapp.offers import actions as offers
-from webapp.offers.models import Discount, Offer
-from webapp.redemptions import actions, personal, queries, tasks
-from webapp.redemptions.actions import Refused
+from webapp.offers import actions as offer_actions
+from webapp.offers.models import Offer
+from webapp.redemptions import actions as redemption_actions
+from webapp.redemptions import group_commit, hourly_counts, personal_codes
+from webapp.redemptions import queries as redemption_queries
+from webapp.redemptions import rollback as redemption_rollback
+from webapp.redemptions import tasks as redemption_tasks
+from webapp.redemptions.errors import Refused
 from webapp.redemptions.queries import Filter, Place, Redeemed
-from webapp.redemptions.verdict import Ask, Order
+from webapp.redemptions.rules import Ask, Order
 
 MakeOffer = Callable[..., Offer]
 MakeCustomer = Callable[..., Customer]
@@ -47,7 +52,7 @@ def waiting(kind: str) -> int:
 
 def refusal(ask: Ask) -> str:
     with pytest.raises(Refused) as error:
-        actions.redeem(ask)
+        group_commit.redeem(ask)
     return error.value.key
 
 
@@ -77,7 +82,7 @@ def together(app: Flask, *deeds: Callable[[], object]) -> list[Any]:
 def test_a_redemption_is_a_row(offer: MakeOffer, customer: MakeCustomer) -> None:
     offer(), customer()
 
-    done = actions.redeem(ADA)
+    done = group_commit.redeem(ADA)
 
     assert (done.code, done.offer_name, done.email, done.repeated) == ("SUMMER25", "Summer", "ada@example.com", False)
     assert done.discount == Discount("percent", percent=Decimal(25))
@@ -88,9 +93,9 @@ def test_what_was_answered_is_what_is_on_disk(offer: MakeOffer, customer: MakeCu
     offer(), customer()
     ask = replace(ADA, order=Order("A-1", 4999, "EUR"), metadata={"till": 7}, channel="api", api_key_id=1)
 
-    done = actions.redeem(ask)
+    done = group_commit.redeem(ask)
 
-    found = queries.find(done.public_id)
+    found = redemption_queries.find(done.public_id)
     assert found is not None
     assert found.use == done.use
     assert (found.use.discount_amount, found.use.order_metadata) == (1250, {"till": 7})
@@ -98,7 +103,7 @@ def test_what_was_answered_is_what_is_on_disk(offer: MakeOffer, customer: MakeCu
 
 def test_a_second_use_is_refused(offer: MakeOffer, customer: MakeCustomer) -> None:
     offer(), customer()
-    actions.redeem(ADA)
+    group_commit.redeem(ADA)
 
     assert refusal(ADA) == "already_redeemed"
     assert rows() == 1
@@ -137,7 +142,7 @@ def test_an_unknown_code_and_an_unknown_customer_are_refused(offer: MakeOffer, c
 
 def test_an_erased_customer_is_unknown(offer: MakeOffer, customer: MakeCustomer) -> None:
     row, erased = offer(), customer()
-    customers.erase(erased.id, by="tests")
+    customer_actions.erase(erased.id, by="tests")
 
     assert refusal(Ask(channel="link", offer_id=row.id, customer_id=erased.id)) == "customer_unknown"
 
@@ -152,24 +157,24 @@ def test_only_members_of_the_audience_may_redeem(offer: MakeOffer, customer: Mak
     db.session.add(AudienceMember(audience_id=audience.id, customer_id=ada.id))
     db.session.commit()
 
-    assert actions.redeem(ADA).customer_id == ada.id
+    assert group_commit.redeem(ADA).customer_id == ada.id
 
 
 def test_a_customer_is_found_by_the_id_of_the_shop(offer: MakeOffer, customer: MakeCustomer) -> None:
     offer()
     ada = customer(source_id="C-1")
 
-    assert actions.redeem(Ask(channel="api", code="SUMMER25", source_id="C-1")).customer_id == ada.id
+    assert group_commit.redeem(Ask(channel="api", code="SUMMER25", source_id="C-1")).customer_id == ada.id
 
 
 def test_a_personal_code_works_with_its_own_customer_alone(offer: MakeOffer, customer: MakeCustomer) -> None:
     row = offer(personal_code_required=True)
     ada = customer()
     customer("bob@example.com")
-    code = personal.code("SUMMER25", row.id, ada.id).replace("-", "")
+    code = personal_codes.code("SUMMER25", row.id, ada.id).replace("-", "")
 
     assert refusal(replace(ADA, code=code, email="bob@example.com")) == "personal_code_required"
-    assert actions.redeem(replace(ADA, code=code)).customer_id == ada.id
+    assert group_commit.redeem(replace(ADA, code=code)).customer_id == ada.id
 
 
 def test_a_wrong_personal_code_is_refused_also_where_none_is_required(offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -180,10 +185,10 @@ def test_a_wrong_personal_code_is_refused_also_where_none_is_required(offer: Mak
 
 def test_an_exact_shared_code_wins_over_a_personal_one(offer: MakeOffer, customer: MakeCustomer) -> None:
     row, ada = offer(), customer()
-    clash = personal.code("SUMMER25", row.id, ada.id)
+    clash = personal_codes.code("SUMMER25", row.id, ada.id)
     exact = offer(clash)
 
-    assert actions.redeem(replace(ADA, code=exact.code)).offer_id == exact.id
+    assert group_commit.redeem(replace(ADA, code=exact.code)).offer_id == exact.id
 
 
 def test_the_first_redemption_freezes_the_offer_and_later_ones_leave_it(
@@ -191,10 +196,10 @@ def test_the_first_redemption_freezes_the_offer_and_later_ones_leave_it(
 ) -> None:
     row = offer()
     customer(), customer("bob@example.com")
-    actions.redeem(ADA)
+    group_commit.redeem(ADA)
     db.session.refresh(row)
     frozen_at, version = row.frozen_at, db.session.execute(text("select xmin::text from offer")).scalar_one()
-    actions.redeem(replace(ADA, email="bob@example.com"))
+    group_commit.redeem(replace(ADA, email="bob@example.com"))
 
     assert frozen_at is not None
     assert db.session.execute(text("select xmin::text from offer")).scalar_one() == version
@@ -212,7 +217,7 @@ def test_the_cap_is_counted_and_kept(offer: MakeOffer, customer: MakeCustomer) -
     row = offer(max_redemptions=2)
     emails = [customer(f"c{n}@example.com").email for n in range(3)]
 
-    answers = [actions.redeem(replace(ADA, email=email)).email for email in emails[:2]]
+    answers = [group_commit.redeem(replace(ADA, email=email)).email for email in emails[:2]]
 
     assert answers == emails[:2]
     assert refusal(replace(ADA, email=emails[2])) == "offer_exhausted"
@@ -222,10 +227,10 @@ def test_the_cap_is_counted_and_kept(offer: MakeOffer, customer: MakeCustomer) -
 def test_a_raised_cap_lets_more_in(offer: MakeOffer, customer: MakeCustomer) -> None:
     row = offer(max_redemptions=1)
     customer(), customer("bob@example.com")
-    actions.redeem(ADA)
-    offers.change(row.id, {"max_redemptions": 2}, version=None, by="ann")
+    group_commit.redeem(ADA)
+    offer_actions.change(row.id, {"max_redemptions": 2}, version=None, by="ann")
 
-    assert actions.redeem(replace(ADA, email="bob@example.com")).repeated is False
+    assert group_commit.redeem(replace(ADA, email="bob@example.com")).repeated is False
 
 
 def test_many_are_answered_in_their_order_and_the_cap_takes_the_first(offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -235,7 +240,7 @@ def test_many_are_answered_in_their_order_and_the_cap_takes_the_first(offer: Mak
     asks.append(Ask(channel="api", code="CAPPED", email="nobody@example.com"))
     asks.append(asks[0])
 
-    answers = actions.redeem_all(asks)
+    answers = redemption_actions.redeem_all(asks)
 
     told = ["redeemed" if isinstance(a, Redeemed) else a.key for a in answers]
     assert told == [
@@ -252,7 +257,7 @@ def test_an_order_in_another_currency_stops_only_itself(offer: MakeOffer, custom
     customer(), customer("bob@example.com")
     bob = replace(ADA, email="bob@example.com")
 
-    answers = actions.redeem_all([replace(ADA, order=Order("A-1", 900, "USD")), bob])
+    answers = redemption_actions.redeem_all([replace(ADA, order=Order("A-1", 900, "USD")), bob])
 
     assert [type(answer) for answer in answers] == [Invalid, Redeemed]
     assert rows() == 1
@@ -264,9 +269,9 @@ API = replace(ADA, channel="api", api_key_id=1, idempotency_key="k1", body_hash=
 @pytest.mark.parametrize("again", [API, replace(API, idempotency_key=None), replace(API, order=None)])
 def test_the_same_request_again_answers_the_first_result(offer: MakeOffer, customer: MakeCustomer, again: Ask) -> None:
     offer(), customer()
-    first = actions.redeem(API)
+    first = group_commit.redeem(API)
 
-    repeated = actions.redeem(again)
+    repeated = group_commit.redeem(again)
 
     assert (repeated.repeated, repeated.public_id) == (True, first.public_id)
     assert rows() == 1
@@ -277,25 +282,25 @@ def test_a_repeat_is_answered_also_after_the_offer_has_ended_and_is_used_up(
 ) -> None:
     row = offer(max_redemptions=1)
     customer()
-    first = actions.redeem(API)
-    offers.change(row.id, {"ends_at": datetime.now(UTC) - timedelta(hours=1)}, version=None, by="ann")
+    first = group_commit.redeem(API)
+    offer_actions.change(row.id, {"ends_at": datetime.now(UTC) - timedelta(hours=1)}, version=None, by="ann")
 
-    assert actions.redeem(API).public_id == first.public_id
+    assert group_commit.redeem(API).public_id == first.public_id
 
 
 def test_the_same_key_with_another_body_is_refused(offer: MakeOffer, customer: MakeCustomer) -> None:
     offer(), customer()
-    actions.redeem(API)
+    group_commit.redeem(API)
 
     with pytest.raises(Invalid):
-        actions.redeem(replace(API, body_hash=b"2"))
+        group_commit.redeem(replace(API, body_hash=b"2"))
 
 
 def test_repeats_at_once_make_one_row_and_all_hear_of_it(app: Flask, offer: MakeOffer, customer: MakeCustomer) -> None:
     row = offer(max_redemptions=5)
     customer()
 
-    answers = together(app, *[lambda: actions.redeem(API)] * 12)
+    answers = together(app, *[lambda: group_commit.redeem(API)] * 12)
 
     assert len({answer.public_id for answer in answers}) == 1
     assert sum(not answer.repeated for answer in answers) == 1
@@ -305,9 +310,9 @@ def test_repeats_at_once_make_one_row_and_all_hear_of_it(app: Flask, offer: Make
 def test_undoing_moves_the_row_and_gives_the_unit_back(offer: MakeOffer, customer: MakeCustomer) -> None:
     row = offer(max_redemptions=1)
     customer()
-    done = actions.redeem(ADA)
+    done = group_commit.redeem(ADA)
 
-    undone = actions.rollback(done.public_id, **UNDO)
+    undone = redemption_rollback.rollback(done.public_id, **UNDO)
 
     assert (undone.public_id, undone.use.reason, undone.use.rolled_back_by) == (
         done.public_id,
@@ -320,13 +325,13 @@ def test_undoing_moves_the_row_and_gives_the_unit_back(offer: MakeOffer, custome
 
 def test_an_undone_redemption_is_still_found_and_may_be_made_anew(offer: MakeOffer, customer: MakeCustomer) -> None:
     offer(), customer()
-    first = actions.redeem(ADA)
-    actions.rollback(first.public_id, **UNDO)
+    first = group_commit.redeem(ADA)
+    redemption_rollback.rollback(first.public_id, **UNDO)
 
-    second = actions.redeem(ADA)
+    second = group_commit.redeem(ADA)
 
     assert second.public_id != first.public_id
-    assert [(d.public_id, d.use.rolled_back_at is None) for d in queries.of_customer(first.customer_id)] == [
+    assert [(d.public_id, d.use.rolled_back_at is None) for d in redemption_queries.of_customer(first.customer_id)] == [
         (second.public_id, True),
         (first.public_id, False),
     ]
@@ -335,12 +340,12 @@ def test_an_undone_redemption_is_still_found_and_may_be_made_anew(offer: MakeOff
 def test_undoing_twice_is_refused_and_gives_one_unit_back(offer: MakeOffer, customer: MakeCustomer) -> None:
     row = offer(max_redemptions=5)
     customer(), customer("bob@example.com")
-    done = actions.redeem(ADA)
-    actions.redeem(replace(ADA, email="bob@example.com"))
-    actions.rollback(done.public_id, **UNDO)
+    done = group_commit.redeem(ADA)
+    group_commit.redeem(replace(ADA, email="bob@example.com"))
+    redemption_rollback.rollback(done.public_id, **UNDO)
 
     with pytest.raises(DomainError) as error:
-        actions.rollback(done.public_id, **UNDO)
+        redemption_rollback.rollback(done.public_id, **UNDO)
     assert (error.value.key, counter(row.id)) == ("already_rolled_back", 1)
 
 
@@ -348,25 +353,25 @@ def test_the_id_of_an_undone_redemption_does_not_undo_the_one_made_after_it(
     offer: MakeOffer, customer: MakeCustomer
 ) -> None:
     offer(), customer()
-    first = actions.redeem(ADA)
-    actions.rollback(first.public_id, **UNDO)
-    actions.redeem(ADA)
+    first = group_commit.redeem(ADA)
+    redemption_rollback.rollback(first.public_id, **UNDO)
+    group_commit.redeem(ADA)
 
     with pytest.raises(DomainError):
-        actions.rollback(first.public_id, **UNDO)
+        redemption_rollback.rollback(first.public_id, **UNDO)
     assert rows() == 1
 
 
 @pytest.mark.parametrize("public_id", ["", "nonsense", "0" * 26, "7" + "Z" * 25, "Z" * 26, "ä" * 26])
 def test_what_is_not_there_can_not_be_undone(app: Flask, public_id: str) -> None:
     with pytest.raises(NotFound):
-        actions.rollback(public_id, **UNDO)
+        redemption_rollback.rollback(public_id, **UNDO)
 
 
 @pytest.mark.parametrize("reason", ["", "  ", "a\0b", "x" * 501])
 def test_undoing_needs_a_reason(app: Flask, reason: str) -> None:
     with pytest.raises(Invalid) as error:
-        actions.rollback("0" * 26, reason, "ann")
+        redemption_rollback.rollback("0" * 26, reason, "ann")
     assert error.value.errors[0].field == "reason"
 
 
@@ -374,23 +379,23 @@ def test_after_undoing_the_same_key_tells_of_it_and_a_new_key_or_order_redeems_a
     offer: MakeOffer, customer: MakeCustomer
 ) -> None:
     offer(), customer()
-    first = actions.redeem(API)
-    actions.rollback(first.public_id, **UNDO)
+    first = group_commit.redeem(API)
+    redemption_rollback.rollback(first.public_id, **UNDO)
 
-    assert actions.redeem(API).use.rolled_back_at is not None
-    assert actions.redeem(replace(API, idempotency_key=None)).public_id == first.public_id
-    anew = actions.redeem(replace(API, idempotency_key="k2"))
+    assert group_commit.redeem(API).use.rolled_back_at is not None
+    assert group_commit.redeem(replace(API, idempotency_key=None)).public_id == first.public_id
+    anew = group_commit.redeem(replace(API, idempotency_key="k2"))
     assert (anew.repeated, rows()) == (False, 1)
-    assert actions.redeem(API).public_id == first.public_id
+    assert group_commit.redeem(API).public_id == first.public_id
 
 
 def test_many_who_undo_at_once_give_each_unit_back_exactly_once(
     app: Flask, offer: MakeOffer, customer: MakeCustomer
 ) -> None:
     row = offer(max_redemptions=10)
-    done = [actions.redeem(replace(ADA, email=customer(f"c{n}@example.com").email)).public_id for n in range(4)]
+    done = [group_commit.redeem(replace(ADA, email=customer(f"c{n}@example.com").email)).public_id for n in range(4)]
 
-    answers = together(app, *[lambda i=i: actions.rollback(i, **UNDO) for i in done[:3] for _ in range(5)])
+    answers = together(app, *[lambda i=i: redemption_rollback.rollback(i, **UNDO) for i in done[:3] for _ in range(5)])
 
     assert sum(isinstance(answer, Redeemed) for answer in answers) == 3
     assert {a.key for a in answers if isinstance(a, DomainError)} == {"already_rolled_back"}
@@ -402,22 +407,22 @@ def test_batches_and_undoing_at_once_never_wait_in_a_circle_and_stay_exact(
 ) -> None:
     made = [offer(f"CODE{n}", max_redemptions=6) for n in range(3)]
     emails = [customer(f"c{n}@example.com").email for n in range(12)]
-    first = [actions.redeem(Ask(channel="api", code=o.code, email=emails[0])).public_id for o in made]
+    first = [group_commit.redeem(Ask(channel="api", code=o.code, email=emails[0])).public_id for o in made]
 
     codes, ids_ = [o.code for o in made], [o.id for o in made]
 
     def batch(n: int) -> list[Redeemed | DomainError]:
         turned = emails[n:] + emails[:n]
-        return actions.redeem_all([Ask(channel="api", code=c, email=e) for e in turned for c in codes[::-1]])
+        return redemption_actions.redeem_all([Ask(channel="api", code=c, email=e) for e in turned for c in codes[::-1]])
 
     together(
         app,
         *[lambda n=n: batch(n) for n in range(8)],
-        *[lambda i=i: actions.rollback(i, **UNDO) for i in first],
+        *[lambda i=i: redemption_rollback.rollback(i, **UNDO) for i in first],
     )
 
     # Whoever was refused for the cap before a unit came back may come again.
-    actions.redeem_all([Ask(channel="api", code=c, email=e) for e in emails for c in codes])
+    redemption_actions.redeem_all([Ask(channel="api", code=c, email=e) for e in emails for c in codes])
     assert [counter(n) for n in ids_] == [6, 6, 6]
     assert rows() == 18
 
@@ -438,7 +443,9 @@ def test_two_batches_in_opposite_orders_wait_for_one_another_in_one_direction_on
         )
         batches = threading.Thread(
             target=lambda: answers.extend(
-                together(app, lambda: actions.redeem_all(asks), lambda: actions.redeem_all(asks[::-1]))
+                together(
+                    app, lambda: redemption_actions.redeem_all(asks), lambda: redemption_actions.redeem_all(asks[::-1])
+                )
             )
         )
         answers: list[Any] = []
@@ -460,8 +467,8 @@ def test_a_cap_can_not_slip_in_between_the_look_and_the_write(
 
     together(
         app,
-        *[lambda e=e: actions.redeem(replace(ADA, email=e)) for e in emails],
-        lambda: offers.change(row.id, {"max_redemptions": 100}, version=None, by="ann"),
+        *[lambda e=e: group_commit.redeem(replace(ADA, email=e)) for e in emails],
+        lambda: offer_actions.change(row.id, {"max_redemptions": 100}, version=None, by="ann"),
     )
 
     db.session.refresh(row)
@@ -484,72 +491,74 @@ def test_only_hours_that_are_over_are_counted_and_totals_have_the_rest(
 ) -> None:
     row = offer()
     customer(), customer("bob@example.com")
-    actions.redeem(ADA)
+    group_commit.redeem(ADA)
     back_date(3)
-    actions.redeem(replace(ADA, email="bob@example.com"))
+    group_commit.redeem(replace(ADA, email="bob@example.com"))
 
-    tasks.count_hours.call_local()
-    tasks.count_hours.call_local()
+    redemption_tasks.count_hours.call_local()
+    redemption_tasks.count_hours.call_local()
 
     assert hours() == {row.id: 1}
-    assert queries.totals([row.id, 999]) == {row.id: 2, 999: 0}
-    assert sum(n for _, n in queries.per_day(row.id, datetime.now(UTC) - timedelta(days=2))) == 2
-    assert sum(n for _, n in queries.per_day(None, datetime.now(UTC) - timedelta(days=2))) == 2
+    assert redemption_queries.totals([row.id, 999]) == {row.id: 2, 999: 0}
+    assert sum(n for _, n in redemption_queries.per_day(row.id, datetime.now(UTC) - timedelta(days=2))) == 2
+    assert sum(n for _, n in redemption_queries.per_day(None, datetime.now(UTC) - timedelta(days=2))) == 2
 
 
 def test_days_are_those_of_the_zone(offer: MakeOffer, customer: MakeCustomer) -> None:
     row = offer()
     customer()
-    actions.redeem(ADA)
+    group_commit.redeem(ADA)
     db.session.execute(text("update redemption set redeemed_at = '2026-05-31T22:30:00Z'"))
     db.session.commit()
-    tasks.count_hours.call_local()
+    redemption_tasks.count_hours.call_local()
     since = datetime(2026, 5, 1, tzinfo=UTC)
 
-    assert [str(day) for day, _ in queries.per_day(row.id, since)] == ["2026-05-31"]
-    assert [str(day) for day, _ in queries.per_day(row.id, since, "Europe/Berlin")] == ["2026-06-01"]
+    assert [str(day) for day, _ in redemption_queries.per_day(row.id, since)] == ["2026-05-31"]
+    assert [str(day) for day, _ in redemption_queries.per_day(row.id, since, "Europe/Berlin")] == ["2026-06-01"]
 
 
 def test_undoing_a_counted_redemption_corrects_its_hour(offer: MakeOffer, customer: MakeCustomer) -> None:
     row = offer()
     ada = customer()
-    actions.redeem(ADA)
+    group_commit.redeem(ADA)
     back_date(3)
-    tasks.count_hours.call_local()
-    old = queries.of_pair(row.id, ada.id)
+    redemption_tasks.count_hours.call_local()
+    old = redemption_queries.of_pair(row.id, ada.id)
     assert old is not None
 
-    actions.rollback(old.public_id, **UNDO)
+    redemption_rollback.rollback(old.public_id, **UNDO)
 
     assert hours() == {row.id: 0}
-    assert queries.totals([row.id]) == {row.id: 0}
+    assert redemption_queries.totals([row.id]) == {row.id: 0}
 
 
 def test_undoing_while_hours_are_counted_leaves_them_right(
     app: Flask, offer: MakeOffer, customer: MakeCustomer
 ) -> None:
     row = offer()
-    made = [actions.redeem(replace(ADA, email=customer(f"c{n}@example.com").email)) for n in range(10)]
+    made = [group_commit.redeem(replace(ADA, email=customer(f"c{n}@example.com").email)) for n in range(10)]
     back_date(3)
-    old = [done.public_id for done in queries.latest(row.id, 10)]
+    old = [done.public_id for done in redemption_queries.latest(row.id, 10)]
     assert len(made) == len(old)
 
-    together(app, *[lambda i=i: actions.rollback(i, **UNDO) for i in old[:7]], *[actions.count_hours] * 3)
+    together(
+        app, *[lambda i=i: redemption_rollback.rollback(i, **UNDO) for i in old[:7]], *[hourly_counts.count_hours] * 3
+    )
 
-    assert hours() == {row.id: 3} == queries.totals([row.id])
+    assert hours() == {row.id: 3} == redemption_queries.totals([row.id])
 
 
 def test_the_count_waits_for_whoever_is_undoing(app: Flask, offer: MakeOffer, customer: MakeCustomer) -> None:
     """The race itself, step by step: a redemption is gone but not yet committed when the sweep begins."""
     row = offer()
     customer()
-    actions.redeem(ADA)
+    group_commit.redeem(ADA)
     back_date(3)
-    done = queries.latest(row.id, 1)[0]
+    done = redemption_queries.latest(row.id, 1)[0]
     with db.engine.connect() as undoing:
         undoing.execute(text("select pg_advisory_xact_lock_shared(hashtext('onecode.redemption_tally'))"))
         undoing.execute(text("delete from redemption where customer_id = :id"), {"id": done.customer_id})
-        sweep = threading.Thread(target=tasks.count_hours.call_local)
+        sweep = threading.Thread(target=redemption_tasks.count_hours.call_local)
         sweep.start()
         while sweep.is_alive() and not waiting("advisory"):
             db.session.rollback()
@@ -562,12 +571,12 @@ def test_the_count_waits_for_whoever_is_undoing(app: Flask, offer: MakeOffer, cu
 def test_pages_go_through_everything_once(offer: MakeOffer, customer: MakeCustomer) -> None:
     first, second = offer("FIRST"), offer("SECOND")
     emails = [customer(f"c{n}@example.com").email for n in range(5)]
-    actions.redeem_all([Ask(channel="api", code=c, email=e) for e in emails for c in ("FIRST", "SECOND")])
+    redemption_actions.redeem_all([Ask(channel="api", code=c, email=e) for e in emails for c in ("FIRST", "SECOND")])
 
     seen: list[str] = []
     place = None
     while True:
-        found = queries.page(Filter(), 3, place)
+        found = redemption_queries.page(Filter(), 3, place)
         seen += [done.public_id for done in found[:3]]
         if len(found) <= 3:
             break
@@ -575,21 +584,23 @@ def test_pages_go_through_everything_once(offer: MakeOffer, customer: MakeCustom
         place = Place(last.use.redeemed_at, last.customer_id, last.offer_id)
 
     assert len(seen) == len(set(seen)) == 10
-    assert seen == [d.public_id for d in queries.page(Filter(), 10)]
-    assert [len(queries.page(Filter(offer_id=o.id), 10)) for o in (first, second)] == [5, 5]
+    assert seen == [d.public_id for d in redemption_queries.page(Filter(), 10)]
+    assert [len(redemption_queries.page(Filter(offer_id=o.id), 10)) for o in (first, second)] == [5, 5]
 
 
 def test_lists_are_narrowed(offer: MakeOffer, customer: MakeCustomer) -> None:
     row = offer()
     ada = customer()
     customer("bob@example.com")
-    actions.redeem(ADA)
-    actions.redeem(replace(ADA, email="bob@example.com", channel="staff"))
+    group_commit.redeem(ADA)
+    group_commit.redeem(replace(ADA, email="bob@example.com", channel="staff"))
     now = datetime.now(UTC)
 
     def found(**values: Any) -> int:
-        assert len(queries.page(Filter(**values), 10)) == len(list(queries.export(Filter(**values))))
-        return len(queries.page(Filter(**values), 10))
+        assert len(redemption_queries.page(Filter(**values), 10)) == len(
+            list(redemption_queries.export(Filter(**values)))
+        )
+        return len(redemption_queries.page(Filter(**values), 10))
 
     assert found(customer_id=ada.id) == found(customer_id=ada.id, offer_id=row.id) == found(channel="staff") == 1
     assert found(customer_id=ada.id, offer_id=row.id + 1) == found(until=now - timedelta(days=1)) == 0
@@ -599,6 +610,6 @@ def test_lists_are_narrowed(offer: MakeOffer, customer: MakeCustomer) -> None:
 def test_those_who_have_redeemed_are_told_from_those_who_have_not(offer: MakeOffer, customer: MakeCustomer) -> None:
     row = offer()
     ada, bob = customer(), customer("bob@example.com")
-    actions.redeem(ADA)
+    group_commit.redeem(ADA)
 
-    assert queries.redeemed_among(row.id, [ada.id, bob.id]) == {ada.id}
+    assert redemption_queries.redeemed_among(row.id, [ada.id, bob.id]) == {ada.id}

@@ -8,12 +8,14 @@ import pytest
 from flask import Flask
 from sqlalchemy import text
 
-from webapp.accounts import actions as accounts
+from webapp.accounts import actions as account_actions
+from webapp.core.extensions import db
 from webapp.customers.models import Audience, Customer
-from webapp.extensions import db
 from webapp.offers.models import Offer
-from webapp.redemptions import actions, personal, schemas
-from webapp.redemptions.verdict import Ask
+from webapp.redemptions import actions as redemption_actions
+from webapp.redemptions import personal_codes
+from webapp.redemptions.rules import Ask
+from webapp.views.api.schemas import redemptions
 
 MakeOffer = Callable[..., Offer]
 MakeCustomer = Callable[..., Customer]
@@ -162,7 +164,7 @@ def test_a_repeat_may_be_written_otherwise_but_not_say_something_else(api: Any) 
 @pytest.mark.usefixtures("ready")
 def test_the_key_of_one_machine_is_nothing_to_another(api: Any) -> None:
     redeem(api, key="k1", order=ORDER)
-    other = {"Authorization": f"Bearer {accounts.create_api_key('other', ['redeem'], by='tests')}"}
+    other = {"Authorization": f"Bearer {account_actions.create_api_key('other', ['redeem'], by='tests')}"}
 
     answer = api.post("/api/v1/redemptions", json=ADA | {"order": ORDER}, headers=other | {"Idempotency-Key": "k1"})
 
@@ -314,7 +316,7 @@ def test_redemptions_are_listed_narrowed_and_read(api: Any, offer: MakeOffer, cu
 def test_pages_are_linked_and_go_through_all(api: Any, offer: MakeOffer, customer: MakeCustomer) -> None:
     offer(), offer("OTHER")
     emails = [customer(f"c{n}@example.com").email for n in range(4)]
-    actions.redeem_all([Ask(channel="api", code=c, email=e) for e in emails for c in ("SUMMER25", "OTHER")])
+    redemption_actions.redeem_all([Ask(channel="api", code=c, email=e) for e in emails for c in ("SUMMER25", "OTHER")])
     seen: list[str] = []
     address: str | None = "/api/v1/redemptions?limit=3"
 
@@ -345,11 +347,11 @@ def test_a_query_that_makes_no_sense_is_refused(api: Any, query: str) -> None:
 
 
 def test_a_cursor_from_the_end_of_time_is_only_the_first_page(api: Any) -> None:
-    from webapp import cursor
+    from webapp.core import pagination
 
     largest = (1 << 63) - 1
 
-    assert api.get(f"/api/v1/redemptions?cursor={cursor.write(largest, largest, largest)}").status_code == 200
+    assert api.get(f"/api/v1/redemptions?cursor={pagination.write(largest, largest, largest)}").status_code == 200
 
 
 def test_what_a_customer_can_use_now(api: Any, offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -366,7 +368,7 @@ def test_what_a_customer_can_use_now(api: Any, offer: MakeOffer, customer: MakeC
     used = api.get("/api/v1/customers/ada@example.com/offers?used=true").json["offers"]
 
     assert [item["code"] for item in usable] == ["SOON", "OPEN"]
-    assert usable[0]["personal_code"] == personal.code("SOON", soon.id, ada.id)
+    assert usable[0]["personal_code"] == personal_codes.code("SOON", soon.id, ada.id)
     assert (usable[1]["name"], usable[1]["ends_at"]) == ("Summer", None)
     assert [("redeemed_at" in item) for item in used] == [False, True, False]
 
@@ -378,8 +380,8 @@ def test_an_unknown_customer_has_no_offers(api: Any, email: str, status: int) ->
 
 @pytest.mark.usefixtures("ready")
 def test_each_call_wants_its_scope(api: Any) -> None:
-    reader = {"Authorization": f"Bearer {accounts.create_api_key('reader', ['read'], by='tests')}"}
-    till = {"Authorization": f"Bearer {accounts.create_api_key('till', ['redeem'], by='tests')}"}
+    reader = {"Authorization": f"Bearer {account_actions.create_api_key('reader', ['read'], by='tests')}"}
+    till = {"Authorization": f"Bearer {account_actions.create_api_key('till', ['redeem'], by='tests')}"}
 
     assert api.get("/api/v1/redemptions", headers=reader).status_code == 200
     assert api.get("/api/v1/redemptions", headers=till).status_code == 403
@@ -393,7 +395,7 @@ def test_a_key_is_kept_as_the_migration_made_those_that_were_there_before(app: F
         text("select encode(substr(sha256(convert_to('a key', 'UTF8')), 1, 9), 'base64')")
     ).scalar_one()
 
-    assert schemas.idempotency_key("a key") == kept
+    assert redemptions.idempotency_key("a key") == kept
     assert len(kept) == 12
 
 

@@ -12,16 +12,18 @@ from flask import Flask
 from sqlalchemy import event, select, text
 from sqlalchemy.exc import OperationalError
 
+from webapp.core.coalescing import Stuck
+from webapp.core.errors import DomainError
+from webapp.core.extensions import db
 from webapp.customers.models import Customer
-from webapp.errors import DomainError
-from webapp.extensions import db
-from webapp.gather import Stuck
 from webapp.offers.models import Offer
-from webapp.redemptions import actions
-from webapp.redemptions.actions import Desk, Unavailable
+from webapp.redemptions import actions as redemption_actions
+from webapp.redemptions import errors, group_commit
+from webapp.redemptions.errors import Unavailable
+from webapp.redemptions.group_commit import Desk
 from webapp.redemptions.models import Redemption
 from webapp.redemptions.queries import Redeemed
-from webapp.redemptions.verdict import Ask
+from webapp.redemptions.rules import Ask
 
 MakeOffer = Callable[..., Offer]
 MakeCustomer = Callable[..., Customer]
@@ -30,9 +32,9 @@ MakeCustomer = Callable[..., Customer]
 @pytest.fixture
 def desk(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     """A fresh one, which does not wait as long for a lock as in earnest."""
-    monkeypatch.setattr(actions, "LOCK_SECONDS", 1)
+    monkeypatch.setattr(group_commit, "LOCK_SECONDS", 1)
     app.extensions.pop("redeeming", None)
-    yield actions.desk()
+    yield group_commit.desk()
     app.extensions.pop("redeeming", None)
 
 
@@ -77,7 +79,7 @@ def test_an_offer_that_is_held_before_its_first_redemption_holds_up_nobody_else(
         other.execute(text("select from offer where id = :id for update"), {"id": held.id})
         answers = desk._answer(asks("HELD", emails) + asks("FREE", emails))
     assert said(answers) == ["unavailable"] * 3 + ["redeemed"] * 3
-    assert [answer.message for answer in answers[:3] if isinstance(answer, Unavailable)] == [actions.BUSY] * 3
+    assert [answer.message for answer in answers[:3] if isinstance(answer, Unavailable)] == [errors.BUSY] * 3
 
 
 def test_what_an_earlier_round_has_saved_stays_true_when_a_later_one_is_lost(
@@ -87,7 +89,7 @@ def test_what_an_earlier_round_has_saved_stays_true_when_a_later_one_is_lost(
     first, second = people(customer, 2)
     wanted = asks("SUMMER25", [first, second, first])
     rounds: list[int] = []
-    one_round = actions._round
+    one_round = redemption_actions._round
 
     def lost_the_second_time(connection: Any, waiting: dict[int, Ask]) -> dict[int, Redeemed | DomainError]:
         rounds.append(len(waiting))
@@ -95,7 +97,7 @@ def test_what_an_earlier_round_has_saved_stays_true_when_a_later_one_is_lost(
             end_connections()
         return one_round(connection, waiting)
 
-    monkeypatch.setattr(actions, "_round", lost_the_second_time)
+    monkeypatch.setattr(redemption_actions, "_round", lost_the_second_time)
     assert said(desk._answer(wanted)) == ["redeemed", "redeemed", "unavailable"]
     assert rounds == [2 + 1, 1]
     assert rows() == 2
@@ -173,7 +175,7 @@ def test_what_was_lost_during_the_commit_may_be_saved_and_is_said_to_be(
     answers = desk._answer(asks("SUMMER25", emails))
     monkeypatch.undo()
     assert said(answers) == ["unavailable"] * 2
-    assert [answer.message for answer in answers if isinstance(answer, Unavailable)] == [actions.LOST] * 2
+    assert [answer.message for answer in answers if isinstance(answer, Unavailable)] == [errors.LOST] * 2
     # It was saved, and asking again tells so.
     assert said(desk._answer(asks("SUMMER25", emails))) == ["already_redeemed"] * 2
 
@@ -189,7 +191,7 @@ def test_a_server_that_can_not_be_reached_is_told_to_all(
 
     monkeypatch.setattr(type(db.engine), "connect", refuse)
     answers = desk._answer(wanted)
-    assert [answer.message for answer in answers if isinstance(answer, Unavailable)] == [actions.AWAY] * 3
+    assert [answer.message for answer in answers if isinstance(answer, Unavailable)] == [errors.AWAY] * 3
     monkeypatch.undo()
     assert said(desk._answer(wanted)) == ["redeemed"] * 3
 
@@ -206,7 +208,7 @@ def test_who_was_taken_up_and_hears_nothing_is_not_told_that_nothing_was_saved(
         monkeypatch.setattr(desk._gatherer, "ask", give_up)
         answer = desk.redeem(Ask(channel="form"))
         found[begun] = answer.message if isinstance(answer, Unavailable) else ""
-    assert found == {False: actions.AWAY, True: actions.LOST}
+    assert found == {False: errors.AWAY, True: errors.LOST}
 
 
 def test_many_more_threads_than_connections_redeem(
@@ -222,7 +224,7 @@ def test_many_more_threads_than_connections_redeem(
             start.wait()
             db.session.execute(text("select 1"))
             try:
-                actions.redeem(Ask(channel="form", code="SUMMER25", email=email))
+                group_commit.redeem(Ask(channel="form", code="SUMMER25", email=email))
             except DomainError as error:
                 return error.key
             return "redeemed"

@@ -13,17 +13,20 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import event, text
 
-from webapp.accounts import actions as accounts
-from webapp.campaigns import actions as campaigns
-from webapp.campaigns import batch_actions
-from webapp.customers import actions as customers
+from webapp.accounts import actions as account_actions
+from webapp.campaigns import actions as campaign_actions
+from webapp.campaigns.launch import preparation
+from webapp.core.extensions import db
+from webapp.customers import actions as customer_actions
 from webapp.customers.models import Audience, AudienceMember, Customer
-from webapp.extensions import db
-from webapp.offers import code_actions as offers
+from webapp.offers import code_actions
 from webapp.offers.models import Offer
-from webapp.redemptions import actions, personal, queries
-from webapp.redemptions.explain import Explanation, explain
-from webapp.redemptions.verdict import Ask, verdict
+from webapp.overview.why_not import Explanation, explain
+from webapp.redemptions import facts as redemption_facts
+from webapp.redemptions import group_commit, personal_codes
+from webapp.redemptions import queries as redemption_queries
+from webapp.redemptions import rollback as redemption_rollback
+from webapp.redemptions.rules import Ask, verdict
 
 MakeOffer = Callable[..., Offer]
 MakeCustomer = Callable[..., Customer]
@@ -53,7 +56,7 @@ def test_the_checks_come_in_the_order_of_the_rule_with_its_answers(offer: MakeOf
 
     found = explain(ADA)
 
-    judged = verdict(queries.facts([ADA])[0])
+    judged = verdict(redemption_facts.facts([ADA])[0])
     assert tuple(line.check for line in found.lines) == judged.checks
     assert found.reason == judged.reason == "offer_paused"
 
@@ -140,7 +143,7 @@ def test_a_use_is_told_with_its_time_and_channel(offer: MakeOffer, customer: Mak
     offer(time_zone="Europe/Berlin"), customer()
     words = {"form": "the form", "link": "the personal link", "api": "the API", "staff": "staff"}
     for channel, through in words.items():
-        done = actions.redeem(replace(ADA, channel=channel))  # type: ignore[arg-type]
+        done = group_commit.redeem(replace(ADA, channel=channel))  # type: ignore[arg-type]
         db.session.execute(text("update redemption set redeemed_at = '2026-05-03 10:00Z'"))
         db.session.commit()
 
@@ -155,10 +158,10 @@ def test_a_use_is_told_with_its_time_and_channel(offer: MakeOffer, customer: Mak
 
 def test_a_use_that_was_undone_is_told(offer: MakeOffer, customer: MakeCustomer) -> None:
     offer(time_zone="Europe/Berlin"), customer()
-    actions.redeem(ADA)
+    group_commit.redeem(ADA)
     db.session.execute(text("update redemption set redeemed_at = '2026-05-03 10:00Z'"))
     db.session.commit()
-    actions.rollback(queries.of_customer(1)[0].public_id, "wrong customer", by="tests")
+    redemption_rollback.rollback(redemption_queries.of_customer(1)[0].public_id, "wrong customer", by="tests")
 
     found = explain(ADA)
 
@@ -170,8 +173,8 @@ def test_a_use_that_was_undone_is_told(offer: MakeOffer, customer: MakeCustomer)
 def test_a_personal_code_is_judged_for_this_customer(offer: MakeOffer, customer: MakeCustomer) -> None:
     row, ada, bob = offer(personal_code_required=True), customer(), customer("bob@example.com")
 
-    own = explain(replace(ADA, code=personal.code("SUMMER25", row.id, ada.id).replace("-", "")))
-    others = explain(replace(ADA, code=personal.code("SUMMER25", row.id, bob.id).replace("-", "")))
+    own = explain(replace(ADA, code=personal_codes.code("SUMMER25", row.id, ada.id).replace("-", "")))
+    others = explain(replace(ADA, code=personal_codes.code("SUMMER25", row.id, bob.id).replace("-", "")))
 
     assert (own.reason, told(own)["personal_code"]) == (None, (True, "The personal code is this customer's."))
     assert told(own)["code"][1].endswith(" is a code of “Summer” with a personal ending.")
@@ -185,14 +188,14 @@ def test_an_older_code_is_told_as_long_as_it_works_and_when_it_does_not(
     offer: MakeOffer, customer: MakeCustomer
 ) -> None:
     row, ada = offer(time_zone="Europe/Berlin", frozen_at=LONG_AGO), customer()
-    offers.renew_code(row.id, "sommer-26", by="tests")
+    code_actions.renew_code(row.id, "sommer-26", by="tests")
 
     works = told(explain(ADA))["code"]
-    offers.close_code(row.id, "SUMMER25", by="tests")
+    code_actions.close_code(row.id, "SUMMER25", by="tests")
     db.session.execute(text("update offer_code set closed_at = '2026-05-03 10:00Z' where closed_at is not null"))
     db.session.commit()
     gone = explain(ADA)
-    personal_one = explain(replace(ADA, code=personal.code("SUMMER25", row.id, ada.id).replace("-", "")))
+    personal_one = explain(replace(ADA, code=personal_codes.code("SUMMER25", row.id, ada.id).replace("-", "")))
 
     assert works == (True, "SUMMER25 is an older code of “Summer”, which still works; now it has sommer-26.")
     sentence = "SUMMER25 was a code of “Summer”, closed on 3 May 2026, 12:00 CEST; now it has sommer-26."
@@ -226,7 +229,7 @@ def test_a_customer_may_be_named_by_the_shops_own_id(offer: MakeOffer, customer:
 
 def test_an_erased_customer_is_nobody(offer: MakeOffer, customer: MakeCustomer) -> None:
     offer()
-    customers.erase(customer(source_id="C-1").id, by="tests")
+    customer_actions.erase(customer(source_id="C-1").id, by="tests")
 
     assert explain(ADA).reason == explain(Ask("staff", "SUMMER25", source_id="C-1")).reason == "customer_unknown"
 
@@ -236,7 +239,7 @@ def test_explaining_writes_nothing_and_asks_a_handful_of_questions(offer: MakeOf
     offer_id = row.id
     row.audience_id = audience(customer())
     db.session.commit()
-    actions.redeem(ADA)
+    group_commit.redeem(ADA)
     ran: list[str] = []
     listen = lambda _c, _cursor, statement, *_: ran.append(statement)  # noqa: E731
     event.listen(db.engine, "before_cursor_execute", listen)
@@ -266,9 +269,9 @@ def test_the_conclusion_comes_first_with_links_to_all_it_is_about(
     sign_in: Callable[..., FlaskClient], offer: MakeOffer, customer: MakeCustomer
 ) -> None:
     row, ada = offer(), customer()
-    campaign = campaigns.launch_offer(row.id, "tests").campaign.id
-    batch_actions.prepare(campaign)
-    done = actions.redeem(ADA)
+    campaign = campaign_actions.launch_offer(row.id, "tests").campaign.id
+    preparation.prepare(campaign)
+    done = group_commit.redeem(ADA)
 
     page = sign_in("viewer").get("/why-not?who=ADA@example.com&code=summer-25").text
 
@@ -345,8 +348,8 @@ def test_the_screen_is_for_those_who_are_signed_in(client: FlaskClient) -> None:
 def test_json_gives_the_same_answer(api: Any, offer: MakeOffer, customer: MakeCustomer) -> None:
     row = offer()
     customer(source_id="C-1")
-    batch_actions.prepare(campaigns.launch_offer(row.id, "tests").campaign.id)
-    done = actions.redeem(ADA)
+    preparation.prepare(campaign_actions.launch_offer(row.id, "tests").campaign.id)
+    done = group_commit.redeem(ADA)
     found = explain(ADA)
 
     for whose in ({"email": "Ada@example.com"}, {"source_id": "C-1"}):
@@ -404,7 +407,7 @@ def test_json_that_can_not_be_taken_is_told_at_its_field(api: Any, body: dict[st
 
 @pytest.mark.parametrize("scope", ["read", "redeem"])
 def test_json_needs_the_scope_manage(app: Flask, scope: str) -> None:
-    headers = {"Authorization": f"Bearer {accounts.create_api_key('till', [scope], by='tests')}"}
+    headers = {"Authorization": f"Bearer {account_actions.create_api_key('till', [scope], by='tests')}"}
     body = {"code": "SUMMER25", "customer": {"email": "ada@example.com"}}
 
     assert app.test_client().post("/api/v1/explanations", json=body, headers=headers).status_code == 403

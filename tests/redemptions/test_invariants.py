@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
+from webapp.core.extensions import db
 from webapp.customers.models import Customer
-from webapp.extensions import db
 from webapp.offers.models import Offer
 
 

@@ -18,12 +18,12 @@ from sqlalchemy import text
 
 from tests import live
 from tests.statements import statements
-from webapp import keyring
+from webapp.core import signing_keys
+from webapp.core.extensions import db
 from webapp.customers.models import Audience, Customer
-from webapp.extensions import db
 from webapp.offers.models import Offer, OfferCode
-from webapp.redemptions import links, miss_actions, misses, personal
-from webapp.redemptions.misses import ALARM_FROM, ALARM_SHARE, CLOSED_FROM
+from webapp.redemptions import guessing, personal_codes, personal_links
+from webapp.redemptions.guessing import ALARM_FROM, ALARM_SHARE, CLOSED_FROM
 from webapp.redemptions.models import CodeMiss
 
 MakeOffer = Callable[..., Offer]
@@ -116,7 +116,7 @@ def look(client: FlaskClient, code: str, email: str) -> dict[str, Any]:
     """All that somebody can see of an answer, and what was run for it, as for the first try of a day."""
     db.session.execute(text("truncate rate_hit, code_miss"))
     db.session.commit()
-    keyring.forget()
+    signing_keys.forget()
     with statements() as run:
         answer = post(client, code, email)
     headers = {name: value for name, value in answer.headers if name not in ("X-Request-Id", "Content-Length")}
@@ -147,7 +147,7 @@ def test_the_answer_and_the_statements_are_those_for_an_unknown_person(
 
 def test_an_erased_customers_link_is_no_link(client: FlaskClient, offer: MakeOffer, customer: MakeCustomer) -> None:
     row, gone = offer(), erased(customer())
-    token = links.personal_url(row.id, gone.id).rpartition("/")[2]
+    token = personal_links.personal_url(row.id, gone.id).rpartition("/")[2]
 
     for send in (client.get, client.post):
         ours, made_up = send(f"/r/{token}"), send("/r/nonsense")
@@ -197,12 +197,12 @@ def test_the_link_goes_on_working_when_the_form_is_closed_to_its_owner(
     assert answer.status_code == 429
     assert "use the link in our mail to you" in answer.text
 
-    assert client.post(f"/r/{links.personal_url(row.id, ada.id).rpartition('/')[2]}").status_code == 200
+    assert client.post(f"/r/{personal_links.personal_url(row.id, ada.id).rpartition('/')[2]}").status_code == 200
 
 
 def test_a_link_is_pressed_only_so_often(client: FlaskClient, offer: MakeOffer, customer: MakeCustomer) -> None:
     row, ada = offer(), customer()
-    address = f"/r/{links.personal_url(row.id, ada.id).rpartition('/')[2]}"
+    address = f"/r/{personal_links.personal_url(row.id, ada.id).rpartition('/')[2]}"
 
     answers = [client.post(address, environ_base={"REMOTE_ADDR": f"203.0.113.{n}"}) for n in range(21)]
 
@@ -321,7 +321,7 @@ def test_a_personal_code_that_is_right_is_no_wrong_try(
 ) -> None:
     row, ada = offer(personal_code_required=True), customer()
 
-    assert post(client, personal.code("SUMMER25", row.id, ada.id)).status_code == 200
+    assert post(client, personal_codes.code("SUMMER25", row.id, ada.id)).status_code == 200
     assert counted() == 0
 
 
@@ -333,7 +333,7 @@ def test_wrong_tries_never_take_more_than_sixty_rows(offer: MakeOffer) -> None:
     )
     db.session.commit()
 
-    miss_actions.count(row.id)
+    guessing.count(row.id)
 
     assert db.session.execute(text("select count(*), min(n) from code_miss")).one() == (60, 1)
     assert counted() == 59 * 7 + 1
@@ -357,7 +357,7 @@ def test_the_alarm_is_raised_by_a_burst_and_goes_away_by_itself(
     missed(row, n, ago)
     redeemed(row, successes)
 
-    assert misses.alarms([row.id]) == misses.loudest(10) == ({row.id: n} if raised else {})
+    assert guessing.alarms([row.id]) == guessing.loudest(10) == ({row.id: n} if raised else {})
 
 
 def test_staff_see_the_alarm_at_the_offer_in_the_list_and_on_the_first_page(

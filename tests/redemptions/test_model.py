@@ -18,15 +18,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from sqlalchemy import text
 
-from webapp.customers import actions as customers
-from webapp.customers.values import CustomerValues
-from webapp.errors import DomainError
-from webapp.extensions import db
-from webapp.offers import actions as offers
-from webapp.offers.models import Discount, OfferValues
-from webapp.redemptions import actions, personal, queries
+from webapp.core.errors import DomainError
+from webapp.core.extensions import db
+from webapp.core.money import Discount
+from webapp.customers import actions as customer_actions
+from webapp.customers.validation import CustomerValues
+from webapp.offers import actions as offer_actions
+from webapp.offers.models import OfferValues
+from webapp.redemptions import actions as redemption_actions
+from webapp.redemptions import group_commit, personal_codes
+from webapp.redemptions import queries as redemption_queries
+from webapp.redemptions import rollback as redemption_rollback
 from webapp.redemptions.queries import Redeemed
-from webapp.redemptions.verdict import Ask, Order
+from webapp.redemptions.rules import Ask, Order
 
 LONG = os.environ.get("MODEL_EXAMPLES")
 BY = "ann"
@@ -82,7 +86,7 @@ class Shop(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.mark = next(_number)
-        self.audience = customers.create_audience(f"Regulars {self.mark}", BY).id
+        self.audience = customer_actions.create_audience(f"Regulars {self.mark}", BY).id
         self.people = [self._person(f"c{n}.{self.mark}@example.com") for n in CUSTOMERS]
         self.offers = [self._offer(f"CODE{n}X{self.mark}", cap=2 if n else None) for n in OFFERS]
 
@@ -90,13 +94,13 @@ class Shop(RuleBasedStateMachine):
         db.session.remove()
 
     def _person(self, email: str) -> Person:
-        return Person(customers.create(CustomerValues(email=email), [], BY).id, email)
+        return Person(customer_actions.create(CustomerValues(email=email), [], BY).id, email)
 
     def _offer(self, code: str, cap: int | None) -> Given:
         values = OfferValues(
             "Summer", Discount("percent", percent=Decimal(25)), starts_at=PAST, code=code, max_redemptions=cap
         )
-        return Given(offers.create(values, BY).id, code, cap)
+        return Given(offer_actions.create(values, BY).id, code, cap)
 
     # --- what customers and machines do -----------------------------------------------------------
 
@@ -122,7 +126,7 @@ class Shop(RuleBasedStateMachine):
         )
         expected = self._expected(offer, c, machine, key, order, body, code)
 
-        answer = _outcome(actions.redeem, ask)
+        answer = _outcome(group_commit.redeem, ask)
 
         if not isinstance(expected, Receipt):
             assert answer == expected
@@ -151,7 +155,7 @@ class Shop(RuleBasedStateMachine):
         offer = self.offers[o]
         ask = Ask(channel="api", code=self._typed(offer, c, code), email=self.people[c].email, api_key_id=1)
 
-        answer = _outcome(actions.validate, ask)
+        answer = _outcome(redemption_actions.validate, ask)
 
         assert (answer if isinstance(answer, str) else None) == self._refusal(offer, c, code)
 
@@ -160,7 +164,7 @@ class Shop(RuleBasedStateMachine):
     def redeem_by_an_email_of_before(self, o: int, data: st.DataObject) -> None:
         former = data.draw(st.sampled_from([email for person in self.people for email in person.former]))
 
-        answer = _outcome(actions.redeem, Ask(channel="form", code=self.offers[o].code, email=former))
+        answer = _outcome(group_commit.redeem, Ask(channel="form", code=self.offers[o].code, email=former))
 
         assert answer == "customer_unknown"
 
@@ -170,7 +174,7 @@ class Shop(RuleBasedStateMachine):
         every = [receipt for offer in self.offers for receipts in offer.made.values() for receipt in receipts]
         receipt = data.draw(st.sampled_from(every))
 
-        answer = _outcome(actions.rollback, receipt.public_id, "order cancelled", BY)
+        answer = _outcome(redemption_rollback.rollback, receipt.public_id, "order cancelled", BY)
 
         if receipt.is_undone:
             assert answer == "already_rolled_back"
@@ -208,7 +212,7 @@ class Shop(RuleBasedStateMachine):
 
     @rule(o=st.sampled_from(OFFERS), paused=st.booleans())
     def pause_or_resume(self, o: int, paused: bool) -> None:
-        (offers.pause if paused else offers.resume)(self.offers[o].id, BY)
+        (offer_actions.pause if paused else offer_actions.resume)(self.offers[o].id, BY)
         self.offers[o].is_paused = paused
 
     @rule(o=st.sampled_from(OFFERS), for_members=st.booleans())
@@ -239,7 +243,7 @@ class Shop(RuleBasedStateMachine):
     def rows_and_counters_are_those_of_the_model(self) -> None:
         for offer in self.offers:
             live = {(self.people[c].id, receipt.public_id) for c, receipt in offer.live().items()}
-            found = queries.latest(offer.id, 50)
+            found = redemption_queries.latest(offer.id, 50)
             assert {(done.customer_id, done.public_id) for done in found} == live
             undone = db.session.execute(
                 text("select count(*), count(distinct (customer_id, redeemed_at)) from rollback where offer_id = :id"),
@@ -294,16 +298,16 @@ class Shop(RuleBasedStateMachine):
         if code == "shared":
             return offer.code
         whose = self.people[c if code == "right" else (c + 1) % len(self.people)]
-        return personal.code(offer.code, offer.id, whose.id).replace("-", "")
+        return personal_codes.code(offer.code, offer.id, whose.id).replace("-", "")
 
     def _changed(self, offer: Given, **changes: Any) -> bool:
-        answer = _outcome(offers.change, offer.id, changes, None, BY)
+        answer = _outcome(offer_actions.change, offer.id, changes, None, BY)
         assert answer == "invalid_payload" or not isinstance(answer, str)
         return not isinstance(answer, str)
 
     def _save(self, c: int) -> None:
         person = self.people[c]
-        customers.change(person.id, CustomerValues(email=person.email), [self.audience] * person.is_member, BY)
+        customer_actions.change(person.id, CustomerValues(email=person.email), [self.audience] * person.is_member, BY)
 
 
 def _outcome(action: Any, *arguments: Any) -> Any:

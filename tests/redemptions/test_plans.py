@@ -12,13 +12,16 @@ from flask import Flask
 
 from benchmarks import growth_tables
 from tests.statements import statements
-from webapp import keyring
-from webapp.customers import queries as customers
-from webapp.extensions import db
-from webapp.redemptions import actions, misses, queries
+from webapp.core import signing_keys
+from webapp.core.extensions import db
+from webapp.core.settings import Settings
+from webapp.customers import queries as customer_queries
+from webapp.redemptions import actions as redemption_actions
+from webapp.redemptions import facts as redemption_facts
+from webapp.redemptions import group_commit, guessing
+from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.queries import Filter, Place
-from webapp.redemptions.verdict import Ask
-from webapp.settings import Settings
+from webapp.redemptions.rules import Ask
 
 LARGE = {"customer", "redemption", "rollback", "audience_member", "redemption_hour", "hour_total"}
 # Enough for the planner to choose as it does at a million of each, which was compared by hand.
@@ -34,7 +37,7 @@ def filled(session_app: Flask, test_settings: Settings) -> Iterator[psycopg.Conn
     """The tables after some years. Later tests find them emptied, as always."""
     with session_app.app_context(), psycopg.connect(test_settings.libpq_url, autocommit=True) as connection:
         connection.execute(EMPTY)
-        keyring.forget()
+        signing_keys.forget()
         growth_tables.fill(connection, PEOPLE)
         growth_tables.redeem(connection, PEOPLE, ROWS)
         connection.execute(UNDONE)
@@ -58,7 +61,7 @@ where customer_id % 10 = 0
 def plans(connection: psycopg.Connection, run: Callable[[], object]) -> list[tuple[str, Plan]]:
     """The plans of every statement that is run, with the real parameters and, as psycopg prepares what comes often,
     with any."""
-    keyring.keys("personal_code")
+    signing_keys.keys("personal_code")
     with statements() as seen:
         run()
     db.session.rollback()
@@ -98,21 +101,23 @@ def ask(n: int, **values: Any) -> Ask:
 
 
 LOOK_UPS: dict[str, Callable[[], object]] = {
-    "what can this e-mail use": lambda: [queries.usable(n) for n in (77, 500)],
-    "a customer by e-mail": lambda: customers.by_email("customer.77@example.com"),
-    "validation": lambda: actions.validate(ask(77)),
-    "facts by e-mail": lambda: queries.facts([ask(78)]),
-    "facts of a repeat": lambda: queries.facts([ask(70, idempotency_key="k", body_hash=b"1")]),
-    "facts by personal code": lambda: queries.facts([Ask(channel="form", code="OFFER77KQ4XM2T", email="x@y.example")]),
-    "facts by source id": lambda: queries.facts([Ask(channel="api", code="OFFER7", source_id="A-1")]),
-    "facts by link": lambda: queries.facts([Ask(channel="link", offer_id=7, customer_id=77)]),
-    "facts of many": lambda: queries.facts([ask(n) for n in range(1, 65)]),
-    "facts of very many": lambda: queries.facts([ask(n) for n in range(1, 257)]),
-    "redeeming": lambda: actions.redeem(ask(79)),
-    "a receipt": lambda: queries.of_pair(7, 77),
-    "one customer's": lambda: queries.of_customer(77),
-    "redeemed among": lambda: queries.redeemed_among(7, list(range(1, 501))),
-    "is a code guessed at": lambda: misses.too_many("OFFER77KQ4XM2T"),
+    "what can this e-mail use": lambda: [redemption_facts.usable(n) for n in (77, 500)],
+    "a customer by e-mail": lambda: customer_queries.by_email("customer.77@example.com"),
+    "validation": lambda: redemption_actions.validate(ask(77)),
+    "facts by e-mail": lambda: redemption_facts.facts([ask(78)]),
+    "facts of a repeat": lambda: redemption_facts.facts([ask(70, idempotency_key="k", body_hash=b"1")]),
+    "facts by personal code": lambda: redemption_facts.facts(
+        [Ask(channel="form", code="OFFER77KQ4XM2T", email="x@y.example")]
+    ),
+    "facts by source id": lambda: redemption_facts.facts([Ask(channel="api", code="OFFER7", source_id="A-1")]),
+    "facts by link": lambda: redemption_facts.facts([Ask(channel="link", offer_id=7, customer_id=77)]),
+    "facts of many": lambda: redemption_facts.facts([ask(n) for n in range(1, 65)]),
+    "facts of very many": lambda: redemption_facts.facts([ask(n) for n in range(1, 257)]),
+    "redeeming": lambda: group_commit.redeem(ask(79)),
+    "a receipt": lambda: redemption_queries.of_pair(7, 77),
+    "one customer's": lambda: redemption_queries.of_customer(77),
+    "redeemed among": lambda: redemption_queries.redeemed_among(7, list(range(1, 501))),
+    "is a code guessed at": lambda: guessing.too_many("OFFER77KQ4XM2T"),
 }
 
 
@@ -124,28 +129,30 @@ def test_what_somebody_waits_for_is_looked_up(filled: psycopg.Connection, name: 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 LAST_WEEK = datetime.now(UTC) - timedelta(days=7)
 LISTS: dict[str, Callable[[], object]] = {
-    "redemptions": lambda: queries.page(Filter(), 50),
-    "redemptions, later page": lambda: queries.page(Filter(), 50, Place(LAST_WEEK, 5, 5)),
-    "of an offer": lambda: queries.page(Filter(offer_id=7), 50),
-    "of a customer": lambda: queries.page(Filter(customer_id=7), 50),
-    "of days": lambda: queries.page(Filter(since=LAST_WEEK), 50),
-    "of days without any": lambda: queries.page(Filter(until=LONG_AGO), 50),
-    "by a usual channel": lambda: queries.page(Filter(channel="link"), 50),
-    "by a channel that nobody uses": lambda: queries.stretch(Filter(channel="staff"), 50),
-    "by a channel that nobody uses, later page": lambda: queries.stretch(
+    "redemptions": lambda: redemption_queries.page(Filter(), 50),
+    "redemptions, later page": lambda: redemption_queries.page(Filter(), 50, Place(LAST_WEEK, 5, 5)),
+    "of an offer": lambda: redemption_queries.page(Filter(offer_id=7), 50),
+    "of a customer": lambda: redemption_queries.page(Filter(customer_id=7), 50),
+    "of days": lambda: redemption_queries.page(Filter(since=LAST_WEEK), 50),
+    "of days without any": lambda: redemption_queries.page(Filter(until=LONG_AGO), 50),
+    "by a usual channel": lambda: redemption_queries.page(Filter(channel="link"), 50),
+    "by a channel that nobody uses": lambda: redemption_queries.stretch(Filter(channel="staff"), 50),
+    "by a channel that nobody uses, later page": lambda: redemption_queries.stretch(
         Filter(channel="staff"), 50, Place(LAST_WEEK, 5, 5)
     ),
-    "customers": lambda: customers.page(),
-    "customers by e-mail": lambda: customers.page("customer.77@"),
-    "customers by name": lambda: customers.page("customer 77"),
-    "customers by a name that all have": lambda: customers.page("customer"),
-    "customers by a name that nobody has": lambda: customers.page("nobody"),
-    "customers before, by name": lambda: customers.page("customer 77", before=50_000),
-    "of an offer by a channel that nobody uses": lambda: queries.stretch(Filter(offer_id=7, channel="staff"), 50),
-    "misses of all offers": lambda: misses.loudest(10),
-    "an offer's days": lambda: queries.per_day(7, LAST_WEEK),
-    "the days of all offers": lambda: queries.per_day(None, LAST_WEEK),
-    "the totals of all offers": lambda: queries.totals(range(1, growth_tables.OFFERS + 1)),
+    "customers": lambda: customer_queries.page(),
+    "customers by e-mail": lambda: customer_queries.page("customer.77@"),
+    "customers by name": lambda: customer_queries.page("customer 77"),
+    "customers by a name that all have": lambda: customer_queries.page("customer"),
+    "customers by a name that nobody has": lambda: customer_queries.page("nobody"),
+    "customers before, by name": lambda: customer_queries.page("customer 77", before=50_000),
+    "of an offer by a channel that nobody uses": lambda: redemption_queries.stretch(
+        Filter(offer_id=7, channel="staff"), 50
+    ),
+    "misses of all offers": lambda: guessing.loudest(10),
+    "an offer's days": lambda: redemption_queries.per_day(7, LAST_WEEK),
+    "the days of all offers": lambda: redemption_queries.per_day(None, LAST_WEEK),
+    "the totals of all offers": lambda: redemption_queries.totals(range(1, growth_tables.OFFERS + 1)),
 }
 
 

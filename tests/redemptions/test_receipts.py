@@ -13,13 +13,16 @@ from sqlalchemy import text
 from tests import live
 from tests.campaigns import relay as relays
 from tests.campaigns.relay import Relay
-from webapp import bell
+from webapp.core import task_queue
+from webapp.core.extensions import db, huey
+from webapp.core.settings import Settings
 from webapp.customers.models import Customer
-from webapp.extensions import db, huey
 from webapp.offers.models import Offer
-from webapp.redemptions import actions, queries, receipts, tasks
-from webapp.redemptions.verdict import Ask
-from webapp.settings import Settings
+from webapp.redemptions import group_commit, receipts
+from webapp.redemptions import queries as redemption_queries
+from webapp.redemptions import rollback as redemption_rollback
+from webapp.redemptions import tasks as redemption_tasks
+from webapp.redemptions.rules import Ask
 
 MakeOffer = Callable[..., Offer]
 MakeCustomer = Callable[..., Customer]
@@ -34,10 +37,10 @@ def relay(with_settings: Callable[..., Settings]) -> Iterator[Relay]:
 
 
 @pytest.fixture
-def used(offer: MakeOffer, customer: MakeCustomer) -> queries.Redeemed:
+def used(offer: MakeOffer, customer: MakeCustomer) -> redemption_queries.Redeemed:
     """Ada's redemption of an offer."""
     offer(), customer()
-    return actions.redeem(Ask(channel="form", code="SUMMER25", email="ada@example.com"))
+    return group_commit.redeem(Ask(channel="form", code="SUMMER25", email="ada@example.com"))
 
 
 def post(client: FlaskClient, code: str = "SUMMER25", email: str = "ada@example.com") -> Any:
@@ -54,7 +57,7 @@ def work() -> int:
 
 
 def test_a_typed_repeat_has_the_receipt_mailed_to_the_customer(
-    client: FlaskClient, relay: Relay, used: queries.Redeemed
+    client: FlaskClient, relay: Relay, used: redemption_queries.Redeemed
 ) -> None:
     answer = post(client)
     work()
@@ -69,7 +72,7 @@ def test_a_typed_repeat_has_the_receipt_mailed_to_the_customer(
         assert words in body
 
 
-def test_the_mails_link_shows_the_receipt(client: FlaskClient, relay: Relay, used: queries.Redeemed) -> None:
+def test_the_mails_link_shows_the_receipt(client: FlaskClient, relay: Relay, used: redemption_queries.Redeemed) -> None:
     post(client)
     work()
 
@@ -79,7 +82,7 @@ def test_the_mails_link_shows_the_receipt(client: FlaskClient, relay: Relay, use
 
 
 def test_a_stranger_sees_the_same_whether_a_mail_goes_out_or_not(
-    client: FlaskClient, relay: Relay, used: queries.Redeemed
+    client: FlaskClient, relay: Relay, used: redemption_queries.Redeemed
 ) -> None:
     first, again = post(client), post(client)
 
@@ -89,9 +92,9 @@ def test_a_stranger_sees_the_same_whether_a_mail_goes_out_or_not(
     assert work() == 1
 
 
-def test_mailing_redeems_nothing(client: FlaskClient, relay: Relay, used: queries.Redeemed) -> None:
+def test_mailing_redeems_nothing(client: FlaskClient, relay: Relay, used: redemption_queries.Redeemed) -> None:
     post(client)
-    actions.rollback(used.public_id, "order cancelled", "staff")
+    redemption_rollback.rollback(used.public_id, "order cancelled", "staff")
     work()
 
     assert relay.kept == []
@@ -116,7 +119,7 @@ def test_five_receipts_a_day_for_each_customer(offer: MakeOffer) -> None:
     ids=["somebody else", "wrong personal code", "no such code"],
 )
 def test_no_mail_goes_out_for_anything_else(
-    client: FlaskClient, used: queries.Redeemed, customer: MakeCustomer, typed: str, email: str
+    client: FlaskClient, used: redemption_queries.Redeemed, customer: MakeCustomer, typed: str, email: str
 ) -> None:
     customer("bob@example.com")
     db.session.execute(text("update offer set personal_code_required = true"))
@@ -128,7 +131,7 @@ def test_no_mail_goes_out_for_anything_else(
 
 
 def test_who_is_unsubscribed_gets_the_receipt_asked_for(
-    client: FlaskClient, relay: Relay, used: queries.Redeemed
+    client: FlaskClient, relay: Relay, used: redemption_queries.Redeemed
 ) -> None:
     db.session.execute(
         text("insert into suppression (email, reason, source) select email, 'unsubscribed', 'tests' from customer")
@@ -140,7 +143,9 @@ def test_who_is_unsubscribed_gets_the_receipt_asked_for(
     assert relay.recipients == {"ada@example.com": 1}
 
 
-def test_who_was_erased_meanwhile_gets_nothing(client: FlaskClient, relay: Relay, used: queries.Redeemed) -> None:
+def test_who_was_erased_meanwhile_gets_nothing(
+    client: FlaskClient, relay: Relay, used: redemption_queries.Redeemed
+) -> None:
     post(client)
     db.session.execute(
         text(
@@ -155,30 +160,30 @@ def test_who_was_erased_meanwhile_gets_nothing(client: FlaskClient, relay: Relay
 
 
 def test_a_relay_that_is_away_is_asked_again_later(
-    relay: Relay, used: queries.Redeemed, with_settings: Callable[..., Settings]
+    relay: Relay, used: redemption_queries.Redeemed, with_settings: Callable[..., Settings]
 ) -> None:
     with_settings(mail_port=1)
-    tasks.mail_receipt.call_local(used.offer_id, used.customer_id, 0)
+    redemption_tasks.mail_receipt.call_local(used.offer_id, used.customer_id, 0)
     with_settings(mail_port=relay.port)
     (again,) = huey.pending()
     waits = again.eta.replace(tzinfo=UTC) - datetime.now(UTC)
-    tasks.mail_receipt.call_local(*again.args)
+    redemption_tasks.mail_receipt.call_local(*again.args)
 
     assert 50 < waits.total_seconds() <= receipts.WAITS[0]
     assert again.args == (used.offer_id, used.customer_id, 1)
     assert relay.recipients == {"ada@example.com": 1}
 
 
-def test_a_relay_that_stays_away_is_given_up(used: queries.Redeemed) -> None:
-    tasks.mail_receipt.call_local(used.offer_id, used.customer_id, len(receipts.WAITS))
+def test_a_relay_that_stays_away_is_given_up(used: redemption_queries.Redeemed) -> None:
+    redemption_tasks.mail_receipt.call_local(used.offer_id, used.customer_id, len(receipts.WAITS))
 
     assert huey.pending() == []
 
 
-def test_a_relay_that_refuses_is_not_asked_again(relay: Relay, used: queries.Redeemed) -> None:
+def test_a_relay_that_refuses_is_not_asked_again(relay: Relay, used: redemption_queries.Redeemed) -> None:
     relay.behaviour.rcpt["ada@example.com"] = "550 no such mailbox"
 
-    tasks.mail_receipt.call_local(used.offer_id, used.customer_id, 0)
+    redemption_tasks.mail_receipt.call_local(used.offer_id, used.customer_id, 0)
 
     assert huey.pending() == []
 
@@ -190,9 +195,9 @@ def test_any_address_and_any_name_can_be_mailed(
     relay: Relay, offer: MakeOffer, customer: MakeCustomer, given: str, name: str
 ) -> None:
     row, person = offer(name=name), customer(given)
-    actions.redeem(Ask(channel="staff", code="SUMMER25", email=person.email))
+    group_commit.redeem(Ask(channel="staff", code="SUMMER25", email=person.email))
 
-    tasks.mail_receipt.call_local(row.id, person.id, 0)
+    redemption_tasks.mail_receipt.call_local(row.id, person.id, 0)
 
     (kept,) = relay.kept
     assert kept.raw.startswith(b"From: ")
@@ -202,7 +207,7 @@ def test_any_address_and_any_name_can_be_mailed(
     assert kept.to.partition("@")[0] == given.partition("@")[0]
 
 
-def test_a_real_worker_mails_it(app: Any, client: FlaskClient, relay: Relay, used: queries.Redeemed) -> None:
+def test_a_real_worker_mails_it(app: Any, client: FlaskClient, relay: Relay, used: redemption_queries.Redeemed) -> None:
     post(client)
 
     with live.worker(app.config["SETTINGS"]):
@@ -215,6 +220,6 @@ def test_a_receipt_that_nobody_could_be_told_to_mail_can_be_asked_for_again(
     client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row, ada = offer(), customer()
-    monkeypatch.setattr(bell, "ring", lambda *_, **__: False)
-    tasks.mail_receipt_again(row.id, ada.id)
+    monkeypatch.setattr(task_queue, "ring", lambda *_, **__: False)
+    redemption_tasks.mail_receipt_again(row.id, ada.id)
     assert receipts.take_turn(row.id, ada.id)

@@ -14,16 +14,20 @@ from flask import Flask
 from sqlalchemy import text
 
 from tests.redemptions.test_actions import UNDO, counter, refusal, rows, together, waiting
-from webapp.customers import actions as customers
+from webapp.core.errors import DomainError, Invalid
+from webapp.core.extensions import db
+from webapp.core.money import Discount
+from webapp.customers import actions as customer_actions
 from webapp.customers.models import Customer
-from webapp.customers.values import CustomerValues
-from webapp.errors import DomainError, Invalid
-from webapp.extensions import db
-from webapp.offers import actions as offers
-from webapp.offers.models import Discount, Offer
-from webapp.redemptions import actions, queries
+from webapp.customers.validation import CustomerValues
+from webapp.offers import actions as offer_actions
+from webapp.offers.models import Offer
+from webapp.redemptions import actions as redemption_actions
+from webapp.redemptions import group_commit
+from webapp.redemptions import queries as redemption_queries
+from webapp.redemptions import rollback as redemption_rollback
 from webapp.redemptions.queries import Redeemed
-from webapp.redemptions.verdict import Ask, Order
+from webapp.redemptions.rules import Ask, Order
 
 MakeOffer = Callable[..., Offer]
 MakeCustomer = Callable[..., Customer]
@@ -34,7 +38,7 @@ HOUR = timedelta(hours=1)
 
 
 def change(row: Offer, **changes: Any) -> None:
-    offers.change(row.id, changes, version=None, by="ann")
+    offer_actions.change(row.id, changes, version=None, by="ann")
 
 
 def post(api: Any, key: str, body: dict[str, Any] = BODY) -> Any:
@@ -66,7 +70,7 @@ def test_a_repeat_answers_200_whatever_has_become_of_the_offer(
     customer()
     first = post(api, "k1", BODY | more)
     change(row, **changes)
-    offers.pause(row.id, by="ann")
+    offer_actions.pause(row.id, by="ann")
 
     again = post(api, "k1", BODY | more)
 
@@ -78,7 +82,7 @@ def test_a_key_belongs_to_one_offer_and_one_customer(offer: MakeOffer, customer:
     customer(), customer("bob@example.com")
     asks = [KEYED, replace(KEYED, code="WINTER25"), replace(KEYED, email="bob@example.com")]
 
-    done = [actions.redeem(ask) for ask in asks]
+    done = [group_commit.redeem(ask) for ask in asks]
 
     assert len({one.public_id for one in done}) == rows() == 3
     assert not any(one.repeated for one in done)
@@ -89,7 +93,7 @@ def test_an_order_belongs_to_one_offer_and_one_customer(offer: MakeOffer, custom
     customer(), customer("bob@example.com")
     ask = replace(PLAIN, order=Order("A-1"))
 
-    done = [actions.redeem(a) for a in (ask, replace(ask, code="WINTER25"), replace(ask, email="bob@example.com"))]
+    done = [group_commit.redeem(a) for a in (ask, replace(ask, code="WINTER25"), replace(ask, email="bob@example.com"))]
 
     assert not any(one.repeated for one in done)
 
@@ -100,7 +104,7 @@ def test_repeats_by_one_order_at_once_make_one_row_and_all_hear_of_it(
     row = offer(max_redemptions=5)
     customer()
 
-    answers = together(app, *[lambda: actions.redeem(replace(PLAIN, order=Order("A-1")))] * 12)
+    answers = together(app, *[lambda: group_commit.redeem(replace(PLAIN, order=Order("A-1")))] * 12)
 
     assert len({answer.public_id for answer in answers}) == 1
     assert sum(not answer.repeated for answer in answers) == 1
@@ -112,20 +116,20 @@ def test_a_customer_who_has_another_email_now_is_still_the_one_who_redeemed(
 ) -> None:
     offer()
     ada = customer()
-    first = actions.redeem(KEYED)
-    customers.change(ada.id, CustomerValues(email="ada@example.org"), [], by="ann")
+    first = group_commit.redeem(KEYED)
+    customer_actions.change(ada.id, CustomerValues(email="ada@example.org"), [], by="ann")
 
-    assert actions.redeem(replace(KEYED, email="ada@example.org")).public_id == first.public_id
+    assert group_commit.redeem(replace(KEYED, email="ada@example.org")).public_id == first.public_id
     assert refusal(replace(PLAIN, email="ada@example.org")) == "already_redeemed"
 
 
 def test_a_refusal_is_not_remembered(api: Any, offer: MakeOffer, customer: MakeCustomer) -> None:
     row = offer()
-    offers.pause(row.id, by="ann")
+    offer_actions.pause(row.id, by="ann")
     refused = [post(api, "k1").json["code"], post(api, "k1").json["code"]]
     customer()
     refused.append(post(api, "k1").json["code"])
-    offers.resume(row.id, by="ann")
+    offer_actions.resume(row.id, by="ann")
 
     # Also with another body: nothing was made by the first one.
     done = post(api, "k1", BODY | {"metadata": {"try": 4}})
@@ -140,7 +144,7 @@ def test_of_a_key_that_came_with_two_bodies_at_once_one_body_wins(
     offer(), customer()
     asks = [replace(KEYED, body_hash=body) for body in (b"1", b"2") * 4]
 
-    answers = together(app, *[lambda a=a: actions.redeem(a) for a in asks])
+    answers = together(app, *[lambda a=a: group_commit.redeem(a) for a in asks])
 
     assert sum(isinstance(answer, Invalid) for answer in answers) == 4
     assert len({answer.public_id for answer in answers if isinstance(answer, Redeemed)}) == rows() == 1
@@ -152,10 +156,10 @@ def test_of_a_key_that_came_with_two_bodies_at_once_one_body_wins(
 def test_a_rollback_keeps_the_redemption_as_it_was_with_who_and_why(offer: MakeOffer, customer: MakeCustomer) -> None:
     offer(), customer()
     ask = replace(KEYED, order=Order("A-1", 4999, "EUR"), metadata={"till": 7})
-    public_id = actions.redeem(ask).public_id
+    public_id = group_commit.redeem(ask).public_id
     before = dict(db.session.execute(text("select * from redemption")).mappings().one())
 
-    actions.rollback(public_id, "  order \n cancelled ", by="ann")
+    redemption_rollback.rollback(public_id, "  order \n cancelled ", by="ann")
 
     kept = dict(db.session.execute(text("select * from rollback")).mappings().one())
     assert before.items() <= kept.items()
@@ -176,12 +180,12 @@ def test_a_unit_that_came_back_is_for_anybody(offer: MakeOffer, customer: MakeCu
     row = offer(max_redemptions=1)
     customer(), customer("bob@example.com")
     bob = replace(PLAIN, email="bob@example.com")
-    first = actions.redeem(PLAIN)
+    first = group_commit.redeem(PLAIN)
     assert refusal(bob) == "offer_exhausted"
 
-    actions.rollback(first.public_id, **UNDO)
+    redemption_rollback.rollback(first.public_id, **UNDO)
 
-    assert actions.redeem(bob).repeated is False
+    assert group_commit.redeem(bob).repeated is False
     assert refusal(PLAIN) == "offer_exhausted"
     assert (rows(), counter(row.id)) == (1, 1)
 
@@ -191,14 +195,14 @@ def test_undoing_the_older_one_again_leaves_the_newer_one_its_row_and_its_unit(
 ) -> None:
     row = offer(max_redemptions=5)
     customer()
-    old = actions.redeem(PLAIN).public_id
-    actions.rollback(old, **UNDO)
-    new = actions.redeem(PLAIN).public_id
+    old = group_commit.redeem(PLAIN).public_id
+    redemption_rollback.rollback(old, **UNDO)
+    new = group_commit.redeem(PLAIN).public_id
 
-    answers = together(app, *[lambda: actions.rollback(old, **UNDO)] * 6)
+    answers = together(app, *[lambda: redemption_rollback.rollback(old, **UNDO)] * 6)
 
     assert {answer.key for answer in answers if isinstance(answer, DomainError)} == {"already_rolled_back"}
-    assert [done.public_id for done in queries.latest(row.id, 5)] == [new]
+    assert [done.public_id for done in redemption_queries.latest(row.id, 5)] == [new]
     assert (rows(), counter(row.id)) == (1, 1)
 
 
@@ -206,9 +210,9 @@ def test_each_of_several_rollbacks_of_a_pair_is_kept(offer: MakeOffer, customer:
     row = offer(max_redemptions=1)
     ada = customer()
     for reason in ("first", "second", "third"):
-        actions.rollback(actions.redeem(PLAIN).public_id, reason, by="ann")
+        redemption_rollback.rollback(group_commit.redeem(PLAIN).public_id, reason, by="ann")
 
-    assert [done.use.reason for done in queries.of_customer(ada.id)] == ["third", "second", "first"]
+    assert [done.use.reason for done in redemption_queries.of_customer(ada.id)] == ["third", "second", "first"]
     assert (rows(), counter(row.id)) == (0, 0)
 
 
@@ -230,14 +234,14 @@ def test_after_a_rollback_a_new_key_or_order_redeems_anew_and_the_old_key_still_
 ) -> None:
     offer(), customer()
     ask = replace(KEYED, order=Order("A-1"))
-    first = actions.redeem(ask)
-    actions.rollback(first.public_id, **UNDO)
+    first = group_commit.redeem(ask)
+    redemption_rollback.rollback(first.public_id, **UNDO)
 
-    anew = actions.redeem(replace(ask, **more))
+    anew = group_commit.redeem(replace(ask, **more))
 
     assert anew.repeated is False
-    assert actions.redeem(replace(ask, **more)).public_id == anew.public_id
-    old = actions.redeem(ask)
+    assert group_commit.redeem(replace(ask, **more)).public_id == anew.public_id
+    old = group_commit.redeem(ask)
     assert (old.public_id, old.use.rolled_back_at is None, rows()) == (first.public_id, False, 1)
 
 
@@ -247,18 +251,20 @@ def test_after_a_rollback_the_key_and_the_order_are_still_nothing_to_another_mac
 ) -> None:
     offer(), customer()
     ask = replace(KEYED, **more)
-    actions.rollback(actions.redeem(ask).public_id, **UNDO)
+    redemption_rollback.rollback(group_commit.redeem(ask).public_id, **UNDO)
 
-    assert actions.redeem(replace(ask, api_key_id=2)).repeated is False
+    assert group_commit.redeem(replace(ask, api_key_id=2)).repeated is False
 
 
 def test_undoing_waits_for_whoever_counts_hours(app: Flask, offer: MakeOffer, customer: MakeCustomer) -> None:
     """Step by step: the count has begun, so a redemption that it may have seen can't go before it is over."""
     offer(), customer()
-    public_id = actions.redeem(PLAIN).public_id
+    public_id = group_commit.redeem(PLAIN).public_id
     with db.engine.connect() as counting:
         counting.execute(text("select pg_advisory_xact_lock(hashtext('onecode.redemption_tally'))"))
-        undoing = threading.Thread(target=lambda: together(app, lambda: actions.rollback(public_id, **UNDO)))
+        undoing = threading.Thread(
+            target=lambda: together(app, lambda: redemption_rollback.rollback(public_id, **UNDO))
+        )
         undoing.start()
         while undoing.is_alive() and not waiting("advisory"):
             db.session.rollback()
@@ -279,19 +285,19 @@ def test_from_the_first_redemption_the_discount_and_having_a_cap_stay_and_receip
     row = offer()
     customer()
     change(row, discount=Discount("percent", percent=Decimal(30)))
-    done = actions.redeem(PLAIN)
+    done = group_commit.redeem(PLAIN)
 
     for changes in ({"discount": Discount("percent", percent=Decimal(50))}, {"max_redemptions": 10}):
         with pytest.raises(Invalid):
             change(row, **changes)
         db.session.rollback()
     change(row, name="Autumn", ends_at=None)
-    actions.rollback(done.public_id, **UNDO)
+    redemption_rollback.rollback(done.public_id, **UNDO)
     with pytest.raises(Invalid):
         change(row, discount=Discount("percent", percent=Decimal(50)))
     db.session.rollback()
 
-    found = queries.find(done.public_id)
+    found = redemption_queries.find(done.public_id)
     assert found is not None
     assert found.discount == done.discount == Discount("percent", percent=Decimal(30))
 
@@ -305,8 +311,8 @@ def test_a_cap_falls_not_below_what_is_used_while_customers_redeem(
 
     answers = together(
         app,
-        *[lambda e=e: actions.redeem(replace(PLAIN, email=e)) for e in emails],
-        *[lambda: offers.change(number, {"max_redemptions": 4}, version=None, by="ann") and None] * 2,
+        *[lambda e=e: group_commit.redeem(replace(PLAIN, email=e)) for e in emails],
+        *[lambda: offer_actions.change(number, {"max_redemptions": 4}, version=None, by="ann") and None] * 2,
     )
 
     db.session.refresh(row)
@@ -320,11 +326,11 @@ def test_what_staff_undo_and_raise_is_sold_at_once(offer: MakeOffer, customer: M
     row = offer(max_redemptions=1)
     emails = [customer(f"c{n}@example.com").email for n in range(4)]
     asks = [replace(PLAIN, email=email) for email in emails]
-    first = actions.redeem(asks[0])
+    first = group_commit.redeem(asks[0])
     change(row, max_redemptions=2)
-    actions.rollback(first.public_id, **UNDO)
+    redemption_rollback.rollback(first.public_id, **UNDO)
 
-    told = [isinstance(answer, Redeemed) for answer in actions.redeem_all(asks)]
+    told = [isinstance(answer, Redeemed) for answer in redemption_actions.redeem_all(asks)]
 
     assert told == [True, True, False, False]
     assert (rows(), counter(row.id)) == (2, 2)

@@ -9,12 +9,12 @@ from flask import Flask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from webapp import keyring
-from webapp.errors import Invalid
-from webapp.extensions import db
-from webapp.offers.models import Discount
-from webapp.redemptions import base32, ids, links, personal
-from webapp.redemptions.verdict import Ask, Facts, OfferFacts, Order, Use, discount_on, repeat_of, verdict
+from webapp.core import signing_keys
+from webapp.core.errors import Invalid
+from webapp.core.extensions import db
+from webapp.core.money import Discount
+from webapp.redemptions import base32, personal_codes, personal_links, public_ids
+from webapp.redemptions.rules import Ask, Facts, OfferFacts, Order, Use, discount_on, repeat_of, verdict
 
 NOW = datetime(2026, 6, 15, 12, tzinfo=UTC)
 OFFER = OfferFacts(
@@ -225,59 +225,63 @@ PURE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], dea
     st.datetimes(datetime(1970, 1, 1), datetime(2250, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001
 )
 def test_a_public_id_leads_back_to_its_redemption(app: Flask, offer: int, customer: int, at: datetime) -> None:
-    public_id = ids.write(offer, customer, at)
+    public_id = public_ids.write(offer, customer, at)
 
-    assert list(ids.read(public_id)) == [(offer, customer, at)]
-    assert len(public_id) == ids.LENGTH
+    assert list(public_ids.read(public_id)) == [(offer, customer, at)]
+    assert len(public_id) == public_ids.LENGTH
 
 
 @PURE
 @given(st.text(max_size=30))
 def test_anything_else_is_no_public_id_or_leads_to_something_improbable(app: Flask, typed: str) -> None:
-    assert len(list(ids.read(typed))) <= 1
+    assert len(list(public_ids.read(typed))) <= 1
 
 
 def test_public_ids_of_neighbours_have_nothing_in_common(app: Flask) -> None:
-    first, second = ids.write(1, 1, NOW), ids.write(1, 2, NOW)
+    first, second = public_ids.write(1, 1, NOW), public_ids.write(1, 2, NOW)
 
     assert sum(a == b for a, b in zip(first, second, strict=True)) < 10
 
 
 def new_key(purpose: str, version: int) -> None:
-    db.session.add(keyring.SigningKey(purpose=purpose, version=version, secret=bytes([7] * 32)))
+    db.session.add(signing_keys.SigningKey(purpose=purpose, version=version, secret=bytes([7] * 32)))
     db.session.commit()
-    keyring.forget()
+    signing_keys.forget()
 
 
 def test_an_old_key_still_reads_what_it_wrote(app: Flask) -> None:
-    public_id, token, code = ids.write(1, 2, NOW), links.personal_url(1, 2), personal.code("SUMMER25", 1, 2)
-    for purpose in (ids.PURPOSE, links.PURPOSE, personal.PURPOSE):
+    public_id, token, code = (
+        public_ids.write(1, 2, NOW),
+        personal_links.personal_url(1, 2),
+        personal_codes.code("SUMMER25", 1, 2),
+    )
+    for purpose in (public_ids.PURPOSE, personal_links.PURPOSE, personal_codes.PURPOSE):
         new_key(purpose, 1000)
 
     try:
-        assert (1, 2, NOW) in list(ids.read(public_id))
-        assert links.read(token.rpartition("/")[2]) == (1, 2)
-        assert personal.matches(code.rpartition("-")[2], 1, 2)
-        assert ids.write(1, 2, NOW) != public_id
+        assert (1, 2, NOW) in list(public_ids.read(public_id))
+        assert personal_links.read(token.rpartition("/")[2]) == (1, 2)
+        assert personal_codes.matches(code.rpartition("-")[2], 1, 2)
+        assert public_ids.write(1, 2, NOW) != public_id
     finally:
-        db.session.execute(db.delete(keyring.SigningKey).where(keyring.SigningKey.version == 1000))
+        db.session.execute(db.delete(signing_keys.SigningKey).where(signing_keys.SigningKey.version == 1000))
         db.session.commit()
-        keyring.forget()
+        signing_keys.forget()
 
 
 def test_a_personal_code_belongs_to_one_customer_and_one_offer(app: Flask) -> None:
-    suffix = personal.code("SUMMER25", 1, 2).rpartition("-")[2]
+    suffix = personal_codes.code("SUMMER25", 1, 2).rpartition("-")[2]
 
-    assert personal.matches(suffix, 1, 2)
-    assert not personal.matches(suffix, 1, 3)
-    assert not personal.matches(suffix, 2, 2)
-    assert len(suffix) == personal.LENGTH
+    assert personal_codes.matches(suffix, 1, 2)
+    assert not personal_codes.matches(suffix, 1, 3)
+    assert not personal_codes.matches(suffix, 2, 2)
+    assert len(suffix) == personal_codes.LENGTH
 
 
 @pytest.mark.parametrize("token", ["", "x", "WzEsMl0.x", "ä", "[1,2]", "a" * 5000])
 def test_a_made_up_link_is_nobodys(app: Flask, token: str) -> None:
-    assert links.read(token) is None
+    assert personal_links.read(token) is None
 
 
 def test_a_token_of_another_purpose_is_no_link(app: Flask) -> None:
-    assert links.read(keyring.sign("unsubscribe", [1, 2])) is None
+    assert personal_links.read(signing_keys.sign("unsubscribe", [1, 2])) is None

@@ -12,12 +12,14 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
 from webapp.accounts.models import AuditEntry
+from webapp.core.extensions import db
 from webapp.customers.models import Customer
-from webapp.extensions import db
 from webapp.offers.models import Offer
-from webapp.redemptions import actions, queries
+from webapp.redemptions import actions as redemption_actions
+from webapp.redemptions import group_commit, hourly_counts
+from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.queries import Redeemed
-from webapp.redemptions.verdict import Ask, Order
+from webapp.redemptions.rules import Ask, Order
 
 MakeOffer = Callable[..., Offer]
 MakeCustomer = Callable[..., Customer]
@@ -29,7 +31,7 @@ TYPED = {"code": "summer 25", "email": "ADA@example.com"}
 def done(offer: MakeOffer, customer: MakeCustomer) -> Redeemed:
     """A redemption by Ada."""
     offer(), customer()
-    return actions.redeem(ADA)
+    return group_commit.redeem(ADA)
 
 
 def rows() -> int:
@@ -74,7 +76,7 @@ def test_a_reference_from_a_receipt_finds_the_customers_redemptions(staff: Flask
 def test_only_the_first_page_renews_itself(staff: FlaskClient, offer: MakeOffer, customer: MakeCustomer) -> None:
     offer()
     emails = [customer(f"c{n}@example.com").email for n in range(51)]
-    actions.redeem_all([Ask(channel="api", code="SUMMER25", email=email) for email in emails])
+    redemption_actions.redeem_all([Ask(channel="api", code="SUMMER25", email=email) for email in emails])
 
     first = staff.get("/redemptions").text
     following = first.split('rel="next" href="')[1].split('"')[0].replace("&amp;", "&")
@@ -91,7 +93,7 @@ def test_redeeming_by_hand(staff: FlaskClient, offer: MakeOffer, customer: MakeC
 
     answer = staff.post("/redemptions/new", data=TYPED)
 
-    made = queries.latest(None, 1)[0]
+    made = redemption_queries.latest(None, 1)[0]
     assert (answer.status_code, answer.location) == (302, f"/redemptions/{made.public_id}")
     assert made.use.channel == "staff"
 
@@ -168,8 +170,8 @@ def test_the_export_has_every_redemption_and_runs_in_no_spreadsheet(
     offer(name="=SUM(A1)")
     customer(name="+Ada, the first"), customer("bob@example.com")
     order = Order("-1", 4999, "EUR")
-    actions.redeem(Ask(channel="api", code="SUMMER25", email="ada@example.com", order=order, api_key_id=1))
-    actions.redeem(Ask(channel="form", code="SUMMER25", email="bob@example.com"))
+    group_commit.redeem(Ask(channel="api", code="SUMMER25", email="ada@example.com", order=order, api_key_id=1))
+    group_commit.redeem(Ask(channel="form", code="SUMMER25", email="bob@example.com"))
 
     answer = staff.get("/redemptions.csv")
     every = answer.text.splitlines()
@@ -204,14 +206,14 @@ def test_a_viewer_is_not_shown_a_form_that_would_refuse_and_gets_no_export(
 def test_with_a_channel_that_is_hardly_ever_used_staff_are_led_further_back(
     staff: FlaskClient, offer: Any, customer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queries, "LOOKED_AT", 1)
+    monkeypatch.setattr(redemption_queries, "LOOKED_AT", 1)
     row, ada, bob = offer(), customer(), customer("bob@example.com")
     db.session.execute(
         text("insert into redemption values (:ada, :row, '2020-05-01', 'staff'), (:bob, :row, '2020-05-03', 'form')"),
         {"ada": ada.id, "bob": bob.id, "row": row.id},
     )
     db.session.commit()
-    actions.count_hours()
+    hourly_counts.count_hours()
 
     first = staff.get("/redemptions?channel=staff").text
     further = unescape(first[: first.index("Look further back")].rpartition('href="')[2].partition('"')[0])
@@ -225,7 +227,7 @@ def test_what_was_undone_is_found_by_its_reference_and_stands_in_the_audit_trail
     staff: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
 ) -> None:
     offer(), customer()
-    done = actions.redeem(Ask(channel="form", code="SUMMER25", email="ada@example.com"))
+    done = group_commit.redeem(Ask(channel="form", code="SUMMER25", email="ada@example.com"))
     staff.post(f"/redemptions/{done.public_id}/undo", data={"reason": "a mistake"})
 
     found = staff.get("/redemptions", query_string={"who": done.public_id})

@@ -14,12 +14,13 @@ from flask import current_app
 from sqlalchemy import delete, func, update
 from sqlalchemy.dialects.postgresql import insert
 
-from webapp import keyring
-from webapp.accounts import passwords, queries
+from webapp.accounts import passwords
+from webapp.accounts import queries as account_queries
 from webapp.accounts.models import ROLES, SCOPES, ApiKey, AuditEntry, Invitation, Role, StaffUser
-from webapp.customers.models import normalise_email
-from webapp.errors import DomainError, FieldError, Invalid, NotFound
-from webapp.extensions import db
+from webapp.core import signing_keys
+from webapp.core.email_addresses import normalise_email
+from webapp.core.errors import DomainError, FieldError, Invalid, NotFound
+from webapp.core.extensions import db
 
 INVITATION_DAYS = 7
 KEY_PREFIX = "onecode_live"
@@ -43,7 +44,7 @@ def invite(role: str, email: str | None, by: str) -> str:
     if role not in ROLES:
         raise Invalid(FieldError("role", "role_invalid", f"Choose from {', '.join(ROLES)}."))
     email = normalise_email(email) if email else None
-    if email and queries.by_email(email):
+    if email and account_queries.by_email(email):
         raise Invalid(
             FieldError("email", "email_taken", "This person is here already. Make a link to a new password instead.")
         )
@@ -93,7 +94,7 @@ def join(token: str, name: str, email: str, password: str, time_zone: str) -> St
     :raises NotFound: when the link is used, too old, unknown, or one for a new password.
     :raises Invalid: when the e-mail is none or taken; the link then still works.
     """
-    if queries.invitation(token_hash(token)) is None:
+    if account_queries.invitation(token_hash(token)) is None:
         raise NotFound(LINK_GONE)
     email = normalise_email(email)
     # Hashed before any row is locked: it takes a while.
@@ -133,7 +134,7 @@ def reset_password(token: str, password: str) -> StaffUser:
 
     :raises NotFound: when the link is used, too old or unknown, or its owner may not sign in any more.
     """
-    if queries.invitation(token_hash(token)) is None:
+    if account_queries.invitation(token_hash(token)) is None:
         raise NotFound(LINK_GONE)
     password_hash = passwords.hashed(password)
     invitation = _use(token, for_somebody=True)
@@ -288,7 +289,7 @@ def create_api_key(name: str, scopes: list[str], by: str, expires_at: datetime |
         raise Invalid(FieldError("expires_on", "expiry_past", "Choose a day that is not over yet."))
     public_id = base64.b32encode(secrets.token_bytes(10)).decode().lower()
     secret = secrets.token_urlsafe(32)
-    version, key = keyring.keys("api_key")[0]
+    version, key = signing_keys.keys("api_key")[0]
     db.session.add(
         ApiKey(
             public_id=public_id,
@@ -328,7 +329,7 @@ def authenticate_key(authorization: str) -> Caller:
     public_id, _, secret = rest.partition("_")
     if kind.lower() == "bearer" and head and secret and public_id.isascii() and public_id.isalnum():
         found = _found(public_id)
-        key = keyring.secret_of("api_key", found.key_version) if found else None
+        key = signing_keys.secret_of("api_key", found.key_version) if found else None
         expected = bytes(found.secret_hash) if found else bytes(32)
         mac = _mac(key or b"", secret)
         if hmac.compare_digest(mac, expected) and found and found.works:
@@ -339,17 +340,17 @@ def authenticate_key(authorization: str) -> Caller:
     raise DomainError("unauthorized", "Send a valid key as: Authorization: Bearer …", 401)
 
 
-def _found(public_id: str) -> queries.KeyRow | None:
+def _found(public_id: str) -> account_queries.KeyRow | None:
     """The row of a key that was read at most a second ago: a till that calls a hundred times a second reads it once.
 
     So a key that was revoked in another process works for one more second there. Its secret is proven each time.
     """
-    seen: dict[str, tuple[float, queries.KeyRow]] = current_app.extensions.setdefault("api_keys", {})
+    seen: dict[str, tuple[float, account_queries.KeyRow]] = current_app.extensions.setdefault("api_keys", {})
     held = seen.get(public_id)
     if held and held[0] > time.monotonic() - REMEMBERED_SECONDS:
         return held[1]
     read_at = time.monotonic()
-    found = queries.api_key(public_id)
+    found = account_queries.api_key(public_id)
     if found is None:
         seen.pop(public_id, None)
     else:
@@ -360,7 +361,7 @@ def _found(public_id: str) -> queries.KeyRow | None:
 def _mark_used(key_id: int) -> None:
     """Note the use, once a minute. Of many calls at the same moment one writes and none waits."""
     db.session.execute(
-        update(ApiKey).where(ApiKey.id.in_(queries.unmarked_key(key_id))).values(last_used_at=func.now())
+        update(ApiKey).where(ApiKey.id.in_(account_queries.unmarked_key(key_id))).values(last_used_at=func.now())
     )
     db.session.commit()
 
@@ -416,14 +417,14 @@ def _drop_reset_links(user_id: int) -> None:
 
 def _keep_an_admin(besides: int) -> None:
     """Lock the active admins, always in the same order, so that two who go at the same time see each other."""
-    if queries.lock_active_admins() == [besides]:
+    if account_queries.lock_active_admins() == [besides]:
         _refuse(
             DomainError("last_admin", "This is the last active administrator. Make somebody else administrator first.")
         )
 
 
 def _somebody(user_id: int) -> StaffUser:
-    user = queries.lock(user_id)
+    user = account_queries.lock(user_id)
     if user is None:
         raise NotFound("There is nobody with this number. Look at the list of people.")
     return user
@@ -431,7 +432,7 @@ def _somebody(user_id: int) -> StaffUser:
 
 def _by_typed_email(email: str) -> StaffUser | None:
     try:
-        return queries.by_email(normalise_email(email))
+        return account_queries.by_email(normalise_email(email))
     except Invalid:
         return None
 

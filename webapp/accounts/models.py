@@ -6,10 +6,10 @@ from datetime import datetime
 from typing import Any, Literal
 
 from flask_login import UserMixin
-from sqlalchemy import ARRAY, CheckConstraint, ForeignKey, Index, LargeBinary, Text, func
+from sqlalchemy import ARRAY, CheckConstraint, ForeignKey, LargeBinary, Text, func
 from sqlalchemy.orm import Mapped, mapped_column
 
-from webapp.extensions import Id, Model
+from webapp.core.extensions import Id, Model
 
 Role = Literal["admin", "manager", "viewer"]
 ROLES: tuple[Role, ...] = ("admin", "manager", "viewer")
@@ -91,14 +91,3 @@ class AuditEntry(Model):
     action: Mapped[str]
     subject: Mapped[str] = mapped_column(server_default="")
     detail: Mapped[dict[str, Any] | None]
-
-
-class RateHit(Model):
-    """Counters of the rate limits, shared by all processes. Unlogged: a crash forgives."""
-
-    __tablename__ = "rate_hit"
-    key: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
-    n: Mapped[int]
-    expires_at: Mapped[datetime]
-
-    __table_args__ = (Index("ix_rate_hit_expires_at", "expires_at"), {"prefixes": ["UNLOGGED"]})

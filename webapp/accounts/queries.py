@@ -9,7 +9,7 @@ from typing import NamedTuple
 from sqlalchemy import Select, and_, bindparam, exists, func, or_, select
 
 from webapp.accounts.models import ApiKey, AuditEntry, Invitation, StaffUser
-from webapp.extensions import db
+from webapp.core.extensions import db
 
 AUDIT_PAGE = 50
 

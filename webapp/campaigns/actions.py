@@ -9,9 +9,12 @@ from sqlalchemy import and_, func, update
 from sqlalchemy.dialects.postgresql import insert
 
 from webapp.accounts.actions import record
-from webapp.campaigns import launch_queries, queries, versions
-from webapp.campaigns.check import check_mail
-from webapp.campaigns.launch_actions import (
+from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns.content import draft_versions
+from webapp.campaigns.content.placeholders import DEFAULT_SUBJECT, MailText, completed
+from webapp.campaigns.content.validation import check_mail
+from webapp.campaigns.launch import queries as launch_queries
+from webapp.campaigns.launch.actions import (
     IS,
     Launched,
     existing,
@@ -24,13 +27,11 @@ from webapp.campaigns.launch_actions import (
     take_back,
 )
 from webapp.campaigns.models import Campaign
-from webapp.campaigns.wording import DEFAULT_SUBJECT, MailText, completed
-from webapp.errors import DomainError, FieldError, Invalid, NotFound
-from webapp.extensions import db
-from webapp.offers import actions as offers
+from webapp.core.errors import DomainError, FieldError, Invalid, NotFound
+from webapp.core.extensions import db
+from webapp.offers import actions as offer_actions
 from webapp.offers import queries as offer_queries
-from webapp.offers.actions import OfferValues
-from webapp.offers.models import Offer
+from webapp.offers.models import Offer, OfferValues
 
 __all__ = ["Launched", "MailText", "check_mail", "launch", "schedule", "start_due", "take_back"]
 
@@ -49,7 +50,7 @@ def create_offer(values: OfferValues, mail: MailText | None, by: str) -> Offer:
     except Invalid as error:
         wrong += error.errors
     try:
-        offer = offers.add(values, by)
+        offer = offer_actions.add(values, by)
     except Invalid as error:
         db.session.rollback()
         raise Invalid(*error.errors, *wrong) from error
@@ -143,13 +144,13 @@ def launch_offer(offer_id: int, by: str, at: datetime | None = None) -> Launched
     if offer_queries.locked(offer_id) is None:
         raise NotFound("There is no such offer.")
     # One look: between two, somebody else's first launch would pass for a cancelled one.
-    earlier = [c for c in queries.of_offer(offer_id) if c.kind == "announcement"]
+    earlier = [c for c in campaign_queries.of_offer(offer_id) if c.kind == "announcement"]
     campaign = next((c for c in earlier if c.status != "cancelled"), None)
     if campaign is None:
         if earlier:
             raise DomainError("conflict", "The mailing of this offer was cancelled. Write a new mail to start again.")
         _insert_draft(offer_id, MailText(), "announcement")
-        campaign = queries.announcement(offer_id)
+        campaign = campaign_queries.announcement(offer_id)
     if campaign is None:
         raise NotFound("There is no such campaign.")
     if at is None:
@@ -214,7 +215,7 @@ def resume(campaign_id: int, by: str) -> Campaign:
         if offer is not None:
             refuse_unusable(offer)
     status = "preparing" if campaign.prepared_at is None else "sending"
-    going = {"sending_since": func.now(), "sent_before": queries.counts(campaign_id).sent}
+    going = {"sending_since": func.now(), "sent_before": campaign_queries.counts(campaign_id).sent}
     values = {"status": status, "pause_reason": None, **going}
     return _flip(
         campaign_id, ("paused",), values, "campaign.resumed", by, "it can't be resumed", ("preparing", "sending")
@@ -251,14 +252,14 @@ def _check(mail: MailText, policy: str) -> None:
 
 
 def _refuse_unseen(campaign: Campaign, seen: str, words: dict[str, str]) -> None:
-    fields = versions.changed(seen, campaign)
+    fields = draft_versions.changed(seen, campaign)
     if fields and any(getattr(campaign, name) != value for name, value in words.items()):
         db.session.rollback()
         raise ChangedMeanwhile(existing(campaign.id), fields)
 
 
 def _refuse_unannounced(offer_id: int) -> None:
-    if not any(c.kind == "announcement" and c.launched_at is not None for c in queries.of_offer(offer_id)):
+    if not any(c.kind == "announcement" and c.launched_at is not None for c in campaign_queries.of_offer(offer_id)):
         db.session.rollback()
         raise DomainError(
             "conflict", "Nobody has been told of this offer yet. Launch the mail that announces it first."

@@ -10,7 +10,7 @@ from sqlalchemy import ARRAY, BigInteger, CheckConstraint, Computed, ForeignKey,
 from sqlalchemy import text as sql
 from sqlalchemy.orm import Mapped, mapped_column
 
-from webapp.extensions import Id, Model
+from webapp.core.extensions import Id, Model
 
 BATCH_SIZE = 500
 WINDOW = 50

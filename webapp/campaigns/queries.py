@@ -11,10 +11,10 @@ from typing import Any
 
 from sqlalchemy import Row, select, text
 
-from webapp.campaigns import times
+from webapp.campaigns import timing
 from webapp.campaigns.models import Campaign, MailIssue
+from webapp.core.extensions import db
 from webapp.customers.models import AudienceMember, Customer, Suppression
-from webapp.extensions import db
 from webapp.offers.models import Offer
 
 UNSENT = ("failed", "deferred", "uncertain", "skipped", "left")
@@ -210,7 +210,7 @@ def counts(campaign_id: int) -> Counts:
 
 def counts_of(campaign_ids: Sequence[int]) -> dict[int, Counts]:
     """`counts` of several campaigns at once."""
-    heard = timedelta(seconds=times.LEASE - SILENT)
+    heard = timedelta(seconds=timing.LEASE - SILENT)
     rows = db.session.execute(_COUNTS, {"ids": list(campaign_ids), "recent": RECENT, "heard": heard})
     return {row.id: _counted(row) for row in rows}
 

@@ -11,19 +11,13 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
 
 from webapp.accounts.actions import record
-from webapp.customers import queries, suppression_actions
-from webapp.customers.models import (
-    ERASED,
-    Audience,
-    AudienceMember,
-    Customer,
-    CustomerImport,
-    RejectedRow,
-    normalise_email,
-)
-from webapp.customers.values import CustomerValues, clean_audience, clean_locale, clean_name, clean_source_id
-from webapp.errors import DomainError, FieldError, Invalid, NotFound
-from webapp.extensions import db
+from webapp.core.email_addresses import normalise_email
+from webapp.core.errors import DomainError, FieldError, Invalid, NotFound
+from webapp.core.extensions import db
+from webapp.customers import queries as customer_queries
+from webapp.customers.models import ERASED, Audience, AudienceMember, Customer, CustomerImport, RejectedRow
+from webapp.customers.suppressions import actions as suppression_actions
+from webapp.customers.validation import CustomerValues, clean_audience, clean_locale, clean_name, clean_source_id
 
 TRIES = 3
 REFUSED_ROWS_KEPT = timedelta(days=90)
@@ -59,7 +53,7 @@ def change(customer_id: int, values: CustomerValues, audience_ids: Collection[in
     :raises Invalid: as `create`.
     :raises DomainError: `conflict`, as `create`.
     """
-    customer = queries.locked(customer_id)
+    customer = customer_queries.locked(customer_id)
     if customer is None or customer.erased_at is not None:
         raise NotFound("There is no such customer.")
     before = customer.email
@@ -104,8 +98,8 @@ def _put(values: CustomerValues, names: list[str] | None, joined: str | None, by
     wanted = _clean(values)
     if values.source_id is not None and not wanted["source_id"]:
         raise Invalid(FieldError("source_id", "source_id_missing", "A source id has at least one visible character."))
-    found = queries.by_source_id(wanted["source_id"] or "") or _without_source_id(wanted["email"] or "")
-    customer = queries.locked(found.id) if found else None
+    found = customer_queries.by_source_id(wanted["source_id"] or "") or _without_source_id(wanted["email"] or "")
+    customer = customer_queries.locked(found.id) if found else None
     is_new = customer is None
     before = customer.email if customer is not None else ""
     changed: list[str] = []
@@ -134,7 +128,7 @@ def _put(values: CustomerValues, names: list[str] | None, joined: str | None, by
 
 
 def _without_source_id(email: str) -> Customer | None:
-    found = queries.by_email(email)
+    found = customer_queries.by_email(email)
     return found if found is not None and found.source_id is None else None
 
 
@@ -151,7 +145,7 @@ def erase(customer_id: int, by: str) -> None:
 
     :raises NotFound: when there never was such a customer.
     """
-    customer = queries.locked(customer_id)
+    customer = customer_queries.locked(customer_id)
     if customer is None:
         raise NotFound("There is no such customer.")
     if customer.erased_at is not None:
@@ -171,7 +165,7 @@ def forget_what_came_late() -> None:
 
     Whoever was redeeming, importing or mailing at that very moment may have written after it.
     """
-    if found := queries.lately_erased():
+    if found := customer_queries.lately_erased():
         _forget(found)
     db.session.commit()
 
@@ -193,7 +187,7 @@ def _forget_refused_rows(customer: Customer) -> None:
     """Empty the rows of imports that could not be taken and hold this e-mail, in whatever capitals."""
     for spelling in {customer.email, customer.email_as_given}:
         whole = re.compile(rf"(?<![\w.+-]){re.escape(spelling)}(?!\.?[\w-])", re.IGNORECASE)
-        found = [row_id for row_id, row in queries.refused_rows_with(spelling) if whole.search(row)]
+        found = [row_id for row_id, row in customer_queries.refused_rows_with(spelling) if whole.search(row)]
         db.session.execute(update(RejectedRow).where(RejectedRow.id.in_(found)).values(row=""))
 
 
@@ -219,7 +213,7 @@ def rename_audience(audience_id: int, name: str, by: str) -> Audience:
     :raises NotFound: when there is no such audience.
     :raises Invalid: as `create_audience`.
     """
-    audience = queries.audience_by_id(audience_id)
+    audience = customer_queries.audience_by_id(audience_id)
     if audience is None:
         raise NotFound("There is no such audience.")
     before = audience.name
@@ -292,10 +286,10 @@ def _follow(before: str, customer: Customer) -> None:
 
 
 def _refuse_taken(customer: Customer) -> None:
-    other = queries.by_email(customer.email)
+    other = customer_queries.by_email(customer.email)
     if other is not None and other is not customer:
         raise _taken("email", "Another customer has this e-mail. Change that one, or type another address.")
-    other = queries.by_source_id(customer.source_id) if customer.source_id else None
+    other = customer_queries.by_source_id(customer.source_id) if customer.source_id else None
     if other is not None and other is not customer:
         raise _taken("source_id", "Another customer has this source id. Change that one, or type another.")
 
@@ -333,7 +327,7 @@ def _join(customer_id: int, audience_ids: Collection[int]) -> bool:
 
 def _free_audience_name(given: str, own_id: int | None) -> str:
     name = _audience_name(given)
-    other = queries.audience_by_name(name)
+    other = customer_queries.audience_by_name(name)
     if other is not None and other.id != own_id:
         raise _name_taken()
     return name

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-import unicodedata
 from datetime import datetime
-from functools import lru_cache
 
-import idna
 from sqlalchemy import ARRAY, BigInteger, CheckConstraint, ForeignKey, Identity, Index, Text, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from webapp.errors import FieldError, Invalid
-from webapp.extensions import Id, Model
+from webapp.core.email_addresses import HASHED
+from webapp.core.extensions import Id, Model
 
-EMAIL_MAX = 254
 # What stands for the e-mail of an erased customer. Without an @ it is none that anybody could type or import.
 ERASED = "erased customer"
 # Why an address must not be mailed, the weakest reason first.
 REASONS = ("bounced", "unsubscribed", "complained")
-# What the address of an erased customer begins with on that list.
-HASHED = "sha256:"
-# What nearly every address looks like; the rest takes the long way below.
-_QUICK = re.compile(
-    r"[A-Za-z0-9_+-]++(?:\.[A-Za-z0-9_+-]++)*+"
-    r"@(?:[A-Za-z0-9]{1,20}+(?:-[A-Za-z0-9]{1,20}+){0,2}+\.){1,4}+[A-Za-z]{2,20}+"
-)
-_PLAIN = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
-_PLAIN_DOMAIN = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z](?:[a-z0-9-]{0,61}[a-z0-9])")
 
 
 class Customer(Model):
@@ -203,72 +188,3 @@ class RejectedRow(Model):
     def is_taken(self) -> bool:
         """Whether the row counts all the same."""
         return self.code in TAKEN_THOUGH
-
-
-def hashed_email(email: str) -> str:
-    """What stands on the list of those who must not be mailed for the normalised e-mail of an erased customer."""
-    return f"{HASHED}{hashlib.sha256(email.encode()).hexdigest()}"
-
-
-def normalise_email(given: str) -> str:
-    """The form of an e-mail that is compared: trimmed, NFC, local part lower-cased, domain as IDNA 2008 A-label.
-
-    Plus-tags and dots are kept. The local part is lower-cased and not case-folded: `strauß` is not `strauss`.
-
-    :raises Invalid: `email_invalid` when it is no deliverable address (RFC 5321 lengths, RFC 5322 dot-atom).
-    """
-    if len(given) <= EMAIL_MAX and given.find("@") <= 64 and _QUICK.fullmatch(given):
-        return given.lower()
-    address = given.strip()
-    local, at, domain = address.rpartition("@")
-    if not at or len(address) > EMAIL_MAX:
-        raise _bad_email(given)
-    if address.isascii():
-        domain = domain.lower()
-        if _PLAIN_DOMAIN.fullmatch(domain) and "xn--" not in domain and len(local) <= 64 and _PLAIN.fullmatch(local):
-            return f"{local.lower()}@{domain}"
-    return f"{_local(local, given)}@{_domain(domain, given)}"
-
-
-def _local(local: str, given: str) -> str:
-    local = unicodedata.normalize("NFC", local).lower()
-    allowed = "".join(c for c in local if not c.isalnum() and unicodedata.category(c) not in ("Mn", "Mc"))
-    plain = re.fullmatch(r"[!#$%&'*+/=?^_`{|}~.-]*", allowed)
-    if (
-        not local
-        or len(local.encode("utf-8", "surrogatepass")) > 64
-        or not plain
-        or local[0] == "."
-        or local[-1] == "."
-        or ".." in local
-    ):
-        raise _bad_email(given)
-    return local
-
-
-@lru_cache(maxsize=4096)
-def _domain_label(domain: str) -> str | None:
-    try:
-        label = idna.encode(unicodedata.normalize("NFC", domain), uts46=True, transitional=False).decode()
-    except (idna.IDNAError, UnicodeError):
-        return None
-    return label if _PLAIN_DOMAIN.fullmatch(label) and len(label) <= 253 else None
-
-
-def _domain(domain: str, given: str) -> str:
-    label = _domain_label(domain)
-    if label is None:
-        raise _bad_email(given)
-    return label
-
-
-def _bad_email(given: str) -> Invalid:
-    if not given.strip():
-        return Invalid(FieldError("email", "email_missing", "Please give an e-mail address."))
-    return Invalid(
-        FieldError(
-            "email",
-            "email_invalid",
-            "This is not an e-mail address we can send to; check it for typing errors.",
-        )
-    )

@@ -11,8 +11,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, exists, func, literal_column, select, text, true, union
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
+from webapp.core.extensions import db
 from webapp.customers.models import Audience, AudienceMember, Customer, CustomerImport, RejectedRow, Suppression
-from webapp.extensions import db
 
 PAGE = 50
 # Below this many rows, counting is as cheap as estimating.

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 
 from huey import crontab
 
-from webapp import bell
-from webapp.customers import actions, import_actions, queries
+from webapp.core import task_queue
+from webapp.customers import actions as customer_actions
+from webapp.customers import queries as customer_queries
+from webapp.customers.imports import actions as import_actions
 
 # One import at a time in a worker: several would hold every thread, and no mail would go out until they are done.
 _reading = threading.Lock()
@@ -25,7 +27,7 @@ def read_import(import_id: int) -> None:
     _ring_waiting()
 
 
-import_customers = bell.task(read_import)
+import_customers = task_queue.task(read_import)
 
 
 def receive_import(
@@ -33,22 +35,22 @@ def receive_import(
 ) -> int:
     """Keep an arriving file and ask a worker to read it. See `import_actions.receive`."""
     import_id = import_actions.receive(pieces, filename, media_type, audience, by, kind)
-    bell.ring(import_customers, import_id)
+    task_queue.ring(import_customers, import_id)
     return import_id
 
 
 def sweep_customers() -> None:
     """Ring again for imports whose bell or worker was lost; close uploads that broke off; forget what is to be
     forgotten."""
-    actions.forget_what_came_late()
-    actions.drop_old_refused_rows()
+    customer_actions.forget_what_came_late()
+    customer_actions.drop_old_refused_rows()
     import_actions.close_broken_uploads()
     _ring_waiting()
 
 
 def _ring_waiting() -> None:
-    for import_id in queries.waiting_imports():
-        bell.ring(import_customers, import_id)
+    for import_id in customer_queries.waiting_imports():
+        task_queue.ring(import_customers, import_id)
 
 
-sweep = bell.every(crontab(minute="*"), sweep_customers)
+sweep = task_queue.every(crontab(minute="*"), sweep_customers)

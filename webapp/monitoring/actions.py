@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from sqlalchemy import text
 
-from webapp.extensions import db
+from webapp.core.extensions import db
 
 # A worker that was silent for so long is dropped: whoever comes in the morning can still see which one it was.
 FORGOTTEN = timedelta(days=1)

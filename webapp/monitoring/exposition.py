@@ -11,8 +11,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from webapp.core.settings import ROOT
 from webapp.monitoring.queries import Figures, Mailings, Redeeming, Server, Workers
-from webapp.settings import ROOT
 
 # Every state is always told of, with 0 where there is none: a line that only appears in trouble can't be compared.
 CAMPAIGN_STATES = ("draft", "scheduled", "preparing", "sending", "paused", "cancelled", "done")

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Text, func
 from sqlalchemy.orm import Mapped, mapped_column
 
-from webapp.extensions import Model
+from webapp.core.extensions import Model
 
 
 class Worker(Model):

@@ -12,13 +12,13 @@ from datetime import timedelta
 from sqlalchemy import ColumnElement, func, select, text
 from sqlalchemy.exc import ProgrammingError
 
-from webapp.campaigns import queries as campaigns
+from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.queries import Counts
+from webapp.core.extensions import db, huey
 from webapp.customers.models import CustomerImport
-from webapp.extensions import db, huey
 from webapp.monitoring.models import Worker
-from webapp.redemptions import misses
+from webapp.redemptions import guessing
 
 # A worker that was silent for so long is taken for dead: two beats may be late.
 SILENT = timedelta(seconds=60)
@@ -147,7 +147,7 @@ def mailings() -> Mailings:
     by_status = {row.status: row.n for row in db.session.execute(_BY_STATUS)}
     troubled, by_itself = db.session.execute(_TROUBLED).one()
     newest = select(Campaign.id).where(Campaign.status.in_(OPEN)).order_by(Campaign.id.desc()).limit(CAMPAIGNS)
-    return Mailings(by_status, by_itself, bool(troubled), campaigns.counts_of(db.session.scalars(newest).all()))
+    return Mailings(by_status, by_itself, bool(troubled), campaign_queries.counts_of(db.session.scalars(newest).all()))
 
 
 _BY_STATUS = select(Campaign.status, func.count().label("n")).group_by(Campaign.status)
@@ -175,7 +175,7 @@ _REDEEMING = text(
 def redeeming() -> Redeeming:
     """How redeeming goes. A redemption that was undone is one that was made."""
     live, undone, missed = map(int, db.session.execute(_REDEEMING).one())
-    return Redeeming(live + undone, undone, missed, len(misses.loudest(CAMPAIGNS)))
+    return Redeeming(live + undone, undone, missed, len(guessing.loudest(CAMPAIGNS)))
 
 
 def imports() -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from huey import crontab
 
-from webapp import bell
-from webapp.monitoring import actions
+from webapp.core import task_queue
+from webapp.monitoring import actions as monitoring_actions
 
-sweep = bell.every(crontab(minute="*"), actions.drop_silent)
+sweep = task_queue.every(crontab(minute="*"), monitoring_actions.drop_silent)

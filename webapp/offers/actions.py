@@ -13,12 +13,13 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
 from webapp.accounts.actions import record
-from webapp.errors import DomainError, FieldError, Invalid, NotFound
-from webapp.extensions import db
-from webapp.offers import queries, window
+from webapp.core import local_time
+from webapp.core.errors import DomainError, FieldError, Invalid, NotFound
+from webapp.core.extensions import db
+from webapp.core.money import Discount
+from webapp.offers import queries as offer_queries
 from webapp.offers.code_actions import as_written, candidates, check_version, code_errors, code_taken, reserve, rewrite
-from webapp.offers.models import Discount, Offer, normalise_code
-from webapp.offers.models import OfferValues as OfferValues
+from webapp.offers.models import Offer, OfferValues, normalise_code
 
 NAME_MAX = 200
 CAP_MAX = 10**12
@@ -65,7 +66,7 @@ def change(
     :raises Invalid: as `add`; and `frozen` when the discount, the code, or whether there is a cap would change after
         the first launch or redemption, `cap_below_redeemed` when the cap would fall below what is used.
     """
-    offer = queries.locked(offer_id)
+    offer = offer_queries.locked(offer_id)
     if offer is None:
         raise NotFound("There is no such offer.")
     check_version(offer, version)
@@ -129,7 +130,7 @@ def freeze(offer_id: int, connection: Connection | None = None) -> bool:
 def _set_paused(offer: Offer, paused: bool, by: str) -> None:
     if (offer.paused_at is not None) == paused:
         return
-    offer.paused_at = queries.clock() if paused else None
+    offer.paused_at = offer_queries.clock() if paused else None
     offer.version += 1
     record(by, "offer.paused" if paused else "offer.resumed", offer.code_as_written)
 
@@ -217,7 +218,7 @@ def _discount(discount: Discount) -> Iterator[FieldError]:
 
 def _window(values: OfferValues) -> Iterator[FieldError]:
     try:
-        window.zone(values.time_zone)
+        local_time.zone(values.time_zone)
     except Invalid as error:
         yield from error.errors
     for field, at in (("starts_at", values.starts_at), ("ends_at", values.ends_at)):

@@ -11,9 +11,9 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
 from webapp.accounts.actions import record
-from webapp.errors import DomainError, FieldError, Invalid, NotFound
-from webapp.extensions import db
-from webapp.offers import queries
+from webapp.core.errors import DomainError, FieldError, Invalid, NotFound
+from webapp.core.extensions import db
+from webapp.offers import queries as offer_queries
 from webapp.offers.models import CODE_MAX, CODE_MIN, Offer, OfferCode, normalise_code
 
 # Nobody mistakes one of these for another, on paper or on the phone: no 0 O 1 I L.
@@ -76,7 +76,7 @@ def close_code(offer_id: int, code: str, by: str) -> Offer:
             409,
         )
     if row.closed_at is None:
-        row.closed_at = queries.clock()
+        row.closed_at = offer_queries.clock()
         offer.version += 1
         record(by, "offer.code_closed", row.code_as_written, offer=offer.code_as_written)
     db.session.commit()
@@ -159,7 +159,7 @@ def code_taken() -> Invalid:
 def _give(offer: Offer, wanted: str) -> bool:
     """Make this the offer's code; False when another offer has, or had, it."""
     code, written = normalise_code(wanted), as_written(wanted)
-    own = queries.code_of(offer.id, code)
+    own = offer_queries.code_of(offer.id, code)
     if own is not None and own.closed_at is not None:
         raise Invalid(
             FieldError("code", "code_closed", "This code of the offer was closed. Reopen it, or take another.")
@@ -178,7 +178,7 @@ def _give(offer: Offer, wanted: str) -> bool:
 
 
 def _locked(offer_id: int) -> Offer:
-    offer = queries.locked(offer_id)
+    offer = offer_queries.locked(offer_id)
     if offer is None:
         raise NotFound("There is no such offer.")
     return offer
@@ -186,7 +186,7 @@ def _locked(offer_id: int) -> Offer:
 
 def _of(offer: Offer, code: str) -> OfferCode:
     try:
-        row = queries.code_of(offer.id, normalise_code(code))
+        row = offer_queries.code_of(offer.id, normalise_code(code))
     except Invalid:
         row = None
     if row is None:

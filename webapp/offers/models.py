@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import Decimal
 from typing import Literal
 
 from sqlalchemy import (
@@ -20,38 +20,15 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from webapp.errors import FieldError, Invalid
-from webapp.extensions import Id, Model
+from webapp.core.errors import FieldError, Invalid
+from webapp.core.extensions import Id, Model
+from webapp.core.money import Discount
 
 CODE_MIN, CODE_MAX = 3, 40
 CODE_ALPHABET = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 DASHES = frozenset("-‐‑‒–—―−﹘﹣－_")
 
 OfferState = Literal["scheduled", "live", "paused", "ended", "used_up"]
-
-
-@dataclass(frozen=True)
-class Discount:
-    """Either `percent` of an order (two decimals) or a fixed `amount` in minor units of `currency` (ISO 4217)."""
-
-    type: Literal["percent", "amount"]
-    percent: Decimal | None = None
-    amount: int | None = None
-    currency: str | None = None
-
-    def on(self, amount: int, currency: str) -> int:
-        """What is taken off an order of `amount` minor units: rounded half up, never more than the order.
-
-        :raises Invalid: `currency_mismatch` when a fixed amount is in another currency than the order.
-        """
-        if self.type == "percent" and self.percent is not None:
-            exact = Decimal(amount) * self.percent / 100
-            return min(amount, int(exact.quantize(Decimal(1), ROUND_HALF_UP)))
-        if self.currency != currency:
-            raise Invalid(
-                FieldError("order.currency", "currency_mismatch", f"This offer is for orders in {self.currency}.")
-            )
-        return min(amount, self.amount or 0)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, func, or_, select, true
 
-from webapp.errors import Invalid
-from webapp.extensions import db
+from webapp.core.errors import Invalid
+from webapp.core.extensions import db
 from webapp.offers.models import Offer, OfferCode, OfferState, normalise_code
 
 

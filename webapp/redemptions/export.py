@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator
 
-from webapp.offers.schemas import time
+from webapp.core.formatting import time
 from webapp.redemptions.queries import Redeemed
 
 HEADINGS = (

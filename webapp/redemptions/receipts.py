@@ -13,16 +13,17 @@ from email.utils import format_datetime, make_msgid
 
 from flask import current_app
 
-from webapp.campaigns import message, transport
-from webapp.campaigns.headers import address_header, header
-from webapp.campaigns.transport import Letter, RelayRefuses
-from webapp.customers import queries as customers
-from webapp.extensions import db
-from webapp.ratelimit import TableStorage
-from webapp.redemptions import links, queries
+from webapp.core.extensions import db
+from webapp.core.rate_limit import TableStorage
+from webapp.core.settings import Settings
+from webapp.customers import queries as customer_queries
+from webapp.mail import addresses, smtp
+from webapp.mail.headers import address_header, header
+from webapp.mail.smtp import Letter, RelayRefuses
+from webapp.redemptions import personal_links
+from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.queries import Redeemed
-from webapp.settings import Settings
-from webapp.shop import queries as shops
+from webapp.shop import queries as shop_queries
 
 log = logging.getLogger(__name__)
 
@@ -54,15 +55,15 @@ def mail(offer_id: int, customer_id: int) -> None:
 
     :raises RelayDown: when the relay does not take it now.
     """
-    customer = customers.by_id(customer_id)
-    done = queries.of_pair(offer_id, customer_id)
+    customer = customer_queries.by_id(customer_id)
+    done = redemption_queries.of_pair(offer_id, customer_id)
     if done is None or customer is None or customer.erased_at is not None:
         return
-    letter = _letter(done, message.address(customer))
+    letter = _letter(done, addresses.address(customer))
     # No transaction stays open while the relay is waited for.
     db.session.rollback()
     try:
-        with transport.relay() as relay:
+        with smtp.relay() as relay:
             relay.send(letter)
     except RelayRefuses as error:
         log.warning("a receipt of offer %s was refused by the relay: %s", offer_id, error)
@@ -70,12 +71,12 @@ def mail(offer_id: int, customer_id: int) -> None:
 
 def _letter(done: Redeemed, to: str) -> Letter:
     settings: Settings = current_app.config["SETTINGS"]
-    shop, sender = shops.shop(), message.sender(settings.mail_default_sender)
-    link = links.personal_url(done.offer_id, done.customer_id)
+    shop, sender = shop_queries.shop(), addresses.sender(settings.mail_default_sender)
+    link = personal_links.personal_url(done.offer_id, done.customer_id)
     words = current_app.jinja_env.get_template("email/receipt.txt").render(done=done, link=link, shop_name=shop.name)
     head = (
         address_header("From", shop.sender_name, sender),
-        address_header("Reply-To", "", message.sender(shop.reply_to)) if shop.reply_to else b"",
+        address_header("Reply-To", "", addresses.sender(shop.reply_to)) if shop.reply_to else b"",
         address_header("To", "", to),
         header("Subject", " ".join(f"Your receipt: {done.offer_name}".split())),
         header("Date", format_datetime(datetime.now(UTC))),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from huey import crontab
 
-from webapp import bell
-from webapp.campaigns.transport import RelayDown
-from webapp.redemptions import actions, receipts
+from webapp.core import task_queue
+from webapp.mail.smtp import RelayDown
+from webapp.redemptions import hourly_counts, receipts
 
 
 def _mail_receipt(offer_id: int, customer_id: int, attempt: int) -> None:
@@ -14,14 +14,14 @@ def _mail_receipt(offer_id: int, customer_id: int, attempt: int) -> None:
         receipts.mail(offer_id, customer_id)
     except RelayDown:
         if attempt < len(receipts.WAITS):
-            bell.ring(mail_receipt, offer_id, customer_id, attempt + 1, after=receipts.WAITS[attempt])
+            task_queue.ring(mail_receipt, offer_id, customer_id, attempt + 1, after=receipts.WAITS[attempt])
 
 
-count_hours = bell.every(crontab(minute="*"), actions.count_hours)
-mail_receipt = bell.task(_mail_receipt)
+count_hours = task_queue.every(crontab(minute="*"), hourly_counts.count_hours)
+mail_receipt = task_queue.task(_mail_receipt)
 
 
 def mail_receipt_again(offer_id: int, customer_id: int) -> None:
     """Have a worker mail the receipt, unless that was done lately."""
-    if receipts.take_turn(offer_id, customer_id) and not bell.ring(mail_receipt, offer_id, customer_id, 0):
+    if receipts.take_turn(offer_id, customer_id) and not task_queue.ring(mail_receipt, offer_id, customer_id, 0):
         receipts.give_turn_back(offer_id, customer_id)

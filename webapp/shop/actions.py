@@ -8,10 +8,10 @@ from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import insert
 
 from webapp.accounts.actions import record
-from webapp.extensions import db
-from webapp.shop import queries
+from webapp.core.extensions import db
+from webapp.shop import queries as shop_queries
 from webapp.shop.models import Shop, ShopValues
-from webapp.shop.values import checked
+from webapp.shop.validation import checked
 
 
 def save(given: ShopValues, by: str) -> ShopValues:
@@ -20,7 +20,7 @@ def save(given: ShopValues, by: str) -> ShopValues:
     :raises Invalid: with an error for each field that can't be taken.
     """
     values = asdict(checked(given))
-    before = asdict(queries.shop())
+    before = asdict(shop_queries.shop())
     db.session.execute(
         insert(Shop)
         .values(id=1, **values)

@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy import CheckConstraint, SmallInteger, func
 from sqlalchemy.orm import Mapped, mapped_column
 
-from webapp.extensions import Model
+from webapp.core.extensions import Model
 
 NAME_MAX = 100
 ADDRESS_MAX = 500

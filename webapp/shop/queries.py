@@ -8,8 +8,8 @@ from email.utils import parseaddr
 from flask import current_app
 from sqlalchemy import select
 
-from webapp.extensions import db
-from webapp.settings import Settings
+from webapp.core.extensions import db
+from webapp.core.settings import Settings
 from webapp.shop.colours import DARK_SHEET, Tones, tones
 from webapp.shop.models import REASON, Shop, ShopValues
 

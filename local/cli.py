@@ -1,0 +1,30 @@
+"""Add the commands of a local instance to `flask --app wsgi`, and report every command's errors in one line."""
+
+from __future__ import annotations
+
+import click
+from flask import Flask, current_app
+
+from local import commands, mailsink
+from local.demo.commands import demo
+from local.supervisor import ServiceError
+from webapp import cli
+from webapp.core.settings import Settings
+
+
+def init_app(app: Flask) -> None:
+    """Register the commands on `app`, together with those of `webapp.cli`."""
+    settings: Settings = app.config["SETTINGS"]
+    for command in (commands.up, commands.down, commands.run, commands.migrate, demo, mail_sink, *cli.COMMANDS):
+        app.cli.add_command(commands.in_one_line(command, settings))
+
+
+@click.command("mail-sink")
+def mail_sink() -> None:
+    """Receive all email, store it in the instance folder and show it on a page."""
+    settings: Settings = current_app.config["SETTINGS"]
+    if not settings.mail_is_sink:
+        raise SystemExit(
+            f"onecode: {ServiceError('MAIL_SERVER is set, so mails go there; the mail sink is for set-ups without it')}"
+        )
+    mailsink.serve(settings)

@@ -1,0 +1,237 @@
+"""What `make setup`, `make down`, `make run` and `make run-migration` do, and what they print.
+
+A problem, of these and of all other commands (`in_one_line`), is one line on standard error that says what to do; then
+nothing is left running that was started here.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import FrameType
+
+import click
+import flask_migrate
+import psycopg
+from flask import current_app
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from local import preflight, supervisor
+from local.postgresql import EmbeddedError
+from local.preflight import SetupError
+from local.supervisor import ServiceError
+from webapp.accounts import actions as account_actions
+from webapp.accounts import queries as account_queries
+from webapp.core import atomic_files
+from webapp.core.extensions import db
+from webapp.core.logs import without_customers
+from webapp.core.settings import Settings, SettingsError
+
+log = logging.getLogger(__name__)
+
+# What whoever runs the database can mend. With LOG_LEVEL=DEBUG the whole story is told before the line.
+DENIED = (
+    psycopg.OperationalError,
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.UndefinedColumn,
+    psycopg.errors.InsufficientPrivilege,
+    psycopg.errors.ReadOnlySqlTransaction,
+)
+
+
+def in_one_line(command: click.Command, settings: Settings) -> click.Command:
+    """The same command, or group of commands: what settings, files or the database deny it is one line."""
+    plain = copy.copy(command)
+
+    def invoke(context: click.Context) -> object:
+        with _told_in_one_line(settings):
+            return command.invoke(context)
+
+    plain.invoke = invoke  # type: ignore[method-assign, assignment]
+    return plain
+
+
+@click.command()
+@click.option("--quiet", is_flag=True, help="Do not say where; `make demo` says it.")
+def up(quiet: bool) -> None:
+    """Start everything in the background and say where it is."""
+    settings = _settings()
+    with one_line(settings), supervisor.alone(settings):
+        if supervisor.is_running(settings) and supervisor.database_is_running(settings):
+            preflight.check_same_port(settings)
+            supervisor.wait_until_ready(settings)
+            if not quiet:
+                _say_where(settings, "Onecode is already running; nothing was changed.")
+            return
+        _remark(preflight.remarks(settings))
+        # What a set-up that was killed has left; what has to be ready is started anew.
+        supervisor.stop(settings)
+        preflight.check_ports(settings)
+        with _database(settings):
+            parts = "web, worker and mail sink" if settings.mail_is_sink else "web and worker"
+            click.echo(f"Starting {parts} …")
+            supervisor.start(settings)
+            try:
+                if not quiet:
+                    _say_where(settings, "\nOnecode is running.")
+            except BaseException:
+                supervisor.stop(settings)
+                raise
+
+
+@click.command()
+def down() -> None:
+    """Stop everything that `up` started. Data stays."""
+    settings = _settings()
+    with one_line(settings), supervisor.alone(settings):
+        stopped = supervisor.stop(settings)
+        stopped = supervisor.stop_database(settings) or stopped
+    click.echo("Onecode is stopped; its data is kept." if stopped else "Onecode was not running.")
+
+
+@click.command("run-here")
+def run() -> None:
+    """Run in front, with the logs on the screen; Ctrl-C ends it."""
+    settings = _settings()
+    with one_line(settings):
+        with supervisor.alone(settings):
+            if supervisor.is_running(settings):
+                raise ServiceError("Onecode runs in the background already; stop it first with: make down")
+            _remark(preflight.remarks(settings))
+            preflight.check_ports(settings)
+            started = not supervisor.database_is_running(settings)
+            with _database(settings):
+                _say_where(settings, "\nOnecode is starting; Ctrl-C ends it.")
+        try:
+            supervisor.run(settings)
+        finally:
+            if started:
+                supervisor.stop_database(settings)
+
+
+@click.command("migrate")
+def migrate() -> None:
+    """Bring the database's tables up to date. Safe on two machines at once: the second waits for the first."""
+    settings = _settings()
+    # Only the embedded server's start needs a lock in the instance folder, which elsewhere may be read-only.
+    with one_line(settings), supervisor.alone(settings) if settings.database_is_embedded else nullcontext():
+        started = not supervisor.database_is_running(settings)
+        with _database(settings):
+            pass
+        if started:
+            supervisor.stop_database(settings)
+    click.echo("The database is up to date.")
+
+
+@contextmanager
+def _database(settings: Settings) -> Iterator[None]:
+    """The database, ours, up to date and running; when what follows fails, a server started here is stopped again."""
+    preflight.check_place()
+    started = not supervisor.database_is_running(settings)
+    try:
+        if started:
+            click.echo("Starting PostgreSQL …")
+            supervisor.start_database(settings)
+        _remark(preflight.check_database(settings))
+        _migrate(settings)
+        yield
+    except BaseException:
+        if started:
+            supervisor.stop_database(settings)
+        raise
+
+
+def _migrate(settings: Settings) -> None:
+    """Migrate, one process at a time: an advisory lock makes a second one wait and then find nothing to do."""
+    # No transaction: a server that ends idle ones would take the lock away in the middle.
+    with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as lock:
+        lock.execute(text("select pg_advisory_lock(hashtext('onecode.migrate'))"))
+        try:
+            flask_migrate.upgrade()
+        finally:
+            lock.execute(text("select pg_advisory_unlock(hashtext('onecode.migrate'))"))
+
+
+def _say_where(settings: Settings, first: str) -> None:
+    # Asked first: with a database that is away there is nothing to be said of where everything is.
+    needs_admin = not account_queries.any_admin()
+    click.echo(f"{first}\n")
+    click.echo(f"  Staff       {settings.public_url}/")
+    click.echo(f"  Customers   {settings.public_url}/redeem")
+    click.echo(f"  Integrators {settings.public_url}/api/v1/docs")
+    if settings.mail_is_sink:
+        click.echo(f"  Mails       {settings.sink_url}   (kept here, sent to nobody)")
+    if needs_admin:
+        link = account_actions.invite("admin", None, by="set-up")
+        click.echo("\nNext: open this link, which works once, and choose your name and password:\n")
+        click.echo(f"  {link}\n")
+        click.echo("Then look around with `make demo`, or import customers of your own.")
+        click.echo("Lost the link? `make setup` prints a new one.")
+    click.echo("\nStop with `make down`; all commands: `make help`.")
+
+
+@contextmanager
+def one_line(settings: Settings) -> Iterator[None]:
+    """Whatever goes wrong inside is one line; also an interruption by Ctrl-C or SIGTERM."""
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with _told_in_one_line(settings):
+            yield
+    except KeyboardInterrupt as error:
+        raise SystemExit("onecode: interrupted; what was started is stopped, run the same command again") from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _told_in_one_line(settings: Settings) -> Iterator[None]:
+    try:
+        yield
+    except (ServiceError, EmbeddedError, SetupError, SettingsError) as error:
+        raise SystemExit(f"onecode: {error}") from error
+    except OSError as error:
+        if not atomic_files.is_denied(error, settings.instance_path):
+            raise
+        log.debug("a command ends", exc_info=True)
+        raise SystemExit(f"onecode: {atomic_files.why_not(error, settings.instance_path)}") from error
+    except (psycopg.Error, DBAPIError) as error:
+        # Anything else that a database says is a mistake of ours, of which every line is wanted.
+        if not isinstance(error.orig if isinstance(error, DBAPIError) else error, DENIED):
+            raise
+        log.debug("a command ends", exc_info=True)
+        raise SystemExit(f"onecode: {_about_the_database(error, settings)}") from error
+
+
+def _about_the_database(error: psycopg.Error | DBAPIError, settings: Settings) -> str:
+    """What keeps us from the database: what set-up would say of it, or else the first line of the error's own words."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    words = str(cause).strip() or type(cause).__name__
+    if "No space left on device" in words:
+        return "the disk of the database is full; make room and run the same command again"
+    if not supervisor.database_is_running(settings):
+        return "the database does not run; start it: make setup"
+    try:
+        preflight.check_database(settings)
+    except SetupError as refusal:
+        return str(refusal)
+    if isinstance(cause, (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn)):
+        return "the database lacks tables of this release; bring it up to date: flask --app wsgi migrate"
+    return without_customers(words.splitlines()[0])
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _remark(lines: list[str]) -> None:
+    for line in lines:
+        click.echo(f"onecode: {line}", err=True)
+
+
+def _settings() -> Settings:
+    settings: Settings = current_app.config["SETTINGS"]
+    return settings

@@ -1,0 +1,248 @@
+"""`make setup` and `make down`: the whole program on one machine, in the background or in front of you.
+
+supervisord (a library) keeps the processes: it starts one again that dies, and lets each finish its step when
+told to end. The embedded PostgreSQL runs beside it, so that `make run` and the tests can come and go.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from local import postgresql as embedded_postgresql
+from webapp.campaigns import timing
+from webapp.core import atomic_files
+from webapp.core.settings import ROOT, Settings, socket_folder
+from webapp.serve import web_arguments
+
+# docker-compose.yml and the units of systemd in docs/operations have the same.
+GRACE_SECONDS = int(timing.GRACE)
+MARK = "ONECODE_INSTANCE"
+
+
+class ServiceError(Exception):
+    """The program can't be started or stopped; the message is one line and says what to do."""
+
+
+@contextmanager
+def alone(settings: Settings) -> Iterator[None]:
+    """One start or stop of an instance at a time."""
+    folder = settings.instance_path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("a")
+    except OSError as error:
+        raise ServiceError(atomic_files.why_not(error, folder)) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("Waiting for another start or stop of this copy …", flush=True)  # noqa: T201
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def database(settings: Settings) -> embedded_postgresql.Server:
+    """The embedded server of this instance."""
+    return embedded_postgresql.server(settings.instance_path, socket_folder(settings.instance_path))
+
+
+def start_database(settings: Settings) -> bool:
+    """Start the embedded server and make its database; False when it ran already or another server is used."""
+    if not settings.database_is_embedded:
+        return False
+    server = database(settings)
+    started = server.start()
+    server.create_database("onecode")
+    return started
+
+
+def stop_database(settings: Settings) -> bool:
+    """Stop the embedded server; True if it was running."""
+    return settings.database_is_embedded and database(settings).stop()
+
+
+def database_is_running(settings: Settings) -> bool:
+    """Whether nobody has to start the database: it is another's, or the embedded one runs."""
+    return not settings.database_is_embedded or database(settings).is_running()
+
+
+def is_running(settings: Settings) -> bool:
+    """Whether the supervisor of this instance lives."""
+    return _supervisor(settings) is not None
+
+
+def start(settings: Settings) -> None:
+    """Start web, worker and (without MAIL_SERVER) mail sink in the background; return when `/readyz` answers.
+
+    :raises ServiceError: when the program does not become ready; nothing is left running then.
+    """
+    atomic_files.write_whole(settings.instance_path / "port", str(settings.port))
+    configuration = _configuration(settings)
+    with (settings.instance_path / "log" / "start.log").open("wb") as log:
+        subprocess.Popen(
+            [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(configuration)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            start_new_session=True,
+            cwd=ROOT,
+            env=_environment(settings),
+        )
+    try:
+        wait_until_ready(settings)
+    except BaseException:
+        stop(settings)
+        raise
+
+
+def run(settings: Settings) -> None:
+    """Run the same processes in front, logs on the screen, until Ctrl-C or SIGTERM; return when all have ended."""
+    atomic_files.write_whole(settings.instance_path / "port", str(settings.port))
+    command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(_configuration(settings, front=True))]
+    # Ctrl-C reaches the whole group of the terminal: supervisord ends its own, and this process waits for it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    supervisor = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=_environment(settings),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    signal.signal(signal.SIGTERM, lambda *_: supervisor.terminate())
+    supervisor.wait()
+
+
+def stop(settings: Settings) -> bool:
+    """End all processes of this instance, also those that a killed supervisor left behind; True if there were any."""
+    found = _ours(settings)
+    supervisor = _supervisor(settings)
+    if supervisor is not None:
+        supervisor.send_signal(signal.SIGTERM)
+        psutil.wait_procs([supervisor], timeout=GRACE_SECONDS + 10)
+    left = _ours(settings)
+    for process in left:
+        _signal(process, signal.SIGTERM)
+    _, left = psutil.wait_procs(left, timeout=GRACE_SECONDS if left else 0)
+    for process in left:
+        _signal(process, signal.SIGKILL)
+    psutil.wait_procs(left, timeout=10)
+    return bool(found)
+
+
+def _configuration(settings: Settings, front: bool = False) -> Path:
+    """supervisord's configuration. Every value comes by the environment: it can hold any character of a path."""
+    folder = settings.instance_path
+    _private(folder / "mails")
+    _private(folder / "log")
+    programs = {"web": _web(settings), "worker": "-m webapp.worker"}
+    if settings.mail_is_sink:
+        programs["mail"] = "-m flask --app wsgi mail-sink"
+    lines = [
+        "[supervisord]",
+        "logfile=%(ENV_ONECODE_INSTANCE)s/log/supervisor.log" if not front else "logfile=/dev/null\nlogfile_maxbytes=0",
+        "pidfile=%(ENV_ONECODE_INSTANCE)s/supervisord.pid",
+        "childlogdir=%(ENV_ONECODE_INSTANCE)s/log",
+        "minfds=256",
+        # Started by root on purpose, as in a container: supervisord warns unless it is told so.
+        *(["user=root"] if os.geteuid() == 0 else []),
+    ]
+    for name, arguments in programs.items():
+        log = "/dev/stdout" if front else f"%(ENV_ONECODE_INSTANCE)s/log/{name}.log"
+        lines += [
+            f"[program:{name}]",
+            f'command="%(ENV_ONECODE_PYTHON)s" {arguments}',
+            "autorestart=true",
+            "startretries=1000000",
+            f"stopwaitsecs={GRACE_SECONDS}",
+            "stopasgroup=false",
+            "killasgroup=true",
+            "redirect_stderr=true",
+            f"stdout_logfile={log}",
+            "stdout_logfile_maxbytes=" + ("0" if front else "20MB"),
+            "stdout_logfile_backups=2",
+        ]
+    file = folder / "supervisord.conf"
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def _private(folder: Path) -> Path:
+    """A folder of ours that nobody else may look into: logs and mails name customers."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def _web(settings: Settings) -> str:
+    return " ".join(web_arguments(settings.port))
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    return os.environ | {
+        MARK: str(settings.instance_path),
+        "INSTANCE_PATH": str(settings.instance_path),
+        "ONECODE_PYTHON": sys.executable,
+        "PORT": str(settings.port),
+        "TZ": "UTC",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def wait_until_ready(settings: Settings, seconds: float = 60) -> None:
+    """Return when `/readyz` answers.
+
+    :raises ServiceError: when it does not, with the last words of the log.
+    """
+    deadline = time.monotonic() + seconds
+    last = "no answer"
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{settings.port}/readyz", timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        except urllib.error.HTTPError as error:
+            last = error.read().decode(errors="replace")
+        except OSError:
+            pass
+        time.sleep(0.1)
+    log = settings.instance_path / "log" / "web.log"
+    words = log.read_text(errors="replace").strip().splitlines()[-1:] if log.exists() else []
+    raise ServiceError(f"the web server did not become ready ({' '.join(words) or last}); its log is {log}")
+
+
+def _supervisor(settings: Settings) -> psutil.Process | None:
+    try:
+        process = psutil.Process(int((settings.instance_path / "supervisord.pid").read_text()))
+    except (OSError, ValueError, psutil.NoSuchProcess):
+        return None
+    return process if _is_ours(process, settings) else None
+
+
+def _ours(settings: Settings) -> list[psutil.Process]:
+    """The live processes that carry this instance's mark in their environment, but for this one and its parents."""
+    mine = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    return [p for p in psutil.process_iter() if p.pid not in mine and _is_ours(p, settings)]
+
+
+def _is_ours(process: psutil.Process, settings: Settings) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == str(settings.instance_path)
+    except psutil.Error:
+        return False
+
+
+def _signal(process: psutil.Process, number: int) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return

@@ -1,0 +1,127 @@
+"""What staff may want to mend before a mail goes out. Nothing of this forbids it: what does is in check."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from urllib.parse import urlsplit
+
+from webapp.campaigns.content.placeholders import MailText
+from webapp.campaigns.content.validation import without_styles
+from webapp.mail.template import Parts, Slot
+
+# Gmail cuts a mail off behind about 102 kB of HTML.
+HTML_LARGE = 100 * 1024
+# What mailboxes show of a subject on a computer; telephones show about half.
+SUBJECT_LONG = 70
+_SINGLE = re.compile(r"(?<!\{)\{\s*[A-Za-z_]\w*(?:\.\w+)*\s*\}(?!\})")
+# Elements that must be closed; of others, browsers know the end themselves.
+_CLOSED = frozenset(
+    re.findall(
+        r"\w+",
+        "a abbr b big blockquote button center code div em font form h1 h2 h3 h4 h5 h6 head i iframe label object ol "
+        "pre s script select small span strong style sub sup table textarea title u ul",
+    )
+)
+_REMOVED = frozenset(
+    ("script", "iframe", "object", "embed", "applet", "form", "input", "button", "select", "textarea", "video", "audio")
+)
+_UNSEEN = ("script", "style", "title", "head")
+_HIDES_ALL = re.compile(r"(?i)\bbody\s*\{[^{}]*display\s*:\s*none|<body\b[^<>]*display\s*:\s*none")
+_PLAIN_HTTP = re.compile(r"http://[^\s<>\"']+")
+
+
+def notes(
+    mail: MailText, subject: Parts, text: Parts, body: Parts, code: str, ends: bool, seen: str, size: int
+) -> Iterator[str]:
+    """One sentence for each thing.
+
+    :param mail: as it was written; subject, text and body: what was made of it, with its placeholders.
+    :param code: of the offer, should somebody have typed it instead of the placeholder.
+    :param ends: whether the offer has an end.
+    :param seen: the subject as one recipient sees it.
+    :param size: of the HTML, in bytes.
+    """
+    named = {part.name for part in (*text, *body) if isinstance(part, Slot)}
+    said = "".join(part for part in (*text, *body) if isinstance(part, str))
+    if not named & {"offer.code", "link"} and code not in said:
+        yield "There is neither the code nor the personal link in it, so nobody could use the offer."
+    if ends and "offer.ends" not in named:
+        yield "The offer has an end, and the mail does not say when: {{ offer.ends }}."
+    if size > HTML_LARGE:
+        yield f"Its HTML has {size // 1024} kB; Gmail cuts off what is behind 100 kB, and with it the foot."
+    if len(seen) > SUBJECT_LONG:
+        yield f"The subject has {len(seen)} characters; most mailboxes show no more than {SUBJECT_LONG}."
+    for found in sorted({found[0] for found in _SINGLE.finditer(without_styles(_all(mail)))}):
+        yield f"“{found}” stays as it is: placeholders have two braces on each side."
+    yield from _of_html(mail.html)
+    links = {urlsplit(found[0]).netloc for found in _PLAIN_HTTP.finditer(_all(mail))}
+    for host in sorted(links):
+        yield f"A link or picture goes to http://{host}: use https, for some mailboxes warn of the other."
+
+
+def _of_html(source: str) -> Iterator[str]:
+    if not source.strip():
+        return
+    seen = _Reader()
+    seen.feed(source)
+    seen.close()
+    if not seen.shows or _HIDES_ALL.search(source):
+        yield "Nothing of your HTML is to be seen: it has neither words nor pictures that are shown."
+    for tag in sorted({*seen.open, *seen.unclosed}):
+        yield f"A <{tag}> is not closed, so what follows, and the foot, may look different in each mailbox."
+    for tag in sorted(seen.removed):
+        yield f"Mailboxes take out <{tag}>: nothing of it works in a mail."
+    if seen.scripted:
+        yield "Mailboxes take out links that begin with javascript: and attributes such as onclick."
+    if seen.silent == 1:
+        yield "A picture has no words (alt) for those who don't see it, and most mailboxes hide pictures at first."
+    elif seen.silent:
+        yield (
+            f"{seen.silent} pictures have no words (alt) for those who don't see them, and most mailboxes hide "
+            "pictures at first."
+        )
+
+
+def _all(mail: MailText) -> str:
+    return "\n".join((mail.subject, mail.text, mail.html))
+
+
+class _Reader(HTMLParser):
+    """What is in somebody's HTML that mailboxes treat otherwise than browsers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        # How many of each: a list of a hundred thousand is not looked through for every end tag.
+        self.inside: Counter[str] = Counter()
+        self.unclosed: set[str] = set()
+        self.removed: set[str] = set()
+        self.silent = 0
+        self.scripted = self.shows = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: (value or "").strip().lower() for name, value in attrs}
+        # An empty alt says that a picture only decorates.
+        self.silent += tag == "img" and "alt" not in given
+        self.shows |= tag == "img"
+        self.scripted |= any(name.startswith("on") for name in given)
+        self.scripted |= any(given.get(name, "").startswith("javascript:") for name in ("href", "src", "action"))
+        if tag in _REMOVED:
+            self.removed.add(tag)
+        if tag in _CLOSED:
+            self.open.append(tag)
+            self.inside[tag] += 1
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.inside[tag]:
+            return
+        while (last := self.open.pop()) != tag:
+            self.unclosed.add(last)
+            self.inside[last] -= 1
+        self.inside[tag] -= 1
+
+    def handle_data(self, data: str) -> None:
+        self.shows |= bool(data.strip()) and not any(self.inside[tag] for tag in _UNSEEN)

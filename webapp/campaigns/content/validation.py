@@ -1,0 +1,182 @@
+"""Whether a mail can be sent as it was written. What can't be is refused when it is saved, not when it is sent."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from html.parser import HTMLParser
+
+from webapp.campaigns.content import design
+from webapp.campaigns.content.placeholders import BODY_MAX, SUBJECT_MAX, MailText, Unreadable, listed, split
+from webapp.core.errors import FieldError, Invalid
+from webapp.mail import html_depth
+from webapp.mail.template import CLOSE, OPEN, Slot
+from webapp.shop import queries as shop_queries
+
+_MARK = re.compile(f"{OPEN}([0-9]+){CLOSE}")
+_STYLE = re.compile(r"(?i)<style\b|</style\s*>")
+# Nobody reads what stands in these, except for a title that some programs show.
+_SILENT = {
+    "script": "a script",
+    "style": "a style sheet",
+    "template": "a template that is never shown",
+    "textarea": "a field for typing",
+    "select": "a list to choose from",
+    "option": "a list to choose from",
+    "iframe": "a frame",
+    "noscript": "an element that is never shown",
+    "object": "an element that is never shown",
+}
+_UNCLOSED = "Close the comment, style sheet, tag or quotation mark before it."
+
+Wrong = tuple[str, str]
+
+
+def check_mail(mail: MailText, within: str = "") -> None:
+    """Nothing, when the mail can be sent as it is.
+
+    :param within: where the mail stands in the caller's input: "mail" makes fields of "mail.subject" and so on.
+    :raises Invalid: with one error per field.
+    """
+    errors = []
+    for field, value in (("subject", mail.subject), ("text", mail.text), ("html", mail.html)):
+        found = _wrong(field, value)
+        if found:
+            errors.append(FieldError(f"{within}.{field}" if within else field, *found))
+    if errors:
+        raise Invalid(*errors)
+
+
+def _wrong(field: str, value: str) -> Wrong | None:
+    """(key, sentence) of the first thing wrong with a field."""
+    if field == "subject":
+        if "\n" in value or "\r" in value:
+            return "line_break", "The subject must be one line."
+        if len(value) > SUBJECT_MAX:
+            return "too_long", f"The subject may have up to {SUBJECT_MAX} characters; this has {len(value):,}."
+    size = len(value.encode("utf-8", "surrogatepass"))
+    if size > BODY_MAX:
+        return (
+            "too_large",
+            f"This is larger than {BODY_MAX // 1024} kB (it has {size // 1024:,} kB); mailboxes would cut it off.",
+        )
+    if any(unicodedata.category(c) in ("Cc", "Cs", "Co") and c not in "\t\r\n" for c in value):
+        return "bad_character", "There are characters in it that can't be mailed. Please type it anew."
+    try:
+        split(value)
+    except Unreadable as error:
+        return "placeholder_unknown", str(error)
+    return _unopened(value, field == "html") or (_broken(value) if field == "html" and value.strip() else None)
+
+
+def _unopened(value: str, is_html: bool) -> Wrong | None:
+    """Braces that close what was never opened. In style sheets they are usual."""
+    left = "".join(part for part in split(without_styles(value) if is_html else value) if isinstance(part, str))
+    at = left.find("}}")
+    if at < 0:
+        return None
+    said = " ".join(left[max(0, at - 25) : at + 2].split())
+    return "placeholder_unknown", f"“{said}” is not opened with {{{{. These can be used: {listed()}."
+
+
+def without_styles(source: str) -> str:
+    """HTML without its style sheets; one that is not closed stays."""
+    kept, end, start = [], 0, None
+    for found in _STYLE.finditer(source):
+        if found[0].startswith("</") and start is not None:
+            kept.append(source[end:start])
+            end, start = found.end(), None
+        elif not found[0].startswith("</") and start is None:
+            start = found.start()
+    return "".join([*kept, source[end:]])
+
+
+def _broken(value: str) -> Wrong | None:
+    """What is lost, or ends up where nobody reads it, once the HTML has been read as a mail program reads it."""
+    source = split(value)
+    try:
+        marked, slots = design.finished_with_marks(source, shop_queries.default())
+    except html_depth.TooDeep as error:
+        return "html_broken", str(error)
+    reader = _Places()
+    reader.feed(marked)
+    reader.close()
+    own = sum(isinstance(part, Slot) for part in source)
+    for number, slot in enumerate(slots):
+        place = reader.hidden.get(number)
+        if number in reader.seen and place is None:
+            continue
+        where = f"ends up in {place}" if place else "gets lost"
+        if number >= own:
+            return "html_broken", f"The link that ends the mails, which we put at the end, {where}. {_UNCLOSED}"
+        return "html_broken", f"The placeholder {{{{ {slot.name} }}}} {where}. Move it, or mend the HTML: {_UNCLOSED}"
+    ways_out = {number for number, slot in enumerate(slots) if slot.name == "unsubscribe"}
+    if not ways_out & reader.reachable:
+        return "html_broken", "Nobody could press the link that ends the mails: give {{ unsubscribe }} to an <a href>."
+    return None
+
+
+class _Places(HTMLParser):
+    """Where in finished HTML the marks of placeholders stand."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.seen: set[int] = set()
+        # Where a mark would do nothing, or harm.
+        self.hidden: dict[int, str] = {}
+        # Marks that a reader can see or press.
+        self.reachable: set[int] = set()
+        self.silent: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._hide(tag, "the name of a tag")
+        for name, value in attrs:
+            self._hide(name, "the name of an attribute")
+            self.seen |= _numbers(value or "")
+            if tag in ("a", "area") and name == "href" and not self.silent:
+                self.reachable |= {int(n) for n in _MARK.findall(value or "") if (value or "").strip().startswith(OPEN)}
+            elif name.startswith("on"):
+                self._hide(value or "", "a script")
+        if tag in _SILENT:
+            self.silent.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hide(tag, "the name of a tag")
+        if tag in self.silent:
+            del self.silent[self.silent.index(tag) :]
+
+    def handle_data(self, data: str) -> None:
+        if self.silent:
+            self._hide(data, _SILENT[self.silent[-1]])
+        else:
+            found = _numbers(data)
+            self.seen |= found
+            self.reachable |= found
+
+    def handle_comment(self, data: str) -> None:
+        # Outlook reads those that begin like this.
+        if data.startswith("[if "):
+            self.seen |= _numbers(data)
+        else:
+            self._hide(data, "a comment")
+
+    def handle_decl(self, decl: str) -> None:
+        self._hide(decl, "a declaration")
+
+    def handle_pi(self, data: str) -> None:
+        self._hide(data, "a declaration")
+
+    def unknown_decl(self, data: str) -> None:
+        self._hide(data, "a declaration")
+
+    def _hide(self, text: str, place: str) -> None:
+        for number in _numbers(text):
+            self.hidden[number] = place
+
+
+def _numbers(text: str) -> set[int]:
+    return {int(number) for number in _MARK.findall(text)}

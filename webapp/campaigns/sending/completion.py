@@ -1,0 +1,63 @@
+"""Complete campaigns and finalize the batches of cancelled ones."""
+
+from __future__ import annotations
+
+import logging
+
+from sqlalchemy import text
+
+from webapp.campaigns.sending.batches import take_over
+from webapp.core.extensions import db
+
+log = logging.getLogger(__name__)
+
+
+def finish_campaigns() -> None:
+    """Call those campaigns done of which nobody is left to be mailed, now or later."""
+    # Locked before it is looked whether anybody is left: whoever sends mails again holds the campaign until they are
+    # seen here. That one is then looked at the next time.
+    ids = db.session.scalars(
+        text(
+            "select id from campaign where status = 'sending' and prepared_at is not null for no key update skip locked"
+        )
+    ).all()
+    done = db.session.scalars(
+        text(
+            """
+            update campaign c set status = 'done', finished_at = now(), trouble = null,
+              sent_in_batches = (select coalesce(sum(b.sent), 0) from batch b where b.campaign_id = c.id)
+            where c.id = any(:ids)
+              and not exists (select 1 from batch b where b.campaign_id = c.id and b.status in ('pending', 'sending'))
+              and not exists (
+                select 1 from mail_issue i where i.campaign_id = c.id and i.next_at is not null
+                  and (i.state = 'deferred' or c.uncertain_policy = 'resend' or i.next_at > now())
+              )
+            returning c.id
+            """
+        ),
+        {"ids": ids},
+    ).all()
+    db.session.commit()
+    for campaign_id in done:
+        log.info("campaign %s is done", campaign_id, extra={"campaign_id": campaign_id})
+
+
+def settle_cancelled(owner: str) -> None:
+    """Account for batches that were being sent by somebody who is gone when their campaign was cancelled."""
+    while True:
+        row = db.session.execute(
+            text(
+                "update batch set status = 'cancelled', owner = :owner, epoch = epoch + 1 where id = ("
+                "select b.id from batch b join campaign c on c.id = b.campaign_id where c.status = 'cancelled' "
+                "and b.status in ('pending', 'sending') and coalesce(b.lease_until < now(), true) "
+                "limit 1 for update of b skip locked) "
+                "returning id, campaign_id, epoch, gaps, window_start, window_end, sent"
+            ),
+            {"owner": owner},
+        ).one_or_none()
+        if row is None:
+            db.session.rollback()
+            return
+        taken = take_over(row, owner)
+        db.session.execute(text("delete from batch_cursor where batch_id = :batch"), {"batch": taken.batch_id})
+        db.session.commit()

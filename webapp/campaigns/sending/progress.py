@@ -1,0 +1,157 @@
+"""How far the owner of a batch has come inside its window: the cursor, moved once for each mail.
+
+Nearly all that sending a mail costs in the database is here, so it goes round SQLAlchemy: a prepared statement, sent
+while the relay has something to do, on a connection of its own that does not wait for the disk. Nothing is lost by
+that when a worker is killed; after a crash of the database the table is empty in any case, for it is unlogged.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Any, Protocol, cast
+
+import psycopg
+from psycopg.pq import ConnStatus, ExecStatus
+from psycopg.pq.abc import PGconn, PGresult
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from webapp.campaigns import timing
+from webapp.core.extensions import db
+
+# The row of a batch has the epoch of whoever took it over last, so that a former owner's finds nothing.
+_MOVE = "update batch_cursor set cursor = $1 where batch_id = $2 and epoch = $3"
+# There is none before the first window, and none after a crash of the database: whoever owns the batch makes it anew.
+_PLACE = """
+    insert into batch_cursor (batch_id, epoch, cursor)
+    select id, epoch, %(cursor)s from batch where id = %(batch)s and owner = %(owner)s and epoch = %(epoch)s
+    on conflict (batch_id) do update set epoch = excluded.epoch, cursor = excluded.cursor
+    where batch_cursor.epoch <= excluded.epoch
+"""
+
+
+class Owned(Protocol):
+    """A batch that somebody owns."""
+
+    @property
+    def guard(self) -> dict[str, Any]:
+        """`batch`, `owner` and `epoch`."""
+        ...
+
+
+def put(connection: Connection, taken: Owned, cursor: int) -> bool:
+    """Move the cursor within the caller's transaction; False when the batch is somebody else's by now."""
+    return connection.exec_driver_sql(_PLACE, {"cursor": cursor, **taken.guard}).rowcount == 1
+
+
+@contextmanager
+def _as_psycopg_says_it() -> Iterator[None]:
+    """A database that is away is one kind of error here, whoever meets it."""
+    try:
+        yield
+    except (DBAPIError, PoolTimeout) as error:
+        raise psycopg.OperationalError(str(error)) from error
+
+
+class Place:
+    """Keeps the cursors of one pump. Moving one is begun and, when the relay has been talked to meanwhile, done."""
+
+    def __enter__(self) -> Place:
+        self._kept: Connection | None = None
+        self._begun: tuple[Owned, int] | None = None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._drop()
+
+    def begin(self, taken: Owned, cursor: int) -> None:
+        """The mails before `cursor` are accepted: write that down, but don't wait for it. `done` has to follow."""
+        self._begun = taken, cursor
+        try:
+            self._send()
+        except (psycopg.OperationalError, psycopg.InterfaceError):
+            # It is begun anew, with time to wait, by `done`.
+            self._drop()
+
+    def done(self) -> bool:
+        """What was begun is written down; False when the batch is somebody else's by now.
+
+        :raises psycopg.Error: when the database has been away for as long as a lease lasts.
+        """
+        deadline = time.monotonic() + timing.LEASE
+        while self._begun is not None:
+            try:
+                if self._kept is None:
+                    self._send()
+                moved = self._hear() or self._put_anew(*self._begun)
+                self._begun = None
+                return moved
+            except (psycopg.OperationalError, psycopg.InterfaceError):
+                self._drop()
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
+        return True
+
+    def _send(self) -> None:
+        assert self._begun is not None  # noqa: S101
+        taken, cursor = self._begun
+        values = (cursor, taken.guard["batch"], taken.guard["epoch"])
+        connection = self._open()
+        connection.send_query_prepared(b"move", [b"%d" % value for value in values])
+        connection.flush()
+
+    def _hear(self) -> bool:
+        """Whether the cursor stands where it was sent to."""
+        connection, moved = self._open(), False
+        while (result := self._result(connection)) is not None:
+            if result.status != ExecStatus.COMMAND_OK:
+                raise psycopg.OperationalError(result.error_message.decode("utf-8", "replace"))
+            moved = result.command_tuples == 1
+        if connection.status != ConnStatus.OK:
+            raise psycopg.OperationalError("the connection is lost")
+        return moved
+
+    @staticmethod
+    def _result(connection: PGconn) -> PGresult | None:
+        """The next part of the answer. Asked for only when it has come: libpq's own waiting would hold the lock of the
+        interpreter, and with it every other thread, perhaps the very one that is waited for."""
+        deadline = time.monotonic() + timing.CURSOR
+        ready = select.poll()
+        ready.register(connection.socket, select.POLLIN)
+        while connection.is_busy():
+            if not ready.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise psycopg.OperationalError("no answer in time")
+            connection.consume_input()
+        return connection.get_result()
+
+    def _put_anew(self, taken: Owned, cursor: int) -> bool:
+        assert self._kept is not None  # noqa: S101
+        with _as_psycopg_says_it():
+            return put(self._kept, taken, cursor)
+
+    def _open(self) -> PGconn:
+        if self._kept is None:
+            with _as_psycopg_says_it():
+                kept = db.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+                # It never goes back to the pool: its setting must not reach transactions that have to be on disk.
+                kept.detach()
+                kept.exec_driver_sql("set synchronous_commit = off")
+                kept.exec_driver_sql(f"set lock_timeout = {int(timing.CURSOR * 1000)}")
+                kept.exec_driver_sql(f"prepare move (int, bigint, int) as {_MOVE}")
+            self._kept = kept
+        return cast("psycopg.Connection[object]", self._kept.connection.dbapi_connection).pgconn
+
+    def _drop(self) -> None:
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            # What is broken can't be rolled back, but there is nothing to roll back.
+            with suppress(SQLAlchemyError):
+                kept.close()

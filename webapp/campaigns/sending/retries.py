@@ -1,0 +1,160 @@
+"""The writes of trying again: a mail that was put off and whose time has come."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import text
+
+from webapp.campaigns import timing
+from webapp.campaigns.sending.batches import (
+    SECOND_COPY,
+    lease,
+    note_skipped,
+    stubborn,
+    suppress_bounced,
+    wait_after,
+    who,
+)
+from webapp.core.extensions import db
+from webapp.customers.models import Customer
+from webapp.mail.smtp import Outcome
+
+
+@dataclass
+class Due:
+    """A mail that was put off and is tried again now, ours as long as the epoch holds; `last` says that it has been put
+    off for as long as we go on."""
+
+    campaign_id: int
+    customer_id: int
+    epoch: int
+    attempts: int
+    last: bool
+    customer: Customer
+    renewed: float
+
+    @property
+    def guard(self) -> dict[str, int]:
+        return {"campaign": self.campaign_id, "id": self.customer_id, "epoch": self.epoch}
+
+
+_CLAIM_DUE = text(
+    """
+    update mail_issue i set state = 'uncertain', attempts = i.attempts + 1, epoch = i.epoch + 1,
+      next_at = now() + :lease, doubt = i.doubt or due.state = 'uncertain'
+    from (
+      select d.campaign_id, d.customer_id, d.state, c.offer_id
+      from mail_issue d join campaign c on c.id = d.campaign_id
+      where d.next_at <= now() and c.status = 'sending'
+        and (d.state = 'deferred' or d.state = 'uncertain' and c.uncertain_policy = 'resend')
+      order by d.next_at
+      limit 1 for update of d skip locked
+    ) due
+    where i.campaign_id = due.campaign_id and i.customer_id = due.customer_id
+    returning i.campaign_id, i.customer_id, i.epoch, i.attempts, due.offer_id, i.at < now() - :limit as last
+    """
+)
+_ANY = text(
+    """
+    select exists (
+      select from mail_issue d join campaign c on c.id = d.campaign_id
+      where d.next_at <= now() and c.status = 'sending'
+        and (d.state = 'deferred' or d.state = 'uncertain' and c.uncertain_policy = 'resend')
+    )
+    """
+)
+_OURS = "campaign_id = :campaign and customer_id = :id and epoch = :epoch and state = 'uncertain'"
+
+
+def is_any_due() -> bool:
+    """Whether `claim_due` would find one now."""
+    return bool(db.session.execute(_ANY).scalar())
+
+
+def claim_due() -> Due | None:
+    """Take one mail whose time has come. Until its outcome is recorded it counts as being tried."""
+    while True:
+        begun = time.monotonic()
+        limits = {"lease": lease(), "limit": timedelta(seconds=timing.GIVE_UP)}
+        row = db.session.execute(_CLAIM_DUE, limits).one_or_none()
+        if row is None:
+            db.session.rollback()
+            return None
+        people, skipped = who(row.offer_id, [row.customer_id])
+        note_skipped(row.campaign_id, skipped)
+        db.session.commit()
+        if people:
+            customer = people[row.customer_id]
+            return Due(row.campaign_id, row.customer_id, row.epoch, row.attempts, row.last, customer, begun)
+
+
+@stubborn
+def renew(due: Due) -> bool:
+    """Keep the mail for another lease; False when it is somebody else's by now, or its campaign was stopped."""
+    begun = time.monotonic()
+    done = db.session.execute(
+        text(
+            f"update mail_issue set next_at = now() + :lease where {_OURS} and exists "  # noqa: S608
+            "(select 1 from campaign c where c.id = mail_issue.campaign_id and c.status = 'sending')"
+        ),
+        {"lease": lease(), **due.guard},
+    )
+    db.session.commit()
+    due.renewed = begun
+    return bool(done.rowcount)  # type: ignore[attr-defined]
+
+
+@stubborn
+def note_due(due: Due, outcome: Outcome) -> None:
+    """Record what became of a mail that was tried again, unless it is somebody else's by now. What can't go out for two
+    days is given up."""
+    state = {"accepted": "sent_later", "failed": "failed", "uncertain": "uncertain"}.get(outcome.kind, "deferred")
+    if state == "deferred" and due.last:
+        state = "failed"
+    later = state == "deferred"
+    db.session.execute(
+        text(
+            "update mail_issue set state = case when doubt and :state = 'failed' then 'uncertain' else :state end, "  # noqa: S608
+            "text = case when doubt and :state = 'failed' then :copy || :words else :words end, smtp_code = :code, "
+            "doubt = doubt or :state = 'uncertain', next_at = now() + cast(:next as interval), "
+            f"at = case when :later then at else now() end where {_OURS}"
+        ),
+        {
+            "state": state,
+            "code": outcome.code,
+            "copy": SECOND_COPY,
+            "words": "" if state == "sent_later" else outcome.text,
+            "later": later,
+            "next": wait_after(due.attempts - 1) if later else None,
+            **due.guard,
+        },
+    )
+    if later:
+        _reopen(due.campaign_id)
+    suppress_bounced(due.customer, due.campaign_id, outcome)
+    db.session.commit()
+
+
+@stubborn
+def put_back(due: Due) -> None:
+    """Give a mail back whose try was called off before anything came of it; it does not count as one."""
+    db.session.execute(
+        text(
+            "update mail_issue set state = 'deferred', attempts = attempts - 1, "  # noqa: S608
+            f"next_at = now() + cast(:soon as interval) where {_OURS}"
+        ),
+        {"soon": timedelta(seconds=timing.SOON), **due.guard},
+    )
+    _reopen(due.campaign_id)
+    db.session.commit()
+
+
+def _reopen(campaign_id: int) -> None:
+    """A campaign that was called done while a try of it took longer than its lease still has somebody to mail."""
+    db.session.execute(
+        text("update campaign set status = 'sending', finished_at = null where id = :id and status = 'done'"),
+        {"id": campaign_id},
+    )

@@ -1,0 +1,341 @@
+"""Sending: a pump is one connection to the relay that takes batches, mails their recipients and keeps the place."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from flask import current_app
+
+from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import timing
+from webapp.campaigns.content import mail_merge
+from webapp.campaigns.content.mail_merge import FormLetter
+from webapp.campaigns.content.placeholders import MailText
+from webapp.campaigns.sending import auto_pause, batches, completion, retries
+from webapp.campaigns.sending.batches import Claim, Recipient
+from webapp.campaigns.sending.progress import Place
+from webapp.campaigns.sending.retries import Due
+from webapp.campaigns.sending.throttle import Pace
+from webapp.core import logs, task_queue
+from webapp.core.errors import DomainError
+from webapp.core.extensions import db
+from webapp.core.settings import Settings
+from webapp.customers.models import Customer
+from webapp.mail import smtp
+from webapp.mail.smtp import Letter, Outcome, RelayDown, RelayRefuses
+from webapp.offers import queries as offer_queries
+from webapp.offers.models import Offer
+from webapp.redemptions import personal_links
+
+log = logging.getLogger(__name__)
+
+REFUSED_BODIES = 5
+BROKEN_IN_A_ROW = 5
+RETRIES_AT_ONCE = 50
+
+
+def pump() -> bool:
+    """Send for about a minute; True when there is more to do, so that the next bell should be rung.
+
+    Never more pumps at a time in one process than MAIL_CONNECTIONS; one too many ends at once.
+    """
+    with _slot() as free:
+        if not free:
+            return False
+        with smtp.relay() as relay, Place() as place:
+            return _Pump(relay, place).run()
+
+
+def send_test(mail: MailText, offer: Offer, to: str, name: str) -> None:
+    """Send the mail as it is to one of the staff, now. Its links lead to no customer, so pressing them does nothing.
+
+    :raises DomainError: `relay_down` or `relay_refuses`, with what the relay said.
+    """
+    nobody = Customer(id=personal_links.NOBODY, email=to.lower(), email_as_given=to, name=name)
+    settings: Settings = current_app.config["SETTINGS"]
+    letter = FormLetter(mail, offer, 0, token=f"test.{secrets.token_hex(8)}").letter(nobody)
+    # No transaction stays open while the relay is waited for.
+    db.session.rollback()
+    try:
+        with smtp.relay() as relay:
+            relay.send(letter)
+    except RelayDown as error:
+        raise DomainError(
+            "relay_down",
+            f"The mail relay at {settings.mail_server} could not take it: {error}. Try again in a moment.",
+            503,
+        ) from error
+    except RelayRefuses as error:
+        raise DomainError("relay_refuses", f"The mail relay refused it: {error}. Check the mail settings.") from error
+
+
+@contextmanager
+def _slot() -> Iterator[bool]:
+    settings: Settings = current_app.config["SETTINGS"]
+    slots: threading.Semaphore = current_app.extensions.setdefault(
+        "pumps", threading.BoundedSemaphore(settings.mail_connections)
+    )
+    free = slots.acquire(blocking=False)
+    try:
+        yield free
+    finally:
+        if free:
+            slots.release()
+
+
+class _Pump:
+    def __init__(self, relay: smtp.Relay, place: Place) -> None:
+        settings: Settings = current_app.config["SETTINGS"]
+        self.relay = relay
+        self.place = place
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self.deadline = time.monotonic() + timing.SLICE
+        # By campaign, with the version of the offer it was written from.
+        self.letters: dict[int, tuple[int, FormLetter]] = {}
+        self.broken = 0
+        self.refused_bodies = 0
+        self.pace = Pace(settings.mail_per_second)
+        # How far the cursor is to be moved before the next body is begun: while the relay reads the next envelope, or
+        # before anything is waited for.
+        self.owed: int | None = None
+
+    def run(self) -> bool:
+        while not self._is_over():
+            if not campaign_queries.is_work():
+                completion.finish_campaigns()
+                return False
+            if not self._reach_relay():
+                continue
+            taken = batches.claim(self.owner)
+            if taken is not None:
+                with logs.about(campaign_id=taken.campaign_id, batch_id=taken.batch_id):
+                    self._send_batch(taken)
+            self._retry_due()
+        return not task_queue.stopping.is_set()
+
+    def _is_over(self) -> bool:
+        return task_queue.stopping.is_set() or time.monotonic() > self.deadline
+
+    def _reach_relay(self) -> bool:
+        """A connection, before anything is claimed: while the relay is away nobody is at fault and nothing is due."""
+        # No transaction stays open while the relay is waited for.
+        db.session.rollback()
+        try:
+            self.relay.open()
+        except RelayRefuses as error:
+            auto_pause.halt_all(f"the relay refuses us: {error}")
+            return False
+        except RelayDown as error:
+            what = "takes no mails just now" if str(error)[:3].isdigit() else "can't be reached"
+            auto_pause.say_trouble(f"The mail relay {what} ({error}). It is tried every few seconds.")
+            task_queue.stopping.wait(timing.PROBE)
+            return False
+        auto_pause.say_trouble(None)
+        return True
+
+    def _send_batch(self, taken: Claim) -> None:
+        self.owed = None
+        while taken.position < len(taken.ids):
+            if self._is_over():
+                return batches.release(taken)
+            window = batches.open_window(taken)
+            if window is None:
+                return None
+            form = self._form(taken.campaign_id, window.offer_version)
+            for recipient in window.recipients:
+                taken.position = recipient.index
+                if not self._wait_for_turn(taken, window.end - recipient.index):
+                    return batches.release(taken)
+                if not self._send_one(taken, recipient, form):
+                    return None
+            taken.position = window.end
+        return batches.finish(taken)
+
+    def _wait_for_turn(self, taken: Claim, wanted: int) -> bool:
+        """Wait for as long as the rate limit says; False when there is something else to do first."""
+        while not task_queue.stopping.is_set():
+            seconds = self.pace.wait(wanted)
+            if seconds <= 0:
+                return True
+            if not self._settled(taken) or not self._holds(taken):
+                return False
+            # No transaction stays open while nothing is done.
+            db.session.rollback()
+            task_queue.stopping.wait(min(seconds, timing.RENEW))
+        return False
+
+    def _send_one(self, taken: Claim, recipient: Recipient, form: FormLetter) -> bool:
+        """One recipient settled; False when this pump is done with the batch, which then is in order."""
+        letter = self._write(form, recipient.customer)
+        outcome = self._try(
+            letter,
+            lambda: self._holds(taken),
+            lambda: self._settled(taken) and self._holds(taken),
+            lambda: self._begin_settling(taken),
+        )
+        if outcome.kind == "accepted":
+            return self._went_out(taken, recipient, outcome)
+        # Nothing of this pump's is under way when somebody else may write about the batch.
+        self.place.done()
+        if outcome.kind in ("stopped", "refused") or (outcome.kind == "trouble" and outcome.at == "connect"):
+            # For nobody, if it is somebody else's by now.
+            batches.release(taken)
+            if outcome.kind == "refused":
+                auto_pause.halt(taken.campaign_id, _refusal(outcome))
+            return False
+        self.owed = None
+        if not batches.note(taken, recipient, outcome):
+            return False
+        taken.position = recipient.index + 1
+        return self._may_go_on(taken, outcome)
+
+    def _went_out(self, taken: Claim, recipient: Recipient, outcome: Outcome) -> bool:
+        self.broken = self.refused_bodies = 0
+        self.owed = None
+        if recipient.again:
+            return batches.note(taken, recipient, outcome)
+        taken.sent += 1
+        self.owed = recipient.index + 1
+        return True
+
+    def _begin_settling(self, taken: Claim) -> None:
+        if self.owed is not None:
+            self.place.begin(taken, self.owed)
+        self.owed = None
+
+    def _settled(self, taken: Claim) -> bool:
+        """Everything accepted is written down; False when the batch is somebody else's by now."""
+        self._begin_settling(taken)
+        return self.place.done()
+
+    def _may_go_on(self, taken: Claim, outcome: Outcome) -> bool:
+        """Whether the next recipient may fare better, or the trouble is the relay's or the mail's own."""
+        body = outcome.at in ("DATA", "body")
+        self.refused_bodies = self.refused_bodies + 1 if outcome.kind == "failed" and body else 0
+        self.broken = self.broken + 1 if outcome.kind in ("trouble", "uncertain") else 0
+        if self.refused_bodies >= REFUSED_BODIES:
+            batches.release(taken)
+            auto_pause.halt(taken.campaign_id, f"the relay refuses this mail: {outcome.code} {outcome.text}")
+            return False
+        if outcome.kind == "failed" and auto_pause.halt_if_failing(taken):
+            batches.release(taken)
+            return False
+        if self.broken >= BROKEN_IN_A_ROW:
+            self.broken = 0
+            batches.release(taken, wait=timing.REST)
+            return False
+        return True
+
+    def _try(
+        self,
+        letter: Letter | Outcome,
+        holds: Callable[[], bool],
+        may_send: Callable[[], bool],
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> Outcome:
+        """Hand a letter over; when the connection breaks before the body, on a new one, three times in all.
+
+        :param holds: whether it is still ours to send, and for long enough: asked before each step that may take long.
+        :param may_send: asked right before the body, see `transport.Relay.deliver`; so is `meanwhile`.
+        """
+        if isinstance(letter, Outcome):
+            return letter
+        outcome = Outcome("trouble", None, "not tried", "connect")
+        for wait in timing.TRIES:
+            try:
+                if not self.relay.is_open:
+                    meanwhile()
+                    if not holds():
+                        return Outcome("stopped")
+                    self.relay.open()
+                if not holds():
+                    return Outcome("stopped")
+                outcome = self.relay.deliver(letter, may_send, meanwhile)
+            except RelayRefuses as error:
+                return Outcome("refused", None, str(error), "connect")
+            except RelayDown as error:
+                outcome = Outcome("trouble", None, str(error), "connect")
+            if outcome.kind != "trouble":
+                return outcome
+            if wait:
+                task_queue.stopping.wait(wait)
+        return outcome
+
+    def _holds(self, taken: Claim) -> bool:
+        """Still ours, for longer than the relay may take to answer, and still to be sent."""
+        return time.monotonic() - taken.renewed < timing.RENEW or batches.renew(taken)
+
+    def _retry_due(self) -> None:
+        for _ in range(RETRIES_AT_ONCE):
+            # The turn before the mail: nobody else can have it while it waits for one.
+            if self._is_over() or not retries.is_any_due() or not self._wait_for_any_turn():
+                return
+            due = retries.claim_due()
+            if due is None:
+                return
+            with logs.about(campaign_id=due.campaign_id):
+                if not self._retry(due):
+                    return
+
+    def _wait_for_any_turn(self) -> bool:
+        while (seconds := self.pace.wait(1)) > 0:
+            db.session.rollback()
+            if self._is_over():
+                return False
+            task_queue.stopping.wait(min(seconds, 1))
+        return True
+
+    def _retry(self, due: Due) -> bool:
+        letter = self._write(self._form(due.campaign_id), due.customer)
+
+        def holds() -> bool:
+            return time.monotonic() - due.renewed < timing.RENEW or retries.renew(due)
+
+        outcome = self._try(letter, holds, holds)
+        if outcome.kind == "stopped":
+            retries.put_back(due)
+        else:
+            retries.note_due(due, outcome)
+        if outcome.kind == "refused":
+            auto_pause.halt(due.campaign_id, _refusal(outcome))
+        return outcome.kind in ("accepted", "failed", "deferred", "uncertain")
+
+    def _write(self, form: FormLetter, customer: Customer) -> Letter | Outcome:
+        """The letter, or why this one can't be written; the others go on."""
+        try:
+            return form.letter(customer)
+        except (ValueError, UnicodeError) as error:
+            # The error's words may have the address in them, which is nothing for a log.
+            log.error("no letter for customer %s: %s", customer.id, type(error).__name__)
+            return Outcome("failed", None, f"the mail could not be written: {error}", "letter")
+        finally:
+            # No transaction stays open while the relay is waited for.
+            db.session.rollback()
+
+    def _form(self, campaign_id: int, offer_version: int | None = None) -> FormLetter:
+        """The campaign's mail with what the offer says now: a code that was renewed meanwhile is in it.
+
+        :param offer_version: which version of the offer that is, if the caller knows.
+        """
+        version, form = self.letters.get(campaign_id, (None, None))
+        if form is not None and version == offer_version:
+            return form
+        campaign = campaign_queries.by_id(campaign_id)
+        offer = offer_queries.by_id(campaign.offer_id) if campaign is not None else None
+        if campaign is None or offer is None:
+            raise LookupError(f"no campaign {campaign_id}")
+        if form is None or version != offer.version:
+            form = mail_merge.of_campaign(campaign, offer)
+            self.letters[campaign_id] = offer.version, form
+        return form
+
+
+def _refusal(outcome: Outcome) -> str:
+    return f"the relay refuses us: {f'{outcome.code} ' if outcome.code else ''}{outcome.text}"

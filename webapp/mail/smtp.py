@@ -1,0 +1,416 @@
+"""Flask-Mail without its traps: one connection to the relay, driven command by command.
+
+What Flask-Mail 0.10 does by itself and this file does otherwise:
+
+- under TESTING it sends nothing; here a mail is sent or an outcome says why not;
+- sockets wait for ever and certificates are not looked at; here every step has a limit and TLS is verified;
+- `sendmail` raises the same error before and after the body; here the outcome tells whether the mail can have arrived;
+- `quit()` and MAIL_MAX_EMAILS can raise after the relay has taken a mail; here nothing after that moment is a failure;
+- addresses go through IDNA 2003, which turns `faß.de` into somebody else's `fass.de`, and a non-ASCII local part
+  raises; here the address is sent as it stands, which is the customer's normalised one;
+- long headers are encoded (RFC 2047) or pass with line breaks in them, and the Message-ID names this host; here the
+  message comes finished, as bytes.
+"""
+
+from __future__ import annotations
+
+import re
+import smtplib
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, cast
+
+import flask_mail
+from flask import current_app
+
+from webapp.mail import timeouts
+
+# The first digit of the answers by which a command is taken (RFC 5321, 4.2.1).
+TAKEN = {"MAIL": 2, "RCPT": 2, "DATA": 3}
+
+# In bytes; an answer is a line or a few.
+LONGEST = 64 * 1024
+# Reasons of OpenSSL for which trying again is no use: the two sides have no way to encrypt in common.
+NO_COMMON_TLS = (
+    "WRONG_VERSION_NUMBER",
+    "UNSUPPORTED_PROTOCOL",
+    "NO_PROTOCOLS_AVAILABLE",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE",
+    "TLSV1_ALERT_PROTOCOL_VERSION",
+)
+
+Kind = Literal["accepted", "failed", "deferred", "trouble", "refused", "uncertain", "stopped"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one attempt.
+
+    accepted: the relay has it · failed: never for this recipient · deferred: later for this recipient ·
+    trouble: the connection broke before the body was complete, so nothing arrived · refused: the relay will have
+    nothing from us · uncertain: the connection broke after the body · stopped: the caller called it off in time.
+    """
+
+    kind: Kind
+    code: int | None = None
+    text: str = ""
+    at: str = ""
+
+
+class RelayDown(Exception):
+    """The relay can't be reached, or breaks off before a mail was begun. Try later."""
+
+
+class RelayRefuses(Exception):
+    """The relay refuses us: TLS, the user name and password, or a sender it will not have. Somebody must act."""
+
+
+class Letter(flask_mail.Message):
+    """A message that is finished: the bytes for one recipient, with the addresses of its envelope."""
+
+    def __init__(self, sender: str, to: str, raw: bytes) -> None:
+        # Not Flask-Mail's own: that would look this host's name up for a Message-ID that nobody sees.
+        self.sender = sender
+        self.recipients = [to]
+        self.raw = raw
+        self.to = to
+        self.cc, self.bcc, self.reply_to = [], [], None
+        self.mail_options, self.rcpt_options = [], []
+        head = raw.partition(b"\r\n\r\n")[0]
+        self.subject = (re.search(rb"^Subject: ([^\r]*)", head, re.MULTILINE) or [b"", b""])[1].decode("utf-8")
+        self.date = time.time()
+
+    def as_bytes(self) -> bytes:
+        return self.raw
+
+    def as_string(self) -> str:
+        return self.raw.decode()
+
+    def has_bad_headers(self) -> bool:
+        return any(_breaks_lines(address) for address in (str(self.sender), self.to))
+
+
+class _Talk(smtplib.SMTP):
+    """smtplib's side of a conversation, with an end to it: all that is heard until `deadline` (of `time.monotonic`)
+    counts, however slowly it comes, and only so much of it."""
+
+    def __init__(self, server: str, port: int) -> None:
+        self.deadline = time.monotonic() + timeouts.CONNECT
+        self.held = b""
+        super().__init__(server, port, timeout=timeouts.CONNECT)
+
+    def until(self, seconds: float) -> None:
+        """What is heard from now on has to come within so many seconds."""
+        self.deadline = time.monotonic() + seconds
+
+    def getreply(self) -> tuple[int, bytes]:
+        """(code, words) of the next answer, all its lines; code -1 for nonsense (RFC 5321, 4.2)."""
+        lines, size = [], 0
+        while True:
+            line = self._line()
+            size += len(line)
+            if size > LONGEST:
+                self.close()
+                raise smtplib.SMTPServerDisconnected("its answer has no end")
+            if not line[:3].isdigit():
+                return -1, line.strip()
+            lines.append(line[4:].strip())
+            if line[3:4] != b"-":
+                return int(line[:3]), b"\n".join(lines)
+
+    def _line(self) -> bytes:
+        while b"\n" not in self.held:
+            if self.sock is None or len(self.held) > LONGEST:
+                self.close()
+                raise smtplib.SMTPServerDisconnected("its answer has no end" if self.held else "not connected")
+            left = self.deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("timed out")
+            self.sock.settimeout(left)
+            heard = self.sock.recv(8192)
+            if not heard:
+                self.close()
+                raise smtplib.SMTPServerDisconnected("it closed the connection")
+            self.held += heard
+        line, _, self.held = self.held.partition(b"\n")
+        return line
+
+
+class _SecretTalk(_Talk, smtplib.SMTP_SSL):
+    """The same, encrypted from the first byte."""
+
+    def __init__(self, server: str, port: int) -> None:
+        self.deadline = time.monotonic() + timeouts.CONNECT
+        self.held = b""
+        smtplib.SMTP_SSL.__init__(self, server, port, timeout=timeouts.CONNECT, context=_trusted())
+
+
+class Relay(flask_mail.Connection):
+    """One connection to the relay, reused for many mails. Not for two threads at once."""
+
+    host: _Talk | None
+
+    def __enter__(self) -> Relay:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.drop()
+
+    @property
+    def is_open(self) -> bool:
+        return self.host is not None
+
+    def open(self) -> None:
+        """Connect and sign in, unless that is done already.
+
+        :raises RelayDown: when nobody answers, or only with a 4xx.
+        :raises RelayRefuses: when TLS can't be trusted, the password is wrong, or the greeting is a 5xx.
+        """
+        if self.host is not None:
+            return
+        try:
+            self.host = self.configure_host()
+        except ssl.SSLError as error:
+            reason = (error.reason or str(error)).replace("_", " ").lower()
+            words = f"TLS: {getattr(error, 'verify_message', '') or reason}"
+            for_good = isinstance(error, ssl.SSLCertVerificationError) or error.reason in NO_COMMON_TLS
+            raise (RelayRefuses if for_good else RelayDown)(words) from error
+        except smtplib.SMTPNotSupportedError as error:
+            raise RelayRefuses(str(error)) from error
+        except smtplib.SMTPResponseException as error:
+            words = f"{error.smtp_code} {_words(error.smtp_error)}" if error.smtp_code > 0 else _reason(error)
+            raise (RelayRefuses if error.smtp_code >= 500 else RelayDown)(words) from error
+        except (OSError, smtplib.SMTPException) as error:
+            raise RelayDown(_reason(error)) from error
+        except ValueError as error:
+            raise RelayRefuses("the server's name, the user name or the password can't be sent as it is") from error
+
+    def configure_host(self) -> _Talk:
+        """A connection that is greeted, encrypted as configured and signed in."""
+        host = self._connect()
+        try:
+            host.until(timeouts.CONNECT)
+            _greet(host)
+            if self.mail.use_tls:
+                code, words = host.starttls(context=_trusted())
+                if code != 220:
+                    raise smtplib.SMTPResponseException(code, words)
+                # What came before is not of this conversation: it may be anybody's (CVE-2011-0411).
+                host.held = b""
+                _greet(host)
+            if self.mail.username and self.mail.password:
+                host.login(self.mail.username, self.mail.password)
+        except BaseException:
+            host.close()
+            raise
+        return host
+
+    def _connect(self) -> _Talk:
+        talk = _SecretTalk if self.mail.use_ssl else _Talk
+        host = talk(self.mail.server, self.mail.port or 0)
+        if host.sock is not None:
+            # A body's last piece must not wait until the relay has confirmed the piece before.
+            host.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return host
+
+    def send(self, message: flask_mail.Message, envelope_from: str | tuple[str, str] | None = None) -> None:
+        """Flask-Mail's way in, for a letter that must go out now or not at all.
+
+        :raises RelayDown: when the relay does not take it now.
+        :raises RelayRefuses: when it never will.
+        """
+        self.open()
+        outcome = self.deliver(cast(Letter, message))
+        if outcome.kind in ("failed", "refused"):
+            raise RelayRefuses(f"{outcome.code} {outcome.text}" if outcome.code else outcome.text)
+        if outcome.kind != "accepted":
+            raise RelayDown(f"{outcome.code} {outcome.text}" if outcome.code else outcome.text)
+
+    def deliver(
+        self,
+        letter: Letter,
+        may_send: Callable[[], bool] = lambda: True,
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> Outcome:
+        """Hand one letter over, step by step. After anything but a plain answer the connection is closed.
+
+        :param may_send: asked right before the body, the point of no return; False calls the mail off.
+        :param meanwhile: done while the relay reads the envelope.
+        """
+        host = self.host
+        if host is None:
+            return Outcome("trouble", None, "not connected", "connect")
+        if letter.has_bad_headers():
+            return Outcome("failed", None, "this can't be written as an address", "address")
+        try:
+            refusal = self._envelope(host, letter, meanwhile)
+            if refusal is not None:
+                return refusal
+            if not may_send():
+                self.close()
+                return Outcome("stopped")
+            return self._body(host, letter)
+        except (OSError, smtplib.SMTPException) as error:
+            self.close()
+            return Outcome("trouble", None, _reason(error), "before the body")
+
+    def _envelope(self, host: _Talk, letter: Letter, meanwhile: Callable[[], object]) -> Outcome | None:
+        """MAIL, RCPT and DATA; None when all were taken. At once where the relay reads ahead (RFC 2920), which saves
+        two of four round trips; every command has its own answer all the same."""
+        options = "" if letter.to.isascii() else " SMTPUTF8 BODY=8BITMIME"
+        if options and not host.has_extn("smtputf8"):
+            return Outcome("failed", None, "the relay takes no addresses with such letters (SMTPUTF8)", "address")
+        commands = {"MAIL": f"MAIL FROM:<{letter.sender}>{options}", "RCPT": f"RCPT TO:<{letter.to}>", "DATA": "DATA"}
+        host.until(timeouts.REPLY)
+        _limit(host, timeouts.REPLY)
+        groups = [tuple(commands)] if host.has_extn("pipelining") else [(verb,) for verb in commands]
+        for group in groups:
+            host.send("".join(f"{commands[verb]}\r\n" for verb in group).encode())
+            if group[0] == "MAIL":
+                meanwhile()
+            refused = self._hear(host, group)
+            if refused is not None:
+                return self._refusal(host, *refused)
+        return None
+
+    def _hear(self, host: _Talk, group: tuple[str, ...]) -> tuple[int, bytes, str] | None:
+        """The first refusal among the answers to a group of commands, all of them read; None when there is none."""
+        refused: tuple[int, bytes, str] | None = None
+        for verb in group:
+            try:
+                code, words = host.getreply()
+            except (OSError, smtplib.SMTPException):
+                if refused is None:
+                    raise
+                # What was answered before the connection broke stays true.
+                self.close()
+                return refused
+            taken = code // 100 == TAKEN[verb]
+            if refused is None and not taken:
+                refused = code, words, verb
+            if refused is not None and ((verb == "DATA" and taken) or code in (-1, 421)):
+                # It waits for a body that nobody may get, or for nothing any more.
+                self.close()
+                return refused
+        return refused
+
+    def _body(self, host: _Talk, letter: Letter) -> Outcome:
+        if host.sock is None:
+            raise smtplib.SMTPServerDisconnected("the connection is closed")
+        body = _stuffed(letter.raw)
+        _limit(host, timeouts.BODY)
+        # An error in here leaves the closing dot unsent, so the relay has to forget the mail.
+        host.sock.sendall(body)
+        host.until(timeouts.REPLY)
+        try:
+            code, words = host.getreply()
+        except (OSError, smtplib.SMTPException) as error:
+            self.close()
+            return Outcome("uncertain", None, f"no answer after the mail was handed over: {_reason(error)}", "body")
+        if 200 <= code < 300:
+            flask_mail.email_dispatched.send(current_app, message=letter)
+            return Outcome("accepted", code, _words(words))
+        if not 400 <= code < 600:
+            self.close()
+            return Outcome("uncertain", None, "the answer after the mail was handed over makes no sense", "body")
+        return self._refusal(host, code, words, "body")
+
+    def _refusal(self, host: _Talk, code: int, words: bytes, at: str) -> Outcome:
+        text = _words(words)
+        if code == 421 or (at == "MAIL" and 400 <= code < 500):
+            self.close()
+            return Outcome("trouble", code, text, at)
+        if not 400 <= code < 600:
+            self.close()
+            return Outcome("trouble", None, text or "the answer makes no sense", at)
+        self._reset(host)
+        if at == "MAIL":
+            return Outcome("refused", code, text, at)
+        return Outcome("failed" if code >= 500 else "deferred", code, text, at)
+
+    def _reset(self, host: _Talk) -> None:
+        """Ready for the next mail; a connection that will not be is dropped, and the outcome stays what it was."""
+        if self.host is None:
+            return
+        host.until(timeouts.RESET)
+        try:
+            if host.docmd("RSET")[0] != 250:
+                self.close()
+        except (OSError, smtplib.SMTPException):
+            self.close()
+
+    def close(self) -> None:
+        """Close the connection at once, in the middle of whatever it is."""
+        host, self.host = self.host, None
+        if host is not None:
+            host.close()
+
+    def drop(self) -> None:
+        """Take leave and close the connection. Never raises: whatever was accepted stays accepted."""
+        host, self.host = self.host, None
+        if host is None:
+            return
+        try:
+            host.until(2)
+            _limit(host, 2)
+            host.quit()
+        except (OSError, smtplib.SMTPException):
+            host.close()
+
+
+def relay() -> Relay:
+    """A connection to the configured relay, not yet opened."""
+    return Relay(current_app.extensions["mail"])
+
+
+def _greet(host: _Talk) -> None:
+    """EHLO, or HELO for a relay that does not know it; a relay that has no time now is not asked a second way."""
+    code, words = host.ehlo()
+    if 500 <= code < 600:
+        code, words = host.helo()
+    if code // 100 != 2:
+        raise smtplib.SMTPHeloError(code, words)
+
+
+def _trusted() -> ssl.SSLContext:
+    return ssl.create_default_context()
+
+
+def _limit(host: _Talk, seconds: float) -> None:
+    if host.sock is not None:
+        host.sock.settimeout(seconds)
+
+
+def _stuffed(raw: bytes) -> bytes:
+    """The body as RFC 5321 wants it on the wire: leading dots doubled, a lone dot at the end."""
+    raw = (b"." + raw if raw.startswith(b".") else raw).replace(b"\n.", b"\n..")
+    return raw + (b".\r\n" if raw.endswith(b"\r\n") else b"\r\n.\r\n")
+
+
+def _breaks_lines(value: str) -> bool:
+    return any(c in value for c in "\r\n\0<> ")
+
+
+def _words(given: bytes | str) -> str:
+    text = given.decode("utf-8", "replace") if isinstance(given, bytes) else given
+    return " ".join(text.replace("\0", "").split())[:500]
+
+
+def _reason(error: Exception) -> str:
+    words = _words(str(error))
+    if isinstance(error, TimeoutError) or words.endswith("timed out"):
+        return "it did not answer in time"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, smtplib.SMTPResponseException) and error.smtp_code < 0:
+        return f"its answer makes no sense: {_words(error.smtp_error)}"
+    return words or type(error).__name__

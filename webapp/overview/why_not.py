@@ -1,0 +1,211 @@
+"""Why may this customer redeem this offer, or why not: every check of the rule with the fact behind it.
+
+The rule itself is `verdict`; here is only told, in plain sentences, what it saw.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from webapp.campaigns.deliveries import queries as delivery_queries
+from webapp.campaigns.deliveries.queries import Mailed
+from webapp.core import formatting
+from webapp.customers import queries as customer_queries
+from webapp.offers import queries as offer_queries
+from webapp.offers.models import normalise_code
+from webapp.redemptions import facts as redemption_facts
+from webapp.redemptions import personal_codes, refusals
+from webapp.redemptions import queries as redemption_queries
+from webapp.redemptions.queries import Redeemed
+from webapp.redemptions.rules import Ask, Check, Facts, OfferFacts, Reason, verdict
+from webapp.views import rendering
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A check with its answer and the fact behind it in one sentence."""
+
+    check: Check
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The conclusion first, then every check in the order of the rule.
+
+    `uses` are all of this customer's redemptions of this offer, the newest first, with those that were undone;
+    `mails` those that they got about it.
+    """
+
+    facts: Facts
+    reason: Reason | None
+    # What whoever redeems by a key or by hand is told.
+    sentence: str
+    lines: tuple[Line, ...]
+    uses: tuple[Redeemed, ...]
+    mails: tuple[Mailed, ...]
+
+    @property
+    def fact(self) -> str:
+        """The fact behind the conclusion: that of the first check that failed."""
+        return next((line.sentence for line in self.lines if line.check.passed is False), self.sentence)
+
+
+def explain(ask: Ask) -> Explanation:
+    """What redeeming would answer at this moment, and every check on the way. Writes nothing."""
+    facts = redemption_facts.facts([ask])[0]
+    if facts.code_is_closed:
+        facts = dataclasses.replace(facts, offer=None, use=None)
+    judged = verdict(facts)
+    offer = facts.offer
+    audience = customer_queries.audience_by_id(offer.audience_id) if offer is not None and offer.audience_id else None
+    uses: tuple[Redeemed, ...] = ()
+    mails: tuple[Mailed, ...] = ()
+    if offer is not None and facts.customer_id is not None:
+        uses = tuple(done for done in redemption_queries.of_customer(facts.customer_id) if done.offer_id == offer.id)
+        mails = tuple(
+            mail for mail in delivery_queries.of_customer(facts.customer_id) if mail.campaign.offer_id == offer.id
+        )
+    told = _Told(ask, facts, audience.name if audience else None, _closed(ask) if offer is None else None, uses)
+    return Explanation(
+        facts,
+        judged.reason,
+        refusals.full(judged.reason, offer) if judged.reason else f"{told.who} can redeem {told.name} now.",
+        tuple(Line(check, told.sentence(check)) for check in judged.checks),
+        uses,
+        mails,
+    )
+
+
+def _closed(ask: Ask) -> str | None:
+    """What is known of a code that worked once."""
+    prefix, _ = personal_codes.split(ask.code or "")
+    code = offer_queries.closed_code([code for code in (ask.code, prefix) if code])
+    offer = offer_queries.by_id(code.offer_id) if code else None
+    if code is None or offer is None:
+        return None
+    closed = rendering.when(code.closed_at, offer.time_zone)
+    return (
+        f"{code.code_as_written} was a code of “{offer.name}”, closed on {closed}; now it has {offer.code_as_written}."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """Sentences about one pair."""
+
+    ask: Ask
+    facts: Facts
+    audience: str | None
+    closed: str | None
+    uses: tuple[Redeemed, ...]
+
+    @property
+    def who(self) -> str:
+        return self.facts.email or self.ask.email or f"the source id {self.ask.source_id}"
+
+    @property
+    def name(self) -> str:
+        return f"“{self.facts.offer.name}”" if self.facts.offer else "the offer"
+
+    def sentence(self, check: Check) -> str:
+        offer = self.facts.offer
+        if check.name == "code":
+            return self._code(offer)
+        if check.name == "customer":
+            return self._customer()
+        if offer is None:
+            return "Not asked: the code is not known."
+        if check.passed is None:
+            return "Not asked: the customer is not known."
+        return self._asked(check, offer)
+
+    def _asked(self, check: Check, offer: OfferFacts) -> str:
+        match check.name:
+            case "unused":
+                return self._unused()
+            case "window":
+                return _window(offer, check)
+            case "status":
+                return "The offer is paused." if offer.paused else "The offer is not paused."
+            case "audience":
+                return self._audience()
+            case "personal_code":
+                return self._personal_code(offer)
+            case _:
+                return _room(offer)
+
+    def _code(self, offer: OfferFacts | None) -> str:
+        if offer is None:
+            return self.closed or f"No offer has the code {self.ask.code}."
+        if self.facts.personal_code != "none":
+            return f"{self.ask.code} is a code of {self.name} with a personal ending."
+        if self.ask.code != normalise_code(offer.code):
+            return f"{self.ask.code} is an older code of {self.name}, which still works; now it has {offer.code}."
+        return f"{self.ask.code} is the code of {self.name}."
+
+    def _customer(self) -> str:
+        if self.facts.customer_id is not None:
+            return f"{self.who} is a customer."
+        if self.ask.email is not None:
+            return f"Nobody has the e-mail {self.ask.email}."
+        return f"Nobody has the source id {self.ask.source_id}."
+
+    def _unused(self) -> str:
+        use = self.facts.use
+        if use is not None:
+            through = {"form": "the form", "link": "the personal link", "api": "the API", "staff": "staff"}[use.channel]
+            return f"Used on {_moment(use.redeemed_at, self.facts.offer)} through {through}."
+        undone = next((done.use for done in self.uses if done.use.rolled_back_at), None)
+        if undone is not None:
+            return f"Not used: the redemption of {_moment(undone.redeemed_at, self.facts.offer)} was undone."
+        return "Not used by this customer so far."
+
+    def _audience(self) -> str:
+        if self.audience is None:
+            return "The offer is for everyone known."
+        return f"Audience: {self.audience}; {self.who} is {'' if self.facts.in_audience else 'not '}a member."
+
+    def _personal_code(self, offer: OfferFacts) -> str:
+        if self.facts.personal_code == "right":
+            return "The personal code is this customer's."
+        if self.facts.personal_code == "wrong":
+            return "The personal code is not this customer's: it is somebody else's, or mistyped."
+        if offer.personal_code_required:
+            return "The offer needs the personal code that stands in the customer's own mail; this is the shared one."
+        return "The shared code is enough for this offer."
+
+
+def _window(offer: OfferFacts, check: Check) -> str:
+    if check.reason == "offer_not_started" and not check.passed:
+        return f"Starts on {_edge(offer.starts_at, offer, closes=False)}."
+    if offer.ends_at is None:
+        return f"Open since {_edge(offer.starts_at, offer, closes=False)}, without an end."
+    if not check.passed:
+        return f"Ended on {_edge(offer.ends_at, offer, closes=True)}."
+    return (
+        f"Open since {_edge(offer.starts_at, offer, closes=False)}, ends on {_edge(offer.ends_at, offer, closes=True)}."
+    )
+
+
+def _room(offer: OfferFacts) -> str:
+    if offer.max_redemptions is None:
+        return "There is no limit to how many may redeem."
+    if offer.redeemed >= offer.max_redemptions:
+        return f"All {formatting.number(offer.max_redemptions)} are taken."
+    return f"{formatting.number(offer.redeemed)} of {formatting.number(offer.max_redemptions)} are taken."
+
+
+def _edge(at: datetime, offer: OfferFacts, *, closes: bool) -> str:
+    """31 May 2026 at 24:00 Europe/Berlin: what ends at midnight ends with the day before."""
+    local = at.astimezone(ZoneInfo(offer.time_zone))
+    if closes and (local.hour, local.minute, local.second) == (0, 0, 0):
+        return f"{formatting.day(at - timedelta(seconds=1), offer.time_zone)} at 24:00 {offer.time_zone}"
+    return f"{formatting.day(at, offer.time_zone)} at {local:%H:%M} {offer.time_zone}"
+
+
+def _moment(at: datetime, offer: OfferFacts | None) -> str:
+    return rendering.when(at, offer.time_zone if offer else "UTC")

@@ -1,0 +1,77 @@
+"""Roll back a redemption."""
+
+from __future__ import annotations
+
+from sqlalchemy import text
+
+from webapp.accounts.actions import record
+from webapp.core.errors import DomainError, FieldError, Invalid, NotFound
+from webapp.core.extensions import db
+from webapp.redemptions import public_ids
+from webapp.redemptions import queries as redemption_queries
+from webapp.redemptions.hourly_counts import HOURLY_COUNTS_LOCK
+from webapp.redemptions.queries import Redeemed
+
+REASON_MAX = 500
+
+
+_LOCK_TALLY_SHARED = text(f"select pg_advisory_xact_lock_shared({HOURLY_COUNTS_LOCK})")
+_UNDO = text(
+    """
+    with gone as (
+      delete from redemption
+      where offer_id = :offer_id and customer_id = :customer_id and redeemed_at = :redeemed_at
+      returning *
+    )
+    insert into rollback (customer_id, offer_id, redeemed_at, channel, api_key_id, order_id, order_amount,
+      order_currency, discount_amount, order_metadata, idempotency_key, body_hash, rolled_back_by, reason)
+    select customer_id, offer_id, redeemed_at, channel, api_key_id, order_id, order_amount,
+      order_currency, discount_amount, order_metadata, idempotency_key, body_hash, :by, :reason
+    from gone
+    """
+)
+_GIVE_BACK = text("update offer set redeemed = redeemed - 1 where id = :offer_id and max_redemptions is not null")
+# An hour has a row only when it was counted. All three move together, each row after the ones before it, so that nobody
+# waits in a circle.
+_UNCOUNT = text(
+    """
+    with uncounted as (
+      update redemption_hour h set n = h.n - 1
+      where h.offer_id = :offer_id and h.hour = date_trunc('hour', cast(:redeemed_at as timestamptz), 'UTC')
+      returning h.offer_id, h.hour
+    ), of_offer as (
+      update redemption_total t set n = t.n - 1 from uncounted u where t.offer_id = u.offer_id returning u.hour
+    )
+    update hour_total t set n = t.n - 1 from of_offer o where t.hour = o.hour
+    """
+)
+
+
+def rollback(public_id: str, reason: str, by: str) -> Redeemed:
+    """Undo a redemption, once: its row moves to the rollbacks, the cap gets its unit back, and the customer may redeem
+    again. Commits.
+
+    :raises NotFound: when there is no such redemption.
+    :raises DomainError: `already_rolled_back` when it was undone before, also at this very moment.
+    :raises Invalid: `reason_missing`, `reason_too_long`.
+    """
+    why = " ".join(reason.split())
+    if not why or not why.isprintable():
+        raise Invalid(FieldError("reason", "reason_missing", "Say in a few words why it is undone."))
+    if len(why) > REASON_MAX:
+        raise Invalid(FieldError("reason", "reason_too_long", f"A reason has at most {REASON_MAX} characters."))
+    found = redemption_queries.find(public_id)
+    if found is None:
+        raise NotFound("There is no such redemption; check its reference.")
+    triple = public_ids.Triple(found.offer_id, found.customer_id, found.use.redeemed_at)._asdict()
+    # First of all, for the hours are counted by whoever holds this lock alone: before us or after us, never between.
+    db.session.execute(_LOCK_TALLY_SHARED)
+    undone = db.session.connection().execute(_UNDO, triple | {"by": by, "reason": why}).rowcount
+    if not undone:
+        db.session.rollback()
+        raise DomainError("already_rolled_back", "This redemption was undone before.", 409)
+    db.session.execute(_GIVE_BACK, {"offer_id": found.offer_id})
+    db.session.execute(_UNCOUNT, {"offer_id": found.offer_id, "redeemed_at": found.use.redeemed_at})
+    record(by, "redemption.undone", found.code, customer=found.customer_id, reference=public_id)
+    db.session.commit()
+    return redemption_queries.find(public_id) or found

@@ -1,0 +1,250 @@
+"""The rule: may this customer redeem this offer now? One pure function over facts; nothing else decides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, NamedTuple
+
+from webapp.core.errors import FieldError, Invalid
+from webapp.core.money import Discount
+
+Reason = Literal[
+    "not_found",
+    "customer_unknown",
+    "already_redeemed",
+    "offer_not_started",
+    "offer_expired",
+    "offer_paused",
+    "customer_not_eligible",
+    "personal_code_required",
+    "offer_exhausted",
+]
+Name = Literal["code", "customer", "unused", "window", "status", "audience", "personal_code", "room"]
+PersonalCode = Literal["none", "right", "wrong"]
+
+
+@dataclass(frozen=True, slots=True)
+class OfferFacts:
+    """The offer as the rule sees it."""
+
+    id: int
+    code: str
+    name: str
+    discount: Discount
+    starts_at: datetime
+    ends_at: datetime | None
+    time_zone: str
+    paused: bool
+    audience_id: int | None
+    personal_code_required: bool
+    max_redemptions: int | None
+    redeemed: int
+    frozen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A redemption as its row says, perhaps undone since."""
+
+    redeemed_at: datetime
+    channel: str
+    api_key_id: int | None = None
+    order_id: str | None = None
+    order_amount: int | None = None
+    order_currency: str | None = None
+    discount_amount: int | None = None
+    order_metadata: Mapping[str, Any] | None = None
+    idempotency_key: str | None = None
+    body_hash: bytes | None = None
+    rolled_back_at: datetime | None = None
+    rolled_back_by: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that the rule needs to know of one (code, e-mail) pair at one moment.
+
+    `undone` is the redemption that was rolled back and that this very request, if it is a repeat, had made. A code that
+    was closed is known to nobody; that it was one of `offer` counts for repeats of what was done with it before.
+    """
+
+    at: datetime
+    offer: OfferFacts | None
+    customer_id: int | None
+    email: str | None
+    in_audience: bool
+    personal_code: PersonalCode
+    use: Use | None = None
+    undone: Use | None = None
+    code_is_closed: bool = False
+
+
+class Check(NamedTuple):
+    """One question with its answer; None where it can't be asked, because an earlier one failed."""
+
+    name: Name
+    reason: Reason
+    passed: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Every check in order. `reason` is that of the first that failed; None means it may be redeemed."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def reason(self) -> Reason | None:
+        return next((check.reason for check in self.checks if check.passed is False), None)
+
+    @property
+    def public_reason(self) -> Reason | None:
+        """The reason a stranger may hear: what fails for the person is one answer, `customer_not_eligible`.
+
+        What fails for everybody is said first, so that on an offer that nobody can use no e-mail stands out. Only
+        that it is used up comes after "already redeemed": whoever took part of it shall hear that it was them.
+        """
+        failed = {check.reason for check in self.checks if check.passed is False}
+        personal = failed & PERSONAL
+        for reason in FOR_EVERYBODY:
+            if reason in failed:
+                return reason
+        if "already_redeemed" in failed and not personal:
+            return "already_redeemed"
+        if "offer_exhausted" in failed:
+            return "offer_exhausted"
+        return "customer_not_eligible" if personal else None
+
+
+PERSONAL = frozenset({"customer_unknown", "customer_not_eligible", "personal_code_required"})
+FOR_EVERYBODY: tuple[Reason, ...] = (
+    "not_found",
+    "offer_not_started",
+    "offer_expired",
+    "offer_paused",
+)
+
+
+def verdict(facts: Facts) -> Verdict:
+    """Judge the facts: every check, in the order in which its reason is given."""
+    offer, at = None if facts.code_is_closed else facts.offer, facts.at
+    known = facts.customer_id is not None
+    checks: list[Check] = [
+        Check("code", "not_found", offer is not None),
+        Check("customer", "customer_unknown", known),
+    ]
+    if offer is None:
+        checks += [
+            Check("unused", "already_redeemed", None),
+            Check("window", "offer_expired", None),
+            Check("status", "offer_paused", None),
+            Check("audience", "customer_not_eligible", None),
+            Check("personal_code", "personal_code_required", None),
+            Check("room", "offer_exhausted", None),
+        ]
+        return Verdict(tuple(checks))
+    started = offer.starts_at <= at
+    open_now = started and (offer.ends_at is None or at < offer.ends_at)
+    full = offer.max_redemptions is not None and offer.redeemed >= offer.max_redemptions
+    checks += [
+        Check("unused", "already_redeemed", facts.use is None if known else None),
+        Check("window", "offer_expired" if started else "offer_not_started", open_now),
+        Check("status", "offer_paused", not offer.paused),
+        Check("audience", "customer_not_eligible", facts.in_audience if known else None),
+        Check("personal_code", "personal_code_required", _personal_code(facts, offer) if known else None),
+        Check("room", "offer_exhausted", not full),
+    ]
+    return Verdict(tuple(checks))
+
+
+def _personal_code(facts: Facts, offer: OfferFacts) -> bool:
+    if facts.personal_code == "none":
+        return not offer.personal_code_required
+    return facts.personal_code == "right"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """The order a discount is for, in minor units of its currency."""
+
+    id: str
+    amount: int | None = None
+    currency: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request to redeem or to validate, as a door has understood it.
+
+    Offer and customer are named by a normalised `code` and a normalised `email` (or `source_id`), or, where they are
+    proven by a personal link or looked up by us, by their ids.
+    """
+
+    channel: Literal["form", "link", "api", "staff"]
+    code: str | None = None
+    email: str | None = None
+    source_id: str | None = None
+    offer_id: int | None = None
+    customer_id: int | None = None
+    order: Order | None = None
+    metadata: Mapping[str, Any] | None = None
+    api_key_id: int | None = None
+    idempotency_key: str | None = None
+    body_hash: bytes | None = None
+
+
+def repeat_of(ask: Ask, facts: Facts) -> Use | None:
+    """The first redemption, if this is the same request again: by its Idempotency-Key or by its order.
+
+    :raises Invalid: `idempotency_key_reused` when the key came with another body then.
+    """
+    live = facts.use if facts.use is not None and facts.use.api_key_id == ask.api_key_id else None
+    if live is not None and _same_key(ask, live):
+        use: Use | None = live
+    elif live is not None and _same_order(ask, live) and not (ask.idempotency_key and facts.undone):
+        use = live
+    else:
+        # Found only by the key of this very request or, where it has none, by its order.
+        use = facts.undone
+    if use is not None and _same_key(ask, use) and use.body_hash != ask.body_hash:
+        raise Invalid(
+            FieldError(
+                "Idempotency-Key",
+                "idempotency_key_reused",
+                "This Idempotency-Key was sent before with another body. Use a new key for a new request.",
+            )
+        )
+    return use
+
+
+def _same_key(ask: Ask, use: Use) -> bool:
+    return ask.idempotency_key is not None and ask.idempotency_key == use.idempotency_key
+
+
+def _same_order(ask: Ask, use: Use) -> bool:
+    return ask.order is not None and ask.order.id == use.order_id
+
+
+def discount_on(order: Order | None, discount: Discount) -> int | None:
+    """What is taken off the order, if its amount is known.
+
+    :raises Invalid: `currency_missing`, `currency_mismatch`.
+    """
+    if order is None:
+        return None
+    if discount.type == "amount" and order.currency is None and order.amount is not None:
+        raise Invalid(
+            FieldError(
+                "order.currency",
+                "currency_missing",
+                f"Say the currency of the order; this offer is for orders in {discount.currency}.",
+            )
+        )
+    if order.amount is None:
+        if order.currency is not None:
+            discount.on(0, order.currency)
+        return None
+    return discount.on(order.amount, order.currency or "")

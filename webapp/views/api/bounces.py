@@ -1,0 +1,70 @@
+"""JSON calls about mails that came back."""
+
+from __future__ import annotations
+
+import re
+from itertools import takewhile
+from typing import Any
+
+from flask import Response, g, jsonify, request
+from flask_openapi import APIBlueprint
+from pydantic import ValidationError
+from werkzeug.exceptions import BadRequest
+
+from webapp.campaigns.bounces import actions as bounce_actions
+from webapp.campaigns.bounces import mailbox
+from webapp.campaigns.bounces import reports as bounce_reports
+from webapp.core.errors import DomainError
+from webapp.customers.imports.upload import PIECE
+from webapp.views.api.blueprint import needs_scope, takes, validation_problem
+from webapp.views.api.schemas.bounces import BouncesIn, BouncesOut
+
+room = APIBlueprint("bounces", __name__)
+
+JSON = "application/json"
+MAIL, REPORT = "message/rfc822", "multipart/report"
+MAIL_MAX = 64 * 1024 * 1024
+
+
+@room.post("/bounces", responses={200: BouncesOut})
+@needs_scope("manage")
+@takes(JSON, MAIL, REPORT, model=BouncesIn)
+def bounces() -> Response:
+    """Hard bounces and complaints: those addresses are not mailed any more, from the next window on.
+
+    As JSON, up to 1000 at a time: each says by `return_path`, `message_id` or `email` whose mail it is about; a mark
+    of ours goes before the address. A `status` that is no fault of the address (RFC 3463; the table is in
+    docs/consent.md) changes nothing. An address of nobody known goes on the list, too: who is imported later is not
+    mailed. Or the mail itself that came back, as `message/rfc822` or `multipart/report`: of that only what carries a
+    mark of ours counts. Sending the same twice changes nothing. `results` says for each in turn what came of it:
+    suppressed (now on the list), known (on the list already), soft (no fault of the address), ignored (an answer of a
+    machine, or about a former address), unproven (nobody knows whose mail it is), unknown_customer (a mark of ours,
+    but the customer is erased), own_address (the shop's), email_invalid, broken.
+    """
+    by = f"key {g.api_key.name}"
+    if request.mimetype != JSON:
+        outcomes = [bounce_actions.take(bounce_reports.read(_mail()))]
+        bounce_actions.note(outcomes, by)
+    else:
+        try:
+            body = BouncesIn.model_validate(_json())
+        except ValidationError as error:
+            return validation_problem(error)
+        outcomes = bounce_actions.take_all_said([each.said() for each in body.bounces], by)
+    return jsonify({"received": len(outcomes), "suppressed": outcomes.count("suppressed"), "results": outcomes})
+
+
+def _json() -> Any:
+    try:
+        return request.get_json()
+    except (BadRequest, RecursionError) as error:
+        raise DomainError("broken_json", "The body is not JSON that can be read.", 400) from error
+
+
+def _mail() -> bytes:
+    """The beginning of the mail that is the body. Of a report without its first lines, the header says what it is."""
+    request.max_content_length = MAIL_MAX
+    raw = mailbox.beginning(takewhile(bool, iter(lambda: request.stream.read(PIECE), None)))
+    if request.mimetype == REPORT and not re.match(rb"[\w-]+:", raw):
+        return f"Content-Type: {request.content_type}\n\n".encode() + raw
+    return raw

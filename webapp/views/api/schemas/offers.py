@@ -1,0 +1,164 @@
+"""The JSON of offers: what is taken and what is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
+
+from webapp.core.formatting import time
+from webapp.core.money import Discount
+from webapp.offers.models import Offer, OfferCode, OfferState
+from webapp.views.api.schemas.types import AmountOut, Body, Line, PercentOut, Time, discount_json
+
+
+class DiscountIn(Body):
+    """Either a share of the order (`percent`, a decimal string) or an `amount` in minor units of a `currency`."""
+
+    type: Literal["percent", "amount"]
+    percent: Annotated[StrictStr, Field(pattern=r"^[0-9]{1,3}(\.[0-9]{1,2})?$", examples=["25", "12.5"])] | None = None
+    amount: Annotated[StrictInt, Field(examples=[500])] | None = None
+    currency: Annotated[StrictStr, Field(pattern=r"^[A-Z]{3}$", examples=["EUR"])] | None = None
+
+    @model_validator(mode="after")
+    def one_kind(self) -> DiscountIn:
+        percent, amount = self.percent is not None, (self.amount is not None, self.currency is not None)
+        if self.type == "percent" and (not percent or any(amount)):
+            raise ValueError("give percent, and neither amount nor currency")
+        if self.type == "amount" and (percent or not all(amount)):
+            raise ValueError("give amount and currency, and no percent")
+        return self
+
+    def typed(self) -> Discount:
+        if self.percent is not None:
+            return Discount("percent", percent=Decimal(self.percent))
+        return Discount("amount", amount=self.amount, currency=self.currency)
+
+
+class Mail(Body):
+    """The mail that announces the offer; what is left out is a default text."""
+
+    subject: Line | None = None
+    text: Line | None = None
+    html: Line | None = None
+
+
+class NewOffer(Body):
+    """An offer to set up. Without a code one is generated; without a start it starts now."""
+
+    name: Line
+    discount: DiscountIn
+    code: Line | None = None
+    starts_at: Time | None = None
+    ends_at: Time | None = None
+    time_zone: Line = "UTC"
+    max_redemptions: StrictInt | None = None
+    audience: Annotated[Line | None, Field(description="The name of an audience; null is everyone known.")] = None
+    personal_code_required: StrictBool = False
+    mail: Mail | None = None
+
+
+# pydantic does not look at defaults, so a null that was sent is refused and one that was not is not seen.
+_LEFT_OUT: Any = None
+
+
+class OfferChange(Body):
+    """What to change of an offer; what is left out stays, and only three of them can be null."""
+
+    name: Line = _LEFT_OUT
+    discount: DiscountIn = _LEFT_OUT
+    code: Line = _LEFT_OUT
+    starts_at: Time = _LEFT_OUT
+    ends_at: Time | None = None
+    time_zone: Line = _LEFT_OUT
+    max_redemptions: StrictInt | None = None
+    audience: Line | None = None
+    personal_code_required: StrictBool = _LEFT_OUT
+    paused: StrictBool = _LEFT_OUT
+
+
+class OfferPath(BaseModel):
+    """An offer by its code or an alias, in any spelling."""
+
+    code: str
+
+
+class CodePath(OfferPath):
+    """One code that an offer had before."""
+
+    alias: str
+
+
+class NewCode(Body):
+    """The code that an offer gives out from now on; left out or null has one generated."""
+
+    code: Line | None = None
+
+
+class OfferList(BaseModel):
+    """A page of offers, newest first."""
+
+    model_config = ConfigDict(extra="forbid")
+    state: OfferState | None = None
+    q: Annotated[str, Field(max_length=200)] = ""
+    cursor: str | None = None
+    limit: Annotated[int, Field(ge=1, le=100)] = 50
+
+
+class OfferOut(BaseModel):
+    """An offer."""
+
+    code: str
+    aliases: Annotated[list[str], Field(description="Earlier codes that still work, newest first.")]
+    name: str
+    discount: PercentOut | AmountOut
+    starts_at: str
+    ends_at: str | None
+    time_zone: str
+    state: OfferState
+    paused: bool
+    audience: str | None
+    personal_code_required: bool
+    max_redemptions: int | None
+    redeemed: int
+    frozen: bool
+    created_at: str
+
+
+class OfferPage(BaseModel):
+    offers: list[OfferOut]
+    next_cursor: str | None
+
+
+def offer_json(
+    offer: Offer, at: datetime, audience: str | None, redeemed: int, codes: Sequence[OfferCode]
+) -> dict[str, Any]:
+    """An offer as JSON gives it."""
+    return {
+        "code": offer.code_as_written,
+        "aliases": [row.code_as_written for row in codes if row.closed_at is None and row.code != offer.code],
+        "name": offer.name,
+        "discount": discount_json(offer.discount),
+        "starts_at": time(offer.starts_at),
+        "ends_at": time(offer.ends_at),
+        "time_zone": offer.time_zone,
+        "state": offer.state(at),
+        "paused": offer.paused_at is not None,
+        "audience": audience,
+        "personal_code_required": offer.personal_code_required,
+        "max_redemptions": offer.max_redemptions,
+        "redeemed": redeemed,
+        "frozen": offer.frozen_at is not None,
+        "created_at": time(offer.created_at),
+    }

@@ -1,0 +1,266 @@
+"""Staff screens of offers."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import segno
+from flask import Blueprint, Response, current_app, flash, redirect, request, url_for
+from flask_login import current_user
+from markupsafe import Markup
+from werkzeug.wrappers import Response as BaseResponse
+
+from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns.launch import queries as launch_queries
+from webapp.core import formatting
+from webapp.core.errors import DomainError, NotFound
+from webapp.customers import queries as customer_queries
+from webapp.offers import actions as offer_actions
+from webapp.offers import code_actions
+from webapp.offers import queries as offer_queries
+from webapp.offers.models import Offer
+from webapp.redemptions import guessing
+from webapp.redemptions import queries as redemption_queries
+from webapp.views import rendering
+from webapp.views.staff.blueprint import needs
+from webapp.views.staff.forms.offers import OfferForm, RenewForm, SearchForm
+from webapp.views.staff.forms.redemptions import CHANNEL_WORDS
+
+room = Blueprint("offers", __name__)
+
+PAGE = 25
+CHART_DAYS = 30
+LATEST = 10
+
+
+@room.get("/offers")
+def index() -> Response:
+    """All offers, newest first, found as one types."""
+    form = SearchForm(request.args)
+    state = form.chosen_state()
+    before, after = request.args.get("before", type=_row_id), request.args.get("after", type=_row_id)
+    found = offer_queries.page(form.q.data or "", state, before=before, after=after, limit=PAGE)
+    shown = found[-PAGE:] if after is not None else found[:PAGE]
+    kept = {name: value for name, value in form.data.items() if value}
+    newer = bool(shown) and (len(found) > PAGE if after is not None else before is not None)
+    older = bool(shown) and (after is not None or len(found) > PAGE)
+    return rendering.render(
+        "offers/index.html",
+        form=form,
+        shown=shown,
+        at=offer_queries.clock(),
+        redeemed=redemption_queries.totals([offer.id for offer in shown]),
+        misses=guessing.alarms([offer.id for offer in shown]),
+        narrowed=bool(kept),
+        prev_url=url_for("staff.offers.index", **kept, after=shown[0].id) if newer else None,
+        next_url=url_for("staff.offers.index", **kept, before=shown[-1].id) if older else None,
+    )
+
+
+@room.route("/offers/new", methods=["GET", "POST"])
+@needs("manager")
+def new() -> BaseResponse:
+    """Set up an offer."""
+    form = _form()
+    if request.method == "GET":
+        form.time_zone.data = current_user.time_zone
+        form.starts_at.data = datetime.now(ZoneInfo(current_user.time_zone)).date()
+    if not form.validate_on_submit():
+        return _edit(form, None, 422 if form.is_submitted() else 200)
+    try:
+        offer = offer_actions.create(form.values(), by=current_user.email)
+    except DomainError as error:
+        rendering.attach(form, error)
+        return _edit(form, None, error.status)
+    flash("The offer is set up. Next: write the mail that announces it.", "success")
+    return redirect(url_for("staff.offers.show", offer_id=offer.id))
+
+
+@room.get("/offers/<int:offer_id>")
+def show(offer_id: int) -> Response:
+    """One offer: its code, what it gives, and how it goes."""
+    offer = _offer(offer_id)
+    link = f"{current_app.config['SETTINGS'].public_url}{url_for('public.redemptions.form', code=offer.code)}"
+    qr = segno.make(link, error="m").svg_inline(scale=4, border=2, omitsize=True)
+    mailings = campaign_queries.of_offer(offer.id)
+    announced = [campaign for campaign in mailings if campaign.launched_at is not None]
+    counts = campaign_queries.counts_of([campaign.id for campaign in announced])
+    return rendering.render(
+        "offers/show.html",
+        offer=offer,
+        at=offer_queries.clock(),
+        misses=guessing.alarms([offer.id]).get(offer.id),
+        audience=_audience(offer),
+        codes=offer_queries.codes_of([offer.id])[offer.id],
+        link=link,
+        qr=Markup(qr),  # noqa: S704
+        chart=_chart(offer),
+        mailings=mailings,
+        counts=counts,
+        announcement=launch_queries.open_of(offer.id, "announcement"),
+        reminder=launch_queries.open_of(offer.id, "reminder"),
+        # Also those that were cancelled on the way: who got the mail, got it.
+        announced=announced,
+        mailed=sum(counts[campaign.id].sent for campaign in announced if campaign.kind == "announcement"),
+        **_live(offer),
+    )
+
+
+@room.get("/offers/<int:offer_id>/live")
+def live(offer_id: int) -> Response:
+    """The piece of the page that renews itself: how many have redeemed, and who did last."""
+    offer = _offer(offer_id)
+    return rendering.render("offers/_live.html", offer=offer, at=offer_queries.clock(), **_live(offer))
+
+
+@room.route("/offers/<int:offer_id>/edit", methods=["GET", "POST"])
+@needs("manager")
+def edit(offer_id: int) -> BaseResponse:
+    """Change an offer."""
+    offer = _offer(offer_id)
+    form = _form()
+    if request.method == "GET":
+        form.show(offer)
+    if not form.validate_on_submit():
+        return _edit(form, offer, 422 if form.is_submitted() else 200)
+    try:
+        changes = vars(form.values(offer))
+        offer_actions.change(offer_id, changes, form.given_version(), by=current_user.email)
+    except DomainError as error:
+        rendering.attach(form, error)
+        if error.key == "conflict":
+            # Saving once more is then a decision of somebody who was told.
+            form.version.data = str(_offer(offer_id).version)
+        return _edit(form, offer, error.status)
+    flash("The offer is changed.", "success")
+    return redirect(url_for("staff.offers.show", offer_id=offer_id))
+
+
+@room.post("/offers/<int:offer_id>/pause")
+def pause(offer_id: int) -> BaseResponse:
+    """Stop it from being redeemed."""
+    offer_actions.pause(offer_id, by=current_user.email)
+    flash("The offer is paused: nobody can redeem it until you resume it.", "success")
+    return redirect(url_for("staff.offers.show", offer_id=offer_id))
+
+
+@room.post("/offers/<int:offer_id>/resume")
+def resume(offer_id: int) -> BaseResponse:
+    """Let it be redeemed again."""
+    offer_actions.resume(offer_id, by=current_user.email)
+    flash("The offer can be redeemed again.", "success")
+    return redirect(url_for("staff.offers.show", offer_id=offer_id))
+
+
+@room.route("/offers/<int:offer_id>/code", methods=["GET", "POST"])
+@needs("manager")
+def renew_code(offer_id: int) -> BaseResponse:
+    """Give it another code."""
+    offer, form = _offer(offer_id), RenewForm()
+    before = offer.code_as_written
+    if not form.validate_on_submit():
+        return rendering.render("offers/renew.html", status=422 if form.is_submitted() else 200, form=form, offer=offer)
+    try:
+        offer = code_actions.renew_code(offer_id, (form.code.data or "").strip() or None, by=current_user.email)
+    except DomainError as error:
+        rendering.attach(form, error)
+        return rendering.render("offers/renew.html", status=error.status, form=form, offer=_offer(offer_id))
+    if offer.code_as_written == before:
+        flash(f"{before} is its code already; nothing was changed.", "info")
+    else:
+        works = f" {before} goes on working until you close it." if offer.frozen_at else ""
+        flash(f"The code is {offer.code_as_written} now.{works}", "success")
+    return redirect(url_for("staff.offers.show", offer_id=offer_id))
+
+
+@room.post("/offers/<int:offer_id>/codes/<code>/close")
+def close_code(offer_id: int, code: str) -> BaseResponse:
+    """End an earlier code."""
+    try:
+        code_actions.close_code(offer_id, code, by=current_user.email)
+        flash(f"{code} is closed: it no longer works.", "success")
+    except NotFound:
+        raise
+    except DomainError as error:
+        flash(error.message, "error")
+    return redirect(url_for("staff.offers.show", offer_id=offer_id))
+
+
+@room.post("/offers/<int:offer_id>/codes/<code>/reopen")
+def reopen_code(offer_id: int, code: str) -> BaseResponse:
+    """Let a closed code work again."""
+    code_actions.reopen_code(offer_id, code, by=current_user.email)
+    flash(f"{code} works again.", "success")
+    return redirect(url_for("staff.offers.show", offer_id=offer_id))
+
+
+@room.post("/offers/<int:offer_id>/personal-code")
+def personal_code(offer_id: int) -> BaseResponse:
+    """Have it work with personal codes only, or with the shared one, too."""
+    answer = request.form.get("required")
+    if answer not in ("yes", "no"):
+        # What protects an offer is never switched off by a request that says nothing.
+        raise DomainError("invalid_payload", "Say whether personal codes are required: yes or no.", 422)
+    required = answer == "yes"
+    offer_actions.require_personal_codes(offer_id, required, by=current_user.email)
+    words = "Only personal codes and links work now." if required else "The shared code alone works now, too."
+    flash(words, "success")
+    return redirect(url_for("staff.offers.show", offer_id=offer_id))
+
+
+def _row_id(text: str) -> int:
+    number = int(text)
+    if not 0 < number < 1 << 63:
+        raise ValueError(text)
+    return number
+
+
+def _form() -> OfferForm:
+    form = OfferForm()
+    form.offer_audiences([(audience.id, audience.name) for audience in customer_queries.audiences()])
+    return form
+
+
+def _edit(form: OfferForm, offer: Offer | None, status: int) -> Response:
+    return rendering.render("offers/edit.html", status=status, form=form, offer=offer)
+
+
+def _offer(offer_id: int) -> Offer:
+    offer = offer_queries.by_id(offer_id)
+    if offer is None:
+        raise NotFound("There is no such offer.")
+    return offer
+
+
+def _audience(offer: Offer) -> str:
+    names = {audience.id: audience.name for audience in customer_queries.audiences()}
+    return names[offer.audience_id] if offer.audience_id else "Everyone known"
+
+
+def _live(offer: Offer) -> dict[str, Any]:
+    return {
+        "redeemed": redemption_queries.totals([offer.id])[offer.id],
+        "latest": redemption_queries.latest(offer.id, LATEST),
+        "channels": CHANNEL_WORDS,
+    }
+
+
+def _chart(offer: Offer) -> dict[str, Any]:
+    """Redemptions by day of the offer's zone, the last month of its life so far."""
+    place = ZoneInfo(offer.time_zone)
+    now = offer_queries.clock()
+    last = min(now, offer.ends_at or now).astimezone(place).date()
+    first = last - timedelta(days=CHART_DAYS - 1)
+    since = datetime.combine(first, datetime.min.time(), place)
+    counted = dict(redemption_queries.per_day(offer.id, since, offer.time_zone))
+    last = max([last, *counted])
+    days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
+    return {
+        "kind": "bars",
+        "x": [day.isoformat() for day in days],
+        "x_words": [formatting.on(day) for day in days],
+        "series": [{"label": "Redemptions", "values": [counted.get(day, 0) for day in days]}],
+        "x_label": "Day",
+    }
