@@ -14,7 +14,7 @@ from benchmarks.server import Machine
 from webapp.customers import queries as customer_queries
 from webapp.redemptions import facts as redemption_facts
 from webapp.redemptions.group_commit import redeem
-from webapp.redemptions.rules import Ask, verdict
+from webapp.redemptions.rules import RedemptionRequest, evaluate
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Level:
 
         :raises Refused: when somebody may not.
         """
-        asks = [Ask(channel="form", code=self.ours.codes[self.offer], email=_email(n)) for n in people]
+        asks = [RedemptionRequest(channel="form", code=self.ours.codes[self.offer], email=_email(n)) for n in people]
         with self.ours.app.app_context():
             for ask in asks[:WARM_UP]:
                 redeem(ask)
@@ -70,10 +70,10 @@ class Level:
 
 
 def _usable(n: int) -> int:
-    customer = customer_queries.by_email(_email(n))
+    customer = customer_queries.find_customer_by_email(_email(n))
     if customer is None:
         raise RuntimeError("everybody asked about is a customer")
-    found = sum(verdict(facts).reason is None for facts in redemption_facts.usable(customer.id))
+    found = sum(evaluate(facts).reason is None for facts in redemption_facts.load_open_offer_facts(customer.id))
     if not found:
         raise RuntimeError("there is always something to use")
     return found

@@ -14,28 +14,28 @@ from sqlalchemy import text
 
 from benchmarks import jobs
 from webapp import create_app
-from webapp.campaigns import actions as campaign_actions
 from webapp.campaigns import queries as campaign_queries
-from webapp.campaigns import tasks as campaign_tasks
 from webapp.campaigns.content import placeholders
-from webapp.campaigns.content.mail_merge import FormLetter
+from webapp.campaigns.content.mail_merge import MailMerge
+from webapp.campaigns.drafts import actions as draft_actions
+from webapp.campaigns.launch import actions as launch_actions
 from webapp.core import settings as app_settings
 from webapp.core import signing_keys
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db, huey
 from webapp.core.money import Discount
 from webapp.mail import smtp
-from webapp.mail.smtp import Letter, Outcome
+from webapp.mail.smtp import OutgoingMessage, SmtpOutcome
 from webapp.offers.models import OfferValues
 from webapp.redemptions import group_commit
 from webapp.redemptions.group_commit import redeem
-from webapp.redemptions.rules import Ask
+from webapp.redemptions.rules import RedemptionRequest
 
 
 def build(url: str, folder: str, connections: int = 4) -> Flask:
     """The program on a database of ours."""
     app = create_app(
-        app_settings.load(
+        app_settings.load_settings(
             {
                 "DATABASE_URL": url,
                 "SECRET_KEY": "only-for-measuring",
@@ -51,7 +51,7 @@ def build(url: str, folder: str, connections: int = 4) -> Flask:
     return app
 
 
-class Sink(smtp.Relay):
+class Sink(smtp.RelayConnection):
     """A relay that is always there and takes everything at once."""
 
     def __init__(self) -> None:
@@ -62,19 +62,19 @@ class Sink(smtp.Relay):
 
     def deliver(
         self,
-        letter: Letter,
+        letter: OutgoingMessage,
         may_send: Callable[[], bool] = lambda: True,
         meanwhile: Callable[[], object] = lambda: None,
-    ) -> Outcome:
+    ) -> SmtpOutcome:
         meanwhile()
-        return Outcome("accepted", 250) if may_send() else Outcome("stopped")
+        return SmtpOutcome("accepted", 250) if may_send() else SmtpOutcome("stopped")
 
 
 @contextmanager
 def sink() -> Iterator[None]:
     """Inside, letters are blank and go nowhere: what is left is the work of the database."""
-    blank = Letter("offers@example.com", "somebody@example.com", b"\r\n\r\n")
-    with patch.object(smtp, "relay", Sink), patch.object(FormLetter, "letter", lambda *_: blank):
+    blank = OutgoingMessage("offers@example.com", "somebody@example.com", b"\r\n\r\n")
+    with patch.object(smtp, "create_relay_connection", Sink), patch.object(MailMerge, "letter", lambda *_: blank):
         yield
 
 
@@ -88,10 +88,10 @@ class Onecode:
 
     def set_up(self) -> None:
         """The keys that a program which has run before has made."""
-        signing_keys.forget()
+        signing_keys.clear_key_cache()
         with self.app.app_context():
             for purpose in ("personal_link", "unsubscribe", "message_id", "personal_code"):
-                signing_keys.keys(purpose)
+                signing_keys.accepted_keys(purpose)
 
     def new_offer(self, cap: int | None = None) -> int:
         """An offer with its mail written, ready to be launched; its id. `codes` has its code."""
@@ -104,13 +104,13 @@ class Onecode:
             max_redemptions=cap,
         )
         with self.app.app_context():
-            offer = campaign_actions.create_offer(values, placeholders.MailText(), by="benchmark")
+            offer = draft_actions.create_offer_with_announcement(values, placeholders.EmailContent(), by="benchmark")
             self.codes[offer.id] = offer.code
             return offer.id
 
     def launch(self, offer_id: int) -> bool:
         with self.app.app_context():
-            return campaign_tasks.launch_offer(offer_id, by="benchmark").changed
+            return launch_actions.launch_announcement(offer_id, by="benchmark").changed
 
     def work(self, at_most: int) -> int:
         """Run so many tasks; how many there were. A pump is one task for as many mails as a minute has."""
@@ -119,12 +119,12 @@ class Onecode:
 
     def mailed(self, offer_id: int) -> int:
         with self.app.app_context():
-            (campaign,) = campaign_queries.of_offer(offer_id)
-            return campaign_queries.counts(campaign.id).sent
+            (campaign,) = campaign_queries.list_offer_campaigns(offer_id)
+            return campaign_queries.get_campaign_stats(campaign.id).sent
 
     def redeem(self, code: str, email: str) -> Decimal | None:
         try:
-            return redeem(Ask(channel="form", code=code, email=email)).discount.percent
+            return redeem(RedemptionRequest(channel="form", code=code, email=email)).discount.percent
         except DomainError:
             return None
 
@@ -149,7 +149,7 @@ class Onecode:
 
     def disconnect(self) -> None:
         with self.app.app_context():
-            group_commit.desk().close()
+            group_commit.get_group_committer().close()
             db.engine.dispose()
         huey.storage.close()
 

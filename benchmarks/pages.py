@@ -86,8 +86,8 @@ class Dashboard:
 
     def _known(self) -> dict[str, int | str]:
         with self.ours.app.app_context():
-            (newest,) = redemption_queries.latest(None, 1)
-            mailings = campaign_queries.page()
+            (newest,) = redemption_queries.list_latest_redemptions(None, 1)
+            mailings = campaign_queries.list_campaigns()
             return {
                 "customer": newest.customer_id,
                 "offer": newest.offer_id,

@@ -14,7 +14,7 @@ from benchmarks.peers_crowd import Work
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.redemptions.group_commit import redeem
-from webapp.redemptions.rules import Ask, Order
+from webapp.redemptions.rules import Order, RedemptionRequest
 
 
 @dataclass
@@ -42,7 +42,9 @@ class Action:
     def _redeem(self, customer: int) -> bool:
         order = Order(f"A-{customer}", 999, "EUR")
         try:
-            redeem(Ask(channel="api", code=self.code, email=f"customer.{customer}@example.com", order=order))
+            redeem(
+                RedemptionRequest(channel="api", code=self.code, email=f"customer.{customer}@example.com", order=order)
+            )
         except DomainError as error:
             if error.key != "offer_exhausted":
                 raise

@@ -17,9 +17,9 @@ from benchmarks.redeem_db_report import FEW, INSERT, LOCK, ONE, ORM, OURS, RUSH,
 from benchmarks.server import Machine
 from benchmarks.textbook import ForUpdate, OneStatement, OrmHabit, PlainInsert, Ways, ask
 from webapp.core.extensions import db
-from webapp.redemptions.errors import Refused
+from webapp.redemptions.errors import RedemptionRefused
 from webapp.redemptions.group_commit import redeem
-from webapp.redemptions.rules import Ask
+from webapp.redemptions.rules import RedemptionRequest
 
 PROCESSES = 2
 WAYS: dict[str, Ways] = {
@@ -63,8 +63,8 @@ class Ours(Side):
     def client(self) -> Iterator[Work]:
         def work(customer: int) -> bool:
             try:
-                redeem(Ask(channel="api", code=self.code, email=f"customer.{customer}@example.com"))
-            except Refused:
+                redeem(RedemptionRequest(channel="api", code=self.code, email=f"customer.{customer}@example.com"))
+            except RedemptionRefused:
                 return False
             return True
 

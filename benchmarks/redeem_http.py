@@ -21,7 +21,7 @@ from webapp.accounts.models import ApiKey
 from webapp.core.extensions import db
 from webapp.redemptions.actions import redeem_all
 from webapp.redemptions.group_commit import redeem
-from webapp.redemptions.rules import Ask
+from webapp.redemptions.rules import RedemptionRequest
 
 PLAIN_SECRET = "only-for-measuring"
 ROWS = "select (select count(*) from redemption where offer_id = offer.id), redeemed from offer where id = %s"
@@ -141,7 +141,7 @@ class Bench:
         with self.ours.app.app_context():
             for n in range(times + 20):
                 for k, name in enumerate(took):
-                    ask = Ask(channel="api", code=code, email=f"customer.{2 * n + k + 1}@example.com")
+                    ask = RedemptionRequest(channel="api", code=code, email=f"customer.{2 * n + k + 1}@example.com")
                     started = time.perf_counter()
                     redeem(ask) if name == "as shipped" else redeem_all([ask])
                     took[name].append(time.perf_counter() - started)

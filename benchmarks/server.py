@@ -25,7 +25,7 @@ QUIET = {"autovacuum": "off", "checkpoint_timeout": "1d", "max_wal_size": "16GB"
 class Machine:
     """A running server of our own."""
 
-    server: embedded_postgresql.Server
+    server: embedded_postgresql.EmbeddedServer
 
     def url(self, database: str = "postgres") -> str:
         return f"postgresql://onecode@/{database}?host={quote(str(self.server.sockets), safe='')}"
@@ -61,7 +61,7 @@ def running() -> Iterator[Machine]:
     """Start a server in a temporary folder; stop and remove it afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="onecode-benchmark-"))
     folder.chmod(0o755)
-    server = embedded_postgresql.server(folder, folder / "s", QUIET)
+    server = embedded_postgresql.locate_server(folder, folder / "s", QUIET)
     try:
         server.start()
         yield Machine(server)

@@ -39,7 +39,7 @@ class Web:
 
 def command(settings: Settings, app: str) -> list[str]:
     """How the program is served, with another app in its place: as many workers, as many threads."""
-    return [app if word == PROGRAM else word for word in shlex.split(supervisor._web(settings))]
+    return [app if word == PROGRAM else word for word in shlex.split(supervisor._web_command(settings))]
 
 
 @contextmanager

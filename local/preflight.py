@@ -16,15 +16,15 @@ from alembic.script import ScriptDirectory
 from psycopg.rows import class_row
 
 from webapp.core import settings as app_settings
-from webapp.core.database_health import why_not
+from webapp.core.database_health import explain_connection_error
 from webapp.core.settings import ROOT, Settings
 
-OLDEST = 15
-VERSION = "alembic_version"
+MIN_POSTGRESQL_VERSION = 15
+VERSION_TABLE = "alembic_version"
 # Of this machine's clock from the database's. Less is a slow connection; more shows in when offers start and end.
-CLOCK_SECONDS = 30
+MAX_CLOCK_SKEW_SECONDS = 30
 # What a table of another program is not: made by an extension such as PostGIS.
-TABLES = """
+SELECT_TABLES = """
     select c.relname as name from pg_class c
     where c.relnamespace = current_schema()::regnamespace and c.relkind in ('r', 'p', 'f')
       and not exists (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid
@@ -32,8 +32,8 @@ TABLES = """
     order by c.relname
 """
 # Of any version: with a version in `alembic_version` they tell our database from that of another program.
-OURS = {"staff_user", "redemption"}
-FACTS = """
+OWN_TABLES = {"staff_user", "redemption"}
+SELECT_DATABASE_INFO = """
     select current_database() as database, current_user as who, current_schema() as schema, now() as now,
            current_setting('server_encoding') as encoding,
            pg_is_in_recovery() or current_setting('transaction_read_only')::bool as reads_only,
@@ -42,7 +42,7 @@ FACTS = """
 
 
 @dataclass(frozen=True)
-class Facts:
+class DatabaseInfo:
     """What a server says about itself, and about who has come."""
 
     database: str
@@ -68,24 +68,25 @@ def check_ports(settings: Settings) -> None:
         wanted |= {settings.mail_port: "the mail sink", settings.sink_page_port: "the mail sink's page"}
     for port, purpose in wanted.items():
         try:
-            _bind(port)
+            _try_bind(port)
         except PermissionError as error:
             raise SetupError(
-                f"port {port} for {purpose} is not for ordinary users; choose another: make setup PORT={_free(8000)}"
+                f"port {port} for {purpose} is not for ordinary users; "
+                f"choose another: make setup PORT={_find_free_port(8000)}"
             ) from error
         except OSError as error:
             raise SetupError(
                 f"port {port} for {purpose} is taken by another program; "
-                f"choose another: make setup PORT={_free(settings.port + 10)}"
+                f"choose another: make setup PORT={_find_free_port(settings.port + 10)}"
             ) from error
 
 
-def check_same_port(settings: Settings) -> None:
+def check_running_port(settings: Settings) -> None:
     """See to it that what runs already runs where it is wanted.
 
     :raises SetupError: when it runs on another port than the one that was asked for.
     """
-    running = app_settings.remembered_port(settings.instance_path)
+    running = app_settings.read_saved_port(settings.instance_path)
     if running not in (None, settings.port):
         raise SetupError(
             f"Onecode runs on port {running} already; to have it on {settings.port}: "
@@ -93,7 +94,7 @@ def check_same_port(settings: Settings) -> None:
         )
 
 
-def check_place() -> None:
+def check_install_path() -> None:
     """See to it that the program lies where it can work. Alembic reads a % in the path of its folder as one of its own.
 
     :raises SetupError: when it does not.
@@ -111,30 +112,35 @@ def check_database(settings: Settings) -> list[str]:
     """
     try:
         with psycopg.connect(settings.libpq_url, connect_timeout=10, autocommit=True) as connection:
-            _check_version(connection.info.server_version)
-            facts = connection.cursor(row_factory=class_row(Facts)).execute(FACTS).fetchone()
+            _check_server_version(connection.info.server_version)
+            facts = connection.cursor(row_factory=class_row(DatabaseInfo)).execute(SELECT_DATABASE_INFO).fetchone()
             ahead = (datetime.now(UTC) - facts.now).total_seconds() if facts else 0
-            tables = [name for (name,) in connection.execute(TABLES)]
-            at = connection.execute("select version_num from alembic_version").fetchone() if VERSION in tables else None
+            tables = [name for (name,) in connection.execute(SELECT_TABLES)]
+            at = (
+                connection.execute("select version_num from alembic_version").fetchone()
+                if VERSION_TABLE in tables
+                else None
+            )
     except psycopg.Error as error:
-        raise SetupError(why_not(error)) from error
+        raise SetupError(explain_connection_error(error)) from error
     assert facts is not None  # noqa: S101
-    _check_facts(facts)
+    _check_database_info(facts)
     _check_tables(facts, set(tables), at[0] if at else None)
-    if abs(ahead) <= CLOCK_SECONDS:
+    if abs(ahead) <= MAX_CLOCK_SKEW_SECONDS:
         return []
     return [
-        f"this machine's clock is {_span(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} the database's; "
+        f"this machine's clock is {_format_duration(abs(ahead))} "
+        f"{'ahead of' if ahead > 0 else 'behind'} the database's; "
         "set it, or offers and mails come at the wrong time: timedatectl set-ntp true"
     ]
 
 
-def remarks(settings: Settings) -> list[str]:
+def collect_warnings(settings: Settings) -> list[str]:
     """What is probably not as it was meant, one line each: misspelt names in `.env`, a relay that is away."""
     found = []
-    for name in app_settings.from_file():
-        near = get_close_matches(name.upper(), app_settings.NAMES, 1, 0.8)
-        if near and name not in app_settings.NAMES:
+    for name in app_settings.read_env_file():
+        near = get_close_matches(name.upper(), app_settings.SETTING_NAMES, 1, 0.8)
+        if near and name not in app_settings.SETTING_NAMES:
             found.append(f"{name} in .env is no setting; probably {near[0]} was meant")
     if not settings.mail_is_sink:
         try:
@@ -148,15 +154,16 @@ def remarks(settings: Settings) -> list[str]:
     return found
 
 
-def _check_version(version: int) -> None:
-    if version < OLDEST * 10_000:
+def _check_server_version(version: int) -> None:
+    if version < MIN_POSTGRESQL_VERSION * 10_000:
         raise SetupError(
-            f"PostgreSQL {OLDEST} or newer is needed, and the server of DATABASE_URL is {version // 10_000}; "
+            f"PostgreSQL {MIN_POSTGRESQL_VERSION} or newer is needed, "
+            f"and the server of DATABASE_URL is {version // 10_000}; "
             "upgrade it, or name another"
         )
 
 
-def _check_facts(facts: Facts) -> None:
+def _check_database_info(facts: DatabaseInfo) -> None:
     if facts.encoding != "UTF8":
         raise SetupError(
             f"the database {facts.database} keeps {facts.encoding}, which has no place for most names; "
@@ -166,16 +173,16 @@ def _check_facts(facts: Facts) -> None:
         raise SetupError(f"the database {facts.database} only reads (a standby?); let DATABASE_URL name the primary")
 
 
-def _check_tables(facts: Facts, tables: set[str], at: str | None) -> None:
+def _check_tables(facts: DatabaseInfo, tables: set[str], at: str | None) -> None:
     migrations = ScriptDirectory(str(ROOT / "migrations"))
-    if at and tables >= OURS:
+    if at and tables >= OWN_TABLES:
         if at not in {script.revision for script in migrations.walk_revisions()}:
             raise SetupError(
                 f"the database {facts.database} is of a newer Onecode ({at}); "
                 "upgrade the program, or restore a backup of before"
             )
-    elif tables - {VERSION}:
-        others = ", ".join(sorted(tables - {VERSION}))
+    elif tables - {VERSION_TABLE}:
+        others = ", ".join(sorted(tables - {VERSION_TABLE}))
         raise SetupError(
             f"the database {facts.database} has tables of another program ({shorten(others, 60, placeholder=' …')}); "
             "make one for Onecode and name it in DATABASE_URL: createdb onecode"
@@ -187,7 +194,7 @@ def _check_tables(facts: Facts, tables: set[str], at: str | None) -> None:
         )
 
 
-def _span(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     for unit, length in (("day", 86_400), ("hour", 3600), ("minute", 60)):
         if seconds >= length:
             n = round(seconds / length)
@@ -195,18 +202,18 @@ def _span(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
-def _bind(port: int) -> None:
+def _try_bind(port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", port))
 
 
-def _free(start: int) -> int:
+def _find_free_port(start: int) -> int:
     """The next port from which three in a row are free."""
     for port in range(start, 65_000, 10):
         try:
             for one in range(port, port + 3):
-                _bind(one)
+                _try_bind(one)
         except OSError:
             continue
         return port

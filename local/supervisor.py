@@ -27,8 +27,8 @@ from webapp.core.settings import ROOT, Settings, socket_folder
 from webapp.serve import web_arguments
 
 # docker-compose.yml and the units of systemd in docs/operations have the same.
-GRACE_SECONDS = int(timing.GRACE)
-MARK = "ONECODE_INSTANCE"
+GRACE_SECONDS = int(timing.SHUTDOWN_TIMEOUT)
+INSTANCE_VARIABLE = "ONECODE_INSTANCE"
 
 
 class ServiceError(Exception):
@@ -36,14 +36,14 @@ class ServiceError(Exception):
 
 
 @contextmanager
-def alone(settings: Settings) -> Iterator[None]:
+def instance_lock(settings: Settings) -> Iterator[None]:
     """One start or stop of an instance at a time."""
     folder = settings.instance_path
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "lock").open("a")
     except OSError as error:
-        raise ServiceError(atomic_files.why_not(error, folder)) from error
+        raise ServiceError(atomic_files.explain_os_error(error, folder)) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -53,16 +53,16 @@ def alone(settings: Settings) -> Iterator[None]:
         yield
 
 
-def database(settings: Settings) -> embedded_postgresql.Server:
+def embedded_database(settings: Settings) -> embedded_postgresql.EmbeddedServer:
     """The embedded server of this instance."""
-    return embedded_postgresql.server(settings.instance_path, socket_folder(settings.instance_path))
+    return embedded_postgresql.locate_server(settings.instance_path, socket_folder(settings.instance_path))
 
 
 def start_database(settings: Settings) -> bool:
     """Start the embedded server and make its database; False when it ran already or another server is used."""
     if not settings.database_is_embedded:
         return False
-    server = database(settings)
+    server = embedded_database(settings)
     started = server.start()
     server.create_database("onecode")
     return started
@@ -70,26 +70,26 @@ def start_database(settings: Settings) -> bool:
 
 def stop_database(settings: Settings) -> bool:
     """Stop the embedded server; True if it was running."""
-    return settings.database_is_embedded and database(settings).stop()
+    return settings.database_is_embedded and embedded_database(settings).stop()
 
 
-def database_is_running(settings: Settings) -> bool:
+def is_database_running(settings: Settings) -> bool:
     """Whether nobody has to start the database: it is another's, or the embedded one runs."""
-    return not settings.database_is_embedded or database(settings).is_running()
+    return not settings.database_is_embedded or embedded_database(settings).is_running()
 
 
-def is_running(settings: Settings) -> bool:
+def is_supervisor_running(settings: Settings) -> bool:
     """Whether the supervisor of this instance lives."""
-    return _supervisor(settings) is not None
+    return _find_supervisor(settings) is not None
 
 
-def start(settings: Settings) -> None:
+def start_services(settings: Settings) -> None:
     """Start web, worker and (without MAIL_SERVER) mail sink in the background; return when `/readyz` answers.
 
     :raises ServiceError: when the program does not become ready; nothing is left running then.
     """
-    atomic_files.write_whole(settings.instance_path / "port", str(settings.port))
-    configuration = _configuration(settings)
+    atomic_files.write_atomically(settings.instance_path / "port", str(settings.port))
+    configuration = _write_configuration(settings)
     with (settings.instance_path / "log" / "start.log").open("wb") as log:
         subprocess.Popen(
             [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(configuration)],
@@ -98,54 +98,61 @@ def start(settings: Settings) -> None:
             stderr=log,
             start_new_session=True,
             cwd=ROOT,
-            env=_environment(settings),
+            env=_process_environment(settings),
         )
     try:
         wait_until_ready(settings)
     except BaseException:
-        stop(settings)
+        stop_services(settings)
         raise
 
 
-def run(settings: Settings) -> None:
+def run_in_foreground(settings: Settings) -> None:
     """Run the same processes in front, logs on the screen, until Ctrl-C or SIGTERM; return when all have ended."""
-    atomic_files.write_whole(settings.instance_path / "port", str(settings.port))
-    command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(_configuration(settings, front=True))]
+    atomic_files.write_atomically(settings.instance_path / "port", str(settings.port))
+    command = [
+        sys.executable,
+        "-m",
+        "supervisor.supervisord",
+        "-n",
+        "-c",
+        str(_write_configuration(settings, front=True)),
+    ]
     # Ctrl-C reaches the whole group of the terminal: supervisord ends its own, and this process waits for it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     supervisor = subprocess.Popen(
         command,
         cwd=ROOT,
-        env=_environment(settings),
+        env=_process_environment(settings),
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     signal.signal(signal.SIGTERM, lambda *_: supervisor.terminate())
     supervisor.wait()
 
 
-def stop(settings: Settings) -> bool:
+def stop_services(settings: Settings) -> bool:
     """End all processes of this instance, also those that a killed supervisor left behind; True if there were any."""
-    found = _ours(settings)
-    supervisor = _supervisor(settings)
+    found = _list_own_processes(settings)
+    supervisor = _find_supervisor(settings)
     if supervisor is not None:
         supervisor.send_signal(signal.SIGTERM)
         psutil.wait_procs([supervisor], timeout=GRACE_SECONDS + 10)
-    left = _ours(settings)
+    left = _list_own_processes(settings)
     for process in left:
-        _signal(process, signal.SIGTERM)
+        _send_signal(process, signal.SIGTERM)
     _, left = psutil.wait_procs(left, timeout=GRACE_SECONDS if left else 0)
     for process in left:
-        _signal(process, signal.SIGKILL)
+        _send_signal(process, signal.SIGKILL)
     psutil.wait_procs(left, timeout=10)
     return bool(found)
 
 
-def _configuration(settings: Settings, front: bool = False) -> Path:
+def _write_configuration(settings: Settings, front: bool = False) -> Path:
     """supervisord's configuration. Every value comes by the environment: it can hold any character of a path."""
     folder = settings.instance_path
-    _private(folder / "mails")
-    _private(folder / "log")
-    programs = {"web": _web(settings), "worker": "-m webapp.worker"}
+    _make_private_folder(folder / "mails")
+    _make_private_folder(folder / "log")
+    programs = {"web": _web_command(settings), "worker": "-m webapp.worker"}
     if settings.mail_is_sink:
         programs["mail"] = "-m flask --app wsgi mail-sink"
     lines = [
@@ -177,19 +184,19 @@ def _configuration(settings: Settings, front: bool = False) -> Path:
     return file
 
 
-def _private(folder: Path) -> Path:
+def _make_private_folder(folder: Path) -> Path:
     """A folder of ours that nobody else may look into: logs and mails name customers."""
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 
 
-def _web(settings: Settings) -> str:
+def _web_command(settings: Settings) -> str:
     return " ".join(web_arguments(settings.port))
 
 
-def _environment(settings: Settings) -> dict[str, str]:
+def _process_environment(settings: Settings) -> dict[str, str]:
     return os.environ | {
-        MARK: str(settings.instance_path),
+        INSTANCE_VARIABLE: str(settings.instance_path),
         "INSTANCE_PATH": str(settings.instance_path),
         "ONECODE_PYTHON": sys.executable,
         "PORT": str(settings.port),
@@ -220,28 +227,30 @@ def wait_until_ready(settings: Settings, seconds: float = 60) -> None:
     raise ServiceError(f"the web server did not become ready ({' '.join(words) or last}); its log is {log}")
 
 
-def _supervisor(settings: Settings) -> psutil.Process | None:
+def _find_supervisor(settings: Settings) -> psutil.Process | None:
     try:
         process = psutil.Process(int((settings.instance_path / "supervisord.pid").read_text()))
     except (OSError, ValueError, psutil.NoSuchProcess):
         return None
-    return process if _is_ours(process, settings) else None
+    return process if _is_own_process(process, settings) else None
 
 
-def _ours(settings: Settings) -> list[psutil.Process]:
+def _list_own_processes(settings: Settings) -> list[psutil.Process]:
     """The live processes that carry this instance's mark in their environment, but for this one and its parents."""
     mine = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-    return [p for p in psutil.process_iter() if p.pid not in mine and _is_ours(p, settings)]
+    return [p for p in psutil.process_iter() if p.pid not in mine and _is_own_process(p, settings)]
 
 
-def _is_ours(process: psutil.Process, settings: Settings) -> bool:
+def _is_own_process(process: psutil.Process, settings: Settings) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == str(settings.instance_path)
+        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(INSTANCE_VARIABLE) == str(
+            settings.instance_path
+        )
     except psutil.Error:
         return False
 
 
-def _signal(process: psutil.Process, number: int) -> None:
+def _send_signal(process: psutil.Process, number: int) -> None:
     try:
         process.send_signal(number)
     except psutil.NoSuchProcess:

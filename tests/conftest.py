@@ -27,7 +27,7 @@ from flask.testing import FlaskClient
 from psycopg import sql
 from sqlalchemy import text
 
-from local import cli as local_cli
+from local import cli
 from local import postgresql as embedded_postgresql
 from tests.live import CHROMIUM
 from webapp import create_app
@@ -37,7 +37,7 @@ from webapp.core import settings as app_settings
 from webapp.core import signing_keys, task_queue
 from webapp.core.email_addresses import normalise_email
 from webapp.core.extensions import db
-from webapp.customers.models import ERASED, Customer, Suppression
+from webapp.customers.models import ERASED_EMAIL_PLACEHOLDER, Customer, Suppression
 from webapp.offers.models import Offer, OfferCode, normalise_code
 
 # Fast and forgetful: a test server's data need not survive a power cut. Crash tests start a server of their own.
@@ -64,7 +64,7 @@ def _use_a_server(config: pytest.Config) -> None:
         return
     folder = Path(tempfile.mkdtemp(prefix="onecode-test-"))
     folder.chmod(0o755)
-    server = embedded_postgresql.server(folder, folder / "s", QUICK)
+    server = embedded_postgresql.locate_server(folder, folder / "s", QUICK)
     config.stash[_SERVER] = (server, folder)
     server.start()
     os.environ["TEST_DATABASE_URL"] = f"postgresql://onecode@/postgres?host={folder / 's'}"
@@ -77,7 +77,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-_SERVER = pytest.StashKey[tuple[embedded_postgresql.Server, Path]]()
+_SERVER = pytest.StashKey[tuple[embedded_postgresql.EmbeddedServer, Path]]()
 
 
 @pytest.fixture(scope="session")
@@ -103,7 +103,7 @@ def fresh_database() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def test_settings(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> app_settings.Settings:
     """Their own database and folder, and a relay that refuses everything unless a test starts one."""
-    return app_settings.load(
+    return app_settings.load_settings(
         {
             "DATABASE_URL": database_url,
             "SECRET_KEY": "only-for-tests",
@@ -119,7 +119,7 @@ def test_settings(database_url: str, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def session_app(test_settings: app_settings.Settings) -> Flask:
     app = create_app(test_settings)
-    local_cli.init_app(app)
+    cli.init_app(app)
     app.config["TESTING"] = True
     app.config["ARGON2"] = {"time_cost": 1, "memory_cost": 8, "parallelism": 1}
 
@@ -143,7 +143,7 @@ def app(session_app: Flask) -> Iterator[Flask]:
     task_queue.init_app(session_app)
     with session_app.app_context():
         _empty()
-        signing_keys.forget()
+        signing_keys.clear_key_cache()
         yield session_app
         db.session.remove()
 
@@ -232,7 +232,12 @@ def customer(app: Flask) -> Callable[..., Customer]:
         if suppressed:
             db.session.add(Suppression(email=row.email, reason=suppressed, source="tests"))
         if erased_at is not None:
-            row.email, row.email_as_given, row.name, row.erased_at = f"erased {row.id}", ERASED, "", erased_at
+            row.email, row.email_as_given, row.name, row.erased_at = (
+                f"erased {row.id}",
+                ERASED_EMAIL_PLACEHOLDER,
+                "",
+                erased_at,
+            )
         db.session.commit()
         return row
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from local.supervisor import MARK
+from local.supervisor import INSTANCE_VARIABLE
 from tests.live import can_be_interrupted, free_port
-from webapp.core.settings import NAMES, ROOT
+from webapp.core.settings import ROOT, SETTING_NAMES
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Copy:
 
     def start(self, *targets: str, **environment: str) -> subprocess.Popen[str]:
         """The same without waiting; the process is the leader of a group of its own."""
-        env = {k: v for k, v in os.environ.items() if k not in NAMES and not k.startswith("MAKE")}
+        env = {k: v for k, v in os.environ.items() if k not in SETTING_NAMES and not k.startswith("MAKE")}
         return subprocess.Popen(
             ["make", "--no-print-directory", *targets],
             cwd=self.folder,
@@ -61,7 +61,7 @@ class Copy:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                marked = process.environ().get(MARK) == str(self.folder / "instance")
+                marked = process.environ().get(INSTANCE_VARIABLE) == str(self.folder / "instance")
                 # A path in the command line tells the embedded server, which inherits no mark.
                 if marked or any(str(self.folder) in word for word in process.cmdline()[:3]):
                     found.append(process)

@@ -16,7 +16,7 @@ from webapp.redemptions import group_commit
 def statements() -> Iterator[list[tuple[str, Any]]]:
     """Every statement that is run meanwhile, with its parameters."""
     # Redeeming keeps its connection, and one that is older than the listener would not be listened to.
-    group_commit.desk().close()
+    group_commit.get_group_committer().close()
     seen: list[tuple[str, Any]] = []
 
     def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:

@@ -17,7 +17,7 @@ from tests.campaigns import relay as relays
 from webapp.campaigns.launch import actions as launch_actions
 from webapp.core.settings import ROOT, Settings
 from webapp.customers.imports import parser
-from webapp.redemptions.rules import Reason
+from webapp.redemptions.rules import RefusalReason
 
 PAGE = ROOT / "docs" / "api.md"
 TOLD_URL = "http://127.0.0.1:8000"
@@ -153,7 +153,9 @@ def test_the_codes_of_refusals_are_those_of_the_program() -> None:
         for word in re.findall(r"`(\w+)`", row)
     }
     by_rule = (
-        set(get_args(Reason)) | {word for word, _ in launch_actions.REFUSALS.values()} | _said("DomainError", 0).keys()
+        set(get_args(RefusalReason))
+        | {word for word, _ in launch_actions.OFFER_STATE_REFUSALS.values()}
+        | _said("DomainError", 0).keys()
     )
     of_the_door = {"not_found", "invalid_payload", "unavailable", "method_not_allowed", "rate_limited"}
     source = (ROOT / "webapp" / "blueprints" / "problems.py").read_text()
@@ -166,7 +168,7 @@ def test_the_codes_of_fields_are_those_of_the_program() -> None:
     lists = _section("What is refused").split("The codes in `errors[]`")[1]
     told = set(re.findall(r"`(\w+)`", lists.split("and these:")[1])) - {"conflict"}
     said = {word for word, files in _said("FieldError", 1).items() if not all(map(NEVER_BY_JSON.search, files))}
-    said |= parser._SENTENCES.keys() | parser._WHOLE_FILE.keys()
+    said |= parser._ROW_MESSAGES.keys() | parser._FILE_MESSAGES.keys()
     assert said - told == FIELDS_OF_STAFF
     literals = {
         node.value

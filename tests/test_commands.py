@@ -14,7 +14,7 @@ from psycopg import sql
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from local import cli as local_cli
+from local import cli
 from local import commands as local_commands
 from tests.conftest import fresh_database
 from tests.live import free_port
@@ -45,8 +45,8 @@ def run(session_app: Flask, tmp_path: Path) -> Iterator[Run]:
 
     def go(url: str, command: str) -> Result:
         given = {"DATABASE_URL": url, "SECRET_KEY": "only-for-tests", "INSTANCE_PATH": str(tmp_path)}
-        other = create_app(app_settings.load(given))
-        local_cli.init_app(other)
+        other = create_app(app_settings.load_settings(given))
+        cli.init_app(other)
         with other.app_context():
             try:
                 return other.test_cli_runner().invoke(args=command.split())
@@ -116,7 +116,7 @@ def _elsewhere() -> None:
 def test_a_mistake_of_ours_is_told_whole(
     app: Flask, test_settings: app_settings.Settings, mistake: Callable[[], None], kind: type[Exception]
 ) -> None:
-    command = local_commands.in_one_line(click.Command("wrong", callback=mistake), test_settings)
+    command = local_commands.wrap_command_errors(click.Command("wrong", callback=mistake), test_settings)
 
     result = app.test_cli_runner().invoke(command)
 

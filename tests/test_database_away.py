@@ -38,7 +38,7 @@ class Fragile:
     """The program on a PostgreSQL of its own that the test can stop."""
 
     url: str
-    server: embedded_postgresql.Server
+    server: embedded_postgresql.EmbeddedServer
     key: str
     settings: app_settings.Settings
 
@@ -62,10 +62,10 @@ class Fragile:
 def fragile(test_settings: app_settings.Settings, tmp_path: Path) -> Iterator[Fragile]:
     folder = Path(tempfile.mkdtemp(prefix="onecode-away-"))
     folder.chmod(0o755)
-    server = embedded_postgresql.server(folder, folder / "s")
+    server = embedded_postgresql.locate_server(folder, folder / "s")
     server.start()
     server.create_database("onecode")
-    mine = app_settings.load(
+    mine = app_settings.load_settings(
         {
             "DATABASE_URL": f"postgresql://onecode@/onecode?host={folder / 's'}",
             "SECRET_KEY": "only-for-tests",
@@ -181,22 +181,22 @@ def test_one_connection_that_is_ended_is_over_when_another_answers(
 ) -> None:
     other = create_app(test_settings)
     task_queue.init_app(app)
-    database_health.is_over()
-    monkeypatch.setattr(database_health, "_back", -math.inf)
+    database_health.mark_recovered()
+    monkeypatch.setattr(database_health, "_recovered_at", -math.inf)
     with other.app_context(), written(test_settings, "text") as stream:
         with db.engine.connect():
             pass
-        assert database_health.noticed(psycopg.OperationalError("server closed the connection unexpectedly"))
-        assert database_health.is_on()
+        assert database_health.detect_outage(psycopg.OperationalError("server closed the connection unexpectedly"))
+        assert database_health.is_database_unavailable()
         # It was in the pool already, so nobody connects anew.
         with db.engine.connect():
             pass
         db.engine.dispose()
 
-        assert database_health.noticed(psycopg.OperationalError("server closed the connection unexpectedly")), (
+        assert database_health.detect_outage(psycopg.OperationalError("server closed the connection unexpectedly")), (
             "found late"
         )
-    assert not database_health.is_on()
+    assert not database_health.is_database_unavailable()
     assert [line.split("webapp.core.database_health ")[1][:24] for line in stream.getvalue().splitlines()] == [
         "the database is away or ",
         "the database is back aft",
@@ -215,11 +215,11 @@ def test_one_connection_that_is_ended_is_over_when_another_answers(
 def test_what_is_no_sign_of_a_database_that_is_away_is_not_taken_for_one(
     error: psycopg.Error, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database_health.is_over()
-    monkeypatch.setattr(database_health, "_back", -math.inf)
+    database_health.mark_recovered()
+    monkeypatch.setattr(database_health, "_recovered_at", -math.inf)
 
-    assert not database_health.noticed(error)
-    assert not database_health.is_on()
+    assert not database_health.detect_outage(error)
+    assert not database_health.is_database_unavailable()
 
 
 def test_of_refused_requests_not_more_than_one_a_second_is_told_of(
@@ -228,13 +228,13 @@ def test_of_refused_requests_not_more_than_one_a_second_is_told_of(
     nowhere = replace(test_settings, database_url="postgresql+psycopg://nobody@127.0.0.1:1/nothing")
     client = create_app(nowhere).test_client()
     task_queue.init_app(app)
-    database_health.is_over()
+    database_health.mark_recovered()
     try:
         with written(test_settings, "text") as stream:
             statuses = {client.get(path).status_code for path in ("/readyz", "/redeem", "/api/v1/offers", "/") * 20}
-            database_health.is_over()
+            database_health.mark_recovered()
     finally:
-        database_health.is_over()
+        database_health.mark_recovered()
 
     lines = stream.getvalue().splitlines()
     assert 503 in statuses

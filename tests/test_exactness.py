@@ -139,7 +139,7 @@ def doors(
 ) -> Iterator[Doors]:
     """The real server with a capped offer, a key, links, and a manager who has signed in."""
     row = offer(max_redemptions=CAP)
-    tokens = {c.email: personal_links.personal_url(row.id, c.id).rpartition("/")[2] for c in customers}
+    tokens = {c.email: personal_links.build_personal_url(row.id, c.id).rpartition("/")[2] for c in customers}
     key = account_actions.create_api_key("tests", ["redeem"], by="tests")
     cookie, token = _signed_in(app, staff_user("manager"))
     # Cookies are named after the port people see, which the server here must share with the test.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from webapp.core.coalescing import Gatherer, Stuck
+from webapp.core.coalescing import Coalescer, CoalescingTimeout
 
 
 class Work:
@@ -27,14 +27,14 @@ class Work:
         return [2 * ask for ask in asks]
 
 
-def in_threads(gatherer: Gatherer[int, int], asks: Sequence[int]) -> tuple[list[threading.Thread], dict[int, object]]:
+def in_threads(gatherer: Coalescer[int, int], asks: Sequence[int]) -> tuple[list[threading.Thread], dict[int, object]]:
     """A thread for each ask; what came of it."""
     results: dict[int, object] = {}
 
     def run(ask: int) -> None:
         try:
             results[ask] = gatherer.ask(ask)
-        except (ValueError, Stuck) as error:
+        except (ValueError, CoalescingTimeout) as error:
             results[ask] = error
 
     threads = [threading.Thread(target=run, args=[ask]) for ask in asks]
@@ -51,7 +51,7 @@ def wait_until(there: Callable[[], bool]) -> None:
     raise AssertionError("it never came to that")
 
 
-def waiting(gatherer: Gatherer[int, int]) -> int:
+def waiting(gatherer: Coalescer[int, int]) -> int:
     return len(gatherer._waiting)
 
 
@@ -62,13 +62,13 @@ def test_who_asks_alone_is_answered_in_its_own_thread() -> None:
         at.append(threading.get_ident())
         return [2 * ask for ask in asks]
 
-    assert Gatherer(work, at_most=4, patience=1).ask(21) == 42
+    assert Coalescer(work, at_most=4, patience=1).ask(21) == 42
     assert at == [threading.get_ident()]
 
 
 def test_who_comes_meanwhile_is_answered_together_each_with_its_own_answer() -> None:
     work = Work()
-    gatherer = Gatherer(work, at_most=64, patience=20)
+    gatherer = Coalescer(work, at_most=64, patience=20)
     first, done = in_threads(gatherer, [1])
     work.begun.acquire()
     others, more = in_threads(gatherer, range(2, 12))
@@ -82,7 +82,7 @@ def test_who_comes_meanwhile_is_answered_together_each_with_its_own_answer() -> 
 
 def test_no_more_are_taken_at_once_than_told() -> None:
     work = Work()
-    gatherer = Gatherer(work, at_most=4, patience=20)
+    gatherer = Coalescer(work, at_most=4, patience=20)
     first, _ = in_threads(gatherer, [1])
     work.begun.acquire()
     others, more = in_threads(gatherer, range(2, 12))
@@ -96,7 +96,7 @@ def test_no_more_are_taken_at_once_than_told() -> None:
 
 def test_what_goes_wrong_is_heard_by_those_it_was_gathered_for_and_by_nobody_else() -> None:
     work = Work()
-    gatherer = Gatherer(work, at_most=64, patience=20)
+    gatherer = Coalescer(work, at_most=64, patience=20)
     first, done = in_threads(gatherer, [1])
     work.begun.acquire()
     others, more = in_threads(gatherer, [-1, 2])
@@ -112,12 +112,12 @@ def test_what_goes_wrong_is_heard_by_those_it_was_gathered_for_and_by_nobody_els
 
 def test_who_waits_too_long_hears_so_and_is_not_done_later() -> None:
     work = Work()
-    gatherer = Gatherer(work, at_most=64, patience=0.05)
+    gatherer = Coalescer(work, at_most=64, patience=0.05)
     first, done = in_threads(gatherer, [1])
     work.begun.acquire()
     others, more = in_threads(gatherer, [2])
     others[0].join(20)
-    assert isinstance(more[2], Stuck)
+    assert isinstance(more[2], CoalescingTimeout)
     assert not more[2].begun
     work.let.release()
     first[0].join(20)
@@ -129,7 +129,7 @@ def test_who_waits_too_long_hears_so_and_is_not_done_later() -> None:
 
 def test_who_was_taken_up_and_waits_too_long_hears_that_it_may_be_done() -> None:
     work = Work()
-    gatherer = Gatherer(work, at_most=64, patience=0.5)
+    gatherer = Coalescer(work, at_most=64, patience=0.5)
     first, _ = in_threads(gatherer, [1])
     work.begun.acquire()
     hasty, more = in_threads(gatherer, [2])
@@ -141,7 +141,7 @@ def test_who_was_taken_up_and_waits_too_long_hears_that_it_may_be_done() -> None
     work.let.release()
     work.begun.acquire()
     hasty[0].join(20)
-    assert isinstance(more[2], Stuck)
+    assert isinstance(more[2], CoalescingTimeout)
     assert more[2].begun
     work.let.release()
     for thread in first + others:
@@ -159,7 +159,7 @@ def test_under_many_threads_every_ask_is_done_once(threads: int) -> None:
         done.extend(asks)
         return [2 * ask for ask in asks]
 
-    gatherer = Gatherer(work, at_most=3, patience=20)
+    gatherer = Coalescer(work, at_most=3, patience=20)
     wrong: list[int] = []
 
     def many(start: int) -> None:

@@ -23,11 +23,11 @@ from sqlalchemy import text
 
 from tests import live
 from webapp import create_app
-from webapp.campaigns.models import Batch, Campaign, gaps_of
+from webapp.campaigns.models import Batch, Campaign, encode_gaps
 from webapp.campaigns.sending import auto_pause, batches, completion
 from webapp.core import logs, task_queue
 from webapp.core.extensions import db, huey
-from webapp.core.settings import ROOT, Settings, SettingsError, load
+from webapp.core.settings import ROOT, Settings, SettingsError, load_settings
 from webapp.customers.models import Customer
 from webapp.offers.models import Offer
 
@@ -39,7 +39,7 @@ def written(settings: Settings, form: str = "json", level: str | None = None) ->
     """All that is logged meanwhile, as it would stand on standard error."""
     root, huey = logging.getLogger(), logging.getLogger("huey")
     before = root.handlers[:], root.level, huey.level, huey.filters[:]
-    logs.configure(replace(settings, log_format=form, log_level=level))
+    logs.configure_logging(replace(settings, log_format=form, log_level=level))
     stream = io.StringIO()
     root.handlers[0].stream = stream  # type: ignore[attr-defined]
     try:
@@ -75,7 +75,7 @@ def failing(app: Flask, test_settings: Settings) -> FlaskClient:
 
 
 def test_a_line_is_read_by_people(test_settings: Settings) -> None:
-    with written(test_settings, "text") as stream, logs.about(task="campaigns.pump", campaign_id=3, batch_id=7):
+    with written(test_settings, "text") as stream, logs.log_context(task="campaigns.pump", campaign_id=3, batch_id=7):
         logging.getLogger("webapp.some").info("said %s", "so")
 
     assert re.fullmatch(
@@ -84,7 +84,7 @@ def test_a_line_is_read_by_people(test_settings: Settings) -> None:
 
 
 def test_a_line_is_read_by_programs(test_settings: Settings) -> None:
-    with written(test_settings) as stream, logs.about(task="campaigns.pump"), logs.about(campaign_id=3):
+    with written(test_settings) as stream, logs.log_context(task="campaigns.pump"), logs.log_context(campaign_id=3):
         logging.getLogger("webapp.some").warning("said\n%s", "so")
 
     (line,) = lines(stream)
@@ -118,7 +118,7 @@ def test_no_customer_stands_in_what_is_handed_over_for_programs(test_settings: S
 
 def test_what_it_is_about_ends_with_it(test_settings: Settings) -> None:
     with written(test_settings) as stream:
-        with logs.about(campaign_id=3):
+        with logs.log_context(campaign_id=3):
             pass
         logging.getLogger("webapp.some").info("said")
 
@@ -136,7 +136,7 @@ def test_the_level_is_chosen(test_settings: Settings) -> None:
 @pytest.mark.parametrize(("name", "value"), [("LOG_FORMAT", "xml"), ("LOG_LEVEL", "loud")])
 def test_a_wrong_setting_is_one_sentence(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"^{name} must be .* or .*, not '{value}'$"):
-        load({"DATABASE_URL": "postgresql:///x", "SECRET_KEY": "x", name: value})
+        load_settings({"DATABASE_URL": "postgresql:///x", "SECRET_KEY": "x", name: value})
 
 
 def test_a_failed_request_is_followed_by_its_number(failing: FlaskClient, test_settings: Settings) -> None:
@@ -225,7 +225,7 @@ def test_a_quick_request_that_worked_is_no_news_and_a_slow_one_is(
     with written(test_settings) as stream:
         failing.get("/healthz")
         assert stream.getvalue() == ""
-        monkeypatch.setattr(logs, "SLOW", 0.0)
+        monkeypatch.setattr(logs, "SLOW_REQUEST_SECONDS", 0.0)
         failing.get("/u/ada@example.com?email=ada@example.com")
 
     (line,) = lines(stream)
@@ -235,10 +235,10 @@ def test_a_quick_request_that_worked_is_no_news_and_a_slow_one_is(
 
 def test_a_task_that_fails_says_so_once_and_which_it_was(test_settings: Settings, app: Flask) -> None:
     def _fails() -> None:
-        with logs.about(campaign_id=5):
+        with logs.log_context(campaign_id=5):
             raise RuntimeError("ada@example.com")
 
-    task = task_queue.task(_fails)
+    task = huey.task()(task_queue._wrap_in_app_context("tests.fails", _fails, is_periodic=False))
     with written(test_settings) as stream:
         huey.execute(task.s())
 
@@ -270,7 +270,7 @@ def test_whoever_takes_over_a_batch_says_so(
     db.session.add(campaign)
     db.session.flush()
     ids = [customer().id]
-    batch = Batch(campaign_id=campaign.id, seq=0, first_id=ids[0], last_id=ids[0], gaps=gaps_of(ids))
+    batch = Batch(campaign_id=campaign.id, seq=0, first_id=ids[0], last_id=ids[0], gaps=encode_gaps(ids))
     batch.window_end, batch.status, batch.epoch = 1, "sending", 1
     db.session.add(batch)
     db.session.flush()
@@ -278,7 +278,7 @@ def test_whoever_takes_over_a_batch_says_so(
     db.session.commit()
 
     with written(test_settings) as stream:
-        assert batches.claim("me") is not None
+        assert batches.claim_batch("me") is not None
 
     (line,) = lines(stream)
     assert (line["campaign_id"], line["batch_id"]) == (campaign.id, batch.id)
@@ -296,8 +296,8 @@ def test_each_campaign_that_the_relay_s_refusal_pauses_has_its_line_once(
     db.session.commit()
 
     with written(test_settings) as stream:
-        auto_pause.halt_all("the relay refuses us: 535 no")
-        auto_pause.halt_all("the relay refuses us: 535 no")
+        auto_pause.pause_all_automatically("the relay refuses us: 535 no")
+        auto_pause.pause_all_automatically("the relay refuses us: 535 no")
 
     assert {line["campaign_id"] for line in lines(stream)} == {rows[0].id, rows[2].id}
     assert len(lines(stream)) == 2
@@ -352,7 +352,7 @@ def test_what_breaks_around_a_task_is_told_too(app: Flask, test_settings: Settin
 
     try:
         with written(test_settings) as stream:
-            huey.execute(task_queue.task(works).s())
+            huey.execute(huey.task()(task_queue._wrap_in_app_context("tests.works", works, is_periodic=False)).s())
     finally:
         task_queue.init_app(app)
 

@@ -117,15 +117,17 @@ def test_every_flask_command_is_one(app: Flask, page: Path) -> None:
 def test_every_setting_is_in_the_table_and_every_one_there_is_a_setting() -> None:
     table = (DOCS / "settings.md").read_text()
     cells = re.findall(r"^\| (`.*?) \|", table, re.M)
-    assert {name for cell in cells for name in re.findall(r"`(\w+)`", cell)} == set(app_settings.NAMES) | OF_THE_TESTS
+    assert {name for cell in cells for name in re.findall(r"`(\w+)`", cell)} == set(
+        app_settings.SETTING_NAMES
+    ) | OF_THE_TESTS
 
 
 @every_page
 def test_every_setting_that_is_named_is_one(page: Path) -> None:
     """Of words that look like ours: `MAIL_…`, `PUBLIC_…` and so on."""
-    kinds = "|".join(sorted({name.partition("_")[0] for name in app_settings.NAMES if "_" in name} - {"LOG"}))
+    kinds = "|".join(sorted({name.partition("_")[0] for name in app_settings.SETTING_NAMES if "_" in name} - {"LOG"}))
     named = set(re.findall(rf"(?<![\w$.])(?:{kinds})_[A-Z_]+\b", code(page)))
-    assert named - set(app_settings.NAMES) == set()
+    assert named - set(app_settings.SETTING_NAMES) == set()
 
 
 @every_page

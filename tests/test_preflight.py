@@ -43,7 +43,7 @@ def server() -> Iterator[Server]:
         folder.chmod(0o755)
         port = free_port()
         quick = {"fsync": "off", "listen_addresses": "127.0.0.1", "port": str(port)}
-        made = embedded_postgresql.server(folder, folder / "s", quick)
+        made = embedded_postgresql.locate_server(folder, folder / "s", quick)
         # The port is in the socket's name, too, and so in the address.
         made = _OnPort(made.home, made.sockets, made.settings, made.owner)
         made.start()
@@ -60,13 +60,13 @@ def server() -> Iterator[Server]:
             made.stop()
 
 
-class _OnPort(embedded_postgresql.Server):
+class _OnPort(embedded_postgresql.EmbeddedServer):
     def url(self, database: str = "postgres") -> str:
         return psycopg.conninfo.make_conninfo(super().url(database), port=self.settings["port"])
 
 
 def _settings(url: str, tmp_path: Path, **more: str) -> app_settings.Settings:
-    return app_settings.load({"DATABASE_URL": url, "INSTANCE_PATH": str(tmp_path), **more})
+    return app_settings.load_settings({"DATABASE_URL": url, "INSTANCE_PATH": str(tmp_path), **more})
 
 
 def _refused(url: str, tmp_path: Path) -> str:
@@ -197,25 +197,29 @@ def test_a_taken_port_is_named_with_what_needs_it_and_one_that_is_free(tmp_path:
         with socket.create_server(("127.0.0.1", 0)) as other:
             taken = int(other.getsockname()[1])
             with pytest.raises(SetupError) as refused:
-                preflight.check_ports(app_settings.load({"INSTANCE_PATH": str(tmp_path), "PORT": str(taken - which)}))
+                preflight.check_ports(
+                    app_settings.load_settings({"INSTANCE_PATH": str(tmp_path), "PORT": str(taken - which)})
+                )
         said, _, port = str(refused.value).partition("; choose another: make setup PORT=")
         # Now and then a neighbouring port is another test's, and that is what it says; then once more.
         if said == f"port {taken} for {purpose} is taken by another program":
             break
     else:
         pytest.fail(said)
-    preflight.check_ports(app_settings.load({"INSTANCE_PATH": str(tmp_path), "PORT": port}))
+    preflight.check_ports(app_settings.load_settings({"INSTANCE_PATH": str(tmp_path), "PORT": port}))
 
 
 def test_a_relay_that_is_away_is_a_remark(tmp_path: Path) -> None:
     port = free_port()
-    away = app_settings.load({"INSTANCE_PATH": str(tmp_path), "MAIL_SERVER": "127.0.0.1", "MAIL_PORT": str(port)})
-    assert preflight.remarks(away) == [
+    away = app_settings.load_settings(
+        {"INSTANCE_PATH": str(tmp_path), "MAIL_SERVER": "127.0.0.1", "MAIL_PORT": str(port)}
+    )
+    assert preflight.collect_warnings(away) == [
         f"the relay 127.0.0.1 port {port} can't be reached (Connection refused); "
         "mails wait until it can: check MAIL_SERVER and MAIL_PORT"
     ]
-    unknown = app_settings.load({"INSTANCE_PATH": str(tmp_path), "MAIL_SERVER": "relay.invalid"})
-    assert "relay.invalid port 25 can't be reached (there is no such name)" in preflight.remarks(unknown)[0]
+    unknown = app_settings.load_settings({"INSTANCE_PATH": str(tmp_path), "MAIL_SERVER": "relay.invalid"})
+    assert "relay.invalid port 25 can't be reached (there is no such name)" in preflight.collect_warnings(unknown)[0]
 
 
 def test_the_relay_is_described_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -229,14 +233,14 @@ def test_the_relay_is_described_whole_or_not_at_all(tmp_path: Path) -> None:
         ),
     ):
         with pytest.raises(app_settings.SettingsError, match=f"^{said}"):
-            app_settings.load(relay | given)
+            app_settings.load_settings(relay | given)
 
 
 def test_names_that_are_nearly_settings_are_remarked_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".env").write_text("MAIL_SEVER=relay.example.com\nPOSTGRES_PASSWORD=x\nSHOP_NAME=Shop\n")
     monkeypatch.setattr(app_settings, "ROOT", tmp_path)
 
-    assert preflight.remarks(app_settings.load({"INSTANCE_PATH": str(tmp_path)})) == [
+    assert preflight.collect_warnings(app_settings.load_settings({"INSTANCE_PATH": str(tmp_path)})) == [
         "MAIL_SEVER in .env is no setting; probably MAIL_SERVER was meant"
     ]
 
@@ -244,4 +248,4 @@ def test_names_that_are_nearly_settings_are_remarked_on(tmp_path: Path, monkeypa
 def test_every_setting_that_is_read_is_known_by_name() -> None:
     read = set(re.findall(r'given(?:\.get\(|\[|, )"([A-Z_]+)"', Path(app_settings.__file__).read_text()))
 
-    assert read <= set(app_settings.NAMES)
+    assert read <= set(app_settings.SETTING_NAMES)

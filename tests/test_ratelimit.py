@@ -17,7 +17,7 @@ from webapp.accounts import passwords
 from webapp.accounts.models import StaffUser
 from webapp.core.email_addresses import normalise_email
 from webapp.core.extensions import db
-from webapp.core.rate_limit import RateHit, TableStorage, address, typed
+from webapp.core.rate_limit import RateLimitCounter, TableStorage, client_address, form_field_key
 from webapp.core.settings import Settings
 
 
@@ -42,7 +42,7 @@ def guess(
 
 
 def rows() -> int:
-    return db.session.scalar(select(func.count()).select_from(RateHit)) or 0
+    return db.session.scalar(select(func.count()).select_from(RateLimitCounter)) or 0
 
 
 def test_ten_guesses_at_one_email_are_enough(client: FlaskClient) -> None:
@@ -77,7 +77,7 @@ def test_two_processes_count_together(client: FlaskClient, second_app: Flask) ->
 def test_whoever_knows_the_password_may_sign_in_often(
     client: FlaskClient, staff_user: Callable[..., StaffUser]
 ) -> None:
-    staff_user("admin", email="ann@example.com").password_hash = passwords.hashed("the password")
+    staff_user("admin", email="ann@example.com").password_hash = passwords.hash_password("the password")
     db.session.commit()
     answers = [
         guess(client, password=word).status_code for word in ["a guess"] * 9 + ["the password"] + ["a guess"] * 9
@@ -88,7 +88,7 @@ def test_whoever_knows_the_password_may_sign_in_often(
 def test_a_window_that_is_over_begins_anew(client: FlaskClient) -> None:
     for _ in range(11):
         guess(client)
-    db.session.execute(update(RateHit).values(expires_at=func.now()))
+    db.session.execute(update(RateLimitCounter).values(expires_at=func.now()))
     db.session.commit()
     assert guess(client).status_code == 422
 
@@ -97,7 +97,7 @@ def test_what_is_over_is_cleared_away_by_whoever_comes_next(app: Flask) -> None:
     storage = TableStorage()
     for n in range(25):
         storage.incr(f"old {n}", 60)
-    db.session.execute(update(RateHit).values(expires_at=func.now() - timedelta(seconds=1)))
+    db.session.execute(update(RateLimitCounter).values(expires_at=func.now() - timedelta(seconds=1)))
     db.session.commit()
     left = []
     for n in range(3):
@@ -108,7 +108,7 @@ def test_what_is_over_is_cleared_away_by_whoever_comes_next(app: Flask) -> None:
 
 def test_the_table_names_nobody(client: FlaskClient) -> None:
     guess(client, "ann@example.com")
-    assert not [key for key in db.session.scalars(select(RateHit.key)) if "ann" in key]
+    assert not [key for key in db.session.scalars(select(RateLimitCounter.key)) if "ann" in key]
 
 
 def test_a_field_of_any_length_is_counted(client: FlaskClient) -> None:
@@ -127,12 +127,12 @@ def test_a_field_of_any_length_is_counted(client: FlaskClient) -> None:
 )
 def test_a_network_that_one_customer_owns_is_one_address(app: Flask, given: str, counted: str) -> None:
     with app.test_request_context(environ_base={"REMOTE_ADDR": given}):
-        assert address() == counted
+        assert client_address() == counted
 
 
 def test_two_fields_with_the_same_value_are_counted_apart(app: Flask) -> None:
     with app.test_request_context(method="POST", data={"email": "a@example.com", "code": "a@example.com"}):
-        assert typed("email", normalise_email)() != typed("code")()
+        assert form_field_key("email", normalise_email)() != form_field_key("code")()
 
 
 def test_without_the_table_the_limit_stands_aside(client: FlaskClient) -> None:

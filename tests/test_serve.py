@@ -19,7 +19,7 @@ from flask import Flask
 
 from local.supervisor import GRACE_SECONDS
 from tests.live import environment, free_port
-from webapp.core.settings import ROOT, Settings, SettingsError, load
+from webapp.core.settings import ROOT, Settings, SettingsError, load_settings
 
 COMMAND = [sys.executable, "-m", "webapp.serve"]
 
@@ -95,11 +95,11 @@ def test_a_wrong_setting_is_one_line_and_no_server(name: str, value: str, test_s
 def test_it_listens_where_it_is_told(value: str, test_settings: Settings) -> None:
     given = environment(test_settings, WEB_HOST=value)
 
-    assert load(given).web_host == value
+    assert load_settings(given).web_host == value
 
 
 def test_without_a_word_it_listens_on_this_machine_only(test_settings: Settings) -> None:
-    assert load(environment(test_settings, WEB_HOST="")).web_host == "127.0.0.1"
+    assert load_settings(environment(test_settings, WEB_HOST="")).web_host == "127.0.0.1"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_without_a_word_it_listens_on_this_machine_only(test_settings: Settings)
 )
 def test_what_makes_no_sense_is_refused(name: str, value: str, test_settings: Settings) -> None:
     with pytest.raises(SettingsError, match=f"^{name} must be "):
-        load(environment(test_settings, **{name: value}))
+        load_settings(environment(test_settings, **{name: value}))
 
 
 def _status(url: str, seconds: float = 2) -> int:

@@ -10,7 +10,7 @@ from webapp.core import settings as app_settings
 
 
 def _loaded(tmp_path: Path, **given: str) -> app_settings.Settings:
-    return app_settings.load({"INSTANCE_PATH": str(tmp_path), **given})
+    return app_settings.load_settings({"INSTANCE_PATH": str(tmp_path), **given})
 
 
 @pytest.mark.parametrize(

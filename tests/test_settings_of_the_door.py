@@ -23,7 +23,7 @@ def an_app(app: Flask, test_settings: app_settings.Settings) -> Iterator[Callabl
             "SECRET_KEY": "only-for-tests",
             "INSTANCE_PATH": str(test_settings.instance_path),
         }
-        other = create_app(app_settings.load(environment | given))
+        other = create_app(app_settings.load_settings(environment | given))
         other.config["WTF_CSRF_ENABLED"] = False
         return other
 

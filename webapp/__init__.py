@@ -18,15 +18,16 @@ from sqlalchemy import text
 from werkzeug.middleware.proxy_fix import ProxyFix
 from whitenoise import WhiteNoise
 
+import webapp.tasks  # noqa: F401 (registers every task)
 from webapp import cli
 from webapp.campaigns import erasure as campaign_erasure
 from webapp.core import database_health, logs, rate_limit, sessions, task_queue
 from webapp.core.extensions import csrf, db, huey, login, mail, migrate
 from webapp.core.json_provider import JsonProvider
-from webapp.core.settings import ROOT, Settings, load
+from webapp.core.settings import ROOT, Settings, load_settings
 from webapp.customers import actions as customer_actions
 from webapp.redemptions import erasure as redemption_erasure
-from webapp.views import error_handlers, rendering
+from webapp.views import error_handlers, problem_details, rendering
 from webapp.views.api import blueprint as api_blueprint
 from webapp.views.api import bounces as api_bounces
 from webapp.views.api import campaigns as api_campaigns
@@ -54,17 +55,17 @@ __all__ = ["create_app"]
 
 
 # What every answer says unless its view has said otherwise.
-HEADERS = (
-    ("Content-Security-Policy", rendering.CSP),
+SECURITY_HEADERS = (
+    ("Content-Security-Policy", rendering.CONTENT_SECURITY_POLICY),
     ("X-Content-Type-Options", "nosniff"),
     ("Referrer-Policy", "same-origin"),
 )
 
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}", re.A)
+REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9_-]{8,64}", re.A)
 
 
-class Onecode(OpenAPI):
+class OnecodeApp(OpenAPI):
     """The app. No view and no hook of ours is a coroutine, so none has to be looked at for being one."""
 
     json_provider_class = JsonProvider
@@ -78,14 +79,14 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     :raises SettingsError: when the environment says something that makes no sense.
     """
-    settings = settings or load()
-    app = Onecode(
+    settings = settings or load_settings()
+    app = OnecodeApp(
         "webapp",
-        info=Info(title="Onecode", version=release(), description="Offers with one shared voucher code each."),
+        info=Info(title="Onecode", version=get_app_version(), description="Offers with one shared voucher code each."),
         security_schemes={"key": {"type": "http", "scheme": "bearer"}},
         doc_ui=False,
-        validation_error_callback=api_blueprint.validation_problem,
-        validation_error_model=api_blueprint.Problem,
+        validation_error_callback=problem_details.validation_problem_response,
+        validation_error_model=problem_details.Problem,
         root_path=str(ROOT / "webapp"),
         template_folder=str(ROOT / "templates"),
         static_folder=str(ROOT / "static"),
@@ -130,12 +131,12 @@ def create_app(settings: Settings | None = None) -> Flask:
         SESSION_COOKIE_SAMESITE="Lax",
         SESSION_COOKIE_SECURE=settings.public_url.startswith("https://"),
     )
-    app.url_map.converters |= {"int": rendering.RowId, "email": rendering.Address}
-    _extensions(app, settings)
-    _doors(app)
-    customer_actions.forget_elsewhere = (redemption_erasure.forget, campaign_erasure.forget)
-    _headers(app)
-    _health(app)
+    app.url_map.converters |= {"int": rendering.RowIdConverter, "email": rendering.EmailConverter}
+    _init_extensions(app, settings)
+    _register_blueprints(app)
+    customer_actions.erasure_hooks = (redemption_erasure.erase_redemption_data, campaign_erasure.clear_reply_texts)
+    _register_request_hooks(app)
+    _register_health_checks(app)
     error_handlers.init_app(app)
     rate_limit.init_app(app)
     rendering.init_app(app)
@@ -143,7 +144,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     return app
 
 
-def release() -> str:
+def get_app_version() -> str:
     """The version of the program, from its own project file."""
     try:
         return version("onecode")
@@ -153,13 +154,13 @@ def release() -> str:
         return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
 
 
-def _extensions(app: Flask, settings: Settings) -> None:
-    app.session_interface = sessions.Sessions()
+def _init_extensions(app: Flask, settings: Settings) -> None:
+    app.session_interface = sessions.LazySessionInterface()
     db.init_app(app)
     migrate.init_app(app, db, directory=str(ROOT / "migrations"))
     mail.init_app(app)
     # Before the token is looked for, which reads the form.
-    app.before_request(staff_blueprint.make_room)
+    app.before_request(staff_blueprint.raise_body_limit)
     csrf.init_app(app)
     login.init_app(app)
     task_queue.init_app(app)
@@ -171,37 +172,39 @@ def _extensions(app: Flask, settings: Settings) -> None:
     app.wsgi_app = WhiteNoise(app.wsgi_app, root=static, prefix="static/", max_age=3600)  # type: ignore[method-assign]
 
 
-def _doors(app: OpenAPI) -> None:
+def _register_blueprints(app: OpenAPI) -> None:
     app.register_blueprint(
-        staff_blueprint.staff_door(
-            staff_home.room,
-            staff_accounts.room,
-            staff_customers.room,
-            staff_suppressions.room,
-            staff_offers.room,
-            staff_campaigns.room,
-            campaign_editor.room,
-            staff_redemptions.room,
-            staff_shop.room,
+        staff_blueprint.create_staff_blueprint(
+            staff_home.blueprint,
+            staff_accounts.blueprint,
+            staff_customers.blueprint,
+            staff_suppressions.blueprint,
+            staff_offers.blueprint,
+            staff_campaigns.blueprint,
+            campaign_editor.blueprint,
+            staff_redemptions.blueprint,
+            staff_shop.blueprint,
         )
     )
     app.register_blueprint(
-        public_blueprint.public_door(public_redemptions.room, public_campaigns.room, public_shop.room)
+        public_blueprint.create_public_blueprint(
+            public_redemptions.blueprint, public_campaigns.blueprint, public_shop.blueprint
+        )
     )
     app.register_api(
-        api_blueprint.api_door(
-            api_customers.room,
-            api_bounces.room,
-            api_offers.room,
-            api_campaigns.room,
-            api_redemptions.room,
-            api_docs.room,
+        api_blueprint.create_api_blueprint(
+            api_customers.blueprint,
+            api_bounces.blueprint,
+            api_offers.blueprint,
+            api_campaigns.blueprint,
+            api_redemptions.blueprint,
+            api_docs.blueprint,
         )
     )
-    app.register_blueprint(api_metrics.metrics_door(release()))
+    app.register_blueprint(api_metrics.create_metrics_blueprint(get_app_version()))
 
 
-def _headers(app: Flask) -> None:
+def _register_request_hooks(app: Flask) -> None:
     is_behind_proxy = app.config["SETTINGS"].trusted_proxies > 0
 
     @app.before_request
@@ -209,22 +212,22 @@ def _headers(app: Flask) -> None:
         g.began = time.perf_counter()
         given = request.headers.get("X-Request-Id", "") if is_behind_proxy else ""
         # What a proxy of ours calls it, if that can stand in a log. Anybody else could write there what they like.
-        g.request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        g.request_id = given if REQUEST_ID_PATTERN.fullmatch(given) else secrets.token_hex(8)
 
     @app.after_request
     def harden(response: Response) -> Response:
         present = {name.lower() for name, _ in response.headers}
-        for name, value in HEADERS:
+        for name, value in SECURITY_HEADERS:
             if name.lower() not in present:
                 response.headers.add(name, value)
         if "cache-control" not in present and not request.path.startswith("/static/"):
             response.headers.add("Cache-Control", "no-store")
         response.headers["X-Request-Id"] = g.get("request_id", "")
-        logs.note(response, g.get("began"))
+        logs.log_slow_or_failed_request(response, g.get("began"))
         return response
 
 
-def _health(app: Flask) -> None:
+def _register_health_checks(app: Flask) -> None:
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
         """The process is up."""
@@ -237,7 +240,7 @@ def _health(app: Flask) -> None:
             db.session.execute(text("select 1 from alembic_version"))
             huey.storage.queue_size()
         except Exception as error:
-            if not database_health.noticed(error):
+            if not database_health.detect_outage(error):
                 logging.getLogger(__name__).warning("not ready: %s", error)
             return {"status": "the database or the queue does not answer"}, 503
         return {"status": "ready"}, 200

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from webapp.core.settings import ROOT, SettingsError, load
+from webapp.core.settings import ROOT, SettingsError, load_settings
 
 
 def web_arguments(port: int, workers: int = 2, host: str = "127.0.0.1") -> list[str]:
@@ -36,7 +36,7 @@ def main() -> None:
     It listens on `WEB_HOST` and `PORT` with `WEB_WORKERS` processes. Wrong settings end it with one line.
     """
     try:
-        settings = load()
+        settings = load_settings()
     except SettingsError as error:
         sys.exit(f"onecode: {error}")
     os.chdir(ROOT)

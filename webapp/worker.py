@@ -7,15 +7,10 @@ import os
 import sys
 import time
 
-# Imported so that the consumer knows every task, whether a door rings it or only the clock.
-import webapp.campaigns.tasks
-import webapp.customers.tasks
-import webapp.monitoring.tasks
-import webapp.redemptions.tasks  # noqa: F401
-from webapp import create_app, release
+from webapp import create_app, get_app_version
 from webapp.core import logs, task_queue
 from webapp.core.extensions import huey
-from webapp.core.settings import SettingsError, load
+from webapp.core.settings import SettingsError, load_settings
 from webapp.monitoring import heartbeat
 
 # Not __name__, which is __main__ here.
@@ -28,10 +23,10 @@ def main() -> None:
     os.environ["TZ"] = "UTC"
     time.tzset()
     try:
-        settings = load()
+        settings = load_settings()
     except SettingsError as error:
         sys.exit(f"onecode: {error}")
-    logs.configure(settings)
+    logs.configure_logging(settings)
     app = create_app(settings)
     consumer = huey.create_consumer(
         # Two threads more than connections to the relay: for an import (one at a time) and for the sweep.
@@ -40,9 +35,9 @@ def main() -> None:
         periodic=True,
         graceful_signal="TERM",
     )
-    task_queue.stopping = consumer.stop_flag
-    with heartbeat.beating(app, release()):
-        log.info("the worker starts: release %s, %s threads", release(), consumer.workers)
+    task_queue.stop_requested = consumer.stop_flag
+    with heartbeat.send_heartbeats(app, get_app_version()):
+        log.info("the worker starts: release %s, %s threads", get_app_version(), consumer.workers)
         consumer.run()
     log.info("the worker has ended")
 

@@ -39,8 +39,8 @@ def demo() -> None:
 def fill_it() -> None:
     """Fill an empty database with it; a second time changes nothing. Interrupted, it goes on where it was."""
     settings = _settings()
-    with local_commands.one_line(settings):
-        if not supervisor.database_is_running(settings):
+    with local_commands.command_errors(settings):
+        if not supervisor.is_database_running(settings):
             raise ServiceError("Onecode does not run, so there is nothing to fill; do both with: make demo")
         try:
             with fill.alone():
@@ -73,16 +73,16 @@ def _fill(settings: Settings) -> None:
 def remove_it() -> None:
     """Take it out again, with what hangs on it and nothing else."""
     settings = _settings()
-    with local_commands.one_line(settings):
-        if settings.database_is_embedded and not supervisor.database(settings).is_made():
+    with local_commands.command_errors(settings):
+        if settings.database_is_embedded and not supervisor.embedded_database(settings).is_made():
             _say_removed({})
             return
         # A set-up that comes now would rely on a server that is about to be stopped.
-        with nullcontext() if supervisor.database_is_running(settings) else supervisor.alone(settings):
+        with nullcontext() if supervisor.is_database_running(settings) else supervisor.instance_lock(settings):
             started = supervisor.start_database(settings)
             try:
                 with fill.alone():
-                    found = remove.remove(mailsink.folder_of(settings) if settings.mail_is_sink else None)
+                    found = remove.remove(mailsink.mail_folder(settings) if settings.mail_is_sink else None)
                 _say_removed(found)
             except DomainError as error:
                 _fail(error)
@@ -99,12 +99,16 @@ def _take_a_relays_pace(settings: Settings) -> bool:
     """Start the program anew with a pace at which a mailing to 10,000 can be watched, unless it has one of its own or
     runs in front of somebody; whether it did."""
     configuration = settings.instance_path / "supervisord.conf"
-    if settings.mail_per_second or not supervisor.is_running(settings) or "/dev/stdout" in configuration.read_text():
+    if (
+        settings.mail_per_second
+        or not supervisor.is_supervisor_running(settings)
+        or "/dev/stdout" in configuration.read_text()
+    ):
         return False
     os.environ["MAIL_PER_SECOND"] = str(PACE)
-    with supervisor.alone(settings), _uninterrupted():
-        supervisor.stop(settings)
-        supervisor.start(settings)
+    with supervisor.instance_lock(settings), _uninterrupted():
+        supervisor.stop_services(settings)
+        supervisor.start_services(settings)
     return True
 
 
@@ -131,9 +135,9 @@ def _say_filled(settings: Settings, links: dict[str, str], paced: bool) -> None:
     click.echo("\nTwo people work there. Each link works once and lets you choose a password:\n")
     for email, name, role in (demo_offers.MANAGER, demo_offers.VIEWER):
         click.echo(f"  {name}, {role}: {email}\n    {links[role]}")
-    if not account_queries.any_admin():
+    if not account_queries.has_active_admin():
         click.echo("\nNobody is admin yet. Open this link, which works once, and be it:\n")
-        click.echo(f"    {account_actions.invite('admin', None, by='set-up')}")
+        click.echo(f"    {account_actions.create_invitation('admin', None, by='set-up')}")
     if paced:
         click.echo(f"\nMails go out at {PACE} a second, as with a relay, until Onecode is started anew.")
     click.echo("Take it all out again with `make demo-remove`; what you made beside it stays.")

@@ -17,7 +17,7 @@ from local.demo.models import DemoRow
 from local.demo.offers import MANAGER, VIEWER
 from webapp.accounts import actions as account_actions
 from webapp.accounts.models import StaffUser
-from webapp.campaigns import tasks as campaign_tasks
+from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.models import Campaign
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
@@ -105,7 +105,7 @@ def fill(now: datetime | None = None) -> None:
     _broken_import()
     if not db.session.scalar(select(exists().where(DemoRow.part == "offer"))):
         demo_history.write(now or datetime.now(UTC).replace(minute=0, second=0, microsecond=0))
-        hourly_counts.count_hours()
+        hourly_counts.update_hourly_counts()
         _analyze()
     _launch()
 
@@ -130,7 +130,7 @@ def links() -> dict[str, str]:
     for email, _, role in (MANAGER, VIEWER):
         user_id = db.session.scalar(select(StaffUser.id).where(StaffUser.email == email))
         if user_id is not None:
-            found[role] = account_actions.reset_link(user_id, by=OURS)
+            found[role] = account_actions.create_password_reset_link(user_id, by=OURS)
     return found
 
 
@@ -171,9 +171,9 @@ def _import(file: people.File) -> None:
         db.session.commit()
         found = None
     if found is None:
-        import_actions.receive([file.data], file.filename, CSV, file.audience, MANAGER[0], file.kind)
+        import_actions.store_import_file([file.data], file.filename, CSV, file.audience, MANAGER[0], file.kind)
     while (found := _import_of(file.filename)) is not None and found.is_open:
-        import_actions.run(found.id)
+        import_actions.run_import(found.id)
         db.session.rollback()
         time.sleep(0.1)
     if found is None or found.status != "done":
@@ -204,11 +204,11 @@ def _broken_import() -> None:
     found = _import_of(BROKEN)
     if found is None:
         with suppress(_BrokenOff):
-            import_actions.receive(pieces(), BROKEN, CSV, "", MANAGER[0])
+            import_actions.store_import_file(pieces(), BROKEN, CSV, "", MANAGER[0])
     elif found.status == "receiving":
         found.lease_until = datetime.now(UTC) - timedelta(seconds=1)
         db.session.commit()
-        import_actions.close_broken_uploads()
+        import_actions.fail_stalled_uploads()
 
 
 def _launch() -> None:
@@ -216,7 +216,7 @@ def _launch() -> None:
     ours = select(DemoRow.row_id).where(DemoRow.part == "campaign")
     newest = db.session.scalar(select(Campaign).where(Campaign.id.in_(ours)).order_by(Campaign.id.desc()).limit(1))
     if newest is not None and newest.status == "draft":
-        campaign_tasks.launch(newest.id, by=MANAGER[0])
+        launch_actions.launch_campaign(newest.id, by=MANAGER[0])
 
 
 def _analyze() -> None:

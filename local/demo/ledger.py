@@ -175,7 +175,7 @@ def used(
         if given:
             db.session.execute(insert(model), given)
     for row in undone:
-        reference = public_ids.write(offer_id, row["customer_id"], row["redeemed_at"])
+        reference = public_ids.encode_public_id(offer_id, row["customer_id"], row["redeemed_at"])
         detail = {"customer": row["customer_id"], "reference": reference}
         trail.append(
             entry(row["rolled_back_at"], "redemption.undone", told.code, actor=row["rolled_back_by"], **detail)

@@ -14,9 +14,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from local.demo.offers import Mailing
-from webapp.campaigns.models import BATCH_SIZE, WINDOW, gaps_of
-from webapp.campaigns.sending.auto_pause import FAILED_LEAST, FAILED_SHARE
-from webapp.campaigns.timing import BACKOFF, LEASE
+from webapp.campaigns.models import BATCH_SIZE, WINDOW_SIZE, encode_gaps
+from webapp.campaigns.sending.auto_pause import MAX_FAILURE_RATE, MIN_FAILURES_TO_PAUSE
+from webapp.campaigns.timing import LEASE_DURATION, RETRY_BACKOFF
 
 # Mails a second over one connection, of two.
 PACE = 12
@@ -121,7 +121,7 @@ class _Sending:
         """Send one; when the next can begin."""
         batch.windows += [batch.position, int(clock)]
         opened = self._moment(clock)
-        for customer in batch.ids[batch.position : batch.position + WINDOW]:
+        for customer in batch.ids[batch.position : batch.position + WINDOW_SIZE]:
             why = self.people.left_out(customer, opened)
             if why:
                 self._note(customer, opened, "skipped", None, why, attempts=0)
@@ -151,7 +151,7 @@ class _Sending:
             self._fail(batch, clock)
         elif luck < 0.014:
             code, words = _pick(self.chance, PUT_OFF)
-            due = at + timedelta(seconds=BACKOFF[0] * self.chance.uniform(0.9, 1.1))
+            due = at + timedelta(seconds=RETRY_BACKOFF[0] * self.chance.uniform(0.9, 1.1))
             self._note(customer, at, "deferred", code, words, next_at=due)
         else:
             self.went.got[customer] = at
@@ -160,7 +160,7 @@ class _Sending:
     def _killed(self, batch: _Batch, customer: int, clock: float) -> float:
         """The worker dies; another takes the batch over when the lease has ended, and goes on as the mailing says."""
         at = self._moment(clock)
-        clock += LEASE + self.chance.uniform(2, 30)
+        clock += LEASE_DURATION + self.chance.uniform(2, 30)
         batch.epoch += 1
         begin = batch.position
         if self.mailing.policy == "hold":
@@ -183,7 +183,7 @@ class _Sending:
             begin = max(0, before.position - rest)
             failed += sum(place >= begin for place in before.failed)
             tried += before.position - begin
-        if failed >= FAILED_LEAST and failed > FAILED_SHARE * tried and self.stopped_at is None:
+        if failed >= MIN_FAILURES_TO_PAUSE and failed > MAX_FAILURE_RATE * tried and self.stopped_at is None:
             self.stopped_at = clock
             self.reason = f"{failed} of the last {tried} mails were refused for good; look at what the servers said"
 
@@ -224,7 +224,7 @@ class _Sending:
                     self.went.got[customer] = at
                     self.last = max(self.last, (at - self.launched).total_seconds())
                 else:
-                    wait = BACKOFF[min(issue["attempts"] - 1, len(BACKOFF) - 1)]
+                    wait = RETRY_BACKOFF[min(issue["attempts"] - 1, len(RETRY_BACKOFF) - 1)]
                     issue["next_at"] = at + timedelta(seconds=wait * self.chance.uniform(0.9, 1.1))
             if issue["state"] == "deferred" and self.mailing.status == "cancelled":
                 words = "the mailing was cancelled"
@@ -257,7 +257,7 @@ class _Sending:
             "seq": batch.seq,
             "first_id": batch.ids[0],
             "last_id": batch.ids[-1],
-            "gaps": gaps_of(batch.ids),
+            "gaps": encode_gaps(batch.ids),
             "window_start": batch.position,
             "window_end": batch.position,
             "status": "cancelled" if status == "cancelled" and batch.status != "done" else batch.status,

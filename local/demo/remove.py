@@ -16,16 +16,15 @@ from sqlalchemy import text
 
 from local.demo import fill, ledger, people
 from local.demo import offers as demo_offers
-from webapp.campaigns import actions as campaign_actions
-from webapp.campaigns.launch import cancellation
+from webapp.campaigns.launch import cancellation, transitions
 from webapp.campaigns.sending import completion
-from webapp.campaigns.timing import LEASE
+from webapp.campaigns.timing import LEASE_DURATION
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.redemptions import hourly_counts
 
 # How long a worker may be at a mail of ours: its lease, and the sweep that finds that it ended.
-PATIENCE = LEASE + 60
+PATIENCE = LEASE_DURATION + 60
 BUSY = "a worker is still at something of the demonstration's; try again in a minute"
 
 # The demonstration's rows by their ids. Views and no tables: an import wants connections without temporary tables.
@@ -167,7 +166,7 @@ def remove(mails: Path | None) -> dict[str, Any]:
     found["kept"] = list(db.session.scalars(text(_KEPT)))
     found["named"] = list(db.session.scalars(text(_NAMED), {"people": [demo_offers.MANAGER[0], demo_offers.VIEWER[0]]}))
     _forget_latecomers()
-    hourly_counts.count_hours()
+    hourly_counts.update_hourly_counts()
     found["mails in the sink"] = dropped
     return found
 
@@ -178,9 +177,9 @@ def _stop() -> None:
     while True:
         for row in db.session.execute(text(_CAMPAIGNS)).all():
             if row.status in _UNDER_WAY:
-                campaign_actions.cancel(row.id, by="make demo-remove")
-        completion.settle_cancelled("demo-remove")
-        cancellation.close_cancelled()
+                transitions.cancel_campaign(row.id, by="make demo-remove")
+        completion.finalize_cancelled_batches("demo-remove")
+        cancellation.clean_up_cancelled_campaigns()
         if not db.session.scalar(text(_BUSY)):
             db.session.rollback()
             return

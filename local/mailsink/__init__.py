@@ -11,31 +11,31 @@ from pathlib import Path
 from aiosmtpd.controller import Controller
 from werkzeug.serving import make_server
 
-from local.mailsink.index import Index
-from local.mailsink.smtp_handler import Keep
-from local.mailsink.web_app import page
+from local.mailsink.index import MailIndex
+from local.mailsink.smtp_handler import SinkHandler
+from local.mailsink.web_app import create_sink_app
 from webapp.core.settings import Settings
 
 __all__ = ["Keep", "folder_of", "page", "serve"]
 
 
-def folder_of(settings: Settings) -> Path:
+def mail_folder(settings: Settings) -> Path:
     """Where the mails of this instance are kept, a file each."""
     return settings.instance_path / "mails"
 
 
-def serve(settings: Settings) -> None:
+def serve_mail_sink(settings: Settings) -> None:
     """Take mail and show it until the process is ended.
 
     :raises OSError: when a port is taken or the folder can't be made.
     """
-    folder = folder_of(settings)
+    folder = mail_folder(settings)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    index = Index(folder)
-    controller = Controller(Keep(folder), hostname="127.0.0.1", port=settings.mail_port, enable_SMTPUTF8=True)
+    index = MailIndex(folder)
+    controller = Controller(SinkHandler(folder), hostname="127.0.0.1", port=settings.mail_port, enable_SMTPUTF8=True)
     controller.start()
     try:
         index.follow()
-        make_server("127.0.0.1", settings.sink_page_port, page(index), threaded=True).serve_forever()
+        make_server("127.0.0.1", settings.sink_page_port, create_sink_app(index), threaded=True).serve_forever()
     finally:
         controller.stop()

@@ -24,26 +24,26 @@ from local.mailsink import message_parser
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+SCHEMA_VERSION = 1
 SCHEMA = f"""
 create table mail (
     place text primary key, name text not null, recipient text not null, subject text not null,
     at integer not null, size integer not null, attachments integer not null, words text not null
 ) without rowid;
-pragma user_version = {VERSION};
+pragma user_version = {SCHEMA_VERSION};
 """
 # Rows of one transaction: whoever is killed begins again there.
-AT_ONCE = 500
+INSERT_BATCH_SIZE = 500
 # While nobody asks: seconds for which no mail has come before the index is brought up to date, and after which it is
 # at the latest. So taking a mailing costs nothing more, and whoever asks never waits for much.
-QUIET, LATEST = 2, 30
+QUIET_SECONDS, MAX_DELAY_SECONDS = 2, 30
 # A folder's time of change may be this coarse, in ns: one that is younger is looked at again.
-COARSE = 2_000_000_000
-TAKEN_AT = re.compile(r"(\d{19})-")
+MTIME_GRANULARITY_NS = 2_000_000_000
+RECEIVED_AT_PATTERN = re.compile(r"(\d{19})-")
 
 
 @dataclass(frozen=True)
-class Row:
+class MessageRow:
     """A mail of the list. `place` orders mails, the newest highest; `at` is when it came, in ns; `size` in bytes."""
 
     place: str
@@ -55,7 +55,7 @@ class Row:
     attachments: int
 
 
-class Index:
+class MailIndex:
     """The mails of one folder, newest first. Safe to ask from many threads."""
 
     def __init__(self, folder: Path) -> None:
@@ -64,19 +64,19 @@ class Index:
         self.lock = threading.Lock()
         self.compared: int | None = None
 
-    def page(self, sought: str, before: str, most: int) -> list[Row]:
+    def page(self, sought: str, before: str, most: int) -> list[MessageRow]:
         """The newest mails before a place, or of all, that have every sought word among recipients or subject."""
-        words, having = _having(sought)
+        words, having = _search_condition(sought)
         sql = (
             "select place, name, recipient, subject, at, size, attachments from mail"  # noqa: S608
             f" where place < ?{having} order by place desc limit ?"
         )
         # Places are digits first; a tilde is above them all.
-        return [Row(*found) for found in self._ask(sql, before or "~", *words, most)]
+        return [MessageRow(*found) for found in self._ask(sql, before or "~", *words, most)]
 
     def count(self, sought: str = "") -> int:
         """How many mails are kept, or have every sought word."""
-        words, having = _having(sought)
+        words, having = _search_condition(sought)
         return int(self._ask(f"select count(*) from mail where true{having}", *words)[0][0])  # noqa: S608
 
     def empty(self, up_to: str) -> int:
@@ -100,7 +100,7 @@ class Index:
             try:
                 self._catch_up()
             except sqlite3.DatabaseError as error:
-                if not _is_spoilt(error):
+                if not _is_corrupt(error):
                     raise
                 self._begin_anew()
                 self._catch_up()
@@ -108,14 +108,14 @@ class Index:
     def _follow(self) -> None:
         last = 0.0
         while True:
-            quiet = time.time_ns() - _changed(self.folder) > QUIET * 1_000_000_000
-            if quiet or time.monotonic() - last > LATEST:
+            quiet = time.time_ns() - _folder_mtime_ns(self.folder) > QUIET_SECONDS * 1_000_000_000
+            if quiet or time.monotonic() - last > MAX_DELAY_SECONDS:
                 try:
                     self.catch_up()
                 except (OSError, sqlite3.Error):
                     log.exception("the index of mails is not up to date")
                 last = time.monotonic()
-            time.sleep(QUIET)
+            time.sleep(QUIET_SECONDS)
 
     def _ask(self, sql: str, *values: object) -> list[Any]:
         self.catch_up()
@@ -123,7 +123,7 @@ class Index:
             with self._open() as connection:
                 return connection.execute(sql, values).fetchall()
         except sqlite3.DatabaseError as error:
-            if not _is_spoilt(error):
+            if not _is_corrupt(error):
                 raise
         with self.lock:
             self._begin_anew()
@@ -132,14 +132,14 @@ class Index:
             return connection.execute(sql, values).fetchall()
 
     def _catch_up(self) -> None:
-        now, changed = time.time_ns(), _changed(self.folder)
+        now, changed = time.time_ns(), _folder_mtime_ns(self.folder)
         if changed == self.compared and self.path.exists():
             return
-        there = set(_names(self.folder))
+        there = set(_list_file_names(self.folder))
         with self._open() as connection:
             known = dict(connection.execute("select name, place from mail"))
             missing = iter(sorted(there - known.keys(), reverse=True))
-            while names := list(islice(missing, AT_ONCE)):
+            while names := list(islice(missing, INSERT_BATCH_SIZE)):
                 with connection:
                     connection.execute("begin")
                     connection.executemany("insert into mail values (?, ?, ?, ?, ?, ?, ?, ?)", self._rows(names))
@@ -147,14 +147,14 @@ class Index:
                 connection.execute("begin")
                 gone = [(known[name],) for name in known.keys() - there]
                 connection.executemany("delete from mail where place = ?", gone)
-        self.compared = changed if now - changed > COARSE else None
+        self.compared = changed if now - changed > MTIME_GRANULARITY_NS else None
 
     def _rows(self, names: list[str]) -> Iterator[tuple[object, ...]]:
         for name in names:
             try:
-                taken = TAKEN_AT.match(name)
+                taken = RECEIVED_AT_PATTERN.match(name)
                 at = int(taken[1]) if taken else max(0, (self.folder / name).stat().st_mtime_ns)
-                mail = message_parser.summary(self.folder / name)
+                mail = message_parser.parse_summary(self.folder / name)
             except OSError:
                 # Deleted meanwhile, or nothing that we may read.
                 continue
@@ -169,7 +169,7 @@ class Index:
         try:
             # Nothing waits for the disk: what a crash of the machine spoils is made anew.
             connection.executescript("pragma journal_mode = wal; pragma synchronous = off;")
-            if connection.execute("pragma user_version").fetchone()[0] != VERSION:
+            if connection.execute("pragma user_version").fetchone()[0] != SCHEMA_VERSION:
                 connection.executescript(f"drop table if exists mail; {SCHEMA}")
             yield connection
         finally:
@@ -181,25 +181,25 @@ class Index:
         self.compared = None
 
 
-def _having(sought: str) -> tuple[list[str], str]:
+def _search_condition(sought: str) -> tuple[list[str], str]:
     """The words to look for, and the condition that has a place for each."""
-    words = message_parser.fold(sought).split()[:10]
+    words = message_parser.normalise_search_text(sought).split()[:10]
     return words, " and instr(words, ?) > 0" * len(words)
 
 
-def _is_spoilt(error: sqlite3.DatabaseError) -> bool:
+def _is_corrupt(error: sqlite3.DatabaseError) -> bool:
     """Whether the file is damaged; a full disk or a lock are other classes of error."""
     return type(error) is sqlite3.DatabaseError
 
 
-def _changed(folder: Path) -> int:
+def _folder_mtime_ns(folder: Path) -> int:
     try:
         return folder.stat().st_mtime_ns
     except FileNotFoundError:
         return 0
 
 
-def _names(folder: Path) -> Iterator[str]:
+def _list_file_names(folder: Path) -> Iterator[str]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 
-class Keep:
+class SinkHandler:
     """aiosmtpd's handler: a message is in the folder, whole, before the answer 250."""
 
     def __init__(self, folder: Path) -> None:

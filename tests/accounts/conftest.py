@@ -21,7 +21,7 @@ def person(staff_user: Callable[..., StaffUser]) -> Callable[..., StaffUser]:
 
     def make(role: str = "admin", **values: Any) -> StaffUser:
         user = staff_user(role, **values)
-        user.password_hash = passwords.hashed(PASSWORD)
+        user.password_hash = passwords.hash_password(PASSWORD)
         db.session.commit()
         return user
 
@@ -33,6 +33,6 @@ def token(app: object) -> Callable[..., str]:
     """Makes invitations and gives the token of their link."""
 
     def make(role: str = "admin", email: str | None = None) -> str:
-        return account_actions.invite(role, email, by="tests").rpartition("/")[2]
+        return account_actions.create_invitation(role, email, by="tests").rpartition("/")[2]
 
     return make

@@ -22,13 +22,13 @@ def token_of(result: Result) -> str:
 
 def test_an_invitation_makes_an_admin(app: Flask) -> None:
     token = token_of(run(app, "invite"))
-    assert account_actions.join(token, "Ann", "ann@example.com", PASSWORD, "UTC").role == "admin"
+    assert account_actions.accept_invitation(token, "Ann", "ann@example.com", PASSWORD, "UTC").role == "admin"
 
 
 def test_a_lost_password_can_be_replaced(app: Flask, person: Callable[..., StaffUser]) -> None:
     user = person("admin")
     account_actions.reset_password(token_of(run(app, "invite", "--reset", "Admin@example.com")), "a brand new one")
-    assert account_actions.sign_in(user.email, "a brand new one")
+    assert account_actions.sign_in_user(user.email, "a brand new one")
 
 
 def test_for_somebody_unknown_it_says_so_in_one_line(app: Flask) -> None:
@@ -38,7 +38,7 @@ def test_for_somebody_unknown_it_says_so_in_one_line(app: Flask) -> None:
 
 def test_a_key_is_printed_alone(app: Flask) -> None:
     result = run(app, "api-key", "create", "--name", "Shop", "--scopes", "read, redeem")
-    assert account_actions.authenticate_key(f"Bearer {result.output.strip()}").scopes == ["read", "redeem"]
+    assert account_actions.authenticate_api_key(f"Bearer {result.output.strip()}").scopes == ["read", "redeem"]
 
 
 def test_an_unknown_scope_is_refused_in_one_line(app: Flask) -> None:

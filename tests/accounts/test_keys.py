@@ -22,8 +22,8 @@ from webapp.customers.models import Customer
 from webapp.offers.models import Offer
 from webapp.redemptions import group_commit, personal_codes, personal_links, public_ids
 from webapp.redemptions import queries as redemption_queries
-from webapp.redemptions.errors import Refused
-from webapp.redemptions.rules import Ask
+from webapp.redemptions.errors import RedemptionRefused
+from webapp.redemptions.rules import RedemptionRequest
 
 T = TypeVar("T")
 PURPOSES = ["personal_code", "personal_link", "redemption_id", "api_key"]
@@ -41,13 +41,13 @@ def _drop() -> None:
     db.session.rollback()
     db.session.execute(text("delete from signing_key"))
     db.session.commit()
-    signing_keys.forget()
+    signing_keys.clear_key_cache()
 
 
 def elsewhere(act: Callable[[], T], seconds: float = 5) -> T:
     """Done by another process: ours remembers what it has read so many seconds before."""
     remembered = dict(signing_keys._cache)
-    signing_keys.forget()
+    signing_keys.clear_key_cache()
     try:
         return act()
     finally:
@@ -59,7 +59,7 @@ def elsewhere(act: Callable[[], T], seconds: float = 5) -> T:
 
 def renewed_long_ago(purpose: str) -> None:
     """Renewed, and every process has noticed."""
-    signing_key_actions.renew_key(purpose, by="tests")
+    signing_key_actions.rotate_signing_key(purpose, by="tests")
     db.session.execute(text("update signing_key set created_at = created_at - interval '1 hour'"))
     db.session.commit()
 
@@ -79,11 +79,11 @@ def reads(app: Flask) -> Iterator[list[str]]:
 
 
 def token(offer_id: int, customer_id: int) -> str:
-    return personal_links.personal_url(offer_id, customer_id).rpartition("/")[2]
+    return personal_links.build_personal_url(offer_id, customer_id).rpartition("/")[2]
 
 
 def typed(offer: Offer, customer: Customer) -> str:
-    return personal_codes.code(offer.code, offer.id, customer.id).replace("-", "")
+    return personal_codes.derive_personal_code(offer.code, offer.id, customer.id).replace("-", "")
 
 
 # --- renewal --------------------------------------------------------------------------------------
@@ -91,13 +91,13 @@ def typed(offer: Offer, customer: Customer) -> str:
 
 @pytest.mark.parametrize("purpose", PURPOSES)
 def test_a_renewed_key_signs_and_the_one_before_is_still_accepted(app: Flask, purpose: str) -> None:
-    first = signing_keys.newest(purpose)
+    first = signing_keys.current_secret(purpose)
 
-    version = signing_key_actions.renew_key(purpose, by="ann")
+    version = signing_key_actions.rotate_signing_key(purpose, by="ann")
 
     assert version == 2
-    assert [number for number, _ in signing_keys.keys(purpose)] == [2, 1]
-    assert signing_keys.newest(purpose) != first
+    assert [number for number, _ in signing_keys.accepted_keys(purpose)] == [2, 1]
+    assert signing_keys.current_secret(purpose) != first
 
 
 def test_what_went_out_before_a_renewal_works_after_it(
@@ -109,25 +109,25 @@ def test_what_went_out_before_a_renewal_works_after_it(
         token(row.id, bob.id),
         account_actions.create_api_key("till", ["read"], by="tests"),
     )
-    reference = group_commit.redeem(Ask(channel="form", code=code, email="ada@example.com")).public_id
+    reference = group_commit.redeem(RedemptionRequest(channel="form", code=code, email="ada@example.com")).public_id
     for purpose in PURPOSES:
-        signing_key_actions.renew_key(purpose, by="ann")
+        signing_key_actions.rotate_signing_key(purpose, by="ann")
 
     assert typed(row, ada) != code
-    assert personal_codes.matches(code[-personal_codes.LENGTH :], row.id, ada.id)
+    assert personal_codes.verify_personal_code(code[-personal_codes.SUFFIX_LENGTH :], row.id, ada.id)
     assert client.post(f"/r/{link}").status_code == 200
-    assert getattr(redemption_queries.find(reference), "customer_id", None) == ada.id
-    assert account_actions.authenticate_key(f"Bearer {key}").scopes == ["read"]
+    assert getattr(redemption_queries.find_redemption(reference), "customer_id", None) == ada.id
+    assert account_actions.authenticate_api_key(f"Bearer {key}").scopes == ["read"]
 
 
 def test_a_key_that_nothing_has_signed_yet_can_be_renewed(app: Flask) -> None:
-    assert signing_key_actions.renew_key("personal_code", by="ann") == 2
+    assert signing_key_actions.rotate_signing_key("personal_code", by="ann") == 2
 
 
 def test_the_trail_tells_who_renewed_and_retired(app: Flask) -> None:
-    signing_key_actions.renew_key("personal_link", by="ann")
+    signing_key_actions.rotate_signing_key("personal_link", by="ann")
     renewed_long_ago("personal_link")
-    signing_key_actions.retire_key("personal_link", 1, by="bob")
+    signing_key_actions.revoke_signing_key("personal_link", 1, by="bob")
 
     found = db.session.execute(text("select actor, action, subject, detail from audit_entry order by id")).all()
 
@@ -146,49 +146,51 @@ def test_a_personal_code_of_a_key_that_this_process_does_not_know_yet_redeems(
     typed(row, ada)
 
     def renew_and_mail() -> str:
-        signing_key_actions.renew_key("personal_code", by="ann")
+        signing_key_actions.rotate_signing_key("personal_code", by="ann")
         return typed(row, ada)
 
     code = elsewhere(renew_and_mail, seconds)
 
-    assert len(signing_keys._cache[signing_keys._place("personal_code")].keys) == 1
-    assert group_commit.redeem(Ask(channel="form", code=code, email="ada@example.com")).customer_id == ada.id
+    assert len(signing_keys._cache[signing_keys._cache_key("personal_code")].keys) == 1
+    assert (
+        group_commit.redeem(RedemptionRequest(channel="form", code=code, email="ada@example.com")).customer_id == ada.id
+    )
 
 
 def test_a_link_of_a_key_that_this_process_does_not_know_yet_opens(app: Flask) -> None:
     token(1, 2)
 
     def renew_and_mail() -> str:
-        signing_key_actions.renew_key("personal_link", by="ann")
+        signing_key_actions.rotate_signing_key("personal_link", by="ann")
         return token(1, 2)
 
-    assert personal_links.read(elsewhere(renew_and_mail)) == (1, 2)
+    assert personal_links.parse_personal_token(elsewhere(renew_and_mail)) == (1, 2)
 
 
 def test_a_reference_of_a_key_that_this_process_does_not_know_yet_is_found(
     offer: Callable[..., Offer], customer: Callable[..., Customer]
 ) -> None:
     offer(), customer()
-    done = group_commit.redeem(Ask(channel="form", code="SUMMER25", email="ada@example.com"))
+    done = group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
     before = done.public_id
 
     def renew_and_print() -> str:
-        signing_key_actions.renew_key("redemption_id", by="ann")
-        return public_ids.write(done.offer_id, done.customer_id, done.use.redeemed_at)
+        signing_key_actions.rotate_signing_key("redemption_id", by="ann")
+        return public_ids.encode_public_id(done.offer_id, done.customer_id, done.use.redeemed_at)
 
     reference = elsewhere(renew_and_print)
 
     assert reference != before
-    assert getattr(redemption_queries.find(reference), "customer_id", None) == done.customer_id
+    assert getattr(redemption_queries.find_redemption(reference), "customer_id", None) == done.customer_id
 
 
 def test_a_secret_of_a_version_that_this_process_does_not_know_yet_is_found(app: Flask) -> None:
-    first = signing_keys.newest("api_key")
-    elsewhere(lambda: signing_key_actions.renew_key("api_key", by="ann"))
+    first = signing_keys.current_secret("api_key")
+    elsewhere(lambda: signing_key_actions.rotate_signing_key("api_key", by="ann"))
 
-    assert signing_keys.secret_of("api_key", 2) not in (None, first)
-    assert signing_keys.secret_of("api_key", 1) == first
-    assert signing_keys.secret_of("api_key", 3) is None
+    assert signing_keys.find_secret("api_key", 2) not in (None, first)
+    assert signing_keys.find_secret("api_key", 1) == first
+    assert signing_keys.find_secret("api_key", 3) is None
 
 
 def test_made_up_links_make_the_table_be_read_once_a_second_at_most(app: Flask, reads: list[str]) -> None:
@@ -197,7 +199,7 @@ def test_made_up_links_make_the_table_be_read_once_a_second_at_most(app: Flask, 
     reads.clear()
 
     for n in range(20):
-        assert personal_links.read(f"WzEsMl0.made-up-{n}") is None
+        assert personal_links.parse_personal_token(f"WzEsMl0.made-up-{n}") is None
 
     assert len(reads) == 1
 
@@ -207,15 +209,15 @@ def test_a_link_that_is_known_reads_nothing(app: Flask, reads: list[str]) -> Non
     elsewhere(lambda: None)
     reads.clear()
 
-    assert personal_links.read(link) == (1, 2)
+    assert personal_links.parse_personal_token(link) == (1, 2)
     assert reads == []
 
 
 def test_after_a_minute_a_process_reads_the_keys_again(app: Flask) -> None:
-    signing_keys.keys("personal_link")
-    elsewhere(lambda: signing_key_actions.renew_key("personal_link", by="ann"), signing_keys.CACHE_SECONDS + 1)
+    signing_keys.accepted_keys("personal_link")
+    elsewhere(lambda: signing_key_actions.rotate_signing_key("personal_link", by="ann"), signing_keys.CACHE_SECONDS + 1)
 
-    assert [version for version, _ in signing_keys.keys("personal_link")] == [2, 1]
+    assert [version for version, _ in signing_keys.accepted_keys("personal_link")] == [2, 1]
 
 
 # --- retiring -------------------------------------------------------------------------------------
@@ -229,12 +231,14 @@ def test_a_retired_personal_code_is_refused_at_once_in_every_process(
     renewed_long_ago("personal_code")
     new = typed(row, ada)
 
-    elsewhere(lambda: signing_key_actions.retire_key("personal_code", 1, by="ann"), seconds=0)
+    elsewhere(lambda: signing_key_actions.revoke_signing_key("personal_code", 1, by="ann"), seconds=0)
 
-    with pytest.raises(Refused) as refused:
-        group_commit.redeem(Ask(channel="form", code=old, email="ada@example.com"))
+    with pytest.raises(RedemptionRefused) as refused:
+        group_commit.redeem(RedemptionRequest(channel="form", code=old, email="ada@example.com"))
     assert refused.value.reason == "personal_code_required"
-    assert group_commit.redeem(Ask(channel="form", code=new, email="ada@example.com")).customer_id == ada.id
+    assert (
+        group_commit.redeem(RedemptionRequest(channel="form", code=new, email="ada@example.com")).customer_id == ada.id
+    )
 
 
 def test_a_retired_link_leads_nowhere_and_a_new_one_opens(
@@ -244,7 +248,7 @@ def test_a_retired_link_leads_nowhere_and_a_new_one_opens(
     old = token(row.id, ada.id)
     renewed_long_ago("personal_link")
 
-    signing_key_actions.retire_key("personal_link", 1, by="ann")
+    signing_key_actions.revoke_signing_key("personal_link", 1, by="ann")
 
     assert client.get(f"/r/{old}").status_code == 404
     assert client.get(f"/r/{token(row.id, ada.id)}").status_code == 200
@@ -253,25 +257,25 @@ def test_a_retired_link_leads_nowhere_and_a_new_one_opens(
 def test_a_code_and_a_link_have_keys_of_their_own(app: Flask) -> None:
     link = token(1, 2)
     renewed_long_ago("personal_code")
-    signing_key_actions.retire_key("personal_code", 1, by="ann")
+    signing_key_actions.revoke_signing_key("personal_code", 1, by="ann")
 
-    assert personal_links.read(link) == (1, 2)
+    assert personal_links.parse_personal_token(link) == (1, 2)
 
 
 def test_only_the_version_that_leaked_is_retired(app: Flask) -> None:
     for _ in range(3):
         renewed_long_ago("personal_code")
 
-    signing_key_actions.retire_key("personal_code", 2, by="ann")
+    signing_key_actions.revoke_signing_key("personal_code", 2, by="ann")
 
-    assert [version for version, _ in signing_keys.keys("personal_code")] == [4, 3, 1]
+    assert [version for version, _ in signing_keys.accepted_keys("personal_code")] == [4, 3, 1]
 
 
 def test_retiring_twice_is_as_good_as_once(app: Flask) -> None:
     renewed_long_ago("personal_code")
 
     for _ in range(2):
-        signing_key_actions.retire_key("personal_code", 1, by="ann")
+        signing_key_actions.revoke_signing_key("personal_code", 1, by="ann")
 
     assert db.session.execute(text("select count(*) from audit_entry where action = 'key.retired'")).scalar() == 1
 
@@ -281,32 +285,32 @@ def test_keys_of_receipts_and_of_api_keys_are_never_retired(app: Flask, purpose:
     renewed_long_ago(purpose)
 
     with pytest.raises(DomainError) as error:
-        signing_key_actions.retire_key(purpose, 1, by="ann")
+        signing_key_actions.revoke_signing_key(purpose, 1, by="ann")
 
-    assert error.value.message == signing_key_actions.PURPOSES[purpose].keep
-    assert len(signing_keys.keys(purpose)) == 2
+    assert error.value.message == signing_key_actions.SIGNING_KEY_PURPOSES[purpose].keep
+    assert len(signing_keys.accepted_keys(purpose)) == 2
 
 
 def test_the_version_that_signs_is_not_retired(app: Flask) -> None:
     renewed_long_ago("personal_code")
 
     with pytest.raises(DomainError, match="Renew the key first"):
-        signing_key_actions.retire_key("personal_code", 2, by="ann")
+        signing_key_actions.revoke_signing_key("personal_code", 2, by="ann")
 
 
 def test_a_version_is_not_retired_while_workers_may_still_write_mails_with_it(app: Flask) -> None:
-    signing_key_actions.renew_key("personal_code", by="ann")
+    signing_key_actions.rotate_signing_key("personal_code", by="ann")
 
     with pytest.raises(DomainError, match=r"Retire it in \d+ seconds"):
-        signing_key_actions.retire_key("personal_code", 1, by="ann")
+        signing_key_actions.revoke_signing_key("personal_code", 1, by="ann")
 
-    assert timedelta(seconds=signing_keys.CACHE_SECONDS) < signing_key_actions.REST
+    assert timedelta(seconds=signing_keys.CACHE_SECONDS) < signing_key_actions.REVOCATION_DELAY
 
 
 @pytest.mark.parametrize(("purpose", "version"), [("personal_code", 9), ("personal_code", 0), ("unsubscribe", 1)])
 def test_what_is_not_there_is_not_retired(app: Flask, purpose: str, version: int) -> None:
     with pytest.raises(NotFound):
-        signing_key_actions.retire_key(purpose, version, by="ann")
+        signing_key_actions.revoke_signing_key(purpose, version, by="ann")
 
 
 # --- what a personal code is ----------------------------------------------------------------------
@@ -318,7 +322,7 @@ def test_making_codes_and_links_stores_nothing(offer: Callable[..., Offer], cust
     before = _rows()
 
     for n in range(100):
-        personal_codes.code(row.code_as_written, row.id, n)
+        personal_codes.derive_personal_code(row.code_as_written, row.id, n)
         token(row.id, n)
 
     assert _rows() == before
@@ -330,15 +334,15 @@ def test_a_redemption_by_a_personal_code_keeps_neither_code_nor_suffix(
     row, ada = offer(personal_code_required=True), customer()
     code = typed(row, ada)
 
-    group_commit.redeem(Ask(channel="form", code=code, email="ada@example.com"))
+    group_commit.redeem(RedemptionRequest(channel="form", code=code, email="ada@example.com"))
 
-    assert [name for name in _tables() if _holds(name, code[-personal_codes.LENGTH :])] == []
+    assert [name for name in _tables() if _holds(name, code[-personal_codes.SUFFIX_LENGTH :])] == []
 
 
 def test_a_suffix_is_compared_with_every_key_in_constant_time(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = personal_codes.code("SUMMER25", 1, 2)[-personal_codes.LENGTH :]
+    right = personal_codes.derive_personal_code("SUMMER25", 1, 2)[-personal_codes.SUFFIX_LENGTH :]
     renewed_long_ago("personal_code")
-    newest = personal_codes.code("SUMMER25", 1, 2)[-personal_codes.LENGTH :]
+    newest = personal_codes.derive_personal_code("SUMMER25", 1, 2)[-personal_codes.SUFFIX_LENGTH :]
     compared: list[int] = []
     compare = hmac.compare_digest
 
@@ -350,7 +354,7 @@ def test_a_suffix_is_compared_with_every_key_in_constant_time(app: Flask, monkey
     answers = []
     for suffix in (newest, right, "00000000", ""):
         compared.append(0)
-        answers.append(personal_codes.matches(suffix, 1, 2))
+        answers.append(personal_codes.verify_personal_code(suffix, 1, 2))
 
     assert answers == [True, True, False, False]
     assert compared == [2, 2, 2, 2]
@@ -403,7 +407,7 @@ def test_what_can_not_be_retired_is_told_in_one_line(app: Flask) -> None:
 
     assert (result.exit_code, str(result.exception)) == (
         1,
-        f"onecode: {signing_key_actions.PURPOSES['redemption_id'].keep}",
+        f"onecode: {signing_key_actions.SIGNING_KEY_PURPOSES['redemption_id'].keep}",
     )
 
 
@@ -426,7 +430,7 @@ def test_an_admin_renews_and_retires_on_the_settings_page(sign_in: Callable[...,
     assert 'action="/settings/keys/personal_code/1/retire"' in before
     assert "Personal codes that were made with it stop working at once" in before
     assert "Retired" in client.get("/settings/keys").text
-    assert [version for version, _ in signing_keys.keys("personal_code")] == [2]
+    assert [version for version, _ in signing_keys.accepted_keys("personal_code")] == [2]
 
 
 def test_the_page_says_why_a_version_can_not_be_retired_yet(sign_in: Callable[..., FlaskClient]) -> None:
@@ -450,7 +454,7 @@ def test_the_page_offers_no_way_to_retire_what_must_stay(sign_in: Callable[..., 
 
 
 def test_no_secret_is_on_the_page_or_in_the_list(app: Flask, sign_in: Callable[..., FlaskClient]) -> None:
-    secret = signing_keys.newest("personal_code")
+    secret = signing_keys.current_secret("personal_code")
     shown = sign_in("admin").get("/settings/keys").text + run(app, "list").output
 
     assert secret.hex() not in shown

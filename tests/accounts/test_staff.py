@@ -16,7 +16,7 @@ from tests.accounts.conftest import PASSWORD
 from webapp.accounts import actions as account_actions
 from webapp.accounts.models import ApiKey, AuditEntry, Invitation, StaffUser
 from webapp.core.extensions import db
-from webapp.views.staff.accounts import own_path
+from webapp.views.staff.accounts import safe_redirect_path
 
 Person = Callable[..., StaffUser]
 SignIn = Callable[..., FlaskClient]
@@ -78,7 +78,7 @@ class TestSignIn:
     )
     def test_never_to_somebody_elses_page(self, app: Flask, goal: str | None) -> None:
         with app.test_request_context():
-            assert own_path(goal) == "/"
+            assert safe_redirect_path(goal) == "/"
 
     def test_the_session_is_a_new_one(self, client: FlaskClient, person: Person) -> None:
         with client.session_transaction() as session:
@@ -105,14 +105,14 @@ class TestSignIn:
     def test_who_is_disabled_is_out_at_once(self, app: Flask, sign_in: SignIn, staff_user: Person) -> None:
         client = sign_in("viewer")
         staff_user("admin")
-        account_actions.disable(
+        account_actions.disable_staff_user(
             db.session.scalars(select(StaffUser.id).where(StaffUser.role == "viewer")).one(), by="tests"
         )
         assert not is_signed_in(client)
 
     def test_a_session_of_an_older_version_is_over(self, sign_in: SignIn) -> None:
         client = sign_in("viewer")
-        account_actions.end_sessions(db.session.scalars(select(StaffUser.id)).one(), by="tests")
+        account_actions.end_staff_sessions(db.session.scalars(select(StaffUser.id)).one(), by="tests")
         assert not is_signed_in(client)
 
     @pytest.mark.parametrize("forged", ["", "1", "x.y", "1.", "²._"])
@@ -169,8 +169,8 @@ class TestInvitations:
 
     def test_a_link_to_a_new_password_sets_it(self, client: FlaskClient, person: Person) -> None:
         user = person()
-        account_actions.sign_in(user.email, PASSWORD)
-        link = account_actions.reset_link(user.id, by="tests").removeprefix("http://localhost")
+        account_actions.sign_in_user(user.email, PASSWORD)
+        link = account_actions.create_password_reset_link(user.id, by="tests").removeprefix("http://localhost")
         page = client.get(link).text
         assert "admin@example.com" in page
         assert "Choose a new password" in page
@@ -183,7 +183,7 @@ class TestInvitations:
         self, client: FlaskClient, person: Person
     ) -> None:
         user = person()
-        link = account_actions.reset_link(user.id, by="tests").removeprefix("http://localhost")
+        link = account_actions.create_password_reset_link(user.id, by="tests").removeprefix("http://localhost")
         page = client.get(link).text
         assert f"Welcome, {user.name}" in page
         assert "Choose your password" in page
@@ -269,7 +269,7 @@ class TestKeys:
         answer = client.post("/settings/api-keys", data={"name": "Web shop", "scopes": ["read", "redeem"]})
         found = re.search(r"onecode_live_\w+_[\w-]+", answer.text)
         assert found
-        assert account_actions.authenticate_key(f"Bearer {found[0]}").scopes == ["read", "redeem"]
+        assert account_actions.authenticate_api_key(f"Bearer {found[0]}").scopes == ["read", "redeem"]
         assert found[0] not in client.get("/settings/api-keys").text
 
     def test_it_ends_with_its_last_day_on_the_admins_clock(self, sign_in: SignIn) -> None:
@@ -303,7 +303,7 @@ class TestTrail:
     def test_one_walks_through_it_in_both_directions(self, sign_in: SignIn) -> None:
         client = sign_in("admin")
         for number in range(1, 121):
-            account_actions.record("ann", "something.done", f"thing {number:03}")
+            account_actions.record_audit_entry("ann", "something.done", f"thing {number:03}")
         db.session.commit()
         first = client.get("/settings/audit").text
         second_at = re.search(r'rel="next" href="([^"]+)"', first)

@@ -19,7 +19,7 @@ from aiosmtpd.controller import Controller
 from flask import Flask
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
 
-from local.mailsink.smtp_handler import Keep
+from local.mailsink.smtp_handler import SinkHandler
 from tests import live
 from tests.live import CHROMIUM
 from webapp.accounts import actions as account_actions
@@ -82,7 +82,7 @@ class Shop:
 
     def invitation(self, role: str = "admin") -> str:
         """An invitation, on the address of this server."""
-        return self.url + "/invitations/" + account_actions.invite(role, None, by="tests").rpartition("/")[2]
+        return self.url + "/invitations/" + account_actions.create_invitation(role, None, by="tests").rpartition("/")[2]
 
     @cached_property
     def key(self) -> str:
@@ -96,7 +96,7 @@ def shop(app: Flask, tmp_path: Path, with_settings: Callable[..., object]) -> It
     mails = tmp_path / "mails"
     mails.mkdir()
     port = live.free_port()
-    relay = Controller(Keep(mails), hostname="127.0.0.1", port=port, enable_SMTPUTF8=True)
+    relay = Controller(SinkHandler(mails), hostname="127.0.0.1", port=port, enable_SMTPUTF8=True)
     relay.start()
     with_settings(mail_port=port)
     settings = app.config["SETTINGS"]

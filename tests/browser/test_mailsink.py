@@ -13,8 +13,8 @@ from flask import Flask, request
 from playwright.sync_api import Browser, Page
 from werkzeug.serving import make_server
 
-from local.mailsink import web_app
-from local.mailsink.index import Index
+from local.mailsink.index import MailIndex
+from local.mailsink.web_app import create_sink_app
 from tests.browser.test_pages import LOOKS, look
 
 pytestmark = pytest.mark.browser
@@ -64,7 +64,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sink(folder: Path) -> Iterator[str]:
-    with served(web_app(Index(folder))) as url:
+    with served(create_sink_app(MailIndex(folder))) as url:
         yield url
 
 

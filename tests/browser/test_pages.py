@@ -95,7 +95,7 @@ def test_staff_pages(shop: Shop, window: Open, tmp_path: Path, offer: Callable[.
     waits = call(shop, "POST", "/offers/AUTUMN/launch", {"at": later})[1]
     for email in ("person0@example.com", "person1@example.com", "person2@example.com", long):
         call(shop, "POST", "/redemptions", {"code": "SUMMER25", "customer": {"email": email}})
-    erased = customer_queries.by_email("person1@example.com")
+    erased = customer_queries.find_customer_by_email("person1@example.com")
     assert erased is not None
     call(shop, "POST", "/erasures", {"email": "person1@example.com"})
     page = window(**LOOKS[look_of])

@@ -15,17 +15,16 @@ from sqlalchemy import event, select, text
 
 from tests.campaigns.test_delivery import people
 from webapp.accounts.models import AuditEntry
-from webapp.campaigns import actions as campaign_actions
 from webapp.campaigns import queries as campaign_queries
-from webapp.campaigns import tasks as campaign_tasks
-from webapp.campaigns.content.placeholders import BODY_MAX, DEFAULT_SUBJECT, DEFAULT_TEXT, MailText
-from webapp.campaigns.content.validation import check_mail
+from webapp.campaigns.content.placeholders import BODY_MAX, DEFAULT_SUBJECT, DEFAULT_TEXT, EmailContent
+from webapp.campaigns.content.validation import validate_content
 from webapp.campaigns.deliveries import actions as delivery_actions
-from webapp.campaigns.deliveries.actions import Which
+from webapp.campaigns.deliveries.actions import DeliverySelection
+from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
-from webapp.campaigns.launch import cancellation, preparation
-from webapp.campaigns.models import Campaign, ids_of
-from webapp.core.errors import DomainError, Invalid, NotFound
+from webapp.campaigns.launch import cancellation, preparation, transitions
+from webapp.campaigns.models import Campaign, decode_gaps
+from webapp.core.errors import DomainError, InvalidInput, NotFound
 from webapp.core.extensions import db, huey
 from webapp.core.money import Discount
 from webapp.customers import actions as customer_actions
@@ -40,10 +39,10 @@ VALUES = OfferValues(
 )
 
 
-def wrong(mail: MailText) -> dict[str, str]:
+def wrong(mail: EmailContent) -> dict[str, str]:
     """The errors of a mail: field to sentence."""
-    with pytest.raises(Invalid) as caught:
-        check_mail(mail)
+    with pytest.raises(InvalidInput) as caught:
+        validate_content(mail)
     return {error.field: error.message for error in caught.value.errors}
 
 
@@ -52,7 +51,7 @@ def wrong(mail: MailText) -> dict[str, str]:
 
 @pytest.mark.parametrize("field", ["subject", "text", "html"])
 def test_an_unknown_placeholder_is_named_at_its_field_with_those_there_are(field: str) -> None:
-    sentence = wrong(MailText(**{field: "Hi {{ customer.shoe_size }}"}))[field]
+    sentence = wrong(EmailContent(**{field: "Hi {{ customer.shoe_size }}"}))[field]
     assert "{{ customer.shoe_size }}" in sentence
     assert "{{ customer.name }}, {{ customer.email }}" in sentence
 
@@ -74,71 +73,73 @@ def test_an_unknown_placeholder_is_named_at_its_field_with_those_there_are(field
     ],
 )
 def test_nothing_but_placeholders_is_understood(source: str) -> None:
-    assert "can be used" in wrong(MailText(text=source))["text"]
+    assert "can be used" in wrong(EmailContent(text=source))["text"]
 
 
 @pytest.mark.parametrize(
     "source", ["{{customer.name}}", "{{ customer.name or 'you' }}", "a { b } c", "<style>@media x{a{b:c}}</style>", ""]
 )
 def test_what_can_be_sent_is_taken(app: Flask, source: str) -> None:
-    check_mail(MailText(html=source))
+    validate_content(EmailContent(html=source))
 
 
 @pytest.mark.parametrize("subject", ["a\nb", "a\r\nBcc: eve@example.com"])
 def test_a_subject_is_one_line(subject: str) -> None:
-    assert wrong(MailText(subject=subject)) == {"subject": "The subject must be one line."}
+    assert wrong(EmailContent(subject=subject)) == {"subject": "The subject must be one line."}
 
 
 def test_a_mail_that_mailboxes_would_cut_is_refused() -> None:
-    assert "larger than 256 kB" in wrong(MailText(html="ß" * (BODY_MAX // 2 + 1)))["html"]
+    assert "larger than 256 kB" in wrong(EmailContent(html="ß" * (BODY_MAX // 2 + 1)))["html"]
 
 
 def test_characters_that_can_not_be_mailed_are_refused() -> None:
-    assert set(wrong(MailText(subject="a\0", text="\ud800", html="\ue000"))) == {"subject", "text", "html"}
+    assert set(wrong(EmailContent(subject="a\0", text="\ud800", html="\ue000"))) == {"subject", "text", "html"}
 
 
 def test_the_default_mail_passes_its_own_check() -> None:
-    check_mail(MailText(DEFAULT_SUBJECT, DEFAULT_TEXT))
+    validate_content(EmailContent(DEFAULT_SUBJECT, DEFAULT_TEXT))
 
 
 # --- drafts -----------------------------------------------------------------------------------------
 
 
 def test_an_offer_and_its_mail_are_made_together(app: Flask) -> None:
-    offer = campaign_actions.create_offer(VALUES, MailText("Hello", "Text"), "tests")
-    draft = campaign_queries.announcement(offer.id)
+    offer = draft_actions.create_offer_with_announcement(VALUES, EmailContent("Hello", "Text"), "tests")
+    draft = campaign_queries.find_announcement(offer.id)
     assert draft is not None
     assert (draft.status, draft.subject, draft.text) == ("draft", "Hello", "Text")
 
 
 def test_a_wrong_mail_leaves_no_offer_behind_and_all_errors_come_at_once(app: Flask) -> None:
-    with pytest.raises(Invalid) as caught:
-        campaign_actions.create_offer(replace(VALUES, name=""), MailText(text="{{ nothing }}"), "tests")
+    with pytest.raises(InvalidInput) as caught:
+        draft_actions.create_offer_with_announcement(
+            replace(VALUES, name=""), EmailContent(text="{{ nothing }}"), "tests"
+        )
     assert {error.field for error in caught.value.errors} == {"name", "mail.text"}
-    with pytest.raises(Invalid):
-        campaign_actions.create_offer(VALUES, MailText(text="{{ nothing }}"), "tests")
+    with pytest.raises(InvalidInput):
+        draft_actions.create_offer_with_announcement(VALUES, EmailContent(text="{{ nothing }}"), "tests")
     db.session.rollback()
     assert db.session.scalars(select(Offer)).all() == []
 
 
 def test_a_draft_is_written_anew_in_its_place(app: Flask, offer: Callable[..., Offer]) -> None:
     row = offer()
-    first = campaign_actions.save_draft(row.id, MailText("One"), "resend", "tests")
-    second = campaign_actions.save_draft(row.id, MailText("Two"), "hold", "tests")
+    first = draft_actions.save_offer_draft(row.id, EmailContent("One"), "resend", "tests")
+    second = draft_actions.save_offer_draft(row.id, EmailContent("Two"), "hold", "tests")
     assert (second.id, second.subject, second.uncertain_policy) == (first.id, "Two", "hold")
 
 
 def test_a_launched_mail_can_not_be_rewritten(app: Flask, offer: Callable[..., Offer]) -> None:
     people(1)
     row = offer()
-    campaign_actions.launch_offer(row.id, "tests")
+    launch_actions.launch_announcement(row.id, "tests")
     with pytest.raises(DomainError, match="has been launched"):
-        campaign_actions.save_draft(row.id, MailText("New"), "resend", "tests")
+        draft_actions.save_offer_draft(row.id, EmailContent("New"), "resend", "tests")
 
 
 def test_a_mail_needs_an_offer(app: Flask) -> None:
     with pytest.raises(NotFound):
-        campaign_actions.save_draft(99, MailText(), "resend", "tests")
+        draft_actions.save_offer_draft(99, EmailContent(), "resend", "tests")
 
 
 # --- launching --------------------------------------------------------------------------------------
@@ -147,7 +148,7 @@ def test_a_mail_needs_an_offer(app: Flask) -> None:
 def test_a_launch_freezes_the_offer_and_is_on_the_trail(app: Flask, offer: Callable[..., Offer]) -> None:
     people(1)
     row = offer()
-    launched = campaign_actions.launch_offer(row.id, "mia@example.com")
+    launched = launch_actions.launch_announcement(row.id, "mia@example.com")
     assert launched.changed
     assert (launched.campaign.status, launched.campaign.launched_by) == ("preparing", "mia@example.com")
     db.session.refresh(row)
@@ -158,8 +159,8 @@ def test_a_launch_freezes_the_offer_and_is_on_the_trail(app: Flask, offer: Calla
 def test_a_second_launch_changes_nothing_and_says_so(app: Flask, offer: Callable[..., Offer]) -> None:
     people(1)
     row = offer()
-    first = campaign_actions.launch_offer(row.id, "one")
-    second = campaign_actions.launch_offer(row.id, "two")
+    first = launch_actions.launch_announcement(row.id, "one")
+    second = launch_actions.launch_announcement(row.id, "two")
     assert (second.changed, second.campaign.id, second.campaign.launched_by) == (False, first.campaign.id, "one")
 
 
@@ -170,13 +171,13 @@ def test_launches_at_the_same_moment_make_one_campaign(app: Flask, offer: Callab
     threads = [threading.Thread(target=_launch, args=(app, offer_id, changed)) for _ in range(8)]
     _all_at_once(threads, lock=None)
     assert sorted(changed) == [False] * 7 + [True]
-    assert len(campaign_queries.of_offer(offer_id)) == 1
+    assert len(campaign_queries.list_offer_campaigns(offer_id)) == 1
 
 
 def test_launches_that_all_have_seen_the_draft_launch_it_once(app: Flask, offer: Callable[..., Offer]) -> None:
     people(1)
     offer_id = offer().id
-    draft = campaign_actions.save_draft(offer_id, MailText(), "resend", "tests")
+    draft = draft_actions.save_offer_draft(offer_id, EmailContent(), "resend", "tests")
     changed: list[bool] = []
     threads = [threading.Thread(target=_launch, args=(app, offer_id, changed)) for _ in range(6)]
     _all_at_once(threads, lock=draft.id)
@@ -185,7 +186,7 @@ def test_launches_that_all_have_seen_the_draft_launch_it_once(app: Flask, offer:
 
 def _launch(app: Flask, offer_id: int, changed: list[bool]) -> None:
     with app.app_context():
-        changed.append(campaign_actions.launch_offer(offer_id, "tests").changed)
+        changed.append(launch_actions.launch_announcement(offer_id, "tests").changed)
 
 
 def _all_at_once(threads: list[threading.Thread], lock: int | None) -> None:
@@ -218,8 +219,8 @@ def _run_until_locked(threads: list[threading.Thread]) -> None:
 def test_a_launch_rings_one_bell_and_a_second_one_none(app: Flask, offer: Callable[..., Offer]) -> None:
     people(1)
     row = offer()
-    campaign_tasks.launch_offer(row.id, "tests")
-    campaign_tasks.launch_offer(row.id, "tests")
+    launch_actions.launch_announcement(row.id, "tests")
+    launch_actions.launch_announcement(row.id, "tests")
     assert huey.storage.queue_size() == 1
 
 
@@ -233,7 +234,7 @@ def test_a_launch_runs_the_same_statements_for_any_audience(app: Flask, offer: C
         row = offer(code)
         event.listen(db.engine, "before_cursor_execute", note)
         try:
-            campaign_actions.launch_offer(row.id, "tests")
+            launch_actions.launch_announcement(row.id, "tests")
         finally:
             event.remove(db.engine, "before_cursor_execute", note)
         return seen
@@ -262,7 +263,7 @@ def test_an_audience_without_anybody_to_mail_is_refused(app: Flask, offer: Calla
         )
     if kind == "all erased":
         for customer_id in ids:
-            customer_actions.erase(customer_id, by="tests")
+            customer_actions.erase_customer(customer_id, by="tests")
     if kind == "an empty list":
         audience = Audience(name="Nobody")
         db.session.add(audience)
@@ -271,7 +272,7 @@ def test_an_audience_without_anybody_to_mail_is_refused(app: Flask, offer: Calla
     db.session.commit()
     row = offer(**values)
     with pytest.raises(DomainError, match="nobody to mail") as caught:
-        campaign_actions.launch_offer(row.id, "tests")
+        launch_actions.launch_announcement(row.id, "tests")
     assert caught.value.key == "audience_empty"
     db.session.refresh(row)
     assert row.frozen_at is None
@@ -291,13 +292,15 @@ def test_an_offer_whose_code_would_not_work_is_not_launched(
     people(1)
     row = offer(**values)
     with pytest.raises(DomainError) as caught:
-        campaign_actions.launch_offer(row.id, "tests")
+        launch_actions.launch_announcement(row.id, "tests")
     assert caught.value.key == key
 
 
 def test_an_offer_that_is_yet_to_start_can_be_launched(app: Flask, offer: Callable[..., Offer]) -> None:
     people(1)
-    assert campaign_actions.launch_offer(offer(starts_at=datetime.now(UTC) + timedelta(days=1)).id, "tests").changed
+    assert launch_actions.launch_announcement(
+        offer(starts_at=datetime.now(UTC) + timedelta(days=1)).id, "tests"
+    ).changed
 
 
 def test_only_the_offers_audience_is_mailed_as_it_was_at_the_launch(app: Flask, offer: Callable[..., Offer]) -> None:
@@ -310,11 +313,11 @@ def test_only_the_offers_audience_is_mailed_as_it_was_at_the_launch(app: Flask, 
         {"a": audience.id, "ids": ids[1:3]},
     )
     row = offer(audience_id=audience.id)
-    campaign = campaign_actions.launch_offer(row.id, "tests").campaign
+    campaign = launch_actions.launch_announcement(row.id, "tests").campaign
     row.audience_id = None
     db.session.commit()
-    preparation.prepare(campaign.id)
-    assert ids_of(db.session.execute(text("select gaps from batch")).scalar() or []) == ids[1:3]
+    preparation.prepare_campaign(campaign.id)
+    assert decode_gaps(db.session.execute(text("select gaps from batch")).scalar() or []) == ids[1:3]
 
 
 def test_a_launch_mails_the_audience_of_an_edit_that_came_first(app: Flask, offer: Callable[..., Offer]) -> None:
@@ -324,10 +327,10 @@ def test_a_launch_mails_the_audience_of_an_edit_that_came_first(app: Flask, offe
     db.session.flush()
     db.session.execute(text("insert into audience_member select :id, id from customer"), {"id": audience.id})
     row = offer()
-    campaign_actions.save_draft(row.id, MailText(), "resend", "tests")
+    draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests")
     offer_id, audience_id = row.id, audience.id
     assert _launched_during(app, offer_id, f"audience_id = {audience_id}") == "launched"
-    campaign = campaign_queries.announcement(offer_id)
+    campaign = campaign_queries.find_announcement(offer_id)
     assert campaign is not None
     assert campaign.audience_id == audience_id
 
@@ -340,7 +343,7 @@ def test_an_offer_stopped_at_the_moment_of_its_launch_is_not_launched(
 ) -> None:
     people(1)
     row = offer()
-    campaign_actions.save_draft(row.id, MailText(), "resend", "tests")
+    draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests")
     assert _launched_during(app, row.id, edit) == key
 
 
@@ -351,7 +354,7 @@ def _launched_during(app: Flask, offer_id: int, edit: str) -> str:
     def launch() -> None:
         with app.app_context():
             try:
-                campaign_actions.launch_offer(offer_id, "tests")
+                launch_actions.launch_announcement(offer_id, "tests")
             except DomainError as error:
                 said.append(error.key)
             else:
@@ -369,20 +372,20 @@ def _launched_during(app: Flask, offer_id: int, edit: str) -> str:
 @pytest.fixture
 def sending(app: Flask, offer: Callable[..., Offer]) -> Campaign:
     people(3)
-    campaign = campaign_actions.launch_offer(offer().id, "tests").campaign
-    preparation.prepare(campaign.id)
+    campaign = launch_actions.launch_announcement(offer().id, "tests").campaign
+    preparation.prepare_campaign(campaign.id)
     db.session.refresh(campaign)
     return campaign
 
 
 def test_pausing_twice_is_pausing_once(sending: Campaign) -> None:
-    campaign_actions.pause(sending.id, "mia")
-    assert campaign_actions.pause(sending.id, "tom").pause_reason == "paused by mia"
+    transitions.pause_campaign(sending.id, "mia")
+    assert transitions.pause_campaign(sending.id, "tom").pause_reason == "paused by mia"
 
 
 def test_a_resumed_campaign_is_sending_again(sending: Campaign) -> None:
-    campaign_actions.pause(sending.id, "mia")
-    resumed = campaign_actions.resume(sending.id, "mia")
+    transitions.pause_campaign(sending.id, "mia")
+    resumed = transitions.resume_campaign(sending.id, "mia")
     assert (resumed.status, resumed.pause_reason) == ("sending", None)
 
 
@@ -390,46 +393,46 @@ def test_a_campaign_paused_while_it_was_prepared_goes_on_being_prepared(
     app: Flask, offer: Callable[..., Offer]
 ) -> None:
     people(3)
-    campaign = campaign_actions.launch_offer(offer().id, "tests").campaign
-    campaign_actions.pause(campaign.id, "mia")
-    preparation.prepare(campaign.id)
+    campaign = launch_actions.launch_announcement(offer().id, "tests").campaign
+    transitions.pause_campaign(campaign.id, "mia")
+    preparation.prepare_campaign(campaign.id)
     assert db.session.execute(text("select count(*) from batch")).scalar() == 0
-    assert campaign_actions.resume(campaign.id, "mia").status == "preparing"
-    preparation.prepare(campaign.id)
+    assert transitions.resume_campaign(campaign.id, "mia").status == "preparing"
+    preparation.prepare_campaign(campaign.id)
     db.session.refresh(campaign)
     assert (campaign.status, campaign.total) == ("sending", 3)
 
 
 def test_a_cancelled_campaign_is_over(sending: Campaign) -> None:
-    assert campaign_actions.cancel(sending.id, "mia").status == "cancelled"
-    for deed in (campaign_actions.pause, campaign_actions.resume):
+    assert transitions.cancel_campaign(sending.id, "mia").status == "cancelled"
+    for deed in (transitions.pause_campaign, transitions.resume_campaign):
         with pytest.raises(DomainError):
             deed(sending.id, "mia")
     with pytest.raises(DomainError, match="was cancelled"):
-        launch_actions.launch(sending.id, "mia")
-    cancellation.close_cancelled()
+        launch_actions.launch_campaign(sending.id, "mia")
+    cancellation.clean_up_cancelled_campaigns()
     assert db.session.execute(text("select distinct status from batch")).scalars().all() == ["cancelled"]
 
 
 def test_a_machine_can_not_launch_anew_what_staff_cancelled(sending: Campaign) -> None:
-    campaign_actions.cancel(sending.id, "mia")
+    transitions.cancel_campaign(sending.id, "mia")
     with pytest.raises(DomainError, match="Write a new mail"):
-        campaign_actions.launch_offer(sending.offer_id, "key shop")
+        launch_actions.launch_announcement(sending.offer_id, "key shop")
 
 
 def test_a_new_mail_can_be_launched_after_a_cancellation(sending: Campaign) -> None:
-    campaign_actions.cancel(sending.id, "mia")
-    campaign_actions.save_draft(sending.offer_id, MailText("New"), "resend", "mia")
-    assert campaign_actions.launch_offer(sending.offer_id, "mia").changed
+    transitions.cancel_campaign(sending.id, "mia")
+    draft_actions.save_offer_draft(sending.offer_id, EmailContent("New"), "resend", "mia")
+    assert launch_actions.launch_announcement(sending.offer_id, "mia").changed
 
 
 def test_a_draft_can_neither_be_paused_nor_cancelled(app: Flask, offer: Callable[..., Offer]) -> None:
-    draft = campaign_actions.save_draft(offer().id, MailText(), "resend", "tests")
-    for deed in (campaign_actions.pause, campaign_actions.resume, campaign_actions.cancel):
+    draft = draft_actions.save_offer_draft(offer().id, EmailContent(), "resend", "tests")
+    for deed in (transitions.pause_campaign, transitions.resume_campaign, transitions.cancel_campaign):
         with pytest.raises(DomainError):
             deed(draft.id, "mia")
 
 
 def test_there_is_nothing_to_send_again_where_all_went_out(sending: Campaign) -> None:
     with pytest.raises(DomainError, match="no such mails"):
-        delivery_actions.send_again(sending.id, Which("failed"), "mia")
+        delivery_actions.retry_deliveries(sending.id, DeliverySelection("failed"), "mia")

@@ -37,8 +37,8 @@ def test_the_status_has_the_counts(api: FlaskClient, offer: Callable[..., Offer]
     relay.behaviour.rcpt["c1@example.com"] = "550 no"
     relay.behaviour.rcpt["c2@example.com"] = "450 later"
     api.post("/api/v1/offers/SUMMER25/launch")
-    preparation.prepare(1)
-    sender.pump()
+    preparation.prepare_campaign(1)
+    sender.send_pending_emails()
     body = api.get("/api/v1/campaigns/1").get_json()
     assert body["status"] == "sending"
     assert {name: body[name] for name in ("total", "sent", "failed", "deferred", "uncertain", "skipped")} == {
@@ -57,7 +57,7 @@ def test_a_campaign_is_paused_resumed_and_cancelled(api: FlaskClient, offer: Cal
     people(3)
     offer()
     api.post("/api/v1/offers/SUMMER25/launch")
-    preparation.prepare(1)
+    preparation.prepare_campaign(1)
     states = [api.post(f"/api/v1/campaigns/1/{verb}").get_json()["status"] for verb in ("pause", "resume", "cancel")]
     assert states == ["paused", "sending", "cancelled"]
 
@@ -88,7 +88,7 @@ def test_a_done_campaign_can_not_be_cancelled(api: FlaskClient, offer: Callable[
     people(1)
     offer()
     api.post("/api/v1/offers/SUMMER25/launch")
-    preparation.prepare(1)
-    sender.pump()
+    preparation.prepare_campaign(1)
+    sender.send_pending_emails()
     answer = api.post("/api/v1/campaigns/1/cancel")
     assert (answer.status_code, answer.get_json()["code"]) == (409, "conflict")

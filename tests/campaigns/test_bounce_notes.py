@@ -14,13 +14,12 @@ from sqlalchemy import event, text
 from tests.campaigns.relay import Relay
 from tests.campaigns.test_delivery import Launch, counts, launched, leases_end, people, quick
 from tests.campaigns.test_recipients import fate
-from webapp.campaigns import actions as campaign_actions
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns import tokens as campaign_tokens
 from webapp.campaigns.bounces import actions as bounce_actions
-from webapp.campaigns.bounces.reports import Report
-from webapp.campaigns.launch import cancellation
-from webapp.campaigns.models import WINDOW, Campaign
+from webapp.campaigns.bounces.reports import BounceReport
+from webapp.campaigns.launch import cancellation, transitions
+from webapp.campaigns.models import WINDOW_SIZE, Campaign
 from webapp.campaigns.sending import batches, completion, sender
 from webapp.core.extensions import db
 
@@ -28,18 +27,18 @@ __all__ = ["launched", "quick"]
 
 
 def bounce(campaign_id: int, customer_id: int) -> str:
-    mark = campaign_tokens.message_id(campaign_id, customer_id, "example.com")
-    return bounce_actions.take(Report("bounce", "5.1.1", "no such user", (), (mark,)))
+    mark = campaign_tokens.build_message_id(campaign_id, customer_id, "example.com")
+    return bounce_actions.process_bounce_report(BounceReport("bounce", "5.1.1", "no such user", (), (mark,)))
 
 
-def all_sent(taken: batches.Claim) -> None:
+def all_sent(taken: batches.BatchClaim) -> None:
     """As if the relay had taken one window of a batch."""
-    assert batches.open_window(taken) is not None
-    taken.position = taken.sent = min(WINDOW, len(taken.ids))
+    assert batches.open_send_window(taken) is not None
+    taken.position = taken.sent = min(WINDOW_SIZE, len(taken.ids))
 
 
-def claimed() -> batches.Claim:
-    taken = batches.claim("a worker")
+def claimed() -> batches.BatchClaim:
+    taken = batches.claim_batch("a worker")
     assert taken is not None
     return taken
 
@@ -93,7 +92,7 @@ def test_a_mail_that_comes_back_while_the_mailing_is_called_done_is_counted_once
     campaign = launched()
     taken = claimed()
     all_sent(taken)
-    batches.finish(taken)
+    batches.finish_batch(taken)
     campaign_id = campaign.id
     with beside(app, lambda: bounce(campaign_id, first), is_summed):
         completion.finish_campaigns()
@@ -110,13 +109,13 @@ def cancelled(launched: Launch, relay: Relay) -> Campaign:
     campaign = launched()
     taken = claimed()
     all_sent(taken)
-    campaign_actions.cancel(campaign.id, "tests")
-    assert batches.open_window(taken) is None
+    transitions.cancel_campaign(campaign.id, "tests")
+    assert batches.open_send_window(taken) is None
     return campaign
 
 
 def test_who_got_it_says_that_a_mail_of_a_cancelled_mailing_came_back(cancelled: Campaign) -> None:
-    cancellation.close_cancelled()
+    cancellation.clean_up_cancelled_campaigns()
     assert counts(cancelled) == {"total": 60, "sent": 50}
     assert [bounce(cancelled.id, n) for n in (1, 50, 51)] == ["suppressed"] * 3
     assert [fate(cancelled, n).state for n in (1, 50, 51)] == ["failed", "failed", "cancelled"]
@@ -131,16 +130,16 @@ def test_a_mail_that_comes_back_while_a_cancelled_mailing_is_summed_is_counted_o
 ) -> None:
     campaign_id = cancelled.id
     with beside(app, lambda: bounce(campaign_id, 1), is_summed):
-        cancellation.close_cancelled()
+        cancellation.clean_up_cancelled_campaigns()
     assert counts(cancelled) == {"total": 60, "sent": 49, "failed": 1}
 
 
 def test_a_cancelled_mailing_that_is_summed_while_a_mail_comes_back_counts_it_once(
     app: Flask, cancelled: Campaign
 ) -> None:
-    with beside(app, cancellation.close_cancelled, is_failed):
+    with beside(app, cancellation.clean_up_cancelled_campaigns, is_failed):
         bounce(cancelled.id, 1)
-    cancellation.close_cancelled()
+    cancellation.clean_up_cancelled_campaigns()
     assert is_summed()
     assert counts(cancelled) == {"total": 60, "sent": 49, "failed": 1}
 
@@ -152,12 +151,12 @@ def test_a_mail_that_comes_back_while_the_mailing_is_paused_stays_counted_when_i
     campaign = launched()
     taken = claimed()
     all_sent(taken)
-    campaign_actions.pause(campaign.id, "tests")
-    assert batches.open_window(taken) is None
+    transitions.pause_campaign(campaign.id, "tests")
+    assert batches.open_send_window(taken) is None
     bounce(campaign.id, 1), bounce(campaign.id, 55)
     assert counts(campaign) == {"total": 60, "sent": 49, "failed": 1}
-    campaign_actions.resume(campaign.id, "tests")
-    sender.pump()
+    transitions.resume_campaign(campaign.id, "tests")
+    sender.send_pending_emails()
     assert counts(campaign) == {"total": 60, "sent": 58, "failed": 1, "skipped": 1}
     assert fate(campaign, 1).state == "failed"
 
@@ -167,19 +166,19 @@ def test_while_a_batch_is_being_sent_the_list_alone_tells(launched: Launch, rela
     campaign = launched()
     taken = claimed()
     all_sent(taken)
-    assert batches.open_window(taken) is not None
+    assert batches.open_send_window(taken) is not None
     assert bounce(campaign.id, 1) == "suppressed"
     assert fate(campaign, 1).state == "sent"
-    assert campaign_queries.counts(campaign.id).sent == 50
+    assert campaign_queries.get_campaign_stats(campaign.id).sent == 50
 
 
 def test_a_mail_in_doubt_that_comes_back_is_in_doubt_no_more(launched: Launch, relay: Relay) -> None:
     people(60)
     campaign = launched()
-    assert batches.open_window(claimed()) is not None
-    campaign_actions.cancel(campaign.id, "tests")
+    assert batches.open_send_window(claimed()) is not None
+    transitions.cancel_campaign(campaign.id, "tests")
     leases_end()
-    completion.settle_cancelled("sweep")
+    completion.finalize_cancelled_batches("sweep")
     assert counts(campaign) == {"total": 60, "uncertain": 1}
     bounce(campaign.id, 1), bounce(campaign.id, 2)
     assert [fate(campaign, n).state for n in (1, 2)] == ["failed", "cancelled"]
@@ -191,14 +190,14 @@ def test_nothing_is_kept_of_how_far_a_worker_was_in_a_batch_that_is_closed(launc
     campaign = launched()
     given_back, lost, _ = claimed(), claimed(), claimed()
     for taken in (given_back, lost):
-        assert batches.open_window(taken) is not None
-    campaign_actions.cancel(campaign.id, "tests")
-    batches.release(given_back)
+        assert batches.open_send_window(taken) is not None
+    transitions.cancel_campaign(campaign.id, "tests")
+    batches.release_batch(given_back)
     leases_end()
-    completion.settle_cancelled("sweep")
+    completion.finalize_cancelled_batches("sweep")
     assert cursors() == 1
-    cancellation.close_cancelled()
+    cancellation.clean_up_cancelled_campaigns()
     assert cursors() == 0
     # Who comes back finds the batch closed, and leaves nothing behind.
-    assert batches.open_window(lost) is None
+    assert batches.open_send_window(lost) is None
     assert cursors() == 0

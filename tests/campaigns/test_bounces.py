@@ -18,7 +18,7 @@ from webapp.campaigns import tokens as campaign_tokens
 from webapp.campaigns.bounces import actions as bounce_actions
 from webapp.campaigns.bounces import mailbox
 from webapp.campaigns.bounces import reports as bounce_reports
-from webapp.campaigns.models import Batch, Campaign, MailIssue, gaps_of
+from webapp.campaigns.models import Batch, Campaign, MailIssue, encode_gaps
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.customers import actions as customer_actions
@@ -44,7 +44,7 @@ def mailed(
     db.session.flush()
     db.session.execute(text("update campaign set launched_at = now() - interval '1 day'"))
     db.session.add(
-        Batch(campaign_id=campaign.id, seq=0, first_id=1, last_id=2, gaps=gaps_of([1, 2]), status="done", sent=2)
+        Batch(campaign_id=campaign.id, seq=0, first_id=1, last_id=2, gaps=encode_gaps([1, 2]), status="done", sent=2)
     )
     db.session.commit()
     return campaign
@@ -53,9 +53,9 @@ def mailed(
 def mail(shape: str, customer_id: int = 1, campaign_id: int = 1, **values: str) -> bytes:
     """A mail in one of the shapes of `returned`, about the mail of a campaign to a customer."""
     given = {
-        "to": campaign_tokens.return_path(campaign_id, customer_id, ""),
-        "id": campaign_tokens.message_id(campaign_id, customer_id, "example.com"),
-        "way_out": campaign_tokens.unsubscribe_url(customer_id, campaign_id),
+        "to": campaign_tokens.build_return_path(campaign_id, customer_id, ""),
+        "id": campaign_tokens.build_message_id(campaign_id, customer_id, "example.com"),
+        "way_out": campaign_tokens.build_unsubscribe_url(customer_id, campaign_id),
         "rcpt": ADA,
         "action": "failed",
         "status": "5.1.1",
@@ -66,7 +66,7 @@ def mail(shape: str, customer_id: int = 1, campaign_id: int = 1, **values: str) 
 
 
 def take(raw: bytes) -> str:
-    return bounce_actions.take(bounce_reports.read(raw))
+    return bounce_actions.process_bounce_report(bounce_reports.parse_report(raw))
 
 
 def listed() -> dict[str, str]:
@@ -103,7 +103,7 @@ def test_a_report_without_any_mark_of_ours_suppresses_nobody(system: str) -> Non
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_forged_mark_suppresses_nobody(system: str) -> None:
-    address = campaign_tokens.return_path(1, 1, "")
+    address = campaign_tokens.build_return_path(1, 1, "")
     forged = address.replace("@", "a@").replace(address[8:12], "aaaa", 1)
     assert take(mail(system, to=forged, id="<abcdefghijklmnopqrstuvwxyz234567abcdefghij@x>")) == "unproven"
     assert listed() == {}
@@ -184,7 +184,7 @@ def test_a_mail_that_asks_to_unsubscribe_does_so_by_the_address_it_is_sent_to() 
 
 
 def test_an_address_that_the_customer_no_longer_has_does_not_follow_them() -> None:
-    customer_actions.change(1, CustomerValues("new@example.org", "Ada"), [], by="tests")
+    customer_actions.update_customer(1, CustomerValues("new@example.org", "Ada"), [], by="tests")
     assert take(mail("POSTFIX")) == "ignored"
     assert listed() == {}
     assert take(mail("COMPLAINT")) == "suppressed"
@@ -197,7 +197,7 @@ def test_a_forwarded_address_that_bounces_is_the_customers() -> None:
 
 
 def test_an_erased_customer_is_not_named_again() -> None:
-    customer_actions.erase(1, by="tests")
+    customer_actions.erase_customer(1, by="tests")
     assert take(mail("POSTFIX")) == take(mail("COMPLAINT")) == "unknown_customer"
     assert listed() == {}
 
@@ -284,15 +284,15 @@ def mbox(*raws: bytes) -> bytes:
 def test_a_mailbox_is_taken_apart_where_mails_begin_and_nowhere_else() -> None:
     tricky = b"To: x\n\nFrom here on\n>From quoted\nFrom the middle\n"
     box = mbox(tricky, b"To: y\n\nshort", b"\xff")
-    found = list(mailbox.mails(io.BytesIO(box)))
+    found = list(mailbox.iter_messages(io.BytesIO(box)))
     assert len(found) == 3
     assert b"From quoted" in found[0]
     assert b"From here on" not in found[1]
 
 
 def test_a_single_mail_is_one() -> None:
-    assert list(mailbox.mails(io.BytesIO(mail("POSTFIX")))) == [mail("POSTFIX")]
-    assert list(mailbox.mails(io.BytesIO(b"\n\n"))) == []
+    assert list(mailbox.iter_messages(io.BytesIO(mail("POSTFIX")))) == [mail("POSTFIX")]
+    assert list(mailbox.iter_messages(io.BytesIO(b"\n\n"))) == []
 
 
 class Endless(io.RawIOBase):
@@ -317,7 +317,7 @@ def test_a_mailbox_of_a_hundred_megabytes_is_read_a_mail_at_a_time() -> None:
     file = (mbox(attachment) if n < 20 else mbox(other) for n in range(21))
     tracemalloc.start()
     stream: io.BufferedReader = io.BufferedReader(Endless(file))
-    seen = bounce_actions.take_mails(mailbox.mails(stream), by="tests")
+    seen = bounce_actions.process_bounce_messages(mailbox.iter_messages(stream), by="tests")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (seen["suppressed"], seen["known"]) == (2, 19)
@@ -375,8 +375,8 @@ def test_a_relay_reports_by_json_row_by_row(api: FlaskClient) -> None:
         json={
             "bounces": [
                 {"email": "ADA@example.org", "kind": "bounce", "status": "5.1.1", "detail": "550 unknown"},
-                {"return_path": campaign_tokens.return_path(1, 2, "").upper(), "kind": "complaint"},
-                {"message_id": campaign_tokens.message_id(1, 2, "example.com"), "kind": "bounce"},
+                {"return_path": campaign_tokens.build_return_path(1, 2, "").upper(), "kind": "complaint"},
+                {"message_id": campaign_tokens.build_message_id(1, 2, "example.com"), "kind": "bounce"},
                 {"email": "nobody@example.org", "kind": "bounce", "status": "4.2.2"},
                 {"email": "no address", "kind": "bounce"},
                 {"message_id": "<somebody@else>", "kind": "bounce"},
@@ -455,6 +455,6 @@ def test_other_bodies_and_other_keys_are_refused(api: FlaskClient, app: Flask) -
 
 def test_a_window_leaves_out_whoever_bounced_meanwhile() -> None:
     take(mail("POSTFIX"))
-    suppression_actions.put("bob@example.org", "complained", 1)
+    suppression_actions.add_suppression("bob@example.org", "complained", 1)
     db.session.commit()
-    assert customer_queries.suppressed_among([1, 2]) == {1: "bounced", 2: "complained"}
+    assert customer_queries.find_suppression_reasons([1, 2]) == {1: "bounced", 2: "complained"}

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 from flask import Flask
 
-from webapp.campaigns.content.mail_merge import FormLetter
-from webapp.campaigns.content.placeholders import DEFAULT_SUBJECT, DEFAULT_TEXT, MailText
-from webapp.campaigns.content.validation import check_mail
-from webapp.core.errors import Invalid
+from webapp.campaigns.content.mail_merge import MailMerge
+from webapp.campaigns.content.placeholders import DEFAULT_SUBJECT, DEFAULT_TEXT, EmailContent
+from webapp.campaigns.content.validation import validate_content
+from webapp.core.errors import InvalidInput
 from webapp.customers.models import Customer
 from webapp.offers.models import Offer
 
@@ -22,8 +22,8 @@ WAY_OUT = '<a href="{{ unsubscribe }}">out</a>'
 def wrong(field: str, value: str) -> tuple[str, str] | None:
     """(key, sentence) of what is wrong with one field."""
     try:
-        check_mail(MailText(**{field: value}))
-    except Invalid as error:
+        validate_content(EmailContent(**{field: value}))
+    except InvalidInput as error:
         (found,) = error.errors
         assert found.field == field
         return found.key, found.message
@@ -128,13 +128,13 @@ def test_what_is_taken_still_has_every_placeholder_and_the_way_out(offer: Callab
     source = (
         "<b>{{ customer.name }}<i>{{ offer.code }}</b>{{ link }}<table>{{ offer.ends }}<tr><td>{{ offer.discount }}"
     )
-    html = FormLetter(MailText(html=source), offer(), 3).html
+    html = MailMerge(EmailContent(html=source), offer(), 3).html
     names = {part.name for part in html if not isinstance(part, str)}
     assert names >= {"customer.name", "link", "offer.ends", "offer.discount", "unsubscribe"}
 
 
 def test_the_mails_we_suggest_are_in_order() -> None:
-    check_mail(MailText(DEFAULT_SUBJECT, DEFAULT_TEXT))
+    validate_content(EmailContent(DEFAULT_SUBJECT, DEFAULT_TEXT))
 
 
 # --- advice ---------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def advised(app: Flask, offer: Callable[..., Offer]) -> Callable[..., str]:
 
     def go(**mail: str) -> str:
         row = offer()
-        return "\n".join(FormLetter(MailText(**mail), row, 3).preview(_ada()).advice)
+        return "\n".join(MailMerge(EmailContent(**mail), row, 3).preview(_ada()).advice)
 
     return go
 
@@ -176,7 +176,7 @@ def test_there_is_nothing_to_say_of_the_mail_we_suggest(advised: Callable[..., s
     ],
 )
 def test_what_may_be_a_mistake_is_said(advised: Callable[..., str], mail: dict[str, str], words: str) -> None:
-    check_mail(MailText(**mail))
+    validate_content(EmailContent(**mail))
     assert words in advised(**mail)
 
 

@@ -9,15 +9,16 @@ from flask import Flask
 
 from tests.campaigns.relay import Relay
 from tests.campaigns.test_delivery import in_context, people, stop_after
-from webapp.campaigns import actions as campaign_actions
-from webapp.campaigns.content.placeholders import MailText
+from webapp.campaigns.content.placeholders import EmailContent
+from webapp.campaigns.drafts import actions as draft_actions
+from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation
 from webapp.campaigns.sending import sender
 from webapp.offers import actions as offer_actions
 from webapp.offers import code_actions
 from webapp.offers.models import Offer
 from webapp.redemptions import group_commit, personal_codes
-from webapp.redemptions.rules import Ask
+from webapp.redemptions.rules import RedemptionRequest
 
 Launch = Callable[..., Offer]
 
@@ -29,8 +30,8 @@ def launched(app: Flask, offer: Callable[..., Offer]) -> Launch:
     def go(n: int, **values: object) -> Offer:
         people(n)
         row = offer("SUMMER25", **values)
-        campaign_actions.save_draft(row.id, MailText(text="{{ offer.code }}"), "resend", "tests")
-        preparation.prepare(campaign_actions.launch_offer(row.id, "tests").campaign.id)
+        draft_actions.save_offer_draft(row.id, EmailContent(text="{{ offer.code }}"), "resend", "tests")
+        preparation.prepare_campaign(launch_actions.launch_announcement(row.id, "tests").campaign.id)
         return row
 
     return go
@@ -47,7 +48,7 @@ def test_a_renewal_is_in_the_mails_of_the_windows_that_follow(
     offer_id = launched(120).id
     stop_after(relay, 70, monkeypatch, in_context(app, lambda: code_actions.renew_code(offer_id, "WINTER26", "tests")))
 
-    sender.pump()
+    sender.send_pending_emails()
 
     assert sent_codes(relay) == ["SUMMER25"] * 100 + ["WINTER26"] * 20
 
@@ -58,10 +59,10 @@ def test_every_code_that_went_out_around_a_renewal_works(
     offer_id = launched(120, personal_code_required=True).id
     stop_after(relay, 70, monkeypatch, in_context(app, lambda: code_actions.renew_code(offer_id, "WINTER26", "tests")))
 
-    sender.pump()
+    sender.send_pending_emails()
 
     done = [
-        group_commit.redeem(Ask(channel="form", code=code.replace("-", ""), email=kept.to))
+        group_commit.redeem(RedemptionRequest(channel="form", code=code.replace("-", ""), email=kept.to))
         for code, kept in zip(sent_codes(relay), relay.kept, strict=True)
     ]
     assert len(done) == 120
@@ -72,11 +73,16 @@ def test_a_personal_code_that_is_required_meanwhile_is_in_the_mails_that_follow(
 ) -> None:
     offer_id = launched(120).id
     stop_after(
-        relay, 70, monkeypatch, in_context(app, lambda: offer_actions.require_personal_codes(offer_id, True, "tests"))
+        relay,
+        70,
+        monkeypatch,
+        in_context(app, lambda: offer_actions.set_personal_code_required(offer_id, True, "tests")),
     )
 
-    sender.pump()
+    sender.send_pending_emails()
 
     codes = sent_codes(relay)
     assert codes[:100] == ["SUMMER25"] * 100
-    assert codes[100:] == [personal_codes.code("SUMMER25", offer_id, customer_id) for customer_id in range(101, 121)]
+    assert codes[100:] == [
+        personal_codes.derive_personal_code("SUMMER25", offer_id, customer_id) for customer_id in range(101, 121)
+    ]

@@ -11,19 +11,19 @@ from flask import Flask
 from sqlalchemy import event, text
 
 from tests.campaigns.relay import Relay
-from webapp.campaigns import actions as campaign_actions
 from webapp.campaigns import queries as campaign_queries
-from webapp.campaigns import tasks as campaign_tasks
 from webapp.campaigns import timing
 from webapp.campaigns import tokens as campaign_tokens
-from webapp.campaigns.content.placeholders import MailText
+from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.deliveries import actions as delivery_actions
 from webapp.campaigns.deliveries import queries as delivery_queries
-from webapp.campaigns.deliveries.actions import Which
-from webapp.campaigns.launch import preparation
-from webapp.campaigns.models import Campaign, ids_of
+from webapp.campaigns.deliveries.actions import DeliverySelection
+from webapp.campaigns.drafts import actions as draft_actions
+from webapp.campaigns.launch import actions as launch_actions
+from webapp.campaigns.launch import preparation, transitions
+from webapp.campaigns.models import Campaign, decode_gaps
 from webapp.campaigns.sending import batches, sender
-from webapp.campaigns.sending.progress import Place
+from webapp.campaigns.sending.progress import SendProgress
 from webapp.core import task_queue
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
@@ -58,10 +58,10 @@ def launched(app: Flask, offer: Callable[..., Offer]) -> Launch:
 
     def go(code: str = "SUMMER25", policy: str = "resend", prepare: bool = True, **mail: str) -> Campaign:
         row = offer(code)
-        campaign_actions.save_draft(row.id, MailText(**mail), policy, "tests")
-        campaign = campaign_actions.launch_offer(row.id, "tests").campaign
+        draft_actions.save_offer_draft(row.id, EmailContent(**mail), policy, "tests")
+        campaign = launch_actions.launch_announcement(row.id, "tests").campaign
         if prepare:
-            preparation.prepare(campaign.id)
+            preparation.prepare_campaign(campaign.id)
         return campaign
 
     return go
@@ -76,7 +76,7 @@ def fresh(campaign: Campaign) -> Campaign:
 def counts(campaign: Campaign) -> dict[str, int]:
     """Those of the counts that are not nothing."""
     db.session.rollback()
-    found = campaign_queries.counts(campaign.id)
+    found = campaign_queries.get_campaign_stats(campaign.id)
     names = ("total", "sent", "failed", "deferred", "uncertain", "skipped")
     return {name: getattr(found, name) for name in names if getattr(found, name)}
 
@@ -95,14 +95,14 @@ def leases_end() -> None:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No waiting between tries."""
-    monkeypatch.setattr(timing, "TRIES", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(timing, "PROBE", 0.05)
+    monkeypatch.setattr(timing, "RECONNECT_DELAYS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(timing, "RELAY_PROBE_INTERVAL", 0.05)
 
 
 def test_everybody_gets_one_mail(launched: Launch, relay: Relay) -> None:
     people(120)
     campaign = launched()
-    sender.pump()
+    sender.send_pending_emails()
     assert set(relay.recipients.values()) == {1}
     assert counts(campaign) == {"total": 120, "sent": 120}
     assert fresh(campaign).status == "done"
@@ -111,14 +111,14 @@ def test_everybody_gets_one_mail(launched: Launch, relay: Relay) -> None:
 def test_all_mails_of_a_pump_go_over_one_connection(launched: Launch, relay: Relay) -> None:
     people(120)
     launched()
-    sender.pump()
+    sender.send_pending_emails()
     assert relay.connections == 1
 
 
 def test_a_million_mails_would_leave_only_batch_rows(launched: Launch, relay: Relay) -> None:
     people(1001)
     launched()
-    sender.pump()
+    sender.send_pending_emails()
     tables = ("batch", "mail_issue", "batch_cursor")
     assert [db.session.execute(text(f"select count(*) from {table}")).scalar() for table in tables] == [3, 0, 0]
 
@@ -127,20 +127,20 @@ def test_the_frozen_recipients_do_not_drift(launched: Launch, relay: Relay) -> N
     people(3)
     campaign = launched()
     people(2, first=10)
-    sender.pump()
+    sender.send_pending_emails()
     assert counts(campaign) == {"total": 3, "sent": 3}
 
 
 def test_preparing_goes_on_where_it_was_killed(launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation, "BLOCK", 40)
+    monkeypatch.setattr(preparation, "AUDIENCE_BLOCK_SIZE", 40)
     monkeypatch.setattr(batches, "BATCH_SIZE", 20)
     ids = people(100)
     campaign = launched(prepare=False)
     preparation._prepare_block(campaign.id)
-    preparation.prepare(campaign.id)
+    preparation.prepare_campaign(campaign.id)
     rows = db.session.execute(text("select seq, gaps from batch order by seq")).all()
     assert [row.seq for row in rows] == [0, 1, 2, 3, 4]
-    assert [i for row in rows for i in ids_of(row.gaps)] == ids
+    assert [i for row in rows for i in decode_gaps(row.gaps)] == ids
     assert fresh(campaign).total == 100
 
 
@@ -148,8 +148,8 @@ def test_a_refused_recipient_is_recorded_and_the_rest_goes_on(launched: Launch, 
     people(5)
     relay.behaviour.rcpt["c2@example.com"] = "550 5.1.1 no such user"
     campaign = launched()
-    sender.pump()
-    (issue,) = campaign_queries.issues(campaign.id)
+    sender.send_pending_emails()
+    (issue,) = campaign_queries.list_issues(campaign.id)
     assert (issue.email, issue.state, issue.smtp_code, issue.text) == (
         "c2@example.com",
         "failed",
@@ -165,14 +165,14 @@ def test_a_put_off_recipient_is_tried_again(launched: Launch, relay: Relay) -> N
     relay.behaviour.rcpt["c1@example.com"] = "450 4.2.1 later"
     relay.behaviour.times["c1@example.com"] = 1
     campaign = launched()
-    sender.pump()
+    sender.send_pending_emails()
     assert counts(campaign) == {"total": 3, "sent": 2, "deferred": 1}
     assert fresh(campaign).status == "sending"
     due_now()
-    sender.pump()
+    sender.send_pending_emails()
     assert counts(campaign) == {"total": 3, "sent": 3}
     assert relay.recipients["c1@example.com"] == 1
-    assert campaign_queries.issues(campaign.id)[0].state == "sent_later"
+    assert campaign_queries.list_issues(campaign.id)[0].state == "sent_later"
 
 
 def test_the_second_try_waits_longer_than_the_first(launched: Launch, relay: Relay) -> None:
@@ -181,8 +181,8 @@ def test_the_second_try_waits_longer_than_the_first(launched: Launch, relay: Rel
     campaign = launched()
     waits = []
     for _ in range(3):
-        sender.pump()
-        (issue,) = campaign_queries.issues(campaign.id)
+        sender.send_pending_emails()
+        (issue,) = campaign_queries.list_issues(campaign.id)
         assert issue.next_at is not None
         waits.append((issue.next_at - datetime.now(UTC)).total_seconds())
         due_now()
@@ -193,10 +193,10 @@ def test_after_two_days_a_put_off_mail_is_given_up(launched: Launch, relay: Rela
     people(1)
     relay.behaviour.rcpt["*"] = "450 later"
     campaign = launched()
-    sender.pump()
+    sender.send_pending_emails()
     db.session.execute(text("update mail_issue set at = now() - interval '49 hours', next_at = now()"))
     db.session.commit()
-    sender.pump()
+    sender.send_pending_emails()
     assert counts(campaign) == {"total": 1, "failed": 1}
     assert fresh(campaign).status == "done"
 
@@ -205,11 +205,11 @@ def test_a_put_off_customer_who_unsubscribes_meanwhile_is_left_alone(launched: L
     (customer_id,) = people(1)
     relay.behaviour.rcpt["*"] = "450 later"
     campaign = launched()
-    sender.pump()
-    suppression_actions.unsubscribe(customer_id, 0)
+    sender.send_pending_emails()
+    suppression_actions.unsubscribe_customer(customer_id, 0)
     relay.behaviour.rcpt.clear()
     due_now()
-    sender.pump()
+    sender.send_pending_emails()
     assert (counts(campaign), relay.kept) == ({"total": 1, "skipped": 1}, [])
 
 
@@ -218,7 +218,7 @@ def test_a_connection_that_breaks_is_made_anew_for_the_same_recipient(launched: 
     relay.behaviour.rcpt["c1@example.com"] = "drop"
     relay.behaviour.times["c1@example.com"] = 2
     campaign = launched()
-    sender.pump()
+    sender.send_pending_emails()
     assert counts(campaign) == {"total": 3, "sent": 3}
     assert relay.connections == 3
 
@@ -227,7 +227,7 @@ def test_a_recipient_who_breaks_every_connection_is_put_off(launched: Launch, re
     people(3)
     relay.behaviour.rcpt["c1@example.com"] = "drop"
     campaign = launched()
-    sender.pump()
+    sender.send_pending_emails()
     assert counts(campaign) == {"total": 3, "sent": 2, "deferred": 1}
 
 
@@ -235,7 +235,7 @@ def test_a_mail_without_an_answer_is_uncertain_and_not_sent_twice(launched: Laun
     people(3)
     relay.behaviour.body["c1@example.com"] = "drop"
     campaign = launched()
-    sender.pump()
+    sender.send_pending_emails()
     assert counts(campaign) == {"total": 3, "sent": 2, "uncertain": 1}
     assert set(relay.recipients.values()) == {1}
     assert fresh(campaign).status == "done"
@@ -246,9 +246,9 @@ def test_staff_can_send_uncertain_mails_again(launched: Launch, relay: Relay) ->
     relay.behaviour.body["c1@example.com"] = "drop"
     relay.behaviour.times["c1@example.com"] = 1
     campaign = launched()
-    sender.pump()
-    assert delivery_actions.send_again(campaign.id, Which("uncertain"), "tests").mails == 1
-    sender.pump()
+    sender.send_pending_emails()
+    assert delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "tests").mails == 1
+    sender.send_pending_emails()
     assert counts(campaign) == {"total": 2, "sent": 2}
     assert fresh(campaign).status == "done"
     first, second = (kept.message["Message-ID"] for kept in relay.kept if kept.to == "c1@example.com")
@@ -265,7 +265,7 @@ def test_a_relay_that_refuses_us_pauses_the_campaign(
         monkeypatch.setattr(app.extensions["mail"], "password", "wrong")
     setattr(relay.behaviour, fault, "535 5.7.8 not you")
     campaign = launched()
-    sender.pump()
+    sender.send_pending_emails()
     assert fresh(campaign).status == "paused"
     assert campaign.pause_reason == "the relay refuses us: 535 5.7.8 not you"
     assert counts(campaign) == {"total": 3}
@@ -275,7 +275,7 @@ def test_five_refused_bodies_in_a_row_pause_the_campaign(launched: Launch, relay
     people(20)
     relay.behaviour.body["*"] = "554 5.7.1 spam"
     campaign = launched()
-    sender.pump()
+    sender.send_pending_emails()
     assert fresh(campaign).status == "paused"
     assert campaign.pause_reason == "the relay refuses this mail: 554 5.7.1 spam"
     assert counts(campaign) == {"total": 20, "failed": 5}
@@ -284,10 +284,10 @@ def test_five_refused_bodies_in_a_row_pause_the_campaign(launched: Launch, relay
 def test_while_the_relay_is_away_nothing_is_lost_and_staff_can_see_why(
     launched: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timing, "SLICE", 0.1)
+    monkeypatch.setattr(timing, "SENDER_TIME_LIMIT", 0.1)
     people(3)
     campaign = launched()
-    assert sender.pump() is True
+    assert sender.send_pending_emails() is True
     assert fresh(campaign).status == "sending"
     assert campaign.trouble is not None
     assert "Connection refused" in campaign.trouble
@@ -301,10 +301,10 @@ def test_when_the_relay_is_back_the_mails_go_out(
     campaign = launched()
     with_settings(mail_port=1)
     with monkeypatch.context() as patch:
-        patch.setattr(timing, "SLICE", 0.1)
-        sender.pump()
+        patch.setattr(timing, "SENDER_TIME_LIMIT", 0.1)
+        sender.send_pending_emails()
     with_settings(mail_port=relay.port)
-    sender.pump()
+    sender.send_pending_emails()
     assert counts(campaign) == {"total": 3, "sent": 3}
     assert fresh(campaign).trouble is None
 
@@ -312,17 +312,17 @@ def test_when_the_relay_is_back_the_mails_go_out(
 def test_unsubscribed_erased_and_redeemed_customers_are_left_out(launched: Launch, relay: Relay) -> None:
     ids = people(5)
     campaign = launched()
-    suppression_actions.unsubscribe(ids[1], campaign.id)
-    customer_actions.erase(ids[2], by="tests")
+    suppression_actions.unsubscribe_customer(ids[1], campaign.id)
+    customer_actions.erase_customer(ids[2], by="tests")
     db.session.execute(
         text("insert into redemption (customer_id, offer_id, channel) values (:id, :offer, 'form')"),
         {"id": ids[3], "offer": campaign.offer_id},
     )
     db.session.commit()
-    sender.pump()
+    sender.send_pending_emails()
     assert set(relay.recipients) == {"c0@example.com", "c4@example.com"}
     assert counts(campaign) == {"total": 5, "sent": 2, "skipped": 3}
-    assert [issue.text for issue in campaign_queries.issues(campaign.id)] == [
+    assert [issue.text for issue in campaign_queries.list_issues(campaign.id)] == [
         "unsubscribed",
         "no longer a customer",
         "has redeemed already",
@@ -356,8 +356,8 @@ def test_pause_and_cancel_are_honoured_before_the_next_window(
     people(200)
     campaign = launched()
     campaign_id = campaign.id
-    stop_after(relay, 70, monkeypatch, in_context(app, lambda: getattr(campaign_actions, deed)(campaign_id, "tests")))
-    sender.pump()
+    stop_after(relay, 70, monkeypatch, in_context(app, lambda: getattr(draft_actions, deed)(campaign_id, "tests")))
+    sender.send_pending_emails()
     assert counts(campaign) == {"total": 200, "sent": 100}
     assert fresh(campaign).status == status
 
@@ -368,10 +368,10 @@ def test_a_resumed_campaign_goes_on_where_it_stood(
     people(200)
     campaign = launched()
     campaign_id = campaign.id
-    stop_after(relay, 70, monkeypatch, in_context(app, lambda: campaign_actions.pause(campaign_id, "tests")))
-    sender.pump()
-    campaign_actions.resume(campaign_id, "tests")
-    sender.pump()
+    stop_after(relay, 70, monkeypatch, in_context(app, lambda: transitions.pause_campaign(campaign_id, "tests")))
+    sender.send_pending_emails()
+    transitions.resume_campaign(campaign_id, "tests")
+    sender.send_pending_emails()
     assert (len(relay.kept), set(relay.recipients.values())) == (200, {1})
     assert fresh(campaign).status == "done"
 
@@ -381,13 +381,13 @@ def test_a_worker_that_is_asked_to_end_gives_the_batch_back_in_order(
 ) -> None:
     people(120)
     campaign = launched()
-    stop_after(relay, 70, monkeypatch, task_queue.stopping.set)
+    stop_after(relay, 70, monkeypatch, task_queue.stop_requested.set)
     try:
-        sender.pump()
+        sender.send_pending_emails()
     finally:
-        task_queue.stopping.clear()
+        task_queue.stop_requested.clear()
     assert counts(campaign) == {"total": 120, "sent": 70}
-    sender.pump()
+    sender.send_pending_emails()
     assert (len(relay.kept), set(relay.recipients.values())) == (120, {1})
     assert counts(campaign) == {"total": 120, "sent": 120}
 
@@ -398,10 +398,10 @@ class Killed(BaseException):
 
 def killed_after(n: int, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pump that ends without a word right after the relay has taken its n-th mail."""
-    deliver = smtp.Relay.deliver
+    deliver = smtp.RelayConnection.deliver
     sent = 0
 
-    def once(self: smtp.Relay, *args: Any) -> object:
+    def once(self: smtp.RelayConnection, *args: Any) -> object:
         nonlocal sent
         outcome = deliver(self, *args)
         sent += 1
@@ -410,9 +410,9 @@ def killed_after(n: int, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
         return outcome
 
     with monkeypatch.context() as patch:
-        patch.setattr(smtp.Relay, "deliver", once)
+        patch.setattr(smtp.RelayConnection, "deliver", once)
         with pytest.raises(Killed):
-            sender.pump()
+            sender.send_pending_emails()
     db.session.rollback()
 
 
@@ -422,10 +422,10 @@ def test_another_worker_goes_on_where_one_was_killed(
     people(120)
     campaign = launched()
     killed_after(70, relay, monkeypatch)
-    sender.pump()
+    sender.send_pending_emails()
     assert len(relay.kept) == 70
     leases_end()
-    sender.pump()
+    sender.send_pending_emails()
     twice = [address for address, n in relay.recipients.items() if n > 1]
     assert (len(relay.recipients), twice) == (120, ["c69@example.com"])
     assert counts(campaign) == {"total": 120, "sent": 120}
@@ -439,7 +439,7 @@ def test_the_second_copy_after_a_kill_has_the_same_message_id(
     launched()
     killed_after(2, relay, monkeypatch)
     leases_end()
-    sender.pump()
+    sender.send_pending_emails()
     first, second = (kept.message["Message-ID"] for kept in relay.kept if kept.to == "c1@example.com")
     assert first == second
 
@@ -451,10 +451,10 @@ def test_a_campaign_that_holds_leaves_the_mail_in_flight_to_staff(
     campaign = launched(policy="hold")
     killed_after(70, relay, monkeypatch)
     leases_end()
-    sender.pump()
+    sender.send_pending_emails()
     assert set(relay.recipients.values()) == {1}
     assert counts(campaign) == {"total": 120, "sent": 119, "uncertain": 1}
-    assert [issue.email for issue in campaign_queries.issues(campaign.id)] == ["c69@example.com"]
+    assert [issue.email for issue in campaign_queries.list_issues(campaign.id)] == ["c69@example.com"]
 
 
 def test_a_held_mail_whose_retry_was_killed_can_be_sent_again_by_staff(
@@ -463,15 +463,15 @@ def test_a_held_mail_whose_retry_was_killed_can_be_sent_again_by_staff(
     people(1)
     relay.behaviour.rcpt["c0@example.com"] = "451 later"
     campaign = launched(policy="hold")
-    sender.pump()
+    sender.send_pending_emails()
     del relay.behaviour.rcpt["c0@example.com"]
     due_now()
     killed_after(1, relay, monkeypatch)
     with pytest.raises(DomainError, match="no such mails"):
-        delivery_actions.send_again(campaign.id, Which("uncertain"), "tests")
+        delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "tests")
     due_now()
-    assert delivery_actions.send_again(campaign.id, Which("uncertain"), "tests").mails == 1
-    sender.pump()
+    assert delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "tests").mails == 1
+    sender.send_pending_emails()
     assert counts(campaign) == {"total": 1, "sent": 1}
 
 
@@ -482,18 +482,18 @@ def test_no_transaction_is_open_while_the_relay_is_reached(
     people(1)
     campaign = launched()
     offer = db.session.get_one(Offer, campaign.offer_id)
-    reach = smtp.Relay.open
+    reach = smtp.RelayConnection.open
     seen = []
 
-    def watched(self: smtp.Relay) -> None:
+    def watched(self: smtp.RelayConnection) -> None:
         seen.append(db.session().in_transaction())
         reach(self)
 
-    monkeypatch.setattr(smtp.Relay, "open", watched)
+    monkeypatch.setattr(smtp.RelayConnection, "open", watched)
     if kind == "pump":
-        sender.pump()
+        sender.send_pending_emails()
     else:
-        sender.send_test(MailText(), offer, "mia@example.com", "Mia")
+        sender.send_test_email(EmailContent(), offer, "mia@example.com", "Mia")
     assert len(relay.kept) == 1
     assert set(seen) == {False}
 
@@ -506,7 +506,7 @@ def test_killing_one_after_the_other_sends_one_more_copy_each_and_misses_nobody(
     for n in (3, 1, 50, 20):
         killed_after(n, relay, monkeypatch)
         leases_end()
-    sender.pump()
+    sender.send_pending_emails()
     assert len(relay.recipients) == 120
     assert len(relay.kept) - 120 <= 4
     assert counts(campaign) == {"total": 120, "sent": 120}
@@ -519,7 +519,7 @@ def test_a_window_without_a_cursor_is_held(launched: Launch, relay: Relay, monke
     leases_end()
     db.session.execute(text("truncate batch_cursor"))
     db.session.commit()
-    sender.pump()
+    sender.send_pending_emails()
     assert set(relay.recipients.values()) == {1}
     assert counts(campaign) == {"total": 120, "sent": 70, "uncertain": 50}
 
@@ -527,18 +527,18 @@ def test_a_window_without_a_cursor_is_held(launched: Launch, relay: Relay, monke
 def test_a_former_owner_writes_nothing_any_more(launched: Launch, relay: Relay) -> None:
     people(120)
     launched()
-    former = batches.claim("former")
+    former = batches.claim_batch("former")
     assert former is not None
-    assert batches.open_window(former) is not None
+    assert batches.open_send_window(former) is not None
     leases_end()
-    assert batches.claim("next") is not None
-    with Place() as place:
+    assert batches.claim_batch("next") is not None
+    with SendProgress() as place:
         place.begin(former, 5)
         assert not place.done()
-    assert not batches.renew(former)
-    assert batches.open_window(former) is None
-    batches.release(former)
-    batches.finish(former)
+    assert not batches.renew_batch_lease(former)
+    assert batches.open_send_window(former) is None
+    batches.release_batch(former)
+    batches.finish_batch(former)
     assert db.session.execute(text("select owner, status, sent from batch")).one() == ("next", "sending", 0)
 
 
@@ -550,18 +550,18 @@ def test_a_worker_that_lost_its_batch_stops_before_the_next_mail(
 
     def taken_over() -> None:
         leases_end()
-        batches.claim("next")
+        batches.claim_batch("next")
 
     stop_after(relay, 10, monkeypatch, in_context(app, taken_over))
-    sender.pump()
+    sender.send_pending_emails()
     assert len(relay.kept) == 10
 
 
 def test_a_batch_is_claimed_by_one(launched: Launch) -> None:
     people(3)
     launched()
-    assert batches.claim("one") is not None
-    assert batches.claim("two") is None
+    assert batches.claim_batch("one") is not None
+    assert batches.claim_batch("two") is None
 
 
 def test_what_a_dead_worker_had_sent_counts_after_a_cancellation(
@@ -570,9 +570,9 @@ def test_what_a_dead_worker_had_sent_counts_after_a_cancellation(
     people(120)
     campaign = launched()
     killed_after(70, relay, monkeypatch)
-    campaign_actions.cancel(campaign.id, "tests")
+    transitions.cancel_campaign(campaign.id, "tests")
     leases_end()
-    campaign_tasks.sweep.call_local()
+    task_queue.run("campaigns.sweep")
     assert counts(campaign) == {"total": 120, "sent": 69, "uncertain": 1}
 
 
@@ -581,15 +581,15 @@ def test_a_letter_that_can_not_be_written_stops_nobody_else(
 ) -> None:
     people(3)
     campaign = launched()
-    address = addresses.address
+    address = addresses.recipient_address
 
     def refuses(customer: Customer) -> str:
         if customer.email.startswith("c1@"):
             raise ValueError("no")
         return address(customer)
 
-    monkeypatch.setattr(addresses, "address", refuses)
-    sender.pump()
+    monkeypatch.setattr(addresses, "recipient_address", refuses)
+    sender.send_pending_emails()
     assert counts(campaign) == {"total": 3, "sent": 2, "failed": 1}
 
 
@@ -601,9 +601,9 @@ def test_no_more_pumps_at_once_than_connections(
     app.extensions.pop("pumps", None)
     with_settings(mail_connections=1)
     second: list[bool] = []
-    stop_after(relay, 1, monkeypatch, in_context(app, lambda: second.append(sender.pump())))
+    stop_after(relay, 1, monkeypatch, in_context(app, lambda: second.append(sender.send_pending_emails())))
     try:
-        sender.pump()
+        sender.send_pending_emails()
     finally:
         app.extensions.pop("pumps", None)
     assert second == [False]
@@ -613,7 +613,7 @@ def test_no_more_pumps_at_once_than_connections(
 def test_two_campaigns_share_the_way_out(launched: Launch, relay: Relay) -> None:
     people(3)
     campaigns: Sequence[Campaign] = [launched("ONE1"), launched("TWO2")]
-    sender.pump()
+    sender.send_pending_emails()
     assert [counts(campaign)["sent"] for campaign in campaigns] == [3, 3]
     assert set(relay.recipients.values()) == {2}
 
@@ -622,14 +622,14 @@ def test_who_got_it_is_answered_from_the_frozen_ids(launched: Launch, relay: Rel
     ids = people(2)
     relay.behaviour.rcpt["c1@example.com"] = "550 no"
     campaign = launched()
-    sender.pump()
+    sender.send_pending_emails()
     (other,) = people(1, first=10)
     db.session.rollback()
-    assert [(mailed.campaign.id, mailed.state) for mailed in delivery_queries.of_customer(ids[0])] == [
+    assert [(mailed.campaign.id, mailed.state) for mailed in delivery_queries.list_customer_deliveries(ids[0])] == [
         (campaign.id, "sent")
     ]
-    assert [mailed.state for mailed in delivery_queries.of_customer(ids[1])] == ["failed"]
-    assert delivery_queries.of_customer(other) == []
+    assert [mailed.state for mailed in delivery_queries.list_customer_deliveries(ids[1])] == ["failed"]
+    assert delivery_queries.list_customer_deliveries(other) == []
 
 
 def test_who_got_it_is_found_by_an_index_however_many_batches_there_are(launched: Launch) -> None:
@@ -651,7 +651,7 @@ def test_who_got_it_is_found_by_an_index_however_many_batches_there_are(launched
 
     event.listen(db.engine, "before_cursor_execute", note)
     try:
-        found = [delivery_queries.of_customer(customer) for customer in (somebody, 499, 495, 60_000)]
+        found = [delivery_queries.list_customer_deliveries(customer) for customer in (somebody, 499, 495, 60_000)]
     finally:
         event.remove(db.engine, "before_cursor_execute", note)
     statement, parameters = next(each for each in asked if "batch" in each[0])
@@ -666,9 +666,9 @@ def test_a_mail_that_comes_back_tells_whose_it_was(
     ids = people(2)
     with_settings(mail_bounce_address="bounces@shop.example")
     campaign = launched()
-    sender.pump()
+    sender.send_pending_emails()
     assert {kept.sender.partition("+")[0] for kept in relay.kept} == {"bounces"}
-    assert [campaign_tokens.read_return_path(kept.sender) for kept in relay.kept] == [(campaign.id, n) for n in ids]
+    assert [campaign_tokens.parse_return_path(kept.sender) for kept in relay.kept] == [(campaign.id, n) for n in ids]
     # So does one that asks for no more mails: read by the same door.
     assert all(f"<mailto:{kept.sender}?subject=unsubscribe>" in kept.message["List-Unsubscribe"] for kept in relay.kept)
 
@@ -677,19 +677,19 @@ def test_a_test_that_comes_back_is_nobodys(
     app: Flask, offer: Callable[..., Offer], relay: Relay, with_settings: Callable[..., Settings]
 ) -> None:
     with_settings(mail_bounce_address="bounces@shop.example")
-    sender.send_test(MailText(), offer(), "staff@example.com", "Staff")
+    sender.send_test_email(EmailContent(), offer(), "staff@example.com", "Staff")
     assert [kept.sender for kept in relay.kept] == ["offers@example.com"]
 
 
 def test_a_second_copy_that_is_refused_leaves_it_uncertain(launched: Launch, relay: Relay) -> None:
     people(3)
     campaign = launched()
-    taken = batches.claim("killed")
+    taken = batches.claim_batch("killed")
     assert taken is not None
-    assert batches.open_window(taken) is not None
+    assert batches.open_send_window(taken) is not None
     leases_end()
     relay.behaviour.rcpt["c0@example.com"] = "550 no"
-    sender.pump()
+    sender.send_pending_emails()
     assert counts(campaign) == {"total": 3, "sent": 2, "uncertain": 1}
     words = db.session.execute(text("select text from mail_issue")).scalar_one()
     assert words == "it may have arrived before; a second copy was refused: no"

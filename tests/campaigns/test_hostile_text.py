@@ -8,9 +8,9 @@ import pytest
 
 from webapp.campaigns.bounces import mailbox
 from webapp.campaigns.bounces import reports as bounce_reports
-from webapp.campaigns.content.placeholders import MailText
-from webapp.campaigns.content.validation import check_mail
-from webapp.core.errors import Invalid
+from webapp.campaigns.content.placeholders import EmailContent
+from webapp.campaigns.content.validation import validate_content
+from webapp.core.errors import InvalidInput
 
 SIZE = 500_000
 
@@ -25,7 +25,7 @@ def _report(field: str) -> bytes:
 
 @pytest.mark.parametrize("run", ["a", "a.", "+", "/u/"])
 def test_a_report_about_a_name_without_end_is_read(run: str) -> None:
-    read = bounce_reports.read(_report("Final-Recipient: rfc822; " + run * (SIZE // len(run))))
+    read = bounce_reports.parse_report(_report("Final-Recipient: rfc822; " + run * (SIZE // len(run))))
 
     assert (read.kind, read.named) == ("bounce", ())
 
@@ -33,23 +33,23 @@ def test_a_report_about_a_name_without_end_is_read(run: str) -> None:
 def test_the_address_at_the_beginning_of_an_endless_field_is_found() -> None:
     field = "Original-Recipient: rfc822; " + "a " * SIZE + "\r\nFinal-Recipient: rfc822; ada@example.com " + "a" * SIZE
 
-    assert bounce_reports.read(_report(field)).named == ("ada@example.com",)
+    assert bounce_reports.parse_report(_report(field)).named == ("ada@example.com",)
 
 
 def test_an_endless_line_of_a_mailbox_starts_a_mail_or_not() -> None:
     start = b"From ada Sat May  2 08:00:03 2026\nTo: x\n\n"
     odd = b"From " + b"0:00:00 " * 8_000 + b"\n"
 
-    assert len(list(mailbox.mails(io.BytesIO(start + (odd + b"\n") * 200 + start)))) == 2
+    assert len(list(mailbox.iter_messages(io.BytesIO(start + (odd + b"\n") * 200 + start)))) == 2
 
 
 @pytest.mark.parametrize("run", ["{{", "{{ a", '{{ x or "'])
 def test_braces_without_end_are_refused(run: str) -> None:
-    with pytest.raises(Invalid, match="is not closed"):
-        check_mail(MailText(text=run * (250_000 // len(run))))
+    with pytest.raises(InvalidInput, match="is not closed"):
+        validate_content(EmailContent(text=run * (250_000 // len(run))))
 
 
 @pytest.mark.parametrize("run", ["<style", "<style>", "<style></style"])
 def test_style_sheets_without_end_are_looked_through(run: str) -> None:
-    with pytest.raises(Invalid):
-        check_mail(MailText(html=run * (250_000 // len(run)) + "}}"))
+    with pytest.raises(InvalidInput):
+        validate_content(EmailContent(html=run * (250_000 // len(run)) + "}}"))

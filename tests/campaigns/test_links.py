@@ -10,7 +10,7 @@ from flask import Flask
 from webapp.campaigns import tokens as campaign_tokens
 from webapp.core import signing_keys
 from webapp.core.extensions import db
-from webapp.core.settings import Settings, SettingsError, load
+from webapp.core.settings import Settings, SettingsError, load_settings
 
 
 @pytest.fixture
@@ -19,58 +19,60 @@ def bounces(with_settings: Callable[..., Settings]) -> None:
 
 
 def test_without_the_setting_mails_come_back_to_the_sender(app: Flask) -> None:
-    assert campaign_tokens.return_path(1, 2, "offers@example.com") == "offers@example.com"
+    assert campaign_tokens.build_return_path(1, 2, "offers@example.com") == "offers@example.com"
 
 
 @pytest.mark.parametrize("ids", [(1, 1), (3, 1_000_000), (255, 256), (2**63 - 1, 2**63 - 1)])
 def test_a_return_path_tells_whose_mail_it_was_in_any_capitals(bounces: None, ids: tuple[int, int]) -> None:
-    address = campaign_tokens.return_path(*ids, "offers@example.com")
+    address = campaign_tokens.build_return_path(*ids, "offers@example.com")
     local = address.partition("@")[0]
 
     assert address == address.lower()
     assert (address.endswith("@example.com"), local.startswith("bounces+")) == (True, True)
     assert len(local) <= 64 - 19 + len("bounces")
-    assert campaign_tokens.read_return_path(address) == campaign_tokens.read_return_path(address.upper()) == ids
-    assert campaign_tokens.read_return_path(f" {address.replace('example.com', 'relay.example')} ") == ids
+    assert campaign_tokens.parse_return_path(address) == campaign_tokens.parse_return_path(address.upper()) == ids
+    assert campaign_tokens.parse_return_path(f" {address.replace('example.com', 'relay.example')} ") == ids
 
 
 def test_the_longest_local_part_has_64_octets(with_settings: Callable[..., Settings]) -> None:
     with_settings(mail_bounce_address=f"{'b' * 19}@example.com")
-    assert len(campaign_tokens.return_path(2**63 - 1, 2**63 - 1, "").partition("@")[0]) == 64
+    assert len(campaign_tokens.build_return_path(2**63 - 1, 2**63 - 1, "").partition("@")[0]) == 64
 
 
 def test_a_forged_return_path_is_nobodys(bounces: None) -> None:
-    address = campaign_tokens.return_path(3, 7, "")
-    other = campaign_tokens.return_path(3, 8, "")
+    address = campaign_tokens.build_return_path(3, 7, "")
+    other = campaign_tokens.build_return_path(3, 8, "")
     local = address.partition("@")[0]
     flipped = local[:-6] + ("a" if local[-6] != "a" else "b") + local[-5:]
     spliced = other[: len("bounces+") + 8] + address[len("bounces+") + 8 :]
     for forged in (flipped + "@example.com", spliced, "bounces+@example.com", "bounces@example.com", "+", "", "ä+ä@x"):
-        assert campaign_tokens.read_return_path(forged) is None
+        assert campaign_tokens.parse_return_path(forged) is None
 
 
 def test_a_return_path_holds_after_its_key_was_renewed(bounces: None) -> None:
-    address = campaign_tokens.return_path(3, 7, "")
-    signing_keys.lock()
-    signing_keys.add("return_path")
+    address = campaign_tokens.build_return_path(3, 7, "")
+    signing_keys.lock_signing_keys()
+    signing_keys.add_key_version("return_path")
     db.session.commit()
-    signing_keys.forget()
-    assert campaign_tokens.read_return_path(address) == (3, 7)
-    assert campaign_tokens.return_path(3, 7, "") != address
+    signing_keys.clear_key_cache()
+    assert campaign_tokens.parse_return_path(address) == (3, 7)
+    assert campaign_tokens.build_return_path(3, 7, "") != address
 
 
 @pytest.mark.parametrize("bad", ["bounces", "a" * 20 + "@example.com", "b+c@example.com", "b c@example.com", "@x.org"])
 def test_an_address_that_could_not_carry_the_mark_stops_the_start(bad: str) -> None:
     with pytest.raises(SettingsError, match="MAIL_BOUNCE_ADDRESS"):
-        load({"MAIL_BOUNCE_ADDRESS": bad, "DATABASE_URL": "postgresql://x/y", "SECRET_KEY": "x"})
+        load_settings({"MAIL_BOUNCE_ADDRESS": bad, "DATABASE_URL": "postgresql://x/y", "SECRET_KEY": "x"})
 
 
 def test_a_message_id_is_the_same_each_time_and_tells_only_us_whose_mail_it_was(app: Flask) -> None:
-    names = {campaign_tokens.message_id(3, customer, "example.com") for customer in range(1, 200)}
+    names = {campaign_tokens.build_message_id(3, customer, "example.com") for customer in range(1, 200)}
     assert len(names) == len({name[:12] for name in names}) == 199
-    assert campaign_tokens.message_id(3, 7, "example.com") == campaign_tokens.message_id(3, 7, "example.com")
-    assert campaign_tokens.read_message_id(campaign_tokens.message_id(3, 7, "example.com")) == (3, 7)
-    assert campaign_tokens.read_message_id(f" {campaign_tokens.message_id(2**63 - 1, 0, 'x').upper()}") == (
+    assert campaign_tokens.build_message_id(3, 7, "example.com") == campaign_tokens.build_message_id(
+        3, 7, "example.com"
+    )
+    assert campaign_tokens.parse_message_id(campaign_tokens.build_message_id(3, 7, "example.com")) == (3, 7)
+    assert campaign_tokens.parse_message_id(f" {campaign_tokens.build_message_id(2**63 - 1, 0, 'x').upper()}") == (
         2**63 - 1,
         0,
     )
@@ -78,6 +80,6 @@ def test_a_message_id_is_the_same_each_time_and_tells_only_us_whose_mail_it_was(
 
 @pytest.mark.parametrize("given", ["", "<@x>", "<CABc+1@mail.gmail.com>", "<ä@x>", "x"])
 def test_a_message_id_that_is_not_ours_is_nobodys(app: Flask, given: str) -> None:
-    assert campaign_tokens.read_message_id(given) is None
-    ours = campaign_tokens.message_id(3, 7, "example.com")
-    assert campaign_tokens.read_message_id(ours.replace(ours[5], "a" if ours[5] != "a" else "b", 1)) is None
+    assert campaign_tokens.parse_message_id(given) is None
+    ours = campaign_tokens.build_message_id(3, 7, "example.com")
+    assert campaign_tokens.parse_message_id(ours.replace(ours[5], "a" if ours[5] != "a" else "b", 1)) is None

@@ -21,8 +21,8 @@ from sqlalchemy import text
 
 from tests.campaigns.relay import Relay
 from webapp.campaigns import tokens as campaign_tokens
-from webapp.campaigns.content.mail_merge import FormLetter
-from webapp.campaigns.content.placeholders import MailText
+from webapp.campaigns.content.mail_merge import MailMerge
+from webapp.campaigns.content.placeholders import EmailContent
 from webapp.core import formatting
 from webapp.core.email_addresses import normalise_email
 from webapp.core.extensions import db
@@ -32,7 +32,7 @@ from webapp.mail import addresses, locales, smtp
 from webapp.mail import headers as mail_headers
 from webapp.offers.models import Offer
 from webapp.redemptions import personal_codes, personal_links
-from webapp.redemptions.personal_links import NOBODY
+from webapp.redemptions.personal_links import PREVIEW_CUSTOMER_ID
 from webapp.shop import actions as shop_actions
 from webapp.shop.models import ShopValues
 
@@ -59,7 +59,7 @@ def write(app: Flask, offer: Callable[..., Offer]) -> Callable[..., EmailMessage
 
     def go(to: Customer | None = None, values: dict[str, Any] | None = None, **mail: str) -> EmailMessage:
         row = offer(**(values or {}))
-        return parsed(FormLetter(MailText(**mail), row, 3).letter(to or person()).raw.replace(b"\r\n", b"\n"))
+        return parsed(MailMerge(EmailContent(**mail), row, 3).letter(to or person()).raw.replace(b"\r\n", b"\n"))
 
     return go
 
@@ -69,8 +69,8 @@ def test_the_default_mail_has_code_link_end_and_unsubscribe_in_both_bodies(write
     for kind in ("plain", "html"):
         words = body(mail, kind)
         assert "SUMMER25" in words
-        assert personal_links.personal_url(1, 7) in words
-        assert campaign_tokens.unsubscribe_url(7, 3) in words
+        assert personal_links.build_personal_url(1, 7) in words
+        assert campaign_tokens.build_unsubscribe_url(7, 3) in words
         assert "May 31, 2030" in words or "31 May 2030" in words
         assert "Ada Lovelace" in words
 
@@ -134,14 +134,14 @@ def test_html_alone_gets_a_text(write: Callable[..., EmailMessage]) -> None:
     html = '<style>p{color:red}</style><h1>Hi {{ customer.name }}</h1><p>Your <a href="{{ link }}">page</a></p>'
     mail = write(html=html)
     text = body(mail, "plain")
-    assert text.startswith(f"Hi Ada Lovelace\n\nYour page: {personal_links.personal_url(1, 7)}")
+    assert text.startswith(f"Hi Ada Lovelace\n\nYour page: {personal_links.build_personal_url(1, 7)}")
     assert "color" not in text
     assert 'style="color: red;"' in body(mail, "html")
 
 
 def test_staffs_own_html_gets_a_way_to_unsubscribe(write: Callable[..., EmailMessage]) -> None:
     mail = write(html="<html><body><p>Hello</p></body></html>", text="Hello")
-    assert all(campaign_tokens.unsubscribe_url(7, 3) in body(mail, kind) for kind in ("plain", "html"))
+    assert all(campaign_tokens.build_unsubscribe_url(7, 3) in body(mail, kind) for kind in ("plain", "html"))
 
 
 def test_staffs_own_way_to_unsubscribe_is_the_only_one(write: Callable[..., EmailMessage]) -> None:
@@ -151,7 +151,7 @@ def test_staffs_own_way_to_unsubscribe_is_the_only_one(write: Callable[..., Emai
 
 def test_an_offer_with_personal_codes_mails_each_their_own(write: Callable[..., EmailMessage]) -> None:
     mail = write(values={"personal_code_required": True}, text="Code {{ offer.code }}")
-    assert f"Code {personal_codes.code('SUMMER25', 1, 7)}" in body(mail, "plain")
+    assert f"Code {personal_codes.derive_personal_code('SUMMER25', 1, 7)}" in body(mail, "plain")
 
 
 def test_the_discount_is_written_as_money(write: Callable[..., EmailMessage]) -> None:
@@ -173,7 +173,11 @@ def test_the_headers_are_those_of_a_mailing(write: Callable[..., EmailMessage]) 
 
 def test_the_message_id_is_the_same_for_each_try_and_names_no_host(write: Callable[..., EmailMessage]) -> None:
     first = write()["Message-ID"]
-    assert first == campaign_tokens.message_id(3, 7, "example.com") != campaign_tokens.message_id(3, 8, "example.com")
+    assert (
+        first
+        == campaign_tokens.build_message_id(3, 7, "example.com")
+        != campaign_tokens.build_message_id(3, 8, "example.com")
+    )
     assert first.endswith("@example.com>")
 
 
@@ -181,9 +185,9 @@ def test_unsubscribing_by_one_click_needs_https(
     app: Flask, offer: Callable[..., Offer], with_settings: Callable[..., Settings]
 ) -> None:
     row = offer()
-    plain = parsed(FormLetter(MailText(), row, 3).letter(person()).raw)
+    plain = parsed(MailMerge(EmailContent(), row, 3).letter(person()).raw)
     with_settings(public_url="https://offers.example.com")
-    secure = parsed(FormLetter(MailText(), row, 3).letter(person()).raw)
+    secure = parsed(MailMerge(EmailContent(), row, 3).letter(person()).raw)
     assert plain["List-Unsubscribe-Post"] is None
     assert secure["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
 
@@ -192,18 +196,18 @@ def test_a_long_list_unsubscribe_is_never_encoded(
     app: Flask, offer: Callable[..., Offer], with_settings: Callable[..., Settings]
 ) -> None:
     with_settings(public_url="https://" + "a" * 60 + ".example.com/" + "b" * 200)
-    raw = FormLetter(MailText(), offer(), 3).letter(person()).raw
+    raw = MailMerge(EmailContent(), offer(), 3).letter(person()).raw
     assert b"=?" not in raw.partition(b"\r\n\r\n")[0]
-    assert f"<{campaign_tokens.unsubscribe_url(7, 3)}>" in parsed(raw)["List-Unsubscribe"]
+    assert f"<{campaign_tokens.build_unsubscribe_url(7, 3)}>" in parsed(raw)["List-Unsubscribe"]
 
 
 def test_the_envelope_has_the_domain_of_idna_2008_and_the_name_as_given(app: Flask) -> None:
-    assert addresses.address(person(address="Ada.L@faß.de")) == "Ada.L@xn--fa-hia.de"
+    assert addresses.recipient_address(person(address="Ada.L@faß.de")) == "Ada.L@xn--fa-hia.de"
 
 
 def test_a_header_refuses_a_line_break() -> None:
     with pytest.raises(ValueError, match="line break"):
-        mail_headers.header("Subject", "a\nb")
+        mail_headers.format_header("Subject", "a\nb")
 
 
 def test_a_sender_with_a_line_break_is_refused(
@@ -212,7 +216,7 @@ def test_a_sender_with_a_line_break_is_refused(
     with_settings(mail_default_sender="Shop\r\nBcc: x <a@example.com>")
     row = offer()
     with pytest.raises(ValueError, match="line break"):
-        FormLetter(MailText(), row, 3)
+        MailMerge(EmailContent(), row, 3)
 
 
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc", "Co"), include_characters="\n\t"), max_size=300)
@@ -243,13 +247,15 @@ def test_the_fast_way_says_the_same_as_the_slow_way(
     subject = "{{ offer.discount }} {{ customer.name }}"
     with session_app.app_context():
         ends = datetime(2030, 6, 1, tzinfo=UTC)
-        form = FormLetter(MailText(subject, source + "{{ unsubscribe }}", "<p>{{ unsubscribe }}</p>"), _offer(ends), 3)
+        form = MailMerge(
+            EmailContent(subject, source + "{{ unsubscribe }}", "<p>{{ unsubscribe }}</p>"), _offer(ends), 3
+        )
         raw = form.letter(person(name, number=7, locale=locale)).raw
-        unsubscribe = campaign_tokens.unsubscribe_url(7, 3)
-    known = locales.known(locale, "en")
+        unsubscribe = campaign_tokens.build_unsubscribe_url(7, 3)
+    known = locales.resolve_locale(locale, "en")
     line = " ".join("".join(" " if unicodedata.category(c) in ("Zl", "Zp") else c for c in name).split())
     line = "".join(c for c in line if unicodedata.bidirectional(c) not in TURNING)
-    day = formatting.last_day(ends, "UTC", known)
+    day = formatting.format_last_day(ends, "UTC", known)
     slow = EmailMessage(policy=email.policy.SMTP)
     shown, ends_on = (kept_apart(value, before + after) for value in (line, day))
     words = f"{before}{shown}{after}{ends_on}{shown or 'x'}{shown}{unsubscribe}"
@@ -258,7 +264,7 @@ def test_the_fast_way_says_the_same_as_the_slow_way(
     fast = mail.get_body(("plain",))
     assert fast is not None
     assert _lines(fast.get_payload(decode=True)) == _lines(slow.get_payload(decode=True))
-    amount = formatting.money(5, "EUR", known)
+    amount = formatting.format_money(5, "EUR", known)
     shown, amount = (kept_apart(value, before + after) for value in (line, amount))
     assert mail["Subject"] == " ".join(f"{amount} {shown}".split())
     _assert_is_in_order(raw)
@@ -314,16 +320,16 @@ def test_money_is_written_as_the_recipient_writes_it(
 
 
 def test_who_has_no_language_that_is_known_reads_the_shops(write: Callable[..., EmailMessage]) -> None:
-    shop_actions.save(ShopValues("Laden", locale="de"), "tests")
+    shop_actions.save_shop(ShopValues("Laden", locale="de"), "tests")
     assert write(to=person(locale="xx"), subject="{{ offer.discount }}")["Subject"] == "25 %"
 
 
 def test_each_language_is_written_once(app: Flask, offer: Callable[..., Offer]) -> None:
-    form = FormLetter(MailText(), offer(), 3)
+    form = MailMerge(EmailContent(), offer(), 3)
     for number in range(20):
         for locale in LOCALES:
             form.letter(person(number=number + 1, locale=locale))
-    assert len(form._by_values) <= len({locales.known(tag, "en") for tag in LOCALES})
+    assert len(form._by_values) <= len({locales.resolve_locale(tag, "en") for tag in LOCALES})
 
 
 def test_an_offer_without_end_has_the_writers_own_words_for_it(write: Callable[..., EmailMessage]) -> None:
@@ -339,8 +345,8 @@ def received(app: Flask, relay: Relay, offer: Callable[..., Offer]) -> Callable[
     """The bytes of a mail to a customer, as a relay has received them."""
 
     def go(to: Customer, **mail: str) -> bytes:
-        letter = FormLetter(MailText(**mail), offer(), 3).letter(to)
-        with smtp.relay() as connection:
+        letter = MailMerge(EmailContent(**mail), offer(), 3).letter(to)
+        with smtp.create_relay_connection() as connection:
             connection.send(letter)
         return relay.kept[-1].raw
 
@@ -382,7 +388,7 @@ def test_all_headers_of_a_mailing_are_there_once_and_mean_what_they_say(
     received: Callable[..., bytes], with_settings: Callable[..., Settings]
 ) -> None:
     with_settings(public_url="https://offers.example.com", mail_default_sender="Shop <offers@münze.example>")
-    shop_actions.save(
+    shop_actions.save_shop(
         ShopValues("Blumen Müller", sender_name="Blumen, Müller", reply_to="laden@bücher.example"), "tests"
     )
     raw = received(person("Ada", "Ada.L@example.com"))
@@ -399,10 +405,10 @@ def test_all_headers_of_a_mailing_are_there_once_and_mean_what_they_say(
         "offers@xn--mnze-0ra.example",
     )
     assert mail["Reply-To"].addresses[0].addr_spec == "laden@xn--bcher-kva.example"
-    assert mail["Message-ID"] == campaign_tokens.message_id(3, 7, "xn--mnze-0ra.example")
+    assert mail["Message-ID"] == campaign_tokens.build_message_id(3, 7, "xn--mnze-0ra.example")
     assert mail["List-Id"].endswith("<offers.xn--mnze-0ra.example>")
     assert mail["Feedback-ID"] == "3:1:mailing:onecode"
-    url = campaign_tokens.unsubscribe_url(7, 3)
+    url = campaign_tokens.build_unsubscribe_url(7, 3)
     assert url.startswith("https://offers.example.com/u/")
     assert mail["List-Unsubscribe"] == f"<{url}>, <mailto:offers@xn--mnze-0ra.example?subject=unsubscribe>"
     assert mail["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
@@ -420,7 +426,7 @@ def test_the_foot_says_why_and_from_where(write: Callable[..., EmailMessage]) ->
     values = ShopValues(
         "Laden", reason="Weil <Sie> Kunde sind.", unsubscribe_words="Schluss", address="Am Markt 1\nOrt"
     )
-    shop_actions.save(values, "tests")
+    shop_actions.save_shop(values, "tests")
     for mail in (write(), write(values={"code": "OTHER"}, html="<p>Hallo</p>", text="Hallo")):
         assert "Weil <Sie> Kunde sind.\nSchluss: http://localhost/u/" in body(mail, "plain")
         assert body(mail, "plain").rstrip().endswith("Am Markt 1\nOrt")
@@ -432,7 +438,9 @@ def test_the_foot_says_why_and_from_where(write: Callable[..., EmailMessage]) ->
 
 
 def test_the_design_has_the_shops_name_and_colour_and_fetches_nothing(write: Callable[..., EmailMessage]) -> None:
-    shop_actions.save(ShopValues("Laden <3", colour="#b400ff", button_words="Los", link_words="Oder hier:"), "tests")
+    shop_actions.save_shop(
+        ShopValues("Laden <3", colour="#b400ff", button_words="Los", link_words="Oder hier:"), "tests"
+    )
     seen = body(write(), "html")
     assert "Laden &lt;3" in seen
     assert seen.count("#b400ff") >= 2
@@ -451,7 +459,7 @@ def test_the_rules_are_at_the_elements_and_only_the_media_queries_stay(write: Ca
 
 
 def test_the_design_is_small(app: Flask, offer: Callable[..., Offer]) -> None:
-    raw = FormLetter(MailText(), offer("x" * 40), 3).letter(person("李" * 60)).raw
+    raw = MailMerge(EmailContent(), offer("x" * 40), 3).letter(person("李" * 60)).raw
     assert len(raw) < 20_000
 
 
@@ -464,7 +472,7 @@ def test_a_mailbox_shows_the_first_words_beside_the_subject(write: Callable[...,
 
 def test_outlook_draws_the_button_with_the_same_address(write: Callable[..., EmailMessage]) -> None:
     seen = body(write(), "html")
-    assert f'<v:roundrect href="{personal_links.personal_url(1, 7)}"' in seen
+    assert f'<v:roundrect href="{personal_links.build_personal_url(1, 7)}"' in seen
     assert seen.count("<!--[if mso]>") == 1
 
 
@@ -479,14 +487,18 @@ def test_the_preview_is_what_is_sent_but_for_what_is_the_recipients_own(
     app: Flask, relay: Relay, offer: Callable[..., Offer], customer: Callable[..., Customer]
 ) -> None:
     row, ada = offer(personal_code_required=True), customer(locale="de")
-    form = FormLetter(MailText(subject="{{ offer.code }} for {{ customer.name }}"), row, 3)
+    form = MailMerge(EmailContent(subject="{{ offer.code }} for {{ customer.name }}"), row, 3)
     shown = form.preview(ada)
-    with smtp.relay() as connection:
+    with smtp.create_relay_connection() as connection:
         connection.send(form.letter(ada))
     own = {
-        personal_links.personal_url(row.id, ada.id): personal_links.personal_url(row.id, NOBODY),
-        campaign_tokens.unsubscribe_url(ada.id, 3): campaign_tokens.unsubscribe_url(NOBODY, 3),
-        personal_codes.code("SUMMER25", row.id, ada.id): personal_codes.code("SUMMER25", row.id, NOBODY),
+        personal_links.build_personal_url(row.id, ada.id): personal_links.build_personal_url(
+            row.id, PREVIEW_CUSTOMER_ID
+        ),
+        campaign_tokens.build_unsubscribe_url(ada.id, 3): campaign_tokens.build_unsubscribe_url(PREVIEW_CUSTOMER_ID, 3),
+        personal_codes.derive_personal_code("SUMMER25", row.id, ada.id): personal_codes.derive_personal_code(
+            "SUMMER25", row.id, PREVIEW_CUSTOMER_ID
+        ),
     }
 
     def nobodys(words: str) -> str:
@@ -507,7 +519,7 @@ def test_links_of_a_preview_open_a_page_that_says_so_and_redeem_nothing(
     client: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
 ) -> None:
     row, ada = offer(), customer()
-    shown = FormLetter(MailText(), row, 3).preview(ada)
+    shown = MailMerge(EmailContent(), row, 3).preview(ada)
     link, out = (re.search(pattern, shown.text) for pattern in (r"/r/[\w.-]+", r"/u/[\w.-]+"))
     assert link is not None
     assert out is not None
@@ -522,15 +534,15 @@ def test_links_of_a_preview_open_a_page_that_says_so_and_redeem_nothing(
 
 
 def test_many_links_are_signed_as_one_is(app: Flask) -> None:
-    urls, outs = personal_links.personal_urls(5), campaign_tokens.unsubscribe_urls(3)
+    urls, outs = personal_links.make_personal_url_builder(5), campaign_tokens.unsubscribe_url_builder(3)
     for number in (0, 7, 2**40):
-        assert urls(number) == personal_links.personal_url(5, number)
-        assert outs(number) == campaign_tokens.unsubscribe_url(number, 3)
-        assert personal_links.read(urls(number).rpartition("/")[2]) == (5, number)
+        assert urls(number) == personal_links.build_personal_url(5, number)
+        assert outs(number) == campaign_tokens.build_unsubscribe_url(number, 3)
+        assert personal_links.parse_personal_token(urls(number).rpartition("/")[2]) == (5, number)
 
 
 def test_an_address_that_is_none_is_no_letter(app: Flask, offer: Callable[..., Offer]) -> None:
-    form = FormLetter(MailText(), offer(), 3)
+    form = MailMerge(EmailContent(), offer(), 3)
     for odd in (
         "no-at-sign",
         "a b@example.com",

@@ -12,11 +12,11 @@ from flask import Flask
 from tests.campaigns import relay as relays
 from tests.campaigns.test_outcomes import fates, launch
 from webapp.campaigns.content import design, mail_merge
-from webapp.campaigns.content.placeholders import MailText, split
-from webapp.campaigns.content.validation import check_mail
+from webapp.campaigns.content.placeholders import EmailContent, parse_template
+from webapp.campaigns.content.validation import validate_content
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.sending import sender
-from webapp.core.errors import Invalid
+from webapp.core.errors import InvalidInput
 from webapp.core.extensions import db
 from webapp.customers.models import Customer
 from webapp.mail import html_depth
@@ -49,8 +49,8 @@ def test_what_is_nested_too_deep_is_refused_at_its_field(app: Flask, source: str
     done = subprocess.run([sys.executable, "-c", code], input=source, capture_output=True, text=True, timeout=60)
 
     assert done.stdout == "refused\n", done.returncode
-    with pytest.raises(Invalid) as refused:
-        check_mail(MailText(html=source))
+    with pytest.raises(InvalidInput) as refused:
+        validate_content(EmailContent(html=source))
     assert [error.field for error in refused.value.errors] == ["html"]
 
 
@@ -66,9 +66,9 @@ def test_what_is_nested_too_deep_is_refused_at_its_field(app: Flask, source: str
     ],
 )
 def test_long_html_in_which_ends_are_left_out_is_taken(app: Flask, source: str) -> None:
-    html_depth.refuse_deep(source)
+    html_depth.check_html_depth(source)
 
-    assert design.finished(split(source), shop_queries.default())
+    assert design.finish_custom_html(parse_template(source), shop_queries.default_shop())
 
 
 def test_a_mail_stored_before_fails_in_words(app: Flask, offer: Callable[..., Offer]) -> None:
@@ -76,12 +76,12 @@ def test_a_mail_stored_before_fails_in_words(app: Flask, offer: Callable[..., Of
     stored = db.session.get_one(Campaign, campaign.id)
     stored.html = DEEP
     db.session.commit()
-    form = mail_merge.of_campaign(stored, db.session.get_one(Offer, stored.offer_id))
+    form = mail_merge.create_mail_merge(stored, db.session.get_one(Offer, stored.offer_id))
     customer = db.session.scalars(db.select(Customer)).one()
 
     with pytest.raises(ValueError, match="nested more than 200 deep"):
         form.letter(customer)
-    with pytest.raises(Invalid, match="nested more than 200 deep"):
+    with pytest.raises(InvalidInput, match="nested more than 200 deep"):
         form.preview(customer)
 
 
@@ -93,7 +93,7 @@ def test_its_mails_are_failed_and_the_worker_goes_on(
     db.session.commit()
     with relays.running() as relay:
         with_settings(mail_port=relay.port)
-        sender.pump()
+        sender.send_pending_emails()
 
     assert fates(campaign) == {"c0@example.com": ("failed", None)}
     assert "nested more than 200 deep" in db.session.scalars(db.text("select text from mail_issue")).one()

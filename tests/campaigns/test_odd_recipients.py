@@ -8,8 +8,9 @@ from sqlalchemy import text
 
 from tests.campaigns.relay import Relay
 from tests.campaigns.test_delivery import people
-from webapp.campaigns import actions as campaign_actions
-from webapp.campaigns.content.placeholders import MailText
+from webapp.campaigns.content.placeholders import EmailContent
+from webapp.campaigns.drafts import actions as draft_actions
+from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation
 from webapp.campaigns.sending import sender
 from webapp.core.extensions import db
@@ -21,13 +22,13 @@ def test_an_address_that_can_not_be_mailed_is_failed_with_words_and_the_others_g
 ) -> None:
     people(4)
     row = offer()
-    campaign_actions.save_draft(row.id, MailText(subject="For {{ customer.name }}"), "resend", "tests")
-    campaign = campaign_actions.launch_offer(row.id, "tests").campaign
-    preparation.prepare(campaign.id)
+    draft_actions.save_offer_draft(row.id, EmailContent(subject="For {{ customer.name }}"), "resend", "tests")
+    campaign = launch_actions.launch_announcement(row.id, "tests").campaign
+    preparation.prepare_campaign(campaign.id)
     db.session.execute(text("update customer set email = 'no-at-sign', email_as_given = 'no-at-sign' where id = 2"))
     db.session.execute(text("update customer set name = E'Ada\\r\\nBcc: eve@example.com' where id = 3"))
     db.session.commit()
-    sender.pump()
+    sender.send_pending_emails()
     assert len(relay.kept) == 3
     assert all(kept.message["Bcc"] is None for kept in relay.kept)
     assert "For Ada Bcc: eve@example.com" in {str(kept.message["Subject"]) for kept in relay.kept}

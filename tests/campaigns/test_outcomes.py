@@ -10,10 +10,11 @@ from sqlalchemy import text
 
 from tests.campaigns import relay as relays
 from tests.campaigns.relay import Relay
-from webapp.campaigns import actions as campaign_actions
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns import timing
-from webapp.campaigns.content.placeholders import MailText
+from webapp.campaigns.content.placeholders import EmailContent
+from webapp.campaigns.drafts import actions as draft_actions
+from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.sending import sender
@@ -40,10 +41,10 @@ def relay(with_settings: Callable[..., Settings], request: pytest.FixtureRequest
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No waiting between tries, and little patience."""
-    monkeypatch.setattr(timing, "TRIES", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(timing, "PROBE", 0.05)
-    monkeypatch.setattr(timeouts, "CONNECT", 0.3)
-    monkeypatch.setattr(timeouts, "REPLY", 0.3)
+    monkeypatch.setattr(timing, "RECONNECT_DELAYS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(timing, "RELAY_PROBE_INTERVAL", 0.05)
+    monkeypatch.setattr(timeouts, "CONNECT_TIMEOUT", 0.3)
+    monkeypatch.setattr(timeouts, "REPLY_TIMEOUT", 0.3)
 
 
 @pytest.fixture
@@ -59,9 +60,9 @@ def launch(offer: Callable[..., Offer], addresses: list[str]) -> Campaign:
     )
     db.session.commit()
     row = offer()
-    campaign_actions.save_draft(row.id, MailText(), "resend", "tests")
-    launched = campaign_actions.launch_offer(row.id, "tests").campaign
-    preparation.prepare(launched.id)
+    draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests")
+    launched = launch_actions.launch_announcement(row.id, "tests").campaign
+    preparation.prepare_campaign(launched.id)
     return launched
 
 
@@ -101,7 +102,7 @@ def test_a_recipient_who_is_refused_is_recorded_and_the_rest_goes_on(
     campaign: Campaign, relay: Relay, at: str, reply: str, state: str
 ) -> None:
     getattr(relay.behaviour, at)[VICTIM] = reply
-    sender.pump()
+    sender.send_pending_emails()
     assert fates(campaign) == {VICTIM: (state, int(reply[:3]))}
     assert (relay.recipients, relay.connections) == (OTHERS, 1)
 
@@ -109,7 +110,7 @@ def test_a_recipient_who_is_refused_is_recorded_and_the_rest_goes_on(
 def test_a_relay_that_asks_for_a_body_nobody_may_get_is_left(campaign: Campaign, relay: Relay) -> None:
     relay.behaviour.always_354 = True
     relay.behaviour.rcpt[VICTIM] = "550 no"
-    sender.pump()
+    sender.send_pending_emails()
     assert fates(campaign) == {VICTIM: ("failed", 550)}
     assert relay.recipients == OTHERS
     # Nothing is said to it that it would take for a body.
@@ -120,7 +121,7 @@ def test_a_relay_that_asks_for_a_body_nobody_may_get_is_left(campaign: Campaign,
 def test_what_was_said_before_the_connection_broke_stays_true(campaign: Campaign, relay: Relay, event: str) -> None:
     relay.behaviour.rcpt[VICTIM] = "550 5.7.1 no"
     relay.behaviour.data[VICTIM] = event
-    sender.pump()
+    sender.send_pending_emails()
     assert fates(campaign) == {VICTIM: ("failed", 550)}
     assert relay.recipients == OTHERS
 
@@ -141,13 +142,13 @@ def test_an_address_that_does_not_exist_is_not_mailed_again(
     campaign: Campaign, relay: Relay, reply: str, is_bounced: bool
 ) -> None:
     relay.behaviour.rcpt[VICTIM] = reply
-    sender.pump()
+    sender.send_pending_emails()
     assert suppressed() == ([VICTIM] if is_bounced else [])
 
 
 def test_a_body_that_is_refused_says_nothing_about_the_address(campaign: Campaign, relay: Relay) -> None:
     relay.behaviour.body[VICTIM] = "550 5.1.1 nobody here"
-    sender.pump()
+    sender.send_pending_emails()
     assert (fates(campaign), suppressed()) == ({VICTIM: ("failed", 550)}, [])
 
 
@@ -158,7 +159,7 @@ def test_what_breaks_before_the_body_is_tried_again_on_a_new_connection(
 ) -> None:
     relay.behaviour.stages[stage] = event
     relay.behaviour.times[stage] = 1
-    while sender.pump():
+    while sender.send_pending_emails():
         pass
     assert (fates(campaign), status(campaign)) == ({}, ("done", None))
     assert (relay.recipients, relay.connections) == (EVERYBODY, 2)
@@ -167,7 +168,7 @@ def test_what_breaks_before_the_body_is_tried_again_on_a_new_connection(
 def test_a_sender_who_is_put_off_is_tried_again_on_a_new_connection(campaign: Campaign, relay: Relay) -> None:
     relay.behaviour.stages["MAIL"] = "451 4.7.1 slowly"
     relay.behaviour.times["MAIL"] = 2
-    sender.pump()
+    sender.send_pending_emails()
     assert (fates(campaign), relay.recipients, relay.connections) == ({}, EVERYBODY, 3)
 
 
@@ -177,7 +178,7 @@ def test_a_recipient_with_whom_it_always_breaks_is_put_off(
     campaign: Campaign, relay: Relay, stage: str, event: str
 ) -> None:
     getattr(relay.behaviour, stage)[VICTIM] = event
-    sender.pump()
+    sender.send_pending_emails()
     assert fates(campaign)[VICTIM][0] == "deferred"
     assert relay.recipients == OTHERS
 
@@ -187,7 +188,7 @@ def test_a_mail_whose_answer_is_lost_is_uncertain_and_not_sent_again(
     campaign: Campaign, relay: Relay, event: str
 ) -> None:
     relay.behaviour.body[VICTIM] = event
-    sender.pump()
+    sender.send_pending_emails()
     assert fates(campaign)[VICTIM][0] == "uncertain"
     assert relay.recipients == EVERYBODY
 
@@ -197,9 +198,9 @@ def test_a_mail_whose_answer_is_lost_is_uncertain_and_not_sent_again(
 def test_while_no_connection_comes_about_nobody_is_at_fault(
     campaign: Campaign, relay: Relay, monkeypatch: pytest.MonkeyPatch, stage: str, event: str
 ) -> None:
-    monkeypatch.setattr(timing, "SLICE", 0.5)
+    monkeypatch.setattr(timing, "SENDER_TIME_LIMIT", 0.5)
     relay.behaviour.stages[stage] = event
-    sender.pump()
+    sender.send_pending_emails()
     db.session.refresh(campaign)
     assert (fates(campaign), status(campaign)) == ({}, ("sending", None))
     what = "takes no mails just now" if event[:3].isdigit() else "can't be reached"
@@ -214,7 +215,7 @@ def test_a_relay_that_refuses_us_pauses_the_campaign_and_blames_nobody(
     campaign: Campaign, relay: Relay, stage: str, reply: str
 ) -> None:
     relay.behaviour.stages[stage] = reply
-    sender.pump()
+    sender.send_pending_emails()
     assert (fates(campaign), relay.recipients) == ({}, {})
     assert status(campaign) == ("paused", f"the relay refuses us: {reply}")
 
@@ -224,7 +225,7 @@ def test_a_wrong_password_pauses_the_campaign(app: Flask, campaign: Campaign, re
     state = app.extensions["mail"]
     state.username, state.password = "shop", "wrong"
     try:
-        sender.pump()
+        sender.send_pending_emails()
     finally:
         state.username = state.password = None
     assert (fates(campaign), status(campaign)) == ({}, ("paused", "the relay refuses us: 535 5.7.8 no"))
@@ -233,7 +234,7 @@ def test_a_wrong_password_pauses_the_campaign(app: Flask, campaign: Campaign, re
 def test_a_relay_without_the_tls_we_ask_for_pauses_the_campaign(app: Flask, campaign: Campaign, relay: Relay) -> None:
     app.extensions["mail"].use_tls = True
     try:
-        sender.pump()
+        sender.send_pending_emails()
     finally:
         app.extensions["mail"].use_tls = False
     assert fates(campaign) == {}
@@ -246,6 +247,6 @@ def test_an_address_that_can_not_be_one_fails_and_the_rest_goes_on(
 ) -> None:
     relay.behaviour.rcpt["hyphen@-nowhere-.example"] = "501 5.1.3 no such domain"
     campaign = launch(offer, ["c0@example.com", address, "c2@example.com"])
-    sender.pump()
+    sender.send_pending_emails()
     assert fates(campaign)[address][0] == "failed"
-    assert (relay.recipients, campaign_queries.counts(campaign.id).sent) == (OTHERS, 2)
+    assert (relay.recipients, campaign_queries.get_campaign_stats(campaign.id).sent) == (OTHERS, 2)

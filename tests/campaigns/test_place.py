@@ -8,27 +8,28 @@ import pytest
 from flask import Flask
 from sqlalchemy import text
 
-from webapp.campaigns import actions as campaign_actions
-from webapp.campaigns.content.placeholders import MailText
+from webapp.campaigns.content.placeholders import EmailContent
+from webapp.campaigns.drafts import actions as draft_actions
+from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation
 from webapp.campaigns.sending import batches
-from webapp.campaigns.sending.batches import Claim
-from webapp.campaigns.sending.progress import Place
+from webapp.campaigns.sending.batches import BatchClaim
+from webapp.campaigns.sending.progress import SendProgress
 from webapp.core.extensions import db
 from webapp.customers.models import Customer
 from webapp.offers.models import Offer
 
 
 @pytest.fixture
-def taken(app: Flask, offer: Callable[..., Offer], customer: Callable[..., Customer]) -> Claim:
+def taken(app: Flask, offer: Callable[..., Offer], customer: Callable[..., Customer]) -> BatchClaim:
     """A batch that is ours, its first window open."""
     for n in range(5):
         customer(f"c{n}@example.com")
-    campaign_actions.save_draft(offer().id, MailText(), "resend", "tests")
-    preparation.prepare(campaign_actions.launch_offer(1, "tests").campaign.id)
-    found = batches.claim("us")
+    draft_actions.save_offer_draft(offer().id, EmailContent(), "resend", "tests")
+    preparation.prepare_campaign(launch_actions.launch_announcement(1, "tests").campaign.id)
+    found = batches.claim_batch("us")
     assert found is not None
-    assert batches.open_window(found) is not None
+    assert batches.open_send_window(found) is not None
     return found
 
 
@@ -48,22 +49,22 @@ def lose_connections() -> None:
     db.session.rollback()
 
 
-def test_the_cursor_moves(taken: Claim) -> None:
-    with Place() as place:
+def test_the_cursor_moves(taken: BatchClaim) -> None:
+    with SendProgress() as place:
         place.begin(taken, 2)
         assert place.done()
     assert cursor() == 2
 
 
-def test_nothing_begun_is_done(taken: Claim) -> None:
-    with Place() as place:
+def test_nothing_begun_is_done(taken: BatchClaim) -> None:
+    with SendProgress() as place:
         assert place.done()
     assert cursor() == 0
 
 
 @pytest.mark.parametrize("when", ["before it is begun", "after"])
-def test_a_lost_connection_is_made_anew(taken: Claim, when: str) -> None:
-    with Place() as place:
+def test_a_lost_connection_is_made_anew(taken: BatchClaim, when: str) -> None:
+    with SendProgress() as place:
         place.begin(taken, 1)
         assert place.done()
         if when == "after":
@@ -78,27 +79,27 @@ def test_a_lost_connection_is_made_anew(taken: Claim, when: str) -> None:
     assert cursor() == 3
 
 
-def test_a_table_that_a_crash_has_emptied_is_written_anew_by_whoever_owns_the_batch(taken: Claim) -> None:
+def test_a_table_that_a_crash_has_emptied_is_written_anew_by_whoever_owns_the_batch(taken: BatchClaim) -> None:
     db.session.execute(text("truncate batch_cursor"))
     db.session.commit()
-    with Place() as place:
+    with SendProgress() as place:
         place.begin(taken, 2)
         assert place.done()
     assert cursor() == 2
 
 
-def test_a_former_owner_moves_nothing_in_an_emptied_table(taken: Claim) -> None:
+def test_a_former_owner_moves_nothing_in_an_emptied_table(taken: BatchClaim) -> None:
     db.session.execute(text("update batch set epoch = epoch + 1"))
     db.session.execute(text("truncate batch_cursor"))
     db.session.commit()
-    with Place() as place:
+    with SendProgress() as place:
         place.begin(taken, 2)
         assert not place.done()
     assert cursor() is None
 
 
-def test_it_waits_for_no_disk(taken: Claim) -> None:
-    with Place() as place:
+def test_it_waits_for_no_disk(taken: BatchClaim) -> None:
+    with SendProgress() as place:
         place.begin(taken, 1)
         place.done()
         assert place._kept is not None

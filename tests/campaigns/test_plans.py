@@ -57,25 +57,25 @@ def filled(session_app: Flask, test_settings: Settings) -> Iterator[psycopg.Conn
 
 
 def one() -> object:
-    return delivery_queries.of_one(db.session.get_one(Campaign, 1), db.session.get_one(Customer, 77_777))
+    return delivery_queries.find_delivery(db.session.get_one(Campaign, 1), db.session.get_one(Customer, 77_777))
 
 
 # What is run, and how many rows of batches and of the other tables may be read for it.
 LOOKS: dict[str, tuple[Callable[[], object], int, int]] = {
-    "progress": (lambda: campaign_queries.counts(1), BATCHES, ISSUES),
+    "progress": (lambda: campaign_queries.get_campaign_stats(1), BATCHES, ISSUES),
     "words of the causes": (
-        lambda: campaign_queries.examples(1, campaign_queries.counts(1).causes[:8]),
+        lambda: campaign_queries.list_example_replies(1, campaign_queries.get_campaign_stats(1).causes[:8]),
         BATCHES,
         ISSUES,
     ),
     "who got it": (one, BATCHES - 1500, 10),
-    "one customer's mails": (lambda: delivery_queries.of_customer(60_001), BATCHES - 1500 + 20, 20),
-    "those that failed": (lambda: delivery_queries.page(1, "failed", after=30_000), 60, 200),
-    "those put off": (lambda: delivery_queries.page(1, "deferred", after=30_000), 60, ISSUES // 4 + 200),
-    "what is to decide of one": (lambda: campaign_queries.to_decide(1), ISSUES, ISSUES),
-    "those of a cause": (lambda: delivery_queries.page(1, "failed", code=550, cause="5.2.1"), 60, 200),
-    "the sent ones": (lambda: delivery_queries.page(1, "sent", after=30_000), 10, 200),
-    "what is to decide": (lambda: campaign_queries.undecided(), 20 * ISSUES, 20 * ISSUES),
+    "one customer's mails": (lambda: delivery_queries.list_customer_deliveries(60_001), BATCHES - 1500 + 20, 20),
+    "those that failed": (lambda: delivery_queries.list_recipients(1, "failed", after=30_000), 60, 200),
+    "those put off": (lambda: delivery_queries.list_recipients(1, "deferred", after=30_000), 60, ISSUES // 4 + 200),
+    "what is to decide of one": (lambda: campaign_queries.count_unresolved(1), ISSUES, ISSUES),
+    "those of a cause": (lambda: delivery_queries.list_recipients(1, "failed", code=550, cause="5.2.1"), 60, 200),
+    "the sent ones": (lambda: delivery_queries.list_recipients(1, "sent", after=30_000), 10, 200),
+    "what is to decide": (lambda: campaign_queries.list_unresolved_by_campaign(), 20 * ISSUES, 20 * ISSUES),
 }
 
 
@@ -100,5 +100,5 @@ def _rows(node: dict[str, Any]) -> int:
 
 def test_progress_is_asked_with_two_statements(filled: psycopg.Connection) -> None:
     with statements() as seen:
-        campaign_queries.examples(1, campaign_queries.counts(1).causes[:8])
+        campaign_queries.list_example_replies(1, campaign_queries.get_campaign_stats(1).causes[:8])
     assert len(seen) == 2

@@ -24,12 +24,12 @@ PROVIDER = {"Origin": "https://mail.example.org", "Sec-Fetch-Site": "cross-site"
 @pytest.fixture
 def token(customer: Callable[..., Customer]) -> str:
     customer()
-    return campaign_tokens.unsubscribe_url(1, CAMPAIGN).rpartition("/")[2]
+    return campaign_tokens.build_unsubscribe_url(1, CAMPAIGN).rpartition("/")[2]
 
 
 def listed() -> Suppression | None:
     db.session.rollback()
-    return suppression_queries.of_email("ada@example.com")
+    return suppression_queries.find_suppression_by_email("ada@example.com")
 
 
 def reason() -> str | None:
@@ -114,7 +114,7 @@ def test_nobody_elsewhere_can_press_the_way_back(client: FlaskClient, token: str
 
 
 def test_a_complaint_is_not_taken_back_by_a_link(client: FlaskClient, token: str) -> None:
-    suppression_actions.put("ada@example.com", "complained", CAMPAIGN)
+    suppression_actions.add_suppression("ada@example.com", "complained", CAMPAIGN)
     db.session.commit()
     assert "Send me mails again" not in client.get(f"/u/{token}").text
     client.post(f"/u/{token}/back")
@@ -122,7 +122,7 @@ def test_a_complaint_is_not_taken_back_by_a_link(client: FlaskClient, token: str
 
 
 def test_whose_address_bounced_can_still_ask_for_no_mails(client: FlaskClient, token: str) -> None:
-    suppression_actions.put("ada@example.com", "bounced", CAMPAIGN)
+    suppression_actions.add_suppression("ada@example.com", "bounced", CAMPAIGN)
     db.session.commit()
     assert "Send me no more mails" in client.get(f"/u/{token}").text
     client.post(f"/u/{token}")
@@ -134,7 +134,7 @@ def test_a_link_follows_its_customer_to_another_address(client: FlaskClient, tok
     db.session.commit()
     client.post(f"/u/{token}")
     assert reason() is None
-    assert suppression_queries.of_email("new@example.com") is not None
+    assert suppression_queries.find_suppression_by_email("new@example.com") is not None
 
 
 @pytest.mark.parametrize("method", ["get", "post"])
@@ -146,15 +146,15 @@ def test_a_token_that_is_not_ours_ends_nothing(client: FlaskClient, token: str, 
 
 
 def test_the_link_of_an_erased_customer_writes_nothing(client: FlaskClient, token: str) -> None:
-    customer_actions.erase(1, by="tests")
+    customer_actions.erase_customer(1, by="tests")
     assert client.post(f"/u/{token}").status_code == client.post(f"/u/{token}/back").status_code == 404
     assert db.session.scalars(select(Suppression)).all() == []
 
 
 def test_a_personal_link_is_no_way_out(client: FlaskClient, token: str) -> None:
-    from webapp.redemptions.personal_links import personal_url
+    from webapp.redemptions.personal_links import build_personal_url
 
-    other = personal_url(3, 1).rpartition("/")[2]
+    other = build_personal_url(3, 1).rpartition("/")[2]
     assert client.post(f"/u/{other}").status_code == 404
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from flask import Flask
 
 from webapp.campaigns import queries as campaign_queries
-from webapp.campaigns.models import Batch, BatchCursor, Campaign, MailIssue, gaps_of
+from webapp.campaigns.models import Batch, BatchCursor, Campaign, MailIssue, encode_gaps
 from webapp.core.extensions import db
 from webapp.offers.models import Offer
 
@@ -23,7 +23,7 @@ def test_of_an_open_window_the_mails_count_that_went_out(app: Flask, offer: Call
         seq=0,
         first_id=IDS[0],
         last_id=IDS[-1],
-        gaps=gaps_of(IDS),
+        gaps=encode_gaps(IDS),
         status="sending",
         epoch=1,
         window_start=3,
@@ -37,4 +37,4 @@ def test_of_an_open_window_the_mails_count_that_went_out(app: Flask, offer: Call
     for place in (2, 3, 5, 6):
         db.session.add(MailIssue(campaign_id=campaign.id, customer_id=IDS[place], state="failed"))
     db.session.commit()
-    assert campaign_queries.counts(campaign.id).sent == 2 + 3 - 2
+    assert campaign_queries.get_campaign_stats(campaign.id).sent == 2 + 3 - 2

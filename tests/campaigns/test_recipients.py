@@ -17,14 +17,14 @@ from sqlalchemy import text
 from tests.campaigns.relay import Relay
 from tests.campaigns.test_delivery import Launch, counts, due_now, fresh, launched, leases_end, people, quick
 from webapp.accounts.models import AuditEntry
-from webapp.campaigns import actions as campaign_actions
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns.deliveries import actions as delivery_actions
 from webapp.campaigns.deliveries import export as delivery_export
 from webapp.campaigns.deliveries import queries as delivery_queries
-from webapp.campaigns.deliveries.actions import Which
-from webapp.campaigns.deliveries.queries import Fate
-from webapp.campaigns.models import Batch, BatchCursor, Campaign, MailIssue, gaps_of
+from webapp.campaigns.deliveries.actions import DeliverySelection
+from webapp.campaigns.deliveries.queries import DeliveryStatus
+from webapp.campaigns.launch import transitions
+from webapp.campaigns.models import Batch, BatchCursor, Campaign, MailIssue, encode_gaps
 from webapp.campaigns.sending import auto_pause, batches, completion, retries, sender
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
@@ -42,15 +42,15 @@ def email(n: int) -> str:
     return f"c{n}@example.com"
 
 
-def fate(campaign: Campaign, customer_id: int) -> Fate:
+def fate(campaign: Campaign, customer_id: int) -> DeliveryStatus:
     db.session.rollback()
     customer = db.session.get_one(Customer, customer_id)
-    return delivery_queries.of_one(campaign, customer)
+    return delivery_queries.find_delivery(campaign, customer)
 
 
-def everybody(campaign: Campaign, state: str = "") -> list[Fate]:
+def everybody(campaign: Campaign, state: str = "") -> list[DeliveryStatus]:
     db.session.rollback()
-    return list(delivery_queries.everybody(campaign.id, state))
+    return list(delivery_queries.iter_recipients(campaign.id, state))
 
 
 # --- the answers --------------------------------------------------------------------------------------
@@ -67,14 +67,14 @@ def test_the_answer_for_every_recipient_is_what_the_relay_received(
     rules.times[email(3)] = 1
     rules.body[email(4)] = "drop"
     campaign = launched(policy="hold")
-    suppression_actions.unsubscribe(ids[5], campaign.id)
+    suppression_actions.unsubscribe_customer(ids[5], campaign.id)
     db.session.add(Redemption(offer_id=campaign.offer_id, customer_id=ids[6], channel="form"))
     db.session.commit()
-    customer_actions.erase(ids[7], by="tests")
-    sender.pump()
+    customer_actions.erase_customer(ids[7], by="tests")
+    sender.send_pending_emails()
     # What was put off is tried again: one is taken now, the other one is still full.
     due_now()
-    sender.pump()
+    sender.send_pending_emails()
     received = relay.recipients
     seen = {each.customer_id: each for each in everybody(campaign)}
     assert sorted(seen) == ids
@@ -115,7 +115,7 @@ def test_batches_of_any_shape_are_answered_by_their_places(app: Flask, offer: Ca
         is_open = draw.random() < 0.7
         cursor = draw.randint(begins[-1], end) if draw.random() < 0.8 else None
         batch = Batch(
-            campaign_id=campaign.id, seq=seq, first_id=part[0], last_id=part[-1], gaps=gaps_of(part),
+            campaign_id=campaign.id, seq=seq, first_id=part[0], last_id=part[-1], gaps=encode_gaps(part),
             status="sending" if is_open else "pending", epoch=3, window_start=begins[-1] if is_open else end,
             window_end=end, windows=[x for pair in windows for x in pair],
             lease_until=datetime.now(UTC) + timedelta(minutes=1),
@@ -137,13 +137,15 @@ def test_batches_of_any_shape_are_answered_by_their_places(app: Flask, offer: Ca
             expected[part[place]] = ("failed", start)
     db.session.commit()
     assert {each.customer_id: (each.state, each.at) for each in everybody(campaign)} == expected
-    assert campaign_queries.counts(campaign.id).sent == sum(
+    assert campaign_queries.get_campaign_stats(campaign.id).sent == sum(
         batch_sent for batch_sent in _sent_in_open_windows(campaign, expected)
     )
     for customer_id in draw.sample(ids, 10):
         answer = fate(campaign, customer_id)
         assert (answer.state, answer.at) == expected[customer_id]
-        assert [mailed.state for mailed in delivery_queries.of_customer(customer_id)] == [expected[customer_id][0]]
+        assert [mailed.state for mailed in delivery_queries.list_customer_deliveries(customer_id)] == [
+            expected[customer_id][0]
+        ]
 
 
 def _sent_in_open_windows(campaign: Campaign, expected: dict[int, tuple[str, datetime | None]]) -> list[int]:
@@ -161,9 +163,9 @@ def _sent_in_open_windows(campaign: Campaign, expected: dict[int, tuple[str, dat
 def test_under_an_open_window_the_cursor_tells_who_has_it_and_who_is_next(launched: Launch, relay: Relay) -> None:
     ids = people(120)
     campaign = launched()
-    claim = batches.claim("a worker")
+    claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_window(claim) is not None
+    assert batches.open_send_window(claim) is not None
     db.session.execute(text("update batch_cursor set cursor = 20"))
     db.session.commit()
     states = [fate(campaign, ids[n]).state for n in (0, 19, 20, 49, 50)]
@@ -176,19 +178,19 @@ def test_under_an_open_window_the_cursor_tells_who_has_it_and_who_is_next(launch
 def test_as_many_come_before_as_wait_in_the_batches_before(launched: Launch, relay: Relay) -> None:
     ids = people(560)
     campaign = launched()
-    claim = batches.claim("a worker")
+    claim = batches.claim_batch("a worker")
     assert claim is not None
     claim.position = claim.sent = 100
-    batches.release(claim)
-    assert fate(campaign, ids[559]).ahead == 459 == campaign_queries.counts(campaign.id).waiting - 1
+    batches.release_batch(claim)
+    assert fate(campaign, ids[559]).ahead == 459 == campaign_queries.get_campaign_stats(campaign.id).waiting - 1
 
 
 def test_a_cursor_of_a_former_owner_says_nothing(launched: Launch, relay: Relay) -> None:
     ids = people(60)
     campaign = launched()
-    claim = batches.claim("a worker")
+    claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_window(claim) is not None
+    assert batches.open_send_window(claim) is not None
     db.session.execute(text("update batch_cursor set cursor = 20, epoch = epoch - 1"))
     db.session.commit()
     assert fate(campaign, ids[0]).state == "sending"
@@ -204,20 +206,20 @@ def test_whoever_is_not_among_the_recipients_hears_why(
         "not_recipient",
         "Became a customer after the launch.",
     )
-    assert delivery_queries.of_customer(late.id) == []
+    assert delivery_queries.list_customer_deliveries(late.id) == []
 
 
 def test_who_waits_when_a_mailing_is_cancelled_never_gets_it(launched: Launch) -> None:
     ids = people(3)
     campaign = launched()
-    campaign_actions.cancel(campaign.id, "tests")
+    transitions.cancel_campaign(campaign.id, "tests")
     assert {fate(fresh(campaign), i).state for i in ids} == {"cancelled"}
 
 
 def test_who_is_erased_while_waiting_is_said_to_be_left_out(launched: Launch) -> None:
     ids = people(2)
     campaign = launched()
-    customer_actions.erase(ids[1], by="tests")
+    customer_actions.erase_customer(ids[1], by="tests")
     answer = fate(campaign, ids[1])
     assert (answer.state, answer.note, answer.email) == ("waiting", "Will be left out: erased.", "erased customer")
 
@@ -225,7 +227,7 @@ def test_who_is_erased_while_waiting_is_said_to_be_left_out(launched: Launch) ->
 def test_what_an_earlier_version_sent_has_no_time_but_a_bound(launched: Launch, relay: Relay) -> None:
     ids = people(1)
     campaign = launched()
-    sender.pump()
+    sender.send_pending_emails()
     db.session.execute(text("update batch set windows = '{}'"))
     db.session.commit()
     answer = fate(fresh(campaign), ids[0])
@@ -236,12 +238,12 @@ def test_what_an_earlier_version_sent_has_no_time_but_a_bound(launched: Launch, 
 def test_an_uncertain_mail_says_whether_it_goes_out_by_itself_or_staff_decide(launched: Launch, relay: Relay) -> None:
     ids = people(2)
     campaign = launched(policy="resend")
-    claim = batches.claim("a worker")
+    claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_window(claim) is not None
+    assert batches.open_send_window(claim) is not None
     leases_end()
     # Somebody takes over and is gone as well, before a window is open.
-    assert batches.claim("another") is not None
+    assert batches.claim_batch("another") is not None
     answer = fate(campaign, ids[0])
     assert (answer.state, answer.is_open, answer.note) == (
         "uncertain",
@@ -249,9 +251,9 @@ def test_an_uncertain_mail_says_whether_it_goes_out_by_itself_or_staff_decide(la
         "It is sent again by itself when its place in the line comes.",
     )
     with pytest.raises(DomainError, match="no such mails"):
-        delivery_actions.send_again(campaign.id, Which("uncertain"), "mia")
+        delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "mia")
     with pytest.raises(DomainError, match="no such mails"):
-        delivery_actions.leave(campaign.id, Which("uncertain"), "mia")
+        delivery_actions.dismiss_uncertain_deliveries(campaign.id, DeliverySelection("uncertain"), "mia")
 
 
 # --- lists and the file -------------------------------------------------------------------------------
@@ -262,21 +264,21 @@ def test_a_list_has_everybody_once_page_after_page(
     launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
     monkeypatch.setattr(batches, "BATCH_SIZE", 20)
-    monkeypatch.setattr(delivery_queries, "LOOKED_THROUGH", 2)
+    monkeypatch.setattr(delivery_queries, "BATCHES_PER_PAGE", 2)
     people(130)
     for n in range(0, 130, 9):
         relay.behaviour.rcpt[email(n)] = "550 no"
     campaign = launched()
     db.session.execute(text("update batch set status = 'done' where seq >= 5"))
     db.session.commit()
-    sender.pump()
+    sender.send_pending_emails()
     db.session.execute(text("update batch set status = 'pending' where seq >= 5"))
     db.session.commit()
     wanted = [each.customer_id for each in everybody(campaign, state)]
     found: list[int] = []
     after: int | None = 0
     while after is not None:
-        page = delivery_queries.page(campaign.id, state, after, limit=7)
+        page = delivery_queries.list_recipients(campaign.id, state, after, limit=7)
         assert len(page.fates) <= 7
         found += [each.customer_id for each in page.fates]
         after = page.after
@@ -288,9 +290,13 @@ def test_the_file_has_a_line_for_everybody_and_no_formulas(launched: Launch, rel
     people(600)
     relay.behaviour.rcpt[email(3)] = "550 =cmd()"
     campaign = launched()
-    sender.pump()
+    sender.send_pending_emails()
     db.session.rollback()
-    lines = list(csv.DictReader(io.StringIO("".join(delivery_export.lines(delivery_queries.everybody(campaign.id))))))
+    lines = list(
+        csv.DictReader(
+            io.StringIO("".join(delivery_export.iter_recipient_csv(delivery_queries.iter_recipients(campaign.id))))
+        )
+    )
     assert len(lines) == 600
     assert lines[3] | {"at": ""} == {
         "email": email(3), "name": "Customer", "source_id": "", "state": "failed", "at": "", "code": "550",
@@ -304,7 +310,7 @@ def test_an_export_is_for_managers_and_in_the_trail(
 ) -> None:
     people(2)
     campaign = launched()
-    sender.pump()
+    sender.send_pending_emails()
     assert sign_in("viewer").get(f"/campaigns/{campaign.id}/recipients.csv").status_code == 403
     answer = sign_in("manager").get(f"/campaigns/{campaign.id}/recipients.csv?state=sent")
     assert answer.text.count("\r\n") == 3
@@ -323,9 +329,9 @@ def undecided(launched: Launch, relay: Relay) -> Campaign:
     relay.behaviour.rcpt[email(1)] = "550 5.7.1 refused"
     relay.behaviour.rcpt[email(3)] = "550 5.1.1 no such user"
     campaign = launched(policy="hold")
-    sender.pump()
+    sender.send_pending_emails()
     due_now()
-    sender.pump()
+    sender.send_pending_emails()
     assert counts(campaign) == {"total": 5, "sent": 1, "failed": 2, "uncertain": 2}
     relay.behaviour.body.clear()
     relay.behaviour.rcpt.clear()
@@ -333,11 +339,16 @@ def undecided(launched: Launch, relay: Relay) -> Campaign:
 
 
 def test_what_is_left_is_counted_for_itself_and_never_sent(undecided: Campaign, relay: Relay) -> None:
-    assert delivery_actions.leave(undecided.id, Which("uncertain", customer_id=1), "mia") == 1
+    assert (
+        delivery_actions.dismiss_uncertain_deliveries(
+            undecided.id, DeliverySelection("uncertain", customer_id=1), "mia"
+        )
+        == 1
+    )
     due_now()
-    sender.pump()
+    sender.send_pending_emails()
     assert relay.recipients[email(0)] == 1
-    found = campaign_queries.counts(undecided.id)
+    found = campaign_queries.get_campaign_stats(undecided.id)
     assert (found.left, found.uncertain, found.sent, found.skipped, found.waiting) == (1, 1, 1, 0, 0)
     answer = fate(undecided, 1)
     assert answer.state == "left"
@@ -345,11 +356,11 @@ def test_what_is_left_is_counted_for_itself_and_never_sent(undecided: Campaign, 
 
 
 def test_a_decision_twice_changes_nothing_the_second_time(undecided: Campaign, relay: Relay) -> None:
-    delivery_actions.send_again(undecided.id, Which("uncertain", customer_id=1), "mia")
-    for decide in (delivery_actions.send_again, delivery_actions.leave):
+    delivery_actions.retry_deliveries(undecided.id, DeliverySelection("uncertain", customer_id=1), "mia")
+    for decide in (delivery_actions.retry_deliveries, delivery_actions.dismiss_uncertain_deliveries):
         with pytest.raises(DomainError, match="no such mails"):
-            decide(undecided.id, Which("uncertain", customer_id=1), "ben")
-    sender.pump()
+            decide(undecided.id, DeliverySelection("uncertain", customer_id=1), "ben")
+    sender.send_pending_emails()
     assert relay.recipients[email(0)] == 2
     trail = [entry.action for entry in db.session.query(AuditEntry).order_by(AuditEntry.id)]
     assert trail.count("campaign.sent_again") == 1
@@ -357,29 +368,29 @@ def test_a_decision_twice_changes_nothing_the_second_time(undecided: Campaign, r
 
 
 def test_failed_ones_are_tried_again_but_for_those_who_must_not_be_mailed(undecided: Campaign, relay: Relay) -> None:
-    suppression_actions.unsubscribe(2, undecided.id)
+    suppression_actions.unsubscribe_customer(2, undecided.id)
     # The other one has no mailbox, so its address is on the list already.
     with pytest.raises(DomainError, match="must not be mailed"):
-        delivery_actions.send_again(undecided.id, Which("failed"), "mia")
-    sender.pump()
+        delivery_actions.retry_deliveries(undecided.id, DeliverySelection("failed"), "mia")
+    sender.send_pending_emails()
     assert relay.recipients[email(1)] == 0
     assert fate(undecided, 2).state == "failed"
 
 
 def test_how_many_are_left_out_is_said(staff: FlaskClient, undecided: Campaign) -> None:
-    suppression_actions.unsubscribe(1, undecided.id)
+    suppression_actions.unsubscribe_customer(1, undecided.id)
     page = staff.post(f"/campaigns/{undecided.id}/send-again", data={"state": "uncertain"}, follow_redirects=True).text
     assert "1 mail goes out again. 1 not: the address must not be mailed any more." in page
 
 
 def test_those_of_one_cause_are_tried_again(undecided: Campaign, relay: Relay) -> None:
-    cause = next(c for c in campaign_queries.counts(undecided.id).causes if c.cause == "5.7.1")
+    cause = next(c for c in campaign_queries.get_campaign_stats(undecided.id).causes if c.cause == "5.7.1")
     assert (cause.state, cause.code, cause.n) == ("failed", 550, 1)
-    (listed,) = delivery_queries.page(undecided.id, "failed", code=550, cause="5.7.1").fates
+    (listed,) = delivery_queries.list_recipients(undecided.id, "failed", code=550, cause="5.7.1").fates
     assert listed.email == email(1)
-    again = delivery_actions.send_again(undecided.id, Which("failed", code=550, cause="5.7.1"), "mia")
+    again = delivery_actions.retry_deliveries(undecided.id, DeliverySelection("failed", code=550, cause="5.7.1"), "mia")
     assert again.mails == 1
-    sender.pump()
+    sender.send_pending_emails()
     assert relay.recipients[email(1)] == 1
     assert relay.recipients[email(3)] == 0
 
@@ -403,24 +414,24 @@ def test_a_mailing_is_not_called_done_while_somebody_sends_mails_again(launched:
 
 
 def test_trying_again_takes_portions(undecided: Campaign, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery_actions, "PORTION", 1)
-    assert delivery_actions.send_again(undecided.id, Which("uncertain"), "mia").mails == 2
+    monkeypatch.setattr(delivery_actions, "RETRY_CHUNK_SIZE", 1)
+    assert delivery_actions.retry_deliveries(undecided.id, DeliverySelection("uncertain"), "mia").mails == 2
 
 
 def test_a_cancelled_mailing_sends_nothing_again_but_can_be_settled(launched: Launch, relay: Relay) -> None:
     people(60)
     relay.behaviour.body[email(0)] = "drop"
     campaign = launched(policy="hold")
-    claim = batches.claim("a worker")
+    claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_window(claim) is not None
-    campaign_actions.cancel(campaign.id, "tests")
+    assert batches.open_send_window(claim) is not None
+    transitions.cancel_campaign(campaign.id, "tests")
     leases_end()
-    completion.settle_cancelled("sweep")
+    completion.finalize_cancelled_batches("sweep")
     assert counts(campaign)["uncertain"] == 1
     with pytest.raises(DomainError, match="can't be sent again"):
-        delivery_actions.send_again(campaign.id, Which("uncertain"), "mia")
-    assert delivery_actions.leave(campaign.id, Which("uncertain"), "mia") == 1
+        delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "mia")
+    assert delivery_actions.dismiss_uncertain_deliveries(campaign.id, DeliverySelection("uncertain"), "mia") == 1
 
 
 def test_staff_decide_one_by_one_and_a_second_tab_hears_that_it_is_done(
@@ -479,7 +490,7 @@ def test_the_rate_is_that_of_the_last_minutes(launched: Launch) -> None:
     people(500)
     campaign = launched()
     opened(campaign, (0, 3000), (50, 2900), (100, 100), (150, 50), (200, 0))
-    found = campaign_queries.counts(campaign.id)
+    found = campaign_queries.get_campaign_stats(campaign.id)
     assert found.rate == pytest.approx(100 / 100, rel=0.05)
     assert found.seconds_left == pytest.approx(300, rel=0.05)
     assert not found.is_stalled
@@ -489,27 +500,27 @@ def test_what_does_not_move_has_no_rate_and_says_so(staff: FlaskClient, launched
     people(500)
     campaign = launched()
     opened(campaign, (0, 3000), (50, 600))
-    found = campaign_queries.counts(campaign.id)
+    found = campaign_queries.get_campaign_stats(campaign.id)
     assert (found.rate, found.seconds_left, found.is_stalled) == (None, None, True)
     assert "Nothing went out for 10 minutes" in staff.get(f"/campaigns/{campaign.id}/progress").text
 
 
 def test_a_mailing_that_just_began_has_neither_rate_nor_end(launched: Launch) -> None:
     people(3)
-    found = campaign_queries.counts(launched().id)
+    found = campaign_queries.get_campaign_stats(launched().id)
     assert (found.rate, found.seconds_left, found.is_stalled) == (None, None, False)
 
 
-def begun(campaign: Campaign) -> batches.Claim:
+def begun(campaign: Campaign) -> batches.BatchClaim:
     """A worker has opened a window a minute and a half after the launch, and is heard of."""
     db.session.execute(text("update campaign set launched_at = now() - interval '90 s', sending_since = now()"))
     db.session.commit()
-    claim = batches.claim("a worker")
+    claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_window(claim) is not None
+    assert batches.open_send_window(claim) is not None
     db.session.execute(text("update batch_cursor set cursor = 20"))
     db.session.commit()
-    assert campaign_queries.counts(campaign.id).rate
+    assert campaign_queries.get_campaign_stats(campaign.id).rate
     return claim
 
 
@@ -520,8 +531,8 @@ def test_neither_rate_nor_forecast_stand_below_a_relay_that_is_away(staff: Flask
     page = staff.get(f"/campaigns/{campaign.id}/progress").text
     assert "mails a minute" in page
     assert "left." in page
-    auto_pause.say_trouble("The mail relay can't be reached.")
-    found = campaign_queries.counts(campaign.id)
+    auto_pause.set_delivery_warning("The mail relay can't be reached.")
+    found = campaign_queries.get_campaign_stats(campaign.id)
     assert (found.rate, found.seconds_left) == (None, None)
     page = staff.get(f"/campaigns/{campaign.id}/progress").text
     assert "mails a minute" not in page
@@ -533,7 +544,7 @@ def test_what_has_not_moved_for_a_minute_has_neither_rate_nor_forecast(launched:
     people(500)
     campaign = launched()
     opened(campaign, (0, 110), (50, 100), (100, 61))
-    found = campaign_queries.counts(campaign.id)
+    found = campaign_queries.get_campaign_stats(campaign.id)
     assert (found.rate, found.seconds_left, found.is_stalled) == (None, None, False)
 
 
@@ -543,7 +554,7 @@ def test_a_slow_relay_moves_while_its_worker_is_heard_of(launched: Launch) -> No
     opened(campaign, (0, 110), (50, 100), (100, 61))
     db.session.execute(text("update batch set status = 'sending', lease_until = now() + interval '86 s'"))
     db.session.commit()
-    found = campaign_queries.counts(campaign.id)
+    found = campaign_queries.get_campaign_stats(campaign.id)
     assert (found.rate is not None, found.goes_on_by) == (True, None)
 
 
@@ -554,7 +565,7 @@ def test_a_worker_that_ended_is_said_with_when_its_mails_go_on(staff: FlaskClien
     db.session.execute(text("update batch set lease_until = now() + interval '50 s'"))
     until = db.session.execute(text("select lease_until from batch")).scalar_one()
     db.session.commit()
-    found = campaign_queries.counts(campaign.id)
+    found = campaign_queries.get_campaign_stats(campaign.id)
     by = found.goes_on_by
     assert by is not None
     assert timedelta(minutes=1) < by - until <= timedelta(minutes=2)
@@ -564,9 +575,9 @@ def test_a_worker_that_ended_is_said_with_when_its_mails_go_on(staff: FlaskClien
     assert words[2:-1] in staff.get("/campaigns").text
     # Somebody took it over: it is said no more.
     leases_end()
-    assert campaign_queries.counts(campaign.id).goes_on_by is not None
-    assert batches.claim("another") is not None
-    assert campaign_queries.counts(campaign.id).goes_on_by is None
+    assert campaign_queries.get_campaign_stats(campaign.id).goes_on_by is not None
+    assert batches.claim_batch("another") is not None
+    assert campaign_queries.get_campaign_stats(campaign.id).goes_on_by is None
 
 
 def test_when_nobody_takes_a_batch_over_somebody_should_look(staff: FlaskClient, launched: Launch) -> None:
@@ -575,7 +586,7 @@ def test_when_nobody_takes_a_batch_over_somebody_should_look(staff: FlaskClient,
     begun(campaign)
     db.session.execute(text("update batch set lease_until = now() - interval '3 minutes'"))
     db.session.commit()
-    found = campaign_queries.counts(campaign.id)
+    found = campaign_queries.get_campaign_stats(campaign.id)
     assert (found.goes_on_by, found.is_stalled) == (None, True)
     assert "Is a worker running?" in staff.get(f"/campaigns/{campaign.id}/progress").text
 
@@ -585,31 +596,34 @@ def test_what_was_sent_is_not_less_after_a_batch_was_taken_over(launched: Launch
     people(120)
     campaign = launched(policy=policy)
     begun(campaign)
-    before = campaign_queries.counts(campaign.id).sent
+    before = campaign_queries.get_campaign_stats(campaign.id).sent
     leases_end()
-    taken = batches.claim("another")
+    taken = batches.claim_batch("another")
     assert taken is not None
-    assert campaign_queries.counts(campaign.id).sent == before == 20
-    assert batches.open_window(taken) is not None
-    assert campaign_queries.counts(campaign.id).sent == before
+    assert campaign_queries.get_campaign_stats(campaign.id).sent == before == 20
+    assert batches.open_send_window(taken) is not None
+    assert campaign_queries.get_campaign_stats(campaign.id).sent == before
 
 
 def test_the_first_window_of_a_batch_counts_whatever_befell_the_batches_before(launched: Launch, relay: Relay) -> None:
     ids = people(560)
     campaign = launched()
-    first, second = batches.claim("one"), batches.claim("another")
+    first, second = batches.claim_batch("one"), batches.claim_batch("another")
     assert first is not None
     assert second is not None
     db.session.add_all(
         MailIssue(campaign_id=campaign.id, customer_id=ids[n], state="failed", text="") for n in (0, 1, 2)
     )
     first.position, first.sent = 500, 497
-    batches.finish(first)
-    assert batches.open_window(second) is not None
+    batches.finish_batch(first)
+    assert batches.open_send_window(second) is not None
     db.session.execute(text("update batch_cursor set cursor = 20 where batch_id = :id"), {"id": second.batch_id})
     db.session.add(MailIssue(campaign_id=campaign.id, customer_id=ids[504], state="failed", text=""))
     db.session.commit()
-    assert (campaign_queries.counts(campaign.id).sent, campaign_queries.counts(campaign.id).failed) == (497 + 19, 4)
+    assert (
+        campaign_queries.get_campaign_stats(campaign.id).sent,
+        campaign_queries.get_campaign_stats(campaign.id).failed,
+    ) == (497 + 19, 4)
 
 
 def test_a_mail_that_is_being_tried_counts_as_put_off_until_its_outcome_is_known(
@@ -618,27 +632,27 @@ def test_a_mail_that_is_being_tried_counts_as_put_off_until_its_outcome_is_known
     ids = people(3)
     relay.behaviour.rcpt[email(1)] = "450 4.2.2 mailbox full"
     campaign = launched()
-    sender.pump()
+    sender.send_pending_emails()
     due_now()
-    due = retries.claim_due()
+    due = retries.claim_due_retry()
     assert due is not None
     assert counts(campaign) == {"total": 3, "sent": 2, "deferred": 1}
-    assert [cause.state for cause in campaign_queries.counts(campaign.id).causes] == ["deferred"]
+    assert [cause.state for cause in campaign_queries.get_campaign_stats(campaign.id).causes] == ["deferred"]
     answer = fate(campaign, ids[1])
     assert (answer.state, answer.note, answer.next_at, answer.attempts, answer.is_open) == (
         "deferred", "It is being tried now.", None, 1, False,
     )  # fmt: skip
     for code, cause in ((None, None), (450, "4.2.2")):
-        listed = delivery_queries.page(campaign.id, "deferred", code=code, cause=cause)
+        listed = delivery_queries.list_recipients(campaign.id, "deferred", code=code, cause=cause)
         assert [f.customer_id for f in listed.fates] == [ids[1]]
-    assert delivery_queries.page(campaign.id, "uncertain").fates == []
+    assert delivery_queries.list_recipients(campaign.id, "uncertain").fates == []
     assert [f.state for f in everybody(campaign, "deferred")] == ["deferred"]
     assert "mailbox full" in staff.get(f"/campaigns/{campaign.id}/progress").text
     # Whoever tried it ended: nobody knows any more.
     due_now()
     assert counts(campaign) == {"total": 3, "sent": 2, "uncertain": 1}
-    assert [f.customer_id for f in delivery_queries.page(campaign.id, "uncertain").fates] == [ids[1]]
-    assert delivery_queries.page(campaign.id, "deferred").fates == []
+    assert [f.customer_id for f in delivery_queries.list_recipients(campaign.id, "uncertain").fates] == [ids[1]]
+    assert delivery_queries.list_recipients(campaign.id, "deferred").fates == []
 
 
 def test_whoever_may_have_got_it_twice_is_said_to_everywhere(
@@ -646,20 +660,24 @@ def test_whoever_may_have_got_it_twice_is_said_to_everywhere(
 ) -> None:
     ids = people(3)
     campaign = launched(policy="resend")
-    claim = batches.claim("a worker")
+    claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_window(claim) is not None
+    assert batches.open_send_window(claim) is not None
     leases_end()
     relay.behaviour.rcpt[email(1)] = "450 later"
     relay.behaviour.times[email(1)] = 1
-    sender.pump()
+    sender.send_pending_emails()
     due_now()
-    sender.pump()
+    sender.send_pending_emails()
     again, later = fate(campaign, ids[0]), fate(campaign, ids[1])
     words = "It may have arrived before, so they may have got it twice."
     assert (again.state, again.code, again.note) == ("sent_later", None, words)
     assert (later.state, later.code, later.note) == ("sent_later", None, "")
-    lines = list(csv.DictReader(io.StringIO("".join(delivery_export.lines(delivery_queries.everybody(campaign.id))))))
+    lines = list(
+        csv.DictReader(
+            io.StringIO("".join(delivery_export.iter_recipient_csv(delivery_queries.iter_recipients(campaign.id))))
+        )
+    )
     assert [line["words"] for line in lines] == [words, "", ""]
     for path in ("recipients", "recipients?state=sent_later", f"who?email={email(0)}"):
         assert staff.get(f"/campaigns/{campaign.id}/{path}").text.count(words) == 1
@@ -697,8 +715,8 @@ def test_after_a_decision_about_all_the_progress_is_shown(staff: FlaskClient, un
 
 
 def test_a_list_of_one_cause_says_it_in_words_that_are_not_cut(staff: FlaskClient, undecided: Campaign) -> None:
-    (cause,) = {c for c in campaign_queries.counts(undecided.id).causes if c.state == "uncertain"}
-    (listed, _) = delivery_queries.page(undecided.id, "uncertain").fates
+    (cause,) = {c for c in campaign_queries.get_campaign_stats(undecided.id).causes if c.state == "uncertain"}
+    (listed, _) = delivery_queries.list_recipients(undecided.id, "uncertain").fates
     assert len(listed.text) > len(cause.cause)
     page = staff.get(f"/campaigns/{undecided.id}/recipients", query_string={"state": "uncertain", "cause": cause.cause})
     assert f"Only: {listed.text[0].upper()}{listed.text[1:]}." in page.text
@@ -711,7 +729,7 @@ def test_a_tab_is_there_only_when_it_can_have_somebody(staff: FlaskClient, launc
     campaign = launched()
     url = f"/campaigns/{campaign.id}/recipients"
     assert ("Not yet</a>" in staff.get(url).text, "Never will</a>" in staff.get(url).text) == (True, False)
-    campaign_actions.cancel(campaign.id, "tests")
+    transitions.cancel_campaign(campaign.id, "tests")
     assert ("Not yet</a>" in staff.get(url).text, "Never will</a>" in staff.get(url).text) == (False, True)
     assert "There is no such state, so this is everybody." in staff.get(f"{url}?state=nonsense").text
 
@@ -732,7 +750,7 @@ def test_who_stops_a_mailing_hears_of_those_put_off_too(staff: FlaskClient, laun
     people(60)
     relay.behaviour.rcpt["*"] = "450 later"
     campaign = launched()
-    sender.pump()
+    sender.send_pending_emails()
     page = staff.get(f"/campaigns/{campaign.id}/progress").text
     assert "About 60 people who have not got the mail yet will not get it, those put off included." in page
 
@@ -743,7 +761,7 @@ def test_what_was_said_at_the_launch_goes_when_the_mailing_is_paused(staff: Flas
     htmx = {"HX-Request": "true"}
     emptied = '<div id="flashes" hx-swap-oob="true">'
     assert emptied not in staff.get(f"/campaigns/{campaign.id}/progress", headers=htmx).text
-    auto_pause.halt(campaign.id, "the relay refuses us")
+    auto_pause.pause_automatically(campaign.id, "the relay refuses us")
     assert emptied in staff.get(f"/campaigns/{campaign.id}/progress", headers=htmx).text
 
 

@@ -17,14 +17,12 @@ from tests.campaigns.relay import Relay
 from tests.campaigns.test_delivery import people
 from tests.campaigns.test_tasks import wait_until
 from tests.statements import statements
-from webapp.campaigns import actions as campaign_actions
 from webapp.campaigns import queries as campaign_queries
-from webapp.campaigns import tasks as campaign_tasks
-from webapp.campaigns.content.placeholders import REMINDER_TEXT, MailText
+from webapp.campaigns.content.placeholders import REMINDER_TEXT, EmailContent
+from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
-from webapp.campaigns.launch import preparation
-from webapp.campaigns.launch import queries as launch_queries
-from webapp.campaigns.models import Campaign, ids_of
+from webapp.campaigns.launch import preparation, transitions
+from webapp.campaigns.models import Campaign, decode_gaps
 from webapp.campaigns.sending import sender
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
@@ -37,7 +35,7 @@ def announced(app: Flask, offer: Callable[..., Offer]) -> Offer:
     """An offer whose announcement was launched while it had one customer, and is through."""
     people(1, first=100_000)
     row = offer()
-    campaign = campaign_actions.launch_offer(row.id, "tests").campaign
+    campaign = launch_actions.launch_announcement(row.id, "tests").campaign
     db.session.execute(
         text(
             "update campaign set status = 'done', prepared_at = now(), finished_at = now(), sent_in_batches = 1, "
@@ -63,12 +61,12 @@ def redeem(offer: Offer, ids: list[int]) -> None:
 
 def frozen(campaign: Campaign) -> list[int]:
     rows = db.session.execute(text("select gaps from batch where campaign_id = :id order by seq"), {"id": campaign.id})
-    return [customer_id for row in rows for customer_id in ids_of(row.gaps)]
+    return [customer_id for row in rows for customer_id in decode_gaps(row.gaps)]
 
 
 def reminded(offer: Offer) -> Campaign:
-    campaign = campaign_actions.remind(offer.id, MailText(), "tests").campaign
-    preparation.prepare(campaign.id)
+    campaign = launch_actions.launch_reminder(offer.id, EmailContent(), "tests").campaign
+    preparation.prepare_campaign(campaign.id)
     db.session.refresh(campaign)
     return campaign
 
@@ -84,7 +82,7 @@ def test_a_reminder_is_for_those_who_have_not_redeemed(announced: Offer) -> None
 def test_a_reminder_has_a_text_of_its_own(announced: Offer, relay: Relay) -> None:
     people(1)
     campaign = reminded(announced)
-    sender.pump()
+    sender.send_pending_emails()
     assert campaign.text == REMINDER_TEXT
     (kept,) = relay.kept
     assert "Summer is still there for you until" in kept.text
@@ -97,14 +95,14 @@ def test_who_redeems_between_two_windows_is_not_reminded(
     settings = with_settings(mail_port=relay.port)
     relay.behaviour.seconds_per_mail = 0.01
     with live.worker(settings, MAIL_CONNECTIONS="1"):
-        campaign = campaign_tasks.remind(announced.id, MailText(), "tests").campaign
+        campaign = launch_actions.launch_reminder(announced.id, EmailContent(), "tests").campaign
         relay.wait_for(20)
         redeem(announced, ids[150:])
-        wait_until(lambda: campaign_queries.counts(campaign.id).waiting == 0)
+        wait_until(lambda: campaign_queries.get_campaign_stats(campaign.id).waiting == 0)
     reached = {int(email.split("@")[0][1:]) for email in relay.recipients}
     # The windows of fifty that were open at that moment were let through.
     assert reached == set(range(150))
-    assert campaign_queries.counts(campaign.id).skipped == 150
+    assert campaign_queries.get_campaign_stats(campaign.id).skipped == 150
 
 
 def test_whose_redemption_was_undone_before_their_turn_is_reminded(announced: Offer, relay: Relay) -> None:
@@ -113,22 +111,22 @@ def test_whose_redemption_was_undone_before_their_turn_is_reminded(announced: Of
     redeem(announced, ids)
     db.session.execute(text("delete from redemption where customer_id = :id"), {"id": ids[1]})
     db.session.commit()
-    sender.pump()
+    sender.send_pending_emails()
     assert set(relay.recipients) == {"c1@example.com"}
-    assert campaign_queries.counts(campaign.id).skipped == 1
+    assert campaign_queries.get_campaign_stats(campaign.id).skipped == 1
 
 
 def test_who_redeems_while_their_mail_is_put_off_is_not_reminded(announced: Offer, relay: Relay) -> None:
     ids = people(1)
     relay.behaviour.rcpt["c0@example.com"] = "450 later"
     campaign = reminded(announced)
-    sender.pump()
+    sender.send_pending_emails()
     redeem(announced, ids)
     relay.behaviour.rcpt.clear()
     db.session.execute(text("update mail_issue set next_at = now()"))
     db.session.commit()
-    sender.pump()
-    assert (relay.recipients, campaign_queries.counts(campaign.id).skipped) == ({}, 1)
+    sender.send_pending_emails()
+    assert (relay.recipients, campaign_queries.get_campaign_stats(campaign.id).skipped) == ({}, 1)
 
 
 def test_preparing_looks_at_one_block_at_a_time_however_many_have_redeemed(
@@ -136,10 +134,10 @@ def test_preparing_looks_at_one_block_at_a_time_however_many_have_redeemed(
 ) -> None:
     ids = people(1000)
     redeem(announced, [i for n, i in enumerate(ids) if n % 10])
-    monkeypatch.setattr(preparation, "BLOCK", 100)
-    campaign = campaign_actions.remind(announced.id, MailText(), "tests").campaign
+    monkeypatch.setattr(preparation, "AUDIENCE_BLOCK_SIZE", 100)
+    campaign = launch_actions.launch_reminder(announced.id, EmailContent(), "tests").campaign
     with statements() as seen:
-        preparation.prepare(campaign.id)
+        preparation.prepare_campaign(campaign.id)
     assert frozen(campaign) == ids[::10]
     walked = [values for statement, values in seen if "from redemption" in statement]
     assert [len(values["ids"]) for values in walked] == [100] * 10
@@ -148,10 +146,10 @@ def test_preparing_looks_at_one_block_at_a_time_however_many_have_redeemed(
 def test_an_offer_that_was_never_announced_has_no_reminder(app: Flask, offer: Callable[..., Offer]) -> None:
     people(1)
     row = offer()
-    campaign_actions.save_draft(row.id, MailText(), "resend", "tests")
+    draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests")
     for deed in (
-        lambda: campaign_actions.remind(row.id, MailText(), "tests"),
-        lambda: campaign_actions.save_draft(row.id, MailText(), "resend", "tests", "reminder"),
+        lambda: launch_actions.launch_reminder(row.id, EmailContent(), "tests"),
+        lambda: draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests", "reminder"),
     ):
         with pytest.raises(DomainError, match="Nobody has been told of this offer yet"):
             deed()
@@ -161,11 +159,11 @@ def test_there_is_one_open_reminder_at_a_time_and_another_when_it_is_through(ann
     people(2)
     first = reminded(announced)
     with pytest.raises(DomainError, match=f"Campaign {first.id} is a reminder of this offer, which is on its way"):
-        campaign_actions.remind(announced.id, MailText(), "tests")
-    sender.pump()
+        launch_actions.launch_reminder(announced.id, EmailContent(), "tests")
+    sender.send_pending_emails()
     second = reminded(announced)
     assert (second.id != first.id, second.status) == (True, "sending")
-    campaign_actions.cancel(second.id, "tests")
+    transitions.cancel_campaign(second.id, "tests")
     assert reminded(announced).status == "sending"
 
 
@@ -177,7 +175,7 @@ def test_reminders_at_the_same_moment_make_one(app: Flask, announced: Offer) -> 
     def remind() -> None:
         with app.app_context():
             try:
-                said.append(campaign_actions.remind(offer_id, MailText(), "tests").campaign.status)
+                said.append(launch_actions.launch_reminder(offer_id, EmailContent(), "tests").campaign.status)
             except DomainError as error:
                 said.append(error.key)
 
@@ -201,9 +199,9 @@ def test_a_reminder_that_can_not_be_launched_leaves_no_draft_behind(announced: O
     ids = people(3)
     redeem(announced, ids)
     with pytest.raises(DomainError, match="nobody to remind") as caught:
-        campaign_actions.remind(announced.id, MailText(), "tests")
+        launch_actions.launch_reminder(announced.id, EmailContent(), "tests")
     assert caught.value.key == "audience_empty"
-    assert launch_queries.open_of(announced.id, "reminder") is None
+    assert campaign_queries.find_open_campaign(announced.id, "reminder") is None
 
 
 def test_the_launch_of_a_reminder_says_how_many_have_redeemed(staff: FlaskClient, announced: Offer) -> None:
@@ -220,7 +218,7 @@ def test_the_launch_of_a_reminder_says_how_many_have_redeemed(staff: FlaskClient
     words = " ".join(answer.text.split())
     assert "<strong>6 people</strong> who have not redeemed." in words
     assert "3 people have redeemed, 1 is on the do-not-mail list." in words
-    draft = launch_queries.open_of(announced.id, "reminder")
+    draft = campaign_queries.find_open_campaign(announced.id, "reminder")
     assert draft is not None
     assert draft.text == REMINDER_TEXT
     answer = staff.post(f"/campaigns/{draft.id}/launch", data={"when": "now"}, follow_redirects=True)
@@ -251,13 +249,16 @@ def test_a_reminder_does_not_overtake_the_announcement(
     answer = api.post("/api/v1/offers/SUMMER25/reminders", json={})
     assert answer.status_code == 409
     assert "The reminder can be launched when it is done" in answer.get_json()["detail"]
-    draft = campaign_actions.save_draft(announced.id, MailText(), "resend", "tests", "reminder")
+    draft = draft_actions.save_offer_draft(announced.id, EmailContent(), "resend", "tests", "reminder")
     page = staff.post(f"/campaigns/{draft.id}/launch", data={"when": "now"})
     assert (page.status_code, "The reminder can be launched when it is done" in page.text) == (409, True)
-    assert launch_actions.schedule(draft.id, datetime(2199, 1, 1, tzinfo=UTC), "tests").campaign.status == "scheduled"
+    assert (
+        launch_actions.schedule_campaign(draft.id, datetime(2199, 1, 1, tzinfo=UTC), "tests").campaign.status
+        == "scheduled"
+    )
     db.session.execute(text("update campaign set status = 'done' where kind = 'announcement'"))
     db.session.commit()
-    assert launch_actions.launch(draft.id, "tests").campaign.status == "preparing"
+    assert launch_actions.launch_campaign(draft.id, "tests").campaign.status == "preparing"
 
 
 def test_a_reminder_can_wait_for_its_time(api: FlaskClient, announced: Offer) -> None:

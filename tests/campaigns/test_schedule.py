@@ -18,15 +18,15 @@ from tests.campaigns.relay import Relay
 from tests.campaigns.test_delivery import people
 from tests.campaigns.test_tasks import wait_until
 from tests.statements import statements
-from webapp.campaigns import actions as campaign_actions
 from webapp.campaigns import queries as campaign_queries
-from webapp.campaigns import tasks as campaign_tasks
-from webapp.campaigns.content.placeholders import MailText
+from webapp.campaigns.content.placeholders import EmailContent
+from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
-from webapp.campaigns.launch import cancellation, preparation
-from webapp.campaigns.models import Campaign, ids_of
+from webapp.campaigns.launch import cancellation, preparation, transitions
+from webapp.campaigns.models import Campaign, decode_gaps
 from webapp.campaigns.sending import batches, sender
-from webapp.core.errors import DomainError, Invalid
+from webapp.core import task_queue
+from webapp.core.errors import DomainError, InvalidInput
 from webapp.core.extensions import db, huey
 from webapp.core.settings import Settings
 from webapp.customers.models import Audience
@@ -39,7 +39,7 @@ SOON = datetime.now(UTC) + timedelta(hours=5)
 def draft(app: Flask, offer: Callable[..., Offer]) -> Campaign:
     """A draft to three customers."""
     people(3)
-    return campaign_actions.save_draft(offer().id, MailText("Hello", "Text"), "resend", "tests")
+    return draft_actions.save_offer_draft(offer().id, EmailContent("Hello", "Text"), "resend", "tests")
 
 
 def fresh(campaign: Campaign) -> Campaign:
@@ -58,8 +58,8 @@ def time_comes(campaign: Campaign, ago: str = "1 second") -> None:
 
 def wrong(campaign: Campaign, at: datetime) -> tuple[str, str]:
     """At which field a time is refused, and why."""
-    with pytest.raises(Invalid) as caught:
-        launch_actions.schedule(campaign.id, at, "mia")
+    with pytest.raises(InvalidInput) as caught:
+        launch_actions.schedule_campaign(campaign.id, at, "mia")
     return caught.value.errors[0].field, caught.value.errors[0].key
 
 
@@ -67,32 +67,32 @@ def wrong(campaign: Campaign, at: datetime) -> tuple[str, str]:
 
 
 def test_nothing_starts_before_its_time_and_all_of_it_then(draft: Campaign, relay: Relay) -> None:
-    launch_actions.schedule(draft.id, SOON, "mia")
-    campaign_tasks.sweep.call_local()
+    launch_actions.schedule_campaign(draft.id, SOON, "mia")
+    task_queue.run("campaigns.sweep")
     assert (fresh(draft).status, draft.launched_at) == ("scheduled", None)
     time_comes(draft)
-    campaign_tasks.start.call_local()
+    task_queue.run("campaigns.start")
     assert (fresh(draft).status, draft.launched_by) == ("preparing", "mia")
-    preparation.prepare(draft.id)
-    sender.pump()
+    preparation.prepare_campaign(draft.id)
+    sender.send_pending_emails()
     assert len(relay.recipients) == 3
 
 
 def test_a_start_that_was_missed_is_made_up_at_once(draft: Campaign) -> None:
-    launch_actions.schedule(draft.id, SOON, "mia")
+    launch_actions.schedule_campaign(draft.id, SOON, "mia")
     time_comes(draft, ago="3 days")
-    campaign_tasks.sweep.call_local()
+    task_queue.run("campaigns.sweep")
     assert fresh(draft).status == "preparing"
 
 
 def test_two_workers_start_it_once(app: Flask, draft: Campaign) -> None:
-    launch_actions.schedule(draft.id, SOON, "mia")
+    launch_actions.schedule_campaign(draft.id, SOON, "mia")
     time_comes(draft)
     found: list[list[int]] = []
 
     def start() -> None:
         with app.app_context():
-            found.append(launch_actions.start_due())
+            found.append(launch_actions.start_due_campaigns())
 
     threads = [threading.Thread(target=start) for _ in range(6)]
     for thread in threads:
@@ -107,7 +107,7 @@ def test_a_real_worker_starts_it_in_the_second_it_is_due(
 ) -> None:
     settings = with_settings(mail_port=relay.port)
     at = datetime.now(UTC) + timedelta(seconds=4)
-    campaign_tasks.schedule(draft.id, at, "mia")
+    launch_actions.schedule_campaign(draft.id, at, "mia")
     with live.worker(settings):
         wait_until(lambda: fresh(draft).status == "done")
     assert draft.launched_at is not None
@@ -139,67 +139,67 @@ def test_a_time_that_can_not_be_is_refused_at_its_field(draft: Campaign, at: dat
 def test_what_can_not_start_at_its_time_is_paused_with_the_reason_until_it_is_mended(
     draft: Campaign, edit: str, reason: str
 ) -> None:
-    launch_actions.schedule(draft.id, SOON, "mia")
+    launch_actions.schedule_campaign(draft.id, SOON, "mia")
     db.session.execute(text(f"update offer set {edit}"))
     time_comes(draft)
-    assert launch_actions.start_due() == []
+    assert launch_actions.start_due_campaigns() == []
     assert (fresh(draft).status, reason in (draft.pause_reason or "")) == ("paused", True)
-    assert [campaign.id for campaign in campaign_queries.attention()] == [draft.id]
+    assert [campaign.id for campaign in campaign_queries.list_campaigns_needing_attention()] == [draft.id]
     with pytest.raises(DomainError, match=reason):
-        campaign_actions.resume(draft.id, "tom")
+        transitions.resume_campaign(draft.id, "tom")
     assert fresh(draft).status == "paused"
     db.session.execute(text("update offer set paused_at = null, ends_at = null, max_redemptions = null, redeemed = 0"))
     db.session.commit()
-    resumed = campaign_actions.resume(draft.id, "tom")
+    resumed = transitions.resume_campaign(draft.id, "tom")
     assert (resumed.status, resumed.pause_reason, resumed.launched_at is None) == ("preparing", None, False)
 
 
 def test_an_audience_that_is_empty_at_its_time_pauses_it(draft: Campaign) -> None:
-    launch_actions.schedule(draft.id, SOON, "mia")
+    launch_actions.schedule_campaign(draft.id, SOON, "mia")
     db.session.execute(text("delete from customer"))
     time_comes(draft)
-    launch_actions.start_due()
+    launch_actions.start_due_campaigns()
     assert (fresh(draft).status, "nobody to mail" in (draft.pause_reason or "")) == ("paused", True)
     people(1)
-    assert campaign_actions.resume(draft.id, "tom").status == "preparing"
+    assert transitions.resume_campaign(draft.id, "tom").status == "preparing"
 
 
 def test_the_offer_is_free_until_the_start_and_mailed_as_it_stands_then(draft: Campaign) -> None:
-    launch_actions.schedule(draft.id, SOON, "mia")
+    launch_actions.schedule_campaign(draft.id, SOON, "mia")
     offer = db.session.get_one(Offer, draft.offer_id)
     assert offer.frozen_at is None
     db.session.execute(text("insert into audience (name) values ('One')"))
     db.session.execute(text("insert into audience_member select 1, min(id) from customer"))
     db.session.execute(text("update offer set audience_id = 1"))
     time_comes(draft)
-    launch_actions.start_due()
-    preparation.prepare(draft.id)
+    launch_actions.start_due_campaigns()
+    preparation.prepare_campaign(draft.id)
     db.session.refresh(offer)
     assert offer.frozen_at is not None
     assert fresh(draft).total == 1
 
 
 def test_the_time_can_be_changed_and_saying_it_again_changes_nothing(draft: Campaign) -> None:
-    assert launch_actions.schedule(draft.id, SOON, "mia").changed
-    assert not launch_actions.schedule(draft.id, SOON, "mia").changed
-    later = launch_actions.schedule(draft.id, SOON + timedelta(hours=1), "tom")
+    assert launch_actions.schedule_campaign(draft.id, SOON, "mia").changed
+    assert not launch_actions.schedule_campaign(draft.id, SOON, "mia").changed
+    later = launch_actions.schedule_campaign(draft.id, SOON + timedelta(hours=1), "tom")
     assert (later.changed, later.campaign.scheduled_at) == (True, SOON + timedelta(hours=1))
 
 
 def test_a_time_put_off_at_the_last_moment_does_not_start(draft: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
-    launch_actions.schedule(draft.id, SOON, "mia")
+    launch_actions.schedule_campaign(draft.id, SOON, "mia")
     time_comes(draft)
-    due = launch_actions.start_due.__globals__["launch_queries"].due()
-    launch_actions.schedule(draft.id, SOON, "mia")
-    monkeypatch.setattr("webapp.campaigns.launch.queries.due", lambda: due)
-    assert launch_actions.start_due() == []
+    due = launch_actions.start_due_campaigns.__globals__["launch_queries"].due()
+    launch_actions.schedule_campaign(draft.id, SOON, "mia")
+    monkeypatch.setattr("webapp.campaigns.launch.queries.list_due_campaign_ids", lambda: due)
+    assert launch_actions.start_due_campaigns() == []
     assert fresh(draft).status == "scheduled"
 
 
 def test_the_bell_for_a_near_start_is_rung_and_for_a_far_one_not(draft: Campaign) -> None:
-    campaign_tasks.schedule(draft.id, SOON, "mia")
+    launch_actions.schedule_campaign(draft.id, SOON, "mia")
     assert huey.pending() == []
-    campaign_tasks.schedule(draft.id, datetime.now(UTC) + timedelta(seconds=50), "mia")
+    launch_actions.schedule_campaign(draft.id, datetime.now(UTC) + timedelta(seconds=50), "mia")
     assert [task.eta is not None for task in huey.pending()] == [True]
 
 
@@ -207,12 +207,12 @@ def test_the_bell_for_a_near_start_is_rung_and_for_a_far_one_not(draft: Campaign
 
 STATES = ("draft", "scheduled", "preparing", "sending", "paused", "paused before its start", "cancelled", "done")
 DEEDS: dict[str, Callable[[int], object]] = {
-    "launch": lambda i: launch_actions.launch(i, "mia"),
-    "schedule": lambda i: launch_actions.schedule(i, SOON, "mia"),
-    "take back": lambda i: launch_actions.take_back(i, "mia"),
-    "pause": lambda i: campaign_actions.pause(i, "mia"),
-    "resume": lambda i: campaign_actions.resume(i, "mia"),
-    "cancel": lambda i: campaign_actions.cancel(i, "mia"),
+    "launch": lambda i: launch_actions.launch_campaign(i, "mia"),
+    "schedule": lambda i: launch_actions.schedule_campaign(i, SOON, "mia"),
+    "take back": lambda i: launch_actions.unschedule_campaign(i, "mia"),
+    "pause": lambda i: transitions.pause_campaign(i, "mia"),
+    "resume": lambda i: transitions.resume_campaign(i, "mia"),
+    "cancel": lambda i: transitions.cancel_campaign(i, "mia"),
 }
 # What each deed makes of each state; None where it is refused. The table of docs/campaigns.md.
 TABLE: dict[str, tuple[str | None, ...]] = {
@@ -230,23 +230,23 @@ def bring_to(state: str, campaign: Campaign) -> None:
     if state == "draft":
         return
     if state.startswith(("scheduled", "paused before")):
-        launch_actions.schedule(campaign.id, SOON, "mia")
+        launch_actions.schedule_campaign(campaign.id, SOON, "mia")
     if state == "paused before its start":
         db.session.execute(text("update offer set paused_at = now()"))
         time_comes(campaign)
-        launch_actions.start_due()
+        launch_actions.start_due_campaigns()
         db.session.execute(text("update offer set paused_at = null"))
         db.session.commit()
     if state in ("preparing", "sending", "paused", "cancelled", "done"):
-        launch_actions.launch(campaign.id, "mia")
+        launch_actions.launch_campaign(campaign.id, "mia")
     if state in ("sending", "paused", "cancelled", "done"):
-        preparation.prepare(campaign.id)
+        preparation.prepare_campaign(campaign.id)
     if state == "paused":
-        campaign_actions.pause(campaign.id, "mia")
+        transitions.pause_campaign(campaign.id, "mia")
     if state == "cancelled":
-        campaign_actions.cancel(campaign.id, "mia")
+        transitions.cancel_campaign(campaign.id, "mia")
     if state == "done":
-        sender.pump()
+        sender.send_pending_emails()
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -273,10 +273,10 @@ def test_each_deed_leads_where_the_table_says_and_a_second_time_nowhere_else(
 
 def test_cancelling_runs_the_same_statements_for_any_size(app: Flask, offer: Callable[..., Offer]) -> None:
     def cancelled(code: str) -> list[str]:
-        campaign = campaign_actions.launch_offer(offer(code).id, "tests").campaign
-        preparation.prepare(campaign.id)
+        campaign = launch_actions.launch_announcement(offer(code).id, "tests").campaign
+        preparation.prepare_campaign(campaign.id)
         with statements() as seen:
-            campaign_actions.cancel(campaign.id, "mia")
+            transitions.cancel_campaign(campaign.id, "mia")
         return [statement for statement, _ in seen]
 
     people(3)
@@ -291,22 +291,22 @@ def test_what_is_left_of_a_cancelled_mailing_is_closed_in_portions(
 ) -> None:
     people(1600)
     relay.behaviour.rcpt["c1@example.com"] = relay.behaviour.rcpt["c2@example.com"] = "450 later"
-    campaign = campaign_actions.launch_offer(offer().id, "tests").campaign
-    preparation.prepare(campaign.id)
+    campaign = launch_actions.launch_announcement(offer().id, "tests").campaign
+    preparation.prepare_campaign(campaign.id)
     db.session.execute(text("update batch set not_before = now() + interval '1 hour' where seq > 0"))
     db.session.commit()
-    sender.pump()
-    campaign_actions.cancel(campaign.id, "mia")
-    told = campaign_queries.counts(campaign.id)
-    monkeypatch.setattr(cancellation, "PORTION", 1)
-    cancellation.close_cancelled()
+    sender.send_pending_emails()
+    transitions.cancel_campaign(campaign.id, "mia")
+    told = campaign_queries.get_campaign_stats(campaign.id)
+    monkeypatch.setattr(cancellation, "CLEANUP_CHUNK_SIZE", 1)
+    cancellation.clean_up_cancelled_campaigns()
     assert db.session.execute(text("select status, count(*) from batch group by 1 order by 1")).all() == [
         ("cancelled", 3),
         ("done", 1),
     ]
     assert db.session.execute(text("select state, next_at from mail_issue")).all() == [("skipped", None)] * 2
     assert fresh(campaign).sent_in_batches == 498
-    after = campaign_queries.counts(campaign.id)
+    after = campaign_queries.get_campaign_stats(campaign.id)
     assert (after.sent, after.skipped, after.deferred) == (told.sent, told.skipped, told.deferred) == (498, 2, 0)
 
 
@@ -314,7 +314,7 @@ def test_a_finished_mailing_keeps_what_its_batches_sent(draft: Campaign, relay: 
     bring_to("done", draft)
     assert fresh(draft).sent_in_batches == 3
     db.session.execute(text("update batch set sent = 0"))
-    assert campaign_queries.counts(draft.id).sent == 3
+    assert campaign_queries.get_campaign_stats(draft.id).sent == 3
 
 
 # --- once more, after a cancellation ------------------------------------------------------------------
@@ -326,27 +326,27 @@ def half_sent(app: Flask, offer: Callable[..., Offer], relay: Relay) -> tuple[Of
     ids = people(700)
     relay.behaviour.rcpt["c1@example.com"] = "550 no"
     row = offer()
-    campaign = campaign_actions.launch_offer(row.id, "tests").campaign
-    preparation.prepare(campaign.id)
+    campaign = launch_actions.launch_announcement(row.id, "tests").campaign
+    preparation.prepare_campaign(campaign.id)
     db.session.execute(text("update batch set not_before = now() + interval '1 hour' where seq > 0"))
     db.session.commit()
-    sender.pump()
+    sender.send_pending_emails()
     db.session.execute(
         text("insert into mail_issue (campaign_id, customer_id, state) values (:c, :i, 'uncertain')"),
         {"c": campaign.id, "i": ids[2]},
     )
     db.session.commit()
-    campaign_actions.cancel(campaign.id, "mia")
+    transitions.cancel_campaign(campaign.id, "mia")
     return row, ids
 
 
 def again(offer_id: int, policy: str = "resend", to_all: bool | None = None) -> list[int]:
     """Whom a new mailing goes to."""
-    campaign = campaign_actions.save_draft(offer_id, MailText("Anew"), policy, "mia")
-    launch_actions.launch(campaign.id, "mia", to_all)
-    preparation.prepare(campaign.id)
+    campaign = draft_actions.save_offer_draft(offer_id, EmailContent("Anew"), policy, "mia")
+    launch_actions.launch_campaign(campaign.id, "mia", to_all)
+    preparation.prepare_campaign(campaign.id)
     rows = db.session.execute(text("select gaps from batch where campaign_id = :id order by seq"), {"id": campaign.id})
-    return [customer_id for row in rows for customer_id in ids_of(row.gaps)]
+    return [customer_id for row in rows for customer_id in decode_gaps(row.gaps)]
 
 
 def test_a_new_mailing_goes_to_those_who_have_not_got_the_cancelled_one(half_sent: tuple[Offer, list[int]]) -> None:
@@ -367,16 +367,16 @@ def test_a_new_mailing_goes_to_everybody_where_staff_say_so(half_sent: tuple[Off
 def test_a_new_mailing_waits_until_the_cancelled_one_is_let_go(app: Flask, offer: Callable[..., Offer]) -> None:
     people(3)
     row = offer()
-    first = campaign_actions.launch_offer(row.id, "tests").campaign
-    preparation.prepare(first.id)
-    claim = batches.claim("a worker")
+    first = launch_actions.launch_announcement(row.id, "tests").campaign
+    preparation.prepare_campaign(first.id)
+    claim = batches.claim_batch("a worker")
     assert claim is not None
-    campaign_actions.cancel(first.id, "mia")
+    transitions.cancel_campaign(first.id, "mia")
     assert again(row.id) == []
-    batches.release(claim)
-    second = campaign_queries.announcement(row.id)
+    batches.release_batch(claim)
+    second = campaign_queries.find_announcement(row.id)
     assert second is not None
-    preparation.prepare(second.id)
+    preparation.prepare_campaign(second.id)
     assert fresh(second).total == 3
 
 
@@ -438,8 +438,8 @@ def test_a_launch_that_says_neither_now_nor_when_launches_nothing(staff: FlaskCl
 
 
 def test_a_button_of_an_old_page_says_how_it_stands_now(staff: FlaskClient, draft: Campaign) -> None:
-    launch_actions.schedule(draft.id, SOON, "tom")
-    launch_actions.launch(draft.id, "tom")
+    launch_actions.schedule_campaign(draft.id, SOON, "tom")
+    launch_actions.launch_campaign(draft.id, "tom")
     for page, words in (
         ("draft", "is on its way already, so it can&#39;t become a draft again"),
         ("launch", "is on its way already, so it can&#39;t be given a time"),
@@ -447,16 +447,16 @@ def test_a_button_of_an_old_page_says_how_it_stands_now(staff: FlaskClient, draf
         typed = {"when": "later", "at": "2031-01-01", "at_time": "09:00"}
         answer = staff.post(f"/campaigns/{draft.id}/{page}", data=typed, follow_redirects=True)
         assert (answer.request.path, words in answer.text) == (f"/campaigns/{draft.id}", True)
-    campaign_actions.cancel(draft.id, "tom")
+    transitions.cancel_campaign(draft.id, "tom")
     piece = staff.post(f"/campaigns/{draft.id}/pause", headers={"HX-Request": "true"}).text
     assert "This mailing was cancelled, so it can&#39;t be paused." in piece
     assert "Cancelled" in piece
 
 
 def test_an_old_page_does_not_put_back_on_schedule_what_was_taken_back(staff: FlaskClient, draft: Campaign) -> None:
-    launch_actions.schedule(draft.id, SOON, "mia")
+    launch_actions.schedule_campaign(draft.id, SOON, "mia")
     stood = re.findall(r'name="seen"[^>]*value="(\w+)"', staff.get(f"/campaigns/{draft.id}/launch").text)
-    launch_actions.take_back(draft.id, "mia")
+    launch_actions.unschedule_campaign(draft.id, "mia")
     for sent in ({"when": "later", "at": "2030-01-01", "at_time": "9:00"}, {"when": "now"}):
         answer = staff.post(f"/campaigns/{draft.id}/launch", data={**sent, "seen": stood[0]})
         assert (answer.status_code, "was taken back to the drafts since" in answer.text) == (409, True)
@@ -467,11 +467,11 @@ def test_an_old_page_does_not_put_back_on_schedule_what_was_taken_back(staff: Fl
 def test_the_page_of_a_mailing_that_waits_goes_to_its_progress_when_it_starts(
     staff: FlaskClient, draft: Campaign
 ) -> None:
-    launch_actions.schedule(draft.id, SOON, "mia")
+    launch_actions.schedule_campaign(draft.id, SOON, "mia")
     asked = re.findall(r'hx-get="([^"]+)"\s+hx-trigger="every', staff.get(f"/campaigns/{draft.id}/launch").text)[0]
     waiting = staff.get(asked)
     assert (waiting.status_code, "HX-Redirect" in waiting.headers) == (204, False)
-    launch_actions.launch(draft.id, "mia")
+    launch_actions.launch_campaign(draft.id, "mia")
     assert staff.get(asked).headers["HX-Redirect"] == f"/campaigns/{draft.id}"
 
 
@@ -481,9 +481,9 @@ def test_a_mailing_that_never_started_shows_the_audience_it_was_for(
     vip = Audience(name="Very important")
     db.session.add(vip)
     db.session.flush()
-    campaign = campaign_actions.save_draft(offer(audience_id=vip.id).id, MailText(), "resend", "mia")
-    launch_actions.schedule(campaign.id, SOON, "mia")
-    campaign_actions.cancel(campaign.id, "mia")
+    campaign = draft_actions.save_offer_draft(offer(audience_id=vip.id).id, EmailContent(), "resend", "mia")
+    launch_actions.schedule_campaign(campaign.id, SOON, "mia")
+    transitions.cancel_campaign(campaign.id, "mia")
     page = staff.get(f"/campaigns/{campaign.id}").text
     assert "Very important" in page
     assert "(0" not in page
@@ -496,7 +496,7 @@ def test_the_launch_says_whose_subject_it_shows_and_that_mails_go_nowhere_yet(
     page = staff.get(f"/campaigns/{draft.id}/launch").text
     assert "for example" not in page
     assert "reach nobody yet" not in page
-    campaign_actions.save(draft.id, MailText("For {{ customer.name }}"), "resend", "mia")
+    draft_actions.update_draft(draft.id, EmailContent("For {{ customer.name }}"), "resend", "mia")
     with_settings(mail_is_sink=True)
     page = staff.get(f"/campaigns/{draft.id}/launch").text
     assert "Subject, for example" in page
@@ -504,23 +504,23 @@ def test_the_launch_says_whose_subject_it_shows_and_that_mails_go_nowhere_yet(
 
 
 def test_what_waits_is_taken_back_or_cancelled_on_its_page(staff: FlaskClient, draft: Campaign) -> None:
-    launch_actions.schedule(draft.id, SOON, "tom")
+    launch_actions.schedule_campaign(draft.id, SOON, "tom")
     assert staff.get(f"/campaigns/{draft.id}").headers["Location"] == f"/campaigns/{draft.id}/launch"
     answer = staff.post(f"/campaigns/{draft.id}/draft", follow_redirects=True)
     assert "It is a draft again" in answer.text
-    launch_actions.schedule(draft.id, SOON, "tom")
+    launch_actions.schedule_campaign(draft.id, SOON, "tom")
     assert "Cancelled" in staff.post(f"/campaigns/{draft.id}/cancel", follow_redirects=True).text
 
 
 def test_a_mail_that_waits_is_not_rewritten(staff: FlaskClient, draft: Campaign) -> None:
-    launch_actions.schedule(draft.id, SOON, "tom")
+    launch_actions.schedule_campaign(draft.id, SOON, "tom")
     with pytest.raises(DomainError, match="Take the mailing back"):
-        campaign_actions.save(draft.id, MailText("New"), "resend", "mia")
+        draft_actions.update_draft(draft.id, EmailContent("New"), "resend", "mia")
 
 
 def test_the_list_shows_one_state(staff: FlaskClient, draft: Campaign, offer: Callable[..., Offer]) -> None:
-    launch_actions.schedule(draft.id, SOON, "tom")
-    campaign_actions.save_draft(offer("WINTER").id, MailText(), "resend", "tom")
+    launch_actions.schedule_campaign(draft.id, SOON, "tom")
+    draft_actions.save_offer_draft(offer("WINTER").id, EmailContent(), "resend", "tom")
     page = staff.get("/campaigns?state=scheduled").text
     assert ("SUMMER25" in page, "WINTER" in page) == (True, False)
     assert "Nothing is in this state" in staff.get("/campaigns?state=done").text
@@ -556,7 +556,7 @@ def test_a_program_is_told_what_is_wrong_with_a_time(api: FlaskClient, draft: Ca
 
 
 def test_a_program_cancels_what_waits(api: FlaskClient, draft: Campaign) -> None:
-    launch_actions.schedule(draft.id, SOON, "tom")
+    launch_actions.schedule_campaign(draft.id, SOON, "tom")
     assert api.post(f"/api/v1/campaigns/{draft.id}/cancel").get_json()["status"] == "cancelled"
 
 
@@ -564,8 +564,8 @@ def test_campaigns_are_listed_by_offer_and_state_page_by_page(
     api: FlaskClient, draft: Campaign, offer: Callable[..., Offer]
 ) -> None:
     for n in range(4):
-        campaign_actions.save_draft(offer(f"WINTER{n}").id, MailText(), "resend", "tom")
-    launch_actions.schedule(draft.id, SOON, "tom")
+        draft_actions.save_offer_draft(offer(f"WINTER{n}").id, EmailContent(), "resend", "tom")
+    launch_actions.schedule_campaign(draft.id, SOON, "tom")
     first = api.get("/api/v1/campaigns?status=draft&limit=3").get_json()
     rest = api.get(f"/api/v1/campaigns?status=draft&limit=3&cursor={first['next_cursor']}").get_json()
     assert [c["offer"] for c in [*first["campaigns"], *rest["campaigns"]]] == [

@@ -13,11 +13,11 @@ from sqlalchemy import event, text
 
 from tests.campaigns.relay import Relay
 from tests.campaigns.test_delivery import people
-from webapp.campaigns import actions as campaign_actions
 from webapp.campaigns import queries as campaign_queries
-from webapp.campaigns.content.placeholders import MailText
+from webapp.campaigns.content.placeholders import EmailContent
+from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
-from webapp.campaigns.launch import preparation
+from webapp.campaigns.launch import preparation, transitions
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.sending import auto_pause, batches, sender
 from webapp.core.extensions import db
@@ -33,8 +33,8 @@ HTMX = {"HX-Request": "true"}
 def sending(app: Flask, offer: Callable[..., Offer]) -> Campaign:
     """A campaign to three customers that is under way."""
     people(3)
-    campaign = campaign_actions.launch_offer(offer().id, "tests").campaign
-    preparation.prepare(campaign.id)
+    campaign = launch_actions.launch_announcement(offer().id, "tests").campaign
+    preparation.prepare_campaign(campaign.id)
     db.session.refresh(campaign)
     return campaign
 
@@ -68,7 +68,7 @@ def test_an_unknown_placeholder_stays_typed_with_the_error_at_its_field(
     assert re.search(r'id="text-error".*?There is no placeholder {{ customer.nmae }}', answer.text, re.DOTALL)
     assert "Hi {{ customer.nmae }}, you</textarea>" in answer.text
     assert "&lt;p&gt;mine&lt;/p&gt;" in answer.text
-    assert campaign_queries.announcement(row.id) is None
+    assert campaign_queries.find_announcement(row.id) is None
 
 
 def test_a_mail_that_is_too_large_is_told_so_at_its_field(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
@@ -92,10 +92,10 @@ def test_typing_renews_the_preview_and_keeps_nothing(
         frame = staff.post(filled_from, data=words)
         assert "Dear Ada Lovelace" in frame.text
         assert "sandbox" in frame.headers["Content-Security-Policy"]
-        draft = campaign_queries.announcement(row.id)
+        draft = campaign_queries.find_announcement(row.id)
         if path.startswith("/offers"):
             assert draft is None
-            campaign_actions.save_draft(row.id, MailText("Saved"), "resend", "tests")
+            draft_actions.save_offer_draft(row.id, EmailContent("Saved"), "resend", "tests")
         else:
             assert draft is not None
             assert (draft.subject, draft.html) == ("Saved", "")
@@ -118,9 +118,9 @@ def test_what_somebody_else_saved_meanwhile_is_not_overwritten_unseen(
     staff: FlaskClient, offer: Callable[..., Offer]
 ) -> None:
     row = offer()
-    campaign_actions.save_draft(row.id, MailText("First", "Text"), "resend", "tests")
+    draft_actions.save_offer_draft(row.id, EmailContent("First", "Text"), "resend", "tests")
     opened = version(staff, "/campaigns/1/mail")
-    campaign_actions.save(1, MailText("Hers", "Text"), "resend", "mia@example.com")
+    draft_actions.update_draft(1, EmailContent("Hers", "Text"), "resend", "mia@example.com")
     mine = typed(subject="First", text="Mine", version=opened)
     answer = staff.post("/campaigns/1/mail", data=mine)
     assert answer.status_code == 409
@@ -129,16 +129,16 @@ def test_what_somebody_else_saved_meanwhile_is_not_overwritten_unseen(
     assert "Changed: Subject." in words
     assert "Mine</textarea>" in answer.text
     assert ">Hers</textarea>" in answer.text
-    assert launch_actions.existing(1).text == "Text"
+    assert campaign_queries.get_campaign(1).text == "Text"
     # Pressing Save again says it again; only who says over which words overwrites them, and no newer ones.
     assert staff.post("/campaigns/1/mail", data=mine).status_code == 409
     over = re.findall(r'name="over"\s+value="([^"]+)"', answer.text)[0]
-    campaign_actions.save(1, MailText("Newer", "Text"), "resend", "joe@example.com")
+    draft_actions.update_draft(1, EmailContent("Newer", "Text"), "resend", "joe@example.com")
     answer = staff.post("/campaigns/1/mail", data={**mine, "over": over})
     assert (answer.status_code, "joe@example.com saved it on" in answer.text) == (409, True)
     over = re.findall(r'name="over"\s+value="([^"]+)"', answer.text)[0]
     assert staff.post("/campaigns/1/mail", data={**mine, "over": over}).status_code == 302
-    assert launch_actions.existing(1).text == "Mine"
+    assert campaign_queries.get_campaign(1).text == "Mine"
 
 
 def test_a_first_mail_does_not_overwrite_one_that_has_come_into_being(
@@ -158,9 +158,9 @@ def test_a_mail_that_was_launched_meanwhile_has_no_buttons_to_save_it(
 ) -> None:
     people(1)
     row = offer()
-    campaign_actions.save_draft(row.id, MailText(), "resend", "tests")
+    draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests")
     opened = version(staff, "/campaigns/1/mail")
-    launch_actions.launch(1, "tests")
+    launch_actions.launch_campaign(1, "tests")
     answer = staff.post("/campaigns/1/mail", data=typed(text="Too late", version=opened))
     assert answer.status_code == 409
     assert "That did not work." in answer.text
@@ -174,7 +174,7 @@ def test_who_saves_after_the_session_ended_gets_the_words_to_copy_and_a_way_to_s
     csrf_client: FlaskClient, staff: FlaskClient, offer: Callable[..., Offer], ended: str
 ) -> None:
     row = offer()
-    campaign_actions.save_draft(row.id, MailText("Saved"), "resend", "tests")
+    draft_actions.save_offer_draft(row.id, EmailContent("Saved"), "resend", "tests")
     # With the token of a session that nobody is signed in to any more, or without any.
     staff.application.config["WTF_CSRF_ENABLED"] = ended == "the session is gone"
     words = typed(text="Long thought of </textarea><b>", csrf_token="spent")
@@ -184,7 +184,7 @@ def test_who_saves_after_the_session_ended_gets_the_words_to_copy_and_a_way_to_s
     assert "Long thought of &lt;/textarea&gt;&lt;b&gt;</textarea>" in answer.text
     assert "spent" not in answer.text
     assert "<form" not in answer.text
-    assert launch_actions.existing(1).subject == "Saved"
+    assert campaign_queries.get_campaign(1).subject == "Saved"
 
 
 def test_typing_after_the_session_ended_does_not_leave_the_page(
@@ -232,11 +232,11 @@ def test_a_preview_carries_nobodys_links(
 ) -> None:
     somebody = customer()
     row = offer()
-    words = MailText("Hello", "For {{ customer.name }} {{ link }} {{ unsubscribe }}")
-    campaign_actions.save_draft(row.id, words, "resend", "tests")
+    words = EmailContent("Hello", "For {{ customer.name }} {{ link }} {{ unsubscribe }}")
+    draft_actions.save_offer_draft(row.id, words, "resend", "tests")
     manager = sign_in("manager")
     pages = [manager.get(f"/campaigns/1/{page}").text for page in ("mail", "mail/frame", "launch")]
-    campaign_id = campaign_actions.launch_offer(row.id, "tests").campaign.id
+    campaign_id = launch_actions.launch_announcement(row.id, "tests").campaign.id
     viewer = sign_in("viewer")
     pages += [viewer.get(f"/campaigns/{campaign_id}{page}").text for page in ("", "/frame")]
     assert pages[0].count("For Ada Lovelace") == 1
@@ -246,7 +246,7 @@ def test_a_preview_carries_nobodys_links(
         viewer.post(link, data={"email": somebody.email})
     assert all("the mails" in viewer.get(link).text or "own page opens" in viewer.get(link).text for link in links)
     assert db.session.execute(text("select count(*) from redemption")).scalar() == 0
-    assert customer_queries.suppressed_among([somebody.id]) == {}
+    assert customer_queries.find_suppression_reasons([somebody.id]) == {}
 
 
 def test_a_test_goes_to_the_one_who_asked_and_can_use_up_nothing(
@@ -281,12 +281,12 @@ def test_a_viewer_can_not_write(sign_in: Callable[..., FlaskClient], offer: Call
 
 def test_the_launch_first_says_how_many_it_goes_to(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
     ids = people(1502)
-    suppression_actions.unsubscribe(ids[0], 0)
+    suppression_actions.unsubscribe_customer(ids[0], 0)
     row = offer()
     page = staff.post(f"/offers/{row.id}/mail", data=typed(launch="1"), follow_redirects=True).text
     assert "<strong>1,501 people</strong>" in page
     assert re.search(r"1\s+more has unsubscribed or can’t be mailed and is left out", page)
-    draft = campaign_queries.announcement(row.id)
+    draft = campaign_queries.find_announcement(row.id)
     assert draft is not None
     assert draft.status == "draft"
 
@@ -311,7 +311,7 @@ def test_a_second_click_on_launch_says_that_nothing_went_out_twice(
 
 def test_a_launch_to_nobody_stays_and_says_what_to_do(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
     row = offer()
-    campaign_actions.save_draft(row.id, MailText(), "resend", "tests")
+    draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests")
     assert "Import customers" in staff.get("/campaigns/1/launch").text
     answer = staff.post(f"/offers/{row.id}/launch")
     assert answer.status_code == 409
@@ -321,7 +321,7 @@ def test_a_launch_to_nobody_stays_and_says_what_to_do(staff: FlaskClient, offer:
 def test_a_launch_before_the_offer_starts_is_warned_of(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
     people(1)
     row = offer(starts_at=datetime.now(UTC) + timedelta(days=3))
-    campaign_actions.save_draft(row.id, MailText(), "resend", "tests")
+    draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests")
     assert "until then it is refused" in staff.get("/campaigns/1/launch").text
 
 
@@ -347,7 +347,7 @@ def test_the_card_asks_again_while_mails_go_out_and_stops_when_they_are_through(
     staff: FlaskClient, sending: Campaign, relay: Relay
 ) -> None:
     going = staff.get(f"/campaigns/{sending.id}/progress", headers=HTMX).text
-    sender.pump()
+    sender.send_pending_emails()
     through = staff.get(f"/campaigns/{sending.id}/progress", headers=HTMX).text
     assert 'hx-trigger="every 2s"' in going
     assert "hx-trigger" not in through
@@ -356,11 +356,11 @@ def test_the_card_asks_again_while_mails_go_out_and_stops_when_they_are_through(
 def test_the_card_of_a_paused_mailing_asks_again_until_the_worker_has_left_it(
     staff: FlaskClient, sending: Campaign
 ) -> None:
-    claim = batches.claim("a worker")
+    claim = batches.claim_batch("a worker")
     assert claim is not None
-    campaign_actions.pause(sending.id, "tests")
+    transitions.pause_campaign(sending.id, "tests")
     leaving = staff.get(f"/campaigns/{sending.id}/progress", headers=HTMX).text
-    batches.release(claim)
+    batches.release_batch(claim)
     left = staff.get(f"/campaigns/{sending.id}/progress", headers=HTMX).text
     assert "hx-trigger" in leaving
     assert "hx-trigger" not in left
@@ -368,7 +368,7 @@ def test_the_card_of_a_paused_mailing_asks_again_until_the_worker_has_left_it(
 
 def test_failures_are_shown_with_the_relays_words(staff: FlaskClient, sending: Campaign, relay: Relay) -> None:
     relay.behaviour.rcpt["c1@example.com"] = "550 5.1.1 <b>nobody</b> here"
-    sender.pump()
+    sender.send_pending_emails()
     assert "5.1.1 &lt;b&gt;nobody&lt;/b&gt; here" in staff.get(f"/campaigns/{sending.id}").text
     page = staff.get(f"/campaigns/{sending.id}/recipients?state=failed").text
     assert "c1@example.com" in page
@@ -381,9 +381,9 @@ def test_the_list_of_those_put_off_has_pages(staff: FlaskClient, sending: Campai
         Campaign.__table__.update().values(status="preparing", prepared_at=None)  # type: ignore[attr-defined]
     )
     db.session.commit()
-    preparation.prepare(sending.id)
+    preparation.prepare_campaign(sending.id)
     relay.behaviour.rcpt["*"] = "451 later"
-    sender.pump()
+    sender.send_pending_emails()
     first = staff.get(f"/campaigns/{sending.id}/recipients?state=deferred").text
     following = re.findall(r'rel="next" href="([^"]+)"', first)[0].replace("&amp;", "&")
     assert "c69@example.com" in staff.get(following).text
@@ -403,15 +403,15 @@ def test_a_button_answers_with_the_card_or_leads_back_to_the_page(
 def test_failed_mails_are_sent_again_at_a_click(staff: FlaskClient, sending: Campaign, relay: Relay) -> None:
     relay.behaviour.rcpt["c1@example.com"] = "550 no"
     relay.behaviour.times["c1@example.com"] = 1
-    sender.pump()
+    sender.send_pending_emails()
     answer = staff.post(f"/campaigns/{sending.id}/send-again", data={"state": "failed"}, follow_redirects=True)
     assert "1 mail goes out again." in answer.text
-    sender.pump()
-    assert campaign_queries.counts(sending.id).sent == 3
+    sender.send_pending_emails()
+    assert campaign_queries.get_campaign_stats(sending.id).sent == 3
 
 
 def test_the_trouble_with_the_relay_is_on_the_card(staff: FlaskClient, sending: Campaign) -> None:
-    auto_pause.say_trouble("The mail relay can't be reached (Connection refused).")
+    auto_pause.set_delivery_warning("The mail relay can't be reached (Connection refused).")
     assert "can&#39;t be reached" in staff.get(f"/campaigns/{sending.id}").text
 
 
@@ -437,10 +437,10 @@ def test_the_list_asks_as_often_for_many_campaigns_as_for_one(staff: FlaskClient
             event.remove(db.engine, "before_cursor_execute", note)
         return len(seen)
 
-    campaign_actions.save_draft(offer().id, MailText(), "resend", "tests")
+    draft_actions.save_offer_draft(offer().id, EmailContent(), "resend", "tests")
     one = statements()
     for n in range(9):
-        campaign_actions.save_draft(offer(f"CODE{n}").id, MailText(), "resend", "tests")
+        draft_actions.save_offer_draft(offer(f"CODE{n}").id, EmailContent(), "resend", "tests")
     assert statements() == one
 
 

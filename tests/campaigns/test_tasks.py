@@ -13,17 +13,17 @@ from tests import live
 from tests.campaigns import relay as relays
 from tests.campaigns.relay import Relay
 from tests.campaigns.test_delivery import leases_end, people
-from webapp.campaigns import actions as campaign_actions
 from webapp.campaigns import queries as campaign_queries
-from webapp.campaigns import tasks as campaign_tasks
+from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation
 from webapp.campaigns.sending import batches, sender
-from webapp.campaigns.tokens import unsubscribe_url
+from webapp.campaigns.tokens import build_unsubscribe_url
+from webapp.core import task_queue
 from webapp.core.extensions import db, huey
 from webapp.core.settings import Settings
 from webapp.customers import queries as customer_queries
 from webapp.offers.models import Offer
-from webapp.redemptions.personal_links import personal_url
+from webapp.redemptions.personal_links import build_personal_url
 
 
 def wait_until(done: Callable[[], object], seconds: float = 60) -> None:
@@ -47,12 +47,12 @@ def test_a_launch_reaches_everybody_once_with_their_own_mail(
         campaign_id = api.post("/api/v1/offers/SUMMER25/launch").get_json()["id"]
         wait_until(lambda: status(campaign_id) == "done")
     assert relay.recipients == {f"c{n}@example.com": 1 for n in range(300)}
-    for customer in customer_queries.recipients(ids):
+    for customer in customer_queries.list_customers_by_ids(ids):
         kept = relay.to(customer.email)
         for body in (kept.text, kept.html):
             assert "SUMMER25" in body
-            assert personal_url(row.id, customer.id) in body
-            assert unsubscribe_url(customer.id, campaign_id) in body
+            assert build_personal_url(row.id, customer.id) in body
+            assert build_unsubscribe_url(customer.id, campaign_id) in body
 
 
 def test_a_killed_worker_is_followed_by_another_and_nobody_is_missed(
@@ -62,18 +62,18 @@ def test_a_killed_worker_is_followed_by_another_and_nobody_is_missed(
     settings = with_settings(mail_port=relay.port)
     relay.behaviour.seconds_per_mail = 0.005
     with live.worker(settings, MAIL_CONNECTIONS="2") as first:
-        campaign_id = campaign_tasks.launch_offer(offer().id, "tests").campaign.id
+        campaign_id = launch_actions.launch_announcement(offer().id, "tests").campaign.id
         relay.wait_for(150)
         first.process.kill()
         first.process.wait()
     killed = relay.connections
     leases_end()
     with live.worker(settings, MAIL_CONNECTIONS="2"):
-        campaign_tasks.sweep.call_local()
+        task_queue.run("campaigns.sweep")
         wait_until(lambda: status(campaign_id) == "done")
     assert len(relay.recipients) == 600
     assert len(relay.kept) - 600 <= killed <= 2
-    counts = campaign_queries.counts(campaign_id)
+    counts = campaign_queries.get_campaign_stats(campaign_id)
     assert (counts.sent, counts.uncertain) == (600, 0)
 
 
@@ -84,10 +84,10 @@ def test_a_worker_that_is_asked_to_end_sends_nothing_twice(
     settings = with_settings(mail_port=relay.port)
     relay.behaviour.seconds_per_mail = 0.005
     with live.worker(settings):
-        campaign_id = campaign_tasks.launch_offer(offer().id, "tests").campaign.id
+        campaign_id = launch_actions.launch_announcement(offer().id, "tests").campaign.id
         relay.wait_for(60)
     with live.worker(settings):
-        campaign_tasks.sweep.call_local()
+        task_queue.run("campaigns.sweep")
         wait_until(lambda: status(campaign_id) == "done")
     assert (len(relay.recipients), len(relay.kept)) == (300, 300)
 
@@ -99,9 +99,9 @@ def test_a_launch_while_the_relay_is_down_goes_out_when_it_is_back(
     port = live.free_port()
     settings = with_settings(mail_port=port)
     with live.worker(settings):
-        campaign_id = campaign_tasks.launch_offer(offer().id, "tests").campaign.id
-        wait_until(lambda: [campaign.trouble for campaign in campaign_queries.attention()])
-        assert campaign_queries.counts(campaign_id).sent == 0
+        campaign_id = launch_actions.launch_announcement(offer().id, "tests").campaign.id
+        wait_until(lambda: [campaign.trouble for campaign in campaign_queries.list_campaigns_needing_attention()])
+        assert campaign_queries.get_campaign_stats(campaign_id).sent == 0
         with relays.running(port) as relay:
             wait_until(lambda: status(campaign_id) == "done")
             assert (len(relay.recipients), len(relay.kept)) == (20, 20)
@@ -109,29 +109,29 @@ def test_a_launch_while_the_relay_is_down_goes_out_when_it_is_back(
 
 def test_the_sweep_rings_a_lost_bell_again(app: Flask, offer: Callable[..., Offer]) -> None:
     people(1)
-    campaign_actions.launch_offer(offer().id, "tests")
-    campaign_tasks.sweep.call_local()
+    launch_actions.launch_announcement(offer().id, "tests")
+    task_queue.run("campaigns.sweep")
     assert huey.storage.queue_size() == 1
 
 
 def test_the_sweep_is_quiet_when_there_is_nothing_to_do(app: Flask) -> None:
-    campaign_tasks.sweep.call_local()
+    task_queue.run("campaigns.sweep")
     assert huey.storage.queue_size() == 0
 
 
 def test_the_sweep_comes_back_the_moment_a_lease_ends(app: Flask, offer: Callable[..., Offer]) -> None:
     people(1)
-    preparation.prepare(campaign_actions.launch_offer(offer().id, "tests").campaign.id)
-    batches.claim("somebody")
+    preparation.prepare_campaign(launch_actions.launch_announcement(offer().id, "tests").campaign.id)
+    batches.claim_batch("somebody")
     db.session.execute(text("update batch set lease_until = now() + interval '40 seconds'"))
     db.session.commit()
-    campaign_tasks.sweep.call_local()
+    task_queue.run("campaigns.sweep")
     assert [task.eta is not None for task in huey.pending()] == [True]
 
 
 def test_the_last_pump_rings_no_other(app: Flask, offer: Callable[..., Offer], relay: Relay) -> None:
     people(1)
-    preparation.prepare(campaign_actions.launch_offer(offer().id, "tests").campaign.id)
-    campaign_tasks.pump.call_local()
+    preparation.prepare_campaign(launch_actions.launch_announcement(offer().id, "tests").campaign.id)
+    task_queue.run("campaigns.send")
     assert (len(relay.kept), huey.storage.queue_size()) == (1, 0)
-    assert sender.pump() is False
+    assert sender.send_pending_emails() is False

@@ -13,25 +13,25 @@ from sqlalchemy import text
 
 from tests.campaigns.relay import Relay
 from tests.campaigns.test_outcomes import fates, launch, status
-from webapp.campaigns import actions as campaign_actions
 from webapp.campaigns import timing
 from webapp.campaigns.deliveries import actions as delivery_actions
-from webapp.campaigns.deliveries.actions import Which
+from webapp.campaigns.deliveries.actions import DeliverySelection
+from webapp.campaigns.launch import transitions
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.sending import batches, completion, retries, sender
 from webapp.campaigns.sending import progress as send_progress
-from webapp.campaigns.sending.retries import Due
-from webapp.campaigns.sending.throttle import Pace
+from webapp.campaigns.sending.retries import DueRetry
+from webapp.campaigns.sending.throttle import SendThrottle
 from webapp.core.extensions import db
 from webapp.customers.suppressions import actions as suppression_actions
-from webapp.mail.smtp import Outcome
+from webapp.mail.smtp import SmtpOutcome
 from webapp.offers.models import Offer
 
 C0 = "c0@example.com"
-LATER = Outcome("deferred", 450, "4.7.1 later", "RCPT")
-REFUSED = Outcome("failed", 550, "no", "RCPT")
-CALLED_OFF = Outcome("stopped")
-ACCEPTED = Outcome("accepted", 250, "ok", "body")
+LATER = SmtpOutcome("deferred", 450, "4.7.1 later", "RCPT")
+REFUSED = SmtpOutcome("failed", 550, "no", "RCPT")
+CALLED_OFF = SmtpOutcome("stopped")
+ACCEPTED = SmtpOutcome("accepted", 250, "ok", "body")
 
 
 @pytest.fixture(params=["resend", "hold"])
@@ -45,12 +45,12 @@ def put_off(app: Flask, offer: Callable[..., Offer], policy: str) -> Campaign:
     campaign = launch(offer, [C0])
     db.session.execute(text("update campaign set uncertain_policy = :policy"), {"policy": policy})
     db.session.commit()
-    taken = batches.claim("first")
+    taken = batches.claim_batch("first")
     assert taken is not None
-    window = batches.open_window(taken)
+    window = batches.open_send_window(taken)
     assert window is not None
-    batches.note(taken, window.recipients[0], LATER)
-    batches.finish(taken)
+    batches.record_outcome(taken, window.recipients[0], LATER)
+    batches.finish_batch(taken)
     due_now()
     return campaign
 
@@ -60,8 +60,8 @@ def due_now() -> None:
     db.session.commit()
 
 
-def claimed() -> Due:
-    found = retries.claim_due()
+def claimed() -> DueRetry:
+    found = retries.claim_due_retry()
     assert found is not None
     return found
 
@@ -75,11 +75,11 @@ def test_a_late_word_about_an_earlier_try_changes_nothing(put_off: Campaign, pol
     first = claimed()
     due_now()
     if policy == "hold":
-        delivery_actions.send_again(put_off.id, Which("uncertain"), "staff")
+        delivery_actions.retry_deliveries(put_off.id, DeliverySelection("uncertain"), "staff")
     second = claimed()
-    retries.note_due(first, LATER)
-    retries.put_back(first)
-    retries.note_due(second, ACCEPTED)
+    retries.record_retry_outcome(first, LATER)
+    retries.release_retry(first)
+    retries.record_retry_outcome(second, ACCEPTED)
     assert fates(put_off) == {C0: ("sent_later", 250)}
 
 
@@ -87,7 +87,7 @@ def test_a_try_that_outlives_its_lease_is_not_lost(put_off: Campaign) -> None:
     due = claimed()
     due_now()
     completion.finish_campaigns()
-    retries.note_due(due, LATER)
+    retries.record_retry_outcome(due, LATER)
     completion.finish_campaigns()
     assert status(put_off)[0] == "sending"
     due_now()
@@ -102,15 +102,15 @@ def test_a_campaign_is_not_done_while_a_mail_of_it_is_tried(put_off: Campaign) -
 
 def test_a_try_that_was_called_off_does_not_count(put_off: Campaign) -> None:
     before = attempts()
-    retries.put_back(claimed())
+    retries.release_retry(claimed())
     assert (fates(put_off), attempts()) == ({C0: ("deferred", 450)}, before)
 
 
 def test_a_slow_relay_gets_a_mail_that_was_put_off(
     put_off: Campaign, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timing, "RENEW", 0.0)
-    while sender.pump():
+    monkeypatch.setattr(timing, "LEASE_RENEWAL_INTERVAL", 0.0)
+    while sender.send_pending_emails():
         pass
     assert (fates(put_off)[C0][0], relay.recipients) == ("sent_later", {C0: 1})
 
@@ -118,28 +118,28 @@ def test_a_slow_relay_gets_a_mail_that_was_put_off(
 def test_a_try_is_called_off_when_the_campaign_is_paused_meanwhile(
     put_off: Campaign, relay: Relay, app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timing, "RENEW", 0.0)
+    monkeypatch.setattr(timing, "LEASE_RENEWAL_INTERVAL", 0.0)
     due = claimed()
-    campaign_actions.pause(put_off.id, "tests")
-    assert not retries.renew(due)
+    transitions.pause_campaign(put_off.id, "tests")
+    assert not retries.renew_retry_lease(due)
 
 
 def test_a_batch_is_looked_after_before_each_new_connection(
     app: Flask, offer: Callable[..., Offer], relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timing, "RENEW", 0.0)
-    monkeypatch.setattr(timing, "TRIES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(timing, "LEASE_RENEWAL_INTERVAL", 0.0)
+    monkeypatch.setattr(timing, "RECONNECT_DELAYS", (0.0, 0.0, 0.0))
     campaign = launch(offer, [C0])
     relay.behaviour.rcpt[C0] = "drop"
     rule = relay.rule
 
     def pause_first(rules: dict[str, str], to: str) -> str:
         with app.app_context():
-            campaign_actions.pause(campaign.id, "tests")
+            transitions.pause_campaign(campaign.id, "tests")
         return rule(rules, to)
 
     monkeypatch.setattr(relay, "rule", pause_first)
-    sender.pump()
+    sender.send_pending_emails()
     assert (relay.connections, fates(campaign), status(campaign)[0]) == (1, {}, "paused")
 
 
@@ -149,28 +149,28 @@ def test_a_batch_is_looked_after_before_each_new_connection(
 @pytest.fixture
 def in_doubt(put_off: Campaign) -> Campaign:
     """The mail that was put off was tried, and no answer came."""
-    retries.note_due(claimed(), Outcome("uncertain", None, "no answer", "body"))
+    retries.record_retry_outcome(claimed(), SmtpOutcome("uncertain", None, "no answer", "body"))
     return put_off
 
 
 def test_a_second_copy_that_is_refused_is_no_failure(in_doubt: Campaign) -> None:
-    delivery_actions.send_again(in_doubt.id, Which("uncertain"), "staff")
-    retries.note_due(claimed(), REFUSED)
+    delivery_actions.retry_deliveries(in_doubt.id, DeliverySelection("uncertain"), "staff")
+    retries.record_retry_outcome(claimed(), REFUSED)
     assert fates(in_doubt) == {C0: ("uncertain", 550)}
 
 
 def test_who_may_have_it_is_not_called_left_out(in_doubt: Campaign) -> None:
-    delivery_actions.send_again(in_doubt.id, Which("uncertain"), "staff")
-    suppression_actions.put(C0, "unsubscribed", "staff")
+    delivery_actions.retry_deliveries(in_doubt.id, DeliverySelection("uncertain"), "staff")
+    suppression_actions.add_suppression(C0, "unsubscribed", "staff")
     db.session.commit()
-    assert retries.claim_due() is None
+    assert retries.claim_due_retry() is None
     words = db.session.execute(text("select text from mail_issue")).scalar_one()
     assert (fates(in_doubt)[C0][0], words) == ("uncertain", "no answer; not sent again: unsubscribed")
 
 
 def test_that_it_may_have_arrived_is_remembered_when_it_is_sent_again(in_doubt: Campaign) -> None:
-    delivery_actions.send_again(in_doubt.id, Which("uncertain"), "staff")
-    retries.note_due(claimed(), ACCEPTED)
+    delivery_actions.retry_deliveries(in_doubt.id, DeliverySelection("uncertain"), "staff")
+    retries.record_retry_outcome(claimed(), ACCEPTED)
     assert db.session.execute(text("select state, doubt from mail_issue")).one() == ("sent_later", True)
 
 
@@ -178,7 +178,7 @@ def test_a_try_whose_worker_was_killed_is_in_doubt(put_off: Campaign, policy: st
     claimed()
     due_now()
     if policy == "hold":
-        delivery_actions.send_again(put_off.id, Which("uncertain"), "staff")
+        delivery_actions.retry_deliveries(put_off.id, DeliverySelection("uncertain"), "staff")
         db.session.rollback()
     else:
         claimed()
@@ -199,29 +199,29 @@ def test_a_worker_does_not_think_its_lease_longer_than_it_is(
     app: Flask, offer: Callable[..., Offer], held: psycopg.Connection[object]
 ) -> None:
     launch(offer, [C0])
-    taken = batches.claim("us")
+    taken = batches.claim_batch("us")
     assert taken is not None
     held.execute("select 1 from batch for update")
     # Longer than any clock is read.
     waiting = threading.Timer(0.5, held.commit)
     waiting.start()
-    assert batches.renew(taken)
+    assert batches.renew_batch_lease(taken)
     waiting.join()
     left = db.session.execute(text("select extract(epoch from lease_until - now()) from batch")).scalar_one()
-    assert timing.LEASE - (time.monotonic() - taken.renewed) <= float(left) + 0.1
+    assert timing.LEASE_DURATION - (time.monotonic() - taken.renewed) <= float(left) + 0.1
 
 
 def test_a_former_owners_cursor_that_waited_for_the_new_one_is_not_put(
     app: Flask, offer: Callable[..., Offer], held: psycopg.Connection[object]
 ) -> None:
     launch(offer, [C0, "c1@example.com"])
-    former = batches.claim("former")
+    former = batches.claim_batch("former")
     assert former is not None
     found = []
 
     def late() -> None:
         with app.app_context():
-            found.append(send_progress.put(db.session.connection(), former, 2))
+            found.append(send_progress.move_cursor(db.session.connection(), former, 2))
             db.session.commit()
 
     held.execute("update batch_cursor set epoch = epoch + 1, cursor = 1")
@@ -238,7 +238,7 @@ def test_a_former_owners_cursor_that_waited_for_the_new_one_is_not_put(
 
 
 def test_turns_that_came_too_late_are_given_back(app: Flask) -> None:
-    pace = Pace(10)
+    pace = SendThrottle(10)
     assert pace.wait(50) == 0
     # As after a stall of nine seconds.
     pace._next -= 9

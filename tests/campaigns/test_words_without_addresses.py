@@ -23,7 +23,7 @@ def test_why_a_mailing_is_paused_names_nobody(
         with_settings(mail_port=relay.port)
         campaign = launch(offer, people)
         relay.behaviour.body |= {to: f"550 5.7.1 <{to}> content refused" for to in people}
-        sender.pump()
+        sender.send_pending_emails()
 
     now, reason = status(campaign)
     assert now == "paused"
@@ -38,9 +38,9 @@ def test_neither_does_what_keeps_all_mails_from_going_out(offer: Callable[..., O
     db.session.execute(text("update campaign set status = 'sending'"))
     db.session.commit()
 
-    auto_pause.say_trouble(f"no: {said} not now")
+    auto_pause.set_delivery_warning(f"no: {said} not now")
     trouble = db.session.scalars(text("select trouble from campaign")).one()
-    auto_pause.halt_all(f"no: {said} not now")
+    auto_pause.pause_all_automatically(f"no: {said} not now")
 
     for words in (trouble, status(campaign)[1] or ""):
         assert words.startswith("no: …")
@@ -54,7 +54,7 @@ def test_a_letter_that_cannot_be_written_is_logged_by_number(
     with relays.running() as relay:
         with_settings(mail_port=relay.port)
         launch(offer, ["ada@exa..mple.com"])
-        sender.pump()
+        sender.send_pending_emails()
 
     assert "no letter for customer" in caplog.text
     assert "ValueError" in caplog.text

@@ -24,8 +24,8 @@ from webapp.redemptions import actions as redemption_actions
 from webapp.redemptions import group_commit
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
-from webapp.redemptions.queries import Redeemed
-from webapp.redemptions.rules import Ask
+from webapp.redemptions.queries import RedemptionRecord
+from webapp.redemptions.rules import RedemptionRequest
 
 Job = TypeVar("Job")
 Found = TypeVar("Found")
@@ -99,7 +99,7 @@ def sell(app: Flask, till: Till) -> list[Said]:
     chance = random.Random(till.number)
     heard = []
     for email in chance.sample(till.emails, len(till.emails)):
-        heard += _redeem(app, [Ask(channel="api", code=till.code, email=email)])
+        heard += _redeem(app, [RedemptionRequest(channel="api", code=till.code, email=email)])
         if till.undoes and chance.random() < 0.4:
             heard += undo(app, (chance.choice(newest(app)), f"till {till.number}"))
     return heard
@@ -123,7 +123,7 @@ def sell_in_batches(app: Flask, wholesaler: Wholesaler) -> list[Said]:
     heard = []
     for _ in range(wholesaler.rounds):
         pairs = chance.sample(every, wholesaler.batch)
-        told = _redeem(app, [Ask(channel="api", code=code, email=email) for code, email in pairs])
+        told = _redeem(app, [RedemptionRequest(channel="api", code=code, email=email) for code, email in pairs])
         heard += told
         for one in told:
             if one.what == "redeemed" and chance.random() < 0.8:
@@ -138,7 +138,9 @@ def undo(app: Flask, wanted: tuple[str, str]) -> list[Said]:
         return []
     with app.app_context():
         try:
-            return [Said("undone", by, redemption_rollback.rollback(public_id, "order cancelled", by).public_id)]
+            return [
+                Said("undone", by, redemption_rollback.roll_back_redemption(public_id, "order cancelled", by).public_id)
+            ]
         except DomainError as error:
             return [Said(error.key, by, public_id)]
 
@@ -151,10 +153,10 @@ def undo_all(app: Flask, wanted: tuple[tuple[str, ...], str]) -> list[Said]:
 def newest(app: Flask) -> list[str]:
     """Some of the redemptions that were made last."""
     with app.app_context():
-        return [done.public_id for done in redemption_queries.latest(None, 8)] or [""]
+        return [done.public_id for done in redemption_queries.list_latest_redemptions(None, 8)] or [""]
 
 
-def _redeem(app: Flask, asks: list[Ask]) -> list[Said]:
+def _redeem(app: Flask, asks: list[RedemptionRequest]) -> list[Said]:
     with app.app_context():
         if len(asks) > 1:
             return [_said(ask, answer) for ask, answer in zip(asks, redemption_actions.redeem_all(asks), strict=True)]
@@ -164,7 +166,7 @@ def _redeem(app: Flask, asks: list[Ask]) -> list[Said]:
             return [_said(asks[0], error)]
 
 
-def _said(ask: Ask, answer: Redeemed | DomainError) -> Said:
+def _said(ask: RedemptionRequest, answer: RedemptionRecord | DomainError) -> Said:
     who = f"{ask.code} {ask.email}"
     if isinstance(answer, DomainError):
         return Said(answer.key, who)

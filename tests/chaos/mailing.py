@@ -24,15 +24,16 @@ import psycopg
 from tests import live
 from tests.chaos.place import Place
 from tests.chaos.quick_worker import FACTOR
-from webapp.campaigns import actions as campaign_actions
-from webapp.campaigns import tasks as campaign_tasks
 from webapp.campaigns import timing
-from webapp.campaigns.content.placeholders import MailText
+from webapp.campaigns.content.placeholders import EmailContent
+from webapp.campaigns.drafts import actions as draft_actions
+from webapp.campaigns.launch import actions as launch_actions
+from webapp.campaigns.launch import transitions
 from webapp.core.extensions import db
 from webapp.core.settings import ROOT
 from webapp.offers.models import Offer, OfferCode
 
-LEASE = timing.LEASE / FACTOR
+LEASE = timing.LEASE_DURATION / FACTOR
 SWEEP = 60 / FACTOR
 # Longer than anything here takes on a busy machine; whoever waits so long waits in vain.
 PATIENCE = 180
@@ -268,16 +269,16 @@ class Mailing:
     def pause(self) -> float:
         """When it was paused, by the clock that the relay goes by too."""
         with self.place.context():
-            campaign_actions.pause(self.id, "chaos")
+            transitions.pause_campaign(self.id, "chaos")
         return time.time()
 
     def resume(self) -> None:
         with self.place.context():
-            campaign_tasks.resume(self.id, "chaos")
+            transitions.resume_campaign(self.id, "chaos")
 
     def cancel(self) -> float:
         with self.place.context():
-            campaign_tasks.cancel(self.id, "chaos")
+            transitions.cancel_campaign(self.id, "chaos")
         return time.time()
 
 
@@ -315,5 +316,5 @@ def _launch(place: Place, policy: str) -> int:
         db.session.flush()
         db.session.add(OfferCode(code=code, offer_id=offer.id, code_as_written=code))
         db.session.commit()
-        campaign_actions.save_draft(offer.id, MailText(), policy, "chaos")
-        return int(campaign_tasks.launch_offer(offer.id, "chaos").campaign.id)
+        draft_actions.save_offer_draft(offer.id, EmailContent(), policy, "chaos")
+        return int(launch_actions.launch_announcement(offer.id, "chaos").campaign.id)

@@ -28,7 +28,7 @@ from webapp.core.extensions import db
 class Place:
     """A durable PostgreSQL with many customers, c0@example.com and so on, and a key for its web server."""
 
-    server: embedded_postgresql.Server
+    server: embedded_postgresql.EmbeddedServer
     settings: app_settings.Settings
     key: str
     app: Flask
@@ -71,12 +71,12 @@ def place(customers: int) -> Iterator[Place]:
     """A server in a temporary folder with so many customers; stopped and removed afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="onecode-crash-"))
     folder.chmod(0o755)
-    server = embedded_postgresql.server(folder, folder / "s")
+    server = embedded_postgresql.locate_server(folder, folder / "s")
     try:
         server.start()
         server.create_database("onecode")
         (folder / "i").mkdir()
-        mine = app_settings.load(
+        mine = app_settings.load_settings(
             {
                 "DATABASE_URL": f"postgresql://onecode@/onecode?host={folder / 's'}",
                 "SECRET_KEY": "only-for-tests",

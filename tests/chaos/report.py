@@ -24,7 +24,7 @@ How it is done:
   and the connection closed without an answer. A mail takes 20 ms, half of it before the log and half after, so that
   deaths fall on both sides of it. Every other connection is offered PIPELINING.
 - The workers are real ones, two processes with two connections each, whose waiting times are all shortened by
-  {FACTOR}; a lease, for instance, is {timing.LEASE / FACTOR:.0f} s instead of {timing.LEASE:.0f}.
+  {FACTOR}; a lease, for instance, is {timing.LEASE_DURATION / FACTOR:.0f} s instead of {timing.LEASE_DURATION:.0f}.
   A worker that is killed is started again at once, as systemd would. One that is stopped (SIGSTOP) goes on after 1.3
   leases and believes that nothing has happened.
   No clock and no row is touched.

@@ -20,7 +20,7 @@ from tests.chaos.mailing import LEASE, SWEEP, Mailing, under_way
 from tests.chaos.place import Place
 from tests.chaos.selling import ENOUGH, load, lost
 from webapp.campaigns import queries as campaign_queries
-from webapp.campaigns.models import WINDOW
+from webapp.campaigns.models import WINDOW_SIZE
 
 POLICIES = ("resend", "hold")
 
@@ -200,7 +200,7 @@ def redemptions(place: Place, rounds: int) -> int:
 def judge(name: str, mailing: Mailing) -> Run:
     """Hold what the relay has taken against the program's rows, and both against what is promised in any run."""
     with mailing.place.context():
-        counts = campaign_queries.counts(mailing.id)
+        counts = campaign_queries.get_campaign_stats(mailing.id)
     with mailing.place.connect() as connection:
         found = audit(connection, mailing.post.read(), mailing.id, counts)
     crew, post = mailing.crew, mailing.post
@@ -236,7 +236,7 @@ def _expect_stopped(run: Run, mailing: Mailing, since: float, status: str) -> No
     run.expect(mailing.status() == status, f"{mailing.status()} instead of {status}")
     late = Counter(line["connection"] for line in mailing.post.mails(mailing.id) if float(line["at"]) > since)
     worst = max(late.values(), default=0)
-    run.expect(worst <= WINDOW, f"{worst} mails over one connection after it was {status}")
+    run.expect(worst <= WINDOW_SIZE, f"{worst} mails over one connection after it was {status}")
 
 
 def _some(lines: Sequence[str]) -> str:

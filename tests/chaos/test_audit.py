@@ -13,7 +13,7 @@ from sqlalchemy import text
 from tests.campaigns.test_delivery import people
 from tests.chaos.audit import Audit, audit
 from webapp.campaigns import queries as campaign_queries
-from webapp.campaigns.models import gaps_of
+from webapp.campaigns.models import encode_gaps
 from webapp.core.extensions import db
 from webapp.offers.models import Offer
 
@@ -45,7 +45,7 @@ def log(app: Flask, offer: Callable[..., Offer]) -> Log:
             "insert into batch (campaign_id, seq, first_id, last_id, gaps, status, window_start, window_end, sent) "
             "values (1, 0, :first, :last, :gaps, 'done', 6, 6, 2)"
         ),
-        {"first": ids[0], "last": ids[-1], "gaps": gaps_of(ids)},
+        {"first": ids[0], "last": ids[-1], "gaps": encode_gaps(ids)},
     )
     db.session.execute(
         text("insert into mail_issue (campaign_id, customer_id, state) values (1, :id, :state)"),
@@ -58,7 +58,7 @@ def log(app: Flask, offer: Callable[..., Offer]) -> Log:
 def look(log: Log) -> Audit:
     db.session.rollback()
     with psycopg.connect(db.engine.url.render_as_string(False).replace("+psycopg", "")) as connection:
-        return audit(connection, log, 1, campaign_queries.counts(1))
+        return audit(connection, log, 1, campaign_queries.get_campaign_stats(1))
 
 
 def test_what_is_as_it_should_be_is_left_alone(log: Log) -> None:

@@ -25,7 +25,7 @@ from webapp.customers.models import Customer
 from webapp.offers.models import Offer
 from webapp.redemptions import actions as redemption_actions
 from webapp.redemptions import queries as redemption_queries
-from webapp.redemptions.rules import Ask
+from webapp.redemptions.rules import RedemptionRequest
 
 PROCESSES = 4
 CAP = 20
@@ -130,9 +130,9 @@ def test_of_many_processes_that_undo_the_same_redemptions_one_wins_each(
     crowd: Processes, offer: MakeOffer, emails: tuple[str, ...]
 ) -> None:
     row = offer(max_redemptions=CAP)
-    asks = [Ask(channel="api", code=row.code, email=email) for email in emails[:20]]
+    asks = [RedemptionRequest(channel="api", code=row.code, email=email) for email in emails[:20]]
     assert not [answer for answer in redemption_actions.redeem_all(asks) if isinstance(answer, Exception)]
-    ids = tuple(done.public_id for done in redemption_queries.latest(row.id, 20))
+    ids = tuple(done.public_id for done in redemption_queries.list_latest_redemptions(row.id, 20))
 
     found = crowd.each(undo_all, [(ids, f"clerk {n}") for n in range(8)])
 
@@ -144,9 +144,9 @@ def test_of_many_processes_that_undo_the_same_redemptions_one_wins_each(
     assert counts() == [(0, 0, CAP)]
 
 
-def _of(ask: Ask) -> list[redemption_queries.Redeemed]:
+def _of(ask: RedemptionRequest) -> list[redemption_queries.RedemptionRecord]:
     customer = db.session.query(Customer).filter_by(email=ask.email).one()
-    return redemption_queries.of_customer(customer.id)
+    return redemption_queries.list_customer_redemptions(customer.id)
 
 
 def test_batches_of_many_processes_that_overlap_in_offers_and_customers_never_wait_in_a_circle(
@@ -154,7 +154,7 @@ def test_batches_of_many_processes_that_overlap_in_offers_and_customers_never_wa
 ) -> None:
     people = emails[:16]
     codes = tuple(offer(f"CODE{n}", max_redemptions=12 if n % 2 else None).code for n in range(4))
-    redemption_actions.redeem_all([Ask(channel="api", code=code, email=emails[-1]) for code in codes])
+    redemption_actions.redeem_all([RedemptionRequest(channel="api", code=code, email=emails[-1]) for code in codes])
     before = deadlocks()
     wholesalers = [Wholesaler(n, codes, people, rounds=25, batch=24) for n in range(3 * PROCESSES)]
 
@@ -168,6 +168,6 @@ def test_batches_of_many_processes_that_overlap_in_offers_and_customers_never_wa
     assert told["undone"] > 100
     assert sum(rows for rows, _, _ in counts()) == live_now
     assert all(counter == (0 if cap is None else rows) for rows, counter, cap in counts())
-    every = [Ask(channel="api", code=code, email=email) for code in codes for email in people]
+    every = [RedemptionRequest(channel="api", code=code, email=email) for code in codes for email in people]
     redemption_actions.redeem_all(every)
     assert [rows for rows, _, _ in counts()] == [len(people) + 1, 12] * 2

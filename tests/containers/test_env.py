@@ -90,7 +90,7 @@ def test_a_program_outside_of_containers_keeps_its_own_database_and_mails(
     for name in ("DATABASE_URL", "SECRET_KEY", "MAIL_SERVER", "MAIL_PORT", "PORT", "PUBLIC_URL", "INSTANCE_PATH"):
         monkeypatch.delenv(name, raising=False)
 
-    found = app_settings.load()
+    found = app_settings.load_settings()
 
     assert found.database_is_embedded
     assert found.mail_is_sink

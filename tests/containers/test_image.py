@@ -83,7 +83,7 @@ def test_where_nothing_is_embedded_what_is_not_given_is_asked_for(
 ) -> None:
     monkeypatch.setattr(app_settings, "find_spec", lambda name: None)
     given = {"DATABASE_URL": "postgresql://db/onecode", "MAIL_SERVER": "mail", "SECRET_KEY": "a secret"}
-    assert app_settings.load(given | {"INSTANCE_PATH": str(tmp_path)}).mail_server == "mail"
+    assert app_settings.load_settings(given | {"INSTANCE_PATH": str(tmp_path)}).mail_server == "mail"
 
     with pytest.raises(app_settings.SettingsError, match=f"^{missing} must be set"):
-        app_settings.load(given | {"INSTANCE_PATH": str(tmp_path), missing: ""})
+        app_settings.load_settings(given | {"INSTANCE_PATH": str(tmp_path), missing: ""})

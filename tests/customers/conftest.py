@@ -28,7 +28,7 @@ def received(app: Flask) -> Callable[..., int]:
 
     def receive(file: str | bytes, media_type: str = CSV, audience: str = "", size: int = 1024 * 1024) -> int:
         data = file.encode() if isinstance(file, str) else file
-        return import_actions.receive(pieces(data, size), "customers.csv", media_type, audience, by="tests")
+        return import_actions.store_import_file(pieces(data, size), "customers.csv", media_type, audience, by="tests")
 
     return receive
 
@@ -39,8 +39,8 @@ def imported(received: Callable[..., int]) -> Import:
 
     def run(file: str | bytes, **options: object) -> CustomerImport:
         import_id = received(file, **options)
-        import_actions.run(import_id)
-        row = customer_queries.import_by_id(import_id)
+        import_actions.run_import(import_id)
+        row = customer_queries.find_import(import_id)
         assert row is not None
         return row
 

@@ -11,7 +11,7 @@ from flask import Flask, current_app
 from sqlalchemy import select, text
 
 from webapp.accounts.models import AuditEntry
-from webapp.core.errors import DomainError, Invalid, NotFound
+from webapp.core.errors import DomainError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.customers import actions as customer_actions
 from webapp.customers import queries as customer_queries
@@ -37,18 +37,18 @@ def audience(name: str, *members: Customer) -> Audience:
 def test_a_customer_is_entered_with_audiences(app: Flask) -> None:
     vip = audience("VIP")
 
-    ada = customer_actions.create(
+    ada = customer_actions.create_customer(
         CustomerValues(" Ada@Example.com ", "Ada  Lovelace", "EN_gb", "C1"), [vip.id, 999], by="tests"
     )
 
     assert (ada.email, ada.email_as_given, ada.name) == ("ada@example.com", "Ada@Example.com", "Ada Lovelace")
     assert (ada.locale, ada.source_id) == ("en-GB", "C1")
-    assert customer_queries.audiences_of(ada.id) == [vip]
+    assert customer_queries.list_customer_audiences(ada.id) == [vip]
 
 
 def test_every_field_that_is_wrong_is_told_at_once(app: Flask) -> None:
-    with pytest.raises(Invalid) as refusal:
-        customer_actions.create(CustomerValues("nobody", "x" * 201, "german!", "a\x01"), [], by="tests")
+    with pytest.raises(InvalidInput) as refusal:
+        customer_actions.create_customer(CustomerValues("nobody", "x" * 201, "german!", "a\x01"), [], by="tests")
 
     assert [error.field for error in refusal.value.errors] == ["email", "name", "locale", "source_id"]
 
@@ -61,7 +61,7 @@ def test_what_another_customer_has_is_refused_at_its_field(customer: Make, value
     customer("ada@example.com", source_id="C1")
 
     with pytest.raises(DomainError) as refusal:
-        customer_actions.create(values, [], by="tests")
+        customer_actions.create_customer(values, [], by="tests")
 
     assert (refusal.value.key, refusal.value.errors[0].field) == ("conflict", field)
 
@@ -69,10 +69,10 @@ def test_what_another_customer_has_is_refused_at_its_field(customer: Make, value
 def test_another_e_mail_keeps_the_customer(customer: Make) -> None:
     ada = customer("ada@example.com")
 
-    customer_actions.change(ada.id, CustomerValues("countess@example.com", "Ada"), [], by="tests")
+    customer_actions.update_customer(ada.id, CustomerValues("countess@example.com", "Ada"), [], by="tests")
 
-    assert customer_queries.by_email("ada@example.com") is None
-    found = customer_queries.by_email("countess@example.com")
+    assert customer_queries.find_customer_by_email("ada@example.com") is None
+    found = customer_queries.find_customer_by_email("countess@example.com")
     assert found is not None
     assert found.id == ada.id
 
@@ -82,24 +82,24 @@ def test_a_change_sets_the_audiences_exactly(customer: Make) -> None:
     audience("Old", ada)
     new = audience("New")
 
-    customer_actions.change(ada.id, CustomerValues("ada@example.com"), [new.id], by="tests")
+    customer_actions.update_customer(ada.id, CustomerValues("ada@example.com"), [new.id], by="tests")
 
-    assert [found.name for found in customer_queries.audiences_of(ada.id)] == ["New"]
+    assert [found.name for found in customer_queries.list_customer_audiences(ada.id)] == ["New"]
 
 
 def test_an_erased_customer_can_not_be_changed(customer: Make) -> None:
     ada = customer("ada@example.com")
-    customer_actions.erase(ada.id, by="tests")
+    customer_actions.erase_customer(ada.id, by="tests")
 
     with pytest.raises(NotFound):
-        customer_actions.change(ada.id, CustomerValues("ada@example.com"), [], by="tests")
+        customer_actions.update_customer(ada.id, CustomerValues("ada@example.com"), [], by="tests")
 
 
 def test_a_change_is_in_the_trail_with_its_fields_and_without_the_person(customer: Make) -> None:
     ada = customer("ada@example.com")
     vip = audience("VIP")
 
-    customer_actions.change(
+    customer_actions.update_customer(
         ada.id, CustomerValues("Countess@example.com", "Ada Lovelace"), [vip.id], by="eve@example.com"
     )
 
@@ -116,7 +116,7 @@ def test_what_changes_nothing_is_not_in_the_trail(customer: Make) -> None:
     ada = customer("ada@example.com", source_id="C1")
     audience("VIP", ada)
 
-    customer_actions.put(CustomerValues("ada@example.com", None, None, "C1"), ["VIP"], by="tests")
+    customer_actions.upsert_customer(CustomerValues("ada@example.com", None, None, "C1"), ["VIP"], by="tests")
 
     assert db.session.scalars(select(AuditEntry)).all() == []
 
@@ -127,27 +127,31 @@ def test_what_changes_nothing_is_not_in_the_trail(customer: Make) -> None:
 def test_put_makes_a_customer_once(app: Flask) -> None:
     values = CustomerValues("ada@example.com", "Ada", "en", "C1")
 
-    first, is_new = customer_actions.put(values, ["VIP"], by="tests")
-    again, is_new_again = customer_actions.put(values, ["VIP"], by="tests")
+    first, is_new = customer_actions.upsert_customer(values, ["VIP"], by="tests")
+    again, is_new_again = customer_actions.upsert_customer(values, ["VIP"], by="tests")
 
     assert (first.id, is_new, is_new_again) == (again.id, True, False)
-    assert [found.name for found in customer_queries.audiences_of(first.id)] == ["VIP"]
+    assert [found.name for found in customer_queries.list_customer_audiences(first.id)] == ["VIP"]
 
 
 def test_put_with_another_e_mail_keeps_the_customer_and_what_is_left_out(customer: Make) -> None:
     ada = customer("ada@example.com", source_id="C1", name="Ada", locale="en")
     audience("VIP", ada)
 
-    found, _ = customer_actions.put(CustomerValues("countess@example.com", None, None, "C1"), None, by="tests")
+    found, _ = customer_actions.upsert_customer(
+        CustomerValues("countess@example.com", None, None, "C1"), None, by="tests"
+    )
 
     assert (found.id, found.email, found.name, found.locale) == (ada.id, "countess@example.com", "Ada", "en")
-    assert [a.name for a in customer_queries.audiences_of(ada.id)] == ["VIP"]
+    assert [a.name for a in customer_queries.list_customer_audiences(ada.id)] == ["VIP"]
 
 
 def test_put_gives_a_known_e_mail_its_source_id(customer: Make) -> None:
     ada = customer("ada@example.com")
 
-    found, is_new = customer_actions.put(CustomerValues("ada@example.com", source_id="C1"), None, by="tests")
+    found, is_new = customer_actions.upsert_customer(
+        CustomerValues("ada@example.com", source_id="C1"), None, by="tests"
+    )
 
     assert (found.id, found.source_id, is_new) == (ada.id, "C1", False)
 
@@ -158,7 +162,7 @@ def test_put_does_not_take_an_e_mail_from_another_customer(customer: Make) -> No
 
     for source_id in ("C2", "C3"):
         with pytest.raises(DomainError, match="Another customer has this e-mail"):
-            customer_actions.put(CustomerValues("ada@example.com", source_id=source_id), None, by="tests")
+            customer_actions.upsert_customer(CustomerValues("ada@example.com", source_id=source_id), None, by="tests")
 
 
 def test_put_of_the_same_new_customer_at_the_same_time_makes_one(app: Flask) -> None:
@@ -171,7 +175,9 @@ def test_put_of_the_same_new_customer_at_the_same_time_makes_one(app: Flask) -> 
             start.wait()
             try:
                 ids.append(
-                    customer_actions.put(CustomerValues("ada@example.com", source_id="C1"), None, by="tests")[0].id
+                    customer_actions.upsert_customer(
+                        CustomerValues("ada@example.com", source_id="C1"), None, by="tests"
+                    )[0].id
                 )
             except Exception as error:
                 failures.append(error)
@@ -194,14 +200,14 @@ def test_an_audience_is_made_and_renamed(app: Flask) -> None:
 
     customer_actions.rename_audience(made.id, "Regulars", by="tests")
 
-    assert [found.name for found in customer_queries.audiences()] == ["Regulars"]
+    assert [found.name for found in customer_queries.list_audiences()] == ["Regulars"]
 
 
 @pytest.mark.parametrize("name", ["", "  ", "VIP", " VIP ", "x" * 101, "a\x00b"])
 def test_an_audience_needs_a_free_name(app: Flask, name: str) -> None:
     audience("VIP")
 
-    with pytest.raises(Invalid) as refusal:
+    with pytest.raises(InvalidInput) as refusal:
         customer_actions.create_audience(name, by="tests")
 
     assert refusal.value.errors[0].field == "name"
@@ -240,23 +246,23 @@ def test_customers_are_found_by_the_beginning_of_what_one_knows(customer: Make, 
     customer("ada@example.com", name="Ada Lovelace", source_id="C11")
     customer("grace@example.com", name="Grace Hopper-Brewster", source_id="C12")
 
-    assert [row.email for row in customer_queries.page(q)] == found
+    assert [row.email for row in customer_queries.list_customers(q)] == found
 
 
 def test_names_are_found_in_any_script(customer: Make) -> None:
     customer("a@example.com", name="Élodie Ñandú")
     customer("b@example.com", name="Жанна")
 
-    assert [row.email for row in customer_queries.page("élo")] == ["a@example.com"]
-    assert [row.email for row in customer_queries.page("жан")] == ["b@example.com"]
+    assert [row.email for row in customer_queries.list_customers("élo")] == ["a@example.com"]
+    assert [row.email for row in customer_queries.list_customers("жан")] == ["b@example.com"]
 
 
 def test_pages_follow_each_other_both_ways(customer: Make) -> None:
     ids = [customer(f"c{n}@example.com").id for n in range(5)]
 
-    first = [row.id for row in customer_queries.page(limit=2)]
-    second = [row.id for row in customer_queries.page(before=first[1], limit=2)]
-    back = [row.id for row in customer_queries.page(after=second[0], limit=2)]
+    first = [row.id for row in customer_queries.list_customers(limit=2)]
+    second = [row.id for row in customer_queries.list_customers(before=first[1], limit=2)]
+    back = [row.id for row in customer_queries.list_customers(after=second[0], limit=2)]
 
     assert first == ids[:1:-1]
     assert second == [ids[2], ids[1], ids[0]]
@@ -267,63 +273,67 @@ def test_the_list_of_an_audience_has_only_its_members(customer: Make) -> None:
     ada, _ = customer("ada@example.com"), customer("grace@example.com")
     vip = audience("VIP", ada)
 
-    assert [row.id for row in customer_queries.page("", vip.id)] == [ada.id]
-    assert customer_queries.page("grace", vip.id) == []
+    assert [row.id for row in customer_queries.list_customers("", vip.id)] == [ada.id]
+    assert customer_queries.list_customers("grace", vip.id) == []
 
 
 def test_erased_customers_are_nowhere(customer: Make) -> None:
     erased = customer("erased@example.com")
-    customer_actions.erase(erased.id, by="tests")
+    customer_actions.erase_customer(erased.id, by="tests")
     vip = audience("VIP", erased)
 
-    assert customer_queries.page() == []
-    assert customer_queries.ids_after(None, 0, 10) == customer_queries.ids_after(vip.id, 0, 10) == []
-    assert customer_queries.recipients([erased.id]) == []
-    assert customer_queries.reach(vip.id).total == 0
-    assert customer_queries.total() == customer_queries.Total(0, True)
+    assert customer_queries.list_customers() == []
+    assert (
+        customer_queries.list_customer_ids_after(None, 0, 10)
+        == customer_queries.list_customer_ids_after(vip.id, 0, 10)
+        == []
+    )
+    assert customer_queries.list_customers_by_ids([erased.id]) == []
+    assert customer_queries.count_audience_members(vip.id).total == 0
+    assert customer_queries.count_customers() == customer_queries.CustomerCount(0, True)
 
 
 def test_an_audience_is_walked_by_id(customer: Make) -> None:
     ids = [customer(f"c{n}@example.com").id for n in range(4)]
-    vip = audience("VIP", *(customer_queries.recipients(ids[1:])))
+    vip = audience("VIP", *(customer_queries.list_customers_by_ids(ids[1:])))
 
-    assert customer_queries.ids_after(None, ids[0], 2) == ids[1:3]
-    assert customer_queries.ids_after(vip.id, 0, 2) == ids[1:3]
-    assert customer_queries.ids_after(vip.id, ids[2], 2) == ids[3:]
+    assert customer_queries.list_customer_ids_after(None, ids[0], 2) == ids[1:3]
+    assert customer_queries.list_customer_ids_after(vip.id, 0, 2) == ids[1:3]
+    assert customer_queries.list_customer_ids_after(vip.id, ids[2], 2) == ids[3:]
 
 
 def test_reach_tells_who_must_not_be_mailed(customer: Make) -> None:
     _, grace = customer("ada@example.com"), customer("grace@example.com", suppressed="unsubscribed")
     vip = audience("VIP", grace)
 
-    assert customer_queries.reach(None) == customer_queries.Reach(2, 1)
-    assert customer_queries.reach(vip.id) == customer_queries.Reach(1, 1)
+    assert customer_queries.count_audience_members(None) == customer_queries.AudienceTotals(2, 1)
+    assert customer_queries.count_audience_members(vip.id) == customer_queries.AudienceTotals(1, 1)
 
 
 def test_few_customers_are_counted_exactly(customer: Make) -> None:
     customer("ada@example.com")
 
-    assert customer_queries.total() == customer_queries.Total(1, True)
+    assert customer_queries.count_customers() == customer_queries.CustomerCount(1, True)
 
 
 def test_audiences_are_listed_with_their_sizes(customer: Make) -> None:
     audience("Empty")
     audience("VIP", customer("ada@example.com"))
 
-    assert [(row.name, row.members) for row in customer_queries.audience_sizes()] == [("Empty", 0), ("VIP", 1)]
+    assert [(row.name, row.members) for row in customer_queries.list_audience_summaries()] == [("Empty", 0), ("VIP", 1)]
 
 
 def test_a_large_audience_is_estimated_and_a_small_one_beside_it_counted(
     customer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(customer_queries, "COUNTED_EXACTLY", 10)
+    monkeypatch.setattr(customer_queries, "EXACT_COUNT_LIMIT", 10)
     people = [customer(f"c{n}@example.com") for n in range(20)]
     audience("Everyone", *people)
     audience("Few", *people[:3])
     db.session.execute(text("analyze audience_member"))
     db.session.commit()
 
-    sizes = [(row.name, row.members, row.is_exact) for row in customer_queries.audience_sizes()]
+    sizes = [(row.name, row.members, row.is_exact) for row in customer_queries.list_audience_summaries()]
 
     assert sizes == [("Everyone", 20, False), ("Few", 3, True)]
 

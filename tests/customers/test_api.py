@@ -27,7 +27,7 @@ def test_a_file_is_taken_and_its_progress_told(api: FlaskClient) -> None:
     assert answer.headers["Location"] == f"/api/v1/imports/{import_id}"
     assert answer.get_json() == {"id": import_id, "status": "queued"}
 
-    import_actions.run(import_id)
+    import_actions.run_import(import_id)
     told = api.get(answer.headers["Location"]).get_json()
     names = ("id", "status", "rows", "created", "updated", "rejected", "error")
     assert {name: told[name] for name in names} == {
@@ -49,16 +49,16 @@ def test_json_lines_and_a_content_type_with_a_charset_are_taken(api: FlaskClient
         content_type=f"{NDJSON}; charset=utf-8",
     )
 
-    import_actions.run(answer.get_json()["id"])
+    import_actions.run_import(answer.get_json()["id"])
 
-    ada = customer_queries.by_email("ada@example.com")
+    ada = customer_queries.find_customer_by_email("ada@example.com")
     assert ada is not None
-    assert [audience.name for audience in customer_queries.audiences_of(ada.id)] == ["VIP"]
+    assert [audience.name for audience in customer_queries.list_customer_audiences(ada.id)] == ["VIP"]
 
 
 def test_errors_are_told_page_by_page(api: FlaskClient) -> None:
     answer = api.post("/api/v1/customers/import", data="email\n" + "bad\n" * 5, content_type=CSV)
-    import_actions.run(answer.get_json()["id"])
+    import_actions.run_import(answer.get_json()["id"])
 
     lines: list[int] = []
     address = f"{answer.headers['Location']}?limit=2"
@@ -89,7 +89,7 @@ def test_a_file_that_can_not_be_taken_is_a_problem(
     assert (answer.status_code, answer.mimetype) == (status, "application/problem+json")
     if code:
         assert answer.get_json()["errors"][0]["code"] == code
-    assert customer_queries.imports() == []
+    assert customer_queries.list_imports() == []
 
 
 def test_a_file_that_is_too_large_is_a_problem(api: FlaskClient, with_settings: Callable[..., Settings]) -> None:

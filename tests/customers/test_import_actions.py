@@ -15,16 +15,16 @@ from sqlalchemy import func, select, update
 from tests.customers.conftest import Import, counts, people, refusals
 from webapp.accounts.models import AuditEntry
 from webapp.core import task_queue
-from webapp.core.errors import Invalid
+from webapp.core.errors import InvalidInput
 from webapp.core.extensions import db, huey
 from webapp.customers import actions as customer_actions
 from webapp.customers import queries as customer_queries
-from webapp.customers import tasks as customer_tasks
 from webapp.customers.imports import actions as import_actions
 from webapp.customers.imports import staging
 from webapp.customers.imports.parser import NDJSON
 from webapp.customers.models import Audience, AudienceMember, Customer, CustomerImport, ImportChunk
 from webapp.customers.validation import CustomerValues
+from webapp.tasks import customers as customer_tasks
 
 Make = Callable[..., Customer]
 Receive = Callable[..., int]
@@ -50,15 +50,15 @@ def members(name: str) -> set[str]:
 @pytest.fixture
 def one_lane(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks so small that a short file has many."""
-    monkeypatch.setattr(staging, "BLOCK", 10)
-    monkeypatch.setattr(import_actions, "READ_BLOCK", 7)
+    monkeypatch.setattr(staging, "BLOCK_LINES", 10)
+    monkeypatch.setattr(import_actions, "READ_BLOCK_ROWS", 7)
 
 
 @pytest.fixture(params=["one lane", "two lanes"])
 def small_blocks(request: pytest.FixtureRequest, one_lane: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same, merged over one connection and over two."""
     if request.param == "two lanes":
-        monkeypatch.setattr(import_actions, "LANES_FROM", 0)
+        monkeypatch.setattr(import_actions, "PARALLEL_MERGE_MIN_BYTES", 0)
 
 
 # --- what becomes of rows ------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def test_an_import_never_lifts_an_unsubscription(imported: Import, customer: Mak
     imported("email,name\nada@example.com,Ada Lovelace\n")
 
     assert people()["ada@example.com"].name == "Ada Lovelace"
-    assert customer_queries.suppressed_among([ada.id]) == {ada.id: "unsubscribed"}
+    assert customer_queries.find_suppression_reasons([ada.id]) == {ada.id: "unsubscribed"}
 
 
 def test_json_lines_are_imported_like_csv(imported: Import) -> None:
@@ -224,7 +224,7 @@ def test_a_column_names_the_audience_of_each_row(imported: Import) -> None:
 
     imported("email,audience\nada@example.com,VIP\ngrace@example.com, New  one \nbob@example.com,\n")
 
-    assert [audience.name for audience in customer_queries.audiences()] == ["New one", "VIP"]
+    assert [audience.name for audience in customer_queries.list_audiences()] == ["New one", "VIP"]
     assert (members("VIP"), members("New one")) == ({"ada@example.com"}, {"grace@example.com"})
 
 
@@ -241,18 +241,18 @@ def test_a_column_with_hundreds_of_audiences_is_another_column(imported: Import)
 
     assert (row.status, row.error_code) == ("failed", "audiences_too_many")
     assert people() == {}
-    assert customer_queries.audiences() == []
+    assert customer_queries.list_audiences() == []
 
 
 # --- files that can't be taken -------------------------------------------------------------------
 
 
 def test_a_file_that_is_refused_at_once_leaves_nothing_behind(received: Receive) -> None:
-    with pytest.raises(Invalid):
+    with pytest.raises(InvalidInput):
         received(b"\xff\xd8\xff\xe0 a picture", audience="Newsletter")
 
-    assert customer_queries.imports() == []
-    assert customer_queries.audiences() == []
+    assert customer_queries.list_imports() == []
+    assert customer_queries.list_audiences() == []
 
 
 def test_what_only_the_worker_can_see_fails_the_import(imported: Import) -> None:
@@ -268,9 +268,9 @@ def test_an_upload_that_breaks_off_says_so_and_keeps_no_piece(app: Flask) -> Non
         raise ConnectionError
 
     with pytest.raises(ConnectionError):
-        import_actions.receive(breaking(), "customers.csv", "text/csv", "", by="tests")
+        import_actions.store_import_file(breaking(), "customers.csv", "text/csv", "", by="tests")
 
-    row = customer_queries.imports()[0]
+    row = customer_queries.list_imports()[0]
     assert (row.status, row.error_code) == ("failed", "upload_broken")
     assert db.session.scalar(select(func.count()).select_from(ImportChunk)) == 0
 
@@ -282,9 +282,9 @@ def test_an_upload_whose_web_process_died_is_closed_by_the_sweep(app: Flask) -> 
     db.session.add(ImportChunk(import_id=row.id, seq=0, data=b"email"))
     db.session.commit()
 
-    customer_tasks.sweep.call_local()
+    task_queue.run("customers.sweep_customers")
 
-    assert customer_queries.imports()[0].error_code == "upload_broken"
+    assert customer_queries.list_imports()[0].error_code == "upload_broken"
     assert db.session.scalar(select(func.count()).select_from(ImportChunk)) == 0
 
 
@@ -293,14 +293,14 @@ def test_an_upload_that_goes_on_is_left_alone_by_the_sweep(app: Flask) -> None:
     db.session.add(CustomerImport(filename="x", media_type="text/csv", lease_until=now.replace(year=now.year + 1)))
     db.session.commit()
 
-    customer_tasks.sweep.call_local()
+    task_queue.run("customers.sweep_customers")
 
-    assert customer_queries.imports()[0].status == "receiving"
+    assert customer_queries.list_imports()[0].status == "receiving"
 
 
 def test_explanations_do_not_fill_the_disk(imported: Import, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_actions, "KEPT_REJECTIONS", 10)
-    monkeypatch.setattr(import_actions, "READ_BLOCK", 7)
+    monkeypatch.setattr(import_actions, "MAX_STORED_REJECTIONS", 10)
+    monkeypatch.setattr(import_actions, "READ_BLOCK_ROWS", 7)
 
     row = imported("email\n" + "bad\n" * 100)
 
@@ -312,7 +312,7 @@ def test_explanations_do_not_fill_the_disk(imported: Import, monkeypatch: pytest
 
 
 def test_receiving_rings_a_worker(app: Flask) -> None:
-    customer_tasks.receive_import(iter([many(1).encode()]), "customers.csv", "text/csv", "", by="tests")
+    import_actions.store_import_file(iter([many(1).encode()]), "customers.csv", "text/csv", "", by="tests")
 
     assert huey.storage.queue_size() == 1
 
@@ -327,7 +327,7 @@ def test_who_sent_a_file_is_in_the_trail(received: Receive) -> None:
 def test_the_sweep_rings_again_for_a_lost_bell(received: Receive) -> None:
     received(many(1))
 
-    customer_tasks.sweep.call_local()
+    task_queue.run("customers.sweep_customers")
 
     assert huey.storage.queue_size() == 1
 
@@ -337,7 +337,7 @@ def test_two_workers_with_one_import_do_it_once(received: Receive) -> None:
 
     both(import_id)
 
-    row = customer_queries.import_by_id(import_id)
+    row = customer_queries.find_import(import_id)
     assert row is not None
     assert (row.status, counts(row)) == ("done", {"rows": 2_000, "created": 2_000})
 
@@ -350,7 +350,7 @@ def test_imports_of_the_same_people_at_the_same_time_do_not_harm_each_other(
 
     both(first, second)
 
-    rows = [row for row in customer_queries.imports() if row.status == "done"]
+    rows = [row for row in customer_queries.list_imports() if row.status == "done"]
     assert [row.rows for row in rows] == [500, 500]
     assert sum(row.created for row in rows) == len(people()) == 500
 
@@ -361,7 +361,7 @@ def both(*import_ids: int) -> None:
 
     def work(import_id: int) -> None:
         with app.app_context():
-            import_actions.run(import_id)
+            import_actions.run_import(import_id)
 
     ids = import_ids if len(import_ids) == 2 else import_ids * 2
     threads = [threading.Thread(target=work, args=[import_id]) for import_id in ids]
@@ -402,12 +402,12 @@ def test_what_a_killed_worker_left_is_finished_exactly(
 
     monkeypatch.setattr(staging, step, deadly)
     with pytest.raises(Killed):
-        import_actions.run(import_id)
+        import_actions.run_import(import_id)
     monkeypatch.setattr(staging, step, real)
     expire_leases()
-    customer_tasks.import_customers.call_local(import_id)
+    task_queue.run("customers.process_import", import_id)
 
-    row = customer_queries.import_by_id(import_id)
+    row = customer_queries.find_import(import_id)
     assert row is not None
     assert row.status == "done"
     got = counts(row)
@@ -423,9 +423,9 @@ def test_an_import_that_another_worker_holds_is_left_alone(received: Receive) ->
     db.session.execute(update(CustomerImport).values(values))
     db.session.commit()
 
-    import_actions.run(import_id)
+    import_actions.run_import(import_id)
 
-    row = customer_queries.import_by_id(import_id)
+    row = customer_queries.find_import(import_id)
     assert row is not None
     assert (row.status, row.epoch, row.rows) == ("running", 1, 0)
 
@@ -434,7 +434,7 @@ def test_a_worker_that_was_only_slow_finds_that_it_was_replaced(
     app: Flask, received: Receive, one_lane: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import_id = received(many(40))
-    real = staging.merge
+    real = staging.merge_rows
     calls = 0
 
     def slow(*arguments: Any) -> Any:
@@ -444,21 +444,21 @@ def test_a_worker_that_was_only_slow_finds_that_it_was_replaced(
             with app.app_context():
                 expire_leases()
                 with contextlib.suppress(Killed):
-                    import_actions.run(import_id)
+                    import_actions.run_import(import_id)
         elif calls == 3:
             # The one that replaced it is killed too, half way.
             raise Killed
         return real(*arguments)
 
-    monkeypatch.setattr(staging, "merge", slow)
-    import_actions.run(import_id)
-    row = customer_queries.import_by_id(import_id)
+    monkeypatch.setattr(staging, "merge_rows", slow)
+    import_actions.run_import(import_id)
+    row = customer_queries.find_import(import_id)
     assert row is not None
     assert (row.status, row.epoch) == ("running", 2)
     expire_leases()
-    import_actions.run(import_id)
+    import_actions.run_import(import_id)
 
-    row = customer_queries.import_by_id(import_id)
+    row = customer_queries.find_import(import_id)
     assert row is not None
     assert (row.status, counts(row)) == ("done", {"rows": 40, "created": 40})
 
@@ -469,35 +469,37 @@ def test_a_worker_that_is_asked_to_end_leaves_off_and_another_goes_on_at_once(
     import_id = received(many(40))
     asked = threading.Event()
     asked.set()
-    monkeypatch.setattr(task_queue, "stopping", asked)
-    import_actions.run(import_id)
-    assert customer_queries.waiting_imports() == [import_id]
+    monkeypatch.setattr(task_queue, "stop_requested", asked)
+    import_actions.run_import(import_id)
+    assert customer_queries.list_claimable_import_ids() == [import_id]
 
-    monkeypatch.setattr(task_queue, "stopping", threading.Event())
-    import_actions.run(import_id)
+    monkeypatch.setattr(task_queue, "stop_requested", threading.Event())
+    import_actions.run_import(import_id)
 
-    row = customer_queries.import_by_id(import_id)
+    row = customer_queries.find_import(import_id)
     assert row is not None
     assert (row.status, counts(row)) == ("done", {"rows": 40, "created": 40})
 
 
 def test_an_import_that_kills_every_worker_is_given_up(received: Receive) -> None:
     import_id = received(many(1))
-    db.session.execute(update(CustomerImport).values(epoch=import_actions.TRIES))
+    db.session.execute(update(CustomerImport).values(epoch=import_actions.MAX_IMPORT_ATTEMPTS))
     db.session.commit()
 
-    import_actions.run(import_id)
+    import_actions.run_import(import_id)
 
-    row = customer_queries.import_by_id(import_id)
+    row = customer_queries.find_import(import_id)
     assert row is not None
     assert (row.status, row.error_code) == ("failed", "import_broken")
 
 
 def test_a_customer_changed_meanwhile_keeps_what_the_import_says_last(received: Receive) -> None:
     import_id = received("email,name\nada@example.com,From the file\n")
-    customer_actions.put(CustomerValues("ada@example.com", name="By JSON", source_id="C1"), None, by="tests")
+    customer_actions.upsert_customer(
+        CustomerValues("ada@example.com", name="By JSON", source_id="C1"), None, by="tests"
+    )
 
-    import_actions.run(import_id)
+    import_actions.run_import(import_id)
 
     ada = people()["ada@example.com"]
     assert (ada.name, ada.source_id) == ("From the file", "C1")
@@ -508,15 +510,15 @@ def test_a_customer_changed_meanwhile_keeps_what_the_import_says_last(received: 
 
 def test_one_import_is_read_at_a_time_and_the_next_is_rung_for(received: Receive) -> None:
     first, second = received("email\nada@example.com\n"), received("email\nbob@example.com\n")
-    with customer_tasks._reading:
-        customer_tasks.read_import(first)
+    with customer_tasks._import_lock:
+        customer_tasks.process_import(first)
     assert set(people()) == set()
 
-    customer_tasks.read_import(first)
+    customer_tasks.process_import(first)
 
     assert set(people()) == {"ada@example.com"}
     assert huey.storage.queue_size() == 1
-    customer_tasks.read_import(second)
+    customer_tasks.process_import(second)
     assert set(people()) == {"ada@example.com", "bob@example.com"}
 
 
@@ -525,11 +527,11 @@ def test_the_sweep_leaves_an_upload_whose_last_piece_has_come(
 ) -> None:
     import_id = received("email\nada@example.com\n")
     # It looked a moment ago, when the piece was still missing.
-    monkeypatch.setattr(customer_queries, "stalled_uploads", lambda: [import_id])
+    monkeypatch.setattr(customer_queries, "list_stalled_upload_ids", lambda: [import_id])
 
-    import_actions.close_broken_uploads()
+    import_actions.fail_stalled_uploads()
 
-    row = customer_queries.import_by_id(import_id)
+    row = customer_queries.find_import(import_id)
     assert row is not None
     assert row.status == "queued"
     assert db.session.scalar(select(func.count()).select_from(ImportChunk)) == 1
@@ -541,6 +543,6 @@ def test_an_upload_that_breaks_off_makes_no_audience(app: Flask) -> None:
         raise ConnectionError
 
     with pytest.raises(ConnectionError):
-        import_actions.receive(broken(), "a.csv", "text/csv", "Ghost", by="tests")
+        import_actions.store_import_file(broken(), "a.csv", "text/csv", "Ghost", by="tests")
 
-    assert list(customer_queries.audiences()) == []
+    assert list(customer_queries.list_audiences()) == []

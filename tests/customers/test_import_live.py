@@ -19,9 +19,9 @@ from tests import live
 from tests.customers.conftest import Import, pieces
 from webapp.accounts import actions as account_actions
 from webapp.accounts.models import StaffUser
+from webapp.core import task_queue
 from webapp.core.extensions import db
 from webapp.customers import queries as customer_queries
-from webapp.customers import tasks as customer_tasks
 from webapp.customers.imports import actions as import_actions
 from webapp.customers.models import Customer, CustomerImport, ImportChunk
 
@@ -56,7 +56,7 @@ def wait_for(what: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def size_of(import_id: int) -> int:
-    row = customer_queries.import_by_id(import_id)
+    row = customer_queries.find_import(import_id)
     assert row is not None
     return row.size
 
@@ -90,7 +90,7 @@ def test_a_large_upload_by_machine_does_not_fill_the_memory_of_the_web_server(ap
         after = max(peak(pid) for pid in of(web.process.pid))
 
     assert status == 202
-    assert customer_queries.imports()[0].size == sum(map(len, a_large_file()))
+    assert customer_queries.list_imports()[0].size == sum(map(len, a_large_file()))
     assert after - before < ALLOWED_KB
 
 
@@ -127,9 +127,9 @@ def test_a_large_upload_by_form_does_not_fill_the_memory_of_the_web_server(
 
     assert (answer.status, answer.headers["Location"]) == (
         302,
-        f"/customers/imports/{customer_queries.imports()[0].id}",
+        f"/customers/imports/{customer_queries.list_imports()[0].id}",
     )
-    assert customer_queries.imports()[0].size == sum(map(len, a_large_file()))
+    assert customer_queries.list_imports()[0].size == sum(map(len, a_large_file()))
     assert after - before < ALLOWED_KB
 
 
@@ -144,11 +144,11 @@ def test_a_connection_that_breaks_leaves_an_import_that_says_so(app: Flask) -> N
         connection.putheader("Content-Length", "100000000")
         connection.endheaders()
         connection.send(b"email,name\r\n" + CHUNK * 3)
-        wait_for(lambda: bool(customer_queries.imports()) and size_of(customer_queries.imports()[0].id) > 0)
+        wait_for(lambda: bool(customer_queries.list_imports()) and size_of(customer_queries.list_imports()[0].id) > 0)
         connection.close()
-        wait_for(lambda: customer_queries.imports()[0].status == "failed")
+        wait_for(lambda: customer_queries.list_imports()[0].status == "failed")
 
-    assert customer_queries.imports()[0].error_code == "upload_broken"
+    assert customer_queries.list_imports()[0].error_code == "upload_broken"
     assert db.session.scalar(select(func.count()).select_from(ImportChunk)) == 0
 
 
@@ -175,16 +175,16 @@ def test_a_worker_killed_in_the_middle_of_the_merge_is_picked_up_by_another(app:
     rows = 150_000
     lines = [f"customer{n}@example.com,Customer {n}" if n % 100 else f"broken{n},B" for n in range(rows)]
     file = ("email,name\n" + "\n".join(lines)).encode()
-    import_id = import_actions.receive(pieces(file), "customers.csv", "text/csv", "", by="tests")
+    import_id = import_actions.store_import_file(pieces(file), "customers.csv", "text/csv", "", by="tests")
 
     def row() -> CustomerImport:
-        found = customer_queries.import_by_id(import_id)
+        found = customer_queries.find_import(import_id)
         assert found is not None
         return found
 
     settings = app.config["SETTINGS"]
     with live.worker(settings) as first:
-        customer_tasks.import_customers(import_id)
+        task_queue.enqueue("customers.process_import", import_id)
         wait_for(lambda: max(row().merged_to or [0]) > 0)
         os.kill(first.process.pid, signal.SIGKILL)
         first.process.wait()
@@ -193,7 +193,7 @@ def test_a_worker_killed_in_the_middle_of_the_merge_is_picked_up_by_another(app:
     db.session.execute(update(CustomerImport).values(lease_until=func.now()))
     db.session.commit()
     with live.worker(settings) as second:
-        customer_tasks.import_customers(import_id)
+        task_queue.enqueue("customers.process_import", import_id)
         wait_for(lambda: row().status == "done")
         memory = peak(second.process.pid)
 
@@ -217,4 +217,4 @@ def test_a_file_in_chunks_is_refused_for_nobody_could_tell_whether_it_came_whole
         problem = json.loads(answer.read())
 
     assert (answer.status, problem["code"]) == (411, "length_required")
-    assert customer_queries.imports() == []
+    assert customer_queries.list_imports() == []

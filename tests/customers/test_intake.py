@@ -13,8 +13,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from webapp.core.errors import Invalid
-from webapp.customers.imports.parser import CSV, NDJSON, Rejection, check_opening, read
+from webapp.core.errors import InvalidInput
+from webapp.customers.imports.parser import CSV, NDJSON, Rejection, check_file_start, parse_rows
 
 
 class Row(NamedTuple):
@@ -40,7 +40,7 @@ def refused(file: str | bytes, media_type: str = CSV, size: int = 1 << 20) -> li
 
 def everything(file: str | bytes, media_type: str = CSV, size: int = 1 << 20) -> list[Row | Rejection]:
     data = file.encode() if isinstance(file, str) else file
-    found = read([data[at : at + size] for at in range(0, len(data), size)], media_type)
+    found = parse_rows([data[at : at + size] for at in range(0, len(data), size)], media_type)
     return [item if isinstance(item, Rejection) else row_of(item[1]) for item in found]
 
 
@@ -51,8 +51,8 @@ def row_of(text: str) -> Row:
 
 def whole_file(file: str | bytes, media_type: str = CSV) -> str:
     """The code with which a file is refused as a whole, at its opening."""
-    with pytest.raises(Invalid) as refusal:
-        check_opening(file.encode() if isinstance(file, str) else file, media_type, whole=True)
+    with pytest.raises(InvalidInput) as refusal:
+        check_file_start(file.encode() if isinstance(file, str) else file, media_type, whole=True)
     return refusal.value.errors[0].key
 
 
@@ -128,8 +128,8 @@ def test_a_file_in_which_nothing_can_be_taken_is_refused_at_once(file: str | byt
 
 
 def test_a_missing_e_mail_column_is_told_with_the_columns_there_are() -> None:
-    with pytest.raises(Invalid, match=r"no column called email. The columns are: name, phone\."):
-        check_opening(b"name,phone\nAda,1\n", CSV, whole=True)
+    with pytest.raises(InvalidInput, match=r"no column called email. The columns are: name, phone\."):
+        check_file_start(b"name,phone\nAda,1\n", CSV, whole=True)
 
 
 # --- rows ----------------------------------------------------------------------------------------
@@ -356,7 +356,7 @@ def test_memory_does_not_grow_with_the_file() -> None:
     peaks = []
     for megabytes in (1, 6):
         tracemalloc.start()
-        for _ in read(file(megabytes), CSV):
+        for _ in parse_rows(file(megabytes), CSV):
             pass
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
@@ -372,7 +372,7 @@ def test_one_endless_line_does_not_fill_the_memory() -> None:
         yield b"\nada@example.com,Ada\n"
 
     tracemalloc.start()
-    found = list(read(file(), CSV))
+    found = list(parse_rows(file(), CSV))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
 

@@ -11,7 +11,7 @@ from sqlalchemy import select, text
 
 from tests.campaigns import relay as relays
 from webapp.accounts.models import AuditEntry
-from webapp.campaigns import actions as campaign_actions
+from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation
 from webapp.campaigns.sending import sender
 from webapp.core.extensions import db
@@ -23,22 +23,22 @@ from webapp.customers.validation import CustomerValues
 from webapp.offers.models import Offer
 from webapp.redemptions import group_commit, personal_links
 from webapp.redemptions import queries as redemption_queries
-from webapp.redemptions.errors import Refused
-from webapp.redemptions.rules import Ask
+from webapp.redemptions.errors import RedemptionRefused
+from webapp.redemptions.rules import RedemptionRequest
 
 Make = Callable[..., Customer]
 MakeOffer = Callable[..., Offer]
 
 
-def ask(email: str = "ada@example.com", code: str = "SUMMER25") -> Ask:
-    return Ask(channel="form", code=code, email=email)
+def ask(email: str = "ada@example.com", code: str = "SUMMER25") -> RedemptionRequest:
+    return RedemptionRequest(channel="form", code=code, email=email)
 
 
 def refusal(email: str = "ada@example.com", code: str = "SUMMER25") -> str | None:
     """Why redeeming is refused, or none: then it has been redeemed."""
     try:
         group_commit.redeem(ask(email, code))
-    except Refused as refused:
+    except RedemptionRefused as refused:
         return refused.reason
     return None
 
@@ -59,7 +59,7 @@ def test_another_e_mail_by_staff_frees_no_second_use(staff: FlaskClient, custome
 
     assert refusal("countess@example.com") == "already_redeemed"
     assert refusal("ada@example.com") == "customer_unknown"
-    found = customer_queries.by_id(ada.id)
+    found = customer_queries.find_customer(ada.id)
     assert found is not None
     assert (found.name, found.locale) == ("Countess", "de")
 
@@ -80,24 +80,24 @@ def test_the_personal_link_and_the_receipt_go_on_with_another_e_mail(
     client: FlaskClient, customer: Make, offer: MakeOffer
 ) -> None:
     ada, row = customer(), offer()
-    link = personal_links.personal_url(row.id, ada.id).removeprefix("http://localhost")
-    customer_actions.change(ada.id, CustomerValues("countess@example.org", "Ada"), [], by="tests")
+    link = personal_links.build_personal_url(row.id, ada.id).removeprefix("http://localhost")
+    customer_actions.update_customer(ada.id, CustomerValues("countess@example.org", "Ada"), [], by="tests")
 
     used = client.post(link)
     receipt = client.get(link)
 
     assert (used.status_code, receipt.status_code) == (200, 200)
     assert "c…s@example.org" in receipt.text
-    assert redemption_queries.of_customer(ada.id)[0].public_id in receipt.text
+    assert redemption_queries.list_customer_redemptions(ada.id)[0].public_id in receipt.text
 
 
 def test_the_former_e_mail_may_become_somebody_elses_who_may_redeem(customer: Make, offer: MakeOffer) -> None:
     ada = customer()
     offer()
     group_commit.redeem(ask())
-    customer_actions.change(ada.id, CustomerValues("countess@example.com", "Ada"), [], by="tests")
+    customer_actions.update_customer(ada.id, CustomerValues("countess@example.com", "Ada"), [], by="tests")
 
-    other = customer_actions.create(CustomerValues("ada@example.com", "Another Ada"), [], by="tests")
+    other = customer_actions.create_customer(CustomerValues("ada@example.com", "Another Ada"), [], by="tests")
 
     assert group_commit.redeem(ask()).customer_id == other.id != ada.id
 
@@ -112,7 +112,7 @@ def test_somebody_elses_e_mail_is_told_at_the_field_and_the_typed_stays(staff: F
     assert "Another customer has this e-mail." in answer.text
     assert 'id="email-error"' in answer.text
     assert 'value="Typed"' in answer.text
-    assert customer_queries.by_email("ada@example.com") is not None
+    assert customer_queries.find_customer_by_email("ada@example.com") is not None
 
 
 def test_somebody_elses_e_mail_by_json_is_a_conflict_at_the_field(api: Any, customer: Make) -> None:
@@ -177,8 +177,8 @@ def test_an_offer_for_everyone_is_for_everyone_known_and_nobody_else(customer: M
 
 def test_an_offer_for_an_audience_is_for_its_members_alone(vip: Audience, customer: Make, offer: MakeOffer) -> None:
     other = customer_actions.create_audience("Others", by="tests")
-    customer_actions.create(CustomerValues("member@example.com"), [vip.id], by="tests")
-    customer_actions.create(CustomerValues("elsewhere@example.com"), [other.id], by="tests")
+    customer_actions.create_customer(CustomerValues("member@example.com"), [vip.id], by="tests")
+    customer_actions.create_customer(CustomerValues("elsewhere@example.com"), [other.id], by="tests")
     customer()
     offer(audience_id=vip.id)
 
@@ -190,17 +190,17 @@ def test_an_offer_for_an_audience_is_for_its_members_alone(vip: Audience, custom
 def test_who_joins_after_the_launch_may_redeem_and_is_mailed_by_the_next_campaign_only(
     vip: Audience, offer: MakeOffer, with_settings: Callable[..., Settings]
 ) -> None:
-    customer_actions.create(CustomerValues("early@example.com"), [vip.id], by="tests")
+    customer_actions.create_customer(CustomerValues("early@example.com"), [vip.id], by="tests")
     first, second = offer("SUMMER25", audience_id=vip.id), offer("WINTER", audience_id=vip.id)
-    preparation.prepare(campaign_actions.launch_offer(first.id, "tests").campaign.id)
-    customer_actions.create(CustomerValues("late@example.com"), [vip.id], by="tests")
+    preparation.prepare_campaign(launch_actions.launch_announcement(first.id, "tests").campaign.id)
+    customer_actions.create_customer(CustomerValues("late@example.com"), [vip.id], by="tests")
 
     with relays.running() as relay:
         with_settings(mail_port=relay.port)
-        sender.pump()
+        sender.send_pending_emails()
         running = dict(relay.recipients)
-        preparation.prepare(campaign_actions.launch_offer(second.id, "tests").campaign.id)
-        sender.pump()
+        preparation.prepare_campaign(launch_actions.launch_announcement(second.id, "tests").campaign.id)
+        sender.send_pending_emails()
 
     assert running == {"early@example.com": 1}
     assert relay.recipients == {"early@example.com": 2, "late@example.com": 1}
@@ -221,7 +221,7 @@ def test_staff_add_one_customer_to_an_audience(
 
 
 def test_staff_remove_one_customer_who_may_then_not_redeem(staff: FlaskClient, vip: Audience, offer: MakeOffer) -> None:
-    ada = customer_actions.create(CustomerValues("ada@example.com"), [vip.id], by="tests")
+    ada = customer_actions.create_customer(CustomerValues("ada@example.com"), [vip.id], by="tests")
     offer(audience_id=vip.id)
 
     edit(staff, ada.id)
@@ -232,25 +232,25 @@ def test_staff_remove_one_customer_who_may_then_not_redeem(staff: FlaskClient, v
 def test_removing_from_an_audience_leaves_what_was_redeemed(
     staff: FlaskClient, client: FlaskClient, vip: Audience, offer: MakeOffer
 ) -> None:
-    ada = customer_actions.create(CustomerValues("ada@example.com"), [vip.id], by="tests")
+    ada = customer_actions.create_customer(CustomerValues("ada@example.com"), [vip.id], by="tests")
     row = offer(audience_id=vip.id)
     done = group_commit.redeem(ask())
 
     edit(staff, ada.id)
 
-    assert redemption_queries.totals([row.id]) == {row.id: 1}
+    assert redemption_queries.count_redemptions([row.id]) == {row.id: 1}
     assert refusal() == "already_redeemed"
-    receipt = client.get(personal_links.personal_url(row.id, ada.id).removeprefix("http://localhost"))
+    receipt = client.get(personal_links.build_personal_url(row.id, ada.id).removeprefix("http://localhost"))
     assert done.public_id in receipt.text
 
 
 def test_joining_again_frees_no_second_use(vip: Audience, offer: MakeOffer) -> None:
-    ada = customer_actions.create(CustomerValues("ada@example.com"), [vip.id], by="tests")
+    ada = customer_actions.create_customer(CustomerValues("ada@example.com"), [vip.id], by="tests")
     offer(audience_id=vip.id)
     group_commit.redeem(ask())
 
     for audiences in ([], [vip.id]):
-        customer_actions.change(ada.id, CustomerValues("ada@example.com"), audiences, by="tests")
+        customer_actions.update_customer(ada.id, CustomerValues("ada@example.com"), audiences, by="tests")
 
     assert refusal() == "already_redeemed"
 
@@ -258,19 +258,19 @@ def test_joining_again_frees_no_second_use(vip: Audience, offer: MakeOffer) -> N
 def test_who_leaves_an_audience_while_its_mail_is_on_the_way_is_not_in_the_next_one(
     vip: Audience, offer: MakeOffer
 ) -> None:
-    ada = customer_actions.create(CustomerValues("ada@example.com"), [vip.id], by="tests")
-    customer_actions.create(CustomerValues("bob@example.com"), [vip.id], by="tests")
+    ada = customer_actions.create_customer(CustomerValues("ada@example.com"), [vip.id], by="tests")
+    customer_actions.create_customer(CustomerValues("bob@example.com"), [vip.id], by="tests")
     row = offer(audience_id=vip.id)
-    customer_actions.change(ada.id, CustomerValues("ada@example.com"), [], by="tests")
+    customer_actions.update_customer(ada.id, CustomerValues("ada@example.com"), [], by="tests")
 
-    campaign = campaign_actions.launch_offer(row.id, "tests").campaign
-    preparation.prepare(campaign.id)
+    campaign = launch_actions.launch_announcement(row.id, "tests").campaign
+    preparation.prepare_campaign(campaign.id)
 
     assert db.session.execute(text("select total from campaign")).scalar_one() == 1
 
 
 def test_a_put_joins_an_audience_as_a_row_of_an_import_does(api: Any, vip: Audience) -> None:
-    customer_actions.put(CustomerValues("ada@example.com", source_id="C-1"), ["News"], by="tests")
+    customer_actions.upsert_customer(CustomerValues("ada@example.com", source_id="C-1"), ["News"], by="tests")
 
     answer = api.put("/api/v1/customers/C-1", json={"email": "ada@example.com", "audience": "VIP"})
     exact = api.put("/api/v1/customers/C-1", json={"email": "ada@example.com", "audiences": ["Only"]})
@@ -286,7 +286,7 @@ def test_a_put_that_joins_makes_the_audience_and_is_in_the_trail(api: Any, custo
 
     api.put("/api/v1/customers/C-1", json={"email": "ada@example.com", "audience": " New  people "})
 
-    assert [found.name for found in customer_queries.audiences_of(ada.id)] == ["New people"]
+    assert [found.name for found in customer_queries.list_customer_audiences(ada.id)] == ["New people"]
     entry = db.session.scalars(select(AuditEntry).where(AuditEntry.action == "customer.changed")).one()
     assert entry.detail == {"fields": ["audiences"]}
 
@@ -337,7 +337,7 @@ def test_taking_out_refused_rows_is_in_the_trail(staff: FlaskClient, imported: C
 
 
 def test_the_trail_leads_to_the_customer(sign_in: Callable[..., FlaskClient], customer: Make) -> None:
-    ada = customer_actions.create(CustomerValues("ada@example.com"), [], by="tests")
+    ada = customer_actions.create_customer(CustomerValues("ada@example.com"), [], by="tests")
 
     page = sign_in("admin").get("/settings/audit").text
 

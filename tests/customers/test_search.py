@@ -12,10 +12,10 @@ from webapp.customers.models import Customer
 def test_a_name_is_found_whether_few_or_many_have_it(
     customer: Callable[..., Customer], monkeypatch: pytest.MonkeyPatch, few: int
 ) -> None:
-    monkeypatch.setattr(customer_queries, "FEW", few)
+    monkeypatch.setattr(customer_queries, "NAME_INDEX_MAX_MATCHES", few)
     ids = [customer(f"n{n}@example.com", name=name).id for n, name in enumerate(["Ada Byron", "Bob", "Adam", "Ada"])]
 
-    assert [found.id for found in customer_queries.page("ad")] == [ids[3], ids[2], ids[0]]
-    assert [found.id for found in customer_queries.page("ad", limit=1)] == [ids[3], ids[2]]
-    assert [found.id for found in customer_queries.page("ad", before=ids[3])] == [ids[2], ids[0]]
-    assert [found.id for found in customer_queries.page("ad", after=ids[0])] == [ids[3], ids[2]]
+    assert [found.id for found in customer_queries.list_customers("ad")] == [ids[3], ids[2], ids[0]]
+    assert [found.id for found in customer_queries.list_customers("ad", limit=1)] == [ids[3], ids[2]]
+    assert [found.id for found in customer_queries.list_customers("ad", before=ids[3])] == [ids[2], ids[0]]
+    assert [found.id for found in customer_queries.list_customers("ad", after=ids[0])] == [ids[3], ids[2]]

@@ -22,7 +22,7 @@ from webapp.customers.models import Customer, ImportChunk, RejectedRow
 from webapp.customers.validation import CustomerValues
 from webapp.offers.models import Offer
 from webapp.redemptions import group_commit
-from webapp.redemptions.rules import Ask
+from webapp.redemptions.rules import RedemptionRequest
 
 Make = Callable[..., Customer]
 HTMX = {"HX-Request": "true"}
@@ -55,7 +55,7 @@ def test_the_list_is_searched_and_names_are_never_markup(staff: FlaskClient, cus
 
 def test_the_list_of_an_audience(staff: FlaskClient, customer: Make) -> None:
     vip = customer_actions.create_audience("VIP", by="tests")
-    customer_actions.create(CustomerValues("vip@example.com"), [vip.id], by="tests")
+    customer_actions.create_customer(CustomerValues("vip@example.com"), [vip.id], by="tests")
     customer("other@example.com")
 
     page = staff.get(f"/customers?audience={vip.id}").text
@@ -70,7 +70,7 @@ def test_an_odd_address_shows_a_page(staff: FlaskClient, query: str) -> None:
 
 
 def test_pages_are_linked_both_ways(staff: FlaskClient, customer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("webapp.views.staff.customers.PAGE", 2)
+    monkeypatch.setattr("webapp.views.staff.customers.PAGE_SIZE", 2)
     ids = [customer(f"c{n}@example.com").id for n in range(3)]
 
     assert f"before={ids[1]}" in staff.get("/customers").text
@@ -86,7 +86,7 @@ def test_a_customers_page_tells_what_they_redeemed_and_can_use(
     ada = customer("ada@example.com", suppressed="unsubscribed")
     offer("SUMMER25", name="Summer")
     offer("WINTER10", name="Winter")
-    group_commit.redeem(Ask(channel="staff", code="SUMMER25", email="ada@example.com"))
+    group_commit.redeem(RedemptionRequest(channel="staff", code="SUMMER25", email="ada@example.com"))
 
     page = staff.get(f"/customers/{ada.id}").text
 
@@ -97,7 +97,7 @@ def test_a_customers_page_tells_what_they_redeemed_and_can_use(
 def test_of_many_offers_a_customers_page_names_those_that_end_soonest(
     staff: FlaskClient, customer: Make, offer: Callable[..., Offer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("webapp.views.staff.customers.USABLE", 1)
+    monkeypatch.setattr("webapp.views.staff.customers.MAX_USABLE_OFFERS_SHOWN", 1)
     now = datetime.now(UTC)
     for days, code in ((9, "LATE"), (2, "SOON"), (8, "LATER")):
         offer(code, ends_at=now + timedelta(days=days))
@@ -118,10 +118,10 @@ def test_a_customer_is_entered(staff: FlaskClient) -> None:
 
     answer = staff.post("/customers/new", data={"email": "Ada@example.com", "name": "Ada", "audiences": [vip.id]})
 
-    ada = customer_queries.by_email("ada@example.com")
+    ada = customer_queries.find_customer_by_email("ada@example.com")
     assert ada is not None
     assert answer.headers["Location"] == f"/customers/{ada.id}"
-    assert customer_queries.audiences_of(ada.id)[0].name == "VIP"
+    assert customer_queries.list_customer_audiences(ada.id)[0].name == "VIP"
 
 
 def test_what_was_typed_stays_when_it_can_not_be_taken(staff: FlaskClient) -> None:
@@ -158,7 +158,7 @@ def test_viewers_look_and_change_nothing(sign_in: Callable[..., FlaskClient], cu
 
 def test_audiences_are_made_and_renamed(staff: FlaskClient) -> None:
     staff.post("/customers/audiences", data={"name": "VIP"})
-    vip = customer_queries.audience_by_name("VIP")
+    vip = customer_queries.find_audience_by_name("VIP")
     assert vip is not None
 
     staff.post(f"/customers/audiences/{vip.id}", data={"name": "Regulars"})
@@ -181,7 +181,7 @@ def test_a_name_that_is_taken_is_told_at_the_field(staff: FlaskClient) -> None:
 def test_an_upload_is_queued_and_its_page_shown(staff: FlaskClient) -> None:
     answer = upload(staff, b"email,name\nada@example.com,Ada\n", audience="VIP")
 
-    row = customer_queries.imports()[0]
+    row = customer_queries.list_imports()[0]
     assert answer.status_code == 302
     assert answer.headers["Location"] == f"/customers/imports/{row.id}"
     assert (row.status, row.filename, row.by) == ("queued", "customers.csv", "manager@example.com")
@@ -205,7 +205,7 @@ def test_a_file_that_can_not_be_taken_is_told_at_the_field_and_the_rest_stays(
     assert answer.status_code == 422
     assert sentence in answer.text
     assert 'value="My audience"' in answer.text
-    assert customer_queries.imports() == []
+    assert customer_queries.list_imports() == []
 
 
 def test_a_file_that_is_too_large_is_told_so(staff: FlaskClient, with_settings: Callable[..., Settings]) -> None:
@@ -215,14 +215,14 @@ def test_a_file_that_is_too_large_is_told_so(staff: FlaskClient, with_settings: 
 
     assert answer.status_code == 413
     assert "larger than 1 MB" in answer.text
-    assert [row.status for row in customer_queries.imports()] in ([], ["failed"])
+    assert [row.status for row in customer_queries.list_imports()] in ([], ["failed"])
 
 
 def test_any_file_name_is_taken(staff: FlaskClient) -> None:
     answers = [upload(staff, b"email\nada@example.com\n", name) for name in ("a\0b.csv", "x" * 3000 + ".csv")]
 
     assert [answer.status_code for answer in answers] == [302, 302]
-    assert [row.filename for row in customer_queries.imports()] == ["x" * 200, "ab.csv"]
+    assert [row.filename for row in customer_queries.list_imports()] == ["x" * 200, "ab.csv"]
     assert set(db.session.scalars(select(AuditEntry.subject))) == {"x" * 200, "ab.csv"}
 
 
@@ -247,7 +247,7 @@ def test_a_form_that_ends_before_its_end_is_refused(staff: FlaskClient) -> None:
 
     assert answer.status_code == 400
     assert "did not arrive whole" in answer.text
-    assert [row.status for row in customer_queries.imports() if row.status != "failed"] == []
+    assert [row.status for row in customer_queries.list_imports() if row.status != "failed"] == []
 
 
 @pytest.mark.parametrize("content_type", ["multipart/form-data", "text/csv", "application/x-www-form-urlencoded"])
@@ -316,7 +316,7 @@ def test_an_import_that_is_over_stops_renewing_itself_and_lists_what_was_not_tak
 def test_rows_that_were_not_taken_are_shown_page_by_page(
     staff: FlaskClient, imported: Import, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("webapp.views.staff.customers.PAGE", 2)
+    monkeypatch.setattr("webapp.views.staff.customers.PAGE_SIZE", 2)
     row = imported("email\nbad1\nbad2\nbad3\n")
 
     first = staff.get(f"/customers/imports/{row.id}").text
@@ -388,7 +388,7 @@ def test_an_export_can_be_imported_again_and_holds_no_formula(
 
 def test_an_export_of_an_audience_has_its_members_and_is_in_the_trail(staff: FlaskClient, customer: Make) -> None:
     vip = customer_actions.create_audience("VIP", by="tests")
-    customer_actions.create(CustomerValues("vip@example.com"), [vip.id], by="tests")
+    customer_actions.create_customer(CustomerValues("vip@example.com"), [vip.id], by="tests")
     customer("other@example.com")
 
     file = staff.get(f"/customers.csv?audience={vip.id}").text

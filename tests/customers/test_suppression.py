@@ -9,7 +9,7 @@ from flask import Flask
 from sqlalchemy import select
 
 from tests.customers.conftest import Import
-from webapp.core.email_addresses import hashed_email
+from webapp.core.email_addresses import hash_email
 from webapp.core.extensions import db
 from webapp.customers import actions as customer_actions
 from webapp.customers import queries as customer_queries
@@ -26,7 +26,7 @@ def listed() -> dict[str, str]:
 
 
 def put(email: str = "ada@example.com", reason: str = "bounced", source: int | str = "staff", words: str = "") -> bool:
-    changed = suppression_actions.put(email, reason, source, words)
+    changed = suppression_actions.add_suppression(email, reason, source, words)
     db.session.commit()
     return changed
 
@@ -62,16 +62,16 @@ def test_an_address_may_be_nobodys_but_not_when_a_campaign_says_so(app: Flask, c
 def test_who_of_these_is_on_the_list_also_by_the_hash_of_the_address(app: Flask, customer: Make) -> None:
     ada, bob, eve, zoë = (customer(f"{name}@example.com") for name in ("ada", "bob", "eve", "zoë"))
     put("ada@example.com", "bounced")
-    put(hashed_email("ada@example.com"), "complained")
-    put(hashed_email("zoë@example.com"), "unsubscribed")
+    put(hash_email("ada@example.com"), "complained")
+    put(hash_email("zoë@example.com"), "unsubscribed")
     put("eve@example.com", "unsubscribed")
 
-    assert customer_queries.suppressed_among([ada.id, bob.id, eve.id, zoë.id, 999]) == {
+    assert customer_queries.find_suppression_reasons([ada.id, bob.id, eve.id, zoë.id, 999]) == {
         ada.id: "complained",
         eve.id: "unsubscribed",
         zoë.id: "unsubscribed",
     }
-    assert customer_queries.suppressed_among([bob.id]) == customer_queries.suppressed_among([]) == {}
+    assert customer_queries.find_suppression_reasons([bob.id]) == customer_queries.find_suppression_reasons([]) == {}
 
 
 # --- whoever changes address, goes or comes back --------------------------------------------------
@@ -85,21 +85,23 @@ def test_a_wish_follows_to_another_address_and_a_dead_address_does_not(
     ada = customer("ada@example.com", source_id="C1")
     put("ada@example.com", reason, words="as it was")
     if way == "staff":
-        customer_actions.change(ada.id, CustomerValues("new@example.com", "Ada", source_id="C1"), [], by="tests")
+        customer_actions.update_customer(
+            ada.id, CustomerValues("new@example.com", "Ada", source_id="C1"), [], by="tests"
+        )
     else:
-        customer_actions.put(CustomerValues("new@example.com", source_id="C1"), None, by="tests")
+        customer_actions.upsert_customer(CustomerValues("new@example.com", source_id="C1"), None, by="tests")
 
-    assert customer_queries.suppressed_among([ada.id]) == ({ada.id: reason} if follows else {})
+    assert customer_queries.find_suppression_reasons([ada.id]) == ({ada.id: reason} if follows else {})
     # For the old address it stays, by its hash: it is nobody's now.
-    assert listed() == {hashed_email("ada@example.com"): reason} | ({"new@example.com": reason} if follows else {})
-    other = customer_actions.create(CustomerValues("ada@example.com", "Other"), [], by="tests")
-    assert customer_queries.suppressed_among([other.id]) == {other.id: reason}
-    assert customer_queries.reach(None) == customer_queries.Reach(2, 1 + follows)
+    assert listed() == {hash_email("ada@example.com"): reason} | ({"new@example.com": reason} if follows else {})
+    other = customer_actions.create_customer(CustomerValues("ada@example.com", "Other"), [], by="tests")
+    assert customer_queries.find_suppression_reasons([other.id]) == {other.id: reason}
+    assert customer_queries.count_audience_members(None) == customer_queries.AudienceTotals(2, 1 + follows)
 
 
 def test_other_capitals_are_no_other_address(app: Flask, customer: Make) -> None:
     ada = customer("ada@example.com", suppressed="bounced")
-    customer_actions.change(ada.id, CustomerValues("Ada@Example.com", "Ada"), [], by="tests")
+    customer_actions.update_customer(ada.id, CustomerValues("Ada@Example.com", "Ada"), [], by="tests")
     assert listed() == {"ada@example.com": "bounced"}
 
 
@@ -110,32 +112,32 @@ def test_an_erased_customer_who_asked_for_it_is_not_mailed_when_imported_again(
 ) -> None:
     ada = customer("ada@example.com")
     put("ada@example.com", reason, words="ada@example.com said so")
-    customer_actions.erase(ada.id, by="tests")
-    assert listed() == {hashed_email("ada@example.com"): reason}
+    customer_actions.erase_customer(ada.id, by="tests")
+    assert listed() == {hash_email("ada@example.com"): reason}
     assert db.session.scalars(select(Suppression.words)).all() == [""]
 
     if way == "import":
         imported("email\nbob@example.com\nADA@example.com\n")
     elif way == "staff":
-        customer_actions.create(CustomerValues("ada@example.com", "Ada"), [], by="tests")
+        customer_actions.create_customer(CustomerValues("ada@example.com", "Ada"), [], by="tests")
     else:
-        customer_actions.put(CustomerValues("ada@example.com", source_id="C9"), None, by="tests")
+        customer_actions.upsert_customer(CustomerValues("ada@example.com", source_id="C9"), None, by="tests")
 
-    again = customer_queries.by_email("ada@example.com")
+    again = customer_queries.find_customer_by_email("ada@example.com")
     assert again is not None
-    assert customer_queries.suppressed_among([again.id]) == {again.id: reason}
+    assert customer_queries.find_suppression_reasons([again.id]) == {again.id: reason}
     assert listed() == {"ada@example.com": reason}
-    assert customer_queries.reach(None).suppressed == 1
+    assert customer_queries.count_audience_members(None).suppressed == 1
 
 
 def test_of_an_erased_customer_whose_address_bounced_nothing_stays(customer: Make) -> None:
     ada = customer("ada@example.com", suppressed="bounced")
-    customer_actions.erase(ada.id, by="tests")
+    customer_actions.erase_customer(ada.id, by="tests")
     assert listed() == {}
 
 
 def test_a_mail_that_comes_back_while_a_customer_is_erased_does_not_name_them(customer: Make) -> None:
     ada = customer("ada@example.com")
-    customer_actions.erase(ada.id, by="tests")
+    customer_actions.erase_customer(ada.id, by="tests")
     assert not put("ada@example.com", "bounced", source=1)
     assert listed() == {}

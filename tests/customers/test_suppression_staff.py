@@ -15,14 +15,14 @@ from tests.customers.conftest import counts, refusals
 from tests.customers.test_suppression import listed, put
 from webapp.accounts.models import AuditEntry
 from webapp.campaigns import queries as campaign_queries
-from webapp.core.email_addresses import hashed_email
+from webapp.core.email_addresses import hash_email
 from webapp.core.extensions import db
 from webapp.customers import actions as customer_actions
 from webapp.customers import queries as customer_queries
 from webapp.customers.imports import actions as import_actions
 from webapp.customers.imports import suppression_staging
 from webapp.customers.models import Customer, CustomerImport, Suppression
-from webapp.customers.queries import Reach
+from webapp.customers.queries import AudienceTotals
 from webapp.customers.suppressions import queries as suppression_queries
 
 Make = Callable[..., Customer]
@@ -37,7 +37,7 @@ def trail() -> list[tuple[str, str]]:
 def test_the_list_is_found_by_address_hash_and_reason(staff: FlaskClient) -> None:
     put("ada@example.com", "bounced", words="550 5.1.1 <unknown>")
     put("bob@example.com", "complained", source="api")
-    put(hashed_email("eve@example.com"), "unsubscribed")
+    put(hash_email("eve@example.com"), "unsubscribed")
 
     page = staff.get(LIST).text
     assert [word in page for word in ("ada@example.com", "550 5.1.1 &lt;unknown&gt;", "bob@example.com")] == [True] * 3
@@ -129,12 +129,12 @@ def test_a_manager_lets_a_customer_be_mailed_again_after_reading_what_it_means(
 
 def test_only_an_admin_removes_what_is_no_customers(sign_in: Callable[..., FlaskClient]) -> None:
     put("nobody@example.com")
-    put(hashed_email("eve@example.com"), "unsubscribed")
+    put(hash_email("eve@example.com"), "unsubscribed")
     assert sign_in("manager").post(f"{LIST}/lift", data={"email": "nobody@example.com"}).status_code == 403
     admin = sign_in("admin")
     admin.post(f"{LIST}/lift", data={"email": "nobody@example.com"})
     assert admin.post(f"{LIST}/lift", data={"email": "never@example.com"}).status_code == 404
-    admin.post(f"{LIST}/lift", data={"email": hashed_email("eve@example.com")})
+    admin.post(f"{LIST}/lift", data={"email": hash_email("eve@example.com")})
     assert listed() == {}
 
 
@@ -154,8 +154,8 @@ def upload(client: FlaskClient, file: str | bytes) -> CustomerImport:
     answer = client.post(f"{LIST}/import", data={"file": (io.BytesIO(data), "list.csv")})
     assert answer.status_code == 302, answer.text
     import_id = int(answer.headers["Location"].rpartition("/")[2])
-    import_actions.run(import_id)
-    row = customer_queries.import_by_id(import_id)
+    import_actions.run_import(import_id)
+    row = customer_queries.find_import(import_id)
     assert row is not None
     return row
 
@@ -196,12 +196,12 @@ def test_a_list_of_another_mailer_is_imported(staff: FlaskClient, customer: Make
         "short@example.com": "unsubscribed",
         "long@example.com": "complained",
     }
-    assert customer_queries.suppressed_among([ada.id]) == {ada.id: "bounced"}
+    assert customer_queries.find_suppression_reasons([ada.id]) == {ada.id: "bounced"}
     page = staff.get(f"/customers/imports/{row.id}").text
     assert "Addresses dealt with" in page
     assert "none of unsubscribed" in page
     assert page.count(">Taken") == 3
-    assert customer_queries.total().number == 2
+    assert customer_queries.count_customers().number == 2
 
 
 def test_a_list_without_addresses_is_refused_at_once(staff: FlaskClient) -> None:
@@ -222,7 +222,7 @@ def test_an_export_is_imported_as_it_is(staff: FlaskClient, app: Flask) -> None:
     before = {
         "=cmd@example.com": "bounced",
         "bob@example.com": "complained",
-        hashed_email("eve@example.com"): "unsubscribed",
+        hash_email("eve@example.com"): "unsubscribed",
     }
     for email, reason in before.items():
         put(email, reason)
@@ -241,10 +241,10 @@ def test_an_export_is_imported_as_it_is(staff: FlaskClient, app: Flask) -> None:
 
 def test_a_hash_on_an_imported_list_is_a_customer_who_came_back(staff: FlaskClient, customer: Make) -> None:
     ada, bob = customer("ada@example.com"), customer("bob@example.com", suppressed="bounced")
-    nobody = hashed_email("nobody@example.com")
+    nobody = hash_email("nobody@example.com")
     rows = {
-        hashed_email("ada@example.com"): "unsubscribed",
-        hashed_email("bob@example.com"): "complained",
+        hash_email("ada@example.com"): "unsubscribed",
+        hash_email("bob@example.com"): "complained",
         "bob@example.com": "bounced",
         nobody: "complained",
     }
@@ -252,30 +252,30 @@ def test_a_hash_on_an_imported_list_is_a_customer_who_came_back(staff: FlaskClie
     assert counts(row) == {"rows": 4, "created": 2, "updated": 1, "duplicates": 1}
     assert listed() == {"ada@example.com": "unsubscribed", "bob@example.com": "complained", nobody: "complained"}
     # Who is counted and who is left out are the same.
-    assert customer_queries.suppressed_among([ada.id, bob.id]).keys() == {ada.id, bob.id}
-    assert customer_queries.reach(None) == Reach(total=2, suppressed=2)
-    assert not campaign_queries.anyone_to_mail(None)
+    assert customer_queries.find_suppression_reasons([ada.id, bob.id]).keys() == {ada.id, bob.id}
+    assert customer_queries.count_audience_members(None) == AudienceTotals(total=2, suppressed=2)
+    assert not campaign_queries.has_mailable_customers(None)
 
 
 def test_a_customer_who_is_erased_while_a_list_is_imported_is_not_named_by_it(
     staff: FlaskClient, customer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ada = customer("ada@example.com")
-    hashed, merge = hashed_email("ada@example.com"), suppression_staging.merge
+    hashed, merge = hash_email("ada@example.com"), suppression_staging.merge_rows
 
     def erase_first(*given: Any) -> Any:
-        customer_actions.erase(ada.id, "tests")
+        customer_actions.erase_customer(ada.id, "tests")
         return merge(*given)
 
-    monkeypatch.setattr(suppression_staging, "merge", erase_first)
+    monkeypatch.setattr(suppression_staging, "merge_rows", erase_first)
     upload(staff, f"email,reason\n{hashed},unsubscribed\n")
     assert listed() == {hashed: "unsubscribed"}
 
 
 def test_the_list_is_searched_by_no_more_than_was_typed(app: Flask) -> None:
     put("a_b@example.com")
-    assert suppression_queries.page("a%") == []
-    assert suppression_queries.page("a\0_") != []
+    assert suppression_queries.list_suppressions("a%") == []
+    assert suppression_queries.list_suppressions("a\0_") != []
 
 
 def test_a_test_of_a_mail_is_not_sent_to_an_address_on_the_list(staff: FlaskClient, offer: Callable[..., Any]) -> None:

@@ -15,7 +15,7 @@ from webapp.core import signing_keys, task_queue
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.redemptions import group_commit, hourly_counts
-from webapp.redemptions.rules import Ask
+from webapp.redemptions.rules import RedemptionRequest
 
 # In the middle of a week, so that there is a weekend behind and something today.
 NOW = datetime.now(UTC).replace(hour=14, minute=0, second=0, microsecond=0)
@@ -31,10 +31,10 @@ def shop(session_app: Flask) -> Iterator[Flask]:
     task_queue.init_app(session_app)
     with session_app.app_context():
         _empty()
-        signing_keys.forget()
+        signing_keys.clear_key_cache()
         fill.check(replace(session_app.config["SETTINGS"], mail_is_sink=True))
         # As where the program runs: the sweep has counted all hours already.
-        hourly_counts.count_hours()
+        hourly_counts.update_hourly_counts()
         fill.fill()
         fill.finish()
         yield session_app
@@ -72,4 +72,4 @@ def filled(now: datetime = NOW) -> None:
 
 
 def redeem(code: str, email: str) -> None:
-    group_commit.redeem(Ask(code=code.replace("-", ""), email=email, channel="form"))
+    group_commit.redeem(RedemptionRequest(code=code.replace("-", ""), email=email, channel="form"))

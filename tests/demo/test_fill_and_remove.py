@@ -21,8 +21,8 @@ from local.demo.models import DemoRow
 from tests import live
 from tests.campaigns import relay as relays
 from tests.demo.conftest import NOW, all_rows, filled, redeem
-from webapp.campaigns import actions as campaign_actions
-from webapp.campaigns.content.placeholders import MailText
+from webapp.campaigns.content.placeholders import EmailContent
+from webapp.campaigns.drafts import actions as draft_actions
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.customers.models import AudienceMember, Customer
@@ -110,12 +110,12 @@ with create_app().app_context(), fill.alone():
 STEPS = (
     # Received in part; read, and in a worker's hand; in the middle of the history; before its hours are counted;
     # launched; about to be told.
-    "webapp.customers.imports.actions._keep",
-    "webapp.customers.imports.actions._read",
+    "webapp.customers.imports.actions._store_chunk",
+    "webapp.customers.imports.actions._stage_file",
     "local.demo.ledger.shop",
     "local.demo.history.write",
     "local.demo.fill._launch",
-    "webapp.accounts.actions.reset_link",
+    "webapp.accounts.actions.create_password_reset_link",
 )
 
 
@@ -187,7 +187,7 @@ def test_removal_leaves_exactly_what_was_there_and_what_was_made_beside_it(
     with_demo = all_rows()
     own_customer, own_offer = customer("own@shop.example"), offer("OWN-1", max_redemptions=5)
     customer("unsubscribed@shop.example", suppressed="unsubscribed")
-    campaign_actions.save_draft(own_offer.id, MailText(), "resend", by="admin@example.com")
+    draft_actions.save_offer_draft(own_offer.id, EmailContent(), "resend", by="admin@example.com")
     redeem("OWN-1", own_customer.email)
     own = {name: rows - with_demo[name] for name, rows in all_rows().items()}
     # What hangs on the demonstration.
@@ -211,13 +211,13 @@ def test_an_audience_that_somebody_else_uses_stays_and_so_do_settings_that_were_
     vip = db.session.scalar(text("select id from audience where name = 'VIP'"))
     db.session.add(AudienceMember(audience_id=vip, customer_id=customer("own@shop.example").id))
     db.session.commit()
-    shop_actions.save(replace(shop_queries.shop(), name="My shop"), by="me@shop.example")
+    shop_actions.save_shop(replace(shop_queries.get_shop(), name="My shop"), by="me@shop.example")
 
     found = remove.remove(None)
 
     assert found["kept"] == ["VIP"]
     assert db.session.scalars(text("select name from audience")).all() == ["VIP"]
-    assert shop_queries.name() == "My shop"
+    assert shop_queries.get_shop_name() == "My shop"
 
 
 def test_it_is_taken_out_while_a_worker_is_sending_it(

@@ -23,8 +23,8 @@ from tests import live
 from tests.demo.conftest import NOW, all_rows, filled, redeem
 from webapp.accounts import actions as account_actions
 from webapp.accounts.models import ApiKey
-from webapp.campaigns import actions as campaign_actions
-from webapp.campaigns.content.placeholders import MailText
+from webapp.campaigns.content.placeholders import EmailContent
+from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.models import Campaign
 from webapp.core.extensions import db
@@ -42,12 +42,14 @@ from webapp.shop import queries as shop_queries
 
 
 def create(email: str, source_id: str | None) -> Customer:
-    return customer_actions.create(CustomerValues(email, "Somebody", None, source_id), [], by=demo_offers.MANAGER[0])
+    return customer_actions.create_customer(
+        CustomerValues(email, "Somebody", None, source_id), [], by=demo_offers.MANAGER[0]
+    )
 
 
 def receive(filename: str, by: str) -> int:
     """A file that is on its way to the worker."""
-    return import_actions.receive([b"email\nmine@shop.example\n"], filename, CSV, "", by)
+    return import_actions.store_import_file([b"email\nmine@shop.example\n"], filename, CSV, "", by)
 
 
 @pytest.mark.parametrize(
@@ -57,12 +59,20 @@ def receive(filename: str, by: str) -> int:
         ("offers", lambda: None),
         ("imports", lambda: receive("customers.csv", by=demo_offers.MANAGER[0])),
         ("audiences", lambda: customer_actions.create_audience("VIP", by="me@shop.example")),
-        ("addresses not to be mailed", lambda: suppression_actions.add("gone@shop.example", "unsubscribed", by="me")),
         (
             "addresses not to be mailed",
-            lambda: suppression_actions.add("former.reader1@letters.example.com", "unsubscribed", by="me"),
+            lambda: suppression_actions.add_suppression_by_staff("gone@shop.example", "unsubscribed", by="me"),
         ),
-        ("settings of the shop", lambda: shop_actions.save(replace(shop_queries.shop(), name="My shop"), by="me")),
+        (
+            "addresses not to be mailed",
+            lambda: suppression_actions.add_suppression_by_staff(
+                "former.reader1@letters.example.com", "unsubscribed", by="me"
+            ),
+        ),
+        (
+            "settings of the shop",
+            lambda: shop_actions.save_shop(replace(shop_queries.get_shop(), name="My shop"), by="me"),
+        ),
     ],
 )
 def test_a_database_with_data_of_its_own_is_refused_in_one_line(
@@ -144,7 +154,7 @@ def test_where_no_demonstration_is_removal_changes_nothing_and_says_so(
     redeem("TEA15", "amelia@shop.example")
     receive("customers.csv", by=demo_offers.MANAGER[0])
     for address in ("former.reader1@letters.example.com", people.people()[5].email):
-        suppression_actions.add(address, "unsubscribed", by=demo_offers.MANAGER[0])
+        suppression_actions.add_suppression_by_staff(address, "unsubscribed", by=demo_offers.MANAGER[0])
     before = all_rows()
 
     said = app.test_cli_runner().invoke(args=["demo", "remove"])
@@ -167,10 +177,10 @@ def test_what_was_made_while_signed_in_as_its_manager_stays_however_like_it_it_l
     create("own@shop.example", "MTH-90001")
     receive("newsletter-sign-ups.csv", by=mara)
     customer_actions.create_audience("Mine", by=mara)
-    suppression_actions.add("listed@shop.example", "unsubscribed", by=mara)
-    suppression_actions.add("former.reader@shop.example", "complained", by=mara)
-    draft = campaign_actions.save_draft(own_offer.id, MailText(), "resend", by=mara)
-    launch_actions.launch(draft.id, by=mara)
+    suppression_actions.add_suppression_by_staff("listed@shop.example", "unsubscribed", by=mara)
+    suppression_actions.add_suppression_by_staff("former.reader@shop.example", "complained", by=mara)
+    draft = draft_actions.save_offer_draft(own_offer.id, EmailContent(), "resend", by=mara)
+    launch_actions.launch_campaign(draft.id, by=mara)
     redeem(str(mine), "own@shop.example")
     own = {name: rows - with_demo[name] for name, rows in all_rows().items()}
     # Somebody wants to see a mail of the demonstration's, and gives its customer an address that is on the real list:
@@ -178,7 +188,7 @@ def test_what_was_made_while_signed_in_as_its_manager_stays_however_like_it_it_l
     theirs = db.session.scalars(select(Customer).where(Customer.source_id == "MTH-10001")).one()
     values = CustomerValues("listed@shop.example", theirs.name, theirs.locale, theirs.source_id)
     before = all_rows()
-    customer_actions.change(theirs.id, values, [], by="me@shop.example")
+    customer_actions.update_customer(theirs.id, values, [], by="me@shop.example")
     for name in ("customer", "audit_entry"):
         own[name] |= all_rows()[name] - before[name]
 
@@ -196,7 +206,7 @@ def test_what_its_own_list_made_unmailable_goes_also_under_another_address(app: 
     listed = listed.where(Suppression.reason == "unsubscribed", Suppression.source == "import")
     theirs = db.session.scalars(listed).all()[0]
     values = CustomerValues("one@shop.example", theirs.name, theirs.locale, theirs.source_id)
-    customer_actions.change(theirs.id, values, [], by="me@shop.example")
+    customer_actions.update_customer(theirs.id, values, [], by="me@shop.example")
     assert db.session.get(Suppression, "one@shop.example") is not None
     # Somebody real, who got a mail of the demonstration's and wants no more.
     create("own@shop.example", None)
@@ -235,7 +245,7 @@ def test_of_an_interrupted_fill_only_what_it_had_put_in_is_taken_out(app: Flask)
     # Here before the file was read, and so not of it.
     own = create("own@shop.example", "MTH-90001")
     receive("customers.csv", by=demo_offers.MANAGER[0])
-    suppression_actions.add("someone@shop.example", "unsubscribed", by="me@shop.example")
+    suppression_actions.add_suppression_by_staff("someone@shop.example", "unsubscribed", by="me@shop.example")
     first = people.people()[0]
     others = db.session.scalars(select(Customer).where(Customer.email == first.email)).one()
     others.created_at -= timedelta(microseconds=1)
@@ -262,8 +272,8 @@ def test_its_customers_whom_staff_kept_from_mails_leave_nothing_that_refuses_the
         fill._import(people.files()[0])
     erased, listed = db.session.scalars(select(Customer).order_by(Customer.id).limit(2)).all()
     for each in (erased, listed):
-        suppression_actions.add(each.email, "complained", by="me@shop.example")
-    customer_actions.erase(erased.id, by="me@shop.example")
+        suppression_actions.add_suppression_by_staff(each.email, "complained", by="me@shop.example")
+    customer_actions.erase_customer(erased.id, by="me@shop.example")
 
     remove.remove(None)
 
@@ -276,8 +286,8 @@ def test_whom_staff_kept_from_mails_among_their_own_customers_stays_so(app: Flas
     # The second has an address as the demonstration's list has them.
     for address in ("own@shop.example", "former.reader1@letters.example.com", "erased@shop.example"):
         own = create(address, None)
-        suppression_actions.add(address, "unsubscribed", by="me@shop.example")
-    customer_actions.erase(own.id, by="me@shop.example")
+        suppression_actions.add_suppression_by_staff(address, "unsubscribed", by="me@shop.example")
+    customer_actions.erase_customer(own.id, by="me@shop.example")
     before = set(db.session.scalars(select(Suppression.email)))
 
     remove.remove(None)
@@ -293,7 +303,7 @@ def test_whom_somebody_made_and_erased_before_its_import_had_made_anybody_is_not
     db.session.execute(text("update customer_import set started_at = now()"))
     db.session.commit()
     own = create("own@shop.example", None).id
-    customer_actions.erase(own, by="me@shop.example")
+    customer_actions.erase_customer(own, by="me@shop.example")
 
     remove.remove(None)
 
@@ -313,7 +323,7 @@ def test_a_removal_that_was_interrupted_and_is_called_again_leaves_no_mail_and_s
     fill._staff()
     theirs = offer("TEA15").id
     ledger.own("offer", [theirs])
-    campaign = campaign_actions.save_draft(theirs, MailText(), "resend", by=demo_offers.MANAGER[0])
+    campaign = draft_actions.save_offer_draft(theirs, EmailContent(), "resend", by=demo_offers.MANAGER[0])
     for name, number in (("theirs", campaign.id), ("own", campaign.id + 1)):
         (tmp_path / f"{name}.eml").write_bytes(b"Subject: Tea\r\nX-Campaign-Id: %d\r\n\r\nHello\r\n" % number)
     with monkeypatch.context() as patch:

@@ -47,7 +47,7 @@ def test_there_are_offers_in_every_state_and_of_both_kinds(look: Ask) -> None:
     assert any(offer.max_redemptions and 0.9 <= offer.redeemed / offer.max_redemptions < 1 for offer in every)
     assert any(offer.frozen_at is None for offer in every)
     assert look("select count(*) filter (where closed_at is null), count(closed_at) from offer_code") == [(14, 1)]
-    assert guessing.loudest(9)
+    assert guessing.list_top_guessing_alerts(9)
 
 
 def test_there_are_mailings_in_every_state(look: Ask) -> None:
@@ -171,8 +171,8 @@ def test_no_row_is_such_as_the_program_would_never_leave(look: Ask, wrong: str) 
 
 def test_what_staff_are_shown_of_each_mailing_is_the_sum_over_its_recipients(look: Ask) -> None:
     for (campaign_id,) in look("select id from campaign where total > 0"):
-        counted = campaign_queries.counts(campaign_id)
-        found: Counter[str] = Counter(fate.state for fate in delivery_queries.everybody(campaign_id))
+        counted = campaign_queries.get_campaign_stats(campaign_id)
+        found: Counter[str] = Counter(fate.state for fate in delivery_queries.iter_recipients(campaign_id))
         found["sent"] += found["sent_later"]
         assert {name: getattr(counted, name) for name in SUMMED} == {name: found[name] for name in SUMMED}
         assert counted.waiting == found["waiting"] + found["cancelled"]

@@ -97,12 +97,12 @@ class TestFigures:
         offer("LATER", starts_at=NOW + timedelta(1))
         offer("USEDUP", max_redemptions=1, redeemed=1)
         offer("FOREVER", ends_at=None)
-        assert dashboard.figures("UTC").live_offers == 2
+        assert dashboard.get_dashboard_figures("UTC").live_offers == 2
 
     def test_every_day_of_the_last_thirty_has_its_number(self, offer: Make) -> None:
         now = datetime.now(UTC)
         redeemed(offer(), now, now, now - timedelta(1), now - timedelta(29), now - timedelta(31))
-        figures = dashboard.figures("UTC")
+        figures = dashboard.get_dashboard_figures("UTC")
         assert [n for _, n in figures.per_day] == [1, *[0] * 27, 1, 2]
         assert (figures.today, figures.yesterday) == (2, 1)
 
@@ -119,7 +119,7 @@ class TestFigures:
         campaign(summer, sent=6, kind="reminder")
         redeemed(summer, NOW, NOW)
         redeemed(offer("UNMAILED"), NOW)
-        figures = dashboard.figures("UTC")
+        figures = dashboard.get_dashboard_figures("UTC")
         assert (figures.mails, figures.share) == (14, 0.25)
 
     def test_a_small_share_is_more_than_nothing(self, staff: FlaskClient, offer: Make) -> None:
@@ -130,7 +130,7 @@ class TestFigures:
 
     def test_where_nothing_was_mailed_there_is_no_share(self, offer: Make) -> None:
         campaign(offer(), sent=5, launched_at=NOW - timedelta(40))
-        figures = dashboard.figures("UTC")
+        figures = dashboard.get_dashboard_figures("UTC")
         assert (figures.mails, figures.share) == (0, None)
 
 
@@ -190,7 +190,7 @@ class TestAttention:
     )
     def test_an_offer_that_does_not(self, offer: Make, values: dict[str, Any]) -> None:
         offer(**values)
-        assert not dashboard.attention()
+        assert not dashboard.get_attention_list()
 
     def test_an_import_that_failed(self, staff: FlaskClient, customer: Callable[..., Customer]) -> None:
         put(CustomerImport(filename="<b>bad</b>.csv", media_type="text/csv", status="failed", error="It is a picture."))

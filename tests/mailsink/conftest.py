@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from flask.testing import FlaskClient
 
-from local.mailsink.index import Index
-from local.mailsink.web_app import page
+from local.mailsink.index import MailIndex
+from local.mailsink.web_app import create_sink_app
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def index(folder: Path) -> Index:
-    return Index(folder)
+def index(folder: Path) -> MailIndex:
+    return MailIndex(folder)
 
 
 @pytest.fixture
@@ -40,5 +40,5 @@ def drop(folder: Path) -> Callable[..., str]:
 
 
 @pytest.fixture
-def browser(index: Index) -> FlaskClient:
-    return page(index).test_client()
+def browser(index: MailIndex) -> FlaskClient:
+    return create_sink_app(index).test_client()

@@ -12,22 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from local.mailsink.index import Index
+from local.mailsink.index import MailIndex
 from webapp.core.settings import ROOT
 
 Drop = Callable[..., str]
 
 
-def found(index: Index, sought: str = "") -> list[str]:
+def found(index: MailIndex, sought: str = "") -> list[str]:
     return [row.name for row in index.page(sought, "", 100)]
 
 
-def test_the_newest_come_first(index: Index, drop: Drop) -> None:
+def test_the_newest_come_first(index: MailIndex, drop: Drop) -> None:
     names = [drop("x", To=f"{n}@example.com") for n in range(3)]
     assert found(index) == names[::-1]
 
 
-def test_pages_follow_each_other_without_gap_or_repeat_while_mail_comes(index: Index, drop: Drop) -> None:
+def test_pages_follow_each_other_without_gap_or_repeat_while_mail_comes(index: MailIndex, drop: Drop) -> None:
     names = [drop("x", To=f"{n}@example.com") for n in range(7)]
     first = index.page("", "", 3)
     drop("x", To="late@example.com")
@@ -56,25 +56,25 @@ def test_pages_follow_each_other_without_gap_or_repeat_while_mail_comes(index: I
     ],
 )
 def test_recipients_and_subjects_are_found_as_people_write_them(
-    index: Index, drop: Drop, head: bytes, sought: str
+    index: MailIndex, drop: Drop, head: bytes, sought: str
 ) -> None:
     name = drop(head + b"\r\n\r\nbody")
     drop(b"To: other@example.com\r\nSubject: other\r\n\r\nada@example.com summer")
     assert found(index, sought) == [name]
 
 
-def test_words_of_the_body_and_of_other_headers_are_not_searched(index: Index, drop: Drop) -> None:
+def test_words_of_the_body_and_of_other_headers_are_not_searched(index: MailIndex, drop: Drop) -> None:
     drop("secret", To="a@example.com", From="shop@example.com", List="secret")
     assert found(index, "secret") == []
     assert found(index, "shop") == []
 
 
-def test_signs_that_mean_something_in_sql_are_only_signs(index: Index, drop: Drop) -> None:
+def test_signs_that_mean_something_in_sql_are_only_signs(index: MailIndex, drop: Drop) -> None:
     drop("x", To="a@example.com")
     assert found(index, "%") == found(index, "' or 1=1 --") == []
 
 
-def test_files_deleted_and_dropped_in_by_hand_are_noticed(index: Index, drop: Drop, folder: Path) -> None:
+def test_files_deleted_and_dropped_in_by_hand_are_noticed(index: MailIndex, drop: Drop, folder: Path) -> None:
     first = drop("x", To="a@example.com")
     assert found(index) == [first]
     (folder / first).unlink()
@@ -82,13 +82,13 @@ def test_files_deleted_and_dropped_in_by_hand_are_noticed(index: Index, drop: Dr
     assert found(index) == ["from a friend.eml"]
 
 
-def test_a_folder_deleted_by_hand_is_an_empty_one(index: Index, drop: Drop, folder: Path) -> None:
+def test_a_folder_deleted_by_hand_is_an_empty_one(index: MailIndex, drop: Drop, folder: Path) -> None:
     (folder / drop("x")).unlink()
     folder.rmdir()
     assert found(index) == []
 
 
-def test_what_is_no_mail_is_left_alone(index: Index, folder: Path) -> None:
+def test_what_is_no_mail_is_left_alone(index: MailIndex, folder: Path) -> None:
     (folder / ".1-part.eml").write_bytes(b"To: half@example.com")
     (folder / "notes.txt").write_text("x")
     (folder / "folder.eml").mkdir()
@@ -98,7 +98,7 @@ def test_what_is_no_mail_is_left_alone(index: Index, folder: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"not a database, " * 1000, None])
 def test_an_index_that_is_lost_or_spoilt_is_made_anew(
-    index: Index, drop: Drop, folder: Path, content: bytes | None
+    index: MailIndex, drop: Drop, folder: Path, content: bytes | None
 ) -> None:
     name = drop("x", To="a@example.com")
     assert found(index) == [name]
@@ -107,24 +107,24 @@ def test_an_index_that_is_lost_or_spoilt_is_made_anew(
     else:
         index.path.write_bytes(content)
     assert found(index, "a@example.com") == [name]
-    assert found(Index(folder)) == [name]
+    assert found(MailIndex(folder)) == [name]
 
 
-def test_an_index_of_an_older_release_is_made_anew(index: Index, drop: Drop, folder: Path) -> None:
+def test_an_index_of_an_older_release_is_made_anew(index: MailIndex, drop: Drop, folder: Path) -> None:
     name = drop("x", To="a@example.com")
     found(index)
     with index._open() as connection:
         connection.executescript("alter table mail drop column words; pragma user_version = 0;")
-    assert found(Index(folder), "a@example.com") == [name]
+    assert found(MailIndex(folder), "a@example.com") == [name]
 
 
-def test_nobody_else_on_the_machine_may_read_it(index: Index, drop: Drop) -> None:
+def test_nobody_else_on_the_machine_may_read_it(index: MailIndex, drop: Drop) -> None:
     drop("x")
     found(index)
     assert index.path.stat().st_mode & 0o077 == 0
 
 
-def test_emptying_leaves_what_came_after_the_page_was_drawn(index: Index, drop: Drop, folder: Path) -> None:
+def test_emptying_leaves_what_came_after_the_page_was_drawn(index: MailIndex, drop: Drop, folder: Path) -> None:
     drop("x")
     drop("y")
     seen = index.page("", "", 1)[0].place
@@ -137,7 +137,7 @@ def test_killed_amid_its_work_it_has_every_mail_once_afterwards(folder: Path, dr
     names = [drop("x", To=f"{n}@example.com") for n in range(3000)]
     script = "import sys, pathlib; from local.mailsink.index import Index; Index(pathlib.Path(sys.argv[1])).catch_up()"
     process = subprocess.Popen([sys.executable, "-c", script, str(folder)], cwd=ROOT)
-    index = Index(folder)
+    index = MailIndex(folder)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:
         if index.path.exists() and index.path.with_name(index.path.name + "-wal").exists():
@@ -147,7 +147,7 @@ def test_killed_amid_its_work_it_has_every_mail_once_afterwards(folder: Path, dr
     assert [row.name for row in index.page("", "", 5000)] == names[::-1]
 
 
-def test_mails_are_indexed_in_the_background_once_it_is_quiet(index: Index, drop: Drop) -> None:
+def test_mails_are_indexed_in_the_background_once_it_is_quiet(index: MailIndex, drop: Drop) -> None:
     drop("x")
     index.follow()
     deadline = time.monotonic() + 20

@@ -10,7 +10,7 @@ import pytest
 from aiosmtpd.controller import Controller
 from flask import Flask
 
-from local.mailsink.smtp_handler import Keep
+from local.mailsink.smtp_handler import SinkHandler
 from tests.live import free_port
 
 MAIL = b"To: ada@example.com\r\nSubject: Hello\r\n\r\n.a dot first\r\n"
@@ -18,7 +18,7 @@ MAIL = b"To: ada@example.com\r\nSubject: Hello\r\n\r\n.a dot first\r\n"
 
 @pytest.fixture
 def relay(folder: Path) -> Iterator[smtplib.SMTP]:
-    controller = Controller(Keep(folder), hostname="127.0.0.1", port=free_port(), enable_SMTPUTF8=True)
+    controller = Controller(SinkHandler(folder), hostname="127.0.0.1", port=free_port(), enable_SMTPUTF8=True)
     controller.start()
     try:
         with smtplib.SMTP("127.0.0.1", controller.port) as client:

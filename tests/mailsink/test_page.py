@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from flask.testing import FlaskClient
 
-from local.mailsink.web_app import PER_PAGE
+from local.mailsink.web_app import PAGE_SIZE
 
 Drop = Callable[..., str]
 HOST = {"Host": "127.0.0.1:8002"}
@@ -59,7 +59,7 @@ def test_attachments_are_marked_and_named(browser: FlaskClient, drop: Drop) -> N
 
 
 def test_older_mails_are_a_link_away(browser: FlaskClient, drop: Drop) -> None:
-    for n in range(PER_PAGE + 1):
+    for n in range(PAGE_SIZE + 1):
         drop("x", Subject=f"mail-{n}-", To="a@example.com")
     page = shown(browser, "/?q=a@example.com")
     assert "mail-0-" not in page
@@ -69,10 +69,10 @@ def test_older_mails_are_a_link_away(browser: FlaskClient, drop: Drop) -> None:
 
 
 def test_a_search_tells_how_many_it_found(browser: FlaskClient, drop: Drop) -> None:
-    for n in range(PER_PAGE + 2):
+    for n in range(PAGE_SIZE + 2):
         drop("x", Subject="Iced tea", To=f"ann{n % 2}@example.com")
-    assert f"{PER_PAGE + 2} mails to or about" in shown(browser, "/?q=iced+tea")
-    assert f"{PER_PAGE // 2 + 1} mails to or about" in shown(browser, "/?q=ann1@+tea")
+    assert f"{PAGE_SIZE + 2} mails to or about" in shown(browser, "/?q=iced+tea")
+    assert f"{PAGE_SIZE // 2 + 1} mails to or about" in shown(browser, "/?q=ann1@+tea")
     drop("x", To="bob@example.com")
     assert "1 mail to or about" in shown(browser, "/?q=bob")
 

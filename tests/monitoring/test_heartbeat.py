@@ -21,7 +21,7 @@ from webapp.core.extensions import db
 from webapp.core.settings import ROOT, Settings
 from webapp.monitoring import actions as monitoring_actions
 from webapp.monitoring import queries as monitoring_queries
-from webapp.monitoring.actions import Myself
+from webapp.monitoring.actions import WorkerIdentity
 from webapp.monitoring.models import Worker
 
 HERE = socket.gethostname()
@@ -39,7 +39,7 @@ def worker_alive(settings: Settings) -> subprocess.CompletedProcess[str]:
     )
 
 
-def row(me: Myself) -> Worker:
+def row(me: WorkerIdentity) -> Worker:
     db.session.rollback()
     return db.session.execute(select(Worker).where(Worker.id == me.id)).scalar_one()
 
@@ -87,7 +87,7 @@ def test_a_worker_that_is_told_to_end_says_so(beaten: live.Live) -> None:
 
 
 def test_a_worker_of_another_machine_is_not_this_ones(app: Flask) -> None:
-    monitoring_actions.beat(Myself("1", host="elsewhere"))
+    monitoring_actions.record_heartbeat(WorkerIdentity("1", host="elsewhere"))
 
     assert not monitoring_queries.is_worker_alive(HERE)
     assert monitoring_queries.is_worker_alive("elsewhere")
@@ -104,9 +104,9 @@ def test_nobody_knows_when_the_database_is_away(test_settings: Settings) -> None
 
 
 def test_a_beat_tells_since_when_a_worker_is_busy_and_what_it_got_through(app: Flask) -> None:
-    me = Myself("1")
-    monitoring_actions.beat(me, busy=30, swept={"campaigns.sweep": 10})
-    monitoring_actions.beat(me, busy=None, swept={"customers.sweep_customers": 5})
+    me = WorkerIdentity("1")
+    monitoring_actions.record_heartbeat(me, busy=30, swept={"campaigns.sweep": 10})
+    monitoring_actions.record_heartbeat(me, busy=None, swept={"customers.sweep_customers": 5})
 
     now = db.session.scalars(text("select extract(epoch from now())")).one()
     assert row(me).busy_since is None
@@ -118,37 +118,37 @@ def test_a_beat_tells_since_when_a_worker_is_busy_and_what_it_got_through(app: F
 
 def test_a_task_of_every_minute_is_got_through_only_when_it_did_not_fail(app: Flask) -> None:
     def _works() -> None:
-        assert task_queue.busy() is not None
+        assert task_queue.longest_running_seconds() is not None
 
     def _fails() -> None:
         raise RuntimeError
 
-    task_queue._in_context(_works, periodic=True)()
+    task_queue._wrap_in_app_context("monitoring.works", _works, is_periodic=True)()
     with pytest.raises(RuntimeError):
-        task_queue._in_context(_fails, periodic=True)()
+        task_queue._wrap_in_app_context("monitoring.fails", _fails, is_periodic=True)()
 
-    assert "monitoring.works" in task_queue.swept()
-    assert "monitoring.fails" not in task_queue.swept()
-    assert task_queue.busy() is None
+    assert "monitoring.works" in task_queue.periodic_task_ages()
+    assert "monitoring.fails" not in task_queue.periodic_task_ages()
+    assert task_queue.longest_running_seconds() is None
 
 
 def test_a_worker_that_lives_after_all_has_not_ended(app: Flask) -> None:
-    me = Myself("1")
-    monitoring_actions.beat(me)
-    monitoring_actions.stop(me)
+    me = WorkerIdentity("1")
+    monitoring_actions.record_heartbeat(me)
+    monitoring_actions.record_shutdown(me)
     assert row(me).stopped_at is not None
 
-    monitoring_actions.beat(me)
+    monitoring_actions.record_heartbeat(me)
 
     assert row(me).stopped_at is None
 
 
 def test_workers_that_were_silent_for_a_day_are_dropped(app: Flask) -> None:
-    monitoring_actions.beat(Myself("1"))
+    monitoring_actions.record_heartbeat(WorkerIdentity("1"))
     pass_by(24 * 60 * 60 + 1)
-    young = Myself("1")
-    monitoring_actions.beat(young)
+    young = WorkerIdentity("1")
+    monitoring_actions.record_heartbeat(young)
 
-    monitoring_actions.drop_silent()
+    monitoring_actions.delete_stale_workers()
 
     assert db.session.scalars(select(Worker.id)).all() == [young.id]

@@ -22,16 +22,16 @@ from benchmarks import growth_tables
 from tests.redemptions.test_plans import nodes, plans
 from webapp import create_app
 from webapp.accounts import actions as account_actions
-from webapp.campaigns.models import Batch, Campaign, MailIssue, gaps_of
+from webapp.campaigns.models import Batch, Campaign, MailIssue, encode_gaps
 from webapp.core import task_queue
 from webapp.core.extensions import db
 from webapp.core.settings import ROOT, Settings
 from webapp.customers.models import Customer, CustomerImport
 from webapp.monitoring import actions as monitoring_actions
 from webapp.monitoring import queries as monitoring_queries
-from webapp.monitoring.actions import Myself
+from webapp.monitoring.actions import WorkerIdentity
 from webapp.offers.models import Offer
-from webapp.redemptions.models import CodeMiss
+from webapp.redemptions.models import FailedCodeAttempt
 
 Values = dict[tuple[str, tuple[str, ...]], float]
 
@@ -57,7 +57,7 @@ def mailing(offer: Callable[..., Offer], customer: Callable[..., Customer]) -> C
     db.session.add(campaign)
     db.session.flush()
     ids = [person.id for person in people]
-    batch = Batch(campaign_id=campaign.id, seq=0, first_id=ids[0], last_id=ids[-1], gaps=gaps_of(ids))
+    batch = Batch(campaign_id=campaign.id, seq=0, first_id=ids[0], last_id=ids[-1], gaps=encode_gaps(ids))
     batch.window_start = batch.window_end = 4
     batch.sent, batch.windows = 2, [0, 1]
     db.session.add_all([batch, MailIssue(campaign_id=campaign.id, customer_id=ids[2], state="failed", smtp_code=550)])
@@ -94,7 +94,7 @@ def test_a_key_that_reads_is_enough(client: FlaskClient) -> None:
 def test_every_figure_has_help_and_a_type_and_a_name_as_prometheus_wants_it(
     api: FlaskClient, mailing: Campaign
 ) -> None:
-    monitoring_actions.beat(Myself("1"), swept={"campaigns.sweep": 1})
+    monitoring_actions.record_heartbeat(WorkerIdentity("1"), swept={"campaigns.sweep": 1})
     families = list(plain(api.get("/metrics").text))
 
     assert len(families) > 20
@@ -140,15 +140,15 @@ def test_what_a_campaign_suffers_from_is_told(api: FlaskClient, mailing: Campaig
 
 
 def test_only_so_many_campaigns_are_told_of_one_by_one(api: FlaskClient, offer: Callable[..., Offer]) -> None:
-    for n in range(monitoring_queries.CAMPAIGNS + 3):
+    for n in range(monitoring_queries.DETAIL_LIMIT + 3):
         db.session.add(Campaign(offer_id=offer(f"CODE{n}").id, subject="s", text="t", status="sending", total=0))
     db.session.add(Campaign(offer_id=offer("OVER").id, subject="s", text="t", status="done", total=0))
     db.session.commit()
 
     told = {labels[0] for name, labels in scrape(api) if name == "onecode_campaign_mails"}
 
-    assert len(told) == monitoring_queries.CAMPAIGNS
-    assert max(map(int, told)) == monitoring_queries.CAMPAIGNS + 3
+    assert len(told) == monitoring_queries.DETAIL_LIMIT
+    assert max(map(int, told)) == monitoring_queries.DETAIL_LIMIT + 3
 
 
 def test_redemptions_misses_and_imports_are_those_in_the_rows(
@@ -162,8 +162,8 @@ def test_redemptions_misses_and_imports_are_those_in_the_rows(
         assert made.status_code == 201
     assert api.post(f"/api/v1/redemptions/{made.get_json()['id']}/rollback", json={"reason": "x"}).status_code == 200
     now = datetime.now(UTC)
-    db.session.add(CodeMiss(offer_id=mine.id, slot=1, minute=now, n=40))
-    db.session.add(CodeMiss(offer_id=mine.id, slot=2, minute=now - timedelta(hours=2), n=7))
+    db.session.add(FailedCodeAttempt(offer_id=mine.id, slot=1, minute=now, n=40))
+    db.session.add(FailedCodeAttempt(offer_id=mine.id, slot=2, minute=now - timedelta(hours=2), n=7))
     for status in ("done", "done", "failed"):
         db.session.add(CustomerImport(filename="a.csv", media_type="text/csv", status=status))
     db.session.commit()
@@ -198,10 +198,10 @@ def test_the_queue_the_database_and_the_migration_are_told_of(api: FlaskClient) 
 
 def test_workers_that_live_are_counted_and_the_silent_are_not(api: FlaskClient) -> None:
     for silent, stopped, busy, swept in ((0, False, 7.0, 50.0), (70, False, 900.0, 20.0), (0, True, None, 30.0)):
-        me = Myself("1")
-        monitoring_actions.beat(me, busy, {"campaigns.sweep": swept})
+        me = WorkerIdentity("1")
+        monitoring_actions.record_heartbeat(me, busy, {"campaigns.sweep": swept})
         if stopped:
-            monitoring_actions.stop(me)
+            monitoring_actions.record_shutdown(me)
         db.session.execute(
             text("update worker set seen_at = seen_at - make_interval(secs => :s) where id = :id"),
             {"s": silent, "id": me.id},
@@ -224,7 +224,7 @@ def test_connections_of_everybody_are_counted_by_a_role_that_may_not_look_at_the
     db.session.execute(text("grant select on huey_task, huey_schedule, alembic_version to plain"))
     db.session.execute(text("set local role plain"))
 
-    found = monitoring_queries.server().connections
+    found = monitoring_queries.load_database_metrics().connections
 
     db.session.rollback()
     assert found == there
@@ -237,7 +237,7 @@ def test_a_scrape_is_given_up_in_time_for_prometheus(app: Flask) -> None:
         other.execute("set local idle_in_transaction_session_timeout = '8s'")
         other.execute("lock table customer_import in access exclusive mode")
         with pytest.raises(OperationalError, match="statement timeout"):
-            monitoring_queries.figures()
+            monitoring_queries.collect_metrics()
 
 
 def test_nobody_is_named(api: FlaskClient, mailing: Campaign) -> None:
@@ -321,7 +321,7 @@ def filled(app: Flask, test_settings: Settings) -> Iterator[psycopg.Connection]:
 
 def test_a_scrape_reads_little_however_much_there_is(filled: psycopg.Connection) -> None:
     read = dict.fromkeys(LARGE, 0.0)
-    for statement, plan in plans(filled, monitoring_queries.figures):
+    for statement, plan in plans(filled, monitoring_queries.collect_metrics):
         for node in nodes(plan):
             table = node.get("Relation Name")
             if table in LARGE:
@@ -334,7 +334,7 @@ def test_a_scrape_reads_little_however_much_there_is(filled: psycopg.Connection)
 
 
 def test_the_page_tells_of_every_figure_and_of_no_other(api: FlaskClient, mailing: Campaign) -> None:
-    monitoring_actions.beat(Myself("1"), swept={"campaigns.sweep": 1})
+    monitoring_actions.record_heartbeat(WorkerIdentity("1"), swept={"campaigns.sweep": 1})
     page = (
         (ROOT / "docs" / "monitoring.md")
         .read_text()

@@ -12,7 +12,7 @@ from flask import Flask
 from sqlalchemy import select
 
 from webapp.accounts.models import AuditEntry
-from webapp.core.errors import DomainError, Invalid, NotFound
+from webapp.core.errors import DomainError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.core.money import Discount
 from webapp.offers import actions as offer_actions
@@ -25,36 +25,36 @@ SUMMER = OfferValues(
 )
 
 
-def key_of(error: pytest.ExceptionInfo[Invalid]) -> tuple[str, str]:
+def key_of(error: pytest.ExceptionInfo[InvalidInput]) -> tuple[str, str]:
     return error.value.errors[0].field, error.value.errors[0].key
 
 
 def test_an_offer_is_found_by_its_code_and_keeps_how_it_was_written(app: Flask) -> None:
-    offer_actions.create(SUMMER, by="ann")
+    offer_actions.create_offer(SUMMER, by="ann")
 
-    found = offer_queries.by_code("SUMMER25")
+    found = offer_queries.find_offer_by_code("SUMMER25")
     assert found is not None
     assert (found.code_as_written, found.name, found.percent) == ("Summer-25", "Summer", Decimal(25))
 
 
 def test_making_an_offer_leaves_a_trail(app: Flask) -> None:
-    offer_actions.create(SUMMER, by="ann")
+    offer_actions.create_offer(SUMMER, by="ann")
 
     entry = db.session.scalars(select(AuditEntry)).one()
     assert (entry.actor, entry.action, entry.subject) == ("ann", "offer.created", "Summer-25")
 
 
 def test_an_offer_without_a_code_is_given_one(app: Flask) -> None:
-    offer = offer_actions.create(replace(SUMMER, code=None), by="ann")
+    offer = offer_actions.create_offer(replace(SUMMER, code=None), by="ann")
 
     assert len(offer.code) == 8
 
 
 def test_a_code_that_exists_is_refused_at_its_field_however_it_is_written(app: Flask) -> None:
-    offer_actions.create(SUMMER, by="ann")
+    offer_actions.create_offer(SUMMER, by="ann")
 
-    with pytest.raises(Invalid) as error:
-        offer_actions.create(replace(SUMMER, code="summer 25"), by="ann")
+    with pytest.raises(InvalidInput) as error:
+        offer_actions.create_offer(replace(SUMMER, code="summer 25"), by="ann")
     assert key_of(error) == ("code", "code_taken")
 
 
@@ -66,9 +66,9 @@ def test_of_two_who_take_a_code_at_once_one_gets_it(app: Flask) -> None:
         with app.app_context():
             ready.wait()
             try:
-                offer_actions.create(SUMMER, by="ann")
+                offer_actions.create_offer(SUMMER, by="ann")
                 outcomes.append("made")
-            except Invalid as error:
+            except InvalidInput as error:
                 outcomes.append(error.errors[0].key)
 
     threads = [threading.Thread(target=take) for _ in range(8)]
@@ -104,22 +104,22 @@ def test_of_two_who_take_a_code_at_once_one_gets_it(app: Flask) -> None:
     ],
 )
 def test_what_makes_no_sense_is_refused_at_its_field(app: Flask, changes: dict[str, Any], field: str, key: str) -> None:
-    with pytest.raises(Invalid) as error:
-        offer_actions.create(replace(SUMMER, **changes), by="ann")
+    with pytest.raises(InvalidInput) as error:
+        offer_actions.create_offer(replace(SUMMER, **changes), by="ann")
 
     assert key_of(error) == (field, key)
 
 
 def test_all_errors_are_told_at_once(app: Flask) -> None:
-    with pytest.raises(Invalid) as error:
-        offer_actions.create(replace(SUMMER, name="", max_redemptions=-1, ends_at=NOW), by="ann")
+    with pytest.raises(InvalidInput) as error:
+        offer_actions.create_offer(replace(SUMMER, name="", max_redemptions=-1, ends_at=NOW), by="ann")
 
     assert {item.field for item in error.value.errors} == {"name", "max_redemptions", "ends_at"}
 
 
 def test_a_full_discount_and_a_hundredth_of_a_percent_are_taken(app: Flask) -> None:
     for code, percent in (("ALL", "100"), ("LITTLE", "0.01")):
-        offer = offer_actions.create(
+        offer = offer_actions.create_offer(
             replace(SUMMER, code=code, discount=Discount("percent", percent=Decimal(percent))), by="ann"
         )
         assert offer.percent == Decimal(percent)
@@ -127,17 +127,17 @@ def test_a_full_discount_and_a_hundredth_of_a_percent_are_taken(app: Flask) -> N
 
 def test_the_second_of_two_tabs_is_told_and_overwrites_nothing(offer: Callable[..., Offer]) -> None:
     row = offer()
-    offer_actions.change(row.id, {"name": "From the first tab"}, version=1, by="ann")
+    offer_actions.update_offer(row.id, {"name": "From the first tab"}, version=1, by="ann")
 
     with pytest.raises(DomainError) as error:
-        offer_actions.change(row.id, {"name": "From the second tab"}, version=1, by="bob")
+        offer_actions.update_offer(row.id, {"name": "From the second tab"}, version=1, by="bob")
     db.session.rollback()
 
     assert (error.value.key, row.name) == ("conflict", "From the first tab")
 
 
 def test_a_change_raises_the_version_and_leaves_a_trail(offer: Callable[..., Offer]) -> None:
-    changed = offer_actions.change(offer().id, {"name": "Autumn"}, version=1, by="ann")
+    changed = offer_actions.update_offer(offer().id, {"name": "Autumn"}, version=1, by="ann")
 
     entry = db.session.scalars(select(AuditEntry)).one()
     assert (changed.version, entry.action, entry.detail) == (2, "offer.changed", {"fields": ["name"]})
@@ -146,13 +146,13 @@ def test_a_change_raises_the_version_and_leaves_a_trail(offer: Callable[..., Off
 def test_saving_without_a_change_changes_nothing(offer: Callable[..., Offer]) -> None:
     row = offer()
 
-    assert offer_actions.change(row.id, {"name": row.name}, version=1, by="ann").version == 1
+    assert offer_actions.update_offer(row.id, {"name": row.name}, version=1, by="ann").version == 1
 
 
 def test_an_offer_that_nobody_has_seen_may_change_in_everything(offer: Callable[..., Offer]) -> None:
     discount = Discount("amount", amount=500, currency="EUR")
 
-    changed = offer_actions.change(
+    changed = offer_actions.update_offer(
         offer().id, {"discount": discount, "code": "NEW-CODE", "max_redemptions": 5}, version=1, by="ann"
     )
 
@@ -170,11 +170,11 @@ def test_an_offer_that_nobody_has_seen_may_change_in_everything(offer: Callable[
 )
 def test_once_frozen_what_was_promised_stays(offer: Callable[..., Offer], changes: dict[str, Any], field: str) -> None:
     row = offer()
-    offer_actions.freeze(row.id)
+    offer_actions.freeze_offer(row.id)
     db.session.commit()
 
-    with pytest.raises(Invalid) as error:
-        offer_actions.change(row.id, changes, version=1, by="ann")
+    with pytest.raises(InvalidInput) as error:
+        offer_actions.update_offer(row.id, changes, version=1, by="ann")
     assert key_of(error) == (field, "frozen")
 
 
@@ -182,7 +182,7 @@ def test_once_frozen_the_name_and_the_window_may_still_change(offer: Callable[..
     row = offer(frozen_at=NOW, max_redemptions=5, redeemed=3)
     end = row.ends_at + timedelta(days=9) if row.ends_at else None
 
-    changed = offer_actions.change(
+    changed = offer_actions.update_offer(
         row.id, {"name": "Longer", "ends_at": end, "max_redemptions": 3}, version=1, by="ann"
     )
 
@@ -195,23 +195,23 @@ def test_once_frozen_a_cap_falls_not_below_what_is_used_and_is_not_removed(
 ) -> None:
     row = offer(frozen_at=NOW, max_redemptions=5, redeemed=3)
 
-    with pytest.raises(Invalid) as error:
-        offer_actions.change(row.id, {"max_redemptions": cap}, version=1, by="ann")
+    with pytest.raises(InvalidInput) as error:
+        offer_actions.update_offer(row.id, {"max_redemptions": cap}, version=1, by="ann")
     assert key_of(error) == ("max_redemptions", key)
 
 
 def test_freezing_happens_once(offer: Callable[..., Offer]) -> None:
     row = offer()
 
-    assert [offer_actions.freeze(row.id), offer_actions.freeze(row.id)] == [True, False]
+    assert [offer_actions.freeze_offer(row.id), offer_actions.freeze_offer(row.id)] == [True, False]
 
 
 def test_a_code_taken_by_a_change_is_refused(offer: Callable[..., Offer]) -> None:
     offer("FIRST")
     second = offer("SECOND")
 
-    with pytest.raises(Invalid) as error:
-        offer_actions.change(second.id, {"code": "first"}, version=1, by="ann")
+    with pytest.raises(InvalidInput) as error:
+        offer_actions.update_offer(second.id, {"code": "first"}, version=1, by="ann")
     assert key_of(error) == ("code", "code_taken")
 
 
@@ -220,7 +220,12 @@ def test_pausing_twice_and_resuming_twice_is_as_good_as_once(offer: Callable[...
 
     versions = [
         act(row.id, by="ann").version
-        for act in (offer_actions.pause, offer_actions.pause, offer_actions.resume, offer_actions.resume)
+        for act in (
+            offer_actions.pause_offer,
+            offer_actions.pause_offer,
+            offer_actions.resume_offer,
+            offer_actions.resume_offer,
+        )
     ]
 
     assert (versions, row.paused_at) == ([2, 2, 3, 3], None)
@@ -228,7 +233,7 @@ def test_pausing_twice_and_resuming_twice_is_as_good_as_once(offer: Callable[...
 
 def test_an_offer_that_is_not_there_can_not_be_changed(app: Flask) -> None:
     with pytest.raises(NotFound):
-        offer_actions.change(99, {"name": "x"}, version=None, by="ann")
+        offer_actions.update_offer(99, {"name": "x"}, version=None, by="ann")
 
 
 STATES: dict[str, dict[str, Any]] = {
@@ -244,16 +249,16 @@ STATES: dict[str, dict[str, Any]] = {
 def test_the_database_and_python_agree_about_states(offer: Callable[..., Offer], state: Any) -> None:
     rows = {name: offer(name.replace("_", ""), **values) for name, values in STATES.items()}
 
-    assert [row.id for row in offer_queries.page(state=state)] == [rows[state].id]
-    assert rows[state].state(offer_queries.clock()) == state
+    assert [row.id for row in offer_queries.list_offers(state=state)] == [rows[state].id]
+    assert rows[state].state(offer_queries.database_now()) == state
 
 
 def test_pages_follow_one_another_in_both_directions(offer: Callable[..., Offer]) -> None:
     made = [offer(f"CODE{n}").id for n in range(5)]
 
-    first = offer_queries.page(limit=2)
-    second = offer_queries.page(limit=2, before=first[1].id)
-    back = offer_queries.page(limit=2, after=second[0].id)
+    first = offer_queries.list_offers(limit=2)
+    second = offer_queries.list_offers(limit=2, before=first[1].id)
+    back = offer_queries.list_offers(limit=2, after=second[0].id)
 
     assert [o.id for o in first] == made[:1:-1]
     assert [o.id for o in second] == made[2::-1]
@@ -265,4 +270,4 @@ def test_offers_are_searched_by_name_and_code(offer: Callable[..., Offer], typed
     offer("SUMMER25", name="Hot days")
     offer("WINTER", name="Summit")
 
-    assert len(offer_queries.page(typed)) == found
+    assert len(offer_queries.list_offers(typed)) == found

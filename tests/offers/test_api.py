@@ -41,13 +41,13 @@ def test_the_mail_comes_with_the_offer_or_neither_does(api: Any) -> None:
     wrong = {"subject": "For you", "text": "{{ nonsense }}"}
 
     refused = api.post("/api/v1/offers", json=SUMMER | {"mail": wrong})
-    nothing_half_done = not offer_queries.any_offer()
+    nothing_half_done = not offer_queries.has_offers()
     taken = api.post("/api/v1/offers", json=SUMMER | {"mail": mail})
 
-    offer = offer_queries.by_code("SUMMER25")
+    offer = offer_queries.find_offer_by_code("SUMMER25")
     assert (refused.status_code, nothing_half_done, taken.status_code) == (422, True, 201)
     assert offer is not None
-    draft = campaign_queries.announcement(offer.id)
+    draft = campaign_queries.find_announcement(offer.id)
     assert draft is not None
     assert draft.subject == "For you"
 
@@ -106,7 +106,7 @@ def test_what_makes_no_sense_is_a_problem_with_a_pointer(api: Any, changes: dict
     assert answer.status_code == 422
     assert answer.mimetype == "application/problem+json"
     assert pointer in [error["pointer"] for error in answer.json["errors"]]
-    assert not offer_queries.any_offer()
+    assert not offer_queries.has_offers()
 
 
 def test_a_code_that_exists_is_a_problem(api: Any, offer: MakeOffer) -> None:
@@ -155,7 +155,7 @@ def test_pages_are_linked_and_go_through_all(api: Any, offer: MakeOffer) -> None
 
 
 def test_the_list_is_filtered_by_state(api: Any, offer: MakeOffer) -> None:
-    offer_actions.pause(offer().id, by="ann")
+    offer_actions.pause_offer(offer().id, by="ann")
     offer("OTHER")
 
     assert [item["code"] for item in api.get("/api/v1/offers?state=paused").json["offers"]] == ["SUMMER25"]
@@ -209,7 +209,7 @@ def test_what_an_offer_must_have_can_not_be_taken_away(api: Any, offer: MakeOffe
 
 
 def test_a_frozen_discount_is_refused_with_a_pointer(api: Any, offer: MakeOffer) -> None:
-    offer_actions.freeze(offer().id)
+    offer_actions.freeze_offer(offer().id)
     db.session.commit()
 
     answer = api.patch("/api/v1/offers/SUMMER25", json={"discount": {"type": "percent", "percent": "30"}})

@@ -13,7 +13,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from webapp.core.errors import DomainError, Invalid, NotFound
+from webapp.core.errors import DomainError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.core.money import Discount
 from webapp.customers.models import Customer
@@ -26,13 +26,13 @@ MakeOffer = Callable[..., Offer]
 LAUNCHED = {"frozen_at": datetime(2026, 1, 1, tzinfo=UTC)}
 
 
-def key_of(error: pytest.ExceptionInfo[Invalid]) -> tuple[str, str]:
+def key_of(error: pytest.ExceptionInfo[InvalidInput]) -> tuple[str, str]:
     return error.value.errors[0].field, error.value.errors[0].key
 
 
 def codes(offer: Offer) -> dict[str, bool]:
     """Every code with whether it works, newest first."""
-    return {row.code: row.closed_at is None for row in offer_queries.codes_of([offer.id])[offer.id]}
+    return {row.code: row.closed_at is None for row in offer_queries.list_codes_by_offer([offer.id])[offer.id]}
 
 
 def test_a_renewed_code_leaves_the_old_one_working_for_the_same_offer(offer: MakeOffer) -> None:
@@ -41,7 +41,10 @@ def test_a_renewed_code_leaves_the_old_one_working_for_the_same_offer(offer: Mak
     changed = code_actions.renew_code(row.id, "Winter-26", by="ann")
 
     assert (changed.code, changed.code_as_written, changed.version) == ("WINTER26", "Winter-26", 2)
-    assert [found.id for found in map(offer_queries.by_code, ("WINTER26", "SUMMER25")) if found] == [row.id, row.id]
+    assert [found.id for found in map(offer_queries.find_offer_by_code, ("WINTER26", "SUMMER25")) if found] == [
+        row.id,
+        row.id,
+    ]
     assert codes(row) == {"WINTER26": True, "SUMMER25": True}
 
 
@@ -64,7 +67,7 @@ def test_before_anybody_was_given_it_a_code_is_replaced_and_free_again(offer: Ma
 def test_an_edit_before_the_first_launch_frees_the_code_too(offer: MakeOffer) -> None:
     row = offer()
 
-    offer_actions.change(row.id, {"code": "WINTER26"}, version=None, by="ann")
+    offer_actions.update_offer(row.id, {"code": "WINTER26"}, version=None, by="ann")
 
     assert codes(row) == {"WINTER26": True}
 
@@ -91,14 +94,14 @@ def test_no_code_is_ever_given_to_a_second_offer(offer: MakeOffer, taken: str) -
     code_actions.close_code(first.id, "CLOSED", by="ann")
     values = OfferValues("Third", first.discount, first.starts_at, code=taken)
 
-    with pytest.raises(Invalid) as renewed:
+    with pytest.raises(InvalidInput) as renewed:
         code_actions.renew_code(second.id, taken, by="ann")
     db.session.rollback()
-    with pytest.raises(Invalid) as created:
-        offer_actions.create(values, by="ann")
+    with pytest.raises(InvalidInput) as created:
+        offer_actions.create_offer(values, by="ann")
 
     assert key_of(renewed) == key_of(created) == ("code", "code_taken")
-    assert offer_queries.by_ids([second.id])[second.id].code == "SECOND"
+    assert offer_queries.find_offers([second.id])[second.id].code == "SECOND"
 
 
 def test_of_several_who_renew_to_one_code_at_once_one_gets_it(app: Flask, offer: MakeOffer) -> None:
@@ -111,7 +114,7 @@ def test_of_several_who_renew_to_one_code_at_once_one_gets_it(app: Flask, offer:
             ready.wait()
             try:
                 outcomes.append(code_actions.renew_code(offer_id, "NEW", by="ann").code)
-            except Invalid as error:
+            except InvalidInput as error:
                 outcomes.append(error.errors[0].key)
 
     threads = [threading.Thread(target=renew, args=(offer_id,)) for offer_id in ids]
@@ -125,7 +128,7 @@ def test_of_several_who_renew_to_one_code_at_once_one_gets_it(app: Flask, offer:
 
 @pytest.mark.parametrize(("code", "key"), [("AB", "code_length"), ("A" * 41, "code_length"), ("SÜSS", "code_invalid")])
 def test_a_new_code_is_held_to_the_same_rules(offer: MakeOffer, code: str, key: str) -> None:
-    with pytest.raises(Invalid) as error:
+    with pytest.raises(InvalidInput) as error:
         code_actions.renew_code(offer(**LAUNCHED).id, code, by="ann")
     assert key_of(error) == ("code", key)
 
@@ -145,12 +148,12 @@ def test_a_closed_code_finds_nothing_and_does_not_come_back_by_a_renewal(offer: 
     code_actions.renew_code(row.id, "WINTER26", by="ann")
     code_actions.close_code(row.id, "summer-25", by="ann")
 
-    with pytest.raises(Invalid) as error:
+    with pytest.raises(InvalidInput) as error:
         code_actions.renew_code(row.id, "SUMMER25", by="ann")
 
     assert key_of(error) == ("code", "code_closed")
-    assert offer_queries.by_code("SUMMER25") is None
-    assert [found.id for found in offer_queries.page("summer-2")] == [row.id]
+    assert offer_queries.find_offer_by_code("SUMMER25") is None
+    assert [found.id for found in offer_queries.list_offers("summer-2")] == [row.id]
 
 
 def test_a_closed_code_can_be_opened_again(offer: MakeOffer) -> None:
@@ -190,7 +193,7 @@ def test_a_code_that_the_offer_never_had_is_not_found(offer: MakeOffer, code: st
 
 def test_a_renewal_from_an_older_version_is_a_conflict(offer: MakeOffer) -> None:
     row = offer(**LAUNCHED)
-    offer_actions.pause(row.id, by="bob")
+    offer_actions.pause_offer(row.id, by="bob")
 
     with pytest.raises(DomainError) as error:
         code_actions.renew_code(row.id, "WINTER26", by="ann", version=1)
@@ -312,7 +315,7 @@ def test_personal_codes_are_required_and_not_by_a_button(staff: FlaskClient, off
     )
     assert "Mails sent so far carry only the shared code" in before
     assert "alone is worth nothing" in after
-    assert not offer_queries.by_ids([row.id])[row.id].personal_code_required
+    assert not offer_queries.find_offers([row.id])[row.id].personal_code_required
 
 
 def test_the_customers_form_takes_an_earlier_code(
@@ -394,7 +397,7 @@ def test_a_renewal_of_something_that_changed_meanwhile_fails_its_precondition(
     api: FlaskClient, offer: MakeOffer
 ) -> None:
     row = offer(**LAUNCHED)
-    offer_actions.pause(row.id, by="bob")
+    offer_actions.pause_offer(row.id, by="bob")
 
     answer = api.post("/api/v1/offers/SUMMER25/codes", json={}, headers={"If-Match": '"1"'})
 
@@ -436,6 +439,8 @@ def test_a_discount_is_worth_the_same_under_both_codes(offer: MakeOffer) -> None
     row = offer(**LAUNCHED)
     code_actions.renew_code(row.id, "WINTER26", by="ann")
 
-    with pytest.raises(Invalid) as error:
-        offer_actions.change(row.id, {"discount": Discount("amount", amount=1, currency="EUR")}, version=None, by="ann")
+    with pytest.raises(InvalidInput) as error:
+        offer_actions.update_offer(
+            row.id, {"discount": Discount("amount", amount=1, currency="EUR")}, version=None, by="ann"
+        )
     assert error.value.errors[0].key == "frozen"

@@ -41,7 +41,8 @@ def test_an_offer_of_before_keeps_its_code_and_one_of_after_loses_its_aliases(
     flask_migrate.upgrade()
 
     assert before == [("WINTER26", "Winter-26")]
-    assert [(row.code, row.code_as_written, row.closed_at) for row in offer_queries.codes_of([offer_id])[offer_id]] == [
-        ("WINTER26", "Winter-26", None)
-    ]
-    assert getattr(offer_queries.by_code("WINTER26"), "id", None) == offer_id
+    assert [
+        (row.code, row.code_as_written, row.closed_at)
+        for row in offer_queries.list_codes_by_offer([offer_id])[offer_id]
+    ] == [("WINTER26", "Winter-26", None)]
+    assert getattr(offer_queries.find_offer_by_code("WINTER26"), "id", None) == offer_id

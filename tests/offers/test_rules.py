@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from webapp.core import local_time
-from webapp.core.errors import Invalid
-from webapp.core.local_time import Local
+from webapp.core.errors import InvalidInput
+from webapp.core.local_time import LocalDateTime
 from webapp.core.money import Discount
 from webapp.offers.code_actions import GENERATED_ALPHABET, generate_code
 from webapp.offers.models import CODE_ALPHABET, normalise_code
@@ -40,7 +40,7 @@ def test_an_amount_is_never_above_the_order(amount: int, order: int) -> None:
 
 
 def test_an_amount_in_another_currency_is_refused() -> None:
-    with pytest.raises(Invalid) as error:
+    with pytest.raises(InvalidInput) as error:
         Discount("amount", amount=500, currency="EUR").on(1000, "USD")
     assert error.value.errors[0].key == "currency_mismatch"
 
@@ -58,7 +58,7 @@ def test_case_spaces_and_dashes_of_a_code_do_not_matter(pairs: list[tuple[str, s
 
 @pytest.mark.parametrize("typed", ["", "  ", "--", "SÜMMER", "SUMMER!25", "A\0B", "СУММЕР", "x" * 200])
 def test_a_code_of_other_letters_is_refused(typed: str) -> None:
-    with pytest.raises(Invalid) as error:
+    with pytest.raises(InvalidInput) as error:
         normalise_code(typed)
     assert error.value.errors[0].key == "code_invalid"
 
@@ -75,35 +75,35 @@ def test_a_generated_code_has_no_letters_that_look_alike() -> None:
 
 
 def test_a_day_as_the_end_means_the_midnight_that_ends_it_in_the_zone() -> None:
-    assert local_time.end(Local(date(2026, 5, 31)), BERLIN) == datetime(2026, 5, 31, 22, tzinfo=UTC)
+    assert local_time.window_end(LocalDateTime(date(2026, 5, 31)), BERLIN) == datetime(2026, 5, 31, 22, tzinfo=UTC)
 
 
 def test_a_day_as_the_start_means_the_midnight_that_begins_it_in_the_zone() -> None:
-    assert local_time.start(Local(date(2026, 12, 1)), BERLIN) == datetime(2026, 11, 30, 23, tzinfo=UTC)
+    assert local_time.window_start(LocalDateTime(date(2026, 12, 1)), BERLIN) == datetime(2026, 11, 30, 23, tzinfo=UTC)
 
 
 def test_a_time_that_clocks_jump_over_is_refused() -> None:
-    with pytest.raises(Invalid) as error:
-        local_time.start(Local(date(2026, 3, 29), time(2, 30)), BERLIN)
+    with pytest.raises(InvalidInput) as error:
+        local_time.window_start(LocalDateTime(date(2026, 3, 29), time(2, 30)), BERLIN)
     assert error.value.errors[0].key == "time_missing"
 
 
 def test_a_time_that_comes_twice_is_asked_about() -> None:
-    with pytest.raises(Invalid) as error:
-        local_time.end(Local(date(2026, 10, 25), time(2, 30)), BERLIN)
+    with pytest.raises(InvalidInput) as error:
+        local_time.window_end(LocalDateTime(date(2026, 10, 25), time(2, 30)), BERLIN)
     assert error.value.errors[0].key == "time_ambiguous"
 
 
 @pytest.mark.parametrize(("fold", "hour"), [(0, 0), (1, 1)])
 def test_a_time_that_comes_twice_is_taken_as_it_was_meant(fold: int, hour: int) -> None:
-    at = local_time.end(Local(date(2026, 10, 25), time(2, 30), fold), BERLIN)
+    at = local_time.window_end(LocalDateTime(date(2026, 10, 25), time(2, 30), fold), BERLIN)
 
     assert at == datetime(2026, 10, 25, hour, 30, tzinfo=UTC)
 
 
 def test_a_day_without_a_midnight_begins_when_its_clock_does() -> None:
     # In Lebanon clocks go forward at midnight, so that the day begins at 01:00.
-    at = local_time.start(Local(date(2026, 3, 29)), ZoneInfo("Asia/Beirut"))
+    at = local_time.window_start(LocalDateTime(date(2026, 3, 29)), ZoneInfo("Asia/Beirut"))
 
     assert at.astimezone(ZoneInfo("Asia/Beirut")).time() == time(1)
 
@@ -115,16 +115,18 @@ def test_a_day_without_a_midnight_begins_when_its_clock_does() -> None:
 )
 def test_what_is_shown_of_a_moment_is_read_as_that_moment(naive: datetime, name: str, closes: bool) -> None:
     at, place = naive.replace(tzinfo=UTC), ZoneInfo(name)
-    local = local_time.shown(at, place, closes=closes)
+    local = local_time.utc_to_local(at, place, closes=closes)
 
-    assert (local_time.end if closes else local_time.start)(local, place) == at
+    assert (local_time.window_end if closes else local_time.window_start)(local, place) == at
 
 
 def test_every_zone_that_is_offered_exists() -> None:
-    assert [local_time.zone(name).key for name in local_time.zone_names()] == list(local_time.zone_names())
+    assert [local_time.parse_time_zone(name).key for name in local_time.list_time_zones()] == list(
+        local_time.list_time_zones()
+    )
 
 
 def test_an_unknown_zone_is_refused() -> None:
-    with pytest.raises(Invalid) as error:
-        local_time.zone("../etc/passwd")
+    with pytest.raises(InvalidInput) as error:
+        local_time.parse_time_zone("../etc/passwd")
     assert error.value.errors[0].key == "time_zone_unknown"

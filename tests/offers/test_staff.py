@@ -15,7 +15,7 @@ from webapp.offers import actions as offer_actions
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer
 from webapp.redemptions import group_commit
-from webapp.redemptions.rules import Ask
+from webapp.redemptions.rules import RedemptionRequest
 
 MakeOffer = Callable[..., Offer]
 SUMMER = {
@@ -33,7 +33,7 @@ SUMMER = {
 
 
 def made() -> Offer:
-    return offer_queries.page()[0]
+    return offer_queries.list_offers()[0]
 
 
 def test_an_empty_list_says_what_to_do_first(staff: FlaskClient) -> None:
@@ -117,7 +117,7 @@ def test_an_error_stands_at_its_field_and_what_was_typed_stays(
     assert f'id="{field}-error"' in answer.text
     assert 'value="Summer-25"' in answer.text or "code" in typed
     assert "&lt;b&gt;My offer&lt;/b&gt;" in answer.text or "name" in typed
-    assert not offer_queries.any_offer()
+    assert not offer_queries.has_offers()
 
 
 def test_a_code_that_exists_is_told_at_its_field(staff: FlaskClient, offer: MakeOffer) -> None:
@@ -243,7 +243,7 @@ def test_a_frozen_offer_shows_what_stays_and_lets_the_rest_change(staff: FlaskCl
 def test_an_offer_frozen_meanwhile_refuses_a_new_discount(staff: FlaskClient, offer: MakeOffer) -> None:
     row = offer()
     tab = _shown(staff.get(f"/offers/{row.id}/edit").text)
-    offer_actions.freeze(row.id)
+    offer_actions.freeze_offer(row.id)
     db.session.commit()
 
     answer = staff.post(f"/offers/{row.id}/edit", data=tab | {"discount_percent": "30"})
@@ -270,7 +270,7 @@ def test_the_page_of_an_offer_shows_code_link_and_last_redemptions(
 ) -> None:
     row = offer(max_redemptions=10)
     customer()
-    group_commit.redeem(Ask(channel="form", code="SUMMER25", email="ada@example.com"))
+    group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
 
     page = staff.get(f"/offers/{row.id}").text
 
@@ -335,4 +335,4 @@ def test_every_write_wants_a_token(csrf_client: Any, client: FlaskClient, staff_
     client.application.config["WTF_CSRF_ENABLED"] = True
 
     assert csrf_client.post("/offers/new", data=SUMMER).status_code == 400
-    assert not offer_queries.any_offer()
+    assert not offer_queries.has_offers()

@@ -11,7 +11,8 @@ import pytest
 from flask import Flask
 from sqlalchemy import text
 
-from webapp.core.errors import DomainError, Invalid, NotFound
+from webapp.core import task_queue
+from webapp.core.errors import DomainError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.core.money import Discount
 from webapp.customers import actions as customer_actions
@@ -22,14 +23,13 @@ from webapp.redemptions import actions as redemption_actions
 from webapp.redemptions import group_commit, hourly_counts, personal_codes
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
-from webapp.redemptions import tasks as redemption_tasks
-from webapp.redemptions.errors import Refused
-from webapp.redemptions.queries import Filter, Place, Redeemed
-from webapp.redemptions.rules import Ask, Order
+from webapp.redemptions.errors import RedemptionRefused
+from webapp.redemptions.queries import KeysetCursor, RedemptionFilter, RedemptionRecord
+from webapp.redemptions.rules import Order, RedemptionRequest
 
 MakeOffer = Callable[..., Offer]
 MakeCustomer = Callable[..., Customer]
-ADA = Ask(channel="form", code="SUMMER25", email="ada@example.com")
+ADA = RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com")
 UNDO = {"reason": "order cancelled", "by": "ann"}
 
 
@@ -50,8 +50,8 @@ def waiting(kind: str) -> int:
     return int(db.session.execute(found, {"kind": kind}).scalar_one())
 
 
-def refusal(ask: Ask) -> str:
-    with pytest.raises(Refused) as error:
+def refusal(ask: RedemptionRequest) -> str:
+    with pytest.raises(RedemptionRefused) as error:
         group_commit.redeem(ask)
     return error.value.key
 
@@ -95,7 +95,7 @@ def test_what_was_answered_is_what_is_on_disk(offer: MakeOffer, customer: MakeCu
 
     done = group_commit.redeem(ask)
 
-    found = redemption_queries.find(done.public_id)
+    found = redemption_queries.find_redemption(done.public_id)
     assert found is not None
     assert found.use == done.use
     assert (found.use.discount_amount, found.use.order_metadata) == (1250, {"till": 7})
@@ -142,9 +142,9 @@ def test_an_unknown_code_and_an_unknown_customer_are_refused(offer: MakeOffer, c
 
 def test_an_erased_customer_is_unknown(offer: MakeOffer, customer: MakeCustomer) -> None:
     row, erased = offer(), customer()
-    customer_actions.erase(erased.id, by="tests")
+    customer_actions.erase_customer(erased.id, by="tests")
 
-    assert refusal(Ask(channel="link", offer_id=row.id, customer_id=erased.id)) == "customer_unknown"
+    assert refusal(RedemptionRequest(channel="link", offer_id=row.id, customer_id=erased.id)) == "customer_unknown"
 
 
 def test_only_members_of_the_audience_may_redeem(offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -164,14 +164,14 @@ def test_a_customer_is_found_by_the_id_of_the_shop(offer: MakeOffer, customer: M
     offer()
     ada = customer(source_id="C-1")
 
-    assert group_commit.redeem(Ask(channel="api", code="SUMMER25", source_id="C-1")).customer_id == ada.id
+    assert group_commit.redeem(RedemptionRequest(channel="api", code="SUMMER25", source_id="C-1")).customer_id == ada.id
 
 
 def test_a_personal_code_works_with_its_own_customer_alone(offer: MakeOffer, customer: MakeCustomer) -> None:
     row = offer(personal_code_required=True)
     ada = customer()
     customer("bob@example.com")
-    code = personal_codes.code("SUMMER25", row.id, ada.id).replace("-", "")
+    code = personal_codes.derive_personal_code("SUMMER25", row.id, ada.id).replace("-", "")
 
     assert refusal(replace(ADA, code=code, email="bob@example.com")) == "personal_code_required"
     assert group_commit.redeem(replace(ADA, code=code)).customer_id == ada.id
@@ -185,7 +185,7 @@ def test_a_wrong_personal_code_is_refused_also_where_none_is_required(offer: Mak
 
 def test_an_exact_shared_code_wins_over_a_personal_one(offer: MakeOffer, customer: MakeCustomer) -> None:
     row, ada = offer(), customer()
-    clash = personal_codes.code("SUMMER25", row.id, ada.id)
+    clash = personal_codes.derive_personal_code("SUMMER25", row.id, ada.id)
     exact = offer(clash)
 
     assert group_commit.redeem(replace(ADA, code=exact.code)).offer_id == exact.id
@@ -228,7 +228,7 @@ def test_a_raised_cap_lets_more_in(offer: MakeOffer, customer: MakeCustomer) -> 
     row = offer(max_redemptions=1)
     customer(), customer("bob@example.com")
     group_commit.redeem(ADA)
-    offer_actions.change(row.id, {"max_redemptions": 2}, version=None, by="ann")
+    offer_actions.update_offer(row.id, {"max_redemptions": 2}, version=None, by="ann")
 
     assert group_commit.redeem(replace(ADA, email="bob@example.com")).repeated is False
 
@@ -236,13 +236,13 @@ def test_a_raised_cap_lets_more_in(offer: MakeOffer, customer: MakeCustomer) -> 
 def test_many_are_answered_in_their_order_and_the_cap_takes_the_first(offer: MakeOffer, customer: MakeCustomer) -> None:
     capped, free = offer("CAPPED", max_redemptions=2), offer("FREE")
     emails = [customer(f"c{n}@example.com").email for n in range(4)][::-1]
-    asks = [Ask(channel="api", code=code, email=email) for email in emails for code in ("CAPPED", "FREE")]
-    asks.append(Ask(channel="api", code="CAPPED", email="nobody@example.com"))
+    asks = [RedemptionRequest(channel="api", code=code, email=email) for email in emails for code in ("CAPPED", "FREE")]
+    asks.append(RedemptionRequest(channel="api", code="CAPPED", email="nobody@example.com"))
     asks.append(asks[0])
 
     answers = redemption_actions.redeem_all(asks)
 
-    told = ["redeemed" if isinstance(a, Redeemed) else a.key for a in answers]
+    told = ["redeemed" if isinstance(a, RedemptionRecord) else a.key for a in answers]
     assert told == [
         *["redeemed"] * 4,
         *["offer_exhausted", "redeemed"] * 2,
@@ -259,7 +259,7 @@ def test_an_order_in_another_currency_stops_only_itself(offer: MakeOffer, custom
 
     answers = redemption_actions.redeem_all([replace(ADA, order=Order("A-1", 900, "USD")), bob])
 
-    assert [type(answer) for answer in answers] == [Invalid, Redeemed]
+    assert [type(answer) for answer in answers] == [InvalidInput, RedemptionRecord]
     assert rows() == 1
 
 
@@ -267,7 +267,9 @@ API = replace(ADA, channel="api", api_key_id=1, idempotency_key="k1", body_hash=
 
 
 @pytest.mark.parametrize("again", [API, replace(API, idempotency_key=None), replace(API, order=None)])
-def test_the_same_request_again_answers_the_first_result(offer: MakeOffer, customer: MakeCustomer, again: Ask) -> None:
+def test_the_same_request_again_answers_the_first_result(
+    offer: MakeOffer, customer: MakeCustomer, again: RedemptionRequest
+) -> None:
     offer(), customer()
     first = group_commit.redeem(API)
 
@@ -283,7 +285,7 @@ def test_a_repeat_is_answered_also_after_the_offer_has_ended_and_is_used_up(
     row = offer(max_redemptions=1)
     customer()
     first = group_commit.redeem(API)
-    offer_actions.change(row.id, {"ends_at": datetime.now(UTC) - timedelta(hours=1)}, version=None, by="ann")
+    offer_actions.update_offer(row.id, {"ends_at": datetime.now(UTC) - timedelta(hours=1)}, version=None, by="ann")
 
     assert group_commit.redeem(API).public_id == first.public_id
 
@@ -292,7 +294,7 @@ def test_the_same_key_with_another_body_is_refused(offer: MakeOffer, customer: M
     offer(), customer()
     group_commit.redeem(API)
 
-    with pytest.raises(Invalid):
+    with pytest.raises(InvalidInput):
         group_commit.redeem(replace(API, body_hash=b"2"))
 
 
@@ -312,7 +314,7 @@ def test_undoing_moves_the_row_and_gives_the_unit_back(offer: MakeOffer, custome
     customer()
     done = group_commit.redeem(ADA)
 
-    undone = redemption_rollback.rollback(done.public_id, **UNDO)
+    undone = redemption_rollback.roll_back_redemption(done.public_id, **UNDO)
 
     assert (undone.public_id, undone.use.reason, undone.use.rolled_back_by) == (
         done.public_id,
@@ -326,12 +328,15 @@ def test_undoing_moves_the_row_and_gives_the_unit_back(offer: MakeOffer, custome
 def test_an_undone_redemption_is_still_found_and_may_be_made_anew(offer: MakeOffer, customer: MakeCustomer) -> None:
     offer(), customer()
     first = group_commit.redeem(ADA)
-    redemption_rollback.rollback(first.public_id, **UNDO)
+    redemption_rollback.roll_back_redemption(first.public_id, **UNDO)
 
     second = group_commit.redeem(ADA)
 
     assert second.public_id != first.public_id
-    assert [(d.public_id, d.use.rolled_back_at is None) for d in redemption_queries.of_customer(first.customer_id)] == [
+    assert [
+        (d.public_id, d.use.rolled_back_at is None)
+        for d in redemption_queries.list_customer_redemptions(first.customer_id)
+    ] == [
         (second.public_id, True),
         (first.public_id, False),
     ]
@@ -342,10 +347,10 @@ def test_undoing_twice_is_refused_and_gives_one_unit_back(offer: MakeOffer, cust
     customer(), customer("bob@example.com")
     done = group_commit.redeem(ADA)
     group_commit.redeem(replace(ADA, email="bob@example.com"))
-    redemption_rollback.rollback(done.public_id, **UNDO)
+    redemption_rollback.roll_back_redemption(done.public_id, **UNDO)
 
     with pytest.raises(DomainError) as error:
-        redemption_rollback.rollback(done.public_id, **UNDO)
+        redemption_rollback.roll_back_redemption(done.public_id, **UNDO)
     assert (error.value.key, counter(row.id)) == ("already_rolled_back", 1)
 
 
@@ -354,24 +359,24 @@ def test_the_id_of_an_undone_redemption_does_not_undo_the_one_made_after_it(
 ) -> None:
     offer(), customer()
     first = group_commit.redeem(ADA)
-    redemption_rollback.rollback(first.public_id, **UNDO)
+    redemption_rollback.roll_back_redemption(first.public_id, **UNDO)
     group_commit.redeem(ADA)
 
     with pytest.raises(DomainError):
-        redemption_rollback.rollback(first.public_id, **UNDO)
+        redemption_rollback.roll_back_redemption(first.public_id, **UNDO)
     assert rows() == 1
 
 
 @pytest.mark.parametrize("public_id", ["", "nonsense", "0" * 26, "7" + "Z" * 25, "Z" * 26, "ä" * 26])
 def test_what_is_not_there_can_not_be_undone(app: Flask, public_id: str) -> None:
     with pytest.raises(NotFound):
-        redemption_rollback.rollback(public_id, **UNDO)
+        redemption_rollback.roll_back_redemption(public_id, **UNDO)
 
 
 @pytest.mark.parametrize("reason", ["", "  ", "a\0b", "x" * 501])
 def test_undoing_needs_a_reason(app: Flask, reason: str) -> None:
-    with pytest.raises(Invalid) as error:
-        redemption_rollback.rollback("0" * 26, reason, "ann")
+    with pytest.raises(InvalidInput) as error:
+        redemption_rollback.roll_back_redemption("0" * 26, reason, "ann")
     assert error.value.errors[0].field == "reason"
 
 
@@ -380,7 +385,7 @@ def test_after_undoing_the_same_key_tells_of_it_and_a_new_key_or_order_redeems_a
 ) -> None:
     offer(), customer()
     first = group_commit.redeem(API)
-    redemption_rollback.rollback(first.public_id, **UNDO)
+    redemption_rollback.roll_back_redemption(first.public_id, **UNDO)
 
     assert group_commit.redeem(API).use.rolled_back_at is not None
     assert group_commit.redeem(replace(API, idempotency_key=None)).public_id == first.public_id
@@ -395,9 +400,11 @@ def test_many_who_undo_at_once_give_each_unit_back_exactly_once(
     row = offer(max_redemptions=10)
     done = [group_commit.redeem(replace(ADA, email=customer(f"c{n}@example.com").email)).public_id for n in range(4)]
 
-    answers = together(app, *[lambda i=i: redemption_rollback.rollback(i, **UNDO) for i in done[:3] for _ in range(5)])
+    answers = together(
+        app, *[lambda i=i: redemption_rollback.roll_back_redemption(i, **UNDO) for i in done[:3] for _ in range(5)]
+    )
 
-    assert sum(isinstance(answer, Redeemed) for answer in answers) == 3
+    assert sum(isinstance(answer, RedemptionRecord) for answer in answers) == 3
     assert {a.key for a in answers if isinstance(a, DomainError)} == {"already_rolled_back"}
     assert (rows(), counter(row.id)) == (1, 1)
 
@@ -407,22 +414,26 @@ def test_batches_and_undoing_at_once_never_wait_in_a_circle_and_stay_exact(
 ) -> None:
     made = [offer(f"CODE{n}", max_redemptions=6) for n in range(3)]
     emails = [customer(f"c{n}@example.com").email for n in range(12)]
-    first = [group_commit.redeem(Ask(channel="api", code=o.code, email=emails[0])).public_id for o in made]
+    first = [
+        group_commit.redeem(RedemptionRequest(channel="api", code=o.code, email=emails[0])).public_id for o in made
+    ]
 
     codes, ids_ = [o.code for o in made], [o.id for o in made]
 
-    def batch(n: int) -> list[Redeemed | DomainError]:
+    def batch(n: int) -> list[RedemptionRecord | DomainError]:
         turned = emails[n:] + emails[:n]
-        return redemption_actions.redeem_all([Ask(channel="api", code=c, email=e) for e in turned for c in codes[::-1]])
+        return redemption_actions.redeem_all(
+            [RedemptionRequest(channel="api", code=c, email=e) for e in turned for c in codes[::-1]]
+        )
 
     together(
         app,
         *[lambda n=n: batch(n) for n in range(8)],
-        *[lambda i=i: redemption_rollback.rollback(i, **UNDO) for i in first],
+        *[lambda i=i: redemption_rollback.roll_back_redemption(i, **UNDO) for i in first],
     )
 
     # Whoever was refused for the cap before a unit came back may come again.
-    redemption_actions.redeem_all([Ask(channel="api", code=c, email=e) for e in emails for c in codes])
+    redemption_actions.redeem_all([RedemptionRequest(channel="api", code=c, email=e) for e in emails for c in codes])
     assert [counter(n) for n in ids_] == [6, 6, 6]
     assert rows() == 18
 
@@ -433,7 +444,7 @@ def test_two_batches_in_opposite_orders_wait_for_one_another_in_one_direction_on
     """Step by step: both begin, meet a row that is not committed yet, and go on when it turns out to be none."""
     codes = [offer(f"CODE{n}", max_redemptions=9, frozen_at=datetime(2026, 1, 1, tzinfo=UTC)).code for n in range(2)]
     emails = [customer(f"c{n}@example.com").email for n in range(3)]
-    asks = [Ask(channel="api", code=code, email=email) for code in codes for email in emails]
+    asks = [RedemptionRequest(channel="api", code=code, email=email) for code in codes for email in emails]
     with db.engine.connect() as first:
         first.execute(
             text(
@@ -455,7 +466,7 @@ def test_two_batches_in_opposite_orders_wait_for_one_another_in_one_direction_on
         first.rollback()
     batches.join()
 
-    told = [isinstance(one, Redeemed) for answer in answers for one in answer]
+    told = [isinstance(one, RedemptionRecord) for answer in answers for one in answer]
     assert (len(told), sum(told), rows()) == (12, 6, 6)
 
 
@@ -468,7 +479,7 @@ def test_a_cap_can_not_slip_in_between_the_look_and_the_write(
     together(
         app,
         *[lambda e=e: group_commit.redeem(replace(ADA, email=e)) for e in emails],
-        lambda: offer_actions.change(row.id, {"max_redemptions": 100}, version=None, by="ann"),
+        lambda: offer_actions.update_offer(row.id, {"max_redemptions": 100}, version=None, by="ann"),
     )
 
     db.session.refresh(row)
@@ -495,13 +506,19 @@ def test_only_hours_that_are_over_are_counted_and_totals_have_the_rest(
     back_date(3)
     group_commit.redeem(replace(ADA, email="bob@example.com"))
 
-    redemption_tasks.count_hours.call_local()
-    redemption_tasks.count_hours.call_local()
+    task_queue.run("redemptions.count_hours")
+    task_queue.run("redemptions.count_hours")
 
     assert hours() == {row.id: 1}
-    assert redemption_queries.totals([row.id, 999]) == {row.id: 2, 999: 0}
-    assert sum(n for _, n in redemption_queries.per_day(row.id, datetime.now(UTC) - timedelta(days=2))) == 2
-    assert sum(n for _, n in redemption_queries.per_day(None, datetime.now(UTC) - timedelta(days=2))) == 2
+    assert redemption_queries.count_redemptions([row.id, 999]) == {row.id: 2, 999: 0}
+    assert (
+        sum(n for _, n in redemption_queries.count_redemptions_per_day(row.id, datetime.now(UTC) - timedelta(days=2)))
+        == 2
+    )
+    assert (
+        sum(n for _, n in redemption_queries.count_redemptions_per_day(None, datetime.now(UTC) - timedelta(days=2)))
+        == 2
+    )
 
 
 def test_days_are_those_of_the_zone(offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -510,11 +527,13 @@ def test_days_are_those_of_the_zone(offer: MakeOffer, customer: MakeCustomer) ->
     group_commit.redeem(ADA)
     db.session.execute(text("update redemption set redeemed_at = '2026-05-31T22:30:00Z'"))
     db.session.commit()
-    redemption_tasks.count_hours.call_local()
+    task_queue.run("redemptions.count_hours")
     since = datetime(2026, 5, 1, tzinfo=UTC)
 
-    assert [str(day) for day, _ in redemption_queries.per_day(row.id, since)] == ["2026-05-31"]
-    assert [str(day) for day, _ in redemption_queries.per_day(row.id, since, "Europe/Berlin")] == ["2026-06-01"]
+    assert [str(day) for day, _ in redemption_queries.count_redemptions_per_day(row.id, since)] == ["2026-05-31"]
+    assert [str(day) for day, _ in redemption_queries.count_redemptions_per_day(row.id, since, "Europe/Berlin")] == [
+        "2026-06-01"
+    ]
 
 
 def test_undoing_a_counted_redemption_corrects_its_hour(offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -522,14 +541,14 @@ def test_undoing_a_counted_redemption_corrects_its_hour(offer: MakeOffer, custom
     ada = customer()
     group_commit.redeem(ADA)
     back_date(3)
-    redemption_tasks.count_hours.call_local()
-    old = redemption_queries.of_pair(row.id, ada.id)
+    task_queue.run("redemptions.count_hours")
+    old = redemption_queries.find_live_redemption(row.id, ada.id)
     assert old is not None
 
-    redemption_rollback.rollback(old.public_id, **UNDO)
+    redemption_rollback.roll_back_redemption(old.public_id, **UNDO)
 
     assert hours() == {row.id: 0}
-    assert redemption_queries.totals([row.id]) == {row.id: 0}
+    assert redemption_queries.count_redemptions([row.id]) == {row.id: 0}
 
 
 def test_undoing_while_hours_are_counted_leaves_them_right(
@@ -538,14 +557,16 @@ def test_undoing_while_hours_are_counted_leaves_them_right(
     row = offer()
     made = [group_commit.redeem(replace(ADA, email=customer(f"c{n}@example.com").email)) for n in range(10)]
     back_date(3)
-    old = [done.public_id for done in redemption_queries.latest(row.id, 10)]
+    old = [done.public_id for done in redemption_queries.list_latest_redemptions(row.id, 10)]
     assert len(made) == len(old)
 
     together(
-        app, *[lambda i=i: redemption_rollback.rollback(i, **UNDO) for i in old[:7]], *[hourly_counts.count_hours] * 3
+        app,
+        *[lambda i=i: redemption_rollback.roll_back_redemption(i, **UNDO) for i in old[:7]],
+        *[hourly_counts.update_hourly_counts] * 3,
     )
 
-    assert hours() == {row.id: 3} == redemption_queries.totals([row.id])
+    assert hours() == {row.id: 3} == redemption_queries.count_redemptions([row.id])
 
 
 def test_the_count_waits_for_whoever_is_undoing(app: Flask, offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -554,11 +575,11 @@ def test_the_count_waits_for_whoever_is_undoing(app: Flask, offer: MakeOffer, cu
     customer()
     group_commit.redeem(ADA)
     back_date(3)
-    done = redemption_queries.latest(row.id, 1)[0]
+    done = redemption_queries.list_latest_redemptions(row.id, 1)[0]
     with db.engine.connect() as undoing:
         undoing.execute(text("select pg_advisory_xact_lock_shared(hashtext('onecode.redemption_tally'))"))
         undoing.execute(text("delete from redemption where customer_id = :id"), {"id": done.customer_id})
-        sweep = threading.Thread(target=redemption_tasks.count_hours.call_local)
+        sweep = threading.Thread(target=lambda: task_queue.run("redemptions.count_hours"))
         sweep.start()
         while sweep.is_alive() and not waiting("advisory"):
             db.session.rollback()
@@ -571,21 +592,26 @@ def test_the_count_waits_for_whoever_is_undoing(app: Flask, offer: MakeOffer, cu
 def test_pages_go_through_everything_once(offer: MakeOffer, customer: MakeCustomer) -> None:
     first, second = offer("FIRST"), offer("SECOND")
     emails = [customer(f"c{n}@example.com").email for n in range(5)]
-    redemption_actions.redeem_all([Ask(channel="api", code=c, email=e) for e in emails for c in ("FIRST", "SECOND")])
+    redemption_actions.redeem_all(
+        [RedemptionRequest(channel="api", code=c, email=e) for e in emails for c in ("FIRST", "SECOND")]
+    )
 
     seen: list[str] = []
     place = None
     while True:
-        found = redemption_queries.page(Filter(), 3, place)
+        found = redemption_queries.list_redemptions(RedemptionFilter(), 3, place)
         seen += [done.public_id for done in found[:3]]
         if len(found) <= 3:
             break
         last = found[2]
-        place = Place(last.use.redeemed_at, last.customer_id, last.offer_id)
+        place = KeysetCursor(last.use.redeemed_at, last.customer_id, last.offer_id)
 
     assert len(seen) == len(set(seen)) == 10
-    assert seen == [d.public_id for d in redemption_queries.page(Filter(), 10)]
-    assert [len(redemption_queries.page(Filter(offer_id=o.id), 10)) for o in (first, second)] == [5, 5]
+    assert seen == [d.public_id for d in redemption_queries.list_redemptions(RedemptionFilter(), 10)]
+    assert [len(redemption_queries.list_redemptions(RedemptionFilter(offer_id=o.id), 10)) for o in (first, second)] == [
+        5,
+        5,
+    ]
 
 
 def test_lists_are_narrowed(offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -597,10 +623,10 @@ def test_lists_are_narrowed(offer: MakeOffer, customer: MakeCustomer) -> None:
     now = datetime.now(UTC)
 
     def found(**values: Any) -> int:
-        assert len(redemption_queries.page(Filter(**values), 10)) == len(
-            list(redemption_queries.export(Filter(**values)))
+        assert len(redemption_queries.list_redemptions(RedemptionFilter(**values), 10)) == len(
+            list(redemption_queries.stream_redemptions(RedemptionFilter(**values)))
         )
-        return len(redemption_queries.page(Filter(**values), 10))
+        return len(redemption_queries.list_redemptions(RedemptionFilter(**values), 10))
 
     assert found(customer_id=ada.id) == found(customer_id=ada.id, offer_id=row.id) == found(channel="staff") == 1
     assert found(customer_id=ada.id, offer_id=row.id + 1) == found(until=now - timedelta(days=1)) == 0
@@ -612,4 +638,4 @@ def test_those_who_have_redeemed_are_told_from_those_who_have_not(offer: MakeOff
     ada, bob = customer(), customer("bob@example.com")
     group_commit.redeem(ADA)
 
-    assert redemption_queries.redeemed_among(row.id, [ada.id, bob.id]) == {ada.id}
+    assert redemption_queries.find_redeemed_customer_ids(row.id, [ada.id, bob.id]) == {ada.id}

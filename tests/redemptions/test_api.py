@@ -14,7 +14,7 @@ from webapp.customers.models import Audience, Customer
 from webapp.offers.models import Offer
 from webapp.redemptions import actions as redemption_actions
 from webapp.redemptions import personal_codes
-from webapp.redemptions.rules import Ask
+from webapp.redemptions.rules import RedemptionRequest
 from webapp.views.api.schemas import redemptions
 
 MakeOffer = Callable[..., Offer]
@@ -316,7 +316,9 @@ def test_redemptions_are_listed_narrowed_and_read(api: Any, offer: MakeOffer, cu
 def test_pages_are_linked_and_go_through_all(api: Any, offer: MakeOffer, customer: MakeCustomer) -> None:
     offer(), offer("OTHER")
     emails = [customer(f"c{n}@example.com").email for n in range(4)]
-    redemption_actions.redeem_all([Ask(channel="api", code=c, email=e) for e in emails for c in ("SUMMER25", "OTHER")])
+    redemption_actions.redeem_all(
+        [RedemptionRequest(channel="api", code=c, email=e) for e in emails for c in ("SUMMER25", "OTHER")]
+    )
     seen: list[str] = []
     address: str | None = "/api/v1/redemptions?limit=3"
 
@@ -351,7 +353,9 @@ def test_a_cursor_from_the_end_of_time_is_only_the_first_page(api: Any) -> None:
 
     largest = (1 << 63) - 1
 
-    assert api.get(f"/api/v1/redemptions?cursor={pagination.write(largest, largest, largest)}").status_code == 200
+    assert (
+        api.get(f"/api/v1/redemptions?cursor={pagination.encode_cursor(largest, largest, largest)}").status_code == 200
+    )
 
 
 def test_what_a_customer_can_use_now(api: Any, offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -368,7 +372,7 @@ def test_what_a_customer_can_use_now(api: Any, offer: MakeOffer, customer: MakeC
     used = api.get("/api/v1/customers/ada@example.com/offers?used=true").json["offers"]
 
     assert [item["code"] for item in usable] == ["SOON", "OPEN"]
-    assert usable[0]["personal_code"] == personal_codes.code("SOON", soon.id, ada.id)
+    assert usable[0]["personal_code"] == personal_codes.derive_personal_code("SOON", soon.id, ada.id)
     assert (usable[1]["name"], usable[1]["ends_at"]) == ("Summer", None)
     assert [("redeemed_at" in item) for item in used] == [False, True, False]
 
@@ -395,7 +399,7 @@ def test_a_key_is_kept_as_the_migration_made_those_that_were_there_before(app: F
         text("select encode(substr(sha256(convert_to('a key', 'UTF8')), 1, 9), 'base64')")
     ).scalar_one()
 
-    assert redemptions.idempotency_key("a key") == kept
+    assert redemptions.hash_idempotency_key("a key") == kept
     assert len(kept) == 12
 
 

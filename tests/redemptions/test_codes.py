@@ -13,9 +13,9 @@ from webapp.offers import code_actions
 from webapp.offers.models import Offer
 from webapp.redemptions import group_commit, personal_codes, personal_links
 from webapp.redemptions import queries as redemption_queries
-from webapp.redemptions.errors import Refused
-from webapp.redemptions.queries import Redeemed
-from webapp.redemptions.rules import Ask, Order, Reason
+from webapp.redemptions.errors import RedemptionRefused
+from webapp.redemptions.queries import RedemptionRecord
+from webapp.redemptions.rules import Order, RedemptionRequest, RefusalReason
 
 MakeOffer = Callable[..., Offer]
 ADA = "ada@example.com"
@@ -35,18 +35,18 @@ def renewed(offer: MakeOffer, customer: Callable[..., Customer]) -> Callable[...
     return make
 
 
-def redeem(code: str, email: str = ADA) -> Redeemed:
-    return group_commit.redeem(Ask(channel="form", code=code, email=email))
+def redeem(code: str, email: str = ADA) -> RedemptionRecord:
+    return group_commit.redeem(RedemptionRequest(channel="form", code=code, email=email))
 
 
-def refusal(code: str, email: str = ADA) -> Reason:
-    with pytest.raises(Refused) as refused:
+def refusal(code: str, email: str = ADA) -> RefusalReason:
+    with pytest.raises(RedemptionRefused) as refused:
         redeem(code, email)
     return refused.value.reason
 
 
 def own(code: str, offer: Offer, customer_id: int = 1) -> str:
-    return personal_codes.code(code, offer.id, customer_id).replace("-", "")
+    return personal_codes.derive_personal_code(code, offer.id, customer_id).replace("-", "")
 
 
 @pytest.mark.parametrize("code", ["WINTER26", "SUMMER25"])
@@ -89,7 +89,7 @@ def test_a_repeat_of_what_was_redeemed_with_a_code_that_is_closed_now_hears_the_
     renewed: Callable[..., Offer],
 ) -> None:
     row = renewed()
-    asked = Ask(channel="api", code="SUMMER25", email="ada@example.com", api_key_id=1, order=Order("A-1"))
+    asked = RedemptionRequest(channel="api", code="SUMMER25", email="ada@example.com", api_key_id=1, order=Order("A-1"))
     first = group_commit.redeem(asked)
     code_actions.close_code(row.id, "SUMMER25", by="tests")
 
@@ -129,7 +129,7 @@ def test_a_personal_link_of_before_a_renewal_opens_and_shows_the_code_of_now(
     client: FlaskClient, offer: MakeOffer, customer: Callable[..., Customer]
 ) -> None:
     row = offer(frozen_at=datetime(2026, 1, 1, tzinfo=UTC), personal_code_required=True)
-    path = "/r/" + personal_links.personal_url(row.id, customer(ADA).id).rpartition("/")[2]
+    path = "/r/" + personal_links.build_personal_url(row.id, customer(ADA).id).rpartition("/")[2]
     code_actions.renew_code(row.id, "WINTER26", by="tests")
     code_actions.close_code(row.id, "SUMMER25", by="tests")
 
@@ -138,7 +138,7 @@ def test_a_personal_link_of_before_a_renewal_opens_and_shows_the_code_of_now(
 
     assert (page.status_code, receipt.status_code) == (200, 200)
     assert "WINTER26" in page.text
-    assert redemption_queries.of_pair(row.id, 1) is not None
+    assert redemption_queries.find_live_redemption(row.id, 1) is not None
 
 
 def test_integrators_validate_redeem_and_list_by_alias_and_hear_the_code_of_now(
@@ -152,7 +152,7 @@ def test_integrators_validate_redeem_and_list_by_alias_and_hear_the_code_of_now(
     done = api.post("/api/v1/redemptions", json=body)
 
     assert [(found["code"], found["personal_code"]) for found in usable] == [
-        ("WINTER26", personal_codes.code("WINTER26", row.id, 1))
+        ("WINTER26", personal_codes.derive_personal_code("WINTER26", row.id, 1))
     ]
     assert (valid["valid"], valid["code"]) == (True, "WINTER26")
     assert (done.status_code, done.get_json()["code"]) == (201, "WINTER26")

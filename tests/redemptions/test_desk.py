@@ -12,34 +12,34 @@ from flask import Flask
 from sqlalchemy import event, select, text
 from sqlalchemy.exc import OperationalError
 
-from webapp.core.coalescing import Stuck
+from webapp.core.coalescing import CoalescingTimeout
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.customers.models import Customer
 from webapp.offers.models import Offer
 from webapp.redemptions import actions as redemption_actions
 from webapp.redemptions import errors, group_commit
-from webapp.redemptions.errors import Unavailable
-from webapp.redemptions.group_commit import Desk
+from webapp.redemptions.errors import RedemptionUnavailable
+from webapp.redemptions.group_commit import GroupCommitter
 from webapp.redemptions.models import Redemption
-from webapp.redemptions.queries import Redeemed
-from webapp.redemptions.rules import Ask
+from webapp.redemptions.queries import RedemptionRecord
+from webapp.redemptions.rules import RedemptionRequest
 
 MakeOffer = Callable[..., Offer]
 MakeCustomer = Callable[..., Customer]
 
 
 @pytest.fixture
-def desk(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+def desk(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Iterator[GroupCommitter]:
     """A fresh one, which does not wait as long for a lock as in earnest."""
-    monkeypatch.setattr(group_commit, "LOCK_SECONDS", 1)
+    monkeypatch.setattr(group_commit, "LOCK_TIMEOUT_SECONDS", 1)
     app.extensions.pop("redeeming", None)
-    yield group_commit.desk()
+    yield group_commit.get_group_committer()
     app.extensions.pop("redeeming", None)
 
 
-def asks(code: str, emails: Sequence[str]) -> list[Ask]:
-    return [Ask(channel="form", code=code, email=email) for email in emails]
+def asks(code: str, emails: Sequence[str]) -> list[RedemptionRequest]:
+    return [RedemptionRequest(channel="form", code=code, email=email) for email in emails]
 
 
 def people(customer: MakeCustomer, n: int) -> list[str]:
@@ -50,12 +50,12 @@ def rows() -> int:
     return len(db.session.execute(select(Redemption.customer_id)).all())
 
 
-def said(answers: Sequence[Redeemed | DomainError]) -> list[str]:
+def said(answers: Sequence[RedemptionRecord | DomainError]) -> list[str]:
     return [answer.key if isinstance(answer, DomainError) else "redeemed" for answer in answers]
 
 
 def test_an_offer_that_somebody_holds_makes_only_its_own_asks_fail(
-    desk: Desk, offer: MakeOffer, customer: MakeCustomer
+    desk: GroupCommitter, offer: MakeOffer, customer: MakeCustomer
 ) -> None:
     held, free = offer("HELD", max_redemptions=5, frozen_at=text("now()")), offer("FREE", max_redemptions=5)
     emails = people(customer, 3)
@@ -70,7 +70,7 @@ def test_an_offer_that_somebody_holds_makes_only_its_own_asks_fail(
 
 
 def test_an_offer_that_is_held_before_its_first_redemption_holds_up_nobody_else(
-    desk: Desk, offer: MakeOffer, customer: MakeCustomer
+    desk: GroupCommitter, offer: MakeOffer, customer: MakeCustomer
 ) -> None:
     held = offer("HELD")
     offer("FREE")
@@ -79,36 +79,42 @@ def test_an_offer_that_is_held_before_its_first_redemption_holds_up_nobody_else(
         other.execute(text("select from offer where id = :id for update"), {"id": held.id})
         answers = desk._answer(asks("HELD", emails) + asks("FREE", emails))
     assert said(answers) == ["unavailable"] * 3 + ["redeemed"] * 3
-    assert [answer.message for answer in answers[:3] if isinstance(answer, Unavailable)] == [errors.BUSY] * 3
+    assert [answer.message for answer in answers[:3] if isinstance(answer, RedemptionUnavailable)] == [
+        errors.OFFER_BUSY
+    ] * 3
 
 
 def test_what_an_earlier_round_has_saved_stays_true_when_a_later_one_is_lost(
-    desk: Desk, offer: MakeOffer, customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+    desk: GroupCommitter, offer: MakeOffer, customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offer(frozen_at=text("now()"))
     first, second = people(customer, 2)
     wanted = asks("SUMMER25", [first, second, first])
     rounds: list[int] = []
-    one_round = redemption_actions._round
+    one_round = redemption_actions._redeem_in_transaction
 
-    def lost_the_second_time(connection: Any, waiting: dict[int, Ask]) -> dict[int, Redeemed | DomainError]:
+    def lost_the_second_time(
+        connection: Any, waiting: dict[int, RedemptionRequest]
+    ) -> dict[int, RedemptionRecord | DomainError]:
         rounds.append(len(waiting))
         if len(rounds) == 2:
             end_connections()
         return one_round(connection, waiting)
 
-    monkeypatch.setattr(redemption_actions, "_round", lost_the_second_time)
+    monkeypatch.setattr(redemption_actions, "_redeem_in_transaction", lost_the_second_time)
     assert said(desk._answer(wanted)) == ["redeemed", "redeemed", "unavailable"]
     assert rounds == [2 + 1, 1]
     assert rows() == 2
 
 
-def test_who_can_not_be_written_harms_no_neighbour(desk: Desk, offer: MakeOffer, customer: MakeCustomer) -> None:
+def test_who_can_not_be_written_harms_no_neighbour(
+    desk: GroupCommitter, offer: MakeOffer, customer: MakeCustomer
+) -> None:
     offer()
     emails = people(customer, 4)
     wanted = asks("SUMMER25", emails)
     # Half a character: no door lets it in, and the database does not take it.
-    wanted[2] = Ask(channel="api", code="SUMMER25", email=emails[2], metadata={"\x00": 1})
+    wanted[2] = RedemptionRequest(channel="api", code="SUMMER25", email=emails[2], metadata={"\x00": 1})
     assert said(desk._answer(wanted)) == ["redeemed", "redeemed", "error", "redeemed"]
     assert rows() == 3
 
@@ -117,7 +123,12 @@ def test_who_can_not_be_written_harms_no_neighbour(desk: Desk, offer: MakeOffer,
     ("why", "answer"), [("disk_full", "unavailable"), ("query_canceled", "unavailable"), ("54000", "error")]
 )
 def test_who_can_not_be_written_for_no_fault_of_the_ask_hears_that_it_passes(
-    desk: Desk, offer: MakeOffer, customer: MakeCustomer, caplog: pytest.LogCaptureFixture, why: str, answer: str
+    desk: GroupCommitter,
+    offer: MakeOffer,
+    customer: MakeCustomer,
+    caplog: pytest.LogCaptureFixture,
+    why: str,
+    answer: str,
 ) -> None:
     offer(frozen_at=text("now()"))
     emails = people(customer, 2)
@@ -135,7 +146,7 @@ def test_who_can_not_be_written_for_no_fault_of_the_ask_hears_that_it_passes(
 
 
 def test_a_connection_that_was_lost_since_is_made_anew_without_anybody_noticing(
-    desk: Desk, offer: MakeOffer, customer: MakeCustomer
+    desk: GroupCommitter, offer: MakeOffer, customer: MakeCustomer
 ) -> None:
     offer()
     first, second = people(customer, 2)
@@ -145,7 +156,7 @@ def test_a_connection_that_was_lost_since_is_made_anew_without_anybody_noticing(
 
 
 def test_what_was_lost_before_the_commit_is_done_once_more(
-    desk: Desk, offer: MakeOffer, customer: MakeCustomer
+    desk: GroupCommitter, offer: MakeOffer, customer: MakeCustomer
 ) -> None:
     offer(frozen_at=text("now()"))
     with interrupted("insert into redemption"):
@@ -154,7 +165,7 @@ def test_what_was_lost_before_the_commit_is_done_once_more(
 
 
 def test_what_was_lost_during_the_commit_may_be_saved_and_is_said_to_be(
-    desk: Desk, offer: MakeOffer, customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+    desk: GroupCommitter, offer: MakeOffer, customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offer(frozen_at=text("now()"))
     emails = people(customer, 2)
@@ -175,13 +186,15 @@ def test_what_was_lost_during_the_commit_may_be_saved_and_is_said_to_be(
     answers = desk._answer(asks("SUMMER25", emails))
     monkeypatch.undo()
     assert said(answers) == ["unavailable"] * 2
-    assert [answer.message for answer in answers if isinstance(answer, Unavailable)] == [errors.LOST] * 2
+    assert [answer.message for answer in answers if isinstance(answer, RedemptionUnavailable)] == [
+        errors.OUTCOME_UNKNOWN
+    ] * 2
     # It was saved, and asking again tells so.
     assert said(desk._answer(asks("SUMMER25", emails))) == ["already_redeemed"] * 2
 
 
 def test_a_server_that_can_not_be_reached_is_told_to_all(
-    desk: Desk, offer: MakeOffer, customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+    desk: GroupCommitter, offer: MakeOffer, customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offer()
     wanted = asks("SUMMER25", people(customer, 3))
@@ -191,28 +204,30 @@ def test_a_server_that_can_not_be_reached_is_told_to_all(
 
     monkeypatch.setattr(type(db.engine), "connect", refuse)
     answers = desk._answer(wanted)
-    assert [answer.message for answer in answers if isinstance(answer, Unavailable)] == [errors.AWAY] * 3
+    assert [answer.message for answer in answers if isinstance(answer, RedemptionUnavailable)] == [
+        errors.DATABASE_UNAVAILABLE
+    ] * 3
     monkeypatch.undo()
     assert said(desk._answer(wanted)) == ["redeemed"] * 3
 
 
 def test_who_was_taken_up_and_hears_nothing_is_not_told_that_nothing_was_saved(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: GroupCommitter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = {}
     for begun in (False, True):
 
-        def give_up(_: Ask, begun: bool = begun) -> Redeemed:
-            raise Stuck(begun)
+        def give_up(_: RedemptionRequest, begun: bool = begun) -> RedemptionRecord:
+            raise CoalescingTimeout(begun)
 
         monkeypatch.setattr(desk._gatherer, "ask", give_up)
-        answer = desk.redeem(Ask(channel="form"))
-        found[begun] = answer.message if isinstance(answer, Unavailable) else ""
-    assert found == {False: errors.AWAY, True: errors.LOST}
+        answer = desk.redeem(RedemptionRequest(channel="form"))
+        found[begun] = answer.message if isinstance(answer, RedemptionUnavailable) else ""
+    assert found == {False: errors.DATABASE_UNAVAILABLE, True: errors.OUTCOME_UNKNOWN}
 
 
 def test_many_more_threads_than_connections_redeem(
-    desk: Desk, session_app: Flask, offer: MakeOffer, customer: MakeCustomer
+    desk: GroupCommitter, session_app: Flask, offer: MakeOffer, customer: MakeCustomer
 ) -> None:
     offer(max_redemptions=50)
     emails = people(customer, 80)
@@ -224,7 +239,7 @@ def test_many_more_threads_than_connections_redeem(
             start.wait()
             db.session.execute(text("select 1"))
             try:
-                group_commit.redeem(Ask(channel="form", code="SUMMER25", email=email))
+                group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email=email))
             except DomainError as error:
                 return error.key
             return "redeemed"

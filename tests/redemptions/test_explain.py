@@ -14,23 +14,23 @@ from flask.testing import FlaskClient
 from sqlalchemy import event, text
 
 from webapp.accounts import actions as account_actions
-from webapp.campaigns import actions as campaign_actions
+from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation
 from webapp.core.extensions import db
 from webapp.customers import actions as customer_actions
 from webapp.customers.models import Audience, AudienceMember, Customer
 from webapp.offers import code_actions
 from webapp.offers.models import Offer
-from webapp.overview.why_not import Explanation, explain
+from webapp.overview.why_not import Explanation, explain_eligibility
 from webapp.redemptions import facts as redemption_facts
 from webapp.redemptions import group_commit, personal_codes
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
-from webapp.redemptions.rules import Ask, verdict
+from webapp.redemptions.rules import RedemptionRequest, evaluate
 
 MakeOffer = Callable[..., Offer]
 MakeCustomer = Callable[..., Customer]
-ADA = Ask(channel="staff", code="SUMMER25", email="ada@example.com")
+ADA = RedemptionRequest(channel="staff", code="SUMMER25", email="ada@example.com")
 BERLIN = ZoneInfo("Europe/Berlin")
 MAY, JUNE = datetime(2026, 5, 1, tzinfo=BERLIN), datetime(2026, 6, 1, tzinfo=BERLIN)
 FAR = datetime(2098, 6, 1, tzinfo=BERLIN)
@@ -54,9 +54,9 @@ def told(explanation: Explanation) -> dict[str, tuple[bool | None, str]]:
 def test_the_checks_come_in_the_order_of_the_rule_with_its_answers(offer: MakeOffer, customer: MakeCustomer) -> None:
     offer(paused_at=LONG_AGO), customer()
 
-    found = explain(ADA)
+    found = explain_eligibility(ADA)
 
-    judged = verdict(redemption_facts.facts([ADA])[0])
+    judged = evaluate(redemption_facts.load_facts([ADA])[0])
     assert tuple(line.check for line in found.lines) == judged.checks
     assert found.reason == judged.reason == "offer_paused"
 
@@ -64,7 +64,7 @@ def test_the_checks_come_in_the_order_of_the_rule_with_its_answers(offer: MakeOf
 def test_who_can_redeem_is_told_so(offer: MakeOffer, customer: MakeCustomer) -> None:
     offer(), customer()
 
-    found = explain(ADA)
+    found = explain_eligibility(ADA)
 
     assert (found.reason, found.sentence) == (None, "ada@example.com can redeem “Summer” now.")
     assert {passed for passed, _ in told(found).values()} == {True}
@@ -93,7 +93,7 @@ def test_the_window(
 ) -> None:
     offer(time_zone="Europe/Berlin", **values), customer()
 
-    assert told(explain(ADA))["window"] == (passed, sentence)
+    assert told(explain_eligibility(ADA))["window"] == (passed, sentence)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_each_fact_is_one_sentence(
 ) -> None:
     offer(**values), customer()
 
-    assert told(explain(ADA))[check] == (passed, sentence)
+    assert told(explain_eligibility(ADA))[check] == (passed, sentence)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_the_audience(offer: MakeOffer, customer: MakeCustomer, is_member: bool,
     ada = customer()
     offer(audience_id=audience(*[ada] if is_member else []))
 
-    assert told(explain(ADA))["audience"] == (is_member, sentence)
+    assert told(explain_eligibility(ADA))["audience"] == (is_member, sentence)
 
 
 def test_a_use_is_told_with_its_time_and_channel(offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -147,7 +147,7 @@ def test_a_use_is_told_with_its_time_and_channel(offer: MakeOffer, customer: Mak
         db.session.execute(text("update redemption set redeemed_at = '2026-05-03 10:00Z'"))
         db.session.commit()
 
-        found = explain(ADA)
+        found = explain_eligibility(ADA)
 
         assert told(found)["unused"] == (False, f"Used on 3 May 2026, 12:00 CEST through {through}.")
         assert found.sentence == "This customer has used this offer already; an offer can be used once."
@@ -161,9 +161,11 @@ def test_a_use_that_was_undone_is_told(offer: MakeOffer, customer: MakeCustomer)
     group_commit.redeem(ADA)
     db.session.execute(text("update redemption set redeemed_at = '2026-05-03 10:00Z'"))
     db.session.commit()
-    redemption_rollback.rollback(redemption_queries.of_customer(1)[0].public_id, "wrong customer", by="tests")
+    redemption_rollback.roll_back_redemption(
+        redemption_queries.list_customer_redemptions(1)[0].public_id, "wrong customer", by="tests"
+    )
 
-    found = explain(ADA)
+    found = explain_eligibility(ADA)
 
     sentence = "Not used: the redemption of 3 May 2026, 12:00 CEST was undone."
     assert told(found)["unused"] == (True, sentence)
@@ -173,8 +175,12 @@ def test_a_use_that_was_undone_is_told(offer: MakeOffer, customer: MakeCustomer)
 def test_a_personal_code_is_judged_for_this_customer(offer: MakeOffer, customer: MakeCustomer) -> None:
     row, ada, bob = offer(personal_code_required=True), customer(), customer("bob@example.com")
 
-    own = explain(replace(ADA, code=personal_codes.code("SUMMER25", row.id, ada.id).replace("-", "")))
-    others = explain(replace(ADA, code=personal_codes.code("SUMMER25", row.id, bob.id).replace("-", "")))
+    own = explain_eligibility(
+        replace(ADA, code=personal_codes.derive_personal_code("SUMMER25", row.id, ada.id).replace("-", ""))
+    )
+    others = explain_eligibility(
+        replace(ADA, code=personal_codes.derive_personal_code("SUMMER25", row.id, bob.id).replace("-", ""))
+    )
 
     assert (own.reason, told(own)["personal_code"]) == (None, (True, "The personal code is this customer's."))
     assert told(own)["code"][1].endswith(" is a code of “Summer” with a personal ending.")
@@ -190,12 +196,14 @@ def test_an_older_code_is_told_as_long_as_it_works_and_when_it_does_not(
     row, ada = offer(time_zone="Europe/Berlin", frozen_at=LONG_AGO), customer()
     code_actions.renew_code(row.id, "sommer-26", by="tests")
 
-    works = told(explain(ADA))["code"]
+    works = told(explain_eligibility(ADA))["code"]
     code_actions.close_code(row.id, "SUMMER25", by="tests")
     db.session.execute(text("update offer_code set closed_at = '2026-05-03 10:00Z' where closed_at is not null"))
     db.session.commit()
-    gone = explain(ADA)
-    personal_one = explain(replace(ADA, code=personal_codes.code("SUMMER25", row.id, ada.id).replace("-", "")))
+    gone = explain_eligibility(ADA)
+    personal_one = explain_eligibility(
+        replace(ADA, code=personal_codes.derive_personal_code("SUMMER25", row.id, ada.id).replace("-", ""))
+    )
 
     assert works == (True, "SUMMER25 is an older code of “Summer”, which still works; now it has sommer-26.")
     sentence = "SUMMER25 was a code of “Summer”, closed on 3 May 2026, 12:00 CEST; now it has sommer-26."
@@ -206,8 +214,8 @@ def test_an_older_code_is_told_as_long_as_it_works_and_when_it_does_not(
 def test_what_can_not_be_asked_is_said(offer: MakeOffer, customer: MakeCustomer) -> None:
     offer(), customer()
 
-    nobody = told(explain(replace(ADA, email="bob@example.com")))
-    nothing = told(explain(replace(ADA, code="WINTER")))
+    nobody = told(explain_eligibility(replace(ADA, email="bob@example.com")))
+    nothing = told(explain_eligibility(replace(ADA, code="WINTER")))
 
     assert nobody["customer"] == (False, "Nobody has the e-mail bob@example.com.")
     for check in ("unused", "audience", "personal_code"):
@@ -220,8 +228,8 @@ def test_what_can_not_be_asked_is_said(offer: MakeOffer, customer: MakeCustomer)
 def test_a_customer_may_be_named_by_the_shops_own_id(offer: MakeOffer, customer: MakeCustomer) -> None:
     offer(), customer(source_id="C-1")
 
-    found = told(explain(Ask(channel="staff", code="SUMMER25", source_id="C-1")))
-    lost = told(explain(Ask(channel="staff", code="SUMMER25", source_id="C-2")))
+    found = told(explain_eligibility(RedemptionRequest(channel="staff", code="SUMMER25", source_id="C-1")))
+    lost = told(explain_eligibility(RedemptionRequest(channel="staff", code="SUMMER25", source_id="C-2")))
 
     assert found["customer"] == (True, "ada@example.com is a customer.")
     assert lost["customer"] == (False, "Nobody has the source id C-2.")
@@ -229,9 +237,13 @@ def test_a_customer_may_be_named_by_the_shops_own_id(offer: MakeOffer, customer:
 
 def test_an_erased_customer_is_nobody(offer: MakeOffer, customer: MakeCustomer) -> None:
     offer()
-    customer_actions.erase(customer(source_id="C-1").id, by="tests")
+    customer_actions.erase_customer(customer(source_id="C-1").id, by="tests")
 
-    assert explain(ADA).reason == explain(Ask("staff", "SUMMER25", source_id="C-1")).reason == "customer_unknown"
+    assert (
+        explain_eligibility(ADA).reason
+        == explain_eligibility(RedemptionRequest("staff", "SUMMER25", source_id="C-1")).reason
+        == "customer_unknown"
+    )
 
 
 def test_explaining_writes_nothing_and_asks_a_handful_of_questions(offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -244,7 +256,7 @@ def test_explaining_writes_nothing_and_asks_a_handful_of_questions(offer: MakeOf
     listen = lambda _c, _cursor, statement, *_: ran.append(statement)  # noqa: E731
     event.listen(db.engine, "before_cursor_execute", listen)
 
-    found = explain(ADA)
+    found = explain_eligibility(ADA)
 
     event.remove(db.engine, "before_cursor_execute", listen)
     assert found.facts.offer is not None
@@ -269,8 +281,8 @@ def test_the_conclusion_comes_first_with_links_to_all_it_is_about(
     sign_in: Callable[..., FlaskClient], offer: MakeOffer, customer: MakeCustomer
 ) -> None:
     row, ada = offer(), customer()
-    campaign = campaign_actions.launch_offer(row.id, "tests").campaign.id
-    preparation.prepare(campaign)
+    campaign = launch_actions.launch_announcement(row.id, "tests").campaign.id
+    preparation.prepare_campaign(campaign)
     done = group_commit.redeem(ADA)
 
     page = sign_in("viewer").get("/why-not?who=ADA@example.com&code=summer-25").text
@@ -348,9 +360,9 @@ def test_the_screen_is_for_those_who_are_signed_in(client: FlaskClient) -> None:
 def test_json_gives_the_same_answer(api: Any, offer: MakeOffer, customer: MakeCustomer) -> None:
     row = offer()
     customer(source_id="C-1")
-    preparation.prepare(campaign_actions.launch_offer(row.id, "tests").campaign.id)
+    preparation.prepare_campaign(launch_actions.launch_announcement(row.id, "tests").campaign.id)
     done = group_commit.redeem(ADA)
-    found = explain(ADA)
+    found = explain_eligibility(ADA)
 
     for whose in ({"email": "Ada@example.com"}, {"source_id": "C-1"}):
         answer = api.post("/api/v1/explanations", json={"code": "summer-25", "customer": whose})

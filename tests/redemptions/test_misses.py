@@ -23,8 +23,8 @@ from webapp.core.extensions import db
 from webapp.customers.models import Audience, Customer
 from webapp.offers.models import Offer, OfferCode
 from webapp.redemptions import guessing, personal_codes, personal_links
-from webapp.redemptions.guessing import ALARM_FROM, ALARM_SHARE, CLOSED_FROM
-from webapp.redemptions.models import CodeMiss
+from webapp.redemptions.guessing import ALERT_MIN_ATTEMPTS, ALERT_REDEMPTIONS_PER_ATTEMPT, BLOCK_MIN_ATTEMPTS
+from webapp.redemptions.models import FailedCodeAttempt
 
 MakeOffer = Callable[..., Offer]
 MakeCustomer = Callable[..., Customer]
@@ -40,7 +40,7 @@ def post(client: FlaskClient, code: str = "SUMMER25", email: str = "ada@example.
 def missed(offer: Offer, n: int, ago: timedelta = timedelta()) -> None:
     """So many wrong tries, all in one minute."""
     at = (datetime.now(UTC) - ago).replace(second=0, microsecond=0)
-    db.session.add(CodeMiss(offer_id=offer.id, slot=at.minute, minute=at, n=n))
+    db.session.add(FailedCodeAttempt(offer_id=offer.id, slot=at.minute, minute=at, n=n))
     db.session.commit()
 
 
@@ -116,7 +116,7 @@ def look(client: FlaskClient, code: str, email: str) -> dict[str, Any]:
     """All that somebody can see of an answer, and what was run for it, as for the first try of a day."""
     db.session.execute(text("truncate rate_hit, code_miss"))
     db.session.commit()
-    signing_keys.forget()
+    signing_keys.clear_key_cache()
     with statements() as run:
         answer = post(client, code, email)
     headers = {name: value for name, value in answer.headers if name not in ("X-Request-Id", "Content-Length")}
@@ -147,7 +147,7 @@ def test_the_answer_and_the_statements_are_those_for_an_unknown_person(
 
 def test_an_erased_customers_link_is_no_link(client: FlaskClient, offer: MakeOffer, customer: MakeCustomer) -> None:
     row, gone = offer(), erased(customer())
-    token = personal_links.personal_url(row.id, gone.id).rpartition("/")[2]
+    token = personal_links.build_personal_url(row.id, gone.id).rpartition("/")[2]
 
     for send in (client.get, client.post):
         ours, made_up = send(f"/r/{token}"), send("/r/nonsense")
@@ -193,16 +193,16 @@ def test_the_link_goes_on_working_when_the_form_is_closed_to_its_owner(
     nearly_used_up(EMAIL_MISSES)
     for _ in range(2):
         answer = post(client, "WINTER", host="203.0.113.2")
-    missed(row, CLOSED_FROM)
+    missed(row, BLOCK_MIN_ATTEMPTS)
     assert answer.status_code == 429
     assert "use the link in our mail to you" in answer.text
 
-    assert client.post(f"/r/{personal_links.personal_url(row.id, ada.id).rpartition('/')[2]}").status_code == 200
+    assert client.post(f"/r/{personal_links.build_personal_url(row.id, ada.id).rpartition('/')[2]}").status_code == 200
 
 
 def test_a_link_is_pressed_only_so_often(client: FlaskClient, offer: MakeOffer, customer: MakeCustomer) -> None:
     row, ada = offer(), customer()
-    address = f"/r/{personal_links.personal_url(row.id, ada.id).rpartition('/')[2]}"
+    address = f"/r/{personal_links.build_personal_url(row.id, ada.id).rpartition('/')[2]}"
 
     answers = [client.post(address, environ_base={"REMOTE_ADDR": f"203.0.113.{n}"}) for n in range(21)]
 
@@ -230,7 +230,7 @@ def test_a_code_that_is_guessed_at_is_closed_in_all_its_spellings(
 ) -> None:
     row, _ = offer(), customer()
     db.session.add(OfferCode(code="OLDER25", offer_id=row.id, code_as_written="OLDER25"))
-    missed(row, CLOSED_FROM)
+    missed(row, BLOCK_MIN_ATTEMPTS)
 
     answer = post(client, typed)
 
@@ -242,9 +242,9 @@ def test_a_code_that_is_guessed_at_is_closed_in_all_its_spellings(
 @pytest.mark.parametrize(
     ("n", "successes", "ago"),
     [
-        (CLOSED_FROM - 1, 0, timedelta()),
-        (CLOSED_FROM, 0, timedelta(minutes=11)),
-        (CLOSED_FROM, CLOSED_FROM, timedelta()),
+        (BLOCK_MIN_ATTEMPTS - 1, 0, timedelta()),
+        (BLOCK_MIN_ATTEMPTS, 0, timedelta(minutes=11)),
+        (BLOCK_MIN_ATTEMPTS, BLOCK_MIN_ATTEMPTS, timedelta()),
     ],
     ids=["too few", "over", "a launch"],
 )
@@ -256,7 +256,7 @@ def test_a_popular_code_stays_open(
     db.session.execute(text("select setval(pg_get_serial_sequence('customer', 'id'), 10000)"))
     customer()
     missed(row, n, ago)
-    missed(other, CLOSED_FROM)
+    missed(other, BLOCK_MIN_ATTEMPTS)
 
     assert post(client).status_code == 200
 
@@ -266,7 +266,7 @@ def test_the_personal_code_of_one_offer_is_not_closed_by_another_that_is_called_
 ) -> None:
     short, _ = offer("ABC"), offer("ABC7KQ4XM2T")
     customer()
-    missed(short, CLOSED_FROM)
+    missed(short, BLOCK_MIN_ATTEMPTS)
 
     assert post(client, "ABC-7KQ4XM2T").status_code == 200
 
@@ -321,7 +321,7 @@ def test_a_personal_code_that_is_right_is_no_wrong_try(
 ) -> None:
     row, ada = offer(personal_code_required=True), customer()
 
-    assert post(client, personal_codes.code("SUMMER25", row.id, ada.id)).status_code == 200
+    assert post(client, personal_codes.derive_personal_code("SUMMER25", row.id, ada.id)).status_code == 200
     assert counted() == 0
 
 
@@ -333,7 +333,7 @@ def test_wrong_tries_never_take_more_than_sixty_rows(offer: MakeOffer) -> None:
     )
     db.session.commit()
 
-    guessing.count(row.id)
+    guessing.record_failed_attempt(row.id)
 
     assert db.session.execute(text("select count(*), min(n) from code_miss")).one() == (60, 1)
     assert counted() == 59 * 7 + 1
@@ -342,12 +342,12 @@ def test_wrong_tries_never_take_more_than_sixty_rows(offer: MakeOffer) -> None:
 @pytest.mark.parametrize(
     ("n", "ago", "successes", "raised"),
     [
-        (ALARM_FROM, timedelta(), 0, True),
-        (ALARM_FROM - 1, timedelta(), 0, False),
-        (ALARM_FROM, timedelta(minutes=58), 0, True),
-        (ALARM_FROM, LONG_AGO, 0, False),
-        (ALARM_FROM, timedelta(), ALARM_FROM * ALARM_SHARE - 1, True),
-        (ALARM_FROM, timedelta(), ALARM_FROM * ALARM_SHARE, False),
+        (ALERT_MIN_ATTEMPTS, timedelta(), 0, True),
+        (ALERT_MIN_ATTEMPTS - 1, timedelta(), 0, False),
+        (ALERT_MIN_ATTEMPTS, timedelta(minutes=58), 0, True),
+        (ALERT_MIN_ATTEMPTS, LONG_AGO, 0, False),
+        (ALERT_MIN_ATTEMPTS, timedelta(), ALERT_MIN_ATTEMPTS * ALERT_REDEMPTIONS_PER_ATTEMPT - 1, True),
+        (ALERT_MIN_ATTEMPTS, timedelta(), ALERT_MIN_ATTEMPTS * ALERT_REDEMPTIONS_PER_ATTEMPT, False),
     ],
 )
 def test_the_alarm_is_raised_by_a_burst_and_goes_away_by_itself(
@@ -357,7 +357,11 @@ def test_the_alarm_is_raised_by_a_burst_and_goes_away_by_itself(
     missed(row, n, ago)
     redeemed(row, successes)
 
-    assert guessing.alarms([row.id]) == guessing.loudest(10) == ({row.id: n} if raised else {})
+    assert (
+        guessing.find_guessing_alerts([row.id])
+        == guessing.list_top_guessing_alerts(10)
+        == ({row.id: n} if raised else {})
+    )
 
 
 def test_staff_see_the_alarm_at_the_offer_in_the_list_and_on_the_first_page(
@@ -365,7 +369,7 @@ def test_staff_see_the_alarm_at_the_offer_in_the_list_and_on_the_first_page(
 ) -> None:
     row, quiet = offer(name="Leaked"), offer("QUIET", name="Quiet")
     missed(row, 1234)
-    missed(quiet, ALARM_FROM - 1)
+    missed(quiet, ALERT_MIN_ATTEMPTS - 1)
 
     assert "1,234 wrong tries in the last hour" in staff.get(f"/offers/{row.id}").text
     assert "Turn on personal codes, or renew the code" in staff.get(f"/offers/{row.id}").text
@@ -376,7 +380,7 @@ def test_staff_see_the_alarm_at_the_offer_in_the_list_and_on_the_first_page(
 
 def test_the_advice_is_another_one_where_personal_codes_are_asked_for(staff: FlaskClient, offer: MakeOffer) -> None:
     row = offer(personal_code_required=True)
-    missed(row, ALARM_FROM)
+    missed(row, ALERT_MIN_ATTEMPTS)
 
     page = staff.get(f"/offers/{row.id}").text
 

@@ -29,8 +29,8 @@ from webapp.redemptions import actions as redemption_actions
 from webapp.redemptions import group_commit, personal_codes
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
-from webapp.redemptions.queries import Redeemed
-from webapp.redemptions.rules import Ask, Order
+from webapp.redemptions.queries import RedemptionRecord
+from webapp.redemptions.rules import Order, RedemptionRequest
 
 LONG = os.environ.get("MODEL_EXAMPLES")
 BY = "ann"
@@ -94,13 +94,13 @@ class Shop(RuleBasedStateMachine):
         db.session.remove()
 
     def _person(self, email: str) -> Person:
-        return Person(customer_actions.create(CustomerValues(email=email), [], BY).id, email)
+        return Person(customer_actions.create_customer(CustomerValues(email=email), [], BY).id, email)
 
     def _offer(self, code: str, cap: int | None) -> Given:
         values = OfferValues(
             "Summer", Discount("percent", percent=Decimal(25)), starts_at=PAST, code=code, max_redemptions=cap
         )
-        return Given(offer_actions.create(values, BY).id, code, cap)
+        return Given(offer_actions.create_offer(values, BY).id, code, cap)
 
     # --- what customers and machines do -----------------------------------------------------------
 
@@ -115,7 +115,7 @@ class Shop(RuleBasedStateMachine):
     )
     def redeem(self, o: int, c: int, machine: int, key: str | None, order: str | None, body: bytes, code: str) -> None:
         offer = self.offers[o]
-        ask = Ask(
+        ask = RedemptionRequest(
             channel="api",
             code=self._typed(offer, c, code),
             email=self.people[c].email,
@@ -131,7 +131,7 @@ class Shop(RuleBasedStateMachine):
         if not isinstance(expected, Receipt):
             assert answer == expected
             return
-        assert isinstance(answer, Redeemed)
+        assert isinstance(answer, RedemptionRecord)
         assert answer.repeated == (expected in offer.made[c])
         assert (answer.use.rolled_back_at is not None) == expected.is_undone
         if answer.repeated:
@@ -153,9 +153,11 @@ class Shop(RuleBasedStateMachine):
     @rule(o=st.sampled_from(OFFERS), c=st.sampled_from(CUSTOMERS), code=st.sampled_from(["shared", "right", "wrong"]))
     def validate(self, o: int, c: int, code: str) -> None:
         offer = self.offers[o]
-        ask = Ask(channel="api", code=self._typed(offer, c, code), email=self.people[c].email, api_key_id=1)
+        ask = RedemptionRequest(
+            channel="api", code=self._typed(offer, c, code), email=self.people[c].email, api_key_id=1
+        )
 
-        answer = _outcome(redemption_actions.validate, ask)
+        answer = _outcome(redemption_actions.validate_redemption, ask)
 
         assert (answer if isinstance(answer, str) else None) == self._refusal(offer, c, code)
 
@@ -164,7 +166,9 @@ class Shop(RuleBasedStateMachine):
     def redeem_by_an_email_of_before(self, o: int, data: st.DataObject) -> None:
         former = data.draw(st.sampled_from([email for person in self.people for email in person.former]))
 
-        answer = _outcome(group_commit.redeem, Ask(channel="form", code=self.offers[o].code, email=former))
+        answer = _outcome(
+            group_commit.redeem, RedemptionRequest(channel="form", code=self.offers[o].code, email=former)
+        )
 
         assert answer == "customer_unknown"
 
@@ -174,12 +178,12 @@ class Shop(RuleBasedStateMachine):
         every = [receipt for offer in self.offers for receipts in offer.made.values() for receipt in receipts]
         receipt = data.draw(st.sampled_from(every))
 
-        answer = _outcome(redemption_rollback.rollback, receipt.public_id, "order cancelled", BY)
+        answer = _outcome(redemption_rollback.roll_back_redemption, receipt.public_id, "order cancelled", BY)
 
         if receipt.is_undone:
             assert answer == "already_rolled_back"
         else:
-            assert isinstance(answer, Redeemed)
+            assert isinstance(answer, RedemptionRecord)
             assert (answer.public_id, answer.use.reason) == (receipt.public_id, "order cancelled")
             receipt.is_undone = True
 
@@ -212,7 +216,7 @@ class Shop(RuleBasedStateMachine):
 
     @rule(o=st.sampled_from(OFFERS), paused=st.booleans())
     def pause_or_resume(self, o: int, paused: bool) -> None:
-        (offer_actions.pause if paused else offer_actions.resume)(self.offers[o].id, BY)
+        (offer_actions.pause_offer if paused else offer_actions.resume_offer)(self.offers[o].id, BY)
         self.offers[o].is_paused = paused
 
     @rule(o=st.sampled_from(OFFERS), for_members=st.booleans())
@@ -243,7 +247,7 @@ class Shop(RuleBasedStateMachine):
     def rows_and_counters_are_those_of_the_model(self) -> None:
         for offer in self.offers:
             live = {(self.people[c].id, receipt.public_id) for c, receipt in offer.live().items()}
-            found = redemption_queries.latest(offer.id, 50)
+            found = redemption_queries.list_latest_redemptions(offer.id, 50)
             assert {(done.customer_id, done.public_id) for done in found} == live
             undone = db.session.execute(
                 text("select count(*), count(distinct (customer_id, redeemed_at)) from rollback where offer_id = :id"),
@@ -298,16 +302,18 @@ class Shop(RuleBasedStateMachine):
         if code == "shared":
             return offer.code
         whose = self.people[c if code == "right" else (c + 1) % len(self.people)]
-        return personal_codes.code(offer.code, offer.id, whose.id).replace("-", "")
+        return personal_codes.derive_personal_code(offer.code, offer.id, whose.id).replace("-", "")
 
     def _changed(self, offer: Given, **changes: Any) -> bool:
-        answer = _outcome(offer_actions.change, offer.id, changes, None, BY)
+        answer = _outcome(offer_actions.update_offer, offer.id, changes, None, BY)
         assert answer == "invalid_payload" or not isinstance(answer, str)
         return not isinstance(answer, str)
 
     def _save(self, c: int) -> None:
         person = self.people[c]
-        customer_actions.change(person.id, CustomerValues(email=person.email), [self.audience] * person.is_member, BY)
+        customer_actions.update_customer(
+            person.id, CustomerValues(email=person.email), [self.audience] * person.is_member, BY
+        )
 
 
 def _outcome(action: Any, *arguments: Any) -> Any:

@@ -20,8 +20,8 @@ from webapp.redemptions import actions as redemption_actions
 from webapp.redemptions import facts as redemption_facts
 from webapp.redemptions import group_commit, guessing
 from webapp.redemptions import queries as redemption_queries
-from webapp.redemptions.queries import Filter, Place
-from webapp.redemptions.rules import Ask
+from webapp.redemptions.queries import KeysetCursor, RedemptionFilter
+from webapp.redemptions.rules import RedemptionRequest
 
 LARGE = {"customer", "redemption", "rollback", "audience_member", "redemption_hour", "hour_total"}
 # Enough for the planner to choose as it does at a million of each, which was compared by hand.
@@ -37,7 +37,7 @@ def filled(session_app: Flask, test_settings: Settings) -> Iterator[psycopg.Conn
     """The tables after some years. Later tests find them emptied, as always."""
     with session_app.app_context(), psycopg.connect(test_settings.libpq_url, autocommit=True) as connection:
         connection.execute(EMPTY)
-        signing_keys.forget()
+        signing_keys.clear_key_cache()
         growth_tables.fill(connection, PEOPLE)
         growth_tables.redeem(connection, PEOPLE, ROWS)
         connection.execute(UNDONE)
@@ -61,7 +61,7 @@ where customer_id % 10 = 0
 def plans(connection: psycopg.Connection, run: Callable[[], object]) -> list[tuple[str, Plan]]:
     """The plans of every statement that is run, with the real parameters and, as psycopg prepares what comes often,
     with any."""
-    signing_keys.keys("personal_code")
+    signing_keys.accepted_keys("personal_code")
     with statements() as seen:
         run()
     db.session.rollback()
@@ -96,28 +96,32 @@ def assert_only_looked_up(connection: psycopg.Connection, run: Callable[[], obje
                 assert rows <= read, f"{rows} rows of {table} read: {statement}"
 
 
-def ask(n: int, **values: Any) -> Ask:
-    return Ask(channel="api", code="OFFER7", email=f"customer.{n}@example.com", api_key_id=1, **values)
+def ask(n: int, **values: Any) -> RedemptionRequest:
+    return RedemptionRequest(channel="api", code="OFFER7", email=f"customer.{n}@example.com", api_key_id=1, **values)
 
 
 LOOK_UPS: dict[str, Callable[[], object]] = {
-    "what can this e-mail use": lambda: [redemption_facts.usable(n) for n in (77, 500)],
-    "a customer by e-mail": lambda: customer_queries.by_email("customer.77@example.com"),
-    "validation": lambda: redemption_actions.validate(ask(77)),
-    "facts by e-mail": lambda: redemption_facts.facts([ask(78)]),
-    "facts of a repeat": lambda: redemption_facts.facts([ask(70, idempotency_key="k", body_hash=b"1")]),
-    "facts by personal code": lambda: redemption_facts.facts(
-        [Ask(channel="form", code="OFFER77KQ4XM2T", email="x@y.example")]
+    "what can this e-mail use": lambda: [redemption_facts.load_open_offer_facts(n) for n in (77, 500)],
+    "a customer by e-mail": lambda: customer_queries.find_customer_by_email("customer.77@example.com"),
+    "validation": lambda: redemption_actions.validate_redemption(ask(77)),
+    "facts by e-mail": lambda: redemption_facts.load_facts([ask(78)]),
+    "facts of a repeat": lambda: redemption_facts.load_facts([ask(70, idempotency_key="k", body_hash=b"1")]),
+    "facts by personal code": lambda: redemption_facts.load_facts(
+        [RedemptionRequest(channel="form", code="OFFER77KQ4XM2T", email="x@y.example")]
     ),
-    "facts by source id": lambda: redemption_facts.facts([Ask(channel="api", code="OFFER7", source_id="A-1")]),
-    "facts by link": lambda: redemption_facts.facts([Ask(channel="link", offer_id=7, customer_id=77)]),
-    "facts of many": lambda: redemption_facts.facts([ask(n) for n in range(1, 65)]),
-    "facts of very many": lambda: redemption_facts.facts([ask(n) for n in range(1, 257)]),
+    "facts by source id": lambda: redemption_facts.load_facts(
+        [RedemptionRequest(channel="api", code="OFFER7", source_id="A-1")]
+    ),
+    "facts by link": lambda: redemption_facts.load_facts(
+        [RedemptionRequest(channel="link", offer_id=7, customer_id=77)]
+    ),
+    "facts of many": lambda: redemption_facts.load_facts([ask(n) for n in range(1, 65)]),
+    "facts of very many": lambda: redemption_facts.load_facts([ask(n) for n in range(1, 257)]),
     "redeeming": lambda: group_commit.redeem(ask(79)),
-    "a receipt": lambda: redemption_queries.of_pair(7, 77),
-    "one customer's": lambda: redemption_queries.of_customer(77),
-    "redeemed among": lambda: redemption_queries.redeemed_among(7, list(range(1, 501))),
-    "is a code guessed at": lambda: guessing.too_many("OFFER77KQ4XM2T"),
+    "a receipt": lambda: redemption_queries.find_live_redemption(7, 77),
+    "one customer's": lambda: redemption_queries.list_customer_redemptions(77),
+    "redeemed among": lambda: redemption_queries.find_redeemed_customer_ids(7, list(range(1, 501))),
+    "is a code guessed at": lambda: guessing.is_code_blocked("OFFER77KQ4XM2T"),
 }
 
 
@@ -129,30 +133,32 @@ def test_what_somebody_waits_for_is_looked_up(filled: psycopg.Connection, name: 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 LAST_WEEK = datetime.now(UTC) - timedelta(days=7)
 LISTS: dict[str, Callable[[], object]] = {
-    "redemptions": lambda: redemption_queries.page(Filter(), 50),
-    "redemptions, later page": lambda: redemption_queries.page(Filter(), 50, Place(LAST_WEEK, 5, 5)),
-    "of an offer": lambda: redemption_queries.page(Filter(offer_id=7), 50),
-    "of a customer": lambda: redemption_queries.page(Filter(customer_id=7), 50),
-    "of days": lambda: redemption_queries.page(Filter(since=LAST_WEEK), 50),
-    "of days without any": lambda: redemption_queries.page(Filter(until=LONG_AGO), 50),
-    "by a usual channel": lambda: redemption_queries.page(Filter(channel="link"), 50),
-    "by a channel that nobody uses": lambda: redemption_queries.stretch(Filter(channel="staff"), 50),
-    "by a channel that nobody uses, later page": lambda: redemption_queries.stretch(
-        Filter(channel="staff"), 50, Place(LAST_WEEK, 5, 5)
+    "redemptions": lambda: redemption_queries.list_redemptions(RedemptionFilter(), 50),
+    "redemptions, later page": lambda: redemption_queries.list_redemptions(
+        RedemptionFilter(), 50, KeysetCursor(LAST_WEEK, 5, 5)
     ),
-    "customers": lambda: customer_queries.page(),
-    "customers by e-mail": lambda: customer_queries.page("customer.77@"),
-    "customers by name": lambda: customer_queries.page("customer 77"),
-    "customers by a name that all have": lambda: customer_queries.page("customer"),
-    "customers by a name that nobody has": lambda: customer_queries.page("nobody"),
-    "customers before, by name": lambda: customer_queries.page("customer 77", before=50_000),
-    "of an offer by a channel that nobody uses": lambda: redemption_queries.stretch(
-        Filter(offer_id=7, channel="staff"), 50
+    "of an offer": lambda: redemption_queries.list_redemptions(RedemptionFilter(offer_id=7), 50),
+    "of a customer": lambda: redemption_queries.list_redemptions(RedemptionFilter(customer_id=7), 50),
+    "of days": lambda: redemption_queries.list_redemptions(RedemptionFilter(since=LAST_WEEK), 50),
+    "of days without any": lambda: redemption_queries.list_redemptions(RedemptionFilter(until=LONG_AGO), 50),
+    "by a usual channel": lambda: redemption_queries.list_redemptions(RedemptionFilter(channel="link"), 50),
+    "by a channel that nobody uses": lambda: redemption_queries.scan_redemptions(RedemptionFilter(channel="staff"), 50),
+    "by a channel that nobody uses, later page": lambda: redemption_queries.scan_redemptions(
+        RedemptionFilter(channel="staff"), 50, KeysetCursor(LAST_WEEK, 5, 5)
     ),
-    "misses of all offers": lambda: guessing.loudest(10),
-    "an offer's days": lambda: redemption_queries.per_day(7, LAST_WEEK),
-    "the days of all offers": lambda: redemption_queries.per_day(None, LAST_WEEK),
-    "the totals of all offers": lambda: redemption_queries.totals(range(1, growth_tables.OFFERS + 1)),
+    "customers": lambda: customer_queries.list_customers(),
+    "customers by e-mail": lambda: customer_queries.list_customers("customer.77@"),
+    "customers by name": lambda: customer_queries.list_customers("customer 77"),
+    "customers by a name that all have": lambda: customer_queries.list_customers("customer"),
+    "customers by a name that nobody has": lambda: customer_queries.list_customers("nobody"),
+    "customers before, by name": lambda: customer_queries.list_customers("customer 77", before=50_000),
+    "of an offer by a channel that nobody uses": lambda: redemption_queries.scan_redemptions(
+        RedemptionFilter(offer_id=7, channel="staff"), 50
+    ),
+    "misses of all offers": lambda: guessing.list_top_guessing_alerts(10),
+    "an offer's days": lambda: redemption_queries.count_redemptions_per_day(7, LAST_WEEK),
+    "the days of all offers": lambda: redemption_queries.count_redemptions_per_day(None, LAST_WEEK),
+    "the totals of all offers": lambda: redemption_queries.count_redemptions(range(1, growth_tables.OFFERS + 1)),
 }
 
 

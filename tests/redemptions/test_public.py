@@ -14,7 +14,7 @@ from webapp.customers.models import Audience, Customer
 from webapp.offers.models import Offer
 from webapp.redemptions import group_commit, personal_codes, personal_links
 from webapp.redemptions import queries as redemption_queries
-from webapp.redemptions.rules import Ask
+from webapp.redemptions.rules import RedemptionRequest
 
 MakeOffer = Callable[..., Offer]
 MakeCustomer = Callable[..., Customer]
@@ -30,7 +30,7 @@ def rows() -> int:
 
 
 def token_of(offer: Offer, customer: Customer) -> str:
-    return personal_links.personal_url(offer.id, customer.id).rpartition("/")[2]
+    return personal_links.build_personal_url(offer.id, customer.id).rpartition("/")[2]
 
 
 def test_the_form_takes_the_code_from_the_address(client: FlaskClient) -> None:
@@ -47,7 +47,7 @@ def test_a_customer_gets_the_discount_however_sloppily_it_was_typed(
 
     assert answer.status_code == 200
     assert "25%" in answer.text
-    assert redemption_queries.latest(None, 1)[0].public_id in answer.text
+    assert redemption_queries.list_latest_redemptions(None, 1)[0].public_id in answer.text
 
 
 def test_the_answer_sets_no_cookie_and_is_kept_by_nobody(
@@ -78,7 +78,7 @@ def test_typing_it_again_says_so_and_shows_no_receipt(
 ) -> None:
     offer(), customer()
     post(client)
-    reference = redemption_queries.latest(None, 1)[0].public_id
+    reference = redemption_queries.list_latest_redemptions(None, 1)[0].public_id
 
     answer = post(client)
 
@@ -171,7 +171,7 @@ def test_refusals_never_tell_who_is_a_customer(
     offer("CLOSED", **{**values, "audience_id": audience.id})
     customer(), customer("bob@example.com")
     # This reads the key of personal codes, as every process has that ever looked at one.
-    others = personal_codes.code("SUMMER25", row.id, row.id + 77)
+    others = personal_codes.derive_personal_code("SUMMER25", row.id, row.id + 77)
     asked = {
         "unknown e-mail": ("SUMMER25", "nobody@example.com"),
         "unknown e-mail, personal code": (others, "nobody@example.com"),
@@ -220,7 +220,7 @@ def test_one_button_redeems_and_the_link_shows_the_receipt_again(
     token = token_of(row, ada)
 
     first = client.post(f"/r/{token}")
-    reference = redemption_queries.latest(None, 1)[0].public_id
+    reference = redemption_queries.list_latest_redemptions(None, 1)[0].public_id
 
     for answer in (first, client.post(f"/r/{token}"), client.get(f"/r/{token}")):
         assert answer.status_code == 200
@@ -232,7 +232,7 @@ def test_what_was_typed_first_is_shown_by_the_link_too(
     client: FlaskClient, offer: MakeOffer, customer: MakeCustomer
 ) -> None:
     row, ada = offer(), customer()
-    done = group_commit.redeem(Ask(channel="form", code="SUMMER25", email="ada@example.com"))
+    done = group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
 
     assert done.public_id in client.post(f"/r/{token_of(row, ada)}").text
 

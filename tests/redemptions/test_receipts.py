@@ -21,8 +21,7 @@ from webapp.offers.models import Offer
 from webapp.redemptions import group_commit, receipts
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
-from webapp.redemptions import tasks as redemption_tasks
-from webapp.redemptions.rules import Ask
+from webapp.redemptions.rules import RedemptionRequest
 
 MakeOffer = Callable[..., Offer]
 MakeCustomer = Callable[..., Customer]
@@ -37,10 +36,10 @@ def relay(with_settings: Callable[..., Settings]) -> Iterator[Relay]:
 
 
 @pytest.fixture
-def used(offer: MakeOffer, customer: MakeCustomer) -> redemption_queries.Redeemed:
+def used(offer: MakeOffer, customer: MakeCustomer) -> redemption_queries.RedemptionRecord:
     """Ada's redemption of an offer."""
     offer(), customer()
-    return group_commit.redeem(Ask(channel="form", code="SUMMER25", email="ada@example.com"))
+    return group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
 
 
 def post(client: FlaskClient, code: str = "SUMMER25", email: str = "ada@example.com") -> Any:
@@ -57,7 +56,7 @@ def work() -> int:
 
 
 def test_a_typed_repeat_has_the_receipt_mailed_to_the_customer(
-    client: FlaskClient, relay: Relay, used: redemption_queries.Redeemed
+    client: FlaskClient, relay: Relay, used: redemption_queries.RedemptionRecord
 ) -> None:
     answer = post(client)
     work()
@@ -72,7 +71,9 @@ def test_a_typed_repeat_has_the_receipt_mailed_to_the_customer(
         assert words in body
 
 
-def test_the_mails_link_shows_the_receipt(client: FlaskClient, relay: Relay, used: redemption_queries.Redeemed) -> None:
+def test_the_mails_link_shows_the_receipt(
+    client: FlaskClient, relay: Relay, used: redemption_queries.RedemptionRecord
+) -> None:
     post(client)
     work()
 
@@ -82,7 +83,7 @@ def test_the_mails_link_shows_the_receipt(client: FlaskClient, relay: Relay, use
 
 
 def test_a_stranger_sees_the_same_whether_a_mail_goes_out_or_not(
-    client: FlaskClient, relay: Relay, used: redemption_queries.Redeemed
+    client: FlaskClient, relay: Relay, used: redemption_queries.RedemptionRecord
 ) -> None:
     first, again = post(client), post(client)
 
@@ -92,9 +93,9 @@ def test_a_stranger_sees_the_same_whether_a_mail_goes_out_or_not(
     assert work() == 1
 
 
-def test_mailing_redeems_nothing(client: FlaskClient, relay: Relay, used: redemption_queries.Redeemed) -> None:
+def test_mailing_redeems_nothing(client: FlaskClient, relay: Relay, used: redemption_queries.RedemptionRecord) -> None:
     post(client)
-    redemption_rollback.rollback(used.public_id, "order cancelled", "staff")
+    redemption_rollback.roll_back_redemption(used.public_id, "order cancelled", "staff")
     work()
 
     assert relay.kept == []
@@ -102,15 +103,20 @@ def test_mailing_redeems_nothing(client: FlaskClient, relay: Relay, used: redemp
 
 
 def test_one_receipt_an_hour_for_each_offer(offer: MakeOffer) -> None:
-    turns = [receipts.take_turn(1, 7), receipts.take_turn(1, 7), receipts.take_turn(2, 7), receipts.take_turn(1, 8)]
+    turns = [
+        receipts.acquire_receipt_quota(1, 7),
+        receipts.acquire_receipt_quota(1, 7),
+        receipts.acquire_receipt_quota(2, 7),
+        receipts.acquire_receipt_quota(1, 8),
+    ]
     db.session.execute(text("update rate_hit set expires_at = now() where key = 'receipt:1:7'"))
     db.session.commit()
 
-    assert [*turns, receipts.take_turn(1, 7)] == [True, False, True, True, True]
+    assert [*turns, receipts.acquire_receipt_quota(1, 7)] == [True, False, True, True, True]
 
 
 def test_five_receipts_a_day_for_each_customer(offer: MakeOffer) -> None:
-    assert [receipts.take_turn(n, 7) for n in range(6)] == [True] * 5 + [False]
+    assert [receipts.acquire_receipt_quota(n, 7) for n in range(6)] == [True] * 5 + [False]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +125,7 @@ def test_five_receipts_a_day_for_each_customer(offer: MakeOffer) -> None:
     ids=["somebody else", "wrong personal code", "no such code"],
 )
 def test_no_mail_goes_out_for_anything_else(
-    client: FlaskClient, used: redemption_queries.Redeemed, customer: MakeCustomer, typed: str, email: str
+    client: FlaskClient, used: redemption_queries.RedemptionRecord, customer: MakeCustomer, typed: str, email: str
 ) -> None:
     customer("bob@example.com")
     db.session.execute(text("update offer set personal_code_required = true"))
@@ -131,7 +137,7 @@ def test_no_mail_goes_out_for_anything_else(
 
 
 def test_who_is_unsubscribed_gets_the_receipt_asked_for(
-    client: FlaskClient, relay: Relay, used: redemption_queries.Redeemed
+    client: FlaskClient, relay: Relay, used: redemption_queries.RedemptionRecord
 ) -> None:
     db.session.execute(
         text("insert into suppression (email, reason, source) select email, 'unsubscribed', 'tests' from customer")
@@ -144,7 +150,7 @@ def test_who_is_unsubscribed_gets_the_receipt_asked_for(
 
 
 def test_who_was_erased_meanwhile_gets_nothing(
-    client: FlaskClient, relay: Relay, used: redemption_queries.Redeemed
+    client: FlaskClient, relay: Relay, used: redemption_queries.RedemptionRecord
 ) -> None:
     post(client)
     db.session.execute(
@@ -160,30 +166,30 @@ def test_who_was_erased_meanwhile_gets_nothing(
 
 
 def test_a_relay_that_is_away_is_asked_again_later(
-    relay: Relay, used: redemption_queries.Redeemed, with_settings: Callable[..., Settings]
+    relay: Relay, used: redemption_queries.RedemptionRecord, with_settings: Callable[..., Settings]
 ) -> None:
     with_settings(mail_port=1)
-    redemption_tasks.mail_receipt.call_local(used.offer_id, used.customer_id, 0)
+    task_queue.run("redemptions.send_receipt", used.offer_id, used.customer_id, 0)
     with_settings(mail_port=relay.port)
     (again,) = huey.pending()
     waits = again.eta.replace(tzinfo=UTC) - datetime.now(UTC)
-    redemption_tasks.mail_receipt.call_local(*again.args)
+    task_queue.run("redemptions.send_receipt", *again.args)
 
-    assert 50 < waits.total_seconds() <= receipts.WAITS[0]
+    assert 50 < waits.total_seconds() <= receipts.RETRY_DELAYS[0]
     assert again.args == (used.offer_id, used.customer_id, 1)
     assert relay.recipients == {"ada@example.com": 1}
 
 
-def test_a_relay_that_stays_away_is_given_up(used: redemption_queries.Redeemed) -> None:
-    redemption_tasks.mail_receipt.call_local(used.offer_id, used.customer_id, len(receipts.WAITS))
+def test_a_relay_that_stays_away_is_given_up(used: redemption_queries.RedemptionRecord) -> None:
+    task_queue.run("redemptions.send_receipt", used.offer_id, used.customer_id, len(receipts.RETRY_DELAYS))
 
     assert huey.pending() == []
 
 
-def test_a_relay_that_refuses_is_not_asked_again(relay: Relay, used: redemption_queries.Redeemed) -> None:
+def test_a_relay_that_refuses_is_not_asked_again(relay: Relay, used: redemption_queries.RedemptionRecord) -> None:
     relay.behaviour.rcpt["ada@example.com"] = "550 no such mailbox"
 
-    redemption_tasks.mail_receipt.call_local(used.offer_id, used.customer_id, 0)
+    task_queue.run("redemptions.send_receipt", used.offer_id, used.customer_id, 0)
 
     assert huey.pending() == []
 
@@ -195,9 +201,9 @@ def test_any_address_and_any_name_can_be_mailed(
     relay: Relay, offer: MakeOffer, customer: MakeCustomer, given: str, name: str
 ) -> None:
     row, person = offer(name=name), customer(given)
-    group_commit.redeem(Ask(channel="staff", code="SUMMER25", email=person.email))
+    group_commit.redeem(RedemptionRequest(channel="staff", code="SUMMER25", email=person.email))
 
-    redemption_tasks.mail_receipt.call_local(row.id, person.id, 0)
+    task_queue.run("redemptions.send_receipt", row.id, person.id, 0)
 
     (kept,) = relay.kept
     assert kept.raw.startswith(b"From: ")
@@ -207,7 +213,9 @@ def test_any_address_and_any_name_can_be_mailed(
     assert kept.to.partition("@")[0] == given.partition("@")[0]
 
 
-def test_a_real_worker_mails_it(app: Any, client: FlaskClient, relay: Relay, used: redemption_queries.Redeemed) -> None:
+def test_a_real_worker_mails_it(
+    app: Any, client: FlaskClient, relay: Relay, used: redemption_queries.RedemptionRecord
+) -> None:
     post(client)
 
     with live.worker(app.config["SETTINGS"]):
@@ -220,6 +228,6 @@ def test_a_receipt_that_nobody_could_be_told_to_mail_can_be_asked_for_again(
     client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row, ada = offer(), customer()
-    monkeypatch.setattr(task_queue, "ring", lambda *_, **__: False)
-    redemption_tasks.mail_receipt_again(row.id, ada.id)
-    assert receipts.take_turn(row.id, ada.id)
+    monkeypatch.setattr(task_queue, "enqueue", lambda *_, **__: False)
+    receipts.enqueue_receipt(row.id, ada.id)
+    assert receipts.acquire_receipt_quota(row.id, ada.id)

@@ -14,7 +14,7 @@ from flask import Flask
 from sqlalchemy import text
 
 from tests.redemptions.test_actions import UNDO, counter, refusal, rows, together, waiting
-from webapp.core.errors import DomainError, Invalid
+from webapp.core.errors import DomainError, InvalidInput
 from webapp.core.extensions import db
 from webapp.core.money import Discount
 from webapp.customers import actions as customer_actions
@@ -26,19 +26,19 @@ from webapp.redemptions import actions as redemption_actions
 from webapp.redemptions import group_commit
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
-from webapp.redemptions.queries import Redeemed
-from webapp.redemptions.rules import Ask, Order
+from webapp.redemptions.queries import RedemptionRecord
+from webapp.redemptions.rules import Order, RedemptionRequest
 
 MakeOffer = Callable[..., Offer]
 MakeCustomer = Callable[..., Customer]
-PLAIN = Ask(channel="api", code="SUMMER25", email="ada@example.com", api_key_id=1)
+PLAIN = RedemptionRequest(channel="api", code="SUMMER25", email="ada@example.com", api_key_id=1)
 KEYED = replace(PLAIN, idempotency_key="k1", body_hash=b"1")
 BODY: dict[str, Any] = {"code": "SUMMER25", "customer": {"email": "ada@example.com"}}
 HOUR = timedelta(hours=1)
 
 
 def change(row: Offer, **changes: Any) -> None:
-    offer_actions.change(row.id, changes, version=None, by="ann")
+    offer_actions.update_offer(row.id, changes, version=None, by="ann")
 
 
 def post(api: Any, key: str, body: dict[str, Any] = BODY) -> Any:
@@ -70,7 +70,7 @@ def test_a_repeat_answers_200_whatever_has_become_of_the_offer(
     customer()
     first = post(api, "k1", BODY | more)
     change(row, **changes)
-    offer_actions.pause(row.id, by="ann")
+    offer_actions.pause_offer(row.id, by="ann")
 
     again = post(api, "k1", BODY | more)
 
@@ -117,7 +117,7 @@ def test_a_customer_who_has_another_email_now_is_still_the_one_who_redeemed(
     offer()
     ada = customer()
     first = group_commit.redeem(KEYED)
-    customer_actions.change(ada.id, CustomerValues(email="ada@example.org"), [], by="ann")
+    customer_actions.update_customer(ada.id, CustomerValues(email="ada@example.org"), [], by="ann")
 
     assert group_commit.redeem(replace(KEYED, email="ada@example.org")).public_id == first.public_id
     assert refusal(replace(PLAIN, email="ada@example.org")) == "already_redeemed"
@@ -125,11 +125,11 @@ def test_a_customer_who_has_another_email_now_is_still_the_one_who_redeemed(
 
 def test_a_refusal_is_not_remembered(api: Any, offer: MakeOffer, customer: MakeCustomer) -> None:
     row = offer()
-    offer_actions.pause(row.id, by="ann")
+    offer_actions.pause_offer(row.id, by="ann")
     refused = [post(api, "k1").json["code"], post(api, "k1").json["code"]]
     customer()
     refused.append(post(api, "k1").json["code"])
-    offer_actions.resume(row.id, by="ann")
+    offer_actions.resume_offer(row.id, by="ann")
 
     # Also with another body: nothing was made by the first one.
     done = post(api, "k1", BODY | {"metadata": {"try": 4}})
@@ -146,8 +146,8 @@ def test_of_a_key_that_came_with_two_bodies_at_once_one_body_wins(
 
     answers = together(app, *[lambda a=a: group_commit.redeem(a) for a in asks])
 
-    assert sum(isinstance(answer, Invalid) for answer in answers) == 4
-    assert len({answer.public_id for answer in answers if isinstance(answer, Redeemed)}) == rows() == 1
+    assert sum(isinstance(answer, InvalidInput) for answer in answers) == 4
+    assert len({answer.public_id for answer in answers if isinstance(answer, RedemptionRecord)}) == rows() == 1
 
 
 # --- rollbacks ------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def test_a_rollback_keeps_the_redemption_as_it_was_with_who_and_why(offer: MakeO
     public_id = group_commit.redeem(ask).public_id
     before = dict(db.session.execute(text("select * from redemption")).mappings().one())
 
-    redemption_rollback.rollback(public_id, "  order \n cancelled ", by="ann")
+    redemption_rollback.roll_back_redemption(public_id, "  order \n cancelled ", by="ann")
 
     kept = dict(db.session.execute(text("select * from rollback")).mappings().one())
     assert before.items() <= kept.items()
@@ -183,7 +183,7 @@ def test_a_unit_that_came_back_is_for_anybody(offer: MakeOffer, customer: MakeCu
     first = group_commit.redeem(PLAIN)
     assert refusal(bob) == "offer_exhausted"
 
-    redemption_rollback.rollback(first.public_id, **UNDO)
+    redemption_rollback.roll_back_redemption(first.public_id, **UNDO)
 
     assert group_commit.redeem(bob).repeated is False
     assert refusal(PLAIN) == "offer_exhausted"
@@ -196,13 +196,13 @@ def test_undoing_the_older_one_again_leaves_the_newer_one_its_row_and_its_unit(
     row = offer(max_redemptions=5)
     customer()
     old = group_commit.redeem(PLAIN).public_id
-    redemption_rollback.rollback(old, **UNDO)
+    redemption_rollback.roll_back_redemption(old, **UNDO)
     new = group_commit.redeem(PLAIN).public_id
 
-    answers = together(app, *[lambda: redemption_rollback.rollback(old, **UNDO)] * 6)
+    answers = together(app, *[lambda: redemption_rollback.roll_back_redemption(old, **UNDO)] * 6)
 
     assert {answer.key for answer in answers if isinstance(answer, DomainError)} == {"already_rolled_back"}
-    assert [done.public_id for done in redemption_queries.latest(row.id, 5)] == [new]
+    assert [done.public_id for done in redemption_queries.list_latest_redemptions(row.id, 5)] == [new]
     assert (rows(), counter(row.id)) == (1, 1)
 
 
@@ -210,9 +210,13 @@ def test_each_of_several_rollbacks_of_a_pair_is_kept(offer: MakeOffer, customer:
     row = offer(max_redemptions=1)
     ada = customer()
     for reason in ("first", "second", "third"):
-        redemption_rollback.rollback(group_commit.redeem(PLAIN).public_id, reason, by="ann")
+        redemption_rollback.roll_back_redemption(group_commit.redeem(PLAIN).public_id, reason, by="ann")
 
-    assert [done.use.reason for done in redemption_queries.of_customer(ada.id)] == ["third", "second", "first"]
+    assert [done.use.reason for done in redemption_queries.list_customer_redemptions(ada.id)] == [
+        "third",
+        "second",
+        "first",
+    ]
     assert (rows(), counter(row.id)) == (0, 0)
 
 
@@ -235,7 +239,7 @@ def test_after_a_rollback_a_new_key_or_order_redeems_anew_and_the_old_key_still_
     offer(), customer()
     ask = replace(KEYED, order=Order("A-1"))
     first = group_commit.redeem(ask)
-    redemption_rollback.rollback(first.public_id, **UNDO)
+    redemption_rollback.roll_back_redemption(first.public_id, **UNDO)
 
     anew = group_commit.redeem(replace(ask, **more))
 
@@ -251,7 +255,7 @@ def test_after_a_rollback_the_key_and_the_order_are_still_nothing_to_another_mac
 ) -> None:
     offer(), customer()
     ask = replace(KEYED, **more)
-    redemption_rollback.rollback(group_commit.redeem(ask).public_id, **UNDO)
+    redemption_rollback.roll_back_redemption(group_commit.redeem(ask).public_id, **UNDO)
 
     assert group_commit.redeem(replace(ask, api_key_id=2)).repeated is False
 
@@ -263,7 +267,7 @@ def test_undoing_waits_for_whoever_counts_hours(app: Flask, offer: MakeOffer, cu
     with db.engine.connect() as counting:
         counting.execute(text("select pg_advisory_xact_lock(hashtext('onecode.redemption_tally'))"))
         undoing = threading.Thread(
-            target=lambda: together(app, lambda: redemption_rollback.rollback(public_id, **UNDO))
+            target=lambda: together(app, lambda: redemption_rollback.roll_back_redemption(public_id, **UNDO))
         )
         undoing.start()
         while undoing.is_alive() and not waiting("advisory"):
@@ -288,16 +292,16 @@ def test_from_the_first_redemption_the_discount_and_having_a_cap_stay_and_receip
     done = group_commit.redeem(PLAIN)
 
     for changes in ({"discount": Discount("percent", percent=Decimal(50))}, {"max_redemptions": 10}):
-        with pytest.raises(Invalid):
+        with pytest.raises(InvalidInput):
             change(row, **changes)
         db.session.rollback()
     change(row, name="Autumn", ends_at=None)
-    redemption_rollback.rollback(done.public_id, **UNDO)
-    with pytest.raises(Invalid):
+    redemption_rollback.roll_back_redemption(done.public_id, **UNDO)
+    with pytest.raises(InvalidInput):
         change(row, discount=Discount("percent", percent=Decimal(50)))
     db.session.rollback()
 
-    found = redemption_queries.find(done.public_id)
+    found = redemption_queries.find_redemption(done.public_id)
     assert found is not None
     assert found.discount == done.discount == Discount("percent", percent=Decimal(30))
 
@@ -312,13 +316,13 @@ def test_a_cap_falls_not_below_what_is_used_while_customers_redeem(
     answers = together(
         app,
         *[lambda e=e: group_commit.redeem(replace(PLAIN, email=e)) for e in emails],
-        *[lambda: offer_actions.change(number, {"max_redemptions": 4}, version=None, by="ann") and None] * 2,
+        *[lambda: offer_actions.update_offer(number, {"max_redemptions": 4}, version=None, by="ann") and None] * 2,
     )
 
     db.session.refresh(row)
-    redeemed = sum(isinstance(answer, Redeemed) for answer in answers)
+    redeemed = sum(isinstance(answer, RedemptionRecord) for answer in answers)
     assert rows() == row.redeemed == redeemed <= (row.max_redemptions or 0)
-    assert row.max_redemptions == (8 if any(isinstance(answer, Invalid) for answer in answers) else 4)
+    assert row.max_redemptions == (8 if any(isinstance(answer, InvalidInput) for answer in answers) else 4)
     assert redeemed == row.max_redemptions
 
 
@@ -328,9 +332,9 @@ def test_what_staff_undo_and_raise_is_sold_at_once(offer: MakeOffer, customer: M
     asks = [replace(PLAIN, email=email) for email in emails]
     first = group_commit.redeem(asks[0])
     change(row, max_redemptions=2)
-    redemption_rollback.rollback(first.public_id, **UNDO)
+    redemption_rollback.roll_back_redemption(first.public_id, **UNDO)
 
-    told = [isinstance(answer, Redeemed) for answer in redemption_actions.redeem_all(asks)]
+    told = [isinstance(answer, RedemptionRecord) for answer in redemption_actions.redeem_all(asks)]
 
     assert told == [True, True, False, False]
     assert (rows(), counter(row.id)) == (2, 2)

@@ -10,11 +10,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from webapp.core import signing_keys
-from webapp.core.errors import Invalid
+from webapp.core.errors import InvalidInput
 from webapp.core.extensions import db
 from webapp.core.money import Discount
 from webapp.redemptions import base32, personal_codes, personal_links, public_ids
-from webapp.redemptions.rules import Ask, Facts, OfferFacts, Order, Use, discount_on, repeat_of, verdict
+from webapp.redemptions.rules import (
+    OfferFacts,
+    Order,
+    RedemptionFacts,
+    RedemptionRequest,
+    RedemptionRow,
+    calculate_discount_amount,
+    evaluate,
+    find_replayed_redemption,
+)
 
 NOW = datetime(2026, 6, 15, 12, tzinfo=UTC)
 OFFER = OfferFacts(
@@ -32,15 +41,17 @@ OFFER = OfferFacts(
     redeemed=0,
     frozen=True,
 )
-FACTS = Facts(at=NOW, offer=OFFER, customer_id=7, email="ada@example.com", in_audience=True, personal_code="none")
-USE = Use(redeemed_at=NOW, channel="api", api_key_id=1, order_id="A-1", idempotency_key="k1", body_hash=b"1")
+FACTS = RedemptionFacts(
+    at=NOW, offer=OFFER, customer_id=7, email="ada@example.com", in_audience=True, personal_code="none"
+)
+USE = RedemptionRow(redeemed_at=NOW, channel="api", api_key_id=1, order_id="A-1", idempotency_key="k1", body_hash=b"1")
 
 NOBODY = replace(FACTS, customer_id=None, email=None)
 ELSEWHERE = replace(FACTS, in_audience=False)
 WRONG = replace(FACTS, personal_code="wrong")
 
 
-def of(**values: object) -> Facts:
+def of(**values: object) -> RedemptionFacts:
     """The facts with another offer."""
     return replace(FACTS, offer=replace(OFFER, **values))  # type: ignore[arg-type]
 
@@ -67,14 +78,14 @@ def of(**values: object) -> Facts:
         (of(max_redemptions=None), None),
     ],
 )
-def test_the_rule(facts: Facts, reason: str | None) -> None:
-    assert verdict(facts).reason == reason
+def test_the_rule(facts: RedemptionFacts, reason: str | None) -> None:
+    assert evaluate(facts).reason == reason
 
 
 def test_of_several_failures_the_first_in_order_is_the_reason() -> None:
     worst = replace(of(ends_at=NOW, paused=True, personal_code_required=True, redeemed=10), use=USE, in_audience=False)
 
-    judged = verdict(worst)
+    judged = evaluate(worst)
 
     assert [check.reason for check in judged.checks if check.passed is False] == [
         "already_redeemed",
@@ -88,7 +99,7 @@ def test_of_several_failures_the_first_in_order_is_the_reason() -> None:
 
 
 def test_every_check_is_always_answered_even_where_nothing_is_known() -> None:
-    names = [[check.name for check in verdict(facts).checks] for facts in (FACTS, NOBODY, replace(FACTS, offer=None))]
+    names = [[check.name for check in evaluate(facts).checks] for facts in (FACTS, NOBODY, replace(FACTS, offer=None))]
 
     assert names[0] == names[1] == names[2]
     assert len(names[0]) == 8
@@ -99,7 +110,7 @@ def test_every_check_is_always_answered_even_where_nothing_is_known() -> None:
 )
 def test_a_stranger_hears_the_same_of_whoever_may_not_use_it(offer: dict[str, object]) -> None:
     heard = {
-        verdict(replace(facts, offer=replace(OFFER, **offer))).public_reason  # type: ignore[arg-type]
+        evaluate(replace(facts, offer=replace(OFFER, **offer))).public_reason  # type: ignore[arg-type]
         for facts in (NOBODY, ELSEWHERE, WRONG, replace(WRONG, use=USE), replace(ELSEWHERE, use=USE))
     }
 
@@ -111,7 +122,7 @@ def test_a_stranger_hears_the_same_of_whoever_may_not_use_it(offer: dict[str, ob
 )
 def test_on_an_offer_nobody_can_use_a_customer_hears_what_a_stranger_hears(offer: dict[str, object]) -> None:
     known, unknown = (
-        verdict(replace(facts, offer=replace(OFFER, **offer))).public_reason  # type: ignore[arg-type]
+        evaluate(replace(facts, offer=replace(OFFER, **offer))).public_reason  # type: ignore[arg-type]
         for facts in (FACTS, NOBODY)
     )
 
@@ -119,17 +130,17 @@ def test_on_an_offer_nobody_can_use_a_customer_hears_what_a_stranger_hears(offer
 
 
 def test_the_customer_hears_that_it_was_used() -> None:
-    assert verdict(replace(FACTS, use=USE)).public_reason == "already_redeemed"
-    assert verdict(replace(of(redeemed=10), use=USE)).public_reason == "already_redeemed"
+    assert evaluate(replace(FACTS, use=USE)).public_reason == "already_redeemed"
+    assert evaluate(replace(of(redeemed=10), use=USE)).public_reason == "already_redeemed"
 
 
 def test_on_an_offer_that_nobody_can_use_a_stranger_does_not_hear_who_has_used_it() -> None:
-    assert verdict(replace(of(ends_at=NOW), use=USE)).public_reason == "offer_expired"
-    assert verdict(replace(of(paused=True), use=USE)).public_reason == "offer_paused"
+    assert evaluate(replace(of(ends_at=NOW), use=USE)).public_reason == "offer_expired"
+    assert evaluate(replace(of(paused=True), use=USE)).public_reason == "offer_paused"
 
 
-def ask(key: str | None = None, order: str | None = None, body: bytes = b"1", api_key: int = 1) -> Ask:
-    return Ask(
+def ask(key: str | None = None, order: str | None = None, body: bytes = b"1", api_key: int = 1) -> RedemptionRequest:
+    return RedemptionRequest(
         channel="api",
         idempotency_key=key,
         order=Order(order) if order else None,
@@ -155,23 +166,23 @@ UNDONE = replace(USE, rolled_back_at=NOW)
         (ask(order="A-1", api_key=2), False),
     ],
 )
-def test_the_same_request_again_is_told_from_another_one(asked: Ask, repeated: bool) -> None:
-    assert (repeat_of(asked, USED) is not None) is repeated
+def test_the_same_request_again_is_told_from_another_one(asked: RedemptionRequest, repeated: bool) -> None:
+    assert (find_replayed_redemption(asked, USED) is not None) is repeated
 
 
 def test_an_idempotency_key_with_another_body_is_refused() -> None:
-    with pytest.raises(Invalid):
-        repeat_of(ask(key="k1", body=b"2"), USED)
+    with pytest.raises(InvalidInput):
+        find_replayed_redemption(ask(key="k1", body=b"2"), USED)
 
 
 def test_the_key_of_an_undone_redemption_answers_that_one_also_after_it_was_redeemed_anew() -> None:
     anew = replace(USE, idempotency_key="k2")
 
-    assert repeat_of(ask(key="k1", order="A-1"), replace(FACTS, use=anew, undone=UNDONE)) == UNDONE
+    assert find_replayed_redemption(ask(key="k1", order="A-1"), replace(FACTS, use=anew, undone=UNDONE)) == UNDONE
 
 
 def test_an_order_with_a_new_key_means_the_live_redemption() -> None:
-    assert repeat_of(ask(key="k3", order="A-1"), USED) == USE
+    assert find_replayed_redemption(ask(key="k3", order="A-1"), USED) == USE
 
 
 @pytest.mark.parametrize(
@@ -185,7 +196,7 @@ def test_an_order_with_a_new_key_means_the_live_redemption() -> None:
     ],
 )
 def test_what_is_taken_off_an_order(order: Order | None, taken: int | None) -> None:
-    assert discount_on(order, Discount("amount", amount=500, currency="EUR")) == taken
+    assert calculate_discount_amount(order, Discount("amount", amount=500, currency="EUR")) == taken
 
 
 @pytest.mark.parametrize(
@@ -197,22 +208,22 @@ def test_what_is_taken_off_an_order(order: Order | None, taken: int | None) -> N
     ],
 )
 def test_a_fixed_amount_is_not_taken_off_an_order_in_another_currency(order: Order, key: str) -> None:
-    with pytest.raises(Invalid) as error:
-        discount_on(order, Discount("amount", amount=500, currency="EUR"))
+    with pytest.raises(InvalidInput) as error:
+        calculate_discount_amount(order, Discount("amount", amount=500, currency="EUR"))
     assert error.value.errors[0].key == key
 
 
 def test_a_percentage_needs_no_currency() -> None:
-    assert discount_on(Order("A-1", 4999), Discount("percent", percent=Decimal(25))) == 1250
+    assert calculate_discount_amount(Order("A-1", 4999), Discount("percent", percent=Decimal(25))) == 1250
 
 
 @given(st.integers(0, 2**128 - 1))
 def test_base32_is_read_as_it_was_written(number: int) -> None:
-    assert base32.read(base32.write(number, 26)) == number
+    assert base32.decode_base32(base32.encode_base32(number, 26)) == number
 
 
 def test_base32_takes_the_letters_that_people_type_for_digits() -> None:
-    assert base32.read("o1iL") == base32.read("0111")
+    assert base32.decode_base32("o1iL") == base32.decode_base32("0111")
 
 
 PURE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -225,20 +236,20 @@ PURE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], dea
     st.datetimes(datetime(1970, 1, 1), datetime(2250, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001
 )
 def test_a_public_id_leads_back_to_its_redemption(app: Flask, offer: int, customer: int, at: datetime) -> None:
-    public_id = public_ids.write(offer, customer, at)
+    public_id = public_ids.encode_public_id(offer, customer, at)
 
-    assert list(public_ids.read(public_id)) == [(offer, customer, at)]
-    assert len(public_id) == public_ids.LENGTH
+    assert list(public_ids.decode_public_id(public_id)) == [(offer, customer, at)]
+    assert len(public_id) == public_ids.PUBLIC_ID_LENGTH
 
 
 @PURE
 @given(st.text(max_size=30))
 def test_anything_else_is_no_public_id_or_leads_to_something_improbable(app: Flask, typed: str) -> None:
-    assert len(list(public_ids.read(typed))) <= 1
+    assert len(list(public_ids.decode_public_id(typed))) <= 1
 
 
 def test_public_ids_of_neighbours_have_nothing_in_common(app: Flask) -> None:
-    first, second = public_ids.write(1, 1, NOW), public_ids.write(1, 2, NOW)
+    first, second = public_ids.encode_public_id(1, 1, NOW), public_ids.encode_public_id(1, 2, NOW)
 
     assert sum(a == b for a, b in zip(first, second, strict=True)) < 10
 
@@ -246,42 +257,46 @@ def test_public_ids_of_neighbours_have_nothing_in_common(app: Flask) -> None:
 def new_key(purpose: str, version: int) -> None:
     db.session.add(signing_keys.SigningKey(purpose=purpose, version=version, secret=bytes([7] * 32)))
     db.session.commit()
-    signing_keys.forget()
+    signing_keys.clear_key_cache()
 
 
 def test_an_old_key_still_reads_what_it_wrote(app: Flask) -> None:
     public_id, token, code = (
-        public_ids.write(1, 2, NOW),
-        personal_links.personal_url(1, 2),
-        personal_codes.code("SUMMER25", 1, 2),
+        public_ids.encode_public_id(1, 2, NOW),
+        personal_links.build_personal_url(1, 2),
+        personal_codes.derive_personal_code("SUMMER25", 1, 2),
     )
-    for purpose in (public_ids.PURPOSE, personal_links.PURPOSE, personal_codes.PURPOSE):
+    for purpose in (
+        public_ids.PUBLIC_ID_PURPOSE,
+        personal_links.PERSONAL_LINK_PURPOSE,
+        personal_codes.PERSONAL_CODE_PURPOSE,
+    ):
         new_key(purpose, 1000)
 
     try:
-        assert (1, 2, NOW) in list(public_ids.read(public_id))
-        assert personal_links.read(token.rpartition("/")[2]) == (1, 2)
-        assert personal_codes.matches(code.rpartition("-")[2], 1, 2)
-        assert public_ids.write(1, 2, NOW) != public_id
+        assert (1, 2, NOW) in list(public_ids.decode_public_id(public_id))
+        assert personal_links.parse_personal_token(token.rpartition("/")[2]) == (1, 2)
+        assert personal_codes.verify_personal_code(code.rpartition("-")[2], 1, 2)
+        assert public_ids.encode_public_id(1, 2, NOW) != public_id
     finally:
         db.session.execute(db.delete(signing_keys.SigningKey).where(signing_keys.SigningKey.version == 1000))
         db.session.commit()
-        signing_keys.forget()
+        signing_keys.clear_key_cache()
 
 
 def test_a_personal_code_belongs_to_one_customer_and_one_offer(app: Flask) -> None:
-    suffix = personal_codes.code("SUMMER25", 1, 2).rpartition("-")[2]
+    suffix = personal_codes.derive_personal_code("SUMMER25", 1, 2).rpartition("-")[2]
 
-    assert personal_codes.matches(suffix, 1, 2)
-    assert not personal_codes.matches(suffix, 1, 3)
-    assert not personal_codes.matches(suffix, 2, 2)
-    assert len(suffix) == personal_codes.LENGTH
+    assert personal_codes.verify_personal_code(suffix, 1, 2)
+    assert not personal_codes.verify_personal_code(suffix, 1, 3)
+    assert not personal_codes.verify_personal_code(suffix, 2, 2)
+    assert len(suffix) == personal_codes.SUFFIX_LENGTH
 
 
 @pytest.mark.parametrize("token", ["", "x", "WzEsMl0.x", "ä", "[1,2]", "a" * 5000])
 def test_a_made_up_link_is_nobodys(app: Flask, token: str) -> None:
-    assert personal_links.read(token) is None
+    assert personal_links.parse_personal_token(token) is None
 
 
 def test_a_token_of_another_purpose_is_no_link(app: Flask) -> None:
-    assert personal_links.read(signing_keys.sign("unsubscribe", [1, 2])) is None
+    assert personal_links.parse_personal_token(signing_keys.sign_token("unsubscribe", [1, 2])) is None

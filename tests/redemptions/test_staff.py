@@ -18,17 +18,17 @@ from webapp.offers.models import Offer
 from webapp.redemptions import actions as redemption_actions
 from webapp.redemptions import group_commit, hourly_counts
 from webapp.redemptions import queries as redemption_queries
-from webapp.redemptions.queries import Redeemed
-from webapp.redemptions.rules import Ask, Order
+from webapp.redemptions.queries import RedemptionRecord
+from webapp.redemptions.rules import Order, RedemptionRequest
 
 MakeOffer = Callable[..., Offer]
 MakeCustomer = Callable[..., Customer]
-ADA = Ask(channel="form", code="SUMMER25", email="ada@example.com")
+ADA = RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com")
 TYPED = {"code": "summer 25", "email": "ADA@example.com"}
 
 
 @pytest.fixture
-def done(offer: MakeOffer, customer: MakeCustomer) -> Redeemed:
+def done(offer: MakeOffer, customer: MakeCustomer) -> RedemptionRecord:
     """A redemption by Ada."""
     offer(), customer()
     return group_commit.redeem(ADA)
@@ -62,21 +62,21 @@ def test_an_empty_list_says_what_to_do_first(staff: FlaskClient) -> None:
         ("first=soon", True),
     ],
 )
-def test_the_list_is_narrowed(staff: FlaskClient, done: Redeemed, query: str, found: bool) -> None:
+def test_the_list_is_narrowed(staff: FlaskClient, done: RedemptionRecord, query: str, found: bool) -> None:
     page = staff.get(f"/redemptions?{query}")
 
     assert page.status_code == 200
     assert (done.public_id in page.text) is found
 
 
-def test_a_reference_from_a_receipt_finds_the_customers_redemptions(staff: FlaskClient, done: Redeemed) -> None:
+def test_a_reference_from_a_receipt_finds_the_customers_redemptions(staff: FlaskClient, done: RedemptionRecord) -> None:
     assert done.public_id in staff.get(f"/redemptions?who={done.public_id.lower()}").text
 
 
 def test_only_the_first_page_renews_itself(staff: FlaskClient, offer: MakeOffer, customer: MakeCustomer) -> None:
     offer()
     emails = [customer(f"c{n}@example.com").email for n in range(51)]
-    redemption_actions.redeem_all([Ask(channel="api", code="SUMMER25", email=email) for email in emails])
+    redemption_actions.redeem_all([RedemptionRequest(channel="api", code="SUMMER25", email=email) for email in emails])
 
     first = staff.get("/redemptions").text
     following = first.split('rel="next" href="')[1].split('"')[0].replace("&amp;", "&")
@@ -93,7 +93,7 @@ def test_redeeming_by_hand(staff: FlaskClient, offer: MakeOffer, customer: MakeC
 
     answer = staff.post("/redemptions/new", data=TYPED)
 
-    made = redemption_queries.latest(None, 1)[0]
+    made = redemption_queries.list_latest_redemptions(None, 1)[0]
     assert (answer.status_code, answer.location) == (302, f"/redemptions/{made.public_id}")
     assert made.use.channel == "staff"
 
@@ -109,7 +109,7 @@ def test_redeeming_by_hand(staff: FlaskClient, offer: MakeOffer, customer: MakeC
     ],
 )
 def test_staff_hear_the_full_reason_and_keep_what_they_typed(
-    staff: FlaskClient, done: Redeemed, typed: dict[str, str], status: int, sentence: str
+    staff: FlaskClient, done: RedemptionRecord, typed: dict[str, str], status: int, sentence: str
 ) -> None:
     answer = staff.post("/redemptions/new", data=TYPED | typed)
 
@@ -119,7 +119,7 @@ def test_staff_hear_the_full_reason_and_keep_what_they_typed(
     assert rows() == 1
 
 
-def test_undoing_with_a_reason(staff: FlaskClient, done: Redeemed) -> None:
+def test_undoing_with_a_reason(staff: FlaskClient, done: RedemptionRecord) -> None:
     answer = staff.post(f"/redemptions/{done.public_id}/undo", data={"reason": "wrong customer"})
 
     page = staff.get(f"/redemptions/{done.public_id}").text
@@ -130,7 +130,7 @@ def test_undoing_with_a_reason(staff: FlaskClient, done: Redeemed) -> None:
     assert rows() == 0
 
 
-def test_undoing_without_a_reason_is_refused(staff: FlaskClient, done: Redeemed) -> None:
+def test_undoing_without_a_reason_is_refused(staff: FlaskClient, done: RedemptionRecord) -> None:
     answer = staff.post(f"/redemptions/{done.public_id}/undo", data={"reason": " "})
 
     assert answer.status_code == 422
@@ -138,7 +138,7 @@ def test_undoing_without_a_reason_is_refused(staff: FlaskClient, done: Redeemed)
     assert rows() == 1
 
 
-def test_undoing_what_somebody_else_undid_says_so(staff: FlaskClient, done: Redeemed) -> None:
+def test_undoing_what_somebody_else_undid_says_so(staff: FlaskClient, done: RedemptionRecord) -> None:
     staff.post(f"/redemptions/{done.public_id}/undo", data={"reason": "wrong customer"})
 
     answer = staff.post(f"/redemptions/{done.public_id}/undo", data={"reason": "wrong customer"})
@@ -147,7 +147,7 @@ def test_undoing_what_somebody_else_undid_says_so(staff: FlaskClient, done: Rede
     assert "was undone before" in answer.text
 
 
-def test_a_viewer_looks_and_changes_nothing(sign_in: Callable[..., FlaskClient], done: Redeemed) -> None:
+def test_a_viewer_looks_and_changes_nothing(sign_in: Callable[..., FlaskClient], done: RedemptionRecord) -> None:
     client = sign_in("viewer")
 
     page = client.get(f"/redemptions/{done.public_id}")
@@ -170,8 +170,10 @@ def test_the_export_has_every_redemption_and_runs_in_no_spreadsheet(
     offer(name="=SUM(A1)")
     customer(name="+Ada, the first"), customer("bob@example.com")
     order = Order("-1", 4999, "EUR")
-    group_commit.redeem(Ask(channel="api", code="SUMMER25", email="ada@example.com", order=order, api_key_id=1))
-    group_commit.redeem(Ask(channel="form", code="SUMMER25", email="bob@example.com"))
+    group_commit.redeem(
+        RedemptionRequest(channel="api", code="SUMMER25", email="ada@example.com", order=order, api_key_id=1)
+    )
+    group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="bob@example.com"))
 
     answer = staff.get("/redemptions.csv")
     every = answer.text.splitlines()
@@ -206,14 +208,14 @@ def test_a_viewer_is_not_shown_a_form_that_would_refuse_and_gets_no_export(
 def test_with_a_channel_that_is_hardly_ever_used_staff_are_led_further_back(
     staff: FlaskClient, offer: Any, customer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redemption_queries, "LOOKED_AT", 1)
+    monkeypatch.setattr(redemption_queries, "SCAN_LIMIT", 1)
     row, ada, bob = offer(), customer(), customer("bob@example.com")
     db.session.execute(
         text("insert into redemption values (:ada, :row, '2020-05-01', 'staff'), (:bob, :row, '2020-05-03', 'form')"),
         {"ada": ada.id, "bob": bob.id, "row": row.id},
     )
     db.session.commit()
-    hourly_counts.count_hours()
+    hourly_counts.update_hourly_counts()
 
     first = staff.get("/redemptions?channel=staff").text
     further = unescape(first[: first.index("Look further back")].rpartition('href="')[2].partition('"')[0])
@@ -227,7 +229,7 @@ def test_what_was_undone_is_found_by_its_reference_and_stands_in_the_audit_trail
     staff: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
 ) -> None:
     offer(), customer()
-    done = group_commit.redeem(Ask(channel="form", code="SUMMER25", email="ada@example.com"))
+    done = group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
     staff.post(f"/redemptions/{done.public_id}/undo", data={"reason": "a mistake"})
 
     found = staff.get("/redemptions", query_string={"who": done.public_id})

@@ -12,7 +12,7 @@ from tests.redemptions.test_actions import MakeCustomer, MakeOffer
 from webapp.core.extensions import db
 from webapp.redemptions import hourly_counts
 from webapp.redemptions import queries as redemption_queries
-from webapp.redemptions.queries import Filter
+from webapp.redemptions.queries import RedemptionFilter
 
 # So few are looked at in one stretch here.
 FEW = 10
@@ -20,7 +20,7 @@ FEW = 10
 
 @pytest.fixture(autouse=True)
 def short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redemption_queries, "LOOKED_AT", FEW)
+    monkeypatch.setattr(redemption_queries, "SCAN_LIMIT", FEW)
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def offers(offer: MakeOffer, customer: MakeCustomer) -> list[int]:
         )
     )
     db.session.commit()
-    hourly_counts.count_hours()
+    hourly_counts.update_hourly_counts()
     return ids
 
 
@@ -63,7 +63,7 @@ def test_all_are_found_once_newest_first(api: Any, query: str, channel: str, of_
     found = [public_id for page in pages for public_id in page]
     all_of_them = [
         done.public_id
-        for done in redemption_queries.latest(1 if "offer" in query else None, 200)
+        for done in redemption_queries.list_latest_redemptions(1 if "offer" in query else None, 200)
         if done.use.channel == channel
     ]
     assert found == all_of_them
@@ -80,10 +80,12 @@ def test_between_the_first_and_the_last_there_are_empty_pages(api: Any) -> None:
 
 
 def test_a_page_looks_no_further_than_it_says(offers: list[int]) -> None:
-    first = redemption_queries.stretch(Filter(channel="api"), 50)
+    first = redemption_queries.scan_redemptions(RedemptionFilter(channel="api"), 50)
     assert first.following is not None
     passed = [
-        done for done in redemption_queries.latest(None, 200) if done.use.redeemed_at >= first.following.redeemed_at
+        done
+        for done in redemption_queries.list_latest_redemptions(None, 200)
+        if done.use.redeemed_at >= first.following.redeemed_at
     ]
     # Two in each half hour, to the beginning of an hour, and what the sweep has not counted yet.
     assert FEW <= len(passed) <= FEW + 12
@@ -91,12 +93,14 @@ def test_a_page_looks_no_further_than_it_says(offers: list[int]) -> None:
 
 def test_the_look_ends_where_it_was_told_to(offers: list[int]) -> None:
     since = datetime.now(UTC) - timedelta(hours=1)
-    assert redemption_queries.stretch(Filter(channel="api", since=since), 50) == redemption_queries.Stretch([], None)
+    assert redemption_queries.scan_redemptions(
+        RedemptionFilter(channel="api", since=since), 50
+    ) == redemption_queries.ScanPage([], None)
 
 
 def test_the_look_begins_where_it_was_told_to(offers: list[int]) -> None:
     until = datetime.now(UTC) - timedelta(hours=20)
-    first = redemption_queries.stretch(Filter(channel="api", until=until), 50)
+    first = redemption_queries.scan_redemptions(RedemptionFilter(channel="api", until=until), 50)
     assert first.following is not None
     assert until - timedelta(hours=5) < first.following.redeemed_at < until
 

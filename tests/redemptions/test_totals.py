@@ -17,7 +17,7 @@ from webapp.core.extensions import db
 from webapp.redemptions import group_commit, hourly_counts
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
-from webapp.redemptions.rules import Ask
+from webapp.redemptions.rules import RedemptionRequest
 
 CODES = ["SUMMER25", "WINTER10", "SPRING5"]
 
@@ -29,7 +29,7 @@ def redeemed(offer: MakeOffer, customer: MakeCustomer) -> list[int]:
     for n in range(8):
         email = customer(f"c{n}@example.com").email
         for code in CODES:
-            group_commit.redeem(Ask(channel="api", code=code, email=email))
+            group_commit.redeem(RedemptionRequest(channel="api", code=code, email=email))
     db.session.execute(
         text("update redemption set redeemed_at = redeemed_at - make_interval(hours => cast(customer_id % 4 as int))")
     )
@@ -38,7 +38,7 @@ def redeemed(offer: MakeOffer, customer: MakeCustomer) -> list[int]:
 
 
 def public_ids() -> list[str]:
-    return [done.public_id for done in redemption_queries.latest(None, 100)]
+    return [done.public_id for done in redemption_queries.list_latest_redemptions(None, 100)]
 
 
 def assert_counted_right(offers: list[int]) -> None:
@@ -48,10 +48,13 @@ def assert_counted_right(offers: list[int]) -> None:
         row.offer_id: row.n
         for row in db.session.execute(text("select offer_id, count(*) as n from redemption group by 1"))
     }
-    assert redemption_queries.totals(offers) == {offer_id: plain.get(offer_id, 0) for offer_id in offers}
-    days = {offer_id: sum(n for _, n in redemption_queries.per_day(offer_id, since)) for offer_id in offers}
-    assert days == redemption_queries.totals(offers)
-    assert sum(n for _, n in redemption_queries.per_day(None, since)) == sum(plain.values())
+    assert redemption_queries.count_redemptions(offers) == {offer_id: plain.get(offer_id, 0) for offer_id in offers}
+    days = {
+        offer_id: sum(n for _, n in redemption_queries.count_redemptions_per_day(offer_id, since))
+        for offer_id in offers
+    }
+    assert days == redemption_queries.count_redemptions(offers)
+    assert sum(n for _, n in redemption_queries.count_redemptions_per_day(None, since)) == sum(plain.values())
     for kept, key in (("redemption_total", "offer_id"), ("hour_total", "hour")):
         wrong = text(
             f"select {key}, sum(n) from (select {key}, n from {kept} union all select {key}, -n from redemption_hour) x"
@@ -66,14 +69,14 @@ def counted() -> int:
 
 def test_totals_are_a_plain_count_before_and_after_the_sweep(redeemed: list[int]) -> None:
     assert_counted_right(redeemed)
-    hourly_counts.count_hours()
-    hourly_counts.count_hours()
+    hourly_counts.update_hourly_counts()
+    hourly_counts.update_hourly_counts()
     assert counted() >= 12
     assert_counted_right(redeemed)
 
 
 def test_a_later_sweep_adds_to_the_totals(redeemed: list[int]) -> None:
-    hourly_counts.count_hours()
+    hourly_counts.update_hourly_counts()
     before = counted()
     # What was counted of the past moves further back with the rest, so that the current hour can be counted.
     for statement in (
@@ -84,7 +87,7 @@ def test_a_later_sweep_adds_to_the_totals(redeemed: list[int]) -> None:
     ):
         db.session.execute(text(statement))
     db.session.commit()
-    hourly_counts.count_hours()
+    hourly_counts.update_hourly_counts()
     assert (before < counted(), counted()) == (True, 24)
     assert_counted_right(redeemed)
 
@@ -92,24 +95,24 @@ def test_a_later_sweep_adds_to_the_totals(redeemed: list[int]) -> None:
 def test_undoing_before_and_after_the_sweep_leaves_them_right(redeemed: list[int]) -> None:
     ids = public_ids()
     for public_id in ids[::4]:
-        redemption_rollback.rollback(public_id, **UNDO)
+        redemption_rollback.roll_back_redemption(public_id, **UNDO)
     assert_counted_right(redeemed)
-    hourly_counts.count_hours()
+    hourly_counts.update_hourly_counts()
     for public_id in ids[1::4]:
-        redemption_rollback.rollback(public_id, **UNDO)
+        redemption_rollback.roll_back_redemption(public_id, **UNDO)
     assert_counted_right(redeemed)
 
 
 def test_undoing_what_no_sweep_has_counted_takes_nothing_off(redeemed: list[int]) -> None:
-    hourly_counts.count_hours()
+    hourly_counts.update_hourly_counts()
     before = counted()
-    redemption_rollback.rollback(public_ids()[0], **UNDO)
+    redemption_rollback.roll_back_redemption(public_ids()[0], **UNDO)
     assert counted() == before
     assert_counted_right(redeemed)
 
 
 def test_undoing_twice_counts_once(redeemed: list[int]) -> None:
-    hourly_counts.count_hours()
+    hourly_counts.update_hourly_counts()
     oldest = public_ids()[-1]
     assert [_undone(oldest), _undone(oldest)] == [True, False]
     assert_counted_right(redeemed)
@@ -117,23 +120,23 @@ def test_undoing_twice_counts_once(redeemed: list[int]) -> None:
 
 def _undone(public_id: str) -> bool:
     try:
-        redemption_rollback.rollback(public_id, **UNDO)
+        redemption_rollback.roll_back_redemption(public_id, **UNDO)
     except DomainError:
         return False
     return True
 
 
 def test_many_undone_at_once_of_counted_hours_all_count(app: Flask, redeemed: list[int]) -> None:
-    hourly_counts.count_hours()
-    together(app, *[lambda i=i: redemption_rollback.rollback(i, **UNDO) for i in public_ids()[::2]])
+    hourly_counts.update_hourly_counts()
+    together(app, *[lambda i=i: redemption_rollback.roll_back_redemption(i, **UNDO) for i in public_ids()[::2]])
     assert_counted_right(redeemed)
 
 
 def test_undoing_while_a_sweep_runs_leaves_them_right(app: Flask, redeemed: list[int]) -> None:
     together(
         app,
-        *[lambda i=i: redemption_rollback.rollback(i, **UNDO) for i in public_ids()[::2]],
-        *[hourly_counts.count_hours] * 3,
+        *[lambda i=i: redemption_rollback.roll_back_redemption(i, **UNDO) for i in public_ids()[::2]],
+        *[hourly_counts.update_hourly_counts] * 3,
     )
     assert_counted_right(redeemed)
 
@@ -147,14 +150,14 @@ def test_a_reader_never_sees_a_redemption_twice_or_not_at_all_while_the_sweep_co
     def look() -> None:
         with app.app_context():
             while not done.is_set():
-                seen.append(redemption_queries.totals(redeemed))
+                seen.append(redemption_queries.count_redemptions(redeemed))
                 db.session.rollback()
 
     reader = threading.Thread(target=look)
     reader.start()
     while not seen:
         db.session.rollback()
-    hourly_counts.count_hours()
+    hourly_counts.update_hourly_counts()
     done.set()
     reader.join()
     assert {tuple(sorted(one.items())) for one in seen} == {tuple((offer_id, 8) for offer_id in sorted(redeemed))}
@@ -176,7 +179,7 @@ def migrate(app: Flask) -> Iterator[Callable[[str], None]]:
 
 
 def test_the_migration_sums_the_hours_that_are_there(redeemed: list[int], migrate: Callable[[str], None]) -> None:
-    hourly_counts.count_hours()
+    hourly_counts.update_hourly_counts()
     before = counted()
     migrate("0005")
     migrate("head")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from webapp.shop import colours
-from webapp.shop.colours import DARK_SHEET, READABLE, SHEET, contrast
+from webapp.shop.colours import DARK_BACKGROUND, LIGHT_BACKGROUND, MIN_TEXT_CONTRAST, contrast_ratio
 
 COLOURS = st.integers(0, 0xFFFFFF).map(lambda number: f"#{number:06x}")
 
@@ -25,19 +25,19 @@ COLOURS = st.integers(0, 0xFFFFFF).map(lambda number: f"#{number:06x}")
     ],
 )
 def test_contrast_is_what_wcag_says(one: str, other: str, ratio: float) -> None:
-    assert contrast(one, other) == pytest.approx(ratio, abs=0.005)
-    assert contrast(other, one) == contrast(one, other)
+    assert contrast_ratio(one, other) == pytest.approx(ratio, abs=0.005)
+    assert contrast_ratio(other, one) == contrast_ratio(one, other)
 
 
-@given(colour=COLOURS, sheet=st.sampled_from((SHEET, DARK_SHEET)))
+@given(colour=COLOURS, sheet=st.sampled_from((LIGHT_BACKGROUND, DARK_BACKGROUND)))
 def test_every_text_on_and_of_any_colour_can_be_read(colour: str, sheet: str) -> None:
-    tones = colours.tones(colour, sheet)
-    assert contrast(tones.on_button, tones.button) >= READABLE
-    assert contrast(tones.accent, sheet) >= READABLE
-    assert contrast(tones.code, tones.tint) >= READABLE
+    tones = colours.build_palette(colour, sheet)
+    assert contrast_ratio(tones.on_button, tones.button) >= MIN_TEXT_CONTRAST
+    assert contrast_ratio(tones.accent, sheet) >= MIN_TEXT_CONTRAST
+    assert contrast_ratio(tones.code, tones.tint) >= MIN_TEXT_CONTRAST
 
 
 @given(COLOURS)
 def test_a_colour_that_can_be_read_stays_as_it_is(colour: str) -> None:
-    if contrast(colour, SHEET) >= READABLE:
-        assert colours.readable(colour, SHEET) == colour
+    if contrast_ratio(colour, LIGHT_BACKGROUND) >= MIN_TEXT_CONTRAST:
+        assert colours.readable_shade(colour, LIGHT_BACKGROUND) == colour

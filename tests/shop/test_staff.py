@@ -14,7 +14,7 @@ from sqlalchemy import select, text
 
 from tests.statements import statements
 from webapp.accounts.models import AuditEntry
-from webapp.core.errors import Invalid
+from webapp.core.errors import InvalidInput
 from webapp.core.extensions import db
 from webapp.customers.models import Customer
 from webapp.offers.models import Offer
@@ -49,13 +49,13 @@ def error_at(page: str, field: str) -> str:
 def test_before_anybody_has_said_anything_the_environment_counts(staff: FlaskClient) -> None:
     page = staff.get(URL).text
     assert 'value="Test shop"' in page
-    assert shop_queries.shop() == shop_queries.default()
+    assert shop_queries.get_shop() == shop_queries.default_shop()
 
 
 def test_what_is_saved_is_shown_again_and_stands_in_the_trail(staff: FlaskClient) -> None:
     page = staff.post(URL, data=typed(), follow_redirects=True).text
     assert "Saved." in page
-    shop = shop_queries.shop()
+    shop = shop_queries.get_shop()
     assert (shop.name, shop.colour, shop.locale) == ("Blumen Müller", "#b400ff", "de_AT")
     assert shop.address == "Am Markt 1\n12345 Musterstadt"
     assert "Keine Mails mehr" in page
@@ -128,8 +128,8 @@ def test_the_colour_is_picked_and_what_is_none_can_be_seen_and_mended(staff: Fla
 
 
 def test_every_wrong_field_is_said_at_once(app: Flask) -> None:
-    with pytest.raises(Invalid) as caught:
-        shop_actions.save(ShopValues("", colour="red", reply_to="x"), "tests")
+    with pytest.raises(InvalidInput) as caught:
+        shop_actions.save_shop(ShopValues("", colour="red", reply_to="x"), "tests")
     assert {error.field for error in caught.value.errors} == {"name", "colour", "reply_to"}
 
 
@@ -165,7 +165,7 @@ def test_what_is_typed_is_text_in_the_sample(staff: FlaskClient) -> None:
 
 def test_customers_pages_say_what_the_shop_is_called(client: FlaskClient) -> None:
     assert "Test shop" in client.get("/redeem").text
-    shop_actions.save(ShopValues("Blumen & Co"), "tests")
+    shop_actions.save_shop(ShopValues("Blumen & Co"), "tests")
     page = client.get("/redeem").text
     assert "Blumen &amp; Co" in page
     assert "Test shop" not in page

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from webapp.core.extensions import Id, Model
 
 BATCH_SIZE = 500
-WINDOW = 50
+WINDOW_SIZE = 50
 
 
 class Campaign(Model):
@@ -116,12 +116,12 @@ class Batch(Model):
     )
 
 
-def gaps_of(ids: Iterable[int]) -> list[int]:
+def encode_gaps(ids: Iterable[int]) -> list[int]:
     """Ids as distances: each from the one before, the first from zero."""
     return [after - before for before, after in pairwise((0, *ids))]
 
 
-def ids_of(gaps: Iterable[int]) -> list[int]:
+def decode_gaps(gaps: Iterable[int]) -> list[int]:
     """The ids that `gaps_of` was given. In SQL the k-th one is the sum of the first k gaps."""
     return list(accumulate(gaps))
 
@@ -138,7 +138,7 @@ class BatchCursor(Model):
     __table_args__ = ({"prefixes": ["UNLOGGED"], "postgresql_with": {"fillfactor": 50}},)
 
 
-class MailPace(Model):
+class SendRateLimit(Model):
     """The one row by which all workers share the relay's rate limit: from when on the next mail may go out (the
     generic cell rate algorithm, ITU-T I.371)."""
 

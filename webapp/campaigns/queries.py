@@ -13,25 +13,26 @@ from sqlalchemy import Row, select, text
 
 from webapp.campaigns import timing
 from webapp.campaigns.models import Campaign, MailIssue
+from webapp.core.errors import NotFound
 from webapp.core.extensions import db
 from webapp.customers.models import AudienceMember, Customer, Suppression
 from webapp.offers.models import Offer
 
-UNSENT = ("failed", "deferred", "uncertain", "skipped", "left")
-STATES = (*UNSENT, "sent_later")
+UNSENT_STATES = ("failed", "deferred", "uncertain", "skipped", "left")
+ISSUE_STATES = (*UNSENT_STATES, "sent_later")
 
 
 # The rate is that of the last minutes. After STILL seconds without a new window, and nobody heard of, there is none;
 # after STALLED somebody should look.
-RECENT = 120
-STILL = 60
-STALLED = 180
+RATE_WINDOW_SECONDS = 120
+IDLE_AFTER_SECONDS = 60
+STALLED_AFTER_SECONDS = 180
 # Whoever owns a batch is heard of every few seconds (`times.RENEW`), but for a mail that the relay is slow to answer.
-SILENT = 20
+OWNER_SILENT_AFTER_SECONDS = 20
 
 
 @dataclass(frozen=True)
-class Cause:
+class IssueCause:
     """Why mails did not simply go out, and how many. `cause` is the enhanced status code of the relay's answer (empty
     where it gave none), or the beginning of our own words where there was no answer."""
 
@@ -42,7 +43,7 @@ class Cause:
 
 
 @dataclass(frozen=True)
-class Counts:
+class CampaignStats:
     """Where a campaign stands. `rate` is recipients per second, of late while it is sending, in all when it is done;
     `seconds_left` what follows of it. `idle` is for how many seconds no window was opened, of one that is sending.
     `goes_on_by` is there when somebody who sent has not been heard of: when another has taken over at the latest."""
@@ -61,7 +62,7 @@ class Counts:
     is_being_sent: bool = False
     goes_on_by: datetime | None = None
     is_late: bool = False
-    causes: tuple[Cause, ...] = ()
+    causes: tuple[IssueCause, ...] = ()
 
     @property
     def settled(self) -> int:
@@ -76,7 +77,7 @@ class Counts:
     @property
     def is_stalled(self) -> bool:
         """Whether nothing moves although there is somebody to mail. A worker at a slow relay moves."""
-        is_idle = self.waiting > 0 and not self.is_being_sent and (self.idle or 0) >= STALLED
+        is_idle = self.waiting > 0 and not self.is_being_sent and (self.idle or 0) >= STALLED_AFTER_SECONDS
         return self.is_late or (is_idle and self.goes_on_by is None)
 
     @property
@@ -86,7 +87,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Issue:
+class IssueRow:
     """What became of one recipient's mail, with the relay's words."""
 
     customer_id: int
@@ -100,16 +101,16 @@ class Issue:
     at: datetime
 
 
-def by_id(campaign_id: int) -> Campaign | None:
+def find_campaign(campaign_id: int) -> Campaign | None:
     return db.session.get(Campaign, campaign_id)
 
 
-def of_offer(offer_id: int) -> Sequence[Campaign]:
+def list_offer_campaigns(offer_id: int) -> Sequence[Campaign]:
     """The campaigns of an offer, newest first."""
     return db.session.scalars(select(Campaign).where(Campaign.offer_id == offer_id).order_by(Campaign.id.desc())).all()
 
 
-def offer_names(campaign_ids: Iterable[int | None]) -> dict[int, str]:
+def get_offer_names_by_campaign(campaign_ids: Iterable[int | None]) -> dict[int, str]:
     """What the offers of some campaigns are called, by campaign; None among the ids is nobody's."""
     wanted = {campaign_id for campaign_id in campaign_ids if campaign_id is not None}
     if not wanted:
@@ -120,7 +121,7 @@ def offer_names(campaign_ids: Iterable[int | None]) -> dict[int, str]:
     return {row.id: row.name for row in rows}
 
 
-def announcement(offer_id: int) -> Campaign | None:
+def find_announcement(offer_id: int) -> Campaign | None:
     """The one announcement of an offer that is not cancelled, as it stands on disk."""
     return db.session.scalar(
         select(Campaign)
@@ -129,7 +130,7 @@ def announcement(offer_id: int) -> Campaign | None:
     )
 
 
-def page(
+def list_campaigns(
     before: int | None = None, limit: int = 25, status: str | None = None, offer_id: int | None = None
 ) -> Sequence[Campaign]:
     """Campaigns, newest first, all or those in one state or of one offer; one more than `limit` if there are more."""
@@ -142,7 +143,7 @@ def page(
     return db.session.scalars(statement).all()
 
 
-def anyone_to_mail(audience_id: int | None) -> bool:
+def has_mailable_customers(audience_id: int | None) -> bool:
     """Whether at least one customer of an audience (None: everyone) may be mailed. Stops at the first."""
     listed = select(Suppression.email).where(Suppression.email == Customer.email).exists()
     someone = select(Customer.id).where(~listed, Customer.erased_at.is_(None))
@@ -153,7 +154,7 @@ def anyone_to_mail(audience_id: int | None) -> bool:
     return db.session.scalar(someone.limit(1)) is not None
 
 
-_COUNTS = text(
+_STATS_SQL = text(
     """
     select c.id, c.total, c.sending_since, c.sent_before, c.status, c.finished_at, c.trouble, now() as at,
       coalesce(c.sent_in_batches, s.sent) as sent, s.recent, s.since, s.last,
@@ -203,20 +204,20 @@ _COUNTS = text(
 )
 
 
-def counts(campaign_id: int) -> Counts:
+def get_campaign_stats(campaign_id: int) -> CampaignStats:
     """Where a campaign stands, from its rows alone: sums over batches, and the mails that did not simply go out."""
-    return counts_of([campaign_id]).get(campaign_id, Counts())
+    return get_stats_by_campaign([campaign_id]).get(campaign_id, CampaignStats())
 
 
-def counts_of(campaign_ids: Sequence[int]) -> dict[int, Counts]:
+def get_stats_by_campaign(campaign_ids: Sequence[int]) -> dict[int, CampaignStats]:
     """`counts` of several campaigns at once."""
-    heard = timedelta(seconds=timing.LEASE - SILENT)
-    rows = db.session.execute(_COUNTS, {"ids": list(campaign_ids), "recent": RECENT, "heard": heard})
-    return {row.id: _counted(row) for row in rows}
+    heard = timedelta(seconds=timing.LEASE_DURATION - OWNER_SILENT_AFTER_SECONDS)
+    rows = db.session.execute(_STATS_SQL, {"ids": list(campaign_ids), "recent": RATE_WINDOW_SECONDS, "heard": heard})
+    return {row.id: _stats_from_row(row) for row in rows}
 
 
-def _counted(row: Row[Any]) -> Counts:
-    causes = sorted((Cause(*each) for each in row.issues or ()), key=lambda cause: -cause.n)
+def _stats_from_row(row: Row[Any]) -> CampaignStats:
+    causes = sorted((IssueCause(*each) for each in row.issues or ()), key=lambda cause: -cause.n)
     of_state: Counter[str] = Counter()
     for cause in causes:
         of_state[cause.state] += cause.n
@@ -224,7 +225,7 @@ def _counted(row: Row[Any]) -> Counts:
         # So the sweep will write it down.
         of_state["skipped"] += of_state.pop("deferred", 0)
     sent = int(row.sent) + of_state["sent_later"]
-    so_far = Counts(
+    so_far = CampaignStats(
         row.total,
         sent,
         of_state["failed"],
@@ -240,8 +241,8 @@ def _counted(row: Row[Any]) -> Counts:
         # Seconds in windows are whole and counted from the launch; nothing is idle for longer than it has been going.
         going = (row.at - row.sending_since).total_seconds()
         idle = max(0, round(going if row.last is None else min(going, float(row.age) - row.last)))
-    goes_on_by = _goes_on_by(row.silent_until) if is_sending and row.silent_until and not row.trouble else None
-    rate = _rate(row, sent, idle)
+    goes_on_by = _resumes_by(row.silent_until) if is_sending and row.silent_until and not row.trouble else None
+    rate = _send_rate(row, sent, idle)
     left = so_far.waiting if is_sending else 0
     return replace(
         so_far,
@@ -254,16 +255,16 @@ def _counted(row: Row[Any]) -> Counts:
     )
 
 
-def _goes_on_by(lease_until: datetime) -> datetime:
+def _resumes_by(lease_until: datetime) -> datetime:
     """When another has taken a batch over at the latest: every minute it is looked for those whose lease has ended. As
     a whole minute, for so it is read."""
     return (lease_until + timedelta(minutes=2)).replace(second=0, microsecond=0)
 
 
-def _rate(row: Row[Any], sent: int, idle: int | None) -> float | None:
+def _send_rate(row: Row[Any], sent: int, idle: int | None) -> float | None:
     """Recipients per second: what the windows of the last minutes tell; where they are slower than that, since it
     last started. None when nothing moves."""
-    if row.status == "sending" and _is_still(row, idle):
+    if row.status == "sending" and _is_idle(row, idle):
         return None
     if row.status == "sending" and row.recent:
         return float(row.recent) / max(1.0, float(row.age) - float(row.since))
@@ -274,14 +275,16 @@ def _rate(row: Row[Any], sent: int, idle: int | None) -> float | None:
     return float(sent - row.sent_before) / max(1.0, seconds)
 
 
-def _is_still(row: Row[Any], idle: int | None) -> bool:
+def _is_idle(row: Row[Any], idle: int | None) -> bool:
     """Whether nothing goes out just now: the relay is away, or nobody who sends is heard of."""
     if row.trouble:
         return True
-    return not row.is_heard_of and (row.silent_until is not None or (idle or 0) >= STILL)
+    return not row.is_heard_of and (row.silent_until is not None or (idle or 0) >= IDLE_AFTER_SECONDS)
 
 
-def issues(campaign_id: int, states: Sequence[str] = STATES, after: int = 0, limit: int = 50) -> Sequence[Issue]:
+def list_issues(
+    campaign_id: int, states: Sequence[str] = ISSUE_STATES, after: int = 0, limit: int = 50
+) -> Sequence[IssueRow]:
     """What did not simply go out, by customer; one more than `limit` if there are more."""
     rows = db.session.execute(
         select(
@@ -300,10 +303,10 @@ def issues(campaign_id: int, states: Sequence[str] = STATES, after: int = 0, lim
         .order_by(MailIssue.customer_id)
         .limit(limit + 1)
     )
-    return [Issue(*row) for row in rows]
+    return [IssueRow(*row) for row in rows]
 
 
-_EXAMPLES = text(
+_EXAMPLE_REPLIES_SQL = text(
     """
     select coalesce(
       (select i.text from mail_issue i where i.campaign_id = :campaign and i.state = x.state and i.smtp_code = x.code
@@ -321,27 +324,27 @@ _EXAMPLES = text(
 )
 
 
-def examples(campaign_id: int, causes: Sequence[Cause]) -> list[str]:
+def list_example_replies(campaign_id: int, causes: Sequence[IssueCause]) -> list[str]:
     """The relay's words to one of those of each cause."""
     values = {
         "states": [cause.state for cause in causes],
         "codes": [cause.code for cause in causes],
         "causes": [cause.cause for cause in causes],
     }
-    return list(db.session.scalars(_EXAMPLES, {"campaign": campaign_id, **values})) if causes else []
+    return list(db.session.scalars(_EXAMPLE_REPLIES_SQL, {"campaign": campaign_id, **values})) if causes else []
 
 
-def preparing() -> Sequence[int]:
+def list_preparing_campaign_ids() -> Sequence[int]:
     """Campaigns whose audience is not all cut into batches yet."""
     return db.session.scalars(select(Campaign.id).where(Campaign.status == "preparing")).all()
 
 
-def is_work() -> bool:
+def has_pending_sends() -> bool:
     """Whether a pump would find something to send now."""
-    return bool(db.session.execute(_WORK).scalar())
+    return bool(db.session.execute(_HAS_PENDING_SENDS_SQL).scalar())
 
 
-_WORK = text(
+_HAS_PENDING_SENDS_SQL = text(
     """
     select exists (
       select 1 from batch b join campaign c on c.id = b.campaign_id
@@ -356,7 +359,7 @@ _WORK = text(
 )
 
 
-def next_wake() -> float | None:
+def seconds_until_next_batch() -> float | None:
     """In how many seconds the next lease ends or the next resting batch may be taken, if within a minute."""
     seconds = db.session.execute(
         text(
@@ -373,43 +376,43 @@ def next_wake() -> float | None:
 
 # Of a row i of mail_issue that is uncertain: nobody is at it. A mail whose retry was killed keeps the end of its lease;
 # one that its batch has yet to reach again is sent by that.
-UNDECIDED = """
+UNRESOLVED_CONDITION = """
   (i.next_at is null or i.next_at <= now()) and not exists (
     select 1 from batch b where b.campaign_id = i.campaign_id and b.status in ('pending', 'sending')
       and b.first_id <= i.customer_id and b.last_id >= i.customer_id
       and i.customer_id > (select coalesce(sum(gap), 0) from unnest(b.gaps[: b.window_start]) gap)
   )
 """
-_TO_DECIDE = f"""
+_UNRESOLVED_SQL = f"""
   from mail_issue i join campaign c on c.id = i.campaign_id
-  where i.state = 'uncertain' and {UNDECIDED}
+  where i.state = 'uncertain' and {UNRESOLVED_CONDITION}
     and not (i.next_at is not null and c.uncertain_policy = 'resend' and c.status in ('sending', 'paused'))
 """
-_TO_DECIDE_OF_ALL = text(
-    f"select i.campaign_id, count(*) as n {_TO_DECIDE} group by i.campaign_id order by i.campaign_id desc limit 20"
+_UNRESOLVED_BY_CAMPAIGN_SQL = text(
+    f"select i.campaign_id, count(*) as n {_UNRESOLVED_SQL} group by i.campaign_id order by i.campaign_id desc limit 20"
 )
-_TO_DECIDE_OF_ONE = text(f"select count(*) {_TO_DECIDE} and i.campaign_id = :campaign")
+_COUNT_UNRESOLVED_SQL = text(f"select count(*) {_UNRESOLVED_SQL} and i.campaign_id = :campaign")
 
 
-def undecided() -> list[tuple[Campaign, int]]:
+def list_unresolved_by_campaign() -> list[tuple[Campaign, int]]:
     """Campaigns with uncertain mails that staff decide about, and how many; the newest first."""
-    found = {row.campaign_id: int(row.n) for row in db.session.execute(_TO_DECIDE_OF_ALL)}
+    found = {row.campaign_id: int(row.n) for row in db.session.execute(_UNRESOLVED_BY_CAMPAIGN_SQL)}
     campaigns = db.session.scalars(select(Campaign).where(Campaign.id.in_(found)).order_by(Campaign.id.desc()))
     return [(campaign, found[campaign.id]) for campaign in campaigns]
 
 
-def to_decide(campaign_id: int) -> int:
+def count_unresolved(campaign_id: int) -> int:
     """How many uncertain mails of a campaign staff decide about, and nobody else will."""
-    return int(db.session.execute(_TO_DECIDE_OF_ONE, {"campaign": campaign_id}).scalar_one())
+    return int(db.session.execute(_COUNT_UNRESOLVED_SQL, {"campaign": campaign_id}).scalar_one())
 
 
-def is_anything_sent() -> bool:
+def has_active_campaign() -> bool:
     """Whether some campaign is under way, so that its figures change."""
     going = select(Campaign.id).where(Campaign.status.in_(("preparing", "sending")))
     return db.session.scalar(going.limit(1)) is not None
 
 
-def attention() -> Sequence[Campaign]:
+def list_campaigns_needing_attention() -> Sequence[Campaign]:
     """Campaigns that wait for somebody: paused, or unable to reach the relay."""
     return db.session.scalars(
         select(Campaign)
@@ -417,3 +420,24 @@ def attention() -> Sequence[Campaign]:
         .order_by(Campaign.id.desc())
         .limit(20)
     ).all()
+
+
+def get_campaign(campaign_id: int) -> Campaign:
+    """The campaign as it stands on disk.
+
+    :raises NotFound: when there is none.
+    """
+    campaign = db.session.get(Campaign, campaign_id, populate_existing=True)
+    if campaign is None:
+        raise NotFound("There is no such campaign.")
+    return campaign
+
+
+def find_open_campaign(offer_id: int, kind: str) -> Campaign | None:
+    """The campaign of a kind that an offer has now: its announcement, or the reminder that is not through yet."""
+    statement = select(Campaign).where(
+        Campaign.offer_id == offer_id, Campaign.kind == kind, Campaign.cancelled_at.is_(None)
+    )
+    if kind == "reminder":
+        statement = statement.where(Campaign.sent_in_batches.is_(None))
+    return db.session.scalar(statement.execution_options(populate_existing=True))

@@ -8,26 +8,26 @@ so nobody takes a batch over while its owner still hears of a mail.
 
 from __future__ import annotations
 
-from webapp.mail.timeouts import BODY, REPLY
+from webapp.mail.timeouts import BODY_TIMEOUT, REPLY_TIMEOUT
 
-LEASE = 90.0
-RENEW = 5.0
+LEASE_DURATION = 90.0
+LEASE_RENEWAL_INTERVAL = 5.0
 # For PostgreSQL to say that the cursor is moved; then the connection counts as lost.
-CURSOR = 10.0
+CURSOR_TIMEOUT = 10.0
 # What a worker that is told to end may need for the mail in hand, and some more to leave; it is killed after that.
-GRACE = BODY + REPLY + CURSOR + 5.0
+SHUTDOWN_TIMEOUT = BODY_TIMEOUT + REPLY_TIMEOUT + CURSOR_TIMEOUT + 5.0
 
 # A pump gives its place to the next after a minute, so that everything else in the queue gets its turn.
-SLICE = 60.0
+SENDER_TIME_LIMIT = 60.0
 # How long to wait before one recipient is tried on a new connection, when the one before broke; three tries in all.
-TRIES = (1.0, 3.0, 0.0)
+RECONNECT_DELAYS = (1.0, 3.0, 0.0)
 # How often a relay that is away is looked for.
-PROBE = 5.0
+RELAY_PROBE_INTERVAL = 5.0
 # How long a batch rests whose mails break one connection after the other.
-REST = 60.0
+BATCH_RETRY_DELAY = 60.0
 
 # When a deferred mail is tried again, and when it is given up.
-BACKOFF = (60.0, 300.0, 1800.0, 7200.0)
+RETRY_BACKOFF = (60.0, 300.0, 1800.0, 7200.0)
 # When one is tried again whose try was called off.
-SOON = 10.0
-GIVE_UP = 48 * 3600.0
+RELEASED_RETRY_DELAY = 10.0
+MAX_RETRY_AGE = 48 * 3600.0

@@ -11,69 +11,73 @@ from flask import current_app
 
 from webapp.core import signing_keys
 
-_PURPOSE = "unsubscribe"
-_RETURN = "return_path"
-_MESSAGE = "message_id"
+_UNSUBSCRIBE_PURPOSE = "unsubscribe"
+_RETURN_PATH_PURPOSE = "return_path"
+_MESSAGE_ID_PURPOSE = "message_id"
 _MAC_BYTES = 10
 
 
-def unsubscribe_url(customer_id: int, campaign_id: int) -> str:
+def build_unsubscribe_url(customer_id: int, campaign_id: int) -> str:
     """The absolute address of `/u/<token>`. It never expires."""
-    return f"{current_app.config['SETTINGS'].public_url}/u/{signing_keys.sign(_PURPOSE, [customer_id, campaign_id])}"
+    token = signing_keys.sign_token(_UNSUBSCRIBE_PURPOSE, [customer_id, campaign_id])
+    return f"{current_app.config['SETTINGS'].public_url}/u/{token}"
 
 
-def unsubscribe_urls(campaign_id: int) -> Callable[[int], str]:
+def unsubscribe_url_builder(campaign_id: int) -> Callable[[int], str]:
     """`unsubscribe_url` of one campaign for many customers, one after the other."""
-    start, sign = f"{current_app.config['SETTINGS'].public_url}/u/", signing_keys.signer(_PURPOSE)
+    start, sign = f"{current_app.config['SETTINGS'].public_url}/u/", signing_keys.create_signer(_UNSUBSCRIBE_PURPOSE)
     return lambda customer_id: start + sign([customer_id, campaign_id])
 
 
-def read(token: str) -> tuple[int, int] | None:
+def parse_unsubscribe_token(token: str) -> tuple[int, int] | None:
     """(customer, campaign) of a token of ours, else None."""
-    payload = signing_keys.unsign(_PURPOSE, token)
+    payload = signing_keys.verify_token(_UNSUBSCRIBE_PURPOSE, token)
     return (payload[0], payload[1]) if payload is not None and len(payload) == 2 else None
 
 
-def message_id(campaign_id: int, customer_id: int, domain: str) -> str:
+def build_message_id(campaign_id: int, customer_id: int, domain: str) -> str:
     """The same for every try at one mail, so that a mailbox can know a second copy again. It tells nobody anything, but
     for us, whose mail it was (`read_message_id`)."""
-    return message_ids(campaign_id, domain)(customer_id)
+    return message_id_builder(campaign_id, domain)(customer_id)
 
 
-def message_ids(campaign_id: int, domain: str) -> Callable[[int], str]:
+def message_id_builder(campaign_id: int, domain: str) -> Callable[[int], str]:
     """`message_id` of one campaign for many customers, one after the other."""
-    secret = signing_keys.newest(_MESSAGE)
+    secret = signing_keys.current_secret(_MESSAGE_ID_PURPOSE)
     campaign = campaign_id.to_bytes(8)
 
     def of(customer_id: int) -> str:
         ids = campaign + customer_id.to_bytes(8)
         # As in SIV (RFC 5297): a MAC of the ids proves them, and hides them under what is derived from it.
         mac = hmac.digest(secret, ids, "sha256")[:_MAC_BYTES]
-        return f"<{base64.b32encode(mac + _hidden(secret, mac, ids)).decode().rstrip('=').lower()}@{domain}>"
+        return f"<{base64.b32encode(mac + _mask_ids(secret, mac, ids)).decode().rstrip('=').lower()}@{domain}>"
 
     return of
 
 
-def read_message_id(given: str) -> tuple[int, int] | None:
+def parse_message_id(given: str) -> tuple[int, int] | None:
     """(campaign, customer) of a Message-ID that `message_id` made, else None."""
-    data = _base32(given.strip().removeprefix("<").rpartition("@")[0])
+    data = _decode_base32(given.strip().removeprefix("<").rpartition("@")[0])
     mac, hidden = data[:_MAC_BYTES], data[_MAC_BYTES:]
     if len(hidden) != 16:
         return None
-    for _, secret in (*signing_keys.keys(_MESSAGE), *signing_keys.newly_known(_MESSAGE)):
-        ids = _hidden(secret, mac, hidden)
+    for _, secret in (
+        *signing_keys.accepted_keys(_MESSAGE_ID_PURPOSE),
+        *signing_keys.find_new_keys(_MESSAGE_ID_PURPOSE),
+    ):
+        ids = _mask_ids(secret, mac, hidden)
         if hmac.compare_digest(hmac.digest(secret, ids, "sha256")[:_MAC_BYTES], mac):
             return int.from_bytes(ids[:8]), int.from_bytes(ids[8:])
     return None
 
 
-def _hidden(secret: bytes, mac: bytes, ids: bytes) -> bytes:
+def _mask_ids(secret: bytes, mac: bytes, ids: bytes) -> bytes:
     """Ids made unreadable, or readable again."""
     mask = hmac.digest(secret, mac, "sha256")[:16]
     return (int.from_bytes(ids) ^ int.from_bytes(mask)).to_bytes(16)
 
 
-def _base32(token: str) -> bytes:
+def _decode_base32(token: str) -> bytes:
     """What base32 letters of any case stand for; nothing where they are none."""
     try:
         return base64.b32decode(token.upper() + "=" * (-len(token) % 8))
@@ -81,7 +85,7 @@ def _base32(token: str) -> bytes:
         return b""
 
 
-def return_path(campaign_id: int, customer_id: int, default: str) -> str:
+def build_return_path(campaign_id: int, customer_id: int, default: str) -> str:
     """The envelope sender of one mail (RFC 5321): whatever comes back to it tells whose mail it was, and proves it.
 
     With `MAIL_BOUNCE_ADDRESS=bounces@example.com` it is `bounces+<token>@example.com`. It never expires, reads the
@@ -93,32 +97,40 @@ def return_path(campaign_id: int, customer_id: int, default: str) -> str:
     if not address:
         return default
     local, _, domain = address.rpartition("@")
-    ids = _ids(campaign_id, customer_id)
-    token = base64.b32encode(ids + _mac(signing_keys.newest(_RETURN), ids)).decode().rstrip("=").lower()
+    ids = _encode_ids(campaign_id, customer_id)
+    token = (
+        base64.b32encode(ids + _compute_mac(signing_keys.current_secret(_RETURN_PATH_PURPOSE), ids))
+        .decode()
+        .rstrip("=")
+        .lower()
+    )
     return f"{local}+{token}@{domain}"
 
 
-def read_return_path(address: str) -> tuple[int, int] | None:
+def parse_return_path(address: str) -> tuple[int, int] | None:
     """(campaign, customer) of an address that `return_path` made, in whatever capitals, else None."""
-    data = _base32(address.strip().rpartition("@")[0].rpartition("+")[2])
+    data = _decode_base32(address.strip().rpartition("@")[0].rpartition("+")[2])
     ids, mac = data[:-_MAC_BYTES], data[-_MAC_BYTES:]
     if not ids or len(ids) != 1 + (ids[0] >> 4) + (ids[0] & 15):
         return None
-    if not (_proven(ids, mac, signing_keys.keys(_RETURN)) or _proven(ids, mac, signing_keys.newly_known(_RETURN))):
+    if not (
+        _has_valid_mac(ids, mac, signing_keys.accepted_keys(_RETURN_PATH_PURPOSE))
+        or _has_valid_mac(ids, mac, signing_keys.find_new_keys(_RETURN_PATH_PURPOSE))
+    ):
         return None
     end = 1 + (ids[0] >> 4)
     return int.from_bytes(ids[1:end]), int.from_bytes(ids[end:])
 
 
-def _ids(*numbers: int) -> bytes:
+def _encode_ids(*numbers: int) -> bytes:
     """Two numbers without leading zeros, after one byte that holds both lengths."""
     first, second = (number.to_bytes((number.bit_length() + 7) // 8) for number in numbers)
     return bytes([len(first) << 4 | len(second)]) + first + second
 
 
-def _proven(ids: bytes, mac: bytes, with_keys: list[tuple[int, bytes]]) -> bool:
-    return any(hmac.compare_digest(_mac(secret, ids), mac) for _, secret in with_keys)
+def _has_valid_mac(ids: bytes, mac: bytes, with_keys: list[tuple[int, bytes]]) -> bool:
+    return any(hmac.compare_digest(_compute_mac(secret, ids), mac) for _, secret in with_keys)
 
 
-def _mac(secret: bytes, ids: bytes) -> bytes:
+def _compute_mac(secret: bytes, ids: bytes) -> bytes:
     return hmac.digest(secret, ids, "sha256")[:_MAC_BYTES]

@@ -10,13 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Write a file anew; readers see the old text or the new one."""
-    part = _part(path, text)
+    part = _write_temporary(path, text)
     os.replace(part, path)
 
 
-def read_or_write_whole(path: Path, text: str) -> str:
+def read_or_create(path: Path, text: str) -> str:
     """What stands in a file, readable by its owner alone; made with this text when it is missing or empty.
 
     Of several who make it at the same time one wins, and all return the winner's text.
@@ -26,7 +26,7 @@ def read_or_write_whole(path: Path, text: str) -> str:
             return found
         # Left by a power cut: nobody has ever read anything in it.
         path.unlink()
-    part = _part(path, text)
+    part = _write_temporary(path, text)
     try:
         os.link(part, path)
     except FileExistsError:
@@ -36,7 +36,7 @@ def read_or_write_whole(path: Path, text: str) -> str:
     return path.read_text().strip()
 
 
-def _part(path: Path, text: str) -> Path:
+def _write_temporary(path: Path, text: str) -> Path:
     """The text on disk beside the file, under a name of its own."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -52,18 +52,18 @@ def _part(path: Path, text: str) -> Path:
 
 
 # A full disk, a folder of somebody else's, or a place where no file can be: to be mended by whoever runs this.
-_DENIED = {
+_ENVIRONMENT_ERRNOS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
 
 
-def is_denied(error: OSError, folder: Path) -> bool:
+def is_environment_error(error: OSError, folder: Path) -> bool:
     """Whether an error is about what the machine lets us do, or a file in a folder of ours; else it is a mistake."""
     ours = isinstance(error.filename, str | Path) and Path(error.filename).is_relative_to(folder)
-    return error.errno in _DENIED or ours or "No space left on device" in str(error)
+    return error.errno in _ENVIRONMENT_ERRNOS or ours or "No space left on device" in str(error)
 
 
-def why_not(error: OSError, folder: Path) -> str:
+def explain_os_error(error: OSError, folder: Path) -> str:
     """One line about a file in a folder of ours that could not be written or read, with the one thing to do."""
     place = folder
     while not place.exists() and place != place.parent:
@@ -74,14 +74,14 @@ def why_not(error: OSError, folder: Path) -> str:
     if error.errno == errno.EROFS:
         return f"{place} can only be read; let INSTANCE_PATH name a folder that can be written to"
     if error.errno in (errno.EACCES, errno.EPERM):
-        owner, me = _name(place.stat().st_uid), _name(os.geteuid())
+        owner, me = _user_name(place.stat().st_uid), _user_name(os.geteuid())
         if owner != me and place == folder:
             return f"{place} belongs to {owner}; run this as {owner}, or: sudo chown -R {me} '{place}'"
         return f"{me} may not write to {place}; let INSTANCE_PATH name a folder that can be written to"
     return f"{error.strerror or error}: {error.filename or folder}"
 
 
-def _name(uid: int) -> str:
+def _user_name(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Generic, TypeVar
 
-Ask = TypeVar("Ask")
-Answer = TypeVar("Answer")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-class Stuck(Exception):
+class CoalescingTimeout(Exception):
     """No answer came in time. `begun` tells whether somebody was at it: then it may have been done all the same."""
 
     def __init__(self, begun: bool) -> None:
@@ -25,23 +25,23 @@ class Stuck(Exception):
         self.begun = begun
 
 
-class _Waiting(Generic[Ask, Answer]):
+class _Waiter(Generic[Item, Result]):
     """One thread's ask. Its bell is rung once: when there is an answer or when it is its turn to lead."""
 
     __slots__ = ("after", "answers", "ask", "bell", "error", "left")
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: Item) -> None:
         self.ask = ask
         self.bell = threading.Lock()
         self.bell.acquire()
-        self.answers: list[Answer] = []
+        self.answers: list[Result] = []
         self.error: BaseException | None = None
         # Who is woken by this one, once it has its answer.
-        self.after: _Waiting[Ask, Answer] | None = None
+        self.after: _Waiter[Item, Result] | None = None
         self.left = False
 
 
-class Gatherer(Generic[Ask, Answer]):
+class Coalescer(Generic[Item, Result]):
     """Gathers what threads of one process ask for.
 
     :param work: answers many asks, in their order. It runs in the thread of one of those who ask, one call at a time.
@@ -49,21 +49,21 @@ class Gatherer(Generic[Ask, Answer]):
     :param patience: seconds after which somebody who waits is told that nobody answers.
     """
 
-    def __init__(self, work: Callable[[Sequence[Ask]], Sequence[Answer]], at_most: int, patience: float) -> None:
+    def __init__(self, work: Callable[[Sequence[Item]], Sequence[Result]], at_most: int, patience: float) -> None:
         self._work = work
         self._at_most = at_most
         self._patience = patience
         self._lock = threading.Lock()
-        self._waiting: deque[_Waiting[Ask, Answer]] = deque()
+        self._waiting: deque[_Waiter[Item, Result]] = deque()
         self._busy = False
 
-    def ask(self, ask: Ask) -> Answer:
+    def ask(self, ask: Item) -> Result:
         """The answer to this ask.
 
         :raises Stuck: when none came in time.
         :raises Exception: what `work` raised for the asks that were gathered with this one.
         """
-        mine: _Waiting[Ask, Answer] = _Waiting(ask)
+        mine: _Waiter[Item, Result] = _Waiter(ask)
         with self._lock:
             self._waiting.append(mine)
             leads, self._busy = not self._busy, True
@@ -81,7 +81,7 @@ class Gatherer(Generic[Ask, Answer]):
         """Do one piece of work for all who wait, hand on to the first of those who came meanwhile, then answer."""
         with self._lock:
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._at_most))]
-        answers: Sequence[Answer] = ()
+        answers: Sequence[Result] = ()
         error: BaseException | None = None
         try:
             answers = self._work([waiting.ask for waiting in batch])
@@ -92,7 +92,7 @@ class Gatherer(Generic[Ask, Answer]):
         self._answer(batch, answers, error)
 
     def _answer(
-        self, batch: list[_Waiting[Ask, Answer]], answers: Sequence[Answer], error: BaseException | None
+        self, batch: list[_Waiter[Item, Result]], answers: Sequence[Result], error: BaseException | None
     ) -> None:
         """Wake the next leader and the first who gets an answer, who wakes the second, and so on.
 
@@ -111,7 +111,7 @@ class Gatherer(Generic[Ask, Answer]):
             else:
                 self._busy = False
 
-    def _leave(self, mine: _Waiting[Ask, Answer]) -> None:
+    def _leave(self, mine: _Waiter[Item, Result]) -> None:
         """Give up waiting, unless the bell rang at this very moment."""
         with self._lock:
             if mine.bell.acquire(blocking=False) or mine.answers or mine.error is not None:
@@ -120,4 +120,4 @@ class Gatherer(Generic[Ask, Answer]):
             begun = mine not in self._waiting
             if not begun:
                 self._waiting.remove(mine)
-        raise Stuck(begun)
+        raise CoalescingTimeout(begun)

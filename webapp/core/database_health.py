@@ -23,85 +23,85 @@ from sqlalchemy.exc import DBAPIError
 log = logging.getLogger(__name__)
 
 # What a server says that ends or can't begin (SQLSTATE); of what never came to its end libpq says it without one.
-GONE = ("08", "57P01", "57P02", "57P03", "53300")
+DISCONNECT_SQLSTATES = ("08", "57P01", "57P02", "57P03", "53300")
 
 # What psycopg says of its own that is used wrongly, or after the server has ended it: no sign of the latter by itself.
-_CLOSED = re.compile("(connection|cursor) is closed|already in progress")
+_CLOSED_PATTERN = re.compile("(connection|cursor) is closed|already in progress")
 
-_CONNECTING = re.compile("connection failed|connection timeout")
+_CONNECT_FAILED_PATTERN = re.compile("connection failed|connection timeout")
 # For so many seconds connections are found that ended with the outage before.
-LATE = 60
+STALE_CONNECTION_SECONDS = 60
 
 _lock = threading.Lock()
 # Since when it is away and when a refused request was last told of, by `time.monotonic`; how many were not told of.
-_since: float | None = None
+_outage_started_at: float | None = None
 # When it was last back.
-_back = -math.inf
-_told = 0.0
-_untold = 0
+_recovered_at = -math.inf
+_last_logged_at = 0.0
+_unlogged_requests = 0
 
 
-def noticed(error: BaseException | None) -> bool:
+def detect_outage(error: BaseException | None) -> bool:
     """Whether an error is about a database that is away. The first says so, and why."""
-    global _since
+    global _outage_started_at
     cause = error.orig if isinstance(error, DBAPIError) else error
     if not isinstance(cause, (psycopg.OperationalError, psycopg.InterfaceError)):
         return False
-    if cause.sqlstate and not cause.sqlstate.startswith(GONE):
+    if cause.sqlstate and not cause.sqlstate.startswith(DISCONNECT_SQLSTATES):
         return False
-    if isinstance(cause, psycopg.InterfaceError) or (not cause.sqlstate and _CLOSED.search(str(cause))):
-        return is_on() or _is_late()
+    if isinstance(cause, psycopg.InterfaceError) or (not cause.sqlstate and _CLOSED_PATTERN.search(str(cause))):
+        return is_database_unavailable() or _is_recently_recovered()
     with _lock:
-        if _since is None and not _CONNECTING.match(str(cause)) and _is_late():
+        if _outage_started_at is None and not _CONNECT_FAILED_PATTERN.match(str(cause)) and _is_recently_recovered():
             return True
-        is_first, _since = _since is None, _since or time.monotonic()
+        is_first, _outage_started_at = _outage_started_at is None, _outage_started_at or time.monotonic()
     if is_first:
         log.error(
             "the database is away or has ended a connection; it is tried again until it answers: %s",
-            why_not(cause),
+            explain_connection_error(cause),
         )
     return True
 
 
-def _is_late() -> bool:
-    return time.monotonic() - _back < LATE
+def _is_recently_recovered() -> bool:
+    return time.monotonic() - _recovered_at < STALE_CONNECTION_SECONDS
 
 
-def is_over() -> None:
+def mark_recovered() -> None:
     """Say that it is back, if it was away."""
-    global _since, _untold, _back
+    global _outage_started_at, _unlogged_requests, _recovered_at
     with _lock:
-        since, untold, _since, _untold = _since, _untold, None, 0
-        _back = time.monotonic() if since is not None else _back
+        since, untold, _outage_started_at, _unlogged_requests = _outage_started_at, _unlogged_requests, None, 0
+        _recovered_at = time.monotonic() if since is not None else _recovered_at
     if since is not None:
         more = f"; {untold} refused requests are not told of" if untold else ""
         log.warning("the database is back after %.0f s%s", time.monotonic() - since, more)
 
 
-def is_on() -> bool:
-    return _since is not None
+def is_database_unavailable() -> bool:
+    return _outage_started_at is not None
 
 
-def may_be_told() -> bool:
+def should_log_rejected_request() -> bool:
     """Whether a line may be written of a request that was refused for it: one a second."""
-    global _told, _untold
+    global _last_logged_at, _unlogged_requests
     with _lock:
-        if _since is None or time.monotonic() - _told >= 1:
-            _told = time.monotonic()
+        if _outage_started_at is None or time.monotonic() - _last_logged_at >= 1:
+            _last_logged_at = time.monotonic()
             return True
-        _untold += 1
+        _unlogged_requests += 1
         return False
 
 
 @event.listens_for(Engine, "checkout")
-def _answers(*connection: object) -> None:
+def _on_connection_checkout(*connection: object) -> None:
     """A connection that is taken out of the pool is new or has just been asked whether it lives."""
-    if _since is not None:
-        is_over()
+    if _outage_started_at is not None:
+        mark_recovered()
 
 
 # What libpq says (it never says the password), and what to do; {} is what stands in its words.
-REFUSALS = (
+CONNECTION_ERROR_HINTS = (
     (
         r"could not translate host name \"([^\"]*)\"|failed to resolve host '([^']*)'",
         "there is no machine {}; check the name in DATABASE_URL",
@@ -144,10 +144,10 @@ REFUSALS = (
 )
 
 
-def why_not(error: psycopg.Error) -> str:
+def explain_connection_error(error: psycopg.Error) -> str:
     """One line about a database that does not let us in, with the one thing to do; never a password."""
     words = " ".join(str(error).split())
-    for pattern, todo in REFUSALS:
+    for pattern, todo in CONNECTION_ERROR_HINTS:
         if found := re.search(pattern, words):
             return todo.replace("{}", " port ".join(part for part in found.groups() if part))
     return f"the database of DATABASE_URL can't be used: {shorten(words, 300)}"

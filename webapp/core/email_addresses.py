@@ -9,33 +9,33 @@ from functools import lru_cache
 
 import idna
 
-from webapp.core.errors import FieldError, Invalid
+from webapp.core.errors import FieldError, InvalidInput
 
 # Bounded, for a relay may say anything; what is quoted may have blanks in it (RFC 5321).
-_ADDRESS = re.compile(r"(?:\"[^\"@]{1,64}\"|\S{0,320})@\S{1,320}")
+_EMAIL_ADDRESS = re.compile(r"(?:\"[^\"@]{1,64}\"|\S{0,320})@\S{1,320}")
 
 
-def without_addresses(words: str) -> str:
+def redact_email_addresses(words: str) -> str:
     """A relay's words about a whole mailing without anything that looks like an address: they are kept and logged
     beyond the customer whom they happened to be about."""
-    return _ADDRESS.sub("…", words[:2_000])
+    return _EMAIL_ADDRESS.sub("…", words[:2_000])
 
 
-EMAIL_MAX = 254
+EMAIL_MAX_LENGTH = 254
 # What the address of an erased customer begins with on that list.
-HASHED = "sha256:"
+HASHED_EMAIL_PREFIX = "sha256:"
 # What nearly every address looks like; the rest takes the long way below.
-_QUICK = re.compile(
+_COMMON_ADDRESS = re.compile(
     r"[A-Za-z0-9_+-]++(?:\.[A-Za-z0-9_+-]++)*+"
     r"@(?:[A-Za-z0-9]{1,20}+(?:-[A-Za-z0-9]{1,20}+){0,2}+\.){1,4}+[A-Za-z]{2,20}+"
 )
-_PLAIN = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
-_PLAIN_DOMAIN = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z](?:[a-z0-9-]{0,61}[a-z0-9])")
+_DOT_ATOM = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
+_ASCII_DOMAIN = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z](?:[a-z0-9-]{0,61}[a-z0-9])")
 
 
-def hashed_email(email: str) -> str:
+def hash_email(email: str) -> str:
     """What stands on the list of those who must not be mailed for the normalised e-mail of an erased customer."""
-    return f"{HASHED}{hashlib.sha256(email.encode()).hexdigest()}"
+    return f"{HASHED_EMAIL_PREFIX}{hashlib.sha256(email.encode()).hexdigest()}"
 
 
 def normalise_email(given: str) -> str:
@@ -45,20 +45,20 @@ def normalise_email(given: str) -> str:
 
     :raises Invalid: `email_invalid` when it is no deliverable address (RFC 5321 lengths, RFC 5322 dot-atom).
     """
-    if len(given) <= EMAIL_MAX and given.find("@") <= 64 and _QUICK.fullmatch(given):
+    if len(given) <= EMAIL_MAX_LENGTH and given.find("@") <= 64 and _COMMON_ADDRESS.fullmatch(given):
         return given.lower()
     address = given.strip()
     local, at, domain = address.rpartition("@")
-    if not at or len(address) > EMAIL_MAX:
-        raise _bad_email(given)
+    if not at or len(address) > EMAIL_MAX_LENGTH:
+        raise _email_error(given)
     if address.isascii():
         domain = domain.lower()
-        if _PLAIN_DOMAIN.fullmatch(domain) and "xn--" not in domain and len(local) <= 64 and _PLAIN.fullmatch(local):
+        if _ASCII_DOMAIN.fullmatch(domain) and "xn--" not in domain and len(local) <= 64 and _DOT_ATOM.fullmatch(local):
             return f"{local.lower()}@{domain}"
-    return f"{_local(local, given)}@{_domain(domain, given)}"
+    return f"{_normalise_local_part(local, given)}@{_normalise_domain(domain, given)}"
 
 
-def _local(local: str, given: str) -> str:
+def _normalise_local_part(local: str, given: str) -> str:
     local = unicodedata.normalize("NFC", local).lower()
     allowed = "".join(c for c in local if not c.isalnum() and unicodedata.category(c) not in ("Mn", "Mc"))
     plain = re.fullmatch(r"[!#$%&'*+/=?^_`{|}~.-]*", allowed)
@@ -70,30 +70,30 @@ def _local(local: str, given: str) -> str:
         or local[-1] == "."
         or ".." in local
     ):
-        raise _bad_email(given)
+        raise _email_error(given)
     return local
 
 
 @lru_cache(maxsize=4096)
-def _domain_label(domain: str) -> str | None:
+def _encode_domain(domain: str) -> str | None:
     try:
         label = idna.encode(unicodedata.normalize("NFC", domain), uts46=True, transitional=False).decode()
     except (idna.IDNAError, UnicodeError):
         return None
-    return label if _PLAIN_DOMAIN.fullmatch(label) and len(label) <= 253 else None
+    return label if _ASCII_DOMAIN.fullmatch(label) and len(label) <= 253 else None
 
 
-def _domain(domain: str, given: str) -> str:
-    label = _domain_label(domain)
+def _normalise_domain(domain: str, given: str) -> str:
+    label = _encode_domain(domain)
     if label is None:
-        raise _bad_email(given)
+        raise _email_error(given)
     return label
 
 
-def _bad_email(given: str) -> Invalid:
+def _email_error(given: str) -> InvalidInput:
     if not given.strip():
-        return Invalid(FieldError("email", "email_missing", "Please give an e-mail address."))
-    return Invalid(
+        return InvalidInput(FieldError("email", "email_missing", "Please give an e-mail address."))
+    return InvalidInput(
         FieldError(
             "email",
             "email_invalid",

@@ -31,7 +31,7 @@ class DomainError(Exception):
         self.errors = [FieldError(field, key, message)] if field else []
 
 
-class Invalid(DomainError):
+class InvalidInput(DomainError):
     """One or more fields can't be taken as they are (422)."""
 
     def __init__(self, *errors: FieldError) -> None:

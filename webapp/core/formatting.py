@@ -9,21 +9,22 @@ from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 from babel import Locale, dates, numbers
+from flask_login import current_user
 
 from webapp.core.money import Discount
 
 
-def time(at: datetime | None) -> str | None:
+def format_rfc3339(at: datetime | None) -> str | None:
     """RFC 3339 in UTC, as every time is given."""
     if at is None:
         return None
     return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
-_DAY = timedelta(days=1)
+_ONE_DAY = timedelta(days=1)
 # The zero of each set of digits that a language of CLDR writes by default, beside our own. Babel knows which set, and
 # not how it is written.
-_ZEROS = {
+_ZERO_DIGITS = {
     "adlm": 0x1E950,
     "arab": 0x0660,
     "arabext": 0x06F0,
@@ -39,105 +40,116 @@ _ZEROS = {
 }
 
 
-_RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\u200f\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]")
+_RIGHT_TO_LEFT_PATTERN = re.compile(
+    "[\u0590-\u08ff\u200f\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]"
+)
 
 
-def number(value: float | Decimal, locale: str = "en") -> str:
+def format_number(value: float | Decimal, locale: str = "en") -> str:
     """1234567 -> 1,234,567"""
     return numbers.format_decimal(value, locale=locale)
 
 
-def share(value: float, locale: str = "en") -> str:
+def format_share(value: float, locale: str = "en") -> str:
     """0.125 -> 12.5%. What is more than nothing is never written as nothing."""
     if 0 < value < 0.0005:
-        return "<" + share(0.001, locale)
+        return "<" + format_share(0.001, locale)
     return numbers.format_percent(value, format="#,##0.#%", locale=locale)
 
 
-def money(minor: int, currency: str, locale: str = "en") -> str:
+def format_money(minor: int, currency: str, locale: str = "en") -> str:
     """500, EUR -> €5.00. Minor units as ISO 4217 has them: a yen has none, a dinar a thousand."""
     exact = Decimal(minor).scaleb(-numbers.get_currency_precision(currency))
-    return _native(numbers.format_currency(exact, currency, locale=locale, numbering_system="default"), locale)
+    return _localise_digits(numbers.format_currency(exact, currency, locale=locale, numbering_system="default"), locale)
 
 
 @lru_cache(1000)
-def discount(value: Discount, locale: str = "en") -> str:
+def format_discount(value: Discount, locale: str = "en") -> str:
     """25% or €5.00"""
     if value.type == "percent" and value.percent is not None:
-        return percent(value.percent, locale)
-    return money(value.amount or 0, value.currency or "EUR", locale)
+        return format_percent(value.percent, locale)
+    return format_money(value.amount or 0, value.currency or "EUR", locale)
 
 
-def percent(value: Decimal, locale: str = "en") -> str:
+def format_percent(value: Decimal, locale: str = "en") -> str:
     """12.5 -> 12.5%, with the sign where the language has it."""
     pattern = re.sub(r"0(?=[^0-9#.,]*$)", "0.##", Locale.parse(locale).percent_formats[None].pattern.split(";")[0])
     text = numbers.format_percent(value / 100, format=pattern, locale=locale, numbering_system="default")
-    return _native(text, locale)
+    return _localise_digits(text, locale)
 
 
-def moment(value: datetime, zone: str, locale: str) -> str:
+def format_customer_datetime(value: datetime, zone: str, locale: str) -> str:
     """3 May 2026, 12:00 CEST, as customers read it: in the form and the digits of `last_day`."""
     local = value.astimezone(ZoneInfo(zone))
-    return f"{_day_and_time(local, locale)} {local.tzname()}"
+    return f"{_format_day_and_time(local, locale)} {local.tzname()}"
 
 
-def day(value: datetime, zone: str = "UTC", locale: str = "en") -> str:
+def format_day(value: datetime, zone: str = "UTC", locale: str = "en") -> str:
     """31 May 2026, in a zone."""
-    return _date(value.astimezone(ZoneInfo(zone)).date(), locale)
+    return _format_local_date(value.astimezone(ZoneInfo(zone)).date(), locale)
 
 
-def on(value: date) -> str:
+def format_date(value: date) -> str:
     """31 May 2026, of a day that is one already."""
-    return _date(value, "en")
+    return _format_local_date(value, "en")
 
 
-def last_day(ends_at: datetime, zone: str, locale: str = "en") -> str:
+def format_last_day(ends_at: datetime, zone: str, locale: str = "en") -> str:
     """The last day (or moment) of a half-open window: what ends at midnight ends "on 31 May" for people."""
     local = ends_at.astimezone(ZoneInfo(zone))
     if local.hour == local.minute == local.second == 0:
-        return _date(local.date() - _DAY, locale)
-    return _day_and_time(local, locale)
+        return _format_local_date(local.date() - _ONE_DAY, locale)
+    return _format_day_and_time(local, locale)
 
 
-def _day_and_time(local: datetime, locale: str) -> str:
+def _format_day_and_time(local: datetime, locale: str) -> str:
     if locale == "en":
-        return f"{_date(local.date(), locale)}, {dates.format_time(local, 'HH:mm', locale=locale)}"
+        return f"{_format_local_date(local.date(), locale)}, {dates.format_time(local, 'HH:mm', locale=locale)}"
     # CLDR's way to join a day and a time: {1} is the day.
     joined = str(dates.get_datetime_format("medium", locale=locale)).replace("'", "")
-    time = _native(dates.format_time(local, "short", locale=locale), locale)
-    return joined.replace("{1}", _date(local.date(), locale)).replace("{0}", time)
+    time = _localise_digits(dates.format_time(local, "short", locale=locale), locale)
+    return joined.replace("{1}", _format_local_date(local.date(), locale)).replace("{0}", time)
 
 
 @lru_cache(1000)
-def _date(value: date, locale: str) -> str:
+def _format_local_date(value: date, locale: str) -> str:
     # Babel takes plain "en" for American; most who read English write the day first, and so do our other dates.
-    return _native(dates.format_date(value, "long", locale="en_001" if locale == "en" else locale), locale)
+    return _localise_digits(dates.format_date(value, "long", locale="en_001" if locale == "en" else locale), locale)
 
 
-def _native(text: str, locale: str) -> str:
+def _localise_digits(text: str, locale: str) -> str:
     """With the digits and the percent sign that CLDR gives for the language."""
     known = Locale.parse(locale)
     system = known.default_numbering_system
-    zero = _ZEROS.get(system)
+    zero = _ZERO_DIGITS.get(system)
     if zero is None:
         return text
     sign = known.number_symbols.get(system, {}).get("percentSign", "%")
     return text.translate({ord("0") + n: chr(zero + n) for n in range(10)}).replace("%", str(sign))
 
 
-def isolated(text: str) -> str:
+def bidi_isolate(text: str) -> str:
     """A value of another language among English words; writing from right to left does not turn them round (UAX 9)."""
     text = str(text)
-    if not _RIGHT_TO_LEFT.search(text):
+    if not _RIGHT_TO_LEFT_PATTERN.search(text):
         return text
     # An address is read from the left, whatever letters it begins with.
     return f"\u2066{text}\u2069" if "@" in text else f"\u2068{text}\u2069"
 
 
-def masked(email: str) -> str:
+def mask_email(email: str) -> str:
     """a…a@example.com: enough for its owner to know it again."""
     local, _, domain = email.rpartition("@")
     if not local:
         # Of an erased customer there is nothing to mask.
         return email
     return f"{local[0]}…{local[-1] if len(local) > 2 else ''}@{domain}"
+
+
+def format_datetime(value: datetime | None, zone: str | None = None) -> str:
+    """3 May 2026, 12:00 CEST, in a zone (the staff member's own if none is given)."""
+    if value is None:
+        return "–"
+    place = ZoneInfo(zone or getattr(current_user, "time_zone", None) or "UTC")
+    text = dates.format_datetime(value, "d MMM y, HH:mm", tzinfo=place, locale="en")
+    return f"{text} {value.astimezone(place).tzname()}"

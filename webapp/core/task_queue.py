@@ -1,4 +1,8 @@
-"""The doorbell: ask a worker to come soon. What there is to do stands in rows, never in the queue."""
+"""The task queue: run a function later, in a worker process.
+
+Rows are the truth and the queue only wakes a worker sooner: what a lost queue entry was about is found by a periodic
+task within a minute. Tasks are enqueued by name, so that code below `webapp.tasks` can enqueue without importing it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import psycopg
 from flask import Flask
@@ -17,20 +21,44 @@ from webapp.core.extensions import huey
 
 log = logging.getLogger(__name__)
 
-# Set when this process has been asked to end: long work looks at it between two steps and leaves off.
-stopping = threading.Event()
+# Every task of the program. The names are stored in the queue and shown in logs; those of periodic tasks are also the
+# label `task` of a metric.
+TaskName = Literal[
+    "campaigns.clean_up_cancelled",
+    "campaigns.prepare",
+    "campaigns.send",
+    "campaigns.start",
+    "campaigns.sweep",
+    "customers.process_import",
+    "customers.sweep_customers",
+    "monitoring.drop_silent",
+    "redemptions.count_hours",
+    "redemptions.send_receipt",
+]
+Function = Callable[..., None]
+
+# Set when this process was asked to stop: long work checks it between two steps and returns.
+stop_requested = threading.Event()
 
 _app: Flask | None = None
+_tasks: dict[TaskName, Any] = {}
+_functions: dict[TaskName, Function] = {}
 
-# For the worker's heart, by `time.monotonic`: when each thread began what it is at, and when each task of every minute
-# was last got through.
-_begun: dict[int, float] = {}
-_swept: dict[str, float] = {}
+# For the heartbeat, by `time.monotonic`: when each thread started its current task, and when each periodic task was
+# last completed.
+_task_started_at: dict[int, float] = {}
+_periodic_task_completed_at: dict[str, float] = {}
 
 
 def init_app(app: Flask) -> None:
-    """Name the app in whose context tasks run in this process."""
+    """Set the app in whose context tasks run in this process.
+
+    :raises RuntimeError: when a name of `TaskName` has no task.
+    """
     global _app
+    missing = set(get_args(TaskName)) - _tasks.keys()
+    if missing:
+        raise RuntimeError(f"no task is registered as {', '.join(sorted(missing))}")
     _app = app
     dsn = app.config["SETTINGS"].libpq_url
     if huey.storage.dsn != dsn:
@@ -38,74 +66,117 @@ def init_app(app: Flask) -> None:
         huey.storage.dsn = dsn
 
 
-def task(function: Callable[..., None]) -> Any:
-    """Make a function a Huey task that runs in an app context of its own."""
-    return huey.task()(_in_context(function))
+def task(name: TaskName, *, former_keys: tuple[str, ...] = ()) -> Callable[[Function], Function]:
+    """Register the decorated function as a task. It runs in an app context of its own.
+
+    :param former_keys: keys (`module.function`) under which older releases queued it; their entries still run.
+    """
+
+    def register(function: Function) -> Function:
+        _register(name, function, former_keys, huey.task)
+        return function
+
+    return register
 
 
-def every(schedule: Callable[..., bool], function: Callable[..., None]) -> Any:
-    """Make a function a periodic Huey task (`huey.crontab`). It must be harmless when two workers run it at once."""
-    return huey.periodic_task(schedule)(_in_context(function, periodic=True))
+def periodic_task(
+    name: TaskName, schedule: Callable[..., bool], *, former_keys: tuple[str, ...] = ()
+) -> Callable[[Function], Function]:
+    """Register the decorated function to run on a schedule (`huey.crontab`), also on two workers at the same time."""
+
+    def register(function: Function) -> Function:
+        _register(name, function, former_keys, functools.partial(huey.periodic_task, schedule), is_periodic=True)
+        return function
+
+    return register
 
 
-def ring(task: Any, *ids: int, after: float = 0) -> bool:
-    """Enqueue a task after the rows it is about are committed, to be done at once or `after` so many seconds.
+def enqueue(name: TaskName, *args: int, after: float = 0) -> bool:
+    """Enqueue a task, to run now or `after` that many seconds. Call it after the commit of the rows it is about.
 
-    A bell that can't be rung is only logged: for what stands in rows the sweep rings again within a minute, so the
-    caller's answer, which is about rows already on disk, stays true.
+    A queue that is unavailable is only logged: the caller's rows are saved, and the next sweep finds them.
 
-    :returns: whether it was rung, for whoever has no sweep.
+    :returns: whether the task was enqueued, for callers that no sweep covers.
     """
     try:
         if after:
-            task.schedule(args=ids, delay=after)
+            _tasks[name].schedule(args=args, delay=after)
         else:
-            task(*ids)
+            _tasks[name](*args)
     except psycopg.Error as error:
-        if not database_health.noticed(error):
-            log.warning("a bell was not rung: %s", error)
+        if not database_health.detect_outage(error):
+            log.warning("task %s was not enqueued: %s", name, error)
         return False
     return True
 
 
-def busy() -> float | None:
-    """For how many seconds this process has been at the task that it began first; None when it is at nothing."""
-    begun = list(_begun.values())
-    return time.monotonic() - min(begun) if begun else None
+def run(name: TaskName, *args: int) -> None:
+    """Run a task in this thread, as a worker would."""
+    _functions[name](*args)
 
 
-def swept() -> dict[str, float]:
-    """How many seconds ago this process got through each periodic task, by name; those that it has not are missing."""
-    return {name: time.monotonic() - at for name, at in list(_swept.items())}
+def longest_running_seconds() -> float | None:
+    """For how many seconds the longest-running task of this process has been running; None when there is none."""
+    started = list(_task_started_at.values())
+    return time.monotonic() - min(started) if started else None
 
 
-def _in_context(function: Callable[..., None], periodic: bool = False) -> Callable[..., None]:
-    # Such as campaigns.sweep, whatever underscores and file names are around it.
-    name = f"{function.__module__.split('.')[1]}.{function.__name__.strip('_')}"
+def periodic_task_ages() -> dict[str, float]:
+    """How many seconds ago this process completed each periodic task, by name; without those it never completed."""
+    return {name: time.monotonic() - at for name, at in list(_periodic_task_completed_at.items())}
+
+
+def _register(
+    name: TaskName,
+    function: Function,
+    former_keys: tuple[str, ...],
+    make_task: Callable[..., Any],
+    *,
+    is_periodic: bool = False,
+) -> None:
+    run_task = _wrap_in_app_context(name, function, is_periodic)
+    _functions[name] = run_task
+    _tasks[name] = _register_key(name, run_task, make_task)
+    for key in former_keys:
+        _register_key(key, run_task, huey.task)
+
+
+def _register_key(key: str, function: Function, make_task: Callable[..., Any]) -> Any:
+    """Register a function under exactly this key: Huey makes it of the module and the name of a function."""
+    module, _, name = key.rpartition(".")
 
     @functools.wraps(function)
-    def run(*arguments: int) -> None:
+    def keyed(*args: int) -> None:
+        function(*args)
+
+    keyed.__module__ = module
+    return make_task(name=name)(keyed)
+
+
+def _wrap_in_app_context(name: str, function: Function, is_periodic: bool) -> Function:
+    @functools.wraps(function)
+    def run_task(*args: int) -> None:
         if _app is None:
             raise RuntimeError("create_app() comes before the first task")
-        _begun[threading.get_ident()] = time.monotonic()
+        _task_started_at[threading.get_ident()] = time.monotonic()
         try:
-            with logs.about(task=name), _app.app_context():
-                _run(function, arguments)
+            with logs.log_context(task=name), _app.app_context():
+                _run_and_log(function, args)
         finally:
-            _begun.pop(threading.get_ident(), None)
-        if periodic:
-            _swept[name] = time.monotonic()
+            _task_started_at.pop(threading.get_ident(), None)
+        if is_periodic:
+            _periodic_task_completed_at[name] = time.monotonic()
 
-    return run
+    return run_task
 
 
-def _run(function: Callable[..., None], arguments: tuple[int, ...]) -> None:
+def _run_and_log(function: Function, args: tuple[int, ...]) -> None:
     try:
-        function(*arguments)
+        function(*args)
     except Exception as error:
-        # Here, where it is known what it was about; Huey sees to it that the worker goes on.
-        if not database_health.noticed(error):
+        # Logged here, where the context is known; Huey keeps the worker running.
+        if not database_health.detect_outage(error):
             log.exception("a task failed", extra=getattr(error, "about", None))
-        # Huey tells of it once more, without what it was about (`logs`).
+        # Huey logs it once more, without the context (see `logs`).
         error.__dict__["told"] = True
         raise

@@ -7,13 +7,13 @@ from datetime import datetime
 from sqlalchemy import ARRAY, BigInteger, CheckConstraint, ForeignKey, Identity, Index, Text, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from webapp.core.email_addresses import HASHED
+from webapp.core.email_addresses import HASHED_EMAIL_PREFIX
 from webapp.core.extensions import Id, Model
 
 # What stands for the e-mail of an erased customer. Without an @ it is none that anybody could type or import.
-ERASED = "erased customer"
+ERASED_EMAIL_PLACEHOLDER = "erased customer"
 # Why an address must not be mailed, the weakest reason first.
-REASONS = ("bounced", "unsubscribed", "complained")
+SUPPRESSION_REASONS = ("bounced", "unsubscribed", "complained")
 
 
 class Customer(Model):
@@ -67,7 +67,7 @@ class Suppression(Model):
     @property
     def is_hashed(self) -> bool:
         """Whether nobody can tell any more whose address it is."""
-        return self.email.startswith(HASHED)
+        return self.email.startswith(HASHED_EMAIL_PREFIX)
 
     __table_args__ = (
         CheckConstraint("reason in ('unsubscribed', 'bounced', 'complained')", name="reason"),
@@ -168,7 +168,7 @@ class ImportChunk(Model):
 
 
 # What the report of an import says of rows that were taken, though not all of what they say could be.
-TAKEN_THOUGH = frozenset(("locale_unknown", "reason_unknown", "cells_odd"))
+WARNING_CODES = frozenset(("locale_unknown", "reason_unknown", "cells_odd"))
 
 
 class RejectedRow(Model):
@@ -187,4 +187,4 @@ class RejectedRow(Model):
     @property
     def is_taken(self) -> bool:
         """Whether the row counts all the same."""
-        return self.code in TAKEN_THOUGH
+        return self.code in WARNING_CODES

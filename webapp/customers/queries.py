@@ -14,17 +14,17 @@ from sqlalchemy.orm import InstrumentedAttribute, aliased
 from webapp.core.extensions import db
 from webapp.customers.models import Audience, AudienceMember, Customer, CustomerImport, RejectedRow, Suppression
 
-PAGE = 50
+PAGE_SIZE = 50
 # Below this many rows, counting is as cheap as estimating.
-COUNTED_EXACTLY = 10_000
-WORDS_MAX = 8
+EXACT_COUNT_LIMIT = 10_000
+MAX_SEARCH_WORDS = 8
 # More customers than that with a name: the newest of them are found soonest by looking from the newest on. Fewer: by
 # the index of words. The planner can't tell, and for a name that nobody has it would look at everybody.
-FEW = 5000
+NAME_INDEX_MAX_MATCHES = 5000
 
 
 @dataclass(frozen=True)
-class Reach:
+class AudienceTotals:
     """How many customers an audience has, and how many of them must not be mailed."""
 
     total: int
@@ -32,7 +32,7 @@ class Reach:
 
 
 @dataclass(frozen=True)
-class AudienceSize:
+class AudienceSummary:
     id: int
     name: str
     created_at: datetime
@@ -41,7 +41,7 @@ class AudienceSize:
 
 
 @dataclass(frozen=True)
-class Total:
+class CustomerCount:
     """How many customers there are. A million rows are estimated, not counted."""
 
     number: int
@@ -51,27 +51,27 @@ class Total:
 # --- customers -----------------------------------------------------------------------------------
 
 
-def by_id(customer_id: int) -> Customer | None:
+def find_customer(customer_id: int) -> Customer | None:
     return db.session.get(Customer, customer_id)
 
 
-def by_email(email: str) -> Customer | None:
+def find_customer_by_email(email: str) -> Customer | None:
     """The customer of a normalised e-mail."""
     return db.session.scalar(select(Customer).where(Customer.email == email))
 
 
-def by_source_id(source_id: str) -> Customer | None:
+def find_customer_by_source_id(source_id: str) -> Customer | None:
     return db.session.scalar(select(Customer).where(Customer.source_id == source_id))
 
 
-def locked(customer_id: int) -> Customer | None:
+def lock_customer(customer_id: int) -> Customer | None:
     """The customer as it stands on disk, locked until the transaction ends."""
     return db.session.scalar(
         select(Customer).where(Customer.id == customer_id).with_for_update().execution_options(populate_existing=True)
     )
 
 
-def lately_erased() -> list[int]:
+def list_recently_erased_ids() -> list[int]:
     """Who was erased within the last hour."""
     return list(
         db.session.scalars(
@@ -80,7 +80,7 @@ def lately_erased() -> list[int]:
     )
 
 
-def ids_after(audience_id: int | None, after: int, limit: int) -> list[int]:
+def list_customer_ids_after(audience_id: int | None, after: int, limit: int) -> list[int]:
     """The next customers of an audience by id, erased ones left out; None is everyone."""
     if audience_id is None:
         statement = select(Customer.id).where(Customer.id > after, Customer.erased_at.is_(None)).order_by(Customer.id)
@@ -98,7 +98,7 @@ def ids_after(audience_id: int | None, after: int, limit: int) -> list[int]:
     return list(db.session.scalars(statement.limit(limit)))
 
 
-def reach(audience_id: int | None) -> Reach:
+def count_audience_members(audience_id: int | None) -> AudienceTotals:
     """How many would be mailed to, counted at this moment. Who must not be is counted from the short list's side."""
     known = select(func.count()).select_from(Customer).where(Customer.erased_at.is_(None))
     listed = known.join(Suppression, Suppression.email == Customer.email)
@@ -110,10 +110,10 @@ def reach(audience_id: int | None) -> Reach:
             for statement in (known, listed)
         )
     total, suppressed = db.session.execute(select(known.scalar_subquery(), listed.scalar_subquery())).one()
-    return Reach(total, suppressed)
+    return AudienceTotals(total, suppressed)
 
 
-def recipients(ids: Sequence[int]) -> list[Customer]:
+def list_customers_by_ids(ids: Sequence[int]) -> list[Customer]:
     """These customers, in the order of their ids; who has been erased meanwhile is missing."""
     return list(
         db.session.scalars(
@@ -123,7 +123,7 @@ def recipients(ids: Sequence[int]) -> list[Customer]:
 
 
 # By the hash as well, under which those stand who were erased.
-_SUPPRESSED = text(
+_SUPPRESSION_REASONS = text(
     """
     select c.id, s.reason from customer c join suppression s
       on s.email in (c.email, 'sha256:' || encode(sha256(convert_to(c.email, 'UTF8')), 'hex'))
@@ -133,30 +133,30 @@ _SUPPRESSED = text(
 )
 
 
-def suppressed_among(ids: Sequence[int]) -> dict[int, str]:
+def find_suppression_reasons(ids: Sequence[int]) -> dict[int, str]:
     """Which of these customers must not be mailed, and why: `bounced`, `unsubscribed` or `complained`."""
-    return {row.id: row.reason for row in db.session.execute(_SUPPRESSED, {"ids": list(ids)})}
+    return {row.id: row.reason for row in db.session.execute(_SUPPRESSION_REASONS, {"ids": list(ids)})}
 
 
-def total() -> Total:
+def count_customers() -> CustomerCount:
     """How many customers there are: counted when they are few, else as the database last estimated."""
     estimate = db.session.execute(text("select reltuples from pg_class where oid = 'customer'::regclass")).scalar_one()
-    if estimate < COUNTED_EXACTLY:
-        known = select(Customer.id).where(Customer.erased_at.is_(None)).limit(COUNTED_EXACTLY)
+    if estimate < EXACT_COUNT_LIMIT:
+        known = select(Customer.id).where(Customer.erased_at.is_(None)).limit(EXACT_COUNT_LIMIT)
         counted = select(func.count()).select_from(known.subquery())
         number = db.session.execute(counted).scalar_one()
-        if number < COUNTED_EXACTLY:
-            return Total(number, True)
-    return Total(max(int(estimate), COUNTED_EXACTLY), False)
+        if number < EXACT_COUNT_LIMIT:
+            return CustomerCount(number, True)
+    return CustomerCount(max(int(estimate), EXACT_COUNT_LIMIT), False)
 
 
-def page(
+def list_customers(
     q: str = "",
     audience_id: int | None = None,
     *,
     before: int | None = None,
     after: int | None = None,
-    limit: int = PAGE,
+    limit: int = PAGE_SIZE,
 ) -> list[Customer]:
     """Customers, newest first, older than `before` or newer than `after`; one more than `limit` if there are more.
 
@@ -173,43 +173,45 @@ def page(
         bounds.append(exists().where(member.audience_id == audience_id, member.customer_id == Customer.id))
     # Each way to be found keeps its own index; an OR over all three would use none.
     ways: list[Select[Any]] = [
-        select(Customer.id).where(way, *bounds).order_by(order).limit(limit + 1) for way in _ways(q)
+        select(Customer.id).where(way, *bounds).order_by(order).limit(limit + 1) for way in _prefix_conditions(q)
     ]
-    named = _named(q)
+    named = _name_condition(q)
     if named is not None:
-        few = select(Customer.id.label("id")).where(named, *bounds).limit(FEW + 1).cte("few")
+        few = select(Customer.id.label("id")).where(named, *bounds).limit(NAME_INDEX_MAX_MATCHES + 1).cte("few")
         n = select(func.count()).select_from(few).scalar_subquery()
         rare = few.c.id if after is not None else few.c.id.desc()
-        ways.append(select(few.c.id).where(n <= FEW).order_by(rare).limit(limit + 1))
-        ways.append(select(Customer.id).where(named, n > FEW, *bounds).order_by(order).limit(limit + 1))
+        ways.append(select(few.c.id).where(n <= NAME_INDEX_MAX_MATCHES).order_by(rare).limit(limit + 1))
+        ways.append(
+            select(Customer.id).where(named, n > NAME_INDEX_MAX_MATCHES, *bounds).order_by(order).limit(limit + 1)
+        )
     ids = ways[0] if len(ways) == 1 else union(*(way.subquery().select() for way in ways))
     found = select(Customer).where(Customer.id.in_(ids)).order_by(order).limit(limit + 1)
     rows = list(db.session.scalars(found))
     return rows[::-1] if after is not None else rows
 
 
-def _ways(q: str) -> list[ColumnElement[bool]]:
+def _prefix_conditions(q: str) -> list[ColumnElement[bool]]:
     typed = q.replace("\0", "").strip()
     if not typed:
         return [true()]
-    return [_begins(Customer.email, typed.lower()), _begins(Customer.source_id, typed)]
+    return [_starts_with(Customer.email, typed.lower()), _starts_with(Customer.source_id, typed)]
 
 
-def _named(q: str) -> ColumnElement[bool] | None:
+def _name_condition(q: str) -> ColumnElement[bool] | None:
     """Whose name has words that begin so."""
-    words = re.findall(r"\w+", q.replace("\0", ""))[:WORDS_MAX]
+    words = re.findall(r"\w+", q.replace("\0", ""))[:MAX_SEARCH_WORDS]
     if not words or "@" in q:
         return None
     query = " & ".join(f"'{word}':*" for word in words)
     return literal_column("to_tsvector('simple', customer.name)").op("@@")(func.to_tsquery("simple", query))
 
 
-def _begins(column: InstrumentedAttribute[Any], start: str) -> ColumnElement[bool]:
+def _starts_with(column: InstrumentedAttribute[Any], start: str) -> ColumnElement[bool]:
     """As a range, which the unique index answers whatever the plan: the columns compare byte by byte (collation C)."""
     return and_(column >= start, column < start + chr(0x10FFFF))
 
 
-def audiences_of(customer_id: int) -> list[Audience]:
+def list_customer_audiences(customer_id: int) -> list[Audience]:
     return list(
         db.session.scalars(
             select(Audience)
@@ -223,19 +225,19 @@ def audiences_of(customer_id: int) -> list[Audience]:
 # --- audiences -----------------------------------------------------------------------------------
 
 
-def audiences() -> list[Audience]:
+def list_audiences() -> list[Audience]:
     return list(db.session.scalars(select(Audience).order_by(Audience.name)))
 
 
-def audience_by_id(audience_id: int) -> Audience | None:
+def find_audience(audience_id: int) -> Audience | None:
     return db.session.get(Audience, audience_id)
 
 
-def audience_by_name(name: str) -> Audience | None:
+def find_audience_by_name(name: str) -> Audience | None:
     return db.session.scalar(select(Audience).where(Audience.name == name))
 
 
-_SIZES = text(
+_AUDIENCE_SUMMARIES = text(
     """
     with large as (
       select share.audience_id, cast(share.of_all * c.reltuples as bigint) as members
@@ -257,19 +259,21 @@ _SIZES = text(
 )
 
 
-def audience_sizes() -> list[AudienceSize]:
+def list_audience_summaries() -> list[AudienceSummary]:
     """Every audience with the number of its members: counted when they are few, else as the database last estimated."""
-    return [AudienceSize(*row) for row in db.session.execute(_SIZES, {"counted_exactly": COUNTED_EXACTLY})]
+    return [
+        AudienceSummary(*row) for row in db.session.execute(_AUDIENCE_SUMMARIES, {"counted_exactly": EXACT_COUNT_LIMIT})
+    ]
 
 
 # --- imports -------------------------------------------------------------------------------------
 
 
-def import_by_id(import_id: int) -> CustomerImport | None:
+def find_import(import_id: int) -> CustomerImport | None:
     return db.session.get(CustomerImport, import_id, populate_existing=True)
 
 
-def imports(before: int | None = None, limit: int = PAGE) -> list[CustomerImport]:
+def list_imports(before: int | None = None, limit: int = PAGE_SIZE) -> list[CustomerImport]:
     """Imports, newest first; one more than `limit` if there are more."""
     statement = select(CustomerImport).order_by(CustomerImport.id.desc()).limit(limit + 1)
     if before is not None:
@@ -277,7 +281,9 @@ def imports(before: int | None = None, limit: int = PAGE) -> list[CustomerImport
     return list(db.session.scalars(statement))
 
 
-def rejections(import_id: int, after: tuple[int, ...] | None = None, limit: int = PAGE) -> list[RejectedRow]:
+def list_rejected_rows(
+    import_id: int, after: tuple[int, ...] | None = None, limit: int = PAGE_SIZE
+) -> list[RejectedRow]:
     """The rows of a file that could not be taken, by line, behind `(line, id)`; one more than `limit` if there are."""
     statement = select(RejectedRow).where(RejectedRow.import_id == import_id)
     if after is not None:
@@ -288,7 +294,7 @@ def rejections(import_id: int, after: tuple[int, ...] | None = None, limit: int 
     return list(db.session.scalars(statement.order_by(RejectedRow.line, RejectedRow.id).limit(limit + 1)))
 
 
-def refused_rows_with(spelling: str) -> list[tuple[int, str]]:
+def find_rejected_rows_containing(spelling: str) -> list[tuple[int, str]]:
     """The rows that no import could take and that hold these letters anywhere, with their ids."""
     rows = db.session.execute(
         select(RejectedRow.id, RejectedRow.row).where(func.strpos(func.lower(RejectedRow.row), spelling.lower()) > 0)
@@ -296,7 +302,7 @@ def refused_rows_with(spelling: str) -> list[tuple[int, str]]:
     return [(row_id, row) for row_id, row in rows]
 
 
-def stalled_uploads() -> list[int]:
+def list_stalled_upload_ids() -> list[int]:
     return list(
         db.session.scalars(
             select(CustomerImport.id).where(
@@ -306,7 +312,7 @@ def stalled_uploads() -> list[int]:
     )
 
 
-def waiting_imports() -> list[int]:
+def list_claimable_import_ids() -> list[int]:
     """Imports that no worker has: whose bell was lost, or whose worker is gone."""
     return list(
         db.session.scalars(
@@ -323,18 +329,18 @@ def waiting_imports() -> list[int]:
 # --- files ---------------------------------------------------------------------------------------
 
 # What a spreadsheet would take for a formula gets an apostrophe before it; an import takes that off again.
-_GUARDED = "case when {0} ~ '^[-=+@\t\r]' then '''' || {0} else {0} end as {1}"
-_FILE_PIECE = 64 * 1024
+_FORMULA_SAFE_COLUMN = "case when {0} ~ '^[-=+@\t\r]' then '''' || {0} else {0} end as {1}"
+_CSV_CHUNK_SIZE = 64 * 1024
 
 
-def export(audience_id: int | None) -> Iterator[bytes]:
+def export_customers(audience_id: int | None) -> Iterator[bytes]:
     """All customers, or those of an audience, as the CSV file that an import takes, piece by piece."""
     columns = ", ".join(
-        _GUARDED.format(f"c.{column}", name)
+        _FORMULA_SAFE_COLUMN.format(f"c.{column}", name)
         for column, name in (("email_as_given", "email"), ("name", "name"), ("source_id", "source_id"))
     )
     joined = "join audience_member m on m.customer_id = c.id and m.audience_id = %(audience_id)s"
-    yield from csv_file(
+    yield from stream_csv(
         f"""
         select {columns}, c.locale, c.created_at, s.reason as do_not_mail, s.at as do_not_mail_since
         from customer c left join suppression s on s.email = c.email {joined if audience_id is not None else ""}
@@ -344,25 +350,25 @@ def export(audience_id: int | None) -> Iterator[bytes]:
     )
 
 
-def rejections_file(import_id: int) -> Iterator[bytes]:
+def export_rejected_rows(import_id: int) -> Iterator[bytes]:
     """The rows of a file that could not be taken, as CSV, piece by piece."""
-    yield from csv_file(
+    yield from stream_csv(
         f"""
-        select line, code, detail, {_GUARDED.format("row", "row")}
+        select line, code, detail, {_FORMULA_SAFE_COLUMN.format("row", "row")}
         from import_rejection where import_id = %(import_id)s order by line, id
         """,  # noqa: S608
         {"import_id": import_id},
     )
 
 
-def csv_file(query: str, values: dict[str, Any]) -> Iterator[bytes]:
+def stream_csv(query: str, values: dict[str, Any]) -> Iterator[bytes]:
     """What a query finds as CSV, straight from the database. The request's context has to last as long."""
     driver: Any = db.session.connection().connection.driver_connection
     with driver.cursor().copy(f"copy ({query}) to stdout (format csv, header)", values) as copy:
         buffer = bytearray()
         for row in copy:
             buffer += row
-            if len(buffer) >= _FILE_PIECE:
+            if len(buffer) >= _CSV_CHUNK_SIZE:
                 yield bytes(buffer)
                 buffer.clear()
     # The query is over before its last piece goes out: whoever reads no further holds nothing up.

@@ -7,12 +7,12 @@ import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 
-from webapp.core.errors import FieldError, Invalid
+from webapp.core.errors import FieldError, InvalidInput
 
-NAME_MAX = 200
-SOURCE_ID_MAX = 200
-AUDIENCE_MAX = 100
-LOCALE_MAX = 35
+NAME_MAX_LENGTH = 200
+SOURCE_ID_MAX_LENGTH = 200
+AUDIENCE_NAME_MAX_LENGTH = 100
+LOCALE_MAX_LENGTH = 35
 
 _LOCALE = re.compile(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{2,8}){0,3}")
 
@@ -32,7 +32,7 @@ def clean_name(given: str) -> str:
 
     :raises Invalid: `name_invalid` for control characters or more than 200 characters.
     """
-    return _line(given, NAME_MAX, "name", "name_invalid", "A name")
+    return _clean_line(given, NAME_MAX_LENGTH, "name", "name_invalid", "A name")
 
 
 def clean_source_id(given: str) -> str:
@@ -40,16 +40,16 @@ def clean_source_id(given: str) -> str:
 
     :raises Invalid: `source_id_invalid` for control characters or more than 200 characters.
     """
-    return _line(given, SOURCE_ID_MAX, "source_id", "source_id_invalid", "A source id")
+    return _clean_line(given, SOURCE_ID_MAX_LENGTH, "source_id", "source_id_invalid", "A source id")
 
 
 @lru_cache(maxsize=1024)
-def clean_audience(given: str) -> str:
+def clean_audience_name(given: str) -> str:
     """The name of an audience, blanks tidied.
 
     :raises Invalid: `audience_invalid` for control characters or more than 100 characters.
     """
-    return _line(given, AUDIENCE_MAX, "audience", "audience_invalid", "An audience's name")
+    return _clean_line(given, AUDIENCE_NAME_MAX_LENGTH, "audience", "audience_invalid", "An audience's name")
 
 
 @lru_cache(maxsize=1024)
@@ -61,24 +61,24 @@ def clean_locale(given: str) -> str:
     tag = given.strip()
     if not tag:
         return ""
-    if len(tag) > LOCALE_MAX or not _LOCALE.fullmatch(tag):
-        raise Invalid(FieldError("locale", "locale_invalid", "Write the language as a tag such as de or fr-CH."))
+    if len(tag) > LOCALE_MAX_LENGTH or not _LOCALE.fullmatch(tag):
+        raise InvalidInput(FieldError("locale", "locale_invalid", "Write the language as a tag such as de or fr-CH."))
     first, *rest = re.split("[-_]", tag)
-    return "-".join([first.lower(), *(_subtag(part) for part in rest)])
+    return "-".join([first.lower(), *(_format_subtag(part) for part in rest)])
 
 
-def _subtag(part: str) -> str:
+def _format_subtag(part: str) -> str:
     if len(part) == 2:
         return part.upper()
     return part.title() if len(part) == 4 and part.isalpha() else part.lower()
 
 
-def _line(given: str, longest: int, field: str, key: str, what: str) -> str:
+def _clean_line(given: str, longest: int, field: str, key: str, what: str) -> str:
     text = " ".join(given.split())
     if not text.isprintable():
         text = unicodedata.normalize("NFC", text)
         if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
-            raise Invalid(FieldError(field, key, f"{what} must not hold control characters; type it anew."))
+            raise InvalidInput(FieldError(field, key, f"{what} must not hold control characters; type it anew."))
     if len(text) > longest:
-        raise Invalid(FieldError(field, key, f"{what} has at most {longest} characters."))
+        raise InvalidInput(FieldError(field, key, f"{what} has at most {longest} characters."))
     return text

@@ -8,20 +8,20 @@ import idna
 from flask import current_app
 
 from webapp.core.email_addresses import normalise_email
-from webapp.core.errors import Invalid
+from webapp.core.errors import InvalidInput
 from webapp.customers.models import Customer
-from webapp.mail.headers import refuse_line_breaks
+from webapp.mail.headers import reject_line_breaks
 from webapp.shop import queries as shop_queries
 
 
-def sender(configured: str) -> str:
+def sender_address(configured: str) -> str:
     """The address of the configured sender, its domain as IDNA 2008."""
-    refuse_line_breaks(configured)
+    reject_line_breaks(configured)
     local, _, domain = parseaddr(configured)[1].rpartition("@")
     return f"{local}@{domain if domain.isascii() else idna.encode(domain, uts46=True).decode()}"
 
 
-def address(customer: Customer) -> str:
+def recipient_address(customer: Customer) -> str:
     """Where the mail goes: the local part as it was given, the domain as IDNA 2008.
 
     :raises ValueError: when that is no address (RFC 5321).
@@ -31,12 +31,15 @@ def address(customer: Customer) -> str:
     to = f"{given if given.lower() == local else local}@{domain}"
     try:
         normalise_email(to)
-    except Invalid as error:
+    except InvalidInput as error:
         raise ValueError(f"“{customer.email_as_given}” is no address that mail can be sent to") from error
     return to
 
 
-def shown_sender() -> str:
+def format_sender() -> str:
     """Whom recipients see as the sender."""
-    name, given = shop_queries.shop().sender_name, sender(current_app.config["SETTINGS"].mail_default_sender)
+    name, given = (
+        shop_queries.get_shop().sender_name,
+        sender_address(current_app.config["SETTINGS"].mail_default_sender),
+    )
     return f"{name} <{given}>" if name else given

@@ -11,18 +11,20 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from unicodedata import bidirectional
 
-from webapp.mail.template import CLOSE, OPEN, Parts, Slot
+from webapp.mail.template import MARKER_CLOSE, MARKER_OPEN, Placeholder, TemplateParts
 
-_FROM_THE_RIGHT = frozenset(("R", "AL", "AN"))
+_RIGHT_TO_LEFT_CLASSES = frozenset(("R", "AL", "AN"))
 # Embeddings, overrides and isolates: a value that holds one turns what follows it.
-TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")
+BIDI_CONTROLS = re.compile("[\u202a-\u202e\u2066-\u2069]")
 # Links and codes are copied, so nothing invisible is put round them.
-APART = frozenset(("customer.name", "customer.email", "offer.name", "offer.discount", "offer.ends", "shop.name"))
-_MARK = re.compile(f"{OPEN}([0-9]+){CLOSE}")
+ISOLATED_PLACEHOLDERS = frozenset(
+    ("customer.name", "customer.email", "offer.name", "offer.discount", "offer.ends", "shop.name")
+)
+_MARKER = re.compile(f"{MARKER_OPEN}([0-9]+){MARKER_CLOSE}")
 
 
 @dataclass(frozen=True)
-class Writer:
+class PlaceholderRenderer:
     """How a value is written among words: escaped, and kept apart where it runs the other way.
 
     :param is_right_to_left: how the words run.
@@ -33,7 +35,7 @@ class Writer:
     opening: str = "\u2068"
     closing: str = "\u2069"
 
-    def __call__(self, slot: Slot, value: str) -> str:
+    def __call__(self, slot: Placeholder, value: str) -> str:
         said = self.escape(value or slot.fallback)
         if slot.is_apart and value and self._runs_otherwise(value):
             return f"{self.opening}{said}{self.closing}"
@@ -42,10 +44,10 @@ class Writer:
     def _runs_otherwise(self, value: str) -> bool:
         if self.is_right_to_left:
             return "L" in map(bidirectional, value)
-        return not value.isascii() and not _FROM_THE_RIGHT.isdisjoint(map(bidirectional, value))
+        return not value.isascii() and not _RIGHT_TO_LEFT_CLASSES.isdisjoint(map(bidirectional, value))
 
 
-def is_right_to_left(parts: Parts, otherwise: bool) -> bool:
+def is_text_right_to_left(parts: TemplateParts, otherwise: bool) -> bool:
     """How words run: as their first letter does (UAX 9, P2 and P3)."""
     for part in parts:
         for way in map(bidirectional, part if isinstance(part, str) else ""):
@@ -54,29 +56,32 @@ def is_right_to_left(parts: Parts, otherwise: bool) -> bool:
     return otherwise
 
 
-def apart(parts: Parts) -> Parts:
+def isolate_placeholders(parts: TemplateParts) -> TemplateParts:
     """The slots of a plain text, those of words marked."""
-    return tuple(part if isinstance(part, str) else _marked(part) for part in parts)
+    return tuple(part if isinstance(part, str) else _isolate_placeholder(part) for part in parts)
 
 
-def apart_in_html(parts: Parts) -> Parts:
+def isolate_html_placeholders(parts: TemplateParts) -> TemplateParts:
     """The slots of HTML, those marked that stand among words and not in a tag, a title or a style."""
-    slots = [part for part in parts if isinstance(part, Slot)]
+    slots = [part for part in parts if isinstance(part, Placeholder)]
     numbers = iter(range(len(slots)))
-    reader = _Reader()
-    reader.feed("".join(part if isinstance(part, str) else f"{OPEN}{next(numbers)}{CLOSE}" for part in parts))
+    reader = _TextMarkerFinder()
+    reader.feed(
+        "".join(part if isinstance(part, str) else f"{MARKER_OPEN}{next(numbers)}{MARKER_CLOSE}" for part in parts)
+    )
     reader.close()
     numbers = iter(range(len(slots)))
     return tuple(
-        part if isinstance(part, str) else _marked(part) if next(numbers) in reader.found else part for part in parts
+        part if isinstance(part, str) else _isolate_placeholder(part) if next(numbers) in reader.found else part
+        for part in parts
     )
 
 
-def _marked(slot: Slot) -> Slot:
-    return Slot(slot.name, slot.fallback, True) if slot.name in APART else slot
+def _isolate_placeholder(slot: Placeholder) -> Placeholder:
+    return Placeholder(slot.name, slot.fallback, True) if slot.name in ISOLATED_PLACEHOLDERS else slot
 
 
-class _Reader(HTMLParser):
+class _TextMarkerFinder(HTMLParser):
     """Finds the marks that stand among words."""
 
     SILENT = frozenset(("title", "style", "script", "textarea", "option"))
@@ -96,4 +101,4 @@ class _Reader(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if not self.silent:
-            self.found |= {int(number) for number in _MARK.findall(data)}
+            self.found |= {int(number) for number in _MARKER.findall(data)}

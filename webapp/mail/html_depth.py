@@ -6,11 +6,11 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-DEPTH_MAX = 200
+HTML_DEPTH_MAX = 200
 # Tags in comments and the like, as one reader sees it and another may not. Some thousand would be too deep.
-UNSEEN_MAX = 500
+UNPARSED_TAGS_MAX = 500
 # Never have an end of their own.
-_VOID = frozenset(
+_VOID_ELEMENTS = frozenset(
     [
         "area",
         "base",
@@ -32,7 +32,7 @@ _VOID = frozenset(
     ]
 )
 # Their end closes what may be left open in them (HTML, 13.1.2.4); that of others, as of <b>, does not.
-_CLOSING = frozenset(
+_CLOSES_OPEN_CHILDREN = frozenset(
     [
         "address",
         "article",
@@ -60,56 +60,56 @@ _CLOSING = frozenset(
         "ul",
     ]
 )
-_CELLS = frozenset(["p", "td", "th"])
-_ROWS = _CELLS | {"tr"}
-_TERMS = frozenset(["p", "dt", "dd"])
-_GROUPS = _ROWS | {"tbody", "thead", "tfoot"}
+_CLOSED_BY_CELL = frozenset(["p", "td", "th"])
+_CLOSED_BY_ROW = _CLOSED_BY_CELL | {"tr"}
+_CLOSED_BY_TERM = frozenset(["p", "dt", "dd"])
+_CLOSED_BY_ROW_GROUP = _CLOSED_BY_ROW | {"tbody", "thead", "tfoot"}
 # Which open elements end where this one begins.
-_OPTIONAL = {
+_IMPLIED_END_TAGS = {
     "p": frozenset(["p"]),
     "li": frozenset(["p", "li"]),
-    "dt": _TERMS,
-    "dd": _TERMS,
-    "td": _CELLS,
-    "th": _CELLS,
-    "tr": _ROWS,
-    "tbody": _GROUPS,
-    "thead": _GROUPS,
-    "tfoot": _GROUPS,
+    "dt": _CLOSED_BY_TERM,
+    "dd": _CLOSED_BY_TERM,
+    "td": _CLOSED_BY_CELL,
+    "th": _CLOSED_BY_CELL,
+    "tr": _CLOSED_BY_ROW,
+    "tbody": _CLOSED_BY_ROW_GROUP,
+    "thead": _CLOSED_BY_ROW_GROUP,
+    "tfoot": _CLOSED_BY_ROW_GROUP,
 }
 # What stands in these is text, also what looks like an end.
-_TEXT = frozenset(["iframe", "noembed", "noframes", "plaintext", "textarea", "title", "xmp"])
+_RAW_TEXT_ELEMENTS = frozenset(["iframe", "noembed", "noframes", "plaintext", "textarea", "title", "xmp"])
 # Ends a comment for some readers only.
-_ODD_END = re.compile(r"--(?:!|\s)\s*>")
-_TAG = re.compile(r"<[A-Za-z]")
+_MALFORMED_COMMENT_END = re.compile(r"--(?:!|\s)\s*>")
+_START_TAG = re.compile(r"<[A-Za-z]")
 
 
-class TooDeep(ValueError):
+class HtmlTooDeep(ValueError):
     """HTML that would harm whatever reads it. The message is for the writer."""
 
 
-def refuse_deep(source: str) -> None:
+def check_html_depth(source: str) -> None:
     """Nothing, when the HTML can be read safely.
 
     :raises TooDeep: with what to do.
     """
     # As most mails are: too few tags to be nested too deep.
-    tags = sum(1 for _ in _TAG.finditer(source))
-    if tags <= DEPTH_MAX:
+    tags = sum(1 for _ in _START_TAG.finditer(source))
+    if tags <= HTML_DEPTH_MAX:
         return
-    if _ODD_END.search(source):
-        raise TooDeep("A comment does not end with “-->”, but nearly so. Please mend the HTML.")
+    if _MALFORMED_COMMENT_END.search(source):
+        raise HtmlTooDeep("A comment does not end with “-->”, but nearly so. Please mend the HTML.")
     # Python's reader looks for the end of each tag that has none again and again.
-    if source.count("<", source.rfind(">") + 1) > DEPTH_MAX:
-        raise TooDeep("Many tags at its end are not closed. Please mend the HTML.")
-    reader = _Depth()
+    if source.count("<", source.rfind(">") + 1) > HTML_DEPTH_MAX:
+        raise HtmlTooDeep("Many tags at its end are not closed. Please mend the HTML.")
+    reader = _DepthParser()
     reader.feed(source)
     reader.close()
-    if tags - reader.seen > UNSEEN_MAX:
-        raise TooDeep(f"More than {UNSEEN_MAX} tags are in comments. Please take some away.")
+    if tags - reader.seen > UNPARSED_TAGS_MAX:
+        raise HtmlTooDeep(f"More than {UNPARSED_TAGS_MAX} tags are in comments. Please take some away.")
 
 
-class _Depth(HTMLParser):
+class _DepthParser(HTMLParser):
     """Counts what is open. It rather counts too much: what is left open in the wrong place stays open."""
 
     # A style sheet within a drawing is read as elements; here all are.
@@ -122,28 +122,28 @@ class _Depth(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.seen += 1
-        if tag in _VOID and "svg" not in self.open and "math" not in self.open:
+        if tag in _VOID_ELEMENTS and "svg" not in self.open and "math" not in self.open:
             return
-        while self.open and self.open[-1] in _OPTIONAL.get(tag, ()):
+        while self.open and self.open[-1] in _IMPLIED_END_TAGS.get(tag, ()):
             self.open.pop()
         self.open.append(tag)
-        if len(self.open) > DEPTH_MAX:
-            raise TooDeep(
-                f"Elements are nested more than {DEPTH_MAX} deep, or as many are never closed. "
+        if len(self.open) > HTML_DEPTH_MAX:
+            raise HtmlTooDeep(
+                f"Elements are nested more than {HTML_DEPTH_MAX} deep, or as many are never closed. "
                 "Please close them, or take some away."
             )
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         # <div/> is not closed in HTML, only in a drawing.
         self.handle_starttag(tag, attrs)
-        if tag not in _VOID and ("svg" in self.open or "math" in self.open):
+        if tag not in _VOID_ELEMENTS and ("svg" in self.open or "math" in self.open):
             self.handle_endtag(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        if tag not in _TEXT and not _TEXT.isdisjoint(self.open):
+        if tag not in _RAW_TEXT_ELEMENTS and not _RAW_TEXT_ELEMENTS.isdisjoint(self.open):
             return
         at = len(self.open) - 1
-        while tag in _CLOSING and at >= 0 and self.open[at] != tag and self.open[at] in _OPTIONAL:
+        while tag in _CLOSES_OPEN_CHILDREN and at >= 0 and self.open[at] != tag and self.open[at] in _IMPLIED_END_TAGS:
             at -= 1
         if at >= 0 and self.open[at] == tag:
             del self.open[at:]

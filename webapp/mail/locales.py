@@ -8,7 +8,7 @@ from babel import Locale, UnknownLocaleError
 
 
 @lru_cache(4096)
-def known(tag: str | None, otherwise: str) -> str:
+def resolve_locale(tag: str | None, otherwise: str) -> str:
     """The locale of a customer's tag (RFC 5646) as Babel names it, or `otherwise` for none, an unknown or a broken one.
 
     Of a tag whose country or script CLDR does not know, the language counts: `de-XX` is read as `de`.
@@ -22,5 +22,5 @@ def known(tag: str | None, otherwise: str) -> str:
     return otherwise
 
 
-def is_right_to_left(locale: str) -> bool:
+def is_locale_right_to_left(locale: str) -> bool:
     return str(Locale.parse(locale).text_direction) == "rtl"

@@ -11,32 +11,34 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from webapp.mail.template import Parts, Slot
+from webapp.mail.template import Placeholder, TemplateParts
 
 # A blank at the end of a line is written as a code, and binascii makes the line up to two longer than 76 by that.
-_BLANK_AT_THE_END = re.compile(rb"(?m)^(.{74,})(=20|=09)$")
+_TRAILING_WHITESPACE = re.compile(rb"(?m)^(.{74,})(=20|=09)$")
 
 
 @dataclass(frozen=True)
-class Stamp:
+class MergeField:
     """Where a value goes into a body that is quoted-printable already."""
 
-    slot: Slot
-    written: Callable[[Slot, str], str]
+    slot: Placeholder
+    written: Callable[[Placeholder, str], str]
     ends_line: bool
 
     def stamp(self, values: Mapping[str, str]) -> bytes:
-        quoted = _quoted(self.written(self.slot, values[self.slot.name]))
-        return quoted if self.ends_line else _broken_off(quoted)
+        quoted = _encode_text(self.written(self.slot, values[self.slot.name]))
+        return quoted if self.ends_line else _append_soft_break(quoted)
 
 
-class Stamped:
+class MergeBody:
     """Pieces of a message, some of them stamps. What stands in several places is written once for each recipient."""
 
-    def __init__(self, pieces: list[bytes | Stamp]) -> None:
-        self.stamps: list[Stamp] = list(dict.fromkeys(piece for piece in pieces if isinstance(piece, Stamp)))
+    def __init__(self, pieces: list[bytes | MergeField]) -> None:
+        self.stamps: list[MergeField] = list(dict.fromkeys(piece for piece in pieces if isinstance(piece, MergeField)))
         self._pieces = [piece if isinstance(piece, bytes) else b"" for piece in pieces]
-        self._holes = [(at, self.stamps.index(piece)) for at, piece in enumerate(pieces) if isinstance(piece, Stamp)]
+        self._holes = [
+            (at, self.stamps.index(piece)) for at, piece in enumerate(pieces) if isinstance(piece, MergeField)
+        ]
 
     def write(self, values: Mapping[str, str]) -> list[bytes]:
         """The pieces with a recipient's values."""
@@ -47,35 +49,35 @@ class Stamped:
         return pieces
 
 
-def pieces(parts: Parts, written: Callable[[Slot, str], str]) -> list[bytes | Stamp]:
+def encode_body(parts: TemplateParts, written: Callable[[Placeholder, str], str]) -> list[bytes | MergeField]:
     """A body in quoted-printable; no line gets longer than 76.
 
     :param written: how a value stands in it; what is empty, by the words for that.
     """
-    out: list[bytes | Stamp] = []
+    out: list[bytes | MergeField] = []
     for index, part in enumerate(parts):
         following = parts[index + 1] if index + 1 < len(parts) else "\n"
-        if isinstance(part, Slot):
+        if isinstance(part, Placeholder):
             ends_line = isinstance(following, str) and following.startswith(("\n", "\r\n"))
-            out.append(Stamp(part, written, ends_line))
+            out.append(MergeField(part, written, ends_line))
         else:
-            quoted = _quoted(part)
+            quoted = _encode_text(part)
             starts_line = quoted.endswith(b"\r\n") or isinstance(following, str)
-            out.append(quoted if starts_line else _broken_off(quoted))
+            out.append(quoted if starts_line else _append_soft_break(quoted))
     return out
 
 
-def _quoted(text: str) -> bytes:
+def _encode_text(text: str) -> bytes:
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     # The soft breaks it puts in end like the text's own lines, if it has any: so all become CRLF afterwards.
     lines = binascii.b2a_qp(text.encode(), istext=True)
     if b"=20\n" in lines or b"=09\n" in lines:
-        lines = _BLANK_AT_THE_END.sub(rb"\1=\n\2", lines)
+        lines = _TRAILING_WHITESPACE.sub(rb"\1=\n\2", lines)
     return lines.replace(b"\n", b"\r\n")
 
 
-def _broken_off(quoted: bytes) -> bytes:
+def _append_soft_break(quoted: bytes) -> bytes:
     """With a soft line break behind it; no line gets longer than 76."""
     if len(quoted) - quoted.rfind(b"\n") - 1 < 76:
         return quoted + b"=\r\n"

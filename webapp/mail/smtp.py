@@ -30,12 +30,12 @@ from flask import current_app
 from webapp.mail import timeouts
 
 # The first digit of the answers by which a command is taken (RFC 5321, 4.2.1).
-TAKEN = {"MAIL": 2, "RCPT": 2, "DATA": 3}
+SUCCESS_REPLY_CLASS = {"MAIL": 2, "RCPT": 2, "DATA": 3}
 
 # In bytes; an answer is a line or a few.
-LONGEST = 64 * 1024
+MAX_REPLY_BYTES = 64 * 1024
 # Reasons of OpenSSL for which trying again is no use: the two sides have no way to encrypt in common.
-NO_COMMON_TLS = (
+PERMANENT_TLS_ERRORS = (
     "WRONG_VERSION_NUMBER",
     "UNSUPPORTED_PROTOCOL",
     "NO_PROTOCOLS_AVAILABLE",
@@ -43,11 +43,11 @@ NO_COMMON_TLS = (
     "TLSV1_ALERT_PROTOCOL_VERSION",
 )
 
-Kind = Literal["accepted", "failed", "deferred", "trouble", "refused", "uncertain", "stopped"]
+OutcomeKind = Literal["accepted", "failed", "deferred", "trouble", "refused", "uncertain", "stopped"]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SmtpOutcome:
     """What became of one attempt.
 
     accepted: the relay has it · failed: never for this recipient · deferred: later for this recipient ·
@@ -55,21 +55,21 @@ class Outcome:
     nothing from us · uncertain: the connection broke after the body · stopped: the caller called it off in time.
     """
 
-    kind: Kind
+    kind: OutcomeKind
     code: int | None = None
     text: str = ""
     at: str = ""
 
 
-class RelayDown(Exception):
+class RelayUnavailable(Exception):
     """The relay can't be reached, or breaks off before a mail was begun. Try later."""
 
 
-class RelayRefuses(Exception):
+class RelayRejected(Exception):
     """The relay refuses us: TLS, the user name and password, or a sender it will not have. Somebody must act."""
 
 
-class Letter(flask_mail.Message):
+class OutgoingMessage(flask_mail.Message):
     """A message that is finished: the bytes for one recipient, with the addresses of its envelope."""
 
     def __init__(self, sender: str, to: str, raw: bytes) -> None:
@@ -91,17 +91,17 @@ class Letter(flask_mail.Message):
         return self.raw.decode()
 
     def has_bad_headers(self) -> bool:
-        return any(_breaks_lines(address) for address in (str(self.sender), self.to))
+        return any(_has_forbidden_characters(address) for address in (str(self.sender), self.to))
 
 
-class _Talk(smtplib.SMTP):
+class _SmtpSession(smtplib.SMTP):
     """smtplib's side of a conversation, with an end to it: all that is heard until `deadline` (of `time.monotonic`)
     counts, however slowly it comes, and only so much of it."""
 
     def __init__(self, server: str, port: int) -> None:
-        self.deadline = time.monotonic() + timeouts.CONNECT
+        self.deadline = time.monotonic() + timeouts.CONNECT_TIMEOUT
         self.held = b""
-        super().__init__(server, port, timeout=timeouts.CONNECT)
+        super().__init__(server, port, timeout=timeouts.CONNECT_TIMEOUT)
 
     def until(self, seconds: float) -> None:
         """What is heard from now on has to come within so many seconds."""
@@ -113,7 +113,7 @@ class _Talk(smtplib.SMTP):
         while True:
             line = self._line()
             size += len(line)
-            if size > LONGEST:
+            if size > MAX_REPLY_BYTES:
                 self.close()
                 raise smtplib.SMTPServerDisconnected("its answer has no end")
             if not line[:3].isdigit():
@@ -124,7 +124,7 @@ class _Talk(smtplib.SMTP):
 
     def _line(self) -> bytes:
         while b"\n" not in self.held:
-            if self.sock is None or len(self.held) > LONGEST:
+            if self.sock is None or len(self.held) > MAX_REPLY_BYTES:
                 self.close()
                 raise smtplib.SMTPServerDisconnected("its answer has no end" if self.held else "not connected")
             left = self.deadline - time.monotonic()
@@ -140,21 +140,21 @@ class _Talk(smtplib.SMTP):
         return line
 
 
-class _SecretTalk(_Talk, smtplib.SMTP_SSL):
+class _ImplicitTlsSmtpSession(_SmtpSession, smtplib.SMTP_SSL):
     """The same, encrypted from the first byte."""
 
     def __init__(self, server: str, port: int) -> None:
-        self.deadline = time.monotonic() + timeouts.CONNECT
+        self.deadline = time.monotonic() + timeouts.CONNECT_TIMEOUT
         self.held = b""
-        smtplib.SMTP_SSL.__init__(self, server, port, timeout=timeouts.CONNECT, context=_trusted())
+        smtplib.SMTP_SSL.__init__(self, server, port, timeout=timeouts.CONNECT_TIMEOUT, context=_create_tls_context())
 
 
-class Relay(flask_mail.Connection):
+class RelayConnection(flask_mail.Connection):
     """One connection to the relay, reused for many mails. Not for two threads at once."""
 
-    host: _Talk | None
+    host: _SmtpSession | None
 
-    def __enter__(self) -> Relay:
+    def __enter__(self) -> RelayConnection:
         return self
 
     def __exit__(
@@ -182,31 +182,35 @@ class Relay(flask_mail.Connection):
         except ssl.SSLError as error:
             reason = (error.reason or str(error)).replace("_", " ").lower()
             words = f"TLS: {getattr(error, 'verify_message', '') or reason}"
-            for_good = isinstance(error, ssl.SSLCertVerificationError) or error.reason in NO_COMMON_TLS
-            raise (RelayRefuses if for_good else RelayDown)(words) from error
+            for_good = isinstance(error, ssl.SSLCertVerificationError) or error.reason in PERMANENT_TLS_ERRORS
+            raise (RelayRejected if for_good else RelayUnavailable)(words) from error
         except smtplib.SMTPNotSupportedError as error:
-            raise RelayRefuses(str(error)) from error
+            raise RelayRejected(str(error)) from error
         except smtplib.SMTPResponseException as error:
-            words = f"{error.smtp_code} {_words(error.smtp_error)}" if error.smtp_code > 0 else _reason(error)
-            raise (RelayRefuses if error.smtp_code >= 500 else RelayDown)(words) from error
+            words = (
+                f"{error.smtp_code} {_normalise_reply_text(error.smtp_error)}"
+                if error.smtp_code > 0
+                else _describe_error(error)
+            )
+            raise (RelayRejected if error.smtp_code >= 500 else RelayUnavailable)(words) from error
         except (OSError, smtplib.SMTPException) as error:
-            raise RelayDown(_reason(error)) from error
+            raise RelayUnavailable(_describe_error(error)) from error
         except ValueError as error:
-            raise RelayRefuses("the server's name, the user name or the password can't be sent as it is") from error
+            raise RelayRejected("the server's name, the user name or the password can't be sent as it is") from error
 
-    def configure_host(self) -> _Talk:
+    def configure_host(self) -> _SmtpSession:
         """A connection that is greeted, encrypted as configured and signed in."""
         host = self._connect()
         try:
-            host.until(timeouts.CONNECT)
-            _greet(host)
+            host.until(timeouts.CONNECT_TIMEOUT)
+            _send_ehlo(host)
             if self.mail.use_tls:
-                code, words = host.starttls(context=_trusted())
+                code, words = host.starttls(context=_create_tls_context())
                 if code != 220:
                     raise smtplib.SMTPResponseException(code, words)
                 # What came before is not of this conversation: it may be anybody's (CVE-2011-0411).
                 host.held = b""
-                _greet(host)
+                _send_ehlo(host)
             if self.mail.username and self.mail.password:
                 host.login(self.mail.username, self.mail.password)
         except BaseException:
@@ -214,8 +218,8 @@ class Relay(flask_mail.Connection):
             raise
         return host
 
-    def _connect(self) -> _Talk:
-        talk = _SecretTalk if self.mail.use_ssl else _Talk
+    def _connect(self) -> _SmtpSession:
+        talk = _ImplicitTlsSmtpSession if self.mail.use_ssl else _SmtpSession
         host = talk(self.mail.server, self.mail.port or 0)
         if host.sock is not None:
             # A body's last piece must not wait until the relay has confirmed the piece before.
@@ -229,18 +233,18 @@ class Relay(flask_mail.Connection):
         :raises RelayRefuses: when it never will.
         """
         self.open()
-        outcome = self.deliver(cast(Letter, message))
+        outcome = self.deliver(cast(OutgoingMessage, message))
         if outcome.kind in ("failed", "refused"):
-            raise RelayRefuses(f"{outcome.code} {outcome.text}" if outcome.code else outcome.text)
+            raise RelayRejected(f"{outcome.code} {outcome.text}" if outcome.code else outcome.text)
         if outcome.kind != "accepted":
-            raise RelayDown(f"{outcome.code} {outcome.text}" if outcome.code else outcome.text)
+            raise RelayUnavailable(f"{outcome.code} {outcome.text}" if outcome.code else outcome.text)
 
     def deliver(
         self,
-        letter: Letter,
+        letter: OutgoingMessage,
         may_send: Callable[[], bool] = lambda: True,
         meanwhile: Callable[[], object] = lambda: None,
-    ) -> Outcome:
+    ) -> SmtpOutcome:
         """Hand one letter over, step by step. After anything but a plain answer the connection is closed.
 
         :param may_send: asked right before the body, the point of no return; False calls the mail off.
@@ -248,30 +252,32 @@ class Relay(flask_mail.Connection):
         """
         host = self.host
         if host is None:
-            return Outcome("trouble", None, "not connected", "connect")
+            return SmtpOutcome("trouble", None, "not connected", "connect")
         if letter.has_bad_headers():
-            return Outcome("failed", None, "this can't be written as an address", "address")
+            return SmtpOutcome("failed", None, "this can't be written as an address", "address")
         try:
             refusal = self._envelope(host, letter, meanwhile)
             if refusal is not None:
                 return refusal
             if not may_send():
                 self.close()
-                return Outcome("stopped")
+                return SmtpOutcome("stopped")
             return self._body(host, letter)
         except (OSError, smtplib.SMTPException) as error:
             self.close()
-            return Outcome("trouble", None, _reason(error), "before the body")
+            return SmtpOutcome("trouble", None, _describe_error(error), "before the body")
 
-    def _envelope(self, host: _Talk, letter: Letter, meanwhile: Callable[[], object]) -> Outcome | None:
+    def _envelope(
+        self, host: _SmtpSession, letter: OutgoingMessage, meanwhile: Callable[[], object]
+    ) -> SmtpOutcome | None:
         """MAIL, RCPT and DATA; None when all were taken. At once where the relay reads ahead (RFC 2920), which saves
         two of four round trips; every command has its own answer all the same."""
         options = "" if letter.to.isascii() else " SMTPUTF8 BODY=8BITMIME"
         if options and not host.has_extn("smtputf8"):
-            return Outcome("failed", None, "the relay takes no addresses with such letters (SMTPUTF8)", "address")
+            return SmtpOutcome("failed", None, "the relay takes no addresses with such letters (SMTPUTF8)", "address")
         commands = {"MAIL": f"MAIL FROM:<{letter.sender}>{options}", "RCPT": f"RCPT TO:<{letter.to}>", "DATA": "DATA"}
-        host.until(timeouts.REPLY)
-        _limit(host, timeouts.REPLY)
+        host.until(timeouts.REPLY_TIMEOUT)
+        _set_socket_timeout(host, timeouts.REPLY_TIMEOUT)
         groups = [tuple(commands)] if host.has_extn("pipelining") else [(verb,) for verb in commands]
         for group in groups:
             host.send("".join(f"{commands[verb]}\r\n" for verb in group).encode())
@@ -282,7 +288,7 @@ class Relay(flask_mail.Connection):
                 return self._refusal(host, *refused)
         return None
 
-    def _hear(self, host: _Talk, group: tuple[str, ...]) -> tuple[int, bytes, str] | None:
+    def _hear(self, host: _SmtpSession, group: tuple[str, ...]) -> tuple[int, bytes, str] | None:
         """The first refusal among the answers to a group of commands, all of them read; None when there is none."""
         refused: tuple[int, bytes, str] | None = None
         for verb in group:
@@ -294,7 +300,7 @@ class Relay(flask_mail.Connection):
                 # What was answered before the connection broke stays true.
                 self.close()
                 return refused
-            taken = code // 100 == TAKEN[verb]
+            taken = code // 100 == SUCCESS_REPLY_CLASS[verb]
             if refused is None and not taken:
                 refused = code, words, verb
             if refused is not None and ((verb == "DATA" and taken) or code in (-1, 421)):
@@ -303,45 +309,47 @@ class Relay(flask_mail.Connection):
                 return refused
         return refused
 
-    def _body(self, host: _Talk, letter: Letter) -> Outcome:
+    def _body(self, host: _SmtpSession, letter: OutgoingMessage) -> SmtpOutcome:
         if host.sock is None:
             raise smtplib.SMTPServerDisconnected("the connection is closed")
-        body = _stuffed(letter.raw)
-        _limit(host, timeouts.BODY)
+        body = _dot_stuff(letter.raw)
+        _set_socket_timeout(host, timeouts.BODY_TIMEOUT)
         # An error in here leaves the closing dot unsent, so the relay has to forget the mail.
         host.sock.sendall(body)
-        host.until(timeouts.REPLY)
+        host.until(timeouts.REPLY_TIMEOUT)
         try:
             code, words = host.getreply()
         except (OSError, smtplib.SMTPException) as error:
             self.close()
-            return Outcome("uncertain", None, f"no answer after the mail was handed over: {_reason(error)}", "body")
+            return SmtpOutcome(
+                "uncertain", None, f"no answer after the mail was handed over: {_describe_error(error)}", "body"
+            )
         if 200 <= code < 300:
             flask_mail.email_dispatched.send(current_app, message=letter)
-            return Outcome("accepted", code, _words(words))
+            return SmtpOutcome("accepted", code, _normalise_reply_text(words))
         if not 400 <= code < 600:
             self.close()
-            return Outcome("uncertain", None, "the answer after the mail was handed over makes no sense", "body")
+            return SmtpOutcome("uncertain", None, "the answer after the mail was handed over makes no sense", "body")
         return self._refusal(host, code, words, "body")
 
-    def _refusal(self, host: _Talk, code: int, words: bytes, at: str) -> Outcome:
-        text = _words(words)
+    def _refusal(self, host: _SmtpSession, code: int, words: bytes, at: str) -> SmtpOutcome:
+        text = _normalise_reply_text(words)
         if code == 421 or (at == "MAIL" and 400 <= code < 500):
             self.close()
-            return Outcome("trouble", code, text, at)
+            return SmtpOutcome("trouble", code, text, at)
         if not 400 <= code < 600:
             self.close()
-            return Outcome("trouble", None, text or "the answer makes no sense", at)
+            return SmtpOutcome("trouble", None, text or "the answer makes no sense", at)
         self._reset(host)
         if at == "MAIL":
-            return Outcome("refused", code, text, at)
-        return Outcome("failed" if code >= 500 else "deferred", code, text, at)
+            return SmtpOutcome("refused", code, text, at)
+        return SmtpOutcome("failed" if code >= 500 else "deferred", code, text, at)
 
-    def _reset(self, host: _Talk) -> None:
+    def _reset(self, host: _SmtpSession) -> None:
         """Ready for the next mail; a connection that will not be is dropped, and the outcome stays what it was."""
         if self.host is None:
             return
-        host.until(timeouts.RESET)
+        host.until(timeouts.RESET_TIMEOUT)
         try:
             if host.docmd("RSET")[0] != 250:
                 self.close()
@@ -361,18 +369,18 @@ class Relay(flask_mail.Connection):
             return
         try:
             host.until(2)
-            _limit(host, 2)
+            _set_socket_timeout(host, 2)
             host.quit()
         except (OSError, smtplib.SMTPException):
             host.close()
 
 
-def relay() -> Relay:
+def create_relay_connection() -> RelayConnection:
     """A connection to the configured relay, not yet opened."""
-    return Relay(current_app.extensions["mail"])
+    return RelayConnection(current_app.extensions["mail"])
 
 
-def _greet(host: _Talk) -> None:
+def _send_ehlo(host: _SmtpSession) -> None:
     """EHLO, or HELO for a relay that does not know it; a relay that has no time now is not asked a second way."""
     code, words = host.ehlo()
     if 500 <= code < 600:
@@ -381,36 +389,36 @@ def _greet(host: _Talk) -> None:
         raise smtplib.SMTPHeloError(code, words)
 
 
-def _trusted() -> ssl.SSLContext:
+def _create_tls_context() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-def _limit(host: _Talk, seconds: float) -> None:
+def _set_socket_timeout(host: _SmtpSession, seconds: float) -> None:
     if host.sock is not None:
         host.sock.settimeout(seconds)
 
 
-def _stuffed(raw: bytes) -> bytes:
+def _dot_stuff(raw: bytes) -> bytes:
     """The body as RFC 5321 wants it on the wire: leading dots doubled, a lone dot at the end."""
     raw = (b"." + raw if raw.startswith(b".") else raw).replace(b"\n.", b"\n..")
     return raw + (b".\r\n" if raw.endswith(b"\r\n") else b"\r\n.\r\n")
 
 
-def _breaks_lines(value: str) -> bool:
+def _has_forbidden_characters(value: str) -> bool:
     return any(c in value for c in "\r\n\0<> ")
 
 
-def _words(given: bytes | str) -> str:
+def _normalise_reply_text(given: bytes | str) -> str:
     text = given.decode("utf-8", "replace") if isinstance(given, bytes) else given
     return " ".join(text.replace("\0", "").split())[:500]
 
 
-def _reason(error: Exception) -> str:
-    words = _words(str(error))
+def _describe_error(error: Exception) -> str:
+    words = _normalise_reply_text(str(error))
     if isinstance(error, TimeoutError) or words.endswith("timed out"):
         return "it did not answer in time"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, smtplib.SMTPResponseException) and error.smtp_code < 0:
-        return f"its answer makes no sense: {_words(error.smtp_error)}"
+        return f"its answer makes no sense: {_normalise_reply_text(error.smtp_error)}"
     return words or type(error).__name__

@@ -12,7 +12,13 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from webapp.core.settings import ROOT
-from webapp.monitoring.queries import Figures, Mailings, Redeeming, Server, Workers
+from webapp.monitoring.queries import (
+    CampaignMetrics,
+    DatabaseMetrics,
+    MetricsSnapshot,
+    RedemptionMetrics,
+    WorkerMetrics,
+)
 
 # Every state is always told of, with 0 where there is none: a line that only appears in trouble can't be compared.
 CAMPAIGN_STATES = ("draft", "scheduled", "preparing", "sending", "paused", "cancelled", "done")
@@ -20,14 +26,14 @@ MAIL_STATES = ("waiting", "sent", "deferred", "failed", "uncertain", "skipped", 
 IMPORT_STATES = ("receiving", "queued", "running", "done", "failed")
 
 
-def page(figures: Figures | None, release: str, accept: str = "") -> tuple[bytes, str]:
+def render_metrics(figures: MetricsSnapshot | None, release: str, accept: str = "") -> tuple[bytes, str]:
     """The figures as text, and its media type: that of Prometheus 0.0.4, or OpenMetrics where it is asked for.
 
     :param figures: None when the database gave none.
     :param accept: the header of the same name (RFC 9110), as Prometheus sends it.
     """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Figures(figures, release))
+    registry.register(_MetricsCollector(figures, release))
     encode, media_type = choose_encoder(accept)
     return encode(registry), media_type
 
@@ -38,8 +44,8 @@ def expected_migration() -> str:
     return ScriptDirectory(str(ROOT / "migrations")).get_current_head() or ""
 
 
-class _Figures(Collector):
-    def __init__(self, figures: Figures | None, release: str) -> None:
+class _MetricsCollector(Collector):
+    def __init__(self, figures: MetricsSnapshot | None, release: str) -> None:
         self.figures = figures
         self.release = release
 
@@ -53,20 +59,20 @@ class _Figures(Collector):
         )
         if found is None:
             return
-        yield from _server(found.server)
+        yield from _database_metrics(found.server)
         if found.workers:
-            yield from _workers(found.workers)
+            yield from _worker_metrics(found.workers)
         if found.mailings:
-            yield from _mailings(found.mailings)
+            yield from _campaign_metrics(found.mailings)
         if found.redeeming:
-            yield from _redeeming(found.redeeming)
+            yield from _redemption_metrics(found.redeeming)
         if found.imports is not None:
-            yield _by(
+            yield _labelled_gauge(
                 "onecode_imports", "Imports by state.", "state", {s: found.imports.get(s, 0) for s in IMPORT_STATES}
             )
 
 
-def _server(found: Server) -> Iterator[Metric]:
+def _database_metrics(found: DatabaseMetrics) -> Iterator[Metric]:
     expected = expected_migration()
     yield InfoMetricFamily(
         "onecode_migration",
@@ -83,12 +89,12 @@ def _server(found: Server) -> Iterator[Metric]:
     yield _gauge("onecode_queue_scheduled_tasks", "Tasks in the queue for a later time.", found.scheduled)
 
 
-def _workers(found: Workers) -> Iterator[Metric]:
+def _worker_metrics(found: WorkerMetrics) -> Iterator[Metric]:
     yield _gauge("onecode_workers", "Worker processes heard of in the last minute.", found.alive)
     yield _gauge(
         "onecode_worker_busy_seconds", "For how long a worker has been at the task that was begun first.", found.busy
     )
-    yield _by(
+    yield _labelled_gauge(
         "onecode_sweep_timestamp_seconds",
         "When a task of every minute was last got through, by any worker, in seconds since 1970.",
         "task",
@@ -96,9 +102,9 @@ def _workers(found: Workers) -> Iterator[Metric]:
     )
 
 
-def _mailings(found: Mailings) -> Iterator[Metric]:
+def _campaign_metrics(found: CampaignMetrics) -> Iterator[Metric]:
     states = {state: found.by_status.get(state, 0) for state in CAMPAIGN_STATES}
-    yield _by("onecode_campaigns", "Campaigns by state.", "state", states)
+    yield _labelled_gauge("onecode_campaigns", "Campaigns by state.", "state", states)
     yield _gauge(
         "onecode_campaigns_paused_by_themselves", "Campaigns paused, but not by staff.", found.paused_by_itself
     )
@@ -112,7 +118,7 @@ def _mailings(found: Mailings) -> Iterator[Metric]:
         for state in MAIL_STATES:
             mails.add_metric([str(campaign_id), state], getattr(counts, state))
     yield mails
-    yield _by(
+    yield _labelled_gauge(
         "onecode_campaign_stalled",
         "Whether nothing of an open campaign moves although somebody waits for its mail.",
         "campaign",
@@ -120,7 +126,7 @@ def _mailings(found: Mailings) -> Iterator[Metric]:
     )
 
 
-def _redeeming(found: Redeeming) -> Iterator[Metric]:
+def _redemption_metrics(found: RedemptionMetrics) -> Iterator[Metric]:
     yield CounterMetricFamily(
         "onecode_redemptions", "Redemptions ever made, those that were undone too.", found.redemptions
     )
@@ -135,7 +141,7 @@ def _gauge(name: str, words: str, value: float) -> Metric:
     return GaugeMetricFamily(name, words, float(value))
 
 
-def _by(name: str, words: str, label: str, values: Mapping[str, float]) -> Metric:
+def _labelled_gauge(name: str, words: str, label: str, values: Mapping[str, float]) -> Metric:
     family = GaugeMetricFamily(name, words, labels=[label])
     for key, value in values.items():
         family.add_metric([key], float(value))

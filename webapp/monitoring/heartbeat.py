@@ -12,43 +12,48 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from webapp.core import database_health, task_queue
 from webapp.monitoring import actions as monitoring_actions
-from webapp.monitoring.actions import Myself
+from webapp.monitoring.actions import WorkerIdentity
 
 log = logging.getLogger(__name__)
 
 # Seconds between two beats. The table is unlogged, so nothing of it reaches the disk's log but that it was written.
-EVERY = 20
+INTERVAL_SECONDS = 20
 # And before the next try when one could not be written down.
-SOON = 2
+RETRY_SECONDS = 2
 
 
 @contextmanager
-def beating(app: Flask, version: str) -> Iterator[Myself]:
+def send_heartbeats(app: Flask, version: str) -> Iterator[WorkerIdentity]:
     """Beat from now on, for as long as the block runs; then say that this worker ended because it was told to."""
-    me = Myself(version)
+    me = WorkerIdentity(version)
     ended = threading.Event()
-    thread = threading.Thread(target=_beat, args=(app, me, ended), name="heart", daemon=True)
+    thread = threading.Thread(target=_heartbeat_loop, args=(app, me, ended), name="heart", daemon=True)
     thread.start()
     try:
         yield me
     finally:
         ended.set()
         # Not for longer than a beat may take: where the database is away, so be it.
-        thread.join(EVERY)
+        thread.join(INTERVAL_SECONDS)
 
 
-def _beat(app: Flask, me: Myself, ended: threading.Event) -> None:
+def _heartbeat_loop(app: Flask, me: WorkerIdentity, ended: threading.Event) -> None:
     was_written = True
     while not ended.is_set():
-        error = _write(app, lambda: monitoring_actions.beat(me, task_queue.busy(), task_queue.swept()))
-        if error and was_written and not database_health.noticed(error):
-            log.warning("this worker can't write down that it lives, and goes on trying: %s", _words(error))
+        error = _run_in_app_context(
+            app,
+            lambda: monitoring_actions.record_heartbeat(
+                me, task_queue.longest_running_seconds(), task_queue.periodic_task_ages()
+            ),
+        )
+        if error and was_written and not database_health.detect_outage(error):
+            log.warning("this worker can't write down that it lives, and goes on trying: %s", _first_error_line(error))
         was_written = error is None
-        ended.wait(EVERY if was_written else SOON)
-    _write(app, lambda: monitoring_actions.stop(me))
+        ended.wait(INTERVAL_SECONDS if was_written else RETRY_SECONDS)
+    _run_in_app_context(app, lambda: monitoring_actions.record_shutdown(me))
 
 
-def _write(app: Flask, write: Callable[[], None]) -> SQLAlchemyError | None:
+def _run_in_app_context(app: Flask, write: Callable[[], None]) -> SQLAlchemyError | None:
     try:
         with app.app_context():
             write()
@@ -57,5 +62,5 @@ def _write(app: Flask, write: Callable[[], None]) -> SQLAlchemyError | None:
     return None
 
 
-def _words(error: SQLAlchemyError) -> str:
+def _first_error_line(error: SQLAlchemyError) -> str:
     return str(getattr(error, "orig", error)).strip().splitlines()[0]

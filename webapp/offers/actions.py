@@ -12,49 +12,57 @@ from sqlalchemy import Connection, func, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
-from webapp.accounts.actions import record
+from webapp.accounts.actions import record_audit_entry
 from webapp.core import local_time
-from webapp.core.errors import DomainError, FieldError, Invalid, NotFound
+from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.core.money import Discount
 from webapp.offers import queries as offer_queries
-from webapp.offers.code_actions import as_written, candidates, check_version, code_errors, code_taken, reserve, rewrite
+from webapp.offers.code_actions import (
+    candidate_codes,
+    check_version,
+    clean_display_code,
+    code_errors,
+    code_taken_error,
+    replace_code,
+    reserve_code,
+)
 from webapp.offers.models import Offer, OfferValues, normalise_code
 
 NAME_MAX = 200
 CAP_MAX = 10**12
 AMOUNT_MAX = 10**12
-YEARS = range(2000, 2200)
+VALID_YEARS = range(2000, 2200)
 
 
-def create(values: OfferValues, by: str) -> Offer:
+def create_offer(values: OfferValues, by: str) -> Offer:
     """Add an offer and commit. See `add`."""
-    offer = add(values, by)
+    offer = insert_offer(values, by)
     db.session.commit()
     return offer
 
 
-def add(values: OfferValues, by: str) -> Offer:
+def insert_offer(values: OfferValues, by: str) -> Offer:
     """Add an offer, in the transaction of the caller, who commits.
 
     :raises Invalid: with every field that can't be taken: `name_missing`, `code_taken`, `discount_invalid`,
         `window_invalid`, `cap_invalid`, `audience_unknown`, …
     """
-    _check(values)
-    row = _row(values)
+    _raise_if_invalid(values)
+    row = _column_values(values)
     offer = None
-    for code in candidates(values.code):
-        row |= {"code": normalise_code(code), "code_as_written": as_written(code)}
-        offer = _insert(row)
+    for code in candidate_codes(values.code):
+        row |= {"code": normalise_code(code), "code_as_written": clean_display_code(code)}
+        offer = _insert_with_code(row)
         if offer is not None:
             break
     if offer is None:
-        raise code_taken()
-    record(by, "offer.created", offer.code_as_written, name=offer.name)
+        raise code_taken_error()
+    record_audit_entry(by, "offer.created", offer.code_as_written, name=offer.name)
     return offer
 
 
-def change(
+def update_offer(
     offer_id: int, changes: Mapping[str, Any], version: int | None, by: str, paused: bool | None = None
 ) -> Offer:
     """Change an offer: `changes` names fields of OfferValues. Commits.
@@ -66,49 +74,49 @@ def change(
     :raises Invalid: as `add`; and `frozen` when the discount, the code, or whether there is a cap would change after
         the first launch or redemption, `cap_below_redeemed` when the cap would fall below what is used.
     """
-    offer = offer_queries.locked(offer_id)
+    offer = offer_queries.lock_offer(offer_id)
     if offer is None:
         raise NotFound("There is no such offer.")
     check_version(offer, version)
     values = dataclasses.replace(offer.values(), **changes)
-    _check(values)
-    _check_frozen(offer, values)
+    _raise_if_invalid(values)
+    _raise_if_frozen(offer, values)
     before = offer.values()
     if values != before:
-        _write(offer, values)
+        _save_values(offer, values)
         changed = [f.name for f in dataclasses.fields(values) if getattr(values, f.name) != getattr(before, f.name)]
-        record(by, "offer.changed", offer.code_as_written, fields=changed)
+        record_audit_entry(by, "offer.changed", offer.code_as_written, fields=changed)
     if paused is not None:
         _set_paused(offer, paused, by)
     db.session.commit()
     return offer
 
 
-def pause(offer_id: int, by: str) -> Offer:
+def pause_offer(offer_id: int, by: str) -> Offer:
     """Stop an offer from being redeemed until it is resumed. Pausing a paused one changes nothing. Commits.
 
     :raises NotFound: when there is no such offer.
     """
-    return change(offer_id, {}, None, by, paused=True)
+    return update_offer(offer_id, {}, None, by, paused=True)
 
 
-def resume(offer_id: int, by: str) -> Offer:
+def resume_offer(offer_id: int, by: str) -> Offer:
     """Let a paused offer be redeemed again. Commits.
 
     :raises NotFound: when there is no such offer.
     """
-    return change(offer_id, {}, None, by, paused=False)
+    return update_offer(offer_id, {}, None, by, paused=False)
 
 
-def require_personal_codes(offer_id: int, required: bool, by: str) -> Offer:
+def set_personal_code_required(offer_id: int, required: bool, by: str) -> Offer:
     """Have only personal codes and links work, or the shared code, too. A second time changes nothing. Commits.
 
     :raises NotFound: when there is no such offer.
     """
-    return change(offer_id, {"personal_code_required": required}, None, by)
+    return update_offer(offer_id, {"personal_code_required": required}, None, by)
 
 
-def freeze(offer_id: int, connection: Connection | None = None) -> bool:
+def freeze_offer(offer_id: int, connection: Connection | None = None) -> bool:
     """Freeze the discount, the code and whether there is a cap; True when this call did it. The caller commits.
 
     What a mail promised or a till gave is then worth the same for good, and no redemption goes uncounted. Another code
@@ -130,47 +138,50 @@ def freeze(offer_id: int, connection: Connection | None = None) -> bool:
 def _set_paused(offer: Offer, paused: bool, by: str) -> None:
     if (offer.paused_at is not None) == paused:
         return
-    offer.paused_at = offer_queries.clock() if paused else None
+    offer.paused_at = offer_queries.database_now() if paused else None
     offer.version += 1
-    record(by, "offer.paused" if paused else "offer.resumed", offer.code_as_written)
+    record_audit_entry(by, "offer.paused" if paused else "offer.resumed", offer.code_as_written)
 
 
-def _insert(row: dict[str, Any]) -> Offer | None:
+def _insert_with_code(row: dict[str, Any]) -> Offer | None:
     """The new offer, or None when its code is taken; also when somebody takes it at this very moment."""
     try:
         with db.session.begin_nested() as point:
             offer = db.session.scalars(insert(Offer).values(row).returning(Offer)).one()
-            if reserve(offer.id, row["code"], row["code_as_written"]):
+            if reserve_code(offer.id, row["code"], row["code_as_written"]):
                 return offer
             point.rollback()
             return None
     except IntegrityError as error:
-        raise _integrity(error) from error
+        raise _translate_integrity_error(error) from error
 
 
-def _write(offer: Offer, values: OfferValues) -> None:
-    row = _row(values) | {"code": normalise_code(values.code or ""), "code_as_written": as_written(values.code or "")}
+def _save_values(offer: Offer, values: OfferValues) -> None:
+    row = _column_values(values) | {
+        "code": normalise_code(values.code or ""),
+        "code_as_written": clean_display_code(values.code or ""),
+    }
     try:
         with db.session.begin_nested():
-            rewrite(offer.code, row["code"], row["code_as_written"])
+            replace_code(offer.code, row["code"], row["code_as_written"])
             for name, value in row.items():
                 setattr(offer, name, value)
             offer.version += 1
             db.session.flush()
     except IntegrityError as error:
-        raise _integrity(error) from error
+        raise _translate_integrity_error(error) from error
 
 
-def _integrity(error: IntegrityError) -> DomainError:
+def _translate_integrity_error(error: IntegrityError) -> DomainError:
     name = getattr(getattr(error.orig, "diag", None), "constraint_name", "")
     if name == "pk_offer_code":
-        return code_taken()
+        return code_taken_error()
     if name == "fk_offer_audience_id":
-        return Invalid(FieldError("audience", "audience_unknown", "This audience does not exist; choose another."))
+        return InvalidInput(FieldError("audience", "audience_unknown", "This audience does not exist; choose another."))
     raise error
 
 
-def _row(values: OfferValues) -> dict[str, Any]:
+def _column_values(values: OfferValues) -> dict[str, Any]:
     return {
         "name": values.name.strip(),
         "discount_type": values.discount.type,
@@ -186,13 +197,19 @@ def _row(values: OfferValues) -> dict[str, Any]:
     }
 
 
-def _check(values: OfferValues) -> None:
-    errors = [*_name(values), *code_errors(values.code), *_discount(values.discount), *_window(values), *_cap(values)]
+def _raise_if_invalid(values: OfferValues) -> None:
+    errors = [
+        *_name_errors(values),
+        *code_errors(values.code),
+        *_discount_errors(values.discount),
+        *_window_errors(values),
+        *_cap_errors(values),
+    ]
     if errors:
-        raise Invalid(*errors)
+        raise InvalidInput(*errors)
 
 
-def _name(values: OfferValues) -> Iterator[FieldError]:
+def _name_errors(values: OfferValues) -> Iterator[FieldError]:
     name = values.name.strip()
     if not name:
         yield FieldError("name", "name_missing", "Give the offer a name; customers see it.")
@@ -202,7 +219,7 @@ def _name(values: OfferValues) -> Iterator[FieldError]:
         yield FieldError("name", "name_invalid", "A name is one line of plain text.")
 
 
-def _discount(discount: Discount) -> Iterator[FieldError]:
+def _discount_errors(discount: Discount) -> Iterator[FieldError]:
     if discount.type == "percent":
         percent = discount.percent
         if percent is None or not percent.is_finite() or not 0 < percent <= 100:
@@ -216,25 +233,25 @@ def _discount(discount: Discount) -> Iterator[FieldError]:
         yield FieldError("discount.currency", "currency_unknown", "Give a currency by its three letters, such as EUR.")
 
 
-def _window(values: OfferValues) -> Iterator[FieldError]:
+def _window_errors(values: OfferValues) -> Iterator[FieldError]:
     try:
-        local_time.zone(values.time_zone)
-    except Invalid as error:
+        local_time.parse_time_zone(values.time_zone)
+    except InvalidInput as error:
         yield from error.errors
     for field, at in (("starts_at", values.starts_at), ("ends_at", values.ends_at)):
-        if at is not None and at.year not in YEARS:
-            yield FieldError(field, "time_out_of_range", f"Choose a day from {YEARS[0]} to {YEARS[-1]}.")
+        if at is not None and at.year not in VALID_YEARS:
+            yield FieldError(field, "time_out_of_range", f"Choose a day from {VALID_YEARS[0]} to {VALID_YEARS[-1]}.")
     if values.ends_at is not None and values.ends_at <= values.starts_at:
         yield FieldError("ends_at", "window_invalid", "The end must come after the start.")
 
 
-def _cap(values: OfferValues) -> Iterator[FieldError]:
+def _cap_errors(values: OfferValues) -> Iterator[FieldError]:
     cap = values.max_redemptions
     if cap is not None and not 1 <= cap <= CAP_MAX:
         yield FieldError("max_redemptions", "cap_invalid", "The cap is a whole number from 1; leave it empty for none.")
 
 
-def _check_frozen(offer: Offer, values: OfferValues) -> None:
+def _raise_if_frozen(offer: Offer, values: OfferValues) -> None:
     if offer.frozen_at is None:
         return
     errors = []
@@ -272,4 +289,4 @@ def _check_frozen(offer: Offer, values: OfferValues) -> None:
             )
         )
     if errors:
-        raise Invalid(*errors)
+        raise InvalidInput(*errors)

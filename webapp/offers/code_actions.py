@@ -10,8 +10,8 @@ from sqlalchemy import update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
-from webapp.accounts.actions import record
-from webapp.core.errors import DomainError, FieldError, Invalid, NotFound
+from webapp.accounts.actions import record_audit_entry
+from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import CODE_MAX, CODE_MIN, Offer, OfferCode, normalise_code
@@ -26,7 +26,7 @@ def generate_code() -> str:
     return f"{''.join(letters[:4])}-{''.join(letters[4:])}"
 
 
-def candidates(code: str | None) -> list[str]:
+def candidate_codes(code: str | None) -> list[str]:
     """The code that was asked for; or, when none was, a few made up, one of which will be free."""
     return [code] if code else [generate_code() for _ in range(5)]
 
@@ -45,17 +45,17 @@ def renew_code(offer_id: int, code: str | None, by: str, version: int | None = N
     :raises Invalid: `code_taken`, `code_closed` when it is one of its own that was closed, `code_length`,
         `code_invalid`.
     """
-    offer = _locked(offer_id)
+    offer = _lock_offer(offer_id)
     check_version(offer, version)
     errors = list(code_errors(code))
     if errors:
-        raise Invalid(*errors)
+        raise InvalidInput(*errors)
     before = offer.code_as_written
-    if not any(_give(offer, wanted) for wanted in candidates(code)):
-        raise code_taken()
+    if not any(_assign_code(offer, wanted) for wanted in candidate_codes(code)):
+        raise code_taken_error()
     if offer.code_as_written != before:
         offer.version += 1
-        record(by, "offer.code_renewed", offer.code_as_written, before=before)
+        record_audit_entry(by, "offer.code_renewed", offer.code_as_written, before=before)
     db.session.commit()
     return offer
 
@@ -67,8 +67,8 @@ def close_code(offer_id: int, code: str, by: str) -> Offer:
     :raises NotFound: when there is no such offer, or it never had this code.
     :raises DomainError: `conflict` when it is the offer's code now.
     """
-    offer = _locked(offer_id)
-    row = _of(offer, code)
+    offer = _lock_offer(offer_id)
+    row = _require_code(offer, code)
     if row.code == offer.code:
         raise DomainError(
             "conflict",
@@ -76,9 +76,9 @@ def close_code(offer_id: int, code: str, by: str) -> Offer:
             409,
         )
     if row.closed_at is None:
-        row.closed_at = offer_queries.clock()
+        row.closed_at = offer_queries.database_now()
         offer.version += 1
-        record(by, "offer.code_closed", row.code_as_written, offer=offer.code_as_written)
+        record_audit_entry(by, "offer.code_closed", row.code_as_written, offer=offer.code_as_written)
     db.session.commit()
     return offer
 
@@ -88,12 +88,12 @@ def reopen_code(offer_id: int, code: str, by: str) -> Offer:
 
     :raises NotFound: when there is no such offer, or it never had this code.
     """
-    offer = _locked(offer_id)
-    row = _of(offer, code)
+    offer = _lock_offer(offer_id)
+    row = _require_code(offer, code)
     if row.closed_at is not None:
         row.closed_at = None
         offer.version += 1
-        record(by, "offer.code_reopened", row.code_as_written, offer=offer.code_as_written)
+        record_audit_entry(by, "offer.code_reopened", row.code_as_written, offer=offer.code_as_written)
     db.session.commit()
     return offer
 
@@ -112,13 +112,13 @@ def check_version(offer: Offer, version: int | None) -> None:
         )
 
 
-def reserve(offer_id: int, code: str, code_as_written: str) -> bool:
+def reserve_code(offer_id: int, code: str, code_as_written: str) -> bool:
     """Take a code for an offer, for ever; False when it was taken before, perhaps at this very moment."""
     statement = insert(OfferCode).values(offer_id=offer_id, code=code, code_as_written=code_as_written)
     return db.session.scalar(statement.on_conflict_do_nothing().returning(OfferCode.code)) is not None
 
 
-def rewrite(before: str, code: str, code_as_written: str) -> None:
+def replace_code(before: str, code: str, code_as_written: str) -> None:
     """Another code, or spelling, in place of the one before, which is free again: nobody was given it yet.
 
     :raises IntegrityError: of `pk_offer_code` when it is taken.
@@ -128,7 +128,7 @@ def rewrite(before: str, code: str, code_as_written: str) -> None:
     )
 
 
-def as_written(code: str) -> str:
+def clean_display_code(code: str) -> str:
     """How a code is shown: as it was typed, in plain letters."""
     return " ".join(unicodedata.normalize("NFKC", code).split())
 
@@ -139,15 +139,15 @@ def code_errors(code: str | None) -> Iterator[FieldError]:
         return
     try:
         length = len(normalise_code(code))
-    except Invalid as error:
+    except InvalidInput as error:
         yield from error.errors
         return
     if not CODE_MIN <= length <= CODE_MAX or len(code) > 2 * CODE_MAX:
         yield FieldError("code", "code_length", f"A code has {CODE_MIN} to {CODE_MAX} letters and digits.")
 
 
-def code_taken() -> Invalid:
-    return Invalid(
+def code_taken_error() -> InvalidInput:
+    return InvalidInput(
         FieldError(
             "code",
             "code_taken",
@@ -156,38 +156,38 @@ def code_taken() -> Invalid:
     )
 
 
-def _give(offer: Offer, wanted: str) -> bool:
+def _assign_code(offer: Offer, wanted: str) -> bool:
     """Make this the offer's code; False when another offer has, or had, it."""
-    code, written = normalise_code(wanted), as_written(wanted)
-    own = offer_queries.code_of(offer.id, code)
+    code, written = normalise_code(wanted), clean_display_code(wanted)
+    own = offer_queries.find_offer_code(offer.id, code)
     if own is not None and own.closed_at is not None:
-        raise Invalid(
+        raise InvalidInput(
             FieldError("code", "code_closed", "This code of the offer was closed. Reopen it, or take another.")
         )
     if own is None and offer.frozen_at is not None:
-        if not reserve(offer.id, code, written):
+        if not reserve_code(offer.id, code, written):
             return False
     else:
         try:
             with db.session.begin_nested():
-                rewrite(offer.code if own is None else code, code, written)
+                replace_code(offer.code if own is None else code, code, written)
         except IntegrityError:
             return False
     offer.code, offer.code_as_written = code, written
     return True
 
 
-def _locked(offer_id: int) -> Offer:
-    offer = offer_queries.locked(offer_id)
+def _lock_offer(offer_id: int) -> Offer:
+    offer = offer_queries.lock_offer(offer_id)
     if offer is None:
         raise NotFound("There is no such offer.")
     return offer
 
 
-def _of(offer: Offer, code: str) -> OfferCode:
+def _require_code(offer: Offer, code: str) -> OfferCode:
     try:
-        row = offer_queries.code_of(offer.id, normalise_code(code))
-    except Invalid:
+        row = offer_queries.find_offer_code(offer.id, normalise_code(code))
+    except InvalidInput:
         row = None
     if row is None:
         raise NotFound("This offer never had this code.")

@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from webapp.core.errors import FieldError, Invalid
+from webapp.core.errors import FieldError, InvalidInput
 from webapp.core.extensions import Id, Model
 from webapp.core.money import Discount
 
@@ -155,4 +155,4 @@ def normalise_code(given: str) -> str:
         code = "".join(c for c in folded if c not in DASHES and not c.isspace())
         if code and len(code) <= 2 * CODE_MAX and CODE_ALPHABET.issuperset(code):
             return code
-    raise Invalid(FieldError("code", "code_invalid", "A code has only letters from A to Z and digits."))
+    raise InvalidInput(FieldError("code", "code_invalid", "A code has only letters from A to Z and digits."))

@@ -19,14 +19,14 @@ from webapp.redemptions import guessing
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.models import Redemption
 
-DAYS = 30
+DASHBOARD_DAYS = 30
 ENDS_SOON = timedelta(days=3)
-NEARLY_USED_UP = 0.9
-SHOWN = 10
+CAP_WARNING_RATIO = 0.9
+ATTENTION_LIMIT = 10
 
 
 @dataclass(frozen=True)
-class Figures:
+class DashboardFigures:
     """The figures on top. `mails` and `share` are of campaigns launched in the last DAYS days.
 
     `share` is how many redeemed of those who were sent an announcement; None where nobody was.
@@ -41,7 +41,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Steps:
+class OnboardingSteps:
     """How far somebody new has come."""
 
     customers: bool
@@ -50,7 +50,7 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class Attention:
+class AttentionList:
     """What somebody should look at. A campaign comes with its offer's name: the subject holds placeholders; one whose
     uncertain mails are to decide also with how many."""
 
@@ -65,91 +65,94 @@ class Attention:
         return any((self.campaigns, self.undecided, self.running_out, self.ending, self.guessed, self.imports))
 
 
-def figures(zone: str) -> Figures:
+def get_dashboard_figures(zone: str) -> DashboardFigures:
     """How things are going, by the days of a zone."""
     today = datetime.now(ZoneInfo(zone)).date()
-    first = today - timedelta(days=DAYS - 1)
+    first = today - timedelta(days=DASHBOARD_DAYS - 1)
     since = datetime.combine(first, time(), ZoneInfo(zone)).astimezone(UTC)
-    found = dict(redemption_queries.per_day(None, since, zone))
-    per_day = [(day, found.get(day, 0)) for day in (first + timedelta(days=n) for n in range(DAYS))]
-    mails, share = _mailed(since)
-    return Figures(_live_offers(), per_day[-1][1], per_day[-2][1], mails, share, per_day)
+    found = dict(redemption_queries.count_redemptions_per_day(None, since, zone))
+    per_day = [(day, found.get(day, 0)) for day in (first + timedelta(days=n) for n in range(DASHBOARD_DAYS))]
+    mails, share = _calculate_email_figures(since)
+    return DashboardFigures(_count_live_offers(), per_day[-1][1], per_day[-2][1], mails, share, per_day)
 
 
-def steps() -> Steps | None:
+def get_onboarding_steps() -> OnboardingSteps | None:
     """How far somebody new has come; None once the first campaign is launched or the first code redeemed."""
     launched = bool(db.session.scalar(select(exists().where(Campaign.launched_at.is_not(None)))))
     if launched or db.session.scalar(select(exists().where(Redemption.offer_id.is_not(None)))):
         return None
-    return Steps(
+    return OnboardingSteps(
         customers=bool(db.session.scalar(select(exists().where(Customer.id.is_not(None))))),
         offer=db.session.scalar(select(Offer).order_by(Offer.id.desc()).limit(1)),
         launched=launched,
     )
 
 
-def attention() -> Attention:
+def get_attention_list() -> AttentionList:
     """Campaigns that stand still or have something to decide, offers that are running out, ending or guessed at,
     imports that failed in the last week."""
     cap = func.coalesce(Offer.max_redemptions, 0)
-    running_out = _OPEN.where(cap > 0, Offer.redeemed >= cap * NEARLY_USED_UP).order_by(Offer.ends_at, Offer.id)
-    ending = _OPEN.where(Offer.ends_at <= func.now() + ENDS_SOON).order_by(Offer.ends_at, Offer.id)
+    running_out = _OPEN_OFFERS.where(cap > 0, Offer.redeemed >= cap * CAP_WARNING_RATIO).order_by(
+        Offer.ends_at, Offer.id
+    )
+    ending = _OPEN_OFFERS.where(Offer.ends_at <= func.now() + ENDS_SOON).order_by(Offer.ends_at, Offer.id)
     failed = select(CustomerImport).where(
         CustomerImport.status == "failed", CustomerImport.created_at > func.now() - timedelta(days=7)
     )
-    return Attention(
-        campaigns=_named(campaign_queries.attention()),
-        undecided=_undecided(),
-        running_out=db.session.scalars(running_out.limit(SHOWN)).all(),
-        ending=db.session.scalars(ending.limit(SHOWN)).all(),
-        guessed=_guessed(),
-        imports=db.session.scalars(failed.order_by(CustomerImport.id.desc()).limit(SHOWN)).all(),
+    return AttentionList(
+        campaigns=_with_offer_names(campaign_queries.list_campaigns_needing_attention()),
+        undecided=_list_uncertain_campaigns(),
+        running_out=db.session.scalars(running_out.limit(ATTENTION_LIMIT)).all(),
+        ending=db.session.scalars(ending.limit(ATTENTION_LIMIT)).all(),
+        guessed=_list_guessed_offers(),
+        imports=db.session.scalars(failed.order_by(CustomerImport.id.desc()).limit(ATTENTION_LIMIT)).all(),
     )
 
 
-_OPEN = select(Offer).where(
+_OPEN_OFFERS = select(Offer).where(
     Offer.starts_at <= func.now(), or_(Offer.ends_at.is_(None), Offer.ends_at > func.now()), Offer.paused_at.is_(None)
 )
 
 
-def _guessed() -> list[tuple[Offer, int]]:
+def _list_guessed_offers() -> list[tuple[Offer, int]]:
     """Offers whose code is being guessed at, with the wrong tries of the last hour."""
-    loudest = guessing.loudest(SHOWN)
-    found = offer_queries.by_ids(list(loudest))
+    loudest = guessing.list_top_guessing_alerts(ATTENTION_LIMIT)
+    found = offer_queries.find_offers(list(loudest))
     return [(found[offer_id], n) for offer_id, n in loudest.items()]
 
 
-def _named(found: Sequence[Campaign]) -> list[tuple[Campaign, str]]:
+def _with_offer_names(found: Sequence[Campaign]) -> list[tuple[Campaign, str]]:
     wanted = select(Offer.id, Offer.name).where(Offer.id.in_([campaign.offer_id for campaign in found]))
     names = {row.id: row.name for row in db.session.execute(wanted)}
     return [(campaign, names[campaign.offer_id]) for campaign in found]
 
 
-def _undecided() -> list[tuple[Campaign, str, int]]:
-    found = campaign_queries.undecided()
-    names = _named([campaign for campaign, _ in found])
+def _list_uncertain_campaigns() -> list[tuple[Campaign, str, int]]:
+    found = campaign_queries.list_unresolved_by_campaign()
+    names = _with_offer_names([campaign for campaign, _ in found])
     return [(campaign, name, n) for (campaign, name), (_, n) in zip(names, found, strict=True)]
 
 
-def _live_offers() -> int:
+def _count_live_offers() -> int:
     room = or_(Offer.max_redemptions.is_(None), Offer.redeemed < Offer.max_redemptions)
-    return db.session.scalar(select(func.count()).select_from(_OPEN.where(room).subquery())) or 0
+    return db.session.scalar(select(func.count()).select_from(_OPEN_OFFERS.where(room).subquery())) or 0
 
 
-def _mailed(since: datetime) -> tuple[int, float | None]:
+def _calculate_email_figures(since: datetime) -> tuple[int, float | None]:
     """Mails sent by the campaigns launched since a moment, and which share of the announced people redeemed."""
-    launched = _launched(since)
+    launched = _list_launched_since(since)
     sent = {
-        campaign_id: counts.sent for campaign_id, counts in campaign_queries.counts_of([c.id for c in launched]).items()
+        campaign_id: counts.sent
+        for campaign_id, counts in campaign_queries.get_stats_by_campaign([c.id for c in launched]).items()
     }
     announced = [c for c in launched if c.kind == "announcement"]
     people = sum(sent.get(c.id, 0) for c in announced)
-    redeemed = sum(redemption_queries.totals(sorted({c.offer_id for c in announced})).values())
+    redeemed = sum(redemption_queries.count_redemptions(sorted({c.offer_id for c in announced})).values())
     # Whoever read the code elsewhere redeems too, so this can be more than was mailed.
     return sum(sent.values()), min(1.0, redeemed / people) if people else None
 
 
-def _launched(since: datetime) -> Sequence[Row[int, int, str]]:
+def _list_launched_since(since: datetime) -> Sequence[Row[int, int, str]]:
     return db.session.execute(
         select(Campaign.id, Campaign.offer_id, Campaign.kind).where(Campaign.launched_at >= since)
     ).all()

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from webapp.campaigns.deliveries import queries as delivery_queries
-from webapp.campaigns.deliveries.queries import Mailed
+from webapp.campaigns.deliveries.queries import CampaignDelivery
 from webapp.core import formatting
 from webapp.customers import queries as customer_queries
 from webapp.offers import queries as offer_queries
@@ -19,16 +19,22 @@ from webapp.offers.models import normalise_code
 from webapp.redemptions import facts as redemption_facts
 from webapp.redemptions import personal_codes, refusals
 from webapp.redemptions import queries as redemption_queries
-from webapp.redemptions.queries import Redeemed
-from webapp.redemptions.rules import Ask, Check, Facts, OfferFacts, Reason, verdict
-from webapp.views import rendering
+from webapp.redemptions.queries import RedemptionRecord
+from webapp.redemptions.rules import (
+    EligibilityCheck,
+    OfferFacts,
+    RedemptionFacts,
+    RedemptionRequest,
+    RefusalReason,
+    evaluate,
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class CheckExplanation:
     """A check with its answer and the fact behind it in one sentence."""
 
-    check: Check
+    check: EligibilityCheck
     sentence: str
 
 
@@ -40,13 +46,13 @@ class Explanation:
     `mails` those that they got about it.
     """
 
-    facts: Facts
-    reason: Reason | None
+    facts: RedemptionFacts
+    reason: RefusalReason | None
     # What whoever redeems by a key or by hand is told.
     sentence: str
-    lines: tuple[Line, ...]
-    uses: tuple[Redeemed, ...]
-    mails: tuple[Mailed, ...]
+    lines: tuple[CheckExplanation, ...]
+    uses: tuple[RedemptionRecord, ...]
+    mails: tuple[CampaignDelivery, ...]
 
     @property
     def fact(self) -> str:
@@ -54,54 +60,64 @@ class Explanation:
         return next((line.sentence for line in self.lines if line.check.passed is False), self.sentence)
 
 
-def explain(ask: Ask) -> Explanation:
+def explain_eligibility(ask: RedemptionRequest) -> Explanation:
     """What redeeming would answer at this moment, and every check on the way. Writes nothing."""
-    facts = redemption_facts.facts([ask])[0]
+    facts = redemption_facts.load_facts([ask])[0]
     if facts.code_is_closed:
         facts = dataclasses.replace(facts, offer=None, use=None)
-    judged = verdict(facts)
+    judged = evaluate(facts)
     offer = facts.offer
-    audience = customer_queries.audience_by_id(offer.audience_id) if offer is not None and offer.audience_id else None
-    uses: tuple[Redeemed, ...] = ()
-    mails: tuple[Mailed, ...] = ()
+    audience = customer_queries.find_audience(offer.audience_id) if offer is not None and offer.audience_id else None
+    uses: tuple[RedemptionRecord, ...] = ()
+    mails: tuple[CampaignDelivery, ...] = ()
     if offer is not None and facts.customer_id is not None:
-        uses = tuple(done for done in redemption_queries.of_customer(facts.customer_id) if done.offer_id == offer.id)
-        mails = tuple(
-            mail for mail in delivery_queries.of_customer(facts.customer_id) if mail.campaign.offer_id == offer.id
+        uses = tuple(
+            done
+            for done in redemption_queries.list_customer_redemptions(facts.customer_id)
+            if done.offer_id == offer.id
         )
-    told = _Told(ask, facts, audience.name if audience else None, _closed(ask) if offer is None else None, uses)
+        mails = tuple(
+            mail
+            for mail in delivery_queries.list_customer_deliveries(facts.customer_id)
+            if mail.campaign.offer_id == offer.id
+        )
+    told = _CheckDescriber(
+        ask, facts, audience.name if audience else None, _describe_closed_code(ask) if offer is None else None, uses
+    )
     return Explanation(
         facts,
         judged.reason,
-        refusals.full(judged.reason, offer) if judged.reason else f"{told.who} can redeem {told.name} now.",
-        tuple(Line(check, told.sentence(check)) for check in judged.checks),
+        refusals.format_staff_message(judged.reason, offer)
+        if judged.reason
+        else f"{told.who} can redeem {told.name} now.",
+        tuple(CheckExplanation(check, told.sentence(check)) for check in judged.checks),
         uses,
         mails,
     )
 
 
-def _closed(ask: Ask) -> str | None:
+def _describe_closed_code(ask: RedemptionRequest) -> str | None:
     """What is known of a code that worked once."""
-    prefix, _ = personal_codes.split(ask.code or "")
-    code = offer_queries.closed_code([code for code in (ask.code, prefix) if code])
-    offer = offer_queries.by_id(code.offer_id) if code else None
+    prefix, _ = personal_codes.split_personal_code(ask.code or "")
+    code = offer_queries.find_closed_code([code for code in (ask.code, prefix) if code])
+    offer = offer_queries.find_offer(code.offer_id) if code else None
     if code is None or offer is None:
         return None
-    closed = rendering.when(code.closed_at, offer.time_zone)
+    closed = formatting.format_datetime(code.closed_at, offer.time_zone)
     return (
         f"{code.code_as_written} was a code of “{offer.name}”, closed on {closed}; now it has {offer.code_as_written}."
     )
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
+class _CheckDescriber:
     """Sentences about one pair."""
 
-    ask: Ask
-    facts: Facts
+    ask: RedemptionRequest
+    facts: RedemptionFacts
     audience: str | None
     closed: str | None
-    uses: tuple[Redeemed, ...]
+    uses: tuple[RedemptionRecord, ...]
 
     @property
     def who(self) -> str:
@@ -111,7 +127,7 @@ class _Told:
     def name(self) -> str:
         return f"“{self.facts.offer.name}”" if self.facts.offer else "the offer"
 
-    def sentence(self, check: Check) -> str:
+    def sentence(self, check: EligibilityCheck) -> str:
         offer = self.facts.offer
         if check.name == "code":
             return self._code(offer)
@@ -123,12 +139,12 @@ class _Told:
             return "Not asked: the customer is not known."
         return self._asked(check, offer)
 
-    def _asked(self, check: Check, offer: OfferFacts) -> str:
+    def _asked(self, check: EligibilityCheck, offer: OfferFacts) -> str:
         match check.name:
             case "unused":
                 return self._unused()
             case "window":
-                return _window(offer, check)
+                return _describe_window(offer, check)
             case "status":
                 return "The offer is paused." if offer.paused else "The offer is not paused."
             case "audience":
@@ -136,7 +152,7 @@ class _Told:
             case "personal_code":
                 return self._personal_code(offer)
             case _:
-                return _room(offer)
+                return _describe_cap(offer)
 
     def _code(self, offer: OfferFacts | None) -> str:
         if offer is None:
@@ -158,10 +174,10 @@ class _Told:
         use = self.facts.use
         if use is not None:
             through = {"form": "the form", "link": "the personal link", "api": "the API", "staff": "staff"}[use.channel]
-            return f"Used on {_moment(use.redeemed_at, self.facts.offer)} through {through}."
+            return f"Used on {_format_time(use.redeemed_at, self.facts.offer)} through {through}."
         undone = next((done.use for done in self.uses if done.use.rolled_back_at), None)
         if undone is not None:
-            return f"Not used: the redemption of {_moment(undone.redeemed_at, self.facts.offer)} was undone."
+            return f"Not used: the redemption of {_format_time(undone.redeemed_at, self.facts.offer)} was undone."
         return "Not used by this customer so far."
 
     def _audience(self) -> str:
@@ -179,33 +195,33 @@ class _Told:
         return "The shared code is enough for this offer."
 
 
-def _window(offer: OfferFacts, check: Check) -> str:
+def _describe_window(offer: OfferFacts, check: EligibilityCheck) -> str:
     if check.reason == "offer_not_started" and not check.passed:
-        return f"Starts on {_edge(offer.starts_at, offer, closes=False)}."
+        return f"Starts on {_format_boundary(offer.starts_at, offer, closes=False)}."
     if offer.ends_at is None:
-        return f"Open since {_edge(offer.starts_at, offer, closes=False)}, without an end."
+        return f"Open since {_format_boundary(offer.starts_at, offer, closes=False)}, without an end."
     if not check.passed:
-        return f"Ended on {_edge(offer.ends_at, offer, closes=True)}."
-    return (
-        f"Open since {_edge(offer.starts_at, offer, closes=False)}, ends on {_edge(offer.ends_at, offer, closes=True)}."
-    )
+        return f"Ended on {_format_boundary(offer.ends_at, offer, closes=True)}."
+    start = _format_boundary(offer.starts_at, offer, closes=False)
+    end = _format_boundary(offer.ends_at, offer, closes=True)
+    return f"Open since {start}, ends on {end}."
 
 
-def _room(offer: OfferFacts) -> str:
+def _describe_cap(offer: OfferFacts) -> str:
     if offer.max_redemptions is None:
         return "There is no limit to how many may redeem."
     if offer.redeemed >= offer.max_redemptions:
-        return f"All {formatting.number(offer.max_redemptions)} are taken."
-    return f"{formatting.number(offer.redeemed)} of {formatting.number(offer.max_redemptions)} are taken."
+        return f"All {formatting.format_number(offer.max_redemptions)} are taken."
+    return f"{formatting.format_number(offer.redeemed)} of {formatting.format_number(offer.max_redemptions)} are taken."
 
 
-def _edge(at: datetime, offer: OfferFacts, *, closes: bool) -> str:
+def _format_boundary(at: datetime, offer: OfferFacts, *, closes: bool) -> str:
     """31 May 2026 at 24:00 Europe/Berlin: what ends at midnight ends with the day before."""
     local = at.astimezone(ZoneInfo(offer.time_zone))
     if closes and (local.hour, local.minute, local.second) == (0, 0, 0):
-        return f"{formatting.day(at - timedelta(seconds=1), offer.time_zone)} at 24:00 {offer.time_zone}"
-    return f"{formatting.day(at, offer.time_zone)} at {local:%H:%M} {offer.time_zone}"
+        return f"{formatting.format_day(at - timedelta(seconds=1), offer.time_zone)} at 24:00 {offer.time_zone}"
+    return f"{formatting.format_day(at, offer.time_zone)} at {local:%H:%M} {offer.time_zone}"
 
 
-def _moment(at: datetime, offer: OfferFacts | None) -> str:
-    return rendering.when(at, offer.time_zone if offer else "UTC")
+def _format_time(at: datetime, offer: OfferFacts | None) -> str:
+    return formatting.format_datetime(at, offer.time_zone if offer else "UTC")

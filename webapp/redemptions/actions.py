@@ -15,22 +15,30 @@ from psycopg.errors import LockNotAvailable
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from webapp.accounts.actions import record
+from webapp.accounts.actions import record_audit_entry
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.offers import actions as offer_actions
 from webapp.redemptions import facts as redemption_facts
 from webapp.redemptions import queries as redemption_queries
-from webapp.redemptions.errors import BUSY, LOST, Refused, Unavailable
-from webapp.redemptions.queries import Redeemed
-from webapp.redemptions.rules import Ask, Facts, OfferFacts, Use, discount_on, repeat_of, verdict
+from webapp.redemptions.errors import OFFER_BUSY, OUTCOME_UNKNOWN, RedemptionRefused, RedemptionUnavailable
+from webapp.redemptions.queries import RedemptionRecord
+from webapp.redemptions.rules import (
+    OfferFacts,
+    RedemptionFacts,
+    RedemptionRequest,
+    RedemptionRow,
+    calculate_discount_amount,
+    evaluate,
+    find_replayed_redemption,
+)
 
 log = logging.getLogger(__name__)
 # Each round either settles an ask or meets somebody else who was faster; more than a few can't happen by chance.
-ROUNDS = 10
+MAX_ROUNDS = 10
 
 
-class _Held(Exception):
+class _OfferLockTimeout(Exception):
     """Somebody else holds the offer of these asks for too long; nothing was saved."""
 
     def __init__(self, asks: Iterable[int]) -> None:
@@ -38,17 +46,19 @@ class _Held(Exception):
         self.asks = list(asks)
 
 
-def validate(ask: Ask) -> tuple[OfferFacts, int | None]:
+def validate_redemption(ask: RedemptionRequest) -> tuple[OfferFacts, int | None]:
     """What redeeming would give now: the offer, and what is taken off the order. Writes nothing.
 
     :raises Refused: with the first check of the rule that failed.
     :raises Invalid: when the order does not suit the discount.
     """
-    entry = _admit(0, ask, redemption_facts.facts([ask])[0])
+    entry = _accept_request(0, ask, redemption_facts.load_facts([ask])[0])
     return entry.offer, entry.discount_amount
 
 
-def redeem_all(asks: Sequence[Ask], connection: Connection | None = None) -> list[Redeemed | DomainError]:
+def redeem_all(
+    asks: Sequence[RedemptionRequest], connection: Connection | None = None
+) -> list[RedemptionRecord | DomainError]:
     """Redeem many, of any offers and customers, in one transaction; an answer for each, in their order.
 
     Every answer "redeemed", "already redeemed" or "used up" tells what is on disk. All are judged by one rule over
@@ -62,59 +72,61 @@ def redeem_all(asks: Sequence[Ask], connection: Connection | None = None) -> lis
     if connection is None:
         with db.engine.connect() as connection:
             return redeem_all(asks, connection)
-    answers: dict[int, Redeemed | DomainError] = {}
+    answers: dict[int, RedemptionRecord | DomainError] = {}
     left: DomainError = DomainError("conflict", "Too many are at this very redemption at once; please try again.", 409)
-    for _ in range(ROUNDS):
+    for _ in range(MAX_ROUNDS):
         waiting = [n for n in range(len(asks)) if n not in answers]
         if not waiting:
             break
         try:
-            answers |= _round(connection, {n: asks[n] for n in waiting})
-        except _Held as held:
-            answers |= {n: Unavailable(BUSY) for n in held.asks}
-        except (DBAPIError, Unavailable) as error:
+            answers |= _redeem_in_transaction(connection, {n: asks[n] for n in waiting})
+        except _OfferLockTimeout as held:
+            answers |= {n: RedemptionUnavailable(OFFER_BUSY) for n in held.asks}
+        except (DBAPIError, RedemptionUnavailable) as error:
             # What an earlier round has saved stays true, whatever becomes of the rest.
             if not answers:
                 raise
-            left = error if isinstance(error, Unavailable) else Unavailable()
+            left = error if isinstance(error, RedemptionUnavailable) else RedemptionUnavailable()
             break
     return [answers.get(n, left) for n in range(len(asks))]
 
 
-def _round(connection: Connection, asks: dict[int, Ask]) -> dict[int, Redeemed | DomainError]:
+def _redeem_in_transaction(
+    connection: Connection, asks: dict[int, RedemptionRequest]
+) -> dict[int, RedemptionRecord | DomainError]:
     """One transaction. Asks that met somebody faster, or an offer that is still open to change, get no answer yet."""
     transaction = connection.begin()
     with transaction:
-        answers, admitted, loose = _judged(connection, asks)
+        answers, admitted, loose = _evaluate_requests(connection, asks)
         if not loose:
             for offer_id in sorted(admitted):
                 entries = list(admitted[offer_id].values())
-                with _not_held(entry.n for entry in entries):
-                    answers |= _write(connection, entries)
+                with _raise_on_lock_timeout(entry.n for entry in entries):
+                    answers |= _redeem_for_offer(connection, entries)
         try:
             transaction.commit()
         except DBAPIError as error:
-            raise Unavailable(LOST) from error
+            raise RedemptionUnavailable(OUTCOME_UNKNOWN) from error
     if loose:
-        _freeze(connection, loose)
+        _freeze_offers(connection, loose)
     return answers
 
 
-def _judged(
-    connection: Connection, asks: dict[int, Ask]
-) -> tuple[dict[int, Redeemed | DomainError], dict[int, dict[int, _Entry]], dict[int, list[int]]]:
+def _evaluate_requests(
+    connection: Connection, asks: dict[int, RedemptionRequest]
+) -> tuple[dict[int, RedemptionRecord | DomainError], dict[int, dict[int, _AcceptedRequest]], dict[int, list[int]]]:
     """The answers that need no write, what may be written by offer and customer, and the asks of offers that are not
     frozen, by offer."""
-    answers: dict[int, Redeemed | DomainError] = {}
-    admitted: dict[int, dict[int, _Entry]] = {}
+    answers: dict[int, RedemptionRecord | DomainError] = {}
+    admitted: dict[int, dict[int, _AcceptedRequest]] = {}
     loose: dict[int, list[int]] = {}
-    for n, facts in zip(asks, redemption_facts.facts(list(asks.values()), connection), strict=True):
+    for n, facts in zip(asks, redemption_facts.load_facts(list(asks.values()), connection), strict=True):
         try:
-            known = _judge(n, asks[n], facts)
+            known = _evaluate_request(n, asks[n], facts)
         except DomainError as error:
             answers[n] = error
             continue
-        if isinstance(known, Redeemed):
+        if isinstance(known, RedemptionRecord):
             answers[n] = known
         elif not known.offer.frozen:
             loose.setdefault(known.offer.id, []).append(n)
@@ -125,34 +137,36 @@ def _judged(
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class _AcceptedRequest:
     """An ask that may be written."""
 
-    ask: Ask
-    facts: Facts
+    ask: RedemptionRequest
+    facts: RedemptionFacts
     offer: OfferFacts
     customer_id: int
     discount_amount: int | None
     n: int
 
 
-def _judge(n: int, ask: Ask, facts: Facts) -> _Entry | Redeemed:
-    repeated = repeat_of(ask, facts)
+def _evaluate_request(n: int, ask: RedemptionRequest, facts: RedemptionFacts) -> _AcceptedRequest | RedemptionRecord:
+    repeated = find_replayed_redemption(ask, facts)
     if repeated is not None:
-        return _answer(facts, repeated, repeated=True)
-    return _admit(n, ask, facts)
+        return _redemption_record(facts, repeated, repeated=True)
+    return _accept_request(n, ask, facts)
 
 
-def _admit(n: int, ask: Ask, facts: Facts) -> _Entry:
-    judged = verdict(facts)
+def _accept_request(n: int, ask: RedemptionRequest, facts: RedemptionFacts) -> _AcceptedRequest:
+    judged = evaluate(facts)
     if judged.reason is not None:
-        raise Refused(judged.reason, judged, facts)
+        raise RedemptionRefused(judged.reason, judged, facts)
     if facts.offer is None or facts.customer_id is None:
         raise RuntimeError("the rule admits only what is known")
-    return _Entry(ask, facts, facts.offer, facts.customer_id, discount_on(ask.order, facts.offer.discount), n)
+    return _AcceptedRequest(
+        ask, facts, facts.offer, facts.customer_id, calculate_discount_amount(ask.order, facts.offer.discount), n
+    )
 
 
-def _freeze(connection: Connection, offer_ids: Mapping[int, Iterable[int]]) -> None:
+def _freeze_offers(connection: Connection, offer_ids: Mapping[int, Iterable[int]]) -> None:
     """Freeze offers before their first redemption, each in a transaction of its own; the facts are then read anew.
 
     Nobody can then give an offer a cap, or another discount, between what was read and what is written.
@@ -160,22 +174,22 @@ def _freeze(connection: Connection, offer_ids: Mapping[int, Iterable[int]]) -> N
     :param offer_ids: the offers, with the asks that wait for each.
     """
     for offer_id in sorted(offer_ids):
-        with connection.begin(), _not_held(offer_ids[offer_id]):
-            offer_actions.freeze(offer_id, connection)
+        with connection.begin(), _raise_on_lock_timeout(offer_ids[offer_id]):
+            offer_actions.freeze_offer(offer_id, connection)
 
 
 @contextmanager
-def _not_held(asks: Iterable[int]) -> Iterator[None]:
+def _raise_on_lock_timeout(asks: Iterable[int]) -> Iterator[None]:
     """Tell whose asks it was that waited in vain for a lock."""
     try:
         yield
     except OperationalError as error:
         if not isinstance(error.orig, LockNotAvailable):
             raise
-        raise _Held(asks) from error
+        raise _OfferLockTimeout(asks) from error
 
 
-_INSERT = """
+_INSERT_REDEMPTIONS = """
     insert into redemption (customer_id, offer_id, redeemed_at, channel, api_key_id, order_id, order_amount,
       order_currency, discount_amount, order_metadata, idempotency_key, body_hash)
     select customer_id, %(offer_id)s, clock_timestamp(), channel, api_key_id, order_id, order_amount,
@@ -187,37 +201,49 @@ _INSERT = """
     on conflict do nothing
     returning customer_id, redeemed_at
     """
-_TAKE = "update offer set redeemed = redeemed + %(n)s where id = %(offer_id)s and redeemed + %(n)s <= max_redemptions"
-_LEFT = text("select max_redemptions - redeemed from offer where id = :offer_id for update")
-_DROP = text("delete from redemption where offer_id = :offer_id and customer_id = any(:customer_ids)")
+_INCREMENT_REDEEMED = (
+    "update offer set redeemed = redeemed + %(n)s where id = %(offer_id)s and redeemed + %(n)s <= max_redemptions"
+)
+_SELECT_REMAINING_FOR_UPDATE = text("select max_redemptions - redeemed from offer where id = :offer_id for update")
+_DELETE_REDEMPTIONS = text("delete from redemption where offer_id = :offer_id and customer_id = any(:customer_ids)")
 
 
-def _write(connection: Connection, entries: list[_Entry]) -> dict[int, Redeemed | DomainError]:
+def _redeem_for_offer(
+    connection: Connection, entries: list[_AcceptedRequest]
+) -> dict[int, RedemptionRecord | DomainError]:
     """All rows of one offer, then their number from its cap. Whoever was there before is left without an answer."""
     offer = entries[0].offer
-    made = _insert(connection, offer.id, sorted(entries, key=lambda entry: entry.customer_id))
+    made = _insert_redemptions(connection, offer.id, sorted(entries, key=lambda entry: entry.customer_id))
     inserted = [entry for entry in entries if entry.customer_id in made]
     room = len(inserted)
     if offer.max_redemptions is not None and inserted:
-        room = _take(connection, offer.id, len(inserted))
-    answers: dict[int, Redeemed | DomainError] = {
-        entry.n: _answer(entry.facts, made[entry.customer_id]) for entry in inserted[:room]
+        room = _reserve_cap(connection, offer.id, len(inserted))
+    answers: dict[int, RedemptionRecord | DomainError] = {
+        entry.n: _redemption_record(entry.facts, made[entry.customer_id]) for entry in inserted[:room]
     }
     surplus = inserted[room:]
     if surplus:
-        connection.execute(_DROP, {"offer_id": offer.id, "customer_ids": [entry.customer_id for entry in surplus]})
-        answers |= {entry.n: _used_up(entry) for entry in surplus}
+        connection.execute(
+            _DELETE_REDEMPTIONS, {"offer_id": offer.id, "customer_ids": [entry.customer_id for entry in surplus]}
+        )
+        answers |= {entry.n: _exhausted_refusal(entry) for entry in surplus}
     return answers
 
 
-def _insert(connection: Connection, offer_id: int, entries: list[_Entry]) -> dict[int, Use]:
-    rows = json.dumps([_row(entry) for entry in entries])
-    made = connection.exec_driver_sql(_INSERT, {"offer_id": offer_id, "rows": rows})
+def _insert_redemptions(
+    connection: Connection, offer_id: int, entries: list[_AcceptedRequest]
+) -> dict[int, RedemptionRow]:
+    rows = json.dumps([_insert_values(entry) for entry in entries])
+    made = connection.exec_driver_sql(_INSERT_REDEMPTIONS, {"offer_id": offer_id, "rows": rows})
     when = dict(tuple(row) for row in made)
-    return {entry.customer_id: _use(entry, when[entry.customer_id]) for entry in entries if entry.customer_id in when}
+    return {
+        entry.customer_id: _redemption_row(entry, when[entry.customer_id])
+        for entry in entries
+        if entry.customer_id in when
+    }
 
 
-def _row(entry: _Entry) -> dict[str, Any]:
+def _insert_values(entry: _AcceptedRequest) -> dict[str, Any]:
     """What there is to say of it: what is left out is null."""
     ask, order = entry.ask, entry.ask.order
     row: dict[str, Any] = {"customer_id": entry.customer_id, "channel": ask.channel, "api_key_id": ask.api_key_id}
@@ -231,9 +257,9 @@ def _row(entry: _Entry) -> dict[str, Any]:
     return row
 
 
-def _use(entry: _Entry, redeemed_at: Any) -> Use:
+def _redemption_row(entry: _AcceptedRequest, redeemed_at: Any) -> RedemptionRow:
     ask, order = entry.ask, entry.ask.order
-    return Use(
+    return RedemptionRow(
         redeemed_at=redeemed_at,
         channel=ask.channel,
         api_key_id=ask.api_key_id,
@@ -247,28 +273,28 @@ def _use(entry: _Entry, redeemed_at: Any) -> Use:
     )
 
 
-def _take(connection: Connection, offer_id: int, n: int) -> int:
+def _reserve_cap(connection: Connection, offer_id: int, n: int) -> int:
     """Take `n` units of the cap, or as many as are left; how many it were."""
-    if connection.exec_driver_sql(_TAKE, {"offer_id": offer_id, "n": n}).rowcount:
+    if connection.exec_driver_sql(_INCREMENT_REDEEMED, {"offer_id": offer_id, "n": n}).rowcount:
         return n
-    free: int = connection.execute(_LEFT, {"offer_id": offer_id}).scalar_one()
+    free: int = connection.execute(_SELECT_REMAINING_FOR_UPDATE, {"offer_id": offer_id}).scalar_one()
     left = min(n, max(0, free))
     if left:
-        connection.exec_driver_sql(_TAKE, {"offer_id": offer_id, "n": left})
+        connection.exec_driver_sql(_INCREMENT_REDEEMED, {"offer_id": offer_id, "n": left})
     return left
 
 
-def _used_up(entry: _Entry) -> Refused:
+def _exhausted_refusal(entry: _AcceptedRequest) -> RedemptionRefused:
     full = dataclasses.replace(entry.offer, redeemed=entry.offer.max_redemptions or 0)
     facts = dataclasses.replace(entry.facts, offer=full)
-    return Refused("offer_exhausted", verdict(facts), facts)
+    return RedemptionRefused("offer_exhausted", evaluate(facts), facts)
 
 
-def _answer(facts: Facts, use: Use, repeated: bool = False) -> Redeemed:
+def _redemption_record(facts: RedemptionFacts, use: RedemptionRow, repeated: bool = False) -> RedemptionRecord:
     offer = facts.offer
     if offer is None or facts.customer_id is None:
         raise RuntimeError("a redemption is always of an offer by a customer")
-    return Redeemed(
+    return RedemptionRecord(
         offer_id=offer.id,
         customer_id=facts.customer_id,
         code=offer.code,
@@ -282,10 +308,12 @@ def _answer(facts: Facts, use: Use, repeated: bool = False) -> Redeemed:
     )
 
 
-def note_export(narrowed: redemption_queries.Filter | None, by: str) -> None:
+def record_redemption_export(narrowed: redemption_queries.RedemptionFilter | None, by: str) -> None:
     """Write down that somebody takes redemptions out, and which. Commits."""
     detail = dataclasses.asdict(narrowed) if narrowed else {"found": "nothing"}
     for name, value in detail.items():
         detail[name] = value.isoformat() if isinstance(value, datetime) else value
-    record(by, "redemptions.exported", **{name: value for name, value in detail.items() if value is not None})
+    record_audit_entry(
+        by, "redemptions.exported", **{name: value for name, value in detail.items() if value is not None}
+    )
     db.session.commit()

@@ -6,8 +6,8 @@ import csv
 import io
 from collections.abc import Iterable, Iterator
 
-from webapp.core.formatting import time
-from webapp.redemptions.queries import Redeemed
+from webapp.core.formatting import format_rfc3339
+from webapp.redemptions.queries import RedemptionRecord
 
 HEADINGS = (
     "reference",
@@ -24,19 +24,19 @@ HEADINGS = (
 )
 
 
-def lines(redemptions: Iterable[Redeemed]) -> Iterator[str]:
+def generate_redemption_csv(redemptions: Iterable[RedemptionRecord]) -> Iterator[str]:
     """The headings and a line for each redemption."""
-    yield _line(HEADINGS)
+    yield _csv_line(HEADINGS)
     for done in redemptions:
         use = done.use
-        yield _line(
+        yield _csv_line(
             (
                 done.public_id,
                 done.offer_name,
                 done.code,
                 done.email,
                 done.customer_name,
-                time(use.redeemed_at),
+                format_rfc3339(use.redeemed_at),
                 use.channel,
                 use.order_id,
                 use.order_amount,
@@ -46,13 +46,13 @@ def lines(redemptions: Iterable[Redeemed]) -> Iterator[str]:
         )
 
 
-def _line(values: Iterable[object]) -> str:
+def _csv_line(values: Iterable[object]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\r\n").writerow([_harmless(value) for value in values])
+    csv.writer(text, lineterminator="\r\n").writerow([_escape_formula(value) for value in values])
     return text.getvalue()
 
 
-def _harmless(value: object) -> object:
+def _escape_formula(value: object) -> object:
     # A spreadsheet would run what begins like a formula; somebody else chose these names and ids.
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
         return f"'{value}"

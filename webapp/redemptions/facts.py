@@ -13,7 +13,7 @@ from webapp.core.extensions import db
 from webapp.core.money import Discount
 from webapp.offers import queries as offer_queries
 from webapp.redemptions import personal_codes
-from webapp.redemptions.rules import Ask, Facts, OfferFacts, PersonalCode, Use
+from webapp.redemptions.rules import OfferFacts, PersonalCodeStatus, RedemptionFacts, RedemptionRequest, RedemptionRow
 
 REDEMPTION_COLUMNS = (
     "redeemed_at, channel, api_key_id, order_id, order_amount, order_currency, discount_amount, order_metadata, "
@@ -21,24 +21,24 @@ REDEMPTION_COLUMNS = (
 )
 ROLLBACK_COLUMNS = "rolled_back_at, rolled_back_by, reason"
 ROW_FIELDS = [name.strip() for name in f"{REDEMPTION_COLUMNS}, {ROLLBACK_COLUMNS}".split(",")]
-_OFFER = (
+_OFFER_COLUMNS = (
     "id, code_as_written, name, discount_type, percent, amount, currency, starts_at, ends_at, time_zone, "
     "paused_at, audience_id, personal_code_required, max_redemptions, redeemed, frozen_at"
 )
 
 
-def _of(alias: str, columns: str) -> str:
+def _qualify_columns(alias: str, columns: str) -> str:
     return ", ".join(f"{alias}.{name.strip()}" for name in columns.split(","))
 
 
 # Every look-up is lateral with a limit, which leaves the planner nothing but the index, whatever it thinks of the sizes
 # of tables that have just begun to grow. Columns are read by their place, since every redemption waits for this: the
 # offer's, then eight of the ask and the customer, then the use and what was undone, each whole, for most have none.
-_FACTS = f"""
-    select {_of("o", _OFFER)},
+_SELECT_FACTS = f"""
+    select {_qualify_columns("o", _OFFER_COLUMNS)},
       clock_timestamp(), t.suffix, k.nearness, k.closed, c.id, c.email_as_given,
       o.audience_id is null or m.yes is not null,
-      (select count(*) + count(retired_at) from signing_key where purpose = '{personal_codes.PURPOSE}'),
+      (select count(*) + count(retired_at) from signing_key where purpose = '{personal_codes.PERSONAL_CODE_PURPOSE}'),
       row_to_json(r), row_to_json(b)
     from json_to_recordset(cast(%(asks)s as json)) as t(
       n int, code text, prefix text, suffix text, offer_id bigint, email text, source_id text, customer_id bigint,
@@ -69,22 +69,22 @@ _FACTS = f"""
     ) b on true
     order by t.n
     """  # noqa: S608
-_OWN = len(_OFFER.split(","))
+_OFFER_COLUMN_COUNT = len(_OFFER_COLUMNS.split(","))
 
 
-def facts(asks: Sequence[Ask], connection: Connection | None = None) -> list[Facts]:
+def load_facts(asks: Sequence[RedemptionRequest], connection: Connection | None = None) -> list[RedemptionFacts]:
     """What the rule needs to know for each ask, in their order. One statement, the same whatever is asked.
 
     :param connection: to read on; that of the session unless another is given.
     """
-    asked = json.dumps([_asked(n, ask) for n, ask in enumerate(asks)])
-    rows = (connection or db.session.connection()).exec_driver_sql(_FACTS, {"asks": asked})
+    asked = json.dumps([_lookup_values(n, ask) for n, ask in enumerate(asks)])
+    rows = (connection or db.session.connection()).exec_driver_sql(_SELECT_FACTS, {"asks": asked})
     offers: dict[int, OfferFacts] = {}
-    return [_facts(ask, tuple(row), offers) for ask, row in zip(asks, rows, strict=True)]
+    return [_build_facts(ask, tuple(row), offers) for ask, row in zip(asks, rows, strict=True)]
 
 
-def _asked(n: int, ask: Ask) -> dict[str, str | int | None]:
-    prefix, suffix = personal_codes.split(ask.code) if ask.code else (None, None)
+def _lookup_values(n: int, ask: RedemptionRequest) -> dict[str, str | int | None]:
+    prefix, suffix = personal_codes.split_personal_code(ask.code) if ask.code else (None, None)
     return {
         "n": n,
         "code": ask.code,
@@ -100,28 +100,28 @@ def _asked(n: int, ask: Ask) -> dict[str, str | int | None]:
     }
 
 
-def _facts(ask: Ask, row: tuple[Any, ...], offers: dict[int, OfferFacts]) -> Facts:
+def _build_facts(ask: RedemptionRequest, row: tuple[Any, ...], offers: dict[int, OfferFacts]) -> RedemptionFacts:
     """:param offers: those that rows of the same statement have told of already, for many are of the same one."""
     offer_id = row[0]
     offer = offers.get(offer_id)
     if offer is None and offer_id is not None:
-        offer = offers[offer_id] = _offer(row)
-    at, suffix, nearness, closed, customer_id, email, in_audience, revision, use, undone = row[_OWN:]
-    typed = _Typed(nearness, suffix, revision)
-    return Facts(
+        offer = offers[offer_id] = _build_offer_facts(row)
+    at, suffix, nearness, closed, customer_id, email, in_audience, revision, use, undone = row[_OFFER_COLUMN_COUNT:]
+    typed = _CodeMatch(nearness, suffix, revision)
+    return RedemptionFacts(
         at=at,
         offer=offer,
         code_is_closed=bool(closed),
         customer_id=customer_id,
         email=email,
         in_audience=in_audience,
-        personal_code=_personal_code(ask, offer_id, customer_id, typed),
-        use=None if use is None else _used(use),
-        undone=None if undone is None else _used(undone),
+        personal_code=_personal_code_status(ask, offer_id, customer_id, typed),
+        use=None if use is None else _row_from_json(use),
+        undone=None if undone is None else _row_from_json(undone),
     )
 
 
-def _offer(row: tuple[Any, ...]) -> OfferFacts:
+def _build_offer_facts(row: tuple[Any, ...]) -> OfferFacts:
     (
         id_,
         code,
@@ -139,7 +139,7 @@ def _offer(row: tuple[Any, ...]) -> OfferFacts:
         max_redemptions,
         redeemed,
         frozen_at,
-    ) = row[:_OWN]
+    ) = row[:_OFFER_COLUMN_COUNT]
     return OfferFacts(
         id=id_,
         code=code,
@@ -157,16 +157,16 @@ def _offer(row: tuple[Any, ...]) -> OfferFacts:
     )
 
 
-def _used(row: dict[str, Any]) -> Use:
+def _row_from_json(row: dict[str, Any]) -> RedemptionRow:
     """A row as PostgreSQL writes it in JSON."""
     values: dict[str, Any] = {name: row.get(name) for name in ROW_FIELDS}
     for name in ("redeemed_at", "rolled_back_at"):
         values[name] = values[name] and datetime.fromisoformat(values[name])
     values["body_hash"] = values["body_hash"] and bytes.fromhex(values["body_hash"].removeprefix("\\x"))
-    return Use(**values)
+    return RedemptionRow(**values)
 
 
-class _Typed(NamedTuple):
+class _CodeMatch(NamedTuple):
     """What the code that was typed came to: how an offer was found by it, the suffix, if it may be a personal one, and
     the revision of the keys that make such suffixes."""
 
@@ -175,7 +175,9 @@ class _Typed(NamedTuple):
     revision: int
 
 
-def _personal_code(ask: Ask, offer_id: int | None, customer_id: int | None, typed: _Typed) -> PersonalCode:
+def _personal_code_status(
+    ask: RedemptionRequest, offer_id: int | None, customer_id: int | None, typed: _CodeMatch
+) -> PersonalCodeStatus:
     """Whoever is named by ids has been proven already; otherwise the suffix of what was typed decides."""
     if ask.offer_id is not None and ask.customer_id is not None:
         return "right"
@@ -183,7 +185,7 @@ def _personal_code(ask: Ask, offer_id: int | None, customer_id: int | None, type
     if offer_id is None or ask.code is None or typed.nearness == 1:
         return "none"
     # Reckoned for somebody unknown too: what is run must not depend on whether there is such a customer.
-    right = personal_codes.matches(typed.suffix or "", offer_id, customer_id or 0, typed.revision)
+    right = personal_codes.verify_personal_code(typed.suffix or "", offer_id, customer_id or 0, typed.revision)
     return "right" if right else "wrong"
 
 
@@ -193,7 +195,10 @@ def build_discount(kind: str, percent: Any, amount: int | None, currency: str | 
     return Discount("amount", amount=amount, currency=currency)
 
 
-def usable(customer_id: int) -> list[Facts]:
+def load_open_offer_facts(customer_id: int) -> list[RedemptionFacts]:
     """The facts about a customer and every offer that is open now, those that end soonest first."""
-    asks = [Ask(channel="api", offer_id=offer_id, customer_id=customer_id) for offer_id in offer_queries.open_ids()]
-    return facts(asks) if asks else []
+    asks = [
+        RedemptionRequest(channel="api", offer_id=offer_id, customer_id=customer_id)
+        for offer_id in offer_queries.list_open_offer_ids()
+    ]
+    return load_facts(asks) if asks else []

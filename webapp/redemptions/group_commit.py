@@ -9,24 +9,24 @@ from flask import current_app
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from webapp.core.coalescing import Gatherer, Stuck
+from webapp.core.coalescing import Coalescer, CoalescingTimeout
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.redemptions.actions import redeem_all
-from webapp.redemptions.errors import AWAY, LOST, Unavailable
-from webapp.redemptions.queries import Redeemed
-from webapp.redemptions.rules import Ask
+from webapp.redemptions.errors import DATABASE_UNAVAILABLE, OUTCOME_UNKNOWN, RedemptionUnavailable
+from webapp.redemptions.queries import RedemptionRecord
+from webapp.redemptions.rules import RedemptionRequest
 
 log = logging.getLogger(__name__)
 
 # More in one transaction make none of them cheaper, and all wait for the last.
-GATHERED = 64
-PATIENCE_SECONDS = 15
-LOCK_SECONDS = 2
-IDLE_SECONDS = 20
+GROUP_SIZE_MAX = 64
+REDEEM_TIMEOUT_SECONDS = 15
+LOCK_TIMEOUT_SECONDS = 2
+IDLE_IN_TRANSACTION_TIMEOUT_SECONDS = 20
 
 
-def redeem(ask: Ask) -> Redeemed:
+def redeem(ask: RedemptionRequest) -> RedemptionRecord:
     """Redeem an offer once for a customer, in a transaction of its own. What it returns is on disk.
 
     What threads of this process ask for at the same time is written in one transaction.
@@ -39,25 +39,25 @@ def redeem(ask: Ask) -> Redeemed:
     # Whoever waits must hold no connection: the one that all wait for might find none left.
     if db.session.registry.has():
         db.session.rollback()
-    answer = desk().redeem(ask)
+    answer = get_group_committer().redeem(ask)
     if isinstance(answer, DomainError):
         raise answer
     return answer
 
 
-class Desk:
+class GroupCommitter:
     """Where the threads of one process redeem: on one connection, which is kept, one transaction at a time."""
 
     def __init__(self) -> None:
-        self._gatherer = Gatherer(self._answer, GATHERED, PATIENCE_SECONDS)
+        self._gatherer = Coalescer(self._answer, GROUP_SIZE_MAX, REDEEM_TIMEOUT_SECONDS)
         self._connection: Connection | None = None
 
-    def redeem(self, ask: Ask) -> Redeemed | DomainError:
+    def redeem(self, ask: RedemptionRequest) -> RedemptionRecord | DomainError:
         """The answer to one ask, whoever else asks at the same time."""
         try:
             return self._gatherer.ask(ask)
-        except Stuck as stuck:
-            return Unavailable(LOST if stuck.begun else AWAY)
+        except CoalescingTimeout as stuck:
+            return RedemptionUnavailable(OUTCOME_UNKNOWN if stuck.begun else DATABASE_UNAVAILABLE)
 
     def close(self) -> None:
         """Give the connection up; the next ask opens another."""
@@ -65,7 +65,7 @@ class Desk:
             self._connection.close()
             self._connection = None
 
-    def _answer(self, asks: Sequence[Ask]) -> list[Redeemed | DomainError]:
+    def _answer(self, asks: Sequence[RedemptionRequest]) -> list[RedemptionRecord | DomainError]:
         try:
             try:
                 return self._redeem(asks, self._kept())
@@ -74,15 +74,17 @@ class Desk:
                     raise
                 # The server was started anew since the last time, it may be.
                 return self._redeem(asks, self._kept())
-        except Unavailable as lost:
+        except RedemptionUnavailable as lost:
             return [lost for _ in asks]
         except DBAPIError as error:
             log.warning("%s redemptions at once: %s", len(asks), error.orig)
             if self._connection is None:
-                return [Unavailable() for _ in asks]
+                return [RedemptionUnavailable() for _ in asks]
             return self._apart(asks, error)
 
-    def _redeem(self, asks: Sequence[Ask], connection: Connection) -> list[Redeemed | DomainError]:
+    def _redeem(
+        self, asks: Sequence[RedemptionRequest], connection: Connection
+    ) -> list[RedemptionRecord | DomainError]:
         try:
             return redeem_all(asks, connection)
         finally:
@@ -90,13 +92,13 @@ class Desk:
                 connection.close()
                 self._connection = None
 
-    def _apart(self, asks: Sequence[Ask], error: DBAPIError) -> list[Redeemed | DomainError]:
+    def _apart(self, asks: Sequence[RedemptionRequest], error: DBAPIError) -> list[RedemptionRecord | DomainError]:
         """What the database refuses for all at once, one by one: nobody suffers for a neighbour."""
         if len(asks) == 1:
             # Its disk is full, say (classes 53 and 57 of SQLSTATE): that is not about the ask, and passes.
             if str(getattr(error.orig, "sqlstate", None)).startswith(("53", "57")):
                 log.error("the database can't write just now: %s", error.orig)
-                return [Unavailable()]
+                return [RedemptionUnavailable()]
             log.error("a redemption can't be written", exc_info=error)
             return [DomainError("error", "Something went wrong on our side. It has been noted.", 500)]
         return [answer for ask in asks for answer in self._answer([ask])]
@@ -106,16 +108,18 @@ class Desk:
             connection = db.engine.connect()
             # It never goes back to the pool, so what is set here is set for good.
             connection.detach()
-            connection.exec_driver_sql(f"set lock_timeout = '{LOCK_SECONDS}s'")
+            connection.exec_driver_sql(f"set lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
             # Should this machine vanish in the middle, what it holds is let go.
-            connection.exec_driver_sql(f"set idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
+            connection.exec_driver_sql(
+                f"set idle_in_transaction_session_timeout = '{IDLE_IN_TRANSACTION_TIMEOUT_SECONDS}s'"
+            )
             connection.commit()
             self._connection = connection
         return self._connection
 
 
-def desk() -> Desk:
+def get_group_committer() -> GroupCommitter:
     """The one of this app in this process."""
-    found: Desk | None = current_app.extensions.get("redeeming")
+    found: GroupCommitter | None = current_app.extensions.get("redeeming")
     # Of two threads that are the first at the same time one makes it.
-    return found or current_app.extensions.setdefault("redeeming", Desk())
+    return found or current_app.extensions.setdefault("redeeming", GroupCommitter())

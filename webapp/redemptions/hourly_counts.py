@@ -8,10 +8,10 @@ from webapp.core.extensions import db
 
 # Held shared by whoever undoes a redemption, alone by whoever counts hours.
 HOURLY_COUNTS_LOCK = "hashtext('onecode.redemption_tally')"
-_LOCK_TALLY = text(f"select pg_advisory_xact_lock({HOURLY_COUNTS_LOCK})")
+_LOCK_HOURLY_COUNTS = text(f"select pg_advisory_xact_lock({HOURLY_COUNTS_LOCK})")
 
 
-_COUNT = text(
+_INSERT_HOURLY_COUNTS = text(
     """
     with counted as (
       select o.id as offer_id, counted.hour, counted.n
@@ -31,18 +31,20 @@ _COUNT = text(
     insert into redemption_hour (offer_id, hour, n) select offer_id, hour, n from counted
     """
 )
-_UNTIL = text("select date_trunc('hour', now() - interval '5 minutes', 'UTC')")
-_MOVE = text("update redemption_tally set counted_until = :until where id = 1 and counted_until < :until returning id")
+_SELECT_COUNT_UNTIL = text("select date_trunc('hour', now() - interval '5 minutes', 'UTC')")
+_ADVANCE_COUNTED_UNTIL = text(
+    "update redemption_tally set counted_until = :until where id = 1 and counted_until < :until returning id"
+)
 
 
-def count_hours() -> None:
+def update_hourly_counts() -> None:
     """Count the redemptions of every hour that ended more than five minutes ago, once. Commits.
 
     The five minutes are for transactions that were about to commit when the hour ended. Harmless when it runs twice.
     """
-    until = db.session.execute(_UNTIL).scalar_one()
-    db.session.execute(_LOCK_TALLY)
+    until = db.session.execute(_SELECT_COUNT_UNTIL).scalar_one()
+    db.session.execute(_LOCK_HOURLY_COUNTS)
     if db.session.execute(text("select counted_until < :until from redemption_tally"), {"until": until}).scalar():
-        db.session.execute(_COUNT, {"until": until})
-        db.session.execute(_MOVE, {"until": until})
+        db.session.execute(_INSERT_HOURLY_COUNTS, {"until": until})
+        db.session.execute(_ADVANCE_COUNTED_UNTIL, {"until": until})
     db.session.commit()

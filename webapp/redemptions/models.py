@@ -97,7 +97,7 @@ class RedemptionTally(Model):
     __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
 
 
-class CodeMiss(Model):
+class FailedCodeAttempt(Model):
     """How often strangers' tries at an offer's code missed in one minute. Unlogged: a crash forgives.
 
     A clock face of sixty minutes for each offer, written over every hour: however hard somebody tries, it stays small.

@@ -13,14 +13,14 @@ from webapp.core.extensions import db
 from webapp.core.money import Discount
 from webapp.redemptions import public_ids
 from webapp.redemptions.facts import REDEMPTION_COLUMNS, ROLLBACK_COLUMNS, ROW_FIELDS, build_discount
-from webapp.redemptions.rules import Use
+from webapp.redemptions.rules import RedemptionRow
 
 # Redemptions that one stretch of a list looks at for those of a channel.
-LOOKED_AT = 10_000
+SCAN_LIMIT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Redeemed:
+class RedemptionRecord:
     """A redemption with what it was of and whose. `use.rolled_back_at` tells whether it was undone."""
 
     offer_id: int
@@ -31,37 +31,41 @@ class Redeemed:
     time_zone: str
     email: str
     customer_name: str
-    use: Use
+    use: RedemptionRow
     repeated: bool = False
 
     @property
     def public_id(self) -> str:
-        return public_ids.write(self.offer_id, self.customer_id, self.use.redeemed_at)
+        return public_ids.encode_public_id(self.offer_id, self.customer_id, self.use.redeemed_at)
 
 
-def _prefixed(alias: str, columns: str, prefix: str) -> str:
+def _alias_columns(alias: str, columns: str, prefix: str) -> str:
     return ", ".join(f"{alias}.{name.strip()} as {prefix}{name.strip()}" for name in columns.split(","))
 
 
-def _use(row: Row[Any]) -> Use:
-    return Use(**{name: row._mapping[f"x_{name}"] for name in ROW_FIELDS})
+def _row_from_columns(row: Row[Any]) -> RedemptionRow:
+    return RedemptionRow(**{name: row._mapping[f"x_{name}"] for name in ROW_FIELDS})
 
 
-_NO_UNDO = (
+_NULL_ROLLBACK_COLUMNS = (
     "cast(null as timestamptz) as x_rolled_back_at, cast(null as text) as x_rolled_back_by, "
     "cast(null as text) as x_reason"
 )
-_WHOSE = (
+_OFFER_AND_CUSTOMER_COLUMNS = (
     "x.offer_id, x.customer_id, o.code_as_written, o.name, o.discount_type, o.percent, o.amount, o.currency, "
     "o.time_zone, c.email_as_given, c.name as customer_name"
 )
-_LIVE = f"{_prefixed('x', REDEMPTION_COLUMNS, 'x_')}, {_NO_UNDO}, {_WHOSE}"
-_GONE = f"{_prefixed('x', f'{REDEMPTION_COLUMNS}, {ROLLBACK_COLUMNS}', 'x_')}, {_WHOSE}"
+_LIVE_COLUMNS = (
+    f"{_alias_columns('x', REDEMPTION_COLUMNS, 'x_')}, {_NULL_ROLLBACK_COLUMNS}, {_OFFER_AND_CUSTOMER_COLUMNS}"
+)
+_ROLLED_BACK_COLUMNS = (
+    f"{_alias_columns('x', f'{REDEMPTION_COLUMNS}, {ROLLBACK_COLUMNS}', 'x_')}, {_OFFER_AND_CUSTOMER_COLUMNS}"
+)
 _JOINS = "join offer o on o.id = x.offer_id join customer c on c.id = x.customer_id"
 
 
-def _redeemed(row: Row[Any]) -> Redeemed:
-    return Redeemed(
+def _build_record(row: Row[Any]) -> RedemptionRecord:
+    return RedemptionRecord(
         offer_id=row.offer_id,
         customer_id=row.customer_id,
         code=row.code_as_written,
@@ -70,61 +74,61 @@ def _redeemed(row: Row[Any]) -> Redeemed:
         time_zone=row.time_zone,
         email=row.email_as_given,
         customer_name=row.customer_name,
-        use=_use(row),
+        use=_row_from_columns(row),
     )
 
 
-_FIND = text(
+_SELECT_BY_KEY = text(
     f"""
-    select {_LIVE} from redemption x {_JOINS}
+    select {_LIVE_COLUMNS} from redemption x {_JOINS}
     where x.offer_id = :offer_id and x.customer_id = :customer_id and x.redeemed_at = :redeemed_at
     union all
-    select {_GONE} from rollback x {_JOINS}
+    select {_ROLLED_BACK_COLUMNS} from rollback x {_JOINS}
     where x.offer_id = :offer_id and x.customer_id = :customer_id and x.redeemed_at = :redeemed_at
     """  # noqa: S608
 )
 
 
-def find(public_id: str) -> Redeemed | None:
+def find_redemption(public_id: str) -> RedemptionRecord | None:
     """The redemption of a public id, also after it was undone."""
-    for triple in public_ids.read(public_id):
+    for triple in public_ids.decode_public_id(public_id):
         # A made-up id decrypts to any moment, also to one that no calendar has room for.
         if triple.offer_id < 1 << 31 and triple.redeemed_at.year < 2250:
-            row = db.session.execute(_FIND, triple._asdict()).one_or_none()
+            row = db.session.execute(_SELECT_BY_KEY, triple._asdict()).one_or_none()
             if row is not None:
-                return _redeemed(row)
+                return _build_record(row)
     return None
 
 
-_BETWEEN = text(
-    f"select {_LIVE} from redemption x {_JOINS} where x.offer_id = :offer_id and x.customer_id = :customer_id"  # noqa: S608
+_SELECT_LIVE = text(
+    f"select {_LIVE_COLUMNS} from redemption x {_JOINS} where x.offer_id = :offer_id and x.customer_id = :customer_id"  # noqa: S608
 )
 
 
-def of_pair(offer_id: int, customer_id: int) -> Redeemed | None:
+def find_live_redemption(offer_id: int, customer_id: int) -> RedemptionRecord | None:
     """The live redemption of an offer by a customer."""
-    row = db.session.execute(_BETWEEN, {"offer_id": offer_id, "customer_id": customer_id}).one_or_none()
-    return None if row is None else _redeemed(row)
+    row = db.session.execute(_SELECT_LIVE, {"offer_id": offer_id, "customer_id": customer_id}).one_or_none()
+    return None if row is None else _build_record(row)
 
 
-_OF_CUSTOMER = text(
+_SELECT_BY_CUSTOMER = text(
     f"""
     select * from (
-      select {_LIVE} from redemption x {_JOINS} where x.customer_id = :customer_id
+      select {_LIVE_COLUMNS} from redemption x {_JOINS} where x.customer_id = :customer_id
       union all
-      select {_GONE} from rollback x {_JOINS} where x.customer_id = :customer_id
+      select {_ROLLED_BACK_COLUMNS} from rollback x {_JOINS} where x.customer_id = :customer_id
     ) every
     order by x_redeemed_at desc
     """  # noqa: S608
 )
 
 
-def of_customer(customer_id: int) -> list[Redeemed]:
+def list_customer_redemptions(customer_id: int) -> list[RedemptionRecord]:
     """All of a customer's redemptions, newest first, with those that were undone."""
-    return [_redeemed(row) for row in db.session.execute(_OF_CUSTOMER, {"customer_id": customer_id})]
+    return [_build_record(row) for row in db.session.execute(_SELECT_BY_CUSTOMER, {"customer_id": customer_id})]
 
 
-def redeemed_among(offer_id: int, customer_ids: Sequence[int]) -> set[int]:
+def find_redeemed_customer_ids(offer_id: int, customer_ids: Sequence[int]) -> set[int]:
     """Which of these customers have redeemed the offer."""
     found = db.session.execute(
         text("select customer_id from redemption where offer_id = :offer_id and customer_id = any(:ids)"),
@@ -134,7 +138,7 @@ def redeemed_among(offer_id: int, customer_ids: Sequence[int]) -> set[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
+class RedemptionFilter:
     """What a list of redemptions is narrowed to; `since` and `until` are half-open."""
 
     offer_id: int | None = None
@@ -155,7 +159,7 @@ class Filter:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class KeysetCursor:
     """Where a page of redemptions ended."""
 
     redeemed_at: datetime
@@ -163,19 +167,21 @@ class Place:
     offer_id: int
 
     @classmethod
-    def after(cls, done: Redeemed) -> Place:
+    def after(cls, done: RedemptionRecord) -> KeysetCursor:
         return cls(done.use.redeemed_at, done.customer_id, done.offer_id)
 
     @classmethod
-    def of(cls, microseconds: int, customer_id: int, offer_id: int) -> Place:
+    def of(cls, microseconds: int, customer_id: int, offer_id: int) -> KeysetCursor:
         """The place of `numbers`; one that no calendar has room for is the end of time."""
-        return cls(public_ids.moment(microseconds), customer_id, offer_id)
+        return cls(public_ids.from_microseconds(microseconds), customer_id, offer_id)
 
     def numbers(self) -> tuple[int, int, int]:
-        return public_ids.microseconds(self.redeemed_at), self.customer_id, self.offer_id
+        return public_ids.to_microseconds(self.redeemed_at), self.customer_id, self.offer_id
 
 
-def page(narrowed: Filter, limit: int, after: Place | None = None) -> list[Redeemed]:
+def list_redemptions(
+    narrowed: RedemptionFilter, limit: int, after: KeysetCursor | None = None
+) -> list[RedemptionRecord]:
     """Live redemptions, newest first, beginning after a place; one more than `limit` if there are more.
 
     Each offer gives its newest from the index that it has anyway, so that none over all of them has to be kept.
@@ -190,18 +196,18 @@ def page(narrowed: Filter, limit: int, after: Place | None = None) -> list[Redee
     if narrowed.customer_id is not None:
         source = "redemption x where true" + (" and x.offer_id = :only" if narrowed.offer_id else "") + where
     else:
-        source = _newest(where, only=narrowed.offer_id is not None)
+        source = _newest_per_offer_sql(where, only=narrowed.offer_id is not None)
     order = "order by x.redeemed_at desc, x.customer_id desc, x.offer_id desc"
     # Names are looked up for those on the page alone.
     statement = text(
-        f"select {_LIVE} from (select x.* from {source} {order} limit :limit) x {_JOINS} {order}"  # noqa: S608
+        f"select {_LIVE_COLUMNS} from (select x.* from {source} {order} limit :limit) x {_JOINS} {order}"  # noqa: S608
     )
     if narrowed.offer_id:
         values["only"] = narrowed.offer_id
-    return [_redeemed(row) for row in db.session.execute(statement, values | {"limit": limit + 1})]
+    return [_build_record(row) for row in db.session.execute(statement, values | {"limit": limit + 1})]
 
 
-def _newest(where: str, only: bool) -> str:
+def _newest_per_offer_sql(where: str, only: bool) -> str:
     """The newest redemptions of those offers that have the newest: no other offer can be on the page."""
     of_one = (
         f"select * from redemption x where x.offer_id = {{}}.id{where} order by x.redeemed_at desc, x.customer_id desc"  # noqa: S608
@@ -214,28 +220,28 @@ def _newest(where: str, only: bool) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class ScanPage:
     """Part of a list, and the place from which it goes on; None at its end."""
 
-    shown: list[Redeemed]
-    following: Place | None
+    shown: list[RedemptionRecord]
+    following: KeysetCursor | None
 
 
-def stretch(narrowed: Filter, limit: int, after: Place | None = None) -> Stretch:
+def scan_redemptions(narrowed: RedemptionFilter, limit: int, after: KeysetCursor | None = None) -> ScanPage:
     """The next live redemptions of a list, newest first, with the place where the look at them stopped.
 
     No index knows the channels, so for one that is hardly ever used it stops at the beginning of an hour, after so many
     redemptions: there may be few on a stretch, or none, with more behind it.
     """
-    floor = _floor(narrowed, after)
-    found = page(replace(narrowed, since=floor) if floor else narrowed, limit, after)
+    floor = _find_scan_floor(narrowed, after)
+    found = list_redemptions(replace(narrowed, since=floor) if floor else narrowed, limit, after)
     shown = found[:limit]
     if len(found) > limit:
-        return Stretch(shown, Place.after(shown[-1]))
-    return Stretch(shown, Place(floor, 0, 0) if floor else None)
+        return ScanPage(shown, KeysetCursor.after(shown[-1]))
+    return ScanPage(shown, KeysetCursor(floor, 0, 0) if floor else None)
 
 
-def _floor(narrowed: Filter, after: Place | None) -> datetime | None:
+def _find_scan_floor(narrowed: RedemptionFilter, after: KeysetCursor | None) -> datetime | None:
     """The hour to which a look for a channel goes back; None where it goes to the end."""
     if narrowed.channel is None or narrowed.customer_id is not None:
         return None
@@ -254,7 +260,7 @@ def _floor(narrowed: Filter, after: Place | None) -> datetime | None:
             "offer_id": narrowed.offer_id,
             "until": narrowed.until,
             "after": after.redeemed_at if after else None,
-            "looked_at": LOOKED_AT,
+            "looked_at": SCAN_LIMIT,
         },
     ).one_or_none()
     if row is None or (narrowed.since is not None and row.hour <= narrowed.since):
@@ -262,27 +268,27 @@ def _floor(narrowed: Filter, after: Place | None) -> datetime | None:
     return row.hour  # type: ignore[no-any-return]
 
 
-def latest(offer_id: int | None, limit: int) -> list[Redeemed]:
+def list_latest_redemptions(offer_id: int | None, limit: int) -> list[RedemptionRecord]:
     """The newest live redemptions, of one offer or of all."""
-    return page(Filter(offer_id=offer_id), limit)[:limit]
+    return list_redemptions(RedemptionFilter(offer_id=offer_id), limit)[:limit]
 
 
-def export(narrowed: Filter) -> Iterator[Redeemed]:
+def stream_redemptions(narrowed: RedemptionFilter) -> Iterator[RedemptionRecord]:
     """Every redemption of a filter, offer by offer, newest first, a thousand at a time from the database's cursor."""
     where, values = narrowed.sql()
     if narrowed.offer_id:
         where += " and x.offer_id = :only"
         values["only"] = narrowed.offer_id
     statement = text(
-        f"select {_LIVE} from redemption x {_JOINS} where true{where} order by x.offer_id, x.redeemed_at desc"  # noqa: S608
+        f"select {_LIVE_COLUMNS} from redemption x {_JOINS} where true{where} order by x.offer_id, x.redeemed_at desc"  # noqa: S608
     )
     # On a connection of its own, for it outlives the request.
     with db.engine.connect() as connection:
         for row in connection.execution_options(yield_per=1000).execute(statement, values):
-            yield _redeemed(row)
+            yield _build_record(row)
 
 
-_TOTALS = text(
+_SELECT_COUNTS = text(
     """
     select o.id,
       coalesce((select n from redemption_total h where h.offer_id = o.id), 0)
@@ -293,12 +299,12 @@ _TOTALS = text(
 )
 
 
-def totals(offer_ids: Sequence[int]) -> dict[int, int]:
+def count_redemptions(offer_ids: Sequence[int]) -> dict[int, int]:
     """How many live redemptions each of these offers has: what is counted so far and the rest live."""
-    return {offer_id: int(n) for offer_id, n in db.session.execute(_TOTALS, {"ids": list(offer_ids)})}
+    return {offer_id: int(n) for offer_id, n in db.session.execute(_SELECT_COUNTS, {"ids": list(offer_ids)})}
 
 
-def per_day(offer_id: int | None, since: datetime, zone: str = "UTC") -> list[tuple[date, int]]:
+def count_redemptions_per_day(offer_id: int | None, since: datetime, zone: str = "UTC") -> list[tuple[date, int]]:
     """Live redemptions by day of a zone, from the hours counted so far and the rest live; days without any left out.
 
     Hours are those of UTC: where a zone is half an hour off, so is the end of its days here.

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
-from webapp.accounts.actions import record
-from webapp.core.errors import DomainError, FieldError, Invalid, NotFound
+from webapp.accounts.actions import record_audit_entry
+from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.redemptions import public_ids
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.hourly_counts import HOURLY_COUNTS_LOCK
-from webapp.redemptions.queries import Redeemed
+from webapp.redemptions.queries import RedemptionRecord
 
-REASON_MAX = 500
+ROLLBACK_REASON_MAX = 500
 
 
-_LOCK_TALLY_SHARED = text(f"select pg_advisory_xact_lock_shared({HOURLY_COUNTS_LOCK})")
-_UNDO = text(
+_LOCK_HOURLY_COUNTS_SHARED = text(f"select pg_advisory_xact_lock_shared({HOURLY_COUNTS_LOCK})")
+_MOVE_TO_ROLLBACK = text(
     """
     with gone as (
       delete from redemption
@@ -30,10 +30,12 @@ _UNDO = text(
     from gone
     """
 )
-_GIVE_BACK = text("update offer set redeemed = redeemed - 1 where id = :offer_id and max_redemptions is not null")
+_DECREMENT_REDEEMED = text(
+    "update offer set redeemed = redeemed - 1 where id = :offer_id and max_redemptions is not null"
+)
 # An hour has a row only when it was counted. All three move together, each row after the ones before it, so that nobody
 # waits in a circle.
-_UNCOUNT = text(
+_DECREMENT_HOURLY_COUNTS = text(
     """
     with uncounted as (
       update redemption_hour h set n = h.n - 1
@@ -47,7 +49,7 @@ _UNCOUNT = text(
 )
 
 
-def rollback(public_id: str, reason: str, by: str) -> Redeemed:
+def roll_back_redemption(public_id: str, reason: str, by: str) -> RedemptionRecord:
     """Undo a redemption, once: its row moves to the rollbacks, the cap gets its unit back, and the customer may redeem
     again. Commits.
 
@@ -57,21 +59,23 @@ def rollback(public_id: str, reason: str, by: str) -> Redeemed:
     """
     why = " ".join(reason.split())
     if not why or not why.isprintable():
-        raise Invalid(FieldError("reason", "reason_missing", "Say in a few words why it is undone."))
-    if len(why) > REASON_MAX:
-        raise Invalid(FieldError("reason", "reason_too_long", f"A reason has at most {REASON_MAX} characters."))
-    found = redemption_queries.find(public_id)
+        raise InvalidInput(FieldError("reason", "reason_missing", "Say in a few words why it is undone."))
+    if len(why) > ROLLBACK_REASON_MAX:
+        raise InvalidInput(
+            FieldError("reason", "reason_too_long", f"A reason has at most {ROLLBACK_REASON_MAX} characters.")
+        )
+    found = redemption_queries.find_redemption(public_id)
     if found is None:
         raise NotFound("There is no such redemption; check its reference.")
-    triple = public_ids.Triple(found.offer_id, found.customer_id, found.use.redeemed_at)._asdict()
+    triple = public_ids.RedemptionKey(found.offer_id, found.customer_id, found.use.redeemed_at)._asdict()
     # First of all, for the hours are counted by whoever holds this lock alone: before us or after us, never between.
-    db.session.execute(_LOCK_TALLY_SHARED)
-    undone = db.session.connection().execute(_UNDO, triple | {"by": by, "reason": why}).rowcount
+    db.session.execute(_LOCK_HOURLY_COUNTS_SHARED)
+    undone = db.session.connection().execute(_MOVE_TO_ROLLBACK, triple | {"by": by, "reason": why}).rowcount
     if not undone:
         db.session.rollback()
         raise DomainError("already_rolled_back", "This redemption was undone before.", 409)
-    db.session.execute(_GIVE_BACK, {"offer_id": found.offer_id})
-    db.session.execute(_UNCOUNT, {"offer_id": found.offer_id, "redeemed_at": found.use.redeemed_at})
-    record(by, "redemption.undone", found.code, customer=found.customer_id, reference=public_id)
+    db.session.execute(_DECREMENT_REDEEMED, {"offer_id": found.offer_id})
+    db.session.execute(_DECREMENT_HOURLY_COUNTS, {"offer_id": found.offer_id, "redeemed_at": found.use.redeemed_at})
+    record_audit_entry(by, "redemption.undone", found.code, customer=found.customer_id, reference=public_id)
     db.session.commit()
-    return redemption_queries.find(public_id) or found
+    return redemption_queries.find_redemption(public_id) or found

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
-from webapp.core.errors import FieldError, Invalid
+from webapp.core.errors import FieldError, InvalidInput
 from webapp.core.money import Discount
 
-Reason = Literal[
+RefusalReason = Literal[
     "not_found",
     "customer_unknown",
     "already_redeemed",
@@ -21,8 +21,8 @@ Reason = Literal[
     "personal_code_required",
     "offer_exhausted",
 ]
-Name = Literal["code", "customer", "unused", "window", "status", "audience", "personal_code", "room"]
-PersonalCode = Literal["none", "right", "wrong"]
+CheckName = Literal["code", "customer", "unused", "window", "status", "audience", "personal_code", "room"]
+PersonalCodeStatus = Literal["none", "right", "wrong"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class OfferFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class RedemptionRow:
     """A redemption as its row says, perhaps undone since."""
 
     redeemed_at: datetime
@@ -64,7 +64,7 @@ class Use:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class RedemptionFacts:
     """All that the rule needs to know of one (code, e-mail) pair at one moment.
 
     `undone` is the redemption that was rolled back and that this very request, if it is a repeat, had made. A code that
@@ -76,40 +76,40 @@ class Facts:
     customer_id: int | None
     email: str | None
     in_audience: bool
-    personal_code: PersonalCode
-    use: Use | None = None
-    undone: Use | None = None
+    personal_code: PersonalCodeStatus
+    use: RedemptionRow | None = None
+    undone: RedemptionRow | None = None
     code_is_closed: bool = False
 
 
-class Check(NamedTuple):
+class EligibilityCheck(NamedTuple):
     """One question with its answer; None where it can't be asked, because an earlier one failed."""
 
-    name: Name
-    reason: Reason
+    name: CheckName
+    reason: RefusalReason
     passed: bool | None
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Evaluation:
     """Every check in order. `reason` is that of the first that failed; None means it may be redeemed."""
 
-    checks: tuple[Check, ...]
+    checks: tuple[EligibilityCheck, ...]
 
     @property
-    def reason(self) -> Reason | None:
+    def reason(self) -> RefusalReason | None:
         return next((check.reason for check in self.checks if check.passed is False), None)
 
     @property
-    def public_reason(self) -> Reason | None:
+    def public_reason(self) -> RefusalReason | None:
         """The reason a stranger may hear: what fails for the person is one answer, `customer_not_eligible`.
 
         What fails for everybody is said first, so that on an offer that nobody can use no e-mail stands out. Only
         that it is used up comes after "already redeemed": whoever took part of it shall hear that it was them.
         """
         failed = {check.reason for check in self.checks if check.passed is False}
-        personal = failed & PERSONAL
-        for reason in FOR_EVERYBODY:
+        personal = failed & CUSTOMER_REASONS
+        for reason in OFFER_REASONS:
             if reason in failed:
                 return reason
         if "already_redeemed" in failed and not personal:
@@ -119,8 +119,8 @@ class Verdict:
         return "customer_not_eligible" if personal else None
 
 
-PERSONAL = frozenset({"customer_unknown", "customer_not_eligible", "personal_code_required"})
-FOR_EVERYBODY: tuple[Reason, ...] = (
+CUSTOMER_REASONS = frozenset({"customer_unknown", "customer_not_eligible", "personal_code_required"})
+OFFER_REASONS: tuple[RefusalReason, ...] = (
     "not_found",
     "offer_not_started",
     "offer_expired",
@@ -128,39 +128,41 @@ FOR_EVERYBODY: tuple[Reason, ...] = (
 )
 
 
-def verdict(facts: Facts) -> Verdict:
+def evaluate(facts: RedemptionFacts) -> Evaluation:
     """Judge the facts: every check, in the order in which its reason is given."""
     offer, at = None if facts.code_is_closed else facts.offer, facts.at
     known = facts.customer_id is not None
-    checks: list[Check] = [
-        Check("code", "not_found", offer is not None),
-        Check("customer", "customer_unknown", known),
+    checks: list[EligibilityCheck] = [
+        EligibilityCheck("code", "not_found", offer is not None),
+        EligibilityCheck("customer", "customer_unknown", known),
     ]
     if offer is None:
         checks += [
-            Check("unused", "already_redeemed", None),
-            Check("window", "offer_expired", None),
-            Check("status", "offer_paused", None),
-            Check("audience", "customer_not_eligible", None),
-            Check("personal_code", "personal_code_required", None),
-            Check("room", "offer_exhausted", None),
+            EligibilityCheck("unused", "already_redeemed", None),
+            EligibilityCheck("window", "offer_expired", None),
+            EligibilityCheck("status", "offer_paused", None),
+            EligibilityCheck("audience", "customer_not_eligible", None),
+            EligibilityCheck("personal_code", "personal_code_required", None),
+            EligibilityCheck("room", "offer_exhausted", None),
         ]
-        return Verdict(tuple(checks))
+        return Evaluation(tuple(checks))
     started = offer.starts_at <= at
     open_now = started and (offer.ends_at is None or at < offer.ends_at)
     full = offer.max_redemptions is not None and offer.redeemed >= offer.max_redemptions
     checks += [
-        Check("unused", "already_redeemed", facts.use is None if known else None),
-        Check("window", "offer_expired" if started else "offer_not_started", open_now),
-        Check("status", "offer_paused", not offer.paused),
-        Check("audience", "customer_not_eligible", facts.in_audience if known else None),
-        Check("personal_code", "personal_code_required", _personal_code(facts, offer) if known else None),
-        Check("room", "offer_exhausted", not full),
+        EligibilityCheck("unused", "already_redeemed", facts.use is None if known else None),
+        EligibilityCheck("window", "offer_expired" if started else "offer_not_started", open_now),
+        EligibilityCheck("status", "offer_paused", not offer.paused),
+        EligibilityCheck("audience", "customer_not_eligible", facts.in_audience if known else None),
+        EligibilityCheck(
+            "personal_code", "personal_code_required", _is_personal_code_accepted(facts, offer) if known else None
+        ),
+        EligibilityCheck("room", "offer_exhausted", not full),
     ]
-    return Verdict(tuple(checks))
+    return Evaluation(tuple(checks))
 
 
-def _personal_code(facts: Facts, offer: OfferFacts) -> bool:
+def _is_personal_code_accepted(facts: RedemptionFacts, offer: OfferFacts) -> bool:
     if facts.personal_code == "none":
         return not offer.personal_code_required
     return facts.personal_code == "right"
@@ -176,7 +178,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class RedemptionRequest:
     """One request to redeem or to validate, as a door has understood it.
 
     Offer and customer are named by a normalised `code` and a normalised `email` (or `source_id`), or, where they are
@@ -196,21 +198,21 @@ class Ask:
     body_hash: bytes | None = None
 
 
-def repeat_of(ask: Ask, facts: Facts) -> Use | None:
+def find_replayed_redemption(ask: RedemptionRequest, facts: RedemptionFacts) -> RedemptionRow | None:
     """The first redemption, if this is the same request again: by its Idempotency-Key or by its order.
 
     :raises Invalid: `idempotency_key_reused` when the key came with another body then.
     """
     live = facts.use if facts.use is not None and facts.use.api_key_id == ask.api_key_id else None
-    if live is not None and _same_key(ask, live):
-        use: Use | None = live
-    elif live is not None and _same_order(ask, live) and not (ask.idempotency_key and facts.undone):
+    if live is not None and _has_same_key(ask, live):
+        use: RedemptionRow | None = live
+    elif live is not None and _has_same_order(ask, live) and not (ask.idempotency_key and facts.undone):
         use = live
     else:
         # Found only by the key of this very request or, where it has none, by its order.
         use = facts.undone
-    if use is not None and _same_key(ask, use) and use.body_hash != ask.body_hash:
-        raise Invalid(
+    if use is not None and _has_same_key(ask, use) and use.body_hash != ask.body_hash:
+        raise InvalidInput(
             FieldError(
                 "Idempotency-Key",
                 "idempotency_key_reused",
@@ -220,15 +222,15 @@ def repeat_of(ask: Ask, facts: Facts) -> Use | None:
     return use
 
 
-def _same_key(ask: Ask, use: Use) -> bool:
+def _has_same_key(ask: RedemptionRequest, use: RedemptionRow) -> bool:
     return ask.idempotency_key is not None and ask.idempotency_key == use.idempotency_key
 
 
-def _same_order(ask: Ask, use: Use) -> bool:
+def _has_same_order(ask: RedemptionRequest, use: RedemptionRow) -> bool:
     return ask.order is not None and ask.order.id == use.order_id
 
 
-def discount_on(order: Order | None, discount: Discount) -> int | None:
+def calculate_discount_amount(order: Order | None, discount: Discount) -> int | None:
     """What is taken off the order, if its amount is known.
 
     :raises Invalid: `currency_missing`, `currency_mismatch`.
@@ -236,7 +238,7 @@ def discount_on(order: Order | None, discount: Discount) -> int | None:
     if order is None:
         return None
     if discount.type == "amount" and order.currency is None and order.amount is not None:
-        raise Invalid(
+        raise InvalidInput(
             FieldError(
                 "order.currency",
                 "currency_missing",

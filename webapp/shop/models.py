@@ -15,12 +15,12 @@ ADDRESS_MAX = 500
 SENTENCE_MAX = 300
 WORDS_MAX = 60
 
-COLOUR = "#0f766e"
-LOCALE = "en"
-REASON = "You get this mail because you are a customer of {name}."
-UNSUBSCRIBE_WORDS = "No more mails like this"
-BUTTON_WORDS = "Use it now"
-LINK_WORDS = "Or open this address:"
+DEFAULT_COLOUR = "#0f766e"
+DEFAULT_LOCALE = "en"
+DEFAULT_REASON = "You get this mail because you are a customer of {name}."
+DEFAULT_UNSUBSCRIBE_WORDS = "No more mails like this"
+DEFAULT_BUTTON_WORDS = "Use it now"
+DEFAULT_LINK_WORDS = "Or open this address:"
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class ShopValues:
     sender_name: str = ""
     reply_to: str = ""
     address: str = ""
-    colour: str = COLOUR
-    locale: str = LOCALE
+    colour: str = DEFAULT_COLOUR
+    locale: str = DEFAULT_LOCALE
     reason: str = ""
-    unsubscribe_words: str = UNSUBSCRIBE_WORDS
-    button_words: str = BUTTON_WORDS
-    link_words: str = LINK_WORDS
+    unsubscribe_words: str = DEFAULT_UNSUBSCRIBE_WORDS
+    button_words: str = DEFAULT_BUTTON_WORDS
+    link_words: str = DEFAULT_LINK_WORDS
 
 
 class Shop(Model):

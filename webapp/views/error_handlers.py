@@ -12,7 +12,7 @@ from werkzeug.exceptions import HTTPException
 from webapp.core import database_health
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db, login
-from webapp.views.api.blueprint import problem
+from webapp.views.problem_details import problem_response
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ TITLES = {
     500: "Something went wrong on our side",
     503: "Not available for a moment",
 }
-SENTENCES = {
+MESSAGES = {
     404: "There is nothing at this address. Check it, or start from the first page.",
     405: "This page can't be used in that way. Start from the first page.",
     413: "What you sent is larger than we take.",
@@ -39,20 +39,20 @@ SENTENCES = {
 }
 # What a person typed is offered again when the database was away. Never on pages that ask for a password, under
 # whatever name a field of theirs goes, and never a token of the session.
-NEVER_REPEATED_ON = ("/sign-in", "/invitations/", "/settings/")
-NEVER_REPEATED = ("csrf_token",)
+NO_RESUBMIT_PATHS = ("/sign-in", "/invitations/", "/settings/")
+NO_RESUBMIT_FIELDS = ("csrf_token",)
 
 
 def init_app(app: Flask) -> None:
     @app.errorhandler(DomainError)
     def rule(error: DomainError) -> Response:
-        if _is_api():
-            return problem(error.status, error.key, error.message, error.errors)
-        return _page(error.status, error.message)
+        if _is_api_request():
+            return problem_response(error.status, error.key, error.message, error.errors)
+        return _render_error_page(error.status, error.message)
 
     @app.errorhandler(CSRFError)
     def csrf(error: CSRFError) -> Response:
-        return _ended()
+        return _session_ended_response()
 
     @app.errorhandler(HTTPException)
     def http(error: HTTPException) -> Response:
@@ -62,13 +62,13 @@ def init_app(app: Flask) -> None:
         said = error.description if status in (400, 403) and error.description else None
         if status == 413 and request.max_content_length:
             said = f"What you sent is larger than the {request.max_content_length // 2**20} MB we take here."
-        if _is_api():
+        if _is_api_request():
             key = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 429: "rate_limited"}.get(
                 status, "error" if status >= 500 else "invalid_payload"
             )
-            answer = problem(status, key, said or SENTENCES.get(status, error.name))
+            answer = problem_response(status, key, said or MESSAGES.get(status, error.name))
         else:
-            answer = _page(status, said or SENTENCES.get(status, error.name))
+            answer = _render_error_page(status, said or MESSAGES.get(status, error.name))
         for name, value in error.get_headers():
             if name in ("Allow", "Retry-After"):
                 answer.headers[name] = value
@@ -78,36 +78,36 @@ def init_app(app: Flask) -> None:
     @app.errorhandler(InterfaceError)
     @app.errorhandler(TimeoutError)
     def database(error: OperationalError | InterfaceError | TimeoutError) -> Response:
-        if not database_health.noticed(error):
+        if not database_health.detect_outage(error):
             log.error("database: %s", getattr(error, "orig", error))
         db.session.rollback()
-        if _is_api():
-            return problem(503, "unavailable", SENTENCES[503])
-        return _page(503, SENTENCES[503])
+        if _is_api_request():
+            return problem_response(503, "unavailable", MESSAGES[503])
+        return _render_error_page(503, MESSAGES[503])
 
     @app.errorhandler(Exception)
     def bug(error: Exception) -> Response:
         log.exception("unexpected error")
         db.session.rollback()
-        if _is_api():
-            return problem(500, "error", SENTENCES[500])
-        return _page(500, SENTENCES[500])
+        if _is_api_request():
+            return problem_response(500, "error", MESSAGES[500])
+        return _render_error_page(500, MESSAGES[500])
 
 
-def _is_api() -> bool:
+def _is_api_request() -> bool:
     # Addresses under /api that no room knows never reach the blueprint, so the prefix decides.
     # /metrics is read by programs too.
     return request.path.startswith("/api/") or request.path == "/metrics"
 
 
-def _ended() -> Response:
+def _session_ended_response() -> Response:
     """A form without a token of this session: where to sign in, and what was written, to be copied. It is not offered
     to be sent again: a page of somebody else's may have sent it."""
-    if _is_public():
-        return _page(400, "This page is too old. Load it again and repeat the step.")
+    if _is_public_request():
+        return _render_error_page(400, "This page is too old. Load it again and repeat the step.")
     fields = getattr(current_app.view_functions.get(request.endpoint or ""), "keeps_words", {})
     written = [(label, request.form[name]) for name, label in fields.items() if request.form.get(name, "").strip()]
-    goal, title = _page_of_form(), "Please sign in again"
+    goal, title = _form_page_path(), "Please sign in again"
     if "_user_id" in session:
         title = "Please open the page again"
         detail = "Your session has changed since you opened this page. Open it again and repeat the step."
@@ -116,11 +116,13 @@ def _ended() -> Response:
         goal = url_for("staff.accounts.sign_in", next=goal)
     if request.headers.get("HX-Request"):
         # A piece has no room for it. The page that asked keeps what was typed.
-        return _page(401, "Your session has ended. Copy what you typed, then reload the page to sign in again.")
-    return _page(400, detail, title=title, goal=goal, written=written)
+        return _render_error_page(
+            401, "Your session has ended. Copy what you typed, then reload the page to sign in again."
+        )
+    return _render_error_page(400, detail, title=title, goal=goal, written=written)
 
 
-def _page_of_form() -> str | None:
+def _form_page_path() -> str | None:
     """The page that a form belongs to, if it has the address that the form was sent to."""
     try:
         current_app.url_map.bind("").match(request.path, "GET")
@@ -129,21 +131,21 @@ def _page_of_form() -> str | None:
     return request.path
 
 
-def _is_public() -> bool:
+def _is_public_request() -> bool:
     return (request.blueprint or "").startswith("public") or request.path.startswith(("/redeem", "/r/", "/u/"))
 
 
-def _page(status: int, detail: str, **more: object) -> Response:
+def _render_error_page(status: int, detail: str, **more: object) -> Response:
     """An error page that needs neither database nor session. What was typed is offered to be sent again."""
     repeat = []
     typed = request.method == "POST" and request.mimetype == "application/x-www-form-urlencoded"
-    if status == 503 and typed and not request.path.startswith(NEVER_REPEATED_ON):
-        repeat = [(name, value) for name, value in request.form.items(multi=True) if name not in NEVER_REPEATED]
+    if status == 503 and typed and not request.path.startswith(NO_RESUBMIT_PATHS):
+        repeat = [(name, value) for name, value in request.form.items(multi=True) if name not in NO_RESUBMIT_FIELDS]
     if "_login_user" not in g:
         # flask-login would look up who is signed in for any template, and that may be the very thing that failed.
         g._login_user = login.anonymous_user()
     body = render_template(
-        "errors/public.html" if _is_public() else "errors/staff.html",
+        "errors/public.html" if _is_public_request() else "errors/staff.html",
         status=status,
         detail=detail,
         request_id=g.get("request_id"),

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from webapp.core.email_addresses import normalise_email
-from webapp.core.errors import FieldError, Invalid
+from webapp.core.errors import FieldError, InvalidInput
 from webapp.offers.models import normalise_code
 
 
-def parse_code_and_email(code: str, email: str) -> tuple[str, str]:
+def _parse_code_and_email(code: str, email: str) -> tuple[str, str]:
     found, errors = [], []
     for name, given, normalise in (("code", code, normalise_code), ("email", email, normalise_email)):
         try:
             if not given.strip():
-                raise Invalid(FieldError(name, f"{name}_missing", _MISSING[name]))
+                raise InvalidInput(FieldError(name, f"{name}_missing", _MISSING_MESSAGES[name]))
             found.append(normalise(given))
-        except Invalid as error:
+        except InvalidInput as error:
             errors += error.errors
     if errors:
-        raise Invalid(*errors)
+        raise InvalidInput(*errors)
     return found[0], found[1]
 
 
-_MISSING = {
+_MISSING_MESSAGES = {
     "code": "Please type the code as it stands in our mail.",
     "email": "Please type the e-mail address our mail came to.",
 }

@@ -11,24 +11,24 @@ from typing import Literal
 
 from sqlalchemy import text
 
-from webapp.accounts.actions import record
+from webapp.accounts.actions import record_audit_entry
 from webapp.campaigns import tokens as campaign_tokens
 from webapp.campaigns.bounces import reports as bounce_reports
-from webapp.campaigns.bounces.reports import Report
+from webapp.campaigns.bounces.reports import BounceReport
 from webapp.core.email_addresses import normalise_email
-from webapp.core.errors import Invalid
+from webapp.core.errors import InvalidInput
 from webapp.core.extensions import db
 from webapp.customers import queries as customer_queries
 from webapp.customers.models import Customer
 from webapp.customers.suppressions import actions as suppression_actions
 
-Outcome = Literal[
+BounceOutcome = Literal[
     "suppressed", "known", "soft", "ignored", "broken", "unproven", "unknown_customer", "own_address", "email_invalid"
 ]
 
 
 @dataclass(frozen=True)
-class Said:
+class BounceNotice:
     """What a relay says by JSON: which mail or whose address, what happened, and the server's words."""
 
     email: str = ""
@@ -39,100 +39,104 @@ class Said:
     detail: str = ""
 
 
-def take_mails(mails: Iterable[bytes], by: str) -> Counter[str]:
+def process_bounce_messages(mails: Iterable[bytes], by: str) -> Counter[str]:
     """Act on mails that came back, one after the other; how many were what. Commits each of them."""
     seen: Counter[str] = Counter()
     for raw in mails:
-        seen[take(bounce_reports.read(raw))] += 1
-    _note_deed(seen, by)
+        seen[process_bounce_report(bounce_reports.parse_report(raw))] += 1
+    _audit_counts(seen, by)
     return seen
 
 
-def take_all_said(all_said: Iterable[Said], by: str) -> list[Outcome]:
+def process_bounce_notices(all_said: Iterable[BounceNotice], by: str) -> list[BounceOutcome]:
     """Act on what a relay says of mails that came back; what came of each. Commits each of them."""
-    outcomes = [_take_said(said) for said in all_said]
-    note(outcomes, by)
+    outcomes = [_process_notice(said) for said in all_said]
+    audit_bounces(outcomes, by)
     return outcomes
 
 
-def note(outcomes: Iterable[Outcome], by: str) -> None:
+def audit_bounces(outcomes: Iterable[BounceOutcome], by: str) -> None:
     """Write down in the trail who told of mails that came back, if that changed anything. Commits."""
-    _note_deed(Counter(outcomes), by)
+    _audit_counts(Counter(outcomes), by)
 
 
-def _note_deed(seen: Counter[str], by: str) -> None:
+def _audit_counts(seen: Counter[str], by: str) -> None:
     if seen["suppressed"]:
-        record(by, "bounces.taken", "do not mail", mails=seen.total(), suppressed=seen["suppressed"])
+        record_audit_entry(by, "bounces.taken", "do not mail", mails=seen.total(), suppressed=seen["suppressed"])
         db.session.commit()
 
 
-def take(found: Report) -> Outcome:
+def process_bounce_report(found: BounceReport) -> BounceOutcome:
     """Act on one report, if a mark of ours proves whose mail it is about. Commits.
 
     Without such a mark anybody could keep anybody else from being mailed, so what a report names counts for nothing.
     """
     if found.kind not in ("bounce", "complaint", "unsubscribe"):
         return {"soft": "soft", "broken": "broken"}.get(found.kind, "ignored")  # type: ignore[return-value]
-    pair = _whose(found.marks)
+    pair = _identify_recipient(found.marks)
     if pair is None:
         return "unproven"
     campaign_id, customer_id = pair
-    customer = customer_queries.locked(customer_id)
+    customer = customer_queries.lock_customer(customer_id)
     if customer is None or customer.erased_at is not None:
         db.session.rollback()
         return "unknown_customer"
-    if found.kind == "bounce" and _is_of_former_address(customer, campaign_id, found.named):
+    if found.kind == "bounce" and _is_former_address(customer, campaign_id, found.named):
         db.session.rollback()
         return "ignored"
-    return _suppress(customer.email, customer, campaign_id, found)
+    return _suppress_address(customer.email, customer, campaign_id, found)
 
 
-def _take_said(said: Said) -> Outcome:
+def _process_notice(said: BounceNotice) -> BounceOutcome:
     """A relay's key is trusted, so an address alone is enough."""
-    if said.kind == "bounce" and said.status and not bounce_reports.is_hard(said.status, said.detail):
+    if said.kind == "bounce" and said.status and not bounce_reports.is_hard_bounce(said.status, said.detail):
         return "soft"
-    kind: bounce_reports.Kind = "bounce" if said.kind == "bounce" else "complaint"
+    kind: bounce_reports.BounceReportKind = "bounce" if said.kind == "bounce" else "complaint"
     named = (said.email,) if said.email else ()
-    found = Report(kind, said.status, said.detail, named, tuple(filter(None, (said.return_path, said.message_id))))
-    pair = _whose(found.marks)
+    found = BounceReport(
+        kind, said.status, said.detail, named, tuple(filter(None, (said.return_path, said.message_id)))
+    )
+    pair = _identify_recipient(found.marks)
     if pair is not None:
-        return take(found)
+        return process_bounce_report(found)
     if not said.email:
         return "unproven"
     try:
         address = normalise_email(said.email)
-    except Invalid:
+    except InvalidInput:
         return "email_invalid"
-    return _suppress(address, None, None, found)
+    return _suppress_address(address, None, None, found)
 
 
-def _suppress(address: str, customer: Customer | None, campaign_id: int | None, found: Report) -> Outcome:
-    if suppression_actions.is_own(address):
+def _suppress_address(
+    address: str, customer: Customer | None, campaign_id: int | None, found: BounceReport
+) -> BounceOutcome:
+    if suppression_actions.is_own_address(address):
         db.session.rollback()
         return "own_address"
     reason = {"bounce": "bounced", "complaint": "complained"}.get(found.kind, "unsubscribed")
     words = found.words if found.status in found.words else f"{found.status} {found.words}".strip()
-    is_new = suppression_actions.put(address, reason, campaign_id if campaign_id else "relay", words)
+    is_new = suppression_actions.add_suppression(address, reason, campaign_id if campaign_id else "relay", words)
     if customer is not None and campaign_id and found.kind == "bounce":
-        _note(campaign_id, customer.id, f"bounced: {words}".strip())
+        _record_bounce(campaign_id, customer.id, f"bounced: {words}".strip())
     db.session.commit()
     return "suppressed" if is_new else "known"
 
 
-def _whose(marks: Iterable[str]) -> tuple[int, int] | None:
+def _identify_recipient(marks: Iterable[str]) -> tuple[int, int] | None:
     """(campaign, customer) of the first mark that is ours."""
     for mark in marks:
         if mark.startswith("/u/"):
-            customer_and_campaign = campaign_tokens.read(mark.removeprefix("/u/"))
+            customer_and_campaign = campaign_tokens.parse_unsubscribe_token(mark.removeprefix("/u/"))
             pair = customer_and_campaign[::-1] if customer_and_campaign else None
         else:
-            pair = campaign_tokens.read_return_path(mark) or campaign_tokens.read_message_id(mark)
+            pair = campaign_tokens.parse_return_path(mark) or campaign_tokens.parse_message_id(mark)
         if pair is not None:
             return pair[0], pair[1]
     return None
 
 
-_CHANGED_SINCE = text(
+_EMAIL_CHANGED_SINCE_LAUNCH = text(
     """
     select exists (
       select from audit_entry a join campaign c on c.id = :campaign
@@ -143,27 +147,27 @@ _CHANGED_SINCE = text(
 )
 
 
-def _is_of_former_address(customer: Customer, campaign_id: int, named: tuple[str, ...]) -> bool:
+def _is_former_address(customer: Customer, campaign_id: int, named: tuple[str, ...]) -> bool:
     """Whether it was an address that the customer no longer has which bounced. Another address than theirs alone does
     not say so: it may be where theirs is forwarded to."""
-    if not named or customer.email in {_compared(address) for address in named}:
+    if not named or customer.email in {_normalise_or_empty(address) for address in named}:
         return False
     values = {"campaign": campaign_id, "subject": f"customer {customer.id}"}
-    return bool(db.session.execute(_CHANGED_SINCE, values).scalar_one())
+    return bool(db.session.execute(_EMAIL_CHANGED_SINCE_LAUNCH, values).scalar_one())
 
 
-def _compared(address: str) -> str:
+def _normalise_or_empty(address: str) -> str:
     try:
         return normalise_email(re.sub(r"^<|>$", "", address))
-    except Invalid:
+    except InvalidInput:
         return ""
 
 
 # Whoever keeps the sum of a campaign locks it first. This waits in a statement of its own: the next one sees the sum.
-_LOCK = text("select id from campaign where id = :campaign for no key update")
+_LOCK_CAMPAIGN = text("select id from campaign where id = :campaign for no key update")
 # A mail that went out and came back was not sent after all, so it is taken off those that were. While its batch is
 # being sent the worker counts; then the list alone tells.
-_NOTE = text(
+_RECORD_BOUNCE = text(
     """
     with mail as (
       select b.id from batch b
@@ -195,7 +199,7 @@ _NOTE = text(
 )
 
 
-def _note(campaign_id: int, customer_id: int, words: str) -> None:
+def _record_bounce(campaign_id: int, customer_id: int, words: str) -> None:
     """Say to whoever asks that this mail came back, unless a row says more."""
-    db.session.execute(_LOCK, {"campaign": campaign_id})
-    db.session.execute(_NOTE, {"campaign": campaign_id, "customer": customer_id, "words": words})
+    db.session.execute(_LOCK_CAMPAIGN, {"campaign": campaign_id})
+    db.session.execute(_RECORD_BOUNCE, {"campaign": campaign_id, "customer": customer_id, "words": words})

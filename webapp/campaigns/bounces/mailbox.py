@@ -10,26 +10,26 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
-KEPT = 512 * 1024
+MESSAGE_BYTES_KEPT = 512 * 1024
 _LINE_MAX = 64 * 1024
 # With a time and a year, as all who write mailboxes do: a sentence may begin with "From" after a blank line, too.
 _TIME, _YEAR = re.compile(rb"\d\d:\d\d"), re.compile(rb"\d{4}")
 
 
-def mails(stream: IO[bytes]) -> Iterator[bytes]:
+def iter_messages(stream: IO[bytes]) -> Iterator[bytes]:
     """The mails of an mbox (RFC 4155), or the one mail that the file is.
 
     A line such as `From x Sat May  2 08:00:03 2026` starts a mail where it follows a blank one, or is the first.
     """
     held, size, cut, blank, is_mbox = bytearray(), 0, False, True, False
-    for line in _lines(stream):
-        if blank and line.startswith(b"From ") and (is_mbox or not held.strip()) and _is_dated(line):
+    for line in _iter_lines(stream):
+        if blank and line.startswith(b"From ") and (is_mbox or not held.strip()) and _has_timestamp(line):
             if held.strip():
                 yield bytes(held)
             held, size, cut, is_mbox, blank = bytearray(), 0, False, True, False
             continue
         size += len(line)
-        cut = cut or size > KEPT
+        cut = cut or size > MESSAGE_BYTES_KEPT
         if not cut:
             held += line[1:] if is_mbox and line.startswith(b">From ") else line
         blank = line in (b"\n", b"\r\n")
@@ -37,32 +37,32 @@ def mails(stream: IO[bytes]) -> Iterator[bytes]:
         yield bytes(held)
 
 
-def all_mails(path: Path) -> Iterator[bytes]:
+def iter_messages_in_path(path: Path) -> Iterator[bytes]:
     """The mails of a file, or of a folder: a maildir (its `new` and `cur`), or any folder of single mails."""
     if not path.is_dir():
         with path.open("rb") as stream:
-            yield from mails(stream)
+            yield from iter_messages(stream)
         return
     folders = [path / name for name in ("new", "cur") if (path / name).is_dir()] or [path]
     for file in sorted(file for folder in folders for file in folder.iterdir() if file.is_file()):
         with file.open("rb") as stream:
-            yield from mails(stream)
+            yield from iter_messages(stream)
 
 
-def beginning(pieces: Iterable[bytes]) -> bytes:
+def read_truncated(pieces: Iterable[bytes]) -> bytes:
     """As much as is kept of one mail; the rest is read and let go."""
     held = bytearray()
     for piece in pieces:
-        held += piece[: max(0, KEPT - len(held))]
+        held += piece[: max(0, MESSAGE_BYTES_KEPT - len(held))]
     return bytes(held)
 
 
-def _is_dated(line: bytes) -> bool:
+def _has_timestamp(line: bytes) -> bool:
     time = _TIME.search(line)
     return time is not None and _YEAR.search(line, time.end()) is not None
 
 
-def _lines(stream: IO[bytes]) -> Iterator[bytes]:
+def _iter_lines(stream: IO[bytes]) -> Iterator[bytes]:
     """Lines with their ends; one without an end for megabytes comes in pieces."""
     while line := stream.readline(_LINE_MAX):
         yield line

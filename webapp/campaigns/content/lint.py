@@ -8,33 +8,40 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from urllib.parse import urlsplit
 
-from webapp.campaigns.content.placeholders import MailText
-from webapp.campaigns.content.validation import without_styles
-from webapp.mail.template import Parts, Slot
+from webapp.campaigns.content.placeholders import EmailContent
+from webapp.campaigns.content.validation import strip_style_elements
+from webapp.mail.template import Placeholder, TemplateParts
 
 # Gmail cuts a mail off behind about 102 kB of HTML.
-HTML_LARGE = 100 * 1024
+HTML_SIZE_WARNING = 100 * 1024
 # What mailboxes show of a subject on a computer; telephones show about half.
-SUBJECT_LONG = 70
-_SINGLE = re.compile(r"(?<!\{)\{\s*[A-Za-z_]\w*(?:\.\w+)*\s*\}(?!\})")
+SUBJECT_LENGTH_WARNING = 70
+_SINGLE_BRACE_PLACEHOLDER = re.compile(r"(?<!\{)\{\s*[A-Za-z_]\w*(?:\.\w+)*\s*\}(?!\})")
 # Elements that must be closed; of others, browsers know the end themselves.
-_CLOSED = frozenset(
+_END_TAG_REQUIRED = frozenset(
     re.findall(
         r"\w+",
         "a abbr b big blockquote button center code div em font form h1 h2 h3 h4 h5 h6 head i iframe label object ol "
         "pre s script select small span strong style sub sup table textarea title u ul",
     )
 )
-_REMOVED = frozenset(
+_STRIPPED_ELEMENTS = frozenset(
     ("script", "iframe", "object", "embed", "applet", "form", "input", "button", "select", "textarea", "video", "audio")
 )
-_UNSEEN = ("script", "style", "title", "head")
-_HIDES_ALL = re.compile(r"(?i)\bbody\s*\{[^{}]*display\s*:\s*none|<body\b[^<>]*display\s*:\s*none")
-_PLAIN_HTTP = re.compile(r"http://[^\s<>\"']+")
+_INVISIBLE_ELEMENTS = ("script", "style", "title", "head")
+_HIDDEN_BODY = re.compile(r"(?i)\bbody\s*\{[^{}]*display\s*:\s*none|<body\b[^<>]*display\s*:\s*none")
+_HTTP_URL = re.compile(r"http://[^\s<>\"']+")
 
 
-def notes(
-    mail: MailText, subject: Parts, text: Parts, body: Parts, code: str, ends: bool, seen: str, size: int
+def lint_content(
+    mail: EmailContent,
+    subject: TemplateParts,
+    text: TemplateParts,
+    body: TemplateParts,
+    code: str,
+    ends: bool,
+    seen: str,
+    size: int,
 ) -> Iterator[str]:
     """One sentence for each thing.
 
@@ -44,31 +51,33 @@ def notes(
     :param seen: the subject as one recipient sees it.
     :param size: of the HTML, in bytes.
     """
-    named = {part.name for part in (*text, *body) if isinstance(part, Slot)}
+    named = {part.name for part in (*text, *body) if isinstance(part, Placeholder)}
     said = "".join(part for part in (*text, *body) if isinstance(part, str))
     if not named & {"offer.code", "link"} and code not in said:
         yield "There is neither the code nor the personal link in it, so nobody could use the offer."
     if ends and "offer.ends" not in named:
         yield "The offer has an end, and the mail does not say when: {{ offer.ends }}."
-    if size > HTML_LARGE:
+    if size > HTML_SIZE_WARNING:
         yield f"Its HTML has {size // 1024} kB; Gmail cuts off what is behind 100 kB, and with it the foot."
-    if len(seen) > SUBJECT_LONG:
-        yield f"The subject has {len(seen)} characters; most mailboxes show no more than {SUBJECT_LONG}."
-    for found in sorted({found[0] for found in _SINGLE.finditer(without_styles(_all(mail)))}):
+    if len(seen) > SUBJECT_LENGTH_WARNING:
+        yield f"The subject has {len(seen)} characters; most mailboxes show no more than {SUBJECT_LENGTH_WARNING}."
+    for found in sorted(
+        {found[0] for found in _SINGLE_BRACE_PLACEHOLDER.finditer(strip_style_elements(_join_content(mail)))}
+    ):
         yield f"“{found}” stays as it is: placeholders have two braces on each side."
-    yield from _of_html(mail.html)
-    links = {urlsplit(found[0]).netloc for found in _PLAIN_HTTP.finditer(_all(mail))}
+    yield from _lint_html(mail.html)
+    links = {urlsplit(found[0]).netloc for found in _HTTP_URL.finditer(_join_content(mail))}
     for host in sorted(links):
         yield f"A link or picture goes to http://{host}: use https, for some mailboxes warn of the other."
 
 
-def _of_html(source: str) -> Iterator[str]:
+def _lint_html(source: str) -> Iterator[str]:
     if not source.strip():
         return
-    seen = _Reader()
+    seen = _LintParser()
     seen.feed(source)
     seen.close()
-    if not seen.shows or _HIDES_ALL.search(source):
+    if not seen.shows or _HIDDEN_BODY.search(source):
         yield "Nothing of your HTML is to be seen: it has neither words nor pictures that are shown."
     for tag in sorted({*seen.open, *seen.unclosed}):
         yield f"A <{tag}> is not closed, so what follows, and the foot, may look different in each mailbox."
@@ -85,11 +94,11 @@ def _of_html(source: str) -> Iterator[str]:
         )
 
 
-def _all(mail: MailText) -> str:
+def _join_content(mail: EmailContent) -> str:
     return "\n".join((mail.subject, mail.text, mail.html))
 
 
-class _Reader(HTMLParser):
+class _LintParser(HTMLParser):
     """What is in somebody's HTML that mailboxes treat otherwise than browsers do."""
 
     def __init__(self) -> None:
@@ -109,9 +118,9 @@ class _Reader(HTMLParser):
         self.shows |= tag == "img"
         self.scripted |= any(name.startswith("on") for name in given)
         self.scripted |= any(given.get(name, "").startswith("javascript:") for name in ("href", "src", "action"))
-        if tag in _REMOVED:
+        if tag in _STRIPPED_ELEMENTS:
             self.removed.add(tag)
-        if tag in _CLOSED:
+        if tag in _END_TAG_REQUIRED:
             self.open.append(tag)
             self.inside[tag] += 1
 
@@ -124,4 +133,4 @@ class _Reader(HTMLParser):
         self.inside[tag] -= 1
 
     def handle_data(self, data: str) -> None:
-        self.shows |= bool(data.strip()) and not any(self.inside[tag] for tag in _UNSEEN)
+        self.shows |= bool(data.strip()) and not any(self.inside[tag] for tag in _INVISIBLE_ELEMENTS)

@@ -22,26 +22,26 @@ from flask import current_app
 
 from webapp.campaigns import tokens as campaign_tokens
 from webapp.campaigns.content import design, lint
-from webapp.campaigns.content.placeholders import DEFAULT_SUBJECT, DEFAULT_TEXT, MailText, split
+from webapp.campaigns.content.placeholders import DEFAULT_SUBJECT, DEFAULT_TEXT, EmailContent, parse_template
 from webapp.campaigns.models import Campaign
 from webapp.core import formatting
-from webapp.core.errors import FieldError, Invalid
+from webapp.core.errors import FieldError, InvalidInput
 from webapp.core.settings import Settings
 from webapp.customers.models import Customer
 from webapp.mail import bidi, html_depth, locales, quoted_printable
-from webapp.mail.addresses import address, sender
-from webapp.mail.bidi import Writer
-from webapp.mail.headers import address_header, header, refuse_line_breaks
-from webapp.mail.smtp import Letter
-from webapp.mail.template import Parts, Slot
+from webapp.mail.addresses import recipient_address, sender_address
+from webapp.mail.bidi import PlaceholderRenderer
+from webapp.mail.headers import format_address_header, format_header, reject_line_breaks
+from webapp.mail.smtp import OutgoingMessage
+from webapp.mail.template import Placeholder, TemplateParts
 from webapp.offers.models import Offer
 from webapp.redemptions import personal_codes
-from webapp.redemptions.personal_links import NOBODY, personal_urls
+from webapp.redemptions.personal_links import PREVIEW_CUSTOMER_ID, make_personal_url_builder
 from webapp.shop import queries as shop_queries
 from webapp.shop.models import ShopValues
 
-NO_END = "further notice"
-_NEVER = ("Cc", "Cs", "Co", "Zl", "Zp")
+NO_END_FALLBACK = "further notice"
+_FORBIDDEN_CATEGORIES = ("Cc", "Cs", "Co", "Zl", "Zp")
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,16 @@ class Preview:
 
 
 @dataclass(frozen=True)
-class _Written:
+class _LocalisedMessage:
     """The mail in one language: dates, money and percent are in it."""
 
-    subject: Parts
+    subject: TemplateParts
     # The whole header, where the subject has no words of a recipient's own.
     subject_header: bytes | None
-    body: quoted_printable.Stamped
+    body: quoted_printable.MergeBody
 
 
-class FormLetter:
+class MailMerge:
     """The mail of one campaign, ready to be addressed. Made once; then it touches no database.
 
     :param token: names the mail in its Message-ID; a test send has one of its own, so that the real mail is not
@@ -80,52 +80,64 @@ class FormLetter:
     """
 
     def __init__(
-        self, mail: MailText, offer: Offer, campaign_id: int, token: str | None = None, shop: ShopValues | None = None
+        self,
+        mail: EmailContent,
+        offer: Offer,
+        campaign_id: int,
+        token: str | None = None,
+        shop: ShopValues | None = None,
     ) -> None:
         settings: Settings = current_app.config["SETTINGS"]
-        self.shop = shop or shop_queries.shop()
+        self.shop = shop or shop_queries.get_shop()
         self.offer_id = offer.id
         self.campaign_id = campaign_id
         self._is_test = token is not None
-        self.sender = sender(settings.mail_default_sender)
+        self.sender = sender_address(settings.mail_default_sender)
         domain = self.sender.rpartition("@")[2]
         self.one_click = settings.public_url.startswith("https://")
-        self._link, self._unsubscribe = personal_urls(offer.id), campaign_tokens.unsubscribe_urls(campaign_id)
+        self._link, self._unsubscribe = (
+            make_personal_url_builder(offer.id),
+            campaign_tokens.unsubscribe_url_builder(campaign_id),
+        )
         self._message_id = (
-            (lambda _: f"<{token}@{domain}>") if token else campaign_tokens.message_ids(campaign_id, domain)
+            (lambda _: f"<{token}@{domain}>") if token else campaign_tokens.message_id_builder(campaign_id, domain)
         )
         code = offer.code_as_written
         self._code: Callable[[int], str] | None = None
         if offer.personal_code_required:
-            self._code = partial(personal_codes.code, code, offer.id)
+            self._code = partial(personal_codes.derive_personal_code, code, offer.id)
         # Plain values: the row may be gone from its session when the first letter is written.
         self._discount, self._ends_at, self._zone = offer.discount, offer.ends_at, offer.time_zone
-        fixed = {"offer.name": _value(offer.name), "offer.code": code, "shop.name": _value(self.shop.name)}
+        fixed = {"offer.name": _clean_value(offer.name), "offer.code": code, "shop.name": _clean_value(self.shop.name)}
         if self._code:
             del fixed["offer.code"]
-        length = len(code) + (personal_codes.LENGTH + 1 if self._code else 0)
+        length = len(code) + (personal_codes.SUFFIX_LENGTH + 1 if self._code else 0)
         # Of a mail that was stored before such were refused. Each of its letters fails in words.
-        self._unreadable: html_depth.TooDeep | None = None
+        self._unreadable: html_depth.HtmlTooDeep | None = None
         try:
-            subject, text, body = _bodies(mail, self.shop, length)
-        except html_depth.TooDeep as error:
+            subject, text, body = _build_parts(mail, self.shop, length)
+        except html_depth.HtmlTooDeep as error:
             self._unreadable = error
-            subject, text, body = _bodies(MailText(mail.subject, mail.text), self.shop, length)
-        self._notes = partial(lint.notes, mail, subject, text, body, code, self._ends_at is not None)
-        way = bidi.is_right_to_left(text, locales.is_right_to_left(self.shop.locale))
-        self._in_subject = Writer(str, bidi.is_right_to_left(subject, way))
-        self._in_text = Writer(str, way)
-        self._in_html = Writer(html.escape, way, "<bdi>", "</bdi>")
-        subject, text, body = bidi.apart(subject), bidi.apart(text), bidi.apart_in_html(body)
-        self.subject = _settled(subject, fixed, self._in_subject)
-        self.text = _settled(text, fixed, self._in_text)
-        self.html = _settled(body, fixed, self._in_html)
-        self._used = {part.name for parts in (subject, text, body) for part in parts if isinstance(part, Slot)}
+            subject, text, body = _build_parts(EmailContent(mail.subject, mail.text), self.shop, length)
+        self._notes = partial(lint.lint_content, mail, subject, text, body, code, self._ends_at is not None)
+        way = bidi.is_text_right_to_left(text, locales.is_locale_right_to_left(self.shop.locale))
+        self._in_subject = PlaceholderRenderer(str, bidi.is_text_right_to_left(subject, way))
+        self._in_text = PlaceholderRenderer(str, way)
+        self._in_html = PlaceholderRenderer(html.escape, way, "<bdi>", "</bdi>")
+        subject, text, body = (
+            bidi.isolate_placeholders(subject),
+            bidi.isolate_placeholders(text),
+            bidi.isolate_html_placeholders(body),
+        )
+        self.subject = _substitute_values(subject, fixed, self._in_subject)
+        self.text = _substitute_values(text, fixed, self._in_text)
+        self.html = _substitute_values(body, fixed, self._in_html)
+        self._used = {part.name for parts in (subject, text, body) for part in parts if isinstance(part, Placeholder)}
         self._head = self._fixed_headers(domain)
         self._boundary = f"=_{secrets.token_hex(12)}"
         self._content_type = f'Content-Type: multipart/alternative;\r\n boundary="{self._boundary}"\r\n\r\n'.encode()
-        self._by_tag: dict[str | None, _Written] = {}
-        self._by_values: dict[tuple[str, ...], _Written] = {}
+        self._by_tag: dict[str | None, _LocalisedMessage] = {}
+        self._by_values: dict[tuple[str, ...], _LocalisedMessage] = {}
 
     def preview(self, customer: Customer) -> Preview:
         """What this customer would read. Links and a personal code are nobody's: who may look may not act for them.
@@ -133,31 +145,31 @@ class FormLetter:
         :raises Invalid: when its HTML can't be read.
         """
         if self._unreadable:
-            raise Invalid(FieldError("html", "html_broken", str(self._unreadable))) from self._unreadable
-        raw = self._raw(customer, NOBODY, address(customer))
+            raise InvalidInput(FieldError("html", "html_broken", str(self._unreadable))) from self._unreadable
+        raw = self._raw(customer, PREVIEW_CUSTOMER_ID, recipient_address(customer))
         mail = email.message_from_bytes(raw.replace(b"\r\n", b"\n"), policy=email.policy.default)
-        subject, text, body = str(mail["Subject"]), _content(mail, "plain"), _content(mail, "html")
+        subject, text, body = str(mail["Subject"]), _get_body_content(mail, "plain"), _get_body_content(mail, "html")
         size = len(body.encode())
         head = raw.partition(b"\r\n\r\n")[0].decode().replace("\r\n", "\n")
         return Preview(subject, text, body, head, size, tuple(self._notes(subject, size)))
 
-    def letter(self, customer: Customer) -> Letter:
+    def letter(self, customer: Customer) -> OutgoingMessage:
         """The finished bytes for this customer.
 
         :raises ValueError: when the mail, or what is put in for this customer, can't be written.
         """
         if self._unreadable:
             raise ValueError(str(self._unreadable))
-        to = address(customer)
-        return Letter(self._return_path(customer.id), to, self._raw(customer, customer.id, to))
+        to = recipient_address(customer)
+        return OutgoingMessage(self._return_path(customer.id), to, self._raw(customer, customer.id, to))
 
     def _raw(self, customer: Customer, bearer: int, to: str) -> bytes:
         written = self._by_tag.get(customer.locale) or self._in_language_of(customer.locale)
         values = self._values(customer, bearer)
         head = (
             self._head,
-            written.subject_header or header("Subject", self._filled(written.subject, values)),
-            address_header("To", values["customer.name"], to),
+            written.subject_header or format_header("Subject", self._filled(written.subject, values)),
+            format_address_header("To", values["customer.name"], to),
             _date_header(int(time.time())),
             f"Message-ID: {self._message_id(bearer)}\r\n".encode(),
             self._unsubscribe_headers(values["unsubscribe"], self._return_path(bearer)),
@@ -167,8 +179,8 @@ class FormLetter:
 
     def _values(self, customer: Customer, bearer: int) -> dict[str, str]:
         values = {
-            "customer.name": _value(customer.name),
-            "customer.email": _value(customer.email_as_given),
+            "customer.name": _clean_value(customer.name),
+            "customer.email": _clean_value(customer.email_as_given),
             "unsubscribe": self._unsubscribe(bearer),
         }
         if "link" in self._used:
@@ -177,74 +189,85 @@ class FormLetter:
             values["offer.code"] = self._code(bearer)
         return values
 
-    def _in_language_of(self, tag: str | None) -> _Written:
-        locale = locales.known(tag, self.shop.locale)
-        ends = formatting.last_day(self._ends_at, self._zone, locale) if self._ends_at is not None else ""
-        values = {"offer.discount": formatting.discount(self._discount, locale), "offer.ends": ends}
+    def _in_language_of(self, tag: str | None) -> _LocalisedMessage:
+        locale = locales.resolve_locale(tag, self.shop.locale)
+        ends = formatting.format_last_day(self._ends_at, self._zone, locale) if self._ends_at is not None else ""
+        values = {"offer.discount": formatting.format_discount(self._discount, locale), "offer.ends": ends}
         # Many languages write these the same.
         key = tuple(values.values())
         written = self._by_values.get(key) or self._write(values)
         self._by_values[key] = self._by_tag[tag] = written
         return written
 
-    def _write(self, values: Mapping[str, str]) -> _Written:
-        subject = _settled(self.subject, values, self._in_subject)
-        said = None if any(isinstance(part, Slot) for part in subject) else header("Subject", self._filled(subject, {}))
-        text, body = _settled(self.text, values, self._in_text), _settled(self.html, values, self._in_html)
+    def _write(self, values: Mapping[str, str]) -> _LocalisedMessage:
+        subject = _substitute_values(self.subject, values, self._in_subject)
+        said = (
+            None
+            if any(isinstance(part, Placeholder) for part in subject)
+            else format_header("Subject", self._filled(subject, {}))
+        )
+        text, body = (
+            _substitute_values(self.text, values, self._in_text),
+            _substitute_values(self.html, values, self._in_html),
+        )
         bodies = ("plain", text, self._in_text), ("html", body, self._in_html)
-        return _Written(subject, said, _multipart(self._boundary, *bodies))
+        return _LocalisedMessage(subject, said, _build_multipart(self._boundary, *bodies))
 
-    def _filled(self, subject: Parts, values: Mapping[str, str]) -> str:
+    def _filled(self, subject: TemplateParts, values: Mapping[str, str]) -> str:
         written = (p if isinstance(p, str) else self._in_subject(p, values[p.name]) for p in subject)
-        return _line("".join(written))
+        return _to_single_line("".join(written))
 
     def _fixed_headers(self, domain: str) -> bytes:
-        name, reply_to = _line(self.shop.name), self.shop.reply_to
+        name, reply_to = _to_single_line(self.shop.name), self.shop.reply_to
         return b"".join(
             (
-                address_header("From", _line(self.shop.sender_name), self.sender),
-                address_header("Reply-To", "", sender(reply_to)) if reply_to else b"",
-                address_header("List-Id", name, f"offers.{domain}"),
-                header("Feedback-ID", f"{self.campaign_id}:{self.offer_id}:mailing:onecode"),
+                format_address_header("From", _to_single_line(self.shop.sender_name), self.sender),
+                format_address_header("Reply-To", "", sender_address(reply_to)) if reply_to else b"",
+                format_address_header("List-Id", name, f"offers.{domain}"),
+                format_header("Feedback-ID", f"{self.campaign_id}:{self.offer_id}:mailing:onecode"),
                 b"Precedence: bulk\r\nAuto-Submitted: auto-generated\r\nMIME-Version: 1.0\r\n",
-                header("X-Campaign-Id", str(self.campaign_id)),
+                format_header("X-Campaign-Id", str(self.campaign_id)),
             )
         )
 
     def _return_path(self, bearer: int) -> str:
-        return self.sender if self._is_test else campaign_tokens.return_path(self.campaign_id, bearer, self.sender)
+        return (
+            self.sender if self._is_test else campaign_tokens.build_return_path(self.campaign_id, bearer, self.sender)
+        )
 
     def _unsubscribe_headers(self, url: str, mailbox: str) -> bytes:
         """RFC 2369 and, where a provider may post to us, RFC 8058. Addresses are never encoded, only folded."""
-        refuse_line_breaks(url)
+        reject_line_breaks(url)
         lines = f"List-Unsubscribe: <{url}>,\r\n <mailto:{mailbox}?subject=unsubscribe>\r\n"
         if self.one_click:
             lines += "List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n"
         return lines.encode("ascii")
 
 
-def of_campaign(campaign: Campaign, offer: Offer) -> FormLetter:
+def create_mail_merge(campaign: Campaign, offer: Offer) -> MailMerge:
     """The form letter of a stored campaign."""
-    return FormLetter(MailText(campaign.subject, campaign.text, campaign.html), offer, campaign.id)
+    return MailMerge(EmailContent(campaign.subject, campaign.text, campaign.html), offer, campaign.id)
 
 
-def _bodies(mail: MailText, shop: ShopValues, code_length: int) -> tuple[Parts, Parts, Parts]:
+def _build_parts(
+    mail: EmailContent, shop: ShopValues, code_length: int
+) -> tuple[TemplateParts, TemplateParts, TemplateParts]:
     """Subject, text and HTML, with what staff left empty made from the rest or from the default."""
-    subject = split(mail.subject.strip() or DEFAULT_SUBJECT)
+    subject = parse_template(mail.subject.strip() or DEFAULT_SUBJECT)
     if mail.html.strip():
-        body = split(mail.html)
-        text = split(mail.text) if mail.text.strip() else design.text_of(body)
-        return subject, design.text_with_foot(text, shop), design.finished(body, shop)
-    text = split(mail.text if mail.text.strip() else DEFAULT_TEXT)
-    return subject, design.text_with_foot(text, shop), design.designed(text, subject, shop, code_length)
+        body = parse_template(mail.html)
+        text = parse_template(mail.text) if mail.text.strip() else design.convert_html_to_text(body)
+        return subject, design.add_text_footer(text, shop), design.finish_custom_html(body, shop)
+    text = parse_template(mail.text if mail.text.strip() else DEFAULT_TEXT)
+    return subject, design.add_text_footer(text, shop), design.render_designed_html(text, subject, shop, code_length)
 
 
-def _settled(parts: Parts, fixed: Mapping[str, str], written: Writer) -> Parts:
+def _substitute_values(parts: TemplateParts, fixed: Mapping[str, str], written: PlaceholderRenderer) -> TemplateParts:
     """What is the same for all becomes part of the text; neighbours are joined."""
-    settled: list[str | Slot] = []
+    settled: list[str | Placeholder] = []
     for part in parts:
-        if isinstance(part, Slot) and part.name in fixed:
-            fallback = part.fallback or (NO_END if part.name == "offer.ends" else "")
+        if isinstance(part, Placeholder) and part.name in fixed:
+            fallback = part.fallback or (NO_END_FALLBACK if part.name == "offer.ends" else "")
             part = written(replace(part, fallback=fallback), fixed[part.name])
         if isinstance(part, str) and settled and isinstance(settled[-1], str):
             settled[-1] += part
@@ -253,20 +276,22 @@ def _settled(parts: Parts, fixed: Mapping[str, str], written: Writer) -> Parts:
     return tuple(settled)
 
 
-def _multipart(boundary: str, *bodies: tuple[str, Parts, Writer]) -> quoted_printable.Stamped:
+def _build_multipart(
+    boundary: str, *bodies: tuple[str, TemplateParts, PlaceholderRenderer]
+) -> quoted_printable.MergeBody:
     """Both bodies in quoted-printable. The boundary can't occur in them: `=_` is no such code."""
-    out: list[bytes | quoted_printable.Stamp] = []
+    out: list[bytes | quoted_printable.MergeField] = []
     for subtype, parts, written in bodies:
         head = f"--{boundary}\r\nContent-Type: text/{subtype}; charset=utf-8\r\n"
         out += [
             head.encode() + b"Content-Transfer-Encoding: quoted-printable\r\n\r\n",
-            *quoted_printable.pieces(parts, written),
+            *quoted_printable.encode_body(parts, written),
         ]
         out.append(b"\r\n")
-    return quoted_printable.Stamped([*out, f"--{boundary}--\r\n".encode()])
+    return quoted_printable.MergeBody([*out, f"--{boundary}--\r\n".encode()])
 
 
-def _content(mail: EmailMessage, subtype: str) -> str:
+def _get_body_content(mail: EmailMessage, subtype: str) -> str:
     part = mail.get_body((subtype,))
     return str(part.get_content()) if part is not None else ""
 
@@ -276,13 +301,13 @@ def _date_header(second: int) -> bytes:
     return f"Date: {format_datetime(datetime.fromtimestamp(second, UTC))}\r\n".encode()
 
 
-def _value(value: str) -> str:
+def _clean_value(value: str) -> str:
     """A value on one line, without what would turn the words behind it."""
-    return _line(value) if value.isprintable() else bidi.TURNING.sub("", _line(value))
+    return _to_single_line(value) if value.isprintable() else bidi.BIDI_CONTROLS.sub("", _to_single_line(value))
 
 
-def _line(value: str) -> str:
+def _to_single_line(value: str) -> str:
     """A value that may stand in a header: one line. What joins emoji and turns writing round stays."""
     if not value.isprintable():
-        value = "".join(" " if unicodedata.category(c) in _NEVER else c for c in value)
+        value = "".join(" " if unicodedata.category(c) in _FORBIDDEN_CATEGORIES else c for c in value)
     return " ".join(value.split())

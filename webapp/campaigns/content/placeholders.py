@@ -10,7 +10,7 @@ import difflib
 import re
 from dataclasses import dataclass
 
-from webapp.mail.template import Parts, Slot
+from webapp.mail.template import Placeholder, TemplateParts
 
 PLACEHOLDERS: dict[str, str] = {
     "customer.name": "the customer's name",
@@ -68,11 +68,11 @@ See you soon
 {{ shop.name }}
 """
 
-_INSIDE = re.compile(r"""\s*([A-Za-z_][\w.]*)\s*(?:or\s+("[^"\r\n]*"|'[^'\r\n]*')\s*)?""")
+_PLACEHOLDER_SYNTAX = re.compile(r"""\s*([A-Za-z_][\w.]*)\s*(?:or\s+("[^"\r\n]*"|'[^'\r\n]*')\s*)?""")
 
 
 @dataclass(frozen=True)
-class MailText:
+class EmailContent:
     """A mail as staff or a program gave it. What is empty is filled in: see message.FormLetter."""
 
     subject: str = ""
@@ -80,44 +80,46 @@ class MailText:
     html: str = ""
 
 
-def completed(mail: MailText, kind: str) -> MailText:
+def with_default_content(mail: EmailContent, kind: str) -> EmailContent:
     """A reminder has a text of its own for what was left empty; that of an announcement is put in by FormLetter."""
     if kind != "reminder":
         return mail
     text = mail.text if mail.text or mail.html else REMINDER_TEXT
-    return MailText(mail.subject or REMINDER_SUBJECT, text, mail.html)
+    return EmailContent(mail.subject or REMINDER_SUBJECT, text, mail.html)
 
 
-class Unreadable(ValueError):
+class PlaceholderError(ValueError):
     """A placeholder that is not known, or not written as one. The message is for the writer."""
 
 
-def split(source: str) -> Parts:
+def parse_template(source: str) -> TemplateParts:
     """The text in pieces: what stays as it is, and the placeholders.
 
     :raises Unreadable: naming the placeholder and those there are.
     """
-    parts: list[str | Slot] = []
+    parts: list[str | Placeholder] = []
     end = 0
     # No pattern: one would look for the end of a placeholder again from each that has none.
     while (start := source.find("{{", end)) >= 0 and (close := source.find("}}", start + 2)) >= 0:
-        parts += [_plain(source[end:start]), _slot(source[start + 2 : close])]
+        parts += [_check_literal_text(source[end:start]), _parse_placeholder(source[start + 2 : close])]
         end = close + 2
-    parts.append(_plain(source[end:]))
+    parts.append(_check_literal_text(source[end:]))
     return tuple(part for part in parts if part != "")
 
 
-def _slot(typed: str) -> Slot:
-    inside = _INSIDE.fullmatch(typed)
+def _parse_placeholder(typed: str) -> Placeholder:
+    inside = _PLACEHOLDER_SYNTAX.fullmatch(typed)
     if inside is None or inside[1] not in PLACEHOLDERS:
         said = " ".join(f"{{{{{typed}}}}}".split())
-        near = _nearest(typed[:100])
+        near = _suggest_placeholder(typed[:100])
         meant = f" Did you mean {{{{ {near} }}}}?" if near else ""
-        raise Unreadable(f"There is no placeholder {said[:80]}.{meant} These can be used: {listed()}.")
-    return Slot(inside[1], (inside[2] or '""')[1:-1])
+        raise PlaceholderError(
+            f"There is no placeholder {said[:80]}.{meant} These can be used: {format_placeholder_list()}."
+        )
+    return Placeholder(inside[1], (inside[2] or '""')[1:-1])
 
 
-def _nearest(inside: str) -> str | None:
+def _suggest_placeholder(inside: str) -> str | None:
     """The placeholder that was meant, as far as one can tell."""
     typed = inside.partition(" or ")[0].strip().lower().replace("_", ".")
     last = [name for name in PLACEHOLDERS if name.rpartition(".")[2] == typed.rpartition(".")[2]]
@@ -125,15 +127,15 @@ def _nearest(inside: str) -> str | None:
     return near[0] if near else None
 
 
-def _plain(text: str) -> str:
+def _check_literal_text(text: str) -> str:
     for opening in ("{{", "{%"):
         at = text.find(opening)
         if at >= 0:
             said = " ".join(text[at : at + 40].split())
             why = "is not closed with }}" if opening == "{{" else "is not a placeholder"
-            raise Unreadable(f"“{said}” {why}. These can be used: {listed()}.")
+            raise PlaceholderError(f"“{said}” {why}. These can be used: {format_placeholder_list()}.")
     return text
 
 
-def listed() -> str:
+def format_placeholder_list() -> str:
     return ", ".join(f"{{{{ {name} }}}}" for name in PLACEHOLDERS)

@@ -7,16 +7,23 @@ import unicodedata
 from html.parser import HTMLParser
 
 from webapp.campaigns.content import design
-from webapp.campaigns.content.placeholders import BODY_MAX, SUBJECT_MAX, MailText, Unreadable, listed, split
-from webapp.core.errors import FieldError, Invalid
+from webapp.campaigns.content.placeholders import (
+    BODY_MAX,
+    SUBJECT_MAX,
+    EmailContent,
+    PlaceholderError,
+    format_placeholder_list,
+    parse_template,
+)
+from webapp.core.errors import FieldError, InvalidInput
 from webapp.mail import html_depth
-from webapp.mail.template import CLOSE, OPEN, Slot
+from webapp.mail.template import MARKER_CLOSE, MARKER_OPEN, Placeholder
 from webapp.shop import queries as shop_queries
 
-_MARK = re.compile(f"{OPEN}([0-9]+){CLOSE}")
-_STYLE = re.compile(r"(?i)<style\b|</style\s*>")
+_MARKER = re.compile(f"{MARKER_OPEN}([0-9]+){MARKER_CLOSE}")
+_STYLE_TAG = re.compile(r"(?i)<style\b|</style\s*>")
 # Nobody reads what stands in these, except for a title that some programs show.
-_SILENT = {
+_HIDDEN_ELEMENTS = {
     "script": "a script",
     "style": "a style sheet",
     "template": "a template that is never shown",
@@ -27,12 +34,12 @@ _SILENT = {
     "noscript": "an element that is never shown",
     "object": "an element that is never shown",
 }
-_UNCLOSED = "Close the comment, style sheet, tag or quotation mark before it."
+_UNCLOSED_HINT = "Close the comment, style sheet, tag or quotation mark before it."
 
-Wrong = tuple[str, str]
+ContentError = tuple[str, str]
 
 
-def check_mail(mail: MailText, within: str = "") -> None:
+def validate_content(mail: EmailContent, within: str = "") -> None:
     """Nothing, when the mail can be sent as it is.
 
     :param within: where the mail stands in the caller's input: "mail" makes fields of "mail.subject" and so on.
@@ -40,14 +47,14 @@ def check_mail(mail: MailText, within: str = "") -> None:
     """
     errors = []
     for field, value in (("subject", mail.subject), ("text", mail.text), ("html", mail.html)):
-        found = _wrong(field, value)
+        found = _find_error(field, value)
         if found:
             errors.append(FieldError(f"{within}.{field}" if within else field, *found))
     if errors:
-        raise Invalid(*errors)
+        raise InvalidInput(*errors)
 
 
-def _wrong(field: str, value: str) -> Wrong | None:
+def _find_error(field: str, value: str) -> ContentError | None:
     """(key, sentence) of the first thing wrong with a field."""
     if field == "subject":
         if "\n" in value or "\r" in value:
@@ -63,26 +70,30 @@ def _wrong(field: str, value: str) -> Wrong | None:
     if any(unicodedata.category(c) in ("Cc", "Cs", "Co") and c not in "\t\r\n" for c in value):
         return "bad_character", "There are characters in it that can't be mailed. Please type it anew."
     try:
-        split(value)
-    except Unreadable as error:
+        parse_template(value)
+    except PlaceholderError as error:
         return "placeholder_unknown", str(error)
-    return _unopened(value, field == "html") or (_broken(value) if field == "html" and value.strip() else None)
+    return _find_unopened_braces(value, field == "html") or (
+        _find_html_error(value) if field == "html" and value.strip() else None
+    )
 
 
-def _unopened(value: str, is_html: bool) -> Wrong | None:
+def _find_unopened_braces(value: str, is_html: bool) -> ContentError | None:
     """Braces that close what was never opened. In style sheets they are usual."""
-    left = "".join(part for part in split(without_styles(value) if is_html else value) if isinstance(part, str))
+    left = "".join(
+        part for part in parse_template(strip_style_elements(value) if is_html else value) if isinstance(part, str)
+    )
     at = left.find("}}")
     if at < 0:
         return None
     said = " ".join(left[max(0, at - 25) : at + 2].split())
-    return "placeholder_unknown", f"“{said}” is not opened with {{{{. These can be used: {listed()}."
+    return "placeholder_unknown", f"“{said}” is not opened with {{{{. These can be used: {format_placeholder_list()}."
 
 
-def without_styles(source: str) -> str:
+def strip_style_elements(source: str) -> str:
     """HTML without its style sheets; one that is not closed stays."""
     kept, end, start = [], 0, None
-    for found in _STYLE.finditer(source):
+    for found in _STYLE_TAG.finditer(source):
         if found[0].startswith("</") and start is not None:
             kept.append(source[end:start])
             end, start = found.end(), None
@@ -91,32 +102,35 @@ def without_styles(source: str) -> str:
     return "".join([*kept, source[end:]])
 
 
-def _broken(value: str) -> Wrong | None:
+def _find_html_error(value: str) -> ContentError | None:
     """What is lost, or ends up where nobody reads it, once the HTML has been read as a mail program reads it."""
-    source = split(value)
+    source = parse_template(value)
     try:
-        marked, slots = design.finished_with_marks(source, shop_queries.default())
-    except html_depth.TooDeep as error:
+        marked, slots = design.finish_html_with_markers(source, shop_queries.default_shop())
+    except html_depth.HtmlTooDeep as error:
         return "html_broken", str(error)
-    reader = _Places()
+    reader = _MarkerLocator()
     reader.feed(marked)
     reader.close()
-    own = sum(isinstance(part, Slot) for part in source)
+    own = sum(isinstance(part, Placeholder) for part in source)
     for number, slot in enumerate(slots):
         place = reader.hidden.get(number)
         if number in reader.seen and place is None:
             continue
         where = f"ends up in {place}" if place else "gets lost"
         if number >= own:
-            return "html_broken", f"The link that ends the mails, which we put at the end, {where}. {_UNCLOSED}"
-        return "html_broken", f"The placeholder {{{{ {slot.name} }}}} {where}. Move it, or mend the HTML: {_UNCLOSED}"
+            return "html_broken", f"The link that ends the mails, which we put at the end, {where}. {_UNCLOSED_HINT}"
+        return (
+            "html_broken",
+            f"The placeholder {{{{ {slot.name} }}}} {where}. Move it, or mend the HTML: {_UNCLOSED_HINT}",
+        )
     ways_out = {number for number, slot in enumerate(slots) if slot.name == "unsubscribe"}
     if not ways_out & reader.reachable:
         return "html_broken", "Nobody could press the link that ends the mails: give {{ unsubscribe }} to an <a href>."
     return None
 
 
-class _Places(HTMLParser):
+class _MarkerLocator(HTMLParser):
     """Where in finished HTML the marks of placeholders stand."""
 
     def __init__(self) -> None:
@@ -132,12 +146,14 @@ class _Places(HTMLParser):
         self._hide(tag, "the name of a tag")
         for name, value in attrs:
             self._hide(name, "the name of an attribute")
-            self.seen |= _numbers(value or "")
+            self.seen |= _marker_numbers(value or "")
             if tag in ("a", "area") and name == "href" and not self.silent:
-                self.reachable |= {int(n) for n in _MARK.findall(value or "") if (value or "").strip().startswith(OPEN)}
+                self.reachable |= {
+                    int(n) for n in _MARKER.findall(value or "") if (value or "").strip().startswith(MARKER_OPEN)
+                }
             elif name.startswith("on"):
                 self._hide(value or "", "a script")
-        if tag in _SILENT:
+        if tag in _HIDDEN_ELEMENTS:
             self.silent.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -151,16 +167,16 @@ class _Places(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self.silent:
-            self._hide(data, _SILENT[self.silent[-1]])
+            self._hide(data, _HIDDEN_ELEMENTS[self.silent[-1]])
         else:
-            found = _numbers(data)
+            found = _marker_numbers(data)
             self.seen |= found
             self.reachable |= found
 
     def handle_comment(self, data: str) -> None:
         # Outlook reads those that begin like this.
         if data.startswith("[if "):
-            self.seen |= _numbers(data)
+            self.seen |= _marker_numbers(data)
         else:
             self._hide(data, "a comment")
 
@@ -174,9 +190,9 @@ class _Places(HTMLParser):
         self._hide(data, "a declaration")
 
     def _hide(self, text: str, place: str) -> None:
-        for number in _numbers(text):
+        for number in _marker_numbers(text):
             self.hidden[number] = place
 
 
-def _numbers(text: str) -> set[int]:
-    return {int(number) for number in _MARK.findall(text)}
+def _marker_numbers(text: str) -> set[int]:
+    return {int(number) for number in _MARKER.findall(text)}

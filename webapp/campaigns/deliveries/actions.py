@@ -7,9 +7,10 @@ from typing import Any
 
 from sqlalchemy import func, text, update
 
-from webapp.accounts.actions import record
+from webapp.accounts.actions import record_audit_entry
 from webapp.campaigns import queries as campaign_queries
-from webapp.campaigns.launch.actions import refuse_unusable
+from webapp.campaigns.launch import next_tasks
+from webapp.campaigns.launch.actions import require_usable_offer
 from webapp.campaigns.models import Campaign
 from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import db
@@ -17,12 +18,12 @@ from webapp.customers import queries as customer_queries
 from webapp.offers import queries as offer_queries
 
 # How many are written with one statement; all of them are one transaction.
-PORTION = 5000
-NONE_LEFT = "There are no such mails any more: they have been decided, or go out again by themselves."
+RETRY_CHUNK_SIZE = 5000
+NO_MATCHING_DELIVERIES = "There are no such mails any more: they have been decided, or go out again by themselves."
 
 
 @dataclass(frozen=True)
-class Which:
+class DeliverySelection:
     """Mails of a campaign in one state: one customer's, those of one cause (see `queries.Cause`), or all."""
 
     state: str
@@ -38,20 +39,20 @@ class Which:
         if self.cause is not None:
             conditions.append(f"i.cause = :cause and i.smtp_code {'is null' if self.code is None else '= :code'}")
         if self.state == "uncertain":
-            conditions.append(campaign_queries.UNDECIDED)
+            conditions.append(campaign_queries.UNRESOLVED_CONDITION)
         values = {"state": self.state, "customer": self.customer_id, "code": self.code, "cause": self.cause}
         return " and ".join(conditions), values
 
 
 @dataclass(frozen=True)
-class Again:
+class RetryResult:
     """How many mails go out again, and how many do not because their addresses must not be mailed any more."""
 
     mails: int
     left_out: int
 
 
-def send_again(campaign_id: int, which: Which, by: str) -> Again:
+def retry_deliveries(campaign_id: int, which: DeliverySelection, by: str) -> RetryResult:
     """Try mails again that failed, or of which nobody knows. The caller rings the pumps. Commits.
 
     Whoever must not be mailed any more is left out and stays as it is. Asking twice sends nothing twice.
@@ -60,17 +61,17 @@ def send_again(campaign_id: int, which: Which, by: str) -> Again:
     :raises DomainError: `conflict` when there are none (any more), or the campaign was cancelled; `offer_expired` and
         so on when the code would not work.
     """
-    campaign = _locked(campaign_id)
+    campaign = _lock_campaign(campaign_id)
     if which.state not in ("failed", "uncertain") or campaign.status not in ("sending", "paused", "done"):
         db.session.rollback()
         raise DomainError("conflict", "These mails can't be sent again: the mailing is not under way and not done.")
-    offer = offer_queries.by_id(campaign.offer_id)
+    offer = offer_queries.find_offer(campaign.offer_id)
     if offer is not None:
-        refuse_unusable(offer)
-    again = _put_back(campaign_id, which)
+        require_usable_offer(offer)
+    again = _schedule_retries(campaign_id, which)
     if not again.mails:
         db.session.rollback()
-        raise DomainError("conflict", _nobody(again, which))
+        raise DomainError("conflict", _nothing_retried_message(again, which))
     if campaign.status == "done":
         db.session.execute(
             update(Campaign)
@@ -79,15 +80,18 @@ def send_again(campaign_id: int, which: Which, by: str) -> Again:
                 status="sending",
                 finished_at=None,
                 sending_since=func.now(),
-                sent_before=campaign_queries.counts(campaign_id).sent,
+                sent_before=campaign_queries.get_campaign_stats(campaign_id).sent,
             )
         )
-    record(by, "campaign.sent_again", str(campaign_id), mails=again.mails, left_out=again.left_out, **_named(which))
+    record_audit_entry(
+        by, "campaign.sent_again", str(campaign_id), mails=again.mails, left_out=again.left_out, **_audit_details(which)
+    )
     db.session.commit()
+    next_tasks.enqueue_senders()
     return again
 
 
-def leave(campaign_id: int, which: Which, by: str) -> int:
+def dismiss_uncertain_deliveries(campaign_id: int, which: DeliverySelection, by: str) -> int:
     """Let uncertain mails be: nobody will know whether they went out, and they do not go out again. Commits.
 
     They are counted for themselves, neither as sent nor as failed.
@@ -95,7 +99,7 @@ def leave(campaign_id: int, which: Which, by: str) -> int:
     :raises NotFound: when there is no such campaign.
     :raises DomainError: `conflict` when there are none (any more).
     """
-    _locked(campaign_id)
+    _lock_campaign(campaign_id)
     if which.state != "uncertain":
         db.session.rollback()
         raise DomainError("conflict", "Only a mail that is uncertain can be left as it is.")
@@ -110,19 +114,19 @@ def leave(campaign_id: int, which: Which, by: str) -> int:
     n = int(done.rowcount)  # type: ignore[attr-defined]
     if not n:
         db.session.rollback()
-        raise DomainError("conflict", NONE_LEFT)
-    record(by, "campaign.left_uncertain", str(campaign_id), mails=n, **_named(which))
+        raise DomainError("conflict", NO_MATCHING_DELIVERIES)
+    record_audit_entry(by, "campaign.left_uncertain", str(campaign_id), mails=n, **_audit_details(which))
     db.session.commit()
     return n
 
 
-def note_export(campaign_id: int, state: str, by: str) -> None:
+def record_recipient_export(campaign_id: int, state: str, by: str) -> None:
     """The trail says who took the recipients of a campaign along. Commits."""
-    record(by, "campaign.exported", str(campaign_id), **({"state": state} if state else {}))
+    record_audit_entry(by, "campaign.exported", str(campaign_id), **({"state": state} if state else {}))
     db.session.commit()
 
 
-def _put_back(campaign_id: int, which: Which) -> Again:
+def _schedule_retries(campaign_id: int, which: DeliverySelection) -> RetryResult:
     """Make them due, portion by portion: however many there are, only so many ids are in memory."""
     condition, values = which.narrowed()
     some = text(
@@ -136,10 +140,12 @@ def _put_back(campaign_id: int, which: Which) -> Again:
     )
     mails = left_out = after = 0
     while True:
-        ids = db.session.scalars(some, {"campaign": campaign_id, "after": after, "portion": PORTION, **values}).all()
+        ids = db.session.scalars(
+            some, {"campaign": campaign_id, "after": after, "portion": RETRY_CHUNK_SIZE, **values}
+        ).all()
         if not ids:
-            return Again(mails, left_out)
-        suppressed = customer_queries.suppressed_among(ids)
+            return RetryResult(mails, left_out)
+        suppressed = customer_queries.find_suppression_reasons(ids)
         left_out += len(suppressed)
         done = db.session.execute(
             due, {"campaign": campaign_id, "ids": [i for i in ids if i not in suppressed], **values}
@@ -148,21 +154,21 @@ def _put_back(campaign_id: int, which: Which) -> Again:
         after = ids[-1]
 
 
-def _nobody(again: Again, which: Which) -> str:
+def _nothing_retried_message(again: RetryResult, which: DeliverySelection) -> str:
     if again.left_out and which.customer_id is not None:
         return "It does not go out again: the address must not be mailed any more."
     if again.left_out:
         return "None of them goes out again: their addresses must not be mailed any more."
-    return NONE_LEFT
+    return NO_MATCHING_DELIVERIES
 
 
-def _named(which: Which) -> dict[str, Any]:
+def _audit_details(which: DeliverySelection) -> dict[str, Any]:
     """For the trail, which names customers by number only."""
     kept = {"state": which.state, "customer": which.customer_id, "cause": which.cause}
     return {name: value for name, value in kept.items() if value is not None}
 
 
-def _locked(campaign_id: int) -> Campaign:
+def _lock_campaign(campaign_id: int) -> Campaign:
     """The campaign, with nobody else deciding meanwhile."""
     campaign = db.session.get(Campaign, campaign_id, populate_existing=True, with_for_update=True)
     if campaign is None:

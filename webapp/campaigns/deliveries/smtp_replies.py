@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # Enhanced status codes without their class (RFC 3463, and the registry of RFC 5248).
-_ENHANCED = {
+_ENHANCED_STATUS_MEANINGS = {
     "1.0": "Something is wrong with the address",
     "1.1": "There is no such mailbox",
     "1.2": "The address's domain does not take mail",
@@ -45,7 +45,7 @@ _ENHANCED = {
     "7.27": "The sender's domain takes no mail",
 }
 # Replies without an enhanced code (RFC 5321, 4.2.3).
-_BASIC = {
+_REPLY_CODE_MEANINGS = {
     421: "The receiving server closes for the moment",
     450: "The mailbox can't be used at the moment",
     451: "The receiving server asks to come again later",
@@ -59,12 +59,12 @@ _BASIC = {
 }
 
 
-def sentence(words: str) -> str:
+def capitalise_first(words: str) -> str:
     """Words of ours or of somebody else as a line of its own: it begins with a capital."""
     return words[:1].upper() + words[1:]
 
 
-def meaning(code: int | None, cause: str) -> str | None:
+def explain_reply(code: int | None, cause: str) -> str | None:
     """What an answer means; None where the words have to speak for themselves.
 
     :param code: the reply code (RFC 5321), None when there was no answer.
@@ -74,4 +74,8 @@ def meaning(code: int | None, cause: str) -> str | None:
         return None
     of_class = cause.partition(".")[2]
     subject = of_class.partition(".")[0]
-    return _ENHANCED.get(of_class) or _ENHANCED.get(f"{subject}.0") or _BASIC.get(code)
+    return (
+        _ENHANCED_STATUS_MEANINGS.get(of_class)
+        or _ENHANCED_STATUS_MEANINGS.get(f"{subject}.0")
+        or _REPLY_CODE_MEANINGS.get(code)
+    )

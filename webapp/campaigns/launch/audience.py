@@ -15,11 +15,11 @@ from webapp.offers.models import Offer
 from webapp.redemptions import queries as redemption_queries
 
 # Of so many of an audience a launch looks whether one is left to remind; with more it takes that for granted.
-LOOKED_AT = 10_000
+REMINDER_SCAN_LIMIT = 10_000
 
 
 @dataclass(frozen=True)
-class Reach:
+class AudienceCount:
     """How many of the audience a mail goes to, and how many it leaves out; each person is in one of these.
 
     :ivar mailed: who got an earlier mailing of this kind that was cancelled. They are left out unless staff want else.
@@ -34,62 +34,66 @@ class Reach:
 # Those who got, from a mailing of this kind that was cancelled, what this one would bring them again; only since the
 # last one of the kind that was done. Who may have got it (`uncertain`) counts as the campaign treats such mails.
 # One that was to be sent again is `deferred`, then `skipped`: its second copy was decided on already, this brings it.
-_CANCELLED = """
+_CANCELLED_CAMPAIGNS_SQL = """
     select x.id from campaign x where x.offer_id = :offer and x.kind = :kind and x.status = 'cancelled'
       and x.id > coalesce((select max(d.id) from campaign d
         where d.offer_id = :offer and d.kind = :kind and d.status = 'done' and d.id <> :campaign), 0)
 """
-_GOT = f"""
+_ALREADY_MAILED_SQL = f"""
     select walk.id from batch b
     cross join lateral (
       select place, cast(sum(gap) over (order by place) as bigint) as id
       from unnest(b.gaps) with ordinality as u(gap, place)
     ) walk
     left join mail_issue i on i.campaign_id = b.campaign_id and i.customer_id = walk.id
-    where b.campaign_id in ({_CANCELLED}) and b.last_id >= :first and b.first_id <= :last
+    where b.campaign_id in ({_CANCELLED_CAMPAIGNS_SQL}) and b.last_id >= :first and b.first_id <= :last
       and case when i.state is null then walk.place <= b.window_start
         else i.state = 'sent_later' or i.state in ('uncertain', 'left') and :hold end
 """  # noqa: S608
-_AUDIENCE = """
+_AUDIENCE_SQL = """
     select c.id, c.email from customer c where c.erased_at is null and (cast(:audience as bigint) is null
       or exists (select from audience_member m where m.audience_id = :audience and m.customer_id = c.id))
 """
-_REACH = f"""
+_COUNT_AUDIENCE_SQL = f"""
     select count(*) filter (where s.email is not null) as suppressed,
       count(*) filter (where s.email is null and r.customer_id is not null) as redeemed,
       count(*) filter (where s.email is null and r.customer_id is null and got.id is not null) as mailed,
       count(*) filter (where s.email is null and r.customer_id is null and got.id is null) as people
-    from ({_AUDIENCE}) a
+    from ({_AUDIENCE_SQL}) a
     left join suppression s on s.email = a.email
     left join redemption r on :reminds and r.customer_id = a.id and r.offer_id = :offer
-    left join (select distinct id from ({_GOT}) g) got on got.id = a.id
+    left join (select distinct id from ({_ALREADY_MAILED_SQL}) g) got on got.id = a.id
 """  # noqa: S608
 
 
-def of(campaign: Campaign, offer: Offer) -> Reach:
+def count_campaign_recipients(campaign: Campaign, offer: Offer) -> AudienceCount:
     """How many a campaign would go to if it were launched now."""
-    if campaign.kind == "announcement" and not has_cancelled(campaign):
-        plain = customer_queries.reach(offer.audience_id)
-        return Reach(plain.total - plain.suppressed, plain.suppressed)
+    if campaign.kind == "announcement" and not has_cancelled_campaign(campaign):
+        plain = customer_queries.count_audience_members(offer.audience_id)
+        return AudienceCount(plain.total - plain.suppressed, plain.suppressed)
     row = db.session.execute(
-        text(_REACH),
+        text(_COUNT_AUDIENCE_SQL),
         {
-            **_terms(campaign),
+            **_query_params(campaign),
             "audience": offer.audience_id,
             "reminds": campaign.kind == "reminder",
             "first": 0,
             "last": 2**63 - 1,
         },
     ).one()
-    return Reach(row.people, row.suppressed, row.redeemed, row.mailed)
+    return AudienceCount(row.people, row.suppressed, row.redeemed, row.mailed)
 
 
-def has_cancelled(campaign: Campaign) -> bool:
+def has_cancelled_campaign(campaign: Campaign) -> bool:
     """Whether a mailing of this kind was cancelled on the way, so that some may have it already."""
-    return bool(db.session.execute(text(f"select exists ({_CANCELLED} and x.total > 0)"), _terms(campaign)).scalar())
+    return bool(
+        db.session.execute(
+            text(f"select exists ({_CANCELLED_CAMPAIGNS_SQL} and x.total > 0)"), _query_params(campaign)
+        ).scalar()
+    )
 
 
-def anyone_to_remind(offer: Offer) -> bool:
+def has_customers_to_remind(offer: Offer) -> bool:
     """Whether somebody of the audience may be reminded. Looks at a bounded number, whatever the size."""
     found = db.session.execute(
         text(
@@ -97,17 +101,17 @@ def anyone_to_remind(offer: Offer) -> bool:
             select count(*), count(*) filter (where not exists (
               select from redemption r where r.customer_id = f.id and r.offer_id = :offer
             )) from (
-              select a.id from ({_AUDIENCE}) a
-              where not exists (select from suppression s where s.email = a.email) limit {LOOKED_AT}
+              select a.id from ({_AUDIENCE_SQL}) a
+              where not exists (select from suppression s where s.email = a.email) limit {REMINDER_SCAN_LIMIT}
             ) f
             """  # noqa: S608
         ),
         {"offer": offer.id, "audience": offer.audience_id},
     ).one()
-    return bool(found[1]) or found[0] >= LOOKED_AT
+    return bool(found[1]) or found[0] >= REMINDER_SCAN_LIMIT
 
 
-def narrowed(campaign: Campaign | Row[Any], ids: Sequence[int]) -> list[int]:
+def filter_recipients(campaign: Campaign | Row[Any], ids: Sequence[int]) -> list[int]:
     """Those of a block of the audience, ascending, whom a campaign is for.
 
     A reminder is for those who have not redeemed; every kind leaves out who got a cancelled one before, unless it
@@ -115,14 +119,16 @@ def narrowed(campaign: Campaign | Row[Any], ids: Sequence[int]) -> list[int]:
     """
     out: set[int] = set()
     if campaign.kind == "reminder":
-        out |= redemption_queries.redeemed_among(campaign.offer_id, ids)
+        out |= redemption_queries.find_redeemed_customer_ids(campaign.offer_id, ids)
     if not campaign.mails_again and ids:
-        got = db.session.execute(text(_GOT), {**_terms(campaign), "first": ids[0], "last": ids[-1]})
+        got = db.session.execute(
+            text(_ALREADY_MAILED_SQL), {**_query_params(campaign), "first": ids[0], "last": ids[-1]}
+        )
         out |= set(got.scalars())
     return [customer_id for customer_id in ids if customer_id not in out]
 
 
-def waits_for_cancelled(campaign: Campaign | Row[Any]) -> bool:
+def is_blocked_by_cancelled_campaign(campaign: Campaign | Row[Any]) -> bool:
     """Whether a worker is still at a mail of one that was cancelled: until it is through nobody knows who has it."""
     if campaign.mails_again:
         return False
@@ -131,19 +137,19 @@ def waits_for_cancelled(campaign: Campaign | Row[Any]) -> bool:
             text(
                 f"""
                 select exists (
-                  select from batch b where b.campaign_id in ({_CANCELLED}) and b.status = 'sending'
+                  select from batch b where b.campaign_id in ({_CANCELLED_CAMPAIGNS_SQL}) and b.status = 'sending'
                 ) or exists (
                   select from mail_issue i
-                  where i.campaign_id in ({_CANCELLED}) and i.state = 'uncertain' and i.next_at > now()
+                  where i.campaign_id in ({_CANCELLED_CAMPAIGNS_SQL}) and i.state = 'uncertain' and i.next_at > now()
                 )
                 """  # noqa: S608
             ),
-            _terms(campaign),
+            _query_params(campaign),
         ).scalar()
     )
 
 
-def _terms(campaign: Campaign | Row[Any]) -> dict[str, object]:
+def _query_params(campaign: Campaign | Row[Any]) -> dict[str, object]:
     return {
         "campaign": campaign.id,
         "offer": campaign.offer_id,

@@ -6,9 +6,9 @@ from sqlalchemy import text
 
 from webapp.core.extensions import db
 
-PORTION = 1000
+CLEANUP_CHUNK_SIZE = 1000
 
-_BATCHES = text(
+_CANCEL_BATCHES_SQL = text(
     """
     update batch set status = 'cancelled' where id in (
       select b.id from batch b join campaign c on c.id = b.campaign_id
@@ -17,7 +17,7 @@ _BATCHES = text(
     )
     """
 )
-_DEFERRED = text(
+_SKIP_DEFERRED_SQL = text(
     """
     update mail_issue i set state = 'skipped', smtp_code = null, text = 'the mailing was cancelled', next_at = null
     from (
@@ -29,9 +29,11 @@ _DEFERRED = text(
     """
 )
 # Nobody comes further in a batch that is closed; a worker that gives one back because of the cancellation leaves these.
-_CURSORS = text("delete from batch_cursor k using batch b where b.id = k.batch_id and b.status = 'cancelled'")
+_DELETE_CURSORS_SQL = text(
+    "delete from batch_cursor k using batch b where b.id = k.batch_id and b.status = 'cancelled'"
+)
 # Locked before it is summed: whoever takes a mail off those that were sent holds the campaign until that is seen here.
-_THROUGH = text(
+_LOCK_COMPLETED_SQL = text(
     """
     select c.id from campaign c
     where c.status = 'cancelled' and c.sent_in_batches is null and not exists (
@@ -40,7 +42,7 @@ _THROUGH = text(
     for no key update skip locked
     """
 )
-_SUMS = text(
+_STORE_SENT_TOTALS_SQL = text(
     """
     update campaign c set sent_in_batches = (
       select coalesce(sum(b.sent), 0) from batch b where b.campaign_id = c.id
@@ -50,14 +52,14 @@ _SUMS = text(
 )
 
 
-def close_cancelled() -> None:
+def clean_up_cancelled_campaigns() -> None:
     """Close the batches of cancelled campaigns that nobody sends, leave out those whose mail was put off, and keep what
     went out of those that are through. Commits each portion; can be killed anywhere and done by two workers at once."""
-    for statement in (_BATCHES, _DEFERRED):
-        while db.session.execute(statement, {"portion": PORTION}).rowcount:  # type: ignore[attr-defined]
+    for statement in (_CANCEL_BATCHES_SQL, _SKIP_DEFERRED_SQL):
+        while db.session.execute(statement, {"portion": CLEANUP_CHUNK_SIZE}).rowcount:  # type: ignore[attr-defined]
             db.session.commit()
         db.session.rollback()
-    db.session.execute(_CURSORS)
+    db.session.execute(_DELETE_CURSORS_SQL)
     db.session.commit()
-    db.session.execute(_SUMS, {"ids": db.session.scalars(_THROUGH).all()})
+    db.session.execute(_STORE_SENT_TOTALS_SQL, {"ids": db.session.scalars(_LOCK_COMPLETED_SQL).all()})
     db.session.commit()

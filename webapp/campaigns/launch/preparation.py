@@ -7,24 +7,24 @@ from collections.abc import Sequence
 from sqlalchemy import text
 
 from webapp.campaigns.launch import audience as launch_audience
-from webapp.campaigns.models import BATCH_SIZE, gaps_of
+from webapp.campaigns.models import BATCH_SIZE, encode_gaps
 from webapp.core import task_queue
 from webapp.core.extensions import db
 from webapp.customers import queries as customer_queries
 
-BLOCK = 20 * BATCH_SIZE
+AUDIENCE_BLOCK_SIZE = 20 * BATCH_SIZE
 
 
 # --- cutting the audience -------------------------------------------------------------------------
 
 
-def prepare(campaign_id: int) -> None:
+def prepare_campaign(campaign_id: int) -> None:
     """Freeze the audience of a launched campaign into batches, block by block; then it is sending.
 
     Can be killed anywhere and called again, also by two workers at once: a block and how far it reaches are one
     transaction under the lock of the campaign.
     """
-    while not task_queue.stopping.is_set() and _prepare_block(campaign_id):
+    while not task_queue.stop_requested.is_set() and _prepare_block(campaign_id):
         pass
 
 
@@ -37,12 +37,12 @@ def _prepare_block(campaign_id: int) -> bool:
         ),
         {"id": campaign_id},
     ).one_or_none()
-    if campaign is None or launch_audience.waits_for_cancelled(campaign):
+    if campaign is None or launch_audience.is_blocked_by_cancelled_campaign(campaign):
         db.session.rollback()
         return False
-    ids = customer_queries.ids_after(campaign.audience_id, campaign.prepared_to, BLOCK)
+    ids = customer_queries.list_customer_ids_after(campaign.audience_id, campaign.prepared_to, AUDIENCE_BLOCK_SIZE)
     if ids:
-        _write_batches(campaign_id, launch_audience.narrowed(campaign, ids), ids[-1])
+        _insert_batches(campaign_id, launch_audience.filter_recipients(campaign, ids), ids[-1])
     else:
         db.session.execute(
             text(
@@ -55,7 +55,7 @@ def _prepare_block(campaign_id: int) -> bool:
     return bool(ids)
 
 
-def _write_batches(campaign_id: int, ids: Sequence[int], reached: int) -> None:
+def _insert_batches(campaign_id: int, ids: Sequence[int], reached: int) -> None:
     first = db.session.execute(
         text("select coalesce(max(seq) + 1, 0) from batch where campaign_id = :id"), {"id": campaign_id}
     ).scalar_one()
@@ -66,7 +66,7 @@ def _write_batches(campaign_id: int, ids: Sequence[int], reached: int) -> None:
                 "insert into batch (campaign_id, seq, first_id, last_id, gaps) values (:id, :seq, :first, :last, :gaps)"
             ),
             [
-                {"id": campaign_id, "seq": first + n, "first": part[0], "last": part[-1], "gaps": gaps_of(part)}
+                {"id": campaign_id, "seq": first + n, "first": part[0], "last": part[-1], "gaps": encode_gaps(part)}
                 for n, part in enumerate(slices)
             ],
         )

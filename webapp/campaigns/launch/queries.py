@@ -10,17 +10,7 @@ from webapp.campaigns.models import Campaign
 from webapp.core.extensions import db
 
 
-def open_of(offer_id: int, kind: str) -> Campaign | None:
-    """The campaign of a kind that an offer has now: its announcement, or the reminder that is not through yet."""
-    statement = select(Campaign).where(
-        Campaign.offer_id == offer_id, Campaign.kind == kind, Campaign.cancelled_at.is_(None)
-    )
-    if kind == "reminder":
-        statement = statement.where(Campaign.sent_in_batches.is_(None))
-    return db.session.scalar(statement.execution_options(populate_existing=True))
-
-
-def announcement_under_way(offer_id: int) -> Campaign | None:
+def find_announcement_in_progress(offer_id: int) -> Campaign | None:
     """The announcement of an offer that has been launched and is neither done nor cancelled."""
     return db.session.scalar(
         select(Campaign).where(
@@ -31,13 +21,13 @@ def announcement_under_way(offer_id: int) -> Campaign | None:
     )
 
 
-def due() -> Sequence[int]:
+def list_due_campaign_ids() -> Sequence[int]:
     """Campaigns whose time has come, the earliest first."""
     wanted = select(Campaign.id).where(Campaign.status == "scheduled", Campaign.scheduled_at <= func.now())
     return db.session.scalars(wanted.order_by(Campaign.scheduled_at, Campaign.id)).all()
 
 
-def next_start() -> float | None:
+def seconds_until_next_start() -> float | None:
     """In how many seconds the next campaign starts by itself, if within a minute."""
     first = select(func.extract("epoch", func.min(Campaign.scheduled_at) - func.clock_timestamp())).where(
         Campaign.status == "scheduled"

@@ -7,17 +7,17 @@ import logging
 from sqlalchemy import text
 
 from webapp.campaigns.models import BATCH_SIZE
-from webapp.campaigns.sending.batches import Claim, stubborn
-from webapp.core.email_addresses import without_addresses
+from webapp.campaigns.sending.batches import BatchClaim, retry_while_database_unavailable
+from webapp.core.email_addresses import redact_email_addresses
 from webapp.core.extensions import db
 
 log = logging.getLogger(__name__)
 
 # When so many mails, and more than this share of the last 500, were refused for good, a campaign pauses by itself.
-FAILED_LEAST = 20
-FAILED_SHARE = 0.05
+MIN_FAILURES_TO_PAUSE = 20
+MAX_FAILURE_RATE = 0.05
 
-_FAILING = text(
+_RECENT_FAILURES_SQL = text(
     """
     with here as (
       select campaign_id, seq, first_id, gaps from batch where id = :batch
@@ -40,10 +40,10 @@ _FAILING = text(
 )
 
 
-@stubborn
-def halt(campaign_id: int, reason: str) -> None:
+@retry_while_database_unavailable
+def pause_automatically(campaign_id: int, reason: str) -> None:
     """Pause a campaign because the relay will not have its mails. Staff read the reason and resume it."""
-    reason = without_addresses(reason)
+    reason = redact_email_addresses(reason)
     done = db.session.execute(
         text(
             "update campaign set status = 'paused', pause_reason = :reason, trouble = null "
@@ -53,17 +53,17 @@ def halt(campaign_id: int, reason: str) -> None:
     )
     db.session.commit()
     if done.rowcount:  # type: ignore[attr-defined]
-        _say_paused(campaign_id, reason)
+        _log_pause(campaign_id, reason)
 
 
-def _say_paused(campaign_id: int, reason: str) -> None:
+def _log_pause(campaign_id: int, reason: str) -> None:
     log.error("campaign %s is paused: %s", campaign_id, reason, extra={"campaign_id": campaign_id})
 
 
-@stubborn
-def halt_all(reason: str) -> None:
+@retry_while_database_unavailable
+def pause_all_automatically(reason: str) -> None:
     """Pause everything that is sending: the relay refuses us whatever the mail."""
-    reason = without_addresses(reason)
+    reason = redact_email_addresses(reason)
     paused = db.session.scalars(
         text(
             "update campaign set status = 'paused', pause_reason = :reason, trouble = null "
@@ -73,11 +73,11 @@ def halt_all(reason: str) -> None:
     ).all()
     db.session.commit()
     for campaign_id in paused:
-        _say_paused(campaign_id, reason)
+        _log_pause(campaign_id, reason)
 
 
-@stubborn
-def halt_if_failing(taken: Claim) -> bool:
+@retry_while_database_unavailable
+def pause_if_failing(taken: BatchClaim) -> bool:
     """Pause a campaign too many of whose mails are refused for good: that many wrong addresses harm the name of the
     sender, or it is not the addresses that are wrong. True when that is so.
 
@@ -85,18 +85,20 @@ def halt_if_failing(taken: Claim) -> bool:
     before staff resumed the campaign don't count again.
     """
     where = {"batch": taken.batch_id, "at": taken.position, "rest": BATCH_SIZE - taken.position}
-    failed, tried = db.session.execute(_FAILING, where).one()
+    failed, tried = db.session.execute(_RECENT_FAILURES_SQL, where).one()
     db.session.rollback()
-    if failed < FAILED_LEAST or failed <= FAILED_SHARE * tried:
+    if failed < MIN_FAILURES_TO_PAUSE or failed <= MAX_FAILURE_RATE * tried:
         return False
-    halt(taken.campaign_id, f"{failed} of the last {tried} mails were refused for good; look at what the servers said")
+    pause_automatically(
+        taken.campaign_id, f"{failed} of the last {tried} mails were refused for good; look at what the servers said"
+    )
     return True
 
 
-@stubborn
-def say_trouble(trouble: str | None) -> None:
+@retry_while_database_unavailable
+def set_delivery_warning(trouble: str | None) -> None:
     """Let staff see what keeps the mails from going out just now; None when they go out again."""
-    trouble = without_addresses(trouble) if trouble else None
+    trouble = redact_email_addresses(trouble) if trouble else None
     db.session.execute(
         text("update campaign set trouble = :trouble where status = 'sending' and trouble is distinct from :trouble"),
         {"trouble": trouble},

@@ -22,26 +22,26 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from webapp.campaigns import timing
-from webapp.campaigns.models import WINDOW, ids_of
+from webapp.campaigns.models import WINDOW_SIZE, decode_gaps
 from webapp.campaigns.sending import progress as send_progress
 from webapp.core import database_health
 from webapp.core.extensions import db
 from webapp.customers import queries as customer_queries
 from webapp.customers.models import Customer
 from webapp.customers.suppressions import actions as suppression_actions
-from webapp.mail.smtp import Outcome
+from webapp.mail.smtp import SmtpOutcome
 from webapp.redemptions import queries as redemption_queries
 
 log = logging.getLogger(__name__)
 
 # RFC 3463, 3.2: what is wrong with the recipient's address. 5.1.7 and 5.1.8 are about the sender's.
-_NO_SUCH_ADDRESS = re.compile(r"5\.1\.(?:0|1|2|3|4|6|9|10)\b")
+_INVALID_RECIPIENT_STATUS = re.compile(r"5\.1\.(?:0|1|2|3|4|6|9|10)\b")
 
 # What is written of a refusal where a copy may have arrived before.
-STATE_IN_DOUBT = "case when mail_issue.doubt and excluded.state = 'failed' then 'uncertain' else excluded.state end"
-SECOND_COPY = "it may have arrived before; a second copy was refused: "
-WORDS_IN_DOUBT = (
-    f"case when mail_issue.doubt and excluded.state = 'failed' then '{SECOND_COPY}' || excluded.text "
+MERGED_STATE_SQL = "case when mail_issue.doubt and excluded.state = 'failed' then 'uncertain' else excluded.state end"
+DUPLICATE_REFUSED_PREFIX = "it may have arrived before; a second copy was refused: "
+MERGED_TEXT_SQL = (
+    f"case when mail_issue.doubt and excluded.state = 'failed' then '{DUPLICATE_REFUSED_PREFIX}' || excluded.text "
     "else excluded.text end"
 )
 
@@ -50,7 +50,7 @@ R = TypeVar("R")
 
 
 @dataclass
-class Claim:
+class BatchClaim:
     """A batch that this worker owns as long as the epoch holds. `position` and `sent` are where it stands."""
 
     batch_id: int
@@ -77,7 +77,7 @@ class Recipient:
 
 
 @dataclass(frozen=True)
-class Window:
+class SendWindow:
     """What may be sent now without asking again, and which version of the offer it is about."""
 
     end: int
@@ -85,16 +85,16 @@ class Window:
     offer_version: int
 
 
-def lease() -> timedelta:
-    return timedelta(seconds=timing.LEASE)
+def lease_duration() -> timedelta:
+    return timedelta(seconds=timing.LEASE_DURATION)
 
 
-def stubborn(write: Callable[P, R]) -> Callable[P, R]:
+def retry_while_database_unavailable(write: Callable[P, R]) -> Callable[P, R]:
     """Repeat a write that can be repeated while the database is away, for as long as a lease lasts."""
 
     @functools.wraps(write)
     def repeated(*args: P.args, **kwargs: P.kwargs) -> R:
-        deadline = time.monotonic() + timing.LEASE
+        deadline = time.monotonic() + timing.LEASE_DURATION
         while True:
             try:
                 return write(*args, **kwargs)
@@ -102,7 +102,7 @@ def stubborn(write: Callable[P, R]) -> Callable[P, R]:
                 db.session.rollback()
                 if time.monotonic() > deadline:
                     raise
-                if not database_health.noticed(error):
+                if not database_health.detect_outage(error):
                     log.warning("the database refuses, trying again: %s", getattr(error, "orig", None) or error)
                 time.sleep(1)
 
@@ -111,7 +111,7 @@ def stubborn(write: Callable[P, R]) -> Callable[P, R]:
 
 # --- owning a batch -------------------------------------------------------------------------------
 
-_CLAIM = text(
+_CLAIM_BATCH_SQL = text(
     """
     update batch set status = 'sending', owner = :owner, epoch = epoch + 1, lease_until = now() + :lease,
       not_before = null
@@ -127,7 +127,7 @@ _CLAIM = text(
 )
 
 
-def claim(owner: str) -> Claim | None:
+def claim_batch(owner: str) -> BatchClaim | None:
     """Own the next batch that nobody sends, whoever may have begun it. None when there is none.
 
     What a dead owner left open is settled first: what the cursor has passed was sent. The one recipient it stands at
@@ -137,11 +137,11 @@ def claim(owner: str) -> Claim | None:
     """
     # The database reckons the lease from the beginning of the transaction.
     begun = time.monotonic()
-    row = db.session.execute(_CLAIM, {"owner": owner, "lease": lease()}).one_or_none()
+    row = db.session.execute(_CLAIM_BATCH_SQL, {"owner": owner, "lease": lease_duration()}).one_or_none()
     if row is None:
         db.session.rollback()
         return None
-    taken = take_over(row, owner)
+    taken = take_over_batch(row, owner)
     db.session.commit()
     if row.window_end > row.window_start:
         what = {"campaign_id": taken.campaign_id, "batch_id": taken.batch_id}
@@ -150,13 +150,13 @@ def claim(owner: str) -> Claim | None:
     return taken
 
 
-def take_over(row: Row[Any], owner: str) -> Claim:
+def take_over_batch(row: Row[Any], owner: str) -> BatchClaim:
     """The claim of a row whose owner and epoch are new; the former owner's cursor can't move from here on."""
-    ids = ids_of(row.gaps)
-    taken = Claim(row.id, row.campaign_id, owner, row.epoch, ids, row.window_start, row.sent, time.monotonic())
+    ids = decode_gaps(row.gaps)
+    taken = BatchClaim(row.id, row.campaign_id, owner, row.epoch, ids, row.window_start, row.sent, time.monotonic())
     if row.window_end > row.window_start:
-        _settle(taken, row.window_end)
-    send_progress.put(db.session.connection(), taken, taken.position)
+        _recover_open_window(taken, row.window_end)
+    send_progress.move_cursor(db.session.connection(), taken, taken.position)
     db.session.execute(
         text("update batch set window_start = :at, window_end = :at, sent = :sent where id = :batch"),
         {"at": taken.position, "sent": taken.sent, "batch": taken.batch_id},
@@ -164,16 +164,16 @@ def take_over(row: Row[Any], owner: str) -> Claim:
     return taken
 
 
-def _settle(taken: Claim, window_end: int) -> None:
+def _recover_open_window(taken: BatchClaim, window_end: int) -> None:
     """Account for an open window whose owner is gone; `taken` then stands where sending goes on."""
     start = taken.position
     cursor = db.session.execute(
         text("select cursor from batch_cursor where batch_id = :batch and epoch < :epoch for update"),
         {"batch": taken.batch_id, "epoch": taken.epoch},
     ).scalar_one_or_none()
-    states = _states(taken.campaign_id, taken.ids[start:window_end])
+    states = _find_delivery_states(taken.campaign_id, taken.ids[start:window_end])
     if cursor is None:
-        _note_uncertain(taken, [i for i in taken.ids[start:window_end] if i not in states], "the database crashed")
+        _record_uncertain(taken, [i for i in taken.ids[start:window_end] if i not in states], "the database crashed")
         taken.position = window_end
         return
     taken.sent += sum(1 for customer_id in taken.ids[start:cursor] if customer_id not in states)
@@ -183,12 +183,12 @@ def _settle(taken: Claim, window_end: int) -> None:
     if in_flight is None:
         taken.position = window_end
         return
-    _note_uncertain(taken, [in_flight], "the worker was ended while this mail was on its way")
-    if _policy(taken.campaign_id) == "hold":
+    _record_uncertain(taken, [in_flight], "the worker was ended while this mail was on its way")
+    if _find_uncertain_policy(taken.campaign_id) == "hold":
         taken.position = taken.ids.index(in_flight, cursor) + 1
 
 
-def _note_uncertain(taken: Claim, ids: list[int], why: str) -> None:
+def _record_uncertain(taken: BatchClaim, ids: list[int], why: str) -> None:
     if ids:
         db.session.execute(
             text(
@@ -199,7 +199,7 @@ def _note_uncertain(taken: Claim, ids: list[int], why: str) -> None:
         )
 
 
-def _states(campaign_id: int, ids: Sequence[int]) -> dict[int, str]:
+def _find_delivery_states(campaign_id: int, ids: Sequence[int]) -> dict[int, str]:
     rows = db.session.execute(
         text("select customer_id, state from mail_issue where campaign_id = :campaign and customer_id = any(:ids)"),
         {"campaign": campaign_id, "ids": list(ids)},
@@ -207,7 +207,7 @@ def _states(campaign_id: int, ids: Sequence[int]) -> dict[int, str]:
     return {row.customer_id: row.state for row in rows}
 
 
-def _policy(campaign_id: int) -> str:
+def _find_uncertain_policy(campaign_id: int) -> str:
     return str(
         db.session.execute(
             text("select uncertain_policy from campaign where id = :id"), {"id": campaign_id}
@@ -215,8 +215,8 @@ def _policy(campaign_id: int) -> str:
     )
 
 
-@stubborn
-def open_window(taken: Claim) -> Window | None:
+@retry_while_database_unavailable
+def open_send_window(taken: BatchClaim) -> SendWindow | None:
     """Write ahead that the next recipients may get their mail from now on, and who of them is left out.
 
     None when the batch is somebody else's by now, or the campaign was paused or cancelled; then it is given back.
@@ -230,9 +230,9 @@ def open_window(taken: Claim) -> Window | None:
         {"id": taken.campaign_id},
     ).one()
     if campaign.status != "sending":
-        release(taken)
+        release_batch(taken)
         return None
-    end = min(taken.position + WINDOW, len(taken.ids))
+    end = min(taken.position + WINDOW_SIZE, len(taken.ids))
     opened = db.session.execute(
         text(
             "update batch set window_start = :start, window_end = :end, sent = :sent, lease_until = now() + :lease, "
@@ -243,18 +243,20 @@ def open_window(taken: Claim) -> Window | None:
             "start": taken.position,
             "end": end,
             "sent": taken.sent,
-            "lease": lease(),
+            "lease": lease_duration(),
             "seconds": campaign.seconds,
             **taken.guard,
         },
     )
-    if not opened.rowcount or not send_progress.put(db.session.connection(), taken, taken.position):  # type: ignore[attr-defined]
+    if not opened.rowcount or not send_progress.move_cursor(db.session.connection(), taken, taken.position):  # type: ignore[attr-defined]
         db.session.rollback()
         return None
     ids = taken.ids[taken.position : end]
-    states = _states(taken.campaign_id, ids)
-    people, skipped = who(campaign.offer_id, [i for i in ids if states.get(i, "uncertain") == "uncertain"])
-    note_skipped(taken.campaign_id, skipped)
+    states = _find_delivery_states(taken.campaign_id, ids)
+    people, skipped = eligible_recipients(
+        campaign.offer_id, [i for i in ids if states.get(i, "uncertain") == "uncertain"]
+    )
+    record_skipped(taken.campaign_id, skipped)
     db.session.commit()
     taken.renewed = begun
     found = [
@@ -262,17 +264,17 @@ def open_window(taken: Claim) -> Window | None:
         for n, customer_id in enumerate(ids)
         if customer_id in people
     ]
-    return Window(end, found, campaign.version)
+    return SendWindow(end, found, campaign.version)
 
 
-def who(offer_id: int, ids: Sequence[int]) -> tuple[dict[int, Customer], dict[int, str]]:
+def eligible_recipients(offer_id: int, ids: Sequence[int]) -> tuple[dict[int, Customer], dict[int, str]]:
     """Who of them is mailed, and why the others are not. Looked up right before a window is sent."""
-    found = {customer.id: customer for customer in customer_queries.recipients(ids)}
+    found = {customer.id: customer for customer in customer_queries.list_customers_by_ids(ids)}
     for customer in found.values():
         # They are read after the commit, which must not fetch each of them again.
         db.session.expunge(customer)
-    redeemed = redemption_queries.redeemed_among(offer_id, ids)
-    suppressed = customer_queries.suppressed_among(ids)
+    redeemed = redemption_queries.find_redeemed_customer_ids(offer_id, ids)
+    suppressed = customer_queries.find_suppression_reasons(ids)
     skipped = {}
     for customer_id in ids:
         if customer_id not in found:
@@ -284,7 +286,7 @@ def who(offer_id: int, ids: Sequence[int]) -> tuple[dict[int, Customer], dict[in
     return {i: customer for i, customer in found.items() if i not in skipped}, skipped
 
 
-def note_skipped(campaign_id: int, skipped: dict[int, str]) -> None:
+def record_skipped(campaign_id: int, skipped: dict[int, str]) -> None:
     if skipped:
         db.session.execute(
             text(
@@ -300,8 +302,8 @@ def note_skipped(campaign_id: int, skipped: dict[int, str]) -> None:
         )
 
 
-@stubborn
-def renew(taken: Claim) -> bool:
+@retry_while_database_unavailable
+def renew_batch_lease(taken: BatchClaim) -> bool:
     """Keep the batch for another lease; False when it is somebody else's by now, or its campaign was stopped."""
     begun = time.monotonic()
     done = db.session.execute(
@@ -309,15 +311,15 @@ def renew(taken: Claim) -> bool:
             "update batch set lease_until = now() + :lease where id = :batch and owner = :owner and epoch = :epoch "
             "and exists (select 1 from campaign c where c.id = batch.campaign_id and c.status = 'sending')"
         ),
-        {"lease": lease(), **taken.guard},
+        {"lease": lease_duration(), **taken.guard},
     )
     db.session.commit()
     taken.renewed = begun
     return bool(done.rowcount)  # type: ignore[attr-defined]
 
 
-@stubborn
-def take_turns(turns: int, per_second: float) -> float:
+@retry_while_database_unavailable
+def reserve_send_slots(turns: int, per_second: float) -> float:
     """Of what all workers together may hand to the relay, the next so many turns; in how many seconds they begin."""
     row = db.session.execute(
         text(
@@ -333,8 +335,8 @@ def take_turns(turns: int, per_second: float) -> float:
     return float(row)
 
 
-@stubborn
-def release(taken: Claim, wait: float = 0) -> None:
+@retry_while_database_unavailable
+def release_batch(taken: BatchClaim, wait: float = 0) -> None:
     """Give the batch back where it stands, for anybody to go on with, at once or in `wait` seconds."""
     db.session.execute(
         text(
@@ -350,8 +352,8 @@ def release(taken: Claim, wait: float = 0) -> None:
     db.session.commit()
 
 
-@stubborn
-def finish(taken: Claim) -> None:
+@retry_while_database_unavailable
+def finish_batch(taken: BatchClaim) -> None:
     """Everyone of the batch is settled; its cursor is not needed any more."""
     done = db.session.execute(
         text(
@@ -369,14 +371,14 @@ def finish(taken: Claim) -> None:
 # --- what did not simply go out -------------------------------------------------------------------
 
 
-@stubborn
-def note(taken: Claim, recipient: Recipient, outcome: Outcome) -> bool:
+@retry_while_database_unavailable
+def record_outcome(taken: BatchClaim, recipient: Recipient, outcome: SmtpOutcome) -> bool:
     """Record what became of one recipient's mail and move on, in one transaction; False when the batch is lost.
 
     A mail that was accepted has a row only if there was a doubt about it before: `sent_later`. One that is refused at
     the second copy stays uncertain, for the first may have arrived.
     """
-    if not send_progress.put(db.session.connection(), taken, recipient.index + 1):
+    if not send_progress.move_cursor(db.session.connection(), taken, recipient.index + 1):
         db.session.rollback()
         return False
     state = {"accepted": "sent_later", "trouble": "deferred"}.get(outcome.kind, outcome.kind)
@@ -385,7 +387,7 @@ def note(taken: Claim, recipient: Recipient, outcome: Outcome) -> bool:
             "insert into mail_issue (campaign_id, customer_id, state, smtp_code, text, next_at, attempts, doubt) "  # noqa: S608
             "values (:campaign, :id, :state, :code, :words, now() + cast(:next as interval), 1, :state = 'uncertain') "
             "on conflict (campaign_id, customer_id) do update set "
-            f"state = {STATE_IN_DOUBT}, text = {WORDS_IN_DOUBT}, doubt = mail_issue.doubt or excluded.doubt, "
+            f"state = {MERGED_STATE_SQL}, text = {MERGED_TEXT_SQL}, doubt = mail_issue.doubt or excluded.doubt, "
             "smtp_code = excluded.smtp_code, next_at = excluded.next_at, at = now(), "
             "attempts = mail_issue.attempts + 1"
         ),
@@ -395,21 +397,21 @@ def note(taken: Claim, recipient: Recipient, outcome: Outcome) -> bool:
             "state": state,
             "code": outcome.code,
             "words": "" if state == "sent_later" else outcome.text,
-            "next": wait_after(0) if state == "deferred" else None,
+            "next": compute_retry_delay(0) if state == "deferred" else None,
         },
     )
-    suppress_bounced(recipient.customer, taken.campaign_id, outcome)
+    suppress_bounced_address(recipient.customer, taken.campaign_id, outcome)
     db.session.commit()
     return True
 
 
-def suppress_bounced(customer: Customer, campaign_id: int, outcome: Outcome) -> None:
+def suppress_bounced_address(customer: Customer, campaign_id: int, outcome: SmtpOutcome) -> None:
     """Nobody mails an address again of which the relay says that there is no such thing. The caller commits."""
-    if outcome.kind == "failed" and outcome.at == "RCPT" and _NO_SUCH_ADDRESS.match(outcome.text):
-        suppression_actions.put(customer.email, "bounced", campaign_id, f"{outcome.code} {outcome.text}")
+    if outcome.kind == "failed" and outcome.at == "RCPT" and _INVALID_RECIPIENT_STATUS.match(outcome.text):
+        suppression_actions.add_suppression(customer.email, "bounced", campaign_id, f"{outcome.code} {outcome.text}")
 
 
-def wait_after(attempts: int) -> timedelta:
+def compute_retry_delay(attempts: int) -> timedelta:
     """How long until the next try, with a fifth of jitter so that they do not all come at once."""
-    seconds = timing.BACKOFF[min(attempts, len(timing.BACKOFF) - 1)]
+    seconds = timing.RETRY_BACKOFF[min(attempts, len(timing.RETRY_BACKOFF) - 1)]
     return timedelta(seconds=seconds * random.uniform(0.9, 1.1))  # noqa: S311

@@ -6,7 +6,7 @@ import logging
 
 from sqlalchemy import text
 
-from webapp.campaigns.sending.batches import take_over
+from webapp.campaigns.sending.batches import take_over_batch
 from webapp.core.extensions import db
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def finish_campaigns() -> None:
         log.info("campaign %s is done", campaign_id, extra={"campaign_id": campaign_id})
 
 
-def settle_cancelled(owner: str) -> None:
+def finalize_cancelled_batches(owner: str) -> None:
     """Account for batches that were being sent by somebody who is gone when their campaign was cancelled."""
     while True:
         row = db.session.execute(
@@ -58,6 +58,6 @@ def settle_cancelled(owner: str) -> None:
         if row is None:
             db.session.rollback()
             return
-        taken = take_over(row, owner)
+        taken = take_over_batch(row, owner)
         db.session.execute(text("delete from batch_cursor where batch_id = :batch"), {"batch": taken.batch_id})
         db.session.commit()

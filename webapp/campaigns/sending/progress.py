@@ -25,9 +25,9 @@ from webapp.campaigns import timing
 from webapp.core.extensions import db
 
 # The row of a batch has the epoch of whoever took it over last, so that a former owner's finds nothing.
-_MOVE = "update batch_cursor set cursor = $1 where batch_id = $2 and epoch = $3"
+_MOVE_CURSOR_SQL = "update batch_cursor set cursor = $1 where batch_id = $2 and epoch = $3"
 # There is none before the first window, and none after a crash of the database: whoever owns the batch makes it anew.
-_PLACE = """
+_UPSERT_CURSOR_SQL = """
     insert into batch_cursor (batch_id, epoch, cursor)
     select id, epoch, %(cursor)s from batch where id = %(batch)s and owner = %(owner)s and epoch = %(epoch)s
     on conflict (batch_id) do update set epoch = excluded.epoch, cursor = excluded.cursor
@@ -35,7 +35,7 @@ _PLACE = """
 """
 
 
-class Owned(Protocol):
+class OwnedBatch(Protocol):
     """A batch that somebody owns."""
 
     @property
@@ -44,13 +44,13 @@ class Owned(Protocol):
         ...
 
 
-def put(connection: Connection, taken: Owned, cursor: int) -> bool:
+def move_cursor(connection: Connection, taken: OwnedBatch, cursor: int) -> bool:
     """Move the cursor within the caller's transaction; False when the batch is somebody else's by now."""
-    return connection.exec_driver_sql(_PLACE, {"cursor": cursor, **taken.guard}).rowcount == 1
+    return connection.exec_driver_sql(_UPSERT_CURSOR_SQL, {"cursor": cursor, **taken.guard}).rowcount == 1
 
 
 @contextmanager
-def _as_psycopg_says_it() -> Iterator[None]:
+def _raise_psycopg_errors() -> Iterator[None]:
     """A database that is away is one kind of error here, whoever meets it."""
     try:
         yield
@@ -58,12 +58,12 @@ def _as_psycopg_says_it() -> Iterator[None]:
         raise psycopg.OperationalError(str(error)) from error
 
 
-class Place:
+class SendProgress:
     """Keeps the cursors of one pump. Moving one is begun and, when the relay has been talked to meanwhile, done."""
 
-    def __enter__(self) -> Place:
+    def __enter__(self) -> SendProgress:
         self._kept: Connection | None = None
-        self._begun: tuple[Owned, int] | None = None
+        self._begun: tuple[OwnedBatch, int] | None = None
         return self
 
     def __exit__(
@@ -71,7 +71,7 @@ class Place:
     ) -> None:
         self._drop()
 
-    def begin(self, taken: Owned, cursor: int) -> None:
+    def begin(self, taken: OwnedBatch, cursor: int) -> None:
         """The mails before `cursor` are accepted: write that down, but don't wait for it. `done` has to follow."""
         self._begun = taken, cursor
         try:
@@ -85,7 +85,7 @@ class Place:
 
         :raises psycopg.Error: when the database has been away for as long as a lease lasts.
         """
-        deadline = time.monotonic() + timing.LEASE
+        deadline = time.monotonic() + timing.LEASE_DURATION
         while self._begun is not None:
             try:
                 if self._kept is None:
@@ -123,7 +123,7 @@ class Place:
     def _result(connection: PGconn) -> PGresult | None:
         """The next part of the answer. Asked for only when it has come: libpq's own waiting would hold the lock of the
         interpreter, and with it every other thread, perhaps the very one that is waited for."""
-        deadline = time.monotonic() + timing.CURSOR
+        deadline = time.monotonic() + timing.CURSOR_TIMEOUT
         ready = select.poll()
         ready.register(connection.socket, select.POLLIN)
         while connection.is_busy():
@@ -132,20 +132,20 @@ class Place:
             connection.consume_input()
         return connection.get_result()
 
-    def _put_anew(self, taken: Owned, cursor: int) -> bool:
+    def _put_anew(self, taken: OwnedBatch, cursor: int) -> bool:
         assert self._kept is not None  # noqa: S101
-        with _as_psycopg_says_it():
-            return put(self._kept, taken, cursor)
+        with _raise_psycopg_errors():
+            return move_cursor(self._kept, taken, cursor)
 
     def _open(self) -> PGconn:
         if self._kept is None:
-            with _as_psycopg_says_it():
+            with _raise_psycopg_errors():
                 kept = db.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
                 # It never goes back to the pool: its setting must not reach transactions that have to be on disk.
                 kept.detach()
                 kept.exec_driver_sql("set synchronous_commit = off")
-                kept.exec_driver_sql(f"set lock_timeout = {int(timing.CURSOR * 1000)}")
-                kept.exec_driver_sql(f"prepare move (int, bigint, int) as {_MOVE}")
+                kept.exec_driver_sql(f"set lock_timeout = {int(timing.CURSOR_TIMEOUT * 1000)}")
+                kept.exec_driver_sql(f"prepare move (int, bigint, int) as {_MOVE_CURSOR_SQL}")
             self._kept = kept
         return cast("psycopg.Connection[object]", self._kept.connection.dbapi_connection).pgconn
 

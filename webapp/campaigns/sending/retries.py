@@ -10,21 +10,21 @@ from sqlalchemy import text
 
 from webapp.campaigns import timing
 from webapp.campaigns.sending.batches import (
-    SECOND_COPY,
-    lease,
-    note_skipped,
-    stubborn,
-    suppress_bounced,
-    wait_after,
-    who,
+    DUPLICATE_REFUSED_PREFIX,
+    compute_retry_delay,
+    eligible_recipients,
+    lease_duration,
+    record_skipped,
+    retry_while_database_unavailable,
+    suppress_bounced_address,
 )
 from webapp.core.extensions import db
 from webapp.customers.models import Customer
-from webapp.mail.smtp import Outcome
+from webapp.mail.smtp import SmtpOutcome
 
 
 @dataclass
-class Due:
+class DueRetry:
     """A mail that was put off and is tried again now, ours as long as the epoch holds; `last` says that it has been put
     off for as long as we go on."""
 
@@ -41,7 +41,7 @@ class Due:
         return {"campaign": self.campaign_id, "id": self.customer_id, "epoch": self.epoch}
 
 
-_CLAIM_DUE = text(
+_CLAIM_DUE_RETRY_SQL = text(
     """
     update mail_issue i set state = 'uncertain', attempts = i.attempts + 1, epoch = i.epoch + 1,
       next_at = now() + :lease, doubt = i.doubt or due.state = 'uncertain'
@@ -57,7 +57,7 @@ _CLAIM_DUE = text(
     returning i.campaign_id, i.customer_id, i.epoch, i.attempts, due.offer_id, i.at < now() - :limit as last
     """
 )
-_ANY = text(
+_HAS_DUE_RETRY_SQL = text(
     """
     select exists (
       select from mail_issue d join campaign c on c.id = d.campaign_id
@@ -66,49 +66,49 @@ _ANY = text(
     )
     """
 )
-_OURS = "campaign_id = :campaign and customer_id = :id and epoch = :epoch and state = 'uncertain'"
+_OWNED_RETRY_CONDITION = "campaign_id = :campaign and customer_id = :id and epoch = :epoch and state = 'uncertain'"
 
 
-def is_any_due() -> bool:
+def has_due_retry() -> bool:
     """Whether `claim_due` would find one now."""
-    return bool(db.session.execute(_ANY).scalar())
+    return bool(db.session.execute(_HAS_DUE_RETRY_SQL).scalar())
 
 
-def claim_due() -> Due | None:
+def claim_due_retry() -> DueRetry | None:
     """Take one mail whose time has come. Until its outcome is recorded it counts as being tried."""
     while True:
         begun = time.monotonic()
-        limits = {"lease": lease(), "limit": timedelta(seconds=timing.GIVE_UP)}
-        row = db.session.execute(_CLAIM_DUE, limits).one_or_none()
+        limits = {"lease": lease_duration(), "limit": timedelta(seconds=timing.MAX_RETRY_AGE)}
+        row = db.session.execute(_CLAIM_DUE_RETRY_SQL, limits).one_or_none()
         if row is None:
             db.session.rollback()
             return None
-        people, skipped = who(row.offer_id, [row.customer_id])
-        note_skipped(row.campaign_id, skipped)
+        people, skipped = eligible_recipients(row.offer_id, [row.customer_id])
+        record_skipped(row.campaign_id, skipped)
         db.session.commit()
         if people:
             customer = people[row.customer_id]
-            return Due(row.campaign_id, row.customer_id, row.epoch, row.attempts, row.last, customer, begun)
+            return DueRetry(row.campaign_id, row.customer_id, row.epoch, row.attempts, row.last, customer, begun)
 
 
-@stubborn
-def renew(due: Due) -> bool:
+@retry_while_database_unavailable
+def renew_retry_lease(due: DueRetry) -> bool:
     """Keep the mail for another lease; False when it is somebody else's by now, or its campaign was stopped."""
     begun = time.monotonic()
     done = db.session.execute(
         text(
-            f"update mail_issue set next_at = now() + :lease where {_OURS} and exists "  # noqa: S608
+            f"update mail_issue set next_at = now() + :lease where {_OWNED_RETRY_CONDITION} and exists "  # noqa: S608
             "(select 1 from campaign c where c.id = mail_issue.campaign_id and c.status = 'sending')"
         ),
-        {"lease": lease(), **due.guard},
+        {"lease": lease_duration(), **due.guard},
     )
     db.session.commit()
     due.renewed = begun
     return bool(done.rowcount)  # type: ignore[attr-defined]
 
 
-@stubborn
-def note_due(due: Due, outcome: Outcome) -> None:
+@retry_while_database_unavailable
+def record_retry_outcome(due: DueRetry, outcome: SmtpOutcome) -> None:
     """Record what became of a mail that was tried again, unless it is somebody else's by now. What can't go out for two
     days is given up."""
     state = {"accepted": "sent_later", "failed": "failed", "uncertain": "uncertain"}.get(outcome.kind, "deferred")
@@ -120,39 +120,39 @@ def note_due(due: Due, outcome: Outcome) -> None:
             "update mail_issue set state = case when doubt and :state = 'failed' then 'uncertain' else :state end, "  # noqa: S608
             "text = case when doubt and :state = 'failed' then :copy || :words else :words end, smtp_code = :code, "
             "doubt = doubt or :state = 'uncertain', next_at = now() + cast(:next as interval), "
-            f"at = case when :later then at else now() end where {_OURS}"
+            f"at = case when :later then at else now() end where {_OWNED_RETRY_CONDITION}"
         ),
         {
             "state": state,
             "code": outcome.code,
-            "copy": SECOND_COPY,
+            "copy": DUPLICATE_REFUSED_PREFIX,
             "words": "" if state == "sent_later" else outcome.text,
             "later": later,
-            "next": wait_after(due.attempts - 1) if later else None,
+            "next": compute_retry_delay(due.attempts - 1) if later else None,
             **due.guard,
         },
     )
     if later:
-        _reopen(due.campaign_id)
-    suppress_bounced(due.customer, due.campaign_id, outcome)
+        _reopen_campaign(due.campaign_id)
+    suppress_bounced_address(due.customer, due.campaign_id, outcome)
     db.session.commit()
 
 
-@stubborn
-def put_back(due: Due) -> None:
+@retry_while_database_unavailable
+def release_retry(due: DueRetry) -> None:
     """Give a mail back whose try was called off before anything came of it; it does not count as one."""
     db.session.execute(
         text(
             "update mail_issue set state = 'deferred', attempts = attempts - 1, "  # noqa: S608
-            f"next_at = now() + cast(:soon as interval) where {_OURS}"
+            f"next_at = now() + cast(:soon as interval) where {_OWNED_RETRY_CONDITION}"
         ),
-        {"soon": timedelta(seconds=timing.SOON), **due.guard},
+        {"soon": timedelta(seconds=timing.RELEASED_RETRY_DELAY), **due.guard},
     )
-    _reopen(due.campaign_id)
+    _reopen_campaign(due.campaign_id)
     db.session.commit()
 
 
-def _reopen(campaign_id: int) -> None:
+def _reopen_campaign(campaign_id: int) -> None:
     """A campaign that was called done while a try of it took longer than its lease still has somebody to mail."""
     db.session.execute(
         text("update campaign set status = 'sending', finished_at = null where id = :id and status = 'done'"),

@@ -16,68 +16,68 @@ from flask import current_app
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns import timing
 from webapp.campaigns.content import mail_merge
-from webapp.campaigns.content.mail_merge import FormLetter
-from webapp.campaigns.content.placeholders import MailText
+from webapp.campaigns.content.mail_merge import MailMerge
+from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.sending import auto_pause, batches, completion, retries
-from webapp.campaigns.sending.batches import Claim, Recipient
-from webapp.campaigns.sending.progress import Place
-from webapp.campaigns.sending.retries import Due
-from webapp.campaigns.sending.throttle import Pace
+from webapp.campaigns.sending.batches import BatchClaim, Recipient
+from webapp.campaigns.sending.progress import SendProgress
+from webapp.campaigns.sending.retries import DueRetry
+from webapp.campaigns.sending.throttle import SendThrottle
 from webapp.core import logs, task_queue
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.customers.models import Customer
 from webapp.mail import smtp
-from webapp.mail.smtp import Letter, Outcome, RelayDown, RelayRefuses
+from webapp.mail.smtp import OutgoingMessage, RelayRejected, RelayUnavailable, SmtpOutcome
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer
 from webapp.redemptions import personal_links
 
 log = logging.getLogger(__name__)
 
-REFUSED_BODIES = 5
-BROKEN_IN_A_ROW = 5
-RETRIES_AT_ONCE = 50
+MAX_CONSECUTIVE_REJECTED_BODIES = 5
+MAX_CONSECUTIVE_CONNECTION_FAILURES = 5
+MAX_RETRIES_PER_ROUND = 50
 
 
-def pump() -> bool:
+def send_pending_emails() -> bool:
     """Send for about a minute; True when there is more to do, so that the next bell should be rung.
 
     Never more pumps at a time in one process than MAIL_CONNECTIONS; one too many ends at once.
     """
-    with _slot() as free:
+    with _connection_slot() as free:
         if not free:
             return False
-        with smtp.relay() as relay, Place() as place:
-            return _Pump(relay, place).run()
+        with smtp.create_relay_connection() as relay, SendProgress() as place:
+            return _BatchSender(relay, place).run()
 
 
-def send_test(mail: MailText, offer: Offer, to: str, name: str) -> None:
+def send_test_email(mail: EmailContent, offer: Offer, to: str, name: str) -> None:
     """Send the mail as it is to one of the staff, now. Its links lead to no customer, so pressing them does nothing.
 
     :raises DomainError: `relay_down` or `relay_refuses`, with what the relay said.
     """
-    nobody = Customer(id=personal_links.NOBODY, email=to.lower(), email_as_given=to, name=name)
+    nobody = Customer(id=personal_links.PREVIEW_CUSTOMER_ID, email=to.lower(), email_as_given=to, name=name)
     settings: Settings = current_app.config["SETTINGS"]
-    letter = FormLetter(mail, offer, 0, token=f"test.{secrets.token_hex(8)}").letter(nobody)
+    letter = MailMerge(mail, offer, 0, token=f"test.{secrets.token_hex(8)}").letter(nobody)
     # No transaction stays open while the relay is waited for.
     db.session.rollback()
     try:
-        with smtp.relay() as relay:
+        with smtp.create_relay_connection() as relay:
             relay.send(letter)
-    except RelayDown as error:
+    except RelayUnavailable as error:
         raise DomainError(
             "relay_down",
             f"The mail relay at {settings.mail_server} could not take it: {error}. Try again in a moment.",
             503,
         ) from error
-    except RelayRefuses as error:
+    except RelayRejected as error:
         raise DomainError("relay_refuses", f"The mail relay refused it: {error}. Check the mail settings.") from error
 
 
 @contextmanager
-def _slot() -> Iterator[bool]:
+def _connection_slot() -> Iterator[bool]:
     settings: Settings = current_app.config["SETTINGS"]
     slots: threading.Semaphore = current_app.extensions.setdefault(
         "pumps", threading.BoundedSemaphore(settings.mail_connections)
@@ -90,38 +90,38 @@ def _slot() -> Iterator[bool]:
             slots.release()
 
 
-class _Pump:
-    def __init__(self, relay: smtp.Relay, place: Place) -> None:
+class _BatchSender:
+    def __init__(self, relay: smtp.RelayConnection, place: SendProgress) -> None:
         settings: Settings = current_app.config["SETTINGS"]
         self.relay = relay
         self.place = place
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        self.deadline = time.monotonic() + timing.SLICE
+        self.deadline = time.monotonic() + timing.SENDER_TIME_LIMIT
         # By campaign, with the version of the offer it was written from.
-        self.letters: dict[int, tuple[int, FormLetter]] = {}
+        self.letters: dict[int, tuple[int, MailMerge]] = {}
         self.broken = 0
         self.refused_bodies = 0
-        self.pace = Pace(settings.mail_per_second)
+        self.pace = SendThrottle(settings.mail_per_second)
         # How far the cursor is to be moved before the next body is begun: while the relay reads the next envelope, or
         # before anything is waited for.
         self.owed: int | None = None
 
     def run(self) -> bool:
         while not self._is_over():
-            if not campaign_queries.is_work():
+            if not campaign_queries.has_pending_sends():
                 completion.finish_campaigns()
                 return False
             if not self._reach_relay():
                 continue
-            taken = batches.claim(self.owner)
+            taken = batches.claim_batch(self.owner)
             if taken is not None:
-                with logs.about(campaign_id=taken.campaign_id, batch_id=taken.batch_id):
+                with logs.log_context(campaign_id=taken.campaign_id, batch_id=taken.batch_id):
                     self._send_batch(taken)
             self._retry_due()
-        return not task_queue.stopping.is_set()
+        return not task_queue.stop_requested.is_set()
 
     def _is_over(self) -> bool:
-        return task_queue.stopping.is_set() or time.monotonic() > self.deadline
+        return task_queue.stop_requested.is_set() or time.monotonic() > self.deadline
 
     def _reach_relay(self) -> bool:
         """A connection, before anything is claimed: while the relay is away nobody is at fault and nothing is due."""
@@ -129,38 +129,38 @@ class _Pump:
         db.session.rollback()
         try:
             self.relay.open()
-        except RelayRefuses as error:
-            auto_pause.halt_all(f"the relay refuses us: {error}")
+        except RelayRejected as error:
+            auto_pause.pause_all_automatically(f"the relay refuses us: {error}")
             return False
-        except RelayDown as error:
+        except RelayUnavailable as error:
             what = "takes no mails just now" if str(error)[:3].isdigit() else "can't be reached"
-            auto_pause.say_trouble(f"The mail relay {what} ({error}). It is tried every few seconds.")
-            task_queue.stopping.wait(timing.PROBE)
+            auto_pause.set_delivery_warning(f"The mail relay {what} ({error}). It is tried every few seconds.")
+            task_queue.stop_requested.wait(timing.RELAY_PROBE_INTERVAL)
             return False
-        auto_pause.say_trouble(None)
+        auto_pause.set_delivery_warning(None)
         return True
 
-    def _send_batch(self, taken: Claim) -> None:
+    def _send_batch(self, taken: BatchClaim) -> None:
         self.owed = None
         while taken.position < len(taken.ids):
             if self._is_over():
-                return batches.release(taken)
-            window = batches.open_window(taken)
+                return batches.release_batch(taken)
+            window = batches.open_send_window(taken)
             if window is None:
                 return None
             form = self._form(taken.campaign_id, window.offer_version)
             for recipient in window.recipients:
                 taken.position = recipient.index
                 if not self._wait_for_turn(taken, window.end - recipient.index):
-                    return batches.release(taken)
+                    return batches.release_batch(taken)
                 if not self._send_one(taken, recipient, form):
                     return None
             taken.position = window.end
-        return batches.finish(taken)
+        return batches.finish_batch(taken)
 
-    def _wait_for_turn(self, taken: Claim, wanted: int) -> bool:
+    def _wait_for_turn(self, taken: BatchClaim, wanted: int) -> bool:
         """Wait for as long as the rate limit says; False when there is something else to do first."""
-        while not task_queue.stopping.is_set():
+        while not task_queue.stop_requested.is_set():
             seconds = self.pace.wait(wanted)
             if seconds <= 0:
                 return True
@@ -168,10 +168,10 @@ class _Pump:
                 return False
             # No transaction stays open while nothing is done.
             db.session.rollback()
-            task_queue.stopping.wait(min(seconds, timing.RENEW))
+            task_queue.stop_requested.wait(min(seconds, timing.LEASE_RENEWAL_INTERVAL))
         return False
 
-    def _send_one(self, taken: Claim, recipient: Recipient, form: FormLetter) -> bool:
+    def _send_one(self, taken: BatchClaim, recipient: Recipient, form: MailMerge) -> bool:
         """One recipient settled; False when this pump is done with the batch, which then is in order."""
         letter = self._write(form, recipient.customer)
         outcome = self._try(
@@ -186,101 +186,103 @@ class _Pump:
         self.place.done()
         if outcome.kind in ("stopped", "refused") or (outcome.kind == "trouble" and outcome.at == "connect"):
             # For nobody, if it is somebody else's by now.
-            batches.release(taken)
+            batches.release_batch(taken)
             if outcome.kind == "refused":
-                auto_pause.halt(taken.campaign_id, _refusal(outcome))
+                auto_pause.pause_automatically(taken.campaign_id, _describe_refusal(outcome))
             return False
         self.owed = None
-        if not batches.note(taken, recipient, outcome):
+        if not batches.record_outcome(taken, recipient, outcome):
             return False
         taken.position = recipient.index + 1
         return self._may_go_on(taken, outcome)
 
-    def _went_out(self, taken: Claim, recipient: Recipient, outcome: Outcome) -> bool:
+    def _went_out(self, taken: BatchClaim, recipient: Recipient, outcome: SmtpOutcome) -> bool:
         self.broken = self.refused_bodies = 0
         self.owed = None
         if recipient.again:
-            return batches.note(taken, recipient, outcome)
+            return batches.record_outcome(taken, recipient, outcome)
         taken.sent += 1
         self.owed = recipient.index + 1
         return True
 
-    def _begin_settling(self, taken: Claim) -> None:
+    def _begin_settling(self, taken: BatchClaim) -> None:
         if self.owed is not None:
             self.place.begin(taken, self.owed)
         self.owed = None
 
-    def _settled(self, taken: Claim) -> bool:
+    def _settled(self, taken: BatchClaim) -> bool:
         """Everything accepted is written down; False when the batch is somebody else's by now."""
         self._begin_settling(taken)
         return self.place.done()
 
-    def _may_go_on(self, taken: Claim, outcome: Outcome) -> bool:
+    def _may_go_on(self, taken: BatchClaim, outcome: SmtpOutcome) -> bool:
         """Whether the next recipient may fare better, or the trouble is the relay's or the mail's own."""
         body = outcome.at in ("DATA", "body")
         self.refused_bodies = self.refused_bodies + 1 if outcome.kind == "failed" and body else 0
         self.broken = self.broken + 1 if outcome.kind in ("trouble", "uncertain") else 0
-        if self.refused_bodies >= REFUSED_BODIES:
-            batches.release(taken)
-            auto_pause.halt(taken.campaign_id, f"the relay refuses this mail: {outcome.code} {outcome.text}")
+        if self.refused_bodies >= MAX_CONSECUTIVE_REJECTED_BODIES:
+            batches.release_batch(taken)
+            auto_pause.pause_automatically(
+                taken.campaign_id, f"the relay refuses this mail: {outcome.code} {outcome.text}"
+            )
             return False
-        if outcome.kind == "failed" and auto_pause.halt_if_failing(taken):
-            batches.release(taken)
+        if outcome.kind == "failed" and auto_pause.pause_if_failing(taken):
+            batches.release_batch(taken)
             return False
-        if self.broken >= BROKEN_IN_A_ROW:
+        if self.broken >= MAX_CONSECUTIVE_CONNECTION_FAILURES:
             self.broken = 0
-            batches.release(taken, wait=timing.REST)
+            batches.release_batch(taken, wait=timing.BATCH_RETRY_DELAY)
             return False
         return True
 
     def _try(
         self,
-        letter: Letter | Outcome,
+        letter: OutgoingMessage | SmtpOutcome,
         holds: Callable[[], bool],
         may_send: Callable[[], bool],
         meanwhile: Callable[[], object] = lambda: None,
-    ) -> Outcome:
+    ) -> SmtpOutcome:
         """Hand a letter over; when the connection breaks before the body, on a new one, three times in all.
 
         :param holds: whether it is still ours to send, and for long enough: asked before each step that may take long.
         :param may_send: asked right before the body, see `transport.Relay.deliver`; so is `meanwhile`.
         """
-        if isinstance(letter, Outcome):
+        if isinstance(letter, SmtpOutcome):
             return letter
-        outcome = Outcome("trouble", None, "not tried", "connect")
-        for wait in timing.TRIES:
+        outcome = SmtpOutcome("trouble", None, "not tried", "connect")
+        for wait in timing.RECONNECT_DELAYS:
             try:
                 if not self.relay.is_open:
                     meanwhile()
                     if not holds():
-                        return Outcome("stopped")
+                        return SmtpOutcome("stopped")
                     self.relay.open()
                 if not holds():
-                    return Outcome("stopped")
+                    return SmtpOutcome("stopped")
                 outcome = self.relay.deliver(letter, may_send, meanwhile)
-            except RelayRefuses as error:
-                return Outcome("refused", None, str(error), "connect")
-            except RelayDown as error:
-                outcome = Outcome("trouble", None, str(error), "connect")
+            except RelayRejected as error:
+                return SmtpOutcome("refused", None, str(error), "connect")
+            except RelayUnavailable as error:
+                outcome = SmtpOutcome("trouble", None, str(error), "connect")
             if outcome.kind != "trouble":
                 return outcome
             if wait:
-                task_queue.stopping.wait(wait)
+                task_queue.stop_requested.wait(wait)
         return outcome
 
-    def _holds(self, taken: Claim) -> bool:
+    def _holds(self, taken: BatchClaim) -> bool:
         """Still ours, for longer than the relay may take to answer, and still to be sent."""
-        return time.monotonic() - taken.renewed < timing.RENEW or batches.renew(taken)
+        return time.monotonic() - taken.renewed < timing.LEASE_RENEWAL_INTERVAL or batches.renew_batch_lease(taken)
 
     def _retry_due(self) -> None:
-        for _ in range(RETRIES_AT_ONCE):
+        for _ in range(MAX_RETRIES_PER_ROUND):
             # The turn before the mail: nobody else can have it while it waits for one.
-            if self._is_over() or not retries.is_any_due() or not self._wait_for_any_turn():
+            if self._is_over() or not retries.has_due_retry() or not self._wait_for_any_turn():
                 return
-            due = retries.claim_due()
+            due = retries.claim_due_retry()
             if due is None:
                 return
-            with logs.about(campaign_id=due.campaign_id):
+            with logs.log_context(campaign_id=due.campaign_id):
                 if not self._retry(due):
                     return
 
@@ -289,37 +291,37 @@ class _Pump:
             db.session.rollback()
             if self._is_over():
                 return False
-            task_queue.stopping.wait(min(seconds, 1))
+            task_queue.stop_requested.wait(min(seconds, 1))
         return True
 
-    def _retry(self, due: Due) -> bool:
+    def _retry(self, due: DueRetry) -> bool:
         letter = self._write(self._form(due.campaign_id), due.customer)
 
         def holds() -> bool:
-            return time.monotonic() - due.renewed < timing.RENEW or retries.renew(due)
+            return time.monotonic() - due.renewed < timing.LEASE_RENEWAL_INTERVAL or retries.renew_retry_lease(due)
 
         outcome = self._try(letter, holds, holds)
         if outcome.kind == "stopped":
-            retries.put_back(due)
+            retries.release_retry(due)
         else:
-            retries.note_due(due, outcome)
+            retries.record_retry_outcome(due, outcome)
         if outcome.kind == "refused":
-            auto_pause.halt(due.campaign_id, _refusal(outcome))
+            auto_pause.pause_automatically(due.campaign_id, _describe_refusal(outcome))
         return outcome.kind in ("accepted", "failed", "deferred", "uncertain")
 
-    def _write(self, form: FormLetter, customer: Customer) -> Letter | Outcome:
+    def _write(self, form: MailMerge, customer: Customer) -> OutgoingMessage | SmtpOutcome:
         """The letter, or why this one can't be written; the others go on."""
         try:
             return form.letter(customer)
         except (ValueError, UnicodeError) as error:
             # The error's words may have the address in them, which is nothing for a log.
             log.error("no letter for customer %s: %s", customer.id, type(error).__name__)
-            return Outcome("failed", None, f"the mail could not be written: {error}", "letter")
+            return SmtpOutcome("failed", None, f"the mail could not be written: {error}", "letter")
         finally:
             # No transaction stays open while the relay is waited for.
             db.session.rollback()
 
-    def _form(self, campaign_id: int, offer_version: int | None = None) -> FormLetter:
+    def _form(self, campaign_id: int, offer_version: int | None = None) -> MailMerge:
         """The campaign's mail with what the offer says now: a code that was renewed meanwhile is in it.
 
         :param offer_version: which version of the offer that is, if the caller knows.
@@ -327,15 +329,15 @@ class _Pump:
         version, form = self.letters.get(campaign_id, (None, None))
         if form is not None and version == offer_version:
             return form
-        campaign = campaign_queries.by_id(campaign_id)
-        offer = offer_queries.by_id(campaign.offer_id) if campaign is not None else None
+        campaign = campaign_queries.find_campaign(campaign_id)
+        offer = offer_queries.find_offer(campaign.offer_id) if campaign is not None else None
         if campaign is None or offer is None:
             raise LookupError(f"no campaign {campaign_id}")
         if form is None or version != offer.version:
-            form = mail_merge.of_campaign(campaign, offer)
+            form = mail_merge.create_mail_merge(campaign, offer)
             self.letters[campaign_id] = offer.version, form
         return form
 
 
-def _refusal(outcome: Outcome) -> str:
+def _describe_refusal(outcome: SmtpOutcome) -> str:
     return f"the relay refuses us: {f'{outcome.code} ' if outcome.code else ''}{outcome.text}"

@@ -7,7 +7,7 @@ import time
 from webapp.campaigns.sending import batches
 
 
-class Pace:
+class SendThrottle:
     """The turns of one pump. It takes them for about a second at a time, from the row that all workers share.
 
     :param per_second: mails a second; 0 for no limit.
@@ -30,7 +30,7 @@ class Pace:
             self._turns = 0
         if not self._turns:
             self._turns = max(1, min(wanted, int(self._per_second)))
-            self._next = time.monotonic() + batches.take_turns(self._turns, self._per_second)
+            self._next = time.monotonic() + batches.reserve_send_slots(self._turns, self._per_second)
         seconds = self._next - time.monotonic()
         if seconds > 0:
             return seconds

@@ -21,45 +21,45 @@ import psycopg
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from webapp.accounts.actions import record
+from webapp.accounts.actions import record_audit_entry
 from webapp.core import task_queue
-from webapp.core.errors import DomainError, FieldError, Invalid
+from webapp.core.errors import DomainError, FieldError, InvalidInput
 from webapp.core.extensions import db
 from webapp.customers import queries as customer_queries
 from webapp.customers.imports import staging, suppression_staging
-from webapp.customers.imports.parser import Rejection, check_opening, opening, read
-from webapp.customers.imports.staging import Expect
+from webapp.customers.imports.parser import Rejection, check_file_start, parse_rows, read_file_start
+from webapp.customers.imports.staging import MergeStrategy
 from webapp.customers.models import Audience, CustomerImport, ImportChunk
-from webapp.customers.validation import clean_audience
+from webapp.customers.validation import clean_audience_name
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # While a file arrives, the next piece has to come within this time; so has a worker's next block.
-RECEIVING_SECONDS = 300
+UPLOAD_TIMEOUT_SECONDS = 300
 LEASE_SECONDS = 90
-TRIES = 8
-READ_BLOCK = 20_000
+MAX_IMPORT_ATTEMPTS = 8
+READ_BLOCK_ROWS = 20_000
 # A file that is no list of customers must not fill the disk with explanations; its rows are counted all the same.
-KEPT_REJECTIONS = 100_000
-AUDIENCES_MAX = 100
+MAX_STORED_REJECTIONS = 100_000
+MAX_AUDIENCES = 100
 # Two connections merge a file of this size, one a smaller one.
-LANES_FROM = 8 * 1024 * 1024
+PARALLEL_MERGE_MIN_BYTES = 8 * 1024 * 1024
 # How often neighbours may write the same customers at the same time before an import gives the worker back.
-COLLISIONS = 100
-ANALYZE_FROM = 10_000
+MAX_MERGE_CONFLICTS = 100
+ANALYZE_MIN_ROWS = 10_000
 
-BROKEN_OFF = "The file did not arrive whole, so nothing of it was imported. Please send it again."
+UPLOAD_BROKEN_MESSAGE = "The file did not arrive whole, so nothing of it was imported. Please send it again."
 
 
-class _Lost(Exception):
+class _LeaseLost(Exception):
     """Another worker has taken the import over, or this one has been asked to end."""
 
 
 # --- receiving -----------------------------------------------------------------------------------
 
 
-def receive(
+def store_import_file(
     pieces: Iterable[bytes], filename: str, media_type: str, audience: str, by: str, kind: str = "customers"
 ) -> int:
     """Keep a file as it arrives, piece by piece, and queue it when all of it is there. Returns the import's id.
@@ -70,38 +70,39 @@ def receive(
     :param kind: `customers`, or `suppressions`: a list of addresses that must not be mailed, in CSV.
     :raises Invalid: before anything is kept, when the file's beginning shows that nothing of it can be taken.
     """
-    name = _audience(audience)
+    name = _parse_audience_name(audience)
     filename = " ".join(filename.replace("\0", "").split())[:200] or "customers"
     arriving = iter(pieces)
-    first, whole = opening(arriving)
-    check_opening(first, media_type, whole, kind)
-    import_id = _begin(filename, media_type, by, kind)
+    first, whole = read_file_start(arriving)
+    check_file_start(first, media_type, whole, kind)
+    import_id = _create_import(filename, media_type, by, kind)
     try:
-        _keep(import_id, 0, first)
+        _store_chunk(import_id, 0, first)
         for seq, piece in enumerate(arriving, 1):
-            _keep(import_id, seq, piece)
+            _store_chunk(import_id, seq, piece)
     except BaseException:
         db.session.rollback()
-        _close(import_id, "upload_broken", BROKEN_OFF)
+        _fail_import(import_id, "upload_broken", UPLOAD_BROKEN_MESSAGE)
         raise
-    _queue(import_id, filename, name, by, kind)
+    _mark_queued(import_id, filename, name, by, kind)
+    task_queue.enqueue("customers.process_import", import_id)
     return import_id
 
 
-def _audience(given: str) -> str:
+def _parse_audience_name(given: str) -> str:
     try:
-        return clean_audience(given)
-    except Invalid as error:
-        raise Invalid(*(FieldError("audience", item.key, item.message) for item in error.errors)) from error
+        return clean_audience_name(given)
+    except InvalidInput as error:
+        raise InvalidInput(*(FieldError("audience", item.key, item.message) for item in error.errors)) from error
 
 
-def _begin(filename: str, media_type: str, by: str, kind: str) -> int:
+def _create_import(filename: str, media_type: str, by: str, kind: str) -> int:
     row = CustomerImport(
         filename=filename,
         media_type=media_type,
         kind=kind,
         by=by,
-        lease_until=_in_seconds(RECEIVING_SECONDS),
+        lease_until=_seconds_from_now(UPLOAD_TIMEOUT_SECONDS),
     )
     db.session.add(row)
     db.session.flush()
@@ -110,32 +111,34 @@ def _begin(filename: str, media_type: str, by: str, kind: str) -> int:
     return import_id
 
 
-def _ensure_audience(name: str) -> int:
+def _get_or_create_audience(name: str) -> int:
     db.session.execute(upsert(Audience).values(name=name).on_conflict_do_nothing())
     return db.session.execute(select(Audience.id).where(Audience.name == name)).scalar_one()
 
 
-def _keep(import_id: int, seq: int, data: bytes) -> None:
+def _store_chunk(import_id: int, seq: int, data: bytes) -> None:
     db.session.execute(insert(ImportChunk).values(import_id=import_id, seq=seq, data=data))
-    _while_receiving(import_id, size=CustomerImport.size + len(data), lease_until=_in_seconds(RECEIVING_SECONDS))
+    _update_receiving_import(
+        import_id, size=CustomerImport.size + len(data), lease_until=_seconds_from_now(UPLOAD_TIMEOUT_SECONDS)
+    )
     db.session.commit()
 
 
-def _queue(import_id: int, filename: str, audience: str, by: str, kind: str) -> None:
+def _mark_queued(import_id: int, filename: str, audience: str, by: str, kind: str) -> None:
     # Only now, with the file: an upload that breaks off leaves no empty audience behind.
-    audience_id = _ensure_audience(audience) if audience else None
-    _while_receiving(import_id, status="queued", lease_until=None, audience_id=audience_id)
-    record(by, f"{kind}.import", filename, id=import_id)
+    audience_id = _get_or_create_audience(audience) if audience else None
+    _update_receiving_import(import_id, status="queued", lease_until=None, audience_id=audience_id)
+    record_audit_entry(by, f"{kind}.import", filename, id=import_id)
     db.session.commit()
 
 
-def _while_receiving(import_id: int, **values: object) -> None:
+def _update_receiving_import(import_id: int, **values: object) -> None:
     statement = update(CustomerImport).where(CustomerImport.id == import_id, CustomerImport.status == "receiving")
     if db.session.execute(statement.values(values)).rowcount != 1:  # type: ignore[attr-defined]
         raise DomainError("upload_broken", "This upload took too long and was closed. Please send the file again.", 408)
 
 
-def _close(import_id: int, code: str, sentence: str) -> None:
+def _fail_import(import_id: int, code: str, sentence: str) -> None:
     """End an import without a result: it says why, and its pieces are gone."""
     db.session.execute(delete(ImportChunk).where(ImportChunk.import_id == import_id))
     db.session.execute(
@@ -146,9 +149,9 @@ def _close(import_id: int, code: str, sentence: str) -> None:
     db.session.commit()
 
 
-def close_broken_uploads() -> None:
+def fail_stalled_uploads() -> None:
     """Close imports whose next piece did not come in time: the web process that received them was ended."""
-    for import_id in customer_queries.stalled_uploads():
+    for import_id in customer_queries.list_stalled_upload_ids():
         # The last piece may have come since: only what still waits for one, and in vain, is closed.
         stalled = (
             update(CustomerImport)
@@ -160,19 +163,19 @@ def close_broken_uploads() -> None:
             .values(lease_until=None)
         )
         if db.session.execute(stalled).rowcount:  # type: ignore[attr-defined]
-            _close(import_id, "upload_broken", BROKEN_OFF)
+            _fail_import(import_id, "upload_broken", UPLOAD_BROKEN_MESSAGE)
         else:
             db.session.rollback()
 
 
-def _in_seconds(seconds: int) -> Any:
+def _seconds_from_now(seconds: int) -> Any:
     return func.now() + timedelta(seconds=seconds)
 
 
 # --- running -------------------------------------------------------------------------------------
 
 
-class Stage(Protocol):
+class StagingBackend(Protocol):
     """The statements of an import, of one kind of list or the other."""
 
     TABLE: LiteralString
@@ -181,12 +184,12 @@ class Stage(Protocol):
     def copy_rows(self, connection: staging.Connection, rows: Sequence[str]) -> None: ...
     def sort_out(self, connection: staging.Connection) -> int: ...
     def merge(
-        self, connection: staging.Connection, import_id: int, start: int, end: int, expect: Expect
-    ) -> staging.Merged: ...
+        self, connection: staging.Connection, import_id: int, start: int, end: int, expect: MergeStrategy
+    ) -> staging.MergeCounts: ...
 
 
 @dataclass
-class _Claim:
+class _ImportClaim:
     """An import that this worker owns as long as the epoch holds."""
 
     import_id: int
@@ -204,15 +207,15 @@ class _Claim:
         return self.kind == "suppressions"
 
     @property
-    def stage(self) -> Stage:
+    def stage(self) -> StagingBackend:
         return suppression_staging if self.is_list else staging
 
 
 @dataclass
-class _Lane:
+class _Partition:
     """A part of the file's customers (which, their e-mail says) on a connection of its own, with its staging table."""
 
-    claim: _Claim
+    claim: _ImportClaim
     number: int
     connection: staging.Connection
 
@@ -223,11 +226,11 @@ class _Lane:
         """
         self._write(progress, LEASE_SECONDS, values)
         self.connection.commit()
-        if task_queue.stopping.is_set():
+        if task_queue.stop_requested.is_set():
             self._write("epoch = epoch", 0, {})
             self.connection.commit()
-        if task_queue.stopping.is_set() or self.claim.broken.is_set():
-            raise _Lost
+        if task_queue.stop_requested.is_set() or self.claim.broken.is_set():
+            raise _LeaseLost
 
     def _write(self, progress: LiteralString, lease: int, values: dict[str, object]) -> None:
         statement = f"""
@@ -237,39 +240,39 @@ class _Lane:
         values = values | {"import_id": self.claim.import_id, "epoch": self.claim.epoch, "lease": lease}
         if self.connection.execute(statement, values).rowcount != 1:
             self.connection.rollback()
-            raise _Lost
+            raise _LeaseLost
 
 
-def run(import_id: int) -> None:
+def run_import(import_id: int) -> None:
     """Read a queued import and merge it into the customers; go on with one whose worker has died.
 
     Nothing is done when another worker has it. Customers are known by their e-mail; an empty cell changes nothing, an
     unsubscription stays. What a killed worker had committed is neither done nor counted again.
     """
     with ExitStack() as connections:
-        first = connections.enter_context(_connection())
-        claim = _claim(first, import_id)
+        first = connections.enter_context(_open_connection())
+        claim = _claim_import(first, import_id)
         if claim is None:
             return
-        others = [connections.enter_context(_connection()) for _ in range(_lanes(claim.size) - 1)]
-        lanes = [_Lane(claim, number, connection) for number, connection in enumerate([first, *others])]
+        others = [connections.enter_context(_open_connection()) for _ in range(_count_partitions(claim.size) - 1)]
+        lanes = [_Partition(claim, number, connection) for number, connection in enumerate([first, *others])]
         try:
-            _read(claim, lanes)
-            _together(claim, _merge, lanes)
-            _finish(lanes[0])
-        except _Lost:
+            _stage_file(claim, lanes)
+            _run_in_parallel(claim, _merge_partition, lanes)
+            _finish_import(lanes[0])
+        except _LeaseLost:
             log.info("import %s: left to another worker", import_id)
-        except Invalid as refusal:
+        except InvalidInput as refusal:
             first.rollback()
-            _close(import_id, refusal.errors[0].key, refusal.message)
+            _fail_import(import_id, refusal.errors[0].key, refusal.message)
 
 
-def _lanes(size: int) -> int:
+def _count_partitions(size: int) -> int:
     """A large file is merged over two connections at once. Whoever goes on with it reckons the same."""
-    return 2 if size >= LANES_FROM else 1
+    return 2 if size >= PARALLEL_MERGE_MIN_BYTES else 1
 
 
-def _connection() -> staging.Connection:
+def _open_connection() -> staging.Connection:
     """A connection that is closed at the end instead of given back: with it goes its staging table."""
     pooled = db.engine.raw_connection()
     connection: staging.Connection = pooled.driver_connection  # type: ignore[assignment]
@@ -277,12 +280,12 @@ def _connection() -> staging.Connection:
     return connection
 
 
-def _together(claim: _Claim, work: Callable[[_Lane], T], lanes: list[_Lane]) -> list[T]:
+def _run_in_parallel(claim: _ImportClaim, work: Callable[[_Partition], T], lanes: list[_Partition]) -> list[T]:
     """The same work in every lane at the same time. When one breaks, the others leave off at their next commit."""
     if len(lanes) == 1:
         return [work(lanes[0])]
 
-    def guarded(lane: _Lane) -> T:
+    def guarded(lane: _Partition) -> T:
         try:
             return work(lane)
         except BaseException:
@@ -293,12 +296,12 @@ def _together(claim: _Claim, work: Callable[[_Lane], T], lanes: list[_Lane]) -> 
         futures = [pool.submit(guarded, lane) for lane in lanes]
     errors = [error for error in (future.exception() for future in futures) if error is not None]
     # Not the one that only left off because of the other.
-    for error in sorted(errors, key=lambda error: isinstance(error, _Lost)):
+    for error in sorted(errors, key=lambda error: isinstance(error, _LeaseLost)):
         raise error
     return [future.result() for future in futures]
 
 
-def _claim(connection: staging.Connection, import_id: int) -> _Claim | None:
+def _claim_import(connection: staging.Connection, import_id: int) -> _ImportClaim | None:
     row = connection.execute(
         """
         update customer_import set status = 'running', epoch = epoch + 1, started_at = coalesce(started_at, now()),
@@ -311,16 +314,16 @@ def _claim(connection: staging.Connection, import_id: int) -> _Claim | None:
     connection.commit()
     if row is None:
         return None
-    if row[0] > TRIES:
-        _close(import_id, "import_broken", "This import broke off again and again. Tell whoever runs Onecode.")
+    if row[0] > MAX_IMPORT_ATTEMPTS:
+        _fail_import(import_id, "import_broken", "This import broke off again and again. Tell whoever runs Onecode.")
         return None
-    return _Claim(import_id, *row)
+    return _ImportClaim(import_id, *row)
 
 
-class _Reading:
+class _ImportReader:
     """Takes what the file gives, in blocks, and counts it. A second reading only fills the staging tables again."""
 
-    def __init__(self, claim: _Claim, lanes: list[_Lane]) -> None:
+    def __init__(self, claim: _ImportClaim, lanes: list[_Partition]) -> None:
         self.claim, self.lanes, self.first = claim, lanes, lanes[0]
         self.first_time = claim.merged_to is None
         self.rows: list[list[str]] = [[] for _ in lanes]
@@ -343,7 +346,7 @@ class _Reading:
     def all(self) -> None:
         """Read the whole file. One loop for a million rows: what it does for each is little."""
         waiting = 0
-        for item in read(self.pieces(), self.claim.media_type, self.claim.kind):
+        for item in parse_rows(self.pieces(), self.claim.media_type, self.claim.kind):
             if isinstance(item, Rejection):
                 self.rejections.append(item)
                 self.rejected += not item.is_taken
@@ -351,13 +354,13 @@ class _Reading:
                 email, row = item
                 self.rows[crc32(email.encode()) % len(self.rows)].append(row)
             waiting += 1
-            if waiting == READ_BLOCK:
+            if waiting == READ_BLOCK_ROWS:
                 self.flush()
                 waiting = 0
         self.flush()
 
     def flush(self) -> None:
-        kept = max(0, KEPT_REJECTIONS - self.told)
+        kept = max(0, MAX_STORED_REJECTIONS - self.told)
         self.taken += sum(map(len, self.rows))
         self.told += len(self.rejections)
         for lane, rows in zip(self.lanes, self.rows, strict=True):
@@ -374,73 +377,73 @@ class _Reading:
         self.rows, self.rejections = [[] for _ in self.lanes], []
 
 
-def _read(claim: _Claim, lanes: list[_Lane]) -> None:
+def _stage_file(claim: _ImportClaim, lanes: list[_Partition]) -> None:
     """Stage the file's good rows and keep its bad ones; then drop the rows that a later one stands in for."""
     for lane in lanes:
         claim.stage.prepare(lane.connection)
-    reading = _Reading(claim, lanes)
+    reading = _ImportReader(claim, lanes)
     if reading.first_time:
         lanes[0].connection.execute("delete from import_rejection where import_id = %s", (claim.import_id,))
     reading.all()
     if not reading.taken and not reading.rejected:
-        raise Invalid(FieldError("file", "rows_missing", "This file has a header and no rows beneath it."))
-    duplicates = sum(_together(claim, lambda lane: claim.stage.sort_out(lane.connection), lanes))
+        raise InvalidInput(FieldError("file", "rows_missing", "This file has a header and no rows beneath it."))
+    duplicates = sum(_run_in_parallel(claim, lambda lane: claim.stage.sort_out(lane.connection), lanes))
     if reading.first_time:
         if not claim.is_list:
-            _make_audiences(lanes)
+            _create_named_audiences(lanes)
         claim.merged_to = [0] * len(lanes)
         progress = {"merged_to": claim.merged_to, "duplicates": duplicates}
         lanes[0].commit("merged_to = %(merged_to)s, duplicates = %(duplicates)s", **progress)
     else:
         for lane in lanes:
-            staging.drop_told(lane.connection, claim.import_id)
+            staging.delete_already_rejected(lane.connection, claim.import_id)
     # What is staged stays when a block of the merge has to be taken back.
     for lane in lanes:
         lane.connection.commit()
 
 
-def _make_audiences(lanes: list[_Lane]) -> None:
-    names = {name for lane in lanes for name in staging.audiences(lane.connection, AUDIENCES_MAX + 1)}
-    if len(names) > AUDIENCES_MAX:
-        sentence = f"The column audience names more than {AUDIENCES_MAX} audiences. Is it another column?"
-        raise Invalid(FieldError("file", "audiences_too_many", sentence))
+def _create_named_audiences(lanes: list[_Partition]) -> None:
+    names = {name for lane in lanes for name in staging.list_staged_audience_names(lane.connection, MAX_AUDIENCES + 1)}
+    if len(names) > MAX_AUDIENCES:
+        sentence = f"The column audience names more than {MAX_AUDIENCES} audiences. Is it another column?"
+        raise InvalidInput(FieldError("file", "audiences_too_many", sentence))
     for name in sorted(names):
         lanes[0].connection.execute("insert into audience (name) values (%s) on conflict do nothing", (name,))
 
 
-def _merge(lane: _Lane) -> None:
-    last = staging.last_line(lane.connection)
-    named = not lane.claim.is_list and bool(staging.audiences(lane.connection, 1))
+def _merge_partition(lane: _Partition) -> None:
+    last = staging.find_last_line(lane.connection)
+    named = not lane.claim.is_list and bool(staging.list_staged_audience_names(lane.connection, 1))
     start = (lane.claim.merged_to or [])[lane.number]
     # Nearly every file is one of these: all new, or all known. The database says when it is more than that.
-    expect, collisions = Expect.NEW, 0
+    expect, collisions = MergeStrategy.NEW, 0
     while start < last:
-        end = start + staging.BLOCK
+        end = start + staging.BLOCK_LINES
         try:
             _merge_block(lane, start, end, named, expect)
             start = end
         except (psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected) as error:
             lane.connection.rollback()
-            expect = _expect(error, expect)
+            expect = _next_merge_strategy(error, expect)
             collisions += 1
-            if collisions > COLLISIONS:
+            if collisions > MAX_MERGE_CONFLICTS:
                 raise
 
 
-def _expect(error: psycopg.Error, before: Expect) -> Expect:
+def _next_merge_strategy(error: psycopg.Error, before: MergeStrategy) -> MergeStrategy:
     """What to reckon with from now on. After a deadlock with a neighbour: with everything."""
     is_email = "email" in (error.diag.constraint_name or "")
-    return Expect.KNOWN if is_email and before is Expect.NEW else Expect.TAKEN
+    return MergeStrategy.KNOWN if is_email and before is MergeStrategy.NEW else MergeStrategy.TAKEN
 
 
-def _merge_block(lane: _Lane, start: int, end: int, named: bool, expect: Expect) -> None:
+def _merge_block(lane: _Partition, start: int, end: int, named: bool, expect: MergeStrategy) -> None:
     merged = lane.claim.stage.merge(lane.connection, lane.claim.import_id, start, end, expect)
     if not lane.claim.is_list:
-        staging.come(lane.connection, start, end)
+        staging.restore_suppressions(lane.connection, start, end)
     if named:
-        staging.join_named(lane.connection, start, end)
+        staging.add_to_named_audiences(lane.connection, start, end)
     if lane.claim.audience_id is not None:
-        staging.join_all(lane.connection, start, end, lane.claim.audience_id)
+        staging.add_to_audience(lane.connection, start, end, lane.claim.audience_id)
     lane.commit(
         """created = created + %(created)s, updated = updated + %(updated)s, unchanged = unchanged + %(unchanged)s,
            rejected = rejected + %(rejected)s, merged_to[%(lane)s] = %(end)s""",
@@ -450,11 +453,11 @@ def _merge_block(lane: _Lane, start: int, end: int, named: bool, expect: Expect)
     )
 
 
-def _finish(lane: _Lane) -> None:
+def _finish_import(lane: _Partition) -> None:
     connection, import_id = lane.connection, lane.claim.import_id
     query = "select created + updated from customer_import where id = %s"
     changed = connection.execute(query, (import_id,)).fetchone()
-    if changed and changed[0] >= ANALYZE_FROM:
+    if changed and changed[0] >= ANALYZE_MIN_ROWS:
         # The planner, and the number of customers on the screen, follow at once.
         connection.execute(f"analyze {lane.claim.stage.TABLE}")
     connection.execute("delete from import_chunk where import_id = %s", (import_id,))

@@ -11,17 +11,17 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 # A record of a CSV file may have line breaks in its cells, but not run away with the file.
-RECORD_LINES_MAX = 100
-LINE_MAX = 1_000_000
+MAX_RECORD_LINES = 100
+LINE_MAX_LENGTH = 1_000_000
 
-_UNDECODED = re.compile("[\udc80-\udcff]")
+_UNDECODABLE_BYTES = re.compile("[\udc80-\udcff]")
 
 
-class Overlong(csv.Error):
+class RecordTooLong(csv.Error):
     """A record that goes on and on."""
 
 
-class Lines:
+class LineReader:
     """The lines of a file, one after another, each with its end.
 
     Bytes that are not UTF-8 are kept as lone surrogates, so that only their row is refused.
@@ -31,7 +31,7 @@ class Lines:
         self.passed = 0  # lines of the records that are done with
         self.taken: list[str] = []  # lines of the record in hand
         self._again: deque[str] = deque()
-        self._source = chain.from_iterable(_blocks(pieces))
+        self._source = chain.from_iterable(_split_lines(pieces))
 
     def __iter__(self) -> Iterator[str]:
         taken, again = self.taken, self._again
@@ -40,8 +40,8 @@ class Lines:
         for line in self._source:
             taken.append(line)
             yield line
-            if len(taken) >= RECORD_LINES_MAX:
-                raise Overlong("the record does not end")
+            if len(taken) >= MAX_RECORD_LINES:
+                raise RecordTooLong("the record does not end")
             while again:
                 yield self._take(again.popleft())
 
@@ -56,21 +56,21 @@ class Lines:
         del self.taken[1:]
 
     def _take(self, line: str) -> str:
-        if len(self.taken) >= RECORD_LINES_MAX:
+        if len(self.taken) >= MAX_RECORD_LINES:
             self._again.appendleft(line)
-            raise Overlong("the record does not end")
+            raise RecordTooLong("the record does not end")
         self.taken.append(line)
         return line
 
 
-def mended(text: str) -> str:
+def sanitise_text(text: str) -> str:
     """Text that can be shown and stored: bytes that were not UTF-8 as the letters they most likely are."""
-    if _UNDECODED.search(text):
-        text = _UNDECODED.sub(lambda m: bytes([ord(m[0]) - 0xDC00]).decode("cp1252", "replace"), text)
+    if _UNDECODABLE_BYTES.search(text):
+        text = _UNDECODABLE_BYTES.sub(lambda m: bytes([ord(m[0]) - 0xDC00]).decode("cp1252", "replace"), text)
     return text.replace("\0", "␀")
 
 
-def _blocks(pieces: Iterable[bytes]) -> Iterator[list[str]]:
+def _split_lines(pieces: Iterable[bytes]) -> Iterator[list[str]]:
     """The whole lines of each piece. A line is ended by LF or CR LF; by CR only in a file that has no LF."""
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
     newline = None
@@ -86,9 +86,9 @@ def _blocks(pieces: Iterable[bytes]) -> Iterator[list[str]]:
             cut = not found
         lines = list(io.StringIO(tail + text, newline=newline))
         tail = lines.pop() if lines and not lines[-1].endswith(newline) else ""
-        if len(tail) > LINE_MAX:
+        if len(tail) > LINE_MAX_LENGTH:
             # Nobody's customer: what is left is one cell so long that the row is refused.
-            lines.append(re.sub(r"\W", " ", tail[:LINE_MAX]) + newline)
+            lines.append(re.sub(r"\W", " ", tail[:LINE_MAX_LENGTH]) + newline)
             tail, cut = "", True
         yield lines
     tail += decode(b"", final=True)

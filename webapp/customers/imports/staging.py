@@ -13,15 +13,15 @@ from typing import Any, LiteralString
 
 import psycopg
 
-from webapp.customers.imports.parser import FIELDS, Rejection
+from webapp.customers.imports.parser import CUSTOMER_STAGING_FIELDS, Rejection
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-TABLE: LiteralString = "customer"
+TARGET_TABLE: LiteralString = "customer"
 # Lines of the file in one transaction of the merge.
-BLOCK = 100_000
+BLOCK_LINES = 100_000
 
-_STAGE: tuple[LiteralString, ...] = (
+_CREATE_STAGING_TABLES: tuple[LiteralString, ...] = (
     "set work_mem = '64MB'",
     "set temp_buffers = '32MB'",
     "set jit = off",
@@ -34,7 +34,7 @@ _STAGE: tuple[LiteralString, ...] = (
 
 # Of several rows about one e-mail the last one counts; where it has an empty cell, the last before it that has not.
 # What the others say about audiences is added to it.
-_DROP_DUPLICATES: LiteralString = """
+_DELETE_DUPLICATES: LiteralString = """
   with repeated as (
     select email, max(line) as last,
       (array_agg(name order by line desc) filter (where name is not null))[1] as name,
@@ -56,7 +56,7 @@ _DROP_DUPLICATES: LiteralString = """
 """
 
 # A source id that another customer has, or that an earlier row of the block brings, keeps a row out.
-_DROP_TAKEN: LiteralString = """
+_REJECT_TAKEN_SOURCE_IDS: LiteralString = """
   with candidate as (
     select s.line, s.source_id,
       exists (select from customer c where c.source_id = s.source_id and c.email <> s.email) as taken
@@ -87,7 +87,7 @@ _INSERT: LiteralString = """
 """
 
 # An empty cell leaves what is known as it is; nothing here takes anybody off the list of those not to be mailed.
-_MERGE: LiteralString = """
+_UPSERT: LiteralString = """
   with merged as (
     insert into customer (email, email_as_given, name, locale, source_id)
     select email, email_as_given, coalesce(name, ''), locale, source_id
@@ -110,7 +110,7 @@ _MERGE: LiteralString = """
   from merged
 """
 
-_JOIN: LiteralString = """
+_ADD_TO_NAMED_AUDIENCES: LiteralString = """
   insert into audience_member (audience_id, customer_id)
   select a.id, c.id
   from (
@@ -124,7 +124,7 @@ _JOIN: LiteralString = """
   on conflict do nothing
 """
 
-_JOIN_ALL: LiteralString = """
+_ADD_TO_AUDIENCE: LiteralString = """
   insert into audience_member (audience_id, customer_id)
   select %(audience_id)s, c.id from staged s join customer c on c.email = s.email
   where s.line > %(start)s and s.line <= %(end)s
@@ -132,7 +132,7 @@ _JOIN_ALL: LiteralString = """
 """
 
 
-class Expect(Enum):
+class MergeStrategy(Enum):
     """What there is to reckon with among the rows of a block. Each costs a look-up per row more than the one before."""
 
     NEW = 1  # only e-mails that nobody has yet
@@ -141,7 +141,7 @@ class Expect(Enum):
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergeCounts:
     """What became of the rows of one block."""
 
     created: int
@@ -150,8 +150,8 @@ class Merged:
     rejected: int
 
 
-def prepare(connection: Connection) -> None:
-    for statement in _STAGE:
+def create_staging_tables(connection: Connection) -> None:
+    for statement in _CREATE_STAGING_TABLES:
         connection.execute(statement)
 
 
@@ -160,7 +160,7 @@ def copy_rows(connection: Connection, rows: Sequence[str]) -> None:
     if not rows:
         return
     text = "\n".join(rows).replace("\\", "\\\\")
-    with connection.cursor().copy(f"copy staged ({', '.join(FIELDS)}) from stdin (null '')") as copy:
+    with connection.cursor().copy(f"copy staged ({', '.join(CUSTOMER_STAGING_FIELDS)}) from stdin (null '')") as copy:
         copy.write(text + "\n")
 
 
@@ -170,9 +170,9 @@ def copy_rejections(connection: Connection, import_id: int, rejections: Sequence
             copy.write_row((import_id, *rejection))
 
 
-def sort_out(connection: Connection) -> int:
+def deduplicate_rows(connection: Connection) -> int:
     """Once the whole file is staged: drop the rows that a later one stands in for, and say how many there were."""
-    duplicates = one(connection, _DROP_DUPLICATES, {})[0]
+    duplicates = fetch_one(connection, _DELETE_DUPLICATES, {})[0]
     # The rows lie in the order of their lines, so the smallest of indexes finds a block of them.
     connection.execute("create index on staged using brin (line)")
     connection.execute("analyze staged (line, email)")
@@ -182,7 +182,7 @@ def sort_out(connection: Connection) -> int:
 
 # Whoever was erased and asked not to be mailed is on the list by a hash; under the address again, so that the list says
 # whom it is about, and can be counted.
-_COME: LiteralString = """
+_RESTORE_SUPPRESSIONS: LiteralString = """
   with back as (
     delete from suppression h using staged s
     where s.line > %(start)s and s.line <= %(end)s
@@ -196,14 +196,14 @@ _COME: LiteralString = """
 """
 
 
-def come(connection: Connection, start: int, end: int) -> None:
+def restore_suppressions(connection: Connection, start: int, end: int) -> None:
     """What the customers of these lines asked for before they were erased counts again. Free where nobody was."""
     asked = "select exists (select from suppression where email >= 'sha256:' and email < 'sha256;')"
-    if one(connection, asked, {})[0]:
-        connection.execute(_COME, {"start": start, "end": end})
+    if fetch_one(connection, asked, {})[0]:
+        connection.execute(_RESTORE_SUPPRESSIONS, {"start": start, "end": end})
 
 
-def audiences(connection: Connection, limit: int) -> list[str]:
+def list_staged_audience_names(connection: Connection, limit: int) -> list[str]:
     """The names of audiences in the file, at most `limit`."""
     statement = """
       select audience from staged where audience is not null
@@ -212,7 +212,7 @@ def audiences(connection: Connection, limit: int) -> list[str]:
     return [name for (name,) in connection.execute(statement, {"limit": limit})]
 
 
-def drop_told(connection: Connection, import_id: int) -> None:
+def delete_already_rejected(connection: Connection, import_id: int) -> None:
     """Drop the rows that an earlier worker has refused already while it merged."""
     connection.execute(
         "delete from staged s using import_rejection r where r.import_id = %(id)s and r.line = s.line "
@@ -221,38 +221,38 @@ def drop_told(connection: Connection, import_id: int) -> None:
     )
 
 
-def last_line(connection: Connection) -> int:
-    return int(one(connection, "select coalesce(max(line), 0) from staged", {})[0])
+def find_last_line(connection: Connection) -> int:
+    return int(fetch_one(connection, "select coalesce(max(line), 0) from staged", {})[0])
 
 
-def merge(connection: Connection, import_id: int, start: int, end: int, expect: Expect) -> Merged:
+def merge_rows(connection: Connection, import_id: int, start: int, end: int, expect: MergeStrategy) -> MergeCounts:
     """Merge the rows of the lines in `(start, end]`.
 
     :raises psycopg.errors.UniqueViolation: when there is more to reckon with than `expect` says.
     """
     place = {"start": start, "end": end, "import_id": import_id}
-    if expect is Expect.NEW:
-        return Merged(connection.execute(_INSERT, place).rowcount, 0, 0, 0)
+    if expect is MergeStrategy.NEW:
+        return MergeCounts(connection.execute(_INSERT, place).rowcount, 0, 0, 0)
     rejected = 0
-    if expect is Expect.TAKEN:
+    if expect is MergeStrategy.TAKEN:
         # One lane at a time: each has to see the source ids that the other brought.
         connection.execute("select pg_advisory_xact_lock(%(import_id)s)", place)
-        rejected = one(connection, _DROP_TAKEN, place)[0]
-    created, updated, staged = one(connection, _MERGE, place)
-    return Merged(created, updated, staged - created - updated, rejected)
+        rejected = fetch_one(connection, _REJECT_TAKEN_SOURCE_IDS, place)[0]
+    created, updated, staged = fetch_one(connection, _UPSERT, place)
+    return MergeCounts(created, updated, staged - created - updated, rejected)
 
 
-def join_named(connection: Connection, start: int, end: int) -> None:
+def add_to_named_audiences(connection: Connection, start: int, end: int) -> None:
     """Put the customers of these lines into the audiences that the file names."""
-    connection.execute(_JOIN, {"start": start, "end": end})
+    connection.execute(_ADD_TO_NAMED_AUDIENCES, {"start": start, "end": end})
 
 
-def join_all(connection: Connection, start: int, end: int, audience_id: int) -> None:
+def add_to_audience(connection: Connection, start: int, end: int, audience_id: int) -> None:
     """Put the customers of these lines into one audience."""
-    connection.execute(_JOIN_ALL, {"start": start, "end": end, "audience_id": audience_id})
+    connection.execute(_ADD_TO_AUDIENCE, {"start": start, "end": end, "audience_id": audience_id})
 
 
-def one(connection: Connection, statement: LiteralString, values: dict[str, Any]) -> tuple[Any, ...]:
+def fetch_one(connection: Connection, statement: LiteralString, values: dict[str, Any]) -> tuple[Any, ...]:
     row = connection.execute(statement, values).fetchone()
     assert row is not None  # noqa: S101 (an aggregate always answers)
     return row

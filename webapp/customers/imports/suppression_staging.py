@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import LiteralString
 
-from webapp.customers.imports.parser import LIST_FIELDS
-from webapp.customers.imports.staging import Connection, Expect, Merged, one
+from webapp.customers.imports.parser import SUPPRESSION_STAGING_FIELDS
+from webapp.customers.imports.staging import Connection, MergeCounts, MergeStrategy, fetch_one
 
-TABLE: LiteralString = "suppression"
-_IS_HASHED: LiteralString = "select exists (select from staged where email like 'sha256:%%')"
+TARGET_TABLE: LiteralString = "suppression"
+_HAS_HASHES: LiteralString = "select exists (select from staged where email like 'sha256:%%')"
 # An exported list has the hashes of those who were erased. Who is a customer again stands on it by address, so that
 # whoever counts from the list's side finds them. One pass over the customers, only where there is a hash.
-_BY_NAME: LiteralString = """
+_RESOLVE_HASHES: LiteralString = """
   update staged s set email = c.email, named = true from customer c
   where s.email like 'sha256:%%' and s.email = 'sha256:' || encode(sha256(convert_to(c.email, 'UTF8')), 'hex')
 """
 # Of several rows about one address the strongest reason counts.
-_DROP_DUPLICATES: LiteralString = """
+_DELETE_DUPLICATES: LiteralString = """
   with ranked as (
     select ctid as place, row_number() over (
       partition by email
@@ -52,7 +52,7 @@ _MERGE: LiteralString = """
 """
 
 
-def prepare(connection: Connection) -> None:
+def create_staging_tables(connection: Connection) -> None:
     connection.execute("set work_mem = '64MB'")
     connection.execute("set temp_buffers = '32MB'")
     connection.execute(
@@ -64,19 +64,21 @@ def prepare(connection: Connection) -> None:
 def copy_rows(connection: Connection, rows: Sequence[str]) -> None:
     """Rows as `intake` has them into the staging table."""
     if rows:
-        with connection.cursor().copy(f"copy staged ({', '.join(LIST_FIELDS)}) from stdin (null '')") as copy:
+        with connection.cursor().copy(
+            f"copy staged ({', '.join(SUPPRESSION_STAGING_FIELDS)}) from stdin (null '')"
+        ) as copy:
             copy.write("\n".join(rows).replace("\\", "\\\\") + "\n")
 
 
-def sort_out(connection: Connection) -> int:
+def deduplicate_rows(connection: Connection) -> int:
     """Once the whole file is staged: name the customers behind hashes, drop the rows that another one stands in for,
     and say how many of those there were."""
-    if one(connection, _IS_HASHED, {})[0]:
-        connection.execute(_BY_NAME, {})
-    return int(one(connection, _DROP_DUPLICATES, {})[0])
+    if fetch_one(connection, _HAS_HASHES, {})[0]:
+        connection.execute(_RESOLVE_HASHES, {})
+    return int(fetch_one(connection, _DELETE_DUPLICATES, {})[0])
 
 
-def merge(connection: Connection, import_id: int, start: int, end: int, expect: Expect) -> Merged:
+def merge_rows(connection: Connection, import_id: int, start: int, end: int, expect: MergeStrategy) -> MergeCounts:
     """Merge the addresses of the lines in `(start, end]`. Nobody is taken off the list by an import."""
-    created, updated, staged = one(connection, _MERGE, {"start": start, "end": end})
-    return Merged(created, updated, staged - created - updated, 0)
+    created, updated, staged = fetch_one(connection, _MERGE, {"start": start, "end": end})
+    return MergeCounts(created, updated, staged - created - updated, 0)

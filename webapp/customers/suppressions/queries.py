@@ -7,34 +7,34 @@ from collections.abc import Iterator, Sequence
 from sqlalchemy import func, literal_column, select
 from sqlalchemy.sql.elements import ColumnElement
 
-from webapp.core.email_addresses import HASHED, hashed_email
+from webapp.core.email_addresses import HASHED_EMAIL_PREFIX, hash_email
 from webapp.core.extensions import db
-from webapp.customers.models import REASONS, Suppression
-from webapp.customers.queries import PAGE, csv_file
+from webapp.customers.models import SUPPRESSION_REASONS, Suppression
+from webapp.customers.queries import PAGE_SIZE, stream_csv
 
 # As it compares with other columns: the strongest reason is the last.
-STRENGTH: ColumnElement[int] = func.array_position(
+REASON_RANK: ColumnElement[int] = func.array_position(
     literal_column("array['bounced', 'unsubscribed', 'complained']"), Suppression.reason
 )
 
 
-def of_email(email: str) -> Suppression | None:
+def find_suppression_by_email(email: str) -> Suppression | None:
     """What stands on the list about a normalised e-mail, under it or under its hash; the stronger of two."""
     return db.session.scalar(
         select(Suppression)
-        .where(Suppression.email.in_((email, hashed_email(email))))
-        .order_by(STRENGTH.desc())
+        .where(Suppression.email.in_((email, hash_email(email))))
+        .order_by(REASON_RANK.desc())
         .limit(1)
         .execution_options(populate_existing=True)
     )
 
 
-def by_key(key: str) -> Suppression | None:
+def find_suppression_by_key(key: str) -> Suppression | None:
     """The row of an address or of a hash."""
     return db.session.get(Suppression, key)
 
 
-def page(q: str = "", reason: str = "", after: str = "", limit: int = PAGE) -> list[Suppression]:
+def list_suppressions(q: str = "", reason: str = "", after: str = "", limit: int = PAGE_SIZE) -> list[Suppression]:
     """The list by address, behind `after`; one more than `limit` if there are more. Hashes stand where `s` does.
 
     :param q: the beginning of an address; a whole one is found by its hash, too.
@@ -44,13 +44,13 @@ def page(q: str = "", reason: str = "", after: str = "", limit: int = PAGE) -> l
     statement = select(Suppression).order_by(Suppression.email).limit(limit + 1).where(Suppression.email > after)
     if typed:
         begins = (Suppression.email >= typed) & (Suppression.email < typed + chr(0x10FFFF))
-        statement = statement.where(begins | (Suppression.email == hashed_email(typed)))
-    if reason in REASONS:
+        statement = statement.where(begins | (Suppression.email == hash_email(typed)))
+    if reason in SUPPRESSION_REASONS:
         statement = statement.where(Suppression.reason == reason)
     return list(db.session.scalars(statement))
 
 
-def count() -> dict[str, int]:
+def count_suppressions_by_reason() -> dict[str, int]:
     """How many addresses are on the list, by reason."""
     rows = db.session.execute(select(Suppression.reason, func.count()).group_by(Suppression.reason))
     return {row.reason: row[1] for row in rows}
@@ -62,12 +62,12 @@ def any_hashed() -> bool:
 
 
 def _hashed() -> Sequence[ColumnElement[bool]]:
-    return Suppression.email >= HASHED, Suppression.email < HASHED + chr(0x10FFFF)
+    return Suppression.email >= HASHED_EMAIL_PREFIX, Suppression.email < HASHED_EMAIL_PREFIX + chr(0x10FFFF)
 
 
-def export() -> Iterator[bytes]:
+def export_suppressions() -> Iterator[bytes]:
     """The whole list as the CSV file that its import takes, piece by piece; also the hashes, which it takes, too."""
-    yield from csv_file(
+    yield from stream_csv(
         """
         select case when email ~ '^[-=+@\t\r]' then '''' || email else email end as email, reason,
           to_char(at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') as since, source

@@ -15,20 +15,21 @@ from webapp.campaigns.bounces import actions as bounce_actions
 from webapp.campaigns.bounces import mailbox
 from webapp.campaigns.bounces import reports as bounce_reports
 from webapp.core.errors import DomainError
-from webapp.customers.imports.upload import PIECE
-from webapp.views.api.blueprint import needs_scope, takes, validation_problem
+from webapp.customers.imports.upload import CHUNK_SIZE
+from webapp.views.api.blueprint import accept_media_types, require_scope
 from webapp.views.api.schemas.bounces import BouncesIn, BouncesOut
+from webapp.views.problem_details import validation_problem_response
 
-room = APIBlueprint("bounces", __name__)
+blueprint = APIBlueprint("bounces", __name__)
 
-JSON = "application/json"
-MAIL, REPORT = "message/rfc822", "multipart/report"
-MAIL_MAX = 64 * 1024 * 1024
+JSON_TYPE = "application/json"
+MESSAGE_TYPE, REPORT_TYPE = "message/rfc822", "multipart/report"
+MESSAGE_SIZE_MAX = 64 * 1024 * 1024
 
 
-@room.post("/bounces", responses={200: BouncesOut})
-@needs_scope("manage")
-@takes(JSON, MAIL, REPORT, model=BouncesIn)
+@blueprint.post("/bounces", responses={200: BouncesOut})
+@require_scope("manage")
+@accept_media_types(JSON_TYPE, MESSAGE_TYPE, REPORT_TYPE, model=BouncesIn)
 def bounces() -> Response:
     """Hard bounces and complaints: those addresses are not mailed any more, from the next window on.
 
@@ -42,29 +43,29 @@ def bounces() -> Response:
     but the customer is erased), own_address (the shop's), email_invalid, broken.
     """
     by = f"key {g.api_key.name}"
-    if request.mimetype != JSON:
-        outcomes = [bounce_actions.take(bounce_reports.read(_mail()))]
-        bounce_actions.note(outcomes, by)
+    if request.mimetype != JSON_TYPE:
+        outcomes = [bounce_actions.process_bounce_report(bounce_reports.parse_report(_read_message()))]
+        bounce_actions.audit_bounces(outcomes, by)
     else:
         try:
-            body = BouncesIn.model_validate(_json())
+            body = BouncesIn.model_validate(_parse_json())
         except ValidationError as error:
-            return validation_problem(error)
-        outcomes = bounce_actions.take_all_said([each.said() for each in body.bounces], by)
+            return validation_problem_response(error)
+        outcomes = bounce_actions.process_bounce_notices([each.said() for each in body.bounces], by)
     return jsonify({"received": len(outcomes), "suppressed": outcomes.count("suppressed"), "results": outcomes})
 
 
-def _json() -> Any:
+def _parse_json() -> Any:
     try:
         return request.get_json()
     except (BadRequest, RecursionError) as error:
         raise DomainError("broken_json", "The body is not JSON that can be read.", 400) from error
 
 
-def _mail() -> bytes:
+def _read_message() -> bytes:
     """The beginning of the mail that is the body. Of a report without its first lines, the header says what it is."""
-    request.max_content_length = MAIL_MAX
-    raw = mailbox.beginning(takewhile(bool, iter(lambda: request.stream.read(PIECE), None)))
-    if request.mimetype == REPORT and not re.match(rb"[\w-]+:", raw):
+    request.max_content_length = MESSAGE_SIZE_MAX
+    raw = mailbox.read_truncated(takewhile(bool, iter(lambda: request.stream.read(CHUNK_SIZE), None)))
+    if request.mimetype == REPORT_TYPE and not re.match(rb"[\w-]+:", raw):
         return f"Content-Type: {request.content_type}\n\n".encode() + raw
     return raw

@@ -7,24 +7,25 @@ from collections.abc import Sequence
 from flask import Response, g, jsonify, url_for
 from flask_openapi import APIBlueprint
 
-from webapp.campaigns import actions as campaign_actions
 from webapp.campaigns import queries as campaign_queries
-from webapp.campaigns import tasks as campaign_tasks
-from webapp.campaigns.content.placeholders import MailText
+from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.deliveries import actions as delivery_actions
 from webapp.campaigns.deliveries import queries as delivery_queries
-from webapp.campaigns.deliveries.actions import Which
+from webapp.campaigns.deliveries.actions import DeliverySelection
+from webapp.campaigns.launch import actions as launch_actions
+from webapp.campaigns.launch import transitions
 from webapp.campaigns.models import Campaign
 from webapp.core import pagination
 from webapp.core.email_addresses import normalise_email
-from webapp.core.errors import Invalid, NotFound
+from webapp.core.errors import InvalidInput, NotFound
 from webapp.customers import queries as customer_queries
 from webapp.customers.models import Customer
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer, normalise_code
-from webapp.views.api.blueprint import needs_scope
+from webapp.views.api.blueprint import require_scope
 from webapp.views.api.schemas.campaigns import (
-    CampaignList,
+    CampaignListQuery,
+    CampaignOfferPath,
     CampaignOut,
     CampaignPage,
     CampaignPath,
@@ -32,17 +33,16 @@ from webapp.views.api.schemas.campaigns import (
     DecisionOut,
     Launch,
     NewReminder,
-    OfferPath,
     RecipientOut,
     RecipientPath,
     campaign_json,
     recipient_json,
 )
 
-room = APIBlueprint("campaigns", __name__)
+blueprint = APIBlueprint("campaigns", __name__)
 
 
-@room.post(
+@blueprint.post(
     "/offers/<code>/launch",
     responses={202: CampaignOut, 409: None},
     request_body={
@@ -50,125 +50,135 @@ room = APIBlueprint("campaigns", __name__)
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Launch"}}},
     },
 )
-@needs_scope("manage")
-def launch(path: OfferPath, body: Launch) -> Response:
+@require_scope("manage")
+def launch(path: CampaignOfferPath, body: Launch) -> Response:
     """Mail the code to the offer's audience, now or at a time. Answers at once, for an audience of any size.
 
     Again changes nothing; but while it waits for its time, another `at` changes the time, and none starts it now.
     """
-    return _answer(campaign_tasks.launch_offer(_offer(path.code).id, by=_who(), at=body.at).campaign, 202)
+    return _campaign_response(
+        launch_actions.launch_announcement(_get_offer_or_404(path.code).id, by=_actor(), at=body.at).campaign, 202
+    )
 
 
-@room.post("/offers/<code>/reminders", responses={202: CampaignOut, 409: None})
-@needs_scope("manage")
-def remind(path: OfferPath, body: NewReminder) -> Response:
+@blueprint.post("/offers/<code>/reminders", responses={202: CampaignOut, 409: None})
+@require_scope("manage")
+def remind(path: CampaignOfferPath, body: NewReminder) -> Response:
     """Mail those of the offer's audience again who have not redeemed, now or at a time.
 
     Once the offer's mail has gone out, and one reminder at a time: 409 while either is on its way, and says which.
     Who has redeemed is looked up at the start and again before each fifty mails.
     """
-    mail = MailText() if body.mail is None else MailText(**body.mail.model_dump(exclude_none=True))
-    return _answer(campaign_tasks.remind(_offer(path.code).id, mail, by=_who(), at=body.at).campaign, 202)
+    mail = EmailContent() if body.mail is None else EmailContent(**body.mail.model_dump(exclude_none=True))
+    return _campaign_response(
+        launch_actions.launch_reminder(_get_offer_or_404(path.code).id, mail, by=_actor(), at=body.at).campaign, 202
+    )
 
 
-@room.get("/campaigns", responses={200: CampaignPage, 404: None})
-@needs_scope("read")
-def page(query: CampaignList) -> Response:
+@blueprint.get("/campaigns", responses={200: CampaignPage, 404: None})
+@require_scope("read")
+def page(query: CampaignListQuery) -> Response:
     """List campaigns, newest first."""
-    place = pagination.read(query.cursor, 1)
-    offer_id = _offer(query.offer).id if query.offer is not None else None
-    found = campaign_queries.page(place[0] if place else None, query.limit, query.status, offer_id)
+    place = pagination.decode_cursor(query.cursor, 1)
+    offer_id = _get_offer_or_404(query.offer).id if query.offer is not None else None
+    found = campaign_queries.list_campaigns(place[0] if place else None, query.limit, query.status, offer_id)
     shown = found[: query.limit]
-    following = pagination.write(shown[-1].id) if len(found) > query.limit else None
-    return pagination.answer("campaigns", _json(shown), following)
+    following = pagination.encode_cursor(shown[-1].id) if len(found) > query.limit else None
+    return pagination.build_page_response("campaigns", _campaigns_json(shown), following)
 
 
-@room.get("/campaigns/<int:id>", responses={200: CampaignOut})
-@needs_scope("read")
+@blueprint.get("/campaigns/<int:id>", responses={200: CampaignOut})
+@require_scope("read")
 def read(path: CampaignPath) -> Response:
     """How far a campaign is."""
-    return _answer(_campaign(path.id))
+    return _campaign_response(_get_campaign_or_404(path.id))
 
 
-@room.post("/campaigns/<int:id>/pause", responses={200: CampaignOut})
-@needs_scope("manage")
+@blueprint.post("/campaigns/<int:id>/pause", responses={200: CampaignOut})
+@require_scope("manage")
 def pause(path: CampaignPath) -> Response:
     """Stop before the next fifty mails."""
-    return _answer(campaign_actions.pause(path.id, by=_who()))
+    return _campaign_response(transitions.pause_campaign(path.id, by=_actor()))
 
 
-@room.post("/campaigns/<int:id>/resume", responses={200: CampaignOut})
-@needs_scope("manage")
+@blueprint.post("/campaigns/<int:id>/resume", responses={200: CampaignOut})
+@require_scope("manage")
 def resume(path: CampaignPath) -> Response:
     """Go on where it stands."""
-    return _answer(campaign_tasks.resume(path.id, by=_who()))
+    return _campaign_response(transitions.resume_campaign(path.id, by=_actor()))
 
 
-@room.post("/campaigns/<int:id>/cancel", responses={200: CampaignOut})
-@needs_scope("manage")
+@blueprint.post("/campaigns/<int:id>/cancel", responses={200: CampaignOut})
+@require_scope("manage")
 def cancel(path: CampaignPath) -> Response:
     """End it for good, also before its time; who has not been mailed will not be."""
-    return _answer(campaign_tasks.cancel(path.id, by=_who()))
+    return _campaign_response(transitions.cancel_campaign(path.id, by=_actor()))
 
 
-def _offer(code: str) -> Offer:
+def _get_offer_or_404(code: str) -> Offer:
     try:
-        offer = offer_queries.by_code(normalise_code(code))
-    except Invalid:
+        offer = offer_queries.find_offer_by_code(normalise_code(code))
+    except InvalidInput:
         offer = None
     if offer is None:
         raise NotFound("There is no offer with this code.")
     return offer
 
 
-def _json(campaigns: Sequence[Campaign]) -> list[dict[str, object]]:
-    counts = campaign_queries.counts_of([campaign.id for campaign in campaigns])
-    found = offer_queries.by_ids([campaign.offer_id for campaign in campaigns])
+def _campaigns_json(campaigns: Sequence[Campaign]) -> list[dict[str, object]]:
+    counts = campaign_queries.get_stats_by_campaign([campaign.id for campaign in campaigns])
+    found = offer_queries.find_offers([campaign.offer_id for campaign in campaigns])
     return [campaign_json(c, counts[c.id], found[c.offer_id].code_as_written) for c in campaigns]
 
 
-@room.get("/campaigns/<int:id>/recipients/<email:email>", responses={200: RecipientOut})
-@needs_scope("read")
+@blueprint.get("/campaigns/<int:id>/recipients/<email:email>", responses={200: RecipientOut})
+@require_scope("read")
 def recipient(path: RecipientPath) -> Response:
     """Who got it? What became of one customer's mail; also of a customer who is not among the recipients."""
-    return jsonify(recipient_json(delivery_queries.of_one(_campaign(path.id), _customer(path.email))))
+    return jsonify(
+        recipient_json(delivery_queries.find_delivery(_get_campaign_or_404(path.id), _get_customer_or_404(path.email)))
+    )
 
 
-@room.post("/campaigns/<int:id>/decisions", responses={200: DecisionOut})
-@needs_scope("manage")
+@blueprint.post("/campaigns/<int:id>/decisions", responses={200: DecisionOut})
+@require_scope("manage")
 def decide(path: CampaignPath, body: DecisionIn) -> Response:
     """Send mails again that failed or are uncertain, or leave uncertain ones as they are. Repeats change nothing."""
-    which = Which(body.state, customer_id=_customer(body.email).id if body.email is not None else None)
+    which = DeliverySelection(
+        body.state, customer_id=_get_customer_or_404(body.email).id if body.email is not None else None
+    )
     if body.decision == "leave":
-        return jsonify({"mails": delivery_actions.leave(path.id, which, by=_who()), "left_out": 0})
-    again = campaign_tasks.send_again(path.id, which, by=_who())
+        return jsonify(
+            {"mails": delivery_actions.dismiss_uncertain_deliveries(path.id, which, by=_actor()), "left_out": 0}
+        )
+    again = delivery_actions.retry_deliveries(path.id, which, by=_actor())
     return jsonify({"mails": again.mails, "left_out": again.left_out})
 
 
-def _campaign(campaign_id: int) -> Campaign:
-    campaign = campaign_queries.by_id(campaign_id)
+def _get_campaign_or_404(campaign_id: int) -> Campaign:
+    campaign = campaign_queries.find_campaign(campaign_id)
     if campaign is None:
         raise NotFound("There is no such campaign.")
     return campaign
 
 
-def _customer(email: str) -> Customer:
+def _get_customer_or_404(email: str) -> Customer:
     try:
-        customer = customer_queries.by_email(normalise_email(email))
-    except Invalid:
+        customer = customer_queries.find_customer_by_email(normalise_email(email))
+    except InvalidInput:
         customer = None
     if customer is None:
         raise NotFound("There is no customer with this e-mail.")
     return customer
 
 
-def _answer(campaign: Campaign, status: int = 200) -> Response:
-    answer = jsonify(_json([campaign])[0])
+def _campaign_response(campaign: Campaign, status: int = 200) -> Response:
+    answer = jsonify(_campaigns_json([campaign])[0])
     answer.status_code = status
     if status == 202:
         answer.headers["Location"] = url_for("api.campaigns.read", id=campaign.id)
     return answer
 
 
-def _who() -> str:
+def _actor() -> str:
     return f"key {g.api_key.name}"

@@ -10,33 +10,33 @@ from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import DomainError, NotFound
 from webapp.customers import actions as customer_actions
 from webapp.customers import queries as customer_queries
-from webapp.customers import tasks as customer_tasks
+from webapp.customers.imports import actions as import_actions
 from webapp.customers.imports import upload
 from webapp.customers.imports.parser import CSV, NDJSON
 from webapp.customers.models import Customer
 from webapp.customers.suppressions import queries as suppression_queries
 from webapp.customers.validation import CustomerValues
-from webapp.views.api.blueprint import needs_scope, takes
+from webapp.views.api.blueprint import accept_media_types, require_scope
 from webapp.views.api.schemas.customers import (
     CustomerIn,
     CustomerOut,
+    CustomerPath,
     ErasureIn,
-    ErrorsPage,
-    ImportId,
+    ImportErrorsQuery,
     ImportOut,
+    ImportPath,
     ImportQuery,
     ImportQueued,
-    SourceId,
     customer_json,
     import_json,
 )
 
-room = APIBlueprint("customers", __name__)
+blueprint = APIBlueprint("customers", __name__)
 
 
-@room.post("/customers/import", responses={202: ImportQueued, 411: None})
-@needs_scope("manage")
-@takes(CSV, NDJSON)
+@blueprint.post("/customers/import", responses={202: ImportQueued, 411: None})
+@require_scope("manage")
+@accept_media_types(CSV, NDJSON)
 def import_customers(query: ImportQuery) -> tuple[Response, int, dict[str, str]]:
     """Import a file of customers: CSV or one JSON object a line.
 
@@ -50,82 +50,84 @@ def import_customers(query: ImportQuery) -> tuple[Response, int, dict[str, str]]
     try:
         length = request.content_length or 0
         if "Transfer-Encoding" in request.headers:
-            raise upload.length_required()
+            raise upload.length_required_error()
         if length > limit:
-            raise upload.too_large(limit)
-        pieces = upload.body(request.stream, length, limit)
+            raise upload.file_too_large_error(limit)
+        pieces = upload.read_raw_body(request.stream, length, limit)
         name = f"{g.api_key.name}.{'csv' if request.mimetype == CSV else 'ndjson'}"
-        import_id = customer_tasks.receive_import(
+        import_id = import_actions.store_import_file(
             pieces, name, request.mimetype, query.audience or "", f"key {g.api_key.name}"
         )
     except DomainError:
-        upload.drain(request.stream, 2 * limit)
+        upload.drain_body(request.stream, 2 * limit)
         raise
     where = url_for("api.customers.read_import", id=import_id)
     return jsonify({"id": import_id, "status": "queued"}), 202, {"Location": where}
 
 
-@room.get("/imports/<int:id>", responses={200: ImportOut})
-@needs_scope("read")
-def read_import(path: ImportId, query: ErrorsPage) -> Response:
+@blueprint.get("/imports/<int:id>", responses={200: ImportOut})
+@require_scope("read")
+def read_import(path: ImportPath, query: ImportErrorsQuery) -> Response:
     """How far an import is, with the rows that could not be taken, page by page.
 
     Among the `errors` are rows that were taken though not everything in them could be, and that do not count as
     `rejected`: `locale_unknown`, `reason_unknown` and `cells_odd`.
     """
-    row = customer_queries.import_by_id(path.id)
+    row = customer_queries.find_import(path.id)
     if row is None:
         raise NotFound("There is no such import.")
-    found = customer_queries.rejections(row.id, pagination.read(query.cursor, 2), query.limit)
+    found = customer_queries.list_rejected_rows(row.id, pagination.decode_cursor(query.cursor, 2), query.limit)
     shown = found[: query.limit]
-    following = pagination.write(shown[-1].line, shown[-1].id) if len(found) > query.limit else None
+    following = pagination.encode_cursor(shown[-1].line, shown[-1].id) if len(found) > query.limit else None
     response = jsonify(import_json(row, shown, following))
-    pagination.link(response, following)
+    pagination.add_next_link(response, following)
     return response
 
 
-@room.put("/customers/<path:source_id>", responses={200: CustomerOut, 201: CustomerOut})
-@needs_scope("manage")
-def put(path: SourceId, body: CustomerIn) -> tuple[Response, int]:
+@blueprint.put("/customers/<path:source_id>", responses={200: CustomerOut, 201: CustomerOut})
+@require_scope("manage")
+def put(path: CustomerPath, body: CustomerIn) -> tuple[Response, int]:
     """Make or change one customer. Another e-mail keeps the customer, with what they have redeemed."""
     values = CustomerValues(email=body.email, name=body.name, locale=body.locale, source_id=path.source_id)
-    customer, is_new = customer_actions.put(values, body.audiences, by=f"key {g.api_key.name}", joins=body.audience)
-    return _json(customer), 201 if is_new else 200
+    customer, is_new = customer_actions.upsert_customer(
+        values, body.audiences, by=f"key {g.api_key.name}", joins=body.audience
+    )
+    return _customer_response(customer), 201 if is_new else 200
 
 
-@room.delete("/customers/<path:source_id>", responses={204: None})
-@needs_scope("manage")
-def erase(path: SourceId) -> tuple[str, int]:
+@blueprint.delete("/customers/<path:source_id>", responses={204: None})
+@require_scope("manage")
+def erase(path: CustomerPath) -> tuple[str, int]:
     """Erase one customer: all that names the person goes for good, what they redeemed stays counted."""
-    customer_actions.erase(_by_source_id(path.source_id).id, by=f"key {g.api_key.name}")
+    customer_actions.erase_customer(_get_customer_or_404(path.source_id).id, by=f"key {g.api_key.name}")
     return "", 204
 
 
-@room.post("/erasures", responses={204: None})
-@needs_scope("manage")
+@blueprint.post("/erasures", responses={204: None})
+@require_scope("manage")
 def erase_by_email(body: ErasureIn) -> tuple[str, int]:
     """Erase the customer who has this e-mail. It stands in the body so that no log of addresses keeps it."""
-    customer = customer_queries.by_email(normalise_email(body.email))
+    customer = customer_queries.find_customer_by_email(normalise_email(body.email))
     if customer is None:
         raise NotFound("No customer has this e-mail.")
-    customer_actions.erase(customer.id, by=f"key {g.api_key.name}")
+    customer_actions.erase_customer(customer.id, by=f"key {g.api_key.name}")
     return "", 204
 
 
-@room.get("/customers/<path:source_id>", responses={200: CustomerOut})
-@needs_scope("read")
-def read(path: SourceId) -> Response:
+@blueprint.get("/customers/<path:source_id>", responses={200: CustomerOut})
+@require_scope("read")
+def read(path: CustomerPath) -> Response:
     """Read one customer."""
-    return _json(_by_source_id(path.source_id))
+    return _customer_response(_get_customer_or_404(path.source_id))
 
 
-def _by_source_id(source_id: str) -> Customer:
-    customer = customer_queries.by_source_id(source_id)
+def _get_customer_or_404(source_id: str) -> Customer:
+    customer = customer_queries.find_customer_by_source_id(source_id)
     if customer is None:
         raise NotFound("No customer has this source id.")
     return customer
 
 
-def _json(customer: Customer) -> Response:
-    listed = suppression_queries.of_email(customer.email)
-    return jsonify(customer_json(customer, customer_queries.audiences_of(customer.id), listed))
+def _customer_response(customer: Customer) -> Response:
+    listed = suppression_queries.find_suppression_by_email(customer.email)
+    return jsonify(customer_json(customer, customer_queries.list_customer_audiences(customer.id), listed))

@@ -13,11 +13,11 @@ from typing import Any
 from flask import Response, current_app, jsonify, make_response, render_template
 from flask_openapi import APIBlueprint, OpenAPI
 
-from webapp.views.api.blueprint import PREFIX, open_to_all
+from webapp.views.api.blueprint import API_PREFIX, api_key_exempt
 
-room = APIBlueprint("docs", __name__, doc_ui=False)
+blueprint = APIBlueprint("docs", __name__, doc_ui=False)
 
-REFUSALS = {
+ERROR_DESCRIPTIONS = {
     400: "The body is not JSON that can be read.",
     401: "No valid key was sent.",
     403: "The key lacks the scope that this call needs.",
@@ -31,7 +31,7 @@ REFUSALS = {
     429: "Too many calls; `Retry-After` says for how many seconds to wait.",
     503: "The database can't be reached just now; try again after `Retry-After` seconds.",
 }
-ABOUT = """\
+API_DESCRIPTION = """\
 Offers with one shared voucher code each: import customers, set up and launch offers, validate and redeem codes.
 
 - **Key**: send `Authorization: Bearer …` with every call. Keys are made under Settings, or with
@@ -42,39 +42,39 @@ Offers with one shared voucher code each: import customers, set up and launch of
 - **Pages** end with a `next_cursor`: send it as `cursor` to get the next one.
 - **Repeats**: `POST /redemptions` with the same `Idempotency-Key`, or for the same order, answers the first result.
 """
-WAIT = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
+RETRY_AFTER_HEADER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
 
 
-@room.get("/openapi.json")
-@open_to_all
+@blueprint.get("/openapi.json")
+@api_key_exempt
 def openapi() -> Response:
-    return jsonify(_document(current_app._get_current_object()))  # type: ignore[attr-defined]
+    return jsonify(_build_document(current_app._get_current_object()))  # type: ignore[attr-defined]
 
 
-@room.get("/docs")
-@open_to_all
+@blueprint.get("/docs")
+@api_key_exempt
 def docs() -> Response:
     return make_response(render_template("docs.html"))
 
 
 @lru_cache
-def _document(app: OpenAPI) -> dict[str, Any]:
+def _build_document(app: OpenAPI) -> dict[str, Any]:
     """What flask-openapi collects, with the key that every call needs and the refusals that any may answer."""
     document: dict[str, Any] = deepcopy(app.api_doc)
-    document["info"]["description"] = ABOUT
+    document["info"]["description"] = API_DESCRIPTION
     document["security"] = [{"key": []}]
-    document["paths"] = {path: calls for path, calls in document["paths"].items() if path.startswith(PREFIX)}
+    document["paths"] = {path: calls for path, calls in document["paths"].items() if path.startswith(API_PREFIX)}
     document.pop("tags", None)
-    views = _views(app)
+    views = _views_by_operation(app)
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            operation["tags"] = [path.removeprefix(PREFIX).split("/")[1]]
-            _declare_marks(operation, views[path, method])
-            _declare_refusals(operation, "{" in path, method)
+            operation["tags"] = [path.removeprefix(API_PREFIX).split("/")[1]]
+            _add_view_requirements(operation, views[path, method])
+            _add_error_responses(operation, "{" in path, method)
     return document
 
 
-def _views(app: OpenAPI) -> dict[tuple[str, str], Any]:
+def _views_by_operation(app: OpenAPI) -> dict[tuple[str, str], Any]:
     """The view of each path, as the document writes it, and method."""
     return {
         (re.sub(r"<(?:[^<>:]+:)?(\w+)>", r"{\1}", rule.rule), method.lower()): app.view_functions[rule.endpoint]
@@ -83,7 +83,7 @@ def _views(app: OpenAPI) -> dict[tuple[str, str], Any]:
     }
 
 
-def _declare_marks(operation: dict[str, Any], view: Any) -> None:
+def _add_view_requirements(operation: dict[str, Any], view: Any) -> None:
     """What a call needs and takes, scope, headers and body, from the marks that the door itself goes by."""
     scope = f"Needs the scope `{getattr(view, 'needs_scope', None)}`."
     # flask-openapi turns the line breaks of a docstring into breaks of the page.
@@ -97,22 +97,22 @@ def _declare_marks(operation: dict[str, Any], view: Any) -> None:
         content: dict[str, Any] = {media_type: {"schema": {"type": "string"}} for media_type in streams}
         if view.takes_model is not None:
             schema = view.takes_model.model_json_schema()
-            content["application/json"] = {"schema": _inlined(schema, schema.pop("$defs", {}))}
+            content["application/json"] = {"schema": _inline_references(schema, schema.pop("$defs", {}))}
         operation["requestBody"] = {"required": True, "content": content}
 
 
-def _inlined(schema: Any, parts: dict[str, Any]) -> Any:
+def _inline_references(schema: Any, parts: dict[str, Any]) -> Any:
     """A schema of pydantic's that stands alone: a reference in it would point into the whole document."""
     if isinstance(schema, list):
-        return [_inlined(item, parts) for item in schema]
+        return [_inline_references(item, parts) for item in schema]
     if not isinstance(schema, dict):
         return schema
     if "$ref" in schema:
-        return _inlined(parts[schema["$ref"].rpartition("/")[2]], parts)
-    return {name: _inlined(value, parts) for name, value in schema.items()}
+        return _inline_references(parts[schema["$ref"].rpartition("/")[2]], parts)
+    return {name: _inline_references(value, parts) for name, value in schema.items()}
 
 
-def _declare_refusals(operation: dict[str, Any], names_something: bool, method: str) -> None:
+def _add_error_responses(operation: dict[str, Any], names_something: bool, method: str) -> None:
     """What follows from the shape of a call; a room declares what else it refuses with: `responses={412: None}`."""
     statuses = {401, 403, 503}
     if names_something:
@@ -126,15 +126,15 @@ def _declare_refusals(operation: dict[str, Any], names_something: bool, method: 
     declared = operation["responses"]
     # flask-openapi adds one for 422 to each call, as a list and as plain JSON; ours is a problem as all are.
     declared.pop("422", None)
-    for status in sorted(statuses | {int(given) for given in declared if given in map(str, REFUSALS)}):
-        declared[str(status)] = _problem(status)
+    for status in sorted(statuses | {int(given) for given in declared if given in map(str, ERROR_DESCRIPTIONS)}):
+        declared[str(status)] = _problem_response_schema(status)
 
 
-def _problem(status: int) -> dict[str, Any]:
+def _problem_response_schema(status: int) -> dict[str, Any]:
     answer: dict[str, Any] = {
-        "description": REFUSALS[status],
+        "description": ERROR_DESCRIPTIONS[status],
         "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
     if status == 503:
-        answer["headers"] = WAIT
+        answer["headers"] = RETRY_AFTER_HEADER
     return answer

@@ -10,21 +10,21 @@ from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
 from webapp.core.extensions import db
 from webapp.monitoring import exposition
 from webapp.monitoring import queries as monitoring_queries
-from webapp.monitoring.queries import Figures
-from webapp.views.api.blueprint import let_in
+from webapp.monitoring.queries import MetricsSnapshot
+from webapp.views.api.blueprint import authenticate
 
 log = logging.getLogger(__name__)
 
 
-def metrics_door(release: str) -> Blueprint:
+def create_metrics_blueprint(release: str) -> Blueprint:
     """The page, telling of this release of the program."""
     door = Blueprint("metrics", __name__)
 
     @door.get("/metrics")
     def metrics() -> Response:
         """The figures as they stand in the database, so the same from every web machine."""
-        let_in("read")
-        return answer(monitoring_queries.figures())
+        authenticate("read")
+        return answer(monitoring_queries.collect_metrics())
 
     @door.errorhandler(OperationalError)
     @door.errorhandler(InterfaceError)
@@ -38,8 +38,8 @@ def metrics_door(release: str) -> Blueprint:
         db.session.rollback()
         return answer(None)
 
-    def answer(figures: Figures | None) -> Response:
-        body, media_type = exposition.page(figures, release, request.headers.get("Accept", ""))
+    def answer(figures: MetricsSnapshot | None) -> Response:
+        body, media_type = exposition.render_metrics(figures, release, request.headers.get("Accept", ""))
         return Response(body, content_type=media_type)
 
     return door

@@ -9,53 +9,53 @@ from flask_openapi import APIBlueprint
 
 from webapp.core import pagination
 from webapp.core.email_addresses import normalise_email
-from webapp.core.errors import DomainError, FieldError, Invalid, NotFound
-from webapp.core.formatting import time
+from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
+from webapp.core.formatting import format_rfc3339
 from webapp.customers import queries as customer_queries
 from webapp.customers.models import Customer
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import normalise_code
-from webapp.overview.why_not import explain
+from webapp.overview.why_not import explain_eligibility
 from webapp.redemptions import actions as redemption_actions
 from webapp.redemptions import facts as redemption_facts
 from webapp.redemptions import group_commit, personal_codes
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
-from webapp.redemptions.errors import Refused
-from webapp.redemptions.queries import Filter, Place
-from webapp.redemptions.rules import Ask, Facts, verdict
-from webapp.views.api.blueprint import heeds, needs_scope
+from webapp.redemptions.errors import RedemptionRefused
+from webapp.redemptions.queries import KeysetCursor, RedemptionFilter
+from webapp.redemptions.rules import RedemptionFacts, RedemptionRequest, evaluate
+from webapp.views.api.blueprint import documents_header, require_scope
 from webapp.views.api.schemas.redemptions import (
-    CustomerEmail,
-    CustomerOffers,
+    CustomerEmailPath,
+    CustomerReference,
     ExplanationOut,
     NewExplanation,
     NewRedemption,
     NewRollback,
     NewValidation,
-    RedemptionId,
-    RedemptionList,
+    RedemptionListQuery,
     RedemptionOut,
     RedemptionPage,
-    UsablePage,
+    RedemptionPath,
+    UsableOffersOut,
+    UsableOffersQuery,
     ValidationOut,
-    WhichCustomer,
     explanation_json,
-    idempotency_key,
+    hash_idempotency_key,
     redemption_json,
 )
 from webapp.views.api.schemas.types import discount_json
 
-room = APIBlueprint("redemptions", __name__)
+blueprint = APIBlueprint("redemptions", __name__)
 
 
-@room.post("/validations", responses={200: ValidationOut})
-@needs_scope("redeem")
+@blueprint.post("/validations", responses={200: ValidationOut})
+@require_scope("redeem")
 def validate(body: NewValidation) -> Response:
     """Would it redeem, and what would it give? Writes nothing."""
     try:
-        offer, amount = redemption_actions.validate(_ask(body))
-    except Refused as refused:
+        offer, amount = redemption_actions.validate_redemption(_build_request(body))
+    except RedemptionRefused as refused:
         return jsonify({"valid": False, "reason": refused.key, "detail": refused.message})
     return jsonify(
         {
@@ -68,22 +68,24 @@ def validate(body: NewValidation) -> Response:
     )
 
 
-@room.post("/explanations", responses={200: ExplanationOut})
-@needs_scope("manage")
+@blueprint.post("/explanations", responses={200: ExplanationOut})
+@require_scope("manage")
 def explain_refusal(body: NewExplanation) -> Response:
     """Why not? Every check of the rule for a customer and a code, with the fact behind it. Writes nothing."""
-    asked = Ask(
+    asked = RedemptionRequest(
         channel="staff",
         code=normalise_code(body.code),
-        email=_email(body.customer),
+        email=_normalise_customer_email(body.customer),
         source_id=body.customer.source_id,
     )
-    return jsonify(explanation_json(explain(asked)))
+    return jsonify(explanation_json(explain_eligibility(asked)))
 
 
-@room.post("/redemptions", responses={201: RedemptionOut, 200: RedemptionOut, 404: None})
-@needs_scope("redeem")
-@heeds("Idempotency-Key", "The same request again has the same key.", minLength=1, maxLength=255, pattern="^[ -~]+$")
+@blueprint.post("/redemptions", responses={201: RedemptionOut, 200: RedemptionOut, 404: None})
+@require_scope("redeem")
+@documents_header(
+    "Idempotency-Key", "The same request again has the same key.", minLength=1, maxLength=255, pattern="^[ -~]+$"
+)
 def redeem(body: NewRedemption) -> Response:
     """Redeem an offer for a customer. What it answers is on disk.
 
@@ -91,7 +93,7 @@ def redeem(body: NewRedemption) -> Response:
     with another body for the same offer and customer is refused with 422. After a rollback the same key answers the
     first result with `rolled_back_at`; a new key or order redeems anew.
     """
-    done = group_commit.redeem(_ask(body))
+    done = group_commit.redeem(_build_request(body))
     found = redemption_json(done)
     response = jsonify(found)
     if not done.repeated:
@@ -100,81 +102,91 @@ def redeem(body: NewRedemption) -> Response:
     return response
 
 
-@room.get("/redemptions", responses={200: RedemptionPage})
-@needs_scope("read")
-def page(query: RedemptionList) -> Response:
+@blueprint.get("/redemptions", responses={200: RedemptionPage})
+@require_scope("read")
+def page(query: RedemptionListQuery) -> Response:
     """List live redemptions, newest first.
 
     With a `channel` a page may have fewer than `limit`, or none, and still a `next_cursor`: so far the look went in one
     call. The list has ended when `next_cursor` is null.
     """
-    narrowed = _filter(query)
-    place = pagination.read(query.cursor, 3)
-    after = Place.of(*place) if place else None
+    narrowed = _build_filter(query)
+    place = pagination.decode_cursor(query.cursor, 3)
+    after = KeysetCursor.of(*place) if place else None
     found = (
-        redemption_queries.stretch(narrowed, query.limit, after) if narrowed else redemption_queries.Stretch([], None)
+        redemption_queries.scan_redemptions(narrowed, query.limit, after)
+        if narrowed
+        else redemption_queries.ScanPage([], None)
     )
-    following = pagination.write(*found.following.numbers()) if found.following else None
-    return pagination.answer("redemptions", [redemption_json(done) for done in found.shown], following)
+    following = pagination.encode_cursor(*found.following.numbers()) if found.following else None
+    return pagination.build_page_response("redemptions", [redemption_json(done) for done in found.shown], following)
 
 
-@room.get("/redemptions/<id>", responses={200: RedemptionOut})
-@needs_scope("read")
-def read(path: RedemptionId) -> Response:
+@blueprint.get("/redemptions/<id>", responses={200: RedemptionOut})
+@require_scope("read")
+def read(path: RedemptionPath) -> Response:
     """Read one redemption, also after it was undone."""
-    done = redemption_queries.find(path.id)
+    done = redemption_queries.find_redemption(path.id)
     if done is None:
         raise NotFound("There is no such redemption.")
     return jsonify(redemption_json(done))
 
 
-@room.post("/redemptions/<id>/rollback", responses={200: RedemptionOut})
-@needs_scope("redeem")
-def rollback(path: RedemptionId, body: NewRollback) -> Response:
+@blueprint.post("/redemptions/<id>/rollback", responses={200: RedemptionOut})
+@require_scope("redeem")
+def rollback(path: RedemptionPath, body: NewRollback) -> Response:
     """Undo a redemption, once: the customer may redeem again and the cap gets its unit back."""
-    return jsonify(redemption_json(redemption_rollback.rollback(path.id, body.reason, by=f"key {g.api_key.name}")))
-
-
-@room.get("/customers/<email:email>/offers", responses={200: UsablePage})
-@needs_scope("read")
-def usable(path: CustomerEmail, query: CustomerOffers) -> Response:
-    """What this customer can use now, those that end soonest first; with `used=true` also what was used already."""
-    customer = customer_queries.by_email(normalise_email(path.email))
-    if customer is None:
-        raise DomainError("customer_unknown", "This customer is not known here; import them first.", 404)
     return jsonify(
-        {"offers": [_usable(facts) for facts in redemption_facts.usable(customer.id) if _wanted(facts, query.used)]}
+        redemption_json(redemption_rollback.roll_back_redemption(path.id, body.reason, by=f"key {g.api_key.name}"))
     )
 
 
-def _wanted(facts: Facts, used: bool) -> bool:
-    return verdict(facts).reason is None or (used and facts.use is not None)
+@blueprint.get("/customers/<email:email>/offers", responses={200: UsableOffersOut})
+@require_scope("read")
+def usable(path: CustomerEmailPath, query: UsableOffersQuery) -> Response:
+    """What this customer can use now, those that end soonest first; with `used=true` also what was used already."""
+    customer = customer_queries.find_customer_by_email(normalise_email(path.email))
+    if customer is None:
+        raise DomainError("customer_unknown", "This customer is not known here; import them first.", 404)
+    return jsonify(
+        {
+            "offers": [
+                _usable_offer_json(facts)
+                for facts in redemption_facts.load_open_offer_facts(customer.id)
+                if _is_listed(facts, query.used)
+            ]
+        }
+    )
 
 
-def _usable(facts: Facts) -> dict[str, Any]:
+def _is_listed(facts: RedemptionFacts, used: bool) -> bool:
+    return evaluate(facts).reason is None or (used and facts.use is not None)
+
+
+def _usable_offer_json(facts: RedemptionFacts) -> dict[str, Any]:
     offer = facts.offer
     if offer is None or facts.customer_id is None:
         raise NotFound()
     found = {
         "code": offer.code,
-        "personal_code": personal_codes.code(offer.code, offer.id, facts.customer_id),
+        "personal_code": personal_codes.derive_personal_code(offer.code, offer.id, facts.customer_id),
         "name": offer.name,
         "discount": discount_json(offer.discount),
-        "ends_at": time(offer.ends_at),
+        "ends_at": format_rfc3339(offer.ends_at),
     }
-    return found | ({"redeemed_at": time(facts.use.redeemed_at)} if facts.use else {})
+    return found | ({"redeemed_at": format_rfc3339(facts.use.redeemed_at)} if facts.use else {})
 
 
-def _ask(body: NewValidation) -> Ask:
+def _build_request(body: NewValidation) -> RedemptionRequest:
     metadata = key = digest = None
     if isinstance(body, NewRedemption):
-        metadata, key = body.metadata, idempotency_key(request.headers.get("Idempotency-Key"))
+        metadata, key = body.metadata, hash_idempotency_key(request.headers.get("Idempotency-Key"))
         # Only who sends a key asks whether the body is the same.
         digest = body.digest() if key else None
-    return Ask(
+    return RedemptionRequest(
         channel="api",
         code=normalise_code(body.code),
-        email=_email(body.customer),
+        email=_normalise_customer_email(body.customer),
         source_id=body.customer.source_id,
         order=body.order.typed() if body.order else None,
         metadata=metadata,
@@ -184,32 +196,32 @@ def _ask(body: NewValidation) -> Ask:
     )
 
 
-def _email(customer: WhichCustomer) -> str | None:
+def _normalise_customer_email(customer: CustomerReference) -> str | None:
     if customer.email is None:
         return None
     try:
         return normalise_email(customer.email)
-    except Invalid as error:
-        raise Invalid(FieldError("customer.email", error.errors[0].key, error.errors[0].message)) from error
+    except InvalidInput as error:
+        raise InvalidInput(FieldError("customer.email", error.errors[0].key, error.errors[0].message)) from error
 
 
-def _filter(query: RedemptionList) -> Filter | None:
+def _build_filter(query: RedemptionListQuery) -> RedemptionFilter | None:
     """What to narrow the list to; None when that can't have any."""
     offer_id = customer_id = None
     if query.offer is not None:
-        offer = offer_queries.by_code(normalise_code(query.offer))
+        offer = offer_queries.find_offer_by_code(normalise_code(query.offer))
         if offer is None:
             return None
         offer_id = offer.id
     if query.email is not None or query.source_id is not None:
-        customer = _customer(query)
+        customer = _find_customer(query)
         if customer is None:
             return None
         customer_id = customer.id
-    return Filter(offer_id, customer_id, query.channel, query.since, query.until)
+    return RedemptionFilter(offer_id, customer_id, query.channel, query.since, query.until)
 
 
-def _customer(query: RedemptionList) -> Customer | None:
+def _find_customer(query: RedemptionListQuery) -> Customer | None:
     if query.email is not None:
-        return customer_queries.by_email(normalise_email(query.email))
-    return customer_queries.by_source_id((query.source_id or "").replace("\0", ""))
+        return customer_queries.find_customer_by_email(normalise_email(query.email))
+    return customer_queries.find_customer_by_source_id((query.source_id or "").replace("\0", ""))

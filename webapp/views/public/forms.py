@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from wtforms import Form, StringField
 
-from webapp.redemptions.rules import Ask
-from webapp.views.redeem_input import parse_code_and_email
+from webapp.redemptions.rules import RedemptionRequest
+from webapp.views.redeem_input import _parse_code_and_email
 
 
 class RedeemForm(Form):
@@ -14,10 +14,10 @@ class RedeemForm(Form):
     code = StringField("Code")
     email = StringField("E-mail address")
 
-    def ask(self) -> Ask:
+    def ask(self) -> RedemptionRequest:
         """What was typed, understood.
 
         :raises Invalid: with an error for each field that can't be read.
         """
-        code, email = parse_code_and_email(self.code.data or "", self.email.data or "")
-        return Ask(channel="form", code=code, email=email)
+        code, email = _parse_code_and_email(self.code.data or "", self.email.data or "")
+        return RedemptionRequest(channel="form", code=code, email=email)

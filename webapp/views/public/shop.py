@@ -6,18 +6,18 @@ import re
 
 from flask import Blueprint, Response, abort, render_template
 
-from webapp.shop.colours import DARK_SHEET, deeper, tones
+from webapp.shop.colours import DARK_BACKGROUND, build_palette, hover_background
 
-room = Blueprint("shop", __name__)
+blueprint = Blueprint("shop", __name__)
 
 
-@room.get("/colour/<string(length=6):colour>.css")
+@blueprint.get("/colour/<string(length=6):colour>.css")
 def colour(colour: str) -> Response:
     """What the pages take of a colour. Its address names it, so a browser may keep the answer for ever."""
     if not re.fullmatch("[0-9a-f]{6}", colour):
         abort(404)
-    light, dark = tones(f"#{colour}"), tones(f"#{colour}", DARK_SHEET)
-    sheet = render_template("shop/colour.css", light=light, dark=dark, deeper=deeper)
+    light, dark = build_palette(f"#{colour}"), build_palette(f"#{colour}", DARK_BACKGROUND)
+    sheet = render_template("shop/colour.css", light=light, dark=dark, deeper=hover_background)
     answer = Response(sheet, mimetype="text/css")
     answer.headers["Cache-Control"] = "public, max-age=31536000, immutable"
     return answer

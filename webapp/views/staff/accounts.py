@@ -14,60 +14,64 @@ from webapp.core import signing_keys
 from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import login
-from webapp.core.local_time import zone_names
-from webapp.core.rate_limit import address, forgive, limiter, typed
-from webapp.views.rendering import attach, render
-from webapp.views.staff.blueprint import needs, open_to_all
+from webapp.core.local_time import list_time_zones
+from webapp.core.rate_limit import client_address, form_field_key, limiter, reset_attempts
+from webapp.views.rendering import add_form_errors, render
+from webapp.views.staff.blueprint import login_exempt, require_role
 from webapp.views.staff.forms.accounts import (
+    AcceptInvitationForm,
     ApiKeyForm,
     ChangePasswordForm,
     FirstPasswordForm,
     InviteForm,
-    JoinForm,
     NewPasswordForm,
     ProfileForm,
     RoleForm,
     SignInForm,
 )
 
-room = Blueprint("accounts", __name__)
+blueprint = Blueprint("accounts", __name__)
 
-who_signs_in = typed("email", normalise_email)
+sign_in_email_key = form_field_key("email", normalise_email)
 
 
 @login.user_loader
 def load_user(session_id: str) -> StaffUser | None:
     """The user of a session, unless it has been ended or its user disabled."""
     user_id, _, version = session_id.partition(".")
-    return account_queries.signed_in(int(user_id), int(version)) if user_id.isdigit() and version.isdigit() else None
+    return (
+        account_queries.find_session_user(int(user_id), int(version))
+        if user_id.isdigit() and version.isdigit()
+        else None
+    )
 
 
 # --- signing in and out --------------------------------------------------------------------------
 
 
-@room.route("/sign-in", methods=["GET", "POST"])
-@open_to_all
-@limiter.limit("30 per minute", key_func=address, methods=["POST"])
-@limiter.limit("10 per 5 minutes", key_func=who_signs_in, methods=["POST"])
+@blueprint.route("/sign-in", methods=["GET", "POST"])
+@login_exempt
+@limiter.limit("30 per minute", key_func=client_address, methods=["POST"])
+@limiter.limit("10 per 5 minutes", key_func=sign_in_email_key, methods=["POST"])
 def sign_in() -> BaseResponse:
     form = SignInForm()
-    goal = own_path(request.args.get("next"))
+    goal = safe_redirect_path(request.args.get("next"))
     if request.method == "GET" and current_user.is_authenticated:
         return redirect(goal)
     if not form.validate_on_submit():
         return render("accounts/sign_in.html", status=422 if form.is_submitted() else 200, form=form)
     try:
-        user = account_actions.sign_in(form.email.data, form.password.data)
+        user = account_actions.sign_in_user(form.email.data, form.password.data)
     except DomainError as error:
-        attach(form, error)
+        add_form_errors(form, error)
         return render("accounts/sign_in.html", status=error.status, form=form)
-    forgive(who_signs_in)
+    reset_attempts(sign_in_email_key)
     _start_session(user)
     return redirect(goal)
 
 
-@room.post("/sign-out")
-@open_to_all
+@blueprint.post("/sign-out")
+@login_exempt
 def sign_out() -> BaseResponse:
     logout_user()
     session.clear()
@@ -75,47 +79,49 @@ def sign_out() -> BaseResponse:
     return redirect(url_for("staff.accounts.sign_in"))
 
 
-@room.route("/invitations/<token>", methods=["GET", "POST"])
-@open_to_all
+@blueprint.route("/invitations/<token>", methods=["GET", "POST"])
+@login_exempt
 def invitation(token: str) -> BaseResponse:
     """Choose name and password, or only a password. Looking consumes nothing."""
-    found = account_queries.invitation(account_actions.token_hash(token))
+    found = account_queries.find_open_invitation(account_actions.hash_token(token))
     if found is None:
-        return _private(render("accounts/link_gone.html", status=404))
+        return _set_private_headers(render("accounts/link_gone.html", status=404))
     try:
-        answer = _new_password(token, found) if found.staff_user_id else _join(token, found)
+        answer = _choose_password(token, found) if found.staff_user_id else _accept_invitation(token, found)
     except NotFound:
         answer = render("accounts/link_gone.html", status=404)
-    return _private(answer)
+    return _set_private_headers(answer)
 
 
-def _join(token: str, found: Invitation) -> BaseResponse:
-    form = JoinForm(email=found.email)
-    form.time_zone.choices = list(zone_names())
+def _accept_invitation(token: str, found: Invitation) -> BaseResponse:
+    form = AcceptInvitationForm(email=found.email)
+    form.time_zone.choices = list(list_time_zones())
     if form.validate_on_submit():
         try:
-            user = account_actions.join(token, form.name.data, form.email.data, form.password.data, form.time_zone.data)
-            return _welcome(user, f"Welcome, {user.name}.")
+            user = account_actions.accept_invitation(
+                token, form.name.data, form.email.data, form.password.data, form.time_zone.data
+            )
+            return _sign_in_and_redirect(user, f"Welcome, {user.name}.")
         except NotFound:
             raise
         except DomainError as error:
-            attach(form, error)
+            add_form_errors(form, error)
     return render("accounts/join.html", status=422 if form.is_submitted() else 200, form=form, role=found.role)
 
 
-def _new_password(token: str, found: Invitation) -> BaseResponse:
-    user = _known(found.staff_user_id or 0)
+def _choose_password(token: str, found: Invitation) -> BaseResponse:
+    user = _get_staff_user_or_404(found.staff_user_id or 0)
     # Whoever has never signed in has had no password: there is nothing new about theirs.
     first = user.last_sign_in_at is None
     form = FirstPasswordForm() if first else NewPasswordForm()
     if form.validate_on_submit():
         user = account_actions.reset_password(token, form.password.data)
-        return _welcome(user, f"Welcome, {user.name}." if first else "Your new password is set.")
+        return _sign_in_and_redirect(user, f"Welcome, {user.name}." if first else "Your new password is set.")
     status = 422 if form.is_submitted() else 200
     return render("accounts/new_password.html", status=status, form=form, user=user, first=first)
 
 
-def _welcome(user: StaffUser, words: str) -> BaseResponse:
+def _sign_in_and_redirect(user: StaffUser, words: str) -> BaseResponse:
     _start_session(user)
     flash(words, "success")
     return redirect(url_for("staff.home.index"))
@@ -127,7 +133,7 @@ def _start_session(user: StaffUser) -> None:
     login_user(user)
 
 
-def _private(answer: BaseResponse) -> BaseResponse:
+def _set_private_headers(answer: BaseResponse) -> BaseResponse:
     # The address is a secret until it is used: other sites never hear of it. Our own must, for a form that is sent
     # over https is taken only with a Referer of this site.
     answer.headers["Referrer-Policy"] = "same-origin"
@@ -135,7 +141,7 @@ def _private(answer: BaseResponse) -> BaseResponse:
     return answer
 
 
-def own_path(given: str | None) -> str:
+def safe_redirect_path(given: str | None) -> str:
     """Where to go after signing in: a path of ours, else the home page. Never another site's address."""
     home = url_for("staff.home.index")
     if not given or not given.startswith("/") or given.startswith("//"):
@@ -147,153 +153,158 @@ def own_path(given: str | None) -> str:
 # --- settings ------------------------------------------------------------------------------------
 
 
-@room.get("/settings")
+@blueprint.get("/settings")
 def settings() -> BaseResponse:
-    return redirect(url_for("staff.accounts.people" if current_user.may("admin") else "staff.accounts.profile"))
+    return redirect(url_for("staff.accounts.staff_users" if current_user.may("admin") else "staff.accounts.profile"))
 
 
-@room.route("/settings/profile", methods=["GET", "POST"])
-@needs("viewer")
+@blueprint.route("/settings/profile", methods=["GET", "POST"])
+@require_role("viewer")
 def profile() -> BaseResponse:
     form = ProfileForm(obj=current_user)
-    form.time_zone.choices = list(zone_names())
+    form.time_zone.choices = list(list_time_zones())
     if form.validate_on_submit():
-        account_actions.change_profile(current_user.id, form.name.data, form.time_zone.data)
+        account_actions.update_profile(current_user.id, form.name.data, form.time_zone.data)
         flash("Your profile is saved.", "success")
         return redirect(url_for("staff.accounts.profile"))
-    return _profile_page(form, ChangePasswordForm(formdata=None), form.is_submitted())
+    return _render_profile(form, ChangePasswordForm(formdata=None), form.is_submitted())
 
 
-@room.post("/settings/profile/password")
-@needs("viewer")
+@blueprint.post("/settings/profile/password")
+@require_role("viewer")
 @limiter.limit("10 per 5 minutes", key_func=lambda: f"user:{current_user.get_id()}")
 def change_password() -> BaseResponse:
     form = ChangePasswordForm()
     if form.validate_on_submit():
         try:
-            user = account_actions.change_password(current_user.id, form.current.data, form.password.data)
+            user = account_actions.change_own_password(current_user.id, form.current.data, form.password.data)
         except DomainError as error:
-            attach(form, error)
+            add_form_errors(form, error)
         else:
             _start_session(user)
             flash("Your password is changed. Everywhere else you are signed out.", "success")
             return redirect(url_for("staff.accounts.profile"))
     own = ProfileForm(formdata=None, obj=current_user)
-    own.time_zone.choices = list(zone_names())
-    return _profile_page(own, form, True)
+    own.time_zone.choices = list(list_time_zones())
+    return _render_profile(own, form, True)
 
 
-def _profile_page(own: ProfileForm, password: ChangePasswordForm, wrong: bool) -> Response:
+def _render_profile(own: ProfileForm, password: ChangePasswordForm, wrong: bool) -> Response:
     return render("accounts/profile.html", status=422 if wrong else 200, form=own, password_form=password)
 
 
 # --- people --------------------------------------------------------------------------------------
 
 
-@room.route("/settings/people", methods=["GET", "POST"])
-@needs("admin")
-def people() -> BaseResponse:
+@blueprint.route("/settings/people", methods=["GET", "POST"])
+@require_role("admin")
+def staff_users() -> BaseResponse:
     """The list, and the form that invites. The link is in the answer itself: it is shown once and kept nowhere."""
     form = InviteForm()
     if form.validate_on_submit():
         try:
-            link = account_actions.invite(form.role.data, form.email.data or None, by=current_user.email)
-            return _people_page(InviteForm(formdata=None), link=link)
+            link = account_actions.create_invitation(form.role.data, form.email.data or None, by=current_user.email)
+            return _render_staff_users(InviteForm(formdata=None), link=link)
         except DomainError as error:
-            attach(form, error)
-    return _people_page(form, status=422 if form.is_submitted() else 200)
+            add_form_errors(form, error)
+    return _render_staff_users(form, status=422 if form.is_submitted() else 200)
 
 
-def _people_page(form: InviteForm, link: str | None = None, status: int = 200) -> Response:
+def _render_staff_users(form: InviteForm, link: str | None = None, status: int = 200) -> Response:
     return render(
         "accounts/people.html",
         status=status,
-        people=account_queries.people(),
-        invitations=account_queries.open_invitations(),
+        people=account_queries.list_staff_users(),
+        invitations=account_queries.list_open_invitations(),
         form=form,
         link=link,
     )
 
 
-@room.post("/settings/invitations/<int:invitation_id>/withdraw")
-@needs("admin")
+@blueprint.post("/settings/invitations/<int:invitation_id>/withdraw")
+@require_role("admin")
 def withdraw(invitation_id: int) -> BaseResponse:
-    account_actions.withdraw(invitation_id, by=current_user.email)
+    account_actions.withdraw_invitation(invitation_id, by=current_user.email)
     flash("The link no longer works.", "success")
-    return redirect(url_for("staff.accounts.people"))
+    return redirect(url_for("staff.accounts.staff_users"))
 
 
-@room.route("/settings/people/<int:user_id>", methods=["GET", "POST"])
-@needs("admin")
-def person(user_id: int) -> BaseResponse:
+@blueprint.route("/settings/people/<int:user_id>", methods=["GET", "POST"])
+@require_role("admin")
+def staff_user(user_id: int) -> BaseResponse:
     """One user, and the form that changes the role."""
-    user = _known(user_id)
+    user = _get_staff_user_or_404(user_id)
     form = RoleForm(obj=user)
     if form.validate_on_submit():
         try:
-            user = account_actions.change_role(user_id, form.role.data, by=current_user.email)
+            user = account_actions.change_staff_role(user_id, form.role.data, by=current_user.email)
             flash(f"{user.name} is {form.role.data} now.", "success")
             if user.may("admin") or user != current_user:
-                return redirect(url_for("staff.accounts.person", user_id=user_id))
+                return redirect(url_for("staff.accounts.staff_user", user_id=user_id))
             return redirect(url_for("staff.accounts.settings"))
         except DomainError as error:
             form.role.errors = [*form.role.errors, error.message]
-    return render("accounts/person.html", status=422 if form.is_submitted() else 200, user=_known(user_id), form=form)
+    return render(
+        "accounts/person.html",
+        status=422 if form.is_submitted() else 200,
+        user=_get_staff_user_or_404(user_id),
+        form=form,
+    )
 
 
-@room.post("/settings/people/<int:user_id>/new-password")
-@needs("admin")
-def new_password(user_id: int) -> BaseResponse:
+@blueprint.post("/settings/people/<int:user_id>/new-password")
+@require_role("admin")
+def create_reset_link(user_id: int) -> BaseResponse:
     """Show a link to a new password, in the answer itself: it is shown once and kept nowhere."""
     try:
-        link = account_actions.reset_link(user_id, by=current_user.email)
+        link = account_actions.create_password_reset_link(user_id, by=current_user.email)
     except DomainError as error:
-        return _back_to(user_id, error.message, "error")
-    user = _known(user_id)
+        return _redirect_to_staff_user(user_id, error.message, "error")
+    user = _get_staff_user_or_404(user_id)
     return render("accounts/person.html", user=user, form=RoleForm(formdata=None, obj=user), link=link)
 
 
-@room.post("/settings/people/<int:user_id>/end-sessions")
-@needs("admin")
+@blueprint.post("/settings/people/<int:user_id>/end-sessions")
+@require_role("admin")
 def end_sessions(user_id: int) -> BaseResponse:
-    user = account_actions.end_sessions(user_id, by=current_user.email)
-    return _back_to(user_id, f"{user.name} is signed out everywhere.")
+    user = account_actions.end_staff_sessions(user_id, by=current_user.email)
+    return _redirect_to_staff_user(user_id, f"{user.name} is signed out everywhere.")
 
 
-@room.post("/settings/people/<int:user_id>/disable")
-@needs("admin")
+@blueprint.post("/settings/people/<int:user_id>/disable")
+@require_role("admin")
 def disable(user_id: int) -> BaseResponse:
     try:
-        user = account_actions.disable(user_id, by=current_user.email)
+        user = account_actions.disable_staff_user(user_id, by=current_user.email)
     except DomainError as error:
-        return _back_to(user_id, error.message, "error")
-    return _back_to(user_id, f"{user.name} can no longer sign in.")
+        return _redirect_to_staff_user(user_id, error.message, "error")
+    return _redirect_to_staff_user(user_id, f"{user.name} can no longer sign in.")
 
 
-@room.post("/settings/people/<int:user_id>/enable")
-@needs("admin")
+@blueprint.post("/settings/people/<int:user_id>/enable")
+@require_role("admin")
 def enable(user_id: int) -> BaseResponse:
-    user = account_actions.enable(user_id, by=current_user.email)
-    return _back_to(user_id, f"{user.name} can sign in again.")
+    user = account_actions.enable_staff_user(user_id, by=current_user.email)
+    return _redirect_to_staff_user(user_id, f"{user.name} can sign in again.")
 
 
-def _known(user_id: int) -> StaffUser:
-    user = account_queries.person(user_id)
+def _get_staff_user_or_404(user_id: int) -> StaffUser:
+    user = account_queries.find_staff_user(user_id)
     if user is None:
         raise NotFound("There is nobody with this number. Look at the list of people.")
     return user
 
 
-def _back_to(user_id: int, words: str, kind: str = "success") -> BaseResponse:
+def _redirect_to_staff_user(user_id: int, words: str, kind: str = "success") -> BaseResponse:
     flash(words, kind)
-    return redirect(url_for("staff.accounts.person", user_id=user_id))
+    return redirect(url_for("staff.accounts.staff_user", user_id=user_id))
 
 
 # --- keys of machines, and the trail --------------------------------------------------------------
 
 
-@room.route("/settings/api-keys", methods=["GET", "POST"])
-@needs("admin")
+@blueprint.route("/settings/api-keys", methods=["GET", "POST"])
+@require_role("admin")
 def api_keys() -> BaseResponse:
     """The list, and the form that makes a key. The key is in the answer itself: it is shown once and kept nowhere."""
     form = ApiKeyForm()
@@ -301,47 +312,50 @@ def api_keys() -> BaseResponse:
         try:
             expires_at = form.expires_at(current_user.time_zone)
             key = account_actions.create_api_key(form.name.data, form.scopes.data, current_user.email, expires_at)
-            return _keys_page(ApiKeyForm(formdata=None), key=key)
+            return _render_api_keys(ApiKeyForm(formdata=None), key=key)
         except DomainError as error:
-            attach(form, error)
-    return _keys_page(form, status=422 if form.is_submitted() else 200)
+            add_form_errors(form, error)
+    return _render_api_keys(form, status=422 if form.is_submitted() else 200)
 
 
-def _keys_page(form: ApiKeyForm, key: str | None = None, status: int = 200) -> Response:
-    return render("accounts/api_keys.html", status=status, keys=account_queries.api_keys(), form=form, key=key)
+def _render_api_keys(form: ApiKeyForm, key: str | None = None, status: int = 200) -> Response:
+    return render("accounts/api_keys.html", status=status, keys=account_queries.list_api_keys(), form=form, key=key)
 
 
-@room.post("/settings/api-keys/<int:key_id>/revoke")
-@needs("admin")
+@blueprint.post("/settings/api-keys/<int:key_id>/revoke")
+@require_role("admin")
 def revoke_api_key(key_id: int) -> BaseResponse:
     account_actions.revoke_api_key(key_id, by=current_user.email)
     flash("The key no longer works.", "success")
     return redirect(url_for("staff.accounts.api_keys"))
 
 
-@room.get("/settings/keys")
-@needs("admin")
+@blueprint.get("/settings/keys")
+@require_role("admin")
 def list_signing_keys() -> BaseResponse:
     """What signs personal codes, links and references, version by version; never a secret."""
     return render(
         "accounts/keys.html",
-        purposes=[(purpose, signing_keys.versions(purpose.name)) for purpose in signing_key_actions.PURPOSES.values()],
+        purposes=[
+            (purpose, signing_keys.list_key_versions(purpose.name))
+            for purpose in signing_key_actions.SIGNING_KEY_PURPOSES.values()
+        ],
     )
 
 
-@room.post("/settings/keys/<purpose>/renew")
-@needs("admin")
-def renew_key(purpose: str) -> BaseResponse:
-    version = signing_key_actions.renew_key(purpose, by=current_user.email)
+@blueprint.post("/settings/keys/<purpose>/renew")
+@require_role("admin")
+def rotate_key(purpose: str) -> BaseResponse:
+    version = signing_key_actions.rotate_signing_key(purpose, by=current_user.email)
     flash(f"Version {version} signs from now on. What older ones have signed goes on working.", "success")
     return redirect(url_for("staff.accounts.list_signing_keys"))
 
 
-@room.post("/settings/keys/<purpose>/<int:version>/retire")
-@needs("admin")
-def retire_key(purpose: str, version: int) -> BaseResponse:
+@blueprint.post("/settings/keys/<purpose>/<int:version>/retire")
+@require_role("admin")
+def revoke_key(purpose: str, version: int) -> BaseResponse:
     try:
-        signing_key_actions.retire_key(purpose, version, by=current_user.email)
+        signing_key_actions.revoke_signing_key(purpose, version, by=current_user.email)
         flash(f"Version {version} is retired: what it has signed no longer works.", "success")
     except NotFound:
         raise
@@ -350,13 +364,13 @@ def retire_key(purpose: str, version: int) -> BaseResponse:
     return redirect(url_for("staff.accounts.list_signing_keys"))
 
 
-@room.get("/settings/audit")
-@needs("admin")
+@blueprint.get("/settings/audit")
+@require_role("admin")
 def audit() -> BaseResponse:
-    page = account_queries.audit_page(before=_id("before"), after=_id("after"))
+    page = account_queries.load_audit_page(before=_parse_id_argument("before"), after=_parse_id_argument("after"))
     return render("accounts/audit.html", page=page)
 
 
-def _id(name: str) -> int | None:
+def _parse_id_argument(name: str) -> int | None:
     given = request.args.get(name, "")
     return int(given) if given.isascii() and given.isdigit() and len(given) <= 18 else None

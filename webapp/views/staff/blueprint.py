@@ -14,13 +14,13 @@ from webapp.accounts.models import Role
 View = TypeVar("View", bound=Callable[..., Any])
 
 
-def open_to_all(view: View) -> View:
+def login_exempt(view: View) -> View:
     """Mark a view that one reaches without having signed in."""
     view.open_to_all = True  # type: ignore[attr-defined]
     return view
 
 
-def needs(role: Role) -> Callable[[View], View]:
+def require_role(role: Role) -> Callable[[View], View]:
     """Mark the role that a view needs, where it is not the usual one: viewer to look, manager to change."""
 
     def mark(view: View) -> View:
@@ -30,7 +30,7 @@ def needs(role: Role) -> Callable[[View], View]:
     return mark
 
 
-def takes_up_to(size: int) -> Callable[[View], View]:
+def allow_form_size(size: int) -> Callable[[View], View]:
     """Mark a view whose form may be larger than others, in bytes: what is too large is then said at its field, with
     everything typed still there."""
 
@@ -41,7 +41,7 @@ def takes_up_to(size: int) -> Callable[[View], View]:
     return mark
 
 
-def keeps_words(**fields: str) -> Callable[[View], View]:
+def preserve_form_data(**fields: str) -> Callable[[View], View]:
     """Mark a view to which people write at length: these fields, and what they are called, are shown to be copied
     should the session have ended meanwhile."""
 
@@ -52,27 +52,27 @@ def keeps_words(**fields: str) -> Callable[[View], View]:
     return mark
 
 
-class SessionEnded(CSRFError):
+class SessionExpired(CSRFError):
     """A form was sent by somebody who is not signed in any more."""
 
 
-def make_room() -> None:
+def raise_body_limit() -> None:
     """Before a form is read: let it be as large as its view takes, for whoever seems to have signed in."""
     size = getattr(current_app.view_functions.get(request.endpoint or ""), "takes_up_to", None)
     if size is not None and "_user_id" in session:
         request.max_content_length = request.max_form_memory_size = size
 
 
-def staff_door(*rooms: Blueprint) -> Blueprint:
+def create_staff_blueprint(*rooms: Blueprint) -> Blueprint:
     """A fresh staff door with the given rooms behind it."""
     door = Blueprint("staff", __name__)
     for room in rooms:
         door.register_blueprint(room)
-    door.before_request(_guard)
+    door.before_request(_authorize_request)
     return door
 
 
-def _guard() -> Response | None:
+def _authorize_request() -> Response | None:
     view = current_app.view_functions[request.endpoint or ""]
     if getattr(view, "open_to_all", False):
         return None
@@ -82,7 +82,7 @@ def _guard() -> Response | None:
         if request.headers.get("HX-Request"):
             return Response(status=401, headers={"HX-Redirect": url_for("staff.accounts.sign_in")})
         if hasattr(view, "keeps_words"):
-            raise SessionEnded("The session has ended.")
+            raise SessionExpired("The session has ended.")
         return redirect(url_for("staff.accounts.sign_in", next=here))  # type: ignore[return-value]
     usual: Role = "viewer" if request.method in ("GET", "HEAD", "OPTIONS") else "manager"
     if not current_user.may(getattr(view, "needs_role", usual)):

@@ -16,11 +16,11 @@ from wtforms.validators import ValidationError
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns.deliveries import queries as delivery_queries
 from webapp.core import pagination
-from webapp.core.errors import DomainError, FieldError, Invalid, NotFound
+from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
 from webapp.core.extensions import csrf
 from webapp.customers import actions as customer_actions
 from webapp.customers import queries as customer_queries
-from webapp.customers import tasks as customer_tasks
+from webapp.customers.imports import actions as import_actions
 from webapp.customers.imports import upload
 from webapp.customers.imports.parser import CSV, NDJSON
 from webapp.customers.models import Audience, CustomerImport
@@ -28,17 +28,17 @@ from webapp.customers.suppressions import queries as suppression_queries
 from webapp.offers import queries as offer_queries
 from webapp.redemptions import facts as redemption_facts
 from webapp.redemptions import queries as redemption_queries
-from webapp.redemptions.rules import verdict
+from webapp.redemptions.rules import evaluate
 from webapp.views import rendering
-from webapp.views.staff.blueprint import needs
-from webapp.views.staff.forms.customers import AudienceForm, CustomerForm, ImportForm, SearchForm
-from webapp.views.staff.forms.redemptions import CHANNEL_WORDS
+from webapp.views.staff.blueprint import require_role
+from webapp.views.staff.forms.customers import AudienceForm, CustomerForm, CustomerSearchForm, ImportForm
+from webapp.views.staff.forms.redemptions import CHANNEL_LABELS
 
-room = Blueprint("customers", __name__)
+blueprint = Blueprint("customers", __name__)
 
-PAGE = 50
-USABLE = 20
-SAMPLE = (
+PAGE_SIZE = 50
+MAX_USABLE_OFFERS_SHOWN = 20
+SAMPLE_CSV = (
     "email,name,source_id,locale,audience\r\n"
     "ada@example.com,Ada Lovelace,C-1001,en-GB,Newsletter\r\n"
     'grace@example.com,"Hopper, Grace",C-1002,en-US,\r\n'
@@ -48,24 +48,24 @@ SAMPLE = (
 # --- customers -----------------------------------------------------------------------------------
 
 
-@room.get("/customers")
+@blueprint.get("/customers")
 def index() -> Response:
     """Customers, newest first, found as one types."""
-    form = SearchForm(request.args)
-    form.offer(customer_queries.audiences())
+    form = CustomerSearchForm(request.args)
+    form.offer(customer_queries.list_audiences())
     audience_id, q = form.audience_id(), form.q.data or ""
-    before, after = request.args.get("before", type=_row_id), request.args.get("after", type=_row_id)
-    found = customer_queries.page(q, audience_id, before=before, after=after, limit=PAGE)
-    shown = found[-PAGE:] if after is not None else found[:PAGE]
-    newer = bool(shown) and (len(found) > PAGE if after is not None else before is not None)
-    older = bool(shown) and (after is not None or len(found) > PAGE)
+    before, after = request.args.get("before", type=_parse_row_id), request.args.get("after", type=_parse_row_id)
+    found = customer_queries.list_customers(q, audience_id, before=before, after=after, limit=PAGE_SIZE)
+    shown = found[-PAGE_SIZE:] if after is not None else found[:PAGE_SIZE]
+    newer = bool(shown) and (len(found) > PAGE_SIZE if after is not None else before is not None)
+    older = bool(shown) and (after is not None or len(found) > PAGE_SIZE)
     kept: dict[str, Any] = {name: value for name, value in form.data.items() if value}
     return rendering.render(
         "customers/index.html",
         form=form,
         shown=shown,
-        suppressed=customer_queries.suppressed_among([customer.id for customer in shown]),
-        total=customer_queries.total(),
+        suppressed=customer_queries.find_suppression_reasons([customer.id for customer in shown]),
+        total=customer_queries.count_customers(),
         narrowed=bool(kept),
         export_url=url_for("staff.customers.download", audience=audience_id or None),
         prev_url=url_for("staff.customers.index", **kept, after=shown[0].id) if newer else None,
@@ -73,107 +73,109 @@ def index() -> Response:
     )
 
 
-@room.get("/customers.csv")
-@needs("manager")
+@blueprint.get("/customers.csv")
+@require_role("manager")
 def download() -> Response:
     """All customers, or those of an audience, as they come from the database."""
-    audience_id = request.args.get("audience", type=_row_id)
-    audience = _audience(audience_id) if audience_id is not None else None
-    customer_actions.note_export(audience, by=current_user.email)
-    return csv_answer(customer_queries.export(audience_id), "customers.csv")
+    audience_id = request.args.get("audience", type=_parse_row_id)
+    audience = _get_audience_or_404(audience_id) if audience_id is not None else None
+    customer_actions.record_customer_export(audience, by=current_user.email)
+    return csv_response(customer_queries.export_customers(audience_id), "customers.csv")
 
 
-@room.get("/customers/<int:customer_id>")
+@blueprint.get("/customers/<int:customer_id>")
 def show(customer_id: int) -> Response:
     """One customer: who, in which audiences, what was redeemed, what was mailed."""
-    customer = customer_queries.by_id(_known(customer_id))
+    customer = customer_queries.find_customer(_check_row_id(customer_id))
     if customer is None:
         raise NotFound("There is no such customer.")
-    listed = suppression_queries.of_email(customer.email)
-    mailed = delivery_queries.of_customer(customer.id)
-    usable = [facts.offer for facts in redemption_facts.usable(customer.id) if verdict(facts).reason is None]
-    offers = offer_queries.by_ids([mail.campaign.offer_id for mail in mailed])
+    listed = suppression_queries.find_suppression_by_email(customer.email)
+    mailed = delivery_queries.list_customer_deliveries(customer.id)
+    usable = [
+        facts.offer for facts in redemption_facts.load_open_offer_facts(customer.id) if evaluate(facts).reason is None
+    ]
+    offers = offer_queries.find_offers([mail.campaign.offer_id for mail in mailed])
     return rendering.render(
         "customers/show.html",
         customer=customer,
         listed=listed,
-        mailings=campaign_queries.offer_names([listed.campaign_id]) if listed is not None else {},
-        audiences=customer_queries.audiences_of(customer.id),
-        usable=usable[:USABLE],
-        usable_too=len(usable) - USABLE,
-        redeemed=redemption_queries.of_customer(customer.id),
+        mailings=campaign_queries.get_offer_names_by_campaign([listed.campaign_id]) if listed is not None else {},
+        audiences=customer_queries.list_customer_audiences(customer.id),
+        usable=usable[:MAX_USABLE_OFFERS_SHOWN],
+        usable_too=len(usable) - MAX_USABLE_OFFERS_SHOWN,
+        redeemed=redemption_queries.list_customer_redemptions(customer.id),
         mailed=mailed,
         offer_names={offer.id: offer.name for offer in offers.values()},
-        channels=CHANNEL_WORDS,
+        channels=CHANNEL_LABELS,
     )
 
 
-@room.route("/customers/new", methods=["GET", "POST"])
-@needs("manager")
+@blueprint.route("/customers/new", methods=["GET", "POST"])
+@require_role("manager")
 def new() -> BaseResponse:
     """Enter one customer."""
     form = CustomerForm()
-    form.offer(customer_queries.audiences())
+    form.offer(customer_queries.list_audiences())
     if form.validate_on_submit():
         try:
-            customer = customer_actions.create(form.values(), form.audience_ids(), by=current_user.email)
+            customer = customer_actions.create_customer(form.values(), form.audience_ids(), by=current_user.email)
             flash(f"{customer.email_as_given} is entered.", "success")
             return redirect(url_for("staff.customers.show", customer_id=customer.id))
         except DomainError as error:
-            rendering.attach(form, error)
+            rendering.add_form_errors(form, error)
     return rendering.render(
         "customers/edit.html", status=422 if form.is_submitted() else 200, form=form, customer_id=None
     )
 
 
-@room.route("/customers/<int:customer_id>/edit", methods=["GET", "POST"])
-@needs("manager")
+@blueprint.route("/customers/<int:customer_id>/edit", methods=["GET", "POST"])
+@require_role("manager")
 def edit(customer_id: int) -> BaseResponse:
     """Change one customer."""
-    customer = customer_queries.by_id(_known(customer_id))
+    customer = customer_queries.find_customer(_check_row_id(customer_id))
     if customer is None or customer.erased_at is not None:
         raise NotFound("There is no such customer.")
     form = CustomerForm()
-    form.offer(customer_queries.audiences())
+    form.offer(customer_queries.list_audiences())
     title = customer.email_as_given
     if form.validate_on_submit():
         try:
-            customer_actions.change(customer_id, form.values(), form.audience_ids(), by=current_user.email)
+            customer_actions.update_customer(customer_id, form.values(), form.audience_ids(), by=current_user.email)
             flash("The changes are saved.", "success")
             return redirect(url_for("staff.customers.show", customer_id=customer_id))
         except DomainError as error:
-            rendering.attach(form, error)
+            rendering.add_form_errors(form, error)
     elif request.method == "GET":
-        form.show(customer, customer_queries.audiences_of(customer_id))
+        form.show(customer, customer_queries.list_customer_audiences(customer_id))
     status = 422 if form.is_submitted() else 200
     return rendering.render("customers/edit.html", status=status, form=form, customer_id=customer_id, title=title)
 
 
-@room.route("/customers/<int:customer_id>/erase", methods=["GET", "POST"])
-@needs("admin")
+@blueprint.route("/customers/<int:customer_id>/erase", methods=["GET", "POST"])
+@require_role("admin")
 def erase(customer_id: int) -> BaseResponse:
     """Forget who a customer is, after saying what stays."""
-    customer = customer_queries.by_id(_known(customer_id))
+    customer = customer_queries.find_customer(_check_row_id(customer_id))
     if customer is None or customer.erased_at is not None:
         raise NotFound("There is no such customer.")
     form = FlaskForm()
     if form.validate_on_submit():
-        customer_actions.erase(customer_id, by=current_user.email)
+        customer_actions.erase_customer(customer_id, by=current_user.email)
         flash("The customer is erased. What they redeemed is still counted.", "success")
         return redirect(url_for("staff.customers.show", customer_id=customer_id))
     return rendering.render(
         "customers/erase.html",
         form=form,
         customer=customer,
-        uses=len(redemption_queries.of_customer(customer_id)),
-        mails=len(delivery_queries.of_customer(customer_id)),
+        uses=len(redemption_queries.list_customer_redemptions(customer_id)),
+        mails=len(delivery_queries.list_customer_deliveries(customer_id)),
     )
 
 
 # --- audiences -----------------------------------------------------------------------------------
 
 
-@room.route("/customers/audiences", methods=["GET", "POST"])
+@blueprint.route("/customers/audiences", methods=["GET", "POST"])
 def audiences() -> BaseResponse:
     """Every audience with its size, and a new one."""
     form = AudienceForm()
@@ -183,18 +185,18 @@ def audiences() -> BaseResponse:
             flash(f"The audience {audience.name} is made. Import customers into it.", "success")
             return redirect(url_for("staff.customers.audiences"))
         except DomainError as error:
-            rendering.attach(form, error)
+            rendering.add_form_errors(form, error)
     status = 422 if form.is_submitted() else 200
     return rendering.render(
-        "customers/audiences.html", status=status, form=form, audiences=customer_queries.audience_sizes()
+        "customers/audiences.html", status=status, form=form, audiences=customer_queries.list_audience_summaries()
     )
 
 
-@room.route("/customers/audiences/<int:audience_id>", methods=["GET", "POST"])
-@needs("manager")
-def audience(audience_id: int) -> BaseResponse:
+@blueprint.route("/customers/audiences/<int:audience_id>", methods=["GET", "POST"])
+@require_role("manager")
+def edit_audience(audience_id: int) -> BaseResponse:
     """Rename an audience."""
-    found = _audience(audience_id)
+    found = _get_audience_or_404(audience_id)
     form = AudienceForm(name=found.name)
     title = found.name
     if form.validate_on_submit():
@@ -203,7 +205,7 @@ def audience(audience_id: int) -> BaseResponse:
             flash("The audience has its new name.", "success")
             return redirect(url_for("staff.customers.audiences"))
         except DomainError as error:
-            rendering.attach(form, error)
+            rendering.add_form_errors(form, error)
     status = 422 if form.is_submitted() else 200
     return rendering.render("customers/audience.html", status=status, form=form, title=title)
 
@@ -211,95 +213,95 @@ def audience(audience_id: int) -> BaseResponse:
 # --- imports -------------------------------------------------------------------------------------
 
 
-@room.get("/customers/import")
-@needs("manager")
+@blueprint.get("/customers/import")
+@require_role("manager")
 def import_form() -> Response:
     """Choose a file of customers."""
-    return _import_page(ImportForm(audience=request.args.get("audience", "")))
+    return _render_import_page(ImportForm(audience=request.args.get("audience", "")))
 
 
-@room.post("/customers/import")
+@blueprint.post("/customers/import")
 @csrf.exempt
-def receive() -> BaseResponse:
+def receive_upload() -> BaseResponse:
     """Take an uploaded file while it arrives. Its fields stand before it, so the token is checked before the file."""
     limit: int = current_app.config["SETTINGS"].max_upload
     # The form's fields and boundaries come on top; what is too large is read and thrown away, so that we can say so.
     request.max_content_length = 2 * limit
     form = ImportForm()
     try:
-        if (request.content_length or 0) > limit + upload.FIELDS_MAX:
-            raise upload.too_large(limit)
-        sent = upload.form(request.stream, request.headers.get("Content-Type", ""), limit)
-        check_csrf(sent)
+        if (request.content_length or 0) > limit + upload.MAX_FIELDS_SIZE:
+            raise upload.file_too_large_error(limit)
+        sent = upload.parse_multipart_form(request.stream, request.headers.get("Content-Type", ""), limit)
+        check_upload_csrf(sent)
         form = ImportForm(audience=sent.fields.get("audience", ""))
-        import_id = _receive(sent)
+        import_id = _start_import(sent)
     except DomainError as error:
-        upload.drain(request.stream, 2 * limit)
-        rendering.attach(form, error)
-        return _import_page(form, error.status)
+        upload.drain_body(request.stream, 2 * limit)
+        rendering.add_form_errors(form, error)
+        return _render_import_page(form, error.status)
     return redirect(url_for("staff.customers.show_import", import_id=import_id))
 
 
-def _receive(sent: upload.Upload) -> int:
+def _start_import(sent: upload.Upload) -> int:
     if not sent.filename:
-        raise Invalid(FieldError("file", "file_missing", "Choose a file first."))
+        raise InvalidInput(FieldError("file", "file_missing", "Choose a file first."))
     media_type = NDJSON if sent.filename.lower().endswith((".ndjson", ".jsonl")) else CSV
     audience = sent.fields.get("audience", "")
-    return customer_tasks.receive_import(sent.pieces, sent.filename, media_type, audience, by=current_user.email)
+    return import_actions.store_import_file(sent.pieces, sent.filename, media_type, audience, by=current_user.email)
 
 
-def check_csrf(sent: upload.Upload) -> None:
+def check_upload_csrf(sent: upload.Upload) -> None:
     """What CSRFProtect does for other forms, without reading the file for it."""
     if not current_app.config.get("WTF_CSRF_ENABLED", True):
         return
     try:
         validate_csrf(sent.fields.get("csrf_token") or request.headers.get("X-CSRFToken"))
     except ValidationError as error:
-        upload.drain(request.stream, 2 * current_app.config["SETTINGS"].max_upload)
+        upload.drain_body(request.stream, 2 * current_app.config["SETTINGS"].max_upload)
         raise CSRFError(str(error)) from error
 
 
-def _import_page(form: ImportForm, status: int = 200) -> Response:
+def _render_import_page(form: ImportForm, status: int = 200) -> Response:
     limit = current_app.config["SETTINGS"].max_upload // 1024 // 1024
     return rendering.render(
-        "customers/import.html", status=status, form=form, audiences=customer_queries.audiences(), limit_mb=limit
+        "customers/import.html", status=status, form=form, audiences=customer_queries.list_audiences(), limit_mb=limit
     )
 
 
-@room.get("/customers/import/sample.csv")
-def sample() -> Response:
+@blueprint.get("/customers/import/sample.csv")
+def download_sample() -> Response:
     """A file to start from."""
-    return csv_answer(iter([SAMPLE.encode()]), "customers-sample.csv")
+    return csv_response(iter([SAMPLE_CSV.encode()]), "customers-sample.csv")
 
 
-@room.get("/customers/imports")
+@blueprint.get("/customers/imports")
 def imports() -> Response:
     """All imports, newest first."""
-    before = request.args.get("before", type=_row_id)
-    found = customer_queries.imports(before, PAGE)
-    shown = found[:PAGE]
+    before = request.args.get("before", type=_parse_row_id)
+    found = customer_queries.list_imports(before, PAGE_SIZE)
+    shown = found[:PAGE_SIZE]
     return rendering.render(
         "customers/imports.html",
         shown=shown,
         prev_url=url_for("staff.customers.imports") if before is not None else None,
-        next_url=url_for("staff.customers.imports", before=shown[-1].id) if len(found) > PAGE else None,
+        next_url=url_for("staff.customers.imports", before=shown[-1].id) if len(found) > PAGE_SIZE else None,
     )
 
 
-@room.get("/customers/imports/<int:import_id>")
+@blueprint.get("/customers/imports/<int:import_id>")
 def show_import(import_id: int) -> Response:
     """How far an import is; the card renews itself until it is over."""
-    row = _import(import_id)
-    place = pagination.read(request.args.get("cursor"), 2)
-    found = customer_queries.rejections(row.id, place, PAGE) if not row.is_open else []
-    shown = found[:PAGE]
-    following = pagination.write(shown[-1].line, shown[-1].id) if len(found) > PAGE else None
+    row = _get_import_or_404(import_id)
+    place = pagination.decode_cursor(request.args.get("cursor"), 2)
+    found = customer_queries.list_rejected_rows(row.id, place, PAGE_SIZE) if not row.is_open else []
+    shown = found[:PAGE_SIZE]
+    following = pagination.encode_cursor(shown[-1].line, shown[-1].id) if len(found) > PAGE_SIZE else None
     here = "staff.customers.show_import"
     return rendering.render(
         "customers/show_import.html",
         block="card",
         row=row,
-        audience=customer_queries.audience_by_id(row.audience_id) if row.audience_id else None,
+        audience=customer_queries.find_audience(row.audience_id) if row.audience_id else None,
         pace=row.pace(datetime.now(UTC)),
         rejections=shown,
         first_url=url_for(here, import_id=row.id) if place else None,
@@ -307,41 +309,41 @@ def show_import(import_id: int) -> Response:
     )
 
 
-@room.get("/customers/imports/<int:import_id>/rejected.csv")
-@needs("manager")
-def rejected(import_id: int) -> Response:
+@blueprint.get("/customers/imports/<int:import_id>/rejected.csv")
+@require_role("manager")
+def download_rejected_rows(import_id: int) -> Response:
     """The rows that could not be taken, with their reasons, as they come from the database."""
-    row = _import(import_id)
-    customer_actions.note_refused_rows_export(row.id, by=current_user.email)
-    return csv_answer(customer_queries.rejections_file(row.id), f"import-{row.id}-rejected.csv")
+    row = _get_import_or_404(import_id)
+    customer_actions.record_rejected_rows_export(row.id, by=current_user.email)
+    return csv_response(customer_queries.export_rejected_rows(row.id), f"import-{row.id}-rejected.csv")
 
 
-def _import(import_id: int) -> CustomerImport:
-    row = customer_queries.import_by_id(_known(import_id))
+def _get_import_or_404(import_id: int) -> CustomerImport:
+    row = customer_queries.find_import(_check_row_id(import_id))
     if row is None:
         raise NotFound("There is no such import.")
     return row
 
 
-def _audience(audience_id: int) -> Audience:
-    found = customer_queries.audience_by_id(_known(audience_id))
+def _get_audience_or_404(audience_id: int) -> Audience:
+    found = customer_queries.find_audience(_check_row_id(audience_id))
     if found is None:
         raise NotFound("There is no such audience.")
     return found
 
 
-def _known(row_id: int) -> int:
+def _check_row_id(row_id: int) -> int:
     """A number that can be the id of a row."""
     if row_id >= 1 << 63:
         raise NotFound("There is nothing here.")
     return row_id
 
 
-def _row_id(given: str) -> int:
-    return _known(int(given)) if given.isascii() and given.isdigit() else 0
+def _parse_row_id(given: str) -> int:
+    return _check_row_id(int(given)) if given.isascii() and given.isdigit() else 0
 
 
-def csv_answer(pieces: Iterator[bytes], name: str) -> Response:
+def csv_response(pieces: Iterator[bytes], name: str) -> Response:
     response = Response(stream_with_context(pieces), mimetype="text/csv")
     response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
     return response

@@ -13,7 +13,6 @@ from markupsafe import Markup
 from werkzeug.wrappers import Response as BaseResponse
 
 from webapp.campaigns import queries as campaign_queries
-from webapp.campaigns.launch import queries as launch_queries
 from webapp.core import formatting
 from webapp.core.errors import DomainError, NotFound
 from webapp.customers import queries as customer_queries
@@ -24,149 +23,149 @@ from webapp.offers.models import Offer
 from webapp.redemptions import guessing
 from webapp.redemptions import queries as redemption_queries
 from webapp.views import rendering
-from webapp.views.staff.blueprint import needs
-from webapp.views.staff.forms.offers import OfferForm, RenewForm, SearchForm
-from webapp.views.staff.forms.redemptions import CHANNEL_WORDS
+from webapp.views.staff.blueprint import require_role
+from webapp.views.staff.forms.offers import OfferForm, OfferSearchForm, RenewCodeForm
+from webapp.views.staff.forms.redemptions import CHANNEL_LABELS
 
-room = Blueprint("offers", __name__)
+blueprint = Blueprint("offers", __name__)
 
-PAGE = 25
+PAGE_SIZE = 25
 CHART_DAYS = 30
-LATEST = 10
+LATEST_REDEMPTIONS = 10
 
 
-@room.get("/offers")
+@blueprint.get("/offers")
 def index() -> Response:
     """All offers, newest first, found as one types."""
-    form = SearchForm(request.args)
+    form = OfferSearchForm(request.args)
     state = form.chosen_state()
-    before, after = request.args.get("before", type=_row_id), request.args.get("after", type=_row_id)
-    found = offer_queries.page(form.q.data or "", state, before=before, after=after, limit=PAGE)
-    shown = found[-PAGE:] if after is not None else found[:PAGE]
+    before, after = request.args.get("before", type=_parse_row_id), request.args.get("after", type=_parse_row_id)
+    found = offer_queries.list_offers(form.q.data or "", state, before=before, after=after, limit=PAGE_SIZE)
+    shown = found[-PAGE_SIZE:] if after is not None else found[:PAGE_SIZE]
     kept = {name: value for name, value in form.data.items() if value}
-    newer = bool(shown) and (len(found) > PAGE if after is not None else before is not None)
-    older = bool(shown) and (after is not None or len(found) > PAGE)
+    newer = bool(shown) and (len(found) > PAGE_SIZE if after is not None else before is not None)
+    older = bool(shown) and (after is not None or len(found) > PAGE_SIZE)
     return rendering.render(
         "offers/index.html",
         form=form,
         shown=shown,
-        at=offer_queries.clock(),
-        redeemed=redemption_queries.totals([offer.id for offer in shown]),
-        misses=guessing.alarms([offer.id for offer in shown]),
+        at=offer_queries.database_now(),
+        redeemed=redemption_queries.count_redemptions([offer.id for offer in shown]),
+        misses=guessing.find_guessing_alerts([offer.id for offer in shown]),
         narrowed=bool(kept),
         prev_url=url_for("staff.offers.index", **kept, after=shown[0].id) if newer else None,
         next_url=url_for("staff.offers.index", **kept, before=shown[-1].id) if older else None,
     )
 
 
-@room.route("/offers/new", methods=["GET", "POST"])
-@needs("manager")
+@blueprint.route("/offers/new", methods=["GET", "POST"])
+@require_role("manager")
 def new() -> BaseResponse:
     """Set up an offer."""
-    form = _form()
+    form = _build_form()
     if request.method == "GET":
         form.time_zone.data = current_user.time_zone
         form.starts_at.data = datetime.now(ZoneInfo(current_user.time_zone)).date()
     if not form.validate_on_submit():
-        return _edit(form, None, 422 if form.is_submitted() else 200)
+        return _render_edit_page(form, None, 422 if form.is_submitted() else 200)
     try:
-        offer = offer_actions.create(form.values(), by=current_user.email)
+        offer = offer_actions.create_offer(form.values(), by=current_user.email)
     except DomainError as error:
-        rendering.attach(form, error)
-        return _edit(form, None, error.status)
+        rendering.add_form_errors(form, error)
+        return _render_edit_page(form, None, error.status)
     flash("The offer is set up. Next: write the mail that announces it.", "success")
     return redirect(url_for("staff.offers.show", offer_id=offer.id))
 
 
-@room.get("/offers/<int:offer_id>")
+@blueprint.get("/offers/<int:offer_id>")
 def show(offer_id: int) -> Response:
     """One offer: its code, what it gives, and how it goes."""
-    offer = _offer(offer_id)
-    link = f"{current_app.config['SETTINGS'].public_url}{url_for('public.redemptions.form', code=offer.code)}"
+    offer = _require_offer(offer_id)
+    link = f"{current_app.config['SETTINGS'].public_url}{url_for('public.redemptions.redeem_form', code=offer.code)}"
     qr = segno.make(link, error="m").svg_inline(scale=4, border=2, omitsize=True)
-    mailings = campaign_queries.of_offer(offer.id)
+    mailings = campaign_queries.list_offer_campaigns(offer.id)
     announced = [campaign for campaign in mailings if campaign.launched_at is not None]
-    counts = campaign_queries.counts_of([campaign.id for campaign in announced])
+    counts = campaign_queries.get_stats_by_campaign([campaign.id for campaign in announced])
     return rendering.render(
         "offers/show.html",
         offer=offer,
-        at=offer_queries.clock(),
-        misses=guessing.alarms([offer.id]).get(offer.id),
-        audience=_audience(offer),
-        codes=offer_queries.codes_of([offer.id])[offer.id],
+        at=offer_queries.database_now(),
+        misses=guessing.find_guessing_alerts([offer.id]).get(offer.id),
+        audience=_audience_name(offer),
+        codes=offer_queries.list_codes_by_offer([offer.id])[offer.id],
         link=link,
         qr=Markup(qr),  # noqa: S704
-        chart=_chart(offer),
+        chart=_redemption_chart(offer),
         mailings=mailings,
         counts=counts,
-        announcement=launch_queries.open_of(offer.id, "announcement"),
-        reminder=launch_queries.open_of(offer.id, "reminder"),
+        announcement=campaign_queries.find_open_campaign(offer.id, "announcement"),
+        reminder=campaign_queries.find_open_campaign(offer.id, "reminder"),
         # Also those that were cancelled on the way: who got the mail, got it.
         announced=announced,
         mailed=sum(counts[campaign.id].sent for campaign in announced if campaign.kind == "announcement"),
-        **_live(offer),
+        **_live_context(offer),
     )
 
 
-@room.get("/offers/<int:offer_id>/live")
+@blueprint.get("/offers/<int:offer_id>/live")
 def live(offer_id: int) -> Response:
     """The piece of the page that renews itself: how many have redeemed, and who did last."""
-    offer = _offer(offer_id)
-    return rendering.render("offers/_live.html", offer=offer, at=offer_queries.clock(), **_live(offer))
+    offer = _require_offer(offer_id)
+    return rendering.render("offers/_live.html", offer=offer, at=offer_queries.database_now(), **_live_context(offer))
 
 
-@room.route("/offers/<int:offer_id>/edit", methods=["GET", "POST"])
-@needs("manager")
+@blueprint.route("/offers/<int:offer_id>/edit", methods=["GET", "POST"])
+@require_role("manager")
 def edit(offer_id: int) -> BaseResponse:
     """Change an offer."""
-    offer = _offer(offer_id)
-    form = _form()
+    offer = _require_offer(offer_id)
+    form = _build_form()
     if request.method == "GET":
         form.show(offer)
     if not form.validate_on_submit():
-        return _edit(form, offer, 422 if form.is_submitted() else 200)
+        return _render_edit_page(form, offer, 422 if form.is_submitted() else 200)
     try:
         changes = vars(form.values(offer))
-        offer_actions.change(offer_id, changes, form.given_version(), by=current_user.email)
+        offer_actions.update_offer(offer_id, changes, form.given_version(), by=current_user.email)
     except DomainError as error:
-        rendering.attach(form, error)
+        rendering.add_form_errors(form, error)
         if error.key == "conflict":
             # Saving once more is then a decision of somebody who was told.
-            form.version.data = str(_offer(offer_id).version)
-        return _edit(form, offer, error.status)
+            form.version.data = str(_require_offer(offer_id).version)
+        return _render_edit_page(form, offer, error.status)
     flash("The offer is changed.", "success")
     return redirect(url_for("staff.offers.show", offer_id=offer_id))
 
 
-@room.post("/offers/<int:offer_id>/pause")
+@blueprint.post("/offers/<int:offer_id>/pause")
 def pause(offer_id: int) -> BaseResponse:
     """Stop it from being redeemed."""
-    offer_actions.pause(offer_id, by=current_user.email)
+    offer_actions.pause_offer(offer_id, by=current_user.email)
     flash("The offer is paused: nobody can redeem it until you resume it.", "success")
     return redirect(url_for("staff.offers.show", offer_id=offer_id))
 
 
-@room.post("/offers/<int:offer_id>/resume")
+@blueprint.post("/offers/<int:offer_id>/resume")
 def resume(offer_id: int) -> BaseResponse:
     """Let it be redeemed again."""
-    offer_actions.resume(offer_id, by=current_user.email)
+    offer_actions.resume_offer(offer_id, by=current_user.email)
     flash("The offer can be redeemed again.", "success")
     return redirect(url_for("staff.offers.show", offer_id=offer_id))
 
 
-@room.route("/offers/<int:offer_id>/code", methods=["GET", "POST"])
-@needs("manager")
+@blueprint.route("/offers/<int:offer_id>/code", methods=["GET", "POST"])
+@require_role("manager")
 def renew_code(offer_id: int) -> BaseResponse:
     """Give it another code."""
-    offer, form = _offer(offer_id), RenewForm()
+    offer, form = _require_offer(offer_id), RenewCodeForm()
     before = offer.code_as_written
     if not form.validate_on_submit():
         return rendering.render("offers/renew.html", status=422 if form.is_submitted() else 200, form=form, offer=offer)
     try:
         offer = code_actions.renew_code(offer_id, (form.code.data or "").strip() or None, by=current_user.email)
     except DomainError as error:
-        rendering.attach(form, error)
-        return rendering.render("offers/renew.html", status=error.status, form=form, offer=_offer(offer_id))
+        rendering.add_form_errors(form, error)
+        return rendering.render("offers/renew.html", status=error.status, form=form, offer=_require_offer(offer_id))
     if offer.code_as_written == before:
         flash(f"{before} is its code already; nothing was changed.", "info")
     else:
@@ -175,7 +174,7 @@ def renew_code(offer_id: int) -> BaseResponse:
     return redirect(url_for("staff.offers.show", offer_id=offer_id))
 
 
-@room.post("/offers/<int:offer_id>/codes/<code>/close")
+@blueprint.post("/offers/<int:offer_id>/codes/<code>/close")
 def close_code(offer_id: int, code: str) -> BaseResponse:
     """End an earlier code."""
     try:
@@ -188,7 +187,7 @@ def close_code(offer_id: int, code: str) -> BaseResponse:
     return redirect(url_for("staff.offers.show", offer_id=offer_id))
 
 
-@room.post("/offers/<int:offer_id>/codes/<code>/reopen")
+@blueprint.post("/offers/<int:offer_id>/codes/<code>/reopen")
 def reopen_code(offer_id: int, code: str) -> BaseResponse:
     """Let a closed code work again."""
     code_actions.reopen_code(offer_id, code, by=current_user.email)
@@ -196,7 +195,7 @@ def reopen_code(offer_id: int, code: str) -> BaseResponse:
     return redirect(url_for("staff.offers.show", offer_id=offer_id))
 
 
-@room.post("/offers/<int:offer_id>/personal-code")
+@blueprint.post("/offers/<int:offer_id>/personal-code")
 def personal_code(offer_id: int) -> BaseResponse:
     """Have it work with personal codes only, or with the shared one, too."""
     answer = request.form.get("required")
@@ -204,63 +203,63 @@ def personal_code(offer_id: int) -> BaseResponse:
         # What protects an offer is never switched off by a request that says nothing.
         raise DomainError("invalid_payload", "Say whether personal codes are required: yes or no.", 422)
     required = answer == "yes"
-    offer_actions.require_personal_codes(offer_id, required, by=current_user.email)
+    offer_actions.set_personal_code_required(offer_id, required, by=current_user.email)
     words = "Only personal codes and links work now." if required else "The shared code alone works now, too."
     flash(words, "success")
     return redirect(url_for("staff.offers.show", offer_id=offer_id))
 
 
-def _row_id(text: str) -> int:
+def _parse_row_id(text: str) -> int:
     number = int(text)
     if not 0 < number < 1 << 63:
         raise ValueError(text)
     return number
 
 
-def _form() -> OfferForm:
+def _build_form() -> OfferForm:
     form = OfferForm()
-    form.offer_audiences([(audience.id, audience.name) for audience in customer_queries.audiences()])
+    form.offer_audiences([(audience.id, audience.name) for audience in customer_queries.list_audiences()])
     return form
 
 
-def _edit(form: OfferForm, offer: Offer | None, status: int) -> Response:
+def _render_edit_page(form: OfferForm, offer: Offer | None, status: int) -> Response:
     return rendering.render("offers/edit.html", status=status, form=form, offer=offer)
 
 
-def _offer(offer_id: int) -> Offer:
-    offer = offer_queries.by_id(offer_id)
+def _require_offer(offer_id: int) -> Offer:
+    offer = offer_queries.find_offer(offer_id)
     if offer is None:
         raise NotFound("There is no such offer.")
     return offer
 
 
-def _audience(offer: Offer) -> str:
-    names = {audience.id: audience.name for audience in customer_queries.audiences()}
+def _audience_name(offer: Offer) -> str:
+    names = {audience.id: audience.name for audience in customer_queries.list_audiences()}
     return names[offer.audience_id] if offer.audience_id else "Everyone known"
 
 
-def _live(offer: Offer) -> dict[str, Any]:
+def _live_context(offer: Offer) -> dict[str, Any]:
     return {
-        "redeemed": redemption_queries.totals([offer.id])[offer.id],
-        "latest": redemption_queries.latest(offer.id, LATEST),
-        "channels": CHANNEL_WORDS,
+        "redeemed": redemption_queries.count_redemptions([offer.id])[offer.id],
+        "latest": redemption_queries.list_latest_redemptions(offer.id, LATEST_REDEMPTIONS),
+        "channels": CHANNEL_LABELS,
     }
 
 
-def _chart(offer: Offer) -> dict[str, Any]:
+def _redemption_chart(offer: Offer) -> dict[str, Any]:
     """Redemptions by day of the offer's zone, the last month of its life so far."""
     place = ZoneInfo(offer.time_zone)
-    now = offer_queries.clock()
+    now = offer_queries.database_now()
     last = min(now, offer.ends_at or now).astimezone(place).date()
     first = last - timedelta(days=CHART_DAYS - 1)
     since = datetime.combine(first, datetime.min.time(), place)
-    counted = dict(redemption_queries.per_day(offer.id, since, offer.time_zone))
+    counted = dict(redemption_queries.count_redemptions_per_day(offer.id, since, offer.time_zone))
     last = max([last, *counted])
     days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
     return {
         "kind": "bars",
         "x": [day.isoformat() for day in days],
-        "x_words": [formatting.on(day) for day in days],
+        "x_words": [formatting.format_date(day) for day in days],
         "series": [{"label": "Redemptions", "values": [counted.get(day, 0) for day in days]}],
         "x_label": "Day",
     }

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from webapp.campaigns.bounces.actions import Said
-from webapp.views.api.schemas.customers import Line
+from webapp.campaigns.bounces.actions import BounceNotice
+from webapp.views.api.schemas.customers import StorableStr
 
-Word = Annotated[Line, Field(max_length=1000)]
+BounceText = Annotated[StorableStr, Field(max_length=1000)]
 
 
 class BounceIn(BaseModel):
@@ -18,11 +18,11 @@ class BounceIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     kind: Literal["bounce", "complaint"]
-    email: Annotated[Word, Field(examples=["ada@example.com"])] = ""
-    return_path: Annotated[Word, Field(description="The envelope sender that our mail had.")] = ""
-    message_id: Annotated[Word, Field(description="The Message-ID that our mail had.")] = ""
-    status: Annotated[Word, Field(examples=["5.1.1"], description="RFC 3463; none counts as permanent.")] = ""
-    detail: Annotated[Word, Field(description="The server's words.")] = ""
+    email: Annotated[BounceText, Field(examples=["ada@example.com"])] = ""
+    return_path: Annotated[BounceText, Field(description="The envelope sender that our mail had.")] = ""
+    message_id: Annotated[BounceText, Field(description="The Message-ID that our mail had.")] = ""
+    status: Annotated[BounceText, Field(examples=["5.1.1"], description="RFC 3463; none counts as permanent.")] = ""
+    detail: Annotated[BounceText, Field(description="The server's words.")] = ""
 
     @model_validator(mode="after")
     def _names_somebody(self) -> BounceIn:
@@ -30,8 +30,8 @@ class BounceIn(BaseModel):
             raise ValueError("say whose mail it is: return_path, message_id or email")
         return self
 
-    def said(self) -> Said:
-        return Said(self.email, self.return_path, self.message_id, self.kind, self.status, self.detail)
+    def said(self) -> BounceNotice:
+        return BounceNotice(self.email, self.return_path, self.message_id, self.kind, self.status, self.detail)
 
 
 class BouncesIn(BaseModel):

@@ -7,23 +7,23 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from webapp.campaigns.deliveries.queries import Fate, State
+from webapp.campaigns.deliveries.queries import DeliveryState, DeliveryStatus
 from webapp.campaigns.models import Campaign
-from webapp.campaigns.queries import Counts
+from webapp.campaigns.queries import CampaignStats
 from webapp.views.api.schemas.offers import Mail
-from webapp.views.api.schemas.types import Body, Time
+from webapp.views.api.schemas.types import RequestBody, Rfc3339Time
 
-Status = Literal["draft", "scheduled", "preparing", "sending", "paused", "cancelled", "done"]
+CampaignStatus = Literal["draft", "scheduled", "preparing", "sending", "paused", "cancelled", "done"]
 
 
-class OfferPath(BaseModel):
+class CampaignOfferPath(BaseModel):
     code: str = Field(description="The offer's code; case, spaces and dashes do not matter.", examples=["SUMMER25"])
 
 
-class Launch(Body):
+class Launch(RequestBody):
     """When to launch; without a body, or without a time, now."""
 
-    at: Time | None = Field(
+    at: Rfc3339Time | None = Field(
         default=None,
         description="When it shall start by itself: after now and before the offer's end. Null is now.",
     )
@@ -35,22 +35,22 @@ class Launch(Body):
         return {} if given is None else given
 
 
-class NewReminder(Body):
+class NewReminder(RequestBody):
     """A reminder to those who have not redeemed; what is left out of the mail is a text of its own."""
 
     mail: Mail | None = None
-    at: Time | None = Field(
+    at: Rfc3339Time | None = Field(
         default=None,
         description="When it shall start by itself: after now and before the offer's end. Null is now.",
     )
 
 
-class CampaignList(BaseModel):
+class CampaignListQuery(BaseModel):
     """A page of campaigns, newest first."""
 
     model_config = ConfigDict(extra="forbid")
     offer: Annotated[str | None, Field(description="Only those of this offer, by its code or an alias.")] = None
-    status: Status | None = None
+    status: CampaignStatus | None = None
     cursor: str | None = None
     limit: Annotated[int, Field(ge=1, le=100)] = 50
 
@@ -65,7 +65,7 @@ class CampaignOut(BaseModel):
     id: int
     offer: str = Field(description="The offer's code.")
     kind: Literal["announcement", "reminder"]
-    status: Status
+    status: CampaignStatus
     pause_reason: str | None = Field(description="Why it is paused.")
     trouble: str | None = Field(description="What keeps the mails from going out just now although it is not paused.")
     total: int
@@ -91,7 +91,7 @@ class RecipientOut(BaseModel):
 
     campaign: int
     email: str
-    state: State = Field(
+    state: DeliveryState = Field(
         description="`sent` soon after `at`; `sent_later` when it was tried again, and `note` says whether it may "
         "have come twice; `left`: "
         "uncertain for good; `sending`: at this moment; `waiting`: not yet; `cancelled`: never will."
@@ -122,17 +122,17 @@ class DecisionOut(BaseModel):
     left_out: int = Field(description="How many do not go out again because the address must not be mailed any more.")
 
 
-def recipient_json(fate: Fate) -> dict[str, object]:
+def recipient_json(fate: DeliveryStatus) -> dict[str, object]:
     """The JSON of what became of one mail."""
     return {
         "campaign": fate.campaign_id,
         "email": fate.email,
         "state": fate.state,
-        "at": _time(fate.at),
+        "at": _format_timestamp(fate.at),
         "code": fate.code,
         "text": fate.text,
         "note": fate.note,
-        "next_at": _time(fate.next_at),
+        "next_at": _format_timestamp(fate.next_at),
         "attempts": fate.attempts,
         "ahead": fate.ahead,
     }
@@ -143,7 +143,7 @@ class CampaignPage(BaseModel):
     next_cursor: str | None
 
 
-def campaign_json(campaign: Campaign, counts: Counts, code: str) -> dict[str, object]:
+def campaign_json(campaign: Campaign, counts: CampaignStats, code: str) -> dict[str, object]:
     """The JSON of one campaign."""
     return {
         "id": campaign.id,
@@ -161,11 +161,11 @@ def campaign_json(campaign: Campaign, counts: Counts, code: str) -> dict[str, ob
         "left": counts.left,
         "rate": None if counts.rate is None else round(counts.rate, 2),
         "seconds_left": counts.seconds_left,
-        "scheduled_at": _time(campaign.scheduled_at),
-        "launched_at": _time(campaign.launched_at),
-        "finished_at": _time(campaign.finished_at),
+        "scheduled_at": _format_timestamp(campaign.scheduled_at),
+        "launched_at": _format_timestamp(campaign.launched_at),
+        "finished_at": _format_timestamp(campaign.finished_at),
     }
 
 
-def _time(at: datetime | None) -> str | None:
+def _format_timestamp(at: datetime | None) -> str | None:
     return None if at is None else at.astimezone(UTC).isoformat().replace("+00:00", "Z")

@@ -10,17 +10,17 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictStr
 from webapp.customers.models import Audience, Customer, CustomerImport, RejectedRow, Suppression
 
 
-def _storable(text: str) -> str:
+def _check_storable(text: str) -> str:
     if "\0" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
         raise ValueError("leave out NUL and unpaired surrogates")
     return text
 
 
-Line = Annotated[StrictStr, AfterValidator(_storable)]
+StorableStr = Annotated[StrictStr, AfterValidator(_check_storable)]
 
 
-class SourceId(BaseModel):
-    source_id: Annotated[Line, Field(min_length=1, max_length=200, description="Your own id of the customer.")]
+class CustomerPath(BaseModel):
+    source_id: Annotated[StorableStr, Field(min_length=1, max_length=200, description="Your own id of the customer.")]
 
 
 class CustomerIn(BaseModel):
@@ -28,19 +28,20 @@ class CustomerIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    email: Annotated[Line, Field(max_length=320, examples=["ada@example.com"])]
-    name: Annotated[Line, Field(max_length=1000, examples=["Ada Lovelace"])] | None = None
-    locale: Annotated[Line, Field(max_length=100, examples=["en-GB"])] | None = None
+    email: Annotated[StorableStr, Field(max_length=320, examples=["ada@example.com"])]
+    name: Annotated[StorableStr, Field(max_length=1000, examples=["Ada Lovelace"])] | None = None
+    locale: Annotated[StorableStr, Field(max_length=100, examples=["en-GB"])] | None = None
     audiences: (
         Annotated[
-            list[Annotated[Line, Field(max_length=200)]],
+            list[Annotated[StorableStr, Field(max_length=200)]],
             Field(max_length=100, description="All audiences to be in, made when missing."),
         ]
         | None
     ) = None
     audience: (
         Annotated[
-            Line, Field(max_length=200, description="An audience to be in besides those one is in, made when missing.")
+            StorableStr,
+            Field(max_length=200, description="An audience to be in besides those one is in, made when missing."),
         ]
         | None
     ) = None
@@ -51,7 +52,7 @@ class ErasureIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    email: Annotated[Line, Field(max_length=320, examples=["ada@example.com"])]
+    email: Annotated[StorableStr, Field(max_length=320, examples=["ada@example.com"])]
 
 
 class SuppressionOut(BaseModel):
@@ -77,17 +78,19 @@ class CustomerOut(BaseModel):
 
 
 class ImportQuery(BaseModel):
-    audience: Annotated[Line, Field(max_length=200, description="An audience that every customer joins.")] | None = None
+    audience: (
+        Annotated[StorableStr, Field(max_length=200, description="An audience that every customer joins.")] | None
+    ) = None
 
 
-class ImportId(BaseModel):
+class ImportPath(BaseModel):
     id: Annotated[int, Field(ge=1, lt=2**63)]
 
 
-class ErrorsPage(BaseModel):
+class ImportErrorsQuery(BaseModel):
     """Which rows that could not be taken to show: behind a cursor, at most this many."""
 
-    cursor: Annotated[Line, Field(max_length=200)] | None = None
+    cursor: Annotated[StorableStr, Field(max_length=200)] | None = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
 
 
@@ -136,13 +139,13 @@ def customer_json(customer: Customer, audiences: list[Audience], listed: Suppres
         "locale": customer.locale,
         "audiences": [audience.name for audience in audiences],
         "suppression": suppression_json(listed) if listed else None,
-        "unsubscribed_at": _time(listed.at) if listed and listed.reason == "unsubscribed" else None,
-        "created_at": _time(customer.created_at),
+        "unsubscribed_at": _format_utc(listed.at) if listed and listed.reason == "unsubscribed" else None,
+        "created_at": _format_utc(customer.created_at),
     }
 
 
 def suppression_json(listed: Suppression) -> dict[str, Any]:
-    return {"reason": listed.reason, "since": _time(listed.at), "source": listed.source, "detail": listed.words}
+    return {"reason": listed.reason, "since": _format_utc(listed.at), "source": listed.source, "detail": listed.words}
 
 
 def import_json(row: CustomerImport, errors: list[RejectedRow], following: str | None) -> dict[str, Any]:
@@ -159,12 +162,12 @@ def import_json(row: CustomerImport, errors: list[RejectedRow], following: str |
         "unchanged": row.unchanged,
         "duplicates": row.duplicates,
         "rejected": row.rejected,
-        "created_at": _time(row.created_at),
-        "finished_at": _time(row.finished_at),
+        "created_at": _format_utc(row.created_at),
+        "finished_at": _format_utc(row.finished_at),
         "errors": [{"line": error.line, "code": error.code, "detail": error.detail} for error in errors],
         "next_cursor": following,
     }
 
 
-def _time(at: datetime | None) -> str | None:
+def _format_utc(at: datetime | None) -> str | None:
     return at.astimezone(UTC).isoformat().replace("+00:00", "Z") if at else None

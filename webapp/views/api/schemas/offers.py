@@ -17,13 +17,13 @@ from pydantic import (
     model_validator,
 )
 
-from webapp.core.formatting import time
+from webapp.core.formatting import format_rfc3339
 from webapp.core.money import Discount
 from webapp.offers.models import Offer, OfferCode, OfferState
-from webapp.views.api.schemas.types import AmountOut, Body, Line, PercentOut, Time, discount_json
+from webapp.views.api.schemas.types import AmountOut, PercentOut, RequestBody, Rfc3339Time, StorableText, discount_json
 
 
-class DiscountIn(Body):
+class DiscountIn(RequestBody):
     """Either a share of the order (`percent`, a decimal string) or an `amount` in minor units of a `currency`."""
 
     type: Literal["percent", "amount"]
@@ -46,46 +46,48 @@ class DiscountIn(Body):
         return Discount("amount", amount=self.amount, currency=self.currency)
 
 
-class Mail(Body):
+class Mail(RequestBody):
     """The mail that announces the offer; what is left out is a default text."""
 
-    subject: Line | None = None
-    text: Line | None = None
-    html: Line | None = None
+    subject: StorableText | None = None
+    text: StorableText | None = None
+    html: StorableText | None = None
 
 
-class NewOffer(Body):
+class NewOffer(RequestBody):
     """An offer to set up. Without a code one is generated; without a start it starts now."""
 
-    name: Line
+    name: StorableText
     discount: DiscountIn
-    code: Line | None = None
-    starts_at: Time | None = None
-    ends_at: Time | None = None
-    time_zone: Line = "UTC"
+    code: StorableText | None = None
+    starts_at: Rfc3339Time | None = None
+    ends_at: Rfc3339Time | None = None
+    time_zone: StorableText = "UTC"
     max_redemptions: StrictInt | None = None
-    audience: Annotated[Line | None, Field(description="The name of an audience; null is everyone known.")] = None
+    audience: Annotated[StorableText | None, Field(description="The name of an audience; null is everyone known.")] = (
+        None
+    )
     personal_code_required: StrictBool = False
     mail: Mail | None = None
 
 
 # pydantic does not look at defaults, so a null that was sent is refused and one that was not is not seen.
-_LEFT_OUT: Any = None
+_UNSET: Any = None
 
 
-class OfferChange(Body):
+class OfferChange(RequestBody):
     """What to change of an offer; what is left out stays, and only three of them can be null."""
 
-    name: Line = _LEFT_OUT
-    discount: DiscountIn = _LEFT_OUT
-    code: Line = _LEFT_OUT
-    starts_at: Time = _LEFT_OUT
-    ends_at: Time | None = None
-    time_zone: Line = _LEFT_OUT
+    name: StorableText = _UNSET
+    discount: DiscountIn = _UNSET
+    code: StorableText = _UNSET
+    starts_at: Rfc3339Time = _UNSET
+    ends_at: Rfc3339Time | None = None
+    time_zone: StorableText = _UNSET
     max_redemptions: StrictInt | None = None
-    audience: Line | None = None
-    personal_code_required: StrictBool = _LEFT_OUT
-    paused: StrictBool = _LEFT_OUT
+    audience: StorableText | None = None
+    personal_code_required: StrictBool = _UNSET
+    paused: StrictBool = _UNSET
 
 
 class OfferPath(BaseModel):
@@ -100,13 +102,13 @@ class CodePath(OfferPath):
     alias: str
 
 
-class NewCode(Body):
+class NewCode(RequestBody):
     """The code that an offer gives out from now on; left out or null has one generated."""
 
-    code: Line | None = None
+    code: StorableText | None = None
 
 
-class OfferList(BaseModel):
+class OfferListQuery(BaseModel):
     """A page of offers, newest first."""
 
     model_config = ConfigDict(extra="forbid")
@@ -150,8 +152,8 @@ def offer_json(
         "aliases": [row.code_as_written for row in codes if row.closed_at is None and row.code != offer.code],
         "name": offer.name,
         "discount": discount_json(offer.discount),
-        "starts_at": time(offer.starts_at),
-        "ends_at": time(offer.ends_at),
+        "starts_at": format_rfc3339(offer.starts_at),
+        "ends_at": format_rfc3339(offer.ends_at),
         "time_zone": offer.time_zone,
         "state": offer.state(at),
         "paused": offer.paused_at is not None,
@@ -160,5 +162,5 @@ def offer_json(
         "max_redemptions": offer.max_redemptions,
         "redeemed": redeemed,
         "frozen": offer.frozen_at is not None,
-        "created_at": time(offer.created_at),
+        "created_at": format_rfc3339(offer.created_at),
     }

@@ -10,24 +10,31 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
 
-from webapp.core.errors import FieldError, Invalid
-from webapp.core.formatting import time
-from webapp.customers.models import ERASED
+from webapp.core.errors import FieldError, InvalidInput
+from webapp.core.formatting import format_rfc3339
+from webapp.customers.models import ERASED_EMAIL_PLACEHOLDER
 from webapp.overview.why_not import Explanation
-from webapp.redemptions.queries import Redeemed
+from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import Order
-from webapp.views.api.schemas.types import AmountOut, Body, PercentOut, Time, discount_json, storable
+from webapp.views.api.schemas.types import (
+    AmountOut,
+    PercentOut,
+    RequestBody,
+    Rfc3339Time,
+    discount_json,
+    require_storable_text,
+)
 
 METADATA_BYTES = 4096
 METADATA_DEPTH = 5
 AMOUNT_MAX = 10**15
 
 
-def _metadata(given: dict[str, Any]) -> dict[str, Any]:
+def _validate_metadata(given: dict[str, Any]) -> dict[str, Any]:
     """Small, shallow, and such that the database can hold it."""
     level: list[Any] = [given]
     for _ in range(METADATA_DEPTH):
-        level = [child for value in level for child in _children(value)]
+        level = [child for value in level for child in _child_values(value)]
         if not level:
             break
     else:
@@ -41,9 +48,9 @@ def _metadata(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _children(value: Any) -> list[Any]:
+def _child_values(value: Any) -> list[Any]:
     if isinstance(value, str):
-        storable(value)
+        require_storable_text(value)
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("numbers must be finite")
     if isinstance(value, int) and abs(value) >= 10**100:
@@ -53,26 +60,26 @@ def _children(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-Name = Annotated[StrictStr, Field(min_length=1, max_length=200), AfterValidator(storable)]
+ShortText = Annotated[StrictStr, Field(min_length=1, max_length=200), AfterValidator(require_storable_text)]
 
 
-class WhichCustomer(Body):
+class CustomerReference(RequestBody):
     """A customer by e-mail or by your own id."""
 
     email: Annotated[StrictStr, Field(max_length=320, examples=["ada@example.com"])] | None = None
-    source_id: Name | None = None
+    source_id: ShortText | None = None
 
     @model_validator(mode="after")
-    def one_of_them(self) -> WhichCustomer:
+    def one_of_them(self) -> CustomerReference:
         if (self.email is None) == (self.source_id is None):
             raise ValueError("give either email or source_id")
         return self
 
 
-class OrderIn(Body):
+class OrderIn(RequestBody):
     """The order: its id, and its amount in minor units of its currency."""
 
-    id: Name
+    id: ShortText
     amount: Annotated[StrictInt, Field(ge=0, le=AMOUNT_MAX)] | None = None
     currency: Annotated[StrictStr, Field(pattern=r"^[A-Z]{3}$", examples=["EUR"])] | None = None
 
@@ -80,18 +87,18 @@ class OrderIn(Body):
         return Order(self.id, self.amount, self.currency)
 
 
-class NewValidation(Body):
+class NewValidation(RequestBody):
     """What would be redeemed."""
 
     code: Annotated[StrictStr, Field(max_length=200, examples=["summer25"])]
-    customer: WhichCustomer
+    customer: CustomerReference
     order: OrderIn | None = None
 
 
 class NewRedemption(NewValidation):
     """What to redeem. `metadata` is kept as it is."""
 
-    metadata: Annotated[dict[StrictStr, Any], AfterValidator(_metadata)] | None = None
+    metadata: Annotated[dict[StrictStr, Any], AfterValidator(_validate_metadata)] | None = None
 
     def digest(self) -> bytes:
         """The same for the same request, whatever the order and spacing of its JSON. Short: it is kept in the row."""
@@ -99,26 +106,26 @@ class NewRedemption(NewValidation):
         return hashlib.sha256(body.encode()).digest()[:8]
 
 
-class NewExplanation(Body):
+class NewExplanation(RequestBody):
     """Whose redeeming of what is to be explained; the code may be a personal one."""
 
     code: Annotated[StrictStr, Field(max_length=200, examples=["summer25"])]
-    customer: WhichCustomer
+    customer: CustomerReference
 
 
-class NewRollback(Body):
+class NewRollback(RequestBody):
     """Why a redemption is undone."""
 
     reason: StrictStr = Field(examples=["order cancelled"])
 
 
-class RedemptionId(BaseModel):
+class RedemptionPath(BaseModel):
     """A redemption by its id."""
 
     id: str
 
 
-class RedemptionList(BaseModel):
+class RedemptionListQuery(BaseModel):
     """A page of live redemptions, newest first, narrowed to an offer, a customer, a time."""
 
     model_config = ConfigDict(extra="forbid")
@@ -126,26 +133,26 @@ class RedemptionList(BaseModel):
     email: str | None = None
     source_id: str | None = None
     channel: Literal["form", "link", "api", "staff"] | None = None
-    since: Time | None = None
-    until: Time | None = None
+    since: Rfc3339Time | None = None
+    until: Rfc3339Time | None = None
     cursor: str | None = None
     limit: Annotated[int, Field(ge=1, le=100)] = 50
 
 
-class CustomerEmail(BaseModel):
+class CustomerEmailPath(BaseModel):
     """A customer by e-mail."""
 
     email: str
 
 
-class CustomerOffers(BaseModel):
+class UsableOffersQuery(BaseModel):
     """Whether those that were used already are wanted too."""
 
     model_config = ConfigDict(extra="forbid")
     used: bool = False
 
 
-class WhoseOut(BaseModel):
+class RedemptionCustomerOut(BaseModel):
     """Whose it is; of an erased customer nothing is known any more."""
 
     email: str | None
@@ -163,7 +170,7 @@ class RedemptionOut(BaseModel):
     id: str
     code: str
     offer: str
-    customer: WhoseOut
+    customer: RedemptionCustomerOut
     discount: PercentOut | AmountOut
     discount_amount: int | None
     order: OrderOut | None
@@ -200,12 +207,12 @@ class CheckOut(BaseModel):
     detail: str
 
 
-class ExplainedOffer(BaseModel):
+class ExplainedOfferOut(BaseModel):
     code: str
     name: str
 
 
-class MailOut(BaseModel):
+class ExplainedEmailOut(BaseModel):
     """A mail about the offer to the customer, and what became of it."""
 
     campaign: int
@@ -224,13 +231,13 @@ class ExplanationOut(BaseModel):
     reason: str | None
     detail: str
     checks: list[CheckOut]
-    offer: ExplainedOffer | None
-    customer: WhoseOut | None
+    offer: ExplainedOfferOut | None
+    customer: RedemptionCustomerOut | None
     redemption: str | None
-    mails: list[MailOut]
+    mails: list[ExplainedEmailOut]
 
 
-class UsableOut(BaseModel):
+class UsableOfferOut(BaseModel):
     """An offer that the customer can use now; `redeemed_at` is set where it was used already."""
 
     code: str
@@ -241,18 +248,18 @@ class UsableOut(BaseModel):
     redeemed_at: str | None = None
 
 
-class UsablePage(BaseModel):
-    offers: list[UsableOut]
+class UsableOffersOut(BaseModel):
+    offers: list[UsableOfferOut]
 
 
-def idempotency_key(given: str | None) -> str | None:
+def hash_idempotency_key(given: str | None) -> str | None:
     """What is kept of the header's value: twelve characters of its hash, whatever its length. It is only ever compared
     with the key of a redemption of the same offer by the same customer.
 
     :raises Invalid: unless it is 1 to 255 visible ASCII characters.
     """
     if given is not None and (not 1 <= len(given) <= 255 or not given.isascii() or not given.isprintable()):
-        raise Invalid(
+        raise InvalidInput(
             FieldError("Idempotency-Key", "idempotency_key_invalid", "Send 1 to 255 visible ASCII characters.")
         )
     return None if given is None else base64.b64encode(hashlib.sha256(given.encode()).digest()[:9]).decode()
@@ -277,14 +284,14 @@ def explanation_json(told: Explanation) -> dict[str, Any]:
                 "campaign": mail.campaign.id,
                 "kind": mail.campaign.kind,
                 "status": mail.state,
-                "at": time(mail.at or mail.campaign.launched_at),
+                "at": format_rfc3339(mail.at or mail.campaign.launched_at),
             }
             for mail in told.mails
         ],
     }
 
 
-def redemption_json(done: Redeemed) -> dict[str, Any]:
+def redemption_json(done: RedemptionRecord) -> dict[str, Any]:
     """A redemption as JSON gives it."""
     use = done.use
     order = None
@@ -294,13 +301,13 @@ def redemption_json(done: Redeemed) -> dict[str, Any]:
         "id": done.public_id,
         "code": done.code,
         "offer": done.offer_name,
-        "customer": {"email": None if done.email == ERASED else done.email},
+        "customer": {"email": None if done.email == ERASED_EMAIL_PLACEHOLDER else done.email},
         "discount": discount_json(done.discount),
         "discount_amount": use.discount_amount,
         "order": order,
         "metadata": use.order_metadata,
         "channel": use.channel,
-        "redeemed_at": time(use.redeemed_at),
-        "rolled_back_at": time(use.rolled_back_at),
+        "redeemed_at": format_rfc3339(use.redeemed_at),
+        "rolled_back_at": format_rfc3339(use.rolled_back_at),
         "rollback_reason": use.reason,
     }

@@ -17,11 +17,11 @@ from pydantic import (
 
 from webapp.core.money import Discount
 
-_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_RFC3339_PATTERN = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 
-def _time(given: object) -> datetime:
-    if not isinstance(given, str) or not _RFC3339.fullmatch(given):
+def _parse_rfc3339(given: object) -> datetime:
+    if not isinstance(given, str) or not _RFC3339_PATTERN.fullmatch(given):
         raise ValueError("give a time as RFC 3339 has it, such as 2026-06-01T00:00:00Z")
     try:
         return datetime.fromisoformat(given.upper()).astimezone(UTC)
@@ -29,7 +29,7 @@ def _time(given: object) -> datetime:
         raise ValueError("there is no such time") from None
 
 
-def storable(text: str) -> str:
+def require_storable_text(text: str) -> str:
     """Text that the database can hold.
 
     :raises ValueError: when it has a NUL or half of a surrogate pair.
@@ -39,15 +39,15 @@ def storable(text: str) -> str:
     return text
 
 
-Time = Annotated[
+Rfc3339Time = Annotated[
     datetime,
-    BeforeValidator(_time, json_schema_input_type=str),
+    BeforeValidator(_parse_rfc3339, json_schema_input_type=str),
     Field(json_schema_extra={"type": "string", "format": "date-time", "examples": ["2026-06-01T00:00:00Z"]}),
 ]
-Line = Annotated[StrictStr, AfterValidator(storable)]
+StorableText = Annotated[StrictStr, AfterValidator(require_storable_text)]
 
 
-class Body(BaseModel):
+class RequestBody(BaseModel):
     """A body knows its fields; another one is a typing error."""
 
     model_config = ConfigDict(extra="forbid")

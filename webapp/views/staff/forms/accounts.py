@@ -20,52 +20,54 @@ from wtforms import (
 )
 from wtforms.validators import EqualTo, InputRequired, Length, Optional
 
-from webapp.accounts.passwords import PASSWORD_MAX, PASSWORD_MIN
+from webapp.accounts.passwords import PASSWORD_MAX_LENGTH, PASSWORD_MIN_LENGTH
 
-ROLE_WORDS = {
+ROLE_LABELS = {
     "admin": "Administrator: everything, and people, keys and the audit trail",
     "manager": "Manager: everything about offers, campaigns and customers",
     "viewer": "Viewer: looks, and changes nothing",
 }
-SCOPE_WORDS = {
+SCOPE_LABELS = {
     "read": "read: look at offers, customers, redemptions",
     "redeem": "redeem: validate and redeem codes, undo redemptions",
     "manage": "manage: import and erase customers, set up and launch offers",
 }
 
 
-def _choices(words: dict[str, str]) -> list[SelectChoice]:
+def _label_choices(words: dict[str, str]) -> list[SelectChoice]:
     return [SelectChoice(value, label) for value, label in words.items()]
 
 
-def _one_line(text: str | None) -> str:
+def _collapse_whitespace(text: str | None) -> str:
     """Spaces tidied, and nothing in it that can't be seen."""
     return " ".join("".join(c if c.isprintable() else " " for c in text or "").split())
 
 
-def _missing(what: str) -> InputRequired:
+def _required(what: str) -> InputRequired:
     return InputRequired(f"Please enter {what}.")
 
 
-def _new_password() -> list[object]:
+def _new_password_validators() -> list[object]:
     return [
-        _missing("a password"),
-        Length(PASSWORD_MIN, PASSWORD_MAX, f"Use {PASSWORD_MIN} to {PASSWORD_MAX} characters."),
+        _required("a password"),
+        Length(
+            PASSWORD_MIN_LENGTH, PASSWORD_MAX_LENGTH, f"Use {PASSWORD_MIN_LENGTH} to {PASSWORD_MAX_LENGTH} characters."
+        ),
     ]
 
 
-def _again(field: str) -> list[object]:
+def _confirmation_validators(field: str) -> list[object]:
     return [EqualTo(field, "This is not the same as the password above.")]
 
 
 class SignInForm(FlaskForm):
-    email = EmailField("E-mail", [_missing("your e-mail")])
-    password = PasswordField("Password", [_missing("your password")])
+    email = EmailField("E-mail", [_required("your e-mail")])
+    password = PasswordField("Password", [_required("your password")])
 
 
-class _Person(FlaskForm):
+class _NameAndTimeZoneForm(FlaskForm):
     name = StringField(
-        "Name", [_missing("a name"), Length(max=100, message="Use at most 100 characters.")], [_one_line]
+        "Name", [_required("a name"), Length(max=100, message="Use at most 100 characters.")], [_collapse_whitespace]
     )
     # The choices are the zones of the door.
     time_zone = SelectField("Time zone", default="UTC")
@@ -75,46 +77,46 @@ class _Person(FlaskForm):
             raise ValidationError("Please enter a name.")
 
 
-class JoinForm(_Person):
-    email = EmailField("E-mail", [_missing("an e-mail")])
-    password = PasswordField("Password", _new_password())
-    confirm = PasswordField("Password again", _again("password"))
+class AcceptInvitationForm(_NameAndTimeZoneForm):
+    email = EmailField("E-mail", [_required("an e-mail")])
+    password = PasswordField("Password", _new_password_validators())
+    confirm = PasswordField("Password again", _confirmation_validators("password"))
 
 
 class FirstPasswordForm(FlaskForm):
-    password = PasswordField("Password", _new_password())
-    confirm = PasswordField("Password again", _again("password"))
+    password = PasswordField("Password", _new_password_validators())
+    confirm = PasswordField("Password again", _confirmation_validators("password"))
 
 
 class NewPasswordForm(FlaskForm):
-    password = PasswordField("New password", _new_password())
-    confirm = PasswordField("New password again", _again("password"))
+    password = PasswordField("New password", _new_password_validators())
+    confirm = PasswordField("New password again", _confirmation_validators("password"))
 
 
-class ProfileForm(_Person):
+class ProfileForm(_NameAndTimeZoneForm):
     pass
 
 
 class ChangePasswordForm(FlaskForm):
-    current = PasswordField("Current password", [_missing("your current password")])
-    password = PasswordField("New password", _new_password())
-    confirm = PasswordField("New password again", _again("password"))
+    current = PasswordField("Current password", [_required("your current password")])
+    password = PasswordField("New password", _new_password_validators())
+    confirm = PasswordField("New password again", _confirmation_validators("password"))
 
 
 class InviteForm(FlaskForm):
-    role = SelectField("Role", choices=_choices(ROLE_WORDS), default="manager")
+    role = SelectField("Role", choices=_label_choices(ROLE_LABELS), default="manager")
     email = EmailField("E-mail", filters=[lambda text: (text or "").strip()])
 
 
 class RoleForm(FlaskForm):
-    role = SelectField("Role", choices=_choices(ROLE_WORDS))
+    role = SelectField("Role", choices=_label_choices(ROLE_LABELS))
 
 
 class ApiKeyForm(FlaskForm):
-    name = StringField("Name", [_missing("who uses the key"), Length(max=100)], [_one_line])
+    name = StringField("Name", [_required("who uses the key"), Length(max=100)], [_collapse_whitespace])
     scopes = SelectMultipleField(
         "It may",
-        choices=_choices(SCOPE_WORDS),
+        choices=_label_choices(SCOPE_LABELS),
         widget=widgets.ListWidget(prefix_label=False),
         option_widget=widgets.CheckboxInput(),
     )

@@ -14,14 +14,14 @@ from webapp.campaigns.content.placeholders import (
     DEFAULT_TEXT,
     REMINDER_SUBJECT,
     REMINDER_TEXT,
-    MailText,
+    EmailContent,
 )
 from webapp.campaigns.models import Campaign
 from webapp.core import local_time
-from webapp.core.errors import FieldError, Invalid
-from webapp.views.staff.forms.offers import TWICE, ClockField, asks_which, typed_local
+from webapp.core.errors import FieldError, InvalidInput
+from webapp.views.staff.forms.offers import FOLD_CHOICES, TimeOfDayField, needs_fold_choice, parse_local_datetime
 
-_STATES = {
+_STATUS_LABELS = {
     "": "Every state",
     "draft": "Draft",
     "scheduled": "Scheduled",
@@ -33,7 +33,7 @@ _STATES = {
 }
 
 
-class MailForm(FlaskForm):
+class EmailContentForm(FlaskForm):
     """The mail of an offer, and how its preview is looked at."""
 
     # Of the words that were open while these were written.
@@ -69,9 +69,13 @@ class MailForm(FlaskForm):
         self.text.data = campaign.text if campaign and (campaign.text or campaign.html) else text
         self.uncertain_policy.data = campaign.uncertain_policy if campaign else "resend"
 
-    def mail(self) -> MailText:
+    def mail(self) -> EmailContent:
         """What was typed."""
-        return MailText((self.subject.data or "").strip(), _lines(self.text.data), _lines(self.html.data))
+        return EmailContent(
+            (self.subject.data or "").strip(),
+            _normalise_line_breaks(self.text.data),
+            _normalise_line_breaks(self.html.data),
+        )
 
 
 class LaunchForm(FlaskForm):
@@ -86,8 +90,8 @@ class LaunchForm(FlaskForm):
     # How it stood when the page was opened.
     seen = HiddenField()
     at = DateField("Day", validators=[Optional()])
-    at_time = ClockField("Time")
-    at_fold = RadioField("Which one?", choices=TWICE, validators=[Optional()])
+    at_time = TimeOfDayField("Time")
+    at_fold = RadioField("Which one?", choices=FOLD_CHOICES, validators=[Optional()])
     to_all = RadioField(
         "Who got the cancelled mailing",
         choices=[
@@ -106,7 +110,7 @@ class LaunchForm(FlaskForm):
         if campaign.status == "scheduled" and campaign.scheduled_at is not None:
             local = campaign.scheduled_at.astimezone(ZoneInfo(time_zone))
             self.when.data, self.at.data, self.at_time.data = "later", local.date(), local.time()
-            shown = local_time.shown(campaign.scheduled_at, ZoneInfo(time_zone))
+            shown = local_time.utc_to_local(campaign.scheduled_at, ZoneInfo(time_zone))
             self.at_fold.data = None if shown.fold is None else str(shown.fold)
 
     def moment(self, time_zone: str) -> datetime | None:
@@ -116,12 +120,12 @@ class LaunchForm(FlaskForm):
         """
         if self.when.data != "later":
             return None
-        local = typed_local(self, "at")
+        local = parse_local_datetime(self, "at")
         if local is None:
-            raise Invalid(FieldError("at", "day_missing", "Say on which day it starts."))
+            raise InvalidInput(FieldError("at", "day_missing", "Say on which day it starts."))
         if local.time is None:
-            raise Invalid(FieldError("at_time", "time_missing", "Say at what time it starts, such as 9:00."))
-        return local_time.moment(local, ZoneInfo(time_zone), "at")
+            raise InvalidInput(FieldError("at_time", "time_missing", "Say at what time it starts, such as 9:00."))
+        return local_time.local_to_utc(local, ZoneInfo(time_zone), "at")
 
     def again(self) -> bool | None:
         """Whether those get it who got a cancelled one; None where that was not asked."""
@@ -133,25 +137,25 @@ class LaunchForm(FlaskForm):
 
     def asks(self) -> bool:
         """Whether to ask which one is meant of a time that comes twice."""
-        return asks_which(self, "at")
+        return needs_fold_choice(self, "at")
 
 
-class StateForm(Form):
+class CampaignFilterForm(Form):
     """What the list of mailings is narrowed to."""
 
     state = SelectField(
         "State",
-        choices=[SelectChoice(value, label) for value, label in _STATES.items()],
+        choices=[SelectChoice(value, label) for value, label in _STATUS_LABELS.items()],
         default="",
         validate_choice=False,
     )
 
     def chosen(self) -> str | None:
         """The state to show; None for every one, and for a word that is none."""
-        return self.state.data if self.state.data and self.state.data in _STATES else None
+        return self.state.data if self.state.data and self.state.data in _STATUS_LABELS else None
 
 
-def _lines(typed: str | None) -> str:
+def _normalise_line_breaks(typed: str | None) -> str:
     """Browsers send CRLF; an empty-looking field is empty."""
     text = (typed or "").replace("\r\n", "\n")
     return text if text.strip() else ""

@@ -12,14 +12,14 @@ from webapp.customers.models import Audience, Customer
 from webapp.customers.validation import CustomerValues
 
 
-class SearchForm(Form):
+class CustomerSearchForm(Form):
     """What the list of customers is narrowed to."""
 
     q = StringField("E-mail, name or source id")
     audience = SelectField("Audience", default="", validate_choice=False)
 
     def offer(self, audiences: Sequence[Audience]) -> None:
-        self.audience.choices = [SelectChoice("", "Every audience"), *_choices(audiences)]
+        self.audience.choices = [SelectChoice("", "Every audience"), *_audience_choices(audiences)]
 
     def audience_id(self) -> int | None:
         """The audience to show; None for every one, and for what is none."""
@@ -39,7 +39,7 @@ class CustomerForm(FlaskForm):
     )
 
     def offer(self, audiences: Sequence[Audience]) -> None:
-        self.audiences.choices = _choices(audiences)
+        self.audiences.choices = _audience_choices(audiences)
 
     def show(self, customer: Customer, audiences: Sequence[Audience]) -> None:
         """Fill the form with what is known."""
@@ -67,14 +67,14 @@ class AudienceForm(FlaskForm):
     name = StringField("Name", render_kw={"required": True})
 
 
-REASON_WORDS = {
+SUPPRESSION_REASON_LABELS = {
     "unsubscribed": "Unsubscribed: the person asked for no more mails",
     "complained": "Complained: the person called a mail spam",
     "bounced": "Bounced: the address does not exist",
 }
 
 
-class SuppressionSearch(Form):
+class SuppressionSearchForm(Form):
     """What the list of addresses that must not be mailed is narrowed to."""
 
     q = StringField("E-mail")
@@ -82,7 +82,10 @@ class SuppressionSearch(Form):
         "Reason",
         default="",
         validate_choice=False,
-        choices=[SelectChoice("", "Every reason"), *(SelectChoice(each, each.title()) for each in REASON_WORDS)],
+        choices=[
+            SelectChoice("", "Every reason"),
+            *(SelectChoice(each, each.title()) for each in SUPPRESSION_REASON_LABELS),
+        ],
     )
 
 
@@ -91,7 +94,7 @@ class SuppressionForm(FlaskForm):
 
     email = EmailField("E-mail", render_kw={"required": True})
     reason = SelectField(
-        "Reason", choices=[SelectChoice(*each) for each in REASON_WORDS.items()], validate_choice=False
+        "Reason", choices=[SelectChoice(*each) for each in SUPPRESSION_REASON_LABELS.items()], validate_choice=False
     )
     words = StringField("Note")
 
@@ -107,5 +110,5 @@ class ImportForm(Form):
         self.form_errors: list[str] = []
 
 
-def _choices(audiences: Sequence[Audience]) -> list[SelectChoice]:
+def _audience_choices(audiences: Sequence[Audience]) -> list[SelectChoice]:
     return [SelectChoice(str(audience.id), audience.name) for audience in audiences]

@@ -10,13 +10,13 @@ from wtforms import DateField, Form, SelectChoice, SelectField, StringField
 from wtforms.validators import Optional
 
 from webapp.core.email_addresses import normalise_email
-from webapp.core.errors import FieldError, Invalid
+from webapp.core.errors import FieldError, InvalidInput
 from webapp.offers.models import normalise_code
-from webapp.redemptions.rules import Ask
-from webapp.views.redeem_input import parse_code_and_email
+from webapp.redemptions.rules import RedemptionRequest
+from webapp.views.redeem_input import _parse_code_and_email
 
-CHANNEL_WORDS = {"form": "Form", "link": "Personal link", "api": "API", "staff": "Staff"}
-CHECK_WORDS = {
+CHANNEL_LABELS = {"form": "Form", "link": "Personal link", "api": "API", "staff": "Staff"}
+CHECK_LABELS = {
     "code": "The code is known",
     "customer": "The customer is known",
     "unused": "Not used yet",
@@ -26,7 +26,7 @@ CHECK_WORDS = {
     "personal_code": "The right kind of code",
     "room": "Not used up",
 }
-_CHANNELS = [SelectChoice(value, label) for value, label in {"": "Every channel", **CHANNEL_WORDS}.items()]
+_CHANNEL_CHOICES = [SelectChoice(value, label) for value, label in {"": "Every channel", **CHANNEL_LABELS}.items()]
 
 
 class StaffRedeemForm(FlaskForm):
@@ -35,13 +35,13 @@ class StaffRedeemForm(FlaskForm):
     code = StringField("Code")
     email = StringField("Customer's e-mail address")
 
-    def ask(self) -> Ask:
+    def ask(self) -> RedemptionRequest:
         """What was typed, understood.
 
         :raises Invalid: with an error for each field that can't be read.
         """
-        code, email = parse_code_and_email(self.code.data or "", self.email.data or "")
-        return Ask(channel="staff", code=code, email=email)
+        code, email = _parse_code_and_email(self.code.data or "", self.email.data or "")
+        return RedemptionRequest(channel="staff", code=code, email=email)
 
 
 class WhyNotForm(Form):
@@ -50,7 +50,7 @@ class WhyNotForm(Form):
     who = StringField("Customer's e-mail or source id")
     code = StringField("Offer's code, or a personal one")
 
-    def ask(self) -> Ask:
+    def ask(self) -> RedemptionRequest:
         """What was typed, understood.
 
         :raises Invalid: with an error for each field that can't be read.
@@ -62,29 +62,29 @@ class WhyNotForm(Form):
         code = ""
         try:
             if not (self.code.data or "").strip():
-                raise Invalid(FieldError("code", "code_missing", "Type the code as the customer has it."))
+                raise InvalidInput(FieldError("code", "code_missing", "Type the code as the customer has it."))
             code = normalise_code(self.code.data or "")
-        except Invalid as error:
+        except InvalidInput as error:
             errors += error.errors
         if errors:
-            raise Invalid(*errors)
+            raise InvalidInput(*errors)
         try:
-            return Ask(channel="staff", code=code, email=normalise_email(who))
-        except Invalid:
+            return RedemptionRequest(channel="staff", code=code, email=normalise_email(who))
+        except InvalidInput:
             # What is no address may be an own id of the shop, with or without an @.
-            return Ask(channel="staff", code=code, source_id=who)
+            return RedemptionRequest(channel="staff", code=code, source_id=who)
 
 
 class UndoForm(FlaskForm):
     reason = StringField("Reason")
 
 
-class SearchForm(Form):
+class RedemptionSearchForm(Form):
     """What a list of redemptions is narrowed to. `who` is an e-mail or the reference on a receipt."""
 
     who = StringField("E-mail or reference")
     code = StringField("Offer's code")
-    channel = SelectField("Channel", choices=_CHANNELS, default="", validate_choice=False)
+    channel = SelectField("Channel", choices=_CHANNEL_CHOICES, default="", validate_choice=False)
     first = DateField("From", validators=[Optional()])
     last = DateField("To", validators=[Optional()])
 
@@ -93,12 +93,12 @@ class SearchForm(Form):
         place = ZoneInfo(zone)
         since, until = (self.first.data or None), (self.last.data or None)
         return (
-            _midnight(since, place) if since else None,
-            _midnight(until + timedelta(days=1), place) if until and until < date.max else None,
+            _midnight_utc(since, place) if since else None,
+            _midnight_utc(until + timedelta(days=1), place) if until and until < date.max else None,
         )
 
 
-def _midnight(day: date, place: ZoneInfo) -> datetime | None:
+def _midnight_utc(day: date, place: ZoneInfo) -> datetime | None:
     if not 1970 <= day.year < 2200:
         return None
     return datetime.combine(day, time(0), place).astimezone(UTC)

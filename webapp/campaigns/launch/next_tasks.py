@@ -1,0 +1,32 @@
+"""Enqueue the tasks that follow a change of a campaign's status."""
+
+from __future__ import annotations
+
+from flask import current_app
+
+from webapp.campaigns.launch import queries as launch_queries
+from webapp.campaigns.models import Campaign
+from webapp.core import task_queue
+
+
+def enqueue_next_task(campaign: Campaign) -> None:
+    """Enqueue the task that does the next step of a campaign in its status."""
+    if campaign.status == "preparing":
+        task_queue.enqueue("campaigns.prepare", campaign.id)
+    elif campaign.status == "sending":
+        enqueue_senders()
+    elif campaign.status == "scheduled":
+        enqueue_next_start()
+
+
+def enqueue_senders() -> None:
+    """Enqueue as many senders as a worker has connections to the relay."""
+    for _ in range(current_app.config["SETTINGS"].mail_connections):
+        task_queue.enqueue("campaigns.send")
+
+
+def enqueue_next_start() -> None:
+    """Enqueue the start of the next scheduled campaign for its second, when that is before the next sweep."""
+    wait = launch_queries.seconds_until_next_start()
+    if wait is not None:
+        task_queue.enqueue("campaigns.start", after=wait)

@@ -1,0 +1,5 @@
+"""Background tasks: what workers run. Each task calls actions; actions enqueue tasks by name."""
+
+from webapp.tasks import campaigns, customers, monitoring, redemptions
+
+__all__ = ["campaigns", "customers", "monitoring", "redemptions"]

@@ -1,0 +1,57 @@
+"""Tasks of campaigns. Running one twice, or not at all, does no harm: the work to do is in rows."""
+
+from __future__ import annotations
+
+import secrets
+
+from huey import crontab
+
+from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns.launch import actions as launch_actions
+from webapp.campaigns.launch import cancellation, next_tasks, preparation
+from webapp.campaigns.sending import completion, sender
+from webapp.core import logs, task_queue
+
+
+@task_queue.task("campaigns.prepare", former_keys=("webapp.campaigns.tasks._prepare",))
+def prepare(campaign_id: int) -> None:
+    """Write the audience of a launched campaign as batches, then enqueue senders."""
+    with logs.log_context(campaign_id=campaign_id):
+        preparation.prepare_campaign(campaign_id)
+    next_tasks.enqueue_senders()
+
+
+@task_queue.task("campaigns.send", former_keys=("webapp.campaigns.tasks._pump",))
+def send() -> None:
+    """Send pending emails for one time slice; enqueue the next slice when some are left."""
+    if sender.send_pending_emails():
+        task_queue.enqueue("campaigns.send")
+
+
+@task_queue.task("campaigns.start", former_keys=("webapp.campaigns.tasks._start",))
+def start() -> None:
+    """Launch the scheduled campaigns that are due."""
+    launch_actions.start_due_campaigns()
+
+
+@task_queue.task("campaigns.clean_up_cancelled", former_keys=("webapp.campaigns.closing_actions.close_cancelled",))
+def clean_up_cancelled() -> None:
+    """Close what is left of cancelled campaigns."""
+    cancellation.clean_up_cancelled_campaigns()
+
+
+@task_queue.periodic_task("campaigns.sweep", crontab(minute="*"), former_keys=("webapp.campaigns.tasks._sweep",))
+def sweep() -> None:
+    """Find work whose queue entry or owner was lost, due retries and finished campaigns, and enqueue what follows."""
+    start()
+    cancellation.clean_up_cancelled_campaigns()
+    completion.finalize_cancelled_batches(f"sweep:{secrets.token_hex(4)}")
+    completion.finish_campaigns()
+    for campaign_id in campaign_queries.list_preparing_campaign_ids():
+        task_queue.enqueue("campaigns.prepare", campaign_id)
+    if campaign_queries.has_pending_sends():
+        next_tasks.enqueue_senders()
+    wait = campaign_queries.seconds_until_next_batch()
+    if wait is not None:
+        task_queue.enqueue("campaigns.send", after=wait + 1)
+    next_tasks.enqueue_next_start()

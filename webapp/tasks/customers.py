@@ -1,0 +1,43 @@
+"""Tasks of customers: process imports, and complete erasures."""
+
+from __future__ import annotations
+
+import threading
+
+from huey import crontab
+
+from webapp.core import task_queue
+from webapp.customers import actions as customer_actions
+from webapp.customers import queries as customer_queries
+from webapp.customers.imports import actions as import_actions
+
+# One import at a time in a worker: several would occupy every thread, and no email would be sent until they are done.
+_import_lock = threading.Lock()
+
+
+@task_queue.task("customers.process_import", former_keys=("webapp.customers.tasks.read_import",))
+def process_import(import_id: int) -> None:
+    """Process an import, then enqueue those that arrived since. Does nothing while another one is being processed."""
+    if not _import_lock.acquire(blocking=False):
+        return
+    try:
+        import_actions.run_import(import_id)
+    finally:
+        _import_lock.release()
+    _enqueue_waiting_imports()
+
+
+@task_queue.periodic_task(
+    "customers.sweep_customers", crontab(minute="*"), former_keys=("webapp.customers.tasks.sweep_customers",)
+)
+def sweep() -> None:
+    """Enqueue imports whose queue entry or worker was lost, fail stalled uploads, delete what must not be kept."""
+    customer_actions.repeat_recent_erasures()
+    customer_actions.delete_old_rejected_rows()
+    import_actions.fail_stalled_uploads()
+    _enqueue_waiting_imports()
+
+
+def _enqueue_waiting_imports() -> None:
+    for import_id in customer_queries.list_claimable_import_ids():
+        task_queue.enqueue("customers.process_import", import_id)

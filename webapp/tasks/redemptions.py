@@ -1,0 +1,29 @@
+"""Tasks of redemptions: email receipts, and update the hourly counts."""
+
+from __future__ import annotations
+
+from huey import crontab
+
+from webapp.core import task_queue
+from webapp.mail.smtp import RelayUnavailable
+from webapp.redemptions import hourly_counts, receipts
+
+
+@task_queue.task("redemptions.send_receipt", former_keys=("webapp.redemptions.tasks._mail_receipt",))
+def send_receipt(offer_id: int, customer_id: int, attempt: int) -> None:
+    """Email a receipt; retry after a while when the relay is unavailable."""
+    try:
+        receipts.send_receipt_email(offer_id, customer_id)
+    except RelayUnavailable:
+        if attempt < len(receipts.RETRY_DELAYS):
+            task_queue.enqueue(
+                "redemptions.send_receipt", offer_id, customer_id, attempt + 1, after=receipts.RETRY_DELAYS[attempt]
+            )
+
+
+@task_queue.periodic_task(
+    "redemptions.count_hours", crontab(minute="*"), former_keys=("webapp.redemptions.actions.count_hours",)
+)
+def update_hourly_counts() -> None:
+    """Add the redemptions made since the last run to the counts by hour."""
+    hourly_counts.update_hourly_counts()
