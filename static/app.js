@@ -29,6 +29,7 @@
       for (const button of group.querySelectorAll("button")) {
         const chosen = document.documentElement.dataset.themeChoice === button.dataset.theme;
         button.setAttribute("aria-pressed", String(chosen));
+        button.classList.toggle("active", chosen);
       }
     }
   };
@@ -42,19 +43,19 @@
 
   // --- messages ------------------------------------------------------------------------------------
 
-  const toasts = make("div", { className: "toasts" });
+  const toasts = make("div", { className: "toast-container position-fixed bottom-0 end-0 p-3" });
   toasts.setAttribute("aria-live", "polite");
   document.body.append(toasts);
 
-  const toast = (text, tone = "danger") => {
+  const toast = (text) => {
     // A piece that polls would otherwise repeat its failure every few seconds.
     if ([...toasts.children].some((shown) => shown.dataset.text === text)) return;
-    const close = make("button", { type: "button", textContent: "×", ariaLabel: "Dismiss" });
-    const body = make("div", { className: "notice-body", textContent: text });
-    const notice = make("div", { className: `notice notice-${tone}` }, body, close);
-    notice.dataset.text = text;
-    close.addEventListener("click", () => notice.remove());
-    toasts.append(notice);
+    const close = make("button", { type: "button", className: "btn-close m-auto me-2", ariaLabel: "Dismiss" });
+    const body = make("div", { className: "toast-body", textContent: text });
+    const box = make("div", { className: "toast show d-flex border-danger" }, body, close);
+    box.dataset.text = text;
+    close.addEventListener("click", () => box.remove());
+    toasts.append(box);
   };
 
   const REASONS = {
@@ -136,7 +137,7 @@
       const no = make("button", { type: "button", className: "btn", textContent: "Cancel" });
       const words = make("p", { className: "confirm-question", textContent: question, id: "ask-question" });
       const dialog = make("dialog", { className: "dialog" }, words);
-      dialog.append(make("div", { className: "confirm-actions" }, no, yes));
+      dialog.append(make("div", { className: "btn-list justify-content-end" }, no, yes));
       dialog.setAttribute("aria-labelledby", "ask-question");
       no.addEventListener("click", () => dialog.close());
       yes.addEventListener("click", () => dialog.close("yes"));
@@ -325,7 +326,7 @@
     probe.remove();
     return colour;
   };
-  const COLOURS = ["primary", "accent", "warning", "info"].map((name) => `var(--tblr-${name})`);
+  const COLOURS = ["primary", "purple", "warning", "info"].map((name) => `var(--tblr-${name})`);
   const DASHES = [undefined, [6, 4], [2, 3], [10, 3, 2, 3]];
   const fade = (element, colour) => css(element, `color-mix(in srgb, ${colour} 14%, transparent)`);
 
