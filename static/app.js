@@ -159,6 +159,8 @@
     form.querySelector("[data-close]").hidden = false;
     document.body.append(dialog);
     dialog.addEventListener("close", () => {
+      // A piece that renewed itself meanwhile has brought the form again.
+      details.querySelector("form")?.remove();
       details.append(form);
       form.querySelector("[data-close]").hidden = true;
       question.removeAttribute("id");
@@ -266,42 +268,17 @@
     if (ctx.sourceEvent?.type === "every" && document.hidden) event.preventDefault();
   });
 
-  // htmx finds a focused element with an id again; this does it for those without.
-  const landmark = (element) => {
-    for (const name of ["data-focus", "name", "href", "action", "data-copy"]) {
-      const value = element.getAttribute(name);
-      if (!value) continue;
-      const same = `${element.localName}[${name}="${CSS.escape(value)}"]`;
-      return element.value && element.matches("button, [type=radio], [type=checkbox]")
-        ? `${same}[value="${CSS.escape(element.value)}"]`
-        : same;
-    }
-    const form = element.closest("form[action]");
-    if (form && element.matches("button")) {
-      return `form[action="${CSS.escape(form.getAttribute("action"))}"] button:not([hidden])`;
-    }
-    const summary = element.closest("summary");
-    return summary ? "summary" : null;
-  };
-  let left = null;
+  // outerMorph keeps the focused element, and outerHTML finds one with an id again. Where the answer to
+  // an action has no such element any more, the focus stays in the piece that it was in.
+  let piece = null;
   document.addEventListener("htmx:before:swap", ({ detail: { ctx, tasks } }) => {
-    const active = document.activeElement;
-    left = null;
-    if (!active || active === document.body || active.id) return;
-    const task = tasks.find(({ target }) => target instanceof Element && target.contains(active));
-    if (task) left = { id: task.target.id, find: landmark(active), polled: ctx.sourceEvent?.type === "every" };
+    const targets = ctx.sourceEvent?.type === "every" ? [] : tasks.map(({ target }) => target);
+    piece = targets.find((target) => target instanceof Element && target.contains(document.activeElement));
   });
   document.addEventListener("htmx:after:swap", () => {
-    if (!left || (document.activeElement && document.activeElement !== document.body)) return;
-    const region = (left.id && document.getElementById(left.id)) || document.getElementById("content");
-    const { find, polled } = left;
-    left = null;
-    const again = find && region?.querySelector(find);
-    if (again) return again.focus({ preventScroll: true });
-    if (polled || !region) return;
-    // The control is gone, because it did its work: stay where it was.
-    if (!region.hasAttribute("tabindex")) region.tabIndex = -1;
-    region.focus({ preventScroll: true });
+    if (!piece?.isConnected || (document.activeElement ?? document.body) !== document.body) return;
+    if (!piece.hasAttribute("tabindex")) piece.tabIndex = -1;
+    piece.focus({ preventScroll: true });
   });
 
   // --- charts ------------------------------------------------------------------------------------------
