@@ -16,7 +16,7 @@ TABLER = STATIC / "vendor" / "tabler" / "tabler.min.css"
 REMEDY = "run `scripts/vendor @tabler/core`"
 # The stylesheets that every staff page loads.
 STAFF_CSS = (TABLER, STATIC / "vendor" / "uplot" / "uplot.min.css", STATIC / "app.css")
-MAX_STAFF_CSS = 20 * 1024
+MAX_STAFF_CSS = 20_000
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,17 @@ def test_stylesheet_defines_every_variable_in_use(vendor: Any) -> None:
         name for name in vendor.VARIABLE.findall(TABLER.read_text() + ours) if f"{name}:" in TABLER.read_text() + ours
     }
     assert vendor.used_variables() - defined == set(), REMEDY
+
+
+def test_stylesheet_is_purged_for_every_element_in_use(vendor: Any) -> None:
+    assert vendor.used_tags() - set(vendor.TAGS.split()) == set(), f"add them to TAGS in scripts/vendor and {REMEDY}"
+
+
+def test_stylesheet_keeps_rules_for_elements_and_attributes() -> None:
+    css = TABLER.read_text()
+    assert "[hidden]{display:none!important}" in css
+    assert "[data-bs-theme=dark]" in css
+    assert "::-webkit-progress-value" in css
 
 
 @pytest.mark.parametrize(
