@@ -105,8 +105,8 @@ def test_nobody_knows_when_the_database_is_away(test_settings: Settings) -> None
 
 def test_a_beat_tells_since_when_a_worker_is_busy_and_what_it_got_through(app: Flask) -> None:
     me = WorkerIdentity("1")
-    monitoring_actions.record_heartbeat(me, busy=30, swept={"campaigns.sweep": 10})
-    monitoring_actions.record_heartbeat(me, busy=None, swept={"customers.sweep_customers": 5})
+    monitoring_actions.record_heartbeat(me, busy_seconds=30, periodic_task_ages={"campaigns.sweep": 10})
+    monitoring_actions.record_heartbeat(me, busy_seconds=None, periodic_task_ages={"customers.sweep_customers": 5})
 
     now = db.session.scalars(text("select extract(epoch from now())")).one()
     assert row(me).busy_since is None
