@@ -21,10 +21,8 @@ _API_KEY_BY_PUBLIC_ID = select(
     ApiKey.scopes,
     ApiKey.secret_hash,
     ApiKey.key_version,
-    and_(ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now())).label(
-        "is_valid"
-    ),
-    _LAST_USED_IS_STALE.label("is_last_used_stale"),
+    and_(ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now())),
+    _LAST_USED_IS_STALE,
 ).where(ApiKey.public_id == bindparam("public_id"))
 
 
@@ -123,7 +121,7 @@ def list_api_keys() -> Sequence[ApiKey]:
 
 
 class ApiKeyRow(NamedTuple):
-    """What is needed to authenticate with a key: its hash, and whether it is valid and its last use is to be updated."""
+    """What is needed to authenticate with an API key, including whether the time of its last use is to be updated."""
 
     id: int
     name: str

@@ -47,4 +47,4 @@ class NotFound(DomainError):
     """The object does not exist, or the client must not know that it exists (404)."""
 
     def __init__(self, message: str | None = None) -> None:
-        super().__init__("not_found", message or _("Not found."), 404)
+        super().__init__("not_found", _("Not found.") if message is None else message, 404)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from babel import Locale, UnknownLocaleError
 from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
-from flask_babel import ngettext
 
 from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import FieldError, InvalidInput
@@ -106,12 +105,7 @@ def _require_max_length(text: str, max_length: int) -> str:
     if len(text) > max_length:
         raise _invalid_field(
             "too_long",
-            ngettext(
-                "Use at most %(max)s characters; this has %(num)s character.",
-                "Use at most %(max)s characters; this has %(num)s characters.",
-                len(text),
-                max=max_length,
-            ),
+            _("Use at most %(max)s characters; this text has %(length)s.", max=max_length, length=f"{len(text):,}"),
         )
     return text
 

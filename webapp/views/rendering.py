@@ -1,4 +1,4 @@
-"""Small helpers for the HTML doors: a page or a piece of it, formatted values, errors put where they belong."""
+"""Helpers for HTML views: render pages or fragments, format values, and attach errors to form fields."""
 
 from __future__ import annotations
 
@@ -37,26 +37,29 @@ CONTENT_SECURITY_POLICY = (
 
 
 class RowIdConverter(IntegerConverter):
-    """A number in an address that can be the id of a row: a larger one is no page rather than an error."""
+    """An integer in a URL that can be the id of a row: a larger number gives 404 and not a database error."""
 
     def __init__(self, map: Map) -> None:
         super().__init__(map, max=2**63 - 1)
 
 
 class EmailConverter(BaseConverter):
-    """An e-mail in an address, or what may be meant for one: a source id without an @ that ends like it is another."""
+    """A URL segment with an @, which may be an email address; a source id without an @ matches another rule."""
 
     regex = "[^/]*@[^/]*"
     part_isolating = True
 
 
 def is_htmx() -> bool:
-    """Whether htmx asks for a piece. A page restored from its history wants the whole page."""
+    """Return whether htmx requests a fragment. To restore a page from its history it requests the whole page."""
     return "HX-Request" in request.headers and "HX-History-Restore-Request" not in request.headers
 
 
 def render(template: str, block: str | None = None, status: int = 200, **values: object) -> Response:
-    """The page, or only its `block` when htmx asked; the same template serves both."""
+    """Render a template, or only its `block` for an htmx request; return the response.
+
+    :param block: name of the block; None to always render the whole page.
+    """
     if block and is_htmx():
         body = jinja2_fragments.flask.render_block(template, block, **values)
     else:
@@ -67,13 +70,13 @@ def render(template: str, block: str | None = None, status: int = 200, **values:
 
 
 def allow_frames(response: Response) -> Response:
-    """A page that shows another page of ours in a frame."""
+    """Allow a page to show other pages of this app in a frame."""
     response.headers["Content-Security-Policy"] = f"{CONTENT_SECURITY_POLICY}; frame-src 'self'"
     return response
 
 
 def sandboxed_response(html: str) -> Response:
-    """Somebody's HTML, to be shown in a frame: no script runs, nothing is fetched from elsewhere."""
+    """Return a response with untrusted HTML for a frame: it runs no scripts and loads no external resources."""
     response = make_response(html)
     response.headers["Content-Security-Policy"] = (
         "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'self'; "
@@ -83,7 +86,7 @@ def sandboxed_response(html: str) -> Response:
 
 
 def add_form_errors(form: object, error: DomainError) -> None:
-    """Put a rule's errors at the form's fields; what belongs to no field goes on top (`form.form_errors`)."""
+    """Add the messages of an error to the fields of a form, or to `form.form_errors` where no field matches."""
     for item in error.errors:
         field = getattr(form, item.field.replace(".", "_"), None)
         if field is None:
@@ -95,12 +98,12 @@ def add_form_errors(form: object, error: DomainError) -> None:
 
 
 def format_staff_datetime(value: datetime | None, zone: str | None = None) -> str:
-    """3 May 2026, 12:00 CEST, in a time zone; by default that of the signed-in user."""
+    """3 May 2026, 12:00 CEST: a time in a time zone, by default that of the signed-in user; a dash for None."""
     return format_datetime(value, zone or _staff_time_zone())
 
 
 def format_time_of_day(value: datetime, zone: str | None = None) -> str:
-    """23:25, in a zone (the staff member's own if none is given)."""
+    """23:25: a time in a time zone, by default that of the signed-in user."""
     return f"{value.astimezone(ZoneInfo(zone or _staff_time_zone())):%H:%M}"
 
 
@@ -109,7 +112,7 @@ def _staff_time_zone() -> str:
 
 
 def with_staff_names(text: str | None) -> str | None:
-    """With a colleague's name for the e-mail that a text ends with (`paused by ada@example.com`), where it is known."""
+    """Replace the email address at the end of a text (`paused by ada@example.com`) by the user's name, if known."""
     head, space, email = (text or "").rpartition(" ")
     if "@" not in email:
         return text
@@ -119,7 +122,7 @@ def with_staff_names(text: str | None) -> str | None:
 
 
 def init_app(app: Flask) -> None:
-    """Give the templates the same formatting."""
+    """Register the template filters, globals and context processors."""
     app.jinja_env.filters.update(
         number=format_number,
         share=format_share,
@@ -137,15 +140,18 @@ def init_app(app: Flask) -> None:
     app.jinja_env.globals.update(now=lambda: datetime.now(UTC), is_htmx=is_htmx)
 
     @app.context_processor
-    def what_the_shop_is_called() -> dict[str, object]:
-        # Looked up once for a page, and only if the page says it.
-        found = lru_cache(1)(_shop_or_blank)
-        return {"shop_name": LocalProxy(lambda: found().name), "shop_colour": LocalProxy(lambda: found().colour)}
+    def shop_context() -> dict[str, object]:
+        # Loaded at most once per page, and only if the page uses it.
+        load_shop = lru_cache(1)(_shop_or_blank)
+        return {
+            "shop_name": LocalProxy(lambda: load_shop().name),
+            "shop_colour": LocalProxy(lambda: load_shop().colour),
+        }
 
 
 def _shop_or_blank() -> models.ShopValues:
     try:
         return shop_queries.get_shop()
     except SQLAlchemyError:
-        # The page that says so when the database is away needs no database.
+        # The error page for an unavailable database must not need the database.
         return models.ShopValues("")
