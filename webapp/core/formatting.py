@@ -80,7 +80,7 @@ def format_percent(value: Decimal, locale: str = "en") -> str:
 def format_customer_datetime(value: datetime, zone: str, locale: str) -> str:
     """3 May 2026, 12:00 CEST, for customers: with the pattern and digits of the locale, as `format_last_day`."""
     local = value.astimezone(ZoneInfo(zone))
-    return f"{_format_day_and_time(local, locale)} {local.tzname()}"
+    return f"{_format_day_and_time(local, locale)} {local.tzname()}"  # no translation
 
 
 def format_day(value: datetime, zone: str = "UTC", locale: str = "en") -> str:
@@ -103,7 +103,7 @@ def format_last_day(ends_at: datetime, zone: str, locale: str = "en") -> str:
 
 def _format_day_and_time(local: datetime, locale: str) -> str:
     if locale == "en":
-        return f"{_format_local_date(local.date(), locale)}, {dates.format_time(local, 'HH:mm', locale=locale)}"
+        return f"{_format_local_date(local.date(), locale)}, {dates.format_time(local, 'HH:mm', locale=locale)}"  # no translation
     # CLDR's pattern that joins a date and a time: {1} is the date.
     joined = str(dates.get_datetime_format("medium", locale=locale)).replace("'", "")
     time = _localise_digits(dates.format_time(local, "short", locale=locale), locale)
@@ -150,4 +150,4 @@ def format_datetime(value: datetime | None, zone: str) -> str:
     if value is None:
         return "–"
     local = value.astimezone(ZoneInfo(zone))
-    return f"{dates.format_datetime(local, 'd MMM y, HH:mm', tzinfo=local.tzinfo, locale='en')} {local.tzname()}"
+    return f"{dates.format_datetime(local, 'd MMM y, HH:mm', tzinfo=local.tzinfo, locale='en')} {local.tzname()}"  # no translation

@@ -32,7 +32,7 @@ def _to_text(value: object) -> str:
     """Translate a lazy text."""
     if isinstance(value, LazyString):
         return str(value)
-    raise pydantic_core.PydanticSerializationError(f"{type(value).__name__} is not serializable")
+    raise pydantic_core.PydanticSerializationError(f"{type(value).__name__} is not serializable")  # no translation
 
 
 def _reject_duplicate_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

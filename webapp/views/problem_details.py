@@ -35,7 +35,7 @@ def problem_response(status: int, key: str, detail: str, errors: list[FieldError
     response.status_code = status
     response.mimetype = "application/problem+json"
     if status == 401:
-        response.headers["WWW-Authenticate"] = 'Bearer realm="onecode"'
+        response.headers["WWW-Authenticate"] = 'Bearer realm="onecode"'  # no translation
     if status in (429, 503):
         response.headers["Retry-After"] = "5"
     return response
@@ -50,7 +50,7 @@ def validation_problem_response(error: ValidationError) -> Response:
             # The original message names our own class.
             "Input should be a JSON object"  # no translation
             if item["type"] in ("model_type", "model_attributes_type")
-            else str(item["msg"]).removeprefix("Value error, "),
+            else str(item["msg"]).removeprefix("Value error, "),  # no translation
         )
         for item in error.errors(include_url=False, include_context=False, include_input=False)
     ]

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 import jinja2_fragments.flask
 from flask import Flask, Response, g, make_response, render_template, request
+from flask_babel import lazy_gettext as _l
 from flask_login import current_user
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.local import LocalProxy
@@ -34,6 +35,51 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+
+
+ROLE_NAMES = {"admin": _l("Administrator"), "manager": _l("Manager"), "viewer": _l("Viewer")}
+# Labels of the states that `ui.badge` shows.
+STATE_LABELS = {
+    "draft": _l("Draft"),
+    "scheduled": _l("Scheduled"),
+    "live": _l("Live"),
+    "paused": _l("Paused"),
+    "ended": _l("Ended"),
+    "used_up": _l("Limit reached"),
+    "preparing": _l("Preparing"),
+    "sending": _l("Sending"),
+    "cancelled": _l("Cancelled"),
+    "done": _l("Done"),
+    "queued": _l("Queued"),
+    "running": _l("Running"),
+    "failed": _l("Failed"),
+    "sent": _l("Sent"),
+    "sent_later": _l("Sent later"),
+    "deferred": _l("Deferred"),
+    "waiting": _l("Queued"),
+    "left": _l("Left uncertain"),
+    "not_recipient": _l("Not a recipient"),
+    "uncertain": _l("Uncertain"),
+    "skipped": _l("Skipped"),
+    "bounced": _l("Bounced"),
+    "unsubscribed": _l("Unsubscribed"),
+    "complained": _l("Complained"),
+    "redeemed": _l("Redeemed"),
+    "undone": _l("Undone"),
+    "rolled_back": _l("Rolled back"),
+    "active": _l("Active"),
+    "inactive": _l("Inactive"),
+    "disabled": _l("Disabled"),
+    "revoked": _l("Revoked"),
+    "invited": _l("Invited"),
+    "expired": _l("Expired"),
+    "pending": _l("Pending"),
+    "delivered": _l("Delivered"),
+    "retrying": _l("Retrying"),
+    "pass": _l("Yes"),
+    "fail": _l("No"),
+    "skip": _l("Not checked"),
+}
 
 
 class RowIdConverter(IntegerConverter):
@@ -121,6 +167,16 @@ def with_staff_names(text: str | None) -> str | None:
     return f"{head}{space}{g.staff_names.get(email, email)}"
 
 
+def role_name(role: str) -> str:
+    """Return the name of a role for people."""
+    return str(ROLE_NAMES[role])
+
+
+def state_label(state: str) -> str:
+    """Return the label of a state of `STATE_LABELS`; of any other state a label made of its name."""
+    return str(STATE_LABELS.get(state) or state.replace("_", " ").capitalize())
+
+
 def init_app(app: Flask) -> None:
     """Register the template filters, globals and context processors."""
     app.jinja_env.filters.update(
@@ -133,11 +189,12 @@ def init_app(app: Flask) -> None:
         day=format_day,
         last_day=format_last_day,
         moment=format_customer_datetime,
+        role_name=role_name,
         named=with_staff_names,
         masked=mask_email,
         isolated=bidi_isolate,
     )
-    app.jinja_env.globals.update(now=lambda: datetime.now(UTC), is_htmx=is_htmx)
+    app.jinja_env.globals.update(now=lambda: datetime.now(UTC), is_htmx=is_htmx, state_label=state_label)
 
     @app.context_processor
     def shop_context() -> dict[str, object]:

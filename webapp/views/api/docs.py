@@ -35,7 +35,8 @@ Offers with one shared voucher code each: import customers, set up and launch of
   `flask --app wsgi api-key create`; their scopes are `read`, `redeem` and `manage`.
 - **Errors** are problem details (RFC 9457): `code` is stable and for programs, `detail` is for people,
   `errors` has a JSON pointer to each invalid field, `request_id` identifies the request for support.
-- **Money** is in minor units (cents) with a currency, **percentages** are decimal strings, **times** are UTC (RFC 3339).
+- **Money** is in minor units (cents) with a currency, **percentages** are decimal strings,
+  **times** are UTC (RFC 3339).
 - **Pagination**: send the `next_cursor` of a page as `cursor` to get the next page.
 - **Idempotency**: `POST /redemptions` with the same `Idempotency-Key`, or for the same order, returns the first result.
 """

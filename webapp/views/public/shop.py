@@ -1,4 +1,4 @@
-"""The style sheet with the shop's colour for the customer pages, whose content security policy forbids inline styles."""
+"""The style sheet with the shop's colour. The content security policy of the customer pages forbids inline styles."""
 
 from __future__ import annotations
 

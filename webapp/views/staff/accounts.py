@@ -17,10 +17,9 @@ from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import login
 from webapp.core.local_time import list_time_zones
 from webapp.core.rate_limit import client_address, form_field_key, limiter, reset_attempts
-from webapp.views.rendering import add_form_errors, render
+from webapp.views.rendering import add_form_errors, render, role_name
 from webapp.views.staff.blueprint import login_exempt, require_role
 from webapp.views.staff.forms.accounts import (
-    ROLE_NAMES,
     AcceptInvitationForm,
     ApiKeyForm,
     ChangePasswordForm,
@@ -88,14 +87,14 @@ def invitation(token: str) -> BaseResponse:
     """Accept an invitation or reset a password. Opening the link does not use it up."""
     open_invitation = account_queries.find_open_invitation(account_actions.hash_token(token))
     if open_invitation is None:
-        return _set_private_headers(render("accounts/link_gone.html", status=404))
+        return _set_private_headers(render("accounts/link_expired.html", status=404))
     try:
         if open_invitation.staff_user_id:
             response = _choose_password(token, open_invitation)
         else:
             response = _accept_invitation(token, open_invitation)
     except NotFound:
-        response = render("accounts/link_gone.html", status=404)
+        response = render("accounts/link_expired.html", status=404)
     return _set_private_headers(response)
 
 
@@ -113,10 +112,10 @@ def _accept_invitation(token: str, open_invitation: Invitation) -> BaseResponse:
         except DomainError as error:
             add_form_errors(form, error)
     return render(
-        "accounts/join.html",
+        "accounts/accept_invitation.html",
         status=422 if form.is_submitted() else 200,
         form=form,
-        role_name=ROLE_NAMES[open_invitation.role],
+        role=open_invitation.role,
     )
 
 
@@ -229,7 +228,7 @@ def staff_users() -> BaseResponse:
 
 def _render_staff_users(form: InviteForm, link: str | None = None, status: int = 200) -> Response:
     return render(
-        "accounts/people.html",
+        "accounts/users.html",
         status=status,
         users=account_queries.list_staff_users(),
         invitations=account_queries.list_open_invitations(),
@@ -255,14 +254,14 @@ def staff_user(user_id: int) -> BaseResponse:
     if form.validate_on_submit():
         try:
             user = account_actions.change_staff_role(user_id, form.role.data, by=current_user.email)
-            flash(_("The role of %(name)s is now: %(role)s.", name=user.name, role=ROLE_NAMES[user.role]), "success")
+            flash(_("The role of %(name)s is now: %(role)s.", name=user.name, role=role_name(user.role)), "success")
             if user.has_at_least_role("admin") or user != current_user:
                 return redirect(url_for("staff.accounts.staff_user", user_id=user_id))
             return redirect(url_for("staff.accounts.settings"))
         except DomainError as error:
             form.role.errors = [*form.role.errors, error.message]
     return render(
-        "accounts/person.html",
+        "accounts/user.html",
         status=422 if form.is_submitted() else 200,
         user=_get_staff_user_or_404(user_id),
         form=form,
@@ -278,7 +277,7 @@ def create_reset_link(user_id: int) -> BaseResponse:
     except DomainError as error:
         return _redirect_to_staff_user(user_id, error.message, "error")
     user = _get_staff_user_or_404(user_id)
-    return render("accounts/person.html", user=user, form=RoleForm(formdata=None, obj=user), link=link)
+    return render("accounts/user.html", user=user, form=RoleForm(formdata=None, obj=user), link=link)
 
 
 @blueprint.post("/settings/people/<int:user_id>/end-sessions")
@@ -352,7 +351,7 @@ def revoke_api_key(key_id: int) -> BaseResponse:
 def list_signing_keys() -> BaseResponse:
     """List the versions of the signing keys, without their secrets."""
     return render(
-        "accounts/keys.html",
+        "accounts/signing_keys.html",
         purposes=[
             (purpose, signing_keys.list_key_versions(purpose.name))
             for purpose in signing_key_actions.SIGNING_KEY_PURPOSES.values()

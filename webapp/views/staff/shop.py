@@ -127,6 +127,6 @@ def _sample_customer() -> Customer:
         id=personal_links.PREVIEW_CUSTOMER_ID,
         email="ada@example.com",
         email_as_given="ada@example.com",
-        name="Ada Lovelace",
+        name="Ada Lovelace",  # no translation
         locale=None,
     )

@@ -24,7 +24,6 @@ from wtforms.validators import EqualTo, InputRequired, Length, Optional
 
 from webapp.accounts.passwords import PASSWORD_MAX_LENGTH, PASSWORD_MIN_LENGTH
 
-ROLE_NAMES = {"admin": _l("Administrator"), "manager": _l("Manager"), "viewer": _l("Viewer")}
 ROLE_LABELS = {
     "admin": _l("Administrator: full access, including users, keys and the audit trail"),
     "manager": _l("Manager: full access to offers, campaigns and customers"),
