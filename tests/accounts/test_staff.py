@@ -174,7 +174,7 @@ class TestInvitations:
         page = client.get(link).text
         assert "admin@example.com" in page
         assert "Choose a new password" in page
-        assert "signed out everywhere else" in page
+        assert "It signs you out on all other devices." in page
         new = {"password": "a brand new one", "confirm": "a brand new one"}
         assert client.post(link, data=new).location == "/"
         assert "Your new password is set." in client.get("/").text

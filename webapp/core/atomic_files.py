@@ -57,13 +57,14 @@ _ENVIRONMENT_ERRNOS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
 
+# In the message of a shutil.Error, which has no errno.
+_DISK_FULL_TEXT = "No space left on device"  # no translation
+
 
 def is_environment_error(error: OSError, folder: Path) -> bool:
     """Return whether an error is caused by the environment (disk, permissions, `folder`) and not by a bug."""
     is_in_folder = isinstance(error.filename, str | Path) and Path(error.filename).is_relative_to(folder)
-    return (
-        error.errno in _ENVIRONMENT_ERRNOS or is_in_folder or "No space left on device" in str(error)
-    )  # no translation
+    return error.errno in _ENVIRONMENT_ERRNOS or is_in_folder or _DISK_FULL_TEXT in str(error)
 
 
 def explain_os_error(error: OSError, folder: Path) -> str:
@@ -71,15 +72,15 @@ def explain_os_error(error: OSError, folder: Path) -> str:
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
-    # shutil.copytree raises its own error, which only quotes the errors of the files.
-    if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):  # no translation
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or _DISK_FULL_TEXT in str(error):
         return f"the disk is full; free some space in {existing} and run the same command again"
     if error.errno == errno.EROFS:
         return f"{existing} is read-only; set INSTANCE_PATH to a writable folder"  # no translation
     if error.errno in (errno.EACCES, errno.EPERM):
         owner, user = _user_name(existing.stat().st_uid), _user_name(os.geteuid())
         if owner != user and existing == folder:
-            return f"{existing} belongs to {owner}; run this as {owner}, or: sudo chown -R {user} '{existing}'"  # no translation
+            command = f"sudo chown -R {user} '{existing}'"
+            return f"{existing} belongs to {owner}; run this as {owner}, or: {command}"  # no translation
         return f"{user} cannot write to {existing}; set INSTANCE_PATH to a writable folder"  # no translation
     return f"{error.strerror or error}: {error.filename or folder}"
 

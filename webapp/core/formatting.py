@@ -103,7 +103,8 @@ def format_last_day(ends_at: datetime, zone: str, locale: str = "en") -> str:
 
 def _format_day_and_time(local: datetime, locale: str) -> str:
     if locale == "en":
-        return f"{_format_local_date(local.date(), locale)}, {dates.format_time(local, 'HH:mm', locale=locale)}"  # no translation
+        time = dates.format_time(local, "HH:mm", locale=locale)
+        return f"{_format_local_date(local.date(), locale)}, {time}"  # no translation
     # CLDR's pattern that joins a date and a time: {1} is the date.
     joined = str(dates.get_datetime_format("medium", locale=locale)).replace("'", "")
     time = _localise_digits(dates.format_time(local, "short", locale=locale), locale)
@@ -150,4 +151,5 @@ def format_datetime(value: datetime | None, zone: str) -> str:
     if value is None:
         return "–"
     local = value.astimezone(ZoneInfo(zone))
-    return f"{dates.format_datetime(local, 'd MMM y, HH:mm', tzinfo=local.tzinfo, locale='en')} {local.tzname()}"  # no translation
+    text = dates.format_datetime(local, "d MMM y, HH:mm", tzinfo=local.tzinfo, locale="en")
+    return f"{text} {local.tzname()}"  # no translation
