@@ -458,7 +458,7 @@ FIELDS: dict[str, tuple[dict[str, str], str]] = {
     **{f"code {name}": ({"code": code}, "letters") for name, code in CODES.items()},
     "gap": ({"starts_at": "2026-03-29", "starts_at_time": "02:30"}, "does not exist on that day"),
     "gap at the end": ({"ends_at": "2027-03-28", "ends_at_time": "02:30"}, "does not exist on that day"),
-    "twice": ({"starts_at": "2026-10-25", "starts_at_time": "02:30"}, "comes twice"),
+    "twice": ({"starts_at": "2026-10-25", "starts_at_time": "02:30"}, "occurs twice"),
     "no such day": ({"starts_at": "2026-02-30"}, "Not a valid date"),
     "no such time": ({"starts_at_time": "25:00"}, "Not a valid time"),
     "last of all days": ({"ends_at": "9999-12-31"}, "Choose a day"),

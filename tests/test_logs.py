@@ -243,7 +243,7 @@ def test_a_task_that_fails_says_so_once_and_which_it_was(test_settings: Settings
         huey.execute(task.s())
 
     (line,) = lines(stream)
-    assert (line["message"], line["level"]) == ("a task failed", "ERROR")
+    assert (line["message"], line["level"]) == ("task failed", "ERROR")
     assert (line["task"], line["campaign_id"]) == ("test_logs.fails", 5)
     assert "ada" not in stream.getvalue()
 
@@ -324,8 +324,8 @@ def test_a_worker_says_when_it_starts_and_when_it_has_ended(app: Flask, test_set
     worker.terminate()
     rest = [json.loads(line) for line in worker.communicate(timeout=60)[1].splitlines()]
 
-    assert str(first["message"]).startswith("the worker starts: release ")
-    assert rest[-1]["message"] == "the worker has ended"
+    assert str(first["message"]).startswith("worker started: release ")
+    assert rest[-1]["message"] == "worker stopped"
     assert {line["logger"] for line in [first, *rest]} == {"webapp.worker"}
 
 
@@ -336,7 +336,7 @@ def test_a_web_process_says_that_it_starts_and_a_command_does_not(app: Flask, te
         command = (sys.executable, *command)
         return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True, timeout=60).stderr
 
-    assert "a web process starts" in said("-c", "import wsgi")
+    assert "web process started" in said("-c", "import wsgi")
     assert said("-m", "flask", "--app", "wsgi", "key", "list") == ""
 
 

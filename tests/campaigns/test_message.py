@@ -126,7 +126,7 @@ def test_a_text_alone_gets_html_in_the_shops_design(write: Callable[..., EmailMe
     html = body(write(text="One <b>\n\n{{ offer.code }}\n\n{{ link }}\n\nSee https://example.com/a?b=1&c=2."), "html")
     assert "One &lt;b&gt;" in html
     assert 'href="https://example.com/a?b=1&amp;c=2"' in html
-    assert "Use it now</a>" in html
+    assert "Redeem now</a>" in html
     assert "Test shop" in html
 
 

@@ -408,7 +408,7 @@ def test_a_time_is_that_of_clocks_in_the_offers_zone(staff: FlaskClient, draft: 
         ({"at": "9999-12-31", "at_time": "23:59"}, "at", "Choose a day from 2000 to 2199."),
         ({"at": "2020-01-01", "at_time": "09:00"}, "at", "This time has passed."),
         ({"at": "2031-03-30", "at_time": "02:30"}, "at", "does not exist on that day in Europe/Berlin"),
-        ({"at": "2031-10-26", "at_time": "02:30"}, "at", "comes twice"),
+        ({"at": "2031-10-26", "at_time": "02:30"}, "at", "occurs twice"),
         ({"at": "2032-01-01", "at_time": "00:00"}, "at", "The offer has ended by then"),
     ],
 )

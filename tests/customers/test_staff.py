@@ -130,7 +130,7 @@ def test_what_was_typed_stays_when_it_can_not_be_taken(staff: FlaskClient) -> No
     assert answer.status_code == 422
     assert 'value="nobody"' in answer.text
     assert 'value="Ada &lt;i&gt;"' in answer.text
-    assert "not an e-mail address we can send to" in answer.text
+    assert "This email address is not valid." in answer.text
 
 
 def test_a_customer_is_changed(staff: FlaskClient, customer: Make) -> None:

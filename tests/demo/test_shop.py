@@ -90,8 +90,8 @@ def test_the_pages_of_each_offer_mailing_and_import_are_there(manager: FlaskClie
     ids: dict[str, int] = dict(look("select filename, id from customer_import"))
     refused = manager.get(f"/customers/imports/{ids['newsletter-sign-ups.csv']}").text
     for why in (
-        "not an e-mail address",
-        "Please give an e-mail",
+        "This email address is not valid.",
+        "Enter an email address.",
         "Perhaps a quotation mark",
         "source id",
         "language tag",

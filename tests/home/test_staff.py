@@ -145,7 +145,10 @@ class TestAttention:
         [
             ({"status": "paused", "pause_reason": "The relay refuses us"}, "is paused: The relay refuses us."),
             ({"status": "paused", "pause_reason": "paused by ann@example.com"}, "is paused by ann@example.com."),
-            ({"status": "sending", "trouble": "The relay does not answer."}, "has a problem: The relay does not answer."),
+            (
+                {"status": "sending", "trouble": "The relay does not answer."},
+                "has a problem: The relay does not answer.",
+            ),
         ],
     )
     def test_a_campaign_that_stands_still_and_why(

@@ -208,7 +208,7 @@ def test_a_link_is_pressed_only_so_often(client: FlaskClient, offer: MakeOffer, 
 
     assert [answer.status_code for answer in answers] == [200] * 20 + [429]
     assert int(answers[-1].headers["Retry-After"]) > 0
-    assert "Too many tries" in answers[-1].text
+    assert "Too many attempts" in answers[-1].text
     assert client.get(address).status_code == 200
 
 
