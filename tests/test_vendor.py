@@ -8,8 +8,7 @@ from importlib.util import module_from_spec, spec_from_loader
 from typing import Any
 
 import pytest
-
-from webapp.settings import ROOT
+from webapp.core.settings import ROOT
 
 STATIC = ROOT / "static"
 TABLER = STATIC / "vendor" / "tabler" / "tabler.min.css"
