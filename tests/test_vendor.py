@@ -8,6 +8,7 @@ from importlib.util import module_from_spec, spec_from_loader
 from typing import Any
 
 import pytest
+
 from webapp.core.settings import ROOT
 
 STATIC = ROOT / "static"

@@ -39,8 +39,8 @@ SIGNING_KEY_PURPOSES = {
             "Personal links",
             "The links in mails that open the form filled in, and later show the receipt.",
             revocation_effect="Personal links that were made with it lead nowhere, within a minute: neither to "
-            "the form nor to the receipt. Their owners can still type code and e-mail, and each next mail carries a link "
-            "that works.",
+            "the form nor to the receipt. Their owners can still type code and e-mail, and each next mail "
+            "carries a link that works.",
         ),
         SigningKeyPurpose(
             "redemption_id",
