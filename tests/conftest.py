@@ -7,29 +7,26 @@ one is started in a temporary folder and stopped at the end.
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import flask_migrate
 import psycopg
 import pytest
 from flask import Flask, g
 from flask.testing import FlaskClient
-from psycopg import sql
-from sqlalchemy import text
 
 from local import cli
 from local import postgresql as embedded_postgresql
-from tests.live import CHROMIUM
+from tests.support import smtp_relay
+from tests.support.chromium import find_chromium
+from tests.support.databases import empty_tables, fresh_database
 from webapp import create_app
 from webapp.accounts import actions as account_actions
 from webapp.accounts.models import StaffUser
@@ -39,6 +36,14 @@ from webapp.core.email_addresses import normalise_email
 from webapp.core.extensions import db
 from webapp.customers.models import ERASED_EMAIL_PLACEHOLDER, Customer, Suppression
 from webapp.offers.models import Offer, OfferCode, normalise_code
+
+# Fixtures that more than one folder uses; what only one folder uses is in its conftest.py.
+pytest_plugins = [
+    "tests.support.accounts",
+    "tests.support.campaigns",
+    "tests.support.imports",
+    "tests.support.local_copy",
+]
 
 # Fast and forgetful: a test server's data need not survive a power cut. Crash tests start a server of their own.
 QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "shared_buffers": "64MB"}
@@ -54,8 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
             postgresql = connection.info.parameter_status("server_version")
     except (OSError, psycopg.Error, embedded_postgresql.EmbeddedError) as error:
         pytest.exit(f"onecode: no PostgreSQL for the tests: {' '.join(str(error).split())}", returncode=1)
-    chromium = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    browser = chromium or "no Chromium, so browser tests are skipped: apt install chromium"
+    browser = find_chromium() or "no Chromium, so browser tests are skipped: apt install chromium"
     print(f"Testing with PostgreSQL {postgresql}; {browser}.", flush=True)
 
 
@@ -85,19 +89,6 @@ def database_url() -> Iterator[str]:
     """An address of a database of this test process alone, migrated."""
     with fresh_database() as url:
         yield url
-
-
-@contextmanager
-def fresh_database() -> Iterator[str]:
-    """An address of an empty database, which is dropped afterwards."""
-    server = os.environ["TEST_DATABASE_URL"]
-    name = f"onecode_test_{secrets.token_hex(4)}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-    parts = urlsplit(server)
-    yield f"postgresql://{parts.netloc}/{name}" + (f"?{parts.query}" if parts.query else "")
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
 
 @pytest.fixture(scope="session")
@@ -142,22 +133,10 @@ def app(session_app: Flask) -> Iterator[Flask]:
     # There is one bell in a process; a test that made an app of its own has left it there.
     task_queue.init_app(session_app)
     with session_app.app_context():
-        _empty()
+        empty_tables()
         signing_keys.clear_key_cache()
         yield session_app
         db.session.remove()
-
-
-def _empty() -> None:
-    """Empty what earlier tests filled; only tables that hold anything, for a TRUNCATE costs more than a look."""
-    names = [t.name for t in db.metadata.sorted_tables if t.name not in ("redemption_tally", "signing_key")]
-    names += ["huey_task", "huey_schedule", "huey_kv"]
-    probe = " union all ".join(f"select '{name}' where exists (select from {name})" for name in names)
-    full = [row[0] for row in db.session.execute(text(probe))]
-    if full:
-        db.session.execute(text(f"truncate {', '.join(full)} restart identity cascade"))
-    db.session.execute(text("update redemption_tally set counted_until = '-infinity'"))
-    db.session.commit()
 
 
 @pytest.fixture
@@ -284,3 +263,11 @@ def with_settings(app: Flask) -> Iterator[Callable[..., app_settings.Settings]]:
     app.config["SETTINGS"] = before
     state = app.extensions["mail"]
     state.server, state.port = before.mail_server, before.mail_port
+
+
+@pytest.fixture
+def relay(with_settings: Callable[..., app_settings.Settings]) -> Iterator[smtp_relay.Relay]:
+    """A running mail relay, which the app is told to use."""
+    with smtp_relay.running() as server:
+        with_settings(mail_port=server.port)
+        yield server
