@@ -74,7 +74,7 @@ def remove_it() -> None:
     """Take it out again, with what hangs on it and nothing else."""
     settings = _settings()
     with local_commands.command_errors(settings):
-        if settings.database_is_embedded and not supervisor.embedded_database(settings).is_made():
+        if settings.uses_embedded_database and not supervisor.embedded_database(settings).is_initialised():
             _say_removed({})
             return
         # A set-up that comes now would rely on a server that is about to be stopped.
@@ -82,7 +82,7 @@ def remove_it() -> None:
             started = supervisor.start_database(settings)
             try:
                 with fill.alone():
-                    found = remove.remove(mailsink.mail_folder(settings) if settings.mail_is_sink else None)
+                    found = remove.remove(mailsink.mail_folder(settings) if settings.uses_mail_sink else None)
                 _say_removed(found)
             except DomainError as error:
                 _fail(error)

@@ -76,7 +76,7 @@ def check(settings: Settings) -> None:
 
     :raises DemoRefused: when the mails would go to a real relay, or something here is not the demonstration's.
     """
-    if not settings.mail_is_sink:
+    if not settings.uses_mail_sink:
         raise DemoRefused(REAL_RELAY)
     ledger.adopt()
     db.session.commit()

@@ -131,7 +131,7 @@ class Till:
             "order_id": order,
             "order_amount": amount,
             "order_currency": "EUR",
-            "discount_amount": self.told.discount.on(amount, "EUR"),
+            "discount_amount": self.told.discount.amount_off(amount, "EUR"),
         }
         if not at_till:
             row["idempotency_key"] = f"order-{order}"
