@@ -7,7 +7,7 @@ one is started in a temporary folder and stopped at the end.
 from __future__ import annotations
 
 import os
-import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,7 +24,7 @@ from flask.testing import FlaskClient
 
 from local import cli
 from local import postgresql as embedded_postgresql
-from tests.support import smtp_relay
+from tests.support import smtp_relay, watchdog
 from tests.support.chromium import find_chromium
 from tests.support.databases import empty_tables, fresh_database
 from webapp import create_app
@@ -36,6 +36,10 @@ from webapp.core.email_addresses import normalise_email
 from webapp.core.extensions import db
 from webapp.customers.models import ERASED_EMAIL_PLACEHOLDER, Customer, Suppression
 from webapp.offers.models import Offer, OfferCode, normalise_code
+
+# What `make run-test` leaves to `make run-test-all`: folders whose tests all start whole sites, copies or benchmarks.
+# Single slow modules and tests elsewhere carry the marker themselves.
+SLOW_FOLDERS = ("benchmarks", "local/demo", "operations", "setup")
 
 # Fixtures that more than one folder uses; what only one folder uses is in its conftest.py.
 pytest_plugins = [
@@ -53,6 +57,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Start one server for all test processes; the workers of pytest-xdist get its address."""
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
+    run = Path(tempfile.mkdtemp(prefix="onecode-test-"))
+    run.chmod(0o755)
+    config.stash[_WATCHDOG] = watchdog.start(run)
     try:
         _use_a_server(config)
         with psycopg.connect(os.environ["TEST_DATABASE_URL"], connect_timeout=10) as connection:
@@ -66,22 +73,32 @@ def pytest_configure(config: pytest.Config) -> None:
 def _use_a_server(config: pytest.Config) -> None:
     if os.environ.get("TEST_DATABASE_URL"):
         return
-    folder = Path(tempfile.mkdtemp(prefix="onecode-test-"))
-    folder.chmod(0o755)
+    folder = Path(os.environ[watchdog.RUN_VARIABLE])
     server = embedded_postgresql.locate_server(folder, folder / "s", QUICK)
-    config.stash[_SERVER] = (server, folder)
+    watchdog.add_folder(server.home)
+    config.stash[_SERVER] = server
     server.start()
     os.environ["TEST_DATABASE_URL"] = f"postgresql://onecode@/postgres?host={folder / 's'}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+    folders = tuple(tests / folder for folder in SLOW_FOLDERS)
+    for item in items:
+        if any(item.path.is_relative_to(folder) for folder in folders):
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
-    server, folder = config.stash.get(_SERVER, (None, None))
-    if server is not None and folder is not None:
+    if server := config.stash.get(_SERVER, None):
         server.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+    if dog := config.stash.get(_WATCHDOG, None):
+        # It ends what is left and removes the folders.
+        dog.communicate()
 
 
-_SERVER = pytest.StashKey[tuple[embedded_postgresql.EmbeddedServer, Path]]()
+_SERVER = pytest.StashKey[embedded_postgresql.EmbeddedServer]()
+_WATCHDOG = pytest.StashKey[subprocess.Popen[bytes]]()
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from local import cli
 from local import commands as local_commands
 from tests.support.databases import fresh_database
-from tests.support.live_server import free_port
+from tests.support.ports import free_port
 from webapp import create_app
 from webapp.core import settings as app_settings
 from webapp.core import task_queue

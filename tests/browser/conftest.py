@@ -12,7 +12,7 @@ from flask import Flask
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
 
 from local.mailsink.smtp_handler import SinkHandler
-from tests.support import live_server
+from tests.support import live_server, ports
 from tests.support.browser import RunningShop
 from tests.support.chromium import CHROMIUM_FLAGS, find_chromium
 
@@ -38,7 +38,7 @@ def shop(app: Flask, tmp_path: Path, with_settings: Callable[..., object]) -> It
     """Web server, worker and SMTP server, on empty tables."""
     mails = tmp_path / "mails"
     mails.mkdir()
-    port = live_server.free_port()
+    port = ports.free_port()
     relay = Controller(SinkHandler(mails), hostname="127.0.0.1", port=port, enable_SMTPUTF8=True)
     relay.start()
     with_settings(mail_port=port)

@@ -19,6 +19,8 @@ from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.customers.models import Customer
 
+pytestmark = pytest.mark.xdist_group("large tables of campaigns")
+
 PEOPLE, BATCHES, ISSUES = 100_000, 2000, 4000
 LARGE = {"customer", "mail_issue", "batch"}
 FILL = f"""

@@ -37,6 +37,8 @@ from webapp.redemptions import actions as redemption_actions
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.rules import RedemptionRequest
 
+pytestmark = pytest.mark.xdist_group("concurrent processes")
+
 PROCESSES = 4
 CAP = 20
 MakeOffer = Callable[..., Offer]
@@ -136,6 +138,7 @@ def test_many_processes_sell_every_unit_of_a_cap_again_that_was_rolled_back(
     assert told.keys() <= {"redeemed", "undone", "already_redeemed", "offer_exhausted", "already_rolled_back"}
 
 
+@pytest.mark.slow
 def test_of_many_processes_that_undo_the_same_redemptions_one_wins_each(
     crowd: Processes, offer: MakeOffer, emails: tuple[str, ...]
 ) -> None:
@@ -159,6 +162,7 @@ def _of(ask: RedemptionRequest) -> list[redemption_queries.RedemptionRecord]:
     return redemption_queries.list_customer_redemptions(customer.id)
 
 
+@pytest.mark.slow
 def test_batches_of_many_processes_that_overlap_in_offers_and_customers_never_wait_in_a_circle(
     crowd: Processes, offer: MakeOffer, emails: tuple[str, ...]
 ) -> None:

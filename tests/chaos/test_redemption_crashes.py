@@ -16,6 +16,8 @@ from tests.support.chaos import durable_database
 from tests.support.chaos.durable_database import DurableDatabase
 from tests.support.chaos.redemption_load import CLIENTS, ENOUGH, check, load
 
+pytestmark = pytest.mark.xdist_group("redemption crashes")
+
 ROUNDS = 3
 
 
@@ -53,6 +55,7 @@ def test_a_database_that_dies_under_load_loses_no_redemption_that_was_answered(p
     assert found.who(0) == []
 
 
+@pytest.mark.slow
 def test_a_web_process_that_is_killed_under_load_takes_no_answered_redemption_with_it(place: DurableDatabase) -> None:
     with live_server.web_server(place.settings, workers=2) as web:
         before = {process.pid for process in workers(web)}
@@ -67,6 +70,7 @@ def test_a_web_process_that_is_killed_under_load_takes_no_answered_redemption_wi
     assert before != after
 
 
+@pytest.mark.slow
 def test_a_web_server_that_is_told_to_end_under_load_leaves_no_more_unanswered_than_was_in_hand(
     place: DurableDatabase,
 ) -> None:

@@ -20,8 +20,10 @@ import pytest
 from local.supervisor import GRACE_SECONDS
 from tests.support import container_files
 from tests.support.databases import fresh_database
-from tests.support.live_server import free_port
+from tests.support.ports import free_port
 from webapp.core.settings import ROOT
+
+pytestmark = pytest.mark.slow
 
 SERVICES = container_files.services()
 # What the user of a container needs where the tests are run by root: to get to this Python, wherever it lies.

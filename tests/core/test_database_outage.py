@@ -23,7 +23,7 @@ import pytest
 from flask import Flask
 
 from local import postgresql as embedded_postgresql
-from tests.support import live_server
+from tests.support import live_server, watchdog
 from tests.support.logs import captured_logs
 from webapp import create_app
 from webapp.accounts import actions as account_actions
@@ -63,6 +63,8 @@ def fragile(test_settings: app_settings.Settings, tmp_path: Path) -> Iterator[Fr
     folder = Path(tempfile.mkdtemp(prefix="onecode-away-"))
     folder.chmod(0o755)
     server = embedded_postgresql.locate_server(folder, folder / "s")
+    for one in (folder, server.home):
+        watchdog.add_folder(one)
     server.start()
     server.create_database("onecode")
     mine = app_settings.load_settings(

@@ -18,7 +18,7 @@ from flask import Flask
 from local import postgresql as embedded_postgresql
 from local import preflight
 from local.preflight import SetupError
-from tests.support.live_server import free_port
+from tests.support.ports import free_port
 from webapp.core import settings as app_settings
 
 

@@ -23,6 +23,8 @@ from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.queries import KeysetCursor, RedemptionFilter
 from webapp.redemptions.rules import RedemptionRequest
 
+pytestmark = pytest.mark.xdist_group("large tables")
+
 LARGE = {"customer", "redemption", "rollback", "audience_member", "redemption_hour", "hour_total"}
 # Enough for the planner to choose as it does at a million of each, which was compared by hand.
 PEOPLE, ROWS = 100_000, 150_000

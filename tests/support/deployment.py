@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.support.live_server import free_port
 from tests.support.operations_docs import block, setting
+from tests.support.ports import free_port
 from webapp.core.settings import ROOT
 
 BINARIES = Path("/usr/lib/postgresql/15/bin")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from tests.support.ports import free_port
 from webapp import serve
 from webapp.core.settings import ROOT, Settings
 
@@ -23,13 +23,6 @@ class Live:
 
     process: subprocess.Popen[bytes]
     url: str
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def can_be_interrupted() -> None:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import urllib.request
@@ -18,7 +17,9 @@ import psutil
 import pytest
 
 from local.supervisor import INSTANCE_VARIABLE
-from tests.support.live_server import can_be_interrupted, free_port
+from tests.support import watchdog
+from tests.support.live_server import can_be_interrupted
+from tests.support.ports import free_ports
 from webapp.core.settings import ROOT, SETTING_NAMES
 
 
@@ -68,14 +69,6 @@ class LocalCopy:
         return found
 
 
-def any_port_taken(ports: range) -> bool:
-    for port in ports:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return True
-    return False
-
-
 @pytest.fixture
 def copy() -> Iterator[Callable[[str], LocalCopy]]:
     """Makes copies of the tree as it is now; whatever they started is stopped at the end."""
@@ -83,6 +76,7 @@ def copy() -> Iterator[Callable[[str], LocalCopy]]:
     # Not pytest's own folder, which is closed to the user that runs the embedded server for root.
     place = Path(tempfile.mkdtemp(prefix="onecode-copies-"))
     place.chmod(0o755)
+    watchdog.add_folder(place)
 
     def make(name: str) -> LocalCopy:
         folder = place / name
@@ -97,10 +91,8 @@ def copy() -> Iterator[Callable[[str], LocalCopy]]:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / file, folder / file)
         (folder / ".venv").symlink_to(Path(os.environ.get("VIRTUAL_ENV") or ROOT / ".venv"))
-        port = free_port()
-        while any_port_taken(range(port, port + 3)) or port > 65000:
-            port = free_port()
-        made.append(LocalCopy(folder, port))
+        # For the web server, the mail sink and its pages.
+        made.append(LocalCopy(folder, free_ports(3)))
         return made[-1]
 
     yield make

@@ -8,7 +8,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import text
 
-from tests.support import live_server, smtp_relay
+from tests.support import live_server, ports, smtp_relay
 from tests.support.campaigns import create_customers, expire_leases
 from tests.support.live_server import wait_until
 from tests.support.smtp_relay import Relay
@@ -88,7 +88,7 @@ def test_a_launch_while_the_relay_is_down_goes_out_when_it_is_back(
     app: Flask, offer: Callable[..., Offer], with_settings: Callable[..., Settings]
 ) -> None:
     create_customers(20)
-    port = live_server.free_port()
+    port = ports.free_port()
     settings = with_settings(mail_port=port)
     with live_server.worker(settings):
         campaign_id = launch_actions.launch_announcement(offer().id, "tests").campaign.id

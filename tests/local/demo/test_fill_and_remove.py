@@ -19,7 +19,7 @@ from sqlalchemy import select, text
 from local.demo import fill, people, remove
 from local.demo.models import DemoRow
 from tests.local.demo.conftest import NOW, all_rows, filled, redeem
-from tests.support import live_server, smtp_relay
+from tests.support import live_server, ports, smtp_relay
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
 from webapp.core.extensions import db
@@ -171,7 +171,7 @@ def test_with_a_real_relay_it_is_refused_in_one_line(app: Flask) -> None:
 def test_without_a_sink_that_answers_it_is_refused_in_one_line(
     app: Flask, with_settings: Callable[..., Settings]
 ) -> None:
-    with_settings(mail_is_sink=True, mail_port=live_server.free_port())
+    with_settings(mail_is_sink=True, mail_port=ports.free_port())
 
     said = app.test_cli_runner().invoke(args=["demo", "fill"])
 

@@ -20,7 +20,7 @@ from local.demo import commands as demo_commands
 from local.demo import fill, ledger, people, remove
 from local.demo import offers as demo_offers
 from tests.local.demo.conftest import NOW, all_rows, filled, redeem
-from tests.support import live_server
+from tests.support import live_server, ports
 from webapp.accounts import actions as account_actions
 from webapp.accounts.models import ApiKey
 from webapp.campaigns.content.placeholders import EmailContent
@@ -103,7 +103,7 @@ def test_that_people_have_joined_and_a_key_was_made_is_no_reason_to_refuse(
 @pytest.mark.parametrize("verb", ["fill", "remove"])
 def test_a_database_that_is_away_is_said_in_one_line(app: Flask, verb: str) -> None:
     environment = live_server.environment(app.config["SETTINGS"])
-    environment["DATABASE_URL"] = f"postgresql://onecode:secret-word@127.0.0.1:{live_server.free_port()}/onecode"
+    environment["DATABASE_URL"] = f"postgresql://onecode:secret-word@127.0.0.1:{ports.free_port()}/onecode"
 
     done = subprocess.run(
         [sys.executable, "-m", "flask", "--app", "wsgi", "demo", verb],

@@ -11,7 +11,7 @@ from aiosmtpd.controller import Controller
 from flask import Flask
 
 from local.mailsink.smtp_handler import SinkHandler
-from tests.support.live_server import free_port
+from tests.support.ports import free_port
 
 MAIL = b"To: ada@example.com\r\nSubject: Hello\r\n\r\n.a dot first\r\n"
 

@@ -17,6 +17,7 @@ from flask import Flask
 from sqlalchemy import text
 
 from local import postgresql as embedded_postgresql
+from tests.support import watchdog
 from webapp import create_app
 from webapp.accounts import actions as account_actions
 from webapp.core import settings as app_settings
@@ -72,6 +73,8 @@ def start_durable_database(customers: int) -> Iterator[DurableDatabase]:
     folder = Path(tempfile.mkdtemp(prefix="onecode-crash-"))
     folder.chmod(0o755)
     server = embedded_postgresql.locate_server(folder, folder / "s")
+    for one in (folder, server.home):
+        watchdog.add_folder(one)
     try:
         server.start()
         server.create_database("onecode")

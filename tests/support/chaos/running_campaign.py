@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import psycopg
 
-from tests.support import live_server
+from tests.support import live_server, ports
 from tests.support.chaos.accelerated_worker import FACTOR
 from tests.support.chaos.durable_database import DurableDatabase
 from webapp.campaigns import timing
@@ -55,7 +55,7 @@ class Post:
     seed: int
     rate: float
     seconds: float
-    port: int = field(default_factory=live_server.free_port)
+    port: int = field(default_factory=ports.free_port)
     lines: list[dict[str, str]] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
     _kept: socket.socket | None = None
