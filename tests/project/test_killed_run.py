@@ -29,7 +29,7 @@ def test_a_killed_run_leaves_no_process_and_no_folder(tmp_path: Path, number: si
         stdout=subprocess.DEVNULL,
     )
     try:
-        wait_until(told.exists)
+        wait_until(told.exists, 180)
         wait_until(told.read_text)
         started = psutil.Process(run.pid).children(recursive=True)
         # A PostgreSQL with its processes, the watchdog, the process of the test, web server and worker.
