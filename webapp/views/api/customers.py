@@ -90,7 +90,7 @@ def put(path: CustomerPath, body: CustomerIn) -> tuple[Response, int]:
     """Make or change one customer. Another e-mail keeps the customer, with what they have redeemed."""
     values = CustomerValues(email=body.email, name=body.name, locale=body.locale, source_id=path.source_id)
     customer, is_new = customer_actions.upsert_customer(
-        values, body.audiences, by=f"key {g.api_key.name}", joins=body.audience
+        values, body.audiences, by=f"key {g.api_key.name}", extra_audience=body.audience
     )
     return _customer_response(customer), 201 if is_new else 200
 
