@@ -209,7 +209,7 @@ def test_a_file_that_can_not_be_taken_is_told_at_the_field_and_the_rest_stays(
 
 
 def test_a_file_that_is_too_large_is_told_so(staff: FlaskClient, with_settings: Callable[..., Settings]) -> None:
-    with_settings(max_upload=1024 * 1024)
+    with_settings(max_upload_bytes=1024 * 1024)
 
     answer = upload(staff, b"email\n" + b"ada@example.com\n" * 100_000)
 

@@ -1,4 +1,7 @@
-"""Create, update and erase customers, and manage audiences. For file imports see `customers.imports.actions`."""
+"""Create, update and erase customers, and manage audiences.
+
+For file imports see `customers.imports.actions`.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,9 @@ def create_customer(values: CustomerValues, audience_ids: Collection[int], by: s
 
 
 def update_customer(customer_id: int, values: CustomerValues, audience_ids: Collection[int], by: str) -> Customer:
-    """Update a customer, who keeps the id: a new email address does not allow an offer to be redeemed again. Commits.
+    """Update a customer. Commits.
+
+    The customer keeps the id, so a new email address does not allow an offer to be redeemed again.
 
     :raises NotFound: when there is no such customer, or it was erased.
     :raises InvalidInput: as `create_customer`.
@@ -80,12 +85,13 @@ def update_customer(customer_id: int, values: CustomerValues, audience_ids: Coll
 def upsert_customer(
     values: CustomerValues, audiences: Iterable[str] | None, by: str, extra_audience: str | None = None
 ) -> tuple[Customer, bool]:
-    """Create or update the customer with this source id; return it and whether it was created. Commits.
+    """Create or update the customer with this source id. Commits.
 
     A customer with the same email address and no source id gets this source id. A suppression stays in force.
 
     :param audiences: names of all audiences to belong to, created when missing; None keeps the memberships.
     :param extra_audience: name of one more audience to join, as in a row of an import.
+    :returns: the customer, and whether it was created.
     :raises InvalidInput: as `create_customer`.
     :raises DomainError: `conflict` when another customer has the email address.
     """
@@ -194,7 +200,10 @@ def repeat_recent_erasures() -> None:
 
 
 def delete_old_rejected_rows() -> None:
-    """Delete the rejected rows of old imports, which hold personal data; the import keeps their number. Commits."""
+    """Delete the rejected rows of old imports. Commits.
+
+    They contain personal data. The import keeps their number.
+    """
     old_imports = select(CustomerImport.id).where(CustomerImport.finished_at < func.now() - REJECTED_ROWS_RETENTION)
     db.session.execute(delete(RejectedRow).where(RejectedRow.import_id.in_(old_imports)))
     db.session.commit()
@@ -233,7 +242,10 @@ def create_audience(name: str, by: str) -> Audience:
 
 
 def get_or_create_audience(name: str) -> int:
-    """Return the id of the audience with this clean name; create it when missing. The caller commits."""
+    """Return the id of an audience, created when missing. The caller commits.
+
+    :param name: as returned by `clean_audience_name`.
+    """
     db.session.execute(upsert(Audience).values(name=name).on_conflict_do_nothing())
     return db.session.execute(select(Audience.id).where(Audience.name == name)).scalar_one()
 
@@ -293,7 +305,10 @@ def _clean_values(values: CustomerValues) -> dict[str, str | None]:
 
 
 def _record_customer_entry(by: str, action: str, customer: Customer, **detail: object) -> None:
-    """Record an audit entry that names the customer only by id: entries are kept forever, also after an erasure."""
+    """Record an audit entry that names the customer only by id.
+
+    Audit entries are kept forever, also after an erasure.
+    """
     record_audit_entry(by, action, f"customer {customer.id}", **detail)
 
 
@@ -309,7 +324,7 @@ def _apply_values(customer: Customer, columns: dict[str, str | None]) -> list[st
 
 
 def _carry_suppression_over(previous_email: str, customer: Customer) -> None:
-    """Update the suppression list, which is keyed by address, for a new customer or a changed address."""
+    """Update the suppression list for a new customer or a changed address."""
     if not previous_email:
         suppression_sync.restore_suppression(customer.email)
     elif previous_email != customer.email:
@@ -343,7 +358,10 @@ def _flush_customer() -> None:
 
 
 def _set_audiences(customer_id: int, audience_ids: Collection[int]) -> bool:
-    """Make these the only audiences of a customer, ignoring unknown ids; return whether anything changed."""
+    """Make these the only audiences of a customer; return whether any changed.
+
+    Unknown ids are ignored.
+    """
     others = delete(AudienceMember).where(
         AudienceMember.customer_id == customer_id, AudienceMember.audience_id.not_in(audience_ids)
     )

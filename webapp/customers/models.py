@@ -17,7 +17,10 @@ SUPPRESSION_REASONS = ("bounced", "unsubscribed", "complained")
 
 
 class Customer(Model):
-    """A person identified by email address. Never deleted: an erased customer keeps only the id."""
+    """A person identified by email address.
+
+    Never deleted: an erased customer keeps only the id.
+    """
 
     __tablename__ = "customer"
     id: Mapped[Id]
@@ -44,11 +47,11 @@ class Customer(Model):
 
 
 class Suppression(Model):
-    """An entry of the suppression list: an address that gets no campaign emails, with or without a customer.
+    """An entry of the suppression list: an address that gets no campaign emails.
 
-    This table is the only source of truth about suppression. For an erased customer it keeps only the hash of the
-    address (`hash_email`): the hash identifies nobody, but a customer imported again with that address stays
-    suppressed.
+    The address may or may not belong to a customer. This table is the only source of truth about suppression. For an
+    erased customer it keeps only the hash of the address (`hash_email`): the hash identifies nobody, but a customer
+    imported again with that address stays suppressed.
     """
 
     __tablename__ = "suppression"
@@ -97,7 +100,7 @@ class AudienceMember(Model):
 
 
 class CustomerImport(Model):
-    """An uploaded file: stored in chunks, then parsed and merged by a worker, with row counts."""
+    """An uploaded file, stored in chunks and then merged by a worker."""
 
     __tablename__ = "customer_import"
     id: Mapped[Id]
@@ -155,14 +158,17 @@ class CustomerImport(Model):
         return self.created + self.updated + self.unchanged
 
     def rows_per_second(self, now: datetime) -> int | None:
-        """Return the average rows per second since a worker started; None during the first second."""
+        """Return the average rows per second since the start; None in the first second."""
         seconds = ((self.finished_at or now) - (self.started_at or now)).total_seconds()
         rows = self.rows if self.merged_to is None else self.rejected + self.duplicates + self.merged_rows
         return round(rows / seconds) if seconds >= 1 and rows else None
 
 
 class ImportChunk(Model):
-    """A chunk of an uploaded file; web processes and workers share no disk. Deleted when the import ends."""
+    """A chunk of an uploaded file; web processes and workers share no disk.
+
+    Deleted when the import ends.
+    """
 
     __tablename__ = "import_chunk"
     import_id: Mapped[int] = mapped_column(ForeignKey("customer_import.id"), primary_key=True)
@@ -175,7 +181,7 @@ WARNING_CODES = frozenset(("locale_unknown", "reason_unknown", "cells_odd"))
 
 
 class RejectedRow(Model):
-    """A row of a file that was rejected wholly or in part, with the reason and the original text."""
+    """A row rejected wholly or in part, with the reason and the original text."""
 
     __tablename__ = "import_rejection"
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)

@@ -145,12 +145,15 @@ _SUPPRESSION_REASONS = text(
 
 
 def find_suppression_reasons(ids: Sequence[int]) -> dict[int, str]:
-    """Return the reason of each suppressed customer among these: `bounced`, `unsubscribed` or `complained`."""
+    """Return the suppression reasons of these customers, by customer id.
+
+    The reason is `bounced`, `unsubscribed` or `complained`; customers without a suppression are missing.
+    """
     return {row.id: row.reason for row in db.session.execute(_SUPPRESSION_REASONS, {"ids": list(ids)})}
 
 
 def count_customers() -> CustomerCount:
-    """Count the customers exactly while they are few; otherwise return PostgreSQL's estimate."""
+    """Count the customers, or return PostgreSQL's estimate when there are many."""
     estimate = db.session.execute(text("select reltuples from pg_class where oid = 'customer'::regclass")).scalar_one()
     if estimate < EXACT_COUNT_LIMIT:
         ids = select(Customer.id).where(Customer.erased_at.is_(None)).limit(EXACT_COUNT_LIMIT)
@@ -211,7 +214,10 @@ def _prefix_conditions(q: str) -> list[ColumnElement[bool]]:
 
 
 def _name_condition(q: str) -> ColumnElement[bool] | None:
-    """Match names that have a word starting with each of the given words; None when `q` has no words."""
+    """Match names that have a word starting with each word of `q`.
+
+    Returns None when `q` has no words or contains an @.
+    """
     words = re.findall(r"\w+", q.replace("\0", ""))[:MAX_SEARCH_WORDS]
     if not words or "@" in q:
         return None
@@ -220,7 +226,10 @@ def _name_condition(q: str) -> ColumnElement[bool] | None:
 
 
 def _starts_with(column: InstrumentedAttribute[Any], prefix: str) -> ColumnElement[bool]:
-    """Match a prefix as a range, for which the unique index is always usable because of the collation C."""
+    """Match a prefix as a range.
+
+    The unique index always supports it, because the columns have the collation C.
+    """
     return and_(column >= prefix, column < prefix + chr(0x10FFFF))
 
 
@@ -277,7 +286,10 @@ _AUDIENCE_SUMMARIES = text(
 
 
 def list_audience_summaries() -> list[AudienceSummary]:
-    """Return all audiences with their numbers of members; those of large audiences are PostgreSQL's estimates."""
+    """Return all audiences with their numbers of members.
+
+    The numbers of large audiences are PostgreSQL's estimates.
+    """
     rows = db.session.execute(_AUDIENCE_SUMMARIES, {"exact_count_limit": EXACT_COUNT_LIMIT})
     return [AudienceSummary(*row) for row in rows]
 
@@ -304,7 +316,9 @@ def list_imports(before: int | None = None, limit: int = PAGE_SIZE) -> list[Cust
 def list_rejected_rows(
     import_id: int, after: tuple[int, ...] | None = None, limit: int = PAGE_SIZE
 ) -> list[RejectedRow]:
-    """Return the rejected rows of an import sorted by line; `limit + 1` of them if there are more.
+    """Return the rejected rows of an import, sorted by line.
+
+    Returns `limit + 1` rows if there are more.
 
     :param after: line and id of the last row of the previous page.
     """
@@ -337,7 +351,10 @@ def list_stalled_upload_ids() -> list[int]:
 
 
 def list_claimable_import_ids() -> list[int]:
-    """Return the ids of imports without a worker: the queue entry was lost, or the lease of the worker expired."""
+    """Return the ids of imports without a worker.
+
+    Their queue entry was lost, or the lease of their worker expired.
+    """
     return list(
         db.session.scalars(
             select(CustomerImport.id)
@@ -358,7 +375,10 @@ _CSV_CHUNK_SIZE = 64 * 1024
 
 
 def export_customers(audience_id: int | None) -> Iterator[bytes]:
-    """Stream all customers, or those of an audience, as CSV. The import accepts this format."""
+    """Stream all customers, or those of an audience, as CSV.
+
+    The import accepts this format.
+    """
     columns = ", ".join(
         _FORMULA_SAFE_COLUMN.format(f"c.{column}", name)
         for column, name in (("email_as_given", "email"), ("name", "name"), ("source_id", "source_id"))
@@ -386,7 +406,7 @@ def export_rejected_rows(import_id: int) -> Iterator[bytes]:
 
 
 def stream_csv(query: str, params: dict[str, Any]) -> Iterator[bytes]:
-    """Stream the result of a query as CSV in chunks of about 64 KiB, straight from the database.
+    """Stream the result of a query as CSV in chunks of about 64 KiB.
 
     The application context must stay active until the last chunk.
     """

@@ -1,4 +1,4 @@
-"""Keep the suppression list consistent with changed, imported and erased customers."""
+"""Keep the suppression list consistent with new, changed and erased customers."""
 
 from __future__ import annotations
 

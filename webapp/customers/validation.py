@@ -1,4 +1,4 @@
-"""Validation of customer fields and audience names, shared by all interfaces and by file imports."""
+"""Validate customer fields and audience names for all interfaces and imports."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ class CustomerValues:
 
 
 def clean_name(given: str) -> str:
-    """Return a person's name on one line with single spaces. Any script, emoji and markup characters are kept.
+    """Return a person's name on one line with single spaces.
+
+    Any script, emoji and markup characters are kept.
 
     :raises InvalidInput: `name_invalid` for control characters or more than 200 characters.
     """
@@ -55,7 +57,7 @@ def clean_name(given: str) -> str:
 
 
 def clean_source_id(given: str) -> str:
-    """Return the integrator's own id of a customer, with surrounding and repeated spaces removed.
+    """Return the integrator's own id of a customer with single spaces.
 
     :raises InvalidInput: `source_id_invalid` for control characters or more than 200 characters.
     """
@@ -73,7 +75,9 @@ def clean_audience_name(given: str) -> str:
 
 @lru_cache(maxsize=1024)
 def clean_locale(given: str) -> str:
-    """Return a language tag such as `de` or `fr-CH` (RFC 5646) in its usual case; an empty text stays empty.
+    """Return a language tag such as `de` or `fr-CH` (RFC 5646) in its usual case.
+
+    An empty text stays empty.
 
     :raises InvalidInput: `locale_invalid`.
     """

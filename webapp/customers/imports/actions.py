@@ -65,7 +65,7 @@ class _LeaseLost(Exception):
 def store_import_file(
     chunks: Iterable[bytes], filename: str, media_type: str, audience: str, by: str, kind: str = "customers"
 ) -> int:
-    """Store a file chunk by chunk as it arrives, and enqueue the import once it is complete. Commits.
+    """Store a file as it arrives, and enqueue the import when complete. Commits.
 
     :param chunks: the file in chunks of about a megabyte. When the iterator raises, the import fails as an interrupted
         upload and the exception is passed on.
@@ -150,7 +150,10 @@ def _fail_import(import_id: int, code: str, message: str) -> None:
 
 
 def fail_stalled_uploads() -> None:
-    """Fail imports whose next chunk did not arrive in time, because their web process ended. Commits."""
+    """Fail imports whose next chunk did not arrive in time. Commits.
+
+    Normally their web process has ended.
+    """
     for import_id in customer_queries.list_stalled_upload_ids():
         # Another chunk may have arrived since the SELECT, so the conditions are checked again.
         statement = (
@@ -214,14 +217,17 @@ class _ImportClaim:
 
 @dataclass
 class _Partition:
-    """A part of the rows, chosen by a hash of the email address, with its own connection and staging table."""
+    """A part of the rows with its own connection and staging tables.
+
+    The rows are distributed by a checksum of the email address.
+    """
 
     claim: _ImportClaim
     index: int
     connection: staging.Connection
 
     def commit_progress(self, assignments: LiteralString, **values: object) -> None:
-        """Update the import in the transaction of the work done, renew the lease and commit.
+        """Update the import, renew the lease and commit the work done.
 
         :param assignments: the SET clause, with `values` as its parameters.
         :raises _LeaseLost: when another worker owns the import, or this process is shutting down.
@@ -271,7 +277,10 @@ def run_import(import_id: int) -> None:
 
 
 def _count_partitions(size: int) -> int:
-    """Return the number of partitions for a file size, which is the same for a worker that takes over."""
+    """Return the number of partitions for a file size in bytes.
+
+    It depends on the size only, so a worker that takes over gets the same partitions.
+    """
     return 2 if size >= PARALLEL_MERGE_MIN_BYTES else 1
 
 
@@ -284,7 +293,10 @@ def _open_connection() -> staging.Connection:
 
 
 def _run_in_parallel(claim: _ImportClaim, work: Callable[[_Partition], T], partitions: list[_Partition]) -> list[T]:
-    """Run the same work on all partitions in threads. When one fails, the others stop at their next commit."""
+    """Run the same work on all partitions in threads.
+
+    When one fails, the others stop at their next commit.
+    """
     if len(partitions) == 1:
         return [work(partitions[0])]
 
@@ -325,7 +337,10 @@ def _claim_import(connection: staging.Connection, import_id: int) -> _ImportClai
 
 
 class _ImportReader:
-    """Parses the file in blocks, stages and counts its rows. A repeated read only fills the staging tables again."""
+    """Parses the file in blocks, stages and counts its rows.
+
+    A repeated read only fills the staging tables again.
+    """
 
     def __init__(self, claim: _ImportClaim, partitions: list[_Partition]) -> None:
         self.claim, self.partitions, self.first_partition = claim, partitions, partitions[0]
@@ -348,7 +363,10 @@ class _ImportReader:
         return row[0] if row else b""
 
     def read_all(self) -> None:
-        """Read the whole file. The loop does little per row, because it runs for a million of them."""
+        """Read the whole file.
+
+        The loop does little per row, because it runs for a million of them.
+        """
         unflushed = 0
         for item in parse_rows(self.read_chunks(), self.claim.media_type, self.claim.kind):
             if isinstance(item, Rejection):
@@ -389,7 +407,7 @@ class _ImportReader:
 
 
 def _stage_file(claim: _ImportClaim, partitions: list[_Partition]) -> None:
-    """Stage the accepted rows and store the rejected ones; then delete rows replaced by a later row."""
+    """Stage the accepted rows, store the rejected ones and remove duplicates."""
     for partition in partitions:
         claim.backend.create_staging_tables(partition.connection)
     reader = _ImportReader(claim, partitions)
@@ -447,7 +465,10 @@ def _merge_partition(partition: _Partition) -> None:
 
 
 def _next_merge_strategy(error: psycopg.Error, previous: MergeStrategy) -> MergeStrategy:
-    """Return the strategy for a retry. After a deadlock with a concurrent writer this is the most general one."""
+    """Return the strategy for a retry.
+
+    After a deadlock with a concurrent writer this is the most general one.
+    """
     is_email = "email" in (error.diag.constraint_name or "")
     return (
         MergeStrategy.UPSERT

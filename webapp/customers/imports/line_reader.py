@@ -1,4 +1,7 @@
-"""Split the chunks of a file into lines that can be pushed back and read again after a broken CSV record."""
+"""Split the chunks of a file into lines.
+
+After a broken CSV record, lines can be pushed back and read again.
+"""
 
 from __future__ import annotations
 
@@ -64,14 +67,20 @@ class LineReader:
 
 
 def sanitise_text(text: str) -> str:
-    """Return text that can be displayed and stored: bytes that were not UTF-8 are decoded as Windows-1252."""
+    """Return text that can be displayed and stored.
+
+    Bytes that were not UTF-8 are decoded as Windows-1252, and NUL is replaced by a visible symbol.
+    """
     if _UNDECODABLE_BYTES.search(text):
         text = _UNDECODABLE_BYTES.sub(lambda m: bytes([ord(m[0]) - 0xDC00]).decode("cp1252", "replace"), text)
     return text.replace("\0", "␀")
 
 
 def _split_lines(chunks: Iterable[bytes]) -> Iterator[list[str]]:
-    """Yield the complete lines of each chunk. Lines end with LF or CR LF, or with CR if the first chunk has no LF."""
+    """Yield the complete lines of each chunk.
+
+    Lines end with LF or CR LF, or with CR if the first chunk has no LF.
+    """
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
     newline = None
     tail = ""

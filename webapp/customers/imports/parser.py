@@ -1,7 +1,8 @@
-"""Parse import files into rows and rejections, one by one and in constant memory, without database access.
+"""Parse import files into rows and rejections, in constant memory.
 
-A file is rejected as a whole only when it cannot be read at all. Otherwise each invalid row becomes a `Rejection` with
-its line number, and the rows around it are imported.
+The parser yields one row after another and does not access the database. A file is rejected as a whole only when it
+cannot be read at all. Otherwise each invalid row becomes a `Rejection` with its line number, and the rows around it are
+imported.
 """
 
 from __future__ import annotations
@@ -110,7 +111,10 @@ CUSTOMER_STAGING_FIELDS = ("line", "email", "email_as_given", "name", "locale", 
 
 
 class Rejection(NamedTuple):
-    """A row rejected wholly or in part: its line number, an error code, a message and the original text."""
+    """A row rejected wholly or in part.
+
+    Holds its line number, an error code, a message and the original text.
+    """
 
     line: int
     code: str
@@ -119,12 +123,12 @@ class Rejection(NamedTuple):
 
     @property
     def is_warning(self) -> bool:
-        """Whether the row is imported in spite of the error; then it follows the rejection."""
+        """Whether the row is imported in spite of the error and follows next."""
         return self.code in WARNING_CODES
 
 
 class _RowWarning(Exception):
-    """Carries a row that is accepted without some of its values, and the warning about it."""
+    """Carries a row accepted without some of its values, and the warning."""
 
     def __init__(self, row: ParsedRow, code: str, **values: object) -> None:
         self.row, self.code, self.detail = row, code, _row_message(code, **values)
@@ -140,7 +144,9 @@ class CsvLayout:
 
 
 def check_file_start(start: bytes, media_type: str, is_complete: bool, kind: str = "customers") -> None:
-    """Check the start of a file, so that a useless file is rejected in the response to its upload.
+    """Check the start of a file.
+
+    This way a useless file is rejected in the response to its upload.
 
     :param is_complete: whether `start` is the whole file.
     :raises InvalidInput: when no row of the file could be imported, with an error about the file.
@@ -154,7 +160,9 @@ def check_file_start(start: bytes, media_type: str, is_complete: bool, kind: str
 
 
 def parse_rows(chunks: Iterable[bytes], media_type: str, kind: str = "customers") -> Iterator[ParsedRow | Rejection]:
-    """Yield the rows and rejections of a file in order, without blank rows. A warning precedes its row.
+    """Yield the rows and rejections of a file in order, without blank rows.
+
+    A warning precedes its row.
 
     :param kind: `customers`, or `suppressions` for a CSV file of addresses to suppress.
     :raises InvalidInput: before the first row, when the file as a whole cannot be read.
@@ -171,7 +179,7 @@ def parse_rows(chunks: Iterable[bytes], media_type: str, kind: str = "customers"
 
 
 def read_file_start(chunks: Iterator[bytes]) -> tuple[bytes, bool]:
-    """Return enough of a file to contain its header, and whether that is the whole file."""
+    """Return the start of a file with its header, and whether it is complete."""
     start = bytearray()
     for chunk in chunks:
         start += chunk
@@ -206,7 +214,7 @@ def _check_text(start: bytes, is_complete: bool) -> None:
 
 
 def _looks_like_utf16(sample: bytes) -> bool:
-    """Return whether zero bytes are at every second position, as in Latin text in UTF-16."""
+    """Return whether every second byte is zero, as in Latin text in UTF-16."""
     even, odd = sample[::2].count(0), sample[1::2].count(0)
     return max(even, odd) * 3 > len(sample) and min(even, odd) * 20 <= max(even, odd)
 
@@ -256,7 +264,10 @@ def _normalise_column_name(cell: str) -> str:
 
 
 def _match_columns(cells: list[str], aliases: ColumnAliases) -> dict[str, int]:
-    """Map columns to cell positions. When several aliases of a column are present, the first alias wins."""
+    """Map columns to cell positions.
+
+    When several aliases of a column are present, the first alias wins.
+    """
     cell_names = [_normalise_column_name(cell) for cell in cells]
     columns = {}
     for column, names in aliases.items():
@@ -322,7 +333,10 @@ def _is_blank(cells: list[str]) -> bool:
 
 
 def _drop_empty_extra_cells(cells: list[str], width: int) -> bool:
-    """Drop empty cells beyond the header, which many programs append; return whether the row then fits it."""
+    """Drop empty cells beyond the header; return whether the row then fits it.
+
+    Many programs append such cells to every row.
+    """
     if len(cells) > width and _is_blank(cells[width:]):
         del cells[width:]
     return len(cells) == width
@@ -338,7 +352,7 @@ def _reject_cell_count(cells: list[str], width: int, lines: LineReader) -> Rejec
 
 
 def _reject_broken_record(error: csv.Error, lines: LineReader) -> Rejection:
-    """Reject only the first line of a broken record, so that parsing continues with its second line."""
+    """Reject the first line of a broken record; parsing continues with its second."""
     reason = str(error)
     if len(lines.record_lines) > 1 or "unexpected end" in reason:
         code = "quote_unclosed"
@@ -353,21 +367,27 @@ def _reject_broken_record(error: csv.Error, lines: LineReader) -> Rejection:
 
 
 def _make_customer_parser(layout: CsvLayout) -> Callable[[int, list[str]], ParsedRow]:
-    """Return a parser for the cells of a row. A missing column is read from an empty cell appended to the row."""
+    """Return a parser for the cells of a row.
+
+    A missing column is read from an empty cell appended to the row.
+    """
     email_at, name_at, first_at, last_at, source_at, locale_at, audience_at = (
         layout.columns.get(column, layout.width) for column in CUSTOMER_COLUMN_ALIASES
     )
 
     def parse_row(line: int, cells: list[str]) -> ParsedRow:
         cells.append("")
-        name = cells[name_at] or f"{cells[first_at]} {cells[last_at]}"
+        name = cells[name_at] or f"{cells[first_at]} {cells[last_at]}"  # no translation
         return _build_row(line, cells[email_at], name, cells[source_at], cells[locale_at], cells[audience_at])
 
     return parse_row
 
 
 def _make_suppression_parser(layout: CsvLayout) -> Callable[[int, list[str]], ParsedRow]:
-    """Return a parser for the cells of a suppression. In doubt it suppresses: the address alone is enough."""
+    """Return a parser for the cells of a suppression.
+
+    In doubt it suppresses: the address alone is enough.
+    """
     email_at, reason_at, width = layout.columns["email"], layout.columns.get("reason", layout.width), layout.width
 
     def parse_row(line: int, cells: list[str]) -> ParsedRow:
@@ -389,7 +409,10 @@ def _make_suppression_parser(layout: CsvLayout) -> Callable[[int, list[str]], Pa
 
 
 def _build_row(line: int, given: str, name: str, source_id: str, locale: str, audience: str) -> ParsedRow:
-    """Validate the values of a row and join them. Runs for every row, so usual values need few function calls."""
+    """Validate the values of a row and join them.
+
+    Runs for every row, so usual values need few function calls.
+    """
     if given[:1] == "'":
         given = _strip_formula_guard(given)
     email = normalise_email(given)
@@ -413,7 +436,10 @@ def _build_row(line: int, given: str, name: str, source_id: str, locale: str, au
 
 
 def _strip_formula_guard(cell: str) -> str:
-    """Remove the apostrophe that an export puts before a cell a spreadsheet would evaluate as a formula."""
+    """Remove the apostrophe that an export puts before a formula.
+
+    Without it a spreadsheet would evaluate the cell.
+    """
     return cell[1:] if cell[:1] == "'" and cell[1:2] in tuple("=+-@") else cell
 
 
@@ -447,7 +473,10 @@ def _parse_json_row(line_number: int, line: str) -> ParsedRow:
 
 
 def _require_text(name: str, value: object) -> str:
-    """Return a JSON value as text: null is empty like a missing name, and a source id may be an integer."""
+    """Return a JSON value as text.
+
+    Null is empty like a missing name, and a source id may be an integer.
+    """
     if value is None:
         return ""
     if isinstance(value, str):

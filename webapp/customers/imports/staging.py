@@ -1,4 +1,4 @@
-"""Stage the rows of a customer import in temporary tables, and merge blocks of them into the customers.
+"""Stage the rows of a customer import, and merge them in blocks.
 
 Temporary tables need no privilege to create tables, write no WAL and disappear with their connection, even after a
 crash. Nothing here commits: `customers.imports.actions` commits each step together with its progress.
@@ -133,7 +133,10 @@ _ADD_TO_AUDIENCE: LiteralString = """
 
 
 class MergeStrategy(Enum):
-    """Which conflicts a merge handles. Each strategy needs one more lookup per row than the one before."""
+    """Which conflicts a merge handles.
+
+    Each strategy needs one more lookup per row than the one before.
+    """
 
     INSERT = 1  # none: all email addresses are new
     UPSERT = 2  # email addresses of existing customers
@@ -173,7 +176,10 @@ def copy_rejections(connection: Connection, import_id: int, rejections: Sequence
 
 
 def deduplicate_rows(connection: Connection) -> int:
-    """Delete rows replaced by a later row of the file, once all rows are staged; return their number."""
+    """Delete rows replaced by a later row of the file; return their number.
+
+    All rows must be staged.
+    """
     duplicates = fetch_one(connection, _DELETE_DUPLICATES, {})[0]
     # Rows are stored in line order, so a small BRIN index is enough to find a block.
     connection.execute("create index on staged using brin (line)")
@@ -199,7 +205,10 @@ _RESTORE_SUPPRESSIONS: LiteralString = """
 
 
 def restore_suppressions(connection: Connection, start: int, end: int) -> None:
-    """Replace hashed suppressions with the plain addresses of the lines in `(start, end]`; cheap without hashes."""
+    """Replace hashed suppressions with the addresses in `(start, end]`.
+
+    Cheap when there are no hashes.
+    """
     has_hashes = "select exists (select from suppression where email >= 'sha256:' and email < 'sha256;')"
     if fetch_one(connection, has_hashes, {})[0]:
         connection.execute(_RESTORE_SUPPRESSIONS, {"start": start, "end": end})
@@ -247,7 +256,7 @@ def merge_rows(connection: Connection, import_id: int, start: int, end: int, str
 
 
 def add_to_named_audiences(connection: Connection, start: int, end: int) -> None:
-    """Add the customers of the lines in `(start, end]` to the audiences named in the file."""
+    """Add the customers in `(start, end]` to the audiences named in the file."""
     connection.execute(_ADD_TO_NAMED_AUDIENCES, {"start": start, "end": end})
 
 

@@ -1,4 +1,4 @@
-"""Stage and merge an import of the suppression list, in the same steps as `staging`."""
+"""Stage and merge an import of the suppression list, like `staging`."""
 
 from __future__ import annotations
 
@@ -72,13 +72,16 @@ def copy_rows(connection: Connection, rows: Sequence[str]) -> None:
 
 
 def deduplicate_rows(connection: Connection) -> int:
-    """Resolve hashes of current customers, then delete duplicate addresses; return their number."""
+    """Resolve hashes of current customers; delete and count duplicate addresses."""
     if fetch_one(connection, _HAS_HASHES, {})[0]:
         connection.execute(_RESOLVE_HASHES, {})
     return int(fetch_one(connection, _DELETE_DUPLICATES, {})[0])
 
 
 def merge_rows(connection: Connection, import_id: int, start: int, end: int, strategy: MergeStrategy) -> MergeCounts:
-    """Merge the addresses of the lines in `(start, end]`. An import never removes an entry."""
+    """Merge the addresses of the lines in `(start, end]`.
+
+    An import never removes an entry.
+    """
     created, updated, staged = fetch_one(connection, _MERGE, {"start": start, "end": end})
     return MergeCounts(created, updated, staged - created - updated, 0)

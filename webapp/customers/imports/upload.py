@@ -1,4 +1,4 @@
-"""Read an uploaded file from a request body in chunks of a mebibyte, without buffering all of it."""
+"""Read an uploaded file from a request body in chunks, without buffering it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_PARTS = 20
 
 @dataclass
 class Upload:
-    """A multipart form whose file comes last: the fields before it, the file name and the chunks of the file."""
+    """A multipart form: the fields before the file, its name and its chunks."""
 
     fields: dict[str, str] = field(default_factory=dict)
     filename: str = ""
@@ -45,7 +45,9 @@ def read_raw_body(stream: IO[bytes], length: int, limit: int) -> Iterator[bytes]
 
 
 def parse_multipart_form(stream: IO[bytes], content_type: str, limit: int) -> Upload:
-    """Parse a `multipart/form-data` body whose file comes last; the file is read when its chunks are iterated.
+    """Parse a `multipart/form-data` body whose file comes last.
+
+    The file is read while its chunks are iterated.
 
     :param limit: maximum size of the file in bytes.
     :raises DomainError: `form_broken` (400) when the form cannot be parsed; while iterating as `read_raw_body`.
@@ -75,7 +77,10 @@ def parse_multipart_form(stream: IO[bytes], content_type: str, limit: int) -> Up
 
 
 def drain_body(stream: IO[bytes], limit: int) -> None:
-    """Discard up to `limit` bytes of the body: browsers show a response only after sending the whole request."""
+    """Discard up to `limit` bytes of the body.
+
+    Browsers show a response only after sending the whole request.
+    """
     try:
         while limit > 0 and (chunk := stream.read(CHUNK_SIZE)):
             limit -= len(chunk)

@@ -34,9 +34,10 @@ DETAIL_MAX_LENGTH = 1000
 
 
 def add_suppression(email: str, reason: str, source: int | str, detail: str = "") -> bool:
-    """Suppress an address: no campaign emails it from the next window on. The caller commits.
+    """Suppress an address from the next window of a campaign on.
 
-    An existing entry keeps its reason unless the new one is stronger: complained, then unsubscribed, then bounced.
+    The caller commits. An existing entry keeps its reason unless the new one is stronger: complained, then
+    unsubscribed, then bounced.
 
     :param email: normalised, as `customer.email` is.
     :param reason: `unsubscribed`, `bounced` or `complained`.
@@ -79,7 +80,7 @@ def unsubscribe_customer(customer_id: int, campaign_id: int) -> bool:
 
 
 def resubscribe_customer(customer_id: int, campaign_id: int) -> bool:
-    """Undo the unsubscription of a customer who clicked the button by mistake. Commits.
+    """Undo an unsubscription at the customer's own request. Commits.
 
     A complaint stays: it was reported by an email provider, and only staff can remove it.
 
@@ -180,6 +181,9 @@ def _delete_suppression(key: str) -> None:
 
 
 def _audit_subject(key: str) -> str:
-    """Name an address in the audit trail, which is kept forever: only by the id of its customer, if it has one."""
+    """Describe an address in the audit trail without naming it.
+
+    The trail is kept forever, so it contains the id of the customer at most.
+    """
     customer = customer_queries.find_customer_by_email(key)
     return f"customer {customer.id}" if customer is not None else "an address without a customer"

@@ -1,4 +1,7 @@
-"""Queries of the suppression list. For the customers of a batch see `customers.queries.find_suppression_reasons`."""
+"""Queries of the suppression list.
+
+For the customers of a batch see `customers.queries.find_suppression_reasons`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ REASON_RANK: ColumnElement[int] = func.array_position(
 
 
 def find_suppression_by_email(email: str) -> Suppression | None:
-    """Return the entry of a normalised address or of its hash; of two, the one with the stronger reason."""
+    """Return the entry of a normalised address or of its hash.
+
+    If both exist, returns the one with the stronger reason.
+    """
     return db.session.scalar(
         select(Suppression)
         .where(Suppression.email.in_((email, hash_email(email))))
@@ -35,9 +41,9 @@ def find_suppression_by_key(key: str) -> Suppression | None:
 
 
 def list_suppressions(q: str = "", reason: str = "", after: str = "", limit: int = PAGE_SIZE) -> list[Suppression]:
-    """Return entries sorted by address, after the address `after`; `limit + 1` of them if there are more.
+    """Return entries after the address `after`, sorted by address.
 
-    Hashes start with `sha256:` and sort among the addresses accordingly.
+    Returns `limit + 1` entries if there are more. Hashes start with `sha256:` and sort among the addresses accordingly.
 
     :param q: the start of an address; a complete address is also found by its hash.
     :param reason: one of `SUPPRESSION_REASONS`, or empty for all.
@@ -59,7 +65,10 @@ def count_suppressions_by_reason() -> dict[str, int]:
 
 
 def export_suppressions() -> Iterator[bytes]:
-    """Stream the suppression list as CSV, hashes included. The import accepts this format."""
+    """Stream the suppression list as CSV, hashes included.
+
+    The import accepts this format.
+    """
     yield from stream_csv(
         """
         select case when email ~ '^[-=+@\t\r]' then '''' || email else email end as email, reason,

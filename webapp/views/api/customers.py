@@ -88,7 +88,10 @@ def read_import(path: ImportPath, query: ImportErrorsQuery) -> Response:
 @blueprint.put("/customers/<path:source_id>", responses={200: CustomerOut, 201: CustomerOut})
 @require_scope("manage")
 def put(path: CustomerPath, body: CustomerIn) -> tuple[Response, int]:
-    """Create or update a customer. With a new email address the customer keeps all redemptions."""
+    """Create or update a customer.
+
+    With a new email address the customer keeps all redemptions.
+    """
     values = CustomerValues(email=body.email, name=body.name, locale=body.locale, source_id=path.source_id)
     customer, is_new = customer_actions.upsert_customer(
         values, body.audiences, by=f"key {g.api_key.name}", extra_audience=body.audience
@@ -99,7 +102,10 @@ def put(path: CustomerPath, body: CustomerIn) -> tuple[Response, int]:
 @blueprint.delete("/customers/<path:source_id>", responses={204: None})
 @require_scope("manage")
 def erase(path: CustomerPath) -> tuple[str, int]:
-    """Erase a customer: all personal data is deleted for good, redemptions stay counted."""
+    """Erase a customer.
+
+    All personal data is deleted permanently. Redemptions stay counted.
+    """
     customer_actions.erase_customer(_get_customer_or_404(path.source_id).id, by=f"key {g.api_key.name}")
     return "", 204
 
@@ -107,7 +113,10 @@ def erase(path: CustomerPath) -> tuple[str, int]:
 @blueprint.post("/erasures", responses={204: None})
 @require_scope("manage")
 def erase_by_email(body: ErasureIn) -> tuple[str, int]:
-    """Erase the customer with this email address. It is sent in the body to keep it out of access logs."""
+    """Erase the customer with this email address.
+
+    It is sent in the body to keep it out of access logs.
+    """
     customer = customer_queries.find_customer_by_email(normalise_email(body.email))
     if customer is None:
         raise NotFound(_("No customer has this email address."))

@@ -86,7 +86,7 @@ def download() -> Response:
 
 @blueprint.get("/customers/<int:customer_id>")
 def show(customer_id: int) -> Response:
-    """Show a customer with audiences, redemptions, available offers and campaign emails."""
+    """Show a customer with redemptions, available offers and campaign emails."""
     customer = customer_queries.find_customer(_check_row_id(customer_id))
     if customer is None:
         raise NotFound(_("There is no such customer."))
@@ -229,7 +229,10 @@ def import_form() -> Response:
 @blueprint.post("/customers/import")
 @csrf.exempt
 def receive_upload() -> BaseResponse:
-    """Receive an uploaded file as a stream. The CSRF token precedes the file and is checked before it."""
+    """Receive an uploaded file as a stream.
+
+    The CSRF token precedes the file and is checked before it.
+    """
     limit: int = current_app.config["SETTINGS"].max_upload_bytes
     # Leaves room for form fields and boundaries, and for draining a body that is too large before the error response.
     request.max_content_length = 2 * limit
@@ -259,7 +262,7 @@ def _start_import(received: upload.Upload) -> int:
 
 
 def check_upload_csrf(received: upload.Upload) -> None:
-    """Check the CSRF token of an upload like CSRFProtect, but without reading the file.
+    """Check the CSRF token of an upload like CSRFProtect, without reading the file.
 
     :raises CSRFError: when the token is missing or invalid.
     """
@@ -300,7 +303,10 @@ def imports() -> Response:
 
 @blueprint.get("/customers/imports/<int:import_id>")
 def show_import(import_id: int) -> Response:
-    """Show the progress and result of an import; the card polls until the import has ended."""
+    """Show the progress and result of an import.
+
+    The card polls until the import has ended.
+    """
     row = _get_import_or_404(import_id)
     cursor = pagination.decode_cursor(request.args.get("cursor"), 2)
     rejected_rows = customer_queries.list_rejected_rows(row.id, cursor, PAGE_SIZE) if not row.is_open else []

@@ -74,7 +74,10 @@ def new() -> BaseResponse:
 @blueprint.route("/customers/do-not-mail/lift", methods=["GET", "POST"])
 @require_role("manager")
 def remove() -> BaseResponse:
-    """Remove an address from the suppression list after a confirmation page; only admins may without a customer."""
+    """Remove an address from the suppression list after a confirmation page.
+
+    Only administrators may remove an address without a customer.
+    """
     # A NUL character cannot be part of a PostgreSQL text.
     key = request.values.get("email", "").replace("\0", "")
     suppression = suppression_queries.find_suppression_by_email(key) or suppression_queries.find_suppression_by_key(key)
@@ -117,7 +120,10 @@ def import_form() -> Response:
 @blueprint.post("/customers/do-not-mail/import")
 @csrf.exempt
 def receive_upload() -> BaseResponse:
-    """Receive an uploaded list as a stream. The CSRF token precedes the file and is checked before it."""
+    """Receive an uploaded list as a stream.
+
+    The CSRF token precedes the file and is checked before it.
+    """
     limit: int = current_app.config["SETTINGS"].max_upload_bytes
     request.max_content_length = 2 * limit
     form = ImportForm()
@@ -161,7 +167,7 @@ def _added_message(email: str, suppression: Suppression, previous_reason: str | 
 
 
 def _return_url(email: str) -> str:
-    """Return the page of the customer with this address, otherwise of the suppression list."""
+    """Return the URL of the customer with this address, or of the suppression list."""
     customer = customer_queries.find_customer_by_email(email)
     if customer is not None:
         return url_for("staff.customers.show", customer_id=customer.id)

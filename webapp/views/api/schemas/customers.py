@@ -56,7 +56,10 @@ class ErasureIn(BaseModel):
 
 
 class SuppressionOut(BaseModel):
-    """Why a customer is suppressed, since when, and where the entry comes from: `campaign 3`, `import` and so on."""
+    """Why and since when a customer is suppressed.
+
+    `source` is where the entry comes from: `campaign 3`, `import` and so on.
+    """
 
     reason: Literal["unsubscribed", "bounced", "complained"]
     since: str
@@ -65,7 +68,10 @@ class SuppressionOut(BaseModel):
 
 
 class CustomerOut(BaseModel):
-    """A customer. `suppression` is null while the customer may receive campaign emails."""
+    """A customer.
+
+    `suppression` is null while the customer may receive campaign emails.
+    """
 
     source_id: str | None
     email: str
@@ -109,9 +115,10 @@ class ImportQueued(BaseModel):
 
 
 class ImportOut(BaseModel):
-    """Progress of an import. When done, `rows` is the sum of created, updated, unchanged, duplicates and rejected.
+    """Progress of an import.
 
-    Of several rows with one email address the last one counts; the others are the `duplicates`.
+    When done, `rows` is the sum of created, updated, unchanged, duplicates and rejected. Of several rows with one email
+    address the last one counts; the others are the `duplicates`.
     """
 
     id: int

@@ -109,7 +109,10 @@ class SuppressionForm(FlaskForm):
 
 
 class ImportForm(Form):
-    """The upload form, for rendering only: the fields are parsed while the file arrives."""
+    """The upload form, for rendering only.
+
+    Its fields are parsed while the file arrives.
+    """
 
     audience = StringField(_l("Audience"))
     file = FileField(_l("File"), render_kw={"required": True})
