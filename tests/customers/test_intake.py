@@ -128,7 +128,7 @@ def test_a_file_in_which_nothing_can_be_taken_is_refused_at_once(file: str | byt
 
 
 def test_a_missing_e_mail_column_is_told_with_the_columns_there_are() -> None:
-    with pytest.raises(InvalidInput, match=r"no column called email. The columns are: name, phone\."):
+    with pytest.raises(InvalidInput, match=r"no column named email. Rename one of these columns: name, phone\."):
         check_file_start(b"name,phone\nAda,1\n", CSV, is_complete=True)
 
 
