@@ -382,7 +382,8 @@ def expire_leases() -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "call"), [("copy_rows", 1), ("copy_rows", 3), ("deduplicate_rows", 1), ("merge_rows", 1), ("merge_rows", 3)]
+    ("step", "call"),
+    [("copy_rows", 1), ("copy_rows", 3), ("deduplicate_rows", 1), ("merge_rows", 1), ("merge_rows", 3)],
 )
 def test_what_a_killed_worker_left_is_finished_exactly(
     received: Receive, small_blocks: None, monkeypatch: pytest.MonkeyPatch, step: str, call: int

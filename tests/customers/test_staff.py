@@ -90,7 +90,12 @@ def test_a_customers_page_tells_what_they_redeemed_and_can_use(
 
     page = staff.get(f"/customers/{ada.id}").text
 
-    assert page.index(">Redemptions</h2>") < page.index("SUMMER25") < page.index("Available offers") < page.index("WINTER10")
+    assert (
+        page.index(">Redemptions</h2>")
+        < page.index("SUMMER25")
+        < page.index("Available offers")
+        < page.index("WINTER10")
+    )
     assert "Unsubscribed" in page
 
 

@@ -74,9 +74,9 @@ def test_an_address_is_added_by_hand(staff: FlaskClient, customer: Make) -> None
         ("suppression.added", "an address without a customer"),
     ]
     page = staff.get(f"/customers/{ada.id}").text
-    assert [word in page for word in ("Unsubscribed", "by phone", "Added by staff", "Remove from suppression list")] == [
-        True
-    ] * 4
+    assert [
+        word in page for word in ("Unsubscribed", "by phone", "Added by staff", "Remove from suppression list")
+    ] == [True] * 4
 
 
 def test_who_adds_an_address_hears_that_it_was_there_and_the_servers_words_stay(staff: FlaskClient) -> None:

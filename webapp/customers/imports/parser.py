@@ -491,11 +491,11 @@ def _require_text(name: str, value: object) -> str:
 
 def file_error(key: str, **values: str) -> InvalidInput:
     """Return the error for a file that cannot be imported at all."""
-    return InvalidInput(FieldError("file", key, _FILE_MESSAGES[key] % values))
+    return InvalidInput(FieldError("file", key, str(_FILE_MESSAGES[key]) % values))
 
 
 def _row_message(code: str, **values: object) -> str:
-    return _ROW_MESSAGES[code] % values
+    return str(_ROW_MESSAGES[code]) % values
 
 
 def _make_rejection(lines: LineReader, code: str, detail: str) -> Rejection:

@@ -151,19 +151,21 @@ def _render_import_page(form: ImportForm, status: int = 200) -> Response:
 
 def _added_message(email: str, suppression: Suppression, previous_reason: str | None) -> str:
     if previous_reason is None:
-        return _("%(email)s was added to the suppression list.", email=email)
-    if previous_reason == suppression.reason:
-        return _(
+        message = _("%(email)s was added to the suppression list.", email=email)
+    elif previous_reason == suppression.reason:
+        message = _(
             "%(email)s is already on the suppression list (%(reason)s). The entry was not changed.",
             email=email,
             reason=previous_reason,
         )
-    return _(
-        "%(email)s was already on the suppression list (%(previous)s). The reason is now %(reason)s.",
-        email=email,
-        previous=previous_reason,
-        reason=suppression.reason,
-    )
+    else:
+        message = _(
+            "%(email)s was already on the suppression list (%(previous)s). The reason is now %(reason)s.",
+            email=email,
+            previous=previous_reason,
+            reason=suppression.reason,
+        )
+    return str(message)
 
 
 def _return_url(email: str) -> str:
