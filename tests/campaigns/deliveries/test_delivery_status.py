@@ -705,7 +705,7 @@ def test_the_list_of_do_not_mail_names_the_mailing_by_its_offer(
     admin = sign_in("admin")
     for path in ("customers/do-not-mail", f"customers/do-not-mail/lift?email={email(3)}", "customers/4"):
         page = admin.get(f"/{path}").text
-        assert f'<a href="/campaigns/{undecided.id}">Mailing of Summer</a>' in page, path
+        assert f'<a href="/campaigns/{undecided.id}">Campaign for Summer</a>' in page, path
     rows = list(csv.DictReader(io.StringIO(admin.get("/customers/do-not-mail.csv").text)))
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", rows[0]["since"])
 
