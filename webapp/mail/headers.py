@@ -10,8 +10,8 @@ LINE_LENGTH, ENCODED_LINE_LENGTH = 78, 76
 _WORD_MAX = 60
 _ENCODED_WORD_OVERHEAD = len("=?utf-8?b??=")
 _UNQUOTED_CHARACTERS = frozenset(
-    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 !#$%&'*+-/=?^_`{|}~"
-)  # no translation
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 !#$%&'*+-/=?^_`{|}~"  # no translation
+)
 
 
 def format_header(name: str, value: str) -> bytes:
