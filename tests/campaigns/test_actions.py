@@ -416,7 +416,7 @@ def test_a_cancelled_campaign_is_over(sending: Campaign) -> None:
 
 def test_a_machine_can_not_launch_anew_what_staff_cancelled(sending: Campaign) -> None:
     transitions.cancel_campaign(sending.id, "mia")
-    with pytest.raises(DomainError, match="Write a new mail"):
+    with pytest.raises(DomainError, match="Create a new email"):
         launch_actions.launch_announcement(sending.offer_id, "key shop")
 
 

@@ -267,7 +267,7 @@ def test_a_relay_that_refuses_us_pauses_the_campaign(
     campaign = launched()
     sender.send_pending_emails()
     assert fresh(campaign).status == "paused"
-    assert campaign.pause_reason == "the relay refuses us: 535 5.7.8 not you"
+    assert campaign.pause_reason == "the mail relay rejects email from this server: 535 5.7.8 not you"
     assert counts(campaign) == {"total": 3}
 
 
@@ -277,7 +277,7 @@ def test_five_refused_bodies_in_a_row_pause_the_campaign(launched: Launch, relay
     campaign = launched()
     sender.send_pending_emails()
     assert fresh(campaign).status == "paused"
-    assert campaign.pause_reason == "the relay refuses this mail: 554 5.7.1 spam"
+    assert campaign.pause_reason == "the mail relay rejects the content of this email: 554 5.7.1 spam"
     assert counts(campaign) == {"total": 20, "failed": 5}
 
 
@@ -325,7 +325,7 @@ def test_unsubscribed_erased_and_redeemed_customers_are_left_out(launched: Launc
     assert [issue.text for issue in campaign_queries.list_issues(campaign.id)] == [
         "unsubscribed",
         "no longer a customer",
-        "has redeemed already",
+        "has already redeemed",
     ]
 
 
@@ -598,14 +598,14 @@ def test_no_more_pumps_at_once_than_connections(
 ) -> None:
     people(3)
     launched()
-    app.extensions.pop("pumps", None)
+    app.extensions.pop("sender_slots", None)
     with_settings(mail_connections=1)
     second: list[bool] = []
     stop_after(relay, 1, monkeypatch, in_context(app, lambda: second.append(sender.send_pending_emails())))
     try:
         sender.send_pending_emails()
     finally:
-        app.extensions.pop("pumps", None)
+        app.extensions.pop("sender_slots", None)
     assert second == [False]
     assert set(relay.recipients.values()) == {1}
 
@@ -692,4 +692,4 @@ def test_a_second_copy_that_is_refused_leaves_it_uncertain(launched: Launch, rel
     sender.send_pending_emails()
     assert counts(campaign) == {"total": 3, "sent": 2, "uncertain": 1}
     words = db.session.execute(text("select text from mail_issue")).scalar_one()
-    assert words == "it may have arrived before; a second copy was refused: no"
+    assert words == "an earlier copy may have arrived; the second copy was rejected: no"

@@ -88,7 +88,7 @@ def test_the_answer_for_every_recipient_is_what_the_relay_received(
     assert (seen[ids[2]].code, seen[ids[2]].text, seen[ids[2]].attempts) == (450, "4.2.2 mailbox full", 2)
     assert seen[ids[2]].next_at is not None
     assert seen[ids[4]].needs_resolution
-    assert [seen[ids[n]].text for n in (5, 6)] == ["unsubscribed", "has redeemed already"]
+    assert [seen[ids[n]].text for n in (5, 6)] == ["unsubscribed", "has already redeemed"]
     assert seen[ids[7]].email == "erased customer"
     at = seen[ids[8]].at
     assert at is not None

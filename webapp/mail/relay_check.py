@@ -81,19 +81,23 @@ def _describe_security(settings: Settings) -> list[str]:
 
 def _suggest_improvement(settings: Settings) -> str:
     if settings.uses_mail_sink:
-        return _(
-            "This is the built-in mail sink, which stores emails and does not send them. Set MAIL_SERVER before you "
-            "email customers."
+        return str(
+            _(
+                "This is the built-in mail sink, which stores emails and does not send them. Set MAIL_SERVER before "
+                "you email customers."
+            )
         )
     is_encrypted = settings.mail_use_tls or settings.mail_use_ssl
     if is_encrypted or _is_local_host(settings.mail_server):
         return ""
     if settings.mail_username:
-        return _(
-            "Emails and the password are sent unencrypted. Set MAIL_USE_TLS=true, or MAIL_USE_SSL=true if the relay "
-            "requires it."
+        return str(
+            _(
+                "Emails and the password are sent unencrypted. Set MAIL_USE_TLS=true, or MAIL_USE_SSL=true if the "
+                "relay requires it."
+            )
         )
-    return _("Emails are sent unencrypted. Set MAIL_USE_TLS=true, or MAIL_USE_SSL=true if the relay requires it.")
+    return str(_("Emails are sent unencrypted. Set MAIL_USE_TLS=true, or MAIL_USE_SSL=true if the relay requires it."))
 
 
 def _explain_refusal(reply: str, settings: Settings, relay_name: str) -> RelayCheckResult:

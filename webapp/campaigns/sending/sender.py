@@ -375,4 +375,4 @@ class _BatchSender:
 
 def _describe_refusal(outcome: SmtpOutcome) -> str:
     reply = f"{outcome.code} {outcome.text}" if outcome.code else outcome.text  # no translation
-    return _("the mail relay rejects email from this server: %(reply)s", reply=reply)
+    return str(_("the mail relay rejects email from this server: %(reply)s", reply=reply))
