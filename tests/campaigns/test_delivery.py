@@ -14,6 +14,7 @@ from tests.campaigns.relay import Relay
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns import timing
 from webapp.campaigns import tokens as campaign_tokens
+from webapp.campaigns.content import mail_merge
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.deliveries import actions as delivery_actions
 from webapp.campaigns.deliveries import queries as delivery_queries
@@ -133,7 +134,7 @@ def test_the_frozen_recipients_do_not_drift(launched: Launch, relay: Relay) -> N
 
 def test_preparing_goes_on_where_it_was_killed(launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preparation, "AUDIENCE_BLOCK_SIZE", 40)
-    monkeypatch.setattr(batches, "BATCH_SIZE", 20)
+    monkeypatch.setattr(preparation, "BATCH_SIZE", 20)
     ids = people(100)
     campaign = launched(prepare=False)
     preparation._prepare_block(campaign.id)
@@ -356,7 +357,8 @@ def test_pause_and_cancel_are_honoured_before_the_next_window(
     people(200)
     campaign = launched()
     campaign_id = campaign.id
-    stop_after(relay, 70, monkeypatch, in_context(app, lambda: getattr(draft_actions, deed)(campaign_id, "tests")))
+    change = getattr(transitions, f"{deed}_campaign")
+    stop_after(relay, 70, monkeypatch, in_context(app, lambda: change(campaign_id, "tests")))
     sender.send_pending_emails()
     assert counts(campaign) == {"total": 200, "sent": 100}
     assert fresh(campaign).status == status
@@ -588,7 +590,7 @@ def test_a_letter_that_can_not_be_written_stops_nobody_else(
             raise ValueError("no")
         return address(customer)
 
-    monkeypatch.setattr(addresses, "recipient_address", refuses)
+    monkeypatch.setattr(mail_merge, "recipient_address", refuses)
     sender.send_pending_emails()
     assert counts(campaign) == {"total": 3, "sent": 2, "failed": 1}
 

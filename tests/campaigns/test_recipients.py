@@ -263,7 +263,7 @@ def test_an_uncertain_mail_says_whether_it_goes_out_by_itself_or_staff_decide(la
 def test_a_list_has_everybody_once_page_after_page(
     launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
-    monkeypatch.setattr(batches, "BATCH_SIZE", 20)
+    monkeypatch.setattr(preparation, "BATCH_SIZE", 20)
     monkeypatch.setattr(delivery_queries, "BATCHES_PER_PAGE", 2)
     people(130)
     for n in range(0, 130, 9):

@@ -198,7 +198,7 @@ def test_the_database_holds_that_there_is_one(announced: Offer) -> None:
 def test_a_reminder_that_can_not_be_launched_leaves_no_draft_behind(announced: Offer) -> None:
     ids = people(3)
     redeem(announced, ids)
-    with pytest.raises(DomainError, match="nobody to remind") as caught:
+    with pytest.raises(DomainError, match="every customer who can be emailed has redeemed") as caught:
         launch_actions.launch_reminder(announced.id, EmailContent(), "tests")
     assert caught.value.key == "audience_empty"
     assert campaign_queries.find_open_campaign(announced.id, "reminder") is None

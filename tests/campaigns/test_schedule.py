@@ -159,7 +159,7 @@ def test_an_audience_that_is_empty_at_its_time_pauses_it(draft: Campaign) -> Non
     db.session.execute(text("delete from customer"))
     time_comes(draft)
     launch_actions.start_due_campaigns()
-    assert (fresh(draft).status, "nobody to mail" in (draft.pause_reason or "")) == ("paused", True)
+    assert (fresh(draft).status, "There are no recipients" in (draft.pause_reason or "")) == ("paused", True)
     people(1)
     assert transitions.resume_campaign(draft.id, "tom").status == "preparing"
 
@@ -189,7 +189,7 @@ def test_the_time_can_be_changed_and_saying_it_again_changes_nothing(draft: Camp
 def test_a_time_put_off_at_the_last_moment_does_not_start(draft: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
     launch_actions.schedule_campaign(draft.id, SOON, "mia")
     time_comes(draft)
-    due = launch_actions.start_due_campaigns.__globals__["launch_queries"].due()
+    due = launch_actions.start_due_campaigns.__globals__["launch_queries"].list_due_campaign_ids()
     launch_actions.schedule_campaign(draft.id, SOON, "mia")
     monkeypatch.setattr("webapp.campaigns.launch.queries.list_due_campaign_ids", lambda: due)
     assert launch_actions.start_due_campaigns() == []
