@@ -252,7 +252,7 @@ def test_a_campaign_that_is_through_says_so(app: Flask, offer: Callable[..., Off
         completion.finish_campaigns()
 
     (line,) = lines(stream)
-    assert (line["message"], line["campaign_id"]) == (f"campaign {campaign.id} is done", campaign.id)
+    assert (line["message"], line["campaign_id"]) == (f"campaign {campaign.id} done", campaign.id)
 
 
 def test_whoever_takes_over_a_batch_says_so(

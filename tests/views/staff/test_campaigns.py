@@ -315,7 +315,7 @@ def test_a_launch_to_nobody_stays_and_says_what_to_do(staff: FlaskClient, offer:
     assert "Import customers" in staff.get("/campaigns/1/launch").text
     answer = staff.post(f"/offers/{row.id}/launch")
     assert answer.status_code == 409
-    assert "There is nobody to mail" in answer.text
+    assert "There are no recipients" in answer.text
 
 
 def test_a_launch_before_the_offer_starts_is_warned_of(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
