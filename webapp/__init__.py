@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import secrets
 import time
+import tomllib
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -140,18 +141,15 @@ def create_app(settings: Settings | None = None) -> Flask:
     error_handlers.init_app(app)
     rate_limit.init_app(app)
     rendering.init_app(app)
+    app.jinja_env.globals["app_version"] = get_app_version()
     cli.init_app(app)
     return app
 
 
+@functools.cache
 def get_app_version() -> str:
-    """Return the version of the program, from its metadata or project file."""
-    try:
-        return version("onecode")
-    except PackageNotFoundError:
-        import tomllib
-
-        return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
+    """Return the version of the program, which pyproject.toml states."""
+    return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
 
 
 def _init_extensions(app: Flask, settings: Settings) -> None:
@@ -232,8 +230,8 @@ def _register_request_hooks(app: Flask) -> None:
 def _register_health_checks(app: Flask) -> None:
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
-        """Liveness: the process handles requests."""
-        return {"status": "ok"}
+        """The process is up."""
+        return {"status": "ok", "version": get_app_version()}
 
     @app.get("/readyz")
     def readyz() -> tuple[dict[str, str], int]:

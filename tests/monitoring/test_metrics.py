@@ -19,7 +19,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from benchmarks import growth_tables
-from tests.redemptions.test_plans import nodes, plans
+from tests.support.query_plans import explain_statements, plan_nodes
 from webapp import create_app
 from webapp.accounts import actions as account_actions
 from webapp.campaigns.models import Batch, Campaign, MailIssue, encode_gaps
@@ -321,8 +321,8 @@ def filled(app: Flask, test_settings: Settings) -> Iterator[psycopg.Connection]:
 
 def test_a_scrape_reads_little_however_much_there_is(filled: psycopg.Connection) -> None:
     read = dict.fromkeys(LARGE, 0.0)
-    for statement, plan in plans(filled, monitoring_queries.collect_metrics):
-        for node in nodes(plan):
+    for statement, plan in explain_statements(filled, monitoring_queries.collect_metrics):
+        for node in plan_nodes(plan):
             table = node.get("Relation Name")
             if table in LARGE:
                 # What was undone is counted, in its index or its rows as the planner likes: few compared to the rest.
