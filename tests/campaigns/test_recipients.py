@@ -23,7 +23,7 @@ from webapp.campaigns.deliveries import export as delivery_export
 from webapp.campaigns.deliveries import queries as delivery_queries
 from webapp.campaigns.deliveries.actions import DeliverySelection
 from webapp.campaigns.deliveries.queries import DeliveryStatus
-from webapp.campaigns.launch import transitions
+from webapp.campaigns.launch import preparation, transitions
 from webapp.campaigns.models import Batch, BatchCursor, Campaign, MailIssue, encode_gaps
 from webapp.campaigns.sending import auto_pause, batches, completion, retries, sender
 from webapp.core.errors import DomainError
