@@ -211,36 +211,30 @@ _DELETE_REDEMPTIONS = text("delete from redemption where offer_id = :offer_id an
 def _redeem_for_offer(
     connection: Connection, entries: list[_AcceptedRequest]
 ) -> dict[int, RedemptionRecord | DomainError]:
-    """All rows of one offer, then their number from its cap. Whoever was there before is left without an answer."""
+    """Insert all rows of one offer, then take their number from its cap; delete the rows that exceed it.
+
+    A request whose row existed already gets no result: it is evaluated again.
+    """
     offer = entries[0].offer
-    made = _insert_redemptions(connection, offer.id, sorted(entries, key=lambda entry: entry.customer_id))
-    inserted = [entry for entry in entries if entry.customer_id in made]
-    room = len(inserted)
+    entries = sorted(entries, key=lambda entry: entry.customer_id)
+    rows = json.dumps([_insert_values(entry) for entry in entries])
+    returned = connection.exec_driver_sql(_INSERT_REDEMPTIONS, {"offer_id": offer.id, "rows": rows})
+    redeemed_at = dict(tuple(row) for row in returned)
+    inserted = [entry for entry in entries if entry.customer_id in redeemed_at]
+    reserved = len(inserted)
     if offer.max_redemptions is not None and inserted:
-        room = _reserve_cap(connection, offer.id, len(inserted))
+        reserved = _reserve_cap(connection, offer.id, len(inserted))
     answers: dict[int, RedemptionRecord | DomainError] = {
-        entry.index: _redemption_record(entry.facts, made[entry.customer_id]) for entry in inserted[:room]
+        entry.index: _redemption_record(entry.facts, _redemption_row(entry, redeemed_at[entry.customer_id]))
+        for entry in inserted[:reserved]
     }
-    surplus = inserted[room:]
+    surplus = inserted[reserved:]
     if surplus:
         connection.execute(
             _DELETE_REDEMPTIONS, {"offer_id": offer.id, "customer_ids": [entry.customer_id for entry in surplus]}
         )
         answers |= {entry.index: _exhausted_refusal(entry) for entry in surplus}
     return answers
-
-
-def _insert_redemptions(
-    connection: Connection, offer_id: int, entries: list[_AcceptedRequest]
-) -> dict[int, RedemptionRow]:
-    rows = json.dumps([_insert_values(entry) for entry in entries])
-    made = connection.exec_driver_sql(_INSERT_REDEMPTIONS, {"offer_id": offer_id, "rows": rows})
-    when = dict(tuple(row) for row in made)
-    return {
-        entry.customer_id: _redemption_row(entry, when[entry.customer_id])
-        for entry in entries
-        if entry.customer_id in when
-    }
 
 
 def _insert_values(entry: _AcceptedRequest) -> dict[str, Any]:

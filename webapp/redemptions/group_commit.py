@@ -39,73 +39,62 @@ def redeem(request: RedemptionRequest) -> RedemptionRecord:
     # Whoever waits must hold no connection: the one that all wait for might find none left.
     if db.session.registry.has():
         db.session.rollback()
-    answer = get_group_committer().redeem(request)
+    try:
+        answer = get_group_committer().submit(request)
+    except CoalescingTimeout as error:
+        raise RedemptionUnavailable(OUTCOME_UNKNOWN if error.has_started else DATABASE_UNAVAILABLE) from error
     if isinstance(answer, DomainError):
         raise answer
     return answer
 
 
-class GroupCommitter:
-    """Where the threads of one process redeem: on one connection, which is kept, one transaction at a time."""
+class GroupCommitter(Coalescer[RedemptionRequest, "RedemptionRecord | DomainError"]):
+    """Redeems for all threads of one process: on one connection, which is kept, one transaction at a time."""
 
     def __init__(self) -> None:
-        self._coalescer = Coalescer(self._redeem_group, GROUP_SIZE_MAX, REDEEM_TIMEOUT_SECONDS)
+        super().__init__(self._redeem_group, GROUP_SIZE_MAX, REDEEM_TIMEOUT_SECONDS)
         self._connection: Connection | None = None
 
-    def redeem(self, request: RedemptionRequest) -> RedemptionRecord | DomainError:
-        """The answer to one ask, whoever else asks at the same time."""
-        try:
-            return self._coalescer.submit(request)
-        except CoalescingTimeout as stuck:
-            return RedemptionUnavailable(OUTCOME_UNKNOWN if stuck.has_started else DATABASE_UNAVAILABLE)
-
     def close(self) -> None:
-        """Give the connection up; the next ask opens another."""
+        """Close the connection; the next request opens another."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
-    def _redeem_group(self, asks: Sequence[RedemptionRequest]) -> list[RedemptionRecord | DomainError]:
+    def _redeem_group(self, requests: Sequence[RedemptionRequest]) -> list[RedemptionRecord | DomainError]:
+        """Redeem all on the kept connection; if it was lost before the commit, once more on a new one."""
         try:
             try:
-                return self._redeem_on_connection(asks, self._get_connection())
+                return redeem_all(requests, self._get_connection())
             except DBAPIError as error:
                 if not error.connection_invalidated:
                     raise
-                # The server was started anew since the last time, it may be.
-                return self._redeem_on_connection(asks, self._get_connection())
-        except RedemptionUnavailable as lost:
-            return [lost for _ in asks]
+                # The server may have been restarted since the last group.
+                return redeem_all(requests, self._get_connection())
+        except RedemptionUnavailable as error:
+            return [error for _ in requests]
         except DBAPIError as error:
-            log.warning("%s redemptions at once: %s", len(asks), error.orig)
-            if self._connection is None:
-                return [RedemptionUnavailable() for _ in asks]
-            return self._redeem_individually(asks, error)
-
-    def _redeem_on_connection(
-        self, asks: Sequence[RedemptionRequest], connection: Connection
-    ) -> list[RedemptionRecord | DomainError]:
-        try:
-            return redeem_all(asks, connection)
-        finally:
-            if connection.invalidated:
-                connection.close()
-                self._connection = None
+            log.warning("%s redemptions at once: %s", len(requests), error.orig)
+            if self._connection is None or self._connection.invalidated:
+                return [RedemptionUnavailable() for _ in requests]
+            return self._redeem_individually(requests, error)
 
     def _redeem_individually(
-        self, asks: Sequence[RedemptionRequest], error: DBAPIError
+        self, requests: Sequence[RedemptionRequest], error: DBAPIError
     ) -> list[RedemptionRecord | DomainError]:
         """What the database refuses for all at once, one by one: nobody suffers for a neighbour."""
-        if len(asks) == 1:
+        if len(requests) == 1:
             # Its disk is full, say (classes 53 and 57 of SQLSTATE): that is not about the ask, and passes.
             if str(getattr(error.orig, "sqlstate", None)).startswith(("53", "57")):
                 log.error("the database can't write just now: %s", error.orig)
                 return [RedemptionUnavailable()]
             log.error("a redemption can't be written", exc_info=error)
             return [DomainError("error", "Something went wrong on our side. It has been noted.", 500)]
-        return [answer for ask in asks for answer in self._redeem_group([ask])]
+        return [answer for request in requests for answer in self._redeem_group([request])]
 
     def _get_connection(self) -> Connection:
+        if self._connection is not None and self._connection.invalidated:
+            self.close()
         if self._connection is None:
             connection = db.engine.connect()
             # It never goes back to the pool, so what is set here is set for good.
