@@ -216,8 +216,8 @@ def _redeem_for_offer(
     A request whose row existed already gets no result: it is evaluated again.
     """
     offer = entries[0].offer
-    entries = sorted(entries, key=lambda entry: entry.customer_id)
-    rows = json.dumps([_insert_values(entry) for entry in entries])
+    # Sorted against deadlocks; units of the cap go to those who came first.
+    rows = json.dumps([_insert_values(entry) for entry in sorted(entries, key=lambda entry: entry.customer_id)])
     returned = connection.exec_driver_sql(_INSERT_REDEMPTIONS, {"offer_id": offer.id, "rows": rows})
     redeemed_at = dict(tuple(row) for row in returned)
     inserted = [entry for entry in entries if entry.customer_id in redeemed_at]
