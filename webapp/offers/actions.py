@@ -115,9 +115,12 @@ def resume_offer(offer_id: int, by: str) -> Offer:
 
 
 def set_personal_code_required(offer_id: int, required: bool, by: str) -> Offer:
-    """Require personal codes or links, or accept the shared code too. Idempotent. Commits.
+    """Require personal codes or links, or accept the shared code too.
+
+    Idempotent. Commits.
 
     :raises NotFound: when the offer does not exist.
+
     """
     return update_offer(offer_id, {"personal_code_required": required}, None, by)
 
@@ -151,7 +154,10 @@ def _set_paused(offer: Offer, paused: bool, by: str) -> None:
 
 
 def _insert_with_code(row: dict[str, Any]) -> Offer | None:
-    """Insert an offer; return None when its code is taken, even by a concurrent transaction."""
+    """Insert an offer and return it.
+
+    Return None when its code is taken, even by a concurrent transaction.
+    """
     try:
         with db.session.begin_nested() as savepoint:
             offer = db.session.scalars(insert(Offer).values(row).returning(Offer)).one()

@@ -28,7 +28,10 @@ def generate_code() -> str:
 
 
 def candidate_codes(code: str | None) -> list[str]:
-    """Return the requested code; without one, a few generated codes, of which one will be free."""
+    """Return the requested code.
+
+    Without one, return a few generated codes, of which one will be free.
+    """
     return [code] if code else [generate_code() for _index in range(5)]
 
 
@@ -63,9 +66,10 @@ def renew_code(offer_id: int, code: str | None, by: str, version: int | None = N
 
 
 def close_code(offer_id: int, code: str, by: str) -> Offer:
-    """Close an alias: neither it nor the personal codes made from it are accepted any more. Idempotent. Commits.
+    """Close an alias, so that it is not accepted any more.
 
-    A closed code never becomes available to another offer.
+    Neither are the personal codes made from it. Idempotent. Commits. A closed code never becomes available to another
+    offer.
 
     :raises NotFound: when the offer does not exist or never had this code.
     :raises DomainError: `conflict` when it is the current code of the offer.
@@ -102,9 +106,12 @@ def reopen_code(offer_id: int, code: str, by: str) -> Offer:
 
 
 def check_version(offer: Offer, version: int | None) -> None:
-    """Check that the offer still has the version that a change is based on; None accepts any.
+    """Check that the offer still has the version that a change is based on.
+
+    A version of None accepts any.
 
     :raises DomainError: `conflict` when it has not.
+
     """
     if version is not None and offer.version != version:
         raise DomainError(
@@ -118,15 +125,21 @@ def check_version(offer: Offer, version: int | None) -> None:
 
 
 def reserve_code(offer_id: int, code: str, code_as_written: str) -> bool:
-    """Reserve a code for an offer permanently; return False when it is taken, even by a concurrent transaction."""
+    """Reserve a code for an offer permanently.
+
+    Return whether that succeeded: False when it is taken, even by a concurrent transaction.
+    """
     statement = insert(OfferCode).values(offer_id=offer_id, code=code, code_as_written=code_as_written)
     return db.session.scalar(statement.on_conflict_do_nothing().returning(OfferCode.code)) is not None
 
 
 def replace_code(before: str, code: str, code_as_written: str) -> None:
-    """Replace a code, or its spelling, by another. The replaced one becomes free, as it was never published.
+    """Replace a code, or its spelling, by another.
+
+    The replaced one becomes free, as it was never published.
 
     :raises IntegrityError: of `pk_offer_code` when the new code is taken.
+
     """
     db.session.execute(
         update(OfferCode).where(OfferCode.code == before).values(code=code, code_as_written=code_as_written)

@@ -52,9 +52,10 @@ class OfferValues:
 
 
 class Offer(Model):
-    """An offer with its shared code. `redeemed` is maintained only when there is a cap (`max_redemptions`).
+    """An offer with its shared code.
 
-    `code` is the current code. `OfferCode` holds it too, with all earlier ones.
+    `redeemed` is maintained only when there is a cap (`max_redemptions`). `code` is the current code. `OfferCode` holds
+    it too, with all earlier ones.
     """
 
     __tablename__ = "offer"
@@ -134,9 +135,10 @@ class Offer(Model):
 
 
 class OfferCode(Model):
-    """A code that an offer has or had. It is accepted until it is closed and never becomes free again.
+    """A code that an offer has or had.
 
-    `Offer.code` is the current one; the other open ones are aliases that emails and posters may still carry.
+    It is accepted until it is closed and never becomes free again. `Offer.code` is the current one; the other open ones
+    are aliases that emails and posters may still carry.
     """
 
     __tablename__ = "offer_code"
@@ -151,7 +153,9 @@ class OfferCode(Model):
 
 
 def normalise_code(text: str) -> str:
-    """Return a code in the form for comparison: NFKC, upper case, without spaces and dashes.
+    """Return a code in the form in which codes are compared.
+
+    That is NFKC, upper case, without spaces and dashes.
 
     :raises InvalidInput: `code_invalid` when the result is empty, too long or has characters beyond A-Z and 0-9.
     """

@@ -23,7 +23,7 @@ def find_offers(offer_ids: Sequence[int]) -> dict[int, Offer]:
 
 
 def find_offer_by_code(code: str) -> Offer | None:
-    """Return the offer that has a normalised code as its current code or as an open alias."""
+    """Return the offer with this normalised code, current or open alias."""
     return db.session.scalar(
         select(Offer)
         .join(OfferCode, OfferCode.offer_id == Offer.id)
@@ -43,7 +43,7 @@ def find_closed_code(codes: Sequence[str]) -> OfferCode | None:
 
 
 def list_codes_by_offer(offer_ids: Sequence[int]) -> dict[int, list[OfferCode]]:
-    """Return all codes of each of these offers, current, alias or closed, newest first."""
+    """Return all codes of each of these offers, open or closed, newest first."""
     codes: dict[int, list[OfferCode]] = {offer_id: [] for offer_id in offer_ids}
     statement = select(OfferCode).where(OfferCode.offer_id.in_(offer_ids))
     for row in db.session.scalars(statement.order_by(OfferCode.created_at.desc(), OfferCode.code)):
@@ -52,7 +52,10 @@ def list_codes_by_offer(offer_ids: Sequence[int]) -> dict[int, list[OfferCode]]:
 
 
 def lock_offer(offer_id: int) -> Offer | None:
-    """Load an offer afresh from the database and lock its row until the transaction ends."""
+    """Load an offer and lock its row until the transaction ends.
+
+    Replaces the values that the session has loaded before.
+    """
     return db.session.scalar(
         select(Offer).where(Offer.id == offer_id).with_for_update().execution_options(populate_existing=True)
     )
@@ -92,7 +95,7 @@ def has_offers() -> bool:
 
 
 def list_open_offer_ids() -> Sequence[int]:
-    """Return the ids of offers that are within their window and not paused, those that end soonest first."""
+    """Return the ids of open offers that are not paused, those that end soonest first."""
     return db.session.scalars(
         select(Offer.id)
         .where(Offer.starts_at <= func.now(), _not_ended(), Offer.paused_at.is_(None))

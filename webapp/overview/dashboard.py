@@ -98,7 +98,10 @@ def get_dashboard_figures(zone: str) -> DashboardFigures:
 
 
 def get_onboarding_steps() -> OnboardingSteps | None:
-    """Return which first steps are done; None once a campaign was launched or a code redeemed."""
+    """Return which first steps are done.
+
+    Return None once a campaign was launched or a code redeemed.
+    """
     has_launched = db.session.scalar(select(exists().where(Campaign.launched_at.is_not(None))))
     if has_launched or db.session.scalar(select(exists().where(Redemption.offer_id.is_not(None)))):
         return None
@@ -138,7 +141,7 @@ _OPEN_OFFERS = select(Offer).where(
 
 
 def _list_guessed_offers() -> list[tuple[Offer, int]]:
-    """Return the offers with a guessing alert and their failed attempts in the last hour, most first."""
+    """Return offers with a guessing alert and their failed attempts, most first."""
     alerts = guessing.list_top_guessing_alerts(ATTENTION_LIMIT)
     offers = offer_queries.find_offers(list(alerts))
     return [(offers[offer_id], n) for offer_id, n in alerts.items()]
@@ -162,7 +165,7 @@ def _count_live_offers() -> int:
 
 
 def _calculate_email_figures(since: datetime) -> tuple[int, float | None]:
-    """Return the emails sent by campaigns launched since a time, and the conversion rate of their announcements."""
+    """Return emails sent and conversion rate of campaigns launched since a time."""
     launched = _list_launched_since(since)
     sent = {
         campaign_id: counts.sent

@@ -1,6 +1,7 @@
-"""Explain whether a customer may redeem an offer, and why not: every check of the rule with the fact behind it.
+"""Explain whether a customer may redeem an offer, and why not.
 
-The rule itself is `webapp.redemptions.rules.evaluate`; this module only describes the facts that it used.
+Every check of the rule comes with the fact behind it. The rule itself is `webapp.redemptions.rules.evaluate`; this
+module only describes the facts that it used.
 """
 
 from __future__ import annotations
@@ -253,7 +254,10 @@ def _describe_cap(offer: OfferFacts) -> str:
 
 
 def _format_boundary(at: datetime, offer: OfferFacts, *, is_end: bool) -> str:
-    """Format 31 May 2026 at 24:00 Europe/Berlin: an end at midnight belongs to the day before."""
+    """Format a start or an end, such as 31 May 2026 at 24:00 Europe/Berlin.
+
+    An end at midnight belongs to the day before.
+    """
     local = at.astimezone(ZoneInfo(offer.time_zone))
     if is_end and (local.hour, local.minute, local.second) == (0, 0, 0):
         day, time = formatting.format_day(at - timedelta(seconds=1), offer.time_zone), "24:00"

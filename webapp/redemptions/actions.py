@@ -1,4 +1,4 @@
-"""Redeem offers: evaluate requests and write their redemptions, many in one transaction."""
+"""Evaluate requests to redeem and write redemptions, many in one transaction."""
 
 from __future__ import annotations
 
@@ -40,9 +40,12 @@ MAX_ROUNDS = 10
 
 
 class _OfferLockTimeout(Exception):
-    """Another transaction held the offer of these requests for too long; nothing was saved.
+    """Another transaction held the offer of these requests for too long.
+
+    Nothing was saved.
 
     :param indexes: which of the requests.
+
     """
 
     def __init__(self, indexes: Iterable[int]) -> None:
@@ -51,11 +54,14 @@ class _OfferLockTimeout(Exception):
 
 
 def validate_redemption(request: RedemptionRequest) -> tuple[OfferFacts, int | None]:
-    """Return what redeeming now would give: the offer and the discount on the order. Write nothing.
+    """Return the offer and the discount that redeeming now would give.
+
+    Writes nothing.
 
     :returns: the offer, and the discount in minor units of the order's currency; None if the amount is not known.
     :raises RedemptionRefused: with the first check of the rule that failed.
     :raises InvalidInput: when the order does not suit the discount.
+
     """
     accepted = _accept_request(0, request, redemption_facts.load_facts([request])[0])
     return accepted.offer, accepted.discount_amount
@@ -64,16 +70,17 @@ def validate_redemption(request: RedemptionRequest) -> tuple[OfferFacts, int | N
 def redeem_all(
     requests: Sequence[RedemptionRequest], connection: Connection | None = None
 ) -> list[RedemptionRecord | DomainError]:
-    """Redeem any offers for any customers in one transaction; return one result per request, in order.
+    """Redeem any offers for any customers in one transaction.
 
-    Every result "redeemed", "already redeemed" or "limit reached" describes committed data. One rule evaluates all
-    requests over facts from one statement. Then, offer by offer in the order of their ids, all rows are inserted
-    sorted by customer, and their number is taken from the cap last. This lock order rules out deadlocks between
-    concurrent calls.
+    Return one result per request, in order. Every result "redeemed", "already redeemed" or "limit reached" describes
+    committed data. One rule evaluates all requests over facts from one statement. Then, offer by offer in the order of
+    their ids, all rows are inserted sorted by customer, and their number is taken from the cap last. This lock order
+    rules out deadlocks between concurrent calls.
 
     :param connection: the connection to use; by default one of its own.
     :raises DBAPIError: when the database refuses or is lost; nothing is saved then.
     :raises RedemptionUnavailable: when the database is lost during the commit.
+
     """
     if connection is None:
         with db.engine.connect() as connection:
@@ -126,8 +133,11 @@ def _redeem_in_transaction(
 def _evaluate_requests(
     connection: Connection, requests: dict[int, RedemptionRequest]
 ) -> tuple[dict[int, RedemptionRecord | DomainError], dict[int, dict[int, _AcceptedRequest]], dict[int, list[int]]]:
-    """Return the results that need no write, the accepted requests by offer and customer, and the indexes of requests
-    whose offer is not frozen, by offer."""
+    """Evaluate requests and sort them by what is to be done.
+
+    :returns: the results that need no write; the accepted requests by offer and customer; and the indexes of requests
+        whose offer is not frozen, by offer.
+    """
     results: dict[int, RedemptionRecord | DomainError] = {}
     accepted: dict[int, dict[int, _AcceptedRequest]] = {}
     unfrozen: dict[int, list[int]] = {}
@@ -180,11 +190,13 @@ def _accept_request(index: int, request: RedemptionRequest, facts: RedemptionFac
 
 
 def _freeze_offers(connection: Connection, indexes_by_offer: Mapping[int, Iterable[int]]) -> None:
-    """Freeze offers before their first redemption, each in its own transaction; the facts are loaded again afterwards.
+    """Freeze offers before their first redemption, each in its own transaction.
 
-    So no offer can get a cap or another discount between the evaluation and the write.
+    The facts are loaded again afterwards, so that no offer can get a cap or another discount between the evaluation and
+    the write.
 
     :param indexes_by_offer: the ids of the offers with the indexes of the requests that wait for each.
+
     """
     for offer_id in sorted(indexes_by_offer):
         with connection.begin(), _raise_on_lock_timeout(indexes_by_offer[offer_id]):
@@ -193,7 +205,7 @@ def _freeze_offers(connection: Connection, indexes_by_offer: Mapping[int, Iterab
 
 @contextmanager
 def _raise_on_lock_timeout(indexes: Iterable[int]) -> Iterator[None]:
-    """Turn a lock timeout of the block into `_OfferLockTimeout` with the indexes of its requests."""
+    """Turn a lock timeout of the block into `_OfferLockTimeout`."""
     try:
         yield
     except OperationalError as error:
@@ -224,9 +236,10 @@ _DELETE_REDEMPTIONS = text("delete from redemption where offer_id = :offer_id an
 def _redeem_for_offer(
     connection: Connection, accepted: list[_AcceptedRequest]
 ) -> dict[int, RedemptionRecord | DomainError]:
-    """Insert all rows of one offer, then take their number from its cap; delete the rows that exceed it.
+    """Insert all rows of one offer, then take their number from its cap.
 
-    A request whose row existed already gets no result: it is evaluated again in the next round.
+    The rows that exceed the cap are deleted. A request whose row existed already gets no result: it is evaluated again
+    in the next round.
     """
     offer = accepted[0].offer
     # Sorted against deadlocks; units of the cap go to the requests that came first.

@@ -1,4 +1,4 @@
-"""Crockford's Base32: 32 digits and letters that are easy to read aloud, without I, L, O and U."""
+"""Crockford's Base32: 32 digits and letters, without I, L, O and U."""
 
 from __future__ import annotations
 

@@ -27,10 +27,10 @@ ERASED_REASON = "The reason was erased with the customer."  # no translation
 
 
 def erase_redemption_data(customer_ids: Sequence[int]) -> None:
-    """Delete the free text that shops and staff stored with redemptions of these customers; the redemptions stay.
+    """Delete the free text stored with redemptions of these customers.
 
-    Body hashes are deleted too: knowing the rest of a body, one could test email addresses against its hash. The
-    caller commits.
+    The redemptions stay. Body hashes are deleted too: knowing the rest of a body, one could test email addresses
+    against its hash. The caller commits.
     """
     db.session.execute(_ERASE_LIVE, {"ids": list(customer_ids)})
     db.session.execute(_ERASE_ROLLED_BACK, {"ids": list(customer_ids), "reason": ERASED_REASON})

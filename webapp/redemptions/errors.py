@@ -37,7 +37,10 @@ OFFER_BUSY = _l(
 
 
 class RedemptionUnavailable(DomainError):
-    """No result came in time (503). Nothing was saved, unless the message is `OUTCOME_UNKNOWN`."""
+    """No result came in time (503).
+
+    Nothing was saved, unless the message is `OUTCOME_UNKNOWN`.
+    """
 
     def __init__(self, message: LazyString = DATABASE_UNAVAILABLE) -> None:
         super().__init__("unavailable", str(message), 503)

@@ -73,7 +73,9 @@ _OFFER_COLUMN_COUNT = len(_OFFER_COLUMNS.split(","))
 
 
 def load_facts(requests: Sequence[RedemptionRequest], connection: Connection | None = None) -> list[RedemptionFacts]:
-    """Load what the rule needs to know about each request, in order, with one statement whatever they name.
+    """Load the facts about each request, in order.
+
+    It is always one and the same statement, whatever the requests name.
 
     :param connection: the connection to use; by default that of the session.
     """
@@ -196,7 +198,10 @@ class _CodeMatch(NamedTuple):
 def _personal_code_status(
     request: RedemptionRequest, offer_id: int | None, customer_id: int | None, match: _CodeMatch
 ) -> PersonalCodeStatus:
-    """A request by ids has proven its customer already; otherwise the suffix of the code decides."""
+    """Return whether the request has a personal code, and a right one.
+
+    A request by ids has proven its customer already; otherwise the suffix of the code decides.
+    """
     if request.offer_id is not None and request.customer_id is not None:
         return "right"
     # The whole code matched: it is a shared code, current or alias.
@@ -214,7 +219,7 @@ def build_discount(kind: str, percent: Any, amount: int | None, currency: str | 
 
 
 def load_open_offer_facts(customer_id: int) -> list[RedemptionFacts]:
-    """Load the facts about a customer and every open offer, those that end soonest first."""
+    """Load the facts about a customer and every open offer, soonest end first."""
     requests = [
         RedemptionRequest(channel="api", offer_id=offer_id, customer_id=customer_id)
         for offer_id in offer_queries.list_open_offer_ids()

@@ -1,4 +1,4 @@
-"""Group commit: write concurrent redemption requests of one process in one transaction."""
+"""Write concurrent redemption requests of a process in one transaction."""
 
 from __future__ import annotations
 
@@ -51,7 +51,10 @@ def redeem(request: RedemptionRequest) -> RedemptionRecord:
 
 
 class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError]):
-    """Redeems for all threads of one process, one transaction at a time, on one persistent connection."""
+    """Redeems for all threads of one process on one persistent connection.
+
+    It runs one transaction at a time.
+    """
 
     def __init__(self) -> None:
         super().__init__(self._redeem_group, GROUP_SIZE_MAX, REDEEM_TIMEOUT_SECONDS)
@@ -64,7 +67,10 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
             self._connection = None
 
     def _redeem_group(self, requests: Sequence[RedemptionRequest]) -> list[RedemptionRecord | DomainError]:
-        """Redeem a group on the persistent connection; retry once on a new one if it was lost before the commit."""
+        """Redeem a group on the persistent connection.
+
+        Retries once on a new connection if it was lost before the commit.
+        """
         try:
             try:
                 return redeem_all(requests, self._get_connection())
@@ -84,7 +90,10 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
     def _redeem_individually(
         self, requests: Sequence[RedemptionRequest], error: DBAPIError
     ) -> list[RedemptionRecord | DomainError]:
-        """Redeem one by one what the database refused as a group, so that one bad request does not fail the others."""
+        """Redeem one by one after the database refused the group.
+
+        So one bad request does not fail the others.
+        """
         if len(requests) == 1:
             # SQLSTATE classes 53 and 57, such as a full disk, are temporary and not caused by the request.
             if str(getattr(error.orig, "sqlstate", None)).startswith(("53", "57")):

@@ -1,7 +1,8 @@
-"""Detect guessing: failed attempts to redeem an existing code with an email address that it is not for.
+"""Detect guessing: failed attempts at an existing code with other email addresses.
 
-All processes count them per offer and minute, for an hour, in one small table. Too many in ten minutes block the form
-for that code; too many in an hour raise an alert for staff, which ends an hour after the last failed attempt.
+A failed attempt is an existing code with an email address that may not redeem it. All processes count them per offer
+and minute, for an hour, in one small table. Too many in ten minutes block the form for that code; too many in an hour
+raise an alert for staff, which ends an hour after the last failed attempt.
 """
 
 from __future__ import annotations
@@ -46,9 +47,10 @@ _ALERT_VALUES = {"window": "1 hour", "least": ALERT_MIN_ATTEMPTS, "share": ALERT
 
 
 def is_code_blocked(code: str) -> bool:
-    """Return whether the form is blocked for a normalised code, shared or personal, because of failed attempts.
+    """Return whether failed attempts block the form for a normalised code.
 
-    A code with more redemptions than failed attempts is never blocked: that is a launch, not guessing.
+    The code may be a shared or a personal one. A code with more redemptions than failed attempts is never blocked: that
+    is a launch, not guessing.
     """
     shared_code, _ = personal_codes.split_personal_code(code)
     values = {"codes": [code, shared_code], "window": "10 minutes", "least": BLOCK_MIN_ATTEMPTS, "share": 1}
@@ -57,13 +59,19 @@ def is_code_blocked(code: str) -> bool:
 
 
 def find_guessing_alerts(offer_ids: Sequence[int]) -> dict[int, int]:
-    """Return those of these offers that have a guessing alert, with their failed attempts in the last hour."""
+    """Return the guessing alerts of these offers.
+
+    :returns: the failed attempts in the last hour, by offer id.
+    """
     rows = db.session.execute(_SELECT_ALERTS, _ALERT_VALUES | {"offer_ids": list(offer_ids)})
     return {offer_id: int(n) for offer_id, n in rows}
 
 
 def list_top_guessing_alerts(limit: int) -> dict[int, int]:
-    """Return guessing alerts of all offers: offer id to failed attempts in the last hour, most first."""
+    """Return the guessing alerts of all offers, most failed attempts first.
+
+    :returns: the failed attempts in the last hour, by offer id.
+    """
     rows = db.session.execute(_SELECT_TOP_ALERTS, _ALERT_VALUES | {"limit": limit})
     return {offer_id: int(n) for offer_id, n in rows}
 
@@ -84,6 +92,9 @@ _INCREMENT_FAILED_ATTEMPTS = text(
 
 
 def record_failed_attempt(offer_id: int) -> None:
-    """Count a failed attempt at an offer's code. Commits in its own transaction, independently of the request's."""
+    """Count a failed attempt at an offer's code.
+
+    Commits in its own transaction, independently of the request's.
+    """
     with db.engine.begin() as connection:
         connection.execute(_INCREMENT_FAILED_ATTEMPTS, {"offer_id": offer_id})

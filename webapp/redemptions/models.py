@@ -1,7 +1,8 @@
-"""Tables of redemptions. A rollback moves the row of a redemption from `redemption` to `rollback`.
+"""Tables of redemptions.
 
-There are no foreign keys: customers and offers are never deleted, and in the table that every redemption writes they
-would cost more than everything else together (docs/decisions/no-foreign-keys-on-redemption.md).
+A rollback moves the row of a redemption from `redemption` to `rollback`. There are no foreign keys: customers and
+offers are never deleted, and in the table that every redemption writes they would cost more than everything else
+together (docs/decisions/no-foreign-keys-on-redemption.md).
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from webapp.core.extensions import Model
 
 
 class Redemption(Model):
-    """A live redemption of an offer by a customer. The primary key guarantees that there is only one."""
+    """A live redemption of an offer by a customer.
+
+    The primary key guarantees that there is only one.
+    """
 
     __tablename__ = "redemption"
     customer_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
@@ -60,7 +64,10 @@ class Rollback(Model):
 
 
 class RedemptionHour(Model):
-    """The number of live redemptions of an offer from one full hour (UTC), read by its chart."""
+    """The number of live redemptions of an offer in one full hour (UTC).
+
+    The chart of the offer reads it.
+    """
 
     __tablename__ = "redemption_hour"
     offer_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
@@ -69,7 +76,7 @@ class RedemptionHour(Model):
 
 
 class RedemptionTotal(Model):
-    """The number of an offer's live redemptions that are counted: the sum of its hours.
+    """The number of counted live redemptions of an offer: the sum of its hours.
 
     Kept because an offer may have an hour for nearly every redemption.
     """
@@ -80,7 +87,7 @@ class RedemptionTotal(Model):
 
 
 class HourTotal(Model):
-    """The number of live redemptions of all offers from one full hour (UTC)."""
+    """The number of live redemptions of all offers in one full hour (UTC)."""
 
     __tablename__ = "hour_total"
     hour: Mapped[datetime] = mapped_column(primary_key=True)
@@ -88,7 +95,10 @@ class HourTotal(Model):
 
 
 class RedemptionTally(Model):
-    """The time until which redemptions are counted, by hour and in total. The table has one row."""
+    """The time until which redemptions are counted, by hour and in total.
+
+    The table has one row.
+    """
 
     __tablename__ = "redemption_tally"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -98,9 +108,10 @@ class RedemptionTally(Model):
 
 
 class FailedCodeAttempt(Model):
-    """Failed attempts at an offer's code in one minute. The table is unlogged: a crash of the server empties it.
+    """Failed attempts at an offer's code in one minute.
 
-    Each offer has at most sixty rows, one per minute of the hour, which are overwritten every hour.
+    The table is unlogged: a crash of the server empties it. Each offer has at most sixty rows, one per minute of the
+    hour, which are overwritten every hour.
     """
 
     __tablename__ = "code_miss"

@@ -1,4 +1,7 @@
-"""Personal codes: the shared code with an eight-character suffix for one customer, derived by HMAC and not stored."""
+"""Personal codes: the shared code with an eight-character suffix for one customer.
+
+The suffix is derived by HMAC and not stored.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +16,29 @@ SUFFIX_LENGTH = 8
 
 
 def derive_personal_code(code_as_written: str, offer_id: int, customer_id: int) -> str:
-    """Return a code such as SUMMER25-7KQ4XM2T, which is valid only with that customer's email address."""
+    """Return the personal code of a customer, such as SUMMER25-7KQ4XM2T.
+
+    It is valid only with that customer's email address.
+    """
     return (
         f"{code_as_written}-{_derive_suffix(signing_keys.current_secret(PERSONAL_CODE_PURPOSE), offer_id, customer_id)}"
     )
 
 
 def split_personal_code(code: str) -> tuple[str | None, str | None]:
-    """Split a normalised code into (shared code, suffix); (None, None) when it is too short for a personal one."""
+    """Split a normalised code into (shared code, suffix).
+
+    Return (None, None) when it is too short for a personal one.
+    """
     if len(code) <= SUFFIX_LENGTH:
         return None, None
     return code[:-SUFFIX_LENGTH], base32.normalise_base32(code[-SUFFIX_LENGTH:])
 
 
 def verify_personal_code(suffix: str, offer_id: int, customer_id: int, key_revision: int = 0) -> bool:
-    """Return whether the suffix is this customer's under any accepted key, in constant time.
+    """Return whether the suffix is this customer's under any accepted key.
+
+    Takes the same time for a wrong suffix.
 
     :param key_revision: revision of the keys in the database, loaded with the facts: see `signing_keys.accepted_keys`.
     """

@@ -1,6 +1,7 @@
-"""Public ids of redemptions: offer id, customer id and time, encrypted as one AES block.
+"""Public ids of redemptions: their key, encrypted as one AES block.
 
-A public id needs no column, reveals nothing about its contents, and is looked up by decrypting it.
+The key is offer id, customer id and time. A public id needs no column, reveals nothing about its contents, and is
+looked up by decrypting it.
 """
 
 from __future__ import annotations
@@ -47,9 +48,10 @@ def encode_public_id(offer_id: int, customer_id: int, redeemed_at: datetime) -> 
 
 
 def decode_public_id(public_id: str) -> Iterator[RedemptionKey]:
-    """Yield the keys that a public id may stand for, one per accepted signing key; only a lookup can tell which exists.
+    """Yield the keys that a public id may stand for, one per accepted signing key.
 
-    A caller that found none of them goes on to keys that another process has just created.
+    Only a lookup can tell which exists. A caller that found none of them goes on to keys that another process has just
+    created.
     """
     number = base32.decode_base32(public_id) if len(public_id) == PUBLIC_ID_LENGTH else None
     if number is None or number >= 1 << 128:
@@ -66,7 +68,10 @@ def to_microseconds(at: datetime) -> int:
 
 
 def from_microseconds(number: int) -> datetime:
-    """Convert microseconds since the Unix epoch to a time, at most the last one that a public id can hold."""
+    """Convert microseconds since the Unix epoch to a time.
+
+    A larger number than a public id can hold becomes the latest possible time.
+    """
     return _UNIX_EPOCH + min(number, (1 << _TIME_BITS) - 1) * _MICROSECOND
 
 

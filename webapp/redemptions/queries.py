@@ -1,4 +1,7 @@
-"""Every SELECT about redemptions. They return plain rows: redemptions are never loaded as ORM objects."""
+"""Every SELECT about redemptions.
+
+They return plain rows: redemptions are never loaded as ORM objects.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,12 @@ SCAN_LIMIT = 10_000
 
 @dataclass(frozen=True, slots=True)
 class RedemptionRecord:
-    """A redemption with its offer and its customer. `row.rolled_back_at` is set after a rollback.
+    """A redemption with its offer and its customer.
+
+    `row.rolled_back_at` is set after a rollback.
 
     :param is_replay: whether this result repeats the one of an earlier, identical request.
+
     """
 
     offer_id: int
@@ -131,7 +137,7 @@ _SELECT_BY_CUSTOMER = text(
 
 
 def list_customer_redemptions(customer_id: int) -> list[RedemptionRecord]:
-    """Return all redemptions of a customer, newest first, including those that were rolled back."""
+    """Return all redemptions of a customer, live or rolled back, newest first."""
     return [_build_record(row) for row in db.session.execute(_SELECT_BY_CUSTOMER, {"customer_id": customer_id})]
 
 
@@ -146,7 +152,10 @@ def find_redeemed_customer_ids(offer_id: int, customer_ids: Sequence[int]) -> se
 
 @dataclass(frozen=True, slots=True)
 class RedemptionFilter:
-    """The criteria of a list of redemptions; the period from `since` to `until` excludes `until`."""
+    """The criteria of a list of redemptions.
+
+    The period from `since` to `until` excludes `until`.
+    """
 
     offer_id: int | None = None
     customer_id: int | None = None
@@ -155,7 +164,10 @@ class RedemptionFilter:
     until: datetime | None = None
 
     def to_sql(self) -> tuple[str, dict[str, Any]]:
-        """Return all conditions but that on the offer, each with a leading `and`, and their parameters."""
+        """Return the conditions, each with a leading `and`, and their parameters.
+
+        The condition on the offer is left to the caller.
+        """
         conditions = {
             "customer_id": "x.customer_id = :customer_id",
             "channel": "x.channel = :channel",
@@ -180,20 +192,24 @@ class KeysetCursor:
 
     @classmethod
     def from_integers(cls, microseconds: int, customer_id: int, offer_id: int) -> KeysetCursor:
-        """Build the cursor that `to_integers` made; a time out of range becomes the latest possible one."""
+        """Build the cursor that `to_integers` made.
+
+        A time out of range becomes the latest possible one.
+        """
         return cls(public_ids.from_microseconds(microseconds), customer_id, offer_id)
 
     def to_integers(self) -> tuple[int, int, int]:
-        """Return the time in microseconds since the Unix epoch, the customer id and the offer id."""
+        """Return the time (microseconds since the Unix epoch), customer id and offer id."""
         return public_ids.to_microseconds(self.redeemed_at), self.customer_id, self.offer_id
 
 
 def list_redemptions(
     criteria: RedemptionFilter, limit: int, after: KeysetCursor | None = None
 ) -> list[RedemptionRecord]:
-    """Return live redemptions, newest first, starting after a cursor; one more than `limit` if there are more.
+    """Return live redemptions, newest first, starting after a cursor.
 
-    The newest of each offer are read from the index by offer, so that no index over all offers has to be maintained.
+    There is one more than `limit` if there are more. The newest of each offer are read from the index by offer, so that
+    no index over all offers has to be maintained.
     """
     where, values = criteria.to_sql()
     if after is not None:
@@ -217,7 +233,10 @@ def list_redemptions(
 
 
 def _newest_per_offer_sql(where: str, is_single_offer: bool) -> str:
-    """Select the newest redemptions of the offers with the newest ones: no other offer can be on the page."""
+    """Build the SQL for the newest redemptions of the offers that have them.
+
+    No other offer can be on the page.
+    """
     newest_of_offer = (
         f"select * from redemption x where x.offer_id = {{}}.id{where} order by x.redeemed_at desc, x.customer_id desc"  # noqa: S608
     )
@@ -230,17 +249,21 @@ def _newest_per_offer_sql(where: str, is_single_offer: bool) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ScanPage:
-    """A page of a list of redemptions and the cursor of the next one; None at the end of the list."""
+    """A page of a list of redemptions and the cursor of the next one.
+
+    The cursor is None at the end of the list.
+    """
 
     redemptions: list[RedemptionRecord]
     next_cursor: KeysetCursor | None
 
 
 def scan_redemptions(criteria: RedemptionFilter, limit: int, after: KeysetCursor | None = None) -> ScanPage:
-    """Return the next page of live redemptions, newest first, with the cursor where the scan stopped.
+    """Return the next page of live redemptions, newest first.
 
-    Channels have no index. The scan for a rarely used one therefore stops at the start of an hour, after at least
-    `SCAN_LIMIT` redemptions: a page may have few rows, or none, although more follow.
+    The cursor of the page is where the scan stopped. Channels have no index. The scan for a rarely used one therefore
+    stops at the start of an hour, after at least `SCAN_LIMIT` redemptions: a page may have few rows, or none, although
+    more follow.
     """
     scan_floor = _find_scan_floor(criteria, after)
     found = list_redemptions(replace(criteria, since=scan_floor) if scan_floor else criteria, limit, after)
@@ -251,7 +274,10 @@ def scan_redemptions(criteria: RedemptionFilter, limit: int, after: KeysetCursor
 
 
 def _find_scan_floor(criteria: RedemptionFilter, after: KeysetCursor | None) -> datetime | None:
-    """Return the hour at which a scan by channel stops; None when it goes to the end of the list."""
+    """Return the hour at which a scan by channel stops.
+
+    Return None when it goes to the end of the list.
+    """
     if criteria.channel is None or criteria.customer_id is not None:
         return None
     hours = "redemption_hour where offer_id = :offer_id and" if criteria.offer_id else "hour_total where"
@@ -283,7 +309,10 @@ def list_latest_redemptions(offer_id: int | None, limit: int) -> list[Redemption
 
 
 def stream_redemptions(criteria: RedemptionFilter) -> Iterator[RedemptionRecord]:
-    """Yield every live redemption that matches, offer by offer, newest first; fetches a thousand rows at a time."""
+    """Yield every live redemption that matches, offer by offer, newest first.
+
+    A thousand rows are fetched at a time.
+    """
     where, values = criteria.to_sql()
     if criteria.offer_id:
         where += " and x.offer_id = :only"
@@ -309,7 +338,10 @@ _SELECT_COUNTS = text(
 
 
 def count_redemptions(offer_ids: Sequence[int]) -> dict[int, int]:
-    """Return the number of live redemptions of each of these offers: the counts so far plus the rows since."""
+    """Return the number of live redemptions of each of these offers.
+
+    It is the sum of the counts so far and the rows since.
+    """
     return {offer_id: int(n) for offer_id, n in db.session.execute(_SELECT_COUNTS, {"ids": list(offer_ids)})}
 
 

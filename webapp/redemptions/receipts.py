@@ -37,9 +37,10 @@ RETRY_DELAYS = (60, 600, 3600)
 
 
 def acquire_receipt_quota(offer_id: int, customer_id: int) -> bool:
-    """Return whether the receipt may be emailed now: hourly per offer and customer, `DAILY_LIMIT` times a day in all.
+    """Return whether the receipt may be emailed now.
 
-    Incrementing the counter is the decision, so only one of two concurrent requests gets True.
+    That is once an hour per offer and customer, and `DAILY_LIMIT` times a day per customer. Incrementing the counter is
+    the decision, so only one of two concurrent requests gets True.
     """
     counters = TableStorage("")
     if counters.incr(f"receipt:{offer_id}:{customer_id}", HOUR_SECONDS) > 1:
@@ -48,7 +49,7 @@ def acquire_receipt_quota(offer_id: int, customer_id: int) -> bool:
 
 
 def release_receipt_quota(offer_id: int, customer_id: int) -> None:
-    """Give the quota back when the receipt could not be enqueued, so that the next request can."""
+    """Give the quota back, so that the next request can use it."""
     TableStorage("").clear(f"receipt:{offer_id}:{customer_id}")
 
 
@@ -61,9 +62,12 @@ def enqueue_receipt(offer_id: int, customer_id: int) -> None:
 
 
 def send_receipt_email(offer_id: int, customer_id: int) -> None:
-    """Email the receipt of a live redemption; do nothing if it was rolled back or the customer erased since.
+    """Email the receipt of a live redemption.
+
+    Do nothing if it was rolled back or the customer erased since.
 
     :raises RelayUnavailable: when the relay cannot accept it now.
+
     """
     customer = customer_queries.find_customer(customer_id)
     record = redemption_queries.find_live_redemption(offer_id, customer_id)

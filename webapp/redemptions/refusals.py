@@ -11,7 +11,7 @@ from webapp.redemptions.rules import OfferFacts, RefusalReason
 
 
 def format_staff_message(reason: RefusalReason, offer: OfferFacts | None) -> str:
-    """Return the message for those who may know everything: staff and holders of an API key."""
+    """Return the message for staff and holders of an API key, who may know everything."""
     if reason == "customer_unknown":
         return _("This customer does not exist. Import them first, or check the email address for typing errors.")
     if reason == "customer_not_eligible":
@@ -24,9 +24,12 @@ def format_staff_message(reason: RefusalReason, offer: OfferFacts | None) -> str
 
 
 def format_public_message(reason: RefusalReason, offer: OfferFacts | None, locale: str = "en") -> str:
-    """Return the message for someone who claims to be the customer. It never reveals whether an email address is known.
+    """Return the message for someone who claims to be the customer.
+
+    It never reveals whether an email address is known.
 
     :param locale: the locale of days and times.
+
     """
     if reason == "not_found" or offer is None:
         return _("We don't know this code. Check it for typing errors, or press the button in our email.")
@@ -52,14 +55,14 @@ def format_public_message(reason: RefusalReason, offer: OfferFacts | None, local
 
 
 def format_link_message(reason: RefusalReason, offer: OfferFacts | None, locale: str = "en") -> str:
-    """Return the message for a customer who opened a personal link and is thereby identified."""
+    """Return the message for a customer who is identified by a personal link."""
     if reason in ("customer_not_eligible", "customer_unknown", "personal_code_required"):
         return _("This offer is no longer available to you. Please contact us if you think it should be.")
     return format_public_message(reason, offer, locale)
 
 
 def format_throttle_message(wait: str) -> str:
-    """Return the message for too many attempts, which may have been made by someone else."""
+    """Return the message for too many attempts, perhaps by someone else."""
     return _(
         "Too many attempts. Please wait %(wait)s and try again, or use the link in our email to you: "
         "it works right away.",

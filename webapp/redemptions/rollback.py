@@ -50,9 +50,9 @@ _DECREMENT_HOURLY_COUNTS = text(
 
 
 def roll_back_redemption(public_id: str, reason: str, by: str) -> RedemptionRecord:
-    """Roll back a redemption, once: move its row to `rollback` and return its unit of the cap. Commits.
+    """Roll back a redemption, once. Commits.
 
-    The customer may then redeem the offer again.
+    Its row moves to `rollback`, and the cap gets its unit back. The customer may then redeem the offer again.
 
     :param by: the actor, for the audit log.
     :raises NotFound: when the redemption does not exist.

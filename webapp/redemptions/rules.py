@@ -1,4 +1,7 @@
-"""The rule that decides whether a customer may redeem an offer now: one pure function over facts."""
+"""The rule that decides whether a customer may redeem an offer now.
+
+It is one pure function over facts.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,10 @@ class OfferFacts:
 
 @dataclass(frozen=True, slots=True)
 class RedemptionRow:
-    """The row of a redemption, live or rolled back. Amounts are in minor units of the currency."""
+    """The row of a redemption, live or rolled back.
+
+    Amounts are in minor units of the currency.
+    """
 
     redeemed_at: datetime
     channel: str
@@ -88,7 +94,10 @@ class RedemptionFacts:
 
 
 class EligibilityCheck(NamedTuple):
-    """One check and its result; None when it could not be made because an earlier one failed."""
+    """One check and its result.
+
+    The result is None when it could not be made because an earlier one failed.
+    """
 
     name: CheckName
     reason: RefusalReason
@@ -108,11 +117,11 @@ class Evaluation:
 
     @property
     def public_reason(self) -> RefusalReason | None:
-        """The reason for a stranger: all that concerns the customer is one answer, `customer_not_eligible`.
+        """The reason for a stranger.
 
-        Reasons that concern the offer come first, so that an offer that is closed to all reveals nothing about an
-        email address. Only `offer_exhausted` comes after `already_redeemed`, so that customers who have redeemed are
-        told so.
+        All reasons that concern the customer become `customer_not_eligible`. Reasons that concern the offer come first,
+        so that an offer that is closed to all reveals nothing about an email address. Only `offer_exhausted` comes
+        after `already_redeemed`, so that customers who have redeemed are told so.
         """
         failed = {check.reason for check in self.checks if check.passed is False}
         personal = failed & CUSTOMER_REASONS
@@ -208,11 +217,12 @@ class RedemptionRequest:
 
 
 def find_replayed_redemption(request: RedemptionRequest, facts: RedemptionFacts) -> RedemptionRow | None:
-    """Return the earlier redemption if this request repeats the one that made it; None otherwise.
+    """Return the earlier redemption if this request repeats the one that made it.
 
     A request is repeated by the same Idempotency-Key or, without one, by the same order id.
 
     :raises InvalidInput: `idempotency_key_reused` when the key was sent with another body.
+
     """
     live = facts.redemption
     if live is not None and live.api_key_id != request.api_key_id:
@@ -245,9 +255,12 @@ def _has_same_order(request: RedemptionRequest, row: RedemptionRow) -> bool:
 
 
 def calculate_discount_amount(order: Order | None, discount: Discount) -> int | None:
-    """Return the discount on the order in minor units; None if the amount of the order is not known.
+    """Return the discount on the order in minor units.
+
+    Return None if the amount of the order is not known.
 
     :raises InvalidInput: `currency_missing`, `currency_mismatch`.
+
     """
     if order is None:
         return None

@@ -40,7 +40,10 @@ blueprint = APIBlueprint("offers", __name__)
 @blueprint.post("/offers", responses={201: OfferOut})
 @require_scope("manage")
 def create(body: NewOffer) -> Response:
-    """Create an offer and the draft of its announcement. Nothing is sent before the launch."""
+    """Create an offer and the draft of its announcement.
+
+    Nothing is sent before the launch.
+    """
     values = OfferValues(
         name=body.name,
         discount=body.discount.to_discount(),
@@ -83,10 +86,11 @@ def read(path: OfferPath) -> Response:
 @require_scope("manage")
 @documents_header("If-Match", "The `ETag` of the offer when you read it.")  # no translation
 def change(path: OfferPath, body: OfferChange) -> Response:
-    """Change an offer. With `If-Match`, only if it was not changed since (412 otherwise).
+    """Change an offer.
 
-    After the first launch or redemption, the discount, the code, and whether there is a cap can't be changed. Use
-    `POST /offers/{code}/codes` to assign another code then.
+    With `If-Match`, only if it was not changed since (412 otherwise). After the first launch or redemption, the
+    discount, the code, and whether there is a cap can't be changed. Use `POST /offers/{code}/codes` to assign another
+    code then.
     """
     offer = _require_offer(path.code)
     changes: dict[str, Any] = {
@@ -106,9 +110,9 @@ def change(path: OfferPath, body: OfferChange) -> Response:
 @require_scope("manage")
 @documents_header("If-Match", "The `ETag` of the offer when you read it.")  # no translation
 def renew_code(path: OfferPath, body: NewCode) -> Response:
-    """Assign another code to an offer. The previous one stays valid as an alias until it is closed; before the first
-    launch or redemption it is replaced.
+    """Assign another code to an offer.
 
+    The previous one stays valid as an alias until it is closed; before the first launch or redemption it is replaced.
     With `If-Match`, only if the offer was not changed since (412 otherwise). Assigning the current code changes
     nothing. An alias of the offer can become its code again; a code that another offer has or had is refused.
     """
@@ -120,7 +124,10 @@ def renew_code(path: OfferPath, body: NewCode) -> Response:
 @blueprint.post("/offers/<code>/codes/<alias>/close", responses={200: OfferOut, 404: None, 409: None})
 @require_scope("manage")
 def close_code(path: CodePath) -> Response:
-    """Close an alias: it is not accepted any more and never becomes available to another offer. Idempotent."""
+    """Close an alias: it is not accepted any more. Idempotent.
+
+    It never becomes available to another offer.
+    """
     return _offer_response(code_actions.close_code(_require_offer(path.code).id, path.alias, _actor()))
 
 
@@ -133,7 +140,7 @@ def reopen_code(path: CodePath) -> Response:
 
 @contextmanager
 def _conflict_as_precondition_failed() -> Iterator[None]:
-    """Turn a version conflict into a failed precondition (412), as `If-Match` requires."""
+    """Turn a version conflict into 412, as `If-Match` requires."""
     try:
         yield
     except DomainError as error:

@@ -53,7 +53,10 @@ blueprint = APIBlueprint("redemptions", __name__)
 @blueprint.post("/validations", responses={200: ValidationOut})
 @require_scope("redeem")
 def validate(body: NewValidation) -> Response:
-    """Check whether a redemption would succeed, and what discount it would give. Writes nothing."""
+    """Check whether a redemption would succeed, and what discount it would give.
+
+    Writes nothing.
+    """
     try:
         offer, amount = redemption_actions.validate_redemption(_build_request(body))
     except RedemptionRefused as refused:
@@ -72,7 +75,10 @@ def validate(body: NewValidation) -> Response:
 @blueprint.post("/explanations", responses={200: ExplanationOut})
 @require_scope("manage")
 def explain_refusal(body: NewExplanation) -> Response:
-    """Explain every check of the rule for a customer and a code, with the fact behind it. Writes nothing."""
+    """Explain every check of the rule for a customer and a code.
+
+    Each comes with the fact behind it. Writes nothing.
+    """
     redemption_request = RedemptionRequest(
         channel="staff",
         code=normalise_code(body.code),
@@ -142,7 +148,10 @@ def read(path: RedemptionPath) -> Response:
 @blueprint.post("/redemptions/<id>/rollback", responses={200: RedemptionOut})
 @require_scope("redeem")
 def rollback(path: RedemptionPath, body: NewRollback) -> Response:
-    """Roll back a redemption, once. The customer may redeem again, and the cap gets its unit back."""
+    """Roll back a redemption, once.
+
+    The customer may redeem again, and the cap gets its unit back.
+    """
     record = redemption_rollback.roll_back_redemption(path.id, body.reason, by=f"key {g.api_key.name}")
     return jsonify(redemption_json(record))
 

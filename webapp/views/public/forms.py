@@ -10,7 +10,10 @@ from webapp.views.redeem_input import parse_code_and_email
 
 
 class RedeemForm(Form):
-    """A code and an email address, in any spelling. Customers have no session, so there is no CSRF token."""
+    """A code and an email address, in any spelling.
+
+    Customers have no session, so there is no CSRF token.
+    """
 
     code = StringField(_l("Code"))
     email = StringField(_l("Email address"))

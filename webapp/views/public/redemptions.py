@@ -36,7 +36,10 @@ def _is_failed_attempt(response: Response) -> bool:
 
 
 def _link_key() -> str:
-    """Return the key that attempts on a personal link are counted by; for an invalid token the client address."""
+    """Return the key that attempts on a personal link are counted by.
+
+    For an invalid token it is the client address.
+    """
     ids = personal_links.parse_personal_token((request.view_args or {})["token"])
     return f"link:{ids[0]}:{ids[1]}" if ids else f"link:{client_address()}"
 
@@ -52,7 +55,7 @@ def redeem_form() -> Response:
 @limiter.limit("20 per 5 minutes", key_func=combined_key(_email_key, client_address))
 @limiter.limit("100 per 10 minutes", key_func=_email_key, deduct_when=_is_failed_attempt)
 def redeem() -> Response:
-    """Redeem a code: show the receipt, or the form as it was submitted with the reason above it."""
+    """Redeem a code: show the receipt, or the submitted form with the reason."""
     form = RedeemForm(request.form)
     try:
         redemption_request = form.to_request()
@@ -77,7 +80,10 @@ def redeem() -> Response:
 
 @blueprint.errorhandler(TooManyRequests)
 def handle_too_many_requests(error: TooManyRequests) -> Response:
-    """Show the form as it was submitted and suggest the personal link, whose limits a stranger cannot use up."""
+    """Show the form as it was submitted and suggest the personal link.
+
+    A stranger cannot reach the limits of the link.
+    """
     if request.endpoint == "public.redemptions.redeem":
         message = refusals.format_throttle_message(error.wait_text)
         response = _render_page("redemptions/redeem.html", 429, form=RedeemForm(request.form), refusal=message)
@@ -89,7 +95,10 @@ def handle_too_many_requests(error: TooManyRequests) -> Response:
 
 @blueprint.get("/r/<token>")
 def personal_link(token: str) -> Response:
-    """Show the offer to the owner of the link, or the receipt after it was redeemed. Redeems nothing."""
+    """Show the offer to the owner of the link, or the receipt after it was redeemed.
+
+    Redeems nothing.
+    """
     ids = personal_links.parse_personal_token(token)
     if ids and ids[1] == personal_links.PREVIEW_CUSTOMER_ID:
         return _render_page("redemptions/link_preview.html")
@@ -153,7 +162,7 @@ def _render_receipt(record: RedemptionRecord, already_redeemed: bool = False) ->
 
 
 def _get_locale(customer_id: int | None) -> str:
-    """Return the locale for days and money: the customer's if it is supported, else the shop's."""
+    """Return the customer's locale if it is supported, else that of the shop."""
     customer = customer_queries.find_customer(customer_id) if customer_id is not None else None
     return locales.resolve_locale(customer.locale if customer is not None else None, shop_queries.get_shop().locale)
 

@@ -110,7 +110,7 @@ def show(offer_id: int) -> Response:
 
 @blueprint.get("/offers/<int:offer_id>/live")
 def live(offer_id: int) -> Response:
-    """Render the part of the page that refreshes itself: the number of redemptions and the latest ones."""
+    """Render the part of the page that refreshes itself: the redemptions."""
     offer = _require_offer(offer_id)
     return rendering.render("offers/_live.html", offer=offer, at=offer_queries.database_now(), **_live_context(offer))
 
@@ -256,7 +256,10 @@ def _live_context(offer: Offer) -> dict[str, Any]:
 
 
 def _redemption_chart(offer: Offer) -> dict[str, Any]:
-    """Return the chart of redemptions by day in the offer's time zone, for its last month so far."""
+    """Return the chart of redemptions by day, for the last month of the offer.
+
+    Days are those of the time zone of the offer.
+    """
     time_zone = ZoneInfo(offer.time_zone)
     now = offer_queries.database_now()
     last = min(now, offer.ends_at or now).astimezone(time_zone).date()

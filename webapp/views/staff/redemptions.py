@@ -78,7 +78,7 @@ def index() -> BaseResponse:
 @blueprint.get("/redemptions.csv")
 @require_role("manager")
 def download() -> Response:
-    """Export all redemptions that match the filters as CSV, streamed from the database."""
+    """Export all redemptions that match the filters as a streamed CSV file."""
     form = RedemptionSearchForm(request.args)
     form.validate()
     criteria = _build_filter(form)
@@ -113,7 +113,7 @@ def new() -> BaseResponse:
 
 @blueprint.get("/why-not")
 def why_not() -> Response:
-    """Check whether a customer can redeem a code: every check of the rule with the fact behind it."""
+    """Explain whether a customer can redeem a code, check by check."""
     form = WhyNotForm(request.args)
     if not any(request.args.get(name) for name in ("who", "code")):
         return _render_why_not(form)
@@ -207,7 +207,7 @@ def _find_rolled_back(form: RedemptionSearchForm) -> RedemptionRecord | None:
 
 
 def _find_customer_id(search: str) -> int | None:
-    """Return the customer with this email address, or of the redemption with this reference."""
+    """Return the customer with this email address or redemption reference."""
     if "@" not in search:
         record = redemption_queries.find_redemption(search.replace(" ", ""))
         return record.customer_id if record else None

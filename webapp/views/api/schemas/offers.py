@@ -24,7 +24,10 @@ from webapp.views.api.schemas.types import AmountOut, PercentOut, RequestBody, R
 
 
 class DiscountIn(RequestBody):
-    """Either a percentage of the order (`percent`, a decimal string) or an `amount` in minor units of a `currency`."""
+    """A percentage of the order or a fixed amount.
+
+    Either `percent`, a decimal string, or an `amount` in minor units of a `currency`.
+    """
 
     type: Literal["percent", "amount"]
     percent: Annotated[StrictStr, Field(pattern=r"^[0-9]{1,3}(\.[0-9]{1,2})?$", examples=["25", "12.5"])] | None = None
@@ -55,7 +58,10 @@ class Mail(RequestBody):
 
 
 class NewOffer(RequestBody):
-    """An offer to create. Without a code, one is generated; without a start, it starts now."""
+    """An offer to create.
+
+    Without a code, one is generated; without a start, it starts now.
+    """
 
     name: StorableText
     discount: DiscountIn

@@ -130,7 +130,7 @@ class RedemptionPath(BaseModel):
 
 
 class RedemptionListQuery(BaseModel):
-    """A page of live redemptions, newest first, filtered by offer, customer, channel and time."""
+    """A page of live redemptions, newest first, with filters."""
 
     model_config = ConfigDict(extra="forbid")
     offer: Annotated[str | None, Field(description="The offer's code.")] = None
@@ -203,7 +203,10 @@ class ValidationOut(BaseModel):
 
 
 class CheckOut(BaseModel):
-    """One check of the rule. `passed` is null when it could not be made; `reason` is the reason of its refusal."""
+    """One check of the rule.
+
+    `passed` is null when it could not be made; `reason` is the reason of its refusal.
+    """
 
     name: Literal["code", "customer", "unused", "window", "status", "audience", "personal_code", "room"]
     passed: bool | None
@@ -226,9 +229,9 @@ class ExplainedEmailOut(BaseModel):
 
 
 class ExplanationOut(BaseModel):
-    """What redeeming would answer now, with every check in the order of the rule. The first that failed decides.
+    """What redeeming would answer now, with every check in the order of the rule.
 
-    `redemption` is the id of the customer's live redemption of the offer.
+    The first that failed decides. `redemption` is the id of the customer's live redemption of the offer.
     """
 
     redeemable: bool
@@ -242,7 +245,10 @@ class ExplanationOut(BaseModel):
 
 
 class UsableOfferOut(BaseModel):
-    """An offer that the customer can redeem now. `redeemed_at` is set if they already have."""
+    """An offer that the customer can redeem now.
+
+    `redeemed_at` is set if they already have.
+    """
 
     code: str
     personal_code: str

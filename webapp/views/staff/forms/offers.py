@@ -87,7 +87,10 @@ class RenewCodeForm(FlaskForm):
 
 
 class OfferForm(FlaskForm):
-    """A new offer or a change of one. Fields that are hidden for a frozen offer stay unchanged."""
+    """A new offer or a change of one.
+
+    Fields that are hidden for a frozen offer stay unchanged.
+    """
 
     name = StringField(_l("Name"))
     code = StringField(_l("Code"))
@@ -168,12 +171,15 @@ class OfferForm(FlaskForm):
         )
 
     def submitted_version(self) -> int:
-        """Return the version of the offer that the form was opened with; -1, which never exists, for anything else."""
+        """Return the version of the offer that the form was opened with.
+
+        Return -1, which no offer has, for anything else.
+        """
         text = self.version.data or ""
         return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
 
     def needs_fold_choice(self, field: str) -> bool:
-        """Return whether to ask which of two equal times is meant, when the clocks go back."""
+        """Return whether to ask which of two equal times is meant."""
         return needs_fold_choice(self, field)
 
     def _was_submitted(self, name: str) -> bool:
@@ -233,9 +239,12 @@ class OfferForm(FlaskForm):
 
 
 def parse_local_datetime(form: Form, name: str) -> LocalDateTime | None:
-    """Parse the fields `name`, `name_time` and `name_fold` of a form; return None without a day.
+    """Parse the fields `name`, `name_time` and `name_fold` of a form.
+
+    Return None without a day.
 
     :raises InvalidInput: with an error for the invalid field.
+
     """
     day: date | None = form[name].data
     clock: time | None = form[f"{name}_time"].data
@@ -252,7 +261,10 @@ def parse_local_datetime(form: Form, name: str) -> LocalDateTime | None:
 
 
 def needs_fold_choice(form: Form, field: str) -> bool:
-    """Return whether a form has to ask which of two equal times is meant, when the clocks go back."""
+    """Return whether a form has to ask which of two equal times is meant.
+
+    There are two when the clocks go back.
+    """
     is_ambiguous = "time_ambiguous" in getattr(form[field], "error_keys", ())
     return is_ambiguous or bool(form[f"{field}_fold"].data)
 

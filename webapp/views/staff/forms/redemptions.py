@@ -47,7 +47,10 @@ class StaffRedeemForm(FlaskForm):
 
 
 class WhyNotForm(Form):
-    """The customer and the code to explain. `who` is an email address or the shop's own id of the customer."""
+    """The customer and the code to explain.
+
+    `who` is an email address or the shop's own id of the customer.
+    """
 
     who = StringField(_l("Customer's email address or source id"))
     code = StringField(_l("Code of the offer, or a personal code"))
@@ -84,7 +87,10 @@ class UndoForm(FlaskForm):
 
 
 class RedemptionSearchForm(Form):
-    """The filters of the list of redemptions. `who` is an email address or the reference on a receipt."""
+    """The filters of the list of redemptions.
+
+    `who` is an email address or the reference on a receipt.
+    """
 
     who = StringField(_l("Email address or reference"))
     code = StringField(_l("Code"))
@@ -93,7 +99,10 @@ class RedemptionSearchForm(Form):
     last = DateField(_l("To"), validators=[Optional()])
 
     def time_range(self, zone: str) -> tuple[datetime | None, datetime | None]:
-        """Return the start of the first day and the end of the last one in a time zone; None where not given."""
+        """Return the start of the first day and the end of the last one in a time zone.
+
+        Each is None when it is not given.
+        """
         time_zone = ZoneInfo(zone)
         since, until = (self.first.data or None), (self.last.data or None)
         return (
