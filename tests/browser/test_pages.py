@@ -130,7 +130,7 @@ def test_customer_pages(
         page.goto(address)
         wrong += look(page)
     page.goto(link)
-    page.get_by_role("button", name="Use it now").click()
+    page.get_by_role("button", name="Redeem now").click()
     page.get_by_text("Reference", exact=True).wait_for()
     wrong += look(page)
 
