@@ -125,7 +125,7 @@ def test_undoing_with_a_reason(staff: FlaskClient, done: RedemptionRecord) -> No
     page = staff.get(f"/redemptions/{done.public_id}").text
     assert answer.status_code == 302
     assert "wrong customer" in page
-    assert re.search(r">By</dt>\s*<dd[^>]*>\s*Manager\s*</dd>", page)
+    assert re.search(r">Undone by</dt>\s*<dd[^>]*>\s*Manager\s*</dd>", page)
     assert "Undo redemption" not in page
     assert rows() == 0
 
