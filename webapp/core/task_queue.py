@@ -111,7 +111,7 @@ def enqueue(name: TaskName, *args: int, after: float = 0) -> bool:
 
 
 def run(name: TaskName, *args: int) -> None:
-    """Run a task in this thread, as a worker would."""
+    """Run a task in this thread, as a worker does."""
     _functions[name](*args)
 
 
@@ -134,30 +134,27 @@ def _register(
     *,
     is_periodic: bool = False,
 ) -> None:
-    run_task = _wrap_in_app_context(name, function, is_periodic)
-    _functions[name] = run_task
-    _tasks[name] = _register_key(name, run_task, make_task)
+    _functions[name] = _wrap_in_app_context(name, function, is_periodic)
+    _tasks[name] = _register_key(name, name, make_task)
     for key in former_keys:
-        _register_key(key, run_task, huey.task)
+        _register_key(key, name, huey.task)
 
 
-def _register_key(key: str, function: Function, make_task: Callable[..., Any]) -> Any:
-    """Register a function under exactly this key: Huey makes it of the module and the name of a function."""
-    module, _, name = key.rpartition(".")
+def _register_key(key: str, name: TaskName, make_task: Callable[..., Any]) -> Any:
+    """Register a task under exactly this key, which Huey builds from the module and the name of a function."""
 
-    @functools.wraps(function)
-    def keyed(*args: int) -> None:
-        function(*args)
+    def run_by_key(*args: int) -> None:
+        run(name, *args)
 
-    keyed.__module__ = module
-    return make_task(name=name)(keyed)
+    run_by_key.__module__, _, function_name = key.rpartition(".")
+    return make_task(name=function_name)(run_by_key)
 
 
 def _wrap_in_app_context(name: str, function: Function, is_periodic: bool) -> Function:
     @functools.wraps(function)
     def run_task(*args: int) -> None:
         if _app is None:
-            raise RuntimeError("create_app() comes before the first task")
+            raise RuntimeError("call create_app() before running a task")
         _task_started_at[threading.get_ident()] = time.monotonic()
         try:
             with logs.log_context(task=name), _app.app_context():
@@ -176,7 +173,7 @@ def _run_and_log(function: Function, args: tuple[int, ...]) -> None:
     except Exception as error:
         # Logged here, where the context is known; Huey keeps the worker running.
         if not database_health.detect_outage(error):
-            log.exception("a task failed", extra=getattr(error, "about", None))
-        # Huey logs it once more, without the context (see `logs`).
-        error.__dict__["told"] = True
+            log.exception("task failed", extra=getattr(error, "log_context", None))
+        # Huey logs it again, without the context; `logs` drops that line.
+        error.__dict__["is_logged"] = True
         raise

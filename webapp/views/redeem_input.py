@@ -1,4 +1,4 @@
-"""Parse the code and the email address of the forms for redeeming."""
+"""Parse the code and the email address that someone typed to redeem."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import FieldError, InvalidInput
 from webapp.offers.models import normalise_code
 
-_MISSING_MESSAGES = {
-    "code": _l("Please enter the code from our email."),
-    "email": _l("Please enter the email address that received our email."),
-}
-
 
 def parse_code_and_email(code: str, email: str) -> tuple[str, str]:
-    """Normalise a code and an email address.
+    """Return the normalised code and email address.
 
-    :raises InvalidInput: with an error for each of the fields `code` and `email` that is empty or invalid.
+    :raises InvalidInput: with an error for each field that is missing or invalid.
     """
     values, errors = [], []
-    for name, text, normalise in (("code", code, normalise_code), ("email", email, normalise_email)):
+    for name, typed, normalise in (("code", code, normalise_code), ("email", email, normalise_email)):
         try:
-            if not text.strip():
+            if not typed.strip():
                 raise InvalidInput(FieldError(name, f"{name}_missing", str(_MISSING_MESSAGES[name])))
-            values.append(normalise(text))
+            values.append(normalise(typed))
         except InvalidInput as error:
             errors += error.errors
     if errors:
         raise InvalidInput(*errors)
     return values[0], values[1]
+
+
+_MISSING_MESSAGES = {
+    "code": _l("Enter the code from our email."),
+    "email": _l("Enter the email address that received our email."),
+}

@@ -271,7 +271,7 @@ def _redemption_chart(offer: Offer) -> dict[str, Any]:
     return {
         "kind": "bars",
         "x": [day.isoformat() for day in days],
-        "x_words": [formatting.format_date(day) for day in days],
+        "x_texts": [formatting.format_date(day) for day in days],
         "series": [{"label": _("Redemptions"), "values": [counted.get(day, 0) for day in days]}],
         "x_label": _("Day"),
     }

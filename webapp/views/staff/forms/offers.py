@@ -274,7 +274,7 @@ def _displayed_local(at: datetime, time_zone: ZoneInfo, *, is_window_end: bool =
 
     An unchanged field is recognised by it, so that the fractions are not lost.
     """
-    local = local_time.utc_to_local(at, time_zone, closes=is_window_end)
+    local = local_time.utc_to_local(at, time_zone, is_window_end=is_window_end)
     return LocalDateTime(local.day, local.time.replace(microsecond=0) if local.time else None, local.fold)
 
 
