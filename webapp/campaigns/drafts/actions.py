@@ -29,7 +29,7 @@ def create_offer_with_announcement(values: OfferValues, mail: EmailContent | Non
     """
     wrong: list[FieldError] = []
     try:
-        validate_content(mail or EmailContent(), within="mail")
+        validate_content(mail or EmailContent(), field_prefix="mail")
     except InvalidInput as error:
         wrong += error.errors
     try:
@@ -131,7 +131,7 @@ def _require_expected_version(campaign: Campaign, seen: str, words: dict[str, st
 def _content_values(mail: EmailContent, kind: str) -> dict[str, str]:
     """What is kept of a mail."""
     full = with_default_content(mail, kind)
-    return {"subject": full.subject or DEFAULT_SUBJECT, "text": full.text, "html": full.html}
+    return {"subject": full.subject or str(DEFAULT_SUBJECT), "text": full.text, "html": full.html}
 
 
 def insert_draft(offer_id: int, mail: EmailContent, kind: str) -> int | None:

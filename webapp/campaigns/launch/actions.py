@@ -298,7 +298,7 @@ def launch_reminder(offer_id: int, mail: EmailContent, by: str, at: datetime | N
     :raises Invalid: when the mail can't be sent as it is (`mail.subject` …), or the time is none (`at`).
     :raises DomainError: `conflict` while another reminder is open, or before the offer was announced; as `launch`.
     """
-    validate_content(mail, within="mail")
+    validate_content(mail, field_prefix="mail")
     if offer_queries.lock_offer(offer_id) is None:
         raise NotFound("There is no such offer.")
     require_launched_announcement(offer_id)
