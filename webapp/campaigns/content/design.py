@@ -1,4 +1,6 @@
-"""Build both bodies of an email: the shop's HTML design around a plain text, or a plain text from custom HTML.
+"""Build the HTML and the plain-text body of an email.
+
+A plain text gets the shop's HTML design, custom HTML gets a plain text.
 
 Placeholders are replaced by markers (`webapp.mail.template`) during the work, so that they cannot be parsed as markup.
 """
@@ -38,7 +40,7 @@ _CSS_INLINER = css_inline.CSSInliner(keep_at_rules=True, load_remote_stylesheets
 
 
 class DesignBlock(NamedTuple):
-    """A paragraph, or a highlighted block: the discount, the code or the button to the personal page."""
+    """A paragraph, or the highlighted discount, code or link button."""
 
     kind: str
     html: Markup
@@ -75,13 +77,16 @@ def render_designed_html(
 
 
 def finish_custom_html(source: TemplateParts, shop: ShopValues) -> TemplateParts:
-    """Inline the CSS of custom HTML, and add an unsubscribe footer if it has no such link."""
+    """Inline the CSS of custom HTML; add a footer if it has no unsubscribe link."""
     marked, placeholders = finish_html_with_markers(source, shop)
     return restore_placeholders(marked, placeholders)
 
 
 def finish_html_with_markers(source: TemplateParts, shop: ShopValues) -> tuple[str, list[Placeholder]]:
-    """Do the same as `finish_custom_html`; return markers instead of placeholders, and the placeholders by number."""
+    """Do the work of `finish_custom_html` with markers.
+
+    Returns the HTML with markers, and the placeholder of each marker number.
+    """
     marked, placeholders = insert_markers(source)
     if not any(placeholder.name == "unsubscribe" for placeholder in placeholders):
         placeholders.append(Placeholder("unsubscribe"))
@@ -94,7 +99,7 @@ def finish_html_with_markers(source: TemplateParts, shop: ShopValues) -> tuple[s
 
 
 def add_text_footer(text: TemplateParts, shop: ShopValues) -> TemplateParts:
-    """Add why the recipient gets this email, an unsubscribe link and the postal address.
+    """Add the reason for the email, an unsubscribe link and the postal address.
 
     A text that has its own unsubscribe link stays as it is.
     """
@@ -115,7 +120,10 @@ def convert_html_to_text(source: TemplateParts) -> TemplateParts:
 
 
 def _append_markers(parts: TemplateParts, placeholders: list[Placeholder]) -> str:
-    """Replace placeholders by markers, append them to `placeholders`, and number them from its current length."""
+    """Replace placeholders by markers and append them to `placeholders`.
+
+    The numbers continue from its current length.
+    """
     pieces = []
     for part in parts:
         if isinstance(part, str):
@@ -138,7 +146,10 @@ def _split_into_blocks(text: str, placeholders: Sequence[Placeholder]) -> list[D
 
 
 def _find_preheader(text: str, placeholders: Sequence[Placeholder]) -> str:
-    """Return the text that mail clients show beside the subject: the first paragraph that is more than a greeting."""
+    """Return the text that mail clients show beside the subject.
+
+    This is the first paragraph that is more than a greeting.
+    """
     for paragraph in re.split(r"\n[ \t]*\n", text.replace("\r\n", "\n").strip()):
         line = " ".join(paragraph.split())
         names = {placeholders[int(number)].name for number in _MARKER.findall(line)}
@@ -176,7 +187,7 @@ def _convert_lines_to_html(text: str) -> Markup:
 
 
 def _inline_css(source: str) -> str:
-    """Move style rules to the `style` attributes of their elements; a style sheet that cannot be parsed stays.
+    """Move style rules to `style` attributes; an invalid style sheet stays.
 
     :raises HtmlTooDeep: before the inliner runs, whose recursion would crash the whole process.
     """
@@ -189,7 +200,7 @@ def _inline_css(source: str) -> str:
 
 
 class _TextExtractor(HTMLParser):
-    """Extract text from HTML: blocks on lines of their own, links with their URLs, no styles and scripts."""
+    """Extract text from HTML, with links as URLs and without styles and scripts."""
 
     BLOCK_ELEMENTS = re.compile(
         "address|article|blockquote|body|center|d[dlt]|div|footer|form|h[1-6r]|header|li|main|[ou]l|p|pre|"

@@ -1,4 +1,7 @@
-"""Warnings about an email that can be sent but may look or work badly; errors are in `validation`."""
+"""Warnings about the content of an email that do not prevent sending.
+
+What prevents sending is in `validation`.
+"""
 
 from __future__ import annotations
 

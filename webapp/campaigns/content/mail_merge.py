@@ -1,4 +1,6 @@
-"""Mail merge of a campaign's email: render it once per language, then fill in each recipient's values.
+"""Mail merge of a campaign's email.
+
+The email is rendered once per language; then only each recipient's values are filled in.
 
 Building and serialising a MIME message takes about two milliseconds, so this is not done for each recipient; see
 `webapp.mail.quoted_printable`.
@@ -49,7 +51,7 @@ _FORBIDDEN_CATEGORIES = ("Cc", "Cs", "Co", "Zl", "Zp")
 
 @dataclass(frozen=True)
 class Preview:
-    """An email as one recipient would get it, parsed from the bytes that would be sent.
+    """An email as one recipient would get it, parsed from the bytes to send.
 
     :ivar headers: the header lines as they are sent.
     :ivar html_size: bytes of the HTML.
@@ -75,7 +77,9 @@ class _LocalisedMessage:
 
 
 class MailMerge:
-    """The email of one campaign, ready to be addressed. It accesses the database only when it is created.
+    """The email of one campaign, ready to be addressed.
+
+    It accesses the database only when it is created.
 
     :param token: identifies the email in its Message-ID; a test email has one of its own, so that mail clients do not
         treat the real email as a duplicate.
@@ -248,7 +252,10 @@ class MailMerge:
         )
 
     def _unsubscribe_headers(self, url: str, mailbox: str) -> bytes:
-        """Build the headers of RFC 2369 and, with HTTPS, RFC 8058. URLs and addresses are folded, never encoded."""
+        """Build the headers of RFC 2369 and, with HTTPS, those of RFC 8058.
+
+        URLs and addresses are folded, never encoded.
+        """
         reject_line_breaks(url)
         lines = f"List-Unsubscribe: <{url}>,\r\n <mailto:{mailbox}?subject=unsubscribe>\r\n"
         if self.supports_one_click:
@@ -264,7 +271,10 @@ def create_mail_merge(campaign: Campaign, offer: Offer) -> MailMerge:
 def _build_parts(
     content: EmailContent, shop: ShopValues, code_length: int
 ) -> tuple[TemplateParts, TemplateParts, TemplateParts]:
-    """Build subject, text and HTML; derive empty fields from the others or from the default content."""
+    """Build subject, text and HTML.
+
+    Empty fields are derived from the others or from the default content.
+    """
     subject = parse_template(content.subject.strip() or str(DEFAULT_SUBJECT))
     if content.html.strip():
         body = parse_template(content.html)
@@ -291,7 +301,10 @@ def _substitute_values(parts: TemplateParts, values: Mapping[str, str], renderer
 def _build_multipart(
     boundary: str, *bodies: tuple[str, TemplateParts, PlaceholderRenderer]
 ) -> quoted_printable.MergeBody:
-    """Encode both bodies as quoted-printable, in which the `=_` of the boundary cannot occur."""
+    """Encode both bodies as quoted-printable.
+
+    The boundary contains `=_`, which cannot occur in that encoding.
+    """
     segments: list[bytes | quoted_printable.MergeField] = []
     for subtype, parts, renderer in bodies:
         header = f"--{boundary}\r\nContent-Type: text/{subtype}; charset=utf-8\r\n"
@@ -314,12 +327,18 @@ def _date_header(second: int) -> bytes:
 
 
 def _clean_value(value: str) -> str:
-    """Put a value on one line, without bidi controls that would affect the text after it."""
+    """Put a value on one line, without bidi controls.
+
+    Such characters would affect the text after the value.
+    """
     return _to_single_line(value) if value.isprintable() else bidi.BIDI_CONTROLS.sub("", _to_single_line(value))
 
 
 def _to_single_line(value: str) -> str:
-    """Put a value on one line, as a header needs it. Emoji joiners and bidi controls stay."""
+    """Put a value on one line, as a header needs it.
+
+    Emoji joiners and bidi controls stay.
+    """
     if not value.isprintable():
         value = "".join(" " if unicodedata.category(c) in _FORBIDDEN_CATEGORIES else c for c in value)
     return " ".join(value.split())

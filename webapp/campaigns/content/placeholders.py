@@ -1,4 +1,4 @@
-"""The content of an email as staff write it: text with placeholders from a fixed list.
+"""The content of an email: text with placeholders from a fixed list.
 
 There is no template language, so there is no code to inject: a text is split at its placeholders once, and only their
 values are filled in.
@@ -86,7 +86,10 @@ class EmailContent:
 
 
 def with_default_content(content: EmailContent, kind: str) -> EmailContent:
-    """Fill empty fields of a reminder with its default content; `MailMerge` does so for an announcement."""
+    """Fill empty fields of a reminder with its default content.
+
+    `MailMerge` fills those of an announcement.
+    """
     if kind != "reminder":
         return content
     text = content.text if content.text or content.html else str(REMINDER_TEXT)

@@ -1,4 +1,7 @@
-"""Check whether an email can be sent as written. Errors are found when it is saved, not when it is sent."""
+"""Check whether an email can be sent as it is written.
+
+Errors are found when it is saved, not when it is sent.
+"""
 
 from __future__ import annotations
 
@@ -119,7 +122,7 @@ def strip_style_elements(source: str) -> str:
 
 
 def _find_html_error(value: str) -> ContentError | None:
-    """Parse HTML as a mail client does, and find a placeholder that is lost or never shown."""
+    """Find a placeholder that is lost or never shown when HTML is parsed."""
     source = parse_template(value)
     try:
         marked, placeholders = design.finish_html_with_markers(source, shop_queries.default_shop())
