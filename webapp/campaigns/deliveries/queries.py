@@ -1,8 +1,8 @@
 """Delivery states of recipients, for all interfaces.
 
 An email that was sent at the first attempt has no row: its state follows from its position in the batch. All others
-have a row in `mail_issue`. A batch, its cursor and the rows of its recipients are read in one statement, so the state is
-exact even while a window is being sent.
+have a row in `mail_issue`. A batch, its cursor and the rows of its recipients are read in one statement, so the state
+is exact even while a window is being sent.
 """
 
 from __future__ import annotations
@@ -377,7 +377,7 @@ def _window_opened_at(row: Row[Any], index: int) -> datetime | None:
 
 
 def _with_queue_position(row: Row[Any], delivery: DeliveryStatus) -> DeliveryStatus:
-    """Add the approximate queue position of a waiting email, and whether it would be skipped now."""
+    """Add the queue position of a waiting email, and whether it would be skipped."""
     if delivery.state != "waiting":
         return delivery
     before = db.session.execute(_COUNT_AHEAD, {"campaign": row.campaign_id, "seq": row.seq}).scalar_one()
