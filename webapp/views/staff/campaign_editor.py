@@ -424,7 +424,7 @@ def _render_review(offer: Offer, campaign: Campaign, form: LaunchForm, status: i
             isinstance(part, Placeholder) and part.name.startswith("customer.")
             for part in parse_template(campaign.subject)
         ),
-        mail_is_sink=current_app.config["SETTINGS"].mail_is_sink,
+        uses_mail_sink=current_app.config["SETTINGS"].uses_mail_sink,
         sender=addresses.format_sender(),
         audience_count=launch_audience.count_campaign_recipients(campaign, offer),
         audience=audience_name(offer.audience_id),
@@ -443,12 +443,13 @@ def _format_start_in_other_zones(campaign: Campaign, offer: Offer) -> list[str]:
         return []
     shown_offsets = {at.astimezone(ZoneInfo(offer.time_zone)).utcoffset()}
     times = []
-    for zone in (current_user.time_zone, "UTC"):
+    own_zone = current_user.time_zone
+    for zone in dict.fromkeys((own_zone, "UTC")):
         offset = at.astimezone(ZoneInfo(zone)).utcoffset()
         if offset not in shown_offsets:
             shown_offsets.add(offset)
             time = formatting.format_datetime(at, zone)
-            times.append(time if zone == "UTC" else _("%(time)s for you", time=time))
+            times.append(_("%(time)s for you", time=time) if zone == own_zone else time)
     return times
 
 
