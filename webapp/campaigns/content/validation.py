@@ -150,29 +150,32 @@ def _lost_placeholder_message(name: str | None, location: str | None) -> str:
     :param name: the placeholder's name, None for the unsubscribe link that is added to the HTML.
     :param location: the hidden element, None when it does not occur in the parsed HTML at all.
     """
+    message: str
     if name is None and location:
-        return _(
+        message = _(
             "The unsubscribe link that is added at the end ends up in %(location)s. "
             "Close the comment, style sheet, tag or quotation mark before it.",
             location=location,
         )
-    if name is None:
-        return _(
+    elif name is None:
+        message = _(
             "The unsubscribe link that is added at the end gets lost. "
             "Close the comment, style sheet, tag or quotation mark before it."
         )
-    if location:
-        return _(
+    elif location:
+        message = _(
             "The placeholder {{ %(name)s }} ends up in %(location)s. Move it, or fix the HTML: "
             "close the comment, style sheet, tag or quotation mark before it.",
             name=name,
             location=location,
         )
-    return _(
-        "The placeholder {{ %(name)s }} gets lost. Move it, or fix the HTML: "
-        "close the comment, style sheet, tag or quotation mark before it.",
-        name=name,
-    )
+    else:
+        message = _(
+            "The placeholder {{ %(name)s }} gets lost. Move it, or fix the HTML: "
+            "close the comment, style sheet, tag or quotation mark before it.",
+            name=name,
+        )
+    return message
 
 
 class _MarkerLocator(HTMLParser):

@@ -176,9 +176,9 @@ def _schedule_retries(campaign_id: int, selection: DeliverySelection) -> RetryRe
 
 def _nothing_retried_message(result: RetryResult, selection: DeliverySelection) -> str:
     if result.suppressed and selection.customer_id is not None:
-        return _("This email was not resent, because its address is suppressed.")
+        return str(_("This email was not resent, because its address is suppressed."))
     if result.suppressed:
-        return _("None of these emails was resent, because all their addresses are suppressed.")
+        return str(_("None of these emails was resent, because all their addresses are suppressed."))
     return str(NO_MATCHING_DELIVERIES)
 
 

@@ -473,7 +473,7 @@ def campaign_content(campaign: Campaign) -> EmailContent:
 def audience_name(audience_id: int | None) -> str:
     """Return the displayed name of an audience; None is the audience of all customers."""
     if audience_id is None:
-        return _("All customers")
+        return str(_("All customers"))
     return next((audience.name for audience in customer_queries.list_audiences() if audience.id == audience_id), "–")
 
 

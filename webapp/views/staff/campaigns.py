@@ -280,8 +280,8 @@ def _describe_cause(campaign_id: int, selection: DeliverySelection) -> str:
     meaning = smtp_replies.explain_reply(selection.code, selection.cause)
     reply = " ".join((str(selection.code), selection.cause)).strip()
     if meaning:
-        return _("%(meaning)s (%(reply)s)", meaning=meaning, reply=reply)
-    return _("The server replied %(code)s", code=reply)
+        return str(_("%(meaning)s (%(reply)s)", meaning=meaning, reply=reply))
+    return str(_("The server replied %(code)s", code=reply))
 
 
 def _recipient_lookup_values(campaign: Campaign) -> dict[str, Any]:
