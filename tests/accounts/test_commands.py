@@ -33,7 +33,10 @@ def test_a_lost_password_can_be_replaced(app: Flask, person: Callable[..., Staff
 
 def test_for_somebody_unknown_it_says_so_in_one_line(app: Flask) -> None:
     result = run(app, "invite", "--reset", "nobody@example.com")
-    assert (result.exit_code, str(result.exception)) == (1, "onecode: nobody here has the e-mail nobody@example.com")
+    assert (result.exit_code, str(result.exception)) == (
+        1,
+        "onecode: there is no user with the email address nobody@example.com",
+    )
 
 
 def test_a_key_is_printed_alone(app: Flask) -> None:
@@ -43,4 +46,7 @@ def test_a_key_is_printed_alone(app: Flask) -> None:
 
 def test_an_unknown_scope_is_refused_in_one_line(app: Flask) -> None:
     result = run(app, "api-key", "create", "--name", "Shop", "--scopes", "all")
-    assert (result.exit_code, str(result.exception)) == (1, "onecode: Choose from read, redeem, manage.")
+    assert (result.exit_code, str(result.exception)) == (
+        1,
+        "onecode: Choose one or more of these scopes: read, redeem, manage.",
+    )

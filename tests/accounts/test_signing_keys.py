@@ -294,14 +294,14 @@ def test_keys_of_receipts_and_of_api_keys_are_never_retired(app: Flask, purpose:
 def test_the_version_that_signs_is_not_retired(app: Flask) -> None:
     renewed_long_ago("personal_code")
 
-    with pytest.raises(DomainError, match="Renew the key first"):
+    with pytest.raises(DomainError, match="Rotate the key first"):
         signing_key_actions.revoke_signing_key("personal_code", 2, by="ann")
 
 
 def test_a_version_is_not_retired_while_workers_may_still_write_mails_with_it(app: Flask) -> None:
     signing_key_actions.rotate_signing_key("personal_code", by="ann")
 
-    with pytest.raises(DomainError, match=r"Retire it in \d+ seconds"):
+    with pytest.raises(DomainError, match=r"Revoke it in \d+ seconds"):
         signing_key_actions.revoke_signing_key("personal_code", 1, by="ann")
 
     assert timedelta(seconds=signing_keys.CACHE_SECONDS) < signing_key_actions.REVOCATION_DELAY
@@ -397,8 +397,8 @@ def test_retiring_by_command_says_what_stops_and_asks(app: Flask) -> None:
     told = run(app, "retire", "personal_code", "1", "--yes")
 
     assert asked.exit_code == 1
-    assert "stop working at once" in asked.output
-    assert told.output.endswith("Version 1 of personal_code is retired.\n")
+    assert "stop working immediately" in asked.output
+    assert told.output.endswith("Version 1 of personal_code is revoked.\n")
     assert run(app, "list").output.endswith("personal_code 1 retired\n")
 
 
@@ -428,8 +428,8 @@ def test_an_admin_renews_and_retires_on_the_settings_page(sign_in: Callable[...,
     client.post("/settings/keys/personal_code/1/retire")
 
     assert 'action="/settings/keys/personal_code/1/retire"' in before
-    assert "Personal codes that were made with it stop working at once" in before
-    assert "Retired" in client.get("/settings/keys").text
+    assert "Personal codes signed with this version stop working immediately" in before
+    assert "Revoked" in client.get("/settings/keys").text
     assert [version for version, _ in signing_keys.accepted_keys("personal_code")] == [2]
 
 
@@ -439,7 +439,7 @@ def test_the_page_says_why_a_version_can_not_be_retired_yet(sign_in: Callable[..
 
     answer = client.post("/settings/keys/personal_code/1/retire", follow_redirects=True)
 
-    assert "mails may still be written with it" in answer.text
+    assert "emails may still be signed with version 1" in answer.text
 
 
 def test_the_page_offers_no_way_to_retire_what_must_stay(sign_in: Callable[..., FlaskClient]) -> None:

@@ -47,8 +47,8 @@ def test_focus_stays_on_the_button_that_renews_its_piece(shop: RunningShop, wind
     page = window()
     accept_invitation(page, shop)
     page.goto(f"{shop.url}/settings/shop")
-    button = page.get_by_role("button", name="Check the relay")
+    button = page.get_by_role("button", name="Check relay")
     button.focus()
     button.press("Enter")
     expect(page.locator("#shop-relay .alert")).to_be_visible()
-    assert page.evaluate(FOCUSED) == "Check the relay"
+    assert page.evaluate(FOCUSED) == "Check relay"

@@ -139,13 +139,13 @@ def test_a_worker_says_in_a_line_that_it_is_away_and_in_another_that_it_is_back(
     with log.open("w") as file:
         worker = subprocess.Popen(WORKER, cwd=ROOT, env=live_server.environment(fragile.settings), stderr=file)
     try:
-        _wait_for("the worker starts", log)
+        _wait_for("worker started", log)
         fragile.server.stop()
-        _wait_for("the database is away", log)
+        _wait_for("the database is unavailable", log)
         # Its threads try again several times a second.
         time.sleep(3)
         fragile.server.start()
-        _wait_for("the database is back", log)
+        _wait_for("the database has recovered", log)
         # What each thread finds of its own connection.
         time.sleep(3)
     finally:
@@ -156,9 +156,10 @@ def test_a_worker_says_in_a_line_that_it_is_away_and_in_another_that_it_is_back(
     # A server that is being stopped may let one more in, which looks as if it were back.
     assert len(said) in (2, 4), said
     assert all(
-        "ERROR webapp.core.database_health the database is away or has ended a connection" in line for line in said[::2]
+        "ERROR webapp.core.database_health the database is unavailable or closed a connection" in line
+        for line in said[::2]
     )
-    assert all("WARNING webapp.core.database_health the database is back after " in line for line in said[1::2])
+    assert all("WARNING webapp.core.database_health the database has recovered after " in line for line in said[1::2])
 
 
 def test_a_worker_that_is_not_let_in_says_why_in_one_line(test_settings: app_settings.Settings, tmp_path: Path) -> None:
@@ -169,14 +170,14 @@ def test_a_worker_that_is_not_let_in_says_why_in_one_line(test_settings: app_set
     with log.open("w") as file:
         worker = subprocess.Popen(WORKER, cwd=ROOT, env=nobody, stderr=file)
     try:
-        _wait_for("the database is away", log)
+        _wait_for("the database is unavailable", log)
         time.sleep(2)
     finally:
         worker.terminate()
         worker.wait(60)
 
     (line,) = [line for line in log.read_text().splitlines() if "webapp.worker" not in line]
-    assert "again until it answers: nothing answers at 127.0.0.1 port 1, where DATABASE_URL leads; " in line
+    assert "retrying until it answers: nothing answers at 127.0.0.1 port 1, the address in DATABASE_URL; " in line
     assert "secret" not in line
 
 
@@ -202,8 +203,8 @@ def test_one_connection_that_is_ended_is_over_when_another_answers(
         )
     assert not database_health.is_database_unavailable()
     assert [line.split("webapp.core.database_health ")[1][:24] for line in stream.getvalue().splitlines()] == [
-        "the database is away or ",
-        "the database is back aft",
+        "the database is unavailab",
+        "the database has recovere",
     ]
 
 
@@ -242,9 +243,10 @@ def test_of_refused_requests_not_more_than_one_a_second_is_told_of(
 
     lines = stream.getvalue().splitlines()
     assert 503 in statuses
-    assert "ERROR webapp.core.database_health the database is away" in lines[0]
+    assert "ERROR webapp.core.database_health the database is unavailable" in lines[0]
     assert re.search(
-        r"WARNING webapp.core.database_health the database is back after \d+ s; \d+ refused requests are not", lines[-1]
+        r"WARNING webapp.core.database_health the database has recovered after \d+ s; \d+ rejected requests were not",
+        lines[-1],
     )
     assert all(": 503 after" in line for line in lines[1:-1])
     assert 1 <= len(lines[1:-1]) < 20

@@ -79,7 +79,7 @@ def test_the_sender_stays_as_it_was_given(tmp_path: Path, given: str) -> None:
 
 @pytest.mark.parametrize("password", ["a@S3cret", "a/S3cret", "a@b@S3cret", "a@S3cret:1"])
 def test_no_piece_of_a_password_is_taken_for_the_host(tmp_path: Path, password: str) -> None:
-    with pytest.raises(app_settings.SettingsError, match=r"^DATABASE_URL can't be read; .* @ %40") as refused:
+    with pytest.raises(app_settings.SettingsError, match=r"^DATABASE_URL cannot be parsed; .* @ as %40") as refused:
         _loaded(tmp_path, DATABASE_URL=f"postgresql://onecode:{password}@127.0.0.1:1/onecode")
 
     assert "S3cret" not in str(refused.value)

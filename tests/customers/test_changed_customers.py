@@ -109,7 +109,7 @@ def test_somebody_elses_e_mail_is_told_at_the_field_and_the_typed_stays(staff: F
     answer = edit(staff, ada.id, email="BOB@example.com", name="Typed")
 
     assert answer.status_code == 422
-    assert "Another customer has this e-mail." in answer.text
+    assert "Another customer has this email address." in answer.text
     assert 'id="email-error"' in answer.text
     assert 'value="Typed"' in answer.text
     assert customer_queries.find_customer_by_email("ada@example.com") is not None

@@ -213,7 +213,7 @@ def test_an_administrator_erases_after_reading_what_stays(sign_in: Callable[...,
     answer = admin.post(f"/customers/{ada.id}/erase")
 
     assert "2 redemptions" in question
-    assert "for this customer (2)" in question
+    assert "2 campaign emails to this customer" in question
     assert answer.headers["Location"] == f"/customers/{ada.id}"
     page = admin.get(f"/customers/{ada.id}").text
     assert "Erased customer" in page

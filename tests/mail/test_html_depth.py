@@ -79,9 +79,9 @@ def test_a_mail_stored_before_fails_in_words(app: Flask, offer: Callable[..., Of
     form = mail_merge.create_mail_merge(stored, db.session.get_one(Offer, stored.offer_id))
     customer = db.session.scalars(db.select(Customer)).one()
 
-    with pytest.raises(ValueError, match="nested more than 200 deep"):
+    with pytest.raises(ValueError, match="nested more than 200 levels deep"):
         form.build_message(customer)
-    with pytest.raises(InvalidInput, match="nested more than 200 deep"):
+    with pytest.raises(InvalidInput, match="nested more than 200 levels deep"):
         form.preview(customer)
 
 
@@ -96,4 +96,4 @@ def test_its_mails_are_failed_and_the_worker_goes_on(
         sender.send_pending_emails()
 
     assert issue_states(campaign) == {"c0@example.com": ("failed", None)}
-    assert "nested more than 200 deep" in db.session.scalars(db.text("select text from mail_issue")).one()
+    assert "nested more than 200 levels deep" in db.session.scalars(db.text("select text from mail_issue")).one()

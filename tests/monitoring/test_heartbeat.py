@@ -74,7 +74,7 @@ def test_a_killed_worker_is_heard_of_no_more(beaten: live_server.Live, test_sett
     done = worker_alive(test_settings)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        f"onecode: no worker on {HERE} was heard of in the last minute; start one: python -m webapp.worker"
+        f"onecode: no heartbeat of a worker on {HERE} in the last minute; start one: python -m webapp.worker"
     ]
 
 
@@ -100,13 +100,13 @@ def test_nobody_knows_when_the_database_is_away(test_settings: Settings) -> None
 
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("onecode: nothing answers at 127.0.0.1 port 1, where DATABASE_URL leads; ")
+    assert line.startswith("onecode: nothing answers at 127.0.0.1 port 1, the address in DATABASE_URL; ")
 
 
 def test_a_beat_tells_since_when_a_worker_is_busy_and_what_it_got_through(app: Flask) -> None:
     me = WorkerIdentity("1")
-    monitoring_actions.record_heartbeat(me, busy=30, swept={"campaigns.sweep": 10})
-    monitoring_actions.record_heartbeat(me, busy=None, swept={"customers.sweep_customers": 5})
+    monitoring_actions.record_heartbeat(me, busy_seconds=30, periodic_task_ages={"campaigns.sweep": 10})
+    monitoring_actions.record_heartbeat(me, busy_seconds=None, periodic_task_ages={"customers.sweep_customers": 5})
 
     now = db.session.scalars(text("select extract(epoch from now())")).one()
     assert row(me).busy_since is None

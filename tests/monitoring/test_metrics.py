@@ -94,7 +94,7 @@ def test_a_key_that_reads_is_enough(client: FlaskClient) -> None:
 def test_every_figure_has_help_and_a_type_and_a_name_as_prometheus_wants_it(
     api: FlaskClient, mailing: Campaign
 ) -> None:
-    monitoring_actions.record_heartbeat(WorkerIdentity("1"), swept={"campaigns.sweep": 1})
+    monitoring_actions.record_heartbeat(WorkerIdentity("1"), periodic_task_ages={"campaigns.sweep": 1})
     families = list(plain(api.get("/metrics").text))
 
     assert len(families) > 20
@@ -334,7 +334,7 @@ def test_a_scrape_reads_little_however_much_there_is(filled: psycopg.Connection)
 
 
 def test_the_page_tells_of_every_figure_and_of_no_other(api: FlaskClient, mailing: Campaign) -> None:
-    monitoring_actions.record_heartbeat(WorkerIdentity("1"), swept={"campaigns.sweep": 1})
+    monitoring_actions.record_heartbeat(WorkerIdentity("1"), periodic_task_ages={"campaigns.sweep": 1})
     page = (
         (ROOT / "docs" / "monitoring.md")
         .read_text()

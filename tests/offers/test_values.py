@@ -115,7 +115,7 @@ def test_a_day_without_a_midnight_begins_when_its_clock_does() -> None:
 )
 def test_what_is_shown_of_a_moment_is_read_as_that_moment(naive: datetime, name: str, closes: bool) -> None:
     at, place = naive.replace(tzinfo=UTC), ZoneInfo(name)
-    local = local_time.utc_to_local(at, place, closes=closes)
+    local = local_time.utc_to_local(at, place, is_window_end=closes)
 
     assert (local_time.window_end if closes else local_time.window_start)(local, place) == at
 

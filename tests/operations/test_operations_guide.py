@@ -351,7 +351,7 @@ def test_what_comes_back_is_read_by_the_line_of_cron(site: Site, relay: Relay, k
     line = block("/etc/cron.d/onecode", {"/var/mail/bounces": str(site.folder / "bounces")}).splitlines()[-1]
     command = line.split(" onecode ", 1)[1].replace("/opt/onecode", str(site.code))
     done = subprocess.run(["sh", "-c", command], env=site.environment(), capture_output=True, text=True, check=True)
-    assert "1 address is not mailed any more" in done.stdout
+    assert "1 address suppressed" in done.stdout
     assert site.query("select reason from suppression where email = 'gone@example.com'") == [("bounced",)]
 
 

@@ -100,7 +100,9 @@ def _documented(app: Flask) -> dict[tuple[str, str], str]:
     """The same of the OpenAPI document."""
     paths = app.test_client().get("/api/v1/openapi.json").get_json()["paths"]
     return {
-        (method.upper(), path.removeprefix("/api/v1")): re.findall(r"Needs the scope `(\w+)`", call["description"])[0]
+        (method.upper(), path.removeprefix("/api/v1")): re.findall(r"Requires the scope `(\w+)`", call["description"])[
+            0
+        ]
         for path, calls in paths.items()
         for method, call in calls.items()
     }

@@ -118,7 +118,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(copy: Callable[[str], LocalC
         done = one.make("setup", INSTANCE_PATH=str(place / "instance"))
         assert done.returncode != 0
         assert len(said(done)) == 1
-        assert said(done)[0].startswith("onecode: the disk is full; make room in ")
+        assert said(done)[0].startswith("onecode: the disk is full; free some space in ")
         assert [p for p in psutil.process_iter() if str(place) in " ".join(_words(p))] == []
         assert not list((place / "instance").glob("postgresql/data*"))
 
@@ -145,7 +145,7 @@ def test_an_env_file_that_is_not_utf_8_is_one_line(copy: Callable[[str], LocalCo
 
     done = one.make("setup")
 
-    assert said(done) == [f"onecode: {one.folder / '.env'} can't be read (it is not UTF-8); mend it or move it away"]
+    assert said(done) == [f"onecode: {one.folder / '.env'} cannot be read (it is not UTF-8); fix or remove it"]
     (one.folder / ".env").unlink()
 
 

@@ -50,7 +50,7 @@ def _first_of_the_kernel() -> int:
 
 
 def _reserve(ports: range) -> bool:
-    taken = []
+    taken: list[int] = []
     for port in ports:
         lock = _lock(port)
         if lock is None or not _is_free(port):

@@ -102,6 +102,7 @@ def test_a_launch_while_the_relay_is_down_goes_out_when_it_is_back(
 def test_the_sweep_rings_a_lost_bell_again(app: Flask, offer: Callable[..., Offer]) -> None:
     create_customers(1)
     launch_actions.launch_announcement(offer().id, "tests")
+    huey.storage.flush_queue()
     task_queue.run("campaigns.sweep")
     assert huey.storage.queue_size() == 1
 
@@ -114,6 +115,7 @@ def test_the_sweep_is_quiet_when_there_is_nothing_to_do(app: Flask) -> None:
 def test_the_sweep_comes_back_the_moment_a_lease_ends(app: Flask, offer: Callable[..., Offer]) -> None:
     create_customers(1)
     preparation.prepare_campaign(launch_actions.launch_announcement(offer().id, "tests").campaign.id)
+    huey.storage.flush_queue()
     batches.claim_batch("somebody")
     db.session.execute(text("update batch set lease_until = now() + interval '40 seconds'"))
     db.session.commit()
@@ -124,6 +126,7 @@ def test_the_sweep_comes_back_the_moment_a_lease_ends(app: Flask, offer: Callabl
 def test_the_last_pump_rings_no_other(app: Flask, offer: Callable[..., Offer], relay: Relay) -> None:
     create_customers(1)
     preparation.prepare_campaign(launch_actions.launch_announcement(offer().id, "tests").campaign.id)
+    huey.storage.flush_queue()
     task_queue.run("campaigns.send")
     assert (len(relay.kept), huey.storage.queue_size()) == (1, 0)
     assert sender.send_pending_emails() is False

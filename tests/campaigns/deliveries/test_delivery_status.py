@@ -31,7 +31,7 @@ from webapp.campaigns.deliveries import export as delivery_export
 from webapp.campaigns.deliveries import queries as delivery_queries
 from webapp.campaigns.deliveries.actions import DeliverySelection
 from webapp.campaigns.deliveries.queries import DeliveryStatus
-from webapp.campaigns.launch import transitions
+from webapp.campaigns.launch import preparation, transitions
 from webapp.campaigns.models import Batch, BatchCursor, Campaign, MailIssue, encode_gaps
 from webapp.campaigns.sending import auto_pause, batches, completion, retries, sender
 from webapp.core.errors import DomainError
@@ -90,7 +90,7 @@ def test_the_answer_for_every_recipient_is_what_the_relay_received(
     assert (seen[ids[2]].code, seen[ids[2]].text, seen[ids[2]].attempts) == (450, "4.2.2 mailbox full", 2)
     assert seen[ids[2]].next_at is not None
     assert seen[ids[4]].needs_resolution
-    assert [seen[ids[n]].text for n in (5, 6)] == ["unsubscribed", "has redeemed already"]
+    assert [seen[ids[n]].text for n in (5, 6)] == ["unsubscribed", "has already redeemed"]
     assert seen[ids[7]].email == "erased customer"
     at = seen[ids[8]].at
     assert at is not None
@@ -267,7 +267,7 @@ def test_an_uncertain_mail_says_whether_it_goes_out_by_itself_or_staff_decide(la
 def test_a_list_has_everybody_once_page_after_page(
     launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
-    monkeypatch.setattr(batches, "BATCH_SIZE", 20)
+    monkeypatch.setattr(preparation, "BATCH_SIZE", 20)
     monkeypatch.setattr(delivery_queries, "BATCHES_PER_PAGE", 2)
     create_customers(130)
     for n in range(0, 130, 9):
@@ -705,7 +705,7 @@ def test_the_list_of_do_not_mail_names_the_mailing_by_its_offer(
     admin = sign_in("admin")
     for path in ("customers/do-not-mail", f"customers/do-not-mail/lift?email={email(3)}", "customers/4"):
         page = admin.get(f"/{path}").text
-        assert f'<a href="/campaigns/{undecided.id}">Mailing of Summer</a>' in page, path
+        assert f'<a href="/campaigns/{undecided.id}">Campaign for Summer</a>' in page, path
     rows = list(csv.DictReader(io.StringIO(admin.get("/customers/do-not-mail.csv").text)))
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", rows[0]["since"])
 

@@ -271,7 +271,7 @@ def test_an_audience_without_anybody_to_mail_is_refused(app: Flask, offer: Calla
         values["audience_id"] = audience.id
     db.session.commit()
     row = offer(**values)
-    with pytest.raises(DomainError, match="nobody to mail") as caught:
+    with pytest.raises(DomainError, match="There are no recipients") as caught:
         launch_actions.launch_announcement(row.id, "tests")
     assert caught.value.key == "audience_empty"
     db.session.refresh(row)
@@ -416,7 +416,7 @@ def test_a_cancelled_campaign_is_over(sending: Campaign) -> None:
 
 def test_a_machine_can_not_launch_anew_what_staff_cancelled(sending: Campaign) -> None:
     transitions.cancel_campaign(sending.id, "mia")
-    with pytest.raises(DomainError, match="Write a new mail"):
+    with pytest.raises(DomainError, match="Create a new email"):
         launch_actions.launch_announcement(sending.offer_id, "key shop")
 
 

@@ -151,14 +151,14 @@ def test_an_offer_that_was_never_announced_has_no_reminder(app: Flask, offer: Ca
         lambda: launch_actions.launch_reminder(row.id, EmailContent(), "tests"),
         lambda: draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests", "reminder"),
     ):
-        with pytest.raises(DomainError, match="Nobody has been told of this offer yet"):
+        with pytest.raises(DomainError, match="This offer has not been announced yet"):
             deed()
 
 
 def test_there_is_one_open_reminder_at_a_time_and_another_when_it_is_through(announced: Offer, relay: Relay) -> None:
     create_customers(2)
     first = reminded(announced)
-    with pytest.raises(DomainError, match=f"Campaign {first.id} is a reminder of this offer, which is on its way"):
+    with pytest.raises(DomainError, match=f"Campaign {first.id} is an open reminder of this offer"):
         launch_actions.launch_reminder(announced.id, EmailContent(), "tests")
     sender.send_pending_emails()
     second = reminded(announced)
@@ -198,7 +198,7 @@ def test_the_database_holds_that_there_is_one(announced: Offer) -> None:
 def test_a_reminder_that_can_not_be_launched_leaves_no_draft_behind(announced: Offer) -> None:
     ids = create_customers(3)
     redeem(announced, ids)
-    with pytest.raises(DomainError, match="nobody to remind") as caught:
+    with pytest.raises(DomainError, match="every customer who can be emailed has redeemed") as caught:
         launch_actions.launch_reminder(announced.id, EmailContent(), "tests")
     assert caught.value.key == "audience_empty"
     assert campaign_queries.find_open_campaign(announced.id, "reminder") is None
@@ -248,10 +248,10 @@ def test_a_reminder_does_not_overtake_the_announcement(
     db.session.commit()
     answer = api.post("/api/v1/offers/SUMMER25/reminders", json={})
     assert answer.status_code == 409
-    assert "The reminder can be launched when it is done" in answer.get_json()["detail"]
+    assert "Launch the reminder after it has finished" in answer.get_json()["detail"]
     draft = draft_actions.save_offer_draft(announced.id, EmailContent(), "resend", "tests", "reminder")
     page = staff.post(f"/campaigns/{draft.id}/launch", data={"when": "now"})
-    assert (page.status_code, "The reminder can be launched when it is done" in page.text) == (409, True)
+    assert (page.status_code, "Launch the reminder after it has finished" in page.text) == (409, True)
     assert (
         launch_actions.schedule_campaign(draft.id, datetime(2199, 1, 1, tzinfo=UTC), "tests").campaign.status
         == "scheduled"

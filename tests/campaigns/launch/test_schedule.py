@@ -133,7 +133,7 @@ def test_a_time_that_can_not_be_is_refused_at_its_field(draft: Campaign, at: dat
     [
         ("paused_at = now()", "This offer is paused"),
         ("ends_at = now() - interval '1 hour'", "This offer has ended"),
-        ("max_redemptions = 1, redeemed = 1", "This offer is used up"),
+        ("max_redemptions = 1, redeemed = 1", "This offer has reached its limit"),
     ],
 )
 def test_what_can_not_start_at_its_time_is_paused_with_the_reason_until_it_is_mended(
@@ -159,7 +159,7 @@ def test_an_audience_that_is_empty_at_its_time_pauses_it(draft: Campaign) -> Non
     db.session.execute(text("delete from customer"))
     time_comes(draft)
     launch_actions.start_due_campaigns()
-    assert (fresh(draft).status, "nobody to mail" in (draft.pause_reason or "")) == ("paused", True)
+    assert (fresh(draft).status, "There are no recipients" in (draft.pause_reason or "")) == ("paused", True)
     create_customers(1)
     assert transitions.resume_campaign(draft.id, "tom").status == "preparing"
 
@@ -189,7 +189,7 @@ def test_the_time_can_be_changed_and_saying_it_again_changes_nothing(draft: Camp
 def test_a_time_put_off_at_the_last_moment_does_not_start(draft: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
     launch_actions.schedule_campaign(draft.id, SOON, "mia")
     time_comes(draft)
-    due = launch_actions.start_due_campaigns.__globals__["launch_queries"].due()
+    due = launch_actions.start_due_campaigns.__globals__["launch_queries"].list_due_campaign_ids()
     launch_actions.schedule_campaign(draft.id, SOON, "mia")
     monkeypatch.setattr("webapp.campaigns.launch.queries.list_due_campaign_ids", lambda: due)
     assert launch_actions.start_due_campaigns() == []
@@ -262,7 +262,7 @@ def test_each_deed_leads_where_the_table_says_and_a_second_time_nowhere_else(
             with pytest.raises(DomainError) as caught:
                 DEEDS[deed](draft.id)
             assert caught.value.key == "conflict"
-            assert re.match(r"This mailing (is|was|has|waits) ", caught.value.message)
+            assert re.match(r"This campaign (is|was|has) ", caught.value.message)
         else:
             DEEDS[deed](draft.id)
         assert fresh(draft).status == (to or before)
@@ -405,11 +405,11 @@ def test_a_time_is_that_of_clocks_in_the_offers_zone(staff: FlaskClient, draft: 
         ({"at": "2031-02-28", "at_time": "25:00"}, "at_time", "Not a valid time value."),
         ({"at": "2031-02-28", "at_time": ""}, "at_time", "Say at what time it starts"),
         ({"at": "", "at_time": ""}, "at", "Say on which day it starts."),
-        ({"at": "9999-12-31", "at_time": "23:59"}, "at", "Choose a day from 2000 to 2199."),
-        ({"at": "2020-01-01", "at_time": "09:00"}, "at", "This time has passed."),
+        ({"at": "9999-12-31", "at_time": "23:59"}, "at", "Choose a year from 2000 to 2199."),
+        ({"at": "2020-01-01", "at_time": "09:00"}, "at", "This time is in the past."),
         ({"at": "2031-03-30", "at_time": "02:30"}, "at", "does not exist on that day in Europe/Berlin"),
-        ({"at": "2031-10-26", "at_time": "02:30"}, "at", "comes twice"),
-        ({"at": "2032-01-01", "at_time": "00:00"}, "at", "The offer has ended by then"),
+        ({"at": "2031-10-26", "at_time": "02:30"}, "at", "occurs twice"),
+        ({"at": "2032-01-01", "at_time": "00:00"}, "at", "The offer will have ended"),
     ],
 )
 def test_a_time_that_can_not_be_is_said_at_the_field_and_stays_typed(
@@ -441,15 +441,15 @@ def test_a_button_of_an_old_page_says_how_it_stands_now(staff: FlaskClient, draf
     launch_actions.schedule_campaign(draft.id, SOON, "tom")
     launch_actions.launch_campaign(draft.id, "tom")
     for page, words in (
-        ("draft", "is on its way already, so it can&#39;t become a draft again"),
-        ("launch", "is on its way already, so it can&#39;t be given a time"),
+        ("draft", "is already in progress. It can&#39;t be turned back into a draft."),
+        ("launch", "is already in progress. It can&#39;t be scheduled."),
     ):
         typed = {"when": "later", "at": "2031-01-01", "at_time": "09:00"}
         answer = staff.post(f"/campaigns/{draft.id}/{page}", data=typed, follow_redirects=True)
         assert (answer.request.path, words in answer.text) == (f"/campaigns/{draft.id}", True)
     transitions.cancel_campaign(draft.id, "tom")
     piece = staff.post(f"/campaigns/{draft.id}/pause", headers={"HX-Request": "true"}).text
-    assert "This mailing was cancelled, so it can&#39;t be paused." in piece
+    assert "This campaign has been cancelled. It can&#39;t be paused." in piece
     assert "Cancelled" in piece
 
 
@@ -459,7 +459,7 @@ def test_an_old_page_does_not_put_back_on_schedule_what_was_taken_back(staff: Fl
     launch_actions.unschedule_campaign(draft.id, "mia")
     for sent in ({"when": "later", "at": "2030-01-01", "at_time": "9:00"}, {"when": "now"}):
         answer = staff.post(f"/campaigns/{draft.id}/launch", data={**sent, "seen": stood[0]})
-        assert (answer.status_code, "was taken back to the drafts since" in answer.text) == (409, True)
+        assert (answer.status_code, "was unscheduled since" in answer.text) == (409, True)
         assert fresh(draft).status == "draft"
     assert 'name="seen" type="hidden" value="draft"' in answer.text
 
@@ -497,7 +497,7 @@ def test_the_launch_says_whose_subject_it_shows_and_that_mails_go_nowhere_yet(
     assert "for example" not in page
     assert "reach nobody yet" not in page
     draft_actions.update_draft(draft.id, EmailContent("For {{ customer.name }}"), "resend", "mia")
-    with_settings(mail_is_sink=True)
+    with_settings(uses_mail_sink=True)
     page = staff.get(f"/campaigns/{draft.id}/launch").text
     assert "Subject, for example" in page
     assert "reach nobody yet" in page
@@ -514,7 +514,7 @@ def test_what_waits_is_taken_back_or_cancelled_on_its_page(staff: FlaskClient, d
 
 def test_a_mail_that_waits_is_not_rewritten(staff: FlaskClient, draft: Campaign) -> None:
     launch_actions.schedule_campaign(draft.id, SOON, "tom")
-    with pytest.raises(DomainError, match="Take the mailing back"):
+    with pytest.raises(DomainError, match="Unschedule it"):
         draft_actions.update_draft(draft.id, EmailContent("New"), "resend", "mia")
 
 

@@ -30,7 +30,7 @@ from webapp.offers.models import Offer
 C0 = "c0@example.com"
 LATER = SmtpOutcome("deferred", 450, "4.7.1 later", "RCPT")
 REFUSED = SmtpOutcome("failed", 550, "no", "RCPT")
-CALLED_OFF = SmtpOutcome("stopped")
+CALLED_OFF = SmtpOutcome("aborted")
 ACCEPTED = SmtpOutcome("accepted", 250, "ok", "body")
 
 

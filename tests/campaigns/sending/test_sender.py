@@ -24,11 +24,11 @@ from tests.support.smtp_relay import Relay
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns import timing
 from webapp.campaigns import tokens as campaign_tokens
+from webapp.campaigns.content import mail_merge
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.deliveries import actions as delivery_actions
 from webapp.campaigns.deliveries import queries as delivery_queries
 from webapp.campaigns.deliveries.actions import DeliverySelection
-from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import preparation, transitions
 from webapp.campaigns.models import Campaign, decode_gaps
 from webapp.campaigns.sending import batches, sender
@@ -80,7 +80,7 @@ def test_the_frozen_recipients_do_not_drift(launched: Launch, relay: Relay) -> N
 
 def test_preparing_goes_on_where_it_was_killed(launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preparation, "AUDIENCE_BLOCK_SIZE", 40)
-    monkeypatch.setattr(batches, "BATCH_SIZE", 20)
+    monkeypatch.setattr(preparation, "BATCH_SIZE", 20)
     ids = create_customers(100)
     campaign = launched(prepare=False)
     preparation._prepare_block(campaign.id)
@@ -214,7 +214,7 @@ def test_a_relay_that_refuses_us_pauses_the_campaign(
     campaign = launched()
     sender.send_pending_emails()
     assert refresh(campaign).status == "paused"
-    assert campaign.pause_reason == "the relay refuses us: 535 5.7.8 not you"
+    assert campaign.pause_reason == "the mail relay rejects email from this server: 535 5.7.8 not you"
     assert delivery_counts(campaign) == {"total": 3}
 
 
@@ -224,7 +224,7 @@ def test_five_refused_bodies_in_a_row_pause_the_campaign(launched: Launch, relay
     campaign = launched()
     sender.send_pending_emails()
     assert refresh(campaign).status == "paused"
-    assert campaign.pause_reason == "the relay refuses this mail: 554 5.7.1 spam"
+    assert campaign.pause_reason == "the mail relay rejects the content of this email: 554 5.7.1 spam"
     assert delivery_counts(campaign) == {"total": 20, "failed": 5}
 
 
@@ -272,7 +272,7 @@ def test_unsubscribed_erased_and_redeemed_customers_are_left_out(launched: Launc
     assert [issue.text for issue in campaign_queries.list_issues(campaign.id)] == [
         "unsubscribed",
         "no longer a customer",
-        "has redeemed already",
+        "has already redeemed",
     ]
 
 
@@ -283,7 +283,8 @@ def test_pause_and_cancel_are_honoured_before_the_next_window(
     create_customers(200)
     campaign = launched()
     campaign_id = campaign.id
-    act_after(relay, 70, monkeypatch, in_context(app, lambda: getattr(draft_actions, deed)(campaign_id, "tests")))
+    change = getattr(transitions, f"{deed}_campaign")
+    act_after(relay, 70, monkeypatch, in_context(app, lambda: change(campaign_id, "tests")))
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 200, "sent": 100}
     assert refresh(campaign).status == status
@@ -515,7 +516,7 @@ def test_a_letter_that_can_not_be_written_stops_nobody_else(
             raise ValueError("no")
         return address(customer)
 
-    monkeypatch.setattr(addresses, "recipient_address", refuses)
+    monkeypatch.setattr(mail_merge, "recipient_address", refuses)
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 3, "sent": 2, "failed": 1}
 
@@ -525,14 +526,14 @@ def test_no_more_pumps_at_once_than_connections(
 ) -> None:
     create_customers(3)
     launched()
-    app.extensions.pop("pumps", None)
+    app.extensions.pop("sender_slots", None)
     with_settings(mail_connections=1)
     second: list[bool] = []
     act_after(relay, 1, monkeypatch, in_context(app, lambda: second.append(sender.send_pending_emails())))
     try:
         sender.send_pending_emails()
     finally:
-        app.extensions.pop("pumps", None)
+        app.extensions.pop("sender_slots", None)
     assert second == [False]
     assert set(relay.recipients.values()) == {1}
 
@@ -619,4 +620,4 @@ def test_a_second_copy_that_is_refused_leaves_it_uncertain(launched: Launch, rel
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 3, "sent": 2, "uncertain": 1}
     words = db.session.execute(text("select text from mail_issue")).scalar_one()
-    assert words == "it may have arrived before; a second copy was refused: no"
+    assert words == "an earlier copy may have arrived; the second copy was rejected: no"

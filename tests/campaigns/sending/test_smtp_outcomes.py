@@ -169,7 +169,7 @@ def test_while_no_connection_comes_about_nobody_is_at_fault(
     sender.send_pending_emails()
     db.session.refresh(campaign)
     assert (issue_states(campaign), campaign_status(campaign)) == ({}, ("sending", None))
-    what = "takes no mails just now" if event[:3].isdigit() else "can't be reached"
+    what = "does not accept email at the moment" if event[:3].isdigit() else "can't be reached"
     assert (campaign.trouble or "").startswith(f"The mail relay {what} (")
 
 
@@ -183,7 +183,7 @@ def test_a_relay_that_refuses_us_pauses_the_campaign_and_blames_nobody(
     relay.behaviour.stages[stage] = reply
     sender.send_pending_emails()
     assert (issue_states(campaign), relay.recipients) == ({}, {})
-    assert campaign_status(campaign) == ("paused", f"the relay refuses us: {reply}")
+    assert campaign_status(campaign) == ("paused", f"the mail relay rejects email from this server: {reply}")
 
 
 def test_a_wrong_password_pauses_the_campaign(app: Flask, campaign: Campaign, relay: Relay) -> None:
@@ -194,7 +194,10 @@ def test_a_wrong_password_pauses_the_campaign(app: Flask, campaign: Campaign, re
         sender.send_pending_emails()
     finally:
         state.username = state.password = None
-    assert (issue_states(campaign), campaign_status(campaign)) == ({}, ("paused", "the relay refuses us: 535 5.7.8 no"))
+    assert (issue_states(campaign), campaign_status(campaign)) == (
+        {},
+        ("paused", "the mail relay rejects email from this server: 535 5.7.8 no"),
+    )
 
 
 def test_a_relay_without_the_tls_we_ask_for_pauses_the_campaign(app: Flask, campaign: Campaign, relay: Relay) -> None:

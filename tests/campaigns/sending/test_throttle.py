@@ -180,7 +180,7 @@ def test_a_campaign_that_fails_too_much_pauses_itself(launched: Launch, relay: R
     sender.send_pending_emails()
     assert status(campaign) == (
         "paused",
-        "20 of the last 120 mails were refused for good; look at what the servers said",
+        "20 of the last 120 emails were permanently rejected; check the servers' replies",
     )
     assert campaign_queries.get_campaign_stats(campaign.id).sent == 100
 

@@ -34,6 +34,6 @@ def test_an_address_that_can_not_be_mailed_is_failed_with_words_and_the_others_g
     assert "For Ada Bcc: eve@example.com" in {str(kept.message["Subject"]) for kept in relay.kept}
     state, words = db.session.execute(text("select state, text from mail_issue where customer_id = 2")).one()
     assert state == "failed"
-    assert "“no-at-sign” is no address that mail can be sent to" in words
+    assert "“no-at-sign” is not a valid email address" in words
     db.session.refresh(campaign)
     assert campaign.status == "done"

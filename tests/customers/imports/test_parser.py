@@ -52,7 +52,7 @@ def row_of(text: str) -> Row:
 def whole_file(file: str | bytes, media_type: str = CSV) -> str:
     """The code with which a file is refused as a whole, at its opening."""
     with pytest.raises(InvalidInput) as refusal:
-        check_file_start(file.encode() if isinstance(file, str) else file, media_type, whole=True)
+        check_file_start(file.encode() if isinstance(file, str) else file, media_type, is_complete=True)
     return refusal.value.errors[0].key
 
 
@@ -128,8 +128,8 @@ def test_a_file_in_which_nothing_can_be_taken_is_refused_at_once(file: str | byt
 
 
 def test_a_missing_e_mail_column_is_told_with_the_columns_there_are() -> None:
-    with pytest.raises(InvalidInput, match=r"no column called email. The columns are: name, phone\."):
-        check_file_start(b"name,phone\nAda,1\n", CSV, whole=True)
+    with pytest.raises(InvalidInput, match=r"no column named email. Rename one of these columns: name, phone\."):
+        check_file_start(b"name,phone\nAda,1\n", CSV, is_complete=True)
 
 
 # --- rows ----------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def test_there_are_mailings_in_every_state(look: Ask) -> None:
 
     assert set(found) == {"draft", "scheduled", "preparing", "paused", "cancelled", "done"}
     reasons = look("select pause_reason from campaign where status = 'paused' order by 1")
-    assert re.match(r"\d+ of the last \d+ mails were refused for good", reasons[0][0])
+    assert re.match(r"\d+ of the last \d+ emails were permanently rejected", reasons[0][0])
     assert reasons[1][0] == f"paused by {demo_offers.MANAGER[0]}"
     assert look("select count(*) from campaign where kind = 'reminder' and status = 'done'") == [(2,)]
 
@@ -90,8 +90,8 @@ def test_the_pages_of_each_offer_mailing_and_import_are_there(manager: FlaskClie
     ids: dict[str, int] = dict(look("select filename, id from customer_import"))
     refused = manager.get(f"/customers/imports/{ids['newsletter-sign-ups.csv']}").text
     for why in (
-        "not an e-mail address",
-        "Please give an e-mail",
+        "This email address is not valid.",
+        "Enter an email address.",
         "Perhaps a quotation mark",
         "source id",
         "language tag",
@@ -158,7 +158,7 @@ def test_the_pages_of_each_offer_mailing_and_import_are_there(manager: FlaskClie
         " (select from campaign c where s.source = 'campaign ' || c.id and c.launched_at <= s.at)",
         "select 1 from mail_issue i join redemption r on r.customer_id = i.customer_id"
         " join campaign c on c.id = i.campaign_id and c.offer_id = r.offer_id"
-        " where c.status <> 'preparing' and i.text = 'has redeemed already' and r.redeemed_at > i.at",
+        " where c.status <> 'preparing' and i.text = 'has already redeemed' and r.redeemed_at > i.at",
         # A link in a mail is used after it came.
         "select 1 from audit_entry where at > now() + interval '1 minute'",
         # All addresses are nobody's.

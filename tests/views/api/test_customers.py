@@ -93,7 +93,7 @@ def test_a_file_that_can_not_be_taken_is_a_problem(
 
 
 def test_a_file_that_is_too_large_is_a_problem(api: FlaskClient, with_settings: Callable[..., Settings]) -> None:
-    with_settings(max_upload=1000)
+    with_settings(max_upload_bytes=1000)
 
     answer = api.post("/api/v1/customers/import", data=b"email\n" + b"a@example.com\n" * 100, content_type=CSV)
 
