@@ -22,7 +22,7 @@ from tests.support.browser import (
 from webapp.customers.models import Customer
 from webapp.offers.models import Offer
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
 
 def test_staff_import_set_up_launch_and_watch(shop: RunningShop, window: OpenPage, tmp_path: Path) -> None:
