@@ -149,7 +149,7 @@ def _section(title: str) -> str:
 def test_the_codes_of_refusals_are_those_of_the_program() -> None:
     told = {
         word
-        for row in re.findall(r"^\| [\d, ]+ \| (.+?) \|", _section("What is refused"), re.M)
+        for row in re.findall(r"^\| [\d, ]+ \| (.+?) \|", _section("Errors"), re.M)
         for word in re.findall(r"`(\w+)`", row)
     }
     by_rule = (
@@ -165,7 +165,7 @@ def test_the_codes_of_refusals_are_those_of_the_program() -> None:
 
 
 def test_the_codes_of_fields_are_those_of_the_program() -> None:
-    lists = _section("What is refused").split("The codes in `errors[]`")[1]
+    lists = _section("Errors").split("The codes in `errors[]`")[1]
     told = set(re.findall(r"`(\w+)`", lists.split("and these:")[1])) - {"conflict"}
     said = {word for word, files in _said("FieldError", 1).items() if not all(map(NEVER_BY_JSON.search, files))}
     said |= parser._ROW_MESSAGES.keys() | parser._FILE_MESSAGES.keys()
