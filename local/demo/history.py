@@ -222,7 +222,7 @@ def _mailed(
         if listed is not None and listed["at"] < moment:
             return str(listed["reason"])
         used = rows.get(customer)
-        return "has redeemed already" if used is not None and used["redeemed_at"] < moment else None
+        return "has already redeemed" if used is not None and used["redeemed_at"] < moment else None
 
     seed = f"{people.SEED}: {story.told.code} {mailing.kind}"
     went = mailings.send(mailing, People(ids, crowd.gone, left_out), MANAGER[0], seed)

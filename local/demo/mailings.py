@@ -38,7 +38,7 @@ PUT_OFF = (
     (452, "4.2.2 The recipient's mailbox is over its quota; try again later", 2),
     (450, "4.3.2 System is not accepting messages at the moment", 2),
 )
-KILLED = "the worker was ended while this mail was on its way"
+KILLED = "the worker stopped while this email was being sent"
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class _Sending:
             tried += before.position - begin
         if failed >= MIN_FAILURES_TO_PAUSE and failed > MAX_FAILURE_RATE * tried and self.stopped_at is None:
             self.stopped_at = clock
-            self.reason = f"{failed} of the last {tried} mails were refused for good; look at what the servers said"
+            self.reason = f"{failed} of the last {tried} emails were permanently rejected; check the servers' replies"
 
     def _note(
         self,
@@ -227,7 +227,7 @@ class _Sending:
                     wait = RETRY_BACKOFF[min(issue["attempts"] - 1, len(RETRY_BACKOFF) - 1)]
                     issue["next_at"] = at + timedelta(seconds=wait * self.chance.uniform(0.9, 1.1))
             if issue["state"] == "deferred" and self.mailing.status == "cancelled":
-                words = "the mailing was cancelled"
+                words = "the campaign was cancelled"
                 issue |= {"state": "skipped", "smtp_code": None, "text": words, "next_at": None}
 
     def _close(self) -> None:
