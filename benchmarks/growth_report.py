@@ -11,7 +11,7 @@ from benchmarks import report
 from benchmarks.meter import Cost
 
 REDEEM, USABLE = "redeem", "what can this e-mail use now"
-# What was to be reached: CPU to that on an empty table, and bytes for a redemption.
+# Targets: CPU to that on an empty table, and bytes for a redemption.
 CPU, BARE, FULL = 1.3, 110, 180
 SET_UP = Path(__file__).with_name("growth.md")
 
@@ -76,7 +76,7 @@ def page(results: Results) -> str:
 
 def _goals(results: Results) -> Iterator[str]:
     found = figures(results)
-    yield "## What was to be reached\n"
+    yield "## Targets\n"
     yield f"With {results.customers:,} customers and up to {results.levels[-1]:,} redemptions.\n"
     cpu, bare, full = found["cpu_ratio"], found["bytes_per_row"], found["bytes_per_row_full"]
     yield from report.goals(

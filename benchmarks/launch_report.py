@@ -63,8 +63,8 @@ def figures(results: Results) -> dict[str, float]:
 
 
 def targets(found: Mapping[str, float]) -> Iterator[str]:
-    """What was to be reached, and what was."""
-    yield "## What was to be reached\n"
+    """Targets, and whether they were met."""
+    yield "## Targets\n"
     yield f"With {found['customers']:,} customers; the request with any number of them.\n"
     launch, spread = found["launch_wal_bytes"], found["launch_wal_spread"]
     lines = [

@@ -13,7 +13,7 @@ from webapp.campaigns.models import BATCH_SIZE
 OURS, RAW, FLASK_MAIL, CEILING = "Onecode", "raw smtplib", "Flask-Mail", "ready bytes"
 FAST, PLAIN, SLOW = "fast", "fast, without PIPELINING", "answers after 10 ms"
 FAR, FAR_PLAIN = "5 ms away", "5 ms away, without PIPELINING"
-# What was to be reached.
+# Targets.
 TO_RAW, TO_FLASK_MAIL, TO_ONE, WAL, MEMORY = 0.40, 2.5, 7, 60, 1.1
 SET_UP = Path(__file__).with_name("mail.md")
 
@@ -108,7 +108,7 @@ def page(results: Results) -> str:
 
 
 def _goals(results: Results) -> Iterator[str]:
-    yield "## What was to be reached\n"
+    yield "## Targets\n"
     yield "Medians of the ratios within a round, and their spread.\n"
     to_raw, to_loop = results.ratios(ONE, LIMIT), results.ratios(ONE, LOOP)
     to_one, wal, memory = results.ratios(SLOW_EIGHT, SLOW_ONE), results.wal(), results.memory()

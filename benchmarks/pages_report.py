@@ -9,7 +9,7 @@ from statistics import median
 
 from benchmarks import report
 
-# What was to be reached: time to that on an empty database, and statements of a page.
+# Targets: time to that on an empty database, and statements of a page.
 TIME, STATEMENTS = 2.0, 15
 # Their point is an exact number of people: whom a launch would mail to.
 COUNTS = ("an offer's mail before the launch",)
@@ -74,7 +74,7 @@ def page(results: Results) -> str:
 
 def _goals(results: Results) -> Iterator[str]:
     found = figures(results)
-    yield "## What was to be reached\n"
+    yield "## Targets\n"
     yield f"With {results.customers:,} customers and {results.redemptions:,} redemptions of 200 offers.\n"
     time, growth, most = float(found["time_ratio"]), float(found["growth_ratio"]), int(found["statements"])
     together = median(_together(results))

@@ -84,7 +84,7 @@ def page(results: Results) -> str:
 
 def _targets(found: dict[str, float]) -> Iterator[str]:
     step, order, over = found["oscar_step_ratio"], found["oscar_order_ratio"], found["over_redeemed"]
-    yield "## What was to be reached\n"
+    yield "## Targets\n"
     yield from goals(
         [
             ("action to oscar's voucher step", f"≥ {STEP_GOAL} ×", f"{step:,.1f} ×", step >= STEP_GOAL),

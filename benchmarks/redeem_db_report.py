@@ -13,7 +13,7 @@ from benchmarks.textbook import ForUpdate, OneStatement, OrmHabit, PlainInsert
 INSERT, ONE, ORM, LOCK = PlainInsert.name, OneStatement.name, OrmHabit.name, ForUpdate.name
 OURS = "Onecode"
 VARIANTS = ((INSERT, False), *((name, capped) for name in (OURS, ONE, ORM, LOCK) for capped in (False, True)))
-# What was to be reached of the rate of a plain INSERT, without and with a cap.
+# Targets of the rate of a plain INSERT, without and with a cap.
 WANTED = {False: 0.45, True: 0.40}
 # The rush at the end: so many want one of so few.
 FEW, RUSH = 100, 600
@@ -73,7 +73,7 @@ def page(results: Results) -> str:
 
 
 def _targets(results: Results) -> Iterator[str]:
-    yield "## What was to be reached\n"
+    yield "## Targets\n"
     yield "Redemptions to plain INSERTs in a second: medians of the ratios within a round, and their spread.\n"
     lines = []
     for capped, wanted in WANTED.items():

@@ -90,7 +90,7 @@ def page(results: Results) -> str:
 
 
 def _targets(results: Results) -> Iterator[str]:
-    yield "## What was to be reached\n"
+    yield "## Targets\n"
     yield (
         f"With {results.clients[-1]} clients: medians of the ratios within a round, and their spread. The server: "
         f"`{results.command}`.\n"

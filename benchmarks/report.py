@@ -7,7 +7,7 @@ from statistics import median
 
 
 def met(reached: bool) -> str:
-    return "reached" if reached else "**missed**"
+    return "met" if reached else "**missed**"
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
@@ -18,8 +18,8 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def goals(lines: Sequence[tuple[str, str, str, bool]]) -> Iterator[str]:
-    """What was to be reached: a table of what, how much, how much it was and whether that is enough."""
-    yield "| | to reach | reached | |"
+    """Targets: a table of what, how much, how much it was and whether that is enough."""
+    yield "| | target | measured | |"
     yield "|---|---:|---:|---|"
     for what, wanted, found, enough in lines:
         yield f"| {what} | {wanted} | {found} | {met(enough)} |"

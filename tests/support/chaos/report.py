@@ -8,32 +8,31 @@ from tests.support.chaos.accelerated_worker import FACTOR
 from tests.support.chaos.scenarios import Run
 from webapp.campaigns import timing
 
-HEAD = f"""# Chaos: mailings while everything dies
+HEAD = f"""# Chaos: campaigns during crashes
 
-Made by `make chaos`; `python -m tests.chaos --quick` takes a quick look and only prints. The last line printed is one
-JSON object with the figures to follow; the exit status is 1 when a promise was broken. In small the same is in every
+Made by `make chaos`; `python -m tests.chaos --quick` is a quick run that only prints. The last line printed is one
+JSON object with the figures; the exit status is 1 when a guarantee was broken. A small version is in every
 run of the tests (`tests/chaos/test_campaign_crashes.py`).
 
-What is promised: whatever dies, nobody is silently missed. Under *hold* nobody gets a second copy; under *resend* there
-is at most one for every connection that was killed and every answer that was lost, with the same Message-ID.
+The guarantee: whatever crashes, no recipient is silently missed. Under *hold* none gets a second copy; under *resend*
+there is at most one for every connection that was killed and every reply that was lost, with the same Message-ID.
 
-How it is done:
+Method:
 
-- The relay is a process of its own without any code of the program. It writes a mail into its log before it answers
-  250. 1 % of the recipients, chosen by a seed, meet a fault: 421, 450 or 550 at RCPT, 454 at DATA, or the mail is taken
-  and the connection closed without an answer. A mail takes 20 ms, half of it before the log and half after, so that
-  deaths fall on both sides of it. Every other connection is offered PIPELINING.
-- The workers are real ones, two processes with two connections each, whose waiting times are all shortened by
+- The relay is a separate process without any code of the program. It logs an email before it replies 250. 1 % of the
+  recipients, chosen by a seed, meet a fault: 421, 450 or 550 to RCPT, 454 to DATA, or the email is accepted and the
+  connection closed without a reply. An email takes 20 ms, half of it before the log and half after, so that crashes
+  happen on both sides of it. Every other connection is offered PIPELINING.
+- The workers are real ones, two processes with two connections each, whose durations are all divided by
   {FACTOR}; a lease, for instance, is {timing.LEASE_DURATION / FACTOR:.0f} s instead of {timing.LEASE_DURATION:.0f}.
-  A worker that is killed is started again at once, as systemd would. One that is stopped (SIGSTOP) goes on after 1.3
-  leases and believes that nothing has happened.
-  No clock and no row is touched.
-- PostgreSQL 18 is one of its own with the durable settings. It dies by SIGQUIT, as by `pg_ctl stop -m immediate`.
+  A killed worker is restarted at once, as systemd would do. A stopped one (SIGSTOP) continues after 1.3 leases, as if
+  nothing had happened. No clock and no row is manipulated.
+- PostgreSQL 18 is a separate server with durable settings. It is killed by SIGQUIT, like `pg_ctl stop -m immediate`.
 - *Connections* are those that were open when their worker was killed or stopped, counted while it was held. *Answers*
-  are those that the relay never gave, or can not know to have arrived.
-- After every run an audit holds the relay's log against the rows, recipient by recipient: whoever the program calls
-  sent has the mail; whoever has it is called sent or uncertain; whoever is called failed was refused; nobody is without
-  an outcome when all is done; the sums that staff see are those of the recipients.
+  are those that the relay never gave, or cannot know to have arrived.
+- After every run an audit compares the relay's log with the rows, recipient by recipient: every recipient that counts
+  as sent has the email; every recipient who has it counts as sent or uncertain; every failed one was rejected; no
+  recipient is without a final state when the campaign is done; the counts that staff see are those of the recipients.
 """
 
 
