@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from flask_babel import lazy_gettext as _l
-from flask_babel.speaklater import LazyString
 
 from webapp.core.errors import DomainError
 from webapp.redemptions import refusals
@@ -42,5 +41,5 @@ class RedemptionUnavailable(DomainError):
     Nothing was saved, unless the message is `OUTCOME_UNKNOWN`.
     """
 
-    def __init__(self, message: LazyString = DATABASE_UNAVAILABLE) -> None:
+    def __init__(self, message: str = DATABASE_UNAVAILABLE) -> None:
         super().__init__("unavailable", str(message), 503)

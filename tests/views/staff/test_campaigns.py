@@ -328,9 +328,9 @@ def test_a_launch_before_the_offer_starts_is_warned_of(staff: FlaskClient, offer
 def test_the_page_of_a_mailing_leads_to_the_mail_sink_where_there_is_one(
     staff: FlaskClient, sending: Campaign, with_settings: Callable[..., object]
 ) -> None:
-    with_settings(mail_is_sink=False)
+    with_settings(uses_mail_sink=False)
     assert "mail sink" not in staff.get(f"/campaigns/{sending.id}").text
-    with_settings(mail_is_sink=True, port=8010)
+    with_settings(uses_mail_sink=True, port=8010)
     assert '<a href="http://127.0.0.1:8012/">the mail sink</a>' in staff.get(f"/campaigns/{sending.id}").text
 
 
