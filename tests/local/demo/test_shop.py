@@ -66,7 +66,7 @@ def test_there_are_mailings_in_every_state(look: Ask) -> None:
         (
             "/",
             "is used up|failed attempts|could not be imported|nobody knows whether they went out|ends soon|is paused",
-        ),  # noqa: E501
+        ),
         ("/offers?state=paused", "Teapot trade-in"),
         ("/campaigns?status=cancelled", "Teapot trade-in"),
         ("/customers", "example"),
