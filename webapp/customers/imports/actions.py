@@ -180,10 +180,10 @@ class StagingBackend(Protocol):
 
     TABLE: LiteralString
 
-    def prepare(self, connection: staging.Connection) -> None: ...
+    def create_staging_tables(self, connection: staging.Connection) -> None: ...
     def copy_rows(self, connection: staging.Connection, rows: Sequence[str]) -> None: ...
-    def sort_out(self, connection: staging.Connection) -> int: ...
-    def merge(
+    def deduplicate_rows(self, connection: staging.Connection) -> int: ...
+    def merge_rows(
         self, connection: staging.Connection, import_id: int, start: int, end: int, expect: MergeStrategy
     ) -> staging.MergeCounts: ...
 
@@ -380,14 +380,14 @@ class _ImportReader:
 def _stage_file(claim: _ImportClaim, lanes: list[_Partition]) -> None:
     """Stage the file's good rows and keep its bad ones; then drop the rows that a later one stands in for."""
     for lane in lanes:
-        claim.stage.prepare(lane.connection)
+        claim.stage.create_staging_tables(lane.connection)
     reading = _ImportReader(claim, lanes)
     if reading.first_time:
         lanes[0].connection.execute("delete from import_rejection where import_id = %s", (claim.import_id,))
     reading.all()
     if not reading.taken and not reading.rejected:
         raise InvalidInput(FieldError("file", "rows_missing", "This file has a header and no rows beneath it."))
-    duplicates = sum(_run_in_parallel(claim, lambda lane: claim.stage.sort_out(lane.connection), lanes))
+    duplicates = sum(_run_in_parallel(claim, lambda lane: claim.stage.deduplicate_rows(lane.connection), lanes))
     if reading.first_time:
         if not claim.is_list:
             _create_named_audiences(lanes)
@@ -437,7 +437,7 @@ def _next_merge_strategy(error: psycopg.Error, before: MergeStrategy) -> MergeSt
 
 
 def _merge_block(lane: _Partition, start: int, end: int, named: bool, expect: MergeStrategy) -> None:
-    merged = lane.claim.stage.merge(lane.connection, lane.claim.import_id, start, end, expect)
+    merged = lane.claim.stage.merge_rows(lane.connection, lane.claim.import_id, start, end, expect)
     if not lane.claim.is_list:
         staging.restore_suppressions(lane.connection, start, end)
     if named:
