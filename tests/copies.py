@@ -79,6 +79,13 @@ def taken(ports: range) -> bool:
 @pytest.fixture
 def copy() -> Iterator[Callable[[str], Copy]]:
     """Makes copies of the tree as it is now; whatever they started is stopped at the end."""
+    with copies() as make:
+        yield make
+
+
+@contextlib.contextmanager
+def copies() -> Iterator[Callable[[str], Copy]]:
+    """The same for fixtures with a wider scope."""
     made = []
     # Not pytest's own folder, which is closed to the user that runs the embedded server for root.
     place = Path(tempfile.mkdtemp(prefix="onecode-copies-"))
@@ -105,5 +112,5 @@ def copy() -> Iterator[Callable[[str], Copy]]:
 
     yield make
     for one in made:
-        one.make("down")
+        one.make("demo-down", "down")
     shutil.rmtree(place, ignore_errors=True)

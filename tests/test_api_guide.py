@@ -124,7 +124,7 @@ SAID_TO_STAFF = {"disabled", "form_broken", "last_admin", "relay_down", "relay_r
 FIELDS_OF_STAFF = {"reason_unknown", "cells_odd", "name_taken", "time_missing", "time_ambiguous", "policy_unknown"}
 # Rooms and files that no JSON call leads to.
 NEVER_BY_JSON = re.compile(
-    r"/(accounts|shop|home|demo|mailsink|monitoring)/|/(staff|forms|\w+_staff|suppression_\w+|list_\w+)\.py$"
+    r"/(accounts|shop|home|mailsink|monitoring)/|/(staff|forms|\w+_staff|suppression_\w+|list_\w+)\.py$"
 )
 
 
@@ -132,8 +132,6 @@ def _said(call: str, position: int) -> dict[str, set[str]]:
     """The words that code gives an error as a literal, and in which files."""
     said: dict[str, set[str]] = {}
     for path in sorted((ROOT / "webapp").rglob("*.py")):
-        if "/webapp/demo/" in str(path):
-            continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in (call, "Refused"):
                 word = node.args[position] if len(node.args) > position else None
