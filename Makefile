@@ -13,7 +13,7 @@ export PORT
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-down demo-reset down run run-migration run-test check format erd screenshots env lock benchmark benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http chaos install install-dev python
+.PHONY: help messages setup demo demo-down demo-reset down run run-migration run-test check format erd screenshots env lock benchmark benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http chaos install install-dev python
 # Or make would complain of a clock that was ahead when this file was fetched.
 .PHONY: Makefile
 
@@ -54,6 +54,7 @@ check: install-dev ## Lint, format, types
 	@$(VENV) -m ruff check .
 	@$(VENV) -m ruff format --check .
 	@$(VENV) -m mypy
+	@$(VENV) scripts/check_messages
 	@$(VENV) -m djlint --check templates
 	@$(VENV) -m djlint --lint templates
 	@.venv/bin/hadolint Dockerfile
@@ -63,6 +64,10 @@ format: install-dev ## Put code and templates into shape
 	@$(VENV) -m ruff check --fix .
 	@$(VENV) -m ruff format .
 	@$(VENV) -m djlint --reformat --quiet templates
+
+messages: install-dev ## Collect texts to translate
+	@mkdir -p translations
+	@.venv/bin/pybabel --quiet extract --mapping-file babel.cfg --keyword _l --output-file translations/messages.pot .
 
 erd: install-dev ## Draw docs/erd.md from the models
 	@$(VENV) scripts/erd

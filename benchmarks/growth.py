@@ -46,7 +46,7 @@ class Level:
                 growth_tables.redeem(connection, plan.customers, rows)
         self.sizes = _sizes(machine, name, rows)
         self.meter = Meter(machine, name)
-        self.ours = onecode.Onecode(onecode.build(machine.url(name), str(machine.server.sockets.parent)))
+        self.ours = onecode.Onecode(onecode.build(machine.url(name), str(machine.server.socket_folder.parent)))
         self.ours.set_up()
         self.offer = self.ours.new_offer()
 
@@ -128,7 +128,7 @@ def measure(plan: Plan) -> Results:
 
 def _prepare(machine: Machine, plan: Plan) -> None:
     machine.create(DATABASE)
-    app = onecode.build(machine.url(DATABASE), str(machine.server.sockets.parent))
+    app = onecode.build(machine.url(DATABASE), str(machine.server.socket_folder.parent))
     onecode.migrate(app)
     onecode.Onecode(app).disconnect()
     with machine.connect(DATABASE) as connection:

@@ -45,7 +45,7 @@ def measure_all(sizes: Mapping[int, int], alone: Sequence[int], requests: int) -
 def prepare(machine: Machine, sizes: Sequence[int]) -> list[Design]:
     """A database with the program's tables for each number of customers, and the three designs."""
     machine.create(DATABASE)
-    app = onecode.build(machine.url(DATABASE), str(machine.server.sockets.parent))
+    app = onecode.build(machine.url(DATABASE), str(machine.server.socket_folder.parent))
     ours = onecode.Onecode(app)
     onecode.migrate(app)
     ours.disconnect()

@@ -68,7 +68,7 @@ class Bench:
         self.machine = machine
         self.sinks = sinks
         self.plan = plan
-        self.folder = Path(machine.server.sockets.parent)
+        self.folder = Path(machine.server.socket_folder.parent)
         self.mailing = Mailing(machine)
         self.rows: dict[str, int] = {}
         # What the loops send is a mail of ours.

@@ -49,7 +49,7 @@ class Mailing:
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
-        self.folder = machine.server.sockets.parent
+        self.folder = machine.server.socket_folder.parent
         machine.create(DATABASE)
         self.ours = onecode.Onecode(onecode.build(machine.url(DATABASE), str(self.folder)))
         onecode.migrate(self.ours.app)

@@ -116,7 +116,7 @@ class Meter:
             return 0
         command = [
             str(embedded_postgresql.wheel_folder() / "bin" / "pg_waldump"), "--stats", "--path",
-            str(self.machine.server.data / "pg_wal"), "--start", start, "--end", end,
+            str(self.machine.server.data_folder / "pg_wal"), "--start", start, "--end", end,
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False, env={"LC_ALL": "C"})
         if done.returncode:

@@ -68,7 +68,7 @@ class Dashboard:
     """The program on a database, and somebody who has signed in."""
 
     def __init__(self, machine: Machine, database: str) -> None:
-        self.ours = onecode.Onecode(onecode.build(machine.url(database), str(machine.server.sockets.parent)))
+        self.ours = onecode.Onecode(onecode.build(machine.url(database), str(machine.server.socket_folder.parent)))
         self.ours.set_up()
         self.client = self._signed_in()
         self.addresses = {name: path.format(**self._known()) for name, path in PAGES.items()}
@@ -148,7 +148,7 @@ def measure(plan: Plan) -> Results:
 
 def _prepare(machine: Machine, plan: Plan) -> None:
     machine.create(EMPTY)
-    app = onecode.build(machine.url(EMPTY), str(machine.server.sockets.parent))
+    app = onecode.build(machine.url(EMPTY), str(machine.server.socket_folder.parent))
     onecode.migrate(app)
     onecode.Onecode(app).disconnect()
     for database, people, redemptions in ((LITTLE, PAGEFUL, PAGEFUL), (DATABASE, plan.customers, plan.redemptions)):

@@ -254,7 +254,7 @@ def measure(plan: Plan) -> Results:
         oscar = Oscar(machine, python)
         oscar.set_up(plan.users)
         machine.create(DATABASE)
-        app = onecode.build(machine.url(DATABASE), str(machine.server.sockets.parent))
+        app = onecode.build(machine.url(DATABASE), str(machine.server.socket_folder.parent))
         onecode.migrate(app)
         with machine.connect(DATABASE) as connection:
             customers.fill(connection, CUSTOMERS)

@@ -119,7 +119,7 @@ class Oscar:
 
     @property
     def _at(self) -> dict[str, Any]:
-        where = {"NAME": DATABASE, "USER": "onecode", "HOST": str(self.machine.server.sockets)}
+        where = {"NAME": DATABASE, "USER": "onecode", "HOST": str(self.machine.server.socket_folder)}
         # Nothing of the program's environment, but for where to find programs.
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
         return {"cwd": ROOT, "env": kept | {"OSCAR_DATABASE": json.dumps(where)}}

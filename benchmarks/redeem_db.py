@@ -149,7 +149,7 @@ class Bench:
     def _side(self, name: str, offer_id: int) -> Side:
         url, code = self.machine.url(DATABASE), self.ours.codes[offer_id]
         if name == OURS:
-            return Ours(url, str(self.machine.server.sockets.parent), code)
+            return Ours(url, str(self.machine.server.socket_folder.parent), code)
         return Textbook(url, name, offer_id, code)
 
 
@@ -167,7 +167,7 @@ def prepared(plan: Plan) -> Iterator[Bench]:
     """A server of its own, with the program's tables and customers."""
     with server.running() as machine:
         machine.create(DATABASE)
-        app = onecode.build(machine.url(DATABASE), str(machine.server.sockets.parent))
+        app = onecode.build(machine.url(DATABASE), str(machine.server.socket_folder.parent))
         onecode.migrate(app)
         with machine.connect(DATABASE) as connection:
             customers.fill(connection, plan.customers)

@@ -159,7 +159,7 @@ def measure(plan: Plan) -> Results:
     results = Results(plan.customers, plan.seconds)
     with server.running() as machine:
         machine.create(DATABASE)
-        app = onecode.build(machine.url(DATABASE), str(machine.server.sockets.parent))
+        app = onecode.build(machine.url(DATABASE), str(machine.server.socket_folder.parent))
         onecode.migrate(app)
         with machine.connect(DATABASE) as connection:
             customers.fill(connection, plan.customers)

@@ -28,7 +28,7 @@ class Machine:
     server: embedded_postgresql.EmbeddedServer
 
     def url(self, database: str = "postgres") -> str:
-        return f"postgresql://onecode@/{database}?host={quote(str(self.server.sockets), safe='')}"
+        return f"postgresql://onecode@/{database}?host={quote(str(self.server.socket_folder), safe='')}"
 
     def connect(self, database: str = "postgres") -> psycopg.Connection:
         return psycopg.connect(self.url(database), autocommit=True)
@@ -49,7 +49,7 @@ class Machine:
     def cpu_seconds(self) -> float:
         """What the server has computed so far, all its processes together. Zero where there is no /proc."""
         try:
-            main = int((self.server.data / "postmaster.pid").read_text().split()[0])
+            main = int((self.server.data_folder / "postmaster.pid").read_text().split()[0])
             ticks = sum(_stat(main)[:4]) + sum(sum(_stat(child)[:2]) for child in _children(main))
         except OSError:
             return 0

@@ -32,7 +32,7 @@ def init_app(app: Flask) -> None:
 def mail_sink() -> None:
     """Receive all email, store it in the instance folder and show it on a page."""
     settings: Settings = current_app.config["SETTINGS"]
-    if not settings.mail_is_sink:
+    if not settings.uses_mail_sink:
         raise SystemExit(
             f"onecode: {ServiceError('MAIL_SERVER is set, so mails go there; the mail sink is for set-ups without it')}"
         )

@@ -70,7 +70,7 @@ def up_command() -> None:
         supervisor.stop_services(settings)
         preflight.check_ports(settings)
         with running_database(settings):
-            parts = "web, worker and mail sink" if settings.mail_is_sink else "web and worker"
+            parts = "web, worker and mail sink" if settings.uses_mail_sink else "web and worker"
             click.echo(f"Starting {parts} …")
             supervisor.start_services(settings)
             try:
@@ -119,7 +119,7 @@ def migrate_command() -> None:
     # Only the embedded server's start needs a lock in the instance folder, which elsewhere may be read-only.
     with (
         command_errors(settings),
-        supervisor.instance_lock(settings) if settings.database_is_embedded else nullcontext(),
+        supervisor.instance_lock(settings) if settings.uses_embedded_database else nullcontext(),
     ):
         started = not supervisor.is_database_running(settings)
         with running_database(settings):
@@ -165,7 +165,7 @@ def _print_addresses(settings: Settings, first: str) -> None:
     click.echo(f"  Staff       {settings.public_url}/")
     click.echo(f"  Customers   {settings.public_url}/redeem")
     click.echo(f"  Integrators {settings.public_url}/api/v1/docs")
-    if settings.mail_is_sink:
+    if settings.uses_mail_sink:
         click.echo(f"  Mails       {settings.sink_url}   (kept here, sent to nobody)")
     if needs_admin:
         link = account_actions.create_invitation("admin", None, by="set-up")

@@ -113,7 +113,7 @@ def delete_database(settings: Settings) -> None:
     """Stop and delete the embedded database of the demo instance, and the emails that were sent from it."""
     supervisor.stop_database(settings)
     (settings.instance_path / SEEDED_MARKER).unlink(missing_ok=True)
-    for folder in (supervisor.embedded_database(settings).data, settings.instance_path / "mails"):
+    for folder in (supervisor.embedded_database(settings).data_folder, settings.instance_path / "mails"):
         if folder.exists():
             shutil.rmtree(folder)
 

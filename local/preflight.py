@@ -46,12 +46,12 @@ class DatabaseInfo:
     """What a server says about itself, and about who has come."""
 
     database: str
-    who: str
+    user: str
     schema: str | None
     now: datetime
     encoding: str
-    reads_only: bool
-    may_create: bool
+    is_read_only: bool
+    can_create_tables: bool
 
 
 class SetupError(Exception):
@@ -65,7 +65,7 @@ def check_ports(settings: Settings, command: str = "make setup") -> None:
     :raises SetupError: with the port that is not, what it is for, and ports that are free.
     """
     wanted = {settings.port: "the web server"}
-    if settings.mail_is_sink:
+    if settings.uses_mail_sink:
         wanted |= {settings.mail_port: "the mail sink", settings.sink_page_port: "the mail sink's page"}
     for port, purpose in wanted.items():
         try:
@@ -143,7 +143,7 @@ def collect_warnings(settings: Settings) -> list[str]:
         near = get_close_matches(name.upper(), app_settings.SETTING_NAMES, 1, 0.8)
         if near and name not in app_settings.SETTING_NAMES:
             found.append(f"{name} in .env is no setting; probably {near[0]} was meant")
-    if not settings.mail_is_sink:
+    if not settings.uses_mail_sink:
         try:
             socket.create_connection((settings.mail_server, settings.mail_port), timeout=5).close()
         except OSError as error:
@@ -170,7 +170,7 @@ def _check_database_info(facts: DatabaseInfo) -> None:
             f"the database {facts.database} keeps {facts.encoding}, which has no place for most names; "
             "make one for Onecode: createdb --encoding=UTF8 --template=template0 onecode"
         )
-    if facts.reads_only:
+    if facts.is_read_only:
         raise SetupError(f"the database {facts.database} only reads (a standby?); let DATABASE_URL name the primary")
 
 
@@ -188,10 +188,10 @@ def _check_tables(facts: DatabaseInfo, tables: set[str], at: str | None) -> None
             f"the database {facts.database} has tables of another program ({shorten(others, 60, placeholder=' …')}); "
             "make one for Onecode and name it in DATABASE_URL: createdb onecode"
         )
-    if at != migrations.get_current_head() and not facts.may_create:
+    if at != migrations.get_current_head() and not facts.can_create_tables:
         raise SetupError(
-            f"{facts.who} may not make tables in the database {facts.database}; as its owner, say: "
-            f"grant create on schema {facts.schema or 'public'} to {facts.who}"
+            f"{facts.user} may not make tables in the database {facts.database}; as its owner, say: "
+            f"grant create on schema {facts.schema or 'public'} to {facts.user}"
         )
 
 

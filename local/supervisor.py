@@ -77,7 +77,7 @@ def embedded_database(settings: Settings) -> embedded_postgresql.EmbeddedServer:
 
 def start_database(settings: Settings) -> bool:
     """Start the embedded server and make its database; False when it ran already or another server is used."""
-    if not settings.database_is_embedded:
+    if not settings.uses_embedded_database:
         return False
     server = embedded_database(settings)
     started = server.start()
@@ -87,12 +87,12 @@ def start_database(settings: Settings) -> bool:
 
 def stop_database(settings: Settings) -> bool:
     """Stop the embedded server; True if it was running."""
-    return settings.database_is_embedded and embedded_database(settings).stop()
+    return settings.uses_embedded_database and embedded_database(settings).stop()
 
 
 def is_database_running(settings: Settings) -> bool:
     """Whether nobody has to start the database: it is another's, or the embedded one runs."""
-    return not settings.database_is_embedded or embedded_database(settings).is_running()
+    return not settings.uses_embedded_database or embedded_database(settings).is_running()
 
 
 def is_supervisor_running(settings: Settings) -> bool:
@@ -171,7 +171,7 @@ def _write_configuration(settings: Settings, front: bool = False) -> Path:
     _make_private_folder(folder / "mails")
     _make_private_folder(folder / "log")
     programs = {"web": _web_command(settings), "worker": "-m webapp.worker"}
-    if settings.mail_is_sink:
+    if settings.uses_mail_sink:
         programs["mail"] = "-m flask --app wsgi mail-sink"
     lines = [
         "[supervisord]",

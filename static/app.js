@@ -29,6 +29,7 @@
       for (const button of group.querySelectorAll("button")) {
         const chosen = document.documentElement.dataset.themeChoice === button.dataset.theme;
         button.setAttribute("aria-pressed", String(chosen));
+        button.classList.toggle("active", chosen);
       }
     }
   };
@@ -42,19 +43,19 @@
 
   // --- messages ------------------------------------------------------------------------------------
 
-  const toasts = make("div", { className: "toasts" });
+  const toasts = make("div", { className: "toast-container position-fixed bottom-0 end-0 p-3" });
   toasts.setAttribute("aria-live", "polite");
   document.body.append(toasts);
 
-  const toast = (text, tone = "danger") => {
+  const toast = (text) => {
     // A piece that polls would otherwise repeat its failure every few seconds.
     if ([...toasts.children].some((shown) => shown.dataset.text === text)) return;
-    const close = make("button", { type: "button", textContent: "×", ariaLabel: "Dismiss" });
-    const body = make("div", { className: "notice-body", textContent: text });
-    const notice = make("div", { className: `notice notice-${tone}` }, body, close);
-    notice.dataset.text = text;
-    close.addEventListener("click", () => notice.remove());
-    toasts.append(notice);
+    const close = make("button", { type: "button", className: "btn-close m-auto me-2", ariaLabel: "Dismiss" });
+    const body = make("div", { className: "toast-body", textContent: text });
+    const box = make("div", { className: "toast show d-flex border-danger" }, body, close);
+    box.dataset.text = text;
+    close.addEventListener("click", () => box.remove());
+    toasts.append(box);
   };
 
   const REASONS = {
@@ -136,7 +137,7 @@
       const no = make("button", { type: "button", className: "btn", textContent: "Cancel" });
       const words = make("p", { className: "confirm-question", textContent: question, id: "ask-question" });
       const dialog = make("dialog", { className: "dialog" }, words);
-      dialog.append(make("div", { className: "confirm-actions" }, no, yes));
+      dialog.append(make("div", { className: "btn-list justify-content-end" }, no, yes));
       dialog.setAttribute("aria-labelledby", "ask-question");
       no.addEventListener("click", () => dialog.close());
       yes.addEventListener("click", () => dialog.close("yes"));
@@ -158,6 +159,8 @@
     form.querySelector("[data-close]").hidden = false;
     document.body.append(dialog);
     dialog.addEventListener("close", () => {
+      // A piece that renewed itself meanwhile has brought the form again.
+      details.querySelector("form")?.remove();
       details.append(form);
       form.querySelector("[data-close]").hidden = true;
       question.removeAttribute("id");
@@ -265,42 +268,17 @@
     if (ctx.sourceEvent?.type === "every" && document.hidden) event.preventDefault();
   });
 
-  // htmx finds a focused element with an id again; this does it for those without.
-  const landmark = (element) => {
-    for (const name of ["data-focus", "name", "href", "action", "data-copy"]) {
-      const value = element.getAttribute(name);
-      if (!value) continue;
-      const same = `${element.localName}[${name}="${CSS.escape(value)}"]`;
-      return element.value && element.matches("button, [type=radio], [type=checkbox]")
-        ? `${same}[value="${CSS.escape(element.value)}"]`
-        : same;
-    }
-    const form = element.closest("form[action]");
-    if (form && element.matches("button")) {
-      return `form[action="${CSS.escape(form.getAttribute("action"))}"] button:not([hidden])`;
-    }
-    const summary = element.closest("summary");
-    return summary ? "summary" : null;
-  };
-  let left = null;
+  // outerMorph keeps the focused element, and outerHTML finds one with an id again. Where the answer to
+  // an action has no such element any more, the focus stays in the piece that it was in.
+  let piece = null;
   document.addEventListener("htmx:before:swap", ({ detail: { ctx, tasks } }) => {
-    const active = document.activeElement;
-    left = null;
-    if (!active || active === document.body || active.id) return;
-    const task = tasks.find(({ target }) => target instanceof Element && target.contains(active));
-    if (task) left = { id: task.target.id, find: landmark(active), polled: ctx.sourceEvent?.type === "every" };
+    const targets = ctx.sourceEvent?.type === "every" ? [] : tasks.map(({ target }) => target);
+    piece = targets.find((target) => target instanceof Element && target.contains(document.activeElement));
   });
   document.addEventListener("htmx:after:swap", () => {
-    if (!left || (document.activeElement && document.activeElement !== document.body)) return;
-    const region = (left.id && document.getElementById(left.id)) || document.getElementById("content");
-    const { find, polled } = left;
-    left = null;
-    const again = find && region?.querySelector(find);
-    if (again) return again.focus({ preventScroll: true });
-    if (polled || !region) return;
-    // The control is gone, because it did its work: stay where it was.
-    if (!region.hasAttribute("tabindex")) region.tabIndex = -1;
-    region.focus({ preventScroll: true });
+    if (!piece?.isConnected || (document.activeElement ?? document.body) !== document.body) return;
+    if (!piece.hasAttribute("tabindex")) piece.tabIndex = -1;
+    piece.focus({ preventScroll: true });
   });
 
   // --- charts ------------------------------------------------------------------------------------------
@@ -325,7 +303,7 @@
     probe.remove();
     return colour;
   };
-  const COLOURS = ["primary", "accent", "warning", "info"].map((name) => `var(--tblr-${name})`);
+  const COLOURS = ["primary", "purple", "warning", "info"].map((name) => `var(--tblr-${name})`);
   const DASHES = [undefined, [6, 4], [2, 3], [10, 3, 2, 3]];
   const fade = (element, colour) => css(element, `color-mix(in srgb, ${colour} 14%, transparent)`);
 

@@ -33,7 +33,7 @@ def in_threads(gatherer: Coalescer[int, int], asks: Sequence[int]) -> tuple[list
 
     def run(ask: int) -> None:
         try:
-            results[ask] = gatherer.ask(ask)
+            results[ask] = gatherer.submit(ask)
         except (ValueError, CoalescingTimeout) as error:
             results[ask] = error
 
@@ -52,7 +52,7 @@ def wait_until(there: Callable[[], bool]) -> None:
 
 
 def waiting(gatherer: Coalescer[int, int]) -> int:
-    return len(gatherer._waiting)
+    return len(gatherer._waiters)
 
 
 def test_who_asks_alone_is_answered_in_its_own_thread() -> None:
@@ -62,13 +62,13 @@ def test_who_asks_alone_is_answered_in_its_own_thread() -> None:
         at.append(threading.get_ident())
         return [2 * ask for ask in asks]
 
-    assert Coalescer(work, at_most=4, patience=1).ask(21) == 42
+    assert Coalescer(work, max_group_size=4, timeout=1).submit(21) == 42
     assert at == [threading.get_ident()]
 
 
 def test_who_comes_meanwhile_is_answered_together_each_with_its_own_answer() -> None:
     work = Work()
-    gatherer = Coalescer(work, at_most=64, patience=20)
+    gatherer = Coalescer(work, max_group_size=64, timeout=20)
     first, done = in_threads(gatherer, [1])
     work.begun.acquire()
     others, more = in_threads(gatherer, range(2, 12))
@@ -82,7 +82,7 @@ def test_who_comes_meanwhile_is_answered_together_each_with_its_own_answer() -> 
 
 def test_no_more_are_taken_at_once_than_told() -> None:
     work = Work()
-    gatherer = Coalescer(work, at_most=4, patience=20)
+    gatherer = Coalescer(work, max_group_size=4, timeout=20)
     first, _ = in_threads(gatherer, [1])
     work.begun.acquire()
     others, more = in_threads(gatherer, range(2, 12))
@@ -96,7 +96,7 @@ def test_no_more_are_taken_at_once_than_told() -> None:
 
 def test_what_goes_wrong_is_heard_by_those_it_was_gathered_for_and_by_nobody_else() -> None:
     work = Work()
-    gatherer = Coalescer(work, at_most=64, patience=20)
+    gatherer = Coalescer(work, max_group_size=64, timeout=20)
     first, done = in_threads(gatherer, [1])
     work.begun.acquire()
     others, more = in_threads(gatherer, [-1, 2])
@@ -107,42 +107,42 @@ def test_what_goes_wrong_is_heard_by_those_it_was_gathered_for_and_by_nobody_els
     assert done == {1: 2}
     assert [type(found) for found in more.values()] == [ValueError, ValueError]
     work.let.release()
-    assert gatherer.ask(4) == 8
+    assert gatherer.submit(4) == 8
 
 
 def test_who_waits_too_long_hears_so_and_is_not_done_later() -> None:
     work = Work()
-    gatherer = Coalescer(work, at_most=64, patience=0.05)
+    gatherer = Coalescer(work, max_group_size=64, timeout=0.05)
     first, done = in_threads(gatherer, [1])
     work.begun.acquire()
     others, more = in_threads(gatherer, [2])
     others[0].join(20)
     assert isinstance(more[2], CoalescingTimeout)
-    assert not more[2].begun
+    assert not more[2].has_started
     work.let.release()
     first[0].join(20)
     assert done == {1: 2}
     assert work.batches == [[1]]
     work.let.release()
-    assert gatherer.ask(3) == 6
+    assert gatherer.submit(3) == 6
 
 
 def test_who_was_taken_up_and_waits_too_long_hears_that_it_may_be_done() -> None:
     work = Work()
-    gatherer = Coalescer(work, at_most=64, patience=0.5)
+    gatherer = Coalescer(work, max_group_size=64, timeout=0.5)
     first, _ = in_threads(gatherer, [1])
     work.begun.acquire()
     hasty, more = in_threads(gatherer, [2])
     wait_until(lambda: waiting(gatherer) == 1)
-    gatherer._patience = 20
+    gatherer._timeout = 20
     others, done = in_threads(gatherer, [3, 4, 5])
     wait_until(lambda: waiting(gatherer) == 4)
-    gatherer._waiting.rotate(-1)
+    gatherer._waiters.rotate(-1)
     work.let.release()
     work.begun.acquire()
     hasty[0].join(20)
     assert isinstance(more[2], CoalescingTimeout)
-    assert more[2].begun
+    assert more[2].has_started
     work.let.release()
     for thread in first + others:
         thread.join(20)
@@ -159,12 +159,12 @@ def test_under_many_threads_every_ask_is_done_once(threads: int) -> None:
         done.extend(asks)
         return [2 * ask for ask in asks]
 
-    gatherer = Coalescer(work, at_most=3, patience=20)
+    gatherer = Coalescer(work, max_group_size=3, timeout=20)
     wrong: list[int] = []
 
     def many(start: int) -> None:
         for ask in range(start, start + 500):
-            if gatherer.ask(ask) != 2 * ask:
+            if gatherer.submit(ask) != 2 * ask:
                 wrong.append(ask)
 
     crowd = [threading.Thread(target=many, args=[1000 * n]) for n in range(threads)]

@@ -45,9 +45,9 @@ def server() -> Iterator[Server]:
         quick = {"fsync": "off", "listen_addresses": "127.0.0.1", "port": str(port)}
         made = embedded_postgresql.locate_server(folder, folder / "s", quick)
         # The port is in the socket's name, too, and so in the address.
-        made = _OnPort(made.home, made.sockets, made.settings, made.owner)
+        made = _OnPort(made.home, made.socket_folder, made.parameters, made.system_user)
         made.start()
-        (made.data / "pg_hba.conf").write_text("local all all trust\nhost all shop 127.0.0.1/32 scram-sha-256\n")
+        (made.data_folder / "pg_hba.conf").write_text("local all all trust\nhost all shop 127.0.0.1/32 scram-sha-256\n")
         ours = Server(port, made.url())
         ours.run("select pg_reload_conf()")
         ours.run("create role shop login password 'se/cret'")
@@ -62,7 +62,7 @@ def server() -> Iterator[Server]:
 
 class _OnPort(embedded_postgresql.EmbeddedServer):
     def url(self, database: str = "postgres") -> str:
-        return psycopg.conninfo.make_conninfo(super().url(database), port=self.settings["port"])
+        return psycopg.conninfo.make_conninfo(super().conninfo(database), port=self.parameters["port"])
 
 
 def _settings(url: str, tmp_path: Path, **more: str) -> app_settings.Settings:

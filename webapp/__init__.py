@@ -22,7 +22,7 @@ import webapp.tasks  # noqa: F401 (registers every task)
 from webapp import cli
 from webapp.campaigns import erasure as campaign_erasure
 from webapp.core import database_health, logs, rate_limit, sessions, task_queue
-from webapp.core.extensions import csrf, db, huey, login, mail, migrate
+from webapp.core.extensions import babel, csrf, db, huey, login, mail, migrate
 from webapp.core.json_provider import JsonProvider
 from webapp.core.settings import ROOT, Settings, load_settings
 from webapp.customers import actions as customer_actions
@@ -162,6 +162,8 @@ def _init_extensions(app: Flask, settings: Settings) -> None:
     # Before the token is looked for, which reads the form.
     app.before_request(staff_blueprint.raise_body_limit)
     csrf.init_app(app)
+    # English is the language of the source; every text for people goes through gettext (see CONTRIBUTING.md).
+    babel.init_app(app, default_locale="en", default_translation_directories=str(ROOT / "translations"))
     login.init_app(app)
     task_queue.init_app(app)
     if settings.trusted_proxies:

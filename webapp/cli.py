@@ -84,7 +84,7 @@ def renew_key_command(purpose: str) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def retire_key_command(purpose: str, version: int, yes: bool) -> None:
     """Accept what an older version has signed no longer, for instance after a leak. This can't be undone."""
-    stops = signing_key_actions.SIGNING_KEY_PURPOSES[purpose].stops
+    stops = signing_key_actions.SIGNING_KEY_PURPOSES[purpose].revocation_effect
     if stops:
         click.echo(stops)
         if not yes:

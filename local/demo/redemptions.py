@@ -139,7 +139,7 @@ class RedemptionSimulation:
             "order_id": order_id,
             "order_amount": amount,
             "order_currency": "EUR",
-            "discount_amount": self.plan.discount.on(amount, "EUR"),
+            "discount_amount": self.plan.discount.amount_off(amount, "EUR"),
         }
         if not at_till:
             row["idempotency_key"] = f"order-{order_id}"

@@ -35,7 +35,7 @@ def serve_mail_sink(settings: Settings) -> None:
     controller = Controller(SinkHandler(folder), hostname="127.0.0.1", port=settings.mail_port, enable_SMTPUTF8=True)
     controller.start()
     try:
-        index.follow()
+        index.start_background_refresh()
         make_server("127.0.0.1", settings.sink_page_port, create_sink_app(index), threaded=True).serve_forever()
     finally:
         controller.stop()

@@ -46,13 +46,13 @@ RECEIVED_AT_PATTERN = re.compile(r"(\d{19})-")
 class MessageRow:
     """A mail of the list. `place` orders mails, the newest highest; `at` is when it came, in ns; `size` in bytes."""
 
-    place: str
-    name: str
-    to: str
+    sort_key: str
+    file_name: str
+    recipient: str
     subject: str
-    at: int
-    size: int
-    attachments: int
+    received_at_ns: int
+    size_bytes: int
+    attachment_count: int
 
 
 class MailIndex:
@@ -62,9 +62,9 @@ class MailIndex:
         self.folder = folder
         self.path = folder.with_name(folder.name + ".sqlite3")
         self.lock = threading.Lock()
-        self.compared: int | None = None
+        self.indexed_mtime_ns: int | None = None
 
-    def page(self, sought: str, before: str, most: int) -> list[MessageRow]:
+    def list_messages(self, sought: str, before: str, most: int) -> list[MessageRow]:
         """The newest mails before a place, or of all, that have every sought word among recipients or subject."""
         words, having = _search_condition(sought)
         sql = (
@@ -72,84 +72,84 @@ class MailIndex:
             f" where place < ?{having} order by place desc limit ?"
         )
         # Places are digits first; a tilde is above them all.
-        return [MessageRow(*found) for found in self._ask(sql, before or "~", *words, most)]
+        return [MessageRow(*found) for found in self._query(sql, before or "~", *words, most)]
 
-    def count(self, sought: str = "") -> int:
+    def count_messages(self, sought: str = "") -> int:
         """How many mails are kept, or have every sought word."""
         words, having = _search_condition(sought)
-        return int(self._ask(f"select count(*) from mail where true{having}", *words)[0][0])  # noqa: S608
+        return int(self._query(f"select count(*) from mail where true{having}", *words)[0][0])  # noqa: S608
 
-    def empty(self, up_to: str) -> int:
+    def delete_up_to(self, up_to: str) -> int:
         """Delete the mails up to a place for good and tell how many; those that came later stay."""
-        names = [name for (name,) in self._ask("select name from mail where place <= ?", up_to)]
+        names = [name for (name,) in self._query("select name from mail where place <= ?", up_to)]
         for name in names:
             (self.folder / name).unlink(missing_ok=True)
-        self.compared = None
+        self.indexed_mtime_ns = None
         return len(names)
 
-    def follow(self) -> None:
+    def start_background_refresh(self) -> None:
         """Keep up with the folder in the background, so that a page after a mailing need not wait."""
-        threading.Thread(target=self._follow, name="mail-index", daemon=True).start()
+        threading.Thread(target=self._refresh_loop, name="mail-index", daemon=True).start()
 
-    def catch_up(self) -> None:
+    def refresh(self) -> None:
         """Compare with the folder, if that has changed, and mend what differs.
 
         :raises sqlite3.Error, OSError: when the index can't be written, because the disk is full for example.
         """
         with self.lock:
             try:
-                self._catch_up()
+                self._refresh_locked()
             except sqlite3.DatabaseError as error:
                 if not _is_corrupt(error):
                     raise
-                self._begin_anew()
-                self._catch_up()
+                self._delete_index()
+                self._refresh_locked()
 
-    def _follow(self) -> None:
+    def _refresh_loop(self) -> None:
         last = 0.0
         while True:
             quiet = time.time_ns() - _folder_mtime_ns(self.folder) > QUIET_SECONDS * 1_000_000_000
             if quiet or time.monotonic() - last > MAX_DELAY_SECONDS:
                 try:
-                    self.catch_up()
+                    self.refresh()
                 except (OSError, sqlite3.Error):
                     log.exception("the index of mails is not up to date")
                 last = time.monotonic()
             time.sleep(QUIET_SECONDS)
 
-    def _ask(self, sql: str, *values: object) -> list[Any]:
-        self.catch_up()
+    def _query(self, sql: str, *values: object) -> list[Any]:
+        self.refresh()
         try:
-            with self._open() as connection:
+            with self._connect() as connection:
                 return connection.execute(sql, values).fetchall()
         except sqlite3.DatabaseError as error:
             if not _is_corrupt(error):
                 raise
         with self.lock:
-            self._begin_anew()
-        self.catch_up()
-        with self._open() as connection:
+            self._delete_index()
+        self.refresh()
+        with self._connect() as connection:
             return connection.execute(sql, values).fetchall()
 
-    def _catch_up(self) -> None:
+    def _refresh_locked(self) -> None:
         now, changed = time.time_ns(), _folder_mtime_ns(self.folder)
-        if changed == self.compared and self.path.exists():
+        if changed == self.indexed_mtime_ns and self.path.exists():
             return
         there = set(_list_file_names(self.folder))
-        with self._open() as connection:
+        with self._connect() as connection:
             known = dict(connection.execute("select name, place from mail"))
             missing = iter(sorted(there - known.keys(), reverse=True))
             while names := list(islice(missing, INSERT_BATCH_SIZE)):
                 with connection:
                     connection.execute("begin")
-                    connection.executemany("insert into mail values (?, ?, ?, ?, ?, ?, ?, ?)", self._rows(names))
+                    connection.executemany("insert into mail values (?, ?, ?, ?, ?, ?, ?, ?)", self._build_rows(names))
             with connection:
                 connection.execute("begin")
                 gone = [(known[name],) for name in known.keys() - there]
                 connection.executemany("delete from mail where place = ?", gone)
-        self.compared = changed if now - changed > MTIME_GRANULARITY_NS else None
+        self.indexed_mtime_ns = changed if now - changed > MTIME_GRANULARITY_NS else None
 
-    def _rows(self, names: list[str]) -> Iterator[tuple[object, ...]]:
+    def _build_rows(self, names: list[str]) -> Iterator[tuple[object, ...]]:
         for name in names:
             try:
                 taken = RECEIVED_AT_PATTERN.match(name)
@@ -159,10 +159,19 @@ class MailIndex:
                 # Deleted meanwhile, or nothing that we may read.
                 continue
             place = f"{at:020d}-{name}"
-            yield place, name, mail.to, mail.subject, at, mail.size, mail.attachments, mail.words
+            yield (
+                place,
+                name,
+                mail.recipient,
+                mail.subject,
+                at,
+                mail.size_bytes,
+                mail.attachment_count,
+                mail.search_text,
+            )
 
     @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
+    def _connect(self) -> Iterator[sqlite3.Connection]:
         # Addresses stand in it: nobody else on the machine is to read them.
         self.path.touch(mode=0o600)
         connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
@@ -175,10 +184,10 @@ class MailIndex:
         finally:
             connection.close()
 
-    def _begin_anew(self) -> None:
+    def _delete_index(self) -> None:
         for end in ("", "-wal", "-shm"):
             self.path.with_name(self.path.name + end).unlink(missing_ok=True)
-        self.compared = None
+        self.indexed_mtime_ns = None
 
 
 def _search_condition(sought: str) -> tuple[list[str], str]:

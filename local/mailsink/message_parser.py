@@ -30,11 +30,11 @@ INDEXED_HEADERS = ("to", "cc", "bcc", "subject")
 class MessageSummary:
     """What the list shows of a mail, and the words by which it is found."""
 
-    to: str
+    recipient: str
     subject: str
-    size: int
-    attachments: int
-    words: str
+    size_bytes: int
+    attachment_count: int
+    search_text: str
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class ParsedMessage:
     """A mail as its page shows it. `problem` says, in a sentence, why it could not be taken apart."""
 
     headers: list[tuple[str, str]]
-    size: int
+    size_bytes: int
     text: str | None = None
     html: str | None = None
-    attachments: list[str] = field(default_factory=list)
-    is_cut: bool = False
-    problem: str = ""
+    attachment_names: list[str] = field(default_factory=list)
+    is_truncated: bool = False
+    parse_error: str = ""
 
-    def header(self, name: str) -> str:
+    def get_header(self, name: str) -> str:
         """All values of a header, the empty string for none."""
         return ", ".join(value for key, value in self.headers if key.lower() == name)
 
@@ -87,7 +87,7 @@ def parse_message(path: Path) -> ParsedMessage:
     except Exception:
         # What Python's parser may stumble over is not listed anywhere; nesting without end is one such thing.
         text = decode_text(data[: MAX_SHOWN_CHARACTERS * 4], "utf-8")[:MAX_SHOWN_CHARACTERS]
-        return ParsedMessage(headers, size, text, problem="This mail could not be taken apart; here are its bytes.")
+        return ParsedMessage(headers, size, text, parse_error="This mail could not be taken apart; here are its bytes.")
 
 
 def normalise_search_text(text: str) -> str:

@@ -14,12 +14,12 @@ class SinkHandler:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.count = itertools.count()
+        self.sequence = itertools.count()
 
     async def handle_DATA(self, server: object, session: object, envelope: object) -> str:  # noqa: N802
         """Keep one message. Where it can't be written the sender hears 452 (RFC 5321, 4.2.3) and tries again later."""
         # The name begins with the time, so that the newest is found without looking inside.
-        name = f"{time.time_ns()}-{os.getpid()}-{next(self.count)}.eml"
+        name = f"{time.time_ns()}-{os.getpid()}-{next(self.sequence)}.eml"
         part = self.folder / f".{name}"
         try:
             # Somebody may have deleted the folder by hand.

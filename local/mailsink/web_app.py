@@ -49,13 +49,13 @@ def create_sink_app(index: MailIndex) -> Flask:
     @app.get("/")
     def show_list() -> str:
         sought, before = request.args.get("q", "").strip(), request.args.get("before", "")
-        found = index.page(sought, before, PAGE_SIZE + 1)
+        found = index.list_messages(sought, before, PAGE_SIZE + 1)
         return render_template(
             "index.html",
             mails=found[:PAGE_SIZE],
-            following=found[PAGE_SIZE - 1].place if len(found) > PAGE_SIZE else None,
-            total=index.count(),
-            hits=index.count(sought) if sought else None,
+            following=found[PAGE_SIZE - 1].sort_key if len(found) > PAGE_SIZE else None,
+            total=index.count_messages(),
+            hits=index.count_messages(sought) if sought else None,
             q=sought,
             before=before,
             folder=index.folder,
@@ -65,7 +65,7 @@ def create_sink_app(index: MailIndex) -> Flask:
     @app.post("/empty")
     def empty() -> BaseResponse:
         # What came after the page was drawn has not been seen, and stays.
-        index.empty(request.form.get("up_to", ""))
+        index.delete_up_to(request.form.get("up_to", ""))
         return redirect(url_for("show_list"), 303)
 
     @app.get("/<name>")

@@ -176,7 +176,7 @@ def test_a_reference_of_a_key_that_this_process_does_not_know_yet_is_found(
 
     def renew_and_print() -> str:
         signing_key_actions.rotate_signing_key("redemption_id", by="ann")
-        return public_ids.encode_public_id(done.offer_id, done.customer_id, done.use.redeemed_at)
+        return public_ids.encode_public_id(done.offer_id, done.customer_id, done.row.redeemed_at)
 
     reference = elsewhere(renew_and_print)
 
@@ -287,7 +287,7 @@ def test_keys_of_receipts_and_of_api_keys_are_never_retired(app: Flask, purpose:
     with pytest.raises(DomainError) as error:
         signing_key_actions.revoke_signing_key(purpose, 1, by="ann")
 
-    assert error.value.message == signing_key_actions.SIGNING_KEY_PURPOSES[purpose].keep
+    assert error.value.message == signing_key_actions.SIGNING_KEY_PURPOSES[purpose].revocation_blocker
     assert len(signing_keys.accepted_keys(purpose)) == 2
 
 
@@ -407,7 +407,7 @@ def test_what_can_not_be_retired_is_told_in_one_line(app: Flask) -> None:
 
     assert (result.exit_code, str(result.exception)) == (
         1,
-        f"onecode: {signing_key_actions.SIGNING_KEY_PURPOSES['redemption_id'].keep}",
+        f"onecode: {signing_key_actions.SIGNING_KEY_PURPOSES['redemption_id'].revocation_blocker}",
     )
 
 

@@ -150,7 +150,7 @@ class TestInvitations:
         answer = client.post(f"/invitations/{token()}", data={**JOIN, **wrong})
         assert answer.status_code == 422
         assert ('value="ann@example.com"' in answer.text) or "email" in wrong
-        assert "field-error" in answer.text
+        assert "invalid-feedback" in answer.text
         assert db.session.scalar(select(Invitation.used_at)) is None
 
     def test_a_used_one_says_how_to_get_another(self, client: FlaskClient, token: Callable[..., str]) -> None:
@@ -289,7 +289,7 @@ class TestKeys:
     )  # fmt: skip
     def test_what_makes_no_sense_is_said_at_the_field(self, sign_in: SignIn, values: dict[str, str]) -> None:
         answer = sign_in("admin").post("/settings/api-keys", data=values)
-        assert (answer.status_code, "field-error" in answer.text) == (422, True)
+        assert (answer.status_code, "invalid-feedback" in answer.text) == (422, True)
         assert not db.session.scalar(select(func.count()).select_from(ApiKey))
 
     def test_a_revoked_key_is_refused(self, sign_in: SignIn) -> None:

@@ -34,7 +34,7 @@ def bounce(campaign_id: int, customer_id: int) -> str:
 def all_sent(taken: batches.BatchClaim) -> None:
     """As if the relay had taken one window of a batch."""
     assert batches.open_send_window(taken) is not None
-    taken.position = taken.sent = min(WINDOW_SIZE, len(taken.ids))
+    taken.position = taken.sent = min(WINDOW_SIZE, len(taken.customer_ids))
 
 
 def claimed() -> batches.BatchClaim:

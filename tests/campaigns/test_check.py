@@ -146,7 +146,7 @@ def advised(app: Flask, offer: Callable[..., Offer]) -> Callable[..., str]:
 
     def go(**mail: str) -> str:
         row = offer()
-        return "\n".join(MailMerge(EmailContent(**mail), row, 3).preview(_ada()).advice)
+        return "\n".join(MailMerge(EmailContent(**mail), row, 3).preview(_ada()).warnings)
 
     return go
 

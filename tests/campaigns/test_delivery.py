@@ -247,7 +247,7 @@ def test_staff_can_send_uncertain_mails_again(launched: Launch, relay: Relay) ->
     relay.behaviour.times["c1@example.com"] = 1
     campaign = launched()
     sender.send_pending_emails()
-    assert delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "tests").mails == 1
+    assert delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "tests").retried == 1
     sender.send_pending_emails()
     assert counts(campaign) == {"total": 2, "sent": 2}
     assert fresh(campaign).status == "done"
@@ -470,7 +470,7 @@ def test_a_held_mail_whose_retry_was_killed_can_be_sent_again_by_staff(
     with pytest.raises(DomainError, match="no such mails"):
         delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "tests")
     due_now()
-    assert delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "tests").mails == 1
+    assert delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "tests").retried == 1
     sender.send_pending_emails()
     assert counts(campaign) == {"total": 1, "sent": 1}
 
@@ -533,8 +533,8 @@ def test_a_former_owner_writes_nothing_any_more(launched: Launch, relay: Relay) 
     leases_end()
     assert batches.claim_batch("next") is not None
     with SendProgress() as place:
-        place.begin(former, 5)
-        assert not place.done()
+        place.start_move(former, 5)
+        assert not place.finish_move()
     assert not batches.renew_batch_lease(former)
     assert batches.open_send_window(former) is None
     batches.release_batch(former)

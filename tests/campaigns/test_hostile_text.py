@@ -27,13 +27,13 @@ def _report(field: str) -> bytes:
 def test_a_report_about_a_name_without_end_is_read(run: str) -> None:
     read = bounce_reports.parse_report(_report("Final-Recipient: rfc822; " + run * (SIZE // len(run))))
 
-    assert (read.kind, read.named) == ("bounce", ())
+    assert (read.kind, read.addresses) == ("bounce", ())
 
 
 def test_the_address_at_the_beginning_of_an_endless_field_is_found() -> None:
     field = "Original-Recipient: rfc822; " + "a " * SIZE + "\r\nFinal-Recipient: rfc822; ada@example.com " + "a" * SIZE
 
-    assert bounce_reports.parse_report(_report(field)).named == ("ada@example.com",)
+    assert bounce_reports.parse_report(_report(field)).addresses == ("ada@example.com",)
 
 
 def test_an_endless_line_of_a_mailbox_starts_a_mail_or_not() -> None:

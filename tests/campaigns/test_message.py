@@ -59,7 +59,7 @@ def write(app: Flask, offer: Callable[..., Offer]) -> Callable[..., EmailMessage
 
     def go(to: Customer | None = None, values: dict[str, Any] | None = None, **mail: str) -> EmailMessage:
         row = offer(**(values or {}))
-        return parsed(MailMerge(EmailContent(**mail), row, 3).letter(to or person()).raw.replace(b"\r\n", b"\n"))
+        return parsed(MailMerge(EmailContent(**mail), row, 3).build_message(to or person()).raw.replace(b"\r\n", b"\n"))
 
     return go
 
@@ -185,9 +185,9 @@ def test_unsubscribing_by_one_click_needs_https(
     app: Flask, offer: Callable[..., Offer], with_settings: Callable[..., Settings]
 ) -> None:
     row = offer()
-    plain = parsed(MailMerge(EmailContent(), row, 3).letter(person()).raw)
+    plain = parsed(MailMerge(EmailContent(), row, 3).build_message(person()).raw)
     with_settings(public_url="https://offers.example.com")
-    secure = parsed(MailMerge(EmailContent(), row, 3).letter(person()).raw)
+    secure = parsed(MailMerge(EmailContent(), row, 3).build_message(person()).raw)
     assert plain["List-Unsubscribe-Post"] is None
     assert secure["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
 
@@ -196,7 +196,7 @@ def test_a_long_list_unsubscribe_is_never_encoded(
     app: Flask, offer: Callable[..., Offer], with_settings: Callable[..., Settings]
 ) -> None:
     with_settings(public_url="https://" + "a" * 60 + ".example.com/" + "b" * 200)
-    raw = MailMerge(EmailContent(), offer(), 3).letter(person()).raw
+    raw = MailMerge(EmailContent(), offer(), 3).build_message(person()).raw
     assert b"=?" not in raw.partition(b"\r\n\r\n")[0]
     assert f"<{campaign_tokens.build_unsubscribe_url(7, 3)}>" in parsed(raw)["List-Unsubscribe"]
 
@@ -250,7 +250,7 @@ def test_the_fast_way_says_the_same_as_the_slow_way(
         form = MailMerge(
             EmailContent(subject, source + "{{ unsubscribe }}", "<p>{{ unsubscribe }}</p>"), _offer(ends), 3
         )
-        raw = form.letter(person(name, number=7, locale=locale)).raw
+        raw = form.build_message(person(name, number=7, locale=locale)).raw
         unsubscribe = campaign_tokens.build_unsubscribe_url(7, 3)
     known = locales.resolve_locale(locale, "en")
     line = " ".join("".join(" " if unicodedata.category(c) in ("Zl", "Zp") else c for c in name).split())
@@ -328,8 +328,8 @@ def test_each_language_is_written_once(app: Flask, offer: Callable[..., Offer]) 
     form = MailMerge(EmailContent(), offer(), 3)
     for number in range(20):
         for locale in LOCALES:
-            form.letter(person(number=number + 1, locale=locale))
-    assert len(form._by_values) <= len({locales.resolve_locale(tag, "en") for tag in LOCALES})
+            form.build_message(person(number=number + 1, locale=locale))
+    assert len(form._messages_by_values) <= len({locales.resolve_locale(tag, "en") for tag in LOCALES})
 
 
 def test_an_offer_without_end_has_the_writers_own_words_for_it(write: Callable[..., EmailMessage]) -> None:
@@ -345,7 +345,7 @@ def received(app: Flask, relay: Relay, offer: Callable[..., Offer]) -> Callable[
     """The bytes of a mail to a customer, as a relay has received them."""
 
     def go(to: Customer, **mail: str) -> bytes:
-        letter = MailMerge(EmailContent(**mail), offer(), 3).letter(to)
+        letter = MailMerge(EmailContent(**mail), offer(), 3).build_message(to)
         with smtp.create_relay_connection() as connection:
             connection.send(letter)
         return relay.kept[-1].raw
@@ -459,7 +459,7 @@ def test_the_rules_are_at_the_elements_and_only_the_media_queries_stay(write: Ca
 
 
 def test_the_design_is_small(app: Flask, offer: Callable[..., Offer]) -> None:
-    raw = MailMerge(EmailContent(), offer("x" * 40), 3).letter(person("李" * 60)).raw
+    raw = MailMerge(EmailContent(), offer("x" * 40), 3).build_message(person("李" * 60)).raw
     assert len(raw) < 20_000
 
 
@@ -490,7 +490,7 @@ def test_the_preview_is_what_is_sent_but_for_what_is_the_recipients_own(
     form = MailMerge(EmailContent(subject="{{ offer.code }} for {{ customer.name }}"), row, 3)
     shown = form.preview(ada)
     with smtp.create_relay_connection() as connection:
-        connection.send(form.letter(ada))
+        connection.send(form.build_message(ada))
     own = {
         personal_links.build_personal_url(row.id, ada.id): personal_links.build_personal_url(
             row.id, PREVIEW_CUSTOMER_ID
@@ -510,9 +510,9 @@ def test_the_preview_is_what_is_sent_but_for_what_is_the_recipients_own(
     assert nobodys(str(sent.message["Subject"])) == shown.subject
     assert nobodys(sent.text.replace("\r\n", "\n")) == shown.text
     assert nobodys(sent.html.replace("\r\n", "\n")) == shown.html
-    assert all(mine not in f"{shown.subject}{shown.text}{shown.html}{shown.head}" for mine in own)
+    assert all(mine not in f"{shown.subject}{shown.text}{shown.html}{shown.headers}" for mine in own)
     for line in ("Precedence: bulk", "To: Ada Lovelace <ada@example.com>", "X-Campaign-Id: 3"):
-        assert line in shown.head
+        assert line in shown.headers
 
 
 def test_links_of_a_preview_open_a_page_that_says_so_and_redeem_nothing(
@@ -552,7 +552,7 @@ def test_an_address_that_is_none_is_no_letter(app: Flask, offer: Callable[..., O
         "a\r\nb@example.com",
     ):
         with pytest.raises(ValueError, match="no address that mail can be sent to"):
-            form.letter(Customer(id=7, email=odd, email_as_given=odd, name="Ada"))
+            form.build_message(Customer(id=7, email=odd, email_as_given=odd, name="Ada"))
 
 
 def _offer(ends: datetime | None = None) -> Offer:

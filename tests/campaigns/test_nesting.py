@@ -80,7 +80,7 @@ def test_a_mail_stored_before_fails_in_words(app: Flask, offer: Callable[..., Of
     customer = db.session.scalars(db.select(Customer)).one()
 
     with pytest.raises(ValueError, match="nested more than 200 deep"):
-        form.letter(customer)
+        form.build_message(customer)
     with pytest.raises(InvalidInput, match="nested more than 200 deep"):
         form.preview(customer)
 

@@ -51,31 +51,31 @@ def lose_connections() -> None:
 
 def test_the_cursor_moves(taken: BatchClaim) -> None:
     with SendProgress() as place:
-        place.begin(taken, 2)
-        assert place.done()
+        place.start_move(taken, 2)
+        assert place.finish_move()
     assert cursor() == 2
 
 
 def test_nothing_begun_is_done(taken: BatchClaim) -> None:
     with SendProgress() as place:
-        assert place.done()
+        assert place.finish_move()
     assert cursor() == 0
 
 
 @pytest.mark.parametrize("when", ["before it is begun", "after"])
 def test_a_lost_connection_is_made_anew(taken: BatchClaim, when: str) -> None:
     with SendProgress() as place:
-        place.begin(taken, 1)
-        assert place.done()
+        place.start_move(taken, 1)
+        assert place.finish_move()
         if when == "after":
-            place.begin(taken, 2)
+            place.start_move(taken, 2)
             lose_connections()
         else:
             lose_connections()
-            place.begin(taken, 2)
-        assert place.done()
-        place.begin(taken, 3)
-        assert place.done()
+            place.start_move(taken, 2)
+        assert place.finish_move()
+        place.start_move(taken, 3)
+        assert place.finish_move()
     assert cursor() == 3
 
 
@@ -83,8 +83,8 @@ def test_a_table_that_a_crash_has_emptied_is_written_anew_by_whoever_owns_the_ba
     db.session.execute(text("truncate batch_cursor"))
     db.session.commit()
     with SendProgress() as place:
-        place.begin(taken, 2)
-        assert place.done()
+        place.start_move(taken, 2)
+        assert place.finish_move()
     assert cursor() == 2
 
 
@@ -93,14 +93,14 @@ def test_a_former_owner_moves_nothing_in_an_emptied_table(taken: BatchClaim) -> 
     db.session.execute(text("truncate batch_cursor"))
     db.session.commit()
     with SendProgress() as place:
-        place.begin(taken, 2)
-        assert not place.done()
+        place.start_move(taken, 2)
+        assert not place.finish_move()
     assert cursor() is None
 
 
 def test_it_waits_for_no_disk(taken: BatchClaim) -> None:
     with SendProgress() as place:
-        place.begin(taken, 1)
-        place.done()
-        assert place._kept is not None
-        assert place._kept.exec_driver_sql("show synchronous_commit").scalar() == "off"
+        place.start_move(taken, 1)
+        place.finish_move()
+        assert place._connection is not None
+        assert place._connection.exec_driver_sql("show synchronous_commit").scalar() == "off"

@@ -87,7 +87,7 @@ def test_the_answer_for_every_recipient_is_what_the_relay_received(
     assert (seen[ids[1]].code, seen[ids[1]].text) == (550, "5.1.1 no such user")
     assert (seen[ids[2]].code, seen[ids[2]].text, seen[ids[2]].attempts) == (450, "4.2.2 mailbox full", 2)
     assert seen[ids[2]].next_at is not None
-    assert seen[ids[4]].is_open
+    assert seen[ids[4]].needs_resolution
     assert [seen[ids[n]].text for n in (5, 6)] == ["unsubscribed", "has redeemed already"]
     assert seen[ids[7]].email == "erased customer"
     at = seen[ids[8]].at
@@ -245,7 +245,7 @@ def test_an_uncertain_mail_says_whether_it_goes_out_by_itself_or_staff_decide(la
     # Somebody takes over and is gone as well, before a window is open.
     assert batches.claim_batch("another") is not None
     answer = fate(campaign, ids[0])
-    assert (answer.state, answer.is_open, answer.note) == (
+    assert (answer.state, answer.needs_resolution, answer.note) == (
         "uncertain",
         False,
         "It is sent again by itself when its place in the line comes.",
@@ -279,9 +279,9 @@ def test_a_list_has_everybody_once_page_after_page(
     after: int | None = 0
     while after is not None:
         page = delivery_queries.list_recipients(campaign.id, state, after, limit=7)
-        assert len(page.fates) <= 7
-        found += [each.customer_id for each in page.fates]
-        after = page.after
+        assert len(page.deliveries) <= 7
+        found += [each.customer_id for each in page.deliveries]
+        after = page.next_after
     assert wanted
     assert found == wanted
 
@@ -385,11 +385,11 @@ def test_how_many_are_left_out_is_said(staff: FlaskClient, undecided: Campaign) 
 
 def test_those_of_one_cause_are_tried_again(undecided: Campaign, relay: Relay) -> None:
     cause = next(c for c in campaign_queries.get_campaign_stats(undecided.id).causes if c.cause == "5.7.1")
-    assert (cause.state, cause.code, cause.n) == ("failed", 550, 1)
-    (listed,) = delivery_queries.list_recipients(undecided.id, "failed", code=550, cause="5.7.1").fates
+    assert (cause.state, cause.code, cause.count) == ("failed", 550, 1)
+    (listed,) = delivery_queries.list_recipients(undecided.id, "failed", code=550, cause="5.7.1").deliveries
     assert listed.email == email(1)
     again = delivery_actions.retry_deliveries(undecided.id, DeliverySelection("failed", code=550, cause="5.7.1"), "mia")
-    assert again.mails == 1
+    assert again.retried == 1
     sender.send_pending_emails()
     assert relay.recipients[email(1)] == 1
     assert relay.recipients[email(3)] == 0
@@ -415,7 +415,7 @@ def test_a_mailing_is_not_called_done_while_somebody_sends_mails_again(launched:
 
 def test_trying_again_takes_portions(undecided: Campaign, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery_actions, "RETRY_CHUNK_SIZE", 1)
-    assert delivery_actions.retry_deliveries(undecided.id, DeliverySelection("uncertain"), "mia").mails == 2
+    assert delivery_actions.retry_deliveries(undecided.id, DeliverySelection("uncertain"), "mia").retried == 2
 
 
 def test_a_cancelled_mailing_sends_nothing_again_but_can_be_settled(launched: Launch, relay: Relay) -> None:
@@ -555,7 +555,7 @@ def test_a_slow_relay_moves_while_its_worker_is_heard_of(launched: Launch) -> No
     db.session.execute(text("update batch set status = 'sending', lease_until = now() + interval '86 s'"))
     db.session.commit()
     found = campaign_queries.get_campaign_stats(campaign.id)
-    assert (found.rate is not None, found.goes_on_by) == (True, None)
+    assert (found.rate is not None, found.resumes_by) == (True, None)
 
 
 def test_a_worker_that_ended_is_said_with_when_its_mails_go_on(staff: FlaskClient, launched: Launch) -> None:
@@ -566,7 +566,7 @@ def test_a_worker_that_ended_is_said_with_when_its_mails_go_on(staff: FlaskClien
     until = db.session.execute(text("select lease_until from batch")).scalar_one()
     db.session.commit()
     found = campaign_queries.get_campaign_stats(campaign.id)
-    by = found.goes_on_by
+    by = found.resumes_by
     assert by is not None
     assert timedelta(minutes=1) < by - until <= timedelta(minutes=2)
     assert (by.second, found.rate, found.seconds_left, found.is_stalled) == (0, None, None, False)
@@ -575,9 +575,9 @@ def test_a_worker_that_ended_is_said_with_when_its_mails_go_on(staff: FlaskClien
     assert words[2:-1] in staff.get("/campaigns").text
     # Somebody took it over: it is said no more.
     leases_end()
-    assert campaign_queries.get_campaign_stats(campaign.id).goes_on_by is not None
+    assert campaign_queries.get_campaign_stats(campaign.id).resumes_by is not None
     assert batches.claim_batch("another") is not None
-    assert campaign_queries.get_campaign_stats(campaign.id).goes_on_by is None
+    assert campaign_queries.get_campaign_stats(campaign.id).resumes_by is None
 
 
 def test_when_nobody_takes_a_batch_over_somebody_should_look(staff: FlaskClient, launched: Launch) -> None:
@@ -587,7 +587,7 @@ def test_when_nobody_takes_a_batch_over_somebody_should_look(staff: FlaskClient,
     db.session.execute(text("update batch set lease_until = now() - interval '3 minutes'"))
     db.session.commit()
     found = campaign_queries.get_campaign_stats(campaign.id)
-    assert (found.goes_on_by, found.is_stalled) == (None, True)
+    assert (found.resumes_by, found.is_stalled) == (None, True)
     assert "Is a worker running?" in staff.get(f"/campaigns/{campaign.id}/progress").text
 
 
@@ -639,20 +639,20 @@ def test_a_mail_that_is_being_tried_counts_as_put_off_until_its_outcome_is_known
     assert counts(campaign) == {"total": 3, "sent": 2, "deferred": 1}
     assert [cause.state for cause in campaign_queries.get_campaign_stats(campaign.id).causes] == ["deferred"]
     answer = fate(campaign, ids[1])
-    assert (answer.state, answer.note, answer.next_at, answer.attempts, answer.is_open) == (
+    assert (answer.state, answer.note, answer.next_at, answer.attempts, answer.needs_resolution) == (
         "deferred", "It is being tried now.", None, 1, False,
     )  # fmt: skip
     for code, cause in ((None, None), (450, "4.2.2")):
         listed = delivery_queries.list_recipients(campaign.id, "deferred", code=code, cause=cause)
-        assert [f.customer_id for f in listed.fates] == [ids[1]]
-    assert delivery_queries.list_recipients(campaign.id, "uncertain").fates == []
+        assert [f.customer_id for f in listed.deliveries] == [ids[1]]
+    assert delivery_queries.list_recipients(campaign.id, "uncertain").deliveries == []
     assert [f.state for f in everybody(campaign, "deferred")] == ["deferred"]
     assert "mailbox full" in staff.get(f"/campaigns/{campaign.id}/progress").text
     # Whoever tried it ended: nobody knows any more.
     due_now()
     assert counts(campaign) == {"total": 3, "sent": 2, "uncertain": 1}
-    assert [f.customer_id for f in delivery_queries.list_recipients(campaign.id, "uncertain").fates] == [ids[1]]
-    assert delivery_queries.list_recipients(campaign.id, "deferred").fates == []
+    assert [f.customer_id for f in delivery_queries.list_recipients(campaign.id, "uncertain").deliveries] == [ids[1]]
+    assert delivery_queries.list_recipients(campaign.id, "deferred").deliveries == []
 
 
 def test_whoever_may_have_got_it_twice_is_said_to_everywhere(
@@ -716,7 +716,7 @@ def test_after_a_decision_about_all_the_progress_is_shown(staff: FlaskClient, un
 
 def test_a_list_of_one_cause_says_it_in_words_that_are_not_cut(staff: FlaskClient, undecided: Campaign) -> None:
     (cause,) = {c for c in campaign_queries.get_campaign_stats(undecided.id).causes if c.state == "uncertain"}
-    (listed, _) = delivery_queries.list_recipients(undecided.id, "uncertain").fates
+    (listed, _) = delivery_queries.list_recipients(undecided.id, "uncertain").deliveries
     assert len(listed.text) > len(cause.cause)
     page = staff.get(f"/campaigns/{undecided.id}/recipients", query_string={"state": "uncertain", "cause": cause.cause})
     assert f"Only: {listed.text[0].upper()}{listed.text[1:]}." in page.text

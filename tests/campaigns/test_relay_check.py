@@ -40,78 +40,78 @@ def checked(app: Flask, relay: Relay, with_settings: Change) -> Callable[..., Re
 
 def test_a_relay_that_takes_our_mail_is_said_so(checked: Callable[..., RelayCheckResult], relay: Relay) -> None:
     finding = checked()
-    assert finding.ok
-    assert f"127.0.0.1, port {relay.port} takes our mail. The sender is offers@example.com." in finding.sentence
+    assert finding.is_ok
+    assert f"127.0.0.1, port {relay.port} takes our mail. The sender is offers@example.com." in finding.message
     assert relay.commands[-2] == "mail FROM:<offers@example.com>"
     assert relay.commands[-1].upper() == "QUIT"
 
 
 def test_nobody_there(checked: Callable[..., RelayCheckResult]) -> None:
     finding = checked(mail_port=1)
-    assert (finding.ok, finding.sentence) == (False, "Nobody answers at 127.0.0.1, port 1.")
+    assert (finding.is_ok, finding.message) == (False, "Nobody answers at 127.0.0.1, port 1.")
     assert "MAIL_PORT" in finding.hint
 
 
 def test_no_such_machine(checked: Callable[..., RelayCheckResult], monkeypatch: pytest.MonkeyPatch) -> None:
     finding = checked(mail_server="no-such-machine.invalid")
-    assert not finding.ok
-    assert "There is no machine of this name: no-such-machine.invalid" in finding.sentence
+    assert not finding.is_ok
+    assert "There is no machine of this name: no-such-machine.invalid" in finding.message
 
 
 def test_a_machine_that_says_nothing(checked: Callable[..., RelayCheckResult], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timeouts, "CONNECT_TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         finding = checked(mail_port=silent.getsockname()[1])
-    assert not finding.ok
-    assert "did not answer in time" in finding.sentence
+    assert not finding.is_ok
+    assert "did not answer in time" in finding.message
 
 
 def test_a_wrong_password(checked: Callable[..., RelayCheckResult], relay: Relay) -> None:
     relay.behaviour.auth = "535 5.7.8 wrong"
     finding = checked(mail_username="ada", mail_password="no")
-    assert not finding.ok
-    assert "does not let us sign in as ada; it says: 535 5.7.8 wrong" in finding.sentence
+    assert not finding.is_ok
+    assert "does not let us sign in as ada; it says: 535 5.7.8 wrong" in finding.message
     assert "MAIL_PASSWORD" in finding.hint
 
 
 def test_a_right_password_and_no_encryption(checked: Callable[..., RelayCheckResult], relay: Relay) -> None:
     relay.behaviour.auth = "235 welcome"
     finding = checked(mail_username="ada", mail_password="yes")
-    assert finding.ok
-    assert "signed in as ada" in finding.sentence
+    assert finding.is_ok
+    assert "signed in as ada" in finding.message
 
 
 def test_a_user_name_without_a_password(checked: Callable[..., RelayCheckResult]) -> None:
     finding = checked(mail_username="ada")
-    assert not finding.ok
+    assert not finding.is_ok
     assert "MAIL_PASSWORD" in finding.hint
 
 
 def test_a_relay_without_encryption(checked: Callable[..., RelayCheckResult]) -> None:
     finding = checked(mail_use_tls=True)
-    assert not finding.ok
-    assert "offers no encryption" in finding.sentence
+    assert not finding.is_ok
+    assert "offers no encryption" in finding.message
 
 
 def test_a_relay_that_does_not_begin_with_encryption(checked: Callable[..., RelayCheckResult]) -> None:
     finding = checked(mail_use_ssl=True)
-    assert not finding.ok
-    assert "does not begin with encryption" in finding.sentence
+    assert not finding.is_ok
+    assert "does not begin with encryption" in finding.message
     assert "MAIL_USE_TLS" in finding.hint
 
 
 def test_a_sender_that_the_relay_will_not_have(checked: Callable[..., RelayCheckResult], relay: Relay) -> None:
     relay.behaviour.mail = "553 5.7.1 not yours"
     finding = checked()
-    assert not finding.ok
-    assert "will not have mail from offers@example.com; it says: 553 5.7.1 not yours" in finding.sentence
+    assert not finding.is_ok
+    assert "will not have mail from offers@example.com; it says: 553 5.7.1 not yours" in finding.message
 
 
 @pytest.mark.parametrize("greeting", ["554 go away", "421 later", "what?", "drop"])
 def test_a_relay_that_will_not_talk(checked: Callable[..., RelayCheckResult], relay: Relay, greeting: str) -> None:
     relay.behaviour.greeting = greeting
     finding = checked()
-    assert not finding.ok
+    assert not finding.is_ok
     assert finding.hint
 
 

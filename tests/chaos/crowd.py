@@ -170,7 +170,7 @@ def _said(ask: RedemptionRequest, answer: RedemptionRecord | DomainError) -> Sai
     who = f"{ask.code} {ask.email}"
     if isinstance(answer, DomainError):
         return Said(answer.key, who)
-    return Said("repeated" if answer.repeated else "redeemed", who, answer.public_id)
+    return Said("repeated" if answer.is_replay else "redeemed", who, answer.public_id)
 
 
 @dataclass(frozen=True)

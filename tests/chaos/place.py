@@ -36,13 +36,13 @@ class Place:
 
     def die(self) -> None:
         """End the server as `pg_ctl stop -m immediate` does: nothing is written, nobody waited for."""
-        pid = int((self.server.data / "postmaster.pid").read_text().split("\n", 1)[0])
+        pid = int((self.server.data_folder / "postmaster.pid").read_text().split("\n", 1)[0])
         process = psutil.Process(pid)
         process.send_signal(signal.SIGQUIT)
         psutil.wait_procs([process], timeout=30)
 
     def connect(self) -> psycopg.Connection:
-        return psycopg.connect(self.server.url("onecode"), autocommit=True)
+        return psycopg.connect(self.server.conninfo("onecode"), autocommit=True)
 
     def redeemed(self, code: str) -> set[str]:
         """Whose redemptions of an offer are in the table; the counter of its cap is held to them."""

@@ -140,7 +140,7 @@ def test_of_many_processes_that_undo_the_same_redemptions_one_wins_each(
     assert sorted(of(heard, "undone")) == sorted(ids)
     assert Counter(answer.what for answer in heard) == {"undone": 20, "already_rolled_back": 7 * 20}
     winners = {answer.public_id: answer.who for answer in heard if answer.what == "undone"}
-    assert {done.public_id: done.use.rolled_back_by for e in asks for done in _of(e)} == winners
+    assert {done.public_id: done.row.rolled_back_by for e in asks for done in _of(e)} == winners
     assert counts() == [(0, 0, CAP)]
 
 

@@ -92,6 +92,6 @@ def test_a_program_outside_of_containers_keeps_its_own_database_and_mails(
 
     found = app_settings.load_settings()
 
-    assert found.database_is_embedded
-    assert found.mail_is_sink
+    assert found.uses_embedded_database
+    assert found.uses_mail_sink
     assert (found.port, found.public_url) == (8000, "http://127.0.0.1:8000")

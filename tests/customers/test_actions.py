@@ -320,7 +320,10 @@ def test_audiences_are_listed_with_their_sizes(customer: Make) -> None:
     audience("Empty")
     audience("VIP", customer("ada@example.com"))
 
-    assert [(row.name, row.members) for row in customer_queries.list_audience_summaries()] == [("Empty", 0), ("VIP", 1)]
+    assert [(row.name, row.member_count) for row in customer_queries.list_audience_summaries()] == [
+        ("Empty", 0),
+        ("VIP", 1),
+    ]
 
 
 def test_a_large_audience_is_estimated_and_a_small_one_beside_it_counted(
@@ -333,7 +336,7 @@ def test_a_large_audience_is_estimated_and_a_small_one_beside_it_counted(
     db.session.execute(text("analyze audience_member"))
     db.session.commit()
 
-    sizes = [(row.name, row.members, row.is_exact) for row in customer_queries.list_audience_summaries()]
+    sizes = [(row.name, row.member_count, row.is_exact) for row in customer_queries.list_audience_summaries()]
 
     assert sizes == [("Everyone", 20, False), ("Few", 3, True)]
 

@@ -114,7 +114,7 @@ def test_what_was_redeemed_and_mailed_stays_counted(ada: Customer) -> None:
             [(o.redeemed, o.max_redemptions) for o in db.session.scalars(select(Offer).order_by(Offer.id))],
             campaign_queries.get_stats_by_campaign([1, 2]),
             [
-                (use.offer_id, use.use.order_id, use.use.discount_amount)
+                (use.offer_id, use.row.order_id, use.row.discount_amount)
                 for use in redemption_queries.list_customer_redemptions(ada.id)
             ],
             db.session.execute(text("select rows, created, rejected from customer_import")).all(),

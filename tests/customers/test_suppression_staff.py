@@ -201,7 +201,7 @@ def test_a_list_of_another_mailer_is_imported(staff: FlaskClient, customer: Make
     assert "Addresses dealt with" in page
     assert "none of unsubscribed" in page
     assert page.count(">Taken") == 3
-    assert customer_queries.count_customers().number == 2
+    assert customer_queries.count_customers().value == 2
 
 
 def test_a_list_without_addresses_is_refused_at_once(staff: FlaskClient) -> None:

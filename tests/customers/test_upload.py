@@ -30,7 +30,7 @@ def test_the_fields_before_the_file_are_known_before_it_is_read() -> None:
 def test_a_file_arrives_whole_in_pieces_of_one_size(size: int) -> None:
     file = (b"ada@example.com\r\n--x-\r\n" * (size // 20 + 1))[:size]
 
-    kept = list(form(file).pieces)
+    kept = list(form(file).chunks)
 
     assert b"".join(kept) == file
     assert all(len(piece) == upload.CHUNK_SIZE for piece in kept[:-1])
@@ -39,7 +39,7 @@ def test_a_file_arrives_whole_in_pieces_of_one_size(size: int) -> None:
 def test_a_file_behind_the_limit_is_too_large() -> None:
     file = b"x" * (LIMIT + 1)
 
-    for pieces in (form(file).pieces, upload.read_raw_body(io.BytesIO(file), len(file), LIMIT)):
+    for pieces in (form(file).chunks, upload.read_raw_body(io.BytesIO(file), len(file), LIMIT)):
         with pytest.raises(DomainError) as refusal:
             list(pieces)
         assert (refusal.value.status, refusal.value.errors[0].field) == (413, "file")
@@ -48,7 +48,7 @@ def test_a_file_behind_the_limit_is_too_large() -> None:
 @pytest.mark.parametrize("end", [b"", b"\r\n--x", b"\r\n--y--\r\n"])
 def test_a_form_without_its_end_did_not_arrive_whole(end: bytes) -> None:
     with pytest.raises(DomainError, match="did not arrive whole"):
-        list(form(b"email\n", end).pieces)
+        list(form(b"email\n", end).chunks)
 
 
 @pytest.mark.parametrize("length", [5, 7])

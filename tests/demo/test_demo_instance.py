@@ -55,8 +55,8 @@ def free_ports() -> int:
 def test_no_setting_of_the_user_is_used(user: Settings) -> None:
     settings = app_settings.load_settings(HOSTILE | demo_instance.get_environment(user, 8100))
 
-    assert settings.database_is_embedded
-    assert settings.mail_is_sink
+    assert settings.uses_embedded_database
+    assert settings.uses_mail_sink
     assert (settings.port, settings.mail_port, settings.sink_page_port) == (8100, 8101, 8102)
     assert settings.instance_path == user.instance_path / "demo"
     assert settings.public_url == "http://127.0.0.1:8100"

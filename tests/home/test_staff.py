@@ -103,8 +103,8 @@ class TestFigures:
         now = datetime.now(UTC)
         redeemed(offer(), now, now, now - timedelta(1), now - timedelta(29), now - timedelta(31))
         figures = dashboard.get_dashboard_figures("UTC")
-        assert [n for _, n in figures.per_day] == [1, *[0] * 27, 1, 2]
-        assert (figures.today, figures.yesterday) == (2, 1)
+        assert [n for _, n in figures.redemptions_per_day] == [1, *[0] * 27, 1, 2]
+        assert (figures.redemptions_today, figures.redemptions_yesterday) == (2, 1)
 
     def test_the_chart_shows_the_same(self, staff: FlaskClient, offer: Make) -> None:
         redeemed(offer(), NOW)
@@ -120,7 +120,7 @@ class TestFigures:
         redeemed(summer, NOW, NOW)
         redeemed(offer("UNMAILED"), NOW)
         figures = dashboard.get_dashboard_figures("UTC")
-        assert (figures.mails, figures.share) == (14, 0.25)
+        assert (figures.emails_sent, figures.conversion_rate) == (14, 0.25)
 
     def test_a_small_share_is_more_than_nothing(self, staff: FlaskClient, offer: Make) -> None:
         summer = offer()
@@ -131,7 +131,7 @@ class TestFigures:
     def test_where_nothing_was_mailed_there_is_no_share(self, offer: Make) -> None:
         campaign(offer(), sent=5, launched_at=NOW - timedelta(40))
         figures = dashboard.get_dashboard_figures("UTC")
-        assert (figures.mails, figures.share) == (0, None)
+        assert (figures.emails_sent, figures.conversion_rate) == (0, None)
 
 
 class TestAttention:

@@ -19,7 +19,7 @@ Drop = Callable[..., str]
 
 
 def found(index: MailIndex, sought: str = "") -> list[str]:
-    return [row.name for row in index.page(sought, "", 100)]
+    return [row.file_name for row in index.list_messages(sought, "", 100)]
 
 
 def test_the_newest_come_first(index: MailIndex, drop: Drop) -> None:
@@ -29,11 +29,11 @@ def test_the_newest_come_first(index: MailIndex, drop: Drop) -> None:
 
 def test_pages_follow_each_other_without_gap_or_repeat_while_mail_comes(index: MailIndex, drop: Drop) -> None:
     names = [drop("x", To=f"{n}@example.com") for n in range(7)]
-    first = index.page("", "", 3)
+    first = index.list_messages("", "", 3)
     drop("x", To="late@example.com")
-    second = index.page("", first[-1].place, 3)
-    third = index.page("", second[-1].place, 3)
-    assert [row.name for row in (*first, *second, *third)] == names[::-1]
+    second = index.list_messages("", first[-1].sort_key, 3)
+    third = index.list_messages("", second[-1].sort_key, 3)
+    assert [row.file_name for row in (*first, *second, *third)] == names[::-1]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_an_index_that_is_lost_or_spoilt_is_made_anew(
 def test_an_index_of_an_older_release_is_made_anew(index: MailIndex, drop: Drop, folder: Path) -> None:
     name = drop("x", To="a@example.com")
     found(index)
-    with index._open() as connection:
+    with index._connect() as connection:
         connection.executescript("alter table mail drop column words; pragma user_version = 0;")
     assert found(MailIndex(folder), "a@example.com") == [name]
 
@@ -127,9 +127,9 @@ def test_nobody_else_on_the_machine_may_read_it(index: MailIndex, drop: Drop) ->
 def test_emptying_leaves_what_came_after_the_page_was_drawn(index: MailIndex, drop: Drop, folder: Path) -> None:
     drop("x")
     drop("y")
-    seen = index.page("", "", 1)[0].place
+    seen = index.list_messages("", "", 1)[0].sort_key
     late = drop("z")
-    assert index.empty(seen) == 2
+    assert index.delete_up_to(seen) == 2
     assert found(index) == [late] == [file.name for file in folder.iterdir()]
 
 
@@ -144,12 +144,12 @@ def test_killed_amid_its_work_it_has_every_mail_once_afterwards(folder: Path, dr
             break
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert [row.name for row in index.page("", "", 5000)] == names[::-1]
+    assert [row.file_name for row in index.list_messages("", "", 5000)] == names[::-1]
 
 
 def test_mails_are_indexed_in_the_background_once_it_is_quiet(index: MailIndex, drop: Drop) -> None:
     drop("x")
-    index.follow()
+    index.start_background_refresh()
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and not index.path.exists():
         time.sleep(0.05)

@@ -23,7 +23,7 @@ BERLIN = ZoneInfo("Europe/Berlin")
     st.decimals(min_value="0.01", max_value=100, places=2),
 )
 def test_a_percentage_is_rounded_half_up_and_never_above_the_order(amount: int, percent: Decimal) -> None:
-    taken = Discount("percent", percent=percent).on(amount, "EUR")
+    taken = Discount("percent", percent=percent).amount_off(amount, "EUR")
 
     exact = Decimal(amount) * percent / 100
     assert 0 <= taken <= amount
@@ -31,17 +31,17 @@ def test_a_percentage_is_rounded_half_up_and_never_above_the_order(amount: int, 
 
 
 def test_half_a_cent_is_given_to_the_customer() -> None:
-    assert Discount("percent", percent=Decimal("12.5")).on(4, "EUR") == 1
+    assert Discount("percent", percent=Decimal("12.5")).amount_off(4, "EUR") == 1
 
 
 @given(st.integers(1, 10**9), st.integers(0, 10**9))
 def test_an_amount_is_never_above_the_order(amount: int, order: int) -> None:
-    assert Discount("amount", amount=amount, currency="EUR").on(order, "EUR") == min(amount, order)
+    assert Discount("amount", amount=amount, currency="EUR").amount_off(order, "EUR") == min(amount, order)
 
 
 def test_an_amount_in_another_currency_is_refused() -> None:
     with pytest.raises(InvalidInput) as error:
-        Discount("amount", amount=500, currency="EUR").on(1000, "USD")
+        Discount("amount", amount=500, currency="EUR").amount_off(1000, "USD")
     assert error.value.errors[0].key == "currency_mismatch"
 
 

@@ -84,7 +84,7 @@ def test_a_redemption_is_a_row(offer: MakeOffer, customer: MakeCustomer) -> None
 
     done = group_commit.redeem(ADA)
 
-    assert (done.code, done.offer_name, done.email, done.repeated) == ("SUMMER25", "Summer", "ada@example.com", False)
+    assert (done.code, done.offer_name, done.email, done.is_replay) == ("SUMMER25", "Summer", "ada@example.com", False)
     assert done.discount == Discount("percent", percent=Decimal(25))
     assert rows() == 1
 
@@ -97,8 +97,8 @@ def test_what_was_answered_is_what_is_on_disk(offer: MakeOffer, customer: MakeCu
 
     found = redemption_queries.find_redemption(done.public_id)
     assert found is not None
-    assert found.use == done.use
-    assert (found.use.discount_amount, found.use.order_metadata) == (1250, {"till": 7})
+    assert found.row == done.row
+    assert (found.row.discount_amount, found.row.order_metadata) == (1250, {"till": 7})
 
 
 def test_a_second_use_is_refused(offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -230,7 +230,7 @@ def test_a_raised_cap_lets_more_in(offer: MakeOffer, customer: MakeCustomer) -> 
     group_commit.redeem(ADA)
     offer_actions.update_offer(row.id, {"max_redemptions": 2}, version=None, by="ann")
 
-    assert group_commit.redeem(replace(ADA, email="bob@example.com")).repeated is False
+    assert group_commit.redeem(replace(ADA, email="bob@example.com")).is_replay is False
 
 
 def test_many_are_answered_in_their_order_and_the_cap_takes_the_first(offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -275,7 +275,7 @@ def test_the_same_request_again_answers_the_first_result(
 
     repeated = group_commit.redeem(again)
 
-    assert (repeated.repeated, repeated.public_id) == (True, first.public_id)
+    assert (repeated.is_replay, repeated.public_id) == (True, first.public_id)
     assert rows() == 1
 
 
@@ -316,12 +316,12 @@ def test_undoing_moves_the_row_and_gives_the_unit_back(offer: MakeOffer, custome
 
     undone = redemption_rollback.roll_back_redemption(done.public_id, **UNDO)
 
-    assert (undone.public_id, undone.use.reason, undone.use.rolled_back_by) == (
+    assert (undone.public_id, undone.row.reason, undone.row.rolled_back_by) == (
         done.public_id,
         "order cancelled",
         "ann",
     )
-    assert undone.use.rolled_back_at is not None
+    assert undone.row.rolled_back_at is not None
     assert (rows(), counter(row.id)) == (0, 0)
 
 
@@ -334,7 +334,7 @@ def test_an_undone_redemption_is_still_found_and_may_be_made_anew(offer: MakeOff
 
     assert second.public_id != first.public_id
     assert [
-        (d.public_id, d.use.rolled_back_at is None)
+        (d.public_id, d.row.rolled_back_at is None)
         for d in redemption_queries.list_customer_redemptions(first.customer_id)
     ] == [
         (second.public_id, True),
@@ -387,10 +387,10 @@ def test_after_undoing_the_same_key_tells_of_it_and_a_new_key_or_order_redeems_a
     first = group_commit.redeem(API)
     redemption_rollback.roll_back_redemption(first.public_id, **UNDO)
 
-    assert group_commit.redeem(API).use.rolled_back_at is not None
+    assert group_commit.redeem(API).row.rolled_back_at is not None
     assert group_commit.redeem(replace(API, idempotency_key=None)).public_id == first.public_id
     anew = group_commit.redeem(replace(API, idempotency_key="k2"))
-    assert (anew.repeated, rows()) == (False, 1)
+    assert (anew.is_replay, rows()) == (False, 1)
     assert group_commit.redeem(API).public_id == first.public_id
 
 
@@ -604,7 +604,7 @@ def test_pages_go_through_everything_once(offer: MakeOffer, customer: MakeCustom
         if len(found) <= 3:
             break
         last = found[2]
-        place = KeysetCursor(last.use.redeemed_at, last.customer_id, last.offer_id)
+        place = KeysetCursor(last.row.redeemed_at, last.customer_id, last.offer_id)
 
     assert len(seen) == len(set(seen)) == 10
     assert seen == [d.public_id for d in redemption_queries.list_redemptions(RedemptionFilter(), 10)]

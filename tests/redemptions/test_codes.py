@@ -95,7 +95,7 @@ def test_a_repeat_of_what_was_redeemed_with_a_code_that_is_closed_now_hears_the_
 
     again = group_commit.redeem(asked)
 
-    assert again.repeated
+    assert again.is_replay
     assert again.public_id == first.public_id
     assert refusal("SUMMER25") == "not_found"
 

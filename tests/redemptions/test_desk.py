@@ -61,10 +61,10 @@ def test_an_offer_that_somebody_holds_makes_only_its_own_asks_fail(
     emails = people(customer, 3)
     with db.engine.connect() as other:
         other.execute(text("select from offer where id = :id for update"), {"id": held.id})
-        answers = desk._answer(asks("HELD", emails) + asks("FREE", emails))
+        answers = desk._redeem_group(asks("HELD", emails) + asks("FREE", emails))
     assert said(answers) == ["unavailable"] * 3 + ["redeemed"] * 3
     assert rows() == 3
-    assert said(desk._answer(asks("HELD", emails))) == ["redeemed"] * 3
+    assert said(desk._redeem_group(asks("HELD", emails))) == ["redeemed"] * 3
     db.session.rollback()
     assert {free.redeemed, held.redeemed} == {3}
 
@@ -77,7 +77,7 @@ def test_an_offer_that_is_held_before_its_first_redemption_holds_up_nobody_else(
     emails = people(customer, 3)
     with db.engine.connect() as other:
         other.execute(text("select from offer where id = :id for update"), {"id": held.id})
-        answers = desk._answer(asks("HELD", emails) + asks("FREE", emails))
+        answers = desk._redeem_group(asks("HELD", emails) + asks("FREE", emails))
     assert said(answers) == ["unavailable"] * 3 + ["redeemed"] * 3
     assert [answer.message for answer in answers[:3] if isinstance(answer, RedemptionUnavailable)] == [
         errors.OFFER_BUSY
@@ -102,7 +102,7 @@ def test_what_an_earlier_round_has_saved_stays_true_when_a_later_one_is_lost(
         return one_round(connection, waiting)
 
     monkeypatch.setattr(redemption_actions, "_redeem_in_transaction", lost_the_second_time)
-    assert said(desk._answer(wanted)) == ["redeemed", "redeemed", "unavailable"]
+    assert said(desk._redeem_group(wanted)) == ["redeemed", "redeemed", "unavailable"]
     assert rounds == [2 + 1, 1]
     assert rows() == 2
 
@@ -115,7 +115,7 @@ def test_who_can_not_be_written_harms_no_neighbour(
     wanted = asks("SUMMER25", emails)
     # Half a character: no door lets it in, and the database does not take it.
     wanted[2] = RedemptionRequest(channel="api", code="SUMMER25", email=emails[2], metadata={"\x00": 1})
-    assert said(desk._answer(wanted)) == ["redeemed", "redeemed", "error", "redeemed"]
+    assert said(desk._redeem_group(wanted)) == ["redeemed", "redeemed", "error", "redeemed"]
     assert rows() == 3
 
 
@@ -137,12 +137,12 @@ def test_who_can_not_be_written_for_no_fault_of_the_ask_hears_that_it_passes(
     db.session.execute(text("create trigger full_disk before insert on redemption execute function full_disk()"))
     db.session.commit()
     try:
-        assert said(desk._answer(asks("SUMMER25", emails))) == [answer] * 2
+        assert said(desk._redeem_group(asks("SUMMER25", emails))) == [answer] * 2
     finally:
         db.session.execute(text("drop function full_disk cascade"))
         db.session.commit()
     assert [record.levelname for record in caplog.records].count("ERROR") == 2
-    assert said(desk._answer(asks("SUMMER25", emails))) == ["redeemed"] * 2
+    assert said(desk._redeem_group(asks("SUMMER25", emails))) == ["redeemed"] * 2
 
 
 def test_a_connection_that_was_lost_since_is_made_anew_without_anybody_noticing(
@@ -150,9 +150,9 @@ def test_a_connection_that_was_lost_since_is_made_anew_without_anybody_noticing(
 ) -> None:
     offer()
     first, second = people(customer, 2)
-    desk._answer(asks("SUMMER25", [first]))
+    desk._redeem_group(asks("SUMMER25", [first]))
     end_connections()
-    assert said(desk._answer(asks("SUMMER25", [second]))) == ["redeemed"]
+    assert said(desk._redeem_group(asks("SUMMER25", [second]))) == ["redeemed"]
 
 
 def test_what_was_lost_before_the_commit_is_done_once_more(
@@ -160,7 +160,7 @@ def test_what_was_lost_before_the_commit_is_done_once_more(
 ) -> None:
     offer(frozen_at=text("now()"))
     with interrupted("insert into redemption"):
-        assert said(desk._answer(asks("SUMMER25", people(customer, 2)))) == ["redeemed", "redeemed"]
+        assert said(desk._redeem_group(asks("SUMMER25", people(customer, 2)))) == ["redeemed", "redeemed"]
     assert rows() == 2
 
 
@@ -181,16 +181,16 @@ def test_what_was_lost_during_the_commit_may_be_saved_and_is_said_to_be(
     monkeypatch.setattr(db.engine.dialect, "do_commit", commit_and_lose_the_answer)
     desk._connection = None
     done.clear()
-    desk._kept()
+    desk._get_connection()
     done.append(True)
-    answers = desk._answer(asks("SUMMER25", emails))
+    answers = desk._redeem_group(asks("SUMMER25", emails))
     monkeypatch.undo()
     assert said(answers) == ["unavailable"] * 2
     assert [answer.message for answer in answers if isinstance(answer, RedemptionUnavailable)] == [
         errors.OUTCOME_UNKNOWN
     ] * 2
     # It was saved, and asking again tells so.
-    assert said(desk._answer(asks("SUMMER25", emails))) == ["already_redeemed"] * 2
+    assert said(desk._redeem_group(asks("SUMMER25", emails))) == ["already_redeemed"] * 2
 
 
 def test_a_server_that_can_not_be_reached_is_told_to_all(
@@ -203,12 +203,12 @@ def test_a_server_that_can_not_be_reached_is_told_to_all(
         raise OperationalError("connect", {}, Exception("connection refused"))
 
     monkeypatch.setattr(type(db.engine), "connect", refuse)
-    answers = desk._answer(wanted)
+    answers = desk._redeem_group(wanted)
     assert [answer.message for answer in answers if isinstance(answer, RedemptionUnavailable)] == [
         errors.DATABASE_UNAVAILABLE
     ] * 3
     monkeypatch.undo()
-    assert said(desk._answer(wanted)) == ["redeemed"] * 3
+    assert said(desk._redeem_group(wanted)) == ["redeemed"] * 3
 
 
 def test_who_was_taken_up_and_hears_nothing_is_not_told_that_nothing_was_saved(
@@ -220,7 +220,7 @@ def test_who_was_taken_up_and_hears_nothing_is_not_told_that_nothing_was_saved(
         def give_up(_: RedemptionRequest, begun: bool = begun) -> RedemptionRecord:
             raise CoalescingTimeout(begun)
 
-        monkeypatch.setattr(desk._gatherer, "ask", give_up)
+        monkeypatch.setattr(desk._coalescer, "ask", give_up)
         answer = desk.redeem(RedemptionRequest(channel="form"))
         found[begun] = answer.message if isinstance(answer, RedemptionUnavailable) else ""
     assert found == {False: errors.DATABASE_UNAVAILABLE, True: errors.OUTCOME_UNKNOWN}

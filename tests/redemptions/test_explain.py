@@ -48,7 +48,7 @@ def audience(*members: Customer) -> int:
 
 
 def told(explanation: Explanation) -> dict[str, tuple[bool | None, str]]:
-    return {line.check.name: (line.check.passed, line.sentence) for line in explanation.lines}
+    return {line.check.name: (line.check.passed, line.detail) for line in explanation.checks}
 
 
 def test_the_checks_come_in_the_order_of_the_rule_with_its_answers(offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -57,7 +57,7 @@ def test_the_checks_come_in_the_order_of_the_rule_with_its_answers(offer: MakeOf
     found = explain_eligibility(ADA)
 
     judged = evaluate(redemption_facts.load_facts([ADA])[0])
-    assert tuple(line.check for line in found.lines) == judged.checks
+    assert tuple(line.check for line in found.checks) == judged.checks
     assert found.reason == judged.reason == "offer_paused"
 
 
@@ -66,7 +66,7 @@ def test_who_can_redeem_is_told_so(offer: MakeOffer, customer: MakeCustomer) -> 
 
     found = explain_eligibility(ADA)
 
-    assert (found.reason, found.sentence) == (None, "ada@example.com can redeem “Summer” now.")
+    assert (found.reason, found.detail) == (None, "ada@example.com can redeem “Summer” now.")
     assert {passed for passed, _ in told(found).values()} == {True}
 
 
@@ -150,10 +150,10 @@ def test_a_use_is_told_with_its_time_and_channel(offer: MakeOffer, customer: Mak
         found = explain_eligibility(ADA)
 
         assert told(found)["unused"] == (False, f"Used on 3 May 2026, 12:00 CEST through {through}.")
-        assert found.sentence == "This customer has used this offer already; an offer can be used once."
+        assert found.detail == "This customer has used this offer already; an offer can be used once."
         db.session.execute(text("delete from redemption"))
         db.session.commit()
-    assert done.use.channel == "staff"
+    assert done.row.channel == "staff"
 
 
 def test_a_use_that_was_undone_is_told(offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -169,7 +169,7 @@ def test_a_use_that_was_undone_is_told(offer: MakeOffer, customer: MakeCustomer)
 
     sentence = "Not used: the redemption of 3 May 2026, 12:00 CEST was undone."
     assert told(found)["unused"] == (True, sentence)
-    assert len(found.uses) == 1
+    assert len(found.redemptions) == 1
 
 
 def test_a_personal_code_is_judged_for_this_customer(offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -208,7 +208,7 @@ def test_an_older_code_is_told_as_long_as_it_works_and_when_it_does_not(
     assert works == (True, "SUMMER25 is an older code of “Summer”, which still works; now it has sommer-26.")
     sentence = "SUMMER25 was a code of “Summer”, closed on 3 May 2026, 12:00 CEST; now it has sommer-26."
     assert told(gone)["code"] == told(personal_one)["code"] == (False, sentence)
-    assert (gone.reason, gone.fact) == ("not_found", sentence)
+    assert (gone.reason, gone.failed_detail) == ("not_found", sentence)
 
 
 def test_what_can_not_be_asked_is_said(offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -371,15 +371,15 @@ def test_json_gives_the_same_answer(api: Any, offer: MakeOffer, customer: MakeCu
         assert answer.json == {
             "redeemable": False,
             "reason": "already_redeemed",
-            "detail": found.sentence,
+            "detail": found.detail,
             "checks": [
                 {
                     "name": line.check.name,
                     "passed": line.check.passed,
                     "reason": line.check.reason,
-                    "detail": line.sentence,
+                    "detail": line.detail,
                 }
-                for line in found.lines
+                for line in found.checks
             ],
             "offer": {"code": "SUMMER25", "name": "Summer"},
             "customer": {"email": "ada@example.com"},

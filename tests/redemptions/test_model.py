@@ -132,9 +132,9 @@ class Shop(RuleBasedStateMachine):
             assert answer == expected
             return
         assert isinstance(answer, RedemptionRecord)
-        assert answer.repeated == (expected in offer.made[c])
-        assert (answer.use.rolled_back_at is not None) == expected.is_undone
-        if answer.repeated:
+        assert answer.is_replay == (expected in offer.made[c])
+        assert (answer.row.rolled_back_at is not None) == expected.is_undone
+        if answer.is_replay:
             assert answer.public_id == expected.public_id
         else:
             expected.public_id = answer.public_id
@@ -184,7 +184,7 @@ class Shop(RuleBasedStateMachine):
             assert answer == "already_rolled_back"
         else:
             assert isinstance(answer, RedemptionRecord)
-            assert (answer.public_id, answer.use.reason) == (receipt.public_id, "order cancelled")
+            assert (answer.public_id, answer.row.reason) == (receipt.public_id, "order cancelled")
             receipt.is_undone = True
 
     # --- what staff do ----------------------------------------------------------------------------

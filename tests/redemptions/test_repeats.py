@@ -85,7 +85,7 @@ def test_a_key_belongs_to_one_offer_and_one_customer(offer: MakeOffer, customer:
     done = [group_commit.redeem(ask) for ask in asks]
 
     assert len({one.public_id for one in done}) == rows() == 3
-    assert not any(one.repeated for one in done)
+    assert not any(one.is_replay for one in done)
 
 
 def test_an_order_belongs_to_one_offer_and_one_customer(offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -95,7 +95,7 @@ def test_an_order_belongs_to_one_offer_and_one_customer(offer: MakeOffer, custom
 
     done = [group_commit.redeem(a) for a in (ask, replace(ask, code="WINTER25"), replace(ask, email="bob@example.com"))]
 
-    assert not any(one.repeated for one in done)
+    assert not any(one.is_replay for one in done)
 
 
 def test_repeats_by_one_order_at_once_make_one_row_and_all_hear_of_it(
@@ -185,7 +185,7 @@ def test_a_unit_that_came_back_is_for_anybody(offer: MakeOffer, customer: MakeCu
 
     redemption_rollback.roll_back_redemption(first.public_id, **UNDO)
 
-    assert group_commit.redeem(bob).repeated is False
+    assert group_commit.redeem(bob).is_replay is False
     assert refusal(PLAIN) == "offer_exhausted"
     assert (rows(), counter(row.id)) == (1, 1)
 
@@ -212,7 +212,7 @@ def test_each_of_several_rollbacks_of_a_pair_is_kept(offer: MakeOffer, customer:
     for reason in ("first", "second", "third"):
         redemption_rollback.roll_back_redemption(group_commit.redeem(PLAIN).public_id, reason, by="ann")
 
-    assert [done.use.reason for done in redemption_queries.list_customer_redemptions(ada.id)] == [
+    assert [done.row.reason for done in redemption_queries.list_customer_redemptions(ada.id)] == [
         "third",
         "second",
         "first",
@@ -243,10 +243,10 @@ def test_after_a_rollback_a_new_key_or_order_redeems_anew_and_the_old_key_still_
 
     anew = group_commit.redeem(replace(ask, **more))
 
-    assert anew.repeated is False
+    assert anew.is_replay is False
     assert group_commit.redeem(replace(ask, **more)).public_id == anew.public_id
     old = group_commit.redeem(ask)
-    assert (old.public_id, old.use.rolled_back_at is None, rows()) == (first.public_id, False, 1)
+    assert (old.public_id, old.row.rolled_back_at is None, rows()) == (first.public_id, False, 1)
 
 
 @pytest.mark.parametrize("more", [{}, {"idempotency_key": None, "order": Order("A-1")}])
@@ -257,7 +257,7 @@ def test_after_a_rollback_the_key_and_the_order_are_still_nothing_to_another_mac
     ask = replace(KEYED, **more)
     redemption_rollback.roll_back_redemption(group_commit.redeem(ask).public_id, **UNDO)
 
-    assert group_commit.redeem(replace(ask, api_key_id=2)).repeated is False
+    assert group_commit.redeem(replace(ask, api_key_id=2)).is_replay is False
 
 
 def test_undoing_waits_for_whoever_counts_hours(app: Flask, offer: MakeOffer, customer: MakeCustomer) -> None:

@@ -34,21 +34,26 @@ OFFER = OfferFacts(
     starts_at=NOW - timedelta(days=1),
     ends_at=NOW + timedelta(days=1),
     time_zone="UTC",
-    paused=False,
+    is_paused=False,
     audience_id=None,
     personal_code_required=False,
     max_redemptions=10,
     redeemed=0,
-    frozen=True,
+    is_frozen=True,
 )
 FACTS = RedemptionFacts(
-    at=NOW, offer=OFFER, customer_id=7, email="ada@example.com", in_audience=True, personal_code="none"
+    evaluated_at=NOW,
+    offer=OFFER,
+    customer_id=7,
+    email="ada@example.com",
+    is_in_audience=True,
+    personal_code_status="none",
 )
 USE = RedemptionRow(redeemed_at=NOW, channel="api", api_key_id=1, order_id="A-1", idempotency_key="k1", body_hash=b"1")
 
 NOBODY = replace(FACTS, customer_id=None, email=None)
-ELSEWHERE = replace(FACTS, in_audience=False)
-WRONG = replace(FACTS, personal_code="wrong")
+ELSEWHERE = replace(FACTS, is_in_audience=False)
+WRONG = replace(FACTS, personal_code_status="wrong")
 
 
 def of(**values: object) -> RedemptionFacts:
@@ -62,7 +67,7 @@ def of(**values: object) -> RedemptionFacts:
         (FACTS, None),
         (replace(FACTS, offer=None), "not_found"),
         (NOBODY, "customer_unknown"),
-        (replace(FACTS, use=USE), "already_redeemed"),
+        (replace(FACTS, redemption=USE), "already_redeemed"),
         (of(starts_at=NOW + timedelta(microseconds=1)), "offer_not_started"),
         (of(starts_at=NOW), None),
         (of(ends_at=NOW), "offer_expired"),
@@ -71,7 +76,7 @@ def of(**values: object) -> RedemptionFacts:
         (of(paused=True), "offer_paused"),
         (ELSEWHERE, "customer_not_eligible"),
         (of(personal_code_required=True), "personal_code_required"),
-        (replace(of(personal_code_required=True), personal_code="right"), None),
+        (replace(of(personal_code_required=True), personal_code_status="right"), None),
         (WRONG, "personal_code_required"),
         (of(redeemed=10), "offer_exhausted"),
         (of(redeemed=9), None),
@@ -83,7 +88,9 @@ def test_the_rule(facts: RedemptionFacts, reason: str | None) -> None:
 
 
 def test_of_several_failures_the_first_in_order_is_the_reason() -> None:
-    worst = replace(of(ends_at=NOW, paused=True, personal_code_required=True, redeemed=10), use=USE, in_audience=False)
+    worst = replace(
+        of(ends_at=NOW, paused=True, personal_code_required=True, redeemed=10), redemption=USE, is_in_audience=False
+    )
 
     judged = evaluate(worst)
 
@@ -111,7 +118,7 @@ def test_every_check_is_always_answered_even_where_nothing_is_known() -> None:
 def test_a_stranger_hears_the_same_of_whoever_may_not_use_it(offer: dict[str, object]) -> None:
     heard = {
         evaluate(replace(facts, offer=replace(OFFER, **offer))).public_reason  # type: ignore[arg-type]
-        for facts in (NOBODY, ELSEWHERE, WRONG, replace(WRONG, use=USE), replace(ELSEWHERE, use=USE))
+        for facts in (NOBODY, ELSEWHERE, WRONG, replace(WRONG, redemption=USE), replace(ELSEWHERE, redemption=USE))
     }
 
     assert len(heard) == 1
@@ -130,13 +137,13 @@ def test_on_an_offer_nobody_can_use_a_customer_hears_what_a_stranger_hears(offer
 
 
 def test_the_customer_hears_that_it_was_used() -> None:
-    assert evaluate(replace(FACTS, use=USE)).public_reason == "already_redeemed"
-    assert evaluate(replace(of(redeemed=10), use=USE)).public_reason == "already_redeemed"
+    assert evaluate(replace(FACTS, redemption=USE)).public_reason == "already_redeemed"
+    assert evaluate(replace(of(redeemed=10), redemption=USE)).public_reason == "already_redeemed"
 
 
 def test_on_an_offer_that_nobody_can_use_a_stranger_does_not_hear_who_has_used_it() -> None:
-    assert evaluate(replace(of(ends_at=NOW), use=USE)).public_reason == "offer_expired"
-    assert evaluate(replace(of(paused=True), use=USE)).public_reason == "offer_paused"
+    assert evaluate(replace(of(ends_at=NOW), redemption=USE)).public_reason == "offer_expired"
+    assert evaluate(replace(of(paused=True), redemption=USE)).public_reason == "offer_paused"
 
 
 def ask(key: str | None = None, order: str | None = None, body: bytes = b"1", api_key: int = 1) -> RedemptionRequest:
@@ -149,7 +156,7 @@ def ask(key: str | None = None, order: str | None = None, body: bytes = b"1", ap
     )
 
 
-USED = replace(FACTS, use=USE)
+USED = replace(FACTS, redemption=USE)
 UNDONE = replace(USE, rolled_back_at=NOW)
 
 
@@ -178,7 +185,12 @@ def test_an_idempotency_key_with_another_body_is_refused() -> None:
 def test_the_key_of_an_undone_redemption_answers_that_one_also_after_it_was_redeemed_anew() -> None:
     anew = replace(USE, idempotency_key="k2")
 
-    assert find_replayed_redemption(ask(key="k1", order="A-1"), replace(FACTS, use=anew, undone=UNDONE)) == UNDONE
+    assert (
+        find_replayed_redemption(
+            ask(key="k1", order="A-1"), replace(FACTS, redemption=anew, rolled_back_redemption=UNDONE)
+        )
+        == UNDONE
+    )
 
 
 def test_an_order_with_a_new_key_means_the_live_redemption() -> None:

@@ -95,7 +95,7 @@ def test_redeeming_by_hand(staff: FlaskClient, offer: MakeOffer, customer: MakeC
 
     made = redemption_queries.list_latest_redemptions(None, 1)[0]
     assert (answer.status_code, answer.location) == (302, f"/redemptions/{made.public_id}")
-    assert made.use.channel == "staff"
+    assert made.row.channel == "staff"
 
 
 @pytest.mark.parametrize(

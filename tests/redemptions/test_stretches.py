@@ -64,7 +64,7 @@ def test_all_are_found_once_newest_first(api: Any, query: str, channel: str, of_
     all_of_them = [
         done.public_id
         for done in redemption_queries.list_latest_redemptions(1 if "offer" in query else None, 200)
-        if done.use.channel == channel
+        if done.row.channel == channel
     ]
     assert found == all_of_them
     assert len(found) == of_each * (1 if "offer" in query else 2)
@@ -81,11 +81,11 @@ def test_between_the_first_and_the_last_there_are_empty_pages(api: Any) -> None:
 
 def test_a_page_looks_no_further_than_it_says(offers: list[int]) -> None:
     first = redemption_queries.scan_redemptions(RedemptionFilter(channel="api"), 50)
-    assert first.following is not None
+    assert first.next_cursor is not None
     passed = [
         done
         for done in redemption_queries.list_latest_redemptions(None, 200)
-        if done.use.redeemed_at >= first.following.redeemed_at
+        if done.row.redeemed_at >= first.next_cursor.redeemed_at
     ]
     # Two in each half hour, to the beginning of an hour, and what the sweep has not counted yet.
     assert FEW <= len(passed) <= FEW + 12
@@ -101,8 +101,8 @@ def test_the_look_ends_where_it_was_told_to(offers: list[int]) -> None:
 def test_the_look_begins_where_it_was_told_to(offers: list[int]) -> None:
     until = datetime.now(UTC) - timedelta(hours=20)
     first = redemption_queries.scan_redemptions(RedemptionFilter(channel="api", until=until), 50)
-    assert first.following is not None
-    assert until - timedelta(hours=5) < first.following.redeemed_at < until
+    assert first.next_cursor is not None
+    assert until - timedelta(hours=5) < first.next_cursor.redeemed_at < until
 
 
 @pytest.mark.usefixtures("offers")

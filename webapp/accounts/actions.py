@@ -332,8 +332,8 @@ def authenticate_api_key(authorization: str) -> ApiClient:
         key = signing_keys.find_secret("api_key", found.key_version) if found else None
         expected = bytes(found.secret_hash) if found else bytes(32)
         mac = _compute_hmac(key or b"", secret)
-        if hmac.compare_digest(mac, expected) and found and found.works:
-            if found.is_unmarked:
+        if hmac.compare_digest(mac, expected) and found and found.is_valid:
+            if found.is_last_used_stale:
                 _update_last_used(found.id)
                 current_app.extensions.get("api_keys", {}).pop(public_id, None)
             return ApiClient(found.id, found.name, found.scopes)

@@ -41,7 +41,7 @@ class StaffUser(UserMixin, Model):
     def is_active(self) -> bool:
         return self.disabled_at is None
 
-    def may(self, role: Role) -> bool:
+    def has_at_least_role(self, role: Role) -> bool:
         """Whether this user's role is `role` or a mightier one."""
         return ROLES.index(self.role) <= ROLES.index(role)
 

@@ -127,8 +127,8 @@ class ApiKeyRow(NamedTuple):
     scopes: list[str]
     secret_hash: bytes
     key_version: int
-    works: bool
-    is_unmarked: bool
+    is_valid: bool
+    is_last_used_stale: bool
 
 
 def find_api_key(public_id: str) -> ApiKeyRow | None:

@@ -19,9 +19,9 @@ class SigningKeyPurpose:
 
     name: str
     title: str
-    signs: str
-    stops: str = ""
-    keep: str = ""
+    description: str
+    revocation_effect: str = ""
+    revocation_blocker: str = ""
 
 
 SIGNING_KEY_PURPOSES = {
@@ -31,27 +31,29 @@ SIGNING_KEY_PURPOSES = {
             "personal_code",
             "Personal codes",
             "The ending that makes a shared code a customer's own. Mails that are out carry it.",
-            stops="Personal codes that were made with it stop working at once: those in mails, and those that shops "
-            "have kept. Personal links go on working, and each next mail carries a code that works.",
+            revocation_effect="Personal codes that were made with it stop working at once: those in mails, and those "
+            "that shops have kept. Personal links go on working, and each next mail carries a code that works.",
         ),
         SigningKeyPurpose(
             "personal_link",
             "Personal links",
             "The links in mails that open the form filled in, and later show the receipt.",
-            stops="Personal links that were made with it lead nowhere, within a minute: neither to the form nor to the "
-            "receipt. Their owners can still type code and e-mail, and each next mail carries a link that works.",
+            revocation_effect="Personal links that were made with it lead nowhere, within a minute: neither to "
+            "the form nor to the receipt. Their owners can still type code and e-mail, and each next mail "
+            "carries a link that works.",
         ),
         SigningKeyPurpose(
             "redemption_id",
             "References of redemptions",
             "What stands on receipts and in the books of shops.",
-            keep="Receipts that are out there must be found for ever, so no version is ever retired.",
+            revocation_blocker="Receipts that are out there must be found for ever, so no version is ever retired.",
         ),
         SigningKeyPurpose(
             "api_key",
             "API keys",
             "What checks the keys of shops and tills.",
-            keep="Retiring a version would refuse every API key of its time. Revoke the API keys themselves.",
+            revocation_blocker="Retiring a version would refuse every API key of its time. "
+            "Revoke the API keys themselves.",
         ),
     )
 }
@@ -85,8 +87,8 @@ def revoke_signing_key(purpose: str, version: int, by: str) -> None:
         some process may still be signing with it.
     """
     known = _get_purpose(purpose)
-    if known.keep:
-        raise DomainError("conflict", known.keep, 409)
+    if known.revocation_blocker:
+        raise DomainError("conflict", known.revocation_blocker, 409)
     signing_keys.lock_signing_keys()
     found = {row.version: row for row in signing_keys.list_key_versions(purpose)}
     if version not in found:

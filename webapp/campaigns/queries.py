@@ -39,7 +39,7 @@ class IssueCause:
     state: str
     code: int | None
     cause: str
-    n: int
+    count: int
 
 
 @dataclass(frozen=True)
@@ -57,31 +57,31 @@ class CampaignStats:
     left: int = 0
     rate: float | None = None
     seconds_left: int | None = None
-    idle: int | None = None
+    idle_seconds: int | None = None
     # Whether a worker is at one of its batches: so it is for a moment after a pause, until its window is through.
-    is_being_sent: bool = False
-    goes_on_by: datetime | None = None
-    is_late: bool = False
+    has_active_worker: bool = False
+    resumes_by: datetime | None = None
+    is_overdue: bool = False
     causes: tuple[IssueCause, ...] = ()
 
     @property
-    def settled(self) -> int:
+    def processed(self) -> int:
         """Of how many it is known what became, or that nobody will ever know."""
         return self.sent + self.failed + self.uncertain + self.skipped + self.left
 
     @property
     def waiting(self) -> int:
         """Who has not been tried yet."""
-        return max(0, self.total - self.settled - self.deferred)
+        return max(0, self.total - self.processed - self.deferred)
 
     @property
     def is_stalled(self) -> bool:
         """Whether nothing moves although there is somebody to mail. A worker at a slow relay moves."""
-        is_idle = self.waiting > 0 and not self.is_being_sent and (self.idle or 0) >= STALLED_AFTER_SECONDS
-        return self.is_late or (is_idle and self.goes_on_by is None)
+        is_idle = self.waiting > 0 and not self.has_active_worker and (self.idle_seconds or 0) >= STALLED_AFTER_SECONDS
+        return self.is_overdue or (is_idle and self.resumes_by is None)
 
     @property
-    def not_yet(self) -> int:
+    def remaining(self) -> int:
         """Who may still get the mail by itself: not tried yet, or put off."""
         return self.waiting + self.deferred
 
@@ -217,10 +217,10 @@ def get_stats_by_campaign(campaign_ids: Sequence[int]) -> dict[int, CampaignStat
 
 
 def _stats_from_row(row: Row[Any]) -> CampaignStats:
-    causes = sorted((IssueCause(*each) for each in row.issues or ()), key=lambda cause: -cause.n)
+    causes = sorted((IssueCause(*each) for each in row.issues or ()), key=lambda cause: -cause.count)
     of_state: Counter[str] = Counter()
     for cause in causes:
-        of_state[cause.state] += cause.n
+        of_state[cause.state] += cause.count
     if row.status == "cancelled":
         # So the sweep will write it down.
         of_state["skipped"] += of_state.pop("deferred", 0)
@@ -248,10 +248,10 @@ def _stats_from_row(row: Row[Any]) -> CampaignStats:
         so_far,
         rate=rate,
         seconds_left=math.ceil(left / rate) if rate and left else None,
-        idle=idle,
-        is_being_sent=bool(row.is_leased),
-        goes_on_by=goes_on_by if goes_on_by and goes_on_by >= row.at else None,
-        is_late=goes_on_by is not None and goes_on_by < row.at,
+        idle_seconds=idle,
+        has_active_worker=bool(row.is_leased),
+        resumes_by=goes_on_by if goes_on_by and goes_on_by >= row.at else None,
+        is_overdue=goes_on_by is not None and goes_on_by < row.at,
     )
 
 

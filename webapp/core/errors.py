@@ -24,6 +24,8 @@ class DomainError(Exception):
     """
 
     def __init__(self, key: str, message: str, status: int = 409, field: str | None = None) -> None:
+        # A lazy text is translated here, while the language of the request is known.
+        message = str(message)
         super().__init__(message)
         self.key = key
         self.message = message

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
+from flask_babel import Babel
 from flask_login import LoginManager
 from flask_mail import Mail
 from flask_migrate import Migrate
@@ -44,6 +45,7 @@ else:
 migrate = Migrate()
 mail = Mail()
 csrf = CSRFProtect()
+babel = Babel()
 login = LoginManager()
 
 # Results are never read: the rows of the program are the truth, the queue is only a doorbell.

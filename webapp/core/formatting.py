@@ -9,7 +9,6 @@ from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 from babel import Locale, dates, numbers
-from flask_login import current_user
 
 from webapp.core.money import Discount
 
@@ -146,10 +145,9 @@ def mask_email(email: str) -> str:
     return f"{local[0]}…{local[-1] if len(local) > 2 else ''}@{domain}"
 
 
-def format_datetime(value: datetime | None, zone: str | None = None) -> str:
-    """3 May 2026, 12:00 CEST, in a zone (the staff member's own if none is given)."""
+def format_datetime(value: datetime | None, zone: str) -> str:
+    """3 May 2026, 12:00 CEST, in a time zone; a dash for None."""
     if value is None:
         return "–"
-    place = ZoneInfo(zone or getattr(current_user, "time_zone", None) or "UTC")
-    text = dates.format_datetime(value, "d MMM y, HH:mm", tzinfo=place, locale="en")
-    return f"{text} {value.astimezone(place).tzname()}"
+    local = value.astimezone(ZoneInfo(zone))
+    return f"{dates.format_datetime(local, 'd MMM y, HH:mm', tzinfo=local.tzinfo, locale='en')} {local.tzname()}"

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import pydantic_core
 from flask.json.provider import DefaultJSONProvider
+from flask_babel.speaklater import LazyString
 
 
 class JsonProvider(DefaultJSONProvider):
@@ -18,10 +19,17 @@ class JsonProvider(DefaultJSONProvider):
 
     def dumps(self, obj: Any, **kwargs: Any) -> str:
         try:
-            return pydantic_core.to_json(obj).decode()
+            return pydantic_core.to_json(obj, fallback=_to_text).decode()
         except pydantic_core.PydanticSerializationError:
             # Half a character, as only JSON can carry it: escaped, the standard library passes it on.
             return super().dumps(obj, **kwargs)
+
+
+def _to_text(value: object) -> str:
+    """A text that is translated when it is shown, as text."""
+    if isinstance(value, LazyString):
+        return str(value)
+    raise pydantic_core.PydanticSerializationError(f"{type(value).__name__} is not serializable")
 
 
 def _reject_duplicate_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ class Discount:
     amount: int | None = None
     currency: str | None = None
 
-    def on(self, amount: int, currency: str) -> int:
+    def amount_off(self, amount: int, currency: str) -> int:
         """What is taken off an order of `amount` minor units: rounded half up, never more than the order.
 
         :raises Invalid: `currency_mismatch` when a fixed amount is in another currency than the order.

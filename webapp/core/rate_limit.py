@@ -126,9 +126,9 @@ class TooManyRequests(DomainError):
     """Tried too often; `seconds` says for how long to wait."""
 
     def __init__(self, seconds: int) -> None:
-        self.seconds = seconds
-        self.wait = "a minute" if seconds <= 60 else f"{math.ceil(seconds / 60)} minutes"
-        super().__init__("rate_limited", f"Too many tries. Please wait {self.wait} and try again.", 429)
+        self.retry_after_seconds = seconds
+        self.wait_text = "a minute" if seconds <= 60 else f"{math.ceil(seconds / 60)} minutes"
+        super().__init__("rate_limited", f"Too many tries. Please wait {self.wait_text} and try again.", 429)
 
 
 # `swallow_errors` lets a request pass when the table can't be reached, and logs it.
@@ -162,7 +162,7 @@ def init_app(app: Flask) -> None:
     def too_many(error: TooManyRequests) -> Response:
         refusal = DomainError(error.key, error.message, error.status)
         answer: Response = app.make_response(app.handle_user_exception(refusal))
-        answer.headers["Retry-After"] = str(error.seconds)
+        answer.headers["Retry-After"] = str(error.retry_after_seconds)
         return answer
 
 

@@ -45,7 +45,7 @@ class Settings:
 
     # What is secret stands in no traceback and no line of a log.
     database_url: str = field(repr=False)
-    database_is_embedded: bool
+    uses_embedded_database: bool
     secret_key: str = field(repr=False)
     instance_path: Path
     port: int
@@ -55,7 +55,7 @@ class Settings:
     public_url: str
     mail_server: str
     mail_port: int
-    mail_is_sink: bool
+    uses_mail_sink: bool
     mail_username: str | None
     mail_password: str | None = field(repr=False)
     mail_use_tls: bool
@@ -71,7 +71,7 @@ class Settings:
     # `text` for people or `json` for programs; from which level on, None for what is usual (webapp/core/logs.py).
     log_format: str
     log_level: str | None
-    max_upload: int = 512 * 1024 * 1024
+    max_upload_bytes: int = 512 * 1024 * 1024
 
     @property
     def libpq_url(self) -> str:
@@ -105,7 +105,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     _check_relay_settings(given)
     return Settings(
         database_url=_parse_database_url(given["DATABASE_URL"]) if not embedded else embedded_database_url(instance),
-        database_is_embedded=embedded,
+        uses_embedded_database=embedded,
         secret_key=given.get("SECRET_KEY") or load_secret_key(instance),
         instance_path=instance,
         port=port,
@@ -114,7 +114,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         public_url=_parse_public_url(given.get("PUBLIC_URL") or f"http://127.0.0.1:{port}"),
         mail_server=_parse_mail_server(given.get("MAIL_SERVER") or "127.0.0.1"),
         mail_port=_parse_integer(given, "MAIL_PORT", port + 1 if sink else 25, 1, 65535),
-        mail_is_sink=sink,
+        uses_mail_sink=sink,
         mail_username=given.get("MAIL_USERNAME") or None,
         mail_password=given.get("MAIL_PASSWORD") or None,
         mail_use_tls=_parse_boolean(given, "MAIL_USE_TLS"),

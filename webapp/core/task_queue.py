@@ -134,23 +134,20 @@ def _register(
     *,
     is_periodic: bool = False,
 ) -> None:
-    run_task = _wrap_in_app_context(name, function, is_periodic)
-    _functions[name] = run_task
-    _tasks[name] = _register_key(name, run_task, make_task)
+    _functions[name] = _wrap_in_app_context(name, function, is_periodic)
+    _tasks[name] = _register_key(name, name, make_task)
     for key in former_keys:
-        _register_key(key, run_task, huey.task)
+        _register_key(key, name, huey.task)
 
 
-def _register_key(key: str, function: Function, make_task: Callable[..., Any]) -> Any:
-    """Register a function under exactly this key: Huey makes it of the module and the name of a function."""
-    module, _, name = key.rpartition(".")
+def _register_key(key: str, name: TaskName, make_task: Callable[..., Any]) -> Any:
+    """Register a task under exactly this key, which Huey builds from the module and the name of a function."""
 
-    @functools.wraps(function)
-    def keyed(*args: int) -> None:
-        function(*args)
+    def run_by_key(*args: int) -> None:
+        run(name, *args)
 
-    keyed.__module__ = module
-    return make_task(name=name)(keyed)
+    run_by_key.__module__, _, function_name = key.rpartition(".")
+    return make_task(name=function_name)(run_by_key)
 
 
 def _wrap_in_app_context(name: str, function: Function, is_periodic: bool) -> Function:

@@ -143,18 +143,18 @@ class CustomerImport(Model):
         return self.status in ("receiving", "queued", "running")
 
     @property
-    def to_merge(self) -> int:
+    def rows_to_merge(self) -> int:
         """How many rows of the file are to become customers, as far as it has been read."""
         return self.rows - self.rejected - self.duplicates
 
     @property
-    def merged(self) -> int:
+    def merged_rows(self) -> int:
         return self.created + self.updated + self.unchanged
 
-    def pace(self, at: datetime) -> int | None:
+    def rows_per_second(self, at: datetime) -> int | None:
         """Rows a second since a worker began; none before there is anything to tell."""
         seconds = ((self.finished_at or at) - (self.started_at or at)).total_seconds()
-        rows = self.rows if self.merged_to is None else self.rejected + self.duplicates + self.merged
+        rows = self.rows if self.merged_to is None else self.rejected + self.duplicates + self.merged_rows
         return round(rows / seconds) if seconds >= 1 and rows else None
 
 
@@ -185,6 +185,6 @@ class RejectedRow(Model):
     __table_args__ = (Index("ix_import_rejection_import_id_line", "import_id", "line"),)
 
     @property
-    def is_taken(self) -> bool:
+    def is_warning(self) -> bool:
         """Whether the row counts all the same."""
         return self.code in WARNING_CODES

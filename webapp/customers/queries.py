@@ -36,7 +36,7 @@ class AudienceSummary:
     id: int
     name: str
     created_at: datetime
-    members: int
+    member_count: int
     is_exact: bool
 
 
@@ -44,7 +44,7 @@ class AudienceSummary:
 class CustomerCount:
     """How many customers there are. A million rows are estimated, not counted."""
 
-    number: int
+    value: int
     is_exact: bool
 
 

@@ -37,11 +37,11 @@ class PlaceholderRenderer:
 
     def __call__(self, slot: Placeholder, value: str) -> str:
         said = self.escape(value or slot.fallback)
-        if slot.is_apart and value and self._runs_otherwise(value):
+        if slot.is_isolated and value and self._has_opposite_direction(value):
             return f"{self.opening}{said}{self.closing}"
         return said
 
-    def _runs_otherwise(self, value: str) -> bool:
+    def _has_opposite_direction(self, value: str) -> bool:
         if self.is_right_to_left:
             return "L" in map(bidirectional, value)
         return not value.isascii() and not _RIGHT_TO_LEFT_CLASSES.isdisjoint(map(bidirectional, value))
@@ -72,7 +72,7 @@ def isolate_html_placeholders(parts: TemplateParts) -> TemplateParts:
     reader.close()
     numbers = iter(range(len(slots)))
     return tuple(
-        part if isinstance(part, str) else _isolate_placeholder(part) if next(numbers) in reader.found else part
+        part if isinstance(part, str) else _isolate_placeholder(part) if next(numbers) in reader.markers else part
         for part in parts
     )
 
@@ -84,21 +84,21 @@ def _isolate_placeholder(slot: Placeholder) -> Placeholder:
 class _TextMarkerFinder(HTMLParser):
     """Finds the marks that stand among words."""
 
-    SILENT = frozenset(("title", "style", "script", "textarea", "option"))
+    NON_TEXT_ELEMENTS = frozenset(("title", "style", "script", "textarea", "option"))
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
-        self.found: set[int] = set()
-        self.silent = ""
+        self.markers: set[int] = set()
+        self.skipped_tag = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if not self.silent and tag in self.SILENT:
-            self.silent = tag
+        if not self.skipped_tag and tag in self.NON_TEXT_ELEMENTS:
+            self.skipped_tag = tag
 
     def handle_endtag(self, tag: str) -> None:
-        if tag == self.silent:
-            self.silent = ""
+        if tag == self.skipped_tag:
+            self.skipped_tag = ""
 
     def handle_data(self, data: str) -> None:
-        if not self.silent:
-            self.found |= {int(number) for number in _MARKER.findall(data)}
+        if not self.skipped_tag:
+            self.markers |= {int(number) for number in _MARKER.findall(data)}

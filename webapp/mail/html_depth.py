@@ -105,7 +105,7 @@ def check_html_depth(source: str) -> None:
     reader = _DepthParser()
     reader.feed(source)
     reader.close()
-    if tags - reader.seen > UNPARSED_TAGS_MAX:
+    if tags - reader.start_tag_count > UNPARSED_TAGS_MAX:
         raise HtmlTooDeep(f"More than {UNPARSED_TAGS_MAX} tags are in comments. Please take some away.")
 
 
@@ -117,17 +117,17 @@ class _DepthParser(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=False)
-        self.open: list[str] = []
-        self.seen = 0
+        self.open_elements: list[str] = []
+        self.start_tag_count = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen += 1
-        if tag in _VOID_ELEMENTS and "svg" not in self.open and "math" not in self.open:
+        self.start_tag_count += 1
+        if tag in _VOID_ELEMENTS and "svg" not in self.open_elements and "math" not in self.open_elements:
             return
-        while self.open and self.open[-1] in _IMPLIED_END_TAGS.get(tag, ()):
-            self.open.pop()
-        self.open.append(tag)
-        if len(self.open) > HTML_DEPTH_MAX:
+        while self.open_elements and self.open_elements[-1] in _IMPLIED_END_TAGS.get(tag, ()):
+            self.open_elements.pop()
+        self.open_elements.append(tag)
+        if len(self.open_elements) > HTML_DEPTH_MAX:
             raise HtmlTooDeep(
                 f"Elements are nested more than {HTML_DEPTH_MAX} deep, or as many are never closed. "
                 "Please close them, or take some away."
@@ -136,14 +136,19 @@ class _DepthParser(HTMLParser):
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         # <div/> is not closed in HTML, only in a drawing.
         self.handle_starttag(tag, attrs)
-        if tag not in _VOID_ELEMENTS and ("svg" in self.open or "math" in self.open):
+        if tag not in _VOID_ELEMENTS and ("svg" in self.open_elements or "math" in self.open_elements):
             self.handle_endtag(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        if tag not in _RAW_TEXT_ELEMENTS and not _RAW_TEXT_ELEMENTS.isdisjoint(self.open):
+        if tag not in _RAW_TEXT_ELEMENTS and not _RAW_TEXT_ELEMENTS.isdisjoint(self.open_elements):
             return
-        at = len(self.open) - 1
-        while tag in _CLOSES_OPEN_CHILDREN and at >= 0 and self.open[at] != tag and self.open[at] in _IMPLIED_END_TAGS:
+        at = len(self.open_elements) - 1
+        while (
+            tag in _CLOSES_OPEN_CHILDREN
+            and at >= 0
+            and self.open_elements[at] != tag
+            and self.open_elements[at] in _IMPLIED_END_TAGS
+        ):
             at -= 1
-        if at >= 0 and self.open[at] == tag:
-            del self.open[at:]
+        if at >= 0 and self.open_elements[at] == tag:
+            del self.open_elements[at:]

@@ -21,12 +21,12 @@ _TRAILING_WHITESPACE = re.compile(rb"(?m)^(.{74,})(=20|=09)$")
 class MergeField:
     """Where a value goes into a body that is quoted-printable already."""
 
-    slot: Placeholder
-    written: Callable[[Placeholder, str], str]
+    placeholder: Placeholder
+    render: Callable[[Placeholder, str], str]
     ends_line: bool
 
-    def stamp(self, values: Mapping[str, str]) -> bytes:
-        quoted = _encode_text(self.written(self.slot, values[self.slot.name]))
+    def encode_value(self, values: Mapping[str, str]) -> bytes:
+        quoted = _encode_text(self.render(self.placeholder, values[self.placeholder.name]))
         return quoted if self.ends_line else _append_soft_break(quoted)
 
 
@@ -34,17 +34,17 @@ class MergeBody:
     """Pieces of a message, some of them stamps. What stands in several places is written once for each recipient."""
 
     def __init__(self, pieces: list[bytes | MergeField]) -> None:
-        self.stamps: list[MergeField] = list(dict.fromkeys(piece for piece in pieces if isinstance(piece, MergeField)))
-        self._pieces = [piece if isinstance(piece, bytes) else b"" for piece in pieces]
-        self._holes = [
-            (at, self.stamps.index(piece)) for at, piece in enumerate(pieces) if isinstance(piece, MergeField)
+        self.fields: list[MergeField] = list(dict.fromkeys(piece for piece in pieces if isinstance(piece, MergeField)))
+        self._segments = [piece if isinstance(piece, bytes) else b"" for piece in pieces]
+        self._field_positions = [
+            (at, self.fields.index(piece)) for at, piece in enumerate(pieces) if isinstance(piece, MergeField)
         ]
 
-    def write(self, values: Mapping[str, str]) -> list[bytes]:
+    def render(self, values: Mapping[str, str]) -> list[bytes]:
         """The pieces with a recipient's values."""
-        written = [stamp.stamp(values) for stamp in self.stamps]
-        pieces = self._pieces.copy()
-        for at, which in self._holes:
+        written = [stamp.encode_value(values) for stamp in self.fields]
+        pieces = self._segments.copy()
+        for at, which in self._field_positions:
             pieces[at] = written[which]
         return pieces
 

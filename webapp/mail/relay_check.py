@@ -18,8 +18,8 @@ from webapp.mail.smtp import RelayRejected, RelayUnavailable
 class RelayCheckResult:
     """How the check went: one sentence, and what to do about it."""
 
-    ok: bool
-    sentence: str
+    is_ok: bool
+    message: str
     hint: str = ""
 
 
@@ -73,7 +73,7 @@ def _describe_security(settings: Settings) -> str:
 
 
 def _suggest_improvement(settings: Settings) -> str:
-    if settings.mail_is_sink:
+    if settings.uses_mail_sink:
         return "It is the built-in one, which only keeps mails to look at: set MAIL_SERVER before you mail customers."
     encrypted = settings.mail_use_tls or settings.mail_use_ssl
     if encrypted or _is_local_host(settings.mail_server):

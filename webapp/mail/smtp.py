@@ -58,7 +58,7 @@ class SmtpOutcome:
     kind: OutcomeKind
     code: int | None = None
     text: str = ""
-    at: str = ""
+    stage: str = ""
 
 
 class RelayUnavailable(Exception):
@@ -100,10 +100,10 @@ class _SmtpSession(smtplib.SMTP):
 
     def __init__(self, server: str, port: int) -> None:
         self.deadline = time.monotonic() + timeouts.CONNECT_TIMEOUT
-        self.held = b""
+        self.buffer = b""
         super().__init__(server, port, timeout=timeouts.CONNECT_TIMEOUT)
 
-    def until(self, seconds: float) -> None:
+    def set_deadline(self, seconds: float) -> None:
         """What is heard from now on has to come within so many seconds."""
         self.deadline = time.monotonic() + seconds
 
@@ -111,7 +111,7 @@ class _SmtpSession(smtplib.SMTP):
         """(code, words) of the next answer, all its lines; code -1 for nonsense (RFC 5321, 4.2)."""
         lines, size = [], 0
         while True:
-            line = self._line()
+            line = self._read_line()
             size += len(line)
             if size > MAX_REPLY_BYTES:
                 self.close()
@@ -122,11 +122,11 @@ class _SmtpSession(smtplib.SMTP):
             if line[3:4] != b"-":
                 return int(line[:3]), b"\n".join(lines)
 
-    def _line(self) -> bytes:
-        while b"\n" not in self.held:
-            if self.sock is None or len(self.held) > MAX_REPLY_BYTES:
+    def _read_line(self) -> bytes:
+        while b"\n" not in self.buffer:
+            if self.sock is None or len(self.buffer) > MAX_REPLY_BYTES:
                 self.close()
-                raise smtplib.SMTPServerDisconnected("its answer has no end" if self.held else "not connected")
+                raise smtplib.SMTPServerDisconnected("its answer has no end" if self.buffer else "not connected")
             left = self.deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError("timed out")
@@ -135,8 +135,8 @@ class _SmtpSession(smtplib.SMTP):
             if not heard:
                 self.close()
                 raise smtplib.SMTPServerDisconnected("it closed the connection")
-            self.held += heard
-        line, _, self.held = self.held.partition(b"\n")
+            self.buffer += heard
+        line, _, self.buffer = self.buffer.partition(b"\n")
         return line
 
 
@@ -145,7 +145,7 @@ class _ImplicitTlsSmtpSession(_SmtpSession, smtplib.SMTP_SSL):
 
     def __init__(self, server: str, port: int) -> None:
         self.deadline = time.monotonic() + timeouts.CONNECT_TIMEOUT
-        self.held = b""
+        self.buffer = b""
         smtplib.SMTP_SSL.__init__(self, server, port, timeout=timeouts.CONNECT_TIMEOUT, context=_create_tls_context())
 
 
@@ -163,7 +163,7 @@ class RelayConnection(flask_mail.Connection):
         exc_value: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        self.drop()
+        self.quit()
 
     @property
     def is_open(self) -> bool:
@@ -202,14 +202,14 @@ class RelayConnection(flask_mail.Connection):
         """A connection that is greeted, encrypted as configured and signed in."""
         host = self._connect()
         try:
-            host.until(timeouts.CONNECT_TIMEOUT)
+            host.set_deadline(timeouts.CONNECT_TIMEOUT)
             _send_ehlo(host)
             if self.mail.use_tls:
                 code, words = host.starttls(context=_create_tls_context())
                 if code != 220:
                     raise smtplib.SMTPResponseException(code, words)
                 # What came before is not of this conversation: it may be anybody's (CVE-2011-0411).
-                host.held = b""
+                host.buffer = b""
                 _send_ehlo(host)
             if self.mail.username and self.mail.password:
                 host.login(self.mail.username, self.mail.password)
@@ -256,18 +256,18 @@ class RelayConnection(flask_mail.Connection):
         if letter.has_bad_headers():
             return SmtpOutcome("failed", None, "this can't be written as an address", "address")
         try:
-            refusal = self._envelope(host, letter, meanwhile)
+            refusal = self._send_envelope(host, letter, meanwhile)
             if refusal is not None:
                 return refusal
             if not may_send():
                 self.close()
                 return SmtpOutcome("stopped")
-            return self._body(host, letter)
+            return self._send_body(host, letter)
         except (OSError, smtplib.SMTPException) as error:
             self.close()
             return SmtpOutcome("trouble", None, _describe_error(error), "before the body")
 
-    def _envelope(
+    def _send_envelope(
         self, host: _SmtpSession, letter: OutgoingMessage, meanwhile: Callable[[], object]
     ) -> SmtpOutcome | None:
         """MAIL, RCPT and DATA; None when all were taken. At once where the relay reads ahead (RFC 2920), which saves
@@ -276,19 +276,19 @@ class RelayConnection(flask_mail.Connection):
         if options and not host.has_extn("smtputf8"):
             return SmtpOutcome("failed", None, "the relay takes no addresses with such letters (SMTPUTF8)", "address")
         commands = {"MAIL": f"MAIL FROM:<{letter.sender}>{options}", "RCPT": f"RCPT TO:<{letter.to}>", "DATA": "DATA"}
-        host.until(timeouts.REPLY_TIMEOUT)
+        host.set_deadline(timeouts.REPLY_TIMEOUT)
         _set_socket_timeout(host, timeouts.REPLY_TIMEOUT)
         groups = [tuple(commands)] if host.has_extn("pipelining") else [(verb,) for verb in commands]
         for group in groups:
             host.send("".join(f"{commands[verb]}\r\n" for verb in group).encode())
             if group[0] == "MAIL":
                 meanwhile()
-            refused = self._hear(host, group)
+            refused = self._read_replies(host, group)
             if refused is not None:
-                return self._refusal(host, *refused)
+                return self._classify_refusal(host, *refused)
         return None
 
-    def _hear(self, host: _SmtpSession, group: tuple[str, ...]) -> tuple[int, bytes, str] | None:
+    def _read_replies(self, host: _SmtpSession, group: tuple[str, ...]) -> tuple[int, bytes, str] | None:
         """The first refusal among the answers to a group of commands, all of them read; None when there is none."""
         refused: tuple[int, bytes, str] | None = None
         for verb in group:
@@ -309,14 +309,14 @@ class RelayConnection(flask_mail.Connection):
                 return refused
         return refused
 
-    def _body(self, host: _SmtpSession, letter: OutgoingMessage) -> SmtpOutcome:
+    def _send_body(self, host: _SmtpSession, letter: OutgoingMessage) -> SmtpOutcome:
         if host.sock is None:
             raise smtplib.SMTPServerDisconnected("the connection is closed")
         body = _dot_stuff(letter.raw)
         _set_socket_timeout(host, timeouts.BODY_TIMEOUT)
         # An error in here leaves the closing dot unsent, so the relay has to forget the mail.
         host.sock.sendall(body)
-        host.until(timeouts.REPLY_TIMEOUT)
+        host.set_deadline(timeouts.REPLY_TIMEOUT)
         try:
             code, words = host.getreply()
         except (OSError, smtplib.SMTPException) as error:
@@ -330,9 +330,9 @@ class RelayConnection(flask_mail.Connection):
         if not 400 <= code < 600:
             self.close()
             return SmtpOutcome("uncertain", None, "the answer after the mail was handed over makes no sense", "body")
-        return self._refusal(host, code, words, "body")
+        return self._classify_refusal(host, code, words, "body")
 
-    def _refusal(self, host: _SmtpSession, code: int, words: bytes, at: str) -> SmtpOutcome:
+    def _classify_refusal(self, host: _SmtpSession, code: int, words: bytes, at: str) -> SmtpOutcome:
         text = _normalise_reply_text(words)
         if code == 421 or (at == "MAIL" and 400 <= code < 500):
             self.close()
@@ -349,7 +349,7 @@ class RelayConnection(flask_mail.Connection):
         """Ready for the next mail; a connection that will not be is dropped, and the outcome stays what it was."""
         if self.host is None:
             return
-        host.until(timeouts.RESET_TIMEOUT)
+        host.set_deadline(timeouts.RESET_TIMEOUT)
         try:
             if host.docmd("RSET")[0] != 250:
                 self.close()
@@ -362,13 +362,13 @@ class RelayConnection(flask_mail.Connection):
         if host is not None:
             host.close()
 
-    def drop(self) -> None:
+    def quit(self) -> None:
         """Take leave and close the connection. Never raises: whatever was accepted stays accepted."""
         host, self.host = self.host, None
         if host is None:
             return
         try:
-            host.until(2)
+            host.set_deadline(2)
             _set_socket_timeout(host, 2)
             host.quit()
         except (OSError, smtplib.SMTPException):

@@ -20,7 +20,7 @@ class Placeholder:
 
     name: str
     fallback: str = ""
-    is_apart: bool = False
+    is_isolated: bool = False
 
 
 TemplateParts = tuple[str | Placeholder, ...]

@@ -46,11 +46,11 @@ def expected_migration() -> str:
 
 class _MetricsCollector(Collector):
     def __init__(self, figures: MetricsSnapshot | None, release: str) -> None:
-        self.figures = figures
+        self.snapshot = figures
         self.release = release
 
     def collect(self) -> Iterator[Metric]:
-        found = self.figures
+        found = self.snapshot
         yield InfoMetricFamily("onecode_build", "Which release of Onecode answers.", {"version": self.release})
         yield _gauge(
             "onecode_database_up",
@@ -59,13 +59,13 @@ class _MetricsCollector(Collector):
         )
         if found is None:
             return
-        yield from _database_metrics(found.server)
+        yield from _database_metrics(found.database)
         if found.workers:
             yield from _worker_metrics(found.workers)
-        if found.mailings:
-            yield from _campaign_metrics(found.mailings)
-        if found.redeeming:
-            yield from _redemption_metrics(found.redeeming)
+        if found.campaigns:
+            yield from _campaign_metrics(found.campaigns)
+        if found.redemptions:
+            yield from _redemption_metrics(found.redemptions)
         if found.imports is not None:
             yield _labelled_gauge(
                 "onecode_imports", "Imports by state.", "state", {s: found.imports.get(s, 0) for s in IMPORT_STATES}
@@ -77,44 +77,44 @@ def _database_metrics(found: DatabaseMetrics) -> Iterator[Metric]:
     yield InfoMetricFamily(
         "onecode_migration",
         "The migration the tables are at, and the one that this release was written for.",
-        {"current": found.version, "expected": expected},
+        {"current": found.migration, "expected": expected},
     )
-    yield _gauge("onecode_migration_differs", "Whether these two differ.", found.version != expected)
+    yield _gauge("onecode_migration_differs", "Whether these two differ.", found.migration != expected)
     yield _gauge(
         "onecode_database_connections", "Connections that PostgreSQL has open, of everybody.", found.connections
     )
     yield _gauge("onecode_database_connections_max", "How many PostgreSQL allows.", found.max_connections)
-    yield _gauge("onecode_database_size_bytes", "Size of the database on disk.", found.size)
-    yield _gauge("onecode_queue_tasks", "Tasks in the queue that no worker has taken yet.", found.queued)
-    yield _gauge("onecode_queue_scheduled_tasks", "Tasks in the queue for a later time.", found.scheduled)
+    yield _gauge("onecode_database_size_bytes", "Size of the database on disk.", found.size_bytes)
+    yield _gauge("onecode_queue_tasks", "Tasks in the queue that no worker has taken yet.", found.queued_tasks)
+    yield _gauge("onecode_queue_scheduled_tasks", "Tasks in the queue for a later time.", found.scheduled_tasks)
 
 
 def _worker_metrics(found: WorkerMetrics) -> Iterator[Metric]:
-    yield _gauge("onecode_workers", "Worker processes heard of in the last minute.", found.alive)
+    yield _gauge("onecode_workers", "Worker processes heard of in the last minute.", found.alive_count)
     yield _gauge(
-        "onecode_worker_busy_seconds", "For how long a worker has been at the task that was begun first.", found.busy
+        "onecode_worker_busy_seconds",
+        "For how long a worker has been at the task that was begun first.",
+        found.longest_busy_seconds,
     )
     yield _labelled_gauge(
         "onecode_sweep_timestamp_seconds",
         "When a task of every minute was last got through, by any worker, in seconds since 1970.",
         "task",
-        found.swept,
+        found.periodic_task_times,
     )
 
 
 def _campaign_metrics(found: CampaignMetrics) -> Iterator[Metric]:
-    states = {state: found.by_status.get(state, 0) for state in CAMPAIGN_STATES}
+    states = {state: found.counts_by_status.get(state, 0) for state in CAMPAIGN_STATES}
     yield _labelled_gauge("onecode_campaigns", "Campaigns by state.", "state", states)
+    yield _gauge("onecode_campaigns_paused_by_themselves", "Campaigns paused, but not by staff.", found.auto_paused)
     yield _gauge(
-        "onecode_campaigns_paused_by_themselves", "Campaigns paused, but not by staff.", found.paused_by_itself
-    )
-    yield _gauge(
-        "onecode_relay_trouble", "Whether the mail relay can't be reached or takes no mails.", found.is_relay_troubled
+        "onecode_relay_trouble", "Whether the mail relay can't be reached or takes no mails.", found.has_relay_problem
     )
     mails = GaugeMetricFamily(
         "onecode_campaign_mails", "Mails of a campaign that is open, by state.", labels=["campaign", "state"]
     )
-    for campaign_id, counts in found.open.items():
+    for campaign_id, counts in found.counts_by_open_campaign.items():
         for state in MAIL_STATES:
             mails.add_metric([str(campaign_id), state], getattr(counts, state))
     yield mails
@@ -122,7 +122,7 @@ def _campaign_metrics(found: CampaignMetrics) -> Iterator[Metric]:
         "onecode_campaign_stalled",
         "Whether nothing of an open campaign moves although somebody waits for its mail.",
         "campaign",
-        {str(campaign_id): counts.is_stalled for campaign_id, counts in found.open.items()},
+        {str(campaign_id): counts.is_stalled for campaign_id, counts in found.counts_by_open_campaign.items()},
     )
 
 
@@ -132,9 +132,13 @@ def _redemption_metrics(found: RedemptionMetrics) -> Iterator[Metric]:
     )
     yield CounterMetricFamily("onecode_rollbacks", "Redemptions ever undone.", found.rollbacks)
     yield _gauge(
-        "onecode_code_misses_last_hour", "Right codes typed with a wrong e-mail in the last hour.", found.misses
+        "onecode_code_misses_last_hour",
+        "Right codes typed with a wrong e-mail in the last hour.",
+        found.failed_attempts,
     )
-    yield _gauge("onecode_offers_guessed_at", "Offers whose code somebody seems to be trying out.", found.guessed)
+    yield _gauge(
+        "onecode_offers_guessed_at", "Offers whose code somebody seems to be trying out.", found.guessed_offers
+    )
 
 
 def _gauge(name: str, words: str, value: float) -> Metric:

@@ -31,12 +31,12 @@ OPEN_STATUSES = ("preparing", "sending", "paused")
 class DatabaseMetrics:
     """PostgreSQL and the queue in it. `version` is the migration that the tables are at, empty without any."""
 
-    version: str
+    migration: str
     connections: int
     max_connections: int
-    size: int
-    queued: int
-    scheduled: int
+    size_bytes: int
+    queued_tasks: int
+    scheduled_tasks: int
 
 
 @dataclass(frozen=True)
@@ -44,19 +44,19 @@ class WorkerMetrics:
     """Workers heard of lately, for how many seconds one has been at the same task, and when, in seconds since 1970,
     each of the tasks of every minute was last got through by any of them."""
 
-    alive: int
-    busy: float
-    swept: dict[str, float] = field(default_factory=dict)
+    alive_count: int
+    longest_busy_seconds: float
+    periodic_task_times: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class CampaignMetrics:
     """Campaigns by state, and where each of the open ones stands."""
 
-    by_status: dict[str, int]
-    paused_by_itself: int
-    is_relay_troubled: bool
-    open: dict[int, CampaignStats]
+    counts_by_status: dict[str, int]
+    auto_paused: int
+    has_relay_problem: bool
+    counts_by_open_campaign: dict[int, CampaignStats]
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class RedemptionMetrics:
 
     redemptions: int
     rollbacks: int
-    misses: int
-    guessed: int
+    failed_attempts: int
+    guessed_offers: int
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ class MetricsSnapshot:
     """Everything `/metrics` tells. What is about our own tables is None where they are not as this program knows them:
     before a migration, or after the next one."""
 
-    server: DatabaseMetrics
+    database: DatabaseMetrics
     workers: WorkerMetrics | None = None
-    mailings: CampaignMetrics | None = None
-    redeeming: RedemptionMetrics | None = None
+    campaigns: CampaignMetrics | None = None
+    redemptions: RedemptionMetrics | None = None
     imports: dict[str, int] | None = None
 
 

@@ -33,20 +33,20 @@ class DashboardFigures:
     """
 
     live_offers: int
-    today: int
-    yesterday: int
-    mails: int
-    share: float | None
-    per_day: list[tuple[date, int]]
+    redemptions_today: int
+    redemptions_yesterday: int
+    emails_sent: int
+    conversion_rate: float | None
+    redemptions_per_day: list[tuple[date, int]]
 
 
 @dataclass(frozen=True)
 class OnboardingSteps:
     """How far somebody new has come."""
 
-    customers: bool
-    offer: Offer | None
-    launched: bool
+    has_customers: bool
+    latest_offer: Offer | None
+    has_launched: bool
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,24 @@ class AttentionList:
     """What somebody should look at. A campaign comes with its offer's name: the subject holds placeholders; one whose
     uncertain mails are to decide also with how many."""
 
-    campaigns: Sequence[tuple[Campaign, str]]
-    undecided: Sequence[tuple[Campaign, str, int]]
-    running_out: Sequence[Offer]
-    ending: Sequence[Offer]
-    guessed: Sequence[tuple[Offer, int]]
-    imports: Sequence[CustomerImport]
+    stalled_campaigns: Sequence[tuple[Campaign, str]]
+    uncertain_campaigns: Sequence[tuple[Campaign, str, int]]
+    nearly_exhausted_offers: Sequence[Offer]
+    offers_ending_soon: Sequence[Offer]
+    guessed_offers: Sequence[tuple[Offer, int]]
+    failed_imports: Sequence[CustomerImport]
 
     def __bool__(self) -> bool:
-        return any((self.campaigns, self.undecided, self.running_out, self.ending, self.guessed, self.imports))
+        return any(
+            (
+                self.stalled_campaigns,
+                self.uncertain_campaigns,
+                self.nearly_exhausted_offers,
+                self.offers_ending_soon,
+                self.guessed_offers,
+                self.failed_imports,
+            )
+        )
 
 
 def get_dashboard_figures(zone: str) -> DashboardFigures:
@@ -82,9 +91,9 @@ def get_onboarding_steps() -> OnboardingSteps | None:
     if launched or db.session.scalar(select(exists().where(Redemption.offer_id.is_not(None)))):
         return None
     return OnboardingSteps(
-        customers=bool(db.session.scalar(select(exists().where(Customer.id.is_not(None))))),
-        offer=db.session.scalar(select(Offer).order_by(Offer.id.desc()).limit(1)),
-        launched=launched,
+        has_customers=bool(db.session.scalar(select(exists().where(Customer.id.is_not(None))))),
+        latest_offer=db.session.scalar(select(Offer).order_by(Offer.id.desc()).limit(1)),
+        has_launched=launched,
     )
 
 
@@ -100,12 +109,12 @@ def get_attention_list() -> AttentionList:
         CustomerImport.status == "failed", CustomerImport.created_at > func.now() - timedelta(days=7)
     )
     return AttentionList(
-        campaigns=_with_offer_names(campaign_queries.list_campaigns_needing_attention()),
-        undecided=_list_uncertain_campaigns(),
-        running_out=db.session.scalars(running_out.limit(ATTENTION_LIMIT)).all(),
-        ending=db.session.scalars(ending.limit(ATTENTION_LIMIT)).all(),
-        guessed=_list_guessed_offers(),
-        imports=db.session.scalars(failed.order_by(CustomerImport.id.desc()).limit(ATTENTION_LIMIT)).all(),
+        stalled_campaigns=_with_offer_names(campaign_queries.list_campaigns_needing_attention()),
+        uncertain_campaigns=_list_uncertain_campaigns(),
+        nearly_exhausted_offers=db.session.scalars(running_out.limit(ATTENTION_LIMIT)).all(),
+        offers_ending_soon=db.session.scalars(ending.limit(ATTENTION_LIMIT)).all(),
+        guessed_offers=_list_guessed_offers(),
+        failed_imports=db.session.scalars(failed.order_by(CustomerImport.id.desc()).limit(ATTENTION_LIMIT)).all(),
     )
 
 

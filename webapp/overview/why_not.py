@@ -35,7 +35,7 @@ class CheckExplanation:
     """A check with its answer and the fact behind it in one sentence."""
 
     check: EligibilityCheck
-    sentence: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,22 +49,22 @@ class Explanation:
     facts: RedemptionFacts
     reason: RefusalReason | None
     # What whoever redeems by a key or by hand is told.
-    sentence: str
-    lines: tuple[CheckExplanation, ...]
-    uses: tuple[RedemptionRecord, ...]
-    mails: tuple[CampaignDelivery, ...]
+    detail: str
+    checks: tuple[CheckExplanation, ...]
+    redemptions: tuple[RedemptionRecord, ...]
+    emails: tuple[CampaignDelivery, ...]
 
     @property
-    def fact(self) -> str:
+    def failed_detail(self) -> str:
         """The fact behind the conclusion: that of the first check that failed."""
-        return next((line.sentence for line in self.lines if line.check.passed is False), self.sentence)
+        return next((line.detail for line in self.checks if line.check.passed is False), self.detail)
 
 
 def explain_eligibility(ask: RedemptionRequest) -> Explanation:
     """What redeeming would answer at this moment, and every check on the way. Writes nothing."""
     facts = redemption_facts.load_facts([ask])[0]
-    if facts.code_is_closed:
-        facts = dataclasses.replace(facts, offer=None, use=None)
+    if facts.is_code_closed:
+        facts = dataclasses.replace(facts, offer=None, redemption=None)
     judged = evaluate(facts)
     offer = facts.offer
     audience = customer_queries.find_audience(offer.audience_id) if offer is not None and offer.audience_id else None
@@ -89,8 +89,8 @@ def explain_eligibility(ask: RedemptionRequest) -> Explanation:
         judged.reason,
         refusals.format_staff_message(judged.reason, offer)
         if judged.reason
-        else f"{told.who} can redeem {told.name} now.",
-        tuple(CheckExplanation(check, told.sentence(check)) for check in judged.checks),
+        else f"{told.customer_label} can redeem {told.offer_label} now.",
+        tuple(CheckExplanation(check, told.describe(check)) for check in judged.checks),
         uses,
         mails,
     )
@@ -113,82 +113,84 @@ def _describe_closed_code(ask: RedemptionRequest) -> str | None:
 class _CheckDescriber:
     """Sentences about one pair."""
 
-    ask: RedemptionRequest
+    request: RedemptionRequest
     facts: RedemptionFacts
-    audience: str | None
-    closed: str | None
-    uses: tuple[RedemptionRecord, ...]
+    audience_name: str | None
+    closed_code_detail: str | None
+    redemptions: tuple[RedemptionRecord, ...]
 
     @property
-    def who(self) -> str:
-        return self.facts.email or self.ask.email or f"the source id {self.ask.source_id}"
+    def customer_label(self) -> str:
+        return self.facts.email or self.request.email or f"the source id {self.request.source_id}"
 
     @property
-    def name(self) -> str:
+    def offer_label(self) -> str:
         return f"“{self.facts.offer.name}”" if self.facts.offer else "the offer"
 
-    def sentence(self, check: EligibilityCheck) -> str:
+    def describe(self, check: EligibilityCheck) -> str:
         offer = self.facts.offer
         if check.name == "code":
-            return self._code(offer)
+            return self._describe_code(offer)
         if check.name == "customer":
-            return self._customer()
+            return self._describe_customer()
         if offer is None:
             return "Not asked: the code is not known."
         if check.passed is None:
             return "Not asked: the customer is not known."
-        return self._asked(check, offer)
+        return self._describe_offer_check(check, offer)
 
-    def _asked(self, check: EligibilityCheck, offer: OfferFacts) -> str:
+    def _describe_offer_check(self, check: EligibilityCheck, offer: OfferFacts) -> str:
         match check.name:
             case "unused":
-                return self._unused()
+                return self._describe_unused()
             case "window":
                 return _describe_window(offer, check)
             case "status":
-                return "The offer is paused." if offer.paused else "The offer is not paused."
+                return "The offer is paused." if offer.is_paused else "The offer is not paused."
             case "audience":
-                return self._audience()
+                return self._describe_audience()
             case "personal_code":
-                return self._personal_code(offer)
+                return self._describe_personal_code(offer)
             case _:
                 return _describe_cap(offer)
 
-    def _code(self, offer: OfferFacts | None) -> str:
+    def _describe_code(self, offer: OfferFacts | None) -> str:
         if offer is None:
-            return self.closed or f"No offer has the code {self.ask.code}."
-        if self.facts.personal_code != "none":
-            return f"{self.ask.code} is a code of {self.name} with a personal ending."
-        if self.ask.code != normalise_code(offer.code):
-            return f"{self.ask.code} is an older code of {self.name}, which still works; now it has {offer.code}."
-        return f"{self.ask.code} is the code of {self.name}."
+            return self.closed_code_detail or f"No offer has the code {self.request.code}."
+        if self.facts.personal_code_status != "none":
+            return f"{self.request.code} is a code of {self.offer_label} with a personal ending."
+        if self.request.code != normalise_code(offer.code):
+            older, label = self.request.code, self.offer_label
+            return f"{older} is an older code of {label}, which still works; now it has {offer.code}."
+        return f"{self.request.code} is the code of {self.offer_label}."
 
-    def _customer(self) -> str:
+    def _describe_customer(self) -> str:
         if self.facts.customer_id is not None:
-            return f"{self.who} is a customer."
-        if self.ask.email is not None:
-            return f"Nobody has the e-mail {self.ask.email}."
-        return f"Nobody has the source id {self.ask.source_id}."
+            return f"{self.customer_label} is a customer."
+        if self.request.email is not None:
+            return f"Nobody has the e-mail {self.request.email}."
+        return f"Nobody has the source id {self.request.source_id}."
 
-    def _unused(self) -> str:
-        use = self.facts.use
+    def _describe_unused(self) -> str:
+        use = self.facts.redemption
         if use is not None:
             through = {"form": "the form", "link": "the personal link", "api": "the API", "staff": "staff"}[use.channel]
             return f"Used on {_format_time(use.redeemed_at, self.facts.offer)} through {through}."
-        undone = next((done.use for done in self.uses if done.use.rolled_back_at), None)
+        undone = next((done.row for done in self.redemptions if done.row.rolled_back_at), None)
         if undone is not None:
             return f"Not used: the redemption of {_format_time(undone.redeemed_at, self.facts.offer)} was undone."
         return "Not used by this customer so far."
 
-    def _audience(self) -> str:
-        if self.audience is None:
+    def _describe_audience(self) -> str:
+        if self.audience_name is None:
             return "The offer is for everyone known."
-        return f"Audience: {self.audience}; {self.who} is {'' if self.facts.in_audience else 'not '}a member."
+        is_member = "is a member" if self.facts.is_in_audience else "is not a member"
+        return f"Audience: {self.audience_name}; {self.customer_label} {is_member}."
 
-    def _personal_code(self, offer: OfferFacts) -> str:
-        if self.facts.personal_code == "right":
+    def _describe_personal_code(self, offer: OfferFacts) -> str:
+        if self.facts.personal_code_status == "right":
             return "The personal code is this customer's."
-        if self.facts.personal_code == "wrong":
+        if self.facts.personal_code_status == "wrong":
             return "The personal code is not this customer's: it is somebody else's, or mistyped."
         if offer.personal_code_required:
             return "The offer needs the personal code that stands in the customer's own mail; this is the shared one."

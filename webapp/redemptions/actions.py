@@ -43,21 +43,21 @@ class _OfferLockTimeout(Exception):
 
     def __init__(self, asks: Iterable[int]) -> None:
         super().__init__()
-        self.asks = list(asks)
+        self.indexes = list(asks)
 
 
-def validate_redemption(ask: RedemptionRequest) -> tuple[OfferFacts, int | None]:
+def validate_redemption(request: RedemptionRequest) -> tuple[OfferFacts, int | None]:
     """What redeeming would give now: the offer, and what is taken off the order. Writes nothing.
 
     :raises Refused: with the first check of the rule that failed.
     :raises Invalid: when the order does not suit the discount.
     """
-    entry = _accept_request(0, ask, redemption_facts.load_facts([ask])[0])
+    entry = _accept_request(0, request, redemption_facts.load_facts([request])[0])
     return entry.offer, entry.discount_amount
 
 
 def redeem_all(
-    asks: Sequence[RedemptionRequest], connection: Connection | None = None
+    requests: Sequence[RedemptionRequest], connection: Connection | None = None
 ) -> list[RedemptionRecord | DomainError]:
     """Redeem many, of any offers and customers, in one transaction; an answer for each, in their order.
 
@@ -71,24 +71,24 @@ def redeem_all(
     """
     if connection is None:
         with db.engine.connect() as connection:
-            return redeem_all(asks, connection)
+            return redeem_all(requests, connection)
     answers: dict[int, RedemptionRecord | DomainError] = {}
     left: DomainError = DomainError("conflict", "Too many are at this very redemption at once; please try again.", 409)
     for _ in range(MAX_ROUNDS):
-        waiting = [n for n in range(len(asks)) if n not in answers]
+        waiting = [n for n in range(len(requests)) if n not in answers]
         if not waiting:
             break
         try:
-            answers |= _redeem_in_transaction(connection, {n: asks[n] for n in waiting})
+            answers |= _redeem_in_transaction(connection, {n: requests[n] for n in waiting})
         except _OfferLockTimeout as held:
-            answers |= {n: RedemptionUnavailable(OFFER_BUSY) for n in held.asks}
+            answers |= {n: RedemptionUnavailable(OFFER_BUSY) for n in held.indexes}
         except (DBAPIError, RedemptionUnavailable) as error:
             # What an earlier round has saved stays true, whatever becomes of the rest.
             if not answers:
                 raise
             left = error if isinstance(error, RedemptionUnavailable) else RedemptionUnavailable()
             break
-    return [answers.get(n, left) for n in range(len(asks))]
+    return [answers.get(n, left) for n in range(len(requests))]
 
 
 def _redeem_in_transaction(
@@ -101,7 +101,7 @@ def _redeem_in_transaction(
         if not loose:
             for offer_id in sorted(admitted):
                 entries = list(admitted[offer_id].values())
-                with _raise_on_lock_timeout(entry.n for entry in entries):
+                with _raise_on_lock_timeout(entry.index for entry in entries):
                     answers |= _redeem_for_offer(connection, entries)
         try:
             transaction.commit()
@@ -128,7 +128,7 @@ def _evaluate_requests(
             continue
         if isinstance(known, RedemptionRecord):
             answers[n] = known
-        elif not known.offer.frozen:
+        elif not known.offer.is_frozen:
             loose.setdefault(known.offer.id, []).append(n)
         else:
             # A second ask for the same pair waits for what becomes of the first.
@@ -140,18 +140,18 @@ def _evaluate_requests(
 class _AcceptedRequest:
     """An ask that may be written."""
 
-    ask: RedemptionRequest
+    request: RedemptionRequest
     facts: RedemptionFacts
     offer: OfferFacts
     customer_id: int
     discount_amount: int | None
-    n: int
+    index: int
 
 
 def _evaluate_request(n: int, ask: RedemptionRequest, facts: RedemptionFacts) -> _AcceptedRequest | RedemptionRecord:
     repeated = find_replayed_redemption(ask, facts)
     if repeated is not None:
-        return _redemption_record(facts, repeated, repeated=True)
+        return _redemption_record(facts, repeated, is_replay=True)
     return _accept_request(n, ask, facts)
 
 
@@ -219,14 +219,14 @@ def _redeem_for_offer(
     if offer.max_redemptions is not None and inserted:
         room = _reserve_cap(connection, offer.id, len(inserted))
     answers: dict[int, RedemptionRecord | DomainError] = {
-        entry.n: _redemption_record(entry.facts, made[entry.customer_id]) for entry in inserted[:room]
+        entry.index: _redemption_record(entry.facts, made[entry.customer_id]) for entry in inserted[:room]
     }
     surplus = inserted[room:]
     if surplus:
         connection.execute(
             _DELETE_REDEMPTIONS, {"offer_id": offer.id, "customer_ids": [entry.customer_id for entry in surplus]}
         )
-        answers |= {entry.n: _exhausted_refusal(entry) for entry in surplus}
+        answers |= {entry.index: _exhausted_refusal(entry) for entry in surplus}
     return answers
 
 
@@ -245,7 +245,7 @@ def _insert_redemptions(
 
 def _insert_values(entry: _AcceptedRequest) -> dict[str, Any]:
     """What there is to say of it: what is left out is null."""
-    ask, order = entry.ask, entry.ask.order
+    ask, order = entry.request, entry.request.order
     row: dict[str, Any] = {"customer_id": entry.customer_id, "channel": ask.channel, "api_key_id": ask.api_key_id}
     if order is not None:
         row |= {"order_id": order.id, "order_amount": order.amount, "order_currency": order.currency}
@@ -258,7 +258,7 @@ def _insert_values(entry: _AcceptedRequest) -> dict[str, Any]:
 
 
 def _redemption_row(entry: _AcceptedRequest, redeemed_at: Any) -> RedemptionRow:
-    ask, order = entry.ask, entry.ask.order
+    ask, order = entry.request, entry.request.order
     return RedemptionRow(
         redeemed_at=redeemed_at,
         channel=ask.channel,
@@ -290,7 +290,7 @@ def _exhausted_refusal(entry: _AcceptedRequest) -> RedemptionRefused:
     return RedemptionRefused("offer_exhausted", evaluate(facts), facts)
 
 
-def _redemption_record(facts: RedemptionFacts, use: RedemptionRow, repeated: bool = False) -> RedemptionRecord:
+def _redemption_record(facts: RedemptionFacts, row: RedemptionRow, is_replay: bool = False) -> RedemptionRecord:
     offer = facts.offer
     if offer is None or facts.customer_id is None:
         raise RuntimeError("a redemption is always of an offer by a customer")
@@ -303,8 +303,8 @@ def _redemption_record(facts: RedemptionFacts, use: RedemptionRow, repeated: boo
         time_zone=offer.time_zone,
         email=facts.email or "",
         customer_name="",
-        use=use,
-        repeated=repeated,
+        row=row,
+        is_replay=is_replay,
     )
 
 

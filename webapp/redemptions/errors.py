@@ -15,7 +15,7 @@ class RedemptionRefused(DomainError):
             reason, refusals.format_staff_message(reason, facts.offer), 404 if reason == "not_found" else 409
         )
         self.reason = reason
-        self.verdict = judged
+        self.evaluation = judged
         self.facts = facts
 
 

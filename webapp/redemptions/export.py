@@ -28,7 +28,7 @@ def generate_redemption_csv(redemptions: Iterable[RedemptionRecord]) -> Iterator
     """The headings and a line for each redemption."""
     yield _csv_line(HEADINGS)
     for done in redemptions:
-        use = done.use
+        use = done.row
         yield _csv_line(
             (
                 done.public_id,

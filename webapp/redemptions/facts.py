@@ -109,15 +109,15 @@ def _build_facts(ask: RedemptionRequest, row: tuple[Any, ...], offers: dict[int,
     at, suffix, nearness, closed, customer_id, email, in_audience, revision, use, undone = row[_OFFER_COLUMN_COUNT:]
     typed = _CodeMatch(nearness, suffix, revision)
     return RedemptionFacts(
-        at=at,
+        evaluated_at=at,
         offer=offer,
-        code_is_closed=bool(closed),
+        is_code_closed=bool(closed),
         customer_id=customer_id,
         email=email,
-        in_audience=in_audience,
-        personal_code=_personal_code_status(ask, offer_id, customer_id, typed),
-        use=None if use is None else _row_from_json(use),
-        undone=None if undone is None else _row_from_json(undone),
+        is_in_audience=in_audience,
+        personal_code_status=_personal_code_status(ask, offer_id, customer_id, typed),
+        redemption=None if use is None else _row_from_json(use),
+        rolled_back_redemption=None if undone is None else _row_from_json(undone),
     )
 
 
@@ -148,12 +148,12 @@ def _build_offer_facts(row: tuple[Any, ...]) -> OfferFacts:
         starts_at=starts_at,
         ends_at=ends_at,
         time_zone=time_zone,
-        paused=paused_at is not None,
+        is_paused=paused_at is not None,
         audience_id=audience_id,
         personal_code_required=personal_code_required,
         max_redemptions=max_redemptions,
         redeemed=redeemed,
-        frozen=frozen_at is not None,
+        is_frozen=frozen_at is not None,
     )
 
 
@@ -170,9 +170,9 @@ class _CodeMatch(NamedTuple):
     """What the code that was typed came to: how an offer was found by it, the suffix, if it may be a personal one, and
     the revision of the keys that make such suffixes."""
 
-    nearness: int | None
+    match_rank: int | None
     suffix: str | None
-    revision: int
+    key_revision: int
 
 
 def _personal_code_status(
@@ -182,10 +182,10 @@ def _personal_code_status(
     if ask.offer_id is not None and ask.customer_id is not None:
         return "right"
     # Found by all that was typed: a shared code, the one of now or an alias.
-    if offer_id is None or ask.code is None or typed.nearness == 1:
+    if offer_id is None or ask.code is None or typed.match_rank == 1:
         return "none"
     # Reckoned for somebody unknown too: what is run must not depend on whether there is such a customer.
-    right = personal_codes.verify_personal_code(typed.suffix or "", offer_id, customer_id or 0, typed.revision)
+    right = personal_codes.verify_personal_code(typed.suffix or "", offer_id, customer_id or 0, typed.key_revision)
     return "right" if right else "wrong"
 
 

@@ -26,7 +26,7 @@ LOCK_TIMEOUT_SECONDS = 2
 IDLE_IN_TRANSACTION_TIMEOUT_SECONDS = 20
 
 
-def redeem(ask: RedemptionRequest) -> RedemptionRecord:
+def redeem(request: RedemptionRequest) -> RedemptionRecord:
     """Redeem an offer once for a customer, in a transaction of its own. What it returns is on disk.
 
     What threads of this process ask for at the same time is written in one transaction.
@@ -39,7 +39,7 @@ def redeem(ask: RedemptionRequest) -> RedemptionRecord:
     # Whoever waits must hold no connection: the one that all wait for might find none left.
     if db.session.registry.has():
         db.session.rollback()
-    answer = get_group_committer().redeem(ask)
+    answer = get_group_committer().redeem(request)
     if isinstance(answer, DomainError):
         raise answer
     return answer
@@ -49,15 +49,15 @@ class GroupCommitter:
     """Where the threads of one process redeem: on one connection, which is kept, one transaction at a time."""
 
     def __init__(self) -> None:
-        self._gatherer = Coalescer(self._answer, GROUP_SIZE_MAX, REDEEM_TIMEOUT_SECONDS)
+        self._coalescer = Coalescer(self._redeem_group, GROUP_SIZE_MAX, REDEEM_TIMEOUT_SECONDS)
         self._connection: Connection | None = None
 
-    def redeem(self, ask: RedemptionRequest) -> RedemptionRecord | DomainError:
+    def redeem(self, request: RedemptionRequest) -> RedemptionRecord | DomainError:
         """The answer to one ask, whoever else asks at the same time."""
         try:
-            return self._gatherer.ask(ask)
+            return self._coalescer.submit(request)
         except CoalescingTimeout as stuck:
-            return RedemptionUnavailable(OUTCOME_UNKNOWN if stuck.begun else DATABASE_UNAVAILABLE)
+            return RedemptionUnavailable(OUTCOME_UNKNOWN if stuck.has_started else DATABASE_UNAVAILABLE)
 
     def close(self) -> None:
         """Give the connection up; the next ask opens another."""
@@ -65,24 +65,24 @@ class GroupCommitter:
             self._connection.close()
             self._connection = None
 
-    def _answer(self, asks: Sequence[RedemptionRequest]) -> list[RedemptionRecord | DomainError]:
+    def _redeem_group(self, asks: Sequence[RedemptionRequest]) -> list[RedemptionRecord | DomainError]:
         try:
             try:
-                return self._redeem(asks, self._kept())
+                return self._redeem_on_connection(asks, self._get_connection())
             except DBAPIError as error:
                 if not error.connection_invalidated:
                     raise
                 # The server was started anew since the last time, it may be.
-                return self._redeem(asks, self._kept())
+                return self._redeem_on_connection(asks, self._get_connection())
         except RedemptionUnavailable as lost:
             return [lost for _ in asks]
         except DBAPIError as error:
             log.warning("%s redemptions at once: %s", len(asks), error.orig)
             if self._connection is None:
                 return [RedemptionUnavailable() for _ in asks]
-            return self._apart(asks, error)
+            return self._redeem_individually(asks, error)
 
-    def _redeem(
+    def _redeem_on_connection(
         self, asks: Sequence[RedemptionRequest], connection: Connection
     ) -> list[RedemptionRecord | DomainError]:
         try:
@@ -92,7 +92,9 @@ class GroupCommitter:
                 connection.close()
                 self._connection = None
 
-    def _apart(self, asks: Sequence[RedemptionRequest], error: DBAPIError) -> list[RedemptionRecord | DomainError]:
+    def _redeem_individually(
+        self, asks: Sequence[RedemptionRequest], error: DBAPIError
+    ) -> list[RedemptionRecord | DomainError]:
         """What the database refuses for all at once, one by one: nobody suffers for a neighbour."""
         if len(asks) == 1:
             # Its disk is full, say (classes 53 and 57 of SQLSTATE): that is not about the ask, and passes.
@@ -101,9 +103,9 @@ class GroupCommitter:
                 return [RedemptionUnavailable()]
             log.error("a redemption can't be written", exc_info=error)
             return [DomainError("error", "Something went wrong on our side. It has been noted.", 500)]
-        return [answer for ask in asks for answer in self._answer([ask])]
+        return [answer for ask in asks for answer in self._redeem_group([ask])]
 
-    def _kept(self) -> Connection:
+    def _get_connection(self) -> Connection:
         if self._connection is None:
             connection = db.engine.connect()
             # It never goes back to the pool, so what is set here is set for good.

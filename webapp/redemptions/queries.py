@@ -31,12 +31,12 @@ class RedemptionRecord:
     time_zone: str
     email: str
     customer_name: str
-    use: RedemptionRow
-    repeated: bool = False
+    row: RedemptionRow
+    is_replay: bool = False
 
     @property
     def public_id(self) -> str:
-        return public_ids.encode_public_id(self.offer_id, self.customer_id, self.use.redeemed_at)
+        return public_ids.encode_public_id(self.offer_id, self.customer_id, self.row.redeemed_at)
 
 
 def _alias_columns(alias: str, columns: str, prefix: str) -> str:
@@ -74,7 +74,7 @@ def _build_record(row: Row[Any]) -> RedemptionRecord:
         time_zone=row.time_zone,
         email=row.email_as_given,
         customer_name=row.customer_name,
-        use=_row_from_columns(row),
+        row=_row_from_columns(row),
     )
 
 
@@ -147,7 +147,7 @@ class RedemptionFilter:
     since: datetime | None = None
     until: datetime | None = None
 
-    def sql(self) -> tuple[str, dict[str, Any]]:
+    def to_sql(self) -> tuple[str, dict[str, Any]]:
         conditions = {
             "customer_id": "x.customer_id = :customer_id",
             "channel": "x.channel = :channel",
@@ -167,15 +167,15 @@ class KeysetCursor:
     offer_id: int
 
     @classmethod
-    def after(cls, done: RedemptionRecord) -> KeysetCursor:
-        return cls(done.use.redeemed_at, done.customer_id, done.offer_id)
+    def from_record(cls, done: RedemptionRecord) -> KeysetCursor:
+        return cls(done.row.redeemed_at, done.customer_id, done.offer_id)
 
     @classmethod
-    def of(cls, microseconds: int, customer_id: int, offer_id: int) -> KeysetCursor:
+    def from_integers(cls, microseconds: int, customer_id: int, offer_id: int) -> KeysetCursor:
         """The place of `numbers`; one that no calendar has room for is the end of time."""
         return cls(public_ids.from_microseconds(microseconds), customer_id, offer_id)
 
-    def numbers(self) -> tuple[int, int, int]:
+    def to_integers(self) -> tuple[int, int, int]:
         return public_ids.to_microseconds(self.redeemed_at), self.customer_id, self.offer_id
 
 
@@ -186,7 +186,7 @@ def list_redemptions(
 
     Each offer gives its newest from the index that it has anyway, so that none over all of them has to be kept.
     """
-    where, values = narrowed.sql()
+    where, values = narrowed.to_sql()
     if after is not None:
         where += (
             " and x.redeemed_at <= :after_at"
@@ -223,8 +223,8 @@ def _newest_per_offer_sql(where: str, only: bool) -> str:
 class ScanPage:
     """Part of a list, and the place from which it goes on; None at its end."""
 
-    shown: list[RedemptionRecord]
-    following: KeysetCursor | None
+    redemptions: list[RedemptionRecord]
+    next_cursor: KeysetCursor | None
 
 
 def scan_redemptions(narrowed: RedemptionFilter, limit: int, after: KeysetCursor | None = None) -> ScanPage:
@@ -237,7 +237,7 @@ def scan_redemptions(narrowed: RedemptionFilter, limit: int, after: KeysetCursor
     found = list_redemptions(replace(narrowed, since=floor) if floor else narrowed, limit, after)
     shown = found[:limit]
     if len(found) > limit:
-        return ScanPage(shown, KeysetCursor.after(shown[-1]))
+        return ScanPage(shown, KeysetCursor.from_record(shown[-1]))
     return ScanPage(shown, KeysetCursor(floor, 0, 0) if floor else None)
 
 
@@ -275,7 +275,7 @@ def list_latest_redemptions(offer_id: int | None, limit: int) -> list[Redemption
 
 def stream_redemptions(narrowed: RedemptionFilter) -> Iterator[RedemptionRecord]:
     """Every redemption of a filter, offer by offer, newest first, a thousand at a time from the database's cursor."""
-    where, values = narrowed.sql()
+    where, values = narrowed.to_sql()
     if narrowed.offer_id:
         where += " and x.offer_id = :only"
         values["only"] = narrowed.offer_id

@@ -67,7 +67,7 @@ def roll_back_redemption(public_id: str, reason: str, by: str) -> RedemptionReco
     found = redemption_queries.find_redemption(public_id)
     if found is None:
         raise NotFound("There is no such redemption; check its reference.")
-    triple = public_ids.RedemptionKey(found.offer_id, found.customer_id, found.use.redeemed_at)._asdict()
+    triple = public_ids.RedemptionKey(found.offer_id, found.customer_id, found.row.redeemed_at)._asdict()
     # First of all, for the hours are counted by whoever holds this lock alone: before us or after us, never between.
     db.session.execute(_LOCK_HOURLY_COUNTS_SHARED)
     undone = db.session.connection().execute(_MOVE_TO_ROLLBACK, triple | {"by": by, "reason": why}).rowcount
@@ -75,7 +75,7 @@ def roll_back_redemption(public_id: str, reason: str, by: str) -> RedemptionReco
         db.session.rollback()
         raise DomainError("already_rolled_back", "This redemption was undone before.", 409)
     db.session.execute(_DECREMENT_REDEEMED, {"offer_id": found.offer_id})
-    db.session.execute(_DECREMENT_HOURLY_COUNTS, {"offer_id": found.offer_id, "redeemed_at": found.use.redeemed_at})
+    db.session.execute(_DECREMENT_HOURLY_COUNTS, {"offer_id": found.offer_id, "redeemed_at": found.row.redeemed_at})
     record_audit_entry(by, "redemption.undone", found.code, customer=found.customer_id, reference=public_id)
     db.session.commit()
     return redemption_queries.find_redemption(public_id) or found

@@ -36,12 +36,12 @@ class OfferFacts:
     starts_at: datetime
     ends_at: datetime | None
     time_zone: str
-    paused: bool
+    is_paused: bool
     audience_id: int | None
     personal_code_required: bool
     max_redemptions: int | None
     redeemed: int
-    frozen: bool
+    is_frozen: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +71,15 @@ class RedemptionFacts:
     was closed is known to nobody; that it was one of `offer` counts for repeats of what was done with it before.
     """
 
-    at: datetime
+    evaluated_at: datetime
     offer: OfferFacts | None
     customer_id: int | None
     email: str | None
-    in_audience: bool
-    personal_code: PersonalCodeStatus
-    use: RedemptionRow | None = None
-    undone: RedemptionRow | None = None
-    code_is_closed: bool = False
+    is_in_audience: bool
+    personal_code_status: PersonalCodeStatus
+    redemption: RedemptionRow | None = None
+    rolled_back_redemption: RedemptionRow | None = None
+    is_code_closed: bool = False
 
 
 class EligibilityCheck(NamedTuple):
@@ -130,7 +130,7 @@ OFFER_REASONS: tuple[RefusalReason, ...] = (
 
 def evaluate(facts: RedemptionFacts) -> Evaluation:
     """Judge the facts: every check, in the order in which its reason is given."""
-    offer, at = None if facts.code_is_closed else facts.offer, facts.at
+    offer, at = None if facts.is_code_closed else facts.offer, facts.evaluated_at
     known = facts.customer_id is not None
     checks: list[EligibilityCheck] = [
         EligibilityCheck("code", "not_found", offer is not None),
@@ -150,10 +150,10 @@ def evaluate(facts: RedemptionFacts) -> Evaluation:
     open_now = started and (offer.ends_at is None or at < offer.ends_at)
     full = offer.max_redemptions is not None and offer.redeemed >= offer.max_redemptions
     checks += [
-        EligibilityCheck("unused", "already_redeemed", facts.use is None if known else None),
+        EligibilityCheck("unused", "already_redeemed", facts.redemption is None if known else None),
         EligibilityCheck("window", "offer_expired" if started else "offer_not_started", open_now),
-        EligibilityCheck("status", "offer_paused", not offer.paused),
-        EligibilityCheck("audience", "customer_not_eligible", facts.in_audience if known else None),
+        EligibilityCheck("status", "offer_paused", not offer.is_paused),
+        EligibilityCheck("audience", "customer_not_eligible", facts.is_in_audience if known else None),
         EligibilityCheck(
             "personal_code", "personal_code_required", _is_personal_code_accepted(facts, offer) if known else None
         ),
@@ -163,9 +163,9 @@ def evaluate(facts: RedemptionFacts) -> Evaluation:
 
 
 def _is_personal_code_accepted(facts: RedemptionFacts, offer: OfferFacts) -> bool:
-    if facts.personal_code == "none":
+    if facts.personal_code_status == "none":
         return not offer.personal_code_required
-    return facts.personal_code == "right"
+    return facts.personal_code_status == "right"
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,14 +203,14 @@ def find_replayed_redemption(ask: RedemptionRequest, facts: RedemptionFacts) -> 
 
     :raises Invalid: `idempotency_key_reused` when the key came with another body then.
     """
-    live = facts.use if facts.use is not None and facts.use.api_key_id == ask.api_key_id else None
+    live = facts.redemption if facts.redemption is not None and facts.redemption.api_key_id == ask.api_key_id else None
     if live is not None and _has_same_key(ask, live):
         use: RedemptionRow | None = live
-    elif live is not None and _has_same_order(ask, live) and not (ask.idempotency_key and facts.undone):
+    elif live is not None and _has_same_order(ask, live) and not (ask.idempotency_key and facts.rolled_back_redemption):
         use = live
     else:
         # Found only by the key of this very request or, where it has none, by its order.
-        use = facts.undone
+        use = facts.rolled_back_redemption
     if use is not None and _has_same_key(ask, use) and use.body_hash != ask.body_hash:
         raise InvalidInput(
             FieldError(
@@ -247,6 +247,6 @@ def calculate_discount_amount(order: Order | None, discount: Discount) -> int | 
         )
     if order.amount is None:
         if order.currency is not None:
-            discount.on(0, order.currency)
+            discount.amount_off(0, order.currency)
         return None
-    return discount.on(order.amount, order.currency or "")
+    return discount.amount_off(order.amount, order.currency or "")

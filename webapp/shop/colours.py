@@ -24,11 +24,11 @@ class Palette:
     the field of the code, with `code` written on it and `edge` round it."""
 
     button: str
-    on_button: str
+    button_text: str
     accent: str
-    tint: str
-    code: str
-    edge: str
+    code_background: str
+    code_text: str
+    code_border: str
 
 
 @lru_cache(100)

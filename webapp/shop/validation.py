@@ -36,17 +36,17 @@ def validate_shop(given: ShopValues) -> ShopValues:
 
 @dataclass(frozen=True)
 class _SingleLine:
-    what: str
-    longest: int
-    missing: str = ""
+    label: str
+    max_length: int
+    missing_message: str = ""
 
     def __call__(self, given: str) -> str:
         text = given.strip()
-        if not text and self.missing:
-            raise _invalid_field("missing", self.missing)
+        if not text and self.missing_message:
+            raise _invalid_field("missing", self.missing_message)
         if "\n" in text or "\r" in text:
-            raise _invalid_field("line_break", f"{self.what} must be one line.")
-        return _require_printable(text, self.longest, self.what)
+            raise _invalid_field("line_break", f"{self.label} must be one line.")
+        return _require_printable(text, self.max_length, self.label)
 
 
 def _validate_address(given: str) -> str:

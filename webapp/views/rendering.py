@@ -94,10 +94,18 @@ def add_form_errors(form: object, error: DomainError) -> None:
         form.form_errors.append(error.message)  # type: ignore[attr-defined]
 
 
+def format_staff_datetime(value: datetime | None, zone: str | None = None) -> str:
+    """3 May 2026, 12:00 CEST, in a time zone; by default that of the signed-in user."""
+    return format_datetime(value, zone or _staff_time_zone())
+
+
 def format_time_of_day(value: datetime, zone: str | None = None) -> str:
     """23:25, in a zone (the staff member's own if none is given)."""
-    place = ZoneInfo(zone or getattr(current_user, "time_zone", None) or "UTC")
-    return f"{value.astimezone(place):%H:%M}"
+    return f"{value.astimezone(ZoneInfo(zone or _staff_time_zone())):%H:%M}"
+
+
+def _staff_time_zone() -> str:
+    return getattr(current_user, "time_zone", None) or "UTC"
 
 
 def with_staff_names(text: str | None) -> str | None:
@@ -117,7 +125,7 @@ def init_app(app: Flask) -> None:
         share=format_share,
         money=format_money,
         discount=format_discount,
-        when=format_datetime,
+        when=format_staff_datetime,
         clock=format_time_of_day,
         day=format_day,
         last_day=format_last_day,

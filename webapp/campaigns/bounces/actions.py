@@ -73,7 +73,7 @@ def process_bounce_report(found: BounceReport) -> BounceOutcome:
     """
     if found.kind not in ("bounce", "complaint", "unsubscribe"):
         return {"soft": "soft", "broken": "broken"}.get(found.kind, "ignored")  # type: ignore[return-value]
-    pair = _identify_recipient(found.marks)
+    pair = _identify_recipient(found.tokens)
     if pair is None:
         return "unproven"
     campaign_id, customer_id = pair
@@ -81,7 +81,7 @@ def process_bounce_report(found: BounceReport) -> BounceOutcome:
     if customer is None or customer.erased_at is not None:
         db.session.rollback()
         return "unknown_customer"
-    if found.kind == "bounce" and _is_former_address(customer, campaign_id, found.named):
+    if found.kind == "bounce" and _is_former_address(customer, campaign_id, found.addresses):
         db.session.rollback()
         return "ignored"
     return _suppress_address(customer.email, customer, campaign_id, found)
@@ -96,7 +96,7 @@ def _process_notice(said: BounceNotice) -> BounceOutcome:
     found = BounceReport(
         kind, said.status, said.detail, named, tuple(filter(None, (said.return_path, said.message_id)))
     )
-    pair = _identify_recipient(found.marks)
+    pair = _identify_recipient(found.tokens)
     if pair is not None:
         return process_bounce_report(found)
     if not said.email:
@@ -115,7 +115,7 @@ def _suppress_address(
         db.session.rollback()
         return "own_address"
     reason = {"bounce": "bounced", "complaint": "complained"}.get(found.kind, "unsubscribed")
-    words = found.words if found.status in found.words else f"{found.status} {found.words}".strip()
+    words = found.diagnostic if found.status in found.diagnostic else f"{found.status} {found.diagnostic}".strip()
     is_new = suppression_actions.add_suppression(address, reason, campaign_id if campaign_id else "relay", words)
     if customer is not None and campaign_id and found.kind == "bounce":
         _record_bounce(campaign_id, customer.id, f"bounced: {words}".strip())

@@ -66,9 +66,9 @@ class BounceReport:
 
     kind: BounceReportKind
     status: str = ""
-    words: str = ""
-    named: tuple[str, ...] = ()
-    marks: tuple[str, ...] = ()
+    diagnostic: str = ""
+    addresses: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
 
 
 def is_hard_bounce(status: str, words: str = "") -> bool:
@@ -104,14 +104,14 @@ def _classify_message(message: Message, parts: list[Message], raw: bytes) -> Bou
     if status := kinds.get("message/delivery-status") or kinds.get("message/global-delivery-status"):
         return _parse_delivery_status(status, marks)
     if message.get_content_type() == "multipart/report":
-        return BounceReport("other", marks=marks)
+        return BounceReport("other", tokens=marks)
     if letter := _parse_plain_text_bounce(message, parts, marks):
         return letter
     asks = _to_text(message.get("Subject")).strip().lower() == "unsubscribe"
     if asks and not _is_automatic(message):
         # Only what it was sent to says who asks; a quoted mail may be anybody's.
-        return BounceReport("unsubscribe", marks=tuple(_find_recipient_tokens(message)))
-    return BounceReport("other", marks=marks)
+        return BounceReport("unsubscribe", tokens=tuple(_find_recipient_tokens(message)))
+    return BounceReport("other", tokens=marks)
 
 
 def _iter_parts(message: Message, depth: int = 0) -> Iterator[Message]:
@@ -135,7 +135,7 @@ def _parse_feedback_report(part: Message, marks: tuple[str, ...]) -> BounceRepor
 
 def _parse_delivery_status(part: Message, marks: tuple[str, ...]) -> BounceReport:
     """RFC 3464, 2.3: a group of fields for each recipient. Of several the first that failed for good counts."""
-    found = BounceReport("other", marks=marks)
+    found = BounceReport("other", tokens=marks)
     for fields in _iter_field_groups(part):
         action = fields.get("action", "").strip().lower()
         words = _clean_diagnostic(

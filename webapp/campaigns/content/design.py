@@ -106,7 +106,7 @@ def convert_html_to_text(source: TemplateParts) -> TemplateParts:
     reader = _TextExtractor()
     reader.feed(marked)
     reader.close()
-    return restore_placeholders(reader.text(), slots)
+    return restore_placeholders(reader.get_text(), slots)
 
 
 def _append_markers(parts: TemplateParts, slots: list[Placeholder]) -> str:
@@ -186,46 +186,46 @@ def _inline_css(source: str) -> str:
 class _TextExtractor(HTMLParser):
     """Reads HTML aloud: blocks on lines of their own, links with their addresses, nothing of styles and scripts."""
 
-    BLOCKS = re.compile(
+    BLOCK_ELEMENTS = re.compile(
         "address|article|blockquote|body|center|d[dlt]|div|footer|form|h[1-6r]|header|li|main|[ou]l|p|pre|"
         "section|table|t[dhr]"
     )
-    SILENT = frozenset(("style", "script", "head", "title", "template"))
+    SKIPPED_ELEMENTS = frozenset(("style", "script", "head", "title", "template"))
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.pieces: list[str] = []
-        self.silent = 0
-        self.links: list[tuple[str, int]] = []
+        self.skip_depth = 0
+        self.open_links: list[tuple[str, int]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
-        if tag in self.SILENT:
-            self.silent += 1
+        if tag in self.SKIPPED_ELEMENTS:
+            self.skip_depth += 1
         elif tag == "br":
             self.pieces.append("\n")
-        elif self.BLOCKS.fullmatch(tag):
+        elif self.BLOCK_ELEMENTS.fullmatch(tag):
             self.pieces.append("\n\n- " if tag == "li" else "\n" if tag in ("td", "th") else "\n\n")
         elif tag == "a":
-            self.links.append((given.get("href") or "", len(self.pieces)))
+            self.open_links.append((given.get("href") or "", len(self.pieces)))
         elif tag == "img" and given.get("alt"):
             self.pieces.append(str(given["alt"]))
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in self.SILENT:
-            self.silent = max(0, self.silent - 1)
-        elif self.BLOCKS.fullmatch(tag):
+        if tag in self.SKIPPED_ELEMENTS:
+            self.skip_depth = max(0, self.skip_depth - 1)
+        elif self.BLOCK_ELEMENTS.fullmatch(tag):
             self.pieces.append("\n\n")
-        elif tag == "a" and self.links:
-            address, start = self.links.pop()
+        elif tag == "a" and self.open_links:
+            address, start = self.open_links.pop()
             words = "".join(self.pieces[start:]).strip()
             if address and address != words and not address.startswith("#"):
                 self.pieces.append(f": {address} " if words else address)
 
     def handle_data(self, data: str) -> None:
-        if not self.silent:
+        if not self.skip_depth:
             self.pieces.append(re.sub(r"\s+", " ", data))
 
-    def text(self) -> str:
+    def get_text(self) -> str:
         lines = [re.sub(r"[ \t\u00a0]+", " ", line).strip() for line in "".join(self.pieces).split("\n")]
         return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).replace("\n- \n\n", "\n- ").strip() + "\n"

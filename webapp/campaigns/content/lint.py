@@ -77,20 +77,20 @@ def _lint_html(source: str) -> Iterator[str]:
     seen = _LintParser()
     seen.feed(source)
     seen.close()
-    if not seen.shows or _HIDDEN_BODY.search(source):
+    if not seen.has_visible_content or _HIDDEN_BODY.search(source):
         yield "Nothing of your HTML is to be seen: it has neither words nor pictures that are shown."
-    for tag in sorted({*seen.open, *seen.unclosed}):
+    for tag in sorted({*seen.open_tags, *seen.unclosed_tags}):
         yield f"A <{tag}> is not closed, so what follows, and the foot, may look different in each mailbox."
-    for tag in sorted(seen.removed):
+    for tag in sorted(seen.stripped_tags):
         yield f"Mailboxes take out <{tag}>: nothing of it works in a mail."
-    if seen.scripted:
+    if seen.has_script:
         yield "Mailboxes take out links that begin with javascript: and attributes such as onclick."
-    if seen.silent == 1:
+    if seen.images_without_alt == 1:
         yield "A picture has no words (alt) for those who don't see it, and most mailboxes hide pictures at first."
-    elif seen.silent:
+    elif seen.images_without_alt:
         yield (
-            f"{seen.silent} pictures have no words (alt) for those who don't see them, and most mailboxes hide "
-            "pictures at first."
+            f"{seen.images_without_alt} pictures have no words (alt) for those who don't see them, "
+            "and most mailboxes hide pictures at first."
         )
 
 
@@ -103,34 +103,36 @@ class _LintParser(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.open: list[str] = []
+        self.open_tags: list[str] = []
         # How many of each: a list of a hundred thousand is not looked through for every end tag.
-        self.inside: Counter[str] = Counter()
-        self.unclosed: set[str] = set()
-        self.removed: set[str] = set()
-        self.silent = 0
-        self.scripted = self.shows = False
+        self.open_tag_counts: Counter[str] = Counter()
+        self.unclosed_tags: set[str] = set()
+        self.stripped_tags: set[str] = set()
+        self.images_without_alt = 0
+        self.has_script = self.has_visible_content = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {name: (value or "").strip().lower() for name, value in attrs}
         # An empty alt says that a picture only decorates.
-        self.silent += tag == "img" and "alt" not in given
-        self.shows |= tag == "img"
-        self.scripted |= any(name.startswith("on") for name in given)
-        self.scripted |= any(given.get(name, "").startswith("javascript:") for name in ("href", "src", "action"))
+        self.images_without_alt += tag == "img" and "alt" not in given
+        self.has_visible_content |= tag == "img"
+        self.has_script |= any(name.startswith("on") for name in given)
+        self.has_script |= any(given.get(name, "").startswith("javascript:") for name in ("href", "src", "action"))
         if tag in _STRIPPED_ELEMENTS:
-            self.removed.add(tag)
+            self.stripped_tags.add(tag)
         if tag in _END_TAG_REQUIRED:
-            self.open.append(tag)
-            self.inside[tag] += 1
+            self.open_tags.append(tag)
+            self.open_tag_counts[tag] += 1
 
     def handle_endtag(self, tag: str) -> None:
-        if not self.inside[tag]:
+        if not self.open_tag_counts[tag]:
             return
-        while (last := self.open.pop()) != tag:
-            self.unclosed.add(last)
-            self.inside[last] -= 1
-        self.inside[tag] -= 1
+        while (last := self.open_tags.pop()) != tag:
+            self.unclosed_tags.add(last)
+            self.open_tag_counts[last] -= 1
+        self.open_tag_counts[tag] -= 1
 
     def handle_data(self, data: str) -> None:
-        self.shows |= bool(data.strip()) and not any(self.inside[tag] for tag in _INVISIBLE_ELEMENTS)
+        self.has_visible_content |= bool(data.strip()) and not any(
+            self.open_tag_counts[tag] for tag in _INVISIBLE_ELEMENTS
+        )

@@ -56,9 +56,9 @@ class Preview:
     subject: str
     text: str
     html: str
-    head: str
-    size: int
-    advice: tuple[str, ...]
+    headers: str
+    html_size: int
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -94,130 +94,132 @@ class MailMerge:
         self._is_test = token is not None
         self.sender = sender_address(settings.mail_default_sender)
         domain = self.sender.rpartition("@")[2]
-        self.one_click = settings.public_url.startswith("https://")
-        self._link, self._unsubscribe = (
+        self.supports_one_click = settings.public_url.startswith("https://")
+        self._personal_url, self._unsubscribe_url = (
             make_personal_url_builder(offer.id),
             campaign_tokens.unsubscribe_url_builder(campaign_id),
         )
-        self._message_id = (
+        self._message_id_for = (
             (lambda _: f"<{token}@{domain}>") if token else campaign_tokens.message_id_builder(campaign_id, domain)
         )
         code = offer.code_as_written
-        self._code: Callable[[int], str] | None = None
+        self._personal_code: Callable[[int], str] | None = None
         if offer.personal_code_required:
-            self._code = partial(personal_codes.derive_personal_code, code, offer.id)
+            self._personal_code = partial(personal_codes.derive_personal_code, code, offer.id)
         # Plain values: the row may be gone from its session when the first letter is written.
-        self._discount, self._ends_at, self._zone = offer.discount, offer.ends_at, offer.time_zone
+        self._discount, self._ends_at, self._time_zone = offer.discount, offer.ends_at, offer.time_zone
         fixed = {"offer.name": _clean_value(offer.name), "offer.code": code, "shop.name": _clean_value(self.shop.name)}
-        if self._code:
+        if self._personal_code:
             del fixed["offer.code"]
-        length = len(code) + (personal_codes.SUFFIX_LENGTH + 1 if self._code else 0)
+        length = len(code) + (personal_codes.SUFFIX_LENGTH + 1 if self._personal_code else 0)
         # Of a mail that was stored before such were refused. Each of its letters fails in words.
-        self._unreadable: html_depth.HtmlTooDeep | None = None
+        self._html_error: html_depth.HtmlTooDeep | None = None
         try:
             subject, text, body = _build_parts(mail, self.shop, length)
         except html_depth.HtmlTooDeep as error:
-            self._unreadable = error
+            self._html_error = error
             subject, text, body = _build_parts(EmailContent(mail.subject, mail.text), self.shop, length)
-        self._notes = partial(lint.lint_content, mail, subject, text, body, code, self._ends_at is not None)
+        self._lint = partial(lint.lint_content, mail, subject, text, body, code, self._ends_at is not None)
         way = bidi.is_text_right_to_left(text, locales.is_locale_right_to_left(self.shop.locale))
-        self._in_subject = PlaceholderRenderer(str, bidi.is_text_right_to_left(subject, way))
-        self._in_text = PlaceholderRenderer(str, way)
-        self._in_html = PlaceholderRenderer(html.escape, way, "<bdi>", "</bdi>")
+        self._subject_renderer = PlaceholderRenderer(str, bidi.is_text_right_to_left(subject, way))
+        self._text_renderer = PlaceholderRenderer(str, way)
+        self._html_renderer = PlaceholderRenderer(html.escape, way, "<bdi>", "</bdi>")
         subject, text, body = (
             bidi.isolate_placeholders(subject),
             bidi.isolate_placeholders(text),
             bidi.isolate_html_placeholders(body),
         )
-        self.subject = _substitute_values(subject, fixed, self._in_subject)
-        self.text = _substitute_values(text, fixed, self._in_text)
-        self.html = _substitute_values(body, fixed, self._in_html)
-        self._used = {part.name for parts in (subject, text, body) for part in parts if isinstance(part, Placeholder)}
-        self._head = self._fixed_headers(domain)
+        self.subject = _substitute_values(subject, fixed, self._subject_renderer)
+        self.text = _substitute_values(text, fixed, self._text_renderer)
+        self.html = _substitute_values(body, fixed, self._html_renderer)
+        self._used_placeholders = {
+            part.name for parts in (subject, text, body) for part in parts if isinstance(part, Placeholder)
+        }
+        self._common_headers = self._build_common_headers(domain)
         self._boundary = f"=_{secrets.token_hex(12)}"
         self._content_type = f'Content-Type: multipart/alternative;\r\n boundary="{self._boundary}"\r\n\r\n'.encode()
-        self._by_tag: dict[str | None, _LocalisedMessage] = {}
-        self._by_values: dict[tuple[str, ...], _LocalisedMessage] = {}
+        self._messages_by_tag: dict[str | None, _LocalisedMessage] = {}
+        self._messages_by_values: dict[tuple[str, ...], _LocalisedMessage] = {}
 
     def preview(self, customer: Customer) -> Preview:
         """What this customer would read. Links and a personal code are nobody's: who may look may not act for them.
 
         :raises Invalid: when its HTML can't be read.
         """
-        if self._unreadable:
-            raise InvalidInput(FieldError("html", "html_broken", str(self._unreadable))) from self._unreadable
-        raw = self._raw(customer, PREVIEW_CUSTOMER_ID, recipient_address(customer))
+        if self._html_error:
+            raise InvalidInput(FieldError("html", "html_broken", str(self._html_error))) from self._html_error
+        raw = self._build_bytes(customer, PREVIEW_CUSTOMER_ID, recipient_address(customer))
         mail = email.message_from_bytes(raw.replace(b"\r\n", b"\n"), policy=email.policy.default)
         subject, text, body = str(mail["Subject"]), _get_body_content(mail, "plain"), _get_body_content(mail, "html")
         size = len(body.encode())
         head = raw.partition(b"\r\n\r\n")[0].decode().replace("\r\n", "\n")
-        return Preview(subject, text, body, head, size, tuple(self._notes(subject, size)))
+        return Preview(subject, text, body, head, size, tuple(self._lint(subject, size)))
 
-    def letter(self, customer: Customer) -> OutgoingMessage:
+    def build_message(self, customer: Customer) -> OutgoingMessage:
         """The finished bytes for this customer.
 
         :raises ValueError: when the mail, or what is put in for this customer, can't be written.
         """
-        if self._unreadable:
-            raise ValueError(str(self._unreadable))
+        if self._html_error:
+            raise ValueError(str(self._html_error))
         to = recipient_address(customer)
-        return OutgoingMessage(self._return_path(customer.id), to, self._raw(customer, customer.id, to))
+        return OutgoingMessage(self._return_path(customer.id), to, self._build_bytes(customer, customer.id, to))
 
-    def _raw(self, customer: Customer, bearer: int, to: str) -> bytes:
-        written = self._by_tag.get(customer.locale) or self._in_language_of(customer.locale)
-        values = self._values(customer, bearer)
+    def _build_bytes(self, customer: Customer, bearer: int, to: str) -> bytes:
+        written = self._messages_by_tag.get(customer.locale) or self._localise(customer.locale)
+        values = self._recipient_values(customer, bearer)
         head = (
-            self._head,
-            written.subject_header or format_header("Subject", self._filled(written.subject, values)),
+            self._common_headers,
+            written.subject_header or format_header("Subject", self._render_subject(written.subject, values)),
             format_address_header("To", values["customer.name"], to),
             _date_header(int(time.time())),
-            f"Message-ID: {self._message_id(bearer)}\r\n".encode(),
+            f"Message-ID: {self._message_id_for(bearer)}\r\n".encode(),
             self._unsubscribe_headers(values["unsubscribe"], self._return_path(bearer)),
             self._content_type,
         )
-        return b"".join((*head, *written.body.write(values)))
+        return b"".join((*head, *written.body.render(values)))
 
-    def _values(self, customer: Customer, bearer: int) -> dict[str, str]:
+    def _recipient_values(self, customer: Customer, bearer: int) -> dict[str, str]:
         values = {
             "customer.name": _clean_value(customer.name),
             "customer.email": _clean_value(customer.email_as_given),
-            "unsubscribe": self._unsubscribe(bearer),
+            "unsubscribe": self._unsubscribe_url(bearer),
         }
-        if "link" in self._used:
-            values["link"] = self._link(bearer)
-        if self._code and "offer.code" in self._used:
-            values["offer.code"] = self._code(bearer)
+        if "link" in self._used_placeholders:
+            values["link"] = self._personal_url(bearer)
+        if self._personal_code and "offer.code" in self._used_placeholders:
+            values["offer.code"] = self._personal_code(bearer)
         return values
 
-    def _in_language_of(self, tag: str | None) -> _LocalisedMessage:
+    def _localise(self, tag: str | None) -> _LocalisedMessage:
         locale = locales.resolve_locale(tag, self.shop.locale)
-        ends = formatting.format_last_day(self._ends_at, self._zone, locale) if self._ends_at is not None else ""
+        ends = formatting.format_last_day(self._ends_at, self._time_zone, locale) if self._ends_at is not None else ""
         values = {"offer.discount": formatting.format_discount(self._discount, locale), "offer.ends": ends}
         # Many languages write these the same.
         key = tuple(values.values())
-        written = self._by_values.get(key) or self._write(values)
-        self._by_values[key] = self._by_tag[tag] = written
+        written = self._messages_by_values.get(key) or self._localise_with_values(values)
+        self._messages_by_values[key] = self._messages_by_tag[tag] = written
         return written
 
-    def _write(self, values: Mapping[str, str]) -> _LocalisedMessage:
-        subject = _substitute_values(self.subject, values, self._in_subject)
+    def _localise_with_values(self, values: Mapping[str, str]) -> _LocalisedMessage:
+        subject = _substitute_values(self.subject, values, self._subject_renderer)
         said = (
             None
             if any(isinstance(part, Placeholder) for part in subject)
-            else format_header("Subject", self._filled(subject, {}))
+            else format_header("Subject", self._render_subject(subject, {}))
         )
         text, body = (
-            _substitute_values(self.text, values, self._in_text),
-            _substitute_values(self.html, values, self._in_html),
+            _substitute_values(self.text, values, self._text_renderer),
+            _substitute_values(self.html, values, self._html_renderer),
         )
-        bodies = ("plain", text, self._in_text), ("html", body, self._in_html)
+        bodies = ("plain", text, self._text_renderer), ("html", body, self._html_renderer)
         return _LocalisedMessage(subject, said, _build_multipart(self._boundary, *bodies))
 
-    def _filled(self, subject: TemplateParts, values: Mapping[str, str]) -> str:
-        written = (p if isinstance(p, str) else self._in_subject(p, values[p.name]) for p in subject)
+    def _render_subject(self, subject: TemplateParts, values: Mapping[str, str]) -> str:
+        written = (p if isinstance(p, str) else self._subject_renderer(p, values[p.name]) for p in subject)
         return _to_single_line("".join(written))
 
-    def _fixed_headers(self, domain: str) -> bytes:
+    def _build_common_headers(self, domain: str) -> bytes:
         name, reply_to = _to_single_line(self.shop.name), self.shop.reply_to
         return b"".join(
             (
@@ -239,7 +241,7 @@ class MailMerge:
         """RFC 2369 and, where a provider may post to us, RFC 8058. Addresses are never encoded, only folded."""
         reject_line_breaks(url)
         lines = f"List-Unsubscribe: <{url}>,\r\n <mailto:{mailbox}?subject=unsubscribe>\r\n"
-        if self.one_click:
+        if self.supports_one_click:
             lines += "List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n"
         return lines.encode("ascii")
 

@@ -114,8 +114,8 @@ def _find_html_error(value: str) -> ContentError | None:
     reader.close()
     own = sum(isinstance(part, Placeholder) for part in source)
     for number, slot in enumerate(slots):
-        place = reader.hidden.get(number)
-        if number in reader.seen and place is None:
+        place = reader.hidden_markers.get(number)
+        if number in reader.found_markers and place is None:
             continue
         where = f"ends up in {place}" if place else "gets lost"
         if number >= own:
@@ -125,7 +125,7 @@ def _find_html_error(value: str) -> ContentError | None:
             f"The placeholder {{{{ {slot.name} }}}} {where}. Move it, or mend the HTML: {_UNCLOSED_HINT}",
         )
     ways_out = {number for number, slot in enumerate(slots) if slot.name == "unsubscribe"}
-    if not ways_out & reader.reachable:
+    if not ways_out & reader.visible_markers:
         return "html_broken", "Nobody could press the link that ends the mails: give {{ unsubscribe }} to an <a href>."
     return None
 
@@ -135,63 +135,63 @@ class _MarkerLocator(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
-        self.seen: set[int] = set()
+        self.found_markers: set[int] = set()
         # Where a mark would do nothing, or harm.
-        self.hidden: dict[int, str] = {}
+        self.hidden_markers: dict[int, str] = {}
         # Marks that a reader can see or press.
-        self.reachable: set[int] = set()
-        self.silent: list[str] = []
+        self.visible_markers: set[int] = set()
+        self.open_hidden_elements: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._hide(tag, "the name of a tag")
+        self._record_hidden(tag, "the name of a tag")
         for name, value in attrs:
-            self._hide(name, "the name of an attribute")
-            self.seen |= _marker_numbers(value or "")
-            if tag in ("a", "area") and name == "href" and not self.silent:
-                self.reachable |= {
+            self._record_hidden(name, "the name of an attribute")
+            self.found_markers |= _marker_numbers(value or "")
+            if tag in ("a", "area") and name == "href" and not self.open_hidden_elements:
+                self.visible_markers |= {
                     int(n) for n in _MARKER.findall(value or "") if (value or "").strip().startswith(MARKER_OPEN)
                 }
             elif name.startswith("on"):
-                self._hide(value or "", "a script")
+                self._record_hidden(value or "", "a script")
         if tag in _HIDDEN_ELEMENTS:
-            self.silent.append(tag)
+            self.open_hidden_elements.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.handle_starttag(tag, attrs)
         self.handle_endtag(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        self._hide(tag, "the name of a tag")
-        if tag in self.silent:
-            del self.silent[self.silent.index(tag) :]
+        self._record_hidden(tag, "the name of a tag")
+        if tag in self.open_hidden_elements:
+            del self.open_hidden_elements[self.open_hidden_elements.index(tag) :]
 
     def handle_data(self, data: str) -> None:
-        if self.silent:
-            self._hide(data, _HIDDEN_ELEMENTS[self.silent[-1]])
+        if self.open_hidden_elements:
+            self._record_hidden(data, _HIDDEN_ELEMENTS[self.open_hidden_elements[-1]])
         else:
             found = _marker_numbers(data)
-            self.seen |= found
-            self.reachable |= found
+            self.found_markers |= found
+            self.visible_markers |= found
 
     def handle_comment(self, data: str) -> None:
         # Outlook reads those that begin like this.
         if data.startswith("[if "):
-            self.seen |= _marker_numbers(data)
+            self.found_markers |= _marker_numbers(data)
         else:
-            self._hide(data, "a comment")
+            self._record_hidden(data, "a comment")
 
     def handle_decl(self, decl: str) -> None:
-        self._hide(decl, "a declaration")
+        self._record_hidden(decl, "a declaration")
 
     def handle_pi(self, data: str) -> None:
-        self._hide(data, "a declaration")
+        self._record_hidden(data, "a declaration")
 
     def unknown_decl(self, data: str) -> None:
-        self._hide(data, "a declaration")
+        self._record_hidden(data, "a declaration")
 
-    def _hide(self, text: str, place: str) -> None:
+    def _record_hidden(self, text: str, place: str) -> None:
         for number in _marker_numbers(text):
-            self.hidden[number] = place
+            self.hidden_markers[number] = place
 
 
 def _marker_numbers(text: str) -> set[int]:

@@ -31,7 +31,7 @@ class DeliverySelection:
     code: int | None = None
     cause: str | None = None
 
-    def narrowed(self) -> tuple[str, dict[str, Any]]:
+    def to_sql_condition(self) -> tuple[str, dict[str, Any]]:
         """As a condition on `mail_issue i`, with its values. Of the uncertain ones only those that nobody is at."""
         conditions = ["i.campaign_id = :campaign and i.state = :state"]
         if self.customer_id is not None:
@@ -48,8 +48,8 @@ class DeliverySelection:
 class RetryResult:
     """How many mails go out again, and how many do not because their addresses must not be mailed any more."""
 
-    mails: int
-    left_out: int
+    retried: int
+    suppressed: int
 
 
 def retry_deliveries(campaign_id: int, which: DeliverySelection, by: str) -> RetryResult:
@@ -69,7 +69,7 @@ def retry_deliveries(campaign_id: int, which: DeliverySelection, by: str) -> Ret
     if offer is not None:
         require_usable_offer(offer)
     again = _schedule_retries(campaign_id, which)
-    if not again.mails:
+    if not again.retried:
         db.session.rollback()
         raise DomainError("conflict", _nothing_retried_message(again, which))
     if campaign.status == "done":
@@ -84,7 +84,12 @@ def retry_deliveries(campaign_id: int, which: DeliverySelection, by: str) -> Ret
             )
         )
     record_audit_entry(
-        by, "campaign.sent_again", str(campaign_id), mails=again.mails, left_out=again.left_out, **_audit_details(which)
+        by,
+        "campaign.sent_again",
+        str(campaign_id),
+        mails=again.retried,
+        left_out=again.suppressed,
+        **_audit_details(which),
     )
     db.session.commit()
     next_tasks.enqueue_senders()
@@ -103,7 +108,7 @@ def dismiss_uncertain_deliveries(campaign_id: int, which: DeliverySelection, by:
     if which.state != "uncertain":
         db.session.rollback()
         raise DomainError("conflict", "Only a mail that is uncertain can be left as it is.")
-    condition, values = which.narrowed()
+    condition, values = which.to_sql_condition()
     done = db.session.execute(
         text(
             f"update mail_issue i set state = 'left', next_at = null, at = now(), "  # noqa: S608
@@ -128,7 +133,7 @@ def record_recipient_export(campaign_id: int, state: str, by: str) -> None:
 
 def _schedule_retries(campaign_id: int, which: DeliverySelection) -> RetryResult:
     """Make them due, portion by portion: however many there are, only so many ids are in memory."""
-    condition, values = which.narrowed()
+    condition, values = which.to_sql_condition()
     some = text(
         f"select i.customer_id from mail_issue i join customer u on u.id = i.customer_id and u.erased_at is null "  # noqa: S608
         f"where {condition} and i.customer_id > :after order by i.customer_id limit :portion"
@@ -155,9 +160,9 @@ def _schedule_retries(campaign_id: int, which: DeliverySelection) -> RetryResult
 
 
 def _nothing_retried_message(again: RetryResult, which: DeliverySelection) -> str:
-    if again.left_out and which.customer_id is not None:
+    if again.suppressed and which.customer_id is not None:
         return "It does not go out again: the address must not be mailed any more."
-    if again.left_out:
+    if again.suppressed:
         return "None of them goes out again: their addresses must not be mailed any more."
     return NO_MATCHING_DELIVERIES
 

@@ -66,7 +66,7 @@ class DeliveryStatus:
     next_at: datetime | None = None
     attempts: int = 0
     ahead: int | None = None
-    is_open: bool = False
+    needs_resolution: bool = False
     source_id: str = ""
 
 
@@ -75,27 +75,27 @@ class CampaignDelivery:
     """A campaign that had a customer among its recipients, and what became of the mail."""
 
     campaign: Campaign
-    fate: DeliveryStatus
+    delivery: DeliveryStatus
 
     @property
     def state(self) -> DeliveryState:
-        return self.fate.state
+        return self.delivery.state
 
     @property
     def text(self) -> str:
-        return self.fate.text
+        return self.delivery.text
 
     @property
     def at(self) -> datetime | None:
-        return self.fate.at
+        return self.delivery.at
 
 
 @dataclass(frozen=True)
 class RecipientPage:
     """Some recipients by id. `after` is where the next page begins, None after the last."""
 
-    fates: Sequence[DeliveryStatus]
-    after: int | None
+    deliveries: Sequence[DeliveryStatus]
+    next_after: int | None
 
 
 # --- what is asked for ------------------------------------------------------------------------------
@@ -321,7 +321,7 @@ def _to_uncertain_status(row: Row[Any], fate: DeliveryStatus, is_settled: bool, 
     words = "Staff decide: send it again, or leave it."
     if row.campaign_status == "cancelled":
         words = "The mailing was cancelled, so it is not sent again."
-    return replace(fate, is_open=True, note=words)
+    return replace(fate, needs_resolution=True, note=words)
 
 
 def _window_opened_at(row: Row[Any], index: int) -> datetime | None:

@@ -25,10 +25,10 @@ class AudienceCount:
     :ivar mailed: who got an earlier mailing of this kind that was cancelled. They are left out unless staff want else.
     """
 
-    people: int
+    recipients: int
     suppressed: int
     redeemed: int = 0
-    mailed: int = 0
+    already_mailed: int = 0
 
 
 # Those who got, from a mailing of this kind that was cancelled, what this one would bring them again; only since the

@@ -57,13 +57,13 @@ class BatchClaim:
     campaign_id: int
     owner: str
     epoch: int
-    ids: list[int]
+    customer_ids: list[int]
     position: int
     sent: int
-    renewed: float
+    lease_renewed_at: float
 
     @property
-    def guard(self) -> dict[str, Any]:
+    def ownership_params(self) -> dict[str, Any]:
         return {"batch": self.batch_id, "owner": self.owner, "epoch": self.epoch}
 
 
@@ -73,7 +73,7 @@ class Recipient:
 
     index: int
     customer: Customer
-    again: bool
+    is_resend: bool
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def claim_batch(owner: str) -> BatchClaim | None:
     if row.window_end > row.window_start:
         what = {"campaign_id": taken.campaign_id, "batch_id": taken.batch_id}
         log.warning("takes over a batch whose owner was not heard of any more", extra=what)
-    taken.renewed = begun
+    taken.lease_renewed_at = begun
     return taken
 
 
@@ -171,21 +171,23 @@ def _recover_open_window(taken: BatchClaim, window_end: int) -> None:
         text("select cursor from batch_cursor where batch_id = :batch and epoch < :epoch for update"),
         {"batch": taken.batch_id, "epoch": taken.epoch},
     ).scalar_one_or_none()
-    states = _find_delivery_states(taken.campaign_id, taken.ids[start:window_end])
+    states = _find_delivery_states(taken.campaign_id, taken.customer_ids[start:window_end])
     if cursor is None:
-        _record_uncertain(taken, [i for i in taken.ids[start:window_end] if i not in states], "the database crashed")
+        _record_uncertain(
+            taken, [i for i in taken.customer_ids[start:window_end] if i not in states], "the database crashed"
+        )
         taken.position = window_end
         return
-    taken.sent += sum(1 for customer_id in taken.ids[start:cursor] if customer_id not in states)
+    taken.sent += sum(1 for customer_id in taken.customer_ids[start:cursor] if customer_id not in states)
     taken.position = cursor
-    open_ids = taken.ids[cursor:window_end]
+    open_ids = taken.customer_ids[cursor:window_end]
     in_flight = next((i for i in open_ids if states.get(i, "uncertain") == "uncertain"), None)
     if in_flight is None:
         taken.position = window_end
         return
     _record_uncertain(taken, [in_flight], "the worker was ended while this mail was on its way")
     if _find_uncertain_policy(taken.campaign_id) == "hold":
-        taken.position = taken.ids.index(in_flight, cursor) + 1
+        taken.position = taken.customer_ids.index(in_flight, cursor) + 1
 
 
 def _record_uncertain(taken: BatchClaim, ids: list[int], why: str) -> None:
@@ -232,7 +234,7 @@ def open_send_window(taken: BatchClaim) -> SendWindow | None:
     if campaign.status != "sending":
         release_batch(taken)
         return None
-    end = min(taken.position + WINDOW_SIZE, len(taken.ids))
+    end = min(taken.position + WINDOW_SIZE, len(taken.customer_ids))
     opened = db.session.execute(
         text(
             "update batch set window_start = :start, window_end = :end, sent = :sent, lease_until = now() + :lease, "
@@ -245,20 +247,20 @@ def open_send_window(taken: BatchClaim) -> SendWindow | None:
             "sent": taken.sent,
             "lease": lease_duration(),
             "seconds": campaign.seconds,
-            **taken.guard,
+            **taken.ownership_params,
         },
     )
     if not opened.rowcount or not send_progress.move_cursor(db.session.connection(), taken, taken.position):  # type: ignore[attr-defined]
         db.session.rollback()
         return None
-    ids = taken.ids[taken.position : end]
+    ids = taken.customer_ids[taken.position : end]
     states = _find_delivery_states(taken.campaign_id, ids)
     people, skipped = eligible_recipients(
         campaign.offer_id, [i for i in ids if states.get(i, "uncertain") == "uncertain"]
     )
     record_skipped(taken.campaign_id, skipped)
     db.session.commit()
-    taken.renewed = begun
+    taken.lease_renewed_at = begun
     found = [
         Recipient(taken.position + n, people[customer_id], customer_id in states)
         for n, customer_id in enumerate(ids)
@@ -311,10 +313,10 @@ def renew_batch_lease(taken: BatchClaim) -> bool:
             "update batch set lease_until = now() + :lease where id = :batch and owner = :owner and epoch = :epoch "
             "and exists (select 1 from campaign c where c.id = batch.campaign_id and c.status = 'sending')"
         ),
-        {"lease": lease_duration(), **taken.guard},
+        {"lease": lease_duration(), **taken.ownership_params},
     )
     db.session.commit()
-    taken.renewed = begun
+    taken.lease_renewed_at = begun
     return bool(done.rowcount)  # type: ignore[attr-defined]
 
 
@@ -347,7 +349,7 @@ def release_batch(taken: BatchClaim, wait: float = 0) -> None:
             "not_before = case when :wait > 0 then now() + make_interval(secs => :wait) end "
             "where id = :batch and owner = :owner and epoch = :epoch"
         ),
-        {"at": taken.position, "sent": taken.sent, "wait": wait, **taken.guard},
+        {"at": taken.position, "sent": taken.sent, "wait": wait, **taken.ownership_params},
     )
     db.session.commit()
 
@@ -361,7 +363,7 @@ def finish_batch(taken: BatchClaim) -> None:
             "window_start = :at, window_end = :at, sent = :sent "
             "where id = :batch and owner = :owner and epoch = :epoch"
         ),
-        {"at": len(taken.ids), "sent": taken.sent, **taken.guard},
+        {"at": len(taken.customer_ids), "sent": taken.sent, **taken.ownership_params},
     )
     if done.rowcount:  # type: ignore[attr-defined]
         db.session.execute(text("delete from batch_cursor where batch_id = :batch"), {"batch": taken.batch_id})
@@ -407,7 +409,7 @@ def record_outcome(taken: BatchClaim, recipient: Recipient, outcome: SmtpOutcome
 
 def suppress_bounced_address(customer: Customer, campaign_id: int, outcome: SmtpOutcome) -> None:
     """Nobody mails an address again of which the relay says that there is no such thing. The caller commits."""
-    if outcome.kind == "failed" and outcome.at == "RCPT" and _INVALID_RECIPIENT_STATUS.match(outcome.text):
+    if outcome.kind == "failed" and outcome.stage == "RCPT" and _INVALID_RECIPIENT_STATUS.match(outcome.text):
         suppression_actions.add_suppression(customer.email, "bounced", campaign_id, f"{outcome.code} {outcome.text}")
 
 

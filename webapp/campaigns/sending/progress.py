@@ -39,14 +39,14 @@ class OwnedBatch(Protocol):
     """A batch that somebody owns."""
 
     @property
-    def guard(self) -> dict[str, Any]:
+    def ownership_params(self) -> dict[str, Any]:
         """`batch`, `owner` and `epoch`."""
         ...
 
 
 def move_cursor(connection: Connection, taken: OwnedBatch, cursor: int) -> bool:
     """Move the cursor within the caller's transaction; False when the batch is somebody else's by now."""
-    return connection.exec_driver_sql(_UPSERT_CURSOR_SQL, {"cursor": cursor, **taken.guard}).rowcount == 1
+    return connection.exec_driver_sql(_UPSERT_CURSOR_SQL, {"cursor": cursor, **taken.ownership_params}).rowcount == 1
 
 
 @contextmanager
@@ -62,56 +62,56 @@ class SendProgress:
     """Keeps the cursors of one pump. Moving one is begun and, when the relay has been talked to meanwhile, done."""
 
     def __enter__(self) -> SendProgress:
-        self._kept: Connection | None = None
-        self._begun: tuple[OwnedBatch, int] | None = None
+        self._connection: Connection | None = None
+        self._pending_move: tuple[OwnedBatch, int] | None = None
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._drop()
+        self._close_connection()
 
-    def begin(self, taken: OwnedBatch, cursor: int) -> None:
+    def start_move(self, taken: OwnedBatch, cursor: int) -> None:
         """The mails before `cursor` are accepted: write that down, but don't wait for it. `done` has to follow."""
-        self._begun = taken, cursor
+        self._pending_move = taken, cursor
         try:
-            self._send()
+            self._send_move()
         except (psycopg.OperationalError, psycopg.InterfaceError):
             # It is begun anew, with time to wait, by `done`.
-            self._drop()
+            self._close_connection()
 
-    def done(self) -> bool:
+    def finish_move(self) -> bool:
         """What was begun is written down; False when the batch is somebody else's by now.
 
         :raises psycopg.Error: when the database has been away for as long as a lease lasts.
         """
         deadline = time.monotonic() + timing.LEASE_DURATION
-        while self._begun is not None:
+        while self._pending_move is not None:
             try:
-                if self._kept is None:
-                    self._send()
-                moved = self._hear() or self._put_anew(*self._begun)
-                self._begun = None
+                if self._connection is None:
+                    self._send_move()
+                moved = self._read_move_result() or self._move_in_transaction(*self._pending_move)
+                self._pending_move = None
                 return moved
             except (psycopg.OperationalError, psycopg.InterfaceError):
-                self._drop()
+                self._close_connection()
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(1)
         return True
 
-    def _send(self) -> None:
-        assert self._begun is not None  # noqa: S101
-        taken, cursor = self._begun
-        values = (cursor, taken.guard["batch"], taken.guard["epoch"])
-        connection = self._open()
+    def _send_move(self) -> None:
+        assert self._pending_move is not None  # noqa: S101
+        taken, cursor = self._pending_move
+        values = (cursor, taken.ownership_params["batch"], taken.ownership_params["epoch"])
+        connection = self._open_connection()
         connection.send_query_prepared(b"move", [b"%d" % value for value in values])
         connection.flush()
 
-    def _hear(self) -> bool:
+    def _read_move_result(self) -> bool:
         """Whether the cursor stands where it was sent to."""
-        connection, moved = self._open(), False
-        while (result := self._result(connection)) is not None:
+        connection, moved = self._open_connection(), False
+        while (result := self._next_result(connection)) is not None:
             if result.status != ExecStatus.COMMAND_OK:
                 raise psycopg.OperationalError(result.error_message.decode("utf-8", "replace"))
             moved = result.command_tuples == 1
@@ -120,7 +120,7 @@ class SendProgress:
         return moved
 
     @staticmethod
-    def _result(connection: PGconn) -> PGresult | None:
+    def _next_result(connection: PGconn) -> PGresult | None:
         """The next part of the answer. Asked for only when it has come: libpq's own waiting would hold the lock of the
         interpreter, and with it every other thread, perhaps the very one that is waited for."""
         deadline = time.monotonic() + timing.CURSOR_TIMEOUT
@@ -132,13 +132,13 @@ class SendProgress:
             connection.consume_input()
         return connection.get_result()
 
-    def _put_anew(self, taken: OwnedBatch, cursor: int) -> bool:
-        assert self._kept is not None  # noqa: S101
+    def _move_in_transaction(self, taken: OwnedBatch, cursor: int) -> bool:
+        assert self._connection is not None  # noqa: S101
         with _raise_psycopg_errors():
-            return move_cursor(self._kept, taken, cursor)
+            return move_cursor(self._connection, taken, cursor)
 
-    def _open(self) -> PGconn:
-        if self._kept is None:
+    def _open_connection(self) -> PGconn:
+        if self._connection is None:
             with _raise_psycopg_errors():
                 kept = db.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
                 # It never goes back to the pool: its setting must not reach transactions that have to be on disk.
@@ -146,11 +146,11 @@ class SendProgress:
                 kept.exec_driver_sql("set synchronous_commit = off")
                 kept.exec_driver_sql(f"set lock_timeout = {int(timing.CURSOR_TIMEOUT * 1000)}")
                 kept.exec_driver_sql(f"prepare move (int, bigint, int) as {_MOVE_CURSOR_SQL}")
-            self._kept = kept
-        return cast("psycopg.Connection[object]", self._kept.connection.dbapi_connection).pgconn
+            self._connection = kept
+        return cast("psycopg.Connection[object]", self._connection.connection.dbapi_connection).pgconn
 
-    def _drop(self) -> None:
-        kept, self._kept = self._kept, None
+    def _close_connection(self) -> None:
+        kept, self._connection = self._connection, None
         if kept is not None:
             # What is broken can't be rolled back, but there is nothing to roll back.
             with suppress(SQLAlchemyError):

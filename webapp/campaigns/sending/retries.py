@@ -32,12 +32,12 @@ class DueRetry:
     customer_id: int
     epoch: int
     attempts: int
-    last: bool
+    is_last_attempt: bool
     customer: Customer
-    renewed: float
+    lease_renewed_at: float
 
     @property
-    def guard(self) -> dict[str, int]:
+    def ownership_params(self) -> dict[str, int]:
         return {"campaign": self.campaign_id, "id": self.customer_id, "epoch": self.epoch}
 
 
@@ -100,10 +100,10 @@ def renew_retry_lease(due: DueRetry) -> bool:
             f"update mail_issue set next_at = now() + :lease where {_OWNED_RETRY_CONDITION} and exists "  # noqa: S608
             "(select 1 from campaign c where c.id = mail_issue.campaign_id and c.status = 'sending')"
         ),
-        {"lease": lease_duration(), **due.guard},
+        {"lease": lease_duration(), **due.ownership_params},
     )
     db.session.commit()
-    due.renewed = begun
+    due.lease_renewed_at = begun
     return bool(done.rowcount)  # type: ignore[attr-defined]
 
 
@@ -112,7 +112,7 @@ def record_retry_outcome(due: DueRetry, outcome: SmtpOutcome) -> None:
     """Record what became of a mail that was tried again, unless it is somebody else's by now. What can't go out for two
     days is given up."""
     state = {"accepted": "sent_later", "failed": "failed", "uncertain": "uncertain"}.get(outcome.kind, "deferred")
-    if state == "deferred" and due.last:
+    if state == "deferred" and due.is_last_attempt:
         state = "failed"
     later = state == "deferred"
     db.session.execute(
@@ -129,7 +129,7 @@ def record_retry_outcome(due: DueRetry, outcome: SmtpOutcome) -> None:
             "words": "" if state == "sent_later" else outcome.text,
             "later": later,
             "next": compute_retry_delay(due.attempts - 1) if later else None,
-            **due.guard,
+            **due.ownership_params,
         },
     )
     if later:
@@ -146,7 +146,7 @@ def release_retry(due: DueRetry) -> None:
             "update mail_issue set state = 'deferred', attempts = attempts - 1, "  # noqa: S608
             f"next_at = now() + cast(:soon as interval) where {_OWNED_RETRY_CONDITION}"
         ),
-        {"soon": timedelta(seconds=timing.RELEASED_RETRY_DELAY), **due.guard},
+        {"soon": timedelta(seconds=timing.RELEASED_RETRY_DELAY), **due.ownership_params},
     )
     _reopen_campaign(due.campaign_id)
     db.session.commit()

@@ -60,7 +60,7 @@ def send_test_email(mail: EmailContent, offer: Offer, to: str, name: str) -> Non
     """
     nobody = Customer(id=personal_links.PREVIEW_CUSTOMER_ID, email=to.lower(), email_as_given=to, name=name)
     settings: Settings = current_app.config["SETTINGS"]
-    letter = MailMerge(mail, offer, 0, token=f"test.{secrets.token_hex(8)}").letter(nobody)
+    letter = MailMerge(mail, offer, 0, token=f"test.{secrets.token_hex(8)}").build_message(nobody)
     # No transaction stays open while the relay is waited for.
     db.session.rollback()
     try:
@@ -94,36 +94,36 @@ class _BatchSender:
     def __init__(self, relay: smtp.RelayConnection, place: SendProgress) -> None:
         settings: Settings = current_app.config["SETTINGS"]
         self.relay = relay
-        self.place = place
+        self.progress = place
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self.deadline = time.monotonic() + timing.SENDER_TIME_LIMIT
         # By campaign, with the version of the offer it was written from.
-        self.letters: dict[int, tuple[int, MailMerge]] = {}
-        self.broken = 0
-        self.refused_bodies = 0
-        self.pace = SendThrottle(settings.mail_per_second)
+        self.mail_merges: dict[int, tuple[int, MailMerge]] = {}
+        self.connection_failures = 0
+        self.rejected_bodies = 0
+        self.throttle = SendThrottle(settings.mail_per_second)
         # How far the cursor is to be moved before the next body is begun: while the relay reads the next envelope, or
         # before anything is waited for.
-        self.owed: int | None = None
+        self.pending_cursor: int | None = None
 
     def run(self) -> bool:
-        while not self._is_over():
+        while not self._should_stop():
             if not campaign_queries.has_pending_sends():
                 completion.finish_campaigns()
                 return False
-            if not self._reach_relay():
+            if not self._ensure_relay_connection():
                 continue
             taken = batches.claim_batch(self.owner)
             if taken is not None:
                 with logs.log_context(campaign_id=taken.campaign_id, batch_id=taken.batch_id):
                     self._send_batch(taken)
-            self._retry_due()
+            self._send_due_retries()
         return not task_queue.stop_requested.is_set()
 
-    def _is_over(self) -> bool:
+    def _should_stop(self) -> bool:
         return task_queue.stop_requested.is_set() or time.monotonic() > self.deadline
 
-    def _reach_relay(self) -> bool:
+    def _ensure_relay_connection(self) -> bool:
         """A connection, before anything is claimed: while the relay is away nobody is at fault and nothing is due."""
         # No transaction stays open while the relay is waited for.
         db.session.rollback()
@@ -141,86 +141,86 @@ class _BatchSender:
         return True
 
     def _send_batch(self, taken: BatchClaim) -> None:
-        self.owed = None
-        while taken.position < len(taken.ids):
-            if self._is_over():
+        self.pending_cursor = None
+        while taken.position < len(taken.customer_ids):
+            if self._should_stop():
                 return batches.release_batch(taken)
             window = batches.open_send_window(taken)
             if window is None:
                 return None
-            form = self._form(taken.campaign_id, window.offer_version)
+            form = self._load_mail_merge(taken.campaign_id, window.offer_version)
             for recipient in window.recipients:
                 taken.position = recipient.index
-                if not self._wait_for_turn(taken, window.end - recipient.index):
+                if not self._wait_for_batch_slot(taken, window.end - recipient.index):
                     return batches.release_batch(taken)
-                if not self._send_one(taken, recipient, form):
+                if not self._send_to_recipient(taken, recipient, form):
                     return None
             taken.position = window.end
         return batches.finish_batch(taken)
 
-    def _wait_for_turn(self, taken: BatchClaim, wanted: int) -> bool:
+    def _wait_for_batch_slot(self, taken: BatchClaim, wanted: int) -> bool:
         """Wait for as long as the rate limit says; False when there is something else to do first."""
         while not task_queue.stop_requested.is_set():
-            seconds = self.pace.wait(wanted)
+            seconds = self.throttle.try_acquire(wanted)
             if seconds <= 0:
                 return True
-            if not self._settled(taken) or not self._holds(taken):
+            if not self._finish_cursor_move(taken) or not self._holds_lease(taken):
                 return False
             # No transaction stays open while nothing is done.
             db.session.rollback()
             task_queue.stop_requested.wait(min(seconds, timing.LEASE_RENEWAL_INTERVAL))
         return False
 
-    def _send_one(self, taken: BatchClaim, recipient: Recipient, form: MailMerge) -> bool:
+    def _send_to_recipient(self, taken: BatchClaim, recipient: Recipient, form: MailMerge) -> bool:
         """One recipient settled; False when this pump is done with the batch, which then is in order."""
-        letter = self._write(form, recipient.customer)
-        outcome = self._try(
+        letter = self._render_message(form, recipient.customer)
+        outcome = self._deliver_with_reconnects(
             letter,
-            lambda: self._holds(taken),
-            lambda: self._settled(taken) and self._holds(taken),
-            lambda: self._begin_settling(taken),
+            lambda: self._holds_lease(taken),
+            lambda: self._finish_cursor_move(taken) and self._holds_lease(taken),
+            lambda: self._start_cursor_move(taken),
         )
         if outcome.kind == "accepted":
-            return self._went_out(taken, recipient, outcome)
+            return self._record_accepted(taken, recipient, outcome)
         # Nothing of this pump's is under way when somebody else may write about the batch.
-        self.place.done()
-        if outcome.kind in ("stopped", "refused") or (outcome.kind == "trouble" and outcome.at == "connect"):
+        self.progress.finish_move()
+        if outcome.kind in ("stopped", "refused") or (outcome.kind == "trouble" and outcome.stage == "connect"):
             # For nobody, if it is somebody else's by now.
             batches.release_batch(taken)
             if outcome.kind == "refused":
                 auto_pause.pause_automatically(taken.campaign_id, _describe_refusal(outcome))
             return False
-        self.owed = None
+        self.pending_cursor = None
         if not batches.record_outcome(taken, recipient, outcome):
             return False
         taken.position = recipient.index + 1
-        return self._may_go_on(taken, outcome)
+        return self._should_continue(taken, outcome)
 
-    def _went_out(self, taken: BatchClaim, recipient: Recipient, outcome: SmtpOutcome) -> bool:
-        self.broken = self.refused_bodies = 0
-        self.owed = None
-        if recipient.again:
+    def _record_accepted(self, taken: BatchClaim, recipient: Recipient, outcome: SmtpOutcome) -> bool:
+        self.connection_failures = self.rejected_bodies = 0
+        self.pending_cursor = None
+        if recipient.is_resend:
             return batches.record_outcome(taken, recipient, outcome)
         taken.sent += 1
-        self.owed = recipient.index + 1
+        self.pending_cursor = recipient.index + 1
         return True
 
-    def _begin_settling(self, taken: BatchClaim) -> None:
-        if self.owed is not None:
-            self.place.begin(taken, self.owed)
-        self.owed = None
+    def _start_cursor_move(self, taken: BatchClaim) -> None:
+        if self.pending_cursor is not None:
+            self.progress.start_move(taken, self.pending_cursor)
+        self.pending_cursor = None
 
-    def _settled(self, taken: BatchClaim) -> bool:
+    def _finish_cursor_move(self, taken: BatchClaim) -> bool:
         """Everything accepted is written down; False when the batch is somebody else's by now."""
-        self._begin_settling(taken)
-        return self.place.done()
+        self._start_cursor_move(taken)
+        return self.progress.finish_move()
 
-    def _may_go_on(self, taken: BatchClaim, outcome: SmtpOutcome) -> bool:
+    def _should_continue(self, taken: BatchClaim, outcome: SmtpOutcome) -> bool:
         """Whether the next recipient may fare better, or the trouble is the relay's or the mail's own."""
-        body = outcome.at in ("DATA", "body")
-        self.refused_bodies = self.refused_bodies + 1 if outcome.kind == "failed" and body else 0
-        self.broken = self.broken + 1 if outcome.kind in ("trouble", "uncertain") else 0
-        if self.refused_bodies >= MAX_CONSECUTIVE_REJECTED_BODIES:
+        body = outcome.stage in ("DATA", "body")
+        self.rejected_bodies = self.rejected_bodies + 1 if outcome.kind == "failed" and body else 0
+        self.connection_failures = self.connection_failures + 1 if outcome.kind in ("trouble", "uncertain") else 0
+        if self.rejected_bodies >= MAX_CONSECUTIVE_REJECTED_BODIES:
             batches.release_batch(taken)
             auto_pause.pause_automatically(
                 taken.campaign_id, f"the relay refuses this mail: {outcome.code} {outcome.text}"
@@ -229,13 +229,13 @@ class _BatchSender:
         if outcome.kind == "failed" and auto_pause.pause_if_failing(taken):
             batches.release_batch(taken)
             return False
-        if self.broken >= MAX_CONSECUTIVE_CONNECTION_FAILURES:
-            self.broken = 0
+        if self.connection_failures >= MAX_CONSECUTIVE_CONNECTION_FAILURES:
+            self.connection_failures = 0
             batches.release_batch(taken, wait=timing.BATCH_RETRY_DELAY)
             return False
         return True
 
-    def _try(
+    def _deliver_with_reconnects(
         self,
         letter: OutgoingMessage | SmtpOutcome,
         holds: Callable[[], bool],
@@ -270,37 +270,41 @@ class _BatchSender:
                 task_queue.stop_requested.wait(wait)
         return outcome
 
-    def _holds(self, taken: BatchClaim) -> bool:
+    def _holds_lease(self, taken: BatchClaim) -> bool:
         """Still ours, for longer than the relay may take to answer, and still to be sent."""
-        return time.monotonic() - taken.renewed < timing.LEASE_RENEWAL_INTERVAL or batches.renew_batch_lease(taken)
+        return time.monotonic() - taken.lease_renewed_at < timing.LEASE_RENEWAL_INTERVAL or batches.renew_batch_lease(
+            taken
+        )
 
-    def _retry_due(self) -> None:
+    def _send_due_retries(self) -> None:
         for _ in range(MAX_RETRIES_PER_ROUND):
             # The turn before the mail: nobody else can have it while it waits for one.
-            if self._is_over() or not retries.has_due_retry() or not self._wait_for_any_turn():
+            if self._should_stop() or not retries.has_due_retry() or not self._wait_for_retry_slot():
                 return
             due = retries.claim_due_retry()
             if due is None:
                 return
             with logs.log_context(campaign_id=due.campaign_id):
-                if not self._retry(due):
+                if not self._send_retry(due):
                     return
 
-    def _wait_for_any_turn(self) -> bool:
-        while (seconds := self.pace.wait(1)) > 0:
+    def _wait_for_retry_slot(self) -> bool:
+        while (seconds := self.throttle.try_acquire(1)) > 0:
             db.session.rollback()
-            if self._is_over():
+            if self._should_stop():
                 return False
             task_queue.stop_requested.wait(min(seconds, 1))
         return True
 
-    def _retry(self, due: DueRetry) -> bool:
-        letter = self._write(self._form(due.campaign_id), due.customer)
+    def _send_retry(self, due: DueRetry) -> bool:
+        letter = self._render_message(self._load_mail_merge(due.campaign_id), due.customer)
 
         def holds() -> bool:
-            return time.monotonic() - due.renewed < timing.LEASE_RENEWAL_INTERVAL or retries.renew_retry_lease(due)
+            return time.monotonic() - due.lease_renewed_at < timing.LEASE_RENEWAL_INTERVAL or retries.renew_retry_lease(
+                due
+            )
 
-        outcome = self._try(letter, holds, holds)
+        outcome = self._deliver_with_reconnects(letter, holds, holds)
         if outcome.kind == "stopped":
             retries.release_retry(due)
         else:
@@ -309,10 +313,10 @@ class _BatchSender:
             auto_pause.pause_automatically(due.campaign_id, _describe_refusal(outcome))
         return outcome.kind in ("accepted", "failed", "deferred", "uncertain")
 
-    def _write(self, form: MailMerge, customer: Customer) -> OutgoingMessage | SmtpOutcome:
+    def _render_message(self, form: MailMerge, customer: Customer) -> OutgoingMessage | SmtpOutcome:
         """The letter, or why this one can't be written; the others go on."""
         try:
-            return form.letter(customer)
+            return form.build_message(customer)
         except (ValueError, UnicodeError) as error:
             # The error's words may have the address in them, which is nothing for a log.
             log.error("no letter for customer %s: %s", customer.id, type(error).__name__)
@@ -321,12 +325,12 @@ class _BatchSender:
             # No transaction stays open while the relay is waited for.
             db.session.rollback()
 
-    def _form(self, campaign_id: int, offer_version: int | None = None) -> MailMerge:
+    def _load_mail_merge(self, campaign_id: int, offer_version: int | None = None) -> MailMerge:
         """The campaign's mail with what the offer says now: a code that was renewed meanwhile is in it.
 
         :param offer_version: which version of the offer that is, if the caller knows.
         """
-        version, form = self.letters.get(campaign_id, (None, None))
+        version, form = self.mail_merges.get(campaign_id, (None, None))
         if form is not None and version == offer_version:
             return form
         campaign = campaign_queries.find_campaign(campaign_id)
@@ -335,7 +339,7 @@ class _BatchSender:
             raise LookupError(f"no campaign {campaign_id}")
         if form is None or version != offer.version:
             form = mail_merge.create_mail_merge(campaign, offer)
-            self.letters[campaign_id] = offer.version, form
+            self.mail_merges[campaign_id] = offer.version, form
         return form
 
 

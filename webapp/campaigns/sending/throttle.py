@@ -15,25 +15,25 @@ class SendThrottle:
 
     def __init__(self, per_second: float) -> None:
         self._per_second = per_second
-        self._turns = 0
-        self._next = 0.0
+        self._slots = 0
+        self._next_slot_at = 0.0
 
-    def wait(self, wanted: int) -> float:
+    def try_acquire(self, wanted: int) -> float:
         """In how many seconds the next mail may go out. When it may now, that is 0 and the turn is used.
 
         :param wanted: how many mails are still to come as far as is known.
         """
         if not self._per_second:
             return 0
-        if self._turns and time.monotonic() - self._next > 1:
+        if self._slots and time.monotonic() - self._next_slot_at > 1:
             # Used now, they would come on top of those of others.
-            self._turns = 0
-        if not self._turns:
-            self._turns = max(1, min(wanted, int(self._per_second)))
-            self._next = time.monotonic() + batches.reserve_send_slots(self._turns, self._per_second)
-        seconds = self._next - time.monotonic()
+            self._slots = 0
+        if not self._slots:
+            self._slots = max(1, min(wanted, int(self._per_second)))
+            self._next_slot_at = time.monotonic() + batches.reserve_send_slots(self._slots, self._per_second)
+        seconds = self._next_slot_at - time.monotonic()
         if seconds > 0:
             return seconds
-        self._turns -= 1
-        self._next += 1 / self._per_second
+        self._slots -= 1
+        self._next_slot_at += 1 / self._per_second
         return 0

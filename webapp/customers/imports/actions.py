@@ -178,7 +178,7 @@ def _seconds_from_now(seconds: int) -> Any:
 class StagingBackend(Protocol):
     """The statements of an import, of one kind of list or the other."""
 
-    TABLE: LiteralString
+    TARGET_TABLE: LiteralString
 
     def create_staging_tables(self, connection: staging.Connection) -> None: ...
     def copy_rows(self, connection: staging.Connection, rows: Sequence[str]) -> None: ...
@@ -199,16 +199,16 @@ class _ImportClaim:
     size: int
     merged_to: list[int] | None
     kind: str
-    broken: threading.Event = field(default_factory=threading.Event)
+    aborted: threading.Event = field(default_factory=threading.Event)
 
     @property
-    def is_list(self) -> bool:
+    def is_suppression_list(self) -> bool:
         """Whether it is one of addresses that must not be mailed."""
         return self.kind == "suppressions"
 
     @property
-    def stage(self) -> StagingBackend:
-        return suppression_staging if self.is_list else staging
+    def backend(self) -> StagingBackend:
+        return suppression_staging if self.is_suppression_list else staging
 
 
 @dataclass
@@ -216,23 +216,23 @@ class _Partition:
     """A part of the file's customers (which, their e-mail says) on a connection of its own, with its staging table."""
 
     claim: _ImportClaim
-    number: int
+    index: int
     connection: staging.Connection
 
-    def commit(self, progress: LiteralString, **values: object) -> None:
+    def commit_progress(self, progress: LiteralString, **values: object) -> None:
         """Write progress down in the transaction of the work it tells of, renew the lease and commit.
 
         :raises _Lost: when the import is another worker's by now, or this one has to leave off.
         """
-        self._write(progress, LEASE_SECONDS, values)
+        self._write_progress(progress, LEASE_SECONDS, values)
         self.connection.commit()
         if task_queue.stop_requested.is_set():
-            self._write("epoch = epoch", 0, {})
+            self._write_progress("epoch = epoch", 0, {})
             self.connection.commit()
-        if task_queue.stop_requested.is_set() or self.claim.broken.is_set():
+        if task_queue.stop_requested.is_set() or self.claim.aborted.is_set():
             raise _LeaseLost
 
-    def _write(self, progress: LiteralString, lease: int, values: dict[str, object]) -> None:
+    def _write_progress(self, progress: LiteralString, lease: int, values: dict[str, object]) -> None:
         statement = f"""
           update customer_import set {progress}, lease_until = now() + make_interval(secs => %(lease)s)
           where id = %(import_id)s and epoch = %(epoch)s and status = 'running'
@@ -289,7 +289,7 @@ def _run_in_parallel(claim: _ImportClaim, work: Callable[[_Partition], T], lanes
         try:
             return work(lane)
         except BaseException:
-            claim.broken.set()
+            claim.aborted.set()
             raise
 
     with ThreadPoolExecutor(len(lanes)) as pool:
@@ -324,32 +324,32 @@ class _ImportReader:
     """Takes what the file gives, in blocks, and counts it. A second reading only fills the staging tables again."""
 
     def __init__(self, claim: _ImportClaim, lanes: list[_Partition]) -> None:
-        self.claim, self.lanes, self.first = claim, lanes, lanes[0]
-        self.first_time = claim.merged_to is None
+        self.claim, self.partitions, self.first_partition = claim, lanes, lanes[0]
+        self.is_first_read = claim.merged_to is None
         self.rows: list[list[str]] = [[] for _ in lanes]
         self.rejections: list[Rejection] = []
-        self.bytes = self.taken = self.rejected = self.told = 0
+        self.bytes_read = self.accepted_count = self.rejected_count = self.stored_rejection_count = 0
 
-    def pieces(self) -> Iterator[bytes]:
+    def read_chunks(self) -> Iterator[bytes]:
         """The file, one piece in memory at a time."""
         seq = 0
-        while piece := self._piece(seq):
-            self.bytes += len(piece)
+        while piece := self._read_chunk(seq):
+            self.bytes_read += len(piece)
             seq += 1
             yield piece
 
-    def _piece(self, seq: int) -> bytes:
+    def _read_chunk(self, seq: int) -> bytes:
         query = "select data from import_chunk where import_id = %s and seq = %s"
-        row = self.first.connection.execute(query, (self.claim.import_id, seq), binary=True).fetchone()
+        row = self.first_partition.connection.execute(query, (self.claim.import_id, seq), binary=True).fetchone()
         return row[0] if row else b""
 
-    def all(self) -> None:
+    def read_all(self) -> None:
         """Read the whole file. One loop for a million rows: what it does for each is little."""
         waiting = 0
-        for item in parse_rows(self.pieces(), self.claim.media_type, self.claim.kind):
+        for item in parse_rows(self.read_chunks(), self.claim.media_type, self.claim.kind):
             if isinstance(item, Rejection):
                 self.rejections.append(item)
-                self.rejected += not item.is_taken
+                self.rejected_count += not item.is_warning
             else:
                 email, row = item
                 self.rows[crc32(email.encode()) % len(self.rows)].append(row)
@@ -360,40 +360,46 @@ class _ImportReader:
         self.flush()
 
     def flush(self) -> None:
-        kept = max(0, MAX_STORED_REJECTIONS - self.told)
-        self.taken += sum(map(len, self.rows))
-        self.told += len(self.rejections)
-        for lane, rows in zip(self.lanes, self.rows, strict=True):
-            self.claim.stage.copy_rows(lane.connection, rows)
-            if lane is not self.first:
+        kept = max(0, MAX_STORED_REJECTIONS - self.stored_rejection_count)
+        self.accepted_count += sum(map(len, self.rows))
+        self.stored_rejection_count += len(self.rejections)
+        for lane, rows in zip(self.partitions, self.rows, strict=True):
+            self.claim.backend.copy_rows(lane.connection, rows)
+            if lane is not self.first_partition:
                 lane.connection.commit()
-        if self.first_time and self.rejections:
-            staging.copy_rejections(self.first.connection, self.claim.import_id, self.rejections[:kept])
-        if self.first_time:
-            progress = {"read": self.bytes, "rows": self.taken + self.rejected, "rejected": self.rejected}
-            self.first.commit("read = %(read)s, rows = %(rows)s, rejected = %(rejected)s", **progress)
+        if self.is_first_read and self.rejections:
+            staging.copy_rejections(self.first_partition.connection, self.claim.import_id, self.rejections[:kept])
+        if self.is_first_read:
+            progress = {
+                "read": self.bytes_read,
+                "rows": self.accepted_count + self.rejected_count,
+                "rejected": self.rejected_count,
+            }
+            self.first_partition.commit_progress(
+                "read = %(read)s, rows = %(rows)s, rejected = %(rejected)s", **progress
+            )
         else:
-            self.first.commit("epoch = epoch")
-        self.rows, self.rejections = [[] for _ in self.lanes], []
+            self.first_partition.commit_progress("epoch = epoch")
+        self.rows, self.rejections = [[] for _ in self.partitions], []
 
 
 def _stage_file(claim: _ImportClaim, lanes: list[_Partition]) -> None:
     """Stage the file's good rows and keep its bad ones; then drop the rows that a later one stands in for."""
     for lane in lanes:
-        claim.stage.create_staging_tables(lane.connection)
+        claim.backend.create_staging_tables(lane.connection)
     reading = _ImportReader(claim, lanes)
-    if reading.first_time:
+    if reading.is_first_read:
         lanes[0].connection.execute("delete from import_rejection where import_id = %s", (claim.import_id,))
-    reading.all()
-    if not reading.taken and not reading.rejected:
+    reading.read_all()
+    if not reading.accepted_count and not reading.rejected_count:
         raise InvalidInput(FieldError("file", "rows_missing", "This file has a header and no rows beneath it."))
-    duplicates = sum(_run_in_parallel(claim, lambda lane: claim.stage.deduplicate_rows(lane.connection), lanes))
-    if reading.first_time:
-        if not claim.is_list:
+    duplicates = sum(_run_in_parallel(claim, lambda lane: claim.backend.deduplicate_rows(lane.connection), lanes))
+    if reading.is_first_read:
+        if not claim.is_suppression_list:
             _create_named_audiences(lanes)
         claim.merged_to = [0] * len(lanes)
         progress = {"merged_to": claim.merged_to, "duplicates": duplicates}
-        lanes[0].commit("merged_to = %(merged_to)s, duplicates = %(duplicates)s", **progress)
+        lanes[0].commit_progress("merged_to = %(merged_to)s, duplicates = %(duplicates)s", **progress)
     else:
         for lane in lanes:
             staging.delete_already_rejected(lane.connection, claim.import_id)
@@ -413,10 +419,10 @@ def _create_named_audiences(lanes: list[_Partition]) -> None:
 
 def _merge_partition(lane: _Partition) -> None:
     last = staging.find_last_line(lane.connection)
-    named = not lane.claim.is_list and bool(staging.list_staged_audience_names(lane.connection, 1))
-    start = (lane.claim.merged_to or [])[lane.number]
+    named = not lane.claim.is_suppression_list and bool(staging.list_staged_audience_names(lane.connection, 1))
+    start = (lane.claim.merged_to or [])[lane.index]
     # Nearly every file is one of these: all new, or all known. The database says when it is more than that.
-    expect, collisions = MergeStrategy.NEW, 0
+    expect, collisions = MergeStrategy.INSERT, 0
     while start < last:
         end = start + staging.BLOCK_LINES
         try:
@@ -433,21 +439,25 @@ def _merge_partition(lane: _Partition) -> None:
 def _next_merge_strategy(error: psycopg.Error, before: MergeStrategy) -> MergeStrategy:
     """What to reckon with from now on. After a deadlock with a neighbour: with everything."""
     is_email = "email" in (error.diag.constraint_name or "")
-    return MergeStrategy.KNOWN if is_email and before is MergeStrategy.NEW else MergeStrategy.TAKEN
+    return (
+        MergeStrategy.UPSERT
+        if is_email and before is MergeStrategy.INSERT
+        else MergeStrategy.UPSERT_CHECKING_SOURCE_IDS
+    )
 
 
 def _merge_block(lane: _Partition, start: int, end: int, named: bool, expect: MergeStrategy) -> None:
-    merged = lane.claim.stage.merge_rows(lane.connection, lane.claim.import_id, start, end, expect)
-    if not lane.claim.is_list:
+    merged = lane.claim.backend.merge_rows(lane.connection, lane.claim.import_id, start, end, expect)
+    if not lane.claim.is_suppression_list:
         staging.restore_suppressions(lane.connection, start, end)
     if named:
         staging.add_to_named_audiences(lane.connection, start, end)
     if lane.claim.audience_id is not None:
         staging.add_to_audience(lane.connection, start, end, lane.claim.audience_id)
-    lane.commit(
+    lane.commit_progress(
         """created = created + %(created)s, updated = updated + %(updated)s, unchanged = unchanged + %(unchanged)s,
            rejected = rejected + %(rejected)s, merged_to[%(lane)s] = %(end)s""",
-        lane=lane.number + 1,
+        lane=lane.index + 1,
         end=end,
         **vars(merged),
     )
@@ -459,6 +469,6 @@ def _finish_import(lane: _Partition) -> None:
     changed = connection.execute(query, (import_id,)).fetchone()
     if changed and changed[0] >= ANALYZE_MIN_ROWS:
         # The planner, and the number of customers on the screen, follow at once.
-        connection.execute(f"analyze {lane.claim.stage.TABLE}")
+        connection.execute(f"analyze {lane.claim.backend.TARGET_TABLE}")
     connection.execute("delete from import_chunk where import_id = %s", (import_id,))
-    lane.commit("status = 'done', finished_at = now(), read = size")
+    lane.commit_progress("status = 'done', finished_at = now(), read = size")

@@ -28,38 +28,38 @@ class LineReader:
     """
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
-        self.passed = 0  # lines of the records that are done with
-        self.taken: list[str] = []  # lines of the record in hand
-        self._again: deque[str] = deque()
+        self.finished_lines = 0  # lines of the records that are done with
+        self.record_lines: list[str] = []  # lines of the record in hand
+        self._pushed_back: deque[str] = deque()
         self._source = chain.from_iterable(_split_lines(pieces))
 
     def __iter__(self) -> Iterator[str]:
-        taken, again = self.taken, self._again
+        taken, again = self.record_lines, self._pushed_back
         while again:
-            yield self._take(again.popleft())
+            yield self._add_to_record(again.popleft())
         for line in self._source:
             taken.append(line)
             yield line
             if len(taken) >= MAX_RECORD_LINES:
                 raise RecordTooLong("the record does not end")
             while again:
-                yield self._take(again.popleft())
+                yield self._add_to_record(again.popleft())
 
-    def done(self) -> None:
+    def finish_record(self) -> None:
         """The record in hand is done with."""
-        self.passed += len(self.taken)
-        self.taken.clear()
+        self.finished_lines += len(self.record_lines)
+        self.record_lines.clear()
 
-    def put_back_all_but_first(self) -> None:
+    def push_back_all_but_first(self) -> None:
         """Hand out all lines of the record in hand once more, but for the first."""
-        self._again.extendleft(reversed(self.taken[1:]))
-        del self.taken[1:]
+        self._pushed_back.extendleft(reversed(self.record_lines[1:]))
+        del self.record_lines[1:]
 
-    def _take(self, line: str) -> str:
-        if len(self.taken) >= MAX_RECORD_LINES:
-            self._again.appendleft(line)
+    def _add_to_record(self, line: str) -> str:
+        if len(self.record_lines) >= MAX_RECORD_LINES:
+            self._pushed_back.appendleft(line)
             raise RecordTooLong("the record does not end")
-        self.taken.append(line)
+        self.record_lines.append(line)
         return line
 
 

@@ -102,7 +102,7 @@ class Rejection(NamedTuple):
     row: str
 
     @property
-    def is_taken(self) -> bool:
+    def is_warning(self) -> bool:
         """Whether the row counts all the same, and comes next."""
         return self.code in WARNING_CODES
 
@@ -223,7 +223,7 @@ def _parse_header(lines: LineReader, aliases: ColumnAliases) -> CsvLayout:
 
 def _read_first_line(lines: LineReader) -> str:
     for line in lines:
-        lines.done()
+        lines.finish_record()
         if line.strip():
             return line
     raise _file_error("file_empty")
@@ -268,7 +268,7 @@ def _parse_csv_rows(
 
     :param enough: the cell that is enough for `take`, whatever number of others there are; None where all are needed.
     """
-    width, taken = layout.width, lines.taken
+    width, taken = layout.width, lines.record_lines
     while True:
         reader = csv.reader(lines, delimiter=layout.delimiter, strict=True, skipinitialspace=True)
         try:
@@ -282,14 +282,14 @@ def _parse_csv_rows(
                         yield _reject_cell_count(cells, width, lines)
                 else:
                     try:
-                        yield take(lines.passed + 1, cells)
+                        yield take(lines.finished_lines + 1, cells)
                     except _RowWarning as said:
                         yield _make_rejection(lines, said.code, said.detail)
                         yield said.row
                     except InvalidInput as error:
                         if not _is_blank(cells):
                             yield _make_rejection(lines, error.errors[0].key, error.errors[0].message)
-                lines.passed += len(taken)
+                lines.finished_lines += len(taken)
                 taken.clear()
         except csv.Error as error:
             yield _reject_broken_record(error, lines)
@@ -320,15 +320,15 @@ def _reject_cell_count(cells: list[str], width: int, lines: LineReader) -> Rejec
 def _reject_broken_record(error: csv.Error, lines: LineReader) -> Rejection:
     """Only the first line of a record that can't be read is given up; reading goes on with the second."""
     words = str(error)
-    if len(lines.taken) > 1 or "unexpected end" in words:
+    if len(lines.record_lines) > 1 or "unexpected end" in words:
         code = "quote_unclosed"
     elif "field larger" in words:
         code = "field_too_long"
     else:
         code = "line_break_invalid" if "new-line" in words else "quote_invalid"
-    lines.put_back_all_but_first()
+    lines.push_back_all_but_first()
     rejection = _make_rejection(lines, code, _ROW_MESSAGES[code])
-    lines.done()
+    lines.finish_record()
     return rejection
 
 
@@ -405,13 +405,13 @@ def _parse_json_rows(lines: LineReader) -> Iterator[ParsedRow | Rejection]:
     for line in lines:
         if line.strip():
             try:
-                yield _parse_json_row(lines.passed + 1, line)
+                yield _parse_json_row(lines.finished_lines + 1, line)
             except _RowWarning as said:
                 yield _make_rejection(lines, said.code, said.detail)
                 yield said.row
             except InvalidInput as error:
                 yield _make_rejection(lines, error.errors[0].key, error.errors[0].message)
-        lines.done()
+        lines.finish_record()
 
 
 def _parse_json_row(number: int, line: str) -> ParsedRow:
@@ -442,11 +442,11 @@ def _require_text(name: str, value: object) -> str:
 
 
 def _make_rejection(lines: LineReader, code: str, detail: str) -> Rejection:
-    text = "".join(lines.taken).rstrip("\r\n")[:ROW_EXCERPT_LENGTH]
+    text = "".join(lines.record_lines).rstrip("\r\n")[:ROW_EXCERPT_LENGTH]
     shown = sanitise_text(text)
     if not text.isascii() and shown.replace("␀", "\0") != text:
         code, detail = "encoding_invalid", _ROW_MESSAGES["encoding_invalid"]
-    return Rejection(lines.passed + 1, code, detail, shown)
+    return Rejection(lines.finished_lines + 1, code, detail, shown)
 
 
 def _file_error(key: str, **values: str) -> InvalidInput:

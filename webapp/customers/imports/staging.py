@@ -135,9 +135,9 @@ _ADD_TO_AUDIENCE: LiteralString = """
 class MergeStrategy(Enum):
     """What there is to reckon with among the rows of a block. Each costs a look-up per row more than the one before."""
 
-    NEW = 1  # only e-mails that nobody has yet
-    KNOWN = 2  # e-mails of customers, too
-    TAKEN = 3  # source ids of other customers, too
+    INSERT = 1  # only e-mails that nobody has yet
+    UPSERT = 2  # e-mails of customers, too
+    UPSERT_CHECKING_SOURCE_IDS = 3  # source ids of other customers, too
 
 
 @dataclass(frozen=True)
@@ -231,10 +231,10 @@ def merge_rows(connection: Connection, import_id: int, start: int, end: int, exp
     :raises psycopg.errors.UniqueViolation: when there is more to reckon with than `expect` says.
     """
     place = {"start": start, "end": end, "import_id": import_id}
-    if expect is MergeStrategy.NEW:
+    if expect is MergeStrategy.INSERT:
         return MergeCounts(connection.execute(_INSERT, place).rowcount, 0, 0, 0)
     rejected = 0
-    if expect is MergeStrategy.TAKEN:
+    if expect is MergeStrategy.UPSERT_CHECKING_SOURCE_IDS:
         # One lane at a time: each has to see the source ids that the other brought.
         connection.execute("select pg_advisory_xact_lock(%(import_id)s)", place)
         rejected = fetch_one(connection, _REJECT_TAKEN_SOURCE_IDS, place)[0]

@@ -23,7 +23,7 @@ class Upload:
 
     fields: dict[str, str] = field(default_factory=dict)
     filename: str = ""
-    pieces: Iterator[bytes] = field(default_factory=lambda: iter(()))
+    chunks: Iterator[bytes] = field(default_factory=lambda: iter(()))
 
 
 def read_raw_body(stream: IO[bytes], length: int, limit: int) -> Iterator[bytes]:
@@ -58,7 +58,7 @@ def parse_multipart_form(stream: IO[bytes], content_type: str, limit: int) -> Up
     for event in events:
         if isinstance(event, File):
             upload.filename = event.filename
-            upload.pieces = _read_file_part(events, limit)
+            upload.chunks = _read_file_part(events, limit)
             break
         if isinstance(event, Field):
             name = event.name

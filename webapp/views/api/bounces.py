@@ -51,7 +51,7 @@ def bounces() -> Response:
             body = BouncesIn.model_validate(_parse_json())
         except ValidationError as error:
             return validation_problem_response(error)
-        outcomes = bounce_actions.process_bounce_notices([each.said() for each in body.bounces], by)
+        outcomes = bounce_actions.process_bounce_notices([each.to_notice() for each in body.bounces], by)
     return jsonify({"received": len(outcomes), "suppressed": outcomes.count("suppressed"), "results": outcomes})
 
 

@@ -152,7 +152,7 @@ def decide(path: CampaignPath, body: DecisionIn) -> Response:
             {"mails": delivery_actions.dismiss_uncertain_deliveries(path.id, which, by=_actor()), "left_out": 0}
         )
     again = delivery_actions.retry_deliveries(path.id, which, by=_actor())
-    return jsonify({"mails": again.mails, "left_out": again.left_out})
+    return jsonify({"mails": again.retried, "left_out": again.suppressed})
 
 
 def _get_campaign_or_404(campaign_id: int) -> Campaign:

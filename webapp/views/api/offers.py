@@ -42,7 +42,7 @@ def create(body: NewOffer) -> Response:
     """Set up an offer and the mail that announces it; nothing is sent before it is launched."""
     values = OfferValues(
         name=body.name,
-        discount=body.discount.typed(),
+        discount=body.discount.to_discount(),
         starts_at=body.starts_at or offer_queries.database_now(),
         code=body.code,
         ends_at=body.ends_at,
@@ -91,7 +91,7 @@ def change(path: OfferPath, body: OfferChange) -> Response:
         name: getattr(body, name) for name in body.model_fields_set - {"paused", "audience", "discount"}
     }
     if "discount" in body.model_fields_set:
-        changes["discount"] = body.discount.typed()
+        changes["discount"] = body.discount.to_discount()
     if "audience" in body.model_fields_set:
         changes["audience_id"] = _find_audience_id(body.audience)
     with _conflict_as_precondition_failed():

@@ -96,7 +96,7 @@ def redeem(body: NewRedemption) -> Response:
     done = group_commit.redeem(_build_request(body))
     found = redemption_json(done)
     response = jsonify(found)
-    if not done.repeated:
+    if not done.is_replay:
         response.status_code = 201
         response.headers["Location"] = f"{request.path}/{found['id']}"
     return response
@@ -112,14 +112,16 @@ def page(query: RedemptionListQuery) -> Response:
     """
     narrowed = _build_filter(query)
     place = pagination.decode_cursor(query.cursor, 3)
-    after = KeysetCursor.of(*place) if place else None
+    after = KeysetCursor.from_integers(*place) if place else None
     found = (
         redemption_queries.scan_redemptions(narrowed, query.limit, after)
         if narrowed
         else redemption_queries.ScanPage([], None)
     )
-    following = pagination.encode_cursor(*found.following.numbers()) if found.following else None
-    return pagination.build_page_response("redemptions", [redemption_json(done) for done in found.shown], following)
+    following = pagination.encode_cursor(*found.next_cursor.to_integers()) if found.next_cursor else None
+    return pagination.build_page_response(
+        "redemptions", [redemption_json(done) for done in found.redemptions], following
+    )
 
 
 @blueprint.get("/redemptions/<id>", responses={200: RedemptionOut})
@@ -160,7 +162,7 @@ def usable(path: CustomerEmailPath, query: UsableOffersQuery) -> Response:
 
 
 def _is_listed(facts: RedemptionFacts, used: bool) -> bool:
-    return evaluate(facts).reason is None or (used and facts.use is not None)
+    return evaluate(facts).reason is None or (used and facts.redemption is not None)
 
 
 def _usable_offer_json(facts: RedemptionFacts) -> dict[str, Any]:
@@ -174,7 +176,7 @@ def _usable_offer_json(facts: RedemptionFacts) -> dict[str, Any]:
         "discount": discount_json(offer.discount),
         "ends_at": format_rfc3339(offer.ends_at),
     }
-    return found | ({"redeemed_at": format_rfc3339(facts.use.redeemed_at)} if facts.use else {})
+    return found | ({"redeemed_at": format_rfc3339(facts.redemption.redeemed_at)} if facts.redemption else {})
 
 
 def _build_request(body: NewValidation) -> RedemptionRequest:
@@ -188,7 +190,7 @@ def _build_request(body: NewValidation) -> RedemptionRequest:
         code=normalise_code(body.code),
         email=_normalise_customer_email(body.customer),
         source_id=body.customer.source_id,
-        order=body.order.typed() if body.order else None,
+        order=body.order.to_order() if body.order else None,
         metadata=metadata,
         api_key_id=g.api_key.id,
         idempotency_key=key,

@@ -14,7 +14,7 @@ class RedeemForm(Form):
     code = StringField("Code")
     email = StringField("E-mail address")
 
-    def ask(self) -> RedemptionRequest:
+    def to_request(self) -> RedemptionRequest:
         """What was typed, understood.
 
         :raises Invalid: with an error for each field that can't be read.

@@ -52,7 +52,7 @@ def redeem() -> Response:
     """Redeem what was typed: the receipt, or the form as it was typed with one plain sentence above it."""
     typed_in = RedeemForm(request.form)
     try:
-        ask = typed_in.ask()
+        ask = typed_in.to_request()
         if guessing.is_code_blocked(ask.code or ""):
             raise TooManyRequests(guessing.BLOCK_RETRY_AFTER_SECONDS)
         done = group_commit.redeem(ask)
@@ -60,7 +60,7 @@ def redeem() -> Response:
         rendering.add_form_errors(typed_in, error)
         return _render_page("redemptions/redeem.html", 422, form=typed_in)
     except RedemptionRefused as refused:
-        reason, offer = refused.verdict.public_reason or refused.reason, refused.facts.offer
+        reason, offer = refused.evaluation.public_reason or refused.reason, refused.facts.offer
         g.miss = reason in ("not_found", "customer_not_eligible")
         if offer is not None and reason == "customer_not_eligible":
             guessing.record_failed_attempt(offer.id)
@@ -77,11 +77,11 @@ def redeem() -> Response:
 def handle_too_many_requests(error: TooManyRequests) -> Response:
     """Keep what was typed, and show the way that strangers can't close: the link has limits of its own."""
     if request.endpoint == "public.redemptions.redeem":
-        sentence = refusals.format_throttle_message(error.wait)
+        sentence = refusals.format_throttle_message(error.wait_text)
         answer = _render_page("redemptions/redeem.html", 429, form=RedeemForm(request.form), refusal=sentence)
     else:
         answer = _render_page("redemptions/link_wait.html", 429, sentence=error.message)
-    answer.headers["Retry-After"] = str(error.seconds)
+    answer.headers["Retry-After"] = str(error.retry_after_seconds)
     return answer
 
 
@@ -94,7 +94,7 @@ def personal_link(token: str) -> Response:
     facts = redemption_facts.load_facts([_build_request(pair)])[0] if pair else None
     if facts is None or facts.offer is None or facts.customer_id is None:
         return _render_page("redemptions/link_unknown.html", 404)
-    done = redemption_queries.find_live_redemption(facts.offer.id, facts.customer_id) if facts.use else None
+    done = redemption_queries.find_live_redemption(facts.offer.id, facts.customer_id) if facts.redemption else None
     if done is not None:
         return _render_receipt(done, again=True)
     reason, locale = evaluate(facts).reason, _get_locale(facts.customer_id)

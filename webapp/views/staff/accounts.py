@@ -239,7 +239,7 @@ def staff_user(user_id: int) -> BaseResponse:
         try:
             user = account_actions.change_staff_role(user_id, form.role.data, by=current_user.email)
             flash(f"{user.name} is {form.role.data} now.", "success")
-            if user.may("admin") or user != current_user:
+            if user.has_at_least_role("admin") or user != current_user:
                 return redirect(url_for("staff.accounts.staff_user", user_id=user_id))
             return redirect(url_for("staff.accounts.settings"))
         except DomainError as error:
@@ -310,7 +310,7 @@ def api_keys() -> BaseResponse:
     form = ApiKeyForm()
     if form.validate_on_submit():
         try:
-            expires_at = form.expires_at(current_user.time_zone)
+            expires_at = form.compute_expires_at(current_user.time_zone)
             key = account_actions.create_api_key(form.name.data, form.scopes.data, current_user.email, expires_at)
             return _render_api_keys(ApiKeyForm(formdata=None), key=key)
         except DomainError as error:

@@ -107,8 +107,10 @@ def preview(campaign_id: int) -> Response:
 def frame_typed(offer_id: int, kind: str) -> Response:
     """The mail as it is typed, alone, for the frame of the preview; nothing is kept."""
     form = EmailContentForm()
-    validation.validate_content(form.mail())
-    seen = preview_email(with_default_content(form.mail(), kind), get_offer_or_404(offer_id), form.seen_as.data or "")
+    validation.validate_content(form.to_content())
+    seen = preview_email(
+        with_default_content(form.to_content(), kind), get_offer_or_404(offer_id), form.seen_as.data or ""
+    )
     return rendering.sandboxed_response(seen.html)
 
 
@@ -135,7 +137,7 @@ def frame(campaign_id: int) -> Response:
 
 def _render_stored_draft(offer: Offer, kind: str, campaign: Campaign | None) -> Response:
     form = EmailContentForm(formdata=None)
-    form.show(campaign or _find_latest_campaign(offer.id, kind), kind)
+    form.load_content(campaign or _find_latest_campaign(offer.id, kind), kind)
     form.version.data = draft_versions.draft_version(campaign)
     form.seen_as.data = request.args.get("seen_as", "")
     form.view.data = request.args.get("view", "wide")
@@ -149,7 +151,7 @@ def _save_form(offer: Offer, kind: str, campaign: Campaign | None) -> BaseRespon
             return _render_editor(form, offer, kind, campaign, 422)
         # Who was shown what somebody else has saved, and wants their own words nevertheless, says over which.
         seen = request.form.get("over", form.version.data)
-        words = form.mail(), form.uncertain_policy.data, current_user.email
+        words = form.to_content(), form.uncertain_policy.data, current_user.email
         if campaign is None:
             campaign = draft_actions.save_offer_draft(offer.id, *words, kind, seen)
         else:
@@ -158,7 +160,7 @@ def _save_form(offer: Offer, kind: str, campaign: Campaign | None) -> BaseRespon
             form.version.data = draft_versions.draft_version(campaign)
             suppression_actions.check_not_suppressed(current_user.email)
             sender.send_test_email(
-                with_default_content(form.mail(), kind), offer, current_user.email, current_user.name
+                with_default_content(form.to_content(), kind), offer, current_user.email, current_user.name
             )
             flash(f"A test is on its way to {current_user.email}.", "success")
     except EditConflict as error:
@@ -199,7 +201,7 @@ def _conflict_values(conflict: EditConflict, form: EmailContentForm) -> dict[str
     """What a page says of words that somebody else has saved meanwhile."""
     mail = campaign_content(conflict.campaign)
     theirs = {"subject": mail.subject, "text": mail.text, "html": mail.html}
-    mine = form.mail()
+    mine = form.to_content()
     return {
         "saved": account_queries.find_last_audit_entry("mail.saved", str(conflict.campaign.id)),
         "version": draft_versions.draft_version(conflict.campaign),
@@ -226,8 +228,8 @@ def _preview_values(
     preview = None
     seen_as = form.seen_as.data or ""
     try:
-        validation.validate_content(form.mail())
-        preview = preview_email(with_default_content(form.mail(), kind), offer, seen_as)
+        validation.validate_content(form.to_content())
+        preview = preview_email(with_default_content(form.to_content(), kind), offer, seen_as)
     except InvalidInput as error:
         if not form.errors:
             rendering.add_form_errors(form, error)
@@ -312,7 +314,7 @@ def launch_announcement(offer_id: int) -> BaseResponse:
         if found is None or found.status not in ("draft", "scheduled"):
             raise
         form = LaunchForm(formdata=None)
-        form.show(found, offer.time_zone)
+        form.load_campaign(found, offer.time_zone)
         rendering.add_form_errors(form, error)
         return _render_review(offer, found, form, error.status)
     return _redirect_after_launch(launched)
@@ -327,7 +329,7 @@ def review(campaign_id: int) -> BaseResponse:
         return redirect(campaign_url(campaign), 303)
     offer = get_offer_or_404(campaign.offer_id)
     form = LaunchForm(formdata=None)
-    form.show(campaign, offer.time_zone)
+    form.load_campaign(campaign, offer.time_zone)
     return _render_review(offer, campaign, form)
 
 
@@ -340,11 +342,15 @@ def launch(campaign_id: int) -> BaseResponse:
     try:
         if not form.validate_on_submit():
             return _render_review(offer, campaign, form, 422)
-        at = form.moment(offer.time_zone)
+        at = form.start_time(offer.time_zone)
         if at is None:
-            launched = launch_actions.launch_campaign(campaign_id, current_user.email, form.again(), form.stood())
+            launched = launch_actions.launch_campaign(
+                campaign_id, current_user.email, form.include_already_mailed(), form.seen_status()
+            )
         else:
-            launched = launch_actions.schedule_campaign(campaign_id, at, current_user.email, form.again(), form.stood())
+            launched = launch_actions.schedule_campaign(
+                campaign_id, at, current_user.email, form.include_already_mailed(), form.seen_status()
+            )
     except DomainError as error:
         campaign = get_campaign_or_404(campaign_id)
         if campaign.status not in ("draft", "scheduled"):

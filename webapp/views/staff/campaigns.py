@@ -56,9 +56,11 @@ _REPLY_CODE_PATTERN = re.compile("[2-5][0-9]{2}")
 def index() -> Response:
     """All campaigns, newest first, or those in one state."""
     form = CampaignFilterForm(request.args)
-    found = campaign_queries.list_campaigns(request.args.get("before", type=_parse_row_id), PAGE_SIZE, form.chosen())
+    found = campaign_queries.list_campaigns(
+        request.args.get("before", type=_parse_row_id), PAGE_SIZE, form.selected_status()
+    )
     shown = found[:PAGE_SIZE]
-    kept: dict[str, Any] = {"state": form.chosen()} if form.chosen() else {}
+    kept: dict[str, Any] = {"state": form.selected_status()} if form.selected_status() else {}
     return rendering.render(
         "campaigns/index.html",
         shown=shown,
@@ -138,12 +140,14 @@ def recipients(campaign_id: int) -> Response:
         which=which,
         cause=_describe_cause(campaign_id, which),
         unknown=request.args.get("state", "") if not state else "",
-        listed=customer_queries.find_suppression_reasons([f.customer_id for f in page.fates])
+        listed=customer_queries.find_suppression_reasons([f.customer_id for f in page.deliveries])
         if state in _RESENDABLE_STATES
         else {},
-        shown=page.fates,
+        shown=page.deliveries,
         first_url=url_for("staff.campaigns.recipients", **here) if "after" in request.args else None,
-        next_url=url_for("staff.campaigns.recipients", **{**here, "after": page.after}) if page.after else None,
+        next_url=url_for("staff.campaigns.recipients", **{**here, "after": page.next_after})
+        if page.next_after
+        else None,
     )
 
 
@@ -186,9 +190,9 @@ def resend(campaign_id: int) -> BaseResponse:
         again = delivery_actions.retry_deliveries(campaign_id, _parse_selection(request.form), by=current_user.email)
     except DomainError as error:
         return _redirect_after_decision(campaign_id, error.message, "warning")
-    words = f"{formatting.format_number(again.mails)} {'mail goes' if again.mails == 1 else 'mails go'} out again."
-    if again.left_out:
-        words += f" {formatting.format_number(again.left_out)} not: the address must not be mailed any more."
+    words = f"{formatting.format_number(again.retried)} {'mail goes' if again.retried == 1 else 'mails go'} out again."
+    if again.suppressed:
+        words += f" {formatting.format_number(again.suppressed)} not: the address must not be mailed any more."
     return _redirect_after_decision(campaign_id, words, "success")
 
 
@@ -294,7 +298,7 @@ def _progress_values(campaign: Campaign) -> dict[str, Any]:
             for cause, words in zip(shown, campaign_queries.list_example_replies(campaign.id, shown), strict=True)
         ],
         "causes_too": len(causes) - len(shown),
-        "is_live": campaign.status in LIVE_STATUSES or counts.is_being_sent,
+        "is_live": campaign.status in LIVE_STATUSES or counts.has_active_worker,
     }
 
 

@@ -52,8 +52,8 @@ SAMPLE_CSV = (
 def index() -> Response:
     """Customers, newest first, found as one types."""
     form = CustomerSearchForm(request.args)
-    form.offer(customer_queries.list_audiences())
-    audience_id, q = form.audience_id(), form.q.data or ""
+    form.set_audience_choices(customer_queries.list_audiences())
+    audience_id, q = form.selected_audience_id(), form.q.data or ""
     before, after = request.args.get("before", type=_parse_row_id), request.args.get("after", type=_parse_row_id)
     found = customer_queries.list_customers(q, audience_id, before=before, after=after, limit=PAGE_SIZE)
     shown = found[-PAGE_SIZE:] if after is not None else found[:PAGE_SIZE]
@@ -115,10 +115,12 @@ def show(customer_id: int) -> Response:
 def new() -> BaseResponse:
     """Enter one customer."""
     form = CustomerForm()
-    form.offer(customer_queries.list_audiences())
+    form.set_audience_choices(customer_queries.list_audiences())
     if form.validate_on_submit():
         try:
-            customer = customer_actions.create_customer(form.values(), form.audience_ids(), by=current_user.email)
+            customer = customer_actions.create_customer(
+                form.values(), form.selected_audience_ids(), by=current_user.email
+            )
             flash(f"{customer.email_as_given} is entered.", "success")
             return redirect(url_for("staff.customers.show", customer_id=customer.id))
         except DomainError as error:
@@ -136,17 +138,19 @@ def edit(customer_id: int) -> BaseResponse:
     if customer is None or customer.erased_at is not None:
         raise NotFound("There is no such customer.")
     form = CustomerForm()
-    form.offer(customer_queries.list_audiences())
+    form.set_audience_choices(customer_queries.list_audiences())
     title = customer.email_as_given
     if form.validate_on_submit():
         try:
-            customer_actions.update_customer(customer_id, form.values(), form.audience_ids(), by=current_user.email)
+            customer_actions.update_customer(
+                customer_id, form.values(), form.selected_audience_ids(), by=current_user.email
+            )
             flash("The changes are saved.", "success")
             return redirect(url_for("staff.customers.show", customer_id=customer_id))
         except DomainError as error:
             rendering.add_form_errors(form, error)
     elif request.method == "GET":
-        form.show(customer, customer_queries.list_customer_audiences(customer_id))
+        form.fill_from_customer(customer, customer_queries.list_customer_audiences(customer_id))
     status = 422 if form.is_submitted() else 200
     return rendering.render("customers/edit.html", status=status, form=form, customer_id=customer_id, title=title)
 
@@ -247,7 +251,7 @@ def _start_import(sent: upload.Upload) -> int:
         raise InvalidInput(FieldError("file", "file_missing", "Choose a file first."))
     media_type = NDJSON if sent.filename.lower().endswith((".ndjson", ".jsonl")) else CSV
     audience = sent.fields.get("audience", "")
-    return import_actions.store_import_file(sent.pieces, sent.filename, media_type, audience, by=current_user.email)
+    return import_actions.store_import_file(sent.chunks, sent.filename, media_type, audience, by=current_user.email)
 
 
 def check_upload_csrf(sent: upload.Upload) -> None:
@@ -302,7 +306,7 @@ def show_import(import_id: int) -> Response:
         block="card",
         row=row,
         audience=customer_queries.find_audience(row.audience_id) if row.audience_id else None,
-        pace=row.pace(datetime.now(UTC)),
+        pace=row.rows_per_second(datetime.now(UTC)),
         rejections=shown,
         first_url=url_for(here, import_id=row.id) if place else None,
         next_url=url_for(here, import_id=row.id, cursor=following) if following else None,

@@ -21,9 +21,9 @@ def index() -> Response:
     """All of it; while mails go out, what changes renews itself."""
     figures = dashboard.get_dashboard_figures(current_user.time_zone)
     chart = {
-        "x": [day.isoformat() for day, _ in figures.per_day],
-        "x_words": [format_date(day) for day, _ in figures.per_day],
-        "series": [{"label": "Redemptions", "values": [n for _, n in figures.per_day]}],
+        "x": [day.isoformat() for day, _ in figures.redemptions_per_day],
+        "x_words": [format_date(day) for day, _ in figures.redemptions_per_day],
+        "series": [{"label": "Redemptions", "values": [n for _, n in figures.redemptions_per_day]}],
         "kind": "bars",
     }
     return render(

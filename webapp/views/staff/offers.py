@@ -38,7 +38,7 @@ LATEST_REDEMPTIONS = 10
 def index() -> Response:
     """All offers, newest first, found as one types."""
     form = OfferSearchForm(request.args)
-    state = form.chosen_state()
+    state = form.selected_state()
     before, after = request.args.get("before", type=_parse_row_id), request.args.get("after", type=_parse_row_id)
     found = offer_queries.list_offers(form.q.data or "", state, before=before, after=after, limit=PAGE_SIZE)
     shown = found[-PAGE_SIZE:] if after is not None else found[:PAGE_SIZE]
@@ -121,12 +121,12 @@ def edit(offer_id: int) -> BaseResponse:
     offer = _require_offer(offer_id)
     form = _build_form()
     if request.method == "GET":
-        form.show(offer)
+        form.fill_from_offer(offer)
     if not form.validate_on_submit():
         return _render_edit_page(form, offer, 422 if form.is_submitted() else 200)
     try:
         changes = vars(form.values(offer))
-        offer_actions.update_offer(offer_id, changes, form.given_version(), by=current_user.email)
+        offer_actions.update_offer(offer_id, changes, form.submitted_version(), by=current_user.email)
     except DomainError as error:
         rendering.add_form_errors(form, error)
         if error.key == "conflict":
@@ -218,7 +218,7 @@ def _parse_row_id(text: str) -> int:
 
 def _build_form() -> OfferForm:
     form = OfferForm()
-    form.offer_audiences([(audience.id, audience.name) for audience in customer_queries.list_audiences()])
+    form.set_audience_choices([(audience.id, audience.name) for audience in customer_queries.list_audiences()])
     return form
 
 

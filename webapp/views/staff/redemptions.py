@@ -47,19 +47,19 @@ def index() -> BaseResponse:
         return redirect(url_for("staff.redemptions.show", public_id=undone.public_id))
     place = pagination.decode_cursor(request.args.get("cursor"), 3)
     narrowed = _build_filter(form)
-    after = KeysetCursor.of(*place) if place else None
+    after = KeysetCursor.from_integers(*place) if place else None
     found = (
         redemption_queries.scan_redemptions(narrowed, PAGE_SIZE, after)
         if narrowed
         else redemption_queries.ScanPage([], None)
     )
     kept: dict[str, Any] = {name: value for name, value in request.args.items() if value and name in form}
-    following = pagination.encode_cursor(*found.following.numbers()) if found.following else None
+    following = pagination.encode_cursor(*found.next_cursor.to_integers()) if found.next_cursor else None
     return rendering.render(
         "redemptions/index.html",
         form=form,
-        shown=found.shown,
-        looked_to=found.following.redeemed_at if found.following and len(found.shown) < PAGE_SIZE else None,
+        shown=found.redemptions,
+        looked_to=found.next_cursor.redeemed_at if found.next_cursor and len(found.redemptions) < PAGE_SIZE else None,
         channels=CHANNEL_LABELS,
         narrowed=bool(kept),
         live_url=None if place else url_for("staff.redemptions.index", **kept),
@@ -91,7 +91,7 @@ def new() -> BaseResponse:
     if not form.validate_on_submit():
         return rendering.render("redemptions/new.html", status=422 if form.is_submitted() else 200, form=form)
     try:
-        done = group_commit.redeem(form.ask())
+        done = group_commit.redeem(form.to_request())
     except DomainError as error:
         rendering.add_form_errors(form, error)
         return rendering.render("redemptions/new.html", status=error.status, form=form)
@@ -107,7 +107,7 @@ def why_not() -> Response:
         return _render_why_not(form)
     try:
         # A page that links here may know only one of the two.
-        told = explain_eligibility(form.ask()) if {"who", "code"} <= request.args.keys() else None
+        told = explain_eligibility(form.to_request()) if {"who", "code"} <= request.args.keys() else None
     except InvalidInput as error:
         rendering.add_form_errors(form, error)
         return _render_why_not(form, status=422)
@@ -161,7 +161,7 @@ def _get_redemption(public_id: str) -> RedemptionRecord:
 def _build_filter(form: RedemptionSearchForm) -> RedemptionFilter | None:
     """What to narrow the list to; None when that can't have any."""
     offer_id = customer_id = None
-    since, until = form.days(current_user.time_zone)
+    since, until = form.time_range(current_user.time_zone)
     try:
         if (form.code.data or "").strip():
             offer = offer_queries.find_offer_by_code(normalise_code(form.code.data or ""))
@@ -183,7 +183,7 @@ def _find_rolled_back(form: RedemptionSearchForm) -> RedemptionRecord | None:
     """The redemption that was asked for by its reference, when it is in no list of live ones any more."""
     who = (form.who.data or "").replace(" ", "")
     done = redemption_queries.find_redemption(who) if who and "@" not in who else None
-    return done if done is not None and done.use.rolled_back_at is not None else None
+    return done if done is not None and done.row.rolled_back_at is not None else None
 
 
 def _find_customer_id(who: str) -> int | None:

@@ -33,7 +33,7 @@ blueprint = Blueprint("shop", __name__, url_prefix="/settings/shop")
 def edit() -> Response:
     """What is known of the shop."""
     form = ShopForm(formdata=None)
-    form.show(shop_queries.get_shop())
+    form.fill_from_shop(shop_queries.get_shop())
     return _render_page(form)
 
 
@@ -81,7 +81,7 @@ def check_relay() -> BaseResponse:
     if rendering.is_htmx():
         return rendering.render("shop/_relay.html", settings=current_app.config["SETTINGS"], finding=finding)
     form = ShopForm(formdata=None)
-    form.show(shop_queries.get_shop())
+    form.fill_from_shop(shop_queries.get_shop())
     return _render_page(form, finding=finding)
 
 

@@ -126,7 +126,7 @@ def receive_upload() -> BaseResponse:
         if not sent.filename:
             raise InvalidInput(FieldError("file", "file_missing", "Choose a file first."))
         import_id = import_actions.store_import_file(
-            sent.pieces, sent.filename, CSV, "", by=current_user.email, kind="suppressions"
+            sent.chunks, sent.filename, CSV, "", by=current_user.email, kind="suppressions"
         )
     except DomainError as error:
         upload.drain_body(request.stream, 2 * limit)

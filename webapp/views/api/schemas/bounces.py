@@ -25,12 +25,12 @@ class BounceIn(BaseModel):
     detail: Annotated[BounceText, Field(description="The server's words.")] = ""
 
     @model_validator(mode="after")
-    def _names_somebody(self) -> BounceIn:
+    def _require_recipient(self) -> BounceIn:
         if not (self.email or self.return_path or self.message_id):
             raise ValueError("say whose mail it is: return_path, message_id or email")
         return self
 
-    def said(self) -> BounceNotice:
+    def to_notice(self) -> BounceNotice:
         return BounceNotice(self.email, self.return_path, self.message_id, self.kind, self.status, self.detail)
 
 

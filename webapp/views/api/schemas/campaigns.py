@@ -30,7 +30,7 @@ class Launch(RequestBody):
 
     @model_validator(mode="before")
     @classmethod
-    def no_body(cls, given: object) -> object:
+    def _accept_missing_body(cls, given: object) -> object:
         """A call without a body means the same as an empty object."""
         return {} if given is None else given
 

@@ -32,7 +32,7 @@ class DiscountIn(RequestBody):
     currency: Annotated[StrictStr, Field(pattern=r"^[A-Z]{3}$", examples=["EUR"])] | None = None
 
     @model_validator(mode="after")
-    def one_kind(self) -> DiscountIn:
+    def require_one_kind(self) -> DiscountIn:
         percent, amount = self.percent is not None, (self.amount is not None, self.currency is not None)
         if self.type == "percent" and (not percent or any(amount)):
             raise ValueError("give percent, and neither amount nor currency")
@@ -40,7 +40,7 @@ class DiscountIn(RequestBody):
             raise ValueError("give amount and currency, and no percent")
         return self
 
-    def typed(self) -> Discount:
+    def to_discount(self) -> Discount:
         if self.percent is not None:
             return Discount("percent", percent=Decimal(self.percent))
         return Discount("amount", amount=self.amount, currency=self.currency)

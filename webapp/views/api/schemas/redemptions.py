@@ -70,7 +70,7 @@ class CustomerReference(RequestBody):
     source_id: ShortText | None = None
 
     @model_validator(mode="after")
-    def one_of_them(self) -> CustomerReference:
+    def require_one_identifier(self) -> CustomerReference:
         if (self.email is None) == (self.source_id is None):
             raise ValueError("give either email or source_id")
         return self
@@ -83,7 +83,7 @@ class OrderIn(RequestBody):
     amount: Annotated[StrictInt, Field(ge=0, le=AMOUNT_MAX)] | None = None
     currency: Annotated[StrictStr, Field(pattern=r"^[A-Z]{3}$", examples=["EUR"])] | None = None
 
-    def typed(self) -> Order:
+    def to_order(self) -> Order:
         return Order(self.id, self.amount, self.currency)
 
 
@@ -271,14 +271,14 @@ def explanation_json(told: Explanation) -> dict[str, Any]:
     return {
         "redeemable": told.reason is None,
         "reason": told.reason,
-        "detail": told.sentence,
+        "detail": told.detail,
         "checks": [
-            {"name": line.check.name, "passed": line.check.passed, "reason": line.check.reason, "detail": line.sentence}
-            for line in told.lines
+            {"name": line.check.name, "passed": line.check.passed, "reason": line.check.reason, "detail": line.detail}
+            for line in told.checks
         ],
         "offer": {"code": offer.code, "name": offer.name} if offer else None,
         "customer": {"email": facts.email} if facts.customer_id is not None else None,
-        "redemption": next((done.public_id for done in told.uses if done.use.rolled_back_at is None), None),
+        "redemption": next((done.public_id for done in told.redemptions if done.row.rolled_back_at is None), None),
         "mails": [
             {
                 "campaign": mail.campaign.id,
@@ -286,14 +286,14 @@ def explanation_json(told: Explanation) -> dict[str, Any]:
                 "status": mail.state,
                 "at": format_rfc3339(mail.at or mail.campaign.launched_at),
             }
-            for mail in told.mails
+            for mail in told.emails
         ],
     }
 
 
 def redemption_json(done: RedemptionRecord) -> dict[str, Any]:
     """A redemption as JSON gives it."""
-    use = done.use
+    use = done.row
     order = None
     if use.order_id is not None:
         order = {"id": use.order_id, "amount": use.order_amount, "currency": use.order_currency}

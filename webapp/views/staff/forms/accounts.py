@@ -126,7 +126,7 @@ class ApiKeyForm(FlaskForm):
         if field.data and field.data.year > 2999:
             raise ValidationError("Choose an earlier day, or none.")
 
-    def expires_at(self, time_zone: str) -> datetime | None:
+    def compute_expires_at(self, time_zone: str) -> datetime | None:
         """The end of the last day on the clock of a zone."""
         if self.expires_on.data is None:
             return None

@@ -61,7 +61,7 @@ class EmailContentForm(FlaskForm):
         validate_choice=False,
     )
 
-    def show(self, campaign: Campaign | None, kind: str = "announcement") -> None:
+    def load_content(self, campaign: Campaign | None, kind: str = "announcement") -> None:
         """Fill in what is stored, or the default of this kind."""
         subject, text = (REMINDER_SUBJECT, REMINDER_TEXT) if kind == "reminder" else (DEFAULT_SUBJECT, DEFAULT_TEXT)
         self.subject.data = campaign.subject if campaign else subject
@@ -69,7 +69,7 @@ class EmailContentForm(FlaskForm):
         self.text.data = campaign.text if campaign and (campaign.text or campaign.html) else text
         self.uncertain_policy.data = campaign.uncertain_policy if campaign else "resend"
 
-    def mail(self) -> EmailContent:
+    def to_content(self) -> EmailContent:
         """What was typed."""
         return EmailContent(
             (self.subject.data or "").strip(),
@@ -102,7 +102,7 @@ class LaunchForm(FlaskForm):
         validators=[Optional()],
     )
 
-    def show(self, campaign: Campaign, time_zone: str) -> None:
+    def load_campaign(self, campaign: Campaign, time_zone: str) -> None:
         """Fill in what has been decided so far."""
         self.when.data = "now"
         self.seen.data = campaign.status
@@ -113,7 +113,7 @@ class LaunchForm(FlaskForm):
             shown = local_time.utc_to_local(campaign.scheduled_at, ZoneInfo(time_zone))
             self.at_fold.data = None if shown.fold is None else str(shown.fold)
 
-    def moment(self, time_zone: str) -> datetime | None:
+    def start_time(self, time_zone: str) -> datetime | None:
         """When it shall start; None for now.
 
         :raises Invalid: at the field that can't be read, or for a time that the clock of the zone skips or shows twice.
@@ -127,15 +127,15 @@ class LaunchForm(FlaskForm):
             raise InvalidInput(FieldError("at_time", "time_missing", "Say at what time it starts, such as 9:00."))
         return local_time.local_to_utc(local, ZoneInfo(time_zone), "at")
 
-    def again(self) -> bool | None:
+    def include_already_mailed(self) -> bool | None:
         """Whether those get it who got a cancelled one; None where that was not asked."""
         return None if self.to_all.data is None else self.to_all.data == "yes"
 
-    def stood(self) -> str | None:
+    def seen_status(self) -> str | None:
         """How it stood for whoever sent this; None where that is not said."""
         return self.seen.data if self.seen.data in ("draft", "scheduled") else None
 
-    def asks(self) -> bool:
+    def is_start_ambiguous(self) -> bool:
         """Whether to ask which one is meant of a time that comes twice."""
         return needs_fold_choice(self, "at")
 
@@ -150,7 +150,7 @@ class CampaignFilterForm(Form):
         validate_choice=False,
     )
 
-    def chosen(self) -> str | None:
+    def selected_status(self) -> str | None:
         """The state to show; None for every one, and for a word that is none."""
         return self.state.data if self.state.data and self.state.data in _STATUS_LABELS else None
 

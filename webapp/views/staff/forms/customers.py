@@ -18,10 +18,10 @@ class CustomerSearchForm(Form):
     q = StringField("E-mail, name or source id")
     audience = SelectField("Audience", default="", validate_choice=False)
 
-    def offer(self, audiences: Sequence[Audience]) -> None:
+    def set_audience_choices(self, audiences: Sequence[Audience]) -> None:
         self.audience.choices = [SelectChoice("", "Every audience"), *_audience_choices(audiences)]
 
-    def audience_id(self) -> int | None:
+    def selected_audience_id(self) -> int | None:
         """The audience to show; None for every one, and for what is none."""
         known = {choice.value for choice in self.audience.choices or []} - {""}
         return int(self.audience.data) if self.audience.data in known else None
@@ -38,10 +38,10 @@ class CustomerForm(FlaskForm):
         "Audiences", option_widget=widgets.CheckboxInput(), widget=widgets.ListWidget(prefix_label=False)
     )
 
-    def offer(self, audiences: Sequence[Audience]) -> None:
+    def set_audience_choices(self, audiences: Sequence[Audience]) -> None:
         self.audiences.choices = _audience_choices(audiences)
 
-    def show(self, customer: Customer, audiences: Sequence[Audience]) -> None:
+    def fill_from_customer(self, customer: Customer, audiences: Sequence[Audience]) -> None:
         """Fill the form with what is known."""
         self.email.data = customer.email_as_given
         self.name.data = customer.name
@@ -57,7 +57,7 @@ class CustomerForm(FlaskForm):
             source_id=self.source_id.data or "",
         )
 
-    def audience_ids(self) -> list[int]:
+    def selected_audience_ids(self) -> list[int]:
         return [int(value) for value in self.audiences.data or []]
 
 

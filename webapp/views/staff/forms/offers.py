@@ -71,7 +71,7 @@ class OfferSearchForm(Form):
         validate_choice=False,
     )
 
-    def chosen_state(self) -> OfferState | None:
+    def selected_state(self) -> OfferState | None:
         """The state to show; None for every one, and for a word that is none."""
         return self.state.data if self.state.data and self.state.data in _STATE_LABELS else None
 
@@ -112,12 +112,12 @@ class OfferForm(FlaskForm):
     personal_code_required = BooleanField("Ask for the personal code")
     version = HiddenField()
 
-    def offer_audiences(self, audiences: list[tuple[int, str]]) -> None:
+    def set_audience_choices(self, audiences: list[tuple[int, str]]) -> None:
         """Say which audiences there are to choose from."""
         named = [SelectChoice(str(number), name) for number, name in audiences]
         self.audience.choices = [SelectChoice("", "Everyone known"), *named]
 
-    def show(self, offer: Offer) -> None:
+    def fill_from_offer(self, offer: Offer) -> None:
         """Fill the form in with an offer as it stands."""
         for name, value in _form_data(offer).items():
             self[name].data = value
@@ -139,18 +139,20 @@ class OfferForm(FlaskForm):
 
         frozen = offer.values() if offer is not None and offer.frozen_at is not None else None
         place = read(lambda: local_time.parse_time_zone(self.time_zone.data or ""), ZoneInfo("UTC"))
-        starts_at = read(lambda: self._start(place, offer), None)
-        ends_at = read(lambda: self._end(place, offer), None)
-        discount = frozen.discount if frozen and not self._sent("discount_type") else read(self._discount, None)
-        cap = None if frozen and not self._sent("max_redemptions") else read(self._cap, None)
-        audience_id = read(self._audience_id, None)
+        starts_at = read(lambda: self._parse_start(place, offer), None)
+        ends_at = read(lambda: self._parse_end(place, offer), None)
+        discount = (
+            frozen.discount if frozen and not self._was_submitted("discount_type") else read(self._parse_discount, None)
+        )
+        cap = None if frozen and not self._was_submitted("max_redemptions") else read(self._parse_cap, None)
+        audience_id = read(self._parse_audience_id, None)
         if errors or starts_at is None or discount is None:
             raise InvalidInput(*errors)
         return OfferValues(
             name=self.name.data or "",
             discount=discount,
             starts_at=starts_at,
-            code=frozen.code if frozen and not self._sent("code") else (self.code.data or "").strip() or None,
+            code=frozen.code if frozen and not self._was_submitted("code") else (self.code.data or "").strip() or None,
             ends_at=ends_at,
             time_zone=place.key,
             audience_id=audience_id,
@@ -158,19 +160,19 @@ class OfferForm(FlaskForm):
             max_redemptions=cap,
         )
 
-    def given_version(self) -> int:
+    def submitted_version(self) -> int:
         """The version of the offer that was shown; one that never was for anything else."""
         text = self.version.data or ""
         return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
 
-    def asks(self, field: str) -> bool:
+    def needs_fold_choice(self, field: str) -> bool:
         """Whether to ask which one is meant of a time that comes twice."""
         return needs_fold_choice(self, field)
 
-    def _sent(self, name: str) -> bool:
+    def _was_submitted(self, name: str) -> bool:
         return bool(self[name].raw_data)
 
-    def _start(self, place: ZoneInfo, offer: Offer | None) -> Any:
+    def _parse_start(self, place: ZoneInfo, offer: Offer | None) -> Any:
         local = parse_local_datetime(self, "starts_at")
         if local is None:
             raise _invalid_field("starts_at", "day_missing", "Say on which day it starts.")
@@ -178,7 +180,7 @@ class OfferForm(FlaskForm):
             return offer.starts_at
         return local_time.window_start(local, place)
 
-    def _end(self, place: ZoneInfo, offer: Offer | None) -> Any:
+    def _parse_end(self, place: ZoneInfo, offer: Offer | None) -> Any:
         local = parse_local_datetime(self, "ends_at")
         if local is None:
             return None
@@ -187,7 +189,7 @@ class OfferForm(FlaskForm):
             return was
         return local_time.window_end(local, place)
 
-    def _discount(self) -> Discount:
+    def _parse_discount(self) -> Discount:
         if self.discount_type.data == "amount":
             currency = (self.discount_currency.data or "").strip().upper()
             if not is_currency(currency):
@@ -199,7 +201,7 @@ class OfferForm(FlaskForm):
             "percent", percent=_parse_decimal(self.discount_percent.data, "discount_percent", "such as 25 or 12.5")
         )
 
-    def _cap(self) -> int | None:
+    def _parse_cap(self) -> int | None:
         text = re.sub(r"[\s,'’]", "", self.max_redemptions.data or "")
         if not text:
             return None
@@ -210,7 +212,7 @@ class OfferForm(FlaskForm):
             )
         return sign * int(text.removeprefix("-"))
 
-    def _audience_id(self) -> int | None:
+    def _parse_audience_id(self) -> int | None:
         chosen = self.audience.data or ""
         if not chosen:
             return None

@@ -35,7 +35,7 @@ class StaffRedeemForm(FlaskForm):
     code = StringField("Code")
     email = StringField("Customer's e-mail address")
 
-    def ask(self) -> RedemptionRequest:
+    def to_request(self) -> RedemptionRequest:
         """What was typed, understood.
 
         :raises Invalid: with an error for each field that can't be read.
@@ -50,7 +50,7 @@ class WhyNotForm(Form):
     who = StringField("Customer's e-mail or source id")
     code = StringField("Offer's code, or a personal one")
 
-    def ask(self) -> RedemptionRequest:
+    def to_request(self) -> RedemptionRequest:
         """What was typed, understood.
 
         :raises Invalid: with an error for each field that can't be read.
@@ -88,7 +88,7 @@ class RedemptionSearchForm(Form):
     first = DateField("From", validators=[Optional()])
     last = DateField("To", validators=[Optional()])
 
-    def days(self, zone: str) -> tuple[datetime | None, datetime | None]:
+    def time_range(self, zone: str) -> tuple[datetime | None, datetime | None]:
         """From the beginning of the first day to the end of the last one, in a zone."""
         place = ZoneInfo(zone)
         since, until = (self.first.data or None), (self.last.data or None)

@@ -24,7 +24,7 @@ class ShopForm(FlaskForm):
     button_words = StringField("The button", render_kw={"required": True})
     link_words = StringField("Before the address of the button")
 
-    def show(self, shop: ShopValues) -> None:
+    def fill_from_shop(self, shop: ShopValues) -> None:
         """Fill in what is known."""
         for name, value in asdict(shop).items():
             self[name].data = value

@@ -1,0 +1,55 @@
+"""Pieces that renew themselves keep the keyboard focus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import Shop
+from tests.browser.test_journeys import Open, call, join
+from webapp.customers.models import Customer
+from webapp.offers.models import Offer
+
+pytestmark = pytest.mark.browser
+
+FOCUSED = "document.activeElement.innerText.trim()"
+
+
+def redeem(shop: Shop, email: str) -> None:
+    call(shop, "POST", "/redemptions", {"code": "SUMMER25", "customer": {"email": email}})
+
+
+def renew(page: Page) -> None:
+    """Have the piece renew itself now instead of after some seconds."""
+    with page.expect_response(lambda answer: answer.url.endswith("/live")):
+        page.evaluate("htmx.ajax('GET', location.pathname + '/live', {target: '#offer-live', swap: 'outerMorph'})")
+
+
+def test_focus_stays_on_a_link_while_rows_are_added(
+    shop: Shop, window: Open, offer: Callable[..., Offer], customer: Callable[..., Customer]
+) -> None:
+    offer()
+    for email in ("ada@example.com", "bo@example.com"):
+        customer(email)
+    redeem(shop, "ada@example.com")
+    page = window()
+    join(page, shop)
+    page.goto(f"{shop.url}/offers/1")
+    page.get_by_role("link", name="ada@example.com").focus()
+    redeem(shop, "bo@example.com")
+    renew(page)
+    expect(page.get_by_role("link", name="bo@example.com")).to_be_visible()
+    assert page.evaluate(FOCUSED) == "ada@example.com"
+
+
+def test_focus_stays_on_the_button_that_renews_its_piece(shop: Shop, window: Open) -> None:
+    page = window()
+    join(page, shop)
+    page.goto(f"{shop.url}/settings/shop")
+    button = page.get_by_role("button", name="Check the relay")
+    button.focus()
+    button.press("Enter")
+    expect(page.locator("#shop-relay .alert")).to_be_visible()
+    assert page.evaluate(FOCUSED) == "Check the relay"

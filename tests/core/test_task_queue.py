@@ -1,0 +1,115 @@
+"""The task queue: names, entries of older releases, and a queue that is unavailable."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import pickle
+import subprocess
+import sys
+from typing import get_args
+
+import pytest
+from flask import Flask
+from huey.registry import Message
+
+from webapp.core import task_queue
+from webapp.core.extensions import huey
+from webapp.core.settings import ROOT
+from webapp.core.task_queue import TaskName
+
+# Two entries as release 0.1.0 wrote them: `campaigns.prepare` for the campaign 5, and an import with the id 7.
+PREPARE_0_1_0 = (
+    "gAWVewAAAAAAAACMDWh1ZXkucmVnaXN0cnmUjAdNZXNzYWdllJOUKIwgMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDCUjB93ZWJhcHAu"
+    "Y2FtcGFpZ25zLnRhc2tzLl9wcmVwYXJllE5LAEsATksFhZR9lE5OTk5OTksAdJSBlC4="
+)
+IMPORT_0_1_0 = (
+    "gAWVfgAAAAAAAACMDWh1ZXkucmVnaXN0cnmUjAdNZXNzYWdllJOUKIwgMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDCUjCJ3ZWJhcHAu"
+    "Y3VzdG9tZXJzLnRhc2tzLnJlYWRfaW1wb3J0lE5LAEsATksHhZR9lE5OTk5OTksAdJSBlC4="
+)
+# Every key that release 0.1.0 put into the queue, and the task that runs it now.
+FORMER_KEYS: dict[str, TaskName] = {
+    "webapp.campaigns.closing_actions.close_cancelled": "campaigns.clean_up_cancelled",
+    "webapp.campaigns.tasks._prepare": "campaigns.prepare",
+    "webapp.campaigns.tasks._pump": "campaigns.send",
+    "webapp.campaigns.tasks._start": "campaigns.start",
+    "webapp.campaigns.tasks._sweep": "campaigns.sweep",
+    "webapp.customers.tasks.read_import": "customers.process_import",
+    "webapp.customers.tasks.sweep_customers": "customers.sweep_customers",
+    "webapp.monitoring.actions.drop_silent": "monitoring.drop_silent",
+    "webapp.redemptions.actions.count_hours": "redemptions.count_hours",
+    "webapp.redemptions.tasks._mail_receipt": "redemptions.send_receipt",
+}
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[int, ...]]]:
+    """What the tasks that are run do instead: note their name and arguments."""
+    noted: list[tuple[str, tuple[int, ...]]] = []
+
+    def note(name: str) -> None:
+        monkeypatch.setitem(
+            task_queue._functions,
+            name,  # type: ignore[arg-type]
+            lambda *args: noted.append((name, args)),
+        )
+
+    for name in get_args(TaskName):
+        note(name)
+    return noted
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [(PREPARE_0_1_0, ("campaigns.prepare", (5,))), (IMPORT_0_1_0, ("customers.process_import", (7,)))],
+)
+def test_an_entry_of_the_previous_release_still_runs(
+    app: Flask, calls: list[tuple[str, tuple[int, ...]]], entry: str, expected: tuple[str, tuple[int, ...]]
+) -> None:
+    huey.execute(huey.deserialize_task(base64.b64decode(entry)))
+
+    assert calls == [expected]
+
+
+@pytest.mark.parametrize(("key", "name"), FORMER_KEYS.items())
+def test_every_key_of_the_previous_release_has_its_task(
+    app: Flask, calls: list[tuple[str, tuple[int, ...]]], key: str, name: str
+) -> None:
+    entry = pickle.loads(base64.b64decode(PREPARE_0_1_0))
+    assert isinstance(entry, Message)
+
+    huey.execute(huey.deserialize_task(pickle.dumps(entry._replace(name=key))))
+
+    assert calls == [(name, (5,))]
+
+
+def test_a_task_is_stored_under_its_name(app: Flask) -> None:
+    task_queue.enqueue("campaigns.prepare", 5)
+
+    (entry,) = huey.pending()
+    assert pickle.loads(huey.serialize_task(entry)).name == "campaigns.prepare"
+
+
+def test_a_name_without_a_task_fails_at_start_up() -> None:
+    """In a process of its own: there the tasks of monitoring are not registered."""
+    script = (
+        "import sys, types\n"
+        "sys.modules['webapp.tasks.monitoring'] = types.ModuleType('webapp.tasks.monitoring')\n"
+        "from webapp import create_app\n"
+        "create_app()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    assert done.returncode != 0
+    assert "no task is registered as monitoring.drop_silent" in done.stderr
+
+
+def test_every_enqueued_name_is_a_task() -> None:
+    unknown = []
+    for path in sorted((ROOT / "webapp").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "task_queue.enqueue":
+                name = node.args[0]
+                if not isinstance(name, ast.Constant) or name.value not in get_args(TaskName):
+                    unknown.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
+    assert unknown == []
