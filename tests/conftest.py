@@ -29,6 +29,7 @@ from sqlalchemy import text
 
 from local import cli
 from local import postgresql as embedded_postgresql
+from tests.copies import copy as copy
 from tests.live import CHROMIUM
 from webapp import create_app
 from webapp.accounts import actions as account_actions

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from flask import Flask
 
-from local import demo_instance
+from local import demo_instance, preflight
 from local.supervisor import ServiceError
 from webapp.core import settings as app_settings
 from webapp.core.settings import Settings
@@ -49,7 +49,7 @@ def run(app: Flask, user: Settings, with_settings: Callable[..., Settings]) -> C
 
 def free_ports() -> int:
     """A port + 100 of which the demo can have; below the ports that the system hands out."""
-    return demo_instance.preflight.find_free_port(21_000) - demo_instance.PORT_OFFSET
+    return preflight.find_free_port(21_000) - demo_instance.PORT_OFFSET
 
 
 def test_no_setting_of_the_user_is_used(user: Settings) -> None:
