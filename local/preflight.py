@@ -34,10 +34,10 @@ SELECT_TABLES = """
 # Of any version: with a version in `alembic_version` they tell our database from that of another program.
 OWN_TABLES = {"staff_user", "redemption"}
 SELECT_DATABASE_INFO = """
-    select current_database() as database, current_user as who, current_schema() as schema, now() as now,
+    select current_database() as database, current_user as user, current_schema() as schema, now() as now,
            current_setting('server_encoding') as encoding,
-           pg_is_in_recovery() or current_setting('transaction_read_only')::bool as reads_only,
-           coalesce(has_schema_privilege(current_schema(), 'create'), false) as may_create
+           pg_is_in_recovery() or current_setting('transaction_read_only')::bool as is_read_only,
+           coalesce(has_schema_privilege(current_schema(), 'create'), false) as can_create_tables
 """
 
 

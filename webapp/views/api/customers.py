@@ -45,7 +45,7 @@ def import_customers(query: ImportQuery) -> tuple[Response, int, dict[str, str]]
     address in `Location` tells what becomes of it. A customer is known by the e-mail: a second import changes what
     differs and makes nobody twice.
     """
-    limit: int = current_app.config["SETTINGS"].max_upload
+    limit: int = current_app.config["SETTINGS"].max_upload_bytes
     request.max_content_length = 2 * limit
     try:
         length = request.content_length or 0

@@ -85,6 +85,6 @@ def _authorize_request() -> Response | None:
             raise SessionExpired("The session has ended.")
         return redirect(url_for("staff.accounts.sign_in", next=here))  # type: ignore[return-value]
     usual: Role = "viewer" if request.method in ("GET", "HEAD", "OPTIONS") else "manager"
-    if not current_user.may(getattr(view, "needs_role", usual)):
+    if not current_user.has_at_least_role(getattr(view, "needs_role", usual)):
         abort(403, "Your role does not allow this. Ask an administrator.")
     return None

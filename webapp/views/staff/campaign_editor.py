@@ -36,7 +36,7 @@ from webapp.views import rendering
 from webapp.views.staff.blueprint import allow_form_size, preserve_form_data, require_role
 from webapp.views.staff.forms.campaigns import EmailContentForm, LaunchForm
 
-blueprint = Blueprint("writing", __name__)
+blueprint = Blueprint("campaign_editor", __name__)
 
 # A body of five megabytes, should every character of it be written as three in the form.
 CONTENT_FORM_SIZE_MAX = 16 * 1024 * 1024
@@ -414,7 +414,7 @@ def _render_review(offer: Offer, campaign: Campaign, form: LaunchForm, status: i
         is_sample=any(
             isinstance(p, Placeholder) and p.name.startswith("customer.") for p in parse_template(campaign.subject)
         ),
-        mail_is_sink=current_app.config["SETTINGS"].mail_is_sink,
+        mail_is_sink=current_app.config["SETTINGS"].uses_mail_sink,
         sender=addresses.format_sender(),
         reach=launch_audience.count_campaign_recipients(campaign, offer),
         audience=audience_name(offer.audience_id),

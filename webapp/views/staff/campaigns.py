@@ -84,7 +84,7 @@ def show(campaign_id: int) -> BaseResponse:
     page = rendering.render(
         "campaigns/show.html",
         offer=offer,
-        sink_url=settings.sink_url if settings.mail_is_sink else None,
+        sink_url=settings.sink_url if settings.uses_mail_sink else None,
         # Settled at the launch; of what never was, that of the offer.
         audience=audience_name(campaign.audience_id if campaign.launched_at else offer.audience_id),
         preview=preview_email(campaign_content(campaign), offer, ""),

@@ -228,7 +228,7 @@ def import_form() -> Response:
 @csrf.exempt
 def receive_upload() -> BaseResponse:
     """Take an uploaded file while it arrives. Its fields stand before it, so the token is checked before the file."""
-    limit: int = current_app.config["SETTINGS"].max_upload
+    limit: int = current_app.config["SETTINGS"].max_upload_bytes
     # The form's fields and boundaries come on top; what is too large is read and thrown away, so that we can say so.
     request.max_content_length = 2 * limit
     form = ImportForm()
@@ -261,12 +261,12 @@ def check_upload_csrf(sent: upload.Upload) -> None:
     try:
         validate_csrf(sent.fields.get("csrf_token") or request.headers.get("X-CSRFToken"))
     except ValidationError as error:
-        upload.drain_body(request.stream, 2 * current_app.config["SETTINGS"].max_upload)
+        upload.drain_body(request.stream, 2 * current_app.config["SETTINGS"].max_upload_bytes)
         raise CSRFError(str(error)) from error
 
 
 def _render_import_page(form: ImportForm, status: int = 200) -> Response:
-    limit = current_app.config["SETTINGS"].max_upload // 1024 // 1024
+    limit = current_app.config["SETTINGS"].max_upload_bytes // 1024 // 1024
     return rendering.render(
         "customers/import.html", status=status, form=form, audiences=customer_queries.list_audiences(), limit_mb=limit
     )

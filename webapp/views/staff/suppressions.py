@@ -78,7 +78,7 @@ def remove() -> BaseResponse:
     found = suppression_queries.find_suppression_by_email(key) or suppression_queries.find_suppression_by_key(key)
     if found is None:
         raise NotFound("This address is not on the list.")
-    if customer_queries.find_customer_by_email(found.email) is None and not current_user.may("admin"):
+    if customer_queries.find_customer_by_email(found.email) is None and not current_user.has_at_least_role("admin"):
         abort(403, "Your role does not allow this. Ask an administrator.")
     form = FlaskForm()
     if form.validate_on_submit():
