@@ -55,8 +55,7 @@ def create_folder(user: Settings) -> None:
 
 def choose_port(user: Settings) -> int:
     """Return the first of three free ports: those of the last start, or else the next ones from the user's + 100."""
-    near = user.port + PORT_OFFSET if user.port < 60_000 else user.port - PORT_OFFSET
-    return preflight.find_free_port(app_settings.read_saved_port(get_folder(user)) or near)
+    return preflight.find_free_port(_get_usual_port(user))
 
 
 def get_environment(user: Settings, port: int | None = None, public_url: str | None = None) -> dict[str, str]:
@@ -65,10 +64,9 @@ def get_environment(user: Settings, port: int | None = None, public_url: str | N
     :param port: of the web server, the last one used by default; the mail sink uses the two after it.
     :param public_url: the address for browsers, that of this machine by default.
     """
-    folder = get_folder(user)
-    port = port or app_settings.read_saved_port(folder) or user.port + PORT_OFFSET
+    port = port or _get_usual_port(user)
     return dict.fromkeys(set(SETTING_NAMES) - INHERITED_SETTINGS, "") | {
-        "INSTANCE_PATH": str(folder),
+        "INSTANCE_PATH": str(get_folder(user)),
         "PORT": str(port),
         "PUBLIC_URL": public_url or f"http://127.0.0.1:{port}",
         "MAIL_PER_SECOND": str(EMAILS_PER_SECOND),
@@ -110,12 +108,12 @@ def mark_seeded(settings: Settings) -> None:
 
 
 def delete_database(settings: Settings) -> None:
-    """Stop and delete the embedded database of the demo instance, and the emails that were sent from it."""
+    """Stop and delete the embedded database of the demo instance."""
     supervisor.stop_database(settings)
     (settings.instance_path / SEEDED_MARKER).unlink(missing_ok=True)
-    for folder in (supervisor.embedded_database(settings).data_folder, settings.instance_path / "mails"):
-        if folder.exists():
-            shutil.rmtree(folder)
+    folder = supervisor.embedded_database(settings).data_folder
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def delete_folder(user: Settings, settings: Settings) -> None:
@@ -131,6 +129,12 @@ def delete_folder(user: Settings, settings: Settings) -> None:
     for each in (home, folder):
         if each.exists():
             shutil.rmtree(each)
+
+
+def _get_usual_port(user: Settings) -> int:
+    """Return the port of the last start, or the user's port + 100 (- 100 near the end of the range)."""
+    offset = PORT_OFFSET if user.port < 60_000 else -PORT_OFFSET
+    return app_settings.read_saved_port(get_folder(user)) or user.port + offset
 
 
 def _check_folder(folder: Path) -> None:

@@ -155,7 +155,9 @@ def safe_redirect_path(given: str | None) -> str:
 
 @blueprint.get("/settings")
 def settings() -> BaseResponse:
-    return redirect(url_for("staff.accounts.staff_users" if current_user.has_at_least_role("admin") else "staff.accounts.profile"))
+    return redirect(
+        url_for("staff.accounts.staff_users" if current_user.has_at_least_role("admin") else "staff.accounts.profile")
+    )
 
 
 @blueprint.route("/settings/profile", methods=["GET", "POST"])
