@@ -16,7 +16,7 @@ from local.demo.names import LOCALE_NAMES, LocaleNames
 
 CUSTOMER_COUNT = 10_000
 SIGN_UP_COUNT = 600
-SEED = "the people of the demonstration"
+SEED = "Marigold Tea House"
 AUDIENCES = ("VIP", "Newsletter", "Lapsed")
 
 # Hosts of mailboxes: some for all locales; two more per language are added.
@@ -156,7 +156,7 @@ def _insert_invalid_rows(data: bytes) -> bytes:
 
 def _build_suppression_file(existing: list[CustomerRecord]) -> bytes:
     """Return the suppression list of an earlier mailer: some customers, some other addresses, one invalid row."""
-    rng = random.Random(f"{SEED}: not these")  # noqa: S311
+    rng = random.Random(f"{SEED}: suppressions")  # noqa: S311
     suppressed = [
         (record.email, rng.choice(("unsubscribe", "unsubscribe", "bounce", "spam")))
         for record in rng.sample(existing, 70)
