@@ -1,4 +1,4 @@
-# The two commands that matter: `make setup` starts everything, `make run-test` tests everything.
+# The two commands that matter: `make setup` starts everything, `make run-test` tests it.
 # Every target works first and alone; what it needs is installed into .venv when it is missing.
 
 PYTHON ?= python3
@@ -13,7 +13,7 @@ export PORT
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help messages setup demo demo-down demo-reset down run run-migration run-test check format erd screenshots env lock benchmark benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http chaos install install-dev python
+.PHONY: help messages setup demo demo-down demo-reset down run run-migration run-test run-test-all check format erd screenshots env lock benchmark benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http chaos install install-dev python
 # Or make would complain of a clock that was ahead when this file was fetched.
 .PHONY: Makefile
 
@@ -37,8 +37,11 @@ demo-down: ## Stop that shop; data stays
 demo-reset: ## Delete that shop
 	@if [ -e .venv/installed ]; then $(FLASK) demo reset; else echo "There is no demo; nothing was changed."; fi
 
-run-test: install-dev ## Run all tests
-	@$(VENV) -m pytest $(TEST_ARGS)
+run-test: install-dev ## Run the tests of the product
+	@$(VENV) -m pytest -m "not slow" $(TEST_ARGS)
+
+run-test-all: install-dev ## Run the long tests that run-test leaves out
+	@$(VENV) -m pytest -m slow $(TEST_ARGS)
 
 ##@ Every day
 

@@ -1,4 +1,4 @@
-"""What a WSGI server loads: `wsgi:app`."""
+"""Entry point of WSGI servers and of the `flask` command: `wsgi:app`."""
 
 import logging
 import sys
@@ -10,8 +10,8 @@ from webapp import create_app, get_app_version
 from webapp.core import logs
 from webapp.core.settings import SettingsError, load_settings
 
-# A command prints what it has to say; of what it logs, only what went wrong belongs between that.
-# Not what flask leaves in the environment: what `make setup` starts inherits that.
+# A command prints its results, so it logs only warnings and errors. The click context decides and not the variable
+# FLASK_RUN_FROM_CLI, which processes started by `make setup` inherit.
 context = click.get_current_context(silent=True)
 IS_COMMAND = context is not None and context.find_object(ScriptInfo) is not None
 
@@ -24,6 +24,6 @@ try:
 
         cli.init_app(app)
     else:
-        logging.getLogger("webapp.web").info("a web process starts: release %s", get_app_version())
+        logging.getLogger("webapp.web").info("web process started: release %s", get_app_version())
 except SettingsError as error:
     sys.exit(f"onecode: {error}")

@@ -119,7 +119,7 @@ class Mailing:
                 [sys.executable, "-m", "webapp.worker"], cwd=ROOT, env=environment, stdout=log, stderr=log
             )
         try:
-            self._until("the worker starts", process)
+            self._until("worker started", process)
             yield process
         finally:
             # There is nothing left for it to do.

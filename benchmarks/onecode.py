@@ -62,12 +62,12 @@ class Sink(smtp.RelayConnection):
 
     def deliver(
         self,
-        letter: OutgoingMessage,
+        message: OutgoingMessage,
         may_send: Callable[[], bool] = lambda: True,
-        meanwhile: Callable[[], object] = lambda: None,
+        on_envelope_sent: Callable[[], object] = lambda: None,
     ) -> SmtpOutcome:
-        meanwhile()
-        return SmtpOutcome("accepted", 250) if may_send() else SmtpOutcome("stopped")
+        on_envelope_sent()
+        return SmtpOutcome("accepted", 250) if may_send() else SmtpOutcome("aborted")
 
 
 @contextmanager

@@ -32,11 +32,11 @@ def demo_up_command(port: int | None, public_url: str | None) -> None:
     """Start the demo in the background, fill it if it is new, and print where it is."""
     user = _get_user_settings()
     demo_instance.create_folder(user)
-    settings = demo_instance.load_settings(user)
+    settings = demo_instance.load_demo_settings(user)
     with local_commands.command_errors(settings), supervisor.instance_lock(settings):
         if _is_complete_and_running(settings):
             _check_running_port(settings, port)
-            settings = demo_instance.load_settings(user, public_url=public_url)
+            settings = demo_instance.load_demo_settings(user, public_url=public_url)
             with _app_context(settings):
                 supervisor.wait_until_ready(settings)
                 _print_addresses(settings, "The demo is already running.")
@@ -44,7 +44,7 @@ def demo_up_command(port: int | None, public_url: str | None) -> None:
         # Whatever an interrupted start left running.
         supervisor.stop_services(settings)
         port = port or demo_instance.choose_port(user)
-        settings = demo_instance.load_settings(user, port, public_url)
+        settings = demo_instance.load_demo_settings(user, port, public_url)
         preflight.check_ports(settings, "make demo")
         if demo_instance.get_seeded_date(settings) is None:
             demo_instance.delete_database(settings)
@@ -58,7 +58,7 @@ def demo_down_command() -> None:
     user = _get_user_settings()
     stopped = False
     if demo_instance.exists(user):
-        settings = demo_instance.load_settings(user)
+        settings = demo_instance.load_demo_settings(user)
         with local_commands.command_errors(settings), supervisor.instance_lock(settings):
             stopped = _stop(settings)
     click.echo("The demo is stopped; its data is kept." if stopped else "The demo was not running.")
@@ -72,7 +72,7 @@ def demo_reset_command() -> None:
         click.echo("There is no demo; nothing was changed.")
         return
     demo_instance.create_folder(user)
-    settings = demo_instance.load_settings(user)
+    settings = demo_instance.load_demo_settings(user)
     with local_commands.command_errors(settings), supervisor.instance_lock(settings):
         _stop(settings)
         demo_instance.delete_folder(user, settings)

@@ -73,7 +73,7 @@ def get_environment(user: Settings, port: int | None = None, public_url: str | N
     }
 
 
-def load_settings(user: Settings, port: int | None = None, public_url: str | None = None) -> Settings:
+def load_demo_settings(user: Settings, port: int | None = None, public_url: str | None = None) -> Settings:
     """Load the settings of the demo instance; the arguments are those of `get_environment`.
 
     :raises ServiceError: when the embedded PostgreSQL is not installed.
@@ -87,7 +87,7 @@ def is_running(user: Settings) -> bool:
     """Return whether any part of the demo instance runs."""
     if not exists(user):
         return False
-    settings = load_settings(user)
+    settings = load_demo_settings(user)
     return supervisor.is_supervisor_running(settings) or supervisor.is_database_running(settings)
 
 

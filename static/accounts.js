@@ -1,27 +1,29 @@
-// Forms with passwords and time zones. Without this file they work just as well, with a little more typing.
+// Enhancements of forms with passwords and time zones, which also work without this file.
 (() => {
   "use strict";
 
-  // One switch per form shows what is typed into its password fields.
+  const texts = JSON.parse(document.body.dataset.texts);
+
+  // One checkbox per form shows the contents of its password fields.
   for (const form of document.forms) {
     const fields = [...form.querySelectorAll("input[type=password]")];
     if (!fields.length) continue;
     const box = Object.assign(document.createElement("input"), { type: "checkbox", className: "form-check-input" });
     const label = Object.assign(document.createElement("label"), { className: "form-check mt-2" });
-    const words = Object.assign(document.createElement("span"), { className: "form-check-label" });
-    words.textContent = fields.length > 1 ? "Show the passwords" : "Show the password";
-    label.append(box, words);
+    const caption = Object.assign(document.createElement("span"), { className: "form-check-label" });
+    caption.textContent = fields.length > 1 ? texts.showPasswords : texts.showPassword;
+    label.append(box, caption);
     fields.at(-1).closest(".field").append(label);
-    const show = (yes) => fields.forEach((field) => (field.type = yes ? "text" : "password"));
+    const show = (isShown) => fields.forEach((field) => (field.type = isShown ? "text" : "password"));
     box.addEventListener("change", () => show(box.checked));
-    // A browser remembers what stands in text fields.
+    // Browsers store the contents of text fields for autocompletion.
     form.addEventListener("submit", () => {
       box.checked = false;
       show(false);
     });
   }
 
-  // Newcomers most likely live by the clock of their browser.
+  // The time zone of the browser is most likely the one of a new user.
   for (const select of document.querySelectorAll("select[data-guess-zone]")) {
     const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
     if ([...select.options].some((option) => option.value === zone)) select.value = zone;

@@ -1,6 +1,9 @@
-// What the staff pages do beyond plain HTML and htmx. Every piece works without this file.
+// Enhancements of the staff pages beyond plain HTML and htmx. All pages also work without this file.
 (() => {
   "use strict";
+
+  // The texts that this file shows, translated by the server (ui.script_texts).
+  const texts = JSON.parse(document.body.dataset.texts);
 
   const make = (tag, properties = {}, ...children) => {
     const element = Object.assign(document.createElement(tag), properties);
@@ -8,7 +11,7 @@
     return element;
   };
 
-  // Runs now for the page and again for whatever htmx brings in.
+  // Run a function now for the page, and again for everything that htmx adds.
   const onContent = (prepare) => {
     prepare(document);
     document.addEventListener("htmx:after:process", (event) => {
@@ -48,9 +51,9 @@
   document.body.append(toasts);
 
   const toast = (text) => {
-    // A piece that polls would otherwise repeat its failure every few seconds.
+    // A fragment that polls would otherwise repeat the same error every few seconds.
     if ([...toasts.children].some((shown) => shown.dataset.text === text)) return;
-    const close = make("button", { type: "button", className: "btn-close m-auto me-2", ariaLabel: "Dismiss" });
+    const close = make("button", { type: "button", className: "btn-close m-auto me-2", ariaLabel: texts.dismiss });
     const body = make("div", { className: "toast-body", textContent: text });
     const box = make("div", { className: "toast show d-flex border-danger" }, body, close);
     box.dataset.text = text;
@@ -58,26 +61,20 @@
     toasts.append(box);
   };
 
-  const REASONS = {
-    401: "You have been signed out. Reload the page to sign in again.",
-    403: "You are not allowed to do this.",
-    404: "This no longer exists. Reload the page to see the current state.",
-    413: "That is too large.",
-    429: "Too many requests. Please wait a moment and try again.",
-  };
   document.addEventListener("htmx:response:error", ({ detail: { ctx } }) => {
-    // 400, 409 and 422 bring a piece to show; the others must not replace a part of the page.
+    // 400, 409 and 422 have a fragment to show; the others must not replace a part of the page.
     const { status } = ctx.response;
-    if (!(status in REASONS) && status < 500) return;
+    const message = texts[`error${status}`];
+    if (!message && status < 500) return;
     const page = new DOMParser().parseFromString(ctx.text, "text/html");
-    const told = page.querySelector("[data-error-detail]")?.textContent.trim();
-    toast(told || REASONS[status] || "Something went wrong on our side. Please try again.");
+    const detail = page.querySelector("[data-error-detail]")?.textContent.trim();
+    toast(detail || message || texts.error);
   });
   document.addEventListener("htmx:error", ({ detail }) => {
-    if (detail.ctx) toast("The server could not be reached. Check your connection and try again.");
+    if (detail.ctx) toast(texts.offline);
   });
   document.addEventListener("htmx:before:response", (event) => {
-    // A session that ended redirects to the sign-in page, which does not belong inside a piece.
+    // An expired session redirects to the sign-in page, which must not be shown inside a fragment.
     const { raw } = event.detail.ctx.response;
     if (!raw.redirected || new URL(raw.url).pathname.split("/").pop() !== "sign-in") return;
     event.preventDefault();
@@ -91,7 +88,7 @@
   });
   const copyText = async (text, button) => {
     if (navigator.clipboard) return navigator.clipboard.writeText(text);
-    // Plain http, other than on localhost, has no clipboard: leave the text selected instead.
+    // There is no clipboard over plain HTTP, except on localhost: select the text instead.
     getSelection().selectAllChildren(button.closest(".copy").querySelector(".copy-text"));
     if (!document.execCommand("copy")) throw new Error("not copied");
   };
@@ -102,14 +99,14 @@
     label.dataset.before ??= label.textContent;
     try {
       await copyText(button.dataset.copy, button);
-      label.textContent = "Copied";
+      label.textContent = texts.copied;
     } catch {
-      label.textContent = "Press Ctrl+C";
+      label.textContent = texts.copyByKeyboard;
     }
     setTimeout(() => (label.textContent = label.dataset.before), 2000);
   });
 
-  // --- menus close when one leaves them ------------------------------------------------------------
+  // --- menus close on a click outside and on Escape ------------------------------------------------
 
   document.addEventListener("click", (event) => {
     for (const menu of document.querySelectorAll("details[data-dismiss][open]")) {
@@ -124,42 +121,42 @@
     menu.querySelector("summary").focus();
   });
 
-  // --- asking once ---------------------------------------------------------------------------------
+  // --- confirmation --------------------------------------------------------------------------------
 
-  // Resolves to true only when the person chose the action.
-  const ask = (question, action, danger) =>
+  // Resolves to true only if the user confirmed the action.
+  const confirmAction = (question, action, danger) =>
     new Promise((resolve) => {
-      const yes = make("button", {
+      const confirmButton = make("button", {
         type: "button",
         className: danger ? "btn btn-danger" : "btn btn-primary",
         textContent: action,
       });
-      const no = make("button", { type: "button", className: "btn", textContent: "Cancel" });
-      const words = make("p", { className: "confirm-question", textContent: question, id: "ask-question" });
-      const dialog = make("dialog", { className: "dialog" }, words);
-      dialog.append(make("div", { className: "btn-list justify-content-end" }, no, yes));
-      dialog.setAttribute("aria-labelledby", "ask-question");
-      no.addEventListener("click", () => dialog.close());
-      yes.addEventListener("click", () => dialog.close("yes"));
+      const cancelButton = make("button", { type: "button", className: "btn", textContent: texts.cancel });
+      const text = make("p", { className: "confirm-question", textContent: question, id: "dialog-question" });
+      const dialog = make("dialog", { className: "dialog" }, text);
+      dialog.append(make("div", { className: "btn-list justify-content-end" }, cancelButton, confirmButton));
+      dialog.setAttribute("aria-labelledby", "dialog-question");
+      cancelButton.addEventListener("click", () => dialog.close());
+      confirmButton.addEventListener("click", () => dialog.close("confirmed"));
       dialog.addEventListener("close", () => {
         dialog.remove();
-        resolve(dialog.returnValue === "yes");
+        resolve(dialog.returnValue === "confirmed");
       });
       document.body.append(dialog);
       dialog.showModal();
     });
 
-  // A folded-out form of confirm_button moves into a dialog, fields and all, and back when it closes.
+  // The form of a confirm_button moves into a dialog, and back when the dialog closes.
   const openInDialog = (details) => {
     const form = details.querySelector("form");
     const question = form.querySelector(".confirm-question");
     const dialog = make("dialog", { className: "dialog" }, form);
-    question.id = "ask-question";
+    question.id = "dialog-question";
     dialog.setAttribute("aria-labelledby", question.id);
     form.querySelector("[data-close]").hidden = false;
     document.body.append(dialog);
     dialog.addEventListener("close", () => {
-      // A piece that renewed itself meanwhile has brought the form again.
+      // A fragment that was refreshed in the meantime has a new copy of the form.
       details.querySelector("form")?.remove();
       details.append(form);
       form.querySelector("[data-close]").hidden = true;
@@ -179,21 +176,21 @@
     openInDialog(details);
   });
 
-  const agreed = new WeakSet();
+  const confirmedForms = new WeakSet();
   document.addEventListener(
     "submit",
     (event) => {
       const form = event.target;
       const question = event.submitter?.dataset.confirm ?? form.dataset.confirm;
-      if (!question || agreed.delete(form) || form.closest("dialog, details[data-confirm-details]")) return;
+      if (!question || confirmedForms.delete(form) || form.closest("dialog, details[data-confirm-details]")) return;
       // Before htmx or the browser sends anything.
       event.preventDefault();
       event.stopImmediatePropagation();
       const { submitter } = event;
-      const label = submitter?.textContent.trim() || "Yes";
-      ask(question, label, submitter?.matches(".btn-danger, .btn-outline-danger")).then((yes) => {
-        if (!yes) return submitter?.focus();
-        agreed.add(form);
+      const label = submitter?.textContent.trim() || texts.confirm;
+      confirmAction(question, label, submitter?.matches(".btn-danger, .btn-outline-danger")).then((isConfirmed) => {
+        if (!isConfirmed) return submitter?.focus();
+        confirmedForms.add(form);
         form.requestSubmit(submitter);
       });
     },
@@ -204,12 +201,14 @@
     const { ctx, issueRequest, dropRequest } = event.detail;
     const label = ctx.sourceElement.textContent.trim();
     const danger = ctx.sourceElement.matches(".btn-danger, .btn-outline-danger");
-    ask(ctx.confirm, label.length < 40 ? label : "Yes", danger).then((yes) => (yes ? issueRequest() : dropRequest()));
+    confirmAction(ctx.confirm, label.length < 40 ? label : texts.confirm, danger).then((isConfirmed) =>
+      isConfirmed ? issueRequest() : dropRequest(),
+    );
   });
 
   // --- one submit at a time --------------------------------------------------------------------------
 
-  // The button stays focusable: a disabled one would drop the keyboard's place on the page.
+  // The button stays focusable: disabling it would move the keyboard focus.
   const busy = new Map();
   const release = (form) => {
     clearTimeout(busy.get(form));
@@ -229,10 +228,10 @@
   document.addEventListener("submit", (event) => {
     const form = event.target;
     const dialog = form.closest("dialog");
-    const sent = !event.defaultPrevented || form.hasAttribute("data-htmx-powered");
-    if (sent && form.method === "post" && !form.hasAttribute("data-repeat")) {
+    const isSent = !event.defaultPrevented || form.hasAttribute("data-htmx-powered");
+    if (isSent && form.method === "post" && !form.hasAttribute("data-repeat")) {
       event.submitter?.setAttribute("aria-busy", "true");
-      // An answer that is a download never leaves the page, so no event says that it is done.
+      // A download does not leave the page, so that no event shows that it is complete.
       busy.set(form, setTimeout(release, 10000, form));
     }
     if (dialog && form.hasAttribute("data-htmx-powered")) dialog.close();
@@ -241,10 +240,10 @@
     const form = ctx.request.form ?? ctx.sourceElement;
     if (busy.has(form)) release(form);
   });
-  // Coming back with the browser's back button shows the page as it was left.
+  // The browser's back button shows the page in the state in which it was left.
   addEventListener("pageshow", () => [...busy.keys()].forEach(release));
 
-  // --- a frame that shows what a form holds, which is kept nowhere ---------------------------------------
+  // --- a frame with a preview of an unsaved form ---------------------------------------------------------
 
   const fillFrame = (frame) => {
     const { filledBy, filledFrom, filled } = frame.dataset;
@@ -252,12 +251,12 @@
     if (!form || filled) return;
     frame.dataset.filled = "yes";
     frame.hidden = false;
-    const sent = make("form", { method: "post", action: filledFrom, target: frame.name, hidden: true });
-    for (const [name, value] of new FormData(form)) sent.append(make("textarea", { name, value }));
-    document.body.append(sent);
-    // Not an event of this page: nothing is busy, and nobody is asked.
-    sent.submit();
-    sent.remove();
+    const copy = make("form", { method: "post", action: filledFrom, target: frame.name, hidden: true });
+    for (const [name, value] of new FormData(form)) copy.append(make("textarea", { name, value }));
+    document.body.append(copy);
+    // submit() fires no submit event, so that the handlers above do not run.
+    copy.submit();
+    copy.remove();
   };
   onContent((root) => all(root, "iframe[data-filled-by]").forEach(fillFrame));
 
@@ -268,17 +267,17 @@
     if (ctx.sourceEvent?.type === "every" && document.hidden) event.preventDefault();
   });
 
-  // outerMorph keeps the focused element, and outerHTML finds one with an id again. Where the answer to
-  // an action has no such element any more, the focus stays in the piece that it was in.
-  let piece = null;
+  // outerMorph keeps the focused element, and outerHTML finds an element with the same id. If the response to an
+  // action has no such element, the focus moves to the fragment that it was in.
+  let fragment = null;
   document.addEventListener("htmx:before:swap", ({ detail: { ctx, tasks } }) => {
     const targets = ctx.sourceEvent?.type === "every" ? [] : tasks.map(({ target }) => target);
-    piece = targets.find((target) => target instanceof Element && target.contains(document.activeElement));
+    fragment = targets.find((target) => target instanceof Element && target.contains(document.activeElement));
   });
   document.addEventListener("htmx:after:swap", () => {
-    if (!piece?.isConnected || (document.activeElement ?? document.body) !== document.body) return;
-    if (!piece.hasAttribute("tabindex")) piece.tabIndex = -1;
-    piece.focus({ preventScroll: true });
+    if (!fragment?.isConnected || (document.activeElement ?? document.body) !== document.body) return;
+    if (!fragment.hasAttribute("tabindex")) fragment.tabIndex = -1;
+    fragment.focus({ preventScroll: true });
   });
 
   // --- charts ------------------------------------------------------------------------------------------
@@ -295,7 +294,7 @@
     }));
 
   const css = (element, value) => {
-    // Resolves variables and light-dark() to a colour that a canvas understands.
+    // Resolves variables and light-dark() to a colour that a canvas supports.
     const probe = make("span", { hidden: true });
     probe.style.color = value;
     element.append(probe);
@@ -310,17 +309,17 @@
   const draw = (figure) => {
     const plot = figure.querySelector("[data-chart-plot]");
     const data = JSON.parse(figure.querySelector('script[type="application/json"]').textContent);
-    const days = typeof data.x[0] === "string";
-    const xs = days ? data.x.map((day) => Date.parse(`${day}T00:00:00Z`) / 1000) : data.x;
-    const zone = days ? "UTC" : data.tz;
+    const isDaily = typeof data.x[0] === "string";
+    const xs = isDaily ? data.x.map((day) => Date.parse(`${day}T00:00:00Z`) / 1000) : data.x;
+    const zone = isDaily ? "UTC" : data.tz;
     const language = document.documentElement.lang || undefined;
-    // As the words around it write dates: the day first.
-    const ofDates = language === "en" ? "en-GB" : language;
-    const dayFormat = new Intl.DateTimeFormat(ofDates, { day: "numeric", month: "short", timeZone: zone });
+    // The day comes first, as in all other dates of the page.
+    const dateLocale = language === "en" ? "en-GB" : language;
+    const dayFormat = new Intl.DateTimeFormat(dateLocale, { day: "numeric", month: "short", timeZone: zone });
     const timeFormat = new Intl.DateTimeFormat(language, { hour: "2-digit", minute: "2-digit", timeZone: zone });
-    const fullFormat = new Intl.DateTimeFormat(ofDates, {
-      dateStyle: days ? "long" : "medium",
-      ...(days ? {} : { timeStyle: "short" }),
+    const fullFormat = new Intl.DateTimeFormat(dateLocale, {
+      dateStyle: isDaily ? "long" : "medium",
+      ...(isDaily ? {} : { timeStyle: "short" }),
       timeZone: zone,
     });
     const number = new Intl.NumberFormat(language);
@@ -340,9 +339,9 @@
       height: HEIGHT,
       tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), zone || "UTC"),
       cursor: { y: false, drag: { x: false, y: false } },
-      // Half a bar of room at both ends, or the outer bars are cut.
+      // Half a bar of padding at both ends, so that the outer bars are not clipped.
       scales: {
-        x: { time: true, range: bars ? (_, low, high) => roomy(low, high, xs) : undefined },
+        x: { time: true, range: bars ? (_, low, high) => paddedRange(low, high, xs) : undefined },
         y: { range: (_, low, high) => [Math.min(0, low ?? 0), Math.max(high ?? 0, 1) * 1.08] },
       },
       axes: [
@@ -351,19 +350,19 @@
           grid: { show: false },
           size: 32,
           space: 70,
-          incrs: days ? [1, 2, 3, 7, 14, 28, 91, 182, 365].map((n) => n * 86400) : undefined,
+          incrs: isDaily ? [1, 2, 3, 7, 14, 28, 91, 182, 365].map((n) => n * 86400) : undefined,
           values: (_, splits, __, ___, step) =>
             splits.map((at) => (step >= 86400 ? dayFormat : timeFormat).format(at * 1000)),
         },
         {
           ...axis,
-          size: (_, words) => 14 + 7 * Math.max(3, ...(words ?? []).map((word) => word.length)),
+          size: (_, labels) => 14 + 7 * Math.max(3, ...(labels ?? []).map((label) => label.length)),
           incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6, 2e6, 5e6],
           values: (_, splits) => splits.map((value) => number.format(value)),
         },
       ],
       series: [
-        { label: data.x_label || "Day", value: (_, at) => (at == null ? "" : fullFormat.format(at * 1000)) },
+        { label: data.x_label || texts.day, value: (_, at) => (at == null ? "" : fullFormat.format(at * 1000)) },
         ...data.series.map((line, index) => {
           const colour = css(figure, COLOURS[index % COLOURS.length]);
           return {
@@ -385,7 +384,7 @@
     charts.set(figure, new uPlot(options, [xs, ...data.series.map((line) => line.values)], plot));
     figure.dataset.drawn = "";
   };
-  const roomy = (low, high, xs) => {
+  const paddedRange = (low, high, xs) => {
     const step = xs.length > 1 ? (xs[xs.length - 1] - xs[0]) / (xs.length - 1) : 86400;
     return [(low ?? 0) - step / 2, (high ?? 0) + step / 2];
   };

@@ -1,10 +1,10 @@
-// Draws the description of the JSON calls that /api/v1/openapi.json gives.
+// Renders the OpenAPI document.
 SwaggerUIBundle({
-  url: document.getElementById("calls").dataset.description,
-  dom_id: "#calls",
+  url: document.getElementById("api-docs").dataset.openapiUrl,
+  dom_id: "#api-docs",
   deepLinking: true,
-  // The shapes are shown with the calls that use them; the list of all of them starts folded.
+  // Schemas are shown with the operations that use them; the list of all schemas is collapsed.
   defaultModelsExpandDepth: 0,
-  // The page asks nobody else whether the description is right.
+  // Do not send the document to an external validator.
   validatorUrl: null,
 });

@@ -1,11 +1,11 @@
-// Loaded before the first paint, so that a dark page never flashes white.
+// Loaded before the first paint, so that dark pages do not flash white.
 (() => {
   const system = matchMedia("(prefers-color-scheme: dark)");
   const choice = () => {
     try {
       return localStorage.getItem("theme") || "auto";
     } catch {
-      return "auto"; // storage can be switched off
+      return "auto"; // storage can be disabled
     }
   };
   const apply = () => {
@@ -13,7 +13,7 @@
     const dark = chosen === "dark" || (chosen === "auto" && system.matches);
     document.documentElement.dataset.bsTheme = dark ? "dark" : "light";
     document.documentElement.dataset.themeChoice = chosen;
-    // What the page of the JSON calls goes by, whose style sheet is not ours.
+    // For the style sheet of Swagger UI on the API documentation page.
     document.documentElement.classList.toggle("dark-mode", dark);
     document.dispatchEvent(new Event("onecode:theme"));
   };

@@ -7,30 +7,26 @@ one is started in a temporary folder and stopped at the end.
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import flask_migrate
 import psycopg
 import pytest
 from flask import Flask, g
 from flask.testing import FlaskClient
-from psycopg import sql
-from sqlalchemy import text
 
 from local import cli
 from local import postgresql as embedded_postgresql
-from tests.copies import copy as copy
-from tests.live import CHROMIUM
+from tests.support import smtp_relay, watchdog
+from tests.support.chromium import find_chromium
+from tests.support.databases import empty_tables, fresh_database
 from webapp import create_app
 from webapp.accounts import actions as account_actions
 from webapp.accounts.models import StaffUser
@@ -41,6 +37,18 @@ from webapp.core.extensions import db
 from webapp.customers.models import ERASED_EMAIL_PLACEHOLDER, Customer, Suppression
 from webapp.offers.models import Offer, OfferCode, normalise_code
 
+# What `make run-test` leaves to `make run-test-all`: folders whose tests all start whole sites, copies or benchmarks.
+# Single slow modules and tests elsewhere carry the marker themselves.
+SLOW_FOLDERS = ("benchmarks", "local/demo", "operations", "setup")
+
+# Fixtures that more than one folder uses; what only one folder uses is in its conftest.py.
+pytest_plugins = [
+    "tests.support.accounts",
+    "tests.support.campaigns",
+    "tests.support.imports",
+    "tests.support.local_copy",
+]
+
 # Fast and forgetful: a test server's data need not survive a power cut. Crash tests start a server of their own.
 QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "shared_buffers": "64MB"}
 
@@ -49,36 +57,48 @@ def pytest_configure(config: pytest.Config) -> None:
     """Start one server for all test processes; the workers of pytest-xdist get its address."""
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
+    run = Path(tempfile.mkdtemp(prefix="onecode-test-"))
+    run.chmod(0o755)
+    config.stash[_WATCHDOG] = watchdog.start(run)
     try:
         _use_a_server(config)
         with psycopg.connect(os.environ["TEST_DATABASE_URL"], connect_timeout=10) as connection:
             postgresql = connection.info.parameter_status("server_version")
     except (OSError, psycopg.Error, embedded_postgresql.EmbeddedError) as error:
         pytest.exit(f"onecode: no PostgreSQL for the tests: {' '.join(str(error).split())}", returncode=1)
-    chromium = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    browser = chromium or "no Chromium, so browser tests are skipped: apt install chromium"
+    browser = find_chromium() or "no Chromium, so browser tests are skipped: apt install chromium"
     print(f"Testing with PostgreSQL {postgresql}; {browser}.", flush=True)
 
 
 def _use_a_server(config: pytest.Config) -> None:
     if os.environ.get("TEST_DATABASE_URL"):
         return
-    folder = Path(tempfile.mkdtemp(prefix="onecode-test-"))
-    folder.chmod(0o755)
+    folder = Path(os.environ[watchdog.RUN_VARIABLE])
     server = embedded_postgresql.locate_server(folder, folder / "s", QUICK)
-    config.stash[_SERVER] = (server, folder)
+    watchdog.add_folder(server.home)
+    config.stash[_SERVER] = server
     server.start()
     os.environ["TEST_DATABASE_URL"] = f"postgresql://onecode@/postgres?host={folder / 's'}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+    folders = tuple(tests / folder for folder in SLOW_FOLDERS)
+    for item in items:
+        if any(item.path.is_relative_to(folder) for folder in folders):
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
-    server, folder = config.stash.get(_SERVER, (None, None))
-    if server is not None and folder is not None:
+    if server := config.stash.get(_SERVER, None):
         server.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+    if dog := config.stash.get(_WATCHDOG, None):
+        # It ends what is left and removes the folders.
+        dog.communicate()
 
 
-_SERVER = pytest.StashKey[tuple[embedded_postgresql.EmbeddedServer, Path]]()
+_SERVER = pytest.StashKey[embedded_postgresql.EmbeddedServer]()
+_WATCHDOG = pytest.StashKey[subprocess.Popen[bytes]]()
 
 
 @pytest.fixture(scope="session")
@@ -86,19 +106,6 @@ def database_url() -> Iterator[str]:
     """An address of a database of this test process alone, migrated."""
     with fresh_database() as url:
         yield url
-
-
-@contextmanager
-def fresh_database() -> Iterator[str]:
-    """An address of an empty database, which is dropped afterwards."""
-    server = os.environ["TEST_DATABASE_URL"]
-    name = f"onecode_test_{secrets.token_hex(4)}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-    parts = urlsplit(server)
-    yield f"postgresql://{parts.netloc}/{name}" + (f"?{parts.query}" if parts.query else "")
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
 
 @pytest.fixture(scope="session")
@@ -143,22 +150,10 @@ def app(session_app: Flask) -> Iterator[Flask]:
     # There is one bell in a process; a test that made an app of its own has left it there.
     task_queue.init_app(session_app)
     with session_app.app_context():
-        _empty()
+        empty_tables()
         signing_keys.clear_key_cache()
         yield session_app
         db.session.remove()
-
-
-def _empty() -> None:
-    """Empty what earlier tests filled; only tables that hold anything, for a TRUNCATE costs more than a look."""
-    names = [t.name for t in db.metadata.sorted_tables if t.name not in ("redemption_tally", "signing_key")]
-    names += ["huey_task", "huey_schedule", "huey_kv"]
-    probe = " union all ".join(f"select '{name}' where exists (select from {name})" for name in names)
-    full = [row[0] for row in db.session.execute(text(probe))]
-    if full:
-        db.session.execute(text(f"truncate {', '.join(full)} restart identity cascade"))
-    db.session.execute(text("update redemption_tally set counted_until = '-infinity'"))
-    db.session.commit()
 
 
 @pytest.fixture
@@ -285,3 +280,11 @@ def with_settings(app: Flask) -> Iterator[Callable[..., app_settings.Settings]]:
     app.config["SETTINGS"] = before
     state = app.extensions["mail"]
     state.server, state.port = before.mail_server, before.mail_port
+
+
+@pytest.fixture
+def relay(with_settings: Callable[..., app_settings.Settings]) -> Iterator[smtp_relay.Relay]:
+    """A running mail relay, which the app is told to use."""
+    with smtp_relay.running() as server:
+        with_settings(mail_port=server.port)
+        yield server

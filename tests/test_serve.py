@@ -18,7 +18,8 @@ import pytest
 from flask import Flask
 
 from local.supervisor import GRACE_SECONDS
-from tests.live import environment, free_port
+from tests.support.live_server import environment
+from tests.support.ports import free_port
 from webapp.core.settings import ROOT, Settings, SettingsError, load_settings
 
 COMMAND = [sys.executable, "-m", "webapp.serve"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import secrets
 import time
+import tomllib
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -54,19 +55,18 @@ from webapp.views.staff import suppressions as staff_suppressions
 __all__ = ["create_app"]
 
 
-# What every answer says unless its view has said otherwise.
+# Headers of every response, unless its view has set them.
 SECURITY_HEADERS = (
     ("Content-Security-Policy", rendering.CONTENT_SECURITY_POLICY),
     ("X-Content-Type-Options", "nosniff"),
     ("Referrer-Policy", "same-origin"),
 )
 
-
 REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9_-]{8,64}", re.A)
 
 
 class OnecodeApp(OpenAPI):
-    """The app. No view and no hook of ours is a coroutine, so none has to be looked at for being one."""
+    """The app. None of our views and hooks is a coroutine function, so the check for that is skipped."""
 
     json_provider_class = JsonProvider
 
@@ -75,9 +75,10 @@ class OnecodeApp(OpenAPI):
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """The whole program: settings, extensions, rooms hung on doors.
+    """Create the app: settings, extensions, blueprints, hooks and commands.
 
-    :raises SettingsError: when the environment says something that makes no sense.
+    :param settings: by default those of the environment.
+    :raises SettingsError: when the environment has invalid settings.
     """
     settings = settings or load_settings()
     app = OnecodeApp(
@@ -98,16 +99,16 @@ def create_app(settings: Settings | None = None) -> Flask:
         SQLALCHEMY_DATABASE_URI=settings.database_url,
         SQLALCHEMY_ENGINE_OPTIONS={
             "pool_pre_ping": True,
-            # An error in the log names the statement, never the customers it was about.
+            # A logged error has the statement, but not its parameters, which may be personal data.
             "hide_parameters": True,
-            # One for each of the web server's threads and some more: none holds two for long.
+            # One for each thread of the web server and a few more: no thread holds two for long.
             "pool_size": 10,
             "max_overflow": 26,
-            # Seconds to wait for one of them; then the answer is 503, as when the database is away.
+            # Seconds to wait for a connection; then the response is 503, as when the database is unavailable.
             "pool_timeout": 10,
             "connect_args": {
                 "connect_timeout": 5,
-                # Milliseconds after which a server that is gone without a word counts as gone (RFC 5482); TCP only.
+                # Milliseconds after which a server that does not acknowledge data counts as down (RFC 5482); TCP only.
                 "tcp_user_timeout": 20_000,
                 "options": "-c timezone=UTC",
             },
@@ -121,11 +122,11 @@ def create_app(settings: Settings | None = None) -> Flask:
         MAIL_DEFAULT_SENDER=settings.mail_default_sender,
         MAIL_SUPPRESS_SEND=False,
         MAX_CONTENT_LENGTH=2 * 1024 * 1024,
-        # A mail that is too large is told so at its field, with everything typed still there.
+        # A longer email is rejected by its form, which shows everything that was typed again.
         MAX_FORM_MEMORY_SIZE=2 * 1024 * 1024,
         WTF_CSRF_TIME_LIMIT=None,
-        # Cookies do not know ports: two copies side by side would end each other's sessions. The port is the one that
-        # browsers see, for behind a proxy the web processes of one copy have different ones.
+        # Cookies are not separated by port: two installations on one host would end each other's sessions. The port is
+        # that of the public URL, since behind a proxy the web processes of one installation have different ports.
         SESSION_COOKIE_NAME=f"onecode_{urlsplit(settings.public_url).port or ''}".rstrip("_"),
         SESSION_COOKIE_HTTPONLY=True,
         SESSION_COOKIE_SAMESITE="Lax",
@@ -140,18 +141,15 @@ def create_app(settings: Settings | None = None) -> Flask:
     error_handlers.init_app(app)
     rate_limit.init_app(app)
     rendering.init_app(app)
+    app.jinja_env.globals["app_version"] = get_app_version()
     cli.init_app(app)
     return app
 
 
+@functools.cache
 def get_app_version() -> str:
-    """The version of the program, from its own project file."""
-    try:
-        return version("onecode")
-    except PackageNotFoundError:
-        import tomllib
-
-        return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
+    """Return the version of the program, which pyproject.toml states."""
+    return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
 
 
 def _init_extensions(app: Flask, settings: Settings) -> None:
@@ -159,7 +157,7 @@ def _init_extensions(app: Flask, settings: Settings) -> None:
     db.init_app(app)
     migrate.init_app(app, db, directory=str(ROOT / "migrations"))
     mail.init_app(app)
-    # Before the token is looked for, which reads the form.
+    # Before the CSRF check, which reads the form.
     app.before_request(staff_blueprint.raise_body_limit)
     csrf.init_app(app)
     # English is the language of the source; every text for people goes through gettext (see CONTRIBUTING.md).
@@ -167,7 +165,7 @@ def _init_extensions(app: Flask, settings: Settings) -> None:
     login.init_app(app)
     task_queue.init_app(app)
     if settings.trusted_proxies:
-        # Only when told to: otherwise anybody could choose the address that limits are counted by.
+        # Only if configured: otherwise clients could choose the address that rate limits are counted by.
         n = settings.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=n, x_proto=n, x_host=n)  # type: ignore[method-assign]
     static = Path(app.static_folder or "")
@@ -210,14 +208,14 @@ def _register_request_hooks(app: Flask) -> None:
     is_behind_proxy = app.config["SETTINGS"].trusted_proxies > 0
 
     @app.before_request
-    def name_request() -> None:
-        g.began = time.perf_counter()
-        given = request.headers.get("X-Request-Id", "") if is_behind_proxy else ""
-        # What a proxy of ours calls it, if that can stand in a log. Anybody else could write there what they like.
-        g.request_id = given if REQUEST_ID_PATTERN.fullmatch(given) else secrets.token_hex(8)
+    def assign_request_id() -> None:
+        g.started_at = time.perf_counter()
+        # The id that our own proxy has assigned, if it is safe to log. Other clients could send anything.
+        forwarded = request.headers.get("X-Request-Id", "") if is_behind_proxy else ""
+        g.request_id = forwarded if REQUEST_ID_PATTERN.fullmatch(forwarded) else secrets.token_hex(8)
 
     @app.after_request
-    def harden(response: Response) -> Response:
+    def add_security_headers(response: Response) -> Response:
         present = {name.lower() for name, _ in response.headers}
         for name, value in SECURITY_HEADERS:
             if name.lower() not in present:
@@ -225,7 +223,7 @@ def _register_request_hooks(app: Flask) -> None:
         if "cache-control" not in present and not request.path.startswith("/static/"):
             response.headers.add("Cache-Control", "no-store")
         response.headers["X-Request-Id"] = g.get("request_id", "")
-        logs.log_slow_or_failed_request(response, g.get("began"))
+        logs.log_slow_or_failed_request(response, g.get("started_at"))
         return response
 
 
@@ -233,16 +231,16 @@ def _register_health_checks(app: Flask) -> None:
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
         """The process is up."""
-        return {"status": "ok"}
+        return {"status": "ok", "version": get_app_version()}
 
     @app.get("/readyz")
     def readyz() -> tuple[dict[str, str], int]:
-        """Database and queue answer."""
+        """Readiness: the database and the queue answer."""
         try:
             db.session.execute(text("select 1 from alembic_version"))
             huey.storage.queue_size()
         except Exception as error:
             if not database_health.detect_outage(error):
                 logging.getLogger(__name__).warning("not ready: %s", error)
-            return {"status": "the database or the queue does not answer"}, 503
+            return {"status": "the database or the queue is unavailable"}, 503
         return {"status": "ready"}, 200

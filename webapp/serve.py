@@ -1,7 +1,7 @@
-"""The web server in front, for a container or a unit of systemd: `python -m webapp.serve`.
+"""Run the web server in the foreground, for a container or a systemd unit: `python -m webapp.serve`.
 
-Beside it stands `python -m webapp.worker`. Both say what they have to say on standard output and standard error, and
-end by SIGTERM when they have finished what they had begun.
+It needs a worker beside it: `python -m webapp.worker`. Both log to standard output and standard error, and on SIGTERM
+finish the work in progress and exit.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from webapp.core.settings import ROOT, SettingsError, load_settings
 
 
 def web_arguments(port: int, workers: int = 2, host: str = "127.0.0.1") -> list[str]:
-    """What Python is told to serve the program: granian, measured (docs/decisions/granian.md). Many threads, since they
-    mostly wait for the database, and those that wait to redeem are written together."""
+    """Return the arguments of the Python interpreter that run granian (see docs/decisions/granian.md).
+
+    There are many threads, since they mostly wait for the database, and waiting redemptions are committed as a group.
+    """
     options = {
         "interface": "wsgi",
         "host": host,
@@ -31,9 +33,9 @@ def web_arguments(port: int, workers: int = 2, host: str = "127.0.0.1") -> list[
 
 
 def main() -> None:
-    """Become the web server, so that signals reach it without a go-between. Never returns.
+    """Replace this process by the web server, so that signals reach it directly. Never returns.
 
-    It listens on `WEB_HOST` and `PORT` with `WEB_WORKERS` processes. Wrong settings end it with one line.
+    It listens on `WEB_HOST` and `PORT` with `WEB_WORKERS` processes. Invalid settings end it with one line.
     """
     try:
         settings = load_settings()

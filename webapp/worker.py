@@ -1,4 +1,4 @@
-"""The worker: a Huey consumer in one process with threads, each task in a fresh app context."""
+"""The worker: a Huey consumer in one process with threads. Each task runs in its own app context."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ log = logging.getLogger("webapp.worker")
 
 
 def main() -> None:
-    """Run until SIGTERM; then finish the step in hand and leave."""
-    # Every process reckons in UTC; Huey's crontab follows the process's zone.
+    """Run until SIGTERM, then finish the current step of each task and exit."""
+    # Huey's crontab follows the time zone of the process.
     os.environ["TZ"] = "UTC"
     time.tzset()
     try:
@@ -29,7 +29,7 @@ def main() -> None:
     logs.configure_logging(settings)
     app = create_app(settings)
     consumer = huey.create_consumer(
-        # Two threads more than connections to the relay: for an import (one at a time) and for the sweep.
+        # Two more threads than SMTP connections: for an import (one at a time) and for the sweep.
         workers=settings.mail_connections + 2,
         worker_type="thread",
         periodic=True,
@@ -37,9 +37,9 @@ def main() -> None:
     )
     task_queue.stop_requested = consumer.stop_flag
     with heartbeat.send_heartbeats(app, get_app_version()):
-        log.info("the worker starts: release %s, %s threads", get_app_version(), consumer.workers)
+        log.info("worker started: release %s, %s threads", get_app_version(), consumer.workers)
         consumer.run()
-    log.info("the worker has ended")
+    log.info("worker stopped")
 
 
 if __name__ == "__main__":

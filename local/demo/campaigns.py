@@ -38,7 +38,7 @@ TEMPORARY_REPLIES = (
     (452, "4.2.2 The recipient's mailbox is over its quota; try again later", 2),
     (450, "4.3.2 System is not accepting messages at the moment", 2),
 )
-WORKER_DIED = "the worker was ended while this mail was on its way"
+WORKER_DIED = "the worker stopped while this email was being sent"
 
 REJECTION_SHARE, DEFERRAL_SHARE = 0.003, 0.011
 RETRY_SUCCESS_SHARE = 0.75
@@ -196,7 +196,7 @@ class _SendSimulation:
         if failed >= MIN_FAILURES_TO_PAUSE and failed > MAX_FAILURE_RATE * attempted and self.stopped_at is None:
             self.stopped_at = clock
             self.pause_reason = (
-                f"{failed} of the last {attempted} mails were refused for good; look at what the servers said"
+                f"{failed} of the last {attempted} emails were permanently rejected; check the servers' replies"
             )
 
     def _record(
@@ -233,7 +233,7 @@ class _SendSimulation:
                 delivery |= {
                     "state": "skipped",
                     "smtp_code": None,
-                    "text": "the mailing was cancelled",
+                    "text": "the campaign was cancelled",
                     "next_at": None,
                 }
 

@@ -259,7 +259,7 @@ def _simulate_campaign(
         if suppression is not None and suppression["at"] < at:
             return str(suppression["reason"])
         redemption = rows.get(customer_id)
-        return "has redeemed already" if redemption is not None and redemption["redeemed_at"] < at else None
+        return "has already redeemed" if redemption is not None and redemption["redeemed_at"] < at else None
 
     seed = f"{customers.SEED}: {history.plan.code} {campaign.kind}"
     recipients = Recipients(ids, base.missing_mailboxes, skip_reason)

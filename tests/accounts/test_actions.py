@@ -12,8 +12,8 @@ import pytest
 from flask import Flask
 from sqlalchemy import event, func, select, update
 
-from tests.accounts.conftest import PASSWORD
-from tests.statements import statements
+from tests.support.accounts import PASSWORD
+from tests.support.sql_statements import statements
 from webapp.accounts import actions as account_actions
 from webapp.accounts import passwords
 from webapp.accounts import queries as account_queries

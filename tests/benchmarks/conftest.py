@@ -11,9 +11,8 @@ from benchmarks import customers
 from benchmarks.bank import Bank
 from benchmarks.eager import Eager
 from benchmarks.pool import VoucherPool
+from tests.support.benchmark_clients import CUSTOMERS
 from webapp.core.settings import Settings
-
-CUSTOMERS = 60
 
 Make = Callable[[type[VoucherPool]], VoucherPool]
 

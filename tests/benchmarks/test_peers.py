@@ -16,8 +16,7 @@ from benchmarks.peers_environment import NotInstalled
 from benchmarks.peers_ours import Action, Textbook
 from benchmarks.peers_report import ACTION, HTTP, OSCAR_LAST, OSCAR_ORDER, OSCAR_STEP, Last, Results, Sample
 from benchmarks.textbook import WAYS, ForUpdate
-from tests.benchmarks.conftest import CUSTOMERS
-from tests.benchmarks.notes import Broken, Notes
+from tests.support.benchmark_clients import CUSTOMERS, Broken, Notes
 from webapp.core.settings import Settings
 from webapp.offers.models import Offer
 

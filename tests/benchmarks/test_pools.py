@@ -12,7 +12,7 @@ from psycopg import sql
 from benchmarks import jobs
 from benchmarks.bank import Bank, OutOfCodes
 from benchmarks.pool import VoucherPool
-from tests.benchmarks.conftest import CUSTOMERS
+from tests.support.benchmark_clients import CUSTOMERS
 
 EVERYBODY = list(range(1, CUSTOMERS + 1))
 

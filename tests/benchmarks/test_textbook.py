@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from benchmarks import customers, jobs, textbook
 from benchmarks.textbook import WAYS, Asked, ForUpdate, OneStatement, OrmHabit, PlainInsert
-from tests.benchmarks.conftest import CUSTOMERS
+from tests.support.benchmark_clients import CUSTOMERS
 from webapp.core.settings import Settings
 from webapp.offers.models import Offer
 

@@ -7,8 +7,7 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import Shop
-from tests.browser.test_journeys import Open, call, join
+from tests.support.browser import OpenPage, RunningShop, accept_invitation, call_api
 from webapp.customers.models import Customer
 from webapp.offers.models import Offer
 
@@ -17,8 +16,8 @@ pytestmark = pytest.mark.browser
 FOCUSED = "document.activeElement.innerText.trim()"
 
 
-def redeem(shop: Shop, email: str) -> None:
-    call(shop, "POST", "/redemptions", {"code": "SUMMER25", "customer": {"email": email}})
+def redeem(shop: RunningShop, email: str) -> None:
+    call_api(shop, "POST", "/redemptions", {"code": "SUMMER25", "customer": {"email": email}})
 
 
 def renew(page: Page) -> None:
@@ -28,14 +27,14 @@ def renew(page: Page) -> None:
 
 
 def test_focus_stays_on_a_link_while_rows_are_added(
-    shop: Shop, window: Open, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    shop: RunningShop, window: OpenPage, offer: Callable[..., Offer], customer: Callable[..., Customer]
 ) -> None:
     offer()
     for email in ("ada@example.com", "bo@example.com"):
         customer(email)
     redeem(shop, "ada@example.com")
     page = window()
-    join(page, shop)
+    accept_invitation(page, shop)
     page.goto(f"{shop.url}/offers/1")
     page.get_by_role("link", name="ada@example.com").focus()
     redeem(shop, "bo@example.com")
@@ -44,12 +43,12 @@ def test_focus_stays_on_a_link_while_rows_are_added(
     assert page.evaluate(FOCUSED) == "ada@example.com"
 
 
-def test_focus_stays_on_the_button_that_renews_its_piece(shop: Shop, window: Open) -> None:
+def test_focus_stays_on_the_button_that_renews_its_piece(shop: RunningShop, window: OpenPage) -> None:
     page = window()
-    join(page, shop)
+    accept_invitation(page, shop)
     page.goto(f"{shop.url}/settings/shop")
-    button = page.get_by_role("button", name="Check the relay")
+    button = page.get_by_role("button", name="Check relay")
     button.focus()
     button.press("Enter")
     expect(page.locator("#shop-relay .alert")).to_be_visible()
-    assert page.evaluate(FOCUSED) == "Check the relay"
+    assert page.evaluate(FOCUSED) == "Check relay"

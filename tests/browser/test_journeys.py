@@ -2,58 +2,36 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
-from tests.browser.conftest import Shop
+from tests.support.browser import (
+    OpenPage,
+    RunningShop,
+    accept_invitation,
+    call_api,
+    submit_code,
+    wait_for_status,
+    write_csv,
+)
 from webapp.customers.models import Customer
 from webapp.offers.models import Offer
 
 pytestmark = pytest.mark.browser
 
-Open = Callable[..., Page]
 
-
-def join(page: Page, shop: Shop, role: str = "admin") -> None:
-    """Choose name and password by an invitation, which also signs in."""
-    page.goto(shop.invitation(role))
-    page.get_by_label("Name").fill("Grace Hopper")
-    page.get_by_label("E-mail").fill("grace@example.com")
-    page.get_by_label("Password", exact=True).fill("correct horse battery")
-    page.get_by_label("Password again").fill("correct horse battery")
-    page.get_by_role("button", name="Start").click()
-    expect(page.get_by_text("Welcome, Grace Hopper")).to_be_visible()
-
-
-def csv_file(folder: Path, rows: int) -> Path:
-    file = folder / "customers.csv"
-    with file.open("w", newline="") as handle:
-        writer = csv.writer(handle)
-        writer.writerow(["email", "name"])
-        writer.writerow(["ada@example.com", "Ada Lovelace"])
-        writer.writerows([f"person{n}@example.com", f"Person {n}"] for n in range(rows - 2))
-        writer.writerow(["not an address", "Nobody"])
-    return file
-
-
-def test_staff_import_set_up_launch_and_watch(shop: Shop, window: Open, tmp_path: Path) -> None:
+def test_staff_import_set_up_launch_and_watch(shop: RunningShop, window: OpenPage, tmp_path: Path) -> None:
     page = window()
-    join(page, shop)
+    accept_invitation(page, shop)
 
     # Import: live progress without a reload, the bad row named with its line.
     page.get_by_role("link", name="Import customers").click()
-    page.get_by_label("CSV file").set_input_files(csv_file(tmp_path, 302))
+    page.get_by_label("CSV file").set_input_files(write_csv(tmp_path, 302))
     page.get_by_role("button", name="Import").click()
     expect(page.get_by_text("Done").first).to_be_visible(timeout=60_000)
     expect(page.get_by_text("not an address").locator("visible=true").first).to_be_visible()
@@ -102,11 +80,11 @@ def test_staff_import_set_up_launch_and_watch(shop: Shop, window: Open, tmp_path
 
 
 def test_the_preview_follows_the_typing_and_only_save_saves(
-    shop: Shop, window: Open, offer: Callable[..., Offer]
+    shop: RunningShop, window: OpenPage, offer: Callable[..., Offer]
 ) -> None:
     offer_id = offer().id
     page = window()
-    join(page, shop, "manager")
+    accept_invitation(page, shop, "manager")
     page.goto(f"{shop.url}/offers/{offer_id}/mail")
     seen = page.frame_locator("#mail-preview iframe")
     expect(seen.locator(".words", has_text="Summer is here").first).to_be_visible()
@@ -132,8 +110,8 @@ def test_the_preview_follows_the_typing_and_only_save_saves(
 
 @pytest.mark.parametrize("javascript", [True, False], ids=["with scripts", "without scripts"])
 def test_a_customer_redeems_by_the_link_and_sees_the_receipt_again(
-    shop: Shop,
-    window: Open,
+    shop: RunningShop,
+    window: OpenPage,
     offer: Callable[..., Offer],
     customer: Callable[..., Customer],
     javascript: bool,
@@ -160,8 +138,8 @@ def test_a_customer_redeems_by_the_link_and_sees_the_receipt_again(
 
 @pytest.mark.parametrize("javascript", [True, False], ids=["with scripts", "without scripts"])
 def test_a_customer_types_code_and_address(
-    shop: Shop,
-    window: Open,
+    shop: RunningShop,
+    window: OpenPage,
     offer: Callable[..., Offer],
     customer: Callable[..., Customer],
     javascript: bool,
@@ -172,22 +150,22 @@ def test_a_customer_types_code_and_address(
     page.goto(f"{shop.url}/redeem")
 
     # Wrong first: one plain sentence, and what was typed is still there.
-    fill(page, "WINTER", "ada@example.com")
+    submit_code(page, "WINTER", "ada@example.com")
     expect(page.get_by_text("We don't know this code")).to_be_visible()
     expect(page.get_by_label("Code")).to_have_value("WINTER")
     expect(page.get_by_label("E-mail")).to_have_value("ada@example.com")
 
-    fill(page, " summer – 25 ", " ADA@Example.com ")
+    submit_code(page, " summer – 25 ", " ADA@Example.com ")
     expect(page.get_by_text("Done. The discount is yours.")).to_be_visible()
     # Going back to the form and sending it again is a repeat, and says so.
     page.goto(f"{shop.url}/redeem")
-    fill(page, "SUMMER25", "ada@example.com")
+    submit_code(page, "SUMMER25", "ada@example.com")
     expect(page.get_by_text("used already with this e-mail address")).to_be_visible()
     assert page.context.cookies() == []
 
 
 def test_every_refusal_is_one_sentence_and_strangers_learn_nothing(
-    shop: Shop, window: Open, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    shop: RunningShop, window: OpenPage, offer: Callable[..., Offer], customer: Callable[..., Customer]
 ) -> None:
     now = datetime.now(UTC)
     customer()
@@ -206,7 +184,7 @@ def test_every_refusal_is_one_sentence_and_strangers_learn_nothing(
         "LIVE": "can't be used with this e-mail address",
     }
     for code, words in sentences.items():
-        fill(page, code, "stranger@example.com")
+        submit_code(page, code, "stranger@example.com")
 
         expect(page.get_by_role("alert")).to_contain_text(words)
         expect(page.get_by_label("Code")).to_have_value(code)
@@ -214,7 +192,7 @@ def test_every_refusal_is_one_sentence_and_strangers_learn_nothing(
 
 
 def test_a_double_click_redeems_once_and_shows_the_receipt(
-    shop: Shop, window: Open, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    shop: RunningShop, window: OpenPage, offer: Callable[..., Offer], customer: Callable[..., Customer]
 ) -> None:
     customer()
     offer()
@@ -226,18 +204,18 @@ def test_a_double_click_redeems_once_and_shows_the_receipt(
 
     expect(page.get_by_role("heading", name="Summer")).to_be_visible()
     expect(page.get_by_text("Reference", exact=True)).to_be_visible()
-    assert len(call(shop, "GET", "/redemptions")[1]["redemptions"]) == 1
+    assert len(call_api(shop, "GET", "/redemptions")[1]["redemptions"]) == 1
 
 
-def test_a_shop_imports_launches_validates_redeems_and_rolls_back(shop: Shop) -> None:
-    status, made = call(
+def test_a_shop_imports_launches_validates_redeems_and_rolls_back(shop: RunningShop) -> None:
+    status, made = call_api(
         shop, "POST", "/customers/import", "email,name\nada@example.com,Ada\nbroken,Nobody\n", "text/csv"
     )
     assert status == 202
-    done = wait(lambda: call(shop, "GET", f"/imports/{made['id']}")[1], "done")
+    done = wait_for_status(lambda: call_api(shop, "GET", f"/imports/{made['id']}")[1], "done")
     assert (done["created"], done["rejected"], done["errors"][0]["line"]) == (1, 1, 3)
 
-    status, offer = call(
+    status, offer = call_api(
         shop,
         "POST",
         "/offers",
@@ -255,58 +233,30 @@ def test_a_shop_imports_launches_validates_redeems_and_rolls_back(shop: Shop) ->
         },
     )
     assert status == 201, offer
-    status, campaign = call(shop, "POST", "/offers/SUMMER25/launch", {})
+    status, campaign = call_api(shop, "POST", "/offers/SUMMER25/launch", {})
     assert status == 202
-    assert call(shop, "POST", "/offers/SUMMER25/launch", {})[1]["id"] == campaign["id"]
-    finished = wait(lambda: call(shop, "GET", f"/campaigns/{campaign['id']}")[1], "done")
+    assert call_api(shop, "POST", "/offers/SUMMER25/launch", {})[1]["id"] == campaign["id"]
+    finished = wait_for_status(lambda: call_api(shop, "GET", f"/campaigns/{campaign['id']}")[1], "done")
     assert (finished["total"], finished["sent"]) == (1, 1)
     text = shop.mail_to("ada@example.com").get_body(("plain",))
     assert text is not None
     assert "Hello Ada, your code: SUMMER25" in text.get_content()
 
     ask = {"code": "summer 25", "customer": {"email": "Ada@example.com"}}
-    assert call(shop, "POST", "/validations", ask)[1]["valid"] is True
+    assert call_api(shop, "POST", "/validations", ask)[1]["valid"] is True
     order = {**ask, "order": {"id": "A-1", "amount": 4999, "currency": "EUR"}}
-    status, redeemed = call(shop, "POST", "/redemptions", order)
+    status, redeemed = call_api(shop, "POST", "/redemptions", order)
     assert (status, redeemed["discount_amount"]) == (201, 1250)
-    assert call(shop, "POST", "/redemptions", order) == (200, redeemed)
-    status, problem = call(shop, "POST", "/redemptions", {**order, "order": {"id": "A-2"}})
+    assert call_api(shop, "POST", "/redemptions", order) == (200, redeemed)
+    status, problem = call_api(shop, "POST", "/redemptions", {**order, "order": {"id": "A-2"}})
     assert (status, problem["code"]) == (409, "already_redeemed")
-    assert call(shop, "GET", "/customers/ada@example.com/offers")[1]["offers"] == []
+    assert call_api(shop, "GET", "/customers/ada@example.com/offers")[1]["offers"] == []
 
-    assert call(shop, "POST", f"/redemptions/{redeemed['id']}/rollback", {"reason": "order cancelled"})[0] == 200
-    assert [o["code"] for o in call(shop, "GET", "/customers/ada@example.com/offers")[1]["offers"]] == ["SUMMER25"]
-    assert call(shop, "POST", "/redemptions", {**order, "order": {"id": "A-3"}})[0] == 201
-
-
-def fill(page: Page, code: str, address: str) -> None:
-    page.get_by_label("Code").fill(code)
-    page.get_by_label("E-mail").fill(address)
-    page.get_by_role("button").last.click()
+    assert call_api(shop, "POST", f"/redemptions/{redeemed['id']}/rollback", {"reason": "order cancelled"})[0] == 200
+    assert [o["code"] for o in call_api(shop, "GET", "/customers/ada@example.com/offers")[1]["offers"]] == ["SUMMER25"]
+    assert call_api(shop, "POST", "/redemptions", {**order, "order": {"id": "A-3"}})[0] == 201
 
 
-def launch(shop: Shop, code: str) -> None:
-    status, answer = call(shop, "POST", f"/offers/{code}/launch", {})
+def launch(shop: RunningShop, code: str) -> None:
+    status, answer = call_api(shop, "POST", f"/offers/{code}/launch", {})
     assert status == 202, answer
-
-
-def call(shop: Shop, method: str, path: str, body: Any = None, media_type: str = "application/json") -> tuple[int, Any]:
-    """A shop's request, with a key that may do everything."""
-    data = None if body is None else (body if isinstance(body, str) else json.dumps(body)).encode()
-    headers = {"Authorization": f"Bearer {shop.key}", "Content-Type": media_type}
-    request = urllib.request.Request(f"{shop.url}/api/v1{path}", data, headers, method=method)
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return answer.status, json.loads(answer.read() or "null")
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())
-
-
-def wait(look: Callable[[], dict[str, Any]], status: str, seconds: float = 90) -> dict[str, Any]:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        seen = look()
-        if seen["status"] == status:
-            return seen
-        time.sleep(0.2)
-    raise AssertionError(f"still {seen}")

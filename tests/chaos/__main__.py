@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 
-from tests.chaos import place as places
-from tests.chaos import report, runs
-from tests.chaos.place import Place
-from tests.chaos.runs import Run
+from tests.support.chaos import durable_database, report, scenarios
+from tests.support.chaos.durable_database import DurableDatabase
+from tests.support.chaos.scenarios import Run
 from webapp.core.settings import ROOT
 
 
@@ -37,18 +36,18 @@ FULL = Plan(10_000, 20, 3, 8, 300, 6)
 QUICK = Plan(1000, 5, 2, 3, 10, 2)
 
 
-def mailings(place: Place, plan: Plan) -> Iterator[Run]:
+def mailings(place: DurableDatabase, plan: Plan) -> Iterator[Run]:
     """All runs of mailings, one after the other."""
     every: list[tuple[Callable[[str], Run], Sequence[str]]] = [
-        (partial(runs.kills, place, seed=1, deaths=plan.deaths), runs.POLICIES),
-        (partial(runs.database_dies, place, seed=2, times=plan.crashes, kill=False), ["hold"]),
-        (partial(runs.database_dies, place, seed=3, times=plan.crashes, kill=True), ["resend"]),
-        (partial(runs.restarts, place, seed=4, times=plan.restarts), runs.POLICIES),
+        (partial(scenarios.kills, place, seed=1, deaths=plan.deaths), scenarios.POLICIES),
+        (partial(scenarios.database_dies, place, seed=2, times=plan.crashes, kill=False), ["hold"]),
+        (partial(scenarios.database_dies, place, seed=3, times=plan.crashes, kill=True), ["resend"]),
+        (partial(scenarios.restarts, place, seed=4, times=plan.restarts), scenarios.POLICIES),
     ]
     for run, policies in every:
         yield from (_said(run(policy)) for policy in policies)
-    for policy in runs.POLICIES:
-        yield from map(_said, runs.pause_and_cancel(place, policy, seed=6))
+    for policy in scenarios.POLICIES:
+        yield from map(_said, scenarios.pause_and_cancel(place, policy, seed=6))
 
 
 def _said(run: Run) -> Run:
@@ -66,12 +65,12 @@ def main() -> int:
     # What the program logs about broken connections is what is done to it here.
     logging.disable(logging.CRITICAL)
     with ProcessPoolExecutor(1, get_context("spawn")) as elsewhere:
-        away = elsewhere.submit(runs.relay_away_elsewhere, plan.customers, "resend", 5, plan.away)
-        with places.place(plan.customers) as place:
+        away = elsewhere.submit(scenarios.relay_away_elsewhere, plan.customers, "resend", 5, plan.away)
+        with durable_database.start_durable_database(plan.customers) as place:
             made = list(mailings(place, plan))
         made.append(_said(away.result()))
-    with places.place(50_000) as place:
-        lost = runs.redemptions(place, plan.rounds)
+    with durable_database.start_durable_database(50_000) as place:
+        lost = scenarios.redemptions(place, plan.rounds)
     page = report.page(made, lost, plan.customers, plan.rounds)
     print(f"\n{page}")
     if plan is FULL:

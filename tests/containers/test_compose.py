@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from local.supervisor import GRACE_SECONDS
-from tests.containers import files
+from tests.support import container_files
 from webapp.core.settings import ROOT
 
-NAMES = sorted(files.services())
+NAMES = sorted(container_files.services())
 LASTING = [name for name in NAMES if name != "migrate"]
 
 
@@ -19,12 +19,12 @@ LASTING = [name for name in NAMES if name != "migrate"]
 def test_without_a_secret_nothing_starts_and_the_command_that_makes_one_is_named(missing: str) -> None:
     given = {"POSTGRES_PASSWORD": "one", "SECRET_KEY": "two", missing: ""}
 
-    with pytest.raises(files.Missing, match=rf"^{missing}: .*make env"):
-        files.compose(given)
+    with pytest.raises(container_files.Missing, match=rf"^{missing}: .*make env"):
+        container_files.compose(given)
 
 
 def test_no_secret_has_a_value_of_its_own() -> None:
-    for name, service in yaml.safe_load(files.COMPOSE.read_text())["services"].items():
+    for name, service in yaml.safe_load(container_files.COMPOSE.read_text())["services"].items():
         for setting, value in service.get("environment", {}).items():
             if re.search("PASSWORD|SECRET|KEY|DATABASE_URL", setting):
                 assert re.search(r"\$\{\w+:\?", str(value)), f"{name}: {setting}"
@@ -32,7 +32,7 @@ def test_no_secret_has_a_value_of_its_own() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_container_can_do_no_more_than_it_must(name: str) -> None:
-    service = files.services()[name]
+    service = container_files.services()[name]
 
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
@@ -44,7 +44,7 @@ def test_a_container_can_do_no_more_than_it_must(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_container_takes_no_more_than_its_share(name: str) -> None:
-    service = files.services()[name]
+    service = container_files.services()[name]
 
     assert {"cpus", "memory", "pids"} <= service["deploy"]["resources"]["limits"].keys()
     assert {"max-size", "max-file"} <= service["logging"]["options"].keys()
@@ -52,18 +52,18 @@ def test_a_container_takes_no_more_than_its_share(name: str) -> None:
 
 @pytest.mark.parametrize("name", LASTING)
 def test_what_lasts_is_looked_after_and_started_again(name: str) -> None:
-    service = files.services()[name]
+    service = container_files.services()[name]
 
     assert service["restart"] == "unless-stopped"
     if name == "web":
         assert "healthcheck" not in service  # the image's own
-        assert files.health_check_of_image()[0] == "python"
+        assert container_files.health_check_of_image()[0] == "python"
     else:
         assert service["healthcheck"]["test"][0] == "CMD"
 
 
 def test_tables_are_brought_up_to_date_once_and_before_anything_needs_them() -> None:
-    services = files.services()
+    services = container_files.services()
 
     assert services["migrate"]["restart"] == "no"
     assert services["migrate"]["depends_on"] == {"db": {"condition": "service_healthy"}}
@@ -76,7 +76,7 @@ def test_tables_are_brought_up_to_date_once_and_before_anything_needs_them() -> 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_images_are_pinned_or_built_here(name: str) -> None:
-    service = files.services()[name]
+    service = container_files.services()[name]
 
     if service["image"] == "onecode:local":
         assert service["pull_policy"] == "never"
@@ -85,40 +85,42 @@ def test_images_are_pinned_or_built_here(name: str) -> None:
 
 
 def test_the_image_of_the_program_is_built_once() -> None:
-    assert [name for name, service in files.services().items() if "build" in service] == ["migrate"]
+    assert [name for name, service in container_files.services().items() if "build" in service] == ["migrate"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ports_are_open_to_this_machine_alone(name: str) -> None:
-    for port in files.services()[name].get("ports", []):
+    for port in container_files.services()[name].get("ports", []):
         assert port.startswith("127.0.0.1:"), port
 
 
 @pytest.mark.parametrize("name", ["web", "worker"])
 def test_what_is_begun_is_finished_before_a_container_is_killed(name: str) -> None:
-    grace = files.services()[name]["stop_grace_period"]
+    grace = container_files.services()[name]["stop_grace_period"]
 
     assert int(grace.removesuffix("s")) == GRACE_SECONDS
     assert f"TimeoutStopSec={GRACE_SECONDS}\n" in (ROOT / "docs" / "operations" / "machines.md").read_text()
-    assert f"--stop-timeout {grace.removesuffix('s')}" in files.DOCKERFILE.read_text()
+    assert f"--stop-timeout {grace.removesuffix('s')}" in container_files.DOCKERFILE.read_text()
 
 
 def test_there_can_be_several_of_web_and_worker() -> None:
     given = {"POSTGRES_PASSWORD": "a", "SECRET_KEY": "b", "PUBLISHED_PORT": "8000-8002"}
-    services = files.services(given)
+    services = container_files.services(given)
 
     assert services["web"]["ports"] == ["127.0.0.1:8000-8002:8000"]
     assert [name for name, service in services.items() if "container_name" in service] == []
 
 
 def test_what_is_kept_is_in_volumes_with_names() -> None:
-    kept = {volume.partition(":")[0] for s in files.services().values() for volume in s.get("volumes", [])}
+    kept = {volume.partition(":")[0] for s in container_files.services().values() for volume in s.get("volumes", [])}
 
-    assert kept == set(files.compose({"POSTGRES_PASSWORD": "a", "SECRET_KEY": "b"})["volumes"]) == {"db", "mail"}
+    assert (
+        kept == set(container_files.compose({"POSTGRES_PASSWORD": "a", "SECRET_KEY": "b"})["volumes"]) == {"db", "mail"}
+    )
 
 
 def test_a_file_for_a_program_outside_sends_no_container_elsewhere() -> None:
-    environment = files.services()["web"]["environment"]
+    environment = container_files.services()["web"]["environment"]
 
     # These stand in both files; what is said here wins over what `.env` says.
     assert environment["DATABASE_URL"] == "postgresql://onecode:secret@db/onecode"

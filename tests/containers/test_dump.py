@@ -8,7 +8,11 @@ import stat
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from webapp.core.settings import ROOT
+
+pytestmark = pytest.mark.slow
 
 PAGE = ROOT / "docs" / "containers.md"
 

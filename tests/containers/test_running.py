@@ -18,12 +18,14 @@ import psycopg
 import pytest
 
 from local.supervisor import GRACE_SECONDS
-from tests.conftest import fresh_database
-from tests.containers import files
-from tests.live import free_port
+from tests.support import container_files
+from tests.support.databases import fresh_database
+from tests.support.ports import free_port
 from webapp.core.settings import ROOT
 
-SERVICES = files.services()
+pytestmark = pytest.mark.slow
+
+SERVICES = container_files.services()
 # What the user of a container needs where the tests are run by root: to get to this Python, wherever it lies.
 READ = ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"]
 
@@ -75,7 +77,7 @@ def machine() -> Iterator[Machine]:
         port = str(free_port())
         environment = {
             **{name: value for name, value in os.environ.items() if name.startswith("PG")},
-            **files.environment_of_image(),
+            **container_files.environment_of_image(),
             **SERVICES["web"]["environment"],
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "DATABASE_URL": url,
@@ -93,7 +95,7 @@ def test_they_migrate_serve_work_are_found_well_and_end_when_told(machine: Machi
     with ExitStack() as stack:
         web = stack.enter_context(_started(machine, SERVICES["web"]["command"]))
         worker = stack.enter_context(_started(machine, SERVICES["worker"]["command"]))
-        machine.wait_until_well(files.health_check_of_image())
+        machine.wait_until_well(container_files.health_check_of_image())
         machine.wait_until_well(_check(SERVICES["worker"]["healthcheck"]["test"]))
 
         status, link = machine.run(["flask", "--app", "wsgi", "invite"])
@@ -105,13 +107,13 @@ def test_they_migrate_serve_work_are_found_well_and_end_when_told(machine: Machi
         for process in (web, worker):
             assert process.wait(GRACE_SECONDS) == 0
 
-    assert machine.run(files.health_check_of_image())[0] == 1
+    assert machine.run(container_files.health_check_of_image())[0] == 1
     assert machine.run(_check(SERVICES["worker"]["healthcheck"]["test"]))[0] == 1
     assert not Path(machine.environment["INSTANCE_PATH"]).exists()
 
 
 def test_the_image_and_the_file_start_the_same_server() -> None:
-    assert files.command(dict(files.final_stage())["CMD"]) == SERVICES["web"]["command"]
+    assert container_files.command(dict(container_files.final_stage())["CMD"]) == SERVICES["web"]["command"]
 
 
 @pytest.mark.parametrize("service", ["web", "worker", "migrate"])

@@ -47,12 +47,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[int, ...]]]:
     """What the tasks that are run do instead: note their name and arguments."""
     noted: list[tuple[str, tuple[int, ...]]] = []
 
-    def note(name: str) -> None:
-        monkeypatch.setitem(
-            task_queue._functions,
-            name,  # type: ignore[arg-type]
-            lambda *args: noted.append((name, args)),
-        )
+    def note(name: TaskName) -> None:
+        monkeypatch.setitem(task_queue._functions, name, lambda *args: noted.append((name, args)))
 
     for name in get_args(TaskName):
         note(name)

@@ -161,7 +161,7 @@ def test_put_does_not_take_an_e_mail_from_another_customer(customer: Make) -> No
     customer("grace@example.com", source_id="C2")
 
     for source_id in ("C2", "C3"):
-        with pytest.raises(DomainError, match="Another customer has this e-mail"):
+        with pytest.raises(DomainError, match="Another customer has this email address"):
             customer_actions.upsert_customer(CustomerValues("ada@example.com", source_id=source_id), None, by="tests")
 
 

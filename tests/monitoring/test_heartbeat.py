@@ -15,7 +15,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import select, text
 
-from tests import live
+from tests.support import live_server
 from webapp.core import task_queue
 from webapp.core.extensions import db
 from webapp.core.settings import ROOT, Settings
@@ -31,7 +31,7 @@ def worker_alive(settings: Settings) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "flask", "--app", "wsgi", "worker-alive"],
         cwd=ROOT,
-        env=live.environment(settings),
+        env=live_server.environment(settings),
         capture_output=True,
         text=True,
         check=False,
@@ -51,9 +51,9 @@ def pass_by(seconds: int) -> None:
 
 
 @pytest.fixture
-def beaten(app: Flask, test_settings: Settings) -> Iterator[live.Live]:
+def beaten(app: Flask, test_settings: Settings) -> Iterator[live_server.Live]:
     """A real worker that has said once that it lives."""
-    with live.worker(test_settings) as worker:
+    with live_server.worker(test_settings) as worker:
         deadline = time.monotonic() + 30
         while db.session.scalar(select(Worker.id)) is None:
             assert time.monotonic() < deadline, "the worker said nothing"
@@ -62,7 +62,7 @@ def beaten(app: Flask, test_settings: Settings) -> Iterator[live.Live]:
         yield worker
 
 
-def test_a_killed_worker_is_heard_of_no_more(beaten: live.Live, test_settings: Settings) -> None:
+def test_a_killed_worker_is_heard_of_no_more(beaten: live_server.Live, test_settings: Settings) -> None:
     seen = db.session.scalars(select(Worker)).one()
     assert (seen.host, seen.pid, seen.stopped_at) == (HERE, beaten.process.pid, None)
     assert worker_alive(test_settings).returncode == 0
@@ -74,11 +74,11 @@ def test_a_killed_worker_is_heard_of_no_more(beaten: live.Live, test_settings: S
     done = worker_alive(test_settings)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        f"onecode: no worker on {HERE} was heard of in the last minute; start one: python -m webapp.worker"
+        f"onecode: no heartbeat of a worker on {HERE} in the last minute; start one: python -m webapp.worker"
     ]
 
 
-def test_a_worker_that_is_told_to_end_says_so(beaten: live.Live) -> None:
+def test_a_worker_that_is_told_to_end_says_so(beaten: live_server.Live) -> None:
     beaten.process.terminate()
     beaten.process.wait(40)
 
@@ -100,13 +100,13 @@ def test_nobody_knows_when_the_database_is_away(test_settings: Settings) -> None
 
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("onecode: nothing answers at 127.0.0.1 port 1, where DATABASE_URL leads; ")
+    assert line.startswith("onecode: nothing answers at 127.0.0.1 port 1, the address in DATABASE_URL; ")
 
 
 def test_a_beat_tells_since_when_a_worker_is_busy_and_what_it_got_through(app: Flask) -> None:
     me = WorkerIdentity("1")
-    monitoring_actions.record_heartbeat(me, busy=30, swept={"campaigns.sweep": 10})
-    monitoring_actions.record_heartbeat(me, busy=None, swept={"customers.sweep_customers": 5})
+    monitoring_actions.record_heartbeat(me, busy_seconds=30, periodic_task_ages={"campaigns.sweep": 10})
+    monitoring_actions.record_heartbeat(me, busy_seconds=None, periodic_task_ages={"customers.sweep_customers": 5})
 
     now = db.session.scalars(text("select extract(epoch from now())")).one()
     assert row(me).busy_since is None

@@ -19,7 +19,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from benchmarks import growth_tables
-from tests.redemptions.test_plans import nodes, plans
+from tests.support.query_plans import explain_statements, plan_nodes
 from webapp import create_app
 from webapp.accounts import actions as account_actions
 from webapp.campaigns.models import Batch, Campaign, MailIssue, encode_gaps
@@ -94,7 +94,7 @@ def test_a_key_that_reads_is_enough(client: FlaskClient) -> None:
 def test_every_figure_has_help_and_a_type_and_a_name_as_prometheus_wants_it(
     api: FlaskClient, mailing: Campaign
 ) -> None:
-    monitoring_actions.record_heartbeat(WorkerIdentity("1"), swept={"campaigns.sweep": 1})
+    monitoring_actions.record_heartbeat(WorkerIdentity("1"), periodic_task_ages={"campaigns.sweep": 1})
     families = list(plain(api.get("/metrics").text))
 
     assert len(families) > 20
@@ -321,8 +321,8 @@ def filled(app: Flask, test_settings: Settings) -> Iterator[psycopg.Connection]:
 
 def test_a_scrape_reads_little_however_much_there_is(filled: psycopg.Connection) -> None:
     read = dict.fromkeys(LARGE, 0.0)
-    for statement, plan in plans(filled, monitoring_queries.collect_metrics):
-        for node in nodes(plan):
+    for statement, plan in explain_statements(filled, monitoring_queries.collect_metrics):
+        for node in plan_nodes(plan):
             table = node.get("Relation Name")
             if table in LARGE:
                 # What was undone is counted, in its index or its rows as the planner likes: few compared to the rest.
@@ -334,7 +334,7 @@ def test_a_scrape_reads_little_however_much_there_is(filled: psycopg.Connection)
 
 
 def test_the_page_tells_of_every_figure_and_of_no_other(api: FlaskClient, mailing: Campaign) -> None:
-    monitoring_actions.record_heartbeat(WorkerIdentity("1"), swept={"campaigns.sweep": 1})
+    monitoring_actions.record_heartbeat(WorkerIdentity("1"), periodic_task_ages={"campaigns.sweep": 1})
     page = (
         (ROOT / "docs" / "monitoring.md")
         .read_text()

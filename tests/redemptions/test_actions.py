@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -11,72 +10,31 @@ import pytest
 from flask import Flask
 from sqlalchemy import text
 
+from tests.support.redemptions import (
+    ROLLBACK,
+    MakeCustomer,
+    MakeOffer,
+    count_lock_waiters,
+    count_redemptions,
+    redeemed_counter,
+    refusal_key,
+    run_concurrently,
+)
 from webapp.core import task_queue
 from webapp.core.errors import DomainError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.core.money import Discount
 from webapp.customers import actions as customer_actions
-from webapp.customers.models import Audience, AudienceMember, Customer
+from webapp.customers.models import Audience, AudienceMember
 from webapp.offers import actions as offer_actions
-from webapp.offers.models import Offer
 from webapp.redemptions import actions as redemption_actions
 from webapp.redemptions import group_commit, hourly_counts, personal_codes
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
-from webapp.redemptions.errors import RedemptionRefused
 from webapp.redemptions.queries import KeysetCursor, RedemptionFilter, RedemptionRecord
 from webapp.redemptions.rules import Order, RedemptionRequest
 
-MakeOffer = Callable[..., Offer]
-MakeCustomer = Callable[..., Customer]
 ADA = RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com")
-UNDO = {"reason": "order cancelled", "by": "ann"}
-
-
-def rows() -> int:
-    return int(db.session.execute(text("select count(*) from redemption")).scalar_one())
-
-
-def counter(offer_id: int) -> int:
-    return int(db.session.execute(text("select redeemed from offer where id = :id"), {"id": offer_id}).scalar_one())
-
-
-def waiting(kind: str) -> int:
-    """How many wait for a lock of this kind."""
-    found = text(
-        "select count(*) from pg_locks l join pg_stat_activity a using (pid) "
-        "where not l.granted and l.locktype = :kind and a.datname = current_database()"
-    )
-    return int(db.session.execute(found, {"kind": kind}).scalar_one())
-
-
-def refusal(ask: RedemptionRequest) -> str:
-    with pytest.raises(RedemptionRefused) as error:
-        group_commit.redeem(ask)
-    return error.value.key
-
-
-def together(app: Flask, *deeds: Callable[[], object]) -> list[Any]:
-    """What each deed answered (or the DomainError it raised) when all were done at once."""
-    ready, answers = threading.Barrier(len(deeds)), []
-
-    def run(deed: Callable[[], object]) -> None:
-        with app.app_context():
-            ready.wait()
-            try:
-                answers.append(deed())
-            except DomainError as error:
-                answers.append(error)
-            finally:
-                db.session.rollback()
-
-    threads = [threading.Thread(target=run, args=(deed,)) for deed in deeds]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(answers) == len(deeds)
-    return answers
 
 
 def test_a_redemption_is_a_row(offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -86,7 +44,7 @@ def test_a_redemption_is_a_row(offer: MakeOffer, customer: MakeCustomer) -> None
 
     assert (done.code, done.offer_name, done.email, done.is_replay) == ("SUMMER25", "Summer", "ada@example.com", False)
     assert done.discount == Discount("percent", percent=Decimal(25))
-    assert rows() == 1
+    assert count_redemptions() == 1
 
 
 def test_what_was_answered_is_what_is_on_disk(offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -105,8 +63,8 @@ def test_a_second_use_is_refused(offer: MakeOffer, customer: MakeCustomer) -> No
     offer(), customer()
     group_commit.redeem(ADA)
 
-    assert refusal(ADA) == "already_redeemed"
-    assert rows() == 1
+    assert refusal_key(ADA) == "already_redeemed"
+    assert count_redemptions() == 1
 
 
 @pytest.mark.parametrize(
@@ -128,23 +86,23 @@ def test_a_refusal_names_its_reason_and_writes_nothing(
     row = offer(**values)
     customer()
 
-    assert refusal(ADA) == reason
-    assert rows() == 0
-    assert counter(row.id) == values.get("redeemed", 0)
+    assert refusal_key(ADA) == reason
+    assert count_redemptions() == 0
+    assert redeemed_counter(row.id) == values.get("redeemed", 0)
 
 
 def test_an_unknown_code_and_an_unknown_customer_are_refused(offer: MakeOffer, customer: MakeCustomer) -> None:
     offer(), customer()
 
-    assert refusal(replace(ADA, code="WINTER")) == "not_found"
-    assert refusal(replace(ADA, email="bob@example.com")) == "customer_unknown"
+    assert refusal_key(replace(ADA, code="WINTER")) == "not_found"
+    assert refusal_key(replace(ADA, email="bob@example.com")) == "customer_unknown"
 
 
 def test_an_erased_customer_is_unknown(offer: MakeOffer, customer: MakeCustomer) -> None:
     row, erased = offer(), customer()
     customer_actions.erase_customer(erased.id, by="tests")
 
-    assert refusal(RedemptionRequest(channel="link", offer_id=row.id, customer_id=erased.id)) == "customer_unknown"
+    assert refusal_key(RedemptionRequest(channel="link", offer_id=row.id, customer_id=erased.id)) == "customer_unknown"
 
 
 def test_only_members_of_the_audience_may_redeem(offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -153,7 +111,7 @@ def test_only_members_of_the_audience_may_redeem(offer: MakeOffer, customer: Mak
     db.session.flush()
     offer(audience_id=audience.id)
     ada = customer()
-    assert refusal(ADA) == "customer_not_eligible"
+    assert refusal_key(ADA) == "customer_not_eligible"
     db.session.add(AudienceMember(audience_id=audience.id, customer_id=ada.id))
     db.session.commit()
 
@@ -173,14 +131,14 @@ def test_a_personal_code_works_with_its_own_customer_alone(offer: MakeOffer, cus
     customer("bob@example.com")
     code = personal_codes.derive_personal_code("SUMMER25", row.id, ada.id).replace("-", "")
 
-    assert refusal(replace(ADA, code=code, email="bob@example.com")) == "personal_code_required"
+    assert refusal_key(replace(ADA, code=code, email="bob@example.com")) == "personal_code_required"
     assert group_commit.redeem(replace(ADA, code=code)).customer_id == ada.id
 
 
 def test_a_wrong_personal_code_is_refused_also_where_none_is_required(offer: MakeOffer, customer: MakeCustomer) -> None:
     offer(), customer()
 
-    assert refusal(replace(ADA, code="SUMMER25AAAAAAAA")) == "personal_code_required"
+    assert refusal_key(replace(ADA, code="SUMMER25AAAAAAAA")) == "personal_code_required"
 
 
 def test_an_exact_shared_code_wins_over_a_personal_one(offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -207,7 +165,7 @@ def test_the_first_redemption_freezes_the_offer_and_later_ones_leave_it(
 
 def test_a_refusal_freezes_nothing(offer: MakeOffer) -> None:
     row = offer()
-    refusal(ADA)
+    refusal_key(ADA)
 
     db.session.refresh(row)
     assert row.frozen_at is None
@@ -220,8 +178,8 @@ def test_the_cap_is_counted_and_kept(offer: MakeOffer, customer: MakeCustomer) -
     answers = [group_commit.redeem(replace(ADA, email=email)).email for email in emails[:2]]
 
     assert answers == emails[:2]
-    assert refusal(replace(ADA, email=emails[2])) == "offer_exhausted"
-    assert (rows(), counter(row.id)) == (2, 2)
+    assert refusal_key(replace(ADA, email=emails[2])) == "offer_exhausted"
+    assert (count_redemptions(), redeemed_counter(row.id)) == (2, 2)
 
 
 def test_a_raised_cap_lets_more_in(offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -249,7 +207,7 @@ def test_many_are_answered_in_their_order_and_the_cap_takes_the_first(offer: Mak
         "customer_unknown",
         "already_redeemed",
     ]
-    assert (counter(capped.id), counter(free.id), rows()) == (2, 0, 6)
+    assert (redeemed_counter(capped.id), redeemed_counter(free.id), count_redemptions()) == (2, 0, 6)
 
 
 def test_an_order_in_another_currency_stops_only_itself(offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -260,7 +218,7 @@ def test_an_order_in_another_currency_stops_only_itself(offer: MakeOffer, custom
     answers = redemption_actions.redeem_all([replace(ADA, order=Order("A-1", 900, "USD")), bob])
 
     assert [type(answer) for answer in answers] == [InvalidInput, RedemptionRecord]
-    assert rows() == 1
+    assert count_redemptions() == 1
 
 
 API = replace(ADA, channel="api", api_key_id=1, idempotency_key="k1", body_hash=b"1", order=Order("A-1"))
@@ -276,7 +234,7 @@ def test_the_same_request_again_answers_the_first_result(
     repeated = group_commit.redeem(again)
 
     assert (repeated.is_replay, repeated.public_id) == (True, first.public_id)
-    assert rows() == 1
+    assert count_redemptions() == 1
 
 
 def test_a_repeat_is_answered_also_after_the_offer_has_ended_and_is_used_up(
@@ -302,11 +260,11 @@ def test_repeats_at_once_make_one_row_and_all_hear_of_it(app: Flask, offer: Make
     row = offer(max_redemptions=5)
     customer()
 
-    answers = together(app, *[lambda: group_commit.redeem(API)] * 12)
+    answers = run_concurrently(app, *[lambda: group_commit.redeem(API)] * 12)
 
     assert len({answer.public_id for answer in answers}) == 1
     assert sum(not answer.repeated for answer in answers) == 1
-    assert (rows(), counter(row.id)) == (1, 1)
+    assert (count_redemptions(), redeemed_counter(row.id)) == (1, 1)
 
 
 def test_undoing_moves_the_row_and_gives_the_unit_back(offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -314,7 +272,7 @@ def test_undoing_moves_the_row_and_gives_the_unit_back(offer: MakeOffer, custome
     customer()
     done = group_commit.redeem(ADA)
 
-    undone = redemption_rollback.roll_back_redemption(done.public_id, **UNDO)
+    undone = redemption_rollback.roll_back_redemption(done.public_id, **ROLLBACK)
 
     assert (undone.public_id, undone.row.reason, undone.row.rolled_back_by) == (
         done.public_id,
@@ -322,13 +280,13 @@ def test_undoing_moves_the_row_and_gives_the_unit_back(offer: MakeOffer, custome
         "ann",
     )
     assert undone.row.rolled_back_at is not None
-    assert (rows(), counter(row.id)) == (0, 0)
+    assert (count_redemptions(), redeemed_counter(row.id)) == (0, 0)
 
 
 def test_an_undone_redemption_is_still_found_and_may_be_made_anew(offer: MakeOffer, customer: MakeCustomer) -> None:
     offer(), customer()
     first = group_commit.redeem(ADA)
-    redemption_rollback.roll_back_redemption(first.public_id, **UNDO)
+    redemption_rollback.roll_back_redemption(first.public_id, **ROLLBACK)
 
     second = group_commit.redeem(ADA)
 
@@ -347,11 +305,11 @@ def test_undoing_twice_is_refused_and_gives_one_unit_back(offer: MakeOffer, cust
     customer(), customer("bob@example.com")
     done = group_commit.redeem(ADA)
     group_commit.redeem(replace(ADA, email="bob@example.com"))
-    redemption_rollback.roll_back_redemption(done.public_id, **UNDO)
+    redemption_rollback.roll_back_redemption(done.public_id, **ROLLBACK)
 
     with pytest.raises(DomainError) as error:
-        redemption_rollback.roll_back_redemption(done.public_id, **UNDO)
-    assert (error.value.key, counter(row.id)) == ("already_rolled_back", 1)
+        redemption_rollback.roll_back_redemption(done.public_id, **ROLLBACK)
+    assert (error.value.key, redeemed_counter(row.id)) == ("already_rolled_back", 1)
 
 
 def test_the_id_of_an_undone_redemption_does_not_undo_the_one_made_after_it(
@@ -359,18 +317,18 @@ def test_the_id_of_an_undone_redemption_does_not_undo_the_one_made_after_it(
 ) -> None:
     offer(), customer()
     first = group_commit.redeem(ADA)
-    redemption_rollback.roll_back_redemption(first.public_id, **UNDO)
+    redemption_rollback.roll_back_redemption(first.public_id, **ROLLBACK)
     group_commit.redeem(ADA)
 
     with pytest.raises(DomainError):
-        redemption_rollback.roll_back_redemption(first.public_id, **UNDO)
-    assert rows() == 1
+        redemption_rollback.roll_back_redemption(first.public_id, **ROLLBACK)
+    assert count_redemptions() == 1
 
 
 @pytest.mark.parametrize("public_id", ["", "nonsense", "0" * 26, "7" + "Z" * 25, "Z" * 26, "ä" * 26])
 def test_what_is_not_there_can_not_be_undone(app: Flask, public_id: str) -> None:
     with pytest.raises(NotFound):
-        redemption_rollback.roll_back_redemption(public_id, **UNDO)
+        redemption_rollback.roll_back_redemption(public_id, **ROLLBACK)
 
 
 @pytest.mark.parametrize("reason", ["", "  ", "a\0b", "x" * 501])
@@ -385,12 +343,12 @@ def test_after_undoing_the_same_key_tells_of_it_and_a_new_key_or_order_redeems_a
 ) -> None:
     offer(), customer()
     first = group_commit.redeem(API)
-    redemption_rollback.roll_back_redemption(first.public_id, **UNDO)
+    redemption_rollback.roll_back_redemption(first.public_id, **ROLLBACK)
 
     assert group_commit.redeem(API).row.rolled_back_at is not None
     assert group_commit.redeem(replace(API, idempotency_key=None)).public_id == first.public_id
     anew = group_commit.redeem(replace(API, idempotency_key="k2"))
-    assert (anew.is_replay, rows()) == (False, 1)
+    assert (anew.is_replay, count_redemptions()) == (False, 1)
     assert group_commit.redeem(API).public_id == first.public_id
 
 
@@ -400,13 +358,13 @@ def test_many_who_undo_at_once_give_each_unit_back_exactly_once(
     row = offer(max_redemptions=10)
     done = [group_commit.redeem(replace(ADA, email=customer(f"c{n}@example.com").email)).public_id for n in range(4)]
 
-    answers = together(
-        app, *[lambda i=i: redemption_rollback.roll_back_redemption(i, **UNDO) for i in done[:3] for _ in range(5)]
+    answers = run_concurrently(
+        app, *[lambda i=i: redemption_rollback.roll_back_redemption(i, **ROLLBACK) for i in done[:3] for _ in range(5)]
     )
 
     assert sum(isinstance(answer, RedemptionRecord) for answer in answers) == 3
     assert {a.key for a in answers if isinstance(a, DomainError)} == {"already_rolled_back"}
-    assert (rows(), counter(row.id)) == (1, 1)
+    assert (count_redemptions(), redeemed_counter(row.id)) == (1, 1)
 
 
 def test_batches_and_undoing_at_once_never_wait_in_a_circle_and_stay_exact(
@@ -426,16 +384,16 @@ def test_batches_and_undoing_at_once_never_wait_in_a_circle_and_stay_exact(
             [RedemptionRequest(channel="api", code=c, email=e) for e in turned for c in codes[::-1]]
         )
 
-    together(
+    run_concurrently(
         app,
         *[lambda n=n: batch(n) for n in range(8)],
-        *[lambda i=i: redemption_rollback.roll_back_redemption(i, **UNDO) for i in first],
+        *[lambda i=i: redemption_rollback.roll_back_redemption(i, **ROLLBACK) for i in first],
     )
 
     # Whoever was refused for the cap before a unit came back may come again.
     redemption_actions.redeem_all([RedemptionRequest(channel="api", code=c, email=e) for e in emails for c in codes])
-    assert [counter(n) for n in ids_] == [6, 6, 6]
-    assert rows() == 18
+    assert [redeemed_counter(n) for n in ids_] == [6, 6, 6]
+    assert count_redemptions() == 18
 
 
 def test_two_batches_in_opposite_orders_wait_for_one_another_in_one_direction_only(
@@ -454,20 +412,20 @@ def test_two_batches_in_opposite_orders_wait_for_one_another_in_one_direction_on
         )
         batches = threading.Thread(
             target=lambda: answers.extend(
-                together(
+                run_concurrently(
                     app, lambda: redemption_actions.redeem_all(asks), lambda: redemption_actions.redeem_all(asks[::-1])
                 )
             )
         )
         answers: list[Any] = []
         batches.start()
-        while batches.is_alive() and waiting("transactionid") < 2:
+        while batches.is_alive() and count_lock_waiters("transactionid") < 2:
             db.session.rollback()
         first.rollback()
     batches.join()
 
     told = [isinstance(one, RedemptionRecord) for answer in answers for one in answer]
-    assert (len(told), sum(told), rows()) == (12, 6, 6)
+    assert (len(told), sum(told), count_redemptions()) == (12, 6, 6)
 
 
 def test_a_cap_can_not_slip_in_between_the_look_and_the_write(
@@ -476,14 +434,14 @@ def test_a_cap_can_not_slip_in_between_the_look_and_the_write(
     row = offer()
     emails = [customer(f"c{n}@example.com").email for n in range(6)]
 
-    together(
+    run_concurrently(
         app,
         *[lambda e=e: group_commit.redeem(replace(ADA, email=e)) for e in emails],
         lambda: offer_actions.update_offer(row.id, {"max_redemptions": 100}, version=None, by="ann"),
     )
 
     db.session.refresh(row)
-    assert row.redeemed == (0 if row.max_redemptions is None else rows())
+    assert row.redeemed == (0 if row.max_redemptions is None else count_redemptions())
 
 
 def back_date(hours: int) -> None:
@@ -545,7 +503,7 @@ def test_undoing_a_counted_redemption_corrects_its_hour(offer: MakeOffer, custom
     old = redemption_queries.find_live_redemption(row.id, ada.id)
     assert old is not None
 
-    redemption_rollback.roll_back_redemption(old.public_id, **UNDO)
+    redemption_rollback.roll_back_redemption(old.public_id, **ROLLBACK)
 
     assert hours() == {row.id: 0}
     assert redemption_queries.count_redemptions([row.id]) == {row.id: 0}
@@ -560,9 +518,9 @@ def test_undoing_while_hours_are_counted_leaves_them_right(
     old = [done.public_id for done in redemption_queries.list_latest_redemptions(row.id, 10)]
     assert len(made) == len(old)
 
-    together(
+    run_concurrently(
         app,
-        *[lambda i=i: redemption_rollback.roll_back_redemption(i, **UNDO) for i in old[:7]],
+        *[lambda i=i: redemption_rollback.roll_back_redemption(i, **ROLLBACK) for i in old[:7]],
         *[hourly_counts.update_hourly_counts] * 3,
     )
 
@@ -581,7 +539,7 @@ def test_the_count_waits_for_whoever_is_undoing(app: Flask, offer: MakeOffer, cu
         undoing.execute(text("delete from redemption where customer_id = :id"), {"id": done.customer_id})
         sweep = threading.Thread(target=lambda: task_queue.run("redemptions.count_hours"))
         sweep.start()
-        while sweep.is_alive() and not waiting("advisory"):
+        while sweep.is_alive() and not count_lock_waiters("advisory"):
             db.session.rollback()
         undoing.commit()
         sweep.join()

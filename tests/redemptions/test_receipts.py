@@ -10,9 +10,8 @@ import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import text
 
-from tests import live
-from tests.campaigns import relay as relays
-from tests.campaigns.relay import Relay
+from tests.support import live_server, smtp_relay
+from tests.support.smtp_relay import Relay
 from webapp.core import task_queue
 from webapp.core.extensions import db, huey
 from webapp.core.settings import Settings
@@ -30,7 +29,7 @@ MakeCustomer = Callable[..., Customer]
 @pytest.fixture
 def relay(with_settings: Callable[..., Settings]) -> Iterator[Relay]:
     """A running relay, which the app is told to use."""
-    with relays.running() as server:
+    with smtp_relay.running() as server:
         with_settings(mail_port=server.port)
         yield server
 
@@ -218,7 +217,7 @@ def test_a_real_worker_mails_it(
 ) -> None:
     post(client)
 
-    with live.worker(app.config["SETTINGS"]):
+    with live_server.worker(app.config["SETTINGS"]):
         relay.wait_for(1)
 
     assert relay.recipients == {"ada@example.com": 1}

@@ -1,4 +1,4 @@
-"""What is done with staff, their invitations and sessions, the keys of machines, and the trail."""
+"""Actions on staff users, invitations, sign-in, API keys and the audit trail."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, NoReturn
 
 from flask import current_app
+from flask_babel import gettext as _
+from flask_babel import lazy_gettext as _l
 from sqlalchemy import delete, func, update
 from sqlalchemy.dialects.postgresql import insert
 
@@ -25,29 +27,29 @@ from webapp.core.extensions import db
 INVITATION_DAYS = 7
 API_KEY_PREFIX = "onecode_live"
 API_KEY_CACHE_SECONDS = 1
-LINK_EXPIRED_MESSAGE = "This link has been used already or is too old. Ask an administrator for a new one."
+LINK_EXPIRED_MESSAGE = _l("This link has already been used or has expired. Ask an administrator for a new one.")
 
 
 def record_audit_entry(actor: str, action: str, subject: str = "", **detail: object) -> None:
-    """Add to the trail, in the transaction of the deed (the caller commits)."""
+    """Add an entry to the audit trail, in the transaction of the change (the caller commits)."""
     db.session.add(AuditEntry(actor=actor, action=action, subject=subject, detail=detail or None))
 
 
-# --- links that work once ------------------------------------------------------------------------
+# --- invitations and password reset links --------------------------------------------------------
 
 
 def create_invitation(role: str, email: str | None, by: str) -> str:
-    """Make an invitation and return its link, which is shown this once and works once, for seven days.
+    """Create an invitation; return its link, which cannot be read again and works once, within seven days.
 
-    :raises Invalid: when the role is unknown, the e-mail is none, or somebody with it is here already.
+    :raises InvalidInput: when the role is unknown, the email address is invalid, or a user with it exists.
     """
     if role not in ROLES:
-        raise InvalidInput(FieldError("role", "role_invalid", f"Choose from {', '.join(ROLES)}."))
+        message = _("Choose one of these roles: %(roles)s.", roles=", ".join(ROLES))
+        raise InvalidInput(FieldError("role", "role_invalid", message))
     email = normalise_email(email) if email else None
     if email and account_queries.find_staff_user_by_email(email):
-        raise InvalidInput(
-            FieldError("email", "email_taken", "This person is here already. Make a link to a new password instead.")
-        )
+        message = _("A user with this email address already exists. Create a password reset link instead.")
+        raise InvalidInput(FieldError("email", "email_taken", message))
     link = _create_link(role, email)
     record_audit_entry(by, "invitation.created", email or "", role=role)
     db.session.commit()
@@ -55,14 +57,14 @@ def create_invitation(role: str, email: str | None, by: str) -> str:
 
 
 def create_password_reset_link(user_id: int, by: str) -> str:
-    """Make a link with which somebody chooses a new password, once. Earlier ones of theirs stop working.
+    """Create a password reset link, which works once. Earlier links of this user stop working.
 
-    :raises NotFound: when there is nobody with this id.
-    :raises DomainError: `disabled` when they may not sign in anyway.
+    :raises NotFound: when there is no user with this id.
+    :raises DomainError: `disabled` when the user is disabled.
     """
     user = _lock_staff_user(user_id)
     if not user.is_active:
-        raise DomainError("disabled", f"{user.name} is disabled. Enable the account first.")
+        raise DomainError("disabled", _("The account of %(name)s is disabled. Enable it first.", name=user.name))
     _delete_reset_links(user.id)
     link = _create_link(user.role, user.email, user.id)
     record_audit_entry(by, "password.link_created", user.email)
@@ -71,35 +73,35 @@ def create_password_reset_link(user_id: int, by: str) -> str:
 
 
 def withdraw_invitation(invitation_id: int, by: str) -> None:
-    """Make an invitation that nobody has used yet worthless. One that is gone stays so."""
-    gone = db.session.execute(
+    """Withdraw an invitation that was not used yet. Withdrawing it again changes nothing."""
+    withdrawn = db.session.execute(
         delete(Invitation)
         .where(Invitation.id == invitation_id, Invitation.used_at.is_(None))
         .returning(Invitation.email, Invitation.role)
     ).one_or_none()
-    if gone:
-        record_audit_entry(by, "invitation.withdrawn", gone.email or "", role=gone.role)
+    if withdrawn:
+        record_audit_entry(by, "invitation.withdrawn", withdrawn.email or "", role=withdrawn.role)
     db.session.commit()
 
 
 def hash_token(token: str) -> bytes:
-    """What is kept of a link's token."""
+    """Return the hash under which a link's token is stored."""
     return hashlib.sha256(token.encode()).digest()
 
 
 def accept_invitation(token: str, name: str, email: str, password: str, time_zone: str) -> StaffUser:
-    """Use an invitation: make the user it is for. Of two that use the same link at the same time one is made.
+    """Accept an invitation: create the user. Two requests with the same link at the same time create one user.
 
     :param email: as typed.
-    :raises NotFound: when the link is used, too old, unknown, or one for a new password.
-    :raises Invalid: when the e-mail is none or taken; the link then still works.
+    :raises NotFound: when the link is used, expired or unknown, or resets a password.
+    :raises InvalidInput: when the email address is invalid or taken; the link then still works.
     """
     if account_queries.find_open_invitation(hash_token(token)) is None:
         raise NotFound(LINK_EXPIRED_MESSAGE)
     email = normalise_email(email)
-    # Hashed before any row is locked: it takes a while.
+    # Hashed before any row is locked, since hashing is slow.
     password_hash = passwords.hash_password(password)
-    invitation = _consume_invitation(token, for_somebody=False)
+    invitation = _consume_invitation(token, is_reset=False)
     user_id = db.session.scalar(
         insert(StaffUser)
         .values(
@@ -114,30 +116,24 @@ def accept_invitation(token: str, name: str, email: str, password: str, time_zon
         .returning(StaffUser.id)
     )
     if user_id is None:
-        _roll_back_and_raise(
-            InvalidInput(
-                FieldError(
-                    "email",
-                    "email_taken",
-                    "Somebody with this e-mail is here already. Sign in, or ask an administrator for a link to a new"
-                    " password.",
-                )
-            )
+        message = _(
+            "A user with this email address already exists. Sign in, or ask an administrator for a password reset link."
         )
+        _roll_back_and_raise(InvalidInput(FieldError("email", "email_taken", message)))
     record_audit_entry(email, "staff.joined", email, role=invitation.role)
     db.session.commit()
     return _lock_staff_user(user_id)
 
 
 def reset_password(token: str, password: str) -> StaffUser:
-    """Use a link to a new password: it replaces the old one and ends every session of the user.
+    """Set a new password with a password reset link; this ends every session of the user.
 
-    :raises NotFound: when the link is used, too old or unknown, or its owner may not sign in any more.
+    :raises NotFound: when the link is used, expired or unknown, or its user is disabled.
     """
     if account_queries.find_open_invitation(hash_token(token)) is None:
         raise NotFound(LINK_EXPIRED_MESSAGE)
     password_hash = passwords.hash_password(password)
-    invitation = _consume_invitation(token, for_somebody=True)
+    invitation = _consume_invitation(token, is_reset=True)
     user: StaffUser | None = db.session.scalar(
         update(StaffUser)
         .where(StaffUser.id == invitation.staff_user_id, StaffUser.disabled_at.is_(None))
@@ -159,18 +155,19 @@ def reset_password(token: str, password: str) -> StaffUser:
 
 
 def sign_in_user(email: str, password: str) -> StaffUser:
-    """The user with this e-mail and password. The hash is renewed when today's parameters are others.
+    """Return the user with this email address and password. A hash with outdated parameters is replaced.
 
-    :raises DomainError: `sign_in_failed`, the same after the same work for an unknown e-mail and a wrong password;
-        `disabled` for the right password of somebody who may not sign in.
+    :raises DomainError: `sign_in_failed`, with the same message and timing for an unknown email address and a wrong
+        password; `disabled` for the right password of a disabled user.
     """
     user = _find_user_by_typed_email(email)
     if user is None:
         passwords.verify_dummy_password(password)
     if user is None or not passwords.verify_password(user.password_hash, password):
-        raise DomainError("sign_in_failed", "E-mail and password do not match. Check both and try again.", 422)
+        message = _("The email address or password is wrong. Check both and try again.")
+        raise DomainError("sign_in_failed", message, 422)
     if not user.is_active:
-        raise DomainError("disabled", "Your account is disabled. Ask an administrator to enable it.", 422)
+        raise DomainError("disabled", _("Your account is disabled. Ask an administrator to enable it."), 422)
     if passwords.needs_rehash(user.password_hash):
         user.password_hash = passwords.hash_password(password)
     user.last_sign_in_at = datetime.now(UTC)
@@ -180,13 +177,13 @@ def sign_in_user(email: str, password: str) -> StaffUser:
 
 
 def change_own_password(user_id: int, current: str, new: str) -> StaffUser:
-    """Replace a password by its owner; every session ends, the caller renews the one at hand.
+    """Change a user's own password. This ends every session; the caller starts a new one for the current browser.
 
-    :raises Invalid: `password_wrong` when the current one is not right.
+    :raises InvalidInput: `password_wrong` when the current password is wrong.
     """
     user = _lock_staff_user(user_id)
     if not passwords.verify_password(user.password_hash, current):
-        raise InvalidInput(FieldError("current", "password_wrong", "This is not your current password."))
+        raise InvalidInput(FieldError("current", "password_wrong", _("This is not your current password.")))
     user.password_hash = passwords.hash_password(new)
     user.session_version += 1
     _delete_reset_links(user.id)
@@ -196,21 +193,21 @@ def change_own_password(user_id: int, current: str, new: str) -> StaffUser:
 
 
 def update_profile(user_id: int, name: str, time_zone: str) -> None:
-    """Change how somebody is called and whose clock they read."""
+    """Change a user's own name and time zone."""
     user = _lock_staff_user(user_id)
     user.name, user.time_zone = name, time_zone
     record_audit_entry(user.email, "staff.profile_changed", user.email)
     db.session.commit()
 
 
-# --- people --------------------------------------------------------------------------------------
+# --- user management -----------------------------------------------------------------------------
 
 
 def change_staff_role(user_id: int, role: Role, by: str) -> StaffUser:
-    """Give somebody another role; it holds from their next click.
+    """Change the role of a user; it applies from their next request.
 
-    :raises NotFound: when there is nobody with this id.
-    :raises DomainError: `last_admin` when nobody would be left to administer.
+    :raises NotFound: when there is no user with this id.
+    :raises DomainError: `last_admin` when there would be no active administrator.
     """
     if role != "admin":
         _check_admin_remains(besides=user_id)
@@ -223,10 +220,10 @@ def change_staff_role(user_id: int, role: Role, by: str) -> StaffUser:
 
 
 def disable_staff_user(user_id: int, by: str) -> StaffUser:
-    """Keep somebody out: their sessions end and they can't sign in. What they did stays.
+    """Disable a user: their sessions end and they cannot sign in. Their work and audit entries are kept.
 
-    :raises NotFound: when there is nobody with this id.
-    :raises DomainError: `last_admin` when nobody would be left to administer.
+    :raises NotFound: when there is no user with this id.
+    :raises DomainError: `last_admin` when there would be no active administrator.
     """
     _check_admin_remains(besides=user_id)
     user = _lock_staff_user(user_id)
@@ -240,9 +237,9 @@ def disable_staff_user(user_id: int, by: str) -> StaffUser:
 
 
 def enable_staff_user(user_id: int, by: str) -> StaffUser:
-    """Let somebody in again, with the password and role they had.
+    """Enable a disabled user, with the password and role they had.
 
-    :raises NotFound: when there is nobody with this id.
+    :raises NotFound: when there is no user with this id.
     """
     user = _lock_staff_user(user_id)
     if not user.is_active:
@@ -253,9 +250,9 @@ def enable_staff_user(user_id: int, by: str) -> StaffUser:
 
 
 def end_staff_sessions(user_id: int, by: str) -> StaffUser:
-    """Sign somebody out everywhere.
+    """End all sessions of a user.
 
-    :raises NotFound: when there is nobody with this id.
+    :raises NotFound: when there is no user with this id.
     """
     user = _lock_staff_user(user_id)
     user.session_version += 1
@@ -264,11 +261,11 @@ def end_staff_sessions(user_id: int, by: str) -> StaffUser:
     return user
 
 
-# --- keys of machines ----------------------------------------------------------------------------
+# --- API keys ------------------------------------------------------------------------------------
 
 
 class ApiClient(NamedTuple):
-    """The key a machine has shown. Plain values: asking for them never reads the database again."""
+    """The authenticated API key of a request. Plain values, so that no attribute reads the database again."""
 
     id: int
     name: str
@@ -276,17 +273,18 @@ class ApiClient(NamedTuple):
 
 
 def create_api_key(name: str, scopes: list[str], by: str, expires_at: datetime | None = None) -> str:
-    """Make a key and return it; only an HMAC-SHA256 of its secret is kept.
+    """Create an API key and return it; only an HMAC-SHA256 of its secret is stored.
 
-    :raises Invalid: when the name is empty, a scope is unknown, or the key would have expired already.
+    :raises InvalidInput: when the name is empty, a scope is missing or unknown, or the expiry date is in the past.
     """
     if not name.strip():
-        raise InvalidInput(FieldError("name", "name_missing", "Say who uses the key."))
+        raise InvalidInput(FieldError("name", "name_missing", _("Enter a name that says what uses the key.")))
     unknown = [scope for scope in scopes if scope not in SCOPES]
     if unknown or not scopes:
-        raise InvalidInput(FieldError("scopes", "scopes_invalid", f"Choose from {', '.join(SCOPES)}."))
+        message = _("Choose one or more of these scopes: %(scopes)s.", scopes=", ".join(SCOPES))
+        raise InvalidInput(FieldError("scopes", "scopes_invalid", message))
     if expires_at is not None and expires_at <= datetime.now(UTC):
-        raise InvalidInput(FieldError("expires_on", "expiry_past", "Choose a day that is not over yet."))
+        raise InvalidInput(FieldError("expires_on", "expiry_past", _("Choose a day that is not over yet.")))
     public_id = base64.b32encode(secrets.token_bytes(10)).decode().lower()
     secret = secrets.token_urlsafe(32)
     version, key = signing_keys.accepted_keys("api_key")[0]
@@ -306,7 +304,7 @@ def create_api_key(name: str, scopes: list[str], by: str, expires_at: datetime |
 
 
 def revoke_api_key(key_id: int, by: str) -> None:
-    """Make a key worthless from now on, for good. A second time changes nothing."""
+    """Revoke a key permanently. Revoking it again changes nothing."""
     name = db.session.scalar(
         update(ApiKey)
         .where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
@@ -320,46 +318,49 @@ def revoke_api_key(key_id: int, by: str) -> None:
 
 
 def authenticate_api_key(authorization: str) -> ApiClient:
-    """The key of an `Authorization: Bearer …` header (RFC 6750): one indexed SELECT, and the same work for any key.
+    """Authenticate the key of an `Authorization: Bearer …` header (RFC 6750).
+
+    It takes one indexed SELECT, and the same time for valid and invalid keys.
 
     :raises DomainError: `unauthorized` (401), the same for a key that is unknown, revoked, expired or wrong.
     """
-    kind, _, given = authorization.partition(" ")
-    head, _, rest = given.strip().partition("_live_")
-    public_id, _, secret = rest.partition("_")
-    if kind.lower() == "bearer" and head and secret and public_id.isascii() and public_id.isalnum():
-        found = _load_api_key(public_id)
-        key = signing_keys.find_secret("api_key", found.key_version) if found else None
-        expected = bytes(found.secret_hash) if found else bytes(32)
+    scheme, _space, credentials = authorization.partition(" ")
+    prefix, _separator, rest = credentials.strip().partition("_live_")
+    public_id, _separator, secret = rest.partition("_")
+    if scheme.lower() == "bearer" and prefix and secret and public_id.isascii() and public_id.isalnum():
+        row = _load_api_key(public_id)
+        key = signing_keys.find_secret("api_key", row.key_version) if row else None
+        expected = bytes(row.secret_hash) if row else bytes(32)
         mac = _compute_hmac(key or b"", secret)
-        if hmac.compare_digest(mac, expected) and found and found.is_valid:
-            if found.is_last_used_stale:
-                _update_last_used(found.id)
+        if hmac.compare_digest(mac, expected) and row and row.is_valid:
+            if row.is_last_used_stale:
+                _update_last_used(row.id)
                 current_app.extensions.get("api_keys", {}).pop(public_id, None)
-            return ApiClient(found.id, found.name, found.scopes)
-    raise DomainError("unauthorized", "Send a valid key as: Authorization: Bearer …", 401)
+            return ApiClient(row.id, row.name, row.scopes)
+    raise DomainError("unauthorized", _("Send a valid API key in the header: Authorization: Bearer …"), 401)
 
 
 def _load_api_key(public_id: str) -> account_queries.ApiKeyRow | None:
-    """The row of a key that was read at most a second ago: a till that calls a hundred times a second reads it once.
+    """Return the row of a key, cached for a second: a client with a hundred calls a second reads it once.
 
-    So a key that was revoked in another process works for one more second there. Its secret is proven each time.
+    A key that was revoked by another process therefore works for up to one more second. Its secret is verified in each
+    call.
     """
-    seen: dict[str, tuple[float, account_queries.ApiKeyRow]] = current_app.extensions.setdefault("api_keys", {})
-    held = seen.get(public_id)
-    if held and held[0] > time.monotonic() - API_KEY_CACHE_SECONDS:
-        return held[1]
+    cache: dict[str, tuple[float, account_queries.ApiKeyRow]] = current_app.extensions.setdefault("api_keys", {})
+    cached = cache.get(public_id)
+    if cached and cached[0] > time.monotonic() - API_KEY_CACHE_SECONDS:
+        return cached[1]
     read_at = time.monotonic()
-    found = account_queries.find_api_key(public_id)
-    if found is None:
-        seen.pop(public_id, None)
+    row = account_queries.find_api_key(public_id)
+    if row is None:
+        cache.pop(public_id, None)
     else:
-        seen[public_id] = read_at, found
-    return found
+        cache[public_id] = read_at, row
+    return row
 
 
 def _update_last_used(key_id: int) -> None:
-    """Note the use, once a minute. Of many calls at the same moment one writes and none waits."""
+    """Record the use of a key, once a minute. Of many concurrent calls one writes and the others do not wait."""
     db.session.execute(
         update(ApiKey)
         .where(ApiKey.id.in_(account_queries.select_api_key_with_stale_use(key_id)))
@@ -394,23 +395,26 @@ class _ConsumedInvitation(NamedTuple):
     staff_user_id: int | None
 
 
-def _consume_invitation(token: str, for_somebody: bool) -> _ConsumedInvitation:
-    """Consume an invitation: whoever changes the row has it; everybody else finds none."""
+def _consume_invitation(token: str, is_reset: bool) -> _ConsumedInvitation:
+    """Mark an invitation (or a password reset link) as used. Of concurrent calls one succeeds.
+
+    :raises NotFound: when it is used, expired or unknown.
+    """
     owner = Invitation.staff_user_id
-    used = db.session.execute(
+    consumed = db.session.execute(
         update(Invitation)
         .where(
             Invitation.token_hash == hash_token(token),
             Invitation.used_at.is_(None),
             Invitation.expires_at > func.now(),
-            owner.is_not(None) if for_somebody else owner.is_(None),
+            owner.is_not(None) if is_reset else owner.is_(None),
         )
         .values(used_at=func.now())
         .returning(Invitation.role, Invitation.staff_user_id)
     ).one_or_none()
-    if used is None:
+    if consumed is None:
         _roll_back_and_raise(NotFound(LINK_EXPIRED_MESSAGE))
-    return _ConsumedInvitation(used.role, used.staff_user_id)
+    return _ConsumedInvitation(consumed.role, consumed.staff_user_id)
 
 
 def _delete_reset_links(user_id: int) -> None:
@@ -418,17 +422,22 @@ def _delete_reset_links(user_id: int) -> None:
 
 
 def _check_admin_remains(besides: int) -> None:
-    """Lock the active admins, always in the same order, so that two who go at the same time see each other."""
+    """Check that there is another active administrator.
+
+    It locks the active administrators, always in the same order, so that two who are disabled at the same time cannot
+    both pass.
+
+    :raises DomainError: `last_admin` when there is no other.
+    """
     if account_queries.lock_active_admins() == [besides]:
-        _roll_back_and_raise(
-            DomainError("last_admin", "This is the last active administrator. Make somebody else administrator first.")
-        )
+        message = _("This is the last active administrator. Make another user an administrator first.")
+        _roll_back_and_raise(DomainError("last_admin", message))
 
 
 def _lock_staff_user(user_id: int) -> StaffUser:
     user = account_queries.lock_staff_user(user_id)
     if user is None:
-        raise NotFound("There is nobody with this number. Look at the list of people.")
+        raise NotFound(_("There is no user with this id. See the list of users."))
     return user
 
 
@@ -440,6 +449,6 @@ def _find_user_by_typed_email(email: str) -> StaffUser | None:
 
 
 def _roll_back_and_raise(error: DomainError) -> NoReturn:
-    """Undo what this transaction has changed so far, then say no."""
+    """Roll back the transaction, then raise the error."""
     db.session.rollback()
     raise error

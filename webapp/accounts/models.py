@@ -1,4 +1,4 @@
-"""Staff, their invitations, the keys of machines, and the trail of who did what."""
+"""Tables of staff users, invitations, API keys and the audit trail."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCOPES = ("read", "redeem", "manage")
 
 
 class StaffUser(UserMixin, Model):
-    """Someone who signs in to the dashboard. A role may do all that the ones after it in ROLES may do."""
+    """A user of the staff pages. A role has all permissions of the roles after it in `ROLES`."""
 
     __tablename__ = "staff_user"
     id: Mapped[Id]
@@ -26,7 +26,7 @@ class StaffUser(UserMixin, Model):
     password_hash: Mapped[str]
     role: Mapped[str]
     time_zone: Mapped[str] = mapped_column(server_default="UTC")
-    # Raised to end every session of this user at once.
+    # Incremented to end every session of this user.
     session_version: Mapped[int] = mapped_column(server_default="1")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     last_sign_in_at: Mapped[datetime | None]
@@ -42,19 +42,19 @@ class StaffUser(UserMixin, Model):
         return self.disabled_at is None
 
     def has_at_least_role(self, role: Role) -> bool:
-        """Whether this user's role is `role` or a mightier one."""
+        """Return whether this user's role is `role` or one with more permissions."""
         return ROLES.index(self.role) <= ROLES.index(role)
 
 
 class Invitation(Model):
-    """A link, used once, with which somebody chooses name and password. Only a hash of its token is kept."""
+    """A single-use link to create a user or reset a password. Only a hash of its token is stored."""
 
     __tablename__ = "invitation"
     id: Mapped[Id]
     token_hash: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
     role: Mapped[str]
     email: Mapped[str | None]
-    # Set when the link resets the password of somebody who is there already.
+    # Set when the link resets the password of an existing user.
     staff_user_id: Mapped[int | None] = mapped_column(ForeignKey("staff_user.id"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime]
@@ -64,7 +64,7 @@ class Invitation(Model):
 
 
 class ApiKey(Model):
-    """A machine's key: `public_id` finds it, an HMAC-SHA256 of the secret proves it."""
+    """An API key: `public_id` identifies it, an HMAC-SHA256 of the secret verifies it."""
 
     __tablename__ = "api_key"
     id: Mapped[Id]
@@ -82,7 +82,7 @@ class ApiKey(Model):
 
 
 class AuditEntry(Model):
-    """Who did what, to what, when. Written in the transaction of the deed."""
+    """An entry of the audit trail, written in the transaction of the change."""
 
     __tablename__ = "audit_entry"
     id: Mapped[Id]

@@ -12,16 +12,17 @@ from flask import current_app
 
 PASSWORD_MIN_LENGTH, PASSWORD_MAX_LENGTH = 10, 200
 
-# One lane, so that a sign-in takes one core for about 50 ms. Tests put a cheap profile into app.config["ARGON2"].
+# One thread, so that a sign-in takes one core for about 50 ms. Tests put cheap parameters into app.config["ARGON2"].
 ARGON2_PARAMETERS = {"time_cost": 2, "memory_cost": 32 * 1024, "parallelism": 1}
 
 
 def hash_password(password: str) -> str:
-    """A salted hash with its parameters, to be stored."""
+    """Return a salted hash with its parameters."""
     return _get_hasher().hash(_normalise_password(password))
 
 
 def verify_password(password_hash: str, password: str) -> bool:
+    """Return whether the password matches the hash; False for a malformed hash."""
     try:
         return _get_hasher().verify(password_hash, _normalise_password(password))
     except (VerificationError, InvalidHashError):
@@ -29,17 +30,17 @@ def verify_password(password_hash: str, password: str) -> bool:
 
 
 def needs_rehash(password_hash: str) -> bool:
-    """Whether the hash was made with other parameters than those of today."""
+    """Return whether the hash has other parameters than the current ones."""
     return _get_hasher().check_needs_rehash(password_hash)
 
 
 def verify_dummy_password(password: str) -> None:
-    """Do the work of a comparison for somebody who does not exist, so that the time taken tells nothing."""
+    """Do the work of a verification for an unknown user, so that the response time does not reveal that."""
     verify_password(_dummy_hash(_get_hasher()), password)
 
 
 def _normalise_password(password: str) -> str:
-    # Keyboards and systems compose accents differently.
+    # Keyboards and operating systems compose accents differently.
     return unicodedata.normalize("NFKC", password)
 
 

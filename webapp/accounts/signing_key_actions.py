@@ -1,9 +1,12 @@
-"""Renewing and retiring the keys that sign personal codes, personal links, references and API keys."""
+"""Rotate and revoke the keys that sign personal codes, personal links, redemption references and API keys."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+
+from flask_babel import gettext as _
+from flask_babel import lazy_gettext as _l
 
 from webapp.accounts import queries as account_queries
 from webapp.accounts.actions import record_audit_entry
@@ -15,7 +18,11 @@ from webapp.core.signing_keys import KeyVersion
 
 @dataclass(frozen=True)
 class SigningKeyPurpose:
-    """What a key is for. `stops` says what retiring a version ends, `keep` why that can't be done here."""
+    """What a signing key is used for. The texts are lazy.
+
+    :ivar revocation_effect: what stops working when a version is revoked.
+    :ivar revocation_blocker: why versions cannot be revoked; empty when they can.
+    """
 
     name: str
     title: str
@@ -29,47 +36,51 @@ SIGNING_KEY_PURPOSES = {
     for purpose in (
         SigningKeyPurpose(
             "personal_code",
-            "Personal codes",
-            "The ending that makes a shared code a customer's own. Mails that are out carry it.",
-            revocation_effect="Personal codes that were made with it stop working at once: those in mails, and those "
-            "that shops have kept. Personal links go on working, and each next mail carries a code that works.",
+            _l("Personal codes"),
+            _l("The ending that makes a shared code personal. Emails that were sent contain it."),
+            revocation_effect=_l(
+                "Personal codes signed with this version stop working immediately, in sent emails and in the records "
+                "of shops. Personal links keep working, and future emails contain new codes."
+            ),
         ),
         SigningKeyPurpose(
             "personal_link",
-            "Personal links",
-            "The links in mails that open the form filled in, and later show the receipt.",
-            revocation_effect="Personal links that were made with it lead nowhere, within a minute: neither to "
-            "the form nor to the receipt. Their owners can still type code and e-mail, and each next mail "
-            "carries a link that works.",
+            _l("Personal links"),
+            _l("The links in emails that open the prefilled form, and later the receipt."),
+            revocation_effect=_l(
+                "Personal links signed with this version stop working within a minute, for the form and the receipt. "
+                "Customers can still enter their code and email address, and future emails contain new links."
+            ),
         ),
         SigningKeyPurpose(
             "redemption_id",
-            "References of redemptions",
-            "What stands on receipts and in the books of shops.",
-            revocation_blocker="Receipts that are out there must be found for ever, so no version is ever retired.",
+            _l("Redemption references"),
+            _l("The references on receipts and in the records of shops."),
+            revocation_blocker=_l("References on receipts must stay valid, so versions of this key are never revoked."),
         ),
         SigningKeyPurpose(
             "api_key",
-            "API keys",
-            "What checks the keys of shops and tills.",
-            revocation_blocker="Retiring a version would refuse every API key of its time. "
-            "Revoke the API keys themselves.",
+            _l("API keys"),
+            _l("Verifies the API keys of shops and tills."),
+            revocation_blocker=_l(
+                "Revoking a version would revoke every API key created with it. Revoke single API keys instead."
+            ),
         ),
     )
 }
-# A process remembers the keys for a minute, so that long one may have gone on writing mails with the older one.
+# Processes cache the keys for a minute, so one may have signed emails with the older key during that time.
 REVOCATION_DELAY = timedelta(seconds=signing_keys.CACHE_SECONDS + 30)
 
 
 def rotate_signing_key(purpose: str, by: str) -> int:
-    """Make a new key, which signs from now on (in every process within a minute); the version. Commits.
+    """Create a new key version, which signs from now on (in every process within a minute); return its number. Commits.
 
-    What older ones have signed goes on being accepted.
+    Signatures of older versions are still accepted.
 
     :raises NotFound: when there is no such purpose.
     """
     _get_purpose(purpose)
-    # There is a first one in any case, which may have signed something a moment ago.
+    # Creates version 1 if there is none; it counts as used, since another process may have just signed with it.
     signing_keys.accepted_keys(purpose)
     signing_keys.lock_signing_keys()
     version = signing_keys.add_key_version(purpose)
@@ -80,42 +91,52 @@ def rotate_signing_key(purpose: str, by: str) -> int:
 
 
 def revoke_signing_key(purpose: str, version: int, by: str) -> None:
-    """Accept what a version has signed no longer, for good. Retiring a retired one changes nothing. Commits.
+    """Revoke a key version permanently: its signatures are no longer accepted. Commits.
+
+    Revoking it again changes nothing.
 
     :raises NotFound: when there is no such purpose or version.
-    :raises DomainError: `conflict` for a purpose whose keys are kept, for the version that signs now, and as long as
-        some process may still be signing with it.
+    :raises DomainError: `conflict` for a purpose whose versions cannot be revoked, for the version that signs now, and
+        as long as a process may still be signing with the version.
     """
-    known = _get_purpose(purpose)
-    if known.revocation_blocker:
-        raise DomainError("conflict", known.revocation_blocker, 409)
+    blocker = _get_purpose(purpose).revocation_blocker
+    if blocker:
+        raise DomainError("conflict", blocker, 409)
     signing_keys.lock_signing_keys()
-    found = {row.version: row for row in signing_keys.list_key_versions(purpose)}
-    if version not in found:
-        raise NotFound(f"There is no version {version} of this key.")
-    if found[version].retired_at is None:
-        _check_revocable(found, version)
+    versions = {row.version: row for row in signing_keys.list_key_versions(purpose)}
+    if version not in versions:
+        raise NotFound(_("This key has no version %(version)s.", version=version))
+    if versions[version].retired_at is None:
+        _check_revocable(versions, version)
         signing_keys.revoke_key_version(purpose, version)
         record_audit_entry(by, "key.retired", purpose, version=version)
     db.session.commit()
     signing_keys.clear_key_cache()
 
 
-def _check_revocable(found: dict[int, KeyVersion], version: int) -> None:
-    later = [number for number in found if number > version]
-    if not later:
-        raise DomainError("conflict", f"Version {version} signs now. Renew the key first, then retire this one.", 409)
-    wait = found[min(later)].created_at + REVOCATION_DELAY - account_queries.fetch_database_time()
+def _check_revocable(versions: dict[int, KeyVersion], version: int) -> None:
+    newer = [number for number in versions if number > version]
+    if not newer:
+        message = _("Version %(version)s signs now. Rotate the key first, then revoke this version.", version=version)
+        raise DomainError("conflict", message, 409)
+    wait = versions[min(newer)].created_at + REVOCATION_DELAY - account_queries.fetch_database_time()
     if wait > timedelta():
-        raise DomainError(
-            "conflict",
-            f"Version {version} was renewed a moment ago, and mails may still be written with it. "
-            f"Retire it in {int(wait.total_seconds()) + 1} seconds.",
-            409,
+        message = _(
+            "The key was rotated a moment ago, and emails may still be signed with version %(version)s. "
+            "Revoke it in %(seconds)s seconds.",
+            version=version,
+            seconds=int(wait.total_seconds()) + 1,
         )
+        raise DomainError("conflict", message, 409)
 
 
 def _get_purpose(purpose: str) -> SigningKeyPurpose:
     if purpose not in SIGNING_KEY_PURPOSES:
-        raise NotFound(f"There is no key for {purpose}. Choose from {', '.join(SIGNING_KEY_PURPOSES)}.")
+        raise NotFound(
+            _(
+                "There is no key for %(purpose)s. Choose one of: %(purposes)s.",
+                purpose=purpose,
+                purposes=", ".join(SIGNING_KEY_PURPOSES),
+            )
+        )
     return SIGNING_KEY_PURPOSES[purpose]

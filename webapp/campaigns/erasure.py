@@ -1,4 +1,4 @@
-"""What campaigns know of people who want to be forgotten."""
+"""Erase personal data of deleted customers from campaign records (GDPR, article 17)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from webapp.core.extensions import db
 
-# By campaign, for a mail is found by its campaign first: no index over all customers has to be kept for this.
+# Filtered by campaign, which the primary key of mail_issue starts with; this needs no index on customer_id alone.
 _CLEAR_REPLY_TEXTS_SQL = text(
     """
     update mail_issue set text = ''
@@ -18,6 +18,8 @@ _CLEAR_REPLY_TEXTS_SQL = text(
 
 
 def clear_reply_texts(customer_ids: Sequence[int]) -> None:
-    """Empty the relay's words about mails to these customers, which often repeat the address. What became of the mail
-    stays, and so does every count. The caller commits."""
+    """Clear the relay replies stored for these customers; they often repeat the address.
+
+    Delivery states and all counts stay. The caller commits.
+    """
     db.session.execute(_CLEAR_REPLY_TEXTS_SQL, {"ids": list(customer_ids)})

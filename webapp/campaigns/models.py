@@ -1,4 +1,4 @@
-"""Campaigns, their frozen batches, and a row for every mail that did not simply go out."""
+"""Campaigns, their frozen batches, and one row per delivery that did not succeed at the first attempt."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ WINDOW_SIZE = 50
 
 
 class Campaign(Model):
-    """One mailing of an offer's code to its audience."""
+    """One mailing of an offer to its audience: the announcement or a reminder."""
 
     __tablename__ = "campaign"
     id: Mapped[Id]
     offer_id: Mapped[int] = mapped_column(ForeignKey("offer.id"))
-    # The offer's audience at the launch: what `prepare` walks, whatever becomes of the offer meanwhile.
+    # The offer's audience at launch. `prepare_campaign` uses it even if the offer gets another audience later.
     audience_id: Mapped[int | None] = mapped_column(ForeignKey("audience.id"))
     kind: Mapped[str] = mapped_column(server_default="announcement")
     subject: Mapped[str]
@@ -30,22 +30,22 @@ class Campaign(Model):
     html: Mapped[str] = mapped_column(server_default="")
     status: Mapped[str] = mapped_column(server_default="draft")
     pause_reason: Mapped[str | None]
-    # What keeps the mails from going out just now although nobody paused: the relay can't be reached.
+    # Why no email goes out although the campaign is not paused, for example: the relay can't be reached.
     trouble: Mapped[str | None]
-    # What becomes of the window that a dead worker left open: send it again, or hold it for staff to decide.
+    # What happens to an uncertain delivery left by a dead worker: send it again, or hold it for staff to resolve.
     uncertain_policy: Mapped[str] = mapped_column(server_default="resend")
-    # When it starts by itself. Who said so stands in launched_by.
+    # When it starts automatically; launched_by has who scheduled it.
     scheduled_at: Mapped[datetime | None]
-    # Whether it also goes to those who got an earlier mailing of its kind that was cancelled on the way.
+    # Whether it also goes to customers who received an earlier campaign of this kind that was then cancelled.
     mails_again: Mapped[bool] = mapped_column(server_default="false")
     total: Mapped[int] = mapped_column(BigInteger, server_default="0")
-    # How far `prepare` has walked through the audience; prepared_at when it has seen all of it.
+    # The last customer id that `prepare_campaign` has processed; prepared_at is set when it has processed them all.
     prepared_to: Mapped[int] = mapped_column(BigInteger, server_default="0")
     prepared_at: Mapped[datetime | None]
-    # Since when it has been sending without a break, and how many had gone out before: the rate comes from these.
+    # Start of the current period of uninterrupted sending, and the emails sent before it; the rate needs both.
     sending_since: Mapped[datetime | None]
     sent_before: Mapped[int] = mapped_column(BigInteger, server_default="0")
-    # The sum over its batches, kept once all of them are through; until then it is summed whenever somebody looks.
+    # The sum over its batches, stored once all are finished; until then it is computed on each read.
     sent_in_batches: Mapped[int | None] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     launched_at: Mapped[datetime | None]
@@ -62,15 +62,15 @@ class Campaign(Model):
         CheckConstraint("uncertain_policy in ('resend', 'hold')", name="uncertain_policy"),
         CheckConstraint("(status = 'cancelled') = (cancelled_at is not null)", name="cancelled"),
         Index("ix_campaign_offer_id", "offer_id"),
-        # An offer is announced once: a second launch changes nothing, however close to the first it comes. It does not
-        # look at the status, whose changes would otherwise be new entries in every index.
+        # An offer is announced once, even when two launches run concurrently. The condition does not use the status,
+        # because each status change would then add an entry to every index.
         Index(
             "uq_campaign_announcement",
             "offer_id",
             unique=True,
             postgresql_where=sql("kind = 'announcement' and cancelled_at is null"),
         ),
-        # One reminder of an offer at a time, from its draft until its batches are through.
+        # One open reminder per offer at a time, from draft until its batches are finished.
         Index(
             "uq_campaign_open_reminder",
             "offer_id",
@@ -91,9 +91,9 @@ class Batch(Model):
     seq: Mapped[int]
     first_id: Mapped[int] = mapped_column(BigInteger)
     last_id: Mapped[int] = mapped_column(BigInteger)
-    # Whose mails these are, ascending: `ids_of` tells. 4 kB of ids compress to 2 kB, their gaps to 0.1 to 1.5 kB.
+    # The customer ids, ascending, as gaps (see `decode_gaps`): 4 kB of ids compress to 2 kB, their gaps to 0.1-1.5 kB.
     gaps: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
-    # Everyone before `window_start` is settled; up to `window_end` mails may be going out now.
+    # Recipients before `window_start` are processed; those up to `window_end` may be being sent now.
     window_start: Mapped[int] = mapped_column(server_default="0")
     window_end: Mapped[int] = mapped_column(server_default="0")
     status: Mapped[str] = mapped_column(server_default="pending")
@@ -102,14 +102,14 @@ class Batch(Model):
     lease_until: Mapped[datetime | None]
     not_before: Mapped[datetime | None]
     sent: Mapped[int] = mapped_column(server_default="0")
-    # When its windows were opened, in pairs: the place where one begins, seconds since the campaign's launch. Last of
-    # the columns, for it is what grows: WAL has only what differs between the old row and the new one.
+    # Pairs of (start index of a window, seconds from the campaign's launch to its opening). The last column, because
+    # it grows: WAL stores only the part of a row that differs from the old version.
     windows: Mapped[list[int]] = mapped_column(ARRAY(Integer), server_default="{}")
 
     __table_args__ = (
         UniqueConstraint("campaign_id", "seq"),
         CheckConstraint("status in ('pending', 'sending', 'done', 'cancelled')", name="status"),
-        # Where in a campaign a customer is, if at all: its batches follow each other by id.
+        # Finds the batch of a customer within a campaign: batches are ordered by customer id.
         Index("ix_batch_campaign_id_last_id", "campaign_id", "last_id"),
         Index("ix_batch_open", "seq", "campaign_id", postgresql_where=sql("status in ('pending', 'sending')")),
         {"postgresql_with": {"fillfactor": 70}},
@@ -117,18 +117,21 @@ class Batch(Model):
 
 
 def encode_gaps(ids: Iterable[int]) -> list[int]:
-    """Ids as distances: each from the one before, the first from zero."""
+    """Encode ascending ids as differences, the first one from zero."""
     return [after - before for before, after in pairwise((0, *ids))]
 
 
 def decode_gaps(gaps: Iterable[int]) -> list[int]:
-    """The ids that `gaps_of` was given. In SQL the k-th one is the sum of the first k gaps."""
+    """Decode the ids that `encode_gaps` encoded. In SQL the k-th id is the sum of the first k gaps."""
     return list(accumulate(gaps))
 
 
 class BatchCursor(Model):
-    """How far the owner of a batch has come inside its window. Unlogged: it survives a killed worker, and after a
-    crash of the database it is empty, which makes the window uncertain rather than wrong."""
+    """The progress of a batch's owner inside its window.
+
+    Unlogged: the row survives a killed worker. After a database crash the table is empty, which makes the open window
+    uncertain rather than wrong.
+    """
 
     __tablename__ = "batch_cursor"
     batch_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
@@ -139,8 +142,10 @@ class BatchCursor(Model):
 
 
 class SendRateLimit(Model):
-    """The one row by which all workers share the relay's rate limit: from when on the next mail may go out (the
-    generic cell rate algorithm, ITU-T I.371)."""
+    """The single row that shares the relay's rate limit between all workers: when the next email may be sent.
+
+    Follows the generic cell rate algorithm (ITU-T I.371).
+    """
 
     __tablename__ = "mail_pace"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -150,7 +155,7 @@ class SendRateLimit(Model):
 
 
 class MailIssue(Model):
-    """What became of a mail that did not simply go out. No row means sent, skipped nothing, or not yet."""
+    """A delivery that did not succeed at the first attempt. No row means sent, or not attempted yet."""
 
     __tablename__ = "mail_issue"
     campaign_id: Mapped[int] = mapped_column(ForeignKey("campaign.id"), primary_key=True)
@@ -160,12 +165,12 @@ class MailIssue(Model):
     text: Mapped[str] = mapped_column(server_default="")
     next_at: Mapped[datetime | None]
     attempts: Mapped[int] = mapped_column(server_default="0")
-    # Rises with each claim and never falls: what guards a try, as that of a batch guards the batch.
+    # Incremented by each claim: a fencing token for one attempt, like the epoch of a batch.
     epoch: Mapped[int] = mapped_column(server_default="0")
-    # A copy may have arrived before. Once in doubt, always: it is never called failed or left out again.
+    # An earlier copy may have arrived. Never reset: such a delivery is never recorded as failed or skipped afterwards.
     doubt: Mapped[bool] = mapped_column(server_default=sql("false"))
     at: Mapped[datetime] = mapped_column(server_default=func.now())
-    # What failures are counted by: the enhanced status code of the relay's answer (RFC 3463), or our own words.
+    # The key for grouping failures: the enhanced status code of the relay's reply (RFC 3463), or our own text.
     cause: Mapped[str] = mapped_column(
         Computed(
             "case when smtp_code is null then left(text, 60) "
@@ -175,7 +180,7 @@ class MailIssue(Model):
     )
 
     __table_args__ = (
-        # `left` as it is by staff: nobody will ever know whether it went out.
+        # `left`: dismissed by staff while uncertain; whether it was sent will never be known.
         CheckConstraint("state in ('deferred', 'failed', 'uncertain', 'skipped', 'sent_later', 'left')", name="state"),
         Index("ix_mail_issue_due", "next_at", postgresql_where=sql("next_at is not null")),
         Index("ix_mail_issue_campaign_id_state", "campaign_id", "state", "customer_id"),

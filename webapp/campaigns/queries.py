@@ -1,4 +1,4 @@
-"""Every SELECT about campaigns."""
+"""Queries about campaigns, their progress and their delivery issues."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from flask_babel import gettext as _
 from sqlalchemy import Row, select, text
 
 from webapp.campaigns import timing
@@ -21,20 +22,23 @@ from webapp.offers.models import Offer
 UNSENT_STATES = ("failed", "deferred", "uncertain", "skipped", "left")
 ISSUE_STATES = (*UNSENT_STATES, "sent_later")
 
-
-# The rate is that of the last minutes. After STILL seconds without a new window, and nobody heard of, there is none;
-# after STALLED somebody should look.
+# The rate covers this period. A campaign is idle when no window was opened for IDLE_AFTER_SECONDS and no worker renews
+# its lease, and stalled, which needs attention, after STALLED_AFTER_SECONDS.
 RATE_WINDOW_SECONDS = 120
 IDLE_AFTER_SECONDS = 60
 STALLED_AFTER_SECONDS = 180
-# Whoever owns a batch is heard of every few seconds (`times.RENEW`), but for a mail that the relay is slow to answer.
+# The owner of a batch renews its lease every `timing.LEASE_RENEWAL_INTERVAL` seconds, except while it waits for a slow
+# relay.
 OWNER_SILENT_AFTER_SECONDS = 20
 
 
 @dataclass(frozen=True)
 class IssueCause:
-    """Why mails did not simply go out, and how many. `cause` is the enhanced status code of the relay's answer (empty
-    where it gave none), or the beginning of our own words where there was no answer."""
+    """A cause of delivery issues, with the number of deliveries.
+
+    `cause` is the enhanced status code of the relay's reply (empty when it had none), or, when there was no reply, the
+    beginning of our own text.
+    """
 
     state: str
     code: int | None
@@ -44,9 +48,12 @@ class IssueCause:
 
 @dataclass(frozen=True)
 class CampaignStats:
-    """Where a campaign stands. `rate` is recipients per second, of late while it is sending, in all when it is done;
-    `seconds_left` what follows of it. `idle` is for how many seconds no window was opened, of one that is sending.
-    `goes_on_by` is there when somebody who sent has not been heard of: when another has taken over at the latest."""
+    """The progress of a campaign.
+
+    `rate` is in recipients per second: recent while sending, overall when done. `seconds_left` is derived from it.
+    `idle_seconds` is the time since a sending campaign last opened a window. `resumes_by` is set when a worker has
+    stopped renewing its lease: the latest time at which another worker takes over.
+    """
 
     total: int = 0
     sent: int = 0
@@ -58,7 +65,7 @@ class CampaignStats:
     rate: float | None = None
     seconds_left: int | None = None
     idle_seconds: int | None = None
-    # Whether a worker is at one of its batches: so it is for a moment after a pause, until its window is through.
+    # Whether a worker owns one of its batches; still true for a moment after a pause, until the window is finished.
     has_active_worker: bool = False
     resumes_by: datetime | None = None
     is_overdue: bool = False
@@ -66,29 +73,29 @@ class CampaignStats:
 
     @property
     def processed(self) -> int:
-        """Of how many it is known what became, or that nobody will ever know."""
+        """Recipients whose delivery has a final state, including uncertain and dismissed ones."""
         return self.sent + self.failed + self.uncertain + self.skipped + self.left
 
     @property
     def waiting(self) -> int:
-        """Who has not been tried yet."""
+        """Recipients without an attempt so far."""
         return max(0, self.total - self.processed - self.deferred)
 
     @property
     def is_stalled(self) -> bool:
-        """Whether nothing moves although there is somebody to mail. A worker at a slow relay moves."""
+        """Whether recipients remain and no worker is active. One that waits for a slow relay counts as active."""
         is_idle = self.waiting > 0 and not self.has_active_worker and (self.idle_seconds or 0) >= STALLED_AFTER_SECONDS
         return self.is_overdue or (is_idle and self.resumes_by is None)
 
     @property
     def remaining(self) -> int:
-        """Who may still get the mail by itself: not tried yet, or put off."""
+        """Recipients who may still receive the email without staff action: waiting or deferred."""
         return self.waiting + self.deferred
 
 
 @dataclass(frozen=True)
 class IssueRow:
-    """What became of one recipient's mail, with the relay's words."""
+    """A delivery issue of one recipient, with the relay's reply."""
 
     customer_id: int
     email: str
@@ -106,23 +113,23 @@ def find_campaign(campaign_id: int) -> Campaign | None:
 
 
 def list_offer_campaigns(offer_id: int) -> Sequence[Campaign]:
-    """The campaigns of an offer, newest first."""
+    """Return the campaigns of an offer, newest first."""
     return db.session.scalars(select(Campaign).where(Campaign.offer_id == offer_id).order_by(Campaign.id.desc())).all()
 
 
 def get_offer_names_by_campaign(campaign_ids: Iterable[int | None]) -> dict[int, str]:
-    """What the offers of some campaigns are called, by campaign; None among the ids is nobody's."""
-    wanted = {campaign_id for campaign_id in campaign_ids if campaign_id is not None}
-    if not wanted:
+    """Return the offer names of campaigns by campaign id; None among the ids is ignored."""
+    ids = {campaign_id for campaign_id in campaign_ids if campaign_id is not None}
+    if not ids:
         return {}
     rows = db.session.execute(
-        select(Campaign.id, Offer.name).join(Offer, Offer.id == Campaign.offer_id).where(Campaign.id.in_(wanted))
+        select(Campaign.id, Offer.name).join(Offer, Offer.id == Campaign.offer_id).where(Campaign.id.in_(ids))
     )
     return {row.id: row.name for row in rows}
 
 
 def find_announcement(offer_id: int) -> Campaign | None:
-    """The one announcement of an offer that is not cancelled, as it stands on disk."""
+    """Return the announcement of an offer that is not cancelled, read from the database again."""
     return db.session.scalar(
         select(Campaign)
         .where(Campaign.offer_id == offer_id, Campaign.kind == "announcement", Campaign.status != "cancelled")
@@ -133,25 +140,28 @@ def find_announcement(offer_id: int) -> Campaign | None:
 def list_campaigns(
     before: int | None = None, limit: int = 25, status: str | None = None, offer_id: int | None = None
 ) -> Sequence[Campaign]:
-    """Campaigns, newest first, all or those in one state or of one offer; one more than `limit` if there are more."""
+    """Return campaigns, newest first, optionally of one status or offer.
+
+    One more than `limit` is returned when there are more.
+    """
     statement = select(Campaign).order_by(Campaign.id.desc()).limit(limit + 1)
-    for column, wanted in ((Campaign.status, status), (Campaign.offer_id, offer_id)):
-        if wanted is not None:
-            statement = statement.where(column == wanted)
+    for column, value in ((Campaign.status, status), (Campaign.offer_id, offer_id)):
+        if value is not None:
+            statement = statement.where(column == value)
     if before is not None:
         statement = statement.where(Campaign.id < before)
     return db.session.scalars(statement).all()
 
 
 def has_mailable_customers(audience_id: int | None) -> bool:
-    """Whether at least one customer of an audience (None: everyone) may be mailed. Stops at the first."""
-    listed = select(Suppression.email).where(Suppression.email == Customer.email).exists()
-    someone = select(Customer.id).where(~listed, Customer.erased_at.is_(None))
+    """Whether an audience (None: all customers) has a customer who may be emailed. Stops at the first."""
+    is_suppressed = select(Suppression.email).where(Suppression.email == Customer.email).exists()
+    statement = select(Customer.id).where(~is_suppressed, Customer.erased_at.is_(None))
     if audience_id is not None:
-        someone = someone.join(AudienceMember, AudienceMember.customer_id == Customer.id).where(
+        statement = statement.join(AudienceMember, AudienceMember.customer_id == Customer.id).where(
             AudienceMember.audience_id == audience_id
         )
-    return db.session.scalar(someone.limit(1)) is not None
+    return db.session.scalar(statement.limit(1)) is not None
 
 
 _STATS_SQL = text(
@@ -162,7 +172,7 @@ _STATS_SQL = text(
       extract(epoch from now() - c.launched_at) as age,
       (
         select jsonb_agg(jsonb_build_array(x.state, x.smtp_code, x.cause, x.n)) from (
-          -- A mail that is being tried right now is one that was put off, until its outcome is known.
+          -- A retry in progress counts as deferred until its outcome is known.
           select case when state = 'uncertain' and next_at > now() and c.status <> 'cancelled' then 'deferred'
             else state end as state, smtp_code, cause, count(*) as n
           from mail_issue where campaign_id = c.id
@@ -175,7 +185,7 @@ _STATS_SQL = text(
         coalesce(sum(b.sent + case when k.cursor > b.window_start then
           k.cursor - b.window_start - (
             select count(*) from mail_issue i where i.campaign_id = b.campaign_id
-              -- The window's first id is the sum of the gaps up to it, also where it is the first of its batch.
+              -- The first id of the window is the sum of the gaps up to it, including its own.
               and i.customer_id >= (select sum(gap) from unnest(b.gaps[: b.window_start + 1]) gap)
               and i.customer_id <= (select sum(gap) from unnest(b.gaps[: k.cursor]) gap)
           ) else 0 end), 0) as sent,
@@ -188,7 +198,7 @@ _STATS_SQL = text(
           where b.status = 'sending' and b.lease_until <= now() + cast(:heard as interval)
         ) as silent_until
       from batch b
-      -- Only the cursor of a window that is open says more than the batch itself.
+      -- The cursor adds information only while a window is open.
       left join batch_cursor k on k.batch_id = b.id and k.epoch = b.epoch and b.window_end > b.window_start
       left join lateral (
         select min(w.begin) as begin, min(w.at) as since from (
@@ -196,7 +206,7 @@ _STATS_SQL = text(
           from generate_series(1, cardinality(b.windows), 2) as n
         ) w where w.at >= extract(epoch from now() - c.launched_at) - :recent
       ) r on b.windows[cardinality(b.windows)] >= extract(epoch from now() - c.launched_at) - :recent
-      -- What a campaign that is through has sent is kept with it.
+      -- A finished campaign stores its total in sent_in_batches.
       where b.campaign_id = c.id and c.sent_in_batches is null
     ) s
     where c.id = any(:ids)
@@ -205,65 +215,69 @@ _STATS_SQL = text(
 
 
 def get_campaign_stats(campaign_id: int) -> CampaignStats:
-    """Where a campaign stands, from its rows alone: sums over batches, and the mails that did not simply go out."""
+    """Compute the progress of a campaign from its batches and delivery issues."""
     return get_stats_by_campaign([campaign_id]).get(campaign_id, CampaignStats())
 
 
 def get_stats_by_campaign(campaign_ids: Sequence[int]) -> dict[int, CampaignStats]:
-    """`counts` of several campaigns at once."""
-    heard = timedelta(seconds=timing.LEASE_DURATION - OWNER_SILENT_AFTER_SECONDS)
-    rows = db.session.execute(_STATS_SQL, {"ids": list(campaign_ids), "recent": RATE_WINDOW_SECONDS, "heard": heard})
+    """Compute `get_campaign_stats` of several campaigns at once."""
+    margin = timedelta(seconds=timing.LEASE_DURATION - OWNER_SILENT_AFTER_SECONDS)
+    rows = db.session.execute(_STATS_SQL, {"ids": list(campaign_ids), "recent": RATE_WINDOW_SECONDS, "heard": margin})
     return {row.id: _stats_from_row(row) for row in rows}
 
 
 def _stats_from_row(row: Row[Any]) -> CampaignStats:
-    causes = sorted((IssueCause(*each) for each in row.issues or ()), key=lambda cause: -cause.count)
-    of_state: Counter[str] = Counter()
+    causes = sorted((IssueCause(*values) for values in row.issues or ()), key=lambda cause: -cause.count)
+    counts: Counter[str] = Counter()
     for cause in causes:
-        of_state[cause.state] += cause.count
+        counts[cause.state] += cause.count
     if row.status == "cancelled":
-        # So the sweep will write it down.
-        of_state["skipped"] += of_state.pop("deferred", 0)
-    sent = int(row.sent) + of_state["sent_later"]
-    so_far = CampaignStats(
+        # The sweep will record them as skipped.
+        counts["skipped"] += counts.pop("deferred", 0)
+    sent = int(row.sent) + counts["sent_later"]
+    stats = CampaignStats(
         row.total,
         sent,
-        of_state["failed"],
-        of_state["deferred"],
-        of_state["uncertain"],
-        of_state["skipped"],
-        of_state["left"],
+        counts["failed"],
+        counts["deferred"],
+        counts["uncertain"],
+        counts["skipped"],
+        counts["left"],
         causes=tuple(causes),
     )
     is_sending = row.status == "sending"
     idle = None
     if is_sending and row.sending_since is not None:
-        # Seconds in windows are whole and counted from the launch; nothing is idle for longer than it has been going.
-        going = (row.at - row.sending_since).total_seconds()
-        idle = max(0, round(going if row.last is None else min(going, float(row.age) - row.last)))
-    goes_on_by = _resumes_by(row.silent_until) if is_sending and row.silent_until and not row.trouble else None
+        # Window times are whole seconds since the launch; the idle time can't exceed the time since sending began.
+        elapsed = (row.at - row.sending_since).total_seconds()
+        idle = max(0, round(elapsed if row.last is None else min(elapsed, float(row.age) - row.last)))
+    resumes_by = _resumes_by(row.silent_until) if is_sending and row.silent_until and not row.trouble else None
     rate = _send_rate(row, sent, idle)
-    left = so_far.waiting if is_sending else 0
+    waiting = stats.waiting if is_sending else 0
     return replace(
-        so_far,
+        stats,
         rate=rate,
-        seconds_left=math.ceil(left / rate) if rate and left else None,
+        seconds_left=math.ceil(waiting / rate) if rate and waiting else None,
         idle_seconds=idle,
         has_active_worker=bool(row.is_leased),
-        resumes_by=goes_on_by if goes_on_by and goes_on_by >= row.at else None,
-        is_overdue=goes_on_by is not None and goes_on_by < row.at,
+        resumes_by=resumes_by if resumes_by and resumes_by >= row.at else None,
+        is_overdue=resumes_by is not None and resumes_by < row.at,
     )
 
 
 def _resumes_by(lease_until: datetime) -> datetime:
-    """When another has taken a batch over at the latest: every minute it is looked for those whose lease has ended. As
-    a whole minute, for so it is read."""
+    """Return the latest time at which another worker takes over a batch, rounded down to a minute for display.
+
+    Expired leases are looked for every minute.
+    """
     return (lease_until + timedelta(minutes=2)).replace(second=0, microsecond=0)
 
 
 def _send_rate(row: Row[Any], sent: int, idle: int | None) -> float | None:
-    """Recipients per second: what the windows of the last minutes tell; where they are slower than that, since it
-    last started. None when nothing moves."""
+    """Compute recipients per second from the recent windows; without recent windows, since sending last started.
+
+    None when there is no progress.
+    """
     if row.status == "sending" and _is_idle(row, idle):
         return None
     if row.status == "sending" and row.recent:
@@ -276,7 +290,7 @@ def _send_rate(row: Row[Any], sent: int, idle: int | None) -> float | None:
 
 
 def _is_idle(row: Row[Any], idle: int | None) -> bool:
-    """Whether nothing goes out just now: the relay is away, or nobody who sends is heard of."""
+    """Whether nothing is being sent: the relay is unavailable, or no worker renews its lease."""
     if row.trouble:
         return True
     return not row.is_heard_of and (row.silent_until is not None or (idle or 0) >= IDLE_AFTER_SECONDS)
@@ -285,7 +299,7 @@ def _is_idle(row: Row[Any], idle: int | None) -> bool:
 def list_issues(
     campaign_id: int, states: Sequence[str] = ISSUE_STATES, after: int = 0, limit: int = 50
 ) -> Sequence[IssueRow]:
-    """What did not simply go out, by customer; one more than `limit` if there are more."""
+    """Return delivery issues ordered by customer id; one more than `limit` when there are more."""
     rows = db.session.execute(
         select(
             MailIssue.customer_id,
@@ -313,7 +327,7 @@ _EXAMPLE_REPLIES_SQL = text(
         and i.cause = x.cause order by i.customer_id limit 1),
       (select i.text from mail_issue i where i.campaign_id = :campaign and i.state = x.state and x.code is null
         and i.smtp_code is null and i.cause = x.cause order by i.customer_id limit 1),
-      -- All of them are being tried right now.
+      -- All deliveries of this cause are being retried now.
       (select i.text from mail_issue i where i.campaign_id = :campaign and i.state = 'uncertain'
         and x.state = 'deferred' and i.smtp_code is not distinct from x.code and i.cause = x.cause limit 1),
       '')
@@ -325,7 +339,7 @@ _EXAMPLE_REPLIES_SQL = text(
 
 
 def list_example_replies(campaign_id: int, causes: Sequence[IssueCause]) -> list[str]:
-    """The relay's words to one of those of each cause."""
+    """Return one example reply of the relay per cause."""
     values = {
         "states": [cause.state for cause in causes],
         "codes": [cause.code for cause in causes],
@@ -335,12 +349,12 @@ def list_example_replies(campaign_id: int, causes: Sequence[IssueCause]) -> list
 
 
 def list_preparing_campaign_ids() -> Sequence[int]:
-    """Campaigns whose audience is not all cut into batches yet."""
+    """Return the ids of campaigns whose audience is not completely split into batches yet."""
     return db.session.scalars(select(Campaign.id).where(Campaign.status == "preparing")).all()
 
 
 def has_pending_sends() -> bool:
-    """Whether a pump would find something to send now."""
+    """Whether a sender would find something to send now."""
     return bool(db.session.execute(_HAS_PENDING_SENDS_SQL).scalar())
 
 
@@ -360,7 +374,7 @@ _HAS_PENDING_SENDS_SQL = text(
 
 
 def seconds_until_next_batch() -> float | None:
-    """In how many seconds the next lease ends or the next resting batch may be taken, if within a minute."""
+    """Return the seconds until the next lease expires or the next delayed batch is due; None if over a minute."""
     seconds = db.session.execute(
         text(
             """
@@ -374,8 +388,8 @@ def seconds_until_next_batch() -> float | None:
     return float(seconds) if seconds is not None and 0 < seconds <= 60 else None
 
 
-# Of a row i of mail_issue that is uncertain: nobody is at it. A mail whose retry was killed keeps the end of its lease;
-# one that its batch has yet to reach again is sent by that.
+# For an uncertain row i of mail_issue: no worker is processing it. A killed retry keeps the end of its lease in
+# next_at; a delivery that its batch has yet to reach again is sent by the batch.
 UNRESOLVED_CONDITION = """
   (i.next_at is null or i.next_at <= now()) and not exists (
     select 1 from batch b where b.campaign_id = i.campaign_id and b.status in ('pending', 'sending')
@@ -395,25 +409,25 @@ _COUNT_UNRESOLVED_SQL = text(f"select count(*) {_UNRESOLVED_SQL} and i.campaign_
 
 
 def list_unresolved_by_campaign() -> list[tuple[Campaign, int]]:
-    """Campaigns with uncertain mails that staff decide about, and how many; the newest first."""
-    found = {row.campaign_id: int(row.n) for row in db.session.execute(_UNRESOLVED_BY_CAMPAIGN_SQL)}
-    campaigns = db.session.scalars(select(Campaign).where(Campaign.id.in_(found)).order_by(Campaign.id.desc()))
-    return [(campaign, found[campaign.id]) for campaign in campaigns]
+    """Return campaigns with uncertain deliveries that staff have to resolve, with their number; newest first."""
+    counts = {row.campaign_id: int(row.n) for row in db.session.execute(_UNRESOLVED_BY_CAMPAIGN_SQL)}
+    campaigns = db.session.scalars(select(Campaign).where(Campaign.id.in_(counts)).order_by(Campaign.id.desc()))
+    return [(campaign, counts[campaign.id]) for campaign in campaigns]
 
 
 def count_unresolved(campaign_id: int) -> int:
-    """How many uncertain mails of a campaign staff decide about, and nobody else will."""
+    """Count the uncertain deliveries of a campaign that only staff can resolve."""
     return int(db.session.execute(_COUNT_UNRESOLVED_SQL, {"campaign": campaign_id}).scalar_one())
 
 
 def has_active_campaign() -> bool:
-    """Whether some campaign is under way, so that its figures change."""
-    going = select(Campaign.id).where(Campaign.status.in_(("preparing", "sending")))
-    return db.session.scalar(going.limit(1)) is not None
+    """Whether a campaign is in progress, so that its figures change."""
+    statement = select(Campaign.id).where(Campaign.status.in_(("preparing", "sending")))
+    return db.session.scalar(statement.limit(1)) is not None
 
 
 def list_campaigns_needing_attention() -> Sequence[Campaign]:
-    """Campaigns that wait for somebody: paused, or unable to reach the relay."""
+    """Return campaigns that need staff attention: paused, or unable to reach the relay."""
     return db.session.scalars(
         select(Campaign)
         .where((Campaign.status == "paused") | (Campaign.trouble.is_not(None) & (Campaign.status == "sending")))
@@ -423,18 +437,18 @@ def list_campaigns_needing_attention() -> Sequence[Campaign]:
 
 
 def get_campaign(campaign_id: int) -> Campaign:
-    """The campaign as it stands on disk.
+    """Return a campaign, read from the database again.
 
     :raises NotFound: when there is none.
     """
     campaign = db.session.get(Campaign, campaign_id, populate_existing=True)
     if campaign is None:
-        raise NotFound("There is no such campaign.")
+        raise NotFound(_("There is no such campaign."))
     return campaign
 
 
 def find_open_campaign(offer_id: int, kind: str) -> Campaign | None:
-    """The campaign of a kind that an offer has now: its announcement, or the reminder that is not through yet."""
+    """Return the current campaign of a kind: the announcement, or the reminder that is not finished yet."""
     statement = select(Campaign).where(
         Campaign.offer_id == offer_id, Campaign.kind == kind, Campaign.cancelled_at.is_(None)
     )

@@ -1,24 +1,30 @@
-"""The states of a campaign in sentences, and the rule that an action needs one of them."""
+"""The status of a campaign as a sentence, and the rule that an action needs certain statuses."""
 
 from __future__ import annotations
+
+from flask_babel import lazy_gettext as _l
 
 from webapp.campaigns.models import Campaign
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 
-STATUS_PHRASES = {
-    "draft": "has not been launched yet",
-    "scheduled": "waits for its time",
-    "preparing": "is on its way already",
-    "sending": "is on its way already",
-    "paused": "is paused",
-    "cancelled": "was cancelled",
-    "done": "is done already",
+STATUS_SENTENCES = {
+    "draft": _l("This campaign has not been launched yet."),
+    "scheduled": _l("This campaign is scheduled."),
+    "preparing": _l("This campaign is already in progress."),
+    "sending": _l("This campaign is already in progress."),
+    "paused": _l("This campaign is paused."),
+    "cancelled": _l("This campaign has been cancelled."),
+    "done": _l("This campaign has already finished."),
 }
 
 
-def require_status(campaign: Campaign, statuses: tuple[str, ...], words: str) -> None:
-    """:raises DomainError: `conflict`, saying how the campaign stands now, when that is not one of `statuses`."""
+def require_status(campaign: Campaign, statuses: tuple[str, ...], consequence: str) -> None:
+    """Require that a campaign has one of several statuses; otherwise roll back and raise.
+
+    :param consequence: a translated sentence that follows that of the status, such as "It can't be paused."
+    :raises DomainError: `conflict`, with the current status and the consequence.
+    """
     if campaign.status not in statuses:
         db.session.rollback()
-        raise DomainError("conflict", f"This mailing {STATUS_PHRASES[campaign.status]}, so {words}.")
+        raise DomainError("conflict", " ".join((str(STATUS_SENTENCES[campaign.status]), consequence)))

@@ -1,5 +1,4 @@
-"""The signed addresses at which a customer ends the mails and at which a mail comes back, and the name of a message.
-Nothing is stored."""
+"""Signed identifiers of an email: unsubscribe URL, return path and Message-ID. Nothing is stored."""
 
 from __future__ import annotations
 
@@ -18,67 +17,69 @@ _MAC_BYTES = 10
 
 
 def build_unsubscribe_url(customer_id: int, campaign_id: int) -> str:
-    """The absolute address of `/u/<token>`. It never expires."""
+    """Build the absolute URL `/u/<token>`. It never expires."""
     token = signing_keys.sign_token(_UNSUBSCRIBE_PURPOSE, [customer_id, campaign_id])
     return f"{current_app.config['SETTINGS'].public_url}/u/{token}"
 
 
 def unsubscribe_url_builder(campaign_id: int) -> Callable[[int], str]:
-    """`unsubscribe_url` of one campaign for many customers, one after the other."""
-    start, sign = f"{current_app.config['SETTINGS'].public_url}/u/", signing_keys.create_signer(_UNSUBSCRIBE_PURPOSE)
-    return lambda customer_id: start + sign([customer_id, campaign_id])
+    """Return a function that builds the unsubscribe URL of a customer for one campaign; faster for many customers."""
+    prefix, sign = f"{current_app.config['SETTINGS'].public_url}/u/", signing_keys.create_signer(_UNSUBSCRIBE_PURPOSE)
+    return lambda customer_id: prefix + sign([customer_id, campaign_id])
 
 
 def parse_unsubscribe_token(token: str) -> tuple[int, int] | None:
-    """(customer, campaign) of a token of ours, else None."""
+    """Return (customer id, campaign id) of a valid unsubscribe token, else None."""
     payload = signing_keys.verify_token(_UNSUBSCRIBE_PURPOSE, token)
     return (payload[0], payload[1]) if payload is not None and len(payload) == 2 else None
 
 
 def build_message_id(campaign_id: int, customer_id: int, domain: str) -> str:
-    """The same for every try at one mail, so that a mailbox can know a second copy again. It tells nobody anything, but
-    for us, whose mail it was (`read_message_id`)."""
+    """Build the Message-ID of an email; the same for every attempt, so that mailboxes can detect a duplicate.
+
+    It is opaque to others. `parse_message_id` recovers the ids.
+    """
     return message_id_builder(campaign_id, domain)(customer_id)
 
 
 def message_id_builder(campaign_id: int, domain: str) -> Callable[[int], str]:
-    """`message_id` of one campaign for many customers, one after the other."""
+    """Return a function that builds the Message-ID of a customer for one campaign; faster for many customers."""
     secret = signing_keys.current_secret(_MESSAGE_ID_PURPOSE)
     campaign = campaign_id.to_bytes(8)
 
-    def of(customer_id: int) -> str:
+    def build(customer_id: int) -> str:
         ids = campaign + customer_id.to_bytes(8)
-        # As in SIV (RFC 5297): a MAC of the ids proves them, and hides them under what is derived from it.
+        # As in SIV mode (RFC 5297): a MAC authenticates the ids, and a mask derived from it encrypts them.
         mac = hmac.digest(secret, ids, "sha256")[:_MAC_BYTES]
         return f"<{base64.b32encode(mac + _mask_ids(secret, mac, ids)).decode().rstrip('=').lower()}@{domain}>"
 
-    return of
+    return build
 
 
-def parse_message_id(given: str) -> tuple[int, int] | None:
-    """(campaign, customer) of a Message-ID that `message_id` made, else None."""
-    data = _decode_base32(given.strip().removeprefix("<").rpartition("@")[0])
-    mac, hidden = data[:_MAC_BYTES], data[_MAC_BYTES:]
-    if len(hidden) != 16:
+def parse_message_id(message_id: str) -> tuple[int, int] | None:
+    """Return (campaign id, customer id) of a Message-ID that `build_message_id` built, else None."""
+    data = _decode_base32(message_id.strip().removeprefix("<").rpartition("@")[0])
+    mac, masked = data[:_MAC_BYTES], data[_MAC_BYTES:]
+    if len(masked) != 16:
         return None
     for _, secret in (
         *signing_keys.accepted_keys(_MESSAGE_ID_PURPOSE),
         *signing_keys.find_new_keys(_MESSAGE_ID_PURPOSE),
     ):
-        ids = _mask_ids(secret, mac, hidden)
+        ids = _mask_ids(secret, mac, masked)
         if hmac.compare_digest(hmac.digest(secret, ids, "sha256")[:_MAC_BYTES], mac):
             return int.from_bytes(ids[:8]), int.from_bytes(ids[8:])
     return None
 
 
-def _mask_ids(secret: bytes, mac: bytes, ids: bytes) -> bytes:
-    """Ids made unreadable, or readable again."""
+def _mask_ids(secret: bytes, mac: bytes, data: bytes) -> bytes:
+    """Mask 16 bytes of ids, or unmask them."""
     mask = hmac.digest(secret, mac, "sha256")[:16]
-    return (int.from_bytes(ids) ^ int.from_bytes(mask)).to_bytes(16)
+    return (int.from_bytes(data) ^ int.from_bytes(mask)).to_bytes(16)
 
 
 def _decode_base32(token: str) -> bytes:
-    """What base32 letters of any case stand for; nothing where they are none."""
+    """Decode base32 in either case, without padding; empty for invalid input."""
     try:
         return base64.b32decode(token.upper() + "=" * (-len(token) % 8))
     except ValueError:
@@ -86,12 +87,12 @@ def _decode_base32(token: str) -> bytes:
 
 
 def build_return_path(campaign_id: int, customer_id: int, default: str) -> str:
-    """The envelope sender of one mail (RFC 5321): whatever comes back to it tells whose mail it was, and proves it.
+    """Build the signed envelope sender of one email (RFC 5321), which identifies the email that a bounce is about.
 
-    With `MAIL_BOUNCE_ADDRESS=bounces@example.com` it is `bounces+<token>@example.com`. It never expires, reads the
-    same in capitals, and its local part has at most 64 octets (RFC 5321, 4.5.3.1.1).
+    With `MAIL_BOUNCE_ADDRESS=bounces@example.com` it is `bounces+<token>@example.com`. It never expires, is not
+    case-sensitive, and its local part has at most 64 octets (RFC 5321, 4.5.3.1.1).
 
-    :param default: what it is without that setting.
+    :param default: the envelope sender when `MAIL_BOUNCE_ADDRESS` is not set.
     """
     address = current_app.config["SETTINGS"].mail_bounce_address
     if not address:
@@ -108,7 +109,7 @@ def build_return_path(campaign_id: int, customer_id: int, default: str) -> str:
 
 
 def parse_return_path(address: str) -> tuple[int, int] | None:
-    """(campaign, customer) of an address that `return_path` made, in whatever capitals, else None."""
+    """Return (campaign id, customer id) of an address that `build_return_path` built, in any case, else None."""
     data = _decode_base32(address.strip().rpartition("@")[0].rpartition("+")[2])
     ids, mac = data[:-_MAC_BYTES], data[-_MAC_BYTES:]
     if not ids or len(ids) != 1 + (ids[0] >> 4) + (ids[0] & 15):
@@ -123,13 +124,13 @@ def parse_return_path(address: str) -> tuple[int, int] | None:
 
 
 def _encode_ids(*numbers: int) -> bytes:
-    """Two numbers without leading zeros, after one byte that holds both lengths."""
+    """Encode two numbers without leading zeros, after one byte that holds both lengths."""
     first, second = (number.to_bytes((number.bit_length() + 7) // 8) for number in numbers)
     return bytes([len(first) << 4 | len(second)]) + first + second
 
 
-def _has_valid_mac(ids: bytes, mac: bytes, with_keys: list[tuple[int, bytes]]) -> bool:
-    return any(hmac.compare_digest(_compute_mac(secret, ids), mac) for _, secret in with_keys)
+def _has_valid_mac(ids: bytes, mac: bytes, keys: list[tuple[int, bytes]]) -> bool:
+    return any(hmac.compare_digest(_compute_mac(secret, ids), mac) for _, secret in keys)
 
 
 def _compute_mac(secret: bytes, ids: bytes) -> bytes:

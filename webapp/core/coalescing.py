@@ -1,8 +1,9 @@
-"""Doing at once what many threads ask for at the same time.
+"""Coalesce concurrent calls: process the items of many threads in groups.
 
-Whoever asks while nobody is at it does the work at once, in its own thread: alone if it is alone, so that a quiet
-client never waits. Who comes meanwhile waits; when the work is done, the first of those who wait does the next piece
-for all of them. There is no thread that has to be kept alive, and no time is spent on waiting for more to come.
+A thread that submits an item while no group is being processed becomes the leader and processes it immediately in its
+own thread, so that a single client never waits. Threads that submit an item during that time wait; when the group is
+finished, the first waiter becomes the next leader and processes all waiting items as one group. There is no background
+thread to keep alive, and no delay to let a group fill up.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ Result = TypeVar("Result")
 
 
 class CoalescingTimeout(Exception):
-    """No answer came in time. `begun` tells whether somebody was at it: then it may have been done all the same."""
+    """No result arrived before the timeout.
+
+    :ivar has_started: whether processing of the item had started; then it may have taken effect nevertheless.
+    """
 
     def __init__(self, has_started: bool) -> None:
-        super().__init__("begun" if has_started else "not begun")
+        super().__init__("started" if has_started else "not started")
         self.has_started = has_started
 
 
 class _Waiter(Generic[Item, Result]):
-    """One thread's ask. Its bell is rung once: when there is an answer or when it is its turn to lead."""
+    """A submitted item and its thread. `wake_lock` is released once: when there is a result, or to become leader."""
 
     __slots__ = ("after", "error", "has_left", "item", "next_waiter", "results", "wake_lock")
 
@@ -36,17 +40,18 @@ class _Waiter(Generic[Item, Result]):
         self.wake_lock.acquire()
         self.results: list[Result] = []
         self.error: BaseException | None = None
-        # Who is woken by this one, once it has its answer.
+        # The waiter that this one wakes after it has received its result.
         self.next_waiter: _Waiter[Item, Result] | None = None
         self.has_left = False
 
 
 class Coalescer(Generic[Item, Result]):
-    """Gathers what threads of one process ask for.
+    """Collects the items that threads of one process submit.
 
-    :param work: answers many asks, in their order. It runs in the thread of one of those who ask, one call at a time.
-    :param at_most: how many asks it is given at once.
-    :param patience: seconds after which somebody who waits is told that nobody answers.
+    :param handler: processes a group of items and returns their results in the same order. It runs in the thread of
+        one of the submitters, one call at a time.
+    :param max_group_size: maximum number of items per call of `handler`.
+    :param timeout: seconds that a waiter waits for a result.
     """
 
     def __init__(
@@ -60,66 +65,69 @@ class Coalescer(Generic[Item, Result]):
         self._has_leader = False
 
     def submit(self, item: Item) -> Result:
-        """The answer to this ask.
+        """Process an item, together with those of other threads; return its result.
 
-        :raises Stuck: when none came in time.
-        :raises Exception: what `work` raised for the asks that were gathered with this one.
+        :raises CoalescingTimeout: when there was no result before the timeout.
+        :raises Exception: what `handler` raised for the group that this item was in.
         """
-        mine: _Waiter[Item, Result] = _Waiter(item)
+        waiter: _Waiter[Item, Result] = _Waiter(item)
         with self._lock:
-            self._waiters.append(mine)
-            leads, self._has_leader = not self._has_leader, True
-        if not leads and not mine.wake_lock.acquire(timeout=self._timeout):
-            self._abandon(mine)
-        if not mine.results and mine.error is None:
+            self._waiters.append(waiter)
+            is_leader, self._has_leader = not self._has_leader, True
+        if not is_leader and not waiter.wake_lock.acquire(timeout=self._timeout):
+            self._abandon(waiter)
+        if not waiter.results and waiter.error is None:
             self._run_group()
-        if mine.next_waiter is not None:
-            mine.next_waiter.wake_lock.release()
-        if mine.error is not None:
-            raise mine.error
-        return mine.results[0]
+        if waiter.next_waiter is not None:
+            waiter.next_waiter.wake_lock.release()
+        if waiter.error is not None:
+            raise waiter.error
+        return waiter.results[0]
 
     def _run_group(self) -> None:
-        """Do one piece of work for all who wait, hand on to the first of those who came meanwhile, then answer."""
+        """Process all waiting items, up to the maximum group size, then appoint the next leader and deliver results."""
         with self._lock:
-            batch = [self._waiters.popleft() for _ in range(min(len(self._waiters), self._max_group_size))]
-        answers: Sequence[Result] = ()
+            group = [self._waiters.popleft() for _ in range(min(len(self._waiters), self._max_group_size))]
+        results: Sequence[Result] = ()
         error: BaseException | None = None
         try:
-            answers = self._handler([waiting.item for waiting in batch])
-            if len(answers) != len(batch):
-                raise RuntimeError("there must be one answer for each ask")
+            results = self._handler([waiter.item for waiter in group])
+            if len(results) != len(group):
+                raise RuntimeError("the handler must return one result per item")
         except BaseException as raised:
             error = raised
-        self._deliver_results(batch, answers, error)
+        self._deliver_results(group, results, error)
 
     def _deliver_results(
-        self, batch: list[_Waiter[Item, Result]], answers: Sequence[Result], error: BaseException | None
+        self, group: list[_Waiter[Item, Result]], results: Sequence[Result], error: BaseException | None
     ) -> None:
-        """Wake the next leader and the first who gets an answer, who wakes the second, and so on.
+        """Wake the next leader and the first waiter that has a result, which wakes the second, and so on.
 
-        Woken all at once they would only fight for the interpreter.
+        Waking all of them at the same time would only make them compete for the interpreter lock.
         """
         with self._lock:
-            for n, waiting in enumerate(batch):
+            for n, waiter in enumerate(group):
                 if error is None:
-                    waiting.results.append(answers[n])
-                waiting.error = error
-            staying = [waiting for waiting in batch if not waiting.has_left]
-            for waiting, after in pairwise(staying):
-                waiting.next_waiter = after
+                    waiter.results.append(results[n])
+                waiter.error = error
+            remaining = [waiter for waiter in group if not waiter.has_left]
+            for waiter, following in pairwise(remaining):
+                waiter.next_waiter = following
             if self._waiters:
                 self._waiters[0].wake_lock.release()
             else:
                 self._has_leader = False
 
-    def _abandon(self, mine: _Waiter[Item, Result]) -> None:
-        """Give up waiting, unless the bell rang at this very moment."""
+    def _abandon(self, waiter: _Waiter[Item, Result]) -> None:
+        """Stop waiting, unless the waiter was woken at this very moment.
+
+        :raises CoalescingTimeout: unless it was.
+        """
         with self._lock:
-            if mine.wake_lock.acquire(blocking=False) or mine.results or mine.error is not None:
+            if waiter.wake_lock.acquire(blocking=False) or waiter.results or waiter.error is not None:
                 return
-            mine.has_left = True
-            begun = mine not in self._waiters
-            if not begun:
-                self._waiters.remove(mine)
-        raise CoalescingTimeout(begun)
+            waiter.has_left = True
+            has_started = waiter not in self._waiters
+            if not has_started:
+                self._waiters.remove(waiter)
+        raise CoalescingTimeout(has_started)

@@ -8,23 +8,26 @@ import unicodedata
 from functools import lru_cache
 
 import idna
+from flask_babel import gettext as _
 
 from webapp.core.errors import FieldError, InvalidInput
 
-# Bounded, for a relay may say anything; what is quoted may have blanks in it (RFC 5321).
+# Bounded, since a relay may send any text; a quoted local part may contain spaces (RFC 5321).
 _EMAIL_ADDRESS = re.compile(r"(?:\"[^\"@]{1,64}\"|\S{0,320})@\S{1,320}")
 
 
-def redact_email_addresses(words: str) -> str:
-    """A relay's words about a whole mailing without anything that looks like an address: they are kept and logged
-    beyond the customer whom they happened to be about."""
-    return _EMAIL_ADDRESS.sub("…", words[:2_000])
+def redact_email_addresses(text: str) -> str:
+    """Return the first 2,000 characters of a text without anything that looks like an email address.
+
+    It is for replies of a relay that are stored with a campaign and logged, longer than the customer is stored.
+    """
+    return _EMAIL_ADDRESS.sub("…", text[:2_000])
 
 
 EMAIL_MAX_LENGTH = 254
-# What the address of an erased customer begins with on that list.
+# Prefix of the hashed address of an erased customer on the suppression list.
 HASHED_EMAIL_PREFIX = "sha256:"
-# What nearly every address looks like; the rest takes the long way below.
+# Matches nearly every address; all others are handled by the slow path in `normalise_email`.
 _COMMON_ADDRESS = re.compile(
     r"[A-Za-z0-9_+-]++(?:\.[A-Za-z0-9_+-]++)*+"
     r"@(?:[A-Za-z0-9]{1,20}+(?:-[A-Za-z0-9]{1,20}+){0,2}+\.){1,4}+[A-Za-z]{2,20}+"
@@ -34,16 +37,18 @@ _ASCII_DOMAIN = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z](?:
 
 
 def hash_email(email: str) -> str:
-    """What stands on the list of those who must not be mailed for the normalised e-mail of an erased customer."""
+    """Return the entry on the suppression list for the normalised email address of an erased customer."""
     return f"{HASHED_EMAIL_PREFIX}{hashlib.sha256(email.encode()).hexdigest()}"
 
 
 def normalise_email(given: str) -> str:
-    """The form of an e-mail that is compared: trimmed, NFC, local part lower-cased, domain as IDNA 2008 A-label.
+    """Return the canonical form of an email address, by which addresses are compared.
 
-    Plus-tags and dots are kept. The local part is lower-cased and not case-folded: `strauß` is not `strauss`.
+    It is trimmed and NFC-normalised, the local part lower-cased, the domain an IDNA 2008 A-label. Plus-tags and dots
+    are kept. The local part is lower-cased and not case-folded: `strauß` is not `strauss`.
 
-    :raises Invalid: `email_invalid` when it is no deliverable address (RFC 5321 lengths, RFC 5322 dot-atom).
+    :raises InvalidInput: `email_missing` when it is blank; `email_invalid` when it is not a deliverable address
+        (RFC 5321 lengths, RFC 5322 dot-atom).
     """
     if len(given) <= EMAIL_MAX_LENGTH and given.find("@") <= 64 and _COMMON_ADDRESS.fullmatch(given):
         return given.lower()
@@ -60,12 +65,12 @@ def normalise_email(given: str) -> str:
 
 def _normalise_local_part(local: str, given: str) -> str:
     local = unicodedata.normalize("NFC", local).lower()
-    allowed = "".join(c for c in local if not c.isalnum() and unicodedata.category(c) not in ("Mn", "Mc"))
-    plain = re.fullmatch(r"[!#$%&'*+/=?^_`{|}~.-]*", allowed)
+    punctuation = "".join(c for c in local if not c.isalnum() and unicodedata.category(c) not in ("Mn", "Mc"))
+    is_allowed = re.fullmatch(r"[!#$%&'*+/=?^_`{|}~.-]*", punctuation)
     if (
         not local
         or len(local.encode("utf-8", "surrogatepass")) > 64
-        or not plain
+        or not is_allowed
         or local[0] == "."
         or local[-1] == "."
         or ".." in local
@@ -92,11 +97,11 @@ def _normalise_domain(domain: str, given: str) -> str:
 
 def _email_error(given: str) -> InvalidInput:
     if not given.strip():
-        return InvalidInput(FieldError("email", "email_missing", "Please give an e-mail address."))
+        return InvalidInput(FieldError("email", "email_missing", _("Enter an email address.")))
     return InvalidInput(
         FieldError(
             "email",
             "email_invalid",
-            "This is not an e-mail address we can send to; check it for typing errors.",
+            _("This email address is not valid. Check it for typing errors."),
         )
     )

@@ -1,13 +1,15 @@
-"""One error for every rule that says no, and how each door renders it."""
+"""Exceptions for violated rules and invalid input. Each interface (staff, public, API) renders them in its own way."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flask_babel import gettext as _
+
 
 @dataclass(frozen=True)
 class FieldError:
-    """What is wrong with one field: `field` is its name in the form or JSON (dotted when nested)."""
+    """An error of one field: `field` is its name in the form or JSON body (dotted when nested)."""
 
     field: str
     key: str
@@ -15,16 +17,16 @@ class FieldError:
 
 
 class DomainError(Exception):
-    """A rule says no.
+    """A rule of the domain does not allow the action.
 
-    :param key: a stable word for programs, from the list in docs/api.md.
-    :param message: one plain sentence for people that says what to do next.
-    :param status: the HTTP status a door answers with.
-    :param field: the input the error is about, when it is about one.
+    :param key: stable error code for programs, from the list in docs/api.md.
+    :param message: a sentence for people that says what to do next; a lazy text is translated immediately.
+    :param status: HTTP status of the response.
+    :param field: the input field that the error is about, if any.
     """
 
     def __init__(self, key: str, message: str, status: int = 409, field: str | None = None) -> None:
-        # A lazy text is translated here, while the language of the request is known.
+        # Translated here, while the language of the request is known.
         message = str(message)
         super().__init__(message)
         self.key = key
@@ -34,7 +36,7 @@ class DomainError(Exception):
 
 
 class InvalidInput(DomainError):
-    """One or more fields can't be taken as they are (422)."""
+    """One or more fields are invalid (422)."""
 
     def __init__(self, *errors: FieldError) -> None:
         super().__init__("invalid_payload", errors[0].message, 422)
@@ -42,7 +44,7 @@ class InvalidInput(DomainError):
 
 
 class NotFound(DomainError):
-    """There is no such thing, or the asker may not know of it (404)."""
+    """The object does not exist, or the client must not know that it exists (404)."""
 
-    def __init__(self, message: str = "There is nothing here.") -> None:
-        super().__init__("not_found", message, 404)
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__("not_found", _("Not found.") if message is None else message, 404)

@@ -1,4 +1,4 @@
-"""The extensions, made once and bound to an app in create_app. No app code here."""
+"""The Flask extensions, created once and bound to an app in `create_app`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sqlalchemy.orm import DeclarativeBase, mapped_column, registry
 
 
 class Base(DeclarativeBase):
-    """Names for every constraint, so that a migration can drop what another one made."""
+    """Base of all models. Every constraint gets a name, so that a migration can drop it."""
 
     registry = registry(
         metadata=MetaData(
@@ -48,5 +48,5 @@ csrf = CSRFProtect()
 babel = Babel()
 login = LoginManager()
 
-# Results are never read: the rows of the program are the truth, the queue is only a doorbell.
+# Task results are never read: the database rows are authoritative, and the queue only wakes the workers.
 huey = PostgresHuey("onecode", dsn="", create_tables=False, results=False, read_timeout=5)

@@ -14,15 +14,15 @@ from webapp.core.money import Discount
 
 
 def format_rfc3339(at: datetime | None) -> str | None:
-    """RFC 3339 in UTC, as every time is given."""
+    """Return a time as RFC 3339 in UTC with `Z`; None for None."""
     if at is None:
         return None
     return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 _ONE_DAY = timedelta(days=1)
-# The zero of each set of digits that a language of CLDR writes by default, beside our own. Babel knows which set, and
-# not how it is written.
+# The zero of each numbering system that is the default of a CLDR locale, other than `latn`. Babel knows which system a
+# locale uses, but not its digits.
 _ZERO_DIGITS = {
     "adlm": 0x1E950,
     "arab": 0x0660,
@@ -50,14 +50,14 @@ def format_number(value: float | Decimal, locale: str = "en") -> str:
 
 
 def format_share(value: float, locale: str = "en") -> str:
-    """0.125 -> 12.5%. What is more than nothing is never written as nothing."""
+    """0.125 -> 12.5%. A value above 0 is never shown as 0%, but as <0.1%."""
     if 0 < value < 0.0005:
         return "<" + format_share(0.001, locale)
     return numbers.format_percent(value, format="#,##0.#%", locale=locale)
 
 
 def format_money(minor: int, currency: str, locale: str = "en") -> str:
-    """500, EUR -> €5.00. Minor units as ISO 4217 has them: a yen has none, a dinar a thousand."""
+    """500, EUR -> €5.00. Minor units are those of ISO 4217: the yen has none, the dinar a thousand."""
     exact = Decimal(minor).scaleb(-numbers.get_currency_precision(currency))
     return _localise_digits(numbers.format_currency(exact, currency, locale=locale, numbering_system="default"), locale)
 
@@ -71,30 +71,30 @@ def format_discount(value: Discount, locale: str = "en") -> str:
 
 
 def format_percent(value: Decimal, locale: str = "en") -> str:
-    """12.5 -> 12.5%, with the sign where the language has it."""
+    """12.5 -> 12.5%, with the percent sign placed as in the language."""
     pattern = re.sub(r"0(?=[^0-9#.,]*$)", "0.##", Locale.parse(locale).percent_formats[None].pattern.split(";")[0])
     text = numbers.format_percent(value / 100, format=pattern, locale=locale, numbering_system="default")
     return _localise_digits(text, locale)
 
 
 def format_customer_datetime(value: datetime, zone: str, locale: str) -> str:
-    """3 May 2026, 12:00 CEST, as customers read it: in the form and the digits of `last_day`."""
+    """3 May 2026, 12:00 CEST, for customers: with the pattern and digits of the locale, as `format_last_day`."""
     local = value.astimezone(ZoneInfo(zone))
-    return f"{_format_day_and_time(local, locale)} {local.tzname()}"
+    return f"{_format_day_and_time(local, locale)} {local.tzname()}"  # no translation
 
 
 def format_day(value: datetime, zone: str = "UTC", locale: str = "en") -> str:
-    """31 May 2026, in a zone."""
+    """31 May 2026: the date of a time in a time zone."""
     return _format_local_date(value.astimezone(ZoneInfo(zone)).date(), locale)
 
 
 def format_date(value: date) -> str:
-    """31 May 2026, of a day that is one already."""
+    """31 May 2026: a date without a time zone."""
     return _format_local_date(value, "en")
 
 
 def format_last_day(ends_at: datetime, zone: str, locale: str = "en") -> str:
-    """The last day (or moment) of a half-open window: what ends at midnight ends "on 31 May" for people."""
+    """The last day (or minute) of a half-open window: a window that ends at midnight ends "on 31 May" for people."""
     local = ends_at.astimezone(ZoneInfo(zone))
     if local.hour == local.minute == local.second == 0:
         return _format_local_date(local.date() - _ONE_DAY, locale)
@@ -103,8 +103,9 @@ def format_last_day(ends_at: datetime, zone: str, locale: str = "en") -> str:
 
 def _format_day_and_time(local: datetime, locale: str) -> str:
     if locale == "en":
-        return f"{_format_local_date(local.date(), locale)}, {dates.format_time(local, 'HH:mm', locale=locale)}"
-    # CLDR's way to join a day and a time: {1} is the day.
+        time = dates.format_time(local, "HH:mm", locale=locale)
+        return f"{_format_local_date(local.date(), locale)}, {time}"  # no translation
+    # CLDR's pattern that joins a date and a time: {1} is the date.
     joined = str(dates.get_datetime_format("medium", locale=locale)).replace("'", "")
     time = _localise_digits(dates.format_time(local, "short", locale=locale), locale)
     return joined.replace("{1}", _format_local_date(local.date(), locale)).replace("{0}", time)
@@ -112,42 +113,43 @@ def _format_day_and_time(local: datetime, locale: str) -> str:
 
 @lru_cache(1000)
 def _format_local_date(value: date, locale: str) -> str:
-    # Babel takes plain "en" for American; most who read English write the day first, and so do our other dates.
+    # Babel takes plain "en" for American English. Our other dates have the day first, as in most English locales.
     return _localise_digits(dates.format_date(value, "long", locale="en_001" if locale == "en" else locale), locale)
 
 
 def _localise_digits(text: str, locale: str) -> str:
-    """With the digits and the percent sign that CLDR gives for the language."""
-    known = Locale.parse(locale)
-    system = known.default_numbering_system
+    """Replace the digits and the percent sign by those that CLDR specifies for the locale."""
+    parsed = Locale.parse(locale)
+    system = parsed.default_numbering_system
     zero = _ZERO_DIGITS.get(system)
     if zero is None:
         return text
-    sign = known.number_symbols.get(system, {}).get("percentSign", "%")
+    sign = parsed.number_symbols.get(system, {}).get("percentSign", "%")
     return text.translate({ord("0") + n: chr(zero + n) for n in range(10)}).replace("%", str(sign))
 
 
 def bidi_isolate(text: str) -> str:
-    """A value of another language among English words; writing from right to left does not turn them round (UAX 9)."""
+    """Isolate a value that contains right-to-left text, so that it does not reorder the text around it (UAX 9)."""
     text = str(text)
     if not _RIGHT_TO_LEFT_PATTERN.search(text):
         return text
-    # An address is read from the left, whatever letters it begins with.
+    # An email address is displayed left to right, whatever its first letters are.
     return f"\u2066{text}\u2069" if "@" in text else f"\u2068{text}\u2069"
 
 
 def mask_email(email: str) -> str:
-    """a…a@example.com: enough for its owner to know it again."""
+    """a…a@example.com: enough for the owner to recognise the address."""
     local, _, domain = email.rpartition("@")
     if not local:
-        # Of an erased customer there is nothing to mask.
+        # The hashed address of an erased customer needs no masking.
         return email
     return f"{local[0]}…{local[-1] if len(local) > 2 else ''}@{domain}"
 
 
 def format_datetime(value: datetime | None, zone: str) -> str:
-    """3 May 2026, 12:00 CEST, in a time zone; a dash for None."""
+    """3 May 2026, 12:00 CEST: a time in a time zone; a dash for None."""
     if value is None:
         return "–"
     local = value.astimezone(ZoneInfo(zone))
-    return f"{dates.format_datetime(local, 'd MMM y, HH:mm', tzinfo=local.tzinfo, locale='en')} {local.tzname()}"
+    text = dates.format_datetime(local, "d MMM y, HH:mm", tzinfo=local.tzinfo, locale="en")
+    return f"{text} {local.tzname()}"  # no translation

@@ -1,4 +1,4 @@
-"""The app's JSON: read so that it means one thing only (RFC 8259, RFC 7493), written fast."""
+"""The app's JSON provider: strict parsing (RFC 8259, RFC 7493) and fast serialisation."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from flask_babel.speaklater import LazyString
 
 
 class JsonProvider(DefaultJSONProvider):
-    """Refuses a body that is not UTF-8, or in which an object has a name twice, or NaN or Infinity stand: readers would
-    understand it differently. Writes as pydantic does, several times faster than the standard library."""
+    """Parses only unambiguous JSON, and serialises with pydantic, several times faster than the standard library.
+
+    Text that is not UTF-8, objects with a duplicate name, NaN and Infinity are rejected, since parsers disagree on what
+    they mean.
+    """
 
     def loads(self, s: str | bytes, **kwargs: Any) -> Any:
         return _DECODER.decode(s.decode() if isinstance(s, bytes) else s)
@@ -21,26 +24,26 @@ class JsonProvider(DefaultJSONProvider):
         try:
             return pydantic_core.to_json(obj, fallback=_to_text).decode()
         except pydantic_core.PydanticSerializationError:
-            # Half a character, as only JSON can carry it: escaped, the standard library passes it on.
+            # An unpaired surrogate, which only JSON can represent: the standard library escapes it.
             return super().dumps(obj, **kwargs)
 
 
 def _to_text(value: object) -> str:
-    """A text that is translated when it is shown, as text."""
+    """Translate a lazy text."""
     if isinstance(value, LazyString):
         return str(value)
-    raise pydantic_core.PydanticSerializationError(f"{type(value).__name__} is not serializable")
+    raise pydantic_core.PydanticSerializationError(f"{type(value).__name__} is not serializable")  # no translation
 
 
 def _reject_duplicate_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("an object has a name twice")
-    return found
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("an object has a duplicate name")
+    return members
 
 
 def _reject_non_finite(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_reject_duplicate_names, parse_constant=_reject_non_finite)

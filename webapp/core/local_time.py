@@ -1,4 +1,4 @@
-"""Local days and times of an offer's zone as moments, and back."""
+"""Convert local dates and times in an offer's time zone to UTC and back."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from datetime import UTC, date, datetime, time, timedelta
 from functools import cache
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
+from flask_babel import gettext as _
+
 from webapp.core.errors import FieldError, InvalidInput
 
 MIDNIGHT = time(0)
@@ -14,9 +16,9 @@ MIDNIGHT = time(0)
 
 @dataclass(frozen=True)
 class LocalDateTime:
-    """A day, perhaps with a time, as a clock on the wall of the offer's zone shows it.
+    """A date, optionally with a wall-clock time, in the time zone of an offer.
 
-    `fold` says which one is meant of a time that the clock shows twice (0 the earlier, 1 the later).
+    `fold` selects one of two equal wall-clock times when clocks go back (0 the earlier, 1 the later; see PEP 495).
     """
 
     day: date
@@ -26,95 +28,94 @@ class LocalDateTime:
 
 @cache
 def list_time_zones() -> tuple[str, ...]:
-    """The zones that people choose from: UTC and those named after places."""
+    """Return the time zones to choose from: UTC and those named after places, sorted."""
     named = (name for name in available_timezones() if "/" in name and not name.startswith(("Etc/", "SystemV/", "US/")))
     return ("UTC", *sorted(named))
 
 
 def parse_time_zone(name: str) -> ZoneInfo:
-    """The zone of this name.
+    """Return the time zone of this name.
 
-    :raises Invalid: `time_zone_unknown`.
+    :raises InvalidInput: `time_zone_unknown`.
     """
     try:
-        # `localtime` is whatever this machine's is; no database knows it.
+        # `localtime` is the zone of this machine; PostgreSQL does not know it.
         if name in available_timezones() - {"localtime", "posixrules", "Factory"}:
             return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError):
         pass
-    raise InvalidInput(FieldError("time_zone", "time_zone_unknown", "Choose a time zone such as Europe/Berlin."))
+    raise InvalidInput(FieldError("time_zone", "time_zone_unknown", _("Choose a time zone such as Europe/Berlin.")))
 
 
-def window_start(local: LocalDateTime, place: ZoneInfo) -> datetime:
-    """The moment a window opens: at the time given, or when the day begins.
+def window_start(local: LocalDateTime, time_zone: ZoneInfo) -> datetime:
+    """Return the start of a window in UTC: the given time, or the start of the day.
 
-    :raises Invalid: see `moment`.
+    :raises InvalidInput: see `local_to_utc`.
     """
     if local.time is None:
-        return start_of_day(local.day, place)
-    return local_to_utc(local, place, "starts_at")
+        return start_of_day(local.day, time_zone)
+    return local_to_utc(local, time_zone, "starts_at")
 
 
-def window_end(local: LocalDateTime, place: ZoneInfo) -> datetime:
-    """The moment a window closes: at the time given, or at the midnight that ends the day.
+def window_end(local: LocalDateTime, time_zone: ZoneInfo) -> datetime:
+    """Return the end of a window in UTC: the given time, or the midnight that ends the day.
 
-    :raises Invalid: see `moment`.
+    :raises InvalidInput: `time_out_of_range` for the last day of the calendar; see also `local_to_utc`.
     """
     if local.time is None:
         if local.day == date.max:
-            raise InvalidInput(FieldError("ends_at", "time_out_of_range", "Choose a day before the year 2200."))
-        return start_of_day(local.day + timedelta(days=1), place)
-    return local_to_utc(local, place, "ends_at")
+            raise InvalidInput(FieldError("ends_at", "time_out_of_range", _("Choose a day before the year 2200.")))
+        return start_of_day(local.day + timedelta(days=1), time_zone)
+    return local_to_utc(local, time_zone, "ends_at")
 
 
-def start_of_day(day: date, place: ZoneInfo) -> datetime:
-    """The first moment of a day. Where clocks go forward at midnight, that is the moment they do."""
-    return _to_utc_with_fold(datetime.combine(day, MIDNIGHT), place, 0)
+def start_of_day(day: date, time_zone: ZoneInfo) -> datetime:
+    """Return the start of a day in UTC. Where clocks go forward at midnight, that is the moment of the change."""
+    return _to_utc_with_fold(datetime.combine(day, MIDNIGHT), time_zone, 0)
 
 
-def local_to_utc(local: LocalDateTime, place: ZoneInfo, field: str) -> datetime:
-    """The moment (UTC) at which the clock shows this.
+def local_to_utc(local: LocalDateTime, time_zone: ZoneInfo, field: str) -> datetime:
+    """Convert a local time to UTC.
 
-    :raises Invalid: `time_missing` when the clock jumps over it, `time_ambiguous` when it shows it twice and
-        nobody said which one is meant.
+    :param field: the input field that an error is about.
+    :raises InvalidInput: `time_missing` when clocks skip this time, `time_ambiguous` when it occurs twice and `fold` is
+        not set.
     """
     naive = datetime.combine(local.day, local.time or MIDNIGHT)
-    first, second = _to_utc_with_fold(naive, place, 0), _to_utc_with_fold(naive, place, 1)
+    first, second = _to_utc_with_fold(naive, time_zone, 0), _to_utc_with_fold(naive, time_zone, 1)
     if first == second:
         return first
-    if first.astimezone(place).replace(tzinfo=None) != naive:
-        raise InvalidInput(
-            FieldError(
-                field,
-                "time_missing",
-                f"{naive:%H:%M} does not exist on that day in {place.key}: clocks go forward then. "
-                "Choose another time.",
-            )
+    clock_time = f"{naive:%H:%M}"
+    if first.astimezone(time_zone).replace(tzinfo=None) != naive:
+        message = _(
+            "%(time)s does not exist on that day in %(zone)s: clocks go forward then. Choose another time.",
+            time=clock_time,
+            zone=time_zone.key,
         )
+        raise InvalidInput(FieldError(field, "time_missing", message))
     if local.fold is None:
-        raise InvalidInput(
-            FieldError(
-                field,
-                "time_ambiguous",
-                f"Clocks go back on that day in {place.key}, so {naive:%H:%M} comes twice. Say which one you mean.",
-            )
+        message = _(
+            "Clocks go back on that day in %(zone)s, so %(time)s occurs twice. Choose which one you mean.",
+            time=clock_time,
+            zone=time_zone.key,
         )
+        raise InvalidInput(FieldError(field, "time_ambiguous", message))
     return second if local.fold else first
 
 
-def utc_to_local(at: datetime, place: ZoneInfo, *, closes: bool = False) -> LocalDateTime:
-    """What the clock shows at a moment, the way `start` (or, when it `closes` a window, `end`) reads it."""
-    local = at.astimezone(place)
-    if local.time() == MIDNIGHT and _to_utc_with_fold(local.replace(tzinfo=None), place, 0) == at:
-        return LocalDateTime(local.date() - timedelta(days=1) if closes else local.date())
+def utc_to_local(at: datetime, time_zone: ZoneInfo, *, is_window_end: bool = False) -> LocalDateTime:
+    """Convert a time to the local date and time that `window_start` (or `window_end`) converts back to it."""
+    local = at.astimezone(time_zone)
+    if local.time() == MIDNIGHT and _to_utc_with_fold(local.replace(tzinfo=None), time_zone, 0) == at:
+        return LocalDateTime(local.date() - timedelta(days=1) if is_window_end else local.date())
     naive = local.replace(tzinfo=None)
-    twice = _to_utc_with_fold(naive, place, 0) != _to_utc_with_fold(naive, place, 1)
-    return LocalDateTime(local.date(), local.time(), local.fold if twice else None)
+    is_ambiguous = _to_utc_with_fold(naive, time_zone, 0) != _to_utc_with_fold(naive, time_zone, 1)
+    return LocalDateTime(local.date(), local.time(), local.fold if is_ambiguous else None)
 
 
-def _to_utc_with_fold(naive: datetime, place: ZoneInfo, fold: int) -> datetime:
+def _to_utc_with_fold(naive: datetime, time_zone: ZoneInfo, fold: int) -> datetime:
     try:
-        return naive.replace(tzinfo=place, fold=fold).astimezone(UTC)
+        return naive.replace(tzinfo=time_zone, fold=fold).astimezone(UTC)
     except OverflowError:
-        # The first and last days of the calendar have no neighbours; offers.actions refuses such years by name.
+        # The first and last day of the calendar cannot be converted; offers.actions rejects such years.
         return naive.replace(tzinfo=UTC)

@@ -1,8 +1,8 @@
-"""What the program says about itself while it runs: one form for web, worker and commands, on standard error.
+"""Logging: one format for web processes, workers and commands, on standard error.
 
-A line carries the time (RFC 3339, UTC), the level, who says it, what it says and, where there is one, the request, the
-campaign, the batch and the task it is about. It names no customer: addresses, and what PostgreSQL quotes of rows, are
-taken out of every line, whoever wrote it, as far as they look like such.
+A line has the time (RFC 3339, UTC), the level, the logger, the message and, if known, the ids of the request, campaign
+and batch and the name of the task. Personal data is redacted: anything that looks like an email address, and row
+contents that PostgreSQL quotes, are removed from every line, including those of third-party libraries.
 """
 
 from __future__ import annotations
@@ -25,41 +25,44 @@ from webapp.core.settings import Settings
 log = logging.getLogger(__name__)
 
 CONTEXT_FIELDS = ("request_id", "campaign_id", "batch_id", "task")
-# A request that took longer, in seconds, is worth a line.
+# Requests that took longer than this, in seconds, are logged.
 SLOW_REQUEST_SECONDS = 1.0
 
-# A local part may be quoted, with blanks in it (RFC 5321), and may be in any script (RFC 6531).
+# A local part may be quoted and contain spaces (RFC 5321), and may be in any script (RFC 6531).
 _EMAIL_PATTERN = re.compile(
     r"""(?:"[^"@\n]{1,64}"|(?:[^\s"'<>()\[\]{},;:]|(?<=\w)'(?=\w)){1,320})(?:@|%40)(?:\[[^\]\n]{1,255}\]|[^\s"'<>()\[\]{},;:]{1,255})"""
 )
-# What PostgreSQL adds to an error: the rows and the lines of files it was about, up to what others add.
+# Details that PostgreSQL adds to an error (contents of rows and input lines), up to the next known section.
 _POSTGRESQL_DETAIL_PATTERN = re.compile(
     r"^(DETAIL|CONTEXT|LINE \d+): .*?(?=^(?:HINT|\[SQL|\(Background|Traceback|The above|During)|\Z)", re.M | re.S
 )
 
 _CONTROL_PATTERN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
-_context: ContextVar[dict[str, object] | None] = ContextVar("about", default=None)
+_context: ContextVar[dict[str, object] | None] = ContextVar("log_context", default=None)
 
 
 @contextmanager
-def log_context(**what: object) -> Iterator[None]:
-    """Every line of this thread says meanwhile what it is about: some of `ABOUT`."""
-    token = _context.set((_context.get() or {}) | what)
+def log_context(**fields: object) -> Iterator[None]:
+    """Add fields to every line that this thread logs inside the block.
+
+    :param fields: some of `CONTEXT_FIELDS`.
+    """
+    token = _context.set((_context.get() or {}) | fields)
     try:
         yield
     except Exception as error:
-        # Whoever logs it further out says what it was about.
-        error.__dict__.setdefault("about", _context.get())
+        # For the code outside the block that logs the exception.
+        error.__dict__.setdefault("log_context", _context.get())
         raise
     finally:
         _context.reset(token)
 
 
 def configure_logging(settings: Settings, level: str | None = None) -> None:
-    """Have everything that this process logs written in the form and from the level of the settings.
+    """Configure the logging of this process with the format and level of the settings.
 
-    :param level: what stands in for LOG_LEVEL where that is not set.
+    :param level: the level when LOG_LEVEL is not set.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLineFormatter() if settings.log_format == "json" else _TextFormatter())
@@ -68,21 +71,22 @@ def configure_logging(settings: Settings, level: str | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level or level or "INFO")
-    # The web server's own logger comes with a handler of its own.
+    # The logger of the web server has its own handler.
     server = logging.getLogger("_granian")
     server.handlers.clear()
     server.propagate = True
-    # Four lines a minute that nothing happened, and of each task that it was done.
+    # At level INFO Huey logs several lines a minute while idle, and every completed task.
     logging.getLogger("huey").setLevel(logging.WARNING)
 
 
-def log_slow_or_failed_request(response: Response, began: float | None) -> None:
-    """A line about a request that failed on our side or took long. It has the rule of the address, which may have an
-    e-mail in it, and nothing of what was sent.
+def log_slow_or_failed_request(response: Response, started_at: float | None) -> None:
+    """Log a request that failed with a server error or took long.
 
-    :param began: when the request came, by `time.perf_counter`; None when it was refused before anybody looked.
+    The line has the URL rule and not the URL, which may contain an email address, and nothing of the request's body.
+
+    :param started_at: when the request started, by `time.perf_counter`; None when it was rejected before our hooks ran.
     """
-    seconds = time.perf_counter() - began if began else 0.0
+    seconds = time.perf_counter() - started_at if started_at else 0.0
     if response.status_code < 500 and seconds < SLOW_REQUEST_SECONDS:
         return
     if (
@@ -92,35 +96,35 @@ def log_slow_or_failed_request(response: Response, began: float | None) -> None:
     ):
         return
     route = request.url_rule.rule if request.url_rule else "no route"
-    what = {"method": request.method, "route": route, "status": response.status_code, "ms": round(seconds * 1000)}
-    log.warning("%(method)s %(route)s: %(status)d after %(ms)d ms", what, extra=what)
+    fields = {"method": request.method, "route": route, "status": response.status_code, "ms": round(seconds * 1000)}
+    log.warning("%(method)s %(route)s: %(status)d after %(ms)d ms", fields, extra=fields)
 
 
 def redact_personal_data(line: str) -> str:
-    """A line or a traceback without addresses and without what PostgreSQL quotes."""
+    """Return a line or a traceback without email addresses and without row contents quoted by PostgreSQL."""
     if "@" in line or "%40" in line:
         line = _EMAIL_PATTERN.sub("…", line)
     return _POSTGRESQL_DETAIL_PATTERN.sub(r"\1: …\n", line) if ": " in line else line
 
 
 def _add_context(record: logging.LogRecord) -> bool:
-    here = _context.get() or {}
+    fields = _context.get() or {}
     if has_request_context() and "request_id" in g:
-        here = {"request_id": g.request_id} | here
+        fields = {"request_id": g.request_id} | fields
     for name in CONTEXT_FIELDS:
-        if not hasattr(record, name) and name in here:
-            setattr(record, name, here[name])
+        if not hasattr(record, name) and name in fields:
+            setattr(record, name, fields[name])
     return True
 
 
 def _filter_huey_noise(record: logging.LogRecord) -> bool:
     if not record.name.startswith("huey"):
         return True
-    # Each thread of the worker asks a database that is away again and again.
+    # Each thread of the worker polls a database that is unavailable again and again.
     if record.exc_info and database_health.detect_outage(record.exc_info[1]):
         return False
-    # `bell` has said so, with what it was about.
-    return not (record.exc_info and getattr(record.exc_info[1], "told", False))
+    # `task_queue` has logged the failed task already, with its context.
+    return not (record.exc_info and getattr(record.exc_info[1], "is_logged", False))
 
 
 def _format_time(record: logging.LogRecord) -> str:
@@ -128,7 +132,7 @@ def _format_time(record: logging.LogRecord) -> str:
 
 
 class _TextFormatter(logging.Formatter):
-    """For people: `2026-03-01T09:00:00.000Z INFO webapp.worker started … [task=pump]`."""
+    """For people: `2026-03-01T09:00:00.000Z INFO webapp.worker started … [task=campaigns.send]`."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -137,19 +141,19 @@ class _TextFormatter(logging.Formatter):
         return _format_time(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        found = [f"{name}={getattr(record, name)}" for name in CONTEXT_FIELDS if hasattr(record, name)]
-        # Only a traceback has lines of its own: nobody's words look like a line of ours, or move a terminal's cursor.
+        fields = [f"{name}={getattr(record, name)}" for name in CONTEXT_FIELDS if hasattr(record, name)]
+        # Escaped, so that a logged value can neither forge a log line nor control the terminal.
         line = _CONTROL_PATTERN.sub(
-            lambda sign: repr(sign[0])[1:-1], redact_personal_data(super().formatMessage(record))
+            lambda match: repr(match[0])[1:-1], redact_personal_data(super().formatMessage(record))
         )
-        return line + (f" [{' '.join(found)}]" if found else "")
+        return line + (f" [{' '.join(fields)}]" if fields else "")
 
     def format(self, record: logging.LogRecord) -> str:
         return redact_personal_data(super().format(record))
 
 
 class _JsonLineFormatter(JsonFormatter):
-    """For programs: an object a line, with the same words and what the line is about as fields."""
+    """For programs: one JSON object per line, with the message and the context as fields."""
 
     def __init__(self) -> None:
         names = {"asctime": "time", "levelname": "level", "name": "logger", "exc_info": "traceback"}

@@ -1,10 +1,12 @@
-"""Discounts in minor units of a currency (ISO 4217)."""
+"""Discounts: a percentage or an amount in minor units of a currency (ISO 4217)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Literal
+
+from flask_babel import gettext as _
 
 from webapp.core.errors import FieldError, InvalidInput
 
@@ -19,15 +21,14 @@ class Discount:
     currency: str | None = None
 
     def amount_off(self, amount: int, currency: str) -> int:
-        """What is taken off an order of `amount` minor units: rounded half up, never more than the order.
+        """Return the discount on an order of `amount` minor units, rounded half up and at most `amount`.
 
-        :raises Invalid: `currency_mismatch` when a fixed amount is in another currency than the order.
+        :raises InvalidInput: `currency_mismatch` when a fixed amount is in another currency than the order.
         """
         if self.type == "percent" and self.percent is not None:
             exact = Decimal(amount) * self.percent / 100
             return min(amount, int(exact.quantize(Decimal(1), ROUND_HALF_UP)))
         if self.currency != currency:
-            raise InvalidInput(
-                FieldError("order.currency", "currency_mismatch", f"This offer is for orders in {self.currency}.")
-            )
+            message = _("This offer is for orders in %(currency)s.", currency=self.currency)
+            raise InvalidInput(FieldError("order.currency", "currency_mismatch", message))
         return min(amount, self.amount or 0)

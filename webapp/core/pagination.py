@@ -1,4 +1,4 @@
-"""Opaque cursors for pages that are never counted: where the last page ended, as short text."""
+"""Keyset pagination with opaque cursors, without counting rows."""
 
 from __future__ import annotations
 
@@ -7,41 +7,43 @@ import binascii
 from urllib.parse import urlencode
 
 from flask import Response, jsonify, request
+from flask_babel import gettext as _
 
 from webapp.core.errors import FieldError, InvalidInput
 
 
-def encode_cursor(*place: int) -> str:
-    """The cursor of a place."""
-    return base64.urlsafe_b64encode(".".join(str(part) for part in place).encode()).decode().rstrip("=")
+def encode_cursor(*position: int) -> str:
+    """Encode the position where a page ended as a cursor."""
+    return base64.urlsafe_b64encode(".".join(str(part) for part in position).encode()).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str | None, length: int) -> tuple[int, ...] | None:
-    """The place of a cursor that `write` made of `length` numbers; None for none.
+    """Return the position of a cursor that `encode_cursor` made of `length` numbers; None for no cursor.
 
-    :raises Invalid: `cursor_invalid` for anything else.
+    :raises InvalidInput: `cursor_invalid` for anything else.
     """
     if not cursor:
         return None
     try:
         text = base64.urlsafe_b64decode(cursor.encode() + b"=" * (-len(cursor) % 4)).decode("ascii")
-        place = tuple(int(part) for part in text.split("."))
+        position = tuple(int(part) for part in text.split("."))
     except (binascii.Error, ValueError):
-        place = ()
-    if len(place) != length or not all(0 <= part < 1 << 63 for part in place):
-        raise InvalidInput(FieldError("cursor", "cursor_invalid", "Take the cursor as the page before gave it."))
-    return place
+        position = ()
+    if len(position) != length or not all(0 <= part < 1 << 63 for part in position):
+        message = _("Send the cursor exactly as the previous page returned it.")
+        raise InvalidInput(FieldError("cursor", "cursor_invalid", message))
+    return position
 
 
-def build_page_response(name: str, items: list[dict[str, object]], following: str | None) -> Response:
-    """One page as JSON, with the cursor of the next one and a Link to it (RFC 8288)."""
-    response = jsonify({name: items, "next_cursor": following})
-    add_next_link(response, following)
+def build_page_response(name: str, items: list[dict[str, object]], next_cursor: str | None) -> Response:
+    """Return a page as JSON, with the cursor of the next page and a Link to it (RFC 8288)."""
+    response = jsonify({name: items, "next_cursor": next_cursor})
+    add_next_link(response, next_cursor)
     return response
 
 
-def add_next_link(response: Response, following: str | None) -> None:
-    """Name the next page of an answer in its headers, when there is one."""
-    if following is not None:
-        query = urlencode(request.args.to_dict() | {"cursor": following})
+def add_next_link(response: Response, next_cursor: str | None) -> None:
+    """Add a Link header to the next page, if there is one (RFC 8288)."""
+    if next_cursor is not None:
+        query = urlencode(request.args.to_dict() | {"cursor": next_cursor})
         response.headers["Link"] = f'<{request.path}?{query}>; rel="next"'

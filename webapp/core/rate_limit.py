@@ -1,12 +1,12 @@
-"""Limits on how often somebody may try, shared by all processes and machines through one unlogged table.
+"""Rate limits, shared by all processes and machines through one unlogged table.
 
-A view is limited by decorators, any of which may refuse:
+A view is limited by decorators; each of them may reject a request:
 
-    @room.post("/sign-in")
-    @limiter.limit("30 per minute", key_func=address)
-    @limiter.limit("10 per 5 minutes", key_func=typed("email", normalise_email))
+    @blueprint.post("/sign-in")
+    @limiter.limit("30 per minute", key_func=client_address)
+    @limiter.limit("10 per 5 minutes", key_func=form_field_key("email", normalise_email))
 
-Where the table can't be reached the limits stand aside: what the view does needs the database too and says so.
+If the table is unavailable, the limits are not applied: the views need the database too and report the outage.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Any
 
 from flask import Flask, Response, request
 from flask.typing import ResponseReturnValue
+from flask_babel import gettext as _
+from flask_babel import ngettext
 from flask_limiter import Limiter, RateLimitExceeded
 from limits.storage import Storage
 from sqlalchemy import Index, Text, case, delete, func, select
@@ -32,12 +34,12 @@ from sqlalchemy.orm import Mapped, mapped_column
 from webapp.core.errors import DomainError
 from webapp.core.extensions import Model, db
 
-# How many old rows the maker of a new one clears away, so that the table never outgrows what is in use.
+# How many expired rows are deleted with each insert, so that the table does not grow beyond the rows in use.
 CLEANUP_BATCH_SIZE = 10
 
 
 class TableStorage(Storage):
-    """Counters of fixed windows in `rate_hit`. Each call is a transaction of its own, whatever the request's does."""
+    """Counters of fixed windows in `rate_hit`. Each call is its own transaction, independent of the request's."""
 
     STORAGE_SCHEME = ["table"]  # noqa: RUF012
 
@@ -46,34 +48,34 @@ class TableStorage(Storage):
         return SQLAlchemyError
 
     def incr(self, key: str, expiry: int, amount: int = 1) -> int:
-        window = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, expiry)
-        over = RateLimitCounter.expires_at <= func.now()
-        hit = insert(RateLimitCounter).values(key=key, n=amount, expires_at=window)
-        hit = hit.on_conflict_do_update(
+        expires_at = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, expiry)
+        is_expired = RateLimitCounter.expires_at <= func.now()
+        upsert = insert(RateLimitCounter).values(key=key, n=amount, expires_at=expires_at)
+        upsert = upsert.on_conflict_do_update(
             index_elements=[RateLimitCounter.key],
             set_={
-                "n": case((over, hit.excluded.n), else_=RateLimitCounter.n + hit.excluded.n),
-                "expires_at": case((over, hit.excluded.expires_at), else_=RateLimitCounter.expires_at),
+                "n": case((is_expired, upsert.excluded.n), else_=RateLimitCounter.n + upsert.excluded.n),
+                "expires_at": case((is_expired, upsert.excluded.expires_at), else_=RateLimitCounter.expires_at),
             },
         )
         with _connect_autocommit() as connection:
-            n = int(connection.scalar(hit.returning(RateLimitCounter.n)) or 0)
+            n = int(connection.scalar(upsert.returning(RateLimitCounter.n)) or 0)
             if n == amount:
                 _delete_expired(connection)
         return n
 
     def get(self, key: str) -> int:
         with _connect_autocommit() as connection:
-            alive = select(RateLimitCounter.n).where(
+            unexpired = select(RateLimitCounter.n).where(
                 RateLimitCounter.key == key, RateLimitCounter.expires_at > func.now()
             )
-            return connection.scalar(alive) or 0
+            return connection.scalar(unexpired) or 0
 
     def get_expiry(self, key: str) -> float:
         with _connect_autocommit() as connection:
-            left = func.extract("epoch", RateLimitCounter.expires_at - func.now())
-            seconds = connection.scalar(select(left).where(RateLimitCounter.key == key))
-        # Reckoned from this machine's clock, as the caller will; the database's may differ.
+            remaining = func.extract("epoch", RateLimitCounter.expires_at - func.now())
+            seconds = connection.scalar(select(remaining).where(RateLimitCounter.key == key))
+        # By the clock of this machine, as the caller compares it; the clock of the database may differ.
         return time.time() + max(0.0, float(seconds or 0))
 
     def check(self) -> bool:
@@ -93,77 +95,86 @@ class TableStorage(Storage):
 
 
 def client_address() -> str:
-    """Who asks, by network address. An IPv6 customer owns a /64, so that counts as one."""
-    given = ipaddress.ip_address(request.remote_addr or "0.0.0.0")  # noqa: S104
-    if isinstance(given, ipaddress.IPv6Address) and given.ipv4_mapped is None:
-        return str(ipaddress.ip_network((given, 64), strict=False))
-    return str(getattr(given, "ipv4_mapped", None) or given)
+    """Return the client's IP address as a key. An IPv6 subscriber usually has a /64, which counts as one client."""
+    address = ipaddress.ip_address(request.remote_addr or "0.0.0.0")  # noqa: S104
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(getattr(address, "ipv4_mapped", None) or address)
 
 
 def form_field_key(field: str, normalise: Callable[[str], str] = str) -> Callable[[], str]:
-    """Who is meant, by a field of the form: an e-mail, a code. Kept as a hash, which is short and names nobody.
+    """Return a key function for the value of a form field, such as an email address or a code.
 
-    :param normalise: makes different spellings one; what it refuses is counted as it was typed.
+    The key is a hash, which is short and contains no personal data.
+
+    :param normalise: maps different spellings to one; a value that it rejects is counted as typed.
     """
 
     def key() -> str:
-        given = request.form.get(field, "")
+        value = request.form.get(field, "")
         try:
-            given = normalise(given)
+            value = normalise(value)
         except DomainError:
-            given = given.strip()
-        return f"{field}:{hashlib.sha256(given.encode()).hexdigest()}"
+            value = value.strip()
+        return f"{field}:{hashlib.sha256(value.encode()).hexdigest()}"
 
     return key
 
 
 def combined_key(*parts: Callable[[], str]) -> Callable[[], str]:
-    """Several keys as one: an e-mail as typed from one address, so that nobody else uses its tries up."""
+    """Combine key functions, such as email and client address, so that other clients do not use up the attempts."""
     return lambda: "|".join(part() for part in parts)
 
 
 class TooManyRequests(DomainError):
-    """Tried too often; `seconds` says for how long to wait."""
+    """A rate limit was exceeded (429).
+
+    :param seconds: how long to wait before the next attempt.
+    """
 
     def __init__(self, seconds: int) -> None:
         self.retry_after_seconds = seconds
-        self.wait_text = "a minute" if seconds <= 60 else f"{math.ceil(seconds / 60)} minutes"
-        super().__init__("rate_limited", f"Too many tries. Please wait {self.wait_text} and try again.", 429)
+        self.wait_text = ngettext("a minute", "%(num)s minutes", max(1, math.ceil(seconds / 60)))
+        message = _("Too many attempts. Please wait %(time)s and try again.", time=self.wait_text)
+        super().__init__("rate_limited", message, 429)
 
 
-# `swallow_errors` lets a request pass when the table can't be reached, and logs it.
+# `swallow_errors` lets a request pass when the table is unavailable, and logs it.
 limiter = Limiter(client_address, storage_uri="table://", strategy="fixed-window", swallow_errors=True)
 
 
-def reset_attempts(who: Callable[[], str]) -> None:
-    """Forget the tries that led to this request, of one kind of key: whoever succeeds has not been guessing."""
-    key = who()
+def reset_attempts(key_func: Callable[[], str]) -> None:
+    """Reset the counter of one of the limits of this request: a successful attempt shows that it was not guessing.
+
+    :param key_func: the key function of that limit.
+    """
+    key = key_func()
     for limit in limiter.current_limits:
         if limit.request_args[0] == key:
             limiter.limiter.clear(limit.limit, *limit.request_args)
 
 
 def init_app(app: Flask) -> None:
-    """Switch the limits on for an app and answer 429 with the time to wait, in the form of the door."""
+    """Enable the limits for an app, and answer 429 with a Retry-After header in the format of the interface."""
     limiter.init_app(app)
-    # Only these doors have limits. To look for some at every call would cost the API more than its own work.
-    every: list[Any] = [app.before_request_funcs, app.after_request_funcs, app.teardown_request_funcs]
-    for hooks in every:
+    # Only these blueprints have limits. Looking for limits in every call would cost the API more than its own work.
+    hooks_by_kind: list[Any] = [app.before_request_funcs, app.after_request_funcs, app.teardown_request_funcs]
+    for hooks in hooks_by_kind:
         hook = hooks[None].pop()
-        for door in ("staff", "public"):
-            hooks.setdefault(door, []).append(hook)
+        for blueprint in ("staff", "public"):
+            hooks.setdefault(blueprint, []).append(hook)
 
     @app.errorhandler(RateLimitExceeded)
-    def too_often(_: RateLimitExceeded) -> ResponseReturnValue:
-        # A room that keeps what was typed on its own page has a handler for this.
+    def handle_limit_exceeded(_error: RateLimitExceeded) -> ResponseReturnValue:
+        # A blueprint may handle TooManyRequests itself, to show its own page again with what was typed.
         return app.handle_user_exception(TooManyRequests(_seconds_until_reset()))
 
     @app.errorhandler(TooManyRequests)
-    def too_many(error: TooManyRequests) -> Response:
-        refusal = DomainError(error.key, error.message, error.status)
-        answer: Response = app.make_response(app.handle_user_exception(refusal))
-        answer.headers["Retry-After"] = str(error.retry_after_seconds)
-        return answer
+    def handle_too_many_requests(error: TooManyRequests) -> Response:
+        generic_error = DomainError(error.key, error.message, error.status)
+        response: Response = app.make_response(app.handle_user_exception(generic_error))
+        response.headers["Retry-After"] = str(error.retry_after_seconds)
+        return response
 
 
 def _seconds_until_reset() -> int:
@@ -179,19 +190,19 @@ def _connect_autocommit() -> Connection:
 
 
 def _delete_expired(connection: Connection) -> None:
-    """Drop a few windows that are over. Rows that somebody else is at are left to the next one."""
-    old: Any = (
+    """Delete a few expired windows. Rows that another transaction has locked are left to the next call."""
+    expired: Any = (
         select(RateLimitCounter.key)
         .where(RateLimitCounter.expires_at < func.now())
         .order_by(RateLimitCounter.expires_at)
         .limit(CLEANUP_BATCH_SIZE)
         .with_for_update(skip_locked=True)
     )
-    connection.execute(delete(RateLimitCounter).where(RateLimitCounter.key.in_(old)))
+    connection.execute(delete(RateLimitCounter).where(RateLimitCounter.key.in_(expired)))
 
 
 class RateLimitCounter(Model):
-    """Counters of the rate limits, shared by all processes. Unlogged: a crash forgives."""
+    """Counters of the rate limits, shared by all processes. The table is unlogged: a database crash resets them."""
 
     __tablename__ = "rate_hit"
     key: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)

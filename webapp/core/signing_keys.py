@@ -1,9 +1,9 @@
-"""The keys behind ids, links, personal codes and API keys.
+"""The signing keys of redemption ids, personal links, personal codes and API keys.
 
-They are versioned rows, so that changing SECRET_KEY only ends sessions. A process remembers them for a minute. Another
-one may have signed with a key that is younger than that: whoever meets what no known key explains has the table read
-again before saying no: by the revision of the table (`keys`), or by asking what is new (`newly_known`), at most
-once a second.
+They are versioned rows, so that changing SECRET_KEY only ends sessions. A process caches them for a minute. Another
+process may have signed with a key that is newer than the cache, so a signature that no cached key verifies is rejected
+only after the table was read again: by the revision of the table (`accepted_keys`), or by looking for new keys
+(`find_new_keys`), at most once a second.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from webapp.core.extensions import Model, db
 
 
 class SigningKey(Model):
-    """One secret of one purpose. The highest version signs; every version that was not retired still reads."""
+    """One secret of one purpose. The highest version signs; every version that is not revoked verifies."""
 
     __tablename__ = "signing_key"
     purpose: Mapped[str] = mapped_column(primary_key=True)
@@ -38,7 +38,7 @@ class SigningKey(Model):
 
 
 class KeyVersion(NamedTuple):
-    """What may be shown of a key."""
+    """The public part of a signing key."""
 
     purpose: str
     version: int
@@ -48,13 +48,13 @@ class KeyVersion(NamedTuple):
 
 class _CachedKeys(NamedTuple):
     keys: list[tuple[int, bytes]]
-    # Rows are added and retired, never removed: the number of both only grows, by one for each change.
+    # Rows are added and revoked, never deleted: the number of rows plus revocations grows by one with each change.
     revision: int
     read_at: float
 
 
 CACHE_SECONDS = 60
-# What nobody has signed must not make us read the table more often than this.
+# Minimum seconds between two reads of the table, so that forged signatures do not cause many.
 MIN_REFRESH_SECONDS = 1
 _cache: dict[tuple[str, str], _CachedKeys] = {}
 _lock = threading.Lock()
@@ -62,75 +62,75 @@ _refresh_lock = threading.Lock()
 
 
 def accepted_keys(purpose: str, revision: int = 0) -> list[tuple[int, bytes]]:
-    """All accepted keys of a purpose as (version, secret), newest first; the first is made when there is none.
+    """Return the accepted keys of a purpose as (version, secret), newest first; create the first key if there is none.
 
-    :param revision: how many keys were ever made and retired, if the caller has just read that: a process that
-        knows of fewer reads the table again.
+    :param revision: the number of keys ever created plus revoked, if the caller has just read it: a cache with a lower
+        revision is refreshed.
     """
-    held = _get_fresh(purpose, revision)
-    if held is None:
+    cached = _get_fresh(purpose, revision)
+    if cached is None:
         with _refresh_lock:
-            # Of many who find them too old one reads, and the others find what it has read.
-            held = _get_fresh(purpose, revision) or _load_keys(purpose)
-    return held.keys
+            # Of many threads with an outdated cache one reads the table, and the others use its result.
+            cached = _get_fresh(purpose, revision) or _load_keys(purpose)
+    return cached.keys
 
 
 def _get_fresh(purpose: str, revision: int) -> _CachedKeys | None:
-    held = _get_cached(purpose)
-    if held and held.revision >= revision and held.read_at > time.monotonic() - CACHE_SECONDS:
-        return held
+    cached = _get_cached(purpose)
+    if cached and cached.revision >= revision and cached.read_at > time.monotonic() - CACHE_SECONDS:
+        return cached
     return None
 
 
 def find_new_keys(purpose: str) -> list[tuple[int, bytes]]:
-    """Keys that were made since this process has read the table. It reads again for that, at most once a second."""
-    held = _get_cached(purpose)
-    if held and held.read_at > time.monotonic() - MIN_REFRESH_SECONDS:
+    """Return keys that were created since this process read the table. It reads again, at most once a second."""
+    cached = _get_cached(purpose)
+    if cached and cached.read_at > time.monotonic() - MIN_REFRESH_SECONDS:
         return []
-    known = {version for version, _ in held.keys} if held else set()
+    known = {version for version, _ in cached.keys} if cached else set()
     return [(version, secret) for version, secret in _load_keys(purpose).keys if version not in known]
 
 
 def current_secret(purpose: str) -> bytes:
-    """The secret that signs now."""
+    """Return the secret that signs now."""
     return accepted_keys(purpose)[0][1]
 
 
 def find_secret(purpose: str, version: int) -> bytes | None:
-    """The secret of a version, also when another process has just made it; None when it is not accepted."""
+    """Return the secret of a version, even if another process has just created it; None if it is not accepted."""
     return dict(accepted_keys(purpose)).get(version) or dict(find_new_keys(purpose)).get(version)
 
 
 def clear_key_cache() -> None:
-    """Drop what is remembered, so that the next look-up reads the table."""
+    """Clear the cache, so that the next look-up reads the table."""
     with _lock:
         _cache.clear()
 
 
 def sign_token(purpose: str, payload: list[int]) -> str:
-    """A short URL-safe token that carries the payload and proves that we made it. It never expires."""
+    """Return a short URL-safe signed token that contains the payload. It never expires."""
     return str(URLSafeSerializer(current_secret(purpose), salt=purpose).dumps(payload))
 
 
 def create_signer(purpose: str) -> Callable[[list[int]], str]:
-    """`sign` with the key that signs now, for many payloads: what itsdangerous derives anew for each is made once."""
+    """Return a function that does the same as `sign_token` for many payloads, and derives the key only once."""
     secret = URLSafeSerializer(current_secret(purpose), salt=purpose).make_signer(purpose).derive_key()
 
-    def of(payload: list[int]) -> str:
-        said = base64_encode(f"[{','.join(map(str, payload))}]")
-        return f"{said.decode()}.{base64_encode(hmac.digest(secret, said, 'sha1')).decode()}"
+    def sign_payload(payload: list[int]) -> str:
+        encoded = base64_encode(f"[{','.join(map(str, payload))}]")
+        return f"{encoded.decode()}.{base64_encode(hmac.digest(secret, encoded, 'sha1')).decode()}"
 
-    return of
+    return sign_payload
 
 
 def verify_token(purpose: str, token: str) -> list[int] | None:
-    """The payload of a token that `sign` made for this purpose with any of its keys, else None."""
+    """Return the payload of a token that an accepted key has signed for this purpose, else None."""
     payload = _verify_with(purpose, token, accepted_keys(purpose))
     return _verify_with(purpose, token, find_new_keys(purpose)) if payload is None else payload
 
 
 def list_key_versions(purpose: str) -> list[KeyVersion]:
-    """Every version of a purpose, newest first, also retired ones; never their secrets."""
+    """Return every version of a purpose, newest first, including revoked ones, without their secrets."""
     rows = db.session.execute(
         select(SigningKey.purpose, SigningKey.version, SigningKey.created_at, SigningKey.retired_at)
         .where(SigningKey.purpose == purpose)
@@ -140,19 +140,25 @@ def list_key_versions(purpose: str) -> list[KeyVersion]:
 
 
 def lock_signing_keys() -> None:
-    """Let nobody else add or retire a key before this transaction ends."""
+    """Take the lock that serialises the creation and revocation of keys, until this transaction ends."""
     db.session.execute(text("select pg_advisory_xact_lock(hashtext('onecode.signing_key'))"))
 
 
 def add_key_version(purpose: str) -> int:
-    """Add the next version, in the transaction of the caller, who holds `lock`, commits and then calls `forget`."""
+    """Add the next version; return its number.
+
+    The caller holds `lock_signing_keys`, commits and then calls `clear_key_cache`.
+    """
     last = db.session.scalar(select(func.max(SigningKey.version)).where(SigningKey.purpose == purpose)) or 0
     db.session.execute(insert(SigningKey).values(purpose=purpose, version=last + 1, secret=secrets.token_bytes(32)))
     return last + 1
 
 
 def revoke_key_version(purpose: str, version: int) -> None:
-    """Accept a version no longer, in the transaction of the caller, who holds `lock`, commits and calls `forget`."""
+    """Revoke a version: it no longer verifies.
+
+    The caller holds `lock_signing_keys`, commits and then calls `clear_key_cache`.
+    """
     db.session.execute(
         update(SigningKey)
         .where(SigningKey.purpose == purpose, SigningKey.version == version, SigningKey.retired_at.is_(None))
@@ -161,8 +167,8 @@ def revoke_key_version(purpose: str, version: int) -> None:
     )
 
 
-def _verify_with(purpose: str, token: str, with_keys: Iterable[tuple[int, bytes]]) -> list[int] | None:
-    for _, secret in with_keys:
+def _verify_with(purpose: str, token: str, candidates: Iterable[tuple[int, bytes]]) -> list[int] | None:
+    for _, secret in candidates:
         try:
             payload = URLSafeSerializer(secret, salt=purpose).loads(token)
         except BadData:
@@ -182,27 +188,27 @@ def _get_cached(purpose: str) -> _CachedKeys | None:
 
 
 def _load_keys(purpose: str) -> _CachedKeys:
-    # Before the rows are read: what is made while they are on their way counts as unknown.
+    # Taken before the rows are read: keys created during the read count as unknown.
     read_at = time.monotonic()
     rows = _select_keys(purpose) or _create_first_key(purpose)
     accepted = [(row.version, bytes(row.secret)) for row in rows if row.retired_at is None]
-    held = _CachedKeys(accepted, len(rows) + sum(row.retired_at is not None for row in rows), read_at)
-    place = _cache_key(purpose)
+    loaded = _CachedKeys(accepted, len(rows) + sum(row.retired_at is not None for row in rows), read_at)
+    cache_key = _cache_key(purpose)
     with _lock:
-        before = _cache.get(place)
-        if before is None or before.read_at < read_at:
-            _cache[place] = held
-    return held
+        previous = _cache.get(cache_key)
+        if previous is None or previous.read_at < read_at:
+            _cache[cache_key] = loaded
+    return loaded
 
 
 def _select_keys(purpose: str) -> list[Row[int, bytes, datetime | None]]:
-    # On a connection that is given back at once: whoever asks for a key may need one for something else as well.
+    # On its own connection, which is returned immediately: the caller may need another one from the pool.
     with db.engine.connect() as connection:
         return list(connection.execute(_SELECT_KEYS.where(SigningKey.purpose == purpose)))
 
 
 def _create_first_key(purpose: str) -> list[Row[int, bytes, datetime | None]]:
-    """Make version 1 on a connection of its own, so that a caller's transaction neither loses nor delays it."""
+    """Create version 1 on its own connection, so that the caller's transaction neither rolls it back nor delays it."""
     with db.engine.begin() as connection:
         connection.execute(
             insert(SigningKey)

@@ -111,7 +111,7 @@ def enqueue(name: TaskName, *args: int, after: float = 0) -> bool:
 
 
 def run(name: TaskName, *args: int) -> None:
-    """Run a task in this thread, as a worker would."""
+    """Run a task in this thread, as a worker does."""
     _functions[name](*args)
 
 
@@ -154,7 +154,7 @@ def _wrap_in_app_context(name: str, function: Function, is_periodic: bool) -> Fu
     @functools.wraps(function)
     def run_task(*args: int) -> None:
         if _app is None:
-            raise RuntimeError("create_app() comes before the first task")
+            raise RuntimeError("call create_app() before running a task")
         _task_started_at[threading.get_ident()] = time.monotonic()
         try:
             with logs.log_context(task=name), _app.app_context():
@@ -173,7 +173,7 @@ def _run_and_log(function: Function, args: tuple[int, ...]) -> None:
     except Exception as error:
         # Logged here, where the context is known; Huey keeps the worker running.
         if not database_health.detect_outage(error):
-            log.exception("a task failed", extra=getattr(error, "about", None))
-        # Huey logs it once more, without the context (see `logs`).
-        error.__dict__["told"] = True
+            log.exception("task failed", extra=getattr(error, "log_context", None))
+        # Huey logs it again, without the context; `logs` drops that line.
+        error.__dict__["is_logged"] = True
         raise

@@ -1,4 +1,7 @@
-"""What is done with single customers and with audiences. Imports have `import_actions`."""
+"""Create, update and erase customers, and manage audiences.
+
+For file imports see `customers.imports.actions`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import timedelta
 
+from flask_babel import gettext as _
 from sqlalchemy import delete, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
@@ -37,10 +41,11 @@ _CLEANERS: dict[str, Callable[[str], str]] = {
 
 
 def create_customer(values: CustomerValues, audience_ids: Collection[int], by: str) -> Customer:
-    """A new customer, in these audiences.
+    """Create a customer who belongs to these audiences. Commits.
 
-    :raises Invalid: for an e-mail that is none, or a name, language or source id that can't be kept.
-    :raises DomainError: `conflict` when another customer has the e-mail or the source id.
+    :param by: email address of the staff member, or the name of the API key.
+    :raises InvalidInput: when the email address, name, language or source id is invalid.
+    :raises DomainError: `conflict` when another customer has the email address or the source id.
     """
     customer = Customer(**_clean_values(values))
     _check_unique(customer)
@@ -54,169 +59,179 @@ def create_customer(values: CustomerValues, audience_ids: Collection[int], by: s
 
 
 def update_customer(customer_id: int, values: CustomerValues, audience_ids: Collection[int], by: str) -> Customer:
-    """Other values for a customer, who keeps the id: a new e-mail frees no second use of any offer.
+    """Update a customer. Commits.
+
+    The customer keeps the id, so a new email address does not allow an offer to be redeemed again.
 
     :raises NotFound: when there is no such customer, or it was erased.
-    :raises Invalid: as `create`.
-    :raises DomainError: `conflict`, as `create`.
+    :raises InvalidInput: as `create_customer`.
+    :raises DomainError: `conflict`, as `create_customer`.
     """
     customer = customer_queries.lock_customer(customer_id)
     if customer is None or customer.erased_at is not None:
-        raise NotFound("There is no such customer.")
-    before = customer.email
-    changed = _apply_values(customer, _clean_values(values))
+        raise NotFound(_("There is no such customer."))
+    previous_email = customer.email
+    changed_fields = _apply_values(customer, _clean_values(values))
     _flush_customer()
-    _carry_suppression_over(before, customer)
+    _carry_suppression_over(previous_email, customer)
     if _set_audiences(customer.id, audience_ids):
-        changed.append("audiences")
-    if changed:
-        _record_customer_entry(by, "customer.changed", customer, fields=changed)
+        changed_fields.append("audiences")
+    if changed_fields:
+        _record_customer_entry(by, "customer.changed", customer, fields=changed_fields)
     db.session.commit()
     return customer
 
 
 def upsert_customer(
-    values: CustomerValues, audiences: Iterable[str] | None, by: str, joins: str | None = None
+    values: CustomerValues, audiences: Iterable[str] | None, by: str, extra_audience: str | None = None
 ) -> tuple[Customer, bool]:
-    """The customer with this source id as it shall be, made when missing; and whether it was made.
+    """Create or update the customer with this source id. Commits.
 
-    Somebody who is known by the e-mail only, without a source id, gets it. Who must not be mailed still must not.
+    A customer with the same email address and no source id gets this source id. A suppression stays in force.
 
-    :param audiences: the names of all audiences to be in, made when missing; None leaves them as they are.
-    :param joins: the name of an audience to be in besides those, as a row of an import has it.
-    :raises Invalid: as `create`.
-    :raises DomainError: `conflict` when another customer has the e-mail.
+    :param audiences: names of all audiences to belong to, created when missing; None keeps the memberships.
+    :param extra_audience: name of one more audience to join, as in a row of an import.
+    :returns: the customer, and whether it was created.
+    :raises InvalidInput: as `create_customer`.
+    :raises DomainError: `conflict` when another customer has the email address.
     """
     names = None
     if audiences is not None:
         names = sorted({_require_audience_name(name, f"audiences.{n}") for n, name in enumerate(audiences)})
-    joined = _require_audience_name(joins, "audience") if joins is not None else None
-    for tries_left in reversed(range(MAX_UPSERT_ATTEMPTS)):
+    extra_name = _require_audience_name(extra_audience, "audience") if extra_audience is not None else None
+    for attempts_left in reversed(range(MAX_UPSERT_ATTEMPTS)):
         try:
-            return _upsert_once(values, names, joined, by)
+            return _upsert_once(values, names, extra_name, by)
         except DomainError as error:
-            # Somebody may have made or erased the same customer between two of our looks; the next try finds that out.
-            if error.key != "conflict" or not tries_left:
+            # A concurrent request may have created or erased the same customer after our SELECT; a retry sees that.
+            if error.key != "conflict" or not attempts_left:
                 raise
     raise AssertionError("the loop returns or raises")
 
 
-def _upsert_once(values: CustomerValues, names: list[str] | None, joined: str | None, by: str) -> tuple[Customer, bool]:
-    wanted = _clean_values(values)
-    if values.source_id is not None and not wanted["source_id"]:
-        raise InvalidInput(
-            FieldError("source_id", "source_id_missing", "A source id has at least one visible character.")
-        )
-    found = customer_queries.find_customer_by_source_id(wanted["source_id"] or "") or _find_customer_without_source_id(
-        wanted["email"] or ""
+def _upsert_once(
+    values: CustomerValues, audience_names: list[str] | None, extra_audience: str | None, by: str
+) -> tuple[Customer, bool]:
+    columns = _clean_values(values)
+    if values.source_id is not None and not columns["source_id"]:
+        message = _("The source ID needs at least one visible character.")
+        raise InvalidInput(FieldError("source_id", "source_id_missing", message))
+    match = customer_queries.find_customer_by_source_id(columns["source_id"] or "") or _find_customer_without_source_id(
+        columns["email"] or ""
     )
-    customer = customer_queries.lock_customer(found.id) if found else None
+    customer = customer_queries.lock_customer(match.id) if match else None
     is_new = customer is None
-    before = customer.email if customer is not None else ""
-    changed: list[str] = []
+    previous_email = customer.email if customer is not None else ""
+    changed_fields: list[str] = []
     if customer is None:
-        customer = Customer(**wanted)
+        customer = Customer(**columns)
         _check_unique(customer)
         db.session.add(customer)
     else:
-        changed = _apply_values(customer, wanted)
+        changed_fields = _apply_values(customer, columns)
     _flush_customer()
-    _carry_suppression_over(before, customer)
-    moved = names is not None and _set_audiences(customer.id, [_get_or_create_audience(name) for name in names])
-    if joined is not None and _add_to_audiences(customer.id, [_get_or_create_audience(joined)]):
-        moved = True
-    if moved:
-        changed.append("audiences")
-    if is_new or changed:
+    _carry_suppression_over(previous_email, customer)
+    has_moved = audience_names is not None and _set_audiences(
+        customer.id, [get_or_create_audience(name) for name in audience_names]
+    )
+    if extra_audience is not None and _add_to_audiences(customer.id, [get_or_create_audience(extra_audience)]):
+        has_moved = True
+    if has_moved:
+        changed_fields.append("audiences")
+    if is_new or changed_fields:
         _record_customer_entry(
             by,
             "customer.created" if is_new else "customer.changed",
             customer,
-            **({} if is_new else {"fields": changed}),
+            **({} if is_new else {"fields": changed_fields}),
         )
     db.session.commit()
     return customer, is_new
 
 
 def _find_customer_without_source_id(email: str) -> Customer | None:
-    found = customer_queries.find_customer_by_email(email)
-    return found if found is not None and found.source_id is None else None
+    customer = customer_queries.find_customer_by_email(email)
+    return customer if customer is not None and customer.source_id is None else None
 
 
-# --- erasing -------------------------------------------------------------------------------------
+# --- erasure -------------------------------------------------------------------------------------
 
-# What other rooms keep about a person is emptied by functions of theirs, which create_app names here: those rooms know
-# this one, not the other way round. Each takes the ids of customers, writes, and leaves the commit to us.
+# Functions of other packages that erase their personal data; create_app registers them, because those packages import
+# this one and not the other way round. Each takes customer ids and leaves the commit to the caller.
 erasure_hooks: tuple[Callable[[Sequence[int]], None], ...] = ()
 
 
 def erase_customer(customer_id: int, by: str) -> None:
-    """Forget who a customer is, for good. The row keeps its id, so that redemptions, limits and counts stay true; all
-    that names the person goes, here and in every other table. Once more changes nothing.
+    """Erase all personal data of a customer, here and in every other table. Commits.
+
+    The row keeps its id, so that redemptions, limits and counts stay correct. Erasing again changes nothing.
 
     :raises NotFound: when there never was such a customer.
     """
     customer = customer_queries.lock_customer(customer_id)
     if customer is None:
-        raise NotFound("There is no such customer.")
+        raise NotFound(_("There is no such customer."))
     if customer.erased_at is not None:
         db.session.rollback()
         return
     _redact_rejected_rows(customer)
     suppression_sync.anonymise_suppression(customer)
-    nobody = {
+    blank_values = {
         "email": f"erased {customer_id}",
         "email_as_given": ERASED_EMAIL_PLACEHOLDER,
         "name": "",
         "locale": None,
         "source_id": None,
     }
-    db.session.execute(update(Customer).where(Customer.id == customer_id).values(**nobody, erased_at=func.now()))
+    db.session.execute(update(Customer).where(Customer.id == customer_id).values(**blank_values, erased_at=func.now()))
     _erase_related_data([customer_id])
     _record_customer_entry(by, "customer.erased", customer)
     db.session.commit()
 
 
 def repeat_recent_erasures() -> None:
-    """Empty once more what others keep of those who were erased a short while ago. Commits.
+    """Erase the related data of recently erased customers again. Commits.
 
-    Whoever was redeeming, importing or mailing at that very moment may have written after it.
+    A redemption, import or campaign that ran at the same moment may have written some of it after the erasure.
     """
-    if found := customer_queries.list_recently_erased_ids():
-        _erase_related_data(found)
+    if customer_ids := customer_queries.list_recently_erased_ids():
+        _erase_related_data(customer_ids)
     db.session.commit()
 
 
 def delete_old_rejected_rows() -> None:
-    """Drop the refused rows of old imports: they hold what people misspelled of people. Their number stays. Commits."""
-    old = select(CustomerImport.id).where(CustomerImport.finished_at < func.now() - REJECTED_ROWS_RETENTION)
-    db.session.execute(delete(RejectedRow).where(RejectedRow.import_id.in_(old)))
+    """Delete the rejected rows of old imports. Commits.
+
+    They contain personal data. The import keeps their number.
+    """
+    old_imports = select(CustomerImport.id).where(CustomerImport.finished_at < func.now() - REJECTED_ROWS_RETENTION)
+    db.session.execute(delete(RejectedRow).where(RejectedRow.import_id.in_(old_imports)))
     db.session.commit()
 
 
 def _erase_related_data(customer_ids: Sequence[int]) -> None:
     db.session.execute(delete(AudienceMember).where(AudienceMember.customer_id.in_(customer_ids)))
-    for forget in erasure_hooks:
-        forget(customer_ids)
+    for erase_related in erasure_hooks:
+        erase_related(customer_ids)
 
 
 def _redact_rejected_rows(customer: Customer) -> None:
-    """Empty the rows of imports that could not be taken and hold this e-mail, in whatever capitals."""
-    for spelling in {customer.email, customer.email_as_given}:
-        whole = re.compile(rf"(?<![\w.+-]){re.escape(spelling)}(?!\.?[\w-])", re.IGNORECASE)
-        found = [
-            row_id for row_id, row in customer_queries.find_rejected_rows_containing(spelling) if whole.search(row)
+    """Blank the rejected rows of imports that contain this email address in any case."""
+    for email in {customer.email, customer.email_as_given}:
+        whole_address = re.compile(rf"(?<![\w.+-]){re.escape(email)}(?!\.?[\w-])", re.IGNORECASE)
+        row_ids = [
+            row_id for row_id, row in customer_queries.find_rejected_rows_containing(email) if whole_address.search(row)
         ]
-        db.session.execute(update(RejectedRow).where(RejectedRow.id.in_(found)).values(row=""))
+        db.session.execute(update(RejectedRow).where(RejectedRow.id.in_(row_ids)).values(row=""))
 
 
 # --- audiences -----------------------------------------------------------------------------------
 
 
 def create_audience(name: str, by: str) -> Audience:
-    """A new, empty audience.
+    """Create an empty audience. Commits.
 
-    :raises Invalid: when the name is empty or too long, or another audience has it.
+    :raises InvalidInput: when the name is empty, too long or taken by another audience.
     """
     audience = Audience(name=_require_free_audience_name(name, None))
     db.session.add(audience)
@@ -226,42 +241,51 @@ def create_audience(name: str, by: str) -> Audience:
     return audience
 
 
+def get_or_create_audience(name: str) -> int:
+    """Return the id of an audience, created when missing. The caller commits.
+
+    :param name: as returned by `clean_audience_name`.
+    """
+    db.session.execute(upsert(Audience).values(name=name).on_conflict_do_nothing())
+    return db.session.execute(select(Audience.id).where(Audience.name == name)).scalar_one()
+
+
 def rename_audience(audience_id: int, name: str, by: str) -> Audience:
-    """Another name for an audience; offers for it are for it under any name.
+    """Rename an audience; its offers keep it. Commits.
 
     :raises NotFound: when there is no such audience.
-    :raises Invalid: as `create_audience`.
+    :raises InvalidInput: as `create_audience`.
     """
     audience = customer_queries.find_audience(audience_id)
     if audience is None:
-        raise NotFound("There is no such audience.")
-    before = audience.name
+        raise NotFound(_("There is no such audience."))
+    previous_name = audience.name
     audience.name = _require_free_audience_name(name, audience_id)
     _flush_audience()
-    record_audit_entry(by, "audience.renamed", audience.name, id=audience.id, was=before)
+    record_audit_entry(by, "audience.renamed", audience.name, id=audience.id, was=previous_name)
     db.session.commit()
     return audience
 
 
 def record_customer_export(audience: Audience | None, by: str) -> None:
-    """Write down that somebody takes the customers' data out."""
-    record_audit_entry(by, "customers.exported", audience.name if audience else "everyone")
+    """Record an export of customers in the audit trail. Commits."""
+    record_audit_entry(by, "customers.exported", audience.name if audience else "all customers")
     db.session.commit()
 
 
 def record_rejected_rows_export(import_id: int, by: str) -> None:
-    """Write down that somebody takes the rows out that an import could not take."""
+    """Record an export of the rejected rows of an import in the audit trail. Commits."""
     record_audit_entry(by, "customers.refused_rows_exported", f"import {import_id}")
     db.session.commit()
 
 
-# --- the rules -----------------------------------------------------------------------------------
+# --- helpers -------------------------------------------------------------------------------------
 
 
 def _clean_values(values: CustomerValues) -> dict[str, str | None]:
-    """The columns that these values stand for; every field that can't be taken is told at once."""
+    """Return the columns for these values; report the errors of all fields at once."""
     columns: dict[str, str | None] = {}
-    wrong: list[FieldError] = []
+    errors: list[FieldError] = []
     for field, clean in _CLEANERS.items():
         given = getattr(values, field)
         if given is None:
@@ -269,9 +293,9 @@ def _clean_values(values: CustomerValues) -> dict[str, str | None]:
         try:
             columns[field] = clean(given)
         except InvalidInput as error:
-            wrong += error.errors
-    if wrong:
-        raise InvalidInput(*wrong)
+            errors += error.errors
+    if errors:
+        raise InvalidInput(*errors)
     given = values.email.strip()
     columns["email_as_given"] = given if given.isprintable() else columns["email"]
     for field in ("locale", "source_id"):
@@ -281,42 +305,47 @@ def _clean_values(values: CustomerValues) -> dict[str, str | None]:
 
 
 def _record_customer_entry(by: str, action: str, customer: Customer, **detail: object) -> None:
-    """The trail names a customer by the id alone: it is kept for ever, and they may want to be forgotten."""
+    """Record an audit entry that names the customer only by id.
+
+    Audit entries are kept forever, also after an erasure.
+    """
     record_audit_entry(by, action, f"customer {customer.id}", **detail)
 
 
 def _apply_values(customer: Customer, columns: dict[str, str | None]) -> list[str]:
-    """Take other values; which of them differ."""
+    """Set the columns of a customer; return the names of the fields that changed."""
     changed = [column for column, value in columns.items() if getattr(customer, column) != value]
     with db.session.no_autoflush:
         for column, value in columns.items():
             setattr(customer, column, value)
         _check_unique(customer)
-    # An address in other capitals is a change of the e-mail; one in others altogether is no second one.
+    # A change of `email`, of `email_as_given` (such as its case) or of both is one change of the email address.
     return list(dict.fromkeys(column.removesuffix("_as_given") for column in changed))
 
 
-def _carry_suppression_over(before: str, customer: Customer) -> None:
-    """Whether they may be mailed is known by the address, which may be another one now, or the first."""
-    if not before:
+def _carry_suppression_over(previous_email: str, customer: Customer) -> None:
+    """Update the suppression list for a new customer or a changed address."""
+    if not previous_email:
         suppression_sync.restore_suppression(customer.email)
-    elif before != customer.email:
-        suppression_sync.move_suppression(before, customer.email)
+    elif previous_email != customer.email:
+        suppression_sync.move_suppression(previous_email, customer.email)
 
 
 def _check_unique(customer: Customer) -> None:
     other = customer_queries.find_customer_by_email(customer.email)
     if other is not None and other is not customer:
-        raise _conflict("email", "Another customer has this e-mail. Change that one, or type another address.")
+        message = _("Another customer has this email address. Edit that customer or enter another address.")
+        raise _conflict("email", message)
     other = customer_queries.find_customer_by_source_id(customer.source_id) if customer.source_id else None
     if other is not None and other is not customer:
-        raise _conflict("source_id", "Another customer has this source id. Change that one, or type another.")
+        message = _("Another customer has this source ID. Edit that customer or enter another ID.")
+        raise _conflict("source_id", message)
 
 
-def _conflict(field: str, sentence: str) -> DomainError:
-    # What was set on the customer must not reach the database with the next query.
+def _conflict(field: str, message: str) -> DomainError:
+    # Values already set on the customer must not be flushed by the next query.
     db.session.rollback()
-    return DomainError("conflict", sentence, 409, field=field)
+    return DomainError("conflict", message, 409, field=field)
 
 
 def _flush_customer() -> None:
@@ -324,24 +353,26 @@ def _flush_customer() -> None:
         db.session.flush()
     except IntegrityError as error:
         field = "source_id" if "source_id" in str(error.orig) else "email"
-        raise _conflict(
-            field, "Somebody entered the same customer at this moment. Look them up and change that."
-        ) from error
+        message = _("The same customer was created at this moment. Search for that customer and edit it.")
+        raise _conflict(field, message) from error
 
 
 def _set_audiences(customer_id: int, audience_ids: Collection[int]) -> bool:
-    """Be in these audiences and in no other; whether that changed anything. Those that do not exist are passed over."""
+    """Make these the only audiences of a customer; return whether any changed.
+
+    Unknown ids are ignored.
+    """
     others = delete(AudienceMember).where(
         AudienceMember.customer_id == customer_id, AudienceMember.audience_id.not_in(audience_ids)
     )
-    left = db.session.execute(others.returning(AudienceMember.audience_id)).all()
-    return _add_to_audiences(customer_id, audience_ids) or bool(left)
+    removed = db.session.execute(others.returning(AudienceMember.audience_id)).all()
+    return _add_to_audiences(customer_id, audience_ids) or bool(removed)
 
 
 def _add_to_audiences(customer_id: int, audience_ids: Collection[int]) -> bool:
-    wanted = select(Audience.id, literal(customer_id)).where(Audience.id.in_(audience_ids))
-    joining = upsert(AudienceMember).from_select(["audience_id", "customer_id"], wanted).on_conflict_do_nothing()
-    return bool(db.session.execute(joining.returning(AudienceMember.audience_id)).all())
+    members = select(Audience.id, literal(customer_id)).where(Audience.id.in_(audience_ids))
+    statement = upsert(AudienceMember).from_select(["audience_id", "customer_id"], members).on_conflict_do_nothing()
+    return bool(db.session.execute(statement.returning(AudienceMember.audience_id)).all())
 
 
 def _require_free_audience_name(given: str, own_id: int | None) -> str:
@@ -358,13 +389,8 @@ def _require_audience_name(given: str, field: str = "name") -> str:
     except InvalidInput as error:
         raise InvalidInput(*(FieldError(field, item.key, item.message) for item in error.errors)) from error
     if not name:
-        raise InvalidInput(FieldError(field, "name_missing", "Give the audience a name."))
+        raise InvalidInput(FieldError(field, "name_missing", _("Enter a name for the audience.")))
     return name
-
-
-def _get_or_create_audience(name: str) -> int:
-    db.session.execute(upsert(Audience).values(name=name).on_conflict_do_nothing())
-    return db.session.execute(select(Audience.id).where(Audience.name == name)).scalar_one()
 
 
 def _flush_audience() -> None:
@@ -376,4 +402,6 @@ def _flush_audience() -> None:
 
 
 def _audience_name_conflict() -> InvalidInput:
-    return InvalidInput(FieldError("name", "name_taken", "There is an audience of this name already."))
+    return InvalidInput(
+        FieldError("name", "name_taken", _("An audience with this name already exists. Enter another name."))
+    )

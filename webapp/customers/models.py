@@ -1,4 +1,4 @@
-"""Customers, the named audiences they belong to, and the imports that bring them in."""
+"""Models of customers, audiences, the suppression list and customer imports."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from sqlalchemy.orm import Mapped, mapped_column
 from webapp.core.email_addresses import HASHED_EMAIL_PREFIX
 from webapp.core.extensions import Id, Model
 
-# What stands for the e-mail of an erased customer. Without an @ it is none that anybody could type or import.
+# Replaces the email address of an erased customer. Without an @ it cannot be a valid address.
 ERASED_EMAIL_PLACEHOLDER = "erased customer"
-# Why an address must not be mailed, the weakest reason first.
+# Why an address is suppressed, the weakest reason first.
 SUPPRESSION_REASONS = ("bounced", "unsubscribed", "complained")
 
 
 class Customer(Model):
-    """A person known by e-mail. Never deleted: an erased customer keeps the id and loses everything else."""
+    """A person identified by email address.
+
+    Never deleted: an erased customer keeps only the id.
+    """
 
     __tablename__ = "customer"
     id: Mapped[Id]
@@ -31,42 +34,43 @@ class Customer(Model):
 
     __table_args__ = (
         CheckConstraint("length(email) <= 320 and email <> ''", name="email_length"),
-        # Whoever is erased stays so: nothing that names a person can be written to the row again.
+        # Erasure is final: personal data cannot be written to an erased row again.
         CheckConstraint(
             "erased_at is null or (email = 'erased ' || id and email_as_given = 'erased customer'"
             " and name = '' and locale is null and source_id is null)",
             name="erased",
         ),
         Index("ix_customer_erased_at", "erased_at", postgresql_where=text("erased_at is not null")),
-        # Searching by any word of a name stays an index look-up at a million customers.
+        # Keeps a search by any word of a name an index lookup at a million customers.
         Index("ix_customer_words", text("to_tsvector('simple', name)"), postgresql_using="gin"),
     )
 
 
 class Suppression(Model):
-    """An address that must not be mailed, whether or not it is a customer's. The one truth about that.
+    """An entry of the suppression list: an address that gets no campaign emails.
 
-    Of an erased customer only the hash of the address is kept (`hashed_email`): it names nobody, and yet whoever is
-    imported again under that address is not mailed.
+    The address may or may not belong to a customer. This table is the only source of truth about suppression. For an
+    erased customer it keeps only the hash of the address (`hash_email`), which does not identify a person; a customer
+    imported again with that address stays suppressed.
     """
 
     __tablename__ = "suppression"
     email: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
     reason: Mapped[str]
     at: Mapped[datetime] = mapped_column(server_default=func.now())
-    # Where it came from: `campaign 3`, `import`, `staff`, `api` or `relay`; `earlier`: before there was this list.
+    # Origin: `campaign 3`, `import`, `staff`, `api` or `relay`; `earlier` predates the suppression list.
     source: Mapped[str]
     words: Mapped[str] = mapped_column(server_default="")
 
     @property
     def campaign_id(self) -> int | None:
-        """The campaign whose mail it came of."""
+        """Id of the campaign whose email caused the suppression, if any."""
         kind, _, number = self.source.partition(" ")
         return int(number) if kind == "campaign" and number.isdigit() else None
 
     @property
     def is_hashed(self) -> bool:
-        """Whether nobody can tell any more whose address it is."""
+        """Whether only the hash of the address is known, because its customer was erased."""
         return self.email.startswith(HASHED_EMAIL_PREFIX)
 
     __table_args__ = (
@@ -76,7 +80,7 @@ class Suppression(Model):
 
 
 class Audience(Model):
-    """A named list of customers. "Everyone known" needs no row."""
+    """A named list of customers. The audience of all customers has no row."""
 
     __tablename__ = "audience"
     id: Mapped[Id]
@@ -85,7 +89,7 @@ class Audience(Model):
 
 
 class AudienceMember(Model):
-    """A customer who is in an audience, and since when."""
+    """Membership of a customer in an audience."""
 
     __tablename__ = "audience_member"
     audience_id: Mapped[int] = mapped_column(ForeignKey("audience.id"), primary_key=True)
@@ -96,13 +100,13 @@ class AudienceMember(Model):
 
 
 class CustomerImport(Model):
-    """One uploaded file: first kept in pieces, then read by a worker, with what became of its rows."""
+    """An uploaded file, stored in chunks and then merged by a worker."""
 
     __tablename__ = "customer_import"
     id: Mapped[Id]
     filename: Mapped[str]
     media_type: Mapped[str]
-    # What it is a list of: customers, or addresses that must not be mailed (suppressions).
+    # Whether the rows are customers or entries of the suppression list.
     kind: Mapped[str] = mapped_column(server_default="customers")
     audience_id: Mapped[int | None] = mapped_column(ForeignKey("audience.id"))
     status: Mapped[str] = mapped_column(server_default="receiving")
@@ -114,17 +118,17 @@ class CustomerImport(Model):
     created: Mapped[int] = mapped_column(BigInteger, server_default="0")
     updated: Mapped[int] = mapped_column(BigInteger, server_default="0")
     unchanged: Mapped[int] = mapped_column(BigInteger, server_default="0")
-    # Rows that a later row of the same file, about the same e-mail, stands in for.
+    # Rows replaced by a later row of the same file with the same email address.
     duplicates: Mapped[int] = mapped_column(BigInteger, server_default="0")
     rejected: Mapped[int] = mapped_column(BigInteger, server_default="0")
-    # For each connection that merges: up to which line. None before the whole file has been read.
+    # Last merged line of each partition. None until the whole file has been read.
     merged_to: Mapped[list[int] | None] = mapped_column(ARRAY(BigInteger))
     by: Mapped[str] = mapped_column(server_default="")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
-    # Whoever receives or reads the file holds it until then. After that another worker may go on with it, under the
-    # next epoch: one that was only slow finds the epoch changed and leaves off.
+    # The process that receives or merges the file owns it until then. After that another worker may continue under the
+    # next epoch; a former owner that was only slow finds the epoch changed and stops.
     lease_until: Mapped[datetime | None]
     epoch: Mapped[int] = mapped_column(server_default="0")
 
@@ -140,26 +144,31 @@ class CustomerImport(Model):
 
     @property
     def is_open(self) -> bool:
+        """Whether the import has neither finished nor failed."""
         return self.status in ("receiving", "queued", "running")
 
     @property
     def rows_to_merge(self) -> int:
-        """How many rows of the file are to become customers, as far as it has been read."""
+        """Number of rows to merge, as far as the file has been read."""
         return self.rows - self.rejected - self.duplicates
 
     @property
     def merged_rows(self) -> int:
+        """Number of rows merged so far."""
         return self.created + self.updated + self.unchanged
 
-    def rows_per_second(self, at: datetime) -> int | None:
-        """Rows a second since a worker began; none before there is anything to tell."""
-        seconds = ((self.finished_at or at) - (self.started_at or at)).total_seconds()
+    def rows_per_second(self, now: datetime) -> int | None:
+        """Return the average rows per second since the start; None in the first second."""
+        seconds = ((self.finished_at or now) - (self.started_at or now)).total_seconds()
         rows = self.rows if self.merged_to is None else self.rejected + self.duplicates + self.merged_rows
         return round(rows / seconds) if seconds >= 1 and rows else None
 
 
 class ImportChunk(Model):
-    """A piece of an uploaded file, so that web and worker need share no disk. Gone when the import is done."""
+    """A chunk of an uploaded file; web processes and workers share no disk.
+
+    Deleted when the import ends.
+    """
 
     __tablename__ = "import_chunk"
     import_id: Mapped[int] = mapped_column(ForeignKey("customer_import.id"), primary_key=True)
@@ -167,12 +176,12 @@ class ImportChunk(Model):
     data: Mapped[bytes]
 
 
-# What the report of an import says of rows that were taken, though not all of what they say could be.
+# Codes of rows that were imported although part of their values was rejected.
 WARNING_CODES = frozenset(("locale_unknown", "reason_unknown", "cells_odd"))
 
 
 class RejectedRow(Model):
-    """A row of a file that could not be taken, or not all of it, with the reason and the row as it was."""
+    """A row rejected wholly or in part, with the reason and the original text."""
 
     __tablename__ = "import_rejection"
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
@@ -186,5 +195,5 @@ class RejectedRow(Model):
 
     @property
     def is_warning(self) -> bool:
-        """Whether the row counts all the same."""
+        """Whether the row was imported in spite of the error."""
         return self.code in WARNING_CODES

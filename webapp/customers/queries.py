@@ -1,4 +1,4 @@
-"""Every SELECT about customers, audiences and imports."""
+"""Queries of customers, audiences and imports, and CSV exports of them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from webapp.core.extensions import db
 from webapp.customers.models import Audience, AudienceMember, Customer, CustomerImport, RejectedRow, Suppression
 
 PAGE_SIZE = 50
-# Below this many rows, counting is as cheap as estimating.
+# Below this number of rows, an exact count is as cheap as an estimate.
 EXACT_COUNT_LIMIT = 10_000
 MAX_SEARCH_WORDS = 8
-# More customers than that with a name: the newest of them are found soonest by looking from the newest on. Fewer: by
-# the index of words. The planner can't tell, and for a name that nobody has it would look at everybody.
+# With more matches for a name, a scan from the newest customer on finds a page fastest; with fewer, the full-text index
+# does. The planner cannot estimate that: for a name without a match it would scan all customers.
 NAME_INDEX_MAX_MATCHES = 5000
 
 
 @dataclass(frozen=True)
 class AudienceTotals:
-    """How many customers an audience has, and how many of them must not be mailed."""
+    """Number of customers in an audience, and how many of them are suppressed."""
 
     total: int
     suppressed: int
@@ -33,6 +33,8 @@ class AudienceTotals:
 
 @dataclass(frozen=True)
 class AudienceSummary:
+    """An audience with its number of members, which is an estimate unless `is_exact`."""
+
     id: int
     name: str
     created_at: datetime
@@ -42,7 +44,7 @@ class AudienceSummary:
 
 @dataclass(frozen=True)
 class CustomerCount:
-    """How many customers there are. A million rows are estimated, not counted."""
+    """Number of customers, an estimate unless `is_exact`."""
 
     value: int
     is_exact: bool
@@ -52,27 +54,29 @@ class CustomerCount:
 
 
 def find_customer(customer_id: int) -> Customer | None:
+    """Return the customer with this id, erased or not."""
     return db.session.get(Customer, customer_id)
 
 
 def find_customer_by_email(email: str) -> Customer | None:
-    """The customer of a normalised e-mail."""
+    """Return the customer with this normalised email address."""
     return db.session.scalar(select(Customer).where(Customer.email == email))
 
 
 def find_customer_by_source_id(source_id: str) -> Customer | None:
+    """Return the customer with this source id."""
     return db.session.scalar(select(Customer).where(Customer.source_id == source_id))
 
 
 def lock_customer(customer_id: int) -> Customer | None:
-    """The customer as it stands on disk, locked until the transaction ends."""
+    """Return the customer, freshly read and locked until the transaction ends."""
     return db.session.scalar(
         select(Customer).where(Customer.id == customer_id).with_for_update().execution_options(populate_existing=True)
     )
 
 
 def list_recently_erased_ids() -> list[int]:
-    """Who was erased within the last hour."""
+    """Return the ids of customers erased within the last hour."""
     return list(
         db.session.scalars(
             select(Customer.id).where(Customer.erased_at > func.now() - timedelta(hours=1)).order_by(Customer.id)
@@ -81,7 +85,10 @@ def list_recently_erased_ids() -> list[int]:
 
 
 def list_customer_ids_after(audience_id: int | None, after: int, limit: int) -> list[int]:
-    """The next customers of an audience by id, erased ones left out; None is everyone."""
+    """Return the next customer ids of an audience after an id, without erased ones.
+
+    :param audience_id: None for all customers.
+    """
     if audience_id is None:
         statement = select(Customer.id).where(Customer.id > after, Customer.erased_at.is_(None)).order_by(Customer.id)
     else:
@@ -99,22 +106,26 @@ def list_customer_ids_after(audience_id: int | None, after: int, limit: int) -> 
 
 
 def count_audience_members(audience_id: int | None) -> AudienceTotals:
-    """How many would be mailed to, counted at this moment. Who must not be is counted from the short list's side."""
-    known = select(func.count()).select_from(Customer).where(Customer.erased_at.is_(None))
-    listed = known.join(Suppression, Suppression.email == Customer.email)
+    """Count the customers of an audience and the suppressed ones among them, exactly.
+
+    :param audience_id: None for all customers.
+    """
+    total = select(func.count()).select_from(Customer).where(Customer.erased_at.is_(None))
+    # Joined by plain address only: the suppression list is short, and hashes belong to erased customers.
+    suppressed = total.join(Suppression, Suppression.email == Customer.email)
     if audience_id is not None:
-        known, listed = (
+        total, suppressed = (
             statement.join(AudienceMember, AudienceMember.customer_id == Customer.id).where(
                 AudienceMember.audience_id == audience_id
             )
-            for statement in (known, listed)
+            for statement in (total, suppressed)
         )
-    total, suppressed = db.session.execute(select(known.scalar_subquery(), listed.scalar_subquery())).one()
-    return AudienceTotals(total, suppressed)
+    counts = db.session.execute(select(total.scalar_subquery(), suppressed.scalar_subquery())).one()
+    return AudienceTotals(*counts)
 
 
 def list_customers_by_ids(ids: Sequence[int]) -> list[Customer]:
-    """These customers, in the order of their ids; who has been erased meanwhile is missing."""
+    """Return these customers ordered by id, without erased ones."""
     return list(
         db.session.scalars(
             select(Customer).where(Customer.id.in_(ids), Customer.erased_at.is_(None)).order_by(Customer.id)
@@ -122,7 +133,7 @@ def list_customers_by_ids(ids: Sequence[int]) -> list[Customer]:
     )
 
 
-# By the hash as well, under which those stand who were erased.
+# Matches the hash as well, under which addresses of erased customers are suppressed.
 _SUPPRESSION_REASONS = text(
     """
     select c.id, s.reason from customer c join suppression s
@@ -134,19 +145,21 @@ _SUPPRESSION_REASONS = text(
 
 
 def find_suppression_reasons(ids: Sequence[int]) -> dict[int, str]:
-    """Which of these customers must not be mailed, and why: `bounced`, `unsubscribed` or `complained`."""
+    """Return the suppression reasons of these customers, by customer id.
+
+    The reason is `bounced`, `unsubscribed` or `complained`; customers without a suppression are missing.
+    """
     return {row.id: row.reason for row in db.session.execute(_SUPPRESSION_REASONS, {"ids": list(ids)})}
 
 
 def count_customers() -> CustomerCount:
-    """How many customers there are: counted when they are few, else as the database last estimated."""
+    """Count the customers, or return PostgreSQL's estimate when there are many."""
     estimate = db.session.execute(text("select reltuples from pg_class where oid = 'customer'::regclass")).scalar_one()
     if estimate < EXACT_COUNT_LIMIT:
-        known = select(Customer.id).where(Customer.erased_at.is_(None)).limit(EXACT_COUNT_LIMIT)
-        counted = select(func.count()).select_from(known.subquery())
-        number = db.session.execute(counted).scalar_one()
-        if number < EXACT_COUNT_LIMIT:
-            return CustomerCount(number, True)
+        ids = select(Customer.id).where(Customer.erased_at.is_(None)).limit(EXACT_COUNT_LIMIT)
+        count = db.session.execute(select(func.count()).select_from(ids.subquery())).scalar_one()
+        if count < EXACT_COUNT_LIMIT:
+            return CustomerCount(count, True)
     return CustomerCount(max(int(estimate), EXACT_COUNT_LIMIT), False)
 
 
@@ -158,47 +171,53 @@ def list_customers(
     after: int | None = None,
     limit: int = PAGE_SIZE,
 ) -> list[Customer]:
-    """Customers, newest first, older than `before` or newer than `after`; one more than `limit` if there are more.
+    """Return a page of customers, newest first; `limit + 1` of them if there are more.
 
-    :param q: the beginning of an e-mail or of a source id, or the beginnings of words of the name.
+    :param q: the start of an email address or of a source id, or the starts of words of the name.
+    :param before: return only customers with a smaller id.
+    :param after: return only customers with a larger id, the nearest of them.
     """
     order = Customer.id if after is not None else Customer.id.desc()
-    bounds: list[ColumnElement[bool]] = [Customer.erased_at.is_(None)]
+    filters: list[ColumnElement[bool]] = [Customer.erased_at.is_(None)]
     if after is not None:
-        bounds.append(Customer.id > after)
+        filters.append(Customer.id > after)
     elif before is not None:
-        bounds.append(Customer.id < before)
+        filters.append(Customer.id < before)
     if audience_id is not None:
         member = aliased(AudienceMember)
-        bounds.append(exists().where(member.audience_id == audience_id, member.customer_id == Customer.id))
-    # Each way to be found keeps its own index; an OR over all three would use none.
-    ways: list[Select[Any]] = [
-        select(Customer.id).where(way, *bounds).order_by(order).limit(limit + 1) for way in _prefix_conditions(q)
+        filters.append(exists().where(member.audience_id == audience_id, member.customer_id == Customer.id))
+    # One SELECT for each condition uses its own index; an OR over all three would use none.
+    searches: list[Select[Any]] = [
+        select(Customer.id).where(condition, *filters).order_by(order).limit(limit + 1)
+        for condition in _prefix_conditions(q)
     ]
-    named = _name_condition(q)
-    if named is not None:
-        few = select(Customer.id.label("id")).where(named, *bounds).limit(NAME_INDEX_MAX_MATCHES + 1).cte("few")
+    has_name = _name_condition(q)
+    if has_name is not None:
+        few = select(Customer.id.label("id")).where(has_name, *filters).limit(NAME_INDEX_MAX_MATCHES + 1).cte("few")
         n = select(func.count()).select_from(few).scalar_subquery()
-        rare = few.c.id if after is not None else few.c.id.desc()
-        ways.append(select(few.c.id).where(n <= NAME_INDEX_MAX_MATCHES).order_by(rare).limit(limit + 1))
-        ways.append(
-            select(Customer.id).where(named, n > NAME_INDEX_MAX_MATCHES, *bounds).order_by(order).limit(limit + 1)
+        few_order = few.c.id if after is not None else few.c.id.desc()
+        searches.append(select(few.c.id).where(n <= NAME_INDEX_MAX_MATCHES).order_by(few_order).limit(limit + 1))
+        searches.append(
+            select(Customer.id).where(has_name, n > NAME_INDEX_MAX_MATCHES, *filters).order_by(order).limit(limit + 1)
         )
-    ids = ways[0] if len(ways) == 1 else union(*(way.subquery().select() for way in ways))
-    found = select(Customer).where(Customer.id.in_(ids)).order_by(order).limit(limit + 1)
-    rows = list(db.session.scalars(found))
+    ids = searches[0] if len(searches) == 1 else union(*(search.subquery().select() for search in searches))
+    statement = select(Customer).where(Customer.id.in_(ids)).order_by(order).limit(limit + 1)
+    rows = list(db.session.scalars(statement))
     return rows[::-1] if after is not None else rows
 
 
 def _prefix_conditions(q: str) -> list[ColumnElement[bool]]:
-    typed = q.replace("\0", "").strip()
-    if not typed:
+    prefix = q.replace("\0", "").strip()
+    if not prefix:
         return [true()]
-    return [_starts_with(Customer.email, typed.lower()), _starts_with(Customer.source_id, typed)]
+    return [_starts_with(Customer.email, prefix.lower()), _starts_with(Customer.source_id, prefix)]
 
 
 def _name_condition(q: str) -> ColumnElement[bool] | None:
-    """Whose name has words that begin so."""
+    """Match names that have a word starting with each word of `q`.
+
+    Returns None when `q` has no words or contains an @.
+    """
     words = re.findall(r"\w+", q.replace("\0", ""))[:MAX_SEARCH_WORDS]
     if not words or "@" in q:
         return None
@@ -206,12 +225,16 @@ def _name_condition(q: str) -> ColumnElement[bool] | None:
     return literal_column("to_tsvector('simple', customer.name)").op("@@")(func.to_tsquery("simple", query))
 
 
-def _starts_with(column: InstrumentedAttribute[Any], start: str) -> ColumnElement[bool]:
-    """As a range, which the unique index answers whatever the plan: the columns compare byte by byte (collation C)."""
-    return and_(column >= start, column < start + chr(0x10FFFF))
+def _starts_with(column: InstrumentedAttribute[Any], prefix: str) -> ColumnElement[bool]:
+    """Match a prefix as a range.
+
+    The unique index always supports it, because the columns have the collation C.
+    """
+    return and_(column >= prefix, column < prefix + chr(0x10FFFF))
 
 
 def list_customer_audiences(customer_id: int) -> list[Audience]:
+    """Return the audiences of a customer, sorted by name."""
     return list(
         db.session.scalars(
             select(Audience)
@@ -226,27 +249,30 @@ def list_customer_audiences(customer_id: int) -> list[Audience]:
 
 
 def list_audiences() -> list[Audience]:
+    """Return all audiences, sorted by name."""
     return list(db.session.scalars(select(Audience).order_by(Audience.name)))
 
 
 def find_audience(audience_id: int) -> Audience | None:
+    """Return the audience with this id."""
     return db.session.get(Audience, audience_id)
 
 
 def find_audience_by_name(name: str) -> Audience | None:
+    """Return the audience with exactly this name."""
     return db.session.scalar(select(Audience).where(Audience.name == name))
 
 
 _AUDIENCE_SUMMARIES = text(
     """
     with large as (
-      select share.audience_id, cast(share.of_all * c.reltuples as bigint) as members
+      select share.audience_id, cast(share.fraction * c.reltuples as bigint) as members
       from pg_stats s
       join pg_class c on c.oid = 'audience_member'::regclass
       cross join lateral
-        unnest(cast(cast(s.most_common_vals as text) as bigint[]), s.most_common_freqs) as share(audience_id, of_all)
+        unnest(cast(cast(s.most_common_vals as text) as bigint[]), s.most_common_freqs) as share(audience_id, fraction)
       where s.schemaname = current_schema() and s.tablename = 'audience_member' and s.attname = 'audience_id'
-        and share.of_all * c.reltuples >= :counted_exactly
+        and share.fraction * c.reltuples >= :exact_count_limit
     )
     select a.id, a.name, a.created_at, coalesce(l.members, counted.n), l.members is null
     from audience a
@@ -260,21 +286,27 @@ _AUDIENCE_SUMMARIES = text(
 
 
 def list_audience_summaries() -> list[AudienceSummary]:
-    """Every audience with the number of its members: counted when they are few, else as the database last estimated."""
-    return [
-        AudienceSummary(*row) for row in db.session.execute(_AUDIENCE_SUMMARIES, {"counted_exactly": EXACT_COUNT_LIMIT})
-    ]
+    """Return all audiences with their numbers of members.
+
+    The numbers of large audiences are PostgreSQL's estimates.
+    """
+    rows = db.session.execute(_AUDIENCE_SUMMARIES, {"exact_count_limit": EXACT_COUNT_LIMIT})
+    return [AudienceSummary(*row) for row in rows]
 
 
 # --- imports -------------------------------------------------------------------------------------
 
 
 def find_import(import_id: int) -> CustomerImport | None:
+    """Return the import with this id, freshly read."""
     return db.session.get(CustomerImport, import_id, populate_existing=True)
 
 
 def list_imports(before: int | None = None, limit: int = PAGE_SIZE) -> list[CustomerImport]:
-    """Imports, newest first; one more than `limit` if there are more."""
+    """Return imports, newest first; `limit + 1` of them if there are more.
+
+    :param before: return only imports with a smaller id.
+    """
     statement = select(CustomerImport).order_by(CustomerImport.id.desc()).limit(limit + 1)
     if before is not None:
         statement = statement.where(CustomerImport.id < before)
@@ -284,7 +316,12 @@ def list_imports(before: int | None = None, limit: int = PAGE_SIZE) -> list[Cust
 def list_rejected_rows(
     import_id: int, after: tuple[int, ...] | None = None, limit: int = PAGE_SIZE
 ) -> list[RejectedRow]:
-    """The rows of a file that could not be taken, by line, behind `(line, id)`; one more than `limit` if there are."""
+    """Return the rejected rows of an import, sorted by line.
+
+    Returns `limit + 1` rows if there are more.
+
+    :param after: line and id of the last row of the previous page.
+    """
     statement = select(RejectedRow).where(RejectedRow.import_id == import_id)
     if after is not None:
         line, row_id = after
@@ -294,15 +331,16 @@ def list_rejected_rows(
     return list(db.session.scalars(statement.order_by(RejectedRow.line, RejectedRow.id).limit(limit + 1)))
 
 
-def find_rejected_rows_containing(spelling: str) -> list[tuple[int, str]]:
-    """The rows that no import could take and that hold these letters anywhere, with their ids."""
+def find_rejected_rows_containing(text_part: str) -> list[tuple[int, str]]:
+    """Return id and text of all rejected rows that contain a text, ignoring case."""
     rows = db.session.execute(
-        select(RejectedRow.id, RejectedRow.row).where(func.strpos(func.lower(RejectedRow.row), spelling.lower()) > 0)
+        select(RejectedRow.id, RejectedRow.row).where(func.strpos(func.lower(RejectedRow.row), text_part.lower()) > 0)
     )
     return [(row_id, row) for row_id, row in rows]
 
 
 def list_stalled_upload_ids() -> list[int]:
+    """Return the ids of uploads whose next chunk did not arrive in time."""
     return list(
         db.session.scalars(
             select(CustomerImport.id).where(
@@ -313,7 +351,10 @@ def list_stalled_upload_ids() -> list[int]:
 
 
 def list_claimable_import_ids() -> list[int]:
-    """Imports that no worker has: whose bell was lost, or whose worker is gone."""
+    """Return the ids of imports without a worker.
+
+    Their queue entry was lost, or the lease of their worker expired.
+    """
     return list(
         db.session.scalars(
             select(CustomerImport.id)
@@ -326,24 +367,27 @@ def list_claimable_import_ids() -> list[int]:
     )
 
 
-# --- files ---------------------------------------------------------------------------------------
+# --- CSV exports ---------------------------------------------------------------------------------
 
-# What a spreadsheet would take for a formula gets an apostrophe before it; an import takes that off again.
+# A cell that a spreadsheet would evaluate as a formula gets a leading apostrophe; an import removes it again.
 _FORMULA_SAFE_COLUMN = "case when {0} ~ '^[-=+@\t\r]' then '''' || {0} else {0} end as {1}"
 _CSV_CHUNK_SIZE = 64 * 1024
 
 
 def export_customers(audience_id: int | None) -> Iterator[bytes]:
-    """All customers, or those of an audience, as the CSV file that an import takes, piece by piece."""
+    """Stream all customers, or those of an audience, as CSV.
+
+    The import accepts this format.
+    """
     columns = ", ".join(
         _FORMULA_SAFE_COLUMN.format(f"c.{column}", name)
         for column, name in (("email_as_given", "email"), ("name", "name"), ("source_id", "source_id"))
     )
-    joined = "join audience_member m on m.customer_id = c.id and m.audience_id = %(audience_id)s"
+    audience_join = "join audience_member m on m.customer_id = c.id and m.audience_id = %(audience_id)s"
     yield from stream_csv(
         f"""
         select {columns}, c.locale, c.created_at, s.reason as do_not_mail, s.at as do_not_mail_since
-        from customer c left join suppression s on s.email = c.email {joined if audience_id is not None else ""}
+        from customer c left join suppression s on s.email = c.email {audience_join if audience_id is not None else ""}
         where c.erased_at is null order by c.id
         """,  # noqa: S608
         {"audience_id": audience_id},
@@ -351,7 +395,7 @@ def export_customers(audience_id: int | None) -> Iterator[bytes]:
 
 
 def export_rejected_rows(import_id: int) -> Iterator[bytes]:
-    """The rows of a file that could not be taken, as CSV, piece by piece."""
+    """Stream the rejected rows of an import as CSV."""
     yield from stream_csv(
         f"""
         select line, code, detail, {_FORMULA_SAFE_COLUMN.format("row", "row")}
@@ -361,15 +405,18 @@ def export_rejected_rows(import_id: int) -> Iterator[bytes]:
     )
 
 
-def stream_csv(query: str, values: dict[str, Any]) -> Iterator[bytes]:
-    """What a query finds as CSV, straight from the database. The request's context has to last as long."""
+def stream_csv(query: str, params: dict[str, Any]) -> Iterator[bytes]:
+    """Stream the result of a query as CSV in chunks of about 64 KiB.
+
+    The application context must stay active until the last chunk.
+    """
     driver: Any = db.session.connection().connection.driver_connection
-    with driver.cursor().copy(f"copy ({query}) to stdout (format csv, header)", values) as copy:
+    with driver.cursor().copy(f"copy ({query}) to stdout (format csv, header)", params) as copy:
         buffer = bytearray()
         for row in copy:
             buffer += row
             if len(buffer) >= _CSV_CHUNK_SIZE:
                 yield bytes(buffer)
                 buffer.clear()
-    # The query is over before its last piece goes out: whoever reads no further holds nothing up.
+    # The query ends before the last chunk is sent, so a client that stops reading there does not keep it open.
     yield bytes(buffer)

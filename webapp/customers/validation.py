@@ -1,4 +1,4 @@
-"""What a name, a language, an own id and an audience's name may be, for every door and for imported files."""
+"""Validate customer fields and audience names for all interfaces and imports."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
+
+from flask_babel import gettext as _
+from flask_babel import lazy_gettext as _l
 
 from webapp.core.errors import FieldError, InvalidInput
 
@@ -16,10 +19,26 @@ LOCALE_MAX_LENGTH = 35
 
 _LOCALE = re.compile(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{2,8}){0,3}")
 
+# For each field: the errors of control characters and of a text that is too long.
+_LINE_ERRORS = {
+    "name": (
+        _l("The name must not contain control characters. Type it again."),
+        _l("The name can have at most %(max)s characters.", max=NAME_MAX_LENGTH),
+    ),
+    "source_id": (
+        _l("The source ID must not contain control characters. Type it again."),
+        _l("The source ID can have at most %(max)s characters.", max=SOURCE_ID_MAX_LENGTH),
+    ),
+    "audience": (
+        _l("The audience name must not contain control characters. Type it again."),
+        _l("The audience name can have at most %(max)s characters.", max=AUDIENCE_NAME_MAX_LENGTH),
+    ),
+}
+
 
 @dataclass(frozen=True)
 class CustomerValues:
-    """What somebody says about a customer, as they typed it. None leaves what is known as it is."""
+    """Values of a customer as entered, before validation. None keeps the stored value."""
 
     email: str
     name: str | None = ""
@@ -28,41 +47,47 @@ class CustomerValues:
 
 
 def clean_name(given: str) -> str:
-    """A person's name on one line, blanks tidied. Any script, emoji and markup signs are kept as they are.
+    """Return a person's name on one line with single spaces.
 
-    :raises Invalid: `name_invalid` for control characters or more than 200 characters.
+    Any script, emoji and markup characters are kept.
+
+    :raises InvalidInput: `name_invalid` for control characters or more than 200 characters.
     """
-    return _clean_line(given, NAME_MAX_LENGTH, "name", "name_invalid", "A name")
+    return _clean_line(given, NAME_MAX_LENGTH, "name", "name_invalid")
 
 
 def clean_source_id(given: str) -> str:
-    """The integrator's own id of a customer, compared as it is.
+    """Return the integrator's own id of a customer with single spaces.
 
-    :raises Invalid: `source_id_invalid` for control characters or more than 200 characters.
+    :raises InvalidInput: `source_id_invalid` for control characters or more than 200 characters.
     """
-    return _clean_line(given, SOURCE_ID_MAX_LENGTH, "source_id", "source_id_invalid", "A source id")
+    return _clean_line(given, SOURCE_ID_MAX_LENGTH, "source_id", "source_id_invalid")
 
 
 @lru_cache(maxsize=1024)
 def clean_audience_name(given: str) -> str:
-    """The name of an audience, blanks tidied.
+    """Return the name of an audience on one line with single spaces.
 
-    :raises Invalid: `audience_invalid` for control characters or more than 100 characters.
+    :raises InvalidInput: `audience_invalid` for control characters or more than 100 characters.
     """
-    return _clean_line(given, AUDIENCE_NAME_MAX_LENGTH, "audience", "audience_invalid", "An audience's name")
+    return _clean_line(given, AUDIENCE_NAME_MAX_LENGTH, "audience", "audience_invalid")
 
 
 @lru_cache(maxsize=1024)
 def clean_locale(given: str) -> str:
-    """A language tag such as `de` or `fr-CH` (RFC 5646), in its usual spelling; nothing stays nothing.
+    """Return a language tag such as `de` or `fr-CH` (RFC 5646) in its usual case.
 
-    :raises Invalid: `locale_invalid`.
+    An empty text stays empty.
+
+    :raises InvalidInput: `locale_invalid`.
     """
     tag = given.strip()
     if not tag:
         return ""
     if len(tag) > LOCALE_MAX_LENGTH or not _LOCALE.fullmatch(tag):
-        raise InvalidInput(FieldError("locale", "locale_invalid", "Write the language as a tag such as de or fr-CH."))
+        raise InvalidInput(
+            FieldError("locale", "locale_invalid", _("Enter the language as a tag such as de or fr-CH."))
+        )
     first, *rest = re.split("[-_]", tag)
     return "-".join([first.lower(), *(_format_subtag(part) for part in rest)])
 
@@ -73,12 +98,13 @@ def _format_subtag(part: str) -> str:
     return part.title() if len(part) == 4 and part.isalpha() else part.lower()
 
 
-def _clean_line(given: str, longest: int, field: str, key: str, what: str) -> str:
+def _clean_line(given: str, max_length: int, field: str, key: str) -> str:
+    control_error, length_error = _LINE_ERRORS[field]
     text = " ".join(given.split())
     if not text.isprintable():
         text = unicodedata.normalize("NFC", text)
         if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
-            raise InvalidInput(FieldError(field, key, f"{what} must not hold control characters; type it anew."))
-    if len(text) > longest:
-        raise InvalidInput(FieldError(field, key, f"{what} has at most {longest} characters."))
+            raise InvalidInput(FieldError(field, key, str(control_error)))
+    if len(text) > max_length:
+        raise InvalidInput(FieldError(field, key, str(length_error)))
     return text

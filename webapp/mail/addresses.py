@@ -15,31 +15,34 @@ from webapp.shop import queries as shop_queries
 
 
 def sender_address(configured: str) -> str:
-    """The address of the configured sender, its domain as IDNA 2008."""
+    """Return the address of the configured sender, with its domain encoded as IDNA 2008.
+
+    :raises ValueError: when it has a line break.
+    """
     reject_line_breaks(configured)
     local, _, domain = parseaddr(configured)[1].rpartition("@")
     return f"{local}@{domain if domain.isascii() else idna.encode(domain, uts46=True).decode()}"
 
 
 def recipient_address(customer: Customer) -> str:
-    """Where the mail goes: the local part as it was given, the domain as IDNA 2008.
+    """Return the envelope address of a customer: the local part in its original case, the domain as IDNA 2008.
 
-    :raises ValueError: when that is no address (RFC 5321).
+    :raises ValueError: when the address is not valid (RFC 5321).
     """
     local, _, domain = customer.email.rpartition("@")
-    given = customer.email_as_given.strip().rpartition("@")[0]
-    to = f"{given if given.lower() == local else local}@{domain}"
+    original = customer.email_as_given.strip().rpartition("@")[0]
+    to = f"{original if original.lower() == local else local}@{domain}"
     try:
         normalise_email(to)
     except InvalidInput as error:
-        raise ValueError(f"“{customer.email_as_given}” is no address that mail can be sent to") from error
+        raise ValueError(f"“{customer.email_as_given}” is not a valid email address") from error
     return to
 
 
 def format_sender() -> str:
-    """Whom recipients see as the sender."""
-    name, given = (
+    """Return the From header as shown to recipients: the sender name and address."""
+    name, address = (
         shop_queries.get_shop().sender_name,
         sender_address(current_app.config["SETTINGS"].mail_default_sender),
     )
-    return f"{name} <{given}>" if name else given
+    return f"{name} <{address}>" if name else address  # no translation

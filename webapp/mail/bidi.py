@@ -1,6 +1,6 @@
-"""Values written in another direction than the words round them: kept apart, so that neither turns the other round.
+"""Bidirectional text: isolate values whose writing direction differs from the surrounding text.
 
-The Unicode bidirectional algorithm (UAX 9) and HTML's `bdi` element.
+Uses isolates of the Unicode bidirectional algorithm (UAX 9) and HTML's `bdi` element.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from unicodedata import bidirectional
 from webapp.mail.template import MARKER_CLOSE, MARKER_OPEN, Placeholder, TemplateParts
 
 _RIGHT_TO_LEFT_CLASSES = frozenset(("R", "AL", "AN"))
-# Embeddings, overrides and isolates: a value that holds one turns what follows it.
+# Embeddings, overrides and isolates: a value that contains one changes the direction of the text after it.
 BIDI_CONTROLS = re.compile("[\u202a-\u202e\u2066-\u2069]")
-# Links and codes are copied, so nothing invisible is put round them.
+# Links and codes are not isolated, because users copy them and would copy the invisible characters too.
 ISOLATED_PLACEHOLDERS = frozenset(
     ("customer.name", "customer.email", "offer.name", "offer.discount", "offer.ends", "shop.name")
 )
@@ -25,9 +25,10 @@ _MARKER = re.compile(f"{MARKER_OPEN}([0-9]+){MARKER_CLOSE}")
 
 @dataclass(frozen=True)
 class PlaceholderRenderer:
-    """How a value is written among words: escaped, and kept apart where it runs the other way.
+    """Renders the value of a placeholder: escaped, and isolated if its direction differs from the text.
 
-    :param is_right_to_left: how the words run.
+    :param escape: escapes a value for the format of the text.
+    :param is_right_to_left: the direction of the text.
     """
 
     escape: Callable[[str], str]
@@ -35,11 +36,11 @@ class PlaceholderRenderer:
     opening: str = "\u2068"
     closing: str = "\u2069"
 
-    def __call__(self, slot: Placeholder, value: str) -> str:
-        said = self.escape(value or slot.fallback)
-        if slot.is_isolated and value and self._has_opposite_direction(value):
-            return f"{self.opening}{said}{self.closing}"
-        return said
+    def __call__(self, placeholder: Placeholder, value: str) -> str:
+        escaped = self.escape(value or placeholder.fallback)
+        if placeholder.is_isolated and value and self._has_opposite_direction(value):
+            return f"{self.opening}{escaped}{self.closing}"
+        return escaped
 
     def _has_opposite_direction(self, value: str) -> bool:
         if self.is_right_to_left:
@@ -47,42 +48,47 @@ class PlaceholderRenderer:
         return not value.isascii() and not _RIGHT_TO_LEFT_CLASSES.isdisjoint(map(bidirectional, value))
 
 
-def is_text_right_to_left(parts: TemplateParts, otherwise: bool) -> bool:
-    """How words run: as their first letter does (UAX 9, P2 and P3)."""
+def is_text_right_to_left(parts: TemplateParts, default: bool) -> bool:
+    """Whether a text runs right to left, by its first strong character (UAX 9, P2 and P3).
+
+    :param default: the result for a text without one.
+    """
     for part in parts:
-        for way in map(bidirectional, part if isinstance(part, str) else ""):
-            if way in ("L", "R", "AL"):
-                return way != "L"
-    return otherwise
+        for direction in map(bidirectional, part if isinstance(part, str) else ""):
+            if direction in ("L", "R", "AL"):
+                return direction != "L"
+    return default
 
 
 def isolate_placeholders(parts: TemplateParts) -> TemplateParts:
-    """The slots of a plain text, those of words marked."""
+    """Mark the placeholders of a plain text that need isolation."""
     return tuple(part if isinstance(part, str) else _isolate_placeholder(part) for part in parts)
 
 
 def isolate_html_placeholders(parts: TemplateParts) -> TemplateParts:
-    """The slots of HTML, those marked that stand among words and not in a tag, a title or a style."""
-    slots = [part for part in parts if isinstance(part, Placeholder)]
-    numbers = iter(range(len(slots)))
-    reader = _TextMarkerFinder()
-    reader.feed(
+    """Mark the placeholders of HTML that need isolation: those in text, not in tags, titles or style sheets."""
+    placeholders = [part for part in parts if isinstance(part, Placeholder)]
+    numbers = iter(range(len(placeholders)))
+    finder = _TextMarkerFinder()
+    finder.feed(
         "".join(part if isinstance(part, str) else f"{MARKER_OPEN}{next(numbers)}{MARKER_CLOSE}" for part in parts)
     )
-    reader.close()
-    numbers = iter(range(len(slots)))
+    finder.close()
+    numbers = iter(range(len(placeholders)))
     return tuple(
-        part if isinstance(part, str) else _isolate_placeholder(part) if next(numbers) in reader.markers else part
+        part if isinstance(part, str) else _isolate_placeholder(part) if next(numbers) in finder.markers else part
         for part in parts
     )
 
 
-def _isolate_placeholder(slot: Placeholder) -> Placeholder:
-    return Placeholder(slot.name, slot.fallback, True) if slot.name in ISOLATED_PLACEHOLDERS else slot
+def _isolate_placeholder(placeholder: Placeholder) -> Placeholder:
+    if placeholder.name not in ISOLATED_PLACEHOLDERS:
+        return placeholder
+    return Placeholder(placeholder.name, placeholder.fallback, True)
 
 
 class _TextMarkerFinder(HTMLParser):
-    """Finds the marks that stand among words."""
+    """Finds the markers that are in text."""
 
     NON_TEXT_ELEMENTS = frozenset(("title", "style", "script", "textarea", "option"))
 

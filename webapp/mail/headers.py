@@ -1,19 +1,21 @@
-"""Header lines of a mail as bytes: folded (RFC 5322, 2.2.3), encoded where need be (RFC 2047), one line each."""
+"""Email headers as bytes: folded (RFC 5322, 2.2.3) and, where necessary, encoded (RFC 2047)."""
 
 from __future__ import annotations
 
 import base64
 
-# What a line should have (RFC 5322, 2.1.1), and what an encoded one may have (RFC 2047, 2).
+# The recommended line length (RFC 5322, 2.1.1), and the maximum for lines with encoded words (RFC 2047, 2).
 LINE_LENGTH, ENCODED_LINE_LENGTH = 78, 76
-# A single word longer than this would not fit beside a header's name, and is encoded.
+# A longer word would not fit on the line of the header's name, and is encoded.
 _WORD_MAX = 60
 _ENCODED_WORD_OVERHEAD = len("=?utf-8?b??=")
-_UNQUOTED_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 !#$%&'*+-/=?^_`{|}~")
+_UNQUOTED_CHARACTERS = frozenset(
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 !#$%&'*+-/=?^_`{|}~"  # no translation
+)
 
 
 def format_header(name: str, value: str) -> bytes:
-    """One header.
+    """Format a header.
 
     :raises ValueError: for a line break, which would start another header.
     """
@@ -23,60 +25,61 @@ def format_header(name: str, value: str) -> bytes:
         if len(line) <= LINE_LENGTH:
             return f"{line}\r\n".encode()
         words = value.split(" ")
-        # A blank line in the middle of a header is none, and two blanks in a row would leave one.
+        # Not for consecutive spaces: folding there would leave a line of white space only.
         if all(words) and max(map(len, words)) <= _WORD_MAX:
             return f"{_fold_words(f'{name}:', words)}\r\n".encode()
     return f"{name}: {_encode_words(value, len(name) + 2)}\r\n".encode()
 
 
-def format_address_header(name: str, words: str, to: str) -> bytes:
-    """One header with a name, if there is one, and an address.
+def format_address_header(name: str, display_name: str, address: str) -> bytes:
+    """Format a header with an address and, unless it is empty, a display name.
 
     :raises ValueError: for a line break in either.
     """
-    reject_line_breaks(words + to)
-    if not words:
-        return f"{name}: <{to}>\r\n".encode()
-    if len(words) <= 60 and words.isascii() and words.isprintable() and "=?" not in words:
-        if not _UNQUOTED_CHARACTERS.issuperset(words):
-            quoted = words.replace("\\", "\\\\").replace('"', '\\"')
-            words = f'"{quoted}"'
-        between = " " if len(name) + len(words) + len(to) + 5 <= LINE_LENGTH else "\r\n "
-        return f"{name}: {words}{between}<{to}>\r\n".encode()
-    return f"{name}: {_encode_words(words, len(name) + 2)}\r\n <{to}>\r\n".encode()
+    reject_line_breaks(display_name + address)
+    if not display_name:
+        return f"{name}: <{address}>\r\n".encode()
+    if len(display_name) <= 60 and display_name.isascii() and display_name.isprintable() and "=?" not in display_name:
+        if not _UNQUOTED_CHARACTERS.issuperset(display_name):
+            quoted = display_name.replace("\\", "\\\\").replace('"', '\\"')
+            display_name = f'"{quoted}"'
+        separator = " " if len(name) + len(display_name) + len(address) + 5 <= LINE_LENGTH else "\r\n "
+        return f"{name}: {display_name}{separator}<{address}>\r\n".encode()
+    return f"{name}: {_encode_words(display_name, len(name) + 2)}\r\n <{address}>\r\n".encode()
 
 
 def reject_line_breaks(value: str) -> None:
+    """:raises ValueError: when a header value has a line break."""
     if "\r" in value or "\n" in value:
-        raise ValueError("a header value must not have a line break in it")
+        raise ValueError("a header value must not contain a line break")
 
 
 def _fold_words(line: str, words: list[str]) -> str:
     lines = [line]
     for word in words:
-        # The first word stays beside the header's name: some programs take an empty first line for an empty header.
+        # The first word stays on the line of the header's name: some programs read an empty first line as no value.
         if len(lines[-1]) + 1 + len(word) > LINE_LENGTH and lines[-1] != line:
             lines.append("")
         lines[-1] += f" {word}"
     return "\r\n".join(lines)
 
 
-def _encode_words(value: str, taken: int) -> str:
-    """Words none of which splits a character, each on a line of its own.
+def _encode_words(value: str, prefix_length: int) -> str:
+    """Encode a value as encoded words, one per line, without splitting a character.
 
-    :param taken: how much of the first line the header's name takes.
+    :param prefix_length: the length of the header's name and separator on the first line.
     """
-    words, held, room = [], b"", _encoded_word_capacity(taken)
+    words, word, capacity = [], b"", _encoded_word_capacity(prefix_length)
     for character in value:
-        coded = character.encode()
-        if len(held) + len(coded) > room:
-            words.append(held)
-            held, room = b"", _encoded_word_capacity(1)
-        held += coded
-    words.append(held)
+        encoded = character.encode()
+        if len(word) + len(encoded) > capacity:
+            words.append(word)
+            word, capacity = b"", _encoded_word_capacity(1)
+        word += encoded
+    words.append(word)
     return "\r\n ".join(f"=?utf-8?b?{base64.b64encode(word).decode()}?=" for word in words)
 
 
-def _encoded_word_capacity(taken: int) -> int:
-    """How many bytes an encoded word may hold in what is left of a line; base64 writes three as four."""
-    return max(4, (ENCODED_LINE_LENGTH - taken - _ENCODED_WORD_OVERHEAD) // 4 * 3)
+def _encoded_word_capacity(prefix_length: int) -> int:
+    """Return how many bytes fit into an encoded word after a prefix; base64 encodes three bytes as four."""
+    return max(4, (ENCODED_LINE_LENGTH - prefix_length - _ENCODED_WORD_OVERHEAD) // 4 * 3)

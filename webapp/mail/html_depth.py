@@ -1,15 +1,20 @@
-"""How deep the elements of HTML are nested. What moves style sheets works its way down on the stack of the process,
-and a few thousand levels end the process itself, with everything else that it was doing."""
+"""Limit the nesting depth of HTML.
+
+The CSS inliner recurses on the native stack: a few thousand levels crash the process, with everything else it was
+doing.
+"""
 
 from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
 
+from flask_babel import gettext as _
+
 HTML_DEPTH_MAX = 200
-# Tags in comments and the like, as one reader sees it and another may not. Some thousand would be too deep.
+# Start tags in comments and the like: another parser may read them as elements, and thousands would be too deep.
 UNPARSED_TAGS_MAX = 500
-# Never have an end of their own.
+# Elements without an end tag.
 _VOID_ELEMENTS = frozenset(
     [
         "area",
@@ -31,7 +36,7 @@ _VOID_ELEMENTS = frozenset(
         "wbr",
     ]
 )
-# Their end closes what may be left open in them (HTML, 13.1.2.4); that of others, as of <b>, does not.
+# Their end tag closes elements left open in them (HTML, 13.1.2.4); that of others, such as <b>, does not.
 _CLOSES_OPEN_CHILDREN = frozenset(
     [
         "address",
@@ -64,7 +69,7 @@ _CLOSED_BY_CELL = frozenset(["p", "td", "th"])
 _CLOSED_BY_ROW = _CLOSED_BY_CELL | {"tr"}
 _CLOSED_BY_TERM = frozenset(["p", "dt", "dd"])
 _CLOSED_BY_ROW_GROUP = _CLOSED_BY_ROW | {"tbody", "thead", "tfoot"}
-# Which open elements end where this one begins.
+# The open elements that are closed by a start tag.
 _IMPLIED_END_TAGS = {
     "p": frozenset(["p"]),
     "li": frozenset(["p", "li"]),
@@ -77,42 +82,42 @@ _IMPLIED_END_TAGS = {
     "thead": _CLOSED_BY_ROW_GROUP,
     "tfoot": _CLOSED_BY_ROW_GROUP,
 }
-# What stands in these is text, also what looks like an end.
+# Elements with text content only; tags inside them are text.
 _RAW_TEXT_ELEMENTS = frozenset(["iframe", "noembed", "noframes", "plaintext", "textarea", "title", "xmp"])
-# Ends a comment for some readers only.
+# The end of a comment for some parsers only.
 _MALFORMED_COMMENT_END = re.compile(r"--(?:!|\s)\s*>")
 _START_TAG = re.compile(r"<[A-Za-z]")
 
 
 class HtmlTooDeep(ValueError):
-    """HTML that would harm whatever reads it. The message is for the writer."""
+    """HTML that could crash a parser. The message tells the author what to change."""
 
 
 def check_html_depth(source: str) -> None:
-    """Nothing, when the HTML can be read safely.
+    """Check that HTML can be parsed safely.
 
-    :raises TooDeep: with what to do.
+    :raises HtmlTooDeep: when it is nested too deeply, or the depth can't be determined reliably.
     """
-    # As most mails are: too few tags to be nested too deep.
+    # The usual case: too few tags to be nested too deeply.
     tags = sum(1 for _ in _START_TAG.finditer(source))
     if tags <= HTML_DEPTH_MAX:
         return
     if _MALFORMED_COMMENT_END.search(source):
-        raise HtmlTooDeep("A comment does not end with “-->”, but nearly so. Please mend the HTML.")
-    # Python's reader looks for the end of each tag that has none again and again.
+        raise HtmlTooDeep(_("A comment is not closed with “-->”. Correct the HTML."))
+    # Python's parser takes quadratic time for many tags that are not closed.
     if source.count("<", source.rfind(">") + 1) > HTML_DEPTH_MAX:
-        raise HtmlTooDeep("Many tags at its end are not closed. Please mend the HTML.")
-    reader = _DepthParser()
-    reader.feed(source)
-    reader.close()
-    if tags - reader.start_tag_count > UNPARSED_TAGS_MAX:
-        raise HtmlTooDeep(f"More than {UNPARSED_TAGS_MAX} tags are in comments. Please take some away.")
+        raise HtmlTooDeep(_("Many tags at the end of the HTML are not closed. Correct the HTML."))
+    parser = _DepthParser()
+    parser.feed(source)
+    parser.close()
+    if tags - parser.start_tag_count > UNPARSED_TAGS_MAX:
+        raise HtmlTooDeep(_("More than %(max)s tags are in comments. Remove some of them.", max=UNPARSED_TAGS_MAX))
 
 
 class _DepthParser(HTMLParser):
-    """Counts what is open. It rather counts too much: what is left open in the wrong place stays open."""
+    """Counts open elements. It may overcount: an element left open in a wrong place stays open."""
 
-    # A style sheet within a drawing is read as elements; here all are.
+    # A style sheet within SVG is parsed as elements; here all style sheets are.
     CDATA_CONTENT_ELEMENTS = ()  # type: ignore[misc]
 
     def __init__(self) -> None:
@@ -129,12 +134,15 @@ class _DepthParser(HTMLParser):
         self.open_elements.append(tag)
         if len(self.open_elements) > HTML_DEPTH_MAX:
             raise HtmlTooDeep(
-                f"Elements are nested more than {HTML_DEPTH_MAX} deep, or as many are never closed. "
-                "Please close them, or take some away."
+                _(
+                    "Elements are nested more than %(max)s levels deep, or as many are not closed. Close them, or "
+                    "remove some of them.",
+                    max=HTML_DEPTH_MAX,
+                )
             )
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        # <div/> is not closed in HTML, only in a drawing.
+        # <div/> is not closed in HTML, only within SVG or MathML.
         self.handle_starttag(tag, attrs)
         if tag not in _VOID_ELEMENTS and ("svg" in self.open_elements or "math" in self.open_elements):
             self.handle_endtag(tag)
@@ -142,13 +150,13 @@ class _DepthParser(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if tag not in _RAW_TEXT_ELEMENTS and not _RAW_TEXT_ELEMENTS.isdisjoint(self.open_elements):
             return
-        at = len(self.open_elements) - 1
+        index = len(self.open_elements) - 1
         while (
             tag in _CLOSES_OPEN_CHILDREN
-            and at >= 0
-            and self.open_elements[at] != tag
-            and self.open_elements[at] in _IMPLIED_END_TAGS
+            and index >= 0
+            and self.open_elements[index] != tag
+            and self.open_elements[index] in _IMPLIED_END_TAGS
         ):
-            at -= 1
-        if at >= 0 and self.open_elements[at] == tag:
-            del self.open_elements[at:]
+            index -= 1
+        if index >= 0 and self.open_elements[index] == tag:
+            del self.open_elements[index:]

@@ -1,4 +1,4 @@
-"""In which language dates, money and percent stand in a mail."""
+"""The locale of dates, amounts and percentages in an email."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from babel import Locale, UnknownLocaleError
 
 
 @lru_cache(4096)
-def resolve_locale(tag: str | None, otherwise: str) -> str:
-    """The locale of a customer's tag (RFC 5646) as Babel names it, or `otherwise` for none, an unknown or a broken one.
+def resolve_locale(tag: str | None, default: str) -> str:
+    """Return the Babel locale of a language tag (RFC 5646), or `default` for a missing, unknown or invalid tag.
 
-    Of a tag whose country or script CLDR does not know, the language counts: `de-XX` is read as `de`.
+    If CLDR does not know the region or script of a tag, its language is used: `de-XX` becomes `de`.
     """
-    parts = (tag or "").replace("_", "-").split("-")
-    for length in range(len(parts), 0, -1):
+    subtags = (tag or "").replace("_", "-").split("-")
+    for length in range(len(subtags), 0, -1):
         try:
-            return str(Locale.parse("-".join(parts[:length]), sep="-"))
+            return str(Locale.parse("-".join(subtags[:length]), sep="-"))
         except (UnknownLocaleError, ValueError, TypeError):
             continue
-    return otherwise
+    return default
 
 
 def is_locale_right_to_left(locale: str) -> bool:
+    """Whether the language of a Babel locale is written from right to left."""
     return str(Locale.parse(locale).text_direction) == "rtl"

@@ -1,7 +1,7 @@
-"""Bodies in quoted-printable (RFC 2045, 6.7), made once, with places where each recipient's own words are put in.
+"""Quoted-printable bodies (RFC 2045, 6.7), encoded once, with merge fields for the values of each recipient.
 
-There is a soft line break on both sides of such a place; a value then starts on a line of its own, is encoded by
-itself, and the bytes are joined.
+A merge field has a soft line break on both sides, so that each value starts on a new line and can be encoded
+separately; the encoded bytes are then joined.
 """
 
 from __future__ import annotations
@@ -13,53 +13,54 @@ from dataclasses import dataclass
 
 from webapp.mail.template import Placeholder, TemplateParts
 
-# A blank at the end of a line is written as a code, and binascii makes the line up to two longer than 76 by that.
+# binascii encodes white space at the end of a line, which can make the line up to two characters longer than 76.
 _TRAILING_WHITESPACE = re.compile(rb"(?m)^(.{74,})(=20|=09)$")
 
 
 @dataclass(frozen=True)
 class MergeField:
-    """Where a value goes into a body that is quoted-printable already."""
+    """A position in an encoded body where the value of a placeholder is inserted."""
 
     placeholder: Placeholder
     render: Callable[[Placeholder, str], str]
     ends_line: bool
 
     def encode_value(self, values: Mapping[str, str]) -> bytes:
+        """Render and encode the value of this field."""
         quoted = _encode_text(self.render(self.placeholder, values[self.placeholder.name]))
         return quoted if self.ends_line else _append_soft_break(quoted)
 
 
 class MergeBody:
-    """Pieces of a message, some of them stamps. What stands in several places is written once for each recipient."""
+    """The pieces of a body, some of them merge fields. A field used several times is encoded once per recipient."""
 
     def __init__(self, pieces: list[bytes | MergeField]) -> None:
         self.fields: list[MergeField] = list(dict.fromkeys(piece for piece in pieces if isinstance(piece, MergeField)))
         self._segments = [piece if isinstance(piece, bytes) else b"" for piece in pieces]
         self._field_positions = [
-            (at, self.fields.index(piece)) for at, piece in enumerate(pieces) if isinstance(piece, MergeField)
+            (index, self.fields.index(piece)) for index, piece in enumerate(pieces) if isinstance(piece, MergeField)
         ]
 
     def render(self, values: Mapping[str, str]) -> list[bytes]:
-        """The pieces with a recipient's values."""
-        written = [stamp.encode_value(values) for stamp in self.fields]
+        """Return the pieces with the values of a recipient."""
+        encoded = [field.encode_value(values) for field in self.fields]
         pieces = self._segments.copy()
-        for at, which in self._field_positions:
-            pieces[at] = written[which]
+        for index, field_index in self._field_positions:
+            pieces[index] = encoded[field_index]
         return pieces
 
 
-def encode_body(parts: TemplateParts, written: Callable[[Placeholder, str], str]) -> list[bytes | MergeField]:
-    """A body in quoted-printable; no line gets longer than 76.
+def encode_body(parts: TemplateParts, render: Callable[[Placeholder, str], str]) -> list[bytes | MergeField]:
+    """Encode a body as quoted-printable, with lines of at most 76 characters.
 
-    :param written: how a value stands in it; what is empty, by the words for that.
+    :param render: renders the value of a placeholder, or its fallback for an empty value.
     """
     out: list[bytes | MergeField] = []
     for index, part in enumerate(parts):
         following = parts[index + 1] if index + 1 < len(parts) else "\n"
         if isinstance(part, Placeholder):
             ends_line = isinstance(following, str) and following.startswith(("\n", "\r\n"))
-            out.append(MergeField(part, written, ends_line))
+            out.append(MergeField(part, render, ends_line))
         else:
             quoted = _encode_text(part)
             starts_line = quoted.endswith(b"\r\n") or isinstance(following, str)
@@ -70,7 +71,7 @@ def encode_body(parts: TemplateParts, written: Callable[[Placeholder, str], str]
 def _encode_text(text: str) -> bytes:
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    # The soft breaks it puts in end like the text's own lines, if it has any: so all become CRLF afterwards.
+    # binascii ends soft breaks like the first line of the text, so all line breaks are converted to CRLF afterwards.
     lines = binascii.b2a_qp(text.encode(), istext=True)
     if b"=20\n" in lines or b"=09\n" in lines:
         lines = _TRAILING_WHITESPACE.sub(rb"\1=\n\2", lines)
@@ -78,7 +79,7 @@ def _encode_text(text: str) -> bytes:
 
 
 def _append_soft_break(quoted: bytes) -> bytes:
-    """With a soft line break behind it; no line gets longer than 76."""
+    """Append a soft line break, keeping lines at 76 characters or less."""
     if len(quoted) - quoted.rfind(b"\n") - 1 < 76:
         return quoted + b"=\r\n"
     last = 3 if quoted[-3:-2] == b"=" else 1

@@ -1,15 +1,16 @@
-"""Flask-Mail without its traps: one connection to the relay, driven command by command.
+"""A connection to the mail relay, driven command by command. Based on Flask-Mail.
 
-What Flask-Mail 0.10 does by itself and this file does otherwise:
+Differences from Flask-Mail 0.10:
 
-- under TESTING it sends nothing; here a mail is sent or an outcome says why not;
-- sockets wait for ever and certificates are not looked at; here every step has a limit and TLS is verified;
-- `sendmail` raises the same error before and after the body; here the outcome tells whether the mail can have arrived;
-- `quit()` and MAIL_MAX_EMAILS can raise after the relay has taken a mail; here nothing after that moment is a failure;
-- addresses go through IDNA 2003, which turns `faß.de` into somebody else's `fass.de`, and a non-ASCII local part
-  raises; here the address is sent as it stands, which is the customer's normalised one;
-- long headers are encoded (RFC 2047) or pass with line breaks in them, and the Message-ID names this host; here the
-  message comes finished, as bytes.
+- Flask-Mail sends nothing under TESTING; here an email is sent, or the outcome says why not.
+- Its sockets have no timeout and it does not verify certificates; here every step has a timeout and TLS is verified.
+- Its `sendmail` raises the same error before and after the body; here the outcome says whether the email can have
+  arrived.
+- Its `quit()` and MAIL_MAX_EMAILS can raise after the relay has accepted an email; here nothing can fail after that.
+- It converts addresses with IDNA 2003, which turns `faß.de` into the different domain `fass.de`, and raises for a
+  non-ASCII local part; here the normalised address of the customer is sent unchanged.
+- It encodes long headers (RFC 2047) or lets line breaks through, and its Message-ID contains the host name; here the
+  message is passed as finished bytes.
 """
 
 from __future__ import annotations
@@ -26,15 +27,16 @@ from typing import Literal, cast
 
 import flask_mail
 from flask import current_app
+from flask_babel import gettext as _
 
 from webapp.mail import timeouts
 
-# The first digit of the answers by which a command is taken (RFC 5321, 4.2.1).
+# The first digit of a positive reply to a command (RFC 5321, 4.2.1).
 SUCCESS_REPLY_CLASS = {"MAIL": 2, "RCPT": 2, "DATA": 3}
 
-# In bytes; an answer is a line or a few.
+# In bytes. Usual replies have one or a few lines.
 MAX_REPLY_BYTES = 64 * 1024
-# Reasons of OpenSSL for which trying again is no use: the two sides have no way to encrypt in common.
+# OpenSSL errors for which a retry is useless: client and server have no common protocol or cipher.
 PERMANENT_TLS_ERRORS = (
     "WRONG_VERSION_NUMBER",
     "UNSUPPORTED_PROTOCOL",
@@ -43,16 +45,22 @@ PERMANENT_TLS_ERRORS = (
     "TLSV1_ALERT_PROTOCOL_VERSION",
 )
 
-OutcomeKind = Literal["accepted", "failed", "deferred", "trouble", "refused", "uncertain", "stopped"]
+OutcomeKind = Literal["accepted", "failed", "deferred", "connection_lost", "refused", "uncertain", "aborted"]
 
 
 @dataclass(frozen=True)
 class SmtpOutcome:
-    """What became of one attempt.
+    """The outcome of one delivery attempt.
 
-    accepted: the relay has it · failed: never for this recipient · deferred: later for this recipient ·
-    trouble: the connection broke before the body was complete, so nothing arrived · refused: the relay will have
-    nothing from us · uncertain: the connection broke after the body · stopped: the caller called it off in time.
+    - accepted: the relay has accepted the email
+    - failed: permanent failure for this recipient
+    - deferred: temporary failure for this recipient
+    - connection_lost: the connection broke before the body was complete, so nothing was delivered
+    - refused: the relay rejects this server or its sender, whatever the recipient
+    - uncertain: the connection broke after the body
+    - aborted: the caller aborted the attempt before the body
+
+    `code` is the reply code, `text` the reply or our own explanation, and `stage` the step that did not succeed.
     """
 
     kind: OutcomeKind
@@ -62,18 +70,18 @@ class SmtpOutcome:
 
 
 class RelayUnavailable(Exception):
-    """The relay can't be reached, or breaks off before a mail was begun. Try later."""
+    """The relay can't be reached, or closes the connection before an email was started. A retry may succeed."""
 
 
 class RelayRejected(Exception):
-    """The relay refuses us: TLS, the user name and password, or a sender it will not have. Somebody must act."""
+    """The relay rejects this client: TLS, credentials or sender address. The settings need to be changed."""
 
 
 class OutgoingMessage(flask_mail.Message):
-    """A message that is finished: the bytes for one recipient, with the addresses of its envelope."""
+    """A finished message: the bytes for one recipient, with the envelope addresses."""
 
     def __init__(self, sender: str, to: str, raw: bytes) -> None:
-        # Not Flask-Mail's own: that would look this host's name up for a Message-ID that nobody sees.
+        # Does not call Flask-Mail's constructor, which looks up the host name for an unused Message-ID.
         self.sender = sender
         self.recipients = [to]
         self.raw = raw
@@ -95,8 +103,10 @@ class OutgoingMessage(flask_mail.Message):
 
 
 class _SmtpSession(smtplib.SMTP):
-    """smtplib's side of a conversation, with an end to it: all that is heard until `deadline` (of `time.monotonic`)
-    counts, however slowly it comes, and only so much of it."""
+    """An SMTP session of smtplib with a deadline for replies (of `time.monotonic`) and a maximum reply size.
+
+    The deadline covers whole replies, however slowly their bytes arrive.
+    """
 
     def __init__(self, server: str, port: int) -> None:
         self.deadline = time.monotonic() + timeouts.CONNECT_TIMEOUT
@@ -104,18 +114,18 @@ class _SmtpSession(smtplib.SMTP):
         super().__init__(server, port, timeout=timeouts.CONNECT_TIMEOUT)
 
     def set_deadline(self, seconds: float) -> None:
-        """What is heard from now on has to come within so many seconds."""
+        """Require that all further replies arrive within this many seconds."""
         self.deadline = time.monotonic() + seconds
 
     def getreply(self) -> tuple[int, bytes]:
-        """(code, words) of the next answer, all its lines; code -1 for nonsense (RFC 5321, 4.2)."""
+        """Read all lines of the next reply; return (code, text), with code -1 if it is invalid (RFC 5321, 4.2)."""
         lines, size = [], 0
         while True:
             line = self._read_line()
             size += len(line)
             if size > MAX_REPLY_BYTES:
                 self.close()
-                raise smtplib.SMTPServerDisconnected("its answer has no end")
+                raise smtplib.SMTPServerDisconnected("the reply is too long")
             if not line[:3].isdigit():
                 return -1, line.strip()
             lines.append(line[4:].strip())
@@ -126,22 +136,22 @@ class _SmtpSession(smtplib.SMTP):
         while b"\n" not in self.buffer:
             if self.sock is None or len(self.buffer) > MAX_REPLY_BYTES:
                 self.close()
-                raise smtplib.SMTPServerDisconnected("its answer has no end" if self.buffer else "not connected")
-            left = self.deadline - time.monotonic()
-            if left <= 0:
+                raise smtplib.SMTPServerDisconnected("the reply is too long" if self.buffer else "not connected")
+            remaining = self.deadline - time.monotonic()
+            if remaining <= 0:
                 raise TimeoutError("timed out")
-            self.sock.settimeout(left)
-            heard = self.sock.recv(8192)
-            if not heard:
+            self.sock.settimeout(remaining)
+            received = self.sock.recv(8192)
+            if not received:
                 self.close()
                 raise smtplib.SMTPServerDisconnected("it closed the connection")
-            self.buffer += heard
+            self.buffer += received
         line, _, self.buffer = self.buffer.partition(b"\n")
         return line
 
 
 class _ImplicitTlsSmtpSession(_SmtpSession, smtplib.SMTP_SSL):
-    """The same, encrypted from the first byte."""
+    """An SMTP session with implicit TLS."""
 
     def __init__(self, server: str, port: int) -> None:
         self.deadline = time.monotonic() + timeouts.CONNECT_TIMEOUT
@@ -150,7 +160,7 @@ class _ImplicitTlsSmtpSession(_SmtpSession, smtplib.SMTP_SSL):
 
 
 class RelayConnection(flask_mail.Connection):
-    """One connection to the relay, reused for many mails. Not for two threads at once."""
+    """A connection to the relay, reused for many emails. Not thread-safe."""
 
     host: _SmtpSession | None
 
@@ -170,10 +180,11 @@ class RelayConnection(flask_mail.Connection):
         return self.host is not None
 
     def open(self) -> None:
-        """Connect and sign in, unless that is done already.
+        """Connect and sign in, unless already connected.
 
-        :raises RelayDown: when nobody answers, or only with a 4xx.
-        :raises RelayRefuses: when TLS can't be trusted, the password is wrong, or the greeting is a 5xx.
+        :raises RelayUnavailable: when the relay does not reply, or replies with a 4xx.
+        :raises RelayRejected: when its certificate can't be verified, the credentials are wrong, or it replies with a
+            5xx.
         """
         if self.host is not None:
             return
@@ -181,34 +192,34 @@ class RelayConnection(flask_mail.Connection):
             self.host = self.configure_host()
         except ssl.SSLError as error:
             reason = (error.reason or str(error)).replace("_", " ").lower()
-            words = f"TLS: {getattr(error, 'verify_message', '') or reason}"
-            for_good = isinstance(error, ssl.SSLCertVerificationError) or error.reason in PERMANENT_TLS_ERRORS
-            raise (RelayRejected if for_good else RelayUnavailable)(words) from error
+            text = f"TLS: {getattr(error, 'verify_message', '') or reason}"
+            is_permanent = isinstance(error, ssl.SSLCertVerificationError) or error.reason in PERMANENT_TLS_ERRORS
+            raise (RelayRejected if is_permanent else RelayUnavailable)(text) from error
         except smtplib.SMTPNotSupportedError as error:
             raise RelayRejected(str(error)) from error
         except smtplib.SMTPResponseException as error:
-            words = (
-                f"{error.smtp_code} {_normalise_reply_text(error.smtp_error)}"
+            text = (
+                f"{error.smtp_code} {_normalise_reply_text(error.smtp_error)}"  # no translation
                 if error.smtp_code > 0
                 else _describe_error(error)
             )
-            raise (RelayRejected if error.smtp_code >= 500 else RelayUnavailable)(words) from error
+            raise (RelayRejected if error.smtp_code >= 500 else RelayUnavailable)(text) from error
         except (OSError, smtplib.SMTPException) as error:
             raise RelayUnavailable(_describe_error(error)) from error
         except ValueError as error:
-            raise RelayRejected("the server's name, the user name or the password can't be sent as it is") from error
+            raise RelayRejected(_("the server name, the user name or the password has invalid characters")) from error
 
     def configure_host(self) -> _SmtpSession:
-        """A connection that is greeted, encrypted as configured and signed in."""
+        """Connect, start TLS as configured and sign in."""
         host = self._connect()
         try:
             host.set_deadline(timeouts.CONNECT_TIMEOUT)
             _send_ehlo(host)
             if self.mail.use_tls:
-                code, words = host.starttls(context=_create_tls_context())
+                code, reply = host.starttls(context=_create_tls_context())
                 if code != 220:
-                    raise smtplib.SMTPResponseException(code, words)
-                # What came before is not of this conversation: it may be anybody's (CVE-2011-0411).
+                    raise smtplib.SMTPResponseException(code, reply)
+                # Discard data received before TLS: an attacker may have injected it (CVE-2011-0411).
                 host.buffer = b""
                 _send_ehlo(host)
             if self.mail.username and self.mail.password:
@@ -219,134 +230,137 @@ class RelayConnection(flask_mail.Connection):
         return host
 
     def _connect(self) -> _SmtpSession:
-        talk = _ImplicitTlsSmtpSession if self.mail.use_ssl else _SmtpSession
-        host = talk(self.mail.server, self.mail.port or 0)
+        session_class = _ImplicitTlsSmtpSession if self.mail.use_ssl else _SmtpSession
+        host = session_class(self.mail.server, self.mail.port or 0)
         if host.sock is not None:
-            # A body's last piece must not wait until the relay has confirmed the piece before.
+            # Disable Nagle's algorithm: the last segment of a body must not wait for an acknowledgement.
             host.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return host
 
     def send(self, message: flask_mail.Message, envelope_from: str | tuple[str, str] | None = None) -> None:
-        """Flask-Mail's way in, for a letter that must go out now or not at all.
+        """Send a message now or raise; overrides Flask-Mail's method.
 
-        :raises RelayDown: when the relay does not take it now.
-        :raises RelayRefuses: when it never will.
+        :raises RelayUnavailable: when the relay does not accept it now.
+        :raises RelayRejected: when the relay rejects it permanently.
         """
         self.open()
         outcome = self.deliver(cast(OutgoingMessage, message))
         if outcome.kind in ("failed", "refused"):
-            raise RelayRejected(f"{outcome.code} {outcome.text}" if outcome.code else outcome.text)
+            raise RelayRejected(f"{outcome.code} {outcome.text}" if outcome.code else outcome.text)  # no translation
         if outcome.kind != "accepted":
-            raise RelayUnavailable(f"{outcome.code} {outcome.text}" if outcome.code else outcome.text)
+            raise RelayUnavailable(f"{outcome.code} {outcome.text}" if outcome.code else outcome.text)  # no translation
 
     def deliver(
         self,
-        letter: OutgoingMessage,
+        message: OutgoingMessage,
         may_send: Callable[[], bool] = lambda: True,
-        meanwhile: Callable[[], object] = lambda: None,
+        on_envelope_sent: Callable[[], object] = lambda: None,
     ) -> SmtpOutcome:
-        """Hand one letter over, step by step. After anything but a plain answer the connection is closed.
+        """Deliver one message step by step. The connection is closed after anything but a valid reply.
 
-        :param may_send: asked right before the body, the point of no return; False calls the mail off.
-        :param meanwhile: done while the relay reads the envelope.
+        :param may_send: called right before the body, the point of no return; False aborts the delivery.
+        :param on_envelope_sent: called while the relay processes the envelope.
         """
         host = self.host
         if host is None:
-            return SmtpOutcome("trouble", None, "not connected", "connect")
-        if letter.has_bad_headers():
-            return SmtpOutcome("failed", None, "this can't be written as an address", "address")
+            return SmtpOutcome("connection_lost", None, "not connected", "connect")
+        if message.has_bad_headers():
+            return SmtpOutcome("failed", None, _("the address has invalid characters"), "address")
         try:
-            refusal = self._send_envelope(host, letter, meanwhile)
-            if refusal is not None:
-                return refusal
+            rejection = self._send_envelope(host, message, on_envelope_sent)
+            if rejection is not None:
+                return rejection
             if not may_send():
                 self.close()
-                return SmtpOutcome("stopped")
-            return self._send_body(host, letter)
+                return SmtpOutcome("aborted")
+            return self._send_body(host, message)
         except (OSError, smtplib.SMTPException) as error:
             self.close()
-            return SmtpOutcome("trouble", None, _describe_error(error), "before the body")
+            return SmtpOutcome("connection_lost", None, _describe_error(error), "envelope")
 
     def _send_envelope(
-        self, host: _SmtpSession, letter: OutgoingMessage, meanwhile: Callable[[], object]
+        self, host: _SmtpSession, message: OutgoingMessage, on_envelope_sent: Callable[[], object]
     ) -> SmtpOutcome | None:
-        """MAIL, RCPT and DATA; None when all were taken. At once where the relay reads ahead (RFC 2920), which saves
-        two of four round trips; every command has its own answer all the same."""
-        options = "" if letter.to.isascii() else " SMTPUTF8 BODY=8BITMIME"
+        """Send MAIL, RCPT and DATA; None when the relay accepts all of them.
+
+        With PIPELINING (RFC 2920) they are sent at once, which saves two of four round trips; each command still has
+        its own reply.
+        """
+        options = "" if message.to.isascii() else " SMTPUTF8 BODY=8BITMIME"  # no translation
         if options and not host.has_extn("smtputf8"):
-            return SmtpOutcome("failed", None, "the relay takes no addresses with such letters (SMTPUTF8)", "address")
-        commands = {"MAIL": f"MAIL FROM:<{letter.sender}>{options}", "RCPT": f"RCPT TO:<{letter.to}>", "DATA": "DATA"}
+            return SmtpOutcome("failed", None, _("the relay does not accept non-ASCII addresses (SMTPUTF8)"), "address")
+        mail_from, rcpt_to = f"MAIL FROM:<{message.sender}>{options}", f"RCPT TO:<{message.to}>"  # no translation
+        commands = {"MAIL": mail_from, "RCPT": rcpt_to, "DATA": "DATA"}
         host.set_deadline(timeouts.REPLY_TIMEOUT)
         _set_socket_timeout(host, timeouts.REPLY_TIMEOUT)
         groups = [tuple(commands)] if host.has_extn("pipelining") else [(verb,) for verb in commands]
-        for group in groups:
-            host.send("".join(f"{commands[verb]}\r\n" for verb in group).encode())
-            if group[0] == "MAIL":
-                meanwhile()
-            refused = self._read_replies(host, group)
-            if refused is not None:
-                return self._classify_refusal(host, *refused)
+        for verbs in groups:
+            host.send("".join(f"{commands[verb]}\r\n" for verb in verbs).encode())
+            if verbs[0] == "MAIL":
+                on_envelope_sent()
+            rejection = self._read_replies(host, verbs)
+            if rejection is not None:
+                return self._classify_refusal(host, *rejection)
         return None
 
-    def _read_replies(self, host: _SmtpSession, group: tuple[str, ...]) -> tuple[int, bytes, str] | None:
-        """The first refusal among the answers to a group of commands, all of them read; None when there is none."""
-        refused: tuple[int, bytes, str] | None = None
-        for verb in group:
+    def _read_replies(self, host: _SmtpSession, verbs: tuple[str, ...]) -> tuple[int, bytes, str] | None:
+        """Read the replies to a group of commands; return the first negative one as (code, text, command), if any."""
+        rejection: tuple[int, bytes, str] | None = None
+        for verb in verbs:
             try:
-                code, words = host.getreply()
+                code, reply = host.getreply()
             except (OSError, smtplib.SMTPException):
-                if refused is None:
+                if rejection is None:
                     raise
-                # What was answered before the connection broke stays true.
+                # A rejection received before the connection broke is still valid.
                 self.close()
-                return refused
-            taken = code // 100 == SUCCESS_REPLY_CLASS[verb]
-            if refused is None and not taken:
-                refused = code, words, verb
-            if refused is not None and ((verb == "DATA" and taken) or code in (-1, 421)):
-                # It waits for a body that nobody may get, or for nothing any more.
+                return rejection
+            is_positive = code // 100 == SUCCESS_REPLY_CLASS[verb]
+            if rejection is None and not is_positive:
+                rejection = code, reply, verb
+            if rejection is not None and ((verb == "DATA" and is_positive) or code in (-1, 421)):
+                # The relay expects a body that must not be sent, or has ended the session.
                 self.close()
-                return refused
-        return refused
+                return rejection
+        return rejection
 
-    def _send_body(self, host: _SmtpSession, letter: OutgoingMessage) -> SmtpOutcome:
+    def _send_body(self, host: _SmtpSession, message: OutgoingMessage) -> SmtpOutcome:
         if host.sock is None:
             raise smtplib.SMTPServerDisconnected("the connection is closed")
-        body = _dot_stuff(letter.raw)
+        body = _dot_stuff(message.raw)
         _set_socket_timeout(host, timeouts.BODY_TIMEOUT)
-        # An error in here leaves the closing dot unsent, so the relay has to forget the mail.
+        # After an error here the final dot has not been sent, so the relay must discard the message.
         host.sock.sendall(body)
         host.set_deadline(timeouts.REPLY_TIMEOUT)
         try:
-            code, words = host.getreply()
+            code, reply = host.getreply()
         except (OSError, smtplib.SMTPException) as error:
             self.close()
-            return SmtpOutcome(
-                "uncertain", None, f"no answer after the mail was handed over: {_describe_error(error)}", "body"
-            )
+            text = _("no reply after the email was sent: %(error)s", error=_describe_error(error))
+            return SmtpOutcome("uncertain", None, text, "body")
         if 200 <= code < 300:
-            flask_mail.email_dispatched.send(current_app, message=letter)
-            return SmtpOutcome("accepted", code, _normalise_reply_text(words))
+            flask_mail.email_dispatched.send(current_app, message=message)
+            return SmtpOutcome("accepted", code, _normalise_reply_text(reply))
         if not 400 <= code < 600:
             self.close()
-            return SmtpOutcome("uncertain", None, "the answer after the mail was handed over makes no sense", "body")
-        return self._classify_refusal(host, code, words, "body")
+            return SmtpOutcome("uncertain", None, _("invalid reply after the email was sent"), "body")
+        return self._classify_refusal(host, code, reply, "body")
 
-    def _classify_refusal(self, host: _SmtpSession, code: int, words: bytes, at: str) -> SmtpOutcome:
-        text = _normalise_reply_text(words)
-        if code == 421 or (at == "MAIL" and 400 <= code < 500):
+    def _classify_refusal(self, host: _SmtpSession, code: int, reply: bytes, stage: str) -> SmtpOutcome:
+        text = _normalise_reply_text(reply)
+        if code == 421 or (stage == "MAIL" and 400 <= code < 500):
             self.close()
-            return SmtpOutcome("trouble", code, text, at)
+            return SmtpOutcome("connection_lost", code, text, stage)
         if not 400 <= code < 600:
             self.close()
-            return SmtpOutcome("trouble", None, text or "the answer makes no sense", at)
+            return SmtpOutcome("connection_lost", None, text or _("invalid reply"), stage)
         self._reset(host)
-        if at == "MAIL":
-            return SmtpOutcome("refused", code, text, at)
-        return SmtpOutcome("failed" if code >= 500 else "deferred", code, text, at)
+        if stage == "MAIL":
+            return SmtpOutcome("refused", code, text, stage)
+        return SmtpOutcome("failed" if code >= 500 else "deferred", code, text, stage)
 
     def _reset(self, host: _SmtpSession) -> None:
-        """Ready for the next mail; a connection that will not be is dropped, and the outcome stays what it was."""
+        """Reset the session for the next email; close the connection if that fails. The outcome is not affected."""
         if self.host is None:
             return
         host.set_deadline(timeouts.RESET_TIMEOUT)
@@ -357,13 +371,13 @@ class RelayConnection(flask_mail.Connection):
             self.close()
 
     def close(self) -> None:
-        """Close the connection at once, in the middle of whatever it is."""
+        """Close the connection immediately, without QUIT."""
         host, self.host = self.host, None
         if host is not None:
             host.close()
 
     def quit(self) -> None:
-        """Take leave and close the connection. Never raises: whatever was accepted stays accepted."""
+        """Send QUIT and close the connection. Never raises, because accepted emails stay accepted."""
         host, self.host = self.host, None
         if host is None:
             return
@@ -376,17 +390,17 @@ class RelayConnection(flask_mail.Connection):
 
 
 def create_relay_connection() -> RelayConnection:
-    """A connection to the configured relay, not yet opened."""
+    """Create a connection to the configured relay without opening it."""
     return RelayConnection(current_app.extensions["mail"])
 
 
 def _send_ehlo(host: _SmtpSession) -> None:
-    """EHLO, or HELO for a relay that does not know it; a relay that has no time now is not asked a second way."""
-    code, words = host.ehlo()
+    """Send EHLO, or HELO if the relay does not know EHLO. HELO is not tried after a temporary failure."""
+    code, reply = host.ehlo()
     if 500 <= code < 600:
-        code, words = host.helo()
+        code, reply = host.helo()
     if code // 100 != 2:
-        raise smtplib.SMTPHeloError(code, words)
+        raise smtplib.SMTPHeloError(code, reply)
 
 
 def _create_tls_context() -> ssl.SSLContext:
@@ -399,7 +413,7 @@ def _set_socket_timeout(host: _SmtpSession, seconds: float) -> None:
 
 
 def _dot_stuff(raw: bytes) -> bytes:
-    """The body as RFC 5321 wants it on the wire: leading dots doubled, a lone dot at the end."""
+    """Apply dot-stuffing and add the final dot (RFC 5321, 4.5.2)."""
     raw = (b"." + raw if raw.startswith(b".") else raw).replace(b"\n.", b"\n..")
     return raw + (b".\r\n" if raw.endswith(b"\r\n") else b"\r\n.\r\n")
 
@@ -408,17 +422,17 @@ def _has_forbidden_characters(value: str) -> bool:
     return any(c in value for c in "\r\n\0<> ")
 
 
-def _normalise_reply_text(given: bytes | str) -> str:
-    text = given.decode("utf-8", "replace") if isinstance(given, bytes) else given
+def _normalise_reply_text(reply: bytes | str) -> str:
+    text = reply.decode("utf-8", "replace") if isinstance(reply, bytes) else reply
     return " ".join(text.replace("\0", "").split())[:500]
 
 
 def _describe_error(error: Exception) -> str:
-    words = _normalise_reply_text(str(error))
-    if isinstance(error, TimeoutError) or words.endswith("timed out"):
-        return "it did not answer in time"
+    text = _normalise_reply_text(str(error))
+    if isinstance(error, TimeoutError) or text.endswith("timed out"):
+        return "timed out"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, smtplib.SMTPResponseException) and error.smtp_code < 0:
-        return f"its answer makes no sense: {_normalise_reply_text(error.smtp_error)}"
-    return words or type(error).__name__
+        return f"invalid reply: {_normalise_reply_text(error.smtp_error)}"
+    return text or type(error).__name__

@@ -1,4 +1,4 @@
-"""Text split at its placeholders, and how placeholders are marked while HTML is transformed."""
+"""Parsed templates: text split at its placeholders, and markers for placeholders while HTML is transformed."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-# Stand for placeholders while HTML is worked on; from the private area, which no text may have.
+# Enclose the number of a placeholder in HTML; private-use characters, which are not allowed in templates.
 MARKER_OPEN, MARKER_CLOSE = "\ue000", "\ue001"
 _MARKER = re.compile(f"{MARKER_OPEN}([0-9]+){MARKER_CLOSE}")
 
 
 @dataclass(frozen=True)
 class Placeholder:
-    """A placeholder, with the words that stand in when its value is empty.
+    """A placeholder, with the text that replaces an empty value.
 
-    :param is_apart: whether its value stands among words, which it must not turn round: see directions.
+    :param is_isolated: whether a value in the opposite writing direction is isolated: see `bidi`.
     """
 
     name: str
@@ -27,19 +27,22 @@ TemplateParts = tuple[str | Placeholder, ...]
 
 
 def fill_template(parts: TemplateParts, values: Mapping[str, str], escape: Callable[[str], str] = str) -> str:
-    """The text with the values put in."""
-    return "".join(p if isinstance(p, str) else escape(values[p.name] or p.fallback) for p in parts)
+    """Return the text with the placeholders replaced by the escaped values."""
+    return "".join(part if isinstance(part, str) else escape(values[part.name] or part.fallback) for part in parts)
 
 
 def insert_markers(parts: TemplateParts) -> tuple[str, list[Placeholder]]:
-    """One string in which each placeholder is a mark that survives any work on HTML, and what the marks mean."""
-    slots = [part for part in parts if isinstance(part, Placeholder)]
-    numbers = iter(range(len(slots)))
-    return "".join(p if isinstance(p, str) else f"{MARKER_OPEN}{next(numbers)}{MARKER_CLOSE}" for p in parts), slots
+    """Replace placeholders by markers that HTML tools do not change; return the string and the placeholders."""
+    placeholders = [part for part in parts if isinstance(part, Placeholder)]
+    numbers = iter(range(len(placeholders)))
+    marked = "".join(part if isinstance(part, str) else f"{MARKER_OPEN}{next(numbers)}{MARKER_CLOSE}" for part in parts)
+    return marked, placeholders
 
 
-def restore_placeholders(marked: str, slots: list[Placeholder]) -> TemplateParts:
-    """The way back from `mark`."""
+def restore_placeholders(marked: str, placeholders: list[Placeholder]) -> TemplateParts:
+    """Parse a string with markers back into template parts; the inverse of `insert_markers`."""
     pieces = _MARKER.split(marked)
-    parts: list[str | Placeholder] = [slots[int(piece)] if index % 2 else piece for index, piece in enumerate(pieces)]
+    parts: list[str | Placeholder] = [
+        placeholders[int(piece)] if index % 2 else piece for index, piece in enumerate(pieces)
+    ]
     return tuple(part for part in parts if part != "")

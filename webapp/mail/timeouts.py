@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-# The way to the relay: the connection, the encryption, and all that is said until it is signed in, have this long each.
+# For each of: TCP connection, TLS handshake, and all replies until the client is signed in.
 CONNECT_TIMEOUT = 15.0
-# All answers to an envelope together, and the answer to a body, however slowly they come.
+# For all replies to an envelope together, and for the reply to a body, however slowly their bytes arrive.
 REPLY_TIMEOUT = 60.0
+# For sending a body.
 BODY_TIMEOUT = 15.0
-# To be ready for the next mail after a refusal; a connection that takes longer is closed.
+# For the reply to RSET after a rejection; a slower connection is closed.
 RESET_TIMEOUT = 5.0

@@ -1,4 +1,4 @@
-"""What workers write down about themselves."""
+"""Record the heartbeats of workers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sqlalchemy import text
 
 from webapp.core.extensions import db
 
-# A worker that was silent for so long is dropped: whoever comes in the morning can still see which one it was.
+# Rows of dead workers are kept for a day, so that a worker that died at night can still be identified.
 WORKER_RETENTION = timedelta(days=1)
 
-# All times are the database's own: clocks of machines differ.
+# All times are by the clock of the database, since the clocks of machines differ.
 _UPSERT_HEARTBEAT = text(
     """
     insert into worker (id, host, pid, version, busy_since, swept)
@@ -36,8 +36,10 @@ _DELETE_STALE = text("delete from worker where seen_at < now() - cast(:silent as
 
 @dataclass(frozen=True)
 class WorkerIdentity:
-    """The worker that this process is, under a name that no process before it has had: in a container the host's name
-    and the process's number are the same after every restart."""
+    """The identity of this worker process.
+
+    The random id is unique: in a container, host name and process id are the same after every restart.
+    """
 
     version: str
     id: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -45,24 +47,29 @@ class WorkerIdentity:
     pid: int = field(default_factory=os.getpid)
 
 
-def record_heartbeat(me: WorkerIdentity, busy: float | None = None, swept: Mapping[str, float] | None = None) -> None:
-    """Write down that this worker lives.
+def record_heartbeat(
+    worker: WorkerIdentity,
+    busy_seconds: float | None = None,
+    periodic_task_ages: Mapping[str, float] | None = None,
+) -> None:
+    """Record that a worker is alive.
 
-    :param busy: for how many seconds it has been at the task that it began first; None when it is at nothing.
-    :param swept: how many seconds ago it got through each of the tasks of every minute, by name.
+    :param busy_seconds: for how many seconds its longest-running task has been running; None when it is idle.
+    :param periodic_task_ages: how many seconds ago it completed each periodic task, by task name.
     """
-    values = {"id": me.id, "host": me.host, "pid": me.pid, "version": me.version}
-    db.session.execute(_UPSERT_HEARTBEAT, values | {"busy": busy, "swept": json.dumps(dict(swept or {}))})
+    values = {"id": worker.id, "host": worker.host, "pid": worker.pid, "version": worker.version}
+    ages = json.dumps(dict(periodic_task_ages or {}))
+    db.session.execute(_UPSERT_HEARTBEAT, values | {"busy": busy_seconds, "swept": ages})
     db.session.commit()
 
 
-def record_shutdown(me: WorkerIdentity) -> None:
-    """Write down that this worker ends because it was told to."""
-    db.session.execute(_MARK_STOPPED, {"id": me.id})
+def record_shutdown(worker: WorkerIdentity) -> None:
+    """Record that a worker was shut down on request."""
+    db.session.execute(_MARK_STOPPED, {"id": worker.id})
     db.session.commit()
 
 
 def delete_stale_workers() -> None:
-    """Drop the workers that have not been heard of for a day."""
+    """Delete the rows of workers without a heartbeat for a day."""
     db.session.execute(_DELETE_STALE, {"silent": WORKER_RETENTION})
     db.session.commit()

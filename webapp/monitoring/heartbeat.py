@@ -1,4 +1,4 @@
-"""A worker's heart: a thread that writes down three times a minute that the worker lives, and hinders nothing else."""
+"""Heartbeat of a worker: a thread that records three times a minute that the worker is alive."""
 
 from __future__ import annotations
 
@@ -16,47 +16,47 @@ from webapp.monitoring.actions import WorkerIdentity
 
 log = logging.getLogger(__name__)
 
-# Seconds between two beats. The table is unlogged, so nothing of it reaches the disk's log but that it was written.
+# Seconds between two heartbeats. The table is unlogged, so that a heartbeat writes hardly any WAL.
 INTERVAL_SECONDS = 20
-# And before the next try when one could not be written down.
+# Seconds before the next attempt when a heartbeat could not be recorded.
 RETRY_SECONDS = 2
 
 
 @contextmanager
 def send_heartbeats(app: Flask, version: str) -> Iterator[WorkerIdentity]:
-    """Beat from now on, for as long as the block runs; then say that this worker ended because it was told to."""
-    me = WorkerIdentity(version)
-    ended = threading.Event()
-    thread = threading.Thread(target=_heartbeat_loop, args=(app, me, ended), name="heart", daemon=True)
+    """Send heartbeats while the block runs; then record that this worker was shut down on request."""
+    worker = WorkerIdentity(version)
+    stop_requested = threading.Event()
+    thread = threading.Thread(target=_heartbeat_loop, args=(app, worker, stop_requested), name="heartbeat", daemon=True)
     thread.start()
     try:
-        yield me
+        yield worker
     finally:
-        ended.set()
-        # Not for longer than a beat may take: where the database is away, so be it.
+        stop_requested.set()
+        # No longer than a heartbeat may take: with an unavailable database, the shutdown stays unrecorded.
         thread.join(INTERVAL_SECONDS)
 
 
-def _heartbeat_loop(app: Flask, me: WorkerIdentity, ended: threading.Event) -> None:
-    was_written = True
-    while not ended.is_set():
+def _heartbeat_loop(app: Flask, worker: WorkerIdentity, stop_requested: threading.Event) -> None:
+    was_recorded = True
+    while not stop_requested.is_set():
         error = _run_in_app_context(
             app,
             lambda: monitoring_actions.record_heartbeat(
-                me, task_queue.longest_running_seconds(), task_queue.periodic_task_ages()
+                worker, task_queue.longest_running_seconds(), task_queue.periodic_task_ages()
             ),
         )
-        if error and was_written and not database_health.detect_outage(error):
-            log.warning("this worker can't write down that it lives, and goes on trying: %s", _first_error_line(error))
-        was_written = error is None
-        ended.wait(INTERVAL_SECONDS if was_written else RETRY_SECONDS)
-    _run_in_app_context(app, lambda: monitoring_actions.record_shutdown(me))
+        if error and was_recorded and not database_health.detect_outage(error):
+            log.warning("heartbeat could not be recorded, retrying: %s", _first_error_line(error))
+        was_recorded = error is None
+        stop_requested.wait(INTERVAL_SECONDS if was_recorded else RETRY_SECONDS)
+    _run_in_app_context(app, lambda: monitoring_actions.record_shutdown(worker))
 
 
-def _run_in_app_context(app: Flask, write: Callable[[], None]) -> SQLAlchemyError | None:
+def _run_in_app_context(app: Flask, action: Callable[[], None]) -> SQLAlchemyError | None:
     try:
         with app.app_context():
-            write()
+            action()
     except SQLAlchemyError as error:
         return error
     return None

@@ -1,4 +1,4 @@
-"""Workers that were heard of."""
+"""The table of worker processes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from webapp.core.extensions import Model
 
 
 class Worker(Model):
-    """A worker process, which says three times a minute that it lives. Unlogged: after a crash of the database each
-    says so again.
+    """A worker process and its latest heartbeat. Unlogged: after a database crash each worker records itself again.
 
-    `swept` is when this process last got through each of the tasks that are done every minute, by name, in seconds
-    since 1970; `busy_since` is when the task began that it has been at for longest.
+    `swept` has the time when this process last completed each periodic task, by task name, in seconds since 1970;
+    `busy_since` is when its longest-running task started.
     """
 
     __tablename__ = "worker"
@@ -30,5 +29,5 @@ class Worker(Model):
     busy_since: Mapped[datetime | None]
     swept: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
 
-    # A handful of rows, written over and over: no index but the key, so that every write is a short one (HOT).
+    # A few rows that are updated all the time: no index but the primary key, so that every update is a HOT update.
     __table_args__ = ({"prefixes": ["UNLOGGED"], "postgresql_with": {"fillfactor": 50}},)

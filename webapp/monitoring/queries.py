@@ -1,7 +1,7 @@
-"""Every SELECT that watches over the program: the figures of `/metrics`, and whether a worker lives.
+"""Queries of monitoring: the values of `/metrics`, and whether a worker is alive.
 
-Whoever scrapes comes every few seconds, so each of these reads an index, or a table that stays small: workers, offers,
-campaigns, imports, full hours. Nothing here names a customer.
+Metrics are scraped every few seconds, so each query reads an index or a table that stays small: workers, offers,
+campaigns, imports, hourly totals. None of them returns personal data.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from webapp.customers.models import CustomerImport
 from webapp.monitoring.models import Worker
 from webapp.redemptions import guessing
 
-# A worker that was silent for so long is taken for dead: two beats may be late.
+# A worker without a heartbeat for this long counts as dead: two heartbeats may be missed.
 HEARTBEAT_TIMEOUT = timedelta(seconds=60)
-# No more campaigns than these, the newest, are told of one by one.
+# Maximum number of campaigns with their own time series; the newest are chosen.
 DETAIL_LIMIT = 20
 OPEN_STATUSES = ("preparing", "sending", "paused")
 
 
 @dataclass(frozen=True)
 class DatabaseMetrics:
-    """PostgreSQL and the queue in it. `version` is the migration that the tables are at, empty without any."""
+    """PostgreSQL and the queue in it. `migration` is the current revision of the tables, empty without any."""
 
     migration: str
     connections: int
@@ -41,8 +41,9 @@ class DatabaseMetrics:
 
 @dataclass(frozen=True)
 class WorkerMetrics:
-    """Workers heard of lately, for how many seconds one has been at the same task, and when, in seconds since 1970,
-    each of the tasks of every minute was last got through by any of them."""
+    """Workers that are alive, the age of their longest-running task, and when each periodic task was last completed
+    by any worker, in seconds since 1970.
+    """
 
     alive_count: int
     longest_busy_seconds: float
@@ -51,7 +52,7 @@ class WorkerMetrics:
 
 @dataclass(frozen=True)
 class CampaignMetrics:
-    """Campaigns by state, and where each of the open ones stands."""
+    """Campaigns by status, and the deliveries of each open campaign."""
 
     counts_by_status: dict[str, int]
     auto_paused: int
@@ -61,7 +62,7 @@ class CampaignMetrics:
 
 @dataclass(frozen=True)
 class RedemptionMetrics:
-    """Redemptions ever, those of them that were undone, wrong tries in the last hour, offers that are guessed at."""
+    """All redemptions ever, those undone, failed attempts in the last hour, and offers under attack by guessing."""
 
     redemptions: int
     rollbacks: int
@@ -71,8 +72,9 @@ class RedemptionMetrics:
 
 @dataclass(frozen=True)
 class MetricsSnapshot:
-    """Everything `/metrics` tells. What is about our own tables is None where they are not as this program knows them:
-    before a migration, or after the next one."""
+    """All values of `/metrics`. Those of our own tables are None when the schema is not the one of this release: before
+    a migration, or after a newer one.
+    """
 
     database: DatabaseMetrics
     workers: WorkerMetrics | None = None
@@ -82,27 +84,31 @@ class MetricsSnapshot:
 
 
 def collect_metrics() -> MetricsSnapshot:
-    """The figures as they are now, in one transaction that reads only and gives up after some seconds.
+    """Collect all metrics in one read-only transaction with a statement timeout.
 
-    :raises OperationalError: when the database does not answer, or not in time.
+    :raises OperationalError: when the database is unavailable or a statement times out.
     """
     db.session.rollback()
     db.session.execute(text("set transaction read only"))
-    # Prometheus waits for ten seconds unless told otherwise.
+    # The default scrape timeout of Prometheus is ten seconds.
     db.session.execute(text("set local statement_timeout = '5s'"))
-    found = load_database_metrics()
+    database = load_database_metrics()
     try:
         return MetricsSnapshot(
-            found, load_worker_metrics(), load_campaign_metrics(), load_redemption_metrics(), count_imports_by_status()
+            database,
+            load_worker_metrics(),
+            load_campaign_metrics(),
+            load_redemption_metrics(),
+            count_imports_by_status(),
         )
     except ProgrammingError:
-        return MetricsSnapshot(found)
+        return MetricsSnapshot(database)
     finally:
         db.session.rollback()
 
 
-# What kind a session of another role is, PostgreSQL tells only who has pg_read_all_stats; whose it is and in which
-# database it tells everybody, and that none but clients have both.
+# The backend type of another role's session is visible only with pg_read_all_stats; its user and database are visible
+# to everyone, and only client sessions have both.
 _SELECT_DATABASE_METRICS = text(
     """
     select
@@ -116,56 +122,59 @@ _SELECT_DATABASE_METRICS = text(
 
 
 def load_database_metrics() -> DatabaseMetrics:
-    """How the database is, and what waits in the queue."""
+    """Load the metrics of the database and the queue."""
     row = db.session.execute(_SELECT_DATABASE_METRICS, {"queue": huey.name}).one()
-    version = db.session.scalar(text("select version_num from alembic_version"))
-    return DatabaseMetrics(version or "", *map(int, row))
+    migration = db.session.scalar(text("select version_num from alembic_version"))
+    return DatabaseMetrics(migration or "", *map(int, row))
 
 
 def load_worker_metrics() -> WorkerMetrics:
-    """Who works, and whether what is to be done every minute is done."""
-    alive, busy = db.session.execute(
+    """Load the metrics of the workers and the periodic tasks."""
+    alive_count, longest_busy_seconds = db.session.execute(
         select(func.count(), func.max(func.extract("epoch", func.now() - Worker.busy_since))).where(
             worker_alive_condition()
         )
     ).one()
-    swept = db.session.execute(
+    completed = db.session.execute(
         text("select s.key as task, max(s.value::float8) as at from worker, jsonb_each_text(swept) s group by s.key")
     )
-    return WorkerMetrics(alive, float(busy or 0), {row.task: row.at for row in swept})
+    return WorkerMetrics(alive_count, float(longest_busy_seconds or 0), {row.task: row.at for row in completed})
 
 
 def is_worker_alive(host: str) -> bool:
-    """Whether a worker on this machine (or in this container) was heard of in the last minute."""
-    found = select(Worker.id).where(Worker.host == host, worker_alive_condition())
-    return db.session.scalar(found.limit(1)) is not None
+    """Return whether a worker on this host (or in this container) has sent a heartbeat in the last minute."""
+    alive = select(Worker.id).where(Worker.host == host, worker_alive_condition())
+    return db.session.scalar(alive.limit(1)) is not None
 
 
 def worker_alive_condition() -> ColumnElement[bool]:
-    """Of a worker: it was heard of lately and has not said that it ends."""
+    """Return the condition that a worker has sent a heartbeat recently and was not shut down."""
     return Worker.stopped_at.is_(None) & (Worker.seen_at > func.now() - HEARTBEAT_TIMEOUT)
 
 
 def load_campaign_metrics() -> CampaignMetrics:
-    """How campaigns are doing."""
+    """Load the metrics of campaigns."""
     by_status = {row.status: row.n for row in db.session.execute(_COUNT_CAMPAIGNS_BY_STATUS)}
-    troubled, by_itself = db.session.execute(_COUNT_CAMPAIGN_PROBLEMS).one()
+    relay_problems, auto_paused = db.session.execute(_COUNT_CAMPAIGN_PROBLEMS).one()
     newest = (
         select(Campaign.id).where(Campaign.status.in_(OPEN_STATUSES)).order_by(Campaign.id.desc()).limit(DETAIL_LIMIT)
     )
     return CampaignMetrics(
-        by_status, by_itself, bool(troubled), campaign_queries.get_stats_by_campaign(db.session.scalars(newest).all())
+        by_status,
+        auto_paused,
+        bool(relay_problems),
+        campaign_queries.get_stats_by_campaign(db.session.scalars(newest).all()),
     )
 
 
 _COUNT_CAMPAIGNS_BY_STATUS = select(Campaign.status, func.count().label("n")).group_by(Campaign.status)
 _COUNT_CAMPAIGN_PROBLEMS = select(
     func.count().filter(Campaign.status == "sending", Campaign.trouble.is_not(None)),
-    # One that staff paused says who did.
+    # The reason of a campaign that was paused by staff names the user.
     func.count().filter(Campaign.status == "paused", ~Campaign.pause_reason.startswith("paused by ")),
 )
 
-# Hours that are over are counted already; offer by offer, so that the rest is found in the index.
+# Past hours are already counted; the rest is counted per offer, so that the index is used.
 _SELECT_REDEMPTION_METRICS = text(
     """
     select
@@ -181,12 +190,13 @@ _SELECT_REDEMPTION_METRICS = text(
 
 
 def load_redemption_metrics() -> RedemptionMetrics:
-    """How redeeming goes. A redemption that was undone is one that was made."""
-    live, undone, missed = map(int, db.session.execute(_SELECT_REDEMPTION_METRICS).one())
-    return RedemptionMetrics(live + undone, undone, missed, len(guessing.list_top_guessing_alerts(DETAIL_LIMIT)))
+    """Load the metrics of redemptions. The total includes redemptions that were undone."""
+    live, undone, failed_attempts = map(int, db.session.execute(_SELECT_REDEMPTION_METRICS).one())
+    guessed_offers = len(guessing.list_top_guessing_alerts(DETAIL_LIMIT))
+    return RedemptionMetrics(live + undone, undone, failed_attempts, guessed_offers)
 
 
 def count_imports_by_status() -> dict[str, int]:
-    """Imports by state."""
-    found = select(CustomerImport.status, func.count().label("n")).group_by(CustomerImport.status)
-    return {row.status: row.n for row in db.session.execute(found)}
+    """Count imports by status."""
+    counts = select(CustomerImport.status, func.count().label("n")).group_by(CustomerImport.status)
+    return {row.status: row.n for row in db.session.execute(counts)}

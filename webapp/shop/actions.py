@@ -1,4 +1,4 @@
-"""What staff say about the shop."""
+"""Save the details of the shop."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from webapp.shop.validation import validate_shop
 
 
 def save_shop(given: ShopValues, by: str) -> ShopValues:
-    """Keep what customers see of the shop; mails that are still to go out say it from their next batch on.
+    """Save the details of the shop that customers see; campaigns use them from their next batch on.
 
-    :raises Invalid: with an error for each field that can't be taken.
+    :raises InvalidInput: with an error for each invalid field.
     """
     values = asdict(validate_shop(given))
     before = asdict(shop_queries.get_shop())
@@ -26,7 +26,7 @@ def save_shop(given: ShopValues, by: str) -> ShopValues:
         .values(id=1, **values)
         .on_conflict_do_update(index_elements=[Shop.id], set_=values | {"saved_at": func.now()})
     )
-    changed = {field: [before[field], now] for field, now in values.items() if now != before[field]}
+    changed = {field: [before[field], value] for field, value in values.items() if value != before[field]}
     if changed:
         record_audit_entry(by, "shop.saved", values["name"], changed=changed)
     db.session.commit()

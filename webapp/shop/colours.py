@@ -1,4 +1,4 @@
-"""The shop's colour made readable: which text goes on it, and which shades of it can be read on white and on dark.
+"""Derive readable colours from the shop's colour: text on it, and shades of it on light and dark backgrounds.
 
 Contrast as WCAG 2.2 defines it: (L1 + 0.05) / (L2 + 0.05), where L is the relative luminance of the lighter and the
 darker colour; 4.5 is what text needs (success criterion 1.4.3).
@@ -11,7 +11,7 @@ from functools import lru_cache
 
 MIN_TEXT_CONTRAST = 4.5
 WHITE, BLACK = "#ffffff", "#000000"
-# The sheet of a mail, by day and by night.
+# Background of an email in light and dark mode.
 LIGHT_BACKGROUND, DARK_BACKGROUND = "#ffffff", "#1b2225"
 _SHADE_STEPS = 40
 
@@ -20,8 +20,10 @@ Rgb = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Palette:
-    """One colour on one ground. `button` with `on_button` written on it; `accent` for words on the sheet; `tint` for
-    the field of the code, with `code` written on it and `edge` round it."""
+    """Colours derived from one colour for one background, all as #rrggbb.
+
+    `accent` is for text on the background; the others are for buttons and the box of the code.
+    """
 
     button: str
     button_text: str
@@ -32,56 +34,56 @@ class Palette:
 
 
 @lru_cache(100)
-def build_palette(colour: str, sheet: str = LIGHT_BACKGROUND) -> Palette:
-    """What a mail needs of a colour (#rrggbb). Every text has a contrast of 4.5 or more to what it stands on."""
-    tint = mix_colours(colour, sheet, 0.1 if sheet == LIGHT_BACKGROUND else 0.2)
-    button = colour if contrast_ratio(colour, sheet) >= 1.2 else readable_shade(colour, sheet)
+def build_palette(colour: str, background: str = LIGHT_BACKGROUND) -> Palette:
+    """Derive the palette of a colour (#rrggbb). Every text has a contrast of at least 4.5 to its background."""
+    code_background = mix_colours(colour, background, 0.1 if background == LIGHT_BACKGROUND else 0.2)
+    button = colour if contrast_ratio(colour, background) >= 1.2 else readable_shade(colour, background)
     return Palette(
-        button,
-        contrasting_text(button),
-        readable_shade(colour, sheet),
-        tint,
-        readable_shade(colour, tint),
-        mix_colours(colour, sheet, 0.5),
+        button=button,
+        button_text=contrasting_text(button),
+        accent=readable_shade(colour, background),
+        code_background=code_background,
+        code_text=readable_shade(colour, code_background),
+        code_border=mix_colours(colour, background, 0.5),
     )
 
 
-def contrasting_text(ground: str) -> str:
-    """White or black, for text on a colour. One of the two always has at least 4.58."""
-    return WHITE if contrast_ratio(WHITE, ground) >= MIN_TEXT_CONTRAST else BLACK
+def contrasting_text(background: str) -> str:
+    """Return white or black for text on a colour. One of the two always has a contrast of at least 4.58."""
+    return WHITE if contrast_ratio(WHITE, background) >= MIN_TEXT_CONTRAST else BLACK
 
 
-def hover_background(ground: str) -> str:
-    """A ground as one points at it: farther from what stands on it, so that reads no worse."""
-    return mix_colours(BLACK if contrasting_text(ground) == WHITE else WHITE, ground, 0.15)
+def hover_background(background: str) -> str:
+    """Return the background of a hovered button: with more contrast to its text than the normal one."""
+    return mix_colours(BLACK if contrasting_text(background) == WHITE else WHITE, background, 0.15)
 
 
-def readable_shade(colour: str, ground: str) -> str:
-    """The colour, darkened or lightened as little as text on that ground needs."""
-    towards = contrasting_text(ground)
+def readable_shade(colour: str, background: str) -> str:
+    """Return the colour, darkened or lightened just enough for text on the background."""
+    target = contrasting_text(background)
     for step in range(_SHADE_STEPS + 1):
-        shade = mix_colours(towards, colour, step / _SHADE_STEPS)
-        if contrast_ratio(shade, ground) >= MIN_TEXT_CONTRAST:
+        shade = mix_colours(target, colour, step / _SHADE_STEPS)
+        if contrast_ratio(shade, background) >= MIN_TEXT_CONTRAST:
             return shade
-    return towards
+    return target
 
 
 def contrast_ratio(one: str, other: str) -> float:
-    """From 1 (the same) to 21 (black on white)."""
+    """Return the contrast of two colours, from 1 (equal) to 21 (black on white)."""
     darker, lighter = sorted((relative_luminance(one), relative_luminance(other)))
     return (lighter + 0.05) / (darker + 0.05)
 
 
 def relative_luminance(colour: str) -> float:
-    """Relative luminance: 0 of black, 1 of white."""
+    """Return the relative luminance: 0 for black, 1 for white."""
     red, green, blue = (_linearise(channel) for channel in _parse_rgb(colour))
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def mix_colours(colour: str, ground: str, share: float) -> str:
-    """So much of a colour in another one."""
-    pairs = zip(_parse_rgb(colour), _parse_rgb(ground), strict=True)
-    return "#" + "".join(f"{round(255 * (share * one + (1 - share) * other)):02x}" for one, other in pairs)
+def mix_colours(colour: str, other: str, share: float) -> str:
+    """Mix two colours, with the given share (0 to 1) of the first."""
+    pairs = zip(_parse_rgb(colour), _parse_rgb(other), strict=True)
+    return "#" + "".join(f"{round(255 * (share * first + (1 - share) * second)):02x}" for first, second in pairs)
 
 
 def _parse_rgb(colour: str) -> Rgb:

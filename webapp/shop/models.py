@@ -1,10 +1,11 @@
-"""What customers see of the shop, in mails and on their pages."""
+"""The details of the shop that customers see in emails and on the customer pages."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
+from flask_babel import gettext as _
 from sqlalchemy import CheckConstraint, SmallInteger, func
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -17,21 +18,34 @@ WORDS_MAX = 60
 
 DEFAULT_COLOUR = "#0f766e"
 DEFAULT_LOCALE = "en"
-DEFAULT_REASON = "You get this mail because you are a customer of {name}."
-DEFAULT_UNSUBSCRIBE_WORDS = "No more mails like this"
-DEFAULT_BUTTON_WORDS = "Use it now"
-DEFAULT_LINK_WORDS = "Or open this address:"
+
+
+def default_reason(shop_name: str) -> str:
+    """Return the default sentence in the footer of emails."""
+    return str(_("You receive this email because you are a customer of %(shop)s.", shop=shop_name))
+
+
+def _default_unsubscribe_text() -> str:
+    return str(_("Unsubscribe"))
+
+
+def _default_button_text() -> str:
+    return str(_("Redeem now"))
+
+
+def _default_link_text() -> str:
+    return str(_("Or open this link:"))
 
 
 @dataclass(frozen=True)
 class ShopValues:
-    """The shop as customers see it.
+    """The details of the shop that customers see.
 
-    :param reply_to: where answers go; empty, they go to the sender.
-    :param address: the postal address, several lines.
-    :param colour: #rrggbb, small letters.
-    :param locale: of recipients who have none that is known, and the language that mails are written in.
-    :param reason: the sentence in the foot that says why somebody gets this; may be empty.
+    :param reply_to: the Reply-To address; if it is empty, replies go to the sender.
+    :param address: the postal address, with several lines.
+    :param colour: #rrggbb, in lower case.
+    :param locale: the locale of recipients without a known one, and the language of the emails.
+    :param reason: the sentence in the footer that says why the recipient gets the email; may be empty.
     """
 
     name: str
@@ -41,13 +55,13 @@ class ShopValues:
     colour: str = DEFAULT_COLOUR
     locale: str = DEFAULT_LOCALE
     reason: str = ""
-    unsubscribe_words: str = DEFAULT_UNSUBSCRIBE_WORDS
-    button_words: str = DEFAULT_BUTTON_WORDS
-    link_words: str = DEFAULT_LINK_WORDS
+    unsubscribe_words: str = field(default_factory=_default_unsubscribe_text)
+    button_words: str = field(default_factory=_default_button_text)
+    link_words: str = field(default_factory=_default_link_text)
 
 
 class Shop(Model):
-    """The one row of what staff have said about the shop; none before they have, then the environment is asked."""
+    """The single row with the details of the shop; before it exists, the settings of the environment apply."""
 
     __tablename__ = "shop"
     id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)

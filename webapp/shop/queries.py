@@ -1,4 +1,4 @@
-"""Looking up the shop. Every room may ask here; nothing else of this room is anybody's business."""
+"""Queries of the shop's details."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from sqlalchemy import select
 
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
-from webapp.shop.models import DEFAULT_REASON, Shop, ShopValues
+from webapp.shop.models import Shop, ShopValues, default_reason
 
 _FIELD_NAMES = [field.name for field in fields(ShopValues)]
 
 
 def get_shop() -> ShopValues:
-    """The shop as staff have described it, else as the environment does. One look-up by key."""
+    """Return the saved details of the shop, by one look-up by key, or else the defaults."""
     row = db.session.execute(
         select(*(getattr(Shop, field) for field in _FIELD_NAMES)).where(Shop.id == 1)
     ).one_or_none()
@@ -24,15 +24,15 @@ def get_shop() -> ShopValues:
 
 
 def get_shop_name() -> str:
-    """What the shop is called."""
+    """Return the name of the shop."""
     return get_shop().name
 
 
 def default_shop() -> ShopValues:
-    """The shop before staff have said anything: SHOP_NAME and the name in MAIL_DEFAULT_SENDER."""
+    """Return the details before any were saved: SHOP_NAME and the name in MAIL_DEFAULT_SENDER."""
     settings: Settings = current_app.config["SETTINGS"]
     return ShopValues(
         name=settings.shop_name,
         sender_name=parseaddr(settings.mail_default_sender)[0],
-        reason=DEFAULT_REASON.format(name=settings.shop_name),
+        reason=default_reason(settings.shop_name),
     )

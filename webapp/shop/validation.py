@@ -1,4 +1,4 @@
-"""What may be said about a shop, tidied."""
+"""Validate and normalise the details of the shop."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from babel import Locale, UnknownLocaleError
+from flask_babel import gettext as _
+from flask_babel import lazy_gettext as _l
 
 from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import FieldError, InvalidInput
@@ -18,35 +20,34 @@ ADDRESS_MAX_LINES = 8
 
 
 def validate_shop(given: ShopValues) -> ShopValues:
-    """The same, tidied: colours in small letters, blanks at the ends gone.
+    """Return the normalised details: the colour in lower case, no spaces at the ends.
 
-    :raises Invalid: with an error for each field that can't be taken.
+    :raises InvalidInput: with an error for each invalid field.
     """
-    wrong: list[FieldError] = []
-    taken: dict[str, str] = {}
-    for field, rule in _VALIDATORS.items():
+    errors: list[FieldError] = []
+    values: dict[str, str] = {}
+    for field, validate in _VALIDATORS.items():
         try:
-            taken[field] = rule(getattr(given, field))
+            values[field] = validate(getattr(given, field))
         except InvalidInput as error:
-            wrong += [FieldError(field, item.key, item.message) for item in error.errors]
-    if wrong:
-        raise InvalidInput(*wrong)
-    return ShopValues(**taken)
+            errors += [FieldError(field, item.key, item.message) for item in error.errors]
+    if errors:
+        raise InvalidInput(*errors)
+    return ShopValues(**values)
 
 
 @dataclass(frozen=True)
 class _SingleLine:
-    label: str
     max_length: int
     missing_message: str = ""
 
     def __call__(self, given: str) -> str:
         text = given.strip()
         if not text and self.missing_message:
-            raise _invalid_field("missing", self.missing_message)
+            raise _invalid_field("missing", str(self.missing_message))
         if "\n" in text or "\r" in text:
-            raise _invalid_field("line_break", f"{self.label} must be one line.")
-        return _require_printable(text, self.max_length, self.label)
+            raise _invalid_field("line_break", _("Use a single line."))
+        return _require_printable(text, self.max_length)
 
 
 def _validate_address(given: str) -> str:
@@ -54,11 +55,12 @@ def _validate_address(given: str) -> str:
     lines = [line.strip() for line in text.split("\n")]
     if len(lines) > ADDRESS_MAX_LINES:
         raise _invalid_field(
-            "too_long", f"The address may have up to {ADDRESS_MAX_LINES} lines; this has {len(lines)}."
+            "too_long",
+            _("Use at most %(max)s lines; the address has %(lines)s.", max=ADDRESS_MAX_LINES, lines=len(lines)),
         )
     for line in lines:
-        _require_printable(line, ADDRESS_MAX, "The address")
-    return _require_max_length("\n".join(lines), ADDRESS_MAX, "The address")
+        _require_printable(line, ADDRESS_MAX)
+    return _require_max_length("\n".join(lines), ADDRESS_MAX)
 
 
 def _validate_reply_to(given: str) -> str:
@@ -66,22 +68,21 @@ def _validate_reply_to(given: str) -> str:
     if address:
         normalise_email(address)
         if not address.isascii():
-            local, _, domain = normalise_email(address).rpartition("@")
+            local, _at, domain = normalise_email(address).rpartition("@")
             if not local.isascii():
                 raise _invalid_field(
-                    "email_invalid", "Use an address without accents before the @: some mailboxes refuse it."
+                    "email_invalid",
+                    _("Use an address without accents before the @: some mail providers reject them."),
                 )
             address = f"{local}@{domain}"
     return address
 
 
 def _validate_colour(given: str) -> str:
-    found = _COLOUR_PATTERN.fullmatch(given.strip())
-    if found is None:
-        raise _invalid_field(
-            "colour_invalid", "Write the colour as # and six digits or letters from a to f, such as #0f766e."
-        )
-    return f"#{found[1].lower()}"
+    match = _COLOUR_PATTERN.fullmatch(given.strip())
+    if match is None:
+        raise _invalid_field("colour_invalid", _("Enter the colour as # and six hexadecimal digits, such as #0f766e."))
+    return f"#{match[1].lower()}"
 
 
 def _validate_locale(given: str) -> str:
@@ -89,18 +90,23 @@ def _validate_locale(given: str) -> str:
     try:
         return str(Locale.parse(tag))
     except (UnknownLocaleError, ValueError, TypeError) as error:
-        raise _invalid_field("locale_invalid", "Write the language as a tag such as en, de or fr-CH.") from error
+        raise _invalid_field("locale_invalid", _("Enter a language tag such as en, de or fr-CH.")) from error
 
 
-def _require_printable(text: str, longest: int, what: str) -> str:
+def _require_printable(text: str, max_length: int) -> str:
     if any(unicodedata.category(c) in ("Cc", "Cs", "Co", "Zl", "Zp") for c in text):
-        raise _invalid_field("bad_character", f"{what} has characters in it that can't be mailed. Please type it anew.")
-    return _require_max_length(text, longest, what)
+        raise _invalid_field(
+            "bad_character", _("This contains characters that cannot be sent in an email. Please type it again.")
+        )
+    return _require_max_length(text, max_length)
 
 
-def _require_max_length(text: str, longest: int, what: str) -> str:
-    if len(text) > longest:
-        raise _invalid_field("too_long", f"{what} may have up to {longest} characters; this has {len(text):,}.")
+def _require_max_length(text: str, max_length: int) -> str:
+    if len(text) > max_length:
+        raise _invalid_field(
+            "too_long",
+            _("Use at most %(max)s characters; this text has %(length)s.", max=max_length, length=f"{len(text):,}"),
+        )
     return text
 
 
@@ -109,14 +115,14 @@ def _invalid_field(key: str, message: str) -> InvalidInput:
 
 
 _VALIDATORS: dict[str, Callable[[str], str]] = {
-    "name": _SingleLine("The name", NAME_MAX, "Say what your shop is called."),
-    "sender_name": _SingleLine("The sender's name", NAME_MAX),
+    "name": _SingleLine(NAME_MAX, _l("Enter the name of your shop.")),
+    "sender_name": _SingleLine(NAME_MAX),
     "reply_to": _validate_reply_to,
     "address": _validate_address,
     "colour": _validate_colour,
     "locale": _validate_locale,
-    "reason": _SingleLine("The sentence", SENTENCE_MAX),
-    "unsubscribe_words": _SingleLine("The link", WORDS_MAX, "Without words nobody could press the link."),
-    "button_words": _SingleLine("The button", WORDS_MAX, "Without words nobody could press the button."),
-    "link_words": _SingleLine("These words", WORDS_MAX),
+    "reason": _SingleLine(SENTENCE_MAX),
+    "unsubscribe_words": _SingleLine(WORDS_MAX, _l("Enter the text of the link.")),
+    "button_words": _SingleLine(WORDS_MAX, _l("Enter the text of the button.")),
+    "link_words": _SingleLine(WORDS_MAX),
 }

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from flask import Response, g, jsonify
+from flask_babel import gettext as _
 from pydantic import BaseModel, ValidationError
 
 from webapp.core.errors import FieldError
 
 
 def problem_response(status: int, key: str, detail: str, errors: list[FieldError] | None = None) -> Response:
-    """An RFC 9457 problem. `type` and `code` are stable; `errors[].pointer` is an RFC 6901 JSON pointer."""
+    """Build an RFC 9457 response. `type` and `code` are stable; `errors[].pointer` is a JSON pointer (RFC 6901)."""
     body: dict[str, Any] = {
         "type": f"urn:onecode:problem:{key}",
         "title": key.replace("_", " ").capitalize(),
@@ -22,7 +23,7 @@ def problem_response(status: int, key: str, detail: str, errors: list[FieldError
     }
     if errors:
         body["errors"] = [
-            # The empty pointer is the body itself.
+            # The empty pointer refers to the whole body.
             {
                 "pointer": f"/{error.field.replace('.', '/')}" if error.field else "",
                 "code": error.key,
@@ -34,30 +35,30 @@ def problem_response(status: int, key: str, detail: str, errors: list[FieldError
     response.status_code = status
     response.mimetype = "application/problem+json"
     if status == 401:
-        response.headers["WWW-Authenticate"] = 'Bearer realm="onecode"'
+        response.headers["WWW-Authenticate"] = 'Bearer realm="onecode"'  # no translation
     if status in (429, 503):
         response.headers["Retry-After"] = "5"
     return response
 
 
 def validation_problem_response(error: ValidationError) -> Response:
-    """What pydantic found, as one problem with a pointer for each field."""
-    found = [
+    """Build the response for invalid input that pydantic has rejected, with an error for each field."""
+    errors = [
         FieldError(
             ".".join(str(part).replace("~", "~0").replace("/", "~1") for part in item["loc"]),
             str(item["type"]),
-            # The names of our own classes are nobody's business.
-            "Input should be a JSON object"
+            # The original message names our own class.
+            "Input should be a JSON object"  # no translation
             if item["type"] in ("model_type", "model_attributes_type")
-            else str(item["msg"]).removeprefix("Value error, "),
+            else str(item["msg"]).removeprefix("Value error, "),  # no translation
         )
         for item in error.errors(include_url=False, include_context=False, include_input=False)
     ]
-    return problem_response(422, "invalid_payload", "Some fields can't be taken as they are.", found)
+    return problem_response(422, "invalid_payload", _("Some fields are invalid."), errors)
 
 
 class ProblemField(BaseModel):
-    """One field that can't be taken: where (RFC 6901), why for programs, why for people."""
+    """An invalid field: a JSON pointer to it (RFC 6901), an error code and a message."""
 
     pointer: str
     code: str
@@ -65,7 +66,7 @@ class ProblemField(BaseModel):
 
 
 class Problem(BaseModel):
-    """RFC 9457 problem details, as every refusal is answered."""
+    """Problem details (RFC 9457), the body of every error response."""
 
     type: str
     title: str

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from flask_babel import lazy_gettext as _l
+
 from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import FieldError, InvalidInput
 from webapp.offers.models import normalise_code
 
 
-def _parse_code_and_email(code: str, email: str) -> tuple[str, str]:
-    found, errors = [], []
-    for name, given, normalise in (("code", code, normalise_code), ("email", email, normalise_email)):
+def parse_code_and_email(code: str, email: str) -> tuple[str, str]:
+    """Return the normalised code and email address.
+
+    :raises InvalidInput: with an error for each field that is missing or invalid.
+    """
+    values, errors = [], []
+    for name, typed, normalise in (("code", code, normalise_code), ("email", email, normalise_email)):
         try:
-            if not given.strip():
-                raise InvalidInput(FieldError(name, f"{name}_missing", _MISSING_MESSAGES[name]))
-            found.append(normalise(given))
+            if not typed.strip():
+                raise InvalidInput(FieldError(name, f"{name}_missing", str(_MISSING_MESSAGES[name])))
+            values.append(normalise(typed))
         except InvalidInput as error:
             errors += error.errors
     if errors:
         raise InvalidInput(*errors)
-    return found[0], found[1]
+    return values[0], values[1]
 
 
 _MISSING_MESSAGES = {
-    "code": "Please type the code as it stands in our mail.",
-    "email": "Please type the e-mail address our mail came to.",
+    "code": _l("Enter the code from our email."),
+    "email": _l("Enter the email address that received our email."),
 }

@@ -1,4 +1,4 @@
-"""Small helpers for the HTML doors: a page or a piece of it, formatted values, errors put where they belong."""
+"""Helpers for HTML views: render pages or fragments, format values, and attach errors to form fields."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 import jinja2_fragments.flask
 from flask import Flask, Response, g, make_response, render_template, request
+from flask_babel import lazy_gettext as _l
 from flask_login import current_user
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.local import LocalProxy
@@ -36,27 +37,75 @@ CONTENT_SECURITY_POLICY = (
 )
 
 
+ROLE_NAMES = {"admin": _l("Administrator"), "manager": _l("Manager"), "viewer": _l("Viewer")}
+# Labels of the states that `ui.badge` shows.
+STATE_LABELS = {
+    "draft": _l("Draft"),
+    "scheduled": _l("Scheduled"),
+    "live": _l("Live"),
+    "paused": _l("Paused"),
+    "ended": _l("Ended"),
+    "used_up": _l("Limit reached"),
+    "preparing": _l("Preparing"),
+    "sending": _l("Sending"),
+    "cancelled": _l("Cancelled"),
+    "done": _l("Done"),
+    "queued": _l("Queued"),
+    "running": _l("Running"),
+    "failed": _l("Failed"),
+    "sent": _l("Sent"),
+    "sent_later": _l("Sent later"),
+    "deferred": _l("Deferred"),
+    "waiting": _l("Queued"),
+    "left": _l("Left uncertain"),
+    "not_recipient": _l("Not a recipient"),
+    "uncertain": _l("Uncertain"),
+    "skipped": _l("Skipped"),
+    "bounced": _l("Bounced"),
+    "unsubscribed": _l("Unsubscribed"),
+    "complained": _l("Complained"),
+    "redeemed": _l("Redeemed"),
+    "undone": _l("Undone"),
+    "rolled_back": _l("Rolled back"),
+    "active": _l("Active"),
+    "inactive": _l("Inactive"),
+    "disabled": _l("Disabled"),
+    "revoked": _l("Revoked"),
+    "invited": _l("Invited"),
+    "expired": _l("Expired"),
+    "pending": _l("Pending"),
+    "delivered": _l("Delivered"),
+    "retrying": _l("Retrying"),
+    "pass": _l("Yes"),
+    "fail": _l("No"),
+    "skip": _l("Not checked"),
+}
+
+
 class RowIdConverter(IntegerConverter):
-    """A number in an address that can be the id of a row: a larger one is no page rather than an error."""
+    """An integer in a URL that can be the id of a row: a larger number gives 404 and not a database error."""
 
     def __init__(self, map: Map) -> None:
         super().__init__(map, max=2**63 - 1)
 
 
 class EmailConverter(BaseConverter):
-    """An e-mail in an address, or what may be meant for one: a source id without an @ that ends like it is another."""
+    """A URL segment with an @, which may be an email address; a source id without an @ matches another rule."""
 
     regex = "[^/]*@[^/]*"
     part_isolating = True
 
 
 def is_htmx() -> bool:
-    """Whether htmx asks for a piece. A page restored from its history wants the whole page."""
+    """Return whether htmx requests a fragment. To restore a page from its history it requests the whole page."""
     return "HX-Request" in request.headers and "HX-History-Restore-Request" not in request.headers
 
 
 def render(template: str, block: str | None = None, status: int = 200, **values: object) -> Response:
-    """The page, or only its `block` when htmx asked; the same template serves both."""
+    """Render a template, or only its `block` for an htmx request; return the response.
+
+    :param block: name of the block; None to always render the whole page.
+    """
     if block and is_htmx():
         body = jinja2_fragments.flask.render_block(template, block, **values)
     else:
@@ -67,13 +116,13 @@ def render(template: str, block: str | None = None, status: int = 200, **values:
 
 
 def allow_frames(response: Response) -> Response:
-    """A page that shows another page of ours in a frame."""
+    """Allow a page to show other pages of this app in a frame."""
     response.headers["Content-Security-Policy"] = f"{CONTENT_SECURITY_POLICY}; frame-src 'self'"
     return response
 
 
 def sandboxed_response(html: str) -> Response:
-    """Somebody's HTML, to be shown in a frame: no script runs, nothing is fetched from elsewhere."""
+    """Return a response with untrusted HTML for a frame: it runs no scripts and loads no external resources."""
     response = make_response(html)
     response.headers["Content-Security-Policy"] = (
         "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'self'; "
@@ -83,7 +132,7 @@ def sandboxed_response(html: str) -> Response:
 
 
 def add_form_errors(form: object, error: DomainError) -> None:
-    """Put a rule's errors at the form's fields; what belongs to no field goes on top (`form.form_errors`)."""
+    """Add the messages of an error to the fields of a form, or to `form.form_errors` where no field matches."""
     for item in error.errors:
         field = getattr(form, item.field.replace(".", "_"), None)
         if field is None:
@@ -95,12 +144,12 @@ def add_form_errors(form: object, error: DomainError) -> None:
 
 
 def format_staff_datetime(value: datetime | None, zone: str | None = None) -> str:
-    """3 May 2026, 12:00 CEST, in a time zone; by default that of the signed-in user."""
+    """3 May 2026, 12:00 CEST: a time in a time zone, by default that of the signed-in user; a dash for None."""
     return format_datetime(value, zone or _staff_time_zone())
 
 
 def format_time_of_day(value: datetime, zone: str | None = None) -> str:
-    """23:25, in a zone (the staff member's own if none is given)."""
+    """23:25: a time in a time zone, by default that of the signed-in user."""
     return f"{value.astimezone(ZoneInfo(zone or _staff_time_zone())):%H:%M}"
 
 
@@ -109,7 +158,7 @@ def _staff_time_zone() -> str:
 
 
 def with_staff_names(text: str | None) -> str | None:
-    """With a colleague's name for the e-mail that a text ends with (`paused by ada@example.com`), where it is known."""
+    """Replace the email address at the end of a text (`paused by ada@example.com`) by the user's name, if known."""
     head, space, email = (text or "").rpartition(" ")
     if "@" not in email:
         return text
@@ -118,8 +167,18 @@ def with_staff_names(text: str | None) -> str | None:
     return f"{head}{space}{g.staff_names.get(email, email)}"
 
 
+def role_name(role: str) -> str:
+    """Return the name of a role for people."""
+    return str(ROLE_NAMES[role])
+
+
+def state_label(state: str) -> str:
+    """Return the label of a state of `STATE_LABELS`; of any other state a label made of its name."""
+    return str(STATE_LABELS.get(state) or state.replace("_", " ").capitalize())
+
+
 def init_app(app: Flask) -> None:
-    """Give the templates the same formatting."""
+    """Register the template filters, globals and context processors."""
     app.jinja_env.filters.update(
         number=format_number,
         share=format_share,
@@ -130,22 +189,26 @@ def init_app(app: Flask) -> None:
         day=format_day,
         last_day=format_last_day,
         moment=format_customer_datetime,
+        role_name=role_name,
         named=with_staff_names,
         masked=mask_email,
         isolated=bidi_isolate,
     )
-    app.jinja_env.globals.update(now=lambda: datetime.now(UTC), is_htmx=is_htmx)
+    app.jinja_env.globals.update(now=lambda: datetime.now(UTC), is_htmx=is_htmx, state_label=state_label)
 
     @app.context_processor
-    def what_the_shop_is_called() -> dict[str, object]:
-        # Looked up once for a page, and only if the page says it.
-        found = lru_cache(1)(_shop_or_blank)
-        return {"shop_name": LocalProxy(lambda: found().name), "shop_colour": LocalProxy(lambda: found().colour)}
+    def shop_context() -> dict[str, object]:
+        # Loaded at most once per page, and only if the page uses it.
+        load_shop = lru_cache(1)(_shop_or_blank)
+        return {
+            "shop_name": LocalProxy(lambda: load_shop().name),
+            "shop_colour": LocalProxy(lambda: load_shop().colour),
+        }
 
 
 def _shop_or_blank() -> models.ShopValues:
     try:
         return shop_queries.get_shop()
     except SQLAlchemyError:
-        # The page that says so when the database is away needs no database.
+        # The error page for an unavailable database must not need the database.
         return models.ShopValues("")

@@ -1,7 +1,8 @@
-"""What people and programs do with campaigns, and the rules. How mails then go out: batch_actions, delivery."""
+"""Create and edit the drafts of campaigns. See `webapp.campaigns.launch` for launching them."""
 
 from __future__ import annotations
 
+from flask_babel import gettext as _
 from sqlalchemy import update
 from sqlalchemy.dialects.postgresql import insert
 
@@ -21,134 +22,143 @@ from webapp.offers.models import Offer, OfferValues
 UNCERTAIN_POLICIES = ("resend", "hold")
 
 
-def create_offer_with_announcement(values: OfferValues, mail: EmailContent | None, by: str) -> Offer:
-    """An offer and the draft of its announcement, in one transaction.
+def create_offer_with_announcement(values: OfferValues, content: EmailContent | None, by: str) -> Offer:
+    """Create an offer and the draft of its announcement, in one transaction.
 
-    :param mail: None leaves the mail to be written later; the default stands in until then.
-    :raises Invalid: with the errors of the offer and of the mail together (`mail.subject`, `mail.text`, `mail.html`).
+    :param content: None creates no draft; the default content is used until one is saved.
+    :raises InvalidInput: with the errors of the offer and the content together (`mail.subject`, `mail.text`,
+        `mail.html`).
     """
-    wrong: list[FieldError] = []
+    content_errors: list[FieldError] = []
     try:
-        validate_content(mail or EmailContent(), within="mail")
+        validate_content(content or EmailContent(), within="mail")
     except InvalidInput as error:
-        wrong += error.errors
+        content_errors += error.errors
     try:
         offer = offer_actions.insert_offer(values, by)
     except InvalidInput as error:
         db.session.rollback()
-        raise InvalidInput(*error.errors, *wrong) from error
-    if wrong:
+        raise InvalidInput(*error.errors, *content_errors) from error
+    if content_errors:
         db.session.rollback()
-        raise InvalidInput(*wrong)
-    if mail is not None:
-        insert_draft(offer.id, mail, "announcement")
+        raise InvalidInput(*content_errors)
+    if content is not None:
+        insert_draft(offer.id, content, "announcement")
     db.session.commit()
     return offer
 
 
 class EditConflict(DomainError):
-    """Somebody has saved other words since these were opened. `fields` differ from what was opened."""
+    """The draft was changed since it was opened. `fields` are the names of the changed fields."""
 
     def __init__(self, campaign: Campaign, fields: list[str]) -> None:
-        super().__init__("conflict", "Somebody has changed this mail since you opened it. Nothing was saved.")
+        super().__init__("conflict", _("Another user has changed this email since you opened it. Nothing was saved."))
         self.campaign, self.fields = campaign, fields
 
 
 def save_offer_draft(
-    offer_id: int, mail: EmailContent, policy: str, by: str, kind: str = "announcement", seen: str | None = None
+    offer_id: int,
+    content: EmailContent,
+    uncertain_policy: str,
+    by: str,
+    kind: str = "announcement",
+    expected_version: str | None = None,
 ) -> Campaign:
-    """Write the announcement or the next reminder of an offer; it can be written anew until it is launched.
+    """Save the announcement or the next reminder of an offer as a draft; it can be edited until it is launched.
 
-    :param policy: what becomes of a mail that was on its way when a worker died: `resend` or `hold`.
-    :param seen: see `save`.
+    :param uncertain_policy: what happens to an email that was being sent when a worker died: `resend` or `hold`.
+    :param expected_version: see `update_draft`.
     :raises NotFound: when there is no such offer.
-    :raises Invalid: when the mail can't be sent as it is.
-    :raises DomainError: `conflict` when it has been launched, or it is a reminder of what was never announced.
-    :raises ChangedMeanwhile: see `save`.
+    :raises InvalidInput: when the content is not valid.
+    :raises DomainError: `conflict` when it has been launched, or is a reminder of an offer that was never announced.
+    :raises EditConflict: see `update_draft`.
     """
     if offer_queries.find_offer(offer_id) is None:
-        raise NotFound("There is no such offer.")
-    _validate_draft(mail, policy)
+        raise NotFound(_("There is no such offer."))
+    _validate_draft(content, uncertain_policy)
     if kind == "reminder":
         require_launched_announcement(offer_id)
-    made = insert_draft(offer_id, mail, kind)
+    inserted_id = insert_draft(offer_id, content, kind)
     draft = campaign_queries.find_open_campaign(offer_id, kind)
     if draft is None:
         db.session.rollback()
-        raise NotFound("There is no such campaign.")
-    return update_draft(draft.id, mail, policy, by, seen if made is None else None)
+        raise NotFound(_("There is no such campaign."))
+    return update_draft(draft.id, content, uncertain_policy, by, expected_version if inserted_id is None else None)
 
 
-def update_draft(campaign_id: int, mail: EmailContent, policy: str, by: str, seen: str | None = None) -> Campaign:
-    """Write the mail of a draft. See `save_draft`.
+def update_draft(
+    campaign_id: int, content: EmailContent, uncertain_policy: str, by: str, expected_version: str | None = None
+) -> Campaign:
+    """Save the content of a draft. See `save_offer_draft`.
 
-    :param seen: the version (`versions.of`) that was open while these words were written; None asks for none.
+    :param expected_version: the version (`versions.draft_version`) that the edit is based on; None skips the check.
     :raises NotFound: when there is no such campaign.
-    :raises Invalid: when the mail can't be sent as it is.
-    :raises ChangedMeanwhile: when other words than those of `seen` are stored, and not these already.
-    :raises DomainError: `conflict` when it is no draft any more.
+    :raises InvalidInput: when the content is not valid.
+    :raises EditConflict: when the stored draft differs from `expected_version` and from these values.
+    :raises DomainError: `conflict` when it is no longer a draft.
     """
-    _validate_draft(mail, policy)
-    # Locked, so that of two who save at once the second is told of the first.
+    _validate_draft(content, uncertain_policy)
+    # Locked, so that of two concurrent saves the second one detects the first.
     campaign = db.session.get(Campaign, campaign_id, populate_existing=True, with_for_update=True)
     if campaign is None:
-        raise NotFound("There is no such campaign.")
+        raise NotFound(_("There is no such campaign."))
     kind = campaign.kind
-    if seen is not None and campaign.status == "draft":
-        _require_expected_version(campaign, seen, {**_content_values(mail, kind), "uncertain_policy": policy})
+    if expected_version is not None and campaign.status == "draft":
+        values = {**_content_values(content, kind), "uncertain_policy": uncertain_policy}
+        _require_expected_version(campaign, expected_version, values)
     saved = db.session.scalar(
         update(Campaign)
         .where(Campaign.id == campaign_id, Campaign.status == "draft")
-        .values(**_content_values(mail, kind), uncertain_policy=policy)
+        .values(**_content_values(content, kind), uncertain_policy=uncertain_policy)
         .returning(Campaign)
         .execution_options(populate_existing=True)
     )
     if saved is None:
         db.session.rollback()
         if get_campaign(campaign_id).status == "scheduled":
-            raise DomainError(
-                "conflict", "This mail waits for its time. Take the mailing back to the drafts to change it."
-            )
-        raise DomainError("conflict", "This mail has been launched, so it can't be changed any more.")
+            raise DomainError("conflict", _("This campaign is scheduled. Unschedule it to edit the email."))
+        raise DomainError("conflict", _("This campaign has been launched, so the email can't be edited any more."))
     record_audit_entry(by, "mail.saved", str(saved.id), offer=saved.offer_id)
     db.session.commit()
     return saved
 
 
-def _validate_draft(mail: EmailContent, policy: str) -> None:
-    validate_content(mail)
-    if policy not in UNCERTAIN_POLICIES:
-        raise InvalidInput(FieldError("uncertain_policy", "policy_unknown", "Choose one of the two."))
+def _validate_draft(content: EmailContent, uncertain_policy: str) -> None:
+    validate_content(content)
+    if uncertain_policy not in UNCERTAIN_POLICIES:
+        raise InvalidInput(FieldError("uncertain_policy", "policy_unknown", _("Choose one of the two options.")))
 
 
-def _require_expected_version(campaign: Campaign, seen: str, words: dict[str, str]) -> None:
-    fields = draft_versions.find_changed_fields(seen, campaign)
-    if fields and any(getattr(campaign, name) != value for name, value in words.items()):
+def _require_expected_version(campaign: Campaign, expected_version: str, values: dict[str, str]) -> None:
+    fields = draft_versions.find_changed_fields(expected_version, campaign)
+    if fields and any(getattr(campaign, name) != value for name, value in values.items()):
         db.session.rollback()
         raise EditConflict(get_campaign(campaign.id), fields)
 
 
-def _content_values(mail: EmailContent, kind: str) -> dict[str, str]:
-    """What is kept of a mail."""
-    full = with_default_content(mail, kind)
+def _content_values(content: EmailContent, kind: str) -> dict[str, str]:
+    """Return the column values of an email's content, with the defaults filled in."""
+    full = with_default_content(content, kind)
     return {"subject": full.subject or DEFAULT_SUBJECT, "text": full.text, "html": full.html}
 
 
-def insert_draft(offer_id: int, mail: EmailContent, kind: str) -> int | None:
-    """The draft of an offer's announcement or reminder; None if it has one that is open, or more than a draft."""
+def insert_draft(offer_id: int, content: EmailContent, kind: str) -> int | None:
+    """Insert the draft of an offer's announcement or reminder; return its id.
+
+    None when the offer already has an open campaign of this kind.
+    """
     return db.session.scalar(
         insert(Campaign)
-        .values(offer_id=offer_id, kind=kind, **_content_values(mail, kind))
+        .values(offer_id=offer_id, kind=kind, **_content_values(content, kind))
         .on_conflict_do_nothing()
         .returning(Campaign.id)
     )
 
 
 def require_launched_announcement(offer_id: int) -> None:
+    """:raises DomainError: `conflict` when the announcement of an offer has never been launched."""
     if not any(
         c.kind == "announcement" and c.launched_at is not None for c in campaign_queries.list_offer_campaigns(offer_id)
     ):
         db.session.rollback()
-        raise DomainError(
-            "conflict", "Nobody has been told of this offer yet. Launch the mail that announces it first."
-        )
+        raise DomainError("conflict", _("This offer has not been announced yet. Launch its announcement first."))

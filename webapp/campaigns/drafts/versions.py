@@ -1,4 +1,4 @@
-"""Which words somebody had before them when they began to write, so that nobody overwrites what they have not seen."""
+"""Versions of a draft, for optimistic locking: no edit overwrites changes that its author has not seen."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from hashlib import sha256
 from webapp.campaigns.models import Campaign
 
 VERSIONED_FIELDS = ("subject", "text", "html", "uncertain_policy")
-# What a form carries that was opened before there was a draft.
+# The version in a form that was opened before the draft existed.
 NO_DRAFT = "none"
 
 
 def draft_version(campaign: Campaign | None) -> str:
-    """A short word for the stored words of a draft; one part for each field."""
+    """Compute the version of a stored draft; one hash for each field, separated by dots."""
     if campaign is None:
         return NO_DRAFT
     return ".".join(sha256(getattr(campaign, name).encode()).hexdigest()[:12] for name in VERSIONED_FIELDS)
 
 
-def find_changed_fields(seen: str, campaign: Campaign) -> list[str]:
-    """The fields that differ from what was seen; all of them where that was nothing, or can't be read."""
-    parts, now = seen.split("."), draft_version(campaign).split(".")
-    if len(parts) != len(now):
+def find_changed_fields(expected_version: str, campaign: Campaign) -> list[str]:
+    """Return the fields that differ from a version; all of them when it is `NO_DRAFT` or invalid."""
+    expected, current = expected_version.split("."), draft_version(campaign).split(".")
+    if len(expected) != len(current):
         return list(VERSIONED_FIELDS)
-    return [name for name, old, new in zip(VERSIONED_FIELDS, parts, now, strict=True) if old != new]
+    return [name for name, old, new in zip(VERSIONED_FIELDS, expected, current, strict=True) if old != new]

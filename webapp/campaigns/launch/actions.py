@@ -1,4 +1,4 @@
-"""Letting a campaign go: now, at its time, or not after all. Each step is one update that asks for the old status."""
+"""Launch, schedule and unschedule campaigns. Each step is one update that is guarded by the old status."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from flask_babel import gettext as _
+from flask_babel import lazy_gettext as _l
 from sqlalchemy import ColumnElement, and_, func, or_, update
 
 from webapp.accounts.actions import record_audit_entry
@@ -18,7 +20,7 @@ from webapp.campaigns.launch import next_tasks
 from webapp.campaigns.launch import queries as launch_queries
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.queries import get_campaign
-from webapp.campaigns.states import STATUS_PHRASES, require_status
+from webapp.campaigns.states import STATUS_SENTENCES, require_status
 from webapp.core import task_queue
 from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
 from webapp.core.extensions import db
@@ -27,72 +29,88 @@ from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer
 
 OFFER_STATE_REFUSALS = {
-    "ended": ("offer_expired", "This offer has ended, so its code would not work. Give it a later end first."),
-    "paused": ("offer_paused", "This offer is paused, so its code would not work. Resume the offer first."),
-    "used_up": ("offer_exhausted", "This offer is used up, so its code would not work. Raise its limit first."),
+    "ended": ("offer_expired", _l("This offer has ended, so its code would not work. Set a later end first.")),
+    "paused": ("offer_paused", _l("This offer is paused, so its code would not work. Resume the offer first.")),
+    "used_up": (
+        "offer_exhausted",
+        _l("This offer has reached its limit, so its code would not work. Increase its max redemptions first."),
+    ),
 }
-# Not launched so far. One that could not start at its time is paused without ever having been.
+# Not launched so far. A scheduled campaign that failed to start is paused without having been launched.
 _NOT_LAUNCHED = or_(Campaign.status == "scheduled", and_(Campaign.status == "paused", Campaign.launched_at.is_(None)))
 
 
 @dataclass(frozen=True)
 class LaunchResult:
-    """The campaign, and whether this very call launched it, or set its time."""
+    """The campaign, and whether this call launched or scheduled it."""
 
     campaign: Campaign
     changed: bool
 
 
-def launch_campaign(campaign_id: int, by: str, again: bool | None = None, seen: str | None = None) -> LaunchResult:
-    """Start a draft, or one that waits for its time, now. It costs the same for any audience; launching it again
-    changes nothing and says so. Commits.
+def launch_campaign(
+    campaign_id: int, by: str, include_already_mailed: bool | None = None, expected_status: str | None = None
+) -> LaunchResult:
+    """Launch a draft or a scheduled campaign now. Commits.
 
-    Enqueues the task that prepares it; when that is lost, the sweep enqueues it again.
+    The cost does not depend on the size of the audience. Launching a launched campaign changes nothing, which the
+    result reports. Enqueues the task that prepares it; when that task is lost, the sweep enqueues it again.
 
-    :param again: whether it also goes to those who got a cancelled one before; None leaves that as it is.
-    :param seen: `draft` or `scheduled`, as it stood on the page that was looked at; None asks for neither.
+    :param include_already_mailed: whether it also goes to recipients of a cancelled campaign of this kind; None keeps
+        the stored choice.
+    :param expected_status: `draft` or `scheduled`, as shown to the user; None accepts both.
     :raises NotFound: when there is no such campaign.
-    :raises DomainError: `audience_empty` when there is nobody to mail; `offer_expired`, `offer_paused` or
-        `offer_exhausted` when the code would not work; `conflict` when it was cancelled, has been taken back or given
-        a time since it was looked at, or is a reminder of an announcement that is still going out.
+    :raises DomainError: `audience_empty` when it would have no recipients; `offer_expired`, `offer_paused` or
+        `offer_exhausted` when the code would not work; `conflict` when it was cancelled, its status is not the expected
+        one, or it is a reminder of an announcement that is still in progress.
     """
     campaign = get_campaign(campaign_id)
-    _require_expected_status(campaign, seen)
+    _require_expected_status(campaign, expected_status)
     if campaign.status == "cancelled":
-        raise DomainError("conflict", "This mailing was cancelled. Write a new mail to start again.")
+        raise DomainError("conflict", _("This campaign was cancelled. Create a new email to start again."))
     if campaign.status not in ("draft", "scheduled"):
         db.session.rollback()
         return LaunchResult(get_campaign(campaign_id), False)
-    chosen: dict[str, Any] = {"scheduled_at": None} | ({} if again is None else {"mails_again": again})
-    changed = start_campaign(campaign, Campaign.status.in_((seen,) if seen else ("draft", "scheduled")), by, **chosen)
+    values: dict[str, Any] = {"scheduled_at": None} | (
+        {} if include_already_mailed is None else {"mails_again": include_already_mailed}
+    )
+    statuses = (expected_status,) if expected_status else ("draft", "scheduled")
+    changed = start_campaign(campaign, Campaign.status.in_(statuses), by, **values)
     return _enqueue_if_changed(get_campaign(campaign_id), changed)
 
 
 def schedule_campaign(
-    campaign_id: int, at: datetime, by: str, again: bool | None = None, seen: str | None = None
+    campaign_id: int,
+    at: datetime,
+    by: str,
+    include_already_mailed: bool | None = None,
+    expected_status: str | None = None,
 ) -> LaunchResult:
-    """Have a draft start by itself at a time, or change the time of one that waits. Saying the same time again changes
-    nothing. The offer can be changed until then: it is mailed as it stands at the start. Commits.
+    """Schedule a draft, or reschedule a scheduled campaign. Commits.
 
-    :param at: with a time zone.
-    :param again: as in `launch`; so is `seen`.
+    Scheduling for the same time again changes nothing. The offer can be edited until then: the campaign uses the offer
+    as it is when it starts.
+
+    :param at: the start time, with a time zone.
+    :param include_already_mailed: see `launch_campaign`.
+    :param expected_status: see `launch_campaign`.
     :raises NotFound: when there is no such campaign.
-    :raises Invalid: at `at`, when the time has passed, is beyond all reason, or is after the offer's end.
-    :raises DomainError: `conflict` when it is on its way, paused, cancelled or done, or stands otherwise than `seen`.
+    :raises InvalidInput: at `at`, when the time is in the past, out of range, or not before the offer's end.
+    :raises DomainError: `conflict` when it is in progress, paused, cancelled or done, or its status is not the expected
+        one.
     """
     campaign = get_campaign(campaign_id)
-    _require_expected_status(campaign, seen)
-    require_status(campaign, ("draft", "scheduled"), "it can't be given a time")
+    _require_expected_status(campaign, expected_status)
+    require_status(campaign, ("draft", "scheduled"), _("It can't be scheduled."))
     offer = _lock_offer(campaign.offer_id)
     _validate_start_time(at, offer)
-    same = [Campaign.status == "scheduled", Campaign.scheduled_at == at]
+    unchanged = [Campaign.status == "scheduled", Campaign.scheduled_at == at]
     values: dict[str, Any] = {"status": "scheduled", "scheduled_at": at, "launched_by": by}
-    if again is not None:
-        same.append(Campaign.mails_again == again)
-        values["mails_again"] = again
-    changed = _update_campaign_if(
-        campaign_id, and_(Campaign.status.in_((seen,) if seen else ("draft", "scheduled")), ~and_(*same)), values
-    )
+    if include_already_mailed is not None:
+        unchanged.append(Campaign.mails_again == include_already_mailed)
+        values["mails_again"] = include_already_mailed
+    statuses = (expected_status,) if expected_status else ("draft", "scheduled")
+    changed = _update_campaign_if(campaign_id, and_(Campaign.status.in_(statuses), ~and_(*unchanged)), values)
     if changed:
         record_audit_entry(
             by, "campaign.scheduled", offer.code_as_written, campaign=campaign_id, at=at.astimezone(UTC).isoformat()
@@ -100,39 +118,38 @@ def schedule_campaign(
     db.session.commit()
     campaign = get_campaign(campaign_id)
     if not changed:
-        # Somebody launched or stopped it since it was looked at.
-        require_status(campaign, ("scheduled",), "it can't be given a time")
+        # It was launched or cancelled concurrently.
+        require_status(campaign, ("scheduled",), _("It can't be scheduled."))
     return _enqueue_if_changed(campaign, changed)
 
 
 def unschedule_campaign(campaign_id: int, by: str) -> Campaign:
-    """Make a draft again of one that waits for its time, or could not start at it. Again changes nothing. Commits.
+    """Turn a scheduled campaign, or one that failed to start, back into a draft. Idempotent. Commits.
 
     :raises NotFound: when there is no such campaign.
     :raises DomainError: `conflict` when it has been launched.
     """
-    back = {"status": "draft", "scheduled_at": None, "launched_by": None, "pause_reason": None}
-    if _update_campaign_if(campaign_id, _NOT_LAUNCHED, back):
+    values = {"status": "draft", "scheduled_at": None, "launched_by": None, "pause_reason": None}
+    if _update_campaign_if(campaign_id, _NOT_LAUNCHED, values):
         record_audit_entry(by, "campaign.taken_back", str(campaign_id))
     db.session.commit()
     campaign = get_campaign(campaign_id)
-    require_status(campaign, ("draft",), "it can't become a draft again")
+    require_status(campaign, ("draft",), _("It can't be turned back into a draft."))
     return campaign
 
 
 def start_due_campaigns() -> list[int]:
-    """Start every campaign whose time has come, also if it came while no worker ran; returns which. Harmless when two
-    workers do it at once. Commits each by itself.
+    """Start every due campaign, including those that became due while no worker ran; return their ids.
 
-    Where the offer's code would not work, or there is nobody to mail, the campaign is paused with the reason instead;
-    staff mend it and resume.
+    Safe to run concurrently. Commits each campaign separately. When the offer's code would not work, or there are no
+    recipients, the campaign is paused with the reason instead; staff fix the cause and resume it.
     """
-    started = [
+    started_ids = [
         campaign_id for campaign_id in launch_queries.list_due_campaign_ids() if _start_due_campaign(campaign_id)
     ]
-    for campaign_id in started:
+    for campaign_id in started_ids:
         task_queue.enqueue("campaigns.prepare", campaign_id)
-    return started
+    return started_ids
 
 
 def _start_due_campaign(campaign_id: int) -> bool:
@@ -141,20 +158,22 @@ def _start_due_campaign(campaign_id: int) -> bool:
     try:
         return start_campaign(campaign, is_due, campaign.launched_by or "")
     except DomainError as refusal:
-        reason = f"it could not start at its time. {refusal.message}".rstrip(".")
+        reason = _("it could not start at the scheduled time. %(cause)s", cause=refusal.message).rstrip(".")
         if _update_campaign_if(campaign_id, is_due, {"status": "paused", "pause_reason": reason}):
             record_audit_entry(campaign.launched_by or "", "campaign.not_started", str(campaign_id), reason=refusal.key)
         db.session.commit()
         return False
 
 
-def start_campaign(campaign: Campaign, old: ColumnElement[bool], by: str, **values: Any) -> bool:
-    """Flip a campaign to `preparing`, if `old` still holds of it; False when somebody was faster. Commits.
+def start_campaign(campaign: Campaign, condition: ColumnElement[bool], by: str, **values: Any) -> bool:
+    """Change the status of a campaign to `preparing` if a condition still holds. Commits.
 
-    :raises DomainError: as `launch`; then nothing is changed and the transaction is over.
+    :param values: further columns to set.
+    :returns: False when the condition no longer holds, because of a concurrent change.
+    :raises DomainError: as `launch_campaign`; then nothing is changed and the transaction has ended.
     """
     campaign_id, kind = campaign.id, campaign.kind
-    # Locked, so that no edit comes between what is checked here and what is mailed.
+    # Locked, so that no edit of the offer comes between these checks and the launch.
     offer = _lock_offer(campaign.offer_id)
     try:
         require_usable_offer(offer)
@@ -164,10 +183,10 @@ def start_campaign(campaign: Campaign, old: ColumnElement[bool], by: str, **valu
     except DomainError:
         db.session.rollback()
         raise
-    # The one statement that decides: of two launches at once, the second finds nothing to flip.
-    flipped = _update_campaign_if(
+    # This statement decides: of two concurrent launches, the second one updates no row.
+    started = _update_campaign_if(
         campaign_id,
-        old,
+        condition,
         {
             "status": "preparing",
             "pause_reason": None,
@@ -177,112 +196,132 @@ def start_campaign(campaign: Campaign, old: ColumnElement[bool], by: str, **valu
             **values,
         },
     )
-    if flipped:
+    if started:
         offer_actions.freeze_offer(offer.id)
         record_audit_entry(by, "campaign.launched", offer.code_as_written, campaign=campaign_id)
     db.session.commit()
-    return flipped
+    return started
 
 
 def require_usable_offer(offer: Offer) -> None:
-    """:raises DomainError: when the offer's code would not work for anybody now, and not by itself later."""
+    """Reject an offer whose code does not work and will not start to work later.
+
+    :raises DomainError: `offer_expired`, `offer_paused` or `offer_exhausted`.
+    """
     state = offer.state(datetime.now(UTC))
     if state in OFFER_STATE_REFUSALS:
         raise DomainError(*OFFER_STATE_REFUSALS[state])
 
 
 def _lock_offer(offer_id: int) -> Offer:
-    """The offer before the campaign, everywhere: a draft's foreign key would lock it otherwise, only weaker."""
+    """Lock the offer. The lock order is offer, then campaign: the foreign key of an inserted draft locks the offer too,
+    but more weakly."""
     offer = offer_queries.lock_offer(offer_id)
     if offer is None:
-        raise NotFound("There is no such offer.")
+        raise NotFound(_("There is no such offer."))
     return offer
 
 
-def _require_expected_status(campaign: Campaign, seen: str | None) -> None:
-    """What waits again, or does not any more, since somebody looked at it."""
-    if seen and campaign.status in ("draft", "scheduled") and campaign.status != seen:
+def _require_expected_status(campaign: Campaign, expected_status: str | None) -> None:
+    """Reject a launch when the campaign was scheduled or unscheduled since it was shown to the user."""
+    if expected_status and campaign.status in ("draft", "scheduled") and campaign.status != expected_status:
         db.session.rollback()
-        now = "was taken back to the drafts" if seen == "scheduled" else "was given a time at which it starts by itself"
-        raise DomainError(
-            "conflict", f"This mailing {now} since you opened this page. Look at it again before it goes."
-        )
+        if expected_status == "scheduled":
+            message = _("This campaign was unscheduled since you opened this page. Review it before you launch it.")
+        else:
+            message = _("This campaign was scheduled since you opened this page. Review it before you launch it.")
+        raise DomainError("conflict", message)
 
 
 def _require_finished_announcement(offer_id: int) -> None:
-    """A reminder does not overtake what it reminds of."""
-    going = launch_queries.find_announcement_in_progress(offer_id)
-    if going is not None:
-        how = "is paused" if going.status == "paused" else "is still going out"
-        raise DomainError(
-            "conflict",
-            f"The mail that announces this offer {how}. The reminder can be launched when it is done, or now be given "
-            "a time to start by itself.",
-        )
+    """Reject the launch of a reminder while the announcement is in progress."""
+    announcement = launch_queries.find_announcement_in_progress(offer_id)
+    if announcement is not None:
+        if announcement.status == "paused":
+            message = _(
+                "The announcement of this offer is paused. Launch the reminder after it has finished, or schedule it "
+                "now."
+            )
+        else:
+            message = _(
+                "The announcement of this offer is still being sent. Launch the reminder after it has finished, or "
+                "schedule it now."
+            )
+        raise DomainError("conflict", message)
 
 
 def _require_recipients(offer: Offer, kind: str) -> None:
     if not campaign_queries.has_mailable_customers(offer.audience_id):
         raise DomainError(
             "audience_empty",
-            "There is nobody to mail: the audience has no customers, or all of them must not be mailed. "
-            "Import customers first.",
+            _(
+                "There are no recipients: the audience has no customers, or all of them are on the suppression list. "
+                "Import customers first."
+            ),
         )
     if kind == "reminder" and not launch_audience.has_customers_to_remind(offer):
-        raise DomainError("audience_empty", "There is nobody to remind: everybody who may be mailed has redeemed.")
+        raise DomainError(
+            "audience_empty", _("There are no recipients: every customer who can be emailed has redeemed.")
+        )
 
 
 def _validate_start_time(at: datetime, offer: Offer) -> None:
-    wrong = None
+    error = None
     if at.year not in offer_actions.VALID_YEARS:
-        wrong = (
+        error = (
             "time_out_of_range",
-            f"Choose a day from {offer_actions.VALID_YEARS[0]} to {offer_actions.VALID_YEARS[-1]}.",
+            _(
+                "Choose a year from %(first)s to %(last)s.",
+                first=offer_actions.VALID_YEARS[0],
+                last=offer_actions.VALID_YEARS[-1],
+            ),
         )
     elif at <= offer_queries.database_now():
-        wrong = "time_past", "This time has passed. Choose a later one, or launch it now."
+        error = "time_past", _("This time is in the past. Choose a later time, or launch the campaign now.")
     elif offer.ends_at is not None and at >= offer.ends_at:
-        wrong = (
+        error = (
             "time_after_end",
-            "The offer has ended by then, so its code would not work. Choose an earlier time, or give it a later end.",
+            _("The offer will have ended, so its code would not work. Choose an earlier time, or set a later end."),
         )
-    if wrong:
+    if error:
         db.session.rollback()
-        raise InvalidInput(FieldError("at", *wrong))
+        raise InvalidInput(FieldError("at", *error))
 
 
-def _update_campaign_if(campaign_id: int, old: ColumnElement[bool], values: dict[str, Any]) -> bool:
-    flipped = db.session.scalar(
+def _update_campaign_if(campaign_id: int, condition: ColumnElement[bool], values: dict[str, Any]) -> bool:
+    updated_id = db.session.scalar(
         update(Campaign)
-        .where(Campaign.id == campaign_id, old)
+        .where(Campaign.id == campaign_id, condition)
         .values(**values)
         .returning(Campaign.id)
         .execution_options(synchronize_session=False)
     )
-    return flipped is not None
+    return updated_id is not None
 
 
 def launch_announcement(offer_id: int, by: str, at: datetime | None = None) -> LaunchResult:
-    """Launch the announcement of an offer, with the default mail if none has been written. See `launch`.
+    """Launch the announcement of an offer, with the default content if none was saved. See `launch_campaign`.
 
-    :param at: when it shall start by itself; None starts it now. What has been launched stays so.
+    :param at: when to start it; None launches it now. A launched announcement is not changed.
     :raises NotFound: when there is no such offer.
-    :raises DomainError: as `launch` or `schedule`; `conflict` when its mailing was cancelled and no new mail has been
-        written.
+    :raises DomainError: as `launch_campaign` or `schedule_campaign`; `conflict` when the announcement was cancelled and
+        there is no new draft.
     """
-    # The offer before the campaign, here and in `launch`: a draft's foreign key would lock it otherwise, only weaker.
+    # Lock order: offer, then campaign, as in `launch_campaign` (see `_lock_offer`).
     if offer_queries.lock_offer(offer_id) is None:
-        raise NotFound("There is no such offer.")
-    # One look: between two, somebody else's first launch would pass for a cancelled one.
-    earlier = [c for c in campaign_queries.list_offer_campaigns(offer_id) if c.kind == "announcement"]
-    campaign = next((c for c in earlier if c.status != "cancelled"), None)
+        raise NotFound(_("There is no such offer."))
+    # One query: with two, a concurrent first launch between them could be mistaken for a cancelled campaign.
+    announcements = [c for c in campaign_queries.list_offer_campaigns(offer_id) if c.kind == "announcement"]
+    campaign = next((c for c in announcements if c.status != "cancelled"), None)
     if campaign is None:
-        if earlier:
-            raise DomainError("conflict", "The mailing of this offer was cancelled. Write a new mail to start again.")
+        if announcements:
+            raise DomainError(
+                "conflict", _("The announcement of this offer was cancelled. Create a new email to start again.")
+            )
         insert_draft(offer_id, EmailContent(), "announcement")
         campaign = campaign_queries.find_announcement(offer_id)
     if campaign is None:
-        raise NotFound("There is no such campaign.")
+        raise NotFound(_("There is no such campaign."))
     if at is None:
         return launch_campaign(campaign.id, by)
     if campaign.status not in ("draft", "scheduled"):
@@ -290,27 +329,34 @@ def launch_announcement(offer_id: int, by: str, at: datetime | None = None) -> L
     return schedule_campaign(campaign.id, at, by)
 
 
-def launch_reminder(offer_id: int, mail: EmailContent, by: str, at: datetime | None = None) -> LaunchResult:
-    """Write a reminder and launch it, in one transaction: to those of the offer's audience who have not redeemed.
+def launch_reminder(offer_id: int, content: EmailContent, by: str, at: datetime | None = None) -> LaunchResult:
+    """Create a reminder and launch it, in one transaction. Customers who have redeemed do not receive it.
 
-    :param at: when it shall start by itself; None starts it now.
+    :param at: when to start it; None launches it now.
     :raises NotFound: when there is no such offer.
-    :raises Invalid: when the mail can't be sent as it is (`mail.subject` …), or the time is none (`at`).
-    :raises DomainError: `conflict` while another reminder is open, or before the offer was announced; as `launch`.
+    :raises InvalidInput: when the content (`mail.subject`, …) or the time (`at`) is not valid.
+    :raises DomainError: `conflict` while another reminder is open, or before the offer was announced; otherwise as
+        `launch_campaign`.
     """
-    validate_content(mail, within="mail")
+    validate_content(content, within="mail")
     if offer_queries.lock_offer(offer_id) is None:
-        raise NotFound("There is no such offer.")
+        raise NotFound(_("There is no such offer."))
     require_launched_announcement(offer_id)
-    made = insert_draft(offer_id, mail, "reminder")
-    if made is None:
-        found = campaign_queries.find_open_campaign(offer_id, "reminder")
+    campaign_id = insert_draft(offer_id, content, "reminder")
+    if campaign_id is None:
+        open_reminder = campaign_queries.find_open_campaign(offer_id, "reminder")
         db.session.rollback()
-        named = (
-            f"Campaign {found.id} is a reminder of this offer, which {STATUS_PHRASES[found.status]}." if found else ""
-        )
-        raise DomainError("conflict", f"{named} There can be another one when it is through.".strip())
-    return launch_campaign(made, by) if at is None else schedule_campaign(made, at, by)
+        if open_reminder is None:
+            message = _("This offer has an open reminder. You can create another one after it has finished.")
+        else:
+            message = _(
+                "Campaign %(id)s is an open reminder of this offer. %(status)s You can create another one after it has "
+                "finished.",
+                id=open_reminder.id,
+                status=STATUS_SENTENCES[open_reminder.status],
+            )
+        raise DomainError("conflict", message)
+    return launch_campaign(campaign_id, by) if at is None else schedule_campaign(campaign_id, at, by)
 
 
 def _enqueue_if_changed(campaign: Campaign, changed: bool) -> LaunchResult:

@@ -1,4 +1,4 @@
-"""Whom a campaign goes to: how many, and which of a block of its audience."""
+"""Select and count the recipients of a campaign."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from webapp.customers import queries as customer_queries
 from webapp.offers.models import Offer
 from webapp.redemptions import queries as redemption_queries
 
-# Of so many of an audience a launch looks whether one is left to remind; with more it takes that for granted.
+# How many customers of an audience a launch checks for one to remind; a larger audience is assumed to have one.
 REMINDER_SCAN_LIMIT = 10_000
 
 
 @dataclass(frozen=True)
 class AudienceCount:
-    """How many of the audience a mail goes to, and how many it leaves out; each person is in one of these.
+    """How many customers of the audience receive a campaign, and how many do not; each is counted once.
 
-    :ivar mailed: who got an earlier mailing of this kind that was cancelled. They are left out unless staff want else.
+    :ivar already_mailed: received an earlier campaign of this kind that was cancelled; skipped unless staff include
+        them.
     """
 
     recipients: int
@@ -31,9 +32,9 @@ class AudienceCount:
     already_mailed: int = 0
 
 
-# Those who got, from a mailing of this kind that was cancelled, what this one would bring them again; only since the
-# last one of the kind that was done. Who may have got it (`uncertain`) counts as the campaign treats such mails.
-# One that was to be sent again is `deferred`, then `skipped`: its second copy was decided on already, this brings it.
+# Recipients of cancelled campaigns of this kind, since the last one that was done, who would receive the email again.
+# An uncertain delivery counts according to the campaign's policy. A delivery with a pending retry is `deferred`, then
+# `skipped`: a second copy was already decided on, and this campaign sends it.
 _CANCELLED_CAMPAIGNS_SQL = """
     select x.id from campaign x where x.offer_id = :offer and x.kind = :kind and x.status = 'cancelled'
       and x.id > coalesce((select max(d.id) from campaign d
@@ -67,10 +68,10 @@ _COUNT_AUDIENCE_SQL = f"""
 
 
 def count_campaign_recipients(campaign: Campaign, offer: Offer) -> AudienceCount:
-    """How many a campaign would go to if it were launched now."""
+    """Count the recipients that a campaign would have if it were launched now."""
     if campaign.kind == "announcement" and not has_cancelled_campaign(campaign):
-        plain = customer_queries.count_audience_members(offer.audience_id)
-        return AudienceCount(plain.total - plain.suppressed, plain.suppressed)
+        totals = customer_queries.count_audience_members(offer.audience_id)
+        return AudienceCount(totals.total - totals.suppressed, totals.suppressed)
     row = db.session.execute(
         text(_COUNT_AUDIENCE_SQL),
         {
@@ -85,7 +86,7 @@ def count_campaign_recipients(campaign: Campaign, offer: Offer) -> AudienceCount
 
 
 def has_cancelled_campaign(campaign: Campaign) -> bool:
-    """Whether a mailing of this kind was cancelled on the way, so that some may have it already."""
+    """Whether a campaign of this kind was cancelled after its launch, so that some customers may have received it."""
     return bool(
         db.session.execute(
             text(f"select exists ({_CANCELLED_CAMPAIGNS_SQL} and x.total > 0)"), _query_params(campaign)
@@ -94,8 +95,8 @@ def has_cancelled_campaign(campaign: Campaign) -> bool:
 
 
 def has_customers_to_remind(offer: Offer) -> bool:
-    """Whether somebody of the audience may be reminded. Looks at a bounded number, whatever the size."""
-    found = db.session.execute(
+    """Whether the audience has a customer to remind. Checks at most `REMINDER_SCAN_LIMIT` customers."""
+    scanned, not_redeemed = db.session.execute(
         text(
             f"""
             select count(*), count(*) filter (where not exists (
@@ -108,28 +109,30 @@ def has_customers_to_remind(offer: Offer) -> bool:
         ),
         {"offer": offer.id, "audience": offer.audience_id},
     ).one()
-    return bool(found[1]) or found[0] >= REMINDER_SCAN_LIMIT
+    return bool(not_redeemed) or scanned >= REMINDER_SCAN_LIMIT
 
 
 def filter_recipients(campaign: Campaign | Row[Any], ids: Sequence[int]) -> list[int]:
-    """Those of a block of the audience, ascending, whom a campaign is for.
+    """Return the recipients of a campaign among a block of its audience.
 
-    A reminder is for those who have not redeemed; every kind leaves out who got a cancelled one before, unless it
-    `mails_again`. Who must not be mailed is left out later, right before each window is sent.
+    A reminder excludes customers who have redeemed. Every kind excludes customers who received a cancelled campaign
+    before, unless `mails_again` is set. Suppressed customers are skipped later, right before each window is sent.
+
+    :param ids: customer ids, ascending.
     """
-    out: set[int] = set()
+    excluded: set[int] = set()
     if campaign.kind == "reminder":
-        out |= redemption_queries.find_redeemed_customer_ids(campaign.offer_id, ids)
+        excluded |= redemption_queries.find_redeemed_customer_ids(campaign.offer_id, ids)
     if not campaign.mails_again and ids:
-        got = db.session.execute(
+        already_mailed = db.session.execute(
             text(_ALREADY_MAILED_SQL), {**_query_params(campaign), "first": ids[0], "last": ids[-1]}
         )
-        out |= set(got.scalars())
-    return [customer_id for customer_id in ids if customer_id not in out]
+        excluded |= set(already_mailed.scalars())
+    return [customer_id for customer_id in ids if customer_id not in excluded]
 
 
 def is_blocked_by_cancelled_campaign(campaign: Campaign | Row[Any]) -> bool:
-    """Whether a worker is still at a mail of one that was cancelled: until it is through nobody knows who has it."""
+    """Whether a worker is still sending an email of a cancelled campaign, so that its recipients are not final yet."""
     if campaign.mails_again:
         return False
     return bool(

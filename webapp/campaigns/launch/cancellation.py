@@ -1,4 +1,4 @@
-"""What is left to do for a campaign that was cancelled, in portions, so that cancelling costs the same for any size."""
+"""Clean up after cancelled campaigns in chunks, so that the cost of cancelling does not depend on their size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CANCEL_BATCHES_SQL = text(
 )
 _SKIP_DEFERRED_SQL = text(
     """
-    update mail_issue i set state = 'skipped', smtp_code = null, text = 'the mailing was cancelled', next_at = null
+    update mail_issue i set state = 'skipped', smtp_code = null, text = 'the campaign was cancelled', next_at = null
     from (
       select d.campaign_id, d.customer_id from mail_issue d join campaign c on c.id = d.campaign_id
       where c.status = 'cancelled' and d.state = 'deferred' and d.next_at is not null
@@ -28,11 +28,11 @@ _SKIP_DEFERRED_SQL = text(
     where i.campaign_id = x.campaign_id and i.customer_id = x.customer_id
     """
 )
-# Nobody comes further in a batch that is closed; a worker that gives one back because of the cancellation leaves these.
+# The cursor of a cancelled batch is not needed any more; a worker that releases a batch on cancellation leaves it.
 _DELETE_CURSORS_SQL = text(
     "delete from batch_cursor k using batch b where b.id = k.batch_id and b.status = 'cancelled'"
 )
-# Locked before it is summed: whoever takes a mail off those that were sent holds the campaign until that is seen here.
+# Locked before the sum: a transaction that removes an email from those sent holds this lock until it has committed.
 _LOCK_COMPLETED_SQL = text(
     """
     select c.id from campaign c
@@ -53,8 +53,10 @@ _STORE_SENT_TOTALS_SQL = text(
 
 
 def clean_up_cancelled_campaigns() -> None:
-    """Close the batches of cancelled campaigns that nobody sends, leave out those whose mail was put off, and keep what
-    went out of those that are through. Commits each portion; can be killed anywhere and done by two workers at once."""
+    """Cancel pending batches of cancelled campaigns, skip their deferred emails, and store their sent totals.
+
+    Commits each chunk; safe to interrupt at any point and to run concurrently.
+    """
     for statement in (_CANCEL_BATCHES_SQL, _SKIP_DEFERRED_SQL):
         while db.session.execute(statement, {"portion": CLEANUP_CHUNK_SIZE}).rowcount:  # type: ignore[attr-defined]
             db.session.commit()

@@ -26,7 +26,7 @@ def enqueue_senders() -> None:
 
 
 def enqueue_next_start() -> None:
-    """Enqueue the start of the next scheduled campaign for its second, when that is before the next sweep."""
-    wait = launch_queries.seconds_until_next_start()
-    if wait is not None:
-        task_queue.enqueue("campaigns.start", after=wait)
+    """Enqueue the start of the next scheduled campaign for its start time, if that is before the next sweep."""
+    delay = launch_queries.seconds_until_next_start()
+    if delay is not None:
+        task_queue.enqueue("campaigns.start", after=delay)

@@ -1,4 +1,4 @@
-"""Prepare a launched campaign: write its audience as batches."""
+"""Prepare a launched campaign: split its audience into batches."""
 
 from __future__ import annotations
 
@@ -15,13 +15,10 @@ from webapp.customers import queries as customer_queries
 AUDIENCE_BLOCK_SIZE = 20 * BATCH_SIZE
 
 
-# --- cutting the audience -------------------------------------------------------------------------
-
-
 def prepare_campaign(campaign_id: int) -> None:
-    """Freeze the audience of a launched campaign into batches, block by block; then it is sending.
+    """Split the audience of a launched campaign into batches, block by block; then set its status to `sending`.
 
-    Can be killed anywhere and called again, also by two workers at once: a block and how far it reaches are one
+    Safe to interrupt at any point, to repeat and to run concurrently: each block and its position are written in one
     transaction under the lock of the campaign.
     """
     while not task_queue.stop_requested.is_set() and _prepare_block(campaign_id):
@@ -29,7 +26,7 @@ def prepare_campaign(campaign_id: int) -> None:
 
 
 def _prepare_block(campaign_id: int) -> bool:
-    """One block; False when there is no more to do here."""
+    """Process one block; return False when there are no more blocks, or another worker has the campaign."""
     campaign = db.session.execute(
         text(
             "select id, offer_id, kind, uncertain_policy, mails_again, audience_id, prepared_to from campaign "
@@ -55,22 +52,22 @@ def _prepare_block(campaign_id: int) -> bool:
     return bool(ids)
 
 
-def _insert_batches(campaign_id: int, ids: Sequence[int], reached: int) -> None:
-    first = db.session.execute(
+def _insert_batches(campaign_id: int, ids: Sequence[int], last_processed_id: int) -> None:
+    first_seq = db.session.execute(
         text("select coalesce(max(seq) + 1, 0) from batch where campaign_id = :id"), {"id": campaign_id}
     ).scalar_one()
-    slices = [ids[at : at + BATCH_SIZE] for at in range(0, len(ids), BATCH_SIZE)]
+    slices = [ids[start : start + BATCH_SIZE] for start in range(0, len(ids), BATCH_SIZE)]
     if slices:
         db.session.execute(
             text(
                 "insert into batch (campaign_id, seq, first_id, last_id, gaps) values (:id, :seq, :first, :last, :gaps)"
             ),
             [
-                {"id": campaign_id, "seq": first + n, "first": part[0], "last": part[-1], "gaps": encode_gaps(part)}
+                {"id": campaign_id, "seq": first_seq + n, "first": part[0], "last": part[-1], "gaps": encode_gaps(part)}
                 for n, part in enumerate(slices)
             ],
         )
     db.session.execute(
         text("update campaign set prepared_to = :to, total = total + :n where id = :id"),
-        {"id": campaign_id, "to": reached, "n": len(ids)},
+        {"id": campaign_id, "to": last_processed_id, "n": len(ids)},
     )

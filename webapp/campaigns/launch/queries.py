@@ -1,4 +1,4 @@
-"""What waits to be launched, and when."""
+"""Queries about scheduled launches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from webapp.core.extensions import db
 
 
 def find_announcement_in_progress(offer_id: int) -> Campaign | None:
-    """The announcement of an offer that has been launched and is neither done nor cancelled."""
+    """Return the launched announcement of an offer that is neither done nor cancelled."""
     return db.session.scalar(
         select(Campaign).where(
             Campaign.offer_id == offer_id,
@@ -22,15 +22,15 @@ def find_announcement_in_progress(offer_id: int) -> Campaign | None:
 
 
 def list_due_campaign_ids() -> Sequence[int]:
-    """Campaigns whose time has come, the earliest first."""
-    wanted = select(Campaign.id).where(Campaign.status == "scheduled", Campaign.scheduled_at <= func.now())
-    return db.session.scalars(wanted.order_by(Campaign.scheduled_at, Campaign.id)).all()
+    """Return the ids of campaigns that are due to start, earliest first."""
+    statement = select(Campaign.id).where(Campaign.status == "scheduled", Campaign.scheduled_at <= func.now())
+    return db.session.scalars(statement.order_by(Campaign.scheduled_at, Campaign.id)).all()
 
 
 def seconds_until_next_start() -> float | None:
-    """In how many seconds the next campaign starts by itself, if within a minute."""
-    first = select(func.extract("epoch", func.min(Campaign.scheduled_at) - func.clock_timestamp())).where(
+    """Return the seconds until the next scheduled campaign starts; None if over a minute."""
+    statement = select(func.extract("epoch", func.min(Campaign.scheduled_at) - func.clock_timestamp())).where(
         Campaign.status == "scheduled"
     )
-    seconds = db.session.scalar(first)
+    seconds = db.session.scalar(statement)
     return max(0.0, float(seconds)) if seconds is not None and seconds <= 60 else None

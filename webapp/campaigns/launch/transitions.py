@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from flask_babel import gettext as _
 from sqlalchemy import and_, func, update
 
 from webapp.accounts.actions import record_audit_entry
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns.launch import next_tasks
-from webapp.campaigns.launch.actions import (
-    require_usable_offer,
-    start_campaign,
-)
+from webapp.campaigns.launch.actions import require_usable_offer, start_campaign
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.queries import get_campaign
 from webapp.campaigns.states import require_status
@@ -22,33 +20,36 @@ from webapp.offers import queries as offer_queries
 
 
 def pause_campaign(campaign_id: int, by: str) -> Campaign:
-    """Stop a campaign before its next window of 50. Pausing a paused one changes nothing. Commits.
+    """Pause a campaign before its next window of 50. Pausing a paused campaign changes nothing. Commits.
 
     :raises NotFound: when there is no such campaign.
-    :raises DomainError: `conflict` when it is not under way.
+    :raises DomainError: `conflict` when it is not in progress.
     """
+    # The metric of automatic pauses relies on "paused by", so it is not translated.
     return _change_status(
         campaign_id,
         ("preparing", "sending"),
         {"status": "paused", "pause_reason": f"paused by {by}", "trouble": None},
         "campaign.paused",
         by,
-        "it can't be paused",
+        _("It can't be paused."),
     )
 
 
 def resume_campaign(campaign_id: int, by: str) -> Campaign:
-    """Let a paused campaign go on where it stands; one that could not start at its time starts now. Resuming one that
-    is under way changes nothing. Commits, and enqueues its next task.
+    """Resume a paused campaign where it stopped; one that failed to start at the scheduled time starts now.
+
+    Resuming a campaign that is in progress changes nothing. Commits, and enqueues the next task.
 
     :raises NotFound: when there is no such campaign.
-    :raises DomainError: `conflict` when it is not paused; `offer_expired` and so on when the code would not work.
+    :raises DomainError: `conflict` when it is not paused; otherwise as `require_usable_offer`, when the code would not
+        work.
     """
     campaign = get_campaign(campaign_id)
     if campaign.status == "paused" and campaign.launched_at is None:
         start_campaign(campaign, and_(Campaign.status == "paused", Campaign.launched_at.is_(None)), by)
         campaign = get_campaign(campaign_id)
-        require_status(campaign, ("preparing", "sending"), "it can't be resumed")
+        require_status(campaign, ("preparing", "sending"), _("It can't be resumed."))
         next_tasks.enqueue_next_task(campaign)
         return campaign
     if campaign.status == "paused":
@@ -56,21 +57,23 @@ def resume_campaign(campaign_id: int, by: str) -> Campaign:
         if offer is not None:
             require_usable_offer(offer)
     status = "preparing" if campaign.prepared_at is None else "sending"
-    going = {"sending_since": func.now(), "sent_before": campaign_queries.get_campaign_stats(campaign_id).sent}
-    values = {"status": status, "pause_reason": None, **going}
+    rate_start = {"sending_since": func.now(), "sent_before": campaign_queries.get_campaign_stats(campaign_id).sent}
+    values = {"status": status, "pause_reason": None, **rate_start}
     campaign = _change_status(
-        campaign_id, ("paused",), values, "campaign.resumed", by, "it can't be resumed", ("preparing", "sending")
+        campaign_id, ("paused",), values, "campaign.resumed", by, _("It can't be resumed."), ("preparing", "sending")
     )
     next_tasks.enqueue_next_task(campaign)
     return campaign
 
 
 def cancel_campaign(campaign_id: int, by: str) -> Campaign:
-    """End a campaign before its next window; who has not been mailed will not be. It costs the same for any size: its
-    batches are closed by the sweep (`closing_actions`). Cancelling a cancelled one changes nothing. Commits.
+    """Cancel a campaign before its next window; remaining recipients do not receive it.
+
+    The cost does not depend on its size: a task cancels its batches (see `cancellation`). Cancelling a cancelled
+    campaign changes nothing. Commits.
 
     :raises NotFound: when there is no such campaign.
-    :raises DomainError: `conflict` when it is a draft, or done.
+    :raises DomainError: `conflict` when it is a draft or done.
     """
     campaign = _change_status(
         campaign_id,
@@ -84,7 +87,7 @@ def cancel_campaign(campaign_id: int, by: str) -> Campaign:
         },
         "campaign.cancelled",
         by,
-        "it can't be cancelled",
+        _("It can't be cancelled."),
     )
     task_queue.enqueue("campaigns.clean_up_cancelled")
     return campaign
@@ -92,26 +95,30 @@ def cancel_campaign(campaign_id: int, by: str) -> Campaign:
 
 def _change_status(
     campaign_id: int,
-    old: tuple[str, ...],
+    from_statuses: tuple[str, ...],
     values: dict[str, Any],
-    deed: str,
+    audit_action: str,
     by: str,
-    refusal: str,
-    already: tuple[str, ...] = (),
+    consequence: str,
+    accepted_statuses: tuple[str, ...] = (),
 ) -> Campaign:
-    """Change the status, guarded by the old one. When it is the new one already, or one of `already`, change nothing;
-    otherwise say how it stands now."""
-    flipped = db.session.scalar(
+    """Change the status if it is one of `from_statuses`, and record `audit_action`.
+
+    Nothing is changed when the campaign already has the new status, or one of `accepted_statuses`.
+
+    :raises DomainError: `conflict` for any other status, with the translated sentence `consequence`.
+    """
+    updated_id = db.session.scalar(
         update(Campaign)
-        .where(Campaign.id == campaign_id, Campaign.status.in_(old))
+        .where(Campaign.id == campaign_id, Campaign.status.in_(from_statuses))
         .values(**values)
         .returning(Campaign.id)
         .execution_options(synchronize_session=False)
     )
-    if flipped is not None:
-        record_audit_entry(by, deed, str(campaign_id))
+    if updated_id is not None:
+        record_audit_entry(by, audit_action, str(campaign_id))
     db.session.commit()
     campaign = get_campaign(campaign_id)
-    if flipped is None:
-        require_status(campaign, (values["status"], *already), refusal)
+    if updated_id is None:
+        require_status(campaign, (values["status"], *accepted_statuses), consequence)
     return campaign

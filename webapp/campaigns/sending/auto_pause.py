@@ -1,9 +1,10 @@
-"""What becomes of a campaign by itself: paused because its mails can't go out, done, accounted for when cancelled."""
+"""Pause campaigns automatically, and store why email can't be sent."""
 
 from __future__ import annotations
 
 import logging
 
+from flask_babel import gettext as _
 from sqlalchemy import text
 
 from webapp.campaigns.models import BATCH_SIZE
@@ -13,7 +14,7 @@ from webapp.core.extensions import db
 
 log = logging.getLogger(__name__)
 
-# When so many mails, and more than this share of the last 500, were refused for good, a campaign pauses by itself.
+# A campaign is paused when this many of its last 500 emails, and more than this share, were permanently rejected.
 MIN_FAILURES_TO_PAUSE = 20
 MAX_FAILURE_RATE = 0.05
 
@@ -42,9 +43,9 @@ _RECENT_FAILURES_SQL = text(
 
 @retry_while_database_unavailable
 def pause_automatically(campaign_id: int, reason: str) -> None:
-    """Pause a campaign because the relay will not have its mails. Staff read the reason and resume it."""
+    """Pause a sending campaign whose email the relay rejects. Staff see the reason and can resume it."""
     reason = redact_email_addresses(reason)
-    done = db.session.execute(
+    result = db.session.execute(
         text(
             "update campaign set status = 'paused', pause_reason = :reason, trouble = null "
             "where id = :id and status = 'sending'"
@@ -52,19 +53,19 @@ def pause_automatically(campaign_id: int, reason: str) -> None:
         {"id": campaign_id, "reason": reason},
     )
     db.session.commit()
-    if done.rowcount:  # type: ignore[attr-defined]
+    if result.rowcount:  # type: ignore[attr-defined]
         _log_pause(campaign_id, reason)
 
 
 def _log_pause(campaign_id: int, reason: str) -> None:
-    log.error("campaign %s is paused: %s", campaign_id, reason, extra={"campaign_id": campaign_id})
+    log.error("campaign %s paused: %s", campaign_id, reason, extra={"campaign_id": campaign_id})
 
 
 @retry_while_database_unavailable
 def pause_all_automatically(reason: str) -> None:
-    """Pause everything that is sending: the relay refuses us whatever the mail."""
+    """Pause all sending campaigns: the relay rejects every email from this server."""
     reason = redact_email_addresses(reason)
-    paused = db.session.scalars(
+    paused_ids = db.session.scalars(
         text(
             "update campaign set status = 'paused', pause_reason = :reason, trouble = null "
             "where status = 'sending' returning id"
@@ -72,35 +73,40 @@ def pause_all_automatically(reason: str) -> None:
         {"reason": reason},
     ).all()
     db.session.commit()
-    for campaign_id in paused:
+    for campaign_id in paused_ids:
         _log_pause(campaign_id, reason)
 
 
 @retry_while_database_unavailable
-def pause_if_failing(taken: BatchClaim) -> bool:
-    """Pause a campaign too many of whose mails are refused for good: that many wrong addresses harm the name of the
-    sender, or it is not the addresses that are wrong. True when that is so.
+def pause_if_failing(claim: BatchClaim) -> bool:
+    """Pause a campaign when too many of its emails are permanently rejected; return whether it was.
 
-    The last 500 are those before this one in the batch and, for the rest, in the batch before; failures of the time
-    before staff resumed the campaign don't count again.
+    So many invalid addresses harm the sender's reputation, or the addresses are not the cause. The last 500 emails are
+    those before the current one in its batch and, for the rest, in the batch before. Failures before staff resumed the
+    campaign are not counted again.
     """
-    where = {"batch": taken.batch_id, "at": taken.position, "rest": BATCH_SIZE - taken.position}
-    failed, tried = db.session.execute(_RECENT_FAILURES_SQL, where).one()
+    params = {"batch": claim.batch_id, "at": claim.position, "rest": BATCH_SIZE - claim.position}
+    failed, tried = db.session.execute(_RECENT_FAILURES_SQL, params).one()
     db.session.rollback()
     if failed < MIN_FAILURES_TO_PAUSE or failed <= MAX_FAILURE_RATE * tried:
         return False
     pause_automatically(
-        taken.campaign_id, f"{failed} of the last {tried} mails were refused for good; look at what the servers said"
+        claim.campaign_id,
+        _(
+            "%(failed)s of the last %(total)s emails were permanently rejected; check the servers' replies",
+            failed=failed,
+            total=tried,
+        ),
     )
     return True
 
 
 @retry_while_database_unavailable
-def set_delivery_warning(trouble: str | None) -> None:
-    """Let staff see what keeps the mails from going out just now; None when they go out again."""
-    trouble = redact_email_addresses(trouble) if trouble else None
+def set_delivery_warning(warning: str | None) -> None:
+    """Show staff why no email can be sent at the moment; None clears the warning."""
+    warning = redact_email_addresses(warning) if warning else None
     db.session.execute(
         text("update campaign set trouble = :trouble where status = 'sending' and trouble is distinct from :trouble"),
-        {"trouble": trouble},
+        {"trouble": warning},
     )
     db.session.commit()

@@ -1,8 +1,8 @@
-"""The writes of those who send: cutting the audience, claiming a batch, keeping the place in it, noting what failed.
+"""Database writes of sending: claim a batch, open windows, renew the lease, record outcomes.
 
-Rows are the truth and two owners of one batch are harmless: whoever takes a batch over raises its epoch, and every
-later write of the former owner asks for the old one and finds nothing. Each write can be repeated, so it is, for as
-long as a lease lasts, when the database is away for a moment.
+The rows are authoritative, and two owners of one batch are harmless: a worker that takes a batch over increments its
+epoch, and every later write of the former owner is conditional on the old epoch and updates nothing. Every write can
+safely be repeated, so it is retried for as long as a lease lasts while the database is unavailable.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
 
+from flask_babel import gettext as _
 from sqlalchemy import Row, text
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -34,12 +35,12 @@ from webapp.redemptions import queries as redemption_queries
 
 log = logging.getLogger(__name__)
 
-# RFC 3463, 3.2: what is wrong with the recipient's address. 5.1.7 and 5.1.8 are about the sender's.
+# Permanent errors of the recipient address (RFC 3463, 3.2). 5.1.7 and 5.1.8 are about the sender address.
 _INVALID_RECIPIENT_STATUS = re.compile(r"5\.1\.(?:0|1|2|3|4|6|9|10)\b")
 
-# What is written of a refusal where a copy may have arrived before.
+# State and text of a rejected email when an earlier copy may have arrived.
 MERGED_STATE_SQL = "case when mail_issue.doubt and excluded.state = 'failed' then 'uncertain' else excluded.state end"
-DUPLICATE_REFUSED_PREFIX = "it may have arrived before; a second copy was refused: "
+DUPLICATE_REFUSED_PREFIX = "an earlier copy may have arrived; the second copy was rejected: "
 MERGED_TEXT_SQL = (
     f"case when mail_issue.doubt and excluded.state = 'failed' then '{DUPLICATE_REFUSED_PREFIX}' || excluded.text "
     "else excluded.text end"
@@ -51,7 +52,10 @@ R = TypeVar("R")
 
 @dataclass
 class BatchClaim:
-    """A batch that this worker owns as long as the epoch holds. `position` and `sent` are where it stands."""
+    """A batch that this worker owns as long as its epoch is unchanged.
+
+    `position` is the index of the next recipient, `sent` the number of emails sent so far.
+    """
 
     batch_id: int
     campaign_id: int
@@ -69,7 +73,7 @@ class BatchClaim:
 
 @dataclass(frozen=True)
 class Recipient:
-    """One of a window: where in the batch, who, and whether the mail may have gone out before."""
+    """A recipient of a window: the index in the batch, the customer, and whether an earlier copy may have been sent."""
 
     index: int
     customer: Customer
@@ -78,7 +82,7 @@ class Recipient:
 
 @dataclass(frozen=True)
 class SendWindow:
-    """What may be sent now without asking again, and which version of the offer it is about."""
+    """Recipients who may be sent to without a further check, and the version of the offer that the email uses."""
 
     end: int
     recipients: list[Recipient]
@@ -90,10 +94,10 @@ def lease_duration() -> timedelta:
 
 
 def retry_while_database_unavailable(write: Callable[P, R]) -> Callable[P, R]:
-    """Repeat a write that can be repeated while the database is away, for as long as a lease lasts."""
+    """Retry a repeatable write while the database is unavailable, for as long as a lease lasts."""
 
     @functools.wraps(write)
-    def repeated(*args: P.args, **kwargs: P.kwargs) -> R:
+    def retrying(*args: P.args, **kwargs: P.kwargs) -> R:
         deadline = time.monotonic() + timing.LEASE_DURATION
         while True:
             try:
@@ -103,13 +107,13 @@ def retry_while_database_unavailable(write: Callable[P, R]) -> Callable[P, R]:
                 if time.monotonic() > deadline:
                     raise
                 if not database_health.detect_outage(error):
-                    log.warning("the database refuses, trying again: %s", getattr(error, "orig", None) or error)
+                    log.warning("database error, retrying: %s", getattr(error, "orig", None) or error)
                 time.sleep(1)
 
-    return repeated
+    return retrying
 
 
-# --- owning a batch -------------------------------------------------------------------------------
+# --- ownership of a batch -------------------------------------------------------------------------
 
 _CLAIM_BATCH_SQL = text(
     """
@@ -128,76 +132,81 @@ _CLAIM_BATCH_SQL = text(
 
 
 def claim_batch(owner: str) -> BatchClaim | None:
-    """Own the next batch that nobody sends, whoever may have begun it. None when there is none.
+    """Claim the next pending batch, or one whose lease has expired. None when there is none.
 
-    What a dead owner left open is settled first: what the cursor has passed was sent. The one recipient it stands at
-    may or may not have the mail, because the cursor moves after each answer of the relay and before the next mail is
-    begun; that one is recorded as `uncertain`, and sent again unless the campaign holds such mails. When the cursor
-    is gone (the database crashed), all of the window is uncertain and held.
+    A window that a dead owner left open is recovered first. Recipients before the cursor were sent to. The recipient at
+    the cursor may or may not have received the email, because the cursor moves after each reply of the relay and before
+    the next email is started; that delivery is recorded as `uncertain`, and sent again unless the campaign holds
+    uncertain deliveries. When the cursor is lost (the database crashed), the whole window is uncertain and held.
+
+    :param owner: the unique id of the worker.
     """
-    # The database reckons the lease from the beginning of the transaction.
-    begun = time.monotonic()
+    # now() in SQL is the start of the transaction, so the lease is counted from here.
+    started_at = time.monotonic()
     row = db.session.execute(_CLAIM_BATCH_SQL, {"owner": owner, "lease": lease_duration()}).one_or_none()
     if row is None:
         db.session.rollback()
         return None
-    taken = take_over_batch(row, owner)
+    claim = take_over_batch(row, owner)
     db.session.commit()
     if row.window_end > row.window_start:
-        what = {"campaign_id": taken.campaign_id, "batch_id": taken.batch_id}
-        log.warning("takes over a batch whose owner was not heard of any more", extra=what)
-    taken.lease_renewed_at = begun
-    return taken
+        context = {"campaign_id": claim.campaign_id, "batch_id": claim.batch_id}
+        log.warning("taking over a batch whose lease expired", extra=context)
+    claim.lease_renewed_at = started_at
+    return claim
 
 
 def take_over_batch(row: Row[Any], owner: str) -> BatchClaim:
-    """The claim of a row whose owner and epoch are new; the former owner's cursor can't move from here on."""
+    """Return the claim of a batch row whose new owner and epoch are stored, and recover its open window.
+
+    The former owner can't move the cursor any more. The caller commits.
+    """
     ids = decode_gaps(row.gaps)
-    taken = BatchClaim(row.id, row.campaign_id, owner, row.epoch, ids, row.window_start, row.sent, time.monotonic())
+    claim = BatchClaim(row.id, row.campaign_id, owner, row.epoch, ids, row.window_start, row.sent, time.monotonic())
     if row.window_end > row.window_start:
-        _recover_open_window(taken, row.window_end)
-    send_progress.move_cursor(db.session.connection(), taken, taken.position)
+        _recover_open_window(claim, row.window_end)
+    send_progress.move_cursor(db.session.connection(), claim, claim.position)
     db.session.execute(
         text("update batch set window_start = :at, window_end = :at, sent = :sent where id = :batch"),
-        {"at": taken.position, "sent": taken.sent, "batch": taken.batch_id},
+        {"at": claim.position, "sent": claim.sent, "batch": claim.batch_id},
     )
-    return taken
+    return claim
 
 
-def _recover_open_window(taken: BatchClaim, window_end: int) -> None:
-    """Account for an open window whose owner is gone; `taken` then stands where sending goes on."""
-    start = taken.position
+def _recover_open_window(claim: BatchClaim, window_end: int) -> None:
+    """Recover the open window of a dead owner; `claim.position` is then where sending continues."""
+    start = claim.position
     cursor = db.session.execute(
         text("select cursor from batch_cursor where batch_id = :batch and epoch < :epoch for update"),
-        {"batch": taken.batch_id, "epoch": taken.epoch},
+        {"batch": claim.batch_id, "epoch": claim.epoch},
     ).scalar_one_or_none()
-    states = _find_delivery_states(taken.campaign_id, taken.customer_ids[start:window_end])
+    states = _find_delivery_states(claim.campaign_id, claim.customer_ids[start:window_end])
     if cursor is None:
         _record_uncertain(
-            taken, [i for i in taken.customer_ids[start:window_end] if i not in states], "the database crashed"
+            claim, [i for i in claim.customer_ids[start:window_end] if i not in states], _("the database crashed")
         )
-        taken.position = window_end
+        claim.position = window_end
         return
-    taken.sent += sum(1 for customer_id in taken.customer_ids[start:cursor] if customer_id not in states)
-    taken.position = cursor
-    open_ids = taken.customer_ids[cursor:window_end]
+    claim.sent += sum(1 for customer_id in claim.customer_ids[start:cursor] if customer_id not in states)
+    claim.position = cursor
+    open_ids = claim.customer_ids[cursor:window_end]
     in_flight = next((i for i in open_ids if states.get(i, "uncertain") == "uncertain"), None)
     if in_flight is None:
-        taken.position = window_end
+        claim.position = window_end
         return
-    _record_uncertain(taken, [in_flight], "the worker was ended while this mail was on its way")
-    if _find_uncertain_policy(taken.campaign_id) == "hold":
-        taken.position = taken.customer_ids.index(in_flight, cursor) + 1
+    _record_uncertain(claim, [in_flight], _("the worker stopped while this email was being sent"))
+    if _find_uncertain_policy(claim.campaign_id) == "hold":
+        claim.position = claim.customer_ids.index(in_flight, cursor) + 1
 
 
-def _record_uncertain(taken: BatchClaim, ids: list[int], why: str) -> None:
+def _record_uncertain(claim: BatchClaim, ids: list[int], reason: str) -> None:
     if ids:
         db.session.execute(
             text(
                 "insert into mail_issue (campaign_id, customer_id, state, text, doubt) "
                 "select :campaign, unnest(cast(:ids as bigint[])), 'uncertain', :why, true on conflict do nothing"
             ),
-            {"campaign": taken.campaign_id, "ids": ids, "why": why},
+            {"campaign": claim.campaign_id, "ids": ids, "why": reason},
         )
 
 
@@ -218,23 +227,23 @@ def _find_uncertain_policy(campaign_id: int) -> str:
 
 
 @retry_while_database_unavailable
-def open_send_window(taken: BatchClaim) -> SendWindow | None:
-    """Write ahead that the next recipients may get their mail from now on, and who of them is left out.
+def open_send_window(claim: BatchClaim) -> SendWindow | None:
+    """Record, before anything is sent, that the next recipients may be sent to, and which of them are skipped.
 
-    None when the batch is somebody else's by now, or the campaign was paused or cancelled; then it is given back.
+    None when another worker owns the batch by now, or the campaign was paused or cancelled; then the batch is released.
     """
-    begun = time.monotonic()
+    started_at = time.monotonic()
     campaign = db.session.execute(
         text(
             "select c.status, c.offer_id, o.version, cast(extract(epoch from now() - c.launched_at) as int) as seconds "
             "from campaign c join offer o on o.id = c.offer_id where c.id = :id"
         ),
-        {"id": taken.campaign_id},
+        {"id": claim.campaign_id},
     ).one()
     if campaign.status != "sending":
-        release_batch(taken)
+        release_batch(claim)
         return None
-    end = min(taken.position + WINDOW_SIZE, len(taken.customer_ids))
+    end = min(claim.position + WINDOW_SIZE, len(claim.customer_ids))
     opened = db.session.execute(
         text(
             "update batch set window_start = :start, window_end = :end, sent = :sent, lease_until = now() + :lease, "
@@ -242,53 +251,57 @@ def open_send_window(taken: BatchClaim) -> SendWindow | None:
             "where id = :batch and owner = :owner and epoch = :epoch"
         ),
         {
-            "start": taken.position,
+            "start": claim.position,
             "end": end,
-            "sent": taken.sent,
+            "sent": claim.sent,
             "lease": lease_duration(),
             "seconds": campaign.seconds,
-            **taken.ownership_params,
+            **claim.ownership_params,
         },
     )
-    if not opened.rowcount or not send_progress.move_cursor(db.session.connection(), taken, taken.position):  # type: ignore[attr-defined]
+    if not opened.rowcount or not send_progress.move_cursor(db.session.connection(), claim, claim.position):  # type: ignore[attr-defined]
         db.session.rollback()
         return None
-    ids = taken.customer_ids[taken.position : end]
-    states = _find_delivery_states(taken.campaign_id, ids)
-    people, skipped = eligible_recipients(
+    ids = claim.customer_ids[claim.position : end]
+    states = _find_delivery_states(claim.campaign_id, ids)
+    customers, skipped = eligible_recipients(
         campaign.offer_id, [i for i in ids if states.get(i, "uncertain") == "uncertain"]
     )
-    record_skipped(taken.campaign_id, skipped)
+    record_skipped(claim.campaign_id, skipped)
     db.session.commit()
-    taken.lease_renewed_at = begun
-    found = [
-        Recipient(taken.position + n, people[customer_id], customer_id in states)
+    claim.lease_renewed_at = started_at
+    recipients = [
+        Recipient(claim.position + n, customers[customer_id], customer_id in states)
         for n, customer_id in enumerate(ids)
-        if customer_id in people
+        if customer_id in customers
     ]
-    return SendWindow(end, found, campaign.version)
+    return SendWindow(end, recipients, campaign.version)
 
 
 def eligible_recipients(offer_id: int, ids: Sequence[int]) -> tuple[dict[int, Customer], dict[int, str]]:
-    """Who of them is mailed, and why the others are not. Looked up right before a window is sent."""
-    found = {customer.id: customer for customer in customer_queries.list_customers_by_ids(ids)}
-    for customer in found.values():
-        # They are read after the commit, which must not fetch each of them again.
+    """Return the customers to send to, by id, and the reasons why the others are skipped, by id.
+
+    Called right before a window is sent.
+    """
+    customers = {customer.id: customer for customer in customer_queries.list_customers_by_ids(ids)}
+    for customer in customers.values():
+        # Detached, because they are read after the commit, which would otherwise load each of them again.
         db.session.expunge(customer)
     redeemed = redemption_queries.find_redeemed_customer_ids(offer_id, ids)
     suppressed = customer_queries.find_suppression_reasons(ids)
     skipped = {}
     for customer_id in ids:
-        if customer_id not in found:
-            skipped[customer_id] = "no longer a customer"
+        if customer_id not in customers:
+            skipped[customer_id] = _("no longer a customer")
         elif customer_id in suppressed:
             skipped[customer_id] = suppressed[customer_id]
         elif customer_id in redeemed:
-            skipped[customer_id] = "has redeemed already"
-    return {i: customer for i, customer in found.items() if i not in skipped}, skipped
+            skipped[customer_id] = _("has already redeemed")
+    return {i: customer for i, customer in customers.items() if i not in skipped}, skipped
 
 
 def record_skipped(campaign_id: int, skipped: dict[int, str]) -> None:
+    """Record skipped recipients with their reasons; an uncertain delivery stays uncertain. The caller commits."""
     if skipped:
         db.session.execute(
             text(
@@ -300,30 +313,30 @@ def record_skipped(campaign_id: int, skipped: dict[int, str]) -> None:
                 "then concat_ws('; ', nullif(mail_issue.text, ''), 'not sent again: ' || excluded.text) "
                 "else excluded.text end, smtp_code = null, next_at = null, at = now()"
             ),
-            [{"campaign": campaign_id, "id": i, "why": why} for i, why in skipped.items()],
+            [{"campaign": campaign_id, "id": i, "why": reason} for i, reason in skipped.items()],
         )
 
 
 @retry_while_database_unavailable
-def renew_batch_lease(taken: BatchClaim) -> bool:
-    """Keep the batch for another lease; False when it is somebody else's by now, or its campaign was stopped."""
-    begun = time.monotonic()
-    done = db.session.execute(
+def renew_batch_lease(claim: BatchClaim) -> bool:
+    """Renew the lease of a batch; False when another worker owns it, or its campaign is not sending any more."""
+    started_at = time.monotonic()
+    result = db.session.execute(
         text(
             "update batch set lease_until = now() + :lease where id = :batch and owner = :owner and epoch = :epoch "
             "and exists (select 1 from campaign c where c.id = batch.campaign_id and c.status = 'sending')"
         ),
-        {"lease": lease_duration(), **taken.ownership_params},
+        {"lease": lease_duration(), **claim.ownership_params},
     )
     db.session.commit()
-    taken.lease_renewed_at = begun
-    return bool(done.rowcount)  # type: ignore[attr-defined]
+    claim.lease_renewed_at = started_at
+    return bool(result.rowcount)  # type: ignore[attr-defined]
 
 
 @retry_while_database_unavailable
-def reserve_send_slots(turns: int, per_second: float) -> float:
-    """Of what all workers together may hand to the relay, the next so many turns; in how many seconds they begin."""
-    row = db.session.execute(
+def reserve_send_slots(slots: int, per_second: float) -> float:
+    """Reserve send slots under the rate limit that all workers share; return the seconds until the first one."""
+    delay = db.session.execute(
         text(
             "insert into mail_pace as pace (id, free_at) "
             "values (1, clock_timestamp() + make_interval(secs => :seconds)) "
@@ -331,15 +344,15 @@ def reserve_send_slots(turns: int, per_second: float) -> float:
             "set free_at = greatest(pace.free_at, clock_timestamp()) + make_interval(secs => :seconds) "
             "returning extract(epoch from free_at - clock_timestamp()) - :seconds"
         ),
-        {"seconds": turns / per_second},
+        {"seconds": slots / per_second},
     ).scalar_one()
     db.session.commit()
-    return float(row)
+    return float(delay)
 
 
 @retry_while_database_unavailable
-def release_batch(taken: BatchClaim, wait: float = 0) -> None:
-    """Give the batch back where it stands, for anybody to go on with, at once or in `wait` seconds."""
+def release_batch(claim: BatchClaim, delay: float = 0) -> None:
+    """Release the batch at its position, so that any worker can continue it, at once or after `delay` seconds."""
     db.session.execute(
         text(
             "update batch set status = case when exists "
@@ -349,41 +362,43 @@ def release_batch(taken: BatchClaim, wait: float = 0) -> None:
             "not_before = case when :wait > 0 then now() + make_interval(secs => :wait) end "
             "where id = :batch and owner = :owner and epoch = :epoch"
         ),
-        {"at": taken.position, "sent": taken.sent, "wait": wait, **taken.ownership_params},
+        {"at": claim.position, "sent": claim.sent, "wait": delay, **claim.ownership_params},
     )
     db.session.commit()
 
 
 @retry_while_database_unavailable
-def finish_batch(taken: BatchClaim) -> None:
-    """Everyone of the batch is settled; its cursor is not needed any more."""
-    done = db.session.execute(
+def finish_batch(claim: BatchClaim) -> None:
+    """Record that all recipients of the batch are processed, and delete its cursor."""
+    result = db.session.execute(
         text(
             "update batch set status = 'done', owner = null, lease_until = null, "
             "window_start = :at, window_end = :at, sent = :sent "
             "where id = :batch and owner = :owner and epoch = :epoch"
         ),
-        {"at": len(taken.customer_ids), "sent": taken.sent, **taken.ownership_params},
+        {"at": len(claim.customer_ids), "sent": claim.sent, **claim.ownership_params},
     )
-    if done.rowcount:  # type: ignore[attr-defined]
-        db.session.execute(text("delete from batch_cursor where batch_id = :batch"), {"batch": taken.batch_id})
+    if result.rowcount:  # type: ignore[attr-defined]
+        db.session.execute(text("delete from batch_cursor where batch_id = :batch"), {"batch": claim.batch_id})
     db.session.commit()
 
 
-# --- what did not simply go out -------------------------------------------------------------------
+# --- outcomes -------------------------------------------------------------------------------------
 
 
 @retry_while_database_unavailable
-def record_outcome(taken: BatchClaim, recipient: Recipient, outcome: SmtpOutcome) -> bool:
-    """Record what became of one recipient's mail and move on, in one transaction; False when the batch is lost.
+def record_outcome(claim: BatchClaim, recipient: Recipient, outcome: SmtpOutcome) -> bool:
+    """Record the outcome of one delivery and move the cursor, in one transaction.
 
-    A mail that was accepted has a row only if there was a doubt about it before: `sent_later`. One that is refused at
-    the second copy stays uncertain, for the first may have arrived.
+    An accepted email is recorded only if the delivery was uncertain before, as `sent_later`. If a second copy is
+    rejected, the delivery stays uncertain, because the first copy may have arrived.
+
+    :returns: False when another worker owns the batch by now; then nothing is recorded.
     """
-    if not send_progress.move_cursor(db.session.connection(), taken, recipient.index + 1):
+    if not send_progress.move_cursor(db.session.connection(), claim, recipient.index + 1):
         db.session.rollback()
         return False
-    state = {"accepted": "sent_later", "trouble": "deferred"}.get(outcome.kind, outcome.kind)
+    state = {"accepted": "sent_later", "connection_lost": "deferred"}.get(outcome.kind, outcome.kind)
     db.session.execute(
         text(
             "insert into mail_issue (campaign_id, customer_id, state, smtp_code, text, next_at, attempts, doubt) "  # noqa: S608
@@ -394,7 +409,7 @@ def record_outcome(taken: BatchClaim, recipient: Recipient, outcome: SmtpOutcome
             "attempts = mail_issue.attempts + 1"
         ),
         {
-            "campaign": taken.campaign_id,
+            "campaign": claim.campaign_id,
             "id": recipient.customer.id,
             "state": state,
             "code": outcome.code,
@@ -402,18 +417,19 @@ def record_outcome(taken: BatchClaim, recipient: Recipient, outcome: SmtpOutcome
             "next": compute_retry_delay(0) if state == "deferred" else None,
         },
     )
-    suppress_bounced_address(recipient.customer, taken.campaign_id, outcome)
+    suppress_bounced_address(recipient.customer, claim.campaign_id, outcome)
     db.session.commit()
     return True
 
 
 def suppress_bounced_address(customer: Customer, campaign_id: int, outcome: SmtpOutcome) -> None:
-    """Nobody mails an address again of which the relay says that there is no such thing. The caller commits."""
+    """Suppress a recipient address that the relay reports as invalid. The caller commits."""
     if outcome.kind == "failed" and outcome.stage == "RCPT" and _INVALID_RECIPIENT_STATUS.match(outcome.text):
-        suppression_actions.add_suppression(customer.email, "bounced", campaign_id, f"{outcome.code} {outcome.text}")
+        reply = f"{outcome.code} {outcome.text}"  # no translation
+        suppression_actions.add_suppression(customer.email, "bounced", campaign_id, reply)
 
 
 def compute_retry_delay(attempts: int) -> timedelta:
-    """How long until the next try, with a fifth of jitter so that they do not all come at once."""
+    """Return the delay until the next attempt, with 10 % jitter either way so that retries do not coincide."""
     seconds = timing.RETRY_BACKOFF[min(attempts, len(timing.RETRY_BACKOFF) - 1)]
     return timedelta(seconds=seconds * random.uniform(0.9, 1.1))  # noqa: S311

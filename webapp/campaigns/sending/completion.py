@@ -13,15 +13,15 @@ log = logging.getLogger(__name__)
 
 
 def finish_campaigns() -> None:
-    """Call those campaigns done of which nobody is left to be mailed, now or later."""
-    # Locked before it is looked whether anybody is left: whoever sends mails again holds the campaign until they are
-    # seen here. That one is then looked at the next time.
+    """Set the status of campaigns without remaining recipients or retries to `done`."""
+    # Locked before the check for remaining recipients: a transaction that schedules retries holds this lock until it
+    # has committed. A locked campaign is skipped here and checked the next time.
     ids = db.session.scalars(
         text(
             "select id from campaign where status = 'sending' and prepared_at is not null for no key update skip locked"
         )
     ).all()
-    done = db.session.scalars(
+    done_ids = db.session.scalars(
         text(
             """
             update campaign c set status = 'done', finished_at = now(), trouble = null,
@@ -38,12 +38,15 @@ def finish_campaigns() -> None:
         {"ids": ids},
     ).all()
     db.session.commit()
-    for campaign_id in done:
-        log.info("campaign %s is done", campaign_id, extra={"campaign_id": campaign_id})
+    for campaign_id in done_ids:
+        log.info("campaign %s done", campaign_id, extra={"campaign_id": campaign_id})
 
 
 def finalize_cancelled_batches(owner: str) -> None:
-    """Account for batches that were being sent by somebody who is gone when their campaign was cancelled."""
+    """Finalize batches whose worker died while their campaign was cancelled.
+
+    :param owner: the unique id of the calling worker.
+    """
     while True:
         row = db.session.execute(
             text(
@@ -58,6 +61,6 @@ def finalize_cancelled_batches(owner: str) -> None:
         if row is None:
             db.session.rollback()
             return
-        taken = take_over_batch(row, owner)
-        db.session.execute(text("delete from batch_cursor where batch_id = :batch"), {"batch": taken.batch_id})
+        claim = take_over_batch(row, owner)
+        db.session.execute(text("delete from batch_cursor where batch_id = :batch"), {"batch": claim.batch_id})
         db.session.commit()

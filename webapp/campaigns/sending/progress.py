@@ -1,8 +1,8 @@
-"""How far the owner of a batch has come inside its window: the cursor, moved once for each mail.
+"""Send progress inside a window: the cursor of a batch, moved once per email.
 
-Nearly all that sending a mail costs in the database is here, so it goes round SQLAlchemy: a prepared statement, sent
-while the relay has something to do, on a connection of its own that does not wait for the disk. Nothing is lost by
-that when a worker is killed; after a crash of the database the table is empty in any case, for it is unlogged.
+This is nearly the whole database cost of sending an email, so it bypasses SQLAlchemy: a prepared statement, sent while
+the relay is processing a command, on a separate connection with asynchronous commit. Asynchronous commit loses nothing
+when a worker is killed; after a crash of the database the table is empty in any case, because it is unlogged.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from webapp.campaigns import timing
 from webapp.core.extensions import db
 
-# The row of a batch has the epoch of whoever took it over last, so that a former owner's finds nothing.
+# The row has the epoch of the latest owner, so the update of a former owner matches nothing.
 _MOVE_CURSOR_SQL = "update batch_cursor set cursor = $1 where batch_id = $2 and epoch = $3"
-# There is none before the first window, and none after a crash of the database: whoever owns the batch makes it anew.
+# The row is missing before the first window and after a crash of the database; the batch's owner then inserts it.
 _UPSERT_CURSOR_SQL = """
     insert into batch_cursor (batch_id, epoch, cursor)
     select id, epoch, %(cursor)s from batch where id = %(batch)s and owner = %(owner)s and epoch = %(epoch)s
@@ -36,7 +36,7 @@ _UPSERT_CURSOR_SQL = """
 
 
 class OwnedBatch(Protocol):
-    """A batch that somebody owns."""
+    """A batch that is owned by a worker."""
 
     @property
     def ownership_params(self) -> dict[str, Any]:
@@ -44,14 +44,14 @@ class OwnedBatch(Protocol):
         ...
 
 
-def move_cursor(connection: Connection, taken: OwnedBatch, cursor: int) -> bool:
-    """Move the cursor within the caller's transaction; False when the batch is somebody else's by now."""
-    return connection.exec_driver_sql(_UPSERT_CURSOR_SQL, {"cursor": cursor, **taken.ownership_params}).rowcount == 1
+def move_cursor(connection: Connection, batch: OwnedBatch, cursor: int) -> bool:
+    """Move the cursor within the caller's transaction; False when another worker owns the batch by now."""
+    return connection.exec_driver_sql(_UPSERT_CURSOR_SQL, {"cursor": cursor, **batch.ownership_params}).rowcount == 1
 
 
 @contextmanager
 def _raise_psycopg_errors() -> Iterator[None]:
-    """A database that is away is one kind of error here, whoever meets it."""
+    """Convert SQLAlchemy's errors about an unavailable database to psycopg's, so that one handler covers both."""
     try:
         yield
     except (DBAPIError, PoolTimeout) as error:
@@ -59,7 +59,7 @@ def _raise_psycopg_errors() -> Iterator[None]:
 
 
 class SendProgress:
-    """Keeps the cursors of one pump. Moving one is begun and, when the relay has been talked to meanwhile, done."""
+    """The cursors of one sender. A move is started, the sender talks to the relay, then the move is finished."""
 
     def __enter__(self) -> SendProgress:
         self._connection: Connection | None = None
@@ -71,19 +71,19 @@ class SendProgress:
     ) -> None:
         self._close_connection()
 
-    def start_move(self, taken: OwnedBatch, cursor: int) -> None:
-        """The mails before `cursor` are accepted: write that down, but don't wait for it. `done` has to follow."""
-        self._pending_move = taken, cursor
+    def start_move(self, batch: OwnedBatch, cursor: int) -> None:
+        """Start to record that all emails before `cursor` are accepted, without waiting. Call `finish_move` next."""
+        self._pending_move = batch, cursor
         try:
             self._send_move()
         except (psycopg.OperationalError, psycopg.InterfaceError):
-            # It is begun anew, with time to wait, by `done`.
+            # `finish_move` sends it again and can wait.
             self._close_connection()
 
     def finish_move(self) -> bool:
-        """What was begun is written down; False when the batch is somebody else's by now.
+        """Wait until the started move is recorded; False when another worker owns the batch by now.
 
-        :raises psycopg.Error: when the database has been away for as long as a lease lasts.
+        :raises psycopg.Error: when the database has been unavailable for `timing.LEASE_DURATION`.
         """
         deadline = time.monotonic() + timing.LEASE_DURATION
         while self._pending_move is not None:
@@ -102,14 +102,14 @@ class SendProgress:
 
     def _send_move(self) -> None:
         assert self._pending_move is not None  # noqa: S101
-        taken, cursor = self._pending_move
-        values = (cursor, taken.ownership_params["batch"], taken.ownership_params["epoch"])
+        batch, cursor = self._pending_move
+        values = (cursor, batch.ownership_params["batch"], batch.ownership_params["epoch"])
         connection = self._open_connection()
         connection.send_query_prepared(b"move", [b"%d" % value for value in values])
         connection.flush()
 
     def _read_move_result(self) -> bool:
-        """Whether the cursor stands where it was sent to."""
+        """Return whether the update moved the cursor."""
         connection, moved = self._open_connection(), False
         while (result := self._next_result(connection)) is not None:
             if result.status != ExecStatus.COMMAND_OK:
@@ -121,8 +121,11 @@ class SendProgress:
 
     @staticmethod
     def _next_result(connection: PGconn) -> PGresult | None:
-        """The next part of the answer. Asked for only when it has come: libpq's own waiting would hold the lock of the
-        interpreter, and with it every other thread, perhaps the very one that is waited for."""
+        """Return the next result once it has arrived.
+
+        Polls, because waiting inside libpq would hold the GIL and with it block every other thread, possibly the one
+        whose transaction the update waits for.
+        """
         deadline = time.monotonic() + timing.CURSOR_TIMEOUT
         ready = select.poll()
         ready.register(connection.socket, select.POLLIN)
@@ -132,26 +135,26 @@ class SendProgress:
             connection.consume_input()
         return connection.get_result()
 
-    def _move_in_transaction(self, taken: OwnedBatch, cursor: int) -> bool:
+    def _move_in_transaction(self, batch: OwnedBatch, cursor: int) -> bool:
         assert self._connection is not None  # noqa: S101
         with _raise_psycopg_errors():
-            return move_cursor(self._connection, taken, cursor)
+            return move_cursor(self._connection, batch, cursor)
 
     def _open_connection(self) -> PGconn:
         if self._connection is None:
             with _raise_psycopg_errors():
-                kept = db.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-                # It never goes back to the pool: its setting must not reach transactions that have to be on disk.
-                kept.detach()
-                kept.exec_driver_sql("set synchronous_commit = off")
-                kept.exec_driver_sql(f"set lock_timeout = {int(timing.CURSOR_TIMEOUT * 1000)}")
-                kept.exec_driver_sql(f"prepare move (int, bigint, int) as {_MOVE_CURSOR_SQL}")
-            self._connection = kept
+                connection = db.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+                # It never returns to the pool: its settings must not reach transactions that have to be durable.
+                connection.detach()
+                connection.exec_driver_sql("set synchronous_commit = off")
+                connection.exec_driver_sql(f"set lock_timeout = {int(timing.CURSOR_TIMEOUT * 1000)}")
+                connection.exec_driver_sql(f"prepare move (int, bigint, int) as {_MOVE_CURSOR_SQL}")
+            self._connection = connection
         return cast("psycopg.Connection[object]", self._connection.connection.dbapi_connection).pgconn
 
     def _close_connection(self) -> None:
-        kept, self._connection = self._connection, None
-        if kept is not None:
-            # What is broken can't be rolled back, but there is nothing to roll back.
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            # A broken connection can't be rolled back, but there is nothing to roll back.
             with suppress(SQLAlchemyError):
-                kept.close()
+                connection.close()

@@ -1,4 +1,4 @@
-"""The writes of trying again: a mail that was put off and whose time has come."""
+"""Database writes of automatic retries: claim a due delivery, renew its lease, record the outcome."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ from webapp.mail.smtp import SmtpOutcome
 
 @dataclass
 class DueRetry:
-    """A mail that was put off and is tried again now, ours as long as the epoch holds; `last` says that it has been put
-    off for as long as we go on."""
+    """A delivery that is being retried, owned by this worker as long as the epoch is unchanged.
+
+    `is_last_attempt` is set when it has been deferred for `timing.MAX_RETRY_AGE`.
+    """
 
     campaign_id: int
     customer_id: int
@@ -70,51 +72,53 @@ _OWNED_RETRY_CONDITION = "campaign_id = :campaign and customer_id = :id and epoc
 
 
 def has_due_retry() -> bool:
-    """Whether `claim_due` would find one now."""
+    """Whether `claim_due_retry` would find a delivery now."""
     return bool(db.session.execute(_HAS_DUE_RETRY_SQL).scalar())
 
 
 def claim_due_retry() -> DueRetry | None:
-    """Take one mail whose time has come. Until its outcome is recorded it counts as being tried."""
+    """Claim one delivery whose retry is due, if any. It stays `uncertain` until its outcome is recorded."""
     while True:
-        begun = time.monotonic()
+        started_at = time.monotonic()
         limits = {"lease": lease_duration(), "limit": timedelta(seconds=timing.MAX_RETRY_AGE)}
         row = db.session.execute(_CLAIM_DUE_RETRY_SQL, limits).one_or_none()
         if row is None:
             db.session.rollback()
             return None
-        people, skipped = eligible_recipients(row.offer_id, [row.customer_id])
+        customers, skipped = eligible_recipients(row.offer_id, [row.customer_id])
         record_skipped(row.campaign_id, skipped)
         db.session.commit()
-        if people:
-            customer = people[row.customer_id]
-            return DueRetry(row.campaign_id, row.customer_id, row.epoch, row.attempts, row.last, customer, begun)
+        if customers:
+            customer = customers[row.customer_id]
+            return DueRetry(row.campaign_id, row.customer_id, row.epoch, row.attempts, row.last, customer, started_at)
 
 
 @retry_while_database_unavailable
-def renew_retry_lease(due: DueRetry) -> bool:
-    """Keep the mail for another lease; False when it is somebody else's by now, or its campaign was stopped."""
-    begun = time.monotonic()
-    done = db.session.execute(
+def renew_retry_lease(retry: DueRetry) -> bool:
+    """Renew the lease of a retry; False when another worker owns it, or its campaign is not sending any more."""
+    started_at = time.monotonic()
+    result = db.session.execute(
         text(
             f"update mail_issue set next_at = now() + :lease where {_OWNED_RETRY_CONDITION} and exists "  # noqa: S608
             "(select 1 from campaign c where c.id = mail_issue.campaign_id and c.status = 'sending')"
         ),
-        {"lease": lease_duration(), **due.ownership_params},
+        {"lease": lease_duration(), **retry.ownership_params},
     )
     db.session.commit()
-    due.lease_renewed_at = begun
-    return bool(done.rowcount)  # type: ignore[attr-defined]
+    retry.lease_renewed_at = started_at
+    return bool(result.rowcount)  # type: ignore[attr-defined]
 
 
 @retry_while_database_unavailable
-def record_retry_outcome(due: DueRetry, outcome: SmtpOutcome) -> None:
-    """Record what became of a mail that was tried again, unless it is somebody else's by now. What can't go out for two
-    days is given up."""
+def record_retry_outcome(retry: DueRetry, outcome: SmtpOutcome) -> None:
+    """Record the outcome of a retry, unless another worker owns the delivery by now.
+
+    A delivery that stays deferred for `timing.MAX_RETRY_AGE` fails.
+    """
     state = {"accepted": "sent_later", "failed": "failed", "uncertain": "uncertain"}.get(outcome.kind, "deferred")
-    if state == "deferred" and due.is_last_attempt:
+    if state == "deferred" and retry.is_last_attempt:
         state = "failed"
-    later = state == "deferred"
+    is_deferred = state == "deferred"
     db.session.execute(
         text(
             "update mail_issue set state = case when doubt and :state = 'failed' then 'uncertain' else :state end, "  # noqa: S608
@@ -127,33 +131,33 @@ def record_retry_outcome(due: DueRetry, outcome: SmtpOutcome) -> None:
             "code": outcome.code,
             "copy": DUPLICATE_REFUSED_PREFIX,
             "words": "" if state == "sent_later" else outcome.text,
-            "later": later,
-            "next": compute_retry_delay(due.attempts - 1) if later else None,
-            **due.ownership_params,
+            "later": is_deferred,
+            "next": compute_retry_delay(retry.attempts - 1) if is_deferred else None,
+            **retry.ownership_params,
         },
     )
-    if later:
-        _reopen_campaign(due.campaign_id)
-    suppress_bounced_address(due.customer, due.campaign_id, outcome)
+    if is_deferred:
+        _reopen_campaign(retry.campaign_id)
+    suppress_bounced_address(retry.customer, retry.campaign_id, outcome)
     db.session.commit()
 
 
 @retry_while_database_unavailable
-def release_retry(due: DueRetry) -> None:
-    """Give a mail back whose try was called off before anything came of it; it does not count as one."""
+def release_retry(retry: DueRetry) -> None:
+    """Release a delivery whose retry was aborted before it had an outcome; it does not count as an attempt."""
     db.session.execute(
         text(
             "update mail_issue set state = 'deferred', attempts = attempts - 1, "  # noqa: S608
             f"next_at = now() + cast(:soon as interval) where {_OWNED_RETRY_CONDITION}"
         ),
-        {"soon": timedelta(seconds=timing.RELEASED_RETRY_DELAY), **due.ownership_params},
+        {"soon": timedelta(seconds=timing.RELEASED_RETRY_DELAY), **retry.ownership_params},
     )
-    _reopen_campaign(due.campaign_id)
+    _reopen_campaign(retry.campaign_id)
     db.session.commit()
 
 
 def _reopen_campaign(campaign_id: int) -> None:
-    """A campaign that was called done while a try of it took longer than its lease still has somebody to mail."""
+    """Set a campaign back to `sending` if it was completed while a retry of it took longer than its lease."""
     db.session.execute(
         text("update campaign set status = 'sending', finished_at = null where id = :id and status = 'done'"),
         {"id": campaign_id},

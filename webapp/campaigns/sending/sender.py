@@ -1,4 +1,4 @@
-"""Sending: a pump is one connection to the relay that takes batches, mails their recipients and keeps the place."""
+"""Senders: each uses one connection to the relay, claims batches, sends to their recipients and moves the cursor."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from flask import current_app
+from flask_babel import gettext as _
 
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns import timing
@@ -42,68 +43,76 @@ MAX_RETRIES_PER_ROUND = 50
 
 
 def send_pending_emails() -> bool:
-    """Send for about a minute; True when there is more to do, so that the next bell should be rung.
+    """Run a sender for about a minute; True when there is more to send, so that another task should be enqueued.
 
-    Never more pumps at a time in one process than MAIL_CONNECTIONS; one too many ends at once.
+    At most MAIL_CONNECTIONS senders run at the same time in one process; an additional one returns at once.
     """
-    with _connection_slot() as free:
-        if not free:
+    with _connection_slot() as is_acquired:
+        if not is_acquired:
             return False
-        with smtp.create_relay_connection() as relay, SendProgress() as place:
-            return _BatchSender(relay, place).run()
+        with smtp.create_relay_connection() as relay, SendProgress() as progress:
+            return _BatchSender(relay, progress).run()
 
 
-def send_test_email(mail: EmailContent, offer: Offer, to: str, name: str) -> None:
-    """Send the mail as it is to one of the staff, now. Its links lead to no customer, so pressing them does nothing.
+def send_test_email(content: EmailContent, offer: Offer, to: str, name: str) -> None:
+    """Send a test email to a staff member now. Its links belong to no customer, so opening them has no effect.
 
-    :raises DomainError: `relay_down` or `relay_refuses`, with what the relay said.
+    :param to: the address of the staff member.
+    :raises DomainError: `relay_down` or `relay_refuses`, with the relay's reply.
     """
-    nobody = Customer(id=personal_links.PREVIEW_CUSTOMER_ID, email=to.lower(), email_as_given=to, name=name)
+    preview_customer = Customer(id=personal_links.PREVIEW_CUSTOMER_ID, email=to.lower(), email_as_given=to, name=name)
     settings: Settings = current_app.config["SETTINGS"]
-    letter = MailMerge(mail, offer, 0, token=f"test.{secrets.token_hex(8)}").build_message(nobody)
-    # No transaction stays open while the relay is waited for.
+    message = MailMerge(content, offer, 0, token=f"test.{secrets.token_hex(8)}").build_message(preview_customer)
+    # Keep no transaction open while waiting for the relay.
     db.session.rollback()
     try:
         with smtp.create_relay_connection() as relay:
-            relay.send(letter)
+            relay.send(message)
     except RelayUnavailable as error:
         raise DomainError(
             "relay_down",
-            f"The mail relay at {settings.mail_server} could not take it: {error}. Try again in a moment.",
+            _(
+                "The mail relay %(server)s did not accept the email: %(error)s. Try again in a moment.",
+                server=settings.mail_server,
+                error=error,
+            ),
             503,
         ) from error
     except RelayRejected as error:
-        raise DomainError("relay_refuses", f"The mail relay refused it: {error}. Check the mail settings.") from error
+        raise DomainError(
+            "relay_refuses", _("The mail relay rejected the email: %(error)s. Check the mail settings.", error=error)
+        ) from error
 
 
 @contextmanager
 def _connection_slot() -> Iterator[bool]:
+    """Try to acquire one of the process's MAIL_CONNECTIONS slots; yield whether it succeeded."""
     settings: Settings = current_app.config["SETTINGS"]
     slots: threading.Semaphore = current_app.extensions.setdefault(
-        "pumps", threading.BoundedSemaphore(settings.mail_connections)
+        "sender_slots", threading.BoundedSemaphore(settings.mail_connections)
     )
-    free = slots.acquire(blocking=False)
+    is_acquired = slots.acquire(blocking=False)
     try:
-        yield free
+        yield is_acquired
     finally:
-        if free:
+        if is_acquired:
             slots.release()
 
 
 class _BatchSender:
-    def __init__(self, relay: smtp.RelayConnection, place: SendProgress) -> None:
+    def __init__(self, relay: smtp.RelayConnection, progress: SendProgress) -> None:
         settings: Settings = current_app.config["SETTINGS"]
         self.relay = relay
-        self.progress = place
+        self.progress = progress
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self.deadline = time.monotonic() + timing.SENDER_TIME_LIMIT
-        # By campaign, with the version of the offer it was written from.
+        # By campaign id, with the version of the offer that was rendered.
         self.mail_merges: dict[int, tuple[int, MailMerge]] = {}
         self.connection_failures = 0
         self.rejected_bodies = 0
         self.throttle = SendThrottle(settings.mail_per_second)
-        # How far the cursor is to be moved before the next body is begun: while the relay reads the next envelope, or
-        # before anything is waited for.
+        # Where the cursor has to be moved before the next body is sent: while the relay reads the next envelope, or
+        # before any wait.
         self.pending_cursor: int | None = None
 
     def run(self) -> bool:
@@ -113,10 +122,10 @@ class _BatchSender:
                 return False
             if not self._ensure_relay_connection():
                 continue
-            taken = batches.claim_batch(self.owner)
-            if taken is not None:
-                with logs.log_context(campaign_id=taken.campaign_id, batch_id=taken.batch_id):
-                    self._send_batch(taken)
+            claim = batches.claim_batch(self.owner)
+            if claim is not None:
+                with logs.log_context(campaign_id=claim.campaign_id, batch_id=claim.batch_id):
+                    self._send_batch(claim)
             self._send_due_retries()
         return not task_queue.stop_requested.is_set()
 
@@ -124,168 +133,188 @@ class _BatchSender:
         return task_queue.stop_requested.is_set() or time.monotonic() > self.deadline
 
     def _ensure_relay_connection(self) -> bool:
-        """A connection, before anything is claimed: while the relay is away nobody is at fault and nothing is due."""
-        # No transaction stays open while the relay is waited for.
+        """Connect to the relay; return whether it is up. Done before any claim, so that an outage fails no delivery."""
+        # Keep no transaction open while waiting for the relay.
         db.session.rollback()
         try:
             self.relay.open()
         except RelayRejected as error:
-            auto_pause.pause_all_automatically(f"the relay refuses us: {error}")
+            auto_pause.pause_all_automatically(
+                _("the mail relay rejects email from this server: %(reply)s", reply=error)
+            )
             return False
         except RelayUnavailable as error:
-            what = "takes no mails just now" if str(error)[:3].isdigit() else "can't be reached"
-            auto_pause.set_delivery_warning(f"The mail relay {what} ({error}). It is tried every few seconds.")
+            if str(error)[:3].isdigit():
+                warning = _(
+                    "The mail relay does not accept email at the moment (%(reply)s). Onecode retries every few "
+                    "seconds.",
+                    reply=error,
+                )
+            else:
+                warning = _(
+                    "The mail relay can't be reached (%(error)s). Onecode retries every few seconds.", error=error
+                )
+            auto_pause.set_delivery_warning(warning)
             task_queue.stop_requested.wait(timing.RELAY_PROBE_INTERVAL)
             return False
         auto_pause.set_delivery_warning(None)
         return True
 
-    def _send_batch(self, taken: BatchClaim) -> None:
+    def _send_batch(self, claim: BatchClaim) -> None:
         self.pending_cursor = None
-        while taken.position < len(taken.customer_ids):
+        while claim.position < len(claim.customer_ids):
             if self._should_stop():
-                return batches.release_batch(taken)
-            window = batches.open_send_window(taken)
+                return batches.release_batch(claim)
+            window = batches.open_send_window(claim)
             if window is None:
                 return None
-            form = self._load_mail_merge(taken.campaign_id, window.offer_version)
+            merge = self._load_mail_merge(claim.campaign_id, window.offer_version)
             for recipient in window.recipients:
-                taken.position = recipient.index
-                if not self._wait_for_batch_slot(taken, window.end - recipient.index):
-                    return batches.release_batch(taken)
-                if not self._send_to_recipient(taken, recipient, form):
+                claim.position = recipient.index
+                if not self._wait_for_batch_slot(claim, window.end - recipient.index):
+                    return batches.release_batch(claim)
+                if not self._send_to_recipient(claim, recipient, merge):
                     return None
-            taken.position = window.end
-        return batches.finish_batch(taken)
+            claim.position = window.end
+        return batches.finish_batch(claim)
 
-    def _wait_for_batch_slot(self, taken: BatchClaim, wanted: int) -> bool:
-        """Wait for as long as the rate limit says; False when there is something else to do first."""
+    def _wait_for_batch_slot(self, claim: BatchClaim, max_slots: int) -> bool:
+        """Wait for a send slot under the rate limit; False when the batch has to be released instead."""
         while not task_queue.stop_requested.is_set():
-            seconds = self.throttle.try_acquire(wanted)
+            seconds = self.throttle.try_acquire(max_slots)
             if seconds <= 0:
                 return True
-            if not self._finish_cursor_move(taken) or not self._holds_lease(taken):
+            if not self._finish_cursor_move(claim) or not self._holds_lease(claim):
                 return False
-            # No transaction stays open while nothing is done.
+            # Keep no transaction open while waiting.
             db.session.rollback()
             task_queue.stop_requested.wait(min(seconds, timing.LEASE_RENEWAL_INTERVAL))
         return False
 
-    def _send_to_recipient(self, taken: BatchClaim, recipient: Recipient, form: MailMerge) -> bool:
-        """One recipient settled; False when this pump is done with the batch, which then is in order."""
-        letter = self._render_message(form, recipient.customer)
+    def _send_to_recipient(self, claim: BatchClaim, recipient: Recipient, merge: MailMerge) -> bool:
+        """Send to one recipient and record the outcome; False when this sender has released or lost the batch."""
+        message = self._render_message(merge, recipient.customer)
         outcome = self._deliver_with_reconnects(
-            letter,
-            lambda: self._holds_lease(taken),
-            lambda: self._finish_cursor_move(taken) and self._holds_lease(taken),
-            lambda: self._start_cursor_move(taken),
+            message,
+            lambda: self._holds_lease(claim),
+            lambda: self._finish_cursor_move(claim) and self._holds_lease(claim),
+            lambda: self._start_cursor_move(claim),
         )
         if outcome.kind == "accepted":
-            return self._record_accepted(taken, recipient, outcome)
-        # Nothing of this pump's is under way when somebody else may write about the batch.
+            return self._record_accepted(claim, recipient, outcome)
+        # Finish this sender's own cursor move before anything else is written about the batch.
         self.progress.finish_move()
-        if outcome.kind in ("stopped", "refused") or (outcome.kind == "trouble" and outcome.stage == "connect"):
-            # For nobody, if it is somebody else's by now.
-            batches.release_batch(taken)
+        if outcome.kind in ("aborted", "refused") or (outcome.kind == "connection_lost" and outcome.stage == "connect"):
+            # Changes nothing when another worker owns the batch by now.
+            batches.release_batch(claim)
             if outcome.kind == "refused":
-                auto_pause.pause_automatically(taken.campaign_id, _describe_refusal(outcome))
+                auto_pause.pause_automatically(claim.campaign_id, _describe_refusal(outcome))
             return False
         self.pending_cursor = None
-        if not batches.record_outcome(taken, recipient, outcome):
+        if not batches.record_outcome(claim, recipient, outcome):
             return False
-        taken.position = recipient.index + 1
-        return self._should_continue(taken, outcome)
+        claim.position = recipient.index + 1
+        return self._should_continue(claim, outcome)
 
-    def _record_accepted(self, taken: BatchClaim, recipient: Recipient, outcome: SmtpOutcome) -> bool:
+    def _record_accepted(self, claim: BatchClaim, recipient: Recipient, outcome: SmtpOutcome) -> bool:
         self.connection_failures = self.rejected_bodies = 0
         self.pending_cursor = None
         if recipient.is_resend:
-            return batches.record_outcome(taken, recipient, outcome)
-        taken.sent += 1
+            return batches.record_outcome(claim, recipient, outcome)
+        claim.sent += 1
         self.pending_cursor = recipient.index + 1
         return True
 
-    def _start_cursor_move(self, taken: BatchClaim) -> None:
+    def _start_cursor_move(self, claim: BatchClaim) -> None:
         if self.pending_cursor is not None:
-            self.progress.start_move(taken, self.pending_cursor)
+            self.progress.start_move(claim, self.pending_cursor)
         self.pending_cursor = None
 
-    def _finish_cursor_move(self, taken: BatchClaim) -> bool:
-        """Everything accepted is written down; False when the batch is somebody else's by now."""
-        self._start_cursor_move(taken)
+    def _finish_cursor_move(self, claim: BatchClaim) -> bool:
+        """Record everything accepted so far; False when another worker owns the batch by now."""
+        self._start_cursor_move(claim)
         return self.progress.finish_move()
 
-    def _should_continue(self, taken: BatchClaim, outcome: SmtpOutcome) -> bool:
-        """Whether the next recipient may fare better, or the trouble is the relay's or the mail's own."""
-        body = outcome.stage in ("DATA", "body")
-        self.rejected_bodies = self.rejected_bodies + 1 if outcome.kind == "failed" and body else 0
-        self.connection_failures = self.connection_failures + 1 if outcome.kind in ("trouble", "uncertain") else 0
+    def _should_continue(self, claim: BatchClaim, outcome: SmtpOutcome) -> bool:
+        """Whether to continue with the next recipient, or the failure is caused by the relay or the email itself."""
+        is_body_stage = outcome.stage in ("DATA", "body")
+        self.rejected_bodies = self.rejected_bodies + 1 if outcome.kind == "failed" and is_body_stage else 0
+        self.connection_failures = (
+            self.connection_failures + 1 if outcome.kind in ("connection_lost", "uncertain") else 0
+        )
         if self.rejected_bodies >= MAX_CONSECUTIVE_REJECTED_BODIES:
-            batches.release_batch(taken)
+            batches.release_batch(claim)
             auto_pause.pause_automatically(
-                taken.campaign_id, f"the relay refuses this mail: {outcome.code} {outcome.text}"
+                claim.campaign_id,
+                _(
+                    "the mail relay rejects the content of this email: %(code)s %(reply)s",
+                    code=outcome.code,
+                    reply=outcome.text,
+                ),
             )
             return False
-        if outcome.kind == "failed" and auto_pause.pause_if_failing(taken):
-            batches.release_batch(taken)
+        if outcome.kind == "failed" and auto_pause.pause_if_failing(claim):
+            batches.release_batch(claim)
             return False
         if self.connection_failures >= MAX_CONSECUTIVE_CONNECTION_FAILURES:
             self.connection_failures = 0
-            batches.release_batch(taken, wait=timing.BATCH_RETRY_DELAY)
+            batches.release_batch(claim, delay=timing.BATCH_RETRY_DELAY)
             return False
         return True
 
     def _deliver_with_reconnects(
         self,
-        letter: OutgoingMessage | SmtpOutcome,
-        holds: Callable[[], bool],
+        message: OutgoingMessage | SmtpOutcome,
+        holds_lease: Callable[[], bool],
         may_send: Callable[[], bool],
-        meanwhile: Callable[[], object] = lambda: None,
+        on_envelope_sent: Callable[[], object] = lambda: None,
     ) -> SmtpOutcome:
-        """Hand a letter over; when the connection breaks before the body, on a new one, three times in all.
+        """Deliver a message; retry on a new connection when one breaks before the body, three attempts in total.
 
-        :param holds: whether it is still ours to send, and for long enough: asked before each step that may take long.
-        :param may_send: asked right before the body, see `transport.Relay.deliver`; so is `meanwhile`.
+        :param message: the message, or the outcome when it could not be rendered, which is returned.
+        :param holds_lease: called before each step that may take long: whether the lease is held for long enough.
+        :param may_send: called right before the body, see `RelayConnection.deliver`.
+        :param on_envelope_sent: see `RelayConnection.deliver`.
         """
-        if isinstance(letter, SmtpOutcome):
-            return letter
-        outcome = SmtpOutcome("trouble", None, "not tried", "connect")
-        for wait in timing.RECONNECT_DELAYS:
+        if isinstance(message, SmtpOutcome):
+            return message
+        outcome = SmtpOutcome("connection_lost", None, "not tried", "connect")
+        for delay in timing.RECONNECT_DELAYS:
             try:
                 if not self.relay.is_open:
-                    meanwhile()
-                    if not holds():
-                        return SmtpOutcome("stopped")
+                    on_envelope_sent()
+                    if not holds_lease():
+                        return SmtpOutcome("aborted")
                     self.relay.open()
-                if not holds():
-                    return SmtpOutcome("stopped")
-                outcome = self.relay.deliver(letter, may_send, meanwhile)
+                if not holds_lease():
+                    return SmtpOutcome("aborted")
+                outcome = self.relay.deliver(message, may_send, on_envelope_sent)
             except RelayRejected as error:
                 return SmtpOutcome("refused", None, str(error), "connect")
             except RelayUnavailable as error:
-                outcome = SmtpOutcome("trouble", None, str(error), "connect")
-            if outcome.kind != "trouble":
+                outcome = SmtpOutcome("connection_lost", None, str(error), "connect")
+            if outcome.kind != "connection_lost":
                 return outcome
-            if wait:
-                task_queue.stop_requested.wait(wait)
+            if delay:
+                task_queue.stop_requested.wait(delay)
         return outcome
 
-    def _holds_lease(self, taken: BatchClaim) -> bool:
-        """Still ours, for longer than the relay may take to answer, and still to be sent."""
-        return time.monotonic() - taken.lease_renewed_at < timing.LEASE_RENEWAL_INTERVAL or batches.renew_batch_lease(
-            taken
+    def _holds_lease(self, claim: BatchClaim) -> bool:
+        """Whether the lease outlasts the relay's next reply and the campaign is still sending; renews it if needed."""
+        return time.monotonic() - claim.lease_renewed_at < timing.LEASE_RENEWAL_INTERVAL or batches.renew_batch_lease(
+            claim
         )
 
     def _send_due_retries(self) -> None:
-        for _ in range(MAX_RETRIES_PER_ROUND):
-            # The turn before the mail: nobody else can have it while it waits for one.
+        for _attempt in range(MAX_RETRIES_PER_ROUND):
+            # The slot before the claim: no delivery is claimed while waiting for a slot.
             if self._should_stop() or not retries.has_due_retry() or not self._wait_for_retry_slot():
                 return
-            due = retries.claim_due_retry()
-            if due is None:
+            retry = retries.claim_due_retry()
+            if retry is None:
                 return
-            with logs.log_context(campaign_id=due.campaign_id):
-                if not self._send_retry(due):
+            with logs.log_context(campaign_id=retry.campaign_id):
+                if not self._send_retry(retry):
                     return
 
     def _wait_for_retry_slot(self) -> bool:
@@ -296,52 +325,54 @@ class _BatchSender:
             task_queue.stop_requested.wait(min(seconds, 1))
         return True
 
-    def _send_retry(self, due: DueRetry) -> bool:
-        letter = self._render_message(self._load_mail_merge(due.campaign_id), due.customer)
+    def _send_retry(self, retry: DueRetry) -> bool:
+        """Send one retry and record its outcome; False when the connection to the relay has failed."""
+        message = self._render_message(self._load_mail_merge(retry.campaign_id), retry.customer)
 
-        def holds() -> bool:
-            return time.monotonic() - due.lease_renewed_at < timing.LEASE_RENEWAL_INTERVAL or retries.renew_retry_lease(
-                due
-            )
+        def holds_lease() -> bool:
+            age = time.monotonic() - retry.lease_renewed_at
+            return age < timing.LEASE_RENEWAL_INTERVAL or retries.renew_retry_lease(retry)
 
-        outcome = self._deliver_with_reconnects(letter, holds, holds)
-        if outcome.kind == "stopped":
-            retries.release_retry(due)
+        outcome = self._deliver_with_reconnects(message, holds_lease, holds_lease)
+        if outcome.kind == "aborted":
+            retries.release_retry(retry)
         else:
-            retries.record_retry_outcome(due, outcome)
+            retries.record_retry_outcome(retry, outcome)
         if outcome.kind == "refused":
-            auto_pause.pause_automatically(due.campaign_id, _describe_refusal(outcome))
+            auto_pause.pause_automatically(retry.campaign_id, _describe_refusal(outcome))
         return outcome.kind in ("accepted", "failed", "deferred", "uncertain")
 
-    def _render_message(self, form: MailMerge, customer: Customer) -> OutgoingMessage | SmtpOutcome:
-        """The letter, or why this one can't be written; the others go on."""
+    def _render_message(self, merge: MailMerge, customer: Customer) -> OutgoingMessage | SmtpOutcome:
+        """Render the message for a customer; on an error return a failed outcome, so that the other emails are sent."""
         try:
-            return form.build_message(customer)
+            return merge.build_message(customer)
         except (ValueError, UnicodeError) as error:
-            # The error's words may have the address in them, which is nothing for a log.
-            log.error("no letter for customer %s: %s", customer.id, type(error).__name__)
-            return SmtpOutcome("failed", None, f"the mail could not be written: {error}", "letter")
+            # The error message may contain the address, which must not be logged.
+            log.error("message for customer %s not rendered: %s", customer.id, type(error).__name__)
+            return SmtpOutcome("failed", None, _("the email could not be rendered: %(error)s", error=error), "message")
         finally:
-            # No transaction stays open while the relay is waited for.
+            # Keep no transaction open while waiting for the relay.
             db.session.rollback()
 
     def _load_mail_merge(self, campaign_id: int, offer_version: int | None = None) -> MailMerge:
-        """The campaign's mail with what the offer says now: a code that was renewed meanwhile is in it.
+        """Return the campaign's email merged with the current offer, including a code that was replaced after launch.
 
-        :param offer_version: which version of the offer that is, if the caller knows.
+        :param offer_version: the current version of the offer, if known.
+        :raises LookupError: when the campaign or its offer does not exist.
         """
-        version, form = self.mail_merges.get(campaign_id, (None, None))
-        if form is not None and version == offer_version:
-            return form
+        version, merge = self.mail_merges.get(campaign_id, (None, None))
+        if merge is not None and version == offer_version:
+            return merge
         campaign = campaign_queries.find_campaign(campaign_id)
         offer = offer_queries.find_offer(campaign.offer_id) if campaign is not None else None
         if campaign is None or offer is None:
             raise LookupError(f"no campaign {campaign_id}")
-        if form is None or version != offer.version:
-            form = mail_merge.create_mail_merge(campaign, offer)
-            self.mail_merges[campaign_id] = offer.version, form
-        return form
+        if merge is None or version != offer.version:
+            merge = mail_merge.create_mail_merge(campaign, offer)
+            self.mail_merges[campaign_id] = offer.version, merge
+        return merge
 
 
 def _describe_refusal(outcome: SmtpOutcome) -> str:
-    return f"the relay refuses us: {f'{outcome.code} ' if outcome.code else ''}{outcome.text}"
+    reply = f"{outcome.code} {outcome.text}" if outcome.code else outcome.text  # no translation
+    return str(_("the mail relay rejects email from this server: %(reply)s", reply=reply))

@@ -1,4 +1,4 @@
-"""The rate limit: how many mails a second all workers together hand to the relay, MAIL_PER_SECOND."""
+"""The rate limit of all workers together towards the relay, MAIL_PER_SECOND."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from webapp.campaigns.sending import batches
 
 
 class SendThrottle:
-    """The turns of one pump. It takes them for about a second at a time, from the row that all workers share.
+    """The send slots of one sender, reserved for about a second at a time in the row that all workers share.
 
-    :param per_second: mails a second; 0 for no limit.
+    :param per_second: emails per second; 0 for no limit.
     """
 
     def __init__(self, per_second: float) -> None:
@@ -18,18 +18,18 @@ class SendThrottle:
         self._slots = 0
         self._next_slot_at = 0.0
 
-    def try_acquire(self, wanted: int) -> float:
-        """In how many seconds the next mail may go out. When it may now, that is 0 and the turn is used.
+    def try_acquire(self, max_slots: int) -> float:
+        """Return the seconds until the next email may be sent; 0 when it may be sent now, which uses the slot.
 
-        :param wanted: how many mails are still to come as far as is known.
+        :param max_slots: how many slots to reserve at most, such as the number of known remaining emails.
         """
         if not self._per_second:
             return 0
         if self._slots and time.monotonic() - self._next_slot_at > 1:
-            # Used now, they would come on top of those of others.
+            # Expired slots: using them now would exceed the limit together with those of other workers.
             self._slots = 0
         if not self._slots:
-            self._slots = max(1, min(wanted, int(self._per_second)))
+            self._slots = max(1, min(max_slots, int(self._per_second)))
             self._next_slot_at = time.monotonic() + batches.reserve_send_slots(self._slots, self._per_second)
         seconds = self._next_slot_at - time.monotonic()
         if seconds > 0:

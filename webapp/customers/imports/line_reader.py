@@ -1,4 +1,7 @@
-"""A file's lines, out of its pieces, with a way back: what an unclosed quotation mark has swallowed is read again."""
+"""Split the chunks of a file into lines.
+
+After a broken CSV record, lines can be pushed back and read again.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-# A record of a CSV file may have line breaks in its cells, but not run away with the file.
+# Cells may contain line breaks, but an unclosed quotation mark must not swallow the rest of the file.
 MAX_RECORD_LINES = 100
 LINE_MAX_LENGTH = 1_000_000
 
@@ -18,78 +21,84 @@ _UNDECODABLE_BYTES = re.compile("[\udc80-\udcff]")
 
 
 class RecordTooLong(csv.Error):
-    """A record that goes on and on."""
+    """A CSV record with more than `MAX_RECORD_LINES` lines."""
 
 
 class LineReader:
-    """The lines of a file, one after another, each with its end.
+    """Iterator over the lines of a file, with their line endings.
 
-    Bytes that are not UTF-8 are kept as lone surrogates, so that only their row is refused.
+    Bytes that are not UTF-8 become lone surrogates, so that only their row is rejected.
     """
 
-    def __init__(self, pieces: Iterable[bytes]) -> None:
-        self.finished_lines = 0  # lines of the records that are done with
-        self.record_lines: list[str] = []  # lines of the record in hand
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self.finished_lines = 0  # number of lines in finished records
+        self.record_lines: list[str] = []  # lines of the current record
         self._pushed_back: deque[str] = deque()
-        self._source = chain.from_iterable(_split_lines(pieces))
+        self._source = chain.from_iterable(_split_lines(chunks))
 
     def __iter__(self) -> Iterator[str]:
-        taken, again = self.record_lines, self._pushed_back
-        while again:
-            yield self._add_to_record(again.popleft())
+        record_lines, pushed_back = self.record_lines, self._pushed_back
+        while pushed_back:
+            yield self._add_to_record(pushed_back.popleft())
         for line in self._source:
-            taken.append(line)
+            record_lines.append(line)
             yield line
-            if len(taken) >= MAX_RECORD_LINES:
-                raise RecordTooLong("the record does not end")
-            while again:
-                yield self._add_to_record(again.popleft())
+            if len(record_lines) >= MAX_RECORD_LINES:
+                raise RecordTooLong("record too long")
+            while pushed_back:
+                yield self._add_to_record(pushed_back.popleft())
 
     def finish_record(self) -> None:
-        """The record in hand is done with."""
+        """Mark the current record as finished."""
         self.finished_lines += len(self.record_lines)
         self.record_lines.clear()
 
     def push_back_all_but_first(self) -> None:
-        """Hand out all lines of the record in hand once more, but for the first."""
+        """Push back all lines of the current record except the first, to be read again."""
         self._pushed_back.extendleft(reversed(self.record_lines[1:]))
         del self.record_lines[1:]
 
     def _add_to_record(self, line: str) -> str:
         if len(self.record_lines) >= MAX_RECORD_LINES:
             self._pushed_back.appendleft(line)
-            raise RecordTooLong("the record does not end")
+            raise RecordTooLong("record too long")
         self.record_lines.append(line)
         return line
 
 
 def sanitise_text(text: str) -> str:
-    """Text that can be shown and stored: bytes that were not UTF-8 as the letters they most likely are."""
+    """Return text that can be displayed and stored.
+
+    Bytes that were not UTF-8 are decoded as Windows-1252, and NUL is replaced by a visible symbol.
+    """
     if _UNDECODABLE_BYTES.search(text):
         text = _UNDECODABLE_BYTES.sub(lambda m: bytes([ord(m[0]) - 0xDC00]).decode("cp1252", "replace"), text)
     return text.replace("\0", "␀")
 
 
-def _split_lines(pieces: Iterable[bytes]) -> Iterator[list[str]]:
-    """The whole lines of each piece. A line is ended by LF or CR LF; by CR only in a file that has no LF."""
+def _split_lines(chunks: Iterable[bytes]) -> Iterator[list[str]]:
+    """Yield the complete lines of each chunk.
+
+    Lines end with LF or CR LF, or with CR if the first chunk has no LF.
+    """
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
     newline = None
     tail = ""
-    cut = False
-    for piece in pieces:
-        text = decode(piece)
+    is_truncating = False
+    for chunk in chunks:
+        text = decode(chunk)
         if newline is None:
             text = text.removeprefix("\ufeff")
             newline = "\r" if "\r" in text and "\n" not in text else "\n"
-        if cut:
-            _, found, text = text.partition(newline)
-            cut = not found
+        if is_truncating:
+            _head, separator, text = text.partition(newline)
+            is_truncating = not separator
         lines = list(io.StringIO(tail + text, newline=newline))
         tail = lines.pop() if lines and not lines[-1].endswith(newline) else ""
         if len(tail) > LINE_MAX_LENGTH:
-            # Nobody's customer: what is left is one cell so long that the row is refused.
+            # Truncated to a single cell that is so long that the row is rejected.
             lines.append(re.sub(r"\W", " ", tail[:LINE_MAX_LENGTH]) + newline)
-            tail, cut = "", True
+            tail, is_truncating = "", True
         yield lines
     tail += decode(b"", final=True)
     if tail:

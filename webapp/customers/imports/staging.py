@@ -1,7 +1,7 @@
-"""The statements of an import: a staging table of the connection's own, and blocks of it merged into the customers.
+"""Stage the rows of a customer import, and merge them in blocks.
 
-A TEMP table needs no right to create tables, writes no WAL and is gone with its connection, also when that is killed.
-Nothing here commits: `import_actions` does, together with the progress it writes down.
+Temporary tables need no privilege to create tables, write no WAL and disappear with their connection, even after a
+crash. Nothing here commits: `customers.imports.actions` commits each step together with its progress.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from enum import Enum
 from typing import Any, LiteralString
 
 import psycopg
+from flask_babel import gettext as _
 
 from webapp.customers.imports.parser import CUSTOMER_STAGING_FIELDS, Rejection
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 TARGET_TABLE: LiteralString = "customer"
-# Lines of the file in one transaction of the merge.
+# Lines of the file merged in one transaction.
 BLOCK_LINES = 100_000
 
 _CREATE_STAGING_TABLES: tuple[LiteralString, ...] = (
@@ -32,8 +33,8 @@ _CREATE_STAGING_TABLES: tuple[LiteralString, ...] = (
     "create temp table joining (line bigint not null, audience text not null)",
 )
 
-# Of several rows about one e-mail the last one counts; where it has an empty cell, the last before it that has not.
-# What the others say about audiences is added to it.
+# Of several rows with one email address the last one counts. Its empty cells are filled from the nearest earlier row
+# that has a value, and the audiences of all rows are kept.
 _DELETE_DUPLICATES: LiteralString = """
   with repeated as (
     select email, max(line) as last,
@@ -47,37 +48,36 @@ _DELETE_DUPLICATES: LiteralString = """
     where s.email = r.email and s.line = r.last
       and (s.name, s.locale, s.source_id) is distinct from (r.name, r.locale, r.source_id)
   ),
-  gone as (
+  deleted as (
     delete from staged s using repeated r where s.email = r.email and s.line < r.last
     returning r.last, s.audience
   ),
-  kept as (insert into joining select distinct last, audience from gone where audience is not null)
-  select count(*) from gone
+  kept as (insert into joining select distinct last, audience from deleted where audience is not null)
+  select count(*) from deleted
 """
 
-# A source id that another customer has, or that an earlier row of the block brings, keeps a row out.
+# Rejects rows whose source id belongs to another customer or to an earlier row of the block.
 _REJECT_TAKEN_SOURCE_IDS: LiteralString = """
   with candidate as (
     select s.line, s.source_id,
       exists (select from customer c where c.source_id = s.source_id and c.email <> s.email) as taken
     from staged s where s.line > %(start)s and s.line <= %(end)s and s.source_id is not null
   ),
-  bad as (
+  conflicting as (
     select line from candidate where taken
     union all
     select line from (
       select line, row_number() over (partition by source_id order by line) as n from candidate where not taken
     ) t where n > 1
   ),
-  gone as (delete from staged s using bad where s.line = bad.line returning s.*),
-  told as (
+  deleted as (delete from staged s using conflicting where s.line = conflicting.line returning s.*),
+  rejected as (
     insert into import_rejection (import_id, line, code, detail, row)
-    select %(import_id)s, line, 'source_id_taken',
-      'Another customer has this source id. Correct it here or there.',
+    select %(import_id)s, line, 'source_id_taken', %(source_id_taken)s,
       concat_ws(',', email_as_given, name, source_id, locale, audience)
-    from gone
+    from deleted
   )
-  select count(*) from gone
+  select count(*) from deleted
 """
 
 _INSERT: LiteralString = """
@@ -86,7 +86,7 @@ _INSERT: LiteralString = """
   from staged where line > %(start)s and line <= %(end)s order by email
 """
 
-# An empty cell leaves what is known as it is; nothing here takes anybody off the list of those not to be mailed.
+# An empty cell keeps the stored value. The suppression list is not touched.
 _UPSERT: LiteralString = """
   with merged as (
     insert into customer (email, email_as_given, name, locale, source_id)
@@ -117,10 +117,10 @@ _ADD_TO_NAMED_AUDIENCES: LiteralString = """
     select line, email, audience from staged where audience is not null
     union all
     select s.line, s.email, j.audience from joining j join staged s on s.line = j.line
-  ) wanted
-  join audience a on a.name = wanted.audience
-  join customer c on c.email = wanted.email
-  where wanted.line > %(start)s and wanted.line <= %(end)s
+  ) membership
+  join audience a on a.name = membership.audience
+  join customer c on c.email = membership.email
+  where membership.line > %(start)s and membership.line <= %(end)s
   on conflict do nothing
 """
 
@@ -133,16 +133,19 @@ _ADD_TO_AUDIENCE: LiteralString = """
 
 
 class MergeStrategy(Enum):
-    """What there is to reckon with among the rows of a block. Each costs a look-up per row more than the one before."""
+    """Which conflicts a merge handles.
 
-    INSERT = 1  # only e-mails that nobody has yet
-    UPSERT = 2  # e-mails of customers, too
-    UPSERT_CHECKING_SOURCE_IDS = 3  # source ids of other customers, too
+    Each strategy needs one more lookup per row than the one before.
+    """
+
+    INSERT = 1  # none: all email addresses are new
+    UPSERT = 2  # email addresses of existing customers
+    UPSERT_CHECKING_SOURCE_IDS = 3  # also source ids of other customers
 
 
 @dataclass(frozen=True)
 class MergeCounts:
-    """What became of the rows of one block."""
+    """Numbers of created, updated, unchanged and rejected rows of a block."""
 
     created: int
     updated: int
@@ -151,12 +154,13 @@ class MergeCounts:
 
 
 def create_staging_tables(connection: Connection) -> None:
+    """Create the temporary tables and tune the session for the merge."""
     for statement in _CREATE_STAGING_TABLES:
         connection.execute(statement)
 
 
 def copy_rows(connection: Connection, rows: Sequence[str]) -> None:
-    """Rows as `intake` has them into the staging table."""
+    """Copy rows from the parser into the staging table."""
     if not rows:
         return
     text = "\n".join(rows).replace("\\", "\\\\")
@@ -165,46 +169,53 @@ def copy_rows(connection: Connection, rows: Sequence[str]) -> None:
 
 
 def copy_rejections(connection: Connection, import_id: int, rejections: Sequence[Rejection]) -> None:
+    """Store rejections from the parser."""
     with connection.cursor().copy("copy import_rejection (import_id, line, code, detail, row) from stdin") as copy:
         for rejection in rejections:
             copy.write_row((import_id, *rejection))
 
 
 def deduplicate_rows(connection: Connection) -> int:
-    """Once the whole file is staged: drop the rows that a later one stands in for, and say how many there were."""
+    """Delete rows replaced by a later row of the file; return their number.
+
+    All rows must be staged.
+    """
     duplicates = fetch_one(connection, _DELETE_DUPLICATES, {})[0]
-    # The rows lie in the order of their lines, so the smallest of indexes finds a block of them.
+    # Rows are stored in line order, so a small BRIN index is enough to find a block.
     connection.execute("create index on staged using brin (line)")
     connection.execute("analyze staged (line, email)")
     connection.execute("analyze joining")
     return int(duplicates)
 
 
-# Whoever was erased and asked not to be mailed is on the list by a hash; under the address again, so that the list says
-# whom it is about, and can be counted.
+# Erased customers are suppressed under a hash. When a customer is imported with the same address, the plain address
+# replaces the hash, so that the suppression list shows and counts it.
 _RESTORE_SUPPRESSIONS: LiteralString = """
-  with back as (
+  with restored as (
     delete from suppression h using staged s
     where s.line > %(start)s and s.line <= %(end)s
       and h.email = 'sha256:' || encode(sha256(convert_to(s.email, 'UTF8')), 'hex')
     returning s.email, h.reason, h.at, h.source
   )
-  insert into suppression as known (email, reason, at, source) select * from back
+  insert into suppression as existing (email, reason, at, source) select * from restored
   on conflict (email) do update set reason = excluded.reason, at = excluded.at, source = excluded.source
   where array_position(array['bounced', 'unsubscribed', 'complained'], excluded.reason)
-    > array_position(array['bounced', 'unsubscribed', 'complained'], known.reason)
+    > array_position(array['bounced', 'unsubscribed', 'complained'], existing.reason)
 """
 
 
 def restore_suppressions(connection: Connection, start: int, end: int) -> None:
-    """What the customers of these lines asked for before they were erased counts again. Free where nobody was."""
-    asked = "select exists (select from suppression where email >= 'sha256:' and email < 'sha256;')"
-    if fetch_one(connection, asked, {})[0]:
+    """Replace hashed suppressions with the addresses in `(start, end]`.
+
+    Cheap when there are no hashes.
+    """
+    has_hashes = "select exists (select from suppression where email >= 'sha256:' and email < 'sha256;')"
+    if fetch_one(connection, has_hashes, {})[0]:
         connection.execute(_RESTORE_SUPPRESSIONS, {"start": start, "end": end})
 
 
 def list_staged_audience_names(connection: Connection, limit: int) -> list[str]:
-    """The names of audiences in the file, at most `limit`."""
+    """Return the distinct audience names in the staged rows, at most `limit` of them."""
     statement = """
       select audience from staged where audience is not null
       union select audience from joining limit %(limit)s
@@ -213,7 +224,7 @@ def list_staged_audience_names(connection: Connection, limit: int) -> list[str]:
 
 
 def delete_already_rejected(connection: Connection, import_id: int) -> None:
-    """Drop the rows that an earlier worker has refused already while it merged."""
+    """Delete staged rows that a former worker rejected while it merged."""
     connection.execute(
         "delete from staged s using import_rejection r where r.import_id = %(id)s and r.line = s.line "
         "and r.code = 'source_id_taken'",
@@ -222,37 +233,40 @@ def delete_already_rejected(connection: Connection, import_id: int) -> None:
 
 
 def find_last_line(connection: Connection) -> int:
+    """Return the largest line number of the staged rows, 0 without rows."""
     return int(fetch_one(connection, "select coalesce(max(line), 0) from staged", {})[0])
 
 
-def merge_rows(connection: Connection, import_id: int, start: int, end: int, expect: MergeStrategy) -> MergeCounts:
+def merge_rows(connection: Connection, import_id: int, start: int, end: int, strategy: MergeStrategy) -> MergeCounts:
     """Merge the rows of the lines in `(start, end]`.
 
-    :raises psycopg.errors.UniqueViolation: when there is more to reckon with than `expect` says.
+    :raises psycopg.errors.UniqueViolation: on a conflict that the strategy does not handle.
     """
-    place = {"start": start, "end": end, "import_id": import_id}
-    if expect is MergeStrategy.INSERT:
-        return MergeCounts(connection.execute(_INSERT, place).rowcount, 0, 0, 0)
+    params: dict[str, Any] = {"start": start, "end": end, "import_id": import_id}
+    if strategy is MergeStrategy.INSERT:
+        return MergeCounts(connection.execute(_INSERT, params).rowcount, 0, 0, 0)
     rejected = 0
-    if expect is MergeStrategy.UPSERT_CHECKING_SOURCE_IDS:
-        # One lane at a time: each has to see the source ids that the other brought.
-        connection.execute("select pg_advisory_xact_lock(%(import_id)s)", place)
-        rejected = fetch_one(connection, _REJECT_TAKEN_SOURCE_IDS, place)[0]
-    created, updated, staged = fetch_one(connection, _UPSERT, place)
+    if strategy is MergeStrategy.UPSERT_CHECKING_SOURCE_IDS:
+        # One partition at a time, so that each sees the source ids that the other one has merged.
+        connection.execute("select pg_advisory_xact_lock(%(import_id)s)", params)
+        message = _("Another customer has this source ID. Correct the file or that customer.")
+        rejected = fetch_one(connection, _REJECT_TAKEN_SOURCE_IDS, params | {"source_id_taken": message})[0]
+    created, updated, staged = fetch_one(connection, _UPSERT, params)
     return MergeCounts(created, updated, staged - created - updated, rejected)
 
 
 def add_to_named_audiences(connection: Connection, start: int, end: int) -> None:
-    """Put the customers of these lines into the audiences that the file names."""
+    """Add the customers in `(start, end]` to the audiences named in the file."""
     connection.execute(_ADD_TO_NAMED_AUDIENCES, {"start": start, "end": end})
 
 
 def add_to_audience(connection: Connection, start: int, end: int, audience_id: int) -> None:
-    """Put the customers of these lines into one audience."""
+    """Add the customers of the lines in `(start, end]` to one audience."""
     connection.execute(_ADD_TO_AUDIENCE, {"start": start, "end": end, "audience_id": audience_id})
 
 
-def fetch_one(connection: Connection, statement: LiteralString, values: dict[str, Any]) -> tuple[Any, ...]:
-    row = connection.execute(statement, values).fetchone()
-    assert row is not None  # noqa: S101 (an aggregate always answers)
+def fetch_one(connection: Connection, statement: LiteralString, params: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the only row of an aggregate query."""
+    row = connection.execute(statement, params).fetchone()
+    assert row is not None  # noqa: S101 (an aggregate query always returns a row)
     return row

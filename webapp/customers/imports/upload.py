@@ -1,4 +1,4 @@
-"""A file out of a request's body in pieces of about a megabyte: neither memory nor disk ever holds all of it."""
+"""Read an uploaded file from a request body in chunks, without buffering it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO
 
+from flask_babel import gettext as _
 from werkzeug.exceptions import HTTPException
 from werkzeug.http import parse_options_header
 from werkzeug.sansio.multipart import NEED_DATA, Data, Epilogue, Field, File, MultipartDecoder
@@ -19,7 +20,7 @@ MAX_PARTS = 20
 
 @dataclass
 class Upload:
-    """The fields that stand before the file in a form, the file's name, and the file as it arrives."""
+    """A multipart form: the fields before the file, its name and its chunks."""
 
     fields: dict[str, str] = field(default_factory=dict)
     filename: str = ""
@@ -27,33 +28,37 @@ class Upload:
 
 
 def read_raw_body(stream: IO[bytes], length: int, limit: int) -> Iterator[bytes]:
-    """A body that is the file itself.
+    """Yield the chunks of a body that is the file itself.
 
-    :param length: how much was announced. A web server may end the stream quietly when the sender is gone.
-    :raises DomainError: `too_large` (413) behind `limit` bytes; `upload_broken` (400) when the sender is gone.
+    :param length: the Content-Length in bytes. Some web servers end the stream silently when the client disconnects.
+    :param limit: maximum size in bytes.
+    :raises DomainError: `too_large` (413) above `limit` bytes; `upload_broken` (400) when the client disconnected.
     """
     size = 0
-    while piece := _read_chunk(stream):
-        size += len(piece)
+    while chunk := _read_chunk(stream):
+        size += len(chunk)
         if size > limit:
             raise file_too_large_error(limit)
-        yield piece
+        yield chunk
     if size != length:
         raise _broken_upload_error()
 
 
 def parse_multipart_form(stream: IO[bytes], content_type: str, limit: int) -> Upload:
-    """A `multipart/form-data` body whose file comes last; its pieces are read when they are asked for.
+    """Parse a `multipart/form-data` body whose file comes last.
 
-    :raises DomainError: `form_broken` (400) when it is no such form; later as `body`.
+    The file is read while its chunks are iterated.
+
+    :param limit: maximum size of the file in bytes.
+    :raises DomainError: `form_broken` (400) when the form cannot be parsed; while iterating as `read_raw_body`.
     """
-    kind, options = parse_options_header(content_type)
+    media_type, options = parse_options_header(content_type)
     boundary = options.get("boundary", "").encode("ascii", "replace")
-    if kind != "multipart/form-data" or not boundary:
+    if media_type != "multipart/form-data" or not boundary:
         raise _broken_form_error()
     events = _parse_events(stream, MultipartDecoder(boundary, max_parts=MAX_PARTS))
     upload = Upload()
-    name: str | None = None
+    field_name: str | None = None
     size = 0
     for event in events:
         if isinstance(event, File):
@@ -61,34 +66,42 @@ def parse_multipart_form(stream: IO[bytes], content_type: str, limit: int) -> Up
             upload.chunks = _read_file_part(events, limit)
             break
         if isinstance(event, Field):
-            name = event.name
-            upload.fields[name] = ""
-        elif isinstance(event, Data) and name is not None:
+            field_name = event.name
+            upload.fields[field_name] = ""
+        elif isinstance(event, Data) and field_name is not None:
             size += len(event.data)
             if size > MAX_FIELDS_SIZE:
                 raise _broken_form_error()
-            upload.fields[name] += event.data.decode("utf-8", "replace")
+            upload.fields[field_name] += event.data.decode("utf-8", "replace")
     return upload
 
 
 def drain_body(stream: IO[bytes], limit: int) -> None:
-    """Read on and throw away, up to `limit`: a browser shows an answer only when it could send all of its request."""
+    """Discard up to `limit` bytes of the body.
+
+    Browsers show a response only after sending the whole request.
+    """
     try:
-        while limit > 0 and (piece := stream.read(CHUNK_SIZE)):
-            limit -= len(piece)
+        while limit > 0 and (chunk := stream.read(CHUNK_SIZE)):
+            limit -= len(chunk)
     except (HTTPException, OSError):
         return
 
 
 def file_too_large_error(limit: int) -> DomainError:
-    sentence = f"This file is larger than {limit // 1024 // 1024} MB. Split it and import the parts one after another."
-    return DomainError("too_large", sentence, 413, field="file")
+    """Return the error for a file of more than `limit` bytes (413)."""
+    size_mb = limit // 1024 // 1024
+    message = _("The file is larger than %(size)s MB. Split it and import the parts one by one.", size=size_mb)
+    return DomainError("too_large", message, 413, field="file")
 
 
 def length_required_error() -> DomainError:
-    """RFC 9110, 15.5.12. A body in chunks that breaks off looks to us like one that has ended."""
-    sentence = "Send the file with its Content-Length: only so can we tell that it has arrived whole."
-    return DomainError("length_required", sentence, 411, field="file")
+    """Return the error for a missing Content-Length (411; RFC 9110, 15.5.12).
+
+    An interrupted body with chunked transfer encoding cannot be told from a complete one.
+    """
+    message = _("Send the file with a Content-Length header, so that an incomplete upload can be detected.")
+    return DomainError("length_required", message, 411, field="file")
 
 
 def _parse_events(stream: IO[bytes], decoder: MultipartDecoder) -> Iterator[Field | File | Data]:
@@ -96,7 +109,7 @@ def _parse_events(stream: IO[bytes], decoder: MultipartDecoder) -> Iterator[Fiel
         try:
             event = decoder.next_event()
             if event is NEED_DATA:
-                # After the last boundary an empty read ends the form; before it, the decoder objects.
+                # An empty read ends the form after the last boundary; before it, the decoder raises ValueError.
                 decoder.receive_data(_read_chunk(stream) or None)
                 continue
         except ValueError as error:
@@ -123,8 +136,8 @@ def _read_file_part(events: Iterator[Field | File | Data], limit: int) -> Iterat
             break
     if buffer:
         yield bytes(buffer)
-    # What a form sends behind its file is of no interest, but it has to be whole.
-    for _ in events:
+    # Parts after the file are ignored but must be complete.
+    for _ignored in events:
         continue
 
 
@@ -140,8 +153,8 @@ def _read_chunk(stream: IO[bytes]) -> bytes:
 
 
 def _broken_upload_error() -> DomainError:
-    return DomainError("upload_broken", "The file did not arrive whole. Please send it again.", 400, field="file")
+    return DomainError("upload_broken", _("The upload was interrupted. Upload the file again."), 400, field="file")
 
 
 def _broken_form_error() -> DomainError:
-    return DomainError("form_broken", "This form can't be read. Please load the page again and repeat the step.", 400)
+    return DomainError("form_broken", _("The form could not be read. Reload the page and try again."), 400)

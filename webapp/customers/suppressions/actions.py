@@ -1,10 +1,11 @@
-"""Who must not be mailed: putting an address on the list and taking it off again."""
+"""Add addresses to the suppression list and remove them."""
 
 from __future__ import annotations
 
 from email.utils import parseaddr
 
 from flask import current_app
+from flask_babel import gettext as _
 from sqlalchemy import text
 
 from webapp.accounts.actions import record_audit_entry
@@ -18,74 +19,76 @@ from webapp.customers.suppressions import queries as suppression_queries
 
 _UPSERT_SUPPRESSION = text(
     """
-    insert into suppression as known (email, reason, source, words)
-    select cast(:email as text), :reason, :source, :words where not :of_a_customer or exists (
+    insert into suppression as existing (email, reason, source, words)
+    select cast(:email as text), :reason, :source, :detail where not :requires_customer or exists (
       select 1 from customer where customer.email = :email for share
     )
     on conflict (email) do update
     set reason = excluded.reason, at = now(), source = excluded.source, words = excluded.words
     where array_position(array['bounced', 'unsubscribed', 'complained'], excluded.reason)
-      > array_position(array['bounced', 'unsubscribed', 'complained'], known.reason)
+      > array_position(array['bounced', 'unsubscribed', 'complained'], existing.reason)
     returning 1
     """
 )
 DETAIL_MAX_LENGTH = 1000
 
 
-def add_suppression(email: str, reason: str, source: int | str, words: str = "") -> bool:
-    """Let nobody mail this address any more, from the next window on. The caller commits.
+def add_suppression(email: str, reason: str, source: int | str, detail: str = "") -> bool:
+    """Suppress an address from the next window of a campaign on.
 
-    Who is on the list already stays with the first reason, unless the new one is stronger: complained, then
+    The caller commits. An existing entry keeps its reason unless the new one is stronger: complained, then
     unsubscribed, then bounced.
 
     :param email: normalised, as `customer.email` is.
     :param reason: `unsubscribed`, `bounced` or `complained`.
-    :param source: the campaign's id, or `import`, `staff`, `api` or `relay`. What comes of a campaign is about one of
-        its customers: should they have been erased at this moment, their address must not come back by this.
-    :param words: what the server said, or whoever asked for it.
-    :returns: whether that changed anything.
+    :param source: a campaign id, or `import`, `staff`, `api` or `relay`. An entry from a campaign is added only while a
+        customer has the address, because a customer erased at the same moment must not be named again.
+    :param detail: the reply of the mail server, or who asked for the suppression; cut to 1,000 characters.
+    :returns: whether the list changed.
     """
-    done = db.session.execute(
+    result = db.session.execute(
         _UPSERT_SUPPRESSION,
         {
             "email": email,
             "reason": reason,
             "source": f"campaign {source}" if isinstance(source, int) else source,
-            "words": words.replace("\0", "")[:DETAIL_MAX_LENGTH],
-            "of_a_customer": isinstance(source, int),
+            "detail": detail.replace("\0", "")[:DETAIL_MAX_LENGTH],
+            "requires_customer": isinstance(source, int),
         },
     )
-    return done.first() is not None
+    return result.first() is not None
 
 
 # --- by customers and staff ----------------------------------------------------------------------
 
 
 def unsubscribe_customer(customer_id: int, campaign_id: int) -> bool:
-    """No more mails to this customer, who says so themselves; honoured before the next window. Commits.
+    """Unsubscribe a customer at their own request, from the next window on. Commits.
 
-    True when this call did it, False when it was so already or there is no such customer.
+    :returns: False when the customer is already suppressed for this or a stronger reason, is erased or does not exist.
     """
     customer = customer_queries.lock_customer(customer_id)
-    done = (
+    is_unsubscribed = (
         customer is not None
         and customer.erased_at is None
         and add_suppression(customer.email, "unsubscribed", campaign_id)
     )
-    if done:
+    if is_unsubscribed:
         record_audit_entry("the customer", "customer.unsubscribed", f"customer {customer_id}", campaign=campaign_id)
     db.session.commit()
-    return done
+    return is_unsubscribed
 
 
 def resubscribe_customer(customer_id: int, campaign_id: int) -> bool:
-    """Take an unsubscription back, by the customer who pressed the button by mistake. Commits.
+    """Undo an unsubscription at the customer's own request. Commits.
 
-    A complaint stays: it came from somebody's mail provider, and is for staff to settle.
+    A complaint stays: it was reported by an email provider, and only staff can remove it.
+
+    :returns: False when the customer is not unsubscribed.
     """
     customer = customer_queries.lock_customer(customer_id)
-    listed = suppression_queries.find_suppression_by_email(customer.email) if customer is not None else None
-    if customer is None or listed is None or listed.reason != "unsubscribed":
+    suppression = suppression_queries.find_suppression_by_email(customer.email) if customer is not None else None
+    if customer is None or suppression is None or suppression.reason != "unsubscribed":
         db.session.rollback()
         return False
     _delete_suppression(customer.email)
@@ -94,77 +97,82 @@ def resubscribe_customer(customer_id: int, campaign_id: int) -> bool:
     return True
 
 
-def add_suppression_by_staff(email: str, reason: str, by: str, words: str = "") -> tuple[Suppression, str | None]:
-    """Put an address on the list by hand, whether or not it is a customer's. Commits.
+def add_suppression_by_staff(email: str, reason: str, by: str, detail: str = "") -> tuple[Suppression, str | None]:
+    """Suppress an address by hand, with or without a customer. Commits.
 
-    Where it stands there for a weaker reason, the words beside that stay behind the new ones.
+    When a stronger reason replaces a weaker one, the previous detail is appended to the new one.
 
-    :returns: how it is listed now, and for which reason it was before, if it was.
-    :raises Invalid: when it is no address, or the reason none of the three.
+    :param by: email address of the staff member.
+    :returns: the entry as it is now, and its previous reason if the address was suppressed before.
+    :raises InvalidInput: when the address or the reason is invalid, or the address is the shop's own.
     """
     address = normalise_email(email)
     if is_own_address(address):
-        raise InvalidInput(
-            FieldError("email", "own_address", "Mails are sent from this address; it gets none of them.")
-        )
+        message = _("Emails are sent from this address, so it cannot be suppressed. Enter another address.")
+        raise InvalidInput(FieldError("email", "own_address", message))
     if reason not in SUPPRESSION_REASONS:
-        raise InvalidInput(FieldError("reason", "reason_unknown", "Choose one of the reasons."))
-    before = suppression_queries.find_suppression_by_email(address)
-    # The row itself is about to change.
-    was = before.reason if before is not None else None
-    if add_suppression(address, reason, "staff", _append_previous_detail(words.strip(), before)):
+        raise InvalidInput(FieldError("reason", "reason_unknown", _("Choose a reason from the list.")))
+    previous = suppression_queries.find_suppression_by_email(address)
+    # Read before the upsert: the next query refreshes this object.
+    previous_reason = previous.reason if previous is not None else None
+    if add_suppression(address, reason, "staff", _append_previous_detail(detail.strip(), previous)):
         record_audit_entry(by, "suppression.added", _audit_subject(address), reason=reason)
     db.session.commit()
-    found = suppression_queries.find_suppression_by_email(address)
-    assert found is not None  # noqa: S101 (it has just been put there)
-    return found, was
+    current = suppression_queries.find_suppression_by_email(address)
+    assert current is not None  # noqa: S101 (added above)
+    return current, previous_reason
 
 
-def _append_previous_detail(words: str, before: Suppression | None) -> str:
-    if before is None or not before.words:
-        return words
-    earlier = f"before: {before.reason}, {before.words}"
-    return f"{words[: DETAIL_MAX_LENGTH - len(earlier) - 2]}; {earlier}" if words else earlier
+def _append_previous_detail(detail: str, previous: Suppression | None) -> str:
+    if previous is None or not previous.words:
+        return detail
+    earlier = f"before: {previous.reason}, {previous.words}"
+    return f"{detail[: DETAIL_MAX_LENGTH - len(earlier) - 2]}; {earlier}" if detail else earlier
 
 
 def remove_suppression(key: str, by: str) -> None:
-    """Let an address be mailed again, because its owner says so. Commits.
+    """Remove an address from the suppression list at its owner's request. Commits.
 
-    :param key: a normalised e-mail, or what stands for that of somebody erased.
+    :param key: a normalised email address, or the hash kept for an erased customer.
+    :param by: email address of the staff member.
     :raises NotFound: when it is not on the list.
     """
-    found = suppression_queries.find_suppression_by_email(key) or suppression_queries.find_suppression_by_key(key)
-    if found is None:
-        raise NotFound("This address is not on the list.")
-    reason = found.reason
+    suppression = suppression_queries.find_suppression_by_email(key) or suppression_queries.find_suppression_by_key(key)
+    if suppression is None:
+        raise NotFound(_("This address is not on the suppression list."))
+    reason = suppression.reason
     _delete_suppression(key)
     record_audit_entry(by, "suppression.lifted", _audit_subject(key), reason=reason)
     db.session.commit()
 
 
 def is_own_address(address: str) -> bool:
-    """Whether it is an address of the shop's own, from which mails go out or to which they come back."""
+    """Return whether the shop sends email from this address or receives bounces at it."""
     settings = current_app.config["SETTINGS"]
-    own = (parseaddr(settings.mail_default_sender)[1], settings.mail_bounce_address or "")
-    return address in {given.lower() for given in own}
+    own_addresses = (parseaddr(settings.mail_default_sender)[1], settings.mail_bounce_address or "")
+    return address in {own_address.lower() for own_address in own_addresses}
 
 
 def check_not_suppressed(email: str) -> None:
-    """Whoever sends one mail by hand is told when the address must not be mailed.
+    """Check that a single email may be sent by hand to this address.
 
     :raises DomainError: `suppressed`.
     """
-    found = suppression_queries.find_suppression_by_email(normalise_email(email))
-    if found is not None:
+    suppression = suppression_queries.find_suppression_by_email(normalise_email(email))
+    if suppression is not None:
         raise DomainError(
             "suppressed",
-            f"{email} must not be mailed ({found.reason}). Take it off the list “Do not mail” first if that is wrong.",
+            _(
+                "%(email)s is on the suppression list (%(reason)s). Remove it from the list first if that is wrong.",
+                email=email,
+                reason=suppression.reason,
+            ),
         )
 
 
 def record_suppression_export(by: str) -> None:
-    """Write down that somebody takes the list out."""
-    record_audit_entry(by, "suppressions.exported", "do not mail")
+    """Record an export of the suppression list in the audit trail. Commits."""
+    record_audit_entry(by, "suppressions.exported", "suppression list")
     db.session.commit()
 
 
@@ -173,6 +181,9 @@ def _delete_suppression(key: str) -> None:
 
 
 def _audit_subject(key: str) -> str:
-    """How the trail, which is kept for ever, names an address: as the customer's number if it is one's, else not."""
+    """Describe an address in the audit trail without naming it.
+
+    The trail is kept forever, so it contains the id of the customer at most.
+    """
     customer = customer_queries.find_customer_by_email(key)
-    return f"customer {customer.id}" if customer is not None else "an address that is no customer's"
+    return f"customer {customer.id}" if customer is not None else "an address without a customer"

@@ -1,25 +1,31 @@
-"""Every SELECT about addresses that must not be mailed. Whom of a window: `queries.suppressed_among`."""
+"""Queries of the suppression list.
+
+For the customers of a batch see `customers.queries.find_suppression_reasons`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from sqlalchemy import func, literal_column, select
 from sqlalchemy.sql.elements import ColumnElement
 
-from webapp.core.email_addresses import HASHED_EMAIL_PREFIX, hash_email
+from webapp.core.email_addresses import hash_email
 from webapp.core.extensions import db
 from webapp.customers.models import SUPPRESSION_REASONS, Suppression
 from webapp.customers.queries import PAGE_SIZE, stream_csv
 
-# As it compares with other columns: the strongest reason is the last.
+# Sorts reasons by strength, the strongest last.
 REASON_RANK: ColumnElement[int] = func.array_position(
     literal_column("array['bounced', 'unsubscribed', 'complained']"), Suppression.reason
 )
 
 
 def find_suppression_by_email(email: str) -> Suppression | None:
-    """What stands on the list about a normalised e-mail, under it or under its hash; the stronger of two."""
+    """Return the entry of a normalised address or of its hash.
+
+    If both exist, returns the one with the stronger reason.
+    """
     return db.session.scalar(
         select(Suppression)
         .where(Suppression.email.in_((email, hash_email(email))))
@@ -30,43 +36,39 @@ def find_suppression_by_email(email: str) -> Suppression | None:
 
 
 def find_suppression_by_key(key: str) -> Suppression | None:
-    """The row of an address or of a hash."""
+    """Return the entry whose key is exactly this address or hash."""
     return db.session.get(Suppression, key)
 
 
 def list_suppressions(q: str = "", reason: str = "", after: str = "", limit: int = PAGE_SIZE) -> list[Suppression]:
-    """The list by address, behind `after`; one more than `limit` if there are more. Hashes stand where `s` does.
+    """Return entries after the address `after`, sorted by address.
 
-    :param q: the beginning of an address; a whole one is found by its hash, too.
-    :param reason: one of `REASONS`, or nothing.
+    Returns `limit + 1` entries if there are more. Hashes start with `sha256:` and sort among the addresses accordingly.
+
+    :param q: the start of an address; a complete address is also found by its hash.
+    :param reason: one of `SUPPRESSION_REASONS`, or empty for all.
     """
-    typed = q.replace("\0", "").strip().lower()
+    prefix = q.replace("\0", "").strip().lower()
     statement = select(Suppression).order_by(Suppression.email).limit(limit + 1).where(Suppression.email > after)
-    if typed:
-        begins = (Suppression.email >= typed) & (Suppression.email < typed + chr(0x10FFFF))
-        statement = statement.where(begins | (Suppression.email == hash_email(typed)))
+    if prefix:
+        has_prefix = (Suppression.email >= prefix) & (Suppression.email < prefix + chr(0x10FFFF))
+        statement = statement.where(has_prefix | (Suppression.email == hash_email(prefix)))
     if reason in SUPPRESSION_REASONS:
         statement = statement.where(Suppression.reason == reason)
     return list(db.session.scalars(statement))
 
 
 def count_suppressions_by_reason() -> dict[str, int]:
-    """How many addresses are on the list, by reason."""
+    """Return the number of suppressed addresses by reason."""
     rows = db.session.execute(select(Suppression.reason, func.count()).group_by(Suppression.reason))
     return {row.reason: row[1] for row in rows}
 
 
-def any_hashed() -> bool:
-    """Whether an erased customer left a wish behind."""
-    return db.session.scalar(select(Suppression.email).where(*_hashed()).limit(1)) is not None
-
-
-def _hashed() -> Sequence[ColumnElement[bool]]:
-    return Suppression.email >= HASHED_EMAIL_PREFIX, Suppression.email < HASHED_EMAIL_PREFIX + chr(0x10FFFF)
-
-
 def export_suppressions() -> Iterator[bytes]:
-    """The whole list as the CSV file that its import takes, piece by piece; also the hashes, which it takes, too."""
+    """Stream the suppression list as CSV, hashes included.
+
+    The import accepts this format.
+    """
     yield from stream_csv(
         """
         select case when email ~ '^[-=+@\t\r]' then '''' || email else email end as email, reason,

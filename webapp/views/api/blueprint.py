@@ -1,4 +1,4 @@
-"""The API door: a bearer key with the scope that a call needs; every error as `application/problem+json` (RFC 9457)."""
+"""The API blueprint: bearer keys with scopes, and errors as `application/problem+json` (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from flask import current_app, g, request
+from flask_babel import gettext as _
 from flask_openapi import APIBlueprint
 from pydantic import BaseModel
 from werkzeug.exceptions import HTTPException
@@ -19,88 +20,92 @@ View = TypeVar("View", bound=Callable[..., Any])
 
 
 def require_scope(scope: str) -> Callable[[View], View]:
-    """Mark the scope (read, redeem, manage) that a call needs. A call without a mark is refused to everybody."""
+    """Set the scope (read, redeem, manage) that a view requires. A view without a scope is forbidden for every key."""
 
-    def mark(view: View) -> View:
-        view.needs_scope = scope  # type: ignore[attr-defined]
+    def decorate(view: View) -> View:
+        view.required_scope = scope  # type: ignore[attr-defined]
         return view
 
-    return mark
+    return decorate
 
 
-def accept_media_types(*media_types: str, model: type[BaseModel] | None = None) -> Callable[[View], View]:
-    """Mark a call whose body is something else than JSON; `model` describes its JSON if it takes that as well."""
+def accept_media_types(*media_types: str, json_model: type[BaseModel] | None = None) -> Callable[[View], View]:
+    """Set the media types that a view accepts.
 
-    def mark(view: View) -> View:
-        view.takes, view.takes_model = media_types, model  # type: ignore[attr-defined]
+    :param json_model: the model of the JSON body, if the view accepts JSON as well.
+    """
+
+    def decorate(view: View) -> View:
+        view.accepted_media_types, view.accepted_json_model = media_types, json_model  # type: ignore[attr-defined]
         return view
 
-    return mark
+    return decorate
 
 
-def documents_header(header: str, why: str, **schema: Any) -> Callable[[View], View]:
-    """Mark a header that a call goes by, for the document: what it is for, and the JSON schema of its value."""
+def documents_header(header: str, description: str, **schema: Any) -> Callable[[View], View]:
+    """Document a request header of a view in the OpenAPI document, with the JSON schema of its value."""
 
-    def mark(view: View) -> View:
-        view.heeds = {header: (why, {"type": "string"} | schema)}  # type: ignore[attr-defined]
+    def decorate(view: View) -> View:
+        view.documented_headers = {header: (description, {"type": "string"} | schema)}  # type: ignore[attr-defined]
         return view
 
-    return mark
+    return decorate
 
 
 def api_key_exempt(view: View) -> View:
-    """Mark a call that needs no key."""
-    view.open_to_all = True  # type: ignore[attr-defined]
+    """Mark a view as accessible without an API key."""
+    view.is_api_key_exempt = True  # type: ignore[attr-defined]
     return view
 
 
-def create_api_blueprint(*rooms: APIBlueprint) -> APIBlueprint:
-    """A fresh API door with the given rooms behind it."""
-    door = APIBlueprint(
+def create_api_blueprint(*blueprints: APIBlueprint) -> APIBlueprint:
+    """Create the API blueprint with the given blueprints nested in it."""
+    api = APIBlueprint(
         "api",
         __name__,
         url_prefix=API_PREFIX,
         abp_security=[{"key": []}],
     )
-    for room in rooms:
-        csrf.exempt(room)
-        door.register_api(room)
-    csrf.exempt(door)
-    door.before_request(_authorize_request)
-    return door
+    for blueprint in blueprints:
+        csrf.exempt(blueprint)
+        api.register_api(blueprint)
+    csrf.exempt(api)
+    api.before_request(_authorize_request)
+    return api
 
 
 def _authorize_request() -> None:
     view = current_app.view_functions[request.endpoint or ""]
-    if not getattr(view, "open_to_all", False):
-        authenticate(getattr(view, "needs_scope", None))
+    if not getattr(view, "is_api_key_exempt", False):
+        authenticate(getattr(view, "required_scope", None))
     if request.method in ("POST", "PUT", "PATCH"):
-        _check_body(getattr(view, "takes", ("application/json",)))
+        _check_body(getattr(view, "accepted_media_types", ("application/json",)))
 
 
 def authenticate(scope: str | None) -> None:
-    """Who calls, by the key of the request; kept in `g.api_key`.
+    """Authenticate the API key of the request; store it in `g.api_key`.
 
     :raises DomainError: `unauthorized` (401) without a valid key, `forbidden` (403) when it lacks the scope.
     """
     g.api_key = account_actions.authenticate_api_key(request.headers.get("Authorization", ""))
     if scope is None or scope not in g.api_key.scopes:
-        raise DomainError("forbidden", f"This key lacks the scope {scope!r}.", 403)
+        raise DomainError("forbidden", _("This API key lacks the scope “%(scope)s”.", scope=scope), 403)
 
 
 def _check_body(media_types: tuple[str, ...]) -> None:
-    """415 for another content type, 400 for broken JSON, before any field is looked at."""
+    """Check the media type (415) and the JSON syntax (400) of the body, before its fields are validated."""
     if media_types != ("application/json",):
         if request.mimetype not in media_types:
-            raise DomainError("unsupported_media_type", f"Send {' or '.join(media_types)}.", 415)
+            message = _("Send one of these media types: %(types)s.", types=", ".join(media_types))
+            raise DomainError("unsupported_media_type", message, 415)
         return
     if not request.content_length and "chunked" not in request.headers.get("Transfer-Encoding", ""):
         return
     if not request.is_json:
-        raise DomainError("unsupported_media_type", "Send application/json.", 415)
+        raise DomainError("unsupported_media_type", _("Send the body as application/json."), 415)
     try:
         request.get_json()
     except (HTTPException, RecursionError) as error:
         if isinstance(error, HTTPException) and error.code == 413:
             raise
-        raise DomainError("broken_json", "The body is not JSON that can be read.", 400) from error
+        raise DomainError("broken_json", _("The body is not valid JSON."), 400) from error

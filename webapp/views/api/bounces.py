@@ -29,7 +29,7 @@ MESSAGE_SIZE_MAX = 64 * 1024 * 1024
 
 @blueprint.post("/bounces", responses={200: BouncesOut})
 @require_scope("manage")
-@accept_media_types(JSON_TYPE, MESSAGE_TYPE, REPORT_TYPE, model=BouncesIn)
+@accept_media_types(JSON_TYPE, MESSAGE_TYPE, REPORT_TYPE, json_model=BouncesIn)
 def bounces() -> Response:
     """Hard bounces and complaints: those addresses are not mailed any more, from the next window on.
 

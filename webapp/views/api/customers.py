@@ -1,8 +1,9 @@
-"""JSON calls of customers and their imports."""
+"""API views of customers and their imports."""
 
 from __future__ import annotations
 
 from flask import Response, current_app, g, jsonify, request, url_for
+from flask_babel import gettext as _
 from flask_openapi import APIBlueprint
 
 from webapp.core import pagination
@@ -38,12 +39,12 @@ blueprint = APIBlueprint("customers", __name__)
 @require_scope("manage")
 @accept_media_types(CSV, NDJSON)
 def import_customers(query: ImportQuery) -> tuple[Response, int, dict[str, str]]:
-    """Import a file of customers: CSV or one JSON object a line.
+    """Import a file of customers: CSV, or one JSON object per line.
 
-    Columns or names: email, and if you like name, source_id, locale, audience; others are ignored. The file may have
-    any number of rows and is received as a stream; say its `Content-Length`. 202 means that all of it is on disk; the
-    address in `Location` tells what becomes of it. A customer is known by the e-mail: a second import changes what
-    differs and makes nobody twice.
+    Columns or names: `email`, and optionally `name`, `source_id`, `locale` and `audience`; others are ignored. The file
+    may have any number of rows and is received as a stream; send its `Content-Length`. 202 means that the complete file
+    is stored; the URL in `Location` returns the progress and the result. Customers are identified by email address: a
+    repeated import updates what differs and creates no duplicates.
     """
     limit: int = current_app.config["SETTINGS"].max_upload_bytes
     request.max_content_length = 2 * limit
@@ -53,44 +54,47 @@ def import_customers(query: ImportQuery) -> tuple[Response, int, dict[str, str]]
             raise upload.length_required_error()
         if length > limit:
             raise upload.file_too_large_error(limit)
-        pieces = upload.read_raw_body(request.stream, length, limit)
-        name = f"{g.api_key.name}.{'csv' if request.mimetype == CSV else 'ndjson'}"
+        chunks = upload.read_raw_body(request.stream, length, limit)
+        filename = f"{g.api_key.name}.{'csv' if request.mimetype == CSV else 'ndjson'}"
         import_id = import_actions.store_import_file(
-            pieces, name, request.mimetype, query.audience or "", f"key {g.api_key.name}"
+            chunks, filename, request.mimetype, query.audience or "", f"key {g.api_key.name}"
         )
     except DomainError:
         upload.drain_body(request.stream, 2 * limit)
         raise
-    where = url_for("api.customers.read_import", id=import_id)
-    return jsonify({"id": import_id, "status": "queued"}), 202, {"Location": where}
+    location = url_for("api.customers.read_import", id=import_id)
+    return jsonify({"id": import_id, "status": "queued"}), 202, {"Location": location}
 
 
 @blueprint.get("/imports/<int:id>", responses={200: ImportOut})
 @require_scope("read")
 def read_import(path: ImportPath, query: ImportErrorsQuery) -> Response:
-    """How far an import is, with the rows that could not be taken, page by page.
+    """Get the progress of an import and a page of its rejected rows.
 
-    Among the `errors` are rows that were taken though not everything in them could be, and that do not count as
-    `rejected`: `locale_unknown`, `reason_unknown` and `cells_odd`.
+    The `errors` also contain rows that were imported without some of their values. These have the code
+    `locale_unknown`, `reason_unknown` or `cells_odd` and do not count as `rejected`.
     """
     row = customer_queries.find_import(path.id)
     if row is None:
-        raise NotFound("There is no such import.")
-    found = customer_queries.list_rejected_rows(row.id, pagination.decode_cursor(query.cursor, 2), query.limit)
-    shown = found[: query.limit]
-    following = pagination.encode_cursor(shown[-1].line, shown[-1].id) if len(found) > query.limit else None
-    response = jsonify(import_json(row, shown, following))
-    pagination.add_next_link(response, following)
+        raise NotFound(_("There is no such import."))
+    rejected_rows = customer_queries.list_rejected_rows(row.id, pagination.decode_cursor(query.cursor, 2), query.limit)
+    page = rejected_rows[: query.limit]
+    next_cursor = pagination.encode_cursor(page[-1].line, page[-1].id) if len(rejected_rows) > query.limit else None
+    response = jsonify(import_json(row, page, next_cursor))
+    pagination.add_next_link(response, next_cursor)
     return response
 
 
 @blueprint.put("/customers/<path:source_id>", responses={200: CustomerOut, 201: CustomerOut})
 @require_scope("manage")
 def put(path: CustomerPath, body: CustomerIn) -> tuple[Response, int]:
-    """Make or change one customer. Another e-mail keeps the customer, with what they have redeemed."""
+    """Create or update a customer.
+
+    With a new email address the customer keeps all redemptions.
+    """
     values = CustomerValues(email=body.email, name=body.name, locale=body.locale, source_id=path.source_id)
     customer, is_new = customer_actions.upsert_customer(
-        values, body.audiences, by=f"key {g.api_key.name}", joins=body.audience
+        values, body.audiences, by=f"key {g.api_key.name}", extra_audience=body.audience
     )
     return _customer_response(customer), 201 if is_new else 200
 
@@ -98,7 +102,10 @@ def put(path: CustomerPath, body: CustomerIn) -> tuple[Response, int]:
 @blueprint.delete("/customers/<path:source_id>", responses={204: None})
 @require_scope("manage")
 def erase(path: CustomerPath) -> tuple[str, int]:
-    """Erase one customer: all that names the person goes for good, what they redeemed stays counted."""
+    """Erase a customer.
+
+    All personal data is deleted permanently. Redemptions stay counted.
+    """
     customer_actions.erase_customer(_get_customer_or_404(path.source_id).id, by=f"key {g.api_key.name}")
     return "", 204
 
@@ -106,10 +113,13 @@ def erase(path: CustomerPath) -> tuple[str, int]:
 @blueprint.post("/erasures", responses={204: None})
 @require_scope("manage")
 def erase_by_email(body: ErasureIn) -> tuple[str, int]:
-    """Erase the customer who has this e-mail. It stands in the body so that no log of addresses keeps it."""
+    """Erase the customer with this email address.
+
+    It is sent in the body to keep it out of access logs.
+    """
     customer = customer_queries.find_customer_by_email(normalise_email(body.email))
     if customer is None:
-        raise NotFound("No customer has this e-mail.")
+        raise NotFound(_("No customer has this email address."))
     customer_actions.erase_customer(customer.id, by=f"key {g.api_key.name}")
     return "", 204
 
@@ -117,17 +127,17 @@ def erase_by_email(body: ErasureIn) -> tuple[str, int]:
 @blueprint.get("/customers/<path:source_id>", responses={200: CustomerOut})
 @require_scope("read")
 def read(path: CustomerPath) -> Response:
-    """Read one customer."""
+    """Get a customer."""
     return _customer_response(_get_customer_or_404(path.source_id))
 
 
 def _get_customer_or_404(source_id: str) -> Customer:
     customer = customer_queries.find_customer_by_source_id(source_id)
     if customer is None:
-        raise NotFound("No customer has this source id.")
+        raise NotFound(_("No customer has this source ID."))
     return customer
 
 
 def _customer_response(customer: Customer) -> Response:
-    listed = suppression_queries.find_suppression_by_email(customer.email)
-    return jsonify(customer_json(customer, customer_queries.list_customer_audiences(customer.id), listed))
+    suppression = suppression_queries.find_suppression_by_email(customer.email)
+    return jsonify(customer_json(customer, customer_queries.list_customer_audiences(customer.id), suppression))

@@ -1,4 +1,4 @@
-"""`/metrics`: the figures for Prometheus, to whoever has a key with the scope `read`."""
+"""`/metrics` for Prometheus. It requires an API key with the scope `read`."""
 
 from __future__ import annotations
 
@@ -17,29 +17,33 @@ log = logging.getLogger(__name__)
 
 
 def create_metrics_blueprint(release: str) -> Blueprint:
-    """The page, telling of this release of the program."""
-    door = Blueprint("metrics", __name__)
+    """Create the blueprint of the metrics page.
 
-    @door.get("/metrics")
+    :param release: version of the program, shown in the metrics.
+    """
+    blueprint = Blueprint("metrics", __name__)
+
+    @blueprint.get("/metrics")
     def metrics() -> Response:
-        """The figures as they stand in the database, so the same from every web machine."""
+        """Return the metrics. They are read from the database, so every web process returns the same."""
         authenticate("read")
-        return answer(monitoring_queries.collect_metrics())
+        return metrics_response(monitoring_queries.collect_metrics())
 
-    @door.errorhandler(OperationalError)
-    @door.errorhandler(InterfaceError)
-    @door.errorhandler(TimeoutError)
-    def away(error: OperationalError | InterfaceError | TimeoutError) -> Response:
-        """Without the database: 200 and `onecode_database_up 0`. Of any other answer Prometheus keeps `up 0` alone,
-        which is what a dead web server looks like. Anybody gets it, for no key can be looked up; `/readyz` tells the
-        same.
+    @blueprint.errorhandler(OperationalError)
+    @blueprint.errorhandler(InterfaceError)
+    @blueprint.errorhandler(TimeoutError)
+    def handle_database_unavailable(error: OperationalError | InterfaceError | TimeoutError) -> Response:
+        """Answer 200 with `onecode_database_up 0` when the database is unavailable.
+
+        With an error status Prometheus would only record `up 0`, which looks like a dead web server. No key is needed
+        then, since none can be looked up; `/readyz` reveals the same.
         """
-        log.warning("no figures: the database does not answer (%s)", type(error).__name__)
+        log.warning("metrics unavailable: the database does not answer (%s)", type(error).__name__)
         db.session.rollback()
-        return answer(None)
+        return metrics_response(None)
 
-    def answer(figures: MetricsSnapshot | None) -> Response:
-        body, media_type = exposition.render_metrics(figures, release, request.headers.get("Accept", ""))
+    def metrics_response(snapshot: MetricsSnapshot | None) -> Response:
+        body, media_type = exposition.render_metrics(snapshot, release, request.headers.get("Accept", ""))
         return Response(body, content_type=media_type)
 
-    return door
+    return blueprint

@@ -1,6 +1,6 @@
-"""The public door: customers. No session, no cookie; nothing is granted by who the browser is.
+"""The public blueprint, for customers. It uses neither sessions nor cookies.
 
-A write from a page of somebody else's is refused by its `Origin` and `Sec-Fetch-Site` headers, so no token is needed.
+Cross-site writes are rejected by their `Origin` and `Sec-Fetch-Site` headers, so no CSRF token is needed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, abort, current_app, request
+from flask_babel import gettext as _
 
 from webapp.core.extensions import csrf
 from webapp.core.settings import Settings
@@ -18,45 +19,45 @@ View = TypeVar("View", bound=Callable[..., Any])
 
 
 def allow_cross_origin(view: View) -> View:
-    """Mark a write that other people's machines make: RFC 8058 one-click unsubscription by a mail provider."""
-    view.from_anywhere = True  # type: ignore[attr-defined]
+    """Allow cross-site writes to a view: one-click unsubscription by a mail provider (RFC 8058)."""
+    view.allows_cross_origin = True  # type: ignore[attr-defined]
     return view
 
 
-def create_public_blueprint(*rooms: Blueprint) -> Blueprint:
-    """A fresh public door with the given rooms behind it."""
-    door = Blueprint("public", __name__)
-    for room in rooms:
-        csrf.exempt(room)
-        door.register_blueprint(room)
-    csrf.exempt(door)
-    door.before_request(_check_origin)
-    door.after_request(_add_privacy_headers)
-    return door
+def create_public_blueprint(*blueprints: Blueprint) -> Blueprint:
+    """Create the public blueprint with the given blueprints nested in it."""
+    public = Blueprint("public", __name__)
+    for blueprint in blueprints:
+        csrf.exempt(blueprint)
+        public.register_blueprint(blueprint)
+    csrf.exempt(public)
+    public.before_request(_check_origin)
+    public.after_request(_add_privacy_headers)
+    return public
 
 
 def _check_origin() -> None:
     view = current_app.view_functions[request.endpoint or ""]
-    if request.method in ("GET", "HEAD", "OPTIONS") or getattr(view, "from_anywhere", False):
+    if request.method in ("GET", "HEAD", "OPTIONS") or getattr(view, "allows_cross_origin", False):
         return
     site = request.headers.get("Sec-Fetch-Site")
     if site is not None and site not in ("same-origin", "none"):
-        abort(403, "This form was sent from another site. Please open our page and try again.")
+        abort(403, _("This form was sent from another site. Please open our page and try again."))
     origin = request.headers.get("Origin")
     if origin is not None and origin not in _allowed_origins():
-        abort(403, "This form was sent from another site. Please open our page and try again.")
+        abort(403, _("This form was sent from another site. Please open our page and try again."))
 
 
 def _allowed_origins() -> set[str]:
     settings: Settings = current_app.config["SETTINGS"]
-    ours = urlsplit(settings.public_url)
-    return {f"{ours.scheme}://{ours.netloc}", request.host_url.rstrip("/")}
+    public_url = urlsplit(settings.public_url)
+    return {f"{public_url.scheme}://{public_url.netloc}", request.host_url.rstrip("/")}
 
 
 def _add_privacy_headers(response: Response) -> Response:
-    """Pages that carry a token or a person's answer are kept by nobody and name themselves to no other site.
+    """Forbid caching of pages that may contain a token or personal data, and sending their URL to other sites.
 
-    `no-referrer` would be stricter still, but then browsers without scripts send our own form with `Origin: null`.
+    `no-referrer` would be stricter, but then browsers without JavaScript send our own form with `Origin: null`.
     """
     response.headers.setdefault("Cache-Control", "no-store")
     response.headers["Referrer-Policy"] = "same-origin"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from wtforms import Form, StringField
 
 from webapp.redemptions.rules import RedemptionRequest
-from webapp.views.redeem_input import _parse_code_and_email
+from webapp.views.redeem_input import parse_code_and_email
 
 
 class RedeemForm(Form):
@@ -19,5 +19,5 @@ class RedeemForm(Form):
 
         :raises Invalid: with an error for each field that can't be read.
         """
-        code, email = _parse_code_and_email(self.code.data or "", self.email.data or "")
+        code, email = parse_code_and_email(self.code.data or "", self.email.data or "")
         return RedemptionRequest(channel="form", code=code, email=email)

@@ -1,4 +1,4 @@
-"""The shop's colour for the customer pages, whose policy allows no style of an element's own."""
+"""The style sheet with the shop's colour. The content security policy of the customer pages forbids inline styles."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ blueprint = Blueprint("shop", __name__)
 
 @blueprint.get("/colour/<string(length=6):colour>.css")
 def colour(colour: str) -> Response:
-    """What the pages take of a colour. Its address names it, so a browser may keep the answer for ever."""
+    """Return the style sheet of a colour. Its URL contains the colour, so browsers may cache it permanently."""
     if not re.fullmatch("[0-9a-f]{6}", colour):
         abort(404)
     light, dark = build_palette(f"#{colour}"), build_palette(f"#{colour}", DARK_BACKGROUND)
-    sheet = render_template("shop/colour.css", light=light, dark=dark, deeper=hover_background)
-    answer = Response(sheet, mimetype="text/css")
-    answer.headers["Cache-Control"] = "public, max-age=31536000, immutable"
-    return answer
+    style_sheet = render_template("shop/colour.css", light=light, dark=dark, hover_background=hover_background)
+    response = Response(style_sheet, mimetype="text/css")
+    response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
+    return response

@@ -1,8 +1,9 @@
-"""Signing in and out, invitations, and the settings: people, keys, the trail, one's own profile."""
+"""Sign-in and sign-out, invitations, and the settings pages: profile, users, API keys, signing keys, audit trail."""
 
 from __future__ import annotations
 
 from flask import Blueprint, Response, flash, redirect, request, session, url_for
+from flask_babel import gettext as _
 from flask_login import current_user, login_user, logout_user
 from werkzeug.wrappers import Response as BaseResponse
 
@@ -16,7 +17,7 @@ from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import login
 from webapp.core.local_time import list_time_zones
 from webapp.core.rate_limit import client_address, form_field_key, limiter, reset_attempts
-from webapp.views.rendering import add_form_errors, render
+from webapp.views.rendering import add_form_errors, render, role_name
 from webapp.views.staff.blueprint import login_exempt, require_role
 from webapp.views.staff.forms.accounts import (
     AcceptInvitationForm,
@@ -37,8 +38,8 @@ sign_in_email_key = form_field_key("email", normalise_email)
 
 @login.user_loader
 def load_user(session_id: str) -> StaffUser | None:
-    """The user of a session, unless it has been ended or its user disabled."""
-    user_id, _, version = session_id.partition(".")
+    """Return the user of a session, unless the session was ended or the user disabled."""
+    user_id, _dot, version = session_id.partition(".")
     return (
         account_queries.find_session_user(int(user_id), int(version))
         if user_id.isdigit() and version.isdigit()
@@ -46,7 +47,7 @@ def load_user(session_id: str) -> StaffUser | None:
     )
 
 
-# --- signing in and out --------------------------------------------------------------------------
+# --- sign-in and sign-out ------------------------------------------------------------------------
 
 
 @blueprint.route("/sign-in", methods=["GET", "POST"])
@@ -54,10 +55,11 @@ def load_user(session_id: str) -> StaffUser | None:
 @limiter.limit("30 per minute", key_func=client_address, methods=["POST"])
 @limiter.limit("10 per 5 minutes", key_func=sign_in_email_key, methods=["POST"])
 def sign_in() -> BaseResponse:
+    """Show the sign-in form, or sign in."""
     form = SignInForm()
-    goal = safe_redirect_path(request.args.get("next"))
+    next_path = safe_redirect_path(request.args.get("next"))
     if request.method == "GET" and current_user.is_authenticated:
-        return redirect(goal)
+        return redirect(next_path)
     if not form.validate_on_submit():
         return render("accounts/sign_in.html", status=422 if form.is_submitted() else 200, form=form)
     try:
@@ -67,7 +69,7 @@ def sign_in() -> BaseResponse:
         return render("accounts/sign_in.html", status=error.status, form=form)
     reset_attempts(sign_in_email_key)
     _start_session(user)
-    return redirect(goal)
+    return redirect(next_path)
 
 
 @blueprint.post("/sign-out")
@@ -75,79 +77,90 @@ def sign_in() -> BaseResponse:
 def sign_out() -> BaseResponse:
     logout_user()
     session.clear()
-    flash("You are signed out.", "success")
+    flash(_("You are signed out."), "success")
     return redirect(url_for("staff.accounts.sign_in"))
 
 
 @blueprint.route("/invitations/<token>", methods=["GET", "POST"])
 @login_exempt
 def invitation(token: str) -> BaseResponse:
-    """Choose name and password, or only a password. Looking consumes nothing."""
-    found = account_queries.find_open_invitation(account_actions.hash_token(token))
-    if found is None:
-        return _set_private_headers(render("accounts/link_gone.html", status=404))
+    """Accept an invitation or reset a password. Opening the link does not use it up."""
+    open_invitation = account_queries.find_open_invitation(account_actions.hash_token(token))
+    if open_invitation is None:
+        return _set_private_headers(render("accounts/link_expired.html", status=404))
     try:
-        answer = _choose_password(token, found) if found.staff_user_id else _accept_invitation(token, found)
+        if open_invitation.staff_user_id:
+            response = _choose_password(token, open_invitation)
+        else:
+            response = _accept_invitation(token, open_invitation)
     except NotFound:
-        answer = render("accounts/link_gone.html", status=404)
-    return _set_private_headers(answer)
+        response = render("accounts/link_expired.html", status=404)
+    return _set_private_headers(response)
 
 
-def _accept_invitation(token: str, found: Invitation) -> BaseResponse:
-    form = AcceptInvitationForm(email=found.email)
+def _accept_invitation(token: str, open_invitation: Invitation) -> BaseResponse:
+    form = AcceptInvitationForm(email=open_invitation.email)
     form.time_zone.choices = list(list_time_zones())
     if form.validate_on_submit():
         try:
             user = account_actions.accept_invitation(
                 token, form.name.data, form.email.data, form.password.data, form.time_zone.data
             )
-            return _sign_in_and_redirect(user, f"Welcome, {user.name}.")
+            return _sign_in_and_redirect(user, _("Welcome, %(name)s.", name=user.name))
         except NotFound:
             raise
         except DomainError as error:
             add_form_errors(form, error)
-    return render("accounts/join.html", status=422 if form.is_submitted() else 200, form=form, role=found.role)
+    return render(
+        "accounts/accept_invitation.html",
+        status=422 if form.is_submitted() else 200,
+        form=form,
+        role=open_invitation.role,
+    )
 
 
-def _choose_password(token: str, found: Invitation) -> BaseResponse:
-    user = _get_staff_user_or_404(found.staff_user_id or 0)
-    # Whoever has never signed in has had no password: there is nothing new about theirs.
-    first = user.last_sign_in_at is None
-    form = FirstPasswordForm() if first else NewPasswordForm()
+def _choose_password(token: str, open_invitation: Invitation) -> BaseResponse:
+    user = _get_staff_user_or_404(open_invitation.staff_user_id or 0)
+    # A user who has never signed in has no password yet.
+    is_first_password = user.last_sign_in_at is None
+    form = FirstPasswordForm() if is_first_password else NewPasswordForm()
     if form.validate_on_submit():
         user = account_actions.reset_password(token, form.password.data)
-        return _sign_in_and_redirect(user, f"Welcome, {user.name}." if first else "Your new password is set.")
+        welcome = _("Welcome, %(name)s.", name=user.name)
+        return _sign_in_and_redirect(user, welcome if is_first_password else _("Your new password is set."))
     status = 422 if form.is_submitted() else 200
-    return render("accounts/new_password.html", status=status, form=form, user=user, first=first)
+    return render(
+        "accounts/new_password.html", status=status, form=form, user=user, is_first_password=is_first_password
+    )
 
 
-def _sign_in_and_redirect(user: StaffUser, words: str) -> BaseResponse:
+def _sign_in_and_redirect(user: StaffUser, message: str) -> BaseResponse:
     _start_session(user)
-    flash(words, "success")
+    flash(message, "success")
     return redirect(url_for("staff.home.index"))
 
 
 def _start_session(user: StaffUser) -> None:
-    """A new session: nothing of one that was there before (perhaps planted by somebody else) stays in it."""
+    """Start a new session. The previous one is cleared, since an attacker may have set it (session fixation)."""
     session.clear()
     login_user(user)
 
 
-def _set_private_headers(answer: BaseResponse) -> BaseResponse:
-    # The address is a secret until it is used: other sites never hear of it. Our own must, for a form that is sent
-    # over https is taken only with a Referer of this site.
-    answer.headers["Referrer-Policy"] = "same-origin"
-    answer.headers["Cache-Control"] = "no-store"
-    return answer
+def _set_private_headers(response: BaseResponse) -> BaseResponse:
+    # The URL is a secret until the link is used, so it is not sent to other sites. It is sent to this site, since the
+    # CSRF check over HTTPS requires a Referer.
+    response.headers["Referrer-Policy"] = "same-origin"
+    response.headers["Cache-Control"] = "no-store"
+    return response
 
 
-def safe_redirect_path(given: str | None) -> str:
-    """Where to go after signing in: a path of ours, else the home page. Never another site's address."""
+def safe_redirect_path(path: str | None) -> str:
+    """Return the path to redirect to after signing in: the given one if it is on this site, else the home page."""
     home = url_for("staff.home.index")
-    if not given or not given.startswith("/") or given.startswith("//"):
+    if not path or not path.startswith("/") or path.startswith("//"):
         return home
-    # Browsers read a backslash as a slash and drop control characters.
-    return home if "\\" in given or not given.isprintable() or given.startswith("/sign-") else given
+    # Browsers treat a backslash as a slash and drop control characters.
+    return home if "\\" in path or not path.isprintable() or path.startswith("/sign-") else path
 
 
 # --- settings ------------------------------------------------------------------------------------
@@ -155,9 +168,9 @@ def safe_redirect_path(given: str | None) -> str:
 
 @blueprint.get("/settings")
 def settings() -> BaseResponse:
-    return redirect(
-        url_for("staff.accounts.staff_users" if current_user.has_at_least_role("admin") else "staff.accounts.profile")
-    )
+    """Redirect to the first settings page of the user's role."""
+    is_admin = current_user.has_at_least_role("admin")
+    return redirect(url_for("staff.accounts.staff_users" if is_admin else "staff.accounts.profile"))
 
 
 @blueprint.route("/settings/profile", methods=["GET", "POST"])
@@ -167,7 +180,7 @@ def profile() -> BaseResponse:
     form.time_zone.choices = list(list_time_zones())
     if form.validate_on_submit():
         account_actions.update_profile(current_user.id, form.name.data, form.time_zone.data)
-        flash("Your profile is saved.", "success")
+        flash(_("Your profile is saved."), "success")
         return redirect(url_for("staff.accounts.profile"))
     return _render_profile(form, ChangePasswordForm(formdata=None), form.is_submitted())
 
@@ -184,24 +197,25 @@ def change_password() -> BaseResponse:
             add_form_errors(form, error)
         else:
             _start_session(user)
-            flash("Your password is changed. Everywhere else you are signed out.", "success")
+            flash(_("Your password is changed. You are signed out on all other devices."), "success")
             return redirect(url_for("staff.accounts.profile"))
-    own = ProfileForm(formdata=None, obj=current_user)
-    own.time_zone.choices = list(list_time_zones())
-    return _render_profile(own, form, True)
+    profile_form = ProfileForm(formdata=None, obj=current_user)
+    profile_form.time_zone.choices = list(list_time_zones())
+    return _render_profile(profile_form, form, True)
 
 
-def _render_profile(own: ProfileForm, password: ChangePasswordForm, wrong: bool) -> Response:
-    return render("accounts/profile.html", status=422 if wrong else 200, form=own, password_form=password)
+def _render_profile(form: ProfileForm, password_form: ChangePasswordForm, is_invalid: bool) -> Response:
+    status = 422 if is_invalid else 200
+    return render("accounts/profile.html", status=status, form=form, password_form=password_form)
 
 
-# --- people --------------------------------------------------------------------------------------
+# --- users ---------------------------------------------------------------------------------------
 
 
 @blueprint.route("/settings/people", methods=["GET", "POST"])
 @require_role("admin")
 def staff_users() -> BaseResponse:
-    """The list, and the form that invites. The link is in the answer itself: it is shown once and kept nowhere."""
+    """List the users and invite new ones. The link is only in this response: it is not stored and shown once."""
     form = InviteForm()
     if form.validate_on_submit():
         try:
@@ -214,9 +228,9 @@ def staff_users() -> BaseResponse:
 
 def _render_staff_users(form: InviteForm, link: str | None = None, status: int = 200) -> Response:
     return render(
-        "accounts/people.html",
+        "accounts/users.html",
         status=status,
-        people=account_queries.list_staff_users(),
+        users=account_queries.list_staff_users(),
         invitations=account_queries.list_open_invitations(),
         form=form,
         link=link,
@@ -227,27 +241,27 @@ def _render_staff_users(form: InviteForm, link: str | None = None, status: int =
 @require_role("admin")
 def withdraw(invitation_id: int) -> BaseResponse:
     account_actions.withdraw_invitation(invitation_id, by=current_user.email)
-    flash("The link no longer works.", "success")
+    flash(_("The link no longer works."), "success")
     return redirect(url_for("staff.accounts.staff_users"))
 
 
 @blueprint.route("/settings/people/<int:user_id>", methods=["GET", "POST"])
 @require_role("admin")
 def staff_user(user_id: int) -> BaseResponse:
-    """One user, and the form that changes the role."""
+    """Show a user, or change their role."""
     user = _get_staff_user_or_404(user_id)
     form = RoleForm(obj=user)
     if form.validate_on_submit():
         try:
             user = account_actions.change_staff_role(user_id, form.role.data, by=current_user.email)
-            flash(f"{user.name} is {form.role.data} now.", "success")
+            flash(_("The role of %(name)s is now: %(role)s.", name=user.name, role=role_name(user.role)), "success")
             if user.has_at_least_role("admin") or user != current_user:
                 return redirect(url_for("staff.accounts.staff_user", user_id=user_id))
             return redirect(url_for("staff.accounts.settings"))
         except DomainError as error:
             form.role.errors = [*form.role.errors, error.message]
     return render(
-        "accounts/person.html",
+        "accounts/user.html",
         status=422 if form.is_submitted() else 200,
         user=_get_staff_user_or_404(user_id),
         form=form,
@@ -257,20 +271,20 @@ def staff_user(user_id: int) -> BaseResponse:
 @blueprint.post("/settings/people/<int:user_id>/new-password")
 @require_role("admin")
 def create_reset_link(user_id: int) -> BaseResponse:
-    """Show a link to a new password, in the answer itself: it is shown once and kept nowhere."""
+    """Create a password reset link. It is only in this response: it is not stored and shown once."""
     try:
         link = account_actions.create_password_reset_link(user_id, by=current_user.email)
     except DomainError as error:
         return _redirect_to_staff_user(user_id, error.message, "error")
     user = _get_staff_user_or_404(user_id)
-    return render("accounts/person.html", user=user, form=RoleForm(formdata=None, obj=user), link=link)
+    return render("accounts/user.html", user=user, form=RoleForm(formdata=None, obj=user), link=link)
 
 
 @blueprint.post("/settings/people/<int:user_id>/end-sessions")
 @require_role("admin")
 def end_sessions(user_id: int) -> BaseResponse:
     user = account_actions.end_staff_sessions(user_id, by=current_user.email)
-    return _redirect_to_staff_user(user_id, f"{user.name} is signed out everywhere.")
+    return _redirect_to_staff_user(user_id, _("%(name)s is signed out on all devices.", name=user.name))
 
 
 @blueprint.post("/settings/people/<int:user_id>/disable")
@@ -280,35 +294,35 @@ def disable(user_id: int) -> BaseResponse:
         user = account_actions.disable_staff_user(user_id, by=current_user.email)
     except DomainError as error:
         return _redirect_to_staff_user(user_id, error.message, "error")
-    return _redirect_to_staff_user(user_id, f"{user.name} can no longer sign in.")
+    return _redirect_to_staff_user(user_id, _("%(name)s can no longer sign in.", name=user.name))
 
 
 @blueprint.post("/settings/people/<int:user_id>/enable")
 @require_role("admin")
 def enable(user_id: int) -> BaseResponse:
     user = account_actions.enable_staff_user(user_id, by=current_user.email)
-    return _redirect_to_staff_user(user_id, f"{user.name} can sign in again.")
+    return _redirect_to_staff_user(user_id, _("%(name)s can sign in again.", name=user.name))
 
 
 def _get_staff_user_or_404(user_id: int) -> StaffUser:
     user = account_queries.find_staff_user(user_id)
     if user is None:
-        raise NotFound("There is nobody with this number. Look at the list of people.")
+        raise NotFound(_("There is no user with this id. See the list of users."))
     return user
 
 
-def _redirect_to_staff_user(user_id: int, words: str, kind: str = "success") -> BaseResponse:
-    flash(words, kind)
+def _redirect_to_staff_user(user_id: int, message: str, category: str = "success") -> BaseResponse:
+    flash(message, category)
     return redirect(url_for("staff.accounts.staff_user", user_id=user_id))
 
 
-# --- keys of machines, and the trail --------------------------------------------------------------
+# --- API keys, signing keys, audit trail ---------------------------------------------------------
 
 
 @blueprint.route("/settings/api-keys", methods=["GET", "POST"])
 @require_role("admin")
 def api_keys() -> BaseResponse:
-    """The list, and the form that makes a key. The key is in the answer itself: it is shown once and kept nowhere."""
+    """List the API keys and create new ones. The key is only in this response: it is not stored and shown once."""
     form = ApiKeyForm()
     if form.validate_on_submit():
         try:
@@ -328,16 +342,16 @@ def _render_api_keys(form: ApiKeyForm, key: str | None = None, status: int = 200
 @require_role("admin")
 def revoke_api_key(key_id: int) -> BaseResponse:
     account_actions.revoke_api_key(key_id, by=current_user.email)
-    flash("The key no longer works.", "success")
+    flash(_("The key is revoked and no longer works."), "success")
     return redirect(url_for("staff.accounts.api_keys"))
 
 
 @blueprint.get("/settings/keys")
 @require_role("admin")
 def list_signing_keys() -> BaseResponse:
-    """What signs personal codes, links and references, version by version; never a secret."""
+    """List the versions of the signing keys, without their secrets."""
     return render(
-        "accounts/keys.html",
+        "accounts/signing_keys.html",
         purposes=[
             (purpose, signing_keys.list_key_versions(purpose.name))
             for purpose in signing_key_actions.SIGNING_KEY_PURPOSES.values()
@@ -349,7 +363,7 @@ def list_signing_keys() -> BaseResponse:
 @require_role("admin")
 def rotate_key(purpose: str) -> BaseResponse:
     version = signing_key_actions.rotate_signing_key(purpose, by=current_user.email)
-    flash(f"Version {version} signs from now on. What older ones have signed goes on working.", "success")
+    flash(_("Version %(version)s signs from now on. Older versions are still accepted.", version=version), "success")
     return redirect(url_for("staff.accounts.list_signing_keys"))
 
 
@@ -358,7 +372,7 @@ def rotate_key(purpose: str) -> BaseResponse:
 def revoke_key(purpose: str, version: int) -> BaseResponse:
     try:
         signing_key_actions.revoke_signing_key(purpose, version, by=current_user.email)
-        flash(f"Version {version} is retired: what it has signed no longer works.", "success")
+        flash(_("Version %(version)s is revoked: its signatures are no longer accepted.", version=version), "success")
     except NotFound:
         raise
     except DomainError as error:
@@ -374,5 +388,5 @@ def audit() -> BaseResponse:
 
 
 def _parse_id_argument(name: str) -> int | None:
-    given = request.args.get(name, "")
-    return int(given) if given.isascii() and given.isdigit() and len(given) <= 18 else None
+    text = request.args.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None

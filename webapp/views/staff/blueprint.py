@@ -1,4 +1,4 @@
-"""The staff door: a signed-in user with a sufficient role, a CSRF token on every write, an audit trail behind it."""
+"""The staff blueprint: every view needs a signed-in user with a sufficient role, and every write a CSRF token."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from flask import Blueprint, Response, abort, current_app, redirect, request, session, url_for
+from flask_babel import gettext as _
 from flask_login import current_user
 from flask_wtf.csrf import CSRFError
 
@@ -15,76 +16,80 @@ View = TypeVar("View", bound=Callable[..., Any])
 
 
 def login_exempt(view: View) -> View:
-    """Mark a view that one reaches without having signed in."""
-    view.open_to_all = True  # type: ignore[attr-defined]
+    """Mark a view as accessible without signing in."""
+    view.is_login_exempt = True  # type: ignore[attr-defined]
     return view
 
 
 def require_role(role: Role) -> Callable[[View], View]:
-    """Mark the role that a view needs, where it is not the usual one: viewer to look, manager to change."""
+    """Set the role that a view requires, where it is not the default: viewer to read, manager to write."""
 
-    def mark(view: View) -> View:
-        view.needs_role = role  # type: ignore[attr-defined]
+    def decorate(view: View) -> View:
+        view.required_role = role  # type: ignore[attr-defined]
         return view
 
-    return mark
+    return decorate
 
 
-def allow_form_size(size: int) -> Callable[[View], View]:
-    """Mark a view whose form may be larger than others, in bytes: what is too large is then said at its field, with
-    everything typed still there."""
+def allow_form_size(max_bytes: int) -> Callable[[View], View]:
+    """Allow a view a larger form than others.
 
-    def mark(view: View) -> View:
-        view.takes_up_to = size  # type: ignore[attr-defined]
+    A text that is too long then gives an error at its field, and the form keeps everything that was typed.
+    """
+
+    def decorate(view: View) -> View:
+        view.max_form_bytes = max_bytes  # type: ignore[attr-defined]
         return view
 
-    return mark
+    return decorate
 
 
-def preserve_form_data(**fields: str) -> Callable[[View], View]:
-    """Mark a view to which people write at length: these fields, and what they are called, are shown to be copied
-    should the session have ended meanwhile."""
+def preserve_form_data(**labels: str) -> Callable[[View], View]:
+    """Preserve long texts when the session has ended: the error page shows these fields, to be copied.
 
-    def mark(view: View) -> View:
-        view.keeps_words = fields  # type: ignore[attr-defined]
+    :param labels: the label of each field to preserve, by field name.
+    """
+
+    def decorate(view: View) -> View:
+        view.preserved_fields = labels  # type: ignore[attr-defined]
         return view
 
-    return mark
+    return decorate
 
 
 class SessionExpired(CSRFError):
-    """A form was sent by somebody who is not signed in any more."""
+    """A form was sent after the session had ended."""
 
 
 def raise_body_limit() -> None:
-    """Before a form is read: let it be as large as its view takes, for whoever seems to have signed in."""
-    size = getattr(current_app.view_functions.get(request.endpoint or ""), "takes_up_to", None)
-    if size is not None and "_user_id" in session:
-        request.max_content_length = request.max_form_memory_size = size
+    """Apply the form size limit of the view before the form is parsed, if the request has a session of a user."""
+    max_bytes = getattr(current_app.view_functions.get(request.endpoint or ""), "max_form_bytes", None)
+    if max_bytes is not None and "_user_id" in session:
+        request.max_content_length = request.max_form_memory_size = max_bytes
 
 
-def create_staff_blueprint(*rooms: Blueprint) -> Blueprint:
-    """A fresh staff door with the given rooms behind it."""
-    door = Blueprint("staff", __name__)
-    for room in rooms:
-        door.register_blueprint(room)
-    door.before_request(_authorize_request)
-    return door
+def create_staff_blueprint(*blueprints: Blueprint) -> Blueprint:
+    """Create the staff blueprint with the given blueprints nested in it."""
+    staff = Blueprint("staff", __name__)
+    for blueprint in blueprints:
+        staff.register_blueprint(blueprint)
+    staff.before_request(_authorize_request)
+    return staff
 
 
 def _authorize_request() -> Response | None:
     view = current_app.view_functions[request.endpoint or ""]
-    if getattr(view, "open_to_all", False):
+    if getattr(view, "is_login_exempt", False):
         return None
     if not current_user.is_authenticated:
-        # After a write the page it came from is the place to return to: the write itself can't be repeated by a GET.
-        here = request.full_path.rstrip("?") if request.method == "GET" else None
+        # Only a GET can be repeated after signing in.
+        next_path = request.full_path.rstrip("?") if request.method == "GET" else None
         if request.headers.get("HX-Request"):
             return Response(status=401, headers={"HX-Redirect": url_for("staff.accounts.sign_in")})
-        if hasattr(view, "keeps_words"):
-            raise SessionExpired("The session has ended.")
-        return redirect(url_for("staff.accounts.sign_in", next=here))  # type: ignore[return-value]
-    usual: Role = "viewer" if request.method in ("GET", "HEAD", "OPTIONS") else "manager"
-    if not current_user.has_at_least_role(getattr(view, "needs_role", usual)):
-        abort(403, "Your role does not allow this. Ask an administrator.")
+        if hasattr(view, "preserved_fields"):
+            raise SessionExpired("The session has ended.")  # no translation
+        return redirect(url_for("staff.accounts.sign_in", next=next_path))  # type: ignore[return-value]
+    default_role: Role = "viewer" if request.method in ("GET", "HEAD", "OPTIONS") else "manager"
+    if not current_user.has_at_least_role(getattr(view, "required_role", default_role)):
+        abort(403, _("Your role does not allow this. Ask an administrator."))
     return None

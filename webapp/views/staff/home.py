@@ -1,10 +1,11 @@
-"""The first page: how things are going and what needs attention."""
+"""The home page: current figures and what needs attention."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from flask import Blueprint
+from flask_babel import gettext as _
 from flask_login import current_user
 from werkzeug.wrappers import Response
 
@@ -18,12 +19,12 @@ blueprint = Blueprint("home", __name__)
 
 @blueprint.get("/")
 def index() -> Response:
-    """All of it; while mails go out, what changes renews itself."""
+    """Show the home page. While emails are being sent, a section of it is refreshed."""
     figures = dashboard.get_dashboard_figures(current_user.time_zone)
     chart = {
-        "x": [day.isoformat() for day, _ in figures.redemptions_per_day],
-        "x_words": [format_date(day) for day, _ in figures.redemptions_per_day],
-        "series": [{"label": "Redemptions", "values": [n for _, n in figures.redemptions_per_day]}],
+        "x": [day.isoformat() for day, _count in figures.redemptions_per_day],
+        "x_texts": [format_date(day) for day, _count in figures.redemptions_per_day],
+        "series": [{"label": _("Redemptions"), "values": [count for _day, count in figures.redemptions_per_day]}],
         "kind": "bars",
     }
     return render(
@@ -36,7 +37,7 @@ def index() -> Response:
 
 @blueprint.get("/now")
 def live_section() -> Response:
-    """The piece that renews itself while mails go out."""
+    """Render the section that is refreshed while emails are being sent."""
     return render("_now.html", steps=None, **_live_values(dashboard.get_dashboard_figures(current_user.time_zone)))
 
 

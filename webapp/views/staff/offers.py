@@ -259,7 +259,7 @@ def _redemption_chart(offer: Offer) -> dict[str, Any]:
     return {
         "kind": "bars",
         "x": [day.isoformat() for day in days],
-        "x_words": [formatting.format_date(day) for day in days],
+        "x_texts": [formatting.format_date(day) for day in days],
         "series": [{"label": "Redemptions", "values": [counted.get(day, 0) for day in days]}],
         "x_label": "Day",
     }

@@ -1,4 +1,4 @@
-"""Settings → Shop: what customers see of the shop, a sample of the mail, and whether the relay takes mail."""
+"""Settings → Shop: the details that customers see, a sample email, and a check of the mail relay."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from flask import Blueprint, Response, current_app, flash, redirect, request, url_for
+from flask_babel import gettext as _
 from flask_login import current_user
 from werkzeug.wrappers import Response as BaseResponse
 
@@ -31,7 +32,7 @@ blueprint = Blueprint("shop", __name__, url_prefix="/settings/shop")
 @blueprint.get("")
 @require_role("manager")
 def edit() -> Response:
-    """What is known of the shop."""
+    """Show the form with the details of the shop."""
     form = ShopForm(formdata=None)
     form.fill_from_shop(shop_queries.get_shop())
     return _render_page(form)
@@ -39,7 +40,7 @@ def edit() -> Response:
 
 @blueprint.post("")
 def save() -> BaseResponse:
-    """Keep what was typed."""
+    """Save the details of the shop."""
     form = ShopForm()
     try:
         if not form.validate_on_submit():
@@ -48,14 +49,14 @@ def save() -> BaseResponse:
     except DomainError as error:
         rendering.add_form_errors(form, error)
         return _render_page(form, error.status)
-    flash("Saved. Mails that are still to go out say it, too.", "success")
+    flash(_("Saved. Emails that are not sent yet will use the new details."), "success")
     return redirect(url_for("staff.shop.edit"))
 
 
 @blueprint.get("/sample")
 @require_role("manager")
 def sample() -> Response:
-    """The piece with the sample of a mail, as the shop would be with what is typed; nothing is kept."""
+    """Render the section with a sample email, with the details as typed. Nothing is saved."""
     form = ShopForm(request.args, meta={"csrf": False})
     return rendering.render("shop/_sample.html", **_sample_context(form))
 
@@ -63,7 +64,7 @@ def sample() -> Response:
 @blueprint.get("/sample/frame")
 @require_role("manager")
 def frame() -> Response:
-    """The sample itself, alone. What can't be taken leaves the shop as it is."""
+    """Render the sample email itself, with the details as typed, or with the saved ones if those are invalid."""
     form = ShopForm(request.args, meta={"csrf": False})
     try:
         values = validate_shop(form.values())
@@ -76,29 +77,29 @@ def frame() -> Response:
 
 @blueprint.post("/relay")
 def check_relay() -> BaseResponse:
-    """See whether the relay takes mail. Nothing is sent."""
-    finding = relay_check.check_relay_connection()
+    """Check whether the relay accepts emails. Nothing is sent."""
+    result = relay_check.check_relay_connection()
     if rendering.is_htmx():
-        return rendering.render("shop/_relay.html", settings=current_app.config["SETTINGS"], finding=finding)
+        return rendering.render("shop/_relay.html", settings=current_app.config["SETTINGS"], relay_result=result)
     form = ShopForm(formdata=None)
     form.fill_from_shop(shop_queries.get_shop())
-    return _render_page(form, finding=finding)
+    return _render_page(form, relay_result=result)
 
 
-def _render_page(form: ShopForm, status: int = 200, finding: RelayCheckResult | None = None) -> Response:
+def _render_page(form: ShopForm, status: int = 200, relay_result: RelayCheckResult | None = None) -> Response:
     page = rendering.render(
         "shop/edit.html",
         status=status,
         settings=current_app.config["SETTINGS"],
         sender=addresses.sender_address(current_app.config["SETTINGS"].mail_default_sender),
-        finding=finding,
+        relay_result=relay_result,
         **_sample_context(form),
     )
     return rendering.allow_frames(page)
 
 
 def _sample_context(form: ShopForm) -> dict[str, Any]:
-    """The form, and where the sample is; no address while what was typed can't be taken."""
+    """Return the form and the URL of the sample, which is None while the form has errors."""
     try:
         validate_shop(form.values())
     except InvalidInput:
@@ -112,7 +113,7 @@ def _sample_offer() -> Offer:
         id=personal_links.PREVIEW_CUSTOMER_ID,
         code="WELCOME25",
         code_as_written="WELCOME25",
-        name="Welcome",
+        name=_("Welcome"),
         discount_type="percent",
         percent=Decimal(25),
         time_zone="UTC",
@@ -126,6 +127,6 @@ def _sample_customer() -> Customer:
         id=personal_links.PREVIEW_CUSTOMER_ID,
         email="ada@example.com",
         email_as_given="ada@example.com",
-        name="Ada Lovelace",
+        name="Ada Lovelace",  # no translation
         locale=None,
     )

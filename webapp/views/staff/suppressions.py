@@ -1,10 +1,11 @@
-"""Staff screens of the list of addresses that must not be mailed."""
+"""Staff views of the suppression list."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from flask import Blueprint, Response, abort, current_app, flash, redirect, request, url_for
+from flask_babel import gettext as _
 from flask_login import current_user
 from flask_wtf import FlaskForm
 from werkzeug.wrappers import Response as BaseResponse
@@ -31,38 +32,39 @@ PAGE_SIZE = 50
 
 @blueprint.get("/customers/do-not-mail")
 def index() -> Response:
-    """The list by address, found as one types."""
+    """List suppressed addresses, sorted by address, with a search."""
     search = SuppressionSearchForm(request.args)
     q, reason, after = search.q.data or "", search.reason.data or "", request.args.get("after", "")
-    found = suppression_queries.list_suppressions(q, reason, after, PAGE_SIZE)
-    shown = found[:PAGE_SIZE]
-    kept: dict[str, Any] = {name: value for name, value in (("q", q), ("reason", reason)) if value}
-    here = "staff.suppressions.index"
+    rows = suppression_queries.list_suppressions(q, reason, after, PAGE_SIZE)
+    page = rows[:PAGE_SIZE]
+    filters: dict[str, Any] = {name: value for name, value in (("q", q), ("reason", reason)) if value}
+    endpoint = "staff.suppressions.index"
     return rendering.render(
         "customers/suppressions.html",
         form=search,
-        shown=shown,
-        mailings=campaign_queries.get_offer_names_by_campaign(listed.campaign_id for listed in shown),
+        suppressions=page,
+        offer_names_by_campaign=campaign_queries.get_offer_names_by_campaign(row.campaign_id for row in page),
         counts=suppression_queries.count_suppressions_by_reason(),
-        narrowed=bool(kept),
-        first_url=url_for(here, **kept) if after else None,
-        next_url=url_for(here, **kept, after=shown[-1].email) if len(found) > PAGE_SIZE else None,
+        is_filtered=bool(filters),
+        first_url=url_for(endpoint, **filters) if after else None,
+        next_url=url_for(endpoint, **filters, after=page[-1].email) if len(rows) > PAGE_SIZE else None,
     )
 
 
 @blueprint.route("/customers/do-not-mail/new", methods=["GET", "POST"])
 @require_role("manager")
 def new() -> BaseResponse:
-    """Put one address on the list."""
+    """Add one address to the suppression list."""
     form = SuppressionForm(email=request.args.get("email", ""))
     if form.validate_on_submit():
         try:
             given = form.email.data or ""
-            listed, was = suppression_actions.add_suppression_by_staff(
+            suppression, previous_reason = suppression_actions.add_suppression_by_staff(
                 given, form.reason.data or "", current_user.email, form.words.data or ""
             )
-            flash(_added_message(" ".join(given.split()), listed, was), "info" if was else "success")
-            return redirect(_return_url(listed.email))
+            message = _added_message(" ".join(given.split()), suppression, previous_reason)
+            flash(message, "info" if previous_reason else "success")
+            return redirect(_return_url(suppression.email))
         except DomainError as error:
             rendering.add_form_errors(form, error)
     status = 422 if form.is_submitted() else 200
@@ -72,34 +74,38 @@ def new() -> BaseResponse:
 @blueprint.route("/customers/do-not-mail/lift", methods=["GET", "POST"])
 @require_role("manager")
 def remove() -> BaseResponse:
-    """Let an address be mailed again, after saying what that means; one that is no customer's only by an admin."""
-    # PostgreSQL has no NUL, so nothing is called like that.
+    """Remove an address from the suppression list after a confirmation page.
+
+    Only administrators may remove an address without a customer.
+    """
+    # A NUL character cannot be part of a PostgreSQL text.
     key = request.values.get("email", "").replace("\0", "")
-    found = suppression_queries.find_suppression_by_email(key) or suppression_queries.find_suppression_by_key(key)
-    if found is None:
-        raise NotFound("This address is not on the list.")
-    if customer_queries.find_customer_by_email(found.email) is None and not current_user.has_at_least_role("admin"):
-        abort(403, "Your role does not allow this. Ask an administrator.")
+    suppression = suppression_queries.find_suppression_by_email(key) or suppression_queries.find_suppression_by_key(key)
+    if suppression is None:
+        raise NotFound(_("This address is not on the suppression list."))
+    has_customer = customer_queries.find_customer_by_email(suppression.email) is not None
+    if not has_customer and not current_user.has_at_least_role("admin"):
+        abort(403, _("Your role does not allow this. Ask an administrator."))
     form = FlaskForm()
+    return_url = _return_url(suppression.email)
     if form.validate_on_submit():
-        back = _return_url(found.email)
         suppression_actions.remove_suppression(key, by=current_user.email)
-        flash(f"{key} may be mailed again.", "success")
-        return redirect(back)
+        flash(_("%(email)s was removed from the suppression list.", email=key), "success")
+        return redirect(return_url)
     return rendering.render(
         "customers/lift_suppression.html",
         form=form,
-        listed=found,
+        suppression=suppression,
         key=key,
-        back=_return_url(found.email),
-        mailings=campaign_queries.get_offer_names_by_campaign([found.campaign_id]),
+        return_url=return_url,
+        offer_names_by_campaign=campaign_queries.get_offer_names_by_campaign([suppression.campaign_id]),
     )
 
 
 @blueprint.get("/customers/do-not-mail.csv")
 @require_role("manager")
 def download() -> Response:
-    """The whole list, as it comes from the database."""
+    """Export the suppression list as CSV."""
     suppression_actions.record_suppression_export(by=current_user.email)
     return csv_response(suppression_queries.export_suppressions(), "do-not-mail.csv")
 
@@ -107,26 +113,29 @@ def download() -> Response:
 @blueprint.get("/customers/do-not-mail/import")
 @require_role("manager")
 def import_form() -> Response:
-    """Choose a file of addresses."""
+    """Show the upload form for a suppression list."""
     return _render_import_page(ImportForm())
 
 
 @blueprint.post("/customers/do-not-mail/import")
 @csrf.exempt
 def receive_upload() -> BaseResponse:
-    """Take an uploaded list while it arrives. Its token stands before it, so it is checked before the file."""
-    limit: int = current_app.config["SETTINGS"].max_upload
+    """Receive an uploaded list as a stream.
+
+    The CSRF token precedes the file and is checked before it.
+    """
+    limit: int = current_app.config["SETTINGS"].max_upload_bytes
     request.max_content_length = 2 * limit
     form = ImportForm()
     try:
         if (request.content_length or 0) > limit + upload.MAX_FIELDS_SIZE:
             raise upload.file_too_large_error(limit)
-        sent = upload.parse_multipart_form(request.stream, request.headers.get("Content-Type", ""), limit)
-        check_upload_csrf(sent)
-        if not sent.filename:
-            raise InvalidInput(FieldError("file", "file_missing", "Choose a file first."))
+        received = upload.parse_multipart_form(request.stream, request.headers.get("Content-Type", ""), limit)
+        check_upload_csrf(received)
+        if not received.filename:
+            raise InvalidInput(FieldError("file", "file_missing", _("Choose a file.")))
         import_id = import_actions.store_import_file(
-            sent.chunks, sent.filename, CSV, "", by=current_user.email, kind="suppressions"
+            received.chunks, received.filename, CSV, "", by=current_user.email, kind="suppressions"
         )
     except DomainError as error:
         upload.drain_body(request.stream, 2 * limit)
@@ -136,20 +145,31 @@ def receive_upload() -> BaseResponse:
 
 
 def _render_import_page(form: ImportForm, status: int = 200) -> Response:
-    limit = current_app.config["SETTINGS"].max_upload // 1024 // 1024
-    return rendering.render("customers/import_suppressions.html", status=status, form=form, limit_mb=limit)
+    limit_mb = current_app.config["SETTINGS"].max_upload_bytes // 1024 // 1024
+    return rendering.render("customers/import_suppressions.html", status=status, form=form, limit_mb=limit_mb)
 
 
-def _added_message(given: str, listed: Suppression, was: str | None) -> str:
-    if was is None:
-        return f"{given} is not mailed any more."
-    if was == listed.reason:
-        return f"{given} was on the list already ({was}) and stays there as it was."
-    return f"{given} was on the list already ({was}); now it stands there as {listed.reason}."
+def _added_message(email: str, suppression: Suppression, previous_reason: str | None) -> str:
+    if previous_reason is None:
+        message = _("%(email)s was added to the suppression list.", email=email)
+    elif previous_reason == suppression.reason:
+        message = _(
+            "%(email)s is already on the suppression list (%(reason)s). The entry was not changed.",
+            email=email,
+            reason=previous_reason,
+        )
+    else:
+        message = _(
+            "%(email)s was already on the suppression list (%(previous)s). The reason is now %(reason)s.",
+            email=email,
+            previous=previous_reason,
+            reason=suppression.reason,
+        )
+    return str(message)
 
 
 def _return_url(email: str) -> str:
-    """The page of the customer who has the address, else the list."""
+    """Return the URL of the customer with this address, or of the suppression list."""
     customer = customer_queries.find_customer_by_email(email)
     if customer is not None:
         return url_for("staff.customers.show", customer_id=customer.id)

@@ -1,4 +1,4 @@
-"""The JSON of customers and their imports: what is taken and what is given."""
+"""API schemas of customers and their imports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from webapp.customers.models import Audience, Customer, CustomerImport, Rejected
 
 def _check_storable(text: str) -> str:
     if "\0" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
-        raise ValueError("leave out NUL and unpaired surrogates")
+        raise ValueError("remove NUL characters and unpaired surrogates")
     return text
 
 
@@ -20,11 +20,11 @@ StorableStr = Annotated[StrictStr, AfterValidator(_check_storable)]
 
 
 class CustomerPath(BaseModel):
-    source_id: Annotated[StorableStr, Field(min_length=1, max_length=200, description="Your own id of the customer.")]
+    source_id: Annotated[StorableStr, Field(min_length=1, max_length=200, description="Your own ID of the customer.")]
 
 
 class CustomerIn(BaseModel):
-    """A customer as it shall be. What is left out stays as it is."""
+    """Values of a customer to create or update. Omitted fields keep their values."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -34,21 +34,21 @@ class CustomerIn(BaseModel):
     audiences: (
         Annotated[
             list[Annotated[StorableStr, Field(max_length=200)]],
-            Field(max_length=100, description="All audiences to be in, made when missing."),
+            Field(max_length=100, description="Names of all audiences of the customer, created when missing."),
         ]
         | None
     ) = None
     audience: (
         Annotated[
             StorableStr,
-            Field(max_length=200, description="An audience to be in besides those one is in, made when missing."),
+            Field(max_length=200, description="Name of an audience to join in addition, created when missing."),
         ]
         | None
     ) = None
 
 
 class ErasureIn(BaseModel):
-    """Whom to erase."""
+    """The email address of the customer to erase."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -56,7 +56,10 @@ class ErasureIn(BaseModel):
 
 
 class SuppressionOut(BaseModel):
-    """Why a customer must not be mailed, since when, and where that is known from: `campaign 3`, `import` and so on."""
+    """Why and since when a customer is suppressed.
+
+    `source` is where the entry comes from: `campaign 3`, `import` and so on.
+    """
 
     reason: Literal["unsubscribed", "bounced", "complained"]
     since: str
@@ -65,7 +68,10 @@ class SuppressionOut(BaseModel):
 
 
 class CustomerOut(BaseModel):
-    """A customer as it is known. `suppression` is null while they may be mailed."""
+    """A customer.
+
+    `suppression` is null while the customer may receive campaign emails.
+    """
 
     source_id: str | None
     email: str
@@ -79,7 +85,8 @@ class CustomerOut(BaseModel):
 
 class ImportQuery(BaseModel):
     audience: (
-        Annotated[StorableStr, Field(max_length=200, description="An audience that every customer joins.")] | None
+        Annotated[StorableStr, Field(max_length=200, description="Name of an audience that every customer joins.")]
+        | None
     ) = None
 
 
@@ -88,14 +95,14 @@ class ImportPath(BaseModel):
 
 
 class ImportErrorsQuery(BaseModel):
-    """Which rows that could not be taken to show: behind a cursor, at most this many."""
+    """Which page of rejected rows to return."""
 
     cursor: Annotated[StorableStr, Field(max_length=200)] | None = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
 
 
 class RowError(BaseModel):
-    """A row that could not be taken: its line in the file, why for programs, why for people."""
+    """A rejected row: its line in the file, an error code and a message."""
 
     line: int
     code: str
@@ -108,9 +115,10 @@ class ImportQueued(BaseModel):
 
 
 class ImportOut(BaseModel):
-    """How far an import is. Once it is done, `rows` is the sum of created, updated, unchanged, duplicates and rejected.
+    """Progress of an import.
 
-    Of several rows about one e-mail the last one counts; the others are the `duplicates`.
+    When done, `rows` is the sum of created, updated, unchanged, duplicates and rejected. Of several rows with one email
+    address the last one counts; the others are the `duplicates`.
     """
 
     id: int
@@ -131,24 +139,33 @@ class ImportOut(BaseModel):
     next_cursor: str | None
 
 
-def customer_json(customer: Customer, audiences: list[Audience], listed: Suppression | None) -> dict[str, Any]:
+def customer_json(customer: Customer, audiences: list[Audience], suppression: Suppression | None) -> dict[str, Any]:
+    """Return a customer as `CustomerOut`."""
+    unsubscribed_at = suppression.at if suppression is not None and suppression.reason == "unsubscribed" else None
     return {
         "source_id": customer.source_id,
         "email": customer.email_as_given,
         "name": customer.name,
         "locale": customer.locale,
         "audiences": [audience.name for audience in audiences],
-        "suppression": suppression_json(listed) if listed else None,
-        "unsubscribed_at": _format_utc(listed.at) if listed and listed.reason == "unsubscribed" else None,
+        "suppression": suppression_json(suppression) if suppression else None,
+        "unsubscribed_at": _format_utc(unsubscribed_at),
         "created_at": _format_utc(customer.created_at),
     }
 
 
-def suppression_json(listed: Suppression) -> dict[str, Any]:
-    return {"reason": listed.reason, "since": _format_utc(listed.at), "source": listed.source, "detail": listed.words}
+def suppression_json(suppression: Suppression) -> dict[str, Any]:
+    """Return a suppression as `SuppressionOut`."""
+    return {
+        "reason": suppression.reason,
+        "since": _format_utc(suppression.at),
+        "source": suppression.source,
+        "detail": suppression.words,
+    }
 
 
-def import_json(row: CustomerImport, errors: list[RejectedRow], following: str | None) -> dict[str, Any]:
+def import_json(row: CustomerImport, errors: list[RejectedRow], next_cursor: str | None) -> dict[str, Any]:
+    """Return an import with a page of rejected rows as `ImportOut`."""
     return {
         "id": row.id,
         "status": row.status,
@@ -165,7 +182,7 @@ def import_json(row: CustomerImport, errors: list[RejectedRow], following: str |
         "created_at": _format_utc(row.created_at),
         "finished_at": _format_utc(row.finished_at),
         "errors": [{"line": error.line, "code": error.code, "detail": error.detail} for error in errors],
-        "next_cursor": following,
+        "next_cursor": next_cursor,
     }
 
 

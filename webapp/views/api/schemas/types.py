@@ -20,22 +20,22 @@ from webapp.core.money import Discount
 _RFC3339_PATTERN = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 
-def _parse_rfc3339(given: object) -> datetime:
-    if not isinstance(given, str) or not _RFC3339_PATTERN.fullmatch(given):
-        raise ValueError("give a time as RFC 3339 has it, such as 2026-06-01T00:00:00Z")
+def _parse_rfc3339(value: object) -> datetime:
+    if not isinstance(value, str) or not _RFC3339_PATTERN.fullmatch(value):
+        raise ValueError("use an RFC 3339 time such as 2026-06-01T00:00:00Z")
     try:
-        return datetime.fromisoformat(given.upper()).astimezone(UTC)
+        return datetime.fromisoformat(value.upper()).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise ValueError("there is no such time") from None
+        raise ValueError("this time does not exist") from None
 
 
 def require_storable_text(text: str) -> str:
-    """Text that the database can hold.
+    """Return the text if PostgreSQL can store it.
 
-    :raises ValueError: when it has a NUL or half of a surrogate pair.
+    :raises ValueError: when it contains NUL or an unpaired surrogate.
     """
     if "\0" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
-        raise ValueError("leave out NUL and unpaired surrogates")
+        raise ValueError("remove NUL characters and unpaired surrogates")
     return text
 
 
@@ -48,7 +48,7 @@ StorableText = Annotated[StrictStr, AfterValidator(require_storable_text)]
 
 
 class RequestBody(BaseModel):
-    """A body knows its fields; another one is a typing error."""
+    """Base of request bodies. Unknown fields are rejected, since they are probably typing errors."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -65,7 +65,7 @@ class AmountOut(BaseModel):
 
 
 def discount_json(discount: Discount) -> dict[str, Any]:
-    """A discount as JSON gives it."""
+    """Return the JSON representation of a discount."""
     if discount.type == "percent" and discount.percent is not None:
         return {"type": "percent", "percent": format(discount.percent.normalize(), "f")}
     return {"type": "amount", "amount": discount.amount, "currency": discount.currency}

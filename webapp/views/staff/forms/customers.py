@@ -1,10 +1,11 @@
-"""What staff type about customers and audiences."""
+"""Staff forms of customers, audiences, imports and the suppression list."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from flask_babel import lazy_gettext as _l
 from flask_wtf import FlaskForm
 from wtforms import EmailField, FileField, Form, SelectChoice, SelectField, SelectMultipleField, StringField, widgets
 
@@ -13,36 +14,38 @@ from webapp.customers.validation import CustomerValues
 
 
 class CustomerSearchForm(Form):
-    """What the list of customers is narrowed to."""
+    """Search and filters of the customer list."""
 
-    q = StringField("E-mail, name or source id")
-    audience = SelectField("Audience", default="", validate_choice=False)
+    q = StringField(_l("Email, name or source ID"))
+    audience = SelectField(_l("Audience"), default="", validate_choice=False)
 
     def set_audience_choices(self, audiences: Sequence[Audience]) -> None:
-        self.audience.choices = [SelectChoice("", "Every audience"), *_audience_choices(audiences)]
+        """Offer these audiences, and all customers."""
+        self.audience.choices = [SelectChoice("", _l("All audiences")), *_audience_choices(audiences)]
 
     def selected_audience_id(self) -> int | None:
-        """The audience to show; None for every one, and for what is none."""
-        known = {choice.value for choice in self.audience.choices or []} - {""}
-        return int(self.audience.data) if self.audience.data in known else None
+        """Return the id of the selected audience; None for all and for an unknown one."""
+        audience_ids = {choice.value for choice in self.audience.choices or []} - {""}
+        return int(self.audience.data) if self.audience.data in audience_ids else None
 
 
 class CustomerForm(FlaskForm):
-    """A customer, as staff enter or change one."""
+    """A customer, as created or edited by staff."""
 
-    email = EmailField("E-mail", render_kw={"required": True})
-    name = StringField("Name")
-    locale = StringField("Language")
-    source_id = StringField("Source id")
+    email = EmailField(_l("Email"), render_kw={"required": True})
+    name = StringField(_l("Name"))
+    locale = StringField(_l("Language"))
+    source_id = StringField(_l("Source ID"))
     audiences = SelectMultipleField(
-        "Audiences", option_widget=widgets.CheckboxInput(), widget=widgets.ListWidget(prefix_label=False)
+        _l("Audiences"), option_widget=widgets.CheckboxInput(), widget=widgets.ListWidget(prefix_label=False)
     )
 
     def set_audience_choices(self, audiences: Sequence[Audience]) -> None:
+        """Offer these audiences."""
         self.audiences.choices = _audience_choices(audiences)
 
     def fill_from_customer(self, customer: Customer, audiences: Sequence[Audience]) -> None:
-        """Fill the form with what is known."""
+        """Fill the form with the stored values."""
         self.email.data = customer.email_as_given
         self.name.data = customer.name
         self.locale.data = customer.locale or ""
@@ -50,6 +53,7 @@ class CustomerForm(FlaskForm):
         self.audiences.data = [str(audience.id) for audience in audiences]
 
     def values(self) -> CustomerValues:
+        """Return the values as entered."""
         return CustomerValues(
             email=self.email.data or "",
             name=self.name.data or "",
@@ -58,52 +62,60 @@ class CustomerForm(FlaskForm):
         )
 
     def selected_audience_ids(self) -> list[int]:
+        """Return the ids of the selected audiences."""
         return [int(value) for value in self.audiences.data or []]
 
 
 class AudienceForm(FlaskForm):
     """The name of an audience."""
 
-    name = StringField("Name", render_kw={"required": True})
+    name = StringField(_l("Name"), render_kw={"required": True})
 
 
 SUPPRESSION_REASON_LABELS = {
-    "unsubscribed": "Unsubscribed: the person asked for no more mails",
-    "complained": "Complained: the person called a mail spam",
-    "bounced": "Bounced: the address does not exist",
+    "unsubscribed": _l("Unsubscribed: the person opted out of emails"),
+    "complained": _l("Complained: the person marked an email as spam"),
+    "bounced": _l("Bounced: the address does not exist"),
 }
 
 
 class SuppressionSearchForm(Form):
-    """What the list of addresses that must not be mailed is narrowed to."""
+    """Search and filters of the suppression list."""
 
-    q = StringField("E-mail")
+    q = StringField(_l("Email"))
     reason = SelectField(
-        "Reason",
+        _l("Reason"),
         default="",
         validate_choice=False,
         choices=[
-            SelectChoice("", "Every reason"),
-            *(SelectChoice(each, each.title()) for each in SUPPRESSION_REASON_LABELS),
+            SelectChoice("", _l("All reasons")),
+            SelectChoice("unsubscribed", _l("Unsubscribed")),
+            SelectChoice("complained", _l("Complained")),
+            SelectChoice("bounced", _l("Bounced")),
         ],
     )
 
 
 class SuppressionForm(FlaskForm):
-    """An address that must not be mailed."""
+    """An address to add to the suppression list."""
 
-    email = EmailField("E-mail", render_kw={"required": True})
+    email = EmailField(_l("Email"), render_kw={"required": True})
     reason = SelectField(
-        "Reason", choices=[SelectChoice(*each) for each in SUPPRESSION_REASON_LABELS.items()], validate_choice=False
+        _l("Reason"),
+        choices=[SelectChoice(value, label) for value, label in SUPPRESSION_REASON_LABELS.items()],
+        validate_choice=False,
     )
-    words = StringField("Note")
+    words = StringField(_l("Note"))
 
 
 class ImportForm(Form):
-    """The fields of an upload. They are read while the file arrives, so this form is only for showing them."""
+    """The upload form, for rendering only.
 
-    audience = StringField("Audience")
-    file = FileField("File", render_kw={"required": True})
+    Its fields are parsed while the file arrives.
+    """
+
+    audience = StringField(_l("Audience"))
+    file = FileField(_l("File"), render_kw={"required": True})
 
     def __init__(self, **data: Any) -> None:
         super().__init__(data=data)

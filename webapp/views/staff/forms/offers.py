@@ -248,7 +248,7 @@ def needs_fold_choice(form: Form, field: str) -> bool:
 
 def _displayed_local(at: datetime, place: ZoneInfo, *, closes: bool = False) -> LocalDateTime:
     """What the form shows of a moment. It leaves out what is below a second, which must not be lost by that."""
-    local = local_time.utc_to_local(at, place, closes=closes)
+    local = local_time.utc_to_local(at, place, is_window_end=closes)
     return LocalDateTime(local.day, local.time.replace(microsecond=0) if local.time else None, local.fold)
 
 

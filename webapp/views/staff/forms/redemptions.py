@@ -13,7 +13,7 @@ from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import FieldError, InvalidInput
 from webapp.offers.models import normalise_code
 from webapp.redemptions.rules import RedemptionRequest
-from webapp.views.redeem_input import _parse_code_and_email
+from webapp.views.redeem_input import parse_code_and_email
 
 CHANNEL_LABELS = {"form": "Form", "link": "Personal link", "api": "API", "staff": "Staff"}
 CHECK_LABELS = {
@@ -40,7 +40,7 @@ class StaffRedeemForm(FlaskForm):
 
         :raises Invalid: with an error for each field that can't be read.
         """
-        code, email = _parse_code_and_email(self.code.data or "", self.email.data or "")
+        code, email = parse_code_and_email(self.code.data or "", self.email.data or "")
         return RedemptionRequest(channel="staff", code=code, email=email)
 
 

@@ -1,9 +1,10 @@
-"""What staff type about the shop."""
+"""The form with the details of the shop."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, fields
 
+from flask_babel import lazy_gettext as _l
 from flask_wtf import FlaskForm
 from wtforms import ColorField, EmailField, StringField, TextAreaField
 
@@ -11,24 +12,24 @@ from webapp.shop.models import ShopValues
 
 
 class ShopForm(FlaskForm):
-    """What customers see of the shop. What each field may be: values.py."""
+    """The details of the shop that customers see. `webapp.shop.validation` validates them."""
 
-    name = StringField("Name of the shop", render_kw={"required": True})
-    sender_name = StringField("Sender's name")
-    reply_to = EmailField("Answers go to")
-    address = TextAreaField("Postal address")
-    colour = ColorField("Colour", render_kw={"required": True})
-    locale = StringField("Language", render_kw={"required": True})
-    reason = StringField("Why they get it")
-    unsubscribe_words = StringField("The link that ends the mails", render_kw={"required": True})
-    button_words = StringField("The button", render_kw={"required": True})
-    link_words = StringField("Before the address of the button")
+    name = StringField(_l("Shop name"), render_kw={"required": True})
+    sender_name = StringField(_l("Sender name"))
+    reply_to = EmailField(_l("Reply-to address"))
+    address = TextAreaField(_l("Postal address"))
+    colour = ColorField(_l("Colour"), render_kw={"required": True})
+    locale = StringField(_l("Language"), render_kw={"required": True})
+    reason = StringField(_l("Reason for the email"))
+    unsubscribe_words = StringField(_l("Text of the unsubscribe link"), render_kw={"required": True})
+    button_words = StringField(_l("Text of the button"), render_kw={"required": True})
+    link_words = StringField(_l("Text before the link address"))
 
     def fill_from_shop(self, shop: ShopValues) -> None:
-        """Fill in what is known."""
+        """Fill the form with the current details."""
         for name, value in asdict(shop).items():
             self[name].data = value
 
     def values(self) -> ShopValues:
-        """What was typed."""
+        """Return the details as typed."""
         return ShopValues(**{field.name: self[field.name].data or "" for field in fields(ShopValues)})

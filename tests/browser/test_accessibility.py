@@ -1,0 +1,131 @@
+"""Every page as people see it: no breach of WCAG 2.2 AA, nothing wider than the screen, in every look."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.support.browser import (
+    LOOKS,
+    OpenPage,
+    RunningShop,
+    accept_invitation,
+    call_api,
+    page_problems,
+    submit_code,
+    wait_for_status,
+    write_csv,
+)
+from webapp.customers import queries as customer_queries
+from webapp.customers.models import Customer
+from webapp.offers.models import Offer
+
+pytestmark = pytest.mark.browser
+STAFF = [
+    "/",
+    "/offers",
+    "/offers/new",
+    "/offers/1",
+    "/offers/1/edit",
+    "/offers/1/code",
+    "/offers/2/mail",
+    "/offers/2/launch",
+    "/campaigns",
+    "/campaigns/1",
+    "/campaigns/1/recipients",
+    "/customers",
+    "/customers/1",
+    "/customers/1/edit",
+    "/customers/1/erase",
+    "/customers/new",
+    "/customers/import",
+    "/customers/imports",
+    "/customers/imports/1",
+    "/customers/audiences",
+    "/redemptions",
+    "/redemptions/new",
+    "/why-not",
+    "/why-not?who=person0@example.com&code=summer-25",
+    "/why-not?who=ada@example.com&code=SUMMER25",
+    "/why-not?who=&code=%C3%9C",
+    "/settings/people",
+    "/settings/people/1",
+    "/settings/api-keys",
+    "/settings/keys",
+    "/settings/audit",
+    "/settings/profile",
+    "/nowhere",
+]
+
+
+@pytest.mark.parametrize("look_of", list(LOOKS))
+def test_staff_pages(
+    shop: RunningShop, window: OpenPage, tmp_path: Path, offer: Callable[..., Offer], look_of: str
+) -> None:
+    # One whose address is as long as people's are: no table may become wider by it.
+    long = "nadezhda.shcherbakova+offers@letters.example.com"
+    rows = write_csv(tmp_path, 40).read_text() + f"{long},Nadezhda Shcherbakova\n"
+    started = call_api(shop, "POST", "/customers/import", rows, "text/csv")[1]
+    wait_for_status(lambda: call_api(shop, "GET", f"/imports/{started['id']}")[1], "done")
+    offer(max_redemptions=50)
+    offer("WINTER", name="Winter", discount_type="amount", amount=500, currency="EUR")
+    launched = call_api(shop, "POST", "/offers/SUMMER25/launch", {})[1]
+    wait_for_status(lambda: call_api(shop, "GET", f"/campaigns/{launched['id']}")[1], "done")
+    offer("AUTUMN", name="Autumn", time_zone="America/New_York")
+    later = (datetime.now(UTC) + timedelta(days=2)).isoformat()
+    waits = call_api(shop, "POST", "/offers/AUTUMN/launch", {"at": later})[1]
+    for email in ("person0@example.com", "person1@example.com", "person2@example.com", long):
+        call_api(shop, "POST", "/redemptions", {"code": "SUMMER25", "customer": {"email": email}})
+    erased = customer_queries.find_customer_by_email("person1@example.com")
+    assert erased is not None
+    call_api(shop, "POST", "/erasures", {"email": "person1@example.com"})
+    page = window(**LOOKS[look_of])
+    page.goto(f"{shop.url}/sign-in")
+    wrong = page_problems(page)
+    accept_invitation(page, shop)
+
+    for path in [*STAFF, f"/customers/{erased.id}", f"/campaigns/{waits['id']}/launch", "/offers/1/reminder"]:
+        page.goto(shop.url + path)
+        wrong += page_problems(page)
+
+    assert wrong == []
+
+
+@pytest.mark.parametrize("look_of", list(LOOKS))
+def test_customer_pages(
+    shop: RunningShop, window: OpenPage, offer: Callable[..., Offer], customer: Callable[..., Customer], look_of: str
+) -> None:
+    now = datetime.now(UTC)
+    customer()
+    offer()
+    offer("GONE", name="Gone", starts_at=now - timedelta(days=9), ends_at=now - timedelta(days=1))
+    call_api(shop, "POST", "/offers/SUMMER25/launch", {})
+    link = shop.link_to("ada@example.com")
+    page = window(**LOOKS[look_of])
+    page.goto(f"{shop.url}/redeem")
+    wrong = page_problems(page)
+    submit_code(page, "GONE", "ada@example.com")
+    page.get_by_role("alert").wait_for()
+    wrong += page_problems(page)
+    for address in (link, f"{shop.url}/r/nonsense", f"{shop.url}/u/nonsense"):
+        page.goto(address)
+        wrong += page_problems(page)
+    page.goto(link)
+    page.get_by_role("button", name="Use it now").click()
+    page.get_by_text("Reference", exact=True).wait_for()
+    wrong += page_problems(page)
+
+    assert wrong == []
+
+
+@pytest.mark.parametrize(("dark", "background"), [(False, "rgba(0, 0, 0, 0)"), (True, "rgb(28, 32, 34)")])
+def test_the_page_of_the_json_calls_is_dark_where_people_want_it_so(
+    shop: RunningShop, window: OpenPage, dark: bool, background: str
+) -> None:
+    page = window(dark=dark)
+    page.goto(f"{shop.url}/api/v1/docs")
+    page.get_by_text("/api/v1/redemptions", exact=True).first.wait_for()
+    assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == background

@@ -1,0 +1,28 @@
+"""Settings → Shop as people use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.support.browser import RunningShop, accept_invitation
+
+pytestmark = pytest.mark.browser
+
+Open = Callable[..., Page]
+
+
+@pytest.mark.parametrize("javascript", [True, False], ids=["with scripts", "without scripts"])
+def test_the_colour_of_the_shop_is_picked(shop: RunningShop, window: Open, javascript: bool) -> None:
+    page = window(javascript=javascript)
+    accept_invitation(page, shop)
+    page.goto(f"{shop.url}/settings/shop")
+    page.get_by_label("Colour").fill("#b400ff")
+    if javascript:
+        # The sample follows what is picked.
+        expect(page.locator("iframe[src*='b400ff']")).to_be_visible()
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_text("Saved.")).to_be_visible()
+    expect(page.get_by_label("Colour")).to_have_value("#b400ff")

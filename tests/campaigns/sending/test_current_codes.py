@@ -1,0 +1,88 @@
+"""Which code a mail carries, also when it changes while the mails are going out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from flask import Flask
+
+from tests.support.campaigns import act_after, create_customers, in_context
+from tests.support.smtp_relay import Relay
+from webapp.campaigns.content.placeholders import EmailContent
+from webapp.campaigns.drafts import actions as draft_actions
+from webapp.campaigns.launch import actions as launch_actions
+from webapp.campaigns.launch import preparation
+from webapp.campaigns.sending import sender
+from webapp.offers import actions as offer_actions
+from webapp.offers import code_actions
+from webapp.offers.models import Offer
+from webapp.redemptions import group_commit, personal_codes
+from webapp.redemptions.rules import RedemptionRequest
+
+Launch = Callable[..., Offer]
+
+
+@pytest.fixture
+def launched(app: Flask, offer: Callable[..., Offer]) -> Launch:
+    """An offer whose mail is its code alone, launched to so many people; their ids are 1 to n."""
+
+    def go(n: int, **values: object) -> Offer:
+        create_customers(n)
+        row = offer("SUMMER25", **values)
+        draft_actions.save_offer_draft(row.id, EmailContent(text="{{ offer.code }}"), "resend", "tests")
+        preparation.prepare_campaign(launch_actions.launch_announcement(row.id, "tests").campaign.id)
+        return row
+
+    return go
+
+
+def sent_codes(relay: Relay) -> list[str]:
+    """The codes of the mails in the order in which they went out."""
+    return [kept.text.split()[0] for kept in relay.kept]
+
+
+def test_a_renewal_is_in_the_mails_of_the_windows_that_follow(
+    app: Flask, launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer_id = launched(120).id
+    act_after(relay, 70, monkeypatch, in_context(app, lambda: code_actions.renew_code(offer_id, "WINTER26", "tests")))
+
+    sender.send_pending_emails()
+
+    assert sent_codes(relay) == ["SUMMER25"] * 100 + ["WINTER26"] * 20
+
+
+def test_every_code_that_went_out_around_a_renewal_works(
+    app: Flask, launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer_id = launched(120, personal_code_required=True).id
+    act_after(relay, 70, monkeypatch, in_context(app, lambda: code_actions.renew_code(offer_id, "WINTER26", "tests")))
+
+    sender.send_pending_emails()
+
+    done = [
+        group_commit.redeem(RedemptionRequest(channel="form", code=code.replace("-", ""), email=kept.to))
+        for code, kept in zip(sent_codes(relay), relay.kept, strict=True)
+    ]
+    assert len(done) == 120
+
+
+def test_a_personal_code_that_is_required_meanwhile_is_in_the_mails_that_follow(
+    app: Flask, launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer_id = launched(120).id
+    act_after(
+        relay,
+        70,
+        monkeypatch,
+        in_context(app, lambda: offer_actions.set_personal_code_required(offer_id, True, "tests")),
+    )
+
+    sender.send_pending_emails()
+
+    codes = sent_codes(relay)
+    assert codes[:100] == ["SUMMER25"] * 100
+    assert codes[100:] == [
+        personal_codes.derive_personal_code("SUMMER25", offer_id, customer_id) for customer_id in range(101, 121)
+    ]

@@ -1,0 +1,104 @@
+"""Addresses in the settings are such as can stand in a mail, or the start is refused in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from webapp.core import settings as app_settings
+
+
+def _loaded(tmp_path: Path, **given: str) -> app_settings.Settings:
+    return app_settings.load_settings({"INSTANCE_PATH": str(tmp_path), **given})
+
+
+@pytest.mark.parametrize(
+    ("given", "stands"),
+    [
+        ("https://münze.example", "https://xn--mnze-0ra.example"),
+        ("https://Straße.example:8443/angebote/", "https://xn--strae-oqa.example:8443/angebote"),
+        ("http://127.0.0.1:8000", "http://127.0.0.1:8000"),
+        ("http://[::1]:8000", "http://[::1]:8000"),
+        ("http://localhost", "http://localhost"),
+    ],
+)
+def test_the_public_address_is_written_in_ascii(tmp_path: Path, given: str, stands: str) -> None:
+    assert _loaded(tmp_path, PUBLIC_URL=given).public_url == stands
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PUBLIC_URL", "example.com"),
+        ("PUBLIC_URL", "https://"),
+        ("PUBLIC_URL", "https://shop..example"),
+        ("PUBLIC_URL", "https://-ü.example"),
+        ("PUBLIC_URL", "https://shop.example/münze"),
+        ("PUBLIC_URL", "https://shop.example/a b"),
+        ("PUBLIC_URL", "https://me:secret@shop.example"),
+        ("PUBLIC_URL", "https://shop.example/?a=b"),
+        ("PUBLIC_URL", "https://shop.example/#a"),
+        ("PUBLIC_URL", "https://shop.example:99999"),
+        ("PUBLIC_URL", "https://shop.example\n.evil.example"),
+        ("MAIL_SERVER", "relay..example.com"),
+        ("MAIL_SERVER", "relay example.com"),
+        ("MAIL_SERVER", "relay.example.com:25"),
+        ("MAIL_DEFAULT_SENDER", "Shop"),
+        ("MAIL_DEFAULT_SENDER", "Shop <offers@shop..example>"),
+        ("MAIL_DEFAULT_SENDER", "Shop <münze@shop.example>"),
+        ("MAIL_DEFAULT_SENDER", "Shop <a@b.example>\r\nBcc: x@y.example"),
+    ],
+)
+def test_an_address_that_no_mail_could_have_stops_the_start(tmp_path: Path, name: str, value: str) -> None:
+    with pytest.raises(app_settings.SettingsError, match=f"^{name} must be ") as stopped:
+        _loaded(tmp_path, **{name: value})
+
+    assert "\n" not in str(stopped.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "stands"),
+    [
+        ("relay.example.com", "relay.example.com"),
+        ("mail_relay", "mail_relay"),
+        ("::1", "::1"),
+        ("10.0.0.1", "10.0.0.1"),
+        ("pöst.example", "xn--pst-sna.example"),
+        ("relay.example.com.", "relay.example.com."),
+    ],
+)
+def test_the_relay_is_a_name_or_an_address(tmp_path: Path, given: str, stands: str) -> None:
+    assert _loaded(tmp_path, MAIL_SERVER=given).mail_server == stands
+
+
+@pytest.mark.parametrize("given", ["offers@example.com", "Münze <offers@münze.example>", '"A, B" <o@localhost>'])
+def test_the_sender_stays_as_it_was_given(tmp_path: Path, given: str) -> None:
+    assert _loaded(tmp_path, MAIL_DEFAULT_SENDER=given).mail_default_sender == given
+
+
+@pytest.mark.parametrize("password", ["a@S3cret", "a/S3cret", "a@b@S3cret", "a@S3cret:1"])
+def test_no_piece_of_a_password_is_taken_for_the_host(tmp_path: Path, password: str) -> None:
+    with pytest.raises(app_settings.SettingsError, match=r"^DATABASE_URL cannot be parsed; .* @ as %40") as refused:
+        _loaded(tmp_path, DATABASE_URL=f"postgresql://onecode:{password}@127.0.0.1:1/onecode")
+
+    assert "S3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://onecode:a%40S3cret@db.example:5432/onecode?sslmode=require",
+        "postgres://onecode:a#b+c@[::1]/onecode",
+        "postgresql:///onecode?host=/run/postgresql&user=onecode&password=a",
+        "postgresql://onecode@/onecode?host=/run/postgresql",
+    ],
+)
+def test_what_all_read_in_one_way_is_taken(tmp_path: Path, url: str) -> None:
+    assert _loaded(tmp_path, DATABASE_URL=url).libpq_url == "postgresql://" + url.partition("://")[2]
+
+
+def test_no_secret_stands_in_what_the_settings_look_like(tmp_path: Path) -> None:
+    given = {"DATABASE_URL": "postgresql://u:S3cret@h/d", "SECRET_KEY": "S3cret", "MAIL_SERVER": "relay.example.com"}
+
+    assert "S3cret" not in repr(_loaded(tmp_path, **given, MAIL_USERNAME="u", MAIL_PASSWORD="S3cret"))

@@ -1,0 +1,134 @@
+"""The list of those who must not be mailed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from flask import Flask
+from sqlalchemy import select
+
+from tests.support.imports import Import
+from tests.support.suppressions import add_suppression, suppression_reasons
+from webapp.core.email_addresses import hash_email
+from webapp.core.extensions import db
+from webapp.customers import actions as customer_actions
+from webapp.customers import queries as customer_queries
+from webapp.customers.models import Customer, Suppression
+from webapp.customers.validation import CustomerValues
+
+Make = Callable[..., Customer]
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "stays"),
+    [
+        ("bounced", "unsubscribed", "unsubscribed"),
+        ("bounced", "complained", "complained"),
+        ("unsubscribed", "complained", "complained"),
+        ("unsubscribed", "bounced", "unsubscribed"),
+        ("complained", "unsubscribed", "complained"),
+        ("complained", "bounced", "complained"),
+        ("bounced", "bounced", "bounced"),
+    ],
+)
+def test_the_first_reason_stays_unless_the_new_one_is_stronger(app: Flask, first: str, then: str, stays: str) -> None:
+    assert add_suppression(reason=first, words="first")
+    assert add_suppression(reason=then, words="then") is (stays != first)
+    row = db.session.get_one(Suppression, "ada@example.com")
+    assert (row.reason, row.words) == (stays, "first" if stays == first else "then")
+
+
+def test_an_address_may_be_nobodys_but_not_when_a_campaign_says_so(app: Flask, customer: Make) -> None:
+    customer("ada@example.com")
+    assert add_suppression("nobody@example.com", source="import")
+    assert not add_suppression("gone@example.com", source=3)
+    assert add_suppression("ada@example.com", source=3)
+    assert suppression_reasons() == {"nobody@example.com": "bounced", "ada@example.com": "bounced"}
+    assert db.session.get_one(Suppression, "ada@example.com").source == "campaign 3"
+
+
+def test_who_of_these_is_on_the_list_also_by_the_hash_of_the_address(app: Flask, customer: Make) -> None:
+    ada, bob, eve, zoë = (customer(f"{name}@example.com") for name in ("ada", "bob", "eve", "zoë"))
+    add_suppression("ada@example.com", "bounced")
+    add_suppression(hash_email("ada@example.com"), "complained")
+    add_suppression(hash_email("zoë@example.com"), "unsubscribed")
+    add_suppression("eve@example.com", "unsubscribed")
+
+    assert customer_queries.find_suppression_reasons([ada.id, bob.id, eve.id, zoë.id, 999]) == {
+        ada.id: "complained",
+        eve.id: "unsubscribed",
+        zoë.id: "unsubscribed",
+    }
+    assert customer_queries.find_suppression_reasons([bob.id]) == customer_queries.find_suppression_reasons([]) == {}
+
+
+# --- whoever changes address, goes or comes back --------------------------------------------------
+
+
+@pytest.mark.parametrize(("reason", "follows"), [("unsubscribed", True), ("complained", True), ("bounced", False)])
+@pytest.mark.parametrize("way", ["staff", "machine"])
+def test_a_wish_follows_to_another_address_and_a_dead_address_does_not(
+    app: Flask, customer: Make, reason: str, follows: bool, way: str
+) -> None:
+    ada = customer("ada@example.com", source_id="C1")
+    add_suppression("ada@example.com", reason, words="as it was")
+    if way == "staff":
+        customer_actions.update_customer(
+            ada.id, CustomerValues("new@example.com", "Ada", source_id="C1"), [], by="tests"
+        )
+    else:
+        customer_actions.upsert_customer(CustomerValues("new@example.com", source_id="C1"), None, by="tests")
+
+    assert customer_queries.find_suppression_reasons([ada.id]) == ({ada.id: reason} if follows else {})
+    # For the old address it stays, by its hash: it is nobody's now.
+    assert suppression_reasons() == {hash_email("ada@example.com"): reason} | (
+        {"new@example.com": reason} if follows else {}
+    )
+    other = customer_actions.create_customer(CustomerValues("ada@example.com", "Other"), [], by="tests")
+    assert customer_queries.find_suppression_reasons([other.id]) == {other.id: reason}
+    assert customer_queries.count_audience_members(None) == customer_queries.AudienceTotals(2, 1 + follows)
+
+
+def test_other_capitals_are_no_other_address(app: Flask, customer: Make) -> None:
+    ada = customer("ada@example.com", suppressed="bounced")
+    customer_actions.update_customer(ada.id, CustomerValues("Ada@Example.com", "Ada"), [], by="tests")
+    assert suppression_reasons() == {"ada@example.com": "bounced"}
+
+
+@pytest.mark.parametrize("reason", ["unsubscribed", "complained"])
+@pytest.mark.parametrize("way", ["import", "staff", "machine"])
+def test_an_erased_customer_who_asked_for_it_is_not_mailed_when_imported_again(
+    imported: Import, customer: Make, reason: str, way: str
+) -> None:
+    ada = customer("ada@example.com")
+    add_suppression("ada@example.com", reason, words="ada@example.com said so")
+    customer_actions.erase_customer(ada.id, by="tests")
+    assert suppression_reasons() == {hash_email("ada@example.com"): reason}
+    assert db.session.scalars(select(Suppression.words)).all() == [""]
+
+    if way == "import":
+        imported("email\nbob@example.com\nADA@example.com\n")
+    elif way == "staff":
+        customer_actions.create_customer(CustomerValues("ada@example.com", "Ada"), [], by="tests")
+    else:
+        customer_actions.upsert_customer(CustomerValues("ada@example.com", source_id="C9"), None, by="tests")
+
+    again = customer_queries.find_customer_by_email("ada@example.com")
+    assert again is not None
+    assert customer_queries.find_suppression_reasons([again.id]) == {again.id: reason}
+    assert suppression_reasons() == {"ada@example.com": reason}
+    assert customer_queries.count_audience_members(None).suppressed == 1
+
+
+def test_of_an_erased_customer_whose_address_bounced_nothing_stays(customer: Make) -> None:
+    ada = customer("ada@example.com", suppressed="bounced")
+    customer_actions.erase_customer(ada.id, by="tests")
+    assert suppression_reasons() == {}
+
+
+def test_a_mail_that_comes_back_while_a_customer_is_erased_does_not_name_them(customer: Make) -> None:
+    ada = customer("ada@example.com")
+    customer_actions.erase_customer(ada.id, by="tests")
+    assert not add_suppression("ada@example.com", "bounced", source=1)
+    assert suppression_reasons() == {}

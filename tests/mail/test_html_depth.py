@@ -1,0 +1,99 @@
+"""HTML that would end the process that reads it is refused in words, wherever it comes from."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from flask import Flask
+
+from tests.support import smtp_relay
+from tests.support.campaigns import issue_states, launch_to
+from webapp.campaigns.content import design, mail_merge
+from webapp.campaigns.content.placeholders import EmailContent, parse_template
+from webapp.campaigns.content.validation import validate_content
+from webapp.campaigns.models import Campaign
+from webapp.campaigns.sending import sender
+from webapp.core.errors import InvalidInput
+from webapp.core.extensions import db
+from webapp.customers.models import Customer
+from webapp.mail import html_depth
+from webapp.offers.models import Offer
+from webapp.shop import queries as shop_queries
+
+DEEP = "<div>" * 20_000 + "x"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        DEEP,
+        "".join(f"<p><b id={n}></p>" for n in range(5_000)),
+        "<div>" * 150 + "<object>" + "</div>" * 150 + "<div>" * 150,
+        "<svg><style>" + "<g>" * 5_000,
+        "<svg>" + "<link>" * 5_000,
+        "<!-->" + "<div>" * 5_000 + "-->",
+        ("<div>" * 150 + "<textarea>" + "</div>" * 150 + "</textarea>") * 20,
+        ("<div>" * 150 + "<!-- -- >" + "</div>" * 150 + "-->") * 20,
+        "<a " * 80_000,
+    ],
+)
+def test_what_is_nested_too_deep_is_refused_at_its_field(app: Flask, source: str) -> None:
+    code = (
+        "import sys\nfrom webapp.campaigns import layout, nesting\n"
+        "try: layout._inlined(sys.stdin.read())\nexcept nesting.TooDeep: print('refused')\n"
+    )
+    # In a process of its own: what is not refused ends it.
+    done = subprocess.run([sys.executable, "-c", code], input=source, capture_output=True, text=True, timeout=60)
+
+    assert done.stdout == "refused\n", done.returncode
+    with pytest.raises(InvalidInput) as refused:
+        validate_content(EmailContent(html=source))
+    assert [error.field for error in refused.value.errors] == ["html"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "<table>" + "<tr><td>a<td>b" * 1_000 + "</table>",
+        "<ul>" + "<li>a" * 1_000 + "</ul>" + "<p>b" * 1_000,
+        "<div><p>a</div>" * 1_000,
+        "<br>" * 1_000 + '<img src="x" alt="">' * 1_000,
+        "<div>" * 190 + "x" + "</div>" * 190,
+        "<p><b>a</b> <i>b</i></p>" * 1_000,
+    ],
+)
+def test_long_html_in_which_ends_are_left_out_is_taken(app: Flask, source: str) -> None:
+    html_depth.check_html_depth(source)
+
+    assert design.finish_custom_html(parse_template(source), shop_queries.default_shop())
+
+
+def test_a_mail_stored_before_fails_in_words(app: Flask, offer: Callable[..., Offer]) -> None:
+    campaign = launch_to(offer, ["c0@example.com"])
+    stored = db.session.get_one(Campaign, campaign.id)
+    stored.html = DEEP
+    db.session.commit()
+    form = mail_merge.create_mail_merge(stored, db.session.get_one(Offer, stored.offer_id))
+    customer = db.session.scalars(db.select(Customer)).one()
+
+    with pytest.raises(ValueError, match="nested more than 200 levels deep"):
+        form.build_message(customer)
+    with pytest.raises(InvalidInput, match="nested more than 200 levels deep"):
+        form.preview(customer)
+
+
+def test_its_mails_are_failed_and_the_worker_goes_on(
+    app: Flask, offer: Callable[..., Offer], with_settings: Callable[..., object]
+) -> None:
+    campaign = launch_to(offer, ["c0@example.com"])
+    db.session.get_one(Campaign, campaign.id).html = DEEP
+    db.session.commit()
+    with smtp_relay.running() as relay:
+        with_settings(mail_port=relay.port)
+        sender.send_pending_emails()
+
+    assert issue_states(campaign) == {"c0@example.com": ("failed", None)}
+    assert "nested more than 200 levels deep" in db.session.scalars(db.text("select text from mail_issue")).one()

@@ -1,0 +1,43 @@
+"""A test run that is killed leaves nothing behind: no process, no folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.live_server import wait_until
+from tests.support.watchdog import RUN_VARIABLE
+from webapp.core.settings import ROOT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_leaves_no_process_and_no_folder(tmp_path: Path, number: signal.Signals) -> None:
+    told = tmp_path / "told"
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "TEST_DATABASE_URL"))}
+    del own[RUN_VARIABLE]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-q", "-n", "1", "-p", "no:cacheprovider", "tests/support/endless_run.py"],
+        cwd=ROOT,
+        env=own | {"TELL": str(told), "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(told.exists, 180)
+        wait_until(told.read_text)
+        started = psutil.Process(run.pid).children(recursive=True)
+        # A PostgreSQL with its processes, the watchdog, the process of the test, web server and worker.
+        assert {"postgres"} < {process.name() for process in started}
+        assert len(started) > 8
+    finally:
+        run.send_signal(number)
+        run.wait()
+    _, alive = psutil.wait_procs(started, timeout=60)
+    assert alive == []
+    assert not Path(told.read_text()).exists()

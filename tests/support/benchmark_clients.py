@@ -1,0 +1,44 @@
+"""What the crowds of the tests work on. Each process of a crowd imports it, so it is kept light."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.peers_crowd import Work
+
+
+@dataclass
+class Notes:
+    """A side whose clients write each item down in a file of their own."""
+
+    folder: str
+
+    def open(self, threads: int) -> None:
+        """Nothing to open."""
+
+    @contextmanager
+    def client(self) -> Iterator[Work]:
+        yield self.note
+
+    def note(self, item: int) -> bool:
+        if item == 13:
+            raise ValueError("thirteen")
+        Path(self.folder, f"{item}").open("x").close()
+        time.sleep(0.01)
+        return item % 2 == 0
+
+    def close(self) -> None:
+        Path(self.folder, f"closed by {os.getpid()}").touch()
+
+
+class Broken(Notes):
+    def open(self, threads: int) -> None:
+        os._exit(1)
+
+
+CUSTOMERS = 60

@@ -1,0 +1,144 @@
+"""Campaigns in tests: customers, launches, and what the database says about their deliveries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from flask import Flask
+from sqlalchemy import text
+
+from tests.support.smtp_relay import Relay
+from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import timing
+from webapp.campaigns.content.placeholders import EmailContent
+from webapp.campaigns.deliveries import queries as delivery_queries
+from webapp.campaigns.deliveries.queries import DeliveryStatus
+from webapp.campaigns.drafts import actions as draft_actions
+from webapp.campaigns.launch import actions as launch_actions
+from webapp.campaigns.launch import preparation
+from webapp.campaigns.models import Campaign
+from webapp.core.extensions import db
+from webapp.customers.models import Customer
+from webapp.offers.models import Offer
+
+Launch = Callable[..., Campaign]
+
+
+def create_customers(n: int, first: int = 0) -> list[int]:
+    """So many customers c0@example.com, c1@…; their ids."""
+    rows = db.session.execute(
+        text(
+            "insert into customer (email, email_as_given, name) select address, address, 'Customer' "
+            "from (select 'c' || g || '@example.com' as address from generate_series(cast(:first as int), :last) g) x "
+            "returning id"
+        ),
+        {"first": first, "last": first + n - 1},
+    )
+    ids = [row.id for row in rows]
+    db.session.commit()
+    return ids
+
+
+@pytest.fixture
+def launched(app: Flask, offer: Callable[..., Offer]) -> Launch:
+    """A campaign to all customers, launched and cut into batches."""
+
+    def go(code: str = "SUMMER25", policy: str = "resend", prepare: bool = True, **mail: str) -> Campaign:
+        row = offer(code)
+        draft_actions.save_offer_draft(row.id, EmailContent(**mail), policy, "tests")
+        campaign = launch_actions.launch_announcement(row.id, "tests").campaign
+        if prepare:
+            preparation.prepare_campaign(campaign.id)
+        return campaign
+
+    return go
+
+
+def refresh(campaign: Campaign) -> Campaign:
+    db.session.rollback()
+    db.session.refresh(campaign)
+    return campaign
+
+
+def delivery_counts(campaign: Campaign) -> dict[str, int]:
+    """Those of the counts that are not nothing."""
+    db.session.rollback()
+    found = campaign_queries.get_campaign_stats(campaign.id)
+    names = ("total", "sent", "failed", "deferred", "uncertain", "skipped")
+    return {name: getattr(found, name) for name in names if getattr(found, name)}
+
+
+def make_retries_due() -> None:
+    db.session.execute(text("update mail_issue set next_at = now() where next_at is not null"))
+    db.session.execute(text("update batch set not_before = null"))
+    db.session.commit()
+
+
+def expire_leases() -> None:
+    db.session.execute(text("update batch set lease_until = now() - interval '1 second' where status = 'sending'"))
+    db.session.commit()
+
+
+@pytest.fixture
+def no_retry_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retry at once."""
+    monkeypatch.setattr(timing, "RECONNECT_DELAYS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(timing, "RELAY_PROBE_INTERVAL", 0.05)
+
+
+def act_after(relay: Relay, n: int, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Do something in the moment when the n-th mail has been taken."""
+    keep = relay.keep
+
+    def watched(message: object) -> None:
+        keep(message)  # type: ignore[arg-type]
+        if len(relay.kept) == n:
+            act()
+
+    monkeypatch.setattr(relay, "keep", watched)
+
+
+def in_context(app: Flask, act: Callable[[], object]) -> Callable[[], None]:
+    def run() -> None:
+        with app.app_context():
+            act()
+
+    return run
+
+
+def launch_to(offer: Callable[..., Offer], addresses: list[str]) -> Campaign:
+    db.session.execute(
+        text("insert into customer (email, email_as_given) select a, a from unnest(cast(:a as text[])) a"),
+        {"a": addresses},
+    )
+    db.session.commit()
+    row = offer()
+    draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests")
+    launched = launch_actions.launch_announcement(row.id, "tests").campaign
+    preparation.prepare_campaign(launched.id)
+    return launched
+
+
+def issue_states(campaign: Campaign) -> dict[str, tuple[str, int | None]]:
+    """Who has a row, and what it says."""
+    rows = db.session.execute(
+        text(
+            "select c.email, i.state, i.smtp_code from mail_issue i join customer c on c.id = i.customer_id "
+            "where i.campaign_id = :id"
+        ),
+        {"id": campaign.id},
+    )
+    return {row.email: (row.state, row.smtp_code) for row in rows}
+
+
+def campaign_status(campaign: Campaign) -> tuple[str, str | None]:
+    db.session.rollback()
+    db.session.refresh(campaign)
+    return campaign.status, campaign.pause_reason
+
+
+def delivery_status(campaign: Campaign, customer_id: int) -> DeliveryStatus:
+    db.session.rollback()
+    customer = db.session.get_one(Customer, customer_id)
+    return delivery_queries.find_delivery(campaign, customer)

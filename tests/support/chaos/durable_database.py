@@ -1,0 +1,108 @@
+"""A durable PostgreSQL of its own with the program's tables, for what must survive a crash."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import flask_migrate
+import psutil
+import psycopg
+from flask import Flask
+from sqlalchemy import text
+
+from local import postgresql as embedded_postgresql
+from tests.support import watchdog
+from webapp import create_app
+from webapp.accounts import actions as account_actions
+from webapp.core import settings as app_settings
+from webapp.core import task_queue
+from webapp.core.extensions import db
+
+
+@dataclass
+class DurableDatabase:
+    """A durable PostgreSQL with many customers, c0@example.com and so on, and a key for its web server."""
+
+    server: embedded_postgresql.EmbeddedServer
+    settings: app_settings.Settings
+    key: str
+    app: Flask
+    folder: Path
+
+    def die(self) -> None:
+        """End the server as `pg_ctl stop -m immediate` does: nothing is written, nobody waited for."""
+        pid = int((self.server.data_folder / "postmaster.pid").read_text().split("\n", 1)[0])
+        process = psutil.Process(pid)
+        process.send_signal(signal.SIGQUIT)
+        psutil.wait_procs([process], timeout=30)
+
+    def connect(self) -> psycopg.Connection:
+        return psycopg.connect(self.server.conninfo("onecode"), autocommit=True)
+
+    def redeemed(self, code: str) -> set[str]:
+        """Whose redemptions of an offer are in the table; the counter of its cap is held to them."""
+        with self.connect() as connection:
+            rows = connection.execute(
+                "select c.email, o.redeemed from redemption r join customer c on c.id = r.customer_id "
+                "join offer o on o.id = r.offer_id where o.code = %s",
+                [code],
+            ).fetchall()
+        assert {counter for _, counter in rows} == {len(rows)}
+        return {email for email, _ in rows}
+
+    @contextmanager
+    def context(self) -> Iterator[None]:
+        """The program in this process, on this database, with its bell."""
+        task_queue.init_app(self.app)
+        with self.app.app_context():
+            yield
+            db.session.remove()
+            # A crash of the server would leave broken connections in the pool.
+            db.engine.dispose()
+
+
+@contextmanager
+def start_durable_database(customers: int) -> Iterator[DurableDatabase]:
+    """A server in a temporary folder with so many customers; stopped and removed afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="onecode-crash-"))
+    folder.chmod(0o755)
+    server = embedded_postgresql.locate_server(folder, folder / "s")
+    for one in (folder, server.home):
+        watchdog.add_folder(one)
+    try:
+        server.start()
+        server.create_database("onecode")
+        (folder / "i").mkdir()
+        mine = app_settings.load_settings(
+            {
+                "DATABASE_URL": f"postgresql://onecode@/onecode?host={folder / 's'}",
+                "SECRET_KEY": "only-for-tests",
+                "INSTANCE_PATH": str(folder / "i"),
+                "MAIL_SERVER": "127.0.0.1",
+                "MAIL_PORT": "1",
+            }
+        )
+        app = create_app(mine)
+        with app.app_context():
+            flask_migrate.upgrade()
+            key = account_actions.create_api_key("tests", ["redeem", "manage"], by="tests")
+            db.session.execute(
+                text(
+                    "insert into customer (email, email_as_given) "
+                    "select e, e from (select 'c' || n || '@example.com' as e from generate_series(1, :n) n) t"
+                ),
+                {"n": customers},
+            )
+            db.session.commit()
+            db.engine.dispose()
+        yield DurableDatabase(server, mine, key, app, folder)
+    finally:
+        server.stop()
+        shutil.rmtree(server.home, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,21 @@
+"""The machine's own Chromium."""
+
+from __future__ import annotations
+
+import shutil
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def find_chromium() -> str | None:
+    """The path of the browser, or None where none is installed."""
+    return next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)

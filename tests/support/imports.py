@@ -1,0 +1,68 @@
+"""Helpers for imports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from flask import Flask
+from sqlalchemy import select
+
+from webapp.core.extensions import db
+from webapp.customers import queries as customer_queries
+from webapp.customers.imports import actions as import_actions
+from webapp.customers.imports.parser import CSV
+from webapp.customers.models import Customer, CustomerImport, RejectedRow
+
+Import = Callable[..., CustomerImport]
+
+
+def file_chunks(file: bytes, size: int = 1024 * 1024) -> Iterator[bytes]:
+    for start in range(0, len(file), size):
+        yield file[start : start + size]
+
+
+@pytest.fixture
+def received(app: Flask) -> Callable[..., int]:
+    """Receives a file as if it had been uploaded, and returns the import's id."""
+
+    def receive(file: str | bytes, media_type: str = CSV, audience: str = "", size: int = 1024 * 1024) -> int:
+        data = file.encode() if isinstance(file, str) else file
+        return import_actions.store_import_file(
+            file_chunks(data, size), "customers.csv", media_type, audience, by="tests"
+        )
+
+    return receive
+
+
+@pytest.fixture
+def imported(received: Callable[..., int]) -> Import:
+    """Receives a file, runs its import and returns what became of it."""
+
+    def run(file: str | bytes, **options: object) -> CustomerImport:
+        import_id = received(file, **options)
+        import_actions.run_import(import_id)
+        row = customer_queries.find_import(import_id)
+        assert row is not None
+        return row
+
+    return run
+
+
+def customers_by_email() -> dict[str, Customer]:
+    """All customers by e-mail."""
+    db.session.expire_all()
+    return {customer.email: customer for customer in db.session.scalars(select(Customer))}
+
+
+def rejected_rows(row: CustomerImport) -> list[tuple[int, str]]:
+    """Line and code of each row that the report lists."""
+    found = db.session.scalars(
+        select(RejectedRow).where(RejectedRow.import_id == row.id).order_by(RejectedRow.line, RejectedRow.id)
+    )
+    return [(refused.line, refused.code) for refused in found]
+
+
+def import_counts(row: CustomerImport) -> dict[str, int]:
+    names = ("rows", "created", "updated", "unchanged", "duplicates", "rejected")
+    return {name: getattr(row, name) for name in names if getattr(row, name)}

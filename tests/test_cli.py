@@ -1,0 +1,118 @@
+"""A command that can't do what it was asked says so in one line, whichever command it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import psycopg
+import pytest
+from click.testing import Result
+from flask import Flask
+from psycopg import sql
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+
+from local import cli
+from local import commands as local_commands
+from tests.support.databases import fresh_database
+from tests.support.ports import free_port
+from webapp import create_app
+from webapp.core import settings as app_settings
+from webapp.core import task_queue
+from webapp.core.extensions import db
+
+Run = Callable[[str, str], Result]
+COMMANDS = (
+    "invite",
+    "api-key create --name till",
+    "key list",
+    "key renew personal_code",
+    "worker-alive",
+    "migrate",
+)
+
+
+@pytest.fixture
+def run(session_app: Flask, tmp_path: Path) -> Iterator[Run]:
+    """Runs a command with a DATABASE_URL."""
+
+    def go(url: str, command: str) -> Result:
+        given = {"DATABASE_URL": url, "SECRET_KEY": "only-for-tests", "INSTANCE_PATH": str(tmp_path)}
+        other = create_app(app_settings.load_settings(given))
+        cli.init_app(other)
+        with other.app_context():
+            try:
+                return other.test_cli_runner().invoke(args=command.split())
+            finally:
+                db.session.remove()
+                db.engine.dispose()
+
+    yield go
+    task_queue.init_app(session_app)
+
+
+@pytest.fixture
+def empty_database() -> Iterator[str]:
+    with fresh_database() as url:
+        yield url
+
+
+def one_line(result: Result) -> str:
+    assert isinstance(result.exception, SystemExit), result.exception
+    line = str(result.exception)
+    assert line.startswith("onecode: ")
+    assert "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_database_that_is_away_is_one_line(run: Run, command: str) -> None:
+    line = one_line(run(f"postgresql://onecode:secret@127.0.0.1:{free_port()}/onecode", command))
+
+    assert line.startswith("onecode: nothing answers at 127.0.0.1 port ")
+    assert "secret" not in line
+
+
+@pytest.mark.parametrize("command", COMMANDS[:-1])
+def test_a_database_without_our_tables_is_one_line(run: Run, empty_database: str, command: str) -> None:
+    assert "bring it up to date: flask --app wsgi migrate" in one_line(run(empty_database, command))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_database_of_another_program_is_one_line(run: Run, empty_database: str, command: str) -> None:
+    with psycopg.connect(empty_database) as connection:
+        connection.execute("create table wp_posts (id int)")
+
+    assert "has tables of another program (wp_posts); " in one_line(run(empty_database, command))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_database_that_refuses_is_one_line(run: Run, empty_database: str, command: str) -> None:
+    with psycopg.connect(empty_database) as connection:
+        name = sql.Identifier(connection.info.dbname)
+        connection.execute(sql.SQL("alter database {} set default_transaction_read_only = on").format(name))
+
+    assert " only reads (a standby?); " in one_line(run(empty_database, command))
+
+
+def _twice() -> None:
+    with db.engine.begin() as connection:
+        # No temporary table: an import can't use a pooled connection that has accessed one.
+        connection.execute(text("insert into audience (name) values ('once'), ('once')"))
+
+
+def _elsewhere() -> None:
+    Path("/nowhere/at/all").read_text()
+
+
+@pytest.mark.parametrize(("mistake", "kind"), [(_twice, IntegrityError), (_elsewhere, FileNotFoundError)])
+def test_a_mistake_of_ours_is_told_whole(
+    app: Flask, test_settings: app_settings.Settings, mistake: Callable[[], None], kind: type[Exception]
+) -> None:
+    command = local_commands.wrap_command_errors(click.Command("wrong", callback=mistake), test_settings)
+
+    result = app.test_cli_runner().invoke(command)
+
+    assert isinstance(result.exception, kind)

@@ -1,0 +1,403 @@
+"""Staff screens of customers."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from flask.testing import FlaskClient
+from sqlalchemy import select, update
+from werkzeug.test import TestResponse
+
+from tests.support.imports import Import
+from webapp.accounts.models import AuditEntry, StaffUser
+from webapp.core.extensions import db
+from webapp.core.settings import Settings
+from webapp.customers import actions as customer_actions
+from webapp.customers import queries as customer_queries
+from webapp.customers.models import Customer, ImportChunk, RejectedRow
+from webapp.customers.validation import CustomerValues
+from webapp.offers.models import Offer
+from webapp.redemptions import group_commit
+from webapp.redemptions.rules import RedemptionRequest
+
+Make = Callable[..., Customer]
+HTMX = {"HX-Request": "true"}
+
+
+def upload(client: FlaskClient, file: bytes, name: str = "customers.csv", **fields: str) -> TestResponse:
+    data = {**fields, "file": (io.BytesIO(file), name)}
+    return client.post("/customers/import", data=data, content_type="multipart/form-data")
+
+
+# --- the list ------------------------------------------------------------------------------------
+
+
+def test_without_customers_the_list_says_what_to_do_first(staff: FlaskClient) -> None:
+    page = staff.get("/customers").text
+
+    assert "No customers yet" in page
+    assert 'href="/customers/import"' in page
+
+
+def test_the_list_is_searched_and_names_are_never_markup(staff: FlaskClient, customer: Make) -> None:
+    customer("ada@example.com", name="<b>Ada</b>")
+    customer("grace@example.com", name="Grace")
+
+    page = staff.get("/customers?q=ada").text
+
+    assert "&lt;b&gt;Ada&lt;/b&gt;" in page
+    assert "grace@example.com" not in page
+
+
+def test_the_list_of_an_audience(staff: FlaskClient, customer: Make) -> None:
+    vip = customer_actions.create_audience("VIP", by="tests")
+    customer_actions.create_customer(CustomerValues("vip@example.com"), [vip.id], by="tests")
+    customer("other@example.com")
+
+    page = staff.get(f"/customers?audience={vip.id}").text
+
+    assert "vip@example.com" in page
+    assert "other@example.com" not in page
+
+
+@pytest.mark.parametrize("query", ["audience=x", "audience=99999999999999999999", "before=x", "q=%00", "after=-1"])
+def test_an_odd_address_shows_a_page(staff: FlaskClient, query: str) -> None:
+    assert staff.get(f"/customers?{query}").status_code == 200
+
+
+def test_pages_are_linked_both_ways(staff: FlaskClient, customer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("webapp.views.staff.customers.PAGE_SIZE", 2)
+    ids = [customer(f"c{n}@example.com").id for n in range(3)]
+
+    assert f"before={ids[1]}" in staff.get("/customers").text
+    assert f"after={ids[0]}" in staff.get(f"/customers?before={ids[1]}").text
+
+
+# --- one customer --------------------------------------------------------------------------------
+
+
+def test_a_customers_page_tells_what_they_redeemed_and_can_use(
+    staff: FlaskClient, customer: Make, offer: Callable[..., Offer]
+) -> None:
+    ada = customer("ada@example.com", suppressed="unsubscribed")
+    offer("SUMMER25", name="Summer")
+    offer("WINTER10", name="Winter")
+    group_commit.redeem(RedemptionRequest(channel="staff", code="SUMMER25", email="ada@example.com"))
+
+    page = staff.get(f"/customers/{ada.id}").text
+
+    assert (
+        page.index(">Redemptions</h2>")
+        < page.index("SUMMER25")
+        < page.index("Available offers")
+        < page.index("WINTER10")
+    )
+    assert "Unsubscribed" in page
+
+
+def test_of_many_offers_a_customers_page_names_those_that_end_soonest(
+    staff: FlaskClient, customer: Make, offer: Callable[..., Offer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("webapp.views.staff.customers.MAX_USABLE_OFFERS_SHOWN", 1)
+    now = datetime.now(UTC)
+    for days, code in ((9, "LATE"), (2, "SOON"), (8, "LATER")):
+        offer(code, ends_at=now + timedelta(days=days))
+
+    page = staff.get(f"/customers/{customer('ada@example.com').id}").text
+
+    assert [code in page for code in ("SOON", "LATE", "LATER")] == [True, False, False]
+    assert "2 more offers are available" in page
+
+
+@pytest.mark.parametrize("address", ["/customers/1", "/customers/99999999999999999999", "/customers/1/edit"])
+def test_nobody_is_a_page_too(staff: FlaskClient, address: str) -> None:
+    assert staff.get(address).status_code == 404
+
+
+def test_a_customer_is_entered(staff: FlaskClient) -> None:
+    vip = customer_actions.create_audience("VIP", by="tests")
+
+    answer = staff.post("/customers/new", data={"email": "Ada@example.com", "name": "Ada", "audiences": [vip.id]})
+
+    ada = customer_queries.find_customer_by_email("ada@example.com")
+    assert ada is not None
+    assert answer.headers["Location"] == f"/customers/{ada.id}"
+    assert customer_queries.list_customer_audiences(ada.id)[0].name == "VIP"
+
+
+def test_what_was_typed_stays_when_it_can_not_be_taken(staff: FlaskClient) -> None:
+    answer = staff.post("/customers/new", data={"email": "nobody", "name": "Ada <i>", "source_id": "C1"})
+
+    assert answer.status_code == 422
+    assert 'value="nobody"' in answer.text
+    assert 'value="Ada &lt;i&gt;"' in answer.text
+    assert "This email address is not valid." in answer.text
+
+
+def test_a_customer_is_changed(staff: FlaskClient, customer: Make) -> None:
+    ada = customer("ada@example.com", source_id="C1", locale="en")
+    assert 'value="ada@example.com"' in staff.get(f"/customers/{ada.id}/edit").text
+
+    staff.post(f"/customers/{ada.id}/edit", data={"email": "countess@example.com", "name": "Ada", "source_id": "C1"})
+
+    db.session.expire_all()
+    assert (ada.email, ada.source_id, ada.locale) == ("countess@example.com", "C1", None)
+
+
+def test_viewers_look_and_change_nothing(sign_in: Callable[..., FlaskClient], customer: Make) -> None:
+    ada = customer("ada@example.com")
+    viewer = sign_in("viewer")
+
+    assert viewer.get(f"/customers/{ada.id}").status_code == 200
+    for address in ("/customers/new", f"/customers/{ada.id}/edit", "/customers/import", "/customers.csv"):
+        assert viewer.get(address).status_code == 403
+    assert upload(viewer, b"email\na@example.com\n").status_code == 403
+
+
+# --- audiences -----------------------------------------------------------------------------------
+
+
+def test_audiences_are_made_and_renamed(staff: FlaskClient) -> None:
+    staff.post("/customers/audiences", data={"name": "VIP"})
+    vip = customer_queries.find_audience_by_name("VIP")
+    assert vip is not None
+
+    staff.post(f"/customers/audiences/{vip.id}", data={"name": "Regulars"})
+
+    assert "Regulars" in staff.get("/customers/audiences").text
+
+
+def test_a_name_that_is_taken_is_told_at_the_field(staff: FlaskClient) -> None:
+    customer_actions.create_audience("VIP", by="tests")
+
+    answer = staff.post("/customers/audiences", data={"name": "VIP"})
+
+    assert answer.status_code == 422
+    assert "An audience with this name already exists." in answer.text
+
+
+# --- uploading -----------------------------------------------------------------------------------
+
+
+def test_an_upload_is_queued_and_its_page_shown(staff: FlaskClient) -> None:
+    answer = upload(staff, b"email,name\nada@example.com,Ada\n", audience="VIP")
+
+    row = customer_queries.list_imports()[0]
+    assert answer.status_code == 302
+    assert answer.headers["Location"] == f"/customers/imports/{row.id}"
+    assert (row.status, row.filename, row.by) == ("queued", "customers.csv", "manager@example.com")
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "sentence"),
+    [
+        (b"", "", "Choose a file."),
+        (b"", "empty.csv", "The file is empty."),
+        (b"\xff\xd8\xff\xe0 picture", "me.jpg", "This is not a text file."),
+        (b"ada@example.com,Ada\n", "a.csv", "The first row must contain the column names"),
+        (b"name\nAda\n", "a.csv", "There is no column named email."),
+    ],
+)
+def test_a_file_that_can_not_be_taken_is_told_at_the_field_and_the_rest_stays(
+    staff: FlaskClient, file: bytes, name: str, sentence: str
+) -> None:
+    answer = upload(staff, file, name, audience="My audience")
+
+    assert answer.status_code == 422
+    assert sentence in answer.text
+    assert 'value="My audience"' in answer.text
+    assert customer_queries.list_imports() == []
+
+
+def test_a_file_that_is_too_large_is_told_so(staff: FlaskClient, with_settings: Callable[..., Settings]) -> None:
+    with_settings(max_upload_bytes=1024 * 1024)
+
+    answer = upload(staff, b"email\n" + b"ada@example.com\n" * 100_000)
+
+    assert answer.status_code == 413
+    assert "larger than 1 MB" in answer.text
+    assert [row.status for row in customer_queries.list_imports()] in ([], ["failed"])
+
+
+def test_any_file_name_is_taken(staff: FlaskClient) -> None:
+    answers = [upload(staff, b"email\nada@example.com\n", name) for name in ("a\0b.csv", "x" * 3000 + ".csv")]
+
+    assert [answer.status_code for answer in answers] == [302, 302]
+    assert [row.filename for row in customer_queries.list_imports()] == ["x" * 200, "ab.csv"]
+    assert set(db.session.scalars(select(AuditEntry.subject))) == {"x" * 200, "ab.csv"}
+
+
+def test_a_file_of_many_pieces_arrives_as_it_was(staff: FlaskClient) -> None:
+    lines = b"".join(b"customer%d@example.com,%s\n" % (n, b"x" * (n % 190)) for n in range(30_000))
+    file = b"email,name\n" + lines
+
+    upload(staff, file)
+
+    kept = list(db.session.scalars(select(ImportChunk.data).order_by(ImportChunk.seq)))
+    assert len(kept) > 2
+    assert b"".join(kept) == file
+
+
+def test_a_form_that_ends_before_its_end_is_refused(staff: FlaskClient) -> None:
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.csv"\r\n\r\nemail\r\nada@example.com\r\n'
+        b"bob@example"
+    )
+
+    answer = staff.post("/customers/import", data=body, content_type="multipart/form-data; boundary=x")
+
+    assert answer.status_code == 400
+    assert "upload was interrupted" in answer.text
+    assert [row.status for row in customer_queries.list_imports() if row.status != "failed"] == []
+
+
+@pytest.mark.parametrize("content_type", ["multipart/form-data", "text/csv", "application/x-www-form-urlencoded"])
+def test_what_is_no_upload_is_refused(staff: FlaskClient, content_type: str) -> None:
+    assert staff.post("/customers/import", data=b"audience=x", content_type=content_type).status_code in (400, 422)
+
+
+def test_an_upload_needs_its_token(csrf_client: FlaskClient, staff_user: Callable[..., StaffUser]) -> None:
+    user = staff_user("manager")
+    with csrf_client.session_transaction() as session:
+        session["_user_id"], session["_fresh"] = user.get_id(), True
+    page = csrf_client.get("/customers/import").text
+    token = page.split('name="csrf_token" value="', 1)[1].split('"', 1)[0]
+    file = b"email\nada@example.com\n"
+
+    refused = [
+        upload(csrf_client, file),
+        upload(csrf_client, file, csrf_token="wrong"),
+        csrf_client.post(
+            "/customers/import",
+            data=b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.csv"\r\n\r\n'
+            + file
+            + b'\r\n--x\r\nContent-Disposition: form-data; name="csrf_token"\r\n\r\n'
+            + token.encode()
+            + b"\r\n--x--\r\n",
+            content_type="multipart/form-data; boundary=x",
+        ),
+    ]
+    accepted = upload(csrf_client, file, csrf_token=token)
+
+    # The last refusal had the right token, but behind the file.
+    assert [answer.status_code for answer in refused] == [400, 400, 400]
+    assert accepted.status_code == 302
+
+
+def test_the_sample_file_can_be_imported(staff: FlaskClient, imported: Import) -> None:
+    row = imported(staff.get("/customers/import/sample.csv").data)
+
+    assert (row.created, row.rejected) == (2, 0)
+
+
+# --- imports on screen ---------------------------------------------------------------------------
+
+
+def test_an_import_that_runs_renews_itself(staff: FlaskClient, received: Callable[..., int]) -> None:
+    import_id = received("email\nada@example.com\n")
+
+    piece = staff.get(f"/customers/imports/{import_id}", headers=HTMX).text
+
+    assert piece.strip().startswith('<div id="import-card"')
+    assert "hx-trigger" in piece
+
+
+def test_an_import_that_is_over_stops_renewing_itself_and_lists_what_was_not_taken(
+    staff: FlaskClient, imported: Import
+) -> None:
+    row = imported("email,name\nada@example.com,Ada\nbad,<script>\n")
+
+    piece = staff.get(f"/customers/imports/{row.id}", headers=HTMX).text
+
+    assert "hx-trigger" not in piece
+    assert "bad,&lt;script&gt;" in piece
+    assert "check it for typing errors" in piece
+
+
+def test_rows_that_were_not_taken_are_shown_page_by_page(
+    staff: FlaskClient, imported: Import, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("webapp.views.staff.customers.PAGE_SIZE", 2)
+    row = imported("email\nbad1\nbad2\nbad3\n")
+
+    first = staff.get(f"/customers/imports/{row.id}").text
+    following = first.split('rel="next" href="', 1)[1].split('"', 1)[0]
+
+    assert "bad3" not in first
+    assert "bad3" in staff.get(following).text
+
+
+def test_rows_that_were_not_taken_are_downloaded_with_their_reasons(staff: FlaskClient, imported: Import) -> None:
+    row = imported('email,name\n"=bad","x\ny"\n')
+
+    rows = list(csv.reader(io.StringIO(staff.get(f"/customers/imports/{row.id}/rejected.csv").text)))
+
+    assert rows[0] == ["line", "code", "detail", "row"]
+    assert rows[1][:2] == ["2", "email_invalid"]
+    assert rows[1][3] == '"=bad","x\ny"'
+
+
+@pytest.mark.parametrize("sign", list("=+-@\t\r"))
+def test_rows_that_were_not_taken_hold_no_formula(staff: FlaskClient, imported: Import, sign: str) -> None:
+    row = imported("email\nbad\n")
+    db.session.execute(update(RejectedRow).values(row=f"{sign}1"))
+    db.session.commit()
+
+    file = staff.get(f"/customers/imports/{row.id}/rejected.csv").text
+
+    assert next(csv.DictReader(io.StringIO(file, newline="")))["row"] == f"'{sign}1"
+
+
+def test_rows_that_were_not_taken_are_not_handed_to_viewers(
+    sign_in: Callable[..., FlaskClient], imported: Import
+) -> None:
+    row = imported("email\nbad\n")
+    viewer = sign_in("viewer")
+
+    assert viewer.get(f"/customers/imports/{row.id}/rejected.csv").status_code == 403
+    assert "rejected.csv" not in viewer.get(f"/customers/imports/{row.id}").text
+
+
+def test_all_imports_are_listed(staff: FlaskClient, imported: Import) -> None:
+    assert "No imports yet" in staff.get("/customers/imports").text
+
+    imported("email\nada@example.com\n")
+
+    assert "customers.csv" in staff.get("/customers/imports").text
+
+
+@pytest.mark.parametrize("address", ["/customers/imports/7", "/customers/imports/7/rejected.csv"])
+def test_an_import_that_never_was(staff: FlaskClient, address: str) -> None:
+    assert staff.get(address).status_code == 404
+
+
+# --- taking out ----------------------------------------------------------------------------------
+
+
+def test_an_export_can_be_imported_again_and_holds_no_formula(
+    staff: FlaskClient, customer: Make, imported: Import
+) -> None:
+    customer("ada@example.com", name='=HYPERLINK("http://evil")', source_id="@C1", locale="en")
+    customer("grace@example.com", name='-Grace, "G"', source_id="+2")
+
+    file = staff.get("/customers.csv").data
+
+    cells = list(csv.reader(io.StringIO(file.decode())))
+    assert not any(cell.startswith(("=", "@", "+", "-")) for row in cells for cell in row)
+    assert imported(file).unchanged == 2
+
+
+def test_an_export_of_an_audience_has_its_members_and_is_in_the_trail(staff: FlaskClient, customer: Make) -> None:
+    vip = customer_actions.create_audience("VIP", by="tests")
+    customer_actions.create_customer(CustomerValues("vip@example.com"), [vip.id], by="tests")
+    customer("other@example.com")
+
+    file = staff.get(f"/customers.csv?audience={vip.id}").text
+
+    assert "vip@example.com" in file
+    assert "other@example.com" not in file
+    assert db.session.query(AuditEntry).filter_by(action="customers.exported", subject="VIP").count() == 1

@@ -1,0 +1,563 @@
+"""Whatever is sent, on every door: a clear refusal where it is wrong, never an error of ours, and nothing written.
+
+What the forms and calls of single rooms refuse besides stands in the tests of those rooms.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from markupsafe import escape
+from sqlalchemy import text
+from wtforms import Form
+
+from webapp.core.extensions import db
+from webapp.core.formatting import format_rfc3339
+from webapp.customers.models import Customer
+from webapp.offers.models import Offer
+from webapp.views.api.schemas.offers import NewOffer
+
+MakeOffer = Callable[..., Offer]
+MakeCustomer = Callable[..., Customer]
+
+CODES = {
+    "10 kB": "SUMMER25" * 1280,
+    "NUL": "SUMMER\x0025",
+    "bell": "SUMMER25\x07",
+    "escape": "\x1b[2JSUMMER25",
+    "delete": "SUMMER25\x7f",
+    "Turkish capital İ": "WİNTER25",
+    "emoji": "SUMMER25🎉",
+    "right to left": "\u202eSUMMER25",
+    "Hebrew": "קיץ25",
+    "Arabic digits": "SUMMER٢٥",
+    "zero width": "SUMMER\u200b25",
+    "combining": "SU\u0301MMER25",
+    "only dashes": "---",
+    "quotes": "SUMMER25'\"--",
+    "markup": "<b>SUMMER25</b>",
+}
+EMAILS = {
+    "quoted": '"ada lovelace"@example.com',
+    "a quote": 'ada"@example.com',
+    "300 characters": f"{'a' * 288}@example.com",
+    "long local part": f"{'a' * 65}@example.com",
+    "long label": f"ada@{'a' * 64}.com",
+    "space inside": "ada lovelace@example.com",
+    "several @": "ada@home@example.com",
+    "no @": "ada.example.com",
+    "no local part": "@example.com",
+    "no domain": "ada@",
+    "no dot": "ada@localhost",
+    "address": "ada@[127.0.0.1]",
+    "dots": "ada..l@example.com",
+    "NUL": "ada\0@example.com",
+    "line": "ada\r\nBcc: all@example.com",
+    "bad A-label": "ada@xn--a.example",
+    "emoji": "ada@🎉.example",
+    "right to left": "ada\u202e@example.com",
+    "list": "ada@example.com,bob@example.com",
+    "markup": "<script>@example.com",
+}
+
+
+@pytest.fixture(autouse=True)
+def there(offer: MakeOffer, customer: MakeCustomer) -> None:
+    """What would be redeemed, if it were asked for."""
+    offer(), offer("WINTER25", discount_type="amount", amount=500, currency="EUR")
+    customer(source_id="C-1")
+
+
+@pytest.fixture(autouse=True)
+def cleo(customer: MakeCustomer) -> Customer:
+    """Somebody whose domain has more letters than ASCII."""
+    return customer("cleo@bücher.example")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_written(there: None, cleo: Customer) -> Iterator[None]:
+    before = kept()
+    yield
+    assert kept() == before
+
+
+def kept() -> dict[str, int]:
+    """How much there is of everything that a request here could make, and how many offers are frozen."""
+    db.session.rollback()
+    names = ("redemption", "rollback", "offer", "customer", "campaign", "audience")
+    found = {name: int(db.session.execute(text(f"select count(*) from {name}")).scalar_one()) for name in names}
+    return found | {"frozen": int(db.session.execute(text("select count(frozen_at) from offer")).scalar_one())}
+
+
+def cases(values: dict[str, Any]) -> Any:
+    return pytest.mark.parametrize("given", values.values(), ids=values.keys())
+
+
+def redeem(api: Any, body: object, **headers: str) -> Any:
+    return api.post("/api/v1/redemptions", data=json.dumps(body), content_type="application/json", headers=headers)
+
+
+def pointers(answer: Any) -> list[str]:
+    assert answer.mimetype == "application/problem+json", answer.text
+    assert answer.status_code == 422, answer.text
+    assert answer.json["code"] == "invalid_payload"
+    assert all(error["detail"] and error["code"] for error in answer.json["errors"])
+    return [error["pointer"] for error in answer.json["errors"]]
+
+
+BODY: dict[str, Any] = {
+    "code": "SUMMER25",
+    "customer": {"email": "ada@example.com"},
+    "order": {"id": "A-1", "amount": 5255, "currency": "EUR"},
+    "metadata": {"till": 7},
+}
+
+
+def changed(path: str, value: object) -> dict[str, Any]:
+    """The body with another value at a place."""
+    body = deepcopy(BODY)
+    *parents, last = path.strip("/").split("/")
+    place = body
+    for name in parents:
+        place = place[name]
+    place[last] = value
+    return body
+
+
+# --- codes ----------------------------------------------------------------------------------------
+
+
+@cases(CODES | {"lone surrogate": "\ud800", "number": 25, "truth": True, "null": None, "list": ["SUMMER25"]})
+@pytest.mark.parametrize("path", ["redemptions", "validations"])
+def test_a_code_that_can_not_be_one_is_refused_with_a_pointer(api: Any, path: str, given: object) -> None:
+    body = {"code": given, "customer": {"email": "ada@example.com"}}
+
+    assert pointers(api.post(f"/api/v1/{path}", json=body)) == ["/code"]
+
+
+@cases(CODES)
+def test_a_code_that_can_not_be_one_is_told_at_its_field(client: FlaskClient, given: str) -> None:
+    answer = client.post("/redeem", data={"code": given, "email": "ada@example.com"})
+
+    assert answer.status_code == 422
+    assert "only letters from A to Z" in answer.text
+    assert 'value="ada@example.com"' in answer.text
+    assert str(escape(given)) in answer.text
+
+
+@cases(CODES)
+def test_staff_are_told_at_the_field_too(staff: FlaskClient, given: str) -> None:
+    answer = staff.post("/redemptions/new", data={"code": given, "email": "ada@example.com"})
+
+    assert answer.status_code == 422
+    assert "only letters from A to Z" in answer.text
+    assert 'value="ada@example.com"' in answer.text
+    assert str(escape(given)) in answer.text
+
+
+@pytest.mark.parametrize("path", ["/api/v1/offers/{}", "/redeem?code={}", "/r/{}", "/api/v1/redemptions/{}"])
+@cases(CODES | {"broken UTF-8": b"\xff\xfe", "surrogate": b"\xed\xa0\x80"})
+def test_an_address_with_such_a_code_is_no_error(api: Any, path: str, given: Any) -> None:
+    assert api.get(path.format(quote(given))).status_code in (200, 404, 414, 422)
+
+
+ACCEPTED_CODES = {
+    "wide letters": "ＳＵＭＭＥＲ２５",
+    "spaces and dashes": " summer–2 5 ",
+    "no-break space": "SUMMER\u00a025",
+    "old s": "\u017fummer25",
+    "circled": "Ⓢummer25",
+}
+
+
+@cases(ACCEPTED_CODES)
+def test_another_spelling_of_a_code_means_the_code(api: Any, given: str) -> None:
+    answer = api.post("/api/v1/validations", json={"code": given, "customer": {"email": "ada@example.com"}})
+
+    assert (answer.json["valid"], answer.json["code"]) == (True, "SUMMER25")
+
+
+def test_an_i_without_a_dot_is_the_one_that_turkish_keyboards_have_for_a_capital_i(api: Any) -> None:
+    answer = api.post("/api/v1/validations", json={"code": "wınter25", "customer": {"email": "ada@example.com"}})
+
+    assert answer.json["code"] == "WINTER25"
+
+
+# --- e-mails --------------------------------------------------------------------------------------
+
+
+@cases(EMAILS | {"lone surrogate": "\ud800@example.com", "number": 5, "truth": True, "list": ["ada@example.com"]})
+@pytest.mark.parametrize("path", ["redemptions", "validations"])
+def test_an_email_that_can_not_be_one_is_refused_with_a_pointer(api: Any, path: str, given: object) -> None:
+    body = {"code": "SUMMER25", "customer": {"email": given}}
+
+    assert pointers(api.post(f"/api/v1/{path}", json=body)) == ["/customer/email"]
+
+
+@cases(EMAILS)
+@pytest.mark.parametrize("path", ["/redeem", "/redemptions/new"])
+def test_an_email_that_can_not_be_one_is_told_at_its_field(staff: FlaskClient, path: str, given: str) -> None:
+    answer = staff.post(path, data={"code": "SUMMER25", "email": given})
+
+    assert answer.status_code == 422
+    assert "not an e-mail address" in answer.text
+    assert 'value="SUMMER25"' in answer.text
+    assert str(escape(given)).splitlines()[0] in answer.text
+
+
+@cases(EMAILS)
+def test_a_customer_is_not_made_with_it(api: Any, given: str) -> None:
+    assert pointers(api.put("/api/v1/customers/C-9", json={"email": given})) == ["/email"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "cleo@bücher.example",
+        "cleo@BU\u0308CHER.example",
+        "cleo@xn--bcher-kva.example",
+        "  CLEO@Bücher.EXAMPLE\t",
+        "cleo@bücher。example",
+    ],
+)
+def test_a_domain_is_one_in_every_spelling(api: Any, given: str) -> None:
+    answer = api.post("/api/v1/validations", json={"code": "SUMMER25", "customer": {"email": given}})
+
+    assert answer.json["valid"]
+
+
+# --- money ----------------------------------------------------------------------------------------
+
+
+@cases(
+    {
+        "negative": -1,
+        "huge": 10**30,
+        "fraction": 12.5,
+        "whole fraction": 5255.0,
+        "text": "5255",
+        "truth": True,
+        "list": [5255],
+        "object": {"minor": 5255},
+    }
+)
+@pytest.mark.parametrize("path", ["redemptions", "validations"])
+def test_an_amount_is_a_whole_number_of_minor_units(api: Any, path: str, given: object) -> None:
+    body = changed("/order/amount", given)
+    del body["metadata"]
+
+    assert pointers(api.post(f"/api/v1/{path}", json=body)) == ["/order/amount"]
+
+
+@cases({"lower case": "eur", "sign": "€", "four": "EURO", "wide": "ＥＵＲ", "NUL": "EU\0", "number": 978, "empty": ""})
+def test_a_currency_is_three_capitals(api: Any, given: object) -> None:
+    assert pointers(redeem(api, changed("/order/currency", given))) == ["/order/currency"]
+
+
+@pytest.mark.parametrize("order", [{"id": "A-1", "amount": 900, "currency": "USD"}, {"id": "A-1", "amount": 900}])
+def test_a_fixed_amount_is_not_taken_off_an_order_in_another_currency(api: Any, order: dict[str, Any]) -> None:
+    body = {"code": "WINTER25", "customer": {"email": "ada@example.com"}, "order": order}
+
+    assert pointers(redeem(api, body)) == ["/order/currency"]
+    assert pointers(api.post("/api/v1/validations", json=body)) == ["/order/currency"]
+
+
+# --- bodies ---------------------------------------------------------------------------------------
+
+
+def deep(levels: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for _ in range(levels):
+        found = {"a": found}
+    return found
+
+
+@cases(
+    {
+        "1 MB": {"a": "x" * 2**20},
+        "50 levels": deep(50),
+        "lists in lists": {"a": [[[[[[[[1]]]]]]]]},
+        "100,000 keys": {str(n): n for n in range(100_000)},
+        "NUL": {"a": "x\0"},
+        "lone surrogate": {"\udfff": 1},
+        "huge number": {"a": 10**400},
+        "list": [1],
+        "text": "x",
+    }
+)
+def test_metadata_is_small_and_shallow(api: Any, given: object) -> None:
+    assert set(pointers(redeem(api, changed("/metadata", given)))) == {"/metadata"}
+
+
+RAW: dict[str, tuple[str | bytes, tuple[int, ...]]] = {
+    "nothing": ("", (400, 422)),
+    "no JSON": ("{code: SUMMER25}", (400,)),
+    "half": ('{"code": "SUMMER25"', (400,)),
+    "NaN": (json.dumps(BODY).replace("7}", "NaN}"), (400,)),
+    "infinity": (json.dumps(BODY).replace("5255", "1e999"), (400, 422)),
+    "100,000 levels": ("[" * 100_000, (400,)),
+    "5,000 digits": (json.dumps(BODY).replace("5255", "9" * 5000), (400, 422)),
+    "list": (json.dumps([BODY]), (422,)),
+    "null": ("null", (422,)),
+    "broken UTF-8": (json.dumps(BODY).encode().replace(b"SUMMER", b"\xff\xfe"), (400,)),
+    "a name twice": (json.dumps(BODY)[:-1] + ', "code": "WINTER25"}', (400,)),
+    "a name twice inside": (json.dumps(BODY).replace('"till": 7', '"till": 7, "till": 8'), (400,)),
+    "two bodies": (json.dumps(BODY) * 2, (400,)),
+    "3 MB": (json.dumps(BODY | {"metadata": {"a": "x" * 3 * 2**20}}), (413,)),
+    "3 MB of blanks": (" " * 3 * 2**20, (413,)),
+}
+
+
+@pytest.mark.parametrize(("body", "statuses"), RAW.values(), ids=RAW.keys())
+@pytest.mark.parametrize("path", ["redemptions", "validations", "offers"])
+def test_a_body_that_can_not_be_read_is_a_problem(
+    api: Any, path: str, body: str | bytes, statuses: tuple[int, ...]
+) -> None:
+    answer = api.post(f"/api/v1/{path}", data=body, content_type="application/json")
+
+    assert answer.status_code in statuses
+    assert answer.mimetype == "application/problem+json"
+    assert answer.json["detail"]
+
+
+@pytest.mark.parametrize(
+    "media_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "text/json", "", "x/\0"]
+)
+def test_another_content_type_is_refused(api: Any, media_type: str) -> None:
+    answer = api.post("/api/v1/redemptions", data=json.dumps(BODY), content_type=media_type)
+
+    assert (answer.status_code, answer.json["code"]) == (415, "unsupported_media_type")
+
+
+@cases({"empty": "", "300 characters": "k" * 300, "not ASCII": "schlüssel", "tab": "a\tb", "blank": "\u00a0"})
+def test_an_idempotency_key_is_short_and_visible(api: Any, given: str) -> None:
+    assert pointers(redeem(api, BODY, **{"Idempotency-Key": given})) == ["/Idempotency-Key"]
+
+
+WRONG = [5, 1.5, True, "", "\ud800", [], [1], {}, {"x": 1}]
+
+
+@pytest.mark.parametrize("path", ["/customer", "/order", "/order/id", "/customer/email", "/metadata", "/code"])
+def test_a_wrong_type_anywhere_is_told_with_its_place(api: Any, path: str) -> None:
+    for value in WRONG:
+        if path == "/metadata" and isinstance(value, dict):
+            continue
+        answer = redeem(api, changed(path, value))
+        assert all(pointer.startswith(path) for pointer in pointers(answer)), value
+
+
+@pytest.mark.parametrize("path", ["/x", "/order/x", "/customer/x"])
+def test_an_unknown_field_is_a_typing_error(api: Any, path: str) -> None:
+    assert pointers(redeem(api, changed(path, 1))) == [path]
+
+
+# --- offers ---------------------------------------------------------------------------------------
+
+
+NEW: dict[str, Any] = {"name": "Autumn", "discount": {"type": "percent", "percent": "25"}}
+
+
+def amount(given: object, currency: object = "EUR") -> dict[str, Any]:
+    return {"discount": {"type": "amount", "amount": given, "currency": currency}}
+
+
+def percent(given: object) -> dict[str, Any]:
+    return {"discount": {"type": "percent", "percent": given}}
+
+
+OFFERS: dict[str, tuple[dict[str, Any], str]] = {
+    **{f"code {name}": ({"code": code}, "/code") for name, code in CODES.items()},
+    "negative amount": (amount(-500), "/discount/amount"),
+    "no amount": (amount(0), "/discount/amount"),
+    "huge amount": (amount(10**30), "/discount/amount"),
+    "fraction of a cent": (amount(5.5), "/discount/amount"),
+    "whole fraction": (amount(500.0), "/discount/amount"),
+    "amount as text": (amount("500"), "/discount/amount"),
+    "amount true": (amount(True), "/discount/amount"),
+    "small currency": (amount(500, "eur"), "/discount/currency"),
+    "no currency": (amount(500, "QQQ"), "/discount/currency"),
+    "percent as number": (percent(25), "/discount/percent"),
+    "percent 0": (percent("0"), "/discount/percent"),
+    "percent 101": (percent("101"), "/discount/percent"),
+    "percent negative": (percent("-5"), "/discount/percent"),
+    "percent with three decimals": (percent("12.345"), "/discount/percent"),
+    "percent NaN": (percent("NaN"), "/discount/percent"),
+    "percent in Arabic digits": (percent("٢٥"), "/discount/percent"),
+    "both": ({"discount": {"type": "percent", "percent": "5", "amount": 5, "currency": "EUR"}}, "/discount"),
+    "no zone": ({"starts_at": "2026-06-01T00:00:00"}, "/starts_at"),
+    "a day": ({"starts_at": "2026-06-01"}, "/starts_at"),
+    "seconds since 1970": ({"starts_at": 1780000000}, "/starts_at"),
+    "no such day": ({"ends_at": "2026-02-30T00:00:00Z"}, "/ends_at"),
+    "a leap second": ({"ends_at": "2026-06-30T23:59:60Z"}, "/ends_at"),
+    "before the calendar": ({"starts_at": "0001-01-01T00:00:00+14:00"}, "/starts_at"),
+    "after the calendar": ({"ends_at": "9999-12-31T23:59:59-14:00"}, "/ends_at"),
+    "Arabic digits": ({"starts_at": "٢٠٢٦-06-01T00:00:00Z"}, "/starts_at"),
+    "end before start": ({"starts_at": "2026-06-02T00:00:00Z", "ends_at": "2026-06-01T00:00:00Z"}, "/ends_at"),
+    "zone": ({"time_zone": "Mars/Olympus"}, "/time_zone"),
+    "zone path": ({"time_zone": "../../etc/passwd"}, "/time_zone"),
+    "zone NUL": ({"time_zone": "UTC\0"}, "/time_zone"),
+    "cap 0": ({"max_redemptions": 0}, "/max_redemptions"),
+    "cap negative": ({"max_redemptions": -1}, "/max_redemptions"),
+    "cap huge": ({"max_redemptions": 10**30}, "/max_redemptions"),
+    "cap true": ({"max_redemptions": True}, "/max_redemptions"),
+    "cap fraction": ({"max_redemptions": 10.0}, "/max_redemptions"),
+    "name empty": ({"name": " "}, "/name"),
+    "name long": ({"name": "x" * 10_000}, "/name"),
+    "name NUL": ({"name": "a\0"}, "/name"),
+    "name lines": ({"name": "a\nb"}, "/name"),
+    "name surrogate": ({"name": "\ud800"}, "/name"),
+    "audience": ({"audience": "Nobody"}, "/audience"),
+    "audience NUL": ({"audience": "a\0"}, "/audience"),
+    "audience surrogate": ({"audience": "\ud800"}, "/audience"),
+    "mail surrogate": ({"mail": {"subject": "\ud800"}}, "/mail/subject"),
+    "personal as text": ({"personal_code_required": "yes"}, "/personal_code_required"),
+    "unknown": ({"price": 5}, "/price"),
+}
+
+
+@pytest.mark.parametrize(("given", "pointer"), OFFERS.values(), ids=OFFERS.keys())
+def test_an_offer_that_makes_no_sense_is_refused_with_a_pointer(api: Any, given: dict[str, Any], pointer: str) -> None:
+    assert pointer in pointers(api.post("/api/v1/offers", json=NEW | given))
+    if "mail" not in given:
+        assert pointer in pointers(api.patch("/api/v1/offers/SUMMER25", json=given))
+
+
+@pytest.mark.parametrize(
+    ("given", "utc"),
+    [
+        ("2026-03-29T02:30:00+01:00", "2026-03-29T01:30:00Z"),
+        ("2026-10-25T02:30:00+02:00", "2026-10-25T00:30:00Z"),
+        ("2026-10-25T02:30:00+01:00", "2026-10-25T01:30:00Z"),
+        ("2026-10-25t02:30:00.5z", "2026-10-25T02:30:00.500000Z"),
+    ],
+)
+def test_a_time_with_its_offset_is_a_moment_whatever_clocks_do(given: str, utc: str) -> None:
+    body = NewOffer.model_validate(NEW | {"starts_at": given, "time_zone": "Europe/Berlin"})
+
+    assert format_rfc3339(body.starts_at) == utc
+
+
+FORM = {
+    "name": "Autumn",
+    "code": "AUTUMN25",
+    "discount_type": "percent",
+    "discount_percent": "25",
+    "discount_currency": "EUR",
+    "time_zone": "Europe/Berlin",
+    "starts_at": "2026-06-01",
+}
+FIXED = {"discount_type": "amount", "discount_amount": "5"}
+FIELDS: dict[str, tuple[dict[str, str], str]] = {
+    **{f"code {name}": ({"code": code}, "letters") for name, code in CODES.items()},
+    "gap": ({"starts_at": "2026-03-29", "starts_at_time": "02:30"}, "does not exist on that day"),
+    "gap at the end": ({"ends_at": "2027-03-28", "ends_at_time": "02:30"}, "does not exist on that day"),
+    "twice": ({"starts_at": "2026-10-25", "starts_at_time": "02:30"}, "occurs twice"),
+    "no such day": ({"starts_at": "2026-02-30"}, "Not a valid date"),
+    "no such time": ({"starts_at_time": "25:00"}, "Not a valid time"),
+    "last of all days": ({"ends_at": "9999-12-31"}, "Choose a day"),
+    "amount negative": (FIXED | {"discount_amount": "-5"}, "Give a number"),
+    "amount huge": (FIXED | {"discount_amount": "9" * 40}, "Give a number"),
+    "amount in fractions of a cent": (FIXED | {"discount_amount": "5.005"}, "has 2 decimals"),
+    "amount in digits of another script": (FIXED | {"discount_amount": "٥"}, "Give a number"),
+    "currency": (FIXED | {"discount_currency": "QQQ"}, "three letters"),
+    "percent": ({"discount_percent": "1e1"}, "Give a number"),
+    "percent too much": ({"discount_percent": "100.01"}, "up to 100"),
+    "cap": ({"max_redemptions": "many"}, "Give a whole number"),
+    "cap negative": ({"max_redemptions": "-1"}, "cap is a whole number"),
+    "cap huge": ({"max_redemptions": "9" * 40}, "whole number"),
+    "name": ({"name": "a\0b"}, "one line of plain text"),
+    "zone": ({"time_zone": "Mars/Olympus"}, "Choose a time zone"),
+    "audience": ({"audience": "999"}, "does not exist"),
+}
+
+
+@pytest.mark.parametrize(("given", "said"), FIELDS.values(), ids=FIELDS.keys())
+def test_the_form_of_an_offer_says_it_at_the_field_and_keeps_what_was_typed(
+    staff: FlaskClient, given: dict[str, str], said: str
+) -> None:
+    typed = FORM | given
+
+    answer = staff.post("/offers/new", data=typed)
+
+    assert answer.status_code == 422
+    assert said in answer.text
+    for name in ("name", "code", "discount_percent", "max_redemptions", "starts_at", "ends_at"):
+        assert str(escape(typed.get(name, ""))) in answer.text, name
+
+
+# --- everything else ------------------------------------------------------------------------------
+
+
+HOSTILE = {
+    "NUL": "\0",
+    "long": "x" * 10_000,
+    "huge number": "9" * 400,
+    "negative": "-1",
+    "quote": "'\"\\;--",
+    "markup": "</title><script>alert(1)</script>",
+    "template": "{{ 7 * 7 }}",
+    "percent": "%s%(x)s{}",
+    "emoji": "🎉\u202e\u200b",
+    "line": "a\r\nB: c",
+    "replaced": "\ufffd\uffff",
+    "date": "9999-12-31",
+    "old": "0001-01-01",
+}
+
+
+def every_form(kind: type[Form] = Form) -> set[str]:
+    """The name of every field that any form of the program has."""
+    names = set(getattr(kind, "_fields", {})) | {
+        name for name in vars(kind) if hasattr(getattr(kind, name), "field_class")
+    }
+    return names.union(*(every_form(below) for below in kind.__subclasses__()))
+
+
+def addresses(app: Flask, method: str, given: str) -> Iterator[str]:
+    """Every address that people open with this method, with something strange in its place where it has one."""
+    for rule in app.url_map.iter_rules():
+        if method in (rule.methods or ()) and not rule.rule.startswith(("/static", "/api", "/sign-out")):
+            values: dict[str, Any] = {
+                name: 1 if "Id" in type(rule._converters[name]).__name__ else given for name in rule._converters
+            }
+            yield app.url_map.bind("localhost").build(rule.endpoint, values)
+
+
+@cases(HOSTILE)
+def test_no_page_breaks_over_what_stands_in_its_address(
+    app: Flask, sign_in: Callable[..., FlaskClient], given: str
+) -> None:
+    browser = sign_in("admin")
+    query = dict.fromkeys(every_form() | {"cursor", "limit", "page", "state", "q", "next", "zone"}, given)
+
+    broken = {
+        address[:80]: answer.status_code
+        for address in addresses(app, "GET", given)
+        if not address.startswith("/readyz")
+        for answer in [browser.get(address, query_string=query)]
+        if answer.status_code >= 500
+    }
+
+    assert not broken
+
+
+@cases(HOSTILE)
+def test_no_form_breaks_over_what_is_typed_into_it(app: Flask, sign_in: Callable[..., FlaskClient], given: str) -> None:
+    browser = sign_in("admin")
+    typed = dict.fromkeys(every_form(), given)
+
+    broken = {
+        address[:80]: answer.status_code
+        for address in addresses(app, "POST", given)
+        for answer in [browser.post(address, data=typed)]
+        if answer.status_code >= 500
+    }
+
+    assert not broken
