@@ -15,7 +15,7 @@ export PORT
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help messages setup demo demo-remove down run run-migration run-test run-test-all check format erd screenshots env lock benchmark benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http chaos install install-dev python
+.PHONY: help messages setup demo demo-down demo-reset down run run-migration run-test run-test-all check format erd screenshots env lock benchmark benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http chaos install install-dev python
 # Or make would complain of a clock that was ahead when this file was fetched.
 .PHONY: Makefile
 
@@ -30,12 +30,14 @@ help:
 setup: install ## Install, start in the background, say where
 	@$(FLASK) up
 
-demo: install ## Fill it with a shop to look around in
-	@$(FLASK) up --quiet
-	@$(FLASK) demo fill
+demo: install ## Start a shop full of data beside it
+	@$(FLASK) demo up $(if $(findstring command line,$(origin PORT)),$(PORT:%=--port %))
 
-demo-remove: install ## Take that shop out again, nothing else
-	@$(FLASK) demo remove
+demo-down: ## Stop that shop; data stays
+	@if [ -e .venv/installed ]; then $(FLASK) demo down; else echo "The demo was not running."; fi
+
+demo-reset: ## Delete that shop
+	@if [ -e .venv/installed ]; then $(FLASK) demo reset; else echo "There is no demo; nothing was changed."; fi
 
 run-test: install-dev ## Run the tests of the product
 	@$(PYTEST) -m "not slow" $(TEST_ARGS)

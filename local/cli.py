@@ -7,7 +7,7 @@ from flask import Flask, current_app
 
 from local import commands as local_commands
 from local import mailsink
-from local.demo.commands import demo
+from local.demo_commands import demo_group
 from local.supervisor import ServiceError
 from webapp import cli
 from webapp.core.settings import Settings
@@ -21,7 +21,7 @@ def init_app(app: Flask) -> None:
         local_commands.down_command,
         local_commands.run_here_command,
         local_commands.migrate_command,
-        demo,
+        demo_group,
         mail_sink,
         *cli.COMMANDS,
     ):

@@ -20,7 +20,7 @@ from flask import current_app
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from local import preflight, supervisor
+from local import demo_instance, preflight, supervisor
 from local.postgresql import EmbeddedError
 from local.preflight import SetupError
 from local.supervisor import ServiceError
@@ -56,28 +56,25 @@ def wrap_command_errors(command: click.Command, settings: Settings) -> click.Com
 
 
 @click.command()
-@click.option("--quiet", is_flag=True, help="Do not say where; `make demo` says it.")
-def up_command(quiet: bool) -> None:
+def up_command() -> None:
     """Start everything in the background and say where it is."""
     settings = _get_settings()
     with command_errors(settings), supervisor.instance_lock(settings):
         if supervisor.is_supervisor_running(settings) and supervisor.is_database_running(settings):
             preflight.check_running_port(settings)
             supervisor.wait_until_ready(settings)
-            if not quiet:
-                _print_addresses(settings, "Onecode is already running; nothing was changed.")
+            _print_addresses(settings, "Onecode is already running; nothing was changed.")
             return
         _print_warnings(preflight.collect_warnings(settings))
         # What a set-up that was killed has left; what has to be ready is started anew.
         supervisor.stop_services(settings)
         preflight.check_ports(settings)
-        with _running_database(settings):
+        with running_database(settings):
             parts = "web, worker and mail sink" if settings.uses_mail_sink else "web and worker"
             click.echo(f"Starting {parts} …")
             supervisor.start_services(settings)
             try:
-                if not quiet:
-                    _print_addresses(settings, "\nOnecode is running.")
+                _print_addresses(settings, "\nOnecode is running.")
             except BaseException:
                 supervisor.stop_services(settings)
                 raise
@@ -91,6 +88,8 @@ def down_command() -> None:
         stopped = supervisor.stop_services(settings)
         stopped = supervisor.stop_database(settings) or stopped
     click.echo("Onecode is stopped; its data is kept." if stopped else "Onecode was not running.")
+    if demo_instance.is_running(settings):
+        click.echo("The demo still runs; stop it with: make demo-down")
 
 
 @click.command("run-here")
@@ -104,7 +103,7 @@ def run_here_command() -> None:
             _print_warnings(preflight.collect_warnings(settings))
             preflight.check_ports(settings)
             started = not supervisor.is_database_running(settings)
-            with _running_database(settings):
+            with running_database(settings):
                 _print_addresses(settings, "\nOnecode is starting; Ctrl-C ends it.")
         try:
             supervisor.run_in_foreground(settings)
@@ -123,7 +122,7 @@ def migrate_command() -> None:
         supervisor.instance_lock(settings) if settings.uses_embedded_database else nullcontext(),
     ):
         started = not supervisor.is_database_running(settings)
-        with _running_database(settings):
+        with running_database(settings):
             pass
         if started:
             supervisor.stop_database(settings)
@@ -131,7 +130,7 @@ def migrate_command() -> None:
 
 
 @contextmanager
-def _running_database(settings: Settings) -> Iterator[None]:
+def running_database(settings: Settings) -> Iterator[None]:
     """The database, ours, up to date and running; when what follows fails, a server started here is stopped again."""
     preflight.check_install_path()
     started = not supervisor.is_database_running(settings)
@@ -172,7 +171,7 @@ def _print_addresses(settings: Settings, first: str) -> None:
         link = account_actions.create_invitation("admin", None, by="set-up")
         click.echo("\nNext: open this link, which works once, and choose your name and password:\n")
         click.echo(f"  {link}\n")
-        click.echo("Then look around with `make demo`, or import customers of your own.")
+        click.echo("Then import customers, or look at a shop full of data first: `make demo` starts one beside this.")
         click.echo("Lost the link? `make setup` prints a new one.")
     click.echo("\nStop with `make down`; all commands: `make help`.")
 

@@ -58,9 +58,10 @@ class SetupError(Exception):
     """Set-up can't go on; the message is one line and says what to do."""
 
 
-def check_ports(settings: Settings) -> None:
+def check_ports(settings: Settings, command: str = "make setup") -> None:
     """See to it that all ports are free.
 
+    :param command: what to run with another PORT when one is not.
     :raises SetupError: with the port that is not, what it is for, and ports that are free.
     """
     wanted = {settings.port: "the web server"}
@@ -72,12 +73,12 @@ def check_ports(settings: Settings) -> None:
         except PermissionError as error:
             raise SetupError(
                 f"port {port} for {purpose} is not for ordinary users; "
-                f"choose another: make setup PORT={_find_free_port(8000)}"
+                f"choose another: {command} PORT={find_free_port(8000)}"
             ) from error
         except OSError as error:
             raise SetupError(
                 f"port {port} for {purpose} is taken by another program; "
-                f"choose another: make setup PORT={_find_free_port(settings.port + 10)}"
+                f"choose another: {command} PORT={find_free_port(settings.port + 10)}"
             ) from error
 
 
@@ -208,8 +209,8 @@ def _try_bind(port: int) -> None:
         probe.bind(("127.0.0.1", port))
 
 
-def _find_free_port(start: int) -> int:
-    """The next port from which three in a row are free."""
+def find_free_port(start: int) -> int:
+    """Return the first port of `start`, `start + 10`, … that is free together with the two after it."""
     for port in range(start, 65_000, 10):
         try:
             for one in range(port, port + 3):

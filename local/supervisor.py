@@ -14,9 +14,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -38,19 +39,35 @@ class ServiceError(Exception):
 @contextmanager
 def instance_lock(settings: Settings) -> Iterator[None]:
     """One start or stop of an instance at a time."""
-    folder = settings.instance_path
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("a")
-    except OSError as error:
-        raise ServiceError(atomic_files.explain_os_error(error, folder)) from error
+    file = _lock_folder(settings.instance_path)
     with file:
+        yield
+
+
+def _lock_folder(folder: Path) -> IO[str]:
+    """Create the folder and lock it; the lock lasts until the returned file is closed."""
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = (folder / "lock").open("a")
+        except OSError as error:
+            raise ServiceError(atomic_files.explain_os_error(error, folder)) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print("Waiting for another start or stop of this copy …", flush=True)  # noqa: T201
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        if _is_same_file(file, folder / "lock"):
+            return file
+        # The folder was deleted while this process waited (`make demo-reset`).
+        file.close()
+
+
+def _is_same_file(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def embedded_database(settings: Settings) -> embedded_postgresql.EmbeddedServer:
@@ -83,9 +100,10 @@ def is_supervisor_running(settings: Settings) -> bool:
     return _find_supervisor(settings) is not None
 
 
-def start_services(settings: Settings) -> None:
+def start_services(settings: Settings, environment: Mapping[str, str] | None = None) -> None:
     """Start web, worker and (without MAIL_SERVER) mail sink in the background; return when `/readyz` answers.
 
+    :param environment: variables of the started processes that differ from those of this process.
     :raises ServiceError: when the program does not become ready; nothing is left running then.
     """
     atomic_files.write_atomically(settings.instance_path / "port", str(settings.port))
@@ -98,7 +116,7 @@ def start_services(settings: Settings) -> None:
             stderr=log,
             start_new_session=True,
             cwd=ROOT,
-            env=_process_environment(settings),
+            env=_process_environment(settings) | dict(environment or {}),
         )
     try:
         wait_until_ready(settings)

@@ -1,4 +1,4 @@
-"""A believable shop for whoever wants to look around: `make demo` fills it, `make demo-remove` takes it out again.
+"""The data of the demo: a tea shop with customers, offers, campaigns and redemptions of eight weeks.
 
-It stands beside the rooms and above them: nothing of the program knows of it.
+`seed` fills an empty database. Nothing in `webapp` knows about the demo.
 """

@@ -1,7 +1,7 @@
-"""Names as people bear them, by language: given and family names that go together, with how they stand in an e-mail.
+"""Given and family names of many locales, each with its spelling in email addresses.
 
-`native:latin` where the script is another; a Latin name loses its marks by itself. Where women's family names end
-otherwise, there are two groups.
+A name is written `native:latin` where its script is not Latin; diacritics of Latin names are removed by the program.
+Where family names differ by gender, a locale has two groups.
 """
 
 from __future__ import annotations
@@ -10,21 +10,22 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Tongue:
-    """A language tag (RFC 5646), its share of a thousand customers, and groups of (given names, family names).
+class LocaleNames:
+    """Names of one language tag (RFC 5646) and its relative share of the customers.
 
-    `family_first` is how a full name is written, `between` what stands between its two parts.
+    `groups` are pairs of (given names, family names), separated by spaces. `family_first` is the order in a full name,
+    `separator` the text between its two parts.
     """
 
     locale: str
     share: int
     groups: tuple[tuple[str, str], ...]
     family_first: bool = False
-    between: str = " "
+    separator: str = " "
 
 
-TONGUES = (
-    Tongue(
+LOCALE_NAMES = (
+    LocaleNames(
         "en-GB",
         190,
         (
@@ -36,7 +37,7 @@ TONGUES = (
             ),
         ),
     ),
-    Tongue(
+    LocaleNames(
         "de-DE",
         190,
         (
@@ -48,7 +49,7 @@ TONGUES = (
             ),
         ),
     ),
-    Tongue(
+    LocaleNames(
         "fr-FR",
         75,
         (
@@ -59,7 +60,7 @@ TONGUES = (
             ),
         ),
     ),
-    Tongue(
+    LocaleNames(
         "es-ES",
         65,
         (
@@ -69,7 +70,7 @@ TONGUES = (
             ),
         ),
     ),
-    Tongue(
+    LocaleNames(
         "pt-PT",
         30,
         (
@@ -79,7 +80,7 @@ TONGUES = (
             ),
         ),
     ),
-    Tongue(
+    LocaleNames(
         "it-IT",
         40,
         (
@@ -89,7 +90,7 @@ TONGUES = (
             ),
         ),
     ),
-    Tongue(
+    LocaleNames(
         "pl-PL",
         45,
         (
@@ -103,7 +104,7 @@ TONGUES = (
             ),
         ),
     ),
-    Tongue(
+    LocaleNames(
         "cs-CZ",
         30,
         (
@@ -111,19 +112,23 @@ TONGUES = (
             ("Jiří Ondřej Luboš Tomáš Zdeněk", "Novák Dvořák Černý Procházka Němec"),
         ),
     ),
-    Tongue("hu-HU", 20, (("Zsófia Bálint Réka Gergő Ágnes Lőrinc", "Szabó Tóth Kőszegi Fehér Nagy Gyöngyösi"),), True),
-    Tongue("ro-RO", 15, (("Ștefan Ioana Răzvan Mădălina Andreea", "Țăranu Ionescu Bălan Mureșan Crăciun"),)),
-    Tongue(
+    LocaleNames(
+        "hu-HU", 20, (("Zsófia Bálint Réka Gergő Ágnes Lőrinc", "Szabó Tóth Kőszegi Fehér Nagy Gyöngyösi"),), True
+    ),
+    LocaleNames("ro-RO", 15, (("Ștefan Ioana Răzvan Mădălina Andreea", "Țăranu Ionescu Bălan Mureșan Crăciun"),)),
+    LocaleNames(
         "sv-SE",
         25,
         (("Åsa Björn Märta Håkan Göran Elin", "Lindström Sjögren Åkesson Bergqvist Öberg Nyström"),),
     ),
-    Tongue("nb-NO", 10, (("Øyvind Ingrid Håvard Åse Sølvi", "Bjørnstad Hægeland Solbakken Tøsse"),)),
-    Tongue("is-IS", 4, (("Guðrún Þóra Æsa", "Jónsdóttir Þórsdóttir"), ("Þorsteinn Ásgeir", "Jónsson Guðmundsson"))),
-    Tongue("tr-TR", 30, (("Ayşe Çağlar Işıl Oğuz Gülşen Ümit", "Yılmaz Şahin Çelik Öztürk Doğan Kılıç"),)),
-    Tongue("vi-VN", 20, (("Hương Minh Đức Ngọc Phượng Tuấn", "Nguyễn Trần Đặng Phạm Võ"),), True),
-    Tongue("nl-NL", 20, (("Daniël Fleur Joris Anouk Zoë", "Bakker Jansen Vermeer Cuijpers Mulder"),)),
-    Tongue(
+    LocaleNames("nb-NO", 10, (("Øyvind Ingrid Håvard Åse Sølvi", "Bjørnstad Hægeland Solbakken Tøsse"),)),
+    LocaleNames(
+        "is-IS", 4, (("Guðrún Þóra Æsa", "Jónsdóttir Þórsdóttir"), ("Þorsteinn Ásgeir", "Jónsson Guðmundsson"))
+    ),
+    LocaleNames("tr-TR", 30, (("Ayşe Çağlar Işıl Oğuz Gülşen Ümit", "Yılmaz Şahin Çelik Öztürk Doğan Kılıç"),)),
+    LocaleNames("vi-VN", 20, (("Hương Minh Đức Ngọc Phượng Tuấn", "Nguyễn Trần Đặng Phạm Võ"),), True),
+    LocaleNames("nl-NL", 20, (("Daniël Fleur Joris Anouk Zoë", "Bakker Jansen Vermeer Cuijpers Mulder"),)),
+    LocaleNames(
         "el-GR",
         30,
         (
@@ -137,7 +142,7 @@ TONGUES = (
             ),
         ),
     ),
-    Tongue(
+    LocaleNames(
         "uk-UA",
         25,
         (
@@ -147,7 +152,7 @@ TONGUES = (
             ),
         ),
     ),
-    Tongue(
+    LocaleNames(
         "ru-RU",
         15,
         (
@@ -155,12 +160,12 @@ TONGUES = (
             ("Фёдор:fedor Алексей:aleksey Пётр:petr", "Иванов:ivanov Соколов:sokolov Воробьёв:vorobyov"),
         ),
     ),
-    Tongue(
+    LocaleNames(
         "bg-BG",
         8,
         (("Мария:maria Десислава:desislava", "Петрова:petrova"), ("Георги:georgi Любомир:lyubomir", "Петров:petrov")),
     ),
-    Tongue(
+    LocaleNames(
         "ar-EG",
         25,
         (
@@ -170,25 +175,25 @@ TONGUES = (
             ),
         ),
     ),
-    Tongue("fa-IR", 6, (("زهرا:zahra آرش:arash پریسا:parisa", "حسینی:hosseini کریمی:karimi ژاله‌پور:jalehpour"),)),
-    Tongue(
+    LocaleNames("fa-IR", 6, (("زهرا:zahra آرش:arash پریسا:parisa", "حسینی:hosseini کریمی:karimi ژاله‌پور:jalehpour"),)),
+    LocaleNames(
         "he-IL", 12, (("נועה:noa איתן:eitan תמר:tamar יוסי:yossi", "כהן:cohen לוי:levi מזרחי:mizrahi פרידמן:friedman"),)
     ),
-    Tongue(
+    LocaleNames(
         "hi-IN",
         20,
         (("प्रिया:priya अर्जुन:arjun लक्ष्मी:lakshmi विवेक:vivek", "शर्मा:sharma गुप्ता:gupta त्रिपाठी:tripathi सिंह:singh"),),
     ),
-    Tongue("bn-BD", 6, (("ফারহানা:farhana রফিক:rafiq", "চৌধুরী:chowdhury রহমান:rahman"),)),
-    Tongue("ta-IN", 6, (("மீனாட்சி:meenakshi கார்த்திக்:karthik", "சுப்பிரமணியன்:subramanian இளங்கோ:ilango"),)),
-    Tongue(
+    LocaleNames("bn-BD", 6, (("ফারহানা:farhana রফিক:rafiq", "চৌধুরী:chowdhury রহমান:rahman"),)),
+    LocaleNames("ta-IN", 6, (("மீனாட்சி:meenakshi கார்த்திக்:karthik", "சுப்பிரமணியன்:subramanian இளங்கோ:ilango"),)),
+    LocaleNames(
         "zh-CN",
         20,
         (("伟:wei 秀英:xiuying 子涵:zihan 欣怡:xinyi 建国:jianguo", "王:wang 李:li 张:zhang 刘:liu 欧阳:ouyang"),),
         True,
         "",
     ),
-    Tongue(
+    LocaleNames(
         "ja-JP",
         20,
         (
@@ -199,13 +204,13 @@ TONGUES = (
         ),
         True,
     ),
-    Tongue(
+    LocaleNames(
         "ko-KR", 15, (("민준:minjun 서연:seoyeon 지후:jihu 하은:haeun", "김:kim 이:lee 박:park 최:choi"),), True, ""
     ),
-    Tongue("th-TH", 10, (("สมชาย:somchai กนกวรรณ:kanokwan ธนพล:thanapon", "ศรีสุข:srisuk วงศ์ทอง:wongthong"),)),
-    Tongue(
+    LocaleNames("th-TH", 10, (("สมชาย:somchai กนกวรรณ:kanokwan ธนพล:thanapon", "ศรีสุข:srisuk วงศ์ทอง:wongthong"),)),
+    LocaleNames(
         "ka-GE", 5, (("ნინო:nino გიორგი:giorgi თამარ:tamar", "ბერიძე:beridze მაისურაძე:maisuradze კაპანაძე:kapanadze"),)
     ),
-    Tongue("hy-AM", 4, (("Անահիտ:anahit Տիգրան:tigran", "Պետրոսյան:petrosyan Հակոբյան:hakobyan"),)),
-    Tongue("am-ET", 3, (("ሰላም:selam ዳዊት:dawit", "ተስፋዬ:tesfaye በቀለ:bekele"),)),
+    LocaleNames("hy-AM", 4, (("Անահիտ:anahit Տիգրան:tigran", "Պետրոսյան:petrosyan Հակոբյան:hakobyan"),)),
+    LocaleNames("am-ET", 3, (("ሰላም:selam ዳዊት:dawit", "ተስፋዬ:tesfaye በቀለ:bekele"),)),
 )

@@ -72,6 +72,13 @@ class LocalCopy:
 @pytest.fixture
 def copy() -> Iterator[Callable[[str], LocalCopy]]:
     """Makes copies of the tree as it is now; whatever they started is stopped at the end."""
+    with copies() as make:
+        yield make
+
+
+@contextlib.contextmanager
+def copies() -> Iterator[Callable[[str], LocalCopy]]:
+    """The same for fixtures with a wider scope."""
     made = []
     # Not pytest's own folder, which is closed to the user that runs the embedded server for root.
     place = Path(tempfile.mkdtemp(prefix="onecode-copies-"))
@@ -97,5 +104,5 @@ def copy() -> Iterator[Callable[[str], LocalCopy]]:
 
     yield make
     for one in made:
-        one.make("down")
+        one.make("demo-down", "down")
     shutil.rmtree(place, ignore_errors=True)

@@ -1,5 +1,5 @@
-"""What the demonstration fills in is what the program itself could have left: every screen has something, no rule is
-broken, all sums are true."""
+"""The data of the demo is such as the program itself could have written: every page has content, no rule is broken, all
+totals are correct."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
-from local.demo import offers as demo_offers
+from local.demo import scenario
 from webapp.accounts.models import StaffUser
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns.deliveries import queries as delivery_queries
@@ -24,20 +24,23 @@ from webapp.redemptions import guessing
 
 Ask = Callable[[str], list[tuple[Any, ...]]]
 
+# One worker process seeds the database for all of them.
+pytestmark = pytest.mark.xdist_group("demo")
+
 SUMMED = ("sent", "failed", "deferred", "uncertain", "skipped", "left")
 
 
 @pytest.fixture
 def manager(shop: Flask) -> FlaskClient:
     client = shop.test_client()
-    user = db.session.scalar(select(StaffUser).where(StaffUser.email == demo_offers.MANAGER[0]))
+    user = db.session.scalar(select(StaffUser).where(StaffUser.email == scenario.MANAGER.email))
     assert user is not None
     with client.session_transaction() as session:
         session["_user_id"], session["_fresh"] = user.get_id(), True
     return client
 
 
-def test_there_are_offers_in_every_state_and_of_both_kinds(look: Ask) -> None:
+def test_there_are_offers_in_every_state_and_of_both_discount_types(look: Ask) -> None:
     every = db.session.scalars(select(Offer)).all()
     now = look("select now()")[0][0]
 
@@ -50,23 +53,20 @@ def test_there_are_offers_in_every_state_and_of_both_kinds(look: Ask) -> None:
     assert guessing.list_top_guessing_alerts(9)
 
 
-def test_there_are_mailings_in_every_state(look: Ask) -> None:
+def test_there_are_campaigns_in_every_state(look: Ask) -> None:
     found = Counter(db.session.scalars(select(Campaign.status)))
 
     assert set(found) == {"draft", "scheduled", "preparing", "paused", "cancelled", "done"}
     reasons = look("select pause_reason from campaign where status = 'paused' order by 1")
     assert re.match(r"\d+ of the last \d+ emails were permanently rejected", reasons[0][0])
-    assert reasons[1][0] == f"paused by {demo_offers.MANAGER[0]}"
+    assert reasons[1][0] == f"paused by {scenario.MANAGER.email}"
     assert look("select count(*) from campaign where kind = 'reminder' and status = 'done'") == [(2,)]
 
 
 @pytest.mark.parametrize(
     ("page", "words"),
     [
-        (
-            "/",
-            "is used up|failed attempts|could not be imported|nobody knows whether they went out|ends soon|is paused",
-        ),
+        ("/", "has reached its limit|failed attempts|could not be imported|to resolve|ends soon|is paused"),
         ("/offers?state=paused", "Teapot trade-in"),
         ("/campaigns?status=cancelled", "Teapot trade-in"),
         ("/customers", "example"),
@@ -78,7 +78,7 @@ def test_there_are_mailings_in_every_state(look: Ask) -> None:
         ("/settings/profile", "Mara Lind"),
     ],
 )
-def test_every_screen_has_something_to_look_at(manager: FlaskClient, page: str, words: str) -> None:
+def test_every_page_has_content(manager: FlaskClient, page: str, words: str) -> None:
     answer = manager.get(page)
 
     assert answer.status_code == 200
@@ -86,7 +86,7 @@ def test_every_screen_has_something_to_look_at(manager: FlaskClient, page: str, 
         assert each in answer.text
 
 
-def test_the_pages_of_each_offer_mailing_and_import_are_there(manager: FlaskClient, look: Ask) -> None:
+def test_every_offer_campaign_and_import_has_a_page(manager: FlaskClient, look: Ask) -> None:
     for kind in ("offer", "campaign"):
         for (row_id,) in look(f"select id from {kind}"):
             assert manager.get(f"/{kind}s/{row_id}", follow_redirects=True).status_code == 200
@@ -95,8 +95,8 @@ def test_the_pages_of_each_offer_mailing_and_import_are_there(manager: FlaskClie
     for why in (
         "This email address is not valid.",
         "Enter an email address.",
-        "Perhaps a quotation mark",
-        "source id",
+        "Check for a missing quotation mark",
+        "source ID",
         "language tag",
     ):
         assert why in refused
@@ -105,7 +105,7 @@ def test_the_pages_of_each_offer_mailing_and_import_are_there(manager: FlaskClie
 @pytest.mark.parametrize(
     "wrong",
     [
-        # Redemptions: in their window, in the audience, by customers of then, priced right.
+        # Redemptions: while the offer ran, by customers of its audience who existed then; orders from the API only.
         "select 1 from redemption r join offer o on o.id = r.offer_id where r.redeemed_at < o.starts_at"
         " or r.redeemed_at >= o.ends_at or r.redeemed_at >= o.paused_at or r.redeemed_at > now()",
         "select 1 from redemption r join offer o on o.id = r.offer_id where o.audience_id is not null and not exists"
@@ -131,7 +131,7 @@ def test_the_pages_of_each_offer_mailing_and_import_are_there(manager: FlaskClie
         " full join redemption_total t using (offer_id) where h.n is distinct from t.n",
         "select 1 from (select hour, sum(n) as n from redemption_hour group by 1) h"
         " full join hour_total t using (hour) where h.n is distinct from t.n",
-        # Mailings: batches frozen as they are, windows in order, sums right, rows only for recipients.
+        # Campaigns: frozen batches, windows in order, correct totals, rows only for recipients.
         "select 1 from batch where first_id <> gaps[1] or last_id <> (select sum(g) from unnest(gaps) g)"
         " or cardinality(gaps) > 500 or window_end <> window_start",
         "select 1 from batch where status = 'done' and window_start <> cardinality(gaps)",
@@ -151,7 +151,7 @@ def test_the_pages_of_each_offer_mailing_and_import_are_there(manager: FlaskClie
         "select 1 from mail_issue i join campaign c on c.id = i.campaign_id"
         " where i.at < c.launched_at or i.state = 'deferred' and c.status not in ('paused', 'sending')",
         "select 1 from mail_issue where (state = 'deferred') <> (next_at is not null)",
-        # Everybody who must not be mailed was left out, and those who were left out are on the list.
+        # Skipped recipients are those who are on the suppression list.
         "select 1 from mail_issue i join customer c on c.id = i.customer_id"
         " left join suppression s on s.email = c.email"
         " where i.state = 'skipped' and i.text in ('bounced', 'unsubscribed', 'complained')"
@@ -162,26 +162,26 @@ def test_the_pages_of_each_offer_mailing_and_import_are_there(manager: FlaskClie
         "select 1 from mail_issue i join redemption r on r.customer_id = i.customer_id"
         " join campaign c on c.id = i.campaign_id and c.offer_id = r.offer_id"
         " where c.status <> 'preparing' and i.text = 'has already redeemed' and r.redeemed_at > i.at",
-        # A link in a mail is used after it came.
+        # The audit log does not run ahead of the clock.
         "select 1 from audit_entry where at > now() + interval '1 minute'",
-        # All addresses are nobody's.
+        # All addresses are reserved for examples.
         r"select 1 from customer where email !~ '[.@]example\.(com|net|org)$'",
     ],
 )
-def test_no_row_is_such_as_the_program_would_never_leave(look: Ask, wrong: str) -> None:
+def test_no_row_breaks_a_rule_of_the_program(look: Ask, wrong: str) -> None:
     assert look(f"{wrong} limit 3") == []
 
 
-def test_what_staff_are_shown_of_each_mailing_is_the_sum_over_its_recipients(look: Ask) -> None:
+def test_campaign_figures_are_the_sums_over_the_recipients(look: Ask) -> None:
     for (campaign_id,) in look("select id from campaign where total > 0"):
         counted = campaign_queries.get_campaign_stats(campaign_id)
-        found: Counter[str] = Counter(fate.state for fate in delivery_queries.iter_recipients(campaign_id))
+        found: Counter[str] = Counter(recipient.state for recipient in delivery_queries.iter_recipients(campaign_id))
         found["sent"] += found["sent_later"]
         assert {name: getattr(counted, name) for name in SUMMED} == {name: found[name] for name in SUMMED}
         assert counted.waiting == found["waiting"] + found["cancelled"]
 
 
-def test_people_have_names_in_many_scripts_and_sit_in_the_audiences(look: Ask) -> None:
+def test_customers_have_names_in_many_scripts_and_belong_to_audiences(look: Ask) -> None:
     assert look("select count(*) from customer") == [(10_000,)]
     scripts = r"Ж-я|Α-ω|א-ת|ا-ي|अ-ह|一-龥|가-힣|ก-ฮ|ა-ჰ|Ա-ֆ|አ-ፐ|க-ஹ|অ-হ"
     for script in scripts.split("|"):
@@ -192,15 +192,15 @@ def test_people_have_names_in_many_scripts_and_sit_in_the_audiences(look: Ask) -
     assert {name for name, n in sizes.items() if n > 300} == {"VIP", "Newsletter", "Lapsed"}
 
 
-def test_redemptions_have_a_weekly_rhythm_and_fall_off_after_a_mail(look: Ask) -> None:
+def test_redemptions_peak_in_the_evening_and_after_an_email(look: Ask) -> None:
     assert look("select count(*) between 3000 and 5000 from redemption") == [(True,)]
-    zone = f"redeemed_at at time zone '{demo_offers.ZONE}'"
+    zone = f"redeemed_at at time zone '{scenario.TIME_ZONE}'"
     evening, morning = look(
         f"select count(*) filter (where extract(hour from {zone}) in (18, 19, 20)),"
         f" count(*) filter (where extract(hour from {zone}) in (5, 6, 7)) from redemption"
     )[0]
     assert evening > 5 * morning
-    # A mailing's first three days bring more than the three after them.
+    # The first three days of a campaign bring more redemptions than the three after them.
     first, later = look(
         "select count(*) filter (where r.redeemed_at < c.launched_at + interval '3 days'),"
         " count(*) filter (where r.redeemed_at - c.launched_at between interval '3 days' and interval '6 days')"
@@ -209,7 +209,7 @@ def test_redemptions_have_a_weekly_rhythm_and_fall_off_after_a_mail(look: Ask) -
     assert first > 1.4 * later
 
 
-def test_nobody_can_sign_in_without_a_link_and_no_key_opens_anything(look: Ask) -> None:
+def test_no_password_and_no_api_key_is_known(look: Ask) -> None:
     assert look("select distinct password_hash from staff_user") == [("!",)]
     assert look("select count(*) from invitation") == [(0,)]
     assert look("select count(distinct secret_hash) from api_key") == [(2,)]

@@ -1,0 +1,115 @@
+"""The demo's folder, ports and settings are its own."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from flask import Flask
+
+from local import demo_instance, preflight
+from local.supervisor import ServiceError
+from webapp.core import settings as app_settings
+from webapp.core.settings import Settings
+
+HOSTILE = {
+    "DATABASE_URL": "postgresql://onecode:secret@db.example.com/onecode",
+    "SECRET_KEY": "of the user",
+    "INSTANCE_PATH": "/nowhere",
+    "PORT": "9000",
+    "PUBLIC_URL": "https://offers.example.com",
+    "MAIL_SERVER": "relay.example.com",
+    "MAIL_PORT": "587",
+    "MAIL_USERNAME": "onecode",
+    "MAIL_PASSWORD": "secret",
+    "MAIL_USE_TLS": "true",
+    "MAIL_PER_SECOND": "1000",
+    "MAIL_BOUNCE_ADDRESS": "bounces@example.com",
+    "SHOP_NAME": "The user's shop",
+    "TRUSTED_PROXIES": "3",
+    "WEB_HOST": "0.0.0.0",
+}
+
+
+@pytest.fixture
+def user(test_settings: Settings, tmp_path: Path) -> Settings:
+    """The settings of a user whose instance is in a folder of this test."""
+    return replace(test_settings, instance_path=tmp_path / "instance", port=free_ports())
+
+
+@pytest.fixture
+def run(app: Flask, user: Settings, with_settings: Callable[..., Settings]) -> Callable[..., str]:
+    """Runs `flask demo …` as that user; returns what it printed."""
+    with_settings(instance_path=user.instance_path, port=user.port)
+    return lambda *arguments: app.test_cli_runner().invoke(args=["demo", *arguments]).output
+
+
+def free_ports() -> int:
+    """A port + 100 of which the demo can have; below the ports that the system hands out."""
+    return preflight.find_free_port(21_000) - demo_instance.PORT_OFFSET
+
+
+def test_no_setting_of_the_user_is_used(user: Settings) -> None:
+    settings = app_settings.load_settings(HOSTILE | demo_instance.get_environment(user, 8100))
+
+    assert settings.uses_embedded_database
+    assert settings.uses_mail_sink
+    assert (settings.port, settings.mail_port, settings.sink_page_port) == (8100, 8101, 8102)
+    assert settings.instance_path == user.instance_path / "demo"
+    assert settings.public_url == "http://127.0.0.1:8100"
+    assert (settings.web_host, settings.trusted_proxies, settings.shop_name) == ("127.0.0.1", 0, "Onecode")
+    assert settings.secret_key != HOSTILE["SECRET_KEY"]
+    assert settings.mail_per_second == demo_instance.EMAILS_PER_SECOND
+
+
+def test_every_setting_but_those_of_the_log_is_given(user: Settings) -> None:
+    names = set(demo_instance.get_environment(user))
+    assert names == set(app_settings.SETTING_NAMES) - {"LOG_FORMAT", "LOG_LEVEL"}
+
+
+def test_the_port_is_the_users_plus_100_or_the_last_one_or_the_next_that_is_free(user: Settings) -> None:
+    wanted = user.port + 100
+    assert demo_instance.choose_port(user) == wanted
+
+    demo_instance.create_folder(user)
+    (demo_instance.get_folder(user) / "port").write_text(str(wanted + 20))
+    assert demo_instance.choose_port(user) == wanted + 20
+
+    with socket.socket() as other:
+        # The page of the mail sink would be here.
+        other.bind(("127.0.0.1", wanted + 22))
+        other.listen()
+        assert demo_instance.choose_port(user) == wanted + 30
+
+
+@pytest.mark.parametrize("command", ["up", "reset"])
+def test_a_folder_of_others_is_neither_used_nor_deleted(user: Settings, run: Callable[..., str], command: str) -> None:
+    file = demo_instance.get_folder(user) / "thesis.txt"
+    file.parent.mkdir(parents=True)
+    file.write_text("ten years of work")
+
+    assert run(command) == (
+        f"onecode: {file.parent} is not the demo's folder and stays as it is; move it away and try again\n"
+    )
+    assert [path.name for path in file.parent.iterdir()] == ["thesis.txt"]
+
+
+def test_a_link_to_another_folder_is_not_followed(user: Settings, tmp_path: Path) -> None:
+    other = replace(user, instance_path=tmp_path / "other")
+    demo_instance.create_folder(other)
+    user.instance_path.mkdir()
+    demo_instance.get_folder(user).symlink_to(demo_instance.get_folder(other))
+
+    with pytest.raises(ServiceError):
+        demo_instance.delete_folder(user, demo_instance.load_demo_settings(user))
+
+    assert demo_instance.exists(other)
+
+
+def test_without_a_demo_down_and_reset_change_nothing(user: Settings, run: Callable[..., str]) -> None:
+    assert run("down") == "The demo was not running.\n"
+    assert run("reset") == "There is no demo; nothing was changed.\n"
+    assert not user.instance_path.exists()
