@@ -236,7 +236,7 @@ def test_a_task_that_fails_says_so_once_and_which_it_was(test_settings: Settings
 
     (line,) = lines(stream)
     assert (line["message"], line["level"]) == ("task failed", "ERROR")
-    assert (line["task"], line["campaign_id"]) == ("test_logs.fails", 5)
+    assert (line["task"], line["campaign_id"]) == ("tests.fails", 5)
     assert "ada" not in stream.getvalue()
 
 
@@ -274,7 +274,7 @@ def test_whoever_takes_over_a_batch_says_so(
 
     (line,) = lines(stream)
     assert (line["campaign_id"], line["batch_id"]) == (campaign.id, batch.id)
-    assert "takes over" in str(line["message"])
+    assert "taking over" in str(line["message"])
 
 
 def test_each_campaign_that_the_relay_s_refusal_pauses_has_its_line_once(

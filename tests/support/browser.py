@@ -71,10 +71,10 @@ def accept_invitation(page: Page, shop: RunningShop, role: str = "admin") -> Non
     """Choose name and password by an invitation, which also signs in."""
     page.goto(shop.invitation(role))
     page.get_by_label("Name").fill("Grace Hopper")
-    page.get_by_label("E-mail").fill("grace@example.com")
+    page.get_by_label("Email").fill("grace@example.com")
     page.get_by_label("Password", exact=True).fill("correct horse battery")
-    page.get_by_label("Password again").fill("correct horse battery")
-    page.get_by_role("button", name="Start").click()
+    page.get_by_label("Repeat password").fill("correct horse battery")
+    page.get_by_role("button", name="Create account").click()
     expect(page.get_by_text("Welcome, Grace Hopper")).to_be_visible()
 
 
@@ -91,7 +91,7 @@ def write_csv(folder: Path, rows: int) -> Path:
 
 def submit_code(page: Page, code: str, address: str) -> None:
     page.get_by_label("Code").fill(code)
-    page.get_by_label("E-mail").fill(address)
+    page.get_by_label("Email").fill(address)
     page.get_by_role("button").last.click()
 
 
