@@ -114,7 +114,7 @@ def test_customer_pages(
         page.goto(address)
         wrong += page_problems(page)
     page.goto(link)
-    page.get_by_role("button", name="Use it now").click()
+    page.get_by_role("button", name="Redeem now").click()
     page.get_by_text("Reference", exact=True).wait_for()
     wrong += page_problems(page)
 

@@ -42,11 +42,11 @@ def test_staff_import_set_up_launch_and_watch(shop: RunningShop, window: OpenPag
     page.get_by_label("Name", exact=True).fill("Summer")
     page.get_by_label("Code", exact=True).fill("summer-25")
     page.get_by_label("Percent").fill("500")
-    page.get_by_role("button", name="Set up the offer").click()
-    expect(page.get_by_text("Give a percentage above 0").first).to_be_visible()
+    page.get_by_role("button", name="Create offer").click()
+    expect(page.get_by_text("Enter a percentage above 0").first).to_be_visible()
     expect(page.get_by_label("Code", exact=True)).to_have_value("summer-25")
     page.get_by_label("Percent").fill("25")
-    page.get_by_role("button", name="Set up the offer").click()
+    page.get_by_role("button", name="Create offer").click()
     expect(page.get_by_role("heading", name="Summer", exact=True)).to_be_visible()
     offer_url = page.url
 
@@ -71,10 +71,10 @@ def test_staff_import_set_up_launch_and_watch(shop: RunningShop, window: OpenPag
 
     # A redemption arrives on the offer's page by itself.
     page.goto(offer_url)
-    expect(page.get_by_text("Nobody has used it yet")).to_be_visible()
+    expect(page.get_by_text("No redemptions yet")).to_be_visible()
     customer = window(width=390, height=800)
     customer.goto(shop.link_to("ada@example.com"))
-    customer.get_by_role("button", name="Use it now").click()
+    customer.get_by_role("button", name="Redeem now").click()
     expect(customer.get_by_text("The discount is yours")).to_be_visible()
     expect(page.get_by_text("ada@example.com").first).to_be_visible(timeout=30_000)
 
@@ -126,12 +126,12 @@ def test_a_customer_redeems_by_the_link_and_sees_the_receipt_again(
     page.goto(link)
     expect(page.get_by_text("25%").first).to_be_visible()
     expect(page.get_by_text("ada@example.com")).to_have_count(0)
-    page.get_by_role("button", name="Use it now").click()
+    page.get_by_role("button", name="Redeem now").click()
 
-    expect(page.get_by_text("Done. The discount is yours.")).to_be_visible()
+    expect(page.get_by_text("Redeemed. The discount is yours.")).to_be_visible()
     reference = page.locator("dd").first.inner_text()
     page.goto(link)
-    expect(page.get_by_text("here is your receipt again")).to_be_visible()
+    expect(page.get_by_text("Here is your receipt again")).to_be_visible()
     expect(page.get_by_text(reference)).to_be_visible()
     assert page.context.cookies() == []
 
@@ -153,14 +153,14 @@ def test_a_customer_types_code_and_address(
     submit_code(page, "WINTER", "ada@example.com")
     expect(page.get_by_text("We don't know this code")).to_be_visible()
     expect(page.get_by_label("Code")).to_have_value("WINTER")
-    expect(page.get_by_label("E-mail")).to_have_value("ada@example.com")
+    expect(page.get_by_label("Email address")).to_have_value("ada@example.com")
 
     submit_code(page, " summer – 25 ", " ADA@Example.com ")
-    expect(page.get_by_text("Done. The discount is yours.")).to_be_visible()
+    expect(page.get_by_text("Redeemed. The discount is yours.")).to_be_visible()
     # Going back to the form and sending it again is a repeat, and says so.
     page.goto(f"{shop.url}/redeem")
     submit_code(page, "SUMMER25", "ada@example.com")
-    expect(page.get_by_text("used already with this e-mail address")).to_be_visible()
+    expect(page.get_by_text("already redeemed with this email address")).to_be_visible()
     assert page.context.cookies() == []
 
 
@@ -180,15 +180,15 @@ def test_every_refusal_is_one_sentence_and_strangers_learn_nothing(
         "ENDED": "ended on",
         "SOON": "starts on",
         "PAUSED": "paused",
-        "USEDUP": "used up",
-        "LIVE": "can't be used with this e-mail address",
+        "USEDUP": "reached its limit",
+        "LIVE": "can't be redeemed with this email address",
     }
     for code, words in sentences.items():
         submit_code(page, code, "stranger@example.com")
 
         expect(page.get_by_role("alert")).to_contain_text(words)
         expect(page.get_by_label("Code")).to_have_value(code)
-        expect(page.get_by_label("E-mail")).to_have_value("stranger@example.com")
+        expect(page.get_by_label("Email address")).to_have_value("stranger@example.com")
 
 
 def test_a_double_click_redeems_once_and_shows_the_receipt(
@@ -200,7 +200,7 @@ def test_a_double_click_redeems_once_and_shows_the_receipt(
     page = window(width=390, height=800)
     page.goto(shop.link_to("ada@example.com"))
 
-    page.get_by_role("button", name="Use it now").dblclick()
+    page.get_by_role("button", name="Redeem now").dblclick()
 
     expect(page.get_by_role("heading", name="Summer")).to_be_visible()
     expect(page.get_by_text("Reference", exact=True)).to_be_visible()

@@ -257,8 +257,8 @@ def test_pages_follow_one_another_in_both_directions(offer: Callable[..., Offer]
     made = [offer(f"CODE{n}").id for n in range(5)]
 
     first = offer_queries.list_offers(limit=2)
-    second = offer_queries.list_offers(limit=2, before=first[1].id)
-    back = offer_queries.list_offers(limit=2, after=second[0].id)
+    second = offer_queries.list_offers(limit=2, before_id=first[1].id)
+    back = offer_queries.list_offers(limit=2, after_id=second[0].id)
 
     assert [o.id for o in first] == made[:1:-1]
     assert [o.id for o in second] == made[2::-1]

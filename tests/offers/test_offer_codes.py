@@ -257,7 +257,7 @@ def test_a_code_that_can_not_be_taken_is_told_at_the_field(staff: FlaskClient, o
     answer = staff.post(f"/offers/{row.id}/code", data={"code": "tak-en"})
 
     assert answer.status_code == 422
-    assert "Another offer has this code" in answer.text
+    assert "This code belongs to another offer" in answer.text
     assert 'value="tak-en"' in answer.text
 
 
@@ -273,8 +273,8 @@ def test_an_empty_field_has_a_code_made_up(staff: FlaskClient, offer: MakeOffer)
 def test_the_page_says_whether_the_old_code_will_go_on_working(staff: FlaskClient, offer: MakeOffer) -> None:
     fresh, launched = offer("FRESH"), offer("LAUNCHED", **LAUNCHED)
 
-    assert "simply replaces it" in staff.get(f"/offers/{fresh.id}/code").text
-    assert "LAUNCHED goes on working" in staff.get(f"/offers/{launched.id}/code").text
+    assert "the new code replaces it" in staff.get(f"/offers/{fresh.id}/code").text
+    assert "LAUNCHED stays valid" in staff.get(f"/offers/{launched.id}/code").text
 
 
 def test_closing_the_code_of_now_says_what_to_do_first(staff: FlaskClient, offer: MakeOffer) -> None:
@@ -310,11 +310,11 @@ def test_personal_codes_are_required_and_not_by_a_button(staff: FlaskClient, off
     staff.post(f"/offers/{row.id}/personal-code", data={"required": "no"})
 
     assert (
-        "can use the offer up in that customer&#39;s name" in before
-        or "can use the offer up in that customer's name" in before
+        "can redeem the offer in that customer&#39;s name" in before
+        or "can redeem the offer in that customer's name" in before
     )
-    assert "Mails sent so far carry only the shared code" in before
-    assert "alone is worth nothing" in after
+    assert "Emails sent so far carry only the shared code" in before
+    assert "alone is not accepted" in after
     assert not offer_queries.find_offers([row.id])[row.id].personal_code_required
 
 

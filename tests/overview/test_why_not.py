@@ -101,20 +101,20 @@ def test_the_window(
     [
         ({}, "code", True, "SUMMER25 is the code of “Summer”."),
         ({}, "customer", True, "ada@example.com is a customer."),
-        ({}, "unused", True, "Not used by this customer so far."),
-        ({}, "status", True, "The offer is not paused."),
+        ({}, "unused", True, "Not redeemed by this customer yet."),
+        ({}, "status", True, "The offer is active."),
         ({"paused_at": LONG_AGO}, "status", False, "The offer is paused."),
-        ({}, "audience", True, "The offer is for everyone known."),
-        ({}, "personal_code", True, "The shared code is enough for this offer."),
+        ({}, "audience", True, "The offer is for all customers."),
+        ({}, "personal_code", True, "The offer accepts the shared code."),
         (
             {"personal_code_required": True},
             "personal_code",
             False,
-            "The offer needs the personal code that stands in the customer's own mail; this is the shared one.",
+            "The offer requires the personal code from the customer's email; this is the shared code.",
         ),
-        ({}, "room", True, "There is no limit to how many may redeem."),
-        ({"max_redemptions": 1000, "redeemed": 12}, "room", True, "12 of 1,000 are taken."),
-        ({"max_redemptions": 1000, "redeemed": 1000}, "room", False, "All 1,000 are taken."),
+        ({}, "room", True, "There is no limit on redemptions."),
+        ({"max_redemptions": 1000, "redeemed": 12}, "room", True, "There are 12 of at most 1,000 redemptions."),
+        ({"max_redemptions": 1000, "redeemed": 1000}, "room", False, "The limit of 1,000 redemptions is reached."),
     ],
 )
 def test_each_fact_is_one_sentence(
@@ -128,8 +128,8 @@ def test_each_fact_is_one_sentence(
 @pytest.mark.parametrize(
     ("is_member", "sentence"),
     [
-        (True, "Audience: VIPs; ada@example.com is a member."),
-        (False, "Audience: VIPs; ada@example.com is not a member."),
+        (True, "ada@example.com is in the audience “VIPs”."),
+        (False, "ada@example.com is not in the audience “VIPs”."),
     ],
 )
 def test_the_audience(offer: MakeOffer, customer: MakeCustomer, is_member: bool, sentence: str) -> None:
@@ -141,16 +141,16 @@ def test_the_audience(offer: MakeOffer, customer: MakeCustomer, is_member: bool,
 
 def test_a_use_is_told_with_its_time_and_channel(offer: MakeOffer, customer: MakeCustomer) -> None:
     offer(time_zone="Europe/Berlin"), customer()
-    words = {"form": "the form", "link": "the personal link", "api": "the API", "staff": "staff"}
-    for channel, through in words.items():
+    words = {"form": "with the form", "link": "with the personal link", "api": "through the API", "staff": "by staff"}
+    for channel, how in words.items():
         done = group_commit.redeem(replace(ADA, channel=channel))  # type: ignore[arg-type]
         db.session.execute(text("update redemption set redeemed_at = '2026-05-03 10:00Z'"))
         db.session.commit()
 
         found = explain_eligibility(ADA)
 
-        assert told(found)["unused"] == (False, f"Used on 3 May 2026, 12:00 CEST through {through}.")
-        assert found.detail == "This customer has used this offer already; an offer can be used once."
+        assert told(found)["unused"] == (False, f"Redeemed on 3 May 2026, 12:00 CEST {how}.")
+        assert found.detail == "This customer has already redeemed this offer. It can be redeemed only once."
         db.session.execute(text("delete from redemption"))
         db.session.commit()
     assert done.row.channel == "staff"
@@ -167,7 +167,7 @@ def test_a_use_that_was_undone_is_told(offer: MakeOffer, customer: MakeCustomer)
 
     found = explain_eligibility(ADA)
 
-    sentence = "Not used: the redemption of 3 May 2026, 12:00 CEST was undone."
+    sentence = "Not redeemed: the redemption of 3 May 2026, 12:00 CEST was undone."
     assert told(found)["unused"] == (True, sentence)
     assert len(found.redemptions) == 1
 
@@ -182,11 +182,11 @@ def test_a_personal_code_is_judged_for_this_customer(offer: MakeOffer, customer:
         replace(ADA, code=personal_codes.derive_personal_code("SUMMER25", row.id, bob.id).replace("-", ""))
     )
 
-    assert (own.reason, told(own)["personal_code"]) == (None, (True, "The personal code is this customer's."))
-    assert told(own)["code"][1].endswith(" is a code of “Summer” with a personal ending.")
+    assert (own.reason, told(own)["personal_code"]) == (None, (True, "The personal code belongs to this customer."))
+    assert told(own)["code"][1].endswith(" is a code of “Summer” with a personal suffix.")
     assert told(others)["personal_code"] == (
         False,
-        "The personal code is not this customer's: it is somebody else's, or mistyped.",
+        "The personal code does not belong to this customer: it is another customer's, or mistyped.",
     )
 
 
@@ -205,8 +205,13 @@ def test_an_older_code_is_told_as_long_as_it_works_and_when_it_does_not(
         replace(ADA, code=personal_codes.derive_personal_code("SUMMER25", row.id, ada.id).replace("-", ""))
     )
 
-    assert works == (True, "SUMMER25 is an older code of “Summer”, which still works; now it has sommer-26.")
-    sentence = "SUMMER25 was a code of “Summer”, closed on 3 May 2026, 12:00 CEST; now it has sommer-26."
+    assert works == (
+        True,
+        "SUMMER25 is an earlier code of “Summer” that is still valid. The current code is sommer-26.",
+    )
+    sentence = (
+        "SUMMER25 was a code of “Summer” and was closed on 3 May 2026, 12:00 CEST. The current code is sommer-26."
+    )
     assert told(gone)["code"] == told(personal_one)["code"] == (False, sentence)
     assert (gone.reason, gone.failed_detail) == ("not_found", sentence)
 
@@ -217,12 +222,12 @@ def test_what_can_not_be_asked_is_said(offer: MakeOffer, customer: MakeCustomer)
     nobody = told(explain_eligibility(replace(ADA, email="bob@example.com")))
     nothing = told(explain_eligibility(replace(ADA, code="WINTER")))
 
-    assert nobody["customer"] == (False, "Nobody has the e-mail bob@example.com.")
+    assert nobody["customer"] == (False, "No customer has the email address bob@example.com.")
     for check in ("unused", "audience", "personal_code"):
-        assert nobody[check] == (None, "Not asked: the customer is not known.")
+        assert nobody[check] == (None, "Not checked: the customer does not exist.")
     assert nothing["code"] == (False, "No offer has the code WINTER.")
     for check in ("unused", "window", "status", "audience", "personal_code", "room"):
-        assert nothing[check] == (None, "Not asked: the code is not known.")
+        assert nothing[check] == (None, "Not checked: the code does not exist.")
 
 
 def test_a_customer_may_be_named_by_the_shops_own_id(offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -232,7 +237,7 @@ def test_a_customer_may_be_named_by_the_shops_own_id(offer: MakeOffer, customer:
     lost = told(explain_eligibility(RedemptionRequest(channel="staff", code="SUMMER25", source_id="C-2")))
 
     assert found["customer"] == (True, "ada@example.com is a customer.")
-    assert lost["customer"] == (False, "Nobody has the source id C-2.")
+    assert lost["customer"] == (False, "No customer has the source id C-2.")
 
 
 def test_an_erased_customer_is_nobody(offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -274,7 +279,7 @@ def test_the_screen_begins_with_two_fields(staff: FlaskClient) -> None:
     assert page.status_code == 200
     assert 'name="who"' in page.text
     assert 'name="code"' in page.text
-    assert "Every check" not in page.text
+    assert "Checks" not in page.text
 
 
 def test_the_conclusion_comes_first_with_links_to_all_it_is_about(
@@ -287,9 +292,9 @@ def test_the_conclusion_comes_first_with_links_to_all_it_is_about(
 
     page = sign_in("viewer").get("/why-not?who=ADA@example.com&code=summer-25").text
 
-    assert page.index("No. Used on ") < page.index("The code is known")
-    assert "“This customer has used this offer already; an offer can be used once.”" in page
-    assert page.index("The code is known") < page.index("Not used up")
+    assert page.index("No. Redeemed on ") < page.index("Code exists")
+    assert "“This customer has already redeemed this offer. It can be redeemed only once.”" in page
+    assert page.index("Code exists") < page.index("Redemptions left")
     for address in (
         f"/customers/{ada.id}",
         f"/offers/{row.id}",
@@ -309,17 +314,17 @@ def test_whoever_may_redeem_by_hand_can_go_on_from_a_yes(
 
     assert "Yes. ada@example.com can redeem" in page
     assert "/redemptions/new?email=ada@example.com&amp;code=SUMMER25" in page
-    assert "No mail of this offer has gone to this customer" in page
+    assert "No email about this offer was sent to this customer" in page
 
 
 @pytest.mark.parametrize(
     ("query", "sentence"),
     [
-        ("who=&code=SUMMER25", "Type the customer&#39;s e-mail address or source id."),
-        ("who=ada@example.com&code=", "Type the code as the customer has it."),
-        ("who=%00&code=SUMMER25", "Type the customer&#39;s e-mail address or source id."),
-        ("who=ada@example.com&code=S%C3%9C%00", "A code has only letters from A to Z and digits."),
-        ("who=ada@example.com&code=" + "A" * 10_000, "A code has only letters from A to Z and digits."),
+        ("who=&code=SUMMER25", "Enter the customer&#39;s email address or source id."),
+        ("who=ada@example.com&code=", "Enter the code as the customer has it."),
+        ("who=%00&code=SUMMER25", "Enter the customer&#39;s email address or source id."),
+        ("who=ada@example.com&code=S%C3%9C%00", "A code can only have letters from A to Z and digits."),
+        ("who=ada@example.com&code=" + "A" * 10_000, "A code can only have letters from A to Z and digits."),
     ],
 )
 def test_what_can_not_be_read_is_told_at_its_field(staff: FlaskClient, query: str, sentence: str) -> None:
@@ -336,7 +341,7 @@ def test_odd_names_are_nobodys(staff: FlaskClient, offer: MakeOffer, who: str) -
     page = staff.get("/why-not", query_string={"who": who, "code": "SUMMER25"})
 
     assert page.status_code == 200
-    assert "This customer is not known here" in page.text
+    assert "This customer does not exist" in page.text
     assert "<b>x</b>" not in page.text
 
 
@@ -346,7 +351,7 @@ def test_pages_lead_here_with_what_they_know(staff: FlaskClient, customer: MakeC
     assert 'href="/why-not?who=ada@example.com"' in staff.get(f"/customers/{ada.id}").text
     assert 'href="/why-not"' in staff.get("/redemptions").text
     page = staff.get("/why-not?who=ada@example.com")
-    assert (page.status_code, "Type the code" in page.text) == (200, False)
+    assert (page.status_code, "Enter the code" in page.text) == (200, False)
     assert 'value="ada@example.com"' in page.text
 
 

@@ -263,7 +263,7 @@ def test_repeats_at_once_make_one_row_and_all_hear_of_it(app: Flask, offer: Make
     answers = run_concurrently(app, *[lambda: group_commit.redeem(API)] * 12)
 
     assert len({answer.public_id for answer in answers}) == 1
-    assert sum(not answer.repeated for answer in answers) == 1
+    assert sum(not answer.is_replay for answer in answers) == 1
     assert (count_redemptions(), redeemed_counter(row.id)) == (1, 1)
 
 

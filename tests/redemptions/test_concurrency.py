@@ -110,9 +110,9 @@ def _said(status: int, page: str) -> str:
     if status == 200:
         return "redeemed"
     for words, said in (
-        ("used already", "already_redeemed"),
-        ("has used this offer already", "already_redeemed"),
-        ("used up", "offer_exhausted"),
+        ("already redeemed with", "already_redeemed"),
+        ("has already redeemed this offer", "already_redeemed"),
+        ("reached its limit", "offer_exhausted"),
     ):
         if words in page:
             return said

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import dropwhile
+from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask
+from flask.testing import FlaskClient
 from sqlalchemy import event, select, text
 from sqlalchemy.exc import OperationalError
 
+import webapp
 from webapp.core.coalescing import CoalescingTimeout
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
@@ -24,7 +29,9 @@ from webapp.redemptions.group_commit import GroupCommitter
 from webapp.redemptions.models import Redemption
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import RedemptionRequest
+from webapp.views.public import redemptions as public_views
 
+OUR_CODE = str(Path(webapp.__file__).parent)
 MakeOffer = Callable[..., Offer]
 MakeCustomer = Callable[..., Customer]
 
@@ -220,10 +227,33 @@ def test_who_was_taken_up_and_hears_nothing_is_not_told_that_nothing_was_saved(
         def give_up(_: RedemptionRequest, begun: bool = begun) -> RedemptionRecord:
             raise CoalescingTimeout(begun)
 
-        monkeypatch.setattr(desk._coalescer, "ask", give_up)
-        answer = desk.redeem(RedemptionRequest(channel="form"))
-        found[begun] = answer.message if isinstance(answer, RedemptionUnavailable) else ""
+        monkeypatch.setattr(desk, "submit", give_up)
+        with pytest.raises(RedemptionUnavailable) as unavailable:
+            group_commit.redeem(RedemptionRequest(channel="form"))
+        found[begun] = unavailable.value.message
     assert found == {False: errors.DATABASE_UNAVAILABLE, True: errors.OUTCOME_UNKNOWN}
+
+
+def test_few_calls_lie_between_the_view_and_the_insert(
+    desk: GroupCommitter, client: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+) -> None:
+    offer()
+    customer("ada@example.com")
+    stacks: list[list[str]] = []
+
+    def note(_: Any, __: Any, statement: str, *___: Any) -> None:
+        if statement.strip().startswith("insert into redemption"):
+            ours = [call for call in traceback.extract_stack() if call.filename.startswith(OUR_CODE)]
+            stacks.append([call.name for call in dropwhile(lambda call: call.filename != public_views.__file__, ours)])
+
+    event.listen(db.engine, "before_cursor_execute", note)
+    try:
+        assert client.post("/redeem", data={"code": "SUMMER25", "email": "ada@example.com"}).status_code == 200
+    finally:
+        event.remove(db.engine, "before_cursor_execute", note)
+    (stack,) = stacks
+    assert stack[0] == "redeem"
+    assert len(stack) <= 8, stack
 
 
 def test_many_more_threads_than_connections_redeem(

@@ -195,7 +195,7 @@ def test_the_link_goes_on_working_when_the_form_is_closed_to_its_owner(
         answer = post(client, "WINTER", host="203.0.113.2")
     missed(row, BLOCK_MIN_ATTEMPTS)
     assert answer.status_code == 429
-    assert "use the link in our mail to you" in answer.text
+    assert "use the link in our email to you" in answer.text
 
     assert client.post(f"/r/{personal_links.build_personal_url(row.id, ada.id).rpartition('/')[2]}").status_code == 200
 
@@ -236,7 +236,7 @@ def test_a_code_that_is_guessed_at_is_closed_in_all_its_spellings(
 
     assert answer.status_code == 429
     assert int(answer.headers["Retry-After"]) > 0
-    assert "use the link in our mail to you" in answer.text
+    assert "use the link in our email to you" in answer.text
 
 
 @pytest.mark.parametrize(
@@ -371,10 +371,10 @@ def test_staff_see_the_alarm_at_the_offer_in_the_list_and_on_the_first_page(
     missed(row, 1234)
     missed(quiet, ALERT_MIN_ATTEMPTS - 1)
 
-    assert "1,234 wrong tries in the last hour" in staff.get(f"/offers/{row.id}").text
-    assert "Turn on personal codes, or renew the code" in staff.get(f"/offers/{row.id}").text
-    assert "wrong tries" not in staff.get(f"/offers/{quiet.id}").text
-    assert staff.get("/offers").text.count("wrong tries") == 1
+    assert "1,234 failed attempts in the last hour" in staff.get(f"/offers/{row.id}").text
+    assert "Require personal codes, or renew the code" in staff.get(f"/offers/{row.id}").text
+    assert "failed attempts" not in staff.get(f"/offers/{quiet.id}").text
+    assert staff.get("/offers").text.count("failed attempts") == 1
     assert staff.get("/").text.count("1,234 wrong tries") == 1
 
 
@@ -384,8 +384,8 @@ def test_the_advice_is_another_one_where_personal_codes_are_asked_for(staff: Fla
 
     page = staff.get(f"/offers/{row.id}").text
 
-    assert "Nobody gets in with the shared code alone" in page
-    assert "Turn on personal codes" not in page
+    assert "The shared code alone is not accepted" in page
+    assert "Require personal codes" not in page
 
 
 def test_two_web_servers_count_tries_and_misses_together(app: Flask, offer: MakeOffer) -> None:

@@ -61,7 +61,7 @@ def test_a_typed_repeat_has_the_receipt_mailed_to_the_customer(
     work()
 
     assert answer.status_code == 409
-    assert "we mail the receipt to it" in answer.text
+    assert "We email the receipt to it" in answer.text
     mail = relay.to("ada@example.com").message
     body = mail.get_content()
     assert mail["Subject"] == "Your receipt: Summer"

@@ -114,7 +114,7 @@ def test_repeats_by_one_order_at_once_make_one_row_and_all_hear_of_it(
     answers = run_concurrently(app, *[lambda: group_commit.redeem(replace(PLAIN, order=Order("A-1")))] * 12)
 
     assert len({answer.public_id for answer in answers}) == 1
-    assert sum(not answer.repeated for answer in answers) == 1
+    assert sum(not answer.is_replay for answer in answers) == 1
     assert (count_redemptions(), redeemed_counter(row.id)) == (1, 1)
 
 

@@ -147,7 +147,7 @@ def test_a_code_that_can_not_be_one_is_told_at_its_field(client: FlaskClient, gi
     answer = client.post("/redeem", data={"code": given, "email": "ada@example.com"})
 
     assert answer.status_code == 422
-    assert "only letters from A to Z" in answer.text
+    assert "only have letters from A to Z" in answer.text
     assert 'value="ada@example.com"' in answer.text
     assert str(escape(given)) in answer.text
 
@@ -157,7 +157,7 @@ def test_staff_are_told_at_the_field_too(staff: FlaskClient, given: str) -> None
     answer = staff.post("/redemptions/new", data={"code": given, "email": "ada@example.com"})
 
     assert answer.status_code == 422
-    assert "only letters from A to Z" in answer.text
+    assert "only have letters from A to Z" in answer.text
     assert 'value="ada@example.com"' in answer.text
     assert str(escape(given)) in answer.text
 
@@ -462,15 +462,15 @@ FIELDS: dict[str, tuple[dict[str, str], str]] = {
     "no such day": ({"starts_at": "2026-02-30"}, "Not a valid date"),
     "no such time": ({"starts_at_time": "25:00"}, "Not a valid time"),
     "last of all days": ({"ends_at": "9999-12-31"}, "Choose a day"),
-    "amount negative": (FIXED | {"discount_amount": "-5"}, "Give a number"),
-    "amount huge": (FIXED | {"discount_amount": "9" * 40}, "Give a number"),
+    "amount negative": (FIXED | {"discount_amount": "-5"}, "Enter a number"),
+    "amount huge": (FIXED | {"discount_amount": "9" * 40}, "Enter a number"),
     "amount in fractions of a cent": (FIXED | {"discount_amount": "5.005"}, "has 2 decimals"),
-    "amount in digits of another script": (FIXED | {"discount_amount": "٥"}, "Give a number"),
-    "currency": (FIXED | {"discount_currency": "QQQ"}, "three letters"),
-    "percent": ({"discount_percent": "1e1"}, "Give a number"),
+    "amount in digits of another script": (FIXED | {"discount_amount": "٥"}, "Enter a number"),
+    "currency": (FIXED | {"discount_currency": "QQQ"}, "three-letter"),
+    "percent": ({"discount_percent": "1e1"}, "Enter a number"),
     "percent too much": ({"discount_percent": "100.01"}, "up to 100"),
-    "cap": ({"max_redemptions": "many"}, "Give a whole number"),
-    "cap negative": ({"max_redemptions": "-1"}, "cap is a whole number"),
+    "cap": ({"max_redemptions": "many"}, "Enter a whole number"),
+    "cap negative": ({"max_redemptions": "-1"}, "must be a whole number"),
     "cap huge": ({"max_redemptions": "9" * 40}, "whole number"),
     "name": ({"name": "a\0b"}, "one line of plain text"),
     "zone": ({"time_zone": "Mars/Olympus"}, "Choose a time zone"),

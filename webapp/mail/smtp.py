@@ -144,7 +144,7 @@ class _SmtpSession(smtplib.SMTP):
             received = self.sock.recv(8192)
             if not received:
                 self.close()
-                raise smtplib.SMTPServerDisconnected("it closed the connection")
+                raise smtplib.SMTPServerDisconnected("the relay closed the connection")
             self.buffer += received
         line, _, self.buffer = self.buffer.partition(b"\n")
         return line

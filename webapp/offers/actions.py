@@ -1,4 +1,4 @@
-"""What is done with offers, and the rules for it."""
+"""Create, change, pause and freeze offers, and validate their values."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from babel.numbers import is_currency
+from flask_babel import gettext as _
 from sqlalchemy import Connection, func, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
@@ -36,16 +37,17 @@ VALID_YEARS = range(2000, 2200)
 
 
 def create_offer(values: OfferValues, by: str) -> Offer:
-    """Add an offer and commit. See `add`."""
+    """Create an offer and commit. See `insert_offer`."""
     offer = insert_offer(values, by)
     db.session.commit()
     return offer
 
 
 def insert_offer(values: OfferValues, by: str) -> Offer:
-    """Add an offer, in the transaction of the caller, who commits.
+    """Create an offer in the transaction of the caller, who commits.
 
-    :raises Invalid: with every field that can't be taken: `name_missing`, `code_taken`, `discount_invalid`,
+    :param by: the actor, for the audit log.
+    :raises InvalidInput: with every invalid field: `name_missing`, `code_taken`, `discount_invalid`,
         `window_invalid`, `cap_invalid`, `audience_unknown`, …
     """
     _raise_if_invalid(values)
@@ -65,18 +67,21 @@ def insert_offer(values: OfferValues, by: str) -> Offer:
 def update_offer(
     offer_id: int, changes: Mapping[str, Any], version: int | None, by: str, paused: bool | None = None
 ) -> Offer:
-    """Change an offer: `changes` names fields of OfferValues. Commits.
+    """Change an offer. Commits.
 
-    :param version: the version the change was made from; None takes whatever stands now.
-    :param paused: whether it shall be paused; None leaves that as it is.
-    :raises NotFound: when there is no such offer.
-    :raises DomainError: `conflict` when somebody else has changed it since.
-    :raises Invalid: as `add`; and `frozen` when the discount, the code, or whether there is a cap would change after
-        the first launch or redemption, `cap_below_redeemed` when the cap would fall below what is used.
+    :param changes: new values by the name of the field of `OfferValues`.
+    :param version: the version that the change is based on; None accepts any.
+    :param by: the actor, for the audit log.
+    :param paused: whether the offer is to be paused; None leaves that unchanged.
+    :raises NotFound: when the offer does not exist.
+    :raises DomainError: `conflict` when the offer has another version.
+    :raises InvalidInput: as `insert_offer`; also `frozen` when the discount, the code, or whether there is a cap would
+        change after the first launch or redemption, and `cap_below_redeemed` when the cap would be lower than the
+        number of redemptions.
     """
     offer = offer_queries.lock_offer(offer_id)
     if offer is None:
-        raise NotFound("There is no such offer.")
+        raise NotFound(_("This offer does not exist."))
     check_version(offer, version)
     values = dataclasses.replace(offer.values(), **changes)
     _raise_if_invalid(values)
@@ -84,7 +89,8 @@ def update_offer(
     before = offer.values()
     if values != before:
         _save_values(offer, values)
-        changed = [f.name for f in dataclasses.fields(values) if getattr(values, f.name) != getattr(before, f.name)]
+        names = [field.name for field in dataclasses.fields(values)]
+        changed = [name for name in names if getattr(values, name) != getattr(before, name)]
         record_audit_entry(by, "offer.changed", offer.code_as_written, fields=changed)
     if paused is not None:
         _set_paused(offer, paused, by)
@@ -93,46 +99,50 @@ def update_offer(
 
 
 def pause_offer(offer_id: int, by: str) -> Offer:
-    """Stop an offer from being redeemed until it is resumed. Pausing a paused one changes nothing. Commits.
+    """Pause an offer: it can't be redeemed until it is resumed. Idempotent. Commits.
 
-    :raises NotFound: when there is no such offer.
+    :raises NotFound: when the offer does not exist.
     """
     return update_offer(offer_id, {}, None, by, paused=True)
 
 
 def resume_offer(offer_id: int, by: str) -> Offer:
-    """Let a paused offer be redeemed again. Commits.
+    """Resume a paused offer: it can be redeemed again. Idempotent. Commits.
 
-    :raises NotFound: when there is no such offer.
+    :raises NotFound: when the offer does not exist.
     """
     return update_offer(offer_id, {}, None, by, paused=False)
 
 
 def set_personal_code_required(offer_id: int, required: bool, by: str) -> Offer:
-    """Have only personal codes and links work, or the shared code, too. A second time changes nothing. Commits.
+    """Require personal codes or links, or accept the shared code too.
 
-    :raises NotFound: when there is no such offer.
+    Idempotent. Commits.
+
+    :raises NotFound: when the offer does not exist.
+
     """
     return update_offer(offer_id, {"personal_code_required": required}, None, by)
 
 
 def freeze_offer(offer_id: int, connection: Connection | None = None) -> bool:
-    """Freeze the discount, the code and whether there is a cap; True when this call did it. The caller commits.
+    """Freeze the discount, the code and whether there is a cap. The caller commits.
 
-    What a mail promised or a till gave is then worth the same for good, and no redemption goes uncounted. Another code
-    is then given by `code_actions.renew_code`, which leaves the old one working. Whom the offer is for, and whether it
-    asks for the personal code, can still be changed.
+    So what an email promised keeps its value, and every redemption of a capped offer is counted. Afterwards
+    `code_actions.renew_code` can still assign another code, which keeps the old one valid. The audience, and whether
+    personal codes are required, can still be changed.
 
-    :param connection: to write on; that of the session unless another is given.
+    :param connection: the connection to use; by default that of the session.
+    :returns: whether this call froze the offer, and not an earlier one.
     """
-    frozen = (connection or db.session).scalar(
+    frozen_id = (connection or db.session).scalar(
         update(Offer)
         .where(Offer.id == offer_id, Offer.frozen_at.is_(None))
         .values(frozen_at=func.now())
         .returning(Offer.id)
         .execution_options(synchronize_session=False)
     )
-    return frozen is not None
+    return frozen_id is not None
 
 
 def _set_paused(offer: Offer, paused: bool, by: str) -> None:
@@ -144,13 +154,16 @@ def _set_paused(offer: Offer, paused: bool, by: str) -> None:
 
 
 def _insert_with_code(row: dict[str, Any]) -> Offer | None:
-    """The new offer, or None when its code is taken; also when somebody takes it at this very moment."""
+    """Insert an offer and return it.
+
+    Return None when its code is taken, even by a concurrent transaction.
+    """
     try:
-        with db.session.begin_nested() as point:
+        with db.session.begin_nested() as savepoint:
             offer = db.session.scalars(insert(Offer).values(row).returning(Offer)).one()
             if reserve_code(offer.id, row["code"], row["code_as_written"]):
                 return offer
-            point.rollback()
+            savepoint.rollback()
             return None
     except IntegrityError as error:
         raise _translate_integrity_error(error) from error
@@ -173,11 +186,12 @@ def _save_values(offer: Offer, values: OfferValues) -> None:
 
 
 def _translate_integrity_error(error: IntegrityError) -> DomainError:
-    name = getattr(getattr(error.orig, "diag", None), "constraint_name", "")
-    if name == "pk_offer_code":
+    constraint = getattr(getattr(error.orig, "diag", None), "constraint_name", "")
+    if constraint == "pk_offer_code":
         return code_taken_error()
-    if name == "fk_offer_audience_id":
-        return InvalidInput(FieldError("audience", "audience_unknown", "This audience does not exist; choose another."))
+    if constraint == "fk_offer_audience_id":
+        message = _("This audience does not exist. Choose another one.")
+        return InvalidInput(FieldError("audience", "audience_unknown", message))
     raise error
 
 
@@ -212,25 +226,26 @@ def _raise_if_invalid(values: OfferValues) -> None:
 def _name_errors(values: OfferValues) -> Iterator[FieldError]:
     name = values.name.strip()
     if not name:
-        yield FieldError("name", "name_missing", "Give the offer a name; customers see it.")
+        yield FieldError("name", "name_missing", _("Enter a name for the offer. Customers see it."))
     elif len(name) > NAME_MAX:
-        yield FieldError("name", "name_too_long", f"A name has at most {NAME_MAX} characters.")
+        yield FieldError("name", "name_too_long", _("The name can have at most %(max)s characters.", max=NAME_MAX))
     elif not name.isprintable():
-        yield FieldError("name", "name_invalid", "A name is one line of plain text.")
+        yield FieldError("name", "name_invalid", _("The name must be one line of plain text."))
 
 
 def _discount_errors(discount: Discount) -> Iterator[FieldError]:
     if discount.type == "percent":
         percent = discount.percent
         if percent is None or not percent.is_finite() or not 0 < percent <= 100:
-            yield FieldError("discount.percent", "discount_invalid", "Give a percentage above 0 and up to 100.")
+            yield FieldError("discount.percent", "discount_invalid", _("Enter a percentage above 0 and up to 100."))
         elif percent != percent.quantize(Decimal("0.01")):
-            yield FieldError("discount.percent", "discount_invalid", "A percentage has at most two decimals.")
+            yield FieldError("discount.percent", "discount_invalid", _("The percentage can have at most two decimals."))
         return
     if discount.amount is None or not 0 < discount.amount <= AMOUNT_MAX:
-        yield FieldError("discount.amount", "discount_invalid", "Give an amount above 0.")
+        yield FieldError("discount.amount", "discount_invalid", _("Enter an amount above 0."))
     if discount.currency is None or not is_currency(discount.currency):
-        yield FieldError("discount.currency", "currency_unknown", "Give a currency by its three letters, such as EUR.")
+        message = _("Enter the three-letter code of a currency, such as EUR.")
+        yield FieldError("discount.currency", "currency_unknown", message)
 
 
 def _window_errors(values: OfferValues) -> Iterator[FieldError]:
@@ -240,15 +255,17 @@ def _window_errors(values: OfferValues) -> Iterator[FieldError]:
         yield from error.errors
     for field, at in (("starts_at", values.starts_at), ("ends_at", values.ends_at)):
         if at is not None and at.year not in VALID_YEARS:
-            yield FieldError(field, "time_out_of_range", f"Choose a day from {VALID_YEARS[0]} to {VALID_YEARS[-1]}.")
+            message = _("Choose a year from %(first)s to %(last)s.", first=VALID_YEARS[0], last=VALID_YEARS[-1])
+            yield FieldError(field, "time_out_of_range", message)
     if values.ends_at is not None and values.ends_at <= values.starts_at:
-        yield FieldError("ends_at", "window_invalid", "The end must come after the start.")
+        yield FieldError("ends_at", "window_invalid", _("The end must be after the start."))
 
 
 def _cap_errors(values: OfferValues) -> Iterator[FieldError]:
     cap = values.max_redemptions
     if cap is not None and not 1 <= cap <= CAP_MAX:
-        yield FieldError("max_redemptions", "cap_invalid", "The cap is a whole number from 1; leave it empty for none.")
+        message = _("The maximum must be a whole number of at least 1. Leave it empty for no limit.")
+        yield FieldError("max_redemptions", "cap_invalid", message)
 
 
 def _raise_if_frozen(offer: Offer, values: OfferValues) -> None:
@@ -261,7 +278,7 @@ def _raise_if_frozen(offer: Offer, values: OfferValues) -> None:
             FieldError(
                 field,
                 "frozen",
-                "The discount can't change any more: it was mailed or redeemed already. Make a new offer instead.",
+                _("The discount can't be changed after the launch or a redemption. Create a new offer instead."),
             )
         )
     if normalise_code(values.code or "") != offer.code:
@@ -269,7 +286,10 @@ def _raise_if_frozen(offer: Offer, values: OfferValues) -> None:
             FieldError(
                 "code",
                 "frozen",
-                "The code was mailed or redeemed already. Renew it instead; the one of now then goes on working, too.",
+                _(
+                    "The code can't be changed after the launch or a redemption. "
+                    "Renew it instead: the current code then stays valid."
+                ),
             )
         )
     if (values.max_redemptions is None) != (offer.max_redemptions is None):
@@ -277,7 +297,7 @@ def _raise_if_frozen(offer: Offer, values: OfferValues) -> None:
             FieldError(
                 "max_redemptions",
                 "frozen",
-                "This offer was mailed or redeemed already: a cap can be raised or lowered, not added or removed.",
+                _("After the launch or a redemption, the maximum can be raised or lowered, but not added or removed."),
             )
         )
     elif values.max_redemptions is not None and values.max_redemptions < offer.redeemed:
@@ -285,7 +305,10 @@ def _raise_if_frozen(offer: Offer, values: OfferValues) -> None:
             FieldError(
                 "max_redemptions",
                 "cap_below_redeemed",
-                f"{offer.redeemed:,} are used already; the cap can't be lower than that.",
+                _(
+                    "There are already %(count)s redemptions. The maximum can't be lower than that.",
+                    count=f"{offer.redeemed:,}",
+                ),
             )
         )
     if errors:

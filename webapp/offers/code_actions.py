@@ -1,4 +1,4 @@
-"""The codes of an offer: the one that is given out now, those that were before, and those that are closed."""
+"""Assign, renew, close and reopen the codes of an offer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import secrets
 import unicodedata
 from collections.abc import Iterator
 
+from flask_babel import gettext as _
 from sqlalchemy import update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
@@ -16,33 +17,37 @@ from webapp.core.extensions import db
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import CODE_MAX, CODE_MIN, Offer, OfferCode, normalise_code
 
-# Nobody mistakes one of these for another, on paper or on the phone: no 0 O 1 I L.
+# Without 0, O, 1, I and L, which are easily confused on paper and on the phone.
 GENERATED_ALPHABET = "ABCDEFGHJKMNPQRSTUVWXYZ23456789"
 
 
 def generate_code() -> str:
-    """A code nobody misreads, such as K7QM-4XWT."""
-    letters = [secrets.choice(GENERATED_ALPHABET) for _ in range(8)]
-    return f"{''.join(letters[:4])}-{''.join(letters[4:])}"
+    """Generate a code that is easy to read, such as K7QM-4XWT."""
+    characters = "".join(secrets.choice(GENERATED_ALPHABET) for _index in range(8))
+    return f"{characters[:4]}-{characters[4:]}"
 
 
 def candidate_codes(code: str | None) -> list[str]:
-    """The code that was asked for; or, when none was, a few made up, one of which will be free."""
-    return [code] if code else [generate_code() for _ in range(5)]
+    """Return the requested code.
+
+    Without one, return a few generated codes, of which one will be free.
+    """
+    return [code] if code else [generate_code() for _index in range(5)]
 
 
 def renew_code(offer_id: int, code: str | None, by: str, version: int | None = None) -> Offer:
-    """Give an offer another code. Commits.
+    """Assign another code to an offer. Commits.
 
-    The one before stays an alias that works everywhere, for mails and posters have it, until `close_code`. An alias of
-    this offer can become its code again. As long as nobody was given the code (see `Offer.frozen_at`) it is simply
-    replaced and free again. Asking for the code that it has changes nothing.
+    The previous code stays valid as an alias, because emails and posters carry it, until `close_code`. An alias of the
+    offer can become its code again. Before the offer is frozen (see `Offer.frozen_at`), the previous code is replaced
+    and becomes free. Assigning the code that the offer already has changes nothing.
 
-    :param code: as it shall be written; None has one generated.
-    :param version: the version the change was made from; None takes whatever stands now.
-    :raises NotFound: when there is no such offer.
-    :raises DomainError: `conflict` when somebody else has changed the offer since.
-    :raises Invalid: `code_taken`, `code_closed` when it is one of its own that was closed, `code_length`,
+    :param code: the code as displayed; None generates one.
+    :param by: the actor, for the audit log.
+    :param version: the version that the change is based on; None accepts any.
+    :raises NotFound: when the offer does not exist.
+    :raises DomainError: `conflict` when the offer has another version.
+    :raises InvalidInput: `code_taken`, `code_closed` when it is a closed code of this offer, `code_length`,
         `code_invalid`.
     """
     offer = _lock_offer(offer_id)
@@ -51,7 +56,7 @@ def renew_code(offer_id: int, code: str | None, by: str, version: int | None = N
     if errors:
         raise InvalidInput(*errors)
     before = offer.code_as_written
-    if not any(_assign_code(offer, wanted) for wanted in candidate_codes(code)):
+    if not any(_assign_code(offer, candidate) for candidate in candidate_codes(code)):
         raise code_taken_error()
     if offer.code_as_written != before:
         offer.version += 1
@@ -61,18 +66,20 @@ def renew_code(offer_id: int, code: str | None, by: str, version: int | None = N
 
 
 def close_code(offer_id: int, code: str, by: str) -> Offer:
-    """End an alias: from now on it works nowhere, nor do the personal codes made of it. It stays taken for ever.
-    Closing a closed one changes nothing. Commits.
+    """Close an alias, so that it is not accepted any more.
 
-    :raises NotFound: when there is no such offer, or it never had this code.
-    :raises DomainError: `conflict` when it is the offer's code now.
+    Neither are the personal codes made from it. Idempotent. Commits. A closed code never becomes available to another
+    offer.
+
+    :raises NotFound: when the offer does not exist or never had this code.
+    :raises DomainError: `conflict` when it is the current code of the offer.
     """
     offer = _lock_offer(offer_id)
     row = _require_code(offer, code)
     if row.code == offer.code:
         raise DomainError(
             "conflict",
-            f"{row.code_as_written} is the offer's code now. Renew the code first, then close this one.",
+            _("%(code)s is the current code. Renew the code first, then close this one.", code=row.code_as_written),
             409,
         )
     if row.closed_at is None:
@@ -84,9 +91,9 @@ def close_code(offer_id: int, code: str, by: str) -> Offer:
 
 
 def reopen_code(offer_id: int, code: str, by: str) -> Offer:
-    """Let a closed code work again, as an alias. Reopening an open one changes nothing. Commits.
+    """Reopen a closed code: it is accepted again, as an alias. Idempotent. Commits.
 
-    :raises NotFound: when there is no such offer, or it never had this code.
+    :raises NotFound: when the offer does not exist or never had this code.
     """
     offer = _lock_offer(offer_id)
     row = _require_code(offer, code)
@@ -99,29 +106,40 @@ def reopen_code(offer_id: int, code: str, by: str) -> Offer:
 
 
 def check_version(offer: Offer, version: int | None) -> None:
-    """Nothing, when the offer still is as it was when the change was made.
+    """Check that the offer still has the version that a change is based on.
 
-    :raises DomainError: `conflict`.
+    A version of None accepts any.
+
+    :raises DomainError: `conflict` when it has not.
+
     """
     if version is not None and offer.version != version:
         raise DomainError(
             "conflict",
-            "Somebody else has changed this offer in the meantime. "
-            "Look at what it says now, then save yours again if it should still replace it.",
+            _(
+                "Another user has changed this offer since you opened it. "
+                "Review the current values, then save again if yours should replace them."
+            ),
             409,
         )
 
 
 def reserve_code(offer_id: int, code: str, code_as_written: str) -> bool:
-    """Take a code for an offer, for ever; False when it was taken before, perhaps at this very moment."""
+    """Reserve a code for an offer permanently.
+
+    Return whether that succeeded: False when it is taken, even by a concurrent transaction.
+    """
     statement = insert(OfferCode).values(offer_id=offer_id, code=code, code_as_written=code_as_written)
     return db.session.scalar(statement.on_conflict_do_nothing().returning(OfferCode.code)) is not None
 
 
 def replace_code(before: str, code: str, code_as_written: str) -> None:
-    """Another code, or spelling, in place of the one before, which is free again: nobody was given it yet.
+    """Replace a code, or its spelling, by another.
 
-    :raises IntegrityError: of `pk_offer_code` when it is taken.
+    The replaced one becomes free, as it was never published.
+
+    :raises IntegrityError: of `pk_offer_code` when the new code is taken.
+
     """
     db.session.execute(
         update(OfferCode).where(OfferCode.code == before).values(code=code, code_as_written=code_as_written)
@@ -129,12 +147,12 @@ def replace_code(before: str, code: str, code_as_written: str) -> None:
 
 
 def clean_display_code(code: str) -> str:
-    """How a code is shown: as it was typed, in plain letters."""
+    """Return a code as it is displayed: NFKC-normalised, with single spaces."""
     return " ".join(unicodedata.normalize("NFKC", code).split())
 
 
 def code_errors(code: str | None) -> Iterator[FieldError]:
-    """What is wrong with a code that somebody chose."""
+    """Yield what is wrong with a requested code."""
     if code is None:
         return
     try:
@@ -143,7 +161,11 @@ def code_errors(code: str | None) -> Iterator[FieldError]:
         yield from error.errors
         return
     if not CODE_MIN <= length <= CODE_MAX or len(code) > 2 * CODE_MAX:
-        yield FieldError("code", "code_length", f"A code has {CODE_MIN} to {CODE_MAX} letters and digits.")
+        yield FieldError(
+            "code",
+            "code_length",
+            _("A code must have %(min)s to %(max)s letters and digits.", min=CODE_MIN, max=CODE_MAX),
+        )
 
 
 def code_taken_error() -> InvalidInput:
@@ -151,36 +173,35 @@ def code_taken_error() -> InvalidInput:
         FieldError(
             "code",
             "code_taken",
-            "Another offer has this code, perhaps one that has ended. Choose another, or leave it empty to get one.",
+            _("This code belongs to another offer, or did so. Choose another one, or leave it empty to generate one."),
         )
     )
 
 
-def _assign_code(offer: Offer, wanted: str) -> bool:
-    """Make this the offer's code; False when another offer has, or had, it."""
-    code, written = normalise_code(wanted), clean_display_code(wanted)
-    own = offer_queries.find_offer_code(offer.id, code)
-    if own is not None and own.closed_at is not None:
-        raise InvalidInput(
-            FieldError("code", "code_closed", "This code of the offer was closed. Reopen it, or take another.")
-        )
-    if own is None and offer.frozen_at is not None:
-        if not reserve_code(offer.id, code, written):
+def _assign_code(offer: Offer, requested: str) -> bool:
+    """Make this the offer's code; return False when another offer has, or had, it."""
+    code, display_code = normalise_code(requested), clean_display_code(requested)
+    existing = offer_queries.find_offer_code(offer.id, code)
+    if existing is not None and existing.closed_at is not None:
+        message = _("This code of the offer is closed. Reopen it, or choose another one.")
+        raise InvalidInput(FieldError("code", "code_closed", message))
+    if existing is None and offer.frozen_at is not None:
+        if not reserve_code(offer.id, code, display_code):
             return False
     else:
         try:
             with db.session.begin_nested():
-                replace_code(offer.code if own is None else code, code, written)
+                replace_code(offer.code if existing is None else code, code, display_code)
         except IntegrityError:
             return False
-    offer.code, offer.code_as_written = code, written
+    offer.code, offer.code_as_written = code, display_code
     return True
 
 
 def _lock_offer(offer_id: int) -> Offer:
     offer = offer_queries.lock_offer(offer_id)
     if offer is None:
-        raise NotFound("There is no such offer.")
+        raise NotFound(_("This offer does not exist."))
     return offer
 
 
@@ -190,5 +211,5 @@ def _require_code(offer: Offer, code: str) -> OfferCode:
     except InvalidInput:
         row = None
     if row is None:
-        raise NotFound("This offer never had this code.")
+        raise NotFound(_("This offer never had this code."))
     return row

@@ -1,4 +1,4 @@
-"""Offers: what is given, under one shared code, when, to whom and how often."""
+"""Tables of offers and their codes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Literal
 
+from flask_babel import gettext as _
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
@@ -33,7 +34,11 @@ OfferState = Literal["scheduled", "live", "paused", "ended", "used_up"]
 
 @dataclass(frozen=True)
 class OfferValues:
-    """Everything about an offer that people decide. `code` is as written; None has one generated."""
+    """The values of an offer that users choose.
+
+    :param code: the code as displayed; None generates one.
+    :param max_redemptions: the cap; None for no limit.
+    """
 
     name: str
     discount: Discount
@@ -47,9 +52,10 @@ class OfferValues:
 
 
 class Offer(Model):
-    """One offer with its one shared code. `redeemed` counts only where there is a cap (`max_redemptions`).
+    """An offer with its shared code.
 
-    `code` is the one that is given out now; `OfferCode` has it too, with those that were given out before.
+    `redeemed` is maintained only when there is a cap (`max_redemptions`). `code` is the current code. `OfferCode` holds
+    it too, with all earlier ones.
     """
 
     __tablename__ = "offer"
@@ -69,13 +75,13 @@ class Offer(Model):
     personal_code_required: Mapped[bool] = mapped_column(server_default="false")
     max_redemptions: Mapped[int | None] = mapped_column(BigInteger)
     redeemed: Mapped[int] = mapped_column(BigInteger, server_default="0")
-    # Set by the first launch or redemption; from then on the discount, and whether there is a cap, stay as they are.
+    # Set by the first launch or redemption; from then on the discount, and whether there is a cap, cannot change.
     frozen_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     version: Mapped[int] = mapped_column(server_default="1")
 
     __table_args__ = (
-        # Held at the commit, for offer and code name each other. That makes the code unique among all offers, too.
+        # Deferred to the commit, because offer and code refer to each other. Makes the code unique among offers, too.
         ForeignKeyConstraint(
             ["id", "code", "code_as_written"],
             ["offer_code.offer_id", "offer_code.code", "offer_code.code_as_written"],
@@ -93,7 +99,7 @@ class Offer(Model):
         CheckConstraint("ends_at is null or ends_at > starts_at", name="window"),
         CheckConstraint("max_redemptions is null or max_redemptions >= 1", name="cap"),
         CheckConstraint("redeemed >= 0 and (max_redemptions is null or redeemed <= max_redemptions)", name="redeemed"),
-        # The counter of a capped offer is updated in place (HOT) as long as its page has room.
+        # Leaves space in each page for HOT updates of the counter of a capped offer.
         {"postgresql_with": {"fillfactor": 50}},
     )
 
@@ -104,7 +110,7 @@ class Offer(Model):
         return Discount("amount", amount=self.amount, currency=self.currency)
 
     def values(self) -> OfferValues:
-        """What was decided about it, as it stands now."""
+        """Return its current values."""
         return OfferValues(
             name=self.name,
             discount=self.discount,
@@ -118,7 +124,7 @@ class Offer(Model):
         )
 
     def state(self, at: datetime) -> OfferState:
-        """The one word that staff see for it."""
+        """Return its state at a time, as staff and the API see it."""
         if self.ends_at is not None and at >= self.ends_at:
             return "ended"
         if self.paused_at is not None:
@@ -129,9 +135,10 @@ class Offer(Model):
 
 
 class OfferCode(Model):
-    """A code that an offer has or had. It works until it is closed and stays taken for ever.
+    """A code that an offer has or had.
 
-    The one that stands in `Offer.code` is given out now; the other open ones are aliases: mails and posters have them.
+    It is accepted until it is closed and never becomes free again. `Offer.code` is the current one; the other open ones
+    are aliases that emails and posters may still carry.
     """
 
     __tablename__ = "offer_code"
@@ -141,18 +148,20 @@ class OfferCode(Model):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     closed_at: Mapped[datetime | None]
 
-    # What an offer's foreign key points at, and how the codes of an offer are found.
+    # The target of the foreign key of an offer, and the index for finding the codes of an offer.
     __table_args__ = (UniqueConstraint("offer_id", "code", "code_as_written"),)
 
 
-def normalise_code(given: str) -> str:
-    """The form of a code that is compared: NFKC, upper-cased, spaces and dashes dropped.
+def normalise_code(text: str) -> str:
+    """Return a code in the form in which codes are compared.
 
-    :raises Invalid: `code_invalid` when anything else than A-Z and 0-9 is left, or nothing, or too much.
+    That is NFKC, upper case, without spaces and dashes.
+
+    :raises InvalidInput: `code_invalid` when the result is empty, too long or has characters beyond A-Z and 0-9.
     """
-    if len(given) <= 4 * CODE_MAX:
-        folded = unicodedata.normalize("NFKC", given).upper()
-        code = "".join(c for c in folded if c not in DASHES and not c.isspace())
+    if len(text) <= 4 * CODE_MAX:
+        folded = unicodedata.normalize("NFKC", text).upper()
+        code = "".join(character for character in folded if character not in DASHES and not character.isspace())
         if code and len(code) <= 2 * CODE_MAX and CODE_ALPHABET.issuperset(code):
             return code
-    raise InvalidInput(FieldError("code", "code_invalid", "A code has only letters from A to Z and digits."))
+    raise InvalidInput(FieldError("code", "code_invalid", _("A code can only have letters from A to Z and digits.")))

@@ -18,12 +18,12 @@ def find_offer(offer_id: int) -> Offer | None:
 
 
 def find_offers(offer_ids: Sequence[int]) -> dict[int, Offer]:
-    """Those of these offers that there are."""
+    """Return those of these offers that exist, by id."""
     return {offer.id: offer for offer in db.session.scalars(select(Offer).where(Offer.id.in_(offer_ids)))}
 
 
 def find_offer_by_code(code: str) -> Offer | None:
-    """The offer of a normalised code: the one it gives out now, or an alias that is not closed."""
+    """Return the offer with this normalised code, current or open alias."""
     return db.session.scalar(
         select(Offer)
         .join(OfferCode, OfferCode.offer_id == Offer.id)
@@ -32,34 +32,37 @@ def find_offer_by_code(code: str) -> Offer | None:
 
 
 def find_offer_code(offer_id: int, code: str) -> OfferCode | None:
-    """This code of an offer, if it ever had it."""
+    """Return a code of an offer, current, alias or closed."""
     return db.session.scalar(select(OfferCode).where(OfferCode.offer_id == offer_id, OfferCode.code == code))
 
 
 def find_closed_code(codes: Sequence[str]) -> OfferCode | None:
-    """The longest of these codes that an offer had and that is closed."""
-    closed = select(OfferCode).where(OfferCode.code.in_(codes), OfferCode.closed_at.is_not(None))
-    return db.session.scalar(closed.order_by(func.length(OfferCode.code).desc()).limit(1))
+    """Return the longest of these codes that is a closed code of an offer."""
+    statement = select(OfferCode).where(OfferCode.code.in_(codes), OfferCode.closed_at.is_not(None))
+    return db.session.scalar(statement.order_by(func.length(OfferCode.code).desc()).limit(1))
 
 
 def list_codes_by_offer(offer_ids: Sequence[int]) -> dict[int, list[OfferCode]]:
-    """Every code that each of these offers has or had, newest first."""
-    found: dict[int, list[OfferCode]] = {offer_id: [] for offer_id in offer_ids}
+    """Return all codes of each of these offers, open or closed, newest first."""
+    codes: dict[int, list[OfferCode]] = {offer_id: [] for offer_id in offer_ids}
     statement = select(OfferCode).where(OfferCode.offer_id.in_(offer_ids))
     for row in db.session.scalars(statement.order_by(OfferCode.created_at.desc(), OfferCode.code)):
-        found[row.offer_id].append(row)
-    return found
+        codes[row.offer_id].append(row)
+    return codes
 
 
 def lock_offer(offer_id: int) -> Offer | None:
-    """The offer as it stands on disk, locked until the transaction ends."""
+    """Load an offer and lock its row until the transaction ends.
+
+    Replaces the values that the session has loaded before.
+    """
     return db.session.scalar(
         select(Offer).where(Offer.id == offer_id).with_for_update().execution_options(populate_existing=True)
     )
 
 
 def database_now() -> datetime:
-    """What time it is for the database, whose clock decides about windows."""
+    """Return the time of the database, whose clock decides whether an offer is open."""
     now: datetime = db.session.execute(select(func.now())).scalar_one()
     return now
 
@@ -68,17 +71,22 @@ def list_offers(
     q: str = "",
     state: OfferState | None = None,
     *,
-    before: int | None = None,
-    after: int | None = None,
+    before_id: int | None = None,
+    after_id: int | None = None,
     limit: int = 25,
 ) -> list[Offer]:
-    """Offers, newest first, older than `before` or newer than `after`; one more than `limit` if there are more."""
+    """Return offers, newest first; one more than `limit` if there are more.
+
+    :param q: part of the name, or the start of a code.
+    :param before_id: return only older offers than this one.
+    :param after_id: return only newer offers than this one: those that come right before it in the list.
+    """
     statement = select(Offer).where(_search_condition(q), _state_condition(state))
-    if after is not None:
-        newer = statement.where(Offer.id > after).order_by(Offer.id).limit(limit + 1)
+    if after_id is not None:
+        newer = statement.where(Offer.id > after_id).order_by(Offer.id).limit(limit + 1)
         return list(db.session.scalars(newer))[::-1]
-    if before is not None:
-        statement = statement.where(Offer.id < before)
+    if before_id is not None:
+        statement = statement.where(Offer.id < before_id)
     return list(db.session.scalars(statement.order_by(Offer.id.desc()).limit(limit + 1)))
 
 
@@ -87,7 +95,7 @@ def has_offers() -> bool:
 
 
 def list_open_offer_ids() -> Sequence[int]:
-    """Offers whose window is open and which are not paused, those that end soonest first."""
+    """Return the ids of open offers that are not paused, those that end soonest first."""
     return db.session.scalars(
         select(Offer.id)
         .where(Offer.starts_at <= func.now(), _not_ended(), Offer.paused_at.is_(None))
@@ -96,17 +104,17 @@ def list_open_offer_ids() -> Sequence[int]:
 
 
 def _search_condition(q: str) -> ColumnElement[bool]:
-    words = q.replace("\0", "").strip()
-    if not words:
+    search = q.replace("\0", "").strip()
+    if not search:
         return true()
-    pattern = "%" + words.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
-    found = Offer.name.ilike(pattern)
+    pattern = "%" + search.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+    name_matches = Offer.name.ilike(pattern)
     try:
-        begins = OfferCode.code.startswith(normalise_code(words))
+        code_matches = OfferCode.code.startswith(normalise_code(search))
     except InvalidInput:
-        return found
-    # Also by a code that was closed: whoever comes with one wants to know what it was.
-    return or_(found, Offer.id.in_(select(OfferCode.offer_id).where(begins)))
+        return name_matches
+    # Closed codes are searched too: staff want to find out which offer a code belonged to.
+    return or_(name_matches, Offer.id.in_(select(OfferCode.offer_id).where(code_matches)))
 
 
 def _not_ended() -> ColumnElement[bool]:
@@ -114,16 +122,16 @@ def _not_ended() -> ColumnElement[bool]:
 
 
 def _state_condition(state: OfferState | None) -> ColumnElement[Any]:
-    """The same words as `Offer.state`, for the database."""
+    """Return the SQL equivalent of `Offer.state`."""
     running = and_(_not_ended(), Offer.paused_at.is_(None))
-    used_up = and_(Offer.max_redemptions.is_not(None), Offer.redeemed >= Offer.max_redemptions)
-    room = or_(Offer.max_redemptions.is_(None), Offer.redeemed < Offer.max_redemptions)
+    is_exhausted = and_(Offer.max_redemptions.is_not(None), Offer.redeemed >= Offer.max_redemptions)
+    has_remaining = or_(Offer.max_redemptions.is_(None), Offer.redeemed < Offer.max_redemptions)
     states: dict[OfferState | None, ColumnElement[Any]] = {
         None: true(),
         "ended": ~_not_ended(),
         "paused": and_(_not_ended(), Offer.paused_at.is_not(None)),
-        "used_up": and_(running, used_up),
-        "scheduled": and_(running, room, Offer.starts_at > func.now()),
-        "live": and_(running, room, Offer.starts_at <= func.now()),
+        "used_up": and_(running, is_exhausted),
+        "scheduled": and_(running, has_remaining, Offer.starts_at > func.now()),
+        "live": and_(running, has_remaining, Offer.starts_at <= func.now()),
     }
     return states[state]

@@ -1,4 +1,4 @@
-"""What the first page shows, from the rows of every room."""
+"""The figures, first steps and attention list of the dashboard."""
 
 from __future__ import annotations
 
@@ -27,9 +27,12 @@ ATTENTION_LIMIT = 10
 
 @dataclass(frozen=True)
 class DashboardFigures:
-    """The figures on top. `mails` and `share` are of campaigns launched in the last DAYS days.
+    """The figures at the top of the dashboard.
 
-    `share` is how many redeemed of those who were sent an announcement; None where nobody was.
+    :param emails_sent: by campaigns launched in the last `DASHBOARD_DAYS` days.
+    :param conversion_rate: the share, from 0 to 1, of those who were sent an announcement in these days and have
+        redeemed its offer; None without any.
+    :param redemptions_per_day: a day and its redemptions, for each of these days, oldest first.
     """
 
     live_offers: int
@@ -42,17 +45,19 @@ class DashboardFigures:
 
 @dataclass(frozen=True)
 class OnboardingSteps:
-    """How far somebody new has come."""
+    """Which of the first steps are done."""
 
     has_customers: bool
     latest_offer: Offer | None
-    has_launched: bool
 
 
 @dataclass(frozen=True)
 class AttentionList:
-    """What somebody should look at. A campaign comes with its offer's name: the subject holds placeholders; one whose
-    uncertain mails are to decide also with how many."""
+    """What needs the attention of staff.
+
+    Campaigns come with the name of their offer, as their subject may contain placeholders; those with uncertain
+    deliveries also with the number of them. Guessed offers come with their failed attempts in the last hour.
+    """
 
     stalled_campaigns: Sequence[tuple[Campaign, str]]
     uncertain_campaigns: Sequence[tuple[Campaign, str, int]]
@@ -75,44 +80,56 @@ class AttentionList:
 
 
 def get_dashboard_figures(zone: str) -> DashboardFigures:
-    """How things are going, by the days of a zone."""
+    """Return the figures, by the days of a time zone."""
     today = datetime.now(ZoneInfo(zone)).date()
-    first = today - timedelta(days=DASHBOARD_DAYS - 1)
-    since = datetime.combine(first, time(), ZoneInfo(zone)).astimezone(UTC)
-    found = dict(redemption_queries.count_redemptions_per_day(None, since, zone))
-    per_day = [(day, found.get(day, 0)) for day in (first + timedelta(days=n) for n in range(DASHBOARD_DAYS))]
-    mails, share = _calculate_email_figures(since)
-    return DashboardFigures(_count_live_offers(), per_day[-1][1], per_day[-2][1], mails, share, per_day)
+    first_day = today - timedelta(days=DASHBOARD_DAYS - 1)
+    since = datetime.combine(first_day, time(), ZoneInfo(zone)).astimezone(UTC)
+    counts = dict(redemption_queries.count_redemptions_per_day(None, since, zone))
+    per_day = [(day, counts.get(day, 0)) for day in (first_day + timedelta(days=n) for n in range(DASHBOARD_DAYS))]
+    emails_sent, conversion_rate = _calculate_email_figures(since)
+    return DashboardFigures(
+        live_offers=_count_live_offers(),
+        redemptions_today=per_day[-1][1],
+        redemptions_yesterday=per_day[-2][1],
+        emails_sent=emails_sent,
+        conversion_rate=conversion_rate,
+        redemptions_per_day=per_day,
+    )
 
 
 def get_onboarding_steps() -> OnboardingSteps | None:
-    """How far somebody new has come; None once the first campaign is launched or the first code redeemed."""
-    launched = bool(db.session.scalar(select(exists().where(Campaign.launched_at.is_not(None)))))
-    if launched or db.session.scalar(select(exists().where(Redemption.offer_id.is_not(None)))):
+    """Return which first steps are done.
+
+    Return None once a campaign was launched or a code redeemed.
+    """
+    has_launched = db.session.scalar(select(exists().where(Campaign.launched_at.is_not(None))))
+    if has_launched or db.session.scalar(select(exists().where(Redemption.offer_id.is_not(None)))):
         return None
     return OnboardingSteps(
         has_customers=bool(db.session.scalar(select(exists().where(Customer.id.is_not(None))))),
         latest_offer=db.session.scalar(select(Offer).order_by(Offer.id.desc()).limit(1)),
-        has_launched=launched,
     )
 
 
 def get_attention_list() -> AttentionList:
-    """Campaigns that stand still or have something to decide, offers that are running out, ending or guessed at,
-    imports that failed in the last week."""
+    """Return what needs attention.
+
+    Campaigns that are stalled or have uncertain deliveries to resolve; offers that are nearly exhausted, end soon or
+    have a guessing alert; imports that failed in the last week.
+    """
     cap = func.coalesce(Offer.max_redemptions, 0)
-    running_out = _OPEN_OFFERS.where(cap > 0, Offer.redeemed >= cap * CAP_WARNING_RATIO).order_by(
+    nearly_exhausted = _OPEN_OFFERS.where(cap > 0, Offer.redeemed >= cap * CAP_WARNING_RATIO).order_by(
         Offer.ends_at, Offer.id
     )
-    ending = _OPEN_OFFERS.where(Offer.ends_at <= func.now() + ENDS_SOON).order_by(Offer.ends_at, Offer.id)
+    ending_soon = _OPEN_OFFERS.where(Offer.ends_at <= func.now() + ENDS_SOON).order_by(Offer.ends_at, Offer.id)
     failed = select(CustomerImport).where(
         CustomerImport.status == "failed", CustomerImport.created_at > func.now() - timedelta(days=7)
     )
     return AttentionList(
         stalled_campaigns=_with_offer_names(campaign_queries.list_campaigns_needing_attention()),
         uncertain_campaigns=_list_uncertain_campaigns(),
-        nearly_exhausted_offers=db.session.scalars(running_out.limit(ATTENTION_LIMIT)).all(),
-        offers_ending_soon=db.session.scalars(ending.limit(ATTENTION_LIMIT)).all(),
+        nearly_exhausted_offers=db.session.scalars(nearly_exhausted.limit(ATTENTION_LIMIT)).all(),
+        offers_ending_soon=db.session.scalars(ending_soon.limit(ATTENTION_LIMIT)).all(),
         guessed_offers=_list_guessed_offers(),
         failed_imports=db.session.scalars(failed.order_by(CustomerImport.id.desc()).limit(ATTENTION_LIMIT)).all(),
     )
@@ -124,41 +141,41 @@ _OPEN_OFFERS = select(Offer).where(
 
 
 def _list_guessed_offers() -> list[tuple[Offer, int]]:
-    """Offers whose code is being guessed at, with the wrong tries of the last hour."""
-    loudest = guessing.list_top_guessing_alerts(ATTENTION_LIMIT)
-    found = offer_queries.find_offers(list(loudest))
-    return [(found[offer_id], n) for offer_id, n in loudest.items()]
+    """Return offers with a guessing alert and their failed attempts, most first."""
+    alerts = guessing.list_top_guessing_alerts(ATTENTION_LIMIT)
+    offers = offer_queries.find_offers(list(alerts))
+    return [(offers[offer_id], n) for offer_id, n in alerts.items()]
 
 
-def _with_offer_names(found: Sequence[Campaign]) -> list[tuple[Campaign, str]]:
-    wanted = select(Offer.id, Offer.name).where(Offer.id.in_([campaign.offer_id for campaign in found]))
-    names = {row.id: row.name for row in db.session.execute(wanted)}
-    return [(campaign, names[campaign.offer_id]) for campaign in found]
+def _with_offer_names(campaigns: Sequence[Campaign]) -> list[tuple[Campaign, str]]:
+    statement = select(Offer.id, Offer.name).where(Offer.id.in_([campaign.offer_id for campaign in campaigns]))
+    names = {row.id: row.name for row in db.session.execute(statement)}
+    return [(campaign, names[campaign.offer_id]) for campaign in campaigns]
 
 
 def _list_uncertain_campaigns() -> list[tuple[Campaign, str, int]]:
-    found = campaign_queries.list_unresolved_by_campaign()
-    names = _with_offer_names([campaign for campaign, _ in found])
-    return [(campaign, name, n) for (campaign, name), (_, n) in zip(names, found, strict=True)]
+    unresolved = campaign_queries.list_unresolved_by_campaign()
+    named = _with_offer_names([campaign for campaign, _ in unresolved])
+    return [(campaign, name, n) for (campaign, name), (_, n) in zip(named, unresolved, strict=True)]
 
 
 def _count_live_offers() -> int:
-    room = or_(Offer.max_redemptions.is_(None), Offer.redeemed < Offer.max_redemptions)
-    return db.session.scalar(select(func.count()).select_from(_OPEN_OFFERS.where(room).subquery())) or 0
+    has_remaining = or_(Offer.max_redemptions.is_(None), Offer.redeemed < Offer.max_redemptions)
+    return db.session.scalar(select(func.count()).select_from(_OPEN_OFFERS.where(has_remaining).subquery())) or 0
 
 
 def _calculate_email_figures(since: datetime) -> tuple[int, float | None]:
-    """Mails sent by the campaigns launched since a moment, and which share of the announced people redeemed."""
+    """Return emails sent and conversion rate of campaigns launched since a time."""
     launched = _list_launched_since(since)
     sent = {
         campaign_id: counts.sent
-        for campaign_id, counts in campaign_queries.get_stats_by_campaign([c.id for c in launched]).items()
+        for campaign_id, counts in campaign_queries.get_stats_by_campaign([each.id for each in launched]).items()
     }
-    announced = [c for c in launched if c.kind == "announcement"]
-    people = sum(sent.get(c.id, 0) for c in announced)
-    redeemed = sum(redemption_queries.count_redemptions(sorted({c.offer_id for c in announced})).values())
-    # Whoever read the code elsewhere redeems too, so this can be more than was mailed.
-    return sum(sent.values()), min(1.0, redeemed / people) if people else None
+    announcements = [campaign for campaign in launched if campaign.kind == "announcement"]
+    announced = sum(sent.get(campaign.id, 0) for campaign in announcements)
+    redeemed = sum(redemption_queries.count_redemptions(sorted({each.offer_id for each in announcements})).values())
+    # Customers who learned the code elsewhere redeem too, so there can be more redemptions than emails.
+    return sum(sent.values()), min(1.0, redeemed / announced) if announced else None
 
 
 def _list_launched_since(since: datetime) -> Sequence[Row[int, int, str]]:

@@ -1,6 +1,7 @@
-"""Why may this customer redeem this offer, or why not: every check of the rule with the fact behind it.
+"""Explain whether a customer may redeem an offer, and why not.
 
-The rule itself is `verdict`; here is only told, in plain sentences, what it saw.
+Every check of the rule comes with the fact behind it. The rule itself is `webapp.redemptions.rules.evaluate`; this
+module only describes the facts that it used.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import dataclasses
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
+
+from flask_babel import gettext as _
 
 from webapp.campaigns.deliveries import queries as delivery_queries
 from webapp.campaigns.deliveries.queries import CampaignDelivery
@@ -25,6 +28,7 @@ from webapp.redemptions.rules import (
     OfferFacts,
     RedemptionFacts,
     RedemptionRequest,
+    RedemptionRow,
     RefusalReason,
     evaluate,
 )
@@ -32,7 +36,7 @@ from webapp.redemptions.rules import (
 
 @dataclass(frozen=True, slots=True)
 class CheckExplanation:
-    """A check with its answer and the fact behind it in one sentence."""
+    """A check with its result and one sentence about the fact behind it."""
 
     check: EligibilityCheck
     detail: str
@@ -40,15 +44,16 @@ class CheckExplanation:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The conclusion first, then every check in the order of the rule.
+    """The conclusion, then every check in the order of the rule.
 
-    `uses` are all of this customer's redemptions of this offer, the newest first, with those that were undone;
-    `mails` those that they got about it.
+    :param reason: the reason of the refusal; None when the customer may redeem.
+    :param detail: the conclusion as the API and the form for redeeming by hand give it.
+    :param redemptions: the customer's redemptions of the offer, newest first, including those rolled back.
+    :param emails: the customer's emails about the offer.
     """
 
     facts: RedemptionFacts
     reason: RefusalReason | None
-    # What whoever redeems by a key or by hand is told.
     detail: str
     checks: tuple[CheckExplanation, ...]
     redemptions: tuple[RedemptionRecord, ...]
@@ -56,62 +61,71 @@ class Explanation:
 
     @property
     def failed_detail(self) -> str:
-        """The fact behind the conclusion: that of the first check that failed."""
+        """The fact behind a refusal: the detail of the first check that failed."""
         return next((line.detail for line in self.checks if line.check.passed is False), self.detail)
 
 
-def explain_eligibility(ask: RedemptionRequest) -> Explanation:
-    """What redeeming would answer at this moment, and every check on the way. Writes nothing."""
-    facts = redemption_facts.load_facts([ask])[0]
+def explain_eligibility(request: RedemptionRequest) -> Explanation:
+    """Explain what redeeming now would answer, check by check. Write nothing."""
+    facts = redemption_facts.load_facts([request])[0]
     if facts.is_code_closed:
         facts = dataclasses.replace(facts, offer=None, redemption=None)
-    judged = evaluate(facts)
+    evaluation = evaluate(facts)
     offer = facts.offer
     audience = customer_queries.find_audience(offer.audience_id) if offer is not None and offer.audience_id else None
-    uses: tuple[RedemptionRecord, ...] = ()
-    mails: tuple[CampaignDelivery, ...] = ()
+    redemptions: tuple[RedemptionRecord, ...] = ()
+    emails: tuple[CampaignDelivery, ...] = ()
     if offer is not None and facts.customer_id is not None:
-        uses = tuple(
-            done
-            for done in redemption_queries.list_customer_redemptions(facts.customer_id)
-            if done.offer_id == offer.id
+        redemptions = tuple(
+            record
+            for record in redemption_queries.list_customer_redemptions(facts.customer_id)
+            if record.offer_id == offer.id
         )
-        mails = tuple(
-            mail
-            for mail in delivery_queries.list_customer_deliveries(facts.customer_id)
-            if mail.campaign.offer_id == offer.id
+        emails = tuple(
+            delivery
+            for delivery in delivery_queries.list_customer_deliveries(facts.customer_id)
+            if delivery.campaign.offer_id == offer.id
         )
-    told = _CheckDescriber(
-        ask, facts, audience.name if audience else None, _describe_closed_code(ask) if offer is None else None, uses
+    describer = _CheckDescriber(
+        request,
+        facts,
+        audience.name if audience else None,
+        _describe_closed_code(request) if offer is None else None,
+        redemptions,
     )
     return Explanation(
         facts,
-        judged.reason,
-        refusals.format_staff_message(judged.reason, offer)
-        if judged.reason
-        else f"{told.customer_label} can redeem {told.offer_label} now.",
-        tuple(CheckExplanation(check, told.describe(check)) for check in judged.checks),
-        uses,
-        mails,
+        evaluation.reason,
+        refusals.format_staff_message(evaluation.reason, offer)
+        if evaluation.reason
+        else _(
+            "%(customer)s can redeem %(offer)s now.", customer=describer.customer_label, offer=describer.offer_label
+        ),
+        tuple(CheckExplanation(check, describer.describe(check)) for check in evaluation.checks),
+        redemptions,
+        emails,
     )
 
 
-def _describe_closed_code(ask: RedemptionRequest) -> str | None:
-    """What is known of a code that worked once."""
-    prefix, _ = personal_codes.split_personal_code(ask.code or "")
-    code = offer_queries.find_closed_code([code for code in (ask.code, prefix) if code])
+def _describe_closed_code(request: RedemptionRequest) -> str | None:
+    """Describe a code that was closed; None when no offer had it."""
+    shared_code = personal_codes.split_personal_code(request.code or "")[0]
+    code = offer_queries.find_closed_code([code for code in (request.code, shared_code) if code])
     offer = offer_queries.find_offer(code.offer_id) if code else None
     if code is None or offer is None:
         return None
-    closed = formatting.format_datetime(code.closed_at, offer.time_zone)
-    return (
-        f"{code.code_as_written} was a code of “{offer.name}”, closed on {closed}; now it has {offer.code_as_written}."
+    return _(
+        "%(code)s was a code of “%(offer)s” and was closed on %(time)s. The current code is %(current)s.",
+        code=code.code_as_written,
+        offer=offer.name,
+        time=formatting.format_datetime(code.closed_at, offer.time_zone),
+        current=offer.code_as_written,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _CheckDescriber:
-    """Sentences about one pair."""
+    """Describes the checks of one pair of code and customer."""
 
     request: RedemptionRequest
     facts: RedemptionFacts
@@ -121,11 +135,11 @@ class _CheckDescriber:
 
     @property
     def customer_label(self) -> str:
-        return self.facts.email or self.request.email or f"the source id {self.request.source_id}"
+        return self.facts.email or self.request.email or self.request.source_id or ""
 
     @property
     def offer_label(self) -> str:
-        return f"“{self.facts.offer.name}”" if self.facts.offer else "the offer"
+        return f"“{self.facts.offer.name}”" if self.facts.offer else _("the offer")
 
     def describe(self, check: EligibilityCheck) -> str:
         offer = self.facts.offer
@@ -134,9 +148,9 @@ class _CheckDescriber:
         if check.name == "customer":
             return self._describe_customer()
         if offer is None:
-            return "Not asked: the code is not known."
+            return _("Not checked: the code does not exist.")
         if check.passed is None:
-            return "Not asked: the customer is not known."
+            return _("Not checked: the customer does not exist.")
         return self._describe_offer_check(check, offer)
 
     def _describe_offer_check(self, check: EligibilityCheck, offer: OfferFacts) -> str:
@@ -146,7 +160,7 @@ class _CheckDescriber:
             case "window":
                 return _describe_window(offer, check)
             case "status":
-                return "The offer is paused." if offer.is_paused else "The offer is not paused."
+                return _("The offer is paused.") if offer.is_paused else _("The offer is active.")
             case "audience":
                 return self._describe_audience()
             case "personal_code":
@@ -155,74 +169,101 @@ class _CheckDescriber:
                 return _describe_cap(offer)
 
     def _describe_code(self, offer: OfferFacts | None) -> str:
+        code = self.request.code
         if offer is None:
-            return self.closed_code_detail or f"No offer has the code {self.request.code}."
+            return self.closed_code_detail or _("No offer has the code %(code)s.", code=code)
         if self.facts.personal_code_status != "none":
-            return f"{self.request.code} is a code of {self.offer_label} with a personal ending."
-        if self.request.code != normalise_code(offer.code):
-            older, label = self.request.code, self.offer_label
-            return f"{older} is an older code of {label}, which still works; now it has {offer.code}."
-        return f"{self.request.code} is the code of {self.offer_label}."
+            return _("%(code)s is a code of %(offer)s with a personal suffix.", code=code, offer=self.offer_label)
+        if code != normalise_code(offer.code):
+            return _(
+                "%(code)s is an earlier code of %(offer)s that is still valid. The current code is %(current)s.",
+                code=code,
+                offer=self.offer_label,
+                current=offer.code,
+            )
+        return _("%(code)s is the code of %(offer)s.", code=code, offer=self.offer_label)
 
     def _describe_customer(self) -> str:
         if self.facts.customer_id is not None:
-            return f"{self.customer_label} is a customer."
+            return _("%(customer)s is a customer.", customer=self.customer_label)
         if self.request.email is not None:
-            return f"Nobody has the e-mail {self.request.email}."
-        return f"Nobody has the source id {self.request.source_id}."
+            return _("No customer has the email address %(email)s.", email=self.request.email)
+        return _("No customer has the source id %(source_id)s.", source_id=self.request.source_id)
 
     def _describe_unused(self) -> str:
-        use = self.facts.redemption
-        if use is not None:
-            through = {"form": "the form", "link": "the personal link", "api": "the API", "staff": "staff"}[use.channel]
-            return f"Used on {_format_time(use.redeemed_at, self.facts.offer)} through {through}."
-        undone = next((done.row for done in self.redemptions if done.row.rolled_back_at), None)
+        redemption = self.facts.redemption
+        if redemption is not None:
+            return _describe_redemption(redemption, self.facts.offer)
+        undone = next((record.row for record in self.redemptions if record.row.rolled_back_at), None)
         if undone is not None:
-            return f"Not used: the redemption of {_format_time(undone.redeemed_at, self.facts.offer)} was undone."
-        return "Not used by this customer so far."
+            time = _format_time(undone.redeemed_at, self.facts.offer)
+            return _("Not redeemed: the redemption of %(time)s was undone.", time=time)
+        return _("Not redeemed by this customer yet.")
 
     def _describe_audience(self) -> str:
         if self.audience_name is None:
-            return "The offer is for everyone known."
-        is_member = "is a member" if self.facts.is_in_audience else "is not a member"
-        return f"Audience: {self.audience_name}; {self.customer_label} {is_member}."
+            return _("The offer is for all customers.")
+        names = {"customer": self.customer_label, "audience": self.audience_name}
+        if self.facts.is_in_audience:
+            return _("%(customer)s is in the audience “%(audience)s”.", **names)
+        return _("%(customer)s is not in the audience “%(audience)s”.", **names)
 
     def _describe_personal_code(self, offer: OfferFacts) -> str:
         if self.facts.personal_code_status == "right":
-            return "The personal code is this customer's."
+            return _("The personal code belongs to this customer.")
         if self.facts.personal_code_status == "wrong":
-            return "The personal code is not this customer's: it is somebody else's, or mistyped."
+            return _("The personal code does not belong to this customer: it is another customer's, or mistyped.")
         if offer.personal_code_required:
-            return "The offer needs the personal code that stands in the customer's own mail; this is the shared one."
-        return "The shared code is enough for this offer."
+            return _("The offer requires the personal code from the customer's email; this is the shared code.")
+        return _("The offer accepts the shared code.")
+
+
+def _describe_redemption(row: RedemptionRow, offer: OfferFacts | None) -> str:
+    time = _format_time(row.redeemed_at, offer)
+    match row.channel:
+        case "form":
+            return _("Redeemed on %(time)s with the form.", time=time)
+        case "link":
+            return _("Redeemed on %(time)s with the personal link.", time=time)
+        case "api":
+            return _("Redeemed on %(time)s through the API.", time=time)
+        case _:
+            return _("Redeemed on %(time)s by staff.", time=time)
 
 
 def _describe_window(offer: OfferFacts, check: EligibilityCheck) -> str:
+    start = _format_boundary(offer.starts_at, offer, is_end=False)
     if check.reason == "offer_not_started" and not check.passed:
-        return f"Starts on {_format_boundary(offer.starts_at, offer, closes=False)}."
+        return _("Starts on %(start)s.", start=start)
     if offer.ends_at is None:
-        return f"Open since {_format_boundary(offer.starts_at, offer, closes=False)}, without an end."
+        return _("Open since %(start)s, without an end.", start=start)
+    end = _format_boundary(offer.ends_at, offer, is_end=True)
     if not check.passed:
-        return f"Ended on {_format_boundary(offer.ends_at, offer, closes=True)}."
-    start = _format_boundary(offer.starts_at, offer, closes=False)
-    end = _format_boundary(offer.ends_at, offer, closes=True)
-    return f"Open since {start}, ends on {end}."
+        return _("Ended on %(end)s.", end=end)
+    return _("Open since %(start)s, ends on %(end)s.", start=start, end=end)
 
 
 def _describe_cap(offer: OfferFacts) -> str:
     if offer.max_redemptions is None:
-        return "There is no limit to how many may redeem."
+        return _("There is no limit on redemptions.")
+    limit = formatting.format_number(offer.max_redemptions)
     if offer.redeemed >= offer.max_redemptions:
-        return f"All {formatting.format_number(offer.max_redemptions)} are taken."
-    return f"{formatting.format_number(offer.redeemed)} of {formatting.format_number(offer.max_redemptions)} are taken."
+        return _("The limit of %(limit)s redemptions is reached.", limit=limit)
+    count = formatting.format_number(offer.redeemed)
+    return _("There are %(count)s of at most %(limit)s redemptions.", count=count, limit=limit)
 
 
-def _format_boundary(at: datetime, offer: OfferFacts, *, closes: bool) -> str:
-    """31 May 2026 at 24:00 Europe/Berlin: what ends at midnight ends with the day before."""
+def _format_boundary(at: datetime, offer: OfferFacts, *, is_end: bool) -> str:
+    """Format a start or an end, such as 31 May 2026 at 24:00 Europe/Berlin.
+
+    An end at midnight belongs to the day before.
+    """
     local = at.astimezone(ZoneInfo(offer.time_zone))
-    if closes and (local.hour, local.minute, local.second) == (0, 0, 0):
-        return f"{formatting.format_day(at - timedelta(seconds=1), offer.time_zone)} at 24:00 {offer.time_zone}"
-    return f"{formatting.format_day(at, offer.time_zone)} at {local:%H:%M} {offer.time_zone}"
+    if is_end and (local.hour, local.minute, local.second) == (0, 0, 0):
+        day, time = formatting.format_day(at - timedelta(seconds=1), offer.time_zone), "24:00"
+    else:
+        day, time = formatting.format_day(at, offer.time_zone), f"{local:%H:%M}"
+    return _("%(day)s at %(time)s %(time_zone)s", day=day, time=time, time_zone=offer.time_zone)
 
 
 def _format_time(at: datetime, offer: OfferFacts | None) -> str:

@@ -1,4 +1,4 @@
-"""Redeeming, undoing, and the hourly counts. Exactness is the database's: these are the writes that it guards."""
+"""Evaluate requests to redeem and write redemptions, many in one transaction."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from flask_babel import gettext as _
 from psycopg.errors import LockNotAvailable
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -34,111 +35,132 @@ from webapp.redemptions.rules import (
 )
 
 log = logging.getLogger(__name__)
-# Each round either settles an ask or meets somebody else who was faster; more than a few can't happen by chance.
+# Each round answers a request or loses a race against another one; losing more than a few is no coincidence.
 MAX_ROUNDS = 10
 
 
 class _OfferLockTimeout(Exception):
-    """Somebody else holds the offer of these asks for too long; nothing was saved."""
+    """Another transaction held the offer of these requests for too long.
 
-    def __init__(self, asks: Iterable[int]) -> None:
+    Nothing was saved.
+
+    :param indexes: which of the requests.
+
+    """
+
+    def __init__(self, indexes: Iterable[int]) -> None:
         super().__init__()
-        self.indexes = list(asks)
+        self.indexes = list(indexes)
 
 
 def validate_redemption(request: RedemptionRequest) -> tuple[OfferFacts, int | None]:
-    """What redeeming would give now: the offer, and what is taken off the order. Writes nothing.
+    """Return the offer and the discount that redeeming now would give.
 
-    :raises Refused: with the first check of the rule that failed.
-    :raises Invalid: when the order does not suit the discount.
+    Writes nothing.
+
+    :returns: the offer, and the discount in minor units of the order's currency; None if the amount is not known.
+    :raises RedemptionRefused: with the first check of the rule that failed.
+    :raises InvalidInput: when the order does not suit the discount.
+
     """
-    entry = _accept_request(0, request, redemption_facts.load_facts([request])[0])
-    return entry.offer, entry.discount_amount
+    accepted = _accept_request(0, request, redemption_facts.load_facts([request])[0])
+    return accepted.offer, accepted.discount_amount
 
 
 def redeem_all(
     requests: Sequence[RedemptionRequest], connection: Connection | None = None
 ) -> list[RedemptionRecord | DomainError]:
-    """Redeem many, of any offers and customers, in one transaction; an answer for each, in their order.
+    """Redeem any offers for any customers in one transaction.
 
-    Every answer "redeemed", "already redeemed" or "used up" tells what is on disk. All are judged by one rule over
-    facts from one statement; then, offer by offer in the order of their ids, all rows are inserted sorted by customer
-    and their number is taken from the cap last. In this order, whatever runs at once, nobody waits in a circle.
+    Return one result per request, in order. Every result "redeemed", "already redeemed" or "limit reached" describes
+    committed data. One rule evaluates all requests over facts from one statement. Then, offer by offer in the order of
+    their ids, all rows are inserted sorted by customer, and their number is taken from the cap last. This lock order
+    rules out deadlocks between concurrent calls.
 
-    :param connection: to work on; one of its own unless another is given.
+    :param connection: the connection to use; by default one of its own.
     :raises DBAPIError: when the database refuses or is lost; nothing is saved then.
-    :raises Unavailable: when it is lost during the commit.
+    :raises RedemptionUnavailable: when the database is lost during the commit.
+
     """
     if connection is None:
         with db.engine.connect() as connection:
             return redeem_all(requests, connection)
-    answers: dict[int, RedemptionRecord | DomainError] = {}
-    left: DomainError = DomainError("conflict", "Too many are at this very redemption at once; please try again.", 409)
-    for _ in range(MAX_ROUNDS):
-        waiting = [n for n in range(len(requests)) if n not in answers]
-        if not waiting:
+    results: dict[int, RedemptionRecord | DomainError] = {}
+    unanswered = DomainError(
+        "conflict", _("There are too many concurrent requests for this redemption. Please try again."), 409
+    )
+    for _round in range(MAX_ROUNDS):
+        pending = [index for index in range(len(requests)) if index not in results]
+        if not pending:
             break
         try:
-            answers |= _redeem_in_transaction(connection, {n: requests[n] for n in waiting})
-        except _OfferLockTimeout as held:
-            answers |= {n: RedemptionUnavailable(OFFER_BUSY) for n in held.indexes}
+            results |= _redeem_in_transaction(connection, {index: requests[index] for index in pending})
+        except _OfferLockTimeout as timeout:
+            results |= {index: RedemptionUnavailable(OFFER_BUSY) for index in timeout.indexes}
         except (DBAPIError, RedemptionUnavailable) as error:
-            # What an earlier round has saved stays true, whatever becomes of the rest.
-            if not answers:
+            # What an earlier round has committed stays true whatever happens to the rest.
+            if not results:
                 raise
-            left = error if isinstance(error, RedemptionUnavailable) else RedemptionUnavailable()
+            unanswered = error if isinstance(error, RedemptionUnavailable) else RedemptionUnavailable()
             break
-    return [answers.get(n, left) for n in range(len(requests))]
+    return [results.get(index, unanswered) for index in range(len(requests))]
 
 
 def _redeem_in_transaction(
-    connection: Connection, asks: dict[int, RedemptionRequest]
+    connection: Connection, requests: dict[int, RedemptionRequest]
 ) -> dict[int, RedemptionRecord | DomainError]:
-    """One transaction. Asks that met somebody faster, or an offer that is still open to change, get no answer yet."""
+    """Run one round in one transaction.
+
+    Requests that lost a race, and all when an offer is not frozen yet, get no result and go into the next round.
+    """
     transaction = connection.begin()
     with transaction:
-        answers, admitted, loose = _evaluate_requests(connection, asks)
-        if not loose:
-            for offer_id in sorted(admitted):
-                entries = list(admitted[offer_id].values())
-                with _raise_on_lock_timeout(entry.index for entry in entries):
-                    answers |= _redeem_for_offer(connection, entries)
+        results, accepted_by_offer, unfrozen = _evaluate_requests(connection, requests)
+        if not unfrozen:
+            for offer_id in sorted(accepted_by_offer):
+                accepted = list(accepted_by_offer[offer_id].values())
+                with _raise_on_lock_timeout(request.index for request in accepted):
+                    results |= _redeem_for_offer(connection, accepted)
         try:
             transaction.commit()
         except DBAPIError as error:
             raise RedemptionUnavailable(OUTCOME_UNKNOWN) from error
-    if loose:
-        _freeze_offers(connection, loose)
-    return answers
+    if unfrozen:
+        _freeze_offers(connection, unfrozen)
+    return results
 
 
 def _evaluate_requests(
-    connection: Connection, asks: dict[int, RedemptionRequest]
+    connection: Connection, requests: dict[int, RedemptionRequest]
 ) -> tuple[dict[int, RedemptionRecord | DomainError], dict[int, dict[int, _AcceptedRequest]], dict[int, list[int]]]:
-    """The answers that need no write, what may be written by offer and customer, and the asks of offers that are not
-    frozen, by offer."""
-    answers: dict[int, RedemptionRecord | DomainError] = {}
-    admitted: dict[int, dict[int, _AcceptedRequest]] = {}
-    loose: dict[int, list[int]] = {}
-    for n, facts in zip(asks, redemption_facts.load_facts(list(asks.values()), connection), strict=True):
+    """Evaluate requests and sort them by what is to be done.
+
+    :returns: the results that need no write; the accepted requests by offer and customer; and the indexes of requests
+        whose offer is not frozen, by offer.
+    """
+    results: dict[int, RedemptionRecord | DomainError] = {}
+    accepted: dict[int, dict[int, _AcceptedRequest]] = {}
+    unfrozen: dict[int, list[int]] = {}
+    all_facts = redemption_facts.load_facts(list(requests.values()), connection)
+    for (index, request), facts in zip(requests.items(), all_facts, strict=True):
         try:
-            known = _evaluate_request(n, asks[n], facts)
+            evaluated = _evaluate_request(index, request, facts)
         except DomainError as error:
-            answers[n] = error
+            results[index] = error
             continue
-        if isinstance(known, RedemptionRecord):
-            answers[n] = known
-        elif not known.offer.is_frozen:
-            loose.setdefault(known.offer.id, []).append(n)
+        if isinstance(evaluated, RedemptionRecord):
+            results[index] = evaluated
+        elif not evaluated.offer.is_frozen:
+            unfrozen.setdefault(evaluated.offer.id, []).append(index)
         else:
-            # A second ask for the same pair waits for what becomes of the first.
-            admitted.setdefault(known.offer.id, {}).setdefault(known.customer_id, known)
-    return answers, admitted, loose
+            # A second request for the same pair waits for the outcome of the first.
+            accepted.setdefault(evaluated.offer.id, {}).setdefault(evaluated.customer_id, evaluated)
+    return results, accepted, unfrozen
 
 
 @dataclass(frozen=True, slots=True)
 class _AcceptedRequest:
-    """An ask that may be written."""
+    """A request that the rule allows to be written."""
 
     request: RedemptionRequest
     facts: RedemptionFacts
@@ -148,45 +170,48 @@ class _AcceptedRequest:
     index: int
 
 
-def _evaluate_request(n: int, ask: RedemptionRequest, facts: RedemptionFacts) -> _AcceptedRequest | RedemptionRecord:
-    repeated = find_replayed_redemption(ask, facts)
-    if repeated is not None:
-        return _redemption_record(facts, repeated, is_replay=True)
-    return _accept_request(n, ask, facts)
+def _evaluate_request(
+    index: int, request: RedemptionRequest, facts: RedemptionFacts
+) -> _AcceptedRequest | RedemptionRecord:
+    replayed = find_replayed_redemption(request, facts)
+    if replayed is not None:
+        return _redemption_record(facts, replayed, is_replay=True)
+    return _accept_request(index, request, facts)
 
 
-def _accept_request(n: int, ask: RedemptionRequest, facts: RedemptionFacts) -> _AcceptedRequest:
-    judged = evaluate(facts)
-    if judged.reason is not None:
-        raise RedemptionRefused(judged.reason, judged, facts)
+def _accept_request(index: int, request: RedemptionRequest, facts: RedemptionFacts) -> _AcceptedRequest:
+    evaluation = evaluate(facts)
+    if evaluation.reason is not None:
+        raise RedemptionRefused(evaluation.reason, evaluation, facts)
     if facts.offer is None or facts.customer_id is None:
-        raise RuntimeError("the rule admits only what is known")
-    return _AcceptedRequest(
-        ask, facts, facts.offer, facts.customer_id, calculate_discount_amount(ask.order, facts.offer.discount), n
-    )
+        raise RuntimeError("an accepted request has an offer and a customer")
+    discount_amount = calculate_discount_amount(request.order, facts.offer.discount)
+    return _AcceptedRequest(request, facts, facts.offer, facts.customer_id, discount_amount, index)
 
 
-def _freeze_offers(connection: Connection, offer_ids: Mapping[int, Iterable[int]]) -> None:
-    """Freeze offers before their first redemption, each in a transaction of its own; the facts are then read anew.
+def _freeze_offers(connection: Connection, indexes_by_offer: Mapping[int, Iterable[int]]) -> None:
+    """Freeze offers before their first redemption, each in its own transaction.
 
-    Nobody can then give an offer a cap, or another discount, between what was read and what is written.
+    The facts are loaded again afterwards, so that no offer can get a cap or another discount between the evaluation and
+    the write.
 
-    :param offer_ids: the offers, with the asks that wait for each.
+    :param indexes_by_offer: the ids of the offers with the indexes of the requests that wait for each.
+
     """
-    for offer_id in sorted(offer_ids):
-        with connection.begin(), _raise_on_lock_timeout(offer_ids[offer_id]):
+    for offer_id in sorted(indexes_by_offer):
+        with connection.begin(), _raise_on_lock_timeout(indexes_by_offer[offer_id]):
             offer_actions.freeze_offer(offer_id, connection)
 
 
 @contextmanager
-def _raise_on_lock_timeout(asks: Iterable[int]) -> Iterator[None]:
-    """Tell whose asks it was that waited in vain for a lock."""
+def _raise_on_lock_timeout(indexes: Iterable[int]) -> Iterator[None]:
+    """Turn a lock timeout of the block into `_OfferLockTimeout`."""
     try:
         yield
     except OperationalError as error:
         if not isinstance(error.orig, LockNotAvailable):
             raise
-        raise _OfferLockTimeout(asks) from error
+        raise _OfferLockTimeout(indexes) from error
 
 
 _INSERT_REDEMPTIONS = """
@@ -209,91 +234,90 @@ _DELETE_REDEMPTIONS = text("delete from redemption where offer_id = :offer_id an
 
 
 def _redeem_for_offer(
-    connection: Connection, entries: list[_AcceptedRequest]
+    connection: Connection, accepted: list[_AcceptedRequest]
 ) -> dict[int, RedemptionRecord | DomainError]:
-    """All rows of one offer, then their number from its cap. Whoever was there before is left without an answer."""
-    offer = entries[0].offer
-    made = _insert_redemptions(connection, offer.id, sorted(entries, key=lambda entry: entry.customer_id))
-    inserted = [entry for entry in entries if entry.customer_id in made]
-    room = len(inserted)
+    """Insert all rows of one offer, then take their number from its cap.
+
+    The rows that exceed the cap are deleted. A request whose row existed already gets no result: it is evaluated again
+    in the next round.
+    """
+    offer = accepted[0].offer
+    # Sorted against deadlocks; units of the cap go to the requests that came first.
+    rows = json.dumps([_insert_values(request) for request in sorted(accepted, key=lambda each: each.customer_id)])
+    returned = connection.exec_driver_sql(_INSERT_REDEMPTIONS, {"offer_id": offer.id, "rows": rows})
+    redeemed_at = dict(tuple(row) for row in returned)
+    inserted = [request for request in accepted if request.customer_id in redeemed_at]
+    reserved = len(inserted)
     if offer.max_redemptions is not None and inserted:
-        room = _reserve_cap(connection, offer.id, len(inserted))
-    answers: dict[int, RedemptionRecord | DomainError] = {
-        entry.index: _redemption_record(entry.facts, made[entry.customer_id]) for entry in inserted[:room]
+        reserved = _reserve_cap(connection, offer.id, len(inserted))
+    results: dict[int, RedemptionRecord | DomainError] = {
+        request.index: _redemption_record(request.facts, _redemption_row(request, redeemed_at[request.customer_id]))
+        for request in inserted[:reserved]
     }
-    surplus = inserted[room:]
+    surplus = inserted[reserved:]
     if surplus:
         connection.execute(
-            _DELETE_REDEMPTIONS, {"offer_id": offer.id, "customer_ids": [entry.customer_id for entry in surplus]}
+            _DELETE_REDEMPTIONS, {"offer_id": offer.id, "customer_ids": [request.customer_id for request in surplus]}
         )
-        answers |= {entry.index: _exhausted_refusal(entry) for entry in surplus}
-    return answers
+        results |= {request.index: _exhausted_refusal(request) for request in surplus}
+    return results
 
 
-def _insert_redemptions(
-    connection: Connection, offer_id: int, entries: list[_AcceptedRequest]
-) -> dict[int, RedemptionRow]:
-    rows = json.dumps([_insert_values(entry) for entry in entries])
-    made = connection.exec_driver_sql(_INSERT_REDEMPTIONS, {"offer_id": offer_id, "rows": rows})
-    when = dict(tuple(row) for row in made)
-    return {
-        entry.customer_id: _redemption_row(entry, when[entry.customer_id])
-        for entry in entries
-        if entry.customer_id in when
+def _insert_values(accepted: _AcceptedRequest) -> dict[str, Any]:
+    """Return the columns of the row that have a value; the others become null."""
+    request, order = accepted.request, accepted.request.order
+    values: dict[str, Any] = {
+        "customer_id": accepted.customer_id,
+        "channel": request.channel,
+        "api_key_id": request.api_key_id,
     }
-
-
-def _insert_values(entry: _AcceptedRequest) -> dict[str, Any]:
-    """What there is to say of it: what is left out is null."""
-    ask, order = entry.request, entry.request.order
-    row: dict[str, Any] = {"customer_id": entry.customer_id, "channel": ask.channel, "api_key_id": ask.api_key_id}
     if order is not None:
-        row |= {"order_id": order.id, "order_amount": order.amount, "order_currency": order.currency}
-        row["discount_amount"] = entry.discount_amount
-    if ask.metadata is not None:
-        row["order_metadata"] = ask.metadata
-    if ask.idempotency_key is not None:
-        row |= {"idempotency_key": ask.idempotency_key, "body_hash": (ask.body_hash or b"").hex()}
-    return row
+        values |= {"order_id": order.id, "order_amount": order.amount, "order_currency": order.currency}
+        values["discount_amount"] = accepted.discount_amount
+    if request.metadata is not None:
+        values["order_metadata"] = request.metadata
+    if request.idempotency_key is not None:
+        values |= {"idempotency_key": request.idempotency_key, "body_hash": (request.body_hash or b"").hex()}
+    return values
 
 
-def _redemption_row(entry: _AcceptedRequest, redeemed_at: Any) -> RedemptionRow:
-    ask, order = entry.request, entry.request.order
+def _redemption_row(accepted: _AcceptedRequest, redeemed_at: Any) -> RedemptionRow:
+    request, order = accepted.request, accepted.request.order
     return RedemptionRow(
         redeemed_at=redeemed_at,
-        channel=ask.channel,
-        api_key_id=ask.api_key_id,
+        channel=request.channel,
+        api_key_id=request.api_key_id,
         order_id=order.id if order else None,
         order_amount=order.amount if order else None,
         order_currency=order.currency if order else None,
-        discount_amount=entry.discount_amount,
-        order_metadata=ask.metadata,
-        idempotency_key=ask.idempotency_key,
-        body_hash=ask.body_hash,
+        discount_amount=accepted.discount_amount,
+        order_metadata=request.metadata,
+        idempotency_key=request.idempotency_key,
+        body_hash=request.body_hash,
     )
 
 
 def _reserve_cap(connection: Connection, offer_id: int, n: int) -> int:
-    """Take `n` units of the cap, or as many as are left; how many it were."""
+    """Reserve `n` units of the cap, or as many as remain; return how many."""
     if connection.exec_driver_sql(_INCREMENT_REDEEMED, {"offer_id": offer_id, "n": n}).rowcount:
         return n
-    free: int = connection.execute(_SELECT_REMAINING_FOR_UPDATE, {"offer_id": offer_id}).scalar_one()
-    left = min(n, max(0, free))
-    if left:
-        connection.exec_driver_sql(_INCREMENT_REDEEMED, {"offer_id": offer_id, "n": left})
-    return left
+    remaining: int = connection.execute(_SELECT_REMAINING_FOR_UPDATE, {"offer_id": offer_id}).scalar_one()
+    reserved = min(n, max(0, remaining))
+    if reserved:
+        connection.exec_driver_sql(_INCREMENT_REDEEMED, {"offer_id": offer_id, "n": reserved})
+    return reserved
 
 
-def _exhausted_refusal(entry: _AcceptedRequest) -> RedemptionRefused:
-    full = dataclasses.replace(entry.offer, redeemed=entry.offer.max_redemptions or 0)
-    facts = dataclasses.replace(entry.facts, offer=full)
+def _exhausted_refusal(accepted: _AcceptedRequest) -> RedemptionRefused:
+    exhausted = dataclasses.replace(accepted.offer, redeemed=accepted.offer.max_redemptions or 0)
+    facts = dataclasses.replace(accepted.facts, offer=exhausted)
     return RedemptionRefused("offer_exhausted", evaluate(facts), facts)
 
 
 def _redemption_record(facts: RedemptionFacts, row: RedemptionRow, is_replay: bool = False) -> RedemptionRecord:
     offer = facts.offer
     if offer is None or facts.customer_id is None:
-        raise RuntimeError("a redemption is always of an offer by a customer")
+        raise RuntimeError("a redemption has an offer and a customer")
     return RedemptionRecord(
         offer_id=offer.id,
         customer_id=facts.customer_id,
@@ -308,12 +332,15 @@ def _redemption_record(facts: RedemptionFacts, row: RedemptionRow, is_replay: bo
     )
 
 
-def record_redemption_export(narrowed: redemption_queries.RedemptionFilter | None, by: str) -> None:
-    """Write down that somebody takes redemptions out, and which. Commits."""
-    detail = dataclasses.asdict(narrowed) if narrowed else {"found": "nothing"}
-    for name, value in detail.items():
-        detail[name] = value.isoformat() if isinstance(value, datetime) else value
+def record_redemption_export(criteria: redemption_queries.RedemptionFilter | None, by: str) -> None:
+    """Record in the audit log that redemptions are exported, and which. Commits.
+
+    :param criteria: the filter of the export; None when it can match nothing.
+    """
+    details = dataclasses.asdict(criteria) if criteria else {"found": "nothing"}
+    for name, value in details.items():
+        details[name] = value.isoformat() if isinstance(value, datetime) else value
     record_audit_entry(
-        by, "redemptions.exported", **{name: value for name, value in detail.items() if value is not None}
+        by, "redemptions.exported", **{name: value for name, value in details.items() if value is not None}
     )
     db.session.commit()

@@ -1,34 +1,37 @@
-"""Crockford's base32: 32 letters and digits that people can read out, without I, L, O and U."""
+"""Crockford's Base32: 32 digits and letters, without I, L, O and U."""
 
 from __future__ import annotations
 
 BASE32_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-# What is easily typed instead.
+# Letters that are easily typed instead of digits.
 _LOOKALIKES = str.maketrans("OIL", "011")
 
 
 def encode_base32(number: int, length: int) -> str:
-    """The number in exactly `length` characters, zeros in front."""
+    """Encode a number in exactly `length` characters, padded with zeros.
+
+    :raises ValueError: when the number does not fit.
+    """
     if not 0 <= number < 32**length:
         raise ValueError("the number does not fit")
-    letters = []
+    digits = []
     for _ in range(length):
-        number, place = divmod(number, 32)
-        letters.append(BASE32_ALPHABET[place])
-    return "".join(reversed(letters))
+        number, digit = divmod(number, 32)
+        digits.append(BASE32_ALPHABET[digit])
+    return "".join(reversed(digits))
 
 
 def normalise_base32(text: str) -> str:
-    """Upper-cased, with O, I and L as the digits they were read from."""
+    """Convert to upper case and replace O, I and L by the digits they look like."""
     return text.upper().translate(_LOOKALIKES)
 
 
 def decode_base32(text: str) -> int | None:
-    """The number that `write` made this of, else None."""
+    """Decode what `encode_base32` made; None when it is not Base32."""
     number = 0
     for letter in normalise_base32(text):
-        place = BASE32_ALPHABET.find(letter)
-        if place < 0:
+        digit = BASE32_ALPHABET.find(letter)
+        if digit < 0:
             return None
-        number = number * 32 + place
+        number = number * 32 + digit
     return number

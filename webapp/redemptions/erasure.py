@@ -1,4 +1,4 @@
-"""What redemptions know of people who want to be forgotten."""
+"""Erase personal data from the redemptions of customers who are erased."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from webapp.core.extensions import db
 
-# The shop's own number of the order stays with the amounts: accounts have to be kept, and it names nobody here.
+# The shop's order id stays with the amounts: accounts must be kept, and it identifies no person here.
 _ERASE_LIVE = text(
     """
     update redemption set order_metadata = null, idempotency_key = null, body_hash = null
@@ -22,13 +22,15 @@ _ERASE_ROLLED_BACK = text(
       and (num_nonnulls(order_metadata, idempotency_key, body_hash) > 0 or reason <> :reason)
     """
 )
-ERASED_REASON = "The reason was erased with the customer."
+# Stored in the database, in English whoever erases.
+ERASED_REASON = "The reason was erased with the customer."  # no translation
 
 
 def erase_redemption_data(customer_ids: Sequence[int]) -> None:
-    """Empty what shops and staff wrote freely beside redemptions of these customers; that they happened stays.
+    """Delete the free text stored with redemptions of these customers.
 
-    The hash of a body goes too: whoever knows the rest of the body could try e-mails against it. The caller commits.
+    The redemptions stay. Body hashes are deleted too: knowing the rest of a body, one could test email addresses
+    against its hash. The caller commits.
     """
     db.session.execute(_ERASE_LIVE, {"ids": list(customer_ids)})
     db.session.execute(_ERASE_ROLLED_BACK, {"ids": list(customer_ids), "reason": ERASED_REASON})

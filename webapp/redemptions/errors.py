@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+from flask_babel import lazy_gettext as _l
+
 from webapp.core.errors import DomainError
 from webapp.redemptions import refusals
 from webapp.redemptions.rules import Evaluation, RedemptionFacts, RefusalReason
 
 
 class RedemptionRefused(DomainError):
-    """The rule says no. `verdict` has every check, `offer` what is known of the offer, `use` the earlier use."""
+    """A redemption request that the rule refuses.
 
-    def __init__(self, reason: RefusalReason, judged: Evaluation, facts: RedemptionFacts) -> None:
+    :param reason: why: the first check that failed.
+    :param evaluation: the results of all checks.
+    :param facts: what was known about the offer, the customer and an earlier redemption.
+    """
+
+    def __init__(self, reason: RefusalReason, evaluation: Evaluation, facts: RedemptionFacts) -> None:
         super().__init__(
             reason, refusals.format_staff_message(reason, facts.offer), 404 if reason == "not_found" else 409
         )
         self.reason = reason
-        self.evaluation = judged
+        self.evaluation = evaluation
         self.facts = facts
 
 
-DATABASE_UNAVAILABLE = "The database can't be reached just now. Nothing was saved; please try again in a moment."
-OUTCOME_UNKNOWN = (
-    "The database did not say whether this was saved. Please try again: whatever was saved, it counts once."
+DATABASE_UNAVAILABLE = _l("The database is not available. Nothing was saved. Please try again in a moment.")
+OUTCOME_UNKNOWN = _l(
+    "The database did not confirm whether this was saved. Please try again: a repeated request counts only once."
 )
-OFFER_BUSY = "There is a rush on this offer just now. Nothing was saved; please try again in a moment."
+OFFER_BUSY = _l(
+    "Too many customers are redeeming this offer right now. Nothing was saved. Please try again in a moment."
+)
 
 
 class RedemptionUnavailable(DomainError):
-    """No answer came in time. Unless the sentence is LOST, nothing was saved."""
+    """No result came in time (503).
 
-    def __init__(self, sentence: str = DATABASE_UNAVAILABLE) -> None:
-        super().__init__("unavailable", sentence, 503)
+    Nothing was saved, unless the message is `OUTCOME_UNKNOWN`.
+    """
+
+    def __init__(self, message: str = DATABASE_UNAVAILABLE) -> None:
+        super().__init__("unavailable", str(message), 503)

@@ -1,4 +1,4 @@
-"""Redemptions as CSV, made row by row as they come from the database."""
+"""Export redemptions as CSV, row by row as they come from the database."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ HEADINGS = (
 
 
 def generate_redemption_csv(redemptions: Iterable[RedemptionRecord]) -> Iterator[str]:
-    """The headings and a line for each redemption."""
+    """Yield the header line, then one line for each redemption."""
     yield _csv_line(HEADINGS)
-    for done in redemptions:
-        use = done.row
+    for record in redemptions:
+        row = record.row
         yield _csv_line(
             (
-                done.public_id,
-                done.offer_name,
-                done.code,
-                done.email,
-                done.customer_name,
-                format_rfc3339(use.redeemed_at),
-                use.channel,
-                use.order_id,
-                use.order_amount,
-                use.order_currency,
-                use.discount_amount,
+                record.public_id,
+                record.offer_name,
+                record.code,
+                record.email,
+                record.customer_name,
+                format_rfc3339(row.redeemed_at),
+                row.channel,
+                row.order_id,
+                row.order_amount,
+                row.order_currency,
+                row.discount_amount,
             )
         )
 
@@ -53,7 +53,7 @@ def _csv_line(values: Iterable[object]) -> str:
 
 
 def _escape_formula(value: object) -> object:
-    # A spreadsheet would run what begins like a formula; somebody else chose these names and ids.
+    # A spreadsheet would evaluate text that begins like a formula, and names and ids are input from outside.
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
         return f"'{value}"
     return value

@@ -1,4 +1,4 @@
-"""Load everything that decides a redemption request, in one SELECT."""
+"""Load all facts that decide a redemption request, in one SELECT."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REDEMPTION_COLUMNS = (
     "idempotency_key, body_hash"
 )
 ROLLBACK_COLUMNS = "rolled_back_at, rolled_back_by, reason"
-ROW_FIELDS = [name.strip() for name in f"{REDEMPTION_COLUMNS}, {ROLLBACK_COLUMNS}".split(",")]
+ROW_FIELDS = [name.strip() for name in f"{REDEMPTION_COLUMNS}, {ROLLBACK_COLUMNS}".split(",")]  # no translation
 _OFFER_COLUMNS = (
     "id, code_as_written, name, discount_type, percent, amount, currency, starts_at, ends_at, time_zone, "
     "paused_at, audience_id, personal_code_required, max_redemptions, redeemed, frozen_at"
@@ -31,24 +31,24 @@ def _qualify_columns(alias: str, columns: str) -> str:
     return ", ".join(f"{alias}.{name.strip()}" for name in columns.split(","))
 
 
-# Every look-up is lateral with a limit, which leaves the planner nothing but the index, whatever it thinks of the sizes
-# of tables that have just begun to grow. Columns are read by their place, since every redemption waits for this: the
-# offer's, then eight of the ask and the customer, then the use and what was undone, each whole, for most have none.
+# Every lookup is lateral with a limit, so that the planner uses the index even while its statistics of a growing table
+# are out of date. For speed, columns are read by position: those of the offer, then eight of the request and the
+# customer, then the live and the rolled-back redemption as JSON, because most requests have neither.
 _SELECT_FACTS = f"""
     select {_qualify_columns("o", _OFFER_COLUMNS)},
-      clock_timestamp(), t.suffix, k.nearness, k.closed, c.id, c.email_as_given,
+      clock_timestamp(), t.suffix, k.match_rank, k.closed, c.id, c.email_as_given,
       o.audience_id is null or m.yes is not null,
       (select count(*) + count(retired_at) from signing_key where purpose = '{personal_codes.PERSONAL_CODE_PURPOSE}'),
       row_to_json(r), row_to_json(b)
-    from json_to_recordset(cast(%(asks)s as json)) as t(
+    from json_to_recordset(cast(%(requests)s as json)) as t(
       n int, code text, prefix text, suffix text, offer_id bigint, email text, source_id text, customer_id bigint,
       api_key_id bigint, key text, order_id text
     )
     left join lateral (
-      select offer_id, 1 as nearness, closed_at is not null as closed from offer_code where code = t.code
+      select offer_id, 1 as match_rank, closed_at is not null as closed from offer_code where code = t.code
       union all select offer_id, 2, closed_at is not null from offer_code where code = t.prefix
       union all select t.offer_id, 3, false where t.offer_id is not null
-      order by closed, nearness limit 1
+      order by closed, match_rank limit 1
     ) k on true
     left join offer o on o.id = k.offer_id
     left join lateral (
@@ -72,52 +72,68 @@ _SELECT_FACTS = f"""
 _OFFER_COLUMN_COUNT = len(_OFFER_COLUMNS.split(","))
 
 
-def load_facts(asks: Sequence[RedemptionRequest], connection: Connection | None = None) -> list[RedemptionFacts]:
-    """What the rule needs to know for each ask, in their order. One statement, the same whatever is asked.
+def load_facts(requests: Sequence[RedemptionRequest], connection: Connection | None = None) -> list[RedemptionFacts]:
+    """Load the facts about each request, in order.
 
-    :param connection: to read on; that of the session unless another is given.
+    It is always one and the same statement, whatever the requests name.
+
+    :param connection: the connection to use; by default that of the session.
     """
-    asked = json.dumps([_lookup_values(n, ask) for n, ask in enumerate(asks)])
-    rows = (connection or db.session.connection()).exec_driver_sql(_SELECT_FACTS, {"asks": asked})
+    values = json.dumps([_lookup_values(n, request) for n, request in enumerate(requests)])
+    rows = (connection or db.session.connection()).exec_driver_sql(_SELECT_FACTS, {"requests": values})
     offers: dict[int, OfferFacts] = {}
-    return [_build_facts(ask, tuple(row), offers) for ask, row in zip(asks, rows, strict=True)]
+    return [_build_facts(request, tuple(row), offers) for request, row in zip(requests, rows, strict=True)]
 
 
-def _lookup_values(n: int, ask: RedemptionRequest) -> dict[str, str | int | None]:
-    prefix, suffix = personal_codes.split_personal_code(ask.code) if ask.code else (None, None)
+def _lookup_values(n: int, request: RedemptionRequest) -> dict[str, str | int | None]:
+    prefix, suffix = personal_codes.split_personal_code(request.code) if request.code else (None, None)
     return {
         "n": n,
-        "code": ask.code,
+        "code": request.code,
         "prefix": prefix,
         "suffix": suffix,
-        "offer_id": ask.offer_id,
-        "email": ask.email,
-        "source_id": ask.source_id,
-        "customer_id": ask.customer_id,
-        "api_key_id": ask.api_key_id,
-        "key": ask.idempotency_key,
-        "order_id": ask.order.id if ask.order else None,
+        "offer_id": request.offer_id,
+        "email": request.email,
+        "source_id": request.source_id,
+        "customer_id": request.customer_id,
+        "api_key_id": request.api_key_id,
+        "key": request.idempotency_key,
+        "order_id": request.order.id if request.order else None,
     }
 
 
-def _build_facts(ask: RedemptionRequest, row: tuple[Any, ...], offers: dict[int, OfferFacts]) -> RedemptionFacts:
-    """:param offers: those that rows of the same statement have told of already, for many are of the same one."""
+def _build_facts(request: RedemptionRequest, row: tuple[Any, ...], offers: dict[int, OfferFacts]) -> RedemptionFacts:
+    """Build the facts of one row.
+
+    :param offers: the offers of earlier rows, which are shared, because many requests are for the same offer.
+    """
     offer_id = row[0]
     offer = offers.get(offer_id)
     if offer is None and offer_id is not None:
         offer = offers[offer_id] = _build_offer_facts(row)
-    at, suffix, nearness, closed, customer_id, email, in_audience, revision, use, undone = row[_OFFER_COLUMN_COUNT:]
-    typed = _CodeMatch(nearness, suffix, revision)
+    (
+        evaluated_at,
+        suffix,
+        match_rank,
+        is_closed,
+        customer_id,
+        email,
+        is_in_audience,
+        key_revision,
+        redemption,
+        rolled_back,
+    ) = row[_OFFER_COLUMN_COUNT:]
+    match = _CodeMatch(match_rank, suffix, key_revision)
     return RedemptionFacts(
-        evaluated_at=at,
+        evaluated_at=evaluated_at,
         offer=offer,
-        is_code_closed=bool(closed),
+        is_code_closed=bool(is_closed),
         customer_id=customer_id,
         email=email,
-        is_in_audience=in_audience,
-        personal_code_status=_personal_code_status(ask, offer_id, customer_id, typed),
-        redemption=None if use is None else _row_from_json(use),
-        rolled_back_redemption=None if undone is None else _row_from_json(undone),
+        is_in_audience=is_in_audience,
+        personal_code_status=_personal_code_status(request, offer_id, customer_id, match),
+        redemption=None if redemption is None else _row_from_json(redemption),
+        rolled_back_redemption=None if rolled_back is None else _row_from_json(rolled_back),
     )
 
 
@@ -158,7 +174,7 @@ def _build_offer_facts(row: tuple[Any, ...]) -> OfferFacts:
 
 
 def _row_from_json(row: dict[str, Any]) -> RedemptionRow:
-    """A row as PostgreSQL writes it in JSON."""
+    """Parse a row in the JSON that PostgreSQL's row_to_json produces."""
     values: dict[str, Any] = {name: row.get(name) for name in ROW_FIELDS}
     for name in ("redeemed_at", "rolled_back_at"):
         values[name] = values[name] and datetime.fromisoformat(values[name])
@@ -167,8 +183,12 @@ def _row_from_json(row: dict[str, Any]) -> RedemptionRow:
 
 
 class _CodeMatch(NamedTuple):
-    """What the code that was typed came to: how an offer was found by it, the suffix, if it may be a personal one, and
-    the revision of the keys that make such suffixes."""
+    """How the code of a request matched.
+
+    :param match_rank: 1 for the whole code, 2 for its shared part, 3 for an offer id; None without a match.
+    :param suffix: the last characters, if the code is long enough to be a personal one.
+    :param key_revision: revision of the keys that sign such suffixes.
+    """
 
     match_rank: int | None
     suffix: str | None
@@ -176,17 +196,20 @@ class _CodeMatch(NamedTuple):
 
 
 def _personal_code_status(
-    ask: RedemptionRequest, offer_id: int | None, customer_id: int | None, typed: _CodeMatch
+    request: RedemptionRequest, offer_id: int | None, customer_id: int | None, match: _CodeMatch
 ) -> PersonalCodeStatus:
-    """Whoever is named by ids has been proven already; otherwise the suffix of what was typed decides."""
-    if ask.offer_id is not None and ask.customer_id is not None:
+    """Return whether the request has a personal code, and a right one.
+
+    A request by ids has proven its customer already; otherwise the suffix of the code decides.
+    """
+    if request.offer_id is not None and request.customer_id is not None:
         return "right"
-    # Found by all that was typed: a shared code, the one of now or an alias.
-    if offer_id is None or ask.code is None or typed.match_rank == 1:
+    # The whole code matched: it is a shared code, current or alias.
+    if offer_id is None or request.code is None or match.match_rank == 1:
         return "none"
-    # Reckoned for somebody unknown too: what is run must not depend on whether there is such a customer.
-    right = personal_codes.verify_personal_code(typed.suffix or "", offer_id, customer_id or 0, typed.key_revision)
-    return "right" if right else "wrong"
+    # Verified for unknown customers too, so that the response time does not reveal whether a customer exists.
+    is_right = personal_codes.verify_personal_code(match.suffix or "", offer_id, customer_id or 0, match.key_revision)
+    return "right" if is_right else "wrong"
 
 
 def build_discount(kind: str, percent: Any, amount: int | None, currency: str | None) -> Discount:
@@ -196,9 +219,9 @@ def build_discount(kind: str, percent: Any, amount: int | None, currency: str | 
 
 
 def load_open_offer_facts(customer_id: int) -> list[RedemptionFacts]:
-    """The facts about a customer and every offer that is open now, those that end soonest first."""
-    asks = [
+    """Load the facts about a customer and every open offer, soonest end first."""
+    requests = [
         RedemptionRequest(channel="api", offer_id=offer_id, customer_id=customer_id)
         for offer_id in offer_queries.list_open_offer_ids()
     ]
-    return load_facts(asks) if asks else []
+    return load_facts(requests) if requests else []

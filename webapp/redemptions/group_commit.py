@@ -1,4 +1,4 @@
-"""Group commit: requests to redeem that arrive at the same time are written in one transaction."""
+"""Write concurrent redemption requests of a process in one transaction."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from flask import current_app
+from flask_babel import gettext as _
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
@@ -19,7 +20,7 @@ from webapp.redemptions.rules import RedemptionRequest
 
 log = logging.getLogger(__name__)
 
-# More in one transaction make none of them cheaper, and all wait for the last.
+# Larger groups lower the cost per request no further, and every request waits for the whole group.
 GROUP_SIZE_MAX = 64
 REDEEM_TIMEOUT_SECONDS = 15
 LOCK_TIMEOUT_SECONDS = 2
@@ -27,91 +28,90 @@ IDLE_IN_TRANSACTION_TIMEOUT_SECONDS = 20
 
 
 def redeem(request: RedemptionRequest) -> RedemptionRecord:
-    """Redeem an offer once for a customer, in a transaction of its own. What it returns is on disk.
+    """Redeem an offer once for a customer. The result is committed.
 
-    What threads of this process ask for at the same time is written in one transaction.
+    Concurrent requests of this process's threads are written in one transaction. Ends the transaction of the session.
 
-    :returns: the redemption; `repeated` when the same request has made it before (by Idempotency-Key or order id).
-    :raises Refused: with the first check of the rule that failed.
-    :raises Invalid: when the order does not suit the discount, or an Idempotency-Key came with another body before.
-    :raises Unavailable: when the database does not answer.
+    :returns: the redemption; `is_replay` is set when the same request made it before (same Idempotency-Key or order).
+    :raises RedemptionRefused: with the first check of the rule that failed.
+    :raises InvalidInput: when the order does not suit the discount, or the Idempotency-Key was sent before with another
+        body.
+    :raises RedemptionUnavailable: when the database does not answer in time.
     """
-    # Whoever waits must hold no connection: the one that all wait for might find none left.
+    # A waiting thread must not hold a connection: the thread it waits for might find the pool empty.
     if db.session.registry.has():
         db.session.rollback()
-    answer = get_group_committer().redeem(request)
+    try:
+        answer = get_group_committer().submit(request)
+    except CoalescingTimeout as error:
+        raise RedemptionUnavailable(OUTCOME_UNKNOWN if error.has_started else DATABASE_UNAVAILABLE) from error
     if isinstance(answer, DomainError):
         raise answer
     return answer
 
 
-class GroupCommitter:
-    """Where the threads of one process redeem: on one connection, which is kept, one transaction at a time."""
+class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError]):
+    """Redeems for all threads of one process on one persistent connection.
+
+    It runs one transaction at a time.
+    """
 
     def __init__(self) -> None:
-        self._coalescer = Coalescer(self._redeem_group, GROUP_SIZE_MAX, REDEEM_TIMEOUT_SECONDS)
+        super().__init__(self._redeem_group, GROUP_SIZE_MAX, REDEEM_TIMEOUT_SECONDS)
         self._connection: Connection | None = None
 
-    def redeem(self, request: RedemptionRequest) -> RedemptionRecord | DomainError:
-        """The answer to one ask, whoever else asks at the same time."""
-        try:
-            return self._coalescer.submit(request)
-        except CoalescingTimeout as stuck:
-            return RedemptionUnavailable(OUTCOME_UNKNOWN if stuck.has_started else DATABASE_UNAVAILABLE)
-
     def close(self) -> None:
-        """Give the connection up; the next ask opens another."""
+        """Close the connection; the next request opens another."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
-    def _redeem_group(self, asks: Sequence[RedemptionRequest]) -> list[RedemptionRecord | DomainError]:
+    def _redeem_group(self, requests: Sequence[RedemptionRequest]) -> list[RedemptionRecord | DomainError]:
+        """Redeem a group on the persistent connection.
+
+        Retries once on a new connection if it was lost before the commit.
+        """
         try:
             try:
-                return self._redeem_on_connection(asks, self._get_connection())
+                return redeem_all(requests, self._get_connection())
             except DBAPIError as error:
                 if not error.connection_invalidated:
                     raise
-                # The server was started anew since the last time, it may be.
-                return self._redeem_on_connection(asks, self._get_connection())
-        except RedemptionUnavailable as lost:
-            return [lost for _ in asks]
+                # The server may have restarted since the last group.
+                return redeem_all(requests, self._get_connection())
+        except RedemptionUnavailable as error:
+            return [error] * len(requests)
         except DBAPIError as error:
-            log.warning("%s redemptions at once: %s", len(asks), error.orig)
-            if self._connection is None:
-                return [RedemptionUnavailable() for _ in asks]
-            return self._redeem_individually(asks, error)
-
-    def _redeem_on_connection(
-        self, asks: Sequence[RedemptionRequest], connection: Connection
-    ) -> list[RedemptionRecord | DomainError]:
-        try:
-            return redeem_all(asks, connection)
-        finally:
-            if connection.invalidated:
-                connection.close()
-                self._connection = None
+            log.warning("group of %s redemptions failed: %s", len(requests), error.orig)
+            if self._connection is None or self._connection.invalidated:
+                return [RedemptionUnavailable()] * len(requests)
+            return self._redeem_individually(requests, error)
 
     def _redeem_individually(
-        self, asks: Sequence[RedemptionRequest], error: DBAPIError
+        self, requests: Sequence[RedemptionRequest], error: DBAPIError
     ) -> list[RedemptionRecord | DomainError]:
-        """What the database refuses for all at once, one by one: nobody suffers for a neighbour."""
-        if len(asks) == 1:
-            # Its disk is full, say (classes 53 and 57 of SQLSTATE): that is not about the ask, and passes.
+        """Redeem one by one after the database refused the group.
+
+        So one bad request does not fail the others.
+        """
+        if len(requests) == 1:
+            # SQLSTATE classes 53 and 57, such as a full disk, are temporary and not caused by the request.
             if str(getattr(error.orig, "sqlstate", None)).startswith(("53", "57")):
-                log.error("the database can't write just now: %s", error.orig)
+                log.error("database cannot write: %s", error.orig)
                 return [RedemptionUnavailable()]
-            log.error("a redemption can't be written", exc_info=error)
-            return [DomainError("error", "Something went wrong on our side. It has been noted.", 500)]
-        return [answer for ask in asks for answer in self._redeem_group([ask])]
+            log.error("redemption failed", exc_info=error)
+            return [DomainError("error", _("Something went wrong on our side. The error was logged."), 500)]
+        return [answer for request in requests for answer in self._redeem_group([request])]
 
     def _get_connection(self) -> Connection:
+        if self._connection is not None and self._connection.invalidated:
+            self.close()
         if self._connection is None:
             connection = db.engine.connect()
-            # It never goes back to the pool, so what is set here is set for good.
+            # Detached: it never returns to the pool, so these settings stay.
             connection.detach()
             connection.exec_driver_sql(f"set lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
-            # Should this machine vanish in the middle, what it holds is let go.
+            # Releases the locks if this machine disappears during a transaction.
             connection.exec_driver_sql(
                 f"set idle_in_transaction_session_timeout = '{IDLE_IN_TRANSACTION_TIMEOUT_SECONDS}s'"
             )
@@ -121,7 +121,7 @@ class GroupCommitter:
 
 
 def get_group_committer() -> GroupCommitter:
-    """The one of this app in this process."""
-    found: GroupCommitter | None = current_app.extensions.get("redeeming")
-    # Of two threads that are the first at the same time one makes it.
-    return found or current_app.extensions.setdefault("redeeming", GroupCommitter())
+    """Return the group committer of this app and process; create it at first use."""
+    committer: GroupCommitter | None = current_app.extensions.get("redeeming")
+    # setdefault is atomic: of two threads that come first at the same time, one creates it.
+    return committer or current_app.extensions.setdefault("redeeming", GroupCommitter())

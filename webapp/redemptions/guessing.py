@@ -1,7 +1,8 @@
-"""Misses of a code: strangers who type a code that there is with an e-mail that it is not for.
+"""Detect guessing: failed attempts at an existing code with other email addresses.
 
-Counted for each offer, minute by minute for an hour, by all processes in one small table. Too many at once close the
-form for that code; too many in the hour raise an alarm for staff, which falls silent an hour after the last one.
+A failed attempt is an existing code with an email address that may not redeem it. All processes count them per offer
+and minute, for an hour, in one small table. Too many in ten minutes block the form for that code; too many in an hour
+raise an alert for staff, which ends an hour after the last failed attempt.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from sqlalchemy import Connection, text
 from webapp.core.extensions import db
 from webapp.redemptions import personal_codes
 
-# Fewer in an hour are people who mistype or have two addresses.
+# Fewer in an hour are customers who mistype or have two addresses.
 ALERT_MIN_ATTEMPTS = 30
-# Where many redeem, many mistype: one try in twenty is usual. One miss for four redemptions is not.
+# Where many redeem, many mistype: one attempt in twenty is usual. One failed attempt per four redemptions is not.
 ALERT_REDEMPTIONS_PER_ATTEMPT = 4
-# More in ten minutes than one address is allowed tries (60 a minute), so that nobody closes a code alone.
+# More in ten minutes than one client address may make (60 a minute), so that a single client cannot block a code.
 BLOCK_MIN_ATTEMPTS = 1000
 BLOCK_RETRY_AFTER_SECONDS = 60
 
@@ -28,7 +29,7 @@ _SELECT_RECENT_ATTEMPTS = """
       group by offer_id having sum(n) >= :least
     ) m
     where m.n * :share > (
-      -- No further than it takes to know.
+      -- Count no further than the comparison needs.
       select count(*) from (
         select from redemption r
         where r.offer_id = m.offer_id and r.redeemed_at > now() - cast(:window as interval) limit m.n * :share
@@ -46,28 +47,37 @@ _ALERT_VALUES = {"window": "1 hour", "least": ALERT_MIN_ATTEMPTS, "share": ALERT
 
 
 def is_code_blocked(code: str) -> bool:
-    """Whether a normalised code, in whichever of its spellings, is being guessed at so hard that the form is closed
-    for it. A code that more people redeem than miss stays open: that is a launch, not a guesser."""
-    shared, _ = personal_codes.split_personal_code(code)
-    asked = {"codes": [code, shared], "window": "10 minutes", "least": BLOCK_MIN_ATTEMPTS, "share": 1}
+    """Return whether failed attempts block the form for a normalised code.
+
+    The code may be a shared or a personal one. A code with more redemptions than failed attempts is never blocked: that
+    is a launch, not guessing.
+    """
+    shared_code, _ = personal_codes.split_personal_code(code)
+    values = {"codes": [code, shared_code], "window": "10 minutes", "least": BLOCK_MIN_ATTEMPTS, "share": 1}
     with _autocommit_connection() as connection:
-        return connection.execute(_SELECT_BLOCKED, asked).first() is not None
+        return connection.execute(_SELECT_BLOCKED, values).first() is not None
 
 
 def find_guessing_alerts(offer_ids: Sequence[int]) -> dict[int, int]:
-    """Those of these offers whose code is being guessed at, with their misses in the last hour."""
+    """Return the guessing alerts of these offers.
+
+    :returns: the failed attempts in the last hour, by offer id.
+    """
     rows = db.session.execute(_SELECT_ALERTS, _ALERT_VALUES | {"offer_ids": list(offer_ids)})
     return {offer_id: int(n) for offer_id, n in rows}
 
 
 def list_top_guessing_alerts(limit: int) -> dict[int, int]:
-    """The same of all offers, those with the most misses first."""
+    """Return the guessing alerts of all offers, most failed attempts first.
+
+    :returns: the failed attempts in the last hour, by offer id.
+    """
     rows = db.session.execute(_SELECT_TOP_ALERTS, _ALERT_VALUES | {"limit": limit})
     return {offer_id: int(n) for offer_id, n in rows}
 
 
 def _autocommit_connection() -> Connection:
-    # One of its own, so that the request holds no transaction open while it redeems.
+    # A connection of its own, so that the request keeps no transaction open while it redeems.
     return db.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 
 
@@ -82,6 +92,9 @@ _INCREMENT_FAILED_ATTEMPTS = text(
 
 
 def record_failed_attempt(offer_id: int) -> None:
-    """One more miss of an offer's code. Commits, in a transaction of its own, whatever the request's does."""
+    """Count a failed attempt at an offer's code.
+
+    Commits in its own transaction, independently of the request's.
+    """
     with db.engine.begin() as connection:
         connection.execute(_INCREMENT_FAILED_ATTEMPTS, {"offer_id": offer_id})

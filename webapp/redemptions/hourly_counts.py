@@ -1,4 +1,4 @@
-"""Count redemptions by hour."""
+"""Count redemptions by hour, for charts and totals."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from sqlalchemy import text
 
 from webapp.core.extensions import db
 
-# Held shared by whoever undoes a redemption, alone by whoever counts hours.
+# A rollback takes this advisory lock shared, counting takes it exclusively.
 HOURLY_COUNTS_LOCK = "hashtext('onecode.redemption_tally')"
 _LOCK_HOURLY_COUNTS = text(f"select pg_advisory_xact_lock({HOURLY_COUNTS_LOCK})")
 
@@ -38,9 +38,9 @@ _ADVANCE_COUNTED_UNTIL = text(
 
 
 def update_hourly_counts() -> None:
-    """Count the redemptions of every hour that ended more than five minutes ago, once. Commits.
+    """Add every hour that ended more than five minutes ago to the counts, once.
 
-    The five minutes are for transactions that were about to commit when the hour ended. Harmless when it runs twice.
+    Idempotent. Commits. The five minutes are for transactions that were about to commit when the hour ended.
     """
     until = db.session.execute(_SELECT_COUNT_UNTIL).scalar_one()
     db.session.execute(_LOCK_HOURLY_COUNTS)

@@ -1,7 +1,8 @@
-"""Redemptions: a row is a live use of an offer by a customer. Undoing one moves its row to `rollback`.
+"""Tables of redemptions.
 
-No foreign keys stand here: neither customers nor offers are ever deleted, and on the one table that every
-redemption writes they cost more than everything else together (docs/decisions/no-foreign-keys-on-redemption.md).
+A rollback moves the row of a redemption from `redemption` to `rollback`. There are no foreign keys: customers and
+offers are never deleted, and in the table that every redemption writes they would cost more than everything else
+together (docs/decisions/no-foreign-keys-on-redemption.md).
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from webapp.core.extensions import Model
 
-CHANNELS = ("form", "link", "api", "staff")
-
 
 class Redemption(Model):
-    """A live use of an offer by a customer. The primary key sees to it that there is only one."""
+    """A live redemption of an offer by a customer.
+
+    The primary key guarantees that there is only one.
+    """
 
     __tablename__ = "redemption"
     customer_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
@@ -41,7 +43,7 @@ class Redemption(Model):
 
 
 class Rollback(Model):
-    """A redemption that was undone, as it was, with who undid it and why."""
+    """A redemption that was rolled back: its row, who rolled it back, and why."""
 
     __tablename__ = "rollback"
     customer_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
@@ -62,7 +64,10 @@ class Rollback(Model):
 
 
 class RedemptionHour(Model):
-    """How many live redemptions an offer has from one full hour (UTC): what its chart reads."""
+    """The number of live redemptions of an offer in one full hour (UTC).
+
+    The chart of the offer reads it.
+    """
 
     __tablename__ = "redemption_hour"
     offer_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
@@ -71,8 +76,10 @@ class RedemptionHour(Model):
 
 
 class RedemptionTotal(Model):
-    """How many of an offer's live redemptions are counted: the sum of its hours, of which it may have one for nearly
-    every redemption."""
+    """The number of counted live redemptions of an offer: the sum of its hours.
+
+    Kept because an offer may have an hour for nearly every redemption.
+    """
 
     __tablename__ = "redemption_total"
     offer_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
@@ -80,7 +87,7 @@ class RedemptionTotal(Model):
 
 
 class HourTotal(Model):
-    """How many of all offers' live redemptions are counted in one full hour (UTC): the sum over the offers."""
+    """The number of live redemptions of all offers in one full hour (UTC)."""
 
     __tablename__ = "hour_total"
     hour: Mapped[datetime] = mapped_column(primary_key=True)
@@ -88,7 +95,10 @@ class HourTotal(Model):
 
 
 class RedemptionTally(Model):
-    """Up to when redemptions are counted, by the hour and in total: one row."""
+    """The time until which redemptions are counted, by hour and in total.
+
+    The table has one row.
+    """
 
     __tablename__ = "redemption_tally"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -98,9 +108,10 @@ class RedemptionTally(Model):
 
 
 class FailedCodeAttempt(Model):
-    """How often strangers' tries at an offer's code missed in one minute. Unlogged: a crash forgives.
+    """Failed attempts at an offer's code in one minute.
 
-    A clock face of sixty minutes for each offer, written over every hour: however hard somebody tries, it stays small.
+    The table is unlogged: a crash of the server empties it. Each offer has at most sixty rows, one per minute of the
+    hour, which are overwritten every hour.
     """
 
     __tablename__ = "code_miss"

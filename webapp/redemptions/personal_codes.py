@@ -1,4 +1,7 @@
-"""Personal codes: the shared code and eight characters that only one customer's mail carries. Nothing is stored."""
+"""Personal codes: the shared code with an eight-character suffix for one customer.
+
+The suffix is derived by HMAC and not stored.
+"""
 
 from __future__ import annotations
 
@@ -13,29 +16,37 @@ SUFFIX_LENGTH = 8
 
 
 def derive_personal_code(code_as_written: str, offer_id: int, customer_id: int) -> str:
-    """SUMMER25-7KQ4XM2T: works only together with that customer's e-mail."""
+    """Return the personal code of a customer, such as SUMMER25-7KQ4XM2T.
+
+    It is valid only with that customer's email address.
+    """
     return (
         f"{code_as_written}-{_derive_suffix(signing_keys.current_secret(PERSONAL_CODE_PURPOSE), offer_id, customer_id)}"
     )
 
 
-def split_personal_code(typed: str) -> tuple[str | None, str | None]:
-    """A normalised code as (shared code, suffix), should it be a personal one."""
-    if len(typed) <= SUFFIX_LENGTH:
-        return None, None
-    return typed[:-SUFFIX_LENGTH], base32.normalise_base32(typed[-SUFFIX_LENGTH:])
+def split_personal_code(code: str) -> tuple[str | None, str | None]:
+    """Split a normalised code into (shared code, suffix).
 
-
-def verify_personal_code(suffix: str, offer_id: int, customer_id: int, revision: int = 0) -> bool:
-    """Whether the suffix is this customer's, with any key that is accepted. Takes as long for a wrong one.
-
-    :param revision: of the keys, as it stood on disk with the facts: see `keyring.keys`.
+    Return (None, None) when it is too short for a personal one.
     """
-    right = [
+    if len(code) <= SUFFIX_LENGTH:
+        return None, None
+    return code[:-SUFFIX_LENGTH], base32.normalise_base32(code[-SUFFIX_LENGTH:])
+
+
+def verify_personal_code(suffix: str, offer_id: int, customer_id: int, key_revision: int = 0) -> bool:
+    """Return whether the suffix is this customer's under any accepted key.
+
+    Takes the same time for a wrong suffix.
+
+    :param key_revision: revision of the keys in the database, loaded with the facts: see `signing_keys.accepted_keys`.
+    """
+    matches = [
         hmac.compare_digest(_derive_suffix(secret, offer_id, customer_id).encode(), suffix.encode())
-        for _, secret in signing_keys.accepted_keys(PERSONAL_CODE_PURPOSE, revision)
+        for _, secret in signing_keys.accepted_keys(PERSONAL_CODE_PURPOSE, key_revision)
     ]
-    return any(right)
+    return any(matches)
 
 
 def _derive_suffix(secret: bytes, offer_id: int, customer_id: int) -> str:

@@ -1,6 +1,7 @@
-"""The public id of a redemption: offer, customer and moment encrypted as one AES block.
+"""Public ids of redemptions: their key, encrypted as one AES block.
 
-It needs no column, says nothing about what is in it, and is looked up by decrypting it.
+The key is offer id, customer id and time. A public id needs no column, reveals nothing about its contents, and is
+looked up by decrypting it.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from webapp.redemptions import base32
 
 PUBLIC_ID_PURPOSE = "redemption_id"
 PUBLIC_ID_LENGTH = 26
-# 32 + 43 + 53 bits make one block: 4 billion offers, 8 trillion customers, moments until the year 2255.
+# 32 + 43 + 53 bits make one block: 4 billion offers, 8 trillion customers, times in microseconds until 2255.
 _CUSTOMER_BITS, _TIME_BITS = 43, 53
 _UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
 class RedemptionKey(NamedTuple):
-    """What names a redemption for ever, also after it was undone."""
+    """The key of a redemption. It stays the same after a rollback."""
 
     offer_id: int
     customer_id: int
@@ -34,36 +35,43 @@ class RedemptionKey(NamedTuple):
 
 
 def encode_public_id(offer_id: int, customer_id: int, redeemed_at: datetime) -> str:
-    """The public id of a redemption."""
+    """Return the public id of a redemption.
+
+    :raises ValueError: when a value is out of range.
+    """
     at = to_microseconds(redeemed_at)
     if not 0 <= customer_id < 1 << _CUSTOMER_BITS or not 0 <= at < 1 << _TIME_BITS:
-        raise ValueError("no such redemption can be")
+        raise ValueError("customer id or time out of range")
     number = ((offer_id << _CUSTOMER_BITS) | customer_id) << _TIME_BITS | at
     block = _cipher(signing_keys.current_secret(PUBLIC_ID_PURPOSE)).encryptor().update(number.to_bytes(16, "big"))
     return base32.encode_base32(int.from_bytes(block, "big"), PUBLIC_ID_LENGTH)
 
 
 def decode_public_id(public_id: str) -> Iterator[RedemptionKey]:
-    """What a public id may stand for: one triple for each key there has been. Only a look-up tells which is real.
+    """Yield the keys that a public id may stand for, one per accepted signing key.
 
-    Whoever has found none of them real gets those of keys that another process has just made.
+    Only a lookup can tell which exists. A caller that found none of them goes on to keys that another process has just
+    created.
     """
     number = base32.decode_base32(public_id) if len(public_id) == PUBLIC_ID_LENGTH else None
     if number is None or number >= 1 << 128:
         return
     block = number.to_bytes(16, "big")
-    for look_up in (signing_keys.accepted_keys, signing_keys.find_new_keys):
-        for _, secret in look_up(PUBLIC_ID_PURPOSE):
+    for list_keys in (signing_keys.accepted_keys, signing_keys.find_new_keys):
+        for _, secret in list_keys(PUBLIC_ID_PURPOSE):
             yield _unpack_key(_cipher(secret).decryptor().update(block))
 
 
 def to_microseconds(at: datetime) -> int:
-    """A moment as a number."""
+    """Convert a time to microseconds since the Unix epoch."""
     return (at - _UNIX_EPOCH) // _MICROSECOND
 
 
 def from_microseconds(number: int) -> datetime:
-    """The moment of a number; one that is too large for a calendar is the last that a number of ours can name."""
+    """Convert microseconds since the Unix epoch to a time.
+
+    A larger number than a public id can hold becomes the latest possible time.
+    """
     return _UNIX_EPOCH + min(number, (1 << _TIME_BITS) - 1) * _MICROSECOND
 
 
@@ -76,5 +84,5 @@ def _unpack_key(block: bytes) -> RedemptionKey:
 
 @lru_cache(maxsize=16)
 def _cipher(secret: bytes) -> Cipher[ECB]:
-    # A single block has no second one to be compared with, which is what is wrong with ECB elsewhere.
+    # The weakness of ECB is that equal blocks of a message look equal; here a message is a single block.
     return Cipher(AES(secret), ECB())  # noqa: S305

@@ -1,4 +1,7 @@
-"""Every SELECT about redemptions. Plain rows: a redemption is never loaded as an object of the ORM."""
+"""Every SELECT about redemptions.
+
+They return plain rows: redemptions are never loaded as ORM objects.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,19 @@ from webapp.redemptions import public_ids
 from webapp.redemptions.facts import REDEMPTION_COLUMNS, ROLLBACK_COLUMNS, ROW_FIELDS, build_discount
 from webapp.redemptions.rules import RedemptionRow
 
-# Redemptions that one stretch of a list looks at for those of a channel.
+# How many redemptions one page of a list by channel scans.
 SCAN_LIMIT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class RedemptionRecord:
-    """A redemption with what it was of and whose. `use.rolled_back_at` tells whether it was undone."""
+    """A redemption with its offer and its customer.
+
+    `row.rolled_back_at` is set after a rollback.
+
+    :param is_replay: whether this result repeats the one of an earlier, identical request.
+
+    """
 
     offer_id: int
     customer_id: int
@@ -55,11 +64,15 @@ _OFFER_AND_CUSTOMER_COLUMNS = (
     "x.offer_id, x.customer_id, o.code_as_written, o.name, o.discount_type, o.percent, o.amount, o.currency, "
     "o.time_zone, c.email_as_given, c.name as customer_name"
 )
-_LIVE_COLUMNS = (
-    f"{_alias_columns('x', REDEMPTION_COLUMNS, 'x_')}, {_NULL_ROLLBACK_COLUMNS}, {_OFFER_AND_CUSTOMER_COLUMNS}"
+_LIVE_COLUMNS = ", ".join(
+    (_alias_columns("x", REDEMPTION_COLUMNS, "x_"), _NULL_ROLLBACK_COLUMNS, _OFFER_AND_CUSTOMER_COLUMNS)
 )
-_ROLLED_BACK_COLUMNS = (
-    f"{_alias_columns('x', f'{REDEMPTION_COLUMNS}, {ROLLBACK_COLUMNS}', 'x_')}, {_OFFER_AND_CUSTOMER_COLUMNS}"
+_ROLLED_BACK_COLUMNS = ", ".join(
+    (
+        _alias_columns("x", REDEMPTION_COLUMNS, "x_"),
+        _alias_columns("x", ROLLBACK_COLUMNS, "x_"),
+        _OFFER_AND_CUSTOMER_COLUMNS,
+    )
 )
 _JOINS = "join offer o on o.id = x.offer_id join customer c on c.id = x.customer_id"
 
@@ -90,11 +103,11 @@ _SELECT_BY_KEY = text(
 
 
 def find_redemption(public_id: str) -> RedemptionRecord | None:
-    """The redemption of a public id, also after it was undone."""
-    for triple in public_ids.decode_public_id(public_id):
-        # A made-up id decrypts to any moment, also to one that no calendar has room for.
-        if triple.offer_id < 1 << 31 and triple.redeemed_at.year < 2250:
-            row = db.session.execute(_SELECT_BY_KEY, triple._asdict()).one_or_none()
+    """Return the redemption of a public id, live or rolled back."""
+    for key in public_ids.decode_public_id(public_id):
+        # An invented id decrypts to any values, also to some that the columns cannot hold.
+        if key.offer_id < 1 << 31 and key.redeemed_at.year < 2250:
+            row = db.session.execute(_SELECT_BY_KEY, key._asdict()).one_or_none()
             if row is not None:
                 return _build_record(row)
     return None
@@ -106,7 +119,7 @@ _SELECT_LIVE = text(
 
 
 def find_live_redemption(offer_id: int, customer_id: int) -> RedemptionRecord | None:
-    """The live redemption of an offer by a customer."""
+    """Return the live redemption of an offer by a customer."""
     row = db.session.execute(_SELECT_LIVE, {"offer_id": offer_id, "customer_id": customer_id}).one_or_none()
     return None if row is None else _build_record(row)
 
@@ -124,22 +137,25 @@ _SELECT_BY_CUSTOMER = text(
 
 
 def list_customer_redemptions(customer_id: int) -> list[RedemptionRecord]:
-    """All of a customer's redemptions, newest first, with those that were undone."""
+    """Return all redemptions of a customer, live or rolled back, newest first."""
     return [_build_record(row) for row in db.session.execute(_SELECT_BY_CUSTOMER, {"customer_id": customer_id})]
 
 
 def find_redeemed_customer_ids(offer_id: int, customer_ids: Sequence[int]) -> set[int]:
-    """Which of these customers have redeemed the offer."""
-    found = db.session.execute(
+    """Return those of these customers who have redeemed the offer."""
+    rows = db.session.execute(
         text("select customer_id from redemption where offer_id = :offer_id and customer_id = any(:ids)"),
         {"offer_id": offer_id, "ids": list(customer_ids)},
     )
-    return set(found.scalars())
+    return set(rows.scalars())
 
 
 @dataclass(frozen=True, slots=True)
 class RedemptionFilter:
-    """What a list of redemptions is narrowed to; `since` and `until` are half-open."""
+    """The criteria of a list of redemptions.
+
+    The period from `since` to `until` excludes `until`.
+    """
 
     offer_id: int | None = None
     customer_id: int | None = None
@@ -148,104 +164,123 @@ class RedemptionFilter:
     until: datetime | None = None
 
     def to_sql(self) -> tuple[str, dict[str, Any]]:
+        """Return the conditions, each with a leading `and`, and their parameters.
+
+        The condition on the offer is left to the caller.
+        """
         conditions = {
             "customer_id": "x.customer_id = :customer_id",
             "channel": "x.channel = :channel",
             "since": "x.redeemed_at >= :since",
             "until": "x.redeemed_at < :until",
         }
-        given = {name: getattr(self, name) for name in conditions if getattr(self, name) is not None}
-        return "".join(f" and {conditions[name]}" for name in given), given
+        values = {name: getattr(self, name) for name in conditions if getattr(self, name) is not None}
+        return "".join(f" and {conditions[name]}" for name in values), values
 
 
 @dataclass(frozen=True, slots=True)
 class KeysetCursor:
-    """Where a page of redemptions ended."""
+    """The position in a list of redemptions after which the next page starts."""
 
     redeemed_at: datetime
     customer_id: int
     offer_id: int
 
     @classmethod
-    def from_record(cls, done: RedemptionRecord) -> KeysetCursor:
-        return cls(done.row.redeemed_at, done.customer_id, done.offer_id)
+    def from_record(cls, record: RedemptionRecord) -> KeysetCursor:
+        return cls(record.row.redeemed_at, record.customer_id, record.offer_id)
 
     @classmethod
     def from_integers(cls, microseconds: int, customer_id: int, offer_id: int) -> KeysetCursor:
-        """The place of `numbers`; one that no calendar has room for is the end of time."""
+        """Build the cursor that `to_integers` made.
+
+        A time out of range becomes the latest possible one.
+        """
         return cls(public_ids.from_microseconds(microseconds), customer_id, offer_id)
 
     def to_integers(self) -> tuple[int, int, int]:
+        """Return the time (microseconds since the Unix epoch), customer id and offer id."""
         return public_ids.to_microseconds(self.redeemed_at), self.customer_id, self.offer_id
 
 
 def list_redemptions(
-    narrowed: RedemptionFilter, limit: int, after: KeysetCursor | None = None
+    criteria: RedemptionFilter, limit: int, after: KeysetCursor | None = None
 ) -> list[RedemptionRecord]:
-    """Live redemptions, newest first, beginning after a place; one more than `limit` if there are more.
+    """Return live redemptions, newest first, starting after a cursor.
 
-    Each offer gives its newest from the index that it has anyway, so that none over all of them has to be kept.
+    There is one more than `limit` if there are more. The newest of each offer are read from the index by offer, so that
+    no index over all offers has to be maintained.
     """
-    where, values = narrowed.to_sql()
+    where, values = criteria.to_sql()
     if after is not None:
         where += (
             " and x.redeemed_at <= :after_at"
             " and (x.redeemed_at, x.customer_id, x.offer_id) < (:after_at, :after_customer, :after_offer)"
         )
         values |= {"after_at": after.redeemed_at, "after_customer": after.customer_id, "after_offer": after.offer_id}
-    if narrowed.customer_id is not None:
-        source = "redemption x where true" + (" and x.offer_id = :only" if narrowed.offer_id else "") + where
+    if criteria.customer_id is not None:
+        source = "redemption x where true" + (" and x.offer_id = :only" if criteria.offer_id else "") + where
     else:
-        source = _newest_per_offer_sql(where, only=narrowed.offer_id is not None)
+        source = _newest_per_offer_sql(where, is_single_offer=criteria.offer_id is not None)
     order = "order by x.redeemed_at desc, x.customer_id desc, x.offer_id desc"
-    # Names are looked up for those on the page alone.
+    # Joined after the limit, so that names are looked up only for the rows of the page.
     statement = text(
         f"select {_LIVE_COLUMNS} from (select x.* from {source} {order} limit :limit) x {_JOINS} {order}"  # noqa: S608
     )
-    if narrowed.offer_id:
-        values["only"] = narrowed.offer_id
+    if criteria.offer_id:
+        values["only"] = criteria.offer_id
     return [_build_record(row) for row in db.session.execute(statement, values | {"limit": limit + 1})]
 
 
-def _newest_per_offer_sql(where: str, only: bool) -> str:
-    """The newest redemptions of those offers that have the newest: no other offer can be on the page."""
-    of_one = (
+def _newest_per_offer_sql(where: str, is_single_offer: bool) -> str:
+    """Build the SQL for the newest redemptions of the offers that have them.
+
+    No other offer can be on the page.
+    """
+    newest_of_offer = (
         f"select * from redemption x where x.offer_id = {{}}.id{where} order by x.redeemed_at desc, x.customer_id desc"  # noqa: S608
     )
     return f"""(
-      select o.id from offer o cross join lateral ({of_one.format("o")} limit 1) x
-      {"where o.id = :only" if only else ""}
+      select o.id from offer o cross join lateral ({newest_of_offer.format("o")} limit 1) x
+      {"where o.id = :only" if is_single_offer else ""}
       order by x.redeemed_at desc, x.customer_id desc, o.id desc limit :limit
-    ) each cross join lateral ({of_one.format("each")} limit :limit) x"""  # noqa: S608
+    ) each cross join lateral ({newest_of_offer.format("each")} limit :limit) x"""  # noqa: S608
 
 
 @dataclass(frozen=True, slots=True)
 class ScanPage:
-    """Part of a list, and the place from which it goes on; None at its end."""
+    """A page of a list of redemptions and the cursor of the next one.
+
+    The cursor is None at the end of the list.
+    """
 
     redemptions: list[RedemptionRecord]
     next_cursor: KeysetCursor | None
 
 
-def scan_redemptions(narrowed: RedemptionFilter, limit: int, after: KeysetCursor | None = None) -> ScanPage:
-    """The next live redemptions of a list, newest first, with the place where the look at them stopped.
+def scan_redemptions(criteria: RedemptionFilter, limit: int, after: KeysetCursor | None = None) -> ScanPage:
+    """Return the next page of live redemptions, newest first.
 
-    No index knows the channels, so for one that is hardly ever used it stops at the beginning of an hour, after so many
-    redemptions: there may be few on a stretch, or none, with more behind it.
+    The cursor of the page is where the scan stopped. Channels have no index. The scan for a rarely used one therefore
+    stops at the start of an hour, after at least `SCAN_LIMIT` redemptions: a page may have few rows, or none, although
+    more follow.
     """
-    floor = _find_scan_floor(narrowed, after)
-    found = list_redemptions(replace(narrowed, since=floor) if floor else narrowed, limit, after)
-    shown = found[:limit]
+    scan_floor = _find_scan_floor(criteria, after)
+    found = list_redemptions(replace(criteria, since=scan_floor) if scan_floor else criteria, limit, after)
+    page = found[:limit]
     if len(found) > limit:
-        return ScanPage(shown, KeysetCursor.from_record(shown[-1]))
-    return ScanPage(shown, KeysetCursor(floor, 0, 0) if floor else None)
+        return ScanPage(page, KeysetCursor.from_record(page[-1]))
+    return ScanPage(page, KeysetCursor(scan_floor, 0, 0) if scan_floor else None)
 
 
-def _find_scan_floor(narrowed: RedemptionFilter, after: KeysetCursor | None) -> datetime | None:
-    """The hour to which a look for a channel goes back; None where it goes to the end."""
-    if narrowed.channel is None or narrowed.customer_id is not None:
+def _find_scan_floor(criteria: RedemptionFilter, after: KeysetCursor | None) -> datetime | None:
+    """Return the hour at which a scan by channel stops.
+
+    Return None when it goes to the end of the list.
+    """
+    if criteria.channel is None or criteria.customer_id is not None:
         return None
-    hours = "redemption_hour where offer_id = :offer_id and" if narrowed.offer_id else "hour_total where"
+    hours = "redemption_hour where offer_id = :offer_id and" if criteria.offer_id else "hour_total where"
     row = db.session.execute(
         text(
             f"""
@@ -253,36 +288,39 @@ def _find_scan_floor(narrowed: RedemptionFilter, after: KeysetCursor | None) -> 
               select hour, sum(n) over (order by hour desc) as passed from {hours}
               hour < least(cast(:until as timestamptz), cast(:after as timestamptz), 'infinity')
             ) hours
-            where passed >= :looked_at order by hour desc limit 1
+            where passed >= :scan_limit order by hour desc limit 1
             """  # noqa: S608
         ),
         {
-            "offer_id": narrowed.offer_id,
-            "until": narrowed.until,
+            "offer_id": criteria.offer_id,
+            "until": criteria.until,
             "after": after.redeemed_at if after else None,
-            "looked_at": SCAN_LIMIT,
+            "scan_limit": SCAN_LIMIT,
         },
     ).one_or_none()
-    if row is None or (narrowed.since is not None and row.hour <= narrowed.since):
+    if row is None or (criteria.since is not None and row.hour <= criteria.since):
         return None
     return row.hour  # type: ignore[no-any-return]
 
 
 def list_latest_redemptions(offer_id: int | None, limit: int) -> list[RedemptionRecord]:
-    """The newest live redemptions, of one offer or of all."""
+    """Return the newest live redemptions, of one offer or of all."""
     return list_redemptions(RedemptionFilter(offer_id=offer_id), limit)[:limit]
 
 
-def stream_redemptions(narrowed: RedemptionFilter) -> Iterator[RedemptionRecord]:
-    """Every redemption of a filter, offer by offer, newest first, a thousand at a time from the database's cursor."""
-    where, values = narrowed.to_sql()
-    if narrowed.offer_id:
+def stream_redemptions(criteria: RedemptionFilter) -> Iterator[RedemptionRecord]:
+    """Yield every live redemption that matches, offer by offer, newest first.
+
+    A thousand rows are fetched at a time.
+    """
+    where, values = criteria.to_sql()
+    if criteria.offer_id:
         where += " and x.offer_id = :only"
-        values["only"] = narrowed.offer_id
+        values["only"] = criteria.offer_id
     statement = text(
         f"select {_LIVE_COLUMNS} from redemption x {_JOINS} where true{where} order by x.offer_id, x.redeemed_at desc"  # noqa: S608
     )
-    # On a connection of its own, for it outlives the request.
+    # A connection of its own: the iterator outlives the request.
     with db.engine.connect() as connection:
         for row in connection.execution_options(yield_per=1000).execute(statement, values):
             yield _build_record(row)
@@ -300,14 +338,18 @@ _SELECT_COUNTS = text(
 
 
 def count_redemptions(offer_ids: Sequence[int]) -> dict[int, int]:
-    """How many live redemptions each of these offers has: what is counted so far and the rest live."""
+    """Return the number of live redemptions of each of these offers.
+
+    It is the sum of the counts so far and the rows since.
+    """
     return {offer_id: int(n) for offer_id, n in db.session.execute(_SELECT_COUNTS, {"ids": list(offer_ids)})}
 
 
 def count_redemptions_per_day(offer_id: int | None, since: datetime, zone: str = "UTC") -> list[tuple[date, int]]:
-    """Live redemptions by day of a zone, from the hours counted so far and the rest live; days without any left out.
+    """Count live redemptions by day of a time zone; days without any are left out.
 
-    Hours are those of UTC: where a zone is half an hour off, so is the end of its days here.
+    Uses the hours counted so far plus the rows since. Hours are those of UTC, so in zones with a half-hour offset the
+    days end half an hour off.
     """
     hours = "redemption_hour h where h.offer_id = :offer_id and" if offer_id else "hour_total h where"
     # Lateral, so that the planner has nothing but the index, whatever it thinks of the sizes.

@@ -1,6 +1,6 @@
-"""The receipt by mail, for somebody who types a code that they have used before.
+"""Email the receipt when a code is entered that the customer has already redeemed.
 
-Who typed it sees only that it was mailed; the receipt goes to the customer. Mailing redeems nothing.
+The page says only that the receipt was emailed; the receipt itself goes to the customer. Nothing is redeemed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from email.mime.text import MIMEText
 from email.utils import format_datetime, make_msgid
 
 from flask import current_app
+from flask_babel import gettext as _
 
 from webapp.core import task_queue
 from webapp.core.extensions import db
@@ -29,30 +30,31 @@ from webapp.shop import queries as shop_queries
 log = logging.getLogger(__name__)
 
 HOUR_SECONDS, DAY_SECONDS = 3600, 86400
-# With many offers used, many receipts could be asked for by a stranger.
+# A stranger could request a receipt for every offer that the customer has redeemed.
 DAILY_LIMIT = 5
-# Seconds until the next attempts while the relay is away; after the last one the customer asks again.
+# Seconds until the next attempts while the relay is unavailable; after the last one the customer has to ask again.
 RETRY_DELAYS = (60, 600, 3600)
 
 
 def acquire_receipt_quota(offer_id: int, customer_id: int) -> bool:
-    """Whether the receipt may be mailed now: once an hour for each offer and customer, five times a day in all.
+    """Return whether the receipt may be emailed now.
 
-    The counter is the decision, so of two who ask at once one is told yes.
+    That is once an hour per offer and customer, and `DAILY_LIMIT` times a day per customer. Incrementing the counter is
+    the decision, so only one of two concurrent requests gets True.
     """
-    turns = TableStorage("")
-    if turns.incr(f"receipt:{offer_id}:{customer_id}", HOUR_SECONDS) > 1:
+    counters = TableStorage("")
+    if counters.incr(f"receipt:{offer_id}:{customer_id}", HOUR_SECONDS) > 1:
         return False
-    return turns.incr(f"receipts:{customer_id}", DAY_SECONDS) <= DAILY_LIMIT
+    return counters.incr(f"receipts:{customer_id}", DAY_SECONDS) <= DAILY_LIMIT
 
 
 def release_receipt_quota(offer_id: int, customer_id: int) -> None:
-    """Nobody was found to mail it: the next who asks has it mailed."""
+    """Give the quota back, so that the next request can use it."""
     TableStorage("").clear(f"receipt:{offer_id}:{customer_id}")
 
 
 def enqueue_receipt(offer_id: int, customer_id: int) -> None:
-    """Have a worker email the receipt, unless that was done within the last hour."""
+    """Have a worker email the receipt, unless the quota is reached."""
     if acquire_receipt_quota(offer_id, customer_id) and not task_queue.enqueue(
         "redemptions.send_receipt", offer_id, customer_id, 0
     ):
@@ -60,38 +62,43 @@ def enqueue_receipt(offer_id: int, customer_id: int) -> None:
 
 
 def send_receipt_email(offer_id: int, customer_id: int) -> None:
-    """Mail the receipt of a live redemption; nothing when it was undone, or the customer erased, since.
+    """Email the receipt of a live redemption.
 
-    :raises RelayDown: when the relay does not take it now.
+    Do nothing if it was rolled back or the customer erased since.
+
+    :raises RelayUnavailable: when the relay cannot accept it now.
+
     """
     customer = customer_queries.find_customer(customer_id)
-    done = redemption_queries.find_live_redemption(offer_id, customer_id)
-    if done is None or customer is None or customer.erased_at is not None:
+    record = redemption_queries.find_live_redemption(offer_id, customer_id)
+    if record is None or customer is None or customer.erased_at is not None:
         return
-    letter = _build_receipt_email(done, addresses.recipient_address(customer))
-    # No transaction stays open while the relay is waited for.
+    message = _build_receipt_email(record, addresses.recipient_address(customer))
+    # No transaction stays open while waiting for the relay.
     db.session.rollback()
     try:
         with smtp.create_relay_connection() as relay:
-            relay.send(letter)
+            relay.send(message)
     except RelayRejected as error:
-        log.warning("a receipt of offer %s was refused by the relay: %s", offer_id, error)
+        log.warning("relay rejected a receipt of offer %s: %s", offer_id, error)
 
 
-def _build_receipt_email(done: RedemptionRecord, to: str) -> OutgoingMessage:
+def _build_receipt_email(record: RedemptionRecord, to: str) -> OutgoingMessage:
     settings: Settings = current_app.config["SETTINGS"]
     shop, sender = shop_queries.get_shop(), addresses.sender_address(settings.mail_default_sender)
-    link = personal_links.build_personal_url(done.offer_id, done.customer_id)
-    words = current_app.jinja_env.get_template("email/receipt.txt").render(done=done, link=link, shop_name=shop.name)
-    head = (
+    link = personal_links.build_personal_url(record.offer_id, record.customer_id)
+    template = current_app.jinja_env.get_template("email/receipt.txt")
+    body = template.render(done=record, link=link, shop_name=shop.name)
+    subject = _("Your receipt: %(offer)s", offer=record.offer_name)
+    headers = (
         format_address_header("From", shop.sender_name, sender),
         format_address_header("Reply-To", "", addresses.sender_address(shop.reply_to)) if shop.reply_to else b"",
         format_address_header("To", "", to),
-        format_header("Subject", " ".join(f"Your receipt: {done.offer_name}".split())),
+        format_header("Subject", " ".join(subject.split())),
         format_header("Date", format_datetime(datetime.now(UTC))),
         format_header("Message-ID", make_msgid(domain=sender.rpartition("@")[2])),
         b"Auto-Submitted: auto-generated\r\n",
     )
     return OutgoingMessage(
-        sender, to, b"".join(head) + MIMEText(words, "plain", "utf-8", policy=policy.SMTP).as_bytes()
+        sender, to, b"".join(headers) + MIMEText(body, "plain", "utf-8", policy=policy.SMTP).as_bytes()
     )

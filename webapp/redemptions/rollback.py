@@ -1,7 +1,8 @@
-"""Roll back a redemption."""
+"""Roll back redemptions."""
 
 from __future__ import annotations
 
+from flask_babel import gettext as _
 from sqlalchemy import text
 
 from webapp.accounts.actions import record_audit_entry
@@ -14,11 +15,10 @@ from webapp.redemptions.queries import RedemptionRecord
 
 ROLLBACK_REASON_MAX = 500
 
-
 _LOCK_HOURLY_COUNTS_SHARED = text(f"select pg_advisory_xact_lock_shared({HOURLY_COUNTS_LOCK})")
 _MOVE_TO_ROLLBACK = text(
     """
-    with gone as (
+    with deleted as (
       delete from redemption
       where offer_id = :offer_id and customer_id = :customer_id and redeemed_at = :redeemed_at
       returning *
@@ -27,14 +27,14 @@ _MOVE_TO_ROLLBACK = text(
       order_currency, discount_amount, order_metadata, idempotency_key, body_hash, rolled_back_by, reason)
     select customer_id, offer_id, redeemed_at, channel, api_key_id, order_id, order_amount,
       order_currency, discount_amount, order_metadata, idempotency_key, body_hash, :by, :reason
-    from gone
+    from deleted
     """
 )
 _DECREMENT_REDEEMED = text(
     "update offer set redeemed = redeemed - 1 where id = :offer_id and max_redemptions is not null"
 )
-# An hour has a row only when it was counted. All three move together, each row after the ones before it, so that nobody
-# waits in a circle.
+# Only counted hours have a row. The three tables are updated together and always in this order, which rules out
+# deadlocks.
 _DECREMENT_HOURLY_COUNTS = text(
     """
     with uncounted as (
@@ -50,32 +50,33 @@ _DECREMENT_HOURLY_COUNTS = text(
 
 
 def roll_back_redemption(public_id: str, reason: str, by: str) -> RedemptionRecord:
-    """Undo a redemption, once: its row moves to the rollbacks, the cap gets its unit back, and the customer may redeem
-    again. Commits.
+    """Roll back a redemption, once. Commits.
 
-    :raises NotFound: when there is no such redemption.
-    :raises DomainError: `already_rolled_back` when it was undone before, also at this very moment.
-    :raises Invalid: `reason_missing`, `reason_too_long`.
+    Its row moves to `rollback`, and the cap gets its unit back. The customer may then redeem the offer again.
+
+    :param by: the actor, for the audit log.
+    :raises NotFound: when the redemption does not exist.
+    :raises DomainError: `already_rolled_back` when it was rolled back before, even by a concurrent request.
+    :raises InvalidInput: `reason_missing`, `reason_too_long`.
     """
-    why = " ".join(reason.split())
-    if not why or not why.isprintable():
-        raise InvalidInput(FieldError("reason", "reason_missing", "Say in a few words why it is undone."))
-    if len(why) > ROLLBACK_REASON_MAX:
-        raise InvalidInput(
-            FieldError("reason", "reason_too_long", f"A reason has at most {ROLLBACK_REASON_MAX} characters.")
-        )
-    found = redemption_queries.find_redemption(public_id)
-    if found is None:
-        raise NotFound("There is no such redemption; check its reference.")
-    triple = public_ids.RedemptionKey(found.offer_id, found.customer_id, found.row.redeemed_at)._asdict()
-    # First of all, for the hours are counted by whoever holds this lock alone: before us or after us, never between.
+    reason = " ".join(reason.split())
+    if not reason or not reason.isprintable():
+        raise InvalidInput(FieldError("reason", "reason_missing", _("Enter a reason for undoing the redemption.")))
+    if len(reason) > ROLLBACK_REASON_MAX:
+        message = _("The reason can have at most %(max)s characters.", max=ROLLBACK_REASON_MAX)
+        raise InvalidInput(FieldError("reason", "reason_too_long", message))
+    record = redemption_queries.find_redemption(public_id)
+    if record is None:
+        raise NotFound(_("This redemption does not exist. Check its reference."))
+    key = public_ids.RedemptionKey(record.offer_id, record.customer_id, record.row.redeemed_at)._asdict()
+    # Taken first: counting takes this lock exclusively, so it sees the redemption before or after, never half undone.
     db.session.execute(_LOCK_HOURLY_COUNTS_SHARED)
-    undone = db.session.connection().execute(_MOVE_TO_ROLLBACK, triple | {"by": by, "reason": why}).rowcount
-    if not undone:
+    moved = db.session.connection().execute(_MOVE_TO_ROLLBACK, key | {"by": by, "reason": reason}).rowcount
+    if not moved:
         db.session.rollback()
-        raise DomainError("already_rolled_back", "This redemption was undone before.", 409)
-    db.session.execute(_DECREMENT_REDEEMED, {"offer_id": found.offer_id})
-    db.session.execute(_DECREMENT_HOURLY_COUNTS, {"offer_id": found.offer_id, "redeemed_at": found.row.redeemed_at})
-    record_audit_entry(by, "redemption.undone", found.code, customer=found.customer_id, reference=public_id)
+        raise DomainError("already_rolled_back", _("This redemption was already undone."), 409)
+    db.session.execute(_DECREMENT_REDEEMED, {"offer_id": record.offer_id})
+    db.session.execute(_DECREMENT_HOURLY_COUNTS, {"offer_id": record.offer_id, "redeemed_at": record.row.redeemed_at})
+    record_audit_entry(by, "redemption.undone", record.code, customer=record.customer_id, reference=public_id)
     db.session.commit()
-    return redemption_queries.find_redemption(public_id) or found
+    return redemption_queries.find_redemption(public_id) or record

@@ -1,4 +1,7 @@
-"""The rule: may this customer redeem this offer now? One pure function over facts; nothing else decides."""
+"""The rule that decides whether a customer may redeem an offer now.
+
+It is one pure function over facts.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
+
+from flask_babel import gettext as _
 
 from webapp.core.errors import FieldError, InvalidInput
 from webapp.core.money import Discount
@@ -27,7 +32,7 @@ PersonalCodeStatus = Literal["none", "right", "wrong"]
 
 @dataclass(frozen=True, slots=True)
 class OfferFacts:
-    """The offer as the rule sees it."""
+    """What the rule needs to know about the offer."""
 
     id: int
     code: str
@@ -46,7 +51,10 @@ class OfferFacts:
 
 @dataclass(frozen=True, slots=True)
 class RedemptionRow:
-    """A redemption as its row says, perhaps undone since."""
+    """The row of a redemption, live or rolled back.
+
+    Amounts are in minor units of the currency.
+    """
 
     redeemed_at: datetime
     channel: str
@@ -65,10 +73,13 @@ class RedemptionRow:
 
 @dataclass(frozen=True, slots=True)
 class RedemptionFacts:
-    """All that the rule needs to know of one (code, e-mail) pair at one moment.
+    """All that the rule needs to know about one pair of code and customer at one time.
 
-    `undone` is the redemption that was rolled back and that this very request, if it is a repeat, had made. A code that
-    was closed is known to nobody; that it was one of `offer` counts for repeats of what was done with it before.
+    :param redemption: the customer's live redemption of the offer.
+    :param rolled_back_redemption: the rolled-back redemption that an earlier request with the same Idempotency-Key or
+        order made.
+    :param is_code_closed: the code is closed and so counts as unknown; `offer`, which had it, serves only to recognise
+        repeated requests.
     """
 
     evaluated_at: datetime
@@ -83,7 +94,10 @@ class RedemptionFacts:
 
 
 class EligibilityCheck(NamedTuple):
-    """One question with its answer; None where it can't be asked, because an earlier one failed."""
+    """One check and its result.
+
+    The result is None when it could not be made because an earlier one failed.
+    """
 
     name: CheckName
     reason: RefusalReason
@@ -92,20 +106,22 @@ class EligibilityCheck(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Every check in order. `reason` is that of the first that failed; None means it may be redeemed."""
+    """The results of all checks, in order."""
 
     checks: tuple[EligibilityCheck, ...]
 
     @property
     def reason(self) -> RefusalReason | None:
+        """The reason of the first check that failed; None when the offer may be redeemed."""
         return next((check.reason for check in self.checks if check.passed is False), None)
 
     @property
     def public_reason(self) -> RefusalReason | None:
-        """The reason a stranger may hear: what fails for the person is one answer, `customer_not_eligible`.
+        """The reason for a stranger.
 
-        What fails for everybody is said first, so that on an offer that nobody can use no e-mail stands out. Only
-        that it is used up comes after "already redeemed": whoever took part of it shall hear that it was them.
+        All reasons that concern the customer become `customer_not_eligible`. Reasons that concern the offer come first,
+        so that an offer that is closed to all reveals nothing about an email address. Only `offer_exhausted` comes
+        after `already_redeemed`, so that customers who have redeemed are told so.
         """
         failed = {check.reason for check in self.checks if check.passed is False}
         personal = failed & CUSTOMER_REASONS
@@ -129,12 +145,12 @@ OFFER_REASONS: tuple[RefusalReason, ...] = (
 
 
 def evaluate(facts: RedemptionFacts) -> Evaluation:
-    """Judge the facts: every check, in the order in which its reason is given."""
+    """Make every check on the facts, in the order in which reasons are given."""
     offer, at = None if facts.is_code_closed else facts.offer, facts.evaluated_at
-    known = facts.customer_id is not None
+    is_customer_known = facts.customer_id is not None
     checks: list[EligibilityCheck] = [
         EligibilityCheck("code", "not_found", offer is not None),
-        EligibilityCheck("customer", "customer_unknown", known),
+        EligibilityCheck("customer", "customer_unknown", is_customer_known),
     ]
     if offer is None:
         checks += [
@@ -146,18 +162,20 @@ def evaluate(facts: RedemptionFacts) -> Evaluation:
             EligibilityCheck("room", "offer_exhausted", None),
         ]
         return Evaluation(tuple(checks))
-    started = offer.starts_at <= at
-    open_now = started and (offer.ends_at is None or at < offer.ends_at)
-    full = offer.max_redemptions is not None and offer.redeemed >= offer.max_redemptions
+    has_started = offer.starts_at <= at
+    is_open = has_started and (offer.ends_at is None or at < offer.ends_at)
+    is_exhausted = offer.max_redemptions is not None and offer.redeemed >= offer.max_redemptions
     checks += [
-        EligibilityCheck("unused", "already_redeemed", facts.redemption is None if known else None),
-        EligibilityCheck("window", "offer_expired" if started else "offer_not_started", open_now),
+        EligibilityCheck("unused", "already_redeemed", facts.redemption is None if is_customer_known else None),
+        EligibilityCheck("window", "offer_expired" if has_started else "offer_not_started", is_open),
         EligibilityCheck("status", "offer_paused", not offer.is_paused),
-        EligibilityCheck("audience", "customer_not_eligible", facts.is_in_audience if known else None),
+        EligibilityCheck("audience", "customer_not_eligible", facts.is_in_audience if is_customer_known else None),
         EligibilityCheck(
-            "personal_code", "personal_code_required", _is_personal_code_accepted(facts, offer) if known else None
+            "personal_code",
+            "personal_code_required",
+            _is_personal_code_accepted(facts, offer) if is_customer_known else None,
         ),
-        EligibilityCheck("room", "offer_exhausted", not full),
+        EligibilityCheck("room", "offer_exhausted", not is_exhausted),
     ]
     return Evaluation(tuple(checks))
 
@@ -170,7 +188,7 @@ def _is_personal_code_accepted(facts: RedemptionFacts, offer: OfferFacts) -> boo
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """The order a discount is for, in minor units of its currency."""
+    """The order that a discount is for. `amount` is in minor units of its currency."""
 
     id: str
     amount: int | None = None
@@ -179,10 +197,10 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class RedemptionRequest:
-    """One request to redeem or to validate, as a door has understood it.
+    """A parsed request to redeem an offer or to validate a redemption.
 
-    Offer and customer are named by a normalised `code` and a normalised `email` (or `source_id`), or, where they are
-    proven by a personal link or looked up by us, by their ids.
+    Offer and customer are named by a normalised `code` and a normalised `email` or a `source_id`; or by their ids, when
+    a personal link proves them or the application looked them up.
     """
 
     channel: Literal["form", "link", "api", "staff"]
@@ -198,42 +216,51 @@ class RedemptionRequest:
     body_hash: bytes | None = None
 
 
-def find_replayed_redemption(ask: RedemptionRequest, facts: RedemptionFacts) -> RedemptionRow | None:
-    """The first redemption, if this is the same request again: by its Idempotency-Key or by its order.
+def find_replayed_redemption(request: RedemptionRequest, facts: RedemptionFacts) -> RedemptionRow | None:
+    """Return the earlier redemption if this request repeats the one that made it.
 
-    :raises Invalid: `idempotency_key_reused` when the key came with another body then.
+    A request is repeated by the same Idempotency-Key or, without one, by the same order id.
+
+    :raises InvalidInput: `idempotency_key_reused` when the key was sent with another body.
+
     """
-    live = facts.redemption if facts.redemption is not None and facts.redemption.api_key_id == ask.api_key_id else None
-    if live is not None and _has_same_key(ask, live):
-        use: RedemptionRow | None = live
-    elif live is not None and _has_same_order(ask, live) and not (ask.idempotency_key and facts.rolled_back_redemption):
-        use = live
+    live = facts.redemption
+    if live is not None and live.api_key_id != request.api_key_id:
+        live = None
+    has_rolled_back_key = request.idempotency_key is not None and facts.rolled_back_redemption is not None
+    if live is not None and _has_same_key(request, live):
+        row: RedemptionRow | None = live
+    elif live is not None and _has_same_order(request, live) and not has_rolled_back_key:
+        row = live
     else:
-        # Found only by the key of this very request or, where it has none, by its order.
-        use = facts.rolled_back_redemption
-    if use is not None and _has_same_key(ask, use) and use.body_hash != ask.body_hash:
+        # Loaded only by the key of this request or, without a key, by its order.
+        row = facts.rolled_back_redemption
+    if row is not None and _has_same_key(request, row) and row.body_hash != request.body_hash:
         raise InvalidInput(
             FieldError(
                 "Idempotency-Key",
                 "idempotency_key_reused",
-                "This Idempotency-Key was sent before with another body. Use a new key for a new request.",
+                _("This Idempotency-Key was sent before with another body. Use a new key for a new request."),
             )
         )
-    return use
+    return row
 
 
-def _has_same_key(ask: RedemptionRequest, use: RedemptionRow) -> bool:
-    return ask.idempotency_key is not None and ask.idempotency_key == use.idempotency_key
+def _has_same_key(request: RedemptionRequest, row: RedemptionRow) -> bool:
+    return request.idempotency_key is not None and request.idempotency_key == row.idempotency_key
 
 
-def _has_same_order(ask: RedemptionRequest, use: RedemptionRow) -> bool:
-    return ask.order is not None and ask.order.id == use.order_id
+def _has_same_order(request: RedemptionRequest, row: RedemptionRow) -> bool:
+    return request.order is not None and request.order.id == row.order_id
 
 
 def calculate_discount_amount(order: Order | None, discount: Discount) -> int | None:
-    """What is taken off the order, if its amount is known.
+    """Return the discount on the order in minor units.
 
-    :raises Invalid: `currency_missing`, `currency_mismatch`.
+    Return None if the amount of the order is not known.
+
+    :raises InvalidInput: `currency_missing`, `currency_mismatch`.
+
     """
     if order is None:
         return None
@@ -242,7 +269,10 @@ def calculate_discount_amount(order: Order | None, discount: Discount) -> int | 
             FieldError(
                 "order.currency",
                 "currency_missing",
-                f"Say the currency of the order; this offer is for orders in {discount.currency}.",
+                _(
+                    "Give the currency of the order. This offer is for orders in %(currency)s.",
+                    currency=discount.currency,
+                ),
             )
         )
     if order.amount is None:

@@ -139,6 +139,7 @@ def add_form_errors(form: object, error: DomainError) -> None:
             form.form_errors.append(item.message)  # type: ignore[attr-defined]
         else:
             field.errors = [*field.errors, item.message]
+            field.error_keys = [*getattr(field, "error_keys", ()), item.key]
     if not error.errors:
         form.form_errors.append(error.message)  # type: ignore[attr-defined]
 

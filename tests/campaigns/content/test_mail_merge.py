@@ -525,7 +525,7 @@ def test_links_of_a_preview_open_a_page_that_says_so_and_redeem_nothing(
     assert out is not None
     for answer in (client.get(link[0]), client.post(link[0])):
         assert answer.status_code == 200
-        assert "This is where the customer's own page opens" in answer.text.replace("&#39;", "'")
+        assert "Preview of a customer's personal page" in answer.text.replace("&#39;", "'")
         assert "<button" not in answer.text
     for answer in (client.get(out[0]), client.post(out[0])):
         assert answer.status_code == 200

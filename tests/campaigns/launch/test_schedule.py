@@ -497,7 +497,7 @@ def test_the_launch_says_whose_subject_it_shows_and_that_mails_go_nowhere_yet(
     assert "for example" not in page
     assert "reach nobody yet" not in page
     draft_actions.update_draft(draft.id, EmailContent("For {{ customer.name }}"), "resend", "mia")
-    with_settings(mail_is_sink=True)
+    with_settings(uses_mail_sink=True)
     page = staff.get(f"/campaigns/{draft.id}/launch").text
     assert "Subject, for example" in page
     assert "reach nobody yet" in page

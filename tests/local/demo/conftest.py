@@ -32,7 +32,7 @@ def shop(session_app: Flask) -> Iterator[Flask]:
     with session_app.app_context():
         empty_tables()
         signing_keys.clear_key_cache()
-        fill.check(replace(session_app.config["SETTINGS"], mail_is_sink=True))
+        fill.check(replace(session_app.config["SETTINGS"], uses_mail_sink=True))
         # As where the program runs: the sweep has counted all hours already.
         hourly_counts.update_hourly_counts()
         fill.fill()
@@ -62,7 +62,7 @@ def all_rows() -> Rows:
 
 @pytest.fixture
 def sink(app: Flask, with_settings: Callable[..., Settings]) -> Settings:
-    return with_settings(mail_is_sink=True)
+    return with_settings(uses_mail_sink=True)
 
 
 def filled(now: datetime = NOW) -> None:

@@ -171,7 +171,7 @@ def test_with_a_real_relay_it_is_refused_in_one_line(app: Flask) -> None:
 def test_without_a_sink_that_answers_it_is_refused_in_one_line(
     app: Flask, with_settings: Callable[..., Settings]
 ) -> None:
-    with_settings(mail_is_sink=True, mail_port=ports.free_port())
+    with_settings(uses_mail_sink=True, mail_port=ports.free_port())
 
     said = app.test_cli_runner().invoke(args=["demo", "fill"])
 

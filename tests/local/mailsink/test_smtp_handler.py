@@ -51,7 +51,7 @@ def test_a_mail_that_cannot_be_written_is_to_be_sent_again_later(relay: smtplib.
 
 
 def test_there_is_no_sink_where_a_relay_is_set(app: Flask, with_settings: Callable[..., object]) -> None:
-    with_settings(mail_is_sink=False)
+    with_settings(uses_mail_sink=False)
     result = app.test_cli_runner().invoke(args=["mail-sink"])
     assert result.exit_code != 0
     assert "onecode: MAIL_SERVER is set" in str(result.exception) + result.output

@@ -83,7 +83,7 @@ def test_typing_it_again_says_so_and_shows_no_receipt(
     answer = post(client)
 
     assert answer.status_code == 409
-    assert "used already" in answer.text
+    assert "already redeemed" in answer.text
     assert reference not in answer.text
     assert rows() == 1
 
@@ -95,7 +95,7 @@ def test_typing_it_again_says_so_and_shows_no_receipt(
         ({"starts_at": FUTURE, "ends_at": None, "time_zone": "Europe/Berlin"}, "starts on 1 May 2099 at 02:00"),
         ({"starts_at": PAST, "ends_at": datetime(2020, 6, 1, tzinfo=UTC)}, "This offer ended on 31 May 2020"),
         ({"paused_at": PAST}, "paused at the moment"),
-        ({"max_redemptions": 1, "redeemed": 1}, "used up"),
+        ({"max_redemptions": 1, "redeemed": 1}, "reached its limit"),
     ],
 )
 def test_a_refusal_is_one_plain_sentence(

@@ -244,7 +244,7 @@ def test_a_preview_carries_nobodys_links(
     assert {link[:3] for link in links} == {"/r/", "/u/"}
     for link in links:
         viewer.post(link, data={"email": somebody.email})
-    assert all("the mails" in viewer.get(link).text or "own page opens" in viewer.get(link).text for link in links)
+    assert all("the mails" in viewer.get(link).text or "personal page" in viewer.get(link).text for link in links)
     assert db.session.execute(text("select count(*) from redemption")).scalar() == 0
     assert customer_queries.find_suppression_reasons([somebody.id]) == {}
 
@@ -259,7 +259,7 @@ def test_a_test_goes_to_the_one_who_asked_and_can_use_up_nothing(
     (kept,) = relay.kept
     assert kept.to == "manager@example.com"
     link = re.findall(r"http://localhost(/r/\S+)", kept.text)[0]
-    assert "own page opens" in staff.get(link).text
+    assert "personal page" in staff.get(link).text
 
 
 def test_a_test_that_the_relay_does_not_take_says_why(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
@@ -328,9 +328,9 @@ def test_a_launch_before_the_offer_starts_is_warned_of(staff: FlaskClient, offer
 def test_the_page_of_a_mailing_leads_to_the_mail_sink_where_there_is_one(
     staff: FlaskClient, sending: Campaign, with_settings: Callable[..., object]
 ) -> None:
-    with_settings(mail_is_sink=False)
+    with_settings(uses_mail_sink=False)
     assert "mail sink" not in staff.get(f"/campaigns/{sending.id}").text
-    with_settings(mail_is_sink=True, port=8010)
+    with_settings(uses_mail_sink=True, port=8010)
     assert '<a href="http://127.0.0.1:8012/">the mail sink</a>' in staff.get(f"/campaigns/{sending.id}").text
 
 

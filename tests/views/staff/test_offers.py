@@ -37,7 +37,7 @@ def made() -> Offer:
 
 
 def test_an_empty_list_says_what_to_do_first(staff: FlaskClient) -> None:
-    assert "Set up the first offer" in staff.get("/offers").text
+    assert "Create the first offer" in staff.get("/offers").text
 
 
 def test_a_viewer_may_look_and_not_set_up(sign_in: Callable[..., FlaskClient]) -> None:
@@ -126,7 +126,7 @@ def test_a_code_that_exists_is_told_at_its_field(staff: FlaskClient, offer: Make
     answer = staff.post("/offers/new", data=SUMMER)
 
     assert answer.status_code == 422
-    assert "Another offer has this code" in answer.text
+    assert "This code belongs to another offer" in answer.text
 
 
 def test_a_time_that_comes_twice_is_asked_about_and_then_taken(staff: FlaskClient) -> None:
@@ -221,7 +221,7 @@ def test_the_second_of_two_tabs_is_told_and_keeps_what_was_typed(staff: FlaskCli
     db.session.refresh(row)
 
     assert told.status_code == 409
-    assert "Somebody else has changed this offer" in told.text
+    assert "Another user has changed this offer" in told.text
     assert "From the second tab" in told.text
     assert (stands, row.name) == ("From the first tab", "From the second tab")
 
@@ -249,7 +249,7 @@ def test_an_offer_frozen_meanwhile_refuses_a_new_discount(staff: FlaskClient, of
     answer = staff.post(f"/offers/{row.id}/edit", data=tab | {"discount_percent": "30"})
 
     assert answer.status_code == 422
-    assert "can&#39;t change any more" in answer.text
+    assert "can&#39;t be changed after the launch" in answer.text
     assert 'value="30"' in answer.text
 
 

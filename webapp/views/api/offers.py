@@ -1,4 +1,4 @@
-"""JSON calls of offers."""
+"""API operations on offers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from flask import Response, g, jsonify, request, url_for
+from flask_babel import gettext as _
 from flask_openapi import APIBlueprint
 
 from webapp.campaigns.content.placeholders import EmailContent
@@ -39,7 +40,10 @@ blueprint = APIBlueprint("offers", __name__)
 @blueprint.post("/offers", responses={201: OfferOut})
 @require_scope("manage")
 def create(body: NewOffer) -> Response:
-    """Set up an offer and the mail that announces it; nothing is sent before it is launched."""
+    """Create an offer and the draft of its announcement.
+
+    Nothing is sent before the launch.
+    """
     values = OfferValues(
         name=body.name,
         discount=body.discount.to_discount(),
@@ -51,23 +55,24 @@ def create(body: NewOffer) -> Response:
         personal_code_required=body.personal_code_required,
         max_redemptions=body.max_redemptions,
     )
-    mail = None if body.mail is None else EmailContent(**body.mail.model_dump(exclude_none=True))
-    offer = draft_actions.create_offer_with_announcement(values, mail, by=_actor())
-    answer = _offer_response(offer)
-    answer.status_code = 201
-    answer.headers["Location"] = url_for("api.offers.read", code=offer.code)
-    return answer
+    content = None if body.mail is None else EmailContent(**body.mail.model_dump(exclude_none=True))
+    offer = draft_actions.create_offer_with_announcement(values, content, by=_actor())
+    response = _offer_response(offer)
+    response.status_code = 201
+    response.headers["Location"] = url_for("api.offers.read", code=offer.code)
+    return response
 
 
 @blueprint.get("/offers", responses={200: OfferPage})
 @require_scope("read")
 def page(query: OfferListQuery) -> Response:
     """List offers, newest first."""
-    place = pagination.decode_cursor(query.cursor, 1)
-    found = offer_queries.list_offers(query.q, query.state, before=place[0] if place else None, limit=query.limit)
-    shown = found[: query.limit]
-    following = pagination.encode_cursor(shown[-1].id) if len(found) > query.limit else None
-    return pagination.build_page_response("offers", _offers_json(shown), following)
+    position = pagination.decode_cursor(query.cursor, 1)
+    before_id = position[0] if position else None
+    found = offer_queries.list_offers(query.q, query.state, before_id=before_id, limit=query.limit)
+    offers = found[: query.limit]
+    next_cursor = pagination.encode_cursor(offers[-1].id) if len(found) > query.limit else None
+    return pagination.build_page_response("offers", _offers_json(offers), next_cursor)
 
 
 @blueprint.get("/offers/<code>", responses={200: OfferOut})
@@ -79,12 +84,13 @@ def read(path: OfferPath) -> Response:
 
 @blueprint.patch("/offers/<code>", responses={200: OfferOut, 412: None})
 @require_scope("manage")
-@documents_header("If-Match", "The `ETag` that the offer had when it was read.")
+@documents_header("If-Match", "The `ETag` of the offer when you read it.")  # no translation
 def change(path: OfferPath, body: OfferChange) -> Response:
-    """Change an offer. With `If-Match` only if nobody else has changed it since (412 otherwise).
+    """Change an offer.
 
-    From the first launch or redemption the discount, the code, and whether there is a cap stay as they are. Another
-    code is then given by `POST /offers/{code}/codes`.
+    With `If-Match`, only if it was not changed since (412 otherwise). After the first launch or redemption, the
+    discount, the code, and whether there is a cap can't be changed. Use `POST /offers/{code}/codes` to assign another
+    code then.
     """
     offer = _require_offer(path.code)
     changes: dict[str, Any] = {
@@ -102,13 +108,13 @@ def change(path: OfferPath, body: OfferChange) -> Response:
 
 @blueprint.post("/offers/<code>/codes", responses={200: OfferOut, 412: None})
 @require_scope("manage")
-@documents_header("If-Match", "The `ETag` that the offer had when it was read.")
+@documents_header("If-Match", "The `ETag` of the offer when you read it.")  # no translation
 def renew_code(path: OfferPath, body: NewCode) -> Response:
-    """Give an offer another code. The one before stays an alias, which works everywhere until it is closed;
-    before the first launch or redemption it is simply replaced.
+    """Assign another code to an offer.
 
-    With `If-Match` only if nobody else has changed the offer since (412 otherwise). Asking for the code that it has
-    changes nothing. An alias can become the code again; a code that any offer ever had is refused.
+    The previous one stays valid as an alias until it is closed; before the first launch or redemption it is replaced.
+    With `If-Match`, only if the offer was not changed since (412 otherwise). Assigning the current code changes
+    nothing. An alias of the offer can become its code again; a code that another offer has or had is refused.
     """
     offer = _require_offer(path.code)
     with _conflict_as_precondition_failed():
@@ -118,20 +124,23 @@ def renew_code(path: OfferPath, body: NewCode) -> Response:
 @blueprint.post("/offers/<code>/codes/<alias>/close", responses={200: OfferOut, 404: None, 409: None})
 @require_scope("manage")
 def close_code(path: CodePath) -> Response:
-    """End an alias: it works nowhere from now on, and no other offer ever gets it. Again changes nothing."""
+    """Close an alias: it is not accepted any more. Idempotent.
+
+    It never becomes available to another offer.
+    """
     return _offer_response(code_actions.close_code(_require_offer(path.code).id, path.alias, _actor()))
 
 
 @blueprint.post("/offers/<code>/codes/<alias>/reopen", responses={200: OfferOut, 404: None})
 @require_scope("manage")
 def reopen_code(path: CodePath) -> Response:
-    """Let a closed code work again, as an alias. Again changes nothing."""
+    """Reopen a closed code as an alias. Idempotent."""
     return _offer_response(code_actions.reopen_code(_require_offer(path.code).id, path.alias, _actor()))
 
 
 @contextmanager
 def _conflict_as_precondition_failed() -> Iterator[None]:
-    """Inside, somebody else's change in between is what `If-Match` calls a failed precondition."""
+    """Turn a version conflict into 412, as `If-Match` requires."""
     try:
         yield
     except DomainError as error:
@@ -141,12 +150,12 @@ def _conflict_as_precondition_failed() -> Iterator[None]:
 
 
 def _expected_version(offer: Offer) -> int | None:
-    """The version the change was made from, if the client says so."""
-    wanted = request.if_match
-    if not wanted or wanted.star_tag:
+    """Return the version that the change is based on; None without an `If-Match`."""
+    if_match = request.if_match
+    if not if_match or if_match.star_tag:
         return None
-    # Proxies that compress make an ETag weak; it names the same version.
-    return offer.version if wanted.contains_weak(str(offer.version)) else -1
+    # A compressing proxy makes the ETag weak; it still names the same version.
+    return offer.version if if_match.contains_weak(str(offer.version)) else -1
 
 
 def _require_offer(code: str) -> Offer:
@@ -155,7 +164,7 @@ def _require_offer(code: str) -> Offer:
     except InvalidInput:
         offer = None
     if offer is None:
-        raise NotFound("There is no offer with this code.")
+        raise NotFound(_("No offer has this code."))
     return offer
 
 
@@ -164,9 +173,8 @@ def _find_audience_id(name: str | None) -> int | None:
         return None
     audience = customer_queries.find_audience_by_name(name)
     if audience is None:
-        raise InvalidInput(
-            FieldError("audience", "audience_unknown", "There is no audience of this name; import it first.")
-        )
+        message = _("No audience has this name. Import it first.")
+        raise InvalidInput(FieldError("audience", "audience_unknown", message))
     return audience.id
 
 

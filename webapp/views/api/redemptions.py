@@ -1,10 +1,11 @@
-"""JSON calls of redemptions."""
+"""API operations on redemptions."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from flask import Response, g, jsonify, request
+from flask_babel import gettext as _
 from flask_openapi import APIBlueprint
 
 from webapp.core import pagination
@@ -52,7 +53,10 @@ blueprint = APIBlueprint("redemptions", __name__)
 @blueprint.post("/validations", responses={200: ValidationOut})
 @require_scope("redeem")
 def validate(body: NewValidation) -> Response:
-    """Would it redeem, and what would it give? Writes nothing."""
+    """Check whether a redemption would succeed, and what discount it would give.
+
+    Writes nothing.
+    """
     try:
         offer, amount = redemption_actions.validate_redemption(_build_request(body))
     except RedemptionRefused as refused:
@@ -71,34 +75,41 @@ def validate(body: NewValidation) -> Response:
 @blueprint.post("/explanations", responses={200: ExplanationOut})
 @require_scope("manage")
 def explain_refusal(body: NewExplanation) -> Response:
-    """Why not? Every check of the rule for a customer and a code, with the fact behind it. Writes nothing."""
-    asked = RedemptionRequest(
+    """Explain every check of the rule for a customer and a code.
+
+    Each comes with the fact behind it. Writes nothing.
+    """
+    redemption_request = RedemptionRequest(
         channel="staff",
         code=normalise_code(body.code),
         email=_normalise_customer_email(body.customer),
         source_id=body.customer.source_id,
     )
-    return jsonify(explanation_json(explain_eligibility(asked)))
+    return jsonify(explanation_json(explain_eligibility(redemption_request)))
 
 
 @blueprint.post("/redemptions", responses={201: RedemptionOut, 200: RedemptionOut, 404: None})
 @require_scope("redeem")
 @documents_header(
-    "Idempotency-Key", "The same request again has the same key.", minLength=1, maxLength=255, pattern="^[ -~]+$"
+    "Idempotency-Key",
+    "Send the same key when you repeat the same request.",  # no translation
+    minLength=1,
+    maxLength=255,
+    pattern="^[ -~]+$",
 )
 def redeem(body: NewRedemption) -> Response:
-    """Redeem an offer for a customer. What it answers is on disk.
+    """Redeem an offer for a customer. The result is committed.
 
-    A repeat by the same `Idempotency-Key` header or the same order id answers 200 with the first result. The same key
-    with another body for the same offer and customer is refused with 422. After a rollback the same key answers the
-    first result with `rolled_back_at`; a new key or order redeems anew.
+    A repeated request, with the same `Idempotency-Key` header or the same order id, returns 200 with the first result.
+    The same key with another body for the same offer and customer is refused with 422. After a rollback the same key
+    returns the first result with `rolled_back_at`; a new key or order redeems the offer again.
     """
-    done = group_commit.redeem(_build_request(body))
-    found = redemption_json(done)
-    response = jsonify(found)
-    if not done.is_replay:
+    record = group_commit.redeem(_build_request(body))
+    redemption = redemption_json(record)
+    response = jsonify(redemption)
+    if not record.is_replay:
         response.status_code = 201
-        response.headers["Location"] = f"{request.path}/{found['id']}"
+        response.headers["Location"] = f"{request.path}/{redemption['id']}"
     return response
 
 
@@ -107,49 +118,54 @@ def redeem(body: NewRedemption) -> Response:
 def page(query: RedemptionListQuery) -> Response:
     """List live redemptions, newest first.
 
-    With a `channel` a page may have fewer than `limit`, or none, and still a `next_cursor`: so far the look went in one
-    call. The list has ended when `next_cursor` is null.
+    With a `channel`, a page may have fewer than `limit` redemptions, or none, and still a `next_cursor`, because one
+    call scans only part of the list. The list ends when `next_cursor` is null.
     """
-    narrowed = _build_filter(query)
-    place = pagination.decode_cursor(query.cursor, 3)
-    after = KeysetCursor.from_integers(*place) if place else None
-    found = (
-        redemption_queries.scan_redemptions(narrowed, query.limit, after)
-        if narrowed
+    criteria = _build_filter(query)
+    position = pagination.decode_cursor(query.cursor, 3)
+    after = KeysetCursor.from_integers(*position) if position else None
+    scan = (
+        redemption_queries.scan_redemptions(criteria, query.limit, after)
+        if criteria
         else redemption_queries.ScanPage([], None)
     )
-    following = pagination.encode_cursor(*found.next_cursor.to_integers()) if found.next_cursor else None
+    next_cursor = pagination.encode_cursor(*scan.next_cursor.to_integers()) if scan.next_cursor else None
     return pagination.build_page_response(
-        "redemptions", [redemption_json(done) for done in found.redemptions], following
+        "redemptions", [redemption_json(record) for record in scan.redemptions], next_cursor
     )
 
 
 @blueprint.get("/redemptions/<id>", responses={200: RedemptionOut})
 @require_scope("read")
 def read(path: RedemptionPath) -> Response:
-    """Read one redemption, also after it was undone."""
-    done = redemption_queries.find_redemption(path.id)
-    if done is None:
-        raise NotFound("There is no such redemption.")
-    return jsonify(redemption_json(done))
+    """Read one redemption, live or rolled back."""
+    record = redemption_queries.find_redemption(path.id)
+    if record is None:
+        raise NotFound(_("This redemption does not exist."))
+    return jsonify(redemption_json(record))
 
 
 @blueprint.post("/redemptions/<id>/rollback", responses={200: RedemptionOut})
 @require_scope("redeem")
 def rollback(path: RedemptionPath, body: NewRollback) -> Response:
-    """Undo a redemption, once: the customer may redeem again and the cap gets its unit back."""
-    return jsonify(
-        redemption_json(redemption_rollback.roll_back_redemption(path.id, body.reason, by=f"key {g.api_key.name}"))
-    )
+    """Roll back a redemption, once.
+
+    The customer may redeem again, and the cap gets its unit back.
+    """
+    record = redemption_rollback.roll_back_redemption(path.id, body.reason, by=f"key {g.api_key.name}")
+    return jsonify(redemption_json(record))
 
 
 @blueprint.get("/customers/<email:email>/offers", responses={200: UsableOffersOut})
 @require_scope("read")
 def usable(path: CustomerEmailPath, query: UsableOffersQuery) -> Response:
-    """What this customer can use now, those that end soonest first; with `used=true` also what was used already."""
+    """List the offers that a customer can redeem now.
+
+    Those that end soonest come first. With `used=true`, offers that were already redeemed are included.
+    """
     customer = customer_queries.find_customer_by_email(normalise_email(path.email))
     if customer is None:
-        raise DomainError("customer_unknown", "This customer is not known here; import them first.", 404)
+        raise DomainError("customer_unknown", _("This customer does not exist. Import them first."), 404)
     return jsonify(
         {
             "offers": [
@@ -161,30 +177,30 @@ def usable(path: CustomerEmailPath, query: UsableOffersQuery) -> Response:
     )
 
 
-def _is_listed(facts: RedemptionFacts, used: bool) -> bool:
-    return evaluate(facts).reason is None or (used and facts.redemption is not None)
+def _is_listed(facts: RedemptionFacts, include_redeemed: bool) -> bool:
+    return evaluate(facts).reason is None or (include_redeemed and facts.redemption is not None)
 
 
 def _usable_offer_json(facts: RedemptionFacts) -> dict[str, Any]:
     offer = facts.offer
     if offer is None or facts.customer_id is None:
         raise NotFound()
-    found = {
+    values = {
         "code": offer.code,
         "personal_code": personal_codes.derive_personal_code(offer.code, offer.id, facts.customer_id),
         "name": offer.name,
         "discount": discount_json(offer.discount),
         "ends_at": format_rfc3339(offer.ends_at),
     }
-    return found | ({"redeemed_at": format_rfc3339(facts.redemption.redeemed_at)} if facts.redemption else {})
+    return values | ({"redeemed_at": format_rfc3339(facts.redemption.redeemed_at)} if facts.redemption else {})
 
 
 def _build_request(body: NewValidation) -> RedemptionRequest:
-    metadata = key = digest = None
+    metadata = idempotency_key = body_hash = None
     if isinstance(body, NewRedemption):
-        metadata, key = body.metadata, hash_idempotency_key(request.headers.get("Idempotency-Key"))
-        # Only who sends a key asks whether the body is the same.
-        digest = body.digest() if key else None
+        metadata, idempotency_key = body.metadata, hash_idempotency_key(request.headers.get("Idempotency-Key"))
+        # Bodies are compared only for requests with the same key.
+        body_hash = body.digest() if idempotency_key else None
     return RedemptionRequest(
         channel="api",
         code=normalise_code(body.code),
@@ -193,8 +209,8 @@ def _build_request(body: NewValidation) -> RedemptionRequest:
         order=body.order.to_order() if body.order else None,
         metadata=metadata,
         api_key_id=g.api_key.id,
-        idempotency_key=key,
-        body_hash=digest,
+        idempotency_key=idempotency_key,
+        body_hash=body_hash,
     )
 
 
@@ -208,7 +224,7 @@ def _normalise_customer_email(customer: CustomerReference) -> str | None:
 
 
 def _build_filter(query: RedemptionListQuery) -> RedemptionFilter | None:
-    """What to narrow the list to; None when that can't have any."""
+    """Return the filter of the list; None when nothing can match."""
     offer_id = customer_id = None
     if query.offer is not None:
         offer = offer_queries.find_offer_by_code(normalise_code(query.offer))

@@ -1,7 +1,8 @@
-"""Forms on the customer pages."""
+"""Forms of the customer pages."""
 
 from __future__ import annotations
 
+from flask_babel import lazy_gettext as _l
 from wtforms import Form, StringField
 
 from webapp.redemptions.rules import RedemptionRequest
@@ -9,15 +10,18 @@ from webapp.views.redeem_input import parse_code_and_email
 
 
 class RedeemForm(Form):
-    """Code and e-mail, in any spelling. A customer's browser has no session, so this form has no token."""
+    """A code and an email address, in any spelling.
 
-    code = StringField("Code")
-    email = StringField("E-mail address")
+    Customers have no session, so there is no CSRF token.
+    """
+
+    code = StringField(_l("Code"))
+    email = StringField(_l("Email address"))
 
     def to_request(self) -> RedemptionRequest:
-        """What was typed, understood.
+        """Parse the form.
 
-        :raises Invalid: with an error for each field that can't be read.
+        :raises InvalidInput: with an error for each invalid field.
         """
         code, email = parse_code_and_email(self.code.data or "", self.email.data or "")
         return RedemptionRequest(channel="form", code=code, email=email)

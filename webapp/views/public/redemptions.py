@@ -1,4 +1,4 @@
-"""Customer pages of redemptions: the form, the personal link, the receipt."""
+"""Customer pages of redemptions: the form, the personal link and the receipt."""
 
 from __future__ import annotations
 
@@ -28,19 +28,25 @@ _email_key = form_field_key("email", normalise_email)
 
 
 def _is_failed_attempt(response: Response) -> bool:
-    """Whether somebody seems to be guessing who is a customer; a used-up offer that is in demand is no guess."""
-    return bool(g.get("miss", False))
+    """Return whether the request may be a guess at codes or customers.
+
+    A popular offer that is exhausted is no guess.
+    """
+    return bool(g.get("is_failed_attempt", False))
 
 
 def _link_key() -> str:
-    """Whose link is pressed. What is no link of ours is counted by who sends it."""
-    pair = personal_links.parse_personal_token((request.view_args or {})["token"])
-    return f"link:{pair[0]}:{pair[1]}" if pair else f"link:{client_address()}"
+    """Return the key that attempts on a personal link are counted by.
+
+    For an invalid token it is the client address.
+    """
+    ids = personal_links.parse_personal_token((request.view_args or {})["token"])
+    return f"link:{ids[0]}:{ids[1]}" if ids else f"link:{client_address()}"
 
 
 @blueprint.get("/redeem")
 def redeem_form() -> Response:
-    """Code and e-mail. Looking redeems nothing."""
+    """Show the form for a code and an email address. Redeems nothing."""
     return _render_page("redemptions/redeem.html", form=RedeemForm(code=request.args.get("code", "")[:200]))
 
 
@@ -49,54 +55,59 @@ def redeem_form() -> Response:
 @limiter.limit("20 per 5 minutes", key_func=combined_key(_email_key, client_address))
 @limiter.limit("100 per 10 minutes", key_func=_email_key, deduct_when=_is_failed_attempt)
 def redeem() -> Response:
-    """Redeem what was typed: the receipt, or the form as it was typed with one plain sentence above it."""
-    typed_in = RedeemForm(request.form)
+    """Redeem a code: show the receipt, or the submitted form with the reason."""
+    form = RedeemForm(request.form)
     try:
-        ask = typed_in.to_request()
-        if guessing.is_code_blocked(ask.code or ""):
+        redemption_request = form.to_request()
+        if guessing.is_code_blocked(redemption_request.code or ""):
             raise TooManyRequests(guessing.BLOCK_RETRY_AFTER_SECONDS)
-        done = group_commit.redeem(ask)
+        record = group_commit.redeem(redemption_request)
     except InvalidInput as error:
-        rendering.add_form_errors(typed_in, error)
-        return _render_page("redemptions/redeem.html", 422, form=typed_in)
+        rendering.add_form_errors(form, error)
+        return _render_page("redemptions/redeem.html", 422, form=form)
     except RedemptionRefused as refused:
         reason, offer = refused.evaluation.public_reason or refused.reason, refused.facts.offer
-        g.miss = reason in ("not_found", "customer_not_eligible")
+        g.is_failed_attempt = reason in ("not_found", "customer_not_eligible")
         if offer is not None and reason == "customer_not_eligible":
             guessing.record_failed_attempt(offer.id)
         if offer is not None and refused.facts.customer_id is not None and reason == "already_redeemed":
             receipts.enqueue_receipt(offer.id, refused.facts.customer_id)
-        sentence = refusals.format_public_message(reason, offer, _get_locale(None))
-        return _render_page(
-            "redemptions/redeem.html", 404 if reason == "not_found" else 409, form=typed_in, refusal=sentence
-        )
-    return _render_receipt(done)
+        message = refusals.format_public_message(reason, offer, _get_locale(None))
+        status = 404 if reason == "not_found" else 409
+        return _render_page("redemptions/redeem.html", status, form=form, refusal=message)
+    return _render_receipt(record)
 
 
 @blueprint.errorhandler(TooManyRequests)
 def handle_too_many_requests(error: TooManyRequests) -> Response:
-    """Keep what was typed, and show the way that strangers can't close: the link has limits of its own."""
+    """Show the form as it was submitted and suggest the personal link.
+
+    A stranger cannot reach the limits of the link.
+    """
     if request.endpoint == "public.redemptions.redeem":
-        sentence = refusals.format_throttle_message(error.wait_text)
-        answer = _render_page("redemptions/redeem.html", 429, form=RedeemForm(request.form), refusal=sentence)
+        message = refusals.format_throttle_message(error.wait_text)
+        response = _render_page("redemptions/redeem.html", 429, form=RedeemForm(request.form), refusal=message)
     else:
-        answer = _render_page("redemptions/link_wait.html", 429, sentence=error.message)
-    answer.headers["Retry-After"] = str(error.retry_after_seconds)
-    return answer
+        response = _render_page("redemptions/link_wait.html", 429, message=error.message)
+    response.headers["Retry-After"] = str(error.retry_after_seconds)
+    return response
 
 
 @blueprint.get("/r/<token>")
 def personal_link(token: str) -> Response:
-    """The form filled in for whom the link belongs to, or the receipt once it was used. Looking redeems nothing."""
-    pair = personal_links.parse_personal_token(token)
-    if pair and pair[1] == personal_links.PREVIEW_CUSTOMER_ID:
+    """Show the offer to the owner of the link, or the receipt after it was redeemed.
+
+    Redeems nothing.
+    """
+    ids = personal_links.parse_personal_token(token)
+    if ids and ids[1] == personal_links.PREVIEW_CUSTOMER_ID:
         return _render_page("redemptions/link_preview.html")
-    facts = redemption_facts.load_facts([_build_request(pair)])[0] if pair else None
+    facts = redemption_facts.load_facts([_build_request(ids)])[0] if ids else None
     if facts is None or facts.offer is None or facts.customer_id is None:
         return _render_page("redemptions/link_unknown.html", 404)
-    done = redemption_queries.find_live_redemption(facts.offer.id, facts.customer_id) if facts.redemption else None
-    if done is not None:
-        return _render_receipt(done, again=True)
+    record = redemption_queries.find_live_redemption(facts.offer.id, facts.customer_id) if facts.redemption else None
+    if record is not None:
+        return _render_receipt(record, already_redeemed=True)
     reason, locale = evaluate(facts).reason, _get_locale(facts.customer_id)
     return _render_page(
         "redemptions/link.html",
@@ -113,45 +124,45 @@ def personal_link(token: str) -> Response:
 @limiter.limit("60 per minute", key_func=client_address)
 @limiter.limit("20 per 5 minutes", key_func=_link_key)
 def redeem_personal_link(token: str) -> Response:
-    """The one button of the personal link."""
-    pair = personal_links.parse_personal_token(token)
-    if pair is None:
+    """Redeem the offer of a personal link: show the receipt, or the reason why not."""
+    ids = personal_links.parse_personal_token(token)
+    if ids is None:
         return _render_page("redemptions/link_unknown.html", 404)
-    if pair[1] == personal_links.PREVIEW_CUSTOMER_ID:
+    if ids[1] == personal_links.PREVIEW_CUSTOMER_ID:
         return _render_page("redemptions/link_preview.html")
     try:
-        return _render_receipt(group_commit.redeem(_build_request(pair)))
+        return _render_receipt(group_commit.redeem(_build_request(ids)))
     except RedemptionRefused as refused:
         facts = refused.facts
-        done = redemption_queries.find_live_redemption(*pair) if refused.reason == "already_redeemed" else None
-        if done is not None:
-            return _render_receipt(done, again=True)
+        record = redemption_queries.find_live_redemption(*ids) if refused.reason == "already_redeemed" else None
+        if record is not None:
+            return _render_receipt(record, already_redeemed=True)
         if facts.offer is None or facts.customer_id is None:
             return _render_page("redemptions/link_unknown.html", 404)
-        sentence = refusals.format_link_message(refused.reason, facts.offer, _get_locale(facts.customer_id))
+        message = refusals.format_link_message(refused.reason, facts.offer, _get_locale(facts.customer_id))
         return _render_page(
-            "redemptions/link.html", 409, token=token, offer=facts.offer, email=facts.email, refusal=sentence
+            "redemptions/link.html", 409, token=token, offer=facts.offer, email=facts.email, refusal=message
         )
 
 
-def _build_request(pair: tuple[int, int]) -> RedemptionRequest:
-    return RedemptionRequest(channel="link", offer_id=pair[0], customer_id=pair[1])
+def _build_request(ids: tuple[int, int]) -> RedemptionRequest:
+    return RedemptionRequest(channel="link", offer_id=ids[0], customer_id=ids[1])
 
 
-def _render_receipt(done: RedemptionRecord, again: bool = False) -> Response:
-    # Presentation attributes only: the policy of the pages allows no style of an element's own.
-    code = segno.make(done.public_id, error="m").svg_inline(scale=4, border=2, omitsize=True)
+def _render_receipt(record: RedemptionRecord, already_redeemed: bool = False) -> Response:
+    # segno sets presentation attributes only; the Content-Security-Policy allows no style attributes.
+    qr_code = segno.make(record.public_id, error="m").svg_inline(scale=4, border=2, omitsize=True)
     return _render_page(
         "redemptions/receipt.html",
-        done=done,
-        again=again,
-        locale=_get_locale(done.customer_id),
-        qr=Markup(code),  # noqa: S704
+        redemption=record,
+        already_redeemed=already_redeemed,
+        locale=_get_locale(record.customer_id),
+        qr=Markup(qr_code),  # noqa: S704
     )
 
 
 def _get_locale(customer_id: int | None) -> str:
-    """In which days and money are written: the customer's, if they have one that is known, else the shop's."""
+    """Return the customer's locale if it is supported, else that of the shop."""
     customer = customer_queries.find_customer(customer_id) if customer_id is not None else None
     return locales.resolve_locale(customer.locale if customer is not None else None, shop_queries.get_shop().locale)
 

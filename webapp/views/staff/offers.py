@@ -1,4 +1,4 @@
-"""Staff screens of offers."""
+"""Staff pages of offers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 import segno
 from flask import Blueprint, Response, current_app, flash, redirect, request, url_for
+from flask_babel import gettext as _
 from flask_login import current_user
 from markupsafe import Markup
 from werkzeug.wrappers import Response as BaseResponse
@@ -36,32 +37,32 @@ LATEST_REDEMPTIONS = 10
 
 @blueprint.get("/offers")
 def index() -> Response:
-    """All offers, newest first, found as one types."""
+    """List offers, newest first, with a search."""
     form = OfferSearchForm(request.args)
     state = form.selected_state()
-    before, after = request.args.get("before", type=_parse_row_id), request.args.get("after", type=_parse_row_id)
-    found = offer_queries.list_offers(form.q.data or "", state, before=before, after=after, limit=PAGE_SIZE)
-    shown = found[-PAGE_SIZE:] if after is not None else found[:PAGE_SIZE]
-    kept = {name: value for name, value in form.data.items() if value}
-    newer = bool(shown) and (len(found) > PAGE_SIZE if after is not None else before is not None)
-    older = bool(shown) and (after is not None or len(found) > PAGE_SIZE)
+    before_id, after_id = (request.args.get(name, type=_parse_row_id) for name in ("before", "after"))
+    found = offer_queries.list_offers(form.q.data or "", state, before_id=before_id, after_id=after_id, limit=PAGE_SIZE)
+    offers = found[-PAGE_SIZE:] if after_id is not None else found[:PAGE_SIZE]
+    filters = {name: value for name, value in form.data.items() if value}
+    has_newer = bool(offers) and (len(found) > PAGE_SIZE if after_id is not None else before_id is not None)
+    has_older = bool(offers) and (after_id is not None or len(found) > PAGE_SIZE)
     return rendering.render(
         "offers/index.html",
         form=form,
-        shown=shown,
+        offers=offers,
         at=offer_queries.database_now(),
-        redeemed=redemption_queries.count_redemptions([offer.id for offer in shown]),
-        misses=guessing.find_guessing_alerts([offer.id for offer in shown]),
-        narrowed=bool(kept),
-        prev_url=url_for("staff.offers.index", **kept, after=shown[0].id) if newer else None,
-        next_url=url_for("staff.offers.index", **kept, before=shown[-1].id) if older else None,
+        redeemed=redemption_queries.count_redemptions([offer.id for offer in offers]),
+        failed_attempts=guessing.find_guessing_alerts([offer.id for offer in offers]),
+        is_filtered=bool(filters),
+        prev_url=url_for("staff.offers.index", **filters, after=offers[0].id) if has_newer else None,
+        next_url=url_for("staff.offers.index", **filters, before=offers[-1].id) if has_older else None,
     )
 
 
 @blueprint.route("/offers/new", methods=["GET", "POST"])
 @require_role("manager")
 def new() -> BaseResponse:
-    """Set up an offer."""
+    """Create an offer."""
     form = _build_form()
     if request.method == "GET":
         form.time_zone.data = current_user.time_zone
@@ -73,43 +74,43 @@ def new() -> BaseResponse:
     except DomainError as error:
         rendering.add_form_errors(form, error)
         return _render_edit_page(form, None, error.status)
-    flash("The offer is set up. Next: write the mail that announces it.", "success")
+    flash(_("The offer was created. Next, write the email that announces it."), "success")
     return redirect(url_for("staff.offers.show", offer_id=offer.id))
 
 
 @blueprint.get("/offers/<int:offer_id>")
 def show(offer_id: int) -> Response:
-    """One offer: its code, what it gives, and how it goes."""
+    """Show one offer: its codes, its campaigns and its redemptions."""
     offer = _require_offer(offer_id)
     link = f"{current_app.config['SETTINGS'].public_url}{url_for('public.redemptions.redeem_form', code=offer.code)}"
     qr = segno.make(link, error="m").svg_inline(scale=4, border=2, omitsize=True)
-    mailings = campaign_queries.list_offer_campaigns(offer.id)
-    announced = [campaign for campaign in mailings if campaign.launched_at is not None]
-    counts = campaign_queries.get_stats_by_campaign([campaign.id for campaign in announced])
+    campaigns = campaign_queries.list_offer_campaigns(offer.id)
+    # Also those that were cancelled while sending: the recipients so far have the email.
+    launched = [campaign for campaign in campaigns if campaign.launched_at is not None]
+    counts = campaign_queries.get_stats_by_campaign([campaign.id for campaign in launched])
     return rendering.render(
         "offers/show.html",
         offer=offer,
         at=offer_queries.database_now(),
-        misses=guessing.find_guessing_alerts([offer.id]).get(offer.id),
+        failed_attempts=guessing.find_guessing_alerts([offer.id]).get(offer.id),
         audience=_audience_name(offer),
         codes=offer_queries.list_codes_by_offer([offer.id])[offer.id],
         link=link,
         qr=Markup(qr),  # noqa: S704
         chart=_redemption_chart(offer),
-        mailings=mailings,
+        campaigns=campaigns,
         counts=counts,
         announcement=campaign_queries.find_open_campaign(offer.id, "announcement"),
         reminder=campaign_queries.find_open_campaign(offer.id, "reminder"),
-        # Also those that were cancelled on the way: who got the mail, got it.
-        announced=announced,
-        mailed=sum(counts[campaign.id].sent for campaign in announced if campaign.kind == "announcement"),
+        is_launched=bool(launched),
+        emails_sent=sum(counts[campaign.id].sent for campaign in launched if campaign.kind == "announcement"),
         **_live_context(offer),
     )
 
 
 @blueprint.get("/offers/<int:offer_id>/live")
 def live(offer_id: int) -> Response:
-    """The piece of the page that renews itself: how many have redeemed, and who did last."""
+    """Render the part of the page that refreshes itself: the redemptions."""
     offer = _require_offer(offer_id)
     return rendering.render("offers/_live.html", offer=offer, at=offer_queries.database_now(), **_live_context(offer))
 
@@ -130,33 +131,33 @@ def edit(offer_id: int) -> BaseResponse:
     except DomainError as error:
         rendering.add_form_errors(form, error)
         if error.key == "conflict":
-            # Saving once more is then a decision of somebody who was told.
+            # The user has seen the conflict: saving again is a deliberate decision.
             form.version.data = str(_require_offer(offer_id).version)
         return _render_edit_page(form, offer, error.status)
-    flash("The offer is changed.", "success")
+    flash(_("The offer was saved."), "success")
     return redirect(url_for("staff.offers.show", offer_id=offer_id))
 
 
 @blueprint.post("/offers/<int:offer_id>/pause")
 def pause(offer_id: int) -> BaseResponse:
-    """Stop it from being redeemed."""
+    """Pause an offer."""
     offer_actions.pause_offer(offer_id, by=current_user.email)
-    flash("The offer is paused: nobody can redeem it until you resume it.", "success")
+    flash(_("The offer is paused. It can't be redeemed until you resume it."), "success")
     return redirect(url_for("staff.offers.show", offer_id=offer_id))
 
 
 @blueprint.post("/offers/<int:offer_id>/resume")
 def resume(offer_id: int) -> BaseResponse:
-    """Let it be redeemed again."""
+    """Resume an offer."""
     offer_actions.resume_offer(offer_id, by=current_user.email)
-    flash("The offer can be redeemed again.", "success")
+    flash(_("The offer was resumed and can be redeemed again."), "success")
     return redirect(url_for("staff.offers.show", offer_id=offer_id))
 
 
 @blueprint.route("/offers/<int:offer_id>/code", methods=["GET", "POST"])
 @require_role("manager")
 def renew_code(offer_id: int) -> BaseResponse:
-    """Give it another code."""
+    """Assign another code to an offer."""
     offer, form = _require_offer(offer_id), RenewCodeForm()
     before = offer.code_as_written
     if not form.validate_on_submit():
@@ -167,19 +168,25 @@ def renew_code(offer_id: int) -> BaseResponse:
         rendering.add_form_errors(form, error)
         return rendering.render("offers/renew.html", status=error.status, form=form, offer=_require_offer(offer_id))
     if offer.code_as_written == before:
-        flash(f"{before} is its code already; nothing was changed.", "info")
+        flash(_("%(code)s already is the code of this offer. Nothing was changed.", code=before), "info")
+    elif offer.frozen_at is not None:
+        message = _(
+            "The code is now %(code)s. %(before)s stays valid until you close it.",
+            code=offer.code_as_written,
+            before=before,
+        )
+        flash(message, "success")
     else:
-        works = f" {before} goes on working until you close it." if offer.frozen_at else ""
-        flash(f"The code is {offer.code_as_written} now.{works}", "success")
+        flash(_("The code is now %(code)s.", code=offer.code_as_written), "success")
     return redirect(url_for("staff.offers.show", offer_id=offer_id))
 
 
 @blueprint.post("/offers/<int:offer_id>/codes/<code>/close")
 def close_code(offer_id: int, code: str) -> BaseResponse:
-    """End an earlier code."""
+    """Close an earlier code."""
     try:
         code_actions.close_code(offer_id, code, by=current_user.email)
-        flash(f"{code} is closed: it no longer works.", "success")
+        flash(_("%(code)s is closed and no longer valid.", code=code), "success")
     except NotFound:
         raise
     except DomainError as error:
@@ -189,23 +196,25 @@ def close_code(offer_id: int, code: str) -> BaseResponse:
 
 @blueprint.post("/offers/<int:offer_id>/codes/<code>/reopen")
 def reopen_code(offer_id: int, code: str) -> BaseResponse:
-    """Let a closed code work again."""
+    """Reopen a closed code."""
     code_actions.reopen_code(offer_id, code, by=current_user.email)
-    flash(f"{code} works again.", "success")
+    flash(_("%(code)s is valid again.", code=code), "success")
     return redirect(url_for("staff.offers.show", offer_id=offer_id))
 
 
 @blueprint.post("/offers/<int:offer_id>/personal-code")
 def personal_code(offer_id: int) -> BaseResponse:
-    """Have it work with personal codes only, or with the shared one, too."""
-    answer = request.form.get("required")
-    if answer not in ("yes", "no"):
-        # What protects an offer is never switched off by a request that says nothing.
-        raise DomainError("invalid_payload", "Say whether personal codes are required: yes or no.", 422)
-    required = answer == "yes"
-    offer_actions.set_personal_code_required(offer_id, required, by=current_user.email)
-    words = "Only personal codes and links work now." if required else "The shared code alone works now, too."
-    flash(words, "success")
+    """Require personal codes, or accept the shared code too."""
+    value = request.form.get("required")
+    if value not in ("yes", "no"):
+        # An incomplete request must not switch the protection off.
+        raise DomainError("invalid_payload", _("Choose whether personal codes are required: yes or no."), 422)
+    is_required = value == "yes"
+    offer_actions.set_personal_code_required(offer_id, is_required, by=current_user.email)
+    if is_required:
+        flash(_("Personal codes are required now. The shared code alone is not accepted."), "success")
+    else:
+        flash(_("The shared code is accepted now, too."), "success")
     return redirect(url_for("staff.offers.show", offer_id=offer_id))
 
 
@@ -229,13 +238,13 @@ def _render_edit_page(form: OfferForm, offer: Offer | None, status: int) -> Resp
 def _require_offer(offer_id: int) -> Offer:
     offer = offer_queries.find_offer(offer_id)
     if offer is None:
-        raise NotFound("There is no such offer.")
+        raise NotFound(_("This offer does not exist."))
     return offer
 
 
 def _audience_name(offer: Offer) -> str:
     names = {audience.id: audience.name for audience in customer_queries.list_audiences()}
-    return names[offer.audience_id] if offer.audience_id else "Everyone known"
+    return names[offer.audience_id] if offer.audience_id else _("All customers")
 
 
 def _live_context(offer: Offer) -> dict[str, Any]:
@@ -247,12 +256,15 @@ def _live_context(offer: Offer) -> dict[str, Any]:
 
 
 def _redemption_chart(offer: Offer) -> dict[str, Any]:
-    """Redemptions by day of the offer's zone, the last month of its life so far."""
-    place = ZoneInfo(offer.time_zone)
+    """Return the chart of redemptions by day, for the last month of the offer.
+
+    Days are those of the time zone of the offer.
+    """
+    time_zone = ZoneInfo(offer.time_zone)
     now = offer_queries.database_now()
-    last = min(now, offer.ends_at or now).astimezone(place).date()
+    last = min(now, offer.ends_at or now).astimezone(time_zone).date()
     first = last - timedelta(days=CHART_DAYS - 1)
-    since = datetime.combine(first, datetime.min.time(), place)
+    since = datetime.combine(first, datetime.min.time(), time_zone)
     counted = dict(redemption_queries.count_redemptions_per_day(offer.id, since, offer.time_zone))
     last = max([last, *counted])
     days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
@@ -260,6 +272,6 @@ def _redemption_chart(offer: Offer) -> dict[str, Any]:
         "kind": "bars",
         "x": [day.isoformat() for day in days],
         "x_texts": [formatting.format_date(day) for day in days],
-        "series": [{"label": "Redemptions", "values": [counted.get(day, 0) for day in days]}],
-        "x_label": "Day",
+        "series": [{"label": _("Redemptions"), "values": [counted.get(day, 0) for day in days]}],
+        "x_label": _("Day"),
     }

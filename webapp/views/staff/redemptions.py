@@ -1,10 +1,11 @@
-"""Staff screens of redemptions."""
+"""Staff pages of redemptions."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from flask import Blueprint, Response, flash, redirect, request, stream_with_context, url_for
+from flask_babel import gettext as _
 from flask_login import current_user
 from werkzeug.wrappers import Response as BaseResponse
 
@@ -39,46 +40,51 @@ PAGE_SIZE = 50
 
 @blueprint.get("/redemptions")
 def index() -> BaseResponse:
-    """Live redemptions, newest first; the first page renews itself. With a channel it may say to look further back."""
+    """List live redemptions, newest first. The first page refreshes itself.
+
+    With a channel, a page may be empty and still link to older redemptions.
+    """
     form = RedemptionSearchForm(request.args)
     form.validate()
-    undone = _find_rolled_back(form)
-    if undone is not None:
-        return redirect(url_for("staff.redemptions.show", public_id=undone.public_id))
-    place = pagination.decode_cursor(request.args.get("cursor"), 3)
-    narrowed = _build_filter(form)
-    after = KeysetCursor.from_integers(*place) if place else None
-    found = (
-        redemption_queries.scan_redemptions(narrowed, PAGE_SIZE, after)
-        if narrowed
+    rolled_back = _find_rolled_back(form)
+    if rolled_back is not None:
+        return redirect(url_for("staff.redemptions.show", public_id=rolled_back.public_id))
+    position = pagination.decode_cursor(request.args.get("cursor"), 3)
+    criteria = _build_filter(form)
+    after = KeysetCursor.from_integers(*position) if position else None
+    scan = (
+        redemption_queries.scan_redemptions(criteria, PAGE_SIZE, after)
+        if criteria
         else redemption_queries.ScanPage([], None)
     )
-    kept: dict[str, Any] = {name: value for name, value in request.args.items() if value and name in form}
-    following = pagination.encode_cursor(*found.next_cursor.to_integers()) if found.next_cursor else None
+    filters: dict[str, Any] = {name: value for name, value in request.args.items() if value and name in form}
+    next_cursor = pagination.encode_cursor(*scan.next_cursor.to_integers()) if scan.next_cursor else None
     return rendering.render(
         "redemptions/index.html",
         form=form,
-        shown=found.redemptions,
-        looked_to=found.next_cursor.redeemed_at if found.next_cursor and len(found.redemptions) < PAGE_SIZE else None,
+        redemptions=scan.redemptions,
+        scanned_back_to=scan.next_cursor.redeemed_at
+        if scan.next_cursor and len(scan.redemptions) < PAGE_SIZE
+        else None,
         channels=CHANNEL_LABELS,
-        narrowed=bool(kept),
-        live_url=None if place else url_for("staff.redemptions.index", **kept),
-        export_url=url_for("staff.redemptions.download", **kept),
-        first_url=url_for("staff.redemptions.index", **kept) if place else None,
-        next_url=url_for("staff.redemptions.index", **kept, cursor=following) if following else None,
+        is_filtered=bool(filters),
+        live_url=None if position else url_for("staff.redemptions.index", **filters),
+        export_url=url_for("staff.redemptions.download", **filters),
+        first_url=url_for("staff.redemptions.index", **filters) if position else None,
+        next_url=url_for("staff.redemptions.index", **filters, cursor=next_cursor) if next_cursor else None,
     )
 
 
 @blueprint.get("/redemptions.csv")
 @require_role("manager")
 def download() -> Response:
-    """All redemptions that the filters leave, as they come from the database."""
+    """Export all redemptions that match the filters as a streamed CSV file."""
     form = RedemptionSearchForm(request.args)
     form.validate()
-    narrowed = _build_filter(form)
-    redemption_actions.record_redemption_export(narrowed, by=current_user.email)
-    rows = redemption_queries.stream_redemptions(narrowed) if narrowed else iter(())
-    response = Response(stream_with_context(redemption_export.generate_redemption_csv(rows)), mimetype="text/csv")
+    criteria = _build_filter(form)
+    redemption_actions.record_redemption_export(criteria, by=current_user.email)
+    records = redemption_queries.stream_redemptions(criteria) if criteria else iter(())
+    response = Response(stream_with_context(redemption_export.generate_redemption_csv(records)), mimetype="text/csv")
     response.headers["Content-Disposition"] = 'attachment; filename="redemptions.csv"'
     return response
 
@@ -86,80 +92,91 @@ def download() -> Response:
 @blueprint.route("/redemptions/new", methods=["GET", "POST"])
 @require_role("manager")
 def new() -> BaseResponse:
-    """Redeem by hand for a customer."""
+    """Redeem an offer for a customer by hand."""
     form = StaffRedeemForm(code=request.args.get("code"), email=request.args.get("email"))
     if not form.validate_on_submit():
         return rendering.render("redemptions/new.html", status=422 if form.is_submitted() else 200, form=form)
     try:
-        done = group_commit.redeem(form.to_request())
+        record = group_commit.redeem(form.to_request())
     except DomainError as error:
         rendering.add_form_errors(form, error)
         return rendering.render("redemptions/new.html", status=error.status, form=form)
-    flash(f"Redeemed: {formatting.format_discount(done.discount)}, {done.offer_name}, for {done.email}.", "success")
-    return redirect(url_for("staff.redemptions.show", public_id=done.public_id))
+    message = _(
+        "Redeemed %(offer)s (%(discount)s) for %(email)s.",
+        offer=record.offer_name,
+        discount=formatting.format_discount(record.discount),
+        email=record.email,
+    )
+    flash(message, "success")
+    return redirect(url_for("staff.redemptions.show", public_id=record.public_id))
 
 
 @blueprint.get("/why-not")
 def why_not() -> Response:
-    """A customer and a code in; every check of the rule out, with the fact behind it."""
+    """Explain whether a customer can redeem a code, check by check."""
     form = WhyNotForm(request.args)
     if not any(request.args.get(name) for name in ("who", "code")):
         return _render_why_not(form)
     try:
-        # A page that links here may know only one of the two.
-        told = explain_eligibility(form.to_request()) if {"who", "code"} <= request.args.keys() else None
+        # Links from other pages may fill in only one of the two.
+        explanation = explain_eligibility(form.to_request()) if {"who", "code"} <= request.args.keys() else None
     except InvalidInput as error:
         rendering.add_form_errors(form, error)
         return _render_why_not(form, status=422)
-    return _render_why_not(form, told)
+    return _render_why_not(form, explanation)
 
 
-def _render_why_not(form: WhyNotForm, told: Explanation | None = None, status: int = 200) -> Response:
+def _render_why_not(form: WhyNotForm, explanation: Explanation | None = None, status: int = 200) -> Response:
     return rendering.render(
         "redemptions/why_not.html",
         status=status,
         form=form,
-        told=told,
-        labels=CHECK_LABELS,
+        explanation=explanation,
+        check_labels=CHECK_LABELS,
         channels=CHANNEL_LABELS,
     )
 
 
 @blueprint.get("/redemptions/<public_id>")
 def show(public_id: str) -> Response:
-    """One redemption, with what became of it."""
+    """Show one redemption, live or rolled back."""
     return _render_redemption(_get_redemption(public_id), UndoForm())
 
 
 @blueprint.post("/redemptions/<public_id>/undo")
 def undo(public_id: str) -> BaseResponse:
-    """Undo it, with a reason."""
-    done = _get_redemption(public_id)
+    """Undo a redemption, with a reason."""
+    record = _get_redemption(public_id)
     form = UndoForm()
     if not form.validate_on_submit():
-        return _render_redemption(done, form, 422)
+        return _render_redemption(record, form, 422)
     try:
         redemption_rollback.roll_back_redemption(public_id, form.reason.data or "", by=current_user.email)
     except DomainError as error:
         rendering.add_form_errors(form, error)
         return _render_redemption(_get_redemption(public_id), form, error.status)
-    flash(f"Undone. {done.email} may use {done.offer_name} again.", "success")
+    message = _(
+        "The redemption was undone. %(email)s can redeem %(offer)s again.", email=record.email, offer=record.offer_name
+    )
+    flash(message, "success")
     return redirect(url_for("staff.redemptions.show", public_id=public_id))
 
 
-def _render_redemption(done: RedemptionRecord, form: UndoForm, status: int = 200) -> Response:
-    return rendering.render("redemptions/show.html", status=status, done=done, channels=CHANNEL_LABELS, undo=form)
+def _render_redemption(record: RedemptionRecord, form: UndoForm, status: int = 200) -> Response:
+    return rendering.render(
+        "redemptions/show.html", status=status, redemption=record, channels=CHANNEL_LABELS, undo_form=form
+    )
 
 
 def _get_redemption(public_id: str) -> RedemptionRecord:
-    done = redemption_queries.find_redemption(public_id)
-    if done is None:
-        raise NotFound("There is no redemption with this reference.")
-    return done
+    record = redemption_queries.find_redemption(public_id)
+    if record is None:
+        raise NotFound(_("No redemption has this reference."))
+    return record
 
 
 def _build_filter(form: RedemptionSearchForm) -> RedemptionFilter | None:
-    """What to narrow the list to; None when that can't have any."""
+    """Return the filter of the list; None when nothing can match."""
     offer_id = customer_id = None
     since, until = form.time_range(current_user.time_zone)
     try:
@@ -180,16 +197,19 @@ def _build_filter(form: RedemptionSearchForm) -> RedemptionFilter | None:
 
 
 def _find_rolled_back(form: RedemptionSearchForm) -> RedemptionRecord | None:
-    """The redemption that was asked for by its reference, when it is in no list of live ones any more."""
-    who = (form.who.data or "").replace(" ", "")
-    done = redemption_queries.find_redemption(who) if who and "@" not in who else None
-    return done if done is not None and done.row.rolled_back_at is not None else None
+    """Return the redemption whose reference was searched for, if it was rolled back.
+
+    The list has only live ones.
+    """
+    reference = (form.who.data or "").replace(" ", "")
+    record = redemption_queries.find_redemption(reference) if reference and "@" not in reference else None
+    return record if record is not None and record.row.rolled_back_at is not None else None
 
 
-def _find_customer_id(who: str) -> int | None:
-    """Whose e-mail this is, or whose redemption has this reference."""
-    if "@" not in who:
-        done = redemption_queries.find_redemption(who.replace(" ", ""))
-        return done.customer_id if done else None
-    customer = customer_queries.find_customer_by_email(normalise_email(who))
+def _find_customer_id(search: str) -> int | None:
+    """Return the customer with this email address or redemption reference."""
+    if "@" not in search:
+        record = redemption_queries.find_redemption(search.replace(" ", ""))
+        return record.customer_id if record else None
+    customer = customer_queries.find_customer_by_email(normalise_email(search))
     return customer.id if customer else None

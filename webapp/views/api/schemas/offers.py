@@ -1,4 +1,4 @@
-"""The JSON of offers: what is taken and what is given."""
+"""Request and response bodies of offers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from webapp.views.api.schemas.types import AmountOut, PercentOut, RequestBody, R
 
 
 class DiscountIn(RequestBody):
-    """Either a share of the order (`percent`, a decimal string) or an `amount` in minor units of a `currency`."""
+    """A percentage of the order or a fixed amount.
+
+    Either `percent`, a decimal string, or an `amount` in minor units of a `currency`.
+    """
 
     type: Literal["percent", "amount"]
     percent: Annotated[StrictStr, Field(pattern=r"^[0-9]{1,3}(\.[0-9]{1,2})?$", examples=["25", "12.5"])] | None = None
@@ -33,10 +36,10 @@ class DiscountIn(RequestBody):
 
     @model_validator(mode="after")
     def require_one_kind(self) -> DiscountIn:
-        percent, amount = self.percent is not None, (self.amount is not None, self.currency is not None)
-        if self.type == "percent" and (not percent or any(amount)):
+        has_percent, has_amount = self.percent is not None, (self.amount is not None, self.currency is not None)
+        if self.type == "percent" and (not has_percent or any(has_amount)):
             raise ValueError("give percent, and neither amount nor currency")
-        if self.type == "amount" and (percent or not all(amount)):
+        if self.type == "amount" and (has_percent or not all(has_amount)):
             raise ValueError("give amount and currency, and no percent")
         return self
 
@@ -47,7 +50,7 @@ class DiscountIn(RequestBody):
 
 
 class Mail(RequestBody):
-    """The mail that announces the offer; what is left out is a default text."""
+    """The email that announces the offer. Omitted parts get a default text."""
 
     subject: StorableText | None = None
     text: StorableText | None = None
@@ -55,7 +58,10 @@ class Mail(RequestBody):
 
 
 class NewOffer(RequestBody):
-    """An offer to set up. Without a code one is generated; without a start it starts now."""
+    """An offer to create.
+
+    Without a code, one is generated; without a start, it starts now.
+    """
 
     name: StorableText
     discount: DiscountIn
@@ -64,19 +70,19 @@ class NewOffer(RequestBody):
     ends_at: Rfc3339Time | None = None
     time_zone: StorableText = "UTC"
     max_redemptions: StrictInt | None = None
-    audience: Annotated[StorableText | None, Field(description="The name of an audience; null is everyone known.")] = (
+    audience: Annotated[StorableText | None, Field(description="The name of an audience; null for all customers.")] = (
         None
     )
     personal_code_required: StrictBool = False
     mail: Mail | None = None
 
 
-# pydantic does not look at defaults, so a null that was sent is refused and one that was not is not seen.
+# pydantic does not validate defaults: a null in the body is refused, an omitted field is not.
 _UNSET: Any = None
 
 
 class OfferChange(RequestBody):
-    """What to change of an offer; what is left out stays, and only three of them can be null."""
+    """Changes of an offer. Omitted fields stay unchanged; only three can be null."""
 
     name: StorableText = _UNSET
     discount: DiscountIn = _UNSET
@@ -91,19 +97,19 @@ class OfferChange(RequestBody):
 
 
 class OfferPath(BaseModel):
-    """An offer by its code or an alias, in any spelling."""
+    """The code of an offer or an alias, in any spelling."""
 
     code: str
 
 
 class CodePath(OfferPath):
-    """One code that an offer had before."""
+    """An earlier code of an offer."""
 
     alias: str
 
 
 class NewCode(RequestBody):
-    """The code that an offer gives out from now on; left out or null has one generated."""
+    """The new code of an offer; omitted or null to generate one."""
 
     code: StorableText | None = None
 
@@ -122,7 +128,7 @@ class OfferOut(BaseModel):
     """An offer."""
 
     code: str
-    aliases: Annotated[list[str], Field(description="Earlier codes that still work, newest first.")]
+    aliases: Annotated[list[str], Field(description="Earlier codes that are still valid, newest first.")]
     name: str
     discount: PercentOut | AmountOut
     starts_at: str
@@ -146,7 +152,7 @@ class OfferPage(BaseModel):
 def offer_json(
     offer: Offer, at: datetime, audience: str | None, redeemed: int, codes: Sequence[OfferCode]
 ) -> dict[str, Any]:
-    """An offer as JSON gives it."""
+    """Return the JSON of an offer."""
     return {
         "code": offer.code_as_written,
         "aliases": [row.code_as_written for row in codes if row.closed_at is None and row.code != offer.code],

@@ -1,4 +1,4 @@
-"""The JSON of redemptions: what is taken and what is given."""
+"""Request and response bodies of redemptions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import math
 from typing import Annotated, Any, Literal
 
+from flask_babel import gettext as _
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
 
 from webapp.core.errors import FieldError, InvalidInput
@@ -27,25 +28,25 @@ from webapp.views.api.schemas.types import (
 
 METADATA_BYTES = 4096
 METADATA_DEPTH = 5
-AMOUNT_MAX = 10**15
+ORDER_AMOUNT_MAX = 10**15
 
 
-def _validate_metadata(given: dict[str, Any]) -> dict[str, Any]:
-    """Small, shallow, and such that the database can hold it."""
-    level: list[Any] = [given]
-    for _ in range(METADATA_DEPTH):
+def _validate_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Check that metadata is small, shallow and storable in the database."""
+    level: list[Any] = [metadata]
+    for _depth in range(METADATA_DEPTH):
         level = [child for value in level for child in _child_values(value)]
         if not level:
             break
     else:
         raise ValueError(f"nest at most {METADATA_DEPTH} levels")
     try:
-        size = len(json.dumps(given, ensure_ascii=False, allow_nan=False).encode())
+        size = len(json.dumps(metadata, ensure_ascii=False, allow_nan=False).encode())
     except ValueError:
         raise ValueError("numbers must be finite and text must be valid Unicode") from None
     if size > METADATA_BYTES:
         raise ValueError(f"send at most {METADATA_BYTES} bytes")
-    return given
+    return metadata
 
 
 def _child_values(value: Any) -> list[Any]:
@@ -64,7 +65,7 @@ ShortText = Annotated[StrictStr, Field(min_length=1, max_length=200), AfterValid
 
 
 class CustomerReference(RequestBody):
-    """A customer by e-mail or by your own id."""
+    """A customer, by email address or by your own id."""
 
     email: Annotated[StrictStr, Field(max_length=320, examples=["ada@example.com"])] | None = None
     source_id: ShortText | None = None
@@ -77,10 +78,10 @@ class CustomerReference(RequestBody):
 
 
 class OrderIn(RequestBody):
-    """The order: its id, and its amount in minor units of its currency."""
+    """An order: its id, and its amount in minor units of its currency."""
 
     id: ShortText
-    amount: Annotated[StrictInt, Field(ge=0, le=AMOUNT_MAX)] | None = None
+    amount: Annotated[StrictInt, Field(ge=0, le=ORDER_AMOUNT_MAX)] | None = None
     currency: Annotated[StrictStr, Field(pattern=r"^[A-Z]{3}$", examples=["EUR"])] | None = None
 
     def to_order(self) -> Order:
@@ -88,7 +89,7 @@ class OrderIn(RequestBody):
 
 
 class NewValidation(RequestBody):
-    """What would be redeemed."""
+    """The redemption to validate."""
 
     code: Annotated[StrictStr, Field(max_length=200, examples=["summer25"])]
     customer: CustomerReference
@@ -96,37 +97,40 @@ class NewValidation(RequestBody):
 
 
 class NewRedemption(NewValidation):
-    """What to redeem. `metadata` is kept as it is."""
+    """The redemption to make. `metadata` is stored unchanged."""
 
     metadata: Annotated[dict[StrictStr, Any], AfterValidator(_validate_metadata)] | None = None
 
     def digest(self) -> bytes:
-        """The same for the same request, whatever the order and spacing of its JSON. Short: it is kept in the row."""
+        """Return a hash of the body that ignores the order and spacing of its JSON.
+
+        It is short, because it is stored in the row.
+        """
         body = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(body.encode()).digest()[:8]
 
 
 class NewExplanation(RequestBody):
-    """Whose redeeming of what is to be explained; the code may be a personal one."""
+    """The code and the customer to explain. The code may be a personal one."""
 
     code: Annotated[StrictStr, Field(max_length=200, examples=["summer25"])]
     customer: CustomerReference
 
 
 class NewRollback(RequestBody):
-    """Why a redemption is undone."""
+    """The reason for a rollback."""
 
     reason: StrictStr = Field(examples=["order cancelled"])
 
 
 class RedemptionPath(BaseModel):
-    """A redemption by its id."""
+    """The id of a redemption."""
 
     id: str
 
 
 class RedemptionListQuery(BaseModel):
-    """A page of live redemptions, newest first, narrowed to an offer, a customer, a time."""
+    """A page of live redemptions, newest first, with filters."""
 
     model_config = ConfigDict(extra="forbid")
     offer: Annotated[str | None, Field(description="The offer's code.")] = None
@@ -140,20 +144,20 @@ class RedemptionListQuery(BaseModel):
 
 
 class CustomerEmailPath(BaseModel):
-    """A customer by e-mail."""
+    """The email address of a customer."""
 
     email: str
 
 
 class UsableOffersQuery(BaseModel):
-    """Whether those that were used already are wanted too."""
+    """Whether to include offers that the customer has already redeemed."""
 
     model_config = ConfigDict(extra="forbid")
     used: bool = False
 
 
 class RedemptionCustomerOut(BaseModel):
-    """Whose it is; of an erased customer nothing is known any more."""
+    """The customer of a redemption; the email address of an erased customer is null."""
 
     email: str | None
 
@@ -165,7 +169,7 @@ class OrderOut(BaseModel):
 
 
 class RedemptionOut(BaseModel):
-    """A redemption; `rolled_back_at` is set when it was undone."""
+    """A redemption. `rolled_back_at` is set after a rollback."""
 
     id: str
     code: str
@@ -187,7 +191,7 @@ class RedemptionPage(BaseModel):
 
 
 class ValidationOut(BaseModel):
-    """What would happen: the discount, or the reason why not."""
+    """The result of a validation: the discount, or the reason for the refusal."""
 
     valid: bool
     discount: PercentOut | AmountOut | None = None
@@ -199,7 +203,10 @@ class ValidationOut(BaseModel):
 
 
 class CheckOut(BaseModel):
-    """One check of the rule: `passed` is null where it can't be asked, `reason` what a refusal by it is called."""
+    """One check of the rule.
+
+    `passed` is null when it could not be made; `reason` is the reason of its refusal.
+    """
 
     name: Literal["code", "customer", "unused", "window", "status", "audience", "personal_code", "room"]
     passed: bool | None
@@ -213,7 +220,7 @@ class ExplainedOfferOut(BaseModel):
 
 
 class ExplainedEmailOut(BaseModel):
-    """A mail about the offer to the customer, and what became of it."""
+    """An email about the offer to the customer, and its delivery status."""
 
     campaign: int
     kind: str
@@ -222,9 +229,9 @@ class ExplainedEmailOut(BaseModel):
 
 
 class ExplanationOut(BaseModel):
-    """What redeeming would answer now, with every check in the order of the rule; the first that failed decides.
+    """What redeeming would answer now, with every check in the order of the rule.
 
-    `redemption` is the id of the customer's live redemption of this offer.
+    The first that failed decides. `redemption` is the id of the customer's live redemption of the offer.
     """
 
     redeemable: bool
@@ -238,7 +245,10 @@ class ExplanationOut(BaseModel):
 
 
 class UsableOfferOut(BaseModel):
-    """An offer that the customer can use now; `redeemed_at` is set where it was used already."""
+    """An offer that the customer can redeem now.
+
+    `redeemed_at` is set if they already have.
+    """
 
     code: str
     personal_code: str
@@ -252,62 +262,66 @@ class UsableOffersOut(BaseModel):
     offers: list[UsableOfferOut]
 
 
-def hash_idempotency_key(given: str | None) -> str | None:
-    """What is kept of the header's value: twelve characters of its hash, whatever its length. It is only ever compared
-    with the key of a redemption of the same offer by the same customer.
+def hash_idempotency_key(key: str | None) -> str | None:
+    """Return the stored form of an Idempotency-Key: twelve characters of its hash.
 
-    :raises Invalid: unless it is 1 to 255 visible ASCII characters.
+    That is enough, because it is only compared with the key of a redemption of the same offer by the same customer.
+
+    :raises InvalidInput: unless the key is 1 to 255 visible ASCII characters.
     """
-    if given is not None and (not 1 <= len(given) <= 255 or not given.isascii() or not given.isprintable()):
-        raise InvalidInput(
-            FieldError("Idempotency-Key", "idempotency_key_invalid", "Send 1 to 255 visible ASCII characters.")
-        )
-    return None if given is None else base64.b64encode(hashlib.sha256(given.encode()).digest()[:9]).decode()
+    if key is None:
+        return None
+    if not 1 <= len(key) <= 255 or not key.isascii() or not key.isprintable():
+        message = _("Send 1 to 255 visible ASCII characters.")
+        raise InvalidInput(FieldError("Idempotency-Key", "idempotency_key_invalid", message))
+    return base64.b64encode(hashlib.sha256(key.encode()).digest()[:9]).decode()
 
 
-def explanation_json(told: Explanation) -> dict[str, Any]:
-    """An explanation as JSON gives it."""
-    offer, facts = told.facts.offer, told.facts
+def explanation_json(explanation: Explanation) -> dict[str, Any]:
+    """Return the JSON of an explanation."""
+    offer, facts = explanation.facts.offer, explanation.facts
     return {
-        "redeemable": told.reason is None,
-        "reason": told.reason,
-        "detail": told.detail,
+        "redeemable": explanation.reason is None,
+        "reason": explanation.reason,
+        "detail": explanation.detail,
         "checks": [
             {"name": line.check.name, "passed": line.check.passed, "reason": line.check.reason, "detail": line.detail}
-            for line in told.checks
+            for line in explanation.checks
         ],
         "offer": {"code": offer.code, "name": offer.name} if offer else None,
         "customer": {"email": facts.email} if facts.customer_id is not None else None,
-        "redemption": next((done.public_id for done in told.redemptions if done.row.rolled_back_at is None), None),
+        "redemption": next(
+            (record.public_id for record in explanation.redemptions if record.row.rolled_back_at is None), None
+        ),
         "mails": [
             {
-                "campaign": mail.campaign.id,
-                "kind": mail.campaign.kind,
-                "status": mail.state,
-                "at": format_rfc3339(mail.at or mail.campaign.launched_at),
+                "campaign": delivery.campaign.id,
+                "kind": delivery.campaign.kind,
+                "status": delivery.state,
+                "at": format_rfc3339(delivery.at or delivery.campaign.launched_at),
             }
-            for mail in told.emails
+            for delivery in explanation.emails
         ],
     }
 
 
-def redemption_json(done: RedemptionRecord) -> dict[str, Any]:
-    """A redemption as JSON gives it."""
-    use = done.row
+def redemption_json(record: RedemptionRecord) -> dict[str, Any]:
+    """Return the JSON of a redemption."""
+    row = record.row
     order = None
-    if use.order_id is not None:
-        order = {"id": use.order_id, "amount": use.order_amount, "currency": use.order_currency}
+    if row.order_id is not None:
+        order = {"id": row.order_id, "amount": row.order_amount, "currency": row.order_currency}
     return {
-        "id": done.public_id,
-        "code": done.code,
-        "offer": done.offer_name,
-        "customer": {"email": None if done.email == ERASED_EMAIL_PLACEHOLDER else done.email},
-        "discount": discount_json(done.discount),
-        "discount_amount": use.discount_amount,
+        "id": record.public_id,
+        "code": record.code,
+        "offer": record.offer_name,
+        "customer": {"email": None if record.email == ERASED_EMAIL_PLACEHOLDER else record.email},
+        "discount": discount_json(record.discount),
+        "discount_amount": row.discount_amount,
         "order": order,
-        "metadata": use.order_metadata,
-        "channel": use.channel,
-        "redeemed_at": format_rfc3339(use.redeemed_at),
-        "rolled_back_at": format_rfc3339(use.rolled_back_at),
-        "rollback_reason": use.reason,
+        "metadata": row.order_metadata,
+        "channel": row.channel,
+        "redeemed_at": format_rfc3339(row.redeemed_at),
+        "rolled_back_at": format_rfc3339(row.rolled_back_at),
+        "rollback_reason": row.reason,
     }

@@ -1,4 +1,4 @@
-"""What staff type about an offer, and the typed value it stands for."""
+"""Forms of staff to search for, create and change offers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
 from babel.numbers import get_currency_precision, is_currency
+from flask_babel import gettext as _
+from flask_babel import lazy_gettext as _l
+from flask_babel import ngettext
+from flask_babel.speaklater import LazyString
 from flask_wtf import FlaskForm
 from wtforms import (
     BooleanField,
@@ -33,23 +37,23 @@ from webapp.offers.models import Offer, OfferState, OfferValues
 T = TypeVar("T")
 _NUMBER_PATTERN = re.compile(r"[0-9]{1,15}([.,][0-9]{1,6})?", re.ASCII)
 FOLD_CHOICES = [
-    SelectChoice("0", "The first time, before clocks go back"),
-    SelectChoice("1", "The second time, after they went back"),
+    SelectChoice("0", _l("The first time, before the clocks go back")),
+    SelectChoice("1", _l("The second time, after the clocks went back")),
 ]
 _STATE_LABELS = {
-    "": "Every state",
-    "live": "Live",
-    "scheduled": "Scheduled",
-    "paused": "Paused",
-    "used_up": "Used up",
-    "ended": "Ended",
+    "": _l("All states"),
+    "live": _l("Live"),
+    "scheduled": _l("Scheduled"),
+    "paused": _l("Paused"),
+    "used_up": _l("Limit reached"),
+    "ended": _l("Ended"),
 }
 
 
 class TimeOfDayField(TimeField):
-    """A time that shows its seconds only where it has any."""
+    """A time of day that shows seconds only when it has any."""
 
-    def __init__(self, label: str, **options: Any) -> None:
+    def __init__(self, label: LazyString | str, **options: Any) -> None:
         super().__init__(label, format=["%H:%M", "%H:%M:%S"], validators=[Optional()], **options)
 
     def _value(self) -> str:
@@ -61,91 +65,97 @@ class TimeOfDayField(TimeField):
 
 
 class OfferSearchForm(Form):
-    """What the list of offers is narrowed to."""
+    """The filters of the list of offers."""
 
-    q = StringField("Name or code")
+    q = StringField(_l("Name or code"))
     state = SelectField(
-        "State",
+        _l("State"),
         choices=[SelectChoice(value, label) for value, label in _STATE_LABELS.items()],
         default="",
         validate_choice=False,
     )
 
     def selected_state(self) -> OfferState | None:
-        """The state to show; None for every one, and for a word that is none."""
+        """Return the state to filter by; None for all states and for an unknown one."""
         return self.state.data if self.state.data and self.state.data in _STATE_LABELS else None
 
 
 class RenewCodeForm(FlaskForm):
-    """Another code for an offer; empty has one made up."""
+    """Another code for an offer; generated when left empty."""
 
-    code = StringField("New code")
+    code = StringField(_l("New code"))
 
 
 class OfferForm(FlaskForm):
-    """A new offer or a change of one. Fields that a frozen offer does not show stay as they are."""
+    """A new offer or a change of one.
 
-    name = StringField("Name")
-    code = StringField("Code")
+    Fields that are hidden for a frozen offer stay unchanged.
+    """
+
+    name = StringField(_l("Name"))
+    code = StringField(_l("Code"))
     discount_type = RadioField(
-        "Discount",
-        choices=[SelectChoice("percent", "A share of the order"), SelectChoice("amount", "A fixed amount")],
+        _l("Discount"),
+        choices=[SelectChoice("percent", _l("Percentage of the order")), SelectChoice("amount", _l("Fixed amount"))],
         default="percent",
     )
-    discount_percent = StringField("Percent")
-    discount_amount = StringField("Amount")
-    discount_currency = StringField("Currency", default="EUR")
+    discount_percent = StringField(_l("Percent"))
+    discount_amount = StringField(_l("Amount"))
+    discount_currency = StringField(_l("Currency"), default="EUR")
     time_zone = SelectField(
-        "Time zone",
+        _l("Time zone"),
         choices=[SelectChoice(name) for name in local_time.list_time_zones()],
         default="UTC",
         validate_choice=False,
     )
-    starts_at = DateField("First day", validators=[Optional()])
-    starts_at_time = TimeOfDayField("From")
-    starts_at_fold = RadioField("Which one?", choices=FOLD_CHOICES, validators=[Optional()])
-    ends_at = DateField("Last day", validators=[Optional()])
-    ends_at_time = TimeOfDayField("Until")
-    ends_at_fold = RadioField("Which one?", choices=FOLD_CHOICES, validators=[Optional()])
-    max_redemptions = StringField("Cap")
-    audience = SelectField("Audience", default="", validate_choice=False)
-    personal_code_required = BooleanField("Ask for the personal code")
+    starts_at = DateField(_l("First day"), validators=[Optional()])
+    starts_at_time = TimeOfDayField(_l("From"))
+    starts_at_fold = RadioField(_l("Which one?"), choices=FOLD_CHOICES, validators=[Optional()])
+    ends_at = DateField(_l("Last day"), validators=[Optional()])
+    ends_at_time = TimeOfDayField(_l("Until"))
+    ends_at_fold = RadioField(_l("Which one?"), choices=FOLD_CHOICES, validators=[Optional()])
+    max_redemptions = StringField(_l("Max redemptions"))
+    audience = SelectField(_l("Audience"), default="", validate_choice=False)
+    personal_code_required = BooleanField(_l("Require personal codes"))
     version = HiddenField()
 
     def set_audience_choices(self, audiences: list[tuple[int, str]]) -> None:
-        """Say which audiences there are to choose from."""
-        named = [SelectChoice(str(number), name) for number, name in audiences]
-        self.audience.choices = [SelectChoice("", "Everyone known"), *named]
+        """Set the audiences to choose from, as pairs of id and name."""
+        choices = [SelectChoice(str(audience_id), name) for audience_id, name in audiences]
+        self.audience.choices = [SelectChoice("", _l("All customers")), *choices]
 
     def fill_from_offer(self, offer: Offer) -> None:
-        """Fill the form in with an offer as it stands."""
+        """Fill the form with the current values of an offer."""
         for name, value in _form_data(offer).items():
             self[name].data = value
         self.version.data = str(offer.version)
 
     def values(self, offer: Offer | None = None) -> OfferValues:
-        """What was typed, understood. Fields that `offer`, which it changes, did not show are taken from there.
+        """Parse the form.
 
-        :raises Invalid: with an error for each field that can't be read.
+        :param offer: the offer to change; the values of fields that are hidden for it are taken from there.
+        :raises InvalidInput: with an error for each invalid field.
         """
         errors: list[FieldError] = []
 
-        def read(parse: Callable[[], T], otherwise: T) -> T:
+        def collect_errors(parse: Callable[[], T], default: T) -> T:
             try:
                 return parse()
             except InvalidInput as error:
                 errors.extend(error.errors)
-                return otherwise
+                return default
 
         frozen = offer.values() if offer is not None and offer.frozen_at is not None else None
-        place = read(lambda: local_time.parse_time_zone(self.time_zone.data or ""), ZoneInfo("UTC"))
-        starts_at = read(lambda: self._parse_start(place, offer), None)
-        ends_at = read(lambda: self._parse_end(place, offer), None)
+        time_zone = collect_errors(lambda: local_time.parse_time_zone(self.time_zone.data or ""), ZoneInfo("UTC"))
+        starts_at = collect_errors(lambda: self._parse_start(time_zone, offer), None)
+        ends_at = collect_errors(lambda: self._parse_end(time_zone, offer), None)
         discount = (
-            frozen.discount if frozen and not self._was_submitted("discount_type") else read(self._parse_discount, None)
+            frozen.discount
+            if frozen and not self._was_submitted("discount_type")
+            else collect_errors(self._parse_discount, None)
         )
-        cap = None if frozen and not self._was_submitted("max_redemptions") else read(self._parse_cap, None)
-        audience_id = read(self._parse_audience_id, None)
+        cap = None if frozen and not self._was_submitted("max_redemptions") else collect_errors(self._parse_cap, None)
+        audience_id = collect_errors(self._parse_audience_id, None)
         if errors or starts_at is None or discount is None:
             raise InvalidInput(*errors)
         return OfferValues(
@@ -154,52 +164,57 @@ class OfferForm(FlaskForm):
             starts_at=starts_at,
             code=frozen.code if frozen and not self._was_submitted("code") else (self.code.data or "").strip() or None,
             ends_at=ends_at,
-            time_zone=place.key,
+            time_zone=time_zone.key,
             audience_id=audience_id,
             personal_code_required=bool(self.personal_code_required.data),
             max_redemptions=cap,
         )
 
     def submitted_version(self) -> int:
-        """The version of the offer that was shown; one that never was for anything else."""
+        """Return the version of the offer that the form was opened with.
+
+        Return -1, which no offer has, for anything else.
+        """
         text = self.version.data or ""
         return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
 
     def needs_fold_choice(self, field: str) -> bool:
-        """Whether to ask which one is meant of a time that comes twice."""
+        """Return whether to ask which of two equal times is meant."""
         return needs_fold_choice(self, field)
 
     def _was_submitted(self, name: str) -> bool:
         return bool(self[name].raw_data)
 
-    def _parse_start(self, place: ZoneInfo, offer: Offer | None) -> Any:
+    def _parse_start(self, time_zone: ZoneInfo, offer: Offer | None) -> Any:
         local = parse_local_datetime(self, "starts_at")
         if local is None:
-            raise _invalid_field("starts_at", "day_missing", "Say on which day it starts.")
-        if offer is not None and place.key == offer.time_zone and local == _displayed_local(offer.starts_at, place):
+            raise _invalid_field("starts_at", "day_missing", _("Choose the day on which the offer starts."))
+        is_same_zone = offer is not None and time_zone.key == offer.time_zone
+        if offer is not None and is_same_zone and local == _displayed_local(offer.starts_at, time_zone):
             return offer.starts_at
-        return local_time.window_start(local, place)
+        return local_time.window_start(local, time_zone)
 
-    def _parse_end(self, place: ZoneInfo, offer: Offer | None) -> Any:
+    def _parse_end(self, time_zone: ZoneInfo, offer: Offer | None) -> Any:
         local = parse_local_datetime(self, "ends_at")
         if local is None:
             return None
-        was = offer.ends_at if offer is not None and place.key == offer.time_zone else None
-        if was is not None and local == _displayed_local(was, place, closes=True):
-            return was
-        return local_time.window_end(local, place)
+        previous = offer.ends_at if offer is not None and time_zone.key == offer.time_zone else None
+        if previous is not None and local == _displayed_local(previous, time_zone, is_window_end=True):
+            return previous
+        return local_time.window_end(local, time_zone)
 
     def _parse_discount(self) -> Discount:
         if self.discount_type.data == "amount":
             currency = (self.discount_currency.data or "").strip().upper()
             if not is_currency(currency):
                 raise _invalid_field(
-                    "discount_currency", "currency_unknown", "Give a currency by its three letters: EUR."
+                    "discount_currency",
+                    "currency_unknown",
+                    _("Enter the three-letter code of a currency, such as EUR."),
                 )
             return Discount("amount", amount=_parse_minor_units(self.discount_amount.data, currency), currency=currency)
-        return Discount(
-            "percent", percent=_parse_decimal(self.discount_percent.data, "discount_percent", "such as 25 or 12.5")
-        )
+        message = _("Enter a number such as 25 or 12.5.")
+        return Discount("percent", percent=_parse_decimal(self.discount_percent.data, "discount_percent", message))
 
     def _parse_cap(self) -> int | None:
         text = re.sub(r"[\s,'’]", "", self.max_redemptions.data or "")
@@ -208,54 +223,65 @@ class OfferForm(FlaskForm):
         sign = -1 if text.startswith("-") else 1
         if not text.removeprefix("-").isascii() or not text.removeprefix("-").isdigit() or len(text) > 15:
             raise _invalid_field(
-                "max_redemptions", "cap_invalid", "Give a whole number such as 1000, or nothing for no cap."
+                "max_redemptions",
+                "cap_invalid",
+                _("Enter a whole number such as 1000, or leave this empty for no limit."),
             )
         return sign * int(text.removeprefix("-"))
 
     def _parse_audience_id(self) -> int | None:
-        chosen = self.audience.data or ""
-        if not chosen:
+        audience_id = self.audience.data or ""
+        if not audience_id:
             return None
-        if chosen not in [choice.value for choice in self.audience.choices or []]:
-            raise _invalid_field("audience", "audience_unknown", "This audience does not exist; choose another.")
-        return int(chosen)
+        if audience_id not in [choice.value for choice in self.audience.choices or []]:
+            raise _invalid_field("audience", "audience_unknown", _("This audience does not exist. Choose another one."))
+        return int(audience_id)
 
 
 def parse_local_datetime(form: Form, name: str) -> LocalDateTime | None:
-    """What was typed into the fields `name`, `name_time` and `name_fold` of a form; None for no day.
+    """Parse the fields `name`, `name_time` and `name_fold` of a form.
 
-    :raises Invalid: at the field that can't be read.
+    Return None without a day.
+
+    :raises InvalidInput: with an error for the invalid field.
+
     """
     day: date | None = form[name].data
     clock: time | None = form[f"{name}_time"].data
     if _has_input(form[name]) and day is None:
-        raise _invalid_field(name, "day_invalid", "This is not a day of the calendar.")
+        raise _invalid_field(name, "day_invalid", _("This is not a valid date."))
     if _has_input(form[f"{name}_time"]) and clock is None:
-        raise _invalid_field(f"{name}_time", "time_invalid", "Give a time such as 18:00.")
+        raise _invalid_field(f"{name}_time", "time_invalid", _("Enter a time such as 18:00."))
     if day is None:
         if clock is not None:
-            raise _invalid_field(name, "day_missing", "Say on which day, too.")
+            raise _invalid_field(name, "day_missing", _("Choose a day, too."))
         return None
     fold = form[f"{name}_fold"].data
     return LocalDateTime(day, clock, int(fold) if fold in ("0", "1") else None)
 
 
 def needs_fold_choice(form: Form, field: str) -> bool:
-    """Whether a form is to ask which one is meant of a time that comes twice."""
-    told = any("comes twice" in error for error in form[field].errors)
-    return told or bool(form[f"{field}_fold"].data)
+    """Return whether a form has to ask which of two equal times is meant.
+
+    There are two when the clocks go back.
+    """
+    is_ambiguous = "time_ambiguous" in getattr(form[field], "error_keys", ())
+    return is_ambiguous or bool(form[f"{field}_fold"].data)
 
 
-def _displayed_local(at: datetime, place: ZoneInfo, *, closes: bool = False) -> LocalDateTime:
-    """What the form shows of a moment. It leaves out what is below a second, which must not be lost by that."""
-    local = local_time.utc_to_local(at, place, is_window_end=closes)
+def _displayed_local(at: datetime, time_zone: ZoneInfo, *, is_window_end: bool = False) -> LocalDateTime:
+    """Return the local time as the form shows it, without fractions of a second.
+
+    An unchanged field is recognised by it, so that the fractions are not lost.
+    """
+    local = local_time.utc_to_local(at, time_zone, is_window_end=is_window_end)
     return LocalDateTime(local.day, local.time.replace(microsecond=0) if local.time else None, local.fold)
 
 
 def _form_data(offer: Offer) -> dict[str, Any]:
-    place = ZoneInfo(offer.time_zone)
-    start = _displayed_local(offer.starts_at, place)
-    end = _displayed_local(offer.ends_at, place, closes=True) if offer.ends_at else None
+    time_zone = ZoneInfo(offer.time_zone)
+    start = _displayed_local(offer.starts_at, time_zone)
+    end = _displayed_local(offer.ends_at, time_zone, is_window_end=True) if offer.ends_at else None
     percent = offer.percent.normalize() if offer.percent is not None else None
     return {
         "name": offer.name,
@@ -289,19 +315,27 @@ def _invalid_field(field: str, key: str, message: str) -> InvalidInput:
     return InvalidInput(FieldError(field, key, message))
 
 
-def _parse_decimal(text: str | None, field: str, such_as: str) -> Decimal:
-    plain = re.sub(r"[\s%]", "", text or "")
-    if not _NUMBER_PATTERN.fullmatch(plain):
-        raise _invalid_field(field, "discount_invalid", f"Give a number {such_as}.")
-    return Decimal(plain.replace(",", "."))
+def _parse_decimal(text: str | None, field: str, message: str) -> Decimal:
+    digits = re.sub(r"[\s%]", "", text or "")
+    if not _NUMBER_PATTERN.fullmatch(digits):
+        raise _invalid_field(field, "discount_invalid", message)
+    return Decimal(digits.replace(",", "."))
 
 
 def _parse_minor_units(text: str | None, currency: str) -> int:
     decimals = get_currency_precision(currency)
     example = "5.00" if decimals == 2 else "5" if decimals == 0 else "5.000"
-    exact = _parse_decimal(text, "discount_amount", f"such as {example}").scaleb(decimals)
+    message = _("Enter a number such as %(example)s.", example=example)
+    exact = _parse_decimal(text, "discount_amount", message).scaleb(decimals)
     if exact != exact.to_integral_value():
-        raise _invalid_field("discount_amount", "discount_invalid", f"{currency} has {decimals or 'no'} decimals.")
+        message = (
+            ngettext(
+                "%(currency)s has %(num)s decimal.", "%(currency)s has %(num)s decimals.", decimals, currency=currency
+            )
+            if decimals
+            else _("%(currency)s has no decimals.", currency=currency)
+        )
+        raise _invalid_field("discount_amount", "discount_invalid", message)
     return int(exact)
 
 
