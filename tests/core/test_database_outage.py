@@ -203,8 +203,8 @@ def test_one_connection_that_is_ended_is_over_when_another_answers(
         )
     assert not database_health.is_database_unavailable()
     assert [line.split("webapp.core.database_health ")[1][:24] for line in stream.getvalue().splitlines()] == [
-        "the database is unavailab",
-        "the database has recovere",
+        "the database is unavaila",
+        "the database has recover",
     ]
 
 

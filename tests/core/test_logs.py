@@ -236,7 +236,7 @@ def test_a_task_that_fails_says_so_once_and_which_it_was(test_settings: Settings
 
     (line,) = lines(stream)
     assert (line["message"], line["level"]) == ("task failed", "ERROR")
-    assert (line["task"], line["campaign_id"]) == ("test_logs.fails", 5)
+    assert (line["task"], line["campaign_id"]) == ("tests.fails", 5)
     assert "ada" not in stream.getvalue()
 
 

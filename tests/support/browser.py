@@ -73,8 +73,8 @@ def accept_invitation(page: Page, shop: RunningShop, role: str = "admin") -> Non
     page.get_by_label("Name").fill("Grace Hopper")
     page.get_by_label("Email").fill("grace@example.com")
     page.get_by_label("Password", exact=True).fill("correct horse battery")
-    page.get_by_label("Password again").fill("correct horse battery")
-    page.get_by_role("button", name="Start").click()
+    page.get_by_label("Repeat password").fill("correct horse battery")
+    page.get_by_role("button", name="Create account").click()
     expect(page.get_by_text("Welcome, Grace Hopper")).to_be_visible()
 
 

@@ -262,7 +262,7 @@ def _parse_sender(text: str) -> str:
             raise ValueError(local)
         _normalise_host(domain)
     except ValueError as error:
-        raise SettingsError("MAIL_DEFAULT_SENDER must look like: Shop <offers@example.com>") from error
+        raise SettingsError("MAIL_DEFAULT_SENDER must be an address such as Shop <offers@example.com>") from error
     return text
 
 

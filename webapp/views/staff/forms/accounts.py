@@ -58,7 +58,7 @@ def _confirmation_validators(field: str) -> list[object]:
 
 
 class SignInForm(FlaskForm):
-    email = EmailField(_l("Email"), [InputRequired(_l("Enter your email address."))])
+    email = EmailField(_l("Email address"), [InputRequired(_l("Enter your email address."))])
     password = PasswordField(_l("Password"), [InputRequired(_l("Enter your password."))])
 
 
@@ -77,7 +77,7 @@ class _NameAndTimeZoneForm(FlaskForm):
 
 
 class AcceptInvitationForm(_NameAndTimeZoneForm):
-    email = EmailField(_l("Email"), [InputRequired(_l("Enter your email address."))])
+    email = EmailField(_l("Email address"), [InputRequired(_l("Enter your email address."))])
     password = PasswordField(_l("Password"), _new_password_validators())
     confirm = PasswordField(_l("Repeat password"), _confirmation_validators("password"))
 
@@ -104,7 +104,7 @@ class ChangePasswordForm(FlaskForm):
 
 class InviteForm(FlaskForm):
     role = SelectField(_l("Role"), choices=_build_choices(ROLE_LABELS), default="manager")
-    email = EmailField(_l("Email"), filters=[lambda text: (text or "").strip()])
+    email = EmailField(_l("Email address"), filters=[lambda text: (text or "").strip()])
 
 
 class RoleForm(FlaskForm):
