@@ -465,9 +465,9 @@ def test_the_design_is_small(app: Flask, offer: Callable[..., Offer]) -> None:
 
 def test_a_mailbox_shows_the_first_words_beside_the_subject(write: Callable[..., EmailMessage]) -> None:
     seen = body(write(), "html")
-    glimpse = re.search(r'<div class="glimpse"[^>]*>([^<\u2007]*)', seen)
-    assert glimpse is not None
-    assert glimpse[1] == "Summer is here, and it comes with a discount for you:"
+    preheader = re.search(r'<div class="preheader"[^>]*>([^<\u2007]*)', seen)
+    assert preheader is not None
+    assert preheader[1] == "Summer is here, and it comes with a discount for you:"
 
 
 def test_outlook_draws_the_button_with_the_same_address(write: Callable[..., EmailMessage]) -> None:

@@ -194,10 +194,11 @@ _RECORD_BOUNCE = text(
       where b.campaign_id = :campaign and b.first_id <= :customer and b.last_id >= :customer and b.status <> 'sending'
         and exists (
           select from (
-            select place, sum(gap) over (order by place) as id from unnest(b.gaps) with ordinality g (gap, place)
+            select position, sum(gap) over (order by position) as id
+            from unnest(b.gaps) with ordinality g (gap, position)
           ) p
           left join mail_issue i on i.campaign_id = b.campaign_id and i.customer_id = p.id
-          where p.id = :customer and (b.status = 'done' or p.place <= b.window_start or i.state = 'uncertain')
+          where p.id = :customer and (b.status = 'done' or p.position <= b.window_start or i.state = 'uncertain')
         )
       for no key update of b
     ),

@@ -241,8 +241,8 @@ def _list_recipients_in_state(
         condition += f" and ({_RETRY_IN_PROGRESS}) is not true"
     rows = _ISSUE_KEYS.format(state=":state", condition=condition)
     if state == "deferred":
-        is_retried = f"{condition} and {_RETRY_IN_PROGRESS}"  # no translation
-        retried = _ISSUE_KEYS.format(state="'uncertain'", condition=is_retried)
+        condition += f" and {_RETRY_IN_PROGRESS}"
+        retried = _ISSUE_KEYS.format(state="'uncertain'", condition=condition)
         rows += f" union all {retried}"
     statement = _SELECT_BY_STATE.format(columns=_COLUMNS, joins=_LOOKUP_JOINS, rows=rows)
     values = {"campaign": campaign_id, "state": state, "after": after, "limit": limit, "code": code, "cause": cause}
