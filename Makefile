@@ -6,6 +6,8 @@ VENV := .venv/bin/python
 # Our settings read .env themselves, and say in one line when that can't be.
 FLASK := FLASK_SKIP_DOTENV=1 $(VENV) -m flask --app wsgi
 PORT ?=
+# Each test process would otherwise compile all tests again where Python is told to keep no compiled files.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX="$(CURDIR)/.venv/pycache" $(VENV) -m pytest
 # More than a few test processes only wait for each other's servers. Tests of one group share what is dear to start.
 TEST_ARGS ?= --quiet --numprocesses auto --maxprocesses 4 --dist loadgroup
 ifneq ($(PORT),)
@@ -36,10 +38,10 @@ demo-remove: install ## Take that shop out again, nothing else
 	@$(FLASK) demo remove
 
 run-test: install-dev ## Run the tests of the product
-	@$(VENV) -m pytest -m "not slow" $(TEST_ARGS)
+	@$(PYTEST) -m "not slow" $(TEST_ARGS)
 
 run-test-all: install-dev ## Run the long tests that run-test leaves out
-	@$(VENV) -m pytest -m slow $(TEST_ARGS)
+	@$(PYTEST) -m slow $(TEST_ARGS)
 
 ##@ Every day
 

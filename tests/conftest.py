@@ -16,22 +16,18 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import flask_migrate
 import psycopg
 import pytest
-from flask import Flask, g
+from flask import Flask
 from flask.testing import FlaskClient
 
-from local import cli
 from local import postgresql as embedded_postgresql
-from tests.support import smtp_relay, watchdog
+from tests.support import program, smtp_relay, watchdog
 from tests.support.chromium import find_chromium
-from tests.support.databases import empty_tables, fresh_database
-from webapp import create_app
+from tests.support.databases import drop_template, migrated_database
 from webapp.accounts import actions as account_actions
 from webapp.accounts.models import StaffUser
 from webapp.core import settings as app_settings
-from webapp.core import signing_keys, task_queue
 from webapp.core.email_addresses import normalise_email
 from webapp.core.extensions import db
 from webapp.customers.models import ERASED_EMAIL_PLACEHOLDER, Customer, Suppression
@@ -90,6 +86,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    if config.stash.get(_WATCHDOG, None):
+        drop_template()
     if server := config.stash.get(_SERVER, None):
         server.stop()
     if dog := config.stash.get(_WATCHDOG, None):
@@ -104,56 +102,26 @@ _WATCHDOG = pytest.StashKey[subprocess.Popen[bytes]]()
 @pytest.fixture(scope="session")
 def database_url() -> Iterator[str]:
     """An address of a database of this test process alone, migrated."""
-    with fresh_database() as url:
+    with migrated_database() as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def test_settings(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> app_settings.Settings:
     """Their own database and folder, and a relay that refuses everything unless a test starts one."""
-    return app_settings.load_settings(
-        {
-            "DATABASE_URL": database_url,
-            "SECRET_KEY": "only-for-tests",
-            "INSTANCE_PATH": str(tmp_path_factory.mktemp("instance")),
-            "PUBLIC_URL": "http://localhost",
-            "MAIL_SERVER": "127.0.0.1",
-            "MAIL_PORT": "1",
-            "SHOP_NAME": "Test shop",
-        }
-    )
+    return program.settings_for_tests(database_url, tmp_path_factory.mktemp("instance"))
 
 
 @pytest.fixture(scope="session")
 def session_app(test_settings: app_settings.Settings) -> Flask:
-    app = create_app(test_settings)
-    cli.init_app(app)
-    app.config["TESTING"] = True
-    app.config["ARGON2"] = {"time_cost": 1, "memory_cost": 8, "parallelism": 1}
-
-    @app.teardown_request
-    def end_as_outside_tests(_: BaseException | None) -> None:
-        # The context of the test is there before and after the request: without this, what a view forgot to commit
-        # would be there still, and the user of one request would be that of the next.
-        db.session.rollback()
-        for name in list(g):
-            g.pop(name)
-
-    with app.app_context():
-        flask_migrate.upgrade()
-    return app
+    return program.create_test_app(test_settings)
 
 
 @pytest.fixture
 def app(session_app: Flask) -> Iterator[Flask]:
     """The app on empty tables, its context pushed."""
-    # There is one bell in a process; a test that made an app of its own has left it there.
-    task_queue.init_app(session_app)
-    with session_app.app_context():
-        empty_tables()
-        signing_keys.clear_key_cache()
+    with program.on_empty_tables(session_app):
         yield session_app
-        db.session.remove()
 
 
 @pytest.fixture

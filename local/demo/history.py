@@ -174,7 +174,7 @@ def _campaigns(stories: list[_Story], now: datetime) -> None:
             .values(
                 offer_id=story.offer_id,
                 kind=mailing.kind,
-                subject=mailing.subject or DEFAULT_SUBJECT,
+                subject=mailing.subject or str(DEFAULT_SUBJECT),
                 text=mailing.text,
                 uncertain_policy=mailing.policy,
                 created_at=at,

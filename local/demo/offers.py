@@ -123,7 +123,9 @@ def _over(day: Day) -> list[Told]:
             audience="Lapsed",
             mailings=(
                 Mailing("done", day(-55, 9, 30), subject="We have missed you: {{ offer.discount }} off your next pot"),
-                Mailing("done", day(-34, 17), "reminder", REMINDER_SUBJECT, REMINDER_TEXT, policy="hold", killed=1),
+                Mailing(
+                    "done", day(-34, 17), "reminder", str(REMINDER_SUBJECT), str(REMINDER_TEXT), policy="hold", killed=1
+                ),
             ),
             uses=190,
             undone=4,
@@ -153,7 +155,7 @@ def _running(day: Day) -> list[Told]:
             ends_at=day(22),
             mailings=(
                 Mailing("done", day(-20, 10), subject="The first flush is here: {{ offer.discount }} off"),
-                Mailing("done", day(-7, 17, 30), "reminder", REMINDER_SUBJECT, REMINDER_TEXT, killed=1),
+                Mailing("done", day(-7, 17, 30), "reminder", str(REMINDER_SUBJECT), str(REMINDER_TEXT), killed=1),
             ),
             uses=1280,
             undone=26,
@@ -189,7 +191,7 @@ def _running(day: Day) -> list[Told]:
             cap=500,
             mailings=(
                 Mailing("done", day(-9, 18), policy="hold", killed=3),
-                Mailing("draft", None, "reminder", REMINDER_SUBJECT, REMINDER_TEXT),
+                Mailing("draft", None, "reminder", str(REMINDER_SUBJECT), str(REMINDER_TEXT)),
             ),
             uses=478,
             undone=11,

@@ -10,12 +10,17 @@ import pytest
 from aiosmtpd.controller import Controller
 from flask import Flask
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from sqlalchemy import text
 
 from local.mailsink.smtp_handler import SinkHandler
-from tests.support import live_server, ports
+from tests.support import live_server, ports, program
 from tests.support.browser import RunningShop
 from tests.support.chromium import CHROMIUM_FLAGS, find_chromium
+from tests.support.databases import migrated_database
+from webapp.core.extensions import db
+from webapp.core.settings import Settings
 
+Program = tuple[str, SinkHandler]
 WHY_SKIPPED = "BROWSER TESTS SKIPPED: no Chromium on this machine (on Debian: apt install chromium)"
 
 
@@ -33,21 +38,67 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
+# The program runs for all tests of a process, on a database of its own: its worker must not find what other tests left.
+
+
+@pytest.fixture(scope="session")
+def database_url() -> Iterator[str]:
+    with migrated_database() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def test_settings(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return program.settings_for_tests(database_url, tmp_path_factory.mktemp("instance"), ports.free_port())
+
+
+@pytest.fixture(scope="session")
+def session_app(test_settings: Settings) -> Flask:
+    return program.create_test_app(test_settings)
+
+
 @pytest.fixture
-def shop(app: Flask, tmp_path: Path, with_settings: Callable[..., object]) -> Iterator[RunningShop]:
-    """Web server, worker and SMTP server, on empty tables."""
-    mails = tmp_path / "mails"
-    mails.mkdir()
-    port = ports.free_port()
-    relay = Controller(SinkHandler(mails), hostname="127.0.0.1", port=port, enable_SMTPUTF8=True)
+def app(session_app: Flask) -> Iterator[Flask]:
+    """The app on empty tables, but that of the workers: theirs lives on."""
+    with program.on_empty_tables(session_app, keep=["worker"]):
+        yield session_app
+
+
+@pytest.fixture(scope="session")
+def live_program(test_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """The address of the web server, beside a worker, and what takes their mails."""
+    handler = SinkHandler(tmp_path_factory.mktemp("mails"))
+    relay = Controller(handler, hostname="127.0.0.1", port=test_settings.mail_port, enable_SMTPUTF8=True)
     relay.start()
-    with_settings(mail_port=port)
-    settings = app.config["SETTINGS"]
     try:
-        with live_server.web_server(settings) as web, live_server.worker(settings, PUBLIC_URL=web.url):
-            yield RunningShop(web.url, mails, app)
+        with live_server.web_server(test_settings) as web, live_server.worker(test_settings, PUBLIC_URL=web.url):
+            yield web.url, handler
     finally:
         relay.stop()
+
+
+@pytest.fixture
+def shop(app: Flask, live_program: Program, tmp_path: Path) -> Iterator[RunningShop]:
+    """Web server, worker and SMTP server, on empty tables."""
+    url, handler = live_program
+    handler.folder = tmp_path / "mails"
+    handler.folder.mkdir()
+    live_server.wait_until(lambda: _exists("select from worker where seen_at > now() - interval '1 minute'"))
+    yield RunningShop(url, handler.folder, app)
+    # Nothing of this test may be at work on the tables of the next.
+    live_server.wait_until(lambda: not _exists(BUSY))
+
+
+BUSY = """
+select from huey_task union all select from batch where status = 'sending' union all
+select from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() and state <> 'idle'
+"""
+
+
+def _exists(rows: str) -> bool:
+    found = db.session.execute(text(f"select exists ({rows})")).scalar_one()
+    db.session.rollback()
+    return bool(found)
 
 
 @pytest.fixture

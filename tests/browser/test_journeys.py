@@ -22,7 +22,7 @@ from tests.support.browser import (
 from webapp.customers.models import Customer
 from webapp.offers.models import Offer
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
 
 def test_staff_import_set_up_launch_and_watch(shop: RunningShop, window: OpenPage, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_staff_import_set_up_launch_and_watch(shop: RunningShop, window: OpenPag
     page.get_by_role("button", name="Save", exact=True).click()
     expect(page.get_by_text("customer.shoe_size").first).to_be_visible()
     text.fill(written)
-    page.get_by_role("button", name="Go on to the launch").click()
+    page.get_by_role("button", name="Save and continue to launch").click()
 
     # Launch: says how many people before it does.
     expect(page.get_by_text("301 people").first).to_be_visible()
@@ -98,13 +98,13 @@ def test_the_preview_follows_the_typing_and_only_save_saves(
     expect(page.get_by_label("Subject", exact=True)).not_to_have_value("Typed for {{ customer.name }}")
     page.get_by_label("Text", exact=True).fill("Kept for {{ customer.name }}\n{{ link }}")
     page.get_by_role("button", name="Save", exact=True).click()
-    expect(page.get_by_text("The mail is saved.")).to_be_visible()
+    expect(page.get_by_text("The email has been saved.")).to_be_visible()
     expect(seen.locator(".words", has_text="Kept for Ada Lovelace").first).to_be_visible()
     # Where the page itself comes with words that are not saved, the frame has these, too.
     page.locator("[name=version]").evaluate("field => field.value = 'other'")
     page.get_by_label("Text", exact=True).fill("Mine for {{ customer.name }}\n{{ link }}")
     page.get_by_role("button", name="Save", exact=True).click()
-    expect(page.get_by_text("Somebody has changed this mail")).to_be_visible()
+    expect(page.get_by_text("Another user has changed this email")).to_be_visible()
     expect(seen.locator(".words", has_text="Mine for Ada Lovelace").first).to_be_visible()
 
 

@@ -42,8 +42,8 @@ DEEP = "<div>" * 20_000 + "x"
 )
 def test_what_is_nested_too_deep_is_refused_at_its_field(app: Flask, source: str) -> None:
     code = (
-        "import sys\nfrom webapp.campaigns import layout, nesting\n"
-        "try: layout._inlined(sys.stdin.read())\nexcept nesting.TooDeep: print('refused')\n"
+        "import sys\nfrom webapp.campaigns.content import design\nfrom webapp.mail import html_depth\n"
+        "try: design._inline_css(sys.stdin.read())\nexcept html_depth.HtmlTooDeep: print('refused')\n"
     )
     # In a process of its own: what is not refused ends it.
     done = subprocess.run([sys.executable, "-c", code], input=source, capture_output=True, text=True, timeout=60)

@@ -246,7 +246,7 @@ def test_the_page_shows_the_code_and_earlier_ones_with_what_can_be_done(staff: F
 
     assert "/redeem?code=WINTER26" in renewed
     assert f'action="/offers/{row.id}/codes/SUMMER25/close"' in renewed
-    assert "SUMMER25 goes on working until you close it." in renewed
+    assert "SUMMER25 stays valid until you close it." in renewed
     assert f'action="/offers/{row.id}/codes/SUMMER25/reopen"' in closed
     assert "/codes/WINTER26/" not in closed
 

@@ -292,7 +292,7 @@ def test_a_wrong_try_is_counted_for_the_offer(
         ({}, "SUMMER25", "ada@example.com"),
         ({}, "SUMMER25", "ada@"),
     ],
-    ids=["no such code", "paused", "used up", "used before", "no e-mail"],
+    ids=["no such code", "paused", "used up", "redeemed before", "no email"],
 )
 def test_what_tells_nothing_about_a_person_is_no_wrong_try(
     client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, values: dict[str, Any], typed: str, email: str
@@ -375,7 +375,7 @@ def test_staff_see_the_alarm_at_the_offer_in_the_list_and_on_the_first_page(
     assert "Require personal codes, or renew the code" in staff.get(f"/offers/{row.id}").text
     assert "failed attempts" not in staff.get(f"/offers/{quiet.id}").text
     assert staff.get("/offers").text.count("failed attempts") == 1
-    assert staff.get("/").text.count("1,234 wrong tries") == 1
+    assert staff.get("/").text.count("1,234 failed attempts") == 1
 
 
 def test_the_advice_is_another_one_where_personal_codes_are_asked_for(staff: FlaskClient, offer: MakeOffer) -> None:

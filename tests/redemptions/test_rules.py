@@ -73,7 +73,7 @@ def of(**values: object) -> RedemptionFacts:
         (of(ends_at=NOW), "offer_expired"),
         (of(ends_at=NOW + timedelta(microseconds=1)), None),
         (of(ends_at=None), None),
-        (of(paused=True), "offer_paused"),
+        (of(is_paused=True), "offer_paused"),
         (ELSEWHERE, "customer_not_eligible"),
         (of(personal_code_required=True), "personal_code_required"),
         (replace(of(personal_code_required=True), personal_code_status="right"), None),
@@ -89,7 +89,7 @@ def test_the_rule(facts: RedemptionFacts, reason: str | None) -> None:
 
 def test_of_several_failures_the_first_in_order_is_the_reason() -> None:
     worst = replace(
-        of(ends_at=NOW, paused=True, personal_code_required=True, redeemed=10), redemption=USE, is_in_audience=False
+        of(ends_at=NOW, is_paused=True, personal_code_required=True, redeemed=10), redemption=USE, is_in_audience=False
     )
 
     judged = evaluate(worst)
@@ -143,7 +143,7 @@ def test_the_customer_hears_that_it_was_used() -> None:
 
 def test_on_an_offer_that_nobody_can_use_a_stranger_does_not_hear_who_has_used_it() -> None:
     assert evaluate(replace(of(ends_at=NOW), redemption=USE)).public_reason == "offer_expired"
-    assert evaluate(replace(of(paused=True), redemption=USE)).public_reason == "offer_paused"
+    assert evaluate(replace(of(is_paused=True), redemption=USE)).public_reason == "offer_paused"
 
 
 def ask(key: str | None = None, order: str | None = None, body: bytes = b"1", api_key: int = 1) -> RedemptionRequest:

@@ -71,7 +71,7 @@ def accept_invitation(page: Page, shop: RunningShop, role: str = "admin") -> Non
     """Choose name and password by an invitation, which also signs in."""
     page.goto(shop.invitation(role))
     page.get_by_label("Name").fill("Grace Hopper")
-    page.get_by_label("Email address").fill("grace@example.com")
+    page.get_by_label("Email").fill("grace@example.com")
     page.get_by_label("Password", exact=True).fill("correct horse battery")
     page.get_by_label("Password again").fill("correct horse battery")
     page.get_by_role("button", name="Start").click()
@@ -91,7 +91,7 @@ def write_csv(folder: Path, rows: int) -> Path:
 
 def submit_code(page: Page, code: str, address: str) -> None:
     page.get_by_label("Code").fill(code)
-    page.get_by_label("Email address").fill(address)
+    page.get_by_label("Email").fill(address)
     page.get_by_role("button").last.click()
 
 

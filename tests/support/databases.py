@@ -1,36 +1,97 @@
-"""Databases of the test server."""
+"""Databases of the test server.
+
+The migrations run once per test run, in a template; each test process copies it.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
+import flask_migrate
 import psycopg
 from psycopg import sql
 from sqlalchemy import text
 
+from tests.support.watchdog import RUN_VARIABLE
+from webapp import create_app
+from webapp.core import settings as app_settings
 from webapp.core.extensions import db
 
 
 @contextmanager
-def fresh_database() -> Iterator[str]:
-    """An address of an empty database, which is dropped afterwards."""
-    server = os.environ["TEST_DATABASE_URL"]
+def fresh_database(template: str = "template1") -> Iterator[str]:
+    """An address of an empty database, or of a copy of a template, which is dropped afterwards."""
     name = f"onecode_test_{secrets.token_hex(4)}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-    parts = urlsplit(server)
-    yield f"postgresql://{parts.netloc}/{name}" + (f"?{parts.query}" if parts.query else "")
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+    _execute("create database {} template {}", name, template)
+    yield _address(name)
+    _execute("drop database {} with (force)", name)
 
 
-def empty_tables() -> None:
+@contextmanager
+def migrated_database() -> Iterator[str]:
+    """An address of a database with the program's tables, which is dropped afterwards."""
+    with fresh_database(_template()) as url:
+        yield url
+
+
+def drop_template() -> None:
+    """Drop what `migrated_database` copies, after the last test of the run."""
+    if (_run() / "template").exists():
+        _execute("drop database if exists {}", _template_name())
+
+
+def _template() -> str:
+    name = _template_name()
+    with (_run() / "template.lock").open("w") as lock:
+        # Whichever process comes first makes it; it goes when the file is closed.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (_run() / "template").exists():
+            _execute("create database {}", name)
+            _migrate(name)
+            (_run() / "template").touch()
+    return name
+
+
+def _migrate(name: str) -> None:
+    app = create_app(
+        app_settings.load_settings(
+            {"DATABASE_URL": _address(name), "SECRET_KEY": "only-for-tests", "INSTANCE_PATH": str(_run())}
+        )
+    )
+    with app.app_context():
+        flask_migrate.upgrade()
+        db.session.remove()
+        # A database that is connected to can't be copied.
+        db.engine.dispose()
+
+
+def _run() -> Path:
+    return Path(os.environ[RUN_VARIABLE])
+
+
+def _template_name() -> str:
+    return f"onecode_template_{_run().name.removeprefix('onecode-test-')}"
+
+
+def _address(name: str) -> str:
+    parts = urlsplit(os.environ["TEST_DATABASE_URL"])
+    return f"postgresql://{parts.netloc}/{name}" + (f"?{parts.query}" if parts.query else "")
+
+
+def _execute(statement: str, *names: str) -> None:
+    with psycopg.connect(os.environ["TEST_DATABASE_URL"], autocommit=True) as connection:
+        connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
+
+
+def empty_tables(keep: Collection[str] = ()) -> None:
     """Empty what earlier tests filled; only tables that hold anything, for a TRUNCATE costs more than a look."""
-    names = [t.name for t in db.metadata.sorted_tables if t.name not in ("redemption_tally", "signing_key")]
+    names = [t.name for t in db.metadata.sorted_tables if t.name not in {"redemption_tally", "signing_key", *keep}]
     names += ["huey_task", "huey_schedule", "huey_kv"]
     probe = " union all ".join(f"select '{name}' where exists (select from {name})" for name in names)
     full = [row[0] for row in db.session.execute(text(probe))]

@@ -86,7 +86,7 @@ def test_text_and_html_are_alternatives(write: Callable[..., EmailMessage]) -> N
 
 
 def test_an_offer_without_end_reads_well(write: Callable[..., EmailMessage]) -> None:
-    assert "It is good until further notice." in body(write(values={"ends_at": None}), "plain")
+    assert "It is valid until further notice." in body(write(values={"ends_at": None}), "plain")
 
 
 def test_a_customer_without_name_gets_the_words_that_stand_in(write: Callable[..., EmailMessage]) -> None:
@@ -467,7 +467,7 @@ def test_a_mailbox_shows_the_first_words_beside_the_subject(write: Callable[...,
     seen = body(write(), "html")
     glimpse = re.search(r'<div class="glimpse"[^>]*>([^<\u2007]*)', seen)
     assert glimpse is not None
-    assert glimpse[1] == "Summer is here, and there is something in it for you:"
+    assert glimpse[1] == "Summer is here, and it comes with a discount for you:"
 
 
 def test_outlook_draws_the_button_with_the_same_address(write: Callable[..., EmailMessage]) -> None:
@@ -529,7 +529,7 @@ def test_links_of_a_preview_open_a_page_that_says_so_and_redeem_nothing(
         assert "<button" not in answer.text
     for answer in (client.get(out[0]), client.post(out[0])):
         assert answer.status_code == 200
-        assert "This is where customers end the mails" in answer.text
+        assert "Customers unsubscribe on this page" in answer.text
     assert db.session.execute(text("select count(*) from redemption")).scalar() == 0
 
 

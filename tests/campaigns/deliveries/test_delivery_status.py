@@ -174,7 +174,7 @@ def test_under_an_open_window_the_cursor_tells_who_has_it_and_who_is_next(launch
     assert states == ["sent", "sent", "sending", "sending", "waiting"]
     assert delivery_status(campaign, ids[119]).ahead == 119
     expire_leases()
-    assert "has not been heard of" in delivery_status(campaign, ids[20]).note
+    assert "does not respond" in delivery_status(campaign, ids[20]).note
 
 
 def test_as_many_come_before_as_wait_in_the_batches_before(launched: Launch, relay: Relay) -> None:
@@ -208,7 +208,7 @@ def test_whoever_is_not_among_the_recipients_hears_why(
     late = customer("late@example.com")
     assert (delivery_status(campaign, late.id).state, delivery_status(campaign, late.id).note) == (
         "not_recipient",
-        "Became a customer after the launch.",
+        "The customer was created after the launch.",
     )
     assert delivery_queries.list_customer_deliveries(late.id) == []
 
@@ -225,7 +225,7 @@ def test_who_is_erased_while_waiting_is_said_to_be_left_out(launched: Launch) ->
     campaign = launched()
     customer_actions.erase_customer(ids[1], by="tests")
     answer = delivery_status(campaign, ids[1])
-    assert (answer.state, answer.note, answer.email) == ("waiting", "Will be left out: erased.", "erased customer")
+    assert (answer.state, answer.note, answer.email) == ("waiting", "Will be skipped: erased.", "erased customer")
 
 
 def test_what_an_earlier_version_sent_has_no_time_but_a_bound(launched: Launch, relay: Relay) -> None:
@@ -252,11 +252,11 @@ def test_an_uncertain_mail_says_whether_it_goes_out_by_itself_or_staff_decide(la
     assert (answer.state, answer.needs_resolution, answer.note) == (
         "uncertain",
         False,
-        "It is sent again by itself when its place in the line comes.",
+        "It is resent automatically when its turn in the queue comes.",
     )
-    with pytest.raises(DomainError, match="no such mails"):
+    with pytest.raises(DomainError, match="no such emails"):
         delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "mia")
-    with pytest.raises(DomainError, match="no such mails"):
+    with pytest.raises(DomainError, match="no such emails"):
         delivery_actions.dismiss_uncertain_deliveries(campaign.id, DeliverySelection("uncertain"), "mia")
 
 
@@ -356,13 +356,13 @@ def test_what_is_left_is_counted_for_itself_and_never_sent(undecided: Campaign, 
     assert (found.left, found.uncertain, found.sent, found.skipped, found.waiting) == (1, 1, 1, 0, 0)
     answer = delivery_status(undecided, 1)
     assert answer.state == "left"
-    assert answer.text.endswith("left as it is by mia")
+    assert answer.text.endswith("dismissed by mia")
 
 
 def test_a_decision_twice_changes_nothing_the_second_time(undecided: Campaign, relay: Relay) -> None:
     delivery_actions.retry_deliveries(undecided.id, DeliverySelection("uncertain", customer_id=1), "mia")
     for decide in (delivery_actions.retry_deliveries, delivery_actions.dismiss_uncertain_deliveries):
-        with pytest.raises(DomainError, match="no such mails"):
+        with pytest.raises(DomainError, match="no such emails"):
             decide(undecided.id, DeliverySelection("uncertain", customer_id=1), "ben")
     sender.send_pending_emails()
     assert relay.recipients[email(0)] == 2
@@ -374,7 +374,7 @@ def test_a_decision_twice_changes_nothing_the_second_time(undecided: Campaign, r
 def test_failed_ones_are_tried_again_but_for_those_who_must_not_be_mailed(undecided: Campaign, relay: Relay) -> None:
     suppression_actions.unsubscribe_customer(2, undecided.id)
     # The other one has no mailbox, so its address is on the list already.
-    with pytest.raises(DomainError, match="must not be mailed"):
+    with pytest.raises(DomainError, match="their addresses are suppressed"):
         delivery_actions.retry_deliveries(undecided.id, DeliverySelection("failed"), "mia")
     sender.send_pending_emails()
     assert relay.recipients[email(1)] == 0
@@ -384,7 +384,7 @@ def test_failed_ones_are_tried_again_but_for_those_who_must_not_be_mailed(undeci
 def test_how_many_are_left_out_is_said(staff: FlaskClient, undecided: Campaign) -> None:
     suppression_actions.unsubscribe_customer(1, undecided.id)
     page = staff.post(f"/campaigns/{undecided.id}/send-again", data={"state": "uncertain"}, follow_redirects=True).text
-    assert "1 mail goes out again. 1 not: the address must not be mailed any more." in page
+    assert "1 email is being resent. 1 was not resent, because its address is suppressed." in page
 
 
 def test_those_of_one_cause_are_tried_again(undecided: Campaign, relay: Relay) -> None:
@@ -433,7 +433,7 @@ def test_a_cancelled_mailing_sends_nothing_again_but_can_be_settled(launched: La
     expire_leases()
     completion.finalize_cancelled_batches("sweep")
     assert delivery_counts(campaign)["uncertain"] == 1
-    with pytest.raises(DomainError, match="can't be sent again"):
+    with pytest.raises(DomainError, match="cannot be resent"):
         delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "mia")
     assert delivery_actions.dismiss_uncertain_deliveries(campaign.id, DeliverySelection("uncertain"), "mia") == 1
 
@@ -442,13 +442,13 @@ def test_staff_decide_one_by_one_and_a_second_tab_hears_that_it_is_done(
     staff: FlaskClient, undecided: Campaign, relay: Relay
 ) -> None:
     page = staff.get(f"/campaigns/{undecided.id}/recipients?state=uncertain").text
-    assert page.count("Leave it</summary>") == 2
+    assert page.count("Dismiss</summary>") == 2
     form = {"state": "uncertain", "customer": "1", "back": "uncertain"}
     first = staff.post(f"/campaigns/{undecided.id}/leave", data=form, follow_redirects=True)
     second = staff.post(f"/campaigns/{undecided.id}/leave", data=form, follow_redirects=True)
-    assert "The mail is left as it is." in first.text
-    assert "There are no such mails any more" in second.text
-    assert second.text.count("Leave it</summary>") == 1
+    assert "1 uncertain email was dismissed." in first.text
+    assert "There are no such emails any more" in second.text
+    assert second.text.count("Dismiss</summary>") == 1
 
 
 def test_a_viewer_decides_nothing(sign_in: Callable[..., FlaskClient], undecided: Campaign) -> None:
@@ -466,7 +466,7 @@ def test_the_box_on_the_page_answers_with_and_without_javascript(
         assert "550 5.7.1 refused" in page.text
         assert ("<html" in page.text) is (not headers)
         nobody = staff.get(f"/campaigns/{undecided.id}/who?email=nobody@example.com", headers=headers)
-        assert (nobody.status_code, "There is no customer with this e-mail." in nobody.text) == (422, True)
+        assert (nobody.status_code, "There is no customer with this email address." in nobody.text) == (422, True)
 
 
 # --- progress -----------------------------------------------------------------------------------------
@@ -506,7 +506,7 @@ def test_what_does_not_move_has_no_rate_and_says_so(staff: FlaskClient, launched
     opened(campaign, (0, 3000), (50, 600))
     found = campaign_queries.get_campaign_stats(campaign.id)
     assert (found.rate, found.seconds_left, found.is_stalled) == (None, None, True)
-    assert "Nothing went out for 10 minutes" in staff.get(f"/campaigns/{campaign.id}/progress").text
+    assert "Nothing has been sent for 10 minutes" in staff.get(f"/campaigns/{campaign.id}/progress").text
 
 
 def test_a_mailing_that_just_began_has_neither_rate_nor_end(launched: Launch) -> None:
@@ -533,13 +533,13 @@ def test_neither_rate_nor_forecast_stand_below_a_relay_that_is_away(staff: Flask
     campaign = launched()
     begun(campaign)
     page = staff.get(f"/campaigns/{campaign.id}/progress").text
-    assert "mails a minute" in page
+    assert "emails per minute" in page
     assert "left." in page
     auto_pause.set_delivery_warning("The mail relay can't be reached.")
     found = campaign_queries.get_campaign_stats(campaign.id)
     assert (found.rate, found.seconds_left) == (None, None)
     page = staff.get(f"/campaigns/{campaign.id}/progress").text
-    assert "mails a minute" not in page
+    assert "emails per minute" not in page
     assert "left." not in page
     assert "The mail relay can&#39;t be reached." in staff.get("/campaigns").text
 
@@ -574,7 +574,7 @@ def test_a_worker_that_ended_is_said_with_when_its_mails_go_on(staff: FlaskClien
     assert by is not None
     assert timedelta(minutes=1) < by - until <= timedelta(minutes=2)
     assert (by.second, found.rate, found.seconds_left, found.is_stalled) == (0, None, None, False)
-    words = f"A sending process seems to have ended; its mails go on by {by.astimezone(UTC):%H:%M}."
+    words = f"A worker seems to have stopped; another one resumes its emails by {by.astimezone(UTC):%H:%M}."
     assert words in staff.get(f"/campaigns/{campaign.id}/progress").text
     assert words[2:-1] in staff.get("/campaigns").text
     # Somebody took it over: it is said no more.
@@ -644,7 +644,7 @@ def test_a_mail_that_is_being_tried_counts_as_put_off_until_its_outcome_is_known
     assert [cause.state for cause in campaign_queries.get_campaign_stats(campaign.id).causes] == ["deferred"]
     answer = delivery_status(campaign, ids[1])
     assert (answer.state, answer.note, answer.next_at, answer.attempts, answer.needs_resolution) == (
-        "deferred", "It is being tried now.", None, 1, False,
+        "deferred", "It is being retried now.", None, 1, False,
     )  # fmt: skip
     for code, cause in ((None, None), (450, "4.2.2")):
         listed = delivery_queries.list_recipients(campaign.id, "deferred", code=code, cause=cause)
@@ -674,7 +674,7 @@ def test_whoever_may_have_got_it_twice_is_said_to_everywhere(
     make_retries_due()
     sender.send_pending_emails()
     again, later = delivery_status(campaign, ids[0]), delivery_status(campaign, ids[1])
-    words = "It may have arrived before, so they may have got it twice."
+    words = "An earlier attempt may have succeeded, so the customer may have got it twice."
     assert (again.state, again.code, again.note) == ("sent_later", None, words)
     assert (later.state, later.code, later.note) == ("sent_later", None, "")
     lines = list(
@@ -692,11 +692,11 @@ def test_whoever_may_have_got_it_twice_is_said_to_everywhere(
 def test_what_can_never_go_out_is_not_offered_to_be_sent_again(staff: FlaskClient, undecided: Campaign) -> None:
     page = staff.get(f"/campaigns/{undecided.id}/recipients?state=failed").text
     # c3 has no mailbox, so its address is on the list.
-    assert page.count("Send again</summary>") == 1
-    assert "On the do-not-mail list (bounced)" in page
+    assert page.count("Resend</summary>") == 1
+    assert "The address is suppressed (bounced)" in page
     form = {"state": "failed", "customer": "4", "back": "failed"}
     answer = staff.post(f"/campaigns/{undecided.id}/send-again", data=form, follow_redirects=True).text
-    assert "It does not go out again: the address must not be mailed any more." in answer
+    assert "This email was not resent, because its address is suppressed." in answer
 
 
 def test_the_list_of_do_not_mail_names_the_mailing_by_its_offer(
@@ -714,8 +714,8 @@ def test_after_a_decision_about_all_the_progress_is_shown(staff: FlaskClient, un
     form = {"state": "uncertain", "back": "uncertain"}
     answer = staff.post(f"/campaigns/{undecided.id}/send-again", data=form, follow_redirects=True)
     assert answer.request.path == f"/campaigns/{undecided.id}"
-    assert "2 mails go out again." in answer.text
-    assert "you decide" not in answer.text
+    assert "2 emails are being resent." in answer.text
+    assert "to be resolved" not in answer.text
 
 
 def test_a_list_of_one_cause_says_it_in_words_that_are_not_cut(staff: FlaskClient, undecided: Campaign) -> None:
@@ -723,31 +723,31 @@ def test_a_list_of_one_cause_says_it_in_words_that_are_not_cut(staff: FlaskClien
     (listed, _) = delivery_queries.list_recipients(undecided.id, "uncertain").deliveries
     assert len(listed.text) > len(cause.cause)
     page = staff.get(f"/campaigns/{undecided.id}/recipients", query_string={"state": "uncertain", "cause": cause.cause})
-    assert f"Only: {listed.text[0].upper()}{listed.text[1:]}." in page.text
+    assert f"Filtered by cause: {listed.text[0].upper()}{listed.text[1:]}." in page.text
     page = staff.get(f"/campaigns/{undecided.id}/recipients?state=failed&code=550&cause=5.7.1")
-    assert "Only: The receiving server refuses the mail, often as spam (550 5.7.1)." in page.text
+    assert "Filtered by cause: The receiving server rejects the email, often as spam (550 5.7.1)." in page.text
 
 
 def test_a_tab_is_there_only_when_it_can_have_somebody(staff: FlaskClient, launched: Launch) -> None:
     create_customers(3)
     campaign = launched()
     url = f"/campaigns/{campaign.id}/recipients"
-    assert ("Not yet</a>" in staff.get(url).text, "Never will</a>" in staff.get(url).text) == (True, False)
+    assert ("Queued</a>" in staff.get(url).text, "Cancelled</a>" in staff.get(url).text) == (True, False)
     transitions.cancel_campaign(campaign.id, "tests")
-    assert ("Not yet</a>" in staff.get(url).text, "Never will</a>" in staff.get(url).text) == (False, True)
-    assert "There is no such state, so this is everybody." in staff.get(f"{url}?state=nonsense").text
+    assert ("Queued</a>" in staff.get(url).text, "Cancelled</a>" in staff.get(url).text) == (False, True)
+    assert "There is no such state, so all recipients are listed." in staff.get(f"{url}?state=nonsense").text
 
 
 def test_staff_are_asked_to_decide_while_the_rest_is_being_sent(staff: FlaskClient, undecided: Campaign) -> None:
     db.session.execute(text("update campaign set status = 'sending', finished_at = null, sent_in_batches = null"))
     db.session.commit()
     page = staff.get(f"/campaigns/{undecided.id}/progress").text
-    assert "2 mails are uncertain." in page
-    assert "you decide" in page
+    assert "2 emails are uncertain." in page
+    assert "to be resolved" in page
     db.session.execute(text("update campaign set uncertain_policy = 'resend'"))
     db.session.execute(text("update mail_issue set next_at = now() where state = 'uncertain'"))
     db.session.commit()
-    assert "you decide" not in staff.get(f"/campaigns/{undecided.id}/progress").text
+    assert "to be resolved" not in staff.get(f"/campaigns/{undecided.id}/progress").text
 
 
 def test_who_stops_a_mailing_hears_of_those_put_off_too(staff: FlaskClient, launched: Launch, relay: Relay) -> None:
@@ -756,7 +756,7 @@ def test_who_stops_a_mailing_hears_of_those_put_off_too(staff: FlaskClient, laun
     campaign = launched()
     sender.send_pending_emails()
     page = staff.get(f"/campaigns/{campaign.id}/progress").text
-    assert "About 60 people who have not got the mail yet will not get it, those put off included." in page
+    assert "About 60 recipients have not received the email and will not get it, even if it is deferred." in page
 
 
 def test_what_was_said_at_the_launch_goes_when_the_mailing_is_paused(staff: FlaskClient, launched: Launch) -> None:

@@ -73,7 +73,7 @@ def test_an_unknown_placeholder_is_named_at_its_field_with_those_there_are(field
     ],
 )
 def test_nothing_but_placeholders_is_understood(source: str) -> None:
-    assert "can be used" in wrong(EmailContent(text=source))["text"]
+    assert "Available placeholders" in wrong(EmailContent(text=source))["text"]
 
 
 @pytest.mark.parametrize(
@@ -434,5 +434,5 @@ def test_a_draft_can_neither_be_paused_nor_cancelled(app: Flask, offer: Callable
 
 
 def test_there_is_nothing_to_send_again_where_all_went_out(sending: Campaign) -> None:
-    with pytest.raises(DomainError, match="no such mails"):
+    with pytest.raises(DomainError, match="no such emails"):
         delivery_actions.retry_deliveries(sending.id, DeliverySelection("failed"), "mia")

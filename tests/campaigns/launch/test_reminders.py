@@ -85,7 +85,7 @@ def test_a_reminder_has_a_text_of_its_own(announced: Offer, relay: Relay) -> Non
     sender.send_pending_emails()
     assert campaign.text == REMINDER_TEXT
     (kept,) = relay.kept
-    assert "Summer is still there for you until" in kept.text
+    assert "Summer is still available for you until" in kept.text
 
 
 def test_who_redeems_between_two_windows_is_not_reminded(
@@ -212,12 +212,12 @@ def test_the_launch_of_a_reminder_says_how_many_have_redeemed(staff: FlaskClient
     )
     db.session.commit()
     assert "Write a reminder" in staff.get(f"/offers/{announced.id}").text
-    assert "is still there for you until" in staff.get(f"/offers/{announced.id}/reminder").text
+    assert "is still available for you until" in staff.get(f"/offers/{announced.id}/reminder").text
     typed = {"subject": "Still", "text": "", "html": "", "uncertain_policy": "resend", "launch": "1"}
     answer = staff.post(f"/offers/{announced.id}/reminder", data=typed, follow_redirects=True)
     words = " ".join(answer.text.split())
-    assert "<strong>6 people</strong> who have not redeemed." in words
-    assert "3 people have redeemed, 1 is on the do-not-mail list." in words
+    assert "<strong>6 customers</strong> who have not redeemed." in words
+    assert "3 customers have redeemed. 1 address is suppressed." in words
     draft = campaign_queries.find_open_campaign(announced.id, "reminder")
     assert draft is not None
     assert draft.text == REMINDER_TEXT

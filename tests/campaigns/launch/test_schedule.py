@@ -403,10 +403,10 @@ def test_a_time_is_that_of_clocks_in_the_offers_zone(staff: FlaskClient, draft: 
     [
         ({"at": "2031-02-31", "at_time": "09:00"}, "at", "Not a valid date value."),
         ({"at": "2031-02-28", "at_time": "25:00"}, "at_time", "Not a valid time value."),
-        ({"at": "2031-02-28", "at_time": ""}, "at_time", "Say at what time it starts"),
-        ({"at": "", "at_time": ""}, "at", "Say on which day it starts."),
-        ({"at": "9999-12-31", "at_time": "23:59"}, "at", "Choose a year from 2000 to 2199."),
-        ({"at": "2020-01-01", "at_time": "09:00"}, "at", "This time is in the past."),
+        ({"at": "2031-02-28", "at_time": ""}, "at_time", "Enter the time at which the campaign starts"),
+        ({"at": "", "at_time": ""}, "at", "Choose the day on which the campaign starts."),
+        ({"at": "9999-12-31", "at_time": "23:59"}, "at", "Choose a day from 2000 to 2199."),
+        ({"at": "2020-01-01", "at_time": "09:00"}, "at", "This time has passed."),
         ({"at": "2031-03-30", "at_time": "02:30"}, "at", "does not exist on that day in Europe/Berlin"),
         ({"at": "2031-10-26", "at_time": "02:30"}, "at", "occurs twice"),
         ({"at": "2032-01-01", "at_time": "00:00"}, "at", "The offer will have ended"),
@@ -495,19 +495,19 @@ def test_the_launch_says_whose_subject_it_shows_and_that_mails_go_nowhere_yet(
 ) -> None:
     page = staff.get(f"/campaigns/{draft.id}/launch").text
     assert "for example" not in page
-    assert "reach nobody yet" not in page
+    assert "do not reach customers yet" not in page
     draft_actions.update_draft(draft.id, EmailContent("For {{ customer.name }}"), "resend", "mia")
     with_settings(uses_mail_sink=True)
     page = staff.get(f"/campaigns/{draft.id}/launch").text
-    assert "Subject, for example" in page
-    assert "reach nobody yet" in page
+    assert "Subject (example)" in page
+    assert "do not reach customers yet" in page
 
 
 def test_what_waits_is_taken_back_or_cancelled_on_its_page(staff: FlaskClient, draft: Campaign) -> None:
     launch_actions.schedule_campaign(draft.id, SOON, "tom")
     assert staff.get(f"/campaigns/{draft.id}").headers["Location"] == f"/campaigns/{draft.id}/launch"
     answer = staff.post(f"/campaigns/{draft.id}/draft", follow_redirects=True)
-    assert "It is a draft again" in answer.text
+    assert "The campaign is a draft again" in answer.text
     launch_actions.schedule_campaign(draft.id, SOON, "tom")
     assert "Cancelled" in staff.post(f"/campaigns/{draft.id}/cancel", follow_redirects=True).text
 
@@ -523,7 +523,7 @@ def test_the_list_shows_one_state(staff: FlaskClient, draft: Campaign, offer: Ca
     draft_actions.save_offer_draft(offer("WINTER").id, EmailContent(), "resend", "tom")
     page = staff.get("/campaigns?state=scheduled").text
     assert ("SUMMER25" in page, "WINTER" in page) == (True, False)
-    assert "Nothing is in this state" in staff.get("/campaigns?state=done").text
+    assert "No campaigns in this state" in staff.get("/campaigns?state=done").text
 
 
 def test_old_addresses_lead_to_the_campaign(staff: FlaskClient, draft: Campaign) -> None:

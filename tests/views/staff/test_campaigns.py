@@ -55,7 +55,7 @@ def test_a_new_mail_starts_from_the_text_we_suggest(staff: FlaskClient, offer: C
 def test_a_mail_is_saved_and_shown_again(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
     row = offer()
     answer = staff.post(f"/offers/{row.id}/mail", data=typed(), follow_redirects=True)
-    assert "The mail is saved." in answer.text
+    assert "The email has been saved." in answer.text
     assert "Hi {{ customer.name }}" in answer.text
 
 
@@ -163,7 +163,7 @@ def test_a_mail_that_was_launched_meanwhile_has_no_buttons_to_save_it(
     launch_actions.launch_campaign(1, "tests")
     answer = staff.post("/campaigns/1/mail", data=typed(text="Too late", version=opened))
     assert answer.status_code == 409
-    assert "That did not work." in answer.text
+    assert "The email was not saved." in answer.text
     assert "Too late</textarea>" in answer.text
     assert 'href="/campaigns/1"' in answer.text
     assert 'name="launch"' not in answer.text
@@ -209,7 +209,7 @@ def test_the_preview_can_be_somebody_of_the_customers(
 
 def test_a_preview_for_nobody_says_so_at_the_field(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
     answer = staff.post(f"/offers/{offer().id}/mail/preview", data=typed(seen_as="no@example.com"), headers=HTMX)
-    assert "There is no customer with this e-mail." in answer.text
+    assert "There is no customer with this email address." in answer.text
 
 
 def test_the_frame_shows_the_mail_under_a_policy_of_its_own(
@@ -244,7 +244,9 @@ def test_a_preview_carries_nobodys_links(
     assert {link[:3] for link in links} == {"/r/", "/u/"}
     for link in links:
         viewer.post(link, data={"email": somebody.email})
-    assert all("the mails" in viewer.get(link).text or "personal page" in viewer.get(link).text for link in links)
+    assert all(
+        "Customers unsubscribe" in viewer.get(link).text or "own page opens" in viewer.get(link).text for link in links
+    )
     assert db.session.execute(text("select count(*) from redemption")).scalar() == 0
     assert customer_queries.find_suppression_reasons([somebody.id]) == {}
 
@@ -255,7 +257,7 @@ def test_a_test_goes_to_the_one_who_asked_and_can_use_up_nothing(
     customer()
     row = offer()
     answer = staff.post(f"/offers/{row.id}/mail", data=typed(text="{{ link }}", test="1"), follow_redirects=True)
-    assert "A test is on its way to manager@example.com." in answer.text
+    assert "A test email has been sent to manager@example.com." in answer.text
     (kept,) = relay.kept
     assert kept.to == "manager@example.com"
     link = re.findall(r"http://localhost(/r/\S+)", kept.text)[0]
@@ -284,8 +286,8 @@ def test_the_launch_first_says_how_many_it_goes_to(staff: FlaskClient, offer: Ca
     suppression_actions.unsubscribe_customer(ids[0], 0)
     row = offer()
     page = staff.post(f"/offers/{row.id}/mail", data=typed(launch="1"), follow_redirects=True).text
-    assert "<strong>1,501 people</strong>" in page
-    assert re.search(r"1\s+more has unsubscribed or can’t be mailed and is left out", page)
+    assert "<strong>1,501 customers</strong>" in page
+    assert re.search(r"1\s+more address is suppressed; the campaign counts it as skipped", page)
     draft = campaign_queries.find_announcement(row.id)
     assert draft is not None
     assert draft.status == "draft"
@@ -390,7 +392,7 @@ def test_the_list_of_those_put_off_has_pages(staff: FlaskClient, sending: Campai
     assert "c69@example.com" not in first
 
 
-@pytest.mark.parametrize(("verb", "words"), [("pause", "This mailing is paused."), ("cancel", "Cancelled")])
+@pytest.mark.parametrize(("verb", "words"), [("pause", "This campaign is paused."), ("cancel", "Cancelled")])
 def test_a_button_answers_with_the_card_or_leads_back_to_the_page(
     staff: FlaskClient, sending: Campaign, verb: str, words: str
 ) -> None:
@@ -405,7 +407,7 @@ def test_failed_mails_are_sent_again_at_a_click(staff: FlaskClient, sending: Cam
     relay.behaviour.times["c1@example.com"] = 1
     sender.send_pending_emails()
     answer = staff.post(f"/campaigns/{sending.id}/send-again", data={"state": "failed"}, follow_redirects=True)
-    assert "1 mail goes out again." in answer.text
+    assert "1 email is being resent." in answer.text
     sender.send_pending_emails()
     assert campaign_queries.get_campaign_stats(sending.id).sent == 3
 
@@ -482,12 +484,12 @@ def test_the_preview_says_what_may_be_a_mistake_and_shows_the_headers(
 ) -> None:
     page = staff.post(f"/offers/{offer().id}/mail/preview", data=typed(text="Hi {name}"), headers=HTMX).text
     assert "neither the code nor the personal link" in page
-    assert "“{name}” stays as it is" in page
+    assert "“{name}” is sent as it is" in page
     assert "List-Unsubscribe: &lt;" in page
 
 
 def test_html_that_swallows_the_way_out_is_said_at_its_field(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
     answer = staff.post(f"/offers/{offer().id}/mail", data=typed(html="<p>Hi</p><!-- never closed"))
     assert answer.status_code == 422
-    assert re.search(r'id="html-error".*?The link that ends the mails', answer.text, re.DOTALL)
+    assert re.search(r'id="html-error".*?The unsubscribe link', answer.text, re.DOTALL)
     assert "&lt;!-- never closed" in answer.text

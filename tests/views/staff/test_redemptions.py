@@ -103,8 +103,8 @@ def test_redeeming_by_hand(staff: FlaskClient, offer: MakeOffer, customer: MakeC
     [
         ({"email": "bob@example.com"}, 409, "This customer does not exist"),
         ({"code": "WINTER"}, 404, "know this code"),
-        ({"code": ""}, 422, "Please enter the code"),
-        ({"email": "ada"}, 422, "not an e-mail address"),
+        ({"code": ""}, 422, "Enter the code from our email"),
+        ({"email": "ada"}, 422, "This email address is not valid"),
         ({}, 409, "has already redeemed this offer"),
     ],
 )

@@ -1,5 +1,9 @@
-"""What comes of a mail that came back: its address goes on the list of those not to be mailed, and who asks whether a
-customer got a mail hears why not. Doing the same twice changes nothing."""
+"""Process bounces and complaints.
+
+The address is suppressed, and a bounce is recorded for the recipient of the campaign.
+
+All actions are idempotent.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ BounceOutcome = Literal[
 
 @dataclass(frozen=True)
 class BounceNotice:
-    """What a relay says by JSON: which mail or whose address, what happened, and the server's words."""
+    """A bounce or complaint as a relay reports it by JSON."""
 
     email: str = ""
     return_path: str = ""
@@ -39,41 +43,50 @@ class BounceNotice:
     detail: str = ""
 
 
-def process_bounce_messages(mails: Iterable[bytes], by: str) -> Counter[str]:
-    """Act on mails that came back, one after the other; how many were what. Commits each of them."""
-    seen: Counter[str] = Counter()
-    for raw in mails:
-        seen[process_bounce_report(bounce_reports.parse_report(raw))] += 1
-    _audit_counts(seen, by)
-    return seen
+def process_bounce_messages(messages: Iterable[bytes], by: str) -> Counter[str]:
+    """Process bounce messages; return the count of each outcome.
+
+    Commits after each message.
+    """
+    counts: Counter[str] = Counter()
+    for raw in messages:
+        counts[process_bounce_report(bounce_reports.parse_report(raw))] += 1
+    _audit_counts(counts, by)
+    return counts
 
 
-def process_bounce_notices(all_said: Iterable[BounceNotice], by: str) -> list[BounceOutcome]:
-    """Act on what a relay says of mails that came back; what came of each. Commits each of them."""
-    outcomes = [_process_notice(said) for said in all_said]
+def process_bounce_notices(notices: Iterable[BounceNotice], by: str) -> list[BounceOutcome]:
+    """Process the notices of a relay; return their outcomes in the same order.
+
+    Commits after each notice.
+    """
+    outcomes = [_process_notice(notice) for notice in notices]
     audit_bounces(outcomes, by)
     return outcomes
 
 
 def audit_bounces(outcomes: Iterable[BounceOutcome], by: str) -> None:
-    """Write down in the trail who told of mails that came back, if that changed anything. Commits."""
+    """Record in the audit log who reported bounces.
+
+    Nothing is recorded unless an address was suppressed. Commits.
+    """
     _audit_counts(Counter(outcomes), by)
 
 
-def _audit_counts(seen: Counter[str], by: str) -> None:
-    if seen["suppressed"]:
-        record_audit_entry(by, "bounces.taken", "do not mail", mails=seen.total(), suppressed=seen["suppressed"])
+def _audit_counts(counts: Counter[str], by: str) -> None:
+    if counts["suppressed"]:
+        record_audit_entry(by, "bounces.taken", "do not mail", mails=counts.total(), suppressed=counts["suppressed"])
         db.session.commit()
 
 
-def process_bounce_report(found: BounceReport) -> BounceOutcome:
-    """Act on one report, if a mark of ours proves whose mail it is about. Commits.
+def process_bounce_report(report: BounceReport) -> BounceOutcome:
+    """Process one report if a token of ours proves its recipient. Commits.
 
-    Without such a mark anybody could keep anybody else from being mailed, so what a report names counts for nothing.
+    The addresses in a report prove nothing: without a token, anyone could suppress anyone's address.
     """
-    if found.kind not in ("bounce", "complaint", "unsubscribe"):
-        return {"soft": "soft", "broken": "broken"}.get(found.kind, "ignored")  # type: ignore[return-value]
-    pair = _identify_recipient(found.tokens)
+    if report.kind not in ("bounce", "complaint", "unsubscribe"):
+        return {"soft": "soft", "broken": "broken"}.get(report.kind, "ignored")  # type: ignore[return-value]
+    pair = _identify_recipient(report.tokens)
     if pair is None:
         return "unproven"
     campaign_id, customer_id = pair
@@ -81,56 +94,59 @@ def process_bounce_report(found: BounceReport) -> BounceOutcome:
     if customer is None or customer.erased_at is not None:
         db.session.rollback()
         return "unknown_customer"
-    if found.kind == "bounce" and _is_former_address(customer, campaign_id, found.addresses):
+    if report.kind == "bounce" and _is_former_address(customer, campaign_id, report.addresses):
         db.session.rollback()
         return "ignored"
-    return _suppress_address(customer.email, customer, campaign_id, found)
+    return _suppress_address(customer.email, customer, campaign_id, report)
 
 
-def _process_notice(said: BounceNotice) -> BounceOutcome:
-    """A relay's key is trusted, so an address alone is enough."""
-    if said.kind == "bounce" and said.status and not bounce_reports.is_hard_bounce(said.status, said.detail):
+def _process_notice(notice: BounceNotice) -> BounceOutcome:
+    """Process one notice.
+
+    Its sender is authenticated by an API key, so an address without a token is enough.
+    """
+    if notice.kind == "bounce" and notice.status and not bounce_reports.is_hard_bounce(notice.status, notice.detail):
         return "soft"
-    kind: bounce_reports.BounceReportKind = "bounce" if said.kind == "bounce" else "complaint"
-    named = (said.email,) if said.email else ()
-    found = BounceReport(
-        kind, said.status, said.detail, named, tuple(filter(None, (said.return_path, said.message_id)))
-    )
-    pair = _identify_recipient(found.tokens)
-    if pair is not None:
-        return process_bounce_report(found)
-    if not said.email:
+    kind: bounce_reports.BounceReportKind = "bounce" if notice.kind == "bounce" else "complaint"
+    addresses = (notice.email,) if notice.email else ()
+    tokens = tuple(filter(None, (notice.return_path, notice.message_id)))
+    report = BounceReport(kind, notice.status, notice.detail, addresses, tokens)
+    if _identify_recipient(report.tokens) is not None:
+        return process_bounce_report(report)
+    if not notice.email:
         return "unproven"
     try:
-        address = normalise_email(said.email)
+        address = normalise_email(notice.email)
     except InvalidInput:
         return "email_invalid"
-    return _suppress_address(address, None, None, found)
+    return _suppress_address(address, None, None, report)
 
 
 def _suppress_address(
-    address: str, customer: Customer | None, campaign_id: int | None, found: BounceReport
+    address: str, customer: Customer | None, campaign_id: int | None, report: BounceReport
 ) -> BounceOutcome:
     if suppression_actions.is_own_address(address):
         db.session.rollback()
         return "own_address"
-    reason = {"bounce": "bounced", "complaint": "complained"}.get(found.kind, "unsubscribed")
-    words = found.diagnostic if found.status in found.diagnostic else f"{found.status} {found.diagnostic}".strip()
-    is_new = suppression_actions.add_suppression(address, reason, campaign_id if campaign_id else "relay", words)
-    if customer is not None and campaign_id and found.kind == "bounce":
-        _record_bounce(campaign_id, customer.id, f"bounced: {words}".strip())
+    reason = {"bounce": "bounced", "complaint": "complained"}.get(report.kind, "unsubscribed")
+    diagnostic = report.diagnostic
+    if report.status not in diagnostic:
+        diagnostic = " ".join((report.status, diagnostic)).strip()
+    is_new = suppression_actions.add_suppression(address, reason, campaign_id if campaign_id else "relay", diagnostic)
+    if customer is not None and campaign_id and report.kind == "bounce":
+        _record_bounce(campaign_id, customer.id, f"bounced: {diagnostic}".strip())
     db.session.commit()
     return "suppressed" if is_new else "known"
 
 
-def _identify_recipient(marks: Iterable[str]) -> tuple[int, int] | None:
-    """(campaign, customer) of the first mark that is ours."""
-    for mark in marks:
-        if mark.startswith("/u/"):
-            customer_and_campaign = campaign_tokens.parse_unsubscribe_token(mark.removeprefix("/u/"))
+def _identify_recipient(tokens: Iterable[str]) -> tuple[int, int] | None:
+    """Return (campaign id, customer id) of the first valid token."""
+    for token in tokens:
+        if token.startswith("/u/"):
+            customer_and_campaign = campaign_tokens.parse_unsubscribe_token(token.removeprefix("/u/"))
             pair = customer_and_campaign[::-1] if customer_and_campaign else None
         else:
-            pair = campaign_tokens.parse_return_path(mark) or campaign_tokens.parse_message_id(mark)
+            pair = campaign_tokens.parse_return_path(token) or campaign_tokens.parse_message_id(token)
         if pair is not None:
             return pair[0], pair[1]
     return None
@@ -147,10 +163,13 @@ _EMAIL_CHANGED_SINCE_LAUNCH = text(
 )
 
 
-def _is_former_address(customer: Customer, campaign_id: int, named: tuple[str, ...]) -> bool:
-    """Whether it was an address that the customer no longer has which bounced. Another address than theirs alone does
-    not say so: it may be where theirs is forwarded to."""
-    if not named or customer.email in {_normalise_or_empty(address) for address in named}:
+def _is_former_address(customer: Customer, campaign_id: int, addresses: tuple[str, ...]) -> bool:
+    """Whether the bounced address is a former one of the customer.
+
+    A different address alone does not show this: the customer's address may forward to it. Their address must also
+    have changed since the launch.
+    """
+    if not addresses or customer.email in {_normalise_or_empty(address) for address in addresses}:
         return False
     values = {"campaign": campaign_id, "subject": f"customer {customer.id}"}
     return bool(db.session.execute(_EMAIL_CHANGED_SINCE_LAUNCH, values).scalar_one())
@@ -163,13 +182,14 @@ def _normalise_or_empty(address: str) -> str:
         return ""
 
 
-# Whoever keeps the sum of a campaign locks it first. This waits in a statement of its own: the next one sees the sum.
+# Every writer of a campaign's totals locks its row first. The lock is a statement of its own, so that the next
+# statement has a snapshot with the current totals.
 _LOCK_CAMPAIGN = text("select id from campaign where id = :campaign for no key update")
-# A mail that went out and came back was not sent after all, so it is taken off those that were. While its batch is
-# being sent the worker counts; then the list alone tells.
+# A bounced email is no longer counted as sent. While its batch is being sent, the worker keeps the count, so the
+# bounce is only in the suppression list then.
 _RECORD_BOUNCE = text(
     """
-    with mail as (
+    with settled_batch as (
       select b.id from batch b
       where b.campaign_id = :campaign and b.first_id <= :customer and b.last_id >= :customer and b.status <> 'sending'
         and exists (
@@ -181,25 +201,26 @@ _RECORD_BOUNCE = text(
         )
       for no key update of b
     ),
-    noted as (
+    recorded as (
       insert into mail_issue as known (campaign_id, customer_id, state, text)
-      select :campaign, :customer, 'failed', :words from mail
+      select :campaign, :customer, 'failed', :text from settled_batch
       on conflict (campaign_id, customer_id) do update set state = 'failed', text = excluded.text, next_at = null,
         at = now(), smtp_code = null
       where known.state in ('uncertain', 'sent_later', 'left')
       returning (xmax = 0) as is_new
     ),
-    less as (
-      update batch set sent = sent - 1 where id in (select id from mail) and (select is_new from noted) and sent > 0
+    corrected as (
+      update batch set sent = sent - 1
+      where id in (select id from settled_batch) and (select is_new from recorded) and sent > 0
       returning campaign_id
     )
     update campaign set sent_in_batches = sent_in_batches - 1
-    where id in (select campaign_id from less) and sent_in_batches > 0
+    where id in (select campaign_id from corrected) and sent_in_batches > 0
     """
 )
 
 
-def _record_bounce(campaign_id: int, customer_id: int, words: str) -> None:
-    """Say to whoever asks that this mail came back, unless a row says more."""
+def _record_bounce(campaign_id: int, customer_id: int, reply: str) -> None:
+    """Record that an email bounced, unless its row already has a final state."""
     db.session.execute(_LOCK_CAMPAIGN, {"campaign": campaign_id})
-    db.session.execute(_RECORD_BOUNCE, {"campaign": campaign_id, "customer": customer_id, "words": words})
+    db.session.execute(_RECORD_BOUNCE, {"campaign": campaign_id, "customer": customer_id, "text": reply})

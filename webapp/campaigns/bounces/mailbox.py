@@ -1,6 +1,8 @@
-"""Mails out of a file as it is read: an mbox, a single mail, a folder of them. Never more than one in memory.
+"""Read messages from an mbox, a single message or a folder.
 
-Only the beginning of a mail is kept: a report comes first in it, and what it quotes may have attachments of any size.
+At most one message is in memory.
+
+Only the beginning of a message is kept: the report comes first, and the quoted email may have attachments of any size.
 """
 
 from __future__ import annotations
@@ -12,33 +14,37 @@ from typing import IO
 
 MESSAGE_BYTES_KEPT = 512 * 1024
 _LINE_MAX = 64 * 1024
-# With a time and a year, as all who write mailboxes do: a sentence may begin with "From" after a blank line, too.
+# All mbox writers put a time and a year into the separator. Without this check, a sentence that begins with "From"
+# after a blank line would start a new message.
 _TIME, _YEAR = re.compile(rb"\d\d:\d\d"), re.compile(rb"\d{4}")
 
 
 def iter_messages(stream: IO[bytes]) -> Iterator[bytes]:
-    """The mails of an mbox (RFC 4155), or the one mail that the file is.
+    """Yield the messages of an mbox (RFC 4155), or the single message of a file.
 
-    A line such as `From x Sat May  2 08:00:03 2026` starts a mail where it follows a blank one, or is the first.
+    A line such as `From x Sat May  2 08:00:03 2026` starts a message if it is the first or follows a blank line.
     """
-    held, size, cut, blank, is_mbox = bytearray(), 0, False, True, False
+    message, size, is_truncated, after_blank, is_mbox = bytearray(), 0, False, True, False
     for line in _iter_lines(stream):
-        if blank and line.startswith(b"From ") and (is_mbox or not held.strip()) and _has_timestamp(line):
-            if held.strip():
-                yield bytes(held)
-            held, size, cut, is_mbox, blank = bytearray(), 0, False, True, False
+        if after_blank and line.startswith(b"From ") and (is_mbox or not message.strip()) and _has_timestamp(line):
+            if message.strip():
+                yield bytes(message)
+            message, size, is_truncated, is_mbox, after_blank = bytearray(), 0, False, True, False
             continue
         size += len(line)
-        cut = cut or size > MESSAGE_BYTES_KEPT
-        if not cut:
-            held += line[1:] if is_mbox and line.startswith(b">From ") else line
-        blank = line in (b"\n", b"\r\n")
-    if held.strip():
-        yield bytes(held)
+        is_truncated = is_truncated or size > MESSAGE_BYTES_KEPT
+        if not is_truncated:
+            message += line[1:] if is_mbox and line.startswith(b">From ") else line
+        after_blank = line in (b"\n", b"\r\n")
+    if message.strip():
+        yield bytes(message)
 
 
 def iter_messages_in_path(path: Path) -> Iterator[bytes]:
-    """The mails of a file, or of a folder: a maildir (its `new` and `cur`), or any folder of single mails."""
+    """Yield the messages of a file, a maildir or a folder of single messages.
+
+    The messages of a maildir are those in `new` and `cur`.
+    """
     if not path.is_dir():
         with path.open("rb") as stream:
             yield from iter_messages(stream)
@@ -49,12 +55,15 @@ def iter_messages_in_path(path: Path) -> Iterator[bytes]:
             yield from iter_messages(stream)
 
 
-def read_truncated(pieces: Iterable[bytes]) -> bytes:
-    """As much as is kept of one mail; the rest is read and let go."""
-    held = bytearray()
-    for piece in pieces:
-        held += piece[: max(0, MESSAGE_BYTES_KEPT - len(held))]
-    return bytes(held)
+def read_truncated(chunks: Iterable[bytes]) -> bytes:
+    """Return the first `MESSAGE_BYTES_KEPT` bytes of one message.
+
+    The rest is read and discarded.
+    """
+    kept = bytearray()
+    for chunk in chunks:
+        kept += chunk[: max(0, MESSAGE_BYTES_KEPT - len(kept))]
+    return bytes(kept)
 
 
 def _has_timestamp(line: bytes) -> bool:
@@ -63,6 +72,6 @@ def _has_timestamp(line: bytes) -> bool:
 
 
 def _iter_lines(stream: IO[bytes]) -> Iterator[bytes]:
-    """Lines with their ends; one without an end for megabytes comes in pieces."""
+    """Yield lines with their line breaks; a line of more than 64 kB comes in parts."""
     while line := stream.readline(_LINE_MAX):
         yield line

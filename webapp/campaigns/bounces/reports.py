@@ -1,7 +1,9 @@
-"""What a mail that came back says: that an address does not exist, that somebody complained, or nothing to act on.
+"""Parse bounce messages.
 
-Reads delivery reports (RFC 3464), abuse reports (RFC 5965), and the plain letters of qmail and old Exims. Nothing here
-asks the database, and nothing is believed: whose mail it was is proven by the marks we put on it (`Report.marks`).
+These are delivery reports (RFC 3464), abuse reports (RFC 5965) and plain-text bounces of qmail and old Exim.
+
+This module does not access the database, and the content of a report is not trusted: only the signed tokens of the
+original email (`BounceReport.tokens`) prove which recipient it is about.
 """
 
 from __future__ import annotations
@@ -16,14 +18,15 @@ from typing import Literal
 
 BounceReportKind = Literal["bounce", "soft", "complaint", "unsubscribe", "other", "broken"]
 
-# Nobody nests parts so deep but to harm a reader.
+# Real messages are not nested this deep; hostile ones are.
 MIME_DEPTH_MAX = 20
 BODY_TEXT_MAX = 100_000
-# Of a field with addresses in it. Ten addresses are named at most, each of up to 254 characters (RFC 5321).
+# Characters parsed of a field with addresses. At most ten addresses are returned, each of up to 254 characters
+# (RFC 5321).
 ADDRESS_FIELD_MAX = 1_000
 DIAGNOSTIC_MAX = 500
 
-# RFC 5965, 7.3, and what some providers call an unsubscription.
+# RFC 5965, 7.3, and the types that some providers use for an unsubscription.
 COMPLAINT_TYPES = ("abuse", "fraud", "opt-out", "opt-out-list")
 _RECIPIENT_HEADERS = (
     "Delivered-To",
@@ -40,7 +43,7 @@ _TOKEN_ADDRESS = re.compile(r"[A-Za-z0-9._-]{1,40}\+[A-Za-z2-7]{18,60}@[A-Za-z0-
 _MESSAGE_ID = re.compile(r"<[A-Za-z2-7]{42}@[A-Za-z0-9.-]+>")
 _UNSUBSCRIBE_PATH = re.compile(r"/u/([\w.~-]{20,200})")
 _ADDRESS = re.compile(r"[^\s<>;,:()\"'@]{1,320}@[^\s<>;,:()\"']{1,320}")
-# Where an enhanced code says no more than "permanent", the words do.
+# Decides by the diagnostic text when the enhanced status code says only "permanent failure".
 _NOT_ADDRESS_FAILURE = re.compile(
     r"spam|block|black ?list|deny ?list|polic|reputation|quota|full|over ?limit|too (?:large|big|many)|size|virus|"
     r"content|dmarc|spf|dkim|rate|temporar|try again|rejected by (?:our )?filter",
@@ -54,14 +57,15 @@ _QUOTED_MESSAGE = re.compile(
 
 @dataclass(frozen=True)
 class BounceReport:
-    """One mail that came back.
+    """A parsed bounce message.
 
-    :ivar kind: `bounce`: this address will never take a mail. `soft`: not this time, or not this mail.
-        `unsubscribe`: a request by mail, as `List-Unsubscribe` offers it. `other`: a vacation notice, or anything.
-    :ivar status: the enhanced status code (RFC 3463), where there is one.
-    :ivar words: the server's own.
-    :ivar named: which addresses the report is about. Said by whoever wrote it, so it proves nothing.
-    :ivar marks: what may be a mark of ours, in the order in which it is to be looked at.
+    :ivar kind: `bounce`: the address permanently accepts no email. `soft`: a temporary failure, or one of this message
+        only. `unsubscribe`: a request by email, as `List-Unsubscribe` offers it. `other`: a vacation notice or any
+        other message. `broken`: not a parsable message.
+    :ivar status: the enhanced status code (RFC 3463), empty if there is none.
+    :ivar diagnostic: the server's reply text.
+    :ivar addresses: the addresses that the report is about. Its sender may have forged them, so they prove nothing.
+    :ivar tokens: candidates for tokens of ours, in the order in which to check them.
     """
 
     kind: BounceReportKind
@@ -71,21 +75,27 @@ class BounceReport:
     tokens: tuple[str, ...] = ()
 
 
-def is_hard_bounce(status: str, words: str = "") -> bool:
-    """Whether a permanent failure is one of the address, by RFC 3463; the table is in docs/consent.md."""
-    found = _ENHANCED_STATUS.search(status)
-    if found is None or found[1] != "5":
+def is_hard_bounce(status: str, diagnostic: str = "") -> bool:
+    """Whether a status is a permanent failure of the address (RFC 3463).
+
+    The table is in docs/consent.md.
+    """
+    match = _ENHANCED_STATUS.search(status)
+    if match is None or match[1] != "5":
         return False
-    subject, detail = int(found[2]), int(found[3])
+    subject, detail = int(match[2]), int(match[3])
     if subject == 1:
         return detail not in (7, 8)
     if subject == 0 or (subject, detail) == (2, 0):
-        return not _NOT_ADDRESS_FAILURE.search(words)
+        return not _NOT_ADDRESS_FAILURE.search(diagnostic)
     return (subject, detail) in ((2, 1), (4, 1), (4, 4))
 
 
 def parse_report(raw: bytes) -> BounceReport:
-    """What this mail says. Never raises: what can't be read is `broken` or `other`."""
+    """Parse a bounce message.
+
+    Never raises: an unparsable message is `broken` or `other`.
+    """
     try:
         message = email.message_from_bytes(raw)
         parts = list(_iter_parts(message))
@@ -95,92 +105,103 @@ def parse_report(raw: bytes) -> BounceReport:
 
 
 def _classify_message(message: Message, parts: list[Message], raw: bytes) -> BounceReport:
-    marks = _find_tokens(message, raw)
-    kinds = {part.get_content_type(): part for part in parts}
+    tokens = _find_tokens(message, raw)
+    part_by_type = {part.get_content_type(): part for part in parts}
     if not message.keys():
         return BounceReport("broken")
-    if feedback := kinds.get("message/feedback-report"):
-        return _parse_feedback_report(feedback, marks)
-    if status := kinds.get("message/delivery-status") or kinds.get("message/global-delivery-status"):
-        return _parse_delivery_status(status, marks)
+    if feedback := part_by_type.get("message/feedback-report"):
+        return _parse_feedback_report(feedback, tokens)
+    status = part_by_type.get("message/delivery-status") or part_by_type.get("message/global-delivery-status")
+    if status:
+        return _parse_delivery_status(status, tokens)
     if message.get_content_type() == "multipart/report":
-        return BounceReport("other", tokens=marks)
-    if letter := _parse_plain_text_bounce(message, parts, marks):
-        return letter
-    asks = _to_text(message.get("Subject")).strip().lower() == "unsubscribe"
-    if asks and not _is_automatic(message):
-        # Only what it was sent to says who asks; a quoted mail may be anybody's.
+        return BounceReport("other", tokens=tokens)
+    if report := _parse_plain_text_bounce(message, parts, tokens):
+        return report
+    is_unsubscribe = _to_text(message.get("Subject")).strip().lower() == "unsubscribe"
+    if is_unsubscribe and not _is_automatic(message):
+        # Only the address it was sent to identifies the sender; a quoted email may be of another recipient.
         return BounceReport("unsubscribe", tokens=tuple(_find_recipient_tokens(message)))
-    return BounceReport("other", tokens=marks)
+    return BounceReport("other", tokens=tokens)
 
 
 def _iter_parts(message: Message, depth: int = 0) -> Iterator[Message]:
     yield message
     payload = message.get_payload()
-    # The original mail inside of a report is not a part of the report.
+    # The parts of the quoted original message are not parts of the report.
     if depth < MIME_DEPTH_MAX and isinstance(payload, list) and message.get_content_maintype() == "multipart":
         for part in payload:
             if isinstance(part, Message):
                 yield from _iter_parts(part, depth + 1)
 
 
-def _parse_feedback_report(part: Message, marks: tuple[str, ...]) -> BounceReport:
+def _parse_feedback_report(part: Message, tokens: tuple[str, ...]) -> BounceReport:
     fields = _merge_fields(part)
-    kind = fields.get("feedback-type", "").strip().lower()
-    named = _parse_addresses(fields.get("original-rcpt-to", ""))
-    return BounceReport(
-        "complaint" if kind in COMPLAINT_TYPES else "other", "", f"feedback-type: {kind}"[:100], named, marks
-    )
+    feedback_type = fields.get("feedback-type", "").strip().lower()
+    addresses = _parse_addresses(fields.get("original-rcpt-to", ""))
+    kind: BounceReportKind = "complaint" if feedback_type in COMPLAINT_TYPES else "other"
+    return BounceReport(kind, "", f"feedback-type: {feedback_type}"[:100], addresses, tokens)
 
 
-def _parse_delivery_status(part: Message, marks: tuple[str, ...]) -> BounceReport:
-    """RFC 3464, 2.3: a group of fields for each recipient. Of several the first that failed for good counts."""
-    found = BounceReport("other", tokens=marks)
+def _parse_delivery_status(part: Message, tokens: tuple[str, ...]) -> BounceReport:
+    """Parse a delivery report, which has a group of fields per recipient.
+
+    See RFC 3464, 2.3. Among several recipients the first hard bounce counts.
+    """
+    report = BounceReport("other", tokens=tokens)
     for fields in _iter_field_groups(part):
         action = fields.get("action", "").strip().lower()
-        words = _clean_diagnostic(
+        diagnostic = _clean_diagnostic(
             fields.get("diagnostic-code", "").partition(";")[2] or fields.get("diagnostic-code", "")
         )
-        status = _find_enhanced_status(fields.get("status", ""), words)
-        named = _parse_addresses(fields.get("original-recipient", ""), fields.get("final-recipient", ""))
-        if action == "failed" and is_hard_bounce(status, words):
-            return BounceReport("bounce", status, words, named, marks)
-        if action in ("failed", "delayed") and found.kind == "other":
-            found = BounceReport("soft", status, words, named, marks)
-    return found
+        status = _find_enhanced_status(fields.get("status", ""), diagnostic)
+        addresses = _parse_addresses(fields.get("original-recipient", ""), fields.get("final-recipient", ""))
+        if action == "failed" and is_hard_bounce(status, diagnostic):
+            return BounceReport("bounce", status, diagnostic, addresses, tokens)
+        if action in ("failed", "delayed") and report.kind == "other":
+            report = BounceReport("soft", status, diagnostic, addresses, tokens)
+    return report
 
 
-def _parse_plain_text_bounce(message: Message, parts: list[Message], marks: tuple[str, ...]) -> BounceReport | None:
-    """Reports in plain words: qmail's, and those with `X-Failed-Recipients` (Exim, Gmail)."""
+def _parse_plain_text_bounce(message: Message, parts: list[Message], tokens: tuple[str, ...]) -> BounceReport | None:
+    """Parse a bounce of qmail, or one with `X-Failed-Recipients` (Exim, Gmail)."""
     failed = _to_text(message.get("X-Failed-Recipients"))
     text = next((_get_body_text(part) for part in parts if part.get_content_type() == "text/plain"), "")
     if not failed and not (_QMAIL.search(text) and _is_from_mailer_daemon(message)):
         return None
-    said = _QUOTED_MESSAGE.split(text, maxsplit=1)[0]
-    status = _find_enhanced_status("", said)
-    lines = [_clean_diagnostic(line) for line in said.splitlines()]
-    words = next((line for line in lines if _ENHANCED_STATUS.search(line) or _REPLY_CODE.search(line)), "")
-    named = _parse_addresses(failed or next((line for line in lines if line.startswith("<") and "@" in line), ""))
-    return BounceReport("bounce" if is_hard_bounce(status, said) else "soft", status, words, named, marks)
+    explanation = _QUOTED_MESSAGE.split(text, maxsplit=1)[0]
+    status = _find_enhanced_status("", explanation)
+    lines = [_clean_diagnostic(line) for line in explanation.splitlines()]
+    diagnostic = next((line for line in lines if _ENHANCED_STATUS.search(line) or _REPLY_CODE.search(line)), "")
+    addresses = _parse_addresses(failed or next((line for line in lines if line.startswith("<") and "@" in line), ""))
+    kind: BounceReportKind = "bounce" if is_hard_bounce(status, explanation) else "soft"
+    return BounceReport(kind, status, diagnostic, addresses, tokens)
 
 
-def _find_enhanced_status(given: str, words: str) -> str:
-    """The enhanced code; that of the words where the field says no more than that it failed, or nothing."""
-    field = _ENHANCED_STATUS.search(given)
-    said = _ENHANCED_STATUS.search(words)
-    if field and not (field[2] == field[3] == "0" and said and said[1] == field[1]):
-        return field[0]
-    if said:
-        return said[0]
-    reply = _REPLY_CODE.search(words)
+def _find_enhanced_status(field_value: str, diagnostic: str) -> str:
+    """Return the most specific enhanced status code.
+
+    That of the diagnostic text counts if the field has none or only says that the delivery failed.
+    """
+    in_field = _ENHANCED_STATUS.search(field_value)
+    in_diagnostic = _ENHANCED_STATUS.search(diagnostic)
+    is_generic = in_field is not None and in_field[2] == in_field[3] == "0"
+    if in_field and not (is_generic and in_diagnostic and in_diagnostic[1] == in_field[1]):
+        return in_field[0]
+    if in_diagnostic:
+        return in_diagnostic[0]
+    reply = _REPLY_CODE.search(diagnostic)
     return f"{reply[1]}.0.0" if reply else ""
 
 
-# --- fields and marks ------------------------------------------------------------------------------
+# --- fields and tokens -----------------------------------------------------------------------------
 
 
 def _iter_field_groups(part: Message) -> Iterator[dict[str, str]]:
-    """The groups of fields of a report: Python reads each as a message of its own, unless the report is bent."""
+    """Yield the groups of fields of a report.
+
+    Python parses each as a message, unless the report is malformed.
+    """
     payload = part.get_payload()
     if isinstance(payload, list):
         for group in payload:
@@ -201,11 +222,12 @@ def _merge_fields(part: Message) -> dict[str, str]:
 
 
 def _find_tokens(message: Message, raw: bytes) -> tuple[str, ...]:
-    """Marks wherever they stand: at whom it was sent to first, then in what is quoted of our mail."""
-    quoted = raw.decode("latin-1")
-    found = [*_find_recipient_tokens(message), *_TOKEN_ADDRESS.findall(quoted), *_MESSAGE_ID.findall(quoted)]
-    found += [f"/u/{token}" for token in _UNSUBSCRIBE_PATH.findall(quoted.replace("=\r\n", "").replace("=\n", ""))]
-    return tuple(dict.fromkeys(found))[:50]
+    """Find tokens in the recipient addresses, then in the quoted email."""
+    source = raw.decode("latin-1")
+    tokens = [*_find_recipient_tokens(message), *_TOKEN_ADDRESS.findall(source), *_MESSAGE_ID.findall(source)]
+    unfolded = source.replace("=\r\n", "").replace("=\n", "")
+    tokens += [f"/u/{token}" for token in _UNSUBSCRIBE_PATH.findall(unfolded)]
+    return tuple(dict.fromkeys(tokens))[:50]
 
 
 def _find_recipient_tokens(message: Message) -> list[str]:
@@ -214,18 +236,21 @@ def _find_recipient_tokens(message: Message) -> list[str]:
 
 
 def _parse_addresses(*fields: str) -> tuple[str, ...]:
-    """Addresses of `rfc822; ada@example.com` (RFC 3464, 2.3.2) and of lists of addresses."""
+    """Parse `rfc822; ada@example.com` (RFC 3464, 2.3.2) and lists of addresses."""
     text = " ".join(field[:ADDRESS_FIELD_MAX] for field in fields)
-    named = _ADDRESS.findall(text) or [address for _, address in getaddresses([text]) if "@" in address]
-    return tuple(dict.fromkeys(address.strip(".") for address in named))[:10]
+    addresses = _ADDRESS.findall(text) or [address for _, address in getaddresses([text]) if "@" in address]
+    return tuple(dict.fromkeys(address.strip(".") for address in addresses))[:10]
 
 
 def _is_automatic(message: Message) -> bool:
-    """RFC 3834, and what programs wrote before it."""
-    said = _to_text(message.get("Auto-Submitted")).strip().lower() or "no"
+    """Whether a message is automatic (RFC 3834, and the headers used before it)."""
+    auto_submitted = _to_text(message.get("Auto-Submitted")).strip().lower() or "no"
     precedence = _to_text(message.get("Precedence")).strip().lower()
-    marks = ("X-Autoreply", "X-Autorespond", "X-Auto-Response-Suppress")
-    return not said.startswith("no") or precedence in ("auto_reply", "bulk", "junk") or any(m in message for m in marks)
+    return (
+        not auto_submitted.startswith("no")
+        or precedence in ("auto_reply", "bulk", "junk")
+        or any(name in message for name in ("X-Autoreply", "X-Autorespond", "X-Auto-Response-Suppress"))
+    )
 
 
 def _is_from_mailer_daemon(message: Message) -> bool:
@@ -234,7 +259,10 @@ def _is_from_mailer_daemon(message: Message) -> bool:
 
 
 def _clean_diagnostic(text: str) -> str:
-    """A server's words on one line, without what no text column takes."""
+    """Put a server's reply on one line, without unprintable characters.
+
+    PostgreSQL's `text` rejects some of them.
+    """
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:DIAGNOSTIC_MAX]
 
 

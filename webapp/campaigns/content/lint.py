@@ -1,4 +1,7 @@
-"""What staff may want to mend before a mail goes out. Nothing of this forbids it: what does is in check."""
+"""Warnings about the content of an email that do not prevent sending.
+
+What prevents sending is in `validation`.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,19 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from urllib.parse import urlsplit
 
+from flask_babel import gettext as _
+from flask_babel import ngettext
+
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.content.validation import strip_style_elements
 from webapp.mail.template import Placeholder, TemplateParts
 
-# Gmail cuts a mail off behind about 102 kB of HTML.
+# Gmail clips an email after about 102 kB of HTML.
 HTML_SIZE_WARNING = 100 * 1024
-# What mailboxes show of a subject on a computer; telephones show about half.
+# Characters of a subject that mail clients show on a computer; phones show about half.
 SUBJECT_LENGTH_WARNING = 70
 _SINGLE_BRACE_PLACEHOLDER = re.compile(r"(?<!\{)\{\s*[A-Za-z_]\w*(?:\.\w+)*\s*\}(?!\})")
-# Elements that must be closed; of others, browsers know the end themselves.
+# Elements whose end tag is required; browsers infer the end of others.
 _END_TAG_REQUIRED = frozenset(
     re.findall(
         r"\w+",
@@ -34,77 +40,87 @@ _HTTP_URL = re.compile(r"http://[^\s<>\"']+")
 
 
 def lint_content(
-    mail: EmailContent,
+    content: EmailContent,
     subject: TemplateParts,
     text: TemplateParts,
     body: TemplateParts,
     code: str,
-    ends: bool,
-    seen: str,
-    size: int,
+    has_end: bool,
+    rendered_subject: str,
+    html_size: int,
 ) -> Iterator[str]:
-    """One sentence for each thing.
+    """Yield one sentence for each finding.
 
-    :param mail: as it was written; subject, text and body: what was made of it, with its placeholders.
-    :param code: of the offer, should somebody have typed it instead of the placeholder.
-    :param ends: whether the offer has an end.
-    :param seen: the subject as one recipient sees it.
-    :param size: of the HTML, in bytes.
+    :param content: the email as it was written; subject, text and body: what is sent, with placeholders.
+    :param code: the offer's code, in case it was typed instead of its placeholder.
+    :param has_end: whether the offer has an end.
+    :param rendered_subject: the subject as one recipient sees it.
+    :param html_size: bytes of the HTML.
     """
-    named = {part.name for part in (*text, *body) if isinstance(part, Placeholder)}
-    said = "".join(part for part in (*text, *body) if isinstance(part, str))
-    if not named & {"offer.code", "link"} and code not in said:
-        yield "There is neither the code nor the personal link in it, so nobody could use the offer."
-    if ends and "offer.ends" not in named:
-        yield "The offer has an end, and the mail does not say when: {{ offer.ends }}."
-    if size > HTML_SIZE_WARNING:
-        yield f"Its HTML has {size // 1024} kB; Gmail cuts off what is behind 100 kB, and with it the foot."
-    if len(seen) > SUBJECT_LENGTH_WARNING:
-        yield f"The subject has {len(seen)} characters; most mailboxes show no more than {SUBJECT_LENGTH_WARNING}."
-    for found in sorted(
-        {found[0] for found in _SINGLE_BRACE_PLACEHOLDER.finditer(strip_style_elements(_join_content(mail)))}
-    ):
-        yield f"“{found}” stays as it is: placeholders have two braces on each side."
-    yield from _lint_html(mail.html)
-    links = {urlsplit(found[0]).netloc for found in _HTTP_URL.finditer(_join_content(mail))}
-    for host in sorted(links):
-        yield f"A link or picture goes to http://{host}: use https, for some mailboxes warn of the other."
+    used_placeholders = {part.name for part in (*text, *body) if isinstance(part, Placeholder)}
+    literal_text = "".join(part for part in (*text, *body) if isinstance(part, str))
+    if not used_placeholders & {"offer.code", "link"} and code not in literal_text:
+        yield _("The email contains neither the code nor the personal link, so recipients cannot use the offer.")
+    if has_end and "offer.ends" not in used_placeholders:
+        yield _("The offer has an end date, but the email does not say when it ends. Add {{ offer.ends }}.")
+    if html_size > HTML_SIZE_WARNING:
+        yield _(
+            "The HTML has %(size)s kB. Gmail cuts off an email after about 100 kB, including its footer.",
+            size=html_size // 1024,
+        )
+    if len(rendered_subject) > SUBJECT_LENGTH_WARNING:
+        yield _(
+            "The subject has %(length)s characters; most mail clients show no more than %(limit)s.",
+            length=len(rendered_subject),
+            limit=SUBJECT_LENGTH_WARNING,
+        )
+    source = strip_style_elements(_join_content(content))
+    for typed in sorted({match[0] for match in _SINGLE_BRACE_PLACEHOLDER.finditer(source)}):
+        yield _("“%(text)s” is sent as it is: placeholders need two braces on each side.", text=typed)
+    yield from _lint_html(content.html)
+    for host in sorted({urlsplit(match[0]).netloc for match in _HTTP_URL.finditer(_join_content(content))}):
+        yield _(
+            "A link or image points to http://%(host)s. Use https, because some mail clients warn about http.",
+            host=host,
+        )
 
 
 def _lint_html(source: str) -> Iterator[str]:
     if not source.strip():
         return
-    seen = _LintParser()
-    seen.feed(source)
-    seen.close()
-    if not seen.has_visible_content or _HIDDEN_BODY.search(source):
-        yield "Nothing of your HTML is to be seen: it has neither words nor pictures that are shown."
-    for tag in sorted({*seen.open_tags, *seen.unclosed_tags}):
-        yield f"A <{tag}> is not closed, so what follows, and the foot, may look different in each mailbox."
-    for tag in sorted(seen.stripped_tags):
-        yield f"Mailboxes take out <{tag}>: nothing of it works in a mail."
-    if seen.has_script:
-        yield "Mailboxes take out links that begin with javascript: and attributes such as onclick."
-    if seen.images_without_alt == 1:
-        yield "A picture has no words (alt) for those who don't see it, and most mailboxes hide pictures at first."
-    elif seen.images_without_alt:
-        yield (
-            f"{seen.images_without_alt} pictures have no words (alt) for those who don't see them, "
-            "and most mailboxes hide pictures at first."
+    parser = _LintParser()
+    parser.feed(source)
+    parser.close()
+    if not parser.has_visible_content or _HIDDEN_BODY.search(source):
+        yield _("Your HTML shows nothing: it has neither visible text nor images.")
+    for tag in sorted({*parser.open_tags, *parser.unclosed_tags}):
+        yield _(
+            "A <%(tag)s> is not closed, so the rest of the email may look different in each mail client.",
+            tag=tag,
+        )
+    for tag in sorted(parser.stripped_tags):
+        yield _("Mail clients remove <%(tag)s>, so it has no effect in an email.", tag=tag)
+    if parser.has_script:
+        yield _("Mail clients remove links that begin with javascript: and attributes such as onclick.")
+    if parser.images_without_alt:
+        yield ngettext(
+            "An image has no alternative text (alt), and most mail clients hide images at first.",
+            "%(num)s images have no alternative text (alt), and most mail clients hide images at first.",
+            parser.images_without_alt,
         )
 
 
-def _join_content(mail: EmailContent) -> str:
-    return "\n".join((mail.subject, mail.text, mail.html))
+def _join_content(content: EmailContent) -> str:
+    return "\n".join((content.subject, content.text, content.html))
 
 
 class _LintParser(HTMLParser):
-    """What is in somebody's HTML that mailboxes treat otherwise than browsers do."""
+    """Collect what mail clients treat differently from browsers."""
 
     def __init__(self) -> None:
         super().__init__()
         self.open_tags: list[str] = []
-        # How many of each: a list of a hundred thousand is not looked through for every end tag.
+        # Counts per tag, so that an end tag does not search a list of possibly a hundred thousand open tags.
         self.open_tag_counts: Counter[str] = Counter()
         self.unclosed_tags: set[str] = set()
         self.stripped_tags: set[str] = set()
@@ -112,12 +128,12 @@ class _LintParser(HTMLParser):
         self.has_script = self.has_visible_content = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = {name: (value or "").strip().lower() for name, value in attrs}
-        # An empty alt says that a picture only decorates.
-        self.images_without_alt += tag == "img" and "alt" not in given
+        attributes = {name: (value or "").strip().lower() for name, value in attrs}
+        # An empty alt marks an image as decorative.
+        self.images_without_alt += tag == "img" and "alt" not in attributes
         self.has_visible_content |= tag == "img"
-        self.has_script |= any(name.startswith("on") for name in given)
-        self.has_script |= any(given.get(name, "").startswith("javascript:") for name in ("href", "src", "action"))
+        self.has_script |= any(name.startswith("on") for name in attributes)
+        self.has_script |= any(attributes.get(name, "").startswith("javascript:") for name in ("href", "src", "action"))
         if tag in _STRIPPED_ELEMENTS:
             self.stripped_tags.add(tag)
         if tag in _END_TAG_REQUIRED:

@@ -1,6 +1,9 @@
-"""A campaign's mail: written out once for each language among its recipients, then stamped with each one's own words.
+"""Mail merge of a campaign's email.
 
-Building and serialising a MIME message costs about two milliseconds, so it is not done for each recipient: see quoted.
+The email is rendered once per language; then only each recipient's values are filled in.
+
+Building and serialising a MIME message takes about two milliseconds, so this is not done for each recipient; see
+`webapp.mail.quoted_printable`.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from email.utils import format_datetime
 from functools import lru_cache, partial
 
 from flask import current_app
+from flask_babel import lazy_gettext as _l
 
 from webapp.campaigns import tokens as campaign_tokens
 from webapp.campaigns.content import design, lint
@@ -40,17 +44,18 @@ from webapp.redemptions.personal_links import PREVIEW_CUSTOMER_ID, make_personal
 from webapp.shop import queries as shop_queries
 from webapp.shop.models import ShopValues
 
-NO_END_FALLBACK = "further notice"
+# Replaces the placeholder of the last day in emails of offers without an end.
+NO_END_FALLBACK = _l("further notice")
 _FORBIDDEN_CATEGORIES = ("Cc", "Cs", "Co", "Zl", "Zp")
 
 
 @dataclass(frozen=True)
 class Preview:
-    """A mail as one recipient would get it, taken apart again from its very bytes.
+    """An email as one recipient would get it, parsed from the bytes to send.
 
-    :param head: its headers, as they are sent.
-    :param size: of the HTML, in bytes.
-    :param advice: what staff may want to mend; nothing of it keeps the mail from being sent.
+    :ivar headers: the header lines as they are sent.
+    :ivar html_size: bytes of the HTML.
+    :ivar warnings: sentences about what staff may want to fix; none of them prevents sending.
     """
 
     subject: str
@@ -63,25 +68,27 @@ class Preview:
 
 @dataclass(frozen=True)
 class _LocalisedMessage:
-    """The mail in one language: dates, money and percent are in it."""
+    """The email in one language, with dates, amounts and percentages filled in."""
 
     subject: TemplateParts
-    # The whole header, where the subject has no words of a recipient's own.
+    # The finished header line, if the subject has no values of the recipient.
     subject_header: bytes | None
     body: quoted_printable.MergeBody
 
 
 class MailMerge:
-    """The mail of one campaign, ready to be addressed. Made once; then it touches no database.
+    """The email of one campaign, ready to be addressed.
 
-    :param token: names the mail in its Message-ID; a test send has one of its own, so that the real mail is not
-        taken for its copy.
-    :param shop: what is known of the shop, unless another one is to be looked at.
+    It accesses the database only when it is created.
+
+    :param token: identifies the email in its Message-ID; a test email has one of its own, so that mail clients do not
+        treat the real email as a duplicate.
+    :param shop: settings of the shop, by default the stored ones.
     """
 
     def __init__(
         self,
-        mail: EmailContent,
+        content: EmailContent,
         offer: Offer,
         campaign_id: int,
         token: str | None = None,
@@ -106,32 +113,32 @@ class MailMerge:
         self._personal_code: Callable[[int], str] | None = None
         if offer.personal_code_required:
             self._personal_code = partial(personal_codes.derive_personal_code, code, offer.id)
-        # Plain values: the row may be gone from its session when the first letter is written.
+        # Plain values: the session of the row may be closed when the first message is built.
         self._discount, self._ends_at, self._time_zone = offer.discount, offer.ends_at, offer.time_zone
-        fixed = {"offer.name": _clean_value(offer.name), "offer.code": code, "shop.name": _clean_value(self.shop.name)}
-        if self._personal_code:
-            del fixed["offer.code"]
-        length = len(code) + (personal_codes.SUFFIX_LENGTH + 1 if self._personal_code else 0)
-        # Of a mail that was stored before such were refused. Each of its letters fails in words.
+        common_values = {"offer.name": _clean_value(offer.name), "shop.name": _clean_value(self.shop.name)}
+        if self._personal_code is None:
+            common_values["offer.code"] = code
+        code_length = len(code) + (personal_codes.SUFFIX_LENGTH + 1 if self._personal_code else 0)
+        # Only for an email stored before such HTML was rejected: each of its messages fails with this error.
         self._html_error: html_depth.HtmlTooDeep | None = None
         try:
-            subject, text, body = _build_parts(mail, self.shop, length)
+            subject, text, body = _build_parts(content, self.shop, code_length)
         except html_depth.HtmlTooDeep as error:
             self._html_error = error
-            subject, text, body = _build_parts(EmailContent(mail.subject, mail.text), self.shop, length)
-        self._lint = partial(lint.lint_content, mail, subject, text, body, code, self._ends_at is not None)
-        way = bidi.is_text_right_to_left(text, locales.is_locale_right_to_left(self.shop.locale))
-        self._subject_renderer = PlaceholderRenderer(str, bidi.is_text_right_to_left(subject, way))
-        self._text_renderer = PlaceholderRenderer(str, way)
-        self._html_renderer = PlaceholderRenderer(html.escape, way, "<bdi>", "</bdi>")
+            subject, text, body = _build_parts(EmailContent(content.subject, content.text), self.shop, code_length)
+        self._lint = partial(lint.lint_content, content, subject, text, body, code, self._ends_at is not None)
+        is_right_to_left = bidi.is_text_right_to_left(text, locales.is_locale_right_to_left(self.shop.locale))
+        self._subject_renderer = PlaceholderRenderer(str, bidi.is_text_right_to_left(subject, is_right_to_left))
+        self._text_renderer = PlaceholderRenderer(str, is_right_to_left)
+        self._html_renderer = PlaceholderRenderer(html.escape, is_right_to_left, "<bdi>", "</bdi>")
         subject, text, body = (
             bidi.isolate_placeholders(subject),
             bidi.isolate_placeholders(text),
             bidi.isolate_html_placeholders(body),
         )
-        self.subject = _substitute_values(subject, fixed, self._subject_renderer)
-        self.text = _substitute_values(text, fixed, self._text_renderer)
-        self.html = _substitute_values(body, fixed, self._html_renderer)
+        self.subject = _substitute_values(subject, common_values, self._subject_renderer)
+        self.text = _substitute_values(text, common_values, self._text_renderer)
+        self.html = _substitute_values(body, common_values, self._html_renderer)
         self._used_placeholders = {
             part.name for parts in (subject, text, body) for part in parts if isinstance(part, Placeholder)
         }
@@ -142,68 +149,73 @@ class MailMerge:
         self._messages_by_values: dict[tuple[str, ...], _LocalisedMessage] = {}
 
     def preview(self, customer: Customer) -> Preview:
-        """What this customer would read. Links and a personal code are nobody's: who may look may not act for them.
+        """Render the email as this customer would see it.
 
-        :raises Invalid: when its HTML can't be read.
+        Links and a personal code belong to no customer, so that staff cannot use them in the customer's name.
+
+        :raises InvalidInput: when the HTML is nested too deep.
         """
         if self._html_error:
             raise InvalidInput(FieldError("html", "html_broken", str(self._html_error))) from self._html_error
         raw = self._build_bytes(customer, PREVIEW_CUSTOMER_ID, recipient_address(customer))
-        mail = email.message_from_bytes(raw.replace(b"\r\n", b"\n"), policy=email.policy.default)
-        subject, text, body = str(mail["Subject"]), _get_body_content(mail, "plain"), _get_body_content(mail, "html")
-        size = len(body.encode())
-        head = raw.partition(b"\r\n\r\n")[0].decode().replace("\r\n", "\n")
-        return Preview(subject, text, body, head, size, tuple(self._lint(subject, size)))
+        message = email.message_from_bytes(raw.replace(b"\r\n", b"\n"), policy=email.policy.default)
+        subject, body = str(message["Subject"]), _get_body_content(message, "html")
+        html_size = len(body.encode())
+        headers = raw.partition(b"\r\n\r\n")[0].decode().replace("\r\n", "\n")
+        warnings = tuple(self._lint(subject, html_size))
+        return Preview(subject, _get_body_content(message, "plain"), body, headers, html_size, warnings)
 
     def build_message(self, customer: Customer) -> OutgoingMessage:
-        """The finished bytes for this customer.
+        """Build the finished message for this customer.
 
-        :raises ValueError: when the mail, or what is put in for this customer, can't be written.
+        :raises ValueError: when the email, or a value of this customer, cannot be encoded.
         """
         if self._html_error:
             raise ValueError(str(self._html_error))
-        to = recipient_address(customer)
-        return OutgoingMessage(self._return_path(customer.id), to, self._build_bytes(customer, customer.id, to))
+        address = recipient_address(customer)
+        return OutgoingMessage(
+            self._return_path(customer.id), address, self._build_bytes(customer, customer.id, address)
+        )
 
-    def _build_bytes(self, customer: Customer, bearer: int, to: str) -> bytes:
-        written = self._messages_by_tag.get(customer.locale) or self._localise(customer.locale)
-        values = self._recipient_values(customer, bearer)
-        head = (
+    def _build_bytes(self, customer: Customer, link_customer_id: int, address: str) -> bytes:
+        message = self._messages_by_tag.get(customer.locale) or self._localise(customer.locale)
+        values = self._recipient_values(customer, link_customer_id)
+        headers = (
             self._common_headers,
-            written.subject_header or format_header("Subject", self._render_subject(written.subject, values)),
-            format_address_header("To", values["customer.name"], to),
+            message.subject_header or format_header("Subject", self._render_subject(message.subject, values)),
+            format_address_header("To", values["customer.name"], address),
             _date_header(int(time.time())),
-            f"Message-ID: {self._message_id_for(bearer)}\r\n".encode(),
-            self._unsubscribe_headers(values["unsubscribe"], self._return_path(bearer)),
+            f"Message-ID: {self._message_id_for(link_customer_id)}\r\n".encode(),
+            self._unsubscribe_headers(values["unsubscribe"], self._return_path(link_customer_id)),
             self._content_type,
         )
-        return b"".join((*head, *written.body.render(values)))
+        return b"".join((*headers, *message.body.render(values)))
 
-    def _recipient_values(self, customer: Customer, bearer: int) -> dict[str, str]:
+    def _recipient_values(self, customer: Customer, link_customer_id: int) -> dict[str, str]:
         values = {
             "customer.name": _clean_value(customer.name),
             "customer.email": _clean_value(customer.email_as_given),
-            "unsubscribe": self._unsubscribe_url(bearer),
+            "unsubscribe": self._unsubscribe_url(link_customer_id),
         }
         if "link" in self._used_placeholders:
-            values["link"] = self._personal_url(bearer)
+            values["link"] = self._personal_url(link_customer_id)
         if self._personal_code and "offer.code" in self._used_placeholders:
-            values["offer.code"] = self._personal_code(bearer)
+            values["offer.code"] = self._personal_code(link_customer_id)
         return values
 
     def _localise(self, tag: str | None) -> _LocalisedMessage:
         locale = locales.resolve_locale(tag, self.shop.locale)
         ends = formatting.format_last_day(self._ends_at, self._time_zone, locale) if self._ends_at is not None else ""
         values = {"offer.discount": formatting.format_discount(self._discount, locale), "offer.ends": ends}
-        # Many languages write these the same.
+        # Many languages format these values identically.
         key = tuple(values.values())
-        written = self._messages_by_values.get(key) or self._localise_with_values(values)
-        self._messages_by_values[key] = self._messages_by_tag[tag] = written
-        return written
+        message = self._messages_by_values.get(key) or self._localise_with_values(values)
+        self._messages_by_values[key] = self._messages_by_tag[tag] = message
+        return message
 
     def _localise_with_values(self, values: Mapping[str, str]) -> _LocalisedMessage:
         subject = _substitute_values(self.subject, values, self._subject_renderer)
-        said = (
+        subject_header = (
             None
             if any(isinstance(part, Placeholder) for part in subject)
             else format_header("Subject", self._render_subject(subject, {}))
@@ -213,11 +225,11 @@ class MailMerge:
             _substitute_values(self.html, values, self._html_renderer),
         )
         bodies = ("plain", text, self._text_renderer), ("html", body, self._html_renderer)
-        return _LocalisedMessage(subject, said, _build_multipart(self._boundary, *bodies))
+        return _LocalisedMessage(subject, subject_header, _build_multipart(self._boundary, *bodies))
 
     def _render_subject(self, subject: TemplateParts, values: Mapping[str, str]) -> str:
-        written = (p if isinstance(p, str) else self._subject_renderer(p, values[p.name]) for p in subject)
-        return _to_single_line("".join(written))
+        rendered = (p if isinstance(p, str) else self._subject_renderer(p, values[p.name]) for p in subject)
+        return _to_single_line("".join(rendered))
 
     def _build_common_headers(self, domain: str) -> bytes:
         name, reply_to = _to_single_line(self.shop.name), self.shop.reply_to
@@ -232,13 +244,18 @@ class MailMerge:
             )
         )
 
-    def _return_path(self, bearer: int) -> str:
+    def _return_path(self, link_customer_id: int) -> str:
         return (
-            self.sender if self._is_test else campaign_tokens.build_return_path(self.campaign_id, bearer, self.sender)
+            self.sender
+            if self._is_test
+            else campaign_tokens.build_return_path(self.campaign_id, link_customer_id, self.sender)
         )
 
     def _unsubscribe_headers(self, url: str, mailbox: str) -> bytes:
-        """RFC 2369 and, where a provider may post to us, RFC 8058. Addresses are never encoded, only folded."""
+        """Build the headers of RFC 2369 and, with HTTPS, those of RFC 8058.
+
+        URLs and addresses are folded, never encoded.
+        """
         reject_line_breaks(url)
         lines = f"List-Unsubscribe: <{url}>,\r\n <mailto:{mailbox}?subject=unsubscribe>\r\n"
         if self.supports_one_click:
@@ -247,54 +264,60 @@ class MailMerge:
 
 
 def create_mail_merge(campaign: Campaign, offer: Offer) -> MailMerge:
-    """The form letter of a stored campaign."""
+    """Create the mail merge of a stored campaign."""
     return MailMerge(EmailContent(campaign.subject, campaign.text, campaign.html), offer, campaign.id)
 
 
 def _build_parts(
-    mail: EmailContent, shop: ShopValues, code_length: int
+    content: EmailContent, shop: ShopValues, code_length: int
 ) -> tuple[TemplateParts, TemplateParts, TemplateParts]:
-    """Subject, text and HTML, with what staff left empty made from the rest or from the default."""
-    subject = parse_template(mail.subject.strip() or DEFAULT_SUBJECT)
-    if mail.html.strip():
-        body = parse_template(mail.html)
-        text = parse_template(mail.text) if mail.text.strip() else design.convert_html_to_text(body)
+    """Build subject, text and HTML.
+
+    Empty fields are derived from the others or from the default content.
+    """
+    subject = parse_template(content.subject.strip() or str(DEFAULT_SUBJECT))
+    if content.html.strip():
+        body = parse_template(content.html)
+        text = parse_template(content.text) if content.text.strip() else design.convert_html_to_text(body)
         return subject, design.add_text_footer(text, shop), design.finish_custom_html(body, shop)
-    text = parse_template(mail.text if mail.text.strip() else DEFAULT_TEXT)
+    text = parse_template(content.text if content.text.strip() else str(DEFAULT_TEXT))
     return subject, design.add_text_footer(text, shop), design.render_designed_html(text, subject, shop, code_length)
 
 
-def _substitute_values(parts: TemplateParts, fixed: Mapping[str, str], written: PlaceholderRenderer) -> TemplateParts:
-    """What is the same for all becomes part of the text; neighbours are joined."""
-    settled: list[str | Placeholder] = []
+def _substitute_values(parts: TemplateParts, values: Mapping[str, str], renderer: PlaceholderRenderer) -> TemplateParts:
+    """Replace the placeholders that have a value by text, and join neighbouring texts."""
+    substituted: list[str | Placeholder] = []
     for part in parts:
-        if isinstance(part, Placeholder) and part.name in fixed:
-            fallback = part.fallback or (NO_END_FALLBACK if part.name == "offer.ends" else "")
-            part = written(replace(part, fallback=fallback), fixed[part.name])
-        if isinstance(part, str) and settled and isinstance(settled[-1], str):
-            settled[-1] += part
+        if isinstance(part, Placeholder) and part.name in values:
+            fallback = part.fallback or (str(NO_END_FALLBACK) if part.name == "offer.ends" else "")
+            part = renderer(replace(part, fallback=fallback), values[part.name])
+        if isinstance(part, str) and substituted and isinstance(substituted[-1], str):
+            substituted[-1] += part
         else:
-            settled.append(part)
-    return tuple(settled)
+            substituted.append(part)
+    return tuple(substituted)
 
 
 def _build_multipart(
     boundary: str, *bodies: tuple[str, TemplateParts, PlaceholderRenderer]
 ) -> quoted_printable.MergeBody:
-    """Both bodies in quoted-printable. The boundary can't occur in them: `=_` is no such code."""
-    out: list[bytes | quoted_printable.MergeField] = []
-    for subtype, parts, written in bodies:
-        head = f"--{boundary}\r\nContent-Type: text/{subtype}; charset=utf-8\r\n"
-        out += [
-            head.encode() + b"Content-Transfer-Encoding: quoted-printable\r\n\r\n",
-            *quoted_printable.encode_body(parts, written),
+    """Encode both bodies as quoted-printable.
+
+    The boundary contains `=_`, which cannot occur in that encoding.
+    """
+    segments: list[bytes | quoted_printable.MergeField] = []
+    for subtype, parts, renderer in bodies:
+        header = f"--{boundary}\r\nContent-Type: text/{subtype}; charset=utf-8\r\n"
+        segments += [
+            header.encode() + b"Content-Transfer-Encoding: quoted-printable\r\n\r\n",
+            *quoted_printable.encode_body(parts, renderer),
         ]
-        out.append(b"\r\n")
-    return quoted_printable.MergeBody([*out, f"--{boundary}--\r\n".encode()])
+        segments.append(b"\r\n")
+    return quoted_printable.MergeBody([*segments, f"--{boundary}--\r\n".encode()])
 
 
-def _get_body_content(mail: EmailMessage, subtype: str) -> str:
-    part = mail.get_body((subtype,))
+def _get_body_content(message: EmailMessage, subtype: str) -> str:
+    part = message.get_body((subtype,))
     return str(part.get_content()) if part is not None else ""
 
 
@@ -304,12 +327,18 @@ def _date_header(second: int) -> bytes:
 
 
 def _clean_value(value: str) -> str:
-    """A value on one line, without what would turn the words behind it."""
+    """Put a value on one line, without bidi controls.
+
+    Such characters would affect the text after the value.
+    """
     return _to_single_line(value) if value.isprintable() else bidi.BIDI_CONTROLS.sub("", _to_single_line(value))
 
 
 def _to_single_line(value: str) -> str:
-    """A value that may stand in a header: one line. What joins emoji and turns writing round stays."""
+    """Put a value on one line, as a header needs it.
+
+    Emoji joiners and bidi controls stay.
+    """
     if not value.isprintable():
         value = "".join(" " if unicodedata.category(c) in _FORBIDDEN_CATEGORIES else c for c in value)
     return " ".join(value.split())

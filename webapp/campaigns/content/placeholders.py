@@ -1,7 +1,7 @@
-"""What staff write: text with placeholders from a fixed list, and nothing else that would be carried out.
+"""The content of an email: text with placeholders from a fixed list.
 
-There is no template language behind it, so there is nothing to break out of: a text is split at its placeholders
-once, and only their values are put in.
+There is no template language, so there is no code to inject: a text is split at its placeholders once, and only their
+values are filled in.
 """
 
 from __future__ import annotations
@@ -10,27 +10,32 @@ import difflib
 import re
 from dataclasses import dataclass
 
+from flask_babel import gettext as _
+from flask_babel import lazy_gettext as _l
+
 from webapp.mail.template import Placeholder, TemplateParts
 
+# What each placeholder stands for, as the editor explains it.
 PLACEHOLDERS: dict[str, str] = {
-    "customer.name": "the customer's name",
-    "customer.email": "the customer's e-mail",
-    "offer.name": "the offer's name",
-    "offer.code": "the code; with the customer's own ending where the offer asks for it",
-    "offer.discount": "the discount, such as 25% or €5.00",
-    "offer.ends": "the last day on which it can be used",
-    "link": "the customer's personal page, filled in",
-    "unsubscribe": "the page on which the customer ends these mails",
-    "shop.name": "the name of your shop",
+    "customer.name": _l("the customer's name"),
+    "customer.email": _l("the customer's email address"),
+    "offer.name": _l("the offer's name"),
+    "offer.code": _l("the code, with the customer's own suffix if the offer requires personal codes"),
+    "offer.discount": _l("the discount, such as 25% or €5.00"),
+    "offer.ends": _l("the last day of the offer"),
+    "link": _l("the customer's personal page, already filled in"),
+    "unsubscribe": _l("the page on which the customer unsubscribes"),
+    "shop.name": _l("the name of your shop"),
 }
 SUBJECT_MAX = 250
 BODY_MAX = 256 * 1024
 
-DEFAULT_SUBJECT = "{{ offer.discount }} off for you: {{ offer.name }}"
-DEFAULT_TEXT = """\
+# The default contents are lazy: str() of them is in the current language.
+DEFAULT_SUBJECT: str = _l("{{ offer.discount }} off for you: {{ offer.name }}")
+DEFAULT_TEXT: str = _l("""\
 Hello {{ customer.name or "there" }},
 
-{{ offer.name }} is here, and there is something in it for you:
+{{ offer.name }} is here, and it comes with a discount for you:
 
 {{ offer.discount }} off
 
@@ -38,21 +43,21 @@ This is your code:
 
 {{ offer.code }}
 
-Give it at the till or in the shop. Or open your personal page, where everything is filled in already:
+Show it in the shop or enter it at the checkout. Or open your personal page, where everything is already filled in:
 
 {{ link }}
 
-It is good until {{ offer.ends }}.
+It is valid until {{ offer.ends }}.
 
 See you soon
 {{ shop.name }}
-"""
+""")
 
-REMINDER_SUBJECT = "Still there for you: {{ offer.discount }} off"
-REMINDER_TEXT = """\
+REMINDER_SUBJECT: str = _l("Still available for you: {{ offer.discount }} off")
+REMINDER_TEXT: str = _l("""\
 Hello {{ customer.name or "there" }},
 
-{{ offer.name }} is still there for you until {{ offer.ends }}:
+{{ offer.name }} is still available for you until {{ offer.ends }}:
 
 {{ offer.discount }} off
 
@@ -60,46 +65,49 @@ You have not used your code yet. This is it:
 
 {{ offer.code }}
 
-Give it at the till or in the shop. Or open your personal page, where everything is filled in already:
+Show it in the shop or enter it at the checkout. Or open your personal page, where everything is already filled in:
 
 {{ link }}
 
 See you soon
 {{ shop.name }}
-"""
+""")
 
 _PLACEHOLDER_SYNTAX = re.compile(r"""\s*([A-Za-z_][\w.]*)\s*(?:or\s+("[^"\r\n]*"|'[^'\r\n]*')\s*)?""")
 
 
 @dataclass(frozen=True)
 class EmailContent:
-    """A mail as staff or a program gave it. What is empty is filled in: see message.FormLetter."""
+    """An email as staff or an API client wrote it. `MailMerge` fills in what is empty."""
 
     subject: str = ""
     text: str = ""
     html: str = ""
 
 
-def with_default_content(mail: EmailContent, kind: str) -> EmailContent:
-    """A reminder has a text of its own for what was left empty; that of an announcement is put in by FormLetter."""
+def with_default_content(content: EmailContent, kind: str) -> EmailContent:
+    """Fill empty fields of a reminder with its default content.
+
+    `MailMerge` fills those of an announcement.
+    """
     if kind != "reminder":
-        return mail
-    text = mail.text if mail.text or mail.html else REMINDER_TEXT
-    return EmailContent(mail.subject or REMINDER_SUBJECT, text, mail.html)
+        return content
+    text = content.text if content.text or content.html else str(REMINDER_TEXT)
+    return EmailContent(content.subject or str(REMINDER_SUBJECT), text, content.html)
 
 
 class PlaceholderError(ValueError):
-    """A placeholder that is not known, or not written as one. The message is for the writer."""
+    """A placeholder is unknown or malformed. The message is shown to the author."""
 
 
 def parse_template(source: str) -> TemplateParts:
-    """The text in pieces: what stays as it is, and the placeholders.
+    """Split a text into literal text and placeholders.
 
-    :raises Unreadable: naming the placeholder and those there are.
+    :raises PlaceholderError: names the wrong placeholder and lists the available ones.
     """
     parts: list[str | Placeholder] = []
     end = 0
-    # No pattern: one would look for the end of a placeholder again from each that has none.
+    # No regular expression: for each unclosed placeholder it would search to the end of the text again.
     while (start := source.find("{{", end)) >= 0 and (close := source.find("}}", start + 2)) >= 0:
         parts += [_check_literal_text(source[end:start]), _parse_placeholder(source[start + 2 : close])]
         end = close + 2
@@ -107,35 +115,61 @@ def parse_template(source: str) -> TemplateParts:
     return tuple(part for part in parts if part != "")
 
 
-def _parse_placeholder(typed: str) -> Placeholder:
-    inside = _PLACEHOLDER_SYNTAX.fullmatch(typed)
-    if inside is None or inside[1] not in PLACEHOLDERS:
-        said = " ".join(f"{{{{{typed}}}}}".split())
-        near = _suggest_placeholder(typed[:100])
-        meant = f" Did you mean {{{{ {near} }}}}?" if near else ""
+def _parse_placeholder(expression: str) -> Placeholder:
+    match = _PLACEHOLDER_SYNTAX.fullmatch(expression)
+    if match is None or match[1] not in PLACEHOLDERS:
+        typed = " ".join(f"{{{{{expression}}}}}".split())[:80]
+        suggestion = _suggest_placeholder(expression[:100])
+        if suggestion is None:
+            raise PlaceholderError(
+                _(
+                    "There is no placeholder %(placeholder)s. Available placeholders: %(available)s.",
+                    placeholder=typed,
+                    available=format_placeholder_list(),
+                )
+            )
         raise PlaceholderError(
-            f"There is no placeholder {said[:80]}.{meant} These can be used: {format_placeholder_list()}."
+            _(
+                "There is no placeholder %(placeholder)s. Did you mean {{ %(suggestion)s }}? "
+                "Available placeholders: %(available)s.",
+                placeholder=typed,
+                suggestion=suggestion,
+                available=format_placeholder_list(),
+            )
         )
-    return Placeholder(inside[1], (inside[2] or '""')[1:-1])
+    return Placeholder(match[1], (match[2] or '""')[1:-1])
 
 
-def _suggest_placeholder(inside: str) -> str | None:
-    """The placeholder that was meant, as far as one can tell."""
-    typed = inside.partition(" or ")[0].strip().lower().replace("_", ".")
-    last = [name for name in PLACEHOLDERS if name.rpartition(".")[2] == typed.rpartition(".")[2]]
-    near = last or difflib.get_close_matches(typed, PLACEHOLDERS, 1, 0.6)
-    return near[0] if near else None
+def _suggest_placeholder(expression: str) -> str | None:
+    """Return the placeholder that was probably meant."""
+    name = expression.partition(" or ")[0].strip().lower().replace("_", ".")
+    same_suffix = [known for known in PLACEHOLDERS if known.rpartition(".")[2] == name.rpartition(".")[2]]
+    matches = same_suffix or difflib.get_close_matches(name, PLACEHOLDERS, 1, 0.6)
+    return matches[0] if matches else None
 
 
 def _check_literal_text(text: str) -> str:
     for opening in ("{{", "{%"):
-        at = text.find(opening)
-        if at >= 0:
-            said = " ".join(text[at : at + 40].split())
-            why = "is not closed with }}" if opening == "{{" else "is not a placeholder"
-            raise PlaceholderError(f"“{said}” {why}. These can be used: {format_placeholder_list()}.")
+        position = text.find(opening)
+        if position < 0:
+            continue
+        excerpt = " ".join(text[position : position + 40].split())
+        if opening == "{{":
+            message = _(
+                "“%(text)s” is not closed with }}. Available placeholders: %(available)s.",
+                text=excerpt,
+                available=format_placeholder_list(),
+            )
+        else:
+            message = _(
+                "“%(text)s” is not a placeholder. Available placeholders: %(available)s.",
+                text=excerpt,
+                available=format_placeholder_list(),
+            )
+        raise PlaceholderError(message)
     return text
 
 
 def format_placeholder_list() -> str:
+    """List all placeholders as they are typed, separated by commas."""
     return ", ".join(f"{{{{ {name} }}}}" for name in PLACEHOLDERS)

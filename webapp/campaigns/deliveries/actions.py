@@ -1,10 +1,12 @@
-"""What staff decide about mails that did not simply go out: try them again, or leave them."""
+"""Resolve failed and uncertain deliveries: resend or dismiss them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from flask_babel import gettext as _
+from flask_babel import lazy_gettext as _l
 from sqlalchemy import func, text, update
 
 from webapp.accounts.actions import record_audit_entry
@@ -17,14 +19,17 @@ from webapp.core.extensions import db
 from webapp.customers import queries as customer_queries
 from webapp.offers import queries as offer_queries
 
-# How many are written with one statement; all of them are one transaction.
+# Rows per UPDATE statement; all of them are one transaction.
 RETRY_CHUNK_SIZE = 5000
-NO_MATCHING_DELIVERIES = "There are no such mails any more: they have been decided, or go out again by themselves."
+NO_MATCHING_DELIVERIES = _l("There are no such emails any more: they have been resolved or are resent automatically.")
 
 
 @dataclass(frozen=True)
 class DeliverySelection:
-    """Mails of a campaign in one state: one customer's, those of one cause (see `queries.Cause`), or all."""
+    """Deliveries of a campaign in one state: of one customer, of one cause, or all.
+
+    The cause is that of `webapp.campaigns.queries.IssueCause`.
+    """
 
     state: str
     customer_id: int | None = None
@@ -32,7 +37,10 @@ class DeliverySelection:
     cause: str | None = None
 
     def to_sql_condition(self) -> tuple[str, dict[str, Any]]:
-        """As a condition on `mail_issue i`, with its values. Of the uncertain ones only those that nobody is at."""
+        """Return a condition on `mail_issue i`, and its values.
+
+        Uncertain deliveries that a worker is processing are excluded.
+        """
         conditions = ["i.campaign_id = :campaign and i.state = :state"]
         if self.customer_id is not None:
             conditions.append("i.customer_id = :customer")
@@ -46,32 +54,35 @@ class DeliverySelection:
 
 @dataclass(frozen=True)
 class RetryResult:
-    """How many mails go out again, and how many do not because their addresses must not be mailed any more."""
+    """How many emails are resent, and how many have suppressed addresses."""
 
     retried: int
     suppressed: int
 
 
-def retry_deliveries(campaign_id: int, which: DeliverySelection, by: str) -> RetryResult:
-    """Try mails again that failed, or of which nobody knows. The caller rings the pumps. Commits.
+def retry_deliveries(campaign_id: int, selection: DeliverySelection, by: str) -> RetryResult:
+    """Resend failed or uncertain emails. Commits, then enqueues the senders.
 
-    Whoever must not be mailed any more is left out and stays as it is. Asking twice sends nothing twice.
+    Deliveries to suppressed addresses stay as they are. A repeated call sends nothing twice.
 
     :raises NotFound: when there is no such campaign.
-    :raises DomainError: `conflict` when there are none (any more), or the campaign was cancelled; `offer_expired` and
-        so on when the code would not work.
+    :raises DomainError: `conflict` when there are no such deliveries (any more) or the campaign was cancelled;
+        `offer_expired` and so on when the code would not work.
     """
     campaign = _lock_campaign(campaign_id)
-    if which.state not in ("failed", "uncertain") or campaign.status not in ("sending", "paused", "done"):
+    if selection.state not in ("failed", "uncertain") or campaign.status not in ("sending", "paused", "done"):
         db.session.rollback()
-        raise DomainError("conflict", "These mails can't be sent again: the mailing is not under way and not done.")
+        raise DomainError(
+            "conflict",
+            _("These emails cannot be resent: the campaign has not been launched, or it has been cancelled."),
+        )
     offer = offer_queries.find_offer(campaign.offer_id)
     if offer is not None:
         require_usable_offer(offer)
-    again = _schedule_retries(campaign_id, which)
-    if not again.retried:
+    result = _schedule_retries(campaign_id, selection)
+    if not result.retried:
         db.session.rollback()
-        raise DomainError("conflict", _nothing_retried_message(again, which))
+        raise DomainError("conflict", _nothing_retried_message(result, selection))
     if campaign.status == "done":
         db.session.execute(
             update(Campaign)
@@ -87,95 +98,99 @@ def retry_deliveries(campaign_id: int, which: DeliverySelection, by: str) -> Ret
         by,
         "campaign.sent_again",
         str(campaign_id),
-        mails=again.retried,
-        left_out=again.suppressed,
-        **_audit_details(which),
+        mails=result.retried,
+        left_out=result.suppressed,
+        **_audit_details(selection),
     )
     db.session.commit()
     next_tasks.enqueue_senders()
-    return again
+    return result
 
 
-def dismiss_uncertain_deliveries(campaign_id: int, which: DeliverySelection, by: str) -> int:
-    """Let uncertain mails be: nobody will know whether they went out, and they do not go out again. Commits.
+def dismiss_uncertain_deliveries(campaign_id: int, selection: DeliverySelection, by: str) -> int:
+    """Dismiss uncertain deliveries. Commits.
 
-    They are counted for themselves, neither as sent nor as failed.
+    Their emails are not resent, and it stays unknown whether they were sent. They are counted separately (`left`),
+    neither as sent nor as failed.
 
     :raises NotFound: when there is no such campaign.
-    :raises DomainError: `conflict` when there are none (any more).
+    :raises DomainError: `conflict` when there are no such deliveries (any more).
     """
     _lock_campaign(campaign_id)
-    if which.state != "uncertain":
+    if selection.state != "uncertain":
         db.session.rollback()
-        raise DomainError("conflict", "Only a mail that is uncertain can be left as it is.")
-    condition, values = which.to_sql_condition()
-    done = db.session.execute(
+        raise DomainError("conflict", _("Only uncertain emails can be dismissed."))
+    condition, values = selection.to_sql_condition()
+    updated = db.session.execute(
         text(
             f"update mail_issue i set state = 'left', next_at = null, at = now(), "  # noqa: S608
-            f"text = concat_ws('; ', nullif(i.text, ''), cast(:words as text)) where {condition}"
+            f"text = concat_ws('; ', nullif(i.text, ''), cast(:remark as text)) where {condition}"
         ),
-        {"campaign": campaign_id, "words": f"left as it is by {by}", **values},
+        {"campaign": campaign_id, "remark": _("dismissed by %(name)s", name=by), **values},
     )
-    n = int(done.rowcount)  # type: ignore[attr-defined]
-    if not n:
+    count = int(updated.rowcount)  # type: ignore[attr-defined]
+    if not count:
         db.session.rollback()
-        raise DomainError("conflict", NO_MATCHING_DELIVERIES)
-    record_audit_entry(by, "campaign.left_uncertain", str(campaign_id), mails=n, **_audit_details(which))
+        raise DomainError("conflict", str(NO_MATCHING_DELIVERIES))
+    record_audit_entry(by, "campaign.left_uncertain", str(campaign_id), mails=count, **_audit_details(selection))
     db.session.commit()
-    return n
+    return count
 
 
 def record_recipient_export(campaign_id: int, state: str, by: str) -> None:
-    """The trail says who took the recipients of a campaign along. Commits."""
+    """Record in the audit log who exported the recipients of a campaign. Commits."""
     record_audit_entry(by, "campaign.exported", str(campaign_id), **({"state": state} if state else {}))
     db.session.commit()
 
 
-def _schedule_retries(campaign_id: int, which: DeliverySelection) -> RetryResult:
-    """Make them due, portion by portion: however many there are, only so many ids are in memory."""
-    condition, values = which.to_sql_condition()
-    some = text(
+def _schedule_retries(campaign_id: int, selection: DeliverySelection) -> RetryResult:
+    """Make the selected deliveries due for a retry.
+
+    This is done in chunks, so that few ids are in memory.
+    """
+    condition, values = selection.to_sql_condition()
+    select_chunk = text(
         f"select i.customer_id from mail_issue i join customer u on u.id = i.customer_id and u.erased_at is null "  # noqa: S608
-        f"where {condition} and i.customer_id > :after order by i.customer_id limit :portion"
+        f"where {condition} and i.customer_id > :after order by i.customer_id limit :chunk_size"
     )
-    due = text(
+    make_due = text(
         "update mail_issue i set state = 'deferred', next_at = now(), at = now(), attempts = 0, "  # noqa: S608
         "doubt = i.doubt or i.state = 'uncertain' "
         f"where {condition} and i.customer_id = any(:ids)"
     )
-    mails = left_out = after = 0
+    retried = suppressed = after = 0
     while True:
         ids = db.session.scalars(
-            some, {"campaign": campaign_id, "after": after, "portion": RETRY_CHUNK_SIZE, **values}
+            select_chunk, {"campaign": campaign_id, "after": after, "chunk_size": RETRY_CHUNK_SIZE, **values}
         ).all()
         if not ids:
-            return RetryResult(mails, left_out)
-        suppressed = customer_queries.find_suppression_reasons(ids)
-        left_out += len(suppressed)
-        done = db.session.execute(
-            due, {"campaign": campaign_id, "ids": [i for i in ids if i not in suppressed], **values}
+            return RetryResult(retried, suppressed)
+        suppression_reasons = customer_queries.find_suppression_reasons(ids)
+        suppressed += len(suppression_reasons)
+        updated = db.session.execute(
+            make_due, {"campaign": campaign_id, "ids": [i for i in ids if i not in suppression_reasons], **values}
         )
-        mails += int(done.rowcount)  # type: ignore[attr-defined]
+        retried += int(updated.rowcount)  # type: ignore[attr-defined]
         after = ids[-1]
 
 
-def _nothing_retried_message(again: RetryResult, which: DeliverySelection) -> str:
-    if again.suppressed and which.customer_id is not None:
-        return "It does not go out again: the address must not be mailed any more."
-    if again.suppressed:
-        return "None of them goes out again: their addresses must not be mailed any more."
-    return NO_MATCHING_DELIVERIES
+def _nothing_retried_message(result: RetryResult, selection: DeliverySelection) -> str:
+    if result.suppressed and selection.customer_id is not None:
+        return str(_("This email was not resent, because its address is suppressed."))
+    if result.suppressed:
+        return str(_("None of these emails was resent, because all their addresses are suppressed."))
+    return str(NO_MATCHING_DELIVERIES)
 
 
-def _audit_details(which: DeliverySelection) -> dict[str, Any]:
-    """For the trail, which names customers by number only."""
-    kept = {"state": which.state, "customer": which.customer_id, "cause": which.cause}
-    return {name: value for name, value in kept.items() if value is not None}
+def _audit_details(selection: DeliverySelection) -> dict[str, Any]:
+    """Return the selection for the audit log, which refers to customers by id only."""
+    details = {"state": selection.state, "customer": selection.customer_id, "cause": selection.cause}
+    return {name: value for name, value in details.items() if value is not None}
 
 
 def _lock_campaign(campaign_id: int) -> Campaign:
-    """The campaign, with nobody else deciding meanwhile."""
+    """Load a campaign and lock its row, so that decisions about it are serialised."""
     campaign = db.session.get(Campaign, campaign_id, populate_existing=True, with_for_update=True)
     if campaign is None:
-        raise NotFound("There is no such campaign.")
+        raise NotFound(_("There is no such campaign."))
     return campaign

@@ -1,4 +1,4 @@
-"""The recipients of a campaign as CSV, made row by row as they come from the database."""
+"""Export the recipients of a campaign as CSV, row by row."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ RECIPIENT_CSV_COLUMNS = ("email", "name", "source_id", "state", "at", "code", "w
 ROWS_PER_CHUNK = 500
 
 
-def iter_recipient_csv(fates: Iterable[DeliveryStatus]) -> Iterator[str]:
-    """The headings and a line for each recipient, some hundred at a time."""
+def iter_recipient_csv(deliveries: Iterable[DeliveryStatus]) -> Iterator[str]:
+    """Yield the header and a line per recipient, in chunks of `ROWS_PER_CHUNK` lines."""
     text = io.StringIO()
     write = csv.writer(text, lineterminator="\r\n").writerow
     write(RECIPIENT_CSV_COLUMNS)
-    for n, fate in enumerate(fates, 1):
-        at = "" if fate.at is None else fate.at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        who = [_escape_formula(value) for value in (fate.email, fate.name, fate.source_id)]
-        write((*who, fate.state, at, fate.code, _escape_formula(fate.text or fate.note)))
-        if n % ROWS_PER_CHUNK == 0:
+    for count, delivery in enumerate(deliveries, 1):
+        at = ""
+        if delivery.at is not None:
+            at = delivery.at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        customer = [_escape_formula(value) for value in (delivery.email, delivery.name, delivery.source_id)]
+        write((*customer, delivery.state, at, delivery.code, _escape_formula(delivery.text or delivery.note)))
+        if count % ROWS_PER_CHUNK == 0:
             yield text.getvalue()
             text.seek(0)
             text.truncate()
@@ -30,5 +32,5 @@ def iter_recipient_csv(fates: Iterable[DeliveryStatus]) -> Iterator[str]:
 
 
 def _escape_formula(value: str) -> str:
-    # A spreadsheet would run what begins like a formula; somebody else chose these words.
+    # A spreadsheet would evaluate such a value as a formula, and customers or servers choose these values.
     return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

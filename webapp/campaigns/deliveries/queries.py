@@ -1,8 +1,8 @@
-"""Who got it? What became of each recipient's mail, from the frozen ids and the rows of what did not simply go out.
+"""Delivery states of recipients, for all interfaces.
 
-Every door asks here: the page of a customer, that of a campaign, the lists, the file, the JSON. There is no row about a
-mail that simply went out: what became of it follows from its place in the batch. A batch, its cursor and the rows of
-its recipients are read in one statement, so the answer is exact also while a window is open.
+An email that was sent at the first attempt has no row: its state follows from its position in the batch. All others
+have a row in `mail_issue`. A batch, its cursor and the rows of its recipients are read in one statement, so the state
+is exact even while a window is being sent.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from flask_babel import gettext as _
 from sqlalchemy import Row, select, text
 
 from webapp.campaigns.models import Campaign
@@ -33,25 +34,30 @@ DeliveryState = Literal[
     "cancelled",
     "not_recipient",
 ]
-# Those of which there is a row.
+# States that are recorded in `mail_issue`.
 RECORDED_STATES = ("failed", "deferred", "uncertain", "left", "skipped", "sent_later")
-# Those that follow from the place in the batch.
+# States that follow from the position in the batch.
 DERIVED_STATES = ("sent", "sending", "waiting", "cancelled")
 
-# How many batches one page of a list looks through, and how many one step of an export reads.
+# Batches that one page of a list scans at most, and batches that one step of an export reads.
 BATCHES_PER_PAGE = 40
 BATCHES_PER_EXPORT_STEP = 10
 
 
 @dataclass(frozen=True)
 class DeliveryStatus:
-    """What became of one customer's mail of one campaign.
+    """The state of one customer's email of one campaign.
 
-    `at` is when: of a mail that simply went out the moment in which its window of fifty was opened, None where that
-    was not noted (an earlier version) or nothing has happened yet. `text` are the relay's words with their `code`, or
-    why somebody was left out. `note` says in a sentence what comes next, or who decides. `attempts` counts the tries
-    of a mail that was put off, `ahead` about how many come before one that waits. `is_open` means that staff decide.
-    `source_id` is what the shop calls the customer, if it said so.
+    :ivar at: time of the state (UTC); of an email sent at the first attempt, when its window of fifty began. None if
+        nothing has happened yet or an earlier version sent it without recording the time.
+    :ivar code: the relay's reply code (RFC 5321).
+    :ivar text: the relay's reply, or why the recipient was skipped.
+    :ivar note: a sentence about what happens next, or who has to resolve it.
+    :ivar next_at: when a deferred email is retried.
+    :ivar attempts: attempts made to send a deferred email.
+    :ivar ahead: approximate number of emails before a waiting one.
+    :ivar needs_resolution: whether staff must resend or dismiss it.
+    :ivar source_id: the customer's id in the shop, empty if unknown.
     """
 
     campaign_id: int
@@ -72,7 +78,7 @@ class DeliveryStatus:
 
 @dataclass(frozen=True)
 class CampaignDelivery:
-    """A campaign that had a customer among its recipients, and what became of the mail."""
+    """A campaign that a customer was a recipient of, and the state of the email."""
 
     campaign: Campaign
     delivery: DeliveryStatus
@@ -82,46 +88,47 @@ class CampaignDelivery:
         return self.delivery.state
 
     @property
-    def text(self) -> str:
-        return self.delivery.text
-
-    @property
     def at(self) -> datetime | None:
         return self.delivery.at
 
 
 @dataclass(frozen=True)
 class RecipientPage:
-    """Some recipients by id. `after` is where the next page begins, None after the last."""
+    """A page of recipients, by customer id.
+
+    :ivar next_after: the `after` of the next page, None for the last page.
+    """
 
     deliveries: Sequence[DeliveryStatus]
     next_after: int | None
 
 
-# --- what is asked for ------------------------------------------------------------------------------
+# --- statements -------------------------------------------------------------------------------------
 
 _COLUMNS = """
   c.id as campaign_id, c.status as campaign_status, c.launched_at, c.finished_at, c.uncertain_policy,
   a.customer_id, u.email_as_given as email, u.name, u.source_id, u.erased_at,
   b.id as batch_id, b.seq, b.status, b.window_start, b.window_end, b.windows, b.lease_until > now() as is_leased,
-  k.cursor, a.place, i.state, i.smtp_code, i.text, i.next_at, i.attempts, i.at, i.doubt, now() as asked_at
+  k.cursor, a.batch_position, i.state, i.smtp_code, i.text, i.next_at, i.attempts, i.at, i.doubt, now() as read_at
 """
 _JOINS = """
   left join batch_cursor k on k.batch_id = b.id and k.epoch = b.epoch
   left join mail_issue i on i.campaign_id = c.id and i.customer_id = a.customer_id
   left join customer u on u.id = a.customer_id
 """
-# The batches of a campaign follow each other by id, so one of each is looked at: the first that reaches so far.
+# The batches of a campaign are ordered by customer id, so only one can contain the customer: the first whose last id is
+# not smaller.
 _BATCH_POSITION_JOINS = """
   left join lateral (
     select * from batch where campaign_id = c.id and last_id >= p.customer_id order by last_id limit 1
   ) b on b.first_id <= p.customer_id
   left join lateral (
-    select walked.place from (
-      select g.place, sum(g.gap) over (order by g.place) as id from unnest(b.gaps) with ordinality as g(gap, place)
-    ) walked where walked.id = p.customer_id
-  ) w on true
-  cross join lateral (select p.customer_id, w.place) a
+    select member.position from (
+      select g.position, sum(g.gap) over (order by g.position) as id
+      from unnest(b.gaps) with ordinality as g(gap, position)
+    ) member where member.id = p.customer_id
+  ) m on true
+  cross join lateral (select p.customer_id, m.position as batch_position) a
 """
 _LOOKUP_JOINS = _BATCH_POSITION_JOINS + _JOINS
 _SELECT_ONE = text(
@@ -131,17 +138,18 @@ _SELECT_ONE = text(
 _SELECT_BY_CUSTOMER = text(
     f"select {_COLUMNS} from campaign c "  # noqa: S608
     f"cross join (select cast(:customer as bigint) as customer_id) p {_LOOKUP_JOINS} "
-    "where a.place is not null order by c.id desc limit :limit"
+    "where a.batch_position is not null order by c.id desc limit :limit"
 )
 _SELECT_BY_STATE = (
     "select {columns} from (select campaign_id, customer_id from ({rows}) r order by customer_id limit :limit) p "
-    "join campaign c on c.id = p.campaign_id {looked_up} order by a.customer_id"
+    "join campaign c on c.id = p.campaign_id {joins} order by a.customer_id"
 )
 _ISSUE_KEYS = (
-    "(select campaign_id, customer_id from mail_issue where campaign_id = :campaign and state = {state} {narrowed} "
+    "(select campaign_id, customer_id from mail_issue where campaign_id = :campaign and state = {state} {condition} "
     "and customer_id > :after order by customer_id limit :limit)"
 )
-# Of an uncertain mail: it is being tried right now, so it is one that was put off until its outcome is known.
+# An uncertain email with this condition is being retried at this moment, so it counts as deferred until its outcome is
+# known.
 _RETRY_IN_PROGRESS = "next_at > now() and (select status from campaign where id = :campaign) <> 'cancelled'"
 _SELECT_BY_BATCH = text(
     f"""
@@ -151,8 +159,8 @@ _SELECT_BY_BATCH = text(
     ) b
     join campaign c on c.id = b.campaign_id
     cross join lateral (
-      select cast(sum(g.gap) over (order by g.place) as bigint) as customer_id, g.place
-      from unnest(b.gaps) with ordinality as g(gap, place)
+      select cast(sum(g.gap) over (order by g.position) as bigint) as customer_id, g.position as batch_position
+      from unnest(b.gaps) with ordinality as g(gap, position)
     ) a
     {_JOINS}
     where a.customer_id > :after
@@ -166,20 +174,21 @@ _COUNT_AHEAD = text(
 
 
 def find_delivery(campaign: Campaign, customer: Customer) -> DeliveryStatus:
-    """What became of one customer's mail, whether or not the customer is among the recipients."""
+    """Return the state of one customer's email; also of customers who get none."""
     row = db.session.execute(_SELECT_ONE, {"campaign": campaign.id, "customer": customer.id}).one()
-    if row.place is None:
+    if row.batch_position is None:
         return _to_non_recipient_status(campaign, customer, row)
     return _with_queue_position(row, _to_delivery_status(row))
 
 
 def list_customer_deliveries(customer_id: int, limit: int = 50) -> list[CampaignDelivery]:
-    """Which campaigns had this customer among their frozen recipients, newest first, and what became of each mail."""
+    """List the campaigns of which a customer is a recipient, newest first."""
     rows = db.session.execute(_SELECT_BY_CUSTOMER, {"customer": customer_id, "limit": limit}).all()
-    wanted = select(Campaign).where(Campaign.id.in_([row.campaign_id for row in rows]))
-    found = {campaign.id: campaign for campaign in db.session.scalars(wanted)}
+    statement = select(Campaign).where(Campaign.id.in_([row.campaign_id for row in rows]))
+    campaigns = {campaign.id: campaign for campaign in db.session.scalars(statement)}
     return [
-        CampaignDelivery(found[row.campaign_id], _with_queue_position(row, _to_delivery_status(row))) for row in rows
+        CampaignDelivery(campaigns[row.campaign_id], _with_queue_position(row, _to_delivery_status(row)))
+        for row in rows
     ]
 
 
@@ -191,54 +200,66 @@ def list_recipients(
     code: int | None = None,
     cause: str | None = None,
 ) -> RecipientPage:
-    """Recipients by id: all, those in one state, or of one cause. Nothing of the rest is kept in memory.
+    """List recipients by customer id: all, those in one state, or those of one cause.
 
-    A page of what has no rows looks through some ten thousand recipients, however few of them it shows; it says where
-    the next one begins.
+    A page of a derived state scans at most `BATCHES_PER_PAGE` batches (some ten thousand recipients) and may therefore
+    have fewer than `limit` entries; `next_after` says where the next page begins.
 
-    :param cause: only those of this cause with this `code`, see `queries.Cause`.
+    :param after: only customers with a larger id.
+    :param cause: only those of this cause with this `code`, see `webapp.campaigns.queries.IssueCause`.
     """
     if state in RECORDED_STATES:
-        fates = _list_recipients_in_state(campaign_id, state, after, limit + 1, code, cause)
-        return RecipientPage(fates[:limit], fates[limit - 1].customer_id if len(fates) > limit else None)
-    found: list[DeliveryStatus] = []
-    for fate, end in _scan_batches(campaign_id, after, 1, BATCHES_PER_PAGE):
-        if fate is not None and state in ("", fate.state):
-            found.append(fate)
-            if len(found) > limit:
-                return RecipientPage(found[:limit], found[limit - 1].customer_id)
-        after = end
-    return RecipientPage(found, after if _has_more(campaign_id, after) else None)
+        recorded = _list_recipients_in_state(campaign_id, state, after, limit + 1, code, cause)
+        return RecipientPage(recorded[:limit], recorded[limit - 1].customer_id if len(recorded) > limit else None)
+    matching: list[DeliveryStatus] = []
+    for delivery, scanned_to in _scan_batches(campaign_id, after, 1, BATCHES_PER_PAGE):
+        if delivery is not None and state in ("", delivery.state):
+            matching.append(delivery)
+            if len(matching) > limit:
+                return RecipientPage(matching[:limit], matching[limit - 1].customer_id)
+        after = scanned_to
+    return RecipientPage(matching, after if _has_more(campaign_id, after) else None)
 
 
 def iter_recipients(campaign_id: int, state: str = "") -> Iterator[DeliveryStatus]:
-    """All recipients, or those in one state, by id: some thousand at a time, no transaction stays open in between."""
-    for fate, _ in _scan_batches(campaign_id, 0, BATCHES_PER_EXPORT_STEP, None):
-        if fate is not None and state in ("", fate.state):
-            yield fate
+    """Yield all recipients, or those in one state, by customer id.
+
+    Some thousand are read at a time; no transaction stays open in between.
+    """
+    for delivery, _scanned_to in _scan_batches(campaign_id, 0, BATCHES_PER_EXPORT_STEP, None):
+        if delivery is not None and state in ("", delivery.state):
+            yield delivery
 
 
 def _list_recipients_in_state(
     campaign_id: int, state: str, after: int, limit: int, code: int | None, cause: str | None
 ) -> list[DeliveryStatus]:
-    narrowed = ""
+    condition = ""
     if cause is not None:
-        narrowed = f"and cause = :cause and smtp_code {'is null' if code is None else '= :code'}"
+        condition = f"and cause = :cause and smtp_code {'is null' if code is None else '= :code'}"
     if state == "uncertain":
-        narrowed += f" and ({_RETRY_IN_PROGRESS}) is not true"
-    rows = _ISSUE_KEYS.format(state=":state", narrowed=narrowed)
+        condition += f" and ({_RETRY_IN_PROGRESS}) is not true"
+    rows = _ISSUE_KEYS.format(state=":state", condition=condition)
     if state == "deferred":
-        rows += " union all " + _ISSUE_KEYS.format(state="'uncertain'", narrowed=f"{narrowed} and {_RETRY_IN_PROGRESS}")
-    statement = _SELECT_BY_STATE.format(columns=_COLUMNS, looked_up=_LOOKUP_JOINS, rows=rows)
+        is_retried = f"{condition} and {_RETRY_IN_PROGRESS}"  # no translation
+        retried = _ISSUE_KEYS.format(state="'uncertain'", condition=is_retried)
+        rows += f" union all {retried}"
+    statement = _SELECT_BY_STATE.format(columns=_COLUMNS, joins=_LOOKUP_JOINS, rows=rows)
     values = {"campaign": campaign_id, "state": state, "after": after, "limit": limit, "code": code, "cause": cause}
     return [_to_delivery_status(row) for row in db.session.execute(text(statement), values)]
 
 
 def _scan_batches(
-    campaign_id: int, after: int, step: int, batches: int | None
+    campaign_id: int, after: int, step: int, max_batches: int | None
 ) -> Iterator[tuple[DeliveryStatus | None, int]]:
-    """The recipients behind one, each with the id up to which everybody has been seen by then."""
-    while batches is None or batches > 0:
+    """Yield the recipients after a customer id, each with the last scanned id.
+
+    The end of each batch is yielded as (None, its last id).
+
+    :param step: batches to read at a time.
+    :param max_batches: batches to read in all, None for no limit.
+    """
+    while max_batches is None or max_batches > 0:
         rows = db.session.execute(_SELECT_BY_BATCH, {"campaign": campaign_id, "after": after, "batches": step}).all()
         db.session.rollback()
         if not rows:
@@ -247,7 +268,7 @@ def _scan_batches(
             yield _to_delivery_status(row), row.customer_id
         after = rows[-1].last_id
         yield None, after
-        batches = None if batches is None else batches - step
+        max_batches = None if max_batches is None else max_batches - step
 
 
 def _has_more(campaign_id: int, after: int) -> bool:
@@ -255,121 +276,147 @@ def _has_more(campaign_id: int, after: int) -> bool:
     return bool(db.session.execute(statement, {"campaign": campaign_id, "after": after}).scalar())
 
 
-# --- what follows from the rows -----------------------------------------------------------------------
+# --- states from rows -------------------------------------------------------------------------------
 
 
 def _to_delivery_status(row: Row[Any]) -> DeliveryStatus:
-    """Of somebody who is among the recipients."""
-    index = row.place - 1
+    """Derive the state of a recipient from its row."""
+    index = row.batch_position - 1
     is_settled = index < row.window_start or (_is_window_open(row) and row.cursor is not None and index < row.cursor)
-    is_at_work = not is_settled and _is_window_open(row) and index < row.window_end
-    fate = DeliveryStatus(
+    is_in_window = not is_settled and _is_window_open(row) and index < row.window_end
+    delivery = DeliveryStatus(
         row.campaign_id, row.customer_id, row.email or "", row.name or "", "waiting", source_id=row.source_id or ""
     )
     if row.state is not None:
-        fate = replace(
-            fate,
-            state=row.state,
-            at=row.at,
-            # What the relay says to a mail that it took has nothing to tell.
-            code=None if row.state in ("skipped", "sent_later") else row.smtp_code,
-            text=row.text,
-            next_at=row.next_at if row.state in ("deferred", "uncertain") else None,
-            attempts=row.attempts,
-        )
-        if row.state == "uncertain":
-            return _to_uncertain_status(row, fate, is_settled, is_at_work)
-        if row.state == "deferred" and row.campaign_status == "cancelled":
-            return replace(fate, next_at=None, note="The mailing was cancelled, so it is not tried again.")
-        if row.state == "sent_later" and row.doubt:
-            return replace(fate, note="It may have arrived before, so they may have got it twice.")
-        return fate
+        return _to_recorded_status(row, delivery, is_settled, is_in_window)
     if is_settled:
         at = _window_opened_at(row, index)
-        before = row.finished_at or row.asked_at
-        note = "" if at else f"When is not known, but before {before:%Y-%m-%d %H:%M} UTC."
-        return replace(fate, state="sent", at=at, note=note)
-    if is_at_work:
-        if row.is_leased:
-            return replace(fate, state="sending", at=_window_opened_at(row, index))
-        note = "The worker that had it has not been heard of; another one finds out what became of it in a minute."
-        return replace(fate, state="sending", at=_window_opened_at(row, index), note=note)
+        sent_before = row.finished_at or row.read_at
+        note = (
+            ""
+            if at
+            else _("The exact time is unknown; it was before %(time)s UTC.", time=f"{sent_before:%Y-%m-%d %H:%M}")
+        )
+        return replace(delivery, state="sent", at=at, note=note)
+    if is_in_window:
+        note = ""
+        if not row.is_leased:
+            note = _("The worker that was sending it does not respond; another one takes over within a minute.")
+        return replace(delivery, state="sending", at=_window_opened_at(row, index), note=note)
     if row.status == "cancelled" or row.campaign_status == "cancelled":
-        return replace(fate, state="cancelled", note="The mailing was cancelled before its turn came.")
-    return fate
+        return replace(delivery, state="cancelled", note=_("The campaign was cancelled before this email was sent."))
+    return delivery
+
+
+def _to_recorded_status(
+    row: Row[Any], delivery: DeliveryStatus, is_settled: bool, is_in_window: bool
+) -> DeliveryStatus:
+    """Derive the state of a recipient that has a row in `mail_issue`."""
+    delivery = replace(
+        delivery,
+        state=row.state,
+        at=row.at,
+        # The reply to an accepted email is of no interest.
+        code=None if row.state in ("skipped", "sent_later") else row.smtp_code,
+        text=row.text,
+        next_at=row.next_at if row.state in ("deferred", "uncertain") else None,
+        attempts=row.attempts,
+    )
+    if row.state == "uncertain":
+        return _to_uncertain_status(row, delivery, is_settled, is_in_window)
+    if row.state == "deferred" and row.campaign_status == "cancelled":
+        return replace(delivery, next_at=None, note=_("The campaign was cancelled, so this email is not retried."))
+    if row.state == "sent_later" and row.doubt:
+        return replace(
+            delivery, note=_("An earlier attempt may have succeeded, so the customer may have got it twice.")
+        )
+    return delivery
 
 
 def _is_window_open(row: Row[Any]) -> bool:
     return bool(row.status == "sending" and row.window_end > row.window_start)
 
 
-def _to_uncertain_status(row: Row[Any], fate: DeliveryStatus, is_settled: bool, is_at_work: bool) -> DeliveryStatus:
-    """Whether it is sent again by itself, or staff decide."""
+def _to_uncertain_status(
+    row: Row[Any], delivery: DeliveryStatus, is_settled: bool, is_in_window: bool
+) -> DeliveryStatus:
+    """Distinguish automatic resends from emails that staff have to resolve."""
+    is_cancelled = row.campaign_status == "cancelled"
     resends = row.uncertain_policy == "resend" and row.campaign_status in ("sending", "paused")
-    if is_at_work:
-        return replace(fate, note="It is being sent again at this moment.")
-    is_tried = row.next_at is not None and row.next_at > row.asked_at
-    if is_tried and row.campaign_status != "cancelled":
-        note = "It is being tried now."
-        return replace(fate, state="deferred", note=note, next_at=None, attempts=max(0, row.attempts - 1))
-    if row.campaign_status != "cancelled" and not is_settled:
-        return replace(fate, note="It is sent again by itself when its place in the line comes.")
-    if is_tried:
-        return replace(fate, note="It is being tried at this moment.")
+    if is_in_window:
+        return replace(delivery, note=_("It is being resent now."))
+    is_retried = row.next_at is not None and row.next_at > row.read_at
+    if is_retried and not is_cancelled:
+        note = _("It is being retried now.")
+        return replace(delivery, state="deferred", note=note, next_at=None, attempts=max(0, row.attempts - 1))
+    if not is_cancelled and not is_settled:
+        return replace(delivery, note=_("It is resent automatically when its turn in the queue comes."))
+    if is_retried:
+        return replace(delivery, note=_("It is being retried now."))
     if row.next_at is not None and resends:
-        return replace(fate, note="It is sent again by itself.")
-    words = "Staff decide: send it again, or leave it."
-    if row.campaign_status == "cancelled":
-        words = "The mailing was cancelled, so it is not sent again."
-    return replace(fate, needs_resolution=True, note=words)
+        return replace(delivery, note=_("It is resent automatically."))
+    if is_cancelled:
+        note = _("The campaign was cancelled, so this email is not resent.")
+    else:
+        note = _("It has to be resolved: resend it or dismiss it.")
+    return replace(delivery, needs_resolution=True, note=note)
 
 
 def _window_opened_at(row: Row[Any], index: int) -> datetime | None:
-    """When the window was opened in which a place of the batch had its turn: the last one that began at or before."""
-    found: int | None = None
-    for begin, seconds in zip(row.windows[::2], row.windows[1::2], strict=False):
-        if begin <= index:
-            found = seconds
-    return None if found is None or row.launched_at is None else row.launched_at + timedelta(seconds=found)
+    """Return when the window that contains a batch index was opened.
+
+    This is the last window that starts at or before the index; None if it is unknown.
+    """
+    opened_after: int | None = None
+    for start, seconds in zip(row.windows[::2], row.windows[1::2], strict=False):
+        if start <= index:
+            opened_after = seconds
+    if opened_after is None or row.launched_at is None:
+        return None
+    launched_at: datetime = row.launched_at
+    return launched_at + timedelta(seconds=opened_after)
 
 
-def _with_queue_position(row: Row[Any], fate: DeliveryStatus) -> DeliveryStatus:
-    """With about how many come before, and whether it would be left out if its turn came now."""
-    if fate.state != "waiting":
-        return fate
+def _with_queue_position(row: Row[Any], delivery: DeliveryStatus) -> DeliveryStatus:
+    """Add the queue position of a waiting email, and whether it would be skipped."""
+    if delivery.state != "waiting":
+        return delivery
     before = db.session.execute(_COUNT_AHEAD, {"campaign": row.campaign_id, "seq": row.seq}).scalar_one()
-    ahead = before + row.place - 1 - row.window_start
-    reason = customer_queries.find_suppression_reasons([fate.customer_id]).get(fate.customer_id)
+    ahead = before + row.batch_position - 1 - row.window_start
+    reason = customer_queries.find_suppression_reasons([delivery.customer_id]).get(delivery.customer_id)
     if row.erased_at is not None:
         reason = "erased"
-    note = f"Will be left out: {reason}." if reason else ""
-    return replace(fate, ahead=max(0, ahead), note=note)
+    note = _("Will be skipped: %(reason)s.", reason=reason) if reason else ""
+    return replace(delivery, ahead=max(0, ahead), note=note)
 
 
 def _to_non_recipient_status(campaign: Campaign, customer: Customer, row: Row[Any]) -> DeliveryStatus:
-    fate = DeliveryStatus(campaign.id, customer.id, row.email, row.name, "not_recipient")
+    """Explain why a customer is no recipient (yet)."""
+    delivery = DeliveryStatus(campaign.id, customer.id, row.email, row.name, "not_recipient")
     launched_at = campaign.launched_at
     if launched_at is None:
         if campaign.status == "cancelled":
-            return replace(fate, note="The mailing was cancelled before it started: nobody got it.")
-        return replace(fate, note="The mailing has not been launched: who gets it is settled then.")
+            note = _("The campaign was cancelled before it started, so no emails were sent.")
+            return replace(delivery, note=note)
+        return replace(delivery, note=_("The campaign has not been launched; the launch selects its recipients."))
     if customer.erased_at is not None:
-        return replace(fate, note="Was erased before the recipients were collected.")
+        return replace(delivery, note=_("The customer was erased before the recipients were selected."))
     joined_at = db.session.scalar(
         select(AudienceMember.joined_at).where(
             AudienceMember.audience_id == campaign.audience_id, AudienceMember.customer_id == customer.id
         )
     )
     if campaign.audience_id is not None and joined_at is None:
-        return replace(fate, note="Is not in the audience that it went to.")
+        return replace(delivery, note=_("The customer is not in the audience of the campaign."))
     if campaign.prepared_at is None and customer.id > campaign.prepared_to:
         if campaign.status == "cancelled":
-            return replace(fate, state="cancelled", note="The mailing was cancelled before its turn came.")
-        return replace(fate, state="waiting", note="The recipients are still being collected.")
+            note = _("The campaign was cancelled before this email was sent.")
+            return replace(delivery, state="cancelled", note=note)
+        return replace(delivery, state="waiting", note=_("The recipients are still being selected."))
     if customer.created_at > launched_at:
-        return replace(fate, note="Became a customer after the launch.")
+        return replace(delivery, note=_("The customer was created after the launch."))
     if joined_at is not None and joined_at > launched_at:
-        return replace(fate, note="Joined the audience after the launch.")
+        return replace(delivery, note=_("The customer joined the audience after the launch."))
     if campaign.kind == "reminder" and redemption_queries.find_redeemed_customer_ids(campaign.offer_id, [customer.id]):
-        return replace(fate, note="Has redeemed, so there was nothing to be reminded of.")
-    return replace(fate, note="Was not among those to whom it went at the launch.")
+        return replace(delivery, note=_("The customer has already redeemed, so no reminder was sent."))
+    return replace(delivery, note=_("The customer was not among the recipients at the launch."))

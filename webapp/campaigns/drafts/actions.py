@@ -31,7 +31,7 @@ def create_offer_with_announcement(values: OfferValues, content: EmailContent | 
     """
     content_errors: list[FieldError] = []
     try:
-        validate_content(content or EmailContent(), within="mail")
+        validate_content(content or EmailContent(), field_prefix="mail")
     except InvalidInput as error:
         content_errors += error.errors
     try:
@@ -139,7 +139,7 @@ def _require_expected_version(campaign: Campaign, expected_version: str, values:
 def _content_values(content: EmailContent, kind: str) -> dict[str, str]:
     """Return the column values of an email's content, with the defaults filled in."""
     full = with_default_content(content, kind)
-    return {"subject": full.subject or DEFAULT_SUBJECT, "text": full.text, "html": full.html}
+    return {"subject": full.subject or str(DEFAULT_SUBJECT), "text": full.text, "html": full.html}
 
 
 def insert_draft(offer_id: int, content: EmailContent, kind: str) -> int | None:

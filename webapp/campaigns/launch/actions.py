@@ -338,7 +338,7 @@ def launch_reminder(offer_id: int, content: EmailContent, by: str, at: datetime 
     :raises DomainError: `conflict` while another reminder is open, or before the offer was announced; otherwise as
         `launch_campaign`.
     """
-    validate_content(content, within="mail")
+    validate_content(content, field_prefix="mail")
     if offer_queries.lock_offer(offer_id) is None:
         raise NotFound(_("There is no such offer."))
     require_launched_announcement(offer_id)

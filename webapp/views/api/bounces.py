@@ -1,4 +1,4 @@
-"""JSON calls about mails that came back."""
+"""API for bounces and complaints."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from itertools import takewhile
 from typing import Any
 
 from flask import Response, g, jsonify, request
+from flask_babel import gettext as _
 from flask_openapi import APIBlueprint
 from pydantic import ValidationError
 from werkzeug.exceptions import BadRequest
@@ -31,16 +32,18 @@ MESSAGE_SIZE_MAX = 64 * 1024 * 1024
 @require_scope("manage")
 @accept_media_types(JSON_TYPE, MESSAGE_TYPE, REPORT_TYPE, json_model=BouncesIn)
 def bounces() -> Response:
-    """Hard bounces and complaints: those addresses are not mailed any more, from the next window on.
+    """Report hard bounces and complaints.
 
-    As JSON, up to 1000 at a time: each says by `return_path`, `message_id` or `email` whose mail it is about; a mark
-    of ours goes before the address. A `status` that is no fault of the address (RFC 3463; the table is in
-    docs/consent.md) changes nothing. An address of nobody known goes on the list, too: who is imported later is not
-    mailed. Or the mail itself that came back, as `message/rfc822` or `multipart/report`: of that only what carries a
-    mark of ours counts. Sending the same twice changes nothing. `results` says for each in turn what came of it:
-    suppressed (now on the list), known (on the list already), soft (no fault of the address), ignored (an answer of a
-    machine, or about a former address), unproven (nobody knows whose mail it is), unknown_customer (a mark of ours,
-    but the customer is erased), own_address (the shop's), email_invalid, broken.
+    The addresses are suppressed from the next window on.
+
+    As JSON, up to 1000 at a time: each names the email or the address by `return_path`, `message_id` or `email`; a
+    token of ours takes precedence over the address. A `status` that is not a failure of the address (RFC 3463; the
+    table is in docs/consent.md) changes nothing. The address of an unknown customer is suppressed too, so that a later
+    import does not send emails to it. Or the bounce message itself, as `message/rfc822` or `multipart/report`: it
+    counts only if it contains a token of ours. Sending the same report twice changes nothing. `results` has the outcome
+    of each in turn: suppressed (added to the suppression list), known (already on the list), soft (not a failure of the
+    address), ignored (an automatic reply, or about a former address), unproven (no valid token), unknown_customer (a
+    valid token, but the customer is erased), own_address (an address of the shop), email_invalid, broken.
     """
     by = f"key {g.api_key.name}"
     if request.mimetype != JSON_TYPE:
@@ -51,7 +54,7 @@ def bounces() -> Response:
             body = BouncesIn.model_validate(_parse_json())
         except ValidationError as error:
             return validation_problem_response(error)
-        outcomes = bounce_actions.process_bounce_notices([each.to_notice() for each in body.bounces], by)
+        outcomes = bounce_actions.process_bounce_notices([bounce.to_notice() for bounce in body.bounces], by)
     return jsonify({"received": len(outcomes), "suppressed": outcomes.count("suppressed"), "results": outcomes})
 
 
@@ -59,11 +62,14 @@ def _parse_json() -> Any:
     try:
         return request.get_json()
     except (BadRequest, RecursionError) as error:
-        raise DomainError("broken_json", "The body is not JSON that can be read.", 400) from error
+        raise DomainError("broken_json", _("The request body is not valid JSON."), 400) from error
 
 
 def _read_message() -> bytes:
-    """The beginning of the mail that is the body. Of a report without its first lines, the header says what it is."""
+    """Read the beginning of the message in the request body.
+
+    A report may come without its header lines; its content type is then that of the request.
+    """
     request.max_content_length = MESSAGE_SIZE_MAX
     raw = mailbox.read_truncated(takewhile(bool, iter(lambda: request.stream.read(CHUNK_SIZE), None)))
     if request.mimetype == REPORT_TYPE and not re.match(rb"[\w-]+:", raw):

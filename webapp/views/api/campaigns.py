@@ -1,10 +1,11 @@
-"""JSON calls of campaigns."""
+"""API of campaigns."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from flask import Response, g, jsonify, url_for
+from flask_babel import gettext as _
 from flask_openapi import APIBlueprint
 
 from webapp.campaigns import queries as campaign_queries
@@ -52,9 +53,12 @@ blueprint = APIBlueprint("campaigns", __name__)
 )
 @require_scope("manage")
 def launch(path: CampaignOfferPath, body: Launch) -> Response:
-    """Mail the code to the offer's audience, now or at a time. Answers at once, for an audience of any size.
+    """Launch the offer's announcement, now or at a time.
 
-    Again changes nothing; but while it waits for its time, another `at` changes the time, and none starts it now.
+    Responds at once, for an audience of any size.
+
+    A repeated call changes nothing; but while the campaign is scheduled, a different `at` reschedules it, and a call
+    without `at` launches it now.
     """
     return _campaign_response(
         launch_actions.launch_announcement(_get_offer_or_404(path.code).id, by=_actor(), at=body.at).campaign, 202
@@ -64,14 +68,16 @@ def launch(path: CampaignOfferPath, body: Launch) -> Response:
 @blueprint.post("/offers/<code>/reminders", responses={202: CampaignOut, 409: None})
 @require_scope("manage")
 def remind(path: CampaignOfferPath, body: NewReminder) -> Response:
-    """Mail those of the offer's audience again who have not redeemed, now or at a time.
+    """Launch a reminder, now or at a time.
 
-    Once the offer's mail has gone out, and one reminder at a time: 409 while either is on its way, and says which.
-    Who has redeemed is looked up at the start and again before each fifty mails.
+    It goes to the customers in the offer's audience who have not redeemed.
+
+    The announcement must be done, and there can be one active reminder at a time: otherwise 409, which names the
+    active campaign. Redemptions are checked at the start and again before each fifty emails.
     """
-    mail = EmailContent() if body.mail is None else EmailContent(**body.mail.model_dump(exclude_none=True))
+    content = EmailContent() if body.mail is None else EmailContent(**body.mail.model_dump(exclude_none=True))
     return _campaign_response(
-        launch_actions.launch_reminder(_get_offer_or_404(path.code).id, mail, by=_actor(), at=body.at).campaign, 202
+        launch_actions.launch_reminder(_get_offer_or_404(path.code).id, content, by=_actor(), at=body.at).campaign, 202
     )
 
 
@@ -79,39 +85,42 @@ def remind(path: CampaignOfferPath, body: NewReminder) -> Response:
 @require_scope("read")
 def page(query: CampaignListQuery) -> Response:
     """List campaigns, newest first."""
-    place = pagination.decode_cursor(query.cursor, 1)
+    cursor = pagination.decode_cursor(query.cursor, 1)
     offer_id = _get_offer_or_404(query.offer).id if query.offer is not None else None
-    found = campaign_queries.list_campaigns(place[0] if place else None, query.limit, query.status, offer_id)
-    shown = found[: query.limit]
-    following = pagination.encode_cursor(shown[-1].id) if len(found) > query.limit else None
-    return pagination.build_page_response("campaigns", _campaigns_json(shown), following)
+    found = campaign_queries.list_campaigns(cursor[0] if cursor else None, query.limit, query.status, offer_id)
+    campaigns = found[: query.limit]
+    next_cursor = pagination.encode_cursor(campaigns[-1].id) if len(found) > query.limit else None
+    return pagination.build_page_response("campaigns", _campaigns_json(campaigns), next_cursor)
 
 
 @blueprint.get("/campaigns/<int:id>", responses={200: CampaignOut})
 @require_scope("read")
 def read(path: CampaignPath) -> Response:
-    """How far a campaign is."""
+    """Get the state and progress of a campaign."""
     return _campaign_response(_get_campaign_or_404(path.id))
 
 
 @blueprint.post("/campaigns/<int:id>/pause", responses={200: CampaignOut})
 @require_scope("manage")
 def pause(path: CampaignPath) -> Response:
-    """Stop before the next fifty mails."""
+    """Pause a campaign before its next fifty emails."""
     return _campaign_response(transitions.pause_campaign(path.id, by=_actor()))
 
 
 @blueprint.post("/campaigns/<int:id>/resume", responses={200: CampaignOut})
 @require_scope("manage")
 def resume(path: CampaignPath) -> Response:
-    """Go on where it stands."""
+    """Resume a paused campaign."""
     return _campaign_response(transitions.resume_campaign(path.id, by=_actor()))
 
 
 @blueprint.post("/campaigns/<int:id>/cancel", responses={200: CampaignOut})
 @require_scope("manage")
 def cancel(path: CampaignPath) -> Response:
-    """End it for good, also before its time; who has not been mailed will not be."""
+    """Cancel a campaign, even a scheduled one.
+
+    Its remaining emails are not sent.
+    """
     return _campaign_response(transitions.cancel_campaign(path.id, by=_actor()))
 
 
@@ -121,20 +130,23 @@ def _get_offer_or_404(code: str) -> Offer:
     except InvalidInput:
         offer = None
     if offer is None:
-        raise NotFound("There is no offer with this code.")
+        raise NotFound(_("There is no offer with this code."))
     return offer
 
 
 def _campaigns_json(campaigns: Sequence[Campaign]) -> list[dict[str, object]]:
-    counts = campaign_queries.get_stats_by_campaign([campaign.id for campaign in campaigns])
-    found = offer_queries.find_offers([campaign.offer_id for campaign in campaigns])
-    return [campaign_json(c, counts[c.id], found[c.offer_id].code_as_written) for c in campaigns]
+    stats = campaign_queries.get_stats_by_campaign([campaign.id for campaign in campaigns])
+    offers = offer_queries.find_offers([campaign.offer_id for campaign in campaigns])
+    return [campaign_json(c, stats[c.id], offers[c.offer_id].code_as_written) for c in campaigns]
 
 
 @blueprint.get("/campaigns/<int:id>/recipients/<email:email>", responses={200: RecipientOut})
 @require_scope("read")
 def recipient(path: RecipientPath) -> Response:
-    """Who got it? What became of one customer's mail; also of a customer who is not among the recipients."""
+    """Get the delivery state of one customer's email.
+
+    This also works for a customer who is not a recipient.
+    """
     return jsonify(
         recipient_json(delivery_queries.find_delivery(_get_campaign_or_404(path.id), _get_customer_or_404(path.email)))
     )
@@ -143,22 +155,25 @@ def recipient(path: RecipientPath) -> Response:
 @blueprint.post("/campaigns/<int:id>/decisions", responses={200: DecisionOut})
 @require_scope("manage")
 def decide(path: CampaignPath, body: DecisionIn) -> Response:
-    """Send mails again that failed or are uncertain, or leave uncertain ones as they are. Repeats change nothing."""
-    which = DeliverySelection(
+    """Resend failed or uncertain emails, or dismiss uncertain ones.
+
+    A repeated call changes nothing.
+    """
+    selection = DeliverySelection(
         body.state, customer_id=_get_customer_or_404(body.email).id if body.email is not None else None
     )
     if body.decision == "leave":
         return jsonify(
-            {"mails": delivery_actions.dismiss_uncertain_deliveries(path.id, which, by=_actor()), "left_out": 0}
+            {"mails": delivery_actions.dismiss_uncertain_deliveries(path.id, selection, by=_actor()), "left_out": 0}
         )
-    again = delivery_actions.retry_deliveries(path.id, which, by=_actor())
-    return jsonify({"mails": again.retried, "left_out": again.suppressed})
+    result = delivery_actions.retry_deliveries(path.id, selection, by=_actor())
+    return jsonify({"mails": result.retried, "left_out": result.suppressed})
 
 
 def _get_campaign_or_404(campaign_id: int) -> Campaign:
     campaign = campaign_queries.find_campaign(campaign_id)
     if campaign is None:
-        raise NotFound("There is no such campaign.")
+        raise NotFound(_("There is no such campaign."))
     return campaign
 
 
@@ -168,16 +183,16 @@ def _get_customer_or_404(email: str) -> Customer:
     except InvalidInput:
         customer = None
     if customer is None:
-        raise NotFound("There is no customer with this e-mail.")
+        raise NotFound(_("There is no customer with this email address."))
     return customer
 
 
 def _campaign_response(campaign: Campaign, status: int = 200) -> Response:
-    answer = jsonify(_campaigns_json([campaign])[0])
-    answer.status_code = status
+    response = jsonify(_campaigns_json([campaign])[0])
+    response.status_code = status
     if status == 202:
-        answer.headers["Location"] = url_for("api.campaigns.read", id=campaign.id)
-    return answer
+        response.headers["Location"] = url_for("api.campaigns.read", id=campaign.id)
+    return response
 
 
 def _actor() -> str:

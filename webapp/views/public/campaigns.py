@@ -1,4 +1,4 @@
-"""Customer pages of campaigns: the way out of the mails."""
+"""Public pages of campaigns: unsubscribe and resubscribe."""
 
 from __future__ import annotations
 
@@ -17,16 +17,20 @@ blueprint = Blueprint("campaigns", __name__)
 
 @blueprint.get("/u/<token>")
 def confirm_unsubscribe(token: str) -> Response:
-    """The button that ends the mails. Looking changes nothing: mail scanners open links."""
+    """Show the unsubscribe button.
+
+    A GET changes nothing, because mail scanners open links.
+    """
     return _render_page(token)
 
 
 @blueprint.post("/u/<token>")
 @allow_cross_origin
 def unsubscribe(token: str) -> Response:
-    """End the mails: by the button, or by a mail provider for its user (RFC 8058), without login or redirect.
+    """Unsubscribe by the button or by a mail provider's one-click request.
 
-    The body is not read: whatever a provider sends, and in whatever form, the token alone says who.
+    RFC 8058 requires this to work without login or redirect. The body is not parsed, whatever its format is: the token
+    alone identifies the customer.
     """
     pair = campaign_tokens.parse_unsubscribe_token(token)
     if pair is not None:
@@ -36,26 +40,26 @@ def unsubscribe(token: str) -> Response:
 
 @blueprint.post("/u/<token>/back")
 def resubscribe(token: str) -> Response:
-    """The way back for whoever pressed the button by mistake. Only from our own page, never by a provider."""
+    """Undo an unsubscription made by mistake; only from our own page."""
     pair = campaign_tokens.parse_unsubscribe_token(token)
-    back = pair is not None and suppression_actions.resubscribe_customer(*pair)
-    return _render_page(token, back)
+    is_resubscribed = pair is not None and suppression_actions.resubscribe_customer(*pair)
+    return _render_page(token, is_resubscribed)
 
 
-def _render_page(token: str, is_back: bool = False) -> Response:
+def _render_page(token: str, is_resubscribed: bool = False) -> Response:
     pair = campaign_tokens.parse_unsubscribe_token(token)
     if pair and pair[0] == PREVIEW_CUSTOMER_ID:
         return Response(render_template("campaigns/unsubscribe_preview.html"), mimetype="text/html")
     customer = customer_queries.find_customer(pair[0]) if pair else None
     if customer is None or customer.erased_at is not None:
         return Response(render_template("campaigns/unsubscribe_unknown.html"), 404, mimetype="text/html")
-    listed = suppression_queries.find_suppression_by_email(customer.email)
+    suppression = suppression_queries.find_suppression_by_email(customer.email)
     body = render_template(
         "campaigns/unsubscribe.html",
         token=token,
         email=formatting.mask_email(customer.email_as_given),
-        # Whose address bounced may still ask for it: mails must not start again when the address works again.
-        reason=listed.reason if listed is not None and listed.reason != "bounced" else None,
-        is_back=is_back,
+        # A customer whose address bounced can still unsubscribe, so that no emails arrive when the address works again.
+        reason=suppression.reason if suppression is not None and suppression.reason != "bounced" else None,
+        is_resubscribed=is_resubscribed,
     )
     return Response(body, mimetype="text/html")

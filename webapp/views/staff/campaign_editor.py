@@ -1,4 +1,4 @@
-"""Staff screens of a mail until it is on its way: writing it, and launching it now or at a time."""
+"""Staff pages of a campaign before its launch: email editor and launch page."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from flask import Blueprint, Response, current_app, flash, redirect, request, url_for
+from flask_babel import gettext as _
+from flask_babel import lazy_gettext as _l
 from flask_login import current_user
 from werkzeug.wrappers import Response as BaseResponse
 
@@ -38,18 +40,18 @@ from webapp.views.staff.forms.campaigns import EmailContentForm, LaunchForm
 
 blueprint = Blueprint("campaign_editor", __name__)
 
-# A body of five megabytes, should every character of it be written as three in the form.
+# Five megabytes of content, percent-encoded. This is more than may be saved, so that the error is shown at its field.
 CONTENT_FORM_SIZE_MAX = 16 * 1024 * 1024
 
 
-# --- writing ----------------------------------------------------------------------------------------
+# --- editor -----------------------------------------------------------------------------------------
 
 
 @blueprint.get("/offers/<int:offer_id>/mail", defaults={"kind": "announcement"})
 @blueprint.get("/offers/<int:offer_id>/reminder", defaults={"kind": "reminder"})
 @require_role("manager")
 def new(offer_id: int, kind: str) -> BaseResponse:
-    """The mail that an offer has now; while it has none, one to begin."""
+    """Open the offer's current campaign, or the editor of a new one."""
     offer = get_offer_or_404(offer_id)
     found = campaign_queries.find_open_campaign(offer_id, kind)
     if found is not None:
@@ -60,16 +62,16 @@ def new(offer_id: int, kind: str) -> BaseResponse:
 @blueprint.post("/offers/<int:offer_id>/mail", defaults={"kind": "announcement"})
 @blueprint.post("/offers/<int:offer_id>/reminder", defaults={"kind": "reminder"})
 @allow_form_size(CONTENT_FORM_SIZE_MAX)
-@preserve_form_data(subject="Subject", text="Text", html="HTML of your own")
+@preserve_form_data(subject=_l("Subject"), text=_l("Text"), html=_l("Custom HTML"))
 def create(offer_id: int, kind: str) -> BaseResponse:
-    """Keep what was typed as a new draft, or in the one that has come into being meanwhile."""
+    """Save the form as a new draft, or in a draft created in the meantime."""
     return _save_form(get_offer_or_404(offer_id), kind, None)
 
 
 @blueprint.get("/campaigns/<int:campaign_id>/mail")
 @require_role("manager")
 def edit(campaign_id: int) -> BaseResponse:
-    """Write the mail of a draft and see what it looks like."""
+    """Edit and preview the email of a draft."""
     campaign = get_campaign_or_404(campaign_id)
     if campaign.status != "draft":
         return redirect(campaign_url(campaign), 303)
@@ -78,9 +80,9 @@ def edit(campaign_id: int) -> BaseResponse:
 
 @blueprint.post("/campaigns/<int:campaign_id>/mail")
 @allow_form_size(CONTENT_FORM_SIZE_MAX)
-@preserve_form_data(subject="Subject", text="Text", html="HTML of your own")
+@preserve_form_data(subject=_l("Subject"), text=_l("Text"), html=_l("Custom HTML"))
 def save(campaign_id: int) -> BaseResponse:
-    """Keep what was typed; then stay, go on to the launch, or send a test."""
+    """Save the form; then stay, continue to the launch page or send a test email."""
     campaign = get_campaign_or_404(campaign_id)
     return _save_form(get_offer_or_404(campaign.offer_id), campaign.kind, campaign)
 
@@ -89,14 +91,14 @@ def save(campaign_id: int) -> BaseResponse:
 @blueprint.post("/offers/<int:offer_id>/reminder/preview", defaults={"kind": "reminder"})
 @allow_form_size(CONTENT_FORM_SIZE_MAX)
 def preview_new(offer_id: int, kind: str) -> Response:
-    """The piece with the preview of a mail that has not been saved yet; nothing is kept."""
+    """Render the preview fragment of an unsaved new email; nothing is stored."""
     return _render_preview(get_offer_or_404(offer_id), kind, None)
 
 
 @blueprint.post("/campaigns/<int:campaign_id>/mail/preview")
 @allow_form_size(CONTENT_FORM_SIZE_MAX)
 def preview(campaign_id: int) -> Response:
-    """The piece with the preview, as the mail would be with what is typed; nothing is kept."""
+    """Render the preview fragment of the email as typed; nothing is stored."""
     campaign = get_campaign_or_404(campaign_id)
     return _render_preview(get_offer_or_404(campaign.offer_id), campaign.kind, campaign)
 
@@ -105,28 +107,28 @@ def preview(campaign_id: int) -> Response:
 @blueprint.post("/offers/<int:offer_id>/reminder/frame", defaults={"kind": "reminder"})
 @allow_form_size(CONTENT_FORM_SIZE_MAX)
 def frame_typed(offer_id: int, kind: str) -> Response:
-    """The mail as it is typed, alone, for the frame of the preview; nothing is kept."""
+    """Render only the email as typed, for the preview iframe; nothing is stored."""
     form = EmailContentForm()
     validation.validate_content(form.to_content())
-    seen = preview_email(
+    rendered = preview_email(
         with_default_content(form.to_content(), kind), get_offer_or_404(offer_id), form.seen_as.data or ""
     )
-    return rendering.sandboxed_response(seen.html)
+    return rendering.sandboxed_response(rendered.html)
 
 
 @blueprint.get("/offers/<int:offer_id>/mail/frame", defaults={"kind": "announcement"})
 @blueprint.get("/offers/<int:offer_id>/reminder/frame", defaults={"kind": "reminder"})
 def frame_new(offer_id: int, kind: str) -> Response:
-    """What a new mail starts from, alone, for the frame of the preview."""
+    """Render only the initial content of a new email, for the preview iframe."""
     offer = get_offer_or_404(offer_id)
     latest = _find_latest_campaign(offer_id, kind)
-    mail = campaign_content(latest) if latest else with_default_content(EmailContent(), kind)
-    return rendering.sandboxed_response(preview_email(mail, offer, request.args.get("seen_as", "")).html)
+    content = campaign_content(latest) if latest else with_default_content(EmailContent(), kind)
+    return rendering.sandboxed_response(preview_email(content, offer, request.args.get("seen_as", "")).html)
 
 
 @blueprint.get("/campaigns/<int:campaign_id>/mail/frame")
 def frame(campaign_id: int) -> Response:
-    """The saved mail as one customer sees it, alone, for the frame of the preview."""
+    """Render only the saved email as one customer sees it, for the preview iframe."""
     campaign = get_campaign_or_404(campaign_id)
     return rendering.sandboxed_response(
         preview_email(
@@ -149,20 +151,20 @@ def _save_form(offer: Offer, kind: str, campaign: Campaign | None) -> BaseRespon
     try:
         if not form.validate_on_submit():
             return _render_editor(form, offer, kind, campaign, 422)
-        # Who was shown what somebody else has saved, and wants their own words nevertheless, says over which.
-        seen = request.form.get("over", form.version.data)
-        words = form.to_content(), form.uncertain_policy.data, current_user.email
+        # After a conflict, `over` is the version that staff chose to overwrite.
+        version = request.form.get("over", form.version.data)
+        values = form.to_content(), form.uncertain_policy.data, current_user.email
         if campaign is None:
-            campaign = draft_actions.save_offer_draft(offer.id, *words, kind, seen)
+            campaign = draft_actions.save_offer_draft(offer.id, *values, kind, version)
         else:
-            campaign = draft_actions.update_draft(campaign.id, *words, seen)
+            campaign = draft_actions.update_draft(campaign.id, *values, version)
         if "test" in request.form:
             form.version.data = draft_versions.draft_version(campaign)
             suppression_actions.check_not_suppressed(current_user.email)
             sender.send_test_email(
                 with_default_content(form.to_content(), kind), offer, current_user.email, current_user.name
             )
-            flash(f"A test is on its way to {current_user.email}.", "success")
+            flash(_("A test email has been sent to %(email)s.", email=current_user.email), "success")
     except EditConflict as error:
         return _render_editor(form, offer, kind, error.campaign, error.status, error)
     except DomainError as error:
@@ -173,9 +175,9 @@ def _save_form(offer: Offer, kind: str, campaign: Campaign | None) -> BaseRespon
     if "launch" in request.form:
         return redirect(url_for("staff.campaign_editor.review", campaign_id=campaign.id))
     if "test" not in request.form:
-        flash("The mail is saved.", "success")
-    looked_at = {name: form[name].data for name in ("seen_as", "view") if form[name].data}
-    return redirect(url_for("staff.campaign_editor.edit", campaign_id=campaign.id, **looked_at))
+        flash(_("The email has been saved."), "success")
+    preview_args = {name: form[name].data for name in ("seen_as", "view") if form[name].data}
+    return redirect(url_for("staff.campaign_editor.edit", campaign_id=campaign.id, **preview_args))
 
 
 def _render_editor(
@@ -187,44 +189,47 @@ def _render_editor(
     conflict: EditConflict | None = None,
 ) -> Response:
     page = rendering.render(
-        "campaigns/mail.html",
+        "campaigns/editor.html",
         status=status,
         placeholders=PLACEHOLDERS,
         campaign=campaign,
         conflict=conflict and _conflict_values(conflict, form),
-        **_preview_values(form, offer, kind, campaign, typed=status != 200),
+        **_preview_values(form, offer, kind, campaign, is_unsaved=status != 200),
     )
     return rendering.allow_frames(page)
 
 
 def _conflict_values(conflict: EditConflict, form: EmailContentForm) -> dict[str, Any]:
-    """What a page says of words that somebody else has saved meanwhile."""
-    mail = campaign_content(conflict.campaign)
-    theirs = {"subject": mail.subject, "text": mail.text, "html": mail.html}
-    mine = form.to_content()
+    """Return the template values of an edit conflict."""
+    saved = campaign_content(conflict.campaign)
+    saved_values = {"subject": saved.subject, "text": saved.text, "html": saved.html}
+    typed = form.to_content()
     return {
-        "saved": account_queries.find_last_audit_entry("mail.saved", str(conflict.campaign.id)),
+        "audit_entry": account_queries.find_last_audit_entry("mail.saved", str(conflict.campaign.id)),
         "version": draft_versions.draft_version(conflict.campaign),
         "labels": [form[name].label.text for name in conflict.fields],
-        "theirs": [
-            (form[name].label.text, words)
-            for name, words in theirs.items()
-            if name in conflict.fields and words != getattr(mine, name)
+        "saved_values": [
+            (form[name].label.text, value)
+            for name, value in saved_values.items()
+            if name in conflict.fields and value != getattr(typed, name)
         ],
     }
 
 
 def _render_preview(offer: Offer, kind: str, campaign: Campaign | None) -> Response:
     form = EmailContentForm()
-    values = _preview_values(form, offer, kind, campaign, typed=True)
+    values = _preview_values(form, offer, kind, campaign, is_unsaved=True)
     status = 200 if values["preview"] else 422
     return rendering.render("campaigns/_preview.html", status=status, **values)
 
 
 def _preview_values(
-    form: EmailContentForm, offer: Offer, kind: str, campaign: Campaign | None, typed: bool = False
+    form: EmailContentForm, offer: Offer, kind: str, campaign: Campaign | None, is_unsaved: bool = False
 ) -> dict[str, Any]:
-    """What the preview shows: the mail as typed, or nothing while it can't be read."""
+    """Return the template values of the preview.
+
+    There is none while the content is invalid.
+    """
     preview = None
     seen_as = form.seen_as.data or ""
     try:
@@ -233,79 +238,84 @@ def _preview_values(
     except InvalidInput as error:
         if not form.errors:
             rendering.add_form_errors(form, error)
-    first: dict[str, Any] = {"offer_id": offer.id, "kind": kind}
+    new_args: dict[str, Any] = {"offer_id": offer.id, "kind": kind}
     if campaign is None:
-        save, show, look, here = "keep", "first_frame", "first_preview", first
+        save_view, frame_view, preview_view, args = "create", "frame_new", "preview_new", new_args
     else:
-        save, show, look, here = "save", "frame", "preview", {"campaign_id": campaign.id}
+        save_view, frame_view, preview_view, args = "save", "frame", "preview", {"campaign_id": campaign.id}
     return {
         "form": form,
         "offer": offer,
         "kind": kind,
         "preview": preview,
-        "save_url": url_for(f"staff.campaign_editor.{save}", **here),
-        "preview_url": url_for(f"staff.campaign_editor.{look}", **here),
-        "frame_url": url_for(f"staff.campaign_editor.{show}", **here, seen_as=seen_as).removesuffix("?seen_as="),
-        # Words that are kept nowhere can't be asked for by an address: the form itself is sent into the frame.
-        "typed_url": url_for("staff.campaign_editor.frame_typed", **first) if typed else None,
+        "save_url": url_for(f"staff.campaign_editor.{save_view}", **args),
+        "preview_url": url_for(f"staff.campaign_editor.{preview_view}", **args),
+        "frame_url": url_for(f"staff.campaign_editor.{frame_view}", **args, seen_as=seen_as).removesuffix("?seen_as="),
+        # Unsaved content has no URL: the form itself is posted into the iframe.
+        "typed_url": url_for("staff.campaign_editor.frame_typed", **new_args) if is_unsaved else None,
     }
 
 
 def _find_latest_campaign(offer_id: int, kind: str) -> Campaign | None:
-    """What a new mail starts from: the latest of its kind, which was cancelled or, of a reminder, is through."""
+    """Return the latest campaign of a kind, whose content a new one starts from.
+
+    It was cancelled or, in the case of a reminder, is done.
+    """
     return next(
         (campaign for campaign in campaign_queries.list_offer_campaigns(offer_id) if campaign.kind == kind), None
     )
 
 
-def preview_email(mail: EmailContent, offer: Offer, typed: str) -> Preview:
-    """A mail as a customer would get it: whose e-mail was typed, else the first of the audience.
+def preview_email(content: EmailContent, offer: Offer, customer_email: str) -> Preview:
+    """Render an email as a customer would get it.
 
-    :raises Invalid: when nobody has this e-mail.
+    :param customer_email: whose email to render; empty for the first customer of the audience.
+    :raises InvalidInput: when there is no customer with this address.
     """
-    return MailMerge(mail, offer, 0).preview(_find_preview_customer(offer, typed))
+    return MailMerge(content, offer, 0).preview(_find_preview_customer(offer, customer_email))
 
 
-def _find_preview_customer(offer: Offer, typed: str) -> Customer:
-    """The customer asked for, else the first of the audience, else somebody who is none.
+def _find_preview_customer(offer: Offer, customer_email: str) -> Customer:
+    """Return the requested customer, the first of the audience, or a sample.
 
-    :raises Invalid: when nobody has this e-mail.
+    :raises InvalidInput: when there is no customer with this address.
     """
-    if typed.strip():
+    if customer_email.strip():
         try:
-            customer = customer_queries.find_customer_by_email(normalise_email(typed))
+            customer = customer_queries.find_customer_by_email(normalise_email(customer_email))
         except InvalidInput:
             customer = None
         if customer is None or customer.erased_at is not None:
-            raise InvalidInput(FieldError("seen_as", "customer_unknown", "There is no customer with this e-mail."))
+            message = _("There is no customer with this email address.")
+            raise InvalidInput(FieldError("seen_as", "customer_unknown", message))
         return customer
-    first = customer_queries.list_customer_ids_after(offer.audience_id, 0, 1)
-    customer = customer_queries.find_customer(first[0]) if first else None
+    first_ids = customer_queries.list_customer_ids_after(offer.audience_id, 0, 1)
+    customer = customer_queries.find_customer(first_ids[0]) if first_ids else None
     return customer or Customer(
         id=personal_links.PREVIEW_CUSTOMER_ID,
         email="ada@example.com",
         email_as_given="ada@example.com",
-        name="Ada Lovelace",
+        name="Ada Lovelace",  # no translation
     )
 
 
-# --- launching --------------------------------------------------------------------------------------
+# --- launch -----------------------------------------------------------------------------------------
 
 
 @blueprint.get("/offers/<int:offer_id>/launch")
 @require_role("manager")
 def review_announcement(offer_id: int) -> BaseResponse:
-    """Where the launch of an offer's announcement stood before each campaign had a page of its own."""
+    """Redirect the former URL of the launch page to that of the offer's announcement."""
     get_offer_or_404(offer_id)
     found = campaign_queries.find_announcement(offer_id)
     if found is None:
         return redirect(url_for("staff.campaign_editor.new", offer_id=offer_id, kind="announcement"), 303)
-    return redirect(campaign_url(found, launching=True), 303)
+    return redirect(campaign_url(found, to_launch=True), 303)
 
 
 @blueprint.post("/offers/<int:offer_id>/launch")
 def launch_announcement(offer_id: int) -> BaseResponse:
-    """Launch an offer's announcement now, from a page of the old kind that is still open."""
+    """Launch an offer's announcement now, from a page of an earlier version."""
     offer = get_offer_or_404(offer_id)
     try:
         launched = launch_actions.launch_announcement(offer_id, by=current_user.email)
@@ -323,7 +333,7 @@ def launch_announcement(offer_id: int) -> BaseResponse:
 @blueprint.get("/campaigns/<int:campaign_id>/launch")
 @require_role("manager")
 def review(campaign_id: int) -> BaseResponse:
-    """Who will get it, once more before it goes out; and when, as long as it waits."""
+    """Show the number of recipients, and the start time if scheduled."""
     campaign = get_campaign_or_404(campaign_id)
     if campaign.status not in ("draft", "scheduled"):
         return redirect(campaign_url(campaign), 303)
@@ -335,7 +345,7 @@ def review(campaign_id: int) -> BaseResponse:
 
 @blueprint.post("/campaigns/<int:campaign_id>/launch")
 def launch(campaign_id: int) -> BaseResponse:
-    """Launch it now, or have it start at a time."""
+    """Launch the campaign now, or schedule it."""
     campaign = get_campaign_or_404(campaign_id)
     offer = get_offer_or_404(campaign.offer_id)
     form = LaunchForm()
@@ -354,11 +364,11 @@ def launch(campaign_id: int) -> BaseResponse:
     except DomainError as error:
         campaign = get_campaign_or_404(campaign_id)
         if campaign.status not in ("draft", "scheduled"):
-            # Somebody else was faster, so this page is out of date; that of the mailing says how it stands.
+            # The campaign was launched or cancelled in the meantime: show its current page.
             flash(error.message, "error")
             return redirect(campaign_url(campaign), 303)
         rendering.add_form_errors(form, error)
-        # What is sent from here is sent by somebody who has seen how it stands now.
+        # The page now shows the current status, so the next submission refers to it.
         form.seen.data = campaign.status
         return _render_review(get_offer_or_404(campaign.offer_id), campaign, form, error.status)
     return _redirect_after_launch(launched)
@@ -366,7 +376,7 @@ def launch(campaign_id: int) -> BaseResponse:
 
 @blueprint.post("/campaigns/<int:campaign_id>/draft")
 def unschedule(campaign_id: int) -> BaseResponse:
-    """Make a draft again of what waits for its time."""
+    """Turn a scheduled campaign back into a draft."""
     try:
         campaign = launch_actions.unschedule_campaign(campaign_id, by=current_user.email)
     except NotFound:
@@ -374,32 +384,31 @@ def unschedule(campaign_id: int) -> BaseResponse:
     except DomainError as error:
         flash(error.message, "error")
         return redirect(campaign_url(get_campaign_or_404(campaign_id)), 303)
-    flash("It is a draft again and does not start by itself.", "success")
+    flash(_("The campaign is a draft again and does not start automatically."), "success")
     return redirect(url_for("staff.campaign_editor.edit", campaign_id=campaign.id), 303)
 
 
 @blueprint.get("/campaigns/<int:campaign_id>/waits")
 @require_role("manager")
 def launch_status(campaign_id: int) -> Response:
-    """Asked by the page of a mailing that waits for its time: nothing, until it has started and has another page."""
+    """Redirect the polling page of a scheduled campaign once it has started."""
     campaign = get_campaign_or_404(campaign_id)
-    answer = Response(status=204)
+    response = Response(status=204)
     if campaign.status not in ("draft", "scheduled"):
-        answer.headers["HX-Redirect"] = campaign_url(campaign)
-    return answer
+        response.headers["HX-Redirect"] = campaign_url(campaign)
+    return response
 
 
 def _redirect_after_launch(launched: launch_actions.LaunchResult) -> BaseResponse:
     campaign = launched.campaign
     if campaign.status == "scheduled":
         offer = get_offer_or_404(campaign.offer_id)
-        flash(
-            f"It starts on {formatting.format_datetime(campaign.scheduled_at, offer.time_zone)}, by itself.", "success"
-        )
+        start_time = formatting.format_datetime(campaign.scheduled_at, offer.time_zone)
+        flash(_("The campaign starts automatically on %(time)s.", time=start_time), "success")
     elif launched.changed:
-        flash("Launched. You can leave this page: the mails go out in the background.", "success")
+        flash(_("Launched. You can leave this page: the emails are sent in the background."), "success")
     else:
-        flash("It had been launched already; nothing was sent twice.", "info")
+        flash(_("The campaign had already been launched; nothing was sent twice."), "info")
     return redirect(campaign_url(campaign), 303)
 
 
@@ -411,36 +420,45 @@ def _render_review(offer: Offer, campaign: Campaign, form: LaunchForm, status: i
         offer=offer,
         campaign=campaign,
         preview=preview_email(campaign_content(campaign), offer, ""),
-        is_sample=any(
-            isinstance(p, Placeholder) and p.name.startswith("customer.") for p in parse_template(campaign.subject)
+        is_sample_subject=any(
+            isinstance(part, Placeholder) and part.name.startswith("customer.")
+            for part in parse_template(campaign.subject)
         ),
-        mail_is_sink=current_app.config["SETTINGS"].uses_mail_sink,
+        uses_mail_sink=current_app.config["SETTINGS"].uses_mail_sink,
         sender=addresses.format_sender(),
-        reach=launch_audience.count_campaign_recipients(campaign, offer),
+        audience_count=launch_audience.count_campaign_recipients(campaign, offer),
         audience=audience_name(offer.audience_id),
-        others=_format_start_in_other_zones(campaign, offer),
-        at=offer_queries.database_now(),
+        other_zones=_format_start_in_other_zones(campaign, offer),
+        now=offer_queries.database_now(),
     )
 
 
 def _format_start_in_other_zones(campaign: Campaign, offer: Offer) -> list[str]:
-    """The time at which it starts as other clocks show it: the staff member's and UTC, where they differ."""
+    """Format the start time in the staff member's time zone and in UTC.
+
+    Zones with the same offset as the offer's are omitted.
+    """
     at = campaign.scheduled_at
     if at is None:
         return []
-    found = {at.astimezone(ZoneInfo(offer.time_zone)).utcoffset()}
-    words = []
-    for words_after, zone in ((" for you", current_user.time_zone), ("", "UTC")):
+    shown_offsets = {at.astimezone(ZoneInfo(offer.time_zone)).utcoffset()}
+    times = []
+    own_zone = current_user.time_zone
+    for zone in dict.fromkeys((own_zone, "UTC")):
         offset = at.astimezone(ZoneInfo(zone)).utcoffset()
-        if offset not in found:
-            found.add(offset)
-            words.append(f"{formatting.format_datetime(at, zone)}{words_after}")
-    return words
+        if offset not in shown_offsets:
+            shown_offsets.add(offset)
+            time = formatting.format_datetime(at, zone)
+            times.append(_("%(time)s for you", time=time) if zone == own_zone else time)
+    return times
 
 
-def campaign_url(campaign: Campaign, launching: bool = False) -> str:
-    """The page on which a campaign is to be found as it stands now."""
-    if campaign.status == "scheduled" or (launching and campaign.status == "draft"):
+def campaign_url(campaign: Campaign, to_launch: bool = False) -> str:
+    """Return the URL of the page for the campaign's current status.
+
+    :param to_launch: whether that of a draft is its launch page instead of the editor.
+    """
+    if campaign.status == "scheduled" or (to_launch and campaign.status == "draft"):
         return url_for("staff.campaign_editor.review", campaign_id=campaign.id)
     if campaign.status == "draft":
         return url_for("staff.campaign_editor.edit", campaign_id=campaign.id)
@@ -448,34 +466,34 @@ def campaign_url(campaign: Campaign, launching: bool = False) -> str:
 
 
 def campaign_content(campaign: Campaign) -> EmailContent:
-    """The mail of a campaign as it was written."""
+    """Return the content of a campaign's email as it was written."""
     return EmailContent(campaign.subject, campaign.text, campaign.html)
 
 
 def audience_name(audience_id: int | None) -> str:
-    """What an audience is called on screens; None is everyone."""
+    """Return the displayed name of an audience; None is the audience of all customers."""
     if audience_id is None:
-        return "Everyone"
+        return str(_("All customers"))
     return next((audience.name for audience in customer_queries.list_audiences() if audience.id == audience_id), "–")
 
 
 def get_offer_or_404(offer_id: int) -> Offer:
-    """The offer of a page.
+    """Load the offer of a page.
 
-    :raises NotFound: when there is none.
+    :raises NotFound: when it does not exist.
     """
     offer = offer_queries.find_offer(offer_id)
     if offer is None:
-        raise NotFound("There is no such offer.")
+        raise NotFound(_("There is no such offer."))
     return offer
 
 
 def get_campaign_or_404(campaign_id: int) -> Campaign:
-    """The campaign of a page.
+    """Load the campaign of a page.
 
-    :raises NotFound: when there is none.
+    :raises NotFound: when it does not exist.
     """
     campaign = campaign_queries.find_campaign(campaign_id)
     if campaign is None:
-        raise NotFound("There is no such campaign.")
+        raise NotFound(_("There is no such campaign."))
     return campaign

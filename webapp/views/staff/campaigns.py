@@ -1,4 +1,4 @@
-"""Staff screens of campaigns that are under way: watching them go out. Before that: writing_staff."""
+"""Staff pages of launched campaigns. Those of drafts are in `campaign_editor`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from flask import Blueprint, Response, current_app, flash, redirect, request, stream_with_context, url_for
+from flask_babel import gettext as _
+from flask_babel import ngettext
 from flask_login import current_user
 from werkzeug.wrappers import Response as BaseResponse
 
@@ -41,41 +43,43 @@ PAGE_SIZE = 25
 RECIPIENTS_PAGE_SIZE = 50
 CAUSES_MAX = 8
 LIVE_STATUSES = ("preparing", "sending")
-# Not under way yet: its page is the one on which it is written or launched.
+# The page of such a campaign is the editor or the launch page.
 UNLAUNCHED_STATUSES = ("draft", "scheduled")
-# Of what staff may decide, whoever must not be mailed any more is named as such.
+# The lists of these states show which addresses are suppressed, because their emails cannot be resent.
 _RESENDABLE_STATES = ("failed", "uncertain")
 _ID_PATTERN = re.compile("[0-9]{1,18}")
 _REPLY_CODE_PATTERN = re.compile("[2-5][0-9]{2}")
 
 
-# --- watching ---------------------------------------------------------------------------------------
+# --- pages ------------------------------------------------------------------------------------------
 
 
 @blueprint.get("/campaigns")
 def index() -> Response:
-    """All campaigns, newest first, or those in one state."""
+    """List all campaigns, or those in one state, newest first."""
     form = CampaignFilterForm(request.args)
-    found = campaign_queries.list_campaigns(
-        request.args.get("before", type=_parse_row_id), PAGE_SIZE, form.selected_status()
-    )
-    shown = found[:PAGE_SIZE]
-    kept: dict[str, Any] = {"state": form.selected_status()} if form.selected_status() else {}
+    status = form.selected_status()
+    found = campaign_queries.list_campaigns(request.args.get("before", type=_parse_row_id), PAGE_SIZE, status)
+    campaigns = found[:PAGE_SIZE]
+    url_args: dict[str, Any] = {"state": status} if status else {}
+    next_url = None
+    if len(found) > PAGE_SIZE:
+        next_url = url_for("staff.campaigns.index", **url_args, before=campaigns[-1].id)
     return rendering.render(
         "campaigns/index.html",
-        shown=shown,
-        counts=campaign_queries.get_stats_by_campaign([campaign.id for campaign in shown]),
-        offers=offer_queries.find_offers([campaign.offer_id for campaign in shown]),
+        campaigns=campaigns,
+        stats_by_campaign=campaign_queries.get_stats_by_campaign([campaign.id for campaign in campaigns]),
+        offers=offer_queries.find_offers([campaign.offer_id for campaign in campaigns]),
         form=form,
-        narrowed=bool(kept),
-        newest_url=url_for("staff.campaigns.index", **kept) if "before" in request.args else None,
-        next_url=url_for("staff.campaigns.index", **kept, before=shown[-1].id) if len(found) > PAGE_SIZE else None,
+        is_filtered=bool(status),
+        newest_url=url_for("staff.campaigns.index", **url_args) if "before" in request.args else None,
+        next_url=next_url,
     )
 
 
 @blueprint.get("/campaigns/<int:campaign_id>")
 def show(campaign_id: int) -> BaseResponse:
-    """One campaign: how far it is, and what did not simply go out."""
+    """Show the progress of a campaign and its deliveries that need attention."""
     campaign = get_campaign_or_404(campaign_id)
     if campaign.status in UNLAUNCHED_STATUSES:
         return redirect(campaign_url(campaign), 303)
@@ -85,7 +89,7 @@ def show(campaign_id: int) -> BaseResponse:
         "campaigns/show.html",
         offer=offer,
         sink_url=settings.sink_url if settings.uses_mail_sink else None,
-        # Settled at the launch; of what never was, that of the offer.
+        # The launch fixes the audience; a campaign without a launch has that of its offer.
         audience=audience_name(campaign.audience_id if campaign.launched_at else offer.audience_id),
         preview=preview_email(campaign_content(campaign), offer, ""),
         **_progress_values(campaign),
@@ -96,13 +100,13 @@ def show(campaign_id: int) -> BaseResponse:
 
 @blueprint.get("/campaigns/<int:campaign_id>/progress")
 def progress(campaign_id: int) -> Response:
-    """The piece that renews itself while mails go out."""
+    """Render the progress fragment, which is polled while emails are sent."""
     return rendering.render("campaigns/_progress.html", **_progress_values(get_campaign_or_404(campaign_id)))
 
 
 @blueprint.get("/campaigns/<int:campaign_id>/frame")
 def email_frame(campaign_id: int) -> Response:
-    """The mail of a campaign, alone, for the frame on its page."""
+    """Render only the email of a campaign, for the iframe on its page."""
     campaign = get_campaign_or_404(campaign_id)
     return rendering.sandboxed_response(
         preview_email(campaign_content(campaign), get_offer_or_404(campaign.offer_id), "").html
@@ -111,50 +115,54 @@ def email_frame(campaign_id: int) -> Response:
 
 @blueprint.get("/campaigns/<int:campaign_id>/who")
 def find_recipient(campaign_id: int) -> Response:
-    """Who got it? An e-mail in, the answer out."""
+    """Look up the delivery to the customer with an email address."""
     campaign = get_campaign_or_404(campaign_id)
     values = _recipient_lookup_values(campaign)
-    status = 422 if values["who_error"] else 200
+    status = 422 if values["email_error"] else 200
     if rendering.is_htmx():
-        return rendering.render("campaigns/_who.html", status=status, campaign=campaign, **values)
+        return rendering.render("campaigns/_find_recipient.html", status=status, campaign=campaign, **values)
     offer = get_offer_or_404(campaign.offer_id)
-    return rendering.render("campaigns/who.html", status=status, campaign=campaign, offer=offer, **values)
+    return rendering.render("campaigns/find_recipient.html", status=status, campaign=campaign, offer=offer, **values)
 
 
 @blueprint.get("/campaigns/<int:campaign_id>/recipients")
 def recipients(campaign_id: int) -> Response:
-    """The recipients by what became of their mail, with the relay's words."""
+    """List recipients by delivery state, with the relay's replies."""
     campaign = get_campaign_or_404(campaign_id)
-    which = _parse_selection(request.args)
-    state = which.state
+    selection = _parse_selection(request.args)
+    state = selection.state
     after = request.args.get("after", 0, type=_parse_row_id)
-    page = delivery_queries.list_recipients(campaign_id, state, after, RECIPIENTS_PAGE_SIZE, which.code, which.cause)
-    kept = {name: request.args[name] for name in ("state", "code", "cause") if name in request.args}
-    here: dict[str, Any] = {"campaign_id": campaign_id, **kept}
+    page = delivery_queries.list_recipients(
+        campaign_id, state, after, RECIPIENTS_PAGE_SIZE, selection.code, selection.cause
+    )
+    suppression_reasons: dict[int, str] = {}
+    if state in _RESENDABLE_STATES:
+        suppression_reasons = customer_queries.find_suppression_reasons([d.customer_id for d in page.deliveries])
+    url_args: dict[str, Any] = {"campaign_id": campaign_id}
+    url_args |= {name: request.args[name] for name in ("state", "code", "cause") if name in request.args}
+    next_url = None
+    if page.next_after:
+        next_url = url_for("staff.campaigns.recipients", **{**url_args, "after": page.next_after})
     return rendering.render(
         "campaigns/recipients.html",
         campaign=campaign,
         offer=get_offer_or_404(campaign.offer_id),
-        counts=campaign_queries.get_campaign_stats(campaign_id),
+        stats=campaign_queries.get_campaign_stats(campaign_id),
         state=state,
-        which=which,
-        cause=_describe_cause(campaign_id, which),
-        unknown=request.args.get("state", "") if not state else "",
-        listed=customer_queries.find_suppression_reasons([f.customer_id for f in page.deliveries])
-        if state in _RESENDABLE_STATES
-        else {},
-        shown=page.deliveries,
-        first_url=url_for("staff.campaigns.recipients", **here) if "after" in request.args else None,
-        next_url=url_for("staff.campaigns.recipients", **{**here, "after": page.next_after})
-        if page.next_after
-        else None,
+        selection=selection,
+        cause=_describe_cause(campaign_id, selection),
+        unknown_state=request.args.get("state", "") if not state else "",
+        suppression_reasons=suppression_reasons,
+        deliveries=page.deliveries,
+        first_url=url_for("staff.campaigns.recipients", **url_args) if "after" in request.args else None,
+        next_url=next_url,
     )
 
 
 @blueprint.get("/campaigns/<int:campaign_id>/recipients.csv")
 @require_role("manager")
 def download(campaign_id: int) -> Response:
-    """All recipients, or those in one state, as they come from the database."""
+    """Stream all recipients, or those in one state, as CSV."""
     campaign = get_campaign_or_404(campaign_id)
     state = _parse_selection(request.args).state
     delivery_actions.record_recipient_export(campaign.id, state, by=current_user.email)
@@ -167,115 +175,140 @@ def download(campaign_id: int) -> Response:
 
 @blueprint.post("/campaigns/<int:campaign_id>/pause")
 def pause(campaign_id: int) -> BaseResponse:
-    """Stop before the next fifty."""
+    """Pause the campaign before its next window of fifty emails."""
     return _run_action(campaign_id, lambda: transitions.pause_campaign(campaign_id, by=current_user.email))
 
 
 @blueprint.post("/campaigns/<int:campaign_id>/resume")
 def resume(campaign_id: int) -> BaseResponse:
-    """Go on where it stands."""
+    """Resume a paused campaign."""
     return _run_action(campaign_id, lambda: transitions.resume_campaign(campaign_id, by=current_user.email))
 
 
 @blueprint.post("/campaigns/<int:campaign_id>/cancel")
 def cancel(campaign_id: int) -> BaseResponse:
-    """End it for good."""
+    """Cancel the campaign; this cannot be undone."""
     return _run_action(campaign_id, lambda: transitions.cancel_campaign(campaign_id, by=current_user.email))
 
 
 @blueprint.post("/campaigns/<int:campaign_id>/send-again")
 def resend(campaign_id: int) -> BaseResponse:
-    """Try those again that failed, or of which nobody knows: one, those of a cause, or all."""
+    """Resend failed or uncertain emails: one, those of a cause, or all."""
     try:
-        again = delivery_actions.retry_deliveries(campaign_id, _parse_selection(request.form), by=current_user.email)
+        result = delivery_actions.retry_deliveries(campaign_id, _parse_selection(request.form), by=current_user.email)
     except DomainError as error:
         return _redirect_after_decision(campaign_id, error.message, "warning")
-    words = f"{formatting.format_number(again.retried)} {'mail goes' if again.retried == 1 else 'mails go'} out again."
-    if again.suppressed:
-        words += f" {formatting.format_number(again.suppressed)} not: the address must not be mailed any more."
-    return _redirect_after_decision(campaign_id, words, "success")
+    message = ngettext(
+        "%(count)s email is being resent.",
+        "%(count)s emails are being resent.",
+        result.retried,
+        count=formatting.format_number(result.retried),
+    )
+    if result.suppressed:
+        not_resent = ngettext(
+            "%(count)s was not resent, because its address is suppressed.",
+            "%(count)s were not resent, because their addresses are suppressed.",
+            result.suppressed,
+            count=formatting.format_number(result.suppressed),
+        )
+        message = " ".join((message, not_resent))
+    return _redirect_after_decision(campaign_id, message, "success")
 
 
 @blueprint.post("/campaigns/<int:campaign_id>/leave")
 def leave_uncertain(campaign_id: int) -> BaseResponse:
-    """Let uncertain mails be: one, or all."""
+    """Dismiss uncertain emails: one, or all."""
     try:
-        n = delivery_actions.dismiss_uncertain_deliveries(
+        count = delivery_actions.dismiss_uncertain_deliveries(
             campaign_id, _parse_selection(request.form), by=current_user.email
         )
     except DomainError as error:
         return _redirect_after_decision(campaign_id, error.message, "warning")
-    words = "The mail is left as it is." if n == 1 else f"{formatting.format_number(n)} mails are left as they are."
-    return _redirect_after_decision(campaign_id, words, "success")
+    message = ngettext(
+        "%(count)s uncertain email was dismissed.",
+        "%(count)s uncertain emails were dismissed.",
+        count,
+        count=formatting.format_number(count),
+    )
+    return _redirect_after_decision(campaign_id, message, "success")
 
 
-def _redirect_after_decision(campaign_id: int, words: str, tone: str) -> BaseResponse:
-    """Back to the list that the decision came from, if any."""
+def _redirect_after_decision(campaign_id: int, message: str, category: str) -> BaseResponse:
+    """Flash a message and redirect to the list of the form, or to the campaign."""
     get_campaign_or_404(campaign_id)
-    flash(words, tone)
-    # Of one mail back to the list, for the next; after a decision about all of them there is nothing more on it.
-    if request.form.get("back") in delivery_queries.RECORDED_STATES and (
-        tone != "success" or "customer" in request.form
-    ):
+    flash(message, category)
+    # After a decision about one email, staff go on with the list; after one about all, the list is empty.
+    returns_to_list = category != "success" or "customer" in request.form
+    if request.form.get("back") in delivery_queries.RECORDED_STATES and returns_to_list:
         return redirect(url_for("staff.campaigns.recipients", campaign_id=campaign_id, state=request.form["back"]))
     return redirect(url_for("staff.campaigns.show", campaign_id=campaign_id))
 
 
-def _parse_selection(given: Mapping[str, str]) -> DeliverySelection:
-    """The mails that an address or a form means; nonsense means none in particular."""
-    state = given.get("state", "")
-    code, customer = given.get("code", ""), given.get("customer", "")
+def _parse_selection(values: Mapping[str, str]) -> DeliverySelection:
+    """Parse the selected deliveries from a query string or form.
+
+    Invalid values are ignored.
+    """
+    state = values.get("state", "")
+    code, customer = values.get("code", ""), values.get("customer", "")
     return DeliverySelection(
         state if state in (*delivery_queries.RECORDED_STATES, *delivery_queries.DERIVED_STATES) else "",
         customer_id=_parse_row_id(customer) if _ID_PATTERN.fullmatch(customer) else None,
         code=int(code) if _REPLY_CODE_PATTERN.fullmatch(code) else None,
-        cause=given["cause"].replace("\0", "") if "cause" in given else None,
+        cause=values["cause"].replace("\0", "") if "cause" in values else None,
     )
 
 
-def _format_cause_heading(cause: campaign_queries.IssueCause, words: str) -> str:
-    """What the answers of a cause mean, or the words where there was no answer."""
+def _format_cause_heading(cause: campaign_queries.IssueCause, example: str) -> str:
+    """Explain the replies of a cause; without a reply, return the example text."""
     if cause.code is None:
-        return smtp_replies.capitalise_first(words) or "No words are kept"
-    return smtp_replies.explain_reply(cause.code, cause.cause) or f"The server answered {cause.code}"
+        return smtp_replies.capitalise_first(example) or _("No details are stored")
+    return smtp_replies.explain_reply(cause.code, cause.cause) or _("The server replied %(code)s", code=cause.code)
 
 
-def _describe_cause(campaign_id: int, which: DeliverySelection) -> str:
-    """What a list is narrowed to, in words: what the answer means, or else the words themselves, not cut."""
-    if which.cause is None:
+def _describe_cause(campaign_id: int, selection: DeliverySelection) -> str:
+    """Describe the cause that a list is filtered by; empty without such a filter.
+
+    This is the meaning of the reply, or the complete text of an example if there was no reply.
+    """
+    if selection.cause is None:
         return ""
-    means = smtp_replies.explain_reply(which.code, which.cause)
-    if which.code is None:
-        cause = campaign_queries.IssueCause(which.state, None, which.cause, 0)
-        return smtp_replies.capitalise_first(
-            campaign_queries.list_example_replies(campaign_id, [cause])[0] or which.cause
-        )
-    answer = f"{which.code} {which.cause}".strip()
-    return f"{means} ({answer})" if means else f"The server answered {answer}"
+    if selection.code is None:
+        cause = campaign_queries.IssueCause(selection.state, None, selection.cause, 0)
+        examples = campaign_queries.list_example_replies(campaign_id, [cause])
+        return smtp_replies.capitalise_first(examples[0] or selection.cause)
+    meaning = smtp_replies.explain_reply(selection.code, selection.cause)
+    reply = " ".join((str(selection.code), selection.cause)).strip()
+    if meaning:
+        return str(_("%(meaning)s (%(reply)s)", meaning=meaning, reply=reply))
+    return str(_("The server replied %(code)s", code=reply))
 
 
 def _recipient_lookup_values(campaign: Campaign) -> dict[str, Any]:
-    """Whom was asked for, and what became of the mail."""
-    typed = request.args.get("email", "").strip()
+    """Return the template values of the recipient lookup."""
+    email = request.args.get("email", "").strip()
     customer, error = None, ""
-    if typed:
+    if email:
         try:
-            customer = customer_queries.find_customer_by_email(normalise_email(typed))
+            customer = customer_queries.find_customer_by_email(normalise_email(email))
         except InvalidInput as invalid:
             error = invalid.errors[0].message if invalid.errors else invalid.message
         if customer is None and not error:
-            error = "There is no customer with this e-mail."
+            error = _("There is no customer with this email address.")
     return {
-        "who": typed,
-        "who_error": error,
-        "fate": delivery_queries.find_delivery(campaign, customer) if customer is not None else None,
+        "email": email,
+        "email_error": error,
+        "delivery": delivery_queries.find_delivery(campaign, customer) if customer is not None else None,
     }
 
 
-def _run_action(campaign_id: int, deed: Callable[[], Campaign]) -> BaseResponse:
-    """Press a button, then show how it stands now; what a button of an old page can't do any more is said, too."""
+def _run_action(campaign_id: int, action: Callable[[], Campaign]) -> BaseResponse:
+    """Run an action and show the campaign's new state.
+
+    The error of an action that is no longer possible is flashed.
+    """
     try:
-        deed()
+        action()
     except NotFound:
         raise
     except DomainError as error:
@@ -286,19 +319,20 @@ def _run_action(campaign_id: int, deed: Callable[[], Campaign]) -> BaseResponse:
 
 
 def _progress_values(campaign: Campaign) -> dict[str, Any]:
-    counts = campaign_queries.get_campaign_stats(campaign.id)
-    causes = [cause for cause in counts.causes if cause.state != "sent_later"]
-    shown = causes[:CAUSES_MAX]
+    stats = campaign_queries.get_campaign_stats(campaign.id)
+    causes = [cause for cause in stats.causes if cause.state != "sent_later"]
+    shown_causes = causes[:CAUSES_MAX]
+    examples = campaign_queries.list_example_replies(campaign.id, shown_causes)
     return {
         "campaign": campaign,
-        "counts": counts,
-        "to_decide": campaign_queries.count_unresolved(campaign.id) if counts.uncertain else 0,
+        "stats": stats,
+        "unresolved_count": campaign_queries.count_unresolved(campaign.id) if stats.uncertain else 0,
         "causes": [
-            (cause, _format_cause_heading(cause, words), words)
-            for cause, words in zip(shown, campaign_queries.list_example_replies(campaign.id, shown), strict=True)
+            (cause, _format_cause_heading(cause, example), example)
+            for cause, example in zip(shown_causes, examples, strict=True)
         ],
-        "causes_too": len(causes) - len(shown),
-        "is_live": campaign.status in LIVE_STATUSES or counts.has_active_worker,
+        "more_causes_count": len(causes) - len(shown_causes),
+        "is_live": campaign.status in LIVE_STATUSES or stats.has_active_worker,
     }
 
 

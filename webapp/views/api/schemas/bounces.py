@@ -1,4 +1,4 @@
-"""The JSON of mails that came back."""
+"""JSON schemas of bounces and complaints."""
 
 from __future__ import annotations
 
@@ -6,28 +6,33 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from webapp.campaigns.bounces.actions import BounceNotice
+from webapp.campaigns.bounces.actions import BounceNotice, BounceOutcome
 from webapp.views.api.schemas.customers import StorableStr
 
 BounceText = Annotated[StorableStr, Field(max_length=1000)]
 
 
 class BounceIn(BaseModel):
-    """One mail that came back, as a relay tells of it. One of `return_path`, `message_id` and `email` is needed."""
+    """A bounce or complaint that a relay reports.
+
+    One of `return_path`, `message_id` and `email` is required.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     kind: Literal["bounce", "complaint"]
     email: Annotated[BounceText, Field(examples=["ada@example.com"])] = ""
-    return_path: Annotated[BounceText, Field(description="The envelope sender that our mail had.")] = ""
-    message_id: Annotated[BounceText, Field(description="The Message-ID that our mail had.")] = ""
-    status: Annotated[BounceText, Field(examples=["5.1.1"], description="RFC 3463; none counts as permanent.")] = ""
-    detail: Annotated[BounceText, Field(description="The server's words.")] = ""
+    return_path: Annotated[BounceText, Field(description="The envelope sender of our email.")] = ""
+    message_id: Annotated[BounceText, Field(description="The Message-ID of our email.")] = ""
+    status: Annotated[
+        BounceText, Field(examples=["5.1.1"], description="RFC 3463; an empty one counts as permanent.")
+    ] = ""
+    detail: Annotated[BounceText, Field(description="The server's reply.")] = ""
 
     @model_validator(mode="after")
     def _require_recipient(self) -> BounceIn:
         if not (self.email or self.return_path or self.message_id):
-            raise ValueError("say whose mail it is: return_path, message_id or email")
+            raise ValueError("identify the email by return_path, message_id or email")
         return self
 
     def to_notice(self) -> BounceNotice:
@@ -35,7 +40,7 @@ class BounceIn(BaseModel):
 
 
 class BouncesIn(BaseModel):
-    """Mails that came back, up to 1000."""
+    """Up to 1000 bounces and complaints."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -43,20 +48,8 @@ class BouncesIn(BaseModel):
 
 
 class BouncesOut(BaseModel):
-    """How many were sent and how many addresses are new on the list; what came of each, in their order."""
+    """The number of reports and of newly suppressed addresses, and each outcome."""
 
     received: int
     suppressed: int
-    results: list[
-        Literal[
-            "suppressed",
-            "known",
-            "soft",
-            "ignored",
-            "broken",
-            "unproven",
-            "unknown_customer",
-            "own_address",
-            "email_invalid",
-        ]
-    ]
+    results: list[BounceOutcome]

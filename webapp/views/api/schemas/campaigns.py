@@ -1,4 +1,4 @@
-"""The JSON of campaigns."""
+"""JSON schemas of campaigns."""
 
 from __future__ import annotations
 
@@ -17,31 +17,34 @@ CampaignStatus = Literal["draft", "scheduled", "preparing", "sending", "paused",
 
 
 class CampaignOfferPath(BaseModel):
-    code: str = Field(description="The offer's code; case, spaces and dashes do not matter.", examples=["SUMMER25"])
+    code: str = Field(description="The offer's code; case, spaces and dashes are ignored.", examples=["SUMMER25"])
 
 
 class Launch(RequestBody):
-    """When to launch; without a body, or without a time, now."""
+    """When to launch; now if there is no body or no time."""
 
     at: Rfc3339Time | None = Field(
         default=None,
-        description="When it shall start by itself: after now and before the offer's end. Null is now.",
+        description="When to start automatically: in the future and before the offer's end. Null is now.",
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _accept_missing_body(cls, given: object) -> object:
-        """A call without a body means the same as an empty object."""
-        return {} if given is None else given
+    def _accept_missing_body(cls, body: object) -> object:
+        """Treat a request without a body like an empty object."""
+        return {} if body is None else body
 
 
 class NewReminder(RequestBody):
-    """A reminder to those who have not redeemed; what is left out of the mail is a text of its own."""
+    """A reminder to customers who have not redeemed.
+
+    Omitted fields of the email have default texts.
+    """
 
     mail: Mail | None = None
     at: Rfc3339Time | None = Field(
         default=None,
-        description="When it shall start by itself: after now and before the offer's end. Null is now.",
+        description="When to start automatically: in the future and before the offer's end. Null is now.",
     )
 
 
@@ -49,92 +52,101 @@ class CampaignListQuery(BaseModel):
     """A page of campaigns, newest first."""
 
     model_config = ConfigDict(extra="forbid")
-    offer: Annotated[str | None, Field(description="Only those of this offer, by its code or an alias.")] = None
+    offer: Annotated[str | None, Field(description="Only campaigns of this offer, by its code or an alias.")] = None
     status: CampaignStatus | None = None
     cursor: str | None = None
     limit: Annotated[int, Field(ge=1, le=100)] = 50
 
 
 class CampaignPath(BaseModel):
-    id: int = Field(description="The campaign's number.", ge=1, lt=1 << 63)
+    id: int = Field(description="The campaign's id.", ge=1, lt=1 << 63)
 
 
 class CampaignOut(BaseModel):
-    """Where a campaign stands. `total` grows while it is `preparing`; of the other counts each person is in one."""
+    """The state of a campaign.
+
+    `total` grows while it is `preparing`. Each recipient is in at most one of the other stats.
+    """
 
     id: int
     offer: str = Field(description="The offer's code.")
     kind: Literal["announcement", "reminder"]
     status: CampaignStatus
     pause_reason: str | None = Field(description="Why it is paused.")
-    trouble: str | None = Field(description="What keeps the mails from going out just now although it is not paused.")
+    trouble: str | None = Field(description="What prevents sending at the moment although it is not paused.")
     total: int
     sent: int
     failed: int
-    deferred: int = Field(description="Put off by the receiving side; tried again for two days.")
-    uncertain: int = Field(description="The connection broke after the mail was handed over; nobody knows.")
-    skipped: int = Field(description="Unsubscribed, erased, or redeemed already.")
-    left: int = Field(description="Uncertain ones that staff left as they are: nobody will know.")
-    rate: float | None = Field(description="Mails per second of late; of a campaign that is done, in all.")
-    seconds_left: int | None = Field(description="What is left at that rate.")
-    scheduled_at: datetime | None = Field(description="When it starts, or started, by itself.")
+    deferred: int = Field(description="Temporarily rejected by the receiving server; retried for two days.")
+    uncertain: int = Field(
+        description="The connection was lost after the email was transmitted; its delivery is unknown."
+    )
+    skipped: int = Field(description="Unsubscribed, erased or already redeemed.")
+    left: int = Field(description="Uncertain emails that staff dismissed.")
+    rate: float | None = Field(description="Recent emails per second; the average if the campaign is done.")
+    seconds_left: int | None = Field(description="Estimated remaining seconds at that rate.")
+    scheduled_at: datetime | None = Field(description="When it starts or started automatically.")
     launched_at: datetime | None
     finished_at: datetime | None
 
 
 class RecipientPath(CampaignPath):
-    email: str = Field(description="The customer's e-mail.", max_length=320, examples=["ada@example.com"])
+    email: str = Field(description="The customer's email address.", max_length=320, examples=["ada@example.com"])
 
 
 class RecipientOut(BaseModel):
-    """What became of one customer's mail of a campaign."""
+    """The delivery of a campaign's email to one customer."""
 
     campaign: int
     email: str
     state: DeliveryState = Field(
-        description="`sent` soon after `at`; `sent_later` when it was tried again, and `note` says whether it may "
-        "have come twice; `left`: "
-        "uncertain for good; `sending`: at this moment; `waiting`: not yet; `cancelled`: never will."
+        description="`sent`: soon after `at`; `sent_later`: after a retry, and `note` says whether it may have been "
+        "sent twice; `left`: uncertain and dismissed; `sending`: at this moment; `waiting`: not sent yet; "
+        "`cancelled`: not sent, because the campaign was cancelled."
     )
-    at: datetime | None = Field(description="When; null where nothing happened yet, or an earlier version sent it.")
+    at: datetime | None = Field(
+        description="The time of the state; null if nothing has happened yet, or an earlier version sent it."
+    )
     code: int | None = Field(description="The mail server's reply code (RFC 5321).")
-    text: str = Field(description="The server's words, or why the mail was left out.")
-    note: str = Field(description="What comes next, or who decides.")
-    next_at: datetime | None = Field(description="When a mail that was put off is tried again.")
-    attempts: int = Field(description="How often a mail that was put off has been tried.")
-    ahead: int | None = Field(description="About how many come before one that waits.")
+    text: str = Field(description="The server's reply, or why the recipient was skipped.")
+    note: str = Field(description="What happens next, or who has to resolve it.")
+    next_at: datetime | None = Field(description="When a deferred email is retried.")
+    attempts: int = Field(description="The number of attempts to send a deferred email.")
+    ahead: int | None = Field(description="The approximate number of emails before a waiting one.")
 
 
 class DecisionIn(BaseModel):
-    """What to do about mails that failed or are uncertain: of one customer, or of all."""
+    """How to resolve failed or uncertain emails: that of one customer, or all."""
 
     model_config = ConfigDict(extra="forbid")
 
     state: Literal["failed", "uncertain"]
     decision: Literal["send_again", "leave"] = Field(
-        description="`leave` is for uncertain ones: nobody will ever know, and they do not go out again."
+        description="`leave` dismisses uncertain emails: they are not resent, and their delivery stays unknown."
     )
-    email: str | None = Field(None, max_length=320, description="Only this customer's; without it all in the state.")
+    email: str | None = Field(
+        None, max_length=320, description="Only the email of this customer; without it, all in the state."
+    )
 
 
 class DecisionOut(BaseModel):
-    mails: int = Field(description="How many were decided.")
-    left_out: int = Field(description="How many do not go out again because the address must not be mailed any more.")
+    mails: int = Field(description="The number of resolved emails.")
+    left_out: int = Field(description="The number of emails that are not resent because their address is suppressed.")
 
 
-def recipient_json(fate: DeliveryStatus) -> dict[str, object]:
-    """The JSON of what became of one mail."""
+def recipient_json(delivery: DeliveryStatus) -> dict[str, object]:
+    """Convert a delivery to JSON."""
     return {
-        "campaign": fate.campaign_id,
-        "email": fate.email,
-        "state": fate.state,
-        "at": _format_timestamp(fate.at),
-        "code": fate.code,
-        "text": fate.text,
-        "note": fate.note,
-        "next_at": _format_timestamp(fate.next_at),
-        "attempts": fate.attempts,
-        "ahead": fate.ahead,
+        "campaign": delivery.campaign_id,
+        "email": delivery.email,
+        "state": delivery.state,
+        "at": _format_timestamp(delivery.at),
+        "code": delivery.code,
+        "text": delivery.text,
+        "note": delivery.note,
+        "next_at": _format_timestamp(delivery.next_at),
+        "attempts": delivery.attempts,
+        "ahead": delivery.ahead,
     }
 
 
@@ -143,8 +155,8 @@ class CampaignPage(BaseModel):
     next_cursor: str | None
 
 
-def campaign_json(campaign: Campaign, counts: CampaignStats, code: str) -> dict[str, object]:
-    """The JSON of one campaign."""
+def campaign_json(campaign: Campaign, stats: CampaignStats, code: str) -> dict[str, object]:
+    """Convert a campaign to JSON."""
     return {
         "id": campaign.id,
         "offer": code,
@@ -152,15 +164,15 @@ def campaign_json(campaign: Campaign, counts: CampaignStats, code: str) -> dict[
         "status": campaign.status,
         "pause_reason": campaign.pause_reason,
         "trouble": campaign.trouble,
-        "total": counts.total,
-        "sent": counts.sent,
-        "failed": counts.failed,
-        "deferred": counts.deferred,
-        "uncertain": counts.uncertain,
-        "skipped": counts.skipped,
-        "left": counts.left,
-        "rate": None if counts.rate is None else round(counts.rate, 2),
-        "seconds_left": counts.seconds_left,
+        "total": stats.total,
+        "sent": stats.sent,
+        "failed": stats.failed,
+        "deferred": stats.deferred,
+        "uncertain": stats.uncertain,
+        "skipped": stats.skipped,
+        "left": stats.left,
+        "rate": None if stats.rate is None else round(stats.rate, 2),
+        "seconds_left": stats.seconds_left,
         "scheduled_at": _format_timestamp(campaign.scheduled_at),
         "launched_at": _format_timestamp(campaign.launched_at),
         "finished_at": _format_timestamp(campaign.finished_at),

@@ -1,10 +1,12 @@
-"""What staff type about a mail, and the typed value it stands for."""
+"""Forms of campaigns, and the typed values they are converted to."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
+from flask_babel import gettext as _
+from flask_babel import lazy_gettext as _l
 from flask_wtf import FlaskForm
 from wtforms import DateField, Form, HiddenField, RadioField, SelectChoice, SelectField, StringField, TextAreaField
 from wtforms.validators import InputRequired, Optional
@@ -21,56 +23,58 @@ from webapp.core import local_time
 from webapp.core.errors import FieldError, InvalidInput
 from webapp.views.staff.forms.offers import FOLD_CHOICES, TimeOfDayField, needs_fold_choice, parse_local_datetime
 
-_STATUS_LABELS = {
-    "": "Every state",
-    "draft": "Draft",
-    "scheduled": "Scheduled",
-    "preparing": "Preparing",
-    "sending": "Sending",
-    "paused": "Paused",
-    "done": "Done",
-    "cancelled": "Cancelled",
+_STATUS_LABELS: dict[str, str] = {
+    "": _l("All states"),
+    "draft": _l("Draft"),
+    "scheduled": _l("Scheduled"),
+    "preparing": _l("Preparing"),
+    "sending": _l("Sending"),
+    "paused": _l("Paused"),
+    "done": _l("Done"),
+    "cancelled": _l("Cancelled"),
 }
 
 
 class EmailContentForm(FlaskForm):
-    """The mail of an offer, and how its preview is looked at."""
+    """The content of a campaign's email, and the options of its preview."""
 
-    # Of the words that were open while these were written.
+    # The version of the draft that was edited, to detect conflicts.
     version = HiddenField()
-    subject = StringField("Subject")
-    text = TextAreaField("Text")
-    html = TextAreaField("HTML of your own")
+    subject = StringField(_l("Subject"))
+    text = TextAreaField(_l("Text"))
+    html = TextAreaField(_l("Custom HTML"))
     uncertain_policy = RadioField(
-        "If a sending process dies in the middle of a mail",
+        _l("If a worker stops while it sends an email"),
         choices=[
-            SelectChoice("resend", "Send that one mail again: nobody is missed, but somebody may get it twice"),
-            SelectChoice("hold", "Hold that one mail: nobody gets it twice, and you decide about it"),
+            SelectChoice("resend", _l("Resend that email: every recipient gets it, but one may get it twice")),
+            SelectChoice("hold", _l("Hold that email: no recipient gets it twice, and you resolve it")),
         ],
         default="resend",
     )
-    seen_as = StringField("As this customer sees it")
+    seen_as = StringField(_l("Preview as customer"))
     view = RadioField(
-        "View",
+        _l("View"),
         choices=[
-            SelectChoice("wide", "Computer"),
-            SelectChoice("phone", "Phone"),
-            SelectChoice("plain", "Plain text"),
+            SelectChoice("wide", _l("Desktop")),
+            SelectChoice("phone", _l("Phone")),
+            SelectChoice("plain", _l("Plain text")),
         ],
         default="wide",
         validate_choice=False,
     )
 
     def load_content(self, campaign: Campaign | None, kind: str = "announcement") -> None:
-        """Fill in what is stored, or the default of this kind."""
-        subject, text = (REMINDER_SUBJECT, REMINDER_TEXT) if kind == "reminder" else (DEFAULT_SUBJECT, DEFAULT_TEXT)
+        """Fill in the stored content, or the default content of this kind."""
+        is_reminder = kind == "reminder"
+        subject = str(REMINDER_SUBJECT if is_reminder else DEFAULT_SUBJECT)
+        text = str(REMINDER_TEXT if is_reminder else DEFAULT_TEXT)
         self.subject.data = campaign.subject if campaign else subject
         self.html.data = campaign.html if campaign else ""
         self.text.data = campaign.text if campaign and (campaign.text or campaign.html) else text
         self.uncertain_policy.data = campaign.uncertain_policy if campaign else "resend"
 
     def to_content(self) -> EmailContent:
-        """What was typed."""
+        """Return the typed content."""
         return EmailContent(
             (self.subject.data or "").strip(),
             _normalise_line_breaks(self.text.data),
@@ -79,83 +83,88 @@ class EmailContentForm(FlaskForm):
 
 
 class LaunchForm(FlaskForm):
-    """Whether a mail goes out now or at a time of the offer's zone, and to whom again."""
+    """When to launch a campaign, and whether to include earlier recipients.
+
+    Times are in the offer's time zone.
+    """
 
     when = RadioField(
-        "When",
-        # No default: whoever sends a form without it has not said that it shall go out.
-        choices=[SelectChoice("now", "Now"), SelectChoice("later", "At a time")],
-        validators=[InputRequired("Say when it goes out.")],
+        _l("Start"),
+        # No default: a form without this field must not launch the campaign.
+        choices=[SelectChoice("now", _l("Now")), SelectChoice("later", _l("At a scheduled time"))],
+        validators=[InputRequired(_l("Choose when the campaign starts."))],
     )
-    # How it stood when the page was opened.
+    # The status of the campaign when the page was opened.
     seen = HiddenField()
-    at = DateField("Day", validators=[Optional()])
-    at_time = TimeOfDayField("Time")
-    at_fold = RadioField("Which one?", choices=FOLD_CHOICES, validators=[Optional()])
+    at = DateField(_l("Date"), validators=[Optional()])
+    at_time = TimeOfDayField(_l("Time"))
+    at_fold = RadioField(_l("Which of the two times?"), choices=FOLD_CHOICES, validators=[Optional()])
     to_all = RadioField(
-        "Who got the cancelled mailing",
+        _l("Recipients of the cancelled campaign"),
         choices=[
-            SelectChoice("no", "Leave them out: nobody gets it twice"),
-            SelectChoice("yes", "Send them this mail, too"),
+            SelectChoice("no", _l("Skip them, so that they do not get it twice")),
+            SelectChoice("yes", _l("Send them this email too")),
         ],
         default="no",
         validators=[Optional()],
     )
 
     def load_campaign(self, campaign: Campaign, time_zone: str) -> None:
-        """Fill in what has been decided so far."""
+        """Fill in the stored start time and recipients."""
         self.when.data = "now"
         self.seen.data = campaign.status
         self.to_all.data = "yes" if campaign.mails_again else "no"
         if campaign.status == "scheduled" and campaign.scheduled_at is not None:
             local = campaign.scheduled_at.astimezone(ZoneInfo(time_zone))
             self.when.data, self.at.data, self.at_time.data = "later", local.date(), local.time()
-            shown = local_time.utc_to_local(campaign.scheduled_at, ZoneInfo(time_zone))
-            self.at_fold.data = None if shown.fold is None else str(shown.fold)
+            fold = local_time.utc_to_local(campaign.scheduled_at, ZoneInfo(time_zone)).fold
+            self.at_fold.data = None if fold is None else str(fold)
 
     def start_time(self, time_zone: str) -> datetime | None:
-        """When it shall start; None for now.
+        """Return the start time in UTC; None for now.
 
-        :raises Invalid: at the field that can't be read, or for a time that the clock of the zone skips or shows twice.
+        :raises InvalidInput: at the invalid field, or for a local time that the time zone skips or repeats.
         """
         if self.when.data != "later":
             return None
         local = parse_local_datetime(self, "at")
         if local is None:
-            raise InvalidInput(FieldError("at", "day_missing", "Say on which day it starts."))
+            raise InvalidInput(FieldError("at", "day_missing", _("Choose the day on which the campaign starts.")))
         if local.time is None:
-            raise InvalidInput(FieldError("at_time", "time_missing", "Say at what time it starts, such as 9:00."))
+            raise InvalidInput(
+                FieldError("at_time", "time_missing", _("Enter the time at which the campaign starts, such as 9:00."))
+            )
         return local_time.local_to_utc(local, ZoneInfo(time_zone), "at")
 
     def include_already_mailed(self) -> bool | None:
-        """Whether those get it who got a cancelled one; None where that was not asked."""
+        """Whether recipients of a cancelled campaign are included; None if not asked."""
         return None if self.to_all.data is None else self.to_all.data == "yes"
 
     def seen_status(self) -> str | None:
-        """How it stood for whoever sent this; None where that is not said."""
+        """Return the campaign's status when the page was opened; None if unknown."""
         return self.seen.data if self.seen.data in ("draft", "scheduled") else None
 
     def is_start_ambiguous(self) -> bool:
-        """Whether to ask which one is meant of a time that comes twice."""
+        """Whether the start time occurs twice (end of daylight saving time)."""
         return needs_fold_choice(self, "at")
 
 
 class CampaignFilterForm(Form):
-    """What the list of mailings is narrowed to."""
+    """The filter of the list of campaigns."""
 
     state = SelectField(
-        "State",
+        _l("State"),
         choices=[SelectChoice(value, label) for value, label in _STATUS_LABELS.items()],
         default="",
         validate_choice=False,
     )
 
     def selected_status(self) -> str | None:
-        """The state to show; None for every one, and for a word that is none."""
+        """Return the selected status; None for all, and for an unknown one."""
         return self.state.data if self.state.data and self.state.data in _STATUS_LABELS else None
 
 
 def _normalise_line_breaks(typed: str | None) -> str:
-    """Browsers send CRLF; an empty-looking field is empty."""
+    """Replace the CRLF that browsers send; a field with only whitespace is empty."""
     text = (typed or "").replace("\r\n", "\n")
     return text if text.strip() else ""
