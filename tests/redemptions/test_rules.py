@@ -113,7 +113,7 @@ def test_every_check_is_always_answered_even_where_nothing_is_known() -> None:
 
 
 @pytest.mark.parametrize(
-    "offer", [{}, {"ends_at": NOW}, {"starts_at": NOW + timedelta(1)}, {"paused": True}, {"redeemed": 10}]
+    "offer", [{}, {"ends_at": NOW}, {"starts_at": NOW + timedelta(1)}, {"is_paused": True}, {"redeemed": 10}]
 )
 def test_a_stranger_hears_the_same_of_whoever_may_not_use_it(offer: dict[str, object]) -> None:
     heard = {
@@ -125,7 +125,7 @@ def test_a_stranger_hears_the_same_of_whoever_may_not_use_it(offer: dict[str, ob
 
 
 @pytest.mark.parametrize(
-    "offer", [{"ends_at": NOW}, {"starts_at": NOW + timedelta(1)}, {"paused": True}, {"redeemed": 10}]
+    "offer", [{"ends_at": NOW}, {"starts_at": NOW + timedelta(1)}, {"is_paused": True}, {"redeemed": 10}]
 )
 def test_on_an_offer_nobody_can_use_a_customer_hears_what_a_stranger_hears(offer: dict[str, object]) -> None:
     known, unknown = (
