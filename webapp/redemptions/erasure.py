@@ -22,7 +22,7 @@ _ERASE_ROLLED_BACK = text(
       and (num_nonnulls(order_metadata, idempotency_key, body_hash) > 0 or reason <> :reason)
     """
 )
-# Stored in the database, in English whoever erases.
+# Stored in the database, always in English.
 ERASED_REASON = "The reason was erased with the customer."  # no translation
 
 
