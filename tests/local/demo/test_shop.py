@@ -66,10 +66,7 @@ def test_there_are_campaigns_in_every_state(look: Ask) -> None:
 @pytest.mark.parametrize(
     ("page", "words"),
     [
-        (
-            "/",
-            "is used up|failed attempts|could not be imported|nobody knows whether they went out|ends soon|is paused",
-        ),
+        ("/", "has reached its limit|failed attempts|could not be imported|to resolve|ends soon|is paused"),
         ("/offers?state=paused", "Teapot trade-in"),
         ("/campaigns?status=cancelled", "Teapot trade-in"),
         ("/customers", "example"),
