@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
 import click
 from flask import current_app
+from sqlalchemy.exc import DBAPIError
 
 from local import commands as local_commands
 from local import demo_instance, preflight, supervisor
@@ -86,7 +87,9 @@ def _app_context(settings: Settings) -> Iterator[None]:
         try:
             yield
         finally:
-            db.session.remove()
+            # After an error the database may be stopped already; the error itself is what is reported.
+            with suppress(DBAPIError):
+                db.session.remove()
             db.engine.dispose()
 
 

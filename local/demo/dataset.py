@@ -177,7 +177,7 @@ def _insert_drafts(histories: list[_OfferHistory], now: datetime) -> None:
             .values(
                 offer_id=history.offer_id,
                 kind=campaign.kind,
-                subject=campaign.subject or DEFAULT_SUBJECT,
+                subject=campaign.subject or str(DEFAULT_SUBJECT),
                 text=campaign.text,
                 uncertain_policy=campaign.uncertain_policy,
                 created_at=created_at,

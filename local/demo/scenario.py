@@ -156,8 +156,8 @@ def _plan_ended_offers(day: LocalDay) -> list[OfferPlan]:
                     "done",
                     day(-34, 17),
                     "reminder",
-                    REMINDER_SUBJECT,
-                    REMINDER_TEXT,
+                    str(REMINDER_SUBJECT),
+                    str(REMINDER_TEXT),
                     uncertain_policy="hold",
                     worker_deaths=1,
                 ),
@@ -190,7 +190,9 @@ def _plan_running_offers(day: LocalDay) -> list[OfferPlan]:
             ends_at=day(22),
             campaigns=(
                 CampaignPlan("done", day(-20, 10), subject="The first flush is here: {{ offer.discount }} off"),
-                CampaignPlan("done", day(-7, 17, 30), "reminder", REMINDER_SUBJECT, REMINDER_TEXT, worker_deaths=1),
+                CampaignPlan(
+                    "done", day(-7, 17, 30), "reminder", str(REMINDER_SUBJECT), str(REMINDER_TEXT), worker_deaths=1
+                ),
             ),
             redemptions=1280,
             rollbacks=26,
@@ -228,7 +230,7 @@ def _plan_running_offers(day: LocalDay) -> list[OfferPlan]:
             max_redemptions=500,
             campaigns=(
                 CampaignPlan("done", day(-9, 18), uncertain_policy="hold", worker_deaths=3),
-                CampaignPlan("draft", None, "reminder", REMINDER_SUBJECT, REMINDER_TEXT),
+                CampaignPlan("draft", None, "reminder", str(REMINDER_SUBJECT), str(REMINDER_TEXT)),
             ),
             redemptions=478,
             rollbacks=11,
