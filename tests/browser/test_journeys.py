@@ -41,11 +41,11 @@ def test_staff_import_set_up_launch_and_watch(shop: RunningShop, window: OpenPag
     page.goto(f"{shop.url}/offers/new")
     page.get_by_label("Name", exact=True).fill("Summer")
     page.get_by_label("Code", exact=True).fill("summer-25")
-    page.get_by_label("Percent").fill("500")
+    page.get_by_label("Percent", exact=True).fill("500")
     page.get_by_role("button", name="Create offer").click()
     expect(page.get_by_text("Enter a percentage above 0").first).to_be_visible()
     expect(page.get_by_label("Code", exact=True)).to_have_value("summer-25")
-    page.get_by_label("Percent").fill("25")
+    page.get_by_label("Percent", exact=True).fill("25")
     page.get_by_role("button", name="Create offer").click()
     expect(page.get_by_role("heading", name="Summer", exact=True)).to_be_visible()
     offer_url = page.url

@@ -74,7 +74,7 @@ def test_it_is_all_that_the_compose_file_asks_for(folder: Path) -> None:
 
 def test_every_name_in_it_is_known_to_the_program_or_to_the_compose_file(folder: Path) -> None:
     write(folder)
-    code = (app_settings.ROOT / "webapp" / "settings.py").read_text()
+    code = (app_settings.ROOT / "webapp" / "core" / "settings.py").read_text()
     lines = (folder / ".env").read_text().splitlines()
     names = {line.lstrip("#").partition("=")[0] for line in lines if "=" in line and " " not in line.partition("=")[0]}
 

@@ -344,9 +344,9 @@ def test_the_command_says_how_many_were_what_and_loses_none_for_a_broken_one(app
     )
     first = run(app, str(file))
     assert listed() == {ADA: "bounced", "bob@example.org": "complained"}
-    assert "7 mails" in first
+    assert "7 messages processed" in first
     assert "2 addresses suppressed" in first
-    assert "1 about mails that may be delivered yet" in first
+    assert "1 about emails that may still be delivered" in first
     assert "1 without our signed tag" in first
     assert "0 addresses suppressed" in run(app, str(file))
 
@@ -359,9 +359,9 @@ def test_the_command_takes_a_mail_a_folder_and_standard_input(app: Flask, tmp_pa
         (maildir / name).mkdir(parents=True)
     (maildir / "new" / "1").write_bytes(mail("POSTFIX", customer_id=2, rcpt="bob@example.org"))
     (maildir / "tmp" / "2").write_bytes(mail("COMPLAINT"))
-    assert "1 mail" in run(app, str(maildir))
+    assert "1 message processed" in run(app, str(maildir))
     assert listed() == {ADA: "bounced", "bob@example.org": "bounced"}
-    assert "1 address is not" in run(app, "-", stdin=mail("COMPLAINT"))
+    assert "1 address suppressed" in run(app, "-", stdin=mail("COMPLAINT"))
     assert listed()[ADA] == "complained"
     assert run(app, str(tmp_path / "none")).startswith(("1", "2"))
 

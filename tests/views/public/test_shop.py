@@ -73,7 +73,7 @@ def test_a_receipt_has_one_kind_of_digits(client: FlaskClient, offer: Make, cust
     summer = offer("SUMMER")
     url = urlsplit(personal_links.build_personal_url(summer.id, customer("ada@example.com", locale="ar-EG").id)).path
     receipt = client.post(url).text
-    used = re.search(r"<dt>Used on</dt><dd>([^<]*)</dd>", receipt)
+    used = re.search(r"<dt>Redeemed on</dt><dd>([^<]*)</dd>", receipt)
     assert used
     assert re.search("[٠-٩]", used[1])
     assert not re.search("[0-9]", used[1])

@@ -315,7 +315,7 @@ def test_an_import_that_is_over_stops_renewing_itself_and_lists_what_was_not_tak
 
     assert "hx-trigger" not in piece
     assert "bad,&lt;script&gt;" in piece
-    assert "check it for typing errors" in piece
+    assert "Check it for typing errors" in piece
 
 
 def test_rows_that_were_not_taken_are_shown_page_by_page(

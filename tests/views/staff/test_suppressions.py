@@ -101,7 +101,7 @@ def test_an_address_is_said_as_it_was_typed(staff: FlaskClient) -> None:
 @pytest.mark.parametrize(
     ("typed", "sentence"),
     [
-        ({"email": "nonsense", "reason": "bounced"}, "This is not an e-mail address"),
+        ({"email": "nonsense", "reason": "bounced"}, "This email address is not valid"),
         ({"email": "a@example.com", "reason": "because"}, "Choose a reason from the list"),
         ({"email": "Offers@example.com", "reason": "bounced"}, "Emails are sent from this address"),
     ],
