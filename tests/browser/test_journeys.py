@@ -61,7 +61,7 @@ def test_staff_import_set_up_launch_and_watch(shop: RunningShop, window: OpenPag
     page.get_by_role("button", name="Save and continue to launch").click()
 
     # Launch: says how many people before it does.
-    expect(page.get_by_text("301 people").first).to_be_visible()
+    expect(page.get_by_text("301 customers").first).to_be_visible()
     page.get_by_role("button", name=re.compile("Launch to 301")).click()
     progress = page.locator("#campaign-progress")
     expect(progress.get_by_text("Done", exact=True)).to_be_visible(timeout=90_000)

@@ -48,7 +48,7 @@ def server() -> Iterator[Server]:
         made = _OnPort(made.home, made.socket_folder, made.parameters, made.system_user)
         made.start()
         (made.data_folder / "pg_hba.conf").write_text("local all all trust\nhost all shop 127.0.0.1/32 scram-sha-256\n")
-        ours = Server(port, made.url())
+        ours = Server(port, made.conninfo())
         ours.run("select pg_reload_conf()")
         ours.run("create role shop login password 'se/cret'")
         for database in ("empty", "blog", "closed", "reads", "newer", "current"):
@@ -61,7 +61,7 @@ def server() -> Iterator[Server]:
 
 
 class _OnPort(embedded_postgresql.EmbeddedServer):
-    def url(self, database: str = "postgres") -> str:
+    def conninfo(self, database: str = "postgres") -> str:
         return psycopg.conninfo.make_conninfo(super().conninfo(database), port=self.parameters["port"])
 
 
