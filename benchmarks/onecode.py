@@ -74,7 +74,10 @@ class Sink(smtp.RelayConnection):
 def sink() -> Iterator[None]:
     """Inside, letters are blank and go nowhere: what is left is the work of the database."""
     blank = OutgoingMessage("offers@example.com", "somebody@example.com", b"\r\n\r\n")
-    with patch.object(smtp, "create_relay_connection", Sink), patch.object(MailMerge, "letter", lambda *_: blank):
+    with (
+        patch.object(smtp, "create_relay_connection", Sink),
+        patch.object(MailMerge, "build_message", lambda *_: blank),
+    ):
         yield
 
 

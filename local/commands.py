@@ -171,7 +171,7 @@ def _print_addresses(settings: Settings, first: str) -> None:
         link = account_actions.create_invitation("admin", None, by="set-up")
         click.echo("\nNext: open this link, which works once, and choose your name and password:\n")
         click.echo(f"  {link}\n")
-        click.echo("Then import customers, or look at a shop full of data first: `make demo` starts one beside this.")
+        click.echo("Then import customers. To see a shop full of data first: `make demo`.")
         click.echo("Lost the link? `make setup` prints a new one.")
     click.echo("\nStop with `make down`; all commands: `make help`.")
 

@@ -225,7 +225,7 @@ class EmbeddedServer:
     def _raise_if_disk_full(self, words: str) -> None:
         """Say it in one way, whichever program has met the end of the disk."""
         if "No space left on device" in words or "Disk quota exceeded" in words:
-            raise EmbeddedError(f"the disk is full; make room in {self.home} and run the same command again")
+            raise EmbeddedError(f"the disk is full; free some space in {self.home} and run the same command again")
 
     def _execute(self, program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

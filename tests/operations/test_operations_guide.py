@@ -442,7 +442,8 @@ def test_keys_are_renewed_and_retired_while_both_web_processes_run(site: Site, k
     # A process that knows of the new key at once, as a worker may; the web processes remember theirs for a minute.
     ids = "select o.id, c.id from offer o, customer c where o.code = 'KEYS' and c.email = 'one@example.com'"
     offer_id, customer_id = site.query(ids)[0]
-    write = f"from webapp.redemptions import personal; print('new=' + personal.code('KEYS', {offer_id}, {customer_id}))"
+    derive = f"personal_codes.derive_personal_code('KEYS', {offer_id}, {customer_id})"
+    write = f"from webapp.redemptions import personal_codes; print('new=' + {derive})"
     (new,) = re.findall(r"new=(\S+)", site.flask("shell", typed=f"{write}\n"))
     assert new != old
     assert redeemable(old, "one") == redeemable(new, "one") == {True}

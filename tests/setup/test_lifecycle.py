@@ -123,7 +123,7 @@ def test_a_database_url_is_used_and_none_embedded(copy: Callable[[str], LocalCop
         ("PORT", "eighty", "PORT must be a whole number"),
         ("DATABASE_URL", "mysql://here", "DATABASE_URL must start with postgresql://"),
         ("DATABASE_URL", "postgresql://127.0.0.1:1/nowhere", "DATABASE_URL"),
-        ("PUBLIC_URL", "example.com", "PUBLIC_URL must be an address"),
+        ("PUBLIC_URL", "example.com", "PUBLIC_URL must be a URL"),
         ("MAIL_USE_TLS", "perhaps", "MAIL_USE_TLS must be true or false"),
     ],
 )
