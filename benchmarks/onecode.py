@@ -72,7 +72,7 @@ class Sink(smtp.RelayConnection):
 
 @contextmanager
 def sink() -> Iterator[None]:
-    """Inside, letters are blank and go nowhere: what is left is the work of the database."""
+    """Build empty messages and send them nowhere: what is left is the work of the database."""
     blank = OutgoingMessage("offers@example.com", "somebody@example.com", b"\r\n\r\n")
     with (
         patch.object(smtp, "create_relay_connection", Sink),
