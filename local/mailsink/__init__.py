@@ -1,7 +1,7 @@
-"""The mail sink of the embedded set-up: it takes every mail, keeps it in a folder, sends it to nobody, and shows it.
+"""The mail sink of a local instance: receives every email, stores it in a folder, delivers none, and shows them.
 
-It stands outside the rooms: no PostgreSQL, no session, on loopback only. `keep` takes mails, `index` finds them again,
-`reading` takes them apart, `page` shows them. Only the files count: the index is made of them, and may go at any time.
+It needs no PostgreSQL and no session, and listens on loopback only. `smtp_handler` receives emails, `index` finds them,
+`message_parser` parses them and `web_app` shows them. The files are authoritative: the index is derived from them.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from sqlalchemy.exc import ArgumentError
 
 from webapp.core import atomic_files
 
-# Folder of the embedded server when it cannot be in the instance folder (see local/embedded.py).
+# Folder of the embedded server when it cannot be in the instance folder (see local/postgresql.py).
 SHARED_HOME = Path("/var/lib/onecode")
 ROOT = Path(__file__).resolve().parent.parent.parent
 # All settings; docs/settings.md describes them.
