@@ -24,7 +24,7 @@ from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import db
 from webapp.customers import actions as customer_actions
 from webapp.customers import queries as customer_queries
-from webapp.customers.imports import actions as import_actions
+from webapp.customers.imports import processing as import_processing
 from webapp.customers.models import Customer
 from webapp.customers.validation import CustomerValues
 from webapp.offers.models import Offer
@@ -414,7 +414,7 @@ def test_an_import_that_was_waiting_brings_an_erased_customer_back_as_somebody_n
     waiting = received("email\nada@example.com\n")
     customer_actions.erase_customer(ada.id, by="tests")
 
-    import_actions.run_import(waiting)
+    import_processing.run_import(waiting)
 
     found = customer_queries.find_customer_by_email("ada@example.com")
     assert found is not None

@@ -20,6 +20,8 @@ from webapp.core.extensions import db, huey
 from webapp.customers import actions as customer_actions
 from webapp.customers import queries as customer_queries
 from webapp.customers.imports import actions as import_actions
+from webapp.customers.imports import claims as import_claims
+from webapp.customers.imports import processing as import_processing
 from webapp.customers.imports import staging
 from webapp.customers.imports.parser import NDJSON
 from webapp.customers.models import Audience, AudienceMember, Customer, CustomerImport, ImportChunk
@@ -51,14 +53,14 @@ def members(name: str) -> set[str]:
 def one_lane(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks so small that a short file has many."""
     monkeypatch.setattr(staging, "BLOCK_LINES", 10)
-    monkeypatch.setattr(import_actions, "READ_BLOCK_ROWS", 7)
+    monkeypatch.setattr(import_processing, "READ_BLOCK_ROWS", 7)
 
 
 @pytest.fixture(params=["one lane", "two lanes"])
 def small_blocks(request: pytest.FixtureRequest, one_lane: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same, merged over one connection and over two."""
     if request.param == "two lanes":
-        monkeypatch.setattr(import_actions, "PARALLEL_MERGE_MIN_BYTES", 0)
+        monkeypatch.setattr(import_processing, "PARALLEL_MERGE_MIN_BYTES", 0)
 
 
 # --- what becomes of rows ------------------------------------------------------------------------
@@ -299,8 +301,8 @@ def test_an_upload_that_goes_on_is_left_alone_by_the_sweep(app: Flask) -> None:
 
 
 def test_explanations_do_not_fill_the_disk(imported: Import, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_actions, "MAX_STORED_REJECTIONS", 10)
-    monkeypatch.setattr(import_actions, "READ_BLOCK_ROWS", 7)
+    monkeypatch.setattr(import_processing, "MAX_STORED_REJECTIONS", 10)
+    monkeypatch.setattr(import_processing, "READ_BLOCK_ROWS", 7)
 
     row = imported("email\n" + "bad\n" * 100)
 
@@ -362,7 +364,7 @@ def both(*import_ids: int) -> None:
 
     def work(import_id: int) -> None:
         with app.app_context():
-            import_actions.run_import(import_id)
+            import_processing.run_import(import_id)
 
     ids = import_ids if len(import_ids) == 2 else import_ids * 2
     threads = [threading.Thread(target=work, args=[import_id]) for import_id in ids]
@@ -404,7 +406,7 @@ def test_what_a_killed_worker_left_is_finished_exactly(
 
     monkeypatch.setattr(staging, step, deadly)
     with pytest.raises(Killed):
-        import_actions.run_import(import_id)
+        import_processing.run_import(import_id)
     monkeypatch.setattr(staging, step, real)
     expire_leases()
     task_queue.run("customers.process_import", import_id)
@@ -425,7 +427,7 @@ def test_an_import_that_another_worker_holds_is_left_alone(received: Receive) ->
     db.session.execute(update(CustomerImport).values(values))
     db.session.commit()
 
-    import_actions.run_import(import_id)
+    import_processing.run_import(import_id)
 
     row = customer_queries.find_import(import_id)
     assert row is not None
@@ -446,19 +448,19 @@ def test_a_worker_that_was_only_slow_finds_that_it_was_replaced(
             with app.app_context():
                 expire_leases()
                 with contextlib.suppress(Killed):
-                    import_actions.run_import(import_id)
+                    import_processing.run_import(import_id)
         elif calls == 3:
             # The one that replaced it is killed too, half way.
             raise Killed
         return real(*arguments)
 
     monkeypatch.setattr(staging, "merge_rows", slow)
-    import_actions.run_import(import_id)
+    import_processing.run_import(import_id)
     row = customer_queries.find_import(import_id)
     assert row is not None
     assert (row.status, row.epoch) == ("running", 2)
     expire_leases()
-    import_actions.run_import(import_id)
+    import_processing.run_import(import_id)
 
     row = customer_queries.find_import(import_id)
     assert row is not None
@@ -472,11 +474,11 @@ def test_a_worker_that_is_asked_to_end_leaves_off_and_another_goes_on_at_once(
     asked = threading.Event()
     asked.set()
     monkeypatch.setattr(task_queue, "stop_requested", asked)
-    import_actions.run_import(import_id)
+    import_processing.run_import(import_id)
     assert customer_queries.list_claimable_import_ids() == [import_id]
 
     monkeypatch.setattr(task_queue, "stop_requested", threading.Event())
-    import_actions.run_import(import_id)
+    import_processing.run_import(import_id)
 
     row = customer_queries.find_import(import_id)
     assert row is not None
@@ -485,10 +487,10 @@ def test_a_worker_that_is_asked_to_end_leaves_off_and_another_goes_on_at_once(
 
 def test_an_import_that_kills_every_worker_is_given_up(received: Receive) -> None:
     import_id = received(many(1))
-    db.session.execute(update(CustomerImport).values(epoch=import_actions.MAX_IMPORT_ATTEMPTS))
+    db.session.execute(update(CustomerImport).values(epoch=import_claims.MAX_IMPORT_ATTEMPTS))
     db.session.commit()
 
-    import_actions.run_import(import_id)
+    import_processing.run_import(import_id)
 
     row = customer_queries.find_import(import_id)
     assert row is not None
@@ -501,7 +503,7 @@ def test_a_customer_changed_meanwhile_keeps_what_the_import_says_last(received: 
         CustomerValues("ada@example.com", name="By JSON", source_id="C1"), None, by="tests"
     )
 
-    import_actions.run_import(import_id)
+    import_processing.run_import(import_id)
 
     ada = customers_by_email()["ada@example.com"]
     assert (ada.name, ada.source_id) == ("From the file", "C1")

@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 from webapp.accounts import actions as account_actions
 from webapp.core.settings import Settings
 from webapp.customers import queries as customer_queries
-from webapp.customers.imports import actions as import_actions
+from webapp.customers.imports import processing as import_processing
 from webapp.customers.models import Customer
 
 Make = Callable[..., Customer]
@@ -27,7 +27,7 @@ def test_a_file_is_taken_and_its_progress_told(api: FlaskClient) -> None:
     assert answer.headers["Location"] == f"/api/v1/imports/{import_id}"
     assert answer.get_json() == {"id": import_id, "status": "queued"}
 
-    import_actions.run_import(import_id)
+    import_processing.run_import(import_id)
     told = api.get(answer.headers["Location"]).get_json()
     names = ("id", "status", "rows", "created", "updated", "rejected", "error")
     assert {name: told[name] for name in names} == {
@@ -49,7 +49,7 @@ def test_json_lines_and_a_content_type_with_a_charset_are_taken(api: FlaskClient
         content_type=f"{NDJSON}; charset=utf-8",
     )
 
-    import_actions.run_import(answer.get_json()["id"])
+    import_processing.run_import(answer.get_json()["id"])
 
     ada = customer_queries.find_customer_by_email("ada@example.com")
     assert ada is not None
@@ -58,7 +58,7 @@ def test_json_lines_and_a_content_type_with_a_charset_are_taken(api: FlaskClient
 
 def test_errors_are_told_page_by_page(api: FlaskClient) -> None:
     answer = api.post("/api/v1/customers/import", data="email\n" + "bad\n" * 5, content_type=CSV)
-    import_actions.run_import(answer.get_json()["id"])
+    import_processing.run_import(answer.get_json()["id"])
 
     lines: list[int] = []
     address = f"{answer.headers['Location']}?limit=2"

@@ -1,7 +1,7 @@
 """Stage the rows of a customer import, and merge them in blocks.
 
 Temporary tables need no privilege to create tables, write no WAL and disappear with their connection, even after a
-crash. Nothing here commits: `customers.imports.actions` commits each step together with its progress.
+crash. Nothing here commits: `customers.imports.processing` commits each step together with its progress.
 """
 
 from __future__ import annotations
