@@ -25,7 +25,8 @@ from webapp.customers.imports.claims import (
     open_connection,
     run_in_parallel,
 )
-from webapp.customers.imports.parser import Rejection, file_error, parse_rows
+from webapp.customers.imports.parse_results import Rejection, file_error
+from webapp.customers.imports.parser import parse_rows
 from webapp.customers.imports.staging import MergeStrategy
 
 log = logging.getLogger(__name__)

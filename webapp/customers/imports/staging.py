@@ -14,7 +14,8 @@ from typing import Any, LiteralString
 import psycopg
 from flask_babel import gettext as _
 
-from webapp.customers.imports.parser import CUSTOMER_STAGING_FIELDS, Rejection
+from webapp.customers.imports.customer_rows import CUSTOMER_STAGING_FIELDS
+from webapp.customers.imports.parse_results import Rejection
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
