@@ -13,7 +13,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
 from tests.support.imports import Import
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.accounts.models import AuditEntry
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns.deliveries import queries as delivery_queries
@@ -288,7 +288,7 @@ def test_what_names_nobody_is_told_at_its_field(api: Any, body: dict[str, object
 
 @pytest.mark.parametrize("scope", ["read", "redeem"])
 def test_erasing_needs_the_scope_manage(app: Flask, ada: Customer, scope: str) -> None:
-    headers = {"Authorization": f"Bearer {account_actions.create_api_key('reader', [scope], by='tests')}"}
+    headers = {"Authorization": f"Bearer {api_key_actions.create_api_key('reader', [scope], by='tests')}"}
     client = app.test_client()
 
     gone = client.delete("/api/v1/customers/C-1815", headers=headers)

@@ -17,7 +17,7 @@ from sqlalchemy import func, select, update
 
 from tests.support import live_server
 from tests.support.imports import Import, file_chunks
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.accounts.models import StaffUser
 from webapp.core import task_queue
 from webapp.core.extensions import db
@@ -75,7 +75,7 @@ def cookie_of(app: Flask, client: FlaskClient) -> str:
 
 
 def test_a_large_upload_by_machine_does_not_fill_the_memory_of_the_web_server(app: Flask) -> None:
-    key = account_actions.create_api_key("tests", ["manage"], by="tests")
+    key = api_key_actions.create_api_key("tests", ["manage"], by="tests")
     headers = {
         "Authorization": f"Bearer {key}",
         "Content-Type": "text/csv",
@@ -134,7 +134,7 @@ def test_a_large_upload_by_form_does_not_fill_the_memory_of_the_web_server(
 
 
 def test_a_connection_that_breaks_leaves_an_import_that_says_so(app: Flask) -> None:
-    key = account_actions.create_api_key("tests", ["manage"], by="tests")
+    key = api_key_actions.create_api_key("tests", ["manage"], by="tests")
 
     with live_server.web_server(app.config["SETTINGS"]) as web:
         connection = http.client.HTTPConnection(urlsplit(web.url).netloc, timeout=60)
@@ -205,7 +205,7 @@ def test_a_worker_killed_in_the_middle_of_the_merge_is_picked_up_by_another(app:
 
 
 def test_a_file_in_chunks_is_refused_for_nobody_could_tell_whether_it_came_whole(app: Flask) -> None:
-    key = account_actions.create_api_key("tests", ["manage"], by="tests")
+    key = api_key_actions.create_api_key("tests", ["manage"], by="tests")
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "text/csv"}
 
     with live_server.web_server(app.config["SETTINGS"]) as web:

@@ -8,7 +8,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.core.settings import Settings
 from webapp.customers import queries as customer_queries
 from webapp.customers.imports import processing as import_processing
@@ -164,7 +164,7 @@ def test_nobody_has_this_source_id(api: FlaskClient) -> None:
 
 @pytest.mark.parametrize("scope", ["read", "redeem"])
 def test_writing_needs_the_scope_manage(app: Flask, scope: str) -> None:
-    key = account_actions.create_api_key("reader", [scope], by="tests")
+    key = api_key_actions.create_api_key("reader", [scope], by="tests")
     headers = {"Authorization": f"Bearer {key}"}
     client = app.test_client()
 
