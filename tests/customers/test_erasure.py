@@ -25,6 +25,7 @@ from webapp.core.extensions import db
 from webapp.customers import actions as customer_actions
 from webapp.customers import queries as customer_queries
 from webapp.customers.imports import processing as import_processing
+from webapp.customers.imports import queries as import_queries
 from webapp.customers.models import Customer
 from webapp.customers.validation import CustomerValues
 from webapp.offers.models import Offer
@@ -189,7 +190,7 @@ def test_the_refused_rows_of_others_are_left_alone(imported: Import, customer: M
 
     customer_actions.erase_customer(ada.id, by="tests")
 
-    kept = [refused.row.partition("@")[0] for refused in customer_queries.list_rejected_rows(row.id)]
+    kept = [refused.row.partition("@")[0] for refused in import_queries.list_rejected_rows(row.id)]
     assert kept == ["", "bada", "ada", "+ADA", ""]
 
 
@@ -401,8 +402,8 @@ def test_refused_rows_are_dropped_after_three_months_and_their_number_stays(impo
 
     task_queue.run("customers.sweep_customers")
 
-    assert (customer_queries.list_rejected_rows(old.id), len(customer_queries.list_rejected_rows(new.id))) == ([], 1)
-    row = customer_queries.find_import(old.id)
+    assert (import_queries.list_rejected_rows(old.id), len(import_queries.list_rejected_rows(new.id))) == ([], 1)
+    row = import_queries.find_import(old.id)
     assert row is not None
     assert row.rejected == 1
 

@@ -22,6 +22,7 @@ from webapp.customers import queries as customer_queries
 from webapp.customers.imports import actions as import_actions
 from webapp.customers.imports import claims as import_claims
 from webapp.customers.imports import processing as import_processing
+from webapp.customers.imports import queries as import_queries
 from webapp.customers.imports import staging
 from webapp.customers.imports.parser import NDJSON
 from webapp.customers.models import Audience, AudienceMember, Customer, CustomerImport, ImportChunk
@@ -253,7 +254,7 @@ def test_a_file_that_is_refused_at_once_leaves_nothing_behind(received: Receive)
     with pytest.raises(InvalidInput):
         received(b"\xff\xd8\xff\xe0 a picture", audience="Newsletter")
 
-    assert customer_queries.list_imports() == []
+    assert import_queries.list_imports() == []
     assert customer_queries.list_audiences() == []
 
 
@@ -272,7 +273,7 @@ def test_an_upload_that_breaks_off_says_so_and_keeps_no_piece(app: Flask) -> Non
     with pytest.raises(ConnectionError):
         import_actions.store_import_file(breaking(), "customers.csv", "text/csv", "", by="tests")
 
-    row = customer_queries.list_imports()[0]
+    row = import_queries.list_imports()[0]
     assert (row.status, row.error_code) == ("failed", "upload_broken")
     assert db.session.scalar(select(func.count()).select_from(ImportChunk)) == 0
 
@@ -286,7 +287,7 @@ def test_an_upload_whose_web_process_died_is_closed_by_the_sweep(app: Flask) -> 
 
     task_queue.run("customers.sweep_customers")
 
-    assert customer_queries.list_imports()[0].error_code == "upload_broken"
+    assert import_queries.list_imports()[0].error_code == "upload_broken"
     assert db.session.scalar(select(func.count()).select_from(ImportChunk)) == 0
 
 
@@ -297,7 +298,7 @@ def test_an_upload_that_goes_on_is_left_alone_by_the_sweep(app: Flask) -> None:
 
     task_queue.run("customers.sweep_customers")
 
-    assert customer_queries.list_imports()[0].status == "receiving"
+    assert import_queries.list_imports()[0].status == "receiving"
 
 
 def test_explanations_do_not_fill_the_disk(imported: Import, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,7 +341,7 @@ def test_two_workers_with_one_import_do_it_once(received: Receive) -> None:
 
     both(import_id)
 
-    row = customer_queries.find_import(import_id)
+    row = import_queries.find_import(import_id)
     assert row is not None
     assert (row.status, import_counts(row)) == ("done", {"rows": 2_000, "created": 2_000})
 
@@ -353,7 +354,7 @@ def test_imports_of_the_same_people_at_the_same_time_do_not_harm_each_other(
 
     both(first, second)
 
-    rows = [row for row in customer_queries.list_imports() if row.status == "done"]
+    rows = [row for row in import_queries.list_imports() if row.status == "done"]
     assert [row.rows for row in rows] == [500, 500]
     assert sum(row.created for row in rows) == len(customers_by_email()) == 500
 
@@ -411,7 +412,7 @@ def test_what_a_killed_worker_left_is_finished_exactly(
     expire_leases()
     task_queue.run("customers.process_import", import_id)
 
-    row = customer_queries.find_import(import_id)
+    row = import_queries.find_import(import_id)
     assert row is not None
     assert row.status == "done"
     got = import_counts(row)
@@ -429,7 +430,7 @@ def test_an_import_that_another_worker_holds_is_left_alone(received: Receive) ->
 
     import_processing.run_import(import_id)
 
-    row = customer_queries.find_import(import_id)
+    row = import_queries.find_import(import_id)
     assert row is not None
     assert (row.status, row.epoch, row.rows) == ("running", 1, 0)
 
@@ -456,13 +457,13 @@ def test_a_worker_that_was_only_slow_finds_that_it_was_replaced(
 
     monkeypatch.setattr(staging, "merge_rows", slow)
     import_processing.run_import(import_id)
-    row = customer_queries.find_import(import_id)
+    row = import_queries.find_import(import_id)
     assert row is not None
     assert (row.status, row.epoch) == ("running", 2)
     expire_leases()
     import_processing.run_import(import_id)
 
-    row = customer_queries.find_import(import_id)
+    row = import_queries.find_import(import_id)
     assert row is not None
     assert (row.status, import_counts(row)) == ("done", {"rows": 40, "created": 40})
 
@@ -475,12 +476,12 @@ def test_a_worker_that_is_asked_to_end_leaves_off_and_another_goes_on_at_once(
     asked.set()
     monkeypatch.setattr(task_queue, "stop_requested", asked)
     import_processing.run_import(import_id)
-    assert customer_queries.list_claimable_import_ids() == [import_id]
+    assert import_queries.list_claimable_import_ids() == [import_id]
 
     monkeypatch.setattr(task_queue, "stop_requested", threading.Event())
     import_processing.run_import(import_id)
 
-    row = customer_queries.find_import(import_id)
+    row = import_queries.find_import(import_id)
     assert row is not None
     assert (row.status, import_counts(row)) == ("done", {"rows": 40, "created": 40})
 
@@ -492,7 +493,7 @@ def test_an_import_that_kills_every_worker_is_given_up(received: Receive) -> Non
 
     import_processing.run_import(import_id)
 
-    row = customer_queries.find_import(import_id)
+    row = import_queries.find_import(import_id)
     assert row is not None
     assert (row.status, row.error_code) == ("failed", "import_broken")
 
@@ -532,11 +533,11 @@ def test_the_sweep_leaves_an_upload_whose_last_piece_has_come(
 ) -> None:
     import_id = received("email\nada@example.com\n")
     # It looked a moment ago, when the piece was still missing.
-    monkeypatch.setattr(customer_queries, "list_stalled_upload_ids", lambda: [import_id])
+    monkeypatch.setattr(import_queries, "list_stalled_upload_ids", lambda: [import_id])
 
     import_actions.fail_stalled_uploads()
 
-    row = customer_queries.find_import(import_id)
+    row = import_queries.find_import(import_id)
     assert row is not None
     assert row.status == "queued"
     assert db.session.scalar(select(func.count()).select_from(ImportChunk)) == 1

@@ -12,6 +12,7 @@ from webapp.accounts import api_key_actions
 from webapp.core.settings import Settings
 from webapp.customers import queries as customer_queries
 from webapp.customers.imports import processing as import_processing
+from webapp.customers.imports import queries as import_queries
 from webapp.customers.models import Customer
 
 Make = Callable[..., Customer]
@@ -89,7 +90,7 @@ def test_a_file_that_can_not_be_taken_is_a_problem(
     assert (answer.status_code, answer.mimetype) == (status, "application/problem+json")
     if code:
         assert answer.get_json()["errors"][0]["code"] == code
-    assert customer_queries.list_imports() == []
+    assert import_queries.list_imports() == []
 
 
 def test_a_file_that_is_too_large_is_a_problem(api: FlaskClient, with_settings: Callable[..., Settings]) -> None:

@@ -20,6 +20,7 @@ from webapp.core.extensions import db
 from webapp.customers import actions as customer_actions
 from webapp.customers import queries as customer_queries
 from webapp.customers.imports import processing as import_processing
+from webapp.customers.imports import queries as import_queries
 from webapp.customers.imports import suppression_staging
 from webapp.customers.models import Customer, CustomerImport, Suppression
 from webapp.customers.queries import AudienceTotals
@@ -155,7 +156,7 @@ def upload(client: FlaskClient, file: str | bytes) -> CustomerImport:
     assert answer.status_code == 302, answer.text
     import_id = int(answer.headers["Location"].rpartition("/")[2])
     import_processing.run_import(import_id)
-    row = customer_queries.find_import(import_id)
+    row = import_queries.find_import(import_id)
     assert row is not None
     return row
 

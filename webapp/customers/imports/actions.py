@@ -14,10 +14,13 @@ from webapp.accounts.audit import record_audit_entry
 from webapp.core import task_queue
 from webapp.core.errors import DomainError, FieldError, InvalidInput
 from webapp.core.extensions import db
-from webapp.customers import queries as customer_queries
-from webapp.customers.actions import get_or_create_audience
+from webapp.customers.audience_actions import get_or_create_audience
+from webapp.customers.imports import queries as import_queries
 from webapp.customers.imports.parser import check_file_start, read_file_start
-from webapp.customers.models import CustomerImport, ImportChunk
+from webapp.customers.models import (
+    CustomerImport,
+    ImportChunk,
+)
 from webapp.customers.validation import clean_audience_name
 
 # Limit for the time until the next chunk of an upload.
@@ -118,7 +121,7 @@ def fail_stalled_uploads() -> None:
 
     Normally their web process has ended.
     """
-    for import_id in customer_queries.list_stalled_upload_ids():
+    for import_id in import_queries.list_stalled_upload_ids():
         # Another chunk may have arrived since the SELECT, so the conditions are checked again.
         statement = (
             update(CustomerImport)
@@ -133,6 +136,12 @@ def fail_stalled_uploads() -> None:
             fail_import(import_id, "upload_broken", str(UPLOAD_BROKEN_MESSAGE))
         else:
             db.session.rollback()
+
+
+def record_rejected_rows_export(import_id: int, by: str) -> None:
+    """Record an export of the rejected rows of an import in the audit trail. Commits."""
+    record_audit_entry(by, "customers.refused_rows_exported", f"import {import_id}")
+    db.session.commit()
 
 
 def _seconds_from_now(seconds: int) -> Any:
