@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+import psutil
+
 from tests.support.ports import free_port
 from webapp import serve
 from webapp.core.settings import ROOT, Settings
@@ -53,6 +55,7 @@ def web_server(settings: Settings, workers: int = 2, **more: str) -> Iterator[Li
     command = [sys.executable, *serve.web_arguments(port, workers)]
     with _running(command, environment(settings, **{"PUBLIC_URL": url} | more)) as process:
         _wait_for(f"{url}/readyz", process)
+        wait_for_processes(process, workers)
         yield Live(process, url)
 
 
@@ -90,6 +93,23 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 30) -
         except OSError:
             time.sleep(0.05)
     raise RuntimeError(f"{url} did not answer")
+
+
+def wait_for_processes(server: subprocess.Popen[bytes], count: int) -> None:
+    """Wait until `count` processes of the web server serve.
+
+    One of them is enough for an answer, but one that is still starting ignores SIGTERM and would be killed only after
+    30 seconds.
+    """
+    wait_until(lambda: _serving_processes(server) == count)
+
+
+def _serving_processes(server: subprocess.Popen[bytes]) -> int:
+    try:
+        # The threads that serve are started after the signal handlers were set.
+        return sum(child.num_threads() > 3 for child in psutil.Process(server.pid).children())
+    except psutil.NoSuchProcess:
+        return 0
 
 
 def wait_until(done: Callable[[], object], seconds: float = 60) -> None:
