@@ -10,7 +10,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from email.message import EmailMessage
 from functools import cached_property
@@ -121,7 +121,9 @@ def wait_for_status(look: Callable[[], dict[str, Any]], status: str, seconds: fl
 
 
 AXE = (ROOT / "tests" / "vendor" / "axe.min.js").read_text()
+# Tags of axe's rules, and those rules whose result depends on colours.
 STANDARD = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+COLOUR_RULES = ["color-contrast", "link-in-text-block"]
 LOOKS: dict[str, dict[str, Any]] = {"light": {}, "dark": {"dark": True}, "phone": {"width": 390, "height": 800}}
 
 
@@ -131,13 +133,13 @@ CLIPPED_TEXT = """() => [...document.querySelectorAll(".table-responsive")]
     .map(box => `the table ${box.ariaLabel} is cut off: ${box.scrollWidth} of ${box.clientWidth} pixels`)"""
 
 
-def page_problems(page: Page) -> list[str]:
-    """What is wrong with the page as it stands."""
+def page_problems(page: Page, rules: Sequence[str] = STANDARD) -> list[str]:
+    """Return the violations of axe's rules on the page, and tables or pages that are too wide for it."""
     page.evaluate(AXE)
     wrong: list[str] = page.evaluate(
         "standard => axe.run(document, {runOnly: standard}).then(found => found.violations.map("
         "rule => rule.id + ' at ' + rule.nodes.map(node => node.target).join(', ')))",
-        STANDARD,
+        list(rules),
     )
     if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
         wrong.append("wider than the screen")
