@@ -15,6 +15,7 @@ from sqlalchemy import text
 from benchmarks import jobs
 from webapp import create_app
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.content import placeholders
 from webapp.campaigns.content.mail_merge import MailMerge
 from webapp.campaigns.drafts import actions as draft_actions
@@ -123,7 +124,7 @@ class Onecode:
     def mailed(self, offer_id: int) -> int:
         with self.app.app_context():
             (campaign,) = campaign_queries.list_offer_campaigns(offer_id)
-            return campaign_queries.get_campaign_stats(campaign.id).sent
+            return stats_queries.get_campaign_stats(campaign.id).sent
 
     def redeem(self, code: str, email: str) -> Decimal | None:
         try:

@@ -15,7 +15,7 @@ from sqlalchemy import select, text
 from tests.support.imports import Import
 from webapp.accounts import api_key_actions
 from webapp.accounts.models import AuditEntry
-from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.deliveries import queries as delivery_queries
 from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation
@@ -113,7 +113,7 @@ def test_what_was_redeemed_and_mailed_stays_counted(ada: Customer) -> None:
             redemption_queries.count_redemptions([1, 2]),
             redemption_queries.count_redemptions_per_day(None, datetime(2020, 1, 1, tzinfo=UTC)),
             [(o.redeemed, o.max_redemptions) for o in db.session.scalars(select(Offer).order_by(Offer.id))],
-            campaign_queries.get_stats_by_campaign([1, 2]),
+            stats_queries.get_stats_by_campaign([1, 2]),
             [
                 (use.offer_id, use.row.order_id, use.row.discount_amount)
                 for use in redemption_queries.list_customer_redemptions(ada.id)

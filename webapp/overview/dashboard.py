@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Row, exists, func, or_, select
 
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.models import Campaign
 from webapp.core.extensions import db
 from webapp.customers.models import Customer, CustomerImport
@@ -169,7 +170,7 @@ def _calculate_email_figures(since: datetime) -> tuple[int, float | None]:
     launched = _list_launched_since(since)
     sent = {
         campaign_id: counts.sent
-        for campaign_id, counts in campaign_queries.get_stats_by_campaign([each.id for each in launched]).items()
+        for campaign_id, counts in stats_queries.get_stats_by_campaign([each.id for each in launched]).items()
     }
     announcements = [campaign for campaign in launched if campaign.kind == "announcement"]
     announced = sum(sent.get(campaign.id, 0) for campaign in announcements)

@@ -19,7 +19,7 @@ from tests.support.campaigns import (
     expire_leases,
 )
 from tests.support.smtp_relay import Relay
-from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns import tokens as campaign_tokens
 from webapp.campaigns.bounces import actions as bounce_actions
 from webapp.campaigns.bounces.reports import BounceReport
@@ -174,7 +174,7 @@ def test_while_a_batch_is_being_sent_the_list_alone_tells(launched: Launch, rela
     assert batches.open_send_window(taken) is not None
     assert bounce(campaign.id, 1) == "suppressed"
     assert delivery_status(campaign, 1).state == "sent"
-    assert campaign_queries.get_campaign_stats(campaign.id).sent == 50
+    assert stats_queries.get_campaign_stats(campaign.id).sent == 50
 
 
 def test_a_mail_in_doubt_that_comes_back_is_in_doubt_no_more(launched: Launch, relay: Relay) -> None:

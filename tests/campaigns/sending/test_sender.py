@@ -21,8 +21,7 @@ from tests.support.campaigns import (
     refresh,
 )
 from tests.support.smtp_relay import Relay
-from webapp.campaigns import queries as campaign_queries
-from webapp.campaigns import timing
+from webapp.campaigns import stats_queries, timing
 from webapp.campaigns import tokens as campaign_tokens
 from webapp.campaigns.content import mail_merge
 from webapp.campaigns.content.placeholders import EmailContent
@@ -96,7 +95,7 @@ def test_a_refused_recipient_is_recorded_and_the_rest_goes_on(launched: Launch, 
     relay.behaviour.rcpt["c2@example.com"] = "550 5.1.1 no such user"
     campaign = launched()
     sender.send_pending_emails()
-    (issue,) = campaign_queries.list_issues(campaign.id)
+    (issue,) = stats_queries.list_issues(campaign.id)
     assert (issue.email, issue.state, issue.smtp_code, issue.text) == (
         "c2@example.com",
         "failed",
@@ -119,7 +118,7 @@ def test_a_put_off_recipient_is_tried_again(launched: Launch, relay: Relay) -> N
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 3, "sent": 3}
     assert relay.recipients["c1@example.com"] == 1
-    assert campaign_queries.list_issues(campaign.id)[0].state == "sent_later"
+    assert stats_queries.list_issues(campaign.id)[0].state == "sent_later"
 
 
 def test_the_second_try_waits_longer_than_the_first(launched: Launch, relay: Relay) -> None:
@@ -129,7 +128,7 @@ def test_the_second_try_waits_longer_than_the_first(launched: Launch, relay: Rel
     waits = []
     for _ in range(3):
         sender.send_pending_emails()
-        (issue,) = campaign_queries.list_issues(campaign.id)
+        (issue,) = stats_queries.list_issues(campaign.id)
         assert issue.next_at is not None
         waits.append((issue.next_at - datetime.now(UTC)).total_seconds())
         make_retries_due()
@@ -269,7 +268,7 @@ def test_unsubscribed_erased_and_redeemed_customers_are_left_out(launched: Launc
     sender.send_pending_emails()
     assert set(relay.recipients) == {"c0@example.com", "c4@example.com"}
     assert delivery_counts(campaign) == {"total": 5, "sent": 2, "skipped": 3}
-    assert [issue.text for issue in campaign_queries.list_issues(campaign.id)] == [
+    assert [issue.text for issue in stats_queries.list_issues(campaign.id)] == [
         "unsubscribed",
         "no longer a customer",
         "has already redeemed",
@@ -382,7 +381,7 @@ def test_a_campaign_that_holds_leaves_the_mail_in_flight_to_staff(
     sender.send_pending_emails()
     assert set(relay.recipients.values()) == {1}
     assert delivery_counts(campaign) == {"total": 120, "sent": 119, "uncertain": 1}
-    assert [issue.email for issue in campaign_queries.list_issues(campaign.id)] == ["c69@example.com"]
+    assert [issue.email for issue in stats_queries.list_issues(campaign.id)] == ["c69@example.com"]
 
 
 def test_a_held_mail_whose_retry_was_killed_can_be_sent_again_by_staff(

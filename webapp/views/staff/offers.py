@@ -14,6 +14,7 @@ from markupsafe import Markup
 from werkzeug.wrappers import Response as BaseResponse
 
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.core import formatting
 from webapp.core.errors import DomainError, NotFound
 from webapp.customers import queries as customer_queries
@@ -87,7 +88,7 @@ def show(offer_id: int) -> Response:
     campaigns = campaign_queries.list_offer_campaigns(offer.id)
     # Also those that were cancelled while sending: the recipients so far have the email.
     launched = [campaign for campaign in campaigns if campaign.launched_at is not None]
-    counts = campaign_queries.get_stats_by_campaign([campaign.id for campaign in launched])
+    counts = stats_queries.get_stats_by_campaign([campaign.id for campaign in launched])
     return rendering.render(
         "offers/show.html",
         offer=offer,
