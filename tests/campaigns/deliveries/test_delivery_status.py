@@ -34,6 +34,7 @@ from webapp.campaigns.deliveries.status import DeliveryStatus
 from webapp.campaigns.launch import preparation, transitions
 from webapp.campaigns.models import Batch, BatchCursor, Campaign, MailIssue, encode_gaps
 from webapp.campaigns.sending import auto_pause, batches, completion, retries, sender
+from webapp.campaigns.sending import windows as send_windows
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.customers import actions as customer_actions
@@ -167,7 +168,7 @@ def test_under_an_open_window_the_cursor_tells_who_has_it_and_who_is_next(launch
     campaign = launched()
     claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_send_window(claim) is not None
+    assert send_windows.open_send_window(claim) is not None
     db.session.execute(text("update batch_cursor set cursor = 20"))
     db.session.commit()
     states = [delivery_status(campaign, ids[n]).state for n in (0, 19, 20, 49, 50)]
@@ -192,7 +193,7 @@ def test_a_cursor_of_a_former_owner_says_nothing(launched: Launch, relay: Relay)
     campaign = launched()
     claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_send_window(claim) is not None
+    assert send_windows.open_send_window(claim) is not None
     db.session.execute(text("update batch_cursor set cursor = 20, epoch = epoch - 1"))
     db.session.commit()
     assert delivery_status(campaign, ids[0]).state == "sending"
@@ -242,7 +243,7 @@ def test_an_uncertain_mail_says_whether_it_goes_out_by_itself_or_staff_decide(la
     campaign = launched(policy="resend")
     claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_send_window(claim) is not None
+    assert send_windows.open_send_window(claim) is not None
     expire_leases()
     # Somebody takes over and is gone as well, before a window is open.
     assert batches.claim_batch("another") is not None
@@ -426,7 +427,7 @@ def test_a_cancelled_mailing_sends_nothing_again_but_can_be_settled(launched: La
     campaign = launched(policy="hold")
     claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_send_window(claim) is not None
+    assert send_windows.open_send_window(claim) is not None
     transitions.cancel_campaign(campaign.id, "tests")
     expire_leases()
     completion.finalize_cancelled_batches("sweep")
@@ -519,7 +520,7 @@ def begun(campaign: Campaign) -> batches.BatchClaim:
     db.session.commit()
     claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_send_window(claim) is not None
+    assert send_windows.open_send_window(claim) is not None
     db.session.execute(text("update batch_cursor set cursor = 20"))
     db.session.commit()
     assert stats_queries.get_campaign_stats(campaign.id).rate
@@ -603,7 +604,7 @@ def test_what_was_sent_is_not_less_after_a_batch_was_taken_over(launched: Launch
     taken = batches.claim_batch("another")
     assert taken is not None
     assert stats_queries.get_campaign_stats(campaign.id).sent == before == 20
-    assert batches.open_send_window(taken) is not None
+    assert send_windows.open_send_window(taken) is not None
     assert stats_queries.get_campaign_stats(campaign.id).sent == before
 
 
@@ -618,7 +619,7 @@ def test_the_first_window_of_a_batch_counts_whatever_befell_the_batches_before(l
     )
     first.position, first.sent = 500, 497
     batches.finish_batch(first)
-    assert batches.open_send_window(second) is not None
+    assert send_windows.open_send_window(second) is not None
     db.session.execute(text("update batch_cursor set cursor = 20 where batch_id = :id"), {"id": second.batch_id})
     db.session.add(MailIssue(campaign_id=campaign.id, customer_id=ids[504], state="failed", text=""))
     db.session.commit()
@@ -664,7 +665,7 @@ def test_whoever_may_have_got_it_twice_is_said_to_everywhere(
     campaign = launched(policy="resend")
     claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_send_window(claim) is not None
+    assert send_windows.open_send_window(claim) is not None
     expire_leases()
     relay.behaviour.rcpt[email(1)] = "450 later"
     relay.behaviour.times[email(1)] = 1

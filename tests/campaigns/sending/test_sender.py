@@ -30,7 +30,8 @@ from webapp.campaigns.deliveries import queries as delivery_queries
 from webapp.campaigns.deliveries.actions import DeliverySelection
 from webapp.campaigns.launch import preparation, transitions
 from webapp.campaigns.models import Campaign, decode_gaps
-from webapp.campaigns.sending import batches, sender
+from webapp.campaigns.sending import batches, sender, test_emails
+from webapp.campaigns.sending import windows as send_windows
 from webapp.campaigns.sending.progress import SendProgress
 from webapp.core import task_queue
 from webapp.core.errors import DomainError
@@ -420,7 +421,7 @@ def test_no_transaction_is_open_while_the_relay_is_reached(
     if kind == "pump":
         sender.send_pending_emails()
     else:
-        sender.send_test_email(EmailContent(), offer, "mia@example.com", "Mia")
+        test_emails.send_test_email(EmailContent(), offer, "mia@example.com", "Mia")
     assert len(relay.kept) == 1
     assert set(seen) == {False}
 
@@ -456,14 +457,14 @@ def test_a_former_owner_writes_nothing_any_more(launched: Launch, relay: Relay) 
     launched()
     former = batches.claim_batch("former")
     assert former is not None
-    assert batches.open_send_window(former) is not None
+    assert send_windows.open_send_window(former) is not None
     expire_leases()
     assert batches.claim_batch("next") is not None
     with SendProgress() as place:
         place.start_move(former, 5)
         assert not place.finish_move()
     assert not batches.renew_batch_lease(former)
-    assert batches.open_send_window(former) is None
+    assert send_windows.open_send_window(former) is None
     batches.release_batch(former)
     batches.finish_batch(former)
     assert db.session.execute(text("select owner, status, sent from batch")).one() == ("next", "sending", 0)
@@ -604,7 +605,7 @@ def test_a_test_that_comes_back_is_nobodys(
     app: Flask, offer: Callable[..., Offer], relay: Relay, with_settings: Callable[..., Settings]
 ) -> None:
     with_settings(mail_bounce_address="bounces@shop.example")
-    sender.send_test_email(EmailContent(), offer(), "staff@example.com", "Staff")
+    test_emails.send_test_email(EmailContent(), offer(), "staff@example.com", "Staff")
     assert [kept.sender for kept in relay.kept] == ["offers@example.com"]
 
 
@@ -613,7 +614,7 @@ def test_a_second_copy_that_is_refused_leaves_it_uncertain(launched: Launch, rel
     campaign = launched()
     taken = batches.claim_batch("killed")
     assert taken is not None
-    assert batches.open_send_window(taken) is not None
+    assert send_windows.open_send_window(taken) is not None
     expire_leases()
     relay.behaviour.rcpt["c0@example.com"] = "550 no"
     sender.send_pending_emails()
