@@ -26,7 +26,8 @@ from webapp.core.errors import DomainError
 from webapp.core.extensions import db, huey
 from webapp.core.money import Discount
 from webapp.mail import smtp
-from webapp.mail.smtp import OutgoingMessage, SmtpOutcome
+from webapp.mail.outgoing_message import OutgoingMessage
+from webapp.mail.smtp import SmtpOutcome
 from webapp.offers.models import OfferValues
 from webapp.redemptions import group_commit
 from webapp.redemptions.group_commit import redeem

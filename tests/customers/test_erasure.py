@@ -29,7 +29,7 @@ from webapp.customers.imports import queries as import_queries
 from webapp.customers.models import Customer
 from webapp.customers.validation import CustomerValues
 from webapp.offers.models import Offer
-from webapp.redemptions import group_commit, personal_links
+from webapp.redemptions import count_queries, group_commit, personal_links
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
 from webapp.redemptions.errors import RedemptionRefused
@@ -110,8 +110,8 @@ def test_what_was_redeemed_and_mailed_stays_counted(ada: Customer) -> None:
     def figures() -> object:
         db.session.expire_all()
         return (
-            redemption_queries.count_redemptions([1, 2]),
-            redemption_queries.count_redemptions_per_day(None, datetime(2020, 1, 1, tzinfo=UTC)),
+            count_queries.count_redemptions([1, 2]),
+            count_queries.count_redemptions_per_day(None, datetime(2020, 1, 1, tzinfo=UTC)),
             [(o.redeemed, o.max_redemptions) for o in db.session.scalars(select(Offer).order_by(Offer.id))],
             stats_queries.get_stats_by_campaign([1, 2]),
             [

@@ -13,7 +13,7 @@ from webapp.accounts.audit import record_audit_entry
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns import stats_queries
 from webapp.campaigns.launch import next_tasks
-from webapp.campaigns.launch.actions import require_usable_offer
+from webapp.campaigns.launch.preconditions import require_usable_offer
 from webapp.campaigns.models import Campaign
 from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import db

@@ -10,7 +10,8 @@ from sqlalchemy import and_, func, update
 from webapp.accounts.audit import record_audit_entry
 from webapp.campaigns import stats_queries
 from webapp.campaigns.launch import next_tasks
-from webapp.campaigns.launch.actions import require_usable_offer, start_campaign
+from webapp.campaigns.launch.actions import start_campaign
+from webapp.campaigns.launch.preconditions import require_usable_offer
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.queries import get_campaign
 from webapp.campaigns.states import require_status

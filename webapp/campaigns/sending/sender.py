@@ -30,7 +30,8 @@ from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.customers.models import Customer
 from webapp.mail import smtp
-from webapp.mail.smtp import OutgoingMessage, RelayRejected, RelayUnavailable, SmtpOutcome
+from webapp.mail.outgoing_message import OutgoingMessage
+from webapp.mail.smtp import RelayRejected, RelayUnavailable, SmtpOutcome
 from webapp.offers import queries as offer_queries
 
 log = logging.getLogger(__name__)
