@@ -20,7 +20,8 @@ from flask import Flask
 from local.supervisor import GRACE_SECONDS
 from tests.support.live_server import environment, wait_for_processes
 from tests.support.ports import free_port
-from webapp.core.settings import ROOT, Settings, SettingsError, load_settings
+from webapp.core.setting_parsers import SettingsError
+from webapp.core.settings import ROOT, Settings, load_settings
 
 COMMAND = [sys.executable, "-m", "webapp.serve"]
 

@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from tests.support.campaigns import create_customers
 from tests.support.chaos.delivery_audit import Audit, audit
-from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.models import encode_gaps
 from webapp.core.extensions import db
 from webapp.offers.models import Offer
@@ -58,7 +58,7 @@ def log(app: Flask, offer: Callable[..., Offer]) -> Log:
 def look(log: Log) -> Audit:
     db.session.rollback()
     with psycopg.connect(db.engine.url.render_as_string(False).replace("+psycopg", "")) as connection:
-        return audit(connection, log, 1, campaign_queries.get_campaign_stats(1))
+        return audit(connection, log, 1, stats_queries.get_campaign_stats(1))
 
 
 def test_what_is_as_it_should_be_is_left_alone(log: Log) -> None:

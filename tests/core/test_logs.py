@@ -27,7 +27,8 @@ from webapp.campaigns.models import Batch, Campaign, encode_gaps
 from webapp.campaigns.sending import auto_pause, batches, completion
 from webapp.core import logs, task_queue
 from webapp.core.extensions import db, huey
-from webapp.core.settings import ROOT, Settings, SettingsError, load_settings
+from webapp.core.setting_parsers import SettingsError
+from webapp.core.settings import ROOT, Settings, load_settings
 from webapp.customers.models import Customer
 from webapp.offers.models import Offer
 

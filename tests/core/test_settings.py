@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from webapp.core import setting_parsers
 from webapp.core import settings as app_settings
 
 
@@ -51,7 +52,7 @@ def test_the_public_address_is_written_in_ascii(tmp_path: Path, given: str, stan
     ],
 )
 def test_an_address_that_no_mail_could_have_stops_the_start(tmp_path: Path, name: str, value: str) -> None:
-    with pytest.raises(app_settings.SettingsError, match=f"^{name} must be ") as stopped:
+    with pytest.raises(setting_parsers.SettingsError, match=f"^{name} must be ") as stopped:
         _loaded(tmp_path, **{name: value})
 
     assert "\n" not in str(stopped.value)
@@ -79,7 +80,7 @@ def test_the_sender_stays_as_it_was_given(tmp_path: Path, given: str) -> None:
 
 @pytest.mark.parametrize("password", ["a@S3cret", "a/S3cret", "a@b@S3cret", "a@S3cret:1"])
 def test_no_piece_of_a_password_is_taken_for_the_host(tmp_path: Path, password: str) -> None:
-    with pytest.raises(app_settings.SettingsError, match=r"^DATABASE_URL cannot be parsed; .* @ as %40") as refused:
+    with pytest.raises(setting_parsers.SettingsError, match=r"^DATABASE_URL cannot be parsed; .* @ as %40") as refused:
         _loaded(tmp_path, DATABASE_URL=f"postgresql://onecode:{password}@127.0.0.1:1/onecode")
 
     assert "S3cret" not in str(refused.value)

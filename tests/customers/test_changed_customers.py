@@ -22,7 +22,7 @@ from webapp.customers import queries as customer_queries
 from webapp.customers.models import Audience, Customer
 from webapp.customers.validation import CustomerValues
 from webapp.offers.models import Offer
-from webapp.redemptions import group_commit, personal_links
+from webapp.redemptions import count_queries, group_commit, personal_links
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.errors import RedemptionRefused
 from webapp.redemptions.rules import RedemptionRequest
@@ -239,7 +239,7 @@ def test_removing_from_an_audience_leaves_what_was_redeemed(
 
     edit(staff, ada.id)
 
-    assert redemption_queries.count_redemptions([row.id]) == {row.id: 1}
+    assert count_queries.count_redemptions([row.id]) == {row.id: 1}
     assert refusal() == "already_redeemed"
     receipt = client.get(personal_links.build_personal_url(row.id, ada.id).removeprefix("http://localhost"))
     assert done.public_id in receipt.text

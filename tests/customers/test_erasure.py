@@ -15,7 +15,7 @@ from sqlalchemy import select, text
 from tests.support.imports import Import
 from webapp.accounts import api_key_actions
 from webapp.accounts.models import AuditEntry
-from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.deliveries import queries as delivery_queries
 from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation
@@ -29,7 +29,7 @@ from webapp.customers.imports import queries as import_queries
 from webapp.customers.models import Customer
 from webapp.customers.validation import CustomerValues
 from webapp.offers.models import Offer
-from webapp.redemptions import group_commit, personal_links
+from webapp.redemptions import count_queries, group_commit, personal_links
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
 from webapp.redemptions.errors import RedemptionRefused
@@ -110,10 +110,10 @@ def test_what_was_redeemed_and_mailed_stays_counted(ada: Customer) -> None:
     def figures() -> object:
         db.session.expire_all()
         return (
-            redemption_queries.count_redemptions([1, 2]),
-            redemption_queries.count_redemptions_per_day(None, datetime(2020, 1, 1, tzinfo=UTC)),
+            count_queries.count_redemptions([1, 2]),
+            count_queries.count_redemptions_per_day(None, datetime(2020, 1, 1, tzinfo=UTC)),
             [(o.redeemed, o.max_redemptions) for o in db.session.scalars(select(Offer).order_by(Offer.id))],
-            campaign_queries.get_stats_by_campaign([1, 2]),
+            stats_queries.get_stats_by_campaign([1, 2]),
             [
                 (use.offer_id, use.row.order_id, use.row.discount_amount)
                 for use in redemption_queries.list_customer_redemptions(ada.id)

@@ -22,7 +22,8 @@ from flask import Flask
 from tests.support.smtp_relay import Relay
 from webapp.core.settings import Settings
 from webapp.mail import smtp, timeouts
-from webapp.mail.smtp import OutgoingMessage, RelayRejected, RelayUnavailable
+from webapp.mail.outgoing_message import OutgoingMessage
+from webapp.mail.smtp import RelayRejected, RelayUnavailable
 
 RAW = b"Subject: Hello\r\nTo: <ada@example.com>\r\n\r\nHello\r\n"
 

@@ -28,7 +28,7 @@ from webapp.customers import actions as customer_actions
 from webapp.customers.models import Audience, AudienceMember
 from webapp.offers import actions as offer_actions
 from webapp.redemptions import actions as redemption_actions
-from webapp.redemptions import group_commit, hourly_counts, personal_codes
+from webapp.redemptions import count_queries, group_commit, hourly_counts, personal_codes
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
 from webapp.redemptions.queries import KeysetCursor, RedemptionFilter, RedemptionRecord
@@ -468,15 +468,11 @@ def test_only_hours_that_are_over_are_counted_and_totals_have_the_rest(
     task_queue.run("redemptions.count_hours")
 
     assert hours() == {row.id: 1}
-    assert redemption_queries.count_redemptions([row.id, 999]) == {row.id: 2, 999: 0}
+    assert count_queries.count_redemptions([row.id, 999]) == {row.id: 2, 999: 0}
     assert (
-        sum(n for _, n in redemption_queries.count_redemptions_per_day(row.id, datetime.now(UTC) - timedelta(days=2)))
-        == 2
+        sum(n for _, n in count_queries.count_redemptions_per_day(row.id, datetime.now(UTC) - timedelta(days=2))) == 2
     )
-    assert (
-        sum(n for _, n in redemption_queries.count_redemptions_per_day(None, datetime.now(UTC) - timedelta(days=2)))
-        == 2
-    )
+    assert sum(n for _, n in count_queries.count_redemptions_per_day(None, datetime.now(UTC) - timedelta(days=2))) == 2
 
 
 def test_days_are_those_of_the_zone(offer: MakeOffer, customer: MakeCustomer) -> None:
@@ -488,8 +484,8 @@ def test_days_are_those_of_the_zone(offer: MakeOffer, customer: MakeCustomer) ->
     task_queue.run("redemptions.count_hours")
     since = datetime(2026, 5, 1, tzinfo=UTC)
 
-    assert [str(day) for day, _ in redemption_queries.count_redemptions_per_day(row.id, since)] == ["2026-05-31"]
-    assert [str(day) for day, _ in redemption_queries.count_redemptions_per_day(row.id, since, "Europe/Berlin")] == [
+    assert [str(day) for day, _ in count_queries.count_redemptions_per_day(row.id, since)] == ["2026-05-31"]
+    assert [str(day) for day, _ in count_queries.count_redemptions_per_day(row.id, since, "Europe/Berlin")] == [
         "2026-06-01"
     ]
 
@@ -506,7 +502,7 @@ def test_undoing_a_counted_redemption_corrects_its_hour(offer: MakeOffer, custom
     redemption_rollback.roll_back_redemption(old.public_id, **ROLLBACK)
 
     assert hours() == {row.id: 0}
-    assert redemption_queries.count_redemptions([row.id]) == {row.id: 0}
+    assert count_queries.count_redemptions([row.id]) == {row.id: 0}
 
 
 def test_undoing_while_hours_are_counted_leaves_them_right(
@@ -524,7 +520,7 @@ def test_undoing_while_hours_are_counted_leaves_them_right(
         *[hourly_counts.update_hourly_counts] * 3,
     )
 
-    assert hours() == {row.id: 3} == redemption_queries.count_redemptions([row.id])
+    assert hours() == {row.id: 3} == count_queries.count_redemptions([row.id])
 
 
 def test_the_count_waits_for_whoever_is_undoing(app: Flask, offer: MakeOffer, customer: MakeCustomer) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy import text
 from tests.support.redemptions import ROLLBACK, MakeCustomer, MakeOffer, run_concurrently
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
-from webapp.redemptions import group_commit, hourly_counts
+from webapp.redemptions import count_queries, group_commit, hourly_counts
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
 from webapp.redemptions.rules import RedemptionRequest
@@ -48,13 +48,12 @@ def assert_counted_right(offers: list[int]) -> None:
         row.offer_id: row.n
         for row in db.session.execute(text("select offer_id, count(*) as n from redemption group by 1"))
     }
-    assert redemption_queries.count_redemptions(offers) == {offer_id: plain.get(offer_id, 0) for offer_id in offers}
+    assert count_queries.count_redemptions(offers) == {offer_id: plain.get(offer_id, 0) for offer_id in offers}
     days = {
-        offer_id: sum(n for _, n in redemption_queries.count_redemptions_per_day(offer_id, since))
-        for offer_id in offers
+        offer_id: sum(n for _, n in count_queries.count_redemptions_per_day(offer_id, since)) for offer_id in offers
     }
-    assert days == redemption_queries.count_redemptions(offers)
-    assert sum(n for _, n in redemption_queries.count_redemptions_per_day(None, since)) == sum(plain.values())
+    assert days == count_queries.count_redemptions(offers)
+    assert sum(n for _, n in count_queries.count_redemptions_per_day(None, since)) == sum(plain.values())
     for kept, key in (("redemption_total", "offer_id"), ("hour_total", "hour")):
         wrong = text(
             f"select {key}, sum(n) from (select {key}, n from {kept} union all select {key}, -n from redemption_hour) x"
@@ -152,7 +151,7 @@ def test_a_reader_never_sees_a_redemption_twice_or_not_at_all_while_the_sweep_co
     def look() -> None:
         with app.app_context():
             while not done.is_set():
-                seen.append(redemption_queries.count_redemptions(redeemed))
+                seen.append(count_queries.count_redemptions(redeemed))
                 db.session.rollback()
 
     reader = threading.Thread(target=look)

@@ -17,8 +17,8 @@ from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.customers import queries as customer_queries
 from webapp.redemptions import actions as redemption_actions
+from webapp.redemptions import count_queries, group_commit, guessing
 from webapp.redemptions import facts as redemption_facts
-from webapp.redemptions import group_commit, guessing
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.queries import KeysetCursor, RedemptionFilter
 from webapp.redemptions.rules import RedemptionRequest
@@ -128,9 +128,9 @@ LISTS: dict[str, Callable[[], object]] = {
         RedemptionFilter(offer_id=7, channel="staff"), 50
     ),
     "misses of all offers": lambda: guessing.list_top_guessing_alerts(10),
-    "an offer's days": lambda: redemption_queries.count_redemptions_per_day(7, LAST_WEEK),
-    "the days of all offers": lambda: redemption_queries.count_redemptions_per_day(None, LAST_WEEK),
-    "the totals of all offers": lambda: redemption_queries.count_redemptions(range(1, growth_tables.OFFERS + 1)),
+    "an offer's days": lambda: count_queries.count_redemptions_per_day(7, LAST_WEEK),
+    "the days of all offers": lambda: count_queries.count_redemptions_per_day(None, LAST_WEEK),
+    "the totals of all offers": lambda: count_queries.count_redemptions(range(1, growth_tables.OFFERS + 1)),
 }
 
 

@@ -9,11 +9,10 @@ from flask import Flask
 from sqlalchemy import text
 
 from tests.support.smtp_relay import Relay
-from webapp.campaigns import queries as campaign_queries
-from webapp.campaigns import timing
+from webapp.campaigns import stats_queries, timing
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.deliveries import queries as delivery_queries
-from webapp.campaigns.deliveries.queries import DeliveryStatus
+from webapp.campaigns.deliveries.status import DeliveryStatus
 from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation
@@ -64,7 +63,7 @@ def refresh(campaign: Campaign) -> Campaign:
 def delivery_counts(campaign: Campaign) -> dict[str, int]:
     """Those of the counts that are not nothing."""
     db.session.rollback()
-    found = campaign_queries.get_campaign_stats(campaign.id)
+    found = stats_queries.get_campaign_stats(campaign.id)
     names = ("total", "sent", "failed", "deferred", "uncertain", "skipped")
     return {name: getattr(found, name) for name in names if getattr(found, name)}
 

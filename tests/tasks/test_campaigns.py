@@ -13,6 +13,7 @@ from tests.support.campaigns import create_customers, expire_leases
 from tests.support.live_server import wait_until
 from tests.support.smtp_relay import Relay
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation
 from webapp.campaigns.sending import batches, sender
@@ -65,7 +66,7 @@ def test_a_killed_worker_is_followed_by_another_and_nobody_is_missed(
         wait_until(lambda: status(campaign_id) == "done")
     assert len(relay.recipients) == 600
     assert len(relay.kept) - 600 <= killed <= 2
-    counts = campaign_queries.get_campaign_stats(campaign_id)
+    counts = stats_queries.get_campaign_stats(campaign_id)
     assert (counts.sent, counts.uncertain) == (600, 0)
 
 
@@ -93,7 +94,7 @@ def test_a_launch_while_the_relay_is_down_goes_out_when_it_is_back(
     with live_server.worker(settings):
         campaign_id = launch_actions.launch_announcement(offer().id, "tests").campaign.id
         wait_until(lambda: [campaign.trouble for campaign in campaign_queries.list_campaigns_needing_attention()])
-        assert campaign_queries.get_campaign_stats(campaign_id).sent == 0
+        assert stats_queries.get_campaign_stats(campaign_id).sent == 0
         with smtp_relay.running(port) as relay:
             wait_until(lambda: status(campaign_id) == "done")
             assert (len(relay.recipients), len(relay.kept)) == (20, 20)

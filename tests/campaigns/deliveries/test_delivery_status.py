@@ -25,15 +25,16 @@ from tests.support.campaigns import (
 )
 from tests.support.smtp_relay import Relay
 from webapp.accounts.models import AuditEntry
-from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.deliveries import actions as delivery_actions
 from webapp.campaigns.deliveries import export as delivery_export
 from webapp.campaigns.deliveries import queries as delivery_queries
 from webapp.campaigns.deliveries.actions import DeliverySelection
-from webapp.campaigns.deliveries.queries import DeliveryStatus
+from webapp.campaigns.deliveries.status import DeliveryStatus
 from webapp.campaigns.launch import preparation, transitions
 from webapp.campaigns.models import Batch, BatchCursor, Campaign, MailIssue, encode_gaps
 from webapp.campaigns.sending import auto_pause, batches, completion, retries, sender
+from webapp.campaigns.sending import windows as send_windows
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.customers import actions as customer_actions
@@ -139,7 +140,7 @@ def test_batches_of_any_shape_are_answered_by_their_places(app: Flask, offer: Ca
             expected[part[place]] = ("failed", start)
     db.session.commit()
     assert {each.customer_id: (each.state, each.at) for each in everybody(campaign)} == expected
-    assert campaign_queries.get_campaign_stats(campaign.id).sent == sum(
+    assert stats_queries.get_campaign_stats(campaign.id).sent == sum(
         batch_sent for batch_sent in _sent_in_open_windows(campaign, expected)
     )
     for customer_id in draw.sample(ids, 10):
@@ -167,7 +168,7 @@ def test_under_an_open_window_the_cursor_tells_who_has_it_and_who_is_next(launch
     campaign = launched()
     claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_send_window(claim) is not None
+    assert send_windows.open_send_window(claim) is not None
     db.session.execute(text("update batch_cursor set cursor = 20"))
     db.session.commit()
     states = [delivery_status(campaign, ids[n]).state for n in (0, 19, 20, 49, 50)]
@@ -184,9 +185,7 @@ def test_as_many_come_before_as_wait_in_the_batches_before(launched: Launch, rel
     assert claim is not None
     claim.position = claim.sent = 100
     batches.release_batch(claim)
-    assert (
-        delivery_status(campaign, ids[559]).ahead == 459 == campaign_queries.get_campaign_stats(campaign.id).waiting - 1
-    )
+    assert delivery_status(campaign, ids[559]).ahead == 459 == stats_queries.get_campaign_stats(campaign.id).waiting - 1
 
 
 def test_a_cursor_of_a_former_owner_says_nothing(launched: Launch, relay: Relay) -> None:
@@ -194,7 +193,7 @@ def test_a_cursor_of_a_former_owner_says_nothing(launched: Launch, relay: Relay)
     campaign = launched()
     claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_send_window(claim) is not None
+    assert send_windows.open_send_window(claim) is not None
     db.session.execute(text("update batch_cursor set cursor = 20, epoch = epoch - 1"))
     db.session.commit()
     assert delivery_status(campaign, ids[0]).state == "sending"
@@ -244,7 +243,7 @@ def test_an_uncertain_mail_says_whether_it_goes_out_by_itself_or_staff_decide(la
     campaign = launched(policy="resend")
     claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_send_window(claim) is not None
+    assert send_windows.open_send_window(claim) is not None
     expire_leases()
     # Somebody takes over and is gone as well, before a window is open.
     assert batches.claim_batch("another") is not None
@@ -352,7 +351,7 @@ def test_what_is_left_is_counted_for_itself_and_never_sent(undecided: Campaign, 
     make_retries_due()
     sender.send_pending_emails()
     assert relay.recipients[email(0)] == 1
-    found = campaign_queries.get_campaign_stats(undecided.id)
+    found = stats_queries.get_campaign_stats(undecided.id)
     assert (found.left, found.uncertain, found.sent, found.skipped, found.waiting) == (1, 1, 1, 0, 0)
     answer = delivery_status(undecided, 1)
     assert answer.state == "left"
@@ -388,7 +387,7 @@ def test_how_many_are_left_out_is_said(staff: FlaskClient, undecided: Campaign) 
 
 
 def test_those_of_one_cause_are_tried_again(undecided: Campaign, relay: Relay) -> None:
-    cause = next(c for c in campaign_queries.get_campaign_stats(undecided.id).causes if c.cause == "5.7.1")
+    cause = next(c for c in stats_queries.get_campaign_stats(undecided.id).causes if c.cause == "5.7.1")
     assert (cause.state, cause.code, cause.count) == ("failed", 550, 1)
     (listed,) = delivery_queries.list_recipients(undecided.id, "failed", code=550, cause="5.7.1").deliveries
     assert listed.email == email(1)
@@ -428,7 +427,7 @@ def test_a_cancelled_mailing_sends_nothing_again_but_can_be_settled(launched: La
     campaign = launched(policy="hold")
     claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_send_window(claim) is not None
+    assert send_windows.open_send_window(claim) is not None
     transitions.cancel_campaign(campaign.id, "tests")
     expire_leases()
     completion.finalize_cancelled_batches("sweep")
@@ -494,7 +493,7 @@ def test_the_rate_is_that_of_the_last_minutes(launched: Launch) -> None:
     create_customers(500)
     campaign = launched()
     opened(campaign, (0, 3000), (50, 2900), (100, 100), (150, 50), (200, 0))
-    found = campaign_queries.get_campaign_stats(campaign.id)
+    found = stats_queries.get_campaign_stats(campaign.id)
     assert found.rate == pytest.approx(100 / 100, rel=0.05)
     assert found.seconds_left == pytest.approx(300, rel=0.05)
     assert not found.is_stalled
@@ -504,14 +503,14 @@ def test_what_does_not_move_has_no_rate_and_says_so(staff: FlaskClient, launched
     create_customers(500)
     campaign = launched()
     opened(campaign, (0, 3000), (50, 600))
-    found = campaign_queries.get_campaign_stats(campaign.id)
+    found = stats_queries.get_campaign_stats(campaign.id)
     assert (found.rate, found.seconds_left, found.is_stalled) == (None, None, True)
     assert "Nothing has been sent for 10 minutes" in staff.get(f"/campaigns/{campaign.id}/progress").text
 
 
 def test_a_mailing_that_just_began_has_neither_rate_nor_end(launched: Launch) -> None:
     create_customers(3)
-    found = campaign_queries.get_campaign_stats(launched().id)
+    found = stats_queries.get_campaign_stats(launched().id)
     assert (found.rate, found.seconds_left, found.is_stalled) == (None, None, False)
 
 
@@ -521,10 +520,10 @@ def begun(campaign: Campaign) -> batches.BatchClaim:
     db.session.commit()
     claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_send_window(claim) is not None
+    assert send_windows.open_send_window(claim) is not None
     db.session.execute(text("update batch_cursor set cursor = 20"))
     db.session.commit()
-    assert campaign_queries.get_campaign_stats(campaign.id).rate
+    assert stats_queries.get_campaign_stats(campaign.id).rate
     return claim
 
 
@@ -536,7 +535,7 @@ def test_neither_rate_nor_forecast_stand_below_a_relay_that_is_away(staff: Flask
     assert "emails per minute" in page
     assert "left." in page
     auto_pause.set_delivery_warning("The mail relay can't be reached.")
-    found = campaign_queries.get_campaign_stats(campaign.id)
+    found = stats_queries.get_campaign_stats(campaign.id)
     assert (found.rate, found.seconds_left) == (None, None)
     page = staff.get(f"/campaigns/{campaign.id}/progress").text
     assert "emails per minute" not in page
@@ -548,7 +547,7 @@ def test_what_has_not_moved_for_a_minute_has_neither_rate_nor_forecast(launched:
     create_customers(500)
     campaign = launched()
     opened(campaign, (0, 110), (50, 100), (100, 61))
-    found = campaign_queries.get_campaign_stats(campaign.id)
+    found = stats_queries.get_campaign_stats(campaign.id)
     assert (found.rate, found.seconds_left, found.is_stalled) == (None, None, False)
 
 
@@ -558,7 +557,7 @@ def test_a_slow_relay_moves_while_its_worker_is_heard_of(launched: Launch) -> No
     opened(campaign, (0, 110), (50, 100), (100, 61))
     db.session.execute(text("update batch set status = 'sending', lease_until = now() + interval '86 s'"))
     db.session.commit()
-    found = campaign_queries.get_campaign_stats(campaign.id)
+    found = stats_queries.get_campaign_stats(campaign.id)
     assert (found.rate is not None, found.resumes_by) == (True, None)
 
 
@@ -569,7 +568,7 @@ def test_a_worker_that_ended_is_said_with_when_its_mails_go_on(staff: FlaskClien
     db.session.execute(text("update batch set lease_until = now() + interval '50 s'"))
     until = db.session.execute(text("select lease_until from batch")).scalar_one()
     db.session.commit()
-    found = campaign_queries.get_campaign_stats(campaign.id)
+    found = stats_queries.get_campaign_stats(campaign.id)
     by = found.resumes_by
     assert by is not None
     assert timedelta(minutes=1) < by - until <= timedelta(minutes=2)
@@ -579,9 +578,9 @@ def test_a_worker_that_ended_is_said_with_when_its_mails_go_on(staff: FlaskClien
     assert words[2:-1] in staff.get("/campaigns").text
     # Somebody took it over: it is said no more.
     expire_leases()
-    assert campaign_queries.get_campaign_stats(campaign.id).resumes_by is not None
+    assert stats_queries.get_campaign_stats(campaign.id).resumes_by is not None
     assert batches.claim_batch("another") is not None
-    assert campaign_queries.get_campaign_stats(campaign.id).resumes_by is None
+    assert stats_queries.get_campaign_stats(campaign.id).resumes_by is None
 
 
 def test_when_nobody_takes_a_batch_over_somebody_should_look(staff: FlaskClient, launched: Launch) -> None:
@@ -590,7 +589,7 @@ def test_when_nobody_takes_a_batch_over_somebody_should_look(staff: FlaskClient,
     begun(campaign)
     db.session.execute(text("update batch set lease_until = now() - interval '3 minutes'"))
     db.session.commit()
-    found = campaign_queries.get_campaign_stats(campaign.id)
+    found = stats_queries.get_campaign_stats(campaign.id)
     assert (found.resumes_by, found.is_stalled) == (None, True)
     assert "Is a worker running?" in staff.get(f"/campaigns/{campaign.id}/progress").text
 
@@ -600,13 +599,13 @@ def test_what_was_sent_is_not_less_after_a_batch_was_taken_over(launched: Launch
     create_customers(120)
     campaign = launched(policy=policy)
     begun(campaign)
-    before = campaign_queries.get_campaign_stats(campaign.id).sent
+    before = stats_queries.get_campaign_stats(campaign.id).sent
     expire_leases()
     taken = batches.claim_batch("another")
     assert taken is not None
-    assert campaign_queries.get_campaign_stats(campaign.id).sent == before == 20
-    assert batches.open_send_window(taken) is not None
-    assert campaign_queries.get_campaign_stats(campaign.id).sent == before
+    assert stats_queries.get_campaign_stats(campaign.id).sent == before == 20
+    assert send_windows.open_send_window(taken) is not None
+    assert stats_queries.get_campaign_stats(campaign.id).sent == before
 
 
 def test_the_first_window_of_a_batch_counts_whatever_befell_the_batches_before(launched: Launch, relay: Relay) -> None:
@@ -620,13 +619,13 @@ def test_the_first_window_of_a_batch_counts_whatever_befell_the_batches_before(l
     )
     first.position, first.sent = 500, 497
     batches.finish_batch(first)
-    assert batches.open_send_window(second) is not None
+    assert send_windows.open_send_window(second) is not None
     db.session.execute(text("update batch_cursor set cursor = 20 where batch_id = :id"), {"id": second.batch_id})
     db.session.add(MailIssue(campaign_id=campaign.id, customer_id=ids[504], state="failed", text=""))
     db.session.commit()
     assert (
-        campaign_queries.get_campaign_stats(campaign.id).sent,
-        campaign_queries.get_campaign_stats(campaign.id).failed,
+        stats_queries.get_campaign_stats(campaign.id).sent,
+        stats_queries.get_campaign_stats(campaign.id).failed,
     ) == (497 + 19, 4)
 
 
@@ -641,7 +640,7 @@ def test_a_mail_that_is_being_tried_counts_as_put_off_until_its_outcome_is_known
     due = retries.claim_due_retry()
     assert due is not None
     assert delivery_counts(campaign) == {"total": 3, "sent": 2, "deferred": 1}
-    assert [cause.state for cause in campaign_queries.get_campaign_stats(campaign.id).causes] == ["deferred"]
+    assert [cause.state for cause in stats_queries.get_campaign_stats(campaign.id).causes] == ["deferred"]
     answer = delivery_status(campaign, ids[1])
     assert (answer.state, answer.note, answer.next_at, answer.attempts, answer.needs_resolution) == (
         "deferred", "It is being retried now.", None, 1, False,
@@ -666,7 +665,7 @@ def test_whoever_may_have_got_it_twice_is_said_to_everywhere(
     campaign = launched(policy="resend")
     claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_send_window(claim) is not None
+    assert send_windows.open_send_window(claim) is not None
     expire_leases()
     relay.behaviour.rcpt[email(1)] = "450 later"
     relay.behaviour.times[email(1)] = 1
@@ -719,7 +718,7 @@ def test_after_a_decision_about_all_the_progress_is_shown(staff: FlaskClient, un
 
 
 def test_a_list_of_one_cause_says_it_in_words_that_are_not_cut(staff: FlaskClient, undecided: Campaign) -> None:
-    (cause,) = {c for c in campaign_queries.get_campaign_stats(undecided.id).causes if c.state == "uncertain"}
+    (cause,) = {c for c in stats_queries.get_campaign_stats(undecided.id).causes if c.state == "uncertain"}
     (listed, _) = delivery_queries.list_recipients(undecided.id, "uncertain").deliveries
     assert len(listed.text) > len(cause.cause)
     page = staff.get(f"/campaigns/{undecided.id}/recipients", query_string={"state": "uncertain", "cause": cause.cause})

@@ -18,6 +18,7 @@ from tests.support.live_server import wait_until
 from tests.support.smtp_relay import Relay
 from tests.support.sql_statements import statements
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.content.placeholders import REMINDER_TEXT, EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
@@ -98,11 +99,11 @@ def test_who_redeems_between_two_windows_is_not_reminded(
         campaign = launch_actions.launch_reminder(announced.id, EmailContent(), "tests").campaign
         relay.wait_for(20)
         redeem(announced, ids[150:])
-        wait_until(lambda: campaign_queries.get_campaign_stats(campaign.id).waiting == 0)
+        wait_until(lambda: stats_queries.get_campaign_stats(campaign.id).waiting == 0)
     reached = {int(email.split("@")[0][1:]) for email in relay.recipients}
     # The windows of fifty that were open at that moment were let through.
     assert reached == set(range(150))
-    assert campaign_queries.get_campaign_stats(campaign.id).skipped == 150
+    assert stats_queries.get_campaign_stats(campaign.id).skipped == 150
 
 
 def test_whose_redemption_was_undone_before_their_turn_is_reminded(announced: Offer, relay: Relay) -> None:
@@ -113,7 +114,7 @@ def test_whose_redemption_was_undone_before_their_turn_is_reminded(announced: Of
     db.session.commit()
     sender.send_pending_emails()
     assert set(relay.recipients) == {"c1@example.com"}
-    assert campaign_queries.get_campaign_stats(campaign.id).skipped == 1
+    assert stats_queries.get_campaign_stats(campaign.id).skipped == 1
 
 
 def test_who_redeems_while_their_mail_is_put_off_is_not_reminded(announced: Offer, relay: Relay) -> None:
@@ -126,7 +127,7 @@ def test_who_redeems_while_their_mail_is_put_off_is_not_reminded(announced: Offe
     db.session.execute(text("update mail_issue set next_at = now()"))
     db.session.commit()
     sender.send_pending_emails()
-    assert (relay.recipients, campaign_queries.get_campaign_stats(campaign.id).skipped) == ({}, 1)
+    assert (relay.recipients, stats_queries.get_campaign_stats(campaign.id).skipped) == ({}, 1)
 
 
 def test_preparing_looks_at_one_block_at_a_time_however_many_have_redeemed(

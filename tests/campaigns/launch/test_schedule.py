@@ -19,6 +19,7 @@ from tests.support.live_server import wait_until
 from tests.support.smtp_relay import Relay
 from tests.support.sql_statements import statements
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
@@ -297,7 +298,7 @@ def test_what_is_left_of_a_cancelled_mailing_is_closed_in_portions(
     db.session.commit()
     sender.send_pending_emails()
     transitions.cancel_campaign(campaign.id, "mia")
-    told = campaign_queries.get_campaign_stats(campaign.id)
+    told = stats_queries.get_campaign_stats(campaign.id)
     monkeypatch.setattr(cancellation, "CLEANUP_CHUNK_SIZE", 1)
     cancellation.clean_up_cancelled_campaigns()
     assert db.session.execute(text("select status, count(*) from batch group by 1 order by 1")).all() == [
@@ -306,7 +307,7 @@ def test_what_is_left_of_a_cancelled_mailing_is_closed_in_portions(
     ]
     assert db.session.execute(text("select state, next_at from mail_issue")).all() == [("skipped", None)] * 2
     assert fresh(campaign).sent_in_batches == 498
-    after = campaign_queries.get_campaign_stats(campaign.id)
+    after = stats_queries.get_campaign_stats(campaign.id)
     assert (after.sent, after.skipped, after.deferred) == (told.sent, told.skipped, told.deferred) == (498, 2, 0)
 
 
@@ -314,7 +315,7 @@ def test_a_finished_mailing_keeps_what_its_batches_sent(draft: Campaign, relay: 
     bring_to("done", draft)
     assert fresh(draft).sent_in_batches == 3
     db.session.execute(text("update batch set sent = 0"))
-    assert campaign_queries.get_campaign_stats(draft.id).sent == 3
+    assert stats_queries.get_campaign_stats(draft.id).sent == 3
 
 
 # --- once more, after a cancellation ------------------------------------------------------------------

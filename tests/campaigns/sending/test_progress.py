@@ -13,6 +13,7 @@ from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation
 from webapp.campaigns.sending import batches
+from webapp.campaigns.sending import windows as send_windows
 from webapp.campaigns.sending.batches import BatchClaim
 from webapp.campaigns.sending.progress import SendProgress
 from webapp.core.extensions import db
@@ -29,7 +30,7 @@ def taken(app: Flask, offer: Callable[..., Offer], customer: Callable[..., Custo
     preparation.prepare_campaign(launch_actions.launch_announcement(1, "tests").campaign.id)
     found = batches.claim_batch("us")
     assert found is not None
-    assert batches.open_send_window(found) is not None
+    assert send_windows.open_send_window(found) is not None
     return found
 
 

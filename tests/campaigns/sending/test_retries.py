@@ -18,8 +18,9 @@ from webapp.campaigns.deliveries import actions as delivery_actions
 from webapp.campaigns.deliveries.actions import DeliverySelection
 from webapp.campaigns.launch import transitions
 from webapp.campaigns.models import Campaign
-from webapp.campaigns.sending import batches, completion, retries, sender
+from webapp.campaigns.sending import batches, completion, outcomes, retries, sender
 from webapp.campaigns.sending import progress as send_progress
+from webapp.campaigns.sending import windows as send_windows
 from webapp.campaigns.sending.retries import DueRetry
 from webapp.campaigns.sending.throttle import SendThrottle
 from webapp.core.extensions import db
@@ -47,9 +48,9 @@ def put_off(app: Flask, offer: Callable[..., Offer], policy: str) -> Campaign:
     db.session.commit()
     taken = batches.claim_batch("first")
     assert taken is not None
-    window = batches.open_send_window(taken)
+    window = send_windows.open_send_window(taken)
     assert window is not None
-    batches.record_outcome(taken, window.recipients[0], LATER)
+    outcomes.record_outcome(taken, window.recipients[0], LATER)
     batches.finish_batch(taken)
     due_now()
     return campaign

@@ -21,8 +21,7 @@ from tests.support.campaigns import (
     refresh,
 )
 from tests.support.smtp_relay import Relay
-from webapp.campaigns import queries as campaign_queries
-from webapp.campaigns import timing
+from webapp.campaigns import stats_queries, timing
 from webapp.campaigns import tokens as campaign_tokens
 from webapp.campaigns.content import mail_merge
 from webapp.campaigns.content.placeholders import EmailContent
@@ -31,7 +30,8 @@ from webapp.campaigns.deliveries import queries as delivery_queries
 from webapp.campaigns.deliveries.actions import DeliverySelection
 from webapp.campaigns.launch import preparation, transitions
 from webapp.campaigns.models import Campaign, decode_gaps
-from webapp.campaigns.sending import batches, sender
+from webapp.campaigns.sending import batches, sender, test_emails
+from webapp.campaigns.sending import windows as send_windows
 from webapp.campaigns.sending.progress import SendProgress
 from webapp.core import task_queue
 from webapp.core.errors import DomainError
@@ -96,7 +96,7 @@ def test_a_refused_recipient_is_recorded_and_the_rest_goes_on(launched: Launch, 
     relay.behaviour.rcpt["c2@example.com"] = "550 5.1.1 no such user"
     campaign = launched()
     sender.send_pending_emails()
-    (issue,) = campaign_queries.list_issues(campaign.id)
+    (issue,) = stats_queries.list_issues(campaign.id)
     assert (issue.email, issue.state, issue.smtp_code, issue.text) == (
         "c2@example.com",
         "failed",
@@ -119,7 +119,7 @@ def test_a_put_off_recipient_is_tried_again(launched: Launch, relay: Relay) -> N
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 3, "sent": 3}
     assert relay.recipients["c1@example.com"] == 1
-    assert campaign_queries.list_issues(campaign.id)[0].state == "sent_later"
+    assert stats_queries.list_issues(campaign.id)[0].state == "sent_later"
 
 
 def test_the_second_try_waits_longer_than_the_first(launched: Launch, relay: Relay) -> None:
@@ -129,7 +129,7 @@ def test_the_second_try_waits_longer_than_the_first(launched: Launch, relay: Rel
     waits = []
     for _ in range(3):
         sender.send_pending_emails()
-        (issue,) = campaign_queries.list_issues(campaign.id)
+        (issue,) = stats_queries.list_issues(campaign.id)
         assert issue.next_at is not None
         waits.append((issue.next_at - datetime.now(UTC)).total_seconds())
         make_retries_due()
@@ -269,7 +269,7 @@ def test_unsubscribed_erased_and_redeemed_customers_are_left_out(launched: Launc
     sender.send_pending_emails()
     assert set(relay.recipients) == {"c0@example.com", "c4@example.com"}
     assert delivery_counts(campaign) == {"total": 5, "sent": 2, "skipped": 3}
-    assert [issue.text for issue in campaign_queries.list_issues(campaign.id)] == [
+    assert [issue.text for issue in stats_queries.list_issues(campaign.id)] == [
         "unsubscribed",
         "no longer a customer",
         "has already redeemed",
@@ -382,7 +382,7 @@ def test_a_campaign_that_holds_leaves_the_mail_in_flight_to_staff(
     sender.send_pending_emails()
     assert set(relay.recipients.values()) == {1}
     assert delivery_counts(campaign) == {"total": 120, "sent": 119, "uncertain": 1}
-    assert [issue.email for issue in campaign_queries.list_issues(campaign.id)] == ["c69@example.com"]
+    assert [issue.email for issue in stats_queries.list_issues(campaign.id)] == ["c69@example.com"]
 
 
 def test_a_held_mail_whose_retry_was_killed_can_be_sent_again_by_staff(
@@ -421,7 +421,7 @@ def test_no_transaction_is_open_while_the_relay_is_reached(
     if kind == "pump":
         sender.send_pending_emails()
     else:
-        sender.send_test_email(EmailContent(), offer, "mia@example.com", "Mia")
+        test_emails.send_test_email(EmailContent(), offer, "mia@example.com", "Mia")
     assert len(relay.kept) == 1
     assert set(seen) == {False}
 
@@ -457,14 +457,14 @@ def test_a_former_owner_writes_nothing_any_more(launched: Launch, relay: Relay) 
     launched()
     former = batches.claim_batch("former")
     assert former is not None
-    assert batches.open_send_window(former) is not None
+    assert send_windows.open_send_window(former) is not None
     expire_leases()
     assert batches.claim_batch("next") is not None
     with SendProgress() as place:
         place.start_move(former, 5)
         assert not place.finish_move()
     assert not batches.renew_batch_lease(former)
-    assert batches.open_send_window(former) is None
+    assert send_windows.open_send_window(former) is None
     batches.release_batch(former)
     batches.finish_batch(former)
     assert db.session.execute(text("select owner, status, sent from batch")).one() == ("next", "sending", 0)
@@ -605,7 +605,7 @@ def test_a_test_that_comes_back_is_nobodys(
     app: Flask, offer: Callable[..., Offer], relay: Relay, with_settings: Callable[..., Settings]
 ) -> None:
     with_settings(mail_bounce_address="bounces@shop.example")
-    sender.send_test_email(EmailContent(), offer(), "staff@example.com", "Staff")
+    test_emails.send_test_email(EmailContent(), offer(), "staff@example.com", "Staff")
     assert [kept.sender for kept in relay.kept] == ["offers@example.com"]
 
 
@@ -614,7 +614,7 @@ def test_a_second_copy_that_is_refused_leaves_it_uncertain(launched: Launch, rel
     campaign = launched()
     taken = batches.claim_batch("killed")
     assert taken is not None
-    assert batches.open_send_window(taken) is not None
+    assert send_windows.open_send_window(taken) is not None
     expire_leases()
     relay.behaviour.rcpt["c0@example.com"] = "550 no"
     sender.send_pending_emails()

@@ -11,8 +11,7 @@ from sqlalchemy import text
 from tests.support import smtp_relay
 from tests.support.campaigns import campaign_status, issue_states, launch_to
 from tests.support.smtp_relay import Relay
-from webapp.campaigns import queries as campaign_queries
-from webapp.campaigns import timing
+from webapp.campaigns import stats_queries, timing
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.sending import sender
 from webapp.core.extensions import db
@@ -218,4 +217,4 @@ def test_an_address_that_can_not_be_one_fails_and_the_rest_goes_on(
     campaign = launch_to(offer, ["c0@example.com", address, "c2@example.com"])
     sender.send_pending_emails()
     assert issue_states(campaign)[address][0] == "failed"
-    assert (relay.recipients, campaign_queries.get_campaign_stats(campaign.id).sent) == (OTHERS, 2)
+    assert (relay.recipients, stats_queries.get_campaign_stats(campaign.id).sent) == (OTHERS, 2)

@@ -11,8 +11,7 @@ from flask import Flask
 from sqlalchemy import text
 
 from tests.support.smtp_relay import Relay
-from webapp.campaigns import models, timing
-from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import models, stats_queries, timing
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
@@ -118,7 +117,7 @@ def test_no_more_mails_go_out_than_the_limit_allows(
     started = db.session.execute(text("select clock_timestamp()")).scalar_one()
     sender.send_pending_emails()
     took = db.session.execute(text("select clock_timestamp()")).scalar_one() - started
-    assert campaign_queries.get_campaign_stats(campaign.id).sent == 20
+    assert stats_queries.get_campaign_stats(campaign.id).sent == 20
     assert took >= timedelta(seconds=19 / 20)
 
 
@@ -182,7 +181,7 @@ def test_a_campaign_that_fails_too_much_pauses_itself(launched: Launch, relay: R
         "paused",
         "20 of the last 120 emails were permanently rejected; check the servers' replies",
     )
-    assert campaign_queries.get_campaign_stats(campaign.id).sent == 100
+    assert stats_queries.get_campaign_stats(campaign.id).sent == 100
 
 
 def test_a_few_failures_pause_nothing(launched: Launch, relay: Relay) -> None:
@@ -196,7 +195,7 @@ def test_a_small_share_of_failures_pauses_nothing(launched: Launch, relay: Relay
     campaign = launched(1400)
     refuse(relay, range(20, 1400, 21))
     sender.send_pending_emails()
-    assert (status(campaign)[0], campaign_queries.get_campaign_stats(campaign.id).failed) == ("done", 66)
+    assert (status(campaign)[0], stats_queries.get_campaign_stats(campaign.id).failed) == ("done", 66)
 
 
 def test_the_last_five_hundred_go_back_into_the_batch_before(launched: Launch, relay: Relay) -> None:
@@ -205,7 +204,7 @@ def test_the_last_five_hundred_go_back_into_the_batch_before(launched: Launch, r
     refuse(relay, range(487, 513))
     sender.send_pending_emails()
     assert status(campaign)[0] == "paused"
-    assert campaign_queries.get_campaign_stats(campaign.id).failed == 26
+    assert stats_queries.get_campaign_stats(campaign.id).failed == 26
 
 
 def test_what_lies_more_than_five_hundred_back_does_not_count(launched: Launch, relay: Relay) -> None:
@@ -213,7 +212,7 @@ def test_what_lies_more_than_five_hundred_back_does_not_count(launched: Launch, 
     refuse(relay, range(0, 19))
     refuse(relay, range(600, 607))
     sender.send_pending_emails()
-    assert (status(campaign)[0], campaign_queries.get_campaign_stats(campaign.id).failed) == ("done", 26)
+    assert (status(campaign)[0], stats_queries.get_campaign_stats(campaign.id).failed) == ("done", 26)
 
 
 def test_failures_from_before_it_was_resumed_do_not_pause_it_again(launched: Launch, relay: Relay) -> None:
@@ -224,7 +223,7 @@ def test_failures_from_before_it_was_resumed_do_not_pause_it_again(launched: Lau
     transitions.resume_campaign(campaign.id, "tests")
     while sender.send_pending_emails():
         pass
-    assert (status(campaign)[0], campaign_queries.get_campaign_stats(campaign.id).failed) == ("done", 30)
+    assert (status(campaign)[0], stats_queries.get_campaign_stats(campaign.id).failed) == ("done", 30)
 
 
 # --- stopping on the way ---------------------------------------------------------------------------
@@ -245,7 +244,7 @@ def test_a_slow_window_is_left_at_the_next_renewal(
     relay.behaviour.begun = stop_at_the_third
     sender.send_pending_emails()
     assert sorted(relay.recipients) == ["c0@example.com", "c1@example.com", "c2@example.com"]
-    assert campaign_queries.get_campaign_stats(campaign.id).sent == 3
+    assert stats_queries.get_campaign_stats(campaign.id).sent == 3
     assert not db.session.scalars(text("select 1 from mail_issue where state = 'uncertain'")).all()
 
 
@@ -259,7 +258,7 @@ def test_a_worker_that_waits_for_its_turn_ends_when_it_is_told_to(
         sender.send_pending_emails()
     finally:
         task_queue.stop_requested.clear()
-    assert (campaign_queries.get_campaign_stats(campaign.id).sent, len(relay.kept)) == (1, 1)
+    assert (stats_queries.get_campaign_stats(campaign.id).sent, len(relay.kept)) == (1, 1)
     batch = db.session.scalars(db.select(models.Batch)).one()
     assert (batch.status, batch.window_start, batch.sent) == ("pending", 1, 1)
 

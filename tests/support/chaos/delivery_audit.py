@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 
-from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 
 # What the program may say of somebody who has the mail, and of somebody who has not. `open` is the mail of a batch that
 # was on its way when its worker died, before anybody has taken the batch over; without a cursor it may be any of the
@@ -40,7 +40,7 @@ class Audit:
 
 
 def audit(
-    connection: psycopg.Connection, log: Sequence[dict[str, str]], campaign: int, counts: campaign_queries.CampaignStats
+    connection: psycopg.Connection, log: Sequence[dict[str, str]], campaign: int, counts: stats_queries.CampaignStats
 ) -> Audit:
     """Compare what the relay has taken with what the program says of every frozen recipient.
 
@@ -105,7 +105,7 @@ def _unfounded(states: dict[str, str], log: Sequence[dict[str, str]]) -> list[st
     return [f"{to}: failed, but the relay said nothing of the kind" for to in failed]
 
 
-def _miscounted(counts: campaign_queries.CampaignStats, states: dict[str, str]) -> list[str]:
+def _miscounted(counts: stats_queries.CampaignStats, states: dict[str, str]) -> list[str]:
     """Where the sums that staff see differ from those over the recipients."""
     found = Counter("sent" if state == "sent_later" else state for state in states.values())
     shown = {name: getattr(counts, name) for name in COUNTED}

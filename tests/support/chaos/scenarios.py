@@ -19,7 +19,7 @@ from tests.support.chaos.delivery_audit import Audit, audit
 from tests.support.chaos.durable_database import DurableDatabase
 from tests.support.chaos.redemption_load import ENOUGH, load, lost
 from tests.support.chaos.running_campaign import LEASE, SWEEP, Mailing, under_way
-from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.models import WINDOW_SIZE
 
 POLICIES = ("resend", "hold")
@@ -200,7 +200,7 @@ def redemptions(place: DurableDatabase, rounds: int) -> int:
 def judge(name: str, mailing: Mailing) -> Run:
     """Hold what the relay has taken against the program's rows, and both against what is promised in any run."""
     with mailing.place.context():
-        counts = campaign_queries.get_campaign_stats(mailing.id)
+        counts = stats_queries.get_campaign_stats(mailing.id)
     with mailing.place.connect() as connection:
         found = audit(connection, mailing.post.read(), mailing.id, counts)
     crew, post = mailing.crew, mailing.post

@@ -14,6 +14,7 @@ from sqlalchemy import event, text
 from tests.support.campaigns import create_customers
 from tests.support.smtp_relay import Relay
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
@@ -410,7 +411,7 @@ def test_failed_mails_are_sent_again_at_a_click(staff: FlaskClient, sending: Cam
     answer = staff.post(f"/campaigns/{sending.id}/send-again", data={"state": "failed"}, follow_redirects=True)
     assert "1 email is being resent." in answer.text
     sender.send_pending_emails()
-    assert campaign_queries.get_campaign_stats(sending.id).sent == 3
+    assert stats_queries.get_campaign_stats(sending.id).sent == 3
 
 
 def test_the_trouble_with_the_relay_is_on_the_card(staff: FlaskClient, sending: Campaign) -> None:
