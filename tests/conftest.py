@@ -140,7 +140,7 @@ def csrf_client(app: Flask) -> Iterator[FlaskClient]:
 
 
 @pytest.fixture
-def staff_user(app: Flask) -> Callable[..., StaffUser]:
+def make_staff_user(app: Flask) -> Callable[..., StaffUser]:
     """Makes staff users. Their password hash is no hash: tests that sign in by password set a real one."""
 
     def make(role: str = "admin", email: str | None = None, **values: Any) -> StaffUser:
@@ -155,11 +155,11 @@ def staff_user(app: Flask) -> Callable[..., StaffUser]:
 
 
 @pytest.fixture
-def sign_in(client: FlaskClient, staff_user: Callable[..., StaffUser]) -> Callable[..., FlaskClient]:
+def sign_in(client: FlaskClient, make_staff_user: Callable[..., StaffUser]) -> Callable[..., FlaskClient]:
     """Signs a new user of a role in, without the form, and returns the client."""
 
     def go(role: str = "manager") -> FlaskClient:
-        user = staff_user(role)
+        user = make_staff_user(role)
         with client.session_transaction() as session:
             session["_user_id"] = user.get_id()
             session["_fresh"] = True
@@ -184,7 +184,7 @@ def api(app: Flask) -> FlaskClient:
 
 
 @pytest.fixture
-def customer(app: Flask) -> Callable[..., Customer]:
+def make_customer(app: Flask) -> Callable[..., Customer]:
     """Makes customers: `customer("ada@example.com", name="Ada")`; `suppressed="bounced"` for one not to be mailed."""
 
     def make(
@@ -209,7 +209,7 @@ def customer(app: Flask) -> Callable[..., Customer]:
 
 
 @pytest.fixture
-def offer(app: Flask) -> Callable[..., Offer]:
+def make_offer(app: Flask) -> Callable[..., Offer]:
     """Makes offers, live and of 25 % unless told otherwise: `offer("SUMMER25", max_redemptions=10)`."""
 
     def make(code: str = "SUMMER25", **values: Any) -> Offer:

@@ -57,26 +57,26 @@ def key_of(text: str) -> str:
 
 
 class TestInvitations:
-    def test_an_invitation_makes_a_user_with_its_role(self, token: Token) -> None:
+    def test_an_invitation_makes_a_user_with_its_role(self, make_invitation_token: Token) -> None:
         user = account_actions.accept_invitation(
-            token("manager"), "Ann", " Ann@Example.COM ", PASSWORD, "Europe/Berlin"
+            make_invitation_token("manager"), "Ann", " Ann@Example.COM ", PASSWORD, "Europe/Berlin"
         )
         assert (user.email, user.role, user.time_zone) == ("ann@example.com", "manager", "Europe/Berlin")
 
-    def test_the_token_itself_is_not_kept(self, token: Token) -> None:
-        link = token()
+    def test_the_token_itself_is_not_kept(self, make_invitation_token: Token) -> None:
+        link = make_invitation_token()
         stored = db.session.scalars(select(Invitation.token_hash)).one()
         assert link.encode() not in bytes(stored)
 
-    def test_it_works_once(self, token: Token) -> None:
-        link = token()
+    def test_it_works_once(self, make_invitation_token: Token) -> None:
+        link = make_invitation_token()
         account_actions.accept_invitation(link, "Ann", "ann@example.com", PASSWORD, "UTC")
         with pytest.raises(NotFound):
             account_actions.accept_invitation(link, "Bob", "bob@example.com", PASSWORD, "UTC")
         assert count(StaffUser) == 1
 
-    def test_two_tabs_at_the_same_moment_make_one_user(self, app: Flask, token: Token) -> None:
-        link = token()
+    def test_two_tabs_at_the_same_moment_make_one_user(self, app: Flask, make_invitation_token: Token) -> None:
+        link = make_invitation_token()
         joins = [
             partial(account_actions.accept_invitation, link, f"P{n}", f"p{n}@example.com", PASSWORD, "UTC")
             for n in range(8)
@@ -85,29 +85,31 @@ class TestInvitations:
         assert sum(isinstance(result, NotFound) for result in results) == 7
         assert count(StaffUser) == 1
 
-    def test_it_does_not_work_after_seven_days(self, token: Token) -> None:
-        link = token()
+    def test_it_does_not_work_after_seven_days(self, make_invitation_token: Token) -> None:
+        link = make_invitation_token()
         db.session.execute(update(Invitation).values(expires_at=datetime.now(UTC) - timedelta(seconds=1)))
         db.session.commit()
         with pytest.raises(NotFound):
             account_actions.accept_invitation(link, "Ann", "ann@example.com", PASSWORD, "UTC")
 
-    def test_an_email_that_is_taken_leaves_the_link_usable(self, token: Token, person: Person) -> None:
-        person("admin", email="ann@example.com")
-        link = token()
+    def test_an_email_that_is_taken_leaves_the_link_usable(
+        self, make_invitation_token: Token, make_user_with_password: Person
+    ) -> None:
+        make_user_with_password("admin", email="ann@example.com")
+        link = make_invitation_token()
         with pytest.raises(InvalidInput) as refusal:
             account_actions.accept_invitation(link, "Ann", "ANN@example.com", PASSWORD, "UTC")
         assert refusal.value.errors[0].field == "email"
         assert account_actions.accept_invitation(link, "Ann", "ann2@example.com", PASSWORD, "UTC").id
 
-    def test_a_withdrawn_one_does_not_work(self, token: Token) -> None:
-        link = token("viewer")
+    def test_a_withdrawn_one_does_not_work(self, make_invitation_token: Token) -> None:
+        link = make_invitation_token("viewer")
         account_actions.withdraw_invitation(account_queries.list_open_invitations()[0].id, by="tests")
         with pytest.raises(NotFound):
             account_actions.accept_invitation(link, "Ann", "ann@example.com", PASSWORD, "UTC")
 
-    def test_nobody_is_invited_who_is_here(self, person: Person) -> None:
-        person("manager", email="ann@example.com")
+    def test_nobody_is_invited_who_is_here(self, make_user_with_password: Person) -> None:
+        make_user_with_password("manager", email="ann@example.com")
         with pytest.raises(InvalidInput):
             account_actions.create_invitation("viewer", "Ann@example.com", by="tests")
 
@@ -120,80 +122,82 @@ class TestNewPasswords:
     def link(self, user: StaffUser) -> str:
         return account_actions.create_password_reset_link(user.id, by="tests").rpartition("/")[2]
 
-    def test_a_link_replaces_the_password_and_ends_the_sessions(self, person: Person) -> None:
-        user = person("manager")
+    def test_a_link_replaces_the_password_and_ends_the_sessions(self, make_user_with_password: Person) -> None:
+        user = make_user_with_password("manager")
         version = user.session_version
         account_actions.reset_password(self.link(user), "a brand new one")
         assert account_actions.sign_in_user(user.email, "a brand new one").session_version == version + 1
 
-    def test_a_link_works_once(self, person: Person) -> None:
-        link = self.link(person())
+    def test_a_link_works_once(self, make_user_with_password: Person) -> None:
+        link = self.link(make_user_with_password())
         account_actions.reset_password(link, "a brand new one")
         with pytest.raises(NotFound):
             account_actions.reset_password(link, "another new one")
 
-    def test_a_second_link_makes_the_first_worthless(self, person: Person) -> None:
-        user = person()
+    def test_a_second_link_makes_the_first_worthless(self, make_user_with_password: Person) -> None:
+        user = make_user_with_password()
         first = self.link(user)
         self.link(user)
         with pytest.raises(NotFound):
             account_actions.reset_password(first, "a brand new one")
 
-    def test_a_link_to_a_new_password_makes_no_user(self, person: Person) -> None:
-        link = self.link(person())
+    def test_a_link_to_a_new_password_makes_no_user(self, make_user_with_password: Person) -> None:
+        link = self.link(make_user_with_password())
         with pytest.raises(NotFound):
             account_actions.accept_invitation(link, "Eve", "eve@example.com", PASSWORD, "UTC")
         assert count(StaffUser) == 1
 
-    def test_an_invitation_changes_no_password(self, person: Person, token: Token) -> None:
-        person()
+    def test_an_invitation_changes_no_password(
+        self, make_user_with_password: Person, make_invitation_token: Token
+    ) -> None:
+        make_user_with_password()
         with pytest.raises(NotFound):
-            account_actions.reset_password(token(), "a brand new one")
+            account_actions.reset_password(make_invitation_token(), "a brand new one")
 
-    def test_somebody_disabled_gets_no_link(self, person: Person) -> None:
-        user = person("viewer", disabled_at=datetime.now(UTC))
+    def test_somebody_disabled_gets_no_link(self, make_user_with_password: Person) -> None:
+        user = make_user_with_password("viewer", disabled_at=datetime.now(UTC))
         with pytest.raises(DomainError, match="disabled"):
             self.link(user)
 
-    def test_disabling_makes_a_link_worthless(self, person: Person) -> None:
-        person("admin")
-        user = person("viewer")
+    def test_disabling_makes_a_link_worthless(self, make_user_with_password: Person) -> None:
+        make_user_with_password("admin")
+        user = make_user_with_password("viewer")
         link = self.link(user)
         account_actions.disable_staff_user(user.id, by="tests")
         with pytest.raises(NotFound):
             account_actions.reset_password(link, "a brand new one")
 
-    def test_ones_own_change_needs_the_current_password(self, person: Person) -> None:
-        user = person()
+    def test_ones_own_change_needs_the_current_password(self, make_user_with_password: Person) -> None:
+        user = make_user_with_password()
         with pytest.raises(InvalidInput) as refusal:
             account_actions.change_own_password(user.id, "something else", "a brand new one")
         assert refusal.value.errors[0].field == "current"
         assert account_actions.sign_in_user(user.email, PASSWORD)
 
-    def test_ones_own_change_ends_every_session(self, person: Person) -> None:
-        user = person()
+    def test_ones_own_change_ends_every_session(self, make_user_with_password: Person) -> None:
+        user = make_user_with_password()
         before = user.get_id()
         account_actions.change_own_password(user.id, PASSWORD, "a brand new one")
         assert user.get_id() != before
 
 
 class TestSignIn:
-    def test_the_right_password_in_any_case_of_the_email(self, person: Person) -> None:
-        user = person()
+    def test_the_right_password_in_any_case_of_the_email(self, make_user_with_password: Person) -> None:
+        user = make_user_with_password()
         assert account_actions.sign_in_user(user.email.upper(), PASSWORD).id == user.id
 
     @pytest.mark.parametrize("email", ["nobody@example.com", "no address at all", "admin@example.com", "\0"])
-    def test_the_refusal_is_the_same_for_everybody(self, person: Person, email: str) -> None:
-        person("admin")
+    def test_the_refusal_is_the_same_for_everybody(self, make_user_with_password: Person, email: str) -> None:
+        make_user_with_password("admin")
         with pytest.raises(DomainError) as refusal:
             account_actions.sign_in_user(email, "not the password")
         assert (refusal.value.key, refusal.value.errors) == ("sign_in_failed", [])
 
     @pytest.mark.parametrize("email", ["nobody@example.com", "admin@example.com"])
     def test_the_work_is_the_same_for_everybody(
-        self, person: Person, monkeypatch: pytest.MonkeyPatch, email: str
+        self, make_user_with_password: Person, monkeypatch: pytest.MonkeyPatch, email: str
     ) -> None:
-        person("admin")
+        make_user_with_password("admin")
         checked: list[str] = []
         real = passwords.verify_password
 
@@ -206,8 +210,8 @@ class TestSignIn:
             account_actions.sign_in_user(email, "not the password")
         assert [entry.rpartition("$")[0].rpartition("$")[0] for entry in checked] == ["$argon2id$v=19$m=8,t=1,p=1"]
 
-    def test_somebody_disabled_learns_it_only_with_the_password(self, person: Person) -> None:
-        user = person("viewer", disabled_at=datetime.now(UTC))
+    def test_somebody_disabled_learns_it_only_with_the_password(self, make_user_with_password: Person) -> None:
+        user = make_user_with_password("viewer", disabled_at=datetime.now(UTC))
         with pytest.raises(DomainError) as wrong:
             account_actions.sign_in_user(user.email, "not the password")
         with pytest.raises(DomainError) as right:
@@ -215,16 +219,16 @@ class TestSignIn:
         assert (wrong.value.key, right.value.key) == ("sign_in_failed", "disabled")
 
     def test_a_hash_with_old_parameters_is_renewed(
-        self, app: Flask, person: Person, monkeypatch: pytest.MonkeyPatch
+        self, app: Flask, make_user_with_password: Person, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        user = person()
+        user = make_user_with_password()
         monkeypatch.setitem(app.config, "ARGON2", {"time_cost": 2, "memory_cost": 16, "parallelism": 1})
         account_actions.sign_in_user(user.email, PASSWORD)
         assert "m=16,t=2" in user.password_hash
         assert account_actions.sign_in_user(user.email, PASSWORD)
 
-    def test_a_hash_with_the_parameters_of_today_stays(self, person: Person) -> None:
-        user = person()
+    def test_a_hash_with_the_parameters_of_today_stays(self, make_user_with_password: Person) -> None:
+        user = make_user_with_password()
         before = user.password_hash
         account_actions.sign_in_user(user.email, PASSWORD)
         assert user.password_hash == before
@@ -234,21 +238,23 @@ class TestSignIn:
 
 
 class TestPeople:
-    def test_the_last_active_admin_keeps_the_role(self, person: Person) -> None:
-        admin = person("admin")
-        person("admin", email="gone@example.com", disabled_at=datetime.now(UTC))
+    def test_the_last_active_admin_keeps_the_role(self, make_user_with_password: Person) -> None:
+        admin = make_user_with_password("admin")
+        make_user_with_password("admin", email="gone@example.com", disabled_at=datetime.now(UTC))
         with pytest.raises(DomainError) as refusal:
             account_actions.change_staff_role(admin.id, "manager", by="tests")
         assert refusal.value.key == "last_admin"
 
-    def test_the_last_active_admin_is_not_disabled(self, person: Person) -> None:
-        admin = person("admin")
+    def test_the_last_active_admin_is_not_disabled(self, make_user_with_password: Person) -> None:
+        admin = make_user_with_password("admin")
         with pytest.raises(DomainError) as refusal:
             account_actions.disable_staff_user(admin.id, by="tests")
         assert refusal.value.key == "last_admin"
 
-    def test_of_admins_who_unseat_each_other_at_once_one_stays(self, app: Flask, person: Person) -> None:
-        ids = [person("admin", email=f"a{n}@example.com").id for n in range(6)]
+    def test_of_admins_who_unseat_each_other_at_once_one_stays(
+        self, app: Flask, make_user_with_password: Person
+    ) -> None:
+        ids = [make_user_with_password("admin", email=f"a{n}@example.com").id for n in range(6)]
         db.session.remove()
         deeds: list[Callable[[], object]] = [
             partial(account_actions.disable_staff_user, i, by="tests") for i in ids[::2]
@@ -258,22 +264,24 @@ class TestPeople:
         assert sum(isinstance(result, DomainError) for result in results) == 1
         assert len(account_queries.lock_active_admins()) == 1
 
-    def test_disabling_ends_sessions_and_enabling_does_not_bring_them_back(self, person: Person) -> None:
-        person("admin")
-        user = person("viewer")
+    def test_disabling_ends_sessions_and_enabling_does_not_bring_them_back(
+        self, make_user_with_password: Person
+    ) -> None:
+        make_user_with_password("admin")
+        user = make_user_with_password("viewer")
         session = user.id, user.session_version
         account_actions.disable_staff_user(user.id, by="tests")
         account_actions.enable_staff_user(user.id, by="tests")
         assert account_queries.find_session_user(*session) is None
         assert account_actions.sign_in_user(user.email, PASSWORD)
 
-    def test_somebody_disabled_has_no_session(self, person: Person) -> None:
-        user = person("viewer", disabled_at=datetime.now(UTC))
+    def test_somebody_disabled_has_no_session(self, make_user_with_password: Person) -> None:
+        user = make_user_with_password("viewer", disabled_at=datetime.now(UTC))
         assert account_queries.find_session_user(user.id, user.session_version) is None
 
-    def test_every_deed_is_in_the_trail(self, person: Person) -> None:
-        person("admin")
-        user = person("viewer")
+    def test_every_deed_is_in_the_trail(self, make_user_with_password: Person) -> None:
+        make_user_with_password("admin")
+        user = make_user_with_password("viewer")
         account_actions.change_staff_role(user.id, "manager", by="ann")
         account_actions.disable_staff_user(user.id, by="ann")
         account_actions.enable_staff_user(user.id, by="ann")
@@ -286,8 +294,8 @@ class TestPeople:
             ("ann", "staff.sessions_ended", user.email),
         ]
 
-    def test_somebody_unknown_is_not_found(self, person: Person) -> None:
-        person("admin")
+    def test_somebody_unknown_is_not_found(self, make_user_with_password: Person) -> None:
+        make_user_with_password("admin")
         with pytest.raises(NotFound):
             account_actions.disable_staff_user(4711, by="tests")
 

@@ -25,8 +25,8 @@ def test_an_invitation_makes_an_admin(app: Flask) -> None:
     assert account_actions.accept_invitation(token, "Ann", "ann@example.com", PASSWORD, "UTC").role == "admin"
 
 
-def test_a_lost_password_can_be_replaced(app: Flask, person: Callable[..., StaffUser]) -> None:
-    user = person("admin")
+def test_a_lost_password_can_be_replaced(app: Flask, make_user_with_password: Callable[..., StaffUser]) -> None:
+    user = make_user_with_password("admin")
     account_actions.reset_password(token_of(run(app, "invite", "--reset", "Admin@example.com")), "a brand new one")
     assert account_actions.sign_in_user(user.email, "a brand new one")
 

@@ -101,20 +101,20 @@ def test_a_renewed_key_signs_and_the_one_before_is_still_accepted(app: Flask, pu
 
 
 def test_what_went_out_before_a_renewal_works_after_it(
-    client: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    client: FlaskClient, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    row, ada, bob = offer(personal_code_required=True), customer(), customer("bob@example.com")
+    offer, ada, bob = make_offer(personal_code_required=True), make_customer(), make_customer("bob@example.com")
     code, link, key = (
-        typed(row, ada),
-        token(row.id, bob.id),
+        typed(offer, ada),
+        token(offer.id, bob.id),
         account_actions.create_api_key("till", ["read"], by="tests"),
     )
     reference = group_commit.redeem(RedemptionRequest(channel="form", code=code, email="ada@example.com")).public_id
     for purpose in PURPOSES:
         signing_key_actions.rotate_signing_key(purpose, by="ann")
 
-    assert typed(row, ada) != code
-    assert personal_codes.verify_personal_code(code[-personal_codes.SUFFIX_LENGTH :], row.id, ada.id)
+    assert typed(offer, ada) != code
+    assert personal_codes.verify_personal_code(code[-personal_codes.SUFFIX_LENGTH :], offer.id, ada.id)
     assert client.post(f"/r/{link}").status_code == 200
     assert getattr(redemption_queries.find_redemption(reference), "customer_id", None) == ada.id
     assert account_actions.authenticate_api_key(f"Bearer {key}").scopes == ["read"]
@@ -140,14 +140,14 @@ def test_the_trail_tells_who_renewed_and_retired(app: Flask) -> None:
 
 @pytest.mark.parametrize("seconds", [0, 5])
 def test_a_personal_code_of_a_key_that_this_process_does_not_know_yet_redeems(
-    offer: Callable[..., Offer], customer: Callable[..., Customer], seconds: int
+    make_offer: Callable[..., Offer], make_customer: Callable[..., Customer], seconds: int
 ) -> None:
-    row, ada = offer(personal_code_required=True), customer()
-    typed(row, ada)
+    offer, ada = make_offer(personal_code_required=True), make_customer()
+    typed(offer, ada)
 
     def renew_and_mail() -> str:
         signing_key_actions.rotate_signing_key("personal_code", by="ann")
-        return typed(row, ada)
+        return typed(offer, ada)
 
     code = elsewhere(renew_and_mail, seconds)
 
@@ -168,9 +168,9 @@ def test_a_link_of_a_key_that_this_process_does_not_know_yet_opens(app: Flask) -
 
 
 def test_a_reference_of_a_key_that_this_process_does_not_know_yet_is_found(
-    offer: Callable[..., Offer], customer: Callable[..., Customer]
+    make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    offer(), customer()
+    make_offer(), make_customer()
     done = group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
     before = done.public_id
 
@@ -224,12 +224,12 @@ def test_after_a_minute_a_process_reads_the_keys_again(app: Flask) -> None:
 
 
 def test_a_retired_personal_code_is_refused_at_once_in_every_process(
-    offer: Callable[..., Offer], customer: Callable[..., Customer]
+    make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    row, ada = offer(personal_code_required=True), customer()
-    old = typed(row, ada)
+    offer, ada = make_offer(personal_code_required=True), make_customer()
+    old = typed(offer, ada)
     renewed_long_ago("personal_code")
-    new = typed(row, ada)
+    new = typed(offer, ada)
 
     elsewhere(lambda: signing_key_actions.revoke_signing_key("personal_code", 1, by="ann"), seconds=0)
 
@@ -242,16 +242,16 @@ def test_a_retired_personal_code_is_refused_at_once_in_every_process(
 
 
 def test_a_retired_link_leads_nowhere_and_a_new_one_opens(
-    client: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    client: FlaskClient, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    row, ada = offer(), customer()
-    old = token(row.id, ada.id)
+    offer, ada = make_offer(), make_customer()
+    old = token(offer.id, ada.id)
     renewed_long_ago("personal_link")
 
     signing_key_actions.revoke_signing_key("personal_link", 1, by="ann")
 
     assert client.get(f"/r/{old}").status_code == 404
-    assert client.get(f"/r/{token(row.id, ada.id)}").status_code == 200
+    assert client.get(f"/r/{token(offer.id, ada.id)}").status_code == 200
 
 
 def test_a_code_and_a_link_have_keys_of_their_own(app: Flask) -> None:
@@ -316,23 +316,25 @@ def test_what_is_not_there_is_not_retired(app: Flask, purpose: str, version: int
 # --- what a personal code is ----------------------------------------------------------------------
 
 
-def test_making_codes_and_links_stores_nothing(offer: Callable[..., Offer], customer: Callable[..., Customer]) -> None:
-    row, ada = offer(personal_code_required=True), customer()
-    typed(row, ada), token(row.id, ada.id)
+def test_making_codes_and_links_stores_nothing(
+    make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
+) -> None:
+    offer, ada = make_offer(personal_code_required=True), make_customer()
+    typed(offer, ada), token(offer.id, ada.id)
     before = _rows()
 
     for n in range(100):
-        personal_codes.derive_personal_code(row.code_as_written, row.id, n)
-        token(row.id, n)
+        personal_codes.derive_personal_code(offer.code_as_written, offer.id, n)
+        token(offer.id, n)
 
     assert _rows() == before
 
 
 def test_a_redemption_by_a_personal_code_keeps_neither_code_nor_suffix(
-    offer: Callable[..., Offer], customer: Callable[..., Customer]
+    make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    row, ada = offer(personal_code_required=True), customer()
-    code = typed(row, ada)
+    offer, ada = make_offer(personal_code_required=True), make_customer()
+    code = typed(offer, ada)
 
     group_commit.redeem(RedemptionRequest(channel="form", code=code, email="ada@example.com"))
 

@@ -51,20 +51,20 @@ def test_a_process_that_dies_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_crowd_on_the_action_never_passes_a_cap(
-    offer: Callable[..., Offer], connection: psycopg.Connection, test_settings: Settings
+    make_offer: Callable[..., Offer], connection: psycopg.Connection, test_settings: Settings
 ) -> None:
     customers.fill(connection, CUSTOMERS)
-    capped = offer(max_redemptions=20)
+    capped = make_offer(max_redemptions=20)
     side = Action(test_settings.libpq_url, str(test_settings.instance_path), capped.code)
     done = peers_crowd.run(side, range(1, CUSTOMERS + 1), Crowd(2, 4))
     assert (done.redeemed, done.refused, done.failed) == (20, CUSTOMERS - 20, 0), done.why
 
 
 def test_a_crowd_takes_a_textbooks_way(
-    offer: Callable[..., Offer], connection: psycopg.Connection, test_settings: Settings
+    make_offer: Callable[..., Offer], connection: psycopg.Connection, test_settings: Settings
 ) -> None:
     customers.fill(connection, CUSTOMERS)
-    capped = offer(max_redemptions=20)
+    capped = make_offer(max_redemptions=20)
     side = Textbook(WAYS.index(ForUpdate), test_settings.libpq_url, capped.id, capped.code)
     done = peers_crowd.run(side, range(1, CUSTOMERS + 1), Crowd(1, 4))
     assert (done.redeemed, done.refused, done.failed) == (20, CUSTOMERS - 20, 0), done.why

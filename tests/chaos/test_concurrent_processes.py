@@ -112,9 +112,9 @@ def of(heard: list[Said], what: str) -> list[str]:
 
 
 def test_many_processes_sell_every_unit_of_a_cap_again_that_was_rolled_back(
-    app: Flask, crowd: Processes, offer: MakeOffer, emails: tuple[str, ...], shop: Shop
+    app: Flask, crowd: Processes, make_offer: MakeOffer, emails: tuple[str, ...], shop: Shop
 ) -> None:
-    code = offer(max_redemptions=CAP).code
+    code = make_offer(max_redemptions=CAP).code
     tills = [Till(n, code, emails, undoes=True) for n in range(3 * PROCESSES + 4)]
 
     with watched(app) as seen, ThreadPoolExecutor(4) as network:
@@ -140,12 +140,12 @@ def test_many_processes_sell_every_unit_of_a_cap_again_that_was_rolled_back(
 
 @pytest.mark.slow
 def test_of_many_processes_that_undo_the_same_redemptions_one_wins_each(
-    crowd: Processes, offer: MakeOffer, emails: tuple[str, ...]
+    crowd: Processes, make_offer: MakeOffer, emails: tuple[str, ...]
 ) -> None:
-    row = offer(max_redemptions=CAP)
-    asks = [RedemptionRequest(channel="api", code=row.code, email=email) for email in emails[:20]]
+    offer = make_offer(max_redemptions=CAP)
+    asks = [RedemptionRequest(channel="api", code=offer.code, email=email) for email in emails[:20]]
     assert not [answer for answer in redemption_actions.redeem_all(asks) if isinstance(answer, Exception)]
-    ids = tuple(done.public_id for done in redemption_queries.list_latest_redemptions(row.id, 20))
+    ids = tuple(done.public_id for done in redemption_queries.list_latest_redemptions(offer.id, 20))
 
     found = crowd.each(undo_all, [(ids, f"clerk {n}") for n in range(8)])
 
@@ -164,10 +164,10 @@ def _of(ask: RedemptionRequest) -> list[redemption_queries.RedemptionRecord]:
 
 @pytest.mark.slow
 def test_batches_of_many_processes_that_overlap_in_offers_and_customers_never_wait_in_a_circle(
-    crowd: Processes, offer: MakeOffer, emails: tuple[str, ...]
+    crowd: Processes, make_offer: MakeOffer, emails: tuple[str, ...]
 ) -> None:
     people = emails[:16]
-    codes = tuple(offer(f"CODE{n}", max_redemptions=12 if n % 2 else None).code for n in range(4))
+    codes = tuple(make_offer(f"CODE{n}", max_redemptions=12 if n % 2 else None).code for n in range(4))
     redemption_actions.redeem_all([RedemptionRequest(channel="api", code=code, email=emails[-1]) for code in codes])
     before = deadlocks()
     wholesalers = [Wholesaler(n, codes, people, rounds=25, batch=24) for n in range(3 * PROCESSES)]

@@ -30,7 +30,7 @@ def refusal(n: int) -> dict[str, str]:
 
 
 @pytest.fixture
-def log(app: Flask, offer: Callable[..., Offer]) -> Log:
+def log(app: Flask, make_offer: Callable[..., Offer]) -> Log:
     """A campaign that is done: two got it, and one each of what else there is. What its relay has written."""
     ids = create_customers(6)
     db.session.execute(
@@ -38,7 +38,7 @@ def log(app: Flask, offer: Callable[..., Offer]) -> Log:
             "insert into campaign (id, offer_id, subject, text, status, total, prepared_at, launched_at, finished_at) "
             "overriding system value values (1, :offer, 's', 't', 'done', 6, now(), now(), now())"
         ),
-        {"offer": offer().id},
+        {"offer": make_offer().id},
     )
     db.session.execute(
         text(

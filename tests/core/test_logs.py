@@ -240,8 +240,10 @@ def test_a_task_that_fails_says_so_once_and_which_it_was(test_settings: Settings
     assert "ada" not in stream.getvalue()
 
 
-def test_a_campaign_that_is_through_says_so(app: Flask, offer: Callable[..., Offer], test_settings: Settings) -> None:
-    campaign = Campaign(offer_id=offer().id, subject="s", text="t", status="sending", total=0)
+def test_a_campaign_that_is_through_says_so(
+    app: Flask, make_offer: Callable[..., Offer], test_settings: Settings
+) -> None:
+    campaign = Campaign(offer_id=make_offer().id, subject="s", text="t", status="sending", total=0)
     db.session.add(campaign)
     db.session.flush()
     db.session.execute(text("update campaign set prepared_at = now()"))
@@ -256,12 +258,12 @@ def test_a_campaign_that_is_through_says_so(app: Flask, offer: Callable[..., Off
 
 
 def test_whoever_takes_over_a_batch_says_so(
-    app: Flask, offer: Callable[..., Offer], customer: Callable[..., Customer], test_settings: Settings
+    app: Flask, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer], test_settings: Settings
 ) -> None:
-    campaign = Campaign(offer_id=offer().id, subject="s", text="t", status="sending", total=1)
+    campaign = Campaign(offer_id=make_offer().id, subject="s", text="t", status="sending", total=1)
     db.session.add(campaign)
     db.session.flush()
-    ids = [customer().id]
+    ids = [make_customer().id]
     batch = Batch(campaign_id=campaign.id, seq=0, first_id=ids[0], last_id=ids[0], gaps=encode_gaps(ids))
     batch.window_end, batch.status, batch.epoch = 1, "sending", 1
     db.session.add(batch)
@@ -278,10 +280,10 @@ def test_whoever_takes_over_a_batch_says_so(
 
 
 def test_each_campaign_that_the_relay_s_refusal_pauses_has_its_line_once(
-    app: Flask, offer: Callable[..., Offer], test_settings: Settings
+    app: Flask, make_offer: Callable[..., Offer], test_settings: Settings
 ) -> None:
     rows = [
-        Campaign(offer_id=offer(f"OFFER{n}").id, subject="s", text="t", status=status)
+        Campaign(offer_id=make_offer(f"OFFER{n}").id, subject="s", text="t", status=status)
         for n, status in enumerate(("sending", "done", "sending"))
     ]
     db.session.add_all(rows)

@@ -75,9 +75,9 @@ def test_two_processes_count_together(client: FlaskClient, second_app: Flask) ->
 
 
 def test_whoever_knows_the_password_may_sign_in_often(
-    client: FlaskClient, staff_user: Callable[..., StaffUser]
+    client: FlaskClient, make_staff_user: Callable[..., StaffUser]
 ) -> None:
-    staff_user("admin", email="ann@example.com").password_hash = passwords.hash_password("the password")
+    make_staff_user("admin", email="ann@example.com").password_hash = passwords.hash_password("the password")
     db.session.commit()
     answers = [
         guess(client, password=word).status_code for word in ["a guess"] * 9 + ["the password"] + ["a guess"] * 9

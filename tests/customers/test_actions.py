@@ -57,8 +57,10 @@ def test_every_field_that_is_wrong_is_told_at_once(app: Flask) -> None:
     ("values", "field"),
     [(CustomerValues("ADA@example.com"), "email"), (CustomerValues("b@example.com", source_id="C1"), "source_id")],
 )
-def test_what_another_customer_has_is_refused_at_its_field(customer: Make, values: CustomerValues, field: str) -> None:
-    customer("ada@example.com", source_id="C1")
+def test_what_another_customer_has_is_refused_at_its_field(
+    make_customer: Make, values: CustomerValues, field: str
+) -> None:
+    make_customer("ada@example.com", source_id="C1")
 
     with pytest.raises(DomainError) as refusal:
         customer_actions.create_customer(values, [], by="tests")
@@ -66,8 +68,8 @@ def test_what_another_customer_has_is_refused_at_its_field(customer: Make, value
     assert (refusal.value.key, refusal.value.errors[0].field) == ("conflict", field)
 
 
-def test_another_e_mail_keeps_the_customer(customer: Make) -> None:
-    ada = customer("ada@example.com")
+def test_another_e_mail_keeps_the_customer(make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
 
     customer_actions.update_customer(ada.id, CustomerValues("countess@example.com", "Ada"), [], by="tests")
 
@@ -77,8 +79,8 @@ def test_another_e_mail_keeps_the_customer(customer: Make) -> None:
     assert found.id == ada.id
 
 
-def test_a_change_sets_the_audiences_exactly(customer: Make) -> None:
-    ada = customer("ada@example.com")
+def test_a_change_sets_the_audiences_exactly(make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
     audience("Old", ada)
     new = audience("New")
 
@@ -87,16 +89,16 @@ def test_a_change_sets_the_audiences_exactly(customer: Make) -> None:
     assert [found.name for found in customer_queries.list_customer_audiences(ada.id)] == ["New"]
 
 
-def test_an_erased_customer_can_not_be_changed(customer: Make) -> None:
-    ada = customer("ada@example.com")
+def test_an_erased_customer_can_not_be_changed(make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
     customer_actions.erase_customer(ada.id, by="tests")
 
     with pytest.raises(NotFound):
         customer_actions.update_customer(ada.id, CustomerValues("ada@example.com"), [], by="tests")
 
 
-def test_a_change_is_in_the_trail_with_its_fields_and_without_the_person(customer: Make) -> None:
-    ada = customer("ada@example.com")
+def test_a_change_is_in_the_trail_with_its_fields_and_without_the_person(make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
     vip = audience("VIP")
 
     customer_actions.update_customer(
@@ -112,8 +114,8 @@ def test_a_change_is_in_the_trail_with_its_fields_and_without_the_person(custome
     )
 
 
-def test_what_changes_nothing_is_not_in_the_trail(customer: Make) -> None:
-    ada = customer("ada@example.com", source_id="C1")
+def test_what_changes_nothing_is_not_in_the_trail(make_customer: Make) -> None:
+    ada = make_customer("ada@example.com", source_id="C1")
     audience("VIP", ada)
 
     customer_actions.upsert_customer(CustomerValues("ada@example.com", None, None, "C1"), ["VIP"], by="tests")
@@ -134,8 +136,8 @@ def test_put_makes_a_customer_once(app: Flask) -> None:
     assert [found.name for found in customer_queries.list_customer_audiences(first.id)] == ["VIP"]
 
 
-def test_put_with_another_e_mail_keeps_the_customer_and_what_is_left_out(customer: Make) -> None:
-    ada = customer("ada@example.com", source_id="C1", name="Ada", locale="en")
+def test_put_with_another_e_mail_keeps_the_customer_and_what_is_left_out(make_customer: Make) -> None:
+    ada = make_customer("ada@example.com", source_id="C1", name="Ada", locale="en")
     audience("VIP", ada)
 
     found, _ = customer_actions.upsert_customer(
@@ -146,8 +148,8 @@ def test_put_with_another_e_mail_keeps_the_customer_and_what_is_left_out(custome
     assert [a.name for a in customer_queries.list_customer_audiences(ada.id)] == ["VIP"]
 
 
-def test_put_gives_a_known_e_mail_its_source_id(customer: Make) -> None:
-    ada = customer("ada@example.com")
+def test_put_gives_a_known_e_mail_its_source_id(make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
 
     found, is_new = customer_actions.upsert_customer(
         CustomerValues("ada@example.com", source_id="C1"), None, by="tests"
@@ -156,9 +158,9 @@ def test_put_gives_a_known_e_mail_its_source_id(customer: Make) -> None:
     assert (found.id, found.source_id, is_new) == (ada.id, "C1", False)
 
 
-def test_put_does_not_take_an_e_mail_from_another_customer(customer: Make) -> None:
-    customer("ada@example.com", source_id="C1")
-    customer("grace@example.com", source_id="C2")
+def test_put_does_not_take_an_e_mail_from_another_customer(make_customer: Make) -> None:
+    make_customer("ada@example.com", source_id="C1")
+    make_customer("grace@example.com", source_id="C2")
 
     for source_id in ("C2", "C3"):
         with pytest.raises(DomainError, match="Another customer has this email address"):
@@ -242,23 +244,23 @@ def test_an_audience_may_keep_its_own_name(app: Flask) -> None:
         ("ov", []),
     ],
 )
-def test_customers_are_found_by_the_beginning_of_what_one_knows(customer: Make, q: str, found: list[str]) -> None:
-    customer("ada@example.com", name="Ada Lovelace", source_id="C11")
-    customer("grace@example.com", name="Grace Hopper-Brewster", source_id="C12")
+def test_customers_are_found_by_the_beginning_of_what_one_knows(make_customer: Make, q: str, found: list[str]) -> None:
+    make_customer("ada@example.com", name="Ada Lovelace", source_id="C11")
+    make_customer("grace@example.com", name="Grace Hopper-Brewster", source_id="C12")
 
     assert [row.email for row in customer_queries.list_customers(q)] == found
 
 
-def test_names_are_found_in_any_script(customer: Make) -> None:
-    customer("a@example.com", name="Élodie Ñandú")
-    customer("b@example.com", name="Жанна")
+def test_names_are_found_in_any_script(make_customer: Make) -> None:
+    make_customer("a@example.com", name="Élodie Ñandú")
+    make_customer("b@example.com", name="Жанна")
 
     assert [row.email for row in customer_queries.list_customers("élo")] == ["a@example.com"]
     assert [row.email for row in customer_queries.list_customers("жан")] == ["b@example.com"]
 
 
-def test_pages_follow_each_other_both_ways(customer: Make) -> None:
-    ids = [customer(f"c{n}@example.com").id for n in range(5)]
+def test_pages_follow_each_other_both_ways(make_customer: Make) -> None:
+    ids = [make_customer(f"c{n}@example.com").id for n in range(5)]
 
     first = [row.id for row in customer_queries.list_customers(limit=2)]
     second = [row.id for row in customer_queries.list_customers(before=first[1], limit=2)]
@@ -269,16 +271,16 @@ def test_pages_follow_each_other_both_ways(customer: Make) -> None:
     assert back == [ids[4], ids[3]]
 
 
-def test_the_list_of_an_audience_has_only_its_members(customer: Make) -> None:
-    ada, _ = customer("ada@example.com"), customer("grace@example.com")
+def test_the_list_of_an_audience_has_only_its_members(make_customer: Make) -> None:
+    ada, _ = make_customer("ada@example.com"), make_customer("grace@example.com")
     vip = audience("VIP", ada)
 
     assert [row.id for row in customer_queries.list_customers("", vip.id)] == [ada.id]
     assert customer_queries.list_customers("grace", vip.id) == []
 
 
-def test_erased_customers_are_nowhere(customer: Make) -> None:
-    erased = customer("erased@example.com")
+def test_erased_customers_are_nowhere(make_customer: Make) -> None:
+    erased = make_customer("erased@example.com")
     customer_actions.erase_customer(erased.id, by="tests")
     vip = audience("VIP", erased)
 
@@ -293,8 +295,8 @@ def test_erased_customers_are_nowhere(customer: Make) -> None:
     assert customer_queries.count_customers() == customer_queries.CustomerCount(0, True)
 
 
-def test_an_audience_is_walked_by_id(customer: Make) -> None:
-    ids = [customer(f"c{n}@example.com").id for n in range(4)]
+def test_an_audience_is_walked_by_id(make_customer: Make) -> None:
+    ids = [make_customer(f"c{n}@example.com").id for n in range(4)]
     vip = audience("VIP", *(customer_queries.list_customers_by_ids(ids[1:])))
 
     assert customer_queries.list_customer_ids_after(None, ids[0], 2) == ids[1:3]
@@ -302,23 +304,23 @@ def test_an_audience_is_walked_by_id(customer: Make) -> None:
     assert customer_queries.list_customer_ids_after(vip.id, ids[2], 2) == ids[3:]
 
 
-def test_reach_tells_who_must_not_be_mailed(customer: Make) -> None:
-    _, grace = customer("ada@example.com"), customer("grace@example.com", suppressed="unsubscribed")
+def test_reach_tells_who_must_not_be_mailed(make_customer: Make) -> None:
+    _, grace = make_customer("ada@example.com"), make_customer("grace@example.com", suppressed="unsubscribed")
     vip = audience("VIP", grace)
 
     assert customer_queries.count_audience_members(None) == customer_queries.AudienceTotals(2, 1)
     assert customer_queries.count_audience_members(vip.id) == customer_queries.AudienceTotals(1, 1)
 
 
-def test_few_customers_are_counted_exactly(customer: Make) -> None:
-    customer("ada@example.com")
+def test_few_customers_are_counted_exactly(make_customer: Make) -> None:
+    make_customer("ada@example.com")
 
     assert customer_queries.count_customers() == customer_queries.CustomerCount(1, True)
 
 
-def test_audiences_are_listed_with_their_sizes(customer: Make) -> None:
+def test_audiences_are_listed_with_their_sizes(make_customer: Make) -> None:
     audience("Empty")
-    audience("VIP", customer("ada@example.com"))
+    audience("VIP", make_customer("ada@example.com"))
 
     assert [(row.name, row.member_count) for row in customer_queries.list_audience_summaries()] == [
         ("Empty", 0),
@@ -327,10 +329,10 @@ def test_audiences_are_listed_with_their_sizes(customer: Make) -> None:
 
 
 def test_a_large_audience_is_estimated_and_a_small_one_beside_it_counted(
-    customer: Make, monkeypatch: pytest.MonkeyPatch
+    make_customer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(customer_queries, "EXACT_COUNT_LIMIT", 10)
-    people = [customer(f"c{n}@example.com") for n in range(20)]
+    people = [make_customer(f"c{n}@example.com") for n in range(20)]
     audience("Everyone", *people)
     audience("Few", *people[:3])
     db.session.execute(text("analyze audience_member"))

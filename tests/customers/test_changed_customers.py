@@ -50,9 +50,11 @@ def edit(staff: FlaskClient, customer_id: int, **typed: object) -> Any:
 # --- another e-mail ------------------------------------------------------------------------------
 
 
-def test_another_e_mail_by_staff_frees_no_second_use(staff: FlaskClient, customer: Make, offer: MakeOffer) -> None:
-    ada = customer()
-    offer()
+def test_another_e_mail_by_staff_frees_no_second_use(
+    staff: FlaskClient, make_customer: Make, make_offer: MakeOffer
+) -> None:
+    ada = make_customer()
+    make_offer()
     group_commit.redeem(ask())
 
     edit(staff, ada.id, email="countess@example.com", locale="de", name="Countess")
@@ -64,9 +66,9 @@ def test_another_e_mail_by_staff_frees_no_second_use(staff: FlaskClient, custome
     assert (found.name, found.locale) == ("Countess", "de")
 
 
-def test_another_e_mail_by_json_frees_no_second_use(api: Any, customer: Make, offer: MakeOffer) -> None:
-    customer(source_id="C-1")
-    offer()
+def test_another_e_mail_by_json_frees_no_second_use(api: Any, make_customer: Make, make_offer: MakeOffer) -> None:
+    make_customer(source_id="C-1")
+    make_offer()
     group_commit.redeem(ask())
 
     answer = api.put("/api/v1/customers/C-1", json={"email": "countess@example.com"})
@@ -77,10 +79,10 @@ def test_another_e_mail_by_json_frees_no_second_use(api: Any, customer: Make, of
 
 
 def test_the_personal_link_and_the_receipt_go_on_with_another_e_mail(
-    client: FlaskClient, customer: Make, offer: MakeOffer
+    client: FlaskClient, make_customer: Make, make_offer: MakeOffer
 ) -> None:
-    ada, row = customer(), offer()
-    link = personal_links.build_personal_url(row.id, ada.id).removeprefix("http://localhost")
+    ada, offer = make_customer(), make_offer()
+    link = personal_links.build_personal_url(offer.id, ada.id).removeprefix("http://localhost")
     customer_actions.update_customer(ada.id, CustomerValues("countess@example.org", "Ada"), [], by="tests")
 
     used = client.post(link)
@@ -91,9 +93,9 @@ def test_the_personal_link_and_the_receipt_go_on_with_another_e_mail(
     assert redemption_queries.list_customer_redemptions(ada.id)[0].public_id in receipt.text
 
 
-def test_the_former_e_mail_may_become_somebody_elses_who_may_redeem(customer: Make, offer: MakeOffer) -> None:
-    ada = customer()
-    offer()
+def test_the_former_e_mail_may_become_somebody_elses_who_may_redeem(make_customer: Make, make_offer: MakeOffer) -> None:
+    ada = make_customer()
+    make_offer()
     group_commit.redeem(ask())
     customer_actions.update_customer(ada.id, CustomerValues("countess@example.com", "Ada"), [], by="tests")
 
@@ -102,9 +104,11 @@ def test_the_former_e_mail_may_become_somebody_elses_who_may_redeem(customer: Ma
     assert group_commit.redeem(ask()).customer_id == other.id != ada.id
 
 
-def test_somebody_elses_e_mail_is_told_at_the_field_and_the_typed_stays(staff: FlaskClient, customer: Make) -> None:
-    ada = customer()
-    customer("bob@example.com")
+def test_somebody_elses_e_mail_is_told_at_the_field_and_the_typed_stays(
+    staff: FlaskClient, make_customer: Make
+) -> None:
+    ada = make_customer()
+    make_customer("bob@example.com")
 
     answer = edit(staff, ada.id, email="BOB@example.com", name="Typed")
 
@@ -115,9 +119,9 @@ def test_somebody_elses_e_mail_is_told_at_the_field_and_the_typed_stays(staff: F
     assert customer_queries.find_customer_by_email("ada@example.com") is not None
 
 
-def test_somebody_elses_e_mail_by_json_is_a_conflict_at_the_field(api: Any, customer: Make) -> None:
-    customer(source_id="C-1")
-    customer("bob@example.com")
+def test_somebody_elses_e_mail_by_json_is_a_conflict_at_the_field(api: Any, make_customer: Make) -> None:
+    make_customer(source_id="C-1")
+    make_customer("bob@example.com")
 
     answer = api.put("/api/v1/customers/C-1", json={"email": "bob@example.com"})
 
@@ -154,8 +158,8 @@ def test_a_source_id_that_ends_like_another_call_is_a_source_id(api: Any, path: 
 
 
 @pytest.mark.parametrize("path", ["ada@example.com", "ada%40example.com"])
-def test_what_somebody_can_use_is_asked_by_e_mail(api: Any, customer: Make, path: str) -> None:
-    customer("ada@example.com", source_id="ada@example.com/offers")
+def test_what_somebody_can_use_is_asked_by_e_mail(api: Any, make_customer: Make, path: str) -> None:
+    make_customer("ada@example.com", source_id="ada@example.com/offers")
     assert api.get(f"/api/v1/customers/{path}/offers").json == {"offers": []}
 
 
@@ -167,20 +171,24 @@ def vip(app: object) -> Audience:
     return customer_actions.create_audience("VIP", by="tests")
 
 
-def test_an_offer_for_everyone_is_for_everyone_known_and_nobody_else(customer: Make, offer: MakeOffer) -> None:
-    customer()
-    offer()
+def test_an_offer_for_everyone_is_for_everyone_known_and_nobody_else(
+    make_customer: Make, make_offer: MakeOffer
+) -> None:
+    make_customer()
+    make_offer()
 
     assert refusal() is None
     assert refusal("stranger@example.com") == "customer_unknown"
 
 
-def test_an_offer_for_an_audience_is_for_its_members_alone(vip: Audience, customer: Make, offer: MakeOffer) -> None:
+def test_an_offer_for_an_audience_is_for_its_members_alone(
+    vip: Audience, make_customer: Make, make_offer: MakeOffer
+) -> None:
     other = customer_actions.create_audience("Others", by="tests")
     customer_actions.create_customer(CustomerValues("member@example.com"), [vip.id], by="tests")
     customer_actions.create_customer(CustomerValues("elsewhere@example.com"), [other.id], by="tests")
-    customer()
-    offer(audience_id=vip.id)
+    make_customer()
+    make_offer(audience_id=vip.id)
 
     assert refusal("member@example.com") is None
     assert refusal("elsewhere@example.com") == "customer_not_eligible"
@@ -188,10 +196,10 @@ def test_an_offer_for_an_audience_is_for_its_members_alone(vip: Audience, custom
 
 
 def test_who_joins_after_the_launch_may_redeem_and_is_mailed_by_the_next_campaign_only(
-    vip: Audience, offer: MakeOffer, with_settings: Callable[..., Settings]
+    vip: Audience, make_offer: MakeOffer, with_settings: Callable[..., Settings]
 ) -> None:
     customer_actions.create_customer(CustomerValues("early@example.com"), [vip.id], by="tests")
-    first, second = offer("SUMMER25", audience_id=vip.id), offer("WINTER", audience_id=vip.id)
+    first, second = make_offer("SUMMER25", audience_id=vip.id), make_offer("WINTER", audience_id=vip.id)
     preparation.prepare_campaign(launch_actions.launch_announcement(first.id, "tests").campaign.id)
     customer_actions.create_customer(CustomerValues("late@example.com"), [vip.id], by="tests")
 
@@ -208,10 +216,10 @@ def test_who_joins_after_the_launch_may_redeem_and_is_mailed_by_the_next_campaig
 
 
 def test_staff_add_one_customer_to_an_audience(
-    staff: FlaskClient, vip: Audience, customer: Make, offer: MakeOffer
+    staff: FlaskClient, vip: Audience, make_customer: Make, make_offer: MakeOffer
 ) -> None:
-    ada = customer()
-    offer(audience_id=vip.id)
+    ada = make_customer()
+    make_offer(audience_id=vip.id)
     assert refusal() == "customer_not_eligible"
 
     edit(staff, ada.id, audiences=[vip.id])
@@ -220,9 +228,11 @@ def test_staff_add_one_customer_to_an_audience(
     assert refusal() is None
 
 
-def test_staff_remove_one_customer_who_may_then_not_redeem(staff: FlaskClient, vip: Audience, offer: MakeOffer) -> None:
+def test_staff_remove_one_customer_who_may_then_not_redeem(
+    staff: FlaskClient, vip: Audience, make_offer: MakeOffer
+) -> None:
     ada = customer_actions.create_customer(CustomerValues("ada@example.com"), [vip.id], by="tests")
-    offer(audience_id=vip.id)
+    make_offer(audience_id=vip.id)
 
     edit(staff, ada.id)
 
@@ -230,23 +240,23 @@ def test_staff_remove_one_customer_who_may_then_not_redeem(staff: FlaskClient, v
 
 
 def test_removing_from_an_audience_leaves_what_was_redeemed(
-    staff: FlaskClient, client: FlaskClient, vip: Audience, offer: MakeOffer
+    staff: FlaskClient, client: FlaskClient, vip: Audience, make_offer: MakeOffer
 ) -> None:
     ada = customer_actions.create_customer(CustomerValues("ada@example.com"), [vip.id], by="tests")
-    row = offer(audience_id=vip.id)
+    offer = make_offer(audience_id=vip.id)
     done = group_commit.redeem(ask())
 
     edit(staff, ada.id)
 
-    assert redemption_queries.count_redemptions([row.id]) == {row.id: 1}
+    assert redemption_queries.count_redemptions([offer.id]) == {offer.id: 1}
     assert refusal() == "already_redeemed"
-    receipt = client.get(personal_links.build_personal_url(row.id, ada.id).removeprefix("http://localhost"))
+    receipt = client.get(personal_links.build_personal_url(offer.id, ada.id).removeprefix("http://localhost"))
     assert done.public_id in receipt.text
 
 
-def test_joining_again_frees_no_second_use(vip: Audience, offer: MakeOffer) -> None:
+def test_joining_again_frees_no_second_use(vip: Audience, make_offer: MakeOffer) -> None:
     ada = customer_actions.create_customer(CustomerValues("ada@example.com"), [vip.id], by="tests")
-    offer(audience_id=vip.id)
+    make_offer(audience_id=vip.id)
     group_commit.redeem(ask())
 
     for audiences in ([], [vip.id]):
@@ -256,14 +266,14 @@ def test_joining_again_frees_no_second_use(vip: Audience, offer: MakeOffer) -> N
 
 
 def test_who_leaves_an_audience_while_its_mail_is_on_the_way_is_not_in_the_next_one(
-    vip: Audience, offer: MakeOffer
+    vip: Audience, make_offer: MakeOffer
 ) -> None:
     ada = customer_actions.create_customer(CustomerValues("ada@example.com"), [vip.id], by="tests")
     customer_actions.create_customer(CustomerValues("bob@example.com"), [vip.id], by="tests")
-    row = offer(audience_id=vip.id)
+    offer = make_offer(audience_id=vip.id)
     customer_actions.update_customer(ada.id, CustomerValues("ada@example.com"), [], by="tests")
 
-    campaign = launch_actions.launch_announcement(row.id, "tests").campaign
+    campaign = launch_actions.launch_announcement(offer.id, "tests").campaign
     preparation.prepare_campaign(campaign.id)
 
     assert db.session.execute(text("select total from campaign")).scalar_one() == 1
@@ -281,8 +291,8 @@ def test_a_put_joins_an_audience_as_a_row_of_an_import_does(api: Any, vip: Audie
     assert both.json["audiences"] == ["VIP"]
 
 
-def test_a_put_that_joins_makes_the_audience_and_is_in_the_trail(api: Any, customer: Make) -> None:
-    ada = customer(source_id="C-1")
+def test_a_put_that_joins_makes_the_audience_and_is_in_the_trail(api: Any, make_customer: Make) -> None:
+    ada = make_customer(source_id="C-1")
 
     api.put("/api/v1/customers/C-1", json={"email": "ada@example.com", "audience": " New  people "})
 
@@ -306,10 +316,10 @@ def test_an_audience_that_can_not_be_is_told_at_its_field(api: Any, name: str, p
 
 
 def test_every_file_that_is_taken_out_is_in_the_trail_without_naming_anybody(
-    staff: FlaskClient, customer: Make, offer: MakeOffer
+    staff: FlaskClient, make_customer: Make, make_offer: MakeOffer
 ) -> None:
-    ada = customer()
-    row = offer()
+    ada = make_customer()
+    offer = make_offer()
     group_commit.redeem(ask())
 
     staff.get("/redemptions.csv")
@@ -322,13 +332,13 @@ def test_every_file_that_is_taken_out_is_in_the_trail_without_naming_anybody(
     ] * 3
     assert [entry.detail for entry in entries] == [
         None,
-        {"offer_id": row.id, "customer_id": ada.id, "channel": "form", "since": "2026-01-01T00:00:00+00:00"},
+        {"offer_id": offer.id, "customer_id": ada.id, "channel": "form", "since": "2026-01-01T00:00:00+00:00"},
         {"found": "nothing"},
     ]
 
 
-def test_taking_out_refused_rows_is_in_the_trail(staff: FlaskClient, imported: Callable[..., Any]) -> None:
-    row = imported("email\nada@@example.com\n")
+def test_taking_out_refused_rows_is_in_the_trail(staff: FlaskClient, import_file: Callable[..., Any]) -> None:
+    row = import_file("email\nada@@example.com\n")
 
     assert "ada@@example.com" in staff.get(f"/customers/imports/{row.id}/rejected.csv").text
 
@@ -336,7 +346,7 @@ def test_taking_out_refused_rows_is_in_the_trail(staff: FlaskClient, imported: C
     assert db.session.scalars(found).all() == [f"import {row.id}"]
 
 
-def test_the_trail_leads_to_the_customer(sign_in: Callable[..., FlaskClient], customer: Make) -> None:
+def test_the_trail_leads_to_the_customer(sign_in: Callable[..., FlaskClient], make_customer: Make) -> None:
     ada = customer_actions.create_customer(CustomerValues("ada@example.com"), [], by="tests")
 
     page = sign_in("admin").get("/settings/audit").text

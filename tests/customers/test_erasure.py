@@ -48,9 +48,9 @@ def everything() -> str:
 
 
 @pytest.fixture
-def ada(offer: MakeOffer, imported: Import, app: Flask) -> Customer:
+def ada(make_offer: MakeOffer, import_file: Import, app: Flask) -> Customer:
     """Ada with traces everywhere: imported, changed, refused rows, mailed with trouble, redeemed twice, once undone."""
-    imported(
+    import_file(
         "email,name,source_id,locale,audience\n"
         "ada@example.com,Ada Lovelace,C-1815,en-GB,Poets\n"
         "bob@example.com,Bob,C-2,,\n"
@@ -63,7 +63,7 @@ def ada(offer: MakeOffer, imported: Import, app: Flask) -> Customer:
     )
     customer_actions.upsert_customer(CustomerValues("ada@example.com", None, None, "C-1815"), ["Poets"], by="tests")
     for code in ("SUMMER25", "WINTER"):
-        offer(code, max_redemptions=10)
+        make_offer(code, max_redemptions=10)
         campaign = launch_actions.launch_announcement(
             db.session.scalars(select(Offer.id).where(Offer.code == code)).one(), "tests"
         )
@@ -157,10 +157,10 @@ def test_the_row_of_an_erased_customer_takes_no_name_again(ada: Customer) -> Non
     db.session.rollback()
 
 
-def test_an_import_of_the_same_e_mail_makes_somebody_new(ada: Customer, imported: Import) -> None:
+def test_an_import_of_the_same_e_mail_makes_somebody_new(ada: Customer, import_file: Import) -> None:
     customer_actions.erase_customer(ada.id, by="tests")
 
-    imported("email,source_id\nada@example.com,C-1815\n")
+    import_file("email,source_id\nada@example.com,C-1815\n")
 
     found = customer_queries.find_customer_by_email("ada@example.com")
     assert found is not None
@@ -179,10 +179,10 @@ def test_what_stands_for_the_e_mail_can_not_be_typed(ada: Customer, given: str) 
         customer_actions.create_customer(CustomerValues(given), [], by="tests")
 
 
-def test_the_refused_rows_of_others_are_left_alone(imported: Import, customer: Make) -> None:
-    ada = customer("ada@example.com")
+def test_the_refused_rows_of_others_are_left_alone(import_file: Import, make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
     long = "x" * 201
-    row = imported(
+    row = import_file(
         f"email,name\nada@example.com,{long}\nbada@example.com,{long}\nada@example.com.au,{long}\n+ADA@EXAMPLE.COM,{long}\n"
         f'"Ada <ADA@Example.com>",x\n'
     )
@@ -310,10 +310,12 @@ def test_json_of_a_redemption_gives_no_e_mail_for_an_erased_customer(api: Any, a
 # --- at the same time ----------------------------------------------------------------------------
 
 
-def test_erasing_while_redeeming_fails_nobody_and_leaves_no_half_state(customer: Make, offer: MakeOffer) -> None:
-    offer(max_redemptions=100)
+def test_erasing_while_redeeming_fails_nobody_and_leaves_no_half_state(
+    make_customer: Make, make_offer: MakeOffer
+) -> None:
+    make_offer(max_redemptions=100)
     running: Any = current_app._get_current_object()  # type: ignore[attr-defined]
-    people = [customer(f"c{n}@example.com").id for n in range(12)]
+    people = [make_customer(f"c{n}@example.com").id for n in range(12)]
     start = threading.Barrier(2 * len(people))
     answers: list[str] = []
     failures: list[BaseException] = []
@@ -369,8 +371,8 @@ def test_what_was_written_at_the_very_moment_is_emptied_by_the_sweep(ada: Custom
     assert customer_queries.list_customer_audiences(ada.id) == []
 
 
-def test_a_put_at_the_very_moment_makes_somebody_new(customer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    ada = customer("ada@example.com", source_id="C1")
+def test_a_put_at_the_very_moment_makes_somebody_new(make_customer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada = make_customer("ada@example.com", source_id="C1")
     looked_up = customer_queries.find_customer_by_source_id
 
     def erased_between(source_id: str) -> Customer | None:
@@ -394,8 +396,8 @@ def test_a_put_at_the_very_moment_makes_somebody_new(customer: Make, monkeypatch
     assert (found.id != ada.id, is_new) == (True, True)
 
 
-def test_refused_rows_are_dropped_after_three_months_and_their_number_stays(imported: Import) -> None:
-    old, new = imported("email\nada@@example.com\n"), imported("email\nbob@@example.com\n")
+def test_refused_rows_are_dropped_after_three_months_and_their_number_stays(import_file: Import) -> None:
+    old, new = import_file("email\nada@@example.com\n"), import_file("email\nbob@@example.com\n")
     old.finished_at = datetime.now(UTC) - timedelta(days=91)
     db.session.commit()
 
@@ -408,10 +410,10 @@ def test_refused_rows_are_dropped_after_three_months_and_their_number_stays(impo
 
 
 def test_an_import_that_was_waiting_brings_an_erased_customer_back_as_somebody_new(
-    received: Callable[..., int], customer: Make
+    receive_file: Callable[..., int], make_customer: Make
 ) -> None:
-    ada = customer("ada@example.com")
-    waiting = received("email\nada@example.com\n")
+    ada = make_customer("ada@example.com")
+    waiting = receive_file("email\nada@example.com\n")
     customer_actions.erase_customer(ada.id, by="tests")
 
     import_actions.run_import(waiting)

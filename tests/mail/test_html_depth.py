@@ -71,8 +71,8 @@ def test_long_html_in_which_ends_are_left_out_is_taken(app: Flask, source: str) 
     assert design.finish_custom_html(parse_template(source), shop_queries.default_shop())
 
 
-def test_a_mail_stored_before_fails_in_words(app: Flask, offer: Callable[..., Offer]) -> None:
-    campaign = launch_to(offer, ["c0@example.com"])
+def test_a_mail_stored_before_fails_in_words(app: Flask, make_offer: Callable[..., Offer]) -> None:
+    campaign = launch_to(make_offer, ["c0@example.com"])
     stored = db.session.get_one(Campaign, campaign.id)
     stored.html = DEEP
     db.session.commit()
@@ -86,9 +86,9 @@ def test_a_mail_stored_before_fails_in_words(app: Flask, offer: Callable[..., Of
 
 
 def test_its_mails_are_failed_and_the_worker_goes_on(
-    app: Flask, offer: Callable[..., Offer], with_settings: Callable[..., object]
+    app: Flask, make_offer: Callable[..., Offer], with_settings: Callable[..., object]
 ) -> None:
-    campaign = launch_to(offer, ["c0@example.com"])
+    campaign = launch_to(make_offer, ["c0@example.com"])
     db.session.get_one(Campaign, campaign.id).html = DEEP
     db.session.commit()
     with smtp_relay.running() as relay:

@@ -48,11 +48,11 @@ def scrape(api: FlaskClient) -> Values:
 
 
 @pytest.fixture
-def mailing(offer: Callable[..., Offer], customer: Callable[..., Customer]) -> Campaign:
+def mailing(make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]) -> Campaign:
     """Five recipients: two mails sent, one failed, one put off, one not tried yet."""
-    people = [customer(f"someone{n}@example.com") for n in range(5)]
+    people = [make_customer(f"someone{n}@example.com") for n in range(5)]
     long_ago = datetime.now(UTC) - timedelta(hours=1)
-    campaign = Campaign(offer_id=offer("SECRETCODE").id, subject="s", text="t", status="sending", total=5)
+    campaign = Campaign(offer_id=make_offer("SECRETCODE").id, subject="s", text="t", status="sending", total=5)
     campaign.launched_at = campaign.sending_since = long_ago
     db.session.add(campaign)
     db.session.flush()
@@ -139,10 +139,10 @@ def test_what_a_campaign_suffers_from_is_told(api: FlaskClient, mailing: Campaig
     assert told() == (0, 0)
 
 
-def test_only_so_many_campaigns_are_told_of_one_by_one(api: FlaskClient, offer: Callable[..., Offer]) -> None:
+def test_only_so_many_campaigns_are_told_of_one_by_one(api: FlaskClient, make_offer: Callable[..., Offer]) -> None:
     for n in range(monitoring_queries.DETAIL_LIMIT + 3):
-        db.session.add(Campaign(offer_id=offer(f"CODE{n}").id, subject="s", text="t", status="sending", total=0))
-    db.session.add(Campaign(offer_id=offer("OVER").id, subject="s", text="t", status="done", total=0))
+        db.session.add(Campaign(offer_id=make_offer(f"CODE{n}").id, subject="s", text="t", status="sending", total=0))
+    db.session.add(Campaign(offer_id=make_offer("OVER").id, subject="s", text="t", status="done", total=0))
     db.session.commit()
 
     told = {labels[0] for name, labels in scrape(api) if name == "onecode_campaign_mails"}
@@ -152,11 +152,11 @@ def test_only_so_many_campaigns_are_told_of_one_by_one(api: FlaskClient, offer: 
 
 
 def test_redemptions_misses_and_imports_are_those_in_the_rows(
-    api: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    api: FlaskClient, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    mine = offer()
+    mine = make_offer()
     for n in range(3):
-        customer(f"someone{n}@example.com")
+        make_customer(f"someone{n}@example.com")
         body = {"code": mine.code, "customer": {"email": f"someone{n}@example.com"}}
         made = api.post("/api/v1/redemptions", json=body)
         assert made.status_code == 201

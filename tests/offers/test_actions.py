@@ -125,35 +125,35 @@ def test_a_full_discount_and_a_hundredth_of_a_percent_are_taken(app: Flask) -> N
         assert offer.percent == Decimal(percent)
 
 
-def test_the_second_of_two_tabs_is_told_and_overwrites_nothing(offer: Callable[..., Offer]) -> None:
-    row = offer()
-    offer_actions.update_offer(row.id, {"name": "From the first tab"}, version=1, by="ann")
+def test_the_second_of_two_tabs_is_told_and_overwrites_nothing(make_offer: Callable[..., Offer]) -> None:
+    offer = make_offer()
+    offer_actions.update_offer(offer.id, {"name": "From the first tab"}, version=1, by="ann")
 
     with pytest.raises(DomainError) as error:
-        offer_actions.update_offer(row.id, {"name": "From the second tab"}, version=1, by="bob")
+        offer_actions.update_offer(offer.id, {"name": "From the second tab"}, version=1, by="bob")
     db.session.rollback()
 
-    assert (error.value.key, row.name) == ("conflict", "From the first tab")
+    assert (error.value.key, offer.name) == ("conflict", "From the first tab")
 
 
-def test_a_change_raises_the_version_and_leaves_a_trail(offer: Callable[..., Offer]) -> None:
-    changed = offer_actions.update_offer(offer().id, {"name": "Autumn"}, version=1, by="ann")
+def test_a_change_raises_the_version_and_leaves_a_trail(make_offer: Callable[..., Offer]) -> None:
+    changed = offer_actions.update_offer(make_offer().id, {"name": "Autumn"}, version=1, by="ann")
 
     entry = db.session.scalars(select(AuditEntry)).one()
     assert (changed.version, entry.action, entry.detail) == (2, "offer.changed", {"fields": ["name"]})
 
 
-def test_saving_without_a_change_changes_nothing(offer: Callable[..., Offer]) -> None:
-    row = offer()
+def test_saving_without_a_change_changes_nothing(make_offer: Callable[..., Offer]) -> None:
+    offer = make_offer()
 
-    assert offer_actions.update_offer(row.id, {"name": row.name}, version=1, by="ann").version == 1
+    assert offer_actions.update_offer(offer.id, {"name": offer.name}, version=1, by="ann").version == 1
 
 
-def test_an_offer_that_nobody_has_seen_may_change_in_everything(offer: Callable[..., Offer]) -> None:
+def test_an_offer_that_nobody_has_seen_may_change_in_everything(make_offer: Callable[..., Offer]) -> None:
     discount = Discount("amount", amount=500, currency="EUR")
 
     changed = offer_actions.update_offer(
-        offer().id, {"discount": discount, "code": "NEW-CODE", "max_redemptions": 5}, version=1, by="ann"
+        make_offer().id, {"discount": discount, "code": "NEW-CODE", "max_redemptions": 5}, version=1, by="ann"
     )
 
     assert (changed.discount, changed.code, changed.max_redemptions) == (discount, "NEWCODE", 5)
@@ -168,22 +168,24 @@ def test_an_offer_that_nobody_has_seen_may_change_in_everything(offer: Callable[
         ({"max_redemptions": 10}, "max_redemptions"),
     ],
 )
-def test_once_frozen_what_was_promised_stays(offer: Callable[..., Offer], changes: dict[str, Any], field: str) -> None:
-    row = offer()
-    offer_actions.freeze_offer(row.id)
+def test_once_frozen_what_was_promised_stays(
+    make_offer: Callable[..., Offer], changes: dict[str, Any], field: str
+) -> None:
+    offer = make_offer()
+    offer_actions.freeze_offer(offer.id)
     db.session.commit()
 
     with pytest.raises(InvalidInput) as error:
-        offer_actions.update_offer(row.id, changes, version=1, by="ann")
+        offer_actions.update_offer(offer.id, changes, version=1, by="ann")
     assert key_of(error) == (field, "frozen")
 
 
-def test_once_frozen_the_name_and_the_window_may_still_change(offer: Callable[..., Offer]) -> None:
-    row = offer(frozen_at=NOW, max_redemptions=5, redeemed=3)
-    end = row.ends_at + timedelta(days=9) if row.ends_at else None
+def test_once_frozen_the_name_and_the_window_may_still_change(make_offer: Callable[..., Offer]) -> None:
+    offer = make_offer(frozen_at=NOW, max_redemptions=5, redeemed=3)
+    end = offer.ends_at + timedelta(days=9) if offer.ends_at else None
 
     changed = offer_actions.update_offer(
-        row.id, {"name": "Longer", "ends_at": end, "max_redemptions": 3}, version=1, by="ann"
+        offer.id, {"name": "Longer", "ends_at": end, "max_redemptions": 3}, version=1, by="ann"
     )
 
     assert (changed.name, changed.ends_at, changed.max_redemptions) == ("Longer", end, 3)
@@ -191,35 +193,35 @@ def test_once_frozen_the_name_and_the_window_may_still_change(offer: Callable[..
 
 @pytest.mark.parametrize(("cap", "key"), [(2, "cap_below_redeemed"), (None, "frozen")])
 def test_once_frozen_a_cap_falls_not_below_what_is_used_and_is_not_removed(
-    offer: Callable[..., Offer], cap: int | None, key: str
+    make_offer: Callable[..., Offer], cap: int | None, key: str
 ) -> None:
-    row = offer(frozen_at=NOW, max_redemptions=5, redeemed=3)
+    offer = make_offer(frozen_at=NOW, max_redemptions=5, redeemed=3)
 
     with pytest.raises(InvalidInput) as error:
-        offer_actions.update_offer(row.id, {"max_redemptions": cap}, version=1, by="ann")
+        offer_actions.update_offer(offer.id, {"max_redemptions": cap}, version=1, by="ann")
     assert key_of(error) == ("max_redemptions", key)
 
 
-def test_freezing_happens_once(offer: Callable[..., Offer]) -> None:
-    row = offer()
+def test_freezing_happens_once(make_offer: Callable[..., Offer]) -> None:
+    offer = make_offer()
 
-    assert [offer_actions.freeze_offer(row.id), offer_actions.freeze_offer(row.id)] == [True, False]
+    assert [offer_actions.freeze_offer(offer.id), offer_actions.freeze_offer(offer.id)] == [True, False]
 
 
-def test_a_code_taken_by_a_change_is_refused(offer: Callable[..., Offer]) -> None:
-    offer("FIRST")
-    second = offer("SECOND")
+def test_a_code_taken_by_a_change_is_refused(make_offer: Callable[..., Offer]) -> None:
+    make_offer("FIRST")
+    second = make_offer("SECOND")
 
     with pytest.raises(InvalidInput) as error:
         offer_actions.update_offer(second.id, {"code": "first"}, version=1, by="ann")
     assert key_of(error) == ("code", "code_taken")
 
 
-def test_pausing_twice_and_resuming_twice_is_as_good_as_once(offer: Callable[..., Offer]) -> None:
-    row = offer()
+def test_pausing_twice_and_resuming_twice_is_as_good_as_once(make_offer: Callable[..., Offer]) -> None:
+    offer = make_offer()
 
     versions = [
-        act(row.id, by="ann").version
+        act(offer.id, by="ann").version
         for act in (
             offer_actions.pause_offer,
             offer_actions.pause_offer,
@@ -228,7 +230,7 @@ def test_pausing_twice_and_resuming_twice_is_as_good_as_once(offer: Callable[...
         )
     ]
 
-    assert (versions, row.paused_at) == ([2, 2, 3, 3], None)
+    assert (versions, offer.paused_at) == ([2, 2, 3, 3], None)
 
 
 def test_an_offer_that_is_not_there_can_not_be_changed(app: Flask) -> None:
@@ -246,15 +248,15 @@ STATES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_the_database_and_python_agree_about_states(offer: Callable[..., Offer], state: Any) -> None:
-    rows = {name: offer(name.replace("_", ""), **values) for name, values in STATES.items()}
+def test_the_database_and_python_agree_about_states(make_offer: Callable[..., Offer], state: Any) -> None:
+    rows = {name: make_offer(name.replace("_", ""), **values) for name, values in STATES.items()}
 
     assert [row.id for row in offer_queries.list_offers(state=state)] == [rows[state].id]
     assert rows[state].state(offer_queries.database_now()) == state
 
 
-def test_pages_follow_one_another_in_both_directions(offer: Callable[..., Offer]) -> None:
-    made = [offer(f"CODE{n}").id for n in range(5)]
+def test_pages_follow_one_another_in_both_directions(make_offer: Callable[..., Offer]) -> None:
+    made = [make_offer(f"CODE{n}").id for n in range(5)]
 
     first = offer_queries.list_offers(limit=2)
     second = offer_queries.list_offers(limit=2, before_id=first[1].id)
@@ -266,8 +268,8 @@ def test_pages_follow_one_another_in_both_directions(offer: Callable[..., Offer]
 
 
 @pytest.mark.parametrize(("typed", "found"), [("summ", 2), ("SUMMER-2", 1), ("%", 0), ("ä", 0), ("a\0", 1), ("", 2)])
-def test_offers_are_searched_by_name_and_code(offer: Callable[..., Offer], typed: str, found: int) -> None:
-    offer("SUMMER25", name="Hot days")
-    offer("WINTER", name="Summit")
+def test_offers_are_searched_by_name_and_code(make_offer: Callable[..., Offer], typed: str, found: int) -> None:
+    make_offer("SUMMER25", name="Hot days")
+    make_offer("WINTER", name="Summit")
 
     assert len(offer_queries.list_offers(typed)) == found

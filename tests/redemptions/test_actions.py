@@ -37,8 +37,8 @@ from webapp.redemptions.rules import Order, RedemptionRequest
 ADA = RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com")
 
 
-def test_a_redemption_is_a_row(offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(), customer()
+def test_a_redemption_is_a_row(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    make_offer(), make_customer()
 
     done = group_commit.redeem(ADA)
 
@@ -47,8 +47,8 @@ def test_a_redemption_is_a_row(offer: MakeOffer, customer: MakeCustomer) -> None
     assert count_redemptions() == 1
 
 
-def test_what_was_answered_is_what_is_on_disk(offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(), customer()
+def test_what_was_answered_is_what_is_on_disk(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    make_offer(), make_customer()
     ask = replace(ADA, order=Order("A-1", 4999, "EUR"), metadata={"till": 7}, channel="api", api_key_id=1)
 
     done = group_commit.redeem(ask)
@@ -59,8 +59,8 @@ def test_what_was_answered_is_what_is_on_disk(offer: MakeOffer, customer: MakeCu
     assert (found.row.discount_amount, found.row.order_metadata) == (1250, {"till": 7})
 
 
-def test_a_second_use_is_refused(offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(), customer()
+def test_a_second_use_is_refused(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    make_offer(), make_customer()
     group_commit.redeem(ADA)
 
     assert refusal_key(ADA) == "already_redeemed"
@@ -81,36 +81,40 @@ def test_a_second_use_is_refused(offer: MakeOffer, customer: MakeCustomer) -> No
     ],
 )
 def test_a_refusal_names_its_reason_and_writes_nothing(
-    offer: MakeOffer, customer: MakeCustomer, values: dict[str, Any], reason: str
+    make_offer: MakeOffer, make_customer: MakeCustomer, values: dict[str, Any], reason: str
 ) -> None:
-    row = offer(**values)
-    customer()
+    offer = make_offer(**values)
+    make_customer()
 
     assert refusal_key(ADA) == reason
     assert count_redemptions() == 0
-    assert redeemed_counter(row.id) == values.get("redeemed", 0)
+    assert redeemed_counter(offer.id) == values.get("redeemed", 0)
 
 
-def test_an_unknown_code_and_an_unknown_customer_are_refused(offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(), customer()
+def test_an_unknown_code_and_an_unknown_customer_are_refused(
+    make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    make_offer(), make_customer()
 
     assert refusal_key(replace(ADA, code="WINTER")) == "not_found"
     assert refusal_key(replace(ADA, email="bob@example.com")) == "customer_unknown"
 
 
-def test_an_erased_customer_is_unknown(offer: MakeOffer, customer: MakeCustomer) -> None:
-    row, erased = offer(), customer()
+def test_an_erased_customer_is_unknown(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    offer, erased = make_offer(), make_customer()
     customer_actions.erase_customer(erased.id, by="tests")
 
-    assert refusal_key(RedemptionRequest(channel="link", offer_id=row.id, customer_id=erased.id)) == "customer_unknown"
+    assert (
+        refusal_key(RedemptionRequest(channel="link", offer_id=offer.id, customer_id=erased.id)) == "customer_unknown"
+    )
 
 
-def test_only_members_of_the_audience_may_redeem(offer: MakeOffer, customer: MakeCustomer) -> None:
+def test_only_members_of_the_audience_may_redeem(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
     audience = Audience(name="Regulars")
     db.session.add(audience)
     db.session.flush()
-    offer(audience_id=audience.id)
-    ada = customer()
+    make_offer(audience_id=audience.id)
+    ada = make_customer()
     assert refusal_key(ADA) == "customer_not_eligible"
     db.session.add(AudienceMember(audience_id=audience.id, customer_id=ada.id))
     db.session.commit()
@@ -118,82 +122,86 @@ def test_only_members_of_the_audience_may_redeem(offer: MakeOffer, customer: Mak
     assert group_commit.redeem(ADA).customer_id == ada.id
 
 
-def test_a_customer_is_found_by_the_id_of_the_shop(offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer()
-    ada = customer(source_id="C-1")
+def test_a_customer_is_found_by_the_id_of_the_shop(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    make_offer()
+    ada = make_customer(source_id="C-1")
 
     assert group_commit.redeem(RedemptionRequest(channel="api", code="SUMMER25", source_id="C-1")).customer_id == ada.id
 
 
-def test_a_personal_code_works_with_its_own_customer_alone(offer: MakeOffer, customer: MakeCustomer) -> None:
-    row = offer(personal_code_required=True)
-    ada = customer()
-    customer("bob@example.com")
-    code = personal_codes.derive_personal_code("SUMMER25", row.id, ada.id).replace("-", "")
+def test_a_personal_code_works_with_its_own_customer_alone(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    offer = make_offer(personal_code_required=True)
+    ada = make_customer()
+    make_customer("bob@example.com")
+    code = personal_codes.derive_personal_code("SUMMER25", offer.id, ada.id).replace("-", "")
 
     assert refusal_key(replace(ADA, code=code, email="bob@example.com")) == "personal_code_required"
     assert group_commit.redeem(replace(ADA, code=code)).customer_id == ada.id
 
 
-def test_a_wrong_personal_code_is_refused_also_where_none_is_required(offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(), customer()
+def test_a_wrong_personal_code_is_refused_also_where_none_is_required(
+    make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    make_offer(), make_customer()
 
     assert refusal_key(replace(ADA, code="SUMMER25AAAAAAAA")) == "personal_code_required"
 
 
-def test_an_exact_shared_code_wins_over_a_personal_one(offer: MakeOffer, customer: MakeCustomer) -> None:
-    row, ada = offer(), customer()
-    clash = personal_codes.derive_personal_code("SUMMER25", row.id, ada.id)
-    exact = offer(clash)
+def test_an_exact_shared_code_wins_over_a_personal_one(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    offer, ada = make_offer(), make_customer()
+    clash = personal_codes.derive_personal_code("SUMMER25", offer.id, ada.id)
+    exact = make_offer(clash)
 
     assert group_commit.redeem(replace(ADA, code=exact.code)).offer_id == exact.id
 
 
 def test_the_first_redemption_freezes_the_offer_and_later_ones_leave_it(
-    offer: MakeOffer, customer: MakeCustomer
+    make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    row = offer()
-    customer(), customer("bob@example.com")
+    offer = make_offer()
+    make_customer(), make_customer("bob@example.com")
     group_commit.redeem(ADA)
-    db.session.refresh(row)
-    frozen_at, version = row.frozen_at, db.session.execute(text("select xmin::text from offer")).scalar_one()
+    db.session.refresh(offer)
+    frozen_at, version = offer.frozen_at, db.session.execute(text("select xmin::text from offer")).scalar_one()
     group_commit.redeem(replace(ADA, email="bob@example.com"))
 
     assert frozen_at is not None
     assert db.session.execute(text("select xmin::text from offer")).scalar_one() == version
 
 
-def test_a_refusal_freezes_nothing(offer: MakeOffer) -> None:
-    row = offer()
+def test_a_refusal_freezes_nothing(make_offer: MakeOffer) -> None:
+    offer = make_offer()
     refusal_key(ADA)
 
-    db.session.refresh(row)
-    assert row.frozen_at is None
+    db.session.refresh(offer)
+    assert offer.frozen_at is None
 
 
-def test_the_cap_is_counted_and_kept(offer: MakeOffer, customer: MakeCustomer) -> None:
-    row = offer(max_redemptions=2)
-    emails = [customer(f"c{n}@example.com").email for n in range(3)]
+def test_the_cap_is_counted_and_kept(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    offer = make_offer(max_redemptions=2)
+    emails = [make_customer(f"c{n}@example.com").email for n in range(3)]
 
     answers = [group_commit.redeem(replace(ADA, email=email)).email for email in emails[:2]]
 
     assert answers == emails[:2]
     assert refusal_key(replace(ADA, email=emails[2])) == "offer_exhausted"
-    assert (count_redemptions(), redeemed_counter(row.id)) == (2, 2)
+    assert (count_redemptions(), redeemed_counter(offer.id)) == (2, 2)
 
 
-def test_a_raised_cap_lets_more_in(offer: MakeOffer, customer: MakeCustomer) -> None:
-    row = offer(max_redemptions=1)
-    customer(), customer("bob@example.com")
+def test_a_raised_cap_lets_more_in(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    offer = make_offer(max_redemptions=1)
+    make_customer(), make_customer("bob@example.com")
     group_commit.redeem(ADA)
-    offer_actions.update_offer(row.id, {"max_redemptions": 2}, version=None, by="ann")
+    offer_actions.update_offer(offer.id, {"max_redemptions": 2}, version=None, by="ann")
 
     assert group_commit.redeem(replace(ADA, email="bob@example.com")).is_replay is False
 
 
-def test_many_are_answered_in_their_order_and_the_cap_takes_the_first(offer: MakeOffer, customer: MakeCustomer) -> None:
-    capped, free = offer("CAPPED", max_redemptions=2), offer("FREE")
-    emails = [customer(f"c{n}@example.com").email for n in range(4)][::-1]
+def test_many_are_answered_in_their_order_and_the_cap_takes_the_first(
+    make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    capped, free = make_offer("CAPPED", max_redemptions=2), make_offer("FREE")
+    emails = [make_customer(f"c{n}@example.com").email for n in range(4)][::-1]
     asks = [RedemptionRequest(channel="api", code=code, email=email) for email in emails for code in ("CAPPED", "FREE")]
     asks.append(RedemptionRequest(channel="api", code="CAPPED", email="nobody@example.com"))
     asks.append(asks[0])
@@ -210,9 +218,9 @@ def test_many_are_answered_in_their_order_and_the_cap_takes_the_first(offer: Mak
     assert (redeemed_counter(capped.id), redeemed_counter(free.id), count_redemptions()) == (2, 0, 6)
 
 
-def test_an_order_in_another_currency_stops_only_itself(offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(discount_type="amount", amount=500, currency="EUR")
-    customer(), customer("bob@example.com")
+def test_an_order_in_another_currency_stops_only_itself(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    make_offer(discount_type="amount", amount=500, currency="EUR")
+    make_customer(), make_customer("bob@example.com")
     bob = replace(ADA, email="bob@example.com")
 
     answers = redemption_actions.redeem_all([replace(ADA, order=Order("A-1", 900, "USD")), bob])
@@ -226,9 +234,9 @@ API = replace(ADA, channel="api", api_key_id=1, idempotency_key="k1", body_hash=
 
 @pytest.mark.parametrize("again", [API, replace(API, idempotency_key=None), replace(API, order=None)])
 def test_the_same_request_again_answers_the_first_result(
-    offer: MakeOffer, customer: MakeCustomer, again: RedemptionRequest
+    make_offer: MakeOffer, make_customer: MakeCustomer, again: RedemptionRequest
 ) -> None:
-    offer(), customer()
+    make_offer(), make_customer()
     first = group_commit.redeem(API)
 
     repeated = group_commit.redeem(again)
@@ -238,38 +246,40 @@ def test_the_same_request_again_answers_the_first_result(
 
 
 def test_a_repeat_is_answered_also_after_the_offer_has_ended_and_is_used_up(
-    offer: MakeOffer, customer: MakeCustomer
+    make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    row = offer(max_redemptions=1)
-    customer()
+    offer = make_offer(max_redemptions=1)
+    make_customer()
     first = group_commit.redeem(API)
-    offer_actions.update_offer(row.id, {"ends_at": datetime.now(UTC) - timedelta(hours=1)}, version=None, by="ann")
+    offer_actions.update_offer(offer.id, {"ends_at": datetime.now(UTC) - timedelta(hours=1)}, version=None, by="ann")
 
     assert group_commit.redeem(API).public_id == first.public_id
 
 
-def test_the_same_key_with_another_body_is_refused(offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(), customer()
+def test_the_same_key_with_another_body_is_refused(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    make_offer(), make_customer()
     group_commit.redeem(API)
 
     with pytest.raises(InvalidInput):
         group_commit.redeem(replace(API, body_hash=b"2"))
 
 
-def test_repeats_at_once_make_one_row_and_all_hear_of_it(app: Flask, offer: MakeOffer, customer: MakeCustomer) -> None:
-    row = offer(max_redemptions=5)
-    customer()
+def test_repeats_at_once_make_one_row_and_all_hear_of_it(
+    app: Flask, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    offer = make_offer(max_redemptions=5)
+    make_customer()
 
     answers = run_concurrently(app, *[lambda: group_commit.redeem(API)] * 12)
 
     assert len({answer.public_id for answer in answers}) == 1
     assert sum(not answer.is_replay for answer in answers) == 1
-    assert (count_redemptions(), redeemed_counter(row.id)) == (1, 1)
+    assert (count_redemptions(), redeemed_counter(offer.id)) == (1, 1)
 
 
-def test_undoing_moves_the_row_and_gives_the_unit_back(offer: MakeOffer, customer: MakeCustomer) -> None:
-    row = offer(max_redemptions=1)
-    customer()
+def test_undoing_moves_the_row_and_gives_the_unit_back(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    offer = make_offer(max_redemptions=1)
+    make_customer()
     done = group_commit.redeem(ADA)
 
     undone = redemption_rollback.roll_back_redemption(done.public_id, **ROLLBACK)
@@ -280,11 +290,13 @@ def test_undoing_moves_the_row_and_gives_the_unit_back(offer: MakeOffer, custome
         "ann",
     )
     assert undone.row.rolled_back_at is not None
-    assert (count_redemptions(), redeemed_counter(row.id)) == (0, 0)
+    assert (count_redemptions(), redeemed_counter(offer.id)) == (0, 0)
 
 
-def test_an_undone_redemption_is_still_found_and_may_be_made_anew(offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(), customer()
+def test_an_undone_redemption_is_still_found_and_may_be_made_anew(
+    make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    make_offer(), make_customer()
     first = group_commit.redeem(ADA)
     redemption_rollback.roll_back_redemption(first.public_id, **ROLLBACK)
 
@@ -300,22 +312,22 @@ def test_an_undone_redemption_is_still_found_and_may_be_made_anew(offer: MakeOff
     ]
 
 
-def test_undoing_twice_is_refused_and_gives_one_unit_back(offer: MakeOffer, customer: MakeCustomer) -> None:
-    row = offer(max_redemptions=5)
-    customer(), customer("bob@example.com")
+def test_undoing_twice_is_refused_and_gives_one_unit_back(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    offer = make_offer(max_redemptions=5)
+    make_customer(), make_customer("bob@example.com")
     done = group_commit.redeem(ADA)
     group_commit.redeem(replace(ADA, email="bob@example.com"))
     redemption_rollback.roll_back_redemption(done.public_id, **ROLLBACK)
 
     with pytest.raises(DomainError) as error:
         redemption_rollback.roll_back_redemption(done.public_id, **ROLLBACK)
-    assert (error.value.key, redeemed_counter(row.id)) == ("already_rolled_back", 1)
+    assert (error.value.key, redeemed_counter(offer.id)) == ("already_rolled_back", 1)
 
 
 def test_the_id_of_an_undone_redemption_does_not_undo_the_one_made_after_it(
-    offer: MakeOffer, customer: MakeCustomer
+    make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer(), customer()
+    make_offer(), make_customer()
     first = group_commit.redeem(ADA)
     redemption_rollback.roll_back_redemption(first.public_id, **ROLLBACK)
     group_commit.redeem(ADA)
@@ -339,9 +351,9 @@ def test_undoing_needs_a_reason(app: Flask, reason: str) -> None:
 
 
 def test_after_undoing_the_same_key_tells_of_it_and_a_new_key_or_order_redeems_anew(
-    offer: MakeOffer, customer: MakeCustomer
+    make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer(), customer()
+    make_offer(), make_customer()
     first = group_commit.redeem(API)
     redemption_rollback.roll_back_redemption(first.public_id, **ROLLBACK)
 
@@ -353,10 +365,12 @@ def test_after_undoing_the_same_key_tells_of_it_and_a_new_key_or_order_redeems_a
 
 
 def test_many_who_undo_at_once_give_each_unit_back_exactly_once(
-    app: Flask, offer: MakeOffer, customer: MakeCustomer
+    app: Flask, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    row = offer(max_redemptions=10)
-    done = [group_commit.redeem(replace(ADA, email=customer(f"c{n}@example.com").email)).public_id for n in range(4)]
+    offer = make_offer(max_redemptions=10)
+    done = [
+        group_commit.redeem(replace(ADA, email=make_customer(f"c{n}@example.com").email)).public_id for n in range(4)
+    ]
 
     answers = run_concurrently(
         app, *[lambda i=i: redemption_rollback.roll_back_redemption(i, **ROLLBACK) for i in done[:3] for _ in range(5)]
@@ -364,14 +378,14 @@ def test_many_who_undo_at_once_give_each_unit_back_exactly_once(
 
     assert sum(isinstance(answer, RedemptionRecord) for answer in answers) == 3
     assert {a.key for a in answers if isinstance(a, DomainError)} == {"already_rolled_back"}
-    assert (count_redemptions(), redeemed_counter(row.id)) == (1, 1)
+    assert (count_redemptions(), redeemed_counter(offer.id)) == (1, 1)
 
 
 def test_batches_and_undoing_at_once_never_wait_in_a_circle_and_stay_exact(
-    app: Flask, offer: MakeOffer, customer: MakeCustomer
+    app: Flask, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    made = [offer(f"CODE{n}", max_redemptions=6) for n in range(3)]
-    emails = [customer(f"c{n}@example.com").email for n in range(12)]
+    made = [make_offer(f"CODE{n}", max_redemptions=6) for n in range(3)]
+    emails = [make_customer(f"c{n}@example.com").email for n in range(12)]
     first = [
         group_commit.redeem(RedemptionRequest(channel="api", code=o.code, email=emails[0])).public_id for o in made
     ]
@@ -397,11 +411,13 @@ def test_batches_and_undoing_at_once_never_wait_in_a_circle_and_stay_exact(
 
 
 def test_two_batches_in_opposite_orders_wait_for_one_another_in_one_direction_only(
-    app: Flask, offer: MakeOffer, customer: MakeCustomer
+    app: Flask, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
     """Step by step: both begin, meet a row that is not committed yet, and go on when it turns out to be none."""
-    codes = [offer(f"CODE{n}", max_redemptions=9, frozen_at=datetime(2026, 1, 1, tzinfo=UTC)).code for n in range(2)]
-    emails = [customer(f"c{n}@example.com").email for n in range(3)]
+    codes = [
+        make_offer(f"CODE{n}", max_redemptions=9, frozen_at=datetime(2026, 1, 1, tzinfo=UTC)).code for n in range(2)
+    ]
+    emails = [make_customer(f"c{n}@example.com").email for n in range(3)]
     asks = [RedemptionRequest(channel="api", code=code, email=email) for code in codes for email in emails]
     with db.engine.connect() as first:
         first.execute(
@@ -429,19 +445,19 @@ def test_two_batches_in_opposite_orders_wait_for_one_another_in_one_direction_on
 
 
 def test_a_cap_can_not_slip_in_between_the_look_and_the_write(
-    app: Flask, offer: MakeOffer, customer: MakeCustomer
+    app: Flask, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    row = offer()
-    emails = [customer(f"c{n}@example.com").email for n in range(6)]
+    offer = make_offer()
+    emails = [make_customer(f"c{n}@example.com").email for n in range(6)]
 
     run_concurrently(
         app,
         *[lambda e=e: group_commit.redeem(replace(ADA, email=e)) for e in emails],
-        lambda: offer_actions.update_offer(row.id, {"max_redemptions": 100}, version=None, by="ann"),
+        lambda: offer_actions.update_offer(offer.id, {"max_redemptions": 100}, version=None, by="ann"),
     )
 
-    db.session.refresh(row)
-    assert row.redeemed == (0 if row.max_redemptions is None else count_redemptions())
+    db.session.refresh(offer)
+    assert offer.redeemed == (0 if offer.max_redemptions is None else count_redemptions())
 
 
 def back_date(hours: int) -> None:
@@ -456,10 +472,10 @@ def hours() -> dict[int, int]:
 
 
 def test_only_hours_that_are_over_are_counted_and_totals_have_the_rest(
-    offer: MakeOffer, customer: MakeCustomer
+    make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    row = offer()
-    customer(), customer("bob@example.com")
+    offer = make_offer()
+    make_customer(), make_customer("bob@example.com")
     group_commit.redeem(ADA)
     back_date(3)
     group_commit.redeem(replace(ADA, email="bob@example.com"))
@@ -467,10 +483,10 @@ def test_only_hours_that_are_over_are_counted_and_totals_have_the_rest(
     task_queue.run("redemptions.count_hours")
     task_queue.run("redemptions.count_hours")
 
-    assert hours() == {row.id: 1}
-    assert redemption_queries.count_redemptions([row.id, 999]) == {row.id: 2, 999: 0}
+    assert hours() == {offer.id: 1}
+    assert redemption_queries.count_redemptions([offer.id, 999]) == {offer.id: 2, 999: 0}
     assert (
-        sum(n for _, n in redemption_queries.count_redemptions_per_day(row.id, datetime.now(UTC) - timedelta(days=2)))
+        sum(n for _, n in redemption_queries.count_redemptions_per_day(offer.id, datetime.now(UTC) - timedelta(days=2)))
         == 2
     )
     assert (
@@ -479,43 +495,43 @@ def test_only_hours_that_are_over_are_counted_and_totals_have_the_rest(
     )
 
 
-def test_days_are_those_of_the_zone(offer: MakeOffer, customer: MakeCustomer) -> None:
-    row = offer()
-    customer()
+def test_days_are_those_of_the_zone(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    offer = make_offer()
+    make_customer()
     group_commit.redeem(ADA)
     db.session.execute(text("update redemption set redeemed_at = '2026-05-31T22:30:00Z'"))
     db.session.commit()
     task_queue.run("redemptions.count_hours")
     since = datetime(2026, 5, 1, tzinfo=UTC)
 
-    assert [str(day) for day, _ in redemption_queries.count_redemptions_per_day(row.id, since)] == ["2026-05-31"]
-    assert [str(day) for day, _ in redemption_queries.count_redemptions_per_day(row.id, since, "Europe/Berlin")] == [
+    assert [str(day) for day, _ in redemption_queries.count_redemptions_per_day(offer.id, since)] == ["2026-05-31"]
+    assert [str(day) for day, _ in redemption_queries.count_redemptions_per_day(offer.id, since, "Europe/Berlin")] == [
         "2026-06-01"
     ]
 
 
-def test_undoing_a_counted_redemption_corrects_its_hour(offer: MakeOffer, customer: MakeCustomer) -> None:
-    row = offer()
-    ada = customer()
+def test_undoing_a_counted_redemption_corrects_its_hour(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    offer = make_offer()
+    ada = make_customer()
     group_commit.redeem(ADA)
     back_date(3)
     task_queue.run("redemptions.count_hours")
-    old = redemption_queries.find_live_redemption(row.id, ada.id)
+    old = redemption_queries.find_live_redemption(offer.id, ada.id)
     assert old is not None
 
     redemption_rollback.roll_back_redemption(old.public_id, **ROLLBACK)
 
-    assert hours() == {row.id: 0}
-    assert redemption_queries.count_redemptions([row.id]) == {row.id: 0}
+    assert hours() == {offer.id: 0}
+    assert redemption_queries.count_redemptions([offer.id]) == {offer.id: 0}
 
 
 def test_undoing_while_hours_are_counted_leaves_them_right(
-    app: Flask, offer: MakeOffer, customer: MakeCustomer
+    app: Flask, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    row = offer()
-    made = [group_commit.redeem(replace(ADA, email=customer(f"c{n}@example.com").email)) for n in range(10)]
+    offer = make_offer()
+    made = [group_commit.redeem(replace(ADA, email=make_customer(f"c{n}@example.com").email)) for n in range(10)]
     back_date(3)
-    old = [done.public_id for done in redemption_queries.list_latest_redemptions(row.id, 10)]
+    old = [done.public_id for done in redemption_queries.list_latest_redemptions(offer.id, 10)]
     assert len(made) == len(old)
 
     run_concurrently(
@@ -524,16 +540,16 @@ def test_undoing_while_hours_are_counted_leaves_them_right(
         *[hourly_counts.update_hourly_counts] * 3,
     )
 
-    assert hours() == {row.id: 3} == redemption_queries.count_redemptions([row.id])
+    assert hours() == {offer.id: 3} == redemption_queries.count_redemptions([offer.id])
 
 
-def test_the_count_waits_for_whoever_is_undoing(app: Flask, offer: MakeOffer, customer: MakeCustomer) -> None:
+def test_the_count_waits_for_whoever_is_undoing(app: Flask, make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
     """The race itself, step by step: a redemption is gone but not yet committed when the sweep begins."""
-    row = offer()
-    customer()
+    offer = make_offer()
+    make_customer()
     group_commit.redeem(ADA)
     back_date(3)
-    done = redemption_queries.list_latest_redemptions(row.id, 1)[0]
+    done = redemption_queries.list_latest_redemptions(offer.id, 1)[0]
     with db.engine.connect() as undoing:
         undoing.execute(text("select pg_advisory_xact_lock_shared(hashtext('onecode.redemption_tally'))"))
         undoing.execute(text("delete from redemption where customer_id = :id"), {"id": done.customer_id})
@@ -547,9 +563,9 @@ def test_the_count_waits_for_whoever_is_undoing(app: Flask, offer: MakeOffer, cu
     assert hours() == {}
 
 
-def test_pages_go_through_everything_once(offer: MakeOffer, customer: MakeCustomer) -> None:
-    first, second = offer("FIRST"), offer("SECOND")
-    emails = [customer(f"c{n}@example.com").email for n in range(5)]
+def test_pages_go_through_everything_once(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    first, second = make_offer("FIRST"), make_offer("SECOND")
+    emails = [make_customer(f"c{n}@example.com").email for n in range(5)]
     redemption_actions.redeem_all(
         [RedemptionRequest(channel="api", code=c, email=e) for e in emails for c in ("FIRST", "SECOND")]
     )
@@ -572,10 +588,10 @@ def test_pages_go_through_everything_once(offer: MakeOffer, customer: MakeCustom
     ]
 
 
-def test_lists_are_narrowed(offer: MakeOffer, customer: MakeCustomer) -> None:
-    row = offer()
-    ada = customer()
-    customer("bob@example.com")
+def test_lists_are_narrowed(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    offer = make_offer()
+    ada = make_customer()
+    make_customer("bob@example.com")
     group_commit.redeem(ADA)
     group_commit.redeem(replace(ADA, email="bob@example.com", channel="staff"))
     now = datetime.now(UTC)
@@ -586,14 +602,16 @@ def test_lists_are_narrowed(offer: MakeOffer, customer: MakeCustomer) -> None:
         )
         return len(redemption_queries.list_redemptions(RedemptionFilter(**values), 10))
 
-    assert found(customer_id=ada.id) == found(customer_id=ada.id, offer_id=row.id) == found(channel="staff") == 1
-    assert found(customer_id=ada.id, offer_id=row.id + 1) == found(until=now - timedelta(days=1)) == 0
+    assert found(customer_id=ada.id) == found(customer_id=ada.id, offer_id=offer.id) == found(channel="staff") == 1
+    assert found(customer_id=ada.id, offer_id=offer.id + 1) == found(until=now - timedelta(days=1)) == 0
     assert found(since=now - timedelta(days=1), until=now + timedelta(days=1)) == 2
 
 
-def test_those_who_have_redeemed_are_told_from_those_who_have_not(offer: MakeOffer, customer: MakeCustomer) -> None:
-    row = offer()
-    ada, bob = customer(), customer("bob@example.com")
+def test_those_who_have_redeemed_are_told_from_those_who_have_not(
+    make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    offer = make_offer()
+    ada, bob = make_customer(), make_customer("bob@example.com")
     group_commit.redeem(ADA)
 
-    assert redemption_queries.find_redeemed_customer_ids(row.id, [ada.id, bob.id]) == {ada.id}
+    assert redemption_queries.find_redeemed_customer_ids(offer.id, [ada.id, bob.id]) == {ada.id}

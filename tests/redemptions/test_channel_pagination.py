@@ -24,11 +24,11 @@ def short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def offers(offer: MakeOffer, customer: MakeCustomer) -> list[int]:
+def offers(make_offer: MakeOffer, make_customer: MakeCustomer) -> list[int]:
     """Two offers, redeemed by sixty customers each, one every half hour; the last one and the first by staff."""
-    ids = [offer("SUMMER25").id, offer("WINTER10").id]
+    ids = [make_offer("SUMMER25").id, make_offer("WINTER10").id]
     for n in range(60):
-        customer(f"c{n}@example.com")
+        make_customer(f"c{n}@example.com")
     db.session.execute(
         text(
             "insert into redemption (customer_id, offer_id, redeemed_at, channel)"

@@ -22,15 +22,15 @@ ADA = "ada@example.com"
 
 
 @pytest.fixture
-def renewed(offer: MakeOffer, customer: Callable[..., Customer]) -> Callable[..., Offer]:
+def renewed(make_offer: MakeOffer, make_customer: Callable[..., Customer]) -> Callable[..., Offer]:
     """An offer that was OLD, then SUMMER25, and is WINTER26 now; OLD is closed. Ada has the id 1."""
 
     def make(**values: object) -> Offer:
-        customer(ADA), customer("bob@example.com")
-        row = offer("OLD", frozen_at=datetime(2026, 1, 1, tzinfo=UTC), **values)
+        make_customer(ADA), make_customer("bob@example.com")
+        offer = make_offer("OLD", frozen_at=datetime(2026, 1, 1, tzinfo=UTC), **values)
         for code in ("SUMMER25", "WINTER26"):
-            code_actions.renew_code(row.id, code, by="tests")
-        return code_actions.close_code(row.id, "OLD", by="tests")
+            code_actions.renew_code(offer.id, code, by="tests")
+        return code_actions.close_code(offer.id, "OLD", by="tests")
 
     return make
 
@@ -109,36 +109,36 @@ def test_a_code_that_is_reopened_works_again(renewed: Callable[..., Offer]) -> N
 
 
 def test_an_exact_shared_code_wins_over_what_reads_like_a_personal_one(
-    renewed: Callable[..., Offer], offer: MakeOffer
+    renewed: Callable[..., Offer], make_offer: MakeOffer
 ) -> None:
     row = renewed()
-    looks_personal = offer(own("WINTER26", row), personal_code_required=False)
+    looks_personal = make_offer(own("WINTER26", row), personal_code_required=False)
 
     assert redeem(own("WINTER26", row)).offer_id == looks_personal.id
 
 
-def test_an_exact_alias_wins_as_well(renewed: Callable[..., Offer], offer: MakeOffer) -> None:
+def test_an_exact_alias_wins_as_well(renewed: Callable[..., Offer], make_offer: MakeOffer) -> None:
     row = renewed()
-    other = offer(own("WINTER26", row), frozen_at=datetime(2026, 1, 1, tzinfo=UTC))
+    other = make_offer(own("WINTER26", row), frozen_at=datetime(2026, 1, 1, tzinfo=UTC))
     code_actions.renew_code(other.id, "OTHER", by="tests")
 
     assert redeem(own("WINTER26", row)).offer_id == other.id
 
 
 def test_a_personal_link_of_before_a_renewal_opens_and_shows_the_code_of_now(
-    client: FlaskClient, offer: MakeOffer, customer: Callable[..., Customer]
+    client: FlaskClient, make_offer: MakeOffer, make_customer: Callable[..., Customer]
 ) -> None:
-    row = offer(frozen_at=datetime(2026, 1, 1, tzinfo=UTC), personal_code_required=True)
-    path = "/r/" + personal_links.build_personal_url(row.id, customer(ADA).id).rpartition("/")[2]
-    code_actions.renew_code(row.id, "WINTER26", by="tests")
-    code_actions.close_code(row.id, "SUMMER25", by="tests")
+    offer = make_offer(frozen_at=datetime(2026, 1, 1, tzinfo=UTC), personal_code_required=True)
+    path = "/r/" + personal_links.build_personal_url(offer.id, make_customer(ADA).id).rpartition("/")[2]
+    code_actions.renew_code(offer.id, "WINTER26", by="tests")
+    code_actions.close_code(offer.id, "SUMMER25", by="tests")
 
     page = client.get(path)
     receipt = client.post(path)
 
     assert (page.status_code, receipt.status_code) == (200, 200)
     assert "WINTER26" in page.text
-    assert redemption_queries.find_live_redemption(row.id, 1) is not None
+    assert redemption_queries.find_live_redemption(offer.id, 1) is not None
 
 
 def test_integrators_validate_redeem_and_list_by_alias_and_hear_the_code_of_now(

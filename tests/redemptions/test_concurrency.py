@@ -135,17 +135,17 @@ def customers(app: Flask) -> list[Customer]:
 
 @pytest.fixture
 def doors(
-    app: Flask, offer: Callable[..., Offer], customers: list[Customer], staff_user: Callable[..., StaffUser]
+    app: Flask, make_offer: Callable[..., Offer], customers: list[Customer], make_staff_user: Callable[..., StaffUser]
 ) -> Iterator[Doors]:
     """The real server with a capped offer, a key, links, and a manager who has signed in."""
-    row = offer(max_redemptions=CAP)
-    tokens = {c.email: personal_links.build_personal_url(row.id, c.id).rpartition("/")[2] for c in customers}
+    offer = make_offer(max_redemptions=CAP)
+    tokens = {c.email: personal_links.build_personal_url(offer.id, c.id).rpartition("/")[2] for c in customers}
     key = account_actions.create_api_key("tests", ["redeem"], by="tests")
-    cookie, token = _signed_in(app, staff_user("manager"))
+    cookie, token = _signed_in(app, make_staff_user("manager"))
     # Cookies are named after the port people see, which the server here must share with the test.
     with live_server.web_server(app.config["SETTINGS"], workers=2, PUBLIC_URL=app.config["SETTINGS"].public_url) as web:
         name = app.config["SESSION_COOKIE_NAME"]
-        yield Doors(urlsplit(web.url).netloc, row.code, tokens, key, f"{name}={cookie}", token)
+        yield Doors(urlsplit(web.url).netloc, offer.code, tokens, key, f"{name}={cookie}", token)
 
 
 def _signed_in(app: Flask, user: StaffUser) -> tuple[str, str]:

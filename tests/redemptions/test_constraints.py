@@ -28,9 +28,9 @@ from webapp.offers.models import Offer
     ],
 )
 def test_the_database_refuses_what_must_never_be(
-    offer: Callable[..., Offer], customer: Callable[..., Customer], statement: str
+    make_offer: Callable[..., Offer], make_customer: Callable[..., Customer], statement: str
 ) -> None:
-    offer(max_redemptions=2), customer()
+    make_offer(max_redemptions=2), make_customer()
 
     with pytest.raises(IntegrityError):
         db.session.execute(text(statement))

@@ -49,8 +49,8 @@ def asks(code: str, emails: Sequence[str]) -> list[RedemptionRequest]:
     return [RedemptionRequest(channel="form", code=code, email=email) for email in emails]
 
 
-def people(customer: MakeCustomer, n: int) -> list[str]:
-    return [customer(f"c{number}@example.com").email for number in range(n)]
+def people(make_customer: MakeCustomer, n: int) -> list[str]:
+    return [make_customer(f"c{number}@example.com").email for number in range(n)]
 
 
 def rows() -> int:
@@ -62,10 +62,10 @@ def said(answers: Sequence[RedemptionRecord | DomainError]) -> list[str]:
 
 
 def test_an_offer_that_somebody_holds_makes_only_its_own_asks_fail(
-    desk: GroupCommitter, offer: MakeOffer, customer: MakeCustomer
+    desk: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    held, free = offer("HELD", max_redemptions=5, frozen_at=text("now()")), offer("FREE", max_redemptions=5)
-    emails = people(customer, 3)
+    held, free = make_offer("HELD", max_redemptions=5, frozen_at=text("now()")), make_offer("FREE", max_redemptions=5)
+    emails = people(make_customer, 3)
     with db.engine.connect() as other:
         other.execute(text("select from offer where id = :id for update"), {"id": held.id})
         answers = desk._redeem_group(asks("HELD", emails) + asks("FREE", emails))
@@ -77,11 +77,11 @@ def test_an_offer_that_somebody_holds_makes_only_its_own_asks_fail(
 
 
 def test_an_offer_that_is_held_before_its_first_redemption_holds_up_nobody_else(
-    desk: GroupCommitter, offer: MakeOffer, customer: MakeCustomer
+    desk: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    held = offer("HELD")
-    offer("FREE")
-    emails = people(customer, 3)
+    held = make_offer("HELD")
+    make_offer("FREE")
+    emails = people(make_customer, 3)
     with db.engine.connect() as other:
         other.execute(text("select from offer where id = :id for update"), {"id": held.id})
         answers = desk._redeem_group(asks("HELD", emails) + asks("FREE", emails))
@@ -92,10 +92,10 @@ def test_an_offer_that_is_held_before_its_first_redemption_holds_up_nobody_else(
 
 
 def test_what_an_earlier_round_has_saved_stays_true_when_a_later_one_is_lost(
-    desk: GroupCommitter, offer: MakeOffer, customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+    desk: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    offer(frozen_at=text("now()"))
-    first, second = people(customer, 2)
+    make_offer(frozen_at=text("now()"))
+    first, second = people(make_customer, 2)
     wanted = asks("SUMMER25", [first, second, first])
     rounds: list[int] = []
     one_round = redemption_actions._redeem_in_transaction
@@ -115,10 +115,10 @@ def test_what_an_earlier_round_has_saved_stays_true_when_a_later_one_is_lost(
 
 
 def test_who_can_not_be_written_harms_no_neighbour(
-    desk: GroupCommitter, offer: MakeOffer, customer: MakeCustomer
+    desk: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer()
-    emails = people(customer, 4)
+    make_offer()
+    emails = people(make_customer, 4)
     wanted = asks("SUMMER25", emails)
     # Half a character: no door lets it in, and the database does not take it.
     wanted[2] = RedemptionRequest(channel="api", code="SUMMER25", email=emails[2], metadata={"\x00": 1})
@@ -131,14 +131,14 @@ def test_who_can_not_be_written_harms_no_neighbour(
 )
 def test_who_can_not_be_written_for_no_fault_of_the_ask_hears_that_it_passes(
     desk: GroupCommitter,
-    offer: MakeOffer,
-    customer: MakeCustomer,
+    make_offer: MakeOffer,
+    make_customer: MakeCustomer,
     caplog: pytest.LogCaptureFixture,
     why: str,
     answer: str,
 ) -> None:
-    offer(frozen_at=text("now()"))
-    emails = people(customer, 2)
+    make_offer(frozen_at=text("now()"))
+    emails = people(make_customer, 2)
     full = f"begin raise exception 'could not extend file' using errcode = '{why}'; end"
     db.session.execute(text(f"create function full_disk() returns trigger language plpgsql as $$ {full} $$"))
     db.session.execute(text("create trigger full_disk before insert on redemption execute function full_disk()"))
@@ -153,29 +153,29 @@ def test_who_can_not_be_written_for_no_fault_of_the_ask_hears_that_it_passes(
 
 
 def test_a_connection_that_was_lost_since_is_made_anew_without_anybody_noticing(
-    desk: GroupCommitter, offer: MakeOffer, customer: MakeCustomer
+    desk: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer()
-    first, second = people(customer, 2)
+    make_offer()
+    first, second = people(make_customer, 2)
     desk._redeem_group(asks("SUMMER25", [first]))
     end_connections()
     assert said(desk._redeem_group(asks("SUMMER25", [second]))) == ["redeemed"]
 
 
 def test_what_was_lost_before_the_commit_is_done_once_more(
-    desk: GroupCommitter, offer: MakeOffer, customer: MakeCustomer
+    desk: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer(frozen_at=text("now()"))
+    make_offer(frozen_at=text("now()"))
     with interrupted("insert into redemption"):
-        assert said(desk._redeem_group(asks("SUMMER25", people(customer, 2)))) == ["redeemed", "redeemed"]
+        assert said(desk._redeem_group(asks("SUMMER25", people(make_customer, 2)))) == ["redeemed", "redeemed"]
     assert rows() == 2
 
 
 def test_what_was_lost_during_the_commit_may_be_saved_and_is_said_to_be(
-    desk: GroupCommitter, offer: MakeOffer, customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+    desk: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    offer(frozen_at=text("now()"))
-    emails = people(customer, 2)
+    make_offer(frozen_at=text("now()"))
+    emails = people(make_customer, 2)
     commit = db.engine.dialect.do_commit
 
     def commit_and_lose_the_answer(connection: Any) -> None:
@@ -201,10 +201,10 @@ def test_what_was_lost_during_the_commit_may_be_saved_and_is_said_to_be(
 
 
 def test_a_server_that_can_not_be_reached_is_told_to_all(
-    desk: GroupCommitter, offer: MakeOffer, customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+    desk: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    offer()
-    wanted = asks("SUMMER25", people(customer, 3))
+    make_offer()
+    wanted = asks("SUMMER25", people(make_customer, 3))
 
     def refuse(*_: object, **__: object) -> None:
         raise OperationalError("connect", {}, Exception("connection refused"))
@@ -235,10 +235,10 @@ def test_who_was_taken_up_and_hears_nothing_is_not_told_that_nothing_was_saved(
 
 
 def test_few_calls_lie_between_the_view_and_the_insert(
-    desk: GroupCommitter, client: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+    desk: GroupCommitter, client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer()
-    customer("ada@example.com")
+    make_offer()
+    make_customer("ada@example.com")
     stacks: list[list[str]] = []
 
     def note(_: Any, __: Any, statement: str, *___: Any) -> None:
@@ -257,10 +257,10 @@ def test_few_calls_lie_between_the_view_and_the_insert(
 
 
 def test_many_more_threads_than_connections_redeem(
-    desk: GroupCommitter, session_app: Flask, offer: MakeOffer, customer: MakeCustomer
+    desk: GroupCommitter, session_app: Flask, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer(max_redemptions=50)
-    emails = people(customer, 80)
+    make_offer(max_redemptions=50)
+    emails = people(make_customer, 80)
     start = threading.Barrier(80)
 
     def each(email: str) -> str:

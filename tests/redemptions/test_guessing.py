@@ -94,16 +94,16 @@ def shape(value: Any) -> Any:
 
 
 @pytest.fixture
-def people(offer: MakeOffer, customer: MakeCustomer) -> dict[str, str]:
+def people(make_offer: MakeOffer, make_customer: MakeCustomer) -> dict[str, str]:
     """One of each kind of person who can't use any of the codes, by their e-mails."""
     nobody = Audience(name="Nobody")
     db.session.add(nobody)
     db.session.flush()
-    offer("CLOSED", audience_id=nobody.id)
-    offer("PERSONAL", personal_code_required=True)
-    customer("known@example.com")
-    erased(customer("erased@example.com"))
-    customer("unsubscribed@example.com", suppressed="unsubscribed")
+    make_offer("CLOSED", audience_id=nobody.id)
+    make_offer("PERSONAL", personal_code_required=True)
+    make_customer("known@example.com")
+    erased(make_customer("erased@example.com"))
+    make_customer("unsubscribed@example.com", suppressed="unsubscribed")
     return {
         "unknown": "stranger@example.com",
         "known": "known@example.com",
@@ -145,9 +145,11 @@ def test_the_answer_and_the_statements_are_those_for_an_unknown_person(
     assert asked == unknown
 
 
-def test_an_erased_customers_link_is_no_link(client: FlaskClient, offer: MakeOffer, customer: MakeCustomer) -> None:
-    row, gone = offer(), erased(customer())
-    token = personal_links.build_personal_url(row.id, gone.id).rpartition("/")[2]
+def test_an_erased_customers_link_is_no_link(
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    offer, gone = make_offer(), erased(make_customer())
+    token = personal_links.build_personal_url(offer.id, gone.id).rpartition("/")[2]
 
     for send in (client.get, client.post):
         ours, made_up = send(f"/r/{token}"), send("/r/nonsense")
@@ -156,17 +158,17 @@ def test_an_erased_customers_link_is_no_link(client: FlaskClient, offer: MakeOff
 
 
 def test_one_persons_tries_are_not_used_up_by_somebody_elsewhere(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer(), customer()
+    make_offer(), make_customer()
     attacker = [post(client, "WINTER", host="203.0.113.9").status_code for _ in range(21)]
 
     assert attacker == [404] * 20 + [429]
     assert post(client, host="192.0.2.7").status_code == 200
 
 
-def test_many_addresses_do_not_help_to_guess_at_one_person(client: FlaskClient, offer: MakeOffer) -> None:
-    offer()
+def test_many_addresses_do_not_help_to_guess_at_one_person(client: FlaskClient, make_offer: MakeOffer) -> None:
+    make_offer()
     answers = [post(client, host=f"203.0.113.{n}").status_code for n in range(2)]
     nearly_used_up(EMAIL_MISSES)
 
@@ -175,8 +177,10 @@ def test_many_addresses_do_not_help_to_guess_at_one_person(client: FlaskClient, 
     assert answers == [409, 409, 409, 429]
 
 
-def test_whoever_succeeds_is_no_guesser(client: FlaskClient, offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(), customer()
+def test_whoever_succeeds_is_no_guesser(
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    make_offer(), make_customer()
 
     answers = [post(client, host=f"203.0.113.{n}").status_code for n in range(2)]
 
@@ -186,23 +190,27 @@ def test_whoever_succeeds_is_no_guesser(client: FlaskClient, offer: MakeOffer, c
 
 
 def test_the_link_goes_on_working_when_the_form_is_closed_to_its_owner(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    row, ada = offer(), customer()
+    offer, ada = make_offer(), make_customer()
     post(client, "WINTER", host="203.0.113.1")
     nearly_used_up(EMAIL_MISSES)
     for _ in range(2):
         answer = post(client, "WINTER", host="203.0.113.2")
-    missed(row, BLOCK_MIN_ATTEMPTS)
+    missed(offer, BLOCK_MIN_ATTEMPTS)
     assert answer.status_code == 429
     assert "use the link in our email to you" in answer.text
 
-    assert client.post(f"/r/{personal_links.build_personal_url(row.id, ada.id).rpartition('/')[2]}").status_code == 200
+    assert (
+        client.post(f"/r/{personal_links.build_personal_url(offer.id, ada.id).rpartition('/')[2]}").status_code == 200
+    )
 
 
-def test_a_link_is_pressed_only_so_often(client: FlaskClient, offer: MakeOffer, customer: MakeCustomer) -> None:
-    row, ada = offer(), customer()
-    address = f"/r/{personal_links.build_personal_url(row.id, ada.id).rpartition('/')[2]}"
+def test_a_link_is_pressed_only_so_often(
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    offer, ada = make_offer(), make_customer()
+    address = f"/r/{personal_links.build_personal_url(offer.id, ada.id).rpartition('/')[2]}"
 
     answers = [client.post(address, environ_base={"REMOTE_ADDR": f"203.0.113.{n}"}) for n in range(21)]
 
@@ -212,8 +220,8 @@ def test_a_link_is_pressed_only_so_often(client: FlaskClient, offer: MakeOffer, 
     assert client.get(address).status_code == 200
 
 
-def test_what_was_typed_is_still_there_when_it_was_too_often(client: FlaskClient, offer: MakeOffer) -> None:
-    offer()
+def test_what_was_typed_is_still_there_when_it_was_too_often(client: FlaskClient, make_offer: MakeOffer) -> None:
+    make_offer()
     for _ in range(21):
         answer = post(client, "summer 25", "<ada>@example.com")
 
@@ -226,11 +234,11 @@ def test_what_was_typed_is_still_there_when_it_was_too_often(client: FlaskClient
 
 @pytest.mark.parametrize("typed", ["SUMMER25", "summer-25", "OLDER25", "SUMMER25-7KQ4XM2T", "older25 7kq4xm2t"])
 def test_a_code_that_is_guessed_at_is_closed_in_all_its_spellings(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, typed: str
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer, typed: str
 ) -> None:
-    row, _ = offer(), customer()
-    db.session.add(OfferCode(code="OLDER25", offer_id=row.id, code_as_written="OLDER25"))
-    missed(row, BLOCK_MIN_ATTEMPTS)
+    offer, _ = make_offer(), make_customer()
+    db.session.add(OfferCode(code="OLDER25", offer_id=offer.id, code_as_written="OLDER25"))
+    missed(offer, BLOCK_MIN_ATTEMPTS)
 
     answer = post(client, typed)
 
@@ -249,23 +257,23 @@ def test_a_code_that_is_guessed_at_is_closed_in_all_its_spellings(
     ids=["too few", "over", "a launch"],
 )
 def test_a_popular_code_stays_open(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, n: int, successes: int, ago: timedelta
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer, n: int, successes: int, ago: timedelta
 ) -> None:
-    row, other = offer(), offer("OTHER25")
-    redeemed(row, successes)
+    offer, other = make_offer(), make_offer("OTHER25")
+    redeemed(offer, successes)
     db.session.execute(text("select setval(pg_get_serial_sequence('customer', 'id'), 10000)"))
-    customer()
-    missed(row, n, ago)
+    make_customer()
+    missed(offer, n, ago)
     missed(other, BLOCK_MIN_ATTEMPTS)
 
     assert post(client).status_code == 200
 
 
 def test_the_personal_code_of_one_offer_is_not_closed_by_another_that_is_called_so(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    short, _ = offer("ABC"), offer("ABC7KQ4XM2T")
-    customer()
+    short, _ = make_offer("ABC"), make_offer("ABC7KQ4XM2T")
+    make_customer()
     missed(short, BLOCK_MIN_ATTEMPTS)
 
     assert post(client, "ABC-7KQ4XM2T").status_code == 200
@@ -273,14 +281,14 @@ def test_the_personal_code_of_one_offer_is_not_closed_by_another_that_is_called_
 
 @pytest.mark.parametrize("typed", ["SUMMER25", "SUMMER25-7KQ4XM2T"])
 def test_a_wrong_try_is_counted_for_the_offer(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, typed: str
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer, typed: str
 ) -> None:
-    row, _ = offer(personal_code_required=True), customer()
+    offer, _ = make_offer(personal_code_required=True), make_customer()
 
     for _ in range(3):
         post(client, typed)
 
-    assert misses_by_offer() == {row.id: 3}
+    assert misses_by_offer() == {offer.id: 3}
 
 
 @pytest.mark.parametrize(
@@ -295,12 +303,17 @@ def test_a_wrong_try_is_counted_for_the_offer(
     ids=["no such code", "paused", "used up", "redeemed before", "no email"],
 )
 def test_what_tells_nothing_about_a_person_is_no_wrong_try(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, values: dict[str, Any], typed: str, email: str
+    client: FlaskClient,
+    make_offer: MakeOffer,
+    make_customer: MakeCustomer,
+    values: dict[str, Any],
+    typed: str,
+    email: str,
 ) -> None:
-    row, ada = offer(**values), customer()
+    offer, ada = make_offer(**values), make_customer()
     db.session.execute(
         text("insert into redemption (customer_id, offer_id, channel) values (:ada, :row, 'form')"),
-        {"ada": ada.id, "row": row.id},
+        {"ada": ada.id, "row": offer.id},
     )
     db.session.commit()
 
@@ -308,8 +321,8 @@ def test_what_tells_nothing_about_a_person_is_no_wrong_try(
     assert counted() == 0
 
 
-def test_what_a_shop_asks_is_no_wrong_try(api: FlaskClient, offer: MakeOffer) -> None:
-    offer()
+def test_what_a_shop_asks_is_no_wrong_try(api: FlaskClient, make_offer: MakeOffer) -> None:
+    make_offer()
 
     answer = api.post("/api/v1/redemptions", json={"code": "SUMMER25", "customer": {"email": "bob@example.com"}})
 
@@ -317,23 +330,23 @@ def test_what_a_shop_asks_is_no_wrong_try(api: FlaskClient, offer: MakeOffer) ->
 
 
 def test_a_personal_code_that_is_right_is_no_wrong_try(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    row, ada = offer(personal_code_required=True), customer()
+    offer, ada = make_offer(personal_code_required=True), make_customer()
 
-    assert post(client, personal_codes.derive_personal_code("SUMMER25", row.id, ada.id)).status_code == 200
+    assert post(client, personal_codes.derive_personal_code("SUMMER25", offer.id, ada.id)).status_code == 200
     assert counted() == 0
 
 
-def test_wrong_tries_never_take_more_than_sixty_rows(offer: MakeOffer) -> None:
-    row = offer()
+def test_wrong_tries_never_take_more_than_sixty_rows(make_offer: MakeOffer) -> None:
+    offer = make_offer()
     db.session.execute(
         text("insert into code_miss select :id, n, now() - interval '2 hours', 7 from generate_series(0, 59) n"),
-        {"id": row.id},
+        {"id": offer.id},
     )
     db.session.commit()
 
-    guessing.record_failed_attempt(row.id)
+    guessing.record_failed_attempt(offer.id)
 
     assert db.session.execute(text("select count(*), min(n) from code_miss")).one() == (60, 1)
     assert counted() == 59 * 7 + 1
@@ -351,52 +364,54 @@ def test_wrong_tries_never_take_more_than_sixty_rows(offer: MakeOffer) -> None:
     ],
 )
 def test_the_alarm_is_raised_by_a_burst_and_goes_away_by_itself(
-    offer: MakeOffer, n: int, ago: timedelta, successes: int, raised: bool
+    make_offer: MakeOffer, n: int, ago: timedelta, successes: int, raised: bool
 ) -> None:
-    row = offer()
-    missed(row, n, ago)
-    redeemed(row, successes)
+    offer = make_offer()
+    missed(offer, n, ago)
+    redeemed(offer, successes)
 
     assert (
-        guessing.find_guessing_alerts([row.id])
+        guessing.find_guessing_alerts([offer.id])
         == guessing.list_top_guessing_alerts(10)
-        == ({row.id: n} if raised else {})
+        == ({offer.id: n} if raised else {})
     )
 
 
 def test_staff_see_the_alarm_at_the_offer_in_the_list_and_on_the_first_page(
-    staff: FlaskClient, offer: MakeOffer
+    staff: FlaskClient, make_offer: MakeOffer
 ) -> None:
-    row, quiet = offer(name="Leaked"), offer("QUIET", name="Quiet")
-    missed(row, 1234)
+    offer, quiet = make_offer(name="Leaked"), make_offer("QUIET", name="Quiet")
+    missed(offer, 1234)
     missed(quiet, ALERT_MIN_ATTEMPTS - 1)
 
-    assert "1,234 failed attempts in the last hour" in staff.get(f"/offers/{row.id}").text
-    assert "Require personal codes, or renew the code" in staff.get(f"/offers/{row.id}").text
+    assert "1,234 failed attempts in the last hour" in staff.get(f"/offers/{offer.id}").text
+    assert "Require personal codes, or renew the code" in staff.get(f"/offers/{offer.id}").text
     assert "failed attempts" not in staff.get(f"/offers/{quiet.id}").text
     assert staff.get("/offers").text.count("failed attempts") == 1
     assert staff.get("/").text.count("1,234 failed attempts") == 1
 
 
-def test_the_advice_is_another_one_where_personal_codes_are_asked_for(staff: FlaskClient, offer: MakeOffer) -> None:
-    row = offer(personal_code_required=True)
-    missed(row, ALERT_MIN_ATTEMPTS)
+def test_the_advice_is_another_one_where_personal_codes_are_asked_for(
+    staff: FlaskClient, make_offer: MakeOffer
+) -> None:
+    offer = make_offer(personal_code_required=True)
+    missed(offer, ALERT_MIN_ATTEMPTS)
 
-    page = staff.get(f"/offers/{row.id}").text
+    page = staff.get(f"/offers/{offer.id}").text
 
     assert "The shared code alone is not accepted" in page
     assert "Require personal codes" not in page
 
 
-def test_two_web_servers_count_tries_and_misses_together(app: Flask, offer: MakeOffer) -> None:
-    row = offer()
+def test_two_web_servers_count_tries_and_misses_together(app: Flask, make_offer: MakeOffer) -> None:
+    offer = make_offer()
     with ExitStack() as running:
         servers = [running.enter_context(live_server.web_server(app.config["SETTINGS"], workers=1)) for _ in range(2)]
         answers = [_typed_at(servers[n % 2].url) for n in range(22)]
 
     assert [status for status, _ in answers] == [409] * 20 + [429] * 2
     assert all(0 < int(wait) <= 300 for _, wait in answers[20:])
-    assert misses_by_offer() == {row.id: 20}
+    assert misses_by_offer() == {offer.id: 20}
 
 
 def _typed_at(url: str) -> tuple[int, str]:

@@ -23,11 +23,11 @@ CODES = ["SUMMER25", "WINTER10", "SPRING5"]
 
 
 @pytest.fixture
-def redeemed(offer: MakeOffer, customer: MakeCustomer) -> list[int]:
+def redeemed(make_offer: MakeOffer, make_customer: MakeCustomer) -> list[int]:
     """Three offers that eight customers each have redeemed, two of them in every hour of the last ones."""
-    offers = [offer(code).id for code in CODES]
+    offers = [make_offer(code).id for code in CODES]
     for n in range(8):
-        email = customer(f"c{n}@example.com").email
+        email = make_customer(f"c{n}@example.com").email
         for code in CODES:
             group_commit.redeem(RedemptionRequest(channel="api", code=code, email=email))
     db.session.execute(

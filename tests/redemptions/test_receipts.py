@@ -35,9 +35,9 @@ def relay(with_settings: Callable[..., Settings]) -> Iterator[Relay]:
 
 
 @pytest.fixture
-def used(offer: MakeOffer, customer: MakeCustomer) -> redemption_queries.RedemptionRecord:
+def used(make_offer: MakeOffer, make_customer: MakeCustomer) -> redemption_queries.RedemptionRecord:
     """Ada's redemption of an offer."""
-    offer(), customer()
+    make_offer(), make_customer()
     return group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
 
 
@@ -101,7 +101,7 @@ def test_mailing_redeems_nothing(client: FlaskClient, relay: Relay, used: redemp
     assert db.session.execute(text("select count(*) from redemption")).scalar() == 0
 
 
-def test_one_receipt_an_hour_for_each_offer(offer: MakeOffer) -> None:
+def test_one_receipt_an_hour_for_each_offer(make_offer: MakeOffer) -> None:
     turns = [
         receipts.acquire_receipt_quota(1, 7),
         receipts.acquire_receipt_quota(1, 7),
@@ -114,7 +114,7 @@ def test_one_receipt_an_hour_for_each_offer(offer: MakeOffer) -> None:
     assert [*turns, receipts.acquire_receipt_quota(1, 7)] == [True, False, True, True, True]
 
 
-def test_five_receipts_a_day_for_each_customer(offer: MakeOffer) -> None:
+def test_five_receipts_a_day_for_each_customer(make_offer: MakeOffer) -> None:
     assert [receipts.acquire_receipt_quota(n, 7) for n in range(6)] == [True] * 5 + [False]
 
 
@@ -124,9 +124,9 @@ def test_five_receipts_a_day_for_each_customer(offer: MakeOffer) -> None:
     ids=["somebody else", "wrong personal code", "no such code"],
 )
 def test_no_mail_goes_out_for_anything_else(
-    client: FlaskClient, used: redemption_queries.RedemptionRecord, customer: MakeCustomer, typed: str, email: str
+    client: FlaskClient, used: redemption_queries.RedemptionRecord, make_customer: MakeCustomer, typed: str, email: str
 ) -> None:
-    customer("bob@example.com")
+    make_customer("bob@example.com")
     db.session.execute(text("update offer set personal_code_required = true"))
     db.session.commit()
 
@@ -197,12 +197,12 @@ def test_a_relay_that_refuses_is_not_asked_again(relay: Relay, used: redemption_
     ("given", "name"), [("müller@example.com", "Sümmer\r\nBcc: x@y"), ("o'brien+x@bücher.example", "=?utf-8?q?x?=")]
 )
 def test_any_address_and_any_name_can_be_mailed(
-    relay: Relay, offer: MakeOffer, customer: MakeCustomer, given: str, name: str
+    relay: Relay, make_offer: MakeOffer, make_customer: MakeCustomer, given: str, name: str
 ) -> None:
-    row, person = offer(name=name), customer(given)
-    group_commit.redeem(RedemptionRequest(channel="staff", code="SUMMER25", email=person.email))
+    offer, customer = make_offer(name=name), make_customer(given)
+    group_commit.redeem(RedemptionRequest(channel="staff", code="SUMMER25", email=customer.email))
 
-    task_queue.run("redemptions.send_receipt", row.id, person.id, 0)
+    task_queue.run("redemptions.send_receipt", offer.id, customer.id, 0)
 
     (kept,) = relay.kept
     assert kept.raw.startswith(b"From: ")
@@ -224,9 +224,9 @@ def test_a_real_worker_mails_it(
 
 
 def test_a_receipt_that_nobody_could_be_told_to_mail_can_be_asked_for_again(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row, ada = offer(), customer()
+    offer, ada = make_offer(), make_customer()
     monkeypatch.setattr(task_queue, "enqueue", lambda *_, **__: False)
-    receipts.enqueue_receipt(row.id, ada.id)
-    assert receipts.acquire_receipt_quota(row.id, ada.id)
+    receipts.enqueue_receipt(offer.id, ada.id)
+    assert receipts.acquire_receipt_quota(offer.id, ada.id)

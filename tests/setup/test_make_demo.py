@@ -143,9 +143,9 @@ def test_demo_down_stops_the_demo_alone_and_keeps_its_data(both: BothInstances) 
 
 
 def test_killed_while_it_is_filled_it_is_complete_the_next_time_and_reset_leaves_nothing(
-    copy: Callable[[str], LocalCopy],
+    make_copy: Callable[[str], LocalCopy],
 ) -> None:
-    one = copy("without the user's instance")
+    one = make_copy("without the user's instance")
     (one.folder / ".env").write_text(
         "DATABASE_URL=postgresql://onecode:secret@127.0.0.1:1/onecode\nMAIL_SERVER=relay.invalid\nMAIL_PORT=25\n"
     )

@@ -41,13 +41,13 @@ def create_customers(n: int, first: int = 0) -> list[int]:
 
 
 @pytest.fixture
-def launched(app: Flask, offer: Callable[..., Offer]) -> Launch:
+def launch_campaign(app: Flask, make_offer: Callable[..., Offer]) -> Launch:
     """A campaign to all customers, launched and cut into batches."""
 
     def go(code: str = "SUMMER25", policy: str = "resend", prepare: bool = True, **mail: str) -> Campaign:
-        row = offer(code)
-        draft_actions.save_offer_draft(row.id, EmailContent(**mail), policy, "tests")
-        campaign = launch_actions.launch_announcement(row.id, "tests").campaign
+        offer = make_offer(code)
+        draft_actions.save_offer_draft(offer.id, EmailContent(**mail), policy, "tests")
+        campaign = launch_actions.launch_announcement(offer.id, "tests").campaign
         if prepare:
             preparation.prepare_campaign(campaign.id)
         return campaign
@@ -107,15 +107,15 @@ def in_context(app: Flask, act: Callable[[], object]) -> Callable[[], None]:
     return run
 
 
-def launch_to(offer: Callable[..., Offer], addresses: list[str]) -> Campaign:
+def launch_to(make_offer: Callable[..., Offer], addresses: list[str]) -> Campaign:
     db.session.execute(
         text("insert into customer (email, email_as_given) select a, a from unnest(cast(:a as text[])) a"),
         {"a": addresses},
     )
     db.session.commit()
-    row = offer()
-    draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests")
-    launched = launch_actions.launch_announcement(row.id, "tests").campaign
+    offer = make_offer()
+    draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests")
+    launched = launch_actions.launch_announcement(offer.id, "tests").campaign
     preparation.prepare_campaign(launched.id)
     return launched
 

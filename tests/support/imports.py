@@ -23,7 +23,7 @@ def file_chunks(file: bytes, size: int = 1024 * 1024) -> Iterator[bytes]:
 
 
 @pytest.fixture
-def received(app: Flask) -> Callable[..., int]:
+def receive_file(app: Flask) -> Callable[..., int]:
     """Receives a file as if it had been uploaded, and returns the import's id."""
 
     def receive(file: str | bytes, media_type: str = CSV, audience: str = "", size: int = 1024 * 1024) -> int:
@@ -36,11 +36,11 @@ def received(app: Flask) -> Callable[..., int]:
 
 
 @pytest.fixture
-def imported(received: Callable[..., int]) -> Import:
+def import_file(receive_file: Callable[..., int]) -> Import:
     """Receives a file, runs its import and returns what became of it."""
 
     def run(file: str | bytes, **options: object) -> CustomerImport:
-        import_id = received(file, **options)
+        import_id = receive_file(file, **options)
         import_actions.run_import(import_id)
         row = customer_queries.find_import(import_id)
         assert row is not None

@@ -70,7 +70,7 @@ class LocalCopy:
 
 
 @pytest.fixture
-def copy() -> Iterator[Callable[[str], LocalCopy]]:
+def make_copy() -> Iterator[Callable[[str], LocalCopy]]:
     """Makes copies of the tree as it is now; whatever they started is stopped at the end."""
     with copies() as make:
         yield make

@@ -31,11 +31,11 @@ from webapp.offers.models import Offer
 
 
 @pytest.fixture
-def announced(app: Flask, offer: Callable[..., Offer]) -> Offer:
+def announced(app: Flask, make_offer: Callable[..., Offer]) -> Offer:
     """An offer whose announcement was launched while it had one customer, and is through."""
     create_customers(1, first=100_000)
-    row = offer()
-    campaign = launch_actions.launch_announcement(row.id, "tests").campaign
+    offer = make_offer()
+    campaign = launch_actions.launch_announcement(offer.id, "tests").campaign
     db.session.execute(
         text(
             "update campaign set status = 'done', prepared_at = now(), finished_at = now(), sent_in_batches = 1, "
@@ -45,7 +45,7 @@ def announced(app: Flask, offer: Callable[..., Offer]) -> Offer:
     )
     db.session.execute(text("delete from customer"))
     db.session.commit()
-    return row
+    return offer
 
 
 def redeem(offer: Offer, ids: list[int]) -> None:
@@ -143,13 +143,13 @@ def test_preparing_looks_at_one_block_at_a_time_however_many_have_redeemed(
     assert [len(values["ids"]) for values in walked] == [100] * 10
 
 
-def test_an_offer_that_was_never_announced_has_no_reminder(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_an_offer_that_was_never_announced_has_no_reminder(app: Flask, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
-    row = offer()
-    draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests")
+    offer = make_offer()
+    draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests")
     for deed in (
-        lambda: launch_actions.launch_reminder(row.id, EmailContent(), "tests"),
-        lambda: draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests", "reminder"),
+        lambda: launch_actions.launch_reminder(offer.id, EmailContent(), "tests"),
+        lambda: draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests", "reminder"),
     ):
         with pytest.raises(DomainError, match="This offer has not been announced yet"):
             deed()

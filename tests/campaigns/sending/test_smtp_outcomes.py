@@ -45,9 +45,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def campaign(app: Flask, offer: Callable[..., Offer]) -> Campaign:
+def campaign(app: Flask, make_offer: Callable[..., Offer]) -> Campaign:
     """A mail to c0, c1 and c2, ready to go out."""
-    return launch_to(offer, [f"c{n}@example.com" for n in range(3)])
+    return launch_to(make_offer, [f"c{n}@example.com" for n in range(3)])
 
 
 def suppressed() -> list[str]:
@@ -212,10 +212,10 @@ def test_a_relay_without_the_tls_we_ask_for_pauses_the_campaign(app: Flask, camp
 
 @pytest.mark.parametrize("address", ["hyphen@-nowhere-.example", "two words@example.com", "angle>@example.com"])
 def test_an_address_that_can_not_be_one_fails_and_the_rest_goes_on(
-    relay: Relay, offer: Callable[..., Offer], address: str
+    relay: Relay, make_offer: Callable[..., Offer], address: str
 ) -> None:
     relay.behaviour.rcpt["hyphen@-nowhere-.example"] = "501 5.1.3 no such domain"
-    campaign = launch_to(offer, ["c0@example.com", address, "c2@example.com"])
+    campaign = launch_to(make_offer, ["c0@example.com", address, "c2@example.com"])
     sender.send_pending_emails()
     assert issue_states(campaign)[address][0] == "failed"
     assert (relay.recipients, campaign_queries.get_campaign_stats(campaign.id).sent) == (OTHERS, 2)

@@ -64,8 +64,8 @@ def small_blocks(request: pytest.FixtureRequest, one_lane: None, monkeypatch: py
 # --- what becomes of rows ------------------------------------------------------------------------
 
 
-def test_an_import_makes_customers(imported: Import) -> None:
-    row = imported("email,name,source_id,locale\nAda@Example.com,Ada Lovelace,C1,en-GB\n")
+def test_an_import_makes_customers(import_file: Import) -> None:
+    row = import_file("email,name,source_id,locale\nAda@Example.com,Ada Lovelace,C1,en-GB\n")
 
     ada = customers_by_email()["ada@example.com"]
     assert (ada.email_as_given, ada.name, ada.source_id, ada.locale) == (
@@ -77,91 +77,91 @@ def test_an_import_makes_customers(imported: Import) -> None:
     assert (row.status, import_counts(row)) == ("done", {"rows": 1, "created": 1})
 
 
-def test_the_counts_are_those_of_the_rows(imported: Import, customer: Make) -> None:
-    customer("same@example.com", name="Same")
-    customer("other@example.com", name="Other")
+def test_the_counts_are_those_of_the_rows(import_file: Import, make_customer: Make) -> None:
+    make_customer("same@example.com", name="Same")
+    make_customer("other@example.com", name="Other")
 
-    row = imported(
+    row = import_file(
         "email,name\nsame@example.com,Same\nother@example.com,Changed\nnew@example.com,New\nbad,X\nnew@example.com,Newer\n"
     )
 
     assert import_counts(row) == {"rows": 5, "created": 1, "updated": 1, "unchanged": 1, "rejected": 1, "duplicates": 1}
 
 
-def test_a_second_import_of_the_same_file_changes_nothing(imported: Import, small_blocks: None) -> None:
+def test_a_second_import_of_the_same_file_changes_nothing(import_file: Import, small_blocks: None) -> None:
     file = many(50) + "customer3@example.com,Another Name,C3\nbad,x,y\ncustomer4@example.com,Customer 4,C4\n"
-    first = imported(file)
+    first = import_file(file)
     before = {email: (c.id, c.name) for email, c in customers_by_email().items()}
 
-    again = imported(file)
+    again = import_file(file)
 
     assert import_counts(first) == {"rows": 53, "created": 50, "duplicates": 2, "rejected": 1}
     assert import_counts(again) == {"rows": 53, "unchanged": 50, "duplicates": 2, "rejected": 1}
     assert {email: (c.id, c.name) for email, c in customers_by_email().items()} == before
 
 
-def test_of_several_rows_about_one_e_mail_the_last_one_counts(imported: Import, small_blocks: None) -> None:
+def test_of_several_rows_about_one_e_mail_the_last_one_counts(import_file: Import, small_blocks: None) -> None:
     filler = "".join(f"f{n}@example.com,F\n" for n in range(30))
 
-    row = imported(f"email,name\nada@example.com,First\n{filler}ADA@example.com,Last\n")
+    row = import_file(f"email,name\nada@example.com,First\n{filler}ADA@example.com,Last\n")
 
     assert customers_by_email()["ada@example.com"].name == "Last"
     assert row.duplicates == 1
 
 
-def test_an_empty_cell_of_the_last_row_leaves_what_an_earlier_one_says(imported: Import) -> None:
-    imported("email,name,locale\nada@example.com,First,en\nada@example.com,Second,\nada@example.com,,\n")
+def test_an_empty_cell_of_the_last_row_leaves_what_an_earlier_one_says(import_file: Import) -> None:
+    import_file("email,name,locale\nada@example.com,First,en\nada@example.com,Second,\nada@example.com,,\n")
 
     ada = customers_by_email()["ada@example.com"]
     assert (ada.name, ada.locale) == ("Second", "en")
 
 
-def test_an_empty_cell_or_a_missing_column_changes_nothing(imported: Import, customer: Make) -> None:
-    customer("ada@example.com", name="Ada", locale="en", source_id="C1")
+def test_an_empty_cell_or_a_missing_column_changes_nothing(import_file: Import, make_customer: Make) -> None:
+    make_customer("ada@example.com", name="Ada", locale="en", source_id="C1")
 
-    row = imported("email,name\nada@example.com,\n")
+    row = import_file("email,name\nada@example.com,\n")
 
     ada = customers_by_email()["ada@example.com"]
     assert (ada.name, ada.locale, ada.source_id) == ("Ada", "en", "C1")
     assert import_counts(row) == {"rows": 1, "unchanged": 1}
 
 
-def test_an_import_never_lifts_an_unsubscription(imported: Import, customer: Make) -> None:
-    ada = customer("ada@example.com", name="Ada", suppressed="unsubscribed")
+def test_an_import_never_lifts_an_unsubscription(import_file: Import, make_customer: Make) -> None:
+    ada = make_customer("ada@example.com", name="Ada", suppressed="unsubscribed")
 
-    imported("email,name\nada@example.com,Ada Lovelace\n")
+    import_file("email,name\nada@example.com,Ada Lovelace\n")
 
     assert customers_by_email()["ada@example.com"].name == "Ada Lovelace"
     assert customer_queries.find_suppression_reasons([ada.id]) == {ada.id: "unsubscribed"}
 
 
-def test_json_lines_are_imported_like_csv(imported: Import) -> None:
-    row = imported('{"email": "ada@example.com", "name": "Ada"}\nnonsense\n', media_type=NDJSON)
+def test_json_lines_are_imported_like_csv(import_file: Import) -> None:
+    row = import_file('{"email": "ada@example.com", "name": "Ada"}\nnonsense\n', media_type=NDJSON)
 
     assert list(customers_by_email()) == ["ada@example.com"]
     assert rejected_rows(row) == [(2, "json_invalid")]
 
 
-def test_backslashes_quotes_and_markup_arrive_as_they_are(imported: Import) -> None:
+def test_backslashes_quotes_and_markup_arrive_as_they_are(import_file: Import) -> None:
     names = ["a\\b", "\\N", "\\.", "<script>alert(1)</script>", 'He said "hi"', "%s {x}", "عائشة"]
     lines = "".join('c{}@example.com,"{}"\n'.format(n, name.replace('"', '""')) for n, name in enumerate(names))
 
-    imported("email,name\n" + lines)
+    import_file("email,name\n" + lines)
 
     assert sorted(c.name for c in customers_by_email().values()) == sorted(names)
 
 
-def test_a_row_that_is_not_utf_8_costs_itself_alone(imported: Import) -> None:
-    row = imported("email,name\na@example.com,J\xfcrgen\nb@example.com,Bob\n".encode("latin-1"))
+def test_a_row_that_is_not_utf_8_costs_itself_alone(import_file: Import) -> None:
+    row = import_file("email,name\na@example.com,J\xfcrgen\nb@example.com,Bob\n".encode("latin-1"))
 
     assert list(customers_by_email()) == ["b@example.com"]
     assert rejected_rows(row) == [(2, "encoding_invalid")]
 
 
-def test_ten_thousand_rows_with_bad_ones_between_are_exact(imported: Import) -> None:
+def test_ten_thousand_rows_with_bad_ones_between_are_exact(import_file: Import) -> None:
     lines = [f"customer{n}@example.com,N{n},C{n}" if n % 100 else f"broken{n},N,C{n}" for n in range(10_000)]
 
-    row = imported("email,name,source_id\n" + "\n".join(lines))
+    row = import_file("email,name,source_id\n" + "\n".join(lines))
 
     assert import_counts(row) == {"rows": 10_000, "created": 9_900, "rejected": 100}
     assert rejected_rows(row)[:2] == [(2, "email_invalid"), (102, "email_invalid")]
@@ -170,38 +170,38 @@ def test_ten_thousand_rows_with_bad_ones_between_are_exact(imported: Import) -> 
 # --- source ids ----------------------------------------------------------------------------------
 
 
-def test_a_source_id_of_another_customer_keeps_only_that_row_out(imported: Import, customer: Make) -> None:
-    customer("ada@example.com", source_id="C1")
+def test_a_source_id_of_another_customer_keeps_only_that_row_out(import_file: Import, make_customer: Make) -> None:
+    make_customer("ada@example.com", source_id="C1")
 
-    row = imported("email,source_id\ngrace@example.com,C1\nbob@example.com,C2\n")
+    row = import_file("email,source_id\ngrace@example.com,C1\nbob@example.com,C2\n")
 
     assert sorted(customers_by_email()) == ["ada@example.com", "bob@example.com"]
     assert rejected_rows(row) == [(2, "source_id_taken")]
     assert import_counts(row) == {"rows": 2, "created": 1, "rejected": 1}
 
 
-def test_of_two_rows_with_one_source_id_the_first_has_it(imported: Import, one_lane: None) -> None:
+def test_of_two_rows_with_one_source_id_the_first_has_it(import_file: Import, one_lane: None) -> None:
     filler = "".join(f"f{n}@example.com,F{n}\n" for n in range(30))
 
-    row = imported(f"email,source_id\nada@example.com,C1\ngrace@example.com,C1\n{filler}bob@example.com,C1\n")
+    row = import_file(f"email,source_id\nada@example.com,C1\ngrace@example.com,C1\n{filler}bob@example.com,C1\n")
 
     assert customers_by_email()["ada@example.com"].source_id == "C1"
     assert rejected_rows(row) == [(3, "source_id_taken"), (34, "source_id_taken")]
 
 
-def test_of_many_rows_that_share_source_ids_one_each_is_taken(imported: Import, small_blocks: None) -> None:
+def test_of_many_rows_that_share_source_ids_one_each_is_taken(import_file: Import, small_blocks: None) -> None:
     file = "email,source_id\n" + "".join(f"c{n}@example.com,C{n // 3}\n" for n in range(120))
 
-    first, again = imported(file), imported(file)
+    first, again = import_file(file), import_file(file)
 
     assert import_counts(first) == {"rows": 120, "created": 40, "rejected": 80}
     assert import_counts(again) == {"rows": 120, "unchanged": 40, "rejected": 80}
 
 
-def test_a_customer_may_get_another_source_id(imported: Import, customer: Make) -> None:
-    customer("ada@example.com", source_id="C1")
+def test_a_customer_may_get_another_source_id(import_file: Import, make_customer: Make) -> None:
+    make_customer("ada@example.com", source_id="C1")
 
-    row = imported("email,source_id\nada@example.com,C2\n")
+    row = import_file("email,source_id\nada@example.com,C2\n")
 
     assert customers_by_email()["ada@example.com"].source_id == "C2"
     assert row.updated == 1
@@ -210,34 +210,34 @@ def test_a_customer_may_get_another_source_id(imported: Import, customer: Make) 
 # --- audiences -----------------------------------------------------------------------------------
 
 
-def test_everybody_of_a_file_joins_the_chosen_audience(imported: Import, customer: Make) -> None:
-    customer("ada@example.com")
+def test_everybody_of_a_file_joins_the_chosen_audience(import_file: Import, make_customer: Make) -> None:
+    make_customer("ada@example.com")
 
-    imported("email\nada@example.com\ngrace@example.com\nbad\n", audience="Newsletter")
+    import_file("email\nada@example.com\ngrace@example.com\nbad\n", audience="Newsletter")
 
     assert members("Newsletter") == {"ada@example.com", "grace@example.com"}
 
 
-def test_a_column_names_the_audience_of_each_row(imported: Import) -> None:
+def test_a_column_names_the_audience_of_each_row(import_file: Import) -> None:
     db.session.add(Audience(name="VIP"))
     db.session.commit()
 
-    imported("email,audience\nada@example.com,VIP\ngrace@example.com, New  one \nbob@example.com,\n")
+    import_file("email,audience\nada@example.com,VIP\ngrace@example.com, New  one \nbob@example.com,\n")
 
     assert [audience.name for audience in customer_queries.list_audiences()] == ["New one", "VIP"]
     assert (members("VIP"), members("New one")) == ({"ada@example.com"}, {"grace@example.com"})
 
 
-def test_the_audiences_of_all_rows_about_one_e_mail_count(imported: Import, small_blocks: None) -> None:
+def test_the_audiences_of_all_rows_about_one_e_mail_count(import_file: Import, small_blocks: None) -> None:
     filler = "".join(f"f{n}@example.com,\n" for n in range(30))
 
-    imported(f"email,audience\nada@example.com,One\n{filler}ada@example.com,Two\n")
+    import_file(f"email,audience\nada@example.com,One\n{filler}ada@example.com,Two\n")
 
     assert members("One") == members("Two") == {"ada@example.com"}
 
 
-def test_a_column_with_hundreds_of_audiences_is_another_column(imported: Import) -> None:
-    row = imported("email,audience\n" + "".join(f"c{n}@example.com,City {n}\n" for n in range(101)))
+def test_a_column_with_hundreds_of_audiences_is_another_column(import_file: Import) -> None:
+    row = import_file("email,audience\n" + "".join(f"c{n}@example.com,City {n}\n" for n in range(101)))
 
     assert (row.status, row.error_code) == ("failed", "audiences_too_many")
     assert customers_by_email() == {}
@@ -247,16 +247,16 @@ def test_a_column_with_hundreds_of_audiences_is_another_column(imported: Import)
 # --- files that can't be taken -------------------------------------------------------------------
 
 
-def test_a_file_that_is_refused_at_once_leaves_nothing_behind(received: Receive) -> None:
+def test_a_file_that_is_refused_at_once_leaves_nothing_behind(receive_file: Receive) -> None:
     with pytest.raises(InvalidInput):
-        received(b"\xff\xd8\xff\xe0 a picture", audience="Newsletter")
+        receive_file(b"\xff\xd8\xff\xe0 a picture", audience="Newsletter")
 
     assert customer_queries.list_imports() == []
     assert customer_queries.list_audiences() == []
 
 
-def test_what_only_the_worker_can_see_fails_the_import(imported: Import) -> None:
-    row = imported("email,name\n" + "\n" * 70_000)
+def test_what_only_the_worker_can_see_fails_the_import(import_file: Import) -> None:
+    row = import_file("email,name\n" + "\n" * 70_000)
 
     assert (row.status, row.error_code) == ("failed", "rows_missing")
     assert db.session.scalar(select(func.count()).select_from(ImportChunk)) == 0
@@ -298,11 +298,11 @@ def test_an_upload_that_goes_on_is_left_alone_by_the_sweep(app: Flask) -> None:
     assert customer_queries.list_imports()[0].status == "receiving"
 
 
-def test_explanations_do_not_fill_the_disk(imported: Import, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explanations_do_not_fill_the_disk(import_file: Import, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_actions, "MAX_STORED_REJECTIONS", 10)
     monkeypatch.setattr(import_actions, "READ_BLOCK_ROWS", 7)
 
-    row = imported("email\n" + "bad\n" * 100)
+    row = import_file("email\n" + "bad\n" * 100)
 
     assert row.rejected == 100
     assert len(rejected_rows(row)) == 10
@@ -317,15 +317,15 @@ def test_receiving_rings_a_worker(app: Flask) -> None:
     assert huey.storage.queue_size() == 1
 
 
-def test_who_sent_a_file_is_in_the_trail(received: Receive) -> None:
-    received(many(1))
+def test_who_sent_a_file_is_in_the_trail(receive_file: Receive) -> None:
+    receive_file(many(1))
 
     entry = db.session.scalars(select(AuditEntry)).one()
     assert (entry.actor, entry.action, entry.subject) == ("tests", "customers.import", "customers.csv")
 
 
-def test_the_sweep_rings_again_for_a_lost_bell(received: Receive) -> None:
-    received(many(1))
+def test_the_sweep_rings_again_for_a_lost_bell(receive_file: Receive) -> None:
+    receive_file(many(1))
     huey.storage.flush_queue()
 
     task_queue.run("customers.sweep_customers")
@@ -333,8 +333,8 @@ def test_the_sweep_rings_again_for_a_lost_bell(received: Receive) -> None:
     assert huey.storage.queue_size() == 1
 
 
-def test_two_workers_with_one_import_do_it_once(received: Receive) -> None:
-    import_id = received(many(2_000))
+def test_two_workers_with_one_import_do_it_once(receive_file: Receive) -> None:
+    import_id = receive_file(many(2_000))
 
     both(import_id)
 
@@ -344,10 +344,10 @@ def test_two_workers_with_one_import_do_it_once(received: Receive) -> None:
 
 
 def test_imports_of_the_same_people_at_the_same_time_do_not_harm_each_other(
-    received: Receive, small_blocks: None
+    receive_file: Receive, small_blocks: None
 ) -> None:
-    first = received(many(500))
-    second = received("email,name,source_id\n" + "\n".join(reversed(many(500).splitlines()[1:])) + "\n")
+    first = receive_file(many(500))
+    second = receive_file("email,name,source_id\n" + "\n".join(reversed(many(500).splitlines()[1:])) + "\n")
 
     both(first, second)
 
@@ -386,12 +386,12 @@ def expire_leases() -> None:
     [("copy_rows", 1), ("copy_rows", 3), ("deduplicate_rows", 1), ("merge_rows", 1), ("merge_rows", 3)],
 )
 def test_what_a_killed_worker_left_is_finished_exactly(
-    received: Receive, small_blocks: None, monkeypatch: pytest.MonkeyPatch, step: str, call: int
+    receive_file: Receive, small_blocks: None, monkeypatch: pytest.MonkeyPatch, step: str, call: int
 ) -> None:
     file = "email,name,source_id,audience\n" + "".join(
         f"customer{n % 60}@example.com,N{n},C{n % 55},A{n % 2}\n" if n % 9 else "bad,x,y,z\n" for n in range(90)
     )
-    import_id = received(file)
+    import_id = receive_file(file)
     calls = 0
     real = getattr(staging, step)
 
@@ -419,8 +419,8 @@ def test_what_a_killed_worker_left_is_finished_exactly(
     assert len(set(rejected_rows(row))) == len(rejected_rows(row))
 
 
-def test_an_import_that_another_worker_holds_is_left_alone(received: Receive) -> None:
-    import_id = received(many(1))
+def test_an_import_that_another_worker_holds_is_left_alone(receive_file: Receive) -> None:
+    import_id = receive_file(many(1))
     values = {"status": "running", "epoch": 1, "lease_until": func.now() + timedelta(minutes=1)}
     db.session.execute(update(CustomerImport).values(values))
     db.session.commit()
@@ -433,9 +433,9 @@ def test_an_import_that_another_worker_holds_is_left_alone(received: Receive) ->
 
 
 def test_a_worker_that_was_only_slow_finds_that_it_was_replaced(
-    app: Flask, received: Receive, one_lane: None, monkeypatch: pytest.MonkeyPatch
+    app: Flask, receive_file: Receive, one_lane: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import_id = received(many(40))
+    import_id = receive_file(many(40))
     real = staging.merge_rows
     calls = 0
 
@@ -466,9 +466,9 @@ def test_a_worker_that_was_only_slow_finds_that_it_was_replaced(
 
 
 def test_a_worker_that_is_asked_to_end_leaves_off_and_another_goes_on_at_once(
-    received: Receive, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+    receive_file: Receive, small_blocks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import_id = received(many(40))
+    import_id = receive_file(many(40))
     asked = threading.Event()
     asked.set()
     monkeypatch.setattr(task_queue, "stop_requested", asked)
@@ -483,8 +483,8 @@ def test_a_worker_that_is_asked_to_end_leaves_off_and_another_goes_on_at_once(
     assert (row.status, import_counts(row)) == ("done", {"rows": 40, "created": 40})
 
 
-def test_an_import_that_kills_every_worker_is_given_up(received: Receive) -> None:
-    import_id = received(many(1))
+def test_an_import_that_kills_every_worker_is_given_up(receive_file: Receive) -> None:
+    import_id = receive_file(many(1))
     db.session.execute(update(CustomerImport).values(epoch=import_actions.MAX_IMPORT_ATTEMPTS))
     db.session.commit()
 
@@ -495,8 +495,8 @@ def test_an_import_that_kills_every_worker_is_given_up(received: Receive) -> Non
     assert (row.status, row.error_code) == ("failed", "import_broken")
 
 
-def test_a_customer_changed_meanwhile_keeps_what_the_import_says_last(received: Receive) -> None:
-    import_id = received("email,name\nada@example.com,From the file\n")
+def test_a_customer_changed_meanwhile_keeps_what_the_import_says_last(receive_file: Receive) -> None:
+    import_id = receive_file("email,name\nada@example.com,From the file\n")
     customer_actions.upsert_customer(
         CustomerValues("ada@example.com", name="By JSON", source_id="C1"), None, by="tests"
     )
@@ -510,8 +510,8 @@ def test_a_customer_changed_meanwhile_keeps_what_the_import_says_last(received: 
 # --- beside each other ---------------------------------------------------------------------------
 
 
-def test_one_import_is_read_at_a_time_and_the_next_is_rung_for(received: Receive) -> None:
-    first, second = received("email\nada@example.com\n"), received("email\nbob@example.com\n")
+def test_one_import_is_read_at_a_time_and_the_next_is_rung_for(receive_file: Receive) -> None:
+    first, second = receive_file("email\nada@example.com\n"), receive_file("email\nbob@example.com\n")
     huey.storage.flush_queue()
     with customer_tasks._import_lock:
         customer_tasks.process_import(first)
@@ -526,9 +526,9 @@ def test_one_import_is_read_at_a_time_and_the_next_is_rung_for(received: Receive
 
 
 def test_the_sweep_leaves_an_upload_whose_last_piece_has_come(
-    received: Receive, monkeypatch: pytest.MonkeyPatch
+    receive_file: Receive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import_id = received("email\nada@example.com\n")
+    import_id = receive_file("email\nada@example.com\n")
     # It looked a moment ago, when the piece was still missing.
     monkeypatch.setattr(customer_queries, "list_stalled_upload_ids", lambda: [import_id])
 

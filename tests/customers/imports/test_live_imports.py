@@ -95,9 +95,9 @@ def test_a_large_upload_by_machine_does_not_fill_the_memory_of_the_web_server(ap
 
 
 def test_a_large_upload_by_form_does_not_fill_the_memory_of_the_web_server(
-    app: Flask, staff_user: Callable[..., StaffUser]
+    app: Flask, make_staff_user: Callable[..., StaffUser]
 ) -> None:
-    client = signed_in(app, staff_user("manager"))
+    client = signed_in(app, make_staff_user("manager"))
     app.config["WTF_CSRF_ENABLED"] = True
     page = client.get("/customers/import").text
     token = page.split('name="csrf_token" value="', 1)[1].split('"', 1)[0]
@@ -153,10 +153,10 @@ def test_a_connection_that_breaks_leaves_an_import_that_says_so(app: Flask) -> N
 
 
 def test_files_are_downloaded_from_the_real_web_server(
-    app: Flask, staff_user: Callable[..., StaffUser], imported: Import
+    app: Flask, make_staff_user: Callable[..., StaffUser], import_file: Import
 ) -> None:
-    row = imported("email,name\nada@example.com,Ada\nbad,Bob\n")
-    headers = {"Cookie": cookie_of(app, signed_in(app, staff_user("manager")))}
+    row = import_file("email,name\nada@example.com,Ada\nbad,Bob\n")
+    headers = {"Cookie": cookie_of(app, signed_in(app, make_staff_user("manager")))}
 
     answers = []
     with live_server.web_server(app.config["SETTINGS"], PUBLIC_URL=app.config["SETTINGS"].public_url) as web:

@@ -179,9 +179,9 @@ def test_a_page_looks_the_shop_up_once(client: FlaskClient) -> None:
 
 
 def test_redeeming_by_machine_does_not_ask_for_the_shop(
-    api: Any, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    api: Any, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    offer(), customer()
+    make_offer(), make_customer()
     with statements() as run:
         for door in ("validations", "redemptions"):
             body = {"code": "SUMMER25", "customer": {"email": "ada@example.com"}}
