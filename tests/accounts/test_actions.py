@@ -13,7 +13,7 @@ from flask import Flask
 from sqlalchemy import event, func, select, update
 
 from tests.support.accounts import PASSWORD
-from tests.support.sql_statements import statements
+from tests.support.sql_statements import recorded_statements
 from webapp.accounts import actions as account_actions
 from webapp.accounts import passwords
 from webapp.accounts import queries as account_queries
@@ -368,7 +368,7 @@ class TestKeys:
         # The first use is noted, which reads the key anew.
         account_actions.authenticate_api_key(key_of(whole))
         account_actions.authenticate_api_key(key_of(whole))
-        with statements() as run:
+        with recorded_statements() as run:
             account_actions.authenticate_api_key(key_of(whole))
             with pytest.raises(DomainError):
                 account_actions.authenticate_api_key(key_of(whole[:-1] + "!"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.browser import (
-    LOOKS,
+    APPEARANCES,
     OpenPage,
     RunningShop,
     accept_invitation,
@@ -61,7 +61,7 @@ STAFF = [
 ]
 
 
-@pytest.mark.parametrize("look_of", list(LOOKS))
+@pytest.mark.parametrize("look_of", list(APPEARANCES))
 def test_staff_pages(
     shop: RunningShop, window: OpenPage, tmp_path: Path, make_offer: Callable[..., Offer], look_of: str
 ) -> None:
@@ -82,7 +82,7 @@ def test_staff_pages(
     erased = customer_queries.find_customer_by_email("person1@example.com")
     assert erased is not None
     call_api(shop, "POST", "/erasures", {"email": "person1@example.com"})
-    page = window(**LOOKS[look_of])
+    page = window(**APPEARANCES[look_of])
     page.goto(f"{shop.url}/sign-in")
     wrong = page_problems(page)
     accept_invitation(page, shop)
@@ -94,7 +94,7 @@ def test_staff_pages(
     assert wrong == []
 
 
-@pytest.mark.parametrize("look_of", list(LOOKS))
+@pytest.mark.parametrize("look_of", list(APPEARANCES))
 def test_customer_pages(
     shop: RunningShop,
     window: OpenPage,
@@ -108,7 +108,7 @@ def test_customer_pages(
     make_offer("GONE", name="Gone", starts_at=now - timedelta(days=9), ends_at=now - timedelta(days=1))
     call_api(shop, "POST", "/offers/SUMMER25/launch", {})
     link = shop.link_to("ada@example.com")
-    page = window(**LOOKS[look_of])
+    page = window(**APPEARANCES[look_of])
     page.goto(f"{shop.url}/redeem")
     wrong = page_problems(page)
     submit_code(page, "GONE", "ada@example.com")

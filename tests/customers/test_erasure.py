@@ -12,7 +12,7 @@ from flask import Flask, current_app
 from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
-from tests.support.imports import Import
+from tests.support.imports import ImportFile
 from webapp.accounts import actions as account_actions
 from webapp.accounts.models import AuditEntry
 from webapp.campaigns import queries as campaign_queries
@@ -48,7 +48,7 @@ def everything() -> str:
 
 
 @pytest.fixture
-def ada(make_offer: MakeOffer, import_file: Import, app: Flask) -> Customer:
+def ada(make_offer: MakeOffer, import_file: ImportFile, app: Flask) -> Customer:
     """Ada with traces everywhere: imported, changed, refused rows, mailed with trouble, redeemed twice, once undone."""
     import_file(
         "email,name,source_id,locale,audience\n"
@@ -157,7 +157,7 @@ def test_the_row_of_an_erased_customer_takes_no_name_again(ada: Customer) -> Non
     db.session.rollback()
 
 
-def test_an_import_of_the_same_e_mail_makes_somebody_new(ada: Customer, import_file: Import) -> None:
+def test_an_import_of_the_same_e_mail_makes_somebody_new(ada: Customer, import_file: ImportFile) -> None:
     customer_actions.erase_customer(ada.id, by="tests")
 
     import_file("email,source_id\nada@example.com,C-1815\n")
@@ -179,7 +179,7 @@ def test_what_stands_for_the_e_mail_can_not_be_typed(ada: Customer, given: str) 
         customer_actions.create_customer(CustomerValues(given), [], by="tests")
 
 
-def test_the_refused_rows_of_others_are_left_alone(import_file: Import, make_customer: Make) -> None:
+def test_the_refused_rows_of_others_are_left_alone(import_file: ImportFile, make_customer: Make) -> None:
     ada = make_customer("ada@example.com")
     long = "x" * 201
     row = import_file(
@@ -396,7 +396,7 @@ def test_a_put_at_the_very_moment_makes_somebody_new(make_customer: Make, monkey
     assert (found.id != ada.id, is_new) == (True, True)
 
 
-def test_refused_rows_are_dropped_after_three_months_and_their_number_stays(import_file: Import) -> None:
+def test_refused_rows_are_dropped_after_three_months_and_their_number_stays(import_file: ImportFile) -> None:
     old, new = import_file("email\nada@@example.com\n"), import_file("email\nbob@@example.com\n")
     old.finished_at = datetime.now(UTC) - timedelta(days=91)
     db.session.commit()

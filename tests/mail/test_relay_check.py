@@ -32,7 +32,7 @@ def checked(app: Flask, relay: Relay, with_settings: Change) -> Callable[..., Re
         finally:
             for name, value in before.items():
                 setattr(state, name, value)
-            assert relay.kept == []
+            assert relay.messages == []
             assert not [said for said in relay.commands if said.upper().startswith(("RCPT", "DATA"))]
 
     return go

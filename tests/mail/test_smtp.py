@@ -40,7 +40,7 @@ def connection(app: Flask, relay: Relay) -> Iterator[smtp.RelayConnection]:
 def test_a_mail_is_sent_under_testing(app: Flask, relay: Relay, connection: smtp.RelayConnection) -> None:
     assert app.testing
     connection.send(letter())
-    assert relay.to("ada@example.com").raw == RAW
+    assert relay.message_to("ada@example.com").raw == RAW
 
 
 def test_flask_mails_own_way_in_sends_too(app: Flask, relay: Relay, connection: smtp.RelayConnection) -> None:
@@ -51,13 +51,13 @@ def test_flask_mails_own_way_in_sends_too(app: Flask, relay: Relay, connection: 
 def test_one_connection_serves_many(relay: Relay, connection: smtp.RelayConnection) -> None:
     for n in range(5):
         connection.send(letter(f"c{n}@example.com"))
-    assert (relay.connections, len(relay.kept)) == (1, 5)
+    assert (relay.connections, len(relay.messages)) == (1, 5)
 
 
 def test_a_line_with_a_dot_arrives_as_it_was(relay: Relay, connection: smtp.RelayConnection) -> None:
     raw = RAW + b".\r\n..two\r\n.one\r\n"
     connection.send(letter(raw=raw))
-    assert relay.to("ada@example.com").raw == raw
+    assert relay.message_to("ada@example.com").raw == raw
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_an_address_with_a_line_break_never_reaches_the_relay(
 def test_a_mail_called_off_before_its_body_is_not_sent(relay: Relay, connection: smtp.RelayConnection) -> None:
     connection.open()
     assert connection.deliver(letter(), may_send=lambda: False).kind == "aborted"
-    assert relay.kept == []
+    assert relay.messages == []
 
 
 def _certificate(folder: Path) -> ssl.SSLContext:
@@ -341,7 +341,7 @@ def test_what_came_before_the_encryption_is_forgotten(
     """CVE-2011-0411: an answer that somebody in between has slipped in before the handshake."""
     monkeypatch.setattr(app.extensions["mail"], "use_tls", True)
     relay.behaviour.starttls = _certificate(tmp_path)
-    relay.behaviour.slipped_in = "250 AUTH PLAIN"
+    relay.behaviour.injected_reply = "250 AUTH PLAIN"
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
     with smtp.create_relay_connection() as connection:
         connection.open()

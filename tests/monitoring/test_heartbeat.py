@@ -51,7 +51,7 @@ def pass_by(seconds: int) -> None:
 
 
 @pytest.fixture
-def beaten(app: Flask, test_settings: Settings) -> Iterator[live_server.Live]:
+def beaten(app: Flask, test_settings: Settings) -> Iterator[live_server.LiveProcess]:
     """A real worker that has said once that it lives."""
     with live_server.worker(test_settings) as worker:
         deadline = time.monotonic() + 30
@@ -62,7 +62,7 @@ def beaten(app: Flask, test_settings: Settings) -> Iterator[live_server.Live]:
         yield worker
 
 
-def test_a_killed_worker_is_heard_of_no_more(beaten: live_server.Live, test_settings: Settings) -> None:
+def test_a_killed_worker_is_heard_of_no_more(beaten: live_server.LiveProcess, test_settings: Settings) -> None:
     seen = db.session.scalars(select(Worker)).one()
     assert (seen.host, seen.pid, seen.stopped_at) == (HERE, beaten.process.pid, None)
     assert worker_alive(test_settings).returncode == 0
@@ -78,7 +78,7 @@ def test_a_killed_worker_is_heard_of_no_more(beaten: live_server.Live, test_sett
     ]
 
 
-def test_a_worker_that_is_told_to_end_says_so(beaten: live_server.Live) -> None:
+def test_a_worker_that_is_told_to_end_says_so(beaten: live_server.LiveProcess) -> None:
     beaten.process.terminate()
     beaten.process.wait(40)
 

@@ -17,7 +17,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import text
 
 from tests.support import live_server
-from tests.support.sql_statements import statements
+from tests.support.sql_statements import recorded_statements
 from webapp.core import signing_keys
 from webapp.core.extensions import db
 from webapp.customers.models import Audience, Customer
@@ -117,7 +117,7 @@ def look(client: FlaskClient, code: str, email: str) -> dict[str, Any]:
     db.session.execute(text("truncate rate_hit, code_miss"))
     db.session.commit()
     signing_keys.clear_key_cache()
-    with statements() as run:
+    with recorded_statements() as run:
         answer = post(client, code, email)
     headers = {name: value for name, value in answer.headers if name not in ("X-Request-Id", "Content-Length")}
     page = answer.text.replace(email, "EMAIL")

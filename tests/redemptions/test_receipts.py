@@ -62,7 +62,7 @@ def test_a_typed_repeat_has_the_receipt_mailed_to_the_customer(
 
     assert answer.status_code == 409
     assert "We email the receipt to it" in answer.text
-    mail = relay.to("ada@example.com").message
+    mail = relay.message_to("ada@example.com").message
     body = mail.get_content()
     assert mail["Subject"] == "Your receipt: Summer"
     assert (mail["To"], mail["Auto-Submitted"]) == ("ada@example.com", "auto-generated")
@@ -76,7 +76,7 @@ def test_the_mails_link_shows_the_receipt(
     post(client)
     work()
 
-    (link,) = [line for line in relay.to("ada@example.com").message.get_content().splitlines() if "/r/" in line]
+    (link,) = [line for line in relay.message_to("ada@example.com").message.get_content().splitlines() if "/r/" in line]
 
     assert used.public_id in client.get(link.removeprefix("http://localhost")).text
 
@@ -97,7 +97,7 @@ def test_mailing_redeems_nothing(client: FlaskClient, relay: Relay, used: redemp
     redemption_rollback.roll_back_redemption(used.public_id, "order cancelled", "staff")
     work()
 
-    assert relay.kept == []
+    assert relay.messages == []
     assert db.session.execute(text("select count(*) from redemption")).scalar() == 0
 
 
@@ -204,12 +204,12 @@ def test_any_address_and_any_name_can_be_mailed(
 
     task_queue.run("redemptions.send_receipt", offer.id, customer.id, 0)
 
-    (kept,) = relay.kept
-    assert kept.raw.startswith(b"From: ")
-    assert kept.raw.count(b"\n") == kept.raw.count(b"\r\n")
-    assert kept.message["Bcc"] is None
-    assert kept.message["Subject"] == " ".join(f"Your receipt: {name}".split())
-    assert kept.to.partition("@")[0] == given.partition("@")[0]
+    (received,) = relay.messages
+    assert received.raw.startswith(b"From: ")
+    assert received.raw.count(b"\n") == received.raw.count(b"\r\n")
+    assert received.message["Bcc"] is None
+    assert received.message["Subject"] == " ".join(f"Your receipt: {name}".split())
+    assert received.to.partition("@")[0] == given.partition("@")[0]
 
 
 def test_a_real_worker_mails_it(

@@ -16,7 +16,7 @@ import requests
 from psycopg import sql
 
 from local import demo_instance
-from tests.support.local_copy import LocalCopy, copies
+from tests.support.local_copy import LocalCopy, local_copies
 from webapp.core import settings as app_settings
 from webapp.core.extensions import db
 
@@ -39,7 +39,7 @@ class BothInstances:
 
 @pytest.fixture(scope="module")
 def both() -> Iterator[BothInstances]:
-    with copies() as make:
+    with local_copies() as make:
         copy = make("one copy")
         assert copy.make("setup").returncode == 0
         rows = count_rows(copy.folder / "instance")

@@ -40,8 +40,8 @@ def test_a_launch_reaches_everybody_once_with_their_own_mail(
         wait_until(lambda: status(campaign_id) == "done")
     assert relay.recipients == {f"c{n}@example.com": 1 for n in range(300)}
     for customer in customer_queries.list_customers_by_ids(ids):
-        kept = relay.to(customer.email)
-        for body in (kept.text, kept.html):
+        received = relay.message_to(customer.email)
+        for body in (received.text, received.html):
             assert "SUMMER25" in body
             assert build_personal_url(offer.id, customer.id) in body
             assert build_unsubscribe_url(customer.id, campaign_id) in body
@@ -64,7 +64,7 @@ def test_a_killed_worker_is_followed_by_another_and_nobody_is_missed(
         task_queue.run("campaigns.sweep")
         wait_until(lambda: status(campaign_id) == "done")
     assert len(relay.recipients) == 600
-    assert len(relay.kept) - 600 <= killed <= 2
+    assert len(relay.messages) - 600 <= killed <= 2
     counts = campaign_queries.get_campaign_stats(campaign_id)
     assert (counts.sent, counts.uncertain) == (600, 0)
 
@@ -81,7 +81,7 @@ def test_a_worker_that_is_asked_to_end_sends_nothing_twice(
     with live_server.worker(settings):
         task_queue.run("campaigns.sweep")
         wait_until(lambda: status(campaign_id) == "done")
-    assert (len(relay.recipients), len(relay.kept)) == (300, 300)
+    assert (len(relay.recipients), len(relay.messages)) == (300, 300)
 
 
 def test_a_launch_while_the_relay_is_down_goes_out_when_it_is_back(
@@ -96,7 +96,7 @@ def test_a_launch_while_the_relay_is_down_goes_out_when_it_is_back(
         assert campaign_queries.get_campaign_stats(campaign_id).sent == 0
         with smtp_relay.running(port) as relay:
             wait_until(lambda: status(campaign_id) == "done")
-            assert (len(relay.recipients), len(relay.kept)) == (20, 20)
+            assert (len(relay.recipients), len(relay.messages)) == (20, 20)
 
 
 def test_the_sweep_rings_a_lost_bell_again(app: Flask, make_offer: Callable[..., Offer]) -> None:
@@ -128,5 +128,5 @@ def test_the_last_pump_rings_no_other(app: Flask, make_offer: Callable[..., Offe
     preparation.prepare_campaign(launch_actions.launch_announcement(make_offer().id, "tests").campaign.id)
     huey.storage.flush_queue()
     task_queue.run("campaigns.send")
-    assert (len(relay.kept), huey.storage.queue_size()) == (1, 0)
+    assert (len(relay.messages), huey.storage.queue_size()) == (1, 0)
     assert sender.send_pending_emails() is False

@@ -55,7 +55,7 @@ def mail(shape: str, customer_id: int = 1, campaign_id: int = 1, **values: str) 
     given = {
         "to": campaign_tokens.build_return_path(campaign_id, customer_id, ""),
         "id": campaign_tokens.build_message_id(campaign_id, customer_id, "example.com"),
-        "way_out": campaign_tokens.build_unsubscribe_url(customer_id, campaign_id),
+        "unsubscribe_url": campaign_tokens.build_unsubscribe_url(customer_id, campaign_id),
         "rcpt": ADA,
         "action": "failed",
         "status": "5.1.1",

@@ -350,7 +350,7 @@ def send_and_receive(app: Flask, relay: Relay, make_offer: Callable[..., Offer])
         letter = MailMerge(EmailContent(**mail), make_offer(), 3).build_message(to)
         with smtp.create_relay_connection() as connection:
             connection.send(letter)
-        return relay.kept[-1].raw
+        return relay.messages[-1].raw
 
     return go
 
@@ -508,7 +508,7 @@ def test_the_preview_is_what_is_sent_but_for_what_is_the_recipients_own(
             words = words.replace(mine, theirs)
         return words
 
-    sent = relay.to("ada@example.com")
+    sent = relay.message_to("ada@example.com")
     assert nobodys(str(sent.message["Subject"])) == shown.subject
     assert nobodys(sent.text.replace("\r\n", "\n")) == shown.text
     assert nobodys(sent.html.replace("\r\n", "\n")) == shown.html

@@ -681,7 +681,7 @@ def test_whoever_may_have_got_it_twice_is_said_to_everywhere(
     assert batches.open_send_window(claim) is not None
     expire_leases()
     relay.behaviour.rcpt[email(1)] = "450 later"
-    relay.behaviour.times[email(1)] = 1
+    relay.behaviour.uses[email(1)] = 1
     sender.send_pending_emails()
     make_retries_due()
     sender.send_pending_emails()

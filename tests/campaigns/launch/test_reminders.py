@@ -16,7 +16,7 @@ from tests.support import live_server
 from tests.support.campaigns import create_customers
 from tests.support.live_server import wait_until
 from tests.support.smtp_relay import Relay
-from tests.support.sql_statements import statements
+from tests.support.sql_statements import recorded_statements
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns.content.placeholders import REMINDER_TEXT, EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
@@ -84,8 +84,8 @@ def test_a_reminder_has_a_text_of_its_own(announced: Offer, relay: Relay) -> Non
     campaign = reminded(announced)
     sender.send_pending_emails()
     assert campaign.text == REMINDER_TEXT
-    (kept,) = relay.kept
-    assert "Summer is still available for you until" in kept.text
+    (received,) = relay.messages
+    assert "Summer is still available for you until" in received.text
 
 
 def test_who_redeems_between_two_windows_is_not_reminded(
@@ -136,7 +136,7 @@ def test_preparing_looks_at_one_block_at_a_time_however_many_have_redeemed(
     redeem(announced, [i for n, i in enumerate(ids) if n % 10])
     monkeypatch.setattr(preparation, "AUDIENCE_BLOCK_SIZE", 100)
     campaign = launch_actions.launch_reminder(announced.id, EmailContent(), "tests").campaign
-    with statements() as seen:
+    with recorded_statements() as seen:
         preparation.prepare_campaign(campaign.id)
     assert frozen(campaign) == ids[::10]
     walked = [values for statement, values in seen if "from redemption" in statement]

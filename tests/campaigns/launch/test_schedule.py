@@ -17,7 +17,7 @@ from tests.support import live_server
 from tests.support.campaigns import create_customers
 from tests.support.live_server import wait_until
 from tests.support.smtp_relay import Relay
-from tests.support.sql_statements import statements
+from tests.support.sql_statements import recorded_statements
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
@@ -275,7 +275,7 @@ def test_cancelling_runs_the_same_statements_for_any_size(app: Flask, make_offer
     def cancelled(code: str) -> list[str]:
         campaign = launch_actions.launch_announcement(make_offer(code).id, "tests").campaign
         preparation.prepare_campaign(campaign.id)
-        with statements() as seen:
+        with recorded_statements() as seen:
             transitions.cancel_campaign(campaign.id, "mia")
         return [statement for statement, _ in seen]
 

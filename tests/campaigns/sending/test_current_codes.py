@@ -39,7 +39,7 @@ def launch_campaign(app: Flask, make_offer: Callable[..., Offer]) -> Launch:
 
 def sent_codes(relay: Relay) -> list[str]:
     """The codes of the mails in the order in which they went out."""
-    return [kept.text.split()[0] for kept in relay.kept]
+    return [received.text.split()[0] for received in relay.messages]
 
 
 def test_a_renewal_is_in_the_mails_of_the_windows_that_follow(
@@ -62,8 +62,8 @@ def test_every_code_that_went_out_around_a_renewal_works(
     sender.send_pending_emails()
 
     done = [
-        group_commit.redeem(RedemptionRequest(channel="form", code=code.replace("-", ""), email=kept.to))
-        for code, kept in zip(sent_codes(relay), relay.kept, strict=True)
+        group_commit.redeem(RedemptionRequest(channel="form", code=code.replace("-", ""), email=received.to))
+        for code, received in zip(sent_codes(relay), relay.messages, strict=True)
     ]
     assert len(done) == 120
 

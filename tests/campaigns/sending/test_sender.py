@@ -112,7 +112,7 @@ def test_a_refused_recipient_is_recorded_and_the_rest_goes_on(launch_campaign: L
 def test_a_put_off_recipient_is_tried_again(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(3)
     relay.behaviour.rcpt["c1@example.com"] = "450 4.2.1 later"
-    relay.behaviour.times["c1@example.com"] = 1
+    relay.behaviour.uses["c1@example.com"] = 1
     campaign = launch_campaign()
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 3, "sent": 2, "deferred": 1}
@@ -159,13 +159,13 @@ def test_a_put_off_customer_who_unsubscribes_meanwhile_is_left_alone(launch_camp
     relay.behaviour.rcpt.clear()
     make_retries_due()
     sender.send_pending_emails()
-    assert (delivery_counts(campaign), relay.kept) == ({"total": 1, "skipped": 1}, [])
+    assert (delivery_counts(campaign), relay.messages) == ({"total": 1, "skipped": 1}, [])
 
 
 def test_a_connection_that_breaks_is_made_anew_for_the_same_recipient(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(3)
     relay.behaviour.rcpt["c1@example.com"] = "drop"
-    relay.behaviour.times["c1@example.com"] = 2
+    relay.behaviour.uses["c1@example.com"] = 2
     campaign = launch_campaign()
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 3, "sent": 3}
@@ -193,14 +193,14 @@ def test_a_mail_without_an_answer_is_uncertain_and_not_sent_twice(launch_campaig
 def test_staff_can_send_uncertain_mails_again(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(2)
     relay.behaviour.body["c1@example.com"] = "drop"
-    relay.behaviour.times["c1@example.com"] = 1
+    relay.behaviour.uses["c1@example.com"] = 1
     campaign = launch_campaign()
     sender.send_pending_emails()
     assert delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "tests").retried == 1
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 2, "sent": 2}
     assert refresh(campaign).status == "done"
-    first, second = (kept.message["Message-ID"] for kept in relay.kept if kept.to == "c1@example.com")
+    first, second = (received.message["Message-ID"] for received in relay.messages if received.to == "c1@example.com")
     assert first == second
 
 
@@ -302,7 +302,7 @@ def test_a_resumed_campaign_goes_on_where_it_stood(
     sender.send_pending_emails()
     transitions.resume_campaign(campaign_id, "tests")
     sender.send_pending_emails()
-    assert (len(relay.kept), set(relay.recipients.values())) == (200, {1})
+    assert (len(relay.messages), set(relay.recipients.values())) == (200, {1})
     assert refresh(campaign).status == "done"
 
 
@@ -318,7 +318,7 @@ def test_a_worker_that_is_asked_to_end_gives_the_batch_back_in_order(
         task_queue.stop_requested.clear()
     assert delivery_counts(campaign) == {"total": 120, "sent": 70}
     sender.send_pending_emails()
-    assert (len(relay.kept), set(relay.recipients.values())) == (120, {1})
+    assert (len(relay.messages), set(relay.recipients.values())) == (120, {1})
     assert delivery_counts(campaign) == {"total": 120, "sent": 120}
 
 
@@ -353,7 +353,7 @@ def test_another_worker_goes_on_where_one_was_killed(
     campaign = launch_campaign()
     killed_after(70, relay, monkeypatch)
     sender.send_pending_emails()
-    assert len(relay.kept) == 70
+    assert len(relay.messages) == 70
     expire_leases()
     sender.send_pending_emails()
     twice = [address for address, n in relay.recipients.items() if n > 1]
@@ -370,7 +370,7 @@ def test_the_second_copy_after_a_kill_has_the_same_message_id(
     killed_after(2, relay, monkeypatch)
     expire_leases()
     sender.send_pending_emails()
-    first, second = (kept.message["Message-ID"] for kept in relay.kept if kept.to == "c1@example.com")
+    first, second = (received.message["Message-ID"] for received in relay.messages if received.to == "c1@example.com")
     assert first == second
 
 
@@ -424,7 +424,7 @@ def test_no_transaction_is_open_while_the_relay_is_reached(
         sender.send_pending_emails()
     else:
         sender.send_test_email(EmailContent(), offer, "mia@example.com", "Mia")
-    assert len(relay.kept) == 1
+    assert len(relay.messages) == 1
     assert set(seen) == {False}
 
 
@@ -438,7 +438,7 @@ def test_killing_one_after_the_other_sends_one_more_copy_each_and_misses_nobody(
         expire_leases()
     sender.send_pending_emails()
     assert len(relay.recipients) == 120
-    assert len(relay.kept) - 120 <= 4
+    assert len(relay.messages) - 120 <= 4
     assert delivery_counts(campaign) == {"total": 120, "sent": 120}
 
 
@@ -486,7 +486,7 @@ def test_a_worker_that_lost_its_batch_stops_before_the_next_mail(
 
     act_after(relay, 10, monkeypatch, in_context(app, taken_over))
     sender.send_pending_emails()
-    assert len(relay.kept) == 10
+    assert len(relay.messages) == 10
 
 
 def test_a_batch_is_claimed_by_one(launch_campaign: Launch) -> None:
@@ -603,10 +603,15 @@ def test_a_mail_that_comes_back_tells_whose_it_was(
     with_settings(mail_bounce_address="bounces@shop.example")
     campaign = launch_campaign()
     sender.send_pending_emails()
-    assert {kept.sender.partition("+")[0] for kept in relay.kept} == {"bounces"}
-    assert [campaign_tokens.parse_return_path(kept.sender) for kept in relay.kept] == [(campaign.id, n) for n in ids]
+    assert {received.sender.partition("+")[0] for received in relay.messages} == {"bounces"}
+    assert [campaign_tokens.parse_return_path(received.sender) for received in relay.messages] == [
+        (campaign.id, n) for n in ids
+    ]
     # So does one that asks for no more mails: read by the same door.
-    assert all(f"<mailto:{kept.sender}?subject=unsubscribe>" in kept.message["List-Unsubscribe"] for kept in relay.kept)
+    assert all(
+        f"<mailto:{received.sender}?subject=unsubscribe>" in received.message["List-Unsubscribe"]
+        for received in relay.messages
+    )
 
 
 def test_a_test_that_comes_back_is_nobodys(
@@ -614,7 +619,7 @@ def test_a_test_that_comes_back_is_nobodys(
 ) -> None:
     with_settings(mail_bounce_address="bounces@shop.example")
     sender.send_test_email(EmailContent(), make_offer(), "staff@example.com", "Staff")
-    assert [kept.sender for kept in relay.kept] == ["offers@example.com"]
+    assert [received.sender for received in relay.messages] == ["offers@example.com"]
 
 
 def test_a_second_copy_that_is_refused_leaves_it_uncertain(launch_campaign: Launch, relay: Relay) -> None:

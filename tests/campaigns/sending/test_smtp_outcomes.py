@@ -80,7 +80,7 @@ def test_a_relay_that_asks_for_a_body_nobody_may_get_is_left(campaign: Campaign,
     assert issue_states(campaign) == {VICTIM: ("failed", 550)}
     assert relay.recipients == OTHERS
     # Nothing is said to it that it would take for a body.
-    assert relay.broken_off == ([b""] if relay.behaviour.pipelining else [])
+    assert relay.aborted_bodies == ([b""] if relay.behaviour.pipelining else [])
 
 
 @pytest.mark.parametrize("event", ["drop", "hang", NONSENSE, "421 4.3.2 going down"])
@@ -124,7 +124,7 @@ def test_what_breaks_before_the_body_is_tried_again_on_a_new_connection(
     campaign: Campaign, relay: Relay, stage: str, event: str
 ) -> None:
     relay.behaviour.stages[stage] = event
-    relay.behaviour.times[stage] = 1
+    relay.behaviour.uses[stage] = 1
     while sender.send_pending_emails():
         pass
     assert (issue_states(campaign), campaign_status(campaign)) == ({}, ("done", None))
@@ -133,7 +133,7 @@ def test_what_breaks_before_the_body_is_tried_again_on_a_new_connection(
 
 def test_a_sender_who_is_put_off_is_tried_again_on_a_new_connection(campaign: Campaign, relay: Relay) -> None:
     relay.behaviour.stages["MAIL"] = "451 4.7.1 slowly"
-    relay.behaviour.times["MAIL"] = 2
+    relay.behaviour.uses["MAIL"] = 2
     sender.send_pending_emails()
     assert (issue_states(campaign), relay.recipients, relay.connections) == ({}, EVERYBODY, 3)
 

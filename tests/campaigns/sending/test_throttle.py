@@ -155,7 +155,7 @@ def test_a_mail_is_written_down_before_the_next_ones_body_is_begun(
             db.session.rollback()
         seen.append((to, cursor))
 
-    relay.behaviour.begun = look
+    relay.behaviour.on_body = look
     sender.send_pending_emails()
     assert seen == [(f"c{n}@example.com", n) for n in range(4)]
 
@@ -244,7 +244,7 @@ def test_a_slow_window_is_left_at_the_next_renewal(
             with app.app_context():
                 stop(campaign.id, "tests")
 
-    relay.behaviour.begun = stop_at_the_third
+    relay.behaviour.on_body = stop_at_the_third
     sender.send_pending_emails()
     assert sorted(relay.recipients) == ["c0@example.com", "c1@example.com", "c2@example.com"]
     assert campaign_queries.get_campaign_stats(campaign.id).sent == 3
@@ -256,12 +256,12 @@ def test_a_worker_that_waits_for_its_turn_ends_when_it_is_told_to(
 ) -> None:
     campaign = launch_campaign(3)
     with_settings(mail_per_second=0.001)
-    relay.behaviour.begun = lambda _: task_queue.stop_requested.set()
+    relay.behaviour.on_body = lambda _: task_queue.stop_requested.set()
     try:
         sender.send_pending_emails()
     finally:
         task_queue.stop_requested.clear()
-    assert (campaign_queries.get_campaign_stats(campaign.id).sent, len(relay.kept)) == (1, 1)
+    assert (campaign_queries.get_campaign_stats(campaign.id).sent, len(relay.messages)) == (1, 1)
     batch = db.session.scalars(db.select(models.Batch)).one()
     assert (batch.status, batch.window_start, batch.sent) == ("pending", 1, 1)
 

@@ -29,9 +29,9 @@ def test_an_address_that_can_not_be_mailed_is_failed_with_words_and_the_others_g
     db.session.execute(text("update customer set name = E'Ada\\r\\nBcc: eve@example.com' where id = 3"))
     db.session.commit()
     sender.send_pending_emails()
-    assert len(relay.kept) == 3
-    assert all(kept.message["Bcc"] is None for kept in relay.kept)
-    assert "For Ada Bcc: eve@example.com" in {str(kept.message["Subject"]) for kept in relay.kept}
+    assert len(relay.messages) == 3
+    assert all(received.message["Bcc"] is None for received in relay.messages)
+    assert "For Ada Bcc: eve@example.com" in {str(received.message["Subject"]) for received in relay.messages}
     state, words = db.session.execute(text("select state, text from mail_issue where customer_id = 2")).one()
     assert state == "failed"
     assert "“no-at-sign” is not a valid email address" in words

@@ -12,7 +12,7 @@ import pytest
 from flask import Flask, current_app
 from sqlalchemy import func, select, update
 
-from tests.support.imports import Import, customers_by_email, import_counts, rejected_rows
+from tests.support.imports import ImportFile, customers_by_email, import_counts, rejected_rows
 from webapp.accounts.models import AuditEntry
 from webapp.core import task_queue
 from webapp.core.errors import InvalidInput
@@ -64,7 +64,7 @@ def small_blocks(request: pytest.FixtureRequest, one_lane: None, monkeypatch: py
 # --- what becomes of rows ------------------------------------------------------------------------
 
 
-def test_an_import_makes_customers(import_file: Import) -> None:
+def test_an_import_makes_customers(import_file: ImportFile) -> None:
     row = import_file("email,name,source_id,locale\nAda@Example.com,Ada Lovelace,C1,en-GB\n")
 
     ada = customers_by_email()["ada@example.com"]
@@ -77,7 +77,7 @@ def test_an_import_makes_customers(import_file: Import) -> None:
     assert (row.status, import_counts(row)) == ("done", {"rows": 1, "created": 1})
 
 
-def test_the_counts_are_those_of_the_rows(import_file: Import, make_customer: Make) -> None:
+def test_the_counts_are_those_of_the_rows(import_file: ImportFile, make_customer: Make) -> None:
     make_customer("same@example.com", name="Same")
     make_customer("other@example.com", name="Other")
 
@@ -88,7 +88,7 @@ def test_the_counts_are_those_of_the_rows(import_file: Import, make_customer: Ma
     assert import_counts(row) == {"rows": 5, "created": 1, "updated": 1, "unchanged": 1, "rejected": 1, "duplicates": 1}
 
 
-def test_a_second_import_of_the_same_file_changes_nothing(import_file: Import, small_blocks: None) -> None:
+def test_a_second_import_of_the_same_file_changes_nothing(import_file: ImportFile, small_blocks: None) -> None:
     file = many(50) + "customer3@example.com,Another Name,C3\nbad,x,y\ncustomer4@example.com,Customer 4,C4\n"
     first = import_file(file)
     before = {email: (c.id, c.name) for email, c in customers_by_email().items()}
@@ -100,7 +100,7 @@ def test_a_second_import_of_the_same_file_changes_nothing(import_file: Import, s
     assert {email: (c.id, c.name) for email, c in customers_by_email().items()} == before
 
 
-def test_of_several_rows_about_one_e_mail_the_last_one_counts(import_file: Import, small_blocks: None) -> None:
+def test_of_several_rows_about_one_e_mail_the_last_one_counts(import_file: ImportFile, small_blocks: None) -> None:
     filler = "".join(f"f{n}@example.com,F\n" for n in range(30))
 
     row = import_file(f"email,name\nada@example.com,First\n{filler}ADA@example.com,Last\n")
@@ -109,14 +109,14 @@ def test_of_several_rows_about_one_e_mail_the_last_one_counts(import_file: Impor
     assert row.duplicates == 1
 
 
-def test_an_empty_cell_of_the_last_row_leaves_what_an_earlier_one_says(import_file: Import) -> None:
+def test_an_empty_cell_of_the_last_row_leaves_what_an_earlier_one_says(import_file: ImportFile) -> None:
     import_file("email,name,locale\nada@example.com,First,en\nada@example.com,Second,\nada@example.com,,\n")
 
     ada = customers_by_email()["ada@example.com"]
     assert (ada.name, ada.locale) == ("Second", "en")
 
 
-def test_an_empty_cell_or_a_missing_column_changes_nothing(import_file: Import, make_customer: Make) -> None:
+def test_an_empty_cell_or_a_missing_column_changes_nothing(import_file: ImportFile, make_customer: Make) -> None:
     make_customer("ada@example.com", name="Ada", locale="en", source_id="C1")
 
     row = import_file("email,name\nada@example.com,\n")
@@ -126,7 +126,7 @@ def test_an_empty_cell_or_a_missing_column_changes_nothing(import_file: Import, 
     assert import_counts(row) == {"rows": 1, "unchanged": 1}
 
 
-def test_an_import_never_lifts_an_unsubscription(import_file: Import, make_customer: Make) -> None:
+def test_an_import_never_lifts_an_unsubscription(import_file: ImportFile, make_customer: Make) -> None:
     ada = make_customer("ada@example.com", name="Ada", suppressed="unsubscribed")
 
     import_file("email,name\nada@example.com,Ada Lovelace\n")
@@ -135,14 +135,14 @@ def test_an_import_never_lifts_an_unsubscription(import_file: Import, make_custo
     assert customer_queries.find_suppression_reasons([ada.id]) == {ada.id: "unsubscribed"}
 
 
-def test_json_lines_are_imported_like_csv(import_file: Import) -> None:
+def test_json_lines_are_imported_like_csv(import_file: ImportFile) -> None:
     row = import_file('{"email": "ada@example.com", "name": "Ada"}\nnonsense\n', media_type=NDJSON)
 
     assert list(customers_by_email()) == ["ada@example.com"]
     assert rejected_rows(row) == [(2, "json_invalid")]
 
 
-def test_backslashes_quotes_and_markup_arrive_as_they_are(import_file: Import) -> None:
+def test_backslashes_quotes_and_markup_arrive_as_they_are(import_file: ImportFile) -> None:
     names = ["a\\b", "\\N", "\\.", "<script>alert(1)</script>", 'He said "hi"', "%s {x}", "عائشة"]
     lines = "".join('c{}@example.com,"{}"\n'.format(n, name.replace('"', '""')) for n, name in enumerate(names))
 
@@ -151,14 +151,14 @@ def test_backslashes_quotes_and_markup_arrive_as_they_are(import_file: Import) -
     assert sorted(c.name for c in customers_by_email().values()) == sorted(names)
 
 
-def test_a_row_that_is_not_utf_8_costs_itself_alone(import_file: Import) -> None:
+def test_a_row_that_is_not_utf_8_costs_itself_alone(import_file: ImportFile) -> None:
     row = import_file("email,name\na@example.com,J\xfcrgen\nb@example.com,Bob\n".encode("latin-1"))
 
     assert list(customers_by_email()) == ["b@example.com"]
     assert rejected_rows(row) == [(2, "encoding_invalid")]
 
 
-def test_ten_thousand_rows_with_bad_ones_between_are_exact(import_file: Import) -> None:
+def test_ten_thousand_rows_with_bad_ones_between_are_exact(import_file: ImportFile) -> None:
     lines = [f"customer{n}@example.com,N{n},C{n}" if n % 100 else f"broken{n},N,C{n}" for n in range(10_000)]
 
     row = import_file("email,name,source_id\n" + "\n".join(lines))
@@ -170,7 +170,7 @@ def test_ten_thousand_rows_with_bad_ones_between_are_exact(import_file: Import) 
 # --- source ids ----------------------------------------------------------------------------------
 
 
-def test_a_source_id_of_another_customer_keeps_only_that_row_out(import_file: Import, make_customer: Make) -> None:
+def test_a_source_id_of_another_customer_keeps_only_that_row_out(import_file: ImportFile, make_customer: Make) -> None:
     make_customer("ada@example.com", source_id="C1")
 
     row = import_file("email,source_id\ngrace@example.com,C1\nbob@example.com,C2\n")
@@ -180,7 +180,7 @@ def test_a_source_id_of_another_customer_keeps_only_that_row_out(import_file: Im
     assert import_counts(row) == {"rows": 2, "created": 1, "rejected": 1}
 
 
-def test_of_two_rows_with_one_source_id_the_first_has_it(import_file: Import, one_lane: None) -> None:
+def test_of_two_rows_with_one_source_id_the_first_has_it(import_file: ImportFile, one_lane: None) -> None:
     filler = "".join(f"f{n}@example.com,F{n}\n" for n in range(30))
 
     row = import_file(f"email,source_id\nada@example.com,C1\ngrace@example.com,C1\n{filler}bob@example.com,C1\n")
@@ -189,7 +189,7 @@ def test_of_two_rows_with_one_source_id_the_first_has_it(import_file: Import, on
     assert rejected_rows(row) == [(3, "source_id_taken"), (34, "source_id_taken")]
 
 
-def test_of_many_rows_that_share_source_ids_one_each_is_taken(import_file: Import, small_blocks: None) -> None:
+def test_of_many_rows_that_share_source_ids_one_each_is_taken(import_file: ImportFile, small_blocks: None) -> None:
     file = "email,source_id\n" + "".join(f"c{n}@example.com,C{n // 3}\n" for n in range(120))
 
     first, again = import_file(file), import_file(file)
@@ -198,7 +198,7 @@ def test_of_many_rows_that_share_source_ids_one_each_is_taken(import_file: Impor
     assert import_counts(again) == {"rows": 120, "unchanged": 40, "rejected": 80}
 
 
-def test_a_customer_may_get_another_source_id(import_file: Import, make_customer: Make) -> None:
+def test_a_customer_may_get_another_source_id(import_file: ImportFile, make_customer: Make) -> None:
     make_customer("ada@example.com", source_id="C1")
 
     row = import_file("email,source_id\nada@example.com,C2\n")
@@ -210,7 +210,7 @@ def test_a_customer_may_get_another_source_id(import_file: Import, make_customer
 # --- audiences -----------------------------------------------------------------------------------
 
 
-def test_everybody_of_a_file_joins_the_chosen_audience(import_file: Import, make_customer: Make) -> None:
+def test_everybody_of_a_file_joins_the_chosen_audience(import_file: ImportFile, make_customer: Make) -> None:
     make_customer("ada@example.com")
 
     import_file("email\nada@example.com\ngrace@example.com\nbad\n", audience="Newsletter")
@@ -218,7 +218,7 @@ def test_everybody_of_a_file_joins_the_chosen_audience(import_file: Import, make
     assert members("Newsletter") == {"ada@example.com", "grace@example.com"}
 
 
-def test_a_column_names_the_audience_of_each_row(import_file: Import) -> None:
+def test_a_column_names_the_audience_of_each_row(import_file: ImportFile) -> None:
     db.session.add(Audience(name="VIP"))
     db.session.commit()
 
@@ -228,7 +228,7 @@ def test_a_column_names_the_audience_of_each_row(import_file: Import) -> None:
     assert (members("VIP"), members("New one")) == ({"ada@example.com"}, {"grace@example.com"})
 
 
-def test_the_audiences_of_all_rows_about_one_e_mail_count(import_file: Import, small_blocks: None) -> None:
+def test_the_audiences_of_all_rows_about_one_e_mail_count(import_file: ImportFile, small_blocks: None) -> None:
     filler = "".join(f"f{n}@example.com,\n" for n in range(30))
 
     import_file(f"email,audience\nada@example.com,One\n{filler}ada@example.com,Two\n")
@@ -236,7 +236,7 @@ def test_the_audiences_of_all_rows_about_one_e_mail_count(import_file: Import, s
     assert members("One") == members("Two") == {"ada@example.com"}
 
 
-def test_a_column_with_hundreds_of_audiences_is_another_column(import_file: Import) -> None:
+def test_a_column_with_hundreds_of_audiences_is_another_column(import_file: ImportFile) -> None:
     row = import_file("email,audience\n" + "".join(f"c{n}@example.com,City {n}\n" for n in range(101)))
 
     assert (row.status, row.error_code) == ("failed", "audiences_too_many")
@@ -255,7 +255,7 @@ def test_a_file_that_is_refused_at_once_leaves_nothing_behind(receive_file: Rece
     assert customer_queries.list_audiences() == []
 
 
-def test_what_only_the_worker_can_see_fails_the_import(import_file: Import) -> None:
+def test_what_only_the_worker_can_see_fails_the_import(import_file: ImportFile) -> None:
     row = import_file("email,name\n" + "\n" * 70_000)
 
     assert (row.status, row.error_code) == ("failed", "rows_missing")
@@ -298,7 +298,7 @@ def test_an_upload_that_goes_on_is_left_alone_by_the_sweep(app: Flask) -> None:
     assert customer_queries.list_imports()[0].status == "receiving"
 
 
-def test_explanations_do_not_fill_the_disk(import_file: Import, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explanations_do_not_fill_the_disk(import_file: ImportFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_actions, "MAX_STORED_REJECTIONS", 10)
     monkeypatch.setattr(import_actions, "READ_BLOCK_ROWS", 7)
 

@@ -16,7 +16,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import func, select, update
 
 from tests.support import live_server
-from tests.support.imports import Import, file_chunks
+from tests.support.imports import ImportFile, file_chunks
 from webapp.accounts import actions as account_actions
 from webapp.accounts.models import StaffUser
 from webapp.core import task_queue
@@ -153,7 +153,7 @@ def test_a_connection_that_breaks_leaves_an_import_that_says_so(app: Flask) -> N
 
 
 def test_files_are_downloaded_from_the_real_web_server(
-    app: Flask, make_staff_user: Callable[..., StaffUser], import_file: Import
+    app: Flask, make_staff_user: Callable[..., StaffUser], import_file: ImportFile
 ) -> None:
     row = import_file("email,name\nada@example.com,Ada\nbad,Bob\n")
     headers = {"Cookie": cookie_of(app, signed_in(app, make_staff_user("manager")))}

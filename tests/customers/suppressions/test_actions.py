@@ -8,7 +8,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import select
 
-from tests.support.imports import Import
+from tests.support.imports import ImportFile
 from tests.support.suppressions import add_suppression, suppression_reasons
 from webapp.core.email_addresses import hash_email
 from webapp.core.extensions import db
@@ -99,7 +99,7 @@ def test_other_capitals_are_no_other_address(app: Flask, make_customer: Make) ->
 @pytest.mark.parametrize("reason", ["unsubscribed", "complained"])
 @pytest.mark.parametrize("way", ["import", "staff", "machine"])
 def test_an_erased_customer_who_asked_for_it_is_not_mailed_when_imported_again(
-    import_file: Import, make_customer: Make, reason: str, way: str
+    import_file: ImportFile, make_customer: Make, reason: str, way: str
 ) -> None:
     ada = make_customer("ada@example.com")
     add_suppression("ada@example.com", reason, words="ada@example.com said so")

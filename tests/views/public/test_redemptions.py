@@ -8,7 +8,7 @@ import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import text
 
-from tests.support.sql_statements import statements
+from tests.support.sql_statements import recorded_statements
 from webapp.core.extensions import db
 from webapp.customers.models import Audience, Customer
 from webapp.offers.models import Offer
@@ -185,7 +185,7 @@ def test_refusals_never_tell_who_is_a_customer(
         # Each comes for the first time: the limits count who comes again, not who is known.
         db.session.execute(text("delete from rate_hit"))
         db.session.commit()
-        with statements() as run:
+        with recorded_statements() as run:
             answer = post(client, code, email)
         page = answer.text.replace(code, "CODE").replace(email, "EMAIL")
         answers[name] = (answer.status_code, page, [(statement, len(values)) for statement, values in run])

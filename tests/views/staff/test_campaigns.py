@@ -261,9 +261,9 @@ def test_a_test_goes_to_the_one_who_asked_and_can_use_up_nothing(
     offer = make_offer()
     answer = staff.post(f"/offers/{offer.id}/mail", data=typed(text="{{ link }}", test="1"), follow_redirects=True)
     assert "A test email has been sent to manager@example.com." in answer.text
-    (kept,) = relay.kept
-    assert kept.to == "manager@example.com"
-    link = re.findall(r"http://localhost(/r/\S+)", kept.text)[0]
+    (received,) = relay.messages
+    assert received.to == "manager@example.com"
+    link = re.findall(r"http://localhost(/r/\S+)", received.text)[0]
     assert "personal page" in staff.get(link).text
 
 
@@ -407,7 +407,7 @@ def test_a_button_answers_with_the_card_or_leads_back_to_the_page(
 
 def test_failed_mails_are_sent_again_at_a_click(staff: FlaskClient, sending: Campaign, relay: Relay) -> None:
     relay.behaviour.rcpt["c1@example.com"] = "550 no"
-    relay.behaviour.times["c1@example.com"] = 1
+    relay.behaviour.uses["c1@example.com"] = 1
     sender.send_pending_emails()
     answer = staff.post(f"/campaigns/{sending.id}/send-again", data={"state": "failed"}, follow_redirects=True)
     assert "1 email is being resent." in answer.text

@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, update
 from werkzeug.test import TestResponse
 
-from tests.support.imports import Import
+from tests.support.imports import ImportFile
 from webapp.accounts.models import AuditEntry, StaffUser
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
@@ -288,7 +288,7 @@ def test_an_upload_needs_its_token(csrf_client: FlaskClient, make_staff_user: Ca
     assert accepted.status_code == 302
 
 
-def test_the_sample_file_can_be_imported(staff: FlaskClient, import_file: Import) -> None:
+def test_the_sample_file_can_be_imported(staff: FlaskClient, import_file: ImportFile) -> None:
     row = import_file(staff.get("/customers/import/sample.csv").data)
 
     assert (row.created, row.rejected) == (2, 0)
@@ -307,7 +307,7 @@ def test_an_import_that_runs_renews_itself(staff: FlaskClient, receive_file: Cal
 
 
 def test_an_import_that_is_over_stops_renewing_itself_and_lists_what_was_not_taken(
-    staff: FlaskClient, import_file: Import
+    staff: FlaskClient, import_file: ImportFile
 ) -> None:
     row = import_file("email,name\nada@example.com,Ada\nbad,<script>\n")
 
@@ -319,7 +319,7 @@ def test_an_import_that_is_over_stops_renewing_itself_and_lists_what_was_not_tak
 
 
 def test_rows_that_were_not_taken_are_shown_page_by_page(
-    staff: FlaskClient, import_file: Import, monkeypatch: pytest.MonkeyPatch
+    staff: FlaskClient, import_file: ImportFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("webapp.views.staff.customers.PAGE_SIZE", 2)
     row = import_file("email\nbad1\nbad2\nbad3\n")
@@ -331,7 +331,9 @@ def test_rows_that_were_not_taken_are_shown_page_by_page(
     assert "bad3" in staff.get(following).text
 
 
-def test_rows_that_were_not_taken_are_downloaded_with_their_reasons(staff: FlaskClient, import_file: Import) -> None:
+def test_rows_that_were_not_taken_are_downloaded_with_their_reasons(
+    staff: FlaskClient, import_file: ImportFile
+) -> None:
     row = import_file('email,name\n"=bad","x\ny"\n')
 
     rows = list(csv.reader(io.StringIO(staff.get(f"/customers/imports/{row.id}/rejected.csv").text)))
@@ -342,7 +344,7 @@ def test_rows_that_were_not_taken_are_downloaded_with_their_reasons(staff: Flask
 
 
 @pytest.mark.parametrize("sign", list("=+-@\t\r"))
-def test_rows_that_were_not_taken_hold_no_formula(staff: FlaskClient, import_file: Import, sign: str) -> None:
+def test_rows_that_were_not_taken_hold_no_formula(staff: FlaskClient, import_file: ImportFile, sign: str) -> None:
     row = import_file("email\nbad\n")
     db.session.execute(update(RejectedRow).values(row=f"{sign}1"))
     db.session.commit()
@@ -353,7 +355,7 @@ def test_rows_that_were_not_taken_hold_no_formula(staff: FlaskClient, import_fil
 
 
 def test_rows_that_were_not_taken_are_not_handed_to_viewers(
-    sign_in: Callable[..., FlaskClient], import_file: Import
+    sign_in: Callable[..., FlaskClient], import_file: ImportFile
 ) -> None:
     row = import_file("email\nbad\n")
     viewer = sign_in("viewer")
@@ -362,7 +364,7 @@ def test_rows_that_were_not_taken_are_not_handed_to_viewers(
     assert "rejected.csv" not in viewer.get(f"/customers/imports/{row.id}").text
 
 
-def test_all_imports_are_listed(staff: FlaskClient, import_file: Import) -> None:
+def test_all_imports_are_listed(staff: FlaskClient, import_file: ImportFile) -> None:
     assert "No imports yet" in staff.get("/customers/imports").text
 
     import_file("email\nada@example.com\n")
@@ -379,7 +381,7 @@ def test_an_import_that_never_was(staff: FlaskClient, address: str) -> None:
 
 
 def test_an_export_can_be_imported_again_and_holds_no_formula(
-    staff: FlaskClient, make_customer: Make, import_file: Import
+    staff: FlaskClient, make_customer: Make, import_file: ImportFile
 ) -> None:
     make_customer("ada@example.com", name='=HYPERLINK("http://evil")', source_id="@C1", locale="en")
     make_customer("grace@example.com", name='-Grace, "G"', source_id="+2")
