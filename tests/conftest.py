@@ -1,4 +1,4 @@
-"""Fixtures: one PostgreSQL server for each run, one database for each process, empty tables for each test.
+"""Fixtures: a server for each run, a database for each process, empty tables.
 
 `TEST_DATABASE_URL` names the server to use; its user must be allowed to create databases. Without it, an embedded
 server is started in a temporary folder and stopped at the end.
@@ -50,7 +50,7 @@ FAST_SETTINGS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start one server for all test processes and pass its address to the workers of pytest-xdist."""
+    """Start one server for all test processes."""
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
     run = Path(tempfile.mkdtemp(prefix="onecode-test-"))
@@ -108,7 +108,7 @@ def database_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def test_settings(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> app_settings.Settings:
-    """Settings with a database and a folder for this test process, and a relay port on which nothing listens."""
+    """Settings for this test process, with a relay port that nothing listens on."""
     return program.settings_for_tests(database_url, tmp_path_factory.mktemp("instance"))
 
 
@@ -126,7 +126,7 @@ def app(session_app: Flask) -> Iterator[Flask]:
 
 @pytest.fixture
 def client(app: Flask) -> FlaskClient:
-    """A client that has not signed in. CSRF tokens are not checked unless the test enables that."""
+    """A client that has not signed in and needs no CSRF tokens."""
     app.config["WTF_CSRF_ENABLED"] = False
     return app.test_client()
 
@@ -141,7 +141,7 @@ def csrf_client(app: Flask) -> Iterator[FlaskClient]:
 
 @pytest.fixture
 def make_staff_user(app: Flask) -> Callable[..., StaffUser]:
-    """Makes staff users. Their password hash is invalid: tests that sign in by password set a real one."""
+    """Makes staff users; they cannot sign in by password."""
 
     def make(role: str = "admin", email: str | None = None, **values: Any) -> StaffUser:
         user = StaffUser(
@@ -185,7 +185,7 @@ def api(app: Flask) -> FlaskClient:
 
 @pytest.fixture
 def make_customer(app: Flask) -> Callable[..., Customer]:
-    """Makes customers: `make_customer("ada@example.com", name="Ada")`; `suppressed="bounced"` also suppresses them."""
+    """Makes customers: `make_customer("ada@example.com", suppressed="bounced")`."""
 
     def make(
         email: str = "ada@example.com", erased_at: datetime | None = None, suppressed: str = "", **values: Any
@@ -210,7 +210,7 @@ def make_customer(app: Flask) -> Callable[..., Customer]:
 
 @pytest.fixture
 def make_offer(app: Flask) -> Callable[..., Offer]:
-    """Makes offers, by default live and with a discount of 25 %: `make_offer("SUMMER25", max_redemptions=10)`."""
+    """Makes live offers of 25 %: `make_offer("SUMMER25", max_redemptions=10)`."""
 
     def make(code: str = "SUMMER25", **values: Any) -> Offer:
         now = datetime.now(UTC)

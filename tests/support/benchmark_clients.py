@@ -1,4 +1,7 @@
-"""Sides for tests of crowds. Each process of a crowd imports this module, so it imports little."""
+"""Sides for tests of crowds.
+
+Each process of a crowd imports this module, so it imports little.
+"""
 
 from __future__ import annotations
 

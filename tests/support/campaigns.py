@@ -42,7 +42,7 @@ def create_customers(n: int, first: int = 0) -> list[int]:
 
 @pytest.fixture
 def launch_campaign(app: Flask, make_offer: Callable[..., Offer]) -> Launch:
-    """Launches a campaign to all customers and prepares its batches: `launch_campaign(policy="hold")`."""
+    """Launches campaigns to all customers: `launch_campaign(policy="hold")`."""
 
     def go(code: str = "SUMMER25", policy: str = "resend", prepare: bool = True, **mail: str) -> Campaign:
         offer = make_offer(code)

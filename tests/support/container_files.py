@@ -23,7 +23,9 @@ class MissingValue(Exception):
 
 
 def compose(given: Mapping[str, str]) -> dict[str, Any]:
-    """Return docker-compose.yml with its variables replaced (compose-spec, chapter Interpolation).
+    """Return docker-compose.yml with its variables replaced.
+
+    See the chapter Interpolation of the Compose specification.
 
     :raises MissingValue: with the file's error message about a required variable.
     """
@@ -41,7 +43,7 @@ def services(given: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]
 
 
 def instructions() -> list[tuple[str, str]]:
-    """Return the Dockerfile's instructions and their arguments, without comments and line breaks."""
+    """Return the Dockerfile's instructions and arguments, without comments."""
     text = re.sub(r"^#.*\n", "", DOCKERFILE.read_text(), flags=re.M).replace("\\\n", " ")
     return [(line.split(None, 1)[0], line.split(None, 1)[1].strip()) for line in text.splitlines() if line.strip()]
 
@@ -57,7 +59,7 @@ def image_environment() -> dict[str, str]:
 
 
 def command(text: str) -> list[str]:
-    """Return the command of an instruction: `CMD ["a", "b"]`, alone or within HEALTHCHECK."""
+    """Return the command of `CMD ["a", "b"]`, alone or within HEALTHCHECK."""
     found: list[str] = json.loads(text[text.index("[") :])
     return found
 

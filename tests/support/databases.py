@@ -26,7 +26,7 @@ from webapp.core.extensions import db
 
 @contextmanager
 def fresh_database(template: str = "template1") -> Iterator[str]:
-    """Create an empty database or copy a template; yield its address and drop it afterwards."""
+    """Create an empty database or copy a template; drop it afterwards."""
     name = f"onecode_test_{secrets.token_hex(4)}"
     _execute("create database {} template {}", name, template)
     yield _address(name)
@@ -35,7 +35,7 @@ def fresh_database(template: str = "template1") -> Iterator[str]:
 
 @contextmanager
 def migrated_database() -> Iterator[str]:
-    """Create a database with the program's tables; yield its address and drop it afterwards."""
+    """Create a database with the program's tables; drop it afterwards."""
     with fresh_database(_template()) as url:
         yield url
 
@@ -90,7 +90,10 @@ def _execute(statement: str, *names: str) -> None:
 
 
 def empty_tables(keep: Collection[str] = ()) -> None:
-    """Truncate the tables that hold rows; a TRUNCATE of an empty table costs more than a query."""
+    """Truncate the tables that hold rows.
+
+    A TRUNCATE of an empty table costs more than a query.
+    """
     names = [t.name for t in db.metadata.sorted_tables if t.name not in {"redemption_tally", "signing_key", *keep}]
     names += ["huey_task", "huey_schedule", "huey_kv"]
     probe = " union all ".join(f"select '{name}' where exists (select from {name})" for name in names)

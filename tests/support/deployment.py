@@ -1,4 +1,4 @@
-"""A site as docs/operations.md describes it, on one machine and in a temporary folder."""
+"""A site as docs/operations.md describes it, in a temporary folder."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Site:
 
     @property
     def backups(self) -> Path:
-        """The folder for /var/backups of the docs. As on Debian, root owns it and all users may read it."""
+        """The folder for /var/backups: as on Debian, all users may read it."""
         return self.folder / "backups"
 
     def owner_url(self, database: str = "onecode", role: str = "onecode") -> str:
@@ -87,7 +87,7 @@ class Site:
         )
 
     def environment(self) -> dict[str, str]:
-        """The environment for the docs' commands: where the server is, and the test certificate as authority."""
+        """The environment for the docs' commands, with server and certificate."""
         return {k: v for k, v in os.environ.items() if k not in PROJECT_SETTINGS and not k.startswith("MAIL_")} | {
             "PATH": f"{BINARIES}:{os.environ['PATH']}",
             "PGHOST": "localhost",
@@ -99,9 +99,9 @@ class Site:
         }
 
     def run(self, title: str, changed: Mapping[str, str] | None = None, typed: str = "", **environment: str) -> str:
-        """Run a block of commands from the docs; only the names of users and folders are replaced.
+        """Run a block of commands from the docs.
 
-        Commands of the user postgres run under an account other than root.
+        Only the names of users and folders are replaced. Commands of the user postgres do not run as root.
 
         :param changed: texts in the block and their replacements.
         :param typed: the input for prompts.
@@ -139,7 +139,7 @@ class Site:
         return done.stdout.strip()
 
     def start(self, name: str) -> None:
-        """Start a unit of the docs, `onecode-web@8000` or `onecode-worker@1`, by its ExecStart."""
+        """Start `onecode-web@8000` or `onecode-worker@1` by its ExecStart in the docs."""
         kind, _, instance = name.partition("@")
         unit = block(f"/etc/systemd/system/{kind}@.service")
         command = setting(unit, "ExecStart").replace("/opt/onecode", str(self.code))
@@ -155,7 +155,7 @@ class Site:
             wait_for_url(f"http://127.0.0.1:{instance}/readyz")
 
     def stop(self, name: str) -> int:
-        """Stop a unit as systemd does, by SIGTERM to its first process; return its exit status."""
+        """Stop a unit by SIGTERM to its first process; return the exit status."""
         process = self.started.pop(name)
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -171,7 +171,10 @@ class Site:
         process.wait()
 
     def query(self, statement: str, database: str = "onecode", role: str = "onecode") -> list[tuple[object, ...]]:
-        """Return the rows of a statement. The database `postgres` is for the role of that name."""
+        """Return the rows of a statement.
+
+        Only the role `postgres` may use the database `postgres`.
+        """
         url = self.owner_url(database, role)
         with psycopg.connect(url if role == "onecode" else url.split("?")[0], autocommit=True) as connection:
             cursor = connection.execute(statement.encode())
@@ -180,7 +183,7 @@ class Site:
 
 @contextmanager
 def running_site(folder: Path, relay_port: int) -> Iterator[Site]:
-    """A site with PostgreSQL and nginx running; tests start its programs. Everything is stopped afterwards."""
+    """Run a site's PostgreSQL and nginx; tests start its programs."""
     folder.chmod(0o755)
     site = Site(
         folder, folder / "onecode", free_port(), relay_port, free_port(), free_port(), (free_port(), free_port())
@@ -271,7 +274,7 @@ def _settings(site: Site) -> None:
 
 @contextmanager
 def _postgresql(site: Site) -> Iterator[None]:
-    """Debian's PostgreSQL over TCP with TLS and passwords as in the docs, except for its folder and port."""
+    """Run Debian's PostgreSQL as in the docs, except for its folder and port."""
     home = site.folder / "postgresql"
     home.mkdir(mode=0o700)
     user = POSTGRES.pw_name if os.geteuid() == 0 else None

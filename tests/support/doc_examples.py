@@ -1,4 +1,4 @@
-"""Examples in docs/: the commands of a page in order, and the output that the page shows for them.
+"""Examples in docs/: the commands of a page in order, and their output.
 
 The shown output may omit parts: `…` within a text stands for any text, as a value for any value, and as the last item
 of an object or a list for more items. Everything else must be equal to the real output.
@@ -29,7 +29,10 @@ class Step:
 
 
 def steps(page: Path) -> list[Step]:
-    """Return the `bash` blocks of a page, each with the `json`, `http` or `text` block that follows it."""
+    """Return the `bash` blocks of a page, each with the output that follows it.
+
+    A `json`, `http` or `text` block shows output.
+    """
     text = page.read_text()
     blocks = list(_FENCE.finditer(text))
     found = []
@@ -77,7 +80,7 @@ def _lower_name(line: str) -> str:
 
 
 def _quote_ellipses(shown: str) -> str:
-    """Return the JSON of a page with each `…` outside of texts replaced by a value or a pair that is valid JSON."""
+    """Replace each `…` outside of texts so that the result is valid JSON."""
     containers: list[str] = []
     parts: list[str] = []
     for part in _PART.findall(shown):

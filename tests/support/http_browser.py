@@ -1,4 +1,4 @@
-"""A simple browser over HTTP: cookies, forms with hidden fields, and a source address."""
+"""A simple browser over HTTP: cookies, forms and a source address."""
 
 from __future__ import annotations
 

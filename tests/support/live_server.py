@@ -1,4 +1,4 @@
-"""The real program in separate processes, for tests that a test client cannot cover."""
+"""The real program in separate processes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def restore_sigint() -> None:
 
 
 def environment(settings: Settings, **more: str) -> dict[str, str]:
-    """Return environment variables with which a process shares the test's database and folder."""
+    """Return the environment for a process with the test's database and folder."""
     return os.environ | {
         "DATABASE_URL": settings.libpq_url,
         "SECRET_KEY": settings.secret_key,

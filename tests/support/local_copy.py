@@ -25,7 +25,7 @@ from webapp.core.settings import ROOT, SETTING_NAMES
 
 @dataclass
 class LocalCopy:
-    """A copy of the tree in a folder with a space in its name, and the port of its web server."""
+    """A copy of the tree in a folder with a space in its name, and its port."""
 
     folder: Path
     port: int
@@ -71,7 +71,7 @@ class LocalCopy:
 
 @pytest.fixture
 def make_copy() -> Iterator[Callable[[str], LocalCopy]]:
-    """Makes copies of the current tree; everything that they started is stopped at the end."""
+    """Makes copies of the current tree; stops everything that they started."""
     with local_copies() as make:
         yield make
 

@@ -1,4 +1,4 @@
-"""Code blocks of the operations docs, so that tests use exactly what the docs show."""
+"""Code blocks of the operations docs: tests use exactly what the docs show."""
 
 from __future__ import annotations
 

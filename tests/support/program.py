@@ -32,7 +32,10 @@ def settings_for_tests(database_url: str, instance: Path, mail_port: int = 1) ->
 
 
 def create_test_app(settings: app_settings.Settings) -> Flask:
-    """Create the app with all commands and fast password hashes, on a migrated database."""
+    """Create the app with all commands and fast password hashes.
+
+    The database must be migrated.
+    """
     app = create_app(settings)
     cli.init_app(app)
     app.config["TESTING"] = True
@@ -51,7 +54,7 @@ def create_test_app(settings: app_settings.Settings) -> Flask:
 
 @contextmanager
 def on_empty_tables(app: Flask, keep: Collection[str] = ()) -> Iterator[None]:
-    """Push the app's context for a test, with empty tables. Tables in `keep` are not emptied."""
+    """Push the app's context with empty tables, except those in `keep`."""
     # A process has one task queue, and a test that created another app may have replaced it.
     task_queue.init_app(app)
     with app.app_context():

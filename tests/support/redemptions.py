@@ -47,7 +47,7 @@ def refusal_key(request: RedemptionRequest) -> str:
 
 
 def run_concurrently(app: Flask, *calls: Callable[[], object]) -> list[Any]:
-    """Make all calls at once in threads; return the results and the DomainErrors raised, in any order."""
+    """Make all calls at once; return results and DomainErrors in any order."""
     ready, results = threading.Barrier(len(calls)), []
 
     def run(call: Callable[[], object]) -> None:

@@ -1,4 +1,4 @@
-"""A mail relay for tests on loopback that misbehaves on demand and keeps the messages it accepts."""
+"""A mail relay on loopback that keeps the messages and misbehaves on demand."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ class ReceivedMessage:
 
 @dataclass
 class Behaviour:
-    """The replies of the relay. A rule is a whole reply, "drop" (close the connection) or "hang"."""
+    """The replies of the relay.
+
+    A rule is a whole reply, "drop" (close the connection) or "hang".
+    """
 
     greeting: str = "220 relay.test ESMTP"
     auth: str = ""
@@ -70,7 +73,10 @@ class Behaviour:
 
 
 class Relay(socketserver.ThreadingTCPServer):
-    """Accepts mail on a free port. `messages` holds each one that was accepted, even if its reply was dropped."""
+    """Accepts mail on a free port.
+
+    `messages` holds every accepted message, even if the relay dropped its reply.
+    """
 
     allow_reuse_address = True
     daemon_threads = True
@@ -88,7 +94,7 @@ class Relay(socketserver.ThreadingTCPServer):
         self.stopping = threading.Event()
 
     def rule(self, rules: dict[str, str], to: str) -> str:
-        """Return the rule for an address and count its use. The key "*" is for every address."""
+        """Return the rule for an address or "*" and count its use."""
         with self.lock:
             key = to if to in rules else "*"
             if key not in rules:

@@ -35,7 +35,10 @@ def start(run: Path) -> subprocess.Popen[bytes]:
 
 
 def add_folder(folder: Path) -> None:
-    """Add a folder to the run: at the end, processes that work in it are killed and it is removed."""
+    """Add a folder to the run.
+
+    At the end, processes that work in it are killed and it is removed.
+    """
     # `make chaos` has no watchdog.
     if run := os.environ.get(RUN_VARIABLE):
         with (Path(run) / "folders").open("a") as file:

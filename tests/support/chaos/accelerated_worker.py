@@ -1,7 +1,7 @@
-"""The worker with all intervals divided by the same factor: a lease takes 6 seconds, and the sweep runs every 4.
+"""The worker with all intervals divided by the same factor.
 
-The proportions stay the same and each process uses its own clock, so these workers interact in a minute as those of
-the program do in a quarter of an hour.
+A lease takes 6 seconds, and the sweep runs every 4. The proportions stay the same and each process uses its own clock,
+so these workers interact in a minute as those of the program do in a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ FACTOR = 15
 
 
 def shorten_intervals() -> None:
-    """Shorten every interval of `webapp.campaigns.timing`, the scheduler and the queue."""
+    """Shorten the intervals of campaigns, the scheduler and the queue."""
     for name, value in list(vars(timing).items()):
         if name.isupper():
             setattr(

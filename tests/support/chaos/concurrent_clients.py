@@ -1,4 +1,4 @@
-"""Clients that redeem concurrently from several processes, by calling actions or over HTTP."""
+"""Clients that redeem concurrently from several processes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,10 @@ class Processes:
     number: int
 
     def each(self, work: Callable[[Flask, Job], Result], jobs: Sequence[Job]) -> list[Result]:
-        """Run `work` for each job in a separate thread; return the results. All processes start together."""
+        """Run `work` for each job in a separate thread; return the results.
+
+        All processes start at the same time.
+        """
         n = self.number
         futures = [self.pool.submit(_process, self.settings, work, list(jobs[k::n])) for k in range(n)]
         return [result for future in futures for result in future.result()]
@@ -89,7 +92,10 @@ def _process(settings: Settings, work: Callable[[Flask, Job], Result], jobs: lis
 
 @dataclass(frozen=True)
 class Till:
-    """Redeems for every customer in random order; if it `rolls_back`, it sometimes rolls back a recent redemption."""
+    """Redeems for every customer in random order.
+
+    If it `rolls_back`, it sometimes rolls back a recent redemption.
+    """
 
     number: int
     code: str
@@ -110,7 +116,7 @@ def run_till(app: Flask, till: Till) -> list[Outcome]:
 
 @dataclass(frozen=True)
 class Wholesaler:
-    """Redeems many offers for many customers in batches, and rolls most of them back after each batch."""
+    """Redeems many offers for many customers in batches, and rolls most of them back."""
 
     number: int
     codes: tuple[str, ...]
@@ -120,7 +126,10 @@ class Wholesaler:
 
 
 def run_wholesaler(app: Flask, wholesaler: Wholesaler) -> list[Outcome]:
-    """Redeem and roll back in batches that share offers and customers with other wholesalers; return the outcomes."""
+    """Redeem and roll back in batches; return the outcomes.
+
+    The batches share offers and customers with those of other wholesalers.
+    """
     chance = random.Random(wholesaler.number)
     all_pairs = [(code, email) for code in wholesaler.codes for email in wholesaler.emails]
     outcomes: list[Outcome] = []
@@ -135,7 +144,7 @@ def run_wholesaler(app: Flask, wholesaler: Wholesaler) -> list[Outcome]:
 
 
 def roll_back(app: Flask, job: tuple[str, str]) -> list[Outcome]:
-    """Roll back one redemption by id and caller; return no outcome when the id is empty."""
+    """Roll back one redemption by id and caller, or nothing if the id is empty."""
     public_id, by = job
     if not public_id:
         return []

@@ -1,4 +1,7 @@
-"""Compare the relay's log with the program's rows. Neither side uses data of the other."""
+"""Compare the relay's log with the program's rows.
+
+Neither side uses data of the other.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ class Audit:
 def audit(
     connection: psycopg.Connection, log: Sequence[dict[str, str]], campaign: int, counts: campaign_queries.CampaignStats
 ) -> Audit:
-    """Compare the emails that the relay accepted with the state of every frozen recipient.
+    """Compare the accepted emails with the state of every frozen recipient.
 
     :param log: the lines of the relay's log, see faulty_relay.py.
     :param counts: the counts that staff see at the same moment.
@@ -78,7 +81,7 @@ def audit(
 
 
 def _is_missing(state: str, status: str) -> bool:
-    """Whether a recipient without the email is shown as sent, or has no final state at the end."""
+    """Whether a recipient got no email but is shown as sent, or has no final state."""
     return state in SENT or (status == "done" and state in ("open", "not yet", "deferred"))
 
 
@@ -108,7 +111,7 @@ def _state_at(position: int, start: int, end: int, cursor: int | None) -> str:
 
 
 def _false_failures(states: dict[str, str], log: Sequence[dict[str, str]]) -> list[str]:
-    """Report recipients that are shown as failed although the relay never rejected them."""
+    """Report recipients that are shown as failed but were never rejected."""
     refused = {line["to"] for line in log if line["event"] == "fault" and line["kind"] == "550"}
     failed = [to for to, state in states.items() if state == "failed" and to not in refused]
     return [f"{to}: failed, but the relay did not reject it" for to in failed]

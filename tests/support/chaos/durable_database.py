@@ -36,7 +36,7 @@ class DurableDatabase:
     folder: Path
 
     def crash(self) -> None:
-        """Stop the server like `pg_ctl stop -m immediate`: without a checkpoint or waiting for clients."""
+        """Stop the server like `pg_ctl stop -m immediate`, without a checkpoint."""
         pid = int((self.server.data_folder / "postmaster.pid").read_text().split("\n", 1)[0])
         process = psutil.Process(pid)
         process.send_signal(signal.SIGQUIT)
@@ -46,7 +46,10 @@ class DurableDatabase:
         return psycopg.connect(self.server.conninfo("onecode"), autocommit=True)
 
     def redeemed_emails(self, code: str) -> set[str]:
-        """Return the emails with a redemption of an offer; assert that the offer's counter equals their number."""
+        """Return the emails with a redemption of an offer.
+
+        The offer's counter must be equal to their number.
+        """
         with self.connect() as connection:
             rows = connection.execute(
                 "select c.email, o.redeemed from redemption r join customer c on c.id = r.customer_id "
@@ -58,7 +61,7 @@ class DurableDatabase:
 
     @contextmanager
     def context(self) -> Iterator[None]:
-        """Push a context of the app in this process, with this database and its task queue."""
+        """Push a context of the app with this database and its task queue."""
         task_queue.init_app(self.app)
         with self.app.app_context():
             yield
@@ -69,7 +72,7 @@ class DurableDatabase:
 
 @contextmanager
 def start_durable_database(customers: int) -> Iterator[DurableDatabase]:
-    """Start a server in a temporary folder with `customers` customers; stop and remove it afterwards."""
+    """Run a server with many customers in a temporary folder."""
     folder = Path(tempfile.mkdtemp(prefix="onecode-crash-"))
     folder.chmod(0o755)
     server = embedded_postgresql.locate_server(folder, folder / "s")

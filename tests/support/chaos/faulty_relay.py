@@ -1,9 +1,9 @@
-"""A mail relay in a separate process that logs the emails it accepts and injects faults for a few recipients.
+"""A mail relay that logs the emails it accepts and injects faults.
 
-It shares no code with the program: it outlives the workers that are killed, and the audit reads its log. An email is
-logged before the relay replies 250; half of the time that an email takes passes before that and half after. The seed
-and the address determine which recipients get a fault; every fault except 550 occurs once. Every other connection is
-offered PIPELINING (RFC 2920).
+It runs in a separate process and shares no code with the program: it outlives the workers that are killed, and the
+audit reads its log. An email is logged before the relay replies 250; half of the time that an email takes passes before
+that and half after. The seed and the address determine which recipients get a fault; every fault except 550 occurs
+once. Every other connection is offered PIPELINING (RFC 2920).
 
 The log is one JSON object per line: `mail` (accepted), `fault` (injected) and `lost` (accepted, but the reply did not
 arrive, as far as the relay can know).
@@ -32,7 +32,7 @@ FAULTS = {
 
 
 class Log:
-    """An unbuffered log, so that a relay that is stopped has logged everything that it accepted."""
+    """An unbuffered log: a relay that is stopped has logged all that it accepted."""
 
     def __init__(self, path: Path) -> None:
         self.faulted = {line["to"] for line in read(path) if line["event"] == "fault"}

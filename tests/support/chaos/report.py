@@ -41,7 +41,10 @@ def page(runs: Sequence[ChaosRun], lost_redemptions: int, customers: int, rounds
 
 
 def figures(runs: Sequence[ChaosRun], lost_redemptions: int) -> dict[str, int]:
-    """Return the figures. Connections and replies are those of the runs that resend, and limit their duplicates."""
+    """Return the figures.
+
+    Connections and replies are those of the runs that resend: they limit the duplicates of these runs.
+    """
     resend = [run for run in runs if run.policy == "resend"]
     return {
         "missing": sum(len(run.audit.missing) for run in runs),

@@ -1,4 +1,4 @@
-"""A running campaign with a relay and workers in separate processes that can be stopped and killed."""
+"""A running campaign whose relay and workers can be stopped and killed."""
 
 from __future__ import annotations
 
@@ -110,10 +110,11 @@ class RelayProcess:
 
 @dataclass
 class WorkerPool:
-    """Workers, each a process with two connections to the relay. A killed worker is replaced, as systemd would do.
+    """Workers, each a process with two connections to the relay.
 
-    `killed_connections` counts connections of workers that were killed, or stopped for so long that others took over
-    their batches. A worker is suspended before its connections are counted, so that it cannot open or close any.
+    A killed worker is replaced, as systemd would do. `killed_connections` counts connections of workers that were
+    killed, or stopped for so long that others took over their batches. A worker is suspended before its connections
+    are counted, so that it cannot open or close any.
     """
 
     database: DurableDatabase
@@ -168,7 +169,7 @@ class WorkerPool:
         self.actions.append("term")
 
     def supervise(self) -> None:
-        """Continue stopped workers whose time is over, and replace workers that ended unexpectedly."""
+        """Continue workers whose stop is over; replace those that ended unexpectedly."""
         for worker in list(self.running):
             if self._stopped.get(worker.pid, time.monotonic() + 1) <= time.monotonic():
                 del self._stopped[worker.pid]
@@ -257,7 +258,7 @@ class RunningCampaign:
         self.wait(lambda: self.status() == "done", "the campaign is done")
 
     def wait_until_idle(self) -> None:
-        """Wait, after a pause or cancellation, until no batch has a lease and all workers are active."""
+        """Wait until no batch has a lease and all workers are active."""
         leased = "select count(*) from batch where campaign_id = %s and status = 'sending' and lease_until > now()"
         self.wait(
             lambda: self.sql(leased, self.id) == [(0,)] and len(self.workers.active()) > 1, "no batch has a lease"

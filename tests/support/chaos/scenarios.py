@@ -27,7 +27,10 @@ POLICIES = ("resend", "hold")
 
 @dataclass
 class ChaosRun:
-    """A campaign, or a part of it, with its audit. `broken` describes the guarantees that were violated."""
+    """A campaign, or a part of it, with its audit.
+
+    `broken` describes the guarantees that were violated.
+    """
 
     name: str
     policy: str
@@ -50,7 +53,7 @@ class ChaosRun:
 
 
 def kill_workers(database: DurableDatabase, policy: str, seed: int, deaths: int) -> ChaosRun:
-    """Kill `deaths` workers one after the other; every third one is stopped until its leases expire instead."""
+    """Kill `deaths` workers; stop every third one until its leases expire instead."""
     with start_campaign(database, policy, seed) as campaign:
         chance = random.Random(seed)
         for n in range(deaths):
@@ -66,7 +69,7 @@ def kill_workers(database: DurableDatabase, policy: str, seed: int, deaths: int)
 
 
 def pause_and_cancel(database: DurableDatabase, policy: str, seed: int) -> list[ChaosRun]:
-    """Pause while a worker is killed, resume, cancel while one is killed and one stopped."""
+    """Pause and cancel a campaign while workers are killed or stopped."""
     with start_campaign(database, policy, seed) as campaign:
         workers = campaign.workers
         _wait_for_part(campaign, 4)
@@ -132,8 +135,9 @@ _OPEN_WINDOW = """
 
 
 def _crash_with_a_worker(campaign: RunningCampaign) -> bool:
-    """Crash PostgreSQL and kill a worker that has an open window; return False when there is none.
+    """Crash PostgreSQL and kill a worker that has an open window.
 
+    Returns False when no worker has one.
     The worker is suspended first, and its batch is locked until the crash: even on a slow machine, no other worker
     takes over the batch while the cursor exists.
     """
@@ -170,14 +174,17 @@ def relay_outage(database: DurableDatabase, policy: str, seed: int, seconds: flo
 
 
 def relay_outage_in_own_database(customers: int, policy: str, seed: int, seconds: float) -> ChaosRun:
-    """Run `relay_outage` with its own database, so that a separate process can run it in parallel."""
+    """Run `relay_outage` with its own database, so that it can run in parallel."""
     logging.disable(logging.CRITICAL)
     with durable_database.start_durable_database(customers) as database:
         return relay_outage(database, policy, seed, seconds)
 
 
 def restart_workers(database: DurableDatabase, policy: str, seed: int, times: int) -> ChaosRun:
-    """Shut workers down in mid-window; the relay injects no faults, so no delivery may be uncertain."""
+    """Shut workers down in mid-window.
+
+    The relay injects no faults, so no delivery may be uncertain.
+    """
     with start_campaign(database, policy, seed, rate=0) as campaign:
         for n in range(times):
             _wait_for_part(campaign, times - n + 1)
@@ -230,7 +237,7 @@ def _wait_for_part(campaign: RunningCampaign, parts: int) -> None:
 
 
 def _sends_nothing(campaign: RunningCampaign) -> bool:
-    """Whether no email is sent once no batch has a lease, although workers look for work."""
+    """Whether no email is sent once no batch has a lease."""
     campaign.wait_until_idle()
     before = campaign.mails
     campaign.pass_time(1.5 * SWEEP)
