@@ -95,7 +95,7 @@ class TestFigures:
         offer("PAUSED", paused_at=NOW)
         offer("ENDED", starts_at=NOW - timedelta(9), ends_at=NOW - timedelta(1))
         offer("LATER", starts_at=NOW + timedelta(1))
-        offer("USEDUP", max_redemptions=1, add_redemptions=1)
+        offer("USEDUP", max_redemptions=1, redeemed=1)
         offer("FOREVER", ends_at=None)
         assert dashboard.get_dashboard_figures("UTC").live_offers == 2
 
@@ -136,7 +136,7 @@ class TestFigures:
 
 class TestAttention:
     def test_the_attention_list_is_hidden_when_empty(self, staff: FlaskClient, offer: Make) -> None:
-        add_campaign(offer(max_redemptions=10, add_redemptions=1), 1)
+        add_campaign(offer(max_redemptions=10, redeemed=1), 1)
         save(CustomerImport(filename="good.csv", media_type="text/csv", status="done"))
         assert 'id="attention"' not in staff.get("/").text
 
@@ -220,7 +220,7 @@ class TestLinks:
         assert {link: staff.get(link).status_code for link in links} == dict.fromkeys(links, 200)
 
     def test_every_link_of_the_attention_list_works(self, staff: FlaskClient, offer: Make) -> None:
-        add_campaign(offer(max_redemptions=1, add_redemptions=1), 1, status="paused")
+        add_campaign(offer(max_redemptions=1, redeemed=1), 1, status="paused")
         save(CustomerImport(filename="bad.csv", media_type="text/csv", status="failed", error="It is a picture."))
         links = self.links(staff)
         assert len(links) == 7
