@@ -27,7 +27,7 @@ def test_set_up_use_set_up_again_and_down(copy: Callable[[str], LocalCopy]) -> N
     assert f"http://127.0.0.1:{one.port}/redeem" in first.stdout
     link = next(line.strip() for line in first.stdout.splitlines() if "/invitations/" in line)
     assert "password" in one.get(link.partition(str(one.port))[2]).lower()
-    assert "No mail yet" in one.get("/", one.port + 2)
+    assert "No emails yet" in one.get("/", one.port + 2)
 
     again = one.make("setup")
     assert again.returncode == 0
@@ -35,7 +35,7 @@ def test_set_up_use_set_up_again_and_down(copy: Callable[[str], LocalCopy]) -> N
 
     elsewhere = one.make("setup", PORT=str(one.port + 10))
     assert elsewhere.returncode != 0
-    assert elsewhere.stderr.startswith(f"onecode: Onecode runs on port {one.port} already; to have it on ")
+    assert elsewhere.stderr.startswith(f"onecode: Onecode is already running on port {one.port}; to move it to port ")
     assert one.get("/healthz")
 
     assert one.make("down").returncode == 0
@@ -95,7 +95,7 @@ def test_a_taken_port_is_one_line_and_leaves_nothing_running(copy: Callable[[str
 
     assert done.returncode != 0
     assert done.stderr.splitlines()[0].startswith(
-        f"onecode: port {one.port} for the web server is taken by another program; choose another: make setup PORT="
+        f"onecode: port {one.port} for the web server is used by another program; choose another: make setup PORT="
     )
     assert one.processes() == []
 

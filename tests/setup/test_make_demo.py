@@ -95,11 +95,11 @@ def test_the_managers_link_leads_to_a_shop_with_campaigns(both: BothInstances) -
 
 def test_its_emails_arrive_in_a_sink_of_its_own(both: BothInstances) -> None:
     deadline = time.monotonic() + 60
-    while "No mail yet" in both.copy.get("/", both.port + 2):
+    while "No emails yet" in both.copy.get("/", both.port + 2):
         assert time.monotonic() < deadline
         time.sleep(0.2)
 
-    assert "No mail yet" in both.copy.get("/", both.copy.port + 2)
+    assert "No emails yet" in both.copy.get("/", both.copy.port + 2)
 
 
 def test_run_again_it_prints_the_same_addresses_and_new_links(both: BothInstances) -> None:
@@ -117,13 +117,15 @@ def test_on_another_port_it_is_not_started_a_second_time(both: BothInstances) ->
     done = both.copy.make("demo", f"PORT={both.port + 10}")
 
     assert done.returncode != 0
-    assert done.stderr.startswith(f"onecode: the demo runs on port {both.port} already; to have it on {both.port + 10}")
+    assert done.stderr.startswith(
+        f"onecode: the demo is already running on port {both.port}; to move it to port {both.port + 10}"
+    )
 
 
 def test_down_stops_the_users_instance_alone_and_mentions_the_demo(both: BothInstances) -> None:
     done = both.copy.make("down")
 
-    assert "The demo still runs; stop it with: make demo-down" in done.stdout
+    assert "The demo is still running; stop it with: make demo-down" in done.stdout
     assert both.copy.get("/healthz", both.port)
     assert both.copy.make("setup").returncode == 0
 
@@ -160,7 +162,7 @@ def test_killed_while_it_is_filled_it_is_complete_the_next_time_and_reset_leaves
     assert one.get("/healthz", demo_port(done.stdout))
     assert demo_instance.MARKER in os.listdir(folder)
 
-    assert one.make("demo-reset").stdout == "The demo is deleted; `make demo` makes a new one.\n"
+    assert one.make("demo-reset").stdout == "The demo is deleted; `make demo` creates a new one.\n"
 
     assert not folder.exists()
     assert one.processes() == []
