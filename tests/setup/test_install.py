@@ -160,7 +160,7 @@ def test_ctrl_c_is_one_line(tree: Tree) -> None:
 
     assert process.returncode != 0
     assert [line for line in err.splitlines() if not line.startswith("make: ***")] == [
-        "onecode: interrupted; run the same command again and it goes on"
+        "onecode: interrupted; run the same command again to continue"
     ]
 
 
@@ -193,7 +193,7 @@ TOLD = (
         ),
         (
             f'exec "$REAL" -c "{TOLD.format(NO_SQLITE)}" "$0" "$@"',
-            "onecode: this Python was built without sqlite3, which Flask and the mail sink need; name another: ",
+            "onecode: this Python was built without sqlite3, which Flask and the mail sink need; use another one: ",
         ),
     ],
     ids=["too old", "without venv", "without sqlite3"],
@@ -212,7 +212,7 @@ def test_no_python_at_all_is_one_line(tree: Tree) -> None:
 
     assert code != 0
     assert len(errors) == 1
-    assert errors[0].startswith("onecode: there is no python-of-nobody here; install Python 3.11 or newer")
+    assert errors[0].startswith("onecode: python-of-nobody was not found; install Python 3.11 or newer")
 
 
 @requires_root
@@ -222,7 +222,7 @@ def test_a_full_disk_is_one_line_and_with_room_it_goes_on(tree: Tree, tmp_path: 
         code, _, errors = small.install()
         assert code != 0
         assert len(errors) == 1
-        assert errors[0].startswith("onecode: the disk is full; make room for about 300 MB in ")
+        assert errors[0].startswith("onecode: the disk is full; free about 300 MB in ")
         assert not (small.folder / ".venv").exists()
 
         subprocess.run(["mount", "-o", "remount,size=200m", tmp_path / "disk"], check=True)
@@ -237,7 +237,7 @@ def test_a_folder_that_can_only_be_read_is_one_line(tree: Tree, tmp_path: Path) 
         code, _, errors = read_only.install()
 
     assert code != 0
-    assert errors == [f"onecode: {read_only.folder} can only be read; copy the program to a place where you may write"]
+    assert errors == [f"onecode: {read_only.folder} is read-only; copy the program to a writable folder"]
 
 
 @requires_root
@@ -245,6 +245,6 @@ def test_a_folder_of_somebody_else_is_one_line(tree: Tree, as_nobody: Callable[.
     errors = as_nobody("/usr/bin/python3", "scripts/install", "requirements.txt", cwd=tree.folder)
 
     assert errors == [
-        f"onecode: {tree.folder} belongs to root, and nobody may not write there; "
+        f"onecode: {tree.folder} belongs to root, and nobody has no write permission; "
         f"run this as root, or: sudo chown -R nobody '{tree.folder}'"
     ]

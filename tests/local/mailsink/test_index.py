@@ -138,7 +138,7 @@ def test_killed_amid_its_work_it_has_every_mail_once_afterwards(folder: Path, dr
     script = (
         "import pathlib; from local.mailsink.index import MailIndex; MailIndex(pathlib.Path(sys.argv[1])).refresh()"
     )
-    process = subprocess.Popen([sys.executable, "-c", f"import sys; {script}", str(folder)], cwd=ROOT)
+    process = subprocess.Popen([sys.executable, "-c", script, str(folder)], cwd=ROOT)
     index = MailIndex(folder)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:
