@@ -357,7 +357,7 @@ def test_what_comes_back_is_read_by_the_line_of_cron(site: Site, relay: Relay, k
 
 def back_up(site: Site) -> Path:
     """The dump that the page's commands make."""
-    site.run("a folder for dumps")
+    site.run("create a folder for dumps")
     site.run("back up")
     (dump,) = site.backups.glob("*/onecode.dump")
     return dump
@@ -393,15 +393,15 @@ def test_after_a_restore_nobody_gets_a_mail_twice_and_no_number_is_given_twice(
         site.stop(name)
     relay.behaviour.seconds_per_mail = 0
     before = relay.recipients
-    (site.folder / "taken.txt").write_text("".join(f"{to}\n" for to in before if to in ours and to not in at_backup))
+    (site.folder / "accepted.txt").write_text("".join(f"{to}\n" for to in before if to in ours and to not in at_backup))
 
     site.run("restore")
     assert site.query("select count(*) from batch_cursor", "onecode_restored") == [(0,)]
-    site.run("before anything is started")
-    site.run("what the relay has taken since the backup, for one mailing", {"campaign=1": f"campaign={campaign}"})
+    site.run("before starting anything")
+    site.run("record what the relay accepted since the backup", {"campaign=1": f"campaign={campaign}"})
     # As if restoring had taken longer than a minute and a half.
     site.query("update batch set lease_until = now()", "onecode_restored")
-    site.run("put it in the place of the old one")
+    site.run("replace the old database")
     for name in units(site):
         site.start(name)
     assert "Sign out" in staff.get(f"{site.url}/").text
@@ -436,7 +436,7 @@ def test_keys_are_renewed_and_retired_while_both_web_processes_run(site: Site, k
 
     old = code_of("one")
     assert redeemable(old, "one") == {True}
-    site.run("renew a signing key")
+    site.run("rotate a signing key")
     # As if the minute and a half had passed until when an old key can't be retired.
     site.query("update signing_key set created_at = created_at - interval '2 minutes'")
     # A process that knows of the new key at once, as a worker may; the web processes remember theirs for a minute.
@@ -447,13 +447,13 @@ def test_keys_are_renewed_and_retired_while_both_web_processes_run(site: Site, k
     (new,) = re.findall(r"new=(\S+)", site.flask("shell", typed=f"{write}\n"))
     assert new != old
     assert redeemable(old, "one") == redeemable(new, "one") == {True}
-    site.run("retire the old one, after a leak")
+    site.run("revoke the old version after a leak")
     assert redeemable(old, "one") == {False}
     assert redeemable(new, "one") == {True}
 
 
 def test_a_second_role_does_all_that_the_first_one_does(site: Site) -> None:
-    site.run("a second role for the same tables", typed=f"{site.password}\n{site.password}\n")
+    site.run("create a second role for the same tables", typed=f"{site.password}\n{site.password}\n")
     url = site.owner_url(role="onecode_b")
     with (site.folder / "postgresql/data/pg_hba.conf").open("a") as file:
         file.write(block("pg_hba.conf", {"10.0.0.0/24": "127.0.0.1/32", "  onecode  ": "  onecode_b  "}))
@@ -480,10 +480,10 @@ def test_every_migration_goes_down_and_up_again_with_data(site: Site, key: str) 
         return [site.query(statement, "onecode_restored")[0][0] for statement in everything]
 
     before, head = counted(), site.query("select version_num from alembic_version")
-    assert str(head[0][0]) in site.run("where the tables are, and where this version wants them")
-    site.run("take the tables down by one migration", DATABASE_URL=url)
+    assert str(head[0][0]) in site.run("the current and the expected migration")
+    site.run("downgrade by one migration", DATABASE_URL=url)
     assert site.query("select version_num from alembic_version", "onecode_restored") < head
-    site.run("take the tables down to one migration", DATABASE_URL=url)
+    site.run("downgrade to a given migration", DATABASE_URL=url)
     assert counted() == before
     assert site.query("select version_num from alembic_version", "onecode_restored") == [("0001",)]
     site.flask("migrate", DATABASE_URL=url)
