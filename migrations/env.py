@@ -15,7 +15,9 @@ def run() -> None:
     migrate = current_app.extensions["migrate"]
     if context.is_offline_mode():
         url = migrate.db.engine.url.render_as_string(hide_password=False)
-        context.configure(url=url, target_metadata=migrate.db.metadata, literal_binds=True, include_object=include_object)
+        context.configure(
+            url=url, target_metadata=migrate.db.metadata, literal_binds=True, include_object=include_object
+        )
         with context.begin_transaction():
             context.run_migrations()
         return
