@@ -127,10 +127,10 @@ def test_the_sink_is_emptied_after_a_confirmation(sink: str, folder: Path, windo
     write_email(folder, "<p>Hi</p>")
     page = window(javascript=False)
     page.goto(sink)
-    assert not page.get_by_role("button", name="Delete it").is_visible()
-    page.get_by_text("Empty the sink").click()
-    page.get_by_role("button", name="Delete it").click()
-    page.get_by_role("heading", name="No mail yet").wait_for()
+    assert not page.get_by_role("button", name="Delete email").is_visible()
+    page.get_by_text("Delete all emails").click()
+    page.get_by_role("button", name="Delete email").click()
+    page.get_by_role("heading", name="No emails yet").wait_for()
     assert list(folder.iterdir()) == []
 
 

@@ -57,7 +57,7 @@ def test_what_is_there_is_left_as_it_is(folder: Path) -> None:
 
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("onecode: .env is there already")
+    assert done.stderr.startswith("onecode: .env already exists")
     assert (folder / ".env").read_text() == "PORT=8010\n"
     assert len(list(folder.iterdir())) == 2
 

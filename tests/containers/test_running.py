@@ -90,7 +90,7 @@ def machine() -> Iterator[Machine]:
 
 
 def test_they_migrate_serve_work_are_found_well_and_end_when_told(machine: Machine) -> None:
-    assert machine.run(SERVICES["migrate"]["command"]) == (0, "The database is up to date.\n")
+    assert machine.run(SERVICES["migrate"]["command"]) == (0, "The database schema is up to date.\n")
 
     with ExitStack() as stack:
         web = stack.enter_context(_started(machine, SERVICES["web"]["command"]))

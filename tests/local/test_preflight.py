@@ -108,7 +108,7 @@ def test_an_address_that_can_not_be_read_says_nothing_of_its_password(tmp_path: 
 
 def test_tables_of_another_program_are_left_alone(server: Server, tmp_path: Path) -> None:
     server.run("create table wp_posts (id int); create table wp_users (id int)", "blog")
-    said = "the database blog has tables of another program (wp_posts, wp_users); "
+    said = "the database blog contains tables of another program (wp_posts, wp_users); "
     assert _refused(server.url("blog"), tmp_path).startswith(said)
 
     server.run("create table alembic_version (version_num text)", "blog")
@@ -122,13 +122,14 @@ def test_tables_of_another_program_are_left_alone(server: Server, tmp_path: Path
 def test_tables_of_a_newer_version_are_left_alone(server: Server, tmp_path: Path) -> None:
     server.run("alter schema public owner to onecode; revoke all on schema public from shop, public", "closed")
     assert _refused(server.url("closed"), tmp_path) == (
-        "shop may not make tables in the database closed; as its owner, say: grant create on schema public to shop"
+        "shop has no permission to create tables in the database closed; as its owner, run: "
+        "grant create on schema public to shop"
     )
 
     server.run("alter database reads set default_transaction_read_only = on")
-    assert _refused(server.url("reads"), tmp_path).startswith("the database reads only reads (a standby?); ")
+    assert _refused(server.url("reads"), tmp_path).startswith("the database reads is read-only (a standby?); ")
 
-    assert "keeps LATIN1" in _refused(server.url("latin"), tmp_path)
+    assert "uses the encoding LATIN1" in _refused(server.url("latin"), tmp_path)
 
 
 def test_a_database_that_is_up_to_date_needs_no_rights_to_make_tables(session_app: Flask, tmp_path: Path) -> None:
@@ -153,8 +154,8 @@ def test_a_clock_that_is_off_is_a_remark(server: Server, tmp_path: Path, monkeyp
     monkeypatch.setattr(preflight, "datetime", Tomorrow)
 
     assert preflight.check_database(_settings(server.url(), tmp_path)) == [
-        "this machine's clock is 1 day ahead of the database's; "
-        "set it, or offers and mails come at the wrong time: timedatectl set-ntp true"
+        "this machine's clock is 1 day ahead of the database's, "
+        "so offers and emails would start at the wrong time; synchronise it: timedatectl set-ntp true"
     ]
 
 
@@ -187,7 +188,8 @@ def postgresql_13() -> Iterator[int]:
 
 def test_an_old_postgresql_is_refused_before_anything_is_asked_of_it(postgresql_13: int, tmp_path: Path) -> None:
     assert _refused(f"postgresql://u:secret@127.0.0.1:{postgresql_13}/d", tmp_path) == (
-        "PostgreSQL 15 or newer is needed, and the server of DATABASE_URL is 13; upgrade it, or name another"
+        "PostgreSQL 15 or newer is needed, but the server of DATABASE_URL is version 13; "
+        "upgrade it, or use another server"
     )
 
 
@@ -203,7 +205,7 @@ def test_a_taken_port_is_named_with_what_needs_it_and_one_that_is_free(tmp_path:
                 )
         said, _, port = str(refused.value).partition("; choose another: make setup PORT=")
         # Now and then a neighbouring port is another test's, and that is what it says; then once more.
-        if said == f"port {taken} for {purpose} is taken by another program":
+        if said == f"port {taken} for {purpose} is used by another program":
             break
     else:
         pytest.fail(said)
@@ -216,11 +218,11 @@ def test_a_relay_that_is_away_is_a_remark(tmp_path: Path) -> None:
         {"INSTANCE_PATH": str(tmp_path), "MAIL_SERVER": "127.0.0.1", "MAIL_PORT": str(port)}
     )
     assert preflight.collect_warnings(away) == [
-        f"the relay 127.0.0.1 port {port} can't be reached (Connection refused); "
-        "mails wait until it can: check MAIL_SERVER and MAIL_PORT"
+        f"the relay 127.0.0.1 port {port} can't be reached (Connection refused), "
+        "so emails stay queued; check MAIL_SERVER and MAIL_PORT"
     ]
     unknown = app_settings.load_settings({"INSTANCE_PATH": str(tmp_path), "MAIL_SERVER": "relay.invalid"})
-    assert "relay.invalid port 25 can't be reached (there is no such name)" in preflight.collect_warnings(unknown)[0]
+    assert "relay.invalid port 25 can't be reached (unknown host)" in preflight.collect_warnings(unknown)[0]
 
 
 def test_the_relay_is_described_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -242,7 +244,7 @@ def test_names_that_are_nearly_settings_are_remarked_on(tmp_path: Path, monkeypa
     monkeypatch.setattr(app_settings, "ROOT", tmp_path)
 
     assert preflight.collect_warnings(app_settings.load_settings({"INSTANCE_PATH": str(tmp_path)})) == [
-        "MAIL_SEVER in .env is no setting; probably MAIL_SERVER was meant"
+        "MAIL_SEVER in .env is not a setting; did you mean MAIL_SERVER?"
     ]
 
 

@@ -359,7 +359,7 @@ def test_the_cron_job_processes_bounces(site: Site, relay: Relay, key: str) -> N
 
 def back_up(site: Site) -> Path:
     """Make a dump with the commands of the page; return its path."""
-    site.run("a folder for dumps")
+    site.run("create a folder for dumps")
     site.run("back up")
     (dump,) = site.backups.glob("*/onecode.dump")
     return dump
@@ -395,17 +395,17 @@ def test_after_a_restore_no_email_is_sent_twice_and_no_id_reused(
         site.stop(name)
     relay.behaviour.seconds_per_mail = 0
     before = relay.recipients
-    (site.folder / "taken.txt").write_text(
+    (site.folder / "accepted.txt").write_text(
         "".join(f"{to}\n" for to in before if to in recipients and to not in at_backup)
     )
 
     site.run("restore")
     assert site.query("select count(*) from batch_cursor", "onecode_restored") == [(0,)]
-    site.run("before anything is started")
-    site.run("what the relay has taken since the backup, for one mailing", {"campaign=1": f"campaign={campaign}"})
+    site.run("before starting anything")
+    site.run("record what the relay accepted since the backup", {"campaign=1": f"campaign={campaign}"})
     # Expire the leases, as if restoring had taken longer than 90 seconds.
     site.query("update batch set lease_until = now()", "onecode_restored")
-    site.run("put it in the place of the old one")
+    site.run("replace the old database")
     for name in units(site):
         site.start(name)
     assert "Sign out" in staff.get(f"{site.url}/").text
@@ -440,7 +440,7 @@ def test_signing_keys_are_rotated_while_both_web_processes_run(site: Site, key: 
 
     old = code_of("one")
     assert redeemable(old, "one") == {True}
-    site.run("renew a signing key")
+    site.run("rotate a signing key")
     # An old key can be retired only 90 seconds after the new one was created.
     site.query("update signing_key set created_at = created_at - interval '2 minutes'")
     # A new process, such as a worker, uses the new key at once; the web processes cache theirs for a minute.
@@ -451,13 +451,13 @@ def test_signing_keys_are_rotated_while_both_web_processes_run(site: Site, key: 
     (new,) = re.findall(r"new=(\S+)", site.flask("shell", typed=f"{script}\n"))
     assert new != old
     assert redeemable(old, "one") == redeemable(new, "one") == {True}
-    site.run("retire the old one, after a leak")
+    site.run("revoke the old version after a leak")
     assert redeemable(old, "one") == {False}
     assert redeemable(new, "one") == {True}
 
 
 def test_a_second_database_role_can_own_and_migrate_the_tables(site: Site) -> None:
-    site.run("a second role for the same tables", typed=f"{site.password}\n{site.password}\n")
+    site.run("create a second role for the same tables", typed=f"{site.password}\n{site.password}\n")
     url = site.owner_url(role="onecode_b")
     with (site.folder / "postgresql/data/pg_hba.conf").open("a") as file:
         file.write(block("pg_hba.conf", {"10.0.0.0/24": "127.0.0.1/32", "  onecode  ": "  onecode_b  "}))
@@ -486,10 +486,10 @@ def test_every_migration_can_be_reverted_and_applied_again_with_data(site: Site,
         return [site.query(statement, "onecode_restored")[0][0] for statement in count_statements]
 
     before, head = count_rows(), site.query("select version_num from alembic_version")
-    assert str(head[0][0]) in site.run("where the tables are, and where this version wants them")
-    site.run("take the tables down by one migration", DATABASE_URL=url)
+    assert str(head[0][0]) in site.run("the current and the expected migration")
+    site.run("downgrade by one migration", DATABASE_URL=url)
     assert site.query("select version_num from alembic_version", "onecode_restored") < head
-    site.run("take the tables down to one migration", DATABASE_URL=url)
+    site.run("downgrade to a given migration", DATABASE_URL=url)
     assert count_rows() == before
     assert site.query("select version_num from alembic_version", "onecode_restored") == [("0001",)]
     site.flask("migrate", DATABASE_URL=url)

@@ -45,7 +45,7 @@ def test_a_column_that_was_added_is_missed(erd: Any, another_column: None) -> No
 
 
 def test_every_table_says_what_it_is(erd: Any) -> None:
-    told = {name for room in erd.meanings().values() for name in room}
+    told = {name for package in erd.descriptions().values() for name in package}
     assert told == set(db.metadata.tables)
 
 
@@ -57,4 +57,4 @@ def test_every_column_that_names_a_row_is_drawn_as_a_line(erd: Any) -> None:
         for column in table.columns
         if column.name.endswith("_id") and not column.foreign_keys
     }
-    assert set(erd.UNHELD) == {one for one in named if one[2] in db.metadata.tables}
+    assert set(erd.UNENFORCED_REFERENCES) == {one for one in named if one[2] in db.metadata.tables}

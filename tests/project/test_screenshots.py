@@ -46,4 +46,4 @@ def test_pictures_have_the_size_of_their_windows_and_are_small(command: Any) -> 
     for shot in command.SHOTS:
         data = (FOLDER / f"{shot.name}.png").read_bytes()
         assert struct.unpack(">II", data[16:24]) == shot.size, f"{shot.name}: run `make screenshots`"
-        assert len(data) <= command.MOST, shot.name
+        assert len(data) <= command.MAX_FILE_BYTES, shot.name

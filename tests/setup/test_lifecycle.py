@@ -27,7 +27,7 @@ def test_setup_is_repeatable_and_down_stops_everything(make_copy: Callable[[str]
     assert f"http://127.0.0.1:{instance.port}/redeem" in setup.stdout
     link = next(line.strip() for line in setup.stdout.splitlines() if "/invitations/" in line)
     assert "password" in instance.get(link.partition(str(instance.port))[2]).lower()
-    assert "No mail yet" in instance.get("/", instance.port + 2)
+    assert "No emails yet" in instance.get("/", instance.port + 2)
 
     repeated = instance.make("setup")
     assert repeated.returncode == 0
@@ -35,7 +35,7 @@ def test_setup_is_repeatable_and_down_stops_everything(make_copy: Callable[[str]
 
     on_other_port = instance.make("setup", PORT=str(instance.port + 10))
     assert on_other_port.returncode != 0
-    assert on_other_port.stderr.startswith(f"onecode: Onecode runs on port {instance.port} already; to have it on ")
+    assert on_other_port.stderr.startswith(f"onecode: Onecode is already running on port {instance.port}; to move it to port ")
     assert instance.get("/healthz")
 
     assert instance.make("down").returncode == 0
@@ -95,7 +95,7 @@ def test_a_port_in_use_prints_one_line_and_leaves_nothing_running(make_copy: Cal
 
     assert result.returncode != 0
     assert result.stderr.splitlines()[0].startswith(
-        f"onecode: port {instance.port} for the web server is taken by another program; "
+        f"onecode: port {instance.port} for the web server is used by another program; "
         "choose another: make setup PORT="
     )
     assert instance.processes() == []

@@ -92,7 +92,7 @@ def test_a_folder_of_others_is_neither_used_nor_deleted(user: Settings, run: Cal
     file.write_text("ten years of work")
 
     assert run(command) == (
-        f"onecode: {file.parent} is not the demo's folder and stays as it is; move it away and try again\n"
+        f"onecode: {file.parent} is not the demo's folder and was not changed; move it away and try again\n"
     )
     assert [path.name for path in file.parent.iterdir()] == ["thesis.txt"]
 

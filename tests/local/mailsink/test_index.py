@@ -114,7 +114,7 @@ def test_an_index_of_an_older_release_is_made_anew(index: MailIndex, drop: Drop,
     name = drop("x", To="a@example.com")
     found(index)
     with index._connect() as connection:
-        connection.executescript("alter table mail drop column words; pragma user_version = 0;")
+        connection.executescript("alter table email drop column search_text; pragma user_version = 0;")
     assert found(MailIndex(folder), "a@example.com") == [name]
 
 
@@ -135,7 +135,9 @@ def test_emptying_leaves_what_came_after_the_page_was_drawn(index: MailIndex, dr
 
 def test_killed_amid_its_work_it_has_every_mail_once_afterwards(folder: Path, drop: Drop) -> None:
     names = [drop("x", To=f"{n}@example.com") for n in range(3000)]
-    script = "import sys, pathlib; from local.mailsink.index import Index; Index(pathlib.Path(sys.argv[1])).catch_up()"
+    script = (
+        "import pathlib; from local.mailsink.index import MailIndex; MailIndex(pathlib.Path(sys.argv[1])).refresh()"
+    )
     process = subprocess.Popen([sys.executable, "-c", script, str(folder)], cwd=ROOT)
     index = MailIndex(folder)
     deadline = time.monotonic() + 30
