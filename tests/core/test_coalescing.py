@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from webapp.core.coalescing import Coalescer, CoalescingTimeout
+from webapp.core.coalescing import Coalescer, CoalescingTimeout, _Waiter
 
 
 class Work:
@@ -37,7 +37,7 @@ def in_threads(gatherer: Coalescer[int, int], asks: Sequence[int]) -> tuple[list
         except (ValueError, CoalescingTimeout) as error:
             results[ask] = error
 
-    threads = [threading.Thread(target=run, args=[ask]) for ask in asks]
+    threads = [threading.Thread(target=run, args=[ask], daemon=True) for ask in asks]
     for thread in threads:
         thread.start()
     return threads, results
@@ -129,26 +129,45 @@ def test_who_waits_too_long_hears_so_and_is_not_done_later() -> None:
 
 def test_who_was_taken_up_and_waits_too_long_hears_that_it_may_be_done() -> None:
     work = Work()
-    gatherer = Coalescer(work, max_group_size=64, timeout=0.5)
+    gatherer = Coalescer(work, max_group_size=64, timeout=600)
     first, _ = in_threads(gatherer, [1])
     work.begun.acquire()
-    hasty, more = in_threads(gatherer, [2])
-    wait_until(lambda: waiting(gatherer) == 1)
-    gatherer._timeout = 20
-    others, done = in_threads(gatherer, [3, 4, 5])
+    others, done = in_threads(gatherer, [2, 3, 4, 5])
     wait_until(lambda: waiting(gatherer) == 4)
-    gatherer._waiters.rotate(-1)
+    # The second of the group is the one whose timeout ends, so that others are before and behind it.
+    hasty = gatherer._waiters[1]
     work.let.release()
     work.begun.acquire()
-    hasty[0].join(20)
-    assert isinstance(more[2], CoalescingTimeout)
-    assert more[2].has_started
+    # As if its thread had gone: it does not react to the lock any more.
+    own_lock, hasty.wake_lock = hasty.wake_lock, threading.Lock()
+    hasty.wake_lock.acquire()
+    with pytest.raises(CoalescingTimeout) as timeout:
+        gatherer._abandon(hasty)
+    assert timeout.value.has_started
     work.let.release()
+    # Those behind it get their answers all the same.
+    wait_until(lambda: len(done) == 3)
+    assert set(done) == {2, 3, 4, 5} - {hasty.item}
+    assert all(answer == 2 * ask for ask, answer in done.items())
+    assert sorted(map(len, work.batches)) == [1, 4]
+    own_lock.release()
     for thread in first + others:
         thread.join(20)
-    # Those behind it get their answers all the same.
-    assert done == {3: 6, 4: 8, 5: 10}
-    assert sorted(map(len, work.batches)) == [1, 4]
+
+
+@pytest.mark.parametrize("woken", ["to lead the next group", "with a result", "with an error"])
+def test_who_is_woken_at_the_moment_of_the_timeout_does_not_leave(woken: str) -> None:
+    waiter: _Waiter[int, int] = _Waiter(1)
+    if woken == "with a result":
+        waiter.results.append(2)
+    elif woken == "with an error":
+        waiter.error = ValueError("no")
+    else:
+        waiter.wake_lock.release()
+
+    Coalescer(Work(), max_group_size=4, timeout=1)._abandon(waiter)
+
+    assert not waiter.has_left
 
 
 @pytest.mark.parametrize("threads", [8])

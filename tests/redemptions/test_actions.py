@@ -191,6 +191,29 @@ def test_a_raised_cap_lets_more_in(offer: MakeOffer, customer: MakeCustomer) -> 
     assert group_commit.redeem(replace(ADA, email="bob@example.com")).is_replay is False
 
 
+def test_a_batch_waits_for_what_another_takes_of_the_cap(app: Flask, offer: MakeOffer, customer: MakeCustomer) -> None:
+    """More than remain are asked for while another transaction, not committed yet, takes some of them."""
+    row = offer(max_redemptions=10, redeemed=5, frozen_at=datetime(2026, 1, 1, tzinfo=UTC))
+    requests = [replace(ADA, email=customer(f"c{n}@example.com").email) for n in range(6)]
+    answers: list[Any] = []
+
+    def redeem_all() -> None:
+        with app.app_context():
+            answers.extend(redemption_actions.redeem_all(requests))
+
+    batch = threading.Thread(target=redeem_all)
+    with db.engine.connect() as other:
+        other.execute(text("update offer set redeemed = redeemed + 3"))
+        batch.start()
+        while batch.is_alive() and not count_lock_waiters("transactionid"):
+            db.session.rollback()
+        other.commit()
+    batch.join()
+
+    assert [getattr(answer, "reason", "redeemed") for answer in answers] == ["redeemed"] * 2 + ["offer_exhausted"] * 4
+    assert (redeemed_counter(row.id), count_redemptions()) == (10, 2)
+
+
 def test_many_are_answered_in_their_order_and_the_cap_takes_the_first(offer: MakeOffer, customer: MakeCustomer) -> None:
     capped, free = offer("CAPPED", max_redemptions=2), offer("FREE")
     emails = [customer(f"c{n}@example.com").email for n in range(4)][::-1]
@@ -589,6 +612,40 @@ def test_lists_are_narrowed(offer: MakeOffer, customer: MakeCustomer) -> None:
     assert found(customer_id=ada.id) == found(customer_id=ada.id, offer_id=row.id) == found(channel="staff") == 1
     assert found(customer_id=ada.id, offer_id=row.id + 1) == found(until=now - timedelta(days=1)) == 0
     assert found(since=now - timedelta(days=1), until=now + timedelta(days=1)) == 2
+
+
+def test_an_export_goes_through_the_offers_and_starts_with_the_newest(offer: MakeOffer, customer: MakeCustomer) -> None:
+    first, second = offer("SUMMER25"), offer("WINTER")
+    ids = [customer(f"c{n}@example.com").id for n in range(3)]
+    for n, code in ((1, "WINTER"), (0, "SUMMER25"), (2, "SUMMER25"), (1, "SUMMER25"), (0, "WINTER")):
+        group_commit.redeem(replace(ADA, code=code, email=f"c{n}@example.com"))
+
+    streamed = redemption_queries.stream_redemptions(RedemptionFilter())
+
+    assert [(record.offer_id, record.customer_id) for record in streamed] == [
+        (first.id, ids[1]),
+        (first.id, ids[2]),
+        (first.id, ids[0]),
+        (second.id, ids[0]),
+        (second.id, ids[1]),
+    ]
+
+
+def test_the_redemptions_of_a_customer_start_with_the_newest(offer: MakeOffer, customer: MakeCustomer) -> None:
+    ada = customer()
+    for code in ("FIRST", "SECOND", "THIRD"):
+        offer(code)
+        group_commit.redeem(replace(ADA, code=code))
+    undone = redemption_queries.list_customer_redemptions(ada.id)[1]
+    redemption_rollback.roll_back_redemption(undone.public_id, **ROLLBACK)
+
+    found = redemption_queries.list_customer_redemptions(ada.id)
+
+    assert [(record.code, record.row.rolled_back_at is None) for record in found] == [
+        ("THIRD", True),
+        ("SECOND", False),
+        ("FIRST", True),
+    ]
 
 
 def test_those_who_have_redeemed_are_told_from_those_who_have_not(offer: MakeOffer, customer: MakeCustomer) -> None:

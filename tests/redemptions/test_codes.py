@@ -117,6 +117,19 @@ def test_an_exact_shared_code_wins_over_what_reads_like_a_personal_one(
     assert redeem(own("WINTER26", row)).offer_id == looks_personal.id
 
 
+def test_a_closed_code_does_not_hide_the_personal_code_that_reads_the_same(
+    offer: MakeOffer, customer: Callable[..., Customer]
+) -> None:
+    customer(ADA)
+    short = offer("ABC")
+    typed = own("ABC", short)
+    other = offer(typed, frozen_at=datetime(2026, 1, 1, tzinfo=UTC))
+    code_actions.renew_code(other.id, "WINTER26", by="tests")
+    code_actions.close_code(other.id, typed, by="tests")
+
+    assert redeem(typed).offer_id == short.id
+
+
 def test_an_exact_alias_wins_as_well(renewed: Callable[..., Offer], offer: MakeOffer) -> None:
     row = renewed()
     other = offer(own("WINTER26", row), frozen_at=datetime(2026, 1, 1, tzinfo=UTC))

@@ -61,6 +61,16 @@ def said(answers: Sequence[RedemptionRecord | DomainError]) -> list[str]:
     return [answer.key if isinstance(answer, DomainError) else "redeemed" for answer in answers]
 
 
+def test_the_connection_waits_for_locks_and_holds_them_only_so_long(desk: GroupCommitter) -> None:
+    for _ in range(2):
+        shown = [
+            desk._get_connection().exec_driver_sql(f"show {name}").scalar_one()
+            for name in ("lock_timeout", "idle_in_transaction_session_timeout")
+        ]
+        assert shown == ["1s", "20s"]
+        desk._get_connection().rollback()
+
+
 def test_an_offer_that_somebody_holds_makes_only_its_own_asks_fail(
     desk: GroupCommitter, offer: MakeOffer, customer: MakeCustomer
 ) -> None:

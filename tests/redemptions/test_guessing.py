@@ -239,6 +239,14 @@ def test_a_code_that_is_guessed_at_is_closed_in_all_its_spellings(
     assert "use the link in our email to you" in answer.text
 
 
+def test_a_closed_code_is_unknown_and_not_blocked(client: FlaskClient, offer: MakeOffer) -> None:
+    row = offer()
+    db.session.add(OfferCode(code="OLDER25", offer_id=row.id, code_as_written="OLDER25", closed_at=datetime.now(UTC)))
+    missed(row, BLOCK_MIN_ATTEMPTS)
+
+    assert (post(client).status_code, post(client, "OLDER25").status_code) == (429, 404)
+
+
 @pytest.mark.parametrize(
     ("n", "successes", "ago"),
     [
@@ -362,6 +370,14 @@ def test_the_alarm_is_raised_by_a_burst_and_goes_away_by_itself(
         == guessing.list_top_guessing_alerts(10)
         == ({row.id: n} if raised else {})
     )
+
+
+def test_the_alerts_with_most_failed_attempts_come_first(offer: MakeOffer) -> None:
+    rows = [offer(f"CODE{n}") for n in range(4)]
+    for row, n in zip(rows, (31, 33, 30, 32), strict=True):
+        missed(row, n)
+
+    assert list(guessing.list_top_guessing_alerts(3).items()) == [(rows[1].id, 33), (rows[3].id, 32), (rows[0].id, 31)]
 
 
 def test_staff_see_the_alarm_at_the_offer_in_the_list_and_on_the_first_page(

@@ -259,7 +259,48 @@ def test_a_link_of_an_ended_offer_says_so_and_has_no_button(
     assert "<button" not in answer.text
 
 
-@pytest.mark.parametrize("headers", [{"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}])
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_the_link_of_a_preview_explains_itself_and_redeems_nothing(
+    client: FlaskClient, offer: MakeOffer, method: str
+) -> None:
+    link = personal_links.build_personal_url(offer().id, personal_links.PREVIEW_CUSTOMER_ID)
+
+    answer = getattr(client, method)(link.removeprefix("http://localhost"))
+
+    assert answer.status_code == 200
+    assert "Preview of a customer&#39;s personal page" in answer.text
+    assert rows() == 0
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Sec-Fetch-Site": "same-origin"},
+        {"Sec-Fetch-Site": "none"},
+        {"Origin": "http://localhost"},
+        {"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"},
+    ],
+)
+def test_our_own_form_is_accepted(
+    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, headers: dict[str, str]
+) -> None:
+    offer(), customer()
+
+    assert post(client, **headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "http://localhost", "Sec-Fetch-Site": "cross-site"},
+        {"Origin": "https://evil.example", "Sec-Fetch-Site": "same-origin"},
+    ],
+)
 def test_a_form_of_another_site_is_refused(
     client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, headers: dict[str, str]
 ) -> None:
