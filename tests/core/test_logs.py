@@ -164,7 +164,7 @@ def test_no_customer_stands_in_the_log_of_a_failure(
 
     assert said in stream.getvalue()
     for word in (email, email.partition("@")[0], "@example", "@b", "(Grace", "Hopper, "):
-        assert word not in stream.getvalue().replace("'Grace Hopper')", "")
+        assert word not in stream.getvalue()
 
 
 def test_what_postgresql_quotes_of_a_file_is_left_out(app: Flask, test_settings: Settings) -> None:

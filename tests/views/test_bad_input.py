@@ -162,10 +162,13 @@ def test_staff_are_told_at_the_field_too(staff: FlaskClient, given: str) -> None
     assert str(escape(given)) in answer.text
 
 
-@pytest.mark.parametrize("path", ["/api/v1/offers/{}", "/redeem?code={}", "/r/{}", "/api/v1/redemptions/{}"])
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/api/v1/offers/{}", 404), ("/redeem?code={}", 200), ("/r/{}", 404), ("/api/v1/redemptions/{}", 404)],
+)
 @cases(CODES | {"broken UTF-8": b"\xff\xfe", "surrogate": b"\xed\xa0\x80"})
-def test_an_address_with_such_a_code_is_no_error(api: Any, path: str, given: Any) -> None:
-    assert api.get(path.format(quote(given))).status_code in (200, 404, 414, 422)
+def test_an_address_with_such_a_code_is_no_error(api: Any, path: str, status: int, given: Any) -> None:
+    assert api.get(path.format(quote(given))).status_code == status
 
 
 ACCEPTED_CODES = {

@@ -220,7 +220,7 @@ def test_a_file_that_is_too_large_is_told_so(staff: FlaskClient, with_settings: 
 
     assert answer.status_code == 413
     assert "larger than 1 MB" in answer.text
-    assert [row.status for row in customer_queries.list_imports()] in ([], ["failed"])
+    assert customer_queries.list_imports() == []
 
 
 def test_any_file_name_is_taken(staff: FlaskClient) -> None:
@@ -257,7 +257,7 @@ def test_a_form_that_ends_before_its_end_is_refused(staff: FlaskClient) -> None:
 
 @pytest.mark.parametrize("content_type", ["multipart/form-data", "text/csv", "application/x-www-form-urlencoded"])
 def test_what_is_no_upload_is_refused(staff: FlaskClient, content_type: str) -> None:
-    assert staff.post("/customers/import", data=b"audience=x", content_type=content_type).status_code in (400, 422)
+    assert staff.post("/customers/import", data=b"audience=x", content_type=content_type).status_code == 400
 
 
 def test_an_upload_needs_its_token(csrf_client: FlaskClient, staff_user: Callable[..., StaffUser]) -> None:
