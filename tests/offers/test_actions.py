@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from flask import Flask
@@ -18,8 +18,9 @@ from webapp.core.errors import DomainError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.core.money import Discount
 from webapp.offers import actions as offer_actions
+from webapp.offers import code_actions
 from webapp.offers import queries as offer_queries
-from webapp.offers.models import Offer, OfferValues
+from webapp.offers.models import Offer, OfferState, OfferValues
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 SUMMER = OfferValues(
@@ -255,6 +256,67 @@ def test_states_in_sql_and_python_are_the_same(make_offer: Callable[..., Offer],
 
     assert [offer.id for offer in offer_queries.list_offers(state=state)] == [offers[state].id]
     assert offers[state].state(offer_queries.database_now()) == state
+
+
+@pytest.mark.parametrize(
+    ("changes", "state"),
+    [
+        ({"starts_at": timedelta()}, "live"),
+        ({"starts_at": timedelta(microseconds=1)}, "scheduled"),
+        ({"ends_at": timedelta()}, "ended"),
+        ({"ends_at": timedelta(microseconds=1)}, "live"),
+        ({"max_redemptions": 3, "redeemed": 2}, "live"),
+        ({"max_redemptions": 3, "redeemed": 3}, "used_up"),
+        ({"ends_at": timedelta(), "paused_at": timedelta()}, "ended"),
+        ({"starts_at": timedelta(1), "paused_at": timedelta()}, "paused"),
+        ({"max_redemptions": 3, "redeemed": 3, "paused_at": timedelta()}, "paused"),
+        ({"starts_at": timedelta(1), "max_redemptions": 3, "redeemed": 3}, "used_up"),
+    ],
+)
+def test_a_state_begins_at_its_very_moment(
+    make_offer: Callable[..., Offer], changes: dict[str, Any], state: OfferState
+) -> None:
+    row = make_offer()
+    # In one transaction the database has one time.
+    now = offer_queries.database_now()
+    for name, value in changes.items():
+        setattr(row, name, now + value if isinstance(value, timedelta) else value)
+    db.session.flush()
+
+    assert row.state(now) == state
+    assert [name for name in STATES if offer_queries.list_offers(state=cast("OfferState", name))] == [state]
+    is_open = row.starts_at <= now and state in ("live", "used_up")
+    assert offer_queries.list_open_offer_ids() == ([row.id] if is_open else [])
+
+
+def test_the_open_offer_that_ends_soonest_is_listed_first(make_offer: Callable[..., Offer]) -> None:
+    ends = datetime.now(UTC) + timedelta(days=8)
+    endless, later, sooner, also_sooner = (
+        make_offer(f"CODE{n}", ends_at=ends_at).id
+        for n, ends_at in enumerate((None, ends + timedelta(days=1), ends, ends))
+    )
+
+    assert offer_queries.list_open_offer_ids() == [sooner, also_sooner, later, endless]
+
+
+def test_the_codes_of_an_offer_are_listed_newest_first(make_offer: Callable[..., Offer]) -> None:
+    row = make_offer("FIRST", frozen_at=NOW)
+    for code in ("ZEBRA", "ANT"):
+        code_actions.renew_code(row.id, code, by="ann")
+
+    assert [one.code for one in offer_queries.list_codes_by_offer([row.id])[row.id]] == ["ANT", "ZEBRA", "FIRST"]
+
+
+def test_of_two_closed_codes_the_longer_one_is_found(make_offer: Callable[..., Offer]) -> None:
+    for code in ("ABC", "ABCDEFGHIJK", "ABCD"):
+        row = make_offer(code, frozen_at=NOW)
+        code_actions.renew_code(row.id, None, by="ann")
+        code_actions.close_code(row.id, code, by="ann")
+
+    found = offer_queries.find_closed_code(["ABC", "ABCDEFGHIJK", "ABCD"])
+
+    assert found is not None
+    assert found.code == "ABCDEFGHIJK"
 
 
 def test_pages_are_linked_in_both_directions(make_offer: Callable[..., Offer]) -> None:

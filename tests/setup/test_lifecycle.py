@@ -35,7 +35,9 @@ def test_setup_is_repeatable_and_down_stops_everything(make_copy: Callable[[str]
 
     on_other_port = instance.make("setup", PORT=str(instance.port + 10))
     assert on_other_port.returncode != 0
-    assert on_other_port.stderr.startswith(f"onecode: Onecode is already running on port {instance.port}; to move it to port ")
+    assert on_other_port.stderr.startswith(
+        f"onecode: Onecode is already running on port {instance.port}; to move it to port "
+    )
     assert instance.get("/healthz")
 
     assert instance.make("down").returncode == 0
@@ -95,8 +97,7 @@ def test_a_port_in_use_prints_one_line_and_leaves_nothing_running(make_copy: Cal
 
     assert result.returncode != 0
     assert result.stderr.splitlines()[0].startswith(
-        f"onecode: port {instance.port} for the web server is used by another program; "
-        "choose another: make setup PORT="
+        f"onecode: port {instance.port} for the web server is used by another program; choose another: make setup PORT="
     )
     assert instance.processes() == []
 

@@ -77,7 +77,7 @@ def test_an_unknown_offer_or_campaign_is_not_found(api: FlaskClient, path: str) 
 
 
 def test_an_id_out_of_range_is_refused(api: FlaskClient) -> None:
-    assert api.get(f"/api/v1/campaigns/{1 << 70}").status_code in (404, 422)
+    assert api.get(f"/api/v1/campaigns/{1 << 70}").status_code == 404
 
 
 def test_a_launch_needs_an_api_key(client: FlaskClient) -> None:

@@ -374,6 +374,19 @@ class TestProfile:
         )
         assert (response.status_code, "not your current password" in response.text) == (422, True)
 
+    def test_ten_wrong_passwords_are_the_limit_of_each_user(
+        self, app: Flask, make_user_with_password: MakeUser
+    ) -> None:
+        app.config["WTF_CSRF_ENABLED"] = False
+        here, other = app.test_client(), app.test_client()
+        post_sign_in(here, make_user_with_password("viewer").email)
+        post_sign_in(other, make_user_with_password("manager").email)
+        data = {"current": "wrong wrong", "password": "a brand new one", "confirm": "a brand new one"}
+        answers = [here.post("/settings/profile/password", data=data) for _ in range(11)]
+        assert [answer.status_code for answer in answers] == [422] * 10 + [429]
+        assert 0 < int(answers[-1].headers["Retry-After"]) <= 300
+        assert other.post("/settings/profile/password", data=data).status_code == 422
+
     def test_changing_the_profile_needs_the_csrf_token(
         self, csrf_client: FlaskClient, make_user_with_password: MakeUser
     ) -> None:
@@ -414,6 +427,15 @@ class TestRoles:
     @pytest.mark.parametrize(("method", "path"), [*ADMIN_ONLY, ("GET", "/settings/profile"), ("GET", "/")])
     def test_every_page_needs_signing_in(self, client: FlaskClient, method: str, path: str) -> None:
         assert "/sign-in" in client.open(path, method=method).location
+
+    @pytest.mark.parametrize("method", ["GET", "POST"])
+    def test_htmx_is_told_to_open_the_sign_in_page(self, client: FlaskClient, method: str) -> None:
+        answer = client.open("/offers/new", method=method, headers={"HX-Request": "true"})
+        assert (answer.status_code, answer.headers["HX-Redirect"]) == (401, "/sign-in")
+
+    def test_after_a_write_the_sign_in_page_leads_to_no_page_in_particular(self, client: FlaskClient) -> None:
+        assert client.get("/offers?q=a").location == "/sign-in?next=/offers?q%3Da"
+        assert client.post("/settings/people/1/disable").location == "/sign-in"
 
     def test_viewers_can_not_write(self, app: Flask, sign_in: SignIn) -> None:
         client = sign_in("viewer")

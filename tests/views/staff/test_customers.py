@@ -222,7 +222,7 @@ def test_a_file_that_is_too_large_is_refused(staff: FlaskClient, with_settings: 
 
     assert response.status_code == 413
     assert "larger than 1 MB" in response.text
-    assert [row.status for row in import_queries.list_imports()] in ([], ["failed"])
+    assert import_queries.list_imports() == []
 
 
 def test_any_file_name_is_accepted(staff: FlaskClient) -> None:
@@ -259,7 +259,7 @@ def test_an_interrupted_upload_is_refused(staff: FlaskClient) -> None:
 
 @pytest.mark.parametrize("content_type", ["multipart/form-data", "text/csv", "application/x-www-form-urlencoded"])
 def test_a_request_without_a_file_is_refused(staff: FlaskClient, content_type: str) -> None:
-    assert staff.post("/customers/import", data=b"audience=x", content_type=content_type).status_code in (400, 422)
+    assert staff.post("/customers/import", data=b"audience=x", content_type=content_type).status_code == 400
 
 
 def test_an_upload_needs_the_csrf_token(csrf_client: FlaskClient, make_staff_user: Callable[..., StaffUser]) -> None:
@@ -308,7 +308,7 @@ def test_the_page_of_a_running_import_polls(staff: FlaskClient, receive_file: Ca
     assert "hx-trigger" in fragment
 
 
-def test_the_page_of_a_finished_import_lists_rejected_rows(staff: FlaskClient, import_file: Import) -> None:
+def test_the_page_of_a_finished_import_lists_rejected_rows(staff: FlaskClient, import_file: ImportFile) -> None:
     row = import_file("email,name\nada@example.com,Ada\nbad,<script>\n")
 
     fragment = staff.get(f"/customers/imports/{row.id}", headers=HTMX).text
@@ -352,7 +352,7 @@ def test_downloaded_rejected_rows_contain_no_formula(staff: FlaskClient, import_
     assert next(csv.DictReader(io.StringIO(file, newline="")))["row"] == f"'{sign}1"
 
 
-def test_viewers_can_not_download_rejected_rows(sign_in: Callable[..., FlaskClient], import_file: Import) -> None:
+def test_viewers_can_not_download_rejected_rows(sign_in: Callable[..., FlaskClient], import_file: ImportFile) -> None:
     row = import_file("email\nbad\n")
     viewer = sign_in("viewer")
 
