@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
 
 import psycopg
 import pytest
 from flask import Flask
 from sqlalchemy import text
 
-from tests.support.campaigns import campaign_status, issue_states, launch_to
+from tests.support.campaigns import Launch, campaign_status, create_customers, issue_states, launch_to
 from tests.support.smtp_relay import Relay
+from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns import timing
 from webapp.campaigns.deliveries import actions as delivery_actions
 from webapp.campaigns.deliveries.actions import DeliverySelection
@@ -141,6 +144,210 @@ def test_a_batch_is_looked_after_before_each_new_connection(
     monkeypatch.setattr(relay, "rule", pause_first)
     sender.send_pending_emails()
     assert (relay.connections, issue_states(campaign), campaign_status(campaign)[0]) == (1, {}, "paused")
+
+
+# --- which retry, and until when -------------------------------------------------------------------
+
+
+def row() -> dict[str, Any]:
+    db.session.rollback()
+    return dict(db.session.execute(text("select * from mail_issue")).mappings().one())
+
+
+def first_deferred(ago: str) -> None:
+    """As if the email had been deferred for the first time so long ago."""
+    db.session.execute(text("update mail_issue set at = now() - cast(:ago as interval)"), {"ago": ago})
+    db.session.commit()
+    due_now()
+
+
+def test_each_deferral_keeps_the_time_of_the_first(put_off: Campaign) -> None:
+    first_deferred("30 hours")
+    at = row()["at"]
+    for attempt in range(2, 5):
+        due = claimed()
+        assert not due.is_last_attempt
+        retries.record_retry_outcome(due, LATER)
+        assert (row()["state"], row()["at"], row()["attempts"]) == ("deferred", at, attempt)
+        due_now()
+
+
+def test_an_email_is_given_up_two_days_after_its_first_deferral(put_off: Campaign) -> None:
+    first_deferred("30 hours")
+    retries.record_retry_outcome(claimed(), LATER)
+    db.session.execute(text("update mail_issue set at = at - interval '19 hours'"))
+    db.session.commit()
+    due_now()
+    retries.record_retry_outcome(claimed(), LATER)
+    assert (row()["state"], row()["next_at"]) == ("failed", None)
+    completion.finish_campaigns()
+    assert campaign_status(put_off)[0] == "done"
+
+
+def test_an_email_that_is_resent_by_staff_has_two_days_again(put_off: Campaign) -> None:
+    first_deferred("3 days")
+    retries.record_retry_outcome(claimed(), LATER)
+    assert row()["state"] == "failed"
+    delivery_actions.retry_deliveries(put_off.id, DeliverySelection("failed"), "staff")
+    due = claimed()
+    assert (due.is_last_attempt, due.attempts) == (False, 1)
+
+
+@pytest.mark.parametrize("outcome", [ACCEPTED, REFUSED, SmtpOutcome("uncertain", None, "no answer", "body")])
+def test_a_final_outcome_is_dated_and_not_retried(put_off: Campaign, outcome: SmtpOutcome) -> None:
+    first_deferred("30 hours")
+    retries.record_retry_outcome(claimed(), outcome)
+    age = db.session.execute(text("select now() - at from mail_issue")).scalar_one()
+    assert (row()["next_at"], age < timedelta(hours=1)) == (None, True)
+    assert not retries.has_due_retry()
+
+
+def test_a_retry_is_not_due_before_its_time(put_off: Campaign) -> None:
+    db.session.execute(text("update mail_issue set next_at = now() + interval '1 minute'"))
+    db.session.commit()
+    assert not retries.has_due_retry()
+    assert not campaign_queries.has_pending_sends()
+    assert retries.claim_due_retry() is None
+
+
+@pytest.mark.parametrize("stop", [transitions.pause_campaign, transitions.cancel_campaign])
+def test_only_retries_of_sending_campaigns_are_claimed(
+    put_off: Campaign, offer: Callable[..., Offer], stop: Callable[[int, str], Campaign]
+) -> None:
+    stop(put_off.id, "tests")
+    assert not retries.has_due_retry()
+    assert not campaign_queries.has_pending_sends()
+    assert retries.claim_due_retry() is None
+    assert (row()["state"], row()["attempts"], row()["epoch"]) == ("deferred", 1, 0)
+
+
+def test_a_paused_campaign_keeps_its_retries_beside_a_sending_one(launched: Launch) -> None:
+    create_customers(1)
+    paused, live = launched("ONE1"), launched("TWO2")
+    for _ in range(2):
+        defer_next()
+    transitions.pause_campaign(paused.id, "tests")
+    due_now()
+    assert claimed().campaign_id == live.id
+    assert not retries.has_due_retry()
+    assert retries.claim_due_retry() is None
+
+
+def defer_next() -> None:
+    """Defer the email of the next batch, of one recipient."""
+    taken = batches.claim_batch("us")
+    assert taken is not None
+    window = batches.open_send_window(taken)
+    assert window is not None
+    batches.record_outcome(taken, window.recipients[0], LATER)
+    batches.finish_batch(taken)
+
+
+def test_what_has_been_due_longest_is_retried_first(launched: Launch) -> None:
+    create_customers(1)
+    campaigns = [launched(code).id for code in ("ONE1", "TWO2", "THREE3")]
+    for _ in campaigns:
+        defer_next()
+    for campaign_id, minutes in zip(campaigns, (2, 3, 1), strict=True):
+        db.session.execute(
+            text("update mail_issue set next_at = now() - make_interval(mins => :m) where campaign_id = :c"),
+            {"m": minutes, "c": campaign_id},
+        )
+    db.session.commit()
+    order = [campaigns[1], campaigns[0], campaigns[2]]
+    assert [claimed().campaign_id for _ in campaigns] == order
+
+
+def test_a_retry_that_another_worker_is_claiming_is_not_waited_for(
+    launched: Launch, other_worker: psycopg.Connection[object]
+) -> None:
+    create_customers(1)
+    first, second = launched("ONE1"), launched("TWO2")
+    defer_next(), defer_next()
+    due_now()
+    other_worker.execute("select from mail_issue where campaign_id = %s for update", [first.id])
+    assert claimed().campaign_id == second.id
+
+
+@pytest.mark.parametrize("policy", ["hold"], indirect=True)
+def test_a_held_email_whose_retry_was_lost_is_not_claimed_again(put_off: Campaign) -> None:
+    claimed()
+    due_now()
+    assert not retries.has_due_retry()
+    assert not campaign_queries.has_pending_sends()
+    assert retries.claim_due_retry() is None
+
+
+def test_a_renewed_lease_keeps_the_retry(put_off: Campaign) -> None:
+    due = claimed()
+    due_now()
+    assert retries.renew_retry_lease(due)
+    assert retries.claim_due_retry() is None
+    left = db.session.execute(text("select next_at - now() from mail_issue")).scalar_one()
+    assert left > timedelta(seconds=timing.LEASE_DURATION / 2)
+
+
+def test_a_lost_retry_is_not_renewed(put_off: Campaign, policy: str) -> None:
+    first = claimed()
+    due_now()
+    if policy == "hold":
+        delivery_actions.retry_deliveries(put_off.id, DeliverySelection("uncertain"), "staff")
+    claimed()
+    assert not retries.renew_retry_lease(first)
+
+
+# --- the campaign of a retry ------------------------------------------------------------------------
+
+
+def finish_too_early(campaign: Campaign) -> None:
+    """As if the campaign had been completed while its last retry took longer than its lease."""
+    db.session.execute(text("update campaign set status = 'done', finished_at = now()"))
+    db.session.commit()
+
+
+def test_an_aborted_retry_reopens_a_completed_campaign(put_off: Campaign) -> None:
+    due = claimed()
+    finish_too_early(put_off)
+    retries.release_retry(due)
+    assert (campaign_status(put_off)[0], put_off.finished_at) == ("sending", None)
+
+
+def test_a_deferred_retry_reopens_a_completed_campaign(put_off: Campaign) -> None:
+    due = claimed()
+    finish_too_early(put_off)
+    retries.record_retry_outcome(due, LATER)
+    assert (campaign_status(put_off)[0], put_off.finished_at) == ("sending", None)
+
+
+def test_a_final_outcome_leaves_a_completed_campaign_done(put_off: Campaign) -> None:
+    due = claimed()
+    finish_too_early(put_off)
+    retries.record_retry_outcome(due, ACCEPTED)
+    assert campaign_status(put_off)[0] == "done"
+
+
+@pytest.mark.parametrize("record", [retries.release_retry, lambda due: retries.record_retry_outcome(due, LATER)])
+@pytest.mark.parametrize(
+    ("stop", "status"), [(transitions.pause_campaign, "paused"), (transitions.cancel_campaign, "cancelled")]
+)
+def test_a_late_outcome_does_not_resume_a_stopped_campaign(
+    put_off: Campaign,
+    stop: Callable[[int, str], Campaign],
+    status: str,
+    record: Callable[[DueRetry], None],
+) -> None:
+    due = claimed()
+    stop(put_off.id, "tests")
+    record(due)
+    assert campaign_status(put_off)[0] == status
+
+
+def test_a_retry_of_one_campaign_does_not_reopen_another(put_off: Campaign, offer: Callable[..., Offer]) -> None:
+    other = Campaign(offer_id=offer("OTHER1").id, subject="s", text="t", status="done")
+    db.session.add(other)
+    db.session.commit()
+    retries.release_retry(claimed())
+    assert campaign_status(other)[0] == "done"
 
 
 # --- doubt -----------------------------------------------------------------------------------------
