@@ -25,7 +25,7 @@ from local import postgresql as embedded_postgresql
 from tests.support import program, smtp_relay, watchdog
 from tests.support.chromium import find_chromium
 from tests.support.databases import drop_template, migrated_database
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.accounts.models import StaffUser
 from webapp.core import settings as app_settings
 from webapp.core.email_addresses import normalise_email
@@ -178,7 +178,7 @@ def staff(sign_in: Callable[..., FlaskClient]) -> FlaskClient:
 def api(app: Flask) -> FlaskClient:
     """A machine with a key that may do everything."""
     client = app.test_client()
-    key = account_actions.create_api_key("tests", ["read", "redeem", "manage"], by="tests")
+    key = api_key_actions.create_api_key("tests", ["read", "redeem", "manage"], by="tests")
     client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {key}"
     return client
 

@@ -11,8 +11,8 @@ import click
 from flask import Flask
 
 from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions, signing_key_actions
 from webapp.accounts import queries as account_queries
-from webapp.accounts import signing_key_actions
 from webapp.accounts.models import ROLES, SCOPES
 from webapp.campaigns.bounces import actions as bounce_actions
 from webapp.campaigns.bounces import mailbox
@@ -51,7 +51,7 @@ def create_api_key_command(name: str, scopes: str) -> None:
     """Create an API key and print it, and nothing else. It is not shown again."""
     selected = [scope.strip() for scope in scopes.split(",") if scope.strip()]
     try:
-        click.echo(account_actions.create_api_key(name, selected, by="command line"))
+        click.echo(api_key_actions.create_api_key(name, selected, by="command line"))
     except DomainError as error:
         _exit_with_error(error)
 

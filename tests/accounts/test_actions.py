@@ -15,7 +15,7 @@ from sqlalchemy import event, func, select, update
 from tests.support.accounts import PASSWORD
 from tests.support.sql_statements import statements
 from webapp.accounts import actions as account_actions
-from webapp.accounts import passwords
+from webapp.accounts import api_key_actions, passwords
 from webapp.accounts import queries as account_queries
 from webapp.accounts.models import ApiKey, AuditEntry, Invitation, StaffUser
 from webapp.core.errors import DomainError, InvalidInput, NotFound
@@ -294,22 +294,22 @@ class TestPeople:
 
 class TestKeys:
     def test_a_key_is_known_again(self, app: Flask) -> None:
-        caller = account_actions.authenticate_api_key(
-            key_of(account_actions.create_api_key("Shop", ["read", "redeem"], by="tests"))
+        caller = api_key_actions.authenticate_api_key(
+            key_of(api_key_actions.create_api_key("Shop", ["read", "redeem"], by="tests"))
         )
         assert (caller.name, caller.scopes) == ("Shop", ["read", "redeem"])
 
     def test_the_secret_is_not_kept(self, app: Flask) -> None:
-        secret = account_actions.create_api_key("Shop", ["read"], by="tests").rpartition("_")[2]
+        secret = api_key_actions.create_api_key("Shop", ["read"], by="tests").rpartition("_")[2]
         assert secret.encode() not in bytes(db.session.scalars(select(ApiKey.secret_hash)).one())
 
     def test_every_refusal_is_the_same(self, app: Flask) -> None:
-        good = account_actions.create_api_key("Shop", ["read"], by="tests")
-        expired = account_actions.create_api_key("Old", ["read"], "tests", datetime.now(UTC) + timedelta(days=1))
-        revoked = account_actions.create_api_key("Gone", ["read"], by="tests")
+        good = api_key_actions.create_api_key("Shop", ["read"], by="tests")
+        expired = api_key_actions.create_api_key("Old", ["read"], "tests", datetime.now(UTC) + timedelta(days=1))
+        revoked = api_key_actions.create_api_key("Gone", ["read"], by="tests")
         db.session.execute(update(ApiKey).where(ApiKey.name == "Old").values(expires_at=func.now()))
         db.session.commit()
-        account_actions.revoke_api_key(
+        api_key_actions.revoke_api_key(
             db.session.scalars(select(ApiKey.id).where(ApiKey.name == "Gone")).one(), by="tests"
         )
         wrong = [
@@ -327,22 +327,22 @@ class TestKeys:
         said = set()
         for header in wrong:
             with pytest.raises(DomainError) as refusal:
-                account_actions.authenticate_api_key(header)
+                api_key_actions.authenticate_api_key(header)
             said.add((refusal.value.key, refusal.value.status, refusal.value.message))
         assert len(said) == 1
 
     def test_a_key_costs_one_select(self, app: Flask) -> None:
-        key = key_of(account_actions.create_api_key("Shop", ["read"], by="tests"))
-        account_actions.authenticate_api_key(key)
+        key = key_of(api_key_actions.create_api_key("Shop", ["read"], by="tests"))
+        api_key_actions.authenticate_api_key(key)
         seen: list[str] = []
         listener = lambda *args: seen.append(args[2])  # noqa: E731
         event.listen(db.engine, "before_cursor_execute", listener)
-        account_actions.authenticate_api_key(key)
+        api_key_actions.authenticate_api_key(key)
         event.remove(db.engine, "before_cursor_execute", listener)
         assert len(seen) == 1
 
     def test_the_last_use_is_noted_once_a_minute(self, app: Flask) -> None:
-        key = key_of(account_actions.create_api_key("Shop", ["read"], by="tests"))
+        key = key_of(api_key_actions.create_api_key("Shop", ["read"], by="tests"))
         marks = []
         for ago in (None, 30, 61):
             if ago:
@@ -351,40 +351,40 @@ class TestKeys:
             before = db.session.scalar(select(ApiKey.last_used_at))
             # What was read a second ago is remembered.
             app.extensions.pop("api_keys", None)
-            account_actions.authenticate_api_key(key)
+            api_key_actions.authenticate_api_key(key)
             marks.append(db.session.scalar(select(ApiKey.last_used_at)) != before)
         assert marks == [True, False, True]
 
     def test_a_key_is_read_once_a_second_and_proven_each_time(self, app: Flask) -> None:
-        whole = account_actions.create_api_key("Shop", ["read"], by="tests")
+        whole = api_key_actions.create_api_key("Shop", ["read"], by="tests")
         # The first use is noted, which reads the key anew.
-        account_actions.authenticate_api_key(key_of(whole))
-        account_actions.authenticate_api_key(key_of(whole))
+        api_key_actions.authenticate_api_key(key_of(whole))
+        api_key_actions.authenticate_api_key(key_of(whole))
         with statements() as run:
-            account_actions.authenticate_api_key(key_of(whole))
+            api_key_actions.authenticate_api_key(key_of(whole))
             with pytest.raises(DomainError):
-                account_actions.authenticate_api_key(key_of(whole[:-1] + "!"))
+                api_key_actions.authenticate_api_key(key_of(whole[:-1] + "!"))
         assert run == []
 
     def test_a_key_that_is_revoked_here_is_refused_at_once(self, app: Flask) -> None:
-        key = key_of(account_actions.create_api_key("Shop", ["read"], by="tests"))
-        caller = account_actions.authenticate_api_key(key)
-        account_actions.revoke_api_key(caller.id, by="tests")
+        key = key_of(api_key_actions.create_api_key("Shop", ["read"], by="tests"))
+        caller = api_key_actions.authenticate_api_key(key)
+        api_key_actions.revoke_api_key(caller.id, by="tests")
         with pytest.raises(DomainError):
-            account_actions.authenticate_api_key(key)
+            api_key_actions.authenticate_api_key(key)
 
     def test_a_key_that_is_revoked_elsewhere_is_refused_a_second_later(self, app: Flask) -> None:
-        key = key_of(account_actions.create_api_key("Shop", ["read"], by="tests"))
-        account_actions.authenticate_api_key(key)
+        key = key_of(api_key_actions.create_api_key("Shop", ["read"], by="tests"))
+        api_key_actions.authenticate_api_key(key)
         db.session.execute(update(ApiKey).values(revoked_at=func.now()))
         db.session.commit()
-        time.sleep(account_actions.API_KEY_CACHE_SECONDS)
+        time.sleep(api_key_actions.API_KEY_CACHE_SECONDS)
         with pytest.raises(DomainError):
-            account_actions.authenticate_api_key(key)
+            api_key_actions.authenticate_api_key(key)
 
     def test_many_calls_at_once_are_all_let_in(self, app: Flask) -> None:
-        key = key_of(account_actions.create_api_key("Shop", ["read"], by="tests"))
-        results = at_the_same_time(app, *[lambda: account_actions.authenticate_api_key(key).name] * 8)
+        key = key_of(api_key_actions.create_api_key("Shop", ["read"], by="tests"))
+        results = at_the_same_time(app, *[lambda: api_key_actions.authenticate_api_key(key).name] * 8)
         assert results == ["Shop"] * 8
 
     @pytest.mark.parametrize(
@@ -400,6 +400,6 @@ class TestKeys:
         self, app: Flask, name: str, scopes: list[str], days: int, field: str
     ) -> None:
         with pytest.raises(InvalidInput) as refusal:
-            account_actions.create_api_key(name, scopes, "tests", datetime.now(UTC) + timedelta(days=days))
+            api_key_actions.create_api_key(name, scopes, "tests", datetime.now(UTC) + timedelta(days=days))
         assert refusal.value.errors[0].field == field
         assert count(ApiKey) == 0

@@ -9,6 +9,7 @@ from flask import Flask
 
 from tests.support.accounts import PASSWORD
 from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.accounts.models import StaffUser
 
 
@@ -41,7 +42,7 @@ def test_for_somebody_unknown_it_says_so_in_one_line(app: Flask) -> None:
 
 def test_a_key_is_printed_alone(app: Flask) -> None:
     result = run(app, "api-key", "create", "--name", "Shop", "--scopes", "read, redeem")
-    assert account_actions.authenticate_api_key(f"Bearer {result.output.strip()}").scopes == ["read", "redeem"]
+    assert api_key_actions.authenticate_api_key(f"Bearer {result.output.strip()}").scopes == ["read", "redeem"]
 
 
 def test_an_unknown_scope_is_refused_in_one_line(app: Flask) -> None:

@@ -13,8 +13,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import event, text
 
-from webapp.accounts import actions as account_actions
-from webapp.accounts import signing_key_actions
+from webapp.accounts import api_key_actions, signing_key_actions
 from webapp.core import signing_keys
 from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import db
@@ -107,7 +106,7 @@ def test_what_went_out_before_a_renewal_works_after_it(
     code, link, key = (
         typed(row, ada),
         token(row.id, bob.id),
-        account_actions.create_api_key("till", ["read"], by="tests"),
+        api_key_actions.create_api_key("till", ["read"], by="tests"),
     )
     reference = group_commit.redeem(RedemptionRequest(channel="form", code=code, email="ada@example.com")).public_id
     for purpose in PURPOSES:
@@ -117,7 +116,7 @@ def test_what_went_out_before_a_renewal_works_after_it(
     assert personal_codes.verify_personal_code(code[-personal_codes.SUFFIX_LENGTH :], row.id, ada.id)
     assert client.post(f"/r/{link}").status_code == 200
     assert getattr(redemption_queries.find_redemption(reference), "customer_id", None) == ada.id
-    assert account_actions.authenticate_api_key(f"Bearer {key}").scopes == ["read"]
+    assert api_key_actions.authenticate_api_key(f"Bearer {key}").scopes == ["read"]
 
 
 def test_a_key_that_nothing_has_signed_yet_can_be_renewed(app: Flask) -> None:

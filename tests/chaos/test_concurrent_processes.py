@@ -28,7 +28,7 @@ from tests.support.chaos.concurrent_clients import (
     sell_in_batches,
     undo_all,
 )
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.customers.models import Customer
@@ -63,7 +63,7 @@ def emails(app: Flask) -> tuple[str, ...]:
 @pytest.fixture
 def shop(app: Flask) -> Iterator[Shop]:
     """A machine that calls the real web server, in two more processes."""
-    key = account_actions.create_api_key("tests", ["redeem"], by="tests")
+    key = api_key_actions.create_api_key("tests", ["redeem"], by="tests")
     with live_server.web_server(app.config["SETTINGS"], workers=2) as web:
         yield Shop(web.url, key)
 

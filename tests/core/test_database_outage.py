@@ -26,7 +26,7 @@ from local import postgresql as embedded_postgresql
 from tests.support import live_server, watchdog
 from tests.support.logs import captured_logs
 from webapp import create_app
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.core import database_health, task_queue
 from webapp.core import settings as app_settings
 from webapp.core.extensions import db
@@ -79,7 +79,7 @@ def fragile(test_settings: app_settings.Settings, tmp_path: Path) -> Iterator[Fr
     app = create_app(mine)
     with app.app_context():
         flask_migrate.upgrade()
-        key = account_actions.create_api_key("tests", ["read", "redeem", "manage"], by="tests")
+        key = api_key_actions.create_api_key("tests", ["read", "redeem", "manage"], by="tests")
         db.engine.dispose()
     # This process's queue goes on with the database of the other tests.
     create_app(test_settings)

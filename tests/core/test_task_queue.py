@@ -12,9 +12,10 @@ from typing import get_args
 import pytest
 from flask import Flask
 from huey.registry import Message
+from sqlalchemy import text
 
 from webapp.core import task_queue
-from webapp.core.extensions import huey
+from webapp.core.extensions import db, huey
 from webapp.core.settings import ROOT
 from webapp.core.task_queue import TaskName
 
@@ -84,6 +85,26 @@ def test_a_task_is_stored_under_its_name(app: Flask) -> None:
 
     (entry,) = huey.pending()
     assert pickle.loads(huey.serialize_task(entry)).name == "campaigns.prepare"
+
+
+def test_a_task_is_enqueued_although_the_server_ended_the_idle_connection(app: Flask) -> None:
+    assert task_queue.enqueue("campaigns.prepare", 5)
+
+    end_other_connections()
+
+    assert task_queue.enqueue("campaigns.prepare", 6)
+    assert huey.storage.queue_size() == 2
+
+
+def end_other_connections() -> None:
+    """End every other connection to the database of this test process, as a restart of the server does."""
+    db.session.execute(
+        text(
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity "
+            "where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'"
+        )
+    )
+    db.session.rollback()
 
 
 def test_a_name_without_a_task_fails_at_start_up() -> None:

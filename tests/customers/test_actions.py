@@ -14,6 +14,7 @@ from webapp.accounts.models import AuditEntry
 from webapp.core.errors import DomainError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.customers import actions as customer_actions
+from webapp.customers import audience_actions
 from webapp.customers import queries as customer_queries
 from webapp.customers.models import Audience, AudienceMember, Customer
 from webapp.customers.validation import CustomerValues, clean_locale, clean_name
@@ -196,9 +197,9 @@ def test_put_of_the_same_new_customer_at_the_same_time_makes_one(app: Flask) -> 
 
 
 def test_an_audience_is_made_and_renamed(app: Flask) -> None:
-    made = customer_actions.create_audience("  Regulars  in Vienna ", by="tests")
+    made = audience_actions.create_audience("  Regulars  in Vienna ", by="tests")
 
-    customer_actions.rename_audience(made.id, "Regulars", by="tests")
+    audience_actions.rename_audience(made.id, "Regulars", by="tests")
 
     assert [found.name for found in customer_queries.list_audiences()] == ["Regulars"]
 
@@ -208,7 +209,7 @@ def test_an_audience_needs_a_free_name(app: Flask, name: str) -> None:
     audience("VIP")
 
     with pytest.raises(InvalidInput) as refusal:
-        customer_actions.create_audience(name, by="tests")
+        audience_actions.create_audience(name, by="tests")
 
     assert refusal.value.errors[0].field == "name"
 
@@ -216,7 +217,7 @@ def test_an_audience_needs_a_free_name(app: Flask, name: str) -> None:
 def test_an_audience_may_keep_its_own_name(app: Flask) -> None:
     vip = audience("VIP")
 
-    assert customer_actions.rename_audience(vip.id, "VIP", by="tests").name == "VIP"
+    assert audience_actions.rename_audience(vip.id, "VIP", by="tests").name == "VIP"
 
 
 # --- looking up ----------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from webapp.campaigns.sending import sender
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.customers import actions as customer_actions
+from webapp.customers import audience_actions
 from webapp.customers import queries as customer_queries
 from webapp.customers.models import Audience, Customer
 from webapp.customers.validation import CustomerValues
@@ -164,7 +165,7 @@ def test_what_somebody_can_use_is_asked_by_e_mail(api: Any, customer: Make, path
 
 @pytest.fixture
 def vip(app: object) -> Audience:
-    return customer_actions.create_audience("VIP", by="tests")
+    return audience_actions.create_audience("VIP", by="tests")
 
 
 def test_an_offer_for_everyone_is_for_everyone_known_and_nobody_else(customer: Make, offer: MakeOffer) -> None:
@@ -176,7 +177,7 @@ def test_an_offer_for_everyone_is_for_everyone_known_and_nobody_else(customer: M
 
 
 def test_an_offer_for_an_audience_is_for_its_members_alone(vip: Audience, customer: Make, offer: MakeOffer) -> None:
-    other = customer_actions.create_audience("Others", by="tests")
+    other = audience_actions.create_audience("Others", by="tests")
     customer_actions.create_customer(CustomerValues("member@example.com"), [vip.id], by="tests")
     customer_actions.create_customer(CustomerValues("elsewhere@example.com"), [other.id], by="tests")
     customer()

@@ -13,7 +13,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
 from tests.support.imports import Import
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.accounts.models import AuditEntry
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns.deliveries import queries as delivery_queries
@@ -24,7 +24,8 @@ from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import db
 from webapp.customers import actions as customer_actions
 from webapp.customers import queries as customer_queries
-from webapp.customers.imports import actions as import_actions
+from webapp.customers.imports import processing as import_processing
+from webapp.customers.imports import queries as import_queries
 from webapp.customers.models import Customer
 from webapp.customers.validation import CustomerValues
 from webapp.offers.models import Offer
@@ -189,7 +190,7 @@ def test_the_refused_rows_of_others_are_left_alone(imported: Import, customer: M
 
     customer_actions.erase_customer(ada.id, by="tests")
 
-    kept = [refused.row.partition("@")[0] for refused in customer_queries.list_rejected_rows(row.id)]
+    kept = [refused.row.partition("@")[0] for refused in import_queries.list_rejected_rows(row.id)]
     assert kept == ["", "bada", "ada", "+ADA", ""]
 
 
@@ -288,7 +289,7 @@ def test_what_names_nobody_is_told_at_its_field(api: Any, body: dict[str, object
 
 @pytest.mark.parametrize("scope", ["read", "redeem"])
 def test_erasing_needs_the_scope_manage(app: Flask, ada: Customer, scope: str) -> None:
-    headers = {"Authorization": f"Bearer {account_actions.create_api_key('reader', [scope], by='tests')}"}
+    headers = {"Authorization": f"Bearer {api_key_actions.create_api_key('reader', [scope], by='tests')}"}
     client = app.test_client()
 
     gone = client.delete("/api/v1/customers/C-1815", headers=headers)
@@ -401,8 +402,8 @@ def test_refused_rows_are_dropped_after_three_months_and_their_number_stays(impo
 
     task_queue.run("customers.sweep_customers")
 
-    assert (customer_queries.list_rejected_rows(old.id), len(customer_queries.list_rejected_rows(new.id))) == ([], 1)
-    row = customer_queries.find_import(old.id)
+    assert (import_queries.list_rejected_rows(old.id), len(import_queries.list_rejected_rows(new.id))) == ([], 1)
+    row = import_queries.find_import(old.id)
     assert row is not None
     assert row.rejected == 1
 
@@ -414,7 +415,7 @@ def test_an_import_that_was_waiting_brings_an_erased_customer_back_as_somebody_n
     waiting = received("email\nada@example.com\n")
     customer_actions.erase_customer(ada.id, by="tests")
 
-    import_actions.run_import(waiting)
+    import_processing.run_import(waiting)
 
     found = customer_queries.find_customer_by_email("ada@example.com")
     assert found is not None

@@ -21,7 +21,7 @@ from sqlalchemy.exc import OperationalError
 from benchmarks import growth_tables
 from tests.support.query_plans import explain_statements, plan_nodes
 from webapp import create_app
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.campaigns.models import Batch, Campaign, MailIssue, encode_gaps
 from webapp.core import task_queue
 from webapp.core.extensions import db
@@ -75,7 +75,7 @@ def test_strangers_may_not_read(client: FlaskClient) -> None:
 
 
 def test_a_key_without_the_scope_may_not_read(client: FlaskClient) -> None:
-    key = account_actions.create_api_key("till", ["redeem"], by="tests")
+    key = api_key_actions.create_api_key("till", ["redeem"], by="tests")
 
     answer = client.get("/metrics", headers={"Authorization": f"Bearer {key}"})
 
@@ -83,7 +83,7 @@ def test_a_key_without_the_scope_may_not_read(client: FlaskClient) -> None:
 
 
 def test_a_key_that_reads_is_enough(client: FlaskClient) -> None:
-    key = account_actions.create_api_key("prometheus", ["read"], by="tests")
+    key = api_key_actions.create_api_key("prometheus", ["read"], by="tests")
 
     answer = client.get("/metrics", headers={"Authorization": f"Bearer {key}"})
 

@@ -406,7 +406,7 @@ def test_a_renewal_of_something_that_changed_meanwhile_fails_its_precondition(
 
 @pytest.mark.parametrize("call", ["codes", "codes/SUMMER25/close", "codes/SUMMER25/reopen"])
 def test_codes_need_the_manage_scope(app: Flask, offer: MakeOffer, call: str) -> None:
-    from webapp.accounts.actions import create_api_key
+    from webapp.accounts.api_key_actions import create_api_key
 
     offer(**LAUNCHED)
     key = create_api_key("till", ["read", "redeem"], by="tests")

@@ -13,7 +13,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import event, text
 
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation
 from webapp.core.extensions import db
@@ -424,7 +424,7 @@ def test_json_that_can_not_be_taken_is_told_at_its_field(api: Any, body: dict[st
 
 @pytest.mark.parametrize("scope", ["read", "redeem"])
 def test_json_needs_the_scope_manage(app: Flask, scope: str) -> None:
-    headers = {"Authorization": f"Bearer {account_actions.create_api_key('till', [scope], by='tests')}"}
+    headers = {"Authorization": f"Bearer {api_key_actions.create_api_key('till', [scope], by='tests')}"}
     body = {"code": "SUMMER25", "customer": {"email": "ada@example.com"}}
 
     assert app.test_client().post("/api/v1/explanations", json=body, headers=headers).status_code == 403

@@ -15,7 +15,7 @@ from flask import Flask
 from tests.support import doc_examples, live_server, smtp_relay
 from webapp.campaigns.launch import actions as launch_actions
 from webapp.core.settings import ROOT, Settings
-from webapp.customers.imports import parser
+from webapp.customers.imports import parse_results
 from webapp.redemptions.rules import RefusalReason
 
 PAGE = ROOT / "docs" / "api.md"
@@ -170,7 +170,7 @@ def test_the_codes_of_fields_are_those_of_the_program() -> None:
     lists = _section("Errors").split("The codes in `errors[]`")[1]
     told = set(re.findall(r"`(\w+)`", lists.split("and these:")[1])) - {"conflict"}
     said = {word for word, files in _said("FieldError", 1).items() if not all(map(NEVER_BY_JSON.search, files))}
-    said |= parser._ROW_MESSAGES.keys() | parser._FILE_MESSAGES.keys()
+    said |= parse_results._ROW_MESSAGES.keys() | parse_results._FILE_MESSAGES.keys()
     assert said - told == FIELDS_OF_STAFF
     literals = {
         node.value

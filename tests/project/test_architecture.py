@@ -58,6 +58,8 @@ WRITERS = {
     "webapp.campaigns.sending.completion",
     "webapp.campaigns.sending.retries",
     "webapp.core.signing_keys",
+    "webapp.customers.imports.claims",
+    "webapp.customers.imports.processing",
     "webapp.redemptions.group_commit",
     "webapp.redemptions.guessing",
     "webapp.redemptions.hourly_counts",

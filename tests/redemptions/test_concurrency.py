@@ -22,7 +22,7 @@ from flask_wtf.csrf import generate_csrf
 from sqlalchemy import text
 
 from tests.support import live_server
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.accounts.models import StaffUser
 from webapp.core.extensions import db
 from webapp.customers.models import Customer
@@ -140,7 +140,7 @@ def doors(
     """The real server with a capped offer, a key, links, and a manager who has signed in."""
     row = offer(max_redemptions=CAP)
     tokens = {c.email: personal_links.build_personal_url(row.id, c.id).rpartition("/")[2] for c in customers}
-    key = account_actions.create_api_key("tests", ["redeem"], by="tests")
+    key = api_key_actions.create_api_key("tests", ["redeem"], by="tests")
     cookie, token = _signed_in(app, staff_user("manager"))
     # Cookies are named after the port people see, which the server here must share with the test.
     with live_server.web_server(app.config["SETTINGS"], workers=2, PUBLIC_URL=app.config["SETTINGS"].public_url) as web:

@@ -22,6 +22,7 @@ from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.core.money import Discount
 from webapp.customers import actions as customer_actions
+from webapp.customers import audience_actions
 from webapp.customers.validation import CustomerValues
 from webapp.offers import actions as offer_actions
 from webapp.offers.models import OfferValues
@@ -86,7 +87,7 @@ class Shop(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.mark = next(_number)
-        self.audience = customer_actions.create_audience(f"Regulars {self.mark}", BY).id
+        self.audience = audience_actions.create_audience(f"Regulars {self.mark}", BY).id
         self.people = [self._person(f"c{n}.{self.mark}@example.com") for n in CUSTOMERS]
         self.offers = [self._offer(f"CODE{n}X{self.mark}", cap=2 if n else None) for n in OFFERS]
 

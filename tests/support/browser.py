@@ -21,6 +21,7 @@ from flask import Flask
 from playwright.sync_api import Page, expect
 
 from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.core.settings import ROOT
 
 
@@ -61,7 +62,7 @@ class RunningShop:
     @cached_property
     def key(self) -> str:
         """An API key that may do everything."""
-        return account_actions.create_api_key("browser tests", ["read", "redeem", "manage"], by="tests")
+        return api_key_actions.create_api_key("browser tests", ["read", "redeem", "manage"], by="tests")
 
 
 OpenPage = Callable[..., Page]

@@ -9,8 +9,9 @@ from flask import Flask
 from sqlalchemy import select
 
 from webapp.core.extensions import db
-from webapp.customers import queries as customer_queries
 from webapp.customers.imports import actions as import_actions
+from webapp.customers.imports import processing as import_processing
+from webapp.customers.imports import queries as import_queries
 from webapp.customers.imports.parser import CSV
 from webapp.customers.models import Customer, CustomerImport, RejectedRow
 
@@ -41,8 +42,8 @@ def imported(received: Callable[..., int]) -> Import:
 
     def run(file: str | bytes, **options: object) -> CustomerImport:
         import_id = received(file, **options)
-        import_actions.run_import(import_id)
-        row = customer_queries.find_import(import_id)
+        import_processing.run_import(import_id)
+        row = import_queries.find_import(import_id)
         assert row is not None
         return row
 

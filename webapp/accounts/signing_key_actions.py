@@ -9,7 +9,7 @@ from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
 
 from webapp.accounts import queries as account_queries
-from webapp.accounts.actions import record_audit_entry
+from webapp.accounts.audit import record_audit_entry
 from webapp.core import signing_keys
 from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import db

@@ -1,6 +1,6 @@
-"""Create, update and erase customers, and manage audiences.
+"""Create, update and erase customers.
 
-For file imports see `customers.imports.actions`.
+For audiences see `customers.audience_actions`, for file imports `customers.imports.actions`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from sqlalchemy import delete, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
 
-from webapp.accounts.actions import record_audit_entry
+from webapp.accounts.audit import record_audit_entry
 from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.customers import queries as customer_queries
 from webapp.customers import suppression_sync
+from webapp.customers.audience_actions import get_or_create_audience, require_audience_name
 from webapp.customers.models import (
     ERASED_EMAIL_PLACEHOLDER,
     Audience,
@@ -28,7 +29,7 @@ from webapp.customers.models import (
     CustomerImport,
     RejectedRow,
 )
-from webapp.customers.validation import CustomerValues, clean_audience_name, clean_locale, clean_name, clean_source_id
+from webapp.customers.validation import CustomerValues, clean_locale, clean_name, clean_source_id
 
 MAX_UPSERT_ATTEMPTS = 3
 REJECTED_ROWS_RETENTION = timedelta(days=90)
@@ -97,8 +98,8 @@ def upsert_customer(
     """
     names = None
     if audiences is not None:
-        names = sorted({_require_audience_name(name, f"audiences.{n}") for n, name in enumerate(audiences)})
-    extra_name = _require_audience_name(extra_audience, "audience") if extra_audience is not None else None
+        names = sorted({require_audience_name(name, f"audiences.{n}") for n, name in enumerate(audiences)})
+    extra_name = require_audience_name(extra_audience, "audience") if extra_audience is not None else None
     for attempts_left in reversed(range(MAX_UPSERT_ATTEMPTS)):
         try:
             return _upsert_once(values, names, extra_name, by)
@@ -225,57 +226,9 @@ def _redact_rejected_rows(customer: Customer) -> None:
         db.session.execute(update(RejectedRow).where(RejectedRow.id.in_(row_ids)).values(row=""))
 
 
-# --- audiences -----------------------------------------------------------------------------------
-
-
-def create_audience(name: str, by: str) -> Audience:
-    """Create an empty audience. Commits.
-
-    :raises InvalidInput: when the name is empty, too long or taken by another audience.
-    """
-    audience = Audience(name=_require_free_audience_name(name, None))
-    db.session.add(audience)
-    _flush_audience()
-    record_audit_entry(by, "audience.created", audience.name, id=audience.id)
-    db.session.commit()
-    return audience
-
-
-def get_or_create_audience(name: str) -> int:
-    """Return the id of an audience, created when missing. The caller commits.
-
-    :param name: as returned by `clean_audience_name`.
-    """
-    db.session.execute(upsert(Audience).values(name=name).on_conflict_do_nothing())
-    return db.session.execute(select(Audience.id).where(Audience.name == name)).scalar_one()
-
-
-def rename_audience(audience_id: int, name: str, by: str) -> Audience:
-    """Rename an audience; its offers keep it. Commits.
-
-    :raises NotFound: when there is no such audience.
-    :raises InvalidInput: as `create_audience`.
-    """
-    audience = customer_queries.find_audience(audience_id)
-    if audience is None:
-        raise NotFound(_("There is no such audience."))
-    previous_name = audience.name
-    audience.name = _require_free_audience_name(name, audience_id)
-    _flush_audience()
-    record_audit_entry(by, "audience.renamed", audience.name, id=audience.id, was=previous_name)
-    db.session.commit()
-    return audience
-
-
 def record_customer_export(audience: Audience | None, by: str) -> None:
     """Record an export of customers in the audit trail. Commits."""
     record_audit_entry(by, "customers.exported", audience.name if audience else "all customers")
-    db.session.commit()
-
-
-def record_rejected_rows_export(import_id: int, by: str) -> None:
-    """Record an export of the rejected rows of an import in the audit trail. Commits."""
-    record_audit_entry(by, "customers.refused_rows_exported", f"import {import_id}")
     db.session.commit()
 
 
@@ -373,35 +326,3 @@ def _add_to_audiences(customer_id: int, audience_ids: Collection[int]) -> bool:
     members = select(Audience.id, literal(customer_id)).where(Audience.id.in_(audience_ids))
     statement = upsert(AudienceMember).from_select(["audience_id", "customer_id"], members).on_conflict_do_nothing()
     return bool(db.session.execute(statement.returning(AudienceMember.audience_id)).all())
-
-
-def _require_free_audience_name(given: str, own_id: int | None) -> str:
-    name = _require_audience_name(given)
-    other = customer_queries.find_audience_by_name(name)
-    if other is not None and other.id != own_id:
-        raise _audience_name_conflict()
-    return name
-
-
-def _require_audience_name(given: str, field: str = "name") -> str:
-    try:
-        name = clean_audience_name(given)
-    except InvalidInput as error:
-        raise InvalidInput(*(FieldError(field, item.key, item.message) for item in error.errors)) from error
-    if not name:
-        raise InvalidInput(FieldError(field, "name_missing", _("Enter a name for the audience.")))
-    return name
-
-
-def _flush_audience() -> None:
-    try:
-        db.session.flush()
-    except IntegrityError as error:
-        db.session.rollback()
-        raise _audience_name_conflict() from error
-
-
-def _audience_name_conflict() -> InvalidInput:
-    return InvalidInput(
-        FieldError("name", "name_taken", _("An audience with this name already exists. Enter another name."))
-    )

@@ -1,4 +1,4 @@
-"""Queries of customers, audiences and imports, and CSV exports of them."""
+"""Queries of customers and audiences, and their CSV export."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, exists, func, literal_column, select, text, true, union
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
+from webapp.core.csv_export import FORMULA_SAFE_COLUMN, stream_csv
 from webapp.core.extensions import db
-from webapp.customers.models import Audience, AudienceMember, Customer, CustomerImport, RejectedRow, Suppression
+from webapp.customers.models import Audience, AudienceMember, Customer, RejectedRow, Suppression
 
 PAGE_SIZE = 50
 # Below this number of rows, an exact count is as cheap as an estimate.
@@ -294,43 +295,6 @@ def list_audience_summaries() -> list[AudienceSummary]:
     return [AudienceSummary(*row) for row in rows]
 
 
-# --- imports -------------------------------------------------------------------------------------
-
-
-def find_import(import_id: int) -> CustomerImport | None:
-    """Return the import with this id, freshly read."""
-    return db.session.get(CustomerImport, import_id, populate_existing=True)
-
-
-def list_imports(before: int | None = None, limit: int = PAGE_SIZE) -> list[CustomerImport]:
-    """Return imports, newest first; `limit + 1` of them if there are more.
-
-    :param before: return only imports with a smaller id.
-    """
-    statement = select(CustomerImport).order_by(CustomerImport.id.desc()).limit(limit + 1)
-    if before is not None:
-        statement = statement.where(CustomerImport.id < before)
-    return list(db.session.scalars(statement))
-
-
-def list_rejected_rows(
-    import_id: int, after: tuple[int, ...] | None = None, limit: int = PAGE_SIZE
-) -> list[RejectedRow]:
-    """Return the rejected rows of an import, sorted by line.
-
-    Returns `limit + 1` rows if there are more.
-
-    :param after: line and id of the last row of the previous page.
-    """
-    statement = select(RejectedRow).where(RejectedRow.import_id == import_id)
-    if after is not None:
-        line, row_id = after
-        statement = statement.where(
-            (RejectedRow.line > line) | ((RejectedRow.line == line) & (RejectedRow.id > row_id))
-        )
-    return list(db.session.scalars(statement.order_by(RejectedRow.line, RejectedRow.id).limit(limit + 1)))
-
-
 def find_rejected_rows_containing(text_part: str) -> list[tuple[int, str]]:
     """Return id and text of all rejected rows that contain a text, ignoring case."""
     rows = db.session.execute(
@@ -339,48 +303,13 @@ def find_rejected_rows_containing(text_part: str) -> list[tuple[int, str]]:
     return [(row_id, row) for row_id, row in rows]
 
 
-def list_stalled_upload_ids() -> list[int]:
-    """Return the ids of uploads whose next chunk did not arrive in time."""
-    return list(
-        db.session.scalars(
-            select(CustomerImport.id).where(
-                CustomerImport.status == "receiving", CustomerImport.lease_until < func.now()
-            )
-        )
-    )
-
-
-def list_claimable_import_ids() -> list[int]:
-    """Return the ids of imports without a worker.
-
-    Their queue entry was lost, or the lease of their worker expired.
-    """
-    return list(
-        db.session.scalars(
-            select(CustomerImport.id)
-            .where(
-                (CustomerImport.status == "queued")
-                | ((CustomerImport.status == "running") & (CustomerImport.lease_until <= func.now()))
-            )
-            .order_by(CustomerImport.id)
-        )
-    )
-
-
-# --- CSV exports ---------------------------------------------------------------------------------
-
-# A cell that a spreadsheet would evaluate as a formula gets a leading apostrophe; an import removes it again.
-_FORMULA_SAFE_COLUMN = "case when {0} ~ '^[-=+@\t\r]' then '''' || {0} else {0} end as {1}"
-_CSV_CHUNK_SIZE = 64 * 1024
-
-
 def export_customers(audience_id: int | None) -> Iterator[bytes]:
     """Stream all customers, or those of an audience, as CSV.
 
     The import accepts this format.
     """
     columns = ", ".join(
-        _FORMULA_SAFE_COLUMN.format(f"c.{column}", name)
+        FORMULA_SAFE_COLUMN.format(f"c.{column}", name)
         for column, name in (("email_as_given", "email"), ("name", "name"), ("source_id", "source_id"))
     )
     audience_join = "join audience_member m on m.customer_id = c.id and m.audience_id = %(audience_id)s"
@@ -392,31 +321,3 @@ def export_customers(audience_id: int | None) -> Iterator[bytes]:
         """,  # noqa: S608
         {"audience_id": audience_id},
     )
-
-
-def export_rejected_rows(import_id: int) -> Iterator[bytes]:
-    """Stream the rejected rows of an import as CSV."""
-    yield from stream_csv(
-        f"""
-        select line, code, detail, {_FORMULA_SAFE_COLUMN.format("row", "row")}
-        from import_rejection where import_id = %(import_id)s order by line, id
-        """,  # noqa: S608
-        {"import_id": import_id},
-    )
-
-
-def stream_csv(query: str, params: dict[str, Any]) -> Iterator[bytes]:
-    """Stream the result of a query as CSV in chunks of about 64 KiB.
-
-    The application context must stay active until the last chunk.
-    """
-    driver: Any = db.session.connection().connection.driver_connection
-    with driver.cursor().copy(f"copy ({query}) to stdout (format csv, header)", params) as copy:
-        buffer = bytearray()
-        for row in copy:
-            buffer += row
-            if len(buffer) >= _CSV_CHUNK_SIZE:
-                yield bytes(buffer)
-                buffer.clear()
-    # The query ends before the last chunk is sent, so a client that stops reading there does not keep it open.
-    yield bytes(buffer)

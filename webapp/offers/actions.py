@@ -13,7 +13,7 @@ from sqlalchemy import Connection, func, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
-from webapp.accounts.actions import record_audit_entry
+from webapp.accounts.audit import record_audit_entry
 from webapp.core import local_time
 from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
 from webapp.core.extensions import db

@@ -16,7 +16,7 @@ from psycopg.errors import LockNotAvailable
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from webapp.accounts.actions import record_audit_entry
+from webapp.accounts.audit import record_audit_entry
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.offers import actions as offer_actions

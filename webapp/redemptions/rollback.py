@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask_babel import gettext as _
 from sqlalchemy import text
 
-from webapp.accounts.actions import record_audit_entry
+from webapp.accounts.audit import record_audit_entry
 from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.redemptions import public_ids

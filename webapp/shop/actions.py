@@ -7,7 +7,7 @@ from dataclasses import asdict
 from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import insert
 
-from webapp.accounts.actions import record_audit_entry
+from webapp.accounts.audit import record_audit_entry
 from webapp.core.extensions import db
 from webapp.shop import queries as shop_queries
 from webapp.shop.models import Shop, ShopValues

@@ -8,8 +8,9 @@ from huey import crontab
 
 from webapp.core import task_queue
 from webapp.customers import actions as customer_actions
-from webapp.customers import queries as customer_queries
 from webapp.customers.imports import actions as import_actions
+from webapp.customers.imports import processing as import_processing
+from webapp.customers.imports import queries as import_queries
 
 # One import at a time in a worker: several would occupy every thread, and no email would be sent until they are done.
 _import_lock = threading.Lock()
@@ -21,7 +22,7 @@ def process_import(import_id: int) -> None:
     if not _import_lock.acquire(blocking=False):
         return
     try:
-        import_actions.run_import(import_id)
+        import_processing.run_import(import_id)
     finally:
         _import_lock.release()
     _enqueue_waiting_imports()
@@ -39,5 +40,5 @@ def sweep() -> None:
 
 
 def _enqueue_waiting_imports() -> None:
-    for import_id in customer_queries.list_claimable_import_ids():
+    for import_id in import_queries.list_claimable_import_ids():
         task_queue.enqueue("customers.process_import", import_id)

@@ -443,12 +443,12 @@ def test_a_large_mail_is_read_only_as_far_as_it_says_something(api: FlaskClient)
 
 
 def test_other_bodies_and_other_keys_are_refused(api: FlaskClient, app: Flask) -> None:
-    from webapp.accounts import actions as account_actions
+    from webapp.accounts import api_key_actions
 
     assert api.post("/api/v1/bounces", data="x", content_type="text/plain").status_code == 415
     assert api.post("/api/v1/bounces", data="{", content_type="application/json").status_code == 400
     assert app.test_client().post("/api/v1/bounces", json={"bounces": []}).status_code == 401
-    key = account_actions.create_api_key("till", ["read", "redeem"], by="tests")
+    key = api_key_actions.create_api_key("till", ["read", "redeem"], by="tests")
     headers = {"Authorization": f"Bearer {key}"}
     assert app.test_client().post("/api/v1/bounces", json={"bounces": []}, headers=headers).status_code == 403
 

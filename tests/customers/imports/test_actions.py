@@ -20,6 +20,9 @@ from webapp.core.extensions import db, huey
 from webapp.customers import actions as customer_actions
 from webapp.customers import queries as customer_queries
 from webapp.customers.imports import actions as import_actions
+from webapp.customers.imports import claims as import_claims
+from webapp.customers.imports import processing as import_processing
+from webapp.customers.imports import queries as import_queries
 from webapp.customers.imports import staging
 from webapp.customers.imports.parser import NDJSON
 from webapp.customers.models import Audience, AudienceMember, Customer, CustomerImport, ImportChunk
@@ -51,14 +54,14 @@ def members(name: str) -> set[str]:
 def one_lane(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks so small that a short file has many."""
     monkeypatch.setattr(staging, "BLOCK_LINES", 10)
-    monkeypatch.setattr(import_actions, "READ_BLOCK_ROWS", 7)
+    monkeypatch.setattr(import_processing, "READ_BLOCK_ROWS", 7)
 
 
 @pytest.fixture(params=["one lane", "two lanes"])
 def small_blocks(request: pytest.FixtureRequest, one_lane: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same, merged over one connection and over two."""
     if request.param == "two lanes":
-        monkeypatch.setattr(import_actions, "PARALLEL_MERGE_MIN_BYTES", 0)
+        monkeypatch.setattr(import_processing, "PARALLEL_MERGE_MIN_BYTES", 0)
 
 
 # --- what becomes of rows ------------------------------------------------------------------------
@@ -251,7 +254,7 @@ def test_a_file_that_is_refused_at_once_leaves_nothing_behind(received: Receive)
     with pytest.raises(InvalidInput):
         received(b"\xff\xd8\xff\xe0 a picture", audience="Newsletter")
 
-    assert customer_queries.list_imports() == []
+    assert import_queries.list_imports() == []
     assert customer_queries.list_audiences() == []
 
 
@@ -270,7 +273,7 @@ def test_an_upload_that_breaks_off_says_so_and_keeps_no_piece(app: Flask) -> Non
     with pytest.raises(ConnectionError):
         import_actions.store_import_file(breaking(), "customers.csv", "text/csv", "", by="tests")
 
-    row = customer_queries.list_imports()[0]
+    row = import_queries.list_imports()[0]
     assert (row.status, row.error_code) == ("failed", "upload_broken")
     assert db.session.scalar(select(func.count()).select_from(ImportChunk)) == 0
 
@@ -284,7 +287,7 @@ def test_an_upload_whose_web_process_died_is_closed_by_the_sweep(app: Flask) -> 
 
     task_queue.run("customers.sweep_customers")
 
-    assert customer_queries.list_imports()[0].error_code == "upload_broken"
+    assert import_queries.list_imports()[0].error_code == "upload_broken"
     assert db.session.scalar(select(func.count()).select_from(ImportChunk)) == 0
 
 
@@ -295,12 +298,12 @@ def test_an_upload_that_goes_on_is_left_alone_by_the_sweep(app: Flask) -> None:
 
     task_queue.run("customers.sweep_customers")
 
-    assert customer_queries.list_imports()[0].status == "receiving"
+    assert import_queries.list_imports()[0].status == "receiving"
 
 
 def test_explanations_do_not_fill_the_disk(imported: Import, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_actions, "MAX_STORED_REJECTIONS", 10)
-    monkeypatch.setattr(import_actions, "READ_BLOCK_ROWS", 7)
+    monkeypatch.setattr(import_processing, "MAX_STORED_REJECTIONS", 10)
+    monkeypatch.setattr(import_processing, "READ_BLOCK_ROWS", 7)
 
     row = imported("email\n" + "bad\n" * 100)
 
@@ -338,7 +341,7 @@ def test_two_workers_with_one_import_do_it_once(received: Receive) -> None:
 
     both(import_id)
 
-    row = customer_queries.find_import(import_id)
+    row = import_queries.find_import(import_id)
     assert row is not None
     assert (row.status, import_counts(row)) == ("done", {"rows": 2_000, "created": 2_000})
 
@@ -351,7 +354,7 @@ def test_imports_of_the_same_people_at_the_same_time_do_not_harm_each_other(
 
     both(first, second)
 
-    rows = [row for row in customer_queries.list_imports() if row.status == "done"]
+    rows = [row for row in import_queries.list_imports() if row.status == "done"]
     assert [row.rows for row in rows] == [500, 500]
     assert sum(row.created for row in rows) == len(customers_by_email()) == 500
 
@@ -362,7 +365,7 @@ def both(*import_ids: int) -> None:
 
     def work(import_id: int) -> None:
         with app.app_context():
-            import_actions.run_import(import_id)
+            import_processing.run_import(import_id)
 
     ids = import_ids if len(import_ids) == 2 else import_ids * 2
     threads = [threading.Thread(target=work, args=[import_id]) for import_id in ids]
@@ -404,12 +407,12 @@ def test_what_a_killed_worker_left_is_finished_exactly(
 
     monkeypatch.setattr(staging, step, deadly)
     with pytest.raises(Killed):
-        import_actions.run_import(import_id)
+        import_processing.run_import(import_id)
     monkeypatch.setattr(staging, step, real)
     expire_leases()
     task_queue.run("customers.process_import", import_id)
 
-    row = customer_queries.find_import(import_id)
+    row = import_queries.find_import(import_id)
     assert row is not None
     assert row.status == "done"
     got = import_counts(row)
@@ -425,9 +428,9 @@ def test_an_import_that_another_worker_holds_is_left_alone(received: Receive) ->
     db.session.execute(update(CustomerImport).values(values))
     db.session.commit()
 
-    import_actions.run_import(import_id)
+    import_processing.run_import(import_id)
 
-    row = customer_queries.find_import(import_id)
+    row = import_queries.find_import(import_id)
     assert row is not None
     assert (row.status, row.epoch, row.rows) == ("running", 1, 0)
 
@@ -446,21 +449,21 @@ def test_a_worker_that_was_only_slow_finds_that_it_was_replaced(
             with app.app_context():
                 expire_leases()
                 with contextlib.suppress(Killed):
-                    import_actions.run_import(import_id)
+                    import_processing.run_import(import_id)
         elif calls == 3:
             # The one that replaced it is killed too, half way.
             raise Killed
         return real(*arguments)
 
     monkeypatch.setattr(staging, "merge_rows", slow)
-    import_actions.run_import(import_id)
-    row = customer_queries.find_import(import_id)
+    import_processing.run_import(import_id)
+    row = import_queries.find_import(import_id)
     assert row is not None
     assert (row.status, row.epoch) == ("running", 2)
     expire_leases()
-    import_actions.run_import(import_id)
+    import_processing.run_import(import_id)
 
-    row = customer_queries.find_import(import_id)
+    row = import_queries.find_import(import_id)
     assert row is not None
     assert (row.status, import_counts(row)) == ("done", {"rows": 40, "created": 40})
 
@@ -472,25 +475,25 @@ def test_a_worker_that_is_asked_to_end_leaves_off_and_another_goes_on_at_once(
     asked = threading.Event()
     asked.set()
     monkeypatch.setattr(task_queue, "stop_requested", asked)
-    import_actions.run_import(import_id)
-    assert customer_queries.list_claimable_import_ids() == [import_id]
+    import_processing.run_import(import_id)
+    assert import_queries.list_claimable_import_ids() == [import_id]
 
     monkeypatch.setattr(task_queue, "stop_requested", threading.Event())
-    import_actions.run_import(import_id)
+    import_processing.run_import(import_id)
 
-    row = customer_queries.find_import(import_id)
+    row = import_queries.find_import(import_id)
     assert row is not None
     assert (row.status, import_counts(row)) == ("done", {"rows": 40, "created": 40})
 
 
 def test_an_import_that_kills_every_worker_is_given_up(received: Receive) -> None:
     import_id = received(many(1))
-    db.session.execute(update(CustomerImport).values(epoch=import_actions.MAX_IMPORT_ATTEMPTS))
+    db.session.execute(update(CustomerImport).values(epoch=import_claims.MAX_IMPORT_ATTEMPTS))
     db.session.commit()
 
-    import_actions.run_import(import_id)
+    import_processing.run_import(import_id)
 
-    row = customer_queries.find_import(import_id)
+    row = import_queries.find_import(import_id)
     assert row is not None
     assert (row.status, row.error_code) == ("failed", "import_broken")
 
@@ -501,7 +504,7 @@ def test_a_customer_changed_meanwhile_keeps_what_the_import_says_last(received: 
         CustomerValues("ada@example.com", name="By JSON", source_id="C1"), None, by="tests"
     )
 
-    import_actions.run_import(import_id)
+    import_processing.run_import(import_id)
 
     ada = customers_by_email()["ada@example.com"]
     assert (ada.name, ada.source_id) == ("From the file", "C1")
@@ -530,11 +533,11 @@ def test_the_sweep_leaves_an_upload_whose_last_piece_has_come(
 ) -> None:
     import_id = received("email\nada@example.com\n")
     # It looked a moment ago, when the piece was still missing.
-    monkeypatch.setattr(customer_queries, "list_stalled_upload_ids", lambda: [import_id])
+    monkeypatch.setattr(import_queries, "list_stalled_upload_ids", lambda: [import_id])
 
     import_actions.fail_stalled_uploads()
 
-    row = customer_queries.find_import(import_id)
+    row = import_queries.find_import(import_id)
     assert row is not None
     assert row.status == "queued"
     assert db.session.scalar(select(func.count()).select_from(ImportChunk)) == 1

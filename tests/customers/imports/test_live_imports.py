@@ -17,12 +17,12 @@ from sqlalchemy import func, select, update
 
 from tests.support import live_server
 from tests.support.imports import Import, file_chunks
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.accounts.models import StaffUser
 from webapp.core import task_queue
 from webapp.core.extensions import db
-from webapp.customers import queries as customer_queries
 from webapp.customers.imports import actions as import_actions
+from webapp.customers.imports import queries as import_queries
 from webapp.customers.models import Customer, CustomerImport, ImportChunk
 
 MEGABYTES = 64
@@ -56,7 +56,7 @@ def wait_for(what: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def size_of(import_id: int) -> int:
-    row = customer_queries.find_import(import_id)
+    row = import_queries.find_import(import_id)
     assert row is not None
     return row.size
 
@@ -75,7 +75,7 @@ def cookie_of(app: Flask, client: FlaskClient) -> str:
 
 
 def test_a_large_upload_by_machine_does_not_fill_the_memory_of_the_web_server(app: Flask) -> None:
-    key = account_actions.create_api_key("tests", ["manage"], by="tests")
+    key = api_key_actions.create_api_key("tests", ["manage"], by="tests")
     headers = {
         "Authorization": f"Bearer {key}",
         "Content-Type": "text/csv",
@@ -90,7 +90,7 @@ def test_a_large_upload_by_machine_does_not_fill_the_memory_of_the_web_server(ap
         after = max(peak(pid) for pid in of(web.process.pid))
 
     assert status == 202
-    assert customer_queries.list_imports()[0].size == sum(map(len, a_large_file()))
+    assert import_queries.list_imports()[0].size == sum(map(len, a_large_file()))
     assert after - before < ALLOWED_KB
 
 
@@ -127,14 +127,14 @@ def test_a_large_upload_by_form_does_not_fill_the_memory_of_the_web_server(
 
     assert (answer.status, answer.headers["Location"]) == (
         302,
-        f"/customers/imports/{customer_queries.list_imports()[0].id}",
+        f"/customers/imports/{import_queries.list_imports()[0].id}",
     )
-    assert customer_queries.list_imports()[0].size == sum(map(len, a_large_file()))
+    assert import_queries.list_imports()[0].size == sum(map(len, a_large_file()))
     assert after - before < ALLOWED_KB
 
 
 def test_a_connection_that_breaks_leaves_an_import_that_says_so(app: Flask) -> None:
-    key = account_actions.create_api_key("tests", ["manage"], by="tests")
+    key = api_key_actions.create_api_key("tests", ["manage"], by="tests")
 
     with live_server.web_server(app.config["SETTINGS"]) as web:
         connection = http.client.HTTPConnection(urlsplit(web.url).netloc, timeout=60)
@@ -144,11 +144,11 @@ def test_a_connection_that_breaks_leaves_an_import_that_says_so(app: Flask) -> N
         connection.putheader("Content-Length", "100000000")
         connection.endheaders()
         connection.send(b"email,name\r\n" + CHUNK * 3)
-        wait_for(lambda: bool(customer_queries.list_imports()) and size_of(customer_queries.list_imports()[0].id) > 0)
+        wait_for(lambda: bool(import_queries.list_imports()) and size_of(import_queries.list_imports()[0].id) > 0)
         connection.close()
-        wait_for(lambda: customer_queries.list_imports()[0].status == "failed")
+        wait_for(lambda: import_queries.list_imports()[0].status == "failed")
 
-    assert customer_queries.list_imports()[0].error_code == "upload_broken"
+    assert import_queries.list_imports()[0].error_code == "upload_broken"
     assert db.session.scalar(select(func.count()).select_from(ImportChunk)) == 0
 
 
@@ -178,7 +178,7 @@ def test_a_worker_killed_in_the_middle_of_the_merge_is_picked_up_by_another(app:
     import_id = import_actions.store_import_file(file_chunks(file), "customers.csv", "text/csv", "", by="tests")
 
     def row() -> CustomerImport:
-        found = customer_queries.find_import(import_id)
+        found = import_queries.find_import(import_id)
         assert found is not None
         return found
 
@@ -205,7 +205,7 @@ def test_a_worker_killed_in_the_middle_of_the_merge_is_picked_up_by_another(app:
 
 
 def test_a_file_in_chunks_is_refused_for_nobody_could_tell_whether_it_came_whole(app: Flask) -> None:
-    key = account_actions.create_api_key("tests", ["manage"], by="tests")
+    key = api_key_actions.create_api_key("tests", ["manage"], by="tests")
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "text/csv"}
 
     with live_server.web_server(app.config["SETTINGS"]) as web:
@@ -217,4 +217,4 @@ def test_a_file_in_chunks_is_refused_for_nobody_could_tell_whether_it_came_whole
         problem = json.loads(answer.read())
 
     assert (answer.status, problem["code"]) == (411, "length_required")
-    assert customer_queries.list_imports() == []
+    assert import_queries.list_imports() == []

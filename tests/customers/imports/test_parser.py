@@ -14,7 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from webapp.core.errors import InvalidInput
-from webapp.customers.imports.parser import CSV, NDJSON, Rejection, check_file_start, parse_rows
+from webapp.customers.imports.parse_results import Rejection
+from webapp.customers.imports.parser import CSV, NDJSON, check_file_start, parse_rows
 
 
 class Row(NamedTuple):

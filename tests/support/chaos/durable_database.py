@@ -19,7 +19,7 @@ from sqlalchemy import text
 from local import postgresql as embedded_postgresql
 from tests.support import watchdog
 from webapp import create_app
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.core import settings as app_settings
 from webapp.core import task_queue
 from webapp.core.extensions import db
@@ -91,7 +91,7 @@ def start_durable_database(customers: int) -> Iterator[DurableDatabase]:
         app = create_app(mine)
         with app.app_context():
             flask_migrate.upgrade()
-            key = account_actions.create_api_key("tests", ["redeem", "manage"], by="tests")
+            key = api_key_actions.create_api_key("tests", ["redeem", "manage"], by="tests")
             db.session.execute(
                 text(
                     "insert into customer (email, email_as_given) "

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import Case, GenerationMode
 
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.customers.models import Customer
 from webapp.offers.models import Offer
 
@@ -28,7 +28,7 @@ def contract(app: Flask, offer: Callable[..., Offer], customer: Callable[..., Cu
     """The document, with an offer and a customer behind its examples and a key that may do everything."""
     offer()
     customer(source_id="C-1")
-    key = account_actions.create_api_key("tests", ["read", "redeem", "manage"], by="tests")
+    key = api_key_actions.create_api_key("tests", ["read", "redeem", "manage"], by="tests")
     schema = schemathesis.openapi.from_wsgi("/api/v1/openapi.json", app)
     schema.config.update(headers={"Authorization": f"Bearer {key}"})
     # The document tells of types and lengths. Rules, such as what letters a code has, may refuse what those allow.

@@ -8,10 +8,11 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.core.settings import Settings
 from webapp.customers import queries as customer_queries
-from webapp.customers.imports import actions as import_actions
+from webapp.customers.imports import processing as import_processing
+from webapp.customers.imports import queries as import_queries
 from webapp.customers.models import Customer
 
 Make = Callable[..., Customer]
@@ -27,7 +28,7 @@ def test_a_file_is_taken_and_its_progress_told(api: FlaskClient) -> None:
     assert answer.headers["Location"] == f"/api/v1/imports/{import_id}"
     assert answer.get_json() == {"id": import_id, "status": "queued"}
 
-    import_actions.run_import(import_id)
+    import_processing.run_import(import_id)
     told = api.get(answer.headers["Location"]).get_json()
     names = ("id", "status", "rows", "created", "updated", "rejected", "error")
     assert {name: told[name] for name in names} == {
@@ -49,7 +50,7 @@ def test_json_lines_and_a_content_type_with_a_charset_are_taken(api: FlaskClient
         content_type=f"{NDJSON}; charset=utf-8",
     )
 
-    import_actions.run_import(answer.get_json()["id"])
+    import_processing.run_import(answer.get_json()["id"])
 
     ada = customer_queries.find_customer_by_email("ada@example.com")
     assert ada is not None
@@ -58,7 +59,7 @@ def test_json_lines_and_a_content_type_with_a_charset_are_taken(api: FlaskClient
 
 def test_errors_are_told_page_by_page(api: FlaskClient) -> None:
     answer = api.post("/api/v1/customers/import", data="email\n" + "bad\n" * 5, content_type=CSV)
-    import_actions.run_import(answer.get_json()["id"])
+    import_processing.run_import(answer.get_json()["id"])
 
     lines: list[int] = []
     address = f"{answer.headers['Location']}?limit=2"
@@ -89,7 +90,7 @@ def test_a_file_that_can_not_be_taken_is_a_problem(
     assert (answer.status_code, answer.mimetype) == (status, "application/problem+json")
     if code:
         assert answer.get_json()["errors"][0]["code"] == code
-    assert customer_queries.list_imports() == []
+    assert import_queries.list_imports() == []
 
 
 def test_a_file_that_is_too_large_is_a_problem(api: FlaskClient, with_settings: Callable[..., Settings]) -> None:
@@ -164,7 +165,7 @@ def test_nobody_has_this_source_id(api: FlaskClient) -> None:
 
 @pytest.mark.parametrize("scope", ["read", "redeem"])
 def test_writing_needs_the_scope_manage(app: Flask, scope: str) -> None:
-    key = account_actions.create_api_key("reader", [scope], by="tests")
+    key = api_key_actions.create_api_key("reader", [scope], by="tests")
     headers = {"Authorization": f"Bearer {key}"}
     client = app.test_client()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.campaigns import queries as campaign_queries
 from webapp.core.extensions import db
 from webapp.customers.models import Audience
@@ -219,7 +219,7 @@ def test_a_frozen_discount_is_refused_with_a_pointer(api: Any, offer: MakeOffer)
 
 def test_reading_needs_no_right_to_manage_and_changing_does(api: Any, offer: MakeOffer) -> None:
     offer()
-    key = account_actions.create_api_key("reader", ["read"], by="tests")
+    key = api_key_actions.create_api_key("reader", ["read"], by="tests")
     headers = {"Authorization": f"Bearer {key}"}
 
     assert api.get("/api/v1/offers/SUMMER25", headers=headers).status_code == 200

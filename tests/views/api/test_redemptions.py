@@ -8,7 +8,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import text
 
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.core.extensions import db
 from webapp.customers.models import Audience, Customer
 from webapp.offers.models import Offer
@@ -164,7 +164,7 @@ def test_a_repeat_may_be_written_otherwise_but_not_say_something_else(api: Any) 
 @pytest.mark.usefixtures("ready")
 def test_the_key_of_one_machine_is_nothing_to_another(api: Any) -> None:
     redeem(api, key="k1", order=ORDER)
-    other = {"Authorization": f"Bearer {account_actions.create_api_key('other', ['redeem'], by='tests')}"}
+    other = {"Authorization": f"Bearer {api_key_actions.create_api_key('other', ['redeem'], by='tests')}"}
 
     answer = api.post("/api/v1/redemptions", json=ADA | {"order": ORDER}, headers=other | {"Idempotency-Key": "k1"})
 
@@ -384,8 +384,8 @@ def test_an_unknown_customer_has_no_offers(api: Any, email: str, status: int) ->
 
 @pytest.mark.usefixtures("ready")
 def test_each_call_wants_its_scope(api: Any) -> None:
-    reader = {"Authorization": f"Bearer {account_actions.create_api_key('reader', ['read'], by='tests')}"}
-    till = {"Authorization": f"Bearer {account_actions.create_api_key('till', ['redeem'], by='tests')}"}
+    reader = {"Authorization": f"Bearer {api_key_actions.create_api_key('reader', ['read'], by='tests')}"}
+    till = {"Authorization": f"Bearer {api_key_actions.create_api_key('till', ['redeem'], by='tests')}"}
 
     assert api.get("/api/v1/redemptions", headers=reader).status_code == 200
     assert api.get("/api/v1/redemptions", headers=till).status_code == 403

@@ -14,6 +14,7 @@ from werkzeug.test import TestResponse
 
 from tests.support.accounts import PASSWORD
 from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions, audit
 from webapp.accounts.models import ApiKey, AuditEntry, Invitation, StaffUser
 from webapp.core.extensions import db
 from webapp.views.staff.accounts import safe_redirect_path
@@ -269,7 +270,7 @@ class TestKeys:
         answer = client.post("/settings/api-keys", data={"name": "Web shop", "scopes": ["read", "redeem"]})
         found = re.search(r"onecode_live_\w+_[\w-]+", answer.text)
         assert found
-        assert account_actions.authenticate_api_key(f"Bearer {found[0]}").scopes == ["read", "redeem"]
+        assert api_key_actions.authenticate_api_key(f"Bearer {found[0]}").scopes == ["read", "redeem"]
         assert found[0] not in client.get("/settings/api-keys").text
 
     def test_it_ends_with_its_last_day_on_the_admins_clock(self, sign_in: SignIn) -> None:
@@ -303,7 +304,7 @@ class TestTrail:
     def test_one_walks_through_it_in_both_directions(self, sign_in: SignIn) -> None:
         client = sign_in("admin")
         for number in range(1, 121):
-            account_actions.record_audit_entry("ann", "something.done", f"thing {number:03}")
+            audit.record_audit_entry("ann", "something.done", f"thing {number:03}")
         db.session.commit()
         first = client.get("/settings/audit").text
         second_at = re.search(r'rel="next" href="([^"]+)"', first)

@@ -17,7 +17,9 @@ from webapp.accounts.models import AuditEntry, StaffUser
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.customers import actions as customer_actions
+from webapp.customers import audience_actions
 from webapp.customers import queries as customer_queries
+from webapp.customers.imports import queries as import_queries
 from webapp.customers.models import Customer, ImportChunk, RejectedRow
 from webapp.customers.validation import CustomerValues
 from webapp.offers.models import Offer
@@ -54,7 +56,7 @@ def test_the_list_is_searched_and_names_are_never_markup(staff: FlaskClient, cus
 
 
 def test_the_list_of_an_audience(staff: FlaskClient, customer: Make) -> None:
-    vip = customer_actions.create_audience("VIP", by="tests")
+    vip = audience_actions.create_audience("VIP", by="tests")
     customer_actions.create_customer(CustomerValues("vip@example.com"), [vip.id], by="tests")
     customer("other@example.com")
 
@@ -119,7 +121,7 @@ def test_nobody_is_a_page_too(staff: FlaskClient, address: str) -> None:
 
 
 def test_a_customer_is_entered(staff: FlaskClient) -> None:
-    vip = customer_actions.create_audience("VIP", by="tests")
+    vip = audience_actions.create_audience("VIP", by="tests")
 
     answer = staff.post("/customers/new", data={"email": "Ada@example.com", "name": "Ada", "audiences": [vip.id]})
 
@@ -172,7 +174,7 @@ def test_audiences_are_made_and_renamed(staff: FlaskClient) -> None:
 
 
 def test_a_name_that_is_taken_is_told_at_the_field(staff: FlaskClient) -> None:
-    customer_actions.create_audience("VIP", by="tests")
+    audience_actions.create_audience("VIP", by="tests")
 
     answer = staff.post("/customers/audiences", data={"name": "VIP"})
 
@@ -186,7 +188,7 @@ def test_a_name_that_is_taken_is_told_at_the_field(staff: FlaskClient) -> None:
 def test_an_upload_is_queued_and_its_page_shown(staff: FlaskClient) -> None:
     answer = upload(staff, b"email,name\nada@example.com,Ada\n", audience="VIP")
 
-    row = customer_queries.list_imports()[0]
+    row = import_queries.list_imports()[0]
     assert answer.status_code == 302
     assert answer.headers["Location"] == f"/customers/imports/{row.id}"
     assert (row.status, row.filename, row.by) == ("queued", "customers.csv", "manager@example.com")
@@ -210,7 +212,7 @@ def test_a_file_that_can_not_be_taken_is_told_at_the_field_and_the_rest_stays(
     assert answer.status_code == 422
     assert sentence in answer.text
     assert 'value="My audience"' in answer.text
-    assert customer_queries.list_imports() == []
+    assert import_queries.list_imports() == []
 
 
 def test_a_file_that_is_too_large_is_told_so(staff: FlaskClient, with_settings: Callable[..., Settings]) -> None:
@@ -220,14 +222,14 @@ def test_a_file_that_is_too_large_is_told_so(staff: FlaskClient, with_settings: 
 
     assert answer.status_code == 413
     assert "larger than 1 MB" in answer.text
-    assert [row.status for row in customer_queries.list_imports()] in ([], ["failed"])
+    assert [row.status for row in import_queries.list_imports()] in ([], ["failed"])
 
 
 def test_any_file_name_is_taken(staff: FlaskClient) -> None:
     answers = [upload(staff, b"email\nada@example.com\n", name) for name in ("a\0b.csv", "x" * 3000 + ".csv")]
 
     assert [answer.status_code for answer in answers] == [302, 302]
-    assert [row.filename for row in customer_queries.list_imports()] == ["x" * 200, "ab.csv"]
+    assert [row.filename for row in import_queries.list_imports()] == ["x" * 200, "ab.csv"]
     assert set(db.session.scalars(select(AuditEntry.subject))) == {"x" * 200, "ab.csv"}
 
 
@@ -252,7 +254,7 @@ def test_a_form_that_ends_before_its_end_is_refused(staff: FlaskClient) -> None:
 
     assert answer.status_code == 400
     assert "upload was interrupted" in answer.text
-    assert [row.status for row in customer_queries.list_imports() if row.status != "failed"] == []
+    assert [row.status for row in import_queries.list_imports() if row.status != "failed"] == []
 
 
 @pytest.mark.parametrize("content_type", ["multipart/form-data", "text/csv", "application/x-www-form-urlencoded"])
@@ -392,7 +394,7 @@ def test_an_export_can_be_imported_again_and_holds_no_formula(
 
 
 def test_an_export_of_an_audience_has_its_members_and_is_in_the_trail(staff: FlaskClient, customer: Make) -> None:
-    vip = customer_actions.create_audience("VIP", by="tests")
+    vip = audience_actions.create_audience("VIP", by="tests")
     customer_actions.create_customer(CustomerValues("vip@example.com"), [vip.id], by="tests")
     customer("other@example.com")
 

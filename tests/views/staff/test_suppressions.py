@@ -19,7 +19,8 @@ from webapp.core.email_addresses import hash_email
 from webapp.core.extensions import db
 from webapp.customers import actions as customer_actions
 from webapp.customers import queries as customer_queries
-from webapp.customers.imports import actions as import_actions
+from webapp.customers.imports import processing as import_processing
+from webapp.customers.imports import queries as import_queries
 from webapp.customers.imports import suppression_staging
 from webapp.customers.models import Customer, CustomerImport, Suppression
 from webapp.customers.queries import AudienceTotals
@@ -154,8 +155,8 @@ def upload(client: FlaskClient, file: str | bytes) -> CustomerImport:
     answer = client.post(f"{LIST}/import", data={"file": (io.BytesIO(data), "list.csv")})
     assert answer.status_code == 302, answer.text
     import_id = int(answer.headers["Location"].rpartition("/")[2])
-    import_actions.run_import(import_id)
-    row = customer_queries.find_import(import_id)
+    import_processing.run_import(import_id)
+    row = import_queries.find_import(import_id)
     assert row is not None
     return row
 

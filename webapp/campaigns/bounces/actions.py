@@ -15,7 +15,7 @@ from typing import Literal
 
 from sqlalchemy import text
 
-from webapp.accounts.actions import record_audit_entry
+from webapp.accounts.audit import record_audit_entry
 from webapp.campaigns import tokens as campaign_tokens
 from webapp.campaigns.bounces import reports as bounce_reports
 from webapp.campaigns.bounces.reports import BounceReport

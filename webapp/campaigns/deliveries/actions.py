@@ -9,7 +9,7 @@ from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
 from sqlalchemy import func, text, update
 
-from webapp.accounts.actions import record_audit_entry
+from webapp.accounts.audit import record_audit_entry
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns.launch import next_tasks
 from webapp.campaigns.launch.actions import require_usable_offer

@@ -6,7 +6,7 @@ from flask_babel import gettext as _
 from sqlalchemy import update
 from sqlalchemy.dialects.postgresql import insert
 
-from webapp.accounts.actions import record_audit_entry
+from webapp.accounts.audit import record_audit_entry
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns.content.placeholders import DEFAULT_SUBJECT, EmailContent, with_default_content
 from webapp.campaigns.content.validation import validate_content

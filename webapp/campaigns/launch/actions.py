@@ -10,7 +10,7 @@ from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
 from sqlalchemy import ColumnElement, and_, func, or_, update
 
-from webapp.accounts.actions import record_audit_entry
+from webapp.accounts.audit import record_audit_entry
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.content.validation import validate_content

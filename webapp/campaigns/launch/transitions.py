@@ -7,7 +7,7 @@ from typing import Any
 from flask_babel import gettext as _
 from sqlalchemy import and_, func, update
 
-from webapp.accounts.actions import record_audit_entry
+from webapp.accounts.audit import record_audit_entry
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns.launch import next_tasks
 from webapp.campaigns.launch.actions import require_usable_offer, start_campaign

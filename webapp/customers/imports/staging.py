@@ -1,7 +1,7 @@
 """Stage the rows of a customer import, and merge them in blocks.
 
 Temporary tables need no privilege to create tables, write no WAL and disappear with their connection, even after a
-crash. Nothing here commits: `customers.imports.actions` commits each step together with its progress.
+crash. Nothing here commits: `customers.imports.processing` commits each step together with its progress.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any, LiteralString
 import psycopg
 from flask_babel import gettext as _
 
-from webapp.customers.imports.parser import CUSTOMER_STAGING_FIELDS, Rejection
+from webapp.customers.imports.customer_rows import CUSTOMER_STAGING_FIELDS
+from webapp.customers.imports.parse_results import Rejection
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import LiteralString
 
-from webapp.customers.imports.parser import SUPPRESSION_STAGING_FIELDS
+from webapp.customers.imports.csv_rows import SUPPRESSION_STAGING_FIELDS
 from webapp.customers.imports.staging import Connection, MergeCounts, MergeStrategy, fetch_one
 
 TARGET_TABLE: LiteralString = "suppression"

@@ -8,7 +8,7 @@ from flask import current_app
 from flask_babel import gettext as _
 from sqlalchemy import text
 
-from webapp.accounts.actions import record_audit_entry
+from webapp.accounts.audit import record_audit_entry
 from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
 from webapp.core.extensions import db

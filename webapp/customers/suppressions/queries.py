@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from sqlalchemy import func, literal_column, select
 from sqlalchemy.sql.elements import ColumnElement
 
+from webapp.core.csv_export import stream_csv
 from webapp.core.email_addresses import hash_email
 from webapp.core.extensions import db
 from webapp.customers.models import SUPPRESSION_REASONS, Suppression
-from webapp.customers.queries import PAGE_SIZE, stream_csv
+from webapp.customers.queries import PAGE_SIZE
 
 # Sorts reasons by strength, the strongest last.
 REASON_RANK: ColumnElement[int] = func.array_position(

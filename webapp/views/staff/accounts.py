@@ -8,8 +8,8 @@ from flask_login import current_user, login_user, logout_user
 from werkzeug.wrappers import Response as BaseResponse
 
 from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions, signing_key_actions
 from webapp.accounts import queries as account_queries
-from webapp.accounts import signing_key_actions
 from webapp.accounts.models import Invitation, StaffUser
 from webapp.core import signing_keys
 from webapp.core.email_addresses import normalise_email
@@ -327,7 +327,7 @@ def api_keys() -> BaseResponse:
     if form.validate_on_submit():
         try:
             expires_at = form.compute_expires_at(current_user.time_zone)
-            key = account_actions.create_api_key(form.name.data, form.scopes.data, current_user.email, expires_at)
+            key = api_key_actions.create_api_key(form.name.data, form.scopes.data, current_user.email, expires_at)
             return _render_api_keys(ApiKeyForm(formdata=None), key=key)
         except DomainError as error:
             add_form_errors(form, error)
@@ -341,7 +341,7 @@ def _render_api_keys(form: ApiKeyForm, key: str | None = None, status: int = 200
 @blueprint.post("/settings/api-keys/<int:key_id>/revoke")
 @require_role("admin")
 def revoke_api_key(key_id: int) -> BaseResponse:
-    account_actions.revoke_api_key(key_id, by=current_user.email)
+    api_key_actions.revoke_api_key(key_id, by=current_user.email)
     flash(_("The key is revoked and no longer works."), "success")
     return redirect(url_for("staff.accounts.api_keys"))
 

@@ -20,8 +20,10 @@ from webapp.core import pagination
 from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
 from webapp.core.extensions import csrf
 from webapp.customers import actions as customer_actions
+from webapp.customers import audience_actions
 from webapp.customers import queries as customer_queries
 from webapp.customers.imports import actions as import_actions
+from webapp.customers.imports import queries as import_queries
 from webapp.customers.imports import upload
 from webapp.customers.imports.parser import CSV, NDJSON
 from webapp.customers.models import Audience, CustomerImport
@@ -187,7 +189,7 @@ def audiences() -> BaseResponse:
     form = AudienceForm()
     if form.validate_on_submit():
         try:
-            audience = customer_actions.create_audience(form.name.data or "", by=current_user.email)
+            audience = audience_actions.create_audience(form.name.data or "", by=current_user.email)
             flash(_("Audience %(name)s created. Import customers into it.", name=audience.name), "success")
             return redirect(url_for("staff.customers.audiences"))
         except DomainError as error:
@@ -207,7 +209,7 @@ def edit_audience(audience_id: int) -> BaseResponse:
     title = audience.name
     if form.validate_on_submit():
         try:
-            customer_actions.rename_audience(audience_id, form.name.data or "", by=current_user.email)
+            audience_actions.rename_audience(audience_id, form.name.data or "", by=current_user.email)
             flash(_("Audience renamed."), "success")
             return redirect(url_for("staff.customers.audiences"))
         except DomainError as error:
@@ -291,7 +293,7 @@ def download_sample() -> Response:
 def imports() -> Response:
     """List imports, newest first."""
     before = request.args.get("before", type=_parse_row_id)
-    rows = customer_queries.list_imports(before, PAGE_SIZE)
+    rows = import_queries.list_imports(before, PAGE_SIZE)
     page = rows[:PAGE_SIZE]
     return rendering.render(
         "customers/imports.html",
@@ -309,7 +311,7 @@ def show_import(import_id: int) -> Response:
     """
     row = _get_import_or_404(import_id)
     cursor = pagination.decode_cursor(request.args.get("cursor"), 2)
-    rejected_rows = customer_queries.list_rejected_rows(row.id, cursor, PAGE_SIZE) if not row.is_open else []
+    rejected_rows = import_queries.list_rejected_rows(row.id, cursor, PAGE_SIZE) if not row.is_open else []
     page = rejected_rows[:PAGE_SIZE]
     next_cursor = pagination.encode_cursor(page[-1].line, page[-1].id) if len(rejected_rows) > PAGE_SIZE else None
     endpoint = "staff.customers.show_import"
@@ -330,12 +332,12 @@ def show_import(import_id: int) -> Response:
 def download_rejected_rows(import_id: int) -> Response:
     """Export the rejected rows of an import with their errors as CSV."""
     row = _get_import_or_404(import_id)
-    customer_actions.record_rejected_rows_export(row.id, by=current_user.email)
-    return csv_response(customer_queries.export_rejected_rows(row.id), f"import-{row.id}-rejected.csv")
+    import_actions.record_rejected_rows_export(row.id, by=current_user.email)
+    return csv_response(import_queries.export_rejected_rows(row.id), f"import-{row.id}-rejected.csv")
 
 
 def _get_import_or_404(import_id: int) -> CustomerImport:
-    row = customer_queries.find_import(_check_row_id(import_id))
+    row = import_queries.find_import(_check_row_id(import_id))
     if row is None:
         raise NotFound(_("There is no such import."))
     return row
