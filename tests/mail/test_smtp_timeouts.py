@@ -63,12 +63,13 @@ def test_a_relay_that_does_not_answer_an_envelope_is_given_up(
     assert (outcome.kind, outcome.text, connection.is_open) == ("connection_lost", "timed out", False)
 
 
-def test_the_reply_to_a_body_has_a_time_limit_of_its_own(connection: smtp.RelayConnection) -> None:
+def test_envelope_and_reply_to_the_body_have_time_limits_of_their_own(connection: smtp.RelayConnection) -> None:
     def use_up_the_time() -> bool:
         assert connection.host is not None
         connection.host.set_deadline(0)
         return True
 
+    use_up_the_time()
     assert connection.deliver(message(), use_up_the_time).kind == "accepted"
 
 
