@@ -11,7 +11,7 @@ from webapp.core import coalescing
 from webapp.core.coalescing import Coalescer, CoalescingTimeout
 
 SECONDS = 20
-LATE = 2
+LATE, GONE = 2, 9
 
 
 class LateLock:
@@ -45,8 +45,23 @@ class LateLock:
         return bool(self._waiter.results) or self._waiter.error is not None
 
 
+class GoneLock:
+    """A wake lock whose timed acquire fails once the item is being processed."""
+
+    def __init__(self) -> None:
+        self.is_processed = threading.Event()
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        if timeout >= 0:
+            assert self.is_processed.wait(SECONDS)
+        return False
+
+    def release(self) -> None:
+        """Wake nothing: the thread is gone."""
+
+
 class LateWaiter(coalescing._Waiter[int, int]):
-    """A waiter; the one of the item `LATE` has a late lock."""
+    """A waiter; those of the items `LATE` and `GONE` have locks that time out."""
 
     __slots__ = ()
 
@@ -55,6 +70,8 @@ class LateWaiter(coalescing._Waiter[int, int]):
         if item == LATE:
             self.wake_lock = LateLock(self)  # type: ignore[assignment]
             self.wake_lock.acquire()
+        elif item == GONE:
+            self.wake_lock = GoneLock()  # type: ignore[assignment]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -132,3 +149,16 @@ def test_a_waiter_that_times_out_as_the_handler_fails_raises_its_error_and_wakes
     assert group.finish() == {0: 0, 1: ValueError, LATE: ValueError, 3: ValueError}
     with pytest.raises(ValueError, match="no"):
         group.coalescer.submit(5)
+
+
+def test_a_waiter_that_left_while_it_was_processed_does_not_keep_those_behind_it_waiting() -> None:
+    def finish_without(items: Sequence[int]) -> list[int]:
+        for waiter in gone:
+            waiter.is_processed.set()
+        wait_until(lambda: GONE in group.results)
+        return double(items)
+
+    group = Group([1, GONE, 3, 4], finish_without)
+    gone = [w.wake_lock for w in group.coalescer._waiters if isinstance(w.wake_lock, GoneLock)]
+    assert group.finish() == {0: 0, 1: 2, GONE: CoalescingTimeout, 3: 6, 4: 8}
+    assert group.coalescer.submit(5) == 10
