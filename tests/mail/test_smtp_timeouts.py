@@ -11,7 +11,7 @@ import pytest
 from flask import Flask
 
 from tests.support.smtp_relay import Relay
-from webapp.mail import smtp, timeouts
+from webapp.mail import smtp, smtp_session, timeouts
 from webapp.mail.smtp import OutgoingMessage, RelayUnavailable
 
 # More than the buffers of both sockets hold.
@@ -47,7 +47,7 @@ def test_a_relay_that_stops_reading_a_body_is_given_up(
     def stop_reading(to: str) -> None:
         given_up.wait(RELAY_PATIENCE)
 
-    relay.behaviour.begun = stop_reading
+    relay.behaviour.on_body = stop_reading
     outcome = connection.deliver(message(LARGE))
     given_up.set()
     assert (outcome.kind, outcome.text, connection.is_open) == ("connection_lost", "timed out", False)
@@ -157,5 +157,5 @@ def test_a_reply_may_be_as_long_as_the_limit(
     relay.behaviour.body["*"] = "250-taken\r\n250 really"
     for spare, kind in ((0, "accepted"), (-1, "uncertain")):
         # Without the line breaks, one of which is not counted.
-        monkeypatch.setattr(smtp, "MAX_REPLY_BYTES", len("250-taken\r250 really\r") + spare)
+        monkeypatch.setattr(smtp_session, "MAX_REPLY_BYTES", len("250-taken\r250 really\r") + spare)
         assert connection.deliver(message()).kind == kind

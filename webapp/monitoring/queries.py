@@ -12,9 +12,9 @@ from datetime import timedelta
 from sqlalchemy import ColumnElement, func, select, text
 from sqlalchemy.exc import ProgrammingError
 
-from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.models import Campaign
-from webapp.campaigns.queries import CampaignStats
+from webapp.campaigns.stats_queries import CampaignStats
 from webapp.core.extensions import db, huey
 from webapp.customers.models import CustomerImport
 from webapp.monitoring.models import Worker
@@ -163,7 +163,7 @@ def load_campaign_metrics() -> CampaignMetrics:
         by_status,
         auto_paused,
         bool(relay_problems),
-        campaign_queries.get_stats_by_campaign(db.session.scalars(newest).all()),
+        stats_queries.get_stats_by_campaign(db.session.scalars(newest).all()),
     )
 
 

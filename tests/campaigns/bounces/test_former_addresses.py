@@ -22,10 +22,10 @@ OLD = "c0@example.com"
 
 
 @pytest.fixture
-def campaign(launched: Launch) -> Campaign:
+def campaign(launch_campaign: Launch) -> Campaign:
     """A campaign that was sent to the customers 1 and 2, an hour after its launch."""
     create_customers(2)
-    campaign = launched()
+    campaign = launch_campaign()
     db.session.execute(text("update batch set status = 'done', window_start = 2, window_end = 2, sent = 2"))
     db.session.execute(
         text("update campaign set status = 'done', sent_in_batches = 2, launched_at = now() - interval '1 hour'")
@@ -121,8 +121,8 @@ def test_the_first_and_the_last_recipient_of_a_batch_are_counted_once(campaign: 
     assert (campaign.sent_in_batches, db.session.execute(text("select sent from batch")).scalar_one()) == (1, 1)
 
 
-def test_a_bounce_of_one_campaign_leaves_the_others_alone(campaign: Campaign, launched: Launch) -> None:
-    other = launched("OTHER1")
+def test_a_bounce_of_one_campaign_leaves_the_others_alone(campaign: Campaign, launch_campaign: Launch) -> None:
+    other = launch_campaign("OTHER1")
     db.session.execute(text("update batch set status = 'done', window_start = 2, sent = 2"))
     db.session.commit()
     bounce(campaign, OLD)

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from tests.support.campaigns import Launch, create_customers, expire_leases, refresh
 from webapp.campaigns.launch import cancellation, transitions
 from webapp.campaigns.models import Campaign
-from webapp.campaigns.sending import batches, completion
+from webapp.campaigns.sending import batches, completion, outcomes, windows
 from webapp.core.extensions import db
 from webapp.mail.smtp import SmtpOutcome
 
@@ -21,9 +21,9 @@ DEFERRED = SmtpOutcome("deferred", 450, "4.2.1 later", "RCPT")
 def defer_first_of_next_batch() -> batches.BatchClaim:
     claim = batches.claim_batch("us")
     assert claim is not None
-    window = batches.open_send_window(claim)
+    window = windows.open_send_window(claim)
     assert window is not None
-    batches.record_outcome(claim, window.recipients[0], DEFERRED)
+    outcomes.record_outcome(claim, window.recipients[0], DEFERRED)
     return claim
 
 
@@ -33,10 +33,10 @@ def statuses() -> dict[int, str]:
 
 @pytest.mark.parametrize("stop", [None, transitions.pause_campaign])
 def test_other_campaigns_keep_their_batches_retries_and_cursors(
-    launched: Launch, stop: Callable[[int, str], Campaign] | None
+    launch_campaign: Launch, stop: Callable[[int, str], Campaign] | None
 ) -> None:
     create_customers(2)
-    other, cancelled = launched("ONE1"), launched("TWO2")
+    other, cancelled = launch_campaign("ONE1"), launch_campaign("TWO2")
     batches.release_batch(defer_first_of_next_batch())
     transitions.cancel_campaign(cancelled.id, "tests")
     if stop is not None:
@@ -49,9 +49,9 @@ def test_other_campaigns_keep_their_batches_retries_and_cursors(
     assert (refresh(other).sent_in_batches, refresh(cancelled).sent_in_batches) == (None, 0)
 
 
-def test_a_skipped_retry_keeps_neither_its_time_nor_its_reply(launched: Launch) -> None:
+def test_a_skipped_retry_keeps_neither_its_time_nor_its_reply(launch_campaign: Launch) -> None:
     create_customers(2)
-    campaign = launched()
+    campaign = launch_campaign()
     batches.release_batch(defer_first_of_next_batch())
     transitions.cancel_campaign(campaign.id, "tests")
     cancellation.clean_up_cancelled_campaigns()
@@ -59,9 +59,9 @@ def test_a_skipped_retry_keeps_neither_its_time_nor_its_reply(launched: Launch) 
     assert row == ("skipped", "the campaign was cancelled", None, None)
 
 
-def test_nothing_is_summed_while_a_worker_is_still_sending(launched: Launch) -> None:
+def test_nothing_is_summed_while_a_worker_is_still_sending(launch_campaign: Launch) -> None:
     create_customers(2)
-    campaign = launched()
+    campaign = launch_campaign()
     claim = defer_first_of_next_batch()
     transitions.cancel_campaign(campaign.id, "tests")
     cancellation.clean_up_cancelled_campaigns()
@@ -73,9 +73,9 @@ def test_nothing_is_summed_while_a_worker_is_still_sending(launched: Launch) -> 
     assert refresh(campaign).sent_in_batches == 1
 
 
-def test_the_total_of_a_cancelled_campaign_is_stored_once(launched: Launch) -> None:
+def test_the_total_of_a_cancelled_campaign_is_stored_once(launch_campaign: Launch) -> None:
     create_customers(2)
-    campaign = launched()
+    campaign = launch_campaign()
     assert batches.claim_batch("us") is not None
     transitions.cancel_campaign(campaign.id, "tests")
     expire_leases()
@@ -89,10 +89,10 @@ def test_the_total_of_a_cancelled_campaign_is_stored_once(launched: Launch) -> N
 
 @pytest.mark.parametrize("held", ["batch", "mail_issue", "campaign"])
 def test_a_row_that_another_worker_holds_is_left_for_the_next_time(
-    launched: Launch, other_worker: psycopg.Connection[object], held: str
+    launch_campaign: Launch, other_worker: psycopg.Connection[object], held: str
 ) -> None:
     create_customers(2)
-    campaign = launched()
+    campaign = launch_campaign()
     batches.release_batch(defer_first_of_next_batch())
     transitions.cancel_campaign(campaign.id, "tests")
     other_worker.execute(f"select from {held} for no key update")

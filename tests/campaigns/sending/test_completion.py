@@ -12,7 +12,7 @@ from sqlalchemy import text
 from tests.support.campaigns import Launch, create_customers, expire_leases, make_retries_due, refresh
 from webapp.campaigns.launch import transitions
 from webapp.campaigns.models import Campaign
-from webapp.campaigns.sending import batches, completion, retries
+from webapp.campaigns.sending import batches, completion, outcomes, retries, windows
 from webapp.core.extensions import db
 from webapp.mail.smtp import SmtpOutcome
 from webapp.offers.models import Offer
@@ -24,9 +24,9 @@ def attempt(outcome: SmtpOutcome) -> None:
     """Send the next batch, of one recipient, with this outcome."""
     claim = batches.claim_batch("us")
     assert claim is not None
-    window = batches.open_send_window(claim)
+    window = windows.open_send_window(claim)
     assert window is not None
-    batches.record_outcome(claim, window.recipients[0], outcome)
+    outcomes.record_outcome(claim, window.recipients[0], outcome)
     batches.finish_batch(claim)
 
 
@@ -37,9 +37,9 @@ def statuses() -> list[str]:
 # --- done -------------------------------------------------------------------------------------------
 
 
-def test_a_paused_campaign_is_not_completed(launched: Launch) -> None:
+def test_a_paused_campaign_is_not_completed(launch_campaign: Launch) -> None:
     create_customers(1)
-    campaign = launched()
+    campaign = launch_campaign()
     attempt(SmtpOutcome("failed", 550, "no", "RCPT"))
     transitions.pause_campaign(campaign.id, "tests")
     completion.finish_campaigns()
@@ -49,9 +49,9 @@ def test_a_paused_campaign_is_not_completed(launched: Launch) -> None:
     assert refresh(campaign).status == "done"
 
 
-def test_a_campaign_with_a_batch_that_waits_is_not_done_beside_one_that_is(launched: Launch) -> None:
+def test_a_campaign_with_a_batch_that_waits_is_not_done_beside_one_that_is(launch_campaign: Launch) -> None:
     create_customers(1)
-    finished, waiting = launched("ONE1"), launched("TWO2")
+    finished, waiting = launch_campaign("ONE1"), launch_campaign("TWO2")
     db.session.execute(text("update campaign set trouble = 'the relay was down'"))
     attempt(SmtpOutcome("failed", 550, "no", "RCPT"))
     completion.finish_campaigns()
@@ -61,9 +61,9 @@ def test_a_campaign_with_a_batch_that_waits_is_not_done_beside_one_that_is(launc
 
 
 @pytest.mark.parametrize("policy", ["resend", "hold"])
-def test_a_campaign_with_a_retry_to_come_is_not_done(launched: Launch, policy: str) -> None:
+def test_a_campaign_with_a_retry_to_come_is_not_done(launch_campaign: Launch, policy: str) -> None:
     create_customers(1)
-    campaign = launched(policy=policy)
+    campaign = launch_campaign(policy=policy)
     attempt(DEFERRED)
     completion.finish_campaigns()
     assert refresh(campaign).status == "sending"
@@ -73,9 +73,9 @@ def test_a_campaign_with_a_retry_to_come_is_not_done(launched: Launch, policy: s
 
 
 @pytest.mark.parametrize(("policy", "status"), [("resend", "sending"), ("hold", "done")])
-def test_a_retry_whose_worker_died_is_waited_for_unless_it_is_held(launched: Launch, policy: str, status: str) -> None:
+def test_a_lost_retry_is_waited_for_unless_it_is_held(launch_campaign: Launch, policy: str, status: str) -> None:
     create_customers(1)
-    campaign = launched(policy=policy)
+    campaign = launch_campaign(policy=policy)
     attempt(DEFERRED)
     make_retries_due()
     assert retries.claim_due_retry() is not None
@@ -87,10 +87,10 @@ def test_a_retry_whose_worker_died_is_waited_for_unless_it_is_held(launched: Lau
 
 
 def test_a_campaign_that_another_worker_holds_is_checked_the_next_time(
-    launched: Launch, other_worker: psycopg.Connection[object]
+    launch_campaign: Launch, other_worker: psycopg.Connection[object]
 ) -> None:
     create_customers(1)
-    held, free = launched("ONE1"), launched("TWO2")
+    held, free = launch_campaign("ONE1"), launch_campaign("TWO2")
     attempt(SmtpOutcome("failed", 550, "no", "RCPT"))
     attempt(SmtpOutcome("failed", 550, "no", "RCPT"))
     other_worker.execute("select from campaign where id = %s for no key update", [held.id])
@@ -101,8 +101,8 @@ def test_a_campaign_that_another_worker_holds_is_checked_the_next_time(
     assert refresh(held).status == "done"
 
 
-def test_a_campaign_that_is_still_being_prepared_is_not_done(app: Flask, offer: Callable[..., Offer]) -> None:
-    campaign = Campaign(offer_id=offer().id, subject="s", text="t", status="sending")
+def test_a_campaign_that_is_still_being_prepared_is_not_done(app: Flask, make_offer: Callable[..., Offer]) -> None:
+    campaign = Campaign(offer_id=make_offer().id, subject="s", text="t", status="sending")
     db.session.add(campaign)
     db.session.commit()
     completion.finish_campaigns()
@@ -112,9 +112,9 @@ def test_a_campaign_that_is_still_being_prepared_is_not_done(app: Flask, offer: 
 # --- cancelled --------------------------------------------------------------------------------------
 
 
-def test_a_cancelled_batch_is_left_to_its_owner_while_the_lease_lasts(launched: Launch) -> None:
+def test_a_cancelled_batch_is_left_to_its_owner_while_the_lease_lasts(launch_campaign: Launch) -> None:
     create_customers(2)
-    campaign = launched()
+    campaign = launch_campaign()
     claim = batches.claim_batch("us")
     assert claim is not None
     transitions.cancel_campaign(campaign.id, "tests")
@@ -129,10 +129,10 @@ def test_a_cancelled_batch_is_left_to_its_owner_while_the_lease_lasts(launched: 
 
 @pytest.mark.parametrize("stop", [None, transitions.pause_campaign])
 def test_the_batches_of_another_campaign_are_not_cancelled(
-    launched: Launch, stop: Callable[[int, str], Campaign] | None
+    launch_campaign: Launch, stop: Callable[[int, str], Campaign] | None
 ) -> None:
     create_customers(1)
-    cancelled, other = launched("ONE1"), launched("TWO2")
+    cancelled, other = launch_campaign("ONE1"), launch_campaign("TWO2")
     assert batches.claim_batch("first") is not None
     assert batches.claim_batch("second") is not None
     transitions.cancel_campaign(cancelled.id, "tests")
@@ -143,9 +143,9 @@ def test_the_batches_of_another_campaign_are_not_cancelled(
     assert statuses() == ["cancelled", "sending"]
 
 
-def test_batches_nobody_has_claimed_are_cancelled_and_finished_ones_kept(launched: Launch) -> None:
+def test_batches_nobody_has_claimed_are_cancelled_and_finished_ones_kept(launch_campaign: Launch) -> None:
     create_customers(1)
-    done, waiting = launched("ONE1"), launched("TWO2")
+    done, waiting = launch_campaign("ONE1"), launch_campaign("TWO2")
     attempt(SmtpOutcome("failed", 550, "no", "RCPT"))
     for campaign in (done, waiting):
         transitions.cancel_campaign(campaign.id, "tests")
@@ -154,10 +154,10 @@ def test_batches_nobody_has_claimed_are_cancelled_and_finished_ones_kept(launche
 
 
 def test_a_cancelled_batch_that_another_worker_holds_is_skipped(
-    launched: Launch, other_worker: psycopg.Connection[object]
+    launch_campaign: Launch, other_worker: psycopg.Connection[object]
 ) -> None:
     create_customers(1)
-    campaigns = [launched("ONE1"), launched("TWO2")]
+    campaigns = [launch_campaign("ONE1"), launch_campaign("TWO2")]
     for campaign in campaigns:
         transitions.cancel_campaign(campaign.id, "tests")
     other_worker.execute("select from batch where campaign_id = %s for update", [campaigns[0].id])

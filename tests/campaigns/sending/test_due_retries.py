@@ -17,7 +17,7 @@ from webapp.campaigns.deliveries import actions as delivery_actions
 from webapp.campaigns.deliveries.actions import DeliverySelection
 from webapp.campaigns.launch import transitions
 from webapp.campaigns.models import Campaign
-from webapp.campaigns.sending import batches, completion, retries
+from webapp.campaigns.sending import batches, completion, outcomes, retries, windows
 from webapp.campaigns.sending.retries import DueRetry
 from webapp.core.extensions import db
 from webapp.mail.smtp import SmtpOutcome
@@ -34,10 +34,10 @@ def policy(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def deferred(launched: Launch, policy: str) -> Campaign:
+def deferred(launch_campaign: Launch, policy: str) -> Campaign:
     """A campaign with one recipient, whose email was deferred and is due."""
     create_customers(1)
-    campaign = launched(policy=policy)
+    campaign = launch_campaign(policy=policy)
     defer_next()
     make_due()
     return campaign
@@ -58,9 +58,9 @@ def defer_next() -> None:
     """Defer the email of the next batch, of one recipient."""
     taken = batches.claim_batch("us")
     assert taken is not None
-    window = batches.open_send_window(taken)
+    window = windows.open_send_window(taken)
     assert window is not None
-    batches.record_outcome(taken, window.recipients[0], LATER)
+    outcomes.record_outcome(taken, window.recipients[0], LATER)
     batches.finish_batch(taken)
 
 
@@ -127,7 +127,7 @@ def test_a_retry_is_not_due_before_its_time(deferred: Campaign) -> None:
 
 @pytest.mark.parametrize("stop", [transitions.pause_campaign, transitions.cancel_campaign])
 def test_only_retries_of_sending_campaigns_are_claimed(
-    deferred: Campaign, offer: Callable[..., Offer], stop: Callable[[int, str], Campaign]
+    deferred: Campaign, make_offer: Callable[..., Offer], stop: Callable[[int, str], Campaign]
 ) -> None:
     stop(deferred.id, "tests")
     assert not retries.has_due_retry()
@@ -136,9 +136,9 @@ def test_only_retries_of_sending_campaigns_are_claimed(
     assert (row()["state"], row()["attempts"], row()["epoch"]) == ("deferred", 1, 0)
 
 
-def test_a_paused_campaign_keeps_its_retries_beside_a_sending_one(launched: Launch) -> None:
+def test_a_paused_campaign_keeps_its_retries_beside_a_sending_one(launch_campaign: Launch) -> None:
     create_customers(1)
-    paused, live = launched("ONE1"), launched("TWO2")
+    paused, live = launch_campaign("ONE1"), launch_campaign("TWO2")
     for _ in range(2):
         defer_next()
     transitions.pause_campaign(paused.id, "tests")
@@ -148,9 +148,9 @@ def test_a_paused_campaign_keeps_its_retries_beside_a_sending_one(launched: Laun
     assert retries.claim_due_retry() is None
 
 
-def test_what_has_been_due_longest_is_retried_first(launched: Launch) -> None:
+def test_what_has_been_due_longest_is_retried_first(launch_campaign: Launch) -> None:
     create_customers(1)
-    campaigns = [launched(code).id for code in ("ONE1", "TWO2", "THREE3")]
+    campaigns = [launch_campaign(code).id for code in ("ONE1", "TWO2", "THREE3")]
     for _ in campaigns:
         defer_next()
     for campaign_id, minutes in zip(campaigns, (2, 3, 1), strict=True):
@@ -164,10 +164,10 @@ def test_what_has_been_due_longest_is_retried_first(launched: Launch) -> None:
 
 
 def test_a_retry_that_another_worker_is_claiming_is_not_waited_for(
-    launched: Launch, other_worker: psycopg.Connection[object]
+    launch_campaign: Launch, other_worker: psycopg.Connection[object]
 ) -> None:
     create_customers(1)
-    first, second = launched("ONE1"), launched("TWO2")
+    first, second = launch_campaign("ONE1"), launch_campaign("TWO2")
     defer_next(), defer_next()
     make_due()
     other_worker.execute("select from mail_issue where campaign_id = %s for update", [first.id])
@@ -247,8 +247,8 @@ def test_a_late_outcome_does_not_resume_a_stopped_campaign(
     assert campaign_status(deferred)[0] == status
 
 
-def test_a_retry_of_one_campaign_does_not_reopen_another(deferred: Campaign, offer: Callable[..., Offer]) -> None:
-    other = Campaign(offer_id=offer("OTHER1").id, subject="s", text="t", status="done")
+def test_a_retry_of_one_campaign_does_not_reopen_another(deferred: Campaign, make_offer: Callable[..., Offer]) -> None:
+    other = Campaign(offer_id=make_offer("OTHER1").id, subject="s", text="t", status="done")
     db.session.add(other)
     db.session.commit()
     retries.release_retry(claim())

@@ -19,43 +19,43 @@ def all_but(n: int, total: int) -> list[str]:
     return [f"c{i}@example.com" for i in range(total) if i != n]
 
 
-def test_an_accepted_email_ends_a_row_of_rejected_bodies(launched: Launch, relay: Relay) -> None:
+def test_an_accepted_email_ends_a_row_of_rejected_bodies(launch_campaign: Launch, relay: Relay) -> None:
     row = MAX_CONSECUTIVE_REJECTED_BODIES - 1
     total = 2 * row + 1
     create_customers(total)
     relay.behaviour.body.update(dict.fromkeys(all_but(row, total), "554 5.7.1 spam"))
-    campaign = launched()
+    campaign = launch_campaign()
     sender.send_pending_emails()
     assert (refresh(campaign).status, campaign.pause_reason) == ("done", None)
     assert delivery_counts(campaign) == {"total": total, "sent": 1, "failed": 2 * row}
 
 
-def test_a_rejected_recipient_ends_a_row_of_rejected_bodies(launched: Launch, relay: Relay) -> None:
+def test_a_rejected_recipient_ends_a_row_of_rejected_bodies(launch_campaign: Launch, relay: Relay) -> None:
     row = MAX_CONSECUTIVE_REJECTED_BODIES - 1
     total = 2 * row + 1
     create_customers(total)
     relay.behaviour.body.update(dict.fromkeys(all_but(row, total), "554 5.7.1 spam"))
     relay.behaviour.rcpt[f"c{row}@example.com"] = "550 5.1.1 unknown"
-    campaign = launched()
+    campaign = launch_campaign()
     sender.send_pending_emails()
     assert (refresh(campaign).status, campaign.pause_reason) == ("done", None)
 
 
-def test_an_accepted_email_ends_a_row_of_broken_connections(launched: Launch, relay: Relay) -> None:
+def test_an_accepted_email_ends_a_row_of_broken_connections(launch_campaign: Launch, relay: Relay) -> None:
     row = MAX_CONSECUTIVE_CONNECTION_FAILURES - 1
     total = 2 * row + 1
     create_customers(total)
     relay.behaviour.body.update(dict.fromkeys(all_but(row, total), "drop"))
-    campaign = launched()
+    campaign = launch_campaign()
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": total, "sent": 1, "uncertain": 2 * row}
     assert refresh(campaign).status == "done"
 
 
-def test_a_row_of_broken_connections_delays_the_batch(launched: Launch, relay: Relay) -> None:
+def test_a_row_of_broken_connections_delays_the_batch(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(2 * MAX_CONSECUTIVE_CONNECTION_FAILURES)
     relay.behaviour.body["*"] = "drop"
-    campaign = launched()
+    campaign = launch_campaign()
     sender.send_pending_emails()
     assert delivery_counts(campaign)["uncertain"] == MAX_CONSECUTIVE_CONNECTION_FAILURES
     batch = db.session.execute(text("select status, window_start, not_before > now() as is_delayed from batch")).one()
@@ -64,11 +64,11 @@ def test_a_row_of_broken_connections_delays_the_batch(launched: Launch, relay: R
 
 
 def test_a_sender_counts_the_next_broken_connections_from_the_start(
-    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(MAX_CONSECUTIVE_CONNECTION_FAILURES + 1)
     relay.behaviour.body.update(dict.fromkeys(all_but(-1, MAX_CONSECUTIVE_CONNECTION_FAILURES), "drop"))
-    first, second = launched("ONE1"), launched("TWO2")
+    first, second = launch_campaign("ONE1"), launch_campaign("TWO2")
     sender.send_pending_emails()
     # The row that delayed the first campaign does not count against the second.
     for campaign in (first, second):

@@ -11,7 +11,7 @@ from tests.support.campaigns import Launch, create_customers, make_retries_due
 from tests.support.smtp_relay import Relay
 from webapp.campaigns import timing
 from webapp.campaigns.content.placeholders import EmailContent
-from webapp.campaigns.sending import sender
+from webapp.campaigns.sending import sender, test_emails
 from webapp.core import task_queue
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
@@ -43,10 +43,10 @@ def open_transactions(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 def test_a_batch_is_sent_without_an_open_transaction(
-    launched: Launch, relay: Relay, open_transactions: list[bool]
+    launch_campaign: Launch, relay: Relay, open_transactions: list[bool]
 ) -> None:
     create_customers(2)
-    launched()
+    launch_campaign()
     sender.send_pending_emails()
     assert len(relay.recipients) == 2
     assert open_transactions == [False] * len(open_transactions)
@@ -54,23 +54,23 @@ def test_a_batch_is_sent_without_an_open_transaction(
 
 
 def test_a_rejected_email_leaves_no_transaction_open_for_the_next(
-    launched: Launch, relay: Relay, open_transactions: list[bool]
+    launch_campaign: Launch, relay: Relay, open_transactions: list[bool]
 ) -> None:
     create_customers(3)
     relay.behaviour.rcpt["c0@example.com"] = "550 5.1.1 unknown"
     relay.behaviour.rcpt["c1@example.com"] = "450 4.2.1 later"
-    launched()
+    launch_campaign()
     sender.send_pending_emails()
     assert open_transactions == [False] * len(open_transactions)
     assert len(open_transactions) >= 4
 
 
 def test_a_retry_is_sent_without_an_open_transaction(
-    launched: Launch, relay: Relay, open_transactions: list[bool]
+    launch_campaign: Launch, relay: Relay, open_transactions: list[bool]
 ) -> None:
     create_customers(1)
     relay.behaviour.rcpt["*"] = "450 4.2.1 later"
-    launched()
+    launch_campaign()
     sender.send_pending_emails()
     make_retries_due()
     relay.behaviour.rcpt.clear()
@@ -82,13 +82,13 @@ def test_a_retry_is_sent_without_an_open_transaction(
 
 
 def test_a_test_email_is_sent_without_an_open_transaction(
-    launched: Launch, relay: Relay, open_transactions: list[bool]
+    launch_campaign: Launch, relay: Relay, open_transactions: list[bool]
 ) -> None:
     create_customers(1)
-    campaign = launched()
+    campaign = launch_campaign()
     offer = offer_queries.find_offer(campaign.offer_id)
     assert offer is not None
-    sender.send_test_email(EmailContent(), offer, "mia@example.com", "Mia")
+    test_emails.send_test_email(EmailContent(), offer, "mia@example.com", "Mia")
     assert len(relay.recipients) == 1
     assert open_transactions == [False] * len(open_transactions)
     assert len(open_transactions) >= 2
@@ -119,7 +119,7 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[WaitingSender]:
 
 
 def test_a_batch_waits_for_its_slot_without_an_open_transaction(
-    launched: Launch,
+    launch_campaign: Launch,
     relay: Relay,
     with_settings: Callable[..., Settings],
     waiting: WaitingSender,
@@ -128,18 +128,18 @@ def test_a_batch_waits_for_its_slot_without_an_open_transaction(
     # Each renewal of the lease begins a transaction.
     monkeypatch.setattr(timing, "LEASE_RENEWAL_INTERVAL", 0.0)
     create_customers(2)
-    launched()
+    launch_campaign()
     with_settings(mail_per_second=0.001)
     sender.send_pending_emails()
     assert (len(relay.recipients), waiting.open_transactions) == (1, [False])
 
 
 def test_a_retry_waits_for_its_slot_without_an_open_transaction(
-    launched: Launch, relay: Relay, with_settings: Callable[..., Settings], waiting: WaitingSender
+    launch_campaign: Launch, relay: Relay, with_settings: Callable[..., Settings], waiting: WaitingSender
 ) -> None:
     create_customers(2)
     relay.behaviour.rcpt["*"] = "450 4.2.1 later"
-    launched()
+    launch_campaign()
     sender.send_pending_emails()
     make_retries_due()
     relay.behaviour.rcpt.clear()
@@ -150,10 +150,10 @@ def test_a_retry_waits_for_its_slot_without_an_open_transaction(
 
 
 def test_a_sender_waits_for_an_unavailable_relay_without_an_open_transaction(
-    launched: Launch, with_settings: Callable[..., Settings], waiting: WaitingSender
+    launch_campaign: Launch, with_settings: Callable[..., Settings], waiting: WaitingSender
 ) -> None:
     create_customers(1)
-    launched()
+    launch_campaign()
     with_settings(mail_port=1)
     sender.send_pending_emails()
     assert waiting.open_transactions == [False]
