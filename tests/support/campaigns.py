@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import psycopg
 import pytest
 from flask import Flask
-from sqlalchemy import text
+from sqlalchemy import Connection, event, text
 
 from tests.support.smtp_relay import Relay
 from webapp.campaigns import stats_queries, timing
@@ -84,6 +85,21 @@ def no_retry_delay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes retries immediate."""
     monkeypatch.setattr(timing, "RECONNECT_DELAYS", (0.0, 0.0, 0.0))
     monkeypatch.setattr(timing, "RELAY_PROBE_INTERVAL", 0.05)
+
+
+@pytest.fixture
+def other_worker(app: Flask, database_url: str) -> Iterator[psycopg.Connection[object]]:
+    """The connection of another worker, to hold rows with; a statement of ours that waits for them fails."""
+
+    def limit(session: object, transaction: object, connection: Connection) -> None:
+        connection.exec_driver_sql("set local lock_timeout = '3s'")
+
+    event.listen(db.session, "after_begin", limit)
+    try:
+        with psycopg.connect(database_url) as connection:
+            yield connection
+    finally:
+        event.remove(db.session, "after_begin", limit)
 
 
 def act_after(relay: Relay, n: int, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
