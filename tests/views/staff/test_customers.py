@@ -323,7 +323,7 @@ def test_an_import_that_is_over_stops_renewing_itself_and_lists_what_was_not_tak
 def test_rows_that_were_not_taken_are_shown_page_by_page(
     staff: FlaskClient, imported: Import, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("webapp.views.staff.customers.PAGE_SIZE", 2)
+    monkeypatch.setattr("webapp.views.staff.imports.PAGE_SIZE", 2)
     row = imported("email\nbad1\nbad2\nbad3\n")
 
     first = staff.get(f"/customers/imports/{row.id}").text
