@@ -14,8 +14,8 @@ from webapp.offers.models import Offer
 IDS = [3, 4, 9, 20, 21, 22, 50, 51, 80, 99]
 
 
-def test_of_an_open_window_the_mails_count_that_went_out(app: Flask, offer: Callable[..., Offer]) -> None:
-    campaign = Campaign(offer_id=offer().id, subject="s", text="t", status="sending", total=len(IDS))
+def test_of_an_open_window_the_mails_count_that_went_out(app: Flask, make_offer: Callable[..., Offer]) -> None:
+    campaign = Campaign(offer_id=make_offer().id, subject="s", text="t", status="sending", total=len(IDS))
     db.session.add(campaign)
     db.session.flush()
     batch = Batch(

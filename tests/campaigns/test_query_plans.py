@@ -11,7 +11,7 @@ from flask import Flask
 
 from benchmarks import growth_tables
 from tests.support.query_plans import explain_statements, plan_nodes
-from tests.support.sql_statements import statements
+from tests.support.sql_statements import recorded_statements
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns import stats_queries
 from webapp.campaigns.deliveries import queries as delivery_queries
@@ -102,6 +102,6 @@ def _rows(node: dict[str, Any]) -> int:
 
 
 def test_progress_is_asked_with_two_statements(filled: psycopg.Connection) -> None:
-    with statements() as seen:
+    with recorded_statements() as seen:
         stats_queries.list_example_replies(1, stats_queries.get_campaign_stats(1).causes[:8])
     assert len(seen) == 2

@@ -28,7 +28,7 @@ def served(app: Flask, with_settings: Callable[..., Settings]) -> Iterator[tuple
     """The web server and a worker beside a relay that refuses Bob's mail once, as the page tells."""
     with smtp_relay.running() as relay:
         relay.behaviour.rcpt["bob@example.com"] = "550 5.2.1 The mailbox is disabled"
-        relay.behaviour.times["bob@example.com"] = 1
+        relay.behaviour.uses["bob@example.com"] = 1
         settings = with_settings(mail_port=relay.port)
         # A mailing to two thousand must still be under way when the page pauses it.
         with (

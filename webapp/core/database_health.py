@@ -63,6 +63,15 @@ def detect_outage(error: BaseException | None) -> bool:
     return True
 
 
+def is_connection_lost(error: psycopg.Error) -> bool:
+    """Return whether the server or the network ended an open connection, so that a new one may work at once."""
+    return (
+        isinstance(error, psycopg.OperationalError)
+        and (not error.sqlstate or error.sqlstate.startswith(("08", "57P01", "57P02")))
+        and not _CONNECT_FAILED_PATTERN.match(str(error))
+    )
+
+
 def _is_recently_recovered() -> bool:
     return time.monotonic() - _recovered_at < STALE_CONNECTION_SECONDS
 

@@ -94,20 +94,31 @@ def periodic_task(
 def enqueue(name: TaskName, *args: int, after: float = 0) -> bool:
     """Enqueue a task, to run now or `after` that many seconds. Call it after the commit of the rows it is about.
 
-    A queue that is unavailable is only logged: the caller's rows are saved, and the next sweep finds them.
+    A queue that is unavailable is only logged: the caller's rows are saved, and the next sweep finds them. A connection
+    that was lost while idle (the server restarted) is replaced: the task is enqueued over a new one.
 
     :returns: whether the task was enqueued, for callers that no sweep covers.
     """
     try:
-        if after:
-            _tasks[name].schedule(args=args, delay=after)
-        else:
-            _tasks[name](*args)
+        try:
+            _submit(name, args, after)
+        except psycopg.OperationalError as error:
+            if not database_health.is_connection_lost(error):
+                raise
+            # Huey connects again at the next use. At worst the task is queued twice, which every task tolerates.
+            _submit(name, args, after)
     except psycopg.Error as error:
         if not database_health.detect_outage(error):
             log.warning("task %s was not enqueued: %s", name, error)
         return False
     return True
+
+
+def _submit(name: TaskName, args: tuple[int, ...], after: float) -> None:
+    if after:
+        _tasks[name].schedule(args=args, delay=after)
+    else:
+        _tasks[name](*args)
 
 
 def run(name: TaskName, *args: int) -> None:

@@ -92,10 +92,10 @@ def is_failed() -> bool:
 
 
 def test_a_mail_that_comes_back_while_the_mailing_is_called_done_is_counted_once(
-    app: Flask, launched: Launch, relay: Relay
+    app: Flask, launch_campaign: Launch, relay: Relay
 ) -> None:
     first, _ = create_customers(2)
-    campaign = launched()
+    campaign = launch_campaign()
     taken = claimed()
     all_sent(taken)
     batches.finish_batch(taken)
@@ -109,10 +109,10 @@ def test_a_mail_that_comes_back_while_the_mailing_is_called_done_is_counted_once
 
 
 @pytest.fixture
-def cancelled(launched: Launch, relay: Relay) -> Campaign:
+def cancelled(launch_campaign: Launch, relay: Relay) -> Campaign:
     """Cancelled when fifty of sixty had it; its worker has given the batch back."""
     create_customers(60)
-    campaign = launched()
+    campaign = launch_campaign()
     taken = claimed()
     all_sent(taken)
     transitions.cancel_campaign(campaign.id, "tests")
@@ -151,10 +151,10 @@ def test_a_cancelled_mailing_that_is_summed_while_a_mail_comes_back_counts_it_on
 
 
 def test_a_mail_that_comes_back_while_the_mailing_is_paused_stays_counted_when_it_goes_on(
-    launched: Launch, relay: Relay
+    launch_campaign: Launch, relay: Relay
 ) -> None:
     create_customers(60)
-    campaign = launched()
+    campaign = launch_campaign()
     taken = claimed()
     all_sent(taken)
     transitions.pause_campaign(campaign.id, "tests")
@@ -167,9 +167,9 @@ def test_a_mail_that_comes_back_while_the_mailing_is_paused_stays_counted_when_i
     assert delivery_status(campaign, 1).state == "failed"
 
 
-def test_while_a_batch_is_being_sent_the_list_alone_tells(launched: Launch, relay: Relay) -> None:
+def test_while_a_batch_is_being_sent_the_list_alone_tells(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(60)
-    campaign = launched()
+    campaign = launch_campaign()
     taken = claimed()
     all_sent(taken)
     assert send_windows.open_send_window(taken) is not None
@@ -178,9 +178,9 @@ def test_while_a_batch_is_being_sent_the_list_alone_tells(launched: Launch, rela
     assert stats_queries.get_campaign_stats(campaign.id).sent == 50
 
 
-def test_a_mail_in_doubt_that_comes_back_is_in_doubt_no_more(launched: Launch, relay: Relay) -> None:
+def test_a_mail_in_doubt_that_comes_back_is_in_doubt_no_more(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(60)
-    campaign = launched()
+    campaign = launch_campaign()
     assert send_windows.open_send_window(claimed()) is not None
     transitions.cancel_campaign(campaign.id, "tests")
     expire_leases()
@@ -191,9 +191,11 @@ def test_a_mail_in_doubt_that_comes_back_is_in_doubt_no_more(launched: Launch, r
     assert delivery_counts(campaign) == {"total": 60, "failed": 1}
 
 
-def test_nothing_is_kept_of_how_far_a_worker_was_in_a_batch_that_is_closed(launched: Launch, relay: Relay) -> None:
+def test_nothing_is_kept_of_how_far_a_worker_was_in_a_batch_that_is_closed(
+    launch_campaign: Launch, relay: Relay
+) -> None:
     create_customers(1200)
-    campaign = launched()
+    campaign = launch_campaign()
     given_back, lost, _ = claimed(), claimed(), claimed()
     for taken in (given_back, lost):
         assert send_windows.open_send_window(taken) is not None

@@ -22,11 +22,11 @@ from webapp.offers.models import Offer
 
 
 @pytest.fixture
-def taken(app: Flask, offer: Callable[..., Offer], customer: Callable[..., Customer]) -> BatchClaim:
+def taken(app: Flask, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]) -> BatchClaim:
     """A batch that is ours, its first window open."""
     for n in range(5):
-        customer(f"c{n}@example.com")
-    draft_actions.save_offer_draft(offer().id, EmailContent(), "resend", "tests")
+        make_customer(f"c{n}@example.com")
+    draft_actions.save_offer_draft(make_offer().id, EmailContent(), "resend", "tests")
     preparation.prepare_campaign(launch_actions.launch_announcement(1, "tests").campaign.id)
     found = batches.claim_batch("us")
     assert found is not None
