@@ -15,7 +15,7 @@ from sqlalchemy import insert, select, update
 
 from local.demo import campaigns, customers, records, scenario
 from local.demo.campaigns import Recipients, SentCampaign
-from local.demo.offers import OfferHistory, insert_drafts, insert_offer, log_offer
+from local.demo.offers import OfferHistory, insert_drafts, insert_planned_offer, log_offer
 from local.demo.records import audit_entry
 from local.demo.redemptions import Candidate
 from local.demo.scenario import MANAGER, CampaignPlan, LocalDay, OfferPlan
@@ -61,7 +61,7 @@ def write_dataset(now: datetime) -> None:
     base = _load_customer_base(day)
     api_key_ids = records.insert_api_keys(day)
     plans = sorted(scenario.plan_offers(now), key=lambda plan: plan.created_at)
-    histories = [insert_offer(plan, day(0)) for plan in plans]
+    histories = [insert_planned_offer(plan, day(0)) for plan in plans]
     insert_drafts(histories, now)
     for history in histories:
         _simulate_walk_ins(history, base)

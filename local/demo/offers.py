@@ -31,7 +31,7 @@ class OfferHistory:
     launched_at: list[datetime] = field(default_factory=list)
 
 
-def insert_offer(plan: OfferPlan, today: datetime) -> OfferHistory:
+def insert_planned_offer(plan: OfferPlan, today: datetime) -> OfferHistory:
     """Insert an offer with all its codes."""
     audience_id = None
     if plan.audience:
