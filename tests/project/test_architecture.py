@@ -75,8 +75,7 @@ DATABASE_ERRORS_ONLY = {"webapp.views.api.metrics", "webapp.views.error_handlers
 # Names that stand for the same part of a protocol wherever they are defined.
 SHARED_NAMES = {"init_app", "main"}
 STAGING = {"webapp.customers.imports.staging", "webapp.customers.imports.suppression_staging"}
-# CONTRIBUTING.md wants 350. No file may grow past this.
-MAX_LINES = 510
+MAX_LINES, MAX_TEST_LINES = 350, 900
 
 
 @dataclass(frozen=True)
@@ -233,8 +232,10 @@ def test_every_module_says_what_it_is_for() -> None:
 
 
 def test_no_file_is_too_long_to_read() -> None:
-    lines = {name: module.source.count("\n") for name, module in MODULES.items()}
-    offenders = [f"{name}: {number} lines" for name, number in lines.items() if number > MAX_LINES]
+    offenders = []
+    for folder, limit in (("webapp", MAX_LINES), ("local", MAX_LINES), ("tests", MAX_TEST_LINES)):
+        lines = {path: path.read_text().count("\n") for path in (ROOT / folder).rglob("*.py")}
+        offenders += [f"{path.relative_to(ROOT)}: {number} lines" for path, number in lines.items() if number > limit]
     assert not offenders, report(offenders)
 
 

@@ -321,7 +321,7 @@ def test_the_page_of_a_finished_import_lists_rejected_rows(staff: FlaskClient, i
 def test_rejected_rows_are_shown_in_pages(
     staff: FlaskClient, import_file: ImportFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("webapp.views.staff.customers.PAGE_SIZE", 2)
+    monkeypatch.setattr("webapp.views.staff.imports.PAGE_SIZE", 2)
     row = import_file("email\nbad1\nbad2\nbad3\n")
 
     first = staff.get(f"/customers/imports/{row.id}").text

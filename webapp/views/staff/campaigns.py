@@ -1,4 +1,4 @@
-"""Staff pages of launched campaigns. Those of drafts are in `campaign_editor`."""
+"""Staff pages of launched campaigns. Those of drafts are in `campaign_editor` and `campaign_launch`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from webapp.customers import queries as customer_queries
 from webapp.offers import queries as offer_queries
 from webapp.views import rendering
 from webapp.views.staff.blueprint import require_role
-from webapp.views.staff.campaign_editor import (
+from webapp.views.staff.campaign_pages import (
     audience_name,
     campaign_content,
     campaign_url,
