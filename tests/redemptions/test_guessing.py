@@ -371,8 +371,8 @@ def test_staff_see_the_alarm_at_the_offer_in_the_list_and_on_the_first_page(
     missed(row, 1234)
     missed(quiet, ALERT_MIN_ATTEMPTS - 1)
 
-    assert "1,234 failed attempts in the last hour" in staff.get(f"/offers/{row.id}").text
-    assert "Require personal codes, or renew the code" in staff.get(f"/offers/{row.id}").text
+    assert "1,234 failed redemption attempts in the last hour" in staff.get(f"/offers/{row.id}").text
+    assert "require personal codes, or renew the code" in staff.get(f"/offers/{row.id}").text
     assert "failed attempts" not in staff.get(f"/offers/{quiet.id}").text
     assert staff.get("/offers").text.count("failed attempts") == 1
     assert staff.get("/").text.count("1,234 failed attempts") == 1

@@ -284,7 +284,7 @@ def create_api_key(name: str, scopes: list[str], by: str, expires_at: datetime |
         message = _("Choose one or more of these scopes: %(scopes)s.", scopes=", ".join(SCOPES))
         raise InvalidInput(FieldError("scopes", "scopes_invalid", message))
     if expires_at is not None and expires_at <= datetime.now(UTC):
-        raise InvalidInput(FieldError("expires_on", "expiry_past", _("Choose a day that is not over yet.")))
+        raise InvalidInput(FieldError("expires_on", "expiry_past", _("Choose today or a later day.")))
     public_id = base64.b32encode(secrets.token_bytes(10)).decode().lower()
     secret = secrets.token_urlsafe(32)
     version, key = signing_keys.accepted_keys("api_key")[0]
@@ -437,7 +437,7 @@ def _check_admin_remains(besides: int) -> None:
 def _lock_staff_user(user_id: int) -> StaffUser:
     user = account_queries.lock_staff_user(user_id)
     if user is None:
-        raise NotFound(_("There is no user with this id. See the list of users."))
+        raise NotFound(_("This user does not exist. See the list of users."))
     return user
 
 

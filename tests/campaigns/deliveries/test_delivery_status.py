@@ -384,7 +384,7 @@ def test_failed_ones_are_tried_again_but_for_those_who_must_not_be_mailed(undeci
 def test_how_many_are_left_out_is_said(staff: FlaskClient, undecided: Campaign) -> None:
     suppression_actions.unsubscribe_customer(1, undecided.id)
     page = staff.post(f"/campaigns/{undecided.id}/send-again", data={"state": "uncertain"}, follow_redirects=True).text
-    assert "1 email is being resent. 1 was not resent, because its address is suppressed." in page
+    assert "1 email is being resent. 1 email was not resent, because its address is suppressed." in page
 
 
 def test_those_of_one_cause_are_tried_again(undecided: Campaign, relay: Relay) -> None:
@@ -447,7 +447,7 @@ def test_staff_decide_one_by_one_and_a_second_tab_hears_that_it_is_done(
     first = staff.post(f"/campaigns/{undecided.id}/leave", data=form, follow_redirects=True)
     second = staff.post(f"/campaigns/{undecided.id}/leave", data=form, follow_redirects=True)
     assert "1 uncertain email was dismissed." in first.text
-    assert "There are no such emails any more" in second.text
+    assert "There are no emails left to resolve" in second.text
     assert second.text.count("Dismiss</summary>") == 1
 
 
@@ -466,7 +466,7 @@ def test_the_box_on_the_page_answers_with_and_without_javascript(
         assert "550 5.7.1 refused" in page.text
         assert ("<html" in page.text) is (not headers)
         nobody = staff.get(f"/campaigns/{undecided.id}/who?email=nobody@example.com", headers=headers)
-        assert (nobody.status_code, "There is no customer with this email address." in nobody.text) == (422, True)
+        assert (nobody.status_code, "No customer has this email address." in nobody.text) == (422, True)
 
 
 # --- progress -----------------------------------------------------------------------------------------
@@ -574,7 +574,7 @@ def test_a_worker_that_ended_is_said_with_when_its_mails_go_on(staff: FlaskClien
     assert by is not None
     assert timedelta(minutes=1) < by - until <= timedelta(minutes=2)
     assert (by.second, found.rate, found.seconds_left, found.is_stalled) == (0, None, None, False)
-    words = f"A worker seems to have stopped; another one resumes its emails by {by.astimezone(UTC):%H:%M}."
+    words = f"Sending was interrupted. It resumes automatically by {by.astimezone(UTC):%H:%M}."
     assert words in staff.get(f"/campaigns/{campaign.id}/progress").text
     assert words[2:-1] in staff.get("/campaigns").text
     # Somebody took it over: it is said no more.
@@ -723,9 +723,9 @@ def test_a_list_of_one_cause_says_it_in_words_that_are_not_cut(staff: FlaskClien
     (listed, _) = delivery_queries.list_recipients(undecided.id, "uncertain").deliveries
     assert len(listed.text) > len(cause.cause)
     page = staff.get(f"/campaigns/{undecided.id}/recipients", query_string={"state": "uncertain", "cause": cause.cause})
-    assert f"Filtered by cause: {listed.text[0].upper()}{listed.text[1:]}." in page.text
+    assert f"Filtered by reason: {listed.text[0].upper()}{listed.text[1:]}." in page.text
     page = staff.get(f"/campaigns/{undecided.id}/recipients?state=failed&code=550&cause=5.7.1")
-    assert "Filtered by cause: The receiving server rejects the email, often as spam (550 5.7.1)." in page.text
+    assert "Filtered by reason: The receiving server rejects the email, often as spam (550 5.7.1)." in page.text
 
 
 def test_a_tab_is_there_only_when_it_can_have_somebody(staff: FlaskClient, launched: Launch) -> None:
@@ -735,7 +735,7 @@ def test_a_tab_is_there_only_when_it_can_have_somebody(staff: FlaskClient, launc
     assert ("Queued</a>" in staff.get(url).text, "Cancelled</a>" in staff.get(url).text) == (True, False)
     transitions.cancel_campaign(campaign.id, "tests")
     assert ("Queued</a>" in staff.get(url).text, "Cancelled</a>" in staff.get(url).text) == (False, True)
-    assert "There is no such state, so all recipients are listed." in staff.get(f"{url}?state=nonsense").text
+    assert "This status does not exist, so all recipients are listed." in staff.get(f"{url}?state=nonsense").text
 
 
 def test_staff_are_asked_to_decide_while_the_rest_is_being_sent(staff: FlaskClient, undecided: Campaign) -> None:
@@ -756,7 +756,7 @@ def test_who_stops_a_mailing_hears_of_those_put_off_too(staff: FlaskClient, laun
     campaign = launched()
     sender.send_pending_emails()
     page = staff.get(f"/campaigns/{campaign.id}/progress").text
-    assert "About 60 recipients have not received the email and will not get it, even if it is deferred." in page
+    assert "About 60 recipients have not received the email and will not receive it, even if it is deferred." in page
 
 
 def test_what_was_said_at_the_launch_goes_when_the_mailing_is_paused(staff: FlaskClient, launched: Launch) -> None:

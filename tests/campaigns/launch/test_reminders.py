@@ -158,7 +158,7 @@ def test_an_offer_that_was_never_announced_has_no_reminder(app: Flask, offer: Ca
 def test_there_is_one_open_reminder_at_a_time_and_another_when_it_is_through(announced: Offer, relay: Relay) -> None:
     create_customers(2)
     first = reminded(announced)
-    with pytest.raises(DomainError, match=f"Campaign {first.id} is an open reminder of this offer"):
+    with pytest.raises(DomainError, match=f"Campaign {first.id} is an unfinished reminder for this offer"):
         launch_actions.launch_reminder(announced.id, EmailContent(), "tests")
     sender.send_pending_emails()
     second = reminded(announced)

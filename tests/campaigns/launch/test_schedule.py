@@ -441,7 +441,7 @@ def test_a_button_of_an_old_page_says_how_it_stands_now(staff: FlaskClient, draf
     launch_actions.schedule_campaign(draft.id, SOON, "tom")
     launch_actions.launch_campaign(draft.id, "tom")
     for page, words in (
-        ("draft", "is already in progress. It can&#39;t be turned back into a draft."),
+        ("draft", "is already in progress. It can&#39;t be returned to draft."),
         ("launch", "is already in progress. It can&#39;t be scheduled."),
     ):
         typed = {"when": "later", "at": "2031-01-01", "at_time": "09:00"}
@@ -523,7 +523,7 @@ def test_the_list_shows_one_state(staff: FlaskClient, draft: Campaign, offer: Ca
     draft_actions.save_offer_draft(offer("WINTER").id, EmailContent(), "resend", "tom")
     page = staff.get("/campaigns?state=scheduled").text
     assert ("SUMMER25" in page, "WINTER" in page) == (True, False)
-    assert "No campaigns in this state" in staff.get("/campaigns?state=done").text
+    assert "No campaigns with this status" in staff.get("/campaigns?state=done").text
 
 
 def test_old_addresses_lead_to_the_campaign(staff: FlaskClient, draft: Campaign) -> None:

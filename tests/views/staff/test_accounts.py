@@ -174,10 +174,10 @@ class TestInvitations:
         page = client.get(link).text
         assert "admin@example.com" in page
         assert "Choose a new password" in page
-        assert "It signs you out on all other devices." in page
+        assert "Setting it signs you out on all other devices." in page
         new = {"password": "a brand new one", "confirm": "a brand new one"}
         assert client.post(link, data=new).location == "/"
-        assert "Your new password is set." in client.get("/").text
+        assert "Your new password was set." in client.get("/").text
 
     def test_a_link_for_somebody_who_never_signed_in_speaks_of_nothing_before(
         self, client: FlaskClient, person: Person

@@ -301,7 +301,7 @@ def _to_delivery_status(row: Row[Any]) -> DeliveryStatus:
     if is_in_window:
         note = ""
         if not row.is_leased:
-            note = _("The worker that was sending it does not respond; another one takes over within a minute.")
+            note = _("Sending was interrupted. It resumes automatically within a minute.")
         return replace(delivery, state="sending", at=_window_opened_at(row, index), note=note)
     if row.status == "cancelled" or row.campaign_status == "cancelled":
         return replace(delivery, state="cancelled", note=_("The campaign was cancelled before this email was sent."))
@@ -398,7 +398,9 @@ def _to_non_recipient_status(campaign: Campaign, customer: Customer, row: Row[An
         if campaign.status == "cancelled":
             note = _("The campaign was cancelled before it started, so no emails were sent.")
             return replace(delivery, note=note)
-        return replace(delivery, note=_("The campaign has not been launched; the launch selects its recipients."))
+        return replace(
+            delivery, note=_("The campaign has not been launched yet. Its recipients are selected at the launch.")
+        )
     if customer.erased_at is not None:
         return replace(delivery, note=_("The customer was erased before the recipients were selected."))
     joined_at = db.session.scalar(

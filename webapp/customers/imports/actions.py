@@ -330,7 +330,7 @@ def _claim_import(connection: staging.Connection, import_id: int) -> _ImportClai
     if row is None:
         return None
     if row[0] > MAX_IMPORT_ATTEMPTS:
-        message = _("The import failed several times. Contact the administrator of this Onecode installation.")
+        message = _("The import failed several times. Contact the server administrator.")
         _fail_import(import_id, "import_broken", message)
         return None
     return _ImportClaim(import_id, *row)

@@ -164,7 +164,7 @@ def _save_form(offer: Offer, kind: str, campaign: Campaign | None) -> BaseRespon
             sender.send_test_email(
                 with_default_content(form.to_content(), kind), offer, current_user.email, current_user.name
             )
-            flash(_("A test email has been sent to %(email)s.", email=current_user.email), "success")
+            flash(_("A test email was sent to %(email)s.", email=current_user.email), "success")
     except EditConflict as error:
         return _render_editor(form, offer, kind, error.campaign, error.status, error)
     except DomainError as error:
@@ -175,7 +175,7 @@ def _save_form(offer: Offer, kind: str, campaign: Campaign | None) -> BaseRespon
     if "launch" in request.form:
         return redirect(url_for("staff.campaign_editor.review", campaign_id=campaign.id))
     if "test" not in request.form:
-        flash(_("The email has been saved."), "success")
+        flash(_("The email was saved."), "success")
     preview_args = {name: form[name].data for name in ("seen_as", "view") if form[name].data}
     return redirect(url_for("staff.campaign_editor.edit", campaign_id=campaign.id, **preview_args))
 
@@ -286,7 +286,7 @@ def _find_preview_customer(offer: Offer, customer_email: str) -> Customer:
         except InvalidInput:
             customer = None
         if customer is None or customer.erased_at is not None:
-            message = _("There is no customer with this email address.")
+            message = _("No customer has this email address.")
             raise InvalidInput(FieldError("seen_as", "customer_unknown", message))
         return customer
     first_ids = customer_queries.list_customer_ids_after(offer.audience_id, 0, 1)
@@ -384,7 +384,7 @@ def unschedule(campaign_id: int) -> BaseResponse:
     except DomainError as error:
         flash(error.message, "error")
         return redirect(campaign_url(get_campaign_or_404(campaign_id)), 303)
-    flash(_("The campaign is a draft again and does not start automatically."), "success")
+    flash(_("The campaign is a draft again and will not start automatically."), "success")
     return redirect(url_for("staff.campaign_editor.edit", campaign_id=campaign.id), 303)
 
 
@@ -404,7 +404,7 @@ def _redirect_after_launch(launched: launch_actions.LaunchResult) -> BaseRespons
     if campaign.status == "scheduled":
         offer = get_offer_or_404(campaign.offer_id)
         start_time = formatting.format_datetime(campaign.scheduled_at, offer.time_zone)
-        flash(_("The campaign starts automatically on %(time)s.", time=start_time), "success")
+        flash(_("The campaign will start automatically on %(time)s.", time=start_time), "success")
     elif launched.changed:
         flash(_("Launched. You can leave this page: the emails are sent in the background."), "success")
     else:
@@ -484,7 +484,7 @@ def get_offer_or_404(offer_id: int) -> Offer:
     """
     offer = offer_queries.find_offer(offer_id)
     if offer is None:
-        raise NotFound(_("There is no such offer."))
+        raise NotFound(_("This offer does not exist."))
     return offer
 
 
@@ -495,5 +495,5 @@ def get_campaign_or_404(campaign_id: int) -> Campaign:
     """
     campaign = campaign_queries.find_campaign(campaign_id)
     if campaign is None:
-        raise NotFound(_("There is no such campaign."))
+        raise NotFound(_("This campaign does not exist."))
     return campaign
