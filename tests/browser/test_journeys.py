@@ -43,11 +43,11 @@ def test_staff_import_customers_create_an_offer_and_launch_it(
     page.goto(f"{shop.url}/offers/new")
     page.get_by_label("Name", exact=True).fill("Summer")
     page.get_by_label("Code", exact=True).fill("summer-25")
-    page.get_by_label("Percent", exact=True).fill("500")
+    page.get_by_label("Percentage", exact=True).fill("500")
     page.get_by_role("button", name="Create offer").click()
     expect(page.get_by_text("Enter a percentage above 0").first).to_be_visible()
     expect(page.get_by_label("Code", exact=True)).to_have_value("summer-25")
-    page.get_by_label("Percent", exact=True).fill("25")
+    page.get_by_label("Percentage", exact=True).fill("25")
     page.get_by_role("button", name="Create offer").click()
     expect(page.get_by_role("heading", name="Summer", exact=True)).to_be_visible()
     offer_url = page.url
@@ -100,7 +100,7 @@ def test_the_preview_follows_the_input_and_only_save_stores_it(
     expect(page.get_by_label("Subject", exact=True)).not_to_have_value("Typed for {{ customer.name }}")
     page.get_by_label("Text", exact=True).fill("Kept for {{ customer.name }}\n{{ link }}")
     page.get_by_role("button", name="Save", exact=True).click()
-    expect(page.get_by_text("The email has been saved.")).to_be_visible()
+    expect(page.get_by_text("The email was saved.")).to_be_visible()
     expect(preview.locator(".text", has_text="Kept for Ada Lovelace").first).to_be_visible()
     # After a refused save, the preview shows the unsaved input as well.
     page.locator("[name=version]").evaluate("field => field.value = 'other'")

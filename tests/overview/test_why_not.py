@@ -73,11 +73,11 @@ def test_who_can_redeem_is_told_so(make_offer: MakeOffer, make_customer: MakeCus
 
 
 EDGES: list[tuple[dict[str, Any], bool, str]] = [
-    ({"starts_at": MAY, "ends_at": None}, True, "Open since 1 May 2026 at 00:00 Europe/Berlin, without an end."),
+    ({"starts_at": MAY, "ends_at": None}, True, "Valid since 1 May 2026 at 00:00 Europe/Berlin, without an end."),
     (
         {"starts_at": MAY, "ends_at": FAR},
         True,
-        "Open since 1 May 2026 at 00:00 Europe/Berlin, ends on 31 May 2098 at 24:00 Europe/Berlin.",
+        "Valid since 1 May 2026 at 00:00 Europe/Berlin, ends on 31 May 2098 at 24:00 Europe/Berlin.",
     ),
     ({"starts_at": MAY, "ends_at": JUNE}, False, "Ended on 31 May 2026 at 24:00 Europe/Berlin."),
     (
@@ -115,8 +115,13 @@ def test_the_window(
             "The offer requires the personal code from the customer's email; this is the shared code.",
         ),
         ({}, "room", True, "There is no limit on redemptions."),
-        ({"max_redemptions": 1000, "redeemed": 12}, "room", True, "There are 12 of at most 1,000 redemptions."),
-        ({"max_redemptions": 1000, "redeemed": 1000}, "room", False, "The limit of 1,000 redemptions is reached."),
+        ({"max_redemptions": 1000, "redeemed": 12}, "room", True, "12 of at most 1,000 redemptions have been made."),
+        (
+            {"max_redemptions": 1000, "redeemed": 1000},
+            "room",
+            False,
+            "The limit of 1,000 redemptions has been reached.",
+        ),
     ],
 )
 def test_each_fact_is_one_sentence(
@@ -239,7 +244,7 @@ def test_a_customer_may_be_named_by_the_shops_own_id(make_offer: MakeOffer, make
     lost = told(explain_eligibility(RedemptionRequest(channel="staff", code="SUMMER25", source_id="C-2")))
 
     assert found["customer"] == (True, "ada@example.com is a customer.")
-    assert lost["customer"] == (False, "No customer has the source id C-2.")
+    assert lost["customer"] == (False, "No customer has the source ID C-2.")
 
 
 def test_an_erased_customer_is_nobody(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
@@ -325,7 +330,7 @@ def test_whoever_may_redeem_by_hand_can_go_on_from_a_yes(
     ("query", "sentence"),
     [
         ("who=&code=SUMMER25", "Enter the customer&#39;s email address or source id."),
-        ("who=ada@example.com&code=", "Enter the code as the customer has it."),
+        ("who=ada@example.com&code=", "Enter the code that the customer received."),
         ("who=%00&code=SUMMER25", "Enter the customer&#39;s email address or source id."),
         ("who=ada@example.com&code=S%C3%9C%00", "A code can only have letters from A to Z and digits."),
         ("who=ada@example.com&code=" + "A" * 10_000, "A code can only have letters from A to Z and digits."),

@@ -395,7 +395,7 @@ def test_failed_emails_to_suppressed_addresses_are_not_retried(unresolved: Campa
 def test_the_page_says_how_many_emails_were_not_resent(staff: FlaskClient, unresolved: Campaign) -> None:
     suppression_actions.unsubscribe_customer(1, unresolved.id)
     page = staff.post(f"/campaigns/{unresolved.id}/send-again", data={"state": "uncertain"}, follow_redirects=True).text
-    assert "1 email is being resent. 1 was not resent, because its address is suppressed." in page
+    assert "1 email is being resent. 1 email was not resent, because its address is suppressed." in page
 
 
 def test_failed_emails_of_one_cause_are_retried(unresolved: Campaign, relay: Relay) -> None:
@@ -460,7 +460,7 @@ def test_dismissing_an_email_twice_shows_that_it_is_resolved(
     first = staff.post(f"/campaigns/{unresolved.id}/leave", data=form, follow_redirects=True)
     second = staff.post(f"/campaigns/{unresolved.id}/leave", data=form, follow_redirects=True)
     assert "1 uncertain email was dismissed." in first.text
-    assert "There are no such emails any more" in second.text
+    assert "There are no emails left to resolve" in second.text
     assert second.text.count("Dismiss</summary>") == 1
 
 
@@ -479,7 +479,7 @@ def test_the_recipient_search_works_with_and_without_javascript(
         assert "550 5.7.1 refused" in page.text
         assert ("<html" in page.text) is (not headers)
         unknown = staff.get(f"/campaigns/{unresolved.id}/who?email=nobody@example.com", headers=headers)
-        assert (unknown.status_code, "There is no customer with this email address." in unknown.text) == (422, True)
+        assert (unknown.status_code, "No customer has this email address." in unknown.text) == (422, True)
 
 
 # --- progress -----------------------------------------------------------------------------------------
@@ -587,7 +587,7 @@ def test_a_stopped_worker_is_reported_with_the_time_of_resumption(staff: FlaskCl
     assert resumes_by is not None
     assert timedelta(minutes=1) < resumes_by - until <= timedelta(minutes=2)
     assert (resumes_by.second, stats.rate, stats.seconds_left, stats.is_stalled) == (0, None, None, False)
-    message = f"A worker seems to have stopped; another one resumes its emails by {resumes_by.astimezone(UTC):%H:%M}."
+    message = f"Sending was interrupted. It resumes automatically by {resumes_by.astimezone(UTC):%H:%M}."
     assert message in staff.get(f"/campaigns/{campaign.id}/progress").text
     assert message[2:-1] in staff.get("/campaigns").text
     # Once another worker has claimed the batch, the notice disappears.
@@ -736,9 +736,9 @@ def test_a_list_filtered_by_cause_shows_the_full_cause(staff: FlaskClient, unres
     page = staff.get(
         f"/campaigns/{unresolved.id}/recipients", query_string={"state": "uncertain", "cause": cause.cause}
     )
-    assert f"Filtered by cause: {listed.text[0].upper()}{listed.text[1:]}." in page.text
+    assert f"Filtered by reason: {listed.text[0].upper()}{listed.text[1:]}." in page.text
     page = staff.get(f"/campaigns/{unresolved.id}/recipients?state=failed&code=550&cause=5.7.1")
-    assert "Filtered by cause: The receiving server rejects the email, often as spam (550 5.7.1)." in page.text
+    assert "Filtered by reason: The receiving server rejects the email, often as spam (550 5.7.1)." in page.text
 
 
 def test_only_tabs_of_possible_states_are_shown(staff: FlaskClient, launch_campaign: Launch) -> None:
@@ -748,7 +748,7 @@ def test_only_tabs_of_possible_states_are_shown(staff: FlaskClient, launch_campa
     assert ("Queued</a>" in staff.get(url).text, "Cancelled</a>" in staff.get(url).text) == (True, False)
     transitions.cancel_campaign(campaign.id, "tests")
     assert ("Queued</a>" in staff.get(url).text, "Cancelled</a>" in staff.get(url).text) == (False, True)
-    assert "There is no such state, so all recipients are listed." in staff.get(f"{url}?state=nonsense").text
+    assert "This status does not exist, so all recipients are listed." in staff.get(f"{url}?state=nonsense").text
 
 
 def test_staff_can_resolve_uncertain_emails_during_sending(staff: FlaskClient, unresolved: Campaign) -> None:
@@ -769,7 +769,7 @@ def test_the_cancel_dialog_counts_deferred_emails(staff: FlaskClient, launch_cam
     campaign = launch_campaign()
     sender.send_pending_emails()
     page = staff.get(f"/campaigns/{campaign.id}/progress").text
-    assert "About 60 recipients have not received the email and will not get it, even if it is deferred." in page
+    assert "About 60 recipients have not received the email and will not receive it, even if it is deferred." in page
 
 
 def test_flash_messages_are_cleared_when_the_campaign_is_paused(staff: FlaskClient, launch_campaign: Launch) -> None:

@@ -157,7 +157,7 @@ def test_an_offer_without_announcement_can_not_have_a_reminder(app: Flask, make_
 def test_an_offer_has_one_open_reminder_at_a_time(announced_offer: Offer, relay: Relay) -> None:
     create_customers(2)
     first = launch_reminder(announced_offer)
-    with pytest.raises(DomainError, match=f"Campaign {first.id} is an open reminder of this offer"):
+    with pytest.raises(DomainError, match=f"Campaign {first.id} is an unfinished reminder for this offer"):
         launch_actions.launch_reminder(announced_offer.id, EmailContent(), "tests")
     sender.send_pending_emails()
     second = launch_reminder(announced_offer)

@@ -447,7 +447,7 @@ def test_an_action_on_an_outdated_page_shows_the_current_state(staff: FlaskClien
     launch_actions.schedule_campaign(draft.id, SOON, "tom")
     launch_actions.launch_campaign(draft.id, "tom")
     for page, message in (
-        ("draft", "is already in progress. It can&#39;t be turned back into a draft."),
+        ("draft", "is already in progress. It can&#39;t be returned to draft."),
         ("launch", "is already in progress. It can&#39;t be scheduled."),
     ):
         form = {"when": "later", "at": "2031-01-01", "at_time": "09:00"}
@@ -529,7 +529,7 @@ def test_the_campaign_list_can_be_filtered_by_state(
     draft_actions.save_offer_draft(make_offer("WINTER").id, EmailContent(), "resend", "tom")
     page = staff.get("/campaigns?state=scheduled").text
     assert ("SUMMER25" in page, "WINTER" in page) == (True, False)
-    assert "No campaigns in this state" in staff.get("/campaigns?state=done").text
+    assert "No campaigns with this status" in staff.get("/campaigns?state=done").text
 
 
 def test_old_urls_redirect_to_the_campaign(staff: FlaskClient, draft: Campaign) -> None:

@@ -201,10 +201,10 @@ class TestInvitations:
         page = client.get(link).text
         assert "admin@example.com" in page
         assert "Choose a new password" in page
-        assert "It signs you out on all other devices." in page
+        assert "Setting it signs you out on all other devices." in page
         new = {"password": "a brand new one", "confirm": "a brand new one"}
         assert client.post(link, data=new).location == "/"
-        assert "Your new password is set." in client.get("/").text
+        assert "Your new password was set." in client.get("/").text
 
     def test_a_password_link_for_a_new_user_is_a_welcome(
         self, client: FlaskClient, make_user_with_password: MakeUser

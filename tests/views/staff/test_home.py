@@ -146,7 +146,7 @@ class TestAttention:
         ("values", "message"),
         [
             ({"status": "paused", "pause_reason": "The relay refuses us"}, "is paused: The relay refuses us."),
-            ({"status": "paused", "pause_reason": "paused by ann@example.com"}, "is paused by ann@example.com."),
+            ({"status": "paused", "pause_reason": "paused by ann@example.com"}, "was paused by ann@example.com."),
             (
                 {"status": "sending", "trouble": "The relay does not answer."},
                 "has a problem: The relay does not answer.",
@@ -164,11 +164,11 @@ class TestAttention:
     ) -> None:
         ann = make_staff_user("viewer", "ann@example.com")
         add_campaign(make_offer(), 1, status="paused", pause_reason="paused by ann@example.com")
-        assert f"is paused by {ann.name}." in section(staff.get("/").text, "attention")
+        assert f"was paused by {ann.name}." in section(staff.get("/").text, "attention")
         assert f"paused by {ann.name}" in staff.get("/campaigns").text
         db.session.execute(update(StaffUser).values(name=ann.name))
         db.session.commit()
-        assert "is paused by ann@example.com." in section(staff.get("/").text, "attention")
+        assert "was paused by ann@example.com." in section(staff.get("/").text, "attention")
 
     @pytest.mark.parametrize(
         ("values", "message"),
