@@ -235,7 +235,7 @@ def test_a_task_that_fails_says_so_once_and_which_it_was(test_settings: Settings
         huey.execute(task.s())
 
     (line,) = lines(stream)
-    assert (line["message"], line["level"]) == ("task failed", "ERROR")
+    assert (line["message"], line["level"]) == ("task tests.fails failed", "ERROR")
     assert (line["task"], line["campaign_id"]) == ("tests.fails", 5)
     assert "ada" not in stream.getvalue()
 
@@ -316,7 +316,7 @@ def test_a_worker_says_when_it_starts_and_when_it_has_ended(app: Flask, test_set
     worker.terminate()
     rest = [json.loads(line) for line in worker.communicate(timeout=60)[1].splitlines()]
 
-    assert str(first["message"]).startswith("worker started: release ")
+    assert str(first["message"]).startswith("worker started: version ")
     assert rest[-1]["message"] == "worker stopped"
     assert {line["logger"] for line in [first, *rest]} == {"webapp.worker"}
 
