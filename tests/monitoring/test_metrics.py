@@ -140,15 +140,15 @@ def test_what_a_campaign_suffers_from_is_told(api: FlaskClient, mailing: Campaig
 
 
 def test_only_so_many_campaigns_are_told_of_one_by_one(api: FlaskClient, offer: Callable[..., Offer]) -> None:
-    for n in range(monitoring_queries.DETAIL_LIMIT + 3):
+    for n in range(monitoring_queries.MAX_CAMPAIGN_SERIES + 3):
         db.session.add(Campaign(offer_id=offer(f"CODE{n}").id, subject="s", text="t", status="sending", total=0))
     db.session.add(Campaign(offer_id=offer("OVER").id, subject="s", text="t", status="done", total=0))
     db.session.commit()
 
     told = {labels[0] for name, labels in scrape(api) if name == "onecode_campaign_mails"}
 
-    assert len(told) == monitoring_queries.DETAIL_LIMIT
-    assert max(map(int, told)) == monitoring_queries.DETAIL_LIMIT + 3
+    assert len(told) == monitoring_queries.MAX_CAMPAIGN_SERIES
+    assert max(map(int, told)) == monitoring_queries.MAX_CAMPAIGN_SERIES + 3
 
 
 def test_redemptions_misses_and_imports_are_those_in_the_rows(
