@@ -18,9 +18,10 @@ import pytest
 from flask import Flask
 
 from local.supervisor import GRACE_SECONDS
-from tests.support.live_server import environment
+from tests.support.live_server import environment, wait_for_processes
 from tests.support.ports import free_port
-from webapp.core.settings import ROOT, Settings, SettingsError, load_settings
+from webapp.core.setting_parsers import SettingsError
+from webapp.core.settings import ROOT, Settings, load_settings
 
 COMMAND = [sys.executable, "-m", "webapp.serve"]
 
@@ -34,8 +35,7 @@ def served(app: Flask, test_settings: Settings) -> Iterator[tuple[subprocess.Pop
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_for(lambda: _status(f"{url}/readyz") == 200)
-        # A process that has only just begun does not hear that it should end.
-        _wait_for(lambda: all(len(child.threads()) > 3 for child in psutil.Process(process.pid).children()))
+        wait_for_processes(process, 3)
         yield process, url
     finally:
         process.terminate()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 
-from webapp.core.settings import ROOT, SettingsError, load_settings
+from webapp.core.setting_parsers import SettingsError
+from webapp.core.settings import ROOT, load_settings
 
 
 def web_arguments(port: int, workers: int = 2, host: str = "127.0.0.1") -> list[str]:

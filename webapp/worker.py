@@ -13,7 +13,8 @@ import time
 from webapp import create_app, get_app_version
 from webapp.core import logs, task_queue
 from webapp.core.extensions import huey
-from webapp.core.settings import SettingsError, load_settings
+from webapp.core.setting_parsers import SettingsError
+from webapp.core.settings import load_settings
 from webapp.monitoring import heartbeat
 
 # The logger name is fixed, because __name__ is "__main__" here.

@@ -80,9 +80,9 @@ def test_staff_import_set_up_launch_and_watch(shop: RunningShop, window: OpenPag
 
 
 def test_the_preview_follows_the_typing_and_only_save_saves(
-    shop: RunningShop, window: OpenPage, offer: Callable[..., Offer]
+    shop: RunningShop, window: OpenPage, make_offer: Callable[..., Offer]
 ) -> None:
-    offer_id = offer().id
+    offer_id = make_offer().id
     page = window()
     accept_invitation(page, shop, "manager")
     page.goto(f"{shop.url}/offers/{offer_id}/mail")
@@ -112,12 +112,12 @@ def test_the_preview_follows_the_typing_and_only_save_saves(
 def test_a_customer_redeems_by_the_link_and_sees_the_receipt_again(
     shop: RunningShop,
     window: OpenPage,
-    offer: Callable[..., Offer],
-    customer: Callable[..., Customer],
+    make_offer: Callable[..., Offer],
+    make_customer: Callable[..., Customer],
     javascript: bool,
 ) -> None:
-    customer()
-    offer()
+    make_customer()
+    make_offer()
     launch(shop, "SUMMER25")
     link = shop.link_to("ada@example.com")
     page = window(javascript=javascript, width=390, height=800)
@@ -140,12 +140,12 @@ def test_a_customer_redeems_by_the_link_and_sees_the_receipt_again(
 def test_a_customer_types_code_and_address(
     shop: RunningShop,
     window: OpenPage,
-    offer: Callable[..., Offer],
-    customer: Callable[..., Customer],
+    make_offer: Callable[..., Offer],
+    make_customer: Callable[..., Customer],
     javascript: bool,
 ) -> None:
-    customer()
-    offer()
+    make_customer()
+    make_offer()
     page = window(javascript=javascript, width=390, height=800)
     page.goto(f"{shop.url}/redeem")
 
@@ -165,15 +165,15 @@ def test_a_customer_types_code_and_address(
 
 
 def test_every_refusal_is_one_sentence_and_strangers_learn_nothing(
-    shop: RunningShop, window: OpenPage, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    shop: RunningShop, window: OpenPage, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
     now = datetime.now(UTC)
-    customer()
-    offer("ENDED", starts_at=now - timedelta(days=3), ends_at=now - timedelta(days=1))
-    offer("SOON", starts_at=now + timedelta(days=3))
-    offer("PAUSED", paused_at=now)
-    offer("USEDUP", max_redemptions=1, redeemed=1, frozen_at=now)
-    offer("LIVE")
+    make_customer()
+    make_offer("ENDED", starts_at=now - timedelta(days=3), ends_at=now - timedelta(days=1))
+    make_offer("SOON", starts_at=now + timedelta(days=3))
+    make_offer("PAUSED", paused_at=now)
+    make_offer("USEDUP", max_redemptions=1, redeemed=1, frozen_at=now)
+    make_offer("LIVE")
     page = window(width=390, height=800)
     page.goto(f"{shop.url}/redeem")
     sentences = {
@@ -192,10 +192,10 @@ def test_every_refusal_is_one_sentence_and_strangers_learn_nothing(
 
 
 def test_a_double_click_redeems_once_and_shows_the_receipt(
-    shop: RunningShop, window: OpenPage, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    shop: RunningShop, window: OpenPage, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    customer()
-    offer()
+    make_customer()
+    make_offer()
     launch(shop, "SUMMER25")
     page = window(width=390, height=800)
     page.goto(shop.link_to("ada@example.com"))

@@ -15,7 +15,7 @@ from werkzeug.serving import make_server
 
 from local.mailsink.index import MailIndex
 from local.mailsink.web_app import create_sink_app
-from tests.support.browser import LOOKS, page_problems
+from tests.support.browser import APPEARANCES, page_problems
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 NAME = "1700000000000000000-1-0.eml"
@@ -136,9 +136,9 @@ def test_the_sink_is_emptied_by_a_click_that_says_what_it_does(
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("look_of", list(LOOKS))
+@pytest.mark.parametrize("look_of", list(APPEARANCES))
 def test_everybody_can_use_its_pages(sink: str, folder: Path, window: Callable[..., Page], look_of: str) -> None:
-    page = window(**LOOKS[look_of])
+    page = window(**APPEARANCES[look_of])
     page.goto(sink)
     wrong = page_problems(page)
     put(folder, f"<html lang='en'><title>x</title><p>{'long' * 200}</p></html>")

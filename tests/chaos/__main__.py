@@ -16,7 +16,7 @@ from multiprocessing import get_context
 
 from tests.support.chaos import durable_database, report, scenarios
 from tests.support.chaos.durable_database import DurableDatabase
-from tests.support.chaos.scenarios import Run
+from tests.support.chaos.scenarios import ChaosRun
 from webapp.core.settings import ROOT
 
 
@@ -36,21 +36,21 @@ FULL = Plan(10_000, 20, 3, 8, 300, 6)
 QUICK = Plan(1000, 5, 2, 3, 10, 2)
 
 
-def mailings(place: DurableDatabase, plan: Plan) -> Iterator[Run]:
+def mailings(database: DurableDatabase, plan: Plan) -> Iterator[ChaosRun]:
     """All runs of mailings, one after the other."""
-    every: list[tuple[Callable[[str], Run], Sequence[str]]] = [
-        (partial(scenarios.kills, place, seed=1, deaths=plan.deaths), scenarios.POLICIES),
-        (partial(scenarios.database_dies, place, seed=2, times=plan.crashes, kill=False), ["hold"]),
-        (partial(scenarios.database_dies, place, seed=3, times=plan.crashes, kill=True), ["resend"]),
-        (partial(scenarios.restarts, place, seed=4, times=plan.restarts), scenarios.POLICIES),
+    every: list[tuple[Callable[[str], ChaosRun], Sequence[str]]] = [
+        (partial(scenarios.kill_workers, database, seed=1, deaths=plan.deaths), scenarios.POLICIES),
+        (partial(scenarios.crash_database, database, seed=2, times=plan.crashes, kill=False), ["hold"]),
+        (partial(scenarios.crash_database, database, seed=3, times=plan.crashes, kill=True), ["resend"]),
+        (partial(scenarios.restart_workers, database, seed=4, times=plan.restarts), scenarios.POLICIES),
     ]
     for run, policies in every:
         yield from (_said(run(policy)) for policy in policies)
     for policy in scenarios.POLICIES:
-        yield from map(_said, scenarios.pause_and_cancel(place, policy, seed=6))
+        yield from map(_said, scenarios.pause_and_cancel(database, policy, seed=6))
 
 
-def _said(run: Run) -> Run:
+def _said(run: ChaosRun) -> ChaosRun:
     print(f"{run.name}, {run.policy}: {'; '.join(run.broken) or 'kept'} ({run.seconds:.0f} s)", file=sys.stderr)
     return run
 
@@ -65,12 +65,12 @@ def main() -> int:
     # What the program logs about broken connections is what is done to it here.
     logging.disable(logging.CRITICAL)
     with ProcessPoolExecutor(1, get_context("spawn")) as elsewhere:
-        away = elsewhere.submit(scenarios.relay_away_elsewhere, plan.customers, "resend", 5, plan.away)
-        with durable_database.start_durable_database(plan.customers) as place:
-            made = list(mailings(place, plan))
+        away = elsewhere.submit(scenarios.relay_outage_in_own_database, plan.customers, "resend", 5, plan.away)
+        with durable_database.start_durable_database(plan.customers) as database:
+            made = list(mailings(database, plan))
         made.append(_said(away.result()))
-    with durable_database.start_durable_database(50_000) as place:
-        lost = scenarios.redemptions(place, plan.rounds)
+    with durable_database.start_durable_database(50_000) as database:
+        lost = scenarios.redeem_during_crashes(database, plan.rounds)
     page = report.page(made, lost, plan.customers, plan.rounds)
     print(f"\n{page}")
     if plan is FULL:

@@ -18,15 +18,15 @@ from sqlalchemy import text
 
 from tests.support import live_server
 from tests.support.chaos.concurrent_clients import (
+    Outcome,
     Processes,
-    Said,
-    Shop,
+    ShopClient,
     Till,
     Wholesaler,
     processes,
-    sell,
-    sell_in_batches,
-    undo_all,
+    roll_back_all,
+    run_till,
+    run_wholesaler,
 )
 from webapp.accounts import api_key_actions
 from webapp.core.extensions import db
@@ -61,11 +61,11 @@ def emails(app: Flask) -> tuple[str, ...]:
 
 
 @pytest.fixture
-def shop(app: Flask) -> Iterator[Shop]:
+def shop(app: Flask) -> Iterator[ShopClient]:
     """A machine that calls the real web server, in two more processes."""
     key = api_key_actions.create_api_key("tests", ["redeem"], by="tests")
     with live_server.web_server(app.config["SETTINGS"], workers=2) as web:
-        yield Shop(web.url, key)
+        yield ShopClient(web.url, key)
 
 
 COUNTS = "select (select count(*) from redemption where offer_id = o.id), o.redeemed, o.max_redemptions from offer o"
@@ -107,23 +107,23 @@ def deadlocks() -> int:
     return int(db.session.execute(found).one().deadlocks)
 
 
-def of(heard: list[Said], what: str) -> list[str]:
-    return [answer.public_id for answer in heard if answer.what == what]
+def of(heard: list[Outcome], what: str) -> list[str]:
+    return [answer.public_id for answer in heard if answer.result == what]
 
 
 def test_many_processes_sell_every_unit_of_a_cap_again_that_was_rolled_back(
-    app: Flask, crowd: Processes, offer: MakeOffer, emails: tuple[str, ...], shop: Shop
+    app: Flask, crowd: Processes, make_offer: MakeOffer, emails: tuple[str, ...], shop: ShopClient
 ) -> None:
-    code = offer(max_redemptions=CAP).code
-    tills = [Till(n, code, emails, undoes=True) for n in range(3 * PROCESSES + 4)]
+    code = make_offer(max_redemptions=CAP).code
+    tills = [Till(n, code, emails, rolls_back=True) for n in range(3 * PROCESSES + 4)]
 
     with watched(app) as seen, ThreadPoolExecutor(4) as network:
-        shops = [network.submit(shop.sell, till) for till in tills[:4]]
-        heard = [answer for found in crowd.each(sell, tills[4:]) for answer in found]
+        shops = [network.submit(shop.run_till, till) for till in tills[:4]]
+        heard = [answer for found in crowd.each(run_till, tills[4:]) for answer in found]
         heard += [answer for one in shops for answer in one.result()]
         # Whoever heard "used up" before a unit came back comes again; nothing is undone any more.
         last = Till(0, code, emails)
-        heard += shop.sell(last)
+        heard += shop.run_till(last)
 
     assert all(rows == counter <= cap == CAP for rows, counter, cap in seen)
     assert counts() == [(CAP, CAP, CAP)]
@@ -134,25 +134,25 @@ def test_many_processes_sell_every_unit_of_a_cap_again_that_was_rolled_back(
     assert set(of(heard, "undone")) < set(of(heard, "redeemed"))
     assert {row.reason for row in undone} == {"order cancelled"}
     assert {row.rolled_back_by for row in undone} > {"key tests"}
-    told = Counter(answer.what for answer in heard)
+    told = Counter(answer.result for answer in heard)
     assert told.keys() <= {"redeemed", "undone", "already_redeemed", "offer_exhausted", "already_rolled_back"}
 
 
 @pytest.mark.slow
 def test_of_many_processes_that_undo_the_same_redemptions_one_wins_each(
-    crowd: Processes, offer: MakeOffer, emails: tuple[str, ...]
+    crowd: Processes, make_offer: MakeOffer, emails: tuple[str, ...]
 ) -> None:
-    row = offer(max_redemptions=CAP)
-    asks = [RedemptionRequest(channel="api", code=row.code, email=email) for email in emails[:20]]
+    offer = make_offer(max_redemptions=CAP)
+    asks = [RedemptionRequest(channel="api", code=offer.code, email=email) for email in emails[:20]]
     assert not [answer for answer in redemption_actions.redeem_all(asks) if isinstance(answer, Exception)]
-    ids = tuple(done.public_id for done in redemption_queries.list_latest_redemptions(row.id, 20))
+    ids = tuple(done.public_id for done in redemption_queries.list_latest_redemptions(offer.id, 20))
 
-    found = crowd.each(undo_all, [(ids, f"clerk {n}") for n in range(8)])
+    found = crowd.each(roll_back_all, [(ids, f"clerk {n}") for n in range(8)])
 
     heard = [answer for answers in found for answer in answers]
     assert sorted(of(heard, "undone")) == sorted(ids)
-    assert Counter(answer.what for answer in heard) == {"undone": 20, "already_rolled_back": 7 * 20}
-    winners = {answer.public_id: answer.who for answer in heard if answer.what == "undone"}
+    assert Counter(answer.result for answer in heard) == {"undone": 20, "already_rolled_back": 7 * 20}
+    winners = {answer.public_id: answer.caller for answer in heard if answer.result == "undone"}
     assert {done.public_id: done.row.rolled_back_by for e in asks for done in _of(e)} == winners
     assert counts() == [(0, 0, CAP)]
 
@@ -164,20 +164,20 @@ def _of(ask: RedemptionRequest) -> list[redemption_queries.RedemptionRecord]:
 
 @pytest.mark.slow
 def test_batches_of_many_processes_that_overlap_in_offers_and_customers_never_wait_in_a_circle(
-    crowd: Processes, offer: MakeOffer, emails: tuple[str, ...]
+    crowd: Processes, make_offer: MakeOffer, emails: tuple[str, ...]
 ) -> None:
     people = emails[:16]
-    codes = tuple(offer(f"CODE{n}", max_redemptions=12 if n % 2 else None).code for n in range(4))
+    codes = tuple(make_offer(f"CODE{n}", max_redemptions=12 if n % 2 else None).code for n in range(4))
     redemption_actions.redeem_all([RedemptionRequest(channel="api", code=code, email=emails[-1]) for code in codes])
     before = deadlocks()
     wholesalers = [Wholesaler(n, codes, people, rounds=25, batch=24) for n in range(3 * PROCESSES)]
 
-    found = crowd.each(sell_in_batches, wholesalers)
+    found = crowd.each(run_wholesaler, wholesalers)
     heard = [answer for answers in found for answer in answers]
     live_now = len(of(heard, "redeemed")) - len(of(heard, "undone")) + len(codes)
 
     assert deadlocks() == before
-    told = Counter(answer.what for answer in heard)
+    told = Counter(answer.result for answer in heard)
     assert told.keys() <= {"redeemed", "undone", "already_redeemed", "offer_exhausted"}
     assert told["undone"] > 100
     assert sum(rows for rows, _, _ in counts()) == live_now

@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from tests.support.campaigns import create_customers
 from tests.support.chaos.delivery_audit import Audit, audit
-from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.models import encode_gaps
 from webapp.core.extensions import db
 from webapp.offers.models import Offer
@@ -22,15 +22,15 @@ STATES = {2: "failed", 3: "uncertain", 4: "sent_later", 5: "skipped"}
 
 
 def mail(n: int, made: str = "1") -> dict[str, str]:
-    return {"what": "mail", "to": f"c{n}@example.com", "campaign": "1", "id": f"<{n}.{made}@shop>", "connection": "1"}
+    return {"event": "mail", "to": f"c{n}@example.com", "campaign": "1", "id": f"<{n}.{made}@shop>", "connection": "1"}
 
 
 def refusal(n: int) -> dict[str, str]:
-    return {"what": "fault", "to": f"c{n}@example.com", "kind": "550"}
+    return {"event": "fault", "to": f"c{n}@example.com", "kind": "550"}
 
 
 @pytest.fixture
-def log(app: Flask, offer: Callable[..., Offer]) -> Log:
+def log(app: Flask, make_offer: Callable[..., Offer]) -> Log:
     """A campaign that is done: two got it, and one each of what else there is. What its relay has written."""
     ids = create_customers(6)
     db.session.execute(
@@ -38,7 +38,7 @@ def log(app: Flask, offer: Callable[..., Offer]) -> Log:
             "insert into campaign (id, offer_id, subject, text, status, total, prepared_at, launched_at, finished_at) "
             "overriding system value values (1, :offer, 's', 't', 'done', 6, now(), now(), now())"
         ),
-        {"offer": offer().id},
+        {"offer": make_offer().id},
     )
     db.session.execute(
         text(
@@ -58,12 +58,12 @@ def log(app: Flask, offer: Callable[..., Offer]) -> Log:
 def look(log: Log) -> Audit:
     db.session.rollback()
     with psycopg.connect(db.engine.url.render_as_string(False).replace("+psycopg", "")) as connection:
-        return audit(connection, log, 1, campaign_queries.get_campaign_stats(1))
+        return audit(connection, log, 1, stats_queries.get_campaign_stats(1))
 
 
 def test_what_is_as_it_should_be_is_left_alone(log: Log) -> None:
     found = look(log)
-    assert (found.missing, found.twice, found.untrue) == ([], [], [])
+    assert (found.missing, found.duplicated, found.contradictions) == ([], [], [])
     assert (found.received, found.states) == (4, Counter(sent=2, failed=1, uncertain=1, sent_later=1, skipped=1))
 
 
@@ -75,25 +75,25 @@ def test_somebody_who_is_called_sent_and_got_nothing_is_missing(log: Log, n: int
 
 def test_a_second_copy_is_counted(log: Log) -> None:
     found = look([*log, mail(1), mail(1)])
-    assert (found.twice, found.untrue) == (["c1@example.com"] * 2, [])
+    assert (found.duplicated, found.contradictions) == (["c1@example.com"] * 2, [])
 
 
 def test_a_second_copy_has_the_same_message_id(log: Log) -> None:
-    assert look([*log, mail(1, made="2")]).untrue == ["c1@example.com: two mails with two Message-IDs"]
+    assert look([*log, mail(1, made="2")]).contradictions == ["c1@example.com: emails with different Message-IDs"]
 
 
 @pytest.mark.parametrize("n", [2, 5])
 def test_nobody_is_called_failed_or_left_out_who_got_it(log: Log, n: int) -> None:
-    assert look([*log, mail(n)]).untrue == [f"c{n}@example.com: {STATES[n]}, yet received"]
+    assert look([*log, mail(n)]).contradictions == [f"c{n}@example.com: {STATES[n]}, yet received"]
 
 
 def test_nobody_is_called_failed_who_was_not_refused(log: Log) -> None:
     log.remove(refusal(2))
-    assert look(log).untrue == ["c2@example.com: failed, but the relay said nothing of the kind"]
+    assert look(log).contradictions == ["c2@example.com: failed, but the relay did not reject it"]
 
 
 def test_nobody_else_gets_a_mail(log: Log) -> None:
-    assert look([*log, mail(9)]).untrue == ["c9@example.com: a mail to somebody who is no recipient"]
+    assert look([*log, mail(9)]).contradictions == ["c9@example.com: an email to an address that is not a recipient"]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_what_the_rows_say_of_themselves_is_true(log: Log, damage: str, words: s
     for statement in damage.split("; "):
         db.session.execute(text(statement))
     db.session.commit()
-    assert words in look(log).untrue
+    assert words in look(log).contradictions
 
 
 @pytest.mark.parametrize(
@@ -139,5 +139,5 @@ def test_of_an_open_window_what_the_cursor_has_passed_was_sent_and_one_is_open(l
     db.session.commit()
     found = look([mail(n) for n in range(4)])
     assert found.states == {"sent": 3, "open": 1, "not yet": 2}
-    assert (found.missing, found.untrue) == ([], [])
-    assert look([mail(n) for n in range(5)]).untrue == ["c4@example.com: not yet, yet received"]
+    assert (found.missing, found.contradictions) == ([], [])
+    assert look([mail(n) for n in range(5)]).contradictions == ["c4@example.com: not yet, yet received"]

@@ -19,7 +19,7 @@ LASTING = [name for name in NAMES if name != "migrate"]
 def test_without_a_secret_nothing_starts_and_the_command_that_makes_one_is_named(missing: str) -> None:
     given = {"POSTGRES_PASSWORD": "one", "SECRET_KEY": "two", missing: ""}
 
-    with pytest.raises(container_files.Missing, match=rf"^{missing}: .*make env"):
+    with pytest.raises(container_files.MissingValue, match=rf"^{missing}: .*make env"):
         container_files.compose(given)
 
 
@@ -57,7 +57,7 @@ def test_what_lasts_is_looked_after_and_started_again(name: str) -> None:
     assert service["restart"] == "unless-stopped"
     if name == "web":
         assert "healthcheck" not in service  # the image's own
-        assert container_files.health_check_of_image()[0] == "python"
+        assert container_files.image_health_check()[0] == "python"
     else:
         assert service["healthcheck"]["test"][0] == "CMD"
 

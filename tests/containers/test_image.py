@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import container_files
+from webapp.core import setting_parsers
 from webapp.core import settings as app_settings
 from webapp.core.settings import ROOT
 
@@ -89,5 +90,5 @@ def test_where_nothing_is_embedded_what_is_not_given_is_asked_for(
     given = {"DATABASE_URL": "postgresql://db/onecode", "MAIL_SERVER": "mail", "SECRET_KEY": "a secret"}
     assert app_settings.load_settings(given | {"INSTANCE_PATH": str(tmp_path)}).mail_server == "mail"
 
-    with pytest.raises(app_settings.SettingsError, match=f"^{missing} must be set"):
+    with pytest.raises(setting_parsers.SettingsError, match=f"^{missing} must be set"):
         app_settings.load_settings(given | {"INSTANCE_PATH": str(tmp_path), missing: ""})

@@ -77,7 +77,7 @@ def machine() -> Iterator[Machine]:
         port = str(free_port())
         environment = {
             **{name: value for name, value in os.environ.items() if name.startswith("PG")},
-            **container_files.environment_of_image(),
+            **container_files.image_environment(),
             **SERVICES["web"]["environment"],
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "DATABASE_URL": url,
@@ -95,7 +95,7 @@ def test_they_migrate_serve_work_are_found_well_and_end_when_told(machine: Machi
     with ExitStack() as stack:
         web = stack.enter_context(_started(machine, SERVICES["web"]["command"]))
         worker = stack.enter_context(_started(machine, SERVICES["worker"]["command"]))
-        machine.wait_until_well(container_files.health_check_of_image())
+        machine.wait_until_well(container_files.image_health_check())
         machine.wait_until_well(_check(SERVICES["worker"]["healthcheck"]["test"]))
 
         status, link = machine.run(["flask", "--app", "wsgi", "invite"])
@@ -107,7 +107,7 @@ def test_they_migrate_serve_work_are_found_well_and_end_when_told(machine: Machi
         for process in (web, worker):
             assert process.wait(GRACE_SECONDS) == 0
 
-    assert machine.run(container_files.health_check_of_image())[0] == 1
+    assert machine.run(container_files.image_health_check())[0] == 1
     assert machine.run(_check(SERVICES["worker"]["healthcheck"]["test"]))[0] == 1
     assert not Path(machine.environment["INSTANCE_PATH"]).exists()
 

@@ -19,6 +19,7 @@ from local import postgresql as embedded_postgresql
 from local import preflight
 from local.preflight import SetupError
 from tests.support.ports import free_port
+from webapp.core import setting_parsers
 from webapp.core import settings as app_settings
 
 
@@ -100,7 +101,7 @@ def test_who_is_not_let_in_is_told_why(server: Server, tmp_path: Path) -> None:
 
 def test_an_address_that_can_not_be_read_says_nothing_of_its_password(tmp_path: Path) -> None:
     for url in ("postgresql://u:se@cret:x@h:port/d", "postgresql://u:secret@h/d?nonsense=1"):
-        with pytest.raises(app_settings.SettingsError, match=r"^DATABASE_URL cannot be parsed") as refused:
+        with pytest.raises(setting_parsers.SettingsError, match=r"^DATABASE_URL cannot be parsed") as refused:
             _settings(url, tmp_path)
         assert "cret" not in str(refused.value)
 
@@ -232,7 +233,7 @@ def test_the_relay_is_described_whole_or_not_at_all(tmp_path: Path) -> None:
             "MAIL_USERNAME is set and MAIL_SERVER is not",
         ),
     ):
-        with pytest.raises(app_settings.SettingsError, match=f"^{said}"):
+        with pytest.raises(setting_parsers.SettingsError, match=f"^{said}"):
             app_settings.load_settings(relay | given)
 
 

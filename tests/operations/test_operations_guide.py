@@ -23,7 +23,7 @@ import requests
 from tests.support import deployment, smtp_relay
 from tests.support.bounce_messages import POSTFIX
 from tests.support.deployment import Site
-from tests.support.http_browser import Visitor
+from tests.support.http_browser import HttpBrowser
 from tests.support.operations_docs import block
 from tests.support.smtp_relay import Relay
 
@@ -39,14 +39,14 @@ def relay() -> Iterator[Relay]:
 
 @pytest.fixture(scope="module")
 def site(relay: Relay) -> Iterator[Site]:
-    lacking = deployment.missing()
+    lacking = deployment.missing_programs()
     if lacking and os.environ.get("REQUIRE_SERVERS"):
         pytest.fail(f"{lacking} must be installed here")
     if lacking:
         pytest.skip(f"{lacking} is not installed")
     with (
         tempfile.TemporaryDirectory(prefix="onecode-operations-") as folder,
-        deployment.running(Path(folder), relay.port) as found,
+        deployment.running_site(Path(folder), relay.port) as found,
     ):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(found.certificate, found.folder / "server.key")
@@ -63,14 +63,14 @@ def units(site: Site) -> list[str]:
 
 
 @pytest.fixture
-def visitor(site: Site) -> Visitor:
-    return Visitor(str(site.certificate))
+def visitor(site: Site) -> HttpBrowser:
+    return HttpBrowser(str(site.certificate))
 
 
 @pytest.fixture(scope="module")
-def staff(site: Site) -> Visitor:
+def staff(site: Site) -> HttpBrowser:
     """The first administrator, who has followed the link that the page's commands print."""
-    staff = Visitor(str(site.certificate))
+    staff = HttpBrowser(str(site.certificate))
     link = (site.folder / "link").read_text()
     assert link.startswith(f"{site.url}/invitations/")
     words: dict[str, Any] = {
@@ -79,7 +79,7 @@ def staff(site: Site) -> Visitor:
         "password": "a long password",
         "confirm": "a long password",
     }
-    page = staff.send(staff.get(link), **words)
+    page = staff.submit(staff.get(link), **words)
     assert page.url == f"{site.url}/"
     return staff
 
@@ -131,7 +131,7 @@ def offer(site: Site, key: str, code: str, audience: str | None = None) -> None:
 
 
 def test_the_first_hour_of_a_shop_through_nginx(
-    site: Site, relay: Relay, staff: Visitor, visitor: Visitor, key: str
+    site: Site, relay: Relay, staff: HttpBrowser, visitor: HttpBrowser, key: str
 ) -> None:
     """Invite, sign in, import, offer, launch, mail, redeem: with the real forms, whichever web process answers."""
     cookie = next(iter(staff.http.cookies))
@@ -139,25 +139,25 @@ def test_the_first_hour_of_a_shop_through_nginx(
     assert all("Sign out" in staff.get(f"{site.url}/").text for _ in range(6))
     page = staff.get(f"{site.url}/customers/import")
     file = ("people.csv", "email,name\ngrace@example.com,Grace\nada@example.com,Ada\n", "text/csv")
-    staff.send(page, to="import", file=file)
+    staff.submit(page, to="import", file=file)
     until(lambda: "grace@example.com" in staff.get(f"{site.url}/customers").text)
-    page = staff.send(
+    page = staff.submit(
         staff.get(f"{site.url}/offers/new"),
         name="Summer",
         code="SUMMER25",
         discount_type="percent",
         discount_percent="25",
     )
-    page = staff.send(staff.get(f"{page.url}/mail"), to="/mail", launch="launch")
-    staff.send(page, to="/launch")
+    page = staff.submit(staff.get(f"{page.url}/mail"), to="/mail", launch="launch")
+    staff.submit(page, to="/launch")
     until(lambda: relay.recipients["grace@example.com"])
 
-    mail = relay.to("grace@example.com")
+    mail = relay.message_to("grace@example.com")
     link, goodbye = re.findall(r"https?://\S+", mail.text)
     assert link.startswith(f"{site.url}/r/")
     assert mail.message["List-Unsubscribe"].startswith(f"<{goodbye}>")
     assert mail.message["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
-    receipt = visitor.send(visitor.get(link), to="/r/")
+    receipt = visitor.submit(visitor.get(link), to="/r/")
     assert "25%" in receipt.text
     body = {"code": "summer25", "customer": {"email": "ada@example.com"}}
     assert call(site, key, "/redemptions", json=body).status_code == 201
@@ -167,26 +167,26 @@ def test_the_first_hour_of_a_shop_through_nginx(
     ]
 
 
-def test_nobody_signs_in_without_the_token_of_the_form(site: Site, staff: Visitor, visitor: Visitor) -> None:
+def test_nobody_signs_in_without_the_token_of_the_form(site: Site, staff: HttpBrowser, visitor: HttpBrowser) -> None:
     page = visitor.get(f"{site.url}/sign-in")
     words: dict[str, Any] = {"email": "ada@shop.example", "password": "a long password"}
     assert staff.http.cookies
     bare = visitor.http.post(f"{site.url}/sign-in", data=words, headers={"Referer": page.url}, timeout=30)
     assert bare.status_code == 400
-    assert visitor.send(page, **words).url == f"{site.url}/"
+    assert visitor.submit(page, **words).url == f"{site.url}/"
 
 
 def test_the_address_that_nginx_saw_counts_and_none_that_a_client_claims(site: Site) -> None:
-    somebody = Visitor(str(site.certificate), address="127.0.0.7")
+    somebody = HttpBrowser(str(site.certificate), address="127.0.0.7")
     somebody.http.headers["X-Forwarded-For"] = "203.0.113.9"
     page = somebody.get(f"{site.url}/redeem")
-    assert somebody.send(page, code="NOSUCH", email="nobody@example.com").status_code == 404
+    assert somebody.submit(page, code="NOSUCH", email="nobody@example.com").status_code == 404
     keys = " ".join(str(row[0]) for row in site.query("select key from rate_hit"))
     assert "127.0.0.7" in keys
     assert "203.0.113.9" not in keys
 
 
-def test_pages_for_machines_inside_and_plain_http_stay_outside(site: Site, visitor: Visitor) -> None:
+def test_pages_for_machines_inside_and_plain_http_stay_outside(site: Site, visitor: HttpBrowser) -> None:
     for path in ("/metrics", "/healthz", "/readyz"):
         assert visitor.get(site.url + path).status_code == 404
     moved = visitor.http.get(f"http://127.0.0.1:{site.http}/redeem?code=A", allow_redirects=False, timeout=30)
@@ -194,7 +194,7 @@ def test_pages_for_machines_inside_and_plain_http_stay_outside(site: Site, visit
     assert visitor.get(f"{site.url}/redeem").headers["Strict-Transport-Security"] == "max-age=31536000"
 
 
-def test_who_asks_for_another_name_does_not_get_through(site: Site, visitor: Visitor) -> None:
+def test_who_asks_for_another_name_does_not_get_through(site: Site, visitor: HttpBrowser) -> None:
     for url, headers in ((f"{site.url}/redeem", {"Host": "evil.example"}), (f"https://127.0.0.1:{site.https}/", {})):
         with pytest.raises(requests.ConnectionError):
             visitor.get(url, headers=headers)
@@ -209,7 +209,7 @@ def test_a_large_file_is_imported_and_nothing_else_may_be_large(site: Site, key:
     assert refused.status_code == 413
 
 
-def test_nginx_logs_the_id_of_a_request_and_no_personal_link(site: Site, visitor: Visitor) -> None:
+def test_nginx_logs_the_id_of_a_request_and_no_personal_link(site: Site, visitor: HttpBrowser) -> None:
     answer = visitor.get(f"{site.url}/r/c29tZWJvZHk.token")
     visitor.get(f"{site.url}/api/v1/customers/ada@example.com/offers")
     log = site.log / "onecode.log"
@@ -225,14 +225,14 @@ def logs_with(site: Site, *words: str) -> list[str]:
     return [log.name for log in logs if any(word in log.read_text() for word in words)]
 
 
-def test_a_link_that_is_opened_by_plain_http_is_in_no_log(site: Site, visitor: Visitor) -> None:
+def test_a_link_that_is_opened_by_plain_http_is_in_no_log(site: Site, visitor: HttpBrowser) -> None:
     link = f"http://127.0.0.1:{site.http}/r/cGxhaW4.token"
     moved = visitor.http.get(link, headers={"Referer": link}, allow_redirects=False, timeout=30)
     assert moved.headers["Location"] == f"{site.url}/r/cGxhaW4.token"
     assert logs_with(site, "cGxhaW4") == []
 
 
-def test_a_link_that_finds_a_web_process_away_is_in_no_log(site: Site, visitor: Visitor) -> None:
+def test_a_link_that_finds_a_web_process_away_is_in_no_log(site: Site, visitor: HttpBrowser) -> None:
     for name in units(site)[:2]:
         site.kill(name)
     try:
@@ -247,13 +247,13 @@ def test_a_link_that_finds_a_web_process_away_is_in_no_log(site: Site, visitor: 
     assert logs_with(site, "YXdheQ") == []
 
 
-def test_a_web_process_that_is_killed_is_noticed_by_nobody(site: Site, visitor: Visitor) -> None:
+def test_a_web_process_that_is_killed_is_noticed_by_nobody(site: Site, visitor: HttpBrowser) -> None:
     name = units(site)[0]
     site.kill(name)
     try:
         answers = [visitor.get(f"{site.url}/redeem").status_code for _ in range(20)]
         page = visitor.get(f"{site.url}/redeem")
-        sent = [visitor.send(page, code="NOSUCH", email=f"n{n}@example.com").status_code for n in range(6)]
+        sent = [visitor.submit(page, code="NOSUCH", email=f"n{n}@example.com").status_code for n in range(6)]
     finally:
         site.start(name)
     assert set(answers) == {200}
@@ -314,7 +314,7 @@ def test_a_killed_worker_s_mails_are_sent_by_the_other(site: Site, relay: Relay,
     emails = [f"killed{n}@example.com" for n in range(1600)]
     relay.behaviour.seconds_per_mail = 0.004
     campaign = launch(site, key, "KILLED", emails)
-    until(lambda: len({kept.to for kept in relay.kept} & set(emails)) > 100)
+    until(lambda: len({received.to for received in relay.messages} & set(emails)) > 100)
     owners = "select owner, pid from batch, lateral split_part(owner, ':', 2) pid where status = 'sending'"
     workers = {str(site.started[name].pid): name for name in ("onecode-worker@1", "onecode-worker@2")}
     # One that has work: a bell is heard by whoever is first, so the other may have none.
@@ -338,7 +338,7 @@ def test_a_killed_worker_s_mails_are_sent_by_the_other(site: Site, relay: Relay,
 def test_what_comes_back_is_read_by_the_line_of_cron(site: Site, relay: Relay, key: str) -> None:
     launch(site, key, "RETURNED", ["gone@example.com"])
     until(lambda: relay.recipients["gone@example.com"])
-    mail = relay.to("gone@example.com")
+    mail = relay.message_to("gone@example.com")
     text = POSTFIX.format(
         to=mail.sender,
         id=mail.message["Message-ID"],
@@ -377,17 +377,17 @@ def test_a_backup_that_fails_leaves_the_last_one_whole(site: Site) -> None:
 
 
 def test_after_a_restore_nobody_gets_a_mail_twice_and_no_number_is_given_twice(
-    site: Site, relay: Relay, staff: Visitor, visitor: Visitor, key: str
+    site: Site, relay: Relay, staff: HttpBrowser, visitor: HttpBrowser, key: str
 ) -> None:
     emails = [f"restored{n}@example.com" for n in range(1200)]
     relay.behaviour.seconds_per_mail = 0.01
     campaign = launch(site, key, "RESTORED", emails)
     ours = set(emails)
-    until(lambda: len({kept.to for kept in relay.kept} & ours) > 100)
-    at_backup = {kept.to for kept in relay.kept} & ours
+    until(lambda: len({received.to for received in relay.messages} & ours) > 100)
+    at_backup = {received.to for received in relay.messages} & ours
     back_up(site)
     bring(site, key, "late@example.com", audience="RESTORED-LATE")
-    until(lambda: len({kept.to for kept in relay.kept} & ours) > len(at_backup) + 200)
+    until(lambda: len({received.to for received in relay.messages} & ours) > len(at_backup) + 200)
     late = site.query("select id from customer where email = 'late@example.com'")[0][0]
     for name in list(site.started):
         site.stop(name)
@@ -407,7 +407,7 @@ def test_after_a_restore_nobody_gets_a_mail_twice_and_no_number_is_given_twice(
     assert "Sign out" in staff.get(f"{site.url}/").text
     page = staff.get(f"{site.url}/campaigns/{campaign}")
     assert "Restored from a backup" in page.text
-    staff.send(page, to="/resume")
+    staff.submit(page, to="/resume")
     done = f"select status from campaign where id = {campaign}"
     until(lambda: site.query(done) == [("done",)])
     uncertain = site.query(f"select count(*) from mail_issue where campaign_id = {campaign} and state = 'uncertain'")

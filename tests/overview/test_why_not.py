@@ -51,8 +51,10 @@ def told(explanation: Explanation) -> dict[str, tuple[bool | None, str]]:
     return {line.check.name: (line.check.passed, line.detail) for line in explanation.checks}
 
 
-def test_the_checks_come_in_the_order_of_the_rule_with_its_answers(offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(paused_at=LONG_AGO), customer()
+def test_the_checks_come_in_the_order_of_the_rule_with_its_answers(
+    make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    make_offer(paused_at=LONG_AGO), make_customer()
 
     found = explain_eligibility(ADA)
 
@@ -61,8 +63,8 @@ def test_the_checks_come_in_the_order_of_the_rule_with_its_answers(offer: MakeOf
     assert found.reason == judged.reason == "offer_paused"
 
 
-def test_who_can_redeem_is_told_so(offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(), customer()
+def test_who_can_redeem_is_told_so(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    make_offer(), make_customer()
 
     found = explain_eligibility(ADA)
 
@@ -89,9 +91,9 @@ EDGES: list[tuple[dict[str, Any], bool, str]] = [
 
 @pytest.mark.parametrize(("values", "passed", "sentence"), EDGES)
 def test_the_window(
-    offer: MakeOffer, customer: MakeCustomer, values: dict[str, Any], passed: bool, sentence: str
+    make_offer: MakeOffer, make_customer: MakeCustomer, values: dict[str, Any], passed: bool, sentence: str
 ) -> None:
-    offer(time_zone="Europe/Berlin", **values), customer()
+    make_offer(time_zone="Europe/Berlin", **values), make_customer()
 
     assert told(explain_eligibility(ADA))["window"] == (passed, sentence)
 
@@ -118,9 +120,9 @@ def test_the_window(
     ],
 )
 def test_each_fact_is_one_sentence(
-    offer: MakeOffer, customer: MakeCustomer, values: dict[str, Any], check: str, passed: bool, sentence: str
+    make_offer: MakeOffer, make_customer: MakeCustomer, values: dict[str, Any], check: str, passed: bool, sentence: str
 ) -> None:
-    offer(**values), customer()
+    make_offer(**values), make_customer()
 
     assert told(explain_eligibility(ADA))[check] == (passed, sentence)
 
@@ -132,15 +134,15 @@ def test_each_fact_is_one_sentence(
         (False, "ada@example.com is not in the audience “VIPs”."),
     ],
 )
-def test_the_audience(offer: MakeOffer, customer: MakeCustomer, is_member: bool, sentence: str) -> None:
-    ada = customer()
-    offer(audience_id=audience(*[ada] if is_member else []))
+def test_the_audience(make_offer: MakeOffer, make_customer: MakeCustomer, is_member: bool, sentence: str) -> None:
+    ada = make_customer()
+    make_offer(audience_id=audience(*[ada] if is_member else []))
 
     assert told(explain_eligibility(ADA))["audience"] == (is_member, sentence)
 
 
-def test_a_use_is_told_with_its_time_and_channel(offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(time_zone="Europe/Berlin"), customer()
+def test_a_use_is_told_with_its_time_and_channel(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    make_offer(time_zone="Europe/Berlin"), make_customer()
     words = {"form": "with the form", "link": "with the personal link", "api": "through the API", "staff": "by staff"}
     for channel, how in words.items():
         done = group_commit.redeem(replace(ADA, channel=channel))  # type: ignore[arg-type]
@@ -156,8 +158,8 @@ def test_a_use_is_told_with_its_time_and_channel(offer: MakeOffer, customer: Mak
     assert done.row.channel == "staff"
 
 
-def test_a_use_that_was_undone_is_told(offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(time_zone="Europe/Berlin"), customer()
+def test_a_use_that_was_undone_is_told(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    make_offer(time_zone="Europe/Berlin"), make_customer()
     group_commit.redeem(ADA)
     db.session.execute(text("update redemption set redeemed_at = '2026-05-03 10:00Z'"))
     db.session.commit()
@@ -172,14 +174,14 @@ def test_a_use_that_was_undone_is_told(offer: MakeOffer, customer: MakeCustomer)
     assert len(found.redemptions) == 1
 
 
-def test_a_personal_code_is_judged_for_this_customer(offer: MakeOffer, customer: MakeCustomer) -> None:
-    row, ada, bob = offer(personal_code_required=True), customer(), customer("bob@example.com")
+def test_a_personal_code_is_judged_for_this_customer(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    offer, ada, bob = make_offer(personal_code_required=True), make_customer(), make_customer("bob@example.com")
 
     own = explain_eligibility(
-        replace(ADA, code=personal_codes.derive_personal_code("SUMMER25", row.id, ada.id).replace("-", ""))
+        replace(ADA, code=personal_codes.derive_personal_code("SUMMER25", offer.id, ada.id).replace("-", ""))
     )
     others = explain_eligibility(
-        replace(ADA, code=personal_codes.derive_personal_code("SUMMER25", row.id, bob.id).replace("-", ""))
+        replace(ADA, code=personal_codes.derive_personal_code("SUMMER25", offer.id, bob.id).replace("-", ""))
     )
 
     assert (own.reason, told(own)["personal_code"]) == (None, (True, "The personal code belongs to this customer."))
@@ -191,18 +193,18 @@ def test_a_personal_code_is_judged_for_this_customer(offer: MakeOffer, customer:
 
 
 def test_an_older_code_is_told_as_long_as_it_works_and_when_it_does_not(
-    offer: MakeOffer, customer: MakeCustomer
+    make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    row, ada = offer(time_zone="Europe/Berlin", frozen_at=LONG_AGO), customer()
-    code_actions.renew_code(row.id, "sommer-26", by="tests")
+    offer, ada = make_offer(time_zone="Europe/Berlin", frozen_at=LONG_AGO), make_customer()
+    code_actions.renew_code(offer.id, "sommer-26", by="tests")
 
     works = told(explain_eligibility(ADA))["code"]
-    code_actions.close_code(row.id, "SUMMER25", by="tests")
+    code_actions.close_code(offer.id, "SUMMER25", by="tests")
     db.session.execute(text("update offer_code set closed_at = '2026-05-03 10:00Z' where closed_at is not null"))
     db.session.commit()
     gone = explain_eligibility(ADA)
     personal_one = explain_eligibility(
-        replace(ADA, code=personal_codes.derive_personal_code("SUMMER25", row.id, ada.id).replace("-", ""))
+        replace(ADA, code=personal_codes.derive_personal_code("SUMMER25", offer.id, ada.id).replace("-", ""))
     )
 
     assert works == (
@@ -216,8 +218,8 @@ def test_an_older_code_is_told_as_long_as_it_works_and_when_it_does_not(
     assert (gone.reason, gone.failed_detail) == ("not_found", sentence)
 
 
-def test_what_can_not_be_asked_is_said(offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(), customer()
+def test_what_can_not_be_asked_is_said(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    make_offer(), make_customer()
 
     nobody = told(explain_eligibility(replace(ADA, email="bob@example.com")))
     nothing = told(explain_eligibility(replace(ADA, code="WINTER")))
@@ -230,8 +232,8 @@ def test_what_can_not_be_asked_is_said(offer: MakeOffer, customer: MakeCustomer)
         assert nothing[check] == (None, "Not checked: the code does not exist.")
 
 
-def test_a_customer_may_be_named_by_the_shops_own_id(offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(), customer(source_id="C-1")
+def test_a_customer_may_be_named_by_the_shops_own_id(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    make_offer(), make_customer(source_id="C-1")
 
     found = told(explain_eligibility(RedemptionRequest(channel="staff", code="SUMMER25", source_id="C-1")))
     lost = told(explain_eligibility(RedemptionRequest(channel="staff", code="SUMMER25", source_id="C-2")))
@@ -240,9 +242,9 @@ def test_a_customer_may_be_named_by_the_shops_own_id(offer: MakeOffer, customer:
     assert lost["customer"] == (False, "No customer has the source id C-2.")
 
 
-def test_an_erased_customer_is_nobody(offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer()
-    customer_actions.erase_customer(customer(source_id="C-1").id, by="tests")
+def test_an_erased_customer_is_nobody(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    make_offer()
+    customer_actions.erase_customer(make_customer(source_id="C-1").id, by="tests")
 
     assert (
         explain_eligibility(ADA).reason
@@ -251,10 +253,12 @@ def test_an_erased_customer_is_nobody(offer: MakeOffer, customer: MakeCustomer) 
     )
 
 
-def test_explaining_writes_nothing_and_asks_a_handful_of_questions(offer: MakeOffer, customer: MakeCustomer) -> None:
-    row = offer()
-    offer_id = row.id
-    row.audience_id = audience(customer())
+def test_explaining_writes_nothing_and_asks_a_handful_of_questions(
+    make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    offer = make_offer()
+    offer_id = offer.id
+    offer.audience_id = audience(make_customer())
     db.session.commit()
     group_commit.redeem(ADA)
     ran: list[str] = []
@@ -283,10 +287,10 @@ def test_the_screen_begins_with_two_fields(staff: FlaskClient) -> None:
 
 
 def test_the_conclusion_comes_first_with_links_to_all_it_is_about(
-    sign_in: Callable[..., FlaskClient], offer: MakeOffer, customer: MakeCustomer
+    sign_in: Callable[..., FlaskClient], make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    row, ada = offer(), customer()
-    campaign = launch_actions.launch_announcement(row.id, "tests").campaign.id
+    offer, ada = make_offer(), make_customer()
+    campaign = launch_actions.launch_announcement(offer.id, "tests").campaign.id
     preparation.prepare_campaign(campaign)
     done = group_commit.redeem(ADA)
 
@@ -297,7 +301,7 @@ def test_the_conclusion_comes_first_with_links_to_all_it_is_about(
     assert page.index("Code exists") < page.index("Redemptions left")
     for address in (
         f"/customers/{ada.id}",
-        f"/offers/{row.id}",
+        f"/offers/{offer.id}",
         f"/redemptions/{done.public_id}",
         f"/campaigns/{campaign}",
     ):
@@ -306,9 +310,9 @@ def test_the_conclusion_comes_first_with_links_to_all_it_is_about(
 
 
 def test_whoever_may_redeem_by_hand_can_go_on_from_a_yes(
-    staff: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+    staff: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer(), customer()
+    make_offer(), make_customer()
 
     page = staff.get("/why-not?who=ada@example.com&code=SUMMER25").text
 
@@ -335,8 +339,8 @@ def test_what_can_not_be_read_is_told_at_its_field(staff: FlaskClient, query: st
 
 
 @pytest.mark.parametrize("who", ["<b>x</b>", "a'b\"@x", "x" * 5000, "ada@@example.com", "%ED%A0%80"])
-def test_odd_names_are_nobodys(staff: FlaskClient, offer: MakeOffer, who: str) -> None:
-    offer()
+def test_odd_names_are_nobodys(staff: FlaskClient, make_offer: MakeOffer, who: str) -> None:
+    make_offer()
 
     page = staff.get("/why-not", query_string={"who": who, "code": "SUMMER25"})
 
@@ -345,8 +349,8 @@ def test_odd_names_are_nobodys(staff: FlaskClient, offer: MakeOffer, who: str) -
     assert "<b>x</b>" not in page.text
 
 
-def test_pages_lead_here_with_what_they_know(staff: FlaskClient, customer: MakeCustomer) -> None:
-    ada = customer()
+def test_pages_lead_here_with_what_they_know(staff: FlaskClient, make_customer: MakeCustomer) -> None:
+    ada = make_customer()
 
     assert 'href="/why-not?who=ada@example.com"' in staff.get(f"/customers/{ada.id}").text
     assert 'href="/why-not"' in staff.get("/redemptions").text
@@ -362,10 +366,10 @@ def test_the_screen_is_for_those_who_are_signed_in(client: FlaskClient) -> None:
 # --- JSON ----------------------------------------------------------------------------------------
 
 
-def test_json_gives_the_same_answer(api: Any, offer: MakeOffer, customer: MakeCustomer) -> None:
-    row = offer()
-    customer(source_id="C-1")
-    preparation.prepare_campaign(launch_actions.launch_announcement(row.id, "tests").campaign.id)
+def test_json_gives_the_same_answer(api: Any, make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    offer = make_offer()
+    make_customer(source_id="C-1")
+    preparation.prepare_campaign(launch_actions.launch_announcement(offer.id, "tests").campaign.id)
     done = group_commit.redeem(ADA)
     found = explain_eligibility(ADA)
 

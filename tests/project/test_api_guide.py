@@ -13,7 +13,7 @@ import pytest
 from flask import Flask
 
 from tests.support import doc_examples, live_server, smtp_relay
-from webapp.campaigns.launch import actions as launch_actions
+from webapp.campaigns.launch import preconditions
 from webapp.core.settings import ROOT, Settings
 from webapp.customers.imports import parse_results
 from webapp.redemptions.rules import RefusalReason
@@ -28,7 +28,7 @@ def served(app: Flask, with_settings: Callable[..., Settings]) -> Iterator[tuple
     """The web server and a worker beside a relay that refuses Bob's mail once, as the page tells."""
     with smtp_relay.running() as relay:
         relay.behaviour.rcpt["bob@example.com"] = "550 5.2.1 The mailbox is disabled"
-        relay.behaviour.times["bob@example.com"] = 1
+        relay.behaviour.uses["bob@example.com"] = 1
         settings = with_settings(mail_port=relay.port)
         # A mailing to two thousand must still be under way when the page pauses it.
         with (
@@ -156,7 +156,7 @@ def test_the_codes_of_refusals_are_those_of_the_program() -> None:
     }
     by_rule = (
         set(get_args(RefusalReason))
-        | {word for word, _ in launch_actions.OFFER_STATE_REFUSALS.values()}
+        | {word for word, _ in preconditions.OFFER_STATE_REFUSALS.values()}
         | _said("DomainError", 0).keys()
     )
     of_the_door = {"not_found", "invalid_payload", "unavailable", "method_not_allowed", "rate_limited"}

@@ -34,10 +34,10 @@ def migrate(app: Flask) -> Iterator[Move]:
 
 
 def test_batches_and_cancelled_mailings_live_through_the_migration_both_ways(
-    offer: Callable[..., Offer], migrate: Move
+    make_offer: Callable[..., Offer], migrate: Move
 ) -> None:
     campaign = Campaign(
-        offer_id=offer().id, subject="s", text="t", status="cancelled", finished_at=NOW, cancelled_at=NOW
+        offer_id=make_offer().id, subject="s", text="t", status="cancelled", finished_at=NOW, cancelled_at=NOW
     )
     db.session.add(campaign)
     db.session.flush()

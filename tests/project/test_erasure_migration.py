@@ -11,8 +11,10 @@ from webapp.core.extensions import db
 from webapp.customers.models import Customer
 
 
-def test_erased_rows_are_emptied_and_the_trail_names_customers_by_number(customer: Callable[..., Customer]) -> None:
-    customer("ada@example.com"), customer("bob@example.com", source_id="C1")
+def test_erased_rows_are_emptied_and_the_trail_names_customers_by_number(
+    make_customer: Callable[..., Customer],
+) -> None:
+    make_customer("ada@example.com"), make_customer("bob@example.com", source_id="C1")
     db.session.remove()
     flask_migrate.downgrade(revision="0002")
     try:
@@ -35,9 +37,11 @@ def test_erased_rows_are_emptied_and_the_trail_names_customers_by_number(custome
     assert trail == [("customer 2", None), ("VIP", {"id": 1})]
 
 
-def test_unsubscriptions_live_through_the_migration_of_the_list_both_ways(customer: Callable[..., Customer]) -> None:
-    customer("ada@example.com", suppressed="unsubscribed"), customer("bob@example.com", suppressed="bounced")
-    customer("eve@example.com")
+def test_unsubscriptions_live_through_the_migration_of_the_list_both_ways(
+    make_customer: Callable[..., Customer],
+) -> None:
+    make_customer("ada@example.com", suppressed="unsubscribed"), make_customer("bob@example.com", suppressed="bounced")
+    make_customer("eve@example.com")
     since = db.session.execute(text("select at from suppression where email like 'ada%'")).scalar_one()
     db.session.remove()
     flask_migrate.downgrade(revision="0006")

@@ -25,7 +25,7 @@ def test_a_killed_run_leaves_no_process_and_no_folder(tmp_path: Path, number: si
     run = subprocess.Popen(
         [sys.executable, "-m", "pytest", "-q", "-n", "1", "-p", "no:cacheprovider", "tests/support/endless_run.py"],
         cwd=ROOT,
-        env=own | {"TELL": str(told), "PYTHONPATH": str(ROOT)},
+        env=own | {"RUN_FILE": str(told), "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
     )
     try:

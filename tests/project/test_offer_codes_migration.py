@@ -30,9 +30,9 @@ def back_to(app: Flask) -> Iterator[Callable[[str], None]]:
 
 
 def test_an_offer_of_before_keeps_its_code_and_one_of_after_loses_its_aliases(
-    offer: Callable[..., Offer], back_to: Callable[[str], None]
+    make_offer: Callable[..., Offer], back_to: Callable[[str], None]
 ) -> None:
-    offer_id = offer("Summer-25", frozen_at=datetime(2026, 1, 1, tzinfo=UTC)).id
+    offer_id = make_offer("Summer-25", frozen_at=datetime(2026, 1, 1, tzinfo=UTC)).id
     code_actions.renew_code(offer_id, "Winter-26", by="tests")
 
     back_to("0001")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.live_server import can_be_interrupted
+from tests.support.live_server import restore_sigint
 from tests.support.small_disk import requires_root, small_disk
 from webapp.core.settings import ROOT
 
@@ -49,7 +49,7 @@ class Tree:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=can_be_interrupted,
+            preexec_fn=restore_sigint,
         )
 
     def works(self) -> bool:

@@ -19,8 +19,8 @@ from tests.support.local_copy import LocalCopy
 pytestmark = pytest.mark.lifecycle
 
 
-def test_set_up_use_set_up_again_and_down(copy: Callable[[str], LocalCopy]) -> None:
-    one = copy("one copy")
+def test_set_up_use_set_up_again_and_down(make_copy: Callable[[str], LocalCopy]) -> None:
+    one = make_copy("one copy")
 
     first = one.make("setup")
     assert first.returncode == 0, first.stderr
@@ -46,8 +46,8 @@ def test_set_up_use_set_up_again_and_down(copy: Callable[[str], LocalCopy]) -> N
     assert "/invitations/" in one.make("setup").stdout
 
 
-def test_two_copies_run_side_by_side(copy: Callable[[str], LocalCopy]) -> None:
-    one, two = copy("one"), copy("the other")
+def test_two_copies_run_side_by_side(make_copy: Callable[[str], LocalCopy]) -> None:
+    one, two = make_copy("one"), make_copy("the other")
     assert one.make("setup").returncode == 0
     assert two.make("setup").returncode == 0
     assert one.get("/healthz") == two.get("/healthz")
@@ -58,8 +58,8 @@ def test_two_copies_run_side_by_side(copy: Callable[[str], LocalCopy]) -> None:
     assert one.processes() == []
 
 
-def test_a_killed_worker_is_started_again(copy: Callable[[str], LocalCopy]) -> None:
-    one = copy("one")
+def test_a_killed_worker_is_started_again(make_copy: Callable[[str], LocalCopy]) -> None:
+    one = make_copy("one")
     one.make("setup")
     worker = _worker(one)
 
@@ -74,8 +74,8 @@ def test_a_killed_worker_is_started_again(copy: Callable[[str], LocalCopy]) -> N
     pytest.fail("no worker came back")
 
 
-def test_down_finds_what_a_killed_supervisor_left_behind(copy: Callable[[str], LocalCopy]) -> None:
-    one = copy("one")
+def test_down_finds_what_a_killed_supervisor_left_behind(make_copy: Callable[[str], LocalCopy]) -> None:
+    one = make_copy("one")
     one.make("setup")
     supervisor = next(p for p in one.processes() if "supervisor.supervisord" in " ".join(p.cmdline()))
     os.kill(supervisor.pid, signal.SIGKILL)
@@ -85,8 +85,8 @@ def test_down_finds_what_a_killed_supervisor_left_behind(copy: Callable[[str], L
     assert one.processes() == []
 
 
-def test_a_taken_port_is_one_line_and_leaves_nothing_running(copy: Callable[[str], LocalCopy]) -> None:
-    one = copy("one")
+def test_a_taken_port_is_one_line_and_leaves_nothing_running(make_copy: Callable[[str], LocalCopy]) -> None:
+    one = make_copy("one")
     with socket.socket() as other:
         other.bind(("127.0.0.1", one.port))
         other.listen()
@@ -100,8 +100,8 @@ def test_a_taken_port_is_one_line_and_leaves_nothing_running(copy: Callable[[str
     assert one.processes() == []
 
 
-def test_a_database_url_is_used_and_none_embedded(copy: Callable[[str], LocalCopy]) -> None:
-    one = copy("one")
+def test_a_database_url_is_used_and_none_embedded(make_copy: Callable[[str], LocalCopy]) -> None:
+    one = make_copy("one")
     server = os.environ["TEST_DATABASE_URL"]
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute("create database onecode_lifecycle")
@@ -127,8 +127,10 @@ def test_a_database_url_is_used_and_none_embedded(copy: Callable[[str], LocalCop
         ("MAIL_USE_TLS", "perhaps", "MAIL_USE_TLS must be true or false"),
     ],
 )
-def test_a_wrong_setting_is_one_line(copy: Callable[[str], LocalCopy], setting: str, value: str, said: str) -> None:
-    done = copy("one").make("setup", **{setting: value})
+def test_a_wrong_setting_is_one_line(
+    make_copy: Callable[[str], LocalCopy], setting: str, value: str, said: str
+) -> None:
+    done = make_copy("one").make("setup", **{setting: value})
 
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if not line.startswith("make")]

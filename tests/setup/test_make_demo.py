@@ -16,7 +16,7 @@ import requests
 from psycopg import sql
 
 from local import demo_instance
-from tests.support.local_copy import LocalCopy, copies
+from tests.support.local_copy import LocalCopy, local_copies
 from webapp.core import settings as app_settings
 from webapp.core.extensions import db
 
@@ -39,7 +39,7 @@ class BothInstances:
 
 @pytest.fixture(scope="module")
 def both() -> Iterator[BothInstances]:
-    with copies() as make:
+    with local_copies() as make:
         copy = make("one copy")
         assert copy.make("setup").returncode == 0
         rows = count_rows(copy.folder / "instance")
@@ -143,9 +143,9 @@ def test_demo_down_stops_the_demo_alone_and_keeps_its_data(both: BothInstances) 
 
 
 def test_killed_while_it_is_filled_it_is_complete_the_next_time_and_reset_leaves_nothing(
-    copy: Callable[[str], LocalCopy],
+    make_copy: Callable[[str], LocalCopy],
 ) -> None:
-    one = copy("without the user's instance")
+    one = make_copy("without the user's instance")
     (one.folder / ".env").write_text(
         "DATABASE_URL=postgresql://onecode:secret@127.0.0.1:1/onecode\nMAIL_SERVER=relay.invalid\nMAIL_PORT=25\n"
     )

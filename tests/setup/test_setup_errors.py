@@ -28,9 +28,9 @@ def said(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in done.stderr.splitlines() if not line.startswith("make: ***")]
 
 
-def test_a_set_up_that_is_killed_at_any_point_is_done_anew(copy: Callable[[str], LocalCopy]) -> None:
+def test_a_set_up_that_is_killed_at_any_point_is_done_anew(make_copy: Callable[[str], LocalCopy]) -> None:
     # A name that no shell, no configuration and no address likes.
-    one = copy("Käse & 'Brot' " + "long " * 20)
+    one = make_copy("Käse & 'Brot' " + "long " * 20)
     instance = one.folder / "instance"
     chance = random.Random(20)
     marks: list[tuple[Callable[[], bool], float]] = [
@@ -93,8 +93,8 @@ def _number_given_away(instance: Path) -> Iterator[subprocess.Popen[bytes]]:
             other.kill()
 
 
-def test_ctrl_c_stops_what_was_started(copy: Callable[[str], LocalCopy]) -> None:
-    one = copy("one")
+def test_ctrl_c_stops_what_was_started(make_copy: Callable[[str], LocalCopy]) -> None:
+    one = make_copy("one")
     process = one.start("setup")
     assert process.stdout is not None
     for line in process.stdout:
@@ -111,8 +111,8 @@ def test_ctrl_c_stops_what_was_started(copy: Callable[[str], LocalCopy]) -> None
 
 
 @requires_root
-def test_a_full_disk_is_one_line_and_leaves_nothing(copy: Callable[[str], LocalCopy], tmp_path: Path) -> None:
-    one = copy("one")
+def test_a_full_disk_is_one_line_and_leaves_nothing(make_copy: Callable[[str], LocalCopy], tmp_path: Path) -> None:
+    one = make_copy("one")
     place = one.folder.parent / "small"
     with small_disk(place, "size=24m,mode=0755"):
         done = one.make("setup", INSTANCE_PATH=str(place / "instance"))
@@ -130,8 +130,8 @@ def _words(process: psutil.Process) -> list[str]:
         return []
 
 
-def test_an_instance_that_can_not_be_made_is_one_line(copy: Callable[[str], LocalCopy]) -> None:
-    one = copy("one")
+def test_an_instance_that_can_not_be_made_is_one_line(make_copy: Callable[[str], LocalCopy]) -> None:
+    one = make_copy("one")
     for path in ("/dev/null/instance", "~nobody-of-that-name/instance"):
         done = one.make("setup", INSTANCE_PATH=path)
         assert done.returncode != 0
@@ -139,8 +139,8 @@ def test_an_instance_that_can_not_be_made_is_one_line(copy: Callable[[str], Loca
         assert "INSTANCE_PATH" in said(done)[0]
 
 
-def test_an_env_file_that_is_not_utf_8_is_one_line(copy: Callable[[str], LocalCopy]) -> None:
-    one = copy("one")
+def test_an_env_file_that_is_not_utf_8_is_one_line(make_copy: Callable[[str], LocalCopy]) -> None:
+    one = make_copy("one")
     (one.folder / ".env").write_bytes("SHOP_NAME=Käse".encode("latin-1"))
 
     done = one.make("setup")
@@ -151,9 +151,9 @@ def test_an_env_file_that_is_not_utf_8_is_one_line(copy: Callable[[str], LocalCo
 
 @requires_root
 def test_an_instance_of_somebody_else_is_one_line(
-    copy: Callable[[str], LocalCopy], as_nobody: Callable[..., list[str]]
+    make_copy: Callable[[str], LocalCopy], as_nobody: Callable[..., list[str]]
 ) -> None:
-    one = copy("one")
+    one = make_copy("one")
     (one.folder / "instance").mkdir()
     (one.folder / "instance" / "secret_key").write_text("x")
     (one.folder / "instance" / "secret_key").chmod(0o600)

@@ -69,16 +69,16 @@ EMAILS = {
 
 
 @pytest.fixture(autouse=True)
-def there(offer: MakeOffer, customer: MakeCustomer) -> None:
+def there(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
     """What would be redeemed, if it were asked for."""
-    offer(), offer("WINTER25", discount_type="amount", amount=500, currency="EUR")
-    customer(source_id="C-1")
+    make_offer(), make_offer("WINTER25", discount_type="amount", amount=500, currency="EUR")
+    make_customer(source_id="C-1")
 
 
 @pytest.fixture(autouse=True)
-def cleo(customer: MakeCustomer) -> Customer:
+def cleo(make_customer: MakeCustomer) -> Customer:
     """Somebody whose domain has more letters than ASCII."""
-    return customer("cleo@bücher.example")
+    return make_customer("cleo@bücher.example")
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,9 @@ from datetime import timedelta
 from sqlalchemy import ColumnElement, func, select, text
 from sqlalchemy.exc import ProgrammingError
 
-from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.models import Campaign
-from webapp.campaigns.queries import CampaignStats
+from webapp.campaigns.stats_queries import CampaignStats
 from webapp.core.extensions import db, huey
 from webapp.customers.models import CustomerImport
 from webapp.monitoring.models import Worker
@@ -189,7 +189,7 @@ def load_campaign_metrics() -> CampaignMetrics:
         by_status,
         auto_paused_count,
         bool(delivery_warnings),
-        campaign_queries.get_stats_by_campaign(db.session.scalars(newest_ids).all()),
+        stats_queries.get_stats_by_campaign(db.session.scalars(newest_ids).all()),
     )
 
 

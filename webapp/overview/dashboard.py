@@ -10,13 +10,13 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Row, exists, func, or_, select
 
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.models import Campaign
 from webapp.core.extensions import db
 from webapp.customers.models import Customer, CustomerImport
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer
-from webapp.redemptions import guessing
-from webapp.redemptions import queries as redemption_queries
+from webapp.redemptions import count_queries, guessing
 from webapp.redemptions.models import Redemption
 
 DASHBOARD_DAYS = 30
@@ -84,7 +84,7 @@ def get_dashboard_figures(zone: str) -> DashboardFigures:
     today = datetime.now(ZoneInfo(zone)).date()
     first_day = today - timedelta(days=DASHBOARD_DAYS - 1)
     since = datetime.combine(first_day, time(), ZoneInfo(zone)).astimezone(UTC)
-    counts = dict(redemption_queries.count_redemptions_per_day(None, since, zone))
+    counts = dict(count_queries.count_redemptions_per_day(None, since, zone))
     per_day = [(day, counts.get(day, 0)) for day in (first_day + timedelta(days=n) for n in range(DASHBOARD_DAYS))]
     emails_sent, conversion_rate = _calculate_email_figures(since)
     return DashboardFigures(
@@ -169,11 +169,11 @@ def _calculate_email_figures(since: datetime) -> tuple[int, float | None]:
     launched = _list_launched_since(since)
     sent = {
         campaign_id: counts.sent
-        for campaign_id, counts in campaign_queries.get_stats_by_campaign([each.id for each in launched]).items()
+        for campaign_id, counts in stats_queries.get_stats_by_campaign([each.id for each in launched]).items()
     }
     announcements = [campaign for campaign in launched if campaign.kind == "announcement"]
     announced = sum(sent.get(campaign.id, 0) for campaign in announcements)
-    redeemed = sum(redemption_queries.count_redemptions(sorted({each.offer_id for each in announcements})).values())
+    redeemed = sum(count_queries.count_redemptions(sorted({each.offer_id for each in announcements})).values())
     # Customers who learned the code elsewhere redeem too, so there can be more redemptions than emails.
     return sum(sent.values()), min(1.0, redeemed / announced) if announced else None
 

@@ -21,7 +21,8 @@ from webapp.core.settings import Settings
 from webapp.customers import queries as customer_queries
 from webapp.mail import addresses, smtp
 from webapp.mail.headers import format_address_header, format_header
-from webapp.mail.smtp import OutgoingMessage, RelayRejected
+from webapp.mail.outgoing_message import OutgoingMessage
+from webapp.mail.smtp import RelayRejected
 from webapp.redemptions import personal_links
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.queries import RedemptionRecord

@@ -34,12 +34,12 @@ SYSTEMS = ("POSTFIX", "EXCHANGE", "GMAIL", "EXIM", "QMAIL")
 
 @pytest.fixture(autouse=True)
 def mailed(
-    customer: Callable[..., Customer], offer: Callable[..., Offer], with_settings: Callable[..., Settings]
+    make_customer: Callable[..., Customer], make_offer: Callable[..., Offer], with_settings: Callable[..., Settings]
 ) -> Campaign:
     """A mailing that has gone out to Ada (1) and Bob (2)."""
     with_settings(mail_bounce_address="bounces@example.com")
-    customer(ADA), customer("bob@example.org")
-    campaign = Campaign(offer_id=offer().id, subject="s", text="t", status="done", total=2, sent_in_batches=2)
+    make_customer(ADA), make_customer("bob@example.org")
+    campaign = Campaign(offer_id=make_offer().id, subject="s", text="t", status="done", total=2, sent_in_batches=2)
     db.session.add(campaign)
     db.session.flush()
     db.session.execute(text("update campaign set launched_at = now() - interval '1 day'"))
@@ -55,7 +55,7 @@ def mail(shape: str, customer_id: int = 1, campaign_id: int = 1, **values: str) 
     given = {
         "to": campaign_tokens.build_return_path(campaign_id, customer_id, ""),
         "id": campaign_tokens.build_message_id(campaign_id, customer_id, "example.com"),
-        "way_out": campaign_tokens.build_unsubscribe_url(customer_id, campaign_id),
+        "unsubscribe_url": campaign_tokens.build_unsubscribe_url(customer_id, campaign_id),
         "rcpt": ADA,
         "action": "failed",
         "status": "5.1.1",

@@ -19,13 +19,14 @@ from tests.support.campaigns import (
     expire_leases,
 )
 from tests.support.smtp_relay import Relay
-from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns import tokens as campaign_tokens
 from webapp.campaigns.bounces import actions as bounce_actions
 from webapp.campaigns.bounces.reports import BounceReport
 from webapp.campaigns.launch import cancellation, transitions
 from webapp.campaigns.models import WINDOW_SIZE, Campaign
 from webapp.campaigns.sending import batches, completion, sender
+from webapp.campaigns.sending import windows as send_windows
 from webapp.core.extensions import db
 
 pytestmark = pytest.mark.usefixtures("no_retry_delay")
@@ -38,7 +39,7 @@ def bounce(campaign_id: int, customer_id: int) -> str:
 
 def all_sent(taken: batches.BatchClaim) -> None:
     """As if the relay had taken one window of a batch."""
-    assert batches.open_send_window(taken) is not None
+    assert send_windows.open_send_window(taken) is not None
     taken.position = taken.sent = min(WINDOW_SIZE, len(taken.customer_ids))
 
 
@@ -91,10 +92,10 @@ def is_failed() -> bool:
 
 
 def test_a_mail_that_comes_back_while_the_mailing_is_called_done_is_counted_once(
-    app: Flask, launched: Launch, relay: Relay
+    app: Flask, launch_campaign: Launch, relay: Relay
 ) -> None:
     first, _ = create_customers(2)
-    campaign = launched()
+    campaign = launch_campaign()
     taken = claimed()
     all_sent(taken)
     batches.finish_batch(taken)
@@ -108,14 +109,14 @@ def test_a_mail_that_comes_back_while_the_mailing_is_called_done_is_counted_once
 
 
 @pytest.fixture
-def cancelled(launched: Launch, relay: Relay) -> Campaign:
+def cancelled(launch_campaign: Launch, relay: Relay) -> Campaign:
     """Cancelled when fifty of sixty had it; its worker has given the batch back."""
     create_customers(60)
-    campaign = launched()
+    campaign = launch_campaign()
     taken = claimed()
     all_sent(taken)
     transitions.cancel_campaign(campaign.id, "tests")
-    assert batches.open_send_window(taken) is None
+    assert send_windows.open_send_window(taken) is None
     return campaign
 
 
@@ -150,14 +151,14 @@ def test_a_cancelled_mailing_that_is_summed_while_a_mail_comes_back_counts_it_on
 
 
 def test_a_mail_that_comes_back_while_the_mailing_is_paused_stays_counted_when_it_goes_on(
-    launched: Launch, relay: Relay
+    launch_campaign: Launch, relay: Relay
 ) -> None:
     create_customers(60)
-    campaign = launched()
+    campaign = launch_campaign()
     taken = claimed()
     all_sent(taken)
     transitions.pause_campaign(campaign.id, "tests")
-    assert batches.open_send_window(taken) is None
+    assert send_windows.open_send_window(taken) is None
     bounce(campaign.id, 1), bounce(campaign.id, 55)
     assert delivery_counts(campaign) == {"total": 60, "sent": 49, "failed": 1}
     transitions.resume_campaign(campaign.id, "tests")
@@ -166,21 +167,21 @@ def test_a_mail_that_comes_back_while_the_mailing_is_paused_stays_counted_when_i
     assert delivery_status(campaign, 1).state == "failed"
 
 
-def test_while_a_batch_is_being_sent_the_list_alone_tells(launched: Launch, relay: Relay) -> None:
+def test_while_a_batch_is_being_sent_the_list_alone_tells(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(60)
-    campaign = launched()
+    campaign = launch_campaign()
     taken = claimed()
     all_sent(taken)
-    assert batches.open_send_window(taken) is not None
+    assert send_windows.open_send_window(taken) is not None
     assert bounce(campaign.id, 1) == "suppressed"
     assert delivery_status(campaign, 1).state == "sent"
-    assert campaign_queries.get_campaign_stats(campaign.id).sent == 50
+    assert stats_queries.get_campaign_stats(campaign.id).sent == 50
 
 
-def test_a_mail_in_doubt_that_comes_back_is_in_doubt_no_more(launched: Launch, relay: Relay) -> None:
+def test_a_mail_in_doubt_that_comes_back_is_in_doubt_no_more(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(60)
-    campaign = launched()
-    assert batches.open_send_window(claimed()) is not None
+    campaign = launch_campaign()
+    assert send_windows.open_send_window(claimed()) is not None
     transitions.cancel_campaign(campaign.id, "tests")
     expire_leases()
     completion.finalize_cancelled_batches("sweep")
@@ -190,12 +191,14 @@ def test_a_mail_in_doubt_that_comes_back_is_in_doubt_no_more(launched: Launch, r
     assert delivery_counts(campaign) == {"total": 60, "failed": 1}
 
 
-def test_nothing_is_kept_of_how_far_a_worker_was_in_a_batch_that_is_closed(launched: Launch, relay: Relay) -> None:
+def test_nothing_is_kept_of_how_far_a_worker_was_in_a_batch_that_is_closed(
+    launch_campaign: Launch, relay: Relay
+) -> None:
     create_customers(1200)
-    campaign = launched()
+    campaign = launch_campaign()
     given_back, lost, _ = claimed(), claimed(), claimed()
     for taken in (given_back, lost):
-        assert batches.open_send_window(taken) is not None
+        assert send_windows.open_send_window(taken) is not None
     transitions.cancel_campaign(campaign.id, "tests")
     batches.release_batch(given_back)
     expire_leases()
@@ -204,5 +207,5 @@ def test_nothing_is_kept_of_how_far_a_worker_was_in_a_batch_that_is_closed(launc
     cancellation.clean_up_cancelled_campaigns()
     assert cursors() == 0
     # Who comes back finds the batch closed, and leaves nothing behind.
-    assert batches.open_send_window(lost) is None
+    assert send_windows.open_send_window(lost) is None
     assert cursors() == 0

@@ -54,12 +54,14 @@ def body(mail: EmailMessage, kind: str) -> str:
 
 
 @pytest.fixture
-def write(app: Flask, offer: Callable[..., Offer]) -> Callable[..., EmailMessage]:
+def write(app: Flask, make_offer: Callable[..., Offer]) -> Callable[..., EmailMessage]:
     """The parsed mail to a customer: `write(text="Hi {{ customer.name }}", to=person("Ada"))`."""
 
     def go(to: Customer | None = None, values: dict[str, Any] | None = None, **mail: str) -> EmailMessage:
-        row = offer(**(values or {}))
-        return parsed(MailMerge(EmailContent(**mail), row, 3).build_message(to or person()).raw.replace(b"\r\n", b"\n"))
+        offer = make_offer(**(values or {}))
+        return parsed(
+            MailMerge(EmailContent(**mail), offer, 3).build_message(to or person()).raw.replace(b"\r\n", b"\n")
+        )
 
     return go
 
@@ -182,21 +184,21 @@ def test_the_message_id_is_the_same_for_each_try_and_names_no_host(write: Callab
 
 
 def test_unsubscribing_by_one_click_needs_https(
-    app: Flask, offer: Callable[..., Offer], with_settings: Callable[..., Settings]
+    app: Flask, make_offer: Callable[..., Offer], with_settings: Callable[..., Settings]
 ) -> None:
-    row = offer()
-    plain = parsed(MailMerge(EmailContent(), row, 3).build_message(person()).raw)
+    offer = make_offer()
+    plain = parsed(MailMerge(EmailContent(), offer, 3).build_message(person()).raw)
     with_settings(public_url="https://offers.example.com")
-    secure = parsed(MailMerge(EmailContent(), row, 3).build_message(person()).raw)
+    secure = parsed(MailMerge(EmailContent(), offer, 3).build_message(person()).raw)
     assert plain["List-Unsubscribe-Post"] is None
     assert secure["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
 
 
 def test_a_long_list_unsubscribe_is_never_encoded(
-    app: Flask, offer: Callable[..., Offer], with_settings: Callable[..., Settings]
+    app: Flask, make_offer: Callable[..., Offer], with_settings: Callable[..., Settings]
 ) -> None:
     with_settings(public_url="https://" + "a" * 60 + ".example.com/" + "b" * 200)
-    raw = MailMerge(EmailContent(), offer(), 3).build_message(person()).raw
+    raw = MailMerge(EmailContent(), make_offer(), 3).build_message(person()).raw
     assert b"=?" not in raw.partition(b"\r\n\r\n")[0]
     assert f"<{campaign_tokens.build_unsubscribe_url(7, 3)}>" in parsed(raw)["List-Unsubscribe"]
 
@@ -211,12 +213,12 @@ def test_a_header_refuses_a_line_break() -> None:
 
 
 def test_a_sender_with_a_line_break_is_refused(
-    app: Flask, offer: Callable[..., Offer], with_settings: Callable[..., Settings]
+    app: Flask, make_offer: Callable[..., Offer], with_settings: Callable[..., Settings]
 ) -> None:
     with_settings(mail_default_sender="Shop\r\nBcc: x <a@example.com>")
-    row = offer()
+    offer = make_offer()
     with pytest.raises(ValueError, match="line break"):
-        MailMerge(EmailContent(), row, 3)
+        MailMerge(EmailContent(), offer, 3)
 
 
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc", "Co"), include_characters="\n\t"), max_size=300)
@@ -324,8 +326,8 @@ def test_who_has_no_language_that_is_known_reads_the_shops(write: Callable[..., 
     assert write(to=person(locale="xx"), subject="{{ offer.discount }}")["Subject"] == "25 %"
 
 
-def test_each_language_is_written_once(app: Flask, offer: Callable[..., Offer]) -> None:
-    form = MailMerge(EmailContent(), offer(), 3)
+def test_each_language_is_written_once(app: Flask, make_offer: Callable[..., Offer]) -> None:
+    form = MailMerge(EmailContent(), make_offer(), 3)
     for number in range(20):
         for locale in LOCALES:
             form.build_message(person(number=number + 1, locale=locale))
@@ -341,14 +343,14 @@ def test_an_offer_without_end_has_the_writers_own_words_for_it(write: Callable[.
 
 
 @pytest.fixture
-def received(app: Flask, relay: Relay, offer: Callable[..., Offer]) -> Callable[..., bytes]:
-    """The bytes of a mail to a customer, as a relay has received them."""
+def send_and_receive(app: Flask, relay: Relay, make_offer: Callable[..., Offer]) -> Callable[..., bytes]:
+    """Send an email to a customer; return the bytes that the relay received."""
 
     def go(to: Customer, **mail: str) -> bytes:
-        letter = MailMerge(EmailContent(**mail), offer(), 3).build_message(to)
+        letter = MailMerge(EmailContent(**mail), make_offer(), 3).build_message(to)
         with smtp.create_relay_connection() as connection:
             connection.send(letter)
-        return relay.kept[-1].raw
+        return relay.messages[-1].raw
 
     return go
 
@@ -370,8 +372,8 @@ ODD_NAMES = (
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_what_a_relay_receives_is_in_order(received: Callable[..., bytes], name: str) -> None:
-    raw = received(
+def test_what_a_relay_receives_is_in_order(send_and_receive: Callable[..., bytes], name: str) -> None:
+    raw = send_and_receive(
         person(name), subject="For {{ customer.name }} and " + "a long subject " * 9, text=f"{name}\n.\n{name * 20}"
     )
     _assert_is_in_order(raw)
@@ -385,13 +387,13 @@ def test_what_a_relay_receives_is_in_order(received: Callable[..., bytes], name:
 
 
 def test_all_headers_of_a_mailing_are_there_once_and_mean_what_they_say(
-    received: Callable[..., bytes], with_settings: Callable[..., Settings]
+    send_and_receive: Callable[..., bytes], with_settings: Callable[..., Settings]
 ) -> None:
     with_settings(public_url="https://offers.example.com", mail_default_sender="Shop <offers@münze.example>")
     shop_actions.save_shop(
         ShopValues("Blumen Müller", sender_name="Blumen, Müller", reply_to="laden@bücher.example"), "tests"
     )
-    raw = received(person("Ada", "Ada.L@example.com"))
+    raw = send_and_receive(person("Ada", "Ada.L@example.com"))
     mail = parsed(raw)
     assert [str(mail[name]) for name in ("To", "Precedence", "Auto-Submitted", "X-Campaign-Id", "MIME-Version")] == [
         "Ada <Ada.L@example.com>",
@@ -458,8 +460,8 @@ def test_the_rules_are_at_the_elements_and_only_the_media_queries_stay(write: Ca
     assert re.search(r'<td class="code"[^>]*style="[^"]*dashed', seen)
 
 
-def test_the_design_is_small(app: Flask, offer: Callable[..., Offer]) -> None:
-    raw = MailMerge(EmailContent(), offer("x" * 40), 3).build_message(person("李" * 60)).raw
+def test_the_design_is_small(app: Flask, make_offer: Callable[..., Offer]) -> None:
+    raw = MailMerge(EmailContent(), make_offer("x" * 40), 3).build_message(person("李" * 60)).raw
     assert len(raw) < 20_000
 
 
@@ -484,20 +486,20 @@ def test_a_long_code_is_written_smaller(write: Callable[..., EmailMessage]) -> N
 
 
 def test_the_preview_is_what_is_sent_but_for_what_is_the_recipients_own(
-    app: Flask, relay: Relay, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    app: Flask, relay: Relay, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    row, ada = offer(personal_code_required=True), customer(locale="de")
-    form = MailMerge(EmailContent(subject="{{ offer.code }} for {{ customer.name }}"), row, 3)
+    offer, ada = make_offer(personal_code_required=True), make_customer(locale="de")
+    form = MailMerge(EmailContent(subject="{{ offer.code }} for {{ customer.name }}"), offer, 3)
     shown = form.preview(ada)
     with smtp.create_relay_connection() as connection:
         connection.send(form.build_message(ada))
     own = {
-        personal_links.build_personal_url(row.id, ada.id): personal_links.build_personal_url(
-            row.id, PREVIEW_CUSTOMER_ID
+        personal_links.build_personal_url(offer.id, ada.id): personal_links.build_personal_url(
+            offer.id, PREVIEW_CUSTOMER_ID
         ),
         campaign_tokens.build_unsubscribe_url(ada.id, 3): campaign_tokens.build_unsubscribe_url(PREVIEW_CUSTOMER_ID, 3),
-        personal_codes.derive_personal_code("SUMMER25", row.id, ada.id): personal_codes.derive_personal_code(
-            "SUMMER25", row.id, PREVIEW_CUSTOMER_ID
+        personal_codes.derive_personal_code("SUMMER25", offer.id, ada.id): personal_codes.derive_personal_code(
+            "SUMMER25", offer.id, PREVIEW_CUSTOMER_ID
         ),
     }
 
@@ -506,7 +508,7 @@ def test_the_preview_is_what_is_sent_but_for_what_is_the_recipients_own(
             words = words.replace(mine, theirs)
         return words
 
-    sent = relay.to("ada@example.com")
+    sent = relay.message_to("ada@example.com")
     assert nobodys(str(sent.message["Subject"])) == shown.subject
     assert nobodys(sent.text.replace("\r\n", "\n")) == shown.text
     assert nobodys(sent.html.replace("\r\n", "\n")) == shown.html
@@ -516,10 +518,10 @@ def test_the_preview_is_what_is_sent_but_for_what_is_the_recipients_own(
 
 
 def test_links_of_a_preview_open_a_page_that_says_so_and_redeem_nothing(
-    client: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    client: FlaskClient, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    row, ada = offer(), customer()
-    shown = MailMerge(EmailContent(), row, 3).preview(ada)
+    offer, ada = make_offer(), make_customer()
+    shown = MailMerge(EmailContent(), offer, 3).preview(ada)
     link, out = (re.search(pattern, shown.text) for pattern in (r"/r/[\w.-]+", r"/u/[\w.-]+"))
     assert link is not None
     assert out is not None
@@ -541,8 +543,8 @@ def test_many_links_are_signed_as_one_is(app: Flask) -> None:
         assert personal_links.parse_personal_token(urls(number).rpartition("/")[2]) == (5, number)
 
 
-def test_an_address_that_is_none_is_no_letter(app: Flask, offer: Callable[..., Offer]) -> None:
-    form = MailMerge(EmailContent(), offer(), 3)
+def test_an_address_that_is_none_is_no_letter(app: Flask, make_offer: Callable[..., Offer]) -> None:
+    form = MailMerge(EmailContent(), make_offer(), 3)
     for odd in (
         "no-at-sign",
         "a b@example.com",

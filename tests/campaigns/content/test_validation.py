@@ -124,11 +124,11 @@ def test_html_that_mail_programs_can_mend_is_taken(source: str) -> None:
     assert wrong("html", source) is None
 
 
-def test_what_is_taken_still_has_every_placeholder_and_the_way_out(offer: Callable[..., Offer]) -> None:
+def test_what_is_taken_still_has_every_placeholder_and_the_way_out(make_offer: Callable[..., Offer]) -> None:
     source = (
         "<b>{{ customer.name }}<i>{{ offer.code }}</b>{{ link }}<table>{{ offer.ends }}<tr><td>{{ offer.discount }}"
     )
-    html = MailMerge(EmailContent(html=source), offer(), 3).html
+    html = MailMerge(EmailContent(html=source), make_offer(), 3).html
     names = {part.name for part in html if not isinstance(part, str)}
     assert names >= {"customer.name", "link", "offer.ends", "offer.discount", "unsubscribe"}
 
@@ -141,12 +141,12 @@ def test_the_mails_we_suggest_are_in_order() -> None:
 
 
 @pytest.fixture
-def advised(app: Flask, offer: Callable[..., Offer]) -> Callable[..., str]:
+def advised(app: Flask, make_offer: Callable[..., Offer]) -> Callable[..., str]:
     """What staff are told of a mail, as one text."""
 
     def go(**mail: str) -> str:
-        row = offer()
-        return "\n".join(MailMerge(EmailContent(**mail), row, 3).preview(_ada()).warnings)
+        offer = make_offer()
+        return "\n".join(MailMerge(EmailContent(**mail), offer, 3).preview(_ada()).warnings)
 
     return go
 

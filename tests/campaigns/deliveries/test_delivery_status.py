@@ -25,15 +25,16 @@ from tests.support.campaigns import (
 )
 from tests.support.smtp_relay import Relay
 from webapp.accounts.models import AuditEntry
-from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.deliveries import actions as delivery_actions
 from webapp.campaigns.deliveries import export as delivery_export
 from webapp.campaigns.deliveries import queries as delivery_queries
 from webapp.campaigns.deliveries.actions import DeliverySelection
-from webapp.campaigns.deliveries.queries import DeliveryStatus
+from webapp.campaigns.deliveries.status import DeliveryStatus
 from webapp.campaigns.launch import preparation, transitions
 from webapp.campaigns.models import Batch, BatchCursor, Campaign, MailIssue, encode_gaps
 from webapp.campaigns.sending import auto_pause, batches, completion, retries, sender
+from webapp.campaigns.sending import windows as send_windows
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.customers import actions as customer_actions
@@ -59,7 +60,7 @@ def everybody(campaign: Campaign, state: str = "") -> list[DeliveryStatus]:
 
 
 def test_the_answer_for_every_recipient_is_what_the_relay_received(
-    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = create_customers(90)
     rules = relay.behaviour
@@ -68,7 +69,7 @@ def test_the_answer_for_every_recipient_is_what_the_relay_received(
     rules.rcpt[email(3)] = "450 4.7.1 greylisted"
     rules.times[email(3)] = 1
     rules.body[email(4)] = "drop"
-    campaign = launched(policy="hold")
+    campaign = launch_campaign(policy="hold")
     suppression_actions.unsubscribe_customer(ids[5], campaign.id)
     db.session.add(Redemption(offer_id=campaign.offer_id, customer_id=ids[6], channel="form"))
     db.session.commit()
@@ -98,13 +99,15 @@ def test_the_answer_for_every_recipient_is_what_the_relay_received(
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_batches_of_any_shape_are_answered_by_their_places(app: Flask, offer: Callable[..., Offer], seed: int) -> None:
+def test_batches_of_any_shape_are_answered_by_their_places(
+    app: Flask, make_offer: Callable[..., Offer], seed: int
+) -> None:
     """Gaps, windows, cursors and rows at random; a plain walk over the same tells what must come out."""
     draw = random.Random(seed)
     ids = sorted(draw.sample(create_customers(400), 120))
     start = datetime(2026, 5, 1, tzinfo=UTC)
     campaign = Campaign(
-        offer_id=offer().id, subject="s", text="t", status="sending", total=120, launched_at=start,
+        offer_id=make_offer().id, subject="s", text="t", status="sending", total=120, launched_at=start,
         prepared_at=start, sending_since=start,
     )  # fmt: skip
     db.session.add(campaign)
@@ -139,7 +142,7 @@ def test_batches_of_any_shape_are_answered_by_their_places(app: Flask, offer: Ca
             expected[part[place]] = ("failed", start)
     db.session.commit()
     assert {each.customer_id: (each.state, each.at) for each in everybody(campaign)} == expected
-    assert campaign_queries.get_campaign_stats(campaign.id).sent == sum(
+    assert stats_queries.get_campaign_stats(campaign.id).sent == sum(
         batch_sent for batch_sent in _sent_in_open_windows(campaign, expected)
     )
     for customer_id in draw.sample(ids, 10):
@@ -162,12 +165,14 @@ def _sent_in_open_windows(campaign: Campaign, expected: dict[int, tuple[str, dat
     return found
 
 
-def test_under_an_open_window_the_cursor_tells_who_has_it_and_who_is_next(launched: Launch, relay: Relay) -> None:
+def test_under_an_open_window_the_cursor_tells_who_has_it_and_who_is_next(
+    launch_campaign: Launch, relay: Relay
+) -> None:
     ids = create_customers(120)
-    campaign = launched()
+    campaign = launch_campaign()
     claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_send_window(claim) is not None
+    assert send_windows.open_send_window(claim) is not None
     db.session.execute(text("update batch_cursor set cursor = 20"))
     db.session.commit()
     states = [delivery_status(campaign, ids[n]).state for n in (0, 19, 20, 49, 50)]
@@ -177,35 +182,33 @@ def test_under_an_open_window_the_cursor_tells_who_has_it_and_who_is_next(launch
     assert "does not respond" in delivery_status(campaign, ids[20]).note
 
 
-def test_as_many_come_before_as_wait_in_the_batches_before(launched: Launch, relay: Relay) -> None:
+def test_as_many_come_before_as_wait_in_the_batches_before(launch_campaign: Launch, relay: Relay) -> None:
     ids = create_customers(560)
-    campaign = launched()
+    campaign = launch_campaign()
     claim = batches.claim_batch("a worker")
     assert claim is not None
     claim.position = claim.sent = 100
     batches.release_batch(claim)
-    assert (
-        delivery_status(campaign, ids[559]).ahead == 459 == campaign_queries.get_campaign_stats(campaign.id).waiting - 1
-    )
+    assert delivery_status(campaign, ids[559]).ahead == 459 == stats_queries.get_campaign_stats(campaign.id).waiting - 1
 
 
-def test_a_cursor_of_a_former_owner_says_nothing(launched: Launch, relay: Relay) -> None:
+def test_a_cursor_of_a_former_owner_says_nothing(launch_campaign: Launch, relay: Relay) -> None:
     ids = create_customers(60)
-    campaign = launched()
+    campaign = launch_campaign()
     claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_send_window(claim) is not None
+    assert send_windows.open_send_window(claim) is not None
     db.session.execute(text("update batch_cursor set cursor = 20, epoch = epoch - 1"))
     db.session.commit()
     assert delivery_status(campaign, ids[0]).state == "sending"
 
 
 def test_whoever_is_not_among_the_recipients_hears_why(
-    launched: Launch, relay: Relay, customer: Callable[..., Customer]
+    launch_campaign: Launch, relay: Relay, make_customer: Callable[..., Customer]
 ) -> None:
     create_customers(2)
-    campaign = launched()
-    late = customer("late@example.com")
+    campaign = launch_campaign()
+    late = make_customer("late@example.com")
     assert (delivery_status(campaign, late.id).state, delivery_status(campaign, late.id).note) == (
         "not_recipient",
         "The customer was created after the launch.",
@@ -213,24 +216,24 @@ def test_whoever_is_not_among_the_recipients_hears_why(
     assert delivery_queries.list_customer_deliveries(late.id) == []
 
 
-def test_who_waits_when_a_mailing_is_cancelled_never_gets_it(launched: Launch) -> None:
+def test_who_waits_when_a_mailing_is_cancelled_never_gets_it(launch_campaign: Launch) -> None:
     ids = create_customers(3)
-    campaign = launched()
+    campaign = launch_campaign()
     transitions.cancel_campaign(campaign.id, "tests")
     assert {delivery_status(refresh(campaign), i).state for i in ids} == {"cancelled"}
 
 
-def test_who_is_erased_while_waiting_is_said_to_be_left_out(launched: Launch) -> None:
+def test_who_is_erased_while_waiting_is_said_to_be_left_out(launch_campaign: Launch) -> None:
     ids = create_customers(2)
-    campaign = launched()
+    campaign = launch_campaign()
     customer_actions.erase_customer(ids[1], by="tests")
     answer = delivery_status(campaign, ids[1])
     assert (answer.state, answer.note, answer.email) == ("waiting", "Will be skipped: erased.", "erased customer")
 
 
-def test_what_an_earlier_version_sent_has_no_time_but_a_bound(launched: Launch, relay: Relay) -> None:
+def test_what_an_earlier_version_sent_has_no_time_but_a_bound(launch_campaign: Launch, relay: Relay) -> None:
     ids = create_customers(1)
-    campaign = launched()
+    campaign = launch_campaign()
     sender.send_pending_emails()
     db.session.execute(text("update batch set windows = '{}'"))
     db.session.commit()
@@ -239,12 +242,14 @@ def test_what_an_earlier_version_sent_has_no_time_but_a_bound(launched: Launch, 
     assert "before" in answer.note
 
 
-def test_an_uncertain_mail_says_whether_it_goes_out_by_itself_or_staff_decide(launched: Launch, relay: Relay) -> None:
+def test_an_uncertain_mail_says_whether_it_goes_out_by_itself_or_staff_decide(
+    launch_campaign: Launch, relay: Relay
+) -> None:
     ids = create_customers(2)
-    campaign = launched(policy="resend")
+    campaign = launch_campaign(policy="resend")
     claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_send_window(claim) is not None
+    assert send_windows.open_send_window(claim) is not None
     expire_leases()
     # Somebody takes over and is gone as well, before a window is open.
     assert batches.claim_batch("another") is not None
@@ -265,14 +270,14 @@ def test_an_uncertain_mail_says_whether_it_goes_out_by_itself_or_staff_decide(la
 
 @pytest.mark.parametrize("state", ["sent", "failed", "waiting", ""])
 def test_a_list_has_everybody_once_page_after_page(
-    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch, state: str
+    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
     monkeypatch.setattr(preparation, "BATCH_SIZE", 20)
     monkeypatch.setattr(delivery_queries, "BATCHES_PER_PAGE", 2)
     create_customers(130)
     for n in range(0, 130, 9):
         relay.behaviour.rcpt[email(n)] = "550 no"
-    campaign = launched()
+    campaign = launch_campaign()
     db.session.execute(text("update batch set status = 'done' where seq >= 5"))
     db.session.commit()
     sender.send_pending_emails()
@@ -290,10 +295,10 @@ def test_a_list_has_everybody_once_page_after_page(
     assert found == wanted
 
 
-def test_the_file_has_a_line_for_everybody_and_no_formulas(launched: Launch, relay: Relay) -> None:
+def test_the_file_has_a_line_for_everybody_and_no_formulas(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(600)
     relay.behaviour.rcpt[email(3)] = "550 =cmd()"
-    campaign = launched()
+    campaign = launch_campaign()
     sender.send_pending_emails()
     db.session.rollback()
     lines = list(
@@ -310,10 +315,10 @@ def test_the_file_has_a_line_for_everybody_and_no_formulas(launched: Launch, rel
 
 
 def test_an_export_is_for_managers_and_in_the_trail(
-    sign_in: Callable[..., FlaskClient], launched: Launch, relay: Relay
+    sign_in: Callable[..., FlaskClient], launch_campaign: Launch, relay: Relay
 ) -> None:
     create_customers(2)
-    campaign = launched()
+    campaign = launch_campaign()
     sender.send_pending_emails()
     assert sign_in("viewer").get(f"/campaigns/{campaign.id}/recipients.csv").status_code == 403
     answer = sign_in("manager").get(f"/campaigns/{campaign.id}/recipients.csv?state=sent")
@@ -326,13 +331,13 @@ def test_an_export_is_for_managers_and_in_the_trail(
 
 
 @pytest.fixture
-def undecided(launched: Launch, relay: Relay) -> Campaign:
+def undecided(launch_campaign: Launch, relay: Relay) -> Campaign:
     """Under hold: c0 and c2 are uncertain, c1 failed for good, c3 because of its address; all is done."""
     create_customers(5)
     relay.behaviour.body |= {email(0): "drop", email(2): "drop"}
     relay.behaviour.rcpt[email(1)] = "550 5.7.1 refused"
     relay.behaviour.rcpt[email(3)] = "550 5.1.1 no such user"
-    campaign = launched(policy="hold")
+    campaign = launch_campaign(policy="hold")
     sender.send_pending_emails()
     make_retries_due()
     sender.send_pending_emails()
@@ -352,7 +357,7 @@ def test_what_is_left_is_counted_for_itself_and_never_sent(undecided: Campaign, 
     make_retries_due()
     sender.send_pending_emails()
     assert relay.recipients[email(0)] == 1
-    found = campaign_queries.get_campaign_stats(undecided.id)
+    found = stats_queries.get_campaign_stats(undecided.id)
     assert (found.left, found.uncertain, found.sent, found.skipped, found.waiting) == (1, 1, 1, 0, 0)
     answer = delivery_status(undecided, 1)
     assert answer.state == "left"
@@ -388,7 +393,7 @@ def test_how_many_are_left_out_is_said(staff: FlaskClient, undecided: Campaign) 
 
 
 def test_those_of_one_cause_are_tried_again(undecided: Campaign, relay: Relay) -> None:
-    cause = next(c for c in campaign_queries.get_campaign_stats(undecided.id).causes if c.cause == "5.7.1")
+    cause = next(c for c in stats_queries.get_campaign_stats(undecided.id).causes if c.cause == "5.7.1")
     assert (cause.state, cause.code, cause.count) == ("failed", 550, 1)
     (listed,) = delivery_queries.list_recipients(undecided.id, "failed", code=550, cause="5.7.1").deliveries
     assert listed.email == email(1)
@@ -399,9 +404,9 @@ def test_those_of_one_cause_are_tried_again(undecided: Campaign, relay: Relay) -
     assert relay.recipients[email(3)] == 0
 
 
-def test_a_mailing_is_not_called_done_while_somebody_sends_mails_again(launched: Launch, relay: Relay) -> None:
+def test_a_mailing_is_not_called_done_while_somebody_sends_mails_again(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(1)
-    campaign = launched()
+    campaign = launch_campaign()
     db.session.execute(text("update batch set status = 'done'"))
     db.session.commit()
     with db.engine.connect() as deciding:
@@ -422,13 +427,13 @@ def test_trying_again_takes_portions(undecided: Campaign, relay: Relay, monkeypa
     assert delivery_actions.retry_deliveries(undecided.id, DeliverySelection("uncertain"), "mia").retried == 2
 
 
-def test_a_cancelled_mailing_sends_nothing_again_but_can_be_settled(launched: Launch, relay: Relay) -> None:
+def test_a_cancelled_mailing_sends_nothing_again_but_can_be_settled(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(60)
     relay.behaviour.body[email(0)] = "drop"
-    campaign = launched(policy="hold")
+    campaign = launch_campaign(policy="hold")
     claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_send_window(claim) is not None
+    assert send_windows.open_send_window(claim) is not None
     transitions.cancel_campaign(campaign.id, "tests")
     expire_leases()
     completion.finalize_cancelled_batches("sweep")
@@ -490,28 +495,28 @@ def opened(campaign: Campaign, *windows: tuple[int, int], **values: object) -> N
     db.session.commit()
 
 
-def test_the_rate_is_that_of_the_last_minutes(launched: Launch) -> None:
+def test_the_rate_is_that_of_the_last_minutes(launch_campaign: Launch) -> None:
     create_customers(500)
-    campaign = launched()
+    campaign = launch_campaign()
     opened(campaign, (0, 3000), (50, 2900), (100, 100), (150, 50), (200, 0))
-    found = campaign_queries.get_campaign_stats(campaign.id)
+    found = stats_queries.get_campaign_stats(campaign.id)
     assert found.rate == pytest.approx(100 / 100, rel=0.05)
     assert found.seconds_left == pytest.approx(300, rel=0.05)
     assert not found.is_stalled
 
 
-def test_what_does_not_move_has_no_rate_and_says_so(staff: FlaskClient, launched: Launch) -> None:
+def test_what_does_not_move_has_no_rate_and_says_so(staff: FlaskClient, launch_campaign: Launch) -> None:
     create_customers(500)
-    campaign = launched()
+    campaign = launch_campaign()
     opened(campaign, (0, 3000), (50, 600))
-    found = campaign_queries.get_campaign_stats(campaign.id)
+    found = stats_queries.get_campaign_stats(campaign.id)
     assert (found.rate, found.seconds_left, found.is_stalled) == (None, None, True)
     assert "Nothing has been sent for 10 minutes" in staff.get(f"/campaigns/{campaign.id}/progress").text
 
 
-def test_a_mailing_that_just_began_has_neither_rate_nor_end(launched: Launch) -> None:
+def test_a_mailing_that_just_began_has_neither_rate_nor_end(launch_campaign: Launch) -> None:
     create_customers(3)
-    found = campaign_queries.get_campaign_stats(launched().id)
+    found = stats_queries.get_campaign_stats(launch_campaign().id)
     assert (found.rate, found.seconds_left, found.is_stalled) == (None, None, False)
 
 
@@ -521,22 +526,24 @@ def begun(campaign: Campaign) -> batches.BatchClaim:
     db.session.commit()
     claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_send_window(claim) is not None
+    assert send_windows.open_send_window(claim) is not None
     db.session.execute(text("update batch_cursor set cursor = 20"))
     db.session.commit()
-    assert campaign_queries.get_campaign_stats(campaign.id).rate
+    assert stats_queries.get_campaign_stats(campaign.id).rate
     return claim
 
 
-def test_neither_rate_nor_forecast_stand_below_a_relay_that_is_away(staff: FlaskClient, launched: Launch) -> None:
+def test_neither_rate_nor_forecast_stand_below_a_relay_that_is_away(
+    staff: FlaskClient, launch_campaign: Launch
+) -> None:
     create_customers(120)
-    campaign = launched()
+    campaign = launch_campaign()
     begun(campaign)
     page = staff.get(f"/campaigns/{campaign.id}/progress").text
     assert "emails per minute" in page
     assert "left." in page
     auto_pause.set_delivery_warning("The mail relay can't be reached.")
-    found = campaign_queries.get_campaign_stats(campaign.id)
+    found = stats_queries.get_campaign_stats(campaign.id)
     assert (found.rate, found.seconds_left) == (None, None)
     page = staff.get(f"/campaigns/{campaign.id}/progress").text
     assert "emails per minute" not in page
@@ -544,32 +551,32 @@ def test_neither_rate_nor_forecast_stand_below_a_relay_that_is_away(staff: Flask
     assert "The mail relay can&#39;t be reached." in staff.get("/campaigns").text
 
 
-def test_what_has_not_moved_for_a_minute_has_neither_rate_nor_forecast(launched: Launch) -> None:
+def test_what_has_not_moved_for_a_minute_has_neither_rate_nor_forecast(launch_campaign: Launch) -> None:
     create_customers(500)
-    campaign = launched()
+    campaign = launch_campaign()
     opened(campaign, (0, 110), (50, 100), (100, 61))
-    found = campaign_queries.get_campaign_stats(campaign.id)
+    found = stats_queries.get_campaign_stats(campaign.id)
     assert (found.rate, found.seconds_left, found.is_stalled) == (None, None, False)
 
 
-def test_a_slow_relay_moves_while_its_worker_is_heard_of(launched: Launch) -> None:
+def test_a_slow_relay_moves_while_its_worker_is_heard_of(launch_campaign: Launch) -> None:
     create_customers(500)
-    campaign = launched()
+    campaign = launch_campaign()
     opened(campaign, (0, 110), (50, 100), (100, 61))
     db.session.execute(text("update batch set status = 'sending', lease_until = now() + interval '86 s'"))
     db.session.commit()
-    found = campaign_queries.get_campaign_stats(campaign.id)
+    found = stats_queries.get_campaign_stats(campaign.id)
     assert (found.rate is not None, found.resumes_by) == (True, None)
 
 
-def test_a_worker_that_ended_is_said_with_when_its_mails_go_on(staff: FlaskClient, launched: Launch) -> None:
+def test_a_worker_that_ended_is_said_with_when_its_mails_go_on(staff: FlaskClient, launch_campaign: Launch) -> None:
     create_customers(120)
-    campaign = launched()
+    campaign = launch_campaign()
     begun(campaign)
     db.session.execute(text("update batch set lease_until = now() + interval '50 s'"))
     until = db.session.execute(text("select lease_until from batch")).scalar_one()
     db.session.commit()
-    found = campaign_queries.get_campaign_stats(campaign.id)
+    found = stats_queries.get_campaign_stats(campaign.id)
     by = found.resumes_by
     assert by is not None
     assert timedelta(minutes=1) < by - until <= timedelta(minutes=2)
@@ -579,39 +586,43 @@ def test_a_worker_that_ended_is_said_with_when_its_mails_go_on(staff: FlaskClien
     assert words[2:-1] in staff.get("/campaigns").text
     # Somebody took it over: it is said no more.
     expire_leases()
-    assert campaign_queries.get_campaign_stats(campaign.id).resumes_by is not None
+    assert stats_queries.get_campaign_stats(campaign.id).resumes_by is not None
     assert batches.claim_batch("another") is not None
-    assert campaign_queries.get_campaign_stats(campaign.id).resumes_by is None
+    assert stats_queries.get_campaign_stats(campaign.id).resumes_by is None
 
 
-def test_when_nobody_takes_a_batch_over_somebody_should_look(staff: FlaskClient, launched: Launch) -> None:
+def test_when_nobody_takes_a_batch_over_somebody_should_look(staff: FlaskClient, launch_campaign: Launch) -> None:
     create_customers(120)
-    campaign = launched()
+    campaign = launch_campaign()
     begun(campaign)
     db.session.execute(text("update batch set lease_until = now() - interval '3 minutes'"))
     db.session.commit()
-    found = campaign_queries.get_campaign_stats(campaign.id)
+    found = stats_queries.get_campaign_stats(campaign.id)
     assert (found.resumes_by, found.is_stalled) == (None, True)
     assert "Is a worker running?" in staff.get(f"/campaigns/{campaign.id}/progress").text
 
 
 @pytest.mark.parametrize("policy", ["resend", "hold"])
-def test_what_was_sent_is_not_less_after_a_batch_was_taken_over(launched: Launch, relay: Relay, policy: str) -> None:
+def test_what_was_sent_is_not_less_after_a_batch_was_taken_over(
+    launch_campaign: Launch, relay: Relay, policy: str
+) -> None:
     create_customers(120)
-    campaign = launched(policy=policy)
+    campaign = launch_campaign(policy=policy)
     begun(campaign)
-    before = campaign_queries.get_campaign_stats(campaign.id).sent
+    before = stats_queries.get_campaign_stats(campaign.id).sent
     expire_leases()
     taken = batches.claim_batch("another")
     assert taken is not None
-    assert campaign_queries.get_campaign_stats(campaign.id).sent == before == 20
-    assert batches.open_send_window(taken) is not None
-    assert campaign_queries.get_campaign_stats(campaign.id).sent == before
+    assert stats_queries.get_campaign_stats(campaign.id).sent == before == 20
+    assert send_windows.open_send_window(taken) is not None
+    assert stats_queries.get_campaign_stats(campaign.id).sent == before
 
 
-def test_the_first_window_of_a_batch_counts_whatever_befell_the_batches_before(launched: Launch, relay: Relay) -> None:
+def test_the_first_window_of_a_batch_counts_whatever_befell_the_batches_before(
+    launch_campaign: Launch, relay: Relay
+) -> None:
     ids = create_customers(560)
-    campaign = launched()
+    campaign = launch_campaign()
     first, second = batches.claim_batch("one"), batches.claim_batch("another")
     assert first is not None
     assert second is not None
@@ -620,28 +631,28 @@ def test_the_first_window_of_a_batch_counts_whatever_befell_the_batches_before(l
     )
     first.position, first.sent = 500, 497
     batches.finish_batch(first)
-    assert batches.open_send_window(second) is not None
+    assert send_windows.open_send_window(second) is not None
     db.session.execute(text("update batch_cursor set cursor = 20 where batch_id = :id"), {"id": second.batch_id})
     db.session.add(MailIssue(campaign_id=campaign.id, customer_id=ids[504], state="failed", text=""))
     db.session.commit()
     assert (
-        campaign_queries.get_campaign_stats(campaign.id).sent,
-        campaign_queries.get_campaign_stats(campaign.id).failed,
+        stats_queries.get_campaign_stats(campaign.id).sent,
+        stats_queries.get_campaign_stats(campaign.id).failed,
     ) == (497 + 19, 4)
 
 
 def test_a_mail_that_is_being_tried_counts_as_put_off_until_its_outcome_is_known(
-    staff: FlaskClient, launched: Launch, relay: Relay
+    staff: FlaskClient, launch_campaign: Launch, relay: Relay
 ) -> None:
     ids = create_customers(3)
     relay.behaviour.rcpt[email(1)] = "450 4.2.2 mailbox full"
-    campaign = launched()
+    campaign = launch_campaign()
     sender.send_pending_emails()
     make_retries_due()
     due = retries.claim_due_retry()
     assert due is not None
     assert delivery_counts(campaign) == {"total": 3, "sent": 2, "deferred": 1}
-    assert [cause.state for cause in campaign_queries.get_campaign_stats(campaign.id).causes] == ["deferred"]
+    assert [cause.state for cause in stats_queries.get_campaign_stats(campaign.id).causes] == ["deferred"]
     answer = delivery_status(campaign, ids[1])
     assert (answer.state, answer.note, answer.next_at, answer.attempts, answer.needs_resolution) == (
         "deferred", "It is being retried now.", None, 1, False,
@@ -660,16 +671,16 @@ def test_a_mail_that_is_being_tried_counts_as_put_off_until_its_outcome_is_known
 
 
 def test_whoever_may_have_got_it_twice_is_said_to_everywhere(
-    staff: FlaskClient, launched: Launch, relay: Relay
+    staff: FlaskClient, launch_campaign: Launch, relay: Relay
 ) -> None:
     ids = create_customers(3)
-    campaign = launched(policy="resend")
+    campaign = launch_campaign(policy="resend")
     claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_send_window(claim) is not None
+    assert send_windows.open_send_window(claim) is not None
     expire_leases()
     relay.behaviour.rcpt[email(1)] = "450 later"
-    relay.behaviour.times[email(1)] = 1
+    relay.behaviour.uses[email(1)] = 1
     sender.send_pending_emails()
     make_retries_due()
     sender.send_pending_emails()
@@ -719,7 +730,7 @@ def test_after_a_decision_about_all_the_progress_is_shown(staff: FlaskClient, un
 
 
 def test_a_list_of_one_cause_says_it_in_words_that_are_not_cut(staff: FlaskClient, undecided: Campaign) -> None:
-    (cause,) = {c for c in campaign_queries.get_campaign_stats(undecided.id).causes if c.state == "uncertain"}
+    (cause,) = {c for c in stats_queries.get_campaign_stats(undecided.id).causes if c.state == "uncertain"}
     (listed, _) = delivery_queries.list_recipients(undecided.id, "uncertain").deliveries
     assert len(listed.text) > len(cause.cause)
     page = staff.get(f"/campaigns/{undecided.id}/recipients", query_string={"state": "uncertain", "cause": cause.cause})
@@ -728,9 +739,9 @@ def test_a_list_of_one_cause_says_it_in_words_that_are_not_cut(staff: FlaskClien
     assert "Filtered by cause: The receiving server rejects the email, often as spam (550 5.7.1)." in page.text
 
 
-def test_a_tab_is_there_only_when_it_can_have_somebody(staff: FlaskClient, launched: Launch) -> None:
+def test_a_tab_is_there_only_when_it_can_have_somebody(staff: FlaskClient, launch_campaign: Launch) -> None:
     create_customers(3)
-    campaign = launched()
+    campaign = launch_campaign()
     url = f"/campaigns/{campaign.id}/recipients"
     assert ("Queued</a>" in staff.get(url).text, "Cancelled</a>" in staff.get(url).text) == (True, False)
     transitions.cancel_campaign(campaign.id, "tests")
@@ -750,18 +761,22 @@ def test_staff_are_asked_to_decide_while_the_rest_is_being_sent(staff: FlaskClie
     assert "to be resolved" not in staff.get(f"/campaigns/{undecided.id}/progress").text
 
 
-def test_who_stops_a_mailing_hears_of_those_put_off_too(staff: FlaskClient, launched: Launch, relay: Relay) -> None:
+def test_who_stops_a_mailing_hears_of_those_put_off_too(
+    staff: FlaskClient, launch_campaign: Launch, relay: Relay
+) -> None:
     create_customers(60)
     relay.behaviour.rcpt["*"] = "450 later"
-    campaign = launched()
+    campaign = launch_campaign()
     sender.send_pending_emails()
     page = staff.get(f"/campaigns/{campaign.id}/progress").text
     assert "About 60 recipients have not received the email and will not get it, even if it is deferred." in page
 
 
-def test_what_was_said_at_the_launch_goes_when_the_mailing_is_paused(staff: FlaskClient, launched: Launch) -> None:
+def test_what_was_said_at_the_launch_goes_when_the_mailing_is_paused(
+    staff: FlaskClient, launch_campaign: Launch
+) -> None:
     create_customers(3)
-    campaign = launched()
+    campaign = launch_campaign()
     htmx = {"HX-Request": "true"}
     emptied = '<div id="flashes" hx-swap-oob="true">'
     assert emptied not in staff.get(f"/campaigns/{campaign.id}/progress", headers=htmx).text

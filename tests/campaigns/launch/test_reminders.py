@@ -16,8 +16,9 @@ from tests.support import live_server
 from tests.support.campaigns import create_customers
 from tests.support.live_server import wait_until
 from tests.support.smtp_relay import Relay
-from tests.support.sql_statements import statements
+from tests.support.sql_statements import recorded_statements
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.content.placeholders import REMINDER_TEXT, EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
@@ -31,11 +32,11 @@ from webapp.offers.models import Offer
 
 
 @pytest.fixture
-def announced(app: Flask, offer: Callable[..., Offer]) -> Offer:
+def announced(app: Flask, make_offer: Callable[..., Offer]) -> Offer:
     """An offer whose announcement was launched while it had one customer, and is through."""
     create_customers(1, first=100_000)
-    row = offer()
-    campaign = launch_actions.launch_announcement(row.id, "tests").campaign
+    offer = make_offer()
+    campaign = launch_actions.launch_announcement(offer.id, "tests").campaign
     db.session.execute(
         text(
             "update campaign set status = 'done', prepared_at = now(), finished_at = now(), sent_in_batches = 1, "
@@ -45,7 +46,7 @@ def announced(app: Flask, offer: Callable[..., Offer]) -> Offer:
     )
     db.session.execute(text("delete from customer"))
     db.session.commit()
-    return row
+    return offer
 
 
 def redeem(offer: Offer, ids: list[int]) -> None:
@@ -84,8 +85,8 @@ def test_a_reminder_has_a_text_of_its_own(announced: Offer, relay: Relay) -> Non
     campaign = reminded(announced)
     sender.send_pending_emails()
     assert campaign.text == REMINDER_TEXT
-    (kept,) = relay.kept
-    assert "Summer is still available for you until" in kept.text
+    (received,) = relay.messages
+    assert "Summer is still available for you until" in received.text
 
 
 def test_who_redeems_between_two_windows_is_not_reminded(
@@ -98,11 +99,11 @@ def test_who_redeems_between_two_windows_is_not_reminded(
         campaign = launch_actions.launch_reminder(announced.id, EmailContent(), "tests").campaign
         relay.wait_for(20)
         redeem(announced, ids[150:])
-        wait_until(lambda: campaign_queries.get_campaign_stats(campaign.id).waiting == 0)
+        wait_until(lambda: stats_queries.get_campaign_stats(campaign.id).waiting == 0)
     reached = {int(email.split("@")[0][1:]) for email in relay.recipients}
     # The windows of fifty that were open at that moment were let through.
     assert reached == set(range(150))
-    assert campaign_queries.get_campaign_stats(campaign.id).skipped == 150
+    assert stats_queries.get_campaign_stats(campaign.id).skipped == 150
 
 
 def test_whose_redemption_was_undone_before_their_turn_is_reminded(announced: Offer, relay: Relay) -> None:
@@ -113,7 +114,7 @@ def test_whose_redemption_was_undone_before_their_turn_is_reminded(announced: Of
     db.session.commit()
     sender.send_pending_emails()
     assert set(relay.recipients) == {"c1@example.com"}
-    assert campaign_queries.get_campaign_stats(campaign.id).skipped == 1
+    assert stats_queries.get_campaign_stats(campaign.id).skipped == 1
 
 
 def test_who_redeems_while_their_mail_is_put_off_is_not_reminded(announced: Offer, relay: Relay) -> None:
@@ -126,7 +127,7 @@ def test_who_redeems_while_their_mail_is_put_off_is_not_reminded(announced: Offe
     db.session.execute(text("update mail_issue set next_at = now()"))
     db.session.commit()
     sender.send_pending_emails()
-    assert (relay.recipients, campaign_queries.get_campaign_stats(campaign.id).skipped) == ({}, 1)
+    assert (relay.recipients, stats_queries.get_campaign_stats(campaign.id).skipped) == ({}, 1)
 
 
 def test_preparing_looks_at_one_block_at_a_time_however_many_have_redeemed(
@@ -136,20 +137,20 @@ def test_preparing_looks_at_one_block_at_a_time_however_many_have_redeemed(
     redeem(announced, [i for n, i in enumerate(ids) if n % 10])
     monkeypatch.setattr(preparation, "AUDIENCE_BLOCK_SIZE", 100)
     campaign = launch_actions.launch_reminder(announced.id, EmailContent(), "tests").campaign
-    with statements() as seen:
+    with recorded_statements() as seen:
         preparation.prepare_campaign(campaign.id)
     assert frozen(campaign) == ids[::10]
     walked = [values for statement, values in seen if "from redemption" in statement]
     assert [len(values["ids"]) for values in walked] == [100] * 10
 
 
-def test_an_offer_that_was_never_announced_has_no_reminder(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_an_offer_that_was_never_announced_has_no_reminder(app: Flask, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
-    row = offer()
-    draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests")
+    offer = make_offer()
+    draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests")
     for deed in (
-        lambda: launch_actions.launch_reminder(row.id, EmailContent(), "tests"),
-        lambda: draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests", "reminder"),
+        lambda: launch_actions.launch_reminder(offer.id, EmailContent(), "tests"),
+        lambda: draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests", "reminder"),
     ):
         with pytest.raises(DomainError, match="This offer has not been announced yet"):
             deed()

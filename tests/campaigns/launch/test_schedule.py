@@ -17,8 +17,9 @@ from tests.support import live_server
 from tests.support.campaigns import create_customers
 from tests.support.live_server import wait_until
 from tests.support.smtp_relay import Relay
-from tests.support.sql_statements import statements
+from tests.support.sql_statements import recorded_statements
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
@@ -36,10 +37,10 @@ SOON = datetime.now(UTC) + timedelta(hours=5)
 
 
 @pytest.fixture
-def draft(app: Flask, offer: Callable[..., Offer]) -> Campaign:
+def draft(app: Flask, make_offer: Callable[..., Offer]) -> Campaign:
     """A draft to three customers."""
     create_customers(3)
-    return draft_actions.save_offer_draft(offer().id, EmailContent("Hello", "Text"), "resend", "tests")
+    return draft_actions.save_offer_draft(make_offer().id, EmailContent("Hello", "Text"), "resend", "tests")
 
 
 def fresh(campaign: Campaign) -> Campaign:
@@ -271,11 +272,11 @@ def test_each_deed_leads_where_the_table_says_and_a_second_time_nowhere_else(
 # --- cancelling -------------------------------------------------------------------------------------
 
 
-def test_cancelling_runs_the_same_statements_for_any_size(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_cancelling_runs_the_same_statements_for_any_size(app: Flask, make_offer: Callable[..., Offer]) -> None:
     def cancelled(code: str) -> list[str]:
-        campaign = launch_actions.launch_announcement(offer(code).id, "tests").campaign
+        campaign = launch_actions.launch_announcement(make_offer(code).id, "tests").campaign
         preparation.prepare_campaign(campaign.id)
-        with statements() as seen:
+        with recorded_statements() as seen:
             transitions.cancel_campaign(campaign.id, "mia")
         return [statement for statement, _ in seen]
 
@@ -287,17 +288,17 @@ def test_cancelling_runs_the_same_statements_for_any_size(app: Flask, offer: Cal
 
 
 def test_what_is_left_of_a_cancelled_mailing_is_closed_in_portions(
-    app: Flask, offer: Callable[..., Offer], relay: Relay, monkeypatch: pytest.MonkeyPatch
+    app: Flask, make_offer: Callable[..., Offer], relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(1600)
     relay.behaviour.rcpt["c1@example.com"] = relay.behaviour.rcpt["c2@example.com"] = "450 later"
-    campaign = launch_actions.launch_announcement(offer().id, "tests").campaign
+    campaign = launch_actions.launch_announcement(make_offer().id, "tests").campaign
     preparation.prepare_campaign(campaign.id)
     db.session.execute(text("update batch set not_before = now() + interval '1 hour' where seq > 0"))
     db.session.commit()
     sender.send_pending_emails()
     transitions.cancel_campaign(campaign.id, "mia")
-    told = campaign_queries.get_campaign_stats(campaign.id)
+    told = stats_queries.get_campaign_stats(campaign.id)
     monkeypatch.setattr(cancellation, "CLEANUP_CHUNK_SIZE", 1)
     cancellation.clean_up_cancelled_campaigns()
     assert db.session.execute(text("select status, count(*) from batch group by 1 order by 1")).all() == [
@@ -306,7 +307,7 @@ def test_what_is_left_of_a_cancelled_mailing_is_closed_in_portions(
     ]
     assert db.session.execute(text("select state, next_at from mail_issue")).all() == [("skipped", None)] * 2
     assert fresh(campaign).sent_in_batches == 498
-    after = campaign_queries.get_campaign_stats(campaign.id)
+    after = stats_queries.get_campaign_stats(campaign.id)
     assert (after.sent, after.skipped, after.deferred) == (told.sent, told.skipped, told.deferred) == (498, 2, 0)
 
 
@@ -314,19 +315,19 @@ def test_a_finished_mailing_keeps_what_its_batches_sent(draft: Campaign, relay: 
     bring_to("done", draft)
     assert fresh(draft).sent_in_batches == 3
     db.session.execute(text("update batch set sent = 0"))
-    assert campaign_queries.get_campaign_stats(draft.id).sent == 3
+    assert stats_queries.get_campaign_stats(draft.id).sent == 3
 
 
 # --- once more, after a cancellation ------------------------------------------------------------------
 
 
 @pytest.fixture
-def half_sent(app: Flask, offer: Callable[..., Offer], relay: Relay) -> tuple[Offer, list[int]]:
+def half_sent(app: Flask, make_offer: Callable[..., Offer], relay: Relay) -> tuple[Offer, list[int]]:
     """An offer whose first mailing was cancelled after the first of two batches; c1 failed, c2's is uncertain."""
     ids = create_customers(700)
     relay.behaviour.rcpt["c1@example.com"] = "550 no"
-    row = offer()
-    campaign = launch_actions.launch_announcement(row.id, "tests").campaign
+    offer = make_offer()
+    campaign = launch_actions.launch_announcement(offer.id, "tests").campaign
     preparation.prepare_campaign(campaign.id)
     db.session.execute(text("update batch set not_before = now() + interval '1 hour' where seq > 0"))
     db.session.commit()
@@ -337,7 +338,7 @@ def half_sent(app: Flask, offer: Callable[..., Offer], relay: Relay) -> tuple[Of
     )
     db.session.commit()
     transitions.cancel_campaign(campaign.id, "mia")
-    return row, ids
+    return offer, ids
 
 
 def again(offer_id: int, policy: str = "resend", to_all: bool | None = None) -> list[int]:
@@ -364,17 +365,17 @@ def test_a_new_mailing_goes_to_everybody_where_staff_say_so(half_sent: tuple[Off
     assert again(offer.id, to_all=True) == ids
 
 
-def test_a_new_mailing_waits_until_the_cancelled_one_is_let_go(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_a_new_mailing_waits_until_the_cancelled_one_is_let_go(app: Flask, make_offer: Callable[..., Offer]) -> None:
     create_customers(3)
-    row = offer()
-    first = launch_actions.launch_announcement(row.id, "tests").campaign
+    offer = make_offer()
+    first = launch_actions.launch_announcement(offer.id, "tests").campaign
     preparation.prepare_campaign(first.id)
     claim = batches.claim_batch("a worker")
     assert claim is not None
     transitions.cancel_campaign(first.id, "mia")
-    assert again(row.id) == []
+    assert again(offer.id) == []
     batches.release_batch(claim)
-    second = campaign_queries.find_announcement(row.id)
+    second = campaign_queries.find_announcement(offer.id)
     assert second is not None
     preparation.prepare_campaign(second.id)
     assert fresh(second).total == 3
@@ -476,12 +477,12 @@ def test_the_page_of_a_mailing_that_waits_goes_to_its_progress_when_it_starts(
 
 
 def test_a_mailing_that_never_started_shows_the_audience_it_was_for(
-    staff: FlaskClient, offer: Callable[..., Offer]
+    staff: FlaskClient, make_offer: Callable[..., Offer]
 ) -> None:
     vip = Audience(name="Very important")
     db.session.add(vip)
     db.session.flush()
-    campaign = draft_actions.save_offer_draft(offer(audience_id=vip.id).id, EmailContent(), "resend", "mia")
+    campaign = draft_actions.save_offer_draft(make_offer(audience_id=vip.id).id, EmailContent(), "resend", "mia")
     launch_actions.schedule_campaign(campaign.id, SOON, "mia")
     transitions.cancel_campaign(campaign.id, "mia")
     page = staff.get(f"/campaigns/{campaign.id}").text
@@ -518,9 +519,9 @@ def test_a_mail_that_waits_is_not_rewritten(staff: FlaskClient, draft: Campaign)
         draft_actions.update_draft(draft.id, EmailContent("New"), "resend", "mia")
 
 
-def test_the_list_shows_one_state(staff: FlaskClient, draft: Campaign, offer: Callable[..., Offer]) -> None:
+def test_the_list_shows_one_state(staff: FlaskClient, draft: Campaign, make_offer: Callable[..., Offer]) -> None:
     launch_actions.schedule_campaign(draft.id, SOON, "tom")
-    draft_actions.save_offer_draft(offer("WINTER").id, EmailContent(), "resend", "tom")
+    draft_actions.save_offer_draft(make_offer("WINTER").id, EmailContent(), "resend", "tom")
     page = staff.get("/campaigns?state=scheduled").text
     assert ("SUMMER25" in page, "WINTER" in page) == (True, False)
     assert "No campaigns in this state" in staff.get("/campaigns?state=done").text
@@ -561,10 +562,10 @@ def test_a_program_cancels_what_waits(api: FlaskClient, draft: Campaign) -> None
 
 
 def test_campaigns_are_listed_by_offer_and_state_page_by_page(
-    api: FlaskClient, draft: Campaign, offer: Callable[..., Offer]
+    api: FlaskClient, draft: Campaign, make_offer: Callable[..., Offer]
 ) -> None:
     for n in range(4):
-        draft_actions.save_offer_draft(offer(f"WINTER{n}").id, EmailContent(), "resend", "tom")
+        draft_actions.save_offer_draft(make_offer(f"WINTER{n}").id, EmailContent(), "resend", "tom")
     launch_actions.schedule_campaign(draft.id, SOON, "tom")
     first = api.get("/api/v1/campaigns?status=draft&limit=3").get_json()
     rest = api.get(f"/api/v1/campaigns?status=draft&limit=3&cursor={first['next_cursor']}").get_json()

@@ -24,28 +24,28 @@ Launch = Callable[..., Offer]
 
 
 @pytest.fixture
-def launched(app: Flask, offer: Callable[..., Offer]) -> Launch:
+def launch_campaign(app: Flask, make_offer: Callable[..., Offer]) -> Launch:
     """An offer whose mail is its code alone, launched to so many people; their ids are 1 to n."""
 
     def go(n: int, **values: object) -> Offer:
         create_customers(n)
-        row = offer("SUMMER25", **values)
-        draft_actions.save_offer_draft(row.id, EmailContent(text="{{ offer.code }}"), "resend", "tests")
-        preparation.prepare_campaign(launch_actions.launch_announcement(row.id, "tests").campaign.id)
-        return row
+        offer = make_offer("SUMMER25", **values)
+        draft_actions.save_offer_draft(offer.id, EmailContent(text="{{ offer.code }}"), "resend", "tests")
+        preparation.prepare_campaign(launch_actions.launch_announcement(offer.id, "tests").campaign.id)
+        return offer
 
     return go
 
 
 def sent_codes(relay: Relay) -> list[str]:
     """The codes of the mails in the order in which they went out."""
-    return [kept.text.split()[0] for kept in relay.kept]
+    return [received.text.split()[0] for received in relay.messages]
 
 
 def test_a_renewal_is_in_the_mails_of_the_windows_that_follow(
-    app: Flask, launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    app: Flask, launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    offer_id = launched(120).id
+    offer_id = launch_campaign(120).id
     act_after(relay, 70, monkeypatch, in_context(app, lambda: code_actions.renew_code(offer_id, "WINTER26", "tests")))
 
     sender.send_pending_emails()
@@ -54,24 +54,24 @@ def test_a_renewal_is_in_the_mails_of_the_windows_that_follow(
 
 
 def test_every_code_that_went_out_around_a_renewal_works(
-    app: Flask, launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    app: Flask, launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    offer_id = launched(120, personal_code_required=True).id
+    offer_id = launch_campaign(120, personal_code_required=True).id
     act_after(relay, 70, monkeypatch, in_context(app, lambda: code_actions.renew_code(offer_id, "WINTER26", "tests")))
 
     sender.send_pending_emails()
 
     done = [
-        group_commit.redeem(RedemptionRequest(channel="form", code=code.replace("-", ""), email=kept.to))
-        for code, kept in zip(sent_codes(relay), relay.kept, strict=True)
+        group_commit.redeem(RedemptionRequest(channel="form", code=code.replace("-", ""), email=received.to))
+        for code, received in zip(sent_codes(relay), relay.messages, strict=True)
     ]
     assert len(done) == 120
 
 
 def test_a_personal_code_that_is_required_meanwhile_is_in_the_mails_that_follow(
-    app: Flask, launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    app: Flask, launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    offer_id = launched(120).id
+    offer_id = launch_campaign(120).id
     act_after(
         relay,
         70,

@@ -16,12 +16,12 @@ from webapp.offers.models import Offer
 
 
 def test_why_a_mailing_is_paused_names_nobody(
-    offer: Callable[..., Offer], with_settings: Callable[..., object], caplog: pytest.LogCaptureFixture
+    make_offer: Callable[..., Offer], with_settings: Callable[..., object], caplog: pytest.LogCaptureFixture
 ) -> None:
     people = [f"c{n}@example.com" for n in range(6)]
     with smtp_relay.running() as relay:
         with_settings(mail_port=relay.port)
-        campaign = launch_to(offer, people)
+        campaign = launch_to(make_offer, people)
         relay.behaviour.body |= {to: f"550 5.7.1 <{to}> content refused" for to in people}
         sender.send_pending_emails()
 
@@ -33,8 +33,8 @@ def test_why_a_mailing_is_paused_names_nobody(
 
 
 @pytest.mark.parametrize("said", ["<ada@example.com>", '"ada b"@example.com', "rfc822;ada@[10.0.0.1]", "@" * 5_000])
-def test_neither_does_what_keeps_all_mails_from_going_out(offer: Callable[..., Offer], said: str) -> None:
-    campaign = launch_to(offer, ["c0@example.com"])
+def test_neither_does_what_keeps_all_mails_from_going_out(make_offer: Callable[..., Offer], said: str) -> None:
+    campaign = launch_to(make_offer, ["c0@example.com"])
     db.session.execute(text("update campaign set status = 'sending'"))
     db.session.commit()
 
@@ -49,11 +49,11 @@ def test_neither_does_what_keeps_all_mails_from_going_out(offer: Callable[..., O
 
 
 def test_a_letter_that_cannot_be_written_is_logged_by_number(
-    app: Flask, offer: Callable[..., Offer], with_settings: Callable[..., object], caplog: pytest.LogCaptureFixture
+    app: Flask, make_offer: Callable[..., Offer], with_settings: Callable[..., object], caplog: pytest.LogCaptureFixture
 ) -> None:
     with smtp_relay.running() as relay:
         with_settings(mail_port=relay.port)
-        launch_to(offer, ["ada@exa..mple.com"])
+        launch_to(make_offer, ["ada@exa..mple.com"])
         sender.send_pending_emails()
 
     assert "message for customer" in caplog.text

@@ -18,8 +18,9 @@ from webapp.campaigns.deliveries import actions as delivery_actions
 from webapp.campaigns.deliveries.actions import DeliverySelection
 from webapp.campaigns.launch import transitions
 from webapp.campaigns.models import Campaign
-from webapp.campaigns.sending import batches, completion, retries, sender
+from webapp.campaigns.sending import batches, completion, outcomes, retries, sender
 from webapp.campaigns.sending import progress as send_progress
+from webapp.campaigns.sending import windows as send_windows
 from webapp.campaigns.sending.retries import DueRetry
 from webapp.campaigns.sending.throttle import SendThrottle
 from webapp.core.extensions import db
@@ -40,16 +41,16 @@ def policy(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def put_off(app: Flask, offer: Callable[..., Offer], policy: str) -> Campaign:
+def put_off(app: Flask, make_offer: Callable[..., Offer], policy: str) -> Campaign:
     """A campaign to one, whose mail was put off and is due."""
-    campaign = launch_to(offer, [C0])
+    campaign = launch_to(make_offer, [C0])
     db.session.execute(text("update campaign set uncertain_policy = :policy"), {"policy": policy})
     db.session.commit()
     taken = batches.claim_batch("first")
     assert taken is not None
-    window = batches.open_send_window(taken)
+    window = send_windows.open_send_window(taken)
     assert window is not None
-    batches.record_outcome(taken, window.recipients[0], LATER)
+    outcomes.record_outcome(taken, window.recipients[0], LATER)
     batches.finish_batch(taken)
     due_now()
     return campaign
@@ -125,11 +126,11 @@ def test_a_try_is_called_off_when_the_campaign_is_paused_meanwhile(
 
 
 def test_a_batch_is_looked_after_before_each_new_connection(
-    app: Flask, offer: Callable[..., Offer], relay: Relay, monkeypatch: pytest.MonkeyPatch
+    app: Flask, make_offer: Callable[..., Offer], relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timing, "LEASE_RENEWAL_INTERVAL", 0.0)
     monkeypatch.setattr(timing, "RECONNECT_DELAYS", (0.0, 0.0, 0.0))
-    campaign = launch_to(offer, [C0])
+    campaign = launch_to(make_offer, [C0])
     relay.behaviour.rcpt[C0] = "drop"
     rule = relay.rule
 
@@ -196,9 +197,9 @@ def held(app: Flask, database_url: str) -> Iterator[psycopg.Connection[object]]:
 
 
 def test_a_worker_does_not_think_its_lease_longer_than_it_is(
-    app: Flask, offer: Callable[..., Offer], held: psycopg.Connection[object]
+    app: Flask, make_offer: Callable[..., Offer], held: psycopg.Connection[object]
 ) -> None:
-    launch_to(offer, [C0])
+    launch_to(make_offer, [C0])
     taken = batches.claim_batch("us")
     assert taken is not None
     held.execute("select 1 from batch for update")
@@ -212,9 +213,9 @@ def test_a_worker_does_not_think_its_lease_longer_than_it_is(
 
 
 def test_a_former_owners_cursor_that_waited_for_the_new_one_is_not_put(
-    app: Flask, offer: Callable[..., Offer], held: psycopg.Connection[object]
+    app: Flask, make_offer: Callable[..., Offer], held: psycopg.Connection[object]
 ) -> None:
-    launch_to(offer, [C0, "c1@example.com"])
+    launch_to(make_offer, [C0, "c1@example.com"])
     former = batches.claim_batch("former")
     assert former is not None
     found = []

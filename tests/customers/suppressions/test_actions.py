@@ -1,4 +1,4 @@
-"""The list of those who must not be mailed."""
+"""The suppression list."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import select
 
-from tests.support.imports import Import
+from tests.support.imports import ImportFile
 from tests.support.suppressions import add_suppression, suppression_reasons
 from webapp.core.email_addresses import hash_email
 from webapp.core.extensions import db
@@ -21,7 +21,7 @@ Make = Callable[..., Customer]
 
 
 @pytest.mark.parametrize(
-    ("first", "then", "stays"),
+    ("first", "then", "expected"),
     [
         ("bounced", "unsubscribed", "unsubscribed"),
         ("bounced", "complained", "complained"),
@@ -32,15 +32,15 @@ Make = Callable[..., Customer]
         ("bounced", "bounced", "bounced"),
     ],
 )
-def test_the_first_reason_stays_unless_the_new_one_is_stronger(app: Flask, first: str, then: str, stays: str) -> None:
+def test_only_a_stronger_reason_replaces_the_first(app: Flask, first: str, then: str, expected: str) -> None:
     assert add_suppression(reason=first, words="first")
-    assert add_suppression(reason=then, words="then") is (stays != first)
+    assert add_suppression(reason=then, words="then") is (expected != first)
     row = db.session.get_one(Suppression, "ada@example.com")
-    assert (row.reason, row.words) == (stays, "first" if stays == first else "then")
+    assert (row.reason, row.words) == (expected, "first" if expected == first else "then")
 
 
-def test_an_address_may_be_nobodys_but_not_when_a_campaign_says_so(app: Flask, customer: Make) -> None:
-    customer("ada@example.com")
+def test_only_a_campaign_requires_a_customer_with_the_address(app: Flask, make_customer: Make) -> None:
+    make_customer("ada@example.com")
     assert add_suppression("nobody@example.com", source="import")
     assert not add_suppression("gone@example.com", source=3)
     assert add_suppression("ada@example.com", source=3)
@@ -48,8 +48,8 @@ def test_an_address_may_be_nobodys_but_not_when_a_campaign_says_so(app: Flask, c
     assert db.session.get_one(Suppression, "ada@example.com").source == "campaign 3"
 
 
-def test_who_of_these_is_on_the_list_also_by_the_hash_of_the_address(app: Flask, customer: Make) -> None:
-    ada, bob, eve, zoë = (customer(f"{name}@example.com") for name in ("ada", "bob", "eve", "zoë"))
+def test_suppressions_are_found_by_address_and_by_hash(app: Flask, make_customer: Make) -> None:
+    ada, bob, eve, zoë = (make_customer(f"{name}@example.com") for name in ("ada", "bob", "eve", "zoë"))
     add_suppression("ada@example.com", "bounced")
     add_suppression(hash_email("ada@example.com"), "complained")
     add_suppression(hash_email("zoë@example.com"), "unsubscribed")
@@ -63,15 +63,15 @@ def test_who_of_these_is_on_the_list_also_by_the_hash_of_the_address(app: Flask,
     assert customer_queries.find_suppression_reasons([bob.id]) == customer_queries.find_suppression_reasons([]) == {}
 
 
-# --- whoever changes address, goes or comes back --------------------------------------------------
+# --- changed addresses and erased customers -------------------------------------------------------
 
 
 @pytest.mark.parametrize(("reason", "follows"), [("unsubscribed", True), ("complained", True), ("bounced", False)])
 @pytest.mark.parametrize("way", ["staff", "machine"])
-def test_a_wish_follows_to_another_address_and_a_dead_address_does_not(
-    app: Flask, customer: Make, reason: str, follows: bool, way: str
+def test_requests_of_the_customer_apply_to_their_new_email_but_bounces_do_not(
+    app: Flask, make_customer: Make, reason: str, follows: bool, way: str
 ) -> None:
-    ada = customer("ada@example.com", source_id="C1")
+    ada = make_customer("ada@example.com", source_id="C1")
     add_suppression("ada@example.com", reason, words="as it was")
     if way == "staff":
         customer_actions.update_customer(
@@ -81,7 +81,7 @@ def test_a_wish_follows_to_another_address_and_a_dead_address_does_not(
         customer_actions.upsert_customer(CustomerValues("new@example.com", source_id="C1"), None, by="tests")
 
     assert customer_queries.find_suppression_reasons([ada.id]) == ({ada.id: reason} if follows else {})
-    # For the old address it stays, by its hash: it is nobody's now.
+    # The old address stays suppressed by its hash, as no customer has it any more.
     assert suppression_reasons() == {hash_email("ada@example.com"): reason} | (
         {"new@example.com": reason} if follows else {}
     )
@@ -90,25 +90,25 @@ def test_a_wish_follows_to_another_address_and_a_dead_address_does_not(
     assert customer_queries.count_audience_members(None) == customer_queries.AudienceTotals(2, 1 + follows)
 
 
-def test_other_capitals_are_no_other_address(app: Flask, customer: Make) -> None:
-    ada = customer("ada@example.com", suppressed="bounced")
+def test_a_suppression_ignores_the_case_of_an_email(app: Flask, make_customer: Make) -> None:
+    ada = make_customer("ada@example.com", suppressed="bounced")
     customer_actions.update_customer(ada.id, CustomerValues("Ada@Example.com", "Ada"), [], by="tests")
     assert suppression_reasons() == {"ada@example.com": "bounced"}
 
 
 @pytest.mark.parametrize("reason", ["unsubscribed", "complained"])
 @pytest.mark.parametrize("way", ["import", "staff", "machine"])
-def test_an_erased_customer_who_asked_for_it_is_not_mailed_when_imported_again(
-    imported: Import, customer: Make, reason: str, way: str
+def test_an_erased_customer_stays_suppressed_when_created_again(
+    import_file: ImportFile, make_customer: Make, reason: str, way: str
 ) -> None:
-    ada = customer("ada@example.com")
+    ada = make_customer("ada@example.com")
     add_suppression("ada@example.com", reason, words="ada@example.com said so")
     customer_actions.erase_customer(ada.id, by="tests")
     assert suppression_reasons() == {hash_email("ada@example.com"): reason}
     assert db.session.scalars(select(Suppression.words)).all() == [""]
 
     if way == "import":
-        imported("email\nbob@example.com\nADA@example.com\n")
+        import_file("email\nbob@example.com\nADA@example.com\n")
     elif way == "staff":
         customer_actions.create_customer(CustomerValues("ada@example.com", "Ada"), [], by="tests")
     else:
@@ -121,14 +121,14 @@ def test_an_erased_customer_who_asked_for_it_is_not_mailed_when_imported_again(
     assert customer_queries.count_audience_members(None).suppressed == 1
 
 
-def test_of_an_erased_customer_whose_address_bounced_nothing_stays(customer: Make) -> None:
-    ada = customer("ada@example.com", suppressed="bounced")
+def test_erasing_deletes_the_suppression_of_a_bounced_address(make_customer: Make) -> None:
+    ada = make_customer("ada@example.com", suppressed="bounced")
     customer_actions.erase_customer(ada.id, by="tests")
     assert suppression_reasons() == {}
 
 
-def test_a_mail_that_comes_back_while_a_customer_is_erased_does_not_name_them(customer: Make) -> None:
-    ada = customer("ada@example.com")
+def test_a_bounce_for_an_erased_customer_stores_no_address(make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
     customer_actions.erase_customer(ada.id, by="tests")
     assert not add_suppression("ada@example.com", "bounced", source=1)
     assert suppression_reasons() == {}

@@ -15,7 +15,7 @@ from sqlalchemy import select, text
 
 from local.demo import scenario
 from webapp.accounts.models import StaffUser
-from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.deliveries import queries as delivery_queries
 from webapp.campaigns.models import Campaign
 from webapp.core.extensions import db
@@ -174,7 +174,7 @@ def test_no_row_breaks_a_rule_of_the_program(look: Ask, wrong: str) -> None:
 
 def test_campaign_figures_are_the_sums_over_the_recipients(look: Ask) -> None:
     for (campaign_id,) in look("select id from campaign where total > 0"):
-        counted = campaign_queries.get_campaign_stats(campaign_id)
+        counted = stats_queries.get_campaign_stats(campaign_id)
         found: Counter[str] = Counter(recipient.state for recipient in delivery_queries.iter_recipients(campaign_id))
         found["sent"] += found["sent_later"]
         assert {name: getattr(counted, name) for name in SUMMED} == {name: found[name] for name in SUMMED}

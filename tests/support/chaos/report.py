@@ -1,11 +1,11 @@
-"""The page and the figures of the crash runs."""
+"""The Markdown page and the figures of the crash runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from tests.support.chaos.accelerated_worker import FACTOR
-from tests.support.chaos.scenarios import Run
+from tests.support.chaos.scenarios import ChaosRun
 from webapp.campaigns import timing
 
 HEAD = f"""# Chaos: campaigns during crashes
@@ -36,12 +36,15 @@ Method:
 """
 
 
-def page(runs: Sequence[Run], lost_redemptions: int, customers: int, rounds: int) -> str:
+def page(runs: Sequence[ChaosRun], lost_redemptions: int, customers: int, rounds: int) -> str:
     return "\n".join([HEAD, *_table(runs, customers), *_redemptions(lost_redemptions, rounds), *_broken(runs)]) + "\n"
 
 
-def figures(runs: Sequence[Run], lost_redemptions: int) -> dict[str, int]:
-    """Connections and answers are those of the runs that resend: what their duplicates are held to."""
+def figures(runs: Sequence[ChaosRun], lost_redemptions: int) -> dict[str, int]:
+    """Return the figures.
+
+    Connections and replies are those of the runs that resend: they limit the duplicates of these runs.
+    """
     resend = [run for run in runs if run.policy == "resend"]
     return {
         "missing": sum(len(run.audit.missing) for run in runs),
@@ -53,7 +56,7 @@ def figures(runs: Sequence[Run], lost_redemptions: int) -> dict[str, int]:
     }
 
 
-def _table(runs: Sequence[Run], customers: int) -> Iterator[str]:
+def _table(runs: Sequence[ChaosRun], customers: int) -> Iterator[str]:
     yield f"\n## {customers:,} mails in each run\n"
     titles = "received", "connections", "answers", "twice", "missing", "uncertain", "failed"
     yield f"| what happened | policy | {' | '.join(titles)} | promises |"
@@ -76,7 +79,7 @@ def _redemptions(lost: int, rounds: int) -> Iterator[str]:
     )
 
 
-def _broken(runs: Sequence[Run]) -> Iterator[str]:
+def _broken(runs: Sequence[ChaosRun]) -> Iterator[str]:
     broken = [f"- {run.name}, {run.policy}: {words}" for run in runs for words in run.broken]
     if broken:
         yield "\n## Broken promises\n"

@@ -24,10 +24,10 @@ LONG = os.environ.get("CONTRACT_EXAMPLES")
 
 
 @pytest.fixture
-def contract(app: Flask, offer: Callable[..., Offer], customer: Callable[..., Customer]) -> Any:
+def contract(app: Flask, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]) -> Any:
     """The document, with an offer and a customer behind its examples and a key that may do everything."""
-    offer()
-    customer(source_id="C-1")
+    make_offer()
+    make_customer(source_id="C-1")
     key = api_key_actions.create_api_key("tests", ["read", "redeem", "manage"], by="tests")
     schema = schemathesis.openapi.from_wsgi("/api/v1/openapi.json", app)
     schema.config.update(headers={"Authorization": f"Bearer {key}"})

@@ -150,8 +150,8 @@ def test_what_can_not_be_put_is_told_at_its_field(api: FlaskClient, body: object
     assert [error["pointer"] for error in answer.get_json()["errors"]] == [pointer]
 
 
-def test_another_customers_e_mail_is_a_conflict(api: FlaskClient, customer: Make) -> None:
-    customer("ada@example.com", source_id="C1")
+def test_another_customers_e_mail_is_a_conflict(api: FlaskClient, make_customer: Make) -> None:
+    make_customer("ada@example.com", source_id="C1")
 
     answer = api.put("/api/v1/customers/C2", json={"email": "ada@example.com"})
 

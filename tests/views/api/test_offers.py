@@ -109,8 +109,8 @@ def test_what_makes_no_sense_is_a_problem_with_a_pointer(api: Any, changes: dict
     assert not offer_queries.has_offers()
 
 
-def test_a_code_that_exists_is_a_problem(api: Any, offer: MakeOffer) -> None:
-    offer("SUMMER25")
+def test_a_code_that_exists_is_a_problem(api: Any, make_offer: MakeOffer) -> None:
+    make_offer("SUMMER25")
 
     answer = api.post("/api/v1/offers", json=SUMMER)
 
@@ -127,8 +127,8 @@ def test_an_audience_is_named(api: Any) -> None:
 
 
 @pytest.mark.parametrize("code", ["SUMMER25", "summer 25", "Summer-25"])
-def test_an_offer_is_read_by_its_code_in_any_spelling(api: Any, offer: MakeOffer, code: str) -> None:
-    offer()
+def test_an_offer_is_read_by_its_code_in_any_spelling(api: Any, make_offer: MakeOffer, code: str) -> None:
+    make_offer()
 
     assert api.get(f"/api/v1/offers/{code}").json["name"] == "Summer"
 
@@ -140,8 +140,8 @@ def test_an_offer_that_is_not_there_is_not_found(api: Any, code: str) -> None:
     assert (answer.status_code, answer.json["code"]) == (404, "not_found")
 
 
-def test_pages_are_linked_and_go_through_all(api: Any, offer: MakeOffer) -> None:
-    made = [offer(f"CODE{n}").code for n in range(5)]
+def test_pages_are_linked_and_go_through_all(api: Any, make_offer: MakeOffer) -> None:
+    made = [make_offer(f"CODE{n}").code for n in range(5)]
     seen: list[str] = []
     address: str | None = "/api/v1/offers?limit=2"
 
@@ -154,9 +154,9 @@ def test_pages_are_linked_and_go_through_all(api: Any, offer: MakeOffer) -> None
     assert seen == made[::-1]
 
 
-def test_the_list_is_filtered_by_state(api: Any, offer: MakeOffer) -> None:
-    offer_actions.pause_offer(offer().id, by="ann")
-    offer("OTHER")
+def test_the_list_is_filtered_by_state(api: Any, make_offer: MakeOffer) -> None:
+    offer_actions.pause_offer(make_offer().id, by="ann")
+    make_offer("OTHER")
 
     assert [item["code"] for item in api.get("/api/v1/offers?state=paused").json["offers"]] == ["SUMMER25"]
 
@@ -168,32 +168,32 @@ def test_a_query_that_makes_no_sense_is_refused(api: Any, query: str) -> None:
     assert api.get(f"/api/v1/offers?{query}").status_code == 422
 
 
-def test_what_is_sent_is_changed_and_the_rest_stays(api: Any, offer: MakeOffer) -> None:
-    row = offer(max_redemptions=5)
+def test_what_is_sent_is_changed_and_the_rest_stays(api: Any, make_offer: MakeOffer) -> None:
+    offer = make_offer(max_redemptions=5)
 
     answer = api.patch("/api/v1/offers/SUMMER25", json={"name": "Autumn", "max_redemptions": None})
 
-    db.session.refresh(row)
+    db.session.refresh(offer)
     assert (answer.status_code, answer.headers["ETag"]) == (200, '"2"')
-    assert (row.name, row.max_redemptions, row.percent) == ("Autumn", None, Decimal(25))
+    assert (offer.name, offer.max_redemptions, offer.percent) == ("Autumn", None, Decimal(25))
 
 
 @pytest.mark.parametrize(("tag", "status"), [('"1"', 200), ('W/"1"', 200), ("*", 200), ('"7"', 412), ("nonsense", 412)])
 def test_a_change_with_if_match_wants_the_version_it_was_made_from(
-    api: Any, offer: MakeOffer, tag: str, status: int
+    api: Any, make_offer: MakeOffer, tag: str, status: int
 ) -> None:
-    row = offer()
+    offer = make_offer()
 
     answer = api.patch("/api/v1/offers/SUMMER25", json={"name": "Autumn"}, headers={"If-Match": tag})
 
-    db.session.refresh(row)
+    db.session.refresh(offer)
     assert answer.status_code == status
-    assert row.name == ("Autumn" if status == 200 else "Summer")
+    assert offer.name == ("Autumn" if status == 200 else "Summer")
     assert status == 200 or answer.json["code"] == "conflict"
 
 
-def test_pausing_by_a_change(api: Any, offer: MakeOffer) -> None:
-    offer()
+def test_pausing_by_a_change(api: Any, make_offer: MakeOffer) -> None:
+    make_offer()
 
     paused = api.patch("/api/v1/offers/SUMMER25", json={"paused": True}).json["state"]
     resumed = api.patch("/api/v1/offers/SUMMER25", json={"paused": False}).json["state"]
@@ -202,14 +202,14 @@ def test_pausing_by_a_change(api: Any, offer: MakeOffer) -> None:
 
 
 @pytest.mark.parametrize("change", [{"name": None}, {"code": None}, {"discount": None}, {"paused": None}])
-def test_what_an_offer_must_have_can_not_be_taken_away(api: Any, offer: MakeOffer, change: dict[str, Any]) -> None:
-    offer()
+def test_what_an_offer_must_have_can_not_be_taken_away(api: Any, make_offer: MakeOffer, change: dict[str, Any]) -> None:
+    make_offer()
 
     assert api.patch("/api/v1/offers/SUMMER25", json=change).status_code == 422
 
 
-def test_a_frozen_discount_is_refused_with_a_pointer(api: Any, offer: MakeOffer) -> None:
-    offer_actions.freeze_offer(offer().id)
+def test_a_frozen_discount_is_refused_with_a_pointer(api: Any, make_offer: MakeOffer) -> None:
+    offer_actions.freeze_offer(make_offer().id)
     db.session.commit()
 
     answer = api.patch("/api/v1/offers/SUMMER25", json={"discount": {"type": "percent", "percent": "30"}})
@@ -217,8 +217,8 @@ def test_a_frozen_discount_is_refused_with_a_pointer(api: Any, offer: MakeOffer)
     assert (answer.status_code, answer.json["errors"][0]["code"]) == (422, "frozen")
 
 
-def test_reading_needs_no_right_to_manage_and_changing_does(api: Any, offer: MakeOffer) -> None:
-    offer()
+def test_reading_needs_no_right_to_manage_and_changing_does(api: Any, make_offer: MakeOffer) -> None:
+    make_offer()
     key = api_key_actions.create_api_key("reader", ["read"], by="tests")
     headers = {"Authorization": f"Bearer {key}"}
 

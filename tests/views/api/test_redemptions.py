@@ -25,9 +25,9 @@ PAST = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
-def ready(offer: MakeOffer, customer: MakeCustomer) -> tuple[Offer, Customer]:
+def ready(make_offer: MakeOffer, make_customer: MakeCustomer) -> tuple[Offer, Customer]:
     """A live offer and a customer."""
-    return offer(), customer(source_id="C-1")
+    return make_offer(), make_customer(source_id="C-1")
 
 
 def rows() -> int:
@@ -82,14 +82,14 @@ REFUSALS: list[tuple[dict[str, Any], dict[str, Any], int, str]] = [
 @pytest.mark.parametrize(("values", "asked", "status", "code"), REFUSALS)
 def test_a_refusal_is_a_problem_that_says_which_rule(
     api: Any,
-    offer: MakeOffer,
-    customer: MakeCustomer,
+    make_offer: MakeOffer,
+    make_customer: MakeCustomer,
     values: dict[str, Any],
     asked: dict[str, Any],
     status: int,
     code: str,
 ) -> None:
-    offer(**values), customer()
+    make_offer(**values), make_customer()
 
     answer = redeem(api, **asked)
 
@@ -101,14 +101,14 @@ def test_a_refusal_is_a_problem_that_says_which_rule(
 @pytest.mark.parametrize(("values", "asked", "status", "code"), REFUSALS)
 def test_a_validation_gives_the_same_reason_and_writes_nothing(
     api: Any,
-    offer: MakeOffer,
-    customer: MakeCustomer,
+    make_offer: MakeOffer,
+    make_customer: MakeCustomer,
     values: dict[str, Any],
     asked: dict[str, Any],
     status: int,
     code: str,
 ) -> None:
-    offer(**values), customer()
+    make_offer(**values), make_customer()
 
     answer = api.post("/api/v1/validations", json=ADA | asked)
 
@@ -125,11 +125,13 @@ def test_a_validation_tells_what_it_would_give_and_writes_nothing(api: Any, read
     assert (rows(), ready[0].frozen_at) == (0, None)
 
 
-def test_not_being_in_the_audience_is_a_reason_of_its_own(api: Any, offer: MakeOffer, customer: MakeCustomer) -> None:
+def test_not_being_in_the_audience_is_a_reason_of_its_own(
+    api: Any, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
     audience = Audience(name="Regulars")
     db.session.add(audience)
     db.session.flush()
-    offer(audience_id=audience.id), customer()
+    make_offer(audience_id=audience.id), make_customer()
 
     assert redeem(api).json["code"] == "customer_not_eligible"
 
@@ -281,9 +283,9 @@ def test_an_idempotency_key_that_can_not_be_kept_is_refused(api: Any, key: str) 
     [(ORDER | {"currency": "USD"}, "currency_mismatch"), ({"id": "A-1", "amount": 4999}, "currency_missing")],
 )
 def test_a_fixed_amount_wants_its_own_currency(
-    api: Any, offer: MakeOffer, customer: MakeCustomer, order: dict[str, Any], code: str
+    api: Any, make_offer: MakeOffer, make_customer: MakeCustomer, order: dict[str, Any], code: str
 ) -> None:
-    offer(discount_type="amount", amount=500, currency="EUR"), customer()
+    make_offer(discount_type="amount", amount=500, currency="EUR"), make_customer()
 
     answer = redeem(api, order=order)
 
@@ -291,9 +293,9 @@ def test_a_fixed_amount_wants_its_own_currency(
     assert answer.json["errors"][0]["pointer"] == "/order/currency"
 
 
-def test_redemptions_are_listed_narrowed_and_read(api: Any, offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(), offer("OTHER")
-    customer(source_id="C-1"), customer("bob@example.com")
+def test_redemptions_are_listed_narrowed_and_read(api: Any, make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    make_offer(), make_offer("OTHER")
+    make_customer(source_id="C-1"), make_customer("bob@example.com")
     first = redeem(api).json
     redeem(api, code="OTHER")
     redeem(api, customer={"email": "bob@example.com"})
@@ -313,9 +315,9 @@ def test_redemptions_are_listed_narrowed_and_read(api: Any, offer: MakeOffer, cu
     assert api.get(f"/api/v1/redemptions/{first['id'].lower()}").json == first
 
 
-def test_pages_are_linked_and_go_through_all(api: Any, offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(), offer("OTHER")
-    emails = [customer(f"c{n}@example.com").email for n in range(4)]
+def test_pages_are_linked_and_go_through_all(api: Any, make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    make_offer(), make_offer("OTHER")
+    emails = [make_customer(f"c{n}@example.com").email for n in range(4)]
     redemption_actions.redeem_all(
         [RedemptionRequest(channel="api", code=c, email=e) for e in emails for c in ("SUMMER25", "OTHER")]
     )
@@ -358,14 +360,14 @@ def test_a_cursor_from_the_end_of_time_is_only_the_first_page(api: Any) -> None:
     )
 
 
-def test_what_a_customer_can_use_now(api: Any, offer: MakeOffer, customer: MakeCustomer) -> None:
-    soon = offer("SOON", ends_at=datetime.now(UTC) + timedelta(days=1), personal_code_required=True)
-    offer("OPEN", ends_at=None)
-    offer("USED")
-    offer("OVER", starts_at=PAST, ends_at=PAST + timedelta(days=1))
-    offer("FULL", max_redemptions=1, redeemed=1)
-    offer("PAUSED", paused_at=PAST)
-    ada = customer()
+def test_what_a_customer_can_use_now(api: Any, make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    soon = make_offer("SOON", ends_at=datetime.now(UTC) + timedelta(days=1), personal_code_required=True)
+    make_offer("OPEN", ends_at=None)
+    make_offer("USED")
+    make_offer("OVER", starts_at=PAST, ends_at=PAST + timedelta(days=1))
+    make_offer("FULL", max_redemptions=1, redeemed=1)
+    make_offer("PAUSED", paused_at=PAST)
+    ada = make_customer()
     redeem(api, code="USED")
 
     usable = api.get("/api/v1/customers/Ada@example.com/offers").json["offers"]

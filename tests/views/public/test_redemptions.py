@@ -8,7 +8,7 @@ import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import text
 
-from tests.support.sql_statements import statements
+from tests.support.sql_statements import recorded_statements
 from webapp.core.extensions import db
 from webapp.customers.models import Audience, Customer
 from webapp.offers.models import Offer
@@ -39,9 +39,9 @@ def test_the_form_takes_the_code_from_the_address(client: FlaskClient) -> None:
 
 @pytest.mark.parametrize("code", ["SUMMER25", " summer-25", "Summer 25", "ｓｕｍｍｅｒ２５"])
 def test_a_customer_gets_the_discount_however_sloppily_it_was_typed(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, code: str
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer, code: str
 ) -> None:
-    offer(), customer()
+    make_offer(), make_customer()
 
     answer = post(client, code, " ADA@Example.com ")
 
@@ -51,9 +51,9 @@ def test_a_customer_gets_the_discount_however_sloppily_it_was_typed(
 
 
 def test_the_answer_sets_no_cookie_and_is_kept_by_nobody(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer(), customer()
+    make_offer(), make_customer()
 
     answer = post(client)
 
@@ -63,20 +63,20 @@ def test_the_answer_sets_no_cookie_and_is_kept_by_nobody(
 
 
 def test_the_day_on_the_receipt_is_that_of_the_offers_zone(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    row, ada = offer(time_zone="Pacific/Kiritimati"), customer()
+    offer, ada = make_offer(time_zone="Pacific/Kiritimati"), make_customer()
     post(client)
     db.session.execute(text("update redemption set redeemed_at = '2026-05-31T12:00:00Z'"))
     db.session.commit()
 
-    assert "1 June 2026, 02:00 +14" in client.get(f"/r/{token_of(row, ada)}").text
+    assert "1 June 2026, 02:00 +14" in client.get(f"/r/{token_of(offer, ada)}").text
 
 
 def test_typing_it_again_says_so_and_shows_no_receipt(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer(), customer()
+    make_offer(), make_customer()
     post(client)
     reference = redemption_queries.list_latest_redemptions(None, 1)[0].public_id
 
@@ -99,9 +99,9 @@ def test_typing_it_again_says_so_and_shows_no_receipt(
     ],
 )
 def test_a_refusal_is_one_plain_sentence(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, values: dict[str, Any], sentence: str
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer, values: dict[str, Any], sentence: str
 ) -> None:
-    offer(**values), customer()
+    make_offer(**values), make_customer()
 
     answer = post(client)
 
@@ -142,8 +142,8 @@ def test_everything_typed_stays_in_the_form(client: FlaskClient, code: str, emai
     assert f'value="{email}"' in answer.text
 
 
-def test_an_answer_has_the_piece_that_htmx_takes(client: FlaskClient, offer: MakeOffer) -> None:
-    offer()
+def test_an_answer_has_the_piece_that_htmx_takes(client: FlaskClient, make_offer: MakeOffer) -> None:
+    make_offer()
 
     answer = post(client, **{"HX-Request": "true"})
 
@@ -162,16 +162,16 @@ def test_an_answer_has_the_piece_that_htmx_takes(client: FlaskClient, offer: Mak
     ],
 )
 def test_refusals_never_tell_who_is_a_customer(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, values: dict[str, Any]
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer, values: dict[str, Any]
 ) -> None:
     audience = Audience(name="Nobody")
     db.session.add(audience)
     db.session.flush()
-    row = offer(**values)
-    offer("CLOSED", **{**values, "audience_id": audience.id})
-    customer(), customer("bob@example.com")
+    offer = make_offer(**values)
+    make_offer("CLOSED", **{**values, "audience_id": audience.id})
+    make_customer(), make_customer("bob@example.com")
     # This reads the key of personal codes, as every process has that ever looked at one.
-    others = personal_codes.derive_personal_code("SUMMER25", row.id, row.id + 77)
+    others = personal_codes.derive_personal_code("SUMMER25", offer.id, offer.id + 77)
     asked = {
         "unknown e-mail": ("SUMMER25", "nobody@example.com"),
         "unknown e-mail, personal code": (others, "nobody@example.com"),
@@ -185,7 +185,7 @@ def test_refusals_never_tell_who_is_a_customer(
         # Each comes for the first time: the limits count who comes again, not who is known.
         db.session.execute(text("delete from rate_hit"))
         db.session.commit()
-        with statements() as run:
+        with recorded_statements() as run:
             answer = post(client, code, email)
         page = answer.text.replace(code, "CODE").replace(email, "EMAIL")
         answers[name] = (answer.status_code, page, [(statement, len(values)) for statement, values in run])
@@ -198,11 +198,11 @@ def test_refusals_never_tell_who_is_a_customer(
 
 
 def test_a_personal_link_is_filled_in_and_looking_changes_nothing(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    row, ada = offer(), customer()
+    offer, ada = make_offer(), make_customer()
 
-    answer = client.get(f"/r/{token_of(row, ada)}")
+    answer = client.get(f"/r/{token_of(offer, ada)}")
 
     assert answer.status_code == 200
     assert "a…a@example.com" in answer.text
@@ -214,10 +214,10 @@ def test_a_personal_link_is_filled_in_and_looking_changes_nothing(
 
 
 def test_one_button_redeems_and_the_link_shows_the_receipt_again(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    row, ada = offer(personal_code_required=True), customer()
-    token = token_of(row, ada)
+    offer, ada = make_offer(personal_code_required=True), make_customer()
+    token = token_of(offer, ada)
 
     first = client.post(f"/r/{token}")
     reference = redemption_queries.list_latest_redemptions(None, 1)[0].public_id
@@ -229,12 +229,12 @@ def test_one_button_redeems_and_the_link_shows_the_receipt_again(
 
 
 def test_what_was_typed_first_is_shown_by_the_link_too(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    row, ada = offer(), customer()
+    offer, ada = make_offer(), make_customer()
     done = group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
 
-    assert done.public_id in client.post(f"/r/{token_of(row, ada)}").text
+    assert done.public_id in client.post(f"/r/{token_of(offer, ada)}").text
 
 
 @pytest.mark.parametrize("method", ["get", "post"])
@@ -248,11 +248,11 @@ def test_a_broken_link_is_met_kindly(client: FlaskClient, method: str, token: st
 
 @pytest.mark.parametrize("method", ["get", "post"])
 def test_a_link_of_an_ended_offer_says_so_and_has_no_button(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, method: str
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer, method: str
 ) -> None:
-    row, ada = offer(starts_at=PAST, ends_at=datetime(2020, 6, 1, tzinfo=UTC)), customer()
+    offer, ada = make_offer(starts_at=PAST, ends_at=datetime(2020, 6, 1, tzinfo=UTC)), make_customer()
 
-    answer = getattr(client, method)(f"/r/{token_of(row, ada)}")
+    answer = getattr(client, method)(f"/r/{token_of(offer, ada)}")
 
     assert answer.status_code == 409
     assert "ended on" in answer.text
@@ -261,16 +261,16 @@ def test_a_link_of_an_ended_offer_says_so_and_has_no_button(
 
 @pytest.mark.parametrize("headers", [{"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}])
 def test_a_form_of_another_site_is_refused(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, headers: dict[str, str]
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer, headers: dict[str, str]
 ) -> None:
-    offer(), customer()
+    make_offer(), make_customer()
 
     assert post(client, **headers).status_code == 403
     assert rows() == 0
 
 
-def test_guessing_one_persons_way_in_is_slowed_down(client: FlaskClient, offer: MakeOffer) -> None:
-    offer()
+def test_guessing_one_persons_way_in_is_slowed_down(client: FlaskClient, make_offer: MakeOffer) -> None:
+    make_offer()
 
     answers = [post(client) for _ in range(21)]
 

@@ -56,12 +56,14 @@ def test_a_button_that_is_pointed_at_stays_readable(colour: str) -> None:
     ],
 )
 def test_days_and_money_are_the_customers_else_the_shops(
-    client: FlaskClient, offer: Make, customer: Make, locale: str | None, day: str, money: str
+    client: FlaskClient, make_offer: Make, make_customer: Make, locale: str | None, day: str, money: str
 ) -> None:
     shop_actions.save_shop(ShopValues("Tienda", locale="es"), "tests")
     ends = datetime(2031, 6, 1, tzinfo=UTC)
-    summer = offer("SUMMER", discount_type="amount", percent=None, amount=500, currency="EUR", ends_at=ends)
-    url = urlsplit(personal_links.build_personal_url(summer.id, customer("ada@example.com", locale=locale).id)).path
+    summer = make_offer("SUMMER", discount_type="amount", percent=None, amount=500, currency="EUR", ends_at=ends)
+    url = urlsplit(
+        personal_links.build_personal_url(summer.id, make_customer("ada@example.com", locale=locale).id)
+    ).path
     page = client.get(url).text
     assert f"until {day}" in page
     assert money in page
@@ -69,9 +71,11 @@ def test_days_and_money_are_the_customers_else_the_shops(
     assert money in receipt
 
 
-def test_a_receipt_has_one_kind_of_digits(client: FlaskClient, offer: Make, customer: Make) -> None:
-    summer = offer("SUMMER")
-    url = urlsplit(personal_links.build_personal_url(summer.id, customer("ada@example.com", locale="ar-EG").id)).path
+def test_a_receipt_has_one_kind_of_digits(client: FlaskClient, make_offer: Make, make_customer: Make) -> None:
+    summer = make_offer("SUMMER")
+    url = urlsplit(
+        personal_links.build_personal_url(summer.id, make_customer("ada@example.com", locale="ar-EG").id)
+    ).path
     receipt = client.post(url).text
     used = re.search(r"<dt>Redeemed on</dt><dd>([^<]*)</dd>", receipt)
     assert used
@@ -85,6 +89,6 @@ def test_an_address_is_read_from_the_left_whatever_its_letters(app: Flask) -> No
     assert formatting.bidi_isolate("٣١ مايو") == "\u2068٣١ مايو\u2069"
 
 
-def test_lists_show_addresses_from_the_left(staff: FlaskClient, customer: Make) -> None:
-    customer("محمد@example.com")
+def test_lists_show_addresses_from_the_left(staff: FlaskClient, make_customer: Make) -> None:
+    make_customer("محمد@example.com")
     assert '<bdi dir="ltr">محمد@example.com</bdi>' in staff.get("/customers").text

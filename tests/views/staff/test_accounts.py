@@ -53,25 +53,31 @@ def is_signed_in(client: FlaskClient) -> bool:
 
 
 class TestSignIn:
-    def test_the_right_password_opens_the_first_page(self, client: FlaskClient, person: Person) -> None:
-        answer = post_sign_in(client, person().email)
+    def test_the_right_password_opens_the_first_page(
+        self, client: FlaskClient, make_user_with_password: Person
+    ) -> None:
+        answer = post_sign_in(client, make_user_with_password().email)
         assert (answer.status_code, answer.location) == (302, "/")
         assert is_signed_in(client)
 
-    def test_a_wrong_password_keeps_the_email_and_not_the_password(self, client: FlaskClient, person: Person) -> None:
-        answer = post_sign_in(client, person().email, "not the password")
+    def test_a_wrong_password_keeps_the_email_and_not_the_password(
+        self, client: FlaskClient, make_user_with_password: Person
+    ) -> None:
+        answer = post_sign_in(client, make_user_with_password().email, "not the password")
         assert answer.status_code == 422
         assert "admin@example.com" in answer.text
         assert "not the password" not in answer.text
 
-    def test_an_unknown_email_gets_the_same_answer(self, client: FlaskClient, person: Person) -> None:
-        person("admin")
+    def test_an_unknown_email_gets_the_same_answer(self, client: FlaskClient, make_user_with_password: Person) -> None:
+        make_user_with_password("admin")
         answers = [post_sign_in(client, email, "nonono") for email in ("admin@example.com", "xdmin@example.com")]
         assert answers[0].text == answers[1].text.replace("xdmin", "admin")
 
-    def test_one_comes_back_to_where_one_wanted_to_go(self, client: FlaskClient, person: Person) -> None:
+    def test_one_comes_back_to_where_one_wanted_to_go(
+        self, client: FlaskClient, make_user_with_password: Person
+    ) -> None:
         asked = client.get("/settings/profile")
-        answer = client.post(asked.location, data={"email": person().email, "password": PASSWORD})
+        answer = client.post(asked.location, data={"email": make_user_with_password().email, "password": PASSWORD})
         assert answer.location == "/settings/profile"
 
     @pytest.mark.parametrize(
@@ -81,21 +87,25 @@ class TestSignIn:
         with app.test_request_context():
             assert safe_redirect_path(goal) == "/"
 
-    def test_the_session_is_a_new_one(self, client: FlaskClient, person: Person) -> None:
+    def test_the_session_is_a_new_one(self, client: FlaskClient, make_user_with_password: Person) -> None:
         with client.session_transaction() as session:
             session["planted"] = "by somebody else"
-        post_sign_in(client, person().email)
+        post_sign_in(client, make_user_with_password().email)
         with client.session_transaction() as session:
             assert "planted" not in session
 
-    def test_without_a_token_nothing_happens(self, csrf_client: FlaskClient, person: Person) -> None:
-        answer = post_sign_in(csrf_client, person().email)
+    def test_without_a_token_nothing_happens(self, csrf_client: FlaskClient, make_user_with_password: Person) -> None:
+        answer = post_sign_in(csrf_client, make_user_with_password().email)
         assert answer.status_code == 400
         assert not is_signed_in(csrf_client)
 
-    def test_with_the_token_of_the_page_it_works(self, csrf_client: FlaskClient, person: Person) -> None:
+    def test_with_the_token_of_the_page_it_works(
+        self, csrf_client: FlaskClient, make_user_with_password: Person
+    ) -> None:
         token = token_in(csrf_client.get("/sign-in"))
-        csrf_client.post("/sign-in", data={"email": person().email, "password": PASSWORD, "csrf_token": token})
+        csrf_client.post(
+            "/sign-in", data={"email": make_user_with_password().email, "password": PASSWORD, "csrf_token": token}
+        )
         assert is_signed_in(csrf_client)
 
     def test_signing_out_ends_the_session(self, sign_in: SignIn) -> None:
@@ -103,9 +113,9 @@ class TestSignIn:
         assert client.post("/sign-out").location == "/sign-in"
         assert not is_signed_in(client)
 
-    def test_who_is_disabled_is_out_at_once(self, app: Flask, sign_in: SignIn, staff_user: Person) -> None:
+    def test_who_is_disabled_is_out_at_once(self, app: Flask, sign_in: SignIn, make_staff_user: Person) -> None:
         client = sign_in("viewer")
-        staff_user("admin")
+        make_staff_user("admin")
         account_actions.disable_staff_user(
             db.session.scalars(select(StaffUser.id).where(StaffUser.role == "viewer")).one(), by="tests"
         )
@@ -124,15 +134,17 @@ class TestSignIn:
 
 
 class TestInvitations:
-    def test_looking_consumes_nothing(self, client: FlaskClient, token: Callable[..., str]) -> None:
-        address = f"/invitations/{token(email='ann@example.com')}"
+    def test_looking_consumes_nothing(self, client: FlaskClient, make_invitation_token: Callable[..., str]) -> None:
+        address = f"/invitations/{make_invitation_token(email='ann@example.com')}"
         for _ in range(2):
             answer = client.get(address)
             assert (answer.status_code, "ann@example.com" in answer.text) == (200, True)
         assert client.post(address, data=JOIN).status_code == 302
 
-    def test_one_is_signed_in_with_the_new_password(self, client: FlaskClient, token: Callable[..., str]) -> None:
-        client.post(f"/invitations/{token('viewer')}", data=JOIN)
+    def test_one_is_signed_in_with_the_new_password(
+        self, client: FlaskClient, make_invitation_token: Callable[..., str]
+    ) -> None:
+        client.post(f"/invitations/{make_invitation_token('viewer')}", data=JOIN)
         assert "Ann Example" in client.get("/settings/profile").text
 
     @pytest.mark.parametrize(
@@ -146,16 +158,18 @@ class TestInvitations:
         ],
     )
     def test_what_can_not_be_taken_is_said_and_the_rest_is_kept(
-        self, client: FlaskClient, token: Callable[..., str], wrong: dict[str, str]
+        self, client: FlaskClient, make_invitation_token: Callable[..., str], wrong: dict[str, str]
     ) -> None:
-        answer = client.post(f"/invitations/{token()}", data={**JOIN, **wrong})
+        answer = client.post(f"/invitations/{make_invitation_token()}", data={**JOIN, **wrong})
         assert answer.status_code == 422
         assert ('value="ann@example.com"' in answer.text) or "email" in wrong
         assert "invalid-feedback" in answer.text
         assert db.session.scalar(select(Invitation.used_at)) is None
 
-    def test_a_used_one_says_how_to_get_another(self, client: FlaskClient, token: Callable[..., str]) -> None:
-        address = f"/invitations/{token()}"
+    def test_a_used_one_says_how_to_get_another(
+        self, client: FlaskClient, make_invitation_token: Callable[..., str]
+    ) -> None:
+        address = f"/invitations/{make_invitation_token()}"
         client.post(address, data=JOIN)
         for answer in (client.get(address), client.post(address, data=JOIN)):
             assert answer.status_code == 404
@@ -164,12 +178,14 @@ class TestInvitations:
     def test_an_unknown_one_too(self, client: FlaskClient) -> None:
         assert "flask --app wsgi invite" in client.get("/invitations/nonsense").text
 
-    def test_the_page_does_not_pass_its_address_on(self, client: FlaskClient, token: Callable[..., str]) -> None:
-        headers = client.get(f"/invitations/{token()}").headers
+    def test_the_page_does_not_pass_its_address_on(
+        self, client: FlaskClient, make_invitation_token: Callable[..., str]
+    ) -> None:
+        headers = client.get(f"/invitations/{make_invitation_token()}").headers
         assert (headers["Referrer-Policy"], headers["Cache-Control"]) == ("same-origin", "no-store")
 
-    def test_a_link_to_a_new_password_sets_it(self, client: FlaskClient, person: Person) -> None:
-        user = person()
+    def test_a_link_to_a_new_password_sets_it(self, client: FlaskClient, make_user_with_password: Person) -> None:
+        user = make_user_with_password()
         account_actions.sign_in_user(user.email, PASSWORD)
         link = account_actions.create_password_reset_link(user.id, by="tests").removeprefix("http://localhost")
         page = client.get(link).text
@@ -181,9 +197,9 @@ class TestInvitations:
         assert "Your new password is set." in client.get("/").text
 
     def test_a_link_for_somebody_who_never_signed_in_speaks_of_nothing_before(
-        self, client: FlaskClient, person: Person
+        self, client: FlaskClient, make_user_with_password: Person
     ) -> None:
-        user = person()
+        user = make_user_with_password()
         link = account_actions.create_password_reset_link(user.id, by="tests").removeprefix("http://localhost")
         page = client.get(link).text
         assert f"Welcome, {user.name}" in page
@@ -216,8 +232,8 @@ class TestPeople:
         client.post(f"/settings/invitations/{number}/withdraw")
         assert client.get(link).status_code == 404
 
-    def test_a_role_is_changed(self, sign_in: SignIn, staff_user: Person) -> None:
-        user = staff_user("viewer")
+    def test_a_role_is_changed(self, sign_in: SignIn, make_staff_user: Person) -> None:
+        user = make_staff_user("viewer")
         client = sign_in("admin")
         answer = client.post(f"/settings/people/{user.id}", data={"role": "manager"})
         assert answer.status_code == 302
@@ -233,22 +249,22 @@ class TestPeople:
         )
 
     def test_an_admin_who_steps_down_is_not_sent_to_a_page_they_may_not_see(
-        self, sign_in: SignIn, staff_user: Person
+        self, sign_in: SignIn, make_staff_user: Person
     ) -> None:
-        staff_user("admin", email="other@example.com")
+        make_staff_user("admin", email="other@example.com")
         client = sign_in("admin")
         number = db.session.scalars(select(StaffUser.id).where(StaffUser.email == "admin@example.com")).one()
         answer = client.post(f"/settings/people/{number}", data={"role": "viewer"}, follow_redirects=True)
         assert (answer.status_code, answer.request.path) == (200, "/settings/profile")
 
-    def test_somebody_is_disabled_and_enabled(self, sign_in: SignIn, staff_user: Person) -> None:
-        number = staff_user("viewer").id
+    def test_somebody_is_disabled_and_enabled(self, sign_in: SignIn, make_staff_user: Person) -> None:
+        number = make_staff_user("viewer").id
         client = sign_in("admin")
         assert "can no longer sign in" in client.post(f"/settings/people/{number}/disable", follow_redirects=True).text
         assert "can sign in again" in client.post(f"/settings/people/{number}/enable", follow_redirects=True).text
 
-    def test_a_link_to_a_new_password_is_shown(self, sign_in: SignIn, staff_user: Person) -> None:
-        number = staff_user("viewer").id
+    def test_a_link_to_a_new_password_is_shown(self, sign_in: SignIn, make_staff_user: Person) -> None:
+        number = make_staff_user("viewer").id
         client = sign_in("admin")
         assert client.get(link_in(client.post(f"/settings/people/{number}/new-password"))).status_code == 200
 
@@ -256,8 +272,8 @@ class TestPeople:
     def test_nobody_is_a_page_that_says_so(self, sign_in: SignIn, number: str) -> None:
         assert sign_in("admin").get(f"/settings/people/{number}").status_code == 404
 
-    def test_a_name_with_markup_is_only_text(self, sign_in: SignIn, staff_user: Person) -> None:
-        user = staff_user("viewer")
+    def test_a_name_with_markup_is_only_text(self, sign_in: SignIn, make_staff_user: Person) -> None:
+        user = make_staff_user("viewer")
         user.name = "<script>alert(1)</script>"
         db.session.commit()
         page = sign_in("admin").get("/settings/people").text
@@ -326,8 +342,10 @@ class TestProfile:
         user = db.session.scalars(select(StaffUser)).one()
         assert (user.name, user.time_zone) == ("Vi", "Asia/Tokyo")
 
-    def test_a_new_password_ends_the_other_sessions_and_keeps_this_one(self, app: Flask, person: Person) -> None:
-        user = person("viewer")
+    def test_a_new_password_ends_the_other_sessions_and_keeps_this_one(
+        self, app: Flask, make_user_with_password: Person
+    ) -> None:
+        user = make_user_with_password("viewer")
         app.config["WTF_CSRF_ENABLED"] = False
         here, there = app.test_client(), app.test_client()
         for client in (here, there):
@@ -338,17 +356,21 @@ class TestProfile:
         )
         assert (is_signed_in(here), is_signed_in(there)) == (True, False)
 
-    def test_the_current_password_must_be_right(self, client: FlaskClient, person: Person) -> None:
-        post_sign_in(client, person("viewer").email)
+    def test_the_current_password_must_be_right(self, client: FlaskClient, make_user_with_password: Person) -> None:
+        post_sign_in(client, make_user_with_password("viewer").email)
         answer = client.post(
             "/settings/profile/password",
             data={"current": "wrong wrong", "password": "a brand new one", "confirm": "a brand new one"},
         )
         assert (answer.status_code, "not your current password" in answer.text) == (422, True)
 
-    def test_a_write_needs_the_token_of_the_page(self, csrf_client: FlaskClient, person: Person) -> None:
+    def test_a_write_needs_the_token_of_the_page(
+        self, csrf_client: FlaskClient, make_user_with_password: Person
+    ) -> None:
         token = token_in(csrf_client.get("/sign-in"))
-        csrf_client.post("/sign-in", data={"email": person().email, "password": PASSWORD, "csrf_token": token})
+        csrf_client.post(
+            "/sign-in", data={"email": make_user_with_password().email, "password": PASSWORD, "csrf_token": token}
+        )
         values = {"name": "Mallory", "time_zone": "UTC"}
         assert csrf_client.post("/settings/profile", data=values).status_code == 400
         token = token_in(csrf_client.get("/settings/profile"))

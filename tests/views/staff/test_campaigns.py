@@ -14,6 +14,7 @@ from sqlalchemy import event, text
 from tests.support.campaigns import create_customers
 from tests.support.smtp_relay import Relay
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
@@ -30,10 +31,10 @@ HTMX = {"HX-Request": "true"}
 
 
 @pytest.fixture
-def sending(app: Flask, offer: Callable[..., Offer]) -> Campaign:
+def sending(app: Flask, make_offer: Callable[..., Offer]) -> Campaign:
     """A campaign to three customers that is under way."""
     create_customers(3)
-    campaign = launch_actions.launch_announcement(offer().id, "tests").campaign
+    campaign = launch_actions.launch_announcement(make_offer().id, "tests").campaign
     preparation.prepare_campaign(campaign.id)
     db.session.refresh(campaign)
     return campaign
@@ -46,45 +47,45 @@ def typed(**values: str) -> dict[str, str]:
 # --- writing ------------------------------------------------------------------------------------------
 
 
-def test_a_new_mail_starts_from_the_text_we_suggest(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
-    page = staff.get(f"/offers/{offer().id}/mail").text
+def test_a_new_mail_starts_from_the_text_we_suggest(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
+    page = staff.get(f"/offers/{make_offer().id}/mail").text
     assert "{{ offer.discount }} off for you: {{ offer.name }}" in page
     assert "25% off for you: Summer" in page
 
 
-def test_a_mail_is_saved_and_shown_again(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
-    row = offer()
-    answer = staff.post(f"/offers/{row.id}/mail", data=typed(), follow_redirects=True)
+def test_a_mail_is_saved_and_shown_again(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
+    offer = make_offer()
+    answer = staff.post(f"/offers/{offer.id}/mail", data=typed(), follow_redirects=True)
     assert "The email has been saved." in answer.text
     assert "Hi {{ customer.name }}" in answer.text
 
 
 def test_an_unknown_placeholder_stays_typed_with_the_error_at_its_field(
-    staff: FlaskClient, offer: Callable[..., Offer]
+    staff: FlaskClient, make_offer: Callable[..., Offer]
 ) -> None:
-    row = offer()
-    answer = staff.post(f"/offers/{row.id}/mail", data=typed(text="Hi {{ customer.nmae }}, you", html="<p>mine</p>"))
+    offer = make_offer()
+    answer = staff.post(f"/offers/{offer.id}/mail", data=typed(text="Hi {{ customer.nmae }}, you", html="<p>mine</p>"))
     assert answer.status_code == 422
     assert re.search(r'id="text-error".*?There is no placeholder {{ customer.nmae }}', answer.text, re.DOTALL)
     assert "Hi {{ customer.nmae }}, you</textarea>" in answer.text
     assert "&lt;p&gt;mine&lt;/p&gt;" in answer.text
-    assert campaign_queries.find_announcement(row.id) is None
+    assert campaign_queries.find_announcement(offer.id) is None
 
 
-def test_a_mail_that_is_too_large_is_told_so_at_its_field(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
-    answer = staff.post(f"/offers/{offer().id}/mail", data=typed(text="t" * 300_000, html="h" * 300_000))
+def test_a_mail_that_is_too_large_is_told_so_at_its_field(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
+    answer = staff.post(f"/offers/{make_offer().id}/mail", data=typed(text="t" * 300_000, html="h" * 300_000))
     assert answer.status_code == 422
     assert re.search(r'id="html-error".*?larger than 256 kB', answer.text, re.DOTALL)
     assert "h" * 300_000 in answer.text
 
 
 def test_typing_renews_the_preview_and_keeps_nothing(
-    staff: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    staff: FlaskClient, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    customer()
-    row = offer()
+    make_customer()
+    offer = make_offer()
     words = typed(subject="For {{ customer.name }}", text="", html="<p>Dear {{ customer.name }}")
-    for path in (f"/offers/{row.id}/mail", "/campaigns/1/mail"):
+    for path in (f"/offers/{offer.id}/mail", "/campaigns/1/mail"):
         answer = staff.post(f"{path}/preview", data=words, headers=HTMX)
         assert answer.text.lstrip().startswith("<section")
         assert "For Ada Lovelace" in answer.text
@@ -92,19 +93,19 @@ def test_typing_renews_the_preview_and_keeps_nothing(
         frame = staff.post(filled_from, data=words)
         assert "Dear Ada Lovelace" in frame.text
         assert "sandbox" in frame.headers["Content-Security-Policy"]
-        draft = campaign_queries.find_announcement(row.id)
+        draft = campaign_queries.find_announcement(offer.id)
         if path.startswith("/offers"):
             assert draft is None
-            draft_actions.save_offer_draft(row.id, EmailContent("Saved"), "resend", "tests")
+            draft_actions.save_offer_draft(offer.id, EmailContent("Saved"), "resend", "tests")
         else:
             assert draft is not None
             assert (draft.subject, draft.html) == ("Saved", "")
 
 
 def test_typing_something_unreadable_says_why_there_is_no_preview(
-    staff: FlaskClient, offer: Callable[..., Offer]
+    staff: FlaskClient, make_offer: Callable[..., Offer]
 ) -> None:
-    answer = staff.post(f"/offers/{offer().id}/mail/preview", data=typed(text="{{ no }}"), headers=HTMX)
+    answer = staff.post(f"/offers/{make_offer().id}/mail/preview", data=typed(text="{{ no }}"), headers=HTMX)
     assert answer.status_code == 422
     assert "There is no placeholder {{ no }}" in answer.text
 
@@ -115,10 +116,10 @@ def version(client: FlaskClient, path: str) -> str:
 
 
 def test_what_somebody_else_saved_meanwhile_is_not_overwritten_unseen(
-    staff: FlaskClient, offer: Callable[..., Offer]
+    staff: FlaskClient, make_offer: Callable[..., Offer]
 ) -> None:
-    row = offer()
-    draft_actions.save_offer_draft(row.id, EmailContent("First", "Text"), "resend", "tests")
+    offer = make_offer()
+    draft_actions.save_offer_draft(offer.id, EmailContent("First", "Text"), "resend", "tests")
     opened = version(staff, "/campaigns/1/mail")
     draft_actions.update_draft(1, EmailContent("Hers", "Text"), "resend", "mia@example.com")
     mine = typed(subject="First", text="Mine", version=opened)
@@ -142,23 +143,23 @@ def test_what_somebody_else_saved_meanwhile_is_not_overwritten_unseen(
 
 
 def test_a_first_mail_does_not_overwrite_one_that_has_come_into_being(
-    staff: FlaskClient, offer: Callable[..., Offer]
+    staff: FlaskClient, make_offer: Callable[..., Offer]
 ) -> None:
-    row = offer()
-    opened = version(staff, f"/offers/{row.id}/mail")
-    assert staff.post(f"/offers/{row.id}/mail", data=typed(subject="Hers", version=opened)).status_code == 302
-    answer = staff.post(f"/offers/{row.id}/mail", data=typed(subject="Mine", version=opened))
+    offer = make_offer()
+    opened = version(staff, f"/offers/{offer.id}/mail")
+    assert staff.post(f"/offers/{offer.id}/mail", data=typed(subject="Hers", version=opened)).status_code == 302
+    answer = staff.post(f"/offers/{offer.id}/mail", data=typed(subject="Mine", version=opened))
     assert (answer.status_code, ">Hers</textarea>" in answer.text) == (409, True)
     # The same words twice are no quarrel: so it is with a double click.
-    assert staff.post(f"/offers/{row.id}/mail", data=typed(subject="Hers", version=opened)).status_code == 302
+    assert staff.post(f"/offers/{offer.id}/mail", data=typed(subject="Hers", version=opened)).status_code == 302
 
 
 def test_a_mail_that_was_launched_meanwhile_has_no_buttons_to_save_it(
-    staff: FlaskClient, offer: Callable[..., Offer]
+    staff: FlaskClient, make_offer: Callable[..., Offer]
 ) -> None:
     create_customers(1)
-    row = offer()
-    draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests")
+    offer = make_offer()
+    draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests")
     opened = version(staff, "/campaigns/1/mail")
     launch_actions.launch_campaign(1, "tests")
     answer = staff.post("/campaigns/1/mail", data=typed(text="Too late", version=opened))
@@ -171,10 +172,10 @@ def test_a_mail_that_was_launched_meanwhile_has_no_buttons_to_save_it(
 
 @pytest.mark.parametrize("ended", ["the session is gone", "signed out elsewhere"])
 def test_who_saves_after_the_session_ended_gets_the_words_to_copy_and_a_way_to_sign_in(
-    csrf_client: FlaskClient, staff: FlaskClient, offer: Callable[..., Offer], ended: str
+    csrf_client: FlaskClient, staff: FlaskClient, make_offer: Callable[..., Offer], ended: str
 ) -> None:
-    row = offer()
-    draft_actions.save_offer_draft(row.id, EmailContent("Saved"), "resend", "tests")
+    offer = make_offer()
+    draft_actions.save_offer_draft(offer.id, EmailContent("Saved"), "resend", "tests")
     # With the token of a session that nobody is signed in to any more, or without any.
     staff.application.config["WTF_CSRF_ENABLED"] = ended == "the session is gone"
     words = typed(text="Long thought of </textarea><b>", csrf_token="spent")
@@ -188,36 +189,38 @@ def test_who_saves_after_the_session_ended_gets_the_words_to_copy_and_a_way_to_s
 
 
 def test_typing_after_the_session_ended_does_not_leave_the_page(
-    csrf_client: FlaskClient, staff: FlaskClient, offer: Callable[..., Offer]
+    csrf_client: FlaskClient, staff: FlaskClient, make_offer: Callable[..., Offer]
 ) -> None:
-    row = offer()
+    offer = make_offer()
     csrf_client.application.config["WTF_CSRF_ENABLED"] = True
-    answer = csrf_client.post(f"/offers/{row.id}/mail/preview", data=typed(), headers=HTMX)
+    answer = csrf_client.post(f"/offers/{offer.id}/mail/preview", data=typed(), headers=HTMX)
     assert (answer.status_code, "HX-Redirect" in answer.headers) == (401, False)
     assert "Copy what you typed" in answer.text
 
 
 def test_the_preview_can_be_somebody_of_the_customers(
-    staff: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    staff: FlaskClient, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    customer()
-    customer("bob@example.com", name="Bob")
-    page = staff.post(f"/offers/{offer().id}/mail", data=typed(seen_as=" BOB@example.com "), follow_redirects=True).text
+    make_customer()
+    make_customer("bob@example.com", name="Bob")
+    page = staff.post(
+        f"/offers/{make_offer().id}/mail", data=typed(seen_as=" BOB@example.com "), follow_redirects=True
+    ).text
     assert "Hi Bob" in page
     assert "seen_as=+BOB" in page
 
 
-def test_a_preview_for_nobody_says_so_at_the_field(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
-    answer = staff.post(f"/offers/{offer().id}/mail/preview", data=typed(seen_as="no@example.com"), headers=HTMX)
+def test_a_preview_for_nobody_says_so_at_the_field(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
+    answer = staff.post(f"/offers/{make_offer().id}/mail/preview", data=typed(seen_as="no@example.com"), headers=HTMX)
     assert "There is no customer with this email address." in answer.text
 
 
 def test_the_frame_shows_the_mail_under_a_policy_of_its_own(
-    staff: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    staff: FlaskClient, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    customer(name="<script>alert(1)</script>")
-    row = offer()
-    staff.post(f"/offers/{row.id}/mail", data=typed(html="<p>Dear {{ customer.name }}<script>bad()</script></p>"))
+    make_customer(name="<script>alert(1)</script>")
+    offer = make_offer()
+    staff.post(f"/offers/{offer.id}/mail", data=typed(html="<p>Dear {{ customer.name }}<script>bad()</script></p>"))
     answer = staff.get("/campaigns/1/mail/frame")
     assert "Dear &lt;script&gt;alert(1)" in answer.text
     policy = answer.headers["Content-Security-Policy"]
@@ -228,15 +231,15 @@ def test_the_frame_shows_the_mail_under_a_policy_of_its_own(
 
 
 def test_a_preview_carries_nobodys_links(
-    sign_in: Callable[..., FlaskClient], offer: Callable[..., Offer], customer: Callable[..., Customer]
+    sign_in: Callable[..., FlaskClient], make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    somebody = customer()
-    row = offer()
+    somebody = make_customer()
+    offer = make_offer()
     words = EmailContent("Hello", "For {{ customer.name }} {{ link }} {{ unsubscribe }}")
-    draft_actions.save_offer_draft(row.id, words, "resend", "tests")
+    draft_actions.save_offer_draft(offer.id, words, "resend", "tests")
     manager = sign_in("manager")
     pages = [manager.get(f"/campaigns/1/{page}").text for page in ("mail", "mail/frame", "launch")]
-    campaign_id = launch_actions.launch_announcement(row.id, "tests").campaign.id
+    campaign_id = launch_actions.launch_announcement(offer.id, "tests").campaign.id
     viewer = sign_in("viewer")
     pages += [viewer.get(f"/campaigns/{campaign_id}{page}").text for page in ("", "/frame")]
     assert pages[0].count("For Ada Lovelace") == 1
@@ -253,78 +256,78 @@ def test_a_preview_carries_nobodys_links(
 
 
 def test_a_test_goes_to_the_one_who_asked_and_can_use_up_nothing(
-    staff: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer], relay: Relay
+    staff: FlaskClient, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer], relay: Relay
 ) -> None:
-    customer()
-    row = offer()
-    answer = staff.post(f"/offers/{row.id}/mail", data=typed(text="{{ link }}", test="1"), follow_redirects=True)
+    make_customer()
+    offer = make_offer()
+    answer = staff.post(f"/offers/{offer.id}/mail", data=typed(text="{{ link }}", test="1"), follow_redirects=True)
     assert "A test email has been sent to manager@example.com." in answer.text
-    (kept,) = relay.kept
-    assert kept.to == "manager@example.com"
-    link = re.findall(r"http://localhost(/r/\S+)", kept.text)[0]
+    (received,) = relay.messages
+    assert received.to == "manager@example.com"
+    link = re.findall(r"http://localhost(/r/\S+)", received.text)[0]
     assert "personal page" in staff.get(link).text
 
 
-def test_a_test_that_the_relay_does_not_take_says_why(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
-    row = offer()
-    answer = staff.post(f"/offers/{row.id}/mail", data=typed(test="1"))
+def test_a_test_that_the_relay_does_not_take_says_why(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
+    offer = make_offer()
+    answer = staff.post(f"/offers/{offer.id}/mail", data=typed(test="1"))
     assert (answer.status_code, "Connection refused" in answer.text) == (503, True)
     assert "Hi {{ customer.name }}" in answer.text
 
 
-def test_a_viewer_can_not_write(sign_in: Callable[..., FlaskClient], offer: Callable[..., Offer]) -> None:
+def test_a_viewer_can_not_write(sign_in: Callable[..., FlaskClient], make_offer: Callable[..., Offer]) -> None:
     viewer = sign_in("viewer")
-    row = offer()
-    assert viewer.get(f"/offers/{row.id}/mail").status_code == 403
-    assert viewer.post(f"/offers/{row.id}/launch").status_code == 403
+    offer = make_offer()
+    assert viewer.get(f"/offers/{offer.id}/mail").status_code == 403
+    assert viewer.post(f"/offers/{offer.id}/launch").status_code == 403
 
 
 # --- launching ----------------------------------------------------------------------------------------
 
 
-def test_the_launch_first_says_how_many_it_goes_to(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
+def test_the_launch_first_says_how_many_it_goes_to(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
     ids = create_customers(1502)
     suppression_actions.unsubscribe_customer(ids[0], 0)
-    row = offer()
-    page = staff.post(f"/offers/{row.id}/mail", data=typed(launch="1"), follow_redirects=True).text
+    offer = make_offer()
+    page = staff.post(f"/offers/{offer.id}/mail", data=typed(launch="1"), follow_redirects=True).text
     assert "<strong>1,501 customers</strong>" in page
     assert re.search(r"1\s+more address is suppressed; the campaign counts it as skipped", page)
-    draft = campaign_queries.find_announcement(row.id)
+    draft = campaign_queries.find_announcement(offer.id)
     assert draft is not None
     assert draft.status == "draft"
 
 
-def test_the_launch_leads_to_its_progress(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
+def test_the_launch_leads_to_its_progress(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
     create_customers(3)
-    row = offer()
-    answer = staff.post(f"/offers/{row.id}/launch", follow_redirects=True)
+    offer = make_offer()
+    answer = staff.post(f"/offers/{offer.id}/launch", follow_redirects=True)
     assert answer.request.path == "/campaigns/1"
     assert "Launched." in answer.text
 
 
 def test_a_second_click_on_launch_says_that_nothing_went_out_twice(
-    staff: FlaskClient, offer: Callable[..., Offer]
+    staff: FlaskClient, make_offer: Callable[..., Offer]
 ) -> None:
     create_customers(3)
-    row = offer()
-    staff.post(f"/offers/{row.id}/launch")
-    answer = staff.post(f"/offers/{row.id}/launch", follow_redirects=True)
+    offer = make_offer()
+    staff.post(f"/offers/{offer.id}/launch")
+    answer = staff.post(f"/offers/{offer.id}/launch", follow_redirects=True)
     assert "nothing was sent twice" in answer.text
 
 
-def test_a_launch_to_nobody_stays_and_says_what_to_do(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
-    row = offer()
-    draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests")
+def test_a_launch_to_nobody_stays_and_says_what_to_do(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
+    offer = make_offer()
+    draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests")
     assert "Import customers" in staff.get("/campaigns/1/launch").text
-    answer = staff.post(f"/offers/{row.id}/launch")
+    answer = staff.post(f"/offers/{offer.id}/launch")
     assert answer.status_code == 409
     assert "There are no recipients" in answer.text
 
 
-def test_a_launch_before_the_offer_starts_is_warned_of(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
+def test_a_launch_before_the_offer_starts_is_warned_of(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
-    row = offer(starts_at=datetime.now(UTC) + timedelta(days=3))
-    draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests")
+    offer = make_offer(starts_at=datetime.now(UTC) + timedelta(days=3))
+    draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests")
     assert "until then it is refused" in staff.get("/campaigns/1/launch").text
 
 
@@ -405,12 +408,12 @@ def test_a_button_answers_with_the_card_or_leads_back_to_the_page(
 
 def test_failed_mails_are_sent_again_at_a_click(staff: FlaskClient, sending: Campaign, relay: Relay) -> None:
     relay.behaviour.rcpt["c1@example.com"] = "550 no"
-    relay.behaviour.times["c1@example.com"] = 1
+    relay.behaviour.uses["c1@example.com"] = 1
     sender.send_pending_emails()
     answer = staff.post(f"/campaigns/{sending.id}/send-again", data={"state": "failed"}, follow_redirects=True)
     assert "1 email is being resent." in answer.text
     sender.send_pending_emails()
-    assert campaign_queries.get_campaign_stats(sending.id).sent == 3
+    assert stats_queries.get_campaign_stats(sending.id).sent == 3
 
 
 def test_the_trouble_with_the_relay_is_on_the_card(staff: FlaskClient, sending: Campaign) -> None:
@@ -425,7 +428,9 @@ def test_all_campaigns_are_listed_with_their_state(staff: FlaskClient, sending: 
     assert re.search(r"0\s+of\s+3", re.sub("<[^>]*>", "", page))
 
 
-def test_the_list_asks_as_often_for_many_campaigns_as_for_one(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
+def test_the_list_asks_as_often_for_many_campaigns_as_for_one(
+    staff: FlaskClient, make_offer: Callable[..., Offer]
+) -> None:
     def statements() -> int:
         seen: list[str] = []
 
@@ -440,10 +445,10 @@ def test_the_list_asks_as_often_for_many_campaigns_as_for_one(staff: FlaskClient
             event.remove(db.engine, "before_cursor_execute", note)
         return len(seen)
 
-    draft_actions.save_offer_draft(offer().id, EmailContent(), "resend", "tests")
+    draft_actions.save_offer_draft(make_offer().id, EmailContent(), "resend", "tests")
     one = statements()
     for n in range(9):
-        draft_actions.save_offer_draft(offer(f"CODE{n}").id, EmailContent(), "resend", "tests")
+        draft_actions.save_offer_draft(make_offer(f"CODE{n}").id, EmailContent(), "resend", "tests")
     assert statements() == one
 
 
@@ -466,10 +471,10 @@ def test_a_tampered_address_shows_the_first_page(staff: FlaskClient, sending: Ca
 
 
 def test_a_body_of_five_megabytes_is_told_so_at_its_field_and_kept(
-    staff: FlaskClient, offer: Callable[..., Offer]
+    staff: FlaskClient, make_offer: Callable[..., Offer]
 ) -> None:
     large = "<p>" * (5 * 2**20 // 3)
-    answer = staff.post(f"/offers/{offer().id}/mail", data=typed(html=large, subject="What I typed"))
+    answer = staff.post(f"/offers/{make_offer().id}/mail", data=typed(html=large, subject="What I typed"))
     assert answer.status_code == 422
     assert re.search(r'id="html-error".*?larger than 256 kB \(it has 5,1\d\d kB\)', answer.text, re.DOTALL)
     assert 'value="What I typed"' in answer.text
@@ -481,16 +486,18 @@ def test_who_has_not_signed_in_may_not_send_as_much(csrf_client: FlaskClient) ->
 
 
 def test_the_preview_says_what_may_be_a_mistake_and_shows_the_headers(
-    staff: FlaskClient, offer: Callable[..., Offer]
+    staff: FlaskClient, make_offer: Callable[..., Offer]
 ) -> None:
-    page = staff.post(f"/offers/{offer().id}/mail/preview", data=typed(text="Hi {name}"), headers=HTMX).text
+    page = staff.post(f"/offers/{make_offer().id}/mail/preview", data=typed(text="Hi {name}"), headers=HTMX).text
     assert "neither the code nor the personal link" in page
     assert "“{name}” is sent as it is" in page
     assert "List-Unsubscribe: &lt;" in page
 
 
-def test_html_that_swallows_the_way_out_is_said_at_its_field(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
-    answer = staff.post(f"/offers/{offer().id}/mail", data=typed(html="<p>Hi</p><!-- never closed"))
+def test_html_that_swallows_the_way_out_is_said_at_its_field(
+    staff: FlaskClient, make_offer: Callable[..., Offer]
+) -> None:
+    answer = staff.post(f"/offers/{make_offer().id}/mail", data=typed(html="<p>Hi</p><!-- never closed"))
     assert answer.status_code == 422
     assert re.search(r'id="html-error".*?The unsubscribe link', answer.text, re.DOTALL)
     assert "&lt;!-- never closed" in answer.text

@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, update
 from werkzeug.test import TestResponse
 
-from tests.support.imports import Import
+from tests.support.imports import ImportFile
 from webapp.accounts.models import AuditEntry, StaffUser
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
@@ -45,9 +45,9 @@ def test_without_customers_the_list_says_what_to_do_first(staff: FlaskClient) ->
     assert 'href="/customers/import"' in page
 
 
-def test_the_list_is_searched_and_names_are_never_markup(staff: FlaskClient, customer: Make) -> None:
-    customer("ada@example.com", name="<b>Ada</b>")
-    customer("grace@example.com", name="Grace")
+def test_the_list_is_searched_and_names_are_never_markup(staff: FlaskClient, make_customer: Make) -> None:
+    make_customer("ada@example.com", name="<b>Ada</b>")
+    make_customer("grace@example.com", name="Grace")
 
     page = staff.get("/customers?q=ada").text
 
@@ -55,10 +55,10 @@ def test_the_list_is_searched_and_names_are_never_markup(staff: FlaskClient, cus
     assert "grace@example.com" not in page
 
 
-def test_the_list_of_an_audience(staff: FlaskClient, customer: Make) -> None:
+def test_the_list_of_an_audience(staff: FlaskClient, make_customer: Make) -> None:
     vip = audience_actions.create_audience("VIP", by="tests")
     customer_actions.create_customer(CustomerValues("vip@example.com"), [vip.id], by="tests")
-    customer("other@example.com")
+    make_customer("other@example.com")
 
     page = staff.get(f"/customers?audience={vip.id}").text
 
@@ -71,9 +71,9 @@ def test_an_odd_address_shows_a_page(staff: FlaskClient, query: str) -> None:
     assert staff.get(f"/customers?{query}").status_code == 200
 
 
-def test_pages_are_linked_both_ways(staff: FlaskClient, customer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_are_linked_both_ways(staff: FlaskClient, make_customer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("webapp.views.staff.customers.PAGE_SIZE", 2)
-    ids = [customer(f"c{n}@example.com").id for n in range(3)]
+    ids = [make_customer(f"c{n}@example.com").id for n in range(3)]
 
     assert f"before={ids[1]}" in staff.get("/customers").text
     assert f"after={ids[0]}" in staff.get(f"/customers?before={ids[1]}").text
@@ -83,11 +83,11 @@ def test_pages_are_linked_both_ways(staff: FlaskClient, customer: Make, monkeypa
 
 
 def test_a_customers_page_tells_what_they_redeemed_and_can_use(
-    staff: FlaskClient, customer: Make, offer: Callable[..., Offer]
+    staff: FlaskClient, make_customer: Make, make_offer: Callable[..., Offer]
 ) -> None:
-    ada = customer("ada@example.com", suppressed="unsubscribed")
-    offer("SUMMER25", name="Summer")
-    offer("WINTER10", name="Winter")
+    ada = make_customer("ada@example.com", suppressed="unsubscribed")
+    make_offer("SUMMER25", name="Summer")
+    make_offer("WINTER10", name="Winter")
     group_commit.redeem(RedemptionRequest(channel="staff", code="SUMMER25", email="ada@example.com"))
 
     page = staff.get(f"/customers/{ada.id}").text
@@ -102,14 +102,14 @@ def test_a_customers_page_tells_what_they_redeemed_and_can_use(
 
 
 def test_of_many_offers_a_customers_page_names_those_that_end_soonest(
-    staff: FlaskClient, customer: Make, offer: Callable[..., Offer], monkeypatch: pytest.MonkeyPatch
+    staff: FlaskClient, make_customer: Make, make_offer: Callable[..., Offer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("webapp.views.staff.customers.MAX_USABLE_OFFERS_SHOWN", 1)
     now = datetime.now(UTC)
     for days, code in ((9, "LATE"), (2, "SOON"), (8, "LATER")):
-        offer(code, ends_at=now + timedelta(days=days))
+        make_offer(code, ends_at=now + timedelta(days=days))
 
-    page = staff.get(f"/customers/{customer('ada@example.com').id}").text
+    page = staff.get(f"/customers/{make_customer('ada@example.com').id}").text
 
     assert [code in page for code in ("SOON", "LATE", "LATER")] == [True, False, False]
     assert "2 more offers are available" in page
@@ -140,8 +140,8 @@ def test_what_was_typed_stays_when_it_can_not_be_taken(staff: FlaskClient) -> No
     assert "This email address is not valid." in answer.text
 
 
-def test_a_customer_is_changed(staff: FlaskClient, customer: Make) -> None:
-    ada = customer("ada@example.com", source_id="C1", locale="en")
+def test_a_customer_is_changed(staff: FlaskClient, make_customer: Make) -> None:
+    ada = make_customer("ada@example.com", source_id="C1", locale="en")
     assert 'value="ada@example.com"' in staff.get(f"/customers/{ada.id}/edit").text
 
     staff.post(f"/customers/{ada.id}/edit", data={"email": "countess@example.com", "name": "Ada", "source_id": "C1"})
@@ -150,8 +150,8 @@ def test_a_customer_is_changed(staff: FlaskClient, customer: Make) -> None:
     assert (ada.email, ada.source_id, ada.locale) == ("countess@example.com", "C1", None)
 
 
-def test_viewers_look_and_change_nothing(sign_in: Callable[..., FlaskClient], customer: Make) -> None:
-    ada = customer("ada@example.com")
+def test_viewers_look_and_change_nothing(sign_in: Callable[..., FlaskClient], make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
     viewer = sign_in("viewer")
 
     assert viewer.get(f"/customers/{ada.id}").status_code == 200
@@ -262,8 +262,8 @@ def test_what_is_no_upload_is_refused(staff: FlaskClient, content_type: str) -> 
     assert staff.post("/customers/import", data=b"audience=x", content_type=content_type).status_code in (400, 422)
 
 
-def test_an_upload_needs_its_token(csrf_client: FlaskClient, staff_user: Callable[..., StaffUser]) -> None:
-    user = staff_user("manager")
+def test_an_upload_needs_its_token(csrf_client: FlaskClient, make_staff_user: Callable[..., StaffUser]) -> None:
+    user = make_staff_user("manager")
     with csrf_client.session_transaction() as session:
         session["_user_id"], session["_fresh"] = user.get_id(), True
     page = csrf_client.get("/customers/import").text
@@ -290,8 +290,8 @@ def test_an_upload_needs_its_token(csrf_client: FlaskClient, staff_user: Callabl
     assert accepted.status_code == 302
 
 
-def test_the_sample_file_can_be_imported(staff: FlaskClient, imported: Import) -> None:
-    row = imported(staff.get("/customers/import/sample.csv").data)
+def test_the_sample_file_can_be_imported(staff: FlaskClient, import_file: ImportFile) -> None:
+    row = import_file(staff.get("/customers/import/sample.csv").data)
 
     assert (row.created, row.rejected) == (2, 0)
 
@@ -299,8 +299,8 @@ def test_the_sample_file_can_be_imported(staff: FlaskClient, imported: Import) -
 # --- imports on screen ---------------------------------------------------------------------------
 
 
-def test_an_import_that_runs_renews_itself(staff: FlaskClient, received: Callable[..., int]) -> None:
-    import_id = received("email\nada@example.com\n")
+def test_an_import_that_runs_renews_itself(staff: FlaskClient, receive_file: Callable[..., int]) -> None:
+    import_id = receive_file("email\nada@example.com\n")
 
     piece = staff.get(f"/customers/imports/{import_id}", headers=HTMX).text
 
@@ -309,9 +309,9 @@ def test_an_import_that_runs_renews_itself(staff: FlaskClient, received: Callabl
 
 
 def test_an_import_that_is_over_stops_renewing_itself_and_lists_what_was_not_taken(
-    staff: FlaskClient, imported: Import
+    staff: FlaskClient, import_file: ImportFile
 ) -> None:
-    row = imported("email,name\nada@example.com,Ada\nbad,<script>\n")
+    row = import_file("email,name\nada@example.com,Ada\nbad,<script>\n")
 
     piece = staff.get(f"/customers/imports/{row.id}", headers=HTMX).text
 
@@ -321,10 +321,10 @@ def test_an_import_that_is_over_stops_renewing_itself_and_lists_what_was_not_tak
 
 
 def test_rows_that_were_not_taken_are_shown_page_by_page(
-    staff: FlaskClient, imported: Import, monkeypatch: pytest.MonkeyPatch
+    staff: FlaskClient, import_file: ImportFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("webapp.views.staff.customers.PAGE_SIZE", 2)
-    row = imported("email\nbad1\nbad2\nbad3\n")
+    row = import_file("email\nbad1\nbad2\nbad3\n")
 
     first = staff.get(f"/customers/imports/{row.id}").text
     following = first.split('rel="next" href="', 1)[1].split('"', 1)[0]
@@ -333,8 +333,10 @@ def test_rows_that_were_not_taken_are_shown_page_by_page(
     assert "bad3" in staff.get(following).text
 
 
-def test_rows_that_were_not_taken_are_downloaded_with_their_reasons(staff: FlaskClient, imported: Import) -> None:
-    row = imported('email,name\n"=bad","x\ny"\n')
+def test_rows_that_were_not_taken_are_downloaded_with_their_reasons(
+    staff: FlaskClient, import_file: ImportFile
+) -> None:
+    row = import_file('email,name\n"=bad","x\ny"\n')
 
     rows = list(csv.reader(io.StringIO(staff.get(f"/customers/imports/{row.id}/rejected.csv").text)))
 
@@ -344,8 +346,8 @@ def test_rows_that_were_not_taken_are_downloaded_with_their_reasons(staff: Flask
 
 
 @pytest.mark.parametrize("sign", list("=+-@\t\r"))
-def test_rows_that_were_not_taken_hold_no_formula(staff: FlaskClient, imported: Import, sign: str) -> None:
-    row = imported("email\nbad\n")
+def test_rows_that_were_not_taken_hold_no_formula(staff: FlaskClient, import_file: ImportFile, sign: str) -> None:
+    row = import_file("email\nbad\n")
     db.session.execute(update(RejectedRow).values(row=f"{sign}1"))
     db.session.commit()
 
@@ -355,19 +357,19 @@ def test_rows_that_were_not_taken_hold_no_formula(staff: FlaskClient, imported: 
 
 
 def test_rows_that_were_not_taken_are_not_handed_to_viewers(
-    sign_in: Callable[..., FlaskClient], imported: Import
+    sign_in: Callable[..., FlaskClient], import_file: ImportFile
 ) -> None:
-    row = imported("email\nbad\n")
+    row = import_file("email\nbad\n")
     viewer = sign_in("viewer")
 
     assert viewer.get(f"/customers/imports/{row.id}/rejected.csv").status_code == 403
     assert "rejected.csv" not in viewer.get(f"/customers/imports/{row.id}").text
 
 
-def test_all_imports_are_listed(staff: FlaskClient, imported: Import) -> None:
+def test_all_imports_are_listed(staff: FlaskClient, import_file: ImportFile) -> None:
     assert "No imports yet" in staff.get("/customers/imports").text
 
-    imported("email\nada@example.com\n")
+    import_file("email\nada@example.com\n")
 
     assert "customers.csv" in staff.get("/customers/imports").text
 
@@ -381,22 +383,22 @@ def test_an_import_that_never_was(staff: FlaskClient, address: str) -> None:
 
 
 def test_an_export_can_be_imported_again_and_holds_no_formula(
-    staff: FlaskClient, customer: Make, imported: Import
+    staff: FlaskClient, make_customer: Make, import_file: ImportFile
 ) -> None:
-    customer("ada@example.com", name='=HYPERLINK("http://evil")', source_id="@C1", locale="en")
-    customer("grace@example.com", name='-Grace, "G"', source_id="+2")
+    make_customer("ada@example.com", name='=HYPERLINK("http://evil")', source_id="@C1", locale="en")
+    make_customer("grace@example.com", name='-Grace, "G"', source_id="+2")
 
     file = staff.get("/customers.csv").data
 
     cells = list(csv.reader(io.StringIO(file.decode())))
     assert not any(cell.startswith(("=", "@", "+", "-")) for row in cells for cell in row)
-    assert imported(file).unchanged == 2
+    assert import_file(file).unchanged == 2
 
 
-def test_an_export_of_an_audience_has_its_members_and_is_in_the_trail(staff: FlaskClient, customer: Make) -> None:
+def test_an_export_of_an_audience_has_its_members_and_is_in_the_trail(staff: FlaskClient, make_customer: Make) -> None:
     vip = audience_actions.create_audience("VIP", by="tests")
     customer_actions.create_customer(CustomerValues("vip@example.com"), [vip.id], by="tests")
-    customer("other@example.com")
+    make_customer("other@example.com")
 
     file = staff.get(f"/customers.csv?audience={vip.id}").text
 

@@ -66,22 +66,22 @@ class TestFirstSteps:
         assert steps.count('class="btn btn-primary"') == 1
         assert "Import customers" in steps
 
-    def test_then_to_the_offer(self, staff: FlaskClient, customer: Make) -> None:
-        customer()
+    def test_then_to_the_offer(self, staff: FlaskClient, make_customer: Make) -> None:
+        make_customer()
         steps = section(staff.get("/").text, "first-steps")
         assert (steps.count("Done:"), "New offer" in steps) == (1, True)
 
-    def test_then_to_its_mail(self, staff: FlaskClient, customer: Make, offer: Make) -> None:
-        customer()
-        offer()
+    def test_then_to_its_mail(self, staff: FlaskClient, make_customer: Make, make_offer: Make) -> None:
+        make_customer()
+        make_offer()
         steps = section(staff.get("/").text, "first-steps")
         assert (steps.count("Done:"), "New campaign" in steps) == (2, True)
 
     @pytest.mark.parametrize("start", [lambda o: campaign(o, 1), lambda o: redeemed(o, NOW)])
     def test_once_things_run_the_figures_are_there_instead(
-        self, staff: FlaskClient, offer: Make, start: Callable[[Offer], object]
+        self, staff: FlaskClient, make_offer: Make, start: Callable[[Offer], object]
     ) -> None:
-        start(offer())
+        start(make_offer())
         page = staff.get("/").text
         assert ("first-steps" in page, "Redemptions today" in page) == (False, True)
 
@@ -90,53 +90,53 @@ class TestFirstSteps:
 
 
 class TestFigures:
-    def test_only_live_offers_are_counted(self, staff: FlaskClient, offer: Make) -> None:
-        offer("LIVE")
-        offer("PAUSED", paused_at=NOW)
-        offer("ENDED", starts_at=NOW - timedelta(9), ends_at=NOW - timedelta(1))
-        offer("LATER", starts_at=NOW + timedelta(1))
-        offer("USEDUP", max_redemptions=1, redeemed=1)
-        offer("FOREVER", ends_at=None)
+    def test_only_live_offers_are_counted(self, staff: FlaskClient, make_offer: Make) -> None:
+        make_offer("LIVE")
+        make_offer("PAUSED", paused_at=NOW)
+        make_offer("ENDED", starts_at=NOW - timedelta(9), ends_at=NOW - timedelta(1))
+        make_offer("LATER", starts_at=NOW + timedelta(1))
+        make_offer("USEDUP", max_redemptions=1, redeemed=1)
+        make_offer("FOREVER", ends_at=None)
         assert dashboard.get_dashboard_figures("UTC").live_offers == 2
 
-    def test_every_day_of_the_last_thirty_has_its_number(self, offer: Make) -> None:
+    def test_every_day_of_the_last_thirty_has_its_number(self, make_offer: Make) -> None:
         now = datetime.now(UTC)
-        redeemed(offer(), now, now, now - timedelta(1), now - timedelta(29), now - timedelta(31))
+        redeemed(make_offer(), now, now, now - timedelta(1), now - timedelta(29), now - timedelta(31))
         figures = dashboard.get_dashboard_figures("UTC")
         assert [n for _, n in figures.redemptions_per_day] == [1, *[0] * 27, 1, 2]
         assert (figures.redemptions_today, figures.redemptions_yesterday) == (2, 1)
 
-    def test_the_chart_shows_the_same(self, staff: FlaskClient, offer: Make) -> None:
-        redeemed(offer(), NOW)
+    def test_the_chart_shows_the_same(self, staff: FlaskClient, make_offer: Make) -> None:
+        redeemed(make_offer(), NOW)
         data = re.search(r'<script type="application/json">(.*?)</script>', staff.get("/").text, re.S)
         assert data
         values = json.loads(data[1])["series"][0]["values"]
         assert (len(values), sum(values)) == (30, 1)
 
-    def test_the_share_is_of_those_who_were_sent_an_announcement(self, offer: Make) -> None:
-        summer = offer()
+    def test_the_share_is_of_those_who_were_sent_an_announcement(self, make_offer: Make) -> None:
+        summer = make_offer()
         campaign(summer, sent=8)
         campaign(summer, sent=6, kind="reminder")
         redeemed(summer, NOW, NOW)
-        redeemed(offer("UNMAILED"), NOW)
+        redeemed(make_offer("UNMAILED"), NOW)
         figures = dashboard.get_dashboard_figures("UTC")
         assert (figures.emails_sent, figures.conversion_rate) == (14, 0.25)
 
-    def test_a_small_share_is_more_than_nothing(self, staff: FlaskClient, offer: Make) -> None:
-        summer = offer()
+    def test_a_small_share_is_more_than_nothing(self, staff: FlaskClient, make_offer: Make) -> None:
+        summer = make_offer()
         campaign(summer, sent=5000)
         redeemed(summer, NOW)
         assert "&lt;0.1%" in staff.get("/").text
 
-    def test_where_nothing_was_mailed_there_is_no_share(self, offer: Make) -> None:
-        campaign(offer(), sent=5, launched_at=NOW - timedelta(40))
+    def test_where_nothing_was_mailed_there_is_no_share(self, make_offer: Make) -> None:
+        campaign(make_offer(), sent=5, launched_at=NOW - timedelta(40))
         figures = dashboard.get_dashboard_figures("UTC")
         assert (figures.emails_sent, figures.conversion_rate) == (0, None)
 
 
 class TestAttention:
-    def test_nothing_is_said_when_all_is_well(self, staff: FlaskClient, offer: Make) -> None:
-        campaign(offer(max_redemptions=10, redeemed=1), 1)
+    def test_nothing_is_said_when_all_is_well(self, staff: FlaskClient, make_offer: Make) -> None:
+        campaign(make_offer(max_redemptions=10, redeemed=1), 1)
         put(CustomerImport(filename="good.csv", media_type="text/csv", status="done"))
         assert 'id="attention"' not in staff.get("/").text
 
@@ -152,16 +152,16 @@ class TestAttention:
         ],
     )
     def test_a_campaign_that_stands_still_and_why(
-        self, staff: FlaskClient, offer: Make, values: dict[str, str], words: str
+        self, staff: FlaskClient, make_offer: Make, values: dict[str, str], words: str
     ) -> None:
-        campaign(offer(), 1, **values)
+        campaign(make_offer(), 1, **values)
         assert words in section(staff.get("/").text, "attention")
 
     def test_a_colleague_goes_by_name_unless_two_have_it(
-        self, staff: FlaskClient, offer: Make, staff_user: Callable[..., StaffUser]
+        self, staff: FlaskClient, make_offer: Make, make_staff_user: Callable[..., StaffUser]
     ) -> None:
-        ann = staff_user("viewer", "ann@example.com")
-        campaign(offer(), 1, status="paused", pause_reason="paused by ann@example.com")
+        ann = make_staff_user("viewer", "ann@example.com")
+        campaign(make_offer(), 1, status="paused", pause_reason="paused by ann@example.com")
         assert f"is paused by {ann.name}." in section(staff.get("/").text, "attention")
         assert f"paused by {ann.name}" in staff.get("/campaigns").text
         db.session.execute(update(StaffUser).values(name=ann.name))
@@ -176,8 +176,10 @@ class TestAttention:
             ({"ends_at": NOW + timedelta(2)}, "ends soon"),
         ],
     )
-    def test_an_offer_that_runs_out(self, staff: FlaskClient, offer: Make, values: dict[str, Any], words: str) -> None:
-        offer(name="Hot days", **values)
+    def test_an_offer_that_runs_out(
+        self, staff: FlaskClient, make_offer: Make, values: dict[str, Any], words: str
+    ) -> None:
+        make_offer(name="Hot days", **values)
         page = section(staff.get("/").text, "attention")
         assert "Hot days" in page
         assert words in page
@@ -191,11 +193,11 @@ class TestAttention:
             {"starts_at": NOW - timedelta(9), "ends_at": NOW - timedelta(1)},
         ],
     )
-    def test_an_offer_that_does_not(self, offer: Make, values: dict[str, Any]) -> None:
-        offer(**values)
+    def test_an_offer_that_does_not(self, make_offer: Make, values: dict[str, Any]) -> None:
+        make_offer(**values)
         assert not dashboard.get_attention_list()
 
-    def test_an_import_that_failed(self, staff: FlaskClient, customer: Callable[..., Customer]) -> None:
+    def test_an_import_that_failed(self, staff: FlaskClient, make_customer: Callable[..., Customer]) -> None:
         put(CustomerImport(filename="<b>bad</b>.csv", media_type="text/csv", status="failed", error="It is a picture."))
         page = section(staff.get("/").text, "attention")
         assert "It is a picture." in page
@@ -208,17 +210,17 @@ class TestLinks:
         return set(re.findall(r'<a [^>]*?href="(/[^"]*)"', content))
 
     def test_every_link_of_the_first_steps_leads_somewhere(
-        self, staff: FlaskClient, customer: Make, offer: Make
+        self, staff: FlaskClient, make_customer: Make, make_offer: Make
     ) -> None:
         links = self.links(staff)
-        customer()
+        make_customer()
         links |= self.links(staff)
-        offer()
+        make_offer()
         links |= self.links(staff)
         assert {link: staff.get(link).status_code for link in links} == dict.fromkeys(links, 200)
 
-    def test_every_link_of_the_running_page_leads_somewhere(self, staff: FlaskClient, offer: Make) -> None:
-        campaign(offer(max_redemptions=1, redeemed=1), 1, status="paused")
+    def test_every_link_of_the_running_page_leads_somewhere(self, staff: FlaskClient, make_offer: Make) -> None:
+        campaign(make_offer(max_redemptions=1, redeemed=1), 1, status="paused")
         put(CustomerImport(filename="bad.csv", media_type="text/csv", status="failed", error="It is a picture."))
         links = self.links(staff)
         assert len(links) == 7
@@ -226,8 +228,10 @@ class TestLinks:
 
 
 class TestWhileMailsGoOut:
-    def test_the_figures_renew_themselves_until_the_mails_are_through(self, staff: FlaskClient, offer: Make) -> None:
-        row = campaign(offer(), 3, status="sending")
+    def test_the_figures_renew_themselves_until_the_mails_are_through(
+        self, staff: FlaskClient, make_offer: Make
+    ) -> None:
+        row = campaign(make_offer(), 3, status="sending")
         going = staff.get("/now").text
         row.status = "done"
         db.session.commit()
@@ -236,8 +240,8 @@ class TestWhileMailsGoOut:
         assert "hx-get" not in through
         assert going.lstrip().startswith('<div id="now"')
 
-    def test_uncertain_mails_are_to_decide(self, staff: FlaskClient, offer: Make) -> None:
-        row = campaign(offer(), 3)
+    def test_uncertain_mails_are_to_decide(self, staff: FlaskClient, make_offer: Make) -> None:
+        row = campaign(make_offer(), 3)
         put(MailIssue(campaign_id=row.id, customer_id=1, state="uncertain"))
         page = section(staff.get("/").text, "attention")
         assert "has 1 uncertain delivery to resolve." in page

@@ -120,8 +120,8 @@ def test_an_error_stands_at_its_field_and_what_was_typed_stays(
     assert not offer_queries.has_offers()
 
 
-def test_a_code_that_exists_is_told_at_its_field(staff: FlaskClient, offer: MakeOffer) -> None:
-    offer("SUMMER25")
+def test_a_code_that_exists_is_told_at_its_field(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    make_offer("SUMMER25")
 
     answer = staff.post("/offers/new", data=SUMMER)
 
@@ -200,92 +200,92 @@ def _shown(page: str) -> dict[str, str]:
     return sent
 
 
-def test_a_start_below_the_second_survives_a_save(staff: FlaskClient, offer: MakeOffer) -> None:
-    row = offer(starts_at=datetime(2026, 6, 1, 10, 0, 0, 123456, tzinfo=UTC), ends_at=None)
+def test_a_start_below_the_second_survives_a_save(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    offer = make_offer(starts_at=datetime(2026, 6, 1, 10, 0, 0, 123456, tzinfo=UTC), ends_at=None)
 
-    staff.post(f"/offers/{row.id}/edit", data=_shown(staff.get(f"/offers/{row.id}/edit").text) | {"name": "New"})
+    staff.post(f"/offers/{offer.id}/edit", data=_shown(staff.get(f"/offers/{offer.id}/edit").text) | {"name": "New"})
 
-    db.session.refresh(row)
-    assert (row.name, row.starts_at.microsecond) == ("New", 123456)
+    db.session.refresh(offer)
+    assert (offer.name, offer.starts_at.microsecond) == ("New", 123456)
 
 
-def test_the_second_of_two_tabs_is_told_and_keeps_what_was_typed(staff: FlaskClient, offer: MakeOffer) -> None:
-    row = offer()
-    tab = _shown(staff.get(f"/offers/{row.id}/edit").text)
-    staff.post(f"/offers/{row.id}/edit", data=tab | {"name": "From the first tab"})
+def test_the_second_of_two_tabs_is_told_and_keeps_what_was_typed(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    offer = make_offer()
+    tab = _shown(staff.get(f"/offers/{offer.id}/edit").text)
+    staff.post(f"/offers/{offer.id}/edit", data=tab | {"name": "From the first tab"})
 
-    told = staff.post(f"/offers/{row.id}/edit", data=tab | {"name": "From the second tab"})
-    db.session.refresh(row)
-    stands = row.name
-    staff.post(f"/offers/{row.id}/edit", data=_shown(told.text))
-    db.session.refresh(row)
+    told = staff.post(f"/offers/{offer.id}/edit", data=tab | {"name": "From the second tab"})
+    db.session.refresh(offer)
+    stands = offer.name
+    staff.post(f"/offers/{offer.id}/edit", data=_shown(told.text))
+    db.session.refresh(offer)
 
     assert told.status_code == 409
     assert "Another user has changed this offer" in told.text
     assert "From the second tab" in told.text
-    assert (stands, row.name) == ("From the first tab", "From the second tab")
+    assert (stands, offer.name) == ("From the first tab", "From the second tab")
 
 
-def test_a_frozen_offer_shows_what_stays_and_lets_the_rest_change(staff: FlaskClient, offer: MakeOffer) -> None:
-    row = offer(frozen_at=datetime(2026, 1, 1, tzinfo=UTC))
+def test_a_frozen_offer_shows_what_stays_and_lets_the_rest_change(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    offer = make_offer(frozen_at=datetime(2026, 1, 1, tzinfo=UTC))
 
-    page = staff.get(f"/offers/{row.id}/edit").text
-    answer = staff.post(f"/offers/{row.id}/edit", data=_shown(page) | {"name": "Longer summer"})
+    page = staff.get(f"/offers/{offer.id}/edit").text
+    answer = staff.post(f"/offers/{offer.id}/edit", data=_shown(page) | {"name": "Longer summer"})
 
-    db.session.refresh(row)
+    db.session.refresh(offer)
     assert answer.status_code == 302
     assert 'name="discount_percent"' not in page
     assert 'name="code"' not in page
     assert 'name="max_redemptions"' not in page
-    assert (row.name, row.code, row.percent) == ("Longer summer", "SUMMER25", Decimal(25))
+    assert (offer.name, offer.code, offer.percent) == ("Longer summer", "SUMMER25", Decimal(25))
 
 
-def test_an_offer_frozen_meanwhile_refuses_a_new_discount(staff: FlaskClient, offer: MakeOffer) -> None:
-    row = offer()
-    tab = _shown(staff.get(f"/offers/{row.id}/edit").text)
-    offer_actions.freeze_offer(row.id)
+def test_an_offer_frozen_meanwhile_refuses_a_new_discount(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    offer = make_offer()
+    tab = _shown(staff.get(f"/offers/{offer.id}/edit").text)
+    offer_actions.freeze_offer(offer.id)
     db.session.commit()
 
-    answer = staff.post(f"/offers/{row.id}/edit", data=tab | {"discount_percent": "30"})
+    answer = staff.post(f"/offers/{offer.id}/edit", data=tab | {"discount_percent": "30"})
 
     assert answer.status_code == 422
     assert "can&#39;t be changed after the launch" in answer.text
     assert 'value="30"' in answer.text
 
 
-def test_pausing_and_resuming(staff: FlaskClient, offer: MakeOffer) -> None:
-    row = offer()
+def test_pausing_and_resuming(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    offer = make_offer()
 
-    staff.post(f"/offers/{row.id}/pause")
-    paused = staff.get(f"/offers/{row.id}").text
-    staff.post(f"/offers/{row.id}/resume")
+    staff.post(f"/offers/{offer.id}/pause")
+    paused = staff.get(f"/offers/{offer.id}").text
+    staff.post(f"/offers/{offer.id}/resume")
 
-    db.session.refresh(row)
+    db.session.refresh(offer)
     assert "Paused" in paused
-    assert row.paused_at is None
+    assert offer.paused_at is None
 
 
 def test_the_page_of_an_offer_shows_code_link_and_last_redemptions(
-    staff: FlaskClient, offer: MakeOffer, customer: Callable[..., Customer]
+    staff: FlaskClient, make_offer: MakeOffer, make_customer: Callable[..., Customer]
 ) -> None:
-    row = offer(max_redemptions=10)
-    customer()
+    offer = make_offer(max_redemptions=10)
+    make_customer()
     group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
 
-    page = staff.get(f"/offers/{row.id}").text
+    page = staff.get(f"/offers/{offer.id}").text
 
     assert "http://localhost/redeem?code=SUMMER25" in page
     assert "<svg" in page
     assert "style=" not in page
     assert "ada@example.com" in page
     assert 'value="1"' in page[page.index("<progress") :]
-    assert f"/offers/{row.id}/mail" in page
+    assert f"/offers/{offer.id}/mail" in page
 
 
-def test_the_live_piece_stops_asking_when_the_offer_is_over(staff: FlaskClient, offer: MakeOffer) -> None:
-    row, over = offer(), offer("OVER", ends_at=datetime.now(UTC) - timedelta(hours=1))
+def test_the_live_piece_stops_asking_when_the_offer_is_over(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    offer, over = make_offer(), make_offer("OVER", ends_at=datetime.now(UTC) - timedelta(hours=1))
 
-    assert "hx-trigger" in staff.get(f"/offers/{row.id}/live").text
+    assert "hx-trigger" in staff.get(f"/offers/{offer.id}/live").text
     assert "hx-trigger" not in staff.get(f"/offers/{over.id}/live").text
 
 
@@ -299,17 +299,19 @@ def test_the_live_piece_stops_asking_when_the_offer_is_over(staff: FlaskClient, 
         ("state=nonsense&before=99999999999999999999", ["Winter", "Summer"]),
     ],
 )
-def test_the_list_is_searched_and_filtered(staff: FlaskClient, offer: MakeOffer, query: str, names: list[str]) -> None:
-    offer()
-    offer("COLD", name="Winter", paused_at=datetime(2026, 1, 1, tzinfo=UTC))
+def test_the_list_is_searched_and_filtered(
+    staff: FlaskClient, make_offer: MakeOffer, query: str, names: list[str]
+) -> None:
+    make_offer()
+    make_offer("COLD", name="Winter", paused_at=datetime(2026, 1, 1, tzinfo=UTC))
 
     page = staff.get(f"/offers?{query}").text
 
     assert [name for name in ("Winter", "Summer") if f">{name}</a>" in page] == names
 
 
-def test_the_list_has_pages_in_both_directions(staff: FlaskClient, offer: MakeOffer) -> None:
-    rows = [offer(f"CODE{n:02}", name=f"Offer {n:02}") for n in range(60)]
+def test_the_list_has_pages_in_both_directions(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    rows = [make_offer(f"CODE{n:02}", name=f"Offer {n:02}") for n in range(60)]
 
     second = staff.get(f"/offers?before={rows[35].id}").text
     last = staff.get(f"/offers?before={rows[10].id}").text
@@ -327,8 +329,8 @@ def test_an_offer_that_is_not_there_is_not_found(staff: FlaskClient, path: str) 
     assert staff.get(path).status_code == 404
 
 
-def test_every_write_wants_a_token(csrf_client: Any, client: FlaskClient, staff_user: Callable[..., Any]) -> None:
-    user = staff_user("manager")
+def test_every_write_wants_a_token(csrf_client: Any, client: FlaskClient, make_staff_user: Callable[..., Any]) -> None:
+    user = make_staff_user("manager")
     with csrf_client.session_transaction() as session:
         session["_user_id"] = user.get_id()
         session["_fresh"] = True

@@ -28,9 +28,9 @@ TYPED = {"code": "summer 25", "email": "ADA@example.com"}
 
 
 @pytest.fixture
-def done(offer: MakeOffer, customer: MakeCustomer) -> RedemptionRecord:
+def done(make_offer: MakeOffer, make_customer: MakeCustomer) -> RedemptionRecord:
     """A redemption by Ada."""
-    offer(), customer()
+    make_offer(), make_customer()
     return group_commit.redeem(ADA)
 
 
@@ -73,9 +73,11 @@ def test_a_reference_from_a_receipt_finds_the_customers_redemptions(staff: Flask
     assert done.public_id in staff.get(f"/redemptions?who={done.public_id.lower()}").text
 
 
-def test_only_the_first_page_renews_itself(staff: FlaskClient, offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer()
-    emails = [customer(f"c{n}@example.com").email for n in range(51)]
+def test_only_the_first_page_renews_itself(
+    staff: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    make_offer()
+    emails = [make_customer(f"c{n}@example.com").email for n in range(51)]
     redemption_actions.redeem_all([RedemptionRequest(channel="api", code="SUMMER25", email=email) for email in emails])
 
     first = staff.get("/redemptions").text
@@ -88,8 +90,8 @@ def test_only_the_first_page_renews_itself(staff: FlaskClient, offer: MakeOffer,
     assert "c0@example.com" in first + second
 
 
-def test_redeeming_by_hand(staff: FlaskClient, offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(), customer()
+def test_redeeming_by_hand(staff: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    make_offer(), make_customer()
 
     answer = staff.post("/redemptions/new", data=TYPED)
 
@@ -165,10 +167,10 @@ def test_what_is_not_there_is_not_found(staff: FlaskClient, path: str) -> None:
 
 
 def test_the_export_has_every_redemption_and_runs_in_no_spreadsheet(
-    staff: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+    staff: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer(name="=SUM(A1)")
-    customer(name="+Ada, the first"), customer("bob@example.com")
+    make_offer(name="=SUM(A1)")
+    make_customer(name="+Ada, the first"), make_customer("bob@example.com")
     order = Order("-1", 4999, "EUR")
     group_commit.redeem(
         RedemptionRequest(channel="api", code="SUMMER25", email="ada@example.com", order=order, api_key_id=1)
@@ -196,23 +198,23 @@ def test_a_channel_that_does_not_exist_narrows_nothing(staff: FlaskClient) -> No
 
 
 def test_a_viewer_is_not_shown_a_form_that_would_refuse_and_gets_no_export(
-    sign_in: Callable[..., FlaskClient], offer: Callable[..., Offer]
+    sign_in: Callable[..., FlaskClient], make_offer: Callable[..., Offer]
 ) -> None:
     viewer = sign_in("viewer")
-    number = offer().id
+    number = make_offer().id
 
     for path in ("/offers/new", f"/offers/{number}/edit", "/redemptions/new", "/redemptions.csv"):
         assert viewer.get(path).status_code == 403
 
 
 def test_with_a_channel_that_is_hardly_ever_used_staff_are_led_further_back(
-    staff: FlaskClient, offer: Any, customer: Any, monkeypatch: pytest.MonkeyPatch
+    staff: FlaskClient, make_offer: Any, make_customer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redemption_queries, "SCAN_LIMIT", 1)
-    row, ada, bob = offer(), customer(), customer("bob@example.com")
+    offer, ada, bob = make_offer(), make_customer(), make_customer("bob@example.com")
     db.session.execute(
         text("insert into redemption values (:ada, :row, '2020-05-01', 'staff'), (:bob, :row, '2020-05-03', 'form')"),
-        {"ada": ada.id, "bob": bob.id, "row": row.id},
+        {"ada": ada.id, "bob": bob.id, "row": offer.id},
     )
     db.session.commit()
     hourly_counts.update_hourly_counts()
@@ -226,9 +228,9 @@ def test_with_a_channel_that_is_hardly_ever_used_staff_are_led_further_back(
 
 
 def test_what_was_undone_is_found_by_its_reference_and_stands_in_the_audit_trail(
-    staff: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    staff: FlaskClient, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    offer(), customer()
+    make_offer(), make_customer()
     done = group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
     staff.post(f"/redemptions/{done.public_id}/undo", data={"reason": "a mistake"})
 

@@ -12,7 +12,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
-from tests.support.sql_statements import statements
+from tests.support.sql_statements import recorded_statements
 from webapp.accounts.models import AuditEntry
 from webapp.core.errors import InvalidInput
 from webapp.core.extensions import db
@@ -173,16 +173,16 @@ def test_customers_pages_say_what_the_shop_is_called(client: FlaskClient) -> Non
 
 def test_a_page_looks_the_shop_up_once(client: FlaskClient) -> None:
     client.get("/redeem")
-    with statements() as run:
+    with recorded_statements() as run:
         client.get("/redeem")
     assert sum("FROM shop" in sql for sql, _ in run) == 1
 
 
 def test_redeeming_by_machine_does_not_ask_for_the_shop(
-    api: Any, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    api: Any, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    offer(), customer()
-    with statements() as run:
+    make_offer(), make_customer()
+    with recorded_statements() as run:
         for door in ("validations", "redemptions"):
             body = {"code": "SUMMER25", "customer": {"email": "ada@example.com"}}
             assert api.post(f"/api/v1/{door}", json=body).status_code in (200, 201)

@@ -62,8 +62,8 @@ def test_a_long_list_has_pages(staff: FlaskClient) -> None:
     assert seen == list(range(120))
 
 
-def test_an_address_is_added_by_hand(staff: FlaskClient, customer: Make) -> None:
-    ada = customer("ada@example.com")
+def test_an_address_is_added_by_hand(staff: FlaskClient, make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
     answer = staff.post(
         f"{LIST}/new", data={"email": " ADA@example.com", "reason": "unsubscribed", "words": "by phone"}
     )
@@ -114,9 +114,9 @@ def test_what_can_not_be_added_is_said_at_its_field(staff: FlaskClient, typed: d
 
 
 def test_a_manager_lets_a_customer_be_mailed_again_after_reading_what_it_means(
-    staff: FlaskClient, customer: Make
+    staff: FlaskClient, make_customer: Make
 ) -> None:
-    ada = customer("ada@example.com", suppressed="complained")
+    ada = make_customer("ada@example.com", suppressed="complained")
     page = staff.get(f"{LIST}/lift?email=ada@example.com").text
     assert "marked an email as spam" in page
     assert suppression_reasons() == {"ada@example.com": "complained"}
@@ -139,8 +139,8 @@ def test_only_an_admin_removes_what_is_no_customers(sign_in: Callable[..., Flask
     assert suppression_reasons() == {}
 
 
-def test_a_viewer_looks_and_changes_nothing(sign_in: Callable[..., FlaskClient], customer: Make) -> None:
-    customer("ada@example.com", suppressed="bounced")
+def test_a_viewer_looks_and_changes_nothing(sign_in: Callable[..., FlaskClient], make_customer: Make) -> None:
+    make_customer("ada@example.com", suppressed="bounced")
     viewer = sign_in("viewer")
     assert viewer.get(LIST).status_code == 200
     assert "Remove from suppression list" not in viewer.get("/customers/1").text
@@ -161,9 +161,9 @@ def upload(client: FlaskClient, file: str | bytes) -> CustomerImport:
     return row
 
 
-def test_a_list_of_another_mailer_is_imported(staff: FlaskClient, customer: Make) -> None:
-    ada = customer("ada@example.com")
-    customer("bob@example.com", suppressed="complained")
+def test_a_list_of_another_mailer_is_imported(staff: FlaskClient, make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
+    make_customer("bob@example.com", suppressed="complained")
     row = upload(
         staff,
         "E-Mail;Reason;Name\n"
@@ -240,8 +240,8 @@ def test_an_export_is_imported_as_it_is(staff: FlaskClient, app: Flask) -> None:
     assert ("suppressions.exported", "suppression list") in trail()
 
 
-def test_a_hash_on_an_imported_list_is_a_customer_who_came_back(staff: FlaskClient, customer: Make) -> None:
-    ada, bob = customer("ada@example.com"), customer("bob@example.com", suppressed="bounced")
+def test_a_hash_on_an_imported_list_is_a_customer_who_came_back(staff: FlaskClient, make_customer: Make) -> None:
+    ada, bob = make_customer("ada@example.com"), make_customer("bob@example.com", suppressed="bounced")
     nobody = hash_email("nobody@example.com")
     rows = {
         hash_email("ada@example.com"): "unsubscribed",
@@ -263,9 +263,9 @@ def test_a_hash_on_an_imported_list_is_a_customer_who_came_back(staff: FlaskClie
 
 
 def test_a_customer_who_is_erased_while_a_list_is_imported_is_not_named_by_it(
-    staff: FlaskClient, customer: Make, monkeypatch: pytest.MonkeyPatch
+    staff: FlaskClient, make_customer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ada = customer("ada@example.com")
+    ada = make_customer("ada@example.com")
     hashed, merge = hash_email("ada@example.com"), suppression_staging.merge_rows
 
     def erase_first(*given: Any) -> Any:
@@ -283,10 +283,12 @@ def test_the_list_is_searched_by_no_more_than_was_typed(app: Flask) -> None:
     assert suppression_queries.list_suppressions("a\0_") != []
 
 
-def test_a_test_of_a_mail_is_not_sent_to_an_address_on_the_list(staff: FlaskClient, offer: Callable[..., Any]) -> None:
+def test_a_test_of_a_mail_is_not_sent_to_an_address_on_the_list(
+    staff: FlaskClient, make_offer: Callable[..., Any]
+) -> None:
     add_suppression("manager@example.com", "complained")
     typed = {"subject": "s", "text": "{{ link }}", "uncertain_policy": "resend", "test": "1"}
-    answer = staff.post(f"/offers/{offer().id}/mail", data=typed)
+    answer = staff.post(f"/offers/{make_offer().id}/mail", data=typed)
     assert (answer.status_code, "is on the suppression list (complained)" in answer.text) == (409, True)
 
 

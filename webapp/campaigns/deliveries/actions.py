@@ -11,8 +11,9 @@ from sqlalchemy import func, text, update
 
 from webapp.accounts.audit import record_audit_entry
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.launch import next_tasks
-from webapp.campaigns.launch.actions import require_usable_offer
+from webapp.campaigns.launch.preconditions import require_usable_offer
 from webapp.campaigns.models import Campaign
 from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import db
@@ -28,7 +29,7 @@ NO_MATCHING_DELIVERIES = _l("There are no such emails any more: they have been r
 class DeliverySelection:
     """Deliveries of a campaign in one state: of one customer, of one cause, or all.
 
-    The cause is that of `webapp.campaigns.queries.IssueCause`.
+    The cause is that of `webapp.campaigns.stats_queries.IssueCause`.
     """
 
     state: str
@@ -91,7 +92,7 @@ def retry_deliveries(campaign_id: int, selection: DeliverySelection, by: str) ->
                 status="sending",
                 finished_at=None,
                 sending_since=func.now(),
-                sent_before=campaign_queries.get_campaign_stats(campaign_id).sent,
+                sent_before=stats_queries.get_campaign_stats(campaign_id).sent,
             )
         )
     record_audit_entry(

@@ -9,6 +9,7 @@ from flask_babel import gettext as _
 from flask_openapi import APIBlueprint
 
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.deliveries import actions as delivery_actions
 from webapp.campaigns.deliveries import queries as delivery_queries
@@ -135,7 +136,7 @@ def _get_offer_or_404(code: str) -> Offer:
 
 
 def _campaigns_json(campaigns: Sequence[Campaign]) -> list[dict[str, object]]:
-    stats = campaign_queries.get_stats_by_campaign([campaign.id for campaign in campaigns])
+    stats = stats_queries.get_stats_by_campaign([campaign.id for campaign in campaigns])
     offers = offer_queries.find_offers([campaign.offer_id for campaign in campaigns])
     return [campaign_json(c, stats[c.id], offers[c.offer_id].code_as_written) for c in campaigns]
 

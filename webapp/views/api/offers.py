@@ -20,7 +20,7 @@ from webapp.offers import actions as offer_actions
 from webapp.offers import code_actions
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer, OfferValues, normalise_code
-from webapp.redemptions import queries as redemption_queries
+from webapp.redemptions import count_queries
 from webapp.views.api.blueprint import documents_header, require_scope
 from webapp.views.api.schemas.offers import (
     CodePath,
@@ -186,7 +186,7 @@ def _offer_response(offer: Offer) -> Response:
 
 def _offers_json(offers: list[Offer]) -> list[dict[str, object]]:
     at: datetime = offer_queries.database_now()
-    redeemed = redemption_queries.count_redemptions([offer.id for offer in offers])
+    redeemed = count_queries.count_redemptions([offer.id for offer in offers])
     codes = offer_queries.list_codes_by_offer([offer.id for offer in offers])
     names = {audience.id: audience.name for audience in customer_queries.list_audiences()}
     return [

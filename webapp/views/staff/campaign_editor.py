@@ -22,7 +22,7 @@ from webapp.campaigns.drafts.actions import EditConflict
 from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import audience as launch_audience
 from webapp.campaigns.models import Campaign
-from webapp.campaigns.sending import sender
+from webapp.campaigns.sending import test_emails
 from webapp.core import formatting
 from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
@@ -161,7 +161,7 @@ def _save_form(offer: Offer, kind: str, campaign: Campaign | None) -> BaseRespon
         if "test" in request.form:
             form.version.data = draft_versions.draft_version(campaign)
             suppression_actions.check_not_suppressed(current_user.email)
-            sender.send_test_email(
+            test_emails.send_test_email(
                 with_default_content(form.to_content(), kind), offer, current_user.email, current_user.name
             )
             flash(_("A test email has been sent to %(email)s.", email=current_user.email), "success")
