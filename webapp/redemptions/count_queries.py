@@ -1,4 +1,7 @@
-"""Queries that count current redemptions, from the hourly counts and the rows since."""
+"""Queries that count current redemptions.
+
+They add up the hourly counts and the rows since.
+"""
 
 from __future__ import annotations
 
