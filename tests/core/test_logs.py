@@ -236,7 +236,7 @@ def test_a_failed_task_is_logged_once_with_its_context(test_settings: Settings, 
         huey.execute(task.s())
 
     (line,) = parse_lines(stream)
-    assert (line["message"], line["level"]) == ("task failed", "ERROR")
+    assert (line["message"], line["level"]) == ("task tests.fails failed", "ERROR")
     assert (line["task"], line["campaign_id"]) == ("tests.fails", 5)
     assert "ada" not in stream.getvalue()
 
@@ -317,7 +317,7 @@ def test_a_worker_logs_its_start_and_stop(app: Flask, test_settings: Settings) -
     worker.terminate()
     rest = [json.loads(line) for line in worker.communicate(timeout=60)[1].splitlines()]
 
-    assert str(first["message"]).startswith("worker started: release ")
+    assert str(first["message"]).startswith("worker started: version ")
     assert rest[-1]["message"] == "worker stopped"
     assert {line["logger"] for line in [first, *rest]} == {"webapp.worker"}
 
