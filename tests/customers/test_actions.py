@@ -198,9 +198,9 @@ def test_concurrent_upserts_create_one_customer(app: Flask) -> None:
 
 
 def test_an_audience_is_created_and_renamed(app: Flask) -> None:
-    made = customer_actions.create_audience("  Regulars  in Vienna ", by="tests")
+    audience = customer_actions.create_audience("  Regulars  in Vienna ", by="tests")
 
-    customer_actions.rename_audience(made.id, "Regulars", by="tests")
+    customer_actions.rename_audience(audience.id, "Regulars", by="tests")
 
     assert [found.name for found in customer_queries.list_audiences()] == ["Regulars"]
 
