@@ -264,7 +264,7 @@ def test_an_explanation_only_reads_and_runs_few_statements(make_offer: MakeOffer
     group_commit.redeem(ADA)
     statements: list[str] = []
     record = lambda _c, _cursor, statement, *_: statements.append(statement)  # noqa: E731
-    event.record(db.engine, "before_cursor_execute", record)
+    event.listen(db.engine, "before_cursor_execute", record)
 
     found = explain_eligibility(ADA)
 

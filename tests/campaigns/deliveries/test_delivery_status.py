@@ -66,7 +66,7 @@ def test_the_answer_for_every_recipient_is_what_the_relay_received(
     rules.rcpt[email(1)] = "550 5.1.1 no such user"
     rules.rcpt[email(2)] = "450 4.2.2 mailbox full"
     rules.rcpt[email(3)] = "450 4.7.1 greylisted"
-    rules.times[email(3)] = 1
+    rules.uses[email(3)] = 1
     rules.body[email(4)] = "drop"
     campaign = launch_campaign(policy="hold")
     suppression_actions.unsubscribe_customer(ids[5], campaign.id)
