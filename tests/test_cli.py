@@ -38,7 +38,7 @@ COMMANDS = (
 def run(session_app: Flask, tmp_path: Path) -> Iterator[Run]:
     """Runs a command with a DATABASE_URL."""
 
-    def go(url: str, command: str) -> Result:
+    def invoke(url: str, command: str) -> Result:
         values = {"DATABASE_URL": url, "SECRET_KEY": "only-for-tests", "INSTANCE_PATH": str(tmp_path)}
         app = create_app(app_settings.load_settings(values))
         cli.init_app(app)
@@ -49,7 +49,7 @@ def run(session_app: Flask, tmp_path: Path) -> Iterator[Run]:
                 db.session.remove()
                 db.engine.dispose()
 
-    yield go
+    yield invoke
     task_queue.init_app(session_app)
 
 
