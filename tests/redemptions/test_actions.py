@@ -285,9 +285,7 @@ def test_a_repeat_succeeds_after_the_offer_has_ended(make_offer: MakeOffer, make
     offer = make_offer(max_redemptions=1)
     make_customer()
     first = group_commit.redeem(API)
-    offer_actions.update_offer(
-        offer.id, {"ends_at": datetime.now(UTC) - timedelta(hourly_counts_by_offer=1)}, version=None, by="ann"
-    )
+    offer_actions.update_offer(offer.id, {"ends_at": datetime.now(UTC) - timedelta(hours=1)}, version=None, by="ann")
 
     assert group_commit.redeem(API).public_id == first.public_id
 

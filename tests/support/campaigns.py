@@ -44,7 +44,7 @@ def create_customers(n: int, first: int = 0) -> list[int]:
 def launch_campaign(app: Flask, make_offer: Callable[..., Offer]) -> Launch:
     """Launches campaigns to all customers: `launch_campaign(policy="hold")`."""
 
-    def go(code: str = "SUMMER25", policy: str = "resend", prepare: bool = True, **mail: str) -> Campaign:
+    def launch(code: str = "SUMMER25", policy: str = "resend", prepare: bool = True, **mail: str) -> Campaign:
         offer = make_offer(code)
         draft_actions.save_offer_draft(offer.id, EmailContent(**mail), policy, "tests")
         campaign = launch_actions.launch_announcement(offer.id, "tests").campaign
@@ -52,7 +52,7 @@ def launch_campaign(app: Flask, make_offer: Callable[..., Offer]) -> Launch:
             preparation.prepare_campaign(campaign.id)
         return campaign
 
-    return go
+    return launch
 
 
 def refresh(campaign: Campaign) -> Campaign:

@@ -67,7 +67,7 @@ def test_the_state_of_every_recipient_agrees_with_the_relay(
     rules.rcpt[make_address(1)] = "550 5.1.1 no such user"
     rules.rcpt[make_address(2)] = "450 4.2.2 mailbox full"
     rules.rcpt[make_address(3)] = "450 4.7.1 greylisted"
-    rules.times[make_address(3)] = 1
+    rules.uses[make_address(3)] = 1
     rules.body[make_address(4)] = "drop"
     campaign = launch_campaign(policy="hold")
     suppression_actions.unsubscribe_customer(ids[5], campaign.id)

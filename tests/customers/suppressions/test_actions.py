@@ -72,13 +72,13 @@ def test_suppressions_are_found_by_address_and_by_hash(app: Flask, make_customer
 
 
 @pytest.mark.parametrize(("reason", "follows"), [("unsubscribed", True), ("complained", True), ("bounced", False)])
-@pytest.mark.parametrize("way", ["staff", "machine"])
+@pytest.mark.parametrize("interface", ["staff", "api"])
 def test_requests_of_the_customer_apply_to_their_new_email_but_bounces_do_not(
-    app: Flask, make_customer: Make, reason: str, follows: bool, way: str
+    app: Flask, make_customer: Make, reason: str, follows: bool, interface: str
 ) -> None:
     ada = make_customer("ada@example.com", source_id="C1")
     add_suppression("ada@example.com", reason, words="as it was")
-    if way == "staff":
+    if interface == "staff":
         customer_actions.update_customer(
             ada.id, CustomerValues("new@example.com", "Ada", source_id="C1"), [], by="tests"
         )
@@ -102,9 +102,9 @@ def test_a_suppression_ignores_the_case_of_an_email(app: Flask, make_customer: M
 
 
 @pytest.mark.parametrize("reason", ["unsubscribed", "complained"])
-@pytest.mark.parametrize("way", ["import", "staff", "machine"])
+@pytest.mark.parametrize("interface", ["import", "staff", "api"])
 def test_an_erased_customer_stays_suppressed_when_created_again(
-    import_file: ImportFile, make_customer: Make, reason: str, way: str
+    import_file: ImportFile, make_customer: Make, reason: str, interface: str
 ) -> None:
     ada = make_customer("ada@example.com")
     add_suppression("ada@example.com", reason, words="ada@example.com said so")
@@ -112,9 +112,9 @@ def test_an_erased_customer_stays_suppressed_when_created_again(
     assert suppression_reasons() == {hash_email("ada@example.com"): reason}
     assert db.session.scalars(select(Suppression.words)).all() == [""]
 
-    if way == "import":
+    if interface == "import":
         import_file("email\nbob@example.com\nADA@example.com\n")
-    elif way == "staff":
+    elif interface == "staff":
         customer_actions.create_customer(CustomerValues("ada@example.com", "Ada"), [], by="tests")
     else:
         customer_actions.upsert_customer(CustomerValues("ada@example.com", source_id="C9"), None, by="tests")
