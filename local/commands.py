@@ -224,7 +224,7 @@ def _explain_database_error(error: psycopg.Error | DBAPIError, settings: Setting
     except SetupError as refusal:
         return str(refusal)
     if isinstance(cause, (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn)):
-        return "the database schema is older than this release; upgrade it with: flask --app wsgi migrate"
+        return "the database schema does not match this release; upgrade it with: flask --app wsgi migrate"
     return redact_personal_data(message.splitlines()[0])
 
 

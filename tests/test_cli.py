@@ -77,7 +77,7 @@ def test_an_unavailable_database_is_reported_in_one_line(run: Run, command: str)
 
 @pytest.mark.parametrize("command", COMMANDS[:-1])
 def test_a_database_without_tables_is_reported_in_one_line(run: Run, empty_database: str, command: str) -> None:
-    assert "bring it up to date: flask --app wsgi migrate" in error_line(run(empty_database, command))
+    assert "upgrade it with: flask --app wsgi migrate" in error_line(run(empty_database, command))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -85,7 +85,7 @@ def test_a_database_of_another_program_is_reported_in_one_line(run: Run, empty_d
     with psycopg.connect(empty_database) as connection:
         connection.execute("create table wp_posts (id int)")
 
-    assert "has tables of another program (wp_posts); " in error_line(run(empty_database, command))
+    assert "contains tables of another program (wp_posts); " in error_line(run(empty_database, command))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -94,7 +94,7 @@ def test_a_read_only_database_is_reported_in_one_line(run: Run, empty_database: 
         name = sql.Identifier(connection.info.dbname)
         connection.execute(sql.SQL("alter database {} set default_transaction_read_only = on").format(name))
 
-    assert " only reads (a standby?); " in error_line(run(empty_database, command))
+    assert " is read-only (a standby?); " in error_line(run(empty_database, command))
 
 
 def _violate_constraint() -> None:
