@@ -89,7 +89,8 @@ class Group:
         self._is_blocked, self._may_continue = threading.Event(), threading.Event()
         self._handler = handler
         self.results: dict[int, object] = {}
-        self.coalescer: Coalescer[int, int] = Coalescer(self._handle, max_group_size=64, timeout=SECONDS)
+        # Far longer than a test waits: a waiter that nothing wakes has no result.
+        self.coalescer: Coalescer[int, int] = Coalescer(self._handle, max_group_size=64, timeout=100 * SECONDS)
         self._threads = [threading.Thread(target=self._submit, args=[item], daemon=True) for item in (0, *items)]
         for n, thread in enumerate(self._threads):
             thread.start()

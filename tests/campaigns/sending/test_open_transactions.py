@@ -6,12 +6,15 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from sqlalchemy import text
 
 from tests.support.campaigns import Launch, create_customers, make_retries_due
 from tests.support.smtp_relay import Relay
 from webapp.campaigns import timing
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.sending import sender, test_emails
+from webapp.campaigns.sending.progress import SendProgress
+from webapp.campaigns.sending.throttle import SendThrottle
 from webapp.core import task_queue
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
@@ -135,18 +138,22 @@ def test_a_batch_waits_for_its_slot_without_an_open_transaction(
 
 
 def test_a_retry_waits_for_its_slot_without_an_open_transaction(
-    launch_campaign: Launch, relay: Relay, with_settings: Callable[..., Settings], waiting: WaitingSender
+    launch_campaign: Launch, relay: Relay, waiting: WaitingSender
 ) -> None:
-    create_customers(2)
+    create_customers(1)
     relay.behaviour.rcpt["*"] = "450 4.2.1 later"
     launch_campaign()
     sender.send_pending_emails()
     make_retries_due()
-    relay.behaviour.rcpt.clear()
-    with_settings(mail_per_second=0.001)
-    sender.send_pending_emails()
-    assert (len(relay.recipients), waiting.open_transactions) == (1, [False])
-    assert db.session.execute(db.text("select count(*) from mail_issue where state = 'deferred'")).scalar_one() == 1
+    with smtp.create_relay_connection() as connection, SendProgress() as progress:
+        batch_sender = sender._BatchSender(connection, progress)
+        # A slot that was reserved for a batch and is not due yet.
+        batch_sender.throttle = SendThrottle(2)
+        assert batch_sender.throttle.try_acquire(2) == 0
+        batch_sender.throttle._next_slot_at += 1000
+        batch_sender._send_due_retries()
+    assert waiting.open_transactions == [False]
+    assert db.session.execute(text("select state from mail_issue")).scalar_one() == "deferred"
 
 
 def test_a_sender_waits_for_an_unavailable_relay_without_an_open_transaction(
