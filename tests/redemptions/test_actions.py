@@ -354,6 +354,15 @@ def test_what_is_not_there_can_not_be_undone(app: Flask, public_id: str) -> None
         redemption_rollback.roll_back_redemption(public_id, **ROLLBACK)
 
 
+def test_a_reason_may_have_five_hundred_characters(offer: MakeOffer, customer: MakeCustomer) -> None:
+    offer(), customer()
+    public_id = group_commit.redeem(ADA).public_id
+
+    record = redemption_rollback.roll_back_redemption(public_id, f" {'x' * 249}  {'y' * 250} ", by="ann")
+
+    assert record.row.reason == f"{'x' * 249} {'y' * 250}"
+
+
 @pytest.mark.parametrize("reason", ["", "  ", "a\0b", "x" * 501])
 def test_undoing_needs_a_reason(app: Flask, reason: str) -> None:
     with pytest.raises(InvalidInput) as error:
