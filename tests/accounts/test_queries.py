@@ -92,6 +92,30 @@ def test_a_page_beyond_the_ends_of_the_trail_is_empty(entries: list[int]) -> Non
     assert account_queries.load_audit_page(after=entries[0]) == empty
 
 
+def test_locked_users_are_freshly_read_and_locked_until_the_end_of_the_transaction(
+    staff_user: StaffUserFactory,
+) -> None:
+    admin, other_admin, viewer = (
+        staff_user(role, email=f"{n}@example.com") for n, role in enumerate(("admin", "admin", "viewer"))
+    )
+    staff_user("admin", email="gone@example.com", disabled_at=PAST)
+    ids = admin.id, other_admin.id, viewer.id
+    assert viewer.name == "Viewer"
+    with db.engine.begin() as other:
+        other.execute(update(StaffUser).values(name="Changed"))
+
+    locked = account_queries.lock_staff_user(ids[2])
+
+    assert locked is not None
+    assert locked.name == "Changed"
+    with db.engine.connect() as other:
+        unlocked = select(StaffUser.id).where(StaffUser.disabled_at.is_(None)).with_for_update(skip_locked=True)
+        assert set(other.scalars(unlocked)) == {ids[0], ids[1]}
+        other.rollback()
+        assert account_queries.lock_active_admins() == [ids[0], ids[1]]
+        assert other.scalars(unlocked).all() == []
+
+
 def test_names_that_two_users_share_are_not_used(make_staff_user: StaffUserFactory) -> None:
     for name, email in (("Ann", "a@example.com"), ("Bob", "b@example.com"), ("Ann", "c@example.com")):
         make_staff_user("viewer", email=email).name = name

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from flask import Flask
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, select, update
 
 from webapp.core.extensions import db
 from webapp.customers import queries as customer_queries
@@ -98,6 +98,25 @@ def test_an_erasure_is_recent_for_one_hour(make_customer: CustomerFactory) -> No
         db.session.execute(insert(Customer).values(id=ids[n], erased_at=now - age, **values))
 
     assert customer_queries.list_recently_erased_ids() == [ids[1], ids[0]]
+
+
+def test_a_locked_customer_is_freshly_read_and_locked_until_the_end_of_the_transaction(
+    customer: CustomerFactory,
+) -> None:
+    ada = customer(name="Ada")
+    assert ada.name == "Ada"
+    with db.engine.begin() as other:
+        other.execute(update(Customer).values(name="Augusta Ada"))
+
+    locked = customer_queries.lock_customer(ada.id)
+
+    assert locked is not None
+    assert locked.name == "Augusta Ada"
+    with db.engine.connect() as other:
+        unlocked = select(Customer.id).with_for_update(skip_locked=True)
+        assert other.scalars(unlocked).all() == []
+        db.session.rollback()
+        assert other.scalars(unlocked).all() == [ada.id]
 
 
 def test_imports_are_listed_newest_first(app: Flask) -> None:

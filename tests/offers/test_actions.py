@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 from flask import Flask
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from webapp.accounts.models import AuditEntry
 from webapp.core.errors import DomainError, InvalidInput, NotFound
@@ -126,6 +126,65 @@ def test_the_smallest_and_the_largest_percentage_are_accepted(app: Flask) -> Non
             replace(SUMMER, code=code, discount=Discount("percent", percent=Decimal(percent))), by="ann"
         )
         assert offer.percent == Decimal(percent)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "x" * 200},
+        {"code": "ABC"},
+        {"code": "A" * 40},
+        {"discount": Discount("amount", amount=1, currency="EUR")},
+        {"discount": Discount("amount", amount=10**12, currency="EUR")},
+        {"ends_at": NOW + timedelta(microseconds=1)},
+        {"starts_at": datetime(2000, 1, 1, tzinfo=UTC), "ends_at": datetime(2199, 12, 31, tzinfo=UTC)},
+        {"max_redemptions": 1},
+        {"max_redemptions": 10**12},
+    ],
+)
+def test_the_smallest_and_the_largest_valid_values_are_accepted(app: Flask, changes: dict[str, Any]) -> None:
+    values = replace(SUMMER, **changes)
+
+    created = offer_actions.create_offer(values, by="ann")
+
+    db.session.refresh(created)
+    assert created.values() == values
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"discount": Discount("percent", percent=Decimal("100.01"))}, "discount.percent"),
+        ({"discount": Discount("amount", amount=10**12 + 1, currency="EUR")}, "discount.amount"),
+        ({"starts_at": datetime(1999, 12, 31, tzinfo=UTC)}, "starts_at"),
+        ({"ends_at": datetime(2200, 1, 1, tzinfo=UTC)}, "ends_at"),
+        ({"max_redemptions": 10**12 + 1}, "max_redemptions"),
+    ],
+)
+def test_a_value_beyond_its_range_is_refused(app: Flask, changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as error:
+        offer_actions.create_offer(replace(SUMMER, **changes), by="ann")
+
+    assert [item.field for item in error.value.errors] == [field]
+
+
+def test_a_locked_offer_is_freshly_read_and_locked_until_the_end_of_the_transaction(
+    offer: Callable[..., Offer],
+) -> None:
+    row = offer()
+    assert row.name == "Summer"
+    with db.engine.begin() as other:
+        other.execute(update(Offer).values(name="Autumn"))
+
+    locked = offer_queries.lock_offer(row.id)
+
+    assert locked is not None
+    assert locked.name == "Autumn"
+    with db.engine.connect() as other:
+        unlocked = select(Offer.id).with_for_update(skip_locked=True)
+        assert other.scalars(unlocked).all() == []
+        db.session.rollback()
+        assert other.scalars(unlocked).all() == [row.id]
 
 
 def test_an_update_of_an_older_version_is_a_conflict(make_offer: Callable[..., Offer]) -> None:

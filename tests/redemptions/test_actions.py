@@ -375,6 +375,15 @@ def test_an_unknown_redemption_cannot_be_rolled_back(app: Flask, public_id: str)
         redemption_rollback.roll_back_redemption(public_id, **ROLLBACK)
 
 
+def test_a_reason_may_have_five_hundred_characters(offer: MakeOffer, customer: MakeCustomer) -> None:
+    offer(), customer()
+    public_id = group_commit.redeem(ADA).public_id
+
+    record = redemption_rollback.roll_back_redemption(public_id, f" {'x' * 249}  {'y' * 250} ", by="ann")
+
+    assert record.row.reason == f"{'x' * 249} {'y' * 250}"
+
+
 @pytest.mark.parametrize("reason", ["", "  ", "a\0b", "x" * 501])
 def test_a_rollback_needs_a_valid_reason(app: Flask, reason: str) -> None:
     with pytest.raises(InvalidInput) as error:

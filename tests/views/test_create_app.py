@@ -118,6 +118,10 @@ def test_every_response_has_the_security_headers(client: FlaskClient, path: str)
     assert headers["Cache-Control"] == "no-store"
 
 
+def test_caches_keep_pages_and_fragments_apart(client: FlaskClient) -> None:
+    assert client.get("/sign-in").headers["Vary"] == "HX-Request, Cookie"
+
+
 def test_static_files_may_be_cached(client: FlaskClient) -> None:
     assert client.get("/static/app.js").headers["Cache-Control"] == "max-age=3600, public"
 
