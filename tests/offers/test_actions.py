@@ -14,6 +14,7 @@ from flask import Flask
 from sqlalchemy import select
 
 from webapp.accounts.models import AuditEntry
+from webapp.core import database_clock
 from webapp.core.errors import DomainError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.core.money import Discount
@@ -254,7 +255,7 @@ def test_states_in_sql_and_python_are_the_same(make_offer: Callable[..., Offer],
     offers = {name: make_offer(name.replace("_", ""), **values) for name, values in STATES.items()}
 
     assert [offer.id for offer in offer_queries.list_offers(state=state)] == [offers[state].id]
-    assert offers[state].state(offer_queries.database_now()) == state
+    assert offers[state].state(database_clock.database_now()) == state
 
 
 def test_pages_are_linked_in_both_directions(make_offer: Callable[..., Offer]) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
 from webapp.accounts.audit import record_audit_entry
+from webapp.core import database_clock
 from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.offers import queries as offer_queries
@@ -83,7 +84,7 @@ def close_code(offer_id: int, code: str, by: str) -> Offer:
             409,
         )
     if row.closed_at is None:
-        row.closed_at = offer_queries.database_now()
+        row.closed_at = database_clock.database_now()
         offer.version += 1
         record_audit_entry(by, "offer.code_closed", row.code_as_written, offer=offer.code_as_written)
     db.session.commit()
