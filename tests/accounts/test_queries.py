@@ -93,12 +93,12 @@ def test_a_page_beyond_the_ends_of_the_trail_is_empty(entries: list[int]) -> Non
 
 
 def test_locked_users_are_freshly_read_and_locked_until_the_end_of_the_transaction(
-    staff_user: StaffUserFactory,
+    make_staff_user: StaffUserFactory,
 ) -> None:
     admin, other_admin, viewer = (
-        staff_user(role, email=f"{n}@example.com") for n, role in enumerate(("admin", "admin", "viewer"))
+        make_staff_user(role, email=f"{n}@example.com") for n, role in enumerate(("admin", "admin", "viewer"))
     )
-    staff_user("admin", email="gone@example.com", disabled_at=PAST)
+    make_staff_user("admin", email="gone@example.com", disabled_at=PAST)
     ids = admin.id, other_admin.id, viewer.id
     assert viewer.name == "Viewer"
     with db.engine.begin() as other:

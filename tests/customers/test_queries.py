@@ -101,9 +101,9 @@ def test_an_erasure_is_recent_for_one_hour(make_customer: CustomerFactory) -> No
 
 
 def test_a_locked_customer_is_freshly_read_and_locked_until_the_end_of_the_transaction(
-    customer: CustomerFactory,
+    make_customer: CustomerFactory,
 ) -> None:
-    ada = customer(name="Ada")
+    ada = make_customer(name="Ada")
     assert ada.name == "Ada"
     with db.engine.begin() as other:
         other.execute(update(Customer).values(name="Augusta Ada"))

@@ -11,10 +11,10 @@ from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns.launch import audience as launch_audience
 from webapp.campaigns.launch import queries as launch_queries
 from webapp.campaigns.models import Campaign
+from webapp.core import database_clock
 from webapp.core.errors import DomainError, FieldError, InvalidInput
 from webapp.core.extensions import db
 from webapp.offers import actions as offer_actions
-from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer
 
 OFFER_STATE_REFUSALS = {
@@ -101,7 +101,7 @@ def validate_start_time(at: datetime, offer: Offer) -> None:
                 last=offer_actions.VALID_YEARS[-1],
             ),
         )
-    elif at <= offer_queries.database_now():
+    elif at <= database_clock.database_now():
         error = "time_past", _("This time is in the past. Choose a later time, or launch the campaign now.")
     elif offer.ends_at is not None and at >= offer.ends_at:
         error = (
