@@ -24,5 +24,5 @@ def test_the_colour_of_the_shop_is_picked(shop: RunningShop, window: Open, javas
         # The sample follows what is picked.
         expect(page.locator("iframe[src*='b400ff']")).to_be_visible()
     page.get_by_role("button", name="Save").click()
-    expect(page.get_by_text("Saved.")).to_be_visible()
+    expect(page.get_by_text("The shop details were saved.")).to_be_visible()
     expect(page.get_by_label("Colour")).to_have_value("#b400ff")

@@ -375,7 +375,7 @@ def test_staff_see_the_alarm_at_the_offer_in_the_list_and_on_the_first_page(
     assert "require personal codes, or renew the code" in staff.get(f"/offers/{row.id}").text
     assert "failed attempts" not in staff.get(f"/offers/{quiet.id}").text
     assert staff.get("/offers").text.count("failed attempts") == 1
-    assert staff.get("/").text.count("1,234 failed attempts") == 1
+    assert staff.get("/").text.count("1,234 failed redemption attempts") == 1
 
 
 def test_the_advice_is_another_one_where_personal_codes_are_asked_for(staff: FlaskClient, offer: MakeOffer) -> None:

@@ -434,5 +434,5 @@ def test_a_draft_can_neither_be_paused_nor_cancelled(app: Flask, offer: Callable
 
 
 def test_there_is_nothing_to_send_again_where_all_went_out(sending: Campaign) -> None:
-    with pytest.raises(DomainError, match="no such emails"):
+    with pytest.raises(DomainError, match="no emails left"):
         delivery_actions.retry_deliveries(sending.id, DeliverySelection("failed"), "mia")

@@ -459,7 +459,7 @@ def test_an_old_page_does_not_put_back_on_schedule_what_was_taken_back(staff: Fl
     launch_actions.unschedule_campaign(draft.id, "mia")
     for sent in ({"when": "later", "at": "2030-01-01", "at_time": "9:00"}, {"when": "now"}):
         answer = staff.post(f"/campaigns/{draft.id}/launch", data={**sent, "seen": stood[0]})
-        assert (answer.status_code, "was unscheduled since" in answer.text) == (409, True)
+        assert (answer.status_code, "has been unscheduled since" in answer.text) == (409, True)
         assert fresh(draft).status == "draft"
     assert 'name="seen" type="hidden" value="draft"' in answer.text
 
@@ -514,7 +514,7 @@ def test_what_waits_is_taken_back_or_cancelled_on_its_page(staff: FlaskClient, d
 
 def test_a_mail_that_waits_is_not_rewritten(staff: FlaskClient, draft: Campaign) -> None:
     launch_actions.schedule_campaign(draft.id, SOON, "tom")
-    with pytest.raises(DomainError, match="Unschedule it"):
+    with pytest.raises(DomainError, match="Return it to draft"):
         draft_actions.update_draft(draft.id, EmailContent("New"), "resend", "mia")
 
 

@@ -395,7 +395,7 @@ def test_a_held_mail_whose_retry_was_killed_can_be_sent_again_by_staff(
     del relay.behaviour.rcpt["c0@example.com"]
     make_retries_due()
     killed_after(1, relay, monkeypatch)
-    with pytest.raises(DomainError, match="no such emails"):
+    with pytest.raises(DomainError, match="no emails left"):
         delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "tests")
     make_retries_due()
     assert delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "tests").retried == 1

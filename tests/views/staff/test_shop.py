@@ -54,7 +54,7 @@ def test_before_anybody_has_said_anything_the_environment_counts(staff: FlaskCli
 
 def test_what_is_saved_is_shown_again_and_stands_in_the_trail(staff: FlaskClient) -> None:
     page = staff.post(URL, data=typed(), follow_redirects=True).text
-    assert "Saved." in page
+    assert "The shop details were saved." in page
     shop = shop_queries.get_shop()
     assert (shop.name, shop.colour, shop.locale) == ("Blumen Müller", "#b400ff", "de_AT")
     assert shop.address == "Am Markt 1\n12345 Musterstadt"
