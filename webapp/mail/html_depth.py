@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 from flask_babel import gettext as _
 
 HTML_DEPTH_MAX = 200
-# Start tags in comments and similar places: another parser may parse them as elements, and thousands would be too deep.
+# Start tags in comments and similar places, which another parser may parse as elements; thousands would be too deep.
 UNPARSED_TAGS_MAX = 500
 # Elements without an end tag.
 _VOID_ELEMENTS = frozenset(

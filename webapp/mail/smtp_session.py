@@ -1,4 +1,4 @@
-"""SMTP sessions of smtplib with a deadline for whole replies and a maximum reply size."""
+"""SMTP sessions of smtplib with a deadline for replies and a maximum reply size."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def send_ehlo(host: SmtpSession) -> None:
 
 
 def create_tls_context() -> ssl.SSLContext:
-    """Return the context of a TLS connection, which checks the certificate of the relay."""
+    """Return a TLS context that verifies the certificate of the relay."""
     return ssl.create_default_context()
 
 
