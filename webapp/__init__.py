@@ -41,12 +41,12 @@ from webapp.views.public import blueprint as public_blueprint
 from webapp.views.public import campaigns as public_campaigns
 from webapp.views.public import redemptions as public_redemptions
 from webapp.views.public import shop as public_shop
-from webapp.views.staff import accounts as staff_accounts
 from webapp.views.staff import blueprint as staff_blueprint
-from webapp.views.staff import campaign_editor
+from webapp.views.staff import campaign_launch
 from webapp.views.staff import campaigns as staff_campaigns
-from webapp.views.staff import customers as staff_customers
 from webapp.views.staff import home as staff_home
+from webapp.views.staff import imports as staff_imports
+from webapp.views.staff import keys as staff_keys
 from webapp.views.staff import offers as staff_offers
 from webapp.views.staff import redemptions as staff_redemptions
 from webapp.views.staff import shop as staff_shop
@@ -183,15 +183,16 @@ def _init_extensions(app: Flask, settings: Settings) -> None:
 
 
 def _register_blueprints(app: OpenAPI) -> None:
+    # The launch page, imports and keys add their views to the blueprints of the editor, of customers and of accounts.
     app.register_blueprint(
         staff_blueprint.create_staff_blueprint(
             staff_home.blueprint,
-            staff_accounts.blueprint,
-            staff_customers.blueprint,
+            staff_keys.blueprint,
+            staff_imports.blueprint,
             staff_suppressions.blueprint,
             staff_offers.blueprint,
             staff_campaigns.blueprint,
-            campaign_editor.blueprint,
+            campaign_launch.blueprint,
             staff_redemptions.blueprint,
             staff_shop.blueprint,
         )

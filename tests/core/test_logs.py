@@ -165,7 +165,7 @@ def test_the_log_of_a_failure_has_no_personal_data(
 
     assert message in stream.getvalue()
     for word in (email, email.partition("@")[0], "@example", "@b", "(Grace", "Hopper, "):
-        assert word not in stream.getvalue().replace("'Grace Hopper')", "")
+        assert word not in stream.getvalue()
 
 
 def test_file_content_in_database_errors_is_redacted(app: Flask, test_settings: Settings) -> None:

@@ -331,7 +331,7 @@ def _check_admin_remains(user_id: int) -> None:
 def _lock_staff_user(user_id: int) -> StaffUser:
     user = account_queries.lock_staff_user(user_id)
     if user is None:
-        raise NotFound(_("There is no user with this id. See the list of users."))
+        raise NotFound(_("This user does not exist. See the list of users."))
     return user
 
 

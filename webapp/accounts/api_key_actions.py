@@ -48,7 +48,7 @@ def create_api_key(name: str, scopes: list[str], by: str, expires_at: datetime |
         message = _("Choose one or more of these scopes: %(scopes)s.", scopes=", ".join(SCOPES))
         raise InvalidInput(FieldError("scopes", "scopes_invalid", message))
     if expires_at is not None and expires_at <= datetime.now(UTC):
-        raise InvalidInput(FieldError("expires_on", "expiry_past", _("Choose a day that is not over yet.")))
+        raise InvalidInput(FieldError("expires_on", "expiry_past", _("Choose today or a later day.")))
     public_id = base64.b32encode(secrets.token_bytes(10)).decode().lower()
     secret = secrets.token_urlsafe(32)
     version, key = signing_keys.accepted_keys("api_key")[0]

@@ -178,7 +178,7 @@ def get_campaign(campaign_id: int) -> Campaign:
     """
     campaign = db.session.get(Campaign, campaign_id, populate_existing=True)
     if campaign is None:
-        raise NotFound(_("There is no such campaign."))
+        raise NotFound(_("This campaign does not exist."))
     return campaign
 
 

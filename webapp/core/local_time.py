@@ -35,14 +35,19 @@ def list_time_zones() -> tuple[str, ...]:
     return ("UTC", *sorted(region_names))
 
 
+@cache
+def _known_time_zones() -> frozenset[str]:
+    # `localtime` is the zone of this machine; PostgreSQL does not know it.
+    return frozenset(available_timezones() - {"localtime", "posixrules", "Factory"})
+
+
 def parse_time_zone(name: str) -> ZoneInfo:
     """Return the time zone of this name.
 
     :raises InvalidInput: `time_zone_unknown`.
     """
     try:
-        # `localtime` is the zone of this machine; PostgreSQL does not know it.
-        if name in available_timezones() - {"localtime", "posixrules", "Factory"}:
+        if name in _known_time_zones():
             return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError):
         pass

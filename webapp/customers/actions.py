@@ -70,7 +70,7 @@ def update_customer(customer_id: int, values: CustomerValues, audience_ids: Coll
     """
     customer = customer_queries.lock_customer(customer_id)
     if customer is None or customer.erased_at is not None:
-        raise NotFound(_("There is no such customer."))
+        raise NotFound(_("This customer does not exist."))
     previous_email = customer.email
     changed_fields = _apply_values(customer, _clean_values(values))
     _flush_customer()
@@ -171,7 +171,7 @@ def erase_customer(customer_id: int, by: str) -> None:
     """
     customer = customer_queries.lock_customer(customer_id)
     if customer is None:
-        raise NotFound(_("There is no such customer."))
+        raise NotFound(_("This customer does not exist."))
     if customer.erased_at is not None:
         db.session.rollback()
         return
@@ -309,7 +309,7 @@ def _flush_customer() -> None:
         db.session.flush()
     except IntegrityError as error:
         field = "source_id" if "source_id" in str(error.orig) else "email"
-        message = _("The same customer was created at this moment. Search for that customer and edit it.")
+        message = _("This customer has just been created. Search for the customer and edit the entry.")
         raise _conflict(field, message) from error
 
 

@@ -45,7 +45,7 @@ def rename_audience(audience_id: int, name: str, by: str) -> Audience:
     """
     audience = customer_queries.find_audience(audience_id)
     if audience is None:
-        raise NotFound(_("There is no such audience."))
+        raise NotFound(_("This audience does not exist."))
     previous_name = audience.name
     audience.name = _require_free_audience_name(name, audience_id)
     _flush_audience()

@@ -264,7 +264,7 @@ def _window_errors(values: OfferValues) -> Iterator[FieldError]:
 def _cap_errors(values: OfferValues) -> Iterator[FieldError]:
     cap = values.max_redemptions
     if cap is not None and not 1 <= cap <= CAP_MAX:
-        message = _("The maximum must be a whole number of at least 1. Leave it empty for no limit.")
+        message = _("The redemption limit must be a whole number of at least 1. Leave it empty for no limit.")
         yield FieldError("max_redemptions", "cap_invalid", message)
 
 
@@ -278,7 +278,10 @@ def _raise_if_frozen(offer: Offer, values: OfferValues) -> None:
             FieldError(
                 field,
                 "frozen",
-                _("The discount can't be changed after the launch or a redemption. Create a new offer instead."),
+                _(
+                    "The discount can't be changed after the launch or the first redemption. "
+                    "Create a new offer instead."
+                ),
             )
         )
     if normalise_code(values.code or "") != offer.code:
@@ -287,7 +290,7 @@ def _raise_if_frozen(offer: Offer, values: OfferValues) -> None:
                 "code",
                 "frozen",
                 _(
-                    "The code can't be changed after the launch or a redemption. "
+                    "The code can't be changed after the launch or the first redemption. "
                     "Renew it instead: the current code then stays valid."
                 ),
             )
@@ -297,7 +300,10 @@ def _raise_if_frozen(offer: Offer, values: OfferValues) -> None:
             FieldError(
                 "max_redemptions",
                 "frozen",
-                _("After the launch or a redemption, the maximum can be raised or lowered, but not added or removed."),
+                _(
+                    "After the launch or the first redemption, the redemption limit can be raised or lowered, "
+                    "but not added or removed."
+                ),
             )
         )
     elif values.max_redemptions is not None and values.max_redemptions < offer.redeemed:
@@ -306,7 +312,7 @@ def _raise_if_frozen(offer: Offer, values: OfferValues) -> None:
                 "max_redemptions",
                 "cap_below_redeemed",
                 _(
-                    "There are already %(count)s redemptions. The maximum can't be lower than that.",
+                    "There are already %(count)s redemptions. The redemption limit can't be lower than that.",
                     count=f"{offer.redeemed:,}",
                 ),
             )

@@ -174,7 +174,10 @@ def code_taken_error() -> InvalidInput:
         FieldError(
             "code",
             "code_taken",
-            _("This code belongs to another offer, or did so. Choose another one, or leave it empty to generate one."),
+            _(
+                "This code belongs to another offer, or did in the past. "
+                "Choose another one, or leave it empty to generate one."
+            ),
         )
     )
 

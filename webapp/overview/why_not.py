@@ -196,7 +196,7 @@ class _CheckDescriber:
             return _("%(customer)s is a customer.", customer=self.customer_label)
         if self.request.email is not None:
             return _("No customer has the email address %(email)s.", email=self.request.email)
-        return _("No customer has the source id %(source_id)s.", source_id=self.request.source_id)
+        return _("No customer has the source ID %(source_id)s.", source_id=self.request.source_id)
 
     def _describe_unused(self) -> str:
         redemption = self.facts.redemption
@@ -244,11 +244,11 @@ def _describe_window(offer: OfferFacts, check: EligibilityCheck) -> str:
     if check.reason == "offer_not_started" and not check.passed:
         return _("Starts on %(start)s.", start=start)
     if offer.ends_at is None:
-        return _("Open since %(start)s, without an end.", start=start)
+        return _("Valid since %(start)s, without an end.", start=start)
     end = _format_boundary(offer.ends_at, offer, is_end=True)
     if not check.passed:
         return _("Ended on %(end)s.", end=end)
-    return _("Open since %(start)s, ends on %(end)s.", start=start, end=end)
+    return _("Valid since %(start)s, ends on %(end)s.", start=start, end=end)
 
 
 def _describe_cap(offer: OfferFacts) -> str:
@@ -256,9 +256,9 @@ def _describe_cap(offer: OfferFacts) -> str:
         return _("There is no limit on redemptions.")
     limit = formatting.format_number(offer.max_redemptions)
     if offer.redeemed >= offer.max_redemptions:
-        return _("The limit of %(limit)s redemptions is reached.", limit=limit)
+        return _("The limit of %(limit)s redemptions has been reached.", limit=limit)
     count = formatting.format_number(offer.redeemed)
-    return _("There are %(count)s of at most %(limit)s redemptions.", count=count, limit=limit)
+    return _("%(count)s of at most %(limit)s redemptions have been made.", count=count, limit=limit)
 
 
 def _format_boundary(at: datetime, offer: OfferFacts, *, is_end: bool) -> str:

@@ -271,7 +271,7 @@ def calculate_discount_amount(order: Order | None, discount: Discount) -> int | 
                 "order.currency",
                 "currency_missing",
                 _(
-                    "Give the currency of the order. This offer is for orders in %(currency)s.",
+                    "Send the currency of the order. This offer is for orders in %(currency)s.",
                     currency=discount.currency,
                 ),
             )

@@ -142,9 +142,7 @@ def test_a_lost_connection_fails_the_import(app: Flask) -> None:
         connection.putheader("Content-Length", "100000000")
         connection.endheaders()
         connection.send(b"email,name\r\n" + CHUNK * 3)
-        wait_for(
-            lambda: bool(import_queries.list_imports()) and import_size(import_queries.list_imports()[0].id) > 0
-        )
+        wait_for(lambda: bool(import_queries.list_imports()) and import_size(import_queries.list_imports()[0].id) > 0)
         connection.close()
         wait_for(lambda: import_queries.list_imports()[0].status == "failed")
 

@@ -22,7 +22,7 @@ from webapp.offers import queries as offer_queries
 
 # Rows per UPDATE statement; all of them are one transaction.
 RESEND_CHUNK_SIZE = 5000
-NO_MATCHING_DELIVERIES = _l("There are no such emails any more: they have been resolved or are resent automatically.")
+NO_MATCHING_DELIVERIES = _l("There are no emails left to resolve: they have been resolved or are resent automatically.")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def resend_deliveries(campaign_id: int, selection: DeliverySelection, by: str) -
         db.session.rollback()
         raise DomainError(
             "conflict",
-            _("These emails cannot be resent: the campaign has not been launched, or it has been cancelled."),
+            _("These emails can't be resent: the campaign has not been launched, or it has been cancelled."),
         )
     offer = offer_queries.find_offer(campaign.offer_id)
     if offer is not None:
@@ -198,5 +198,5 @@ def _lock_campaign(campaign_id: int) -> Campaign:
     """Load a campaign and lock its row, so that actions on it are serialised."""
     campaign = db.session.get(Campaign, campaign_id, populate_existing=True, with_for_update=True)
     if campaign is None:
-        raise NotFound(_("There is no such campaign."))
+        raise NotFound(_("This campaign does not exist."))
     return campaign

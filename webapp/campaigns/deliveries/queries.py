@@ -249,7 +249,9 @@ def _to_non_recipient_status(campaign: Campaign, customer: Customer, row: Row[An
         if campaign.status == "cancelled":
             note = _("The campaign was cancelled before it started, so no emails were sent.")
             return replace(delivery, note=note)
-        return replace(delivery, note=_("The campaign has not been launched; the launch selects its recipients."))
+        return replace(
+            delivery, note=_("The campaign has not been launched yet. Its recipients are selected at the launch.")
+        )
     if customer.erased_at is not None:
         return replace(delivery, note=_("The customer was erased before the recipients were selected."))
     joined_at = db.session.scalar(

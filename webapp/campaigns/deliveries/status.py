@@ -81,7 +81,7 @@ def to_delivery_status(row: Row[Any]) -> DeliveryStatus:
     if is_in_window:
         note = ""
         if not row.is_leased:
-            note = _("The worker that was sending it does not respond; another one takes over within a minute.")
+            note = _("Sending was interrupted. It resumes automatically within a minute.")
         return replace(delivery, state="sending", at=_window_opened_at(row, index), note=note)
     if row.status == "cancelled" or row.campaign_status == "cancelled":
         return replace(delivery, state="cancelled", note=_("The campaign was cancelled before this email was sent."))

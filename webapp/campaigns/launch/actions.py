@@ -134,7 +134,7 @@ def unschedule_campaign(campaign_id: int, by: str) -> Campaign:
         record_audit_entry(by, "campaign.taken_back", str(campaign_id))
     db.session.commit()
     campaign = get_campaign(campaign_id)
-    require_status(campaign, ("draft",), _("It can't be turned back into a draft."))
+    require_status(campaign, ("draft",), _("It can't be returned to draft."))
     return campaign
 
 
@@ -211,7 +211,7 @@ def _lock_offer(offer_id: int) -> Offer:
     """
     offer = offer_queries.lock_offer(offer_id)
     if offer is None:
-        raise NotFound(_("There is no such offer."))
+        raise NotFound(_("This offer does not exist."))
     return offer
 
 
@@ -238,7 +238,7 @@ def launch_announcement(offer_id: int, by: str, at: datetime | None = None) -> L
     """
     # Lock order: offer, then campaign, as in `launch_campaign` (see `_lock_offer`).
     if offer_queries.lock_offer(offer_id) is None:
-        raise NotFound(_("There is no such offer."))
+        raise NotFound(_("This offer does not exist."))
     # One query: with two, a concurrent first launch between them could be mistaken for a cancelled campaign.
     campaigns = campaign_queries.list_offer_campaigns(offer_id)
     announcements = [campaign for campaign in campaigns if campaign.kind == "announcement"]
@@ -251,7 +251,7 @@ def launch_announcement(offer_id: int, by: str, at: datetime | None = None) -> L
         insert_draft(offer_id, EmailContent(), "announcement")
         campaign = campaign_queries.find_announcement(offer_id)
     if campaign is None:
-        raise NotFound(_("There is no such campaign."))
+        raise NotFound(_("This campaign does not exist."))
     if at is None:
         return launch_campaign(campaign.id, by)
     if campaign.status not in ("draft", "scheduled"):
@@ -272,18 +272,20 @@ def launch_reminder(offer_id: int, content: EmailContent, by: str, at: datetime 
     """
     validate_content(content, field_prefix="mail")
     if offer_queries.lock_offer(offer_id) is None:
-        raise NotFound(_("There is no such offer."))
+        raise NotFound(_("This offer does not exist."))
     require_launched_announcement(offer_id)
     campaign_id = insert_draft(offer_id, content, "reminder")
     if campaign_id is None:
         unfinished_reminder = campaign_queries.find_open_campaign(offer_id, "reminder")
         db.session.rollback()
         if unfinished_reminder is None:
-            message = _("This offer has an open reminder. You can create another one after it has finished.")
+            message = _(
+                "This offer already has an unfinished reminder. You can create another one after it has finished."
+            )
         else:
             message = _(
-                "Campaign %(id)s is an open reminder of this offer. %(status)s You can create another one after it has "
-                "finished.",
+                "Campaign %(id)s is an unfinished reminder for this offer. %(status)s You can create another one after "
+                "it has finished.",
                 id=unfinished_reminder.id,
                 status=STATUS_SENTENCES[unfinished_reminder.status],
             )

@@ -25,7 +25,7 @@ OFFER_STATE_REFUSALS = {
     "paused": ("offer_paused", _l("This offer is paused, so its code would not work. Resume the offer first.")),
     "used_up": (
         "offer_exhausted",
-        _l("This offer has reached its limit, so its code would not work. Increase its max redemptions first."),
+        _l("This offer has reached its limit, so its code would not work. Raise the limit first."),
     ),
 }
 
@@ -49,9 +49,11 @@ def require_expected_status(campaign: Campaign, expected_status: str | None) -> 
     if expected_status and campaign.status in ("draft", "scheduled") and campaign.status != expected_status:
         db.session.rollback()
         if expected_status == "scheduled":
-            message = _("This campaign was unscheduled since you opened this page. Review it before you launch it.")
+            message = _(
+                "This campaign has been unscheduled since you opened this page. Review it before you launch it."
+            )
         else:
-            message = _("This campaign was scheduled since you opened this page. Review it before you launch it.")
+            message = _("This campaign has been scheduled since you opened this page. Review it before you launch it.")
         raise DomainError("conflict", message)
 
 

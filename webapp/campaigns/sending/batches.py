@@ -168,7 +168,7 @@ def _recover_open_window(claim: BatchClaim, window_end: int) -> None:
     if in_flight is None:
         claim.position = window_end
         return
-    _record_uncertain(claim, [in_flight], _("the worker stopped while this email was being sent"))
+    _record_uncertain(claim, [in_flight], _("sending was interrupted"))
     if _find_uncertain_policy(claim.campaign_id) == "hold":
         claim.position = claim.customer_ids.index(in_flight, cursor) + 1
 

@@ -164,7 +164,7 @@ def claim_import(connection: staging.Connection, import_id: int) -> ImportClaim 
     if row is None:
         return None
     if row[0] > MAX_IMPORT_ATTEMPTS:
-        message = _("The import failed several times. Contact the administrator of this Onecode installation.")
+        message = _("The import failed several times. Contact the server administrator.")
         fail_import(import_id, "import_broken", message)
         return None
     return ImportClaim(import_id, *row)

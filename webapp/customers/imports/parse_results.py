@@ -40,7 +40,7 @@ _ROW_MESSAGES = {
 }
 _FILE_MESSAGES = {
     "file_empty": _l("The file is empty. Export it again with its rows."),
-    "rows_missing": _l("The file has a header but no rows."),
+    "rows_missing": _l("The file has a header but no rows. Add rows and import it again."),
     "file_workbook": _l(
         "This is an Excel workbook. In Excel, choose “Save as” and “CSV UTF-8”, then import that file."
     ),

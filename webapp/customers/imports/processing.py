@@ -167,9 +167,6 @@ def _stage_file(claim: ImportClaim, partitions: list[Partition]) -> None:
         claim.merged_to = [0] * len(partitions)
         progress = {"merged_to": claim.merged_to, "duplicates": duplicates}
         partitions[0].commit_progress("merged_to = %(merged_to)s, duplicates = %(duplicates)s", **progress)
-    else:
-        for partition in partitions:
-            staging.delete_already_rejected(partition.connection, claim.import_id)
     # Committed here, so that a rollback of a merge block keeps the staged rows.
     for partition in partitions:
         partition.connection.commit()

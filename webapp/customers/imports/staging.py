@@ -224,15 +224,6 @@ def list_staged_audience_names(connection: Connection, limit: int) -> list[str]:
     return [name for (name,) in connection.execute(statement, {"limit": limit})]
 
 
-def delete_already_rejected(connection: Connection, import_id: int) -> None:
-    """Delete staged rows that a former worker rejected while it merged."""
-    connection.execute(
-        "delete from staged s using import_rejection r where r.import_id = %(id)s and r.line = s.line "
-        "and r.code = 'source_id_taken'",
-        {"id": import_id},
-    )
-
-
 def find_last_line(connection: Connection) -> int:
     """Return the largest line number of the staged rows, 0 without rows."""
     return int(fetch_one(connection, "select coalesce(max(line), 0) from staged", {})[0])

@@ -111,7 +111,7 @@ def add_suppression_by_staff(email: str, reason: str, by: str, detail: str = "")
     """
     address = normalise_email(email)
     if is_own_address(address):
-        message = _("Emails are sent from this address, so it cannot be suppressed. Enter another address.")
+        message = _("Emails are sent from this address, so it can't be suppressed. Enter another address.")
         raise InvalidInput(FieldError("email", "own_address", message))
     if reason not in SUPPRESSION_REASONS:
         raise InvalidInput(FieldError("reason", "reason_unknown", _("Choose a reason from the list.")))

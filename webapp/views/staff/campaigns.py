@@ -1,4 +1,4 @@
-"""Staff pages of launched campaigns. Those of drafts are in `campaign_editor`."""
+"""Staff pages of launched campaigns. Those of drafts are in `campaign_editor` and `campaign_launch`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from webapp.customers import queries as customer_queries
 from webapp.offers import queries as offer_queries
 from webapp.views import rendering
 from webapp.views.staff.blueprint import require_role
-from webapp.views.staff.campaign_editor import (
+from webapp.views.staff.campaign_pages import (
     audience_name,
     campaign_content,
     campaign_url,
@@ -208,8 +208,8 @@ def resend(campaign_id: int) -> BaseResponse:
     )
     if result.suppressed:
         not_resent = ngettext(
-            "%(count)s was not resent, because its address is suppressed.",
-            "%(count)s were not resent, because their addresses are suppressed.",
+            "%(count)s email was not resent, because its address is suppressed.",
+            "%(count)s emails were not resent, because their addresses are suppressed.",
             result.suppressed,
             count=formatting.format_number(result.suppressed),
         )
@@ -296,7 +296,7 @@ def _recipient_lookup_values(campaign: Campaign) -> dict[str, Any]:
         except InvalidInput as invalid:
             error = invalid.errors[0].message if invalid.errors else invalid.message
         if customer is None and not error:
-            error = _("There is no customer with this email address.")
+            error = _("No customer has this email address.")
     return {
         "email": email,
         "email_error": error,
