@@ -24,6 +24,9 @@ from webapp.views.staff.blueprint import require_role
 from webapp.views.staff.customers import blueprint, check_row_id, csv_response, parse_row_id
 from webapp.views.staff.forms.customers import ImportForm
 
+# These views belong to the blueprint of customers, so that their endpoints keep its name.
+__all__ = ["blueprint"]
+
 PAGE_SIZE = 50
 SAMPLE_CSV = (
     "email,name,source_id,locale,audience\r\n"
