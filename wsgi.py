@@ -25,6 +25,6 @@ try:
 
         cli.init_app(app)
     else:
-        logging.getLogger("webapp.web").info("web process started: release %s", get_app_version())
+        logging.getLogger("webapp.web").info("web process started: version %s", get_app_version())
 except SettingsError as error:
     sys.exit(f"onecode: {error}")

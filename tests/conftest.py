@@ -158,14 +158,14 @@ def make_staff_user(app: Flask) -> Callable[..., StaffUser]:
 def sign_in(client: FlaskClient, make_staff_user: Callable[..., StaffUser]) -> Callable[..., FlaskClient]:
     """Signs in a new user with a role, without the form, and returns the client."""
 
-    def go(role: str = "manager") -> FlaskClient:
+    def sign_in_as(role: str = "manager") -> FlaskClient:
         user = make_staff_user(role)
         with client.session_transaction() as session:
             session["_user_id"] = user.get_id()
             session["_fresh"] = True
         return client
 
-    return go
+    return sign_in_as
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -222,6 +223,24 @@ def test_the_cache_of_keys_expires_after_a_minute(app: Flask) -> None:
     )
 
     assert [version for version, _ in signing_keys.accepted_keys("personal_link")] == [2, 1]
+
+
+def test_a_slower_read_does_not_replace_the_result_of_a_later_one(app: Flask) -> None:
+    signing_keys.accepted_keys("personal_link")
+    cache_key = signing_keys._cache_key("personal_link")
+    later = signing_keys._cache[cache_key]._replace(keys=[(7, b"later")], read_at=time.monotonic() + 60)
+    signing_keys._cache[cache_key] = later
+
+    signing_keys._load_keys("personal_link")
+
+    assert signing_keys._cache[cache_key] == later
+
+
+def test_the_versions_are_listed_newest_first(app: Flask) -> None:
+    for _ in range(3):
+        signing_key_actions.rotate_signing_key("personal_link", by="ann")
+
+    assert [key.version for key in signing_keys.list_key_versions("personal_link")] == [4, 3, 2, 1]
 
 
 # --- revocation -----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from webapp.core.coalescing import Coalescer, CoalescingTimeout
+from webapp.core.coalescing import Coalescer, CoalescingTimeout, _Waiter
 
 
 class Work:
@@ -39,7 +39,7 @@ def in_threads(
         except (ValueError, CoalescingTimeout) as error:
             results[request] = error
 
-    threads = [threading.Thread(target=run, args=[request]) for request in requests]
+    threads = [threading.Thread(target=run, args=[request], daemon=True) for request in requests]
     for thread in threads:
         thread.start()
     return threads, results
@@ -131,26 +131,45 @@ def test_a_request_that_times_out_while_waiting_is_not_processed() -> None:
 
 def test_a_request_that_times_out_during_work_is_reported_as_started() -> None:
     work = Work()
-    coalescer = Coalescer(work, max_group_size=64, timeout=0.5)
+    coalescer = Coalescer(work, max_group_size=64, timeout=600)
     first, _ = in_threads(coalescer, [1])
     work.started.acquire()
-    impatient, more = in_threads(coalescer, [2])
-    wait_until(lambda: count_waiters(coalescer) == 1)
-    coalescer._timeout = 20
-    others, done = in_threads(coalescer, [3, 4, 5])
+    others, done = in_threads(coalescer, [2, 3, 4, 5])
     wait_until(lambda: count_waiters(coalescer) == 4)
-    coalescer._waiters.rotate(-1)
+    # The second of the group is the one whose timeout ends, so that others are before and behind it.
+    hasty = coalescer._waiters[1]
     work.allowed.release()
     work.started.acquire()
-    impatient[0].join(20)
-    assert isinstance(more[2], CoalescingTimeout)
-    assert more[2].has_started
+    # As if its thread had gone: it does not react to the lock any more.
+    own_lock, hasty.wake_lock = hasty.wake_lock, threading.Lock()
+    hasty.wake_lock.acquire()
+    with pytest.raises(CoalescingTimeout) as timeout:
+        coalescer._abandon(hasty)
+    assert timeout.value.has_started
     work.allowed.release()
+    # The requests behind it still get their results.
+    wait_until(lambda: len(done) == 3)
+    assert set(done) == {2, 3, 4, 5} - {hasty.item}
+    assert all(result == 2 * item for item, result in done.items())
+    assert sorted(map(len, work.batches)) == [1, 4]
+    own_lock.release()
     for thread in first + others:
         thread.join(20)
-    # The requests behind it still get their results.
-    assert done == {3: 6, 4: 8, 5: 10}
-    assert sorted(map(len, work.batches)) == [1, 4]
+
+
+@pytest.mark.parametrize("woken", ["to lead the next group", "with a result", "with an error"])
+def test_who_is_woken_at_the_moment_of_the_timeout_does_not_leave(woken: str) -> None:
+    waiter: _Waiter[int, int] = _Waiter(1)
+    if woken == "with a result":
+        waiter.results.append(2)
+    elif woken == "with an error":
+        waiter.error = ValueError("no")
+    else:
+        waiter.wake_lock.release()
+
+    Coalescer(Work(), max_group_size=4, timeout=1)._abandon(waiter)
+
+    assert not waiter.has_left
 
 
 @pytest.mark.parametrize("threads", [8])

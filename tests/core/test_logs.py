@@ -165,7 +165,7 @@ def test_the_log_of_a_failure_has_no_personal_data(
 
     assert message in stream.getvalue()
     for word in (email, email.partition("@")[0], "@example", "@b", "(Grace", "Hopper, "):
-        assert word not in stream.getvalue().replace("'Grace Hopper')", "")
+        assert word not in stream.getvalue()
 
 
 def test_file_content_in_database_errors_is_redacted(app: Flask, test_settings: Settings) -> None:
@@ -236,7 +236,7 @@ def test_a_failed_task_is_logged_once_with_its_context(test_settings: Settings, 
         huey.execute(task.s())
 
     (line,) = parse_lines(stream)
-    assert (line["message"], line["level"]) == ("task failed", "ERROR")
+    assert (line["message"], line["level"]) == ("task tests.fails failed", "ERROR")
     assert (line["task"], line["campaign_id"]) == ("tests.fails", 5)
     assert "ada" not in stream.getvalue()
 
@@ -317,7 +317,7 @@ def test_a_worker_logs_its_start_and_stop(app: Flask, test_settings: Settings) -
     worker.terminate()
     rest = [json.loads(line) for line in worker.communicate(timeout=60)[1].splitlines()]
 
-    assert str(first["message"]).startswith("worker started: release ")
+    assert str(first["message"]).startswith("worker started: version ")
     assert rest[-1]["message"] == "worker stopped"
     assert {line["logger"] for line in [first, *rest]} == {"webapp.worker"}
 

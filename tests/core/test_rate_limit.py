@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, insert, select, text, update
 from werkzeug.test import TestResponse
 
 from webapp import create_app
@@ -17,7 +17,14 @@ from webapp.accounts import passwords
 from webapp.accounts.models import StaffUser
 from webapp.core.email_addresses import normalise_email
 from webapp.core.extensions import db
-from webapp.core.rate_limit import RateLimitCounter, TableStorage, client_address, form_field_key
+from webapp.core.rate_limit import (
+    CLEANUP_BATCH_SIZE,
+    RateLimitCounter,
+    TableStorage,
+    _delete_expired,
+    client_address,
+    form_field_key,
+)
 from webapp.core.settings import Settings
 
 
@@ -103,6 +110,49 @@ def test_each_request_deletes_some_expired_counters(app: Flask) -> None:
         storage.incr(f"new {n}", 60)
         remaining.append(count_rows())
     assert remaining == [16, 7, 3]
+
+
+def test_the_counter_of_a_window_that_is_over_reads_as_zero(app: Flask) -> None:
+    storage = TableStorage()
+    storage.incr("key", 60)
+    assert storage.get("key") == 1
+    db.session.execute(update(RateLimitCounter).values(expires_at=func.now()))
+    db.session.commit()
+    assert (storage.get("key"), storage.get("unknown")) == (0, 0)
+
+
+def test_the_expired_rows_are_deleted_oldest_first(app: Flask) -> None:
+    for n in range(CLEANUP_BATCH_SIZE + 2):
+        expires_at = func.now() - timedelta(hours=n + 1)
+        db.session.execute(insert(RateLimitCounter).values(key=f"key {n}", n=1, expires_at=expires_at))
+    db.session.commit()
+    TableStorage().incr("new", 60)
+    assert set(db.session.scalars(select(RateLimitCounter.key))) == {"key 0", "key 1", "new"}
+
+
+def test_expired_rows_that_another_transaction_has_locked_are_left(app: Flask) -> None:
+    storage = TableStorage()
+    for key in ("locked", "free"):
+        storage.incr(key, 60)
+    db.session.execute(update(RateLimitCounter).values(expires_at=func.now() - timedelta(seconds=1)))
+    db.session.commit()
+    db.session.execute(select(RateLimitCounter).where(RateLimitCounter.key == "locked").with_for_update())
+    with db.engine.connect() as connection:
+        # Without SKIP LOCKED the cleanup would wait, and this makes it fail instead.
+        connection.exec_driver_sql("set lock_timeout = '100ms'")
+        _delete_expired(connection)
+        connection.commit()
+    db.session.rollback()
+    assert db.session.scalars(select(RateLimitCounter.key)).all() == ["locked"]
+
+
+def test_a_counter_can_be_cleared_alone_or_with_all_others(app: Flask) -> None:
+    storage = TableStorage()
+    for key in ("one", "two", "three"):
+        storage.incr(key, 60)
+    storage.clear("one")
+    assert [storage.get(key) for key in ("one", "two", "three")] == [0, 1, 1]
+    assert (storage.reset(), count_rows()) == (2, 0)
 
 
 def test_the_table_stores_no_email(client: FlaskClient) -> None:

@@ -199,9 +199,9 @@ def test_concurrent_upserts_create_one_customer(app: Flask) -> None:
 
 
 def test_an_audience_is_created_and_renamed(app: Flask) -> None:
-    made = audience_actions.create_audience("  Regulars  in Vienna ", by="tests")
+    audience = audience_actions.create_audience("  Regulars  in Vienna ", by="tests")
 
-    audience_actions.rename_audience(made.id, "Regulars", by="tests")
+    audience_actions.rename_audience(audience.id, "Regulars", by="tests")
 
     assert [found.name for found in customer_queries.list_audiences()] == ["Regulars"]
 

@@ -21,7 +21,7 @@ Change = Callable[..., Settings]
 def check(app: Flask, relay: Relay, with_settings: Change) -> Callable[..., RelayCheckResult]:
     """Checks the relay with changed settings: `check(mail_use_tls=True)`."""
 
-    def go(**values: object) -> RelayCheckResult:
+    def run_check(**values: object) -> RelayCheckResult:
         settings = with_settings(**values)
         state = app.extensions["mail"]
         before = {name: getattr(state, name) for name in ("use_tls", "use_ssl", "username", "password")}
@@ -35,7 +35,7 @@ def check(app: Flask, relay: Relay, with_settings: Change) -> Callable[..., Rela
             assert relay.messages == []
             assert not [command for command in relay.commands if command.upper().startswith(("RCPT", "DATA"))]
 
-    return go
+    return run_check
 
 
 def test_a_working_relay_is_ok(check: Callable[..., RelayCheckResult], relay: Relay) -> None:

@@ -140,15 +140,15 @@ def test_relay_trouble_and_automatic_pauses_are_counted(api: FlaskClient, campai
 def test_the_number_of_campaigns_with_their_own_samples_is_limited(
     api: FlaskClient, make_offer: Callable[..., Offer]
 ) -> None:
-    for n in range(monitoring_queries.DETAIL_LIMIT + 3):
+    for n in range(monitoring_queries.MAX_CAMPAIGN_SERIES + 3):
         db.session.add(Campaign(offer_id=make_offer(f"CODE{n}").id, subject="s", text="t", status="sending", total=0))
     db.session.add(Campaign(offer_id=make_offer("OVER").id, subject="s", text="t", status="done", total=0))
     db.session.commit()
 
     campaign_ids = {labels[0] for name, labels in scrape(api) if name == "onecode_campaign_mails"}
 
-    assert len(campaign_ids) == monitoring_queries.DETAIL_LIMIT
-    assert max(map(int, campaign_ids)) == monitoring_queries.DETAIL_LIMIT + 3
+    assert len(campaign_ids) == monitoring_queries.MAX_CAMPAIGN_SERIES
+    assert max(map(int, campaign_ids)) == monitoring_queries.MAX_CAMPAIGN_SERIES + 3
 
 
 def test_counts_of_redemptions_failed_codes_and_imports_match_the_rows(

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from flask import Flask
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from webapp.accounts.models import AuditEntry
 from webapp.core import database_clock
@@ -19,8 +19,9 @@ from webapp.core.errors import DomainError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.core.money import Discount
 from webapp.offers import actions as offer_actions
+from webapp.offers import code_actions
 from webapp.offers import queries as offer_queries
-from webapp.offers.models import Offer, OfferValues
+from webapp.offers.models import Offer, OfferState, OfferValues
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 SUMMER = OfferValues(
@@ -126,6 +127,65 @@ def test_the_smallest_and_the_largest_percentage_are_accepted(app: Flask) -> Non
             replace(SUMMER, code=code, discount=Discount("percent", percent=Decimal(percent))), by="ann"
         )
         assert offer.percent == Decimal(percent)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "x" * 200},
+        {"code": "ABC"},
+        {"code": "A" * 40},
+        {"discount": Discount("amount", amount=1, currency="EUR")},
+        {"discount": Discount("amount", amount=10**12, currency="EUR")},
+        {"ends_at": NOW + timedelta(microseconds=1)},
+        {"starts_at": datetime(2000, 1, 1, tzinfo=UTC), "ends_at": datetime(2199, 12, 31, tzinfo=UTC)},
+        {"max_redemptions": 1},
+        {"max_redemptions": 10**12},
+    ],
+)
+def test_the_smallest_and_the_largest_valid_values_are_accepted(app: Flask, changes: dict[str, Any]) -> None:
+    values = replace(SUMMER, **changes)
+
+    created = offer_actions.create_offer(values, by="ann")
+
+    db.session.refresh(created)
+    assert created.values() == values
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"discount": Discount("percent", percent=Decimal("100.01"))}, "discount.percent"),
+        ({"discount": Discount("amount", amount=10**12 + 1, currency="EUR")}, "discount.amount"),
+        ({"starts_at": datetime(1999, 12, 31, tzinfo=UTC)}, "starts_at"),
+        ({"ends_at": datetime(2200, 1, 1, tzinfo=UTC)}, "ends_at"),
+        ({"max_redemptions": 10**12 + 1}, "max_redemptions"),
+    ],
+)
+def test_a_value_beyond_its_range_is_refused(app: Flask, changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as error:
+        offer_actions.create_offer(replace(SUMMER, **changes), by="ann")
+
+    assert [item.field for item in error.value.errors] == [field]
+
+
+def test_a_locked_offer_is_freshly_read_and_locked_until_the_end_of_the_transaction(
+    make_offer: Callable[..., Offer],
+) -> None:
+    row = make_offer()
+    assert row.name == "Summer"
+    with db.engine.begin() as other:
+        other.execute(update(Offer).values(name="Autumn"))
+
+    locked = offer_queries.lock_offer(row.id)
+
+    assert locked is not None
+    assert locked.name == "Autumn"
+    with db.engine.connect() as other:
+        unlocked = select(Offer.id).with_for_update(skip_locked=True)
+        assert other.scalars(unlocked).all() == []
+        db.session.rollback()
+        assert other.scalars(unlocked).all() == [row.id]
 
 
 def test_an_update_of_an_older_version_is_a_conflict(make_offer: Callable[..., Offer]) -> None:
@@ -256,6 +316,67 @@ def test_states_in_sql_and_python_are_the_same(make_offer: Callable[..., Offer],
 
     assert [offer.id for offer in offer_queries.list_offers(state=state)] == [offers[state].id]
     assert offers[state].state(database_clock.database_now()) == state
+
+
+@pytest.mark.parametrize(
+    ("changes", "state"),
+    [
+        ({"starts_at": timedelta()}, "live"),
+        ({"starts_at": timedelta(microseconds=1)}, "scheduled"),
+        ({"ends_at": timedelta()}, "ended"),
+        ({"ends_at": timedelta(microseconds=1)}, "live"),
+        ({"max_redemptions": 3, "redeemed": 2}, "live"),
+        ({"max_redemptions": 3, "redeemed": 3}, "used_up"),
+        ({"ends_at": timedelta(), "paused_at": timedelta()}, "ended"),
+        ({"starts_at": timedelta(1), "paused_at": timedelta()}, "paused"),
+        ({"max_redemptions": 3, "redeemed": 3, "paused_at": timedelta()}, "paused"),
+        ({"starts_at": timedelta(1), "max_redemptions": 3, "redeemed": 3}, "used_up"),
+    ],
+)
+def test_a_state_begins_at_its_very_moment(
+    make_offer: Callable[..., Offer], changes: dict[str, Any], state: OfferState
+) -> None:
+    row = make_offer()
+    # In one transaction the database has one time.
+    now = offer_queries.database_now()
+    for name, value in changes.items():
+        setattr(row, name, now + value if isinstance(value, timedelta) else value)
+    db.session.flush()
+
+    assert row.state(now) == state
+    assert [name for name in STATES if offer_queries.list_offers(state=cast("OfferState", name))] == [state]
+    is_open = row.starts_at <= now and state in ("live", "used_up")
+    assert offer_queries.list_open_offer_ids() == ([row.id] if is_open else [])
+
+
+def test_the_open_offer_that_ends_soonest_is_listed_first(make_offer: Callable[..., Offer]) -> None:
+    ends = datetime.now(UTC) + timedelta(days=8)
+    endless, later, sooner, also_sooner = (
+        make_offer(f"CODE{n}", ends_at=ends_at).id
+        for n, ends_at in enumerate((None, ends + timedelta(days=1), ends, ends))
+    )
+
+    assert offer_queries.list_open_offer_ids() == [sooner, also_sooner, later, endless]
+
+
+def test_the_codes_of_an_offer_are_listed_newest_first(make_offer: Callable[..., Offer]) -> None:
+    row = make_offer("FIRST", frozen_at=NOW)
+    for code in ("ZEBRA", "ANT"):
+        code_actions.renew_code(row.id, code, by="ann")
+
+    assert [one.code for one in offer_queries.list_codes_by_offer([row.id])[row.id]] == ["ANT", "ZEBRA", "FIRST"]
+
+
+def test_of_two_closed_codes_the_longer_one_is_found(make_offer: Callable[..., Offer]) -> None:
+    for code in ("ABC", "ABCDEFGHIJK", "ABCD"):
+        row = make_offer(code, frozen_at=NOW)
+        code_actions.renew_code(row.id, None, by="ann")
+        code_actions.close_code(row.id, code, by="ann")
+
+    found = offer_queries.find_closed_code(["ABC", "ABCDEFGHIJK", "ABCD"])
+
+    assert found is not None
+    assert found.code == "ABCDEFGHIJK"
 
 
 def test_pages_are_linked_in_both_directions(make_offer: Callable[..., Offer]) -> None:

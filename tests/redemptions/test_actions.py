@@ -204,6 +204,31 @@ def test_a_raised_cap_allows_more_redemptions(make_offer: MakeOffer, make_custom
     assert group_commit.redeem(replace(ADA, email="bob@example.com")).is_replay is False
 
 
+def test_a_batch_waits_for_what_another_takes_of_the_cap(
+    app: Flask, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    """More than remain are asked for while another transaction, not committed yet, takes some of them."""
+    row = make_offer(max_redemptions=10, redeemed=5, frozen_at=datetime(2026, 1, 1, tzinfo=UTC))
+    requests = [replace(ADA, email=make_customer(f"c{n}@example.com").email) for n in range(6)]
+    answers: list[Any] = []
+
+    def redeem_all() -> None:
+        with app.app_context():
+            answers.extend(redemption_actions.redeem_all(requests))
+
+    batch = threading.Thread(target=redeem_all)
+    with db.engine.connect() as other:
+        other.execute(text("update offer set redeemed = redeemed + 3"))
+        batch.start()
+        while batch.is_alive() and not count_lock_waiters("transactionid"):
+            db.session.rollback()
+        other.commit()
+    batch.join()
+
+    assert [getattr(answer, "reason", "redeemed") for answer in answers] == ["redeemed"] * 2 + ["offer_exhausted"] * 4
+    assert (redeemed_counter(row.id), count_redemptions()) == (10, 2)
+
+
 def test_batch_results_are_in_order_and_the_first_requests_get_the_cap(
     make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
@@ -260,9 +285,7 @@ def test_a_repeat_succeeds_after_the_offer_has_ended(make_offer: MakeOffer, make
     offer = make_offer(max_redemptions=1)
     make_customer()
     first = group_commit.redeem(API)
-    offer_actions.update_offer(
-        offer.id, {"ends_at": datetime.now(UTC) - timedelta(hourly_counts_by_offer=1)}, version=None, by="ann"
-    )
+    offer_actions.update_offer(offer.id, {"ends_at": datetime.now(UTC) - timedelta(hours=1)}, version=None, by="ann")
 
     assert group_commit.redeem(API).public_id == first.public_id
 
@@ -350,6 +373,15 @@ def test_the_id_of_a_rolled_back_redemption_does_not_roll_back_a_later_one(
 def test_an_unknown_redemption_cannot_be_rolled_back(app: Flask, public_id: str) -> None:
     with pytest.raises(NotFound):
         redemption_rollback.roll_back_redemption(public_id, **ROLLBACK)
+
+
+def test_a_reason_may_have_five_hundred_characters(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    make_offer(), make_customer()
+    public_id = group_commit.redeem(ADA).public_id
+
+    record = redemption_rollback.roll_back_redemption(public_id, f" {'x' * 249}  {'y' * 250} ", by="ann")
+
+    assert record.row.reason == f"{'x' * 249} {'y' * 250}"
 
 
 @pytest.mark.parametrize("reason", ["", "  ", "a\0b", "x" * 501])
@@ -624,6 +656,44 @@ def test_redemptions_are_filtered(make_offer: MakeOffer, make_customer: MakeCust
         count_filtered(customer_id=ada.id, offer_id=offer.id + 1) == count_filtered(until=now - timedelta(days=1)) == 0
     )
     assert count_filtered(since=now - timedelta(days=1), until=now + timedelta(days=1)) == 2
+
+
+def test_an_export_goes_through_the_offers_and_starts_with_the_newest(
+    make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    first, second = make_offer("SUMMER25"), make_offer("WINTER")
+    ids = [make_customer(f"c{n}@example.com").id for n in range(3)]
+    for n, code in ((1, "WINTER"), (0, "SUMMER25"), (2, "SUMMER25"), (1, "SUMMER25"), (0, "WINTER")):
+        group_commit.redeem(replace(ADA, code=code, email=f"c{n}@example.com"))
+
+    streamed = redemption_queries.stream_redemptions(RedemptionFilter())
+
+    assert [(record.offer_id, record.customer_id) for record in streamed] == [
+        (first.id, ids[1]),
+        (first.id, ids[2]),
+        (first.id, ids[0]),
+        (second.id, ids[0]),
+        (second.id, ids[1]),
+    ]
+
+
+def test_the_redemptions_of_a_customer_start_with_the_newest(
+    make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    ada = make_customer()
+    for code in ("FIRST", "SECOND", "THIRD"):
+        make_offer(code)
+        group_commit.redeem(replace(ADA, code=code))
+    undone = redemption_queries.list_customer_redemptions(ada.id)[1]
+    redemption_rollback.roll_back_redemption(undone.public_id, **ROLLBACK)
+
+    found = redemption_queries.list_customer_redemptions(ada.id)
+
+    assert [(record.code, record.row.rolled_back_at is None) for record in found] == [
+        ("THIRD", True),
+        ("SECOND", False),
+        ("FIRST", True),
+    ]
 
 
 def test_customers_with_a_redemption_are_found(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:

@@ -124,6 +124,19 @@ def test_an_exact_shared_code_takes_precedence_over_a_personal_code(
     assert redeem(derive_code("WINTER26", offer)).offer_id == looks_personal.id
 
 
+def test_a_closed_code_does_not_hide_the_personal_code_that_reads_the_same(
+    make_offer: MakeOffer, make_customer: Callable[..., Customer]
+) -> None:
+    make_customer(ADA)
+    short = make_offer("ABC")
+    typed = derive_code("ABC", short)
+    other = make_offer(typed, frozen_at=datetime(2026, 1, 1, tzinfo=UTC))
+    code_actions.renew_code(other.id, "WINTER26", by="tests")
+    code_actions.close_code(other.id, typed, by="tests")
+
+    assert redeem(typed).offer_id == short.id
+
+
 def test_an_exact_alias_takes_precedence_over_a_personal_code(
     make_renewed_offer: Callable[..., Offer], make_offer: MakeOffer
 ) -> None:

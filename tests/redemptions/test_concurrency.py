@@ -191,7 +191,7 @@ def test_concurrent_customers_on_all_interfaces_reach_the_cap_exactly(
     # Each customer tries again over another interface while the first requests are running.
     repeats = [(all_interfaces[(n + 1) % 4], c.email) for n, c in enumerate(customers)]
 
-    outcomes = run_concurrently([lambda a, go=go, e=e: go(e, a) for go, e in first + repeats])  # type: ignore[misc]
+    outcomes = run_concurrently([lambda a, call=call, e=e: call(e, a) for call, e in first + repeats])  # type: ignore[misc]
 
     stored = redemptions_by_email()
     confirmed = Counter(outcome.email for outcome in outcomes if outcome.result == "redeemed")

@@ -61,6 +61,16 @@ def outcomes(results: Sequence[RedemptionRecord | DomainError]) -> list[str]:
     return [result.key if isinstance(result, DomainError) else "redeemed" for result in results]
 
 
+def test_the_connection_waits_for_locks_and_holds_them_only_so_long(committer: GroupCommitter) -> None:
+    for _ in range(2):
+        shown = [
+            committer._get_connection().exec_driver_sql(f"show {name}").scalar_one()
+            for name in ("lock_timeout", "idle_in_transaction_session_timeout")
+        ]
+        assert shown == ["1s", "20s"]
+        committer._get_connection().rollback()
+
+
 def test_a_locked_offer_fails_only_its_own_requests(
     committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:

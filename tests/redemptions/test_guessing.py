@@ -250,6 +250,14 @@ def test_a_guessed_code_is_blocked_in_all_spellings(
     assert "use the link in our email to you" in response.text
 
 
+def test_a_closed_code_is_unknown_and_not_blocked(client: FlaskClient, make_offer: MakeOffer) -> None:
+    row = make_offer()
+    db.session.add(OfferCode(code="OLDER25", offer_id=row.id, code_as_written="OLDER25", closed_at=datetime.now(UTC)))
+    add_failed_attempts(row, BLOCK_MIN_ATTEMPTS)
+
+    assert (post(client).status_code, post(client, "OLDER25").status_code) == (429, 404)
+
+
 @pytest.mark.parametrize(
     ("n", "successes", "ago"),
     [
@@ -380,16 +388,24 @@ def test_a_burst_of_failed_attempts_raises_an_alert_for_an_hour(
     )
 
 
+def test_the_alerts_with_most_failed_attempts_come_first(make_offer: MakeOffer) -> None:
+    rows = [make_offer(f"CODE{n}") for n in range(4)]
+    for offer, n in zip(rows, (31, 33, 30, 32), strict=True):
+        add_failed_attempts(offer, n)
+
+    assert list(guessing.list_top_guessing_alerts(3).items()) == [(rows[1].id, 33), (rows[3].id, 32), (rows[0].id, 31)]
+
+
 def test_staff_see_the_alert_on_three_pages(staff: FlaskClient, make_offer: MakeOffer) -> None:
     offer, quiet = make_offer(name="Leaked"), make_offer("QUIET", name="Quiet")
     add_failed_attempts(offer, 1234)
     add_failed_attempts(quiet, ALERT_MIN_ATTEMPTS - 1)
 
-    assert "1,234 failed attempts in the last hour" in staff.get(f"/offers/{offer.id}").text
-    assert "Require personal codes, or renew the code" in staff.get(f"/offers/{offer.id}").text
+    assert "1,234 failed redemption attempts in the last hour" in staff.get(f"/offers/{offer.id}").text
+    assert "require personal codes, or renew the code" in staff.get(f"/offers/{offer.id}").text
     assert "failed attempts" not in staff.get(f"/offers/{quiet.id}").text
     assert staff.get("/offers").text.count("failed attempts") == 1
-    assert staff.get("/").text.count("1,234 failed attempts") == 1
+    assert staff.get("/").text.count("1,234 failed redemption attempts") == 1
 
 
 def test_the_alert_has_other_advice_where_personal_codes_are_required(

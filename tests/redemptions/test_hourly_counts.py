@@ -92,6 +92,76 @@ def test_a_later_sweep_adds_to_the_totals(redeemed_offers: list[int]) -> None:
     assert_correct_counts(redeemed_offers)
 
 
+@pytest.fixture
+def stop_clock(app: Flask) -> Iterator[Callable[[str], None]]:
+    """Stops the clock of the database at a time, until the transaction of the session ends."""
+    db.session.execute(text("create schema stopped"))
+    db.session.commit()
+
+    def stop(at: str) -> None:
+        db.session.execute(
+            text(
+                "create or replace function stopped.now() returns timestamptz language sql as "
+                f"$$ select timestamptz '{at}' $$"
+            )
+        )
+        db.session.execute(text("set local search_path = stopped, pg_catalog, public"))
+
+    yield stop
+    db.session.rollback()
+    db.session.execute(text("drop schema stopped cascade"))
+    db.session.commit()
+
+
+@pytest.mark.parametrize(
+    ("redeemed_at", "clock", "is_counted"),
+    [
+        ("2026-03-01T11:59:59.999999Z", "2026-03-01T12:04:59.999999Z", False),
+        ("2026-03-01T11:59:59.999999Z", "2026-03-01T12:05:00Z", True),
+        ("2026-03-01T12:00:00Z", "2026-03-01T13:04:59Z", False),
+        ("2026-03-01T12:00:00Z", "2026-03-01T13:05:00Z", True),
+    ],
+)
+def test_an_hour_is_counted_five_minutes_after_its_end(
+    make_offer: MakeOffer,
+    make_customer: MakeCustomer,
+    stop_clock: Callable[[str], None],
+    redeemed_at: str,
+    clock: str,
+    is_counted: bool,
+) -> None:
+    make_offer(), make_customer()
+    group_commit.redeem(RedemptionRequest(channel="api", code="SUMMER25", email="ada@example.com"))
+    db.session.execute(text("update redemption set redeemed_at = :at"), {"at": redeemed_at})
+    db.session.commit()
+
+    stop_clock(clock)
+    hourly_counts.update_hourly_counts()
+
+    assert total_count() == is_counted
+
+
+def test_a_redemption_at_the_very_start_of_an_uncounted_hour_is_counted_once(
+    make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    offer_id = make_offer().id
+    make_customer()
+    group_commit.redeem(RedemptionRequest(channel="api", code="SUMMER25", email="ada@example.com"))
+    noon = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    db.session.execute(text("update redemption set redeemed_at = :at"), {"at": noon})
+    db.session.execute(text("update redemption_tally set counted_until = :at"), {"at": noon})
+    db.session.commit()
+
+    for _ in range(2):
+        assert redemption_queries.count_redemptions([offer_id]) == {offer_id: 1}
+        for since in (noon, noon - timedelta(hours=1)):
+            for one in (offer_id, None):
+                assert redemption_queries.count_redemptions_per_day(one, since) == [(noon.date(), 1)]
+        later = noon + timedelta(microseconds=1)
+        assert redemption_queries.count_redemptions_per_day(offer_id, later) == []
+        hourly_counts.update_hourly_counts()
+
+
 def test_totals_are_correct_after_rollbacks_before_and_after_the_sweep(redeemed_offers: list[int]) -> None:
     ids = public_ids()
     for public_id in ids[::4]:

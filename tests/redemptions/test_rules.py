@@ -178,7 +178,7 @@ ROLLED_BACK = replace(REDEMPTION, rolled_back_at=NOW)
 
 
 @pytest.mark.parametrize(
-    ("request", "is_replay"),
+    ("repeat", "is_replay"),
     [
         (make_request(key="k1"), True),
         (make_request(order="A-1"), True),
@@ -190,8 +190,8 @@ ROLLED_BACK = replace(REDEMPTION, rolled_back_at=NOW)
         (make_request(order="A-1", api_key=2), False),
     ],
 )
-def test_a_replay_is_recognised_by_its_key_or_order(request: RedemptionRequest, is_replay: bool) -> None:
-    assert (find_replayed_redemption(request, REDEEMED) is not None) is is_replay
+def test_a_replay_is_recognised_by_its_key_or_order(repeat: RedemptionRequest, is_replay: bool) -> None:
+    assert (find_replayed_redemption(repeat, REDEEMED) is not None) is is_replay
 
 
 def test_an_idempotency_key_with_another_body_is_refused() -> None:

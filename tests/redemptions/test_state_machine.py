@@ -341,7 +341,7 @@ def _outcome(action: Any, *arguments: Any) -> Any:
         db.session.rollback()
 
 
-@pytest.suffix.usefixtures("app")
+@pytest.mark.usefixtures("app")
 def test_the_database_matches_the_model_after_any_sequence_of_actions() -> None:
     run_state_machine_as_test(
         RedemptionMachine,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import psycopg
 import pytest
 from flask import Flask
-from sqlalchemy import text
+from sqlalchemy import Connection, event, text
 
 from tests.support.smtp_relay import Relay
 from webapp.campaigns import stats_queries, timing
@@ -43,7 +44,7 @@ def create_customers(n: int, first: int = 0) -> list[int]:
 def launch_campaign(app: Flask, make_offer: Callable[..., Offer]) -> Launch:
     """Launches campaigns to all customers: `launch_campaign(policy="hold")`."""
 
-    def go(code: str = "SUMMER25", policy: str = "resend", prepare: bool = True, **mail: str) -> Campaign:
+    def launch(code: str = "SUMMER25", policy: str = "resend", prepare: bool = True, **mail: str) -> Campaign:
         offer = make_offer(code)
         draft_actions.save_offer_draft(offer.id, EmailContent(**mail), policy, "tests")
         campaign = launch_actions.launch_announcement(offer.id, "tests").campaign
@@ -51,7 +52,7 @@ def launch_campaign(app: Flask, make_offer: Callable[..., Offer]) -> Launch:
             preparation.prepare_campaign(campaign.id)
         return campaign
 
-    return go
+    return launch
 
 
 def refresh(campaign: Campaign) -> Campaign:
@@ -84,6 +85,21 @@ def no_retry_delay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes retries immediate."""
     monkeypatch.setattr(timing, "RECONNECT_DELAYS", (0.0, 0.0, 0.0))
     monkeypatch.setattr(timing, "RELAY_PROBE_INTERVAL", 0.05)
+
+
+@pytest.fixture
+def other_worker(app: Flask, database_url: str) -> Iterator[psycopg.Connection[object]]:
+    """The connection of another worker, to hold rows with; a statement of ours that waits for them fails."""
+
+    def limit(session: object, transaction: object, connection: Connection) -> None:
+        connection.exec_driver_sql("set local lock_timeout = '3s'")
+
+    event.listen(db.session, "after_begin", limit)
+    try:
+        with psycopg.connect(database_url) as connection:
+            yield connection
+    finally:
+        event.remove(db.session, "after_begin", limit)
 
 
 def act_after(relay: Relay, n: int, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:

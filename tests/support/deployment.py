@@ -193,7 +193,7 @@ def running_site(folder: Path, relay_port: int) -> Iterator[Site]:
     _certificate(site)
     _copy(site)
     with _postgresql(site):
-        site.run("make the role and the database", typed=f"{site.password}\n{site.password}\n")
+        site.run("create the role and the database", typed=f"{site.password}\n{site.password}\n")
         site.run("settings of the server")
         _settings(site)
         try:

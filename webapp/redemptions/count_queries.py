@@ -1,4 +1,7 @@
-"""Counts of live redemptions, from the hourly counts and the rows since."""
+"""Queries that count current redemptions.
+
+They add up the hourly counts and the rows since.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +24,21 @@ _SELECT_COUNTS = text(
 
 
 def count_redemptions(offer_ids: Sequence[int]) -> dict[int, int]:
-    """Return the number of live redemptions of each of these offers.
+    """Return the number of current redemptions of each of these offers.
 
     It is the sum of the counts so far and the rows since.
     """
-    return {offer_id: int(n) for offer_id, n in db.session.execute(_SELECT_COUNTS, {"ids": list(offer_ids)})}
+    return {offer_id: int(count) for offer_id, count in db.session.execute(_SELECT_COUNTS, {"ids": list(offer_ids)})}
 
 
 def count_redemptions_per_day(offer_id: int | None, since: datetime, zone: str = "UTC") -> list[tuple[date, int]]:
-    """Count live redemptions by day of a time zone; days without any are left out.
+    """Count current redemptions by day of a time zone; omit days without any.
 
-    Uses the hours counted so far plus the rows since. Hours are those of UTC, so in zones with a half-hour offset the
-    days end half an hour off.
+    It adds up the hours counted so far and the rows since. Hours are those of UTC, so in zones with a half-hour offset
+    the days end half an hour off.
     """
     hours = "redemption_hour h where h.offer_id = :offer_id and" if offer_id else "hour_total h where"
-    # Lateral, so that the planner has nothing but the index, whatever it thinks of the sizes.
+    # Lateral, so that the planner uses the index regardless of its row estimates.
     rows = db.session.execute(
         text(
             f"""
@@ -54,4 +57,4 @@ def count_redemptions_per_day(offer_id: int | None, since: datetime, zone: str =
         ),
         {"since": since, "zone": zone} | ({"offer_id": offer_id} if offer_id else {}),
     )
-    return [(day, int(n)) for day, n in rows]
+    return [(day, int(count)) for day, count in rows]

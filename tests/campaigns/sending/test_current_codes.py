@@ -1,4 +1,4 @@
-"""Which code a mail carries, also when it changes while the mails are going out."""
+"""The code in each email, also when the code changes during sending."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ Launch = Callable[..., Offer]
 
 @pytest.fixture
 def launch_campaign(app: Flask, make_offer: Callable[..., Offer]) -> Launch:
-    """An offer whose mail is its code alone, launched to so many people; their ids are 1 to n."""
+    """Launch an offer whose email is only the code, to customers with ids 1 to n."""
 
-    def go(n: int, **values: object) -> Offer:
+    def launch(n: int, **values: object) -> Offer:
         create_customers(n)
         offer = make_offer("SUMMER25", **values)
         draft_actions.save_offer_draft(offer.id, EmailContent(text="{{ offer.code }}"), "resend", "tests")
         preparation.prepare_campaign(launch_actions.launch_announcement(offer.id, "tests").campaign.id)
         return offer
 
-    return go
+    return launch
 
 
 def sent_codes(relay: Relay) -> list[str]:
-    """The codes of the mails in the order in which they went out."""
-    return [received.text.split()[0] for received in relay.messages]
+    """The codes of the emails in the order of sending."""
+    return [email.text.split()[0] for email in relay.messages]
 
 
-def test_a_renewal_is_in_the_mails_of_the_windows_that_follow(
+def test_a_renewed_code_is_used_from_the_next_window_on(
     app: Flask, launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offer_id = launch_campaign(120).id
@@ -53,7 +53,7 @@ def test_a_renewal_is_in_the_mails_of_the_windows_that_follow(
     assert sent_codes(relay) == ["SUMMER25"] * 100 + ["WINTER26"] * 20
 
 
-def test_every_code_that_went_out_around_a_renewal_works(
+def test_every_code_sent_around_a_renewal_can_be_redeemed(
     app: Flask, launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offer_id = launch_campaign(120, personal_code_required=True).id
@@ -61,14 +61,14 @@ def test_every_code_that_went_out_around_a_renewal_works(
 
     sender.send_pending_emails()
 
-    done = [
-        group_commit.redeem(RedemptionRequest(channel="form", code=code.replace("-", ""), email=received.to))
-        for code, received in zip(sent_codes(relay), relay.messages, strict=True)
+    redemptions = [
+        group_commit.redeem(RedemptionRequest(channel="form", code=code.replace("-", ""), email=email.to))
+        for code, email in zip(sent_codes(relay), relay.messages, strict=True)
     ]
-    assert len(done) == 120
+    assert len(redemptions) == 120
 
 
-def test_a_personal_code_that_is_required_meanwhile_is_in_the_mails_that_follow(
+def test_personal_codes_required_during_sending_are_used_from_the_next_window_on(
     app: Flask, launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offer_id = launch_campaign(120).id

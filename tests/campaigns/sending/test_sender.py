@@ -1,4 +1,4 @@
-"""From a launch to the mailboxes: claims, windows, what goes wrong on the way. The relay is real."""
+"""Sending a launched campaign through a real relay: claims, windows, failures."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from webapp.offers.models import Offer
 pytestmark = pytest.mark.usefixtures("no_retry_delay")
 
 
-def test_everybody_gets_one_mail(launch_campaign: Launch, relay: Relay) -> None:
+def test_every_recipient_gets_one_email(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(120)
     campaign = launch_campaign()
     sender.send_pending_emails()
@@ -55,14 +55,14 @@ def test_everybody_gets_one_mail(launch_campaign: Launch, relay: Relay) -> None:
     assert refresh(campaign).status == "done"
 
 
-def test_all_mails_of_a_pump_go_over_one_connection(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_sender_run_uses_one_connection(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(120)
     launch_campaign()
     sender.send_pending_emails()
     assert relay.connections == 1
 
 
-def test_a_million_mails_would_leave_only_batch_rows(launch_campaign: Launch, relay: Relay) -> None:
+def test_sent_emails_leave_only_batch_rows(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(1001)
     launch_campaign()
     sender.send_pending_emails()
@@ -70,7 +70,7 @@ def test_a_million_mails_would_leave_only_batch_rows(launch_campaign: Launch, re
     assert [db.session.execute(text(f"select count(*) from {table}")).scalar() for table in tables] == [3, 0, 0]
 
 
-def test_the_frozen_recipients_do_not_drift(launch_campaign: Launch, relay: Relay) -> None:
+def test_customers_created_after_the_launch_get_no_email(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(3)
     campaign = launch_campaign()
     create_customers(2, first=10)
@@ -78,7 +78,7 @@ def test_the_frozen_recipients_do_not_drift(launch_campaign: Launch, relay: Rela
     assert delivery_counts(campaign) == {"total": 3, "sent": 3}
 
 
-def test_preparing_goes_on_where_it_was_killed(
+def test_preparation_continues_after_a_crash(
     launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preparation, "AUDIENCE_BLOCK_SIZE", 40)
@@ -93,7 +93,7 @@ def test_preparing_goes_on_where_it_was_killed(
     assert refresh(campaign).total == 100
 
 
-def test_a_refused_recipient_is_recorded_and_the_rest_goes_on(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_refused_recipient_does_not_stop_the_others(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(5)
     relay.behaviour.rcpt["c2@example.com"] = "550 5.1.1 no such user"
     campaign = launch_campaign()
@@ -109,7 +109,7 @@ def test_a_refused_recipient_is_recorded_and_the_rest_goes_on(launch_campaign: L
     assert refresh(campaign).status == "done"
 
 
-def test_a_put_off_recipient_is_tried_again(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_deferred_recipient_is_retried(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(3)
     relay.behaviour.rcpt["c1@example.com"] = "450 4.2.1 later"
     relay.behaviour.uses["c1@example.com"] = 1
@@ -124,21 +124,21 @@ def test_a_put_off_recipient_is_tried_again(launch_campaign: Launch, relay: Rela
     assert stats_queries.list_issues(campaign.id)[0].state == "sent_later"
 
 
-def test_the_second_try_waits_longer_than_the_first(launch_campaign: Launch, relay: Relay) -> None:
+def test_retry_delays_grow(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(1)
     relay.behaviour.rcpt["*"] = "450 later"
     campaign = launch_campaign()
-    waits = []
+    delays = []
     for _ in range(3):
         sender.send_pending_emails()
         (issue,) = stats_queries.list_issues(campaign.id)
         assert issue.next_at is not None
-        waits.append((issue.next_at - datetime.now(UTC)).total_seconds())
+        delays.append((issue.next_at - datetime.now(UTC)).total_seconds())
         make_retries_due()
-    assert 40 < waits[0] < 70 < 250 < waits[1] < 340 < 1500 < waits[2] < 2000
+    assert 40 < delays[0] < 70 < 250 < delays[1] < 340 < 1500 < delays[2] < 2000
 
 
-def test_after_two_days_a_put_off_mail_is_given_up(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_deferred_email_fails_after_two_days(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(1)
     relay.behaviour.rcpt["*"] = "450 later"
     campaign = launch_campaign()
@@ -150,7 +150,7 @@ def test_after_two_days_a_put_off_mail_is_given_up(launch_campaign: Launch, rela
     assert refresh(campaign).status == "done"
 
 
-def test_a_put_off_customer_who_unsubscribes_meanwhile_is_left_alone(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_deferred_customer_who_unsubscribes_is_skipped(launch_campaign: Launch, relay: Relay) -> None:
     (customer_id,) = create_customers(1)
     relay.behaviour.rcpt["*"] = "450 later"
     campaign = launch_campaign()
@@ -162,7 +162,7 @@ def test_a_put_off_customer_who_unsubscribes_meanwhile_is_left_alone(launch_camp
     assert (delivery_counts(campaign), relay.messages) == ({"total": 1, "skipped": 1}, [])
 
 
-def test_a_connection_that_breaks_is_made_anew_for_the_same_recipient(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_lost_connection_is_reopened_for_the_same_recipient(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(3)
     relay.behaviour.rcpt["c1@example.com"] = "drop"
     relay.behaviour.uses["c1@example.com"] = 2
@@ -172,7 +172,7 @@ def test_a_connection_that_breaks_is_made_anew_for_the_same_recipient(launch_cam
     assert relay.connections == 3
 
 
-def test_a_recipient_who_breaks_every_connection_is_put_off(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_recipient_who_breaks_every_connection_is_deferred(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(3)
     relay.behaviour.rcpt["c1@example.com"] = "drop"
     campaign = launch_campaign()
@@ -180,7 +180,7 @@ def test_a_recipient_who_breaks_every_connection_is_put_off(launch_campaign: Lau
     assert delivery_counts(campaign) == {"total": 3, "sent": 2, "deferred": 1}
 
 
-def test_a_mail_without_an_answer_is_uncertain_and_not_sent_twice(launch_campaign: Launch, relay: Relay) -> None:
+def test_an_email_without_a_reply_is_uncertain_and_not_resent(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(3)
     relay.behaviour.body["c1@example.com"] = "drop"
     campaign = launch_campaign()
@@ -190,7 +190,7 @@ def test_a_mail_without_an_answer_is_uncertain_and_not_sent_twice(launch_campaig
     assert refresh(campaign).status == "done"
 
 
-def test_staff_can_send_uncertain_mails_again(launch_campaign: Launch, relay: Relay) -> None:
+def test_staff_can_resend_uncertain_emails(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(2)
     relay.behaviour.body["c1@example.com"] = "drop"
     relay.behaviour.uses["c1@example.com"] = 1
@@ -200,12 +200,12 @@ def test_staff_can_send_uncertain_mails_again(launch_campaign: Launch, relay: Re
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 2, "sent": 2}
     assert refresh(campaign).status == "done"
-    first, second = (received.message["Message-ID"] for received in relay.messages if received.to == "c1@example.com")
+    first, second = (email.message["Message-ID"] for email in relay.messages if email.to == "c1@example.com")
     assert first == second
 
 
 @pytest.mark.parametrize("fault", ["mail", "auth"])
-def test_a_relay_that_refuses_us_pauses_the_campaign(
+def test_a_relay_that_refuses_the_sender_pauses_the_campaign(
     app: Flask, launch_campaign: Launch, relay: Relay, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(3)
@@ -220,7 +220,7 @@ def test_a_relay_that_refuses_us_pauses_the_campaign(
     assert delivery_counts(campaign) == {"total": 3}
 
 
-def test_five_refused_bodies_in_a_row_pause_the_campaign(launch_campaign: Launch, relay: Relay) -> None:
+def test_five_consecutive_refused_bodies_pause_the_campaign(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(20)
     relay.behaviour.body["*"] = "554 5.7.1 spam"
     campaign = launch_campaign()
@@ -230,7 +230,7 @@ def test_five_refused_bodies_in_a_row_pause_the_campaign(launch_campaign: Launch
     assert delivery_counts(campaign) == {"total": 20, "failed": 5}
 
 
-def test_while_the_relay_is_away_nothing_is_lost_and_staff_can_see_why(
+def test_an_unreachable_relay_loses_nothing_and_is_reported(
     launch_campaign: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timing, "SENDER_TIME_LIMIT", 0.1)
@@ -243,7 +243,7 @@ def test_while_the_relay_is_away_nothing_is_lost_and_staff_can_see_why(
     assert delivery_counts(campaign) == {"total": 3}
 
 
-def test_when_the_relay_is_back_the_mails_go_out(
+def test_sending_continues_when_the_relay_is_reachable_again(
     launch_campaign: Launch, relay: Relay, with_settings: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(3)
@@ -258,7 +258,7 @@ def test_when_the_relay_is_back_the_mails_go_out(
     assert refresh(campaign).trouble is None
 
 
-def test_unsubscribed_erased_and_redeemed_customers_are_left_out(launch_campaign: Launch, relay: Relay) -> None:
+def test_unsubscribed_erased_and_redeemed_customers_are_skipped(launch_campaign: Launch, relay: Relay) -> None:
     ids = create_customers(5)
     campaign = launch_campaign()
     suppression_actions.unsubscribe_customer(ids[1], campaign.id)
@@ -278,21 +278,21 @@ def test_unsubscribed_erased_and_redeemed_customers_are_left_out(launch_campaign
     ]
 
 
-@pytest.mark.parametrize(("deed", "status"), [("pause", "paused"), ("cancel", "cancelled")])
-def test_pause_and_cancel_are_honoured_before_the_next_window(
-    app: Flask, launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch, deed: str, status: str
+@pytest.mark.parametrize(("action", "status"), [("pause", "paused"), ("cancel", "cancelled")])
+def test_pausing_or_cancelling_stops_before_the_next_window(
+    app: Flask, launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch, action: str, status: str
 ) -> None:
     create_customers(200)
     campaign = launch_campaign()
     campaign_id = campaign.id
-    change = getattr(transitions, f"{deed}_campaign")
+    change = getattr(transitions, f"{action}_campaign")
     act_after(relay, 70, monkeypatch, in_context(app, lambda: change(campaign_id, "tests")))
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 200, "sent": 100}
     assert refresh(campaign).status == status
 
 
-def test_a_resumed_campaign_goes_on_where_it_stood(
+def test_a_resumed_campaign_continues_at_its_position(
     app: Flask, launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(200)
@@ -306,7 +306,7 @@ def test_a_resumed_campaign_goes_on_where_it_stood(
     assert refresh(campaign).status == "done"
 
 
-def test_a_worker_that_is_asked_to_end_gives_the_batch_back_in_order(
+def test_a_stopping_worker_releases_its_batch(
     launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(120)
@@ -323,15 +323,15 @@ def test_a_worker_that_is_asked_to_end_gives_the_batch_back_in_order(
 
 
 class Killed(BaseException):
-    """What no code of ours catches."""
+    """A simulated kill, which no handler of the application catches."""
 
 
-def killed_after(n: int, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pump that ends without a word right after the relay has taken its n-th mail."""
+def kill_sender_after(n: int, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the sender and kill it right after the relay has accepted the n-th email."""
     deliver = smtp.RelayConnection.deliver
     sent = 0
 
-    def once(self: smtp.RelayConnection, *args: Any) -> object:
+    def deliver_or_die(self: smtp.RelayConnection, *args: Any) -> object:
         nonlocal sent
         outcome = deliver(self, *args)
         sent += 1
@@ -340,24 +340,24 @@ def killed_after(n: int, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
         return outcome
 
     with monkeypatch.context() as patch:
-        patch.setattr(smtp.RelayConnection, "deliver", once)
+        patch.setattr(smtp.RelayConnection, "deliver", deliver_or_die)
         with pytest.raises(Killed):
             sender.send_pending_emails()
     db.session.rollback()
 
 
-def test_another_worker_goes_on_where_one_was_killed(
+def test_another_worker_continues_after_a_kill(
     launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(120)
     campaign = launch_campaign()
-    killed_after(70, relay, monkeypatch)
+    kill_sender_after(70, relay, monkeypatch)
     sender.send_pending_emails()
     assert len(relay.messages) == 70
     expire_leases()
     sender.send_pending_emails()
-    twice = [address for address, n in relay.recipients.items() if n > 1]
-    assert (len(relay.recipients), twice) == (120, ["c69@example.com"])
+    sent_twice = [address for address, n in relay.recipients.items() if n > 1]
+    assert (len(relay.recipients), sent_twice) == (120, ["c69@example.com"])
     assert delivery_counts(campaign) == {"total": 120, "sent": 120}
     assert refresh(campaign).status == "done"
 
@@ -367,19 +367,19 @@ def test_the_second_copy_after_a_kill_has_the_same_message_id(
 ) -> None:
     create_customers(3)
     launch_campaign()
-    killed_after(2, relay, monkeypatch)
+    kill_sender_after(2, relay, monkeypatch)
     expire_leases()
     sender.send_pending_emails()
-    first, second = (received.message["Message-ID"] for received in relay.messages if received.to == "c1@example.com")
+    first, second = (email.message["Message-ID"] for email in relay.messages if email.to == "c1@example.com")
     assert first == second
 
 
-def test_a_campaign_that_holds_leaves_the_mail_in_flight_to_staff(
+def test_under_hold_the_email_in_flight_stays_uncertain(
     launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(120)
     campaign = launch_campaign(policy="hold")
-    killed_after(70, relay, monkeypatch)
+    kill_sender_after(70, relay, monkeypatch)
     expire_leases()
     sender.send_pending_emails()
     assert set(relay.recipients.values()) == {1}
@@ -387,7 +387,7 @@ def test_a_campaign_that_holds_leaves_the_mail_in_flight_to_staff(
     assert [issue.email for issue in stats_queries.list_issues(campaign.id)] == ["c69@example.com"]
 
 
-def test_a_held_mail_whose_retry_was_killed_can_be_sent_again_by_staff(
+def test_an_email_whose_retry_was_killed_can_be_resent_by_staff(
     launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(1)
@@ -396,8 +396,8 @@ def test_a_held_mail_whose_retry_was_killed_can_be_sent_again_by_staff(
     sender.send_pending_emails()
     del relay.behaviour.rcpt["c0@example.com"]
     make_retries_due()
-    killed_after(1, relay, monkeypatch)
-    with pytest.raises(DomainError, match="no such emails"):
+    kill_sender_after(1, relay, monkeypatch)
+    with pytest.raises(DomainError, match="no emails left"):
         delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "tests")
     make_retries_due()
     assert delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "tests").retried == 1
@@ -405,36 +405,36 @@ def test_a_held_mail_whose_retry_was_killed_can_be_sent_again_by_staff(
     assert delivery_counts(campaign) == {"total": 1, "sent": 1}
 
 
-@pytest.mark.parametrize("kind", ["pump", "test"])
-def test_no_transaction_is_open_while_the_relay_is_reached(
+@pytest.mark.parametrize("kind", ["campaign", "test"])
+def test_no_transaction_is_open_while_connecting_to_the_relay(
     launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     create_customers(1)
     campaign = launch_campaign()
     offer = db.session.get_one(Offer, campaign.offer_id)
-    reach = smtp.RelayConnection.open
-    seen = []
+    connect = smtp.RelayConnection.open
+    in_transaction = []
 
-    def watched(self: smtp.RelayConnection) -> None:
-        seen.append(db.session().in_transaction())
-        reach(self)
+    def record_and_connect(self: smtp.RelayConnection) -> None:
+        in_transaction.append(db.session().in_transaction())
+        connect(self)
 
-    monkeypatch.setattr(smtp.RelayConnection, "open", watched)
-    if kind == "pump":
+    monkeypatch.setattr(smtp.RelayConnection, "open", record_and_connect)
+    if kind == "campaign":
         sender.send_pending_emails()
     else:
         test_emails.send_test_email(EmailContent(), offer, "mia@example.com", "Mia")
     assert len(relay.messages) == 1
-    assert set(seen) == {False}
+    assert set(in_transaction) == {False}
 
 
-def test_killing_one_after_the_other_sends_one_more_copy_each_and_misses_nobody(
+def test_each_kill_sends_at_most_one_extra_copy_and_misses_no_recipient(
     launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(120)
     campaign = launch_campaign()
     for n in (3, 1, 50, 20):
-        killed_after(n, relay, monkeypatch)
+        kill_sender_after(n, relay, monkeypatch)
         expire_leases()
     sender.send_pending_emails()
     assert len(relay.recipients) == 120
@@ -442,12 +442,12 @@ def test_killing_one_after_the_other_sends_one_more_copy_each_and_misses_nobody(
     assert delivery_counts(campaign) == {"total": 120, "sent": 120}
 
 
-def test_a_window_without_a_cursor_is_held(
+def test_a_window_without_a_cursor_becomes_uncertain(
     launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(120)
     campaign = launch_campaign()
-    killed_after(70, relay, monkeypatch)
+    kill_sender_after(70, relay, monkeypatch)
     expire_leases()
     db.session.execute(text("truncate batch_cursor"))
     db.session.commit()
@@ -456,7 +456,7 @@ def test_a_window_without_a_cursor_is_held(
     assert delivery_counts(campaign) == {"total": 120, "sent": 70, "uncertain": 50}
 
 
-def test_a_former_owner_writes_nothing_any_more(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_former_owner_can_not_write(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(120)
     launch_campaign()
     former = batches.claim_batch("former")
@@ -464,9 +464,9 @@ def test_a_former_owner_writes_nothing_any_more(launch_campaign: Launch, relay: 
     assert send_windows.open_send_window(former) is not None
     expire_leases()
     assert batches.claim_batch("next") is not None
-    with SendProgress() as place:
-        place.start_move(former, 5)
-        assert not place.finish_move()
+    with SendProgress() as progress:
+        progress.start_move(former, 5)
+        assert not progress.finish_move()
     assert not batches.renew_batch_lease(former)
     assert send_windows.open_send_window(former) is None
     batches.release_batch(former)
@@ -474,58 +474,58 @@ def test_a_former_owner_writes_nothing_any_more(launch_campaign: Launch, relay: 
     assert db.session.execute(text("select owner, status, sent from batch")).one() == ("next", "sending", 0)
 
 
-def test_a_worker_that_lost_its_batch_stops_before_the_next_mail(
+def test_a_worker_that_lost_its_batch_stops_before_the_next_email(
     app: Flask, launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(120)
     launch_campaign()
 
-    def taken_over() -> None:
+    def take_over() -> None:
         expire_leases()
         batches.claim_batch("next")
 
-    act_after(relay, 10, monkeypatch, in_context(app, taken_over))
+    act_after(relay, 10, monkeypatch, in_context(app, take_over))
     sender.send_pending_emails()
     assert len(relay.messages) == 10
 
 
-def test_a_batch_is_claimed_by_one(launch_campaign: Launch) -> None:
+def test_a_batch_is_claimed_once(launch_campaign: Launch) -> None:
     create_customers(3)
     launch_campaign()
     assert batches.claim_batch("one") is not None
     assert batches.claim_batch("two") is None
 
 
-def test_what_a_dead_worker_had_sent_counts_after_a_cancellation(
+def test_emails_sent_by_a_killed_worker_count_after_a_cancellation(
     launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(120)
     campaign = launch_campaign()
-    killed_after(70, relay, monkeypatch)
+    kill_sender_after(70, relay, monkeypatch)
     transitions.cancel_campaign(campaign.id, "tests")
     expire_leases()
     task_queue.run("campaigns.sweep")
     assert delivery_counts(campaign) == {"total": 120, "sent": 69, "uncertain": 1}
 
 
-def test_a_letter_that_can_not_be_written_stops_nobody_else(
+def test_an_unbuildable_message_does_not_stop_the_others(
     launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(3)
     campaign = launch_campaign()
-    address = addresses.recipient_address
+    original_recipient_address = addresses.recipient_address
 
-    def refuses(customer: Customer) -> str:
+    def refuse_second(customer: Customer) -> str:
         if customer.email.startswith("c1@"):
             raise ValueError("no")
-        return address(customer)
+        return original_recipient_address(customer)
 
-    monkeypatch.setattr(mail_merge, "recipient_address", refuses)
+    monkeypatch.setattr(mail_merge, "recipient_address", refuse_second)
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 3, "sent": 2, "failed": 1}
 
 
-def test_no_more_pumps_at_once_than_connections(
+def test_concurrent_senders_are_limited_to_the_connections(
     app: Flask,
     launch_campaign: Launch,
     relay: Relay,
@@ -546,7 +546,7 @@ def test_no_more_pumps_at_once_than_connections(
     assert set(relay.recipients.values()) == {1}
 
 
-def test_two_campaigns_share_the_way_out(launch_campaign: Launch, relay: Relay) -> None:
+def test_two_campaigns_are_sent_in_one_run(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(3)
     campaigns: Sequence[Campaign] = [launch_campaign("ONE1"), launch_campaign("TWO2")]
     sender.send_pending_emails()
@@ -554,22 +554,22 @@ def test_two_campaigns_share_the_way_out(launch_campaign: Launch, relay: Relay) 
     assert set(relay.recipients.values()) == {2}
 
 
-def test_who_got_it_is_answered_from_the_frozen_ids(launch_campaign: Launch, relay: Relay) -> None:
+def test_deliveries_of_a_customer_follow_the_frozen_recipients(launch_campaign: Launch, relay: Relay) -> None:
     ids = create_customers(2)
     relay.behaviour.rcpt["c1@example.com"] = "550 no"
     campaign = launch_campaign()
     sender.send_pending_emails()
     (other,) = create_customers(1, first=10)
     db.session.rollback()
-    assert [(mailed.campaign.id, mailed.state) for mailed in delivery_queries.list_customer_deliveries(ids[0])] == [
-        (campaign.id, "sent")
-    ]
-    assert [mailed.state for mailed in delivery_queries.list_customer_deliveries(ids[1])] == ["failed"]
+    assert [
+        (delivery.campaign.id, delivery.state) for delivery in delivery_queries.list_customer_deliveries(ids[0])
+    ] == [(campaign.id, "sent")]
+    assert [delivery.state for delivery in delivery_queries.list_customer_deliveries(ids[1])] == ["failed"]
     assert delivery_queries.list_customer_deliveries(other) == []
 
 
-def test_who_got_it_is_found_by_an_index_however_many_batches_there_are(launch_campaign: Launch) -> None:
-    (somebody,) = create_customers(1)
+def test_deliveries_of_a_customer_are_found_by_an_index(launch_campaign: Launch) -> None:
+    (recipient,) = create_customers(1)
     campaign = launch_campaign()
     db.session.execute(
         text(
@@ -580,57 +580,56 @@ def test_who_got_it_is_found_by_an_index_however_many_batches_there_are(launch_c
     )
     db.session.execute(text("analyze batch"))
     db.session.commit()
-    asked = []
+    executed = []
 
-    def note(connection: object, cursor: object, statement: str, parameters: Any, *rest: object) -> None:
-        asked.append((statement, parameters))
+    def record(connection: object, cursor: object, statement: str, parameters: Any, *rest: object) -> None:
+        executed.append((statement, parameters))
 
-    event.listen(db.engine, "before_cursor_execute", note)
+    event.listen(db.engine, "before_cursor_execute", record)
     try:
-        found = [delivery_queries.list_customer_deliveries(customer) for customer in (somebody, 499, 495, 60_000)]
+        found = [delivery_queries.list_customer_deliveries(customer) for customer in (recipient, 499, 495, 60_000)]
     finally:
-        event.remove(db.engine, "before_cursor_execute", note)
-    statement, parameters = next(each for each in asked if "batch" in each[0])
+        event.remove(db.engine, "before_cursor_execute", record)
+    statement, parameters = next(each for each in executed if "batch" in each[0])
     plan = "\n".join(row[0] for row in db.session.connection().exec_driver_sql(f"explain {statement}", parameters))
     assert [len(campaigns) for campaigns in found] == [1, 1, 0, 0]
     assert "ix_batch_campaign_id_last_id" in plan
 
 
-def test_a_mail_that_comes_back_tells_whose_it_was(
+def test_the_return_path_identifies_the_recipient(
     launch_campaign: Launch, relay: Relay, with_settings: Callable[..., Settings]
 ) -> None:
     ids = create_customers(2)
     with_settings(mail_bounce_address="bounces@shop.example")
     campaign = launch_campaign()
     sender.send_pending_emails()
-    assert {received.sender.partition("+")[0] for received in relay.messages} == {"bounces"}
-    assert [campaign_tokens.parse_return_path(received.sender) for received in relay.messages] == [
+    assert {email.sender.partition("+")[0] for email in relay.messages} == {"bounces"}
+    assert [campaign_tokens.parse_return_path(email.sender) for email in relay.messages] == [
         (campaign.id, n) for n in ids
     ]
-    # So does one that asks for no more mails: read by the same door.
+    # The unsubscribe address is the same signed return path.
     assert all(
-        f"<mailto:{received.sender}?subject=unsubscribe>" in received.message["List-Unsubscribe"]
-        for received in relay.messages
+        f"<mailto:{email.sender}?subject=unsubscribe>" in email.message["List-Unsubscribe"] for email in relay.messages
     )
 
 
-def test_a_test_that_comes_back_is_nobodys(
+def test_a_test_email_has_no_signed_return_path(
     app: Flask, make_offer: Callable[..., Offer], relay: Relay, with_settings: Callable[..., Settings]
 ) -> None:
     with_settings(mail_bounce_address="bounces@shop.example")
     test_emails.send_test_email(EmailContent(), make_offer(), "staff@example.com", "Staff")
-    assert [received.sender for received in relay.messages] == ["offers@example.com"]
+    assert [email.sender for email in relay.messages] == ["offers@example.com"]
 
 
-def test_a_second_copy_that_is_refused_leaves_it_uncertain(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_refused_second_copy_stays_uncertain(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(3)
     campaign = launch_campaign()
-    taken = batches.claim_batch("killed")
-    assert taken is not None
-    assert send_windows.open_send_window(taken) is not None
+    claim = batches.claim_batch("killed")
+    assert claim is not None
+    assert send_windows.open_send_window(claim) is not None
     expire_leases()
     relay.behaviour.rcpt["c0@example.com"] = "550 no"
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 3, "sent": 2, "uncertain": 1}
-    words = db.session.execute(text("select text from mail_issue")).scalar_one()
-    assert words == "an earlier copy may have arrived; the second copy was rejected: no"
+    reason = db.session.execute(text("select text from mail_issue")).scalar_one()
+    assert reason == "an earlier copy may have arrived; the second copy was rejected: no"

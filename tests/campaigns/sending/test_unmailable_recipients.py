@@ -1,4 +1,4 @@
-"""Recipients whose names or addresses are none that a mail could carry: one fails with words, the others go on."""
+"""Recipients whose addresses or names can not be put into an email."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from webapp.core.extensions import db
 from webapp.offers.models import Offer
 
 
-def test_an_address_that_can_not_be_mailed_is_failed_with_words_and_the_others_go_on(
+def test_an_invalid_address_fails_with_a_reason_and_the_others_are_sent(
     make_offer: Callable[..., Offer], relay: Relay
 ) -> None:
     create_customers(4)
@@ -30,10 +30,10 @@ def test_an_address_that_can_not_be_mailed_is_failed_with_words_and_the_others_g
     db.session.commit()
     sender.send_pending_emails()
     assert len(relay.messages) == 3
-    assert all(received.message["Bcc"] is None for received in relay.messages)
-    assert "For Ada Bcc: eve@example.com" in {str(received.message["Subject"]) for received in relay.messages}
-    state, words = db.session.execute(text("select state, text from mail_issue where customer_id = 2")).one()
+    assert all(email.message["Bcc"] is None for email in relay.messages)
+    assert "For Ada Bcc: eve@example.com" in {str(email.message["Subject"]) for email in relay.messages}
+    state, reason = db.session.execute(text("select state, text from mail_issue where customer_id = 2")).one()
     assert state == "failed"
-    assert "“no-at-sign” is not a valid email address" in words
+    assert "“no-at-sign” is not a valid email address" in reason
     db.session.refresh(campaign)
     assert campaign.status == "done"

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from flask import Flask, current_app
-from sqlalchemy import func, select, update
+from sqlalchemy import func, literal_column, select, update
 
 from tests.support.imports import ImportFile, customers_by_email, import_counts, rejected_rows
+from tests.support.redemptions import count_lock_waiters
 from webapp.accounts.models import AuditEntry
 from webapp.core import task_queue
 from webapp.core.errors import InvalidInput
@@ -25,7 +26,7 @@ from webapp.customers.imports import processing as import_processing
 from webapp.customers.imports import queries as import_queries
 from webapp.customers.imports import staging
 from webapp.customers.imports.parser import NDJSON
-from webapp.customers.models import Audience, AudienceMember, Customer, CustomerImport, ImportChunk
+from webapp.customers.models import Audience, AudienceMember, Customer, CustomerImport, ImportChunk, Suppression
 from webapp.customers.validation import CustomerValues
 from webapp.tasks import customers as customer_tasks
 
@@ -170,6 +171,39 @@ def test_counts_are_exact_for_ten_thousand_rows(import_file: ImportFile) -> None
     assert rejected_rows(row)[:2] == [(2, "email_invalid"), (102, "email_invalid")]
 
 
+def test_a_finished_import_keeps_its_counts_and_not_its_file(import_file: ImportFile, receive_file: Receive) -> None:
+    waiting = receive_file("email\nbob@example.com\n")
+
+    row = import_file("email\n" + "".join(f"c{n}@example.com\n" for n in range(50)), size=100)
+
+    assert (row.status, row.read, row.finished_at is not None) == ("done", row.size, True)
+    assert set(db.session.scalars(select(ImportChunk.import_id))) == {waiting}
+
+
+@pytest.mark.parametrize("kind", ["customers", "suppressions"])
+def test_rows_are_locked_in_the_order_of_their_addresses(app: Flask, make_customer: Make, kind: str) -> None:
+    """Two writers that lock the same rows in one order cannot deadlock."""
+    for name in "amz":
+        make_customer(f"{name}@example.com", name="Old", suppressed="bounced")
+    file = "email,name,reason\n" + "".join(f"{name}@example.com,New,complained\n" for name in "zma")
+    import_id = import_actions.store_import_file(iter([file.encode()]), "a.csv", "text/csv", "", by="tests", kind=kind)
+    emails = select(Customer.email if kind == "customers" else Suppression.email)
+    worker = threading.Thread(target=in_context, args=(app, import_actions.run_import, import_id))
+
+    with db.engine.connect() as other, db.engine.connect() as third:
+        other.execute(emails.where(literal_column("email") == "m@example.com").with_for_update())
+        worker.start()
+        while worker.is_alive() and not count_lock_waiters("transactionid"):
+            db.session.rollback()
+        unlocked = third.scalars(emails.with_for_update(skip_locked=True)).all()
+        third.rollback()
+        other.rollback()
+    worker.join()
+
+    assert unlocked == ["z@example.com"]
+    assert [row.updated for row in customer_queries.list_imports()] == [3]
+
+
 # --- source ids ----------------------------------------------------------------------------------
 
 
@@ -208,6 +242,27 @@ def test_a_source_id_may_change(import_file: ImportFile, make_customer: Make) ->
 
     assert customers_by_email()["ada@example.com"].source_id == "C2"
     assert row.updated == 1
+
+
+def test_partitions_that_may_share_source_ids_merge_one_after_the_other(
+    app: Flask, receive_file: Receive, make_customer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_actions, "PARALLEL_MERGE_MIN_BYTES", 0)
+    make_customer("ada@example.com", source_id="C1")
+    import_id = receive_file("email,source_id\n" + "".join(f"c{n}@example.com,C1\n" for n in range(8)))
+    worker = threading.Thread(target=in_context, args=(app, import_actions.run_import, import_id))
+
+    with db.engine.connect() as other:
+        other.execute(select(func.pg_advisory_xact_lock(import_id)))
+        worker.start()
+        while worker.is_alive() and count_lock_waiters("advisory") < 2:
+            db.session.rollback()
+        both_wait = worker.is_alive()
+        other.rollback()
+    worker.join()
+
+    assert both_wait
+    assert [row.rejected for row in customer_queries.list_imports()] == [8]
 
 
 # --- audiences -----------------------------------------------------------------------------------
@@ -373,6 +428,12 @@ def run_in_two_workers(*import_ids: int) -> None:
         thread.join()
 
 
+def in_context(app: Flask, act: Callable[..., object], *arguments: object) -> None:
+    """Call a function in the context of the app, as a thread of its own."""
+    with app.app_context():
+        act(*arguments)
+
+
 class Killed(BaseException):
     """An exception that no `except Exception` catches."""
 
@@ -524,6 +585,18 @@ def test_imports_run_one_at_a_time_and_enqueue_the_next(receive_file: Receive) -
     assert huey.storage.queue_size() == 1
     customer_tasks.process_import(second)
     assert set(customers_by_email()) == {"ada@example.com", "bob@example.com"}
+
+
+def test_the_sweep_leaves_an_upload_whose_next_piece_has_come(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease_until = func.now() + timedelta(minutes=5)
+    row = CustomerImport(filename="x", media_type="text/csv", lease_until=lease_until)
+    db.session.add(row)
+    db.session.commit()
+    monkeypatch.setattr(import_queries, "list_stalled_upload_ids", lambda: [row.id])
+
+    import_actions.fail_stalled_uploads()
+
+    assert [one.status for one in customer_queries.list_imports()] == ["receiving"]
 
 
 def test_the_sweep_does_not_fail_a_completed_upload(receive_file: Receive, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pytest
 from flask import Flask
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from tests.support.imports import ImportFile
+from tests.support.redemptions import count_lock_waiters
 from tests.support.suppressions import add_suppression, suppression_reasons
+from webapp.accounts.models import AuditEntry
 from webapp.core.email_addresses import hash_email
 from webapp.core.extensions import db
 from webapp.customers import actions as customer_actions
 from webapp.customers import queries as customer_queries
-from webapp.customers.models import Customer, Suppression
+from webapp.customers.models import ERASED_EMAIL_PLACEHOLDER, Customer, Suppression
+from webapp.customers.suppressions import actions as suppression_actions
 from webapp.customers.validation import CustomerValues
 
 Make = Callable[..., Customer]
@@ -67,13 +72,13 @@ def test_suppressions_are_found_by_address_and_by_hash(app: Flask, make_customer
 
 
 @pytest.mark.parametrize(("reason", "follows"), [("unsubscribed", True), ("complained", True), ("bounced", False)])
-@pytest.mark.parametrize("way", ["staff", "machine"])
+@pytest.mark.parametrize("interface", ["staff", "api"])
 def test_requests_of_the_customer_apply_to_their_new_email_but_bounces_do_not(
-    app: Flask, make_customer: Make, reason: str, follows: bool, way: str
+    app: Flask, make_customer: Make, reason: str, follows: bool, interface: str
 ) -> None:
     ada = make_customer("ada@example.com", source_id="C1")
     add_suppression("ada@example.com", reason, words="as it was")
-    if way == "staff":
+    if interface == "staff":
         customer_actions.update_customer(
             ada.id, CustomerValues("new@example.com", "Ada", source_id="C1"), [], by="tests"
         )
@@ -97,9 +102,9 @@ def test_a_suppression_ignores_the_case_of_an_email(app: Flask, make_customer: M
 
 
 @pytest.mark.parametrize("reason", ["unsubscribed", "complained"])
-@pytest.mark.parametrize("way", ["import", "staff", "machine"])
+@pytest.mark.parametrize("interface", ["import", "staff", "api"])
 def test_an_erased_customer_stays_suppressed_when_created_again(
-    import_file: ImportFile, make_customer: Make, reason: str, way: str
+    import_file: ImportFile, make_customer: Make, reason: str, interface: str
 ) -> None:
     ada = make_customer("ada@example.com")
     add_suppression("ada@example.com", reason, words="ada@example.com said so")
@@ -107,9 +112,9 @@ def test_an_erased_customer_stays_suppressed_when_created_again(
     assert suppression_reasons() == {hash_email("ada@example.com"): reason}
     assert db.session.scalars(select(Suppression.words)).all() == [""]
 
-    if way == "import":
+    if interface == "import":
         import_file("email\nbob@example.com\nADA@example.com\n")
-    elif way == "staff":
+    elif interface == "staff":
         customer_actions.create_customer(CustomerValues("ada@example.com", "Ada"), [], by="tests")
     else:
         customer_actions.upsert_customer(CustomerValues("ada@example.com", source_id="C9"), None, by="tests")
@@ -119,6 +124,106 @@ def test_an_erased_customer_stays_suppressed_when_created_again(
     assert customer_queries.find_suppression_reasons([again.id]) == {again.id: reason}
     assert suppression_reasons() == {"ada@example.com": reason}
     assert customer_queries.count_audience_members(None).suppressed == 1
+
+
+STRONGER = [
+    # The reason of the plain address, that of its hash, and which one is kept.
+    ("bounced", "unsubscribed", "unsubscribed"),
+    ("bounced", "complained", "complained"),
+    ("unsubscribed", "complained", "complained"),
+    ("unsubscribed", "bounced", "unsubscribed"),
+    ("complained", "unsubscribed", "complained"),
+    ("complained", "bounced", "complained"),
+]
+
+
+@pytest.mark.parametrize(("plain", "hashed", "kept"), STRONGER)
+@pytest.mark.parametrize("way", ["import", "staff", "machine", "other address"])
+def test_of_an_address_and_its_hash_the_stronger_reason_is_kept(
+    import_file: ImportFile, make_customer: Make, plain: str, hashed: str, kept: str, way: str
+) -> None:
+    add_suppression("ada@example.com", plain, source="api")
+    add_suppression(hash_email("ada@example.com"), hashed, source="relay")
+    db.session.execute(text("update suppression set at = '2026-01-02T03:04:05Z'"))
+    db.session.commit()
+
+    if way == "import":
+        import_file("email\nada@example.com\n")
+    elif way == "staff":
+        customer_actions.create_customer(CustomerValues("ada@example.com", "Ada"), [], by="tests")
+    elif way == "machine":
+        customer_actions.upsert_customer(CustomerValues("ada@example.com", source_id="C9"), None, by="tests")
+    else:
+        bob = make_customer("bob@example.com")
+        customer_actions.update_customer(bob.id, CustomerValues("ada@example.com", "Bob"), [], by="tests")
+
+    assert suppression_reasons() == {"ada@example.com": kept}
+    row = db.session.get_one(Suppression, "ada@example.com")
+    assert (row.source, row.at) == ("api" if kept == plain else "relay", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
+
+
+@pytest.mark.parametrize(("new", "old", "kept"), STRONGER[:4])
+def test_a_moved_suppression_does_not_weaken_that_of_the_new_address(
+    make_customer: Make, new: str, old: str, kept: str
+) -> None:
+    ada = make_customer("ada@example.com", suppressed=old)
+    add_suppression("new@example.com", new)
+    customer_actions.update_customer(ada.id, CustomerValues("new@example.com", "Ada"), [], by="tests")
+    assert suppression_reasons() == {"new@example.com": kept, hash_email("ada@example.com"): old}
+
+
+@pytest.mark.parametrize(("hashed", "plain", "kept"), [row for row in STRONGER if row[1] != "bounced"])
+def test_an_erasure_keeps_the_stronger_reason_under_the_hash(
+    make_customer: Make, hashed: str, plain: str, kept: str
+) -> None:
+    ada = make_customer("ada@example.com", suppressed=plain)
+    add_suppression(hash_email("ada@example.com"), hashed)
+    customer_actions.erase_customer(ada.id, by="tests")
+    assert suppression_reasons() == {hash_email("ada@example.com"): kept}
+
+
+def test_an_erased_customer_cannot_be_unsubscribed(make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
+    customer_actions.erase_customer(ada.id, by="tests")
+    assert not suppression_actions.unsubscribe_customer(ada.id, campaign_id=1)
+    assert suppression_reasons() == {}
+    assert "customer.unsubscribed" not in db.session.scalars(select(AuditEntry.action)).all()
+
+
+def test_unsubscribing_twice_is_recorded_once(make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
+    assert suppression_actions.unsubscribe_customer(ada.id, campaign_id=1)
+    assert not suppression_actions.unsubscribe_customer(ada.id, campaign_id=1)
+    assert db.session.scalars(select(AuditEntry.action)).all() == ["customer.unsubscribed"]
+
+
+def test_a_detail_is_cut_and_loses_its_null_characters(app: Flask) -> None:
+    add_suppression(words="a\0" * 999 + "bcd")
+    assert db.session.get_one(Suppression, "ada@example.com").words == "a" * 999 + "b"
+
+
+def test_a_bounce_waits_for_an_erasure_that_is_about_to_commit(app: Flask, make_customer: Make) -> None:
+    make_customer("ada@example.com")
+    added: list[bool] = []
+
+    def bounce() -> None:
+        with app.app_context():
+            added.append(add_suppression("ada@example.com", "bounced", source=1))
+
+    thread = threading.Thread(target=bounce)
+    with db.engine.connect() as erasure:
+        erasure.execute(
+            text("update customer set email = 'erased 1', email_as_given = :given, name = '', erased_at = now()"),
+            {"given": ERASED_EMAIL_PLACEHOLDER},
+        )
+        thread.start()
+        while thread.is_alive() and not count_lock_waiters("transactionid"):
+            db.session.rollback()
+        erasure.commit()
+    thread.join()
+
+    assert added == [False]
+    assert suppression_reasons() == {}
 
 
 def test_erasing_deletes_the_suppression_of_a_bounced_address(make_customer: Make) -> None:

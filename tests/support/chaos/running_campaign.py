@@ -103,7 +103,7 @@ class RelayProcess:
     def events(self, event: str) -> list[dict[str, str]]:
         return [line for line in self.read() if line["event"] == event]
 
-    def mails(self, campaign: int) -> list[dict[str, str]]:
+    def emails(self, campaign: int) -> list[dict[str, str]]:
         """Return the accepted emails of a campaign in the order of arrival."""
         return [line for line in self.events("mail") if line["campaign"] == str(campaign)]
 
@@ -226,9 +226,9 @@ class RunningCampaign:
         return int(self.sql("select count(*) from customer")[0][0])
 
     @property
-    def mails(self) -> int:
+    def emails(self) -> int:
         """The number of emails that the relay has accepted."""
-        return len(self.relay.mails(self.id))
+        return len(self.relay.emails(self.id))
 
     def sql(self, statement: str, *given: Any) -> list[tuple[Any, ...]]:
         """Return the rows of a statement; none while the database is unavailable."""
@@ -250,9 +250,9 @@ class RunningCampaign:
 
         wait_until(supervise_and_check, what, seconds)
 
-    def wait_for(self, mails: int) -> None:
-        """Wait until the relay has accepted `mails` emails or the campaign is done."""
-        self.wait(lambda: self.mails >= mails or self.status() == "done", f"{mails} mails")
+    def wait_for(self, number: int) -> None:
+        """Wait until the relay has accepted `number` emails or the campaign is done."""
+        self.wait(lambda: self.emails >= number or self.status() == "done", f"{number} emails")
 
     def wait_done(self) -> None:
         self.wait(lambda: self.status() == "done", "the campaign is done")

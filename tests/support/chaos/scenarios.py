@@ -81,7 +81,7 @@ def pause_and_cancel(database: DurableDatabase, policy: str, seed: int) -> list[
         _expect_stopped(first, campaign, paused, "paused")
         campaign.resume()
         _wait_for_part(campaign, 3)
-        resumed = campaign.mails
+        resumed = campaign.emails
         workers.stop(workers.active()[0])
         cancelled = campaign.cancel()
         workers.kill(workers.active()[0])
@@ -116,7 +116,7 @@ def crash_database(database: DurableDatabase, policy: str, seed: int, times: int
             database.server.start()
             longest = max(longest, time.monotonic() - start)
         campaign.wait_done()
-        run = audit_run(f"{times} × PostgreSQL stopped at once{', and a worker' if kill else ''}", campaign)
+        run = audit_run(f"{times} × PostgreSQL killed{', and a worker' if kill else ''}", campaign)
         uncertain = (
             "select 1 from mail_issue where campaign_id = %s and state = 'uncertain' and text like '%%database%%'"
         )
@@ -167,7 +167,7 @@ def relay_outage(database: DurableDatabase, policy: str, seed: int, seconds: flo
         status = campaign.status()
         campaign.relay.start()
         campaign.wait_done()
-        run = audit_run(f"relay away for {seconds:.0f} s", campaign)
+        run = audit_run(f"relay unavailable for {seconds:.0f} s", campaign)
         run.expect(status == "sending", f"{status} while the relay was unavailable")
         run.expect(not campaign.sql(notice, campaign.id), "staff still see that the relay is unavailable")
         return run
@@ -233,22 +233,22 @@ def audit_run(name: str, campaign: RunningCampaign) -> ChaosRun:
 def _wait_for_part(campaign: RunningCampaign, parts: int) -> None:
     """Wait until one of `parts` equal parts of the remaining emails was sent."""
     total = campaign.total()
-    campaign.wait_for(campaign.mails + max(1, (total - campaign.mails) // parts))
+    campaign.wait_for(campaign.emails + max(1, (total - campaign.emails) // parts))
 
 
 def _sends_nothing(campaign: RunningCampaign) -> bool:
     """Whether no email is sent once no batch has a lease."""
     campaign.wait_until_idle()
-    before = campaign.mails
+    before = campaign.emails
     campaign.pass_time(1.5 * SWEEP)
-    return campaign.mails == before
+    return campaign.emails == before
 
 
 def _expect_stopped(run: ChaosRun, campaign: RunningCampaign, since: float, status: str) -> None:
     run.expect(campaign.status() == status, f"{campaign.status()} instead of {status}")
-    late = Counter(line["connection"] for line in campaign.relay.mails(campaign.id) if float(line["at"]) > since)
+    late = Counter(line["connection"] for line in campaign.relay.emails(campaign.id) if float(line["at"]) > since)
     worst = max(late.values(), default=0)
-    run.expect(worst <= WINDOW_SIZE, f"{worst} mails over one connection after it was {status}")
+    run.expect(worst <= WINDOW_SIZE, f"{worst} emails over one connection after it was {status}")
 
 
 def _some(lines: Sequence[str]) -> str:

@@ -1,8 +1,11 @@
-"""Conditions that a launch or a schedule must meet. Each check raises an error when its condition is not met."""
+"""Conditions for launching or scheduling a campaign.
+
+Each function raises an error when its condition is not met.
+"""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 
 from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
@@ -22,34 +25,43 @@ OFFER_STATE_REFUSALS = {
     "paused": ("offer_paused", _l("This offer is paused, so its code would not work. Resume the offer first.")),
     "used_up": (
         "offer_exhausted",
-        _l("This offer has reached its limit, so its code would not work. Increase its max redemptions first."),
+        _l("This offer has reached its limit, so its code would not work. Raise the limit first."),
     ),
 }
 
 
 def require_usable_offer(offer: Offer) -> None:
-    """Reject an offer whose code does not work and will not start to work later.
+    """Reject an offer whose code cannot be redeemed, now or later.
 
     :raises DomainError: `offer_expired`, `offer_paused` or `offer_exhausted`.
     """
-    state = offer.state(datetime.now(UTC))
+    state = offer.state(offer_queries.database_now())
     if state in OFFER_STATE_REFUSALS:
         raise DomainError(*OFFER_STATE_REFUSALS[state])
 
 
 def require_expected_status(campaign: Campaign, expected_status: str | None) -> None:
-    """Reject a launch when the campaign was scheduled or unscheduled since it was shown to the user."""
+    """Reject a launch when the campaign was scheduled or unscheduled concurrently.
+
+    :param expected_status: the status that was shown to the user; None accepts any.
+    :raises DomainError: `conflict`.
+    """
     if expected_status and campaign.status in ("draft", "scheduled") and campaign.status != expected_status:
         db.session.rollback()
         if expected_status == "scheduled":
-            message = _("This campaign was unscheduled since you opened this page. Review it before you launch it.")
+            message = _(
+                "This campaign has been unscheduled since you opened this page. Review it before you launch it."
+            )
         else:
-            message = _("This campaign was scheduled since you opened this page. Review it before you launch it.")
+            message = _("This campaign has been scheduled since you opened this page. Review it before you launch it.")
         raise DomainError("conflict", message)
 
 
 def require_finished_announcement(offer_id: int) -> None:
-    """Reject the launch of a reminder while the announcement is in progress."""
+    """Reject the launch of a reminder while the announcement is not finished.
+
+    :raises DomainError: `conflict`.
+    """
     announcement = launch_queries.find_announcement_in_progress(offer_id)
     if announcement is not None:
         if announcement.status == "paused":
@@ -85,7 +97,7 @@ def require_recipients(offer: Offer, kind: str) -> None:
 
 
 def validate_start_time(at: datetime, offer: Offer) -> None:
-    """Reject a start time out of range, in the past or not before the end of the offer.
+    """Reject a launch time out of range, in the past or after the end of the offer.
 
     :raises InvalidInput: with the error of the field `at`.
     """

@@ -78,7 +78,7 @@ def page(query: OfferListQuery) -> Response:
 @blueprint.get("/offers/<code>", responses={200: OfferOut})
 @require_scope("read")
 def read(path: OfferPath) -> Response:
-    """Read one offer."""
+    """Get an offer."""
     return _offer_response(_require_offer(path.code))
 
 
@@ -86,7 +86,7 @@ def read(path: OfferPath) -> Response:
 @require_scope("manage")
 @documents_header("If-Match", "The `ETag` of the offer when you read it.")  # no translation
 def change(path: OfferPath, body: OfferChange) -> Response:
-    """Change an offer.
+    """Update an offer.
 
     With `If-Match`, only if it was not changed since (412 otherwise). After the first launch or redemption, the
     discount, the code, and whether there is a cap can't be changed. Use `POST /offers/{code}/codes` to assign another

@@ -124,7 +124,7 @@ def _choose_password(token: str, open_invitation: Invitation) -> BaseResponse:
     if form.validate_on_submit():
         user = account_actions.reset_password(token, form.password.data)
         welcome = _("Welcome, %(name)s.", name=user.name)
-        return _sign_in_and_redirect(user, welcome if is_first_password else _("Your new password is set."))
+        return _sign_in_and_redirect(user, welcome if is_first_password else _("Your new password was set."))
     status = 422 if form.is_submitted() else 200
     return render(
         "accounts/new_password.html", status=status, form=form, user=user, is_first_password=is_first_password
@@ -177,7 +177,7 @@ def profile() -> BaseResponse:
     form.time_zone.choices = list(list_time_zones())
     if form.validate_on_submit():
         account_actions.update_profile(current_user.id, form.name.data, form.time_zone.data)
-        flash(_("Your profile is saved."), "success")
+        flash(_("Your profile was saved."), "success")
         return redirect(url_for("staff.accounts.profile"))
     return _render_profile(form, ChangePasswordForm(formdata=None), form.is_submitted())
 
@@ -194,7 +194,7 @@ def change_password() -> BaseResponse:
             add_form_errors(form, error)
         else:
             _start_session(user)
-            flash(_("Your password is changed. You are signed out on all other devices."), "success")
+            flash(_("Your password was changed. You were signed out on all other devices."), "success")
             return redirect(url_for("staff.accounts.profile"))
     profile_form = ProfileForm(formdata=None, obj=current_user)
     profile_form.time_zone.choices = list(list_time_zones())
@@ -251,7 +251,7 @@ def staff_user(user_id: int) -> BaseResponse:
     if form.validate_on_submit():
         try:
             user = account_actions.change_staff_role(user_id, form.role.data, by=current_user.email)
-            flash(_("The role of %(name)s is now: %(role)s.", name=user.name, role=role_name(user.role)), "success")
+            flash(_("%(name)s now has the role %(role)s.", name=user.name, role=role_name(user.role)), "success")
             if user.has_at_least_role("admin") or user != current_user:
                 return redirect(url_for("staff.accounts.staff_user", user_id=user_id))
             return redirect(url_for("staff.accounts.settings"))
@@ -281,7 +281,7 @@ def create_reset_link(user_id: int) -> BaseResponse:
 @require_role("admin")
 def end_sessions(user_id: int) -> BaseResponse:
     user = account_actions.end_staff_sessions(user_id, by=current_user.email)
-    return _redirect_to_staff_user(user_id, _("%(name)s is signed out on all devices.", name=user.name))
+    return _redirect_to_staff_user(user_id, _("%(name)s was signed out on all devices.", name=user.name))
 
 
 @blueprint.post("/settings/people/<int:user_id>/disable")
@@ -304,7 +304,7 @@ def enable(user_id: int) -> BaseResponse:
 def _get_staff_user_or_404(user_id: int) -> StaffUser:
     user = account_queries.find_staff_user(user_id)
     if user is None:
-        raise NotFound(_("There is no user with this id. See the list of users."))
+        raise NotFound(_("This user does not exist. See the list of users."))
     return user
 
 

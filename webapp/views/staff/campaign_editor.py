@@ -156,7 +156,7 @@ def _save_form(offer: Offer, kind: str, campaign: Campaign | None) -> BaseRespon
             test_emails.send_test_email(
                 with_default_content(form.to_content(), kind), offer, current_user.email, current_user.name
             )
-            flash(_("A test email has been sent to %(email)s.", email=current_user.email), "success")
+            flash(_("A test email was sent to %(email)s.", email=current_user.email), "success")
     except EditConflict as error:
         return _render_editor(form, offer, kind, error.campaign, error.status, error)
     except DomainError as error:
@@ -167,7 +167,7 @@ def _save_form(offer: Offer, kind: str, campaign: Campaign | None) -> BaseRespon
     if "launch" in request.form:
         return redirect(url_for("staff.campaign_editor.review", campaign_id=campaign.id))
     if "test" not in request.form:
-        flash(_("The email has been saved."), "success")
+        flash(_("The email was saved."), "success")
     preview_args = {name: form[name].data for name in ("seen_as", "view") if form[name].data}
     return redirect(url_for("staff.campaign_editor.edit", campaign_id=campaign.id, **preview_args))
 

@@ -118,7 +118,7 @@ def unschedule(campaign_id: int) -> BaseResponse:
     except DomainError as error:
         flash(error.message, "error")
         return redirect(campaign_url(get_campaign_or_404(campaign_id)), 303)
-    flash(_("The campaign is a draft again and does not start automatically."), "success")
+    flash(_("The campaign is a draft again and will not start automatically."), "success")
     return redirect(url_for("staff.campaign_editor.edit", campaign_id=campaign.id), 303)
 
 
@@ -138,7 +138,7 @@ def _redirect_after_launch(launched: launch_actions.LaunchResult) -> BaseRespons
     if campaign.status == "scheduled":
         offer = get_offer_or_404(campaign.offer_id)
         start_time = formatting.format_datetime(campaign.scheduled_at, offer.time_zone)
-        flash(_("The campaign starts automatically on %(time)s.", time=start_time), "success")
+        flash(_("The campaign will start automatically on %(time)s.", time=start_time), "success")
     elif launched.changed:
         flash(_("Launched. You can leave this page: the emails are sent in the background."), "success")
     else:

@@ -38,7 +38,7 @@ def _find_preview_customer(offer: Offer, customer_email: str) -> Customer:
         except InvalidInput:
             customer = None
         if customer is None or customer.erased_at is not None:
-            message = _("There is no customer with this email address.")
+            message = _("No customer has this email address.")
             raise InvalidInput(FieldError("seen_as", "customer_unknown", message))
         return customer
     first_ids = customer_queries.list_customer_ids_after(offer.audience_id, 0, 1)
@@ -82,7 +82,7 @@ def get_offer_or_404(offer_id: int) -> Offer:
     """
     offer = offer_queries.find_offer(offer_id)
     if offer is None:
-        raise NotFound(_("There is no such offer."))
+        raise NotFound(_("This offer does not exist."))
     return offer
 
 
@@ -93,5 +93,5 @@ def get_campaign_or_404(campaign_id: int) -> Campaign:
     """
     campaign = campaign_queries.find_campaign(campaign_id)
     if campaign is None:
-        raise NotFound(_("There is no such campaign."))
+        raise NotFound(_("This campaign does not exist."))
     return campaign

@@ -208,8 +208,8 @@ def resend(campaign_id: int) -> BaseResponse:
     )
     if result.suppressed:
         not_resent = ngettext(
-            "%(count)s was not resent, because its address is suppressed.",
-            "%(count)s were not resent, because their addresses are suppressed.",
+            "%(count)s email was not resent, because its address is suppressed.",
+            "%(count)s emails were not resent, because their addresses are suppressed.",
             result.suppressed,
             count=formatting.format_number(result.suppressed),
         )
@@ -296,7 +296,7 @@ def _recipient_lookup_values(campaign: Campaign) -> dict[str, Any]:
         except InvalidInput as invalid:
             error = invalid.errors[0].message if invalid.errors else invalid.message
         if customer is None and not error:
-            error = _("There is no customer with this email address.")
+            error = _("No customer has this email address.")
     return {
         "email": email,
         "email_error": error,

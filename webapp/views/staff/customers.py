@@ -77,7 +77,7 @@ def show(customer_id: int) -> Response:
     """Show a customer with redemptions, available offers and campaign emails."""
     customer = customer_queries.find_customer(check_row_id(customer_id))
     if customer is None:
-        raise NotFound(_("There is no such customer."))
+        raise NotFound(_("This customer does not exist."))
     suppression = suppression_queries.find_suppression_by_email(customer.email)
     campaign_ids = [suppression.campaign_id] if suppression is not None else []
     deliveries = delivery_queries.list_customer_deliveries(customer.id)
@@ -111,7 +111,7 @@ def new() -> BaseResponse:
             customer = customer_actions.create_customer(
                 form.values(), form.selected_audience_ids(), by=current_user.email
             )
-            flash(_("Customer %(email)s created.", email=customer.email_as_given), "success")
+            flash(_("The customer %(email)s was created.", email=customer.email_as_given), "success")
             return redirect(url_for("staff.customers.show", customer_id=customer.id))
         except DomainError as error:
             rendering.add_form_errors(form, error)
@@ -126,7 +126,7 @@ def edit(customer_id: int) -> BaseResponse:
     """Edit a customer."""
     customer = customer_queries.find_customer(check_row_id(customer_id))
     if customer is None or customer.erased_at is not None:
-        raise NotFound(_("There is no such customer."))
+        raise NotFound(_("This customer does not exist."))
     form = CustomerForm()
     form.set_audience_choices(customer_queries.list_audiences())
     title = customer.email_as_given
@@ -135,7 +135,7 @@ def edit(customer_id: int) -> BaseResponse:
             customer_actions.update_customer(
                 customer_id, form.values(), form.selected_audience_ids(), by=current_user.email
             )
-            flash(_("Changes saved."), "success")
+            flash(_("The customer was saved."), "success")
             return redirect(url_for("staff.customers.show", customer_id=customer_id))
         except DomainError as error:
             rendering.add_form_errors(form, error)
@@ -151,11 +151,11 @@ def erase(customer_id: int) -> BaseResponse:
     """Erase a customer's personal data after a confirmation page."""
     customer = customer_queries.find_customer(check_row_id(customer_id))
     if customer is None or customer.erased_at is not None:
-        raise NotFound(_("There is no such customer."))
+        raise NotFound(_("This customer does not exist."))
     form = FlaskForm()
     if form.validate_on_submit():
         customer_actions.erase_customer(customer_id, by=current_user.email)
-        flash(_("Customer erased. The redemptions are still counted."), "success")
+        flash(_("The customer was erased. The redemptions are still counted."), "success")
         return redirect(url_for("staff.customers.show", customer_id=customer_id))
     return rendering.render(
         "customers/erase.html",
@@ -176,7 +176,9 @@ def audiences() -> BaseResponse:
     if form.validate_on_submit():
         try:
             audience = audience_actions.create_audience(form.name.data or "", by=current_user.email)
-            flash(_("Audience %(name)s created. Import customers into it.", name=audience.name), "success")
+            flash(
+                _("The audience %(name)s was created. Next, import customers into it.", name=audience.name), "success"
+            )
             return redirect(url_for("staff.customers.audiences"))
         except DomainError as error:
             rendering.add_form_errors(form, error)
@@ -196,7 +198,7 @@ def edit_audience(audience_id: int) -> BaseResponse:
     if form.validate_on_submit():
         try:
             audience_actions.rename_audience(audience_id, form.name.data or "", by=current_user.email)
-            flash(_("Audience renamed."), "success")
+            flash(_("The audience was renamed."), "success")
             return redirect(url_for("staff.customers.audiences"))
         except DomainError as error:
             rendering.add_form_errors(form, error)
@@ -207,7 +209,7 @@ def edit_audience(audience_id: int) -> BaseResponse:
 def _get_audience_or_404(audience_id: int) -> Audience:
     audience = customer_queries.find_audience(check_row_id(audience_id))
     if audience is None:
-        raise NotFound(_("There is no such audience."))
+        raise NotFound(_("This audience does not exist."))
     return audience
 
 

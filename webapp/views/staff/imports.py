@@ -126,5 +126,5 @@ def download_rejected_rows(import_id: int) -> Response:
 def _get_import_or_404(import_id: int) -> CustomerImport:
     row = import_queries.find_import(check_row_id(import_id))
     if row is None:
-        raise NotFound(_("There is no such import."))
+        raise NotFound(_("This import does not exist."))
     return row

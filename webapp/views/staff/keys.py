@@ -43,7 +43,7 @@ def _render_api_keys(form: ApiKeyForm, key: str | None = None, status: int = 200
 @require_role("admin")
 def revoke_api_key(key_id: int) -> BaseResponse:
     api_key_actions.revoke_api_key(key_id, by=current_user.email)
-    flash(_("The key is revoked and no longer works."), "success")
+    flash(_("The key was revoked and no longer works."), "success")
     return redirect(url_for("staff.accounts.api_keys"))
 
 
@@ -73,7 +73,7 @@ def rotate_key(purpose: str) -> BaseResponse:
 def revoke_key(purpose: str, version: int) -> BaseResponse:
     try:
         signing_key_actions.revoke_signing_key(purpose, version, by=current_user.email)
-        flash(_("Version %(version)s is revoked: its signatures are no longer accepted.", version=version), "success")
+        flash(_("Version %(version)s was revoked: its signatures are no longer accepted.", version=version), "success")
     except NotFound:
         raise
     except DomainError as error:

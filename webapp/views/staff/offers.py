@@ -169,7 +169,7 @@ def renew_code(offer_id: int) -> BaseResponse:
         rendering.add_form_errors(form, error)
         return rendering.render("offers/renew.html", status=error.status, form=form, offer=_require_offer(offer_id))
     if offer.code_as_written == before:
-        flash(_("%(code)s already is the code of this offer. Nothing was changed.", code=before), "info")
+        flash(_("%(code)s is already the code of this offer. Nothing was changed.", code=before), "info")
     elif offer.frozen_at is not None:
         message = _(
             "The code is now %(code)s. %(before)s stays valid until you close it.",
@@ -215,7 +215,7 @@ def personal_code(offer_id: int) -> BaseResponse:
     if is_required:
         flash(_("Personal codes are required now. The shared code alone is not accepted."), "success")
     else:
-        flash(_("The shared code is accepted now, too."), "success")
+        flash(_("Personal codes are no longer required. The shared code is accepted too."), "success")
     return redirect(url_for("staff.offers.show", offer_id=offer_id))
 
 
