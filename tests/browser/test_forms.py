@@ -1,6 +1,7 @@
 """Forms of the staff pages: sent once, and after a confirmation where one is asked for.
 
-The pages come from the program in this process, so that a test can hold a request for as long as it likes.
+The pages come from the program in this process. A form that is sent gets no page as its response (204), so that the
+browser stays on the page and the form stays as it is while it waits for a response.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ PAGE = "http://localhost/offers/1"
 
 
 class Pages:
-    """Answers the requests of a browser; holds those that are POSTs until `release`."""
+    """Answers the requests of a browser, records POSTs, and holds those of htmx until `release`."""
 
     def __init__(self, client: FlaskClient) -> None:
         self._client = client
@@ -30,11 +31,14 @@ class Pages:
         self.posts: list[str] = []
 
     def answer(self, route: Route) -> None:
-        if route.request.method == "POST":
-            self.posts.append(urlsplit(route.request.url).path)
-            self._held.append(route)
-        else:
+        if route.request.method != "POST":
             self._fulfill(route)
+            return
+        self.posts.append(urlsplit(route.request.url).path)
+        if route.request.is_navigation_request():
+            route.fulfill(status=204)
+        else:
+            self._held.append(route)
 
     def release(self) -> None:
         """Answer the held requests."""
@@ -49,7 +53,6 @@ class Pages:
             method=request.method,
             data=request.post_data_buffer,
             headers={name: value for name, value in request.headers.items() if name != "cookie"},
-            follow_redirects=True,
         )
         headers = {name: value for name, value in response.headers if name.lower() != "set-cookie"}
         route.fulfill(status=response.status_code, headers=headers, body=response.data)
@@ -67,7 +70,10 @@ def open_page(pages: Pages, window: OpenPage) -> Callable[[str], Page]:
     def go(url: str) -> Page:
         page = window()
         page.route("**/*", pages.answer)
+        page.clock.install(time=0)
         page.goto(url)
+        # The time limit of a form that gets no response does not end while a test runs.
+        page.clock.pause_at(60_000)
         return page
 
     return go
@@ -92,14 +98,12 @@ def test_a_form_is_sent_once_while_the_response_is_awaited(
 ) -> None:
     page = open_page(PAGE)
     button = page.get_by_role("button", name="Resume", exact=True)
-    button.click(no_wait_after=True)
+    button.click()
     expect(button).to_have_attribute("aria-busy", "true")
-    button.click(no_wait_after=True)
-    button.press("Enter", no_wait_after=True)
+    button.click()
+    button.press("Enter")
     settle(page)
     assert pages.posts == ["/offers/1/resume"]
-    pages.release()
-    expect(page.locator("summary", has_text="Pause")).to_be_visible()
 
 
 def test_a_page_that_is_shown_again_can_send_its_form_again(
@@ -107,22 +111,37 @@ def test_a_page_that_is_shown_again_can_send_its_form_again(
 ) -> None:
     page = open_page(PAGE)
     button = page.get_by_role("button", name="Resume", exact=True)
-    button.click(no_wait_after=True)
+    button.click()
     expect(button).to_have_attribute("aria-busy", "true")
     # As the back button does.
     page.evaluate("window.dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")
     expect(button).not_to_have_attribute("aria-busy", "true")
-    button.click(no_wait_after=True)
+    button.click()
     settle(page)
     assert pages.posts == ["/offers/1/resume"] * 2
-    pages.release()
+
+
+def test_a_form_without_a_response_can_be_sent_again_after_ten_seconds(
+    paused_offer: Offer, pages: Pages, open_page: Callable[[str], Page]
+) -> None:
+    page = open_page(PAGE)
+    button = page.get_by_role("button", name="Resume", exact=True)
+    button.click()
+    page.clock.run_for(9_900)
+    button.click()
+    settle(page)
+    assert len(pages.posts) == 1
+    page.clock.run_for(200)
+    button.click()
+    settle(page)
+    assert len(pages.posts) == 2
 
 
 def test_two_forms_of_a_page_do_not_block_each_other(
     paused_offer: Offer, pages: Pages, open_page: Callable[[str], Page]
 ) -> None:
     page = open_page(PAGE)
-    page.get_by_role("button", name="Resume", exact=True).click(no_wait_after=True)
+    page.get_by_role("button", name="Resume", exact=True).click()
     page.evaluate(
         """() => {
             const form = document.createElement("form");
@@ -133,7 +152,6 @@ def test_two_forms_of_a_page_do_not_block_each_other(
     )
     settle(page)
     assert pages.posts == ["/offers/1/resume", "/offers/1/other"]
-    pages.release()
 
 
 def test_a_fragment_can_be_requested_again_after_its_response(
@@ -175,13 +193,11 @@ def test_a_button_with_a_question_sends_nothing_before_the_answer(
     assert pages.posts == []
     opener.click()
     button = dialog.get_by_role("button", name="Pause")
-    button.click(no_wait_after=True)
+    button.click()
     expect(button).to_have_attribute("aria-busy", "true")
-    button.click(no_wait_after=True)
+    button.click()
     settle(page)
     assert pages.posts == ["/offers/1/pause"]
-    pages.release()
-    expect(page.get_by_role("button", name="Resume", exact=True)).to_be_visible()
 
 
 QUESTION = "Resume this offer now?"
@@ -217,24 +233,21 @@ def test_a_form_with_a_question_is_sent_once_after_a_yes(page_with_question: Pag
     page = page_with_question
     button = page.locator("form[action$='/resume'] button")
     button.click()
-    page.get_by_role("dialog").get_by_role("button", name="Resume").click(no_wait_after=True)
+    page.get_by_role("dialog").get_by_role("button", name="Resume").click()
     expect(button).to_have_attribute("aria-busy", "true")
     button.evaluate("button => button.click()")
     settle(page)
     assert pages.posts == ["/offers/1/resume"]
-    pages.release()
-    expect(page.locator("summary", has_text="Pause")).to_be_visible()
 
 
 def test_each_submit_is_asked_about(page_with_question: Page, pages: Pages) -> None:
     page = page_with_question
     button = page.locator("form[action$='/resume'] button")
     button.click()
-    page.get_by_role("dialog").get_by_role("button", name="Resume").click(no_wait_after=True)
+    page.get_by_role("dialog").get_by_role("button", name="Resume").click()
     expect(button).to_have_attribute("aria-busy", "true")
     page.evaluate("window.dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")
-    button.click(no_wait_after=True)
+    button.click()
     expect(page.get_by_role("dialog")).to_contain_text(QUESTION)
     settle(page)
     assert pages.posts == ["/offers/1/resume"]
-    pages.release()
