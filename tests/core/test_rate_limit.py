@@ -153,7 +153,7 @@ def test_a_counter_can_be_cleared_alone_or_with_all_others(app: Flask) -> None:
         storage.incr(key, 60)
     storage.clear("one")
     assert [storage.get(key) for key in ("one", "two", "three")] == [0, 1, 1]
-    assert (storage.reset(), rows()) == (2, 0)
+    assert (storage.reset(), rows(), storage.check()) == (2, 0, True)
 
 
 def test_the_table_names_nobody(client: FlaskClient) -> None:
@@ -190,6 +190,7 @@ def test_without_the_table_the_limit_stands_aside(client: FlaskClient) -> None:
     db.session.commit()
     try:
         assert guess(client).status_code == 422
+        assert not TableStorage().check()
     finally:
         db.session.execute(text("alter table rate_hit_away rename to rate_hit"))
         db.session.commit()
