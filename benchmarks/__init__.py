@@ -1,1 +1,1 @@
-"""What `make benchmark` runs. Nothing in here belongs to the program that is run."""
+"""The benchmarks of `make benchmark-…`. The application itself uses nothing in here."""
