@@ -37,7 +37,7 @@ from benchmarks.peers_report import (
 )
 from benchmarks.server import Machine
 from benchmarks.web import Web
-from webapp.accounts.actions import create_api_key
+from webapp.accounts.api_key_actions import create_api_key
 from webapp.core.settings import ROOT
 
 CUSTOMERS = 100_000

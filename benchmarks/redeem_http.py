@@ -16,7 +16,7 @@ from benchmarks.measure import DATABASE
 from benchmarks.redeem_http_report import HELLO, NAIVE, OURS, Results, Sample
 from benchmarks.server import Machine
 from benchmarks.web import Web
-from webapp.accounts.actions import create_api_key
+from webapp.accounts.api_key_actions import create_api_key
 from webapp.accounts.models import ApiKey
 from webapp.core.extensions import db
 from webapp.redemptions.actions import redeem_all

@@ -1,4 +1,4 @@
-"""The demo instance: a second instance with a folder, a database and ports of its own.
+"""The demo instance: a second instance with its own folder, database and ports.
 
 Its folder is `demo` in the folder of the user's instance. It always uses the embedded PostgreSQL and the mail sink,
 whatever DATABASE_URL, MAIL_SERVER and the other settings of the user say.
@@ -18,14 +18,14 @@ from webapp.core.settings import SETTING_NAMES, Settings
 
 FOLDER_NAME = "demo"
 PORT_OFFSET = 100
-# So slow that a campaign to 10,000 customers can be watched for some six minutes.
+# Slow enough that sending a campaign to 10,000 customers takes about six minutes and can be watched.
 EMAILS_PER_SECOND = 25
 # Only a folder with this file is ever deleted.
 MARKER = "demo-instance"
 MARKER_TEXT = "This folder belongs to the demo; `make demo-reset` deletes it.\n"
 # Holds the date of the data. While it is missing, the database is incomplete.
 SEEDED_MARKER = "seeded"
-# Of the user, also for the demo.
+# Taken over from the user's settings.
 INHERITED_SETTINGS = {"LOG_FORMAT", "LOG_LEVEL"}
 
 
@@ -140,4 +140,4 @@ def _get_usual_port(user: Settings) -> int:
 def _check_folder(folder: Path) -> None:
     is_foreign = folder.exists() and not (folder / MARKER).is_file() and any(folder.iterdir())
     if folder.is_symlink() or is_foreign:
-        raise ServiceError(f"{folder} is not the demo's folder and stays as it is; move it away and try again")
+        raise ServiceError(f"{folder} is not the demo's folder and was not changed; move it away and try again")

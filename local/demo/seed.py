@@ -17,7 +17,8 @@ from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.models import Campaign
 from webapp.core.extensions import db
 from webapp.customers.imports import actions as import_actions
-from webapp.customers.imports.actions import MAX_IMPORT_ATTEMPTS
+from webapp.customers.imports import processing as import_processing
+from webapp.customers.imports.claims import MAX_IMPORT_ATTEMPTS
 from webapp.customers.imports.parser import CSV
 from webapp.customers.models import Audience, CustomerImport
 from webapp.redemptions import hourly_counts
@@ -77,7 +78,7 @@ def _import_file(file: ImportFile) -> None:
         [file.data], file.filename, CSV, file.audience, MANAGER.email, file.kind
     )
     for _ in range(MAX_IMPORT_ATTEMPTS):
-        import_actions.run_import(import_id)
+        import_processing.run_import(import_id)
         status = db.session.scalar(select(CustomerImport.status).where(CustomerImport.id == import_id))
         db.session.rollback()
         if status == "done":

@@ -16,7 +16,7 @@ from benchmarks.peers_environment import NotInstalled
 from benchmarks.peers_ours import Action, Textbook
 from benchmarks.peers_report import ACTION, HTTP, OSCAR_LAST, OSCAR_ORDER, OSCAR_STEP, Last, Results, Sample
 from benchmarks.textbook import WAYS, ForUpdate
-from tests.support.benchmark_clients import CUSTOMERS, Broken, Notes
+from tests.support.benchmark_clients import CUSTOMERS, CrashingRecorder, FileRecorder
 from webapp.core.settings import Settings
 from webapp.offers.models import Offer
 
@@ -24,47 +24,49 @@ SCRIPTS = sorted((Path(peers.__file__).parent / "oscar").glob("*.py"))
 
 
 def test_clients_process_every_item_once_and_count_the_results(tmp_path: Path) -> None:
-    result = peers_crowd.run(Notes(str(tmp_path)), range(12), Crowd(2, 3))
+    result = peers_crowd.run(FileRecorder(str(tmp_path)), range(12), Crowd(2, 3))
     assert (result.redeemed, result.refused, result.failed) == (6, 6, 0)
     assert len(list(tmp_path.glob("closed by *"))) == 2
 
 
 def test_clients_continue_after_an_error_and_report_the_first(tmp_path: Path) -> None:
-    result = peers_crowd.run(Notes(str(tmp_path)), range(10, 16), Crowd(1, 2))
+    result = peers_crowd.run(FileRecorder(str(tmp_path)), range(10, 16), Crowd(1, 2))
     assert (result.redeemed, result.refused, result.failed, result.why) == (3, 2, 1, "ValueError: thirteen")
 
 
 def test_clients_stop_when_the_time_is_over(tmp_path: Path) -> None:
-    result = peers_crowd.run(Notes(str(tmp_path)), range(100, 1_100), Crowd(1, 2, seconds=0.1))
+    result = peers_crowd.run(FileRecorder(str(tmp_path)), range(100, 1_100), Crowd(1, 2, seconds=0.1))
     assert 0 < result.redeemed + result.refused < 1000
 
 
 def test_no_client_begins_before_all_are_ready(tmp_path: Path) -> None:
     counts: list[int] = []
-    peers_crowd.run(Notes(str(tmp_path)), range(4), Crowd(2, 1), lambda: counts.append(len(list(tmp_path.iterdir()))))
+    peers_crowd.run(
+        FileRecorder(str(tmp_path)), range(4), Crowd(2, 1), lambda: counts.append(len(list(tmp_path.iterdir())))
+    )
     assert counts == [0]
 
 
 def test_a_client_process_that_dies_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="ended too early"):
-        peers_crowd.run(Broken(str(tmp_path)), range(4), Crowd(1, 1))
+        peers_crowd.run(CrashingRecorder(str(tmp_path)), range(4), Crowd(1, 1))
 
 
 def test_clients_of_the_action_never_exceed_a_cap(
-    offer: Callable[..., Offer], connection: psycopg.Connection, test_settings: Settings
+    make_offer: Callable[..., Offer], connection: psycopg.Connection, test_settings: Settings
 ) -> None:
     customers.fill(connection, CUSTOMERS)
-    capped = offer(max_redemptions=20)
+    capped = make_offer(max_redemptions=20)
     side = Action(test_settings.libpq_url, str(test_settings.instance_path), capped.code)
     result = peers_crowd.run(side, range(1, CUSTOMERS + 1), Crowd(2, 4))
     assert (result.redeemed, result.refused, result.failed) == (20, CUSTOMERS - 20, 0), result.why
 
 
 def test_clients_can_use_a_textbook_implementation(
-    offer: Callable[..., Offer], connection: psycopg.Connection, test_settings: Settings
+    make_offer: Callable[..., Offer], connection: psycopg.Connection, test_settings: Settings
 ) -> None:
     customers.fill(connection, CUSTOMERS)
-    capped = offer(max_redemptions=20)
+    capped = make_offer(max_redemptions=20)
     side = Textbook(WAYS.index(ForUpdate), test_settings.libpq_url, capped.id, capped.code)
     result = peers_crowd.run(side, range(1, CUSTOMERS + 1), Crowd(1, 4))
     assert (result.redeemed, result.refused, result.failed) == (20, CUSTOMERS - 20, 0), result.why

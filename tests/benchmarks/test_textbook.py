@@ -60,17 +60,19 @@ def read_counter(connection: psycopg.Connection, offer: Offer) -> int:
     return row[0] if row else 0
 
 
-def test_every_customer_redeems_once(way: Way, offer: Callable[..., Offer], connection: psycopg.Connection) -> None:
-    live = offer()
+def test_every_customer_redeems_once(
+    way: Way, make_offer: Callable[..., Offer], connection: psycopg.Connection
+) -> None:
+    live = make_offer()
     requests = make_requests(live, range(1, CUSTOMERS + 1))
     assert (redeem_concurrently(way, requests), redeem_concurrently(way, requests)) == (CUSTOMERS, 0)
     assert count_rows(connection, live) == CUSTOMERS
 
 
 def test_concurrent_requests_of_one_customer_redeem_once(
-    way: Way, offer: Callable[..., Offer], connection: psycopg.Connection
+    way: Way, make_offer: Callable[..., Offer], connection: psycopg.Connection
 ) -> None:
-    live = offer()
+    live = make_offer()
     assert redeem_concurrently(way, make_requests(live, range(1, 2)) * 24) == 1
     assert count_rows(connection, live) == 1
 
@@ -79,10 +81,10 @@ def test_concurrent_requests_of_one_customer_redeem_once(
 def test_a_cap_is_kept_without_concurrency(
     kind: type[OrmHabit | ForUpdate | OneStatement],
     filled: None,
-    offer: Callable[..., Offer],
+    make_offer: Callable[..., Offer],
     test_settings: Settings,
 ) -> None:
-    capped = offer(max_redemptions=3)
+    capped = make_offer(max_redemptions=3)
     with kind(test_settings.libpq_url, 1) as way:
         assert [way.redeem(request) for request in make_requests(capped, range(1, 6))] == [
             True,
@@ -97,10 +99,10 @@ def test_a_cap_is_kept_without_concurrency(
 def test_unknown_codes_and_customers_are_refused(
     kind: type[OrmHabit | ForUpdate | OneStatement],
     filled: None,
-    offer: Callable[..., Offer],
+    make_offer: Callable[..., Offer],
     test_settings: Settings,
 ) -> None:
-    live = offer()
+    live = make_offer()
     with kind(test_settings.libpq_url, 1) as way:
         unknown = [
             textbook.make_request(live.id, "NOSUCHCODE", 1),
@@ -111,17 +113,17 @@ def test_unknown_codes_and_customers_are_refused(
 
 @pytest.mark.parametrize("way", [ForUpdate, OneStatement], indirect=True)
 def test_exact_implementations_keep_the_cap_under_concurrency(
-    way: Way, offer: Callable[..., Offer], connection: psycopg.Connection
+    way: Way, make_offer: Callable[..., Offer], connection: psycopg.Connection
 ) -> None:
-    capped = offer(max_redemptions=10)
+    capped = make_offer(max_redemptions=10)
     assert redeem_concurrently(way, make_requests(capped, range(1, CUSTOMERS + 1))) == 10
     assert (count_rows(connection, capped), read_counter(connection, capped)) == (10, 10)
 
 
 def test_check_then_insert_exceeds_the_cap_under_concurrency(
-    orm: OrmHabit, offer: Callable[..., Offer], connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+    orm: OrmHabit, make_offer: Callable[..., Offer], connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    capped = offer(max_redemptions=1)
+    capped = make_offer(max_redemptions=1)
     all_have_checked = threading.Barrier(3, timeout=30)
     insert = textbook._insert
 

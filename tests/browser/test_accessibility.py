@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.browser import (
-    LOOKS,
+    APPEARANCES,
+    COLOUR_RULES,
+    STANDARD,
     OpenPage,
     RunningShop,
     accept_invitation,
@@ -61,20 +63,17 @@ STAFF = [
 ]
 
 
-@pytest.mark.parametrize("look_of", list(LOOKS))
-def test_staff_pages(
-    shop: RunningShop, window: OpenPage, tmp_path: Path, offer: Callable[..., Offer], look_of: str
-) -> None:
+def test_staff_pages(shop: RunningShop, window: OpenPage, tmp_path: Path, make_offer: Callable[..., Offer]) -> None:
     # A customer with a long address, which must not widen any table.
     long_email = "nadezhda.shcherbakova+offers@letters.example.com"
     rows = write_csv(tmp_path, 40).read_text() + f"{long_email},Nadezhda Shcherbakova\n"
     customer_import = call_api(shop, "POST", "/customers/import", rows, "text/csv")[1]
     wait_for_status(lambda: call_api(shop, "GET", f"/imports/{customer_import['id']}")[1], "done")
-    offer(max_redemptions=50)
-    offer("WINTER", name="Winter", discount_type="amount", amount=500, currency="EUR")
+    make_offer(max_redemptions=50)
+    make_offer("WINTER", name="Winter", discount_type="amount", amount=500, currency="EUR")
     launched = call_api(shop, "POST", "/offers/SUMMER25/launch", {})[1]
     wait_for_status(lambda: call_api(shop, "GET", f"/campaigns/{launched['id']}")[1], "done")
-    offer("AUTUMN", name="Autumn", time_zone="America/New_York")
+    make_offer("AUTUMN", name="Autumn", time_zone="America/New_York")
     later = (datetime.now(UTC) + timedelta(days=2)).isoformat()
     scheduled = call_api(shop, "POST", "/offers/AUTUMN/launch", {"at": later})[1]
     for email in ("person0@example.com", "person1@example.com", "person2@example.com", long_email):
@@ -82,29 +81,43 @@ def test_staff_pages(
     erased = customer_queries.find_customer_by_email("person1@example.com")
     assert erased is not None
     call_api(shop, "POST", "/erasures", {"email": "person1@example.com"})
-    page = window(**LOOKS[look_of])
+    page = window()
     page.goto(f"{shop.url}/sign-in")
-    problems = page_problems(page)
+    sign_in_page = page.url
     accept_invitation(page, shop)
+    cookies = page.context.cookies()
 
-    for path in [*STAFF, f"/customers/{erased.id}", f"/campaigns/{scheduled['id']}/launch", "/offers/1/reminder"]:
-        page.goto(shop.url + path)
-        problems += page_problems(page)
+    paths = [*STAFF, f"/customers/{erased.id}", f"/campaigns/{scheduled['id']}/launch", "/offers/1/reminder"]
+    problems = {}
+    for name, look in APPEARANCES.items():
+        # The dark pages are the light ones in other colours.
+        rules = COLOUR_RULES if name == "dark" else STANDARD
+        page = window(**look)
+        page.goto(sign_in_page)
+        problems[name] = page_problems(page, rules)
+        page.context.add_cookies(cookies)
+        for path in paths:
+            page.goto(shop.url + path)
+            problems[name] += page_problems(page, rules)
 
-    assert problems == []
+    assert problems == {name: [] for name in APPEARANCES}
 
 
-@pytest.mark.parametrize("look_of", list(LOOKS))
+@pytest.mark.parametrize("look_of", list(APPEARANCES))
 def test_customer_pages(
-    shop: RunningShop, window: OpenPage, offer: Callable[..., Offer], customer: Callable[..., Customer], look_of: str
+    shop: RunningShop,
+    window: OpenPage,
+    make_offer: Callable[..., Offer],
+    make_customer: Callable[..., Customer],
+    look_of: str,
 ) -> None:
     now = datetime.now(UTC)
-    customer()
-    offer()
-    offer("GONE", name="Gone", starts_at=now - timedelta(days=9), ends_at=now - timedelta(days=1))
+    make_customer()
+    make_offer()
+    make_offer("GONE", name="Gone", starts_at=now - timedelta(days=9), ends_at=now - timedelta(days=1))
     call_api(shop, "POST", "/offers/SUMMER25/launch", {})
     link = shop.link_to("ada@example.com")
-    page = window(**LOOKS[look_of])
+    page = window(**APPEARANCES[look_of])
     page.goto(f"{shop.url}/redeem")
     problems = page_problems(page)
     submit_code(page, "GONE", "ada@example.com")

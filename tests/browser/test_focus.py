@@ -27,11 +27,11 @@ def refresh(page: Page) -> None:
 
 
 def test_focus_stays_on_a_link_while_rows_are_added(
-    shop: RunningShop, window: OpenPage, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    shop: RunningShop, window: OpenPage, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    offer()
+    make_offer()
     for email in ("ada@example.com", "bo@example.com"):
-        customer(email)
+        make_customer(email)
     redeem(shop, "ada@example.com")
     page = window()
     accept_invitation(page, shop)

@@ -43,11 +43,11 @@ def test_staff_import_customers_create_an_offer_and_launch_it(
     page.goto(f"{shop.url}/offers/new")
     page.get_by_label("Name", exact=True).fill("Summer")
     page.get_by_label("Code", exact=True).fill("summer-25")
-    page.get_by_label("Percent", exact=True).fill("500")
+    page.get_by_label("Percentage", exact=True).fill("500")
     page.get_by_role("button", name="Create offer").click()
     expect(page.get_by_text("Enter a percentage above 0").first).to_be_visible()
     expect(page.get_by_label("Code", exact=True)).to_have_value("summer-25")
-    page.get_by_label("Percent", exact=True).fill("25")
+    page.get_by_label("Percentage", exact=True).fill("25")
     page.get_by_role("button", name="Create offer").click()
     expect(page.get_by_role("heading", name="Summer", exact=True)).to_be_visible()
     offer_url = page.url
@@ -82,9 +82,9 @@ def test_staff_import_customers_create_an_offer_and_launch_it(
 
 
 def test_the_preview_follows_the_input_and_only_save_stores_it(
-    shop: RunningShop, window: OpenPage, offer: Callable[..., Offer]
+    shop: RunningShop, window: OpenPage, make_offer: Callable[..., Offer]
 ) -> None:
-    offer_id = offer().id
+    offer_id = make_offer().id
     page = window()
     accept_invitation(page, shop, "manager")
     page.goto(f"{shop.url}/offers/{offer_id}/mail")
@@ -100,7 +100,7 @@ def test_the_preview_follows_the_input_and_only_save_stores_it(
     expect(page.get_by_label("Subject", exact=True)).not_to_have_value("Typed for {{ customer.name }}")
     page.get_by_label("Text", exact=True).fill("Kept for {{ customer.name }}\n{{ link }}")
     page.get_by_role("button", name="Save", exact=True).click()
-    expect(page.get_by_text("The email has been saved.")).to_be_visible()
+    expect(page.get_by_text("The email was saved.")).to_be_visible()
     expect(preview.locator(".text", has_text="Kept for Ada Lovelace").first).to_be_visible()
     # After a refused save, the preview shows the unsaved input as well.
     page.locator("[name=version]").evaluate("field => field.value = 'other'")
@@ -114,12 +114,12 @@ def test_the_preview_follows_the_input_and_only_save_stores_it(
 def test_a_customer_redeems_by_personal_link_and_sees_the_receipt_again(
     shop: RunningShop,
     window: OpenPage,
-    offer: Callable[..., Offer],
-    customer: Callable[..., Customer],
+    make_offer: Callable[..., Offer],
+    make_customer: Callable[..., Customer],
     javascript: bool,
 ) -> None:
-    customer()
-    offer()
+    make_customer()
+    make_offer()
     launch(shop, "SUMMER25")
     link = shop.link_to("ada@example.com")
     page = window(javascript=javascript, width=390, height=800)
@@ -142,12 +142,12 @@ def test_a_customer_redeems_by_personal_link_and_sees_the_receipt_again(
 def test_a_customer_redeems_with_code_and_email_address(
     shop: RunningShop,
     window: OpenPage,
-    offer: Callable[..., Offer],
-    customer: Callable[..., Customer],
+    make_offer: Callable[..., Offer],
+    make_customer: Callable[..., Customer],
     javascript: bool,
 ) -> None:
-    customer()
-    offer()
+    make_customer()
+    make_offer()
     page = window(javascript=javascript, width=390, height=800)
     page.goto(f"{shop.url}/redeem")
 
@@ -167,15 +167,15 @@ def test_a_customer_redeems_with_code_and_email_address(
 
 
 def test_every_refusal_is_one_sentence_without_customer_details(
-    shop: RunningShop, window: OpenPage, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    shop: RunningShop, window: OpenPage, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
     now = datetime.now(UTC)
-    customer()
-    offer("ENDED", starts_at=now - timedelta(days=3), ends_at=now - timedelta(days=1))
-    offer("SOON", starts_at=now + timedelta(days=3))
-    offer("PAUSED", paused_at=now)
-    offer("USEDUP", max_redemptions=1, redeemed=1, frozen_at=now)
-    offer("LIVE")
+    make_customer()
+    make_offer("ENDED", starts_at=now - timedelta(days=3), ends_at=now - timedelta(days=1))
+    make_offer("SOON", starts_at=now + timedelta(days=3))
+    make_offer("PAUSED", paused_at=now)
+    make_offer("USEDUP", max_redemptions=1, redeemed=1, frozen_at=now)
+    make_offer("LIVE")
     page = window(width=390, height=800)
     page.goto(f"{shop.url}/redeem")
     messages = {
@@ -194,10 +194,10 @@ def test_every_refusal_is_one_sentence_without_customer_details(
 
 
 def test_a_double_click_redeems_once_and_shows_the_receipt(
-    shop: RunningShop, window: OpenPage, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    shop: RunningShop, window: OpenPage, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    customer()
-    offer()
+    make_customer()
+    make_offer()
     launch(shop, "SUMMER25")
     page = window(width=390, height=800)
     page.goto(shop.link_to("ada@example.com"))

@@ -15,7 +15,7 @@ from werkzeug.serving import make_server
 
 from local.mailsink.index import MailIndex
 from local.mailsink.web_app import create_sink_app
-from tests.support.browser import LOOKS, page_problems
+from tests.support.browser import APPEARANCES, page_problems
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 NAME = "1700000000000000000-1-0.eml"
@@ -127,18 +127,18 @@ def test_the_sink_is_emptied_after_a_confirmation(sink: str, folder: Path, windo
     write_email(folder, "<p>Hi</p>")
     page = window(javascript=False)
     page.goto(sink)
-    assert not page.get_by_role("button", name="Delete it").is_visible()
-    page.get_by_text("Empty the sink").click()
-    page.get_by_role("button", name="Delete it").click()
-    page.get_by_role("heading", name="No mail yet").wait_for()
+    assert not page.get_by_role("button", name="Delete email").is_visible()
+    page.get_by_text("Delete all emails").click()
+    page.get_by_role("button", name="Delete email").click()
+    page.get_by_role("heading", name="No emails yet").wait_for()
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("look_of", list(LOOKS))
+@pytest.mark.parametrize("look_of", list(APPEARANCES))
 def test_the_pages_of_the_sink_are_accessible(
     sink: str, folder: Path, window: Callable[..., Page], look_of: str
 ) -> None:
-    page = window(**LOOKS[look_of])
+    page = window(**APPEARANCES[look_of])
     page.goto(sink)
     problems = page_problems(page)
     write_email(folder, f"<html lang='en'><title>x</title><p>{'long' * 200}</p></html>")

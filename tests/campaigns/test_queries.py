@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from flask import Flask
 
-from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.models import Batch, BatchCursor, Campaign, MailIssue, encode_gaps
 from webapp.core.extensions import db
 from webapp.offers.models import Offer
@@ -14,8 +14,8 @@ from webapp.offers.models import Offer
 IDS = [3, 4, 9, 20, 21, 22, 50, 51, 80, 99]
 
 
-def test_emails_sent_in_an_open_window_are_counted(app: Flask, offer: Callable[..., Offer]) -> None:
-    campaign = Campaign(offer_id=offer().id, subject="s", text="t", status="sending", total=len(IDS))
+def test_emails_sent_in_an_open_window_are_counted(app: Flask, make_offer: Callable[..., Offer]) -> None:
+    campaign = Campaign(offer_id=make_offer().id, subject="s", text="t", status="sending", total=len(IDS))
     db.session.add(campaign)
     db.session.flush()
     batch = Batch(
@@ -37,4 +37,4 @@ def test_emails_sent_in_an_open_window_are_counted(app: Flask, offer: Callable[.
     for position in (2, 3, 5, 6):
         db.session.add(MailIssue(campaign_id=campaign.id, customer_id=IDS[position], state="failed"))
     db.session.commit()
-    assert campaign_queries.get_campaign_stats(campaign.id).sent == 2 + 3 - 2
+    assert stats_queries.get_campaign_stats(campaign.id).sent == 2 + 3 - 2

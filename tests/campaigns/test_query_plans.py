@@ -11,8 +11,9 @@ from flask import Flask
 
 from benchmarks import growth_tables
 from tests.support.query_plans import explain_statements, plan_nodes
-from tests.support.sql_statements import statements
+from tests.support.sql_statements import recorded_statements
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.deliveries import queries as delivery_queries
 from webapp.campaigns.models import Campaign
 from webapp.core.extensions import db
@@ -64,9 +65,9 @@ def find_one_delivery() -> object:
 
 # Name: (query, rows of batches that it may read, rows of each other table that it may read).
 QUERIES: dict[str, tuple[Callable[[], object], int, int]] = {
-    "progress": (lambda: campaign_queries.get_campaign_stats(1), BATCHES, ISSUES),
+    "progress": (lambda: stats_queries.get_campaign_stats(1), BATCHES, ISSUES),
     "replies of the causes": (
-        lambda: campaign_queries.list_example_replies(1, campaign_queries.get_campaign_stats(1).causes[:8]),
+        lambda: stats_queries.list_example_replies(1, stats_queries.get_campaign_stats(1).causes[:8]),
         BATCHES,
         ISSUES,
     ),
@@ -105,6 +106,6 @@ def _rows(node: dict[str, Any]) -> int:
 
 
 def test_progress_needs_two_statements(large_tables: psycopg.Connection) -> None:
-    with statements() as executed:
-        campaign_queries.list_example_replies(1, campaign_queries.get_campaign_stats(1).causes[:8])
+    with recorded_statements() as executed:
+        stats_queries.list_example_replies(1, stats_queries.get_campaign_stats(1).causes[:8])
     assert len(executed) == 2

@@ -10,7 +10,8 @@ from flask import Flask
 from webapp.campaigns import tokens as campaign_tokens
 from webapp.core import signing_keys
 from webapp.core.extensions import db
-from webapp.core.settings import Settings, SettingsError, load_settings
+from webapp.core.setting_parsers import SettingsError
+from webapp.core.settings import Settings, load_settings
 
 
 @pytest.fixture

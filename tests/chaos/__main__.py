@@ -18,7 +18,7 @@ from multiprocessing import get_context
 
 from tests.support.chaos import durable_database, report, scenarios
 from tests.support.chaos.durable_database import DurableDatabase
-from tests.support.chaos.scenarios import Run
+from tests.support.chaos.scenarios import ChaosRun
 from webapp.core.settings import ROOT
 
 
@@ -38,13 +38,13 @@ FULL = Plan(10_000, 20, 3, 8, 300, 6)
 QUICK = Plan(1000, 5, 2, 3, 10, 2)
 
 
-def run_campaign_scenarios(database: DurableDatabase, plan: Plan) -> Iterator[Run]:
+def run_campaign_scenarios(database: DurableDatabase, plan: Plan) -> Iterator[ChaosRun]:
     """Run the campaign scenarios one after the other."""
-    campaign_runs: list[tuple[Callable[[str], Run], Sequence[str]]] = [
-        (partial(scenarios.kills, database, seed=1, deaths=plan.worker_kills), scenarios.POLICIES),
-        (partial(scenarios.database_dies, database, seed=2, times=plan.database_crashes, kill=False), ["hold"]),
-        (partial(scenarios.database_dies, database, seed=3, times=plan.database_crashes, kill=True), ["resend"]),
-        (partial(scenarios.restarts, database, seed=4, times=plan.restarts), scenarios.POLICIES),
+    campaign_runs: list[tuple[Callable[[str], ChaosRun], Sequence[str]]] = [
+        (partial(scenarios.kill_workers, database, seed=1, deaths=plan.worker_kills), scenarios.POLICIES),
+        (partial(scenarios.crash_database, database, seed=2, times=plan.database_crashes, kill=False), ["hold"]),
+        (partial(scenarios.crash_database, database, seed=3, times=plan.database_crashes, kill=True), ["resend"]),
+        (partial(scenarios.restart_workers, database, seed=4, times=plan.restarts), scenarios.POLICIES),
     ]
     for run, policies in campaign_runs:
         yield from (_report(run(policy)) for policy in policies)
@@ -52,7 +52,7 @@ def run_campaign_scenarios(database: DurableDatabase, plan: Plan) -> Iterator[Ru
         yield from map(_report, scenarios.pause_and_cancel(database, policy, seed=6))
 
 
-def _report(run: Run) -> Run:
+def _report(run: ChaosRun) -> ChaosRun:
     print(f"{run.name}, {run.policy}: {'; '.join(run.broken) or 'kept'} ({run.seconds:.0f} s)", file=sys.stderr)
     return run
 
@@ -68,13 +68,13 @@ def main() -> int:
     logging.disable(logging.CRITICAL)
     with ProcessPoolExecutor(1, get_context("spawn")) as other_process:
         relay_outage = other_process.submit(
-            scenarios.relay_away_elsewhere, plan.customers, "resend", 5, plan.relay_outage
+            scenarios.relay_outage_in_own_database, plan.customers, "resend", 5, plan.relay_outage
         )
         with durable_database.start_durable_database(plan.customers) as database:
             campaign_results = list(run_campaign_scenarios(database, plan))
         campaign_results.append(_report(relay_outage.result()))
     with durable_database.start_durable_database(50_000) as database:
-        lost_redemptions = scenarios.redemptions(database, plan.rounds)
+        lost_redemptions = scenarios.redeem_during_crashes(database, plan.rounds)
     page = report.page(campaign_results, lost_redemptions, plan.customers, plan.rounds)
     print(f"\n{page}")
     if plan is FULL:

@@ -27,7 +27,7 @@ def database() -> Iterator[DurableDatabase]:
 def test_killed_and_stopped_workers_keep_the_delivery_guarantees(database: DurableDatabase, policy: str) -> None:
     run = scenarios.kills(database, policy, seed=4, deaths=4)
     assert run.broken == []
-    assert run.deeds == {"kill": 3, "stop": 1}
+    assert run.actions == {"kill": 3, "stop": 1}
     assert run.audit.status == "done"
     assert run.faults > 0
 
@@ -41,17 +41,17 @@ def test_pausing_and_cancelling_work_while_workers_are_killed(database: DurableD
 
 @pytest.mark.slow
 def test_a_database_crash_during_a_campaign_loses_no_recipient(database: DurableDatabase) -> None:
-    run = scenarios.database_dies(database, "resend", seed=6, times=1, kill=True)
+    run = scenarios.crash_database(database, "resend", seed=6, times=1, kill=True)
     assert run.broken == []
 
 
 @pytest.mark.slow
 def test_a_relay_outage_loses_no_email(database: DurableDatabase) -> None:
-    run = scenarios.relay_away(database, "resend", seed=7, seconds=4)
+    run = scenarios.relay_outage(database, "resend", seed=7, seconds=4)
     assert run.broken == []
 
 
 @pytest.mark.slow
 def test_workers_stopped_within_a_window_lose_and_repeat_no_email(database: DurableDatabase) -> None:
-    run = scenarios.restarts(database, "resend", seed=8, times=2)
+    run = scenarios.restart_workers(database, "resend", seed=8, times=2)
     assert run.broken == []

@@ -18,17 +18,17 @@ from sqlalchemy import text
 
 from tests.support import live_server
 from tests.support.chaos.concurrent_clients import (
+    Outcome,
     Processes,
-    Said,
-    Shop,
+    ShopClient,
     Till,
     Wholesaler,
     processes,
-    sell,
-    sell_in_batches,
-    undo_all,
+    roll_back_all,
+    run_till,
+    run_wholesaler,
 )
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.customers.models import Customer
@@ -61,11 +61,11 @@ def emails(app: Flask) -> tuple[str, ...]:
 
 
 @pytest.fixture
-def shop(app: Flask) -> Iterator[Shop]:
+def shop(app: Flask) -> Iterator[ShopClient]:
     """An API client of the real web server, which has two worker processes."""
-    key = account_actions.create_api_key("tests", ["redeem"], by="tests")
+    key = api_key_actions.create_api_key("tests", ["redeem"], by="tests")
     with live_server.web_server(app.config["SETTINGS"], workers=2) as web:
-        yield Shop(web.url, key)
+        yield ShopClient(web.url, key)
 
 
 COUNTS = "select (select count(*) from redemption where offer_id = o.id), o.redeemed, o.max_redemptions from offer o"
@@ -107,23 +107,23 @@ def count_deadlocks() -> int:
     return int(db.session.execute(query).one().deadlocks)
 
 
-def ids_with_outcome(results: list[Said], outcome: str) -> list[str]:
-    return [result.public_id for result in results if result.what == outcome]
+def ids_with_outcome(results: list[Outcome], outcome: str) -> list[str]:
+    return [result.public_id for result in results if result.result == outcome]
 
 
 def test_rolled_back_units_of_a_cap_are_redeemed_again(
-    app: Flask, client_processes: Processes, offer: MakeOffer, emails: tuple[str, ...], shop: Shop
+    app: Flask, client_processes: Processes, make_offer: MakeOffer, emails: tuple[str, ...], shop: ShopClient
 ) -> None:
-    code = offer(max_redemptions=CAP).code
-    tills = [Till(n, code, emails, undoes=True) for n in range(3 * PROCESSES + 4)]
+    code = make_offer(max_redemptions=CAP).code
+    tills = [Till(n, code, emails, rolls_back=True) for n in range(3 * PROCESSES + 4)]
 
     with observe_counts(app) as observed, ThreadPoolExecutor(4) as network:
-        shops = [network.submit(shop.sell, till) for till in tills[:4]]
-        results = [result for batch in client_processes.each(sell, tills[4:]) for result in batch]
+        shops = [network.submit(shop.run_till, till) for till in tills[:4]]
+        results = [result for batch in client_processes.each(run_till, tills[4:]) for result in batch]
         results += [result for future in shops for result in future.result()]
         # Customers refused before a rollback freed a unit try again; no redemption is rolled back any more.
         last = Till(0, code, emails)
-        results += shop.sell(last)
+        results += shop.run_till(last)
 
     assert all(rows == counter <= cap == CAP for rows, counter, cap in observed)
     assert list_counts() == [(CAP, CAP, CAP)]
@@ -138,25 +138,25 @@ def test_rolled_back_units_of_a_cap_are_redeemed_again(
     assert set(ids_with_outcome(results, "undone")) < set(ids_with_outcome(results, "redeemed"))
     assert {row.reason for row in rolled_back} == {"order cancelled"}
     assert {row.rolled_back_by for row in rolled_back} > {"key tests"}
-    outcomes = Counter(result.what for result in results)
+    outcomes = Counter(result.result for result in results)
     assert outcomes.keys() <= {"redeemed", "undone", "already_redeemed", "offer_exhausted", "already_rolled_back"}
 
 
 @pytest.mark.slow
 def test_each_redemption_is_rolled_back_by_exactly_one_process(
-    client_processes: Processes, offer: MakeOffer, emails: tuple[str, ...]
+    client_processes: Processes, make_offer: MakeOffer, emails: tuple[str, ...]
 ) -> None:
-    row = offer(max_redemptions=CAP)
-    requests = [RedemptionRequest(channel="api", code=row.code, email=email) for email in emails[:20]]
+    offer = make_offer(max_redemptions=CAP)
+    requests = [RedemptionRequest(channel="api", code=offer.code, email=email) for email in emails[:20]]
     assert not [result for result in redemption_actions.redeem_all(requests) if isinstance(result, Exception)]
-    ids = tuple(redemption.public_id for redemption in redemption_queries.list_latest_redemptions(row.id, 20))
+    ids = tuple(redemption.public_id for redemption in redemption_queries.list_latest_redemptions(offer.id, 20))
 
-    result_lists = client_processes.each(undo_all, [(ids, f"clerk {n}") for n in range(8)])
+    result_lists = client_processes.each(roll_back_all, [(ids, f"clerk {n}") for n in range(8)])
 
     results = [result for result_list in result_lists for result in result_list]
     assert sorted(ids_with_outcome(results, "undone")) == sorted(ids)
-    assert Counter(result.what for result in results) == {"undone": 20, "already_rolled_back": 7 * 20}
-    winners = {result.public_id: result.who for result in results if result.what == "undone"}
+    assert Counter(result.result for result in results) == {"undone": 20, "already_rolled_back": 7 * 20}
+    winners = {result.public_id: result.caller for result in results if result.result == "undone"}
     assert {
         redemption.public_id: redemption.row.rolled_back_by
         for request in requests
@@ -172,20 +172,20 @@ def _redemptions_of(request: RedemptionRequest) -> list[redemption_queries.Redem
 
 @pytest.mark.slow
 def test_concurrent_overlapping_batches_never_deadlock(
-    client_processes: Processes, offer: MakeOffer, emails: tuple[str, ...]
+    client_processes: Processes, make_offer: MakeOffer, emails: tuple[str, ...]
 ) -> None:
     customer_emails = emails[:16]
-    codes = tuple(offer(f"CODE{n}", max_redemptions=12 if n % 2 else None).code for n in range(4))
+    codes = tuple(make_offer(f"CODE{n}", max_redemptions=12 if n % 2 else None).code for n in range(4))
     redemption_actions.redeem_all([RedemptionRequest(channel="api", code=code, email=emails[-1]) for code in codes])
     before = count_deadlocks()
     wholesalers = [Wholesaler(n, codes, customer_emails, rounds=25, batch=24) for n in range(3 * PROCESSES)]
 
-    result_lists = client_processes.each(sell_in_batches, wholesalers)
+    result_lists = client_processes.each(run_wholesaler, wholesalers)
     results = [result for result_list in result_lists for result in result_list]
     live_now = len(ids_with_outcome(results, "redeemed")) - len(ids_with_outcome(results, "undone")) + len(codes)
 
     assert count_deadlocks() == before
-    outcomes = Counter(result.what for result in results)
+    outcomes = Counter(result.result for result in results)
     assert outcomes.keys() <= {"redeemed", "undone", "already_redeemed", "offer_exhausted"}
     assert outcomes["undone"] > 100
     assert sum(rows for rows, _, _ in list_counts()) == live_now

@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from tests.support.campaigns import create_customers
 from tests.support.chaos.delivery_audit import Audit, audit
-from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.models import encode_gaps
 from webapp.core.extensions import db
 from webapp.offers.models import Offer
@@ -23,7 +23,7 @@ STATES = {2: "failed", 3: "uncertain", 4: "sent_later", 5: "skipped"}
 
 def email_entry(n: int, version: str = "1") -> dict[str, str]:
     return {
-        "what": "mail",
+        "event": "mail",
         "to": f"c{n}@example.com",
         "campaign": "1",
         "id": f"<{n}.{version}@shop>",
@@ -32,11 +32,11 @@ def email_entry(n: int, version: str = "1") -> dict[str, str]:
 
 
 def refusal_entry(n: int) -> dict[str, str]:
-    return {"what": "fault", "to": f"c{n}@example.com", "kind": "550"}
+    return {"event": "fault", "to": f"c{n}@example.com", "kind": "550"}
 
 
 @pytest.fixture
-def log(app: Flask, offer: Callable[..., Offer]) -> Log:
+def log(app: Flask, make_offer: Callable[..., Offer]) -> Log:
     """The relay log of a finished campaign: two emails sent, one in each other state."""
     ids = create_customers(6)
     db.session.execute(
@@ -44,7 +44,7 @@ def log(app: Flask, offer: Callable[..., Offer]) -> Log:
             "insert into campaign (id, offer_id, subject, text, status, total, prepared_at, launched_at, finished_at) "
             "overriding system value values (1, :offer, 's', 't', 'done', 6, now(), now(), now())"
         ),
-        {"offer": offer().id},
+        {"offer": make_offer().id},
     )
     db.session.execute(
         text(
@@ -64,12 +64,12 @@ def log(app: Flask, offer: Callable[..., Offer]) -> Log:
 def run_audit(log: Log) -> Audit:
     db.session.rollback()
     with psycopg.connect(db.engine.url.render_as_string(False).replace("+psycopg", "")) as connection:
-        return audit(connection, log, 1, campaign_queries.get_campaign_stats(1))
+        return audit(connection, log, 1, stats_queries.get_campaign_stats(1))
 
 
 def test_a_correct_campaign_has_no_findings(log: Log) -> None:
     result = run_audit(log)
-    assert (result.missing, result.twice, result.untrue) == ([], [], [])
+    assert (result.missing, result.duplicated, result.contradictions) == ([], [], [])
     assert (result.received, result.states) == (4, Counter(sent=2, failed=1, uncertain=1, sent_later=1, skipped=1))
 
 
@@ -81,25 +81,29 @@ def test_a_sent_state_without_a_received_email_is_missing(log: Log, n: int) -> N
 
 def test_a_second_copy_is_counted(log: Log) -> None:
     result = run_audit([*log, email_entry(1), email_entry(1)])
-    assert (result.twice, result.untrue) == (["c1@example.com"] * 2, [])
+    assert (result.duplicated, result.contradictions) == (["c1@example.com"] * 2, [])
 
 
 def test_a_second_copy_has_the_same_message_id(log: Log) -> None:
-    assert run_audit([*log, email_entry(1, version="2")]).untrue == ["c1@example.com: two mails with two Message-IDs"]
+    assert run_audit([*log, email_entry(1, version="2")]).contradictions == [
+        "c1@example.com: emails with different Message-IDs"
+    ]
 
 
 @pytest.mark.parametrize("n", [2, 5])
 def test_a_failed_or_skipped_recipient_who_received_it_is_untrue(log: Log, n: int) -> None:
-    assert run_audit([*log, email_entry(n)]).untrue == [f"c{n}@example.com: {STATES[n]}, yet received"]
+    assert run_audit([*log, email_entry(n)]).contradictions == [f"c{n}@example.com: {STATES[n]}, yet received"]
 
 
 def test_a_failed_state_without_a_refusal_is_untrue(log: Log) -> None:
     log.remove(refusal_entry(2))
-    assert run_audit(log).untrue == ["c2@example.com: failed, but the relay said nothing of the kind"]
+    assert run_audit(log).contradictions == ["c2@example.com: failed, but the relay did not reject it"]
 
 
 def test_an_email_to_an_unknown_recipient_is_untrue(log: Log) -> None:
-    assert run_audit([*log, email_entry(9)]).untrue == ["c9@example.com: a mail to somebody who is no recipient"]
+    assert run_audit([*log, email_entry(9)]).contradictions == [
+        "c9@example.com: an email to an address that is not a recipient"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +122,7 @@ def test_inconsistent_rows_are_reported(log: Log, damage: str, finding: str) -> 
     for statement in damage.split("; "):
         db.session.execute(text(statement))
     db.session.commit()
-    assert finding in run_audit(log).untrue
+    assert finding in run_audit(log).contradictions
 
 
 @pytest.mark.parametrize(
@@ -145,5 +149,5 @@ def test_an_open_window_allows_one_email_beyond_the_cursor(log: Log) -> None:
     db.session.commit()
     result = run_audit([email_entry(n) for n in range(4)])
     assert result.states == {"sent": 3, "open": 1, "not yet": 2}
-    assert (result.missing, result.untrue) == ([], [])
-    assert run_audit([email_entry(n) for n in range(5)]).untrue == ["c4@example.com: not yet, yet received"]
+    assert (result.missing, result.contradictions) == ([], [])
+    assert run_audit([email_entry(n) for n in range(5)]).contradictions == ["c4@example.com: not yet, yet received"]

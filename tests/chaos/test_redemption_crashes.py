@@ -14,7 +14,7 @@ import pytest
 from tests.support import live_server
 from tests.support.chaos import durable_database
 from tests.support.chaos.durable_database import DurableDatabase
-from tests.support.chaos.redemption_load import CLIENTS, ENOUGH, check, load
+from tests.support.chaos.redemption_load import CLIENTS, ENOUGH, check_redemptions, redemption_load
 
 pytestmark = pytest.mark.xdist_group("redemption crashes")
 
@@ -27,7 +27,7 @@ def database() -> Iterator[DurableDatabase]:
         yield started
 
 
-def web_workers(web: live_server.Live) -> list[psutil.Process]:
+def web_workers(web: live_server.LiveProcess) -> list[psutil.Process]:
     """The two worker processes of the web server: the children with the most memory."""
     children = psutil.Process(web.process.pid).children(recursive=True)
     return sorted(children, key=lambda process: -int(process.memory_info().rss))[:2]
@@ -36,36 +36,36 @@ def web_workers(web: live_server.Live) -> list[psutil.Process]:
 def test_a_database_crash_under_load_loses_no_confirmed_redemption(database: DurableDatabase) -> None:
     with live_server.web_server(database.settings, workers=2) as web:
         before = {process.pid for process in web_workers(web)}
-        with load(database, web, "DYING") as traffic:
+        with redemption_load(database, web, "DYING") as traffic:
             for _ in range(ROUNDS):
                 traffic.wait_for(201)
-                database.die()
+                database.crash()
                 traffic.wait_for(503)
                 database.server.start()
             traffic.wait_for(201)
         after = {process.pid for process in web_workers(web)}
 
-    check(database, traffic)
-    unavailable = [reply for _, reply in traffic.heard if reply.status == 503]
+    check_redemptions(database, traffic)
+    unavailable = [reply for _, reply in traffic.responses if reply.status == 503]
     assert {reply.headers["content-type"] for reply in unavailable} == {"application/problem+json"}
     assert {reply.body["code"] for reply in unavailable} == {"unavailable"}
     assert all(int(reply.headers["retry-after"]) > 0 for reply in unavailable)
     # The same worker processes continued.
     assert before == after
-    assert traffic.who(0) == []
+    assert traffic.emails_with(0) == []
 
 
 @pytest.mark.slow
 def test_a_killed_web_process_loses_no_confirmed_redemption(database: DurableDatabase) -> None:
     with live_server.web_server(database.settings, workers=2) as web:
         before = {process.pid for process in web_workers(web)}
-        with load(database, web, "KILLED") as traffic:
+        with redemption_load(database, web, "KILLED") as traffic:
             traffic.wait_for(201)
             web_workers(web)[0].kill()
             traffic.wait_for(201, 4 * ENOUGH)
         after = {process.pid for process in web_workers(web)}
 
-    check(database, traffic)
+    check_redemptions(database, traffic)
     assert len(after) == 2
     assert before != after
 
@@ -74,12 +74,15 @@ def test_a_killed_web_process_loses_no_confirmed_redemption(database: DurableDat
 def test_a_stopping_web_server_leaves_few_requests_without_response(
     database: DurableDatabase,
 ) -> None:
-    with live_server.web_server(database.settings, workers=2) as web, load(database, web, "ENDING") as traffic:
+    with (
+        live_server.web_server(database.settings, workers=2) as web,
+        redemption_load(database, web, "ENDING") as traffic,
+    ):
         traffic.wait_for(201)
         web.process.send_signal(signal.SIGTERM)
         web.process.wait(60)
         traffic.wait_for(0)
 
-    check(database, traffic)
+    check_redemptions(database, traffic)
     # Usually there is none; granian may drop the responses in progress when it exits.
-    assert len(database.redeemed("ENDING") - set(traffic.who(201))) < CLIENTS
+    assert len(database.redeemed_emails("ENDING") - set(traffic.emails_with(201))) < CLIENTS

@@ -19,6 +19,7 @@ from local import postgresql as embedded_postgresql
 from local import preflight
 from local.preflight import SetupError
 from tests.support.ports import free_port
+from webapp.core import setting_parsers
 from webapp.core import settings as app_settings
 
 
@@ -104,14 +105,14 @@ def test_failed_connections_are_explained(server: Server, tmp_path: Path) -> Non
 
 def test_an_invalid_database_url_does_not_reveal_its_password(tmp_path: Path) -> None:
     for url in ("postgresql://u:se@cret:x@h:port/d", "postgresql://u:secret@h/d?nonsense=1"):
-        with pytest.raises(app_settings.SettingsError, match=r"^DATABASE_URL cannot be parsed") as raised:
+        with pytest.raises(setting_parsers.SettingsError, match=r"^DATABASE_URL cannot be parsed") as raised:
             _settings(url, tmp_path)
         assert "cret" not in str(raised.value)
 
 
 def test_a_database_of_another_program_is_refused(server: Server, tmp_path: Path) -> None:
     server.run("create table wp_posts (id int); create table wp_users (id int)", "blog")
-    message = "the database blog has tables of another program (wp_posts, wp_users); "
+    message = "the database blog contains tables of another program (wp_posts, wp_users); "
     assert _find_error(server.url("blog"), tmp_path).startswith(message)
 
     server.run("create table alembic_version (version_num text)", "blog")
@@ -125,13 +126,14 @@ def test_a_database_of_another_program_is_refused(server: Server, tmp_path: Path
 def test_a_database_that_can_not_be_set_up_is_refused(server: Server, tmp_path: Path) -> None:
     server.run("alter schema public owner to onecode; revoke all on schema public from shop, public", "closed")
     assert _find_error(server.url("closed"), tmp_path) == (
-        "shop may not make tables in the database closed; as its owner, say: grant create on schema public to shop"
+        "shop has no permission to create tables in the database closed; as its owner, run: "
+        "grant create on schema public to shop"
     )
 
     server.run("alter database reads set default_transaction_read_only = on")
-    assert _find_error(server.url("reads"), tmp_path).startswith("the database reads only reads (a standby?); ")
+    assert _find_error(server.url("reads"), tmp_path).startswith("the database reads is read-only (a standby?); ")
 
-    assert "keeps LATIN1" in _find_error(server.url("latin"), tmp_path)
+    assert "uses the encoding LATIN1" in _find_error(server.url("latin"), tmp_path)
 
 
 def test_an_up_to_date_database_needs_no_create_privilege(session_app: Flask, tmp_path: Path) -> None:
@@ -156,8 +158,8 @@ def test_a_wrong_clock_causes_a_warning(server: Server, tmp_path: Path, monkeypa
     monkeypatch.setattr(preflight, "datetime", Tomorrow)
 
     assert preflight.check_database(_settings(server.url(), tmp_path)) == [
-        "this machine's clock is 1 day ahead of the database's; "
-        "set it, or offers and mails come at the wrong time: timedatectl set-ntp true"
+        "this machine's clock is 1 day ahead of the database's, "
+        "so offers and emails would start at the wrong time; synchronise it: timedatectl set-ntp true"
     ]
 
 
@@ -190,7 +192,8 @@ def postgresql_13() -> Iterator[int]:
 
 def test_an_old_postgresql_is_refused_before_any_query(postgresql_13: int, tmp_path: Path) -> None:
     assert _find_error(f"postgresql://u:secret@127.0.0.1:{postgresql_13}/d", tmp_path) == (
-        "PostgreSQL 15 or newer is needed, and the server of DATABASE_URL is 13; upgrade it, or name another"
+        "PostgreSQL 15 or newer is needed, but the server of DATABASE_URL is version 13; "
+        "upgrade it, or use another server"
     )
 
 
@@ -206,7 +209,7 @@ def test_a_port_in_use_is_reported_with_its_purpose_and_a_free_port(tmp_path: Pa
                 )
         message, _, port = str(raised.value).partition("; choose another: make setup PORT=")
         # Another test may use a neighbouring port, which is then reported instead: try again.
-        if message == f"port {used_port} for {purpose} is taken by another program":
+        if message == f"port {used_port} for {purpose} is used by another program":
             break
     else:
         pytest.fail(message)
@@ -219,11 +222,11 @@ def test_an_unreachable_relay_causes_a_warning(tmp_path: Path) -> None:
         {"INSTANCE_PATH": str(tmp_path), "MAIL_SERVER": "127.0.0.1", "MAIL_PORT": str(port)}
     )
     assert preflight.collect_warnings(unreachable) == [
-        f"the relay 127.0.0.1 port {port} can't be reached (Connection refused); "
-        "mails wait until it can: check MAIL_SERVER and MAIL_PORT"
+        f"the relay 127.0.0.1 port {port} can't be reached (Connection refused), "
+        "so emails stay queued; check MAIL_SERVER and MAIL_PORT"
     ]
     unknown = app_settings.load_settings({"INSTANCE_PATH": str(tmp_path), "MAIL_SERVER": "relay.invalid"})
-    assert "relay.invalid port 25 can't be reached (there is no such name)" in preflight.collect_warnings(unknown)[0]
+    assert "relay.invalid port 25 can't be reached (unknown host)" in preflight.collect_warnings(unknown)[0]
 
 
 def test_incomplete_relay_settings_are_refused(tmp_path: Path) -> None:
@@ -236,7 +239,7 @@ def test_incomplete_relay_settings_are_refused(tmp_path: Path) -> None:
             "MAIL_USERNAME is set and MAIL_SERVER is not",
         ),
     ):
-        with pytest.raises(app_settings.SettingsError, match=f"^{message}"):
+        with pytest.raises(setting_parsers.SettingsError, match=f"^{message}"):
             app_settings.load_settings(relay | settings)
 
 
@@ -245,7 +248,7 @@ def test_misspelt_settings_cause_a_warning(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(app_settings, "ROOT", tmp_path)
 
     assert preflight.collect_warnings(app_settings.load_settings({"INSTANCE_PATH": str(tmp_path)})) == [
-        "MAIL_SEVER in .env is no setting; probably MAIL_SERVER was meant"
+        "MAIL_SEVER in .env is not a setting; did you mean MAIL_SERVER?"
     ]
 
 

@@ -23,7 +23,7 @@ import requests
 from tests.support import deployment, smtp_relay
 from tests.support.bounce_messages import POSTFIX
 from tests.support.deployment import Site
-from tests.support.http_browser import Visitor
+from tests.support.http_browser import HttpBrowser
 from tests.support.operations_docs import block
 from tests.support.smtp_relay import Relay
 
@@ -39,14 +39,14 @@ def relay() -> Iterator[Relay]:
 
 @pytest.fixture(scope="module")
 def site(relay: Relay) -> Iterator[Site]:
-    missing = deployment.missing()
+    missing = deployment.missing_programs()
     if missing and os.environ.get("REQUIRE_SERVERS"):
         pytest.fail(f"{missing} must be installed here")
     if missing:
         pytest.skip(f"{missing} is not installed")
     with (
         tempfile.TemporaryDirectory(prefix="onecode-operations-") as folder,
-        deployment.running(Path(folder), relay.port) as started_site,
+        deployment.running_site(Path(folder), relay.port) as started_site,
     ):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(started_site.certificate, started_site.folder / "server.key")
@@ -63,14 +63,14 @@ def units(site: Site) -> list[str]:
 
 
 @pytest.fixture
-def visitor(site: Site) -> Visitor:
-    return Visitor(str(site.certificate))
+def visitor(site: Site) -> HttpBrowser:
+    return HttpBrowser(str(site.certificate))
 
 
 @pytest.fixture(scope="module")
-def staff(site: Site) -> Visitor:
+def staff(site: Site) -> HttpBrowser:
     """The first administrator, signed in by the link that the commands of the page print."""
-    staff = Visitor(str(site.certificate))
+    staff = HttpBrowser(str(site.certificate))
     link = (site.folder / "link").read_text()
     assert link.startswith(f"{site.url}/invitations/")
     form: dict[str, Any] = {
@@ -79,7 +79,7 @@ def staff(site: Site) -> Visitor:
         "password": "a long password",
         "confirm": "a long password",
     }
-    page = staff.send(staff.get(link), **form)
+    page = staff.submit(staff.get(link), **form)
     assert page.url == f"{site.url}/"
     return staff
 
@@ -131,7 +131,7 @@ def create_offer(site: Site, key: str, code: str, audience: str | None = None) -
 
 
 def test_the_main_workflow_works_through_nginx(
-    site: Site, relay: Relay, staff: Visitor, visitor: Visitor, key: str
+    site: Site, relay: Relay, staff: HttpBrowser, visitor: HttpBrowser, key: str
 ) -> None:
     """Import, create an offer, launch and redeem with the real forms, by any web process."""
     cookie = next(iter(staff.http.cookies))
@@ -139,25 +139,25 @@ def test_the_main_workflow_works_through_nginx(
     assert all("Sign out" in staff.get(f"{site.url}/").text for _ in range(6))
     page = staff.get(f"{site.url}/customers/import")
     file = ("people.csv", "email,name\ngrace@example.com,Grace\nada@example.com,Ada\n", "text/csv")
-    staff.send(page, to="import", file=file)
+    staff.submit(page, to="import", file=file)
     wait_until(lambda: "grace@example.com" in staff.get(f"{site.url}/customers").text)
-    page = staff.send(
+    page = staff.submit(
         staff.get(f"{site.url}/offers/new"),
         name="Summer",
         code="SUMMER25",
         discount_type="percent",
         discount_percent="25",
     )
-    page = staff.send(staff.get(f"{page.url}/mail"), to="/mail", launch="launch")
-    staff.send(page, to="/launch")
+    page = staff.submit(staff.get(f"{page.url}/mail"), to="/mail", launch="launch")
+    staff.submit(page, to="/launch")
     wait_until(lambda: relay.recipients["grace@example.com"])
 
-    email = relay.to("grace@example.com")
+    email = relay.message_to("grace@example.com")
     link, unsubscribe_url = re.findall(r"https?://\S+", email.text)
     assert link.startswith(f"{site.url}/r/")
     assert email.message["List-Unsubscribe"].startswith(f"<{unsubscribe_url}>")
     assert email.message["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
-    receipt = visitor.send(visitor.get(link), to="/r/")
+    receipt = visitor.submit(visitor.get(link), to="/r/")
     assert "25%" in receipt.text
     body = {"code": "summer25", "customer": {"email": "ada@example.com"}}
     assert call(site, key, "/redemptions", json=body).status_code == 201
@@ -167,26 +167,26 @@ def test_the_main_workflow_works_through_nginx(
     ]
 
 
-def test_signing_in_needs_the_csrf_token(site: Site, staff: Visitor, visitor: Visitor) -> None:
+def test_signing_in_needs_the_csrf_token(site: Site, staff: HttpBrowser, visitor: HttpBrowser) -> None:
     page = visitor.get(f"{site.url}/sign-in")
     form: dict[str, Any] = {"email": "ada@shop.example", "password": "a long password"}
     assert staff.http.cookies
     without_token = visitor.http.post(f"{site.url}/sign-in", data=form, headers={"Referer": page.url}, timeout=30)
     assert without_token.status_code == 400
-    assert visitor.send(page, **form).url == f"{site.url}/"
+    assert visitor.submit(page, **form).url == f"{site.url}/"
 
 
 def test_rate_limits_use_the_address_seen_by_nginx(site: Site) -> None:
-    client = Visitor(str(site.certificate), address="127.0.0.7")
+    client = HttpBrowser(str(site.certificate), address="127.0.0.7")
     client.http.headers["X-Forwarded-For"] = "203.0.113.9"
     page = client.get(f"{site.url}/redeem")
-    assert client.send(page, code="NOSUCH", email="nobody@example.com").status_code == 404
+    assert client.submit(page, code="NOSUCH", email="nobody@example.com").status_code == 404
     keys = " ".join(str(row[0]) for row in site.query("select key from rate_hit"))
     assert "127.0.0.7" in keys
     assert "203.0.113.9" not in keys
 
 
-def test_internal_paths_are_hidden_and_plain_http_is_redirected(site: Site, visitor: Visitor) -> None:
+def test_internal_paths_are_hidden_and_plain_http_is_redirected(site: Site, visitor: HttpBrowser) -> None:
     for path in ("/metrics", "/healthz", "/readyz"):
         assert visitor.get(site.url + path).status_code == 404
     redirect = visitor.http.get(f"http://127.0.0.1:{site.http}/redeem?code=A", allow_redirects=False, timeout=30)
@@ -194,7 +194,7 @@ def test_internal_paths_are_hidden_and_plain_http_is_redirected(site: Site, visi
     assert visitor.get(f"{site.url}/redeem").headers["Strict-Transport-Security"] == "max-age=31536000"
 
 
-def test_requests_for_other_host_names_are_refused(site: Site, visitor: Visitor) -> None:
+def test_requests_for_other_host_names_are_refused(site: Site, visitor: HttpBrowser) -> None:
     for url, headers in ((f"{site.url}/redeem", {"Host": "evil.example"}), (f"https://127.0.0.1:{site.https}/", {})):
         with pytest.raises(requests.ConnectionError):
             visitor.get(url, headers=headers)
@@ -209,7 +209,7 @@ def test_only_imports_accept_large_bodies(site: Site, key: str) -> None:
     assert refused.status_code == 413
 
 
-def test_nginx_logs_request_ids_and_no_personal_links(site: Site, visitor: Visitor) -> None:
+def test_nginx_logs_request_ids_and_no_personal_links(site: Site, visitor: HttpBrowser) -> None:
     response = visitor.get(f"{site.url}/r/c29tZWJvZHk.token")
     visitor.get(f"{site.url}/api/v1/customers/ada@example.com/offers")
     log = site.log / "onecode.log"
@@ -225,14 +225,14 @@ def logs_containing(site: Site, *secrets: str) -> list[str]:
     return [log.name for log in logs if any(secret in log.read_text() for secret in secrets)]
 
 
-def test_a_link_opened_by_plain_http_is_not_logged(site: Site, visitor: Visitor) -> None:
+def test_a_link_opened_by_plain_http_is_not_logged(site: Site, visitor: HttpBrowser) -> None:
     link = f"http://127.0.0.1:{site.http}/r/cGxhaW4.token"
     redirect = visitor.http.get(link, headers={"Referer": link}, allow_redirects=False, timeout=30)
     assert redirect.headers["Location"] == f"{site.url}/r/cGxhaW4.token"
     assert logs_containing(site, "cGxhaW4") == []
 
 
-def test_a_link_opened_during_an_outage_is_not_logged(site: Site, visitor: Visitor) -> None:
+def test_a_link_opened_during_an_outage_is_not_logged(site: Site, visitor: HttpBrowser) -> None:
     for name in units(site)[:2]:
         site.kill(name)
     try:
@@ -247,13 +247,13 @@ def test_a_link_opened_during_an_outage_is_not_logged(site: Site, visitor: Visit
     assert logs_containing(site, "YXdheQ") == []
 
 
-def test_clients_do_not_notice_a_killed_web_process(site: Site, visitor: Visitor) -> None:
+def test_clients_do_not_notice_a_killed_web_process(site: Site, visitor: HttpBrowser) -> None:
     name = units(site)[0]
     site.kill(name)
     try:
         get_statuses = [visitor.get(f"{site.url}/redeem").status_code for _ in range(20)]
         page = visitor.get(f"{site.url}/redeem")
-        post_statuses = [visitor.send(page, code="NOSUCH", email=f"n{n}@example.com").status_code for n in range(6)]
+        post_statuses = [visitor.submit(page, code="NOSUCH", email=f"n{n}@example.com").status_code for n in range(6)]
     finally:
         site.start(name)
     assert set(get_statuses) == {200}
@@ -314,7 +314,7 @@ def test_the_emails_of_a_killed_worker_are_sent_by_the_other(site: Site, relay: 
     emails = [f"killed{n}@example.com" for n in range(1600)]
     relay.behaviour.seconds_per_mail = 0.004
     campaign = launch(site, key, "KILLED", emails)
-    wait_until(lambda: len({email.to for email in relay.kept} & set(emails)) > 100)
+    wait_until(lambda: len({email.to for email in relay.messages} & set(emails)) > 100)
     owners = "select owner, pid from batch, lateral split_part(owner, ':', 2) pid where status = 'sending'"
     workers = {str(site.started[name].pid): name for name in ("onecode-worker@1", "onecode-worker@2")}
     # A worker that owns a batch; the other may be idle, since each task goes to one worker.
@@ -340,7 +340,7 @@ def test_the_emails_of_a_killed_worker_are_sent_by_the_other(site: Site, relay: 
 def test_the_cron_job_processes_bounces(site: Site, relay: Relay, key: str) -> None:
     launch(site, key, "RETURNED", ["gone@example.com"])
     wait_until(lambda: relay.recipients["gone@example.com"])
-    email = relay.to("gone@example.com")
+    email = relay.message_to("gone@example.com")
     text = POSTFIX.format(
         to=email.sender,
         id=email.message["Message-ID"],
@@ -359,7 +359,7 @@ def test_the_cron_job_processes_bounces(site: Site, relay: Relay, key: str) -> N
 
 def back_up(site: Site) -> Path:
     """Make a dump with the commands of the page; return its path."""
-    site.run("a folder for dumps")
+    site.run("create a folder for dumps")
     site.run("back up")
     (dump,) = site.backups.glob("*/onecode.dump")
     return dump
@@ -379,39 +379,39 @@ def test_a_failed_backup_keeps_the_previous_one(site: Site) -> None:
 
 
 def test_after_a_restore_no_email_is_sent_twice_and_no_id_reused(
-    site: Site, relay: Relay, staff: Visitor, visitor: Visitor, key: str
+    site: Site, relay: Relay, staff: HttpBrowser, visitor: HttpBrowser, key: str
 ) -> None:
     emails = [f"restored{n}@example.com" for n in range(1200)]
     relay.behaviour.seconds_per_mail = 0.01
     campaign = launch(site, key, "RESTORED", emails)
     recipients = set(emails)
-    wait_until(lambda: len({email.to for email in relay.kept} & recipients) > 100)
-    at_backup = {email.to for email in relay.kept} & recipients
+    wait_until(lambda: len({email.to for email in relay.messages} & recipients) > 100)
+    at_backup = {email.to for email in relay.messages} & recipients
     back_up(site)
     import_customers(site, key, "late@example.com", audience="RESTORED-LATE")
-    wait_until(lambda: len({email.to for email in relay.kept} & recipients) > len(at_backup) + 200)
+    wait_until(lambda: len({email.to for email in relay.messages} & recipients) > len(at_backup) + 200)
     late_id = site.query("select id from customer where email = 'late@example.com'")[0][0]
     for name in list(site.started):
         site.stop(name)
     relay.behaviour.seconds_per_mail = 0
     before = relay.recipients
-    (site.folder / "taken.txt").write_text(
+    (site.folder / "accepted.txt").write_text(
         "".join(f"{to}\n" for to in before if to in recipients and to not in at_backup)
     )
 
     site.run("restore")
     assert site.query("select count(*) from batch_cursor", "onecode_restored") == [(0,)]
-    site.run("before anything is started")
-    site.run("what the relay has taken since the backup, for one mailing", {"campaign=1": f"campaign={campaign}"})
+    site.run("before starting anything")
+    site.run("record what the relay accepted since the backup", {"campaign=1": f"campaign={campaign}"})
     # Expire the leases, as if restoring had taken longer than 90 seconds.
     site.query("update batch set lease_until = now()", "onecode_restored")
-    site.run("put it in the place of the old one")
+    site.run("replace the old database")
     for name in units(site):
         site.start(name)
     assert "Sign out" in staff.get(f"{site.url}/").text
     page = staff.get(f"{site.url}/campaigns/{campaign}")
     assert "Restored from a backup" in page.text
-    staff.send(page, to="/resume")
+    staff.submit(page, to="/resume")
     status = f"select status from campaign where id = {campaign}"
     wait_until(lambda: site.query(status) == [("done",)])
     uncertain = site.query(f"select count(*) from mail_issue where campaign_id = {campaign} and state = 'uncertain'")
@@ -440,7 +440,7 @@ def test_signing_keys_are_rotated_while_both_web_processes_run(site: Site, key: 
 
     old = code_of("one")
     assert redeemable(old, "one") == {True}
-    site.run("renew a signing key")
+    site.run("rotate a signing key")
     # An old key can be retired only 90 seconds after the new one was created.
     site.query("update signing_key set created_at = created_at - interval '2 minutes'")
     # A new process, such as a worker, uses the new key at once; the web processes cache theirs for a minute.
@@ -451,13 +451,13 @@ def test_signing_keys_are_rotated_while_both_web_processes_run(site: Site, key: 
     (new,) = re.findall(r"new=(\S+)", site.flask("shell", typed=f"{script}\n"))
     assert new != old
     assert redeemable(old, "one") == redeemable(new, "one") == {True}
-    site.run("retire the old one, after a leak")
+    site.run("revoke the old version after a leak")
     assert redeemable(old, "one") == {False}
     assert redeemable(new, "one") == {True}
 
 
 def test_a_second_database_role_can_own_and_migrate_the_tables(site: Site) -> None:
-    site.run("a second role for the same tables", typed=f"{site.password}\n{site.password}\n")
+    site.run("create a second role for the same tables", typed=f"{site.password}\n{site.password}\n")
     url = site.owner_url(role="onecode_b")
     with (site.folder / "postgresql/data/pg_hba.conf").open("a") as file:
         file.write(block("pg_hba.conf", {"10.0.0.0/24": "127.0.0.1/32", "  onecode  ": "  onecode_b  "}))
@@ -486,10 +486,10 @@ def test_every_migration_can_be_reverted_and_applied_again_with_data(site: Site,
         return [site.query(statement, "onecode_restored")[0][0] for statement in count_statements]
 
     before, head = count_rows(), site.query("select version_num from alembic_version")
-    assert str(head[0][0]) in site.run("where the tables are, and where this version wants them")
-    site.run("take the tables down by one migration", DATABASE_URL=url)
+    assert str(head[0][0]) in site.run("the current and the expected migration")
+    site.run("downgrade by one migration", DATABASE_URL=url)
     assert site.query("select version_num from alembic_version", "onecode_restored") < head
-    site.run("take the tables down to one migration", DATABASE_URL=url)
+    site.run("downgrade to a given migration", DATABASE_URL=url)
     assert count_rows() == before
     assert site.query("select version_num from alembic_version", "onecode_restored") == [("0001",)]
     site.flask("migrate", DATABASE_URL=url)

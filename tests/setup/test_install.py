@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.live_server import can_be_interrupted
+from tests.support.live_server import restore_sigint
 from tests.support.small_disk import requires_root, small_disk
 from webapp.core.settings import ROOT
 
@@ -49,7 +49,7 @@ class SourceTree:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=can_be_interrupted,
+            preexec_fn=restore_sigint,
         )
 
     def works(self) -> bool:
@@ -160,7 +160,7 @@ def test_ctrl_c_prints_one_line(tree: SourceTree) -> None:
 
     assert process.returncode != 0
     assert [line for line in err.splitlines() if not line.startswith("make: ***")] == [
-        "onecode: interrupted; run the same command again and it goes on"
+        "onecode: interrupted; run the same command again to continue"
     ]
 
 
@@ -196,7 +196,7 @@ RUN_WITH = (
         ),
         (
             f'exec "$REAL" -c "{RUN_WITH.format(NO_SQLITE)}" "$0" "$@"',
-            "onecode: this Python was built without sqlite3, which Flask and the mail sink need; name another: ",
+            "onecode: this Python was built without sqlite3, which Flask and the mail sink need; use another one: ",
         ),
     ],
     ids=["too old", "without venv", "without sqlite3"],
@@ -215,7 +215,7 @@ def test_a_missing_python_prints_one_line(tree: SourceTree) -> None:
 
     assert code != 0
     assert len(errors) == 1
-    assert errors[0].startswith("onecode: there is no missing-python here; install Python 3.11 or newer")
+    assert errors[0].startswith("onecode: missing-python was not found; install Python 3.11 or newer")
 
 
 @requires_root
@@ -225,7 +225,7 @@ def test_a_full_disk_prints_one_line_and_can_be_retried(tree: SourceTree, tmp_pa
         code, _, errors = small_tree.install()
         assert code != 0
         assert len(errors) == 1
-        assert errors[0].startswith("onecode: the disk is full; make room for about 300 MB in ")
+        assert errors[0].startswith("onecode: the disk is full; free about 300 MB in ")
         assert not (small_tree.folder / ".venv").exists()
 
         subprocess.run(["mount", "-o", "remount,size=200m", tmp_path / "disk"], check=True)
@@ -240,7 +240,7 @@ def test_a_read_only_folder_prints_one_line(tree: SourceTree, tmp_path: Path) ->
         code, _, errors = read_only.install()
 
     assert code != 0
-    assert errors == [f"onecode: {read_only.folder} can only be read; copy the program to a place where you may write"]
+    assert errors == [f"onecode: {read_only.folder} is read-only; copy the program to a writable folder"]
 
 
 @requires_root
@@ -248,6 +248,6 @@ def test_a_folder_of_another_user_prints_one_line(tree: SourceTree, as_nobody: C
     errors = as_nobody("/usr/bin/python3", "scripts/install", "requirements.txt", cwd=tree.folder)
 
     assert errors == [
-        f"onecode: {tree.folder} belongs to root, and nobody may not write there; "
+        f"onecode: {tree.folder} belongs to root, and nobody has no write permission; "
         f"run this as root, or: sudo chown -R nobody '{tree.folder}'"
     ]

@@ -19,15 +19,15 @@ from tests.support.local_copy import LocalCopy
 pytestmark = pytest.mark.lifecycle
 
 
-def test_setup_is_repeatable_and_down_stops_everything(copy: Callable[[str], LocalCopy]) -> None:
-    instance = copy("one copy")
+def test_setup_is_repeatable_and_down_stops_everything(make_copy: Callable[[str], LocalCopy]) -> None:
+    instance = make_copy("one copy")
 
     setup = instance.make("setup")
     assert setup.returncode == 0, setup.stderr
     assert f"http://127.0.0.1:{instance.port}/redeem" in setup.stdout
     link = next(line.strip() for line in setup.stdout.splitlines() if "/invitations/" in line)
     assert "password" in instance.get(link.partition(str(instance.port))[2]).lower()
-    assert "No mail yet" in instance.get("/", instance.port + 2)
+    assert "No emails yet" in instance.get("/", instance.port + 2)
 
     repeated = instance.make("setup")
     assert repeated.returncode == 0
@@ -35,7 +35,9 @@ def test_setup_is_repeatable_and_down_stops_everything(copy: Callable[[str], Loc
 
     on_other_port = instance.make("setup", PORT=str(instance.port + 10))
     assert on_other_port.returncode != 0
-    assert on_other_port.stderr.startswith(f"onecode: Onecode runs on port {instance.port} already; to have it on ")
+    assert on_other_port.stderr.startswith(
+        f"onecode: Onecode is already running on port {instance.port}; to move it to port "
+    )
     assert instance.get("/healthz")
 
     assert instance.make("down").returncode == 0
@@ -46,8 +48,8 @@ def test_setup_is_repeatable_and_down_stops_everything(copy: Callable[[str], Loc
     assert "/invitations/" in instance.make("setup").stdout
 
 
-def test_two_copies_run_side_by_side(copy: Callable[[str], LocalCopy]) -> None:
-    instance, other = copy("one"), copy("other")
+def test_two_copies_run_side_by_side(make_copy: Callable[[str], LocalCopy]) -> None:
+    instance, other = make_copy("one"), make_copy("other")
     assert instance.make("setup").returncode == 0
     assert other.make("setup").returncode == 0
     assert instance.get("/healthz") == other.get("/healthz")
@@ -58,8 +60,8 @@ def test_two_copies_run_side_by_side(copy: Callable[[str], LocalCopy]) -> None:
     assert instance.processes() == []
 
 
-def test_a_killed_worker_is_restarted(copy: Callable[[str], LocalCopy]) -> None:
-    instance = copy("one")
+def test_a_killed_worker_is_restarted(make_copy: Callable[[str], LocalCopy]) -> None:
+    instance = make_copy("one")
     instance.make("setup")
     worker = _worker(instance)
 
@@ -74,8 +76,8 @@ def test_a_killed_worker_is_restarted(copy: Callable[[str], LocalCopy]) -> None:
     pytest.fail("the worker was not restarted")
 
 
-def test_down_stops_processes_left_by_a_killed_supervisor(copy: Callable[[str], LocalCopy]) -> None:
-    instance = copy("one")
+def test_down_stops_processes_left_by_a_killed_supervisor(make_copy: Callable[[str], LocalCopy]) -> None:
+    instance = make_copy("one")
     instance.make("setup")
     supervisor = next(p for p in instance.processes() if "supervisor.supervisord" in " ".join(p.cmdline()))
     os.kill(supervisor.pid, signal.SIGKILL)
@@ -85,8 +87,8 @@ def test_down_stops_processes_left_by_a_killed_supervisor(copy: Callable[[str], 
     assert instance.processes() == []
 
 
-def test_a_port_in_use_prints_one_line_and_leaves_nothing_running(copy: Callable[[str], LocalCopy]) -> None:
-    instance = copy("one")
+def test_a_port_in_use_prints_one_line_and_leaves_nothing_running(make_copy: Callable[[str], LocalCopy]) -> None:
+    instance = make_copy("one")
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", instance.port))
         listener.listen()
@@ -95,14 +97,13 @@ def test_a_port_in_use_prints_one_line_and_leaves_nothing_running(copy: Callable
 
     assert result.returncode != 0
     assert result.stderr.splitlines()[0].startswith(
-        f"onecode: port {instance.port} for the web server is taken by another program; "
-        "choose another: make setup PORT="
+        f"onecode: port {instance.port} for the web server is used by another program; choose another: make setup PORT="
     )
     assert instance.processes() == []
 
 
-def test_a_database_url_is_used_instead_of_the_embedded_database(copy: Callable[[str], LocalCopy]) -> None:
-    instance = copy("one")
+def test_a_database_url_is_used_instead_of_the_embedded_database(make_copy: Callable[[str], LocalCopy]) -> None:
+    instance = make_copy("one")
     server = os.environ["TEST_DATABASE_URL"]
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute("create database onecode_lifecycle")
@@ -129,9 +130,9 @@ def test_a_database_url_is_used_instead_of_the_embedded_database(copy: Callable[
     ],
 )
 def test_an_invalid_setting_prints_one_line(
-    copy: Callable[[str], LocalCopy], setting: str, value: str, message: str
+    make_copy: Callable[[str], LocalCopy], setting: str, value: str, message: str
 ) -> None:
-    result = copy("one").make("setup", **{setting: value})
+    result = make_copy("one").make("setup", **{setting: value})
 
     assert result.returncode != 0
     lines = [line for line in result.stderr.splitlines() if not line.startswith("make")]

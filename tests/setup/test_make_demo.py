@@ -16,7 +16,7 @@ import requests
 from psycopg import sql
 
 from local import demo_instance
-from tests.support.local_copy import LocalCopy, copies
+from tests.support.local_copy import LocalCopy, local_copies
 from webapp.core import settings as app_settings
 from webapp.core.extensions import db
 
@@ -39,7 +39,7 @@ class BothInstances:
 
 @pytest.fixture(scope="module")
 def both_instances() -> Iterator[BothInstances]:
-    with copies() as make:
+    with local_copies() as make:
         copy = make("one copy")
         assert copy.make("setup").returncode == 0
         rows = count_rows(copy.folder / "instance")
@@ -97,11 +97,11 @@ def test_the_managers_link_leads_to_a_shop_with_campaigns(both_instances: BothIn
 
 def test_demo_emails_arrive_in_the_demo_mail_sink(both_instances: BothInstances) -> None:
     deadline = time.monotonic() + 60
-    while "No mail yet" in both_instances.copy.get("/", both_instances.port + 2):
+    while "No emails yet" in both_instances.copy.get("/", both_instances.port + 2):
         assert time.monotonic() < deadline
         time.sleep(0.2)
 
-    assert "No mail yet" in both_instances.copy.get("/", both_instances.copy.port + 2)
+    assert "No emails yet" in both_instances.copy.get("/", both_instances.copy.port + 2)
 
 
 def test_make_demo_again_prints_the_same_urls_and_new_links(both_instances: BothInstances) -> None:
@@ -120,14 +120,15 @@ def test_the_demo_is_not_started_twice_on_another_port(both_instances: BothInsta
 
     assert result.returncode != 0
     assert result.stderr.startswith(
-        f"onecode: the demo runs on port {both_instances.port} already; to have it on {both_instances.port + 10}"
+        f"onecode: the demo is already running on port {both_instances.port};"
+        f" to move it to port {both_instances.port + 10}"
     )
 
 
 def test_down_stops_only_the_users_instance_and_mentions_the_demo(both_instances: BothInstances) -> None:
     result = both_instances.copy.make("down")
 
-    assert "The demo still runs; stop it with: make demo-down" in result.stdout
+    assert "The demo is still running; stop it with: make demo-down" in result.stdout
     assert both_instances.copy.get("/healthz", both_instances.port)
     assert both_instances.copy.make("setup").returncode == 0
 
@@ -147,9 +148,9 @@ def test_demo_down_stops_only_the_demo_and_keeps_its_data(both_instances: BothIn
 
 
 def test_a_demo_killed_while_filling_is_completed_and_reset_deletes_it(
-    copy: Callable[[str], LocalCopy],
+    make_copy: Callable[[str], LocalCopy],
 ) -> None:
-    instance = copy("without the user's instance")
+    instance = make_copy("without the user's instance")
     (instance.folder / ".env").write_text(
         "DATABASE_URL=postgresql://onecode:secret@127.0.0.1:1/onecode\nMAIL_SERVER=relay.invalid\nMAIL_PORT=25\n"
     )
@@ -164,7 +165,7 @@ def test_a_demo_killed_while_filling_is_completed_and_reset_deletes_it(
     assert instance.get("/healthz", demo_port(result.stdout))
     assert demo_instance.MARKER in os.listdir(folder)
 
-    assert instance.make("demo-reset").stdout == "The demo is deleted; `make demo` makes a new one.\n"
+    assert instance.make("demo-reset").stdout == "The demo is deleted; `make demo` creates a new one.\n"
 
     assert not folder.exists()
     assert instance.processes() == []

@@ -31,9 +31,9 @@ def error_lines(result: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in result.stderr.splitlines() if not line.startswith("make: ***")]
 
 
-def test_a_setup_killed_at_any_point_can_be_repeated(copy: Callable[[str], LocalCopy]) -> None:
+def test_a_setup_killed_at_any_point_can_be_repeated(make_copy: Callable[[str], LocalCopy]) -> None:
     # A folder name with special characters for shells, configuration files and URLs.
-    instance = copy("Käse & 'Brot' " + "long " * 20)
+    instance = make_copy("Käse & 'Brot' " + "long " * 20)
     instance_path = instance.folder / "instance"
     rng = random.Random(20)
     milestones: list[tuple[Callable[[], bool], float]] = [
@@ -96,8 +96,8 @@ def _reused_process_id(instance: Path) -> Iterator[subprocess.Popen[bytes]]:
             other.kill()
 
 
-def test_ctrl_c_stops_what_was_started(copy: Callable[[str], LocalCopy]) -> None:
-    instance = copy("one")
+def test_ctrl_c_stops_what_was_started(make_copy: Callable[[str], LocalCopy]) -> None:
+    instance = make_copy("one")
     process = instance.start("setup")
     assert process.stdout is not None
     for line in process.stdout:
@@ -108,14 +108,14 @@ def test_ctrl_c_stops_what_was_started(copy: Callable[[str], LocalCopy]) -> None
 
     assert process.returncode != 0
     assert [line for line in err.splitlines() if not line.startswith("make: ***")] == [
-        "onecode: interrupted; what was started is stopped, run the same command again"
+        "onecode: interrupted, and everything it had started is stopped; run the same command again"
     ]
     assert instance.processes() == []
 
 
 @requires_root
-def test_a_full_disk_prints_one_line_and_leaves_nothing(copy: Callable[[str], LocalCopy], tmp_path: Path) -> None:
-    instance = copy("one")
+def test_a_full_disk_prints_one_line_and_leaves_nothing(make_copy: Callable[[str], LocalCopy], tmp_path: Path) -> None:
+    instance = make_copy("one")
     disk = instance.folder.parent / "small"
     with small_disk(disk, "size=24m,mode=0755"):
         result = instance.make("setup", INSTANCE_PATH=str(disk / "instance"))
@@ -133,8 +133,8 @@ def _command_line(process: psutil.Process) -> list[str]:
         return []
 
 
-def test_an_unusable_instance_path_prints_one_line(copy: Callable[[str], LocalCopy]) -> None:
-    instance = copy("one")
+def test_an_unusable_instance_path_prints_one_line(make_copy: Callable[[str], LocalCopy]) -> None:
+    instance = make_copy("one")
     for path in ("/dev/null/instance", "~no-such-user/instance"):
         result = instance.make("setup", INSTANCE_PATH=path)
         assert result.returncode != 0
@@ -142,8 +142,8 @@ def test_an_unusable_instance_path_prints_one_line(copy: Callable[[str], LocalCo
         assert "INSTANCE_PATH" in error_lines(result)[0]
 
 
-def test_an_env_file_that_is_not_utf_8_prints_one_line(copy: Callable[[str], LocalCopy]) -> None:
-    instance = copy("one")
+def test_an_env_file_that_is_not_utf_8_prints_one_line(make_copy: Callable[[str], LocalCopy]) -> None:
+    instance = make_copy("one")
     (instance.folder / ".env").write_bytes("SHOP_NAME=Käse".encode("latin-1"))
 
     result = instance.make("setup")
@@ -156,9 +156,9 @@ def test_an_env_file_that_is_not_utf_8_prints_one_line(copy: Callable[[str], Loc
 
 @requires_root
 def test_an_instance_of_another_user_prints_one_line(
-    copy: Callable[[str], LocalCopy], as_nobody: Callable[..., list[str]]
+    make_copy: Callable[[str], LocalCopy], as_nobody: Callable[..., list[str]]
 ) -> None:
-    instance = copy("one")
+    instance = make_copy("one")
     (instance.folder / "instance").mkdir()
     (instance.folder / "instance" / "secret_key").write_text("x")
     (instance.folder / "instance" / "secret_key").chmod(0o600)

@@ -69,16 +69,16 @@ EMAILS = {
 
 
 @pytest.fixture(autouse=True)
-def offers_and_customer(offer: MakeOffer, customer: MakeCustomer) -> None:
+def offers_and_customer(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
     """Offers and a customer that a valid request could use."""
-    offer(), offer("WINTER25", discount_type="amount", amount=500, currency="EUR")
-    customer(source_id="C-1")
+    make_offer(), make_offer("WINTER25", discount_type="amount", amount=500, currency="EUR")
+    make_customer(source_id="C-1")
 
 
 @pytest.fixture(autouse=True)
-def cleo(customer: MakeCustomer) -> Customer:
+def cleo(make_customer: MakeCustomer) -> Customer:
     """A customer whose domain is not ASCII."""
-    return customer("cleo@bücher.example")
+    return make_customer("cleo@bücher.example")
 
 
 @pytest.fixture(autouse=True)
@@ -162,10 +162,13 @@ def test_an_invalid_code_is_reported_to_staff_at_its_field(staff: FlaskClient, v
     assert str(escape(value)) in response.text
 
 
-@pytest.mark.parametrize("path", ["/api/v1/offers/{}", "/redeem?code={}", "/r/{}", "/api/v1/redemptions/{}"])
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/api/v1/offers/{}", 404), ("/redeem?code={}", 200), ("/r/{}", 404), ("/api/v1/redemptions/{}", 404)],
+)
 @cases(CODES | {"broken UTF-8": b"\xff\xfe", "surrogate": b"\xed\xa0\x80"})
-def test_a_url_with_an_invalid_code_is_no_server_error(api: Any, path: str, value: Any) -> None:
-    assert api.get(path.format(quote(value))).status_code in (200, 404, 414, 422)
+def test_a_url_with_an_invalid_code_is_no_server_error(api: Any, path: str, status: int, value: Any) -> None:
+    assert api.get(path.format(quote(value))).status_code == status
 
 
 ACCEPTED_CODES = {

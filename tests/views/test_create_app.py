@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 from flask import Flask, request
+from flask.testing import FlaskClient
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from webapp import create_app
 from webapp.core import settings as app_settings
 from webapp.core import task_queue
+from webapp.core.extensions import db
 
 
 @pytest.fixture
@@ -82,3 +86,70 @@ def test_web_processes_behind_one_public_url_share_the_session_cookie(
     first, other = make_app(PUBLIC_URL=public_url, PORT="8003"), make_app(PUBLIC_URL=public_url, PORT="8004")
     assert first.config["SESSION_COOKIE_NAME"] == name
     assert not public_url or other.config["SESSION_COOKIE_NAME"] == name
+
+
+@pytest.mark.parametrize(
+    ("public", "secure"), [("https://offers.shop.example", True), ("http://localhost:8003", False)]
+)
+def test_the_session_cookie_is_hidden_from_scripts_and_other_sites(
+    make_app: Callable[..., Flask], public: str, secure: bool
+) -> None:
+    cookie = make_app(PUBLIC_URL=public).test_client().post("/sign-out").headers["Set-Cookie"]
+
+    flags = {part.strip() for part in cookie.split(";")[1:]}
+    assert flags == {"HttpOnly", "Path=/", "SameSite=Lax"} | ({"Secure"} if secure else set())
+
+
+def test_a_database_error_shows_no_parameters(app: Flask) -> None:
+    with pytest.raises(DBAPIError) as raised:
+        db.session.execute(text("select 1 / (length(:email) - length(:email))"), {"email": "ada@example.com"})
+    db.session.rollback()
+
+    assert "division by zero" in str(raised.value)
+    assert "ada@example.com" not in str(raised.value)
+
+
+@pytest.mark.parametrize("path", ["/sign-in", "/redeem", "/healthz", "/no-such-page", "/api/v1/offers"])
+def test_every_response_has_the_security_headers(client: FlaskClient, path: str) -> None:
+    headers = client.get(path).headers
+
+    assert headers["Content-Security-Policy"].startswith("default-src 'none'; script-src 'self';")
+    assert (headers["X-Content-Type-Options"], headers["Referrer-Policy"]) == ("nosniff", "same-origin")
+    assert headers["Cache-Control"] == "no-store"
+
+
+def test_caches_keep_pages_and_fragments_apart(client: FlaskClient) -> None:
+    assert client.get("/sign-in").headers["Vary"] == "HX-Request, Cookie"
+
+
+def test_static_files_may_be_cached(client: FlaskClient) -> None:
+    assert client.get("/static/app.js").headers["Cache-Control"] == "max-age=3600, public"
+
+
+@pytest.mark.parametrize(
+    ("path", "media_type"), [("/healthz", "text/html"), ("/api/v1/validations", "application/problem+json")]
+)
+def test_a_wrong_method_is_answered_with_the_allowed_ones(api: FlaskClient, path: str, media_type: str) -> None:
+    answer = api.put(path)
+
+    assert (answer.status_code, answer.mimetype) == (405, media_type)
+    assert set(answer.headers["Allow"].split(", ")) == (
+        {"GET", "HEAD", "OPTIONS"} if path == "/healthz" else {"OPTIONS", "POST"}
+    )
+
+
+@pytest.mark.parametrize("path", ["/api/v1/offers", "/offers/new", "/redeem"])
+def test_clients_learn_when_to_retry_while_the_database_is_unavailable(
+    make_app: Callable[..., Flask], path: str
+) -> None:
+    client = make_app(DATABASE_URL="postgresql://127.0.0.1:1/nowhere").test_client()
+    with client.session_transaction() as session:
+        session["_user_id"] = "1.1"
+
+    answer = client.post(
+        path,
+        data=None if path.startswith("/api/") else {"code": "SUMMER25", "email": "ada@example.com"},
+        headers={"Authorization": "Bearer onecode_live_abc_secret"},
+    )
+
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")

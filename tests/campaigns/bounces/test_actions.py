@@ -34,12 +34,12 @@ SYSTEMS = ("POSTFIX", "EXCHANGE", "GMAIL", "EXIM", "QMAIL")
 
 @pytest.fixture(autouse=True)
 def sent_campaign(
-    customer: Callable[..., Customer], offer: Callable[..., Offer], with_settings: Callable[..., Settings]
+    make_customer: Callable[..., Customer], make_offer: Callable[..., Offer], with_settings: Callable[..., Settings]
 ) -> Campaign:
     """A campaign that was sent to Ada (1) and Bob (2)."""
     with_settings(mail_bounce_address="bounces@example.com")
-    customer(ADA), customer("bob@example.org")
-    campaign = Campaign(offer_id=offer().id, subject="s", text="t", status="done", total=2, sent_in_batches=2)
+    make_customer(ADA), make_customer("bob@example.org")
+    campaign = Campaign(offer_id=make_offer().id, subject="s", text="t", status="done", total=2, sent_in_batches=2)
     db.session.add(campaign)
     db.session.flush()
     db.session.execute(text("update campaign set launched_at = now() - interval '1 day'"))
@@ -55,7 +55,7 @@ def build_report(template: str, customer_id: int = 1, campaign_id: int = 1, **va
     defaults = {
         "to": campaign_tokens.build_return_path(campaign_id, customer_id, ""),
         "id": campaign_tokens.build_message_id(campaign_id, customer_id, "example.com"),
-        "way_out": campaign_tokens.build_unsubscribe_url(customer_id, campaign_id),
+        "unsubscribe_url": campaign_tokens.build_unsubscribe_url(customer_id, campaign_id),
         "rcpt": ADA,
         "action": "failed",
         "status": "5.1.1",
@@ -443,12 +443,12 @@ def test_a_large_posted_message_is_accepted(api: FlaskClient) -> None:
 
 
 def test_unsupported_bodies_and_unauthorised_keys_are_refused(api: FlaskClient, app: Flask) -> None:
-    from webapp.accounts import actions as account_actions
+    from webapp.accounts import api_key_actions
 
     assert api.post("/api/v1/bounces", data="x", content_type="text/plain").status_code == 415
     assert api.post("/api/v1/bounces", data="{", content_type="application/json").status_code == 400
     assert app.test_client().post("/api/v1/bounces", json={"bounces": []}).status_code == 401
-    key = account_actions.create_api_key("till", ["read", "redeem"], by="tests")
+    key = api_key_actions.create_api_key("till", ["read", "redeem"], by="tests")
     headers = {"Authorization": f"Bearer {key}"}
     assert app.test_client().post("/api/v1/bounces", json={"bounces": []}, headers=headers).status_code == 403
 

@@ -19,13 +19,14 @@ from tests.support.campaigns import (
     expire_leases,
 )
 from tests.support.smtp_relay import Relay
-from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns import tokens as campaign_tokens
 from webapp.campaigns.bounces import actions as bounce_actions
 from webapp.campaigns.bounces.reports import BounceReport
 from webapp.campaigns.launch import cancellation, transitions
 from webapp.campaigns.models import WINDOW_SIZE, Campaign
 from webapp.campaigns.sending import batches, completion, sender
+from webapp.campaigns.sending import windows as send_windows
 from webapp.core.extensions import db
 
 pytestmark = pytest.mark.usefixtures("no_retry_delay")
@@ -38,7 +39,7 @@ def report_bounce(campaign_id: int, customer_id: int) -> str:
 
 def send_one_window(claim: batches.BatchClaim) -> None:
     """Record one window of a batch as sent."""
-    assert batches.open_send_window(claim) is not None
+    assert send_windows.open_send_window(claim) is not None
     claim.position = claim.sent = min(WINDOW_SIZE, len(claim.customer_ids))
 
 
@@ -92,9 +93,11 @@ def a_delivery_has_failed() -> bool:
     return db.session.execute(text("select 1 from mail_issue where state = 'failed'")).first() is not None
 
 
-def test_a_bounce_while_the_campaign_is_finished_is_counted_once(app: Flask, launched: Launch, relay: Relay) -> None:
+def test_a_bounce_while_the_campaign_is_finished_is_counted_once(
+    app: Flask, launch_campaign: Launch, relay: Relay
+) -> None:
     first, _ = create_customers(2)
-    campaign = launched()
+    campaign = launch_campaign()
     claim = claim_next_batch()
     send_one_window(claim)
     batches.finish_batch(claim)
@@ -108,14 +111,14 @@ def test_a_bounce_while_the_campaign_is_finished_is_counted_once(app: Flask, lau
 
 
 @pytest.fixture
-def cancelled(launched: Launch, relay: Relay) -> Campaign:
+def cancelled(launch_campaign: Launch, relay: Relay) -> Campaign:
     """A campaign cancelled after 50 of 60 emails; its worker has released the batch."""
     create_customers(60)
-    campaign = launched()
+    campaign = launch_campaign()
     claim = claim_next_batch()
     send_one_window(claim)
     transitions.cancel_campaign(campaign.id, "tests")
-    assert batches.open_send_window(claim) is None
+    assert send_windows.open_send_window(claim) is None
     return campaign
 
 
@@ -145,13 +148,13 @@ def test_a_cleanup_of_a_cancelled_campaign_during_a_bounce_counts_it_once(app: F
     assert delivery_counts(cancelled) == {"total": 60, "sent": 49, "failed": 1}
 
 
-def test_a_bounce_during_a_pause_stays_counted_after_resuming(launched: Launch, relay: Relay) -> None:
+def test_a_bounce_during_a_pause_stays_counted_after_resuming(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(60)
-    campaign = launched()
+    campaign = launch_campaign()
     claim = claim_next_batch()
     send_one_window(claim)
     transitions.pause_campaign(campaign.id, "tests")
-    assert batches.open_send_window(claim) is None
+    assert send_windows.open_send_window(claim) is None
     report_bounce(campaign.id, 1), report_bounce(campaign.id, 55)
     assert delivery_counts(campaign) == {"total": 60, "sent": 49, "failed": 1}
     transitions.resume_campaign(campaign.id, "tests")
@@ -160,21 +163,21 @@ def test_a_bounce_during_a_pause_stays_counted_after_resuming(launched: Launch, 
     assert delivery_status(campaign, 1).state == "failed"
 
 
-def test_a_bounce_during_sending_only_suppresses_the_address(launched: Launch, relay: Relay) -> None:
+def test_a_bounce_during_sending_only_suppresses_the_address(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(60)
-    campaign = launched()
+    campaign = launch_campaign()
     claim = claim_next_batch()
     send_one_window(claim)
-    assert batches.open_send_window(claim) is not None
+    assert send_windows.open_send_window(claim) is not None
     assert report_bounce(campaign.id, 1) == "suppressed"
     assert delivery_status(campaign, 1).state == "sent"
-    assert campaign_queries.get_campaign_stats(campaign.id).sent == 50
+    assert stats_queries.get_campaign_stats(campaign.id).sent == 50
 
 
-def test_a_bounce_resolves_an_uncertain_delivery(launched: Launch, relay: Relay) -> None:
+def test_a_bounce_resolves_an_uncertain_delivery(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(60)
-    campaign = launched()
-    assert batches.open_send_window(claim_next_batch()) is not None
+    campaign = launch_campaign()
+    assert send_windows.open_send_window(claim_next_batch()) is not None
     transitions.cancel_campaign(campaign.id, "tests")
     expire_leases()
     completion.finalize_cancelled_batches("sweep")
@@ -184,12 +187,12 @@ def test_a_bounce_resolves_an_uncertain_delivery(launched: Launch, relay: Relay)
     assert delivery_counts(campaign) == {"total": 60, "failed": 1}
 
 
-def test_the_cursor_of_a_closed_batch_is_deleted(launched: Launch, relay: Relay) -> None:
+def test_the_cursor_of_a_closed_batch_is_deleted(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(1200)
-    campaign = launched()
+    campaign = launch_campaign()
     released, lost, _ = claim_next_batch(), claim_next_batch(), claim_next_batch()
     for claim in (released, lost):
-        assert batches.open_send_window(claim) is not None
+        assert send_windows.open_send_window(claim) is not None
     transitions.cancel_campaign(campaign.id, "tests")
     batches.release_batch(released)
     expire_leases()
@@ -198,5 +201,5 @@ def test_the_cursor_of_a_closed_batch_is_deleted(launched: Launch, relay: Relay)
     cancellation.clean_up_cancelled_campaigns()
     assert count_cursors() == 0
     # A worker that returns finds the batch closed and writes no cursor.
-    assert batches.open_send_window(lost) is None
+    assert send_windows.open_send_window(lost) is None
     assert count_cursors() == 0

@@ -54,13 +54,15 @@ def body(message: EmailMessage, kind: str) -> str:
 
 
 @pytest.fixture
-def render(app: Flask, offer: Callable[..., Offer]) -> Callable[..., EmailMessage]:
+def render(app: Flask, make_offer: Callable[..., Offer]) -> Callable[..., EmailMessage]:
     """Render an email: `render(text="Hi {{ customer.name }}", to=build_customer("Ada"))`."""
 
     def render(to: Customer | None = None, values: dict[str, Any] | None = None, **content: str) -> EmailMessage:
-        row = offer(**(values or {}))
+        offer = make_offer(**(values or {}))
         return parse_message(
-            MailMerge(EmailContent(**content), row, 3).build_message(to or build_customer()).raw.replace(b"\r\n", b"\n")
+            MailMerge(EmailContent(**content), offer, 3)
+            .build_message(to or build_customer())
+            .raw.replace(b"\r\n", b"\n")
         )
 
     return render
@@ -186,21 +188,21 @@ def test_the_message_id_is_stable_and_reveals_no_host_name(render: Callable[...,
 
 
 def test_one_click_unsubscribe_needs_https(
-    app: Flask, offer: Callable[..., Offer], with_settings: Callable[..., Settings]
+    app: Flask, make_offer: Callable[..., Offer], with_settings: Callable[..., Settings]
 ) -> None:
-    row = offer()
-    plain = parse_message(MailMerge(EmailContent(), row, 3).build_message(build_customer()).raw)
+    offer = make_offer()
+    plain = parse_message(MailMerge(EmailContent(), offer, 3).build_message(build_customer()).raw)
     with_settings(public_url="https://offers.example.com")
-    secure = parse_message(MailMerge(EmailContent(), row, 3).build_message(build_customer()).raw)
+    secure = parse_message(MailMerge(EmailContent(), offer, 3).build_message(build_customer()).raw)
     assert plain["List-Unsubscribe-Post"] is None
     assert secure["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
 
 
 def test_a_long_list_unsubscribe_is_never_encoded(
-    app: Flask, offer: Callable[..., Offer], with_settings: Callable[..., Settings]
+    app: Flask, make_offer: Callable[..., Offer], with_settings: Callable[..., Settings]
 ) -> None:
     with_settings(public_url="https://" + "a" * 60 + ".example.com/" + "b" * 200)
-    raw = MailMerge(EmailContent(), offer(), 3).build_message(build_customer()).raw
+    raw = MailMerge(EmailContent(), make_offer(), 3).build_message(build_customer()).raw
     assert b"=?" not in raw.partition(b"\r\n\r\n")[0]
     assert f"<{campaign_tokens.build_unsubscribe_url(7, 3)}>" in parse_message(raw)["List-Unsubscribe"]
 
@@ -215,12 +217,12 @@ def test_a_header_with_a_line_break_is_refused() -> None:
 
 
 def test_a_sender_with_a_line_break_is_refused(
-    app: Flask, offer: Callable[..., Offer], with_settings: Callable[..., Settings]
+    app: Flask, make_offer: Callable[..., Offer], with_settings: Callable[..., Settings]
 ) -> None:
     with_settings(mail_default_sender="Shop\r\nBcc: x <a@example.com>")
-    row = offer()
+    offer = make_offer()
     with pytest.raises(ValueError, match="line break"):
-        MailMerge(EmailContent(), row, 3)
+        MailMerge(EmailContent(), offer, 3)
 
 
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc", "Co"), include_characters="\n\t"), max_size=300)
@@ -329,8 +331,8 @@ def test_an_unknown_locale_falls_back_to_the_shops(render: Callable[..., EmailMe
     assert render(to=build_customer(locale="xx"), subject="{{ offer.discount }}")["Subject"] == "25 %"
 
 
-def test_each_locale_is_rendered_once(app: Flask, offer: Callable[..., Offer]) -> None:
-    merge = MailMerge(EmailContent(), offer(), 3)
+def test_each_locale_is_rendered_once(app: Flask, make_offer: Callable[..., Offer]) -> None:
+    merge = MailMerge(EmailContent(), make_offer(), 3)
     for number in range(20):
         for locale in LOCALES:
             merge.build_message(build_customer(number=number + 1, locale=locale))
@@ -346,14 +348,14 @@ def test_an_offer_without_end_uses_the_fallback_of_the_placeholder(render: Calla
 
 
 @pytest.fixture
-def received(app: Flask, relay: Relay, offer: Callable[..., Offer]) -> Callable[..., bytes]:
+def send_and_receive(app: Flask, relay: Relay, make_offer: Callable[..., Offer]) -> Callable[..., bytes]:
     """Send an email to a customer; return the bytes that the relay received."""
 
     def send(to: Customer, **content: str) -> bytes:
-        message = MailMerge(EmailContent(**content), offer(), 3).build_message(to)
+        message = MailMerge(EmailContent(**content), make_offer(), 3).build_message(to)
         with smtp.create_relay_connection() as connection:
             connection.send(message)
-        return relay.kept[-1].raw
+        return relay.messages[-1].raw
 
     return send
 
@@ -375,8 +377,8 @@ ODD_NAMES = (
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_received_bytes_are_valid_for_unusual_names(received: Callable[..., bytes], name: str) -> None:
-    raw = received(
+def test_received_bytes_are_valid_for_unusual_names(send_and_receive: Callable[..., bytes], name: str) -> None:
+    raw = send_and_receive(
         build_customer(name),
         subject="For {{ customer.name }} and " + "a long subject " * 9,
         text=f"{name}\n.\n{name * 20}",
@@ -392,13 +394,13 @@ def test_received_bytes_are_valid_for_unusual_names(received: Callable[..., byte
 
 
 def test_every_header_is_present_once_with_its_value(
-    received: Callable[..., bytes], with_settings: Callable[..., Settings]
+    send_and_receive: Callable[..., bytes], with_settings: Callable[..., Settings]
 ) -> None:
     with_settings(public_url="https://offers.example.com", mail_default_sender="Shop <offers@münze.example>")
     shop_actions.save_shop(
         ShopValues("Blumen Müller", sender_name="Blumen, Müller", reply_to="laden@bücher.example"), "tests"
     )
-    raw = received(build_customer("Ada", "Ada.L@example.com"))
+    raw = send_and_receive(build_customer("Ada", "Ada.L@example.com"))
     message = parse_message(raw)
     assert [str(message[name]) for name in ("To", "Precedence", "Auto-Submitted", "X-Campaign-Id", "MIME-Version")] == [
         "Ada <Ada.L@example.com>",
@@ -465,8 +467,8 @@ def test_css_rules_are_inlined_except_media_queries(render: Callable[..., EmailM
     assert re.search(r'<td class="code"[^>]*style="[^"]*dashed', html)
 
 
-def test_the_design_is_small(app: Flask, offer: Callable[..., Offer]) -> None:
-    raw = MailMerge(EmailContent(), offer("x" * 40), 3).build_message(build_customer("李" * 60)).raw
+def test_the_design_is_small(app: Flask, make_offer: Callable[..., Offer]) -> None:
+    raw = MailMerge(EmailContent(), make_offer("x" * 40), 3).build_message(build_customer("李" * 60)).raw
     assert len(raw) < 20_000
 
 
@@ -491,20 +493,20 @@ def test_a_long_code_is_rendered_smaller(render: Callable[..., EmailMessage]) ->
 
 
 def test_the_preview_equals_the_sent_email_except_personal_values(
-    app: Flask, relay: Relay, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    app: Flask, relay: Relay, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    row, ada = offer(personal_code_required=True), customer(locale="de")
-    merge = MailMerge(EmailContent(subject="{{ offer.code }} for {{ customer.name }}"), row, 3)
+    offer, ada = make_offer(personal_code_required=True), make_customer(locale="de")
+    merge = MailMerge(EmailContent(subject="{{ offer.code }} for {{ customer.name }}"), offer, 3)
     shown = merge.preview(ada)
     with smtp.create_relay_connection() as connection:
         connection.send(merge.build_message(ada))
     preview_values = {
-        personal_links.build_personal_url(row.id, ada.id): personal_links.build_personal_url(
-            row.id, PREVIEW_CUSTOMER_ID
+        personal_links.build_personal_url(offer.id, ada.id): personal_links.build_personal_url(
+            offer.id, PREVIEW_CUSTOMER_ID
         ),
         campaign_tokens.build_unsubscribe_url(ada.id, 3): campaign_tokens.build_unsubscribe_url(PREVIEW_CUSTOMER_ID, 3),
-        personal_codes.derive_personal_code("SUMMER25", row.id, ada.id): personal_codes.derive_personal_code(
-            "SUMMER25", row.id, PREVIEW_CUSTOMER_ID
+        personal_codes.derive_personal_code("SUMMER25", offer.id, ada.id): personal_codes.derive_personal_code(
+            "SUMMER25", offer.id, PREVIEW_CUSTOMER_ID
         ),
     }
 
@@ -513,7 +515,7 @@ def test_the_preview_equals_the_sent_email_except_personal_values(
             content = content.replace(personal, preview)
         return content
 
-    sent = relay.to("ada@example.com")
+    sent = relay.message_to("ada@example.com")
     assert with_preview_values(str(sent.message["Subject"])) == shown.subject
     assert with_preview_values(sent.text.replace("\r\n", "\n")) == shown.text
     assert with_preview_values(sent.html.replace("\r\n", "\n")) == shown.html
@@ -523,10 +525,10 @@ def test_the_preview_equals_the_sent_email_except_personal_values(
 
 
 def test_preview_links_open_preview_pages_and_redeem_nothing(
-    client: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    client: FlaskClient, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    row, ada = offer(), customer()
-    shown = MailMerge(EmailContent(), row, 3).preview(ada)
+    offer, ada = make_offer(), make_customer()
+    shown = MailMerge(EmailContent(), offer, 3).preview(ada)
     link, unsubscribe_link = (re.search(pattern, shown.text) for pattern in (r"/r/[\w.-]+", r"/u/[\w.-]+"))
     assert link is not None
     assert unsubscribe_link is not None
@@ -551,8 +553,8 @@ def test_link_builders_build_the_same_links_as_single_calls(app: Flask) -> None:
         assert personal_links.parse_personal_token(build_personal_url(number).rpartition("/")[2]) == (5, number)
 
 
-def test_an_invalid_address_builds_no_message(app: Flask, offer: Callable[..., Offer]) -> None:
-    merge = MailMerge(EmailContent(), offer(), 3)
+def test_an_invalid_address_builds_no_message(app: Flask, make_offer: Callable[..., Offer]) -> None:
+    merge = MailMerge(EmailContent(), make_offer(), 3)
     for address in (
         "no-at-sign",
         "a b@example.com",

@@ -25,15 +25,16 @@ from tests.support.campaigns import (
 )
 from tests.support.smtp_relay import Relay
 from webapp.accounts.models import AuditEntry
-from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.deliveries import actions as delivery_actions
 from webapp.campaigns.deliveries import export as delivery_export
 from webapp.campaigns.deliveries import queries as delivery_queries
 from webapp.campaigns.deliveries.actions import DeliverySelection
-from webapp.campaigns.deliveries.queries import DeliveryStatus
+from webapp.campaigns.deliveries.status import DeliveryStatus
 from webapp.campaigns.launch import preparation, transitions
 from webapp.campaigns.models import Batch, BatchCursor, Campaign, MailIssue, encode_gaps
 from webapp.campaigns.sending import auto_pause, batches, completion, retries, sender
+from webapp.campaigns.sending import windows as send_windows
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.customers import actions as customer_actions
@@ -59,16 +60,16 @@ def all_recipients(campaign: Campaign, state: str = "") -> list[DeliveryStatus]:
 
 
 def test_the_state_of_every_recipient_agrees_with_the_relay(
-    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = create_customers(90)
     rules = relay.behaviour
     rules.rcpt[make_address(1)] = "550 5.1.1 no such user"
     rules.rcpt[make_address(2)] = "450 4.2.2 mailbox full"
     rules.rcpt[make_address(3)] = "450 4.7.1 greylisted"
-    rules.times[make_address(3)] = 1
+    rules.uses[make_address(3)] = 1
     rules.body[make_address(4)] = "drop"
-    campaign = launched(policy="hold")
+    campaign = launch_campaign(policy="hold")
     suppression_actions.unsubscribe_customer(ids[5], campaign.id)
     db.session.add(Redemption(offer_id=campaign.offer_id, customer_id=ids[6], channel="form"))
     db.session.commit()
@@ -106,13 +107,15 @@ def test_the_state_of_every_recipient_agrees_with_the_relay(
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_states_in_random_batches_follow_from_positions(app: Flask, offer: Callable[..., Offer], seed: int) -> None:
+def test_states_in_random_batches_follow_from_positions(
+    app: Flask, make_offer: Callable[..., Offer], seed: int
+) -> None:
     """Compare random gaps, windows, cursors and rows with a simple loop over the same data."""
     draw = random.Random(seed)
     ids = sorted(draw.sample(create_customers(400), 120))
     start = datetime(2026, 5, 1, tzinfo=UTC)
     campaign = Campaign(
-        offer_id=offer().id, subject="s", text="t", status="sending", total=120, launched_at=start,
+        offer_id=make_offer().id, subject="s", text="t", status="sending", total=120, launched_at=start,
         prepared_at=start, sending_since=start,
     )  # fmt: skip
     db.session.add(campaign)
@@ -147,7 +150,7 @@ def test_states_in_random_batches_follow_from_positions(app: Flask, offer: Calla
             expected[part[position]] = ("failed", start)
     db.session.commit()
     assert {each.customer_id: (each.state, each.at) for each in all_recipients(campaign)} == expected
-    assert campaign_queries.get_campaign_stats(campaign.id).sent == sum(
+    assert stats_queries.get_campaign_stats(campaign.id).sent == sum(
         batch_sent for batch_sent in _sent_in_open_windows(campaign, expected)
     )
     for customer_id in draw.sample(ids, 10):
@@ -170,50 +173,48 @@ def _sent_in_open_windows(campaign: Campaign, expected: dict[int, tuple[str, dat
     return counts
 
 
-def test_in_an_open_window_the_cursor_separates_sent_from_sending(launched: Launch, relay: Relay) -> None:
+def test_in_an_open_window_the_cursor_separates_sent_from_sending(launch_campaign: Launch, relay: Relay) -> None:
     ids = create_customers(120)
-    campaign = launched()
+    campaign = launch_campaign()
     claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_send_window(claim) is not None
+    assert send_windows.open_send_window(claim) is not None
     db.session.execute(text("update batch_cursor set cursor = 20"))
     db.session.commit()
     states = [delivery_status(campaign, ids[n]).state for n in (0, 19, 20, 49, 50)]
     assert states == ["sent", "sent", "sending", "sending", "waiting"]
     assert delivery_status(campaign, ids[119]).ahead == 119
     expire_leases()
-    assert "does not respond" in delivery_status(campaign, ids[20]).note
+    assert "resumes automatically" in delivery_status(campaign, ids[20]).note
 
 
-def test_recipients_of_earlier_batches_are_counted_as_ahead(launched: Launch, relay: Relay) -> None:
+def test_recipients_of_earlier_batches_are_counted_as_ahead(launch_campaign: Launch, relay: Relay) -> None:
     ids = create_customers(560)
-    campaign = launched()
+    campaign = launch_campaign()
     claim = batches.claim_batch("a worker")
     assert claim is not None
     claim.position = claim.sent = 100
     batches.release_batch(claim)
-    assert (
-        delivery_status(campaign, ids[559]).ahead == 459 == campaign_queries.get_campaign_stats(campaign.id).waiting - 1
-    )
+    assert delivery_status(campaign, ids[559]).ahead == 459 == stats_queries.get_campaign_stats(campaign.id).waiting - 1
 
 
-def test_a_cursor_of_a_former_owner_is_ignored(launched: Launch, relay: Relay) -> None:
+def test_a_cursor_of_a_former_owner_is_ignored(launch_campaign: Launch, relay: Relay) -> None:
     ids = create_customers(60)
-    campaign = launched()
+    campaign = launch_campaign()
     claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_send_window(claim) is not None
+    assert send_windows.open_send_window(claim) is not None
     db.session.execute(text("update batch_cursor set cursor = 20, epoch = epoch - 1"))
     db.session.commit()
     assert delivery_status(campaign, ids[0]).state == "sending"
 
 
 def test_a_customer_created_after_the_launch_is_no_recipient(
-    launched: Launch, relay: Relay, customer: Callable[..., Customer]
+    launch_campaign: Launch, relay: Relay, make_customer: Callable[..., Customer]
 ) -> None:
     create_customers(2)
-    campaign = launched()
-    late = customer("late@example.com")
+    campaign = launch_campaign()
+    late = make_customer("late@example.com")
     assert (delivery_status(campaign, late.id).state, delivery_status(campaign, late.id).note) == (
         "not_recipient",
         "The customer was created after the launch.",
@@ -221,24 +222,24 @@ def test_a_customer_created_after_the_launch_is_no_recipient(
     assert delivery_queries.list_customer_deliveries(late.id) == []
 
 
-def test_queued_recipients_of_a_cancelled_campaign_are_cancelled(launched: Launch) -> None:
+def test_queued_recipients_of_a_cancelled_campaign_are_cancelled(launch_campaign: Launch) -> None:
     ids = create_customers(3)
-    campaign = launched()
+    campaign = launch_campaign()
     transitions.cancel_campaign(campaign.id, "tests")
     assert {delivery_status(refresh(campaign), i).state for i in ids} == {"cancelled"}
 
 
-def test_a_queued_recipient_who_is_erased_will_be_skipped(launched: Launch) -> None:
+def test_a_queued_recipient_who_is_erased_will_be_skipped(launch_campaign: Launch) -> None:
     ids = create_customers(2)
-    campaign = launched()
+    campaign = launch_campaign()
     customer_actions.erase_customer(ids[1], by="tests")
     status = delivery_status(campaign, ids[1])
     assert (status.state, status.note, status.email) == ("waiting", "Will be skipped: erased.", "erased customer")
 
 
-def test_emails_sent_by_an_earlier_version_have_no_exact_time(launched: Launch, relay: Relay) -> None:
+def test_emails_sent_by_an_earlier_version_have_no_exact_time(launch_campaign: Launch, relay: Relay) -> None:
     ids = create_customers(1)
-    campaign = launched()
+    campaign = launch_campaign()
     sender.send_pending_emails()
     db.session.execute(text("update batch set windows = '{}'"))
     db.session.commit()
@@ -247,12 +248,14 @@ def test_emails_sent_by_an_earlier_version_have_no_exact_time(launched: Launch, 
     assert "before" in status.note
 
 
-def test_an_uncertain_email_that_is_resent_automatically_needs_no_decision(launched: Launch, relay: Relay) -> None:
+def test_an_uncertain_email_that_is_resent_automatically_needs_no_decision(
+    launch_campaign: Launch, relay: Relay
+) -> None:
     ids = create_customers(2)
-    campaign = launched(policy="resend")
+    campaign = launch_campaign(policy="resend")
     claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_send_window(claim) is not None
+    assert send_windows.open_send_window(claim) is not None
     expire_leases()
     # Another worker claims the batch and stops as well, before it opens a window.
     assert batches.claim_batch("another") is not None
@@ -262,9 +265,9 @@ def test_an_uncertain_email_that_is_resent_automatically_needs_no_decision(launc
         False,
         "It is resent automatically when its turn in the queue comes.",
     )
-    with pytest.raises(DomainError, match="no such emails"):
+    with pytest.raises(DomainError, match="no emails left"):
         delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "mia")
-    with pytest.raises(DomainError, match="no such emails"):
+    with pytest.raises(DomainError, match="no emails left"):
         delivery_actions.dismiss_uncertain_deliveries(campaign.id, DeliverySelection("uncertain"), "mia")
 
 
@@ -273,14 +276,14 @@ def test_an_uncertain_email_that_is_resent_automatically_needs_no_decision(launc
 
 @pytest.mark.parametrize("state", ["sent", "failed", "waiting", ""])
 def test_the_pages_of_a_list_contain_every_recipient_once(
-    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch, state: str
+    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
     monkeypatch.setattr(preparation, "BATCH_SIZE", 20)
     monkeypatch.setattr(delivery_queries, "BATCHES_PER_PAGE", 2)
     create_customers(130)
     for n in range(0, 130, 9):
         relay.behaviour.rcpt[make_address(n)] = "550 no"
-    campaign = launched()
+    campaign = launch_campaign()
     db.session.execute(text("update batch set status = 'done' where seq >= 5"))
     db.session.commit()
     sender.send_pending_emails()
@@ -298,10 +301,10 @@ def test_the_pages_of_a_list_contain_every_recipient_once(
     assert listed_ids == expected_ids
 
 
-def test_the_csv_export_lists_every_recipient_without_formulas(launched: Launch, relay: Relay) -> None:
+def test_the_csv_export_lists_every_recipient_without_formulas(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(600)
     relay.behaviour.rcpt[make_address(3)] = "550 =cmd()"
-    campaign = launched()
+    campaign = launch_campaign()
     sender.send_pending_emails()
     db.session.rollback()
     rows = list(
@@ -318,10 +321,10 @@ def test_the_csv_export_lists_every_recipient_without_formulas(launched: Launch,
 
 
 def test_an_export_needs_a_manager_and_is_audited(
-    sign_in: Callable[..., FlaskClient], launched: Launch, relay: Relay
+    sign_in: Callable[..., FlaskClient], launch_campaign: Launch, relay: Relay
 ) -> None:
     create_customers(2)
-    campaign = launched()
+    campaign = launch_campaign()
     sender.send_pending_emails()
     assert sign_in("viewer").get(f"/campaigns/{campaign.id}/recipients.csv").status_code == 403
     response = sign_in("manager").get(f"/campaigns/{campaign.id}/recipients.csv?state=sent")
@@ -334,13 +337,13 @@ def test_an_export_needs_a_manager_and_is_audited(
 
 
 @pytest.fixture
-def unresolved(launched: Launch, relay: Relay) -> Campaign:
+def unresolved(launch_campaign: Launch, relay: Relay) -> Campaign:
     """A finished campaign under hold: c0, c2 uncertain, c1 failed, c3 has no mailbox."""
     create_customers(5)
     relay.behaviour.body |= {make_address(0): "drop", make_address(2): "drop"}
     relay.behaviour.rcpt[make_address(1)] = "550 5.7.1 refused"
     relay.behaviour.rcpt[make_address(3)] = "550 5.1.1 no such user"
-    campaign = launched(policy="hold")
+    campaign = launch_campaign(policy="hold")
     sender.send_pending_emails()
     make_retries_due()
     sender.send_pending_emails()
@@ -360,7 +363,7 @@ def test_a_dismissed_email_is_counted_separately_and_never_sent(unresolved: Camp
     make_retries_due()
     sender.send_pending_emails()
     assert relay.recipients[make_address(0)] == 1
-    stats = campaign_queries.get_campaign_stats(unresolved.id)
+    stats = stats_queries.get_campaign_stats(unresolved.id)
     assert (stats.left, stats.uncertain, stats.sent, stats.skipped, stats.waiting) == (1, 1, 1, 0, 0)
     status = delivery_status(unresolved, 1)
     assert status.state == "left"
@@ -370,7 +373,7 @@ def test_a_dismissed_email_is_counted_separately_and_never_sent(unresolved: Camp
 def test_a_second_decision_changes_nothing(unresolved: Campaign, relay: Relay) -> None:
     delivery_actions.retry_deliveries(unresolved.id, DeliverySelection("uncertain", customer_id=1), "mia")
     for action in (delivery_actions.retry_deliveries, delivery_actions.dismiss_uncertain_deliveries):
-        with pytest.raises(DomainError, match="no such emails"):
+        with pytest.raises(DomainError, match="no emails left"):
             action(unresolved.id, DeliverySelection("uncertain", customer_id=1), "ben")
     sender.send_pending_emails()
     assert relay.recipients[make_address(0)] == 2
@@ -392,11 +395,11 @@ def test_failed_emails_to_suppressed_addresses_are_not_retried(unresolved: Campa
 def test_the_page_says_how_many_emails_were_not_resent(staff: FlaskClient, unresolved: Campaign) -> None:
     suppression_actions.unsubscribe_customer(1, unresolved.id)
     page = staff.post(f"/campaigns/{unresolved.id}/send-again", data={"state": "uncertain"}, follow_redirects=True).text
-    assert "1 email is being resent. 1 was not resent, because its address is suppressed." in page
+    assert "1 email is being resent. 1 email was not resent, because its address is suppressed." in page
 
 
 def test_failed_emails_of_one_cause_are_retried(unresolved: Campaign, relay: Relay) -> None:
-    cause = next(c for c in campaign_queries.get_campaign_stats(unresolved.id).causes if c.cause == "5.7.1")
+    cause = next(c for c in stats_queries.get_campaign_stats(unresolved.id).causes if c.cause == "5.7.1")
     assert (cause.state, cause.code, cause.count) == ("failed", 550, 1)
     (listed,) = delivery_queries.list_recipients(unresolved.id, "failed", code=550, cause="5.7.1").deliveries
     assert listed.email == make_address(1)
@@ -409,9 +412,9 @@ def test_failed_emails_of_one_cause_are_retried(unresolved: Campaign, relay: Rel
     assert relay.recipients[make_address(3)] == 0
 
 
-def test_a_campaign_is_not_finished_while_emails_are_queued_again(launched: Launch, relay: Relay) -> None:
+def test_a_campaign_is_not_finished_while_emails_are_queued_again(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(1)
-    campaign = launched()
+    campaign = launch_campaign()
     db.session.execute(text("update batch set status = 'done'"))
     db.session.commit()
     with db.engine.connect() as other_connection:
@@ -432,18 +435,18 @@ def test_retrying_works_in_chunks(unresolved: Campaign, relay: Relay, monkeypatc
     assert delivery_actions.retry_deliveries(unresolved.id, DeliverySelection("uncertain"), "mia").retried == 2
 
 
-def test_uncertain_emails_of_a_cancelled_campaign_can_only_be_dismissed(launched: Launch, relay: Relay) -> None:
+def test_uncertain_emails_of_a_cancelled_campaign_can_only_be_dismissed(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(60)
     relay.behaviour.body[make_address(0)] = "drop"
-    campaign = launched(policy="hold")
+    campaign = launch_campaign(policy="hold")
     claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_send_window(claim) is not None
+    assert send_windows.open_send_window(claim) is not None
     transitions.cancel_campaign(campaign.id, "tests")
     expire_leases()
     completion.finalize_cancelled_batches("sweep")
     assert delivery_counts(campaign)["uncertain"] == 1
-    with pytest.raises(DomainError, match="cannot be resent"):
+    with pytest.raises(DomainError, match="can't be resent"):
         delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "mia")
     assert delivery_actions.dismiss_uncertain_deliveries(campaign.id, DeliverySelection("uncertain"), "mia") == 1
 
@@ -457,7 +460,7 @@ def test_dismissing_an_email_twice_shows_that_it_is_resolved(
     first = staff.post(f"/campaigns/{unresolved.id}/leave", data=form, follow_redirects=True)
     second = staff.post(f"/campaigns/{unresolved.id}/leave", data=form, follow_redirects=True)
     assert "1 uncertain email was dismissed." in first.text
-    assert "There are no such emails any more" in second.text
+    assert "There are no emails left to resolve" in second.text
     assert second.text.count("Dismiss</summary>") == 1
 
 
@@ -476,7 +479,7 @@ def test_the_recipient_search_works_with_and_without_javascript(
         assert "550 5.7.1 refused" in page.text
         assert ("<html" in page.text) is (not headers)
         unknown = staff.get(f"/campaigns/{unresolved.id}/who?email=nobody@example.com", headers=headers)
-        assert (unknown.status_code, "There is no customer with this email address." in unknown.text) == (422, True)
+        assert (unknown.status_code, "No customer has this email address." in unknown.text) == (422, True)
 
 
 # --- progress -----------------------------------------------------------------------------------------
@@ -500,28 +503,28 @@ def set_windows(campaign: Campaign, *windows: tuple[int, int], **values: object)
     db.session.commit()
 
 
-def test_the_rate_is_computed_from_the_last_minutes(launched: Launch) -> None:
+def test_the_rate_is_computed_from_the_last_minutes(launch_campaign: Launch) -> None:
     create_customers(500)
-    campaign = launched()
+    campaign = launch_campaign()
     set_windows(campaign, (0, 3000), (50, 2900), (100, 100), (150, 50), (200, 0))
-    stats = campaign_queries.get_campaign_stats(campaign.id)
+    stats = stats_queries.get_campaign_stats(campaign.id)
     assert stats.rate == pytest.approx(100 / 100, rel=0.05)
     assert stats.seconds_left == pytest.approx(300, rel=0.05)
     assert not stats.is_stalled
 
 
-def test_a_stalled_campaign_has_no_rate_and_is_reported(staff: FlaskClient, launched: Launch) -> None:
+def test_a_stalled_campaign_has_no_rate_and_is_reported(staff: FlaskClient, launch_campaign: Launch) -> None:
     create_customers(500)
-    campaign = launched()
+    campaign = launch_campaign()
     set_windows(campaign, (0, 3000), (50, 600))
-    stats = campaign_queries.get_campaign_stats(campaign.id)
+    stats = stats_queries.get_campaign_stats(campaign.id)
     assert (stats.rate, stats.seconds_left, stats.is_stalled) == (None, None, True)
     assert "Nothing has been sent for 10 minutes" in staff.get(f"/campaigns/{campaign.id}/progress").text
 
 
-def test_a_campaign_that_just_began_has_no_rate_and_no_forecast(launched: Launch) -> None:
+def test_a_campaign_that_just_began_has_no_rate_and_no_forecast(launch_campaign: Launch) -> None:
     create_customers(3)
-    stats = campaign_queries.get_campaign_stats(launched().id)
+    stats = stats_queries.get_campaign_stats(launch_campaign().id)
     assert (stats.rate, stats.seconds_left, stats.is_stalled) == (None, None, False)
 
 
@@ -531,22 +534,22 @@ def start_sending(campaign: Campaign) -> batches.BatchClaim:
     db.session.commit()
     claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_send_window(claim) is not None
+    assert send_windows.open_send_window(claim) is not None
     db.session.execute(text("update batch_cursor set cursor = 20"))
     db.session.commit()
-    assert campaign_queries.get_campaign_stats(campaign.id).rate
+    assert stats_queries.get_campaign_stats(campaign.id).rate
     return claim
 
 
-def test_an_unreachable_relay_hides_rate_and_forecast(staff: FlaskClient, launched: Launch) -> None:
+def test_an_unreachable_relay_hides_rate_and_forecast(staff: FlaskClient, launch_campaign: Launch) -> None:
     create_customers(120)
-    campaign = launched()
+    campaign = launch_campaign()
     start_sending(campaign)
     page = staff.get(f"/campaigns/{campaign.id}/progress").text
     assert "emails per minute" in page
     assert "left." in page
     auto_pause.set_delivery_warning("The mail relay can't be reached.")
-    stats = campaign_queries.get_campaign_stats(campaign.id)
+    stats = stats_queries.get_campaign_stats(campaign.id)
     assert (stats.rate, stats.seconds_left) == (None, None)
     page = staff.get(f"/campaigns/{campaign.id}/progress").text
     assert "emails per minute" not in page
@@ -554,74 +557,74 @@ def test_an_unreachable_relay_hides_rate_and_forecast(staff: FlaskClient, launch
     assert "The mail relay can&#39;t be reached." in staff.get("/campaigns").text
 
 
-def test_a_campaign_without_progress_for_a_minute_has_no_rate(launched: Launch) -> None:
+def test_a_campaign_without_progress_for_a_minute_has_no_rate(launch_campaign: Launch) -> None:
     create_customers(500)
-    campaign = launched()
+    campaign = launch_campaign()
     set_windows(campaign, (0, 110), (50, 100), (100, 61))
-    stats = campaign_queries.get_campaign_stats(campaign.id)
+    stats = stats_queries.get_campaign_stats(campaign.id)
     assert (stats.rate, stats.seconds_left, stats.is_stalled) == (None, None, False)
 
 
-def test_a_slow_relay_has_a_rate_while_its_worker_is_active(launched: Launch) -> None:
+def test_a_slow_relay_has_a_rate_while_its_worker_is_active(launch_campaign: Launch) -> None:
     create_customers(500)
-    campaign = launched()
+    campaign = launch_campaign()
     set_windows(campaign, (0, 110), (50, 100), (100, 61))
     db.session.execute(text("update batch set status = 'sending', lease_until = now() + interval '86 s'"))
     db.session.commit()
-    stats = campaign_queries.get_campaign_stats(campaign.id)
+    stats = stats_queries.get_campaign_stats(campaign.id)
     assert (stats.rate is not None, stats.resumes_by) == (True, None)
 
 
-def test_a_stopped_worker_is_reported_with_the_time_of_resumption(staff: FlaskClient, launched: Launch) -> None:
+def test_a_stopped_worker_is_reported_with_the_time_of_resumption(staff: FlaskClient, launch_campaign: Launch) -> None:
     create_customers(120)
-    campaign = launched()
+    campaign = launch_campaign()
     start_sending(campaign)
     db.session.execute(text("update batch set lease_until = now() + interval '50 s'"))
     until = db.session.execute(text("select lease_until from batch")).scalar_one()
     db.session.commit()
-    stats = campaign_queries.get_campaign_stats(campaign.id)
+    stats = stats_queries.get_campaign_stats(campaign.id)
     resumes_by = stats.resumes_by
     assert resumes_by is not None
     assert timedelta(minutes=1) < resumes_by - until <= timedelta(minutes=2)
     assert (resumes_by.second, stats.rate, stats.seconds_left, stats.is_stalled) == (0, None, None, False)
-    message = f"A worker seems to have stopped; another one resumes its emails by {resumes_by.astimezone(UTC):%H:%M}."
+    message = f"Sending was interrupted. It resumes automatically by {resumes_by.astimezone(UTC):%H:%M}."
     assert message in staff.get(f"/campaigns/{campaign.id}/progress").text
     assert message[2:-1] in staff.get("/campaigns").text
     # Once another worker has claimed the batch, the notice disappears.
     expire_leases()
-    assert campaign_queries.get_campaign_stats(campaign.id).resumes_by is not None
+    assert stats_queries.get_campaign_stats(campaign.id).resumes_by is not None
     assert batches.claim_batch("another") is not None
-    assert campaign_queries.get_campaign_stats(campaign.id).resumes_by is None
+    assert stats_queries.get_campaign_stats(campaign.id).resumes_by is None
 
 
-def test_a_batch_that_no_worker_claims_asks_for_attention(staff: FlaskClient, launched: Launch) -> None:
+def test_a_batch_that_no_worker_claims_asks_for_attention(staff: FlaskClient, launch_campaign: Launch) -> None:
     create_customers(120)
-    campaign = launched()
+    campaign = launch_campaign()
     start_sending(campaign)
     db.session.execute(text("update batch set lease_until = now() - interval '3 minutes'"))
     db.session.commit()
-    stats = campaign_queries.get_campaign_stats(campaign.id)
+    stats = stats_queries.get_campaign_stats(campaign.id)
     assert (stats.resumes_by, stats.is_stalled) == (None, True)
-    assert "Is a worker running?" in staff.get(f"/campaigns/{campaign.id}/progress").text
+    assert "whether a worker is running" in staff.get(f"/campaigns/{campaign.id}/progress").text
 
 
 @pytest.mark.parametrize("policy", ["resend", "hold"])
-def test_the_sent_count_does_not_drop_after_a_takeover(launched: Launch, relay: Relay, policy: str) -> None:
+def test_the_sent_count_does_not_drop_after_a_takeover(launch_campaign: Launch, relay: Relay, policy: str) -> None:
     create_customers(120)
-    campaign = launched(policy=policy)
+    campaign = launch_campaign(policy=policy)
     start_sending(campaign)
-    before = campaign_queries.get_campaign_stats(campaign.id).sent
+    before = stats_queries.get_campaign_stats(campaign.id).sent
     expire_leases()
     claim = batches.claim_batch("another")
     assert claim is not None
-    assert campaign_queries.get_campaign_stats(campaign.id).sent == before == 20
-    assert batches.open_send_window(claim) is not None
-    assert campaign_queries.get_campaign_stats(campaign.id).sent == before
+    assert stats_queries.get_campaign_stats(campaign.id).sent == before == 20
+    assert send_windows.open_send_window(claim) is not None
+    assert stats_queries.get_campaign_stats(campaign.id).sent == before
 
 
-def test_failures_of_earlier_batches_do_not_affect_an_open_window(launched: Launch, relay: Relay) -> None:
+def test_failures_of_earlier_batches_do_not_affect_an_open_window(launch_campaign: Launch, relay: Relay) -> None:
     ids = create_customers(560)
-    campaign = launched()
+    campaign = launch_campaign()
     first, second = batches.claim_batch("one"), batches.claim_batch("another")
     assert first is not None
     assert second is not None
@@ -630,28 +633,28 @@ def test_failures_of_earlier_batches_do_not_affect_an_open_window(launched: Laun
     )
     first.position, first.sent = 500, 497
     batches.finish_batch(first)
-    assert batches.open_send_window(second) is not None
+    assert send_windows.open_send_window(second) is not None
     db.session.execute(text("update batch_cursor set cursor = 20 where batch_id = :id"), {"id": second.batch_id})
     db.session.add(MailIssue(campaign_id=campaign.id, customer_id=ids[504], state="failed", text=""))
     db.session.commit()
     assert (
-        campaign_queries.get_campaign_stats(campaign.id).sent,
-        campaign_queries.get_campaign_stats(campaign.id).failed,
+        stats_queries.get_campaign_stats(campaign.id).sent,
+        stats_queries.get_campaign_stats(campaign.id).failed,
     ) == (497 + 19, 4)
 
 
 def test_a_retry_in_progress_counts_as_deferred_until_its_outcome(
-    staff: FlaskClient, launched: Launch, relay: Relay
+    staff: FlaskClient, launch_campaign: Launch, relay: Relay
 ) -> None:
     ids = create_customers(3)
     relay.behaviour.rcpt[make_address(1)] = "450 4.2.2 mailbox full"
-    campaign = launched()
+    campaign = launch_campaign()
     sender.send_pending_emails()
     make_retries_due()
     due = retries.claim_due_retry()
     assert due is not None
     assert delivery_counts(campaign) == {"total": 3, "sent": 2, "deferred": 1}
-    assert [cause.state for cause in campaign_queries.get_campaign_stats(campaign.id).causes] == ["deferred"]
+    assert [cause.state for cause in stats_queries.get_campaign_stats(campaign.id).causes] == ["deferred"]
     status = delivery_status(campaign, ids[1])
     assert (status.state, status.note, status.next_at, status.attempts, status.needs_resolution) == (
         "deferred", "It is being retried now.", None, 1, False,
@@ -669,15 +672,15 @@ def test_a_retry_in_progress_counts_as_deferred_until_its_outcome(
     assert delivery_queries.list_recipients(campaign.id, "deferred").deliveries == []
 
 
-def test_a_possible_second_copy_is_noted_everywhere(staff: FlaskClient, launched: Launch, relay: Relay) -> None:
+def test_a_possible_second_copy_is_noted_everywhere(staff: FlaskClient, launch_campaign: Launch, relay: Relay) -> None:
     ids = create_customers(3)
-    campaign = launched(policy="resend")
+    campaign = launch_campaign(policy="resend")
     claim = batches.claim_batch("a worker")
     assert claim is not None
-    assert batches.open_send_window(claim) is not None
+    assert send_windows.open_send_window(claim) is not None
     expire_leases()
     relay.behaviour.rcpt[make_address(1)] = "450 later"
-    relay.behaviour.times[make_address(1)] = 1
+    relay.behaviour.uses[make_address(1)] = 1
     sender.send_pending_emails()
     make_retries_due()
     sender.send_pending_emails()
@@ -727,25 +730,25 @@ def test_resending_all_uncertain_emails_leads_to_the_progress_page(staff: FlaskC
 
 
 def test_a_list_filtered_by_cause_shows_the_full_cause(staff: FlaskClient, unresolved: Campaign) -> None:
-    (cause,) = {c for c in campaign_queries.get_campaign_stats(unresolved.id).causes if c.state == "uncertain"}
+    (cause,) = {c for c in stats_queries.get_campaign_stats(unresolved.id).causes if c.state == "uncertain"}
     (listed, _) = delivery_queries.list_recipients(unresolved.id, "uncertain").deliveries
     assert len(listed.text) > len(cause.cause)
     page = staff.get(
         f"/campaigns/{unresolved.id}/recipients", query_string={"state": "uncertain", "cause": cause.cause}
     )
-    assert f"Filtered by cause: {listed.text[0].upper()}{listed.text[1:]}." in page.text
+    assert f"Filtered by reason: {listed.text[0].upper()}{listed.text[1:]}." in page.text
     page = staff.get(f"/campaigns/{unresolved.id}/recipients?state=failed&code=550&cause=5.7.1")
-    assert "Filtered by cause: The receiving server rejects the email, often as spam (550 5.7.1)." in page.text
+    assert "Filtered by reason: The receiving server rejects the email, often as spam (550 5.7.1)." in page.text
 
 
-def test_only_tabs_of_possible_states_are_shown(staff: FlaskClient, launched: Launch) -> None:
+def test_only_tabs_of_possible_states_are_shown(staff: FlaskClient, launch_campaign: Launch) -> None:
     create_customers(3)
-    campaign = launched()
+    campaign = launch_campaign()
     url = f"/campaigns/{campaign.id}/recipients"
     assert ("Queued</a>" in staff.get(url).text, "Cancelled</a>" in staff.get(url).text) == (True, False)
     transitions.cancel_campaign(campaign.id, "tests")
     assert ("Queued</a>" in staff.get(url).text, "Cancelled</a>" in staff.get(url).text) == (False, True)
-    assert "There is no such state, so all recipients are listed." in staff.get(f"{url}?state=nonsense").text
+    assert "This status does not exist, so all recipients are listed." in staff.get(f"{url}?state=nonsense").text
 
 
 def test_staff_can_resolve_uncertain_emails_during_sending(staff: FlaskClient, unresolved: Campaign) -> None:
@@ -760,18 +763,18 @@ def test_staff_can_resolve_uncertain_emails_during_sending(staff: FlaskClient, u
     assert "to be resolved" not in staff.get(f"/campaigns/{unresolved.id}/progress").text
 
 
-def test_the_cancel_dialog_counts_deferred_emails(staff: FlaskClient, launched: Launch, relay: Relay) -> None:
+def test_the_cancel_dialog_counts_deferred_emails(staff: FlaskClient, launch_campaign: Launch, relay: Relay) -> None:
     create_customers(60)
     relay.behaviour.rcpt["*"] = "450 later"
-    campaign = launched()
+    campaign = launch_campaign()
     sender.send_pending_emails()
     page = staff.get(f"/campaigns/{campaign.id}/progress").text
-    assert "About 60 recipients have not received the email and will not get it, even if it is deferred." in page
+    assert "About 60 recipients have not received the email and will not receive it, even if it is deferred." in page
 
 
-def test_flash_messages_are_cleared_when_the_campaign_is_paused(staff: FlaskClient, launched: Launch) -> None:
+def test_flash_messages_are_cleared_when_the_campaign_is_paused(staff: FlaskClient, launch_campaign: Launch) -> None:
     create_customers(3)
-    campaign = launched()
+    campaign = launch_campaign()
     htmx = {"HX-Request": "true"}
     cleared_flashes = '<div id="flashes" hx-swap-oob="true">'
     assert cleared_flashes not in staff.get(f"/campaigns/{campaign.id}/progress", headers=htmx).text

@@ -122,19 +122,19 @@ def test_invalid_content_creates_no_offer_and_reports_all_errors(app: Flask) -> 
     assert db.session.scalars(select(Offer)).all() == []
 
 
-def test_saving_a_draft_again_updates_it(app: Flask, offer: Callable[..., Offer]) -> None:
-    row = offer()
-    first = draft_actions.save_offer_draft(row.id, EmailContent("One"), "resend", "tests")
-    second = draft_actions.save_offer_draft(row.id, EmailContent("Two"), "hold", "tests")
+def test_saving_a_draft_again_updates_it(app: Flask, make_offer: Callable[..., Offer]) -> None:
+    offer = make_offer()
+    first = draft_actions.save_offer_draft(offer.id, EmailContent("One"), "resend", "tests")
+    second = draft_actions.save_offer_draft(offer.id, EmailContent("Two"), "hold", "tests")
     assert (second.id, second.subject, second.uncertain_policy) == (first.id, "Two", "hold")
 
 
-def test_a_launched_campaign_can_not_be_edited(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_a_launched_campaign_can_not_be_edited(app: Flask, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
-    row = offer()
-    launch_actions.launch_announcement(row.id, "tests")
+    offer = make_offer()
+    launch_actions.launch_announcement(offer.id, "tests")
     with pytest.raises(DomainError, match="has been launched"):
-        draft_actions.save_offer_draft(row.id, EmailContent("New"), "resend", "tests")
+        draft_actions.save_offer_draft(offer.id, EmailContent("New"), "resend", "tests")
 
 
 def test_a_draft_needs_an_offer(app: Flask) -> None:
@@ -145,28 +145,28 @@ def test_a_draft_needs_an_offer(app: Flask) -> None:
 # --- launching --------------------------------------------------------------------------------------
 
 
-def test_a_launch_freezes_the_offer_and_is_audited(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_a_launch_freezes_the_offer_and_is_audited(app: Flask, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
-    row = offer()
-    launched = launch_actions.launch_announcement(row.id, "mia@example.com")
+    offer = make_offer()
+    launched = launch_actions.launch_announcement(offer.id, "mia@example.com")
     assert launched.changed
     assert (launched.campaign.status, launched.campaign.launched_by) == ("preparing", "mia@example.com")
-    db.session.refresh(row)
-    assert row.frozen_at is not None
+    db.session.refresh(offer)
+    assert offer.frozen_at is not None
     assert "campaign.launched" in db.session.scalars(select(AuditEntry.action)).all()
 
 
-def test_a_second_launch_changes_nothing(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_a_second_launch_changes_nothing(app: Flask, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
-    row = offer()
-    first = launch_actions.launch_announcement(row.id, "one")
-    second = launch_actions.launch_announcement(row.id, "two")
+    offer = make_offer()
+    first = launch_actions.launch_announcement(offer.id, "one")
+    second = launch_actions.launch_announcement(offer.id, "two")
     assert (second.changed, second.campaign.id, second.campaign.launched_by) == (False, first.campaign.id, "one")
 
 
-def test_concurrent_launches_create_one_campaign(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_concurrent_launches_create_one_campaign(app: Flask, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
-    offer_id = offer().id
+    offer_id = make_offer().id
     changed: list[bool] = []
     threads = [threading.Thread(target=_launch, args=(app, offer_id, changed)) for _ in range(8)]
     _run_concurrently(threads, lock=None)
@@ -174,9 +174,9 @@ def test_concurrent_launches_create_one_campaign(app: Flask, offer: Callable[...
     assert len(campaign_queries.list_offer_campaigns(offer_id)) == 1
 
 
-def test_concurrent_launches_of_one_draft_launch_it_once(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_concurrent_launches_of_one_draft_launch_it_once(app: Flask, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
-    offer_id = offer().id
+    offer_id = make_offer().id
     draft = draft_actions.save_offer_draft(offer_id, EmailContent(), "resend", "tests")
     changed: list[bool] = []
     threads = [threading.Thread(target=_launch, args=(app, offer_id, changed)) for _ in range(6)]
@@ -216,25 +216,25 @@ def _run_until_locked(threads: list[threading.Thread]) -> None:
         thread.join()
 
 
-def test_only_the_first_launch_enqueues_a_task(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_only_the_first_launch_enqueues_a_task(app: Flask, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
-    row = offer()
-    launch_actions.launch_announcement(row.id, "tests")
-    launch_actions.launch_announcement(row.id, "tests")
+    offer = make_offer()
+    launch_actions.launch_announcement(offer.id, "tests")
+    launch_actions.launch_announcement(offer.id, "tests")
     assert huey.storage.queue_size() == 1
 
 
-def test_a_launch_runs_the_same_statements_for_any_audience(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_a_launch_runs_the_same_statements_for_any_audience(app: Flask, make_offer: Callable[..., Offer]) -> None:
     def launch_statements(code: str) -> list[str]:
         executed: list[str] = []
 
         def record(connection: object, cursor: object, statement: str, *rest: object) -> None:
             executed.append(statement)
 
-        row = offer(code)
+        offer = make_offer(code)
         event.listen(db.engine, "before_cursor_execute", record)
         try:
-            launch_actions.launch_announcement(row.id, "tests")
+            launch_actions.launch_announcement(offer.id, "tests")
         finally:
             event.remove(db.engine, "before_cursor_execute", record)
         return executed
@@ -254,7 +254,7 @@ def test_a_launch_runs_the_same_statements_for_any_audience(app: Flask, offer: C
 
 
 @pytest.mark.parametrize("kind", ["no customers", "all unsubscribed", "all erased", "empty audience"])
-def test_a_launch_without_recipients_is_refused(app: Flask, offer: Callable[..., Offer], kind: str) -> None:
+def test_a_launch_without_recipients_is_refused(app: Flask, make_offer: Callable[..., Offer], kind: str) -> None:
     values = {}
     ids = create_customers(3) if kind != "no customers" else []
     if kind == "all unsubscribed":
@@ -270,12 +270,12 @@ def test_a_launch_without_recipients_is_refused(app: Flask, offer: Callable[...,
         db.session.flush()
         values["audience_id"] = audience.id
     db.session.commit()
-    row = offer(**values)
+    offer = make_offer(**values)
     with pytest.raises(DomainError, match="There are no recipients") as raised:
-        launch_actions.launch_announcement(row.id, "tests")
+        launch_actions.launch_announcement(offer.id, "tests")
     assert raised.value.key == "audience_empty"
-    db.session.refresh(row)
-    assert row.frozen_at is None
+    db.session.refresh(offer)
+    assert offer.frozen_at is None
 
 
 @pytest.mark.parametrize(
@@ -287,23 +287,23 @@ def test_a_launch_without_recipients_is_refused(app: Flask, offer: Callable[...,
     ],
 )
 def test_an_offer_with_an_unusable_code_is_not_launched(
-    app: Flask, offer: Callable[..., Offer], values: dict[str, object], key: str
+    app: Flask, make_offer: Callable[..., Offer], values: dict[str, object], key: str
 ) -> None:
     create_customers(1)
-    row = offer(**values)
+    offer = make_offer(**values)
     with pytest.raises(DomainError) as raised:
-        launch_actions.launch_announcement(row.id, "tests")
+        launch_actions.launch_announcement(offer.id, "tests")
     assert raised.value.key == key
 
 
-def test_an_offer_that_starts_later_can_be_launched(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_an_offer_that_starts_later_can_be_launched(app: Flask, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
     assert launch_actions.launch_announcement(
-        offer(starts_at=datetime.now(UTC) + timedelta(days=1)).id, "tests"
+        make_offer(starts_at=datetime.now(UTC) + timedelta(days=1)).id, "tests"
     ).changed
 
 
-def test_the_recipients_are_the_audience_at_the_launch(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_the_recipients_are_the_audience_at_the_launch(app: Flask, make_offer: Callable[..., Offer]) -> None:
     ids = create_customers(4)
     audience = Audience(name="Two")
     db.session.add(audience)
@@ -312,23 +312,23 @@ def test_the_recipients_are_the_audience_at_the_launch(app: Flask, offer: Callab
         text("insert into audience_member (audience_id, customer_id) select :a, unnest(cast(:ids as bigint[]))"),
         {"a": audience.id, "ids": ids[1:3]},
     )
-    row = offer(audience_id=audience.id)
-    campaign = launch_actions.launch_announcement(row.id, "tests").campaign
-    row.audience_id = None
+    offer = make_offer(audience_id=audience.id)
+    campaign = launch_actions.launch_announcement(offer.id, "tests").campaign
+    offer.audience_id = None
     db.session.commit()
     preparation.prepare_campaign(campaign.id)
     assert decode_gaps(db.session.execute(text("select gaps from batch")).scalar() or []) == ids[1:3]
 
 
-def test_a_launch_uses_the_audience_of_an_earlier_concurrent_edit(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_a_launch_uses_the_audience_of_an_earlier_concurrent_edit(app: Flask, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
     audience = Audience(name="Everyone but new")
     db.session.add(audience)
     db.session.flush()
     db.session.execute(text("insert into audience_member select :id, id from customer"), {"id": audience.id})
-    row = offer()
-    draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests")
-    offer_id, audience_id = row.id, audience.id
+    offer = make_offer()
+    draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests")
+    offer_id, audience_id = offer.id, audience.id
     assert _launch_during_edit(app, offer_id, f"audience_id = {audience_id}") == "launched"
     campaign = campaign_queries.find_announcement(offer_id)
     assert campaign is not None
@@ -339,12 +339,12 @@ def test_a_launch_uses_the_audience_of_an_earlier_concurrent_edit(app: Flask, of
     ("edit", "key"), [("paused_at = now()", "offer_paused"), ("ends_at = now() - interval '1 hour'", "offer_expired")]
 )
 def test_an_offer_stopped_during_its_launch_is_not_launched(
-    app: Flask, offer: Callable[..., Offer], edit: str, key: str
+    app: Flask, make_offer: Callable[..., Offer], edit: str, key: str
 ) -> None:
     create_customers(1)
-    row = offer()
-    draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests")
-    assert _launch_during_edit(app, row.id, edit) == key
+    offer = make_offer()
+    draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests")
+    assert _launch_during_edit(app, offer.id, edit) == key
 
 
 def _launch_during_edit(app: Flask, offer_id: int, edit: str) -> str:
@@ -370,9 +370,9 @@ def _launch_during_edit(app: Flask, offer_id: int, edit: str) -> str:
 
 
 @pytest.fixture
-def sending(app: Flask, offer: Callable[..., Offer]) -> Campaign:
+def sending(app: Flask, make_offer: Callable[..., Offer]) -> Campaign:
     create_customers(3)
-    campaign = launch_actions.launch_announcement(offer().id, "tests").campaign
+    campaign = launch_actions.launch_announcement(make_offer().id, "tests").campaign
     preparation.prepare_campaign(campaign.id)
     db.session.refresh(campaign)
     return campaign
@@ -390,10 +390,10 @@ def test_a_resumed_campaign_is_sending_again(sending: Campaign) -> None:
 
 
 def test_a_campaign_paused_during_preparation_is_prepared_after_resuming(
-    app: Flask, offer: Callable[..., Offer]
+    app: Flask, make_offer: Callable[..., Offer]
 ) -> None:
     create_customers(3)
-    campaign = launch_actions.launch_announcement(offer().id, "tests").campaign
+    campaign = launch_actions.launch_announcement(make_offer().id, "tests").campaign
     transitions.pause_campaign(campaign.id, "mia")
     preparation.prepare_campaign(campaign.id)
     assert db.session.execute(text("select count(*) from batch")).scalar() == 0
@@ -426,13 +426,13 @@ def test_a_new_campaign_can_be_launched_after_a_cancellation(sending: Campaign) 
     assert launch_actions.launch_announcement(sending.offer_id, "mia").changed
 
 
-def test_a_draft_can_neither_be_paused_nor_cancelled(app: Flask, offer: Callable[..., Offer]) -> None:
-    draft = draft_actions.save_offer_draft(offer().id, EmailContent(), "resend", "tests")
+def test_a_draft_can_neither_be_paused_nor_cancelled(app: Flask, make_offer: Callable[..., Offer]) -> None:
+    draft = draft_actions.save_offer_draft(make_offer().id, EmailContent(), "resend", "tests")
     for action in (transitions.pause_campaign, transitions.resume_campaign, transitions.cancel_campaign):
         with pytest.raises(DomainError):
             action(draft.id, "mia")
 
 
 def test_retrying_without_failed_emails_is_refused(sending: Campaign) -> None:
-    with pytest.raises(DomainError, match="no such emails"):
+    with pytest.raises(DomainError, match="no emails left"):
         delivery_actions.retry_deliveries(sending.id, DeliverySelection("failed"), "mia")

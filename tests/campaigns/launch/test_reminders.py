@@ -16,8 +16,9 @@ from tests.support import live_server
 from tests.support.campaigns import create_customers
 from tests.support.live_server import wait_until
 from tests.support.smtp_relay import Relay
-from tests.support.sql_statements import statements
+from tests.support.sql_statements import recorded_statements
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.content.placeholders import REMINDER_TEXT, EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
@@ -31,11 +32,11 @@ from webapp.offers.models import Offer
 
 
 @pytest.fixture
-def announced_offer(app: Flask, offer: Callable[..., Offer]) -> Offer:
+def announced_offer(app: Flask, make_offer: Callable[..., Offer]) -> Offer:
     """An offer whose announcement to one customer, since deleted, is done."""
     create_customers(1, first=100_000)
-    row = offer()
-    campaign = launch_actions.launch_announcement(row.id, "tests").campaign
+    offer = make_offer()
+    campaign = launch_actions.launch_announcement(offer.id, "tests").campaign
     db.session.execute(
         text(
             "update campaign set status = 'done', prepared_at = now(), finished_at = now(), sent_in_batches = 1, "
@@ -45,7 +46,7 @@ def announced_offer(app: Flask, offer: Callable[..., Offer]) -> Offer:
     )
     db.session.execute(text("delete from customer"))
     db.session.commit()
-    return row
+    return offer
 
 
 def redeem(offer: Offer, ids: list[int]) -> None:
@@ -84,7 +85,7 @@ def test_a_reminder_has_its_own_default_text(announced_offer: Offer, relay: Rela
     campaign = launch_reminder(announced_offer)
     sender.send_pending_emails()
     assert campaign.text == REMINDER_TEXT
-    (email,) = relay.kept
+    (email,) = relay.messages
     assert "Summer is still available for you until" in email.text
 
 
@@ -98,11 +99,11 @@ def test_a_customer_who_redeems_between_two_windows_is_skipped(
         campaign = launch_actions.launch_reminder(announced_offer.id, EmailContent(), "tests").campaign
         relay.wait_for(20)
         redeem(announced_offer, ids[150:])
-        wait_until(lambda: campaign_queries.get_campaign_stats(campaign.id).waiting == 0)
+        wait_until(lambda: stats_queries.get_campaign_stats(campaign.id).waiting == 0)
     reached = {int(address.split("@")[0][1:]) for address in relay.recipients}
     # Windows of 50 that were open at that moment were sent completely.
     assert reached == set(range(150))
-    assert campaign_queries.get_campaign_stats(campaign.id).skipped == 150
+    assert stats_queries.get_campaign_stats(campaign.id).skipped == 150
 
 
 def test_a_customer_whose_redemption_was_undone_is_reminded(announced_offer: Offer, relay: Relay) -> None:
@@ -113,7 +114,7 @@ def test_a_customer_whose_redemption_was_undone_is_reminded(announced_offer: Off
     db.session.commit()
     sender.send_pending_emails()
     assert set(relay.recipients) == {"c1@example.com"}
-    assert campaign_queries.get_campaign_stats(campaign.id).skipped == 1
+    assert stats_queries.get_campaign_stats(campaign.id).skipped == 1
 
 
 def test_a_customer_who_redeems_while_deferred_is_not_reminded(announced_offer: Offer, relay: Relay) -> None:
@@ -126,7 +127,7 @@ def test_a_customer_who_redeems_while_deferred_is_not_reminded(announced_offer: 
     db.session.execute(text("update mail_issue set next_at = now()"))
     db.session.commit()
     sender.send_pending_emails()
-    assert (relay.recipients, campaign_queries.get_campaign_stats(campaign.id).skipped) == ({}, 1)
+    assert (relay.recipients, stats_queries.get_campaign_stats(campaign.id).skipped) == ({}, 1)
 
 
 def test_preparation_checks_redemptions_block_by_block(announced_offer: Offer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,20 +135,20 @@ def test_preparation_checks_redemptions_block_by_block(announced_offer: Offer, m
     redeem(announced_offer, [i for n, i in enumerate(ids) if n % 10])
     monkeypatch.setattr(preparation, "AUDIENCE_BLOCK_SIZE", 100)
     campaign = launch_actions.launch_reminder(announced_offer.id, EmailContent(), "tests").campaign
-    with statements() as executed:
+    with recorded_statements() as executed:
         preparation.prepare_campaign(campaign.id)
     assert list_recipient_ids(campaign) == ids[::10]
     parameters = [values for statement, values in executed if "from redemption" in statement]
     assert [len(values["ids"]) for values in parameters] == [100] * 10
 
 
-def test_an_offer_without_announcement_can_not_have_a_reminder(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_an_offer_without_announcement_can_not_have_a_reminder(app: Flask, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
-    row = offer()
-    draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests")
+    offer = make_offer()
+    draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests")
     for action in (
-        lambda: launch_actions.launch_reminder(row.id, EmailContent(), "tests"),
-        lambda: draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests", "reminder"),
+        lambda: launch_actions.launch_reminder(offer.id, EmailContent(), "tests"),
+        lambda: draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests", "reminder"),
     ):
         with pytest.raises(DomainError, match="This offer has not been announced yet"):
             action()
@@ -156,7 +157,7 @@ def test_an_offer_without_announcement_can_not_have_a_reminder(app: Flask, offer
 def test_an_offer_has_one_open_reminder_at_a_time(announced_offer: Offer, relay: Relay) -> None:
     create_customers(2)
     first = launch_reminder(announced_offer)
-    with pytest.raises(DomainError, match=f"Campaign {first.id} is an open reminder of this offer"):
+    with pytest.raises(DomainError, match=f"Campaign {first.id} is an unfinished reminder for this offer"):
         launch_actions.launch_reminder(announced_offer.id, EmailContent(), "tests")
     sender.send_pending_emails()
     second = launch_reminder(announced_offer)

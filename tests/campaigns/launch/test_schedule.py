@@ -17,8 +17,9 @@ from tests.support import live_server
 from tests.support.campaigns import create_customers
 from tests.support.live_server import wait_until
 from tests.support.smtp_relay import Relay
-from tests.support.sql_statements import statements
+from tests.support.sql_statements import recorded_statements
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
@@ -36,10 +37,10 @@ SOON = datetime.now(UTC) + timedelta(hours=5)
 
 
 @pytest.fixture
-def draft(app: Flask, offer: Callable[..., Offer]) -> Campaign:
+def draft(app: Flask, make_offer: Callable[..., Offer]) -> Campaign:
     """A draft to three customers."""
     create_customers(3)
-    return draft_actions.save_offer_draft(offer().id, EmailContent("Hello", "Text"), "resend", "tests")
+    return draft_actions.save_offer_draft(make_offer().id, EmailContent("Hello", "Text"), "resend", "tests")
 
 
 def reload(campaign: Campaign) -> Campaign:
@@ -271,11 +272,11 @@ def test_every_action_follows_the_table_and_is_idempotent(
 # --- cancelling -------------------------------------------------------------------------------------
 
 
-def test_cancelling_runs_the_same_statements_for_any_size(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_cancelling_runs_the_same_statements_for_any_size(app: Flask, make_offer: Callable[..., Offer]) -> None:
     def cancel_statements(code: str) -> list[str]:
-        campaign = launch_actions.launch_announcement(offer(code).id, "tests").campaign
+        campaign = launch_actions.launch_announcement(make_offer(code).id, "tests").campaign
         preparation.prepare_campaign(campaign.id)
-        with statements() as executed:
+        with recorded_statements() as executed:
             transitions.cancel_campaign(campaign.id, "mia")
         return [statement for statement, _ in executed]
 
@@ -287,17 +288,17 @@ def test_cancelling_runs_the_same_statements_for_any_size(app: Flask, offer: Cal
 
 
 def test_a_cancelled_campaign_is_cleaned_up_in_chunks(
-    app: Flask, offer: Callable[..., Offer], relay: Relay, monkeypatch: pytest.MonkeyPatch
+    app: Flask, make_offer: Callable[..., Offer], relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(1600)
     relay.behaviour.rcpt["c1@example.com"] = relay.behaviour.rcpt["c2@example.com"] = "450 later"
-    campaign = launch_actions.launch_announcement(offer().id, "tests").campaign
+    campaign = launch_actions.launch_announcement(make_offer().id, "tests").campaign
     preparation.prepare_campaign(campaign.id)
     db.session.execute(text("update batch set not_before = now() + interval '1 hour' where seq > 0"))
     db.session.commit()
     sender.send_pending_emails()
     transitions.cancel_campaign(campaign.id, "mia")
-    before = campaign_queries.get_campaign_stats(campaign.id)
+    before = stats_queries.get_campaign_stats(campaign.id)
     monkeypatch.setattr(cancellation, "CLEANUP_CHUNK_SIZE", 1)
     cancellation.clean_up_cancelled_campaigns()
     assert db.session.execute(text("select status, count(*) from batch group by 1 order by 1")).all() == [
@@ -306,7 +307,7 @@ def test_a_cancelled_campaign_is_cleaned_up_in_chunks(
     ]
     assert db.session.execute(text("select state, next_at from mail_issue")).all() == [("skipped", None)] * 2
     assert reload(campaign).sent_in_batches == 498
-    after = campaign_queries.get_campaign_stats(campaign.id)
+    after = stats_queries.get_campaign_stats(campaign.id)
     assert (after.sent, after.skipped, after.deferred) == (before.sent, before.skipped, before.deferred) == (498, 2, 0)
 
 
@@ -314,22 +315,22 @@ def test_a_finished_campaign_keeps_its_sent_count(draft: Campaign, relay: Relay)
     bring_to("done", draft)
     assert reload(draft).sent_in_batches == 3
     db.session.execute(text("update batch set sent = 0"))
-    assert campaign_queries.get_campaign_stats(draft.id).sent == 3
+    assert stats_queries.get_campaign_stats(draft.id).sent == 3
 
 
 # --- a new campaign after a cancellation --------------------------------------------------------------
 
 
 @pytest.fixture
-def half_sent(app: Flask, offer: Callable[..., Offer], relay: Relay) -> tuple[Offer, list[int]]:
+def half_sent(app: Flask, make_offer: Callable[..., Offer], relay: Relay) -> tuple[Offer, list[int]]:
     """An offer whose campaign was cancelled after the first of two batches.
 
     c1 failed and c2 is uncertain.
     """
     ids = create_customers(700)
     relay.behaviour.rcpt["c1@example.com"] = "550 no"
-    row = offer()
-    campaign = launch_actions.launch_announcement(row.id, "tests").campaign
+    offer = make_offer()
+    campaign = launch_actions.launch_announcement(offer.id, "tests").campaign
     preparation.prepare_campaign(campaign.id)
     db.session.execute(text("update batch set not_before = now() + interval '1 hour' where seq > 0"))
     db.session.commit()
@@ -340,7 +341,7 @@ def half_sent(app: Flask, offer: Callable[..., Offer], relay: Relay) -> tuple[Of
     )
     db.session.commit()
     transitions.cancel_campaign(campaign.id, "mia")
-    return row, ids
+    return offer, ids
 
 
 def launch_again(offer_id: int, policy: str = "resend", to_all: bool | None = None) -> list[int]:
@@ -367,17 +368,19 @@ def test_a_new_campaign_can_go_to_all_recipients_again(half_sent: tuple[Offer, l
     assert launch_again(offer.id, to_all=True) == ids
 
 
-def test_a_new_campaign_waits_until_the_cancelled_batch_is_released(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_a_new_campaign_waits_until_the_cancelled_batch_is_released(
+    app: Flask, make_offer: Callable[..., Offer]
+) -> None:
     create_customers(3)
-    row = offer()
-    first = launch_actions.launch_announcement(row.id, "tests").campaign
+    offer = make_offer()
+    first = launch_actions.launch_announcement(offer.id, "tests").campaign
     preparation.prepare_campaign(first.id)
     claim = batches.claim_batch("a worker")
     assert claim is not None
     transitions.cancel_campaign(first.id, "mia")
-    assert launch_again(row.id) == []
+    assert launch_again(offer.id) == []
     batches.release_batch(claim)
-    second = campaign_queries.find_announcement(row.id)
+    second = campaign_queries.find_announcement(offer.id)
     assert second is not None
     preparation.prepare_campaign(second.id)
     assert reload(second).total == 3
@@ -444,7 +447,7 @@ def test_an_action_on_an_outdated_page_shows_the_current_state(staff: FlaskClien
     launch_actions.schedule_campaign(draft.id, SOON, "tom")
     launch_actions.launch_campaign(draft.id, "tom")
     for page, message in (
-        ("draft", "is already in progress. It can&#39;t be turned back into a draft."),
+        ("draft", "is already in progress. It can&#39;t be returned to draft."),
         ("launch", "is already in progress. It can&#39;t be scheduled."),
     ):
         form = {"when": "later", "at": "2031-01-01", "at_time": "09:00"}
@@ -462,7 +465,7 @@ def test_an_outdated_page_does_not_reschedule_an_unscheduled_campaign(staff: Fla
     launch_actions.unschedule_campaign(draft.id, "mia")
     for form in ({"when": "later", "at": "2030-01-01", "at_time": "9:00"}, {"when": "now"}):
         response = staff.post(f"/campaigns/{draft.id}/launch", data={**form, "seen": seen_statuses[0]})
-        assert (response.status_code, "was unscheduled since" in response.text) == (409, True)
+        assert (response.status_code, "has been unscheduled since" in response.text) == (409, True)
         assert reload(draft).status == "draft"
     assert 'name="seen" type="hidden" value="draft"' in response.text
 
@@ -477,12 +480,12 @@ def test_the_page_of_a_scheduled_campaign_redirects_when_it_starts(staff: FlaskC
 
 
 def test_a_campaign_cancelled_before_its_start_shows_its_audience(
-    staff: FlaskClient, offer: Callable[..., Offer]
+    staff: FlaskClient, make_offer: Callable[..., Offer]
 ) -> None:
     vip = Audience(name="Very important")
     db.session.add(vip)
     db.session.flush()
-    campaign = draft_actions.save_offer_draft(offer(audience_id=vip.id).id, EmailContent(), "resend", "mia")
+    campaign = draft_actions.save_offer_draft(make_offer(audience_id=vip.id).id, EmailContent(), "resend", "mia")
     launch_actions.schedule_campaign(campaign.id, SOON, "mia")
     transitions.cancel_campaign(campaign.id, "mia")
     page = staff.get(f"/campaigns/{campaign.id}").text
@@ -515,18 +518,18 @@ def test_a_scheduled_campaign_can_be_unscheduled_or_cancelled(staff: FlaskClient
 
 def test_a_scheduled_campaign_can_not_be_edited(staff: FlaskClient, draft: Campaign) -> None:
     launch_actions.schedule_campaign(draft.id, SOON, "tom")
-    with pytest.raises(DomainError, match="Unschedule it"):
+    with pytest.raises(DomainError, match="Return it to draft"):
         draft_actions.update_draft(draft.id, EmailContent("New"), "resend", "mia")
 
 
 def test_the_campaign_list_can_be_filtered_by_state(
-    staff: FlaskClient, draft: Campaign, offer: Callable[..., Offer]
+    staff: FlaskClient, draft: Campaign, make_offer: Callable[..., Offer]
 ) -> None:
     launch_actions.schedule_campaign(draft.id, SOON, "tom")
-    draft_actions.save_offer_draft(offer("WINTER").id, EmailContent(), "resend", "tom")
+    draft_actions.save_offer_draft(make_offer("WINTER").id, EmailContent(), "resend", "tom")
     page = staff.get("/campaigns?state=scheduled").text
     assert ("SUMMER25" in page, "WINTER" in page) == (True, False)
-    assert "No campaigns in this state" in staff.get("/campaigns?state=done").text
+    assert "No campaigns with this status" in staff.get("/campaigns?state=done").text
 
 
 def test_old_urls_redirect_to_the_campaign(staff: FlaskClient, draft: Campaign) -> None:
@@ -564,10 +567,10 @@ def test_the_api_cancels_a_scheduled_campaign(api: FlaskClient, draft: Campaign)
 
 
 def test_the_api_lists_campaigns_by_offer_and_state_in_pages(
-    api: FlaskClient, draft: Campaign, offer: Callable[..., Offer]
+    api: FlaskClient, draft: Campaign, make_offer: Callable[..., Offer]
 ) -> None:
     for n in range(4):
-        draft_actions.save_offer_draft(offer(f"WINTER{n}").id, EmailContent(), "resend", "tom")
+        draft_actions.save_offer_draft(make_offer(f"WINTER{n}").id, EmailContent(), "resend", "tom")
     launch_actions.schedule_campaign(draft.id, SOON, "tom")
     first = api.get("/api/v1/campaigns?status=draft&limit=3").get_json()
     rest = api.get(f"/api/v1/campaigns?status=draft&limit=3&cursor={first['next_cursor']}").get_json()

@@ -24,28 +24,28 @@ Launch = Callable[..., Offer]
 
 
 @pytest.fixture
-def launched(app: Flask, offer: Callable[..., Offer]) -> Launch:
+def launch_campaign(app: Flask, make_offer: Callable[..., Offer]) -> Launch:
     """Launch an offer whose email is only the code, to customers with ids 1 to n."""
 
     def launch(n: int, **values: object) -> Offer:
         create_customers(n)
-        row = offer("SUMMER25", **values)
-        draft_actions.save_offer_draft(row.id, EmailContent(text="{{ offer.code }}"), "resend", "tests")
-        preparation.prepare_campaign(launch_actions.launch_announcement(row.id, "tests").campaign.id)
-        return row
+        offer = make_offer("SUMMER25", **values)
+        draft_actions.save_offer_draft(offer.id, EmailContent(text="{{ offer.code }}"), "resend", "tests")
+        preparation.prepare_campaign(launch_actions.launch_announcement(offer.id, "tests").campaign.id)
+        return offer
 
     return launch
 
 
 def sent_codes(relay: Relay) -> list[str]:
     """The codes of the emails in the order of sending."""
-    return [email.text.split()[0] for email in relay.kept]
+    return [email.text.split()[0] for email in relay.messages]
 
 
 def test_a_renewed_code_is_used_from_the_next_window_on(
-    app: Flask, launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    app: Flask, launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    offer_id = launched(120).id
+    offer_id = launch_campaign(120).id
     act_after(relay, 70, monkeypatch, in_context(app, lambda: code_actions.renew_code(offer_id, "WINTER26", "tests")))
 
     sender.send_pending_emails()
@@ -54,24 +54,24 @@ def test_a_renewed_code_is_used_from_the_next_window_on(
 
 
 def test_every_code_sent_around_a_renewal_can_be_redeemed(
-    app: Flask, launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    app: Flask, launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    offer_id = launched(120, personal_code_required=True).id
+    offer_id = launch_campaign(120, personal_code_required=True).id
     act_after(relay, 70, monkeypatch, in_context(app, lambda: code_actions.renew_code(offer_id, "WINTER26", "tests")))
 
     sender.send_pending_emails()
 
     redemptions = [
         group_commit.redeem(RedemptionRequest(channel="form", code=code.replace("-", ""), email=email.to))
-        for code, email in zip(sent_codes(relay), relay.kept, strict=True)
+        for code, email in zip(sent_codes(relay), relay.messages, strict=True)
     ]
     assert len(redemptions) == 120
 
 
 def test_personal_codes_required_during_sending_are_used_from_the_next_window_on(
-    app: Flask, launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    app: Flask, launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    offer_id = launched(120).id
+    offer_id = launch_campaign(120).id
     act_after(
         relay,
         70,

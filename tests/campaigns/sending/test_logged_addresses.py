@@ -16,12 +16,12 @@ from webapp.offers.models import Offer
 
 
 def test_the_pause_reason_contains_no_address(
-    offer: Callable[..., Offer], with_settings: Callable[..., object], caplog: pytest.LogCaptureFixture
+    make_offer: Callable[..., Offer], with_settings: Callable[..., object], caplog: pytest.LogCaptureFixture
 ) -> None:
     addresses = [f"c{n}@example.com" for n in range(6)]
     with smtp_relay.running() as relay:
         with_settings(mail_port=relay.port)
-        campaign = launch_to(offer, addresses)
+        campaign = launch_to(make_offer, addresses)
         relay.behaviour.body |= {to: f"550 5.7.1 <{to}> content refused" for to in addresses}
         sender.send_pending_emails()
 
@@ -33,8 +33,8 @@ def test_the_pause_reason_contains_no_address(
 
 
 @pytest.mark.parametrize("reply", ["<ada@example.com>", '"ada b"@example.com', "rfc822;ada@[10.0.0.1]", "@" * 5_000])
-def test_delivery_warnings_and_pause_reasons_contain_no_address(offer: Callable[..., Offer], reply: str) -> None:
-    campaign = launch_to(offer, ["c0@example.com"])
+def test_delivery_warnings_and_pause_reasons_contain_no_address(make_offer: Callable[..., Offer], reply: str) -> None:
+    campaign = launch_to(make_offer, ["c0@example.com"])
     db.session.execute(text("update campaign set status = 'sending'"))
     db.session.commit()
 
@@ -49,11 +49,11 @@ def test_delivery_warnings_and_pause_reasons_contain_no_address(offer: Callable[
 
 
 def test_an_unbuildable_message_is_logged_by_customer_id(
-    app: Flask, offer: Callable[..., Offer], with_settings: Callable[..., object], caplog: pytest.LogCaptureFixture
+    app: Flask, make_offer: Callable[..., Offer], with_settings: Callable[..., object], caplog: pytest.LogCaptureFixture
 ) -> None:
     with smtp_relay.running() as relay:
         with_settings(mail_port=relay.port)
-        launch_to(offer, ["ada@exa..mple.com"])
+        launch_to(make_offer, ["ada@exa..mple.com"])
         sender.send_pending_emails()
 
     assert "message for customer" in caplog.text

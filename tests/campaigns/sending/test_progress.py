@@ -13,6 +13,7 @@ from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation
 from webapp.campaigns.sending import batches
+from webapp.campaigns.sending import windows as send_windows
 from webapp.campaigns.sending.batches import BatchClaim
 from webapp.campaigns.sending.progress import SendProgress
 from webapp.core.extensions import db
@@ -21,15 +22,15 @@ from webapp.offers.models import Offer
 
 
 @pytest.fixture
-def claim(app: Flask, offer: Callable[..., Offer], customer: Callable[..., Customer]) -> BatchClaim:
+def claim(app: Flask, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]) -> BatchClaim:
     """A batch claimed by this process, with its first window open."""
     for n in range(5):
-        customer(f"c{n}@example.com")
-    draft_actions.save_offer_draft(offer().id, EmailContent(), "resend", "tests")
+        make_customer(f"c{n}@example.com")
+    draft_actions.save_offer_draft(make_offer().id, EmailContent(), "resend", "tests")
     preparation.prepare_campaign(launch_actions.launch_announcement(1, "tests").campaign.id)
     batch = batches.claim_batch("us")
     assert batch is not None
-    assert batches.open_send_window(batch) is not None
+    assert send_windows.open_send_window(batch) is not None
     return batch
 
 

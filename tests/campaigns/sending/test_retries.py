@@ -18,8 +18,9 @@ from webapp.campaigns.deliveries import actions as delivery_actions
 from webapp.campaigns.deliveries.actions import DeliverySelection
 from webapp.campaigns.launch import transitions
 from webapp.campaigns.models import Campaign
-from webapp.campaigns.sending import batches, completion, retries, sender
+from webapp.campaigns.sending import batches, completion, outcomes, retries, sender
 from webapp.campaigns.sending import progress as send_progress
+from webapp.campaigns.sending import windows as send_windows
 from webapp.campaigns.sending.retries import DueRetry
 from webapp.campaigns.sending.throttle import SendThrottle
 from webapp.core.extensions import db
@@ -40,16 +41,16 @@ def policy(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def deferred_campaign(app: Flask, offer: Callable[..., Offer], policy: str) -> Campaign:
+def deferred_campaign(app: Flask, make_offer: Callable[..., Offer], policy: str) -> Campaign:
     """A campaign with one recipient, whose email was deferred and is due."""
-    campaign = launch_to(offer, [C0])
+    campaign = launch_to(make_offer, [C0])
     db.session.execute(text("update campaign set uncertain_policy = :policy"), {"policy": policy})
     db.session.commit()
     batch = batches.claim_batch("first")
     assert batch is not None
-    window = batches.open_send_window(batch)
+    window = send_windows.open_send_window(batch)
     assert window is not None
-    batches.record_outcome(batch, window.recipients[0], LATER)
+    outcomes.record_outcome(batch, window.recipients[0], LATER)
     batches.finish_batch(batch)
     make_due()
     return campaign
@@ -125,11 +126,11 @@ def test_a_retry_is_aborted_when_the_campaign_is_paused(
 
 
 def test_the_batch_lease_is_checked_before_each_reconnection(
-    app: Flask, offer: Callable[..., Offer], relay: Relay, monkeypatch: pytest.MonkeyPatch
+    app: Flask, make_offer: Callable[..., Offer], relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timing, "LEASE_RENEWAL_INTERVAL", 0.0)
     monkeypatch.setattr(timing, "RECONNECT_DELAYS", (0.0, 0.0, 0.0))
-    campaign = launch_to(offer, [C0])
+    campaign = launch_to(make_offer, [C0])
     relay.behaviour.rcpt[C0] = "drop"
     rule = relay.rule
 
@@ -196,9 +197,9 @@ def other_connection(app: Flask, database_url: str) -> Iterator[psycopg.Connecti
 
 
 def test_a_worker_does_not_overestimate_its_lease(
-    app: Flask, offer: Callable[..., Offer], other_connection: psycopg.Connection[object]
+    app: Flask, make_offer: Callable[..., Offer], other_connection: psycopg.Connection[object]
 ) -> None:
-    launch_to(offer, [C0])
+    launch_to(make_offer, [C0])
     batch = batches.claim_batch("us")
     assert batch is not None
     other_connection.execute("select 1 from batch for update")
@@ -212,9 +213,9 @@ def test_a_worker_does_not_overestimate_its_lease(
 
 
 def test_a_former_owners_cursor_update_that_waited_is_discarded(
-    app: Flask, offer: Callable[..., Offer], other_connection: psycopg.Connection[object]
+    app: Flask, make_offer: Callable[..., Offer], other_connection: psycopg.Connection[object]
 ) -> None:
-    launch_to(offer, [C0, "c1@example.com"])
+    launch_to(make_offer, [C0, "c1@example.com"])
     former = batches.claim_batch("former")
     assert former is not None
     moved = []

@@ -11,8 +11,7 @@ from sqlalchemy import text
 from tests.support import smtp_relay
 from tests.support.campaigns import campaign_status, issue_states, launch_to
 from tests.support.smtp_relay import Relay
-from webapp.campaigns import queries as campaign_queries
-from webapp.campaigns import timing
+from webapp.campaigns import stats_queries, timing
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.sending import sender
 from webapp.core.extensions import db
@@ -45,9 +44,9 @@ def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def campaign(app: Flask, offer: Callable[..., Offer]) -> Campaign:
+def campaign(app: Flask, make_offer: Callable[..., Offer]) -> Campaign:
     """A campaign to c0, c1 and c2, ready to be sent."""
-    return launch_to(offer, [f"c{n}@example.com" for n in range(3)])
+    return launch_to(make_offer, [f"c{n}@example.com" for n in range(3)])
 
 
 def suppressed_addresses() -> list[str]:
@@ -80,7 +79,7 @@ def test_a_relay_that_wants_a_body_without_recipients_is_disconnected(campaign: 
     assert issue_states(campaign) == {RECIPIENT: ("failed", 550)}
     assert relay.recipients == OTHERS_ONCE
     # Nothing is sent that the relay would interpret as a body.
-    assert relay.broken_off == ([b""] if relay.behaviour.pipelining else [])
+    assert relay.aborted_bodies == ([b""] if relay.behaviour.pipelining else [])
 
 
 @pytest.mark.parametrize("event", ["drop", "hang", NONSENSE, "421 4.3.2 going down"])
@@ -124,7 +123,7 @@ def test_a_fault_before_the_body_is_retried_on_a_new_connection(
     campaign: Campaign, relay: Relay, stage: str, event: str
 ) -> None:
     relay.behaviour.stages[stage] = event
-    relay.behaviour.times[stage] = 1
+    relay.behaviour.uses[stage] = 1
     while sender.send_pending_emails():
         pass
     assert (issue_states(campaign), campaign_status(campaign)) == ({}, ("done", None))
@@ -133,7 +132,7 @@ def test_a_fault_before_the_body_is_retried_on_a_new_connection(
 
 def test_a_deferred_sender_is_retried_on_a_new_connection(campaign: Campaign, relay: Relay) -> None:
     relay.behaviour.stages["MAIL"] = "451 4.7.1 slowly"
-    relay.behaviour.times["MAIL"] = 2
+    relay.behaviour.uses["MAIL"] = 2
     sender.send_pending_emails()
     assert (issue_states(campaign), relay.recipients, relay.connections) == ({}, ALL_ONCE, 3)
 
@@ -210,10 +209,10 @@ def test_a_relay_without_required_tls_pauses_the_campaign(app: Flask, campaign: 
 
 @pytest.mark.parametrize("address", ["hyphen@-nowhere-.example", "two words@example.com", "angle>@example.com"])
 def test_an_invalid_address_fails_and_does_not_stop_the_others(
-    relay: Relay, offer: Callable[..., Offer], address: str
+    relay: Relay, make_offer: Callable[..., Offer], address: str
 ) -> None:
     relay.behaviour.rcpt["hyphen@-nowhere-.example"] = "501 5.1.3 no such domain"
-    campaign = launch_to(offer, ["c0@example.com", address, "c2@example.com"])
+    campaign = launch_to(make_offer, ["c0@example.com", address, "c2@example.com"])
     sender.send_pending_emails()
     assert issue_states(campaign)[address][0] == "failed"
-    assert (relay.recipients, campaign_queries.get_campaign_stats(campaign.id).sent) == (OTHERS_ONCE, 2)
+    assert (relay.recipients, stats_queries.get_campaign_stats(campaign.id).sent) == (OTHERS_ONCE, 2)

@@ -11,8 +11,7 @@ from flask import Flask
 from sqlalchemy import text
 
 from tests.support.smtp_relay import Relay
-from webapp.campaigns import models, timing
-from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import models, stats_queries, timing
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
@@ -30,7 +29,7 @@ Launch = Callable[[int], Campaign]
 
 
 @pytest.fixture
-def launched(app: Flask, offer: Callable[..., Offer]) -> Launch:
+def launch_campaign(app: Flask, make_offer: Callable[..., Offer]) -> Launch:
     """Launch and prepare a campaign to n customers c0@example.com, c1@…"""
 
     def launch(n: int) -> Campaign:
@@ -42,9 +41,9 @@ def launched(app: Flask, offer: Callable[..., Offer]) -> Launch:
             {"last": n - 1},
         )
         db.session.commit()
-        row = offer()
-        draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests")
-        campaign = launch_actions.launch_announcement(row.id, "tests").campaign
+        offer = make_offer()
+        draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests")
+        campaign = launch_actions.launch_announcement(offer.id, "tests").campaign
         preparation.prepare_campaign(campaign.id)
         return campaign
 
@@ -111,21 +110,21 @@ def test_a_sender_reserves_one_second_of_slots(app: Flask) -> None:
 
 
 def test_sending_keeps_to_the_rate_limit(
-    launched: Launch, relay: Relay, with_settings: Callable[..., Settings]
+    launch_campaign: Launch, relay: Relay, with_settings: Callable[..., Settings]
 ) -> None:
-    campaign = launched(20)
+    campaign = launch_campaign(20)
     with_settings(mail_per_second=20.0)
     started = db.session.execute(text("select clock_timestamp()")).scalar_one()
     sender.send_pending_emails()
     duration = db.session.execute(text("select clock_timestamp()")).scalar_one() - started
-    assert campaign_queries.get_campaign_stats(campaign.id).sent == 20
+    assert stats_queries.get_campaign_stats(campaign.id).sent == 20
     assert duration >= timedelta(seconds=19 / 20)
 
 
 def test_an_accepted_email_is_stored_before_waiting_for_a_slot(
-    launched: Launch, relay: Relay, with_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+    launch_campaign: Launch, relay: Relay, with_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launched(3)
+    launch_campaign(3)
     with_settings(mail_per_second=0.001)
     cursors = []
 
@@ -143,8 +142,8 @@ def test_an_accepted_email_is_stored_before_waiting_for_a_slot(
 # --- the order of writes and leases ----------------------------------------------------------------
 
 
-def test_an_email_is_stored_before_the_next_body_begins(launched: Launch, relay: Relay, app: Flask) -> None:
-    launched(4)
+def test_an_email_is_stored_before_the_next_body_begins(launch_campaign: Launch, relay: Relay, app: Flask) -> None:
+    launch_campaign(4)
     cursors = []
 
     def record_cursor(to: str) -> None:
@@ -153,7 +152,7 @@ def test_an_email_is_stored_before_the_next_body_begins(launched: Launch, relay:
             db.session.rollback()
         cursors.append((to, cursor))
 
-    relay.behaviour.begun = record_cursor
+    relay.behaviour.on_body = record_cursor
     sender.send_pending_emails()
     assert cursors == [(f"c{n}@example.com", n) for n in range(4)]
 
@@ -174,57 +173,57 @@ def refuse(relay: Relay, numbers: range) -> None:
     relay.behaviour.rcpt.update({f"c{n}@example.com": "550 5.7.1 no" for n in numbers})
 
 
-def test_too_many_failures_pause_the_campaign(launched: Launch, relay: Relay) -> None:
-    campaign = launched(400)
+def test_too_many_failures_pause_the_campaign(launch_campaign: Launch, relay: Relay) -> None:
+    campaign = launch_campaign(400)
     refuse(relay, range(100, 200))
     sender.send_pending_emails()
     assert campaign_status(campaign) == (
         "paused",
         "20 of the last 120 emails were permanently rejected; check the servers' replies",
     )
-    assert campaign_queries.get_campaign_stats(campaign.id).sent == 100
+    assert stats_queries.get_campaign_stats(campaign.id).sent == 100
 
 
-def test_a_few_failures_do_not_pause_the_campaign(launched: Launch, relay: Relay) -> None:
-    campaign = launched(60)
+def test_a_few_failures_do_not_pause_the_campaign(launch_campaign: Launch, relay: Relay) -> None:
+    campaign = launch_campaign(60)
     refuse(relay, range(19))
     sender.send_pending_emails()
     assert campaign_status(campaign)[0] == "done"
 
 
-def test_a_small_share_of_failures_does_not_pause_the_campaign(launched: Launch, relay: Relay) -> None:
-    campaign = launched(1400)
+def test_a_small_share_of_failures_does_not_pause_the_campaign(launch_campaign: Launch, relay: Relay) -> None:
+    campaign = launch_campaign(1400)
     refuse(relay, range(20, 1400, 21))
     sender.send_pending_emails()
-    assert (campaign_status(campaign)[0], campaign_queries.get_campaign_stats(campaign.id).failed) == ("done", 66)
+    assert (campaign_status(campaign)[0], stats_queries.get_campaign_stats(campaign.id).failed) == ("done", 66)
 
 
-def test_failures_are_counted_across_batches(launched: Launch, relay: Relay) -> None:
-    campaign = launched(1000)
+def test_failures_are_counted_across_batches(launch_campaign: Launch, relay: Relay) -> None:
+    campaign = launch_campaign(1000)
     # 26 among 500 is too many, but no batch has more than 13 of them.
     refuse(relay, range(487, 513))
     sender.send_pending_emails()
     assert campaign_status(campaign)[0] == "paused"
-    assert campaign_queries.get_campaign_stats(campaign.id).failed == 26
+    assert stats_queries.get_campaign_stats(campaign.id).failed == 26
 
 
-def test_only_the_last_five_hundred_emails_are_counted(launched: Launch, relay: Relay) -> None:
-    campaign = launched(1000)
+def test_only_the_last_five_hundred_emails_are_counted(launch_campaign: Launch, relay: Relay) -> None:
+    campaign = launch_campaign(1000)
     refuse(relay, range(0, 19))
     refuse(relay, range(600, 607))
     sender.send_pending_emails()
-    assert (campaign_status(campaign)[0], campaign_queries.get_campaign_stats(campaign.id).failed) == ("done", 26)
+    assert (campaign_status(campaign)[0], stats_queries.get_campaign_stats(campaign.id).failed) == ("done", 26)
 
 
-def test_failures_before_a_resumption_do_not_count(launched: Launch, relay: Relay) -> None:
-    campaign = launched(100)
+def test_failures_before_a_resumption_do_not_count(launch_campaign: Launch, relay: Relay) -> None:
+    campaign = launch_campaign(100)
     refuse(relay, range(0, 30))
     sender.send_pending_emails()
     assert campaign_status(campaign)[0] == "paused"
     transitions.resume_campaign(campaign.id, "tests")
     while sender.send_pending_emails():
         pass
-    assert (campaign_status(campaign)[0], campaign_queries.get_campaign_stats(campaign.id).failed) == ("done", 30)
+    assert (campaign_status(campaign)[0], stats_queries.get_campaign_stats(campaign.id).failed) == ("done", 30)
 
 
 # --- stopping within a window ----------------------------------------------------------------------
@@ -232,40 +231,40 @@ def test_failures_before_a_resumption_do_not_count(launched: Launch, relay: Rela
 
 @pytest.mark.parametrize("stop", [transitions.pause_campaign, transitions.cancel_campaign])
 def test_a_slow_window_stops_at_the_next_lease_renewal(
-    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch, app: Flask, stop: Callable[..., Campaign]
+    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch, app: Flask, stop: Callable[..., Campaign]
 ) -> None:
     monkeypatch.setattr(timing, "LEASE_RENEWAL_INTERVAL", 0.0)
-    campaign = launched(40)
+    campaign = launch_campaign(40)
 
     def stop_at_the_third(to: str) -> None:
         if to == "c2@example.com":
             with app.app_context():
                 stop(campaign.id, "tests")
 
-    relay.behaviour.begun = stop_at_the_third
+    relay.behaviour.on_body = stop_at_the_third
     sender.send_pending_emails()
     assert sorted(relay.recipients) == ["c0@example.com", "c1@example.com", "c2@example.com"]
-    assert campaign_queries.get_campaign_stats(campaign.id).sent == 3
+    assert stats_queries.get_campaign_stats(campaign.id).sent == 3
     assert not db.session.scalars(text("select 1 from mail_issue where state = 'uncertain'")).all()
 
 
 def test_a_worker_that_waits_for_a_slot_can_be_stopped(
-    launched: Launch, relay: Relay, with_settings: Callable[..., Settings], app: Flask
+    launch_campaign: Launch, relay: Relay, with_settings: Callable[..., Settings], app: Flask
 ) -> None:
-    campaign = launched(3)
+    campaign = launch_campaign(3)
     with_settings(mail_per_second=0.001)
-    relay.behaviour.begun = lambda _: task_queue.stop_requested.set()
+    relay.behaviour.on_body = lambda _: task_queue.stop_requested.set()
     try:
         sender.send_pending_emails()
     finally:
         task_queue.stop_requested.clear()
-    assert (campaign_queries.get_campaign_stats(campaign.id).sent, len(relay.kept)) == (1, 1)
+    assert (stats_queries.get_campaign_stats(campaign.id).sent, len(relay.messages)) == (1, 1)
     batch = db.session.scalars(db.select(models.Batch)).one()
     assert (batch.status, batch.window_start, batch.sent) == ("pending", 1, 1)
 
 
-def test_the_first_pause_reason_is_kept(launched: Launch) -> None:
-    campaign = launched(1)
+def test_the_first_pause_reason_is_kept(launch_campaign: Launch) -> None:
+    campaign = launch_campaign(1)
     auto_pause.pause_automatically(campaign.id, "the first reason")
     auto_pause.pause_automatically(campaign.id, "another one")
     assert campaign_status(campaign) == ("paused", "the first reason")

@@ -94,7 +94,7 @@ def test_a_folder_that_is_not_the_demos_is_neither_used_nor_deleted(
     file.write_text("ten years of work")
 
     assert run(command) == (
-        f"onecode: {file.parent} is not the demo's folder and stays as it is; move it away and try again\n"
+        f"onecode: {file.parent} is not the demo's folder and was not changed; move it away and try again\n"
     )
     assert [path.name for path in file.parent.iterdir()] == ["thesis.txt"]
 

@@ -14,7 +14,7 @@ from sqlalchemy import select, text
 
 from local.demo import scenario
 from webapp.accounts.models import StaffUser
-from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.deliveries import queries as delivery_queries
 from webapp.campaigns.models import Campaign
 from webapp.core.extensions import db
@@ -173,7 +173,7 @@ def test_no_row_violates_a_rule_of_the_application(query: Query, violations: str
 
 def test_campaign_figures_are_sums_over_the_recipients(query: Query) -> None:
     for (campaign_id,) in query("select id from campaign where total > 0"):
-        stats = campaign_queries.get_campaign_stats(campaign_id)
+        stats = stats_queries.get_campaign_stats(campaign_id)
         counts: Counter[str] = Counter(recipient.state for recipient in delivery_queries.iter_recipients(campaign_id))
         counts["sent"] += counts["sent_later"]
         assert {name: getattr(stats, name) for name in SUMMED} == {name: counts[name] for name in SUMMED}

@@ -114,7 +114,7 @@ def test_an_index_of_an_older_release_is_rebuilt(index: MailIndex, write_email: 
     name = write_email("x", To="a@example.com")
     file_names(index)
     with index._connect() as connection:
-        connection.executescript("alter table mail drop column words; pragma user_version = 0;")
+        connection.executescript("alter table email drop column search_text; pragma user_version = 0;")
     assert file_names(MailIndex(folder), "a@example.com") == [name]
 
 
@@ -135,7 +135,9 @@ def test_deleting_keeps_email_that_arrived_later(index: MailIndex, write_email: 
 
 def test_a_killed_refresh_leaves_a_complete_index(folder: Path, write_email: WriteEmail) -> None:
     names = [write_email("x", To=f"{n}@example.com") for n in range(3000)]
-    script = "import sys, pathlib; from local.mailsink.index import MailIndex; MailIndex(pathlib.Path(sys.argv[1])).refresh()"
+    script = (
+        "import pathlib; from local.mailsink.index import MailIndex; MailIndex(pathlib.Path(sys.argv[1])).refresh()"
+    )
     process = subprocess.Popen([sys.executable, "-c", script, str(folder)], cwd=ROOT)
     index = MailIndex(folder)
     deadline = time.monotonic() + 30

@@ -36,15 +36,15 @@ def get_page(client: FlaskClient, path: str) -> str:
 
 def test_an_empty_sink_explains_the_next_step(client: FlaskClient) -> None:
     page = get_page(client, "/")
-    assert "No mail yet" in page
-    assert "Launch an offer" in page
+    assert "No emails yet" in page
+    assert "Launch a campaign" in page
     assert "Delete" not in page
 
 
 def test_the_list_shows_recipient_subject_time_and_size(client: FlaskClient, write_email: WriteEmail) -> None:
     write_email("x" * 5000, To="=?utf-8?q?J=C3=BCrgen?= <j@example.com>", Subject="Hello")
     page = get_page(client, "/")
-    for part in ("Jürgen <j@example.com>", ">Hello<", "14 Nov 2023, 22:13", "5 kB", "1 mail kept here"):
+    for part in ("Jürgen <j@example.com>", ">Hello<", "14 Nov 2023, 22:13", "5 kB", "1 email stored here"):
         assert part in page
 
 
@@ -71,15 +71,15 @@ def test_older_emails_are_on_the_next_page(client: FlaskClient, write_email: Wri
 def test_a_search_shows_the_number_of_results(client: FlaskClient, write_email: WriteEmail) -> None:
     for n in range(PAGE_SIZE + 2):
         write_email("x", Subject="Iced tea", To=f"ann{n % 2}@example.com")
-    assert f"{PAGE_SIZE + 2} mails to or about" in get_page(client, "/?q=iced+tea")
-    assert f"{PAGE_SIZE // 2 + 1} mails to or about" in get_page(client, "/?q=ann1@+tea")
+    assert f"{PAGE_SIZE + 2} emails match" in get_page(client, "/?q=iced+tea")
+    assert f"{PAGE_SIZE // 2 + 1} emails match" in get_page(client, "/?q=ann1@+tea")
     write_email("x", To="bob@example.com")
-    assert "1 mail to or about" in get_page(client, "/?q=bob")
+    assert "1 email matches" in get_page(client, "/?q=bob")
 
 
 def test_a_search_without_results_says_so(client: FlaskClient, write_email: WriteEmail) -> None:
     write_email("x", To="a@example.com")
-    assert "No mail to or about" in get_page(client, "/?q=<nobody>")
+    assert "No emails match" in get_page(client, "/?q=<nobody>")
 
 
 def test_an_email_is_shown_as_html_text_and_headers_and_can_be_saved(
@@ -147,14 +147,14 @@ def test_the_text_of_malformed_emails_is_shown(client: FlaskClient, write_email:
     assert "words" in get_page(client, f"/{write_email(MALFORMED['no headers'])}?view=text")
     assert "words" in get_page(client, f"/{write_email(MALFORMED['nested ten deep'])}?view=text")
     deep = get_page(client, f"/{write_email(MALFORMED['nested two thousand deep'])}?view=text")
-    assert "could not be taken apart" in deep
+    assert "could not be parsed" in deep
     assert "multipart/mixed" in deep
 
 
 def test_a_very_long_text_is_shown_truncated(client: FlaskClient, write_email: WriteEmail) -> None:
     name = write_email(b"To: a@example.com\r\n\r\n" + b"0123456789abcdef\r\n" * 1_400_000)
     page = client.get(f"/{name}?view=text")
-    assert "the source has all of it" in page.text
+    assert "Only the beginning of this long text is shown" in page.text
     assert len(page.data) < 1_000_000
     assert "25.2 MB" in get_page(client, "/")
 
@@ -241,4 +241,4 @@ def test_an_unwritable_index_is_reported_in_one_sentence(
     folder.with_name("mails.sqlite3").mkdir()
     response = client.get("/")
     assert response.status_code == 503
-    assert "Mails are taken all the same" in response.text
+    assert "New emails are still received" in response.text

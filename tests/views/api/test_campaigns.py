@@ -14,26 +14,26 @@ from webapp.campaigns.sending import sender
 from webapp.offers.models import Offer
 
 
-def test_a_launch_returns_the_location_of_the_campaign(api: FlaskClient, offer: Callable[..., Offer]) -> None:
+def test_a_launch_returns_the_location_of_the_campaign(api: FlaskClient, make_offer: Callable[..., Offer]) -> None:
     create_customers(3)
-    offer()
+    make_offer()
     response = api.post("/api/v1/offers/summer-25/launch")
     assert (response.status_code, response.headers["Location"]) == (202, "/api/v1/campaigns/1")
     assert (response.get_json()["id"], response.get_json()["status"]) == (1, "preparing")
 
 
-def test_a_second_launch_returns_the_same_response(api: FlaskClient, offer: Callable[..., Offer]) -> None:
+def test_a_second_launch_returns_the_same_response(api: FlaskClient, make_offer: Callable[..., Offer]) -> None:
     create_customers(3)
-    offer()
+    make_offer()
     first = api.post("/api/v1/offers/SUMMER25/launch")
     second = api.post("/api/v1/offers/SUMMER25/launch")
     assert (second.status_code, second.headers["Location"]) == (202, first.headers["Location"])
     assert second.json == first.json
 
 
-def test_the_status_contains_the_counts(api: FlaskClient, offer: Callable[..., Offer], relay: Relay) -> None:
+def test_the_status_contains_the_counts(api: FlaskClient, make_offer: Callable[..., Offer], relay: Relay) -> None:
     create_customers(5)
-    offer()
+    make_offer()
     relay.behaviour.rcpt["c1@example.com"] = "550 no"
     relay.behaviour.rcpt["c2@example.com"] = "450 later"
     api.post("/api/v1/offers/SUMMER25/launch")
@@ -53,17 +53,17 @@ def test_the_status_contains_the_counts(api: FlaskClient, offer: Callable[..., O
     assert body["launched_at"].endswith("Z")
 
 
-def test_a_campaign_is_paused_resumed_and_cancelled(api: FlaskClient, offer: Callable[..., Offer]) -> None:
+def test_a_campaign_is_paused_resumed_and_cancelled(api: FlaskClient, make_offer: Callable[..., Offer]) -> None:
     create_customers(3)
-    offer()
+    make_offer()
     api.post("/api/v1/offers/SUMMER25/launch")
     preparation.prepare_campaign(1)
     states = [api.post(f"/api/v1/campaigns/1/{verb}").get_json()["status"] for verb in ("pause", "resume", "cancel")]
     assert states == ["paused", "sending", "cancelled"]
 
 
-def test_launching_to_an_empty_audience_is_a_conflict(api: FlaskClient, offer: Callable[..., Offer]) -> None:
-    offer()
+def test_launching_to_an_empty_audience_is_a_conflict(api: FlaskClient, make_offer: Callable[..., Offer]) -> None:
+    make_offer()
     response = api.post("/api/v1/offers/SUMMER25/launch")
     assert (response.status_code, response.get_json()["code"]) == (409, "audience_empty")
     assert response.mimetype == "application/problem+json"
@@ -77,16 +77,18 @@ def test_an_unknown_offer_or_campaign_is_not_found(api: FlaskClient, path: str) 
 
 
 def test_an_id_out_of_range_is_refused(api: FlaskClient) -> None:
-    assert api.get(f"/api/v1/campaigns/{1 << 70}").status_code in (404, 422)
+    assert api.get(f"/api/v1/campaigns/{1 << 70}").status_code == 404
 
 
 def test_a_launch_needs_an_api_key(client: FlaskClient) -> None:
     assert client.post("/api/v1/offers/SUMMER25/launch").status_code == 401
 
 
-def test_a_finished_campaign_can_not_be_cancelled(api: FlaskClient, offer: Callable[..., Offer], relay: Relay) -> None:
+def test_a_finished_campaign_can_not_be_cancelled(
+    api: FlaskClient, make_offer: Callable[..., Offer], relay: Relay
+) -> None:
     create_customers(1)
-    offer()
+    make_offer()
     api.post("/api/v1/offers/SUMMER25/launch")
     preparation.prepare_campaign(1)
     sender.send_pending_emails()

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import Case, GenerationMode
 
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.customers.models import Customer
 from webapp.offers.models import Offer
 
@@ -24,11 +24,11 @@ LONG = os.environ.get("CONTRACT_EXAMPLES")
 
 
 @pytest.fixture
-def contract(app: Flask, offer: Callable[..., Offer], customer: Callable[..., Customer]) -> Any:
+def contract(app: Flask, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]) -> Any:
     """The OpenAPI schema, with an offer, a customer and a key with every scope."""
-    offer()
-    customer(source_id="C-1")
-    key = account_actions.create_api_key("tests", ["read", "redeem", "manage"], by="tests")
+    make_offer()
+    make_customer(source_id="C-1")
+    key = api_key_actions.create_api_key("tests", ["read", "redeem", "manage"], by="tests")
     schema = schemathesis.openapi.from_wsgi("/api/v1/openapi.json", app)
     schema.config.update(headers={"Authorization": f"Bearer {key}"})
     # The document describes types and lengths. Other rules, such as the alphabet of a code, may still refuse a value.

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.campaigns import queries as campaign_queries
 from webapp.core.extensions import db
 from webapp.customers.models import Audience
@@ -109,8 +109,8 @@ def test_invalid_values_are_reported_with_a_pointer(api: Any, changes: dict[str,
     assert not offer_queries.has_offers()
 
 
-def test_an_existing_code_is_refused(api: Any, offer: MakeOffer) -> None:
-    offer("SUMMER25")
+def test_an_existing_code_is_refused(api: Any, make_offer: MakeOffer) -> None:
+    make_offer("SUMMER25")
 
     response = api.post("/api/v1/offers", json=SUMMER)
 
@@ -127,8 +127,8 @@ def test_an_audience_is_given_by_name(api: Any) -> None:
 
 
 @pytest.mark.parametrize("code", ["SUMMER25", "summer 25", "Summer-25"])
-def test_an_offer_is_found_by_its_code_in_any_spelling(api: Any, offer: MakeOffer, code: str) -> None:
-    offer()
+def test_an_offer_is_found_by_its_code_in_any_spelling(api: Any, make_offer: MakeOffer, code: str) -> None:
+    make_offer()
 
     assert api.get(f"/api/v1/offers/{code}").json["name"] == "Summer"
 
@@ -140,8 +140,8 @@ def test_an_unknown_offer_is_not_found(api: Any, code: str) -> None:
     assert (response.status_code, response.json["code"]) == (404, "not_found")
 
 
-def test_linked_pages_contain_every_offer(api: Any, offer: MakeOffer) -> None:
-    codes = [offer(f"CODE{n}").code for n in range(5)]
+def test_linked_pages_contain_every_offer(api: Any, make_offer: MakeOffer) -> None:
+    codes = [make_offer(f"CODE{n}").code for n in range(5)]
     listed: list[str] = []
     url: str | None = "/api/v1/offers?limit=2"
 
@@ -154,9 +154,9 @@ def test_linked_pages_contain_every_offer(api: Any, offer: MakeOffer) -> None:
     assert listed == codes[::-1]
 
 
-def test_the_list_is_filtered_by_state(api: Any, offer: MakeOffer) -> None:
-    offer_actions.pause_offer(offer().id, by="ann")
-    offer("OTHER")
+def test_the_list_is_filtered_by_state(api: Any, make_offer: MakeOffer) -> None:
+    offer_actions.pause_offer(make_offer().id, by="ann")
+    make_offer("OTHER")
 
     assert [item["code"] for item in api.get("/api/v1/offers?state=paused").json["offers"]] == ["SUMMER25"]
 
@@ -168,30 +168,30 @@ def test_invalid_query_parameters_are_refused(api: Any, query: str) -> None:
     assert api.get(f"/api/v1/offers?{query}").status_code == 422
 
 
-def test_a_patch_changes_only_the_given_fields(api: Any, offer: MakeOffer) -> None:
-    row = offer(max_redemptions=5)
+def test_a_patch_changes_only_the_given_fields(api: Any, make_offer: MakeOffer) -> None:
+    offer = make_offer(max_redemptions=5)
 
     response = api.patch("/api/v1/offers/SUMMER25", json={"name": "Autumn", "max_redemptions": None})
 
-    db.session.refresh(row)
+    db.session.refresh(offer)
     assert (response.status_code, response.headers["ETag"]) == (200, '"2"')
-    assert (row.name, row.max_redemptions, row.percent) == ("Autumn", None, Decimal(25))
+    assert (offer.name, offer.max_redemptions, offer.percent) == ("Autumn", None, Decimal(25))
 
 
 @pytest.mark.parametrize(("tag", "status"), [('"1"', 200), ('W/"1"', 200), ("*", 200), ('"7"', 412), ("nonsense", 412)])
-def test_if_match_must_be_the_current_version(api: Any, offer: MakeOffer, tag: str, status: int) -> None:
-    row = offer()
+def test_if_match_must_be_the_current_version(api: Any, make_offer: MakeOffer, tag: str, status: int) -> None:
+    offer = make_offer()
 
     response = api.patch("/api/v1/offers/SUMMER25", json={"name": "Autumn"}, headers={"If-Match": tag})
 
-    db.session.refresh(row)
+    db.session.refresh(offer)
     assert response.status_code == status
-    assert row.name == ("Autumn" if status == 200 else "Summer")
+    assert offer.name == ("Autumn" if status == 200 else "Summer")
     assert status == 200 or response.json["code"] == "conflict"
 
 
-def test_an_offer_is_paused_and_resumed_by_patch(api: Any, offer: MakeOffer) -> None:
-    offer()
+def test_an_offer_is_paused_and_resumed_by_patch(api: Any, make_offer: MakeOffer) -> None:
+    make_offer()
 
     paused = api.patch("/api/v1/offers/SUMMER25", json={"paused": True}).json["state"]
     resumed = api.patch("/api/v1/offers/SUMMER25", json={"paused": False}).json["state"]
@@ -200,14 +200,14 @@ def test_an_offer_is_paused_and_resumed_by_patch(api: Any, offer: MakeOffer) -> 
 
 
 @pytest.mark.parametrize("change", [{"name": None}, {"code": None}, {"discount": None}, {"paused": None}])
-def test_required_fields_can_not_be_set_to_null(api: Any, offer: MakeOffer, change: dict[str, Any]) -> None:
-    offer()
+def test_required_fields_can_not_be_set_to_null(api: Any, make_offer: MakeOffer, change: dict[str, Any]) -> None:
+    make_offer()
 
     assert api.patch("/api/v1/offers/SUMMER25", json=change).status_code == 422
 
 
-def test_a_frozen_discount_can_not_be_changed(api: Any, offer: MakeOffer) -> None:
-    offer_actions.freeze_offer(offer().id)
+def test_a_frozen_discount_can_not_be_changed(api: Any, make_offer: MakeOffer) -> None:
+    offer_actions.freeze_offer(make_offer().id)
     db.session.commit()
 
     response = api.patch("/api/v1/offers/SUMMER25", json={"discount": {"type": "percent", "percent": "30"}})
@@ -215,9 +215,9 @@ def test_a_frozen_discount_can_not_be_changed(api: Any, offer: MakeOffer) -> Non
     assert (response.status_code, response.json["errors"][0]["code"]) == (422, "frozen")
 
 
-def test_reading_needs_scope_read_and_changing_needs_manage(api: Any, offer: MakeOffer) -> None:
-    offer()
-    key = account_actions.create_api_key("reader", ["read"], by="tests")
+def test_reading_needs_scope_read_and_changing_needs_manage(api: Any, make_offer: MakeOffer) -> None:
+    make_offer()
+    key = api_key_actions.create_api_key("reader", ["read"], by="tests")
     headers = {"Authorization": f"Bearer {key}"}
 
     assert api.get("/api/v1/offers/SUMMER25", headers=headers).status_code == 200

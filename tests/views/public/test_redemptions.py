@@ -8,7 +8,7 @@ import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import text
 
-from tests.support.sql_statements import statements
+from tests.support.sql_statements import recorded_statements
 from webapp.core.extensions import db
 from webapp.customers.models import Audience, Customer
 from webapp.offers.models import Offer
@@ -39,9 +39,9 @@ def test_the_form_is_filled_with_the_code_of_the_url(client: FlaskClient) -> Non
 
 @pytest.mark.parametrize("code", ["SUMMER25", " summer-25", "Summer 25", "ｓｕｍｍｅｒ２５"])
 def test_code_and_email_are_accepted_in_any_spelling(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, code: str
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer, code: str
 ) -> None:
-    offer(), customer()
+    make_offer(), make_customer()
 
     response = post(client, code, " ADA@Example.com ")
 
@@ -51,9 +51,9 @@ def test_code_and_email_are_accepted_in_any_spelling(
 
 
 def test_the_response_sets_no_cookie_and_is_not_cached(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer(), customer()
+    make_offer(), make_customer()
 
     response = post(client)
 
@@ -63,20 +63,20 @@ def test_the_response_sets_no_cookie_and_is_not_cached(
 
 
 def test_the_receipt_shows_the_time_in_the_offers_time_zone(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    row, ada = offer(time_zone="Pacific/Kiritimati"), customer()
+    offer, ada = make_offer(time_zone="Pacific/Kiritimati"), make_customer()
     post(client)
     db.session.execute(text("update redemption set redeemed_at = '2026-05-31T12:00:00Z'"))
     db.session.commit()
 
-    assert "1 June 2026, 02:00 +14" in client.get(f"/r/{personal_token(row, ada)}").text
+    assert "1 June 2026, 02:00 +14" in client.get(f"/r/{personal_token(offer, ada)}").text
 
 
 def test_redeeming_again_is_refused_without_showing_the_receipt(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer(), customer()
+    make_offer(), make_customer()
     post(client)
     reference = redemption_queries.list_latest_redemptions(None, 1)[0].public_id
 
@@ -99,9 +99,9 @@ def test_redeeming_again_is_refused_without_showing_the_receipt(
     ],
 )
 def test_a_refusal_shows_its_reason(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, values: dict[str, Any], sentence: str
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer, values: dict[str, Any], sentence: str
 ) -> None:
-    offer(**values), customer()
+    make_offer(**values), make_customer()
 
     response = post(client)
 
@@ -113,7 +113,7 @@ def test_an_unknown_code_is_not_found(client: FlaskClient) -> None:
     response = post(client, "WINTER")
 
     assert response.status_code == 404
-    assert "don't know this code" in response.text.replace("&#39;", "'")
+    assert "don&#39;t know this code" in response.text
 
 
 @pytest.mark.parametrize(
@@ -142,8 +142,8 @@ def test_typed_values_are_kept_in_the_form(client: FlaskClient, code: str, email
     assert f'value="{email}"' in response.text
 
 
-def test_the_response_contains_the_element_for_htmx(client: FlaskClient, offer: MakeOffer) -> None:
-    offer()
+def test_the_response_contains_the_element_for_htmx(client: FlaskClient, make_offer: MakeOffer) -> None:
+    make_offer()
 
     response = post(client, **{"HX-Request": "true"})
 
@@ -162,16 +162,16 @@ def test_the_response_contains_the_element_for_htmx(client: FlaskClient, offer: 
     ],
 )
 def test_refusals_do_not_reveal_who_is_a_customer(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, values: dict[str, Any]
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer, values: dict[str, Any]
 ) -> None:
     audience = Audience(name="Empty")
     db.session.add(audience)
     db.session.flush()
-    row = offer(**values)
-    offer("CLOSED", **{**values, "audience_id": audience.id})
-    customer(), customer("bob@example.com")
+    offer = make_offer(**values)
+    make_offer("CLOSED", **{**values, "audience_id": audience.id})
+    make_customer(), make_customer("bob@example.com")
     # This caches the signing key of personal codes, as in every process that has used it once.
-    other_code = personal_codes.derive_personal_code("SUMMER25", row.id, row.id + 77)
+    other_code = personal_codes.derive_personal_code("SUMMER25", offer.id, offer.id + 77)
     requests = {
         "unknown e-mail": ("SUMMER25", "nobody@example.com"),
         "unknown e-mail, personal code": (other_code, "nobody@example.com"),
@@ -185,7 +185,7 @@ def test_refusals_do_not_reveal_who_is_a_customer(
         # Clear the rate limits, which count repeated requests, not known customers.
         db.session.execute(text("delete from rate_hit"))
         db.session.commit()
-        with statements() as executed:
+        with recorded_statements() as executed:
             response = post(client, code, email)
         page = response.text.replace(code, "CODE").replace(email, "EMAIL")
         responses[name] = (response.status_code, page, [(statement, len(values)) for statement, values in executed])
@@ -197,10 +197,12 @@ def test_refusals_do_not_reveal_who_is_a_customer(
         assert result == first, name
 
 
-def test_opening_a_personal_link_redeems_nothing(client: FlaskClient, offer: MakeOffer, customer: MakeCustomer) -> None:
-    row, ada = offer(), customer()
+def test_opening_a_personal_link_redeems_nothing(
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    offer, ada = make_offer(), make_customer()
 
-    response = client.get(f"/r/{personal_token(row, ada)}")
+    response = client.get(f"/r/{personal_token(offer, ada)}")
 
     assert response.status_code == 200
     assert "a…a@example.com" in response.text
@@ -212,10 +214,10 @@ def test_opening_a_personal_link_redeems_nothing(client: FlaskClient, offer: Mak
 
 
 def test_a_personal_link_redeems_once_and_then_shows_the_receipt(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    row, ada = offer(personal_code_required=True), customer()
-    token = personal_token(row, ada)
+    offer, ada = make_offer(personal_code_required=True), make_customer()
+    token = personal_token(offer, ada)
 
     first = client.post(f"/r/{token}")
     reference = redemption_queries.list_latest_redemptions(None, 1)[0].public_id
@@ -227,12 +229,12 @@ def test_a_personal_link_redeems_once_and_then_shows_the_receipt(
 
 
 def test_a_personal_link_shows_the_receipt_of_a_form_redemption(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    row, ada = offer(), customer()
+    offer, ada = make_offer(), make_customer()
     redemption = group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
 
-    assert redemption.public_id in client.post(f"/r/{personal_token(row, ada)}").text
+    assert redemption.public_id in client.post(f"/r/{personal_token(offer, ada)}").text
 
 
 @pytest.mark.parametrize("method", ["get", "post"])
@@ -246,29 +248,70 @@ def test_a_broken_link_shows_an_explanation(client: FlaskClient, method: str, to
 
 @pytest.mark.parametrize("method", ["get", "post"])
 def test_a_link_of_an_ended_offer_has_no_button(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, method: str
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer, method: str
 ) -> None:
-    row, ada = offer(starts_at=PAST, ends_at=datetime(2020, 6, 1, tzinfo=UTC)), customer()
+    offer, ada = make_offer(starts_at=PAST, ends_at=datetime(2020, 6, 1, tzinfo=UTC)), make_customer()
 
-    response = getattr(client, method)(f"/r/{personal_token(row, ada)}")
+    response = getattr(client, method)(f"/r/{personal_token(offer, ada)}")
 
     assert response.status_code == 409
     assert "ended on" in response.text
     assert "<button" not in response.text
 
 
-@pytest.mark.parametrize("headers", [{"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}])
-def test_a_cross_site_request_is_refused(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, headers: dict[str, str]
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_the_link_of_a_preview_explains_itself_and_redeems_nothing(
+    client: FlaskClient, make_offer: MakeOffer, method: str
 ) -> None:
-    offer(), customer()
+    link = personal_links.build_personal_url(make_offer().id, personal_links.PREVIEW_CUSTOMER_ID)
+
+    answer = getattr(client, method)(link.removeprefix("http://localhost"))
+
+    assert answer.status_code == 200
+    assert "Preview of a customer's personal page" in answer.text
+    assert count_redemptions() == 0
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Sec-Fetch-Site": "same-origin"},
+        {"Sec-Fetch-Site": "none"},
+        {"Origin": "http://localhost"},
+        {"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"},
+    ],
+)
+def test_our_own_form_is_accepted(
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer, headers: dict[str, str]
+) -> None:
+    make_offer(), make_customer()
+
+    assert post(client, **headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "http://localhost", "Sec-Fetch-Site": "cross-site"},
+        {"Origin": "https://evil.example", "Sec-Fetch-Site": "same-origin"},
+    ],
+)
+def test_a_cross_site_request_is_refused(
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer, headers: dict[str, str]
+) -> None:
+    make_offer(), make_customer()
 
     assert post(client, **headers).status_code == 403
     assert count_redemptions() == 0
 
 
-def test_repeated_attempts_for_one_email_are_throttled(client: FlaskClient, offer: MakeOffer) -> None:
-    offer()
+def test_repeated_attempts_for_one_email_are_throttled(client: FlaskClient, make_offer: MakeOffer) -> None:
+    make_offer()
 
     responses = [post(client) for _ in range(21)]
 

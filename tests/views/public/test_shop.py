@@ -59,12 +59,14 @@ def test_a_hovered_button_keeps_its_text_contrast(colour: str) -> None:
     ],
 )
 def test_dates_and_money_follow_the_customers_or_the_shops_locale(
-    client: FlaskClient, offer: Make, customer: Make, locale: str | None, day: str, money: str
+    client: FlaskClient, make_offer: Make, make_customer: Make, locale: str | None, day: str, money: str
 ) -> None:
     shop_actions.save_shop(ShopValues("Tienda", locale="es"), "tests")
     ends = datetime(2031, 6, 1, tzinfo=UTC)
-    summer = offer("SUMMER", discount_type="amount", percent=None, amount=500, currency="EUR", ends_at=ends)
-    url = urlsplit(personal_links.build_personal_url(summer.id, customer("ada@example.com", locale=locale).id)).path
+    summer = make_offer("SUMMER", discount_type="amount", percent=None, amount=500, currency="EUR", ends_at=ends)
+    url = urlsplit(
+        personal_links.build_personal_url(summer.id, make_customer("ada@example.com", locale=locale).id)
+    ).path
     page = client.get(url).text
     assert f"until {day}" in page
     assert money in page
@@ -72,9 +74,11 @@ def test_dates_and_money_follow_the_customers_or_the_shops_locale(
     assert money in receipt
 
 
-def test_a_receipt_uses_one_set_of_digits(client: FlaskClient, offer: Make, customer: Make) -> None:
-    summer = offer("SUMMER")
-    url = urlsplit(personal_links.build_personal_url(summer.id, customer("ada@example.com", locale="ar-EG").id)).path
+def test_a_receipt_uses_one_set_of_digits(client: FlaskClient, make_offer: Make, make_customer: Make) -> None:
+    summer = make_offer("SUMMER")
+    url = urlsplit(
+        personal_links.build_personal_url(summer.id, make_customer("ada@example.com", locale="ar-EG").id)
+    ).path
     receipt = client.post(url).text
     redeemed_on = re.search(r"<dt>Redeemed on</dt><dd>([^<]*)</dd>", receipt)
     assert redeemed_on
@@ -88,6 +92,6 @@ def test_an_email_address_is_isolated_left_to_right(app: Flask) -> None:
     assert formatting.bidi_isolate("٣١ مايو") == "\u2068٣١ مايو\u2069"
 
 
-def test_lists_show_email_addresses_left_to_right(staff: FlaskClient, customer: Make) -> None:
-    customer("محمد@example.com")
+def test_lists_show_email_addresses_left_to_right(staff: FlaskClient, make_customer: Make) -> None:
+    make_customer("محمد@example.com")
     assert '<bdi dir="ltr">محمد@example.com</bdi>' in staff.get("/customers").text

@@ -22,8 +22,8 @@ PROVIDER = {"Origin": "https://mail.example.org", "Sec-Fetch-Site": "cross-site"
 
 
 @pytest.fixture
-def token(customer: Callable[..., Customer]) -> str:
-    customer()
+def token(make_customer: Callable[..., Customer]) -> str:
+    make_customer()
     return campaign_tokens.build_unsubscribe_url(1, CAMPAIGN).rpartition("/")[2]
 
 

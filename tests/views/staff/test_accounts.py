@@ -14,6 +14,7 @@ from werkzeug.test import TestResponse
 
 from tests.support.accounts import PASSWORD
 from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions, audit
 from webapp.accounts.models import ApiKey, AuditEntry, Invitation, StaffUser
 from webapp.core.extensions import db
 from webapp.views.staff.accounts import safe_redirect_path
@@ -52,27 +53,33 @@ def is_signed_in(client: FlaskClient) -> bool:
 
 
 class TestSignIn:
-    def test_the_right_password_opens_the_start_page(self, client: FlaskClient, person: MakeUser) -> None:
-        response = post_sign_in(client, person().email)
+    def test_the_right_password_opens_the_start_page(
+        self, client: FlaskClient, make_user_with_password: MakeUser
+    ) -> None:
+        response = post_sign_in(client, make_user_with_password().email)
         assert (response.status_code, response.location) == (302, "/")
         assert is_signed_in(client)
 
     def test_after_a_wrong_password_only_the_email_stays_in_the_form(
-        self, client: FlaskClient, person: MakeUser
+        self, client: FlaskClient, make_user_with_password: MakeUser
     ) -> None:
-        response = post_sign_in(client, person().email, "not the password")
+        response = post_sign_in(client, make_user_with_password().email, "not the password")
         assert response.status_code == 422
         assert "admin@example.com" in response.text
         assert "not the password" not in response.text
 
-    def test_an_unknown_email_gets_the_same_response(self, client: FlaskClient, person: MakeUser) -> None:
-        person("admin")
+    def test_an_unknown_email_gets_the_same_response(
+        self, client: FlaskClient, make_user_with_password: MakeUser
+    ) -> None:
+        make_user_with_password("admin")
         responses = [post_sign_in(client, email, "nonono") for email in ("admin@example.com", "xdmin@example.com")]
         assert responses[0].text == responses[1].text.replace("xdmin", "admin")
 
-    def test_signing_in_leads_to_the_requested_page(self, client: FlaskClient, person: MakeUser) -> None:
+    def test_signing_in_leads_to_the_requested_page(
+        self, client: FlaskClient, make_user_with_password: MakeUser
+    ) -> None:
         redirect = client.get("/settings/profile")
-        response = client.post(redirect.location, data={"email": person().email, "password": PASSWORD})
+        response = client.post(redirect.location, data={"email": make_user_with_password().email, "password": PASSWORD})
         assert response.location == "/settings/profile"
 
     @pytest.mark.parametrize(
@@ -82,21 +89,27 @@ class TestSignIn:
         with app.test_request_context():
             assert safe_redirect_path(target) == "/"
 
-    def test_signing_in_starts_a_new_session(self, client: FlaskClient, person: MakeUser) -> None:
+    def test_signing_in_starts_a_new_session(self, client: FlaskClient, make_user_with_password: MakeUser) -> None:
         with client.session_transaction() as session:
             session["planted"] = "by an attacker"
-        post_sign_in(client, person().email)
+        post_sign_in(client, make_user_with_password().email)
         with client.session_transaction() as session:
             assert "planted" not in session
 
-    def test_signing_in_without_a_csrf_token_is_refused(self, csrf_client: FlaskClient, person: MakeUser) -> None:
-        response = post_sign_in(csrf_client, person().email)
+    def test_signing_in_without_a_csrf_token_is_refused(
+        self, csrf_client: FlaskClient, make_user_with_password: MakeUser
+    ) -> None:
+        response = post_sign_in(csrf_client, make_user_with_password().email)
         assert response.status_code == 400
         assert not is_signed_in(csrf_client)
 
-    def test_signing_in_with_the_csrf_token_of_the_page_works(self, csrf_client: FlaskClient, person: MakeUser) -> None:
+    def test_signing_in_with_the_csrf_token_of_the_page_works(
+        self, csrf_client: FlaskClient, make_user_with_password: MakeUser
+    ) -> None:
         token = csrf_token_in(csrf_client.get("/sign-in"))
-        csrf_client.post("/sign-in", data={"email": person().email, "password": PASSWORD, "csrf_token": token})
+        csrf_client.post(
+            "/sign-in", data={"email": make_user_with_password().email, "password": PASSWORD, "csrf_token": token}
+        )
         assert is_signed_in(csrf_client)
 
     def test_signing_out_ends_the_session(self, sign_in: SignIn) -> None:
@@ -104,9 +117,11 @@ class TestSignIn:
         assert client.post("/sign-out").location == "/sign-in"
         assert not is_signed_in(client)
 
-    def test_a_disabled_user_is_signed_out_at_once(self, app: Flask, sign_in: SignIn, staff_user: MakeUser) -> None:
+    def test_a_disabled_user_is_signed_out_at_once(
+        self, app: Flask, sign_in: SignIn, make_staff_user: MakeUser
+    ) -> None:
         client = sign_in("viewer")
-        staff_user("admin")
+        make_staff_user("admin")
         account_actions.disable_staff_user(
             db.session.scalars(select(StaffUser.id).where(StaffUser.role == "viewer")).one(), by="tests"
         )
@@ -125,15 +140,19 @@ class TestSignIn:
 
 
 class TestInvitations:
-    def test_opening_an_invitation_does_not_use_it(self, client: FlaskClient, token: Callable[..., str]) -> None:
-        url = f"/invitations/{token(email='ann@example.com')}"
+    def test_opening_an_invitation_does_not_use_it(
+        self, client: FlaskClient, make_invitation_token: Callable[..., str]
+    ) -> None:
+        url = f"/invitations/{make_invitation_token(email='ann@example.com')}"
         for _ in range(2):
             response = client.get(url)
             assert (response.status_code, "ann@example.com" in response.text) == (200, True)
         assert client.post(url, data=JOIN).status_code == 302
 
-    def test_accepting_an_invitation_signs_in(self, client: FlaskClient, token: Callable[..., str]) -> None:
-        client.post(f"/invitations/{token('viewer')}", data=JOIN)
+    def test_accepting_an_invitation_signs_in(
+        self, client: FlaskClient, make_invitation_token: Callable[..., str]
+    ) -> None:
+        client.post(f"/invitations/{make_invitation_token('viewer')}", data=JOIN)
         assert "Ann Example" in client.get("/settings/profile").text
 
     @pytest.mark.parametrize(
@@ -147,18 +166,18 @@ class TestInvitations:
         ],
     )
     def test_invalid_input_is_reported_and_the_rest_kept(
-        self, client: FlaskClient, token: Callable[..., str], invalid: dict[str, str]
+        self, client: FlaskClient, make_invitation_token: Callable[..., str], invalid: dict[str, str]
     ) -> None:
-        response = client.post(f"/invitations/{token()}", data={**JOIN, **invalid})
+        response = client.post(f"/invitations/{make_invitation_token()}", data={**JOIN, **invalid})
         assert response.status_code == 422
         assert ('value="ann@example.com"' in response.text) or "email" in invalid
         assert "invalid-feedback" in response.text
         assert db.session.scalar(select(Invitation.used_at)) is None
 
     def test_a_used_invitation_explains_how_to_get_another(
-        self, client: FlaskClient, token: Callable[..., str]
+        self, client: FlaskClient, make_invitation_token: Callable[..., str]
     ) -> None:
-        url = f"/invitations/{token()}"
+        url = f"/invitations/{make_invitation_token()}"
         client.post(url, data=JOIN)
         for response in (client.get(url), client.post(url, data=JOIN)):
             assert response.status_code == 404
@@ -168,25 +187,29 @@ class TestInvitations:
         assert "flask --app wsgi invite" in client.get("/invitations/nonsense").text
 
     def test_the_invitation_page_is_neither_cached_nor_sent_as_referrer(
-        self, client: FlaskClient, token: Callable[..., str]
+        self, client: FlaskClient, make_invitation_token: Callable[..., str]
     ) -> None:
-        headers = client.get(f"/invitations/{token()}").headers
+        headers = client.get(f"/invitations/{make_invitation_token()}").headers
         assert (headers["Referrer-Policy"], headers["Cache-Control"]) == ("same-origin", "no-store")
 
-    def test_a_password_reset_link_sets_the_password(self, client: FlaskClient, person: MakeUser) -> None:
-        user = person()
+    def test_a_password_reset_link_sets_the_password(
+        self, client: FlaskClient, make_user_with_password: MakeUser
+    ) -> None:
+        user = make_user_with_password()
         account_actions.sign_in_user(user.email, PASSWORD)
         link = account_actions.create_password_reset_link(user.id, by="tests").removeprefix("http://localhost")
         page = client.get(link).text
         assert "admin@example.com" in page
         assert "Choose a new password" in page
-        assert "It signs you out on all other devices." in page
+        assert "Setting it signs you out on all other devices." in page
         new = {"password": "a brand new one", "confirm": "a brand new one"}
         assert client.post(link, data=new).location == "/"
-        assert "Your new password is set." in client.get("/").text
+        assert "Your new password was set." in client.get("/").text
 
-    def test_a_password_link_for_a_new_user_is_a_welcome(self, client: FlaskClient, person: MakeUser) -> None:
-        user = person()
+    def test_a_password_link_for_a_new_user_is_a_welcome(
+        self, client: FlaskClient, make_user_with_password: MakeUser
+    ) -> None:
+        user = make_user_with_password()
         link = account_actions.create_password_reset_link(user.id, by="tests").removeprefix("http://localhost")
         page = client.get(link).text
         assert f"Welcome, {user.name}" in page
@@ -219,8 +242,8 @@ class TestPeople:
         client.post(f"/settings/invitations/{row_id}/withdraw")
         assert client.get(link).status_code == 404
 
-    def test_a_role_is_changed(self, sign_in: SignIn, staff_user: MakeUser) -> None:
-        user = staff_user("viewer")
+    def test_a_role_is_changed(self, sign_in: SignIn, make_staff_user: MakeUser) -> None:
+        user = make_staff_user("viewer")
         client = sign_in("admin")
         response = client.post(f"/settings/people/{user.id}", data={"role": "manager"})
         assert response.status_code == 302
@@ -236,22 +259,22 @@ class TestPeople:
         )
 
     def test_an_admin_who_becomes_viewer_is_redirected_to_the_profile(
-        self, sign_in: SignIn, staff_user: MakeUser
+        self, sign_in: SignIn, make_staff_user: MakeUser
     ) -> None:
-        staff_user("admin", email="other@example.com")
+        make_staff_user("admin", email="other@example.com")
         client = sign_in("admin")
         row_id = db.session.scalars(select(StaffUser.id).where(StaffUser.email == "admin@example.com")).one()
         response = client.post(f"/settings/people/{row_id}", data={"role": "viewer"}, follow_redirects=True)
         assert (response.status_code, response.request.path) == (200, "/settings/profile")
 
-    def test_a_user_is_disabled_and_enabled(self, sign_in: SignIn, staff_user: MakeUser) -> None:
-        row_id = staff_user("viewer").id
+    def test_a_user_is_disabled_and_enabled(self, sign_in: SignIn, make_staff_user: MakeUser) -> None:
+        row_id = make_staff_user("viewer").id
         client = sign_in("admin")
         assert "can no longer sign in" in client.post(f"/settings/people/{row_id}/disable", follow_redirects=True).text
         assert "can sign in again" in client.post(f"/settings/people/{row_id}/enable", follow_redirects=True).text
 
-    def test_a_password_reset_link_is_shown(self, sign_in: SignIn, staff_user: MakeUser) -> None:
-        row_id = staff_user("viewer").id
+    def test_a_password_reset_link_is_shown(self, sign_in: SignIn, make_staff_user: MakeUser) -> None:
+        row_id = make_staff_user("viewer").id
         client = sign_in("admin")
         assert client.get(invitation_link_in(client.post(f"/settings/people/{row_id}/new-password"))).status_code == 200
 
@@ -259,8 +282,8 @@ class TestPeople:
     def test_an_unknown_user_is_not_found(self, sign_in: SignIn, user_id: str) -> None:
         assert sign_in("admin").get(f"/settings/people/{user_id}").status_code == 404
 
-    def test_markup_in_a_name_is_escaped(self, sign_in: SignIn, staff_user: MakeUser) -> None:
-        user = staff_user("viewer")
+    def test_markup_in_a_name_is_escaped(self, sign_in: SignIn, make_staff_user: MakeUser) -> None:
+        user = make_staff_user("viewer")
         user.name = "<script>alert(1)</script>"
         db.session.commit()
         page = sign_in("admin").get("/settings/people").text
@@ -273,7 +296,7 @@ class TestApiKeys:
         response = client.post("/settings/api-keys", data={"name": "Web shop", "scopes": ["read", "redeem"]})
         found = re.search(r"onecode_live_\w+_[\w-]+", response.text)
         assert found
-        assert account_actions.authenticate_api_key(f"Bearer {found[0]}").scopes == ["read", "redeem"]
+        assert api_key_actions.authenticate_api_key(f"Bearer {found[0]}").scopes == ["read", "redeem"]
         assert found[0] not in client.get("/settings/api-keys").text
 
     def test_a_key_expires_at_the_end_of_the_day_in_the_admins_time_zone(self, sign_in: SignIn) -> None:
@@ -307,7 +330,7 @@ class TestAuditTrail:
     def test_pages_can_be_browsed_in_both_directions(self, sign_in: SignIn) -> None:
         client = sign_in("admin")
         for number in range(1, 121):
-            account_actions.record_audit_entry("ann", "something.done", f"thing {number:03}")
+            audit.record_audit_entry("ann", "something.done", f"thing {number:03}")
         db.session.commit()
         first = client.get("/settings/audit").text
         next_link = re.search(r'rel="next" href="([^"]+)"', first)
@@ -329,8 +352,10 @@ class TestProfile:
         user = db.session.scalars(select(StaffUser)).one()
         assert (user.name, user.time_zone) == ("Vi", "Asia/Tokyo")
 
-    def test_a_new_password_ends_the_other_sessions_and_keeps_this_one(self, app: Flask, person: MakeUser) -> None:
-        user = person("viewer")
+    def test_a_new_password_ends_the_other_sessions_and_keeps_this_one(
+        self, app: Flask, make_user_with_password: MakeUser
+    ) -> None:
+        user = make_user_with_password("viewer")
         app.config["WTF_CSRF_ENABLED"] = False
         this_client, other_client = app.test_client(), app.test_client()
         for client in (this_client, other_client):
@@ -341,17 +366,34 @@ class TestProfile:
         )
         assert (is_signed_in(this_client), is_signed_in(other_client)) == (True, False)
 
-    def test_the_current_password_must_be_right(self, client: FlaskClient, person: MakeUser) -> None:
-        post_sign_in(client, person("viewer").email)
+    def test_the_current_password_must_be_right(self, client: FlaskClient, make_user_with_password: MakeUser) -> None:
+        post_sign_in(client, make_user_with_password("viewer").email)
         response = client.post(
             "/settings/profile/password",
             data={"current": "wrong wrong", "password": "a brand new one", "confirm": "a brand new one"},
         )
         assert (response.status_code, "not your current password" in response.text) == (422, True)
 
-    def test_changing_the_profile_needs_the_csrf_token(self, csrf_client: FlaskClient, person: MakeUser) -> None:
+    def test_ten_wrong_passwords_are_the_limit_of_each_user(
+        self, app: Flask, make_user_with_password: MakeUser
+    ) -> None:
+        app.config["WTF_CSRF_ENABLED"] = False
+        here, other = app.test_client(), app.test_client()
+        post_sign_in(here, make_user_with_password("viewer").email)
+        post_sign_in(other, make_user_with_password("manager").email)
+        data = {"current": "wrong wrong", "password": "a brand new one", "confirm": "a brand new one"}
+        answers = [here.post("/settings/profile/password", data=data) for _ in range(11)]
+        assert [answer.status_code for answer in answers] == [422] * 10 + [429]
+        assert 0 < int(answers[-1].headers["Retry-After"]) <= 300
+        assert other.post("/settings/profile/password", data=data).status_code == 422
+
+    def test_changing_the_profile_needs_the_csrf_token(
+        self, csrf_client: FlaskClient, make_user_with_password: MakeUser
+    ) -> None:
         token = csrf_token_in(csrf_client.get("/sign-in"))
-        csrf_client.post("/sign-in", data={"email": person().email, "password": PASSWORD, "csrf_token": token})
+        csrf_client.post(
+            "/sign-in", data={"email": make_user_with_password().email, "password": PASSWORD, "csrf_token": token}
+        )
         values = {"name": "Mallory", "time_zone": "UTC"}
         assert csrf_client.post("/settings/profile", data=values).status_code == 400
         token = csrf_token_in(csrf_client.get("/settings/profile"))
@@ -385,6 +427,15 @@ class TestRoles:
     @pytest.mark.parametrize(("method", "path"), [*ADMIN_ONLY, ("GET", "/settings/profile"), ("GET", "/")])
     def test_every_page_needs_signing_in(self, client: FlaskClient, method: str, path: str) -> None:
         assert "/sign-in" in client.open(path, method=method).location
+
+    @pytest.mark.parametrize("method", ["GET", "POST"])
+    def test_htmx_is_told_to_open_the_sign_in_page(self, client: FlaskClient, method: str) -> None:
+        answer = client.open("/offers/new", method=method, headers={"HX-Request": "true"})
+        assert (answer.status_code, answer.headers["HX-Redirect"]) == (401, "/sign-in")
+
+    def test_after_a_write_the_sign_in_page_leads_to_no_page_in_particular(self, client: FlaskClient) -> None:
+        assert client.get("/offers?q=a").location == "/sign-in?next=/offers?q%3Da"
+        assert client.post("/settings/people/1/disable").location == "/sign-in"
 
     def test_viewers_can_not_write(self, app: Flask, sign_in: SignIn) -> None:
         client = sign_in("viewer")

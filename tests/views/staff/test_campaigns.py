@@ -14,6 +14,7 @@ from sqlalchemy import event, text
 from tests.support.campaigns import create_customers
 from tests.support.smtp_relay import Relay
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
@@ -30,10 +31,10 @@ HTMX = {"HX-Request": "true"}
 
 
 @pytest.fixture
-def sending(app: Flask, offer: Callable[..., Offer]) -> Campaign:
+def sending(app: Flask, make_offer: Callable[..., Offer]) -> Campaign:
     """A campaign to three customers that is being sent."""
     create_customers(3)
-    campaign = launch_actions.launch_announcement(offer().id, "tests").campaign
+    campaign = launch_actions.launch_announcement(make_offer().id, "tests").campaign
     preparation.prepare_campaign(campaign.id)
     db.session.refresh(campaign)
     return campaign
@@ -46,45 +47,49 @@ def make_form(**values: str) -> dict[str, str]:
 # --- editing ------------------------------------------------------------------------------------------
 
 
-def test_a_new_email_starts_with_the_default_text(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
-    page = staff.get(f"/offers/{offer().id}/mail").text
+def test_a_new_email_starts_with_the_default_text(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
+    page = staff.get(f"/offers/{make_offer().id}/mail").text
     assert "{{ offer.discount }} off for you: {{ offer.name }}" in page
     assert "25% off for you: Summer" in page
 
 
-def test_an_email_is_saved_and_shown_again(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
-    row = offer()
-    response = staff.post(f"/offers/{row.id}/mail", data=make_form(), follow_redirects=True)
-    assert "The email has been saved." in response.text
+def test_an_email_is_saved_and_shown_again(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
+    offer = make_offer()
+    response = staff.post(f"/offers/{offer.id}/mail", data=make_form(), follow_redirects=True)
+    assert "The email was saved." in response.text
     assert "Hi {{ customer.name }}" in response.text
 
 
-def test_an_unknown_placeholder_is_reported_and_input_kept(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
-    row = offer()
+def test_an_unknown_placeholder_is_reported_and_input_kept(
+    staff: FlaskClient, make_offer: Callable[..., Offer]
+) -> None:
+    offer = make_offer()
     response = staff.post(
-        f"/offers/{row.id}/mail", data=make_form(text="Hi {{ customer.nmae }}, you", html="<p>mine</p>")
+        f"/offers/{offer.id}/mail", data=make_form(text="Hi {{ customer.nmae }}, you", html="<p>mine</p>")
     )
     assert response.status_code == 422
     assert re.search(r'id="text-error".*?There is no placeholder {{ customer.nmae }}', response.text, re.DOTALL)
     assert "Hi {{ customer.nmae }}, you</textarea>" in response.text
     assert "&lt;p&gt;mine&lt;/p&gt;" in response.text
-    assert campaign_queries.find_announcement(row.id) is None
+    assert campaign_queries.find_announcement(offer.id) is None
 
 
-def test_a_body_that_is_too_large_is_reported_at_its_field(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
-    response = staff.post(f"/offers/{offer().id}/mail", data=make_form(text="t" * 300_000, html="h" * 300_000))
+def test_a_body_that_is_too_large_is_reported_at_its_field(
+    staff: FlaskClient, make_offer: Callable[..., Offer]
+) -> None:
+    response = staff.post(f"/offers/{make_offer().id}/mail", data=make_form(text="t" * 300_000, html="h" * 300_000))
     assert response.status_code == 422
     assert re.search(r'id="html-error".*?larger than 256 kB', response.text, re.DOTALL)
     assert "h" * 300_000 in response.text
 
 
 def test_typing_updates_the_preview_and_saves_nothing(
-    staff: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    staff: FlaskClient, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    customer()
-    row = offer()
+    make_customer()
+    offer = make_offer()
     form = make_form(subject="For {{ customer.name }}", text="", html="<p>Dear {{ customer.name }}")
-    for path in (f"/offers/{row.id}/mail", "/campaigns/1/mail"):
+    for path in (f"/offers/{offer.id}/mail", "/campaigns/1/mail"):
         response = staff.post(f"{path}/preview", data=form, headers=HTMX)
         assert response.text.lstrip().startswith("<section")
         assert "For Ada Lovelace" in response.text
@@ -92,17 +97,17 @@ def test_typing_updates_the_preview_and_saves_nothing(
         frame = staff.post(filled_from, data=form)
         assert "Dear Ada Lovelace" in frame.text
         assert "sandbox" in frame.headers["Content-Security-Policy"]
-        draft = campaign_queries.find_announcement(row.id)
+        draft = campaign_queries.find_announcement(offer.id)
         if path.startswith("/offers"):
             assert draft is None
-            draft_actions.save_offer_draft(row.id, EmailContent("Saved"), "resend", "tests")
+            draft_actions.save_offer_draft(offer.id, EmailContent("Saved"), "resend", "tests")
         else:
             assert draft is not None
             assert (draft.subject, draft.html) == ("Saved", "")
 
 
-def test_invalid_content_is_reported_instead_of_a_preview(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
-    response = staff.post(f"/offers/{offer().id}/mail/preview", data=make_form(text="{{ no }}"), headers=HTMX)
+def test_invalid_content_is_reported_instead_of_a_preview(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
+    response = staff.post(f"/offers/{make_offer().id}/mail/preview", data=make_form(text="{{ no }}"), headers=HTMX)
     assert response.status_code == 422
     assert "There is no placeholder {{ no }}" in response.text
 
@@ -112,9 +117,11 @@ def form_version(client: FlaskClient, path: str) -> str:
     return str(re.findall(r'name="version"[^>]*value="([^"]*)"', client.get(path).text)[0])
 
 
-def test_a_concurrent_edit_is_shown_before_it_is_overwritten(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
-    row = offer()
-    draft_actions.save_offer_draft(row.id, EmailContent("First", "Text"), "resend", "tests")
+def test_a_concurrent_edit_is_shown_before_it_is_overwritten(
+    staff: FlaskClient, make_offer: Callable[..., Offer]
+) -> None:
+    offer = make_offer()
+    draft_actions.save_offer_draft(offer.id, EmailContent("First", "Text"), "resend", "tests")
     opened_version = form_version(staff, "/campaigns/1/mail")
     draft_actions.update_draft(1, EmailContent("Hers", "Text"), "resend", "mia@example.com")
     my_form = make_form(subject="First", text="Mine", version=opened_version)
@@ -137,24 +144,30 @@ def test_a_concurrent_edit_is_shown_before_it_is_overwritten(staff: FlaskClient,
     assert campaign_queries.get_campaign(1).text == "Mine"
 
 
-def test_a_first_draft_does_not_overwrite_a_concurrent_one(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
-    row = offer()
-    opened_version = form_version(staff, f"/offers/{row.id}/mail")
+def test_a_first_draft_does_not_overwrite_a_concurrent_one(
+    staff: FlaskClient, make_offer: Callable[..., Offer]
+) -> None:
+    offer = make_offer()
+    opened_version = form_version(staff, f"/offers/{offer.id}/mail")
     assert (
-        staff.post(f"/offers/{row.id}/mail", data=make_form(subject="Hers", version=opened_version)).status_code == 302
+        staff.post(f"/offers/{offer.id}/mail", data=make_form(subject="Hers", version=opened_version)).status_code
+        == 302
     )
-    response = staff.post(f"/offers/{row.id}/mail", data=make_form(subject="Mine", version=opened_version))
+    response = staff.post(f"/offers/{offer.id}/mail", data=make_form(subject="Mine", version=opened_version))
     assert (response.status_code, ">Hers</textarea>" in response.text) == (409, True)
     # Saving the same content twice is no conflict, as after a double click.
     assert (
-        staff.post(f"/offers/{row.id}/mail", data=make_form(subject="Hers", version=opened_version)).status_code == 302
+        staff.post(f"/offers/{offer.id}/mail", data=make_form(subject="Hers", version=opened_version)).status_code
+        == 302
     )
 
 
-def test_an_email_launched_during_editing_can_not_be_saved(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
+def test_an_email_launched_during_editing_can_not_be_saved(
+    staff: FlaskClient, make_offer: Callable[..., Offer]
+) -> None:
     create_customers(1)
-    row = offer()
-    draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests")
+    offer = make_offer()
+    draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests")
     opened_version = form_version(staff, "/campaigns/1/mail")
     launch_actions.launch_campaign(1, "tests")
     response = staff.post("/campaigns/1/mail", data=make_form(text="Too late", version=opened_version))
@@ -167,10 +180,10 @@ def test_an_email_launched_during_editing_can_not_be_saved(staff: FlaskClient, o
 
 @pytest.mark.parametrize("ended", ["session expired", "signed out elsewhere"])
 def test_saving_after_the_session_ended_shows_the_input_and_a_sign_in_link(
-    csrf_client: FlaskClient, staff: FlaskClient, offer: Callable[..., Offer], ended: str
+    csrf_client: FlaskClient, staff: FlaskClient, make_offer: Callable[..., Offer], ended: str
 ) -> None:
-    row = offer()
-    draft_actions.save_offer_draft(row.id, EmailContent("Saved"), "resend", "tests")
+    offer = make_offer()
+    draft_actions.save_offer_draft(offer.id, EmailContent("Saved"), "resend", "tests")
     # With the CSRF token of a session that has ended, or without any.
     staff.application.config["WTF_CSRF_ENABLED"] = ended == "session expired"
     form = make_form(text="Long thought of </textarea><b>", csrf_token="spent")
@@ -184,38 +197,40 @@ def test_saving_after_the_session_ended_shows_the_input_and_a_sign_in_link(
 
 
 def test_typing_after_the_session_ended_stays_on_the_page(
-    csrf_client: FlaskClient, staff: FlaskClient, offer: Callable[..., Offer]
+    csrf_client: FlaskClient, staff: FlaskClient, make_offer: Callable[..., Offer]
 ) -> None:
-    row = offer()
+    offer = make_offer()
     csrf_client.application.config["WTF_CSRF_ENABLED"] = True
-    response = csrf_client.post(f"/offers/{row.id}/mail/preview", data=make_form(), headers=HTMX)
+    response = csrf_client.post(f"/offers/{offer.id}/mail/preview", data=make_form(), headers=HTMX)
     assert (response.status_code, "HX-Redirect" in response.headers) == (401, False)
     assert "Copy what you typed" in response.text
 
 
 def test_the_preview_can_be_for_a_chosen_customer(
-    staff: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    staff: FlaskClient, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    customer()
-    customer("bob@example.com", name="Bob")
+    make_customer()
+    make_customer("bob@example.com", name="Bob")
     page = staff.post(
-        f"/offers/{offer().id}/mail", data=make_form(seen_as=" BOB@example.com "), follow_redirects=True
+        f"/offers/{make_offer().id}/mail", data=make_form(seen_as=" BOB@example.com "), follow_redirects=True
     ).text
     assert "Hi Bob" in page
     assert "seen_as=+BOB" in page
 
 
-def test_a_preview_for_an_unknown_customer_is_refused(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
-    response = staff.post(f"/offers/{offer().id}/mail/preview", data=make_form(seen_as="no@example.com"), headers=HTMX)
-    assert "There is no customer with this email address." in response.text
+def test_a_preview_for_an_unknown_customer_is_refused(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
+    response = staff.post(
+        f"/offers/{make_offer().id}/mail/preview", data=make_form(seen_as="no@example.com"), headers=HTMX
+    )
+    assert "No customer has this email address." in response.text
 
 
 def test_the_preview_frame_has_its_own_content_security_policy(
-    staff: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    staff: FlaskClient, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    customer(name="<script>alert(1)</script>")
-    row = offer()
-    staff.post(f"/offers/{row.id}/mail", data=make_form(html="<p>Dear {{ customer.name }}<script>bad()</script></p>"))
+    make_customer(name="<script>alert(1)</script>")
+    offer = make_offer()
+    staff.post(f"/offers/{offer.id}/mail", data=make_form(html="<p>Dear {{ customer.name }}<script>bad()</script></p>"))
     response = staff.get("/campaigns/1/mail/frame")
     assert "Dear &lt;script&gt;alert(1)" in response.text
     policy = response.headers["Content-Security-Policy"]
@@ -226,15 +241,15 @@ def test_the_preview_frame_has_its_own_content_security_policy(
 
 
 def test_previews_contain_no_links_of_real_customers(
-    sign_in: Callable[..., FlaskClient], offer: Callable[..., Offer], customer: Callable[..., Customer]
+    sign_in: Callable[..., FlaskClient], make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    ada = customer()
-    row = offer()
+    ada = make_customer()
+    offer = make_offer()
     content = EmailContent("Hello", "For {{ customer.name }} {{ link }} {{ unsubscribe }}")
-    draft_actions.save_offer_draft(row.id, content, "resend", "tests")
+    draft_actions.save_offer_draft(offer.id, content, "resend", "tests")
     manager = sign_in("manager")
     pages = [manager.get(f"/campaigns/1/{page}").text for page in ("mail", "mail/frame", "launch")]
-    campaign_id = launch_actions.launch_announcement(row.id, "tests").campaign.id
+    campaign_id = launch_actions.launch_announcement(offer.id, "tests").campaign.id
     viewer = sign_in("viewer")
     pages += [viewer.get(f"/campaigns/{campaign_id}{page}").text for page in ("", "/frame")]
     assert pages[0].count("For Ada Lovelace") == 1
@@ -251,76 +266,80 @@ def test_previews_contain_no_links_of_real_customers(
 
 
 def test_a_test_email_goes_to_the_user_with_preview_links(
-    staff: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer], relay: Relay
+    staff: FlaskClient, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer], relay: Relay
 ) -> None:
-    customer()
-    row = offer()
-    response = staff.post(f"/offers/{row.id}/mail", data=make_form(text="{{ link }}", test="1"), follow_redirects=True)
-    assert "A test email has been sent to manager@example.com." in response.text
-    (email,) = relay.kept
+    make_customer()
+    offer = make_offer()
+    response = staff.post(
+        f"/offers/{offer.id}/mail", data=make_form(text="{{ link }}", test="1"), follow_redirects=True
+    )
+    assert "A test email was sent to manager@example.com." in response.text
+    (email,) = relay.messages
     assert email.to == "manager@example.com"
     link = re.findall(r"http://localhost(/r/\S+)", email.text)[0]
     assert "personal page" in staff.get(link).text
 
 
-def test_a_failed_test_email_shows_the_reason(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
-    row = offer()
-    response = staff.post(f"/offers/{row.id}/mail", data=make_form(test="1"))
+def test_a_failed_test_email_shows_the_reason(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
+    offer = make_offer()
+    response = staff.post(f"/offers/{offer.id}/mail", data=make_form(test="1"))
     assert (response.status_code, "Connection refused" in response.text) == (503, True)
     assert "Hi {{ customer.name }}" in response.text
 
 
-def test_a_viewer_can_neither_edit_nor_launch(sign_in: Callable[..., FlaskClient], offer: Callable[..., Offer]) -> None:
+def test_a_viewer_can_neither_edit_nor_launch(
+    sign_in: Callable[..., FlaskClient], make_offer: Callable[..., Offer]
+) -> None:
     viewer = sign_in("viewer")
-    row = offer()
-    assert viewer.get(f"/offers/{row.id}/mail").status_code == 403
-    assert viewer.post(f"/offers/{row.id}/launch").status_code == 403
+    offer = make_offer()
+    assert viewer.get(f"/offers/{offer.id}/mail").status_code == 403
+    assert viewer.post(f"/offers/{offer.id}/launch").status_code == 403
 
 
 # --- launching ----------------------------------------------------------------------------------------
 
 
-def test_the_launch_page_counts_the_recipients(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
+def test_the_launch_page_counts_the_recipients(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
     ids = create_customers(1502)
     suppression_actions.unsubscribe_customer(ids[0], 0)
-    row = offer()
-    page = staff.post(f"/offers/{row.id}/mail", data=make_form(launch="1"), follow_redirects=True).text
+    offer = make_offer()
+    page = staff.post(f"/offers/{offer.id}/mail", data=make_form(launch="1"), follow_redirects=True).text
     assert "<strong>1,501 customers</strong>" in page
-    assert re.search(r"1\s+more address is suppressed; the campaign counts it as skipped", page)
-    draft = campaign_queries.find_announcement(row.id)
+    assert re.search(r"1\s+more customer is on the suppression list and will be skipped", page)
+    draft = campaign_queries.find_announcement(offer.id)
     assert draft is not None
     assert draft.status == "draft"
 
 
-def test_a_launch_leads_to_the_progress_page(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
+def test_a_launch_leads_to_the_progress_page(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
     create_customers(3)
-    row = offer()
-    response = staff.post(f"/offers/{row.id}/launch", follow_redirects=True)
+    offer = make_offer()
+    response = staff.post(f"/offers/{offer.id}/launch", follow_redirects=True)
     assert response.request.path == "/campaigns/1"
     assert "Launched." in response.text
 
 
-def test_a_second_launch_sends_nothing_twice(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
+def test_a_second_launch_sends_nothing_twice(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
     create_customers(3)
-    row = offer()
-    staff.post(f"/offers/{row.id}/launch")
-    response = staff.post(f"/offers/{row.id}/launch", follow_redirects=True)
+    offer = make_offer()
+    staff.post(f"/offers/{offer.id}/launch")
+    response = staff.post(f"/offers/{offer.id}/launch", follow_redirects=True)
     assert "nothing was sent twice" in response.text
 
 
-def test_a_launch_without_recipients_explains_what_to_do(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
-    row = offer()
-    draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests")
+def test_a_launch_without_recipients_explains_what_to_do(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
+    offer = make_offer()
+    draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests")
     assert "Import customers" in staff.get("/campaigns/1/launch").text
-    response = staff.post(f"/offers/{row.id}/launch")
+    response = staff.post(f"/offers/{offer.id}/launch")
     assert response.status_code == 409
     assert "There are no recipients" in response.text
 
 
-def test_a_launch_before_the_offer_starts_shows_a_warning(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
+def test_a_launch_before_the_offer_starts_shows_a_warning(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
-    row = offer(starts_at=datetime.now(UTC) + timedelta(days=3))
-    draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests")
+    offer = make_offer(starts_at=datetime.now(UTC) + timedelta(days=3))
+    draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests")
     assert "until then it is refused" in staff.get("/campaigns/1/launch").text
 
 
@@ -399,12 +418,12 @@ def test_an_action_returns_the_card_or_redirects_to_the_page(
 
 def test_failed_emails_can_be_resent(staff: FlaskClient, sending: Campaign, relay: Relay) -> None:
     relay.behaviour.rcpt["c1@example.com"] = "550 no"
-    relay.behaviour.times["c1@example.com"] = 1
+    relay.behaviour.uses["c1@example.com"] = 1
     sender.send_pending_emails()
     response = staff.post(f"/campaigns/{sending.id}/send-again", data={"state": "failed"}, follow_redirects=True)
     assert "1 email is being resent." in response.text
     sender.send_pending_emails()
-    assert campaign_queries.get_campaign_stats(sending.id).sent == 3
+    assert stats_queries.get_campaign_stats(sending.id).sent == 3
 
 
 def test_a_delivery_warning_is_shown_on_the_card(staff: FlaskClient, sending: Campaign) -> None:
@@ -420,7 +439,7 @@ def test_campaigns_are_listed_with_their_state(staff: FlaskClient, sending: Camp
 
 
 def test_the_list_needs_the_same_number_of_statements_for_any_size(
-    staff: FlaskClient, offer: Callable[..., Offer]
+    staff: FlaskClient, make_offer: Callable[..., Offer]
 ) -> None:
     def count_statements() -> int:
         executed: list[str] = []
@@ -436,10 +455,10 @@ def test_the_list_needs_the_same_number_of_statements_for_any_size(
             event.remove(db.engine, "before_cursor_execute", record)
         return len(executed)
 
-    draft_actions.save_offer_draft(offer().id, EmailContent(), "resend", "tests")
+    draft_actions.save_offer_draft(make_offer().id, EmailContent(), "resend", "tests")
     count_for_one = count_statements()
     for n in range(9):
-        draft_actions.save_offer_draft(offer(f"CODE{n}").id, EmailContent(), "resend", "tests")
+        draft_actions.save_offer_draft(make_offer(f"CODE{n}").id, EmailContent(), "resend", "tests")
     assert count_statements() == count_for_one
 
 
@@ -462,10 +481,10 @@ def test_invalid_list_parameters_show_the_first_page(staff: FlaskClient, sending
 
 
 def test_a_body_of_five_megabytes_is_refused_and_kept_in_the_form(
-    staff: FlaskClient, offer: Callable[..., Offer]
+    staff: FlaskClient, make_offer: Callable[..., Offer]
 ) -> None:
     large_body = "<p>" * (5 * 2**20 // 3)
-    response = staff.post(f"/offers/{offer().id}/mail", data=make_form(html=large_body, subject="What I typed"))
+    response = staff.post(f"/offers/{make_offer().id}/mail", data=make_form(html=large_body, subject="What I typed"))
     assert response.status_code == 422
     assert re.search(r'id="html-error".*?larger than 256 kB \(it has 5,1\d\d kB\)', response.text, re.DOTALL)
     assert 'value="What I typed"' in response.text
@@ -476,15 +495,15 @@ def test_signed_out_requests_have_a_smaller_size_limit(csrf_client: FlaskClient)
     assert csrf_client.post("/offers/1/mail", data={"html": "x" * 5 * 2**20}).status_code == 413
 
 
-def test_the_preview_shows_warnings_and_headers(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
-    page = staff.post(f"/offers/{offer().id}/mail/preview", data=make_form(text="Hi {name}"), headers=HTMX).text
+def test_the_preview_shows_warnings_and_headers(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
+    page = staff.post(f"/offers/{make_offer().id}/mail/preview", data=make_form(text="Hi {name}"), headers=HTMX).text
     assert "neither the code nor the personal link" in page
     assert "“{name}” is sent as it is" in page
     assert "List-Unsubscribe: &lt;" in page
 
 
-def test_html_that_hides_the_unsubscribe_link_is_refused(staff: FlaskClient, offer: Callable[..., Offer]) -> None:
-    response = staff.post(f"/offers/{offer().id}/mail", data=make_form(html="<p>Hi</p><!-- never closed"))
+def test_html_that_hides_the_unsubscribe_link_is_refused(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
+    response = staff.post(f"/offers/{make_offer().id}/mail", data=make_form(html="<p>Hi</p><!-- never closed"))
     assert response.status_code == 422
     assert re.search(r'id="html-error".*?The unsubscribe link', response.text, re.DOTALL)
     assert "&lt;!-- never closed" in response.text

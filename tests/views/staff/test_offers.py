@@ -118,8 +118,8 @@ def test_invalid_input_is_reported_at_its_field_and_kept(staff: FlaskClient, for
     assert not offer_queries.has_offers()
 
 
-def test_an_existing_code_is_refused(staff: FlaskClient, offer: MakeOffer) -> None:
-    offer("SUMMER25")
+def test_an_existing_code_is_refused(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    make_offer("SUMMER25")
 
     response = staff.post("/offers/new", data=SUMMER)
 
@@ -200,92 +200,94 @@ def _form_values(page: str) -> dict[str, str]:
     return submitted
 
 
-def test_saving_keeps_the_microseconds_of_the_start(staff: FlaskClient, offer: MakeOffer) -> None:
-    row = offer(starts_at=datetime(2026, 6, 1, 10, 0, 0, 123456, tzinfo=UTC), ends_at=None)
+def test_saving_keeps_the_microseconds_of_the_start(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    offer = make_offer(starts_at=datetime(2026, 6, 1, 10, 0, 0, 123456, tzinfo=UTC), ends_at=None)
 
-    staff.post(f"/offers/{row.id}/edit", data=_form_values(staff.get(f"/offers/{row.id}/edit").text) | {"name": "New"})
+    staff.post(
+        f"/offers/{offer.id}/edit", data=_form_values(staff.get(f"/offers/{offer.id}/edit").text) | {"name": "New"}
+    )
 
-    db.session.refresh(row)
-    assert (row.name, row.starts_at.microsecond) == ("New", 123456)
+    db.session.refresh(offer)
+    assert (offer.name, offer.starts_at.microsecond) == ("New", 123456)
 
 
-def test_a_concurrent_edit_is_reported_and_input_kept(staff: FlaskClient, offer: MakeOffer) -> None:
-    row = offer()
-    tab_form = _form_values(staff.get(f"/offers/{row.id}/edit").text)
-    staff.post(f"/offers/{row.id}/edit", data=tab_form | {"name": "From the first tab"})
+def test_a_concurrent_edit_is_reported_and_input_kept(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    offer = make_offer()
+    tab_form = _form_values(staff.get(f"/offers/{offer.id}/edit").text)
+    staff.post(f"/offers/{offer.id}/edit", data=tab_form | {"name": "From the first tab"})
 
-    conflict = staff.post(f"/offers/{row.id}/edit", data=tab_form | {"name": "From the second tab"})
-    db.session.refresh(row)
-    name_after_conflict = row.name
-    staff.post(f"/offers/{row.id}/edit", data=_form_values(conflict.text))
-    db.session.refresh(row)
+    conflict = staff.post(f"/offers/{offer.id}/edit", data=tab_form | {"name": "From the second tab"})
+    db.session.refresh(offer)
+    name_after_conflict = offer.name
+    staff.post(f"/offers/{offer.id}/edit", data=_form_values(conflict.text))
+    db.session.refresh(offer)
 
     assert conflict.status_code == 409
     assert "Another user has changed this offer" in conflict.text
     assert "From the second tab" in conflict.text
-    assert (name_after_conflict, row.name) == ("From the first tab", "From the second tab")
+    assert (name_after_conflict, offer.name) == ("From the first tab", "From the second tab")
 
 
-def test_only_the_other_fields_of_a_frozen_offer_can_be_edited(staff: FlaskClient, offer: MakeOffer) -> None:
-    row = offer(frozen_at=datetime(2026, 1, 1, tzinfo=UTC))
+def test_only_the_other_fields_of_a_frozen_offer_can_be_edited(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    offer = make_offer(frozen_at=datetime(2026, 1, 1, tzinfo=UTC))
 
-    page = staff.get(f"/offers/{row.id}/edit").text
-    response = staff.post(f"/offers/{row.id}/edit", data=_form_values(page) | {"name": "Longer summer"})
+    page = staff.get(f"/offers/{offer.id}/edit").text
+    response = staff.post(f"/offers/{offer.id}/edit", data=_form_values(page) | {"name": "Longer summer"})
 
-    db.session.refresh(row)
+    db.session.refresh(offer)
     assert response.status_code == 302
     assert 'name="discount_percent"' not in page
     assert 'name="code"' not in page
     assert 'name="max_redemptions"' not in page
-    assert (row.name, row.code, row.percent) == ("Longer summer", "SUMMER25", Decimal(25))
+    assert (offer.name, offer.code, offer.percent) == ("Longer summer", "SUMMER25", Decimal(25))
 
 
-def test_an_offer_frozen_during_editing_refuses_a_new_discount(staff: FlaskClient, offer: MakeOffer) -> None:
-    row = offer()
-    tab_form = _form_values(staff.get(f"/offers/{row.id}/edit").text)
-    offer_actions.freeze_offer(row.id)
+def test_an_offer_frozen_during_editing_refuses_a_new_discount(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    offer = make_offer()
+    tab_form = _form_values(staff.get(f"/offers/{offer.id}/edit").text)
+    offer_actions.freeze_offer(offer.id)
     db.session.commit()
 
-    response = staff.post(f"/offers/{row.id}/edit", data=tab_form | {"discount_percent": "30"})
+    response = staff.post(f"/offers/{offer.id}/edit", data=tab_form | {"discount_percent": "30"})
 
     assert response.status_code == 422
     assert "can&#39;t be changed after the launch" in response.text
     assert 'value="30"' in response.text
 
 
-def test_an_offer_is_paused_and_resumed(staff: FlaskClient, offer: MakeOffer) -> None:
-    row = offer()
+def test_an_offer_is_paused_and_resumed(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    offer = make_offer()
 
-    staff.post(f"/offers/{row.id}/pause")
-    paused = staff.get(f"/offers/{row.id}").text
-    staff.post(f"/offers/{row.id}/resume")
+    staff.post(f"/offers/{offer.id}/pause")
+    paused = staff.get(f"/offers/{offer.id}").text
+    staff.post(f"/offers/{offer.id}/resume")
 
-    db.session.refresh(row)
+    db.session.refresh(offer)
     assert "Paused" in paused
-    assert row.paused_at is None
+    assert offer.paused_at is None
 
 
 def test_the_page_of_an_offer_shows_code_link_and_latest_redemptions(
-    staff: FlaskClient, offer: MakeOffer, customer: Callable[..., Customer]
+    staff: FlaskClient, make_offer: MakeOffer, make_customer: Callable[..., Customer]
 ) -> None:
-    row = offer(max_redemptions=10)
-    customer()
+    offer = make_offer(max_redemptions=10)
+    make_customer()
     group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
 
-    page = staff.get(f"/offers/{row.id}").text
+    page = staff.get(f"/offers/{offer.id}").text
 
     assert "http://localhost/redeem?code=SUMMER25" in page
     assert "<svg" in page
     assert "style=" not in page
     assert "ada@example.com" in page
     assert 'value="1"' in page[page.index("<progress") :]
-    assert f"/offers/{row.id}/mail" in page
+    assert f"/offers/{offer.id}/mail" in page
 
 
-def test_the_live_figures_stop_polling_when_the_offer_has_ended(staff: FlaskClient, offer: MakeOffer) -> None:
-    row, ended = offer(), offer("OVER", ends_at=datetime.now(UTC) - timedelta(hours=1))
+def test_the_live_figures_stop_polling_when_the_offer_has_ended(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    offer, ended = make_offer(), make_offer("OVER", ends_at=datetime.now(UTC) - timedelta(hours=1))
 
-    assert "hx-trigger" in staff.get(f"/offers/{row.id}/live").text
+    assert "hx-trigger" in staff.get(f"/offers/{offer.id}/live").text
     assert "hx-trigger" not in staff.get(f"/offers/{ended.id}/live").text
 
 
@@ -300,18 +302,18 @@ def test_the_live_figures_stop_polling_when_the_offer_has_ended(staff: FlaskClie
     ],
 )
 def test_the_list_can_be_searched_and_filtered(
-    staff: FlaskClient, offer: MakeOffer, query: str, names: list[str]
+    staff: FlaskClient, make_offer: MakeOffer, query: str, names: list[str]
 ) -> None:
-    offer()
-    offer("COLD", name="Winter", paused_at=datetime(2026, 1, 1, tzinfo=UTC))
+    make_offer()
+    make_offer("COLD", name="Winter", paused_at=datetime(2026, 1, 1, tzinfo=UTC))
 
     page = staff.get(f"/offers?{query}").text
 
     assert [name for name in ("Winter", "Summer") if f">{name}</a>" in page] == names
 
 
-def test_the_list_has_pages_in_both_directions(staff: FlaskClient, offer: MakeOffer) -> None:
-    rows = [offer(f"CODE{n:02}", name=f"Offer {n:02}") for n in range(60)]
+def test_the_list_has_pages_in_both_directions(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    rows = [make_offer(f"CODE{n:02}", name=f"Offer {n:02}") for n in range(60)]
 
     second = staff.get(f"/offers?before={rows[35].id}").text
     last = staff.get(f"/offers?before={rows[10].id}").text
@@ -330,9 +332,9 @@ def test_an_unknown_offer_is_not_found(staff: FlaskClient, path: str) -> None:
 
 
 def test_creating_an_offer_needs_the_csrf_token(
-    csrf_client: Any, client: FlaskClient, staff_user: Callable[..., Any]
+    csrf_client: Any, client: FlaskClient, make_staff_user: Callable[..., Any]
 ) -> None:
-    user = staff_user("manager")
+    user = make_staff_user("manager")
     with csrf_client.session_transaction() as session:
         session["_user_id"] = user.get_id()
         session["_fresh"] = True

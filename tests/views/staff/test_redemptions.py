@@ -28,9 +28,9 @@ FORM = {"code": "summer 25", "email": "ADA@example.com"}
 
 
 @pytest.fixture
-def redemption(offer: MakeOffer, customer: MakeCustomer) -> RedemptionRecord:
+def redemption(make_offer: MakeOffer, make_customer: MakeCustomer) -> RedemptionRecord:
     """A redemption by Ada."""
-    offer(), customer()
+    make_offer(), make_customer()
     return group_commit.redeem(ADA)
 
 
@@ -77,9 +77,9 @@ def test_a_reference_from_a_receipt_finds_the_customers_redemptions(
     assert redemption.public_id in staff.get(f"/redemptions?who={redemption.public_id.lower()}").text
 
 
-def test_only_the_first_page_polls(staff: FlaskClient, offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer()
-    emails = [customer(f"c{n}@example.com").email for n in range(51)]
+def test_only_the_first_page_polls(staff: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    make_offer()
+    emails = [make_customer(f"c{n}@example.com").email for n in range(51)]
     redemption_actions.redeem_all([RedemptionRequest(channel="api", code="SUMMER25", email=email) for email in emails])
 
     first = staff.get("/redemptions").text
@@ -92,8 +92,10 @@ def test_only_the_first_page_polls(staff: FlaskClient, offer: MakeOffer, custome
     assert "c0@example.com" in first + second
 
 
-def test_staff_can_redeem_for_a_customer(staff: FlaskClient, offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(), customer()
+def test_staff_can_redeem_for_a_customer(
+    staff: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    make_offer(), make_customer()
 
     response = staff.post("/redemptions/new", data=FORM)
 
@@ -169,10 +171,10 @@ def test_an_unknown_redemption_is_not_found(staff: FlaskClient, path: str) -> No
 
 
 def test_the_export_lists_every_redemption_without_formulas(
-    staff: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+    staff: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer(name="=SUM(A1)")
-    customer(name="+Ada, the first"), customer("bob@example.com")
+    make_offer(name="=SUM(A1)")
+    make_customer(name="+Ada, the first"), make_customer("bob@example.com")
     order = Order("-1", 4999, "EUR")
     group_commit.redeem(
         RedemptionRequest(channel="api", code="SUMMER25", email="ada@example.com", order=order, api_key_id=1)
@@ -204,23 +206,23 @@ def test_an_unknown_channel_is_ignored(staff: FlaskClient) -> None:
 
 
 def test_a_viewer_can_open_neither_forms_nor_the_export(
-    sign_in: Callable[..., FlaskClient], offer: Callable[..., Offer]
+    sign_in: Callable[..., FlaskClient], make_offer: Callable[..., Offer]
 ) -> None:
     viewer = sign_in("viewer")
-    offer_id = offer().id
+    offer_id = make_offer().id
 
     for path in ("/offers/new", f"/offers/{offer_id}/edit", "/redemptions/new", "/redemptions.csv"):
         assert viewer.get(path).status_code == 403
 
 
 def test_a_search_for_a_rare_channel_continues_further_back(
-    staff: FlaskClient, offer: Any, customer: Any, monkeypatch: pytest.MonkeyPatch
+    staff: FlaskClient, make_offer: Any, make_customer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redemption_queries, "SCAN_LIMIT", 1)
-    row, ada, bob = offer(), customer(), customer("bob@example.com")
+    offer, ada, bob = make_offer(), make_customer(), make_customer("bob@example.com")
     db.session.execute(
         text("insert into redemption values (:ada, :row, '2020-05-01', 'staff'), (:bob, :row, '2020-05-03', 'form')"),
-        {"ada": ada.id, "bob": bob.id, "row": row.id},
+        {"ada": ada.id, "bob": bob.id, "row": offer.id},
     )
     db.session.commit()
     hourly_counts.update_hourly_counts()
@@ -234,9 +236,9 @@ def test_a_search_for_a_rare_channel_continues_further_back(
 
 
 def test_an_undone_redemption_is_found_by_reference_and_audited(
-    staff: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    staff: FlaskClient, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    offer(), customer()
+    make_offer(), make_customer()
     redemption = group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
     staff.post(f"/redemptions/{redemption.public_id}/undo", data={"reason": "a mistake"})
 

@@ -12,7 +12,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
-from tests.support.sql_statements import statements
+from tests.support.sql_statements import recorded_statements
 from webapp.accounts.models import AuditEntry
 from webapp.core.errors import InvalidInput
 from webapp.core.extensions import db
@@ -54,7 +54,7 @@ def test_the_defaults_come_from_the_environment(staff: FlaskClient) -> None:
 
 def test_saved_values_are_shown_and_audited(staff: FlaskClient) -> None:
     page = staff.post(URL, data=make_form(), follow_redirects=True).text
-    assert "Saved." in page
+    assert "The shop details were saved." in page
     shop = shop_queries.get_shop()
     assert (shop.name, shop.colour, shop.locale) == ("Blumen Müller", "#b400ff", "de_AT")
     assert shop.address == "Am Markt 1\n12345 Musterstadt"
@@ -173,16 +173,16 @@ def test_customer_pages_show_the_shop_name(client: FlaskClient) -> None:
 
 def test_a_page_queries_the_shop_once(client: FlaskClient) -> None:
     client.get("/redeem")
-    with statements() as executed:
+    with recorded_statements() as executed:
         client.get("/redeem")
     assert sum("FROM shop" in sql for sql, _ in executed) == 1
 
 
 def test_the_redemption_api_does_not_query_the_shop(
-    api: Any, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    api: Any, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    offer(), customer()
-    with statements() as executed:
+    make_offer(), make_customer()
+    with recorded_statements() as executed:
         for path in ("validations", "redemptions"):
             body = {"code": "SUMMER25", "customer": {"email": "ada@example.com"}}
             assert api.post(f"/api/v1/{path}", json=body).status_code in (200, 201)

@@ -19,7 +19,8 @@ from webapp.core.email_addresses import hash_email
 from webapp.core.extensions import db
 from webapp.customers import actions as customer_actions
 from webapp.customers import queries as customer_queries
-from webapp.customers.imports import actions as import_actions
+from webapp.customers.imports import processing as import_processing
+from webapp.customers.imports import queries as import_queries
 from webapp.customers.imports import suppression_staging
 from webapp.customers.models import Customer, CustomerImport, Suppression
 from webapp.customers.queries import AudienceTotals
@@ -61,8 +62,8 @@ def test_a_long_list_is_paginated(staff: FlaskClient) -> None:
     assert listed == list(range(120))
 
 
-def test_an_address_is_added(staff: FlaskClient, customer: Make) -> None:
-    ada = customer("ada@example.com")
+def test_an_address_is_added(staff: FlaskClient, make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
     response = staff.post(
         f"{LIST}/new", data={"email": " ADA@example.com", "reason": "unsubscribed", "words": "by phone"}
     )
@@ -112,8 +113,8 @@ def test_an_invalid_entry_is_reported_at_its_field(staff: FlaskClient, form: dic
     assert suppression_reasons() == {}
 
 
-def test_a_manager_removes_a_customer_after_a_warning(staff: FlaskClient, customer: Make) -> None:
-    ada = customer("ada@example.com", suppressed="complained")
+def test_a_manager_removes_a_customer_after_a_warning(staff: FlaskClient, make_customer: Make) -> None:
+    ada = make_customer("ada@example.com", suppressed="complained")
     page = staff.get(f"{LIST}/lift?email=ada@example.com").text
     assert "marked an email as spam" in page
     assert suppression_reasons() == {"ada@example.com": "complained"}
@@ -136,8 +137,8 @@ def test_only_an_admin_removes_addresses_without_customers(sign_in: Callable[...
     assert suppression_reasons() == {}
 
 
-def test_a_viewer_can_only_read(sign_in: Callable[..., FlaskClient], customer: Make) -> None:
-    customer("ada@example.com", suppressed="bounced")
+def test_a_viewer_can_only_read(sign_in: Callable[..., FlaskClient], make_customer: Make) -> None:
+    make_customer("ada@example.com", suppressed="bounced")
     viewer = sign_in("viewer")
     assert viewer.get(LIST).status_code == 200
     assert "Remove from suppression list" not in viewer.get("/customers/1").text
@@ -152,15 +153,15 @@ def upload(client: FlaskClient, file: str | bytes) -> CustomerImport:
     response = client.post(f"{LIST}/import", data={"file": (io.BytesIO(data), "list.csv")})
     assert response.status_code == 302, response.text
     import_id = int(response.headers["Location"].rpartition("/")[2])
-    import_actions.run_import(import_id)
-    row = customer_queries.find_import(import_id)
+    import_processing.run_import(import_id)
+    row = import_queries.find_import(import_id)
     assert row is not None
     return row
 
 
-def test_a_list_of_another_mailing_tool_is_imported(staff: FlaskClient, customer: Make) -> None:
-    ada = customer("ada@example.com")
-    customer("bob@example.com", suppressed="complained")
+def test_a_list_of_another_mailing_tool_is_imported(staff: FlaskClient, make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
+    make_customer("bob@example.com", suppressed="complained")
     row = upload(
         staff,
         "E-Mail;Reason;Name\n"
@@ -237,8 +238,8 @@ def test_an_export_can_be_imported_unchanged(staff: FlaskClient, app: Flask) -> 
     assert ("suppressions.exported", "suppression list") in audit_entries()
 
 
-def test_an_imported_hash_suppresses_the_customer_with_that_address(staff: FlaskClient, customer: Make) -> None:
-    ada, bob = customer("ada@example.com"), customer("bob@example.com", suppressed="bounced")
+def test_an_imported_hash_suppresses_the_customer_with_that_address(staff: FlaskClient, make_customer: Make) -> None:
+    ada, bob = make_customer("ada@example.com"), make_customer("bob@example.com", suppressed="bounced")
     unknown_hash = hash_email("nobody@example.com")
     rows = {
         hash_email("ada@example.com"): "unsubscribed",
@@ -260,9 +261,9 @@ def test_an_imported_hash_suppresses_the_customer_with_that_address(staff: Flask
 
 
 def test_a_customer_erased_during_an_import_stays_hashed(
-    staff: FlaskClient, customer: Make, monkeypatch: pytest.MonkeyPatch
+    staff: FlaskClient, make_customer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ada = customer("ada@example.com")
+    ada = make_customer("ada@example.com")
     hashed, merge = hash_email("ada@example.com"), suppression_staging.merge_rows
 
     def erase_first(*arguments: Any) -> Any:
@@ -280,10 +281,10 @@ def test_search_terms_are_matched_literally(app: Flask) -> None:
     assert suppression_queries.list_suppressions("a\0_") != []
 
 
-def test_a_test_email_is_not_sent_to_a_suppressed_address(staff: FlaskClient, offer: Callable[..., Any]) -> None:
+def test_a_test_email_is_not_sent_to_a_suppressed_address(staff: FlaskClient, make_offer: Callable[..., Any]) -> None:
     add_suppression("manager@example.com", "complained")
     form = {"subject": "s", "text": "{{ link }}", "uncertain_policy": "resend", "test": "1"}
-    response = staff.post(f"/offers/{offer().id}/mail", data=form)
+    response = staff.post(f"/offers/{make_offer().id}/mail", data=form)
     assert (response.status_code, "is on the suppression list (complained)" in response.text) == (409, True)
 
 
