@@ -338,7 +338,7 @@ def test_a_state_begins_at_its_very_moment(
 ) -> None:
     row = make_offer()
     # In one transaction the database has one time.
-    now = offer_queries.database_now()
+    now = database_clock.database_now()
     for name, value in changes.items():
         setattr(row, name, now + value if isinstance(value, timedelta) else value)
     db.session.flush()

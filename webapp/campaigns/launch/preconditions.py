@@ -35,7 +35,7 @@ def require_usable_offer(offer: Offer) -> None:
 
     :raises DomainError: `offer_expired`, `offer_paused` or `offer_exhausted`.
     """
-    state = offer.state(offer_queries.database_now())
+    state = offer.state(database_clock.database_now())
     if state in OFFER_STATE_REFUSALS:
         raise DomainError(*OFFER_STATE_REFUSALS[state])
 

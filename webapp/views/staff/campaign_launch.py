@@ -32,6 +32,9 @@ from webapp.views.staff.campaign_pages import (
 )
 from webapp.views.staff.forms.campaigns import LaunchForm
 
+# These views belong to the blueprint of the editor, so that their endpoints keep its name.
+__all__ = ["blueprint"]
+
 
 @blueprint.get("/offers/<int:offer_id>/launch")
 @require_role("manager")
