@@ -23,7 +23,7 @@ from benchmarks.mail_report import (
     Sample,
 )
 from benchmarks.mail_sink import Manner, Sink
-from benchmarks.mail_worker import SITE, Mailing
+from benchmarks.mail_worker import SITE, CampaignRunner
 from benchmarks.server import Machine
 from webapp.campaigns.models import BATCH_SIZE
 
@@ -69,10 +69,10 @@ class Bench:
         self.sinks = sinks
         self.plan = plan
         self.folder = Path(machine.server.socket_folder.parent)
-        self.mailing = Mailing(machine)
+        self.runner = CampaignRunner(machine)
         self.rows: dict[str, int] = {}
         # The loops send an email that Onecode has built.
-        self.mailing.run(sinks[FAST], 20, 1)
+        self.runner.run(sinks[FAST], 20, 1)
         mail_loops.save_email(self.folder, sinks[FAST].last(), SITE)
 
     def sample(self, case: Case, n: int) -> Sample:
@@ -89,7 +89,7 @@ class Bench:
 
     def _ours(self, case: Case, sink: Sink, n: int) -> Sample:
         before = sink.seen().cpu
-        mailed = self.mailing.run(sink, n, case.connections)
+        mailed = self.runner.run(sink, n, case.connections)
         seen = mailed.seen
         self.rows = mailed.rows
         return Sample(
@@ -107,7 +107,7 @@ class Bench:
     def _loop(self, case: Case, sink: Sink, n: int) -> Sample:
         sink.forget()
         before, postgres = sink.seen().cpu, self.machine.cpu_seconds()
-        url = self.machine.url(self.mailing.customers(self.plan.ours))
+        url = self.machine.url(self.runner.customers(self.plan.ours))
         cpu = mail_loops.run(LOOPS[case.way], sink.port, n, self.folder, url)
         seen, postgres = sink.seen(), self.machine.cpu_seconds() - postgres
         if (seen.mails, seen.recipients) != (n, n):
@@ -150,7 +150,7 @@ def prepared(plan: Plan) -> Iterator[Bench]:
         try:
             yield bench
         finally:
-            bench.mailing.ours.disconnect()
+            bench.runner.ours.disconnect()
 
 
 def measure(plan: Plan) -> Results:

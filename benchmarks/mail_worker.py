@@ -46,7 +46,7 @@ class Mailed:
     peak: int
 
 
-class Mailing:
+class CampaignRunner:
     """Onecode on a database of customers; campaigns are launched here and sent by a worker."""
 
     def __init__(self, machine: Machine) -> None:

@@ -129,7 +129,7 @@ def test_static_files_may_be_cached(client: FlaskClient) -> None:
 @pytest.mark.parametrize(
     ("path", "media_type"), [("/healthz", "text/html"), ("/api/v1/validations", "application/problem+json")]
 )
-def test_a_wrong_method_is_answered_with_the_allowed_ones(api: FlaskClient, path: str, media_type: str) -> None:
+def test_a_wrong_method_returns_the_allowed_ones(api: FlaskClient, path: str, media_type: str) -> None:
     answer = api.put(path)
 
     assert (answer.status_code, answer.mimetype) == (405, media_type)
@@ -139,7 +139,7 @@ def test_a_wrong_method_is_answered_with_the_allowed_ones(api: FlaskClient, path
 
 
 @pytest.mark.parametrize("path", ["/api/v1/offers", "/offers/new", "/redeem"])
-def test_clients_learn_when_to_retry_while_the_database_is_unavailable(
+def test_responses_during_a_database_outage_have_a_retry_after_header(
     make_app: Callable[..., Flask], path: str
 ) -> None:
     client = make_app(DATABASE_URL="postgresql://127.0.0.1:1/nowhere").test_client()

@@ -282,7 +282,7 @@ def test_the_link_of_a_preview_explains_itself_and_redeems_nothing(
         {"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"},
     ],
 )
-def test_our_own_form_is_accepted(
+def test_a_same_origin_form_is_accepted(
     client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer, headers: dict[str, str]
 ) -> None:
     make_offer(), make_customer()

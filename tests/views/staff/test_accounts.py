@@ -429,11 +429,11 @@ class TestRoles:
         assert "/sign-in" in client.open(path, method=method).location
 
     @pytest.mark.parametrize("method", ["GET", "POST"])
-    def test_htmx_is_told_to_open_the_sign_in_page(self, client: FlaskClient, method: str) -> None:
+    def test_htmx_is_redirected_to_the_sign_in_page(self, client: FlaskClient, method: str) -> None:
         answer = client.open("/offers/new", method=method, headers={"HX-Request": "true"})
         assert (answer.status_code, answer.headers["HX-Redirect"]) == (401, "/sign-in")
 
-    def test_after_a_write_the_sign_in_page_leads_to_no_page_in_particular(self, client: FlaskClient) -> None:
+    def test_signing_in_after_a_rejected_write_leads_to_the_start_page(self, client: FlaskClient) -> None:
         assert client.get("/offers?q=a").location == "/sign-in?next=/offers?q%3Da"
         assert client.post("/settings/people/1/disable").location == "/sign-in"
 
