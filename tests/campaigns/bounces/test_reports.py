@@ -12,7 +12,7 @@ TO = "bounces+abcdefghijklmnopqrstuvwxyz@example.com"
 VALUES = {
     "to": TO,
     "id": "<abcdefghijklmnopqrstuvwxyzabcdefghijklmnop@example.com>",
-    "way_out": "https://example.com/u/1.2.abcdefghijklmnopqrstuv",
+    "unsubscribe_url": "https://example.com/u/1.2.abcdefghijklmnopqrstuv",
     "rcpt": "ada@example.org",
     "action": "failed",
     "status": "5.1.1",
