@@ -1,1 +1,1 @@
-"""The benchmarks of `make benchmark-…`. The application itself uses nothing in here."""
+"""The benchmarks of `make benchmark-…`; the application does not use this code."""

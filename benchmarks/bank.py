@@ -1,4 +1,7 @@
-"""The second baseline, the voucher bank: codes created in bulk, `available` until `picked_up`."""
+"""The second baseline, the voucher bank.
+
+Codes are created in bulk and are `available` until they are `picked_up`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The common command of the benchmarks: a quick run or a page, and the figures as the last line."""
+"""The common command of the benchmarks: measure, print the page and the figures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ class Report(Protocol[Results_contra]):
 
 @dataclass(frozen=True)
 class Plans(Generic[Plan]):
-    """The plans of a benchmark: usual, `--quick` and SIZE=full. `name` is that of its module."""
+    """The plans of a benchmark: usual, `--quick` and SIZE=full.
+
+    `name` is that of its module.
+    """
 
     name: str
     usual: Plan
@@ -49,7 +52,7 @@ def run(
     report: Report[Results],
     arguments: Sequence[str] | None = None,
 ) -> None:
-    """Measure by the chosen plan and print the page, then the figures as one JSON object.
+    """Measure by the chosen plan; print the page and the figures as one JSON object.
 
     The page is written to docs/benchmarks, except after a quick run.
     """

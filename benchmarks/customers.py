@@ -12,6 +12,6 @@ from generate_series(1, %s) n
 
 
 def fill(connection: psycopg.Connection, n: int) -> None:
-    """Insert n customers with the ids 1 to n into a migrated database without customers."""
+    """Insert n customers with the ids 1 to n into a database without customers."""
     connection.execute(FILL, [n])
     connection.execute("vacuum (freeze, analyze) customer")

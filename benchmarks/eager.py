@@ -1,4 +1,7 @@
-"""The first baseline, the classic voucher pool: a voucher and a queued job per customer at launch."""
+"""The first baseline, the classic voucher pool.
+
+The launch creates a voucher and a queued job for every customer.
+"""
 
 from __future__ import annotations
 

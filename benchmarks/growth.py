@@ -1,4 +1,7 @@
-"""`make benchmark-growth`: the cost of redeeming and of listing a customer's offers with many redemptions."""
+"""`make benchmark-growth`: the cost of redemptions when many exist already.
+
+It measures redeeming and listing a customer's offers.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from webapp.redemptions.rules import RedemptionRequest, evaluate
 
 @dataclass(frozen=True)
 class Plan:
-    """The number of existing redemptions, of rounds, and of redemptions and queries per round."""
+    """The numbers of existing redemptions, rounds, and operations per round."""
 
     customers: int = 100_000
     levels: Sequence[int] = (0, 1_000_000)
@@ -66,7 +69,7 @@ class Level:
             )
 
     def cost_of_listing(self, customers: Sequence[int]) -> Cost:
-        """List the usable offers of each customer, one after the other; return the cost of one."""
+        """List the usable offers of each customer in turn; return the cost of one."""
         with self.ours.app.app_context():
             for n in customers[:WARM_UP]:
                 _count_usable_offers(n)

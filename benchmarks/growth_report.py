@@ -18,7 +18,7 @@ SET_UP = Path(__file__).with_name("growth.md")
 
 @dataclass(frozen=True)
 class Sizes:
-    """The bytes of a table of redemptions: the table, its primary key, and the total with the list index."""
+    """The bytes of a table of redemptions, its primary key, and the total."""
 
     rows: int
     table: int
@@ -37,7 +37,7 @@ class Sizes:
 
 @dataclass
 class Results:
-    """The cost of one operation by its name and the number of redemptions, in the order of the rounds.
+    """The cost of one operation by name and number of redemptions, per round.
 
     `bare` and `full` are the sizes of the table without and with orders and keys.
     """
@@ -58,7 +58,10 @@ class Results:
 
 
 def figures(results: Results) -> dict[str, float]:
-    """The figures of the JSON line, for the largest number of redemptions; the worse operation counts."""
+    """The figures of the JSON line, for the most redemptions.
+
+    The worse of the two operations counts.
+    """
     most = results.levels[-1]
     redeem, usable = (round(median(results.ratios(name, most)), 3) for name in (REDEEM, USABLE))
     return {

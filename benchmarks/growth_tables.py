@@ -1,4 +1,4 @@
-"""Tables as they are after years: offers, customers and redemptions, inserted by SQL on the server.
+"""Tables as they are after years: offers, customers and redemptions.
 
 The keys come in a realistic order: times ascending, customers in random order, offers in turn.
 """
@@ -50,7 +50,7 @@ _FULL = _REDEMPTIONS.format(
 
 
 def fill(connection: psycopg.Connection, customer_count: int) -> None:
-    """Insert customers, open offers and audiences into a migrated database without any."""
+    """Insert customers, open offers and audiences into a migrated database."""
     customers.fill(connection, customer_count)
     with connection.transaction(), psycopg.ClientCursor(connection) as cursor:
         cursor.execute(_OFFERS, {"offers": OFFERS, "audiences": AUDIENCES})

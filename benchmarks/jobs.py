@@ -70,7 +70,7 @@ def enqueue_all(connection: psycopg.Connection, huey: Any, tasks: Iterable[Any])
 
 
 def run(hueys: Sequence[Any], at_most: int) -> int:
-    """Run at most `at_most` queued tasks, in one thread per Huey; return how many were run."""
+    """Run at most `at_most` queued tasks, one thread per Huey; return their number."""
     remaining_runs = iter(range(at_most))
     lock = threading.Lock()
 

@@ -1,4 +1,4 @@
-"""`make benchmark-launch`: Onecode, an eager voucher pool and a voucher bank on the same PostgreSQL."""
+"""`make benchmark-launch`: Onecode and two voucher pools on the same PostgreSQL."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REQUESTS = 15
 
 
 def measure_all(sizes: Mapping[int, int], request_sizes: Sequence[int], requests: int) -> Results:
-    """Run the benchmark on a separate server: the runs of each size, and single launch requests of some sizes."""
+    """Measure complete runs of some sizes, and single launch requests of others."""
     results = Results()
     with server.running() as machine:
         designs = prepare(machine, sorted({*sizes, *request_sizes}))
@@ -43,7 +43,7 @@ def measure_all(sizes: Mapping[int, int], request_sizes: Sequence[int], requests
 
 
 def prepare(machine: Machine, sizes: Sequence[int]) -> list[Design]:
-    """Create a database with the application's tables for each size, and the three designs."""
+    """Create a database for each number of customers, and the three designs."""
     machine.create(DATABASE)
     app = onecode.build(machine.url(DATABASE), str(machine.server.socket_folder.parent))
     ours = onecode.Onecode(app)

@@ -31,7 +31,10 @@ SET_UP = Path(__file__).with_name("launch.md")
 
 @dataclass
 class Results:
-    """The measurements by number of customers and design: single launch requests, and complete runs."""
+    """The measurements by number of customers and design.
+
+    `requests` are single launch requests, `runs` complete runs.
+    """
 
     requests: dict[tuple[int, str], list[Cost]] = field(default_factory=dict)
     runs: dict[tuple[int, str], list[Run]] = field(default_factory=dict)
@@ -50,7 +53,7 @@ def page(results: Results) -> str:
 
 
 def figures(results: Results) -> dict[str, float]:
-    """The figures of the JSON line: Onecode relative to the others, for the most customers."""
+    """The figures of the JSON line: Onecode relative to the others."""
     n = results.sizes[-1]
     launches = [_steady(results, size, OURS) for size, name in results.requests if name == OURS]
     wal = [cost.wal for cost in launches]

@@ -1,4 +1,6 @@
-"""HTTP load over persistent connections, by wrk if installed, otherwise by a simple client.
+"""HTTP load over persistent connections.
+
+The client is wrk if it is installed, otherwise a simple one.
 
 Both run in a separate process; `python -m benchmarks.load` is the simple client.
 """
@@ -39,7 +41,7 @@ class Target:
 
     @property
     def stride(self) -> int:
-        """The step from one customer to the next, so that they come in no order of the index."""
+        """The step from one customer to the next, which avoids the order of the index."""
         step = int(self.customers * 0.618) | 1
         while math.gcd(step, self.customers) > 1:
             step += 2
@@ -51,7 +53,7 @@ class Target:
 
 @dataclass(frozen=True)
 class LoadResult:
-    """The numbers of responses, of those with another status, and of failed connections.
+    """The counts of responses, of other statuses, and of failed connections.
 
     Times are in seconds; `cpu` is that of the clients.
     """
@@ -126,7 +128,7 @@ def requests(target: Target) -> Iterator[bytes]:
 
 
 class SimpleClient:
-    """One thread with many sockets, each of which sends the next request on a response."""
+    """One thread with many sockets; each sends a request after every response."""
 
     def __init__(self, target: Target) -> None:
         self.target = target

@@ -1,4 +1,4 @@
-"""`make benchmark-mail`: sending a campaign, from launch to last reply, compared with common loops."""
+"""`make benchmark-mail`: sending a campaign, compared with common loops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Common sending loops, each in a separate process: `python -m benchmarks.mail_loops WAY PORT N FOLDER URL`.
+"""Common sending loops, each in a separate process.
+
+Usage: `python -m benchmarks.mail_loops WAY PORT N FOLDER URL`.
 
 The folder contains what is sent (`save_email`): a prepared message, and the same email as two Jinja templates.
 """
@@ -88,7 +90,7 @@ def raw(port: int, n: int, folder: Path, url: str) -> None:
 
 
 def flask_mail(port: int, n: int, folder: Path, url: str) -> None:
-    """The loop of Flask-Mail's documentation, with two templates and the customers from the database."""
+    """The loop of Flask-Mail's documentation, with templates and a database."""
     app = Flask("shop", template_folder=str(folder))
     app.config.update(MAIL_PORT=port, MAIL_SERVER="127.0.0.1", MAIL_DEFAULT_SENDER=SENDER)
     mail = Mail(app)
@@ -109,7 +111,7 @@ def flask_mail(port: int, n: int, folder: Path, url: str) -> None:
 
 
 def ceiling(port: int, n: int, folder: Path, url: str) -> None:
-    """The maximum over one connection: prepared bytes, each email sent together with the next commands."""
+    """The maximum over one connection: each email is sent with the next commands."""
     message_bytes = (folder / "mail").read_bytes()
     with socket.create_connection(("127.0.0.1", port)) as relay:
         relay.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

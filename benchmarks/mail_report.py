@@ -79,7 +79,7 @@ class Results:
         return [a.peak / b.peak for a, b in zip(self.samples[ONE], self.few, strict=True)]
 
     def wal(self) -> list[float]:
-        """The WAL per email, over one or several connections, whichever is more, round by round."""
+        """The WAL per email over one or several connections, the larger, per round."""
         return [max(a.wal, b.wal) for a, b in zip(self.samples[ONE], self.samples[EIGHT], strict=True)]
 
     def batches_are_all(self) -> bool:

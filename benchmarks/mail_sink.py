@@ -1,4 +1,4 @@
-"""A relay for measuring: it accepts everything, counts, and replies with a given delay.
+"""A relay for measuring: accepts everything, counts, and replies with a delay.
 
 A separate process, `python -m benchmarks.mail_sink`, which prints its port. It implements the minimum of RFC 5321, and
 RFC 2920 unless disabled. `XSEEN` returns the counts, `XLAST` the last email; `XFORGET` resets the counts.
@@ -94,7 +94,7 @@ class Counts:
 
 
 class Session(asyncio.Protocol):
-    """One connection. It does as little as possible, so that the sink is not the bottleneck."""
+    """One connection, which does as little as possible, not to be the bottleneck."""
 
     def __init__(self, book: Counts) -> None:
         self.book = book

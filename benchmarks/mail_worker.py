@@ -47,7 +47,7 @@ class Mailed:
 
 
 class CampaignRunner:
-    """Onecode on a database of customers; campaigns are launched here and sent by a worker."""
+    """Onecode on a database of customers; a worker sends the campaigns."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
@@ -179,7 +179,7 @@ def _cpu(pid: int) -> float:
 
 
 def _peak(pid: int) -> int:
-    """The peak memory of a process in bytes; its current memory where there is no /proc."""
+    """The peak memory of a process in bytes; the current one without /proc."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

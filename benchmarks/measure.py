@@ -1,4 +1,4 @@
-"""Run the three designs through the same steps, each in a fresh database with the same customers."""
+"""Run the three designs through the same steps with the same customers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CLIENTS = 16
 
 
 class Design(Protocol):
-    """A design of vouchers: gives every customer a code to redeem and records redemptions."""
+    """A design of vouchers: gives each customer a code and records redemptions."""
 
     name: str
 
@@ -39,7 +39,9 @@ class Design(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """The cost of a step, and the number of rows that it inserted, updated and deleted (`written`).
+    """The cost of a step, and the rows that it wrote.
+
+    `written` counts inserts, updates and deletes.
 
     `rows` and `disk` are the growth of all tables since the set-up, after the step and VACUUM.
     """
@@ -90,7 +92,10 @@ class Bench:
             design.disconnect()
 
     def requests(self, design: Design, customers: str, times: int) -> list[Cost]:
-        """Measure the launch request of many offers, one after the other, the first right after a checkpoint."""
+        """Measure the launch request of many offers in turn.
+
+        The first follows a checkpoint.
+        """
         with self.fresh(design, customers) as meter:
             offers = [design.new_offer() for _ in range(times)]
             design.connect()
@@ -134,7 +139,10 @@ class _StepRecorder:
         self.before = self.now = meter.table_totals()
 
     def record(self, name: str, work: Callable[[], int | bool | None], again: bool = False) -> int:
-        """Measure one step, repeated until nothing is left if `again`; return the summed results of `work`."""
+        """Measure one step; return the summed results of `work`.
+
+        With `again`, the step is repeated until nothing is left.
+        """
         self.design.connect()
         self.meter.checkpoint()
         self.meter.cost = Cost()

@@ -1,4 +1,4 @@
-"""Measure the cost of work: seconds, CPU, and the WAL with and without full-page images."""
+"""Measure the cost of work: seconds, CPU, and WAL."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from local import postgresql as embedded_postgresql
 
 @dataclass
 class Cost:
-    """`wal` are all bytes of WAL; `images` those of full-page images after a checkpoint."""
+    """The cost of work: `wal` are all bytes of WAL, `images` full-page images."""
 
     seconds: float = 0
     cpu: float = 0
@@ -40,7 +40,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class TableTotals:
-    """Totals of all tables except the customers: row versions written so far, rows, and bytes."""
+    """Totals of all tables except the customers: row versions, rows, and bytes."""
 
     written: int
     rows: int
@@ -86,7 +86,10 @@ class Meter:
         return self.cost
 
     def table_totals(self) -> TableTotals:
-        """Read the totals after all other connections are closed, since only then the statistics are complete."""
+        """Read the totals once all other connections are closed.
+
+        Only then the statistics are complete.
+        """
         with self.machine.connect(self.database) as connection:
             while _number(connection, OTHERS):
                 time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""A second baseline over HTTP: a view as in a Flask-SQLAlchemy tutorial, on the application's tables.
+"""A second baseline over HTTP: a view as in a Flask-SQLAlchemy tutorial.
 
 It returns the response of a successful `POST /api/v1/redemptions` and checks only what that needs.
 """

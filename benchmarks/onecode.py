@@ -1,4 +1,4 @@
-"""Onecode by its own actions and tasks, without building emails and a relay, as in the pools."""
+"""Onecode by its own actions and tasks, but without emails and a relay."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Sink(smtp.RelayConnection):
 
 @contextmanager
 def sink() -> Iterator[None]:
-    """Build empty messages and discard them, so that only the database work is measured."""
+    """Build empty messages and discard them, to measure only the database work."""
     blank = OutgoingMessage("offers@example.com", "ada@example.com", b"\r\n\r\n")
     with (
         patch.object(smtp, "create_relay_connection", Sink),
@@ -118,7 +118,10 @@ class Onecode:
             return launch_actions.launch_announcement(offer_id, by="benchmark").changed
 
     def work(self, at_most: int) -> int:
-        """Run at most `at_most` tasks; return how many were run. One sending task sends for up to a minute."""
+        """Run at most `at_most` tasks; return their number.
+
+        One sending task sends for up to a minute.
+        """
         with sink():
             return jobs.run([huey] * min(self.workers, at_most), at_most)
 

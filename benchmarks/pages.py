@@ -1,4 +1,4 @@
-"""`make benchmark-pages`: response times of staff pages on an empty and on a large database."""
+"""`make benchmark-pages`: response times of staff pages on a large database."""
 
 from __future__ import annotations
 

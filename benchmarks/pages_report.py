@@ -18,7 +18,7 @@ SET_UP = Path(__file__).with_name("pages.md")
 
 @dataclass(frozen=True)
 class Visits:
-    """The seconds that a page takes: on the empty database, on the one with a pageful, on the full one."""
+    """The seconds that a page takes on the empty, the small and the full database."""
 
     empty: float
     little: float
@@ -27,7 +27,7 @@ class Visits:
 
 @dataclass
 class Results:
-    """By page, the medians of each round, and the numbers of statements on each of the databases."""
+    """By page, the medians of each round, and the statements on each database."""
 
     customers: int
     redemptions: int
@@ -46,7 +46,7 @@ class Results:
 
 
 def figures(results: Results) -> dict[str, float | str]:
-    """The figures of the JSON line: the slowest page relative to the others, except those that count rows."""
+    """The figures of the JSON line; pages that count rows are not compared."""
     empty, little = _slowest(results, results.to_empty), _slowest(results, results.to_little)
     return {
         "time_ratio": round(median(results.to_empty(empty)), 3),

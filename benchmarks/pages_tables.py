@@ -1,4 +1,4 @@
-"""The rows of staff pages besides customers, offers and redemptions: sent campaigns and the audit log."""
+"""The rows of staff pages besides offers and redemptions."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def fill(connection: psycopg.Connection, customers: int, redemptions: int) -> No
 
 
 def fill_one_of_each(connection: psycopg.Connection) -> None:
-    """Insert a customer, a redemption, a sent campaign and a draft, so that every page has a row to show."""
+    """Insert one row of each kind, so that every page has something to show."""
     with connection.transaction(), psycopg.ClientCursor(connection) as cursor:
         cursor.execute(_ONE)
     connection.execute("vacuum (freeze, analyze)")

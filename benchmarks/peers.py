@@ -1,4 +1,4 @@
-"""`make benchmark-peers`: Onecode, django-oscar and common implementations on the same PostgreSQL."""
+"""`make benchmark-peers`: Onecode, django-oscar and common implementations."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ A = TypeVar("A")
 
 @dataclass(frozen=True)
 class Plan:
-    """The number of runs and their seconds; `users` is the number of oscar's customers."""
+    """The number of runs, their seconds, and oscar's customers (`users`)."""
 
     runs: int = 3
     seconds: float = 5
@@ -99,7 +99,7 @@ class Bench:
             yield
 
     def find_shapes(self) -> dict[str, dict[tuple[int, int], float]]:
-        """Find the processes and threads that are fastest for oscar, which also warms it up."""
+        """Find the fastest processes and threads for oscar, which also warms it up."""
         results: dict[str, dict[tuple[int, int], float]] = {}
         for name in (OSCAR_STEP, OSCAR_ORDER):
             results[name] = {}
@@ -254,7 +254,9 @@ def _sample(done: Done, server_cpu: float) -> Sample:
 
 
 def measure(plan: Plan) -> Results:
-    """Run the benchmark on a separate server. The order of the implementations rotates from run to run.
+    """Run the benchmark on a separate server.
+
+    The order of the implementations rotates from run to run.
 
     :raises NotInstalled: when django-oscar is missing and can't be fetched.
     """
@@ -291,7 +293,7 @@ def _rotated(implementations: Mapping[str, Callable[[], A]], number: int) -> lis
 
 
 def asked_for(arguments: Sequence[str], environ: Mapping[str, str]) -> Plan:
-    """Choose the plan: `--quick` for a trial, SIZE=full for longer runs, RUNS for their number."""
+    """Choose the plan: `--quick`, SIZE=full for longer runs, RUNS for their number."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short run; only print the results")
     if parser.parse_args(arguments).quick:

@@ -1,4 +1,7 @@
-"""Concurrent clients, in processes with threads. Standard library only, since oscar's environment runs it."""
+"""Concurrent clients, in processes with threads.
+
+Only the standard library is used, since oscar's environment runs this code.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ Work = Callable[[int], bool]
 
 
 class Side(Protocol):
-    """The system under test. It is sent to each process, where `open` is called first and `close` last."""
+    """The system under test.
+
+    It is sent to each process, where `open` is called first and `close` last.
+    """
 
     def open(self, threads: int) -> None: ...
     def client(self) -> AbstractContextManager[Work]:
@@ -61,7 +67,9 @@ class Done:
 
 
 def run(side: Side, items: Sequence[int], crowd: Crowd, ready: Callable[[], None] = lambda: None) -> Done:
-    """Process each item once. `ready` is called when all clients are connected and wait for the start.
+    """Process each item once.
+
+    `ready` is called when all clients are connected and wait for the start.
 
     :raises RuntimeError: when a process ends early.
     """

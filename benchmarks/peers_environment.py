@@ -1,4 +1,4 @@
-"""A virtual environment with django-oscar, created from the package index on the first run."""
+"""A virtual environment with django-oscar, created on the first run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class NotInstalled(Exception):
 
 
 def python(folder: Path = FOLDER, requirements: Path = REQUIREMENTS) -> Path:
-    """Return the environment's Python; create the environment if it is missing or outdated.
+    """Return the environment's Python; create the environment if necessary.
 
     :raises NotInstalled: when that fails; an incomplete environment is never used.
     """
@@ -88,7 +88,9 @@ class Oscar:
     def run(
         self, way: str, items: int, crowd: Crowd, usage: str, cap: int | None, ready: Callable[[], None]
     ) -> dict[str, Any]:
-        """Run an operation of `oscar/shop.py` with a new voucher; return the results and oscar's counts.
+        """Run an operation of `oscar/shop.py` with a new voucher.
+
+        Returns the results and oscar's counts.
 
         `ready` is called when all clients are connected.
 

@@ -19,7 +19,7 @@ from webapp.redemptions.rules import Order, RedemptionRequest
 
 @dataclass
 class Action:
-    """The action that all interfaces call, with an order, since oscar's voucher step records one as well."""
+    """The action that all interfaces call, with an order as in oscar's step."""
 
     url: str
     folder: str

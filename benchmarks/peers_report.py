@@ -40,7 +40,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Last:
-    """The use of a cap: confirmed redemptions (`told`), recorded ones (`given`), and the counter."""
+    """The use of a cap: confirmed and recorded redemptions, and the counter.
+
+    Confirmed ones are `told`, recorded ones `given`.
+    """
 
     cap: int
     told: int
@@ -69,7 +72,7 @@ class Results:
 
 
 def figures(results: Results) -> dict[str, float]:
-    """The figures of the JSON line; over-redemptions of Onecode are summed over all runs."""
+    """The figures of the JSON line; over-redemptions are summed over all runs."""
     return {
         "oscar_step_ratio": round(median(results.ratios(ACTION, OSCAR_STEP)), 2),
         "oscar_order_ratio": round(median(results.ratios(HTTP, OSCAR_ORDER)), 2),

@@ -1,4 +1,6 @@
-"""The common parts of both voucher pools: offers, a launch that enqueues a job, a mail job and a row per customer.
+"""The common parts of both voucher pools.
+
+Offers, a launch that enqueues a job, a mail job and a row per customer.
 
 They are optimised more than usual: no UUIDs, no foreign keys, blocks of 10,000, one statement per step, an index for
 every lookup. They can record the same about a redemption as Onecode. Only the row per customer is inherent.
@@ -69,7 +71,7 @@ join customer c on c.id = t.id join {table} v on v.customer_id = c.id and v.offe
 
 
 class VoucherPool:
-    """Vouchers are in `table`, their codes in column `code`; the two pools differ in `give`."""
+    """Vouchers are in `table`, codes in its column `code`; the pools differ in `give`."""
 
     name: str
     table: str
@@ -104,7 +106,7 @@ class VoucherPool:
             return first(connection.execute(NEW_OFFER))
 
     def launch(self, offer_id: int) -> bool:
-        """Handle the launch request: enqueue one job, once; return whether it was enqueued now."""
+        """Handle the launch request: enqueue one job; return False the second time."""
         with self.connections.one() as connection:
             launched = connection.execute(
                 "update special_offer set launched_at = now() where id = %s and launched_at is null", [offer_id]
@@ -139,7 +141,7 @@ class VoucherPool:
         raise NotImplementedError
 
     def send_voucher(self, offer_id: int, customer_id: int) -> None:
-        """Run the mail job of a customer: read the email's data, discard it, mark the voucher as mailed."""
+        """Run a mail job: read the email's data, discard it, mark the voucher."""
         with self.async_connections.one() as connection:
             mail = connection.execute(self._mail, [customer_id, offer_id]).fetchone()
             if mail is not None:
@@ -155,7 +157,7 @@ class VoucherPool:
             return first(connection.execute(self._count_mailed, [offer_id]))
 
     def redeem(self, code: str, email: str) -> Decimal | None:
-        """Redeem a voucher by its code and its customer's address; return the discount, None if refused."""
+        """Redeem a voucher by code and address; return the discount, None if refused."""
         with self.connections.one() as connection:
             row = connection.execute(self._redeem, [code, email]).fetchone()
         return row[0] if row is not None else None

@@ -1,4 +1,7 @@
-"""`make benchmark-redeem-db`: Onecode's redeem action, a plain INSERT and three other implementations."""
+"""`make benchmark-redeem-db`: the redeem action compared with a plain INSERT.
+
+Three other implementations are measured as well.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ WAYS: dict[str, Ways] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """The number of rounds, the maximum seconds of a run, and the threads in two processes."""
+    """The number of rounds, the seconds of a run, and the threads."""
 
     rounds: int = 3
     seconds: float = 4
@@ -127,7 +130,7 @@ class Bench:
         return rows
 
     def _run(self, name: str, cap: int | None, crowd: Crowd, items: Sequence[int]) -> tuple[Done, int, int, float]:
-        """Run the clients; return their result, the rows, the counter and the server's CPU seconds."""
+        """Run the clients; return their result, rows, counter and server CPU seconds."""
         offer_id = self.ours.new_offer(cap)
         self.ours.disconnect()
         before = 0.0
@@ -154,7 +157,10 @@ class Bench:
 
 
 def turns(number: int) -> list[tuple[str, bool]]:
-    """The order of the variants, which rotates from round to round; a plain INSERT has no cap."""
+    """The order of the variants, which rotates from round to round.
+
+    A plain INSERT has no cap.
+    """
     order = [(name, False) for name in (INSERT, OURS, ONE, ORM, LOCK)] + [
         (name, True) for name in (OURS, ONE, ORM, LOCK)
     ]

@@ -22,7 +22,7 @@ SET_UP = Path(__file__).with_name("redeem_db.md")
 
 @dataclass(frozen=True)
 class Sample:
-    """One run: redemptions per second, and CPU seconds per redemption of the callers and the server."""
+    """One run: redemptions per second, and CPU seconds per redemption."""
 
     rate: float
     caller: float
@@ -35,7 +35,7 @@ class Sample:
 
 @dataclass
 class Results:
-    """The samples by implementation, cap and number of threads, in the order of the rounds.
+    """The samples by implementation, cap and number of threads, per round.
 
     `sold` are the redemptions of each implementation for a cap of `FEW`.
     """

@@ -1,4 +1,4 @@
-"""`make benchmark-redeem-http`: redemption over HTTP, a Flask hello and a naive view."""
+"""`make benchmark-redeem-http`: redemption, a Flask hello and a naive view."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class Bench:
         return rows
 
     def alone(self, times: int) -> dict[str, list[float]]:
-        """Time the action in this process, one call after the other: with group commit, and directly."""
+        """Time single calls of the action: with group commit, and directly."""
         code = self.ours.codes[self.ours.new_offer()]
         durations: dict[str, list[float]] = {"as shipped": [], "straight": []}
         with self.ours.app.app_context():
@@ -157,7 +157,7 @@ def _read_counts(connection: psycopg.Connection, offer_id: int) -> tuple[int, in
 
 
 def measure(plan: Plan) -> Results:
-    """Run the benchmark on a separate server. Each round runs every server with every number of clients."""
+    """Run the benchmark on a separate server, with every number of clients."""
     results = Results(plan.customers, plan.seconds)
     with server.running() as machine:
         machine.create(DATABASE)

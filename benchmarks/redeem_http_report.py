@@ -17,7 +17,7 @@ SET_UP = Path(__file__).with_name("redeem_http.md")
 
 @dataclass(frozen=True)
 class Sample:
-    """One run: responses per second, latencies in seconds, and CPU seconds per response by process."""
+    """One run: responses per second, latencies, and CPU seconds per response."""
 
     rate: float
     p50: float

@@ -1,4 +1,4 @@
-"""A separate PostgreSQL server for benchmarks: durable, and without background work."""
+"""A separate PostgreSQL server for benchmarks, without background work."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Machine:
             connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(database)))
 
     def cpu_seconds(self) -> float:
-        """The CPU seconds of all processes of the server so far; zero where there is no /proc."""
+        """The CPU seconds of the server so far; zero where there is no /proc."""
         try:
             main = int((self.server.data_folder / "postmaster.pid").read_text().split()[0])
             ticks = sum(_stat(main)[:4]) + sum(sum(_stat(child)[:2]) for child in _children(main))

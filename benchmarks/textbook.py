@@ -1,4 +1,4 @@
-"""Textbook implementations of redeeming on the application's tables: four baselines for the benchmarks.
+"""Textbook implementations of redeeming on the application's tables.
 
 - `OrmHabit`: look up offer, customer and an earlier redemption, count, insert. The most common implementation.
 - `ForUpdate`: the same with the offer's row locked first, and a counter.
@@ -30,7 +30,7 @@ from webapp.redemptions.models import Redemption
 
 
 class TextbookRequest(NamedTuple):
-    """A request to redeem. `PlainInsert` uses the ids, the others look up code and email address."""
+    """A request to redeem: ids for `PlainInsert`, code and email for the others."""
 
     offer_id: int
     code: str
@@ -44,7 +44,7 @@ def make_request(offer_id: int, code: str, customer_id: int) -> TextbookRequest:
 
 
 class Way(Protocol):
-    """An implementation of redeeming; `exact` says whether it keeps the cap under concurrency."""
+    """An implementation of redeeming; `exact` if it keeps the cap under concurrency."""
 
     name: str
     exact: bool
@@ -81,7 +81,7 @@ class _Orm(_Closing):
 
 
 def orm_habit(session: Session, code: str, email: str) -> bool:
-    """Check, then insert and commit, in one transaction; concurrent checks can both pass."""
+    """Check, insert and commit in one transaction; concurrent checks can both pass."""
     offer = session.scalar(select(Offer).where(Offer.code == code))
     customer = session.scalar(select(Customer).where(Customer.email == email))
     if offer is None or customer is None or not _is_open(offer):

@@ -1,4 +1,4 @@
-"""Web servers in separate processes, started by the application's own command, for any app."""
+"""Web servers in separate processes, for any app."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def command(settings: Settings, app: str) -> list[str]:
 
 @contextmanager
 def serving(app: str, settings: Settings, environment: Mapping[str, str], ready: str) -> Iterator[Web]:
-    """Serve an app on a free port during the block, which begins when the path `ready` responds.
+    """Serve an app on a free port during the block.
+
+    The block begins when the path `ready` responds.
 
     :raises RuntimeError: when it does not respond, with the end of the server's log.
     """

@@ -1,4 +1,6 @@
-"""Code that runs in django-oscar's environment; importing it sets up Django, also in each client process.
+"""Code that runs in django-oscar's environment.
+
+Importing it sets up Django, also in each client process.
 
 Nothing here imports the application, whose environment has no oscar.
 """

@@ -1,4 +1,7 @@
-"""A shop set up by oscar's guide, on the database of `OSCAR_DATABASE` (name, user and host as JSON)."""
+"""A shop set up by oscar's guide.
+
+`OSCAR_DATABASE` names its database (name, user and host as JSON).
+"""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A shop with customers, products and vouchers, and the operations of oscar that are measured.
+"""A shop with customers and vouchers, and the measured operations of oscar.
 
 `Step` is the part of `OrderCreator.place_order` that handles a voucher, by oscar's own functions: lock it, check that
 it is active and available, record its use. `WholeOrder` goes from an empty basket to the order, `LastRequest` is only
@@ -50,7 +50,7 @@ def stock(users):
 
 
 def new_voucher(usage, cap):
-    """Create a voucher of 25 % off everything; `cap` limits the uses of its offer, None for no limit."""
+    """Create a voucher of 25 % off; `cap` limits its uses, None for no limit."""
     n = Voucher.objects.count() + 1
     everything = factories.RangeFactory(name=f"All {n}", slug=f"all-{n}", includes_all_products=True)
     offer = factories.ConditionalOfferFactory(
@@ -89,7 +89,7 @@ def voucher_counts(voucher):
 
 
 class Side:
-    """One of the operations; prepares the baskets and orders that it starts from, unmeasured."""
+    """One of the operations; prepares its baskets and orders without measuring."""
 
     def __init__(self, voucher, n):
         self.prepared = self.prepare(voucher, list(User.objects.order_by("pk")[:n]))
@@ -178,7 +178,7 @@ class WholeOrder(Side):
 
 
 class LastRequest(Side):
-    """Only placing the order, by customers who have the voucher and its discount in the basket."""
+    """Place an order by customers who have the voucher in the basket already."""
 
     @transaction.atomic
     def prepare(self, voucher, users):
@@ -227,7 +227,9 @@ def _discounted(basket, voucher_id):
 
 
 def _place(basket_id, user):
-    """Place the order as oscar's checkout does: load the basket with its current offers, freeze it, order.
+    """Place the order as oscar's checkout does.
+
+    Loads the basket with its current offers, freezes it and places the order.
 
     Return True if the order got the discount. Without a discount the order is still placed, as oscar does.
     """

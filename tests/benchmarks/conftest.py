@@ -19,7 +19,7 @@ Make = Callable[[type[VoucherPool]], VoucherPool]
 
 @pytest.fixture(autouse=True)
 def restore_logging() -> Iterator[None]:
-    """Enable logging again after the test, since a benchmark disables warnings in its process."""
+    """Enable logging again, since a benchmark disables warnings in its process."""
     yield
     logging.disable(logging.NOTSET)
 

@@ -1,4 +1,4 @@
-"""The clients of the HTTP benchmarks: their requests, and how they count responses."""
+"""The clients of the HTTP benchmarks: their requests and their counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mail benchmark: the sink counts correctly, loops reach every recipient, the page is correct."""
+"""The mail benchmark: sink, loops, validation of runs, and the page."""
 
 from __future__ import annotations
 

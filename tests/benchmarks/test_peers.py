@@ -1,4 +1,4 @@
-"""The peers benchmark, as far as it can be tested without oscar and without a network."""
+"""The peers benchmark, as far as possible without oscar and a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The redemption benchmarks: their reports are correct, and a small run of each goes through."""
+"""The redemption benchmarks: their reports, and a small run of each."""
 
 from __future__ import annotations
 

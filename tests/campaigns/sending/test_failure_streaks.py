@@ -1,4 +1,4 @@
-"""Consecutive failures stop a batch or a campaign; an accepted email resets their count."""
+"""Consecutive failures stop a batch or campaign; a success resets the count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No transaction stays open while a sender waits, for the relay or for its rate limit."""
+"""No transaction stays open while a sender waits for the relay or a slot."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("no_retry_delay")
 
 @pytest.fixture
 def open_transactions(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether a transaction was open, for each connection to the relay and each message."""
+    """Whether a transaction was open, for each connection and each message."""
     observed: list[bool] = []
     connect, deliver = smtp.RelayConnection.open, smtp.RelayConnection.deliver
 
@@ -100,7 +100,7 @@ def test_a_test_email_is_sent_without_an_open_transaction(
 
 
 class WaitingSender(threading.Event):
-    """A stop request that records whether a transaction is open at each wait, then stops the sender."""
+    """A stop request that records open transactions and then stops the sender."""
 
     def __init__(self) -> None:
         super().__init__()
