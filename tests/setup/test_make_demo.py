@@ -1,4 +1,4 @@
-"""`make demo`, `make demo-down` and `make demo-reset` in a copy of the tree, with and without the user's instance."""
+"""`make demo`, `make demo-down` and `make demo-reset` in a copy of the tree."""
 
 from __future__ import annotations
 
