@@ -15,6 +15,7 @@ from sqlalchemy import text
 from benchmarks import jobs
 from webapp import create_app
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.content import placeholders
 from webapp.campaigns.content.mail_merge import MailMerge
 from webapp.campaigns.drafts import actions as draft_actions
@@ -25,7 +26,8 @@ from webapp.core.errors import DomainError
 from webapp.core.extensions import db, huey
 from webapp.core.money import Discount
 from webapp.mail import smtp
-from webapp.mail.smtp import OutgoingMessage, SmtpOutcome
+from webapp.mail.outgoing_message import OutgoingMessage
+from webapp.mail.smtp import SmtpOutcome
 from webapp.offers.models import OfferValues
 from webapp.redemptions import group_commit
 from webapp.redemptions.group_commit import redeem
@@ -123,7 +125,7 @@ class Onecode:
     def mailed(self, offer_id: int) -> int:
         with self.app.app_context():
             (campaign,) = campaign_queries.list_offer_campaigns(offer_id)
-            return campaign_queries.get_campaign_stats(campaign.id).sent
+            return stats_queries.get_campaign_stats(campaign.id).sent
 
     def redeem(self, code: str, email: str) -> Decimal | None:
         try:

@@ -29,7 +29,8 @@ from webapp.accounts import queries as account_queries
 from webapp.core import atomic_files
 from webapp.core.extensions import db
 from webapp.core.logs import redact_personal_data
-from webapp.core.settings import Settings, SettingsError
+from webapp.core.setting_parsers import SettingsError
+from webapp.core.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -38,7 +38,7 @@ TEMPORARY_REPLIES = (
     (452, "4.2.2 The recipient's mailbox is over its quota; try again later", 2),
     (450, "4.3.2 System is not accepting messages at the moment", 2),
 )
-WORKER_DIED = "the worker stopped while this email was being sent"
+WORKER_DIED = "sending was interrupted"
 
 REJECTION_SHARE, DEFERRAL_SHARE = 0.003, 0.011
 RETRY_SUCCESS_SHARE = 0.75

@@ -16,7 +16,7 @@ from benchmarks.peers_environment import NotInstalled
 from benchmarks.peers_ours import Action, Textbook
 from benchmarks.peers_report import ACTION, HTTP, OSCAR_LAST, OSCAR_ORDER, OSCAR_STEP, Last, Results, Sample
 from benchmarks.textbook import WAYS, ForUpdate
-from tests.support.benchmark_clients import CUSTOMERS, Broken, Notes
+from tests.support.benchmark_clients import CUSTOMERS, CrashingRecorder, FileRecorder
 from webapp.core.settings import Settings
 from webapp.offers.models import Offer
 
@@ -24,47 +24,49 @@ SCRIPTS = sorted((Path(peers.__file__).parent / "oscar").glob("*.py"))
 
 
 def test_a_crowd_does_every_item_once_and_counts_the_answers(tmp_path: Path) -> None:
-    done = peers_crowd.run(Notes(str(tmp_path)), range(12), Crowd(2, 3))
+    done = peers_crowd.run(FileRecorder(str(tmp_path)), range(12), Crowd(2, 3))
     assert (done.redeemed, done.refused, done.failed) == (6, 6, 0)
     assert len(list(tmp_path.glob("closed by *"))) == 2
 
 
 def test_a_crowd_goes_on_after_an_error_and_tells_the_first(tmp_path: Path) -> None:
-    done = peers_crowd.run(Notes(str(tmp_path)), range(10, 16), Crowd(1, 2))
+    done = peers_crowd.run(FileRecorder(str(tmp_path)), range(10, 16), Crowd(1, 2))
     assert (done.redeemed, done.refused, done.failed, done.why) == (3, 2, 1, "ValueError: thirteen")
 
 
 def test_a_crowd_leaves_off_when_its_time_is_over(tmp_path: Path) -> None:
-    done = peers_crowd.run(Notes(str(tmp_path)), range(100, 1_100), Crowd(1, 2, seconds=0.1))
+    done = peers_crowd.run(FileRecorder(str(tmp_path)), range(100, 1_100), Crowd(1, 2, seconds=0.1))
     assert 0 < done.redeemed + done.refused < 1000
 
 
 def test_nobody_begins_before_all_are_ready(tmp_path: Path) -> None:
     seen: list[int] = []
-    peers_crowd.run(Notes(str(tmp_path)), range(4), Crowd(2, 1), lambda: seen.append(len(list(tmp_path.iterdir()))))
+    peers_crowd.run(
+        FileRecorder(str(tmp_path)), range(4), Crowd(2, 1), lambda: seen.append(len(list(tmp_path.iterdir())))
+    )
     assert seen == [0]
 
 
 def test_a_process_that_dies_is_not_waited_for(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="ended too early"):
-        peers_crowd.run(Broken(str(tmp_path)), range(4), Crowd(1, 1))
+        peers_crowd.run(CrashingRecorder(str(tmp_path)), range(4), Crowd(1, 1))
 
 
 def test_a_crowd_on_the_action_never_passes_a_cap(
-    offer: Callable[..., Offer], connection: psycopg.Connection, test_settings: Settings
+    make_offer: Callable[..., Offer], connection: psycopg.Connection, test_settings: Settings
 ) -> None:
     customers.fill(connection, CUSTOMERS)
-    capped = offer(max_redemptions=20)
+    capped = make_offer(max_redemptions=20)
     side = Action(test_settings.libpq_url, str(test_settings.instance_path), capped.code)
     done = peers_crowd.run(side, range(1, CUSTOMERS + 1), Crowd(2, 4))
     assert (done.redeemed, done.refused, done.failed) == (20, CUSTOMERS - 20, 0), done.why
 
 
 def test_a_crowd_takes_a_textbooks_way(
-    offer: Callable[..., Offer], connection: psycopg.Connection, test_settings: Settings
+    make_offer: Callable[..., Offer], connection: psycopg.Connection, test_settings: Settings
 ) -> None:
     customers.fill(connection, CUSTOMERS)
-    capped = offer(max_redemptions=20)
+    capped = make_offer(max_redemptions=20)
     side = Textbook(WAYS.index(ForUpdate), test_settings.libpq_url, capped.id, capped.code)
     done = peers_crowd.run(side, range(1, CUSTOMERS + 1), Crowd(1, 4))
     assert (done.redeemed, done.refused, done.failed) == (20, CUSTOMERS - 20, 0), done.why

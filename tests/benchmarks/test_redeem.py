@@ -85,10 +85,10 @@ def naive_app(test_settings: Settings) -> Flask:
 
 
 @pytest.fixture
-def shop(naive_app: Flask, customer: Callable[..., Customer], offer: Callable[..., Offer]) -> FlaskClient:
+def shop(naive_app: Flask, make_customer: Callable[..., Customer], make_offer: Callable[..., Offer]) -> FlaskClient:
     """A client of the naive view with a good key, one customer and an offer."""
-    customer("ada@example.com")
-    offer(code="SUMMER")
+    make_customer("ada@example.com")
+    make_offer(code="SUMMER")
     db.session.add(ApiKey(public_id="plain", name="p", secret_hash=naive.hashed("s"), key_version=1, scopes=["redeem"]))
     db.session.commit()
     return naive_app.test_client()

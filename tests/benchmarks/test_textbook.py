@@ -60,35 +60,43 @@ def counted(connection: psycopg.Connection, offer: Offer) -> int:
     return row[0] if row else 0
 
 
-def test_every_customer_redeems_once(way: Way, offer: Callable[..., Offer], connection: psycopg.Connection) -> None:
-    live = offer()
+def test_every_customer_redeems_once(
+    way: Way, make_offer: Callable[..., Offer], connection: psycopg.Connection
+) -> None:
+    live = make_offer()
     everybody = asks(live, range(1, CUSTOMERS + 1))
     assert (redeem_at_once(way, everybody), redeem_at_once(way, everybody)) == (CUSTOMERS, 0)
     assert rows(connection, live) == CUSTOMERS
 
 
 def test_one_customer_at_once_in_many_threads_redeems_once(
-    way: Way, offer: Callable[..., Offer], connection: psycopg.Connection
+    way: Way, make_offer: Callable[..., Offer], connection: psycopg.Connection
 ) -> None:
-    live = offer()
+    live = make_offer()
     assert redeem_at_once(way, asks(live, range(1, 2)) * 24) == 1
     assert rows(connection, live) == 1
 
 
 @pytest.mark.parametrize("kind", [OrmHabit, ForUpdate, OneStatement])
 def test_alone_a_cap_is_kept(
-    kind: type[OrmHabit | ForUpdate | OneStatement], people: None, offer: Callable[..., Offer], test_settings: Settings
+    kind: type[OrmHabit | ForUpdate | OneStatement],
+    people: None,
+    make_offer: Callable[..., Offer],
+    test_settings: Settings,
 ) -> None:
-    capped = offer(max_redemptions=3)
+    capped = make_offer(max_redemptions=3)
     with kind(test_settings.libpq_url, 1) as way:
         assert [way.redeem(asked) for asked in asks(capped, range(1, 6))] == [True, True, True, False, False]
 
 
 @pytest.mark.parametrize("kind", [OrmHabit, ForUpdate, OneStatement])
 def test_unknown_codes_and_customers_are_refused(
-    kind: type[OrmHabit | ForUpdate | OneStatement], people: None, offer: Callable[..., Offer], test_settings: Settings
+    kind: type[OrmHabit | ForUpdate | OneStatement],
+    people: None,
+    make_offer: Callable[..., Offer],
+    test_settings: Settings,
 ) -> None:
-    live = offer()
+    live = make_offer()
     with kind(test_settings.libpq_url, 1) as way:
         unknown = [textbook.ask(live.id, "NOSUCHCODE", 1), textbook.ask(live.id, live.code, CUSTOMERS + 1)]
         assert [way.redeem(asked) for asked in unknown] == [False, False]
@@ -96,17 +104,17 @@ def test_unknown_codes_and_customers_are_refused(
 
 @pytest.mark.parametrize("way", [ForUpdate, OneStatement], indirect=True)
 def test_what_claims_to_be_exact_keeps_the_cap_in_many_threads(
-    way: Way, offer: Callable[..., Offer], connection: psycopg.Connection
+    way: Way, make_offer: Callable[..., Offer], connection: psycopg.Connection
 ) -> None:
-    capped = offer(max_redemptions=10)
+    capped = make_offer(max_redemptions=10)
     assert redeem_at_once(way, asks(capped, range(1, CUSTOMERS + 1))) == 10
     assert (rows(connection, capped), counted(connection, capped)) == (10, 10)
 
 
 def test_the_habit_sells_the_last_unit_to_all_who_check_at_once(
-    orm: OrmHabit, offer: Callable[..., Offer], connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+    orm: OrmHabit, make_offer: Callable[..., Offer], connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    capped = offer(max_redemptions=1)
+    capped = make_offer(max_redemptions=1)
     everybody_has_checked = threading.Barrier(3, timeout=30)
     insert = textbook._insert
 

@@ -1,4 +1,4 @@
-"""The task queue: names, entries of older releases, and a queue that is unavailable."""
+"""The task queue: names, entries of older releases, and its failures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from webapp.core.extensions import db, huey
 from webapp.core.settings import ROOT
 from webapp.core.task_queue import TaskName
 
-# Two entries as release 0.1.0 wrote them: `campaigns.prepare` for the campaign 5, and an import with the id 7.
+# Two queue entries of release 0.1.0: `campaigns.prepare` for the campaign 5, and an import with the id 7.
 PREPARE_0_1_0 = (
     "gAWVewAAAAAAAACMDWh1ZXkucmVnaXN0cnmUjAdNZXNzYWdllJOUKIwgMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDCUjB93ZWJhcHAu"
     "Y2FtcGFpZ25zLnRhc2tzLl9wcmVwYXJllE5LAEsATksFhZR9lE5OTk5OTksAdJSBlC4="
@@ -45,15 +45,15 @@ FORMER_KEYS: dict[str, TaskName] = {
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[int, ...]]]:
-    """What the tasks that are run do instead: note their name and arguments."""
-    noted: list[tuple[str, tuple[int, ...]]] = []
+    """Replaces every task; returns the names and arguments of the calls."""
+    recorded: list[tuple[str, tuple[int, ...]]] = []
 
-    def note(name: TaskName) -> None:
-        monkeypatch.setitem(task_queue._functions, name, lambda *args: noted.append((name, args)))
+    def replace_task(name: TaskName) -> None:
+        monkeypatch.setitem(task_queue._functions, name, lambda *args: recorded.append((name, args)))
 
     for name in get_args(TaskName):
-        note(name)
-    return noted
+        replace_task(name)
+    return recorded
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def end_other_connections() -> None:
 
 
 def test_a_name_without_a_task_fails_at_start_up() -> None:
-    """In a process of its own: there the tasks of monitoring are not registered."""
+    """In a separate process where the tasks of monitoring are not registered."""
     script = (
         "import sys, types\n"
         "sys.modules['webapp.tasks.monitoring'] = types.ModuleType('webapp.tasks.monitoring')\n"

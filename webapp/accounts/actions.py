@@ -29,7 +29,9 @@ LINK_EXPIRED_MESSAGE = _l("This link has already been used or has expired. Ask a
 
 
 def create_invitation(role: str, email: str | None, by: str) -> str:
-    """Create an invitation; return its link, which cannot be read again and works once, within seven days.
+    """Create an invitation; return its link.
+
+    The link is not stored. It works once, within `INVITATION_DAYS`.
 
     :raises InvalidInput: when the role is unknown, the email address is invalid, or a user with it exists.
     """
@@ -47,7 +49,9 @@ def create_invitation(role: str, email: str | None, by: str) -> str:
 
 
 def create_password_reset_link(user_id: int, by: str) -> str:
-    """Create a password reset link, which works once. Earlier links of this user stop working.
+    """Create a password reset link, which works once.
+
+    Earlier links of this user stop working.
 
     :raises NotFound: when there is no user with this id.
     :raises DomainError: `disabled` when the user is disabled.
@@ -63,14 +67,14 @@ def create_password_reset_link(user_id: int, by: str) -> str:
 
 
 def withdraw_invitation(invitation_id: int, by: str) -> None:
-    """Withdraw an invitation that was not used yet. Withdrawing it again changes nothing."""
-    withdrawn = db.session.execute(
+    """Withdraw an invitation that was not used yet. Idempotent."""
+    withdrawn_invitation = db.session.execute(
         delete(Invitation)
         .where(Invitation.id == invitation_id, Invitation.used_at.is_(None))
         .returning(Invitation.email, Invitation.role)
     ).one_or_none()
-    if withdrawn:
-        record_audit_entry(by, "invitation.withdrawn", withdrawn.email or "", role=withdrawn.role)
+    if withdrawn_invitation:
+        record_audit_entry(by, "invitation.withdrawn", withdrawn_invitation.email or "", role=withdrawn_invitation.role)
     db.session.commit()
 
 
@@ -80,16 +84,18 @@ def hash_token(token: str) -> bytes:
 
 
 def accept_invitation(token: str, name: str, email: str, password: str, time_zone: str) -> StaffUser:
-    """Accept an invitation: create the user. Two requests with the same link at the same time create one user.
+    """Accept an invitation: create the user.
 
-    :param email: as typed.
+    Two requests with the same link at the same time create one user.
+
+    :param email: as entered.
     :raises NotFound: when the link is used, expired or unknown, or resets a password.
     :raises InvalidInput: when the email address is invalid or taken; the link then still works.
     """
     if account_queries.find_open_invitation(hash_token(token)) is None:
         raise NotFound(LINK_EXPIRED_MESSAGE)
     email = normalise_email(email)
-    # Hashed before any row is locked, since hashing is slow.
+    # The password is hashed before any row is locked, since hashing is slow.
     password_hash = passwords.hash_password(password)
     invitation = _consume_invitation(token, is_reset=False)
     user_id = db.session.scalar(
@@ -116,7 +122,9 @@ def accept_invitation(token: str, name: str, email: str, password: str, time_zon
 
 
 def reset_password(token: str, password: str) -> StaffUser:
-    """Set a new password with a password reset link; this ends every session of the user.
+    """Set a new password with a password reset link.
+
+    This ends every session of the user.
 
     :raises NotFound: when the link is used, expired or unknown, or its user is disabled.
     """
@@ -145,12 +153,14 @@ def reset_password(token: str, password: str) -> StaffUser:
 
 
 def sign_in_user(email: str, password: str) -> StaffUser:
-    """Return the user with this email address and password. A hash with outdated parameters is replaced.
+    """Return the user with this email address and password.
+
+    A hash with outdated parameters is replaced.
 
     :raises DomainError: `sign_in_failed`, with the same message and timing for an unknown email address and a wrong
         password; `disabled` for the right password of a disabled user.
     """
-    user = _find_user_by_typed_email(email)
+    user = _find_user_by_email(email)
     if user is None:
         passwords.verify_dummy_password(password)
     if user is None or not passwords.verify_password(user.password_hash, password):
@@ -166,15 +176,17 @@ def sign_in_user(email: str, password: str) -> StaffUser:
     return user
 
 
-def change_own_password(user_id: int, current: str, new: str) -> StaffUser:
-    """Change a user's own password. This ends every session; the caller starts a new one for the current browser.
+def change_own_password(user_id: int, current_password: str, new_password: str) -> StaffUser:
+    """Change a user's own password.
+
+    This ends every session; the caller starts a new one for the current browser.
 
     :raises InvalidInput: `password_wrong` when the current password is wrong.
     """
     user = _lock_staff_user(user_id)
-    if not passwords.verify_password(user.password_hash, current):
+    if not passwords.verify_password(user.password_hash, current_password):
         raise InvalidInput(FieldError("current", "password_wrong", _("This is not your current password.")))
-    user.password_hash = passwords.hash_password(new)
+    user.password_hash = passwords.hash_password(new_password)
     user.session_version += 1
     _delete_reset_links(user.id)
     record_audit_entry(user.email, "password.changed", user.email)
@@ -200,7 +212,7 @@ def change_staff_role(user_id: int, role: Role, by: str) -> StaffUser:
     :raises DomainError: `last_admin` when there would be no active administrator.
     """
     if role != "admin":
-        _check_admin_remains(besides=user_id)
+        _check_admin_remains(user_id)
     user = _lock_staff_user(user_id)
     before, user.role = user.role, role
     if before != role:
@@ -210,12 +222,14 @@ def change_staff_role(user_id: int, role: Role, by: str) -> StaffUser:
 
 
 def disable_staff_user(user_id: int, by: str) -> StaffUser:
-    """Disable a user: their sessions end and they cannot sign in. Their work and audit entries are kept.
+    """Disable a user: their sessions end and they cannot sign in.
+
+    Their work and audit entries are kept.
 
     :raises NotFound: when there is no user with this id.
     :raises DomainError: `last_admin` when there would be no active administrator.
     """
-    _check_admin_remains(besides=user_id)
+    _check_admin_remains(user_id)
     user = _lock_staff_user(user_id)
     if user.is_active:
         user.disabled_at = datetime.now(UTC)
@@ -274,12 +288,14 @@ class _ConsumedInvitation(NamedTuple):
 
 
 def _consume_invitation(token: str, is_reset: bool) -> _ConsumedInvitation:
-    """Mark an invitation (or a password reset link) as used. Of concurrent calls one succeeds.
+    """Mark an invitation (or a password reset link) as used.
+
+    Only one of several concurrent calls succeeds.
 
     :raises NotFound: when it is used, expired or unknown.
     """
     owner = Invitation.staff_user_id
-    consumed = db.session.execute(
+    consumed_invitation = db.session.execute(
         update(Invitation)
         .where(
             Invitation.token_hash == hash_token(token),
@@ -290,24 +306,24 @@ def _consume_invitation(token: str, is_reset: bool) -> _ConsumedInvitation:
         .values(used_at=func.now())
         .returning(Invitation.role, Invitation.staff_user_id)
     ).one_or_none()
-    if consumed is None:
+    if consumed_invitation is None:
         _roll_back_and_raise(NotFound(LINK_EXPIRED_MESSAGE))
-    return _ConsumedInvitation(consumed.role, consumed.staff_user_id)
+    return _ConsumedInvitation(consumed_invitation.role, consumed_invitation.staff_user_id)
 
 
 def _delete_reset_links(user_id: int) -> None:
     db.session.execute(delete(Invitation).where(Invitation.staff_user_id == user_id, Invitation.used_at.is_(None)))
 
 
-def _check_admin_remains(besides: int) -> None:
-    """Check that there is another active administrator.
+def _check_admin_remains(user_id: int) -> None:
+    """Check that there is an active administrator other than this user.
 
-    It locks the active administrators, always in the same order, so that two who are disabled at the same time cannot
-    both pass.
+    It locks the active administrators, always in the same order: two concurrent calls that disable the last two of them
+    cannot both succeed.
 
-    :raises DomainError: `last_admin` when there is no other.
+    :raises DomainError: `last_admin` when there is none.
     """
-    if account_queries.lock_active_admins() == [besides]:
+    if account_queries.lock_active_admins() == [user_id]:
         message = _("This is the last active administrator. Make another user an administrator first.")
         _roll_back_and_raise(DomainError("last_admin", message))
 
@@ -315,11 +331,11 @@ def _check_admin_remains(besides: int) -> None:
 def _lock_staff_user(user_id: int) -> StaffUser:
     user = account_queries.lock_staff_user(user_id)
     if user is None:
-        raise NotFound(_("There is no user with this id. See the list of users."))
+        raise NotFound(_("This user does not exist. See the list of users."))
     return user
 
 
-def _find_user_by_typed_email(email: str) -> StaffUser | None:
+def _find_user_by_email(email: str) -> StaffUser | None:
     try:
         return account_queries.find_staff_user_by_email(normalise_email(email))
     except InvalidInput:

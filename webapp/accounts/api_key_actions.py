@@ -26,7 +26,10 @@ API_KEY_CACHE_SECONDS = 1
 
 
 class ApiClient(NamedTuple):
-    """The authenticated API key of a request. Plain values, so that no attribute reads the database again."""
+    """The authenticated API key of a request.
+
+    It has plain values, so that no attribute reads the database again.
+    """
 
     id: int
     name: str
@@ -34,7 +37,7 @@ class ApiClient(NamedTuple):
 
 
 def create_api_key(name: str, scopes: list[str], by: str, expires_at: datetime | None = None) -> str:
-    """Create an API key and return it; only an HMAC-SHA256 of its secret is stored.
+    """Create an API key and return it. Only an HMAC of its secret is stored.
 
     :raises InvalidInput: when the name is empty, a scope is missing or unknown, or the expiry date is in the past.
     """
@@ -45,7 +48,7 @@ def create_api_key(name: str, scopes: list[str], by: str, expires_at: datetime |
         message = _("Choose one or more of these scopes: %(scopes)s.", scopes=", ".join(SCOPES))
         raise InvalidInput(FieldError("scopes", "scopes_invalid", message))
     if expires_at is not None and expires_at <= datetime.now(UTC):
-        raise InvalidInput(FieldError("expires_on", "expiry_past", _("Choose a day that is not over yet.")))
+        raise InvalidInput(FieldError("expires_on", "expiry_past", _("Choose today or a later day.")))
     public_id = base64.b32encode(secrets.token_bytes(10)).decode().lower()
     secret = secrets.token_urlsafe(32)
     version, key = signing_keys.accepted_keys("api_key")[0]
@@ -65,7 +68,7 @@ def create_api_key(name: str, scopes: list[str], by: str, expires_at: datetime |
 
 
 def revoke_api_key(key_id: int, by: str) -> None:
-    """Revoke a key permanently. Revoking it again changes nothing."""
+    """Revoke a key permanently. Idempotent."""
     name = db.session.scalar(
         update(ApiKey)
         .where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
@@ -102,10 +105,10 @@ def authenticate_api_key(authorization: str) -> ApiClient:
 
 
 def _load_api_key(public_id: str) -> account_queries.ApiKeyRow | None:
-    """Return the row of a key, cached for a second: a client with a hundred calls a second reads it once.
+    """Return the row of a key, cached for `API_KEY_CACHE_SECONDS`.
 
-    A key that was revoked by another process therefore works for up to one more second. Its secret is verified in each
-    call.
+    A client with a hundred calls a second reads it only once. A key that was revoked by another process therefore works
+    a little longer. Its secret is verified in each call.
     """
     cache: dict[str, tuple[float, account_queries.ApiKeyRow]] = current_app.extensions.setdefault("api_keys", {})
     cached = cache.get(public_id)
@@ -121,7 +124,10 @@ def _load_api_key(public_id: str) -> account_queries.ApiKeyRow | None:
 
 
 def _update_last_used(key_id: int) -> None:
-    """Record the use of a key, once a minute. Of many concurrent calls one writes and the others do not wait."""
+    """Record the use of a key, once a minute.
+
+    Only one of several concurrent calls writes; the others return immediately.
+    """
     db.session.execute(
         update(ApiKey)
         .where(ApiKey.id.in_(account_queries.select_api_key_with_stale_use(key_id)))

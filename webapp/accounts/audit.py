@@ -1,4 +1,4 @@
-"""Write to the audit trail."""
+"""Write to the audit log."""
 
 from __future__ import annotations
 
@@ -7,5 +7,8 @@ from webapp.core.extensions import db
 
 
 def record_audit_entry(actor: str, action: str, subject: str = "", **detail: object) -> None:
-    """Add an entry to the audit trail, in the transaction of the change (the caller commits)."""
+    """Add an entry to the audit log, in the transaction of the change.
+
+    The caller commits.
+    """
     db.session.add(AuditEntry(actor=actor, action=action, subject=subject, detail=detail or None))

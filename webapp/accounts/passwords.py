@@ -35,7 +35,10 @@ def needs_rehash(password_hash: str) -> bool:
 
 
 def verify_dummy_password(password: str) -> None:
-    """Do the work of a verification for an unknown user, so that the response time does not reveal that."""
+    """Do the work of a verification for an unknown user.
+
+    Then the response time does not reveal that the user is unknown.
+    """
     verify_password(_dummy_hash(_get_hasher()), password)
 
 

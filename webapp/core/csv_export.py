@@ -1,4 +1,7 @@
-"""CSV exports: stream the result of a query, and keep spreadsheets from evaluating cells as formulas."""
+"""CSV exports: stream the result of a query.
+
+Cells that a spreadsheet would evaluate as formulas are escaped.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def stream_csv(query: str, params: dict[str, Any]) -> Iterator[bytes]:
 
 
 def escape_formula(value: object) -> object:
-    """Return a cell with an apostrophe before text that a spreadsheet would evaluate as a formula.
+    """Return a cell; text that could be a formula gets a leading apostrophe.
 
     Names, ids and replies of servers are input from outside.
     """

@@ -70,7 +70,7 @@ def update_customer(customer_id: int, values: CustomerValues, audience_ids: Coll
     """
     customer = customer_queries.lock_customer(customer_id)
     if customer is None or customer.erased_at is not None:
-        raise NotFound(_("There is no such customer."))
+        raise NotFound(_("This customer does not exist."))
     previous_email = customer.email
     changed_fields = _apply_values(customer, _clean_values(values))
     _flush_customer()
@@ -98,13 +98,13 @@ def upsert_customer(
     """
     names = None
     if audiences is not None:
-        names = sorted({require_audience_name(name, f"audiences.{n}") for n, name in enumerate(audiences)})
+        names = sorted({require_audience_name(name, f"audiences.{index}") for index, name in enumerate(audiences)})
     extra_name = require_audience_name(extra_audience, "audience") if extra_audience is not None else None
     for attempts_left in reversed(range(MAX_UPSERT_ATTEMPTS)):
         try:
             return _upsert_once(values, names, extra_name, by)
         except DomainError as error:
-            # A concurrent request may have created or erased the same customer after our SELECT; a retry sees that.
+            # A concurrent request may have created or erased the customer since the SELECT above; a retry sees that.
             if error.key != "conflict" or not attempts_left:
                 raise
     raise AssertionError("the loop returns or raises")
@@ -163,20 +163,20 @@ erasure_hooks: tuple[Callable[[Sequence[int]], None], ...] = ()
 
 
 def erase_customer(customer_id: int, by: str) -> None:
-    """Erase all personal data of a customer, here and in every other table. Commits.
+    """Erase all personal data of a customer in every table. Idempotent. Commits.
 
-    The row keeps its id, so that redemptions, limits and counts stay correct. Erasing again changes nothing.
+    The row keeps its id, so that redemptions, limits and counts stay correct.
 
     :raises NotFound: when there never was such a customer.
     """
     customer = customer_queries.lock_customer(customer_id)
     if customer is None:
-        raise NotFound(_("There is no such customer."))
+        raise NotFound(_("This customer does not exist."))
     if customer.erased_at is not None:
         db.session.rollback()
         return
-    _redact_rejected_rows(customer)
-    suppression_sync.anonymise_suppression(customer)
+    _erase_rejected_rows(customer)
+    suppression_sync.erase_suppression(customer)
     blank_values = {
         "email": f"erased {customer_id}",
         "email_as_given": ERASED_EMAIL_PLACEHOLDER,
@@ -193,7 +193,7 @@ def erase_customer(customer_id: int, by: str) -> None:
 def repeat_recent_erasures() -> None:
     """Erase the related data of recently erased customers again. Commits.
 
-    A redemption, import or campaign that ran at the same moment may have written some of it after the erasure.
+    A concurrent redemption, import or campaign may have written some of it after the erasure.
     """
     if customer_ids := customer_queries.list_recently_erased_ids():
         _erase_related_data(customer_ids)
@@ -216,8 +216,11 @@ def _erase_related_data(customer_ids: Sequence[int]) -> None:
         erase_related(customer_ids)
 
 
-def _redact_rejected_rows(customer: Customer) -> None:
-    """Blank the rejected rows of imports that contain this email address in any case."""
+def _erase_rejected_rows(customer: Customer) -> None:
+    """Erase the text of the rejected rows that contain the customer's email address.
+
+    The address may be in upper or lower case.
+    """
     for email in {customer.email, customer.email_as_given}:
         whole_address = re.compile(rf"(?<![\w.+-]){re.escape(email)}(?!\.?[\w-])", re.IGNORECASE)
         row_ids = [
@@ -227,7 +230,7 @@ def _redact_rejected_rows(customer: Customer) -> None:
 
 
 def record_customer_export(audience: Audience | None, by: str) -> None:
-    """Record an export of customers in the audit trail. Commits."""
+    """Record an export of customers in the audit log. Commits."""
     record_audit_entry(by, "customers.exported", audience.name if audience else "all customers")
     db.session.commit()
 
@@ -240,17 +243,17 @@ def _clean_values(values: CustomerValues) -> dict[str, str | None]:
     columns: dict[str, str | None] = {}
     errors: list[FieldError] = []
     for field, clean in _CLEANERS.items():
-        given = getattr(values, field)
-        if given is None:
+        raw_value = getattr(values, field)
+        if raw_value is None:
             continue
         try:
-            columns[field] = clean(given)
+            columns[field] = clean(raw_value)
         except InvalidInput as error:
             errors += error.errors
     if errors:
         raise InvalidInput(*errors)
-    given = values.email.strip()
-    columns["email_as_given"] = given if given.isprintable() else columns["email"]
+    raw_email = values.email.strip()
+    columns["email_as_given"] = raw_email if raw_email.isprintable() else columns["email"]
     for field in ("locale", "source_id"):
         if field in columns:
             columns[field] = columns[field] or None
@@ -260,7 +263,7 @@ def _clean_values(values: CustomerValues) -> dict[str, str | None]:
 def _record_customer_entry(by: str, action: str, customer: Customer, **detail: object) -> None:
     """Record an audit entry that names the customer only by id.
 
-    Audit entries are kept forever, also after an erasure.
+    Audit entries are never deleted, not even after an erasure.
     """
     record_audit_entry(by, action, f"customer {customer.id}", **detail)
 
@@ -306,7 +309,7 @@ def _flush_customer() -> None:
         db.session.flush()
     except IntegrityError as error:
         field = "source_id" if "source_id" in str(error.orig) else "email"
-        message = _("The same customer was created at this moment. Search for that customer and edit it.")
+        message = _("This customer has just been created. Search for the customer and edit the entry.")
         raise _conflict(field, message) from error
 
 
@@ -315,11 +318,11 @@ def _set_audiences(customer_id: int, audience_ids: Collection[int]) -> bool:
 
     Unknown ids are ignored.
     """
-    others = delete(AudienceMember).where(
+    other_memberships = delete(AudienceMember).where(
         AudienceMember.customer_id == customer_id, AudienceMember.audience_id.not_in(audience_ids)
     )
-    removed = db.session.execute(others.returning(AudienceMember.audience_id)).all()
-    return _add_to_audiences(customer_id, audience_ids) or bool(removed)
+    removed_ids = db.session.execute(other_memberships.returning(AudienceMember.audience_id)).all()
+    return _add_to_audiences(customer_id, audience_ids) or bool(removed_ids)
 
 
 def _add_to_audiences(customer_id: int, audience_ids: Collection[int]) -> bool:

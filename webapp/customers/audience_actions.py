@@ -45,7 +45,7 @@ def rename_audience(audience_id: int, name: str, by: str) -> Audience:
     """
     audience = customer_queries.find_audience(audience_id)
     if audience is None:
-        raise NotFound(_("There is no such audience."))
+        raise NotFound(_("This audience does not exist."))
     previous_name = audience.name
     audience.name = _require_free_audience_name(name, audience_id)
     _flush_audience()
@@ -54,22 +54,22 @@ def rename_audience(audience_id: int, name: str, by: str) -> Audience:
     return audience
 
 
-def _require_free_audience_name(given: str, own_id: int | None) -> str:
-    name = require_audience_name(given)
+def _require_free_audience_name(raw_name: str, own_id: int | None) -> str:
+    name = require_audience_name(raw_name)
     other = customer_queries.find_audience_by_name(name)
     if other is not None and other.id != own_id:
         raise _audience_name_conflict()
     return name
 
 
-def require_audience_name(given: str, field: str = "name") -> str:
+def require_audience_name(raw_name: str, field: str = "name") -> str:
     """Return the cleaned name of an audience.
 
     :param field: the field of the error.
     :raises InvalidInput: when the name is empty or too long.
     """
     try:
-        name = clean_audience_name(given)
+        name = clean_audience_name(raw_name)
     except InvalidInput as error:
         raise InvalidInput(*(FieldError(field, item.key, item.message) for item in error.errors)) from error
     if not name:

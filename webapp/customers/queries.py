@@ -1,4 +1,4 @@
-"""Queries of customers and audiences, and their CSV export."""
+"""Queries for customers and audiences, and their CSV export."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAME_INDEX_MAX_MATCHES = 5000
 
 @dataclass(frozen=True)
 class AudienceTotals:
-    """Number of customers in an audience, and how many of them are suppressed."""
+    """Numbers of customers and of suppressed customers in an audience."""
 
     total: int
     suppressed: int
@@ -134,7 +134,7 @@ def list_customers_by_ids(ids: Sequence[int]) -> list[Customer]:
     )
 
 
-# Matches the hash as well, under which addresses of erased customers are suppressed.
+# It also matches the hash under which addresses of erased customers are suppressed.
 _SUPPRESSION_REASONS = text(
     """
     select c.id, s.reason from customer c join suppression s
@@ -165,7 +165,7 @@ def count_customers() -> CustomerCount:
 
 
 def list_customers(
-    q: str = "",
+    search: str = "",
     audience_id: int | None = None,
     *,
     before: int | None = None,
@@ -174,7 +174,7 @@ def list_customers(
 ) -> list[Customer]:
     """Return a page of customers, newest first; `limit + 1` of them if there are more.
 
-    :param q: the start of an email address or of a source id, or the starts of words of the name.
+    :param search: the start of an email address or of a source id, or the starts of words of the name.
     :param before: return only customers with a smaller id.
     :param after: return only customers with a larger id, the nearest of them.
     """
@@ -190,37 +190,40 @@ def list_customers(
     # One SELECT for each condition uses its own index; an OR over all three would use none.
     searches: list[Select[Any]] = [
         select(Customer.id).where(condition, *filters).order_by(order).limit(limit + 1)
-        for condition in _prefix_conditions(q)
+        for condition in _prefix_conditions(search)
     ]
-    has_name = _name_condition(q)
+    has_name = _name_condition(search)
     if has_name is not None:
-        few = select(Customer.id.label("id")).where(has_name, *filters).limit(NAME_INDEX_MAX_MATCHES + 1).cte("few")
-        n = select(func.count()).select_from(few).scalar_subquery()
-        few_order = few.c.id if after is not None else few.c.id.desc()
-        searches.append(select(few.c.id).where(n <= NAME_INDEX_MAX_MATCHES).order_by(few_order).limit(limit + 1))
-        searches.append(
-            select(Customer.id).where(has_name, n > NAME_INDEX_MAX_MATCHES, *filters).order_by(order).limit(limit + 1)
+        matches = (
+            select(Customer.id.label("id")).where(has_name, *filters).limit(NAME_INDEX_MAX_MATCHES + 1).cte("matches")
         )
-    ids = searches[0] if len(searches) == 1 else union(*(search.subquery().select() for search in searches))
+        match_count = select(func.count()).select_from(matches).scalar_subquery()
+        has_few_matches = match_count <= NAME_INDEX_MAX_MATCHES
+        match_order = matches.c.id if after is not None else matches.c.id.desc()
+        searches.append(select(matches.c.id).where(has_few_matches).order_by(match_order).limit(limit + 1))
+        searches.append(
+            select(Customer.id).where(has_name, ~has_few_matches, *filters).order_by(order).limit(limit + 1)
+        )
+    ids = searches[0] if len(searches) == 1 else union(*(statement.subquery().select() for statement in searches))
     statement = select(Customer).where(Customer.id.in_(ids)).order_by(order).limit(limit + 1)
     rows = list(db.session.scalars(statement))
     return rows[::-1] if after is not None else rows
 
 
-def _prefix_conditions(q: str) -> list[ColumnElement[bool]]:
-    prefix = q.replace("\0", "").strip()
+def _prefix_conditions(search: str) -> list[ColumnElement[bool]]:
+    prefix = search.replace("\0", "").strip()
     if not prefix:
         return [true()]
     return [_starts_with(Customer.email, prefix.lower()), _starts_with(Customer.source_id, prefix)]
 
 
-def _name_condition(q: str) -> ColumnElement[bool] | None:
-    """Match names that have a word starting with each word of `q`.
+def _name_condition(search: str) -> ColumnElement[bool] | None:
+    """Match names that have a word starting with each word of the search.
 
-    Returns None when `q` has no words or contains an @.
+    Returns None when the search has no words or contains an @.
     """
-    words = re.findall(r"\w+", q.replace("\0", ""))[:MAX_SEARCH_WORDS]
-    if not words or "@" in q:
+    words = re.findall(r"\w+", search.replace("\0", ""))[:MAX_SEARCH_WORDS]
+    if not words or "@" in search:
         return None
     query = " & ".join(f"'{word}':*" for word in words)
     return literal_column("to_tsvector('simple', customer.name)").op("@@")(func.to_tsquery("simple", query))

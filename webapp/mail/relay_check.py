@@ -139,7 +139,7 @@ def _explain_refusal(reply: str, settings: Settings, relay_name: str) -> RelayCh
     return RelayCheckResult(
         False,
         _("%(relay)s rejects this server. Its reply: %(reply)s", relay=relay_name, reply=reply),
-        _("Ask the operator of the relay to allow this server to send."),
+        _("Ask the provider of the relay to allow this server to send."),
     )
 
 

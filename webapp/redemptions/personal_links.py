@@ -1,6 +1,6 @@
 """Personal links: `/r/<token>` opens the offer for one customer.
 
-The token is signed and names both.
+The token is signed and contains the ids of both.
 """
 
 from __future__ import annotations

@@ -50,9 +50,10 @@ _DECREMENT_HOURLY_COUNTS = text(
 
 
 def roll_back_redemption(public_id: str, reason: str, by: str) -> RedemptionRecord:
-    """Roll back a redemption, once. Commits.
+    """Roll back a redemption; a second call fails with `already_rolled_back`. Commits.
 
-    Its row moves to `rollback`, and the cap gets its unit back. The customer may then redeem the offer again.
+    Its row moves to `rollback`, and the redemption no longer counts towards the cap. The customer may then redeem the
+    offer again.
 
     :param by: the actor, for the audit log.
     :raises NotFound: when the redemption does not exist.
@@ -69,10 +70,11 @@ def roll_back_redemption(public_id: str, reason: str, by: str) -> RedemptionReco
     if record is None:
         raise NotFound(_("This redemption does not exist. Check its reference."))
     key = public_ids.RedemptionKey(record.offer_id, record.customer_id, record.row.redeemed_at)._asdict()
-    # Taken first: counting takes this lock exclusively, so it sees the redemption before or after, never half undone.
+    # This lock is taken first. Counting takes it exclusively, so it sees the redemption before or after the rollback,
+    # and never a partial rollback.
     db.session.execute(_LOCK_HOURLY_COUNTS_SHARED)
-    moved = db.session.connection().execute(_MOVE_TO_ROLLBACK, key | {"by": by, "reason": reason}).rowcount
-    if not moved:
+    moved_count = db.session.connection().execute(_MOVE_TO_ROLLBACK, key | {"by": by, "reason": reason}).rowcount
+    if not moved_count:
         db.session.rollback()
         raise DomainError("already_rolled_back", _("This redemption was already undone."), 409)
     db.session.execute(_DECREMENT_REDEEMED, {"offer_id": record.offer_id})

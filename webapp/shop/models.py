@@ -1,4 +1,4 @@
-"""The details of the shop that customers see in emails and on the customer pages."""
+"""Tables for the details of the shop that customers see."""
 
 from __future__ import annotations
 
@@ -61,7 +61,10 @@ class ShopValues:
 
 
 class Shop(Model):
-    """The single row with the details of the shop; before it exists, the settings of the environment apply."""
+    """The single row with the details of the shop.
+
+    Before it exists, the settings of the environment apply.
+    """
 
     __tablename__ = "shop"
     id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)

@@ -19,21 +19,21 @@ _COLOUR_PATTERN = re.compile(r"#?([0-9a-fA-F]{6})")
 ADDRESS_MAX_LINES = 8
 
 
-def validate_shop(given: ShopValues) -> ShopValues:
+def validate_shop(values: ShopValues) -> ShopValues:
     """Return the normalised details: the colour in lower case, no spaces at the ends.
 
     :raises InvalidInput: with an error for each invalid field.
     """
     errors: list[FieldError] = []
-    values: dict[str, str] = {}
+    normalised: dict[str, str] = {}
     for field, validate in _VALIDATORS.items():
         try:
-            values[field] = validate(getattr(given, field))
+            normalised[field] = validate(getattr(values, field))
         except InvalidInput as error:
             errors += [FieldError(field, item.key, item.message) for item in error.errors]
     if errors:
         raise InvalidInput(*errors)
-    return ShopValues(**values)
+    return ShopValues(**normalised)
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class _SingleLine:
     max_length: int
     missing_message: str = ""
 
-    def __call__(self, given: str) -> str:
-        text = given.strip()
+    def __call__(self, value: str) -> str:
+        text = value.strip()
         if not text and self.missing_message:
             raise _invalid_field("missing", str(self.missing_message))
         if "\n" in text or "\r" in text:
@@ -50,8 +50,8 @@ class _SingleLine:
         return _require_printable(text, self.max_length)
 
 
-def _validate_address(given: str) -> str:
-    text = given.replace("\r\n", "\n").replace("\r", "\n").strip()
+def _validate_address(value: str) -> str:
+    text = value.replace("\r\n", "\n").replace("\r", "\n").strip()
     lines = [line.strip() for line in text.split("\n")]
     if len(lines) > ADDRESS_MAX_LINES:
         raise _invalid_field(
@@ -63,8 +63,8 @@ def _validate_address(given: str) -> str:
     return _require_max_length("\n".join(lines), ADDRESS_MAX)
 
 
-def _validate_reply_to(given: str) -> str:
-    address = given.strip()
+def _validate_reply_to(value: str) -> str:
+    address = value.strip()
     if address:
         normalise_email(address)
         if not address.isascii():
@@ -78,15 +78,15 @@ def _validate_reply_to(given: str) -> str:
     return address
 
 
-def _validate_colour(given: str) -> str:
-    match = _COLOUR_PATTERN.fullmatch(given.strip())
+def _validate_colour(value: str) -> str:
+    match = _COLOUR_PATTERN.fullmatch(value.strip())
     if match is None:
         raise _invalid_field("colour_invalid", _("Enter the colour as # and six hexadecimal digits, such as #0f766e."))
     return f"#{match[1].lower()}"
 
 
-def _validate_locale(given: str) -> str:
-    tag = given.strip().replace("-", "_")
+def _validate_locale(value: str) -> str:
+    tag = value.strip().replace("-", "_")
     try:
         return str(Locale.parse(tag))
     except (UnknownLocaleError, ValueError, TypeError) as error:

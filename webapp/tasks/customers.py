@@ -1,4 +1,4 @@
-"""Tasks of customers: process imports, and complete erasures."""
+"""Tasks for customers: process imports, complete erasures, delete rejected rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _import_lock = threading.Lock()
 
 @task_queue.task("customers.process_import", former_keys=("webapp.customers.tasks.read_import",))
 def process_import(import_id: int) -> None:
-    """Process an import, then enqueue those that arrived since. Does nothing while another one is being processed."""
+    """Process an import, then enqueue the imports that are waiting.
+
+    Does nothing while this worker processes another one.
+    """
     if not _import_lock.acquire(blocking=False):
         return
     try:
@@ -32,7 +35,11 @@ def process_import(import_id: int) -> None:
     "customers.sweep_customers", crontab(minute="*"), former_keys=("webapp.customers.tasks.sweep_customers",)
 )
 def sweep() -> None:
-    """Enqueue imports whose queue entry or worker was lost, fail stalled uploads, delete what must not be kept."""
+    """Repeat recent erasures and maintain the imports.
+
+    Deletes expired rejected rows, fails stalled uploads and enqueues waiting imports. Its last run is a metric with the
+    label `customers.sweep_customers`.
+    """
     customer_actions.repeat_recent_erasures()
     customer_actions.delete_old_rejected_rows()
     import_actions.fail_stalled_uploads()

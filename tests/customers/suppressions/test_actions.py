@@ -1,27 +1,32 @@
-"""The list of those who must not be mailed."""
+"""The suppression list."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pytest
 from flask import Flask
-from sqlalchemy import select
+from sqlalchemy import select, text
 
-from tests.support.imports import Import
+from tests.support.imports import ImportFile
+from tests.support.redemptions import count_lock_waiters
 from tests.support.suppressions import add_suppression, suppression_reasons
+from webapp.accounts.models import AuditEntry
 from webapp.core.email_addresses import hash_email
 from webapp.core.extensions import db
 from webapp.customers import actions as customer_actions
 from webapp.customers import queries as customer_queries
-from webapp.customers.models import Customer, Suppression
+from webapp.customers.models import ERASED_EMAIL_PLACEHOLDER, Customer, Suppression
+from webapp.customers.suppressions import actions as suppression_actions
 from webapp.customers.validation import CustomerValues
 
 Make = Callable[..., Customer]
 
 
 @pytest.mark.parametrize(
-    ("first", "then", "stays"),
+    ("first", "then", "expected"),
     [
         ("bounced", "unsubscribed", "unsubscribed"),
         ("bounced", "complained", "complained"),
@@ -32,15 +37,15 @@ Make = Callable[..., Customer]
         ("bounced", "bounced", "bounced"),
     ],
 )
-def test_the_first_reason_stays_unless_the_new_one_is_stronger(app: Flask, first: str, then: str, stays: str) -> None:
+def test_only_a_stronger_reason_replaces_the_first(app: Flask, first: str, then: str, expected: str) -> None:
     assert add_suppression(reason=first, words="first")
-    assert add_suppression(reason=then, words="then") is (stays != first)
+    assert add_suppression(reason=then, words="then") is (expected != first)
     row = db.session.get_one(Suppression, "ada@example.com")
-    assert (row.reason, row.words) == (stays, "first" if stays == first else "then")
+    assert (row.reason, row.words) == (expected, "first" if expected == first else "then")
 
 
-def test_an_address_may_be_nobodys_but_not_when_a_campaign_says_so(app: Flask, customer: Make) -> None:
-    customer("ada@example.com")
+def test_only_a_campaign_requires_a_customer_with_the_address(app: Flask, make_customer: Make) -> None:
+    make_customer("ada@example.com")
     assert add_suppression("nobody@example.com", source="import")
     assert not add_suppression("gone@example.com", source=3)
     assert add_suppression("ada@example.com", source=3)
@@ -48,8 +53,8 @@ def test_an_address_may_be_nobodys_but_not_when_a_campaign_says_so(app: Flask, c
     assert db.session.get_one(Suppression, "ada@example.com").source == "campaign 3"
 
 
-def test_who_of_these_is_on_the_list_also_by_the_hash_of_the_address(app: Flask, customer: Make) -> None:
-    ada, bob, eve, zoë = (customer(f"{name}@example.com") for name in ("ada", "bob", "eve", "zoë"))
+def test_suppressions_are_found_by_address_and_by_hash(app: Flask, make_customer: Make) -> None:
+    ada, bob, eve, zoë = (make_customer(f"{name}@example.com") for name in ("ada", "bob", "eve", "zoë"))
     add_suppression("ada@example.com", "bounced")
     add_suppression(hash_email("ada@example.com"), "complained")
     add_suppression(hash_email("zoë@example.com"), "unsubscribed")
@@ -63,17 +68,17 @@ def test_who_of_these_is_on_the_list_also_by_the_hash_of_the_address(app: Flask,
     assert customer_queries.find_suppression_reasons([bob.id]) == customer_queries.find_suppression_reasons([]) == {}
 
 
-# --- whoever changes address, goes or comes back --------------------------------------------------
+# --- changed addresses and erased customers -------------------------------------------------------
 
 
 @pytest.mark.parametrize(("reason", "follows"), [("unsubscribed", True), ("complained", True), ("bounced", False)])
-@pytest.mark.parametrize("way", ["staff", "machine"])
-def test_a_wish_follows_to_another_address_and_a_dead_address_does_not(
-    app: Flask, customer: Make, reason: str, follows: bool, way: str
+@pytest.mark.parametrize("interface", ["staff", "api"])
+def test_requests_of_the_customer_apply_to_their_new_email_but_bounces_do_not(
+    app: Flask, make_customer: Make, reason: str, follows: bool, interface: str
 ) -> None:
-    ada = customer("ada@example.com", source_id="C1")
+    ada = make_customer("ada@example.com", source_id="C1")
     add_suppression("ada@example.com", reason, words="as it was")
-    if way == "staff":
+    if interface == "staff":
         customer_actions.update_customer(
             ada.id, CustomerValues("new@example.com", "Ada", source_id="C1"), [], by="tests"
         )
@@ -81,7 +86,7 @@ def test_a_wish_follows_to_another_address_and_a_dead_address_does_not(
         customer_actions.upsert_customer(CustomerValues("new@example.com", source_id="C1"), None, by="tests")
 
     assert customer_queries.find_suppression_reasons([ada.id]) == ({ada.id: reason} if follows else {})
-    # For the old address it stays, by its hash: it is nobody's now.
+    # The old address stays suppressed by its hash, as no customer has it any more.
     assert suppression_reasons() == {hash_email("ada@example.com"): reason} | (
         {"new@example.com": reason} if follows else {}
     )
@@ -90,26 +95,26 @@ def test_a_wish_follows_to_another_address_and_a_dead_address_does_not(
     assert customer_queries.count_audience_members(None) == customer_queries.AudienceTotals(2, 1 + follows)
 
 
-def test_other_capitals_are_no_other_address(app: Flask, customer: Make) -> None:
-    ada = customer("ada@example.com", suppressed="bounced")
+def test_a_suppression_ignores_the_case_of_an_email(app: Flask, make_customer: Make) -> None:
+    ada = make_customer("ada@example.com", suppressed="bounced")
     customer_actions.update_customer(ada.id, CustomerValues("Ada@Example.com", "Ada"), [], by="tests")
     assert suppression_reasons() == {"ada@example.com": "bounced"}
 
 
 @pytest.mark.parametrize("reason", ["unsubscribed", "complained"])
-@pytest.mark.parametrize("way", ["import", "staff", "machine"])
-def test_an_erased_customer_who_asked_for_it_is_not_mailed_when_imported_again(
-    imported: Import, customer: Make, reason: str, way: str
+@pytest.mark.parametrize("interface", ["import", "staff", "api"])
+def test_an_erased_customer_stays_suppressed_when_created_again(
+    import_file: ImportFile, make_customer: Make, reason: str, interface: str
 ) -> None:
-    ada = customer("ada@example.com")
+    ada = make_customer("ada@example.com")
     add_suppression("ada@example.com", reason, words="ada@example.com said so")
     customer_actions.erase_customer(ada.id, by="tests")
     assert suppression_reasons() == {hash_email("ada@example.com"): reason}
     assert db.session.scalars(select(Suppression.words)).all() == [""]
 
-    if way == "import":
-        imported("email\nbob@example.com\nADA@example.com\n")
-    elif way == "staff":
+    if interface == "import":
+        import_file("email\nbob@example.com\nADA@example.com\n")
+    elif interface == "staff":
         customer_actions.create_customer(CustomerValues("ada@example.com", "Ada"), [], by="tests")
     else:
         customer_actions.upsert_customer(CustomerValues("ada@example.com", source_id="C9"), None, by="tests")
@@ -121,14 +126,114 @@ def test_an_erased_customer_who_asked_for_it_is_not_mailed_when_imported_again(
     assert customer_queries.count_audience_members(None).suppressed == 1
 
 
-def test_of_an_erased_customer_whose_address_bounced_nothing_stays(customer: Make) -> None:
-    ada = customer("ada@example.com", suppressed="bounced")
+STRONGER = [
+    # The reason of the plain address, that of its hash, and which one is kept.
+    ("bounced", "unsubscribed", "unsubscribed"),
+    ("bounced", "complained", "complained"),
+    ("unsubscribed", "complained", "complained"),
+    ("unsubscribed", "bounced", "unsubscribed"),
+    ("complained", "unsubscribed", "complained"),
+    ("complained", "bounced", "complained"),
+]
+
+
+@pytest.mark.parametrize(("plain", "hashed", "kept"), STRONGER)
+@pytest.mark.parametrize("way", ["import", "staff", "machine", "other address"])
+def test_of_an_address_and_its_hash_the_stronger_reason_is_kept(
+    import_file: ImportFile, make_customer: Make, plain: str, hashed: str, kept: str, way: str
+) -> None:
+    add_suppression("ada@example.com", plain, source="api")
+    add_suppression(hash_email("ada@example.com"), hashed, source="relay")
+    db.session.execute(text("update suppression set at = '2026-01-02T03:04:05Z'"))
+    db.session.commit()
+
+    if way == "import":
+        import_file("email\nada@example.com\n")
+    elif way == "staff":
+        customer_actions.create_customer(CustomerValues("ada@example.com", "Ada"), [], by="tests")
+    elif way == "machine":
+        customer_actions.upsert_customer(CustomerValues("ada@example.com", source_id="C9"), None, by="tests")
+    else:
+        bob = make_customer("bob@example.com")
+        customer_actions.update_customer(bob.id, CustomerValues("ada@example.com", "Bob"), [], by="tests")
+
+    assert suppression_reasons() == {"ada@example.com": kept}
+    row = db.session.get_one(Suppression, "ada@example.com")
+    assert (row.source, row.at) == ("api" if kept == plain else "relay", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
+
+
+@pytest.mark.parametrize(("new", "old", "kept"), STRONGER[:4])
+def test_a_moved_suppression_does_not_weaken_that_of_the_new_address(
+    make_customer: Make, new: str, old: str, kept: str
+) -> None:
+    ada = make_customer("ada@example.com", suppressed=old)
+    add_suppression("new@example.com", new)
+    customer_actions.update_customer(ada.id, CustomerValues("new@example.com", "Ada"), [], by="tests")
+    assert suppression_reasons() == {"new@example.com": kept, hash_email("ada@example.com"): old}
+
+
+@pytest.mark.parametrize(("hashed", "plain", "kept"), [row for row in STRONGER if row[1] != "bounced"])
+def test_an_erasure_keeps_the_stronger_reason_under_the_hash(
+    make_customer: Make, hashed: str, plain: str, kept: str
+) -> None:
+    ada = make_customer("ada@example.com", suppressed=plain)
+    add_suppression(hash_email("ada@example.com"), hashed)
+    customer_actions.erase_customer(ada.id, by="tests")
+    assert suppression_reasons() == {hash_email("ada@example.com"): kept}
+
+
+def test_an_erased_customer_cannot_be_unsubscribed(make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
+    customer_actions.erase_customer(ada.id, by="tests")
+    assert not suppression_actions.unsubscribe_customer(ada.id, campaign_id=1)
+    assert suppression_reasons() == {}
+    assert "customer.unsubscribed" not in db.session.scalars(select(AuditEntry.action)).all()
+
+
+def test_unsubscribing_twice_is_recorded_once(make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
+    assert suppression_actions.unsubscribe_customer(ada.id, campaign_id=1)
+    assert not suppression_actions.unsubscribe_customer(ada.id, campaign_id=1)
+    assert db.session.scalars(select(AuditEntry.action)).all() == ["customer.unsubscribed"]
+
+
+def test_a_detail_is_cut_and_loses_its_null_characters(app: Flask) -> None:
+    add_suppression(words="a\0" * 999 + "bcd")
+    assert db.session.get_one(Suppression, "ada@example.com").words == "a" * 999 + "b"
+
+
+def test_a_bounce_waits_for_an_erasure_that_is_about_to_commit(app: Flask, make_customer: Make) -> None:
+    make_customer("ada@example.com")
+    added: list[bool] = []
+
+    def bounce() -> None:
+        with app.app_context():
+            added.append(add_suppression("ada@example.com", "bounced", source=1))
+
+    thread = threading.Thread(target=bounce)
+    with db.engine.connect() as erasure:
+        erasure.execute(
+            text("update customer set email = 'erased 1', email_as_given = :given, name = '', erased_at = now()"),
+            {"given": ERASED_EMAIL_PLACEHOLDER},
+        )
+        thread.start()
+        while thread.is_alive() and not count_lock_waiters("transactionid"):
+            db.session.rollback()
+        erasure.commit()
+    thread.join()
+
+    assert added == [False]
+    assert suppression_reasons() == {}
+
+
+def test_erasing_deletes_the_suppression_of_a_bounced_address(make_customer: Make) -> None:
+    ada = make_customer("ada@example.com", suppressed="bounced")
     customer_actions.erase_customer(ada.id, by="tests")
     assert suppression_reasons() == {}
 
 
-def test_a_mail_that_comes_back_while_a_customer_is_erased_does_not_name_them(customer: Make) -> None:
-    ada = customer("ada@example.com")
+def test_a_bounce_for_an_erased_customer_stores_no_address(make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
     customer_actions.erase_customer(ada.id, by="tests")
     assert not add_suppression("ada@example.com", "bounced", source=1)
     assert suppression_reasons() == {}

@@ -1,11 +1,11 @@
-"""The page and the figures of the crash runs."""
+"""The Markdown page and the figures of the crash runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from tests.support.chaos.accelerated_worker import FACTOR
-from tests.support.chaos.scenarios import Run
+from tests.support.chaos.scenarios import ChaosRun
 from webapp.campaigns import timing
 
 HEAD = f"""# Chaos: campaigns during crashes
@@ -20,7 +20,7 @@ there is at most one for every connection that was killed and every reply that w
 Method:
 
 - The relay is a separate process without any code of the program. It logs an email before it replies 250. 1 % of the
-  recipients, chosen by a seed, meet a fault: 421, 450 or 550 to RCPT, 454 to DATA, or the email is accepted and the
+  recipients, chosen by a seed, get a fault: 421, 450 or 550 to RCPT, 454 to DATA, or the email is accepted and the
   connection closed without a reply. An email takes 20 ms, half of it before the log and half after, so that crashes
   happen on both sides of it. Every other connection is offered PIPELINING.
 - The workers are real ones, two processes with two connections each, whose durations are all divided by
@@ -28,20 +28,23 @@ Method:
   A killed worker is restarted at once, as systemd would do. A stopped one (SIGSTOP) continues after 1.3 leases, as if
   nothing had happened. No clock and no row is manipulated.
 - PostgreSQL 18 is a separate server with durable settings. It is killed by SIGQUIT, like `pg_ctl stop -m immediate`.
-- *Connections* are those that were open when their worker was killed or stopped, counted while it was held. *Answers*
-  are those that the relay never gave, or cannot know to have arrived.
+- *Connections* are those that were open when their worker was killed or stopped, counted while it was suspended.
+  *Replies* are those that the relay never sent, or cannot know to have arrived.
 - After every run an audit compares the relay's log with the rows, recipient by recipient: every recipient that counts
   as sent has the email; every recipient who has it counts as sent or uncertain; every failed one was rejected; no
   recipient is without a final state when the campaign is done; the counts that staff see are those of the recipients.
 """
 
 
-def page(runs: Sequence[Run], lost_redemptions: int, customers: int, rounds: int) -> str:
+def page(runs: Sequence[ChaosRun], lost_redemptions: int, customers: int, rounds: int) -> str:
     return "\n".join([HEAD, *_table(runs, customers), *_redemptions(lost_redemptions, rounds), *_broken(runs)]) + "\n"
 
 
-def figures(runs: Sequence[Run], lost_redemptions: int) -> dict[str, int]:
-    """Connections and answers are those of the runs that resend: what their duplicates are held to."""
+def figures(runs: Sequence[ChaosRun], lost_redemptions: int) -> dict[str, int]:
+    """Return the figures.
+
+    Connections and replies are those of the runs that resend: they limit the duplicates of these runs.
+    """
     resend = [run for run in runs if run.policy == "resend"]
     return {
         "missing": sum(len(run.audit.missing) for run in runs),
@@ -53,10 +56,10 @@ def figures(runs: Sequence[Run], lost_redemptions: int) -> dict[str, int]:
     }
 
 
-def _table(runs: Sequence[Run], customers: int) -> Iterator[str]:
-    yield f"\n## {customers:,} mails in each run\n"
-    titles = "received", "connections", "answers", "twice", "missing", "uncertain", "failed"
-    yield f"| what happened | policy | {' | '.join(titles)} | promises |"
+def _table(runs: Sequence[ChaosRun], customers: int) -> Iterator[str]:
+    yield f"\n## {customers:,} emails in each run\n"
+    titles = "received", "connections", "replies", "duplicates", "missing", "uncertain", "failed"
+    yield f"| what happened | policy | {' | '.join(titles)} | guarantees |"
     yield f"|---|---|{'---:|' * len(titles)}---|"
     for run in runs:
         states = run.audit.states
@@ -71,13 +74,13 @@ def _table(runs: Sequence[Run], customers: int) -> Iterator[str]:
 def _redemptions(lost: int, rounds: int) -> Iterator[str]:
     yield "## Redemptions\n"
     yield (
-        f"PostgreSQL died {rounds} times at once while ten clients redeemed over HTTP, each one customer after the "
-        f'other. Answers "redeemed" without a row afterwards: {lost}.'
+        f"PostgreSQL was killed {rounds} times while ten clients redeemed over HTTP, each one customer after the "
+        f"other. Confirmed redemptions without a row afterwards: {lost}."
     )
 
 
-def _broken(runs: Sequence[Run]) -> Iterator[str]:
+def _broken(runs: Sequence[ChaosRun]) -> Iterator[str]:
     broken = [f"- {run.name}, {run.policy}: {words}" for run in runs for words in run.broken]
     if broken:
-        yield "\n## Broken promises\n"
+        yield "\n## Broken guarantees\n"
         yield from broken

@@ -60,12 +60,12 @@ def lint_content(
     used_placeholders = {part.name for part in (*text, *body) if isinstance(part, Placeholder)}
     literal_text = "".join(part for part in (*text, *body) if isinstance(part, str))
     if not used_placeholders & {"offer.code", "link"} and code not in literal_text:
-        yield _("The email contains neither the code nor the personal link, so recipients cannot use the offer.")
+        yield _("The email contains neither the code nor the personal link, so recipients can't redeem the offer.")
     if has_end and "offer.ends" not in used_placeholders:
         yield _("The offer has an end date, but the email does not say when it ends. Add {{ offer.ends }}.")
     if html_size > HTML_SIZE_WARNING:
         yield _(
-            "The HTML has %(size)s kB. Gmail cuts off an email after about 100 kB, including its footer.",
+            "The HTML is %(size)s kB. Gmail cuts off an email after about 100 kB, including its footer.",
             size=html_size // 1024,
         )
     if len(rendered_subject) > SUBJECT_LENGTH_WARNING:

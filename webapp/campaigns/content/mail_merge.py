@@ -36,7 +36,7 @@ from webapp.mail import bidi, html_depth, locales, quoted_printable
 from webapp.mail.addresses import recipient_address, sender_address
 from webapp.mail.bidi import PlaceholderRenderer
 from webapp.mail.headers import format_address_header, format_header, reject_line_breaks
-from webapp.mail.smtp import OutgoingMessage
+from webapp.mail.outgoing_message import OutgoingMessage
 from webapp.mail.template import Placeholder, TemplateParts
 from webapp.offers.models import Offer
 from webapp.redemptions import personal_codes

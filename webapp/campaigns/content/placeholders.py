@@ -61,7 +61,7 @@ Hello {{ customer.name or "there" }},
 
 {{ offer.discount }} off
 
-You have not used your code yet. This is it:
+You have not used your code yet. Here it is:
 
 {{ offer.code }}
 

@@ -140,7 +140,7 @@ def _find_html_error(value: str) -> ContentError | None:
         return "html_broken", _lost_placeholder_message(name, location)
     unsubscribe_links = {number for number, placeholder in enumerate(placeholders) if placeholder.name == "unsubscribe"}
     if not unsubscribe_links & locator.visible_markers:
-        return "html_broken", _("The unsubscribe link cannot be clicked: put {{ unsubscribe }} into an <a href>.")
+        return "html_broken", _("The unsubscribe link can't be clicked: put {{ unsubscribe }} into an <a href>.")
     return None
 
 

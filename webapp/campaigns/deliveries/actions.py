@@ -11,8 +11,9 @@ from sqlalchemy import func, text, update
 
 from webapp.accounts.audit import record_audit_entry
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.launch import next_tasks
-from webapp.campaigns.launch.actions import require_usable_offer
+from webapp.campaigns.launch.preconditions import require_usable_offer
 from webapp.campaigns.models import Campaign
 from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import db
@@ -21,14 +22,14 @@ from webapp.offers import queries as offer_queries
 
 # Rows per UPDATE statement; all of them are one transaction.
 RETRY_CHUNK_SIZE = 5000
-NO_MATCHING_DELIVERIES = _l("There are no such emails any more: they have been resolved or are resent automatically.")
+NO_MATCHING_DELIVERIES = _l("There are no emails left to resolve: they have been resolved or are resent automatically.")
 
 
 @dataclass(frozen=True)
 class DeliverySelection:
     """Deliveries of a campaign in one state: of one customer, of one cause, or all.
 
-    The cause is that of `webapp.campaigns.queries.IssueCause`.
+    The cause is that of `webapp.campaigns.stats_queries.IssueCause`.
     """
 
     state: str
@@ -74,7 +75,7 @@ def retry_deliveries(campaign_id: int, selection: DeliverySelection, by: str) ->
         db.session.rollback()
         raise DomainError(
             "conflict",
-            _("These emails cannot be resent: the campaign has not been launched, or it has been cancelled."),
+            _("These emails can't be resent: the campaign has not been launched, or it has been cancelled."),
         )
     offer = offer_queries.find_offer(campaign.offer_id)
     if offer is not None:
@@ -91,7 +92,7 @@ def retry_deliveries(campaign_id: int, selection: DeliverySelection, by: str) ->
                 status="sending",
                 finished_at=None,
                 sending_since=func.now(),
-                sent_before=campaign_queries.get_campaign_stats(campaign_id).sent,
+                sent_before=stats_queries.get_campaign_stats(campaign_id).sent,
             )
         )
     record_audit_entry(
@@ -192,5 +193,5 @@ def _lock_campaign(campaign_id: int) -> Campaign:
     """Load a campaign and lock its row, so that decisions about it are serialised."""
     campaign = db.session.get(Campaign, campaign_id, populate_existing=True, with_for_update=True)
     if campaign is None:
-        raise NotFound(_("There is no such campaign."))
+        raise NotFound(_("This campaign does not exist."))
     return campaign

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Iterator
 from datetime import UTC
 
-from webapp.campaigns.deliveries.queries import DeliveryStatus
+from webapp.campaigns.deliveries.status import DeliveryStatus
 from webapp.core.csv_export import escape_formula
 
 RECIPIENT_CSV_COLUMNS = ("email", "name", "source_id", "state", "at", "code", "words")

@@ -74,7 +74,7 @@ def save_offer_draft(
     :raises EditConflict: see `update_draft`.
     """
     if offer_queries.find_offer(offer_id) is None:
-        raise NotFound(_("There is no such offer."))
+        raise NotFound(_("This offer does not exist."))
     _validate_draft(content, uncertain_policy)
     if kind == "reminder":
         require_launched_announcement(offer_id)
@@ -82,7 +82,7 @@ def save_offer_draft(
     draft = campaign_queries.find_open_campaign(offer_id, kind)
     if draft is None:
         db.session.rollback()
-        raise NotFound(_("There is no such campaign."))
+        raise NotFound(_("This campaign does not exist."))
     return update_draft(draft.id, content, uncertain_policy, by, expected_version if inserted_id is None else None)
 
 
@@ -101,7 +101,7 @@ def update_draft(
     # Locked, so that of two concurrent saves the second one detects the first.
     campaign = db.session.get(Campaign, campaign_id, populate_existing=True, with_for_update=True)
     if campaign is None:
-        raise NotFound(_("There is no such campaign."))
+        raise NotFound(_("This campaign does not exist."))
     kind = campaign.kind
     if expected_version is not None and campaign.status == "draft":
         values = {**_content_values(content, kind), "uncertain_policy": uncertain_policy}
@@ -116,7 +116,7 @@ def update_draft(
     if saved is None:
         db.session.rollback()
         if get_campaign(campaign_id).status == "scheduled":
-            raise DomainError("conflict", _("This campaign is scheduled. Unschedule it to edit the email."))
+            raise DomainError("conflict", _("This campaign is scheduled. Return it to draft to edit the email."))
         raise DomainError("conflict", _("This campaign has been launched, so the email can't be edited any more."))
     record_audit_entry(by, "mail.saved", str(saved.id), offer=saved.offer_id)
     db.session.commit()

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from flask_babel import gettext as _
-from flask_babel import lazy_gettext as _l
 from sqlalchemy import ColumnElement, and_, func, or_, update
 
 from webapp.accounts.audit import record_audit_entry
@@ -15,27 +14,25 @@ from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.content.validation import validate_content
 from webapp.campaigns.drafts.actions import insert_draft, require_launched_announcement
-from webapp.campaigns.launch import audience as launch_audience
 from webapp.campaigns.launch import next_tasks
 from webapp.campaigns.launch import queries as launch_queries
+from webapp.campaigns.launch.preconditions import (
+    require_expected_status,
+    require_finished_announcement,
+    require_recipients,
+    require_usable_offer,
+    validate_start_time,
+)
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.queries import get_campaign
 from webapp.campaigns.states import STATUS_SENTENCES, require_status
 from webapp.core import task_queue
-from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
+from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import db
 from webapp.offers import actions as offer_actions
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer
 
-OFFER_STATE_REFUSALS = {
-    "ended": ("offer_expired", _l("This offer has ended, so its code would not work. Set a later end first.")),
-    "paused": ("offer_paused", _l("This offer is paused, so its code would not work. Resume the offer first.")),
-    "used_up": (
-        "offer_exhausted",
-        _l("This offer has reached its limit, so its code would not work. Increase its max redemptions first."),
-    ),
-}
 # Not launched so far. A scheduled campaign that failed to start is paused without having been launched.
 _NOT_LAUNCHED = or_(Campaign.status == "scheduled", and_(Campaign.status == "paused", Campaign.launched_at.is_(None)))
 
@@ -65,7 +62,7 @@ def launch_campaign(
         one, or it is a reminder of an announcement that is still in progress.
     """
     campaign = get_campaign(campaign_id)
-    _require_expected_status(campaign, expected_status)
+    require_expected_status(campaign, expected_status)
     if campaign.status == "cancelled":
         raise DomainError("conflict", _("This campaign was cancelled. Create a new email to start again."))
     if campaign.status not in ("draft", "scheduled"):
@@ -100,10 +97,10 @@ def schedule_campaign(
         one.
     """
     campaign = get_campaign(campaign_id)
-    _require_expected_status(campaign, expected_status)
+    require_expected_status(campaign, expected_status)
     require_status(campaign, ("draft", "scheduled"), _("It can't be scheduled."))
     offer = _lock_offer(campaign.offer_id)
-    _validate_start_time(at, offer)
+    validate_start_time(at, offer)
     unchanged = [Campaign.status == "scheduled", Campaign.scheduled_at == at]
     values: dict[str, Any] = {"status": "scheduled", "scheduled_at": at, "launched_by": by}
     if include_already_mailed is not None:
@@ -134,7 +131,7 @@ def unschedule_campaign(campaign_id: int, by: str) -> Campaign:
         record_audit_entry(by, "campaign.taken_back", str(campaign_id))
     db.session.commit()
     campaign = get_campaign(campaign_id)
-    require_status(campaign, ("draft",), _("It can't be turned back into a draft."))
+    require_status(campaign, ("draft",), _("It can't be returned to draft."))
     return campaign
 
 
@@ -178,8 +175,8 @@ def start_campaign(campaign: Campaign, condition: ColumnElement[bool], by: str, 
     try:
         require_usable_offer(offer)
         if kind == "reminder":
-            _require_finished_announcement(offer.id)
-        _require_recipients(offer, kind)
+            require_finished_announcement(offer.id)
+        require_recipients(offer, kind)
     except DomainError:
         db.session.rollback()
         raise
@@ -203,89 +200,13 @@ def start_campaign(campaign: Campaign, condition: ColumnElement[bool], by: str, 
     return started
 
 
-def require_usable_offer(offer: Offer) -> None:
-    """Reject an offer whose code does not work and will not start to work later.
-
-    :raises DomainError: `offer_expired`, `offer_paused` or `offer_exhausted`.
-    """
-    state = offer.state(datetime.now(UTC))
-    if state in OFFER_STATE_REFUSALS:
-        raise DomainError(*OFFER_STATE_REFUSALS[state])
-
-
 def _lock_offer(offer_id: int) -> Offer:
     """Lock the offer. The lock order is offer, then campaign: the foreign key of an inserted draft locks the offer too,
     but more weakly."""
     offer = offer_queries.lock_offer(offer_id)
     if offer is None:
-        raise NotFound(_("There is no such offer."))
+        raise NotFound(_("This offer does not exist."))
     return offer
-
-
-def _require_expected_status(campaign: Campaign, expected_status: str | None) -> None:
-    """Reject a launch when the campaign was scheduled or unscheduled since it was shown to the user."""
-    if expected_status and campaign.status in ("draft", "scheduled") and campaign.status != expected_status:
-        db.session.rollback()
-        if expected_status == "scheduled":
-            message = _("This campaign was unscheduled since you opened this page. Review it before you launch it.")
-        else:
-            message = _("This campaign was scheduled since you opened this page. Review it before you launch it.")
-        raise DomainError("conflict", message)
-
-
-def _require_finished_announcement(offer_id: int) -> None:
-    """Reject the launch of a reminder while the announcement is in progress."""
-    announcement = launch_queries.find_announcement_in_progress(offer_id)
-    if announcement is not None:
-        if announcement.status == "paused":
-            message = _(
-                "The announcement of this offer is paused. Launch the reminder after it has finished, or schedule it "
-                "now."
-            )
-        else:
-            message = _(
-                "The announcement of this offer is still being sent. Launch the reminder after it has finished, or "
-                "schedule it now."
-            )
-        raise DomainError("conflict", message)
-
-
-def _require_recipients(offer: Offer, kind: str) -> None:
-    if not campaign_queries.has_mailable_customers(offer.audience_id):
-        raise DomainError(
-            "audience_empty",
-            _(
-                "There are no recipients: the audience has no customers, or all of them are on the suppression list. "
-                "Import customers first."
-            ),
-        )
-    if kind == "reminder" and not launch_audience.has_customers_to_remind(offer):
-        raise DomainError(
-            "audience_empty", _("There are no recipients: every customer who can be emailed has redeemed.")
-        )
-
-
-def _validate_start_time(at: datetime, offer: Offer) -> None:
-    error = None
-    if at.year not in offer_actions.VALID_YEARS:
-        error = (
-            "time_out_of_range",
-            _(
-                "Choose a year from %(first)s to %(last)s.",
-                first=offer_actions.VALID_YEARS[0],
-                last=offer_actions.VALID_YEARS[-1],
-            ),
-        )
-    elif at <= offer_queries.database_now():
-        error = "time_past", _("This time is in the past. Choose a later time, or launch the campaign now.")
-    elif offer.ends_at is not None and at >= offer.ends_at:
-        error = (
-            "time_after_end",
-            _("The offer will have ended, so its code would not work. Choose an earlier time, or set a later end."),
-        )
-    if error:
-        db.session.rollback()
-        raise InvalidInput(FieldError("at", *error))
 
 
 def _update_campaign_if(campaign_id: int, condition: ColumnElement[bool], values: dict[str, Any]) -> bool:
@@ -309,7 +230,7 @@ def launch_announcement(offer_id: int, by: str, at: datetime | None = None) -> L
     """
     # Lock order: offer, then campaign, as in `launch_campaign` (see `_lock_offer`).
     if offer_queries.lock_offer(offer_id) is None:
-        raise NotFound(_("There is no such offer."))
+        raise NotFound(_("This offer does not exist."))
     # One query: with two, a concurrent first launch between them could be mistaken for a cancelled campaign.
     announcements = [c for c in campaign_queries.list_offer_campaigns(offer_id) if c.kind == "announcement"]
     campaign = next((c for c in announcements if c.status != "cancelled"), None)
@@ -321,7 +242,7 @@ def launch_announcement(offer_id: int, by: str, at: datetime | None = None) -> L
         insert_draft(offer_id, EmailContent(), "announcement")
         campaign = campaign_queries.find_announcement(offer_id)
     if campaign is None:
-        raise NotFound(_("There is no such campaign."))
+        raise NotFound(_("This campaign does not exist."))
     if at is None:
         return launch_campaign(campaign.id, by)
     if campaign.status not in ("draft", "scheduled"):
@@ -340,18 +261,20 @@ def launch_reminder(offer_id: int, content: EmailContent, by: str, at: datetime 
     """
     validate_content(content, field_prefix="mail")
     if offer_queries.lock_offer(offer_id) is None:
-        raise NotFound(_("There is no such offer."))
+        raise NotFound(_("This offer does not exist."))
     require_launched_announcement(offer_id)
     campaign_id = insert_draft(offer_id, content, "reminder")
     if campaign_id is None:
         open_reminder = campaign_queries.find_open_campaign(offer_id, "reminder")
         db.session.rollback()
         if open_reminder is None:
-            message = _("This offer has an open reminder. You can create another one after it has finished.")
+            message = _(
+                "This offer already has an unfinished reminder. You can create another one after it has finished."
+            )
         else:
             message = _(
-                "Campaign %(id)s is an open reminder of this offer. %(status)s You can create another one after it has "
-                "finished.",
+                "Campaign %(id)s is an unfinished reminder for this offer. %(status)s You can create another one after "
+                "it has finished.",
                 id=open_reminder.id,
                 status=STATUS_SENTENCES[open_reminder.status],
             )

@@ -8,9 +8,10 @@ from flask_babel import gettext as _
 from sqlalchemy import and_, func, update
 
 from webapp.accounts.audit import record_audit_entry
-from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.launch import next_tasks
-from webapp.campaigns.launch.actions import require_usable_offer, start_campaign
+from webapp.campaigns.launch.actions import start_campaign
+from webapp.campaigns.launch.preconditions import require_usable_offer
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.queries import get_campaign
 from webapp.campaigns.states import require_status
@@ -57,7 +58,7 @@ def resume_campaign(campaign_id: int, by: str) -> Campaign:
         if offer is not None:
             require_usable_offer(offer)
     status = "preparing" if campaign.prepared_at is None else "sending"
-    rate_start = {"sending_since": func.now(), "sent_before": campaign_queries.get_campaign_stats(campaign_id).sent}
+    rate_start = {"sending_since": func.now(), "sent_before": stats_queries.get_campaign_stats(campaign_id).sent}
     values = {"status": status, "pause_reason": None, **rate_start}
     campaign = _change_status(
         campaign_id, ("paused",), values, "campaign.resumed", by, _("It can't be resumed."), ("preparing", "sending")

@@ -9,15 +9,9 @@ from datetime import timedelta
 from sqlalchemy import text
 
 from webapp.campaigns import timing
-from webapp.campaigns.sending.batches import (
-    DUPLICATE_REFUSED_PREFIX,
-    compute_retry_delay,
-    eligible_recipients,
-    lease_duration,
-    record_skipped,
-    retry_while_database_unavailable,
-    suppress_bounced_address,
-)
+from webapp.campaigns.sending.batches import lease_duration, retry_while_database_unavailable
+from webapp.campaigns.sending.outcomes import DUPLICATE_REFUSED_PREFIX, compute_retry_delay, suppress_bounced_address
+from webapp.campaigns.sending.windows import eligible_recipients, record_skipped
 from webapp.core.extensions import db
 from webapp.customers.models import Customer
 from webapp.mail.smtp import SmtpOutcome

@@ -18,22 +18,21 @@ from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns import timing
 from webapp.campaigns.content import mail_merge
 from webapp.campaigns.content.mail_merge import MailMerge
-from webapp.campaigns.content.placeholders import EmailContent
-from webapp.campaigns.sending import auto_pause, batches, completion, retries
-from webapp.campaigns.sending.batches import BatchClaim, Recipient
+from webapp.campaigns.sending import auto_pause, batches, completion, outcomes, retries
+from webapp.campaigns.sending import windows as send_windows
+from webapp.campaigns.sending.batches import BatchClaim
 from webapp.campaigns.sending.progress import SendProgress
 from webapp.campaigns.sending.retries import DueRetry
 from webapp.campaigns.sending.throttle import SendThrottle
+from webapp.campaigns.sending.windows import Recipient
 from webapp.core import logs, task_queue
-from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.customers.models import Customer
 from webapp.mail import smtp
-from webapp.mail.smtp import OutgoingMessage, RelayRejected, RelayUnavailable, SmtpOutcome
+from webapp.mail.outgoing_message import OutgoingMessage
+from webapp.mail.smtp import RelayRejected, RelayUnavailable, SmtpOutcome
 from webapp.offers import queries as offer_queries
-from webapp.offers.models import Offer
-from webapp.redemptions import personal_links
 
 log = logging.getLogger(__name__)
 
@@ -52,36 +51,6 @@ def send_pending_emails() -> bool:
             return False
         with smtp.create_relay_connection() as relay, SendProgress() as progress:
             return _BatchSender(relay, progress).run()
-
-
-def send_test_email(content: EmailContent, offer: Offer, to: str, name: str) -> None:
-    """Send a test email to a staff member now. Its links belong to no customer, so opening them has no effect.
-
-    :param to: the address of the staff member.
-    :raises DomainError: `relay_down` or `relay_refuses`, with the relay's reply.
-    """
-    preview_customer = Customer(id=personal_links.PREVIEW_CUSTOMER_ID, email=to.lower(), email_as_given=to, name=name)
-    settings: Settings = current_app.config["SETTINGS"]
-    message = MailMerge(content, offer, 0, token=f"test.{secrets.token_hex(8)}").build_message(preview_customer)
-    # Keep no transaction open while waiting for the relay.
-    db.session.rollback()
-    try:
-        with smtp.create_relay_connection() as relay:
-            relay.send(message)
-    except RelayUnavailable as error:
-        raise DomainError(
-            "relay_down",
-            _(
-                "The mail relay %(server)s did not accept the email: %(error)s. Try again in a moment.",
-                server=settings.mail_server,
-                error=error,
-            ),
-            503,
-        ) from error
-    except RelayRejected as error:
-        raise DomainError(
-            "relay_refuses", _("The mail relay rejected the email: %(error)s. Check the mail settings.", error=error)
-        ) from error
 
 
 @contextmanager
@@ -165,7 +134,7 @@ class _BatchSender:
         while claim.position < len(claim.customer_ids):
             if self._should_stop():
                 return batches.release_batch(claim)
-            window = batches.open_send_window(claim)
+            window = send_windows.open_send_window(claim)
             if window is None:
                 return None
             merge = self._load_mail_merge(claim.campaign_id, window.offer_version)
@@ -211,7 +180,7 @@ class _BatchSender:
                 auto_pause.pause_automatically(claim.campaign_id, _describe_refusal(outcome))
             return False
         self.pending_cursor = None
-        if not batches.record_outcome(claim, recipient, outcome):
+        if not outcomes.record_outcome(claim, recipient, outcome):
             return False
         claim.position = recipient.index + 1
         return self._should_continue(claim, outcome)
@@ -220,7 +189,7 @@ class _BatchSender:
         self.connection_failures = self.rejected_bodies = 0
         self.pending_cursor = None
         if recipient.is_resend:
-            return batches.record_outcome(claim, recipient, outcome)
+            return outcomes.record_outcome(claim, recipient, outcome)
         claim.sent += 1
         self.pending_cursor = recipient.index + 1
         return True

@@ -1,4 +1,7 @@
-"""Receive the files of imports in chunks and enqueue their processing, see `customers.imports.processing`."""
+"""Receive the files of imports in chunks and enqueue their processing.
+
+`customers.imports.processing` processes them.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from webapp.customers.models import (
 )
 from webapp.customers.validation import clean_audience_name
 
-# Limit for the time until the next chunk of an upload.
+# Maximum time between two chunks of an upload.
 UPLOAD_TIMEOUT_SECONDS = 300
 
 UPLOAD_BROKEN_MESSAGE = _l("The upload was interrupted, so nothing was imported. Upload the file again.")
@@ -61,9 +64,9 @@ def store_import_file(
     return import_id
 
 
-def _parse_audience_name(given: str) -> str:
+def _parse_audience_name(raw_name: str) -> str:
     try:
-        return clean_audience_name(given)
+        return clean_audience_name(raw_name)
     except InvalidInput as error:
         raise InvalidInput(*(FieldError("audience", item.key, item.message) for item in error.errors)) from error
 
@@ -92,7 +95,7 @@ def _store_chunk(import_id: int, seq: int, data: bytes) -> None:
 
 
 def _mark_queued(import_id: int, filename: str, audience: str, by: str, kind: str) -> None:
-    # Created only now, so that an interrupted upload leaves no empty audience behind.
+    # The audience is created only now, so that an interrupted upload leaves no empty audience.
     audience_id = get_or_create_audience(audience) if audience else None
     _update_receiving_import(import_id, status="queued", lease_until=None, audience_id=audience_id)
     record_audit_entry(by, f"{kind}.import", filename, id=import_id)
@@ -117,7 +120,7 @@ def fail_import(import_id: int, code: str, message: str) -> None:
 
 
 def fail_stalled_uploads() -> None:
-    """Fail imports whose next chunk did not arrive in time. Commits.
+    """Mark the imports as failed whose next chunk did not arrive in time. Commits.
 
     Normally their web process has ended.
     """
@@ -139,7 +142,7 @@ def fail_stalled_uploads() -> None:
 
 
 def record_rejected_rows_export(import_id: int, by: str) -> None:
-    """Record an export of the rejected rows of an import in the audit trail. Commits."""
+    """Record an export of the rejected rows of an import in the audit log. Commits."""
     record_audit_entry(by, "customers.refused_rows_exported", f"import {import_id}")
     db.session.commit()
 

@@ -1,4 +1,4 @@
-"""Ownership of an import: a worker claims it, renews its lease and writes in partitions.
+"""Ownership of an import: a worker claims it and renews its lease.
 
 The row in `customer_import` holds the state. A worker owns an import while it renews its lease; a worker that takes
 over increments the epoch, and the former owner stops at its next write because the epoch has changed.
@@ -22,7 +22,7 @@ from webapp.customers.imports.staging import MergeStrategy
 
 T = TypeVar("T")
 
-# Limit for the time until a worker's next block.
+# Maximum time between two blocks of a worker.
 LEASE_SECONDS = 90
 MAX_IMPORT_ATTEMPTS = 8
 
@@ -32,16 +32,26 @@ class LeaseLost(Exception):
 
 
 class StagingBackend(Protocol):
-    """Staging and merging of one kind of import; implemented by the staging modules."""
+    """Staging and merging of one kind of import; implemented by the staging modules.
+
+    None of the functions commits.
+    """
 
     TARGET_TABLE: LiteralString
 
-    def create_staging_tables(self, connection: staging.Connection) -> None: ...
-    def copy_rows(self, connection: staging.Connection, rows: Sequence[str]) -> None: ...
-    def deduplicate_rows(self, connection: staging.Connection) -> int: ...
+    def create_staging_tables(self, connection: staging.Connection) -> None:
+        """Create the temporary tables of a connection."""
+
+    def copy_rows(self, connection: staging.Connection, rows: Sequence[str]) -> None:
+        """Copy rows from the parser into the staging table."""
+
+    def deduplicate_rows(self, connection: staging.Connection) -> int:
+        """Delete duplicate rows after all rows were copied; return their number."""
+
     def merge_rows(
         self, connection: staging.Connection, import_id: int, start: int, end: int, strategy: MergeStrategy
-    ) -> staging.MergeCounts: ...
+    ) -> staging.MergeCounts:
+        """Merge the rows of the lines in `(start, end]`."""
 
 
 @dataclass
@@ -55,7 +65,7 @@ class ImportClaim:
     size: int
     merged_to: list[int] | None
     kind: str
-    aborted: threading.Event = field(default_factory=threading.Event)
+    abort_event: threading.Event = field(default_factory=threading.Event)
 
     @property
     def is_suppression_list(self) -> bool:
@@ -90,7 +100,7 @@ class Partition:
         if task_queue.stop_requested.is_set():
             self._write_progress("epoch = epoch", 0, {})
             self.connection.commit()
-        if task_queue.stop_requested.is_set() or self.claim.aborted.is_set():
+        if task_queue.stop_requested.is_set() or self.claim.abort_event.is_set():
             raise LeaseLost
 
     def _write_progress(self, assignments: LiteralString, lease_seconds: int, values: dict[str, object]) -> None:
@@ -124,7 +134,7 @@ def run_in_parallel(claim: ImportClaim, work: Callable[[Partition], T], partitio
         try:
             return work(partition)
         except BaseException:
-            claim.aborted.set()
+            claim.abort_event.set()
             raise
 
     with ThreadPoolExecutor(len(partitions)) as pool:
@@ -139,7 +149,7 @@ def run_in_parallel(claim: ImportClaim, work: Callable[[Partition], T], partitio
 def claim_import(connection: staging.Connection, import_id: int) -> ImportClaim | None:
     """Claim an import that no worker owns; None when there is nothing to do. Commits.
 
-    An import whose workers were lost too often fails.
+    An import fails after `MAX_IMPORT_ATTEMPTS` workers whose lease has expired.
     """
     row = connection.execute(
         """
@@ -154,7 +164,7 @@ def claim_import(connection: staging.Connection, import_id: int) -> ImportClaim 
     if row is None:
         return None
     if row[0] > MAX_IMPORT_ATTEMPTS:
-        message = _("The import failed several times. Contact the administrator of this Onecode installation.")
+        message = _("The import failed several times. Contact the server administrator.")
         fail_import(import_id, "import_broken", message)
         return None
     return ImportClaim(import_id, *row)

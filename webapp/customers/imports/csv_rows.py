@@ -1,4 +1,4 @@
-"""Parse the header and the rows of CSV files of customers and of suppressed addresses (RFC 4180)."""
+"""Parse CSV files of customers and of suppressed addresses (RFC 4180)."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def parse_header(lines: LineReader, aliases: ColumnAliases) -> CsvLayout:
     if "email" not in columns:
         if "@" in header:
             raise file_error("header_missing")
-        raise file_error("email_column_missing", columns=", ".join(sanitise_text(c.strip()) for c in cells)[:300])
+        raise file_error("email_column_missing", columns=", ".join(sanitise_text(cell.strip()) for cell in cells)[:300])
     _check_duplicate_columns(cells, aliases)
     return CsvLayout(delimiter, len(cells), columns)
 
@@ -115,13 +115,13 @@ def _match_columns(cells: list[str], aliases: ColumnAliases) -> dict[str, int]:
 
 
 def _check_duplicate_columns(cells: list[str], aliases: ColumnAliases) -> None:
-    known = {name for names in aliases.values() for name in names}
-    seen = set()
+    known_names = {name for names in aliases.values() for name in names}
+    header_names = set()
     for cell in cells:
         name = _normalise_column_name(cell)
-        if name in known and name in seen:
+        if name in known_names and name in header_names:
             raise file_error("header_ambiguous", name=cell.strip())
-        seen.add(name)
+        header_names.add(name)
 
 
 def parse_csv_rows(
@@ -189,7 +189,7 @@ def _reject_cell_count(cells: list[str], width: int, lines: LineReader) -> Rejec
 
 
 def _reject_broken_record(error: csv.Error, lines: LineReader) -> Rejection:
-    """Reject the first line of a broken record; parsing continues with its second."""
+    """Reject the first line of an invalid record; parsing continues with its second."""
     reason = str(error)
     if len(lines.record_lines) > 1 or "unexpected end" in reason:
         code = "quote_unclosed"
@@ -208,14 +208,16 @@ def make_customer_parser(layout: CsvLayout) -> Callable[[int, list[str]], Parsed
 
     A missing column is read from an empty cell appended to the row.
     """
-    email_at, name_at, first_at, last_at, source_at, locale_at, audience_at = (
+    email_index, name_index, first_name_index, last_name_index, source_id_index, locale_index, audience_index = (
         layout.columns.get(column, layout.width) for column in CUSTOMER_COLUMN_ALIASES
     )
 
     def parse_row(line: int, cells: list[str]) -> ParsedRow:
         cells.append("")
-        name = cells[name_at] or f"{cells[first_at]} {cells[last_at]}"  # no translation
-        return build_customer_row(line, cells[email_at], name, cells[source_at], cells[locale_at], cells[audience_at])
+        name = cells[name_index] or f"{cells[first_name_index]} {cells[last_name_index]}"  # no translation
+        return build_customer_row(
+            line, cells[email_index], name, cells[source_id_index], cells[locale_index], cells[audience_index]
+        )
 
     return parse_row
 
@@ -223,17 +225,19 @@ def make_customer_parser(layout: CsvLayout) -> Callable[[int, list[str]], Parsed
 def make_suppression_parser(layout: CsvLayout) -> Callable[[int, list[str]], ParsedRow]:
     """Return a parser for the cells of a suppression.
 
-    In doubt it suppresses: the address alone is enough.
+    Only the address is required; a row with a missing or unknown reason is imported as `unsubscribed`.
     """
-    email_at, reason_at, width = layout.columns["email"], layout.columns.get("reason", layout.width), layout.width
+    width = layout.width
+    email_index, reason_index = layout.columns["email"], layout.columns.get("reason", width)
 
     def parse_row(line: int, cells: list[str]) -> ParsedRow:
         cell_count = len(cells)
         cells += [""] * (width + 1 - cell_count)
-        given = strip_formula_guard(cells[email_at]).strip()
-        known_reason = SUPPRESSION_REASON_ALIASES.get(cells[reason_at].strip().lower() if reason_at < width else "")
+        raw_email = strip_formula_guard(cells[email_index]).strip()
+        raw_reason = cells[reason_index].strip().lower() if reason_index < width else ""
+        known_reason = SUPPRESSION_REASON_ALIASES.get(raw_reason)
         # An export contains the addresses of erased customers as hashes.
-        email = given if _HASHED_EMAIL.fullmatch(given) else normalise_email(given)
+        email = raw_email if _HASHED_EMAIL.fullmatch(raw_email) else normalise_email(raw_email)
         reason = known_reason or "unsubscribed"
         row = email, f"{line}\t{email}\t{reason}"
         if cell_count != width:

@@ -1,4 +1,7 @@
-"""Validate the values of one customer and join them for staging, whatever the format of the file."""
+"""Validate the values of one customer and join them for staging.
+
+The format of the file does not matter.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +22,17 @@ CUSTOMER_COLUMNS = ("email", "name", "source_id", "locale", "audience")
 CUSTOMER_STAGING_FIELDS = ("line", "email", "email_as_given", "name", "locale", "source_id", "audience")
 
 
-def build_customer_row(line: int, given: str, name: str, source_id: str, locale: str, audience: str) -> ParsedRow:
+def build_customer_row(line: int, raw_email: str, name: str, source_id: str, locale: str, audience: str) -> ParsedRow:
     """Validate the values of a row and join them.
 
-    Runs for every row, so usual values need few function calls.
+    It runs for every row, so usual values need few function calls.
     """
-    if given[:1] == "'":
-        given = strip_formula_guard(given)
-    email = normalise_email(given)
-    if not given.isprintable() or given != given.strip():
-        given = given.strip()
-        given = given if given.isprintable() else email
+    if raw_email[:1] == "'":
+        raw_email = strip_formula_guard(raw_email)
+    email = normalise_email(raw_email)
+    if not raw_email.isprintable() or raw_email != raw_email.strip():
+        raw_email = raw_email.strip()
+        raw_email = raw_email if raw_email.isprintable() else email
     name = " ".join(name.split())
     if not name.isprintable() or len(name) > NAME_MAX_LENGTH or name[:1] == "'":
         name = clean_name(strip_formula_guard(name))
@@ -40,10 +43,10 @@ def build_customer_row(line: int, given: str, name: str, source_id: str, locale:
     try:
         tag = clean_locale(locale)
     except InvalidInput:
-        row = email, f"{line}\t{email}\t{given}\t{name}\t\t{source_id}\t{audience}"
-        shown = sanitise_text(" ".join(locale.split())[:60])
-        raise RowWarning(row, "locale_unknown", locale=shown) from None
-    return email, f"{line}\t{email}\t{given}\t{name}\t{tag}\t{source_id}\t{audience}"
+        row = email, f"{line}\t{email}\t{raw_email}\t{name}\t\t{source_id}\t{audience}"
+        displayed_locale = sanitise_text(" ".join(locale.split())[:60])
+        raise RowWarning(row, "locale_unknown", locale=displayed_locale) from None
+    return email, f"{line}\t{email}\t{raw_email}\t{name}\t{tag}\t{source_id}\t{audience}"
 
 
 def strip_formula_guard(cell: str) -> str:

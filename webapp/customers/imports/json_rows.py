@@ -41,7 +41,7 @@ def _parse_json_row(line_number: int, line: str) -> ParsedRow:
 def _require_text(name: str, value: object) -> str:
     """Return a JSON value as text.
 
-    Null is empty like a missing name, and a source id may be an integer.
+    Null is empty, as a missing name is, and a source id may be an integer.
     """
     if value is None:
         return ""

@@ -72,7 +72,7 @@ def sanitise_text(text: str) -> str:
     Bytes that were not UTF-8 are decoded as Windows-1252, and NUL is replaced by a visible symbol.
     """
     if _UNDECODABLE_BYTES.search(text):
-        text = _UNDECODABLE_BYTES.sub(lambda m: bytes([ord(m[0]) - 0xDC00]).decode("cp1252", "replace"), text)
+        text = _UNDECODABLE_BYTES.sub(lambda match: bytes([ord(match[0]) - 0xDC00]).decode("cp1252", "replace"), text)
     return text.replace("\0", "␀")
 
 
@@ -96,7 +96,7 @@ def _split_lines(chunks: Iterable[bytes]) -> Iterator[list[str]]:
         lines = list(io.StringIO(tail + text, newline=newline))
         tail = lines.pop() if lines and not lines[-1].endswith(newline) else ""
         if len(tail) > LINE_MAX_LENGTH:
-            # Truncated to a single cell that is so long that the row is rejected.
+            # The line is truncated to a single cell that is so long that the row is rejected.
             lines.append(re.sub(r"\W", " ", tail[:LINE_MAX_LENGTH]) + newline)
             tail, is_truncating = "", True
         yield lines

@@ -40,7 +40,7 @@ _ROW_MESSAGES = {
 }
 _FILE_MESSAGES = {
     "file_empty": _l("The file is empty. Export it again with its rows."),
-    "rows_missing": _l("The file has a header but no rows."),
+    "rows_missing": _l("The file has a header but no rows. Add rows and import it again."),
     "file_workbook": _l(
         "This is an Excel workbook. In Excel, choose “Save as” and “CSV UTF-8”, then import that file."
     ),
@@ -59,9 +59,9 @@ ParsedRow = tuple[str, str]
 
 
 class Rejection(NamedTuple):
-    """A row rejected wholly or in part.
+    """A row of which all values or some were rejected.
 
-    Holds its line number, an error code, a message and the original text.
+    It has the line number, an error code, a message and the original text.
     """
 
     line: int
@@ -71,7 +71,7 @@ class Rejection(NamedTuple):
 
     @property
     def is_warning(self) -> bool:
-        """Whether the row is imported in spite of the error and follows next."""
+        """Whether the row is imported despite the error and follows next."""
         return self.code in WARNING_CODES
 
 
@@ -95,10 +95,10 @@ def row_message(code: str, **values: object) -> str:
 def make_rejection(lines: LineReader, code: str, detail: str) -> Rejection:
     """Build the rejection of the current record, with an excerpt of its text.
 
-    Invalid UTF-8 in the record is reported in place of the given error.
+    Invalid UTF-8 in the record is reported instead of the error of `code` and `detail`.
     """
     text = "".join(lines.record_lines).rstrip("\r\n")[:ROW_EXCERPT_LENGTH]
-    shown = sanitise_text(text)
-    if not text.isascii() and shown.replace("␀", "\0") != text:
+    excerpt = sanitise_text(text)
+    if not text.isascii() and excerpt.replace("␀", "\0") != text:
         code, detail = "encoding_invalid", row_message("encoding_invalid")
-    return Rejection(lines.finished_lines + 1, code, detail, shown)
+    return Rejection(lines.finished_lines + 1, code, detail, excerpt)

@@ -26,9 +26,7 @@ FILE_START_SIZE = 64 * 1024
 
 
 def check_file_start(start: bytes, media_type: str, is_complete: bool, kind: str = "customers") -> None:
-    """Check the start of a file.
-
-    This way a useless file is rejected in the response to its upload.
+    """Check the start of a file, so that an unusable file is rejected immediately.
 
     :param is_complete: whether `start` is the whole file.
     :raises InvalidInput: when no row of the file could be imported, with an error about the file.
@@ -87,7 +85,9 @@ def _check_text(start: bytes, is_complete: bool) -> None:
     if start.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
         raise file_error("file_workbook")
     # A few control characters only make their rows invalid; many of them mean a binary file.
-    control_count = len(sample.translate(None, bytes(b for b in range(256) if b >= 32 or b in b"\t\n\r\f\x1b")))
+    control_count = len(
+        sample.translate(None, bytes(byte for byte in range(256) if byte >= 32 or byte in b"\t\n\r\f\x1b"))
+    )
     if (
         start.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"%PDF", b"\x1f\x8b"))
         or control_count > 64 + len(sample) / 10

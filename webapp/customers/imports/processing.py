@@ -43,25 +43,30 @@ ANALYZE_MIN_ROWS = 10_000
 
 
 def run_import(import_id: int) -> None:
-    """Parse a queued import and merge it; continue one whose worker was lost.
+    """Parse a queued import and merge it; continue one whose lease has expired.
 
     Does nothing while another worker owns the import. Customers are identified by email address; an empty cell keeps
-    the stored value, and suppressions stay in force. Blocks that a lost worker committed are neither merged nor counted
-    again.
+    the stored value, and suppressions stay in force. Blocks that a former worker committed are neither merged nor
+    counted again.
     """
     with ExitStack() as connections:
         first_connection = connections.enter_context(open_connection())
         claim = claim_import(first_connection, import_id)
         if claim is None:
             return
-        further = [connections.enter_context(open_connection()) for n in range(1, _count_partitions(claim.size))]
-        partitions = [Partition(claim, n, connection) for n, connection in enumerate([first_connection, *further])]
+        other_connections = [
+            connections.enter_context(open_connection()) for _index in range(1, _count_partitions(claim.size))
+        ]
+        partitions = [
+            Partition(claim, index, connection)
+            for index, connection in enumerate([first_connection, *other_connections])
+        ]
         try:
             _stage_file(claim, partitions)
             run_in_parallel(claim, _merge_partition, partitions)
             _finish_import(partitions[0])
         except LeaseLost:
-            log.info("Import %s: lease lost or shutdown requested, stopped", import_id)
+            log.info("import %s stopped: lease expired or shutdown requested", import_id)
         except InvalidInput as error:
             first_connection.rollback()
             fail_import(import_id, error.errors[0].key, error.message)
@@ -104,9 +109,9 @@ class _ImportReader:
     def read_all(self) -> None:
         """Read the whole file.
 
-        The loop does little per row, because it runs for a million of them.
+        The loop does little per row, because a file may have millions of rows.
         """
-        unflushed = 0
+        unflushed_count = 0
         for item in parse_rows(self.read_chunks(), self.claim.media_type, self.claim.kind):
             if isinstance(item, Rejection):
                 self.rejections.append(item)
@@ -114,10 +119,10 @@ class _ImportReader:
             else:
                 email, row = item
                 self.rows[crc32(email.encode()) % len(self.rows)].append(row)
-            unflushed += 1
-            if unflushed == READ_BLOCK_ROWS:
+            unflushed_count += 1
+            if unflushed_count == READ_BLOCK_ROWS:
                 self.flush()
-                unflushed = 0
+                unflushed_count = 0
         self.flush()
 
     def flush(self) -> None:
@@ -162,9 +167,6 @@ def _stage_file(claim: ImportClaim, partitions: list[Partition]) -> None:
         claim.merged_to = [0] * len(partitions)
         progress = {"merged_to": claim.merged_to, "duplicates": duplicates}
         partitions[0].commit_progress("merged_to = %(merged_to)s, duplicates = %(duplicates)s", **progress)
-    else:
-        for partition in partitions:
-            staging.delete_already_rejected(partition.connection, claim.import_id)
     # Committed here, so that a rollback of a merge block keeps the staged rows.
     for partition in partitions:
         partition.connection.commit()
@@ -239,9 +241,9 @@ def _merge_block(
 def _finish_import(partition: Partition) -> None:
     connection, import_id = partition.connection, partition.claim.import_id
     query = "select created + updated from customer_import where id = %s"
-    changed = connection.execute(query, (import_id,)).fetchone()
-    if changed and changed[0] >= ANALYZE_MIN_ROWS:
-        # Gives the planner current statistics, and the screens a current estimate of the number of customers.
+    changed_count = connection.execute(query, (import_id,)).fetchone()
+    if changed_count and changed_count[0] >= ANALYZE_MIN_ROWS:
+        # Updates the statistics of the planner, from which the pages also estimate the number of customers.
         connection.execute(f"analyze {partition.claim.backend.TARGET_TABLE}")
     connection.execute("delete from import_chunk where import_id = %s", (import_id,))
     partition.commit_progress("status = 'done', finished_at = now(), read = size")

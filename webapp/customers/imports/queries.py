@@ -1,4 +1,4 @@
-"""SELECTs of imports and their rejected rows."""
+"""Queries for imports and their rejected rows."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def list_stalled_upload_ids() -> list[int]:
 def list_claimable_import_ids() -> list[int]:
     """Return the ids of imports without a worker.
 
-    Their queue entry was lost, or the lease of their worker expired.
+    Their task was lost, or the lease of their worker has expired.
     """
     return list(
         db.session.scalars(

@@ -34,8 +34,8 @@ _CREATE_STAGING_TABLES: tuple[LiteralString, ...] = (
     "create temp table joining (line bigint not null, audience text not null)",
 )
 
-# Of several rows with one email address the last one counts. Its empty cells are filled from the nearest earlier row
-# that has a value, and the audiences of all rows are kept.
+# If several rows have the same email address, the last one is used. Its empty cells are filled from the nearest earlier
+# row that has a value, and the audiences of all rows are kept.
 _DELETE_DUPLICATES: LiteralString = """
   with repeated as (
     select email, max(line) as last,
@@ -134,7 +134,7 @@ _ADD_TO_AUDIENCE: LiteralString = """
 
 
 class MergeStrategy(Enum):
-    """Which conflicts a merge handles.
+    """The conflicts that a merge handles.
 
     Each strategy needs one more lookup per row than the one before.
     """
@@ -224,15 +224,6 @@ def list_staged_audience_names(connection: Connection, limit: int) -> list[str]:
     return [name for (name,) in connection.execute(statement, {"limit": limit})]
 
 
-def delete_already_rejected(connection: Connection, import_id: int) -> None:
-    """Delete staged rows that a former worker rejected while it merged."""
-    connection.execute(
-        "delete from staged s using import_rejection r where r.import_id = %(id)s and r.line = s.line "
-        "and r.code = 'source_id_taken'",
-        {"id": import_id},
-    )
-
-
 def find_last_line(connection: Connection) -> int:
     """Return the largest line number of the staged rows, 0 without rows."""
     return int(fetch_one(connection, "select coalesce(max(line), 0) from staged", {})[0])
@@ -248,7 +239,7 @@ def merge_rows(connection: Connection, import_id: int, start: int, end: int, str
         return MergeCounts(connection.execute(_INSERT, params).rowcount, 0, 0, 0)
     rejected = 0
     if strategy is MergeStrategy.UPSERT_CHECKING_SOURCE_IDS:
-        # One partition at a time, so that each sees the source ids that the other one has merged.
+        # Partitions take turns, so that each sees the source ids that the other one has merged.
         connection.execute("select pg_advisory_xact_lock(%(import_id)s)", params)
         message = _("Another customer has this source ID. Correct the file or that customer.")
         rejected = fetch_one(connection, _REJECT_TAKEN_SOURCE_IDS, params | {"source_id_taken": message})[0]

@@ -77,7 +77,7 @@ def read_import(path: ImportPath, query: ImportErrorsQuery) -> Response:
     """
     row = import_queries.find_import(path.id)
     if row is None:
-        raise NotFound(_("There is no such import."))
+        raise NotFound(_("This import does not exist."))
     rejected_rows = import_queries.list_rejected_rows(row.id, pagination.decode_cursor(query.cursor, 2), query.limit)
     page = rejected_rows[: query.limit]
     next_cursor = pagination.encode_cursor(page[-1].line, page[-1].id) if len(rejected_rows) > query.limit else None

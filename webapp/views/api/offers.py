@@ -20,7 +20,7 @@ from webapp.offers import actions as offer_actions
 from webapp.offers import code_actions
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer, OfferValues, normalise_code
-from webapp.redemptions import queries as redemption_queries
+from webapp.redemptions import count_queries
 from webapp.views.api.blueprint import documents_header, require_scope
 from webapp.views.api.schemas.offers import (
     CodePath,
@@ -78,7 +78,7 @@ def page(query: OfferListQuery) -> Response:
 @blueprint.get("/offers/<code>", responses={200: OfferOut})
 @require_scope("read")
 def read(path: OfferPath) -> Response:
-    """Read one offer."""
+    """Get an offer."""
     return _offer_response(_require_offer(path.code))
 
 
@@ -86,7 +86,7 @@ def read(path: OfferPath) -> Response:
 @require_scope("manage")
 @documents_header("If-Match", "The `ETag` of the offer when you read it.")  # no translation
 def change(path: OfferPath, body: OfferChange) -> Response:
-    """Change an offer.
+    """Update an offer.
 
     With `If-Match`, only if it was not changed since (412 otherwise). After the first launch or redemption, the
     discount, the code, and whether there is a cap can't be changed. Use `POST /offers/{code}/codes` to assign another
@@ -186,7 +186,7 @@ def _offer_response(offer: Offer) -> Response:
 
 def _offers_json(offers: list[Offer]) -> list[dict[str, object]]:
     at: datetime = offer_queries.database_now()
-    redeemed = redemption_queries.count_redemptions([offer.id for offer in offers])
+    redeemed = count_queries.count_redemptions([offer.id for offer in offers])
     codes = offer_queries.list_codes_by_offer([offer.id for offer in offers])
     names = {audience.id: audience.name for audience in customer_queries.list_audiences()}
     return [

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from werkzeug.wrappers import Response as BaseResponse
 
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.core import formatting
 from webapp.core.errors import DomainError, NotFound
 from webapp.customers import queries as customer_queries
@@ -21,7 +22,7 @@ from webapp.offers import actions as offer_actions
 from webapp.offers import code_actions
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer
-from webapp.redemptions import guessing
+from webapp.redemptions import count_queries, guessing
 from webapp.redemptions import queries as redemption_queries
 from webapp.views import rendering
 from webapp.views.staff.blueprint import require_role
@@ -51,7 +52,7 @@ def index() -> Response:
         form=form,
         offers=offers,
         at=offer_queries.database_now(),
-        redeemed=redemption_queries.count_redemptions([offer.id for offer in offers]),
+        redeemed=count_queries.count_redemptions([offer.id for offer in offers]),
         failed_attempts=guessing.find_guessing_alerts([offer.id for offer in offers]),
         is_filtered=bool(filters),
         prev_url=url_for("staff.offers.index", **filters, after=offers[0].id) if has_newer else None,
@@ -87,7 +88,7 @@ def show(offer_id: int) -> Response:
     campaigns = campaign_queries.list_offer_campaigns(offer.id)
     # Also those that were cancelled while sending: the recipients so far have the email.
     launched = [campaign for campaign in campaigns if campaign.launched_at is not None]
-    counts = campaign_queries.get_stats_by_campaign([campaign.id for campaign in launched])
+    counts = stats_queries.get_stats_by_campaign([campaign.id for campaign in launched])
     return rendering.render(
         "offers/show.html",
         offer=offer,
@@ -168,7 +169,7 @@ def renew_code(offer_id: int) -> BaseResponse:
         rendering.add_form_errors(form, error)
         return rendering.render("offers/renew.html", status=error.status, form=form, offer=_require_offer(offer_id))
     if offer.code_as_written == before:
-        flash(_("%(code)s already is the code of this offer. Nothing was changed.", code=before), "info")
+        flash(_("%(code)s is already the code of this offer. Nothing was changed.", code=before), "info")
     elif offer.frozen_at is not None:
         message = _(
             "The code is now %(code)s. %(before)s stays valid until you close it.",
@@ -214,7 +215,7 @@ def personal_code(offer_id: int) -> BaseResponse:
     if is_required:
         flash(_("Personal codes are required now. The shared code alone is not accepted."), "success")
     else:
-        flash(_("The shared code is accepted now, too."), "success")
+        flash(_("Personal codes are no longer required. The shared code is accepted too."), "success")
     return redirect(url_for("staff.offers.show", offer_id=offer_id))
 
 
@@ -249,7 +250,7 @@ def _audience_name(offer: Offer) -> str:
 
 def _live_context(offer: Offer) -> dict[str, Any]:
     return {
-        "redeemed": redemption_queries.count_redemptions([offer.id])[offer.id],
+        "redeemed": count_queries.count_redemptions([offer.id])[offer.id],
         "latest": redemption_queries.list_latest_redemptions(offer.id, LATEST_REDEMPTIONS),
         "channels": CHANNEL_LABELS,
     }
@@ -265,7 +266,7 @@ def _redemption_chart(offer: Offer) -> dict[str, Any]:
     last = min(now, offer.ends_at or now).astimezone(time_zone).date()
     first = last - timedelta(days=CHART_DAYS - 1)
     since = datetime.combine(first, datetime.min.time(), time_zone)
-    counted = dict(redemption_queries.count_redemptions_per_day(offer.id, since, offer.time_zone))
+    counted = dict(count_queries.count_redemptions_per_day(offer.id, since, offer.time_zone))
     last = max([last, *counted])
     days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
     return {

@@ -102,7 +102,7 @@ def new() -> BaseResponse:
         rendering.add_form_errors(form, error)
         return rendering.render("redemptions/new.html", status=error.status, form=form)
     message = _(
-        "Redeemed %(offer)s (%(discount)s) for %(email)s.",
+        "%(offer)s (%(discount)s) was redeemed for %(email)s.",
         offer=record.offer_name,
         discount=formatting.format_discount(record.discount),
         email=record.email,

@@ -22,8 +22,9 @@ from webapp.customers.suppressions import actions as suppression_actions
 from webapp.customers.suppressions import queries as suppression_queries
 from webapp.views import rendering
 from webapp.views.staff.blueprint import require_role
-from webapp.views.staff.customers import check_upload_csrf, csv_response
+from webapp.views.staff.customers import csv_response
 from webapp.views.staff.forms.customers import ImportForm, SuppressionForm, SuppressionSearchForm
+from webapp.views.staff.imports import check_upload_csrf
 
 blueprint = Blueprint("suppressions", __name__)
 

@@ -203,7 +203,7 @@ class ValidationOut(BaseModel):
 
 
 class CheckOut(BaseModel):
-    """One check of the rule.
+    """One eligibility check.
 
     `passed` is null when it could not be made; `reason` is the reason of its refusal.
     """
@@ -229,7 +229,7 @@ class ExplainedEmailOut(BaseModel):
 
 
 class ExplanationOut(BaseModel):
-    """What redeeming would answer now, with every check in the order of the rule.
+    """What a redemption would return now, with every check in the order in which it is made.
 
     The first that failed decides. `redemption` is the id of the customer's live redemption of the offer.
     """

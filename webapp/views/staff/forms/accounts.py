@@ -126,7 +126,7 @@ class ApiKeyForm(FlaskForm):
         widget=widgets.ListWidget(prefix_label=False),
         option_widget=widgets.CheckboxInput(),
     )
-    expires_on = DateField(_l("Last day"), [Optional()])
+    expires_on = DateField(_l("Expiry date"), [Optional()])
 
     def validate_expires_on(self, field: Field) -> None:
         if field.data and field.data.year > 2999:

@@ -1,0 +1,135 @@
+"""Lists of staff users, invitations and API keys, and pages of the audit trail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import pytest
+from flask import Flask
+from sqlalchemy import func, select, update
+
+from webapp.accounts import actions as account_actions
+from webapp.accounts import queries as account_queries
+from webapp.accounts.models import ApiKey, AuditEntry, Invitation, StaffUser
+from webapp.core.extensions import db
+
+StaffUserFactory = Callable[..., StaffUser]
+PAST = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def entries(app: Flask, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The ids of seven audit entries, newest first, and pages of three."""
+    monkeypatch.setattr(account_queries, "AUDIT_PAGE_SIZE", 3)
+    for n in range(7):
+        account_actions.record_audit_entry("ann", "offer.created", f"offer {n % 2}")
+    db.session.commit()
+    return list(db.session.scalars(select(AuditEntry.id).order_by(AuditEntry.id.desc())))
+
+
+def test_active_users_come_first_and_then_the_names_count(make_staff_user: StaffUserFactory) -> None:
+    for name, disabled_at in (("bob", None), ("Ann", PAST), ("Zoe", None), ("Cid", None), ("ada", PAST)):
+        make_staff_user("viewer", email=f"{name}@example.com", disabled_at=disabled_at).name = name
+    db.session.commit()
+
+    assert [user.name for user in account_queries.list_staff_users()] == ["bob", "Cid", "Zoe", "ada", "Ann"]
+
+
+def test_active_api_keys_come_first_and_then_the_newest(app: Flask) -> None:
+    for name in "ABCD":
+        account_actions.create_api_key(name, ["read"], by="tests")
+    db.session.execute(update(ApiKey).where(ApiKey.name.in_(("C", "D"))).values(revoked_at=func.now()))
+
+    assert [key.name for key in account_queries.list_api_keys()] == ["B", "A", "D", "C"]
+
+
+def test_the_invitations_that_can_be_used_are_listed_newest_first(app: Flask) -> None:
+    for name in "abcd":
+        account_actions.create_invitation("viewer", f"{name}@example.com", by="tests")
+    db.session.execute(update(Invitation).where(Invitation.email == "b@example.com").values(used_at=func.now()))
+    db.session.execute(update(Invitation).where(Invitation.email == "c@example.com").values(expires_at=func.now()))
+
+    emails = [invitation.email for invitation in account_queries.list_open_invitations()]
+
+    assert emails == ["d@example.com", "a@example.com"]
+
+
+def test_the_latest_entry_of_an_action_on_a_subject_is_found(entries: list[int]) -> None:
+    found = [account_queries.find_last_audit_entry("offer.created", f"offer {n}") for n in range(3)]
+
+    assert [entry and entry.id for entry in found] == [entries[0], entries[1], None]
+
+
+def test_the_audit_trail_is_walked_in_both_directions(entries: list[int]) -> None:
+    first = account_queries.load_audit_page()
+    second = account_queries.load_audit_page(before=first.older)
+    last = account_queries.load_audit_page(before=second.older)
+    back = account_queries.load_audit_page(after=last.newer)
+    start = account_queries.load_audit_page(after=back.newer)
+
+    pages = (first, second, last, back, start)
+    assert [[entry.id for entry in page.entries] for page in pages] == [
+        entries[:3],
+        entries[3:6],
+        entries[6:],
+        entries[3:6],
+        entries[:3],
+    ]
+    assert [(page.newer is not None, page.older is not None) for page in pages] == [
+        (False, True),
+        (True, True),
+        (True, False),
+        (True, True),
+        (False, True),
+    ]
+
+
+def test_a_page_beyond_the_ends_of_the_trail_is_empty(entries: list[int]) -> None:
+    empty = account_queries.AuditPage([], None, None)
+
+    assert account_queries.load_audit_page(before=entries[-1]) == empty
+    assert account_queries.load_audit_page(after=entries[0]) == empty
+
+
+def test_locked_users_are_freshly_read_and_locked_until_the_end_of_the_transaction(
+    staff_user: StaffUserFactory,
+) -> None:
+    admin, other_admin, viewer = (
+        staff_user(role, email=f"{n}@example.com") for n, role in enumerate(("admin", "admin", "viewer"))
+    )
+    staff_user("admin", email="gone@example.com", disabled_at=PAST)
+    ids = admin.id, other_admin.id, viewer.id
+    assert viewer.name == "Viewer"
+    with db.engine.begin() as other:
+        other.execute(update(StaffUser).values(name="Changed"))
+
+    locked = account_queries.lock_staff_user(ids[2])
+
+    assert locked is not None
+    assert locked.name == "Changed"
+    with db.engine.connect() as other:
+        unlocked = select(StaffUser.id).where(StaffUser.disabled_at.is_(None)).with_for_update(skip_locked=True)
+        assert set(other.scalars(unlocked)) == {ids[0], ids[1]}
+        other.rollback()
+        assert account_queries.lock_active_admins() == [ids[0], ids[1]]
+        assert other.scalars(unlocked).all() == []
+
+
+def test_names_that_two_users_share_are_not_used(make_staff_user: StaffUserFactory) -> None:
+    for name, email in (("Ann", "a@example.com"), ("Bob", "b@example.com"), ("Ann", "c@example.com")):
+        make_staff_user("viewer", email=email).name = name
+    db.session.commit()
+
+    assert account_queries.load_staff_names() == {"b@example.com": "Bob"}
+
+
+@pytest.mark.parametrize(
+    ("role", "disabled_at", "expected"), [("admin", None, True), ("admin", PAST, False), ("manager", None, False)]
+)
+def test_only_an_active_administrator_counts(
+    make_staff_user: StaffUserFactory, role: str, disabled_at: datetime | None, expected: bool
+) -> None:
+    make_staff_user(role, disabled_at=disabled_at)
+
+    assert account_queries.has_active_admin() is expected
