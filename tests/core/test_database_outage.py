@@ -154,8 +154,7 @@ def test_a_worker_logs_the_outage_and_the_recovery_once(program: StoppableProgra
     # A server that is stopping may accept one more connection, which looks like a recovery.
     assert len(lines) in (2, 4), lines
     assert all(
-        "ERROR webapp.core.database_health database unavailable or connection closed" in line
-        for line in lines[::2]
+        "ERROR webapp.core.database_health database unavailable or connection closed" in line for line in lines[::2]
     )
     assert all("WARNING webapp.core.database_health the database has recovered after " in line for line in lines[1::2])
 

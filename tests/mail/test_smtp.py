@@ -104,7 +104,7 @@ def test_a_refused_body_has_an_outcome(relay: Relay, connection: smtp.RelayConne
 def test_a_refused_sender_has_the_outcome_refused(relay: Relay, connection: smtp.RelayConnection) -> None:
     relay.behaviour.mail = "553 not from you"
     connection.open()
-    assert connection.deliver(make_message()).kind == "refused"
+    assert connection.deliver(make_message()).kind == "rejected"
 
 
 def test_errors_after_acceptance_do_not_change_the_outcome(

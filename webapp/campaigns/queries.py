@@ -1,4 +1,4 @@
-"""Queries of campaigns. Their statistics are in `stats_queries`."""
+"""Queries for campaigns. Those for their statistics are in `stats_queries`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from webapp.offers.models import Offer
 
 
 def find_campaign(campaign_id: int) -> Campaign | None:
+    """Return the campaign with this id, or None."""
     return db.session.get(Campaign, campaign_id)
 
 
@@ -24,7 +25,7 @@ def list_offer_campaigns(offer_id: int) -> Sequence[Campaign]:
 
 
 def get_offer_names_by_campaign(campaign_ids: Iterable[int | None]) -> dict[int, str]:
-    """Return the offer names of campaigns by campaign id; None among the ids is ignored."""
+    """Return the offer names of campaigns by campaign id; None as an id is ignored."""
     ids = {campaign_id for campaign_id in campaign_ids if campaign_id is not None}
     if not ids:
         return {}
@@ -35,7 +36,10 @@ def get_offer_names_by_campaign(campaign_ids: Iterable[int | None]) -> dict[int,
 
 
 def find_announcement(offer_id: int) -> Campaign | None:
-    """Return the announcement of an offer that is not cancelled, read from the database again."""
+    """Return the announcement of an offer that is not cancelled.
+
+    Its values are read from the database again.
+    """
     return db.session.scalar(
         select(Campaign)
         .where(Campaign.offer_id == offer_id, Campaign.kind == "announcement", Campaign.status != "cancelled")
@@ -60,7 +64,10 @@ def list_campaigns(
 
 
 def has_mailable_customers(audience_id: int | None) -> bool:
-    """Whether an audience (None: all customers) has a customer who may be emailed. Stops at the first."""
+    """Return whether an audience has a customer who is not suppressed.
+
+    :param audience_id: None for all customers.
+    """
     is_suppressed = select(Suppression.email).where(Suppression.email == Customer.email).exists()
     statement = select(Customer.id).where(~is_suppressed, Customer.erased_at.is_(None))
     if audience_id is not None:
@@ -71,12 +78,12 @@ def has_mailable_customers(audience_id: int | None) -> bool:
 
 
 def list_preparing_campaign_ids() -> Sequence[int]:
-    """Return the ids of campaigns whose audience is not completely split into batches yet."""
+    """Return the ids of campaigns that are being prepared."""
     return db.session.scalars(select(Campaign.id).where(Campaign.status == "preparing")).all()
 
 
 def has_pending_sends() -> bool:
-    """Whether a sender would find something to send now."""
+    """Return whether a sender would find emails to send now."""
     return bool(db.session.execute(_HAS_PENDING_SENDS_SQL).scalar())
 
 
@@ -96,7 +103,10 @@ _HAS_PENDING_SENDS_SQL = text(
 
 
 def seconds_until_next_batch() -> float | None:
-    """Return the seconds until the next lease expires or the next delayed batch is due; None if over a minute."""
+    """Return the seconds until the next batch can be claimed; None if over a minute.
+
+    That is when the next lease expires or the next delayed batch is due.
+    """
     seconds = db.session.execute(
         text(
             """
@@ -131,7 +141,10 @@ _COUNT_UNRESOLVED_SQL = text(f"select count(*) {_UNRESOLVED_SQL} and i.campaign_
 
 
 def list_unresolved_by_campaign() -> list[tuple[Campaign, int]]:
-    """Return campaigns with uncertain deliveries that staff have to resolve, with their number; newest first."""
+    """Return campaigns with unresolved uncertain deliveries and their number.
+
+    Staff have to resolve them. The newest campaign comes first.
+    """
     counts = {row.campaign_id: int(row.n) for row in db.session.execute(_UNRESOLVED_BY_CAMPAIGN_SQL)}
     campaigns = db.session.scalars(select(Campaign).where(Campaign.id.in_(counts)).order_by(Campaign.id.desc()))
     return [(campaign, counts[campaign.id]) for campaign in campaigns]
@@ -143,13 +156,13 @@ def count_unresolved(campaign_id: int) -> int:
 
 
 def has_active_campaign() -> bool:
-    """Whether a campaign is in progress, so that its figures change."""
+    """Return whether a campaign is being prepared or sent, so that its figures change."""
     statement = select(Campaign.id).where(Campaign.status.in_(("preparing", "sending")))
     return db.session.scalar(statement.limit(1)) is not None
 
 
 def list_campaigns_needing_attention() -> Sequence[Campaign]:
-    """Return campaigns that need staff attention: paused, or unable to reach the relay."""
+    """Return campaigns that are paused or have a delivery warning."""
     return db.session.scalars(
         select(Campaign)
         .where((Campaign.status == "paused") | (Campaign.trouble.is_not(None) & (Campaign.status == "sending")))
@@ -170,7 +183,10 @@ def get_campaign(campaign_id: int) -> Campaign:
 
 
 def find_open_campaign(offer_id: int, kind: str) -> Campaign | None:
-    """Return the current campaign of a kind: the announcement, or the reminder that is not finished yet."""
+    """Return the announcement of an offer, or its reminder that is not finished.
+
+    A cancelled campaign is not returned.
+    """
     statement = select(Campaign).where(
         Campaign.offer_id == offer_id, Campaign.kind == kind, Campaign.cancelled_at.is_(None)
     )

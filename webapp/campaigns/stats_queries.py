@@ -1,4 +1,4 @@
-"""Queries of the statistics of campaigns and of their delivery issues."""
+"""Queries for the statistics of campaigns and for their delivery issues."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IDLE_AFTER_SECONDS = 60
 STALLED_AFTER_SECONDS = 180
 # The owner of a batch renews its lease every `timing.LEASE_RENEWAL_INTERVAL` seconds, except while it waits for a slow
 # relay.
-OWNER_SILENT_AFTER_SECONDS = 20
+LEASE_RENEWAL_TIMEOUT_SECONDS = 20
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class IssueCause:
     """A cause of delivery issues, with the number of deliveries.
 
     `cause` is the enhanced status code of the relay's reply (empty when it had none), or, when there was no reply, the
-    beginning of our own text.
+    beginning of the stored text of Onecode.
     """
 
     state: str
@@ -70,7 +70,7 @@ class CampaignStats:
 
     @property
     def processed(self) -> int:
-        """Recipients whose delivery has a final state, including uncertain and dismissed ones."""
+        """Recipients whose delivery has a final state, or an uncertain or dismissed one."""
         return self.sent + self.failed + self.uncertain + self.skipped + self.left
 
     @property
@@ -80,13 +80,16 @@ class CampaignStats:
 
     @property
     def is_stalled(self) -> bool:
-        """Whether recipients remain and no worker is active. One that waits for a slow relay counts as active."""
+        """Whether recipients remain and no worker is active.
+
+        A worker that waits for a slow relay counts as active.
+        """
         is_idle = self.waiting > 0 and not self.has_active_worker and (self.idle_seconds or 0) >= STALLED_AFTER_SECONDS
         return self.is_overdue or (is_idle and self.resumes_by is None)
 
     @property
     def remaining(self) -> int:
-        """Recipients who may still receive the email without staff action: waiting or deferred."""
+        """Recipients who may still receive the email automatically: waiting or deferred."""
         return self.waiting + self.deferred
 
 
@@ -109,7 +112,7 @@ _STATS_SQL = text(
     """
     select c.id, c.total, c.sending_since, c.sent_before, c.status, c.finished_at, c.trouble, now() as at,
       coalesce(c.sent_in_batches, s.sent) as sent, s.recent, s.since, s.last,
-      s.is_leased, s.is_heard_of, s.silent_until,
+      s.is_leased, s.is_lease_renewed, s.unrenewed_lease_until,
       extract(epoch from now() - c.launched_at) as age,
       (
         select jsonb_agg(jsonb_build_array(x.state, x.smtp_code, x.cause, x.n)) from (
@@ -134,10 +137,10 @@ _STATS_SQL = text(
         min(r.since) as since,
         max(b.windows[cardinality(b.windows)]) as last,
         bool_or(b.status = 'sending' and b.lease_until > now()) as is_leased,
-        bool_or(b.status = 'sending' and b.lease_until > now() + cast(:heard as interval)) as is_heard_of,
+        bool_or(b.status = 'sending' and b.lease_until > now() + cast(:margin as interval)) as is_lease_renewed,
         max(b.lease_until) filter (
-          where b.status = 'sending' and b.lease_until <= now() + cast(:heard as interval)
-        ) as silent_until
+          where b.status = 'sending' and b.lease_until <= now() + cast(:margin as interval)
+        ) as unrenewed_lease_until
       from batch b
       -- The cursor adds information only while a window is open.
       left join batch_cursor k on k.batch_id = b.id and k.epoch = b.epoch and b.window_end > b.window_start
@@ -162,8 +165,8 @@ def get_campaign_stats(campaign_id: int) -> CampaignStats:
 
 def get_stats_by_campaign(campaign_ids: Sequence[int]) -> dict[int, CampaignStats]:
     """Compute `get_campaign_stats` of several campaigns at once."""
-    margin = timedelta(seconds=timing.LEASE_DURATION - OWNER_SILENT_AFTER_SECONDS)
-    rows = db.session.execute(_STATS_SQL, {"ids": list(campaign_ids), "recent": RATE_WINDOW_SECONDS, "heard": margin})
+    margin = timedelta(seconds=timing.LEASE_DURATION - LEASE_RENEWAL_TIMEOUT_SECONDS)
+    rows = db.session.execute(_STATS_SQL, {"ids": list(campaign_ids), "recent": RATE_WINDOW_SECONDS, "margin": margin})
     return {row.id: _stats_from_row(row) for row in rows}
 
 
@@ -189,10 +192,12 @@ def _stats_from_row(row: Row[Any]) -> CampaignStats:
     is_sending = row.status == "sending"
     idle = None
     if is_sending and row.sending_since is not None:
-        # Window times are whole seconds since the launch; the idle time can't exceed the time since sending began.
+        # Window times are whole seconds since the launch; the idle time cannot exceed the time since sending began.
         elapsed = (row.at - row.sending_since).total_seconds()
         idle = max(0, round(elapsed if row.last is None else min(elapsed, float(row.age) - row.last)))
-    resumes_by = _resumes_by(row.silent_until) if is_sending and row.silent_until and not row.trouble else None
+    resumes_by = None
+    if is_sending and row.unrenewed_lease_until and not row.trouble:
+        resumes_by = _resumes_by(row.unrenewed_lease_until)
     rate = _send_rate(row, sent, idle)
     waiting = stats.waiting if is_sending else 0
     return replace(
@@ -207,17 +212,17 @@ def _stats_from_row(row: Row[Any]) -> CampaignStats:
 
 
 def _resumes_by(lease_until: datetime) -> datetime:
-    """Return the latest time at which another worker takes over a batch, rounded down to a minute for display.
+    """Return the latest time at which another worker takes over a batch.
 
-    Expired leases are looked for every minute.
+    It is rounded down to a minute for display. Expired leases are looked for every minute.
     """
     return (lease_until + timedelta(minutes=2)).replace(second=0, microsecond=0)
 
 
 def _send_rate(row: Row[Any], sent: int, idle: int | None) -> float | None:
-    """Compute recipients per second from the recent windows; without recent windows, since sending last started.
+    """Compute the recipients per second; None when there is no progress.
 
-    None when there is no progress.
+    The rate is that of the recent windows or, without recent windows, since sending last started.
     """
     if row.status == "sending" and _is_idle(row, idle):
         return None
@@ -231,16 +236,23 @@ def _send_rate(row: Row[Any], sent: int, idle: int | None) -> float | None:
 
 
 def _is_idle(row: Row[Any], idle: int | None) -> bool:
-    """Whether nothing is being sent: the relay is unavailable, or no worker renews its lease."""
+    """Return whether nothing is being sent.
+
+    The relay is unavailable, or no worker renews its lease.
+    """
     if row.trouble:
         return True
-    return not row.is_heard_of and (row.silent_until is not None or (idle or 0) >= IDLE_AFTER_SECONDS)
+    has_silent_owner = row.unrenewed_lease_until is not None
+    return not row.is_lease_renewed and (has_silent_owner or (idle or 0) >= IDLE_AFTER_SECONDS)
 
 
 def list_issues(
     campaign_id: int, states: Sequence[str] = ISSUE_STATES, after: int = 0, limit: int = 50
 ) -> Sequence[IssueRow]:
-    """Return delivery issues ordered by customer id; one more than `limit` when there are more."""
+    """Return delivery issues, sorted by customer id.
+
+    One more than `limit` is returned when there are more.
+    """
     rows = db.session.execute(
         select(
             MailIssue.customer_id,

@@ -1,4 +1,7 @@
-"""Parsers and checks of single settings. An invalid value raises a `SettingsError`."""
+"""Parse and check single settings.
+
+An invalid value raises a `SettingsError`.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,14 @@ from sqlalchemy.exc import ArgumentError
 
 
 class SettingsError(Exception):
-    """A setting is missing or invalid. The message is one line and says what to change."""
+    """A setting is missing or invalid.
+
+    The message is one line and says what to change.
+    """
 
 
 def parse_database_url(url: str) -> str:
-    """Return the URL of a PostgreSQL database as SQLAlchemy expects it, with the driver."""
+    """Return the URL of a PostgreSQL database with the driver, for SQLAlchemy."""
     for prefix in ("postgres://", "postgresql://", "postgresql+psycopg://"):
         if url.startswith(prefix):
             try:
@@ -36,7 +42,9 @@ def parse_database_url(url: str) -> str:
 
 
 def _check_unambiguous_url(rest: str) -> None:
-    """Check that libpq and SQLAlchemy agree on the URL, so that no part of a password ends up in messages as the host.
+    """Check that libpq and SQLAlchemy agree on the URL.
+
+    Otherwise a part of a password could appear in messages as the host.
 
     :raises ValueError: when they do not.
     """
@@ -44,13 +52,16 @@ def _check_unambiguous_url(rest: str) -> None:
     if "@" in str(libpq.get("host", "")):
         raise ValueError("host")
     for name, value in (("host", alchemy.host), ("user", alchemy.username), ("password", alchemy.password)):
-        # What SQLAlchemy does not find may be in the query string.
+        # libpq also accepts these values in the query string.
         if (value or libpq.get(name)) != libpq.get(name):
             raise ValueError(name)
 
 
 def parse_public_url(text: str) -> str:
-    """Return the URL as used in emails: ASCII, the host as IDNA 2008, without a trailing slash."""
+    """Return the URL for emails: in ASCII, without a trailing slash.
+
+    The host is encoded as IDNA 2008.
+    """
     invalid = SettingsError(
         "PUBLIC_URL must be a URL such as https://offers.example.com, optionally with a port and a plain path"
     )
@@ -62,7 +73,9 @@ def parse_public_url(text: str) -> str:
         raise invalid from error
     if parts.scheme not in ("http", "https") or "@" in parts.netloc:
         raise invalid
-    if not re.fullmatch(r"[A-Za-z0-9/._~!$&'()*+,;=:%-]*", parts.path) or any(c in text for c in "?# \t\r\n"):
+    if not re.fullmatch(r"[A-Za-z0-9/._~!$&'()*+,;=:%-]*", parts.path) or any(
+        character in text for character in "?# \t\r\n"
+    ):
         raise invalid
     host = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{host}{port}{parts.path}".rstrip("/")
@@ -77,7 +90,7 @@ def parse_mail_server(text: str) -> str:
 
 
 def parse_sender(text: str) -> str:
-    """Return the sender unchanged, after checking that its address is valid in every email (RFC 5321)."""
+    """Return the sender unchanged, if its address is valid (RFC 5321)."""
     local, _, domain = parseaddr(text)[1].rpartition("@")
     try:
         if not text.isprintable() or not re.fullmatch(
@@ -91,7 +104,7 @@ def parse_sender(text: str) -> str:
 
 
 def _normalise_host(name: str) -> str:
-    """Return a host name in ASCII (converted by IDNA 2008 if necessary) or an IP address.
+    """Return a host name in ASCII, by IDNA 2008 if necessary, or an IP address.
 
     :raises ValueError: when it is neither.
     """
@@ -105,11 +118,12 @@ def _normalise_host(name: str) -> str:
     return host
 
 
-def parse_bounce_address(given: Mapping[str, str]) -> str | None:
-    """Return the bounce address. The tag that identifies an email needs 45 of the 64 characters before the @
-    (RFC 5321).
+def parse_bounce_address(variables: Mapping[str, str]) -> str | None:
+    """Return the bounce address, or None.
+
+    The tag that identifies an email needs 45 of the 64 characters before the @ (RFC 5321).
     """
-    address = given.get("MAIL_BOUNCE_ADDRESS", "").strip()
+    address = variables.get("MAIL_BOUNCE_ADDRESS", "").strip()
     if not address:
         return None
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,19}@[A-Za-z0-9.-]{1,185}", address):
@@ -119,45 +133,48 @@ def parse_bounce_address(given: Mapping[str, str]) -> str | None:
     return address
 
 
-def check_relay_settings(given: Mapping[str, str]) -> None:
+def check_relay_settings(variables: Mapping[str, str]) -> None:
     """Check that the settings of the relay are consistent.
 
     :raises SettingsError: when they are not.
     """
-    names = [name for name in ("MAIL_USERNAME", "MAIL_PASSWORD", "MAIL_USE_TLS", "MAIL_USE_SSL") if given.get(name)]
-    if names and not given.get("MAIL_SERVER") and names[0] in ("MAIL_USERNAME", "MAIL_PASSWORD"):
+    names = [name for name in ("MAIL_USERNAME", "MAIL_PASSWORD", "MAIL_USE_TLS", "MAIL_USE_SSL") if variables.get(name)]
+    if names and not variables.get("MAIL_SERVER") and names[0] in ("MAIL_USERNAME", "MAIL_PASSWORD"):
         raise SettingsError(f"{names[0]} is set and MAIL_SERVER is not; set MAIL_SERVER, or remove {names[0]}")
-    if parse_boolean(given, "MAIL_USE_TLS") and parse_boolean(given, "MAIL_USE_SSL"):
+    if parse_boolean(variables, "MAIL_USE_TLS") and parse_boolean(variables, "MAIL_USE_SSL"):
         raise SettingsError(
             "MAIL_USE_TLS and MAIL_USE_SSL exclude each other; use TLS with port 587, or SSL with port 465"
         )
-    if bool(given.get("MAIL_USERNAME")) != bool(given.get("MAIL_PASSWORD")):
+    if bool(variables.get("MAIL_USERNAME")) != bool(variables.get("MAIL_PASSWORD")):
         raise SettingsError("set both MAIL_USERNAME and MAIL_PASSWORD, or neither")
 
 
-def require_external_services(given: Mapping[str, str]) -> None:
-    """Check that every external service is configured, where there are no embedded services as a default."""
+def require_external_services(variables: Mapping[str, str]) -> None:
+    """Check that every external service is configured.
+
+    This is necessary where there are no embedded services as a default.
+    """
     for name, example in (
         ("DATABASE_URL", "postgresql://user:password@host/database"),
         ("MAIL_SERVER", "relay.example.com"),
         ("SECRET_KEY", "40 random characters, the same for every machine"),
     ):
-        if not given.get(name):
+        if not variables.get(name):
             raise SettingsError(f"{name} must be set, for example to {example}: this installation has no default")
 
 
-def parse_ip_address(given: Mapping[str, str], name: str, default: str) -> str:
+def parse_ip_address(variables: Mapping[str, str], name: str, default: str) -> str:
     """Return an IP address in its canonical form."""
-    text = given.get(name, "").strip() or default
+    text = variables.get(name, "").strip() or default
     try:
         return str(ipaddress.ip_address(text))
     except ValueError as error:
         raise SettingsError(f"{name} must be an IP address such as 127.0.0.1 or 0.0.0.0, not {text!r}") from error
 
 
-def parse_integer(given: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+def parse_integer(variables: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
     """Return a whole number from `low` to `high`."""
-    text = given.get(name, "").strip()
+    text = variables.get(name, "").strip()
     if not text:
         return default
     if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
@@ -165,26 +182,29 @@ def parse_integer(given: Mapping[str, str], name: str, default: int, low: int, h
     return int(text)
 
 
-def parse_choice(given: Mapping[str, str], name: str, *choices: str) -> str | None:
-    """Return one of the choices, which may be given in upper or lower case; None if the variable is not set."""
-    text = given.get(name, "").strip()
+def parse_choice(variables: Mapping[str, str], name: str, *choices: str) -> str | None:
+    """Return one of the choices; None if the variable is not set.
+
+    The variable may be in upper or lower case.
+    """
+    text = variables.get(name, "").strip()
     choice = next((choice for choice in choices if choice.lower() == text.lower()), None)
     if text and choice is None:
         raise SettingsError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, not {text!r}")
     return choice
 
 
-def parse_mail_rate(given: Mapping[str, str]) -> float:
+def parse_mail_rate(variables: Mapping[str, str]) -> float:
     """Return the maximum number of emails per second; 0 for no limit."""
-    text = given.get("MAIL_PER_SECOND", "").strip()
+    text = variables.get("MAIL_PER_SECOND", "").strip()
     if not re.fullmatch(r"(?:[0-9]{1,6}(?:\.[0-9]{1,4})?)?", text):
         raise SettingsError(f"MAIL_PER_SECOND must be a number such as 14 or 0.5, or 0 for no limit, not {text!r}")
     return float(text or 0)
 
 
-def parse_boolean(given: Mapping[str, str], name: str) -> bool:
+def parse_boolean(variables: Mapping[str, str], name: str) -> bool:
     """Return a boolean; False if the variable is not set."""
-    text = given.get(name, "").strip().lower()
+    text = variables.get(name, "").strip().lower()
     if text in ("", "0", "false", "no", "off"):
         return False
     if text in ("1", "true", "yes", "on"):

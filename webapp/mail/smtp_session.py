@@ -1,4 +1,4 @@
-"""SMTP sessions of smtplib with a deadline for whole replies and a maximum reply size."""
+"""SMTP sessions of smtplib with a deadline for replies and a maximum reply size."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ MAX_REPLY_BYTES = 64 * 1024
 
 
 class SmtpSession(smtplib.SMTP):
-    """An SMTP session of smtplib with a deadline for replies (of `time.monotonic`) and a maximum reply size.
+    """An SMTP session of smtplib with a deadline for replies and a maximum reply size.
 
-    The deadline covers whole replies, however slowly their bytes arrive.
+    The deadline (of `time.monotonic`) applies to whole replies, however slowly their bytes arrive.
     """
 
     def __init__(self, server: str, port: int) -> None:
@@ -28,7 +28,10 @@ class SmtpSession(smtplib.SMTP):
         self.deadline = time.monotonic() + seconds
 
     def getreply(self) -> tuple[int, bytes]:
-        """Read all lines of the next reply; return (code, text), with code -1 if it is invalid (RFC 5321, 4.2)."""
+        """Read all lines of the next reply; return its code and text (RFC 5321, 4.2).
+
+        The code is -1 if the reply is invalid.
+        """
         lines, size = [], 0
         while True:
             line = self._read_line()
@@ -70,7 +73,10 @@ class ImplicitTlsSmtpSession(SmtpSession, smtplib.SMTP_SSL):
 
 
 def send_ehlo(host: SmtpSession) -> None:
-    """Send EHLO, or HELO if the relay does not know EHLO. HELO is not tried after a temporary failure."""
+    """Send EHLO, or HELO if the relay does not know EHLO.
+
+    HELO is not tried after a temporary failure.
+    """
     code, reply = host.ehlo()
     if 500 <= code < 600:
         code, reply = host.helo()
@@ -79,7 +85,7 @@ def send_ehlo(host: SmtpSession) -> None:
 
 
 def create_tls_context() -> ssl.SSLContext:
-    """Return the context of a TLS connection, which checks the certificate of the relay."""
+    """Return a TLS context that verifies the certificate of the relay."""
     return ssl.create_default_context()
 
 

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, func, select, text
 from sqlalchemy.exc import ProgrammingError
 
 from webapp.campaigns import stats_queries
-from webapp.campaigns.models import Campaign
+from webapp.campaigns.models import STAFF_PAUSE_PREFIX, Campaign
 from webapp.campaigns.stats_queries import CampaignStats
 from webapp.core.extensions import db, huey
 from webapp.customers.models import CustomerImport
@@ -197,7 +197,7 @@ _COUNT_CAMPAIGNS_BY_STATUS = select(Campaign.status, func.count().label("n")).gr
 _COUNT_CAMPAIGN_PROBLEMS = select(
     func.count().filter(Campaign.status == "sending", Campaign.trouble.is_not(None)),
     # The reason of a campaign that was paused by staff names the user.
-    func.count().filter(Campaign.status == "paused", ~Campaign.pause_reason.startswith("paused by ")),
+    func.count().filter(Campaign.status == "paused", ~Campaign.pause_reason.startswith(STAFF_PAUSE_PREFIX)),
 )
 
 # Hours before `counted_until` are in `hour_total`. Later redemptions are counted per offer, so that the index on

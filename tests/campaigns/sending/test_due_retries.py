@@ -103,7 +103,7 @@ def test_an_email_that_is_resent_by_staff_has_two_days_again(deferred: Campaign)
     first_deferred("3 days")
     retries.record_retry_outcome(claim(), LATER)
     assert row()["state"] == "failed"
-    delivery_actions.retry_deliveries(deferred.id, DeliverySelection("failed"), "staff")
+    delivery_actions.resend_deliveries(deferred.id, DeliverySelection("failed"), "staff")
     retry = claim()
     assert (retry.is_last_attempt, retry.attempts) == (False, 1)
 
@@ -168,7 +168,8 @@ def test_a_retry_that_another_worker_is_claiming_is_not_waited_for(
 ) -> None:
     create_customers(1)
     first, second = launch_campaign("ONE1"), launch_campaign("TWO2")
-    defer_next(), defer_next()
+    defer_next()
+    defer_next()
     make_due()
     other_worker.execute("select from mail_issue where campaign_id = %s for update", [first.id])
     assert claim().campaign_id == second.id
@@ -196,7 +197,7 @@ def test_a_lost_retry_is_not_renewed(deferred: Campaign, policy: str) -> None:
     first = claim()
     make_due()
     if policy == "hold":
-        delivery_actions.retry_deliveries(deferred.id, DeliverySelection("uncertain"), "staff")
+        delivery_actions.resend_deliveries(deferred.id, DeliverySelection("uncertain"), "staff")
     claim()
     assert not retries.renew_retry_lease(first)
 

@@ -49,8 +49,8 @@ def process_bounce_messages(messages: Iterable[bytes], by: str) -> Counter[str]:
     Commits after each message.
     """
     counts: Counter[str] = Counter()
-    for raw in messages:
-        counts[process_bounce_report(bounce_reports.parse_report(raw))] += 1
+    for message in messages:
+        counts[process_bounce_report(bounce_reports.parse_report(message))] += 1
     _audit_counts(counts, by)
     return counts
 
@@ -80,7 +80,7 @@ def _audit_counts(counts: Counter[str], by: str) -> None:
 
 
 def process_bounce_report(report: BounceReport) -> BounceOutcome:
-    """Process one report if a token of ours proves its recipient. Commits.
+    """Process one report if a valid token identifies its recipient. Commits.
 
     The addresses in a report prove nothing: without a token, anyone could suppress anyone's address.
     """
@@ -164,9 +164,9 @@ _EMAIL_CHANGED_SINCE_LAUNCH = text(
 
 
 def _is_former_address(customer: Customer, campaign_id: int, addresses: tuple[str, ...]) -> bool:
-    """Whether the bounced address is a former one of the customer.
+    """Return whether the bounced address is a former one of the customer.
 
-    A different address alone does not show this: the customer's address may forward to it. Their address must also
+    A different address alone does not show this: the customer's address may forward to it. That address must also
     have changed since the launch.
     """
     if not addresses or customer.email in {_normalise_or_empty(address) for address in addresses}:
@@ -182,7 +182,7 @@ def _normalise_or_empty(address: str) -> str:
         return ""
 
 
-# Every writer of a campaign's totals locks its row first. The lock is a statement of its own, so that the next
+# Every writer of a campaign's totals locks its row first. The lock is a separate statement, so that the next
 # statement has a snapshot with the current totals.
 _LOCK_CAMPAIGN = text("select id from campaign where id = :campaign for no key update")
 # A bounced email is no longer counted as sent. While its batch is being sent, the worker keeps the count, so the

@@ -60,10 +60,10 @@ def read_truncated(chunks: Iterable[bytes]) -> bytes:
 
     The rest is read and discarded.
     """
-    kept = bytearray()
+    start = bytearray()
     for chunk in chunks:
-        kept += chunk[: max(0, MESSAGE_BYTES_KEPT - len(kept))]
-    return bytes(kept)
+        start += chunk[: max(0, MESSAGE_BYTES_KEPT - len(start))]
+    return bytes(start)
 
 
 def _has_timestamp(line: bytes) -> bool:
@@ -72,6 +72,6 @@ def _has_timestamp(line: bytes) -> bool:
 
 
 def _iter_lines(stream: IO[bytes]) -> Iterator[bytes]:
-    """Yield lines with their line breaks; a line of more than 64 kB comes in parts."""
+    """Yield lines with their line breaks; parts of a line longer than `_LINE_MAX`."""
     while line := stream.readline(_LINE_MAX):
         yield line

@@ -3,7 +3,7 @@
 These are delivery reports (RFC 3464), abuse reports (RFC 5965) and plain-text bounces of qmail and old Exim.
 
 This module does not access the database, and the content of a report is not trusted: only the signed tokens of the
-original email (`BounceReport.tokens`) prove which recipient it is about.
+original email (`BounceReport.tokens`) prove the recipient that it is about.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Literal
 
 BounceReportKind = Literal["bounce", "soft", "complaint", "unsubscribe", "other", "broken"]
 
-# Real messages are not nested this deep; hostile ones are.
+# Legitimate messages are not nested this deeply.
 MIME_DEPTH_MAX = 20
 BODY_TEXT_MAX = 100_000
 # Characters parsed of a field with addresses. At most ten addresses are returned, each of up to 254 characters
@@ -65,7 +65,7 @@ class BounceReport:
     :ivar status: the enhanced status code (RFC 3463), empty if there is none.
     :ivar diagnostic: the server's reply text.
     :ivar addresses: the addresses that the report is about. Its sender may have forged them, so they prove nothing.
-    :ivar tokens: candidates for tokens of ours, in the order in which to check them.
+    :ivar tokens: candidates for tokens of this installation, in the order in which to check them.
     """
 
     kind: BounceReportKind
@@ -76,7 +76,7 @@ class BounceReport:
 
 
 def is_hard_bounce(status: str, diagnostic: str = "") -> bool:
-    """Whether a status is a permanent failure of the address (RFC 3463).
+    """Return whether a status is a permanent failure of the address (RFC 3463).
 
     The table is in docs/consent.md.
     """
@@ -146,7 +146,7 @@ def _parse_feedback_report(part: Message, tokens: tuple[str, ...]) -> BounceRepo
 def _parse_delivery_status(part: Message, tokens: tuple[str, ...]) -> BounceReport:
     """Parse a delivery report, which has a group of fields per recipient.
 
-    See RFC 3464, 2.3. Among several recipients the first hard bounce counts.
+    See RFC 3464, 2.3. If there are several recipients, the first hard bounce is used.
     """
     report = BounceReport("other", tokens=tokens)
     for fields in _iter_field_groups(part):
@@ -181,7 +181,7 @@ def _parse_plain_text_bounce(message: Message, parts: list[Message], tokens: tup
 def _find_enhanced_status(field_value: str, diagnostic: str) -> str:
     """Return the most specific enhanced status code.
 
-    That of the diagnostic text counts if the field has none or only says that the delivery failed.
+    The code of the diagnostic text is used if the field has none or only says that the delivery failed.
     """
     in_field = _ENHANCED_STATUS.search(field_value)
     in_diagnostic = _ENHANCED_STATUS.search(diagnostic)
@@ -243,7 +243,7 @@ def _parse_addresses(*fields: str) -> tuple[str, ...]:
 
 
 def _is_automatic(message: Message) -> bool:
-    """Whether a message is automatic (RFC 3834, and the headers used before it)."""
+    """Return whether a message is automatic (RFC 3834, and earlier headers)."""
     auto_submitted = _to_text(message.get("Auto-Submitted")).strip().lower() or "no"
     precedence = _to_text(message.get("Precedence")).strip().lower()
     return (

@@ -1,4 +1,4 @@
-"""Check whether an email can be sent as it is written.
+"""Validate that an email can be sent as it is written.
 
 Errors are found when it is saved, not when it is sent.
 """
@@ -111,32 +111,32 @@ def _find_unopened_braces(value: str, is_html: bool) -> ContentError | None:
 
 def strip_style_elements(source: str) -> str:
     """Remove the style sheets of HTML; an unclosed one stays."""
-    kept, end, start = [], 0, None
+    pieces, end, start = [], 0, None
     for match in _STYLE_TAG.finditer(source):
         if match[0].startswith("</") and start is not None:
-            kept.append(source[end:start])
+            pieces.append(source[end:start])
             end, start = match.end(), None
         elif not match[0].startswith("</") and start is None:
             start = match.start()
-    return "".join([*kept, source[end:]])
+    return "".join([*pieces, source[end:]])
 
 
 def _find_html_error(value: str) -> ContentError | None:
-    """Find a placeholder that is lost or never shown when HTML is parsed."""
+    """Find a placeholder that is removed or never shown when HTML is parsed."""
     source = parse_template(value)
     try:
-        marked, placeholders = design.finish_html_with_markers(source, shop_queries.default_shop())
+        html_with_markers, placeholders = design.finish_html_with_markers(source, shop_queries.default_shop())
     except html_depth.HtmlTooDeep as error:
         return "html_broken", str(error)
     locator = _MarkerLocator()
-    locator.feed(marked)
+    locator.feed(html_with_markers)
     locator.close()
-    typed_count = sum(isinstance(part, Placeholder) for part in source)
+    content_count = sum(isinstance(part, Placeholder) for part in source)
     for number, placeholder in enumerate(placeholders):
         location = locator.hidden_markers.get(number)
         if number in locator.found_markers and location is None:
             continue
-        name = placeholder.name if number < typed_count else None
+        name = placeholder.name if number < content_count else None
         return "html_broken", _lost_placeholder_message(name, location)
     unsubscribe_links = {number for number, placeholder in enumerate(placeholders) if placeholder.name == "unsubscribe"}
     if not unsubscribe_links & locator.visible_markers:
@@ -145,7 +145,7 @@ def _find_html_error(value: str) -> ContentError | None:
 
 
 def _lost_placeholder_message(name: str | None, location: str | None) -> str:
-    """Explain where a placeholder is lost.
+    """Explain where a placeholder is removed or hidden.
 
     :param name: the placeholder's name, None for the unsubscribe link that is added to the HTML.
     :param location: the hidden element, None when it does not occur in the parsed HTML at all.
@@ -179,7 +179,7 @@ def _lost_placeholder_message(name: str | None, location: str | None) -> str:
 
 
 class _MarkerLocator(HTMLParser):
-    """Find where the markers of placeholders are in finished HTML."""
+    """Finds the locations of the markers of placeholders in finished HTML."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)

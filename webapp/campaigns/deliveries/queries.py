@@ -1,4 +1,4 @@
-"""Delivery states of recipients, for all interfaces.
+"""Queries for deliveries and their states.
 
 An email that was sent at the first attempt has no row: its state follows from its position in the batch. All others
 have a row in `mail_issue`. A batch, its cursor and the rows of its recipients are read in one statement, so the state
@@ -36,10 +36,12 @@ class CampaignDelivery:
 
     @property
     def state(self) -> DeliveryState:
+        """The state of the email."""
         return self.delivery.state
 
     @property
     def at(self) -> datetime | None:
+        """The time of the state, see `DeliveryStatus`."""
         return self.delivery.at
 
 
@@ -153,7 +155,7 @@ def list_recipients(
     """List recipients by customer id: all, those in one state, or those of one cause.
 
     A page of a derived state scans at most `BATCHES_PER_PAGE` batches (some ten thousand recipients) and may therefore
-    have fewer than `limit` entries; `next_after` says where the next page begins.
+    have fewer than `limit` entries; the next page begins after `next_after`.
 
     :param after: only customers with a larger id.
     :param cause: only those of this cause with this `code`, see `webapp.campaigns.stats_queries.IssueCause`.

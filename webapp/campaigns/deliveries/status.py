@@ -32,11 +32,11 @@ DERIVED_STATES = ("sent", "sending", "waiting", "cancelled")
 class DeliveryStatus:
     """The state of one customer's email of one campaign.
 
-    :ivar at: time of the state (UTC); of an email sent at the first attempt, when its window of fifty began. None if
+    :ivar at: time of the state (UTC); of an email sent at the first attempt, when its send window was opened. None if
         nothing has happened yet or an earlier version sent it without recording the time.
     :ivar code: the relay's reply code (RFC 5321).
     :ivar text: the relay's reply, or why the recipient was skipped.
-    :ivar note: a sentence about what happens next, or who has to resolve it.
+    :ivar note: a sentence about the next step, or who has to resolve it.
     :ivar next_at: when a deferred email is retried.
     :ivar attempts: attempts made to send a deferred email.
     :ivar ahead: approximate number of emails before a waiting one.
@@ -73,11 +73,10 @@ def to_delivery_status(row: Row[Any]) -> DeliveryStatus:
     if is_settled:
         at = _window_opened_at(row, index)
         sent_before = row.finished_at or row.read_at
-        note = (
-            ""
-            if at
-            else _("The exact time is unknown; it was before %(time)s UTC.", time=f"{sent_before:%Y-%m-%d %H:%M}")
-        )
+        note = ""
+        if at is None:
+            time = f"{sent_before:%Y-%m-%d %H:%M}"
+            note = _("The exact time is unknown; it was before %(time)s UTC.", time=time)
         return replace(delivery, state="sent", at=at, note=note)
     if is_in_window:
         note = ""
@@ -97,7 +96,7 @@ def _to_recorded_status(
         delivery,
         state=row.state,
         at=row.at,
-        # The reply to an accepted email is of no interest.
+        # The reply to an accepted email is not shown.
         code=None if row.state in ("skipped", "sent_later") else row.smtp_code,
         text=row.text,
         next_at=row.next_at if row.state in ("deferred", "uncertain") else None,

@@ -1,4 +1,7 @@
-"""Launch, schedule and unschedule campaigns. Each step is one update that is guarded by the old status."""
+"""Launch, schedule and unschedule campaigns.
+
+Each step is one update that is conditional on the previous status.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ from webapp.offers import actions as offer_actions
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer
 
-# Not launched so far. A scheduled campaign that failed to start is paused without having been launched.
+# Statuses of a campaign that has not been launched; one that could not be launched at its scheduled time is paused.
 _NOT_LAUNCHED = or_(Campaign.status == "scheduled", and_(Campaign.status == "paused", Campaign.launched_at.is_(None)))
 
 
@@ -50,16 +53,16 @@ def launch_campaign(
 ) -> LaunchResult:
     """Launch a draft or a scheduled campaign now. Commits.
 
-    The cost does not depend on the size of the audience. Launching a launched campaign changes nothing, which the
-    result reports. Enqueues the task that prepares it; when that task is lost, the sweep enqueues it again.
+    Idempotent: `LaunchResult.changed` is False for a launched campaign. The cost does not depend on the size of the
+    audience. Enqueues the task that prepares the campaign; when that task is lost, the sweep enqueues it again.
 
     :param include_already_mailed: whether it also goes to recipients of a cancelled campaign of this kind; None keeps
         the stored choice.
     :param expected_status: `draft` or `scheduled`, as shown to the user; None accepts both.
     :raises NotFound: when there is no such campaign.
     :raises DomainError: `audience_empty` when it would have no recipients; `offer_expired`, `offer_paused` or
-        `offer_exhausted` when the code would not work; `conflict` when it was cancelled, its status is not the expected
-        one, or it is a reminder of an announcement that is still in progress.
+        `offer_exhausted` when the code could not be redeemed; `conflict` when it was cancelled, its status is not the
+        expected one, or it is a reminder of an announcement that is not finished.
     """
     campaign = get_campaign(campaign_id)
     require_expected_status(campaign, expected_status)
@@ -85,16 +88,14 @@ def schedule_campaign(
 ) -> LaunchResult:
     """Schedule a draft, or reschedule a scheduled campaign. Commits.
 
-    Scheduling for the same time again changes nothing. The offer can be edited until then: the campaign uses the offer
-    as it is when it starts.
+    Idempotent. The offer can be edited until then: the campaign uses the offer as it is at the launch.
 
-    :param at: the start time, with a time zone.
+    :param at: the time of the launch, with a time zone.
     :param include_already_mailed: see `launch_campaign`.
     :param expected_status: see `launch_campaign`.
     :raises NotFound: when there is no such campaign.
     :raises InvalidInput: at `at`, when the time is in the past, out of range, or not before the offer's end.
-    :raises DomainError: `conflict` when it is in progress, paused, cancelled or done, or its status is not the expected
-        one.
+    :raises DomainError: `conflict` when it has been launched or cancelled, or its status is not the expected one.
     """
     campaign = get_campaign(campaign_id)
     require_expected_status(campaign, expected_status)
@@ -121,7 +122,9 @@ def schedule_campaign(
 
 
 def unschedule_campaign(campaign_id: int, by: str) -> Campaign:
-    """Turn a scheduled campaign, or one that failed to start, back into a draft. Idempotent. Commits.
+    """Turn a scheduled campaign back into a draft. Idempotent. Commits.
+
+    The same applies to one that could not be launched at its scheduled time.
 
     :raises NotFound: when there is no such campaign.
     :raises DomainError: `conflict` when it has been launched.
@@ -136,17 +139,18 @@ def unschedule_campaign(campaign_id: int, by: str) -> Campaign:
 
 
 def start_due_campaigns() -> list[int]:
-    """Start every due campaign, including those that became due while no worker ran; return their ids.
+    """Launch every scheduled campaign that is due; return their ids.
 
-    Safe to run concurrently. Commits each campaign separately. When the offer's code would not work, or there are no
-    recipients, the campaign is paused with the reason instead; staff fix the cause and resume it.
+    It includes those that became due while no worker ran. Safe to run concurrently. Commits each campaign separately.
+    When the code could not be redeemed, or there are no recipients, the campaign is paused with the reason; staff fix
+    the cause and resume it.
     """
-    started_ids = [
+    launched_ids = [
         campaign_id for campaign_id in launch_queries.list_due_campaign_ids() if _start_due_campaign(campaign_id)
     ]
-    for campaign_id in started_ids:
+    for campaign_id in launched_ids:
         task_queue.enqueue("campaigns.prepare", campaign_id)
-    return started_ids
+    return launched_ids
 
 
 def _start_due_campaign(campaign_id: int) -> bool:
@@ -163,7 +167,7 @@ def _start_due_campaign(campaign_id: int) -> bool:
 
 
 def start_campaign(campaign: Campaign, condition: ColumnElement[bool], by: str, **values: Any) -> bool:
-    """Change the status of a campaign to `preparing` if a condition still holds. Commits.
+    """Set a campaign to `preparing` if a condition still holds. Commits.
 
     :param values: further columns to set.
     :returns: False when the condition no longer holds, because of a concurrent change.
@@ -180,8 +184,8 @@ def start_campaign(campaign: Campaign, condition: ColumnElement[bool], by: str, 
     except DomainError:
         db.session.rollback()
         raise
-    # This statement decides: of two concurrent launches, the second one updates no row.
-    started = _update_campaign_if(
+    # This statement is atomic: the second of two concurrent launches updates no row.
+    is_launched = _update_campaign_if(
         campaign_id,
         condition,
         {
@@ -193,16 +197,18 @@ def start_campaign(campaign: Campaign, condition: ColumnElement[bool], by: str, 
             **values,
         },
     )
-    if started:
+    if is_launched:
         offer_actions.freeze_offer(offer.id)
         record_audit_entry(by, "campaign.launched", offer.code_as_written, campaign=campaign_id)
     db.session.commit()
-    return started
+    return is_launched
 
 
 def _lock_offer(offer_id: int) -> Offer:
-    """Lock the offer. The lock order is offer, then campaign: the foreign key of an inserted draft locks the offer too,
-    but more weakly."""
+    """Lock the offer, before the campaign.
+
+    The foreign key of an inserted draft locks the offer too, but more weakly.
+    """
     offer = offer_queries.lock_offer(offer_id)
     if offer is None:
         raise NotFound(_("This offer does not exist."))
@@ -221,9 +227,11 @@ def _update_campaign_if(campaign_id: int, condition: ColumnElement[bool], values
 
 
 def launch_announcement(offer_id: int, by: str, at: datetime | None = None) -> LaunchResult:
-    """Launch the announcement of an offer, with the default content if none was saved. See `launch_campaign`.
+    """Launch the announcement of an offer. See `launch_campaign`.
 
-    :param at: when to start it; None launches it now. A launched announcement is not changed.
+    It has the default content if none was saved.
+
+    :param at: when to launch it; None launches it now. A launched announcement is not changed.
     :raises NotFound: when there is no such offer.
     :raises DomainError: as `launch_campaign` or `schedule_campaign`; `conflict` when the announcement was cancelled and
         there is no new draft.
@@ -232,8 +240,9 @@ def launch_announcement(offer_id: int, by: str, at: datetime | None = None) -> L
     if offer_queries.lock_offer(offer_id) is None:
         raise NotFound(_("This offer does not exist."))
     # One query: with two, a concurrent first launch between them could be mistaken for a cancelled campaign.
-    announcements = [c for c in campaign_queries.list_offer_campaigns(offer_id) if c.kind == "announcement"]
-    campaign = next((c for c in announcements if c.status != "cancelled"), None)
+    campaigns = campaign_queries.list_offer_campaigns(offer_id)
+    announcements = [campaign for campaign in campaigns if campaign.kind == "announcement"]
+    campaign = next((announcement for announcement in announcements if announcement.status != "cancelled"), None)
     if campaign is None:
         if announcements:
             raise DomainError(
@@ -251,13 +260,15 @@ def launch_announcement(offer_id: int, by: str, at: datetime | None = None) -> L
 
 
 def launch_reminder(offer_id: int, content: EmailContent, by: str, at: datetime | None = None) -> LaunchResult:
-    """Create a reminder and launch it, in one transaction. Customers who have redeemed do not receive it.
+    """Create a reminder and launch it, in one transaction.
 
-    :param at: when to start it; None launches it now.
+    Customers who have redeemed do not receive it.
+
+    :param at: when to launch it; None launches it now.
     :raises NotFound: when there is no such offer.
     :raises InvalidInput: when the content (`mail.subject`, …) or the time (`at`) is not valid.
-    :raises DomainError: `conflict` while another reminder is open, or before the offer was announced; otherwise as
-        `launch_campaign`.
+    :raises DomainError: `conflict` while another reminder is unfinished, or before the offer was announced; otherwise
+        as `launch_campaign`.
     """
     validate_content(content, field_prefix="mail")
     if offer_queries.lock_offer(offer_id) is None:
@@ -265,9 +276,9 @@ def launch_reminder(offer_id: int, content: EmailContent, by: str, at: datetime 
     require_launched_announcement(offer_id)
     campaign_id = insert_draft(offer_id, content, "reminder")
     if campaign_id is None:
-        open_reminder = campaign_queries.find_open_campaign(offer_id, "reminder")
+        unfinished_reminder = campaign_queries.find_open_campaign(offer_id, "reminder")
         db.session.rollback()
-        if open_reminder is None:
+        if unfinished_reminder is None:
             message = _(
                 "This offer already has an unfinished reminder. You can create another one after it has finished."
             )
@@ -275,8 +286,8 @@ def launch_reminder(offer_id: int, content: EmailContent, by: str, at: datetime 
             message = _(
                 "Campaign %(id)s is an unfinished reminder for this offer. %(status)s You can create another one after "
                 "it has finished.",
-                id=open_reminder.id,
-                status=STATUS_SENTENCES[open_reminder.status],
+                id=unfinished_reminder.id,
+                status=STATUS_SENTENCES[unfinished_reminder.status],
             )
         raise DomainError("conflict", message)
     return launch_campaign(campaign_id, by) if at is None else schedule_campaign(campaign_id, at, by)

@@ -26,7 +26,10 @@ def enqueue_senders() -> None:
 
 
 def enqueue_next_start() -> None:
-    """Enqueue the start of the next scheduled campaign for its start time, if that is before the next sweep."""
+    """Enqueue the launch of the next scheduled campaign for its scheduled time.
+
+    Does nothing if that is after the next sweep.
+    """
     delay = launch_queries.seconds_until_next_start()
     if delay is not None:
         task_queue.enqueue("campaigns.start", after=delay)

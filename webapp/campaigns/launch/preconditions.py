@@ -1,8 +1,11 @@
-"""Conditions that a launch or a schedule must meet. Each check raises an error when its condition is not met."""
+"""Conditions for launching or scheduling a campaign.
+
+Each function raises an error when its condition is not met.
+"""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 
 from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
@@ -11,10 +14,10 @@ from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns.launch import audience as launch_audience
 from webapp.campaigns.launch import queries as launch_queries
 from webapp.campaigns.models import Campaign
+from webapp.core import database_clock
 from webapp.core.errors import DomainError, FieldError, InvalidInput
 from webapp.core.extensions import db
 from webapp.offers import actions as offer_actions
-from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer
 
 OFFER_STATE_REFUSALS = {
@@ -28,17 +31,21 @@ OFFER_STATE_REFUSALS = {
 
 
 def require_usable_offer(offer: Offer) -> None:
-    """Reject an offer whose code does not work and will not start to work later.
+    """Reject an offer whose code cannot be redeemed, now or later.
 
     :raises DomainError: `offer_expired`, `offer_paused` or `offer_exhausted`.
     """
-    state = offer.state(datetime.now(UTC))
+    state = offer.state(database_clock.database_now())
     if state in OFFER_STATE_REFUSALS:
         raise DomainError(*OFFER_STATE_REFUSALS[state])
 
 
 def require_expected_status(campaign: Campaign, expected_status: str | None) -> None:
-    """Reject a launch when the campaign was scheduled or unscheduled since it was shown to the user."""
+    """Reject a launch when the campaign was scheduled or unscheduled concurrently.
+
+    :param expected_status: the status that was shown to the user; None accepts any.
+    :raises DomainError: `conflict`.
+    """
     if expected_status and campaign.status in ("draft", "scheduled") and campaign.status != expected_status:
         db.session.rollback()
         if expected_status == "scheduled":
@@ -51,7 +58,10 @@ def require_expected_status(campaign: Campaign, expected_status: str | None) -> 
 
 
 def require_finished_announcement(offer_id: int) -> None:
-    """Reject the launch of a reminder while the announcement is in progress."""
+    """Reject the launch of a reminder while the announcement is not finished.
+
+    :raises DomainError: `conflict`.
+    """
     announcement = launch_queries.find_announcement_in_progress(offer_id)
     if announcement is not None:
         if announcement.status == "paused":
@@ -87,7 +97,7 @@ def require_recipients(offer: Offer, kind: str) -> None:
 
 
 def validate_start_time(at: datetime, offer: Offer) -> None:
-    """Reject a start time out of range, in the past or not before the end of the offer.
+    """Reject a launch time out of range, in the past or after the end of the offer.
 
     :raises InvalidInput: with the error of the field `at`.
     """
@@ -101,7 +111,7 @@ def validate_start_time(at: datetime, offer: Offer) -> None:
                 last=offer_actions.VALID_YEARS[-1],
             ),
         )
-    elif at <= offer_queries.database_now():
+    elif at <= database_clock.database_now():
         error = "time_past", _("This time is in the past. Choose a later time, or launch the campaign now.")
     elif offer.ends_at is not None and at >= offer.ends_at:
         error = (

@@ -1,4 +1,4 @@
-"""Database writes of sending: claim a batch, renew its lease, release and finish it.
+"""Database writes for batches: claim one, renew its lease, release and finish it.
 
 The rows are authoritative, and two owners of one batch are harmless: a worker that takes a batch over increments its
 epoch, and every later write of the former owner is conditional on the old epoch and updates nothing. Every write can
@@ -50,15 +50,20 @@ class BatchClaim:
 
     @property
     def ownership_params(self) -> dict[str, Any]:
+        """The batch, its owner and its epoch, as parameters of a statement."""
         return {"batch": self.batch_id, "owner": self.owner, "epoch": self.epoch}
 
 
 def lease_duration() -> timedelta:
+    """Return `timing.LEASE_DURATION` as a parameter of a statement."""
     return timedelta(seconds=timing.LEASE_DURATION)
 
 
 def retry_while_database_unavailable(write: Callable[P, R]) -> Callable[P, R]:
-    """Retry a repeatable write while the database is unavailable, for as long as a lease lasts."""
+    """Retry an idempotent write while the database is unavailable.
+
+    It is retried for as long as a lease lasts.
+    """
 
     @functools.wraps(write)
     def retrying(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -71,7 +76,7 @@ def retry_while_database_unavailable(write: Callable[P, R]) -> Callable[P, R]:
                 if time.monotonic() > deadline:
                     raise
                 if not database_health.detect_outage(error):
-                    log.warning("database error, retrying: %s", getattr(error, "orig", None) or error)
+                    log.warning("%s failed, retrying: %s", write.__name__, getattr(error, "orig", None) or error)
                 time.sleep(1)
 
     return retrying
@@ -94,16 +99,17 @@ _CLAIM_BATCH_SQL = text(
 
 
 def claim_batch(owner: str) -> BatchClaim | None:
-    """Claim the next pending batch, or one whose lease has expired. None when there is none.
+    """Claim the next pending batch, or one whose lease has expired.
 
-    A window that a dead owner left open is recovered first. Recipients before the cursor were sent to. The recipient at
-    the cursor may or may not have received the email, because the cursor moves after each reply of the relay and before
-    the next email is started; that delivery is recorded as `uncertain`, and sent again unless the campaign holds
-    uncertain deliveries. When the cursor is lost (the database crashed), the whole window is uncertain and held.
+    A window that an owner whose lease has expired left open is recovered first. The emails before the cursor were sent.
+    The recipient at the cursor may or may not have received the email, because the cursor moves after each reply of the
+    relay and before the next email is started; that delivery is recorded as `uncertain`, and resent unless the campaign
+    holds uncertain deliveries. When the cursor is lost (the database crashed), the whole window is uncertain and held.
 
     :param owner: the unique id of the worker.
+    :returns: None when there is no such batch.
     """
-    # now() in SQL is the start of the transaction, so the lease is counted from here.
+    # now() in SQL is the start of the transaction, so the lease begins here.
     started_at = time.monotonic()
     row = db.session.execute(_CLAIM_BATCH_SQL, {"owner": owner, "lease": lease_duration()}).one_or_none()
     if row is None:
@@ -113,15 +119,15 @@ def claim_batch(owner: str) -> BatchClaim | None:
     db.session.commit()
     if row.window_end > row.window_start:
         context = {"campaign_id": claim.campaign_id, "batch_id": claim.batch_id}
-        log.warning("taking over a batch whose lease expired", extra=context)
+        log.warning("taking over batch %s: lease expired", claim.batch_id, extra=context)
     claim.lease_renewed_at = started_at
     return claim
 
 
 def take_over_batch(row: Row[Any], owner: str) -> BatchClaim:
-    """Return the claim of a batch row whose new owner and epoch are stored, and recover its open window.
+    """Return the claim for a batch, and recover its open window.
 
-    The former owner can't move the cursor any more. The caller commits.
+    Its new owner and epoch are already stored, so the former owner can no longer move the cursor. The caller commits.
     """
     ids = decode_gaps(row.gaps)
     claim = BatchClaim(row.id, row.campaign_id, owner, row.epoch, ids, row.window_start, row.sent, time.monotonic())
@@ -136,7 +142,10 @@ def take_over_batch(row: Row[Any], owner: str) -> BatchClaim:
 
 
 def _recover_open_window(claim: BatchClaim, window_end: int) -> None:
-    """Recover the open window of a dead owner; `claim.position` is then where sending continues."""
+    """Recover the open window of an owner whose lease has expired.
+
+    Sending then continues at `claim.position`.
+    """
     start = claim.position
     cursor = db.session.execute(
         text("select cursor from batch_cursor where batch_id = :batch and epoch < :epoch for update"),
@@ -144,15 +153,18 @@ def _recover_open_window(claim: BatchClaim, window_end: int) -> None:
     ).scalar_one_or_none()
     states = find_delivery_states(claim.campaign_id, claim.customer_ids[start:window_end])
     if cursor is None:
-        _record_uncertain(
-            claim, [i for i in claim.customer_ids[start:window_end] if i not in states], _("the database crashed")
-        )
+        unrecorded_ids = [
+            customer_id for customer_id in claim.customer_ids[start:window_end] if customer_id not in states
+        ]
+        _record_uncertain(claim, unrecorded_ids, _("the database crashed"))
         claim.position = window_end
         return
     claim.sent += sum(1 for customer_id in claim.customer_ids[start:cursor] if customer_id not in states)
     claim.position = cursor
-    open_ids = claim.customer_ids[cursor:window_end]
-    in_flight = next((i for i in open_ids if states.get(i, "uncertain") == "uncertain"), None)
+    remaining_ids = claim.customer_ids[cursor:window_end]
+    in_flight = next(
+        (customer_id for customer_id in remaining_ids if states.get(customer_id, "uncertain") == "uncertain"), None
+    )
     if in_flight is None:
         claim.position = window_end
         return
@@ -191,7 +203,10 @@ def _find_uncertain_policy(campaign_id: int) -> str:
 
 @retry_while_database_unavailable
 def renew_batch_lease(claim: BatchClaim) -> bool:
-    """Renew the lease of a batch; False when another worker owns it, or its campaign is not sending any more."""
+    """Renew the lease of a batch.
+
+    :returns: False when another worker owns it, or its campaign is no longer being sent.
+    """
     started_at = time.monotonic()
     result = db.session.execute(
         text(
@@ -207,7 +222,10 @@ def renew_batch_lease(claim: BatchClaim) -> bool:
 
 @retry_while_database_unavailable
 def reserve_send_slots(slots: int, per_second: float) -> float:
-    """Reserve send slots under the rate limit that all workers share; return the seconds until the first one."""
+    """Reserve send slots of the rate limit; return the seconds until the first one.
+
+    All workers share the rate limit.
+    """
     delay = db.session.execute(
         text(
             "insert into mail_pace as pace (id, free_at) "
@@ -224,7 +242,10 @@ def reserve_send_slots(slots: int, per_second: float) -> float:
 
 @retry_while_database_unavailable
 def release_batch(claim: BatchClaim, delay: float = 0) -> None:
-    """Release the batch at its position, so that any worker can continue it, at once or after `delay` seconds."""
+    """Release the batch at its position, so that any worker can continue it.
+
+    :param delay: seconds before a worker may continue it.
+    """
     db.session.execute(
         text(
             "update batch set status = case when exists "

@@ -20,7 +20,9 @@ from webapp.redemptions import personal_links
 
 
 def send_test_email(content: EmailContent, offer: Offer, to: str, name: str) -> None:
-    """Send a test email to a staff member now. Its links belong to no customer, so opening them has no effect.
+    """Send a test email to a staff member now.
+
+    Its links belong to no customer, so opening them has no effect.
 
     :param to: the address of the staff member.
     :raises DomainError: `relay_down` or `relay_refuses`, with the relay's reply.

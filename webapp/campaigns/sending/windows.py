@@ -1,4 +1,4 @@
-"""Send windows: record which recipients of a batch may be sent to next, and which are skipped."""
+"""Send windows: the recipients of a batch whose emails may be sent next."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ from webapp.redemptions import queries as redemption_queries
 
 @dataclass(frozen=True)
 class Recipient:
-    """A recipient of a window: the index in the batch, the customer, and whether an earlier copy may have been sent."""
+    """A recipient of a send window.
+
+    :param index: the index in the batch.
+    :param is_resend: whether an earlier copy may have been sent.
+    """
 
     index: int
     customer: Customer
@@ -35,7 +39,11 @@ class Recipient:
 
 @dataclass(frozen=True)
 class SendWindow:
-    """Recipients who may be sent to without a further check, and the version of the offer that the email uses."""
+    """Recipients whose emails may be sent without a further check.
+
+    :param end: index in the batch of the end of the window.
+    :param offer_version: the version of the offer that the email uses.
+    """
 
     end: int
     recipients: list[Recipient]
@@ -44,9 +52,12 @@ class SendWindow:
 
 @retry_while_database_unavailable
 def open_send_window(claim: BatchClaim) -> SendWindow | None:
-    """Record, before anything is sent, that the next recipients may be sent to, and which of them are skipped.
+    """Open the next send window of a batch and record its skipped recipients.
 
-    None when another worker owns the batch by now, or the campaign was paused or cancelled; then the batch is released.
+    This is stored before any of its emails is sent.
+
+    :returns: None when another worker owns the batch, or the campaign was paused or cancelled; then the batch is
+        released.
     """
     started_at = time.monotonic()
     campaign = db.session.execute(
@@ -81,23 +92,23 @@ def open_send_window(claim: BatchClaim) -> SendWindow | None:
     ids = claim.customer_ids[claim.position : end]
     states = find_delivery_states(claim.campaign_id, ids)
     customers, skipped = eligible_recipients(
-        campaign.offer_id, [i for i in ids if states.get(i, "uncertain") == "uncertain"]
+        campaign.offer_id, [customer_id for customer_id in ids if states.get(customer_id, "uncertain") == "uncertain"]
     )
     record_skipped(claim.campaign_id, skipped)
     db.session.commit()
     claim.lease_renewed_at = started_at
     recipients = [
-        Recipient(claim.position + n, customers[customer_id], customer_id in states)
-        for n, customer_id in enumerate(ids)
+        Recipient(index, customers[customer_id], customer_id in states)
+        for index, customer_id in enumerate(ids, claim.position)
         if customer_id in customers
     ]
     return SendWindow(end, recipients, campaign.version)
 
 
 def eligible_recipients(offer_id: int, ids: Sequence[int]) -> tuple[dict[int, Customer], dict[int, str]]:
-    """Return the customers to send to, by id, and the reasons why the others are skipped, by id.
+    """Return the customers to send to, and the reasons for skipping the others.
 
-    Called right before a window is sent.
+    Both are by customer id. It is called just before a window is sent.
     """
     customers = {customer.id: customer for customer in customer_queries.list_customers_by_ids(ids)}
     for customer in customers.values():
@@ -113,11 +124,15 @@ def eligible_recipients(offer_id: int, ids: Sequence[int]) -> tuple[dict[int, Cu
             skipped[customer_id] = suppressed[customer_id]
         elif customer_id in redeemed:
             skipped[customer_id] = _("has already redeemed")
-    return {i: customer for i, customer in customers.items() if i not in skipped}, skipped
+    eligible = {customer_id: customer for customer_id, customer in customers.items() if customer_id not in skipped}
+    return eligible, skipped
 
 
 def record_skipped(campaign_id: int, skipped: dict[int, str]) -> None:
-    """Record skipped recipients with their reasons; an uncertain delivery stays uncertain. The caller commits."""
+    """Record skipped recipients with their reasons. The caller commits.
+
+    An uncertain delivery stays uncertain.
+    """
     if skipped:
         db.session.execute(
             text(
@@ -129,5 +144,5 @@ def record_skipped(campaign_id: int, skipped: dict[int, str]) -> None:
                 "then concat_ws('; ', nullif(mail_issue.text, ''), 'not sent again: ' || excluded.text) "
                 "else excluded.text end, smtp_code = null, next_at = null, at = now()"
             ),
-            [{"campaign": campaign_id, "id": i, "why": reason} for i, reason in skipped.items()],
+            [{"campaign": campaign_id, "id": customer_id, "why": reason} for customer_id, reason in skipped.items()],
         )
