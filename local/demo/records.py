@@ -71,7 +71,7 @@ def backdate_imports(day: LocalDay) -> None:
 
 
 def insert_api_keys(day: LocalDay) -> dict[str, int]:
-    """Insert API keys with random secrets that nobody knows; return their ids by name."""
+    """Insert API keys with random, discarded secrets; return their ids by name."""
     ids = {}
     for name in scenario.API_KEY_NAMES:
         row = ApiKey(
