@@ -137,7 +137,7 @@ def test_a_valid_value_is_accepted_up_to_its_limits(
 ) -> None:
     given = {"MAIL_SERVER": "relay.example.com"} | {name: value}
 
-    assert getattr(_loaded(tmp_path, **given), attribute) == expected
+    assert getattr(_load(tmp_path, **given), attribute) == expected
 
 
 @pytest.mark.parametrize(
@@ -162,4 +162,4 @@ def test_a_valid_value_is_accepted_up_to_its_limits(
 )
 def test_a_value_beyond_its_limits_is_refused(tmp_path: Path, name: str, value: str) -> None:
     with pytest.raises(app_settings.SettingsError, match=f"^{name} must be "):
-        _loaded(tmp_path, **{name: value})
+        _load(tmp_path, **{name: value})

@@ -206,8 +206,8 @@ def test_an_audience_is_created_and_renamed(app: Flask) -> None:
     assert [found.name for found in customer_queries.list_audiences()] == ["Regulars"]
     entries = db.session.scalars(select(AuditEntry).order_by(AuditEntry.id)).all()
     assert [(entry.action, entry.subject, entry.detail) for entry in entries] == [
-        ("audience.created", "Regulars in Vienna", {"id": made.id}),
-        ("audience.renamed", "Regulars", {"id": made.id, "was": "Regulars in Vienna"}),
+        ("audience.created", "Regulars in Vienna", {"id": audience.id}),
+        ("audience.renamed", "Regulars", {"id": audience.id, "was": "Regulars in Vienna"}),
     ]
 
 

@@ -110,9 +110,9 @@ def test_the_scan_starts_at_the_upper_limit(offers: list[int]) -> None:
 
 @pytest.mark.parametrize(("numbers", "stops_at"), [((4, 6, 9), 1), ((4, 5, 9), 2), ((10, 1, 1), 0), ((3, 3, 3), None)])
 def test_the_look_stops_at_the_hour_with_which_it_has_passed_enough(
-    offer: MakeOffer, numbers: tuple[int, ...], stops_at: int | None
+    make_offer: MakeOffer, numbers: tuple[int, ...], stops_at: int | None
 ) -> None:
-    offer_id = offer().id
+    offer_id = make_offer().id
     hours = [datetime(2026, 3, 1, 12 - n, tzinfo=UTC) for n in range(3)]
     for hour, n in zip(hours, numbers, strict=True):
         values = {"offer_id": offer_id, "hour": hour, "n": n}

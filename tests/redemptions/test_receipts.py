@@ -98,9 +98,9 @@ def test_sending_a_receipt_redeems_nothing(
     post(client)
     redemption_rollback.roll_back_redemption(redemption.public_id, "order cancelled", "staff")
 
-    receipts.send_receipt_email(used.offer_id, used.customer_id)
+    receipts.send_receipt_email(redemption.offer_id, redemption.customer_id)
 
-    assert work() == 1
+    assert run_queued_tasks() == 1
     assert relay.messages == []
     assert db.session.execute(text("select count(*) from redemption")).scalar() == 0
 
