@@ -394,8 +394,8 @@ def test_a_time_is_that_of_clocks_in_the_offers_zone(staff: FlaskClient, draft: 
     assert "10 Jan 2199, 09:00 EST" in answer.text
     assert "10 Jan 2199, 14:00 UTC for you" in answer.text
     assert fresh(draft).scheduled_at == datetime(2199, 1, 10, 14, tzinfo=UTC)
-    assert "starts on 10 Jan 2199" in staff.get("/campaigns").text
-    assert "starts on 10 Jan 2199" in staff.get(f"/offers/{draft.offer_id}").text
+    assert "Starts on 10 Jan 2199" in staff.get("/campaigns").text
+    assert "Starts on 10 Jan 2199" in staff.get(f"/offers/{draft.offer_id}").text
 
 
 @pytest.mark.parametrize(
