@@ -154,8 +154,7 @@ def test_a_worker_logs_the_outage_and_the_recovery_once(program: StoppableProgra
     # A server that is stopping may accept one more connection, which looks like a recovery.
     assert len(lines) in (2, 4), lines
     assert all(
-        "ERROR webapp.core.database_health database unavailable or connection closed" in line
-        for line in lines[::2]
+        "ERROR webapp.core.database_health database unavailable or connection closed" in line for line in lines[::2]
     )
     assert all("WARNING webapp.core.database_health the database has recovered after " in line for line in lines[1::2])
 
@@ -189,16 +188,16 @@ def test_an_outage_ends_when_any_connection_works(
     with other_app.app_context(), captured_logs(test_settings, "text") as stream:
         with db.engine.connect():
             pass
-        assert database_health.detect_outage(psycopg.OperationalError("server closed the connection unexpectedly"))
+        assert database_health.report_if_outage(psycopg.OperationalError("server closed the connection unexpectedly"))
         assert database_health.is_database_unavailable()
         # The connection was in the pool already, so no new one is opened.
         with db.engine.connect():
             pass
         db.engine.dispose()
 
-        assert database_health.detect_outage(psycopg.OperationalError("server closed the connection unexpectedly")), (
-            "found late"
-        )
+        assert database_health.report_if_outage(
+            psycopg.OperationalError("server closed the connection unexpectedly")
+        ), "found late"
     assert not database_health.is_database_unavailable()
     assert [line.split("webapp.core.database_health ")[1][:24] for line in stream.getvalue().splitlines()] == [
         "the database is unavaila",
@@ -219,7 +218,7 @@ def test_other_database_errors_are_not_outages(error: psycopg.Error, monkeypatch
     database_health.mark_recovered()
     monkeypatch.setattr(database_health, "_recovered_at", -math.inf)
 
-    assert not database_health.detect_outage(error)
+    assert not database_health.report_if_outage(error)
     assert not database_health.is_database_unavailable()
 
 

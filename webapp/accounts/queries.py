@@ -171,7 +171,7 @@ def load_audit_page(before: int | None = None, after: int | None = None) -> Audi
     return AuditPage(entries, entries[0].id if has_newer else None, entries[-1].id if has_older else None)
 
 
-def fetch_database_time() -> datetime:
+def get_database_time() -> datetime:
     """Return the current time of the database's clock.
 
     `offer_queries.get_transaction_time` returns the start of the transaction.

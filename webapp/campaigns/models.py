@@ -36,7 +36,7 @@ class Campaign(Model):
     status: Mapped[str] = mapped_column(server_default="draft")
     pause_reason: Mapped[str | None]
     # Why no email is sent although the campaign is not paused, for example because the relay cannot be reached.
-    trouble: Mapped[str | None]
+    delivery_warning: Mapped[str | None] = mapped_column("trouble")
     # For an uncertain delivery whose worker was killed: resend it, or hold it for staff to resolve.
     uncertain_policy: Mapped[str] = mapped_column(server_default="resend")
     # When it is launched automatically; launched_by is then who scheduled it.

@@ -25,13 +25,13 @@ def build_unsubscribe_url(customer_id: int, campaign_id: int) -> str:
     return f"{current_app.config['SETTINGS'].public_url}/u/{token}"
 
 
-def unsubscribe_url_builder(campaign_id: int) -> Callable[[int], str]:
+def create_unsubscribe_url_builder(campaign_id: int) -> Callable[[int], str]:
     """Return a function that builds the unsubscribe URL of a customer.
 
     It is faster than `build_unsubscribe_url` for many customers of one campaign.
     """
     prefix = f"{current_app.config['SETTINGS'].public_url}/u/"
-    sign = signing_keys.create_signer(_UNSUBSCRIBE_PURPOSE)
+    sign = signing_keys.create_token_signer(_UNSUBSCRIBE_PURPOSE)
     return lambda customer_id: prefix + sign([customer_id, campaign_id])
 
 
@@ -47,10 +47,10 @@ def build_message_id(campaign_id: int, customer_id: int, domain: str) -> str:
     It is the same for every attempt, so that mailboxes can detect a duplicate. It reveals no ids; `parse_message_id`
     recovers them.
     """
-    return message_id_builder(campaign_id, domain)(customer_id)
+    return create_message_id_builder(campaign_id, domain)(customer_id)
 
 
-def message_id_builder(campaign_id: int, domain: str) -> Callable[[int], str]:
+def create_message_id_builder(campaign_id: int, domain: str) -> Callable[[int], str]:
     """Return a function that builds the Message-ID of an email of one campaign.
 
     It is faster than `build_message_id` for many customers.

@@ -207,7 +207,7 @@ def _read_or_create_secret(instance: Path) -> str:
 
 
 def read_saved_port(instance: Path) -> int | None:
-    """Return the port of the last `make setup`, the default of later commands, or None."""
+    """Return the port of the last `make setup`, or None; later commands use it."""
     try:
         return int((instance / "port").read_text())
     except (OSError, ValueError):

@@ -112,7 +112,7 @@ def enqueue(name: TaskName, *args: int, after: float = 0) -> bool:
             # Huey connects again at the next use. At worst the task is queued twice, which every task tolerates.
             _submit(name, args, after)
     except psycopg.Error as error:
-        if not database_health.detect_outage(error):
+        if not database_health.report_if_outage(error):
             log.warning("task %s was not enqueued: %s", name, error)
         return False
     return True
@@ -196,7 +196,7 @@ def _run_and_log(name: str, function: Function, args: tuple[int, ...]) -> None:
         function(*args)
     except Exception as error:
         # Logged here, where the context is known; Huey keeps the worker running.
-        if not database_health.detect_outage(error):
+        if not database_health.report_if_outage(error):
             log.exception("task %s failed", name, extra=getattr(error, "log_context", None))
         # Huey logs it again, without the context; `logs` drops that line.
         error.__dict__["is_logged"] = True

@@ -60,7 +60,7 @@ class Suppression(Model):
     at: Mapped[datetime] = mapped_column(server_default=func.now())
     # Origin: `campaign 3`, `import`, `staff`, `api` or `relay`; `earlier` predates the suppression list.
     source: Mapped[str]
-    words: Mapped[str] = mapped_column(server_default="")
+    detail: Mapped[str] = mapped_column("words", server_default="")
 
     @property
     def campaign_id(self) -> int | None:

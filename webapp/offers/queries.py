@@ -68,7 +68,7 @@ def lock_offer(offer_id: int) -> Offer | None:
     )
 
 
-def database_now() -> datetime:
+def get_transaction_time() -> datetime:
     """Return the time of the database at the start of this transaction.
 
     Redemptions compare the window of an offer with the clock of the database.
@@ -105,7 +105,7 @@ def has_offers() -> bool:
     return db.session.scalar(select(Offer.id).limit(1)) is not None
 
 
-def list_open_offer_ids() -> Sequence[int]:
+def list_current_offer_ids() -> Sequence[int]:
     """Return the ids of the offers within their time window that are not paused.
 
     They are sorted by end, earliest first, and include offers that are used up.

@@ -71,7 +71,7 @@ def send_receipt_email(offer_id: int, customer_id: int) -> None:
     :raises RelayUnavailable: when the relay cannot accept it now.
     """
     customer = customer_queries.find_customer(customer_id)
-    record = redemption_queries.find_live_redemption(offer_id, customer_id)
+    record = redemption_queries.find_current_redemption(offer_id, customer_id)
     if record is None or customer is None or customer.erased_at is not None:
         return
     message = _build_receipt_email(record, addresses.recipient_address(customer))

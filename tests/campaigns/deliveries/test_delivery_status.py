@@ -266,7 +266,7 @@ def test_an_uncertain_email_that_is_resent_automatically_needs_no_decision(
         "It is resent automatically when its turn in the queue comes.",
     )
     with pytest.raises(DomainError, match="no such emails"):
-        delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "mia")
+        delivery_actions.resend_deliveries(campaign.id, DeliverySelection("uncertain"), "mia")
     with pytest.raises(DomainError, match="no such emails"):
         delivery_actions.dismiss_uncertain_deliveries(campaign.id, DeliverySelection("uncertain"), "mia")
 
@@ -371,8 +371,8 @@ def test_a_dismissed_email_is_counted_separately_and_never_sent(unresolved: Camp
 
 
 def test_a_second_decision_changes_nothing(unresolved: Campaign, relay: Relay) -> None:
-    delivery_actions.retry_deliveries(unresolved.id, DeliverySelection("uncertain", customer_id=1), "mia")
-    for action in (delivery_actions.retry_deliveries, delivery_actions.dismiss_uncertain_deliveries):
+    delivery_actions.resend_deliveries(unresolved.id, DeliverySelection("uncertain", customer_id=1), "mia")
+    for action in (delivery_actions.resend_deliveries, delivery_actions.dismiss_uncertain_deliveries):
         with pytest.raises(DomainError, match="no such emails"):
             action(unresolved.id, DeliverySelection("uncertain", customer_id=1), "ben")
     sender.send_pending_emails()
@@ -386,7 +386,7 @@ def test_failed_emails_to_suppressed_addresses_are_not_retried(unresolved: Campa
     suppression_actions.unsubscribe_customer(2, unresolved.id)
     # The other recipient has no mailbox, so the address is suppressed already.
     with pytest.raises(DomainError, match="their addresses are suppressed"):
-        delivery_actions.retry_deliveries(unresolved.id, DeliverySelection("failed"), "mia")
+        delivery_actions.resend_deliveries(unresolved.id, DeliverySelection("failed"), "mia")
     sender.send_pending_emails()
     assert relay.recipients[make_address(1)] == 0
     assert delivery_status(unresolved, 2).state == "failed"
@@ -403,10 +403,10 @@ def test_failed_emails_of_one_cause_are_retried(unresolved: Campaign, relay: Rel
     assert (cause.state, cause.code, cause.count) == ("failed", 550, 1)
     (listed,) = delivery_queries.list_recipients(unresolved.id, "failed", code=550, cause="5.7.1").deliveries
     assert listed.email == make_address(1)
-    result = delivery_actions.retry_deliveries(
+    result = delivery_actions.resend_deliveries(
         unresolved.id, DeliverySelection("failed", code=550, cause="5.7.1"), "mia"
     )
-    assert result.retried == 1
+    assert result.resent == 1
     sender.send_pending_emails()
     assert relay.recipients[make_address(1)] == 1
     assert relay.recipients[make_address(3)] == 0
@@ -432,7 +432,7 @@ def test_a_campaign_is_not_finished_while_emails_are_queued_again(launch_campaig
 
 def test_retrying_works_in_chunks(unresolved: Campaign, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery_actions, "RETRY_CHUNK_SIZE", 1)
-    assert delivery_actions.retry_deliveries(unresolved.id, DeliverySelection("uncertain"), "mia").retried == 2
+    assert delivery_actions.resend_deliveries(unresolved.id, DeliverySelection("uncertain"), "mia").resent == 2
 
 
 def test_uncertain_emails_of_a_cancelled_campaign_can_only_be_dismissed(launch_campaign: Launch, relay: Relay) -> None:
@@ -444,10 +444,10 @@ def test_uncertain_emails_of_a_cancelled_campaign_can_only_be_dismissed(launch_c
     assert send_windows.open_send_window(claim) is not None
     transitions.cancel_campaign(campaign.id, "tests")
     expire_leases()
-    completion.finalize_cancelled_batches("sweep")
+    completion.close_cancelled_batches("sweep")
     assert delivery_counts(campaign)["uncertain"] == 1
     with pytest.raises(DomainError, match="cannot be resent"):
-        delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "mia")
+        delivery_actions.resend_deliveries(campaign.id, DeliverySelection("uncertain"), "mia")
     assert delivery_actions.dismiss_uncertain_deliveries(campaign.id, DeliverySelection("uncertain"), "mia") == 1
 
 

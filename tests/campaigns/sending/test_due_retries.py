@@ -103,7 +103,7 @@ def test_an_email_that_is_resent_by_staff_has_two_days_again(deferred: Campaign)
     first_deferred("3 days")
     retries.record_retry_outcome(claim(), LATER)
     assert row()["state"] == "failed"
-    delivery_actions.retry_deliveries(deferred.id, DeliverySelection("failed"), "staff")
+    delivery_actions.resend_deliveries(deferred.id, DeliverySelection("failed"), "staff")
     retry = claim()
     assert (retry.is_last_attempt, retry.attempts) == (False, 1)
 
@@ -196,7 +196,7 @@ def test_a_lost_retry_is_not_renewed(deferred: Campaign, policy: str) -> None:
     first = claim()
     make_due()
     if policy == "hold":
-        delivery_actions.retry_deliveries(deferred.id, DeliverySelection("uncertain"), "staff")
+        delivery_actions.resend_deliveries(deferred.id, DeliverySelection("uncertain"), "staff")
     claim()
     assert not retries.renew_retry_lease(first)
 

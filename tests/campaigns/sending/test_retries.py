@@ -76,7 +76,7 @@ def test_a_late_outcome_of_an_earlier_attempt_is_ignored(deferred_campaign: Camp
     first = claim_retry()
     make_due()
     if policy == "hold":
-        delivery_actions.retry_deliveries(deferred_campaign.id, DeliverySelection("uncertain"), "staff")
+        delivery_actions.resend_deliveries(deferred_campaign.id, DeliverySelection("uncertain"), "staff")
     second = claim_retry()
     retries.record_retry_outcome(first, LATER)
     retries.release_retry(first)
@@ -155,13 +155,13 @@ def uncertain_campaign(deferred_campaign: Campaign) -> Campaign:
 
 
 def test_a_refused_second_copy_stays_uncertain(uncertain_campaign: Campaign) -> None:
-    delivery_actions.retry_deliveries(uncertain_campaign.id, DeliverySelection("uncertain"), "staff")
+    delivery_actions.resend_deliveries(uncertain_campaign.id, DeliverySelection("uncertain"), "staff")
     retries.record_retry_outcome(claim_retry(), REFUSED)
     assert issue_states(uncertain_campaign) == {C0: ("uncertain", 550)}
 
 
 def test_an_uncertain_recipient_who_unsubscribes_is_not_skipped(uncertain_campaign: Campaign) -> None:
-    delivery_actions.retry_deliveries(uncertain_campaign.id, DeliverySelection("uncertain"), "staff")
+    delivery_actions.resend_deliveries(uncertain_campaign.id, DeliverySelection("uncertain"), "staff")
     suppression_actions.add_suppression(C0, "unsubscribed", "staff")
     db.session.commit()
     assert retries.claim_due_retry() is None
@@ -170,7 +170,7 @@ def test_an_uncertain_recipient_who_unsubscribes_is_not_skipped(uncertain_campai
 
 
 def test_the_doubt_about_a_first_copy_is_kept_after_resending(uncertain_campaign: Campaign) -> None:
-    delivery_actions.retry_deliveries(uncertain_campaign.id, DeliverySelection("uncertain"), "staff")
+    delivery_actions.resend_deliveries(uncertain_campaign.id, DeliverySelection("uncertain"), "staff")
     retries.record_retry_outcome(claim_retry(), ACCEPTED)
     assert db.session.execute(text("select state, doubt from mail_issue")).one() == ("sent_later", True)
 
@@ -179,7 +179,7 @@ def test_a_retry_whose_worker_was_killed_is_uncertain(deferred_campaign: Campaig
     claim_retry()
     make_due()
     if policy == "hold":
-        delivery_actions.retry_deliveries(deferred_campaign.id, DeliverySelection("uncertain"), "staff")
+        delivery_actions.resend_deliveries(deferred_campaign.id, DeliverySelection("uncertain"), "staff")
         db.session.rollback()
     else:
         claim_retry()

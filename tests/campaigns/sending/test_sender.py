@@ -196,7 +196,7 @@ def test_staff_can_resend_uncertain_emails(launch_campaign: Launch, relay: Relay
     relay.behaviour.uses["c1@example.com"] = 1
     campaign = launch_campaign()
     sender.send_pending_emails()
-    assert delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "tests").retried == 1
+    assert delivery_actions.resend_deliveries(campaign.id, DeliverySelection("uncertain"), "tests").resent == 1
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 2, "sent": 2}
     assert refresh(campaign).status == "done"
@@ -238,8 +238,8 @@ def test_an_unreachable_relay_loses_nothing_and_is_reported(
     campaign = launch_campaign()
     assert sender.send_pending_emails() is True
     assert refresh(campaign).status == "sending"
-    assert campaign.trouble is not None
-    assert "Connection refused" in campaign.trouble
+    assert campaign.delivery_warning is not None
+    assert "Connection refused" in campaign.delivery_warning
     assert delivery_counts(campaign) == {"total": 3}
 
 
@@ -255,7 +255,7 @@ def test_sending_continues_when_the_relay_is_reachable_again(
     with_settings(mail_port=relay.port)
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 3, "sent": 3}
-    assert refresh(campaign).trouble is None
+    assert refresh(campaign).delivery_warning is None
 
 
 def test_unsubscribed_erased_and_redeemed_customers_are_skipped(launch_campaign: Launch, relay: Relay) -> None:
@@ -398,9 +398,9 @@ def test_an_email_whose_retry_was_killed_can_be_resent_by_staff(
     make_retries_due()
     kill_sender_after(1, relay, monkeypatch)
     with pytest.raises(DomainError, match="no such emails"):
-        delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "tests")
+        delivery_actions.resend_deliveries(campaign.id, DeliverySelection("uncertain"), "tests")
     make_retries_due()
-    assert delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "tests").retried == 1
+    assert delivery_actions.resend_deliveries(campaign.id, DeliverySelection("uncertain"), "tests").resent == 1
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 1, "sent": 1}
 

@@ -127,9 +127,9 @@ def add_suppression_by_staff(email: str, reason: str, by: str, detail: str = "")
 
 
 def _append_previous_detail(detail: str, previous: Suppression | None) -> str:
-    if previous is None or not previous.words:
+    if previous is None or not previous.detail:
         return detail
-    earlier = f"before: {previous.reason}, {previous.words}"
+    earlier = f"before: {previous.reason}, {previous.detail}"
     return f"{detail[: DETAIL_MAX_LENGTH - len(earlier) - 2]}; {earlier}" if detail else earlier
 
 

@@ -167,8 +167,8 @@ def decide(path: CampaignPath, body: DecisionIn) -> Response:
         return jsonify(
             {"mails": delivery_actions.dismiss_uncertain_deliveries(path.id, selection, by=_actor()), "left_out": 0}
         )
-    result = delivery_actions.retry_deliveries(path.id, selection, by=_actor())
-    return jsonify({"mails": result.retried, "left_out": result.suppressed})
+    result = delivery_actions.resend_deliveries(path.id, selection, by=_actor())
+    return jsonify({"mails": result.resent, "left_out": result.suppressed})
 
 
 def _get_campaign_or_404(campaign_id: int) -> Campaign:

@@ -170,7 +170,7 @@ def usable(path: CustomerEmailPath, query: UsableOffersQuery) -> Response:
         {
             "offers": [
                 _usable_offer_json(facts)
-                for facts in redemption_facts.load_open_offer_facts(customer.id)
+                for facts in redemption_facts.load_current_offer_facts(customer.id)
                 if _is_listed(facts, query.used)
             ]
         }

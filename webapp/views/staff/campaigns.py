@@ -197,14 +197,14 @@ def cancel(campaign_id: int) -> BaseResponse:
 def resend(campaign_id: int) -> BaseResponse:
     """Resend failed or uncertain emails: one, those of a cause, or all."""
     try:
-        result = delivery_actions.retry_deliveries(campaign_id, _parse_selection(request.form), by=current_user.email)
+        result = delivery_actions.resend_deliveries(campaign_id, _parse_selection(request.form), by=current_user.email)
     except DomainError as error:
         return _redirect_after_decision(campaign_id, error.message, "warning")
     message = ngettext(
         "%(count)s email is being resent.",
         "%(count)s emails are being resent.",
-        result.retried,
-        count=formatting.format_number(result.retried),
+        result.resent,
+        count=formatting.format_number(result.resent),
     )
     if result.suppressed:
         not_resent = ngettext(
