@@ -27,8 +27,8 @@ PLACEHOLDERS: dict[str, str] = {
     "unsubscribe": _l("the page on which the customer unsubscribes"),
     "shop.name": _l("the name of your shop"),
 }
-SUBJECT_MAX = 250
-BODY_MAX = 256 * 1024
+MAX_SUBJECT_LENGTH = 250
+MAX_BODY_BYTES = 256 * 1024
 
 # The default contents are lazy: str() of them is in the current language.
 DEFAULT_SUBJECT: str = _l("{{ offer.discount }} off for you: {{ offer.name }}")

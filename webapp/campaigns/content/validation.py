@@ -14,8 +14,8 @@ from flask_babel import lazy_gettext as _l
 
 from webapp.campaigns.content import design
 from webapp.campaigns.content.placeholders import (
-    BODY_MAX,
-    SUBJECT_MAX,
+    MAX_BODY_BYTES,
+    MAX_SUBJECT_LENGTH,
     EmailContent,
     PlaceholderError,
     format_placeholder_list,
@@ -70,17 +70,17 @@ def _find_error(field: str, value: str) -> ContentError | None:
     if field == "subject":
         if "\n" in value or "\r" in value:
             return "line_break", _("The subject must be one line.")
-        if len(value) > SUBJECT_MAX:
+        if len(value) > MAX_SUBJECT_LENGTH:
             return "too_long", _(
                 "The subject may have at most %(limit)s characters; this one has %(length)s.",
-                limit=SUBJECT_MAX,
+                limit=MAX_SUBJECT_LENGTH,
                 length=formatting.format_number(len(value)),
             )
     size = len(value.encode("utf-8", "surrogatepass"))
-    if size > BODY_MAX:
+    if size > MAX_BODY_BYTES:
         return "too_large", _(
             "This is larger than %(limit)s kB (it has %(size)s kB); mail clients would cut it off.",
-            limit=BODY_MAX // 1024,
+            limit=MAX_BODY_BYTES // 1024,
             size=formatting.format_number(size // 1024),
         )
     if any(unicodedata.category(c) in ("Cc", "Cs", "Co") and c not in "\t\r\n" for c in value):
