@@ -41,8 +41,8 @@ RETRY_DELAYS = (60, 600, 3600)
 def acquire_receipt_quota(offer_id: int, customer_id: int) -> bool:
     """Return whether the receipt may be emailed now.
 
-    The quota is one receipt an hour per offer and customer, and `MAX_RECEIPTS_PER_DAY` receipts a day per customer. The counter
-    is incremented atomically, so only one of two concurrent requests gets True.
+    The quota is one receipt an hour per offer and customer, and `MAX_RECEIPTS_PER_DAY` receipts a day per customer. The
+    counter is incremented atomically, so only one of two concurrent requests gets True.
     """
     counters = TableStorage("")
     if counters.incr(f"receipt:{offer_id}:{customer_id}", HOUR_SECONDS) > 1:

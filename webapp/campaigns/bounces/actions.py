@@ -82,7 +82,7 @@ def _audit_counts(counts: Counter[str], by: str) -> None:
 def process_bounce_report(report: BounceReport) -> BounceOutcome:
     """Process one report if a valid token identifies its recipient. Commits.
 
-    The addresses in a report prove nothing: without a token, anyone could suppress anyone's address.
+    The addresses in a report prove nothing: without a token, any sender could suppress any address.
     """
     if report.kind not in ("bounce", "complaint", "unsubscribe"):
         return {"soft": "soft", "broken": "broken"}.get(report.kind, "ignored")  # type: ignore[return-value]
