@@ -16,7 +16,7 @@ from webapp.customers import queries as customer_queries
 from webapp.customers.models import Customer
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import normalise_code
-from webapp.overview.why_not import explain_eligibility
+from webapp.overview.eligibility import explain_eligibility
 from webapp.redemptions import actions as redemption_actions
 from webapp.redemptions import facts as redemption_facts
 from webapp.redemptions import group_commit, personal_codes
