@@ -189,7 +189,7 @@ class TestPasswordChanges:
 
     def test_ones_own_change_invalidates_a_reset_link(self, make_user_with_password: Person) -> None:
         user = make_user_with_password()
-        link = self.link(user)
+        link = self.reset_token(user)
         account_actions.change_own_password(user.id, PASSWORD, "a brand new one")
         with pytest.raises(NotFound):
             account_actions.reset_password(link, "another new one")
@@ -197,7 +197,7 @@ class TestPasswordChanges:
 
     def test_every_change_of_a_password_is_in_the_trail(self, make_user_with_password: Person) -> None:
         user = make_user_with_password()
-        account_actions.reset_password(self.link(user), "a brand new one")
+        account_actions.reset_password(self.reset_token(user), "a brand new one")
         account_actions.change_own_password(user.id, "a brand new one", "another new one")
         account_actions.sign_in_user(user.email, "another new one")
         account_actions.update_profile(user.id, "Ann", "UTC")
@@ -212,15 +212,15 @@ class TestPasswordChanges:
 
     def test_the_reset_links_of_other_users_stay_valid(self, make_user_with_password: Person) -> None:
         user, other = make_user_with_password("admin"), make_user_with_password("viewer")
-        link = self.link(other)
-        self.link(user)
+        link = self.reset_token(other)
+        self.reset_token(user)
         account_actions.change_own_password(user.id, PASSWORD, "a brand new one")
         assert account_actions.reset_password(link, "another new one").id == other.id
 
     def test_a_link_that_was_used_is_kept_when_another_is_created(self, make_user_with_password: Person) -> None:
         user = make_user_with_password()
-        account_actions.reset_password(self.link(user), "a brand new one")
-        self.link(user)
+        account_actions.reset_password(self.reset_token(user), "a brand new one")
+        self.reset_token(user)
         assert count(Invitation) == 2
 
 

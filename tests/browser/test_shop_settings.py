@@ -24,5 +24,5 @@ def test_the_shop_colour_is_chosen_and_saved(shop: RunningShop, window: Open, ja
         # The sample shows the chosen colour.
         expect(page.locator("iframe[src*='b400ff']")).to_be_visible()
     page.get_by_role("button", name="Save").click()
-    expect(page.get_by_text("Saved.")).to_be_visible()
+    expect(page.get_by_text("The shop details were saved.")).to_be_visible()
     expect(page.get_by_label("Colour")).to_have_value("#b400ff")

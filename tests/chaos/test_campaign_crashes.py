@@ -25,7 +25,7 @@ def database() -> Iterator[DurableDatabase]:
 
 @pytest.mark.parametrize("policy", ["hold", pytest.param("resend", marks=pytest.mark.slow)])
 def test_killed_and_stopped_workers_keep_the_delivery_guarantees(database: DurableDatabase, policy: str) -> None:
-    run = scenarios.kills(database, policy, seed=4, deaths=4)
+    run = scenarios.kill_workers(database, policy, seed=4, deaths=4)
     assert run.broken == []
     assert run.actions == {"kill": 3, "stop": 1}
     assert run.audit.status == "done"

@@ -154,12 +154,13 @@ def test_a_waiter_that_times_out_as_the_handler_fails_raises_its_error_and_wakes
 
 def test_a_waiter_that_left_while_it_was_processed_does_not_keep_those_behind_it_waiting() -> None:
     def finish_without(items: Sequence[int]) -> list[int]:
-        for waiter in gone:
-            waiter.is_processed.set()
+        for lock in gone:
+            lock.is_processed.set()
         wait_until(lambda: GONE in group.results)
         return double(items)
 
     group = Group([1, GONE, 3, 4], finish_without)
-    gone = [w.wake_lock for w in group.coalescer._waiters if isinstance(w.wake_lock, GoneLock)]
+    locks: list[object] = [waiter.wake_lock for waiter in group.coalescer._waiters]
+    gone = [lock for lock in locks if isinstance(lock, GoneLock)]
     assert group.finish() == {0: 0, 1: 2, GONE: CoalescingTimeout, 3: 6, 4: 8}
     assert group.coalescer.submit(5) == 10

@@ -18,7 +18,7 @@ from webapp.accounts.models import StaffUser
 from webapp.core.email_addresses import normalise_email
 from webapp.core.extensions import db
 from webapp.core.rate_limit import (
-    CLEANUP_BATCH_SIZE,
+    CLEANUP_CHUNK_SIZE,
     RateLimitCounter,
     TableStorage,
     _delete_expired,
@@ -122,7 +122,7 @@ def test_the_counter_of_a_window_that_is_over_reads_as_zero(app: Flask) -> None:
 
 
 def test_the_expired_rows_are_deleted_oldest_first(app: Flask) -> None:
-    for n in range(CLEANUP_BATCH_SIZE + 2):
+    for n in range(CLEANUP_CHUNK_SIZE + 2):
         expires_at = func.now() - timedelta(hours=n + 1)
         db.session.execute(insert(RateLimitCounter).values(key=f"key {n}", n=1, expires_at=expires_at))
     db.session.commit()

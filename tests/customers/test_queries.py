@@ -11,6 +11,7 @@ from sqlalchemy import func, insert, select, update
 
 from webapp.core.extensions import db
 from webapp.customers import queries as customer_queries
+from webapp.customers.imports import queries as import_queries
 from webapp.customers.models import (
     ERASED_EMAIL_PLACEHOLDER,
     Audience,
@@ -101,9 +102,9 @@ def test_an_erasure_is_recent_for_one_hour(make_customer: CustomerFactory) -> No
 
 
 def test_a_locked_customer_is_freshly_read_and_locked_until_the_end_of_the_transaction(
-    customer: CustomerFactory,
+    make_customer: CustomerFactory,
 ) -> None:
-    ada = customer(name="Ada")
+    ada = make_customer(name="Ada")
     assert ada.name == "Ada"
     with db.engine.begin() as other:
         other.execute(update(Customer).values(name="Augusta Ada"))
@@ -122,9 +123,9 @@ def test_a_locked_customer_is_freshly_read_and_locked_until_the_end_of_the_trans
 def test_imports_are_listed_newest_first(app: Flask) -> None:
     ids = [add_import() for _ in range(4)]
 
-    assert [row.id for row in customer_queries.list_imports()] == ids[::-1]
-    assert [row.id for row in customer_queries.list_imports(limit=2)] == [ids[3], ids[2], ids[1]]
-    assert [row.id for row in customer_queries.list_imports(before=ids[2])] == [ids[1], ids[0]]
+    assert [row.id for row in import_queries.list_imports()] == ids[::-1]
+    assert [row.id for row in import_queries.list_imports(limit=2)] == [ids[3], ids[2], ids[1]]
+    assert [row.id for row in import_queries.list_imports(before=ids[2])] == [ids[1], ids[0]]
 
 
 def test_rejected_rows_are_paged_by_line_and_then_by_id(app: Flask) -> None:
@@ -137,7 +138,7 @@ def test_rejected_rows_are_paged_by_line_and_then_by_id(app: Flask) -> None:
 
     pages = []
     after = None
-    while rows := customer_queries.list_rejected_rows(import_id, after, limit=2)[:2]:
+    while rows := import_queries.list_rejected_rows(import_id, after, limit=2)[:2]:
         pages.append([(row.line, row.id) for row in rows])
         after = pages[-1][-1]
 
@@ -147,8 +148,8 @@ def test_rejected_rows_are_paged_by_line_and_then_by_id(app: Flask) -> None:
         [(3, first_id + 4), (7, first_id - 1)],
         [(9, first_id + 3)],
     ]
-    assert len(customer_queries.list_rejected_rows(import_id, limit=2)) == 3
-    lines = b"".join(customer_queries.export_rejected_rows(import_id)).decode().splitlines()
+    assert len(import_queries.list_rejected_rows(import_id, limit=2)) == 3
+    lines = b"".join(import_queries.export_rejected_rows(import_id)).decode().splitlines()
     assert [line.partition(",")[0] for line in lines] == ["line", "3", "3", "3", "7", "9"]
 
 
@@ -166,14 +167,14 @@ def test_an_import_without_a_worker_can_be_claimed_and_a_late_upload_is_stalled(
             db.session.flush()
             names[row.id] = f"{status} {name}"
 
-    assert [names[row_id] for row_id in customer_queries.list_claimable_import_ids()] == [
+    assert [names[row_id] for row_id in import_queries.list_claimable_import_ids()] == [
         "queued past",
         "queued now",
         "queued future",
         "running past",
         "running now",
     ]
-    assert [names[row_id] for row_id in customer_queries.list_stalled_upload_ids()] == ["receiving past"]
+    assert [names[row_id] for row_id in import_queries.list_stalled_upload_ids()] == ["receiving past"]
 
 
 def test_the_export_starts_with_the_oldest_customer(make_customer: CustomerFactory) -> None:

@@ -12,7 +12,8 @@ from flask import Flask
 
 from tests.support.smtp_relay import Relay
 from webapp.mail import smtp, smtp_session, timeouts
-from webapp.mail.smtp import OutgoingMessage, RelayUnavailable
+from webapp.mail.outgoing_message import OutgoingMessage
+from webapp.mail.smtp import RelayUnavailable
 
 # More than the buffers of both sockets hold.
 LARGE = b"Subject: Hello\r\n\r\n" + 500_000 * b"All work and no play makes Jack a dull boy.\r\n"

@@ -14,6 +14,7 @@ from flask import Flask
 from sqlalchemy import select, update
 
 from webapp.accounts.models import AuditEntry
+from webapp.core import database_clock
 from webapp.core.errors import DomainError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.core.money import Discount
@@ -169,9 +170,9 @@ def test_a_value_beyond_its_range_is_refused(app: Flask, changes: dict[str, Any]
 
 
 def test_a_locked_offer_is_freshly_read_and_locked_until_the_end_of_the_transaction(
-    offer: Callable[..., Offer],
+    make_offer: Callable[..., Offer],
 ) -> None:
-    row = offer()
+    row = make_offer()
     assert row.name == "Summer"
     with db.engine.begin() as other:
         other.execute(update(Offer).values(name="Autumn"))
@@ -314,7 +315,7 @@ def test_states_in_sql_and_python_are_the_same(make_offer: Callable[..., Offer],
     offers = {name: make_offer(name.replace("_", ""), **values) for name, values in STATES.items()}
 
     assert [offer.id for offer in offer_queries.list_offers(state=state)] == [offers[state].id]
-    assert offers[state].state(offer_queries.get_transaction_time()) == state
+    assert offers[state].state(database_clock.get_transaction_time()) == state
 
 
 @pytest.mark.parametrize(
@@ -337,7 +338,7 @@ def test_a_state_begins_at_its_very_moment(
 ) -> None:
     row = make_offer()
     # In one transaction the database has one time.
-    now = offer_queries.get_transaction_time()
+    now = database_clock.get_transaction_time()
     for name, value in changes.items():
         setattr(row, name, now + value if isinstance(value, timedelta) else value)
     db.session.flush()

@@ -330,9 +330,9 @@ def test_a_positive_result_links_to_the_form_to_redeem(
 @pytest.mark.parametrize(
     ("query", "sentence"),
     [
-        ("who=&code=SUMMER25", "Enter the customer&#39;s email address or source id."),
+        ("who=&code=SUMMER25", "Enter the customer&#39;s email address or source ID."),
         ("who=ada@example.com&code=", "Enter the code that the customer received."),
-        ("who=%00&code=SUMMER25", "Enter the customer&#39;s email address or source id."),
+        ("who=%00&code=SUMMER25", "Enter the customer&#39;s email address or source ID."),
         ("who=ada@example.com&code=S%C3%9C%00", "A code can only have letters from A to Z and digits."),
         ("who=ada@example.com&code=" + "A" * 10_000, "A code can only have letters from A to Z and digits."),
     ],

@@ -375,8 +375,8 @@ def test_an_unknown_redemption_cannot_be_rolled_back(app: Flask, public_id: str)
         redemption_rollback.roll_back_redemption(public_id, **ROLLBACK)
 
 
-def test_a_reason_may_have_five_hundred_characters(offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(), customer()
+def test_a_reason_may_have_five_hundred_characters(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    make_offer(), make_customer()
     public_id = group_commit.redeem(ADA).public_id
 
     record = redemption_rollback.roll_back_redemption(public_id, f" {'x' * 249}  {'y' * 250} ", by="ann")

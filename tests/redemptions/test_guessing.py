@@ -405,7 +405,7 @@ def test_staff_see_the_alert_on_three_pages(staff: FlaskClient, make_offer: Make
     assert "require personal codes, or renew the code" in staff.get(f"/offers/{offer.id}").text
     assert "failed attempts" not in staff.get(f"/offers/{quiet.id}").text
     assert staff.get("/offers").text.count("failed attempts") == 1
-    assert staff.get("/").text.count("1,234 failed attempts") == 1
+    assert staff.get("/").text.count("1,234 failed redemption attempts") == 1
 
 
 def test_the_alert_has_other_advice_where_personal_codes_are_required(

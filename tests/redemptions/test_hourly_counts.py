@@ -153,12 +153,12 @@ def test_a_redemption_at_the_very_start_of_an_uncounted_hour_is_counted_once(
     db.session.commit()
 
     for _ in range(2):
-        assert redemption_queries.count_redemptions([offer_id]) == {offer_id: 1}
+        assert count_queries.count_redemptions([offer_id]) == {offer_id: 1}
         for since in (noon, noon - timedelta(hours=1)):
             for one in (offer_id, None):
-                assert redemption_queries.count_redemptions_per_day(one, since) == [(noon.date(), 1)]
+                assert count_queries.count_redemptions_per_day(one, since) == [(noon.date(), 1)]
         later = noon + timedelta(microseconds=1)
-        assert redemption_queries.count_redemptions_per_day(offer_id, later) == []
+        assert count_queries.count_redemptions_per_day(offer_id, later) == []
         hourly_counts.update_hourly_counts()
 
 

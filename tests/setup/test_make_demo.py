@@ -120,7 +120,8 @@ def test_the_demo_is_not_started_twice_on_another_port(both_instances: BothInsta
 
     assert result.returncode != 0
     assert result.stderr.startswith(
-        f"onecode: the demo is already running on port {both_instances.port}; to move it to port {both_instances.port + 10}"
+        f"onecode: the demo is already running on port {both_instances.port};"
+        f" to move it to port {both_instances.port + 10}"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import NamedTuple
 
 from sqlalchemy import Select, and_, bindparam, exists, func, or_, select
@@ -169,12 +169,3 @@ def load_audit_page(before: int | None = None, after: int | None = None) -> Audi
         entries = list(rows[:AUDIT_PAGE_SIZE])
         has_newer, has_older = before is not None and bool(entries), len(rows) > AUDIT_PAGE_SIZE
     return AuditPage(entries, entries[0].id if has_newer else None, entries[-1].id if has_older else None)
-
-
-def get_database_time() -> datetime:
-    """Return the current time of the database's clock.
-
-    `offer_queries.get_transaction_time` returns the start of the transaction.
-    """
-    now: datetime = db.session.execute(select(func.clock_timestamp())).scalar_one()
-    return now

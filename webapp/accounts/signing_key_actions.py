@@ -11,9 +11,8 @@ from datetime import timedelta
 from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
 
-from webapp.accounts import queries as account_queries
 from webapp.accounts.audit import record_audit_entry
-from webapp.core import signing_keys
+from webapp.core import database_clock, signing_keys
 from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import db
 from webapp.core.signing_keys import KeyVersion
@@ -122,7 +121,7 @@ def _check_revocable(versions: dict[int, KeyVersion], version: int) -> None:
     if not newer_versions:
         message = _("Version %(version)s signs now. Rotate the key first, then revoke this version.", version=version)
         raise DomainError("conflict", message, 409)
-    remaining = versions[min(newer_versions)].created_at + REVOCATION_DELAY - account_queries.get_database_time()
+    remaining = versions[min(newer_versions)].created_at + REVOCATION_DELAY - database_clock.database_now()
     if remaining > timedelta():
         message = _(
             "The key was rotated a moment ago, and emails may still be signed with version %(version)s. "

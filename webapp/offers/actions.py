@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
 from webapp.accounts.audit import record_audit_entry
-from webapp.core import local_time
+from webapp.core import database_clock, local_time
 from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.core.money import Discount
@@ -148,7 +148,7 @@ def freeze_offer(offer_id: int, connection: Connection | None = None) -> bool:
 def _set_paused(offer: Offer, paused: bool, by: str) -> None:
     if (offer.paused_at is not None) == paused:
         return
-    offer.paused_at = offer_queries.get_transaction_time() if paused else None
+    offer.paused_at = database_clock.get_transaction_time() if paused else None
     offer.version += 1
     record_audit_entry(by, "offer.paused" if paused else "offer.resumed", offer.code_as_written)
 

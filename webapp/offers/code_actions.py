@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
 from webapp.accounts.audit import record_audit_entry
+from webapp.core import database_clock
 from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.offers import queries as offer_queries
@@ -86,7 +87,7 @@ def close_code(offer_id: int, code: str, by: str) -> Offer:
             409,
         )
     if offer_code.closed_at is None:
-        offer_code.closed_at = offer_queries.get_transaction_time()
+        offer_code.closed_at = database_clock.get_transaction_time()
         offer.version += 1
         record_audit_entry(by, "offer.code_closed", offer_code.code_as_written, offer=offer.code_as_written)
     db.session.commit()

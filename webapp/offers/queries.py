@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, func, or_, select, true
@@ -66,15 +65,6 @@ def lock_offer(offer_id: int) -> Offer | None:
     return db.session.scalar(
         select(Offer).where(Offer.id == offer_id).with_for_update().execution_options(populate_existing=True)
     )
-
-
-def get_transaction_time() -> datetime:
-    """Return the time of the database at the start of this transaction.
-
-    Redemptions compare the window of an offer with the clock of the database.
-    """
-    now: datetime = db.session.execute(select(func.now())).scalar_one()
-    return now
 
 
 def list_offers(

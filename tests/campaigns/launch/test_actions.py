@@ -434,5 +434,5 @@ def test_a_draft_can_neither_be_paused_nor_cancelled(app: Flask, make_offer: Cal
 
 
 def test_retrying_without_failed_emails_is_refused(sending: Campaign) -> None:
-    with pytest.raises(DomainError, match="no such emails"):
+    with pytest.raises(DomainError, match="no emails left"):
         delivery_actions.resend_deliveries(sending.id, DeliverySelection("failed"), "mia")

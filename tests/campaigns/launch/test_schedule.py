@@ -465,7 +465,7 @@ def test_an_outdated_page_does_not_reschedule_an_unscheduled_campaign(staff: Fla
     launch_actions.unschedule_campaign(draft.id, "mia")
     for form in ({"when": "later", "at": "2030-01-01", "at_time": "9:00"}, {"when": "now"}):
         response = staff.post(f"/campaigns/{draft.id}/launch", data={**form, "seen": seen_statuses[0]})
-        assert (response.status_code, "was unscheduled since" in response.text) == (409, True)
+        assert (response.status_code, "has been unscheduled since" in response.text) == (409, True)
         assert reload(draft).status == "draft"
     assert 'name="seen" type="hidden" value="draft"' in response.text
 
@@ -518,7 +518,7 @@ def test_a_scheduled_campaign_can_be_unscheduled_or_cancelled(staff: FlaskClient
 
 def test_a_scheduled_campaign_can_not_be_edited(staff: FlaskClient, draft: Campaign) -> None:
     launch_actions.schedule_campaign(draft.id, SOON, "tom")
-    with pytest.raises(DomainError, match="Unschedule it"):
+    with pytest.raises(DomainError, match="Return it to draft"):
         draft_actions.update_draft(draft.id, EmailContent("New"), "resend", "mia")
 
 

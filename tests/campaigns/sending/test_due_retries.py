@@ -168,7 +168,8 @@ def test_a_retry_that_another_worker_is_claiming_is_not_waited_for(
 ) -> None:
     create_customers(1)
     first, second = launch_campaign("ONE1"), launch_campaign("TWO2")
-    defer_next(), defer_next()
+    defer_next()
+    defer_next()
     make_due()
     other_worker.execute("select from mail_issue where campaign_id = %s for update", [first.id])
     assert claim().campaign_id == second.id

@@ -19,6 +19,7 @@ from webapp.core import task_queue
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.mail import smtp
+from webapp.mail.outgoing_message import OutgoingMessage
 from webapp.offers import queries as offer_queries
 
 pytestmark = pytest.mark.usefixtures("no_retry_delay")
@@ -34,9 +35,7 @@ def open_transactions(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         found.append(db.session().in_transaction())
         connect(self)
 
-    def watched_deliver(
-        self: smtp.RelayConnection, message: smtp.OutgoingMessage, *hooks: Callable[[], bool]
-    ) -> object:
+    def watched_deliver(self: smtp.RelayConnection, message: OutgoingMessage, *hooks: Callable[[], bool]) -> object:
         found.append(db.session().in_transaction())
         return deliver(self, message, *hooks)
 

@@ -85,7 +85,7 @@ def test_preparation_continues_after_a_crash(
     monkeypatch.setattr(preparation, "BATCH_SIZE", 20)
     ids = create_customers(100)
     campaign = launch_campaign(prepare=False)
-    preparation._prepare_block(campaign.id)
+    preparation._prepare_chunk(campaign.id)
     preparation.prepare_campaign(campaign.id)
     rows = db.session.execute(text("select seq, gaps from batch order by seq")).all()
     assert [row.seq for row in rows] == [0, 1, 2, 3, 4]
@@ -397,7 +397,7 @@ def test_an_email_whose_retry_was_killed_can_be_resent_by_staff(
     del relay.behaviour.rcpt["c0@example.com"]
     make_retries_due()
     kill_sender_after(1, relay, monkeypatch)
-    with pytest.raises(DomainError, match="no such emails"):
+    with pytest.raises(DomainError, match="no emails left"):
         delivery_actions.resend_deliveries(campaign.id, DeliverySelection("uncertain"), "tests")
     make_retries_due()
     assert delivery_actions.resend_deliveries(campaign.id, DeliverySelection("uncertain"), "tests").resent == 1

@@ -188,7 +188,7 @@ def test_rows_are_locked_in_the_order_of_their_addresses(app: Flask, make_custom
     file = "email,name,reason\n" + "".join(f"{name}@example.com,New,complained\n" for name in "zma")
     import_id = import_actions.store_import_file(iter([file.encode()]), "a.csv", "text/csv", "", by="tests", kind=kind)
     emails = select(Customer.email if kind == "customers" else Suppression.email)
-    worker = threading.Thread(target=in_context, args=(app, import_actions.run_import, import_id))
+    worker = threading.Thread(target=in_context, args=(app, import_processing.run_import, import_id))
 
     with db.engine.connect() as other, db.engine.connect() as third:
         other.execute(emails.where(literal_column("email") == "m@example.com").with_for_update())
@@ -201,7 +201,7 @@ def test_rows_are_locked_in_the_order_of_their_addresses(app: Flask, make_custom
     worker.join()
 
     assert unlocked == ["z@example.com"]
-    assert [row.updated for row in customer_queries.list_imports()] == [3]
+    assert [row.updated for row in import_queries.list_imports()] == [3]
 
 
 # --- source ids ----------------------------------------------------------------------------------
@@ -247,10 +247,10 @@ def test_a_source_id_may_change(import_file: ImportFile, make_customer: Make) ->
 def test_partitions_that_may_share_source_ids_merge_one_after_the_other(
     app: Flask, receive_file: Receive, make_customer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(import_actions, "PARALLEL_MERGE_MIN_BYTES", 0)
+    monkeypatch.setattr(import_processing, "PARALLEL_MERGE_MIN_BYTES", 0)
     make_customer("ada@example.com", source_id="C1")
     import_id = receive_file("email,source_id\n" + "".join(f"c{n}@example.com,C1\n" for n in range(8)))
-    worker = threading.Thread(target=in_context, args=(app, import_actions.run_import, import_id))
+    worker = threading.Thread(target=in_context, args=(app, import_processing.run_import, import_id))
 
     with db.engine.connect() as other:
         other.execute(select(func.pg_advisory_xact_lock(import_id)))
@@ -262,7 +262,7 @@ def test_partitions_that_may_share_source_ids_merge_one_after_the_other(
     worker.join()
 
     assert both_wait
-    assert [row.rejected for row in customer_queries.list_imports()] == [8]
+    assert [row.rejected for row in import_queries.list_imports()] == [8]
 
 
 # --- audiences -----------------------------------------------------------------------------------
@@ -596,7 +596,7 @@ def test_the_sweep_leaves_an_upload_whose_next_piece_has_come(app: Flask, monkey
 
     import_actions.fail_stalled_uploads()
 
-    assert [one.status for one in customer_queries.list_imports()] == ["receiving"]
+    assert [one.status for one in import_queries.list_imports()] == ["receiving"]
 
 
 def test_the_sweep_does_not_fail_a_completed_upload(receive_file: Receive, monkeypatch: pytest.MonkeyPatch) -> None:

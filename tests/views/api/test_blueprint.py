@@ -6,7 +6,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.accounts.models import SCOPES
 from webapp.core.errors import DomainError
 from webapp.views.api.blueprint import authenticate
@@ -14,7 +14,7 @@ from webapp.views.problem_details import problem_response
 
 
 def bearer(*scopes: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {account_actions.create_api_key('tests', list(scopes), by='tests')}"}
+    return {"Authorization": f"Bearer {api_key_actions.create_api_key('tests', list(scopes), by='tests')}"}
 
 
 def test_without_a_key_the_client_learns_how_to_authenticate(client: FlaskClient) -> None:

@@ -165,7 +165,7 @@ class TestAttention:
         ann = make_staff_user("viewer", "ann@example.com")
         add_campaign(make_offer(), 1, status="paused", pause_reason="paused by ann@example.com")
         assert f"was paused by {ann.name}." in section(staff.get("/").text, "attention")
-        assert f"paused by {ann.name}" in staff.get("/campaigns").text
+        assert f"Paused by {ann.name}" in staff.get("/campaigns").text
         db.session.execute(update(StaffUser).values(name=ann.name))
         db.session.commit()
         assert "was paused by ann@example.com." in section(staff.get("/").text, "attention")

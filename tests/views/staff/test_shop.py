@@ -54,7 +54,7 @@ def test_the_defaults_come_from_the_environment(staff: FlaskClient) -> None:
 
 def test_saved_values_are_shown_and_audited(staff: FlaskClient) -> None:
     page = staff.post(URL, data=make_form(), follow_redirects=True).text
-    assert "Saved." in page
+    assert "The shop details were saved." in page
     shop = shop_queries.get_shop()
     assert (shop.name, shop.colour, shop.locale) == ("Blumen Müller", "#b400ff", "de_AT")
     assert shop.address == "Am Markt 1\n12345 Musterstadt"

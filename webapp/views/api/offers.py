@@ -13,7 +13,7 @@ from flask_openapi import APIBlueprint
 
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
-from webapp.core import pagination
+from webapp.core import database_clock, pagination
 from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
 from webapp.customers import queries as customer_queries
 from webapp.offers import actions as offer_actions
@@ -47,7 +47,7 @@ def create(body: NewOffer) -> Response:
     values = OfferValues(
         name=body.name,
         discount=body.discount.to_discount(),
-        starts_at=body.starts_at or offer_queries.get_transaction_time(),
+        starts_at=body.starts_at or database_clock.get_transaction_time(),
         code=body.code,
         ends_at=body.ends_at,
         time_zone=body.time_zone,
@@ -185,7 +185,7 @@ def _offer_response(offer: Offer) -> Response:
 
 
 def _offers_json(offers: list[Offer]) -> list[dict[str, object]]:
-    at: datetime = offer_queries.get_transaction_time()
+    at: datetime = database_clock.get_transaction_time()
     redeemed = count_queries.count_redemptions([offer.id for offer in offers])
     codes = offer_queries.list_codes_by_offer([offer.id for offer in offers])
     names = {audience.id: audience.name for audience in customer_queries.list_audiences()}

@@ -7,23 +7,25 @@ from datetime import UTC, datetime
 from flask import Response, current_app, redirect, request, url_for
 from flask_babel import gettext as _
 from flask_login import current_user
-from flask_wtf.csrf import CSRFError, validate_csrf
 from werkzeug.wrappers import Response as BaseResponse
-from wtforms.validators import ValidationError
 
 from webapp.core import pagination
-from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
+from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import csrf
 from webapp.customers import queries as customer_queries
 from webapp.customers.imports import actions as import_actions
 from webapp.customers.imports import queries as import_queries
-from webapp.customers.imports import upload
 from webapp.customers.imports.parser import CSV, NDJSON
+from webapp.customers.imports.upload import Upload
 from webapp.customers.models import CustomerImport
 from webapp.views import rendering
+from webapp.views.staff import uploads
 from webapp.views.staff.blueprint import require_role
 from webapp.views.staff.customers import blueprint, check_row_id, csv_response, parse_row_id
 from webapp.views.staff.forms.customers import ImportForm
+
+# These views belong to the blueprint of customers, so that their endpoints keep its name.
+__all__ = ["blueprint"]
 
 PAGE_SIZE = 50
 SAMPLE_CSV = (
@@ -43,50 +45,23 @@ def import_form() -> Response:
 @blueprint.post("/customers/import")
 @csrf.exempt
 def receive_upload() -> BaseResponse:
-    """Receive an uploaded file as a stream.
-
-    The CSRF token precedes the file and is checked before it.
-    """
-    limit: int = current_app.config["SETTINGS"].max_upload_bytes
-    # Leaves room for form fields and boundaries, and for draining a body that is too large before the error response.
-    request.max_content_length = 2 * limit
+    """Receive an uploaded file as a stream."""
     form = ImportForm()
+
+    def store(received: Upload) -> int:
+        audience = form.audience.data = received.fields.get("audience", "")
+        uploads.require_file(received)
+        media_type = NDJSON if received.filename.lower().endswith((".ndjson", ".jsonl")) else CSV
+        return import_actions.store_import_file(
+            received.chunks, received.filename, media_type, audience, by=current_user.email
+        )
+
     try:
-        if (request.content_length or 0) > limit + upload.MAX_FIELDS_SIZE:
-            raise upload.file_too_large_error(limit)
-        received = upload.parse_multipart_form(request.stream, request.headers.get("Content-Type", ""), limit)
-        check_upload_csrf(received)
-        form = ImportForm(audience=received.fields.get("audience", ""))
-        import_id = _start_import(received)
+        import_id = uploads.receive_file(store)
     except DomainError as error:
-        upload.drain_body(request.stream, 2 * limit)
         rendering.add_form_errors(form, error)
         return _render_import_page(form, error.status)
     return redirect(url_for("staff.customers.show_import", import_id=import_id))
-
-
-def _start_import(received: upload.Upload) -> int:
-    if not received.filename:
-        raise InvalidInput(FieldError("file", "file_missing", _("Choose a file.")))
-    media_type = NDJSON if received.filename.lower().endswith((".ndjson", ".jsonl")) else CSV
-    audience = received.fields.get("audience", "")
-    return import_actions.store_import_file(
-        received.chunks, received.filename, media_type, audience, by=current_user.email
-    )
-
-
-def check_upload_csrf(received: upload.Upload) -> None:
-    """Check the CSRF token of an upload like CSRFProtect, without reading the file.
-
-    :raises CSRFError: when the token is missing or invalid.
-    """
-    if not current_app.config.get("WTF_CSRF_ENABLED", True):
-        return
-    try:
-        validate_csrf(received.fields.get("csrf_token") or request.headers.get("X-CSRFToken"))
-    except ValidationError as error:
-        upload.drain_body(request.stream, 2 * current_app.config["SETTINGS"].max_upload_bytes)
-        raise CSRFError(str(error)) from error
 
 
 def _render_import_page(form: ImportForm, status: int = 200) -> Response:
