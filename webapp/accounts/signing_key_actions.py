@@ -121,7 +121,7 @@ def _check_revocable(versions: dict[int, KeyVersion], version: int) -> None:
     if not newer_versions:
         message = _("Version %(version)s signs now. Rotate the key first, then revoke this version.", version=version)
         raise DomainError("conflict", message, 409)
-    remaining = versions[min(newer_versions)].created_at + REVOCATION_DELAY - database_clock.database_now()
+    remaining = versions[min(newer_versions)].created_at + REVOCATION_DELAY - database_clock.get_database_time()
     if remaining > timedelta():
         message = _(
             "The key was rotated a moment ago, and emails may still be signed with version %(version)s. "

@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 from webapp.core.extensions import db
 
 
-def database_now() -> datetime:
+def get_database_time() -> datetime:
     """Return the current time of the database, not that of the start of the transaction."""
     now: datetime = db.session.execute(select(func.clock_timestamp())).scalar_one()
     return now
