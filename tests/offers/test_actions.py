@@ -315,7 +315,7 @@ def test_states_in_sql_and_python_are_the_same(make_offer: Callable[..., Offer],
     offers = {name: make_offer(name.replace("_", ""), **values) for name, values in STATES.items()}
 
     assert [offer.id for offer in offer_queries.list_offers(state=state)] == [offers[state].id]
-    assert offers[state].state(database_clock.get_transaction_time()) == state
+    assert offers[state].state(database_clock.get_database_time()) == state
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ def test_a_state_begins_at_its_very_moment(
 ) -> None:
     row = make_offer()
     # In one transaction the database has one time.
-    now = database_clock.get_transaction_time()
+    now = database_clock.get_database_time()
     for name, value in changes.items():
         setattr(row, name, now + value if isinstance(value, timedelta) else value)
     db.session.flush()

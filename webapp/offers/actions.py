@@ -148,7 +148,7 @@ def freeze_offer(offer_id: int, connection: Connection | None = None) -> bool:
 def _set_paused(offer: Offer, paused: bool, by: str) -> None:
     if (offer.paused_at is not None) == paused:
         return
-    offer.paused_at = database_clock.get_transaction_time() if paused else None
+    offer.paused_at = database_clock.get_database_time() if paused else None
     offer.version += 1
     record_audit_entry(by, "offer.paused" if paused else "offer.resumed", offer.code_as_written)
 

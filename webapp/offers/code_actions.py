@@ -87,7 +87,7 @@ def close_code(offer_id: int, code: str, by: str) -> Offer:
             409,
         )
     if offer_code.closed_at is None:
-        offer_code.closed_at = database_clock.get_transaction_time()
+        offer_code.closed_at = database_clock.get_database_time()
         offer.version += 1
         record_audit_entry(by, "offer.code_closed", offer_code.code_as_written, offer=offer.code_as_written)
     db.session.commit()

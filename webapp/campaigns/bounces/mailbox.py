@@ -72,6 +72,6 @@ def _has_timestamp(line: bytes) -> bool:
 
 
 def _iter_lines(stream: IO[bytes]) -> Iterator[bytes]:
-    """Yield lines with their line breaks; parts of a line longer than `_MAX_LINE_BYTES`."""
+    """Yield lines with their line breaks; longer ones than `_MAX_LINE_BYTES` in parts."""
     while line := stream.readline(_MAX_LINE_BYTES):
         yield line

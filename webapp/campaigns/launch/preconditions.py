@@ -35,7 +35,7 @@ def require_usable_offer(offer: Offer) -> None:
 
     :raises DomainError: `offer_expired`, `offer_paused` or `offer_exhausted`.
     """
-    state = offer.state(database_clock.get_transaction_time())
+    state = offer.state(database_clock.get_database_time())
     if state in OFFER_STATE_REFUSALS:
         raise DomainError(*OFFER_STATE_REFUSALS[state])
 
@@ -111,7 +111,7 @@ def validate_launch_time(at: datetime, offer: Offer) -> None:
                 last=offer_actions.VALID_YEARS[-1],
             ),
         )
-    elif at <= database_clock.get_transaction_time():
+    elif at <= database_clock.get_database_time():
         error = "time_past", _("This time is in the past. Choose a later time, or launch the campaign now.")
     elif offer.ends_at is not None and at >= offer.ends_at:
         error = (

@@ -163,7 +163,7 @@ def _render_review(offer: Offer, campaign: Campaign, form: LaunchForm, status: i
         audience_count=launch_audience.count_campaign_recipients(campaign, offer),
         audience=audience_name(offer.audience_id),
         other_zones=_format_start_in_other_zones(campaign, offer),
-        now=database_clock.get_transaction_time(),
+        now=database_clock.get_database_time(),
     )
 
 

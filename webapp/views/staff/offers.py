@@ -51,7 +51,7 @@ def index() -> Response:
         "offers/index.html",
         form=form,
         offers=offers,
-        at=database_clock.get_transaction_time(),
+        at=database_clock.get_database_time(),
         redeemed=count_queries.count_redemptions([offer.id for offer in offers]),
         failed_attempts=guessing.find_guessing_alerts([offer.id for offer in offers]),
         is_filtered=bool(filters),
@@ -92,7 +92,7 @@ def show(offer_id: int) -> Response:
     return rendering.render(
         "offers/show.html",
         offer=offer,
-        at=database_clock.get_transaction_time(),
+        at=database_clock.get_database_time(),
         failed_attempts=guessing.find_guessing_alerts([offer.id]).get(offer.id),
         audience=_audience_name(offer),
         codes=offer_queries.list_codes_by_offer([offer.id])[offer.id],
@@ -114,7 +114,7 @@ def live(offer_id: int) -> Response:
     """Render the part of the page that refreshes itself: the redemptions."""
     offer = _require_offer(offer_id)
     return rendering.render(
-        "offers/_live.html", offer=offer, at=database_clock.get_transaction_time(), **_live_context(offer)
+        "offers/_live.html", offer=offer, at=database_clock.get_database_time(), **_live_context(offer)
     )
 
 
@@ -264,7 +264,7 @@ def _redemption_chart(offer: Offer) -> dict[str, Any]:
     Days are those of the time zone of the offer.
     """
     time_zone = ZoneInfo(offer.time_zone)
-    now = database_clock.get_transaction_time()
+    now = database_clock.get_database_time()
     last = min(now, offer.ends_at or now).astimezone(time_zone).date()
     first = last - timedelta(days=CHART_DAYS - 1)
     since = datetime.combine(first, datetime.min.time(), time_zone)
