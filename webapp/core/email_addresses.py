@@ -69,7 +69,11 @@ def normalise_email(raw_email: str) -> str:
 
 def _normalise_local_part(local: str, raw_email: str) -> str:
     local = unicodedata.normalize("NFC", local).lower()
-    punctuation = "".join(c for c in local if not c.isalnum() and unicodedata.category(c) not in ("Mn", "Mc"))
+    punctuation = "".join(
+        character
+        for character in local
+        if not character.isalnum() and unicodedata.category(character) not in ("Mn", "Mc")
+    )
     is_allowed = re.fullmatch(r"[!#$%&'*+/=?^_`{|}~.-]*", punctuation)
     if (
         not local

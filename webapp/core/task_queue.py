@@ -56,9 +56,9 @@ def init_app(app: Flask) -> None:
     :raises RuntimeError: when a name of `TaskName` has no task.
     """
     global _app
-    missing = set(get_args(TaskName)) - _tasks.keys()
-    if missing:
-        raise RuntimeError(f"no task is registered as {', '.join(sorted(missing))}")
+    missing_names = set(get_args(TaskName)) - _tasks.keys()
+    if missing_names:
+        raise RuntimeError(f"no task is registered as {', '.join(sorted(missing_names))}")
     _app = app
     dsn = app.config["SETTINGS"].libpq_url
     if huey.storage.dsn != dsn:
@@ -142,7 +142,7 @@ def longest_running_seconds() -> float | None:
 def periodic_task_ages() -> dict[str, float]:
     """Return the seconds since this process completed each periodic task, by name.
 
-    Tasks that it has not completed are missing.
+    Tasks that it has not completed are missing_names.
     """
     return {name: time.monotonic() - at for name, at in list(_periodic_task_completed_at.items())}
 

@@ -106,7 +106,7 @@ def _clean_line(value: str, max_length: int, field: str, key: str) -> str:
     text = " ".join(value.split())
     if not text.isprintable():
         text = unicodedata.normalize("NFC", text)
-        if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
             raise InvalidInput(FieldError(field, key, str(control_error)))
     if len(text) > max_length:
         raise InvalidInput(FieldError(field, key, str(length_error)))

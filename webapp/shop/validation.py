@@ -94,7 +94,7 @@ def _validate_locale(value: str) -> str:
 
 
 def _require_printable(text: str, max_length: int) -> str:
-    if any(unicodedata.category(c) in ("Cc", "Cs", "Co", "Zl", "Zp") for c in text):
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Co", "Zl", "Zp") for character in text):
         raise _invalid_field(
             "bad_character", _("This contains characters that cannot be sent in an email. Please type it again.")
         )

@@ -263,7 +263,8 @@ def _clean_diagnostic(text: str) -> str:
 
     PostgreSQL's `text` rejects some of them.
     """
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:MAX_DIAGNOSTIC_LENGTH]
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    return " ".join(printable.split())[:MAX_DIAGNOSTIC_LENGTH]
 
 
 def _get_body_text(part: Message) -> str:

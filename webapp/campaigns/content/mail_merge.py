@@ -340,5 +340,7 @@ def _to_single_line(value: str) -> str:
     Emoji joiners and bidi controls stay.
     """
     if not value.isprintable():
-        value = "".join(" " if unicodedata.category(c) in _FORBIDDEN_CATEGORIES else c for c in value)
+        value = "".join(
+            " " if unicodedata.category(character) in _FORBIDDEN_CATEGORIES else character for character in value
+        )
     return " ".join(value.split())

@@ -83,7 +83,7 @@ def _find_error(field: str, value: str) -> ContentError | None:
             limit=MAX_BODY_BYTES // 1024,
             size=formatting.format_number(size // 1024),
         )
-    if any(unicodedata.category(c) in ("Cc", "Cs", "Co") and c not in "\t\r\n" for c in value):
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Co") and character not in "\t\r\n" for character in value):
         return "bad_character", _("This contains characters that cannot be sent by email. Please type it again.")
     try:
         parse_template(value)
@@ -196,9 +196,8 @@ class _MarkerLocator(HTMLParser):
             self._record_hidden(name, _IN_ATTRIBUTE_NAME)
             self.found_markers |= _marker_numbers(value or "")
             if tag in ("a", "area") and name == "href" and not self.open_hidden_elements:
-                self.visible_markers |= {
-                    int(n) for n in _MARKER.findall(value or "") if (value or "").strip().startswith(MARKER_OPEN)
-                }
+                if (value or "").strip().startswith(MARKER_OPEN):
+                    self.visible_markers |= _marker_numbers(value or "")
             elif name.startswith("on"):
                 self._record_hidden(value or "", _HIDDEN_ELEMENTS["script"])
         if tag in _HIDDEN_ELEMENTS:
