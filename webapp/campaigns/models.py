@@ -86,6 +86,12 @@ class Campaign(Model):
         {"postgresql_with": {"fillfactor": 50}},
     )
 
+    @property
+    def paused_by(self) -> str | None:
+        """The user who paused the campaign; None if nobody did."""
+        reason = self.pause_reason or ""
+        return reason.removeprefix(STAFF_PAUSE_PREFIX) if reason.startswith(STAFF_PAUSE_PREFIX) else None
+
 
 class Batch(Model):
     """A fixed part of a campaign's recipients, sent by one worker over one connection."""
