@@ -73,7 +73,7 @@ def _usable(n: int) -> int:
     customer = customer_queries.find_customer_by_email(_email(n))
     if customer is None:
         raise RuntimeError("everybody asked about is a customer")
-    found = sum(evaluate(facts).reason is None for facts in redemption_facts.load_open_offer_facts(customer.id))
+    found = sum(evaluate(facts).reason is None for facts in redemption_facts.load_current_offer_facts(customer.id))
     if not found:
         raise RuntimeError("there is always something to use")
     return found

@@ -431,7 +431,7 @@ def test_a_campaign_is_not_finished_while_emails_are_queued_again(launch_campaig
 
 
 def test_retrying_works_in_chunks(unresolved: Campaign, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery_actions, "RETRY_CHUNK_SIZE", 1)
+    monkeypatch.setattr(delivery_actions, "RESEND_CHUNK_SIZE", 1)
     assert delivery_actions.resend_deliveries(unresolved.id, DeliverySelection("uncertain"), "mia").resent == 2
 
 

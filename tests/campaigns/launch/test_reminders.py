@@ -133,7 +133,7 @@ def test_a_customer_who_redeems_while_deferred_is_not_reminded(announced_offer: 
 def test_preparation_checks_redemptions_block_by_block(announced_offer: Offer, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = create_customers(1000)
     redeem(announced_offer, [i for n, i in enumerate(ids) if n % 10])
-    monkeypatch.setattr(preparation, "AUDIENCE_BLOCK_SIZE", 100)
+    monkeypatch.setattr(preparation, "AUDIENCE_CHUNK_SIZE", 100)
     campaign = launch_actions.launch_reminder(announced_offer.id, EmailContent(), "tests").campaign
     with recorded_statements() as executed:
         preparation.prepare_campaign(campaign.id)

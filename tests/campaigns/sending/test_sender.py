@@ -81,7 +81,7 @@ def test_customers_created_after_the_launch_get_no_email(launch_campaign: Launch
 def test_preparation_continues_after_a_crash(
     launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preparation, "AUDIENCE_BLOCK_SIZE", 40)
+    monkeypatch.setattr(preparation, "AUDIENCE_CHUNK_SIZE", 40)
     monkeypatch.setattr(preparation, "BATCH_SIZE", 20)
     ids = create_customers(100)
     campaign = launch_campaign(prepare=False)
