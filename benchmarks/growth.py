@@ -82,7 +82,7 @@ def _count_usable_offers(n: int) -> int:
     customer = customer_queries.find_customer_by_email(_email(n))
     if customer is None:
         raise RuntimeError("the customer does not exist")
-    usable = sum(evaluate(facts).reason is None for facts in redemption_facts.load_open_offer_facts(customer.id))
+    usable = sum(evaluate(facts).reason is None for facts in redemption_facts.load_current_offer_facts(customer.id))
     if not usable:
         raise RuntimeError("the customer has no usable offer")
     return usable

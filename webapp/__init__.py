@@ -251,7 +251,7 @@ def _register_health_checks(app: Flask) -> None:
             db.session.execute(text("select 1 from alembic_version"))
             huey.storage.queue_size()
         except Exception as error:
-            if not database_health.detect_outage(error):
+            if not database_health.report_if_outage(error):
                 logging.getLogger(__name__).warning("readiness check failed: %s", error)
             return {"status": "the database or the queue is unavailable"}, 503
         return {"status": "ready"}, 200

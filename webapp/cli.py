@@ -78,7 +78,7 @@ def list_keys_command() -> None:
     """
     for purpose in signing_key_actions.SIGNING_KEY_PURPOSES:
         for index, row in enumerate(signing_keys.list_key_versions(purpose)):
-            if row.retired_at:
+            if row.revoked_at:
                 state = "retired"
             else:
                 state = "accepted" if index else "signs"

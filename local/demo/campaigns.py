@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from local.demo.scenario import CampaignPlan
-from webapp.campaigns.models import BATCH_SIZE, WINDOW_SIZE, encode_gaps
+from webapp.campaigns.models import BATCH_SIZE, STAFF_PAUSE_PREFIX, WINDOW_SIZE, encode_gaps
 from webapp.campaigns.sending.auto_pause import MAX_FAILURE_RATE, MIN_FAILURES_TO_PAUSE
 from webapp.campaigns.timing import LEASE_DURATION, RETRY_BACKOFF
 
@@ -97,7 +97,7 @@ class _SendSimulation:
         self.batches = [_BatchState(ids, seq) for seq, ids in enumerate(slices)]
         self.result = SentCampaign()
         self.stopped_at: float | None = None
-        self.pause_reason = f"paused by {launched_by}"
+        self.pause_reason = f"{STAFF_PAUSE_PREFIX}{launched_by}"
         self.last_sent_at = 2.0
         limit = len(recipients.ids) * plan.stopped_after if plan.stopped_after else None
         self.stop_position = None if limit is None else round(limit / WINDOW_SIZE) * WINDOW_SIZE

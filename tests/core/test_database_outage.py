@@ -240,16 +240,16 @@ def test_an_outage_ends_when_any_connection_works(
     with other_app.app_context(), captured_logs(test_settings, "text") as stream:
         with db.engine.connect():
             pass
-        assert database_health.detect_outage(psycopg.OperationalError("server closed the connection unexpectedly"))
+        assert database_health.report_if_outage(psycopg.OperationalError("server closed the connection unexpectedly"))
         assert database_health.is_database_unavailable()
         # The connection was in the pool already, so no new one is opened.
         with db.engine.connect():
             pass
         db.engine.dispose()
 
-        assert database_health.detect_outage(psycopg.OperationalError("server closed the connection unexpectedly")), (
-            "found late"
-        )
+        assert database_health.report_if_outage(
+            psycopg.OperationalError("server closed the connection unexpectedly")
+        ), "found late"
     assert not database_health.is_database_unavailable()
     assert [line.split("webapp.core.database_health ")[1][:24] for line in stream.getvalue().splitlines()] == [
         "the database is unavaila",
@@ -270,7 +270,7 @@ def test_other_database_errors_are_not_outages(error: psycopg.Error, monkeypatch
     database_health.mark_recovered()
     monkeypatch.setattr(database_health, "_recovered_at", -math.inf)
 
-    assert not database_health.detect_outage(error)
+    assert not database_health.report_if_outage(error)
     assert not database_health.is_database_unavailable()
 
 

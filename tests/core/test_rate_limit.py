@@ -23,7 +23,7 @@ from webapp.core.rate_limit import (
     TableStorage,
     _delete_expired,
     client_address,
-    form_field_key,
+    form_field_key_func,
 )
 from webapp.core.settings import Settings
 
@@ -181,7 +181,7 @@ def test_addresses_of_one_ipv6_network_share_a_counter(app: Flask, given: str, c
 
 def test_fields_with_the_same_value_have_separate_counters(app: Flask) -> None:
     with app.test_request_context(method="POST", data={"email": "a@example.com", "code": "a@example.com"}):
-        assert form_field_key("email", normalise_email)() != form_field_key("code")()
+        assert form_field_key_func("email", normalise_email)() != form_field_key_func("code")()
 
 
 def test_without_the_table_requests_are_not_limited(client: FlaskClient) -> None:

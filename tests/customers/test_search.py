@@ -14,7 +14,7 @@ from webapp.customers.models import Customer
 def test_a_name_is_found_for_any_number_of_matches(
     make_customer: Callable[..., Customer], monkeypatch: pytest.MonkeyPatch, max_matches: int
 ) -> None:
-    monkeypatch.setattr(customer_queries, "NAME_INDEX_MAX_MATCHES", max_matches)
+    monkeypatch.setattr(customer_queries, "MAX_NAME_INDEX_MATCHES", max_matches)
     ids = [
         make_customer(f"n{n}@example.com", name=name).id for n, name in enumerate(["Ada Byron", "Bob", "Adam", "Ada"])
     ]

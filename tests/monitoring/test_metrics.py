@@ -129,9 +129,9 @@ def test_relay_trouble_and_automatic_pauses_are_counted(api: FlaskClient, campai
         return found["onecode_relay_trouble", ()], found["onecode_campaigns_paused_by_themselves", ()]
 
     assert scrape_troubles() == (0, 0)
-    campaign.trouble = "The mail relay can't be reached."
+    campaign.delivery_warning = "The mail relay can't be reached."
     assert scrape_troubles() == (1, 0)
-    campaign.trouble, campaign.status, campaign.pause_reason = None, "paused", "the relay refuses us: 535"
+    campaign.delivery_warning, campaign.status, campaign.pause_reason = None, "paused", "the relay refuses us: 535"
     assert scrape_troubles() == (0, 1)
     campaign.pause_reason = "paused by ada@example.com"
     assert scrape_troubles() == (0, 0)

@@ -315,7 +315,7 @@ def test_states_in_sql_and_python_are_the_same(make_offer: Callable[..., Offer],
     offers = {name: make_offer(name.replace("_", ""), **values) for name, values in STATES.items()}
 
     assert [offer.id for offer in offer_queries.list_offers(state=state)] == [offers[state].id]
-    assert offers[state].state(database_clock.database_now()) == state
+    assert offers[state].state(database_clock.get_database_time()) == state
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ def test_a_state_begins_at_its_very_moment(
 ) -> None:
     row = make_offer()
     # In one transaction the database has one time.
-    now = database_clock.database_now()
+    now = database_clock.get_database_time()
     for name, value in changes.items():
         setattr(row, name, now + value if isinstance(value, timedelta) else value)
     db.session.flush()
@@ -346,7 +346,7 @@ def test_a_state_begins_at_its_very_moment(
     assert row.state(now) == state
     assert [name for name in STATES if offer_queries.list_offers(state=cast("OfferState", name))] == [state]
     is_open = row.starts_at <= now and state in ("live", "used_up")
-    assert offer_queries.list_open_offer_ids() == ([row.id] if is_open else [])
+    assert offer_queries.list_current_offer_ids() == ([row.id] if is_open else [])
 
 
 def test_the_open_offer_that_ends_soonest_is_listed_first(make_offer: Callable[..., Offer]) -> None:
@@ -356,7 +356,7 @@ def test_the_open_offer_that_ends_soonest_is_listed_first(make_offer: Callable[.
         for n, ends_at in enumerate((None, ends + timedelta(days=1), ends, ends))
     )
 
-    assert offer_queries.list_open_offer_ids() == [sooner, also_sooner, later, endless]
+    assert offer_queries.list_current_offer_ids() == [sooner, also_sooner, later, endless]
 
 
 def test_the_codes_of_an_offer_are_listed_newest_first(make_offer: Callable[..., Offer]) -> None:

@@ -563,7 +563,7 @@ def test_a_rollback_corrects_the_count_of_its_hour(make_offer: MakeOffer, make_c
     group_commit.redeem(ADA)
     back_date(3)
     task_queue.run("redemptions.count_hours")
-    old = redemption_queries.find_live_redemption(offer.id, ada.id)
+    old = redemption_queries.find_current_redemption(offer.id, ada.id)
     assert old is not None
 
     redemption_rollback.roll_back_redemption(old.public_id, **ROLLBACK)

@@ -160,7 +160,7 @@ def test_a_personal_link_from_before_a_renewal_shows_the_current_code(
 
     assert (page.status_code, receipt.status_code) == (200, 200)
     assert "WINTER26" in page.text
-    assert redemption_queries.find_live_redemption(offer.id, 1) is not None
+    assert redemption_queries.find_current_redemption(offer.id, 1) is not None
 
 
 def test_the_api_accepts_an_alias_and_returns_the_current_code(

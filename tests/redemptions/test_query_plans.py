@@ -73,7 +73,7 @@ def make_request(n: int, **values: Any) -> RedemptionRequest:
 
 
 LOOK_UPS: dict[str, Callable[[], object]] = {
-    "open offers of a customer": lambda: [redemption_facts.load_open_offer_facts(n) for n in (77, 500)],
+    "open offers of a customer": lambda: [redemption_facts.load_current_offer_facts(n) for n in (77, 500)],
     "a customer by email": lambda: customer_queries.find_customer_by_email("customer.77@example.com"),
     "validation": lambda: redemption_actions.validate_redemption(make_request(77)),
     "facts by email": lambda: redemption_facts.load_facts([make_request(78)]),
@@ -90,7 +90,7 @@ LOOK_UPS: dict[str, Callable[[], object]] = {
     "facts of many": lambda: redemption_facts.load_facts([make_request(n) for n in range(1, 65)]),
     "facts of very many": lambda: redemption_facts.load_facts([make_request(n) for n in range(1, 257)]),
     "redeeming": lambda: group_commit.redeem(make_request(79)),
-    "a receipt": lambda: redemption_queries.find_live_redemption(7, 77),
+    "a receipt": lambda: redemption_queries.find_current_redemption(7, 77),
     "one customer's": lambda: redemption_queries.list_customer_redemptions(77),
     "redeemed among": lambda: redemption_queries.find_redeemed_customer_ids(7, list(range(1, 501))),
     "is a code blocked": lambda: guessing.is_code_blocked("OFFER77KQ4XM2T"),

@@ -93,7 +93,9 @@ def test_a_launch_during_an_outage_of_the_relay_is_sent_afterwards(
     settings = with_settings(mail_port=port)
     with live_server.worker(settings):
         campaign_id = launch_actions.launch_announcement(make_offer().id, "tests").campaign.id
-        wait_until(lambda: [campaign.trouble for campaign in campaign_queries.list_campaigns_needing_attention()])
+        wait_until(
+            lambda: [campaign.delivery_warning for campaign in campaign_queries.list_campaigns_needing_attention()]
+        )
         assert stats_queries.get_campaign_stats(campaign_id).sent == 0
         with smtp_relay.running(port) as relay:
             wait_until(lambda: campaign_status(campaign_id) == "done")

@@ -10,7 +10,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 from flask import current_app
 
-PASSWORD_MIN_LENGTH, PASSWORD_MAX_LENGTH = 10, 200
+MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH = 10, 200
 
 # One thread, so that a sign-in takes one core for about 50 ms. Tests put cheap parameters into app.config["ARGON2"].
 ARGON2_PARAMETERS = {"time_cost": 2, "memory_cost": 32 * 1024, "parallelism": 1}

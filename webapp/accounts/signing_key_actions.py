@@ -108,7 +108,7 @@ def revoke_signing_key(purpose: str, version: int, by: str) -> None:
     versions = {row.version: row for row in signing_keys.list_key_versions(purpose)}
     if version not in versions:
         raise NotFound(_("This key has no version %(version)s.", version=version))
-    if versions[version].retired_at is None:
+    if versions[version].revoked_at is None:
         _check_revocable(versions, version)
         signing_keys.revoke_key_version(purpose, version)
         record_audit_entry(by, "key.retired", purpose, version=version)
@@ -121,7 +121,7 @@ def _check_revocable(versions: dict[int, KeyVersion], version: int) -> None:
     if not newer_versions:
         message = _("Version %(version)s signs now. Rotate the key first, then revoke this version.", version=version)
         raise DomainError("conflict", message, 409)
-    remaining = versions[min(newer_versions)].created_at + REVOCATION_DELAY - database_clock.database_now()
+    remaining = versions[min(newer_versions)].created_at + REVOCATION_DELAY - database_clock.get_database_time()
     if remaining > timedelta():
         message = _(
             "The key was rotated a moment ago, and emails may still be signed with version %(version)s. "

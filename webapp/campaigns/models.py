@@ -36,7 +36,7 @@ class Campaign(Model):
     status: Mapped[str] = mapped_column(server_default="draft")
     pause_reason: Mapped[str | None]
     # Why no email is sent although the campaign is not paused, for example because the relay cannot be reached.
-    trouble: Mapped[str | None]
+    delivery_warning: Mapped[str | None] = mapped_column("trouble")
     # For an uncertain delivery whose worker was killed: resend it, or hold it for staff to resolve.
     uncertain_policy: Mapped[str] = mapped_column(server_default="resend")
     # When it is launched automatically; launched_by is then who scheduled it.
@@ -85,6 +85,12 @@ class Campaign(Model):
         CheckConstraint("status <> 'scheduled' or scheduled_at is not null", name="scheduled"),
         {"postgresql_with": {"fillfactor": 50}},
     )
+
+    @property
+    def paused_by(self) -> str | None:
+        """The user who paused the campaign; None if nobody did."""
+        reason = self.pause_reason or ""
+        return reason.removeprefix(STAFF_PAUSE_PREFIX) if reason.startswith(STAFF_PAUSE_PREFIX) else None
 
 
 class Batch(Model):

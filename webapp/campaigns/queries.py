@@ -63,7 +63,7 @@ def list_campaigns(
     return db.session.scalars(statement).all()
 
 
-def has_mailable_customers(audience_id: int | None) -> bool:
+def has_unsuppressed_customers(audience_id: int | None) -> bool:
     """Return whether an audience has a customer who is not suppressed.
 
     :param audience_id: None for all customers.
@@ -155,7 +155,7 @@ def count_unresolved(campaign_id: int) -> int:
     return int(db.session.execute(_COUNT_UNRESOLVED_SQL, {"campaign": campaign_id}).scalar_one())
 
 
-def has_active_campaign() -> bool:
+def has_campaign_in_progress() -> bool:
     """Return whether a campaign is being prepared or sent, so that its figures change."""
     statement = select(Campaign.id).where(Campaign.status.in_(("preparing", "sending")))
     return db.session.scalar(statement.limit(1)) is not None
@@ -165,7 +165,9 @@ def list_campaigns_needing_attention() -> Sequence[Campaign]:
     """Return campaigns that are paused or have a delivery warning."""
     return db.session.scalars(
         select(Campaign)
-        .where((Campaign.status == "paused") | (Campaign.trouble.is_not(None) & (Campaign.status == "sending")))
+        .where(
+            (Campaign.status == "paused") | (Campaign.delivery_warning.is_not(None) & (Campaign.status == "sending"))
+        )
         .order_by(Campaign.id.desc())
         .limit(20)
     ).all()
@@ -182,7 +184,7 @@ def get_campaign(campaign_id: int) -> Campaign:
     return campaign
 
 
-def find_open_campaign(offer_id: int, kind: str) -> Campaign | None:
+def find_current_campaign(offer_id: int, kind: str) -> Campaign | None:
     """Return the announcement of an offer, or its reminder that is not finished.
 
     A cancelled campaign is not returned.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hmac
 from collections.abc import Callable
+from typing import NamedTuple
 
 from flask import current_app
 
@@ -19,26 +20,36 @@ _MESSAGE_ID_PURPOSE = "message_id"
 _MAC_BYTES = 10
 
 
+class DeliveryIds(NamedTuple):
+    """The campaign and the customer of an email."""
+
+    campaign_id: int
+    customer_id: int
+
+
 def build_unsubscribe_url(customer_id: int, campaign_id: int) -> str:
     """Build the absolute URL `/u/<token>`. It never expires."""
     token = signing_keys.sign_token(_UNSUBSCRIBE_PURPOSE, [customer_id, campaign_id])
     return f"{current_app.config['SETTINGS'].public_url}/u/{token}"
 
 
-def unsubscribe_url_builder(campaign_id: int) -> Callable[[int], str]:
+def create_unsubscribe_url_builder(campaign_id: int) -> Callable[[int], str]:
     """Return a function that builds the unsubscribe URL of a customer.
 
     It is faster than `build_unsubscribe_url` for many customers of one campaign.
     """
     prefix = f"{current_app.config['SETTINGS'].public_url}/u/"
-    sign = signing_keys.create_signer(_UNSUBSCRIBE_PURPOSE)
+    sign = signing_keys.create_token_signer(_UNSUBSCRIBE_PURPOSE)
     return lambda customer_id: prefix + sign([customer_id, campaign_id])
 
 
-def parse_unsubscribe_token(token: str) -> tuple[int, int] | None:
-    """Return (customer id, campaign id) of a valid unsubscribe token, else None."""
+def parse_unsubscribe_token(token: str) -> DeliveryIds | None:
+    """Return the ids of an unsubscribe token; None if it is not valid."""
     payload = signing_keys.verify_token(_UNSUBSCRIBE_PURPOSE, token)
-    return (payload[0], payload[1]) if payload is not None and len(payload) == 2 else None
+    if payload is None or len(payload) != 2:
+        return None
+    customer_id, campaign_id = payload
+    return DeliveryIds(campaign_id, customer_id)
 
 
 def build_message_id(campaign_id: int, customer_id: int, domain: str) -> str:
@@ -47,10 +58,10 @@ def build_message_id(campaign_id: int, customer_id: int, domain: str) -> str:
     It is the same for every attempt, so that mailboxes can detect a duplicate. It reveals no ids; `parse_message_id`
     recovers them.
     """
-    return message_id_builder(campaign_id, domain)(customer_id)
+    return create_message_id_builder(campaign_id, domain)(customer_id)
 
 
-def message_id_builder(campaign_id: int, domain: str) -> Callable[[int], str]:
+def create_message_id_builder(campaign_id: int, domain: str) -> Callable[[int], str]:
     """Return a function that builds the Message-ID of an email of one campaign.
 
     It is faster than `build_message_id` for many customers.
@@ -67,8 +78,8 @@ def message_id_builder(campaign_id: int, domain: str) -> Callable[[int], str]:
     return build
 
 
-def parse_message_id(message_id: str) -> tuple[int, int] | None:
-    """Return (campaign id, customer id) of a Message-ID; None if it is not valid."""
+def parse_message_id(message_id: str) -> DeliveryIds | None:
+    """Return the ids of a Message-ID; None if it is not valid."""
     data = _decode_base32(message_id.strip().removeprefix("<").rpartition("@")[0])
     mac, masked = data[:_MAC_BYTES], data[_MAC_BYTES:]
     if len(masked) != 16:
@@ -79,7 +90,7 @@ def parse_message_id(message_id: str) -> tuple[int, int] | None:
     ):
         ids = _xor_with_mask(secret, mac, masked)
         if hmac.compare_digest(_compute_mac(secret, ids), mac):
-            return int.from_bytes(ids[:8]), int.from_bytes(ids[8:])
+            return DeliveryIds(int.from_bytes(ids[:8]), int.from_bytes(ids[8:]))
     return None
 
 
@@ -120,8 +131,8 @@ def build_return_path(campaign_id: int, customer_id: int, default: str) -> str:
     return f"{local}+{token}@{domain}"
 
 
-def parse_return_path(address: str) -> tuple[int, int] | None:
-    """Return (campaign id, customer id) of a return path; None if it is not valid.
+def parse_return_path(address: str) -> DeliveryIds | None:
+    """Return the ids of a return path; None if it is not valid.
 
     It may be in upper or lower case.
     """
@@ -143,9 +154,9 @@ def _encode_ids(campaign_id: int, customer_id: int) -> bytes:
     return bytes([len(first) << 4 | len(second)]) + first + second
 
 
-def _decode_ids(encoded: bytes) -> tuple[int, int]:
+def _decode_ids(encoded: bytes) -> DeliveryIds:
     end = 1 + (encoded[0] >> 4)
-    return int.from_bytes(encoded[1:end]), int.from_bytes(encoded[end:])
+    return DeliveryIds(int.from_bytes(encoded[1:end]), int.from_bytes(encoded[end:]))
 
 
 def _has_valid_mac(ids: bytes, mac: bytes, keys: list[tuple[int, bytes]]) -> bool:

@@ -41,7 +41,7 @@ _last_logged_at = 0.0
 _unlogged_requests = 0
 
 
-def detect_outage(error: BaseException | None) -> bool:
+def report_if_outage(error: BaseException | None) -> bool:
     """Return whether an error means that the database is unavailable.
 
     The first such error starts an outage, which is logged with its reason.

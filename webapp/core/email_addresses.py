@@ -25,7 +25,7 @@ def redact_email_addresses(text: str) -> str:
     return _EMAIL_ADDRESS.sub("…", text[:2_000])
 
 
-EMAIL_MAX_LENGTH = 254
+MAX_EMAIL_LENGTH = 254
 # Prefix of the hashed address of an erased customer on the suppression list.
 HASHED_EMAIL_PREFIX = "sha256:"
 # Matches nearly every address; all others are handled by the slow path in `normalise_email`.
@@ -54,11 +54,11 @@ def normalise_email(raw_email: str) -> str:
     :raises InvalidInput: `email_missing` when it is blank; `email_invalid` when it is not a deliverable address
         (RFC 5321 lengths, RFC 5322 dot-atom).
     """
-    if len(raw_email) <= EMAIL_MAX_LENGTH and raw_email.find("@") <= 64 and _COMMON_ADDRESS.fullmatch(raw_email):
+    if len(raw_email) <= MAX_EMAIL_LENGTH and raw_email.find("@") <= 64 and _COMMON_ADDRESS.fullmatch(raw_email):
         return raw_email.lower()
     address = raw_email.strip()
     local, at, domain = address.rpartition("@")
-    if not at or len(address) > EMAIL_MAX_LENGTH:
+    if not at or len(address) > MAX_EMAIL_LENGTH:
         raise _email_error(raw_email)
     if address.isascii():
         domain = domain.lower()
@@ -69,7 +69,11 @@ def normalise_email(raw_email: str) -> str:
 
 def _normalise_local_part(local: str, raw_email: str) -> str:
     local = unicodedata.normalize("NFC", local).lower()
-    punctuation = "".join(c for c in local if not c.isalnum() and unicodedata.category(c) not in ("Mn", "Mc"))
+    punctuation = "".join(
+        character
+        for character in local
+        if not character.isalnum() and unicodedata.category(character) not in ("Mn", "Mc")
+    )
     is_allowed = re.fullmatch(r"[!#$%&'*+/=?^_`{|}~.-]*", punctuation)
     if (
         not local

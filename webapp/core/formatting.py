@@ -153,7 +153,7 @@ def bidi_isolate(text: str) -> str:
     text = str(text)
     if not _RIGHT_TO_LEFT_PATTERN.search(text):
         return text
-    # An email address is displayed left to right, whatever its first letters are.
+    # An email address is always displayed left to right.
     return f"\u2066{text}\u2069" if "@" in text else f"\u2068{text}\u2069"
 
 

@@ -125,7 +125,7 @@ def _filter_huey_noise(record: logging.LogRecord) -> bool:
     if not record.name.startswith("huey"):
         return True
     # Each thread of the worker keeps polling a database that is unavailable.
-    if record.exc_info and database_health.detect_outage(record.exc_info[1]):
+    if record.exc_info and database_health.report_if_outage(record.exc_info[1]):
         return False
     # `task_queue` has logged the failed task already, with its context.
     return not (record.exc_info and getattr(record.exc_info[1], "is_logged", False))

@@ -4,7 +4,7 @@ A view is limited by decorators; each of them may reject a request:
 
     @blueprint.post("/sign-in")
     @limiter.limit("30 per minute", key_func=client_address)
-    @limiter.limit("10 per 5 minutes", key_func=form_field_key("email", normalise_email))
+    @limiter.limit("10 per 5 minutes", key_func=form_field_key_func("email", normalise_email))
 
 If the table is unavailable, the limits are not applied: the views need the database too and report the outage.
 """
@@ -108,7 +108,7 @@ def client_address() -> str:
     return str(getattr(address, "ipv4_mapped", None) or address)
 
 
-def form_field_key(field: str, normalise: Callable[[str], str] = str) -> Callable[[], str]:
+def form_field_key_func(field: str, normalise: Callable[[str], str] = str) -> Callable[[], str]:
     """Return a key function for the value of a form field, such as an email address.
 
     The key is a hash, which is short and contains no personal data.
@@ -127,7 +127,7 @@ def form_field_key(field: str, normalise: Callable[[str], str] = str) -> Callabl
     return key
 
 
-def combined_key(*parts: Callable[[], str]) -> Callable[[], str]:
+def combined_key_func(*parts: Callable[[], str]) -> Callable[[], str]:
     """Combine key functions, such as those of email and client address.
 
     Then other clients do not use up the attempts.

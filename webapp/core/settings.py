@@ -67,7 +67,7 @@ class Settings:
     mail_use_tls: bool
     mail_use_ssl: bool
     mail_default_sender: str
-    # SMTP connections per worker; each needs up to two of the 36 database connections of its pool.
+    # SMTP connections per worker; each needs up to two connections of the database pool.
     mail_connections: int
     # Maximum number of emails per second that all workers together hand to the relay; 0 for no limit.
     mail_per_second: float
@@ -207,7 +207,7 @@ def _read_or_create_secret(instance: Path) -> str:
 
 
 def read_saved_port(instance: Path) -> int | None:
-    """Return the port of the last `make setup`, the default of later commands, or None."""
+    """Return the port of the last `make setup`, or None; later commands use it."""
     try:
         return int((instance / "port").read_text())
     except (OSError, ValueError):

@@ -38,7 +38,7 @@ class SigningKey(Model):
     version: Mapped[int] = mapped_column(primary_key=True)
     secret: Mapped[bytes]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    retired_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None] = mapped_column("retired_at")
 
 
 class KeyVersion(NamedTuple):
@@ -47,7 +47,7 @@ class KeyVersion(NamedTuple):
     purpose: str
     version: int
     created_at: datetime
-    retired_at: datetime | None
+    revoked_at: datetime | None
 
 
 class _CachedKeys(NamedTuple):
@@ -127,7 +127,7 @@ def sign_token(purpose: str, payload: list[int]) -> str:
     return str(URLSafeSerializer(current_secret(purpose), salt=purpose).dumps(payload))
 
 
-def create_signer(purpose: str) -> Callable[[list[int]], str]:
+def create_token_signer(purpose: str) -> Callable[[list[int]], str]:
     """Return a function that signs payloads as `sign_token` does.
 
     For many payloads it is faster, because the key is derived only once.
@@ -153,7 +153,7 @@ def list_key_versions(purpose: str) -> list[KeyVersion]:
     Revoked versions are included.
     """
     rows = db.session.execute(
-        select(SigningKey.purpose, SigningKey.version, SigningKey.created_at, SigningKey.retired_at)
+        select(SigningKey.purpose, SigningKey.version, SigningKey.created_at, SigningKey.revoked_at)
         .where(SigningKey.purpose == purpose)
         .order_by(SigningKey.version.desc())
     )
@@ -182,8 +182,8 @@ def revoke_key_version(purpose: str, version: int) -> None:
     """
     db.session.execute(
         update(SigningKey)
-        .where(SigningKey.purpose == purpose, SigningKey.version == version, SigningKey.retired_at.is_(None))
-        .values(retired_at=func.now())
+        .where(SigningKey.purpose == purpose, SigningKey.version == version, SigningKey.revoked_at.is_(None))
+        .values(revoked_at=func.now())
         .execution_options(synchronize_session=False)
     )
 
@@ -212,8 +212,8 @@ def _load_keys(purpose: str) -> _CachedKeys:
     # The time is taken before the rows are read, so that keys created during the read count as unknown.
     read_at = time.monotonic()
     rows = _select_keys(purpose) or _create_first_key(purpose)
-    accepted = [(row.version, bytes(row.secret)) for row in rows if row.retired_at is None]
-    loaded = _CachedKeys(accepted, len(rows) + sum(row.retired_at is not None for row in rows), read_at)
+    accepted = [(row.version, bytes(row.secret)) for row in rows if row.revoked_at is None]
+    loaded = _CachedKeys(accepted, len(rows) + sum(row.revoked_at is not None for row in rows), read_at)
     cache_key = _cache_key(purpose)
     with _lock:
         previous = _cache.get(cache_key)
@@ -242,4 +242,6 @@ def _create_first_key(purpose: str) -> list[Row[int, bytes, datetime | None]]:
         return list(connection.execute(_SELECT_KEYS.where(SigningKey.purpose == purpose)))
 
 
-_SELECT_KEYS = select(SigningKey.version, SigningKey.secret, SigningKey.retired_at).order_by(SigningKey.version.desc())
+_SELECT_KEYS = select(SigningKey.version, SigningKey.secret, SigningKey.revoked_at.label("revoked_at")).order_by(
+    SigningKey.version.desc()
+)

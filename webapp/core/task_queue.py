@@ -56,9 +56,9 @@ def init_app(app: Flask) -> None:
     :raises RuntimeError: when a name of `TaskName` has no task.
     """
     global _app
-    missing = set(get_args(TaskName)) - _tasks.keys()
-    if missing:
-        raise RuntimeError(f"no task is registered as {', '.join(sorted(missing))}")
+    missing_names = set(get_args(TaskName)) - _tasks.keys()
+    if missing_names:
+        raise RuntimeError(f"no task is registered as {', '.join(sorted(missing_names))}")
     _app = app
     dsn = app.config["SETTINGS"].libpq_url
     if huey.storage.dsn != dsn:
@@ -112,7 +112,7 @@ def enqueue(name: TaskName, *args: int, after: float = 0) -> bool:
             # Huey connects again at the next use. At worst the task is queued twice, which every task tolerates.
             _submit(name, args, after)
     except psycopg.Error as error:
-        if not database_health.detect_outage(error):
+        if not database_health.report_if_outage(error):
             log.warning("task %s was not enqueued: %s", name, error)
         return False
     return True
@@ -142,7 +142,7 @@ def longest_running_seconds() -> float | None:
 def periodic_task_ages() -> dict[str, float]:
     """Return the seconds since this process completed each periodic task, by name.
 
-    Tasks that it has not completed are missing.
+    Tasks that it has not completed are missing_names.
     """
     return {name: time.monotonic() - at for name, at in list(_periodic_task_completed_at.items())}
 
@@ -196,7 +196,7 @@ def _run_and_log(name: str, function: Function, args: tuple[int, ...]) -> None:
         function(*args)
     except Exception as error:
         # Logged here, where the context is known; Huey keeps the worker running.
-        if not database_health.detect_outage(error):
+        if not database_health.report_if_outage(error):
             log.exception("task %s failed", name, extra=getattr(error, "log_context", None))
         # Huey logs it again, without the context; `logs` drops that line.
         error.__dict__["is_logged"] = True

@@ -50,8 +50,8 @@ class Suppression(Model):
     """An entry of the suppression list: an address that gets no campaign emails.
 
     The address may or may not belong to a customer. This table is the only source of truth about suppression. For an
-    erased customer it keeps only the hash of the address (`hash_email`), which does not identify a person; a customer
-    imported again with that address stays suppressed.
+    erased customer it keeps only the hash of the address (`hash_email`), which reveals no personal data; a
+    customer imported again with that address stays suppressed.
     """
 
     __tablename__ = "suppression"
@@ -60,7 +60,7 @@ class Suppression(Model):
     at: Mapped[datetime] = mapped_column(server_default=func.now())
     # Origin: `campaign 3`, `import`, `staff`, `api` or `relay`; `earlier` predates the suppression list.
     source: Mapped[str]
-    words: Mapped[str] = mapped_column(server_default="")
+    detail: Mapped[str] = mapped_column("words", server_default="")
 
     @property
     def campaign_id(self) -> int | None:

@@ -21,7 +21,7 @@ EXACT_COUNT_LIMIT = 10_000
 MAX_SEARCH_WORDS = 8
 # With more matches for a name, a scan from the newest customer on finds a page fastest; with fewer, the full-text index
 # does. The planner cannot estimate that: for a name without a match it would scan all customers.
-NAME_INDEX_MAX_MATCHES = 5000
+MAX_NAME_INDEX_MATCHES = 5000
 
 
 @dataclass(frozen=True)
@@ -195,10 +195,10 @@ def list_customers(
     has_name = _name_condition(search)
     if has_name is not None:
         matches = (
-            select(Customer.id.label("id")).where(has_name, *filters).limit(NAME_INDEX_MAX_MATCHES + 1).cte("matches")
+            select(Customer.id.label("id")).where(has_name, *filters).limit(MAX_NAME_INDEX_MATCHES + 1).cte("matches")
         )
         match_count = select(func.count()).select_from(matches).scalar_subquery()
-        has_few_matches = match_count <= NAME_INDEX_MAX_MATCHES
+        has_few_matches = match_count <= MAX_NAME_INDEX_MATCHES
         match_order = matches.c.id if after is not None else matches.c.id.desc()
         searches.append(select(matches.c.id).where(has_few_matches).order_by(match_order).limit(limit + 1))
         searches.append(

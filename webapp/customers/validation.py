@@ -12,10 +12,10 @@ from flask_babel import lazy_gettext as _l
 
 from webapp.core.errors import FieldError, InvalidInput
 
-NAME_MAX_LENGTH = 200
-SOURCE_ID_MAX_LENGTH = 200
-AUDIENCE_NAME_MAX_LENGTH = 100
-LOCALE_MAX_LENGTH = 35
+MAX_NAME_LENGTH = 200
+MAX_SOURCE_ID_LENGTH = 200
+MAX_AUDIENCE_NAME_LENGTH = 100
+MAX_LOCALE_LENGTH = 35
 
 _LOCALE = re.compile(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{2,8}){0,3}")
 
@@ -23,15 +23,15 @@ _LOCALE = re.compile(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{2,8}){0,3}")
 _LINE_ERRORS = {
     "name": (
         _l("The name must not contain control characters. Type it again."),
-        _l("The name can have at most %(max)s characters.", max=NAME_MAX_LENGTH),
+        _l("The name can have at most %(max)s characters.", max=MAX_NAME_LENGTH),
     ),
     "source_id": (
         _l("The source ID must not contain control characters. Type it again."),
-        _l("The source ID can have at most %(max)s characters.", max=SOURCE_ID_MAX_LENGTH),
+        _l("The source ID can have at most %(max)s characters.", max=MAX_SOURCE_ID_LENGTH),
     ),
     "audience": (
         _l("The audience name must not contain control characters. Type it again."),
-        _l("The audience name can have at most %(max)s characters.", max=AUDIENCE_NAME_MAX_LENGTH),
+        _l("The audience name can have at most %(max)s characters.", max=MAX_AUDIENCE_NAME_LENGTH),
     ),
 }
 
@@ -56,7 +56,7 @@ def clean_name(value: str) -> str:
 
     :raises InvalidInput: `name_invalid` for control characters or more than 200 characters.
     """
-    return _clean_line(value, NAME_MAX_LENGTH, "name", "name_invalid")
+    return _clean_line(value, MAX_NAME_LENGTH, "name", "name_invalid")
 
 
 def clean_source_id(value: str) -> str:
@@ -64,7 +64,7 @@ def clean_source_id(value: str) -> str:
 
     :raises InvalidInput: `source_id_invalid` for control characters or more than 200 characters.
     """
-    return _clean_line(value, SOURCE_ID_MAX_LENGTH, "source_id", "source_id_invalid")
+    return _clean_line(value, MAX_SOURCE_ID_LENGTH, "source_id", "source_id_invalid")
 
 
 @lru_cache(maxsize=1024)
@@ -73,7 +73,7 @@ def clean_audience_name(value: str) -> str:
 
     :raises InvalidInput: `audience_invalid` for control characters or more than 100 characters.
     """
-    return _clean_line(value, AUDIENCE_NAME_MAX_LENGTH, "audience", "audience_invalid")
+    return _clean_line(value, MAX_AUDIENCE_NAME_LENGTH, "audience", "audience_invalid")
 
 
 @lru_cache(maxsize=1024)
@@ -87,7 +87,7 @@ def clean_locale(value: str) -> str:
     tag = value.strip()
     if not tag:
         return ""
-    if len(tag) > LOCALE_MAX_LENGTH or not _LOCALE.fullmatch(tag):
+    if len(tag) > MAX_LOCALE_LENGTH or not _LOCALE.fullmatch(tag):
         raise InvalidInput(
             FieldError("locale", "locale_invalid", _("Enter the language as a tag such as de or fr-CH."))
         )
@@ -106,7 +106,7 @@ def _clean_line(value: str, max_length: int, field: str, key: str) -> str:
     text = " ".join(value.split())
     if not text.isprintable():
         text = unicodedata.normalize("NFC", text)
-        if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
             raise InvalidInput(FieldError(field, key, str(control_error)))
     if len(text) > max_length:
         raise InvalidInput(FieldError(field, key, str(length_error)))

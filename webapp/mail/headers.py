@@ -10,7 +10,7 @@ import base64
 # The recommended line length (RFC 5322, 2.1.1), and the maximum for lines with encoded words (RFC 2047, 2).
 LINE_LENGTH, ENCODED_LINE_LENGTH = 78, 76
 # A longer word would not fit on the line of the header's name, and is encoded.
-_WORD_MAX = 60
+_MAX_WORD_LENGTH = 60
 _ENCODED_WORD_OVERHEAD = len("=?utf-8?b??=")
 _UNQUOTED_CHARACTERS = frozenset(
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 !#$%&'*+-/=?^_`{|}~"  # no translation
@@ -29,7 +29,7 @@ def format_header(name: str, value: str) -> bytes:
             return f"{line}\r\n".encode()
         words = value.split(" ")
         # Values with consecutive spaces are encoded instead: folding there would leave a line of white space only.
-        if all(words) and max(map(len, words)) <= _WORD_MAX:
+        if all(words) and max(map(len, words)) <= _MAX_WORD_LENGTH:
             return f"{_fold_words(f'{name}:', words)}\r\n".encode()
     return f"{name}: {_encode_words(value, len(name) + 2)}\r\n".encode()
 

@@ -34,4 +34,4 @@ class OutgoingMessage(flask_mail.Message):
 
 
 def _has_forbidden_characters(value: str) -> bool:
-    return any(c in value for c in "\r\n\0<> ")
+    return any(character in value for character in "\r\n\0<> ")

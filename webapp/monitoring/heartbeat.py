@@ -46,7 +46,7 @@ def _heartbeat_loop(app: Flask, worker: WorkerIdentity, stop_requested: threadin
                 worker, task_queue.longest_running_seconds(), task_queue.periodic_task_ages()
             ),
         )
-        if error and not has_failed and not database_health.detect_outage(error):
+        if error and not has_failed and not database_health.report_if_outage(error):
             log.warning("heartbeat could not be recorded, retrying: %s", _first_error_line(error))
         has_failed = error is not None
         stop_requested.wait(HEARTBEAT_RETRY_SECONDS if has_failed else HEARTBEAT_INTERVAL_SECONDS)

@@ -195,7 +195,7 @@ def load_campaign_metrics() -> CampaignMetrics:
 
 _COUNT_CAMPAIGNS_BY_STATUS = select(Campaign.status, func.count().label("n")).group_by(Campaign.status)
 _COUNT_CAMPAIGN_PROBLEMS = select(
-    func.count().filter(Campaign.status == "sending", Campaign.trouble.is_not(None)),
+    func.count().filter(Campaign.status == "sending", Campaign.delivery_warning.is_not(None)),
     # The reason of a campaign that was paused by staff names the user.
     func.count().filter(Campaign.status == "paused", ~Campaign.pause_reason.startswith(STAFF_PAUSE_PREFIX)),
 )

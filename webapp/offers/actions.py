@@ -30,9 +30,9 @@ from webapp.offers.code_actions import (
 )
 from webapp.offers.models import Offer, OfferValues, normalise_code
 
-NAME_MAX = 200
-CAP_MAX = 10**12
-AMOUNT_MAX = 10**12
+MAX_NAME_LENGTH = 200
+MAX_CAP = 10**12
+MAX_AMOUNT = 10**12
 VALID_YEARS = range(2000, 2200)
 
 
@@ -148,7 +148,7 @@ def freeze_offer(offer_id: int, connection: Connection | None = None) -> bool:
 def _set_paused(offer: Offer, paused: bool, by: str) -> None:
     if (offer.paused_at is not None) == paused:
         return
-    offer.paused_at = database_clock.database_now() if paused else None
+    offer.paused_at = database_clock.get_database_time() if paused else None
     offer.version += 1
     record_audit_entry(by, "offer.paused" if paused else "offer.resumed", offer.code_as_written)
 
@@ -227,8 +227,10 @@ def _name_errors(values: OfferValues) -> Iterator[FieldError]:
     name = values.name.strip()
     if not name:
         yield FieldError("name", "name_missing", _("Enter a name for the offer. Customers see it."))
-    elif len(name) > NAME_MAX:
-        yield FieldError("name", "name_too_long", _("The name can have at most %(max)s characters.", max=NAME_MAX))
+    elif len(name) > MAX_NAME_LENGTH:
+        yield FieldError(
+            "name", "name_too_long", _("The name can have at most %(max)s characters.", max=MAX_NAME_LENGTH)
+        )
     elif not name.isprintable():
         yield FieldError("name", "name_invalid", _("The name must be one line of plain text."))
 
@@ -241,7 +243,7 @@ def _discount_errors(discount: Discount) -> Iterator[FieldError]:
         elif percent != percent.quantize(Decimal("0.01")):
             yield FieldError("discount.percent", "discount_invalid", _("The percentage can have at most two decimals."))
         return
-    if discount.amount is None or not 0 < discount.amount <= AMOUNT_MAX:
+    if discount.amount is None or not 0 < discount.amount <= MAX_AMOUNT:
         yield FieldError("discount.amount", "discount_invalid", _("Enter an amount above 0."))
     if discount.currency is None or not is_currency(discount.currency):
         message = _("Enter the three-letter code of a currency, such as EUR.")
@@ -263,7 +265,7 @@ def _window_errors(values: OfferValues) -> Iterator[FieldError]:
 
 def _cap_errors(values: OfferValues) -> Iterator[FieldError]:
     cap = values.max_redemptions
-    if cap is not None and not 1 <= cap <= CAP_MAX:
+    if cap is not None and not 1 <= cap <= MAX_CAP:
         message = _("The redemption limit must be a whole number of at least 1. Leave it empty for no limit.")
         yield FieldError("max_redemptions", "cap_invalid", message)
 

@@ -16,7 +16,7 @@ from webapp.core import database_clock
 from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.offers import queries as offer_queries
-from webapp.offers.models import CODE_MAX, CODE_MIN, Offer, OfferCode, normalise_code
+from webapp.offers.models import MAX_CODE_LENGTH, MIN_CODE_LENGTH, Offer, OfferCode, normalise_code
 
 # Excludes 0, O, 1, I and L, which are easily confused.
 GENERATED_ALPHABET = "ABCDEFGHJKMNPQRSTUVWXYZ23456789"
@@ -87,7 +87,7 @@ def close_code(offer_id: int, code: str, by: str) -> Offer:
             409,
         )
     if offer_code.closed_at is None:
-        offer_code.closed_at = database_clock.database_now()
+        offer_code.closed_at = database_clock.get_database_time()
         offer.version += 1
         record_audit_entry(by, "offer.code_closed", offer_code.code_as_written, offer=offer.code_as_written)
     db.session.commit()
@@ -161,11 +161,11 @@ def code_errors(code: str | None) -> Iterator[FieldError]:
     except InvalidInput as error:
         yield from error.errors
         return
-    if not CODE_MIN <= length <= CODE_MAX or len(code) > 2 * CODE_MAX:
+    if not MIN_CODE_LENGTH <= length <= MAX_CODE_LENGTH or len(code) > 2 * MAX_CODE_LENGTH:
         yield FieldError(
             "code",
             "code_length",
-            _("A code must have %(min)s to %(max)s letters and digits.", min=CODE_MIN, max=CODE_MAX),
+            _("A code must have %(min)s to %(max)s letters and digits.", min=MIN_CODE_LENGTH, max=MAX_CODE_LENGTH),
         )
 
 

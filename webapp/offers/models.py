@@ -25,7 +25,7 @@ from webapp.core.errors import FieldError, InvalidInput
 from webapp.core.extensions import Id, Model
 from webapp.core.money import Discount
 
-CODE_MIN, CODE_MAX = 3, 40
+MIN_CODE_LENGTH, MAX_CODE_LENGTH = 3, 40
 CODE_ALPHABET = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 DASHES = frozenset("-‐‑‒–—―−﹘﹣－_")
 
@@ -91,7 +91,7 @@ class Offer(Model):
             initially="DEFERRED",
             use_alter=True,
         ),
-        CheckConstraint(f"code ~ '^[A-Z0-9]{{{CODE_MIN},{CODE_MAX}}}$'", name="code"),
+        CheckConstraint(f"code ~ '^[A-Z0-9]{{{MIN_CODE_LENGTH},{MAX_CODE_LENGTH}}}$'", name="code"),
         CheckConstraint(
             "(discount_type = 'percent' and percent > 0 and percent <= 100 and amount is null and currency is null)"
             " or (discount_type = 'amount' and amount > 0 and currency ~ '^[A-Z]{3}$' and percent is null)",
@@ -159,9 +159,9 @@ def normalise_code(text: str) -> str:
 
     :raises InvalidInput: `code_invalid` when the result is empty, too long or has characters beyond A-Z and 0-9.
     """
-    if len(text) <= 4 * CODE_MAX:
+    if len(text) <= 4 * MAX_CODE_LENGTH:
         folded = unicodedata.normalize("NFKC", text).upper()
         code = "".join(character for character in folded if character not in DASHES and not character.isspace())
-        if code and len(code) <= 2 * CODE_MAX and CODE_ALPHABET.issuperset(code):
+        if code and len(code) <= 2 * MAX_CODE_LENGTH and CODE_ALPHABET.issuperset(code):
             return code
     raise InvalidInput(FieldError("code", "code_invalid", _("A code can only have letters from A to Z and digits.")))

@@ -95,7 +95,7 @@ def has_offers() -> bool:
     return db.session.scalar(select(Offer.id).limit(1)) is not None
 
 
-def list_open_offer_ids() -> Sequence[int]:
+def list_current_offer_ids() -> Sequence[int]:
     """Return the ids of the offers within their time window that are not paused.
 
     They are sorted by end, earliest first, and include offers that are used up.

@@ -219,13 +219,13 @@ def build_discount(discount_type: str, percent: Any, amount: int | None, currenc
     return Discount("amount", amount=amount, currency=currency)
 
 
-def load_open_offer_facts(customer_id: int) -> list[RedemptionFacts]:
+def load_current_offer_facts(customer_id: int) -> list[RedemptionFacts]:
     """Load the facts about a customer and every offer within its time window.
 
     Paused offers are left out. The facts are sorted by the end of the offer, earliest first.
     """
     requests = [
         RedemptionRequest(channel="api", offer_id=offer_id, customer_id=customer_id)
-        for offer_id in offer_queries.list_open_offer_ids()
+        for offer_id in offer_queries.list_current_offer_ids()
     ]
     return load_facts(requests) if requests else []

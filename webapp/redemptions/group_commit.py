@@ -21,7 +21,7 @@ from webapp.redemptions.rules import RedemptionRequest
 log = logging.getLogger(__name__)
 
 # Larger groups lower the cost per request no further, and every request waits for the whole group.
-GROUP_SIZE_MAX = 64
+MAX_GROUP_SIZE = 64
 REDEEM_TIMEOUT_SECONDS = 15
 LOCK_TIMEOUT_SECONDS = 2
 IDLE_IN_TRANSACTION_TIMEOUT_SECONDS = 20
@@ -57,7 +57,7 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
     """
 
     def __init__(self) -> None:
-        super().__init__(self._redeem_group, GROUP_SIZE_MAX, REDEEM_TIMEOUT_SECONDS)
+        super().__init__(self._redeem_group, MAX_GROUP_SIZE, REDEEM_TIMEOUT_SECONDS)
         self._connection: Connection | None = None
 
     def close(self) -> None:

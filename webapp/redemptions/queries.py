@@ -119,7 +119,7 @@ _SELECT_CURRENT = text(
 )
 
 
-def find_live_redemption(offer_id: int, customer_id: int) -> RedemptionRecord | None:
+def find_current_redemption(offer_id: int, customer_id: int) -> RedemptionRecord | None:
     """Return the current redemption of an offer by a customer, or None."""
     row = db.session.execute(_SELECT_CURRENT, {"offer_id": offer_id, "customer_id": customer_id}).one_or_none()
     return None if row is None else _build_record(row)

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 HOUR_SECONDS, DAY_SECONDS = 3600, 86400
 # Anyone who knows an email address could request a receipt for every offer that the customer has redeemed.
-DAILY_LIMIT = 5
+MAX_RECEIPTS_PER_DAY = 5
 # Seconds until the next attempts while the relay is unavailable; after the last one the customer has to request the
 # receipt again.
 RETRY_DELAYS = (60, 600, 3600)
@@ -41,13 +41,13 @@ RETRY_DELAYS = (60, 600, 3600)
 def acquire_receipt_quota(offer_id: int, customer_id: int) -> bool:
     """Return whether the receipt may be emailed now.
 
-    The quota is one receipt an hour per offer and customer, and `DAILY_LIMIT` receipts a day per customer. The counter
-    is incremented atomically, so only one of two concurrent requests gets True.
+    The quota is one receipt an hour per offer and customer, and `MAX_RECEIPTS_PER_DAY` receipts a day per customer. The
+    counter is incremented atomically, so only one of two concurrent requests gets True.
     """
     counters = TableStorage("")
     if counters.incr(f"receipt:{offer_id}:{customer_id}", HOUR_SECONDS) > 1:
         return False
-    return counters.incr(f"receipts:{customer_id}", DAY_SECONDS) <= DAILY_LIMIT
+    return counters.incr(f"receipts:{customer_id}", DAY_SECONDS) <= MAX_RECEIPTS_PER_DAY
 
 
 def release_receipt_quota(offer_id: int, customer_id: int) -> None:
@@ -71,7 +71,7 @@ def send_receipt_email(offer_id: int, customer_id: int) -> None:
     :raises RelayUnavailable: when the relay cannot accept it now.
     """
     customer = customer_queries.find_customer(customer_id)
-    record = redemption_queries.find_live_redemption(offer_id, customer_id)
+    record = redemption_queries.find_current_redemption(offer_id, customer_id)
     if record is None or customer is None or customer.erased_at is not None:
         return
     message = _build_receipt_email(record, addresses.recipient_address(customer))

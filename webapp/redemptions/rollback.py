@@ -13,7 +13,7 @@ from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.hourly_counts import HOURLY_COUNTS_LOCK
 from webapp.redemptions.queries import RedemptionRecord
 
-ROLLBACK_REASON_MAX = 500
+MAX_ROLLBACK_REASON_LENGTH = 500
 
 _LOCK_HOURLY_COUNTS_SHARED = text(f"select pg_advisory_xact_lock_shared({HOURLY_COUNTS_LOCK})")
 _MOVE_TO_ROLLBACK = text(
@@ -63,8 +63,8 @@ def roll_back_redemption(public_id: str, reason: str, by: str) -> RedemptionReco
     reason = " ".join(reason.split())
     if not reason or not reason.isprintable():
         raise InvalidInput(FieldError("reason", "reason_missing", _("Enter a reason for undoing the redemption.")))
-    if len(reason) > ROLLBACK_REASON_MAX:
-        message = _("The reason can have at most %(max)s characters.", max=ROLLBACK_REASON_MAX)
+    if len(reason) > MAX_ROLLBACK_REASON_LENGTH:
+        message = _("The reason can have at most %(max)s characters.", max=MAX_ROLLBACK_REASON_LENGTH)
         raise InvalidInput(FieldError("reason", "reason_too_long", message))
     record = redemption_queries.find_redemption(public_id)
     if record is None:

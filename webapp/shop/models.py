@@ -11,10 +11,10 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from webapp.core.extensions import Model
 
-NAME_MAX = 100
-ADDRESS_MAX = 500
-SENTENCE_MAX = 300
-WORDS_MAX = 60
+MAX_NAME_LENGTH = 100
+MAX_ADDRESS_LENGTH = 500
+MAX_SENTENCE_LENGTH = 300
+MAX_LABEL_LENGTH = 60
 
 DEFAULT_COLOUR = "#0f766e"
 DEFAULT_LOCALE = "en"

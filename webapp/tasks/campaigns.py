@@ -34,7 +34,7 @@ def send() -> None:
 @task_queue.task("campaigns.start", former_keys=("webapp.campaigns.tasks._start",))
 def start() -> None:
     """Launch the scheduled campaigns that are due."""
-    launch_actions.start_due_campaigns()
+    launch_actions.launch_due_campaigns()
 
 
 @task_queue.task("campaigns.clean_up_cancelled", former_keys=("webapp.campaigns.closing_actions.close_cancelled",))
@@ -51,7 +51,7 @@ def sweep() -> None:
     """
     start()
     cancellation.clean_up_cancelled_campaigns()
-    completion.finalize_cancelled_batches(owner=f"sweep:{secrets.token_hex(4)}")
+    completion.close_cancelled_batches(owner=f"sweep:{secrets.token_hex(4)}")
     completion.finish_campaigns()
     for campaign_id in campaign_queries.list_preparing_campaign_ids():
         task_queue.enqueue("campaigns.prepare", campaign_id)
@@ -61,4 +61,4 @@ def sweep() -> None:
     if delay_seconds is not None:
         # One second more, so that the batch is due by the clock of the database, too.
         task_queue.enqueue("campaigns.send", after=delay_seconds + 1)
-    next_tasks.enqueue_next_start()
+    next_tasks.enqueue_next_launch()

@@ -85,7 +85,7 @@ def init_app(app: Flask) -> None:
     @app.errorhandler(InterfaceError)
     @app.errorhandler(TimeoutError)
     def handle_database_error(error: OperationalError | InterfaceError | TimeoutError) -> Response:
-        if not database_health.detect_outage(error):
+        if not database_health.report_if_outage(error):
             log.error("database error: %s", getattr(error, "orig", error))
         db.session.rollback()
         if _is_api_request():

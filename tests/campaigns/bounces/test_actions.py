@@ -83,7 +83,7 @@ def test_a_hard_bounce_suppresses_the_address(system: str, line_end: str) -> Non
     assert process(build_report(system).replace(b"\n", line_end.encode())) == "suppressed"
     row = db.session.get_one(Suppression, ADA)
     assert (row.reason, row.campaign_id) == ("bounced", 1)
-    assert "5" in row.words
+    assert "5" in row.detail
     assert process(build_report(system)) == "known"
     assert suppression_reasons() == {ADA: "bounced"}
 
@@ -271,7 +271,7 @@ def test_a_malformed_report_suppresses_no_one(raw: bytes) -> None:
 def test_a_reply_that_is_not_utf_8_is_kept_as_far_as_possible() -> None:
     raw = build_report("POSTFIX").replace(b"User unknown", b"Empf\xe4nger unbekannt\x00")
     assert process(raw) == "suppressed"
-    assert "unbekannt" in db.session.get_one(Suppression, ADA).words
+    assert "unbekannt" in db.session.get_one(Suppression, ADA).detail
 
 
 # --- mailboxes --------------------------------------------------------------------------------------
@@ -391,7 +391,7 @@ def test_json_reports_are_processed_row_by_row(api: FlaskClient) -> None:
         "results": ["suppressed", "suppressed", "known", "soft", "email_invalid", "unproven", "own_address"],
     }
     assert suppression_reasons() == {ADA: "bounced", "bob@example.org": "complained"}
-    assert db.session.get_one(Suppression, ADA).words == "5.1.1 550 unknown"
+    assert db.session.get_one(Suppression, ADA).detail == "5.1.1 550 unknown"
 
 
 def test_a_json_list_as_body_is_refused_in_json_terms(api: FlaskClient) -> None:

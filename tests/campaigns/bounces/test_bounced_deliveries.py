@@ -180,7 +180,7 @@ def test_a_bounce_resolves_an_uncertain_delivery(launch_campaign: Launch, relay:
     assert send_windows.open_send_window(claim_next_batch()) is not None
     transitions.cancel_campaign(campaign.id, "tests")
     expire_leases()
-    completion.finalize_cancelled_batches("sweep")
+    completion.close_cancelled_batches("sweep")
     assert delivery_counts(campaign) == {"total": 60, "uncertain": 1}
     report_bounce(campaign.id, 1), report_bounce(campaign.id, 2)
     assert [delivery_status(campaign, n).state for n in (1, 2)] == ["failed", "cancelled"]
@@ -196,7 +196,7 @@ def test_the_cursor_of_a_closed_batch_is_deleted(launch_campaign: Launch, relay:
     transitions.cancel_campaign(campaign.id, "tests")
     batches.release_batch(released)
     expire_leases()
-    completion.finalize_cancelled_batches("sweep")
+    completion.close_cancelled_batches("sweep")
     assert count_cursors() == 1
     cancellation.clean_up_cancelled_campaigns()
     assert count_cursors() == 0

@@ -108,9 +108,9 @@ def test_the_most_specific_status_counts(status: str, reply: str, expected: str)
 
 
 def test_the_diagnostic_is_one_printable_line_of_limited_length() -> None:
-    report = parse("POSTFIX", status_reply="550 5.1.1 no\x00such\x07user " + "x" * 2 * reports.DIAGNOSTIC_MAX)
+    report = parse("POSTFIX", status_reply="550 5.1.1 no\x00such\x07user " + "x" * 2 * reports.MAX_DIAGNOSTIC_LENGTH)
     assert report.diagnostic.startswith("550 5.1.1 no such user xxx")
-    assert len(report.diagnostic) == reports.DIAGNOSTIC_MAX
+    assert len(report.diagnostic) == reports.MAX_DIAGNOSTIC_LENGTH
 
 
 def test_at_most_ten_distinct_addresses_are_returned() -> None:
@@ -139,5 +139,5 @@ def test_parts_are_searched_down_to_the_maximum_depth() -> None:
         report = "Content-Type: message/delivery-status\n\nReporting-MTA: dns; x\n\nAction: failed\nStatus: 5.1.1\n"
         return (headers + report).encode()
 
-    kinds = [reports.parse_report(nested(reports.MIME_DEPTH_MAX + n)).kind for n in (0, 1)]
+    kinds = [reports.parse_report(nested(reports.MAX_MIME_DEPTH + n)).kind for n in (0, 1)]
     assert kinds == ["bounce", "other"]

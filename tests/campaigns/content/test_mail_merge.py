@@ -544,8 +544,8 @@ def test_preview_links_open_preview_pages_and_redeem_nothing(
 
 def test_link_builders_build_the_same_links_as_single_calls(app: Flask) -> None:
     build_personal_url, build_unsubscribe_url = (
-        personal_links.make_personal_url_builder(5),
-        campaign_tokens.unsubscribe_url_builder(3),
+        personal_links.create_personal_url_builder(5),
+        campaign_tokens.create_unsubscribe_url_builder(3),
     )
     for number in (0, 7, 2**40):
         assert build_personal_url(number) == personal_links.build_personal_url(5, number)

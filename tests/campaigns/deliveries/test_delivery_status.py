@@ -431,7 +431,7 @@ def test_a_campaign_is_not_finished_while_emails_are_queued_again(launch_campaig
 
 
 def test_retrying_works_in_chunks(unresolved: Campaign, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery_actions, "RETRY_CHUNK_SIZE", 1)
+    monkeypatch.setattr(delivery_actions, "RESEND_CHUNK_SIZE", 1)
     assert delivery_actions.resend_deliveries(unresolved.id, DeliverySelection("uncertain"), "mia").resent == 2
 
 
@@ -444,7 +444,7 @@ def test_uncertain_emails_of_a_cancelled_campaign_can_only_be_dismissed(launch_c
     assert send_windows.open_send_window(claim) is not None
     transitions.cancel_campaign(campaign.id, "tests")
     expire_leases()
-    completion.finalize_cancelled_batches("sweep")
+    completion.close_cancelled_batches("sweep")
     assert delivery_counts(campaign)["uncertain"] == 1
     with pytest.raises(DomainError, match="can't be resent"):
         delivery_actions.resend_deliveries(campaign.id, DeliverySelection("uncertain"), "mia")

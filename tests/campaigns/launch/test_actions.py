@@ -16,7 +16,7 @@ from sqlalchemy import event, select, text
 from tests.support.campaigns import create_customers
 from webapp.accounts.models import AuditEntry
 from webapp.campaigns import queries as campaign_queries
-from webapp.campaigns.content.placeholders import BODY_MAX, DEFAULT_SUBJECT, DEFAULT_TEXT, EmailContent
+from webapp.campaigns.content.placeholders import DEFAULT_SUBJECT, DEFAULT_TEXT, MAX_BODY_BYTES, EmailContent
 from webapp.campaigns.content.validation import validate_content
 from webapp.campaigns.deliveries import actions as delivery_actions
 from webapp.campaigns.deliveries.actions import DeliverySelection
@@ -89,7 +89,7 @@ def test_a_subject_with_a_line_break_is_refused(subject: str) -> None:
 
 
 def test_a_body_that_is_too_large_is_refused() -> None:
-    assert "larger than 256 kB" in find_errors(EmailContent(html="ß" * (BODY_MAX // 2 + 1)))["html"]
+    assert "larger than 256 kB" in find_errors(EmailContent(html="ß" * (MAX_BODY_BYTES // 2 + 1)))["html"]
 
 
 def test_characters_that_can_not_be_sent_are_refused() -> None:

@@ -79,7 +79,7 @@ def test_the_total_of_a_cancelled_campaign_is_stored_once(launch_campaign: Launc
     assert batches.claim_batch("us") is not None
     transitions.cancel_campaign(campaign.id, "tests")
     expire_leases()
-    completion.finalize_cancelled_batches("sweep")
+    completion.close_cancelled_batches("sweep")
     cancellation.clean_up_cancelled_campaigns()
     db.session.execute(text("update batch set sent = 7"))
     db.session.commit()

@@ -133,7 +133,7 @@ def test_a_customer_who_redeems_while_deferred_is_not_reminded(announced_offer: 
 def test_preparation_checks_redemptions_block_by_block(announced_offer: Offer, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = create_customers(1000)
     redeem(announced_offer, [i for n, i in enumerate(ids) if n % 10])
-    monkeypatch.setattr(preparation, "AUDIENCE_BLOCK_SIZE", 100)
+    monkeypatch.setattr(preparation, "AUDIENCE_CHUNK_SIZE", 100)
     campaign = launch_actions.launch_reminder(announced_offer.id, EmailContent(), "tests").campaign
     with recorded_statements() as executed:
         preparation.prepare_campaign(campaign.id)
@@ -200,7 +200,7 @@ def test_a_refused_reminder_leaves_no_draft(announced_offer: Offer) -> None:
     with pytest.raises(DomainError, match="every customer who can be emailed has redeemed") as raised:
         launch_actions.launch_reminder(announced_offer.id, EmailContent(), "tests")
     assert raised.value.key == "audience_empty"
-    assert campaign_queries.find_open_campaign(announced_offer.id, "reminder") is None
+    assert campaign_queries.find_current_campaign(announced_offer.id, "reminder") is None
 
 
 def test_the_launch_page_of_a_reminder_counts_redemptions(staff: FlaskClient, announced_offer: Offer) -> None:
@@ -217,7 +217,7 @@ def test_the_launch_page_of_a_reminder_counts_redemptions(staff: FlaskClient, an
     page = " ".join(response.text.split())
     assert "<strong>6 customers</strong> who have not redeemed." in page
     assert "3 customers have redeemed. 1 address is suppressed." in page
-    draft = campaign_queries.find_open_campaign(announced_offer.id, "reminder")
+    draft = campaign_queries.find_current_campaign(announced_offer.id, "reminder")
     assert draft is not None
     assert draft.text == REMINDER_TEXT
     response = staff.post(f"/campaigns/{draft.id}/launch", data={"when": "now"}, follow_redirects=True)

@@ -93,7 +93,7 @@ def test_concurrent_workers_start_a_campaign_once(app: Flask, draft: Campaign) -
 
     def start() -> None:
         with app.app_context():
-            started_ids.append(launch_actions.start_due_campaigns())
+            started_ids.append(launch_actions.launch_due_campaigns())
 
     threads = [threading.Thread(target=start) for _ in range(6)]
     for thread in threads:
@@ -141,7 +141,7 @@ def test_a_campaign_that_can_not_start_is_paused_with_the_reason(draft: Campaign
     launch_actions.schedule_campaign(draft.id, SOON, "mia")
     db.session.execute(text(f"update offer set {edit}"))
     make_due(draft)
-    assert launch_actions.start_due_campaigns() == []
+    assert launch_actions.launch_due_campaigns() == []
     assert (reload(draft).status, reason in (draft.pause_reason or "")) == ("paused", True)
     assert [campaign.id for campaign in campaign_queries.list_campaigns_needing_attention()] == [draft.id]
     with pytest.raises(DomainError, match=reason):
@@ -157,7 +157,7 @@ def test_an_empty_audience_at_the_start_pauses_the_campaign(draft: Campaign) -> 
     launch_actions.schedule_campaign(draft.id, SOON, "mia")
     db.session.execute(text("delete from customer"))
     make_due(draft)
-    launch_actions.start_due_campaigns()
+    launch_actions.launch_due_campaigns()
     assert (reload(draft).status, "There are no recipients" in (draft.pause_reason or "")) == ("paused", True)
     create_customers(1)
     assert transitions.resume_campaign(draft.id, "tom").status == "preparing"
@@ -171,7 +171,7 @@ def test_the_offer_is_frozen_at_the_start_not_when_scheduled(draft: Campaign) ->
     db.session.execute(text("insert into audience_member select 1, min(id) from customer"))
     db.session.execute(text("update offer set audience_id = 1"))
     make_due(draft)
-    launch_actions.start_due_campaigns()
+    launch_actions.launch_due_campaigns()
     preparation.prepare_campaign(draft.id)
     db.session.refresh(offer)
     assert offer.frozen_at is not None
@@ -190,10 +190,10 @@ def test_a_campaign_rescheduled_at_the_last_moment_does_not_start(
 ) -> None:
     launch_actions.schedule_campaign(draft.id, SOON, "mia")
     make_due(draft)
-    due = launch_actions.start_due_campaigns.__globals__["launch_queries"].list_due_campaign_ids()
+    due = launch_actions.launch_due_campaigns.__globals__["launch_queries"].list_due_campaign_ids()
     launch_actions.schedule_campaign(draft.id, SOON, "mia")
     monkeypatch.setattr("webapp.campaigns.launch.queries.list_due_campaign_ids", lambda: due)
-    assert launch_actions.start_due_campaigns() == []
+    assert launch_actions.launch_due_campaigns() == []
     assert reload(draft).status == "scheduled"
 
 
@@ -235,7 +235,7 @@ def bring_to(state: str, campaign: Campaign) -> None:
     if state == "paused before its start":
         db.session.execute(text("update offer set paused_at = now()"))
         make_due(campaign)
-        launch_actions.start_due_campaigns()
+        launch_actions.launch_due_campaigns()
         db.session.execute(text("update offer set paused_at = null"))
         db.session.commit()
     if state in ("preparing", "sending", "paused", "cancelled", "done"):

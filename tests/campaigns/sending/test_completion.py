@@ -55,7 +55,7 @@ def test_a_campaign_with_a_pending_batch_is_not_done_when_another_is(launch_camp
     db.session.execute(text("update campaign set trouble = 'the relay was down'"))
     attempt(SmtpOutcome("failed", 550, "no", "RCPT"))
     completion.finish_campaigns()
-    assert (refresh(finished).status, finished.trouble) == ("done", None)
+    assert (refresh(finished).status, finished.delivery_warning) == ("done", None)
     assert finished.finished_at is not None
     assert (refresh(waiting).status, waiting.sent_in_batches) == ("sending", None)
 
@@ -120,11 +120,11 @@ def test_a_cancelled_batch_is_left_to_its_owner_while_the_lease_lasts(launch_cam
     claim = batches.claim_batch("us")
     assert claim is not None
     transitions.cancel_campaign(campaign.id, "tests")
-    completion.finalize_cancelled_batches("sweep")
+    completion.close_cancelled_batches("sweep")
     row = db.session.execute(text("select status, owner, epoch from batch")).one()
     assert row == ("sending", "us", claim.epoch)
     expire_leases()
-    completion.finalize_cancelled_batches("sweep")
+    completion.close_cancelled_batches("sweep")
     row = db.session.execute(text("select status, owner, epoch from batch")).one()
     assert row == ("cancelled", "sweep", claim.epoch + 1)
 
@@ -141,7 +141,7 @@ def test_the_batches_of_another_campaign_are_not_cancelled(
     if stop is not None:
         stop(other.id, "tests")
     expire_leases()
-    completion.finalize_cancelled_batches("sweep")
+    completion.close_cancelled_batches("sweep")
     assert statuses() == ["cancelled", "sending"]
 
 
@@ -151,7 +151,7 @@ def test_unclaimed_batches_are_cancelled_and_finished_ones_kept(launch_campaign:
     attempt(SmtpOutcome("failed", 550, "no", "RCPT"))
     for campaign in (done, waiting):
         transitions.cancel_campaign(campaign.id, "tests")
-    completion.finalize_cancelled_batches("sweep")
+    completion.close_cancelled_batches("sweep")
     assert statuses() == ["done", "cancelled"]
 
 
@@ -163,5 +163,5 @@ def test_a_cancelled_batch_locked_by_another_worker_is_skipped(
     for campaign in campaigns:
         transitions.cancel_campaign(campaign.id, "tests")
     other_worker.execute("select from batch where campaign_id = %s for update", [campaigns[0].id])
-    completion.finalize_cancelled_batches("sweep")
+    completion.close_cancelled_batches("sweep")
     assert statuses() == ["pending", "cancelled"]

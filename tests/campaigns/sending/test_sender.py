@@ -81,7 +81,7 @@ def test_customers_created_after_the_launch_get_no_email(launch_campaign: Launch
 def test_preparation_continues_after_a_crash(
     launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preparation, "AUDIENCE_BLOCK_SIZE", 40)
+    monkeypatch.setattr(preparation, "AUDIENCE_CHUNK_SIZE", 40)
     monkeypatch.setattr(preparation, "BATCH_SIZE", 20)
     ids = create_customers(100)
     campaign = launch_campaign(prepare=False)
@@ -238,8 +238,8 @@ def test_an_unreachable_relay_loses_nothing_and_is_reported(
     campaign = launch_campaign()
     assert sender.send_pending_emails() is True
     assert refresh(campaign).status == "sending"
-    assert campaign.trouble is not None
-    assert "Connection refused" in campaign.trouble
+    assert campaign.delivery_warning is not None
+    assert "Connection refused" in campaign.delivery_warning
     assert delivery_counts(campaign) == {"total": 3}
 
 
@@ -255,7 +255,7 @@ def test_sending_continues_when_the_relay_is_reachable_again(
     with_settings(mail_port=relay.port)
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 3, "sent": 3}
-    assert refresh(campaign).trouble is None
+    assert refresh(campaign).delivery_warning is None
 
 
 def test_unsubscribed_erased_and_redeemed_customers_are_skipped(launch_campaign: Launch, relay: Relay) -> None:

@@ -170,7 +170,7 @@ def test_failing_connections_affect_no_recipient(
     db.session.refresh(campaign)
     assert (issue_states(campaign), campaign_status(campaign)) == ({}, ("sending", None))
     problem = "does not accept email at the moment" if event[:3].isdigit() else "can't be reached"
-    assert (campaign.trouble or "").startswith(f"The mail relay {problem} (")
+    assert (campaign.delivery_warning or "").startswith(f"The mail relay {problem} (")
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_only_a_stronger_reason_replaces_the_first(app: Flask, first: str, then:
     assert add_suppression(reason=first, words="first")
     assert add_suppression(reason=then, words="then") is (expected != first)
     row = db.session.get_one(Suppression, "ada@example.com")
-    assert (row.reason, row.words) == (expected, "first" if expected == first else "then")
+    assert (row.reason, row.detail) == (expected, "first" if expected == first else "then")
 
 
 def test_only_a_campaign_requires_a_customer_with_the_address(app: Flask, make_customer: Make) -> None:
@@ -110,7 +110,7 @@ def test_an_erased_customer_stays_suppressed_when_created_again(
     add_suppression("ada@example.com", reason, words="ada@example.com said so")
     customer_actions.erase_customer(ada.id, by="tests")
     assert suppression_reasons() == {hash_email("ada@example.com"): reason}
-    assert db.session.scalars(select(Suppression.words)).all() == [""]
+    assert db.session.scalars(select(Suppression.detail)).all() == [""]
 
     if interface == "import":
         import_file("email\nbob@example.com\nADA@example.com\n")
@@ -199,7 +199,7 @@ def test_unsubscribing_twice_is_recorded_once(make_customer: Make) -> None:
 
 def test_a_detail_is_cut_and_loses_its_null_characters(app: Flask) -> None:
     add_suppression(words="a\0" * 999 + "bcd")
-    assert db.session.get_one(Suppression, "ada@example.com").words == "a" * 999 + "b"
+    assert db.session.get_one(Suppression, "ada@example.com").detail == "a" * 999 + "b"
 
 
 def test_a_bounce_waits_for_an_erasure_that_is_about_to_commit(app: Flask, make_customer: Make) -> None:

@@ -148,7 +148,7 @@ class TestAttention:
             ({"status": "paused", "pause_reason": "The relay refuses us"}, "is paused: The relay refuses us."),
             ({"status": "paused", "pause_reason": "paused by ann@example.com"}, "was paused by ann@example.com."),
             (
-                {"status": "sending", "trouble": "The relay does not answer."},
+                {"status": "sending", "delivery_warning": "The relay does not answer."},
                 "has a problem: The relay does not answer.",
             ),
         ],

@@ -86,11 +86,11 @@ def test_adding_a_listed_address_keeps_the_earlier_details(staff: FlaskClient) -
     page = staff.post(f"{LIST}/new", data=form, follow_redirects=True).text
     assert "was already on the suppression list (bounced). The reason is now unsubscribed." in page
     row = db.session.get_one(Suppression, "ada@example.com")
-    assert (row.reason, row.words) == ("unsubscribed", "by phone; before: bounced, 550 5.1.1 User unknown")
+    assert (row.reason, row.detail) == ("unsubscribed", "by phone; before: bounced, 550 5.1.1 User unknown")
 
     page = staff.post(f"{LIST}/new", data={**form, "reason": "bounced"}, follow_redirects=True).text
     assert "is already on the suppression list (unsubscribed). The entry was not changed." in page
-    assert db.session.get_one(Suppression, "ada@example.com").words == row.words
+    assert db.session.get_one(Suppression, "ada@example.com").detail == row.detail
 
 
 def test_an_added_address_is_shown_as_typed(staff: FlaskClient) -> None:
@@ -257,7 +257,7 @@ def test_an_imported_hash_suppresses_the_customer_with_that_address(staff: Flask
     # The same customers are counted as suppressed and skipped.
     assert customer_queries.find_suppression_reasons([ada.id, bob.id]).keys() == {ada.id, bob.id}
     assert customer_queries.count_audience_members(None) == AudienceTotals(total=2, suppressed=2)
-    assert not campaign_queries.has_mailable_customers(None)
+    assert not campaign_queries.has_unsuppressed_customers(None)
 
 
 def test_a_customer_erased_during_an_import_stays_hashed(

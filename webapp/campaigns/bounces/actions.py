@@ -19,6 +19,7 @@ from webapp.accounts.audit import record_audit_entry
 from webapp.campaigns import tokens as campaign_tokens
 from webapp.campaigns.bounces import reports as bounce_reports
 from webapp.campaigns.bounces.reports import BounceReport
+from webapp.campaigns.tokens import DeliveryIds
 from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import InvalidInput
 from webapp.core.extensions import db
@@ -82,14 +83,14 @@ def _audit_counts(counts: Counter[str], by: str) -> None:
 def process_bounce_report(report: BounceReport) -> BounceOutcome:
     """Process one report if a valid token identifies its recipient. Commits.
 
-    The addresses in a report prove nothing: without a token, anyone could suppress anyone's address.
+    The addresses in a report prove nothing: without a token, any sender could suppress any address.
     """
     if report.kind not in ("bounce", "complaint", "unsubscribe"):
         return {"soft": "soft", "broken": "broken"}.get(report.kind, "ignored")  # type: ignore[return-value]
-    pair = _identify_recipient(report.tokens)
-    if pair is None:
+    ids = _identify_recipient(report.tokens)
+    if ids is None:
         return "unproven"
-    campaign_id, customer_id = pair
+    campaign_id, customer_id = ids
     customer = customer_queries.lock_customer(customer_id)
     if customer is None or customer.erased_at is not None:
         db.session.rollback()
@@ -139,16 +140,15 @@ def _suppress_address(
     return "suppressed" if is_new else "known"
 
 
-def _identify_recipient(tokens: Iterable[str]) -> tuple[int, int] | None:
-    """Return (campaign id, customer id) of the first valid token."""
+def _identify_recipient(tokens: Iterable[str]) -> DeliveryIds | None:
+    """Return the ids of the first valid token."""
     for token in tokens:
         if token.startswith("/u/"):
-            customer_and_campaign = campaign_tokens.parse_unsubscribe_token(token.removeprefix("/u/"))
-            pair = customer_and_campaign[::-1] if customer_and_campaign else None
+            ids = campaign_tokens.parse_unsubscribe_token(token.removeprefix("/u/"))
         else:
-            pair = campaign_tokens.parse_return_path(token) or campaign_tokens.parse_message_id(token)
-        if pair is not None:
-            return pair[0], pair[1]
+            ids = campaign_tokens.parse_return_path(token) or campaign_tokens.parse_message_id(token)
+        if ids is not None:
+            return ids
     return None
 
 

@@ -19,12 +19,12 @@ from typing import Literal
 BounceReportKind = Literal["bounce", "soft", "complaint", "unsubscribe", "other", "broken"]
 
 # Legitimate messages are not nested this deeply.
-MIME_DEPTH_MAX = 20
-BODY_TEXT_MAX = 100_000
+MAX_MIME_DEPTH = 20
+MAX_BODY_TEXT_BYTES = 100_000
 # Characters parsed of a field with addresses. At most ten addresses are returned, each of up to 254 characters
 # (RFC 5321).
-ADDRESS_FIELD_MAX = 1_000
-DIAGNOSTIC_MAX = 500
+MAX_ADDRESS_FIELD_LENGTH = 1_000
+MAX_DIAGNOSTIC_LENGTH = 500
 
 # RFC 5965, 7.3, and the types that some providers use for an unsubscription.
 COMPLAINT_TYPES = ("abuse", "fraud", "opt-out", "opt-out-list")
@@ -129,7 +129,7 @@ def _iter_parts(message: Message, depth: int = 0) -> Iterator[Message]:
     yield message
     payload = message.get_payload()
     # The parts of the quoted original message are not parts of the report.
-    if depth < MIME_DEPTH_MAX and isinstance(payload, list) and message.get_content_maintype() == "multipart":
+    if depth < MAX_MIME_DEPTH and isinstance(payload, list) and message.get_content_maintype() == "multipart":
         for part in payload:
             if isinstance(part, Message):
                 yield from _iter_parts(part, depth + 1)
@@ -237,7 +237,7 @@ def _find_recipient_tokens(message: Message) -> list[str]:
 
 def _parse_addresses(*fields: str) -> tuple[str, ...]:
     """Parse `rfc822; ada@example.com` (RFC 3464, 2.3.2) and lists of addresses."""
-    text = " ".join(field[:ADDRESS_FIELD_MAX] for field in fields)
+    text = " ".join(field[:MAX_ADDRESS_FIELD_LENGTH] for field in fields)
     addresses = _ADDRESS.findall(text) or [address for _, address in getaddresses([text]) if "@" in address]
     return tuple(dict.fromkeys(address.strip(".") for address in addresses))[:10]
 
@@ -263,12 +263,13 @@ def _clean_diagnostic(text: str) -> str:
 
     PostgreSQL's `text` rejects some of them.
     """
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:DIAGNOSTIC_MAX]
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    return " ".join(printable.split())[:MAX_DIAGNOSTIC_LENGTH]
 
 
 def _get_body_text(part: Message) -> str:
     payload = part.get_payload(decode=True)
-    return payload[:BODY_TEXT_MAX].decode("utf-8", "replace") if isinstance(payload, bytes) else ""
+    return payload[:MAX_BODY_TEXT_BYTES].decode("utf-8", "replace") if isinstance(payload, bytes) else ""
 
 
 def _to_text(value: object) -> str:

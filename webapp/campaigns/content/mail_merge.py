@@ -40,7 +40,7 @@ from webapp.mail.outgoing_message import OutgoingMessage
 from webapp.mail.template import Placeholder, TemplateParts
 from webapp.offers.models import Offer
 from webapp.redemptions import personal_codes
-from webapp.redemptions.personal_links import PREVIEW_CUSTOMER_ID, make_personal_url_builder
+from webapp.redemptions.personal_links import PREVIEW_CUSTOMER_ID, create_personal_url_builder
 from webapp.shop import queries as shop_queries
 from webapp.shop.models import ShopValues
 
@@ -103,11 +103,13 @@ class MailMerge:
         domain = self.sender.rpartition("@")[2]
         self.supports_one_click = settings.public_url.startswith("https://")
         self._personal_url, self._unsubscribe_url = (
-            make_personal_url_builder(offer.id),
-            campaign_tokens.unsubscribe_url_builder(campaign_id),
+            create_personal_url_builder(offer.id),
+            campaign_tokens.create_unsubscribe_url_builder(campaign_id),
         )
         self._message_id_for = (
-            (lambda _: f"<{token}@{domain}>") if token else campaign_tokens.message_id_builder(campaign_id, domain)
+            (lambda _: f"<{token}@{domain}>")
+            if token
+            else campaign_tokens.create_message_id_builder(campaign_id, domain)
         )
         code = offer.code_as_written
         self._personal_code: Callable[[int], str] | None = None
@@ -338,5 +340,7 @@ def _to_single_line(value: str) -> str:
     Emoji joiners and bidi controls stay.
     """
     if not value.isprintable():
-        value = "".join(" " if unicodedata.category(c) in _FORBIDDEN_CATEGORIES else c for c in value)
+        value = "".join(
+            " " if unicodedata.category(character) in _FORBIDDEN_CATEGORIES else character for character in value
+        )
     return " ".join(value.split())

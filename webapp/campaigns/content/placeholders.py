@@ -27,8 +27,8 @@ PLACEHOLDERS: dict[str, str] = {
     "unsubscribe": _l("the page on which the customer unsubscribes"),
     "shop.name": _l("the name of your shop"),
 }
-SUBJECT_MAX = 250
-BODY_MAX = 256 * 1024
+MAX_SUBJECT_LENGTH = 250
+MAX_BODY_BYTES = 256 * 1024
 
 # The default contents are lazy: str() of them is in the current language.
 DEFAULT_SUBJECT: str = _l("{{ offer.discount }} off for you: {{ offer.name }}")
@@ -149,7 +149,8 @@ def _parse_placeholder(expression: str) -> Placeholder:
 def _suggest_placeholder(expression: str) -> str | None:
     """Return the placeholder that was probably meant."""
     name = expression.partition(" or ")[0].strip().lower().replace("_", ".")
-    same_suffix = [known for known in PLACEHOLDERS if known.rpartition(".")[2] == name.rpartition(".")[2]]
+    suffix = name.rpartition(".")[2]
+    same_suffix = [placeholder for placeholder in PLACEHOLDERS if placeholder.rpartition(".")[2] == suffix]
     matches = same_suffix or difflib.get_close_matches(name, PLACEHOLDERS, 1, 0.6)
     return matches[0] if matches else None
 

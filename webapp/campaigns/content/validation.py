@@ -14,8 +14,8 @@ from flask_babel import lazy_gettext as _l
 
 from webapp.campaigns.content import design
 from webapp.campaigns.content.placeholders import (
-    BODY_MAX,
-    SUBJECT_MAX,
+    MAX_BODY_BYTES,
+    MAX_SUBJECT_LENGTH,
     EmailContent,
     PlaceholderError,
     format_placeholder_list,
@@ -70,20 +70,20 @@ def _find_error(field: str, value: str) -> ContentError | None:
     if field == "subject":
         if "\n" in value or "\r" in value:
             return "line_break", _("The subject must be one line.")
-        if len(value) > SUBJECT_MAX:
+        if len(value) > MAX_SUBJECT_LENGTH:
             return "too_long", _(
                 "The subject may have at most %(limit)s characters; this one has %(length)s.",
-                limit=SUBJECT_MAX,
+                limit=MAX_SUBJECT_LENGTH,
                 length=formatting.format_number(len(value)),
             )
     size = len(value.encode("utf-8", "surrogatepass"))
-    if size > BODY_MAX:
+    if size > MAX_BODY_BYTES:
         return "too_large", _(
             "This is larger than %(limit)s kB (it has %(size)s kB); mail clients would cut it off.",
-            limit=BODY_MAX // 1024,
+            limit=MAX_BODY_BYTES // 1024,
             size=formatting.format_number(size // 1024),
         )
-    if any(unicodedata.category(c) in ("Cc", "Cs", "Co") and c not in "\t\r\n" for c in value):
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Co") and character not in "\t\r\n" for character in value):
         return "bad_character", _("This contains characters that cannot be sent by email. Please type it again.")
     try:
         parse_template(value)
@@ -196,9 +196,8 @@ class _MarkerLocator(HTMLParser):
             self._record_hidden(name, _IN_ATTRIBUTE_NAME)
             self.found_markers |= _marker_numbers(value or "")
             if tag in ("a", "area") and name == "href" and not self.open_hidden_elements:
-                self.visible_markers |= {
-                    int(n) for n in _MARKER.findall(value or "") if (value or "").strip().startswith(MARKER_OPEN)
-                }
+                if (value or "").strip().startswith(MARKER_OPEN):
+                    self.visible_markers |= _marker_numbers(value or "")
             elif name.startswith("on"):
                 self._record_hidden(value or "", _HIDDEN_ELEMENTS["script"])
         if tag in _HIDDEN_ELEMENTS:

@@ -101,7 +101,7 @@ _ISSUE_KEYS = (
     "(select campaign_id, customer_id from mail_issue where campaign_id = :campaign and state = {state} {condition} "
     "and customer_id > :after order by customer_id limit :limit)"
 )
-# An uncertain email with this condition is being retried at this moment, so it counts as deferred until its outcome is
+# An uncertain email with this condition is being retried, so it counts as deferred until its outcome is
 # known.
 _RETRY_IN_PROGRESS = "next_at > now() and (select status from campaign where id = :campaign) <> 'cancelled'"
 _SELECT_BY_BATCH = text(

@@ -87,7 +87,7 @@ def save_offer_draft(
     if kind == "reminder":
         require_launched_announcement(offer_id)
     inserted_id = insert_draft(offer_id, content, kind)
-    draft = campaign_queries.find_open_campaign(offer_id, kind)
+    draft = campaign_queries.find_current_campaign(offer_id, kind)
     if draft is None:
         db.session.rollback()
         raise NotFound(_("This campaign does not exist."))

@@ -24,7 +24,7 @@ from webapp.campaigns.launch.preconditions import (
     require_finished_announcement,
     require_recipients,
     require_usable_offer,
-    validate_start_time,
+    validate_launch_time,
 )
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.queries import get_campaign
@@ -49,14 +49,14 @@ class LaunchResult:
 
 
 def launch_campaign(
-    campaign_id: int, by: str, include_already_mailed: bool | None = None, expected_status: str | None = None
+    campaign_id: int, by: str, include_already_sent: bool | None = None, expected_status: str | None = None
 ) -> LaunchResult:
     """Launch a draft or a scheduled campaign now. Commits.
 
     Idempotent: `LaunchResult.changed` is False for a launched campaign. The cost does not depend on the size of the
     audience. Enqueues the task that prepares the campaign; when that task is lost, the sweep enqueues it again.
 
-    :param include_already_mailed: whether it also goes to recipients of a cancelled campaign of this kind; None keeps
+    :param include_already_sent: whether it also goes to recipients of a cancelled campaign of this kind; None keeps
         the stored choice.
     :param expected_status: `draft` or `scheduled`, as shown to the user; None accepts both.
     :raises NotFound: when there is no such campaign.
@@ -72,10 +72,10 @@ def launch_campaign(
         db.session.rollback()
         return LaunchResult(get_campaign(campaign_id), False)
     values: dict[str, Any] = {"scheduled_at": None} | (
-        {} if include_already_mailed is None else {"mails_again": include_already_mailed}
+        {} if include_already_sent is None else {"mails_again": include_already_sent}
     )
     statuses = (expected_status,) if expected_status else ("draft", "scheduled")
-    changed = start_campaign(campaign, Campaign.status.in_(statuses), by, **values)
+    changed = set_launched(campaign, Campaign.status.in_(statuses), by, **values)
     return _enqueue_if_changed(get_campaign(campaign_id), changed)
 
 
@@ -83,7 +83,7 @@ def schedule_campaign(
     campaign_id: int,
     at: datetime,
     by: str,
-    include_already_mailed: bool | None = None,
+    include_already_sent: bool | None = None,
     expected_status: str | None = None,
 ) -> LaunchResult:
     """Schedule a draft, or reschedule a scheduled campaign. Commits.
@@ -91,7 +91,7 @@ def schedule_campaign(
     Idempotent. The offer can be edited until then: the campaign uses the offer as it is at the launch.
 
     :param at: the time of the launch, with a time zone.
-    :param include_already_mailed: see `launch_campaign`.
+    :param include_already_sent: see `launch_campaign`.
     :param expected_status: see `launch_campaign`.
     :raises NotFound: when there is no such campaign.
     :raises InvalidInput: at `at`, when the time is in the past, out of range, or not before the offer's end.
@@ -101,12 +101,12 @@ def schedule_campaign(
     require_expected_status(campaign, expected_status)
     require_status(campaign, ("draft", "scheduled"), _("It can't be scheduled."))
     offer = _lock_offer(campaign.offer_id)
-    validate_start_time(at, offer)
+    validate_launch_time(at, offer)
     unchanged = [Campaign.status == "scheduled", Campaign.scheduled_at == at]
     values: dict[str, Any] = {"status": "scheduled", "scheduled_at": at, "launched_by": by}
-    if include_already_mailed is not None:
-        unchanged.append(Campaign.mails_again == include_already_mailed)
-        values["mails_again"] = include_already_mailed
+    if include_already_sent is not None:
+        unchanged.append(Campaign.mails_again == include_already_sent)
+        values["mails_again"] = include_already_sent
     statuses = (expected_status,) if expected_status else ("draft", "scheduled")
     changed = _update_campaign_if(campaign_id, and_(Campaign.status.in_(statuses), ~and_(*unchanged)), values)
     if changed:
@@ -138,7 +138,7 @@ def unschedule_campaign(campaign_id: int, by: str) -> Campaign:
     return campaign
 
 
-def start_due_campaigns() -> list[int]:
+def launch_due_campaigns() -> list[int]:
     """Launch every scheduled campaign that is due; return their ids.
 
     It includes those that became due while no worker ran. Safe to run concurrently. Commits each campaign separately.
@@ -146,18 +146,18 @@ def start_due_campaigns() -> list[int]:
     the cause and resume it.
     """
     launched_ids = [
-        campaign_id for campaign_id in launch_queries.list_due_campaign_ids() if _start_due_campaign(campaign_id)
+        campaign_id for campaign_id in launch_queries.list_due_campaign_ids() if _launch_due_campaign(campaign_id)
     ]
     for campaign_id in launched_ids:
         task_queue.enqueue("campaigns.prepare", campaign_id)
     return launched_ids
 
 
-def _start_due_campaign(campaign_id: int) -> bool:
+def _launch_due_campaign(campaign_id: int) -> bool:
     campaign = get_campaign(campaign_id)
     is_due = and_(Campaign.status == "scheduled", Campaign.scheduled_at <= func.now())
     try:
-        return start_campaign(campaign, is_due, campaign.launched_by or "")
+        return set_launched(campaign, is_due, campaign.launched_by or "")
     except DomainError as refusal:
         reason = _("it could not start at the scheduled time. %(cause)s", cause=refusal.message).rstrip(".")
         if _update_campaign_if(campaign_id, is_due, {"status": "paused", "pause_reason": reason}):
@@ -166,7 +166,7 @@ def _start_due_campaign(campaign_id: int) -> bool:
         return False
 
 
-def start_campaign(campaign: Campaign, condition: ColumnElement[bool], by: str, **values: Any) -> bool:
+def set_launched(campaign: Campaign, condition: ColumnElement[bool], by: str, **values: Any) -> bool:
     """Set a campaign to `preparing` if a condition still holds. Commits.
 
     :param values: further columns to set.
@@ -276,7 +276,7 @@ def launch_reminder(offer_id: int, content: EmailContent, by: str, at: datetime 
     require_launched_announcement(offer_id)
     campaign_id = insert_draft(offer_id, content, "reminder")
     if campaign_id is None:
-        unfinished_reminder = campaign_queries.find_open_campaign(offer_id, "reminder")
+        unfinished_reminder = campaign_queries.find_current_campaign(offer_id, "reminder")
         db.session.rollback()
         if unfinished_reminder is None:
             message = _(

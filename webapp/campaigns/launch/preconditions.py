@@ -35,7 +35,7 @@ def require_usable_offer(offer: Offer) -> None:
 
     :raises DomainError: `offer_expired`, `offer_paused` or `offer_exhausted`.
     """
-    state = offer.state(database_clock.database_now())
+    state = offer.state(database_clock.get_database_time())
     if state in OFFER_STATE_REFUSALS:
         raise DomainError(*OFFER_STATE_REFUSALS[state])
 
@@ -82,7 +82,7 @@ def require_recipients(offer: Offer, kind: str) -> None:
 
     :raises DomainError: `audience_empty`.
     """
-    if not campaign_queries.has_mailable_customers(offer.audience_id):
+    if not campaign_queries.has_unsuppressed_customers(offer.audience_id):
         raise DomainError(
             "audience_empty",
             _(
@@ -96,7 +96,7 @@ def require_recipients(offer: Offer, kind: str) -> None:
         )
 
 
-def validate_start_time(at: datetime, offer: Offer) -> None:
+def validate_launch_time(at: datetime, offer: Offer) -> None:
     """Reject a launch time out of range, in the past or after the end of the offer.
 
     :raises InvalidInput: with the error of the field `at`.
@@ -111,7 +111,7 @@ def validate_start_time(at: datetime, offer: Offer) -> None:
                 last=offer_actions.VALID_YEARS[-1],
             ),
         )
-    elif at <= database_clock.database_now():
+    elif at <= database_clock.get_database_time():
         error = "time_past", _("This time is in the past. Choose a later time, or launch the campaign now.")
     elif offer.ends_at is not None and at >= offer.ends_at:
         error = (

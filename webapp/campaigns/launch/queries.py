@@ -30,7 +30,7 @@ def list_due_campaign_ids() -> Sequence[int]:
     return db.session.scalars(statement.order_by(Campaign.scheduled_at, Campaign.id)).all()
 
 
-def seconds_until_next_start() -> float | None:
+def seconds_until_next_launch() -> float | None:
     """Return the seconds until the next scheduled launch; None if over a minute."""
     statement = select(func.extract("epoch", func.min(Campaign.scheduled_at) - func.clock_timestamp())).where(
         Campaign.status == "scheduled"

@@ -10,7 +10,7 @@ from sqlalchemy import and_, func, update
 from webapp.accounts.audit import record_audit_entry
 from webapp.campaigns import stats_queries
 from webapp.campaigns.launch import next_tasks
-from webapp.campaigns.launch.actions import start_campaign
+from webapp.campaigns.launch.actions import set_launched
 from webapp.campaigns.launch.preconditions import require_usable_offer
 from webapp.campaigns.models import STAFF_PAUSE_PREFIX, Campaign
 from webapp.campaigns.queries import get_campaign
@@ -30,7 +30,7 @@ def pause_campaign(campaign_id: int, by: str) -> Campaign:
     return _change_status(
         campaign_id,
         ("preparing", "sending"),
-        {"status": "paused", "pause_reason": f"{STAFF_PAUSE_PREFIX}{by}", "trouble": None},
+        {"status": "paused", "pause_reason": f"{STAFF_PAUSE_PREFIX}{by}", "delivery_warning": None},
         "campaign.paused",
         by,
         _("It can't be paused."),
@@ -65,7 +65,7 @@ def resume_campaign(campaign_id: int, by: str) -> Campaign:
 
 def _launch_overdue_campaign(campaign: Campaign, by: str) -> Campaign:
     """Launch a paused campaign that could not be launched at its scheduled time."""
-    start_campaign(campaign, and_(Campaign.status == "paused", Campaign.launched_at.is_(None)), by)
+    set_launched(campaign, and_(Campaign.status == "paused", Campaign.launched_at.is_(None)), by)
     # It may have been launched or cancelled concurrently.
     campaign = get_campaign(campaign.id)
     require_status(campaign, ("preparing", "sending"), _("It can't be resumed."))
@@ -90,7 +90,7 @@ def cancel_campaign(campaign_id: int, by: str) -> Campaign:
             "finished_at": func.now(),
             "cancelled_at": func.now(),
             "pause_reason": None,
-            "trouble": None,
+            "delivery_warning": None,
         },
         "campaign.cancelled",
         by,

@@ -75,7 +75,7 @@ def retry_while_database_unavailable(write: Callable[P, R]) -> Callable[P, R]:
                 db.session.rollback()
                 if time.monotonic() > deadline:
                     raise
-                if not database_health.detect_outage(error):
+                if not database_health.report_if_outage(error):
                     log.warning("%s failed, retrying: %s", write.__name__, getattr(error, "orig", None) or error)
                 time.sleep(1)
 

@@ -42,7 +42,7 @@ def finish_campaigns() -> None:
         log.info("campaign %s finished", campaign_id, extra={"campaign_id": campaign_id})
 
 
-def finalize_cancelled_batches(owner: str) -> None:
+def close_cancelled_batches(owner: str) -> None:
     """Close batches of cancelled campaigns whose lease has expired.
 
     :param owner: the unique id of the calling worker.

@@ -71,22 +71,7 @@ def open_send_window(claim: BatchClaim) -> SendWindow | None:
         release_batch(claim)
         return None
     end = min(claim.position + WINDOW_SIZE, len(claim.customer_ids))
-    opened = db.session.execute(
-        text(
-            "update batch set window_start = :start, window_end = :end, sent = :sent, lease_until = now() + :lease, "
-            "windows = windows || array[cast(:start as int), :seconds] "
-            "where id = :batch and owner = :owner and epoch = :epoch"
-        ),
-        {
-            "start": claim.position,
-            "end": end,
-            "sent": claim.sent,
-            "lease": lease_duration(),
-            "seconds": campaign.seconds,
-            **claim.ownership_params,
-        },
-    )
-    if not opened.rowcount or not send_progress.move_cursor(db.session.connection(), claim, claim.position):  # type: ignore[attr-defined]
+    if not _store_window(claim, end, campaign.seconds):
         db.session.rollback()
         return None
     ids = claim.customer_ids[claim.position : end]
@@ -103,6 +88,32 @@ def open_send_window(claim: BatchClaim) -> SendWindow | None:
         if customer_id in customers
     ]
     return SendWindow(end, recipients, campaign.version)
+
+
+def _store_window(claim: BatchClaim, end: int, seconds: int) -> bool:
+    """Store the bounds of a send window and move the cursor to its start.
+
+    :param end: index in the batch of the end of the window.
+    :param seconds: seconds since the launch of the campaign.
+    :returns: False when another worker owns the batch.
+    """
+    result = db.session.execute(
+        text(
+            "update batch set window_start = :start, window_end = :end, sent = :sent, lease_until = now() + :lease, "
+            "windows = windows || array[cast(:start as int), :seconds] "
+            "where id = :batch and owner = :owner and epoch = :epoch"
+        ),
+        {
+            "start": claim.position,
+            "end": end,
+            "sent": claim.sent,
+            "lease": lease_duration(),
+            "seconds": seconds,
+            **claim.ownership_params,
+        },
+    )
+    is_owned = bool(result.rowcount)  # type: ignore[attr-defined]
+    return is_owned and send_progress.move_cursor(db.session.connection(), claim, claim.position)
 
 
 def eligible_recipients(offer_id: int, ids: Sequence[int]) -> tuple[dict[int, Customer], dict[int, str]]:

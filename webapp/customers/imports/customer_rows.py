@@ -10,8 +10,8 @@ from webapp.core.errors import InvalidInput
 from webapp.customers.imports.line_reader import sanitise_text
 from webapp.customers.imports.parse_results import ParsedRow, RowWarning
 from webapp.customers.validation import (
-    NAME_MAX_LENGTH,
-    SOURCE_ID_MAX_LENGTH,
+    MAX_NAME_LENGTH,
+    MAX_SOURCE_ID_LENGTH,
     clean_audience_name,
     clean_locale,
     clean_name,
@@ -34,9 +34,9 @@ def build_customer_row(line: int, raw_email: str, name: str, source_id: str, loc
         raw_email = raw_email.strip()
         raw_email = raw_email if raw_email.isprintable() else email
     name = " ".join(name.split())
-    if not name.isprintable() or len(name) > NAME_MAX_LENGTH or name[:1] == "'":
+    if not name.isprintable() or len(name) > MAX_NAME_LENGTH or name[:1] == "'":
         name = clean_name(strip_formula_guard(name))
-    if source_id and (not source_id.isalnum() or len(source_id) > SOURCE_ID_MAX_LENGTH):
+    if source_id and (not source_id.isalnum() or len(source_id) > MAX_SOURCE_ID_LENGTH):
         source_id = clean_source_id(strip_formula_guard(source_id))
     if audience:
         audience = clean_audience_name(strip_formula_guard(audience))

@@ -15,7 +15,7 @@ from itertools import chain
 
 # Cells may contain line breaks, but an unclosed quotation mark must not swallow the rest of the file.
 MAX_RECORD_LINES = 100
-LINE_MAX_LENGTH = 1_000_000
+MAX_LINE_LENGTH = 1_000_000
 
 _UNDECODABLE_BYTES = re.compile("[\udc80-\udcff]")
 
@@ -95,9 +95,9 @@ def _split_lines(chunks: Iterable[bytes]) -> Iterator[list[str]]:
             is_truncating = not separator
         lines = list(io.StringIO(tail + text, newline=newline))
         tail = lines.pop() if lines and not lines[-1].endswith(newline) else ""
-        if len(tail) > LINE_MAX_LENGTH:
+        if len(tail) > MAX_LINE_LENGTH:
             # The line is truncated to a single cell that is so long that the row is rejected.
-            lines.append(re.sub(r"\W", " ", tail[:LINE_MAX_LENGTH]) + newline)
+            lines.append(re.sub(r"\W", " ", tail[:MAX_LINE_LENGTH]) + newline)
             tail, is_truncating = "", True
         yield lines
     tail += decode(b"", final=True)

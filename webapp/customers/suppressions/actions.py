@@ -30,7 +30,7 @@ _UPSERT_SUPPRESSION = text(
     returning 1
     """
 )
-DETAIL_MAX_LENGTH = 1000
+MAX_DETAIL_LENGTH = 1000
 
 
 def add_suppression(email: str, reason: str, source: int | str, detail: str = "") -> bool:
@@ -44,7 +44,7 @@ def add_suppression(email: str, reason: str, source: int | str, detail: str = ""
     :param source: a campaign id, or `import`, `staff`, `api` or `relay`. An entry from a campaign is added only while a
         customer has the address, because the address of a customer who is erased concurrently must not be stored in
         plain text again.
-    :param detail: the reply of the mail server, or who asked for the suppression; truncated to `DETAIL_MAX_LENGTH`.
+    :param detail: the reply of the mail server, or who asked for the suppression; truncated to `MAX_DETAIL_LENGTH`.
     :returns: whether the list changed.
     """
     result = db.session.execute(
@@ -53,7 +53,7 @@ def add_suppression(email: str, reason: str, source: int | str, detail: str = ""
             "email": email,
             "reason": reason,
             "source": f"campaign {source}" if isinstance(source, int) else source,
-            "detail": detail.replace("\0", "")[:DETAIL_MAX_LENGTH],
+            "detail": detail.replace("\0", "")[:MAX_DETAIL_LENGTH],
             "requires_customer": isinstance(source, int),
         },
     )
@@ -127,10 +127,10 @@ def add_suppression_by_staff(email: str, reason: str, by: str, detail: str = "")
 
 
 def _append_previous_detail(detail: str, previous: Suppression | None) -> str:
-    if previous is None or not previous.words:
+    if previous is None or not previous.detail:
         return detail
-    earlier = f"before: {previous.reason}, {previous.words}"
-    return f"{detail[: DETAIL_MAX_LENGTH - len(earlier) - 2]}; {earlier}" if detail else earlier
+    earlier = f"before: {previous.reason}, {previous.detail}"
+    return f"{detail[: MAX_DETAIL_LENGTH - len(earlier) - 2]}; {earlier}" if detail else earlier
 
 
 def remove_suppression(key: str, by: str) -> None:

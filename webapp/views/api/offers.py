@@ -47,7 +47,7 @@ def create(body: NewOffer) -> Response:
     values = OfferValues(
         name=body.name,
         discount=body.discount.to_discount(),
-        starts_at=body.starts_at or database_clock.database_now(),
+        starts_at=body.starts_at or database_clock.get_database_time(),
         code=body.code,
         ends_at=body.ends_at,
         time_zone=body.time_zone,
@@ -185,7 +185,7 @@ def _offer_response(offer: Offer) -> Response:
 
 
 def _offers_json(offers: list[Offer]) -> list[dict[str, object]]:
-    at: datetime = database_clock.database_now()
+    at: datetime = database_clock.get_database_time()
     redeemed = count_queries.count_redemptions([offer.id for offer in offers])
     codes = offer_queries.list_codes_by_offer([offer.id for offer in offers])
     names = {audience.id: audience.name for audience in customer_queries.list_audiences()}

@@ -16,7 +16,7 @@ from webapp.customers import queries as customer_queries
 from webapp.customers.models import Customer
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import normalise_code
-from webapp.overview.why_not import explain_eligibility
+from webapp.overview.eligibility import explain_eligibility
 from webapp.redemptions import actions as redemption_actions
 from webapp.redemptions import facts as redemption_facts
 from webapp.redemptions import group_commit, personal_codes
@@ -170,7 +170,7 @@ def usable(path: CustomerEmailPath, query: UsableOffersQuery) -> Response:
         {
             "offers": [
                 _usable_offer_json(facts)
-                for facts in redemption_facts.load_open_offer_facts(customer.id)
+                for facts in redemption_facts.load_current_offer_facts(customer.id)
                 if _is_listed(facts, query.used)
             ]
         }

@@ -14,7 +14,7 @@ from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import login
 from webapp.core.local_time import list_time_zones
-from webapp.core.rate_limit import client_address, form_field_key, limiter, reset_attempts
+from webapp.core.rate_limit import client_address, form_field_key_func, limiter, reset_attempts
 from webapp.views.rendering import add_form_errors, render, role_name
 from webapp.views.staff.blueprint import login_exempt, require_role
 from webapp.views.staff.forms.accounts import (
@@ -30,7 +30,7 @@ from webapp.views.staff.forms.accounts import (
 
 blueprint = Blueprint("accounts", __name__)
 
-sign_in_email_key = form_field_key("email", normalise_email)
+sign_in_email_key = form_field_key_func("email", normalise_email)
 
 
 @login.user_loader

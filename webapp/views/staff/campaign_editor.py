@@ -45,7 +45,7 @@ CONTENT_FORM_SIZE_MAX = 16 * 1024 * 1024
 def new(offer_id: int, kind: str) -> BaseResponse:
     """Open the offer's current campaign, or the editor of a new one."""
     offer = get_offer_or_404(offer_id)
-    found = campaign_queries.find_open_campaign(offer_id, kind)
+    found = campaign_queries.find_current_campaign(offer_id, kind)
     if found is not None:
         return redirect(campaign_url(found), 303)
     return _render_stored_draft(offer, kind, None)

@@ -89,11 +89,11 @@ def launch(campaign_id: int) -> BaseResponse:
         at = form.start_time(offer.time_zone)
         if at is None:
             launched = launch_actions.launch_campaign(
-                campaign_id, current_user.email, form.include_already_mailed(), form.seen_status()
+                campaign_id, current_user.email, form.include_already_sent(), form.seen_status()
             )
         else:
             launched = launch_actions.schedule_campaign(
-                campaign_id, at, current_user.email, form.include_already_mailed(), form.seen_status()
+                campaign_id, at, current_user.email, form.include_already_sent(), form.seen_status()
             )
     except DomainError as error:
         campaign = get_campaign_or_404(campaign_id)
@@ -163,7 +163,7 @@ def _render_review(offer: Offer, campaign: Campaign, form: LaunchForm, status: i
         audience_count=launch_audience.count_campaign_recipients(campaign, offer),
         audience=audience_name(offer.audience_id),
         other_zones=_format_start_in_other_zones(campaign, offer),
-        now=database_clock.database_now(),
+        now=database_clock.get_database_time(),
     )
 
 

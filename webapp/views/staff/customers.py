@@ -82,7 +82,9 @@ def show(customer_id: int) -> Response:
     campaign_ids = [suppression.campaign_id] if suppression is not None else []
     deliveries = delivery_queries.list_customer_deliveries(customer.id)
     usable_offers = [
-        facts.offer for facts in redemption_facts.load_open_offer_facts(customer.id) if evaluate(facts).reason is None
+        facts.offer
+        for facts in redemption_facts.load_current_offer_facts(customer.id)
+        if evaluate(facts).reason is None
     ]
     offers = offer_queries.find_offers([item.campaign.offer_id for item in deliveries])
     return rendering.render(

@@ -51,7 +51,7 @@ def index() -> Response:
         "offers/index.html",
         form=form,
         offers=offers,
-        at=database_clock.database_now(),
+        at=database_clock.get_database_time(),
         redeemed=count_queries.count_redemptions([offer.id for offer in offers]),
         failed_attempts=guessing.find_guessing_alerts([offer.id for offer in offers]),
         is_filtered=bool(filters),
@@ -92,7 +92,7 @@ def show(offer_id: int) -> Response:
     return rendering.render(
         "offers/show.html",
         offer=offer,
-        at=database_clock.database_now(),
+        at=database_clock.get_database_time(),
         failed_attempts=guessing.find_guessing_alerts([offer.id]).get(offer.id),
         audience=_audience_name(offer),
         codes=offer_queries.list_codes_by_offer([offer.id])[offer.id],
@@ -101,8 +101,8 @@ def show(offer_id: int) -> Response:
         chart=_redemption_chart(offer),
         campaigns=campaigns,
         counts=counts,
-        announcement=campaign_queries.find_open_campaign(offer.id, "announcement"),
-        reminder=campaign_queries.find_open_campaign(offer.id, "reminder"),
+        announcement=campaign_queries.find_current_campaign(offer.id, "announcement"),
+        reminder=campaign_queries.find_current_campaign(offer.id, "reminder"),
         is_launched=bool(launched),
         emails_sent=sum(counts[campaign.id].sent for campaign in launched if campaign.kind == "announcement"),
         **_live_context(offer),
@@ -113,7 +113,9 @@ def show(offer_id: int) -> Response:
 def live(offer_id: int) -> Response:
     """Render the part of the page that refreshes itself: the redemptions."""
     offer = _require_offer(offer_id)
-    return rendering.render("offers/_live.html", offer=offer, at=database_clock.database_now(), **_live_context(offer))
+    return rendering.render(
+        "offers/_live.html", offer=offer, at=database_clock.get_database_time(), **_live_context(offer)
+    )
 
 
 @blueprint.route("/offers/<int:offer_id>/edit", methods=["GET", "POST"])
@@ -262,7 +264,7 @@ def _redemption_chart(offer: Offer) -> dict[str, Any]:
     Days are those of the time zone of the offer.
     """
     time_zone = ZoneInfo(offer.time_zone)
-    now = database_clock.database_now()
+    now = database_clock.get_database_time()
     last = min(now, offer.ends_at or now).astimezone(time_zone).date()
     first = last - timedelta(days=CHART_DAYS - 1)
     since = datetime.combine(first, datetime.min.time(), time_zone)

@@ -163,7 +163,7 @@ def campaign_json(campaign: Campaign, stats: CampaignStats, code: str) -> dict[s
         "kind": campaign.kind,
         "status": campaign.status,
         "pause_reason": campaign.pause_reason,
-        "trouble": campaign.trouble,
+        "trouble": campaign.delivery_warning,
         "total": stats.total,
         "sent": stats.sent,
         "failed": stats.failed,

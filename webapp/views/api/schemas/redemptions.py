@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, St
 from webapp.core.errors import FieldError, InvalidInput
 from webapp.core.formatting import format_rfc3339
 from webapp.customers.models import ERASED_EMAIL_PLACEHOLDER
-from webapp.overview.why_not import Explanation
+from webapp.overview.eligibility import Explanation
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import Order
 from webapp.views.api.schemas.types import (

@@ -136,7 +136,7 @@ class LaunchForm(FlaskForm):
             )
         return local_time.local_to_utc(local, ZoneInfo(time_zone), "at")
 
-    def include_already_mailed(self) -> bool | None:
+    def include_already_sent(self) -> bool | None:
         """Whether recipients of a cancelled campaign are included; None if not asked."""
         return None if self.to_all.data is None else self.to_all.data == "yes"
 

@@ -21,7 +21,7 @@ from webapp.customers import actions as customer_actions
 from webapp.customers.models import Audience, AudienceMember, Customer
 from webapp.offers import code_actions
 from webapp.offers.models import Offer
-from webapp.overview.why_not import Explanation, explain_eligibility
+from webapp.overview.eligibility import Explanation, explain_eligibility
 from webapp.redemptions import facts as redemption_facts
 from webapp.redemptions import group_commit, personal_codes
 from webapp.redemptions import queries as redemption_queries
