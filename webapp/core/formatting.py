@@ -51,7 +51,7 @@ def format_number(value: float | Decimal, locale: str = "en") -> str:
 
 def format_share(value: float, locale: str = "en") -> str:
     """0.125 -> 12.5%. A value above 0 is never shown as 0%, but as <0.1%."""
-    if 0 < value < 0.0005:
+    if 0 < value <= 0.0005:
         return "<" + format_share(0.001, locale)
     return numbers.format_percent(value, format="#,##0.#%", locale=locale)
 
