@@ -1,14 +1,14 @@
-# The two commands that matter: `make setup` starts everything, `make run-test` tests it.
-# Every target works first and alone; what it needs is installed into .venv when it is missing.
+# Start with `make setup`, which starts everything, and `make run-test`, which runs the tests.
+# Every target works in a fresh clone: it first installs into .venv what it needs.
 
 PYTHON ?= python3
 VENV := .venv/bin/python
-# Our settings read .env themselves, and say in one line when that can't be.
+# Onecode reads .env itself and reports an unreadable file in one line; Flask would print a traceback.
 FLASK := FLASK_SKIP_DOTENV=1 $(VENV) -m flask --app wsgi
 PORT ?=
-# Each test process would otherwise compile all tests again where Python is told to keep no compiled files.
+# Where PYTHONDONTWRITEBYTECODE is set, each test process would otherwise compile all modules again.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX="$(CURDIR)/.venv/pycache" $(VENV) -m pytest
-# More than a few test processes only wait for each other's servers. Tests of one group share what is dear to start.
+# More than four processes are no faster: they wait for the same servers. Tests of one group share expensive fixtures.
 TEST_ARGS ?= --quiet --numprocesses auto --maxprocesses 4 --dist loadgroup
 ifneq ($(PORT),)
 export PORT
@@ -16,46 +16,46 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help messages setup demo demo-down demo-reset down run run-migration run-test run-test-all check format erd screenshots env lock benchmark benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http chaos install install-dev python
-# Or make would complain of a clock that was ahead when this file was fetched.
+# Without this, make warns when the modification time of this file is in the future.
 .PHONY: Makefile
 
-# `##@ Group` opens a group of this list; `target: … ## words`, or `##: name ## words`, is a line of it (24 in all, words
-# of 55 letters, so that it fits a screen).
+# `##@ Title` starts a group of this list; `target: … ## text` or `##: name ## text` is a line of it (at most 24 lines,
+# texts of at most 55 characters, so that it fits a terminal).
 help:
 	@awk -F ' *## *' '/^##@ / {print substr($$0, 5)} \
 	  /^(##: )?[A-Za-z-]+:?.* ## / {sub(/^##: /, ""); split($$0, name, /[: ]/); printf "  make %-16s %s\n", name[1], $$2}' Makefile
 
 ##@ Start here
 
-setup: install ## Install, start in the background, say where
+setup: install ## Install, start in the background, print addresses
 	@$(FLASK) up
 
-demo: install ## Start a shop full of data beside it
+demo: install ## Start a demo with sample data in its own instance
 	@$(FLASK) demo up $(if $(findstring command line,$(origin PORT)),$(PORT:%=--port %))
 
-demo-down: ## Stop that shop; data stays
+demo-down: ## Stop the demo; its data is kept
 	@if [ -e .venv/installed ]; then $(FLASK) demo down; else echo "The demo was not running."; fi
 
-demo-reset: ## Delete that shop
+demo-reset: ## Delete the demo and its data
 	@if [ -e .venv/installed ]; then $(FLASK) demo reset; else echo "There is no demo; nothing was changed."; fi
 
-run-test: install-dev ## Run the tests of the product
+run-test: install-dev ## Run the fast tests
 	@$(PYTEST) -m "not slow" $(TEST_ARGS)
 
-run-test-all: install-dev ## Run the long tests that run-test leaves out
+run-test-all: install-dev ## Run the slow tests (not included in run-test)
 	@$(PYTEST) -m slow $(TEST_ARGS)
 
-##@ Every day
+##@ Run
 
-down: ## Stop what setup started; data stays
+down: ## Stop what setup started; its data is kept
 	@if [ -e .venv/installed ]; then $(FLASK) down; else echo "Onecode was not running."; fi
 
-run: install ## Run in front, logs on the screen
+run: install ## Run in the foreground with the logs on the screen
 	@$(FLASK) run-here
 
-##@ Changing it
+##@ Develop
 
-check: install-dev ## Lint, format, types
+check: install-dev ## Check style, formatting, types and translations
 	@$(VENV) -m ruff check .
 	@$(VENV) -m ruff format --check .
 	@$(VENV) -m mypy
@@ -65,62 +65,62 @@ check: install-dev ## Lint, format, types
 	@.venv/bin/hadolint Dockerfile
 	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml
 
-format: install-dev ## Put code and templates into shape
+format: install-dev ## Format code and templates
 	@$(VENV) -m ruff check --fix .
 	@$(VENV) -m ruff format .
 	@$(VENV) -m djlint --reformat --quiet templates
 
-messages: install-dev ## Collect texts to translate
+messages: install-dev ## Extract the texts to translate
 	@mkdir -p translations
 	@.venv/bin/pybabel --quiet extract --mapping-file babel.cfg --keyword _l --output-file translations/messages.pot .
 
-erd: install-dev ## Draw docs/erd.md from the models
+erd: install-dev ## Generate docs/erd.md from the models
 	@$(VENV) scripts/erd
 
-screenshots: install-dev ## Take the README's pictures anew
+screenshots: install-dev ## Take new screenshots for the README
 	@$(VENV) scripts/screenshots
 
-lock: install-dev ## Renew the locked requirements
+lock: install-dev ## Update the locked requirements
 	@$(VENV) scripts/lock
 
-##@ Measuring (docs/benchmarks.md)
+##@ Benchmarks (docs/benchmarks.md)
 
-benchmark: benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http ## All of the next line, for hours
+benchmark: benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http ## Run all benchmarks below; takes hours
 ##: benchmark-NAME ## growth launch mail pages peers redeem-db redeem-http
 
-benchmark-growth: install-dev # A million redemptions: speed and bytes
+benchmark-growth: install-dev # A million redemptions: speed and size
 	@$(VENV) -m benchmarks.growth
 
-benchmark-launch: install-dev # A launch beside two voucher pools
+benchmark-launch: install-dev # A launch compared with two voucher pools
 	@$(VENV) -m benchmarks.launch
 
-benchmark-mail: install-dev # Mailing beside plain smtplib and Flask-Mail
+benchmark-mail: install-dev # Sending compared with plain smtplib and Flask-Mail
 	@$(VENV) -m benchmarks.mail
 
-benchmark-pages: install-dev # What staff wait for
+benchmark-pages: install-dev # Response times of the staff pages
 	@$(VENV) -m benchmarks.pages
 
-benchmark-peers: install-dev # Beside django-oscar and the textbook
+benchmark-peers: install-dev # Compared with django-oscar and a textbook solution
 	@$(VENV) -m benchmarks.peers
 
-benchmark-redeem-db: install-dev # Redeeming beside a plain INSERT
+benchmark-redeem-db: install-dev # Redeeming compared with a plain INSERT
 	@$(VENV) -m benchmarks.redeem_db
 
-benchmark-redeem-http: install-dev # Redeeming over HTTP beside a bare hello
+benchmark-redeem-http: install-dev # Redeeming over HTTP compared with an empty response
 	@$(VENV) -m benchmarks.redeem_http
 
-chaos: install-dev ## Kill workers, relay and database; audit mails
+chaos: install-dev ## Kill workers, relay and database; audit the emails
 	@$(VENV) -m tests.chaos
 
 ##@ On servers (docs/operations.md)
 
-env: python ## Write .env with new secrets for containers
+env: python ## Create .env with new secrets for containers
 	@$(PYTHON) scripts/env
 
-run-migration: install ## Bring the database's tables up to date
+run-migration: install ## Upgrade the database schema
 	@$(FLASK) migrate
 
-# Each looks for itself whether there is anything to do: what is installed is no question of clocks.
+# scripts/install compares checksums itself: modification times are no reliable sign of what is installed.
 install: python
 	@"$(PYTHON)" scripts/install requirements.txt
 
@@ -128,4 +128,4 @@ install-dev: python
 	@"$(PYTHON)" scripts/install requirements-dev.txt
 
 python:
-	@command -v "$(PYTHON)" >/dev/null || { echo "onecode: there is no $(PYTHON) here; install Python 3.11 or newer, on Debian or Ubuntu: apt install python3 python3-venv" >&2; exit 1; }
+	@command -v "$(PYTHON)" >/dev/null || { echo "onecode: $(PYTHON) was not found; install Python 3.11 or newer, on Debian or Ubuntu: apt install python3 python3-venv" >&2; exit 1; }

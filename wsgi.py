@@ -8,7 +8,8 @@ from flask.cli import ScriptInfo
 
 from webapp import create_app, get_app_version
 from webapp.core import logs
-from webapp.core.settings import SettingsError, load_settings
+from webapp.core.setting_parsers import SettingsError
+from webapp.core.settings import load_settings
 
 # A command prints its results, so it logs only warnings and errors. The click context decides and not the variable
 # FLASK_RUN_FROM_CLI, which processes started by `make setup` inherit.
@@ -24,6 +25,6 @@ try:
 
         cli.init_app(app)
     else:
-        logging.getLogger("webapp.web").info("web process started: release %s", get_app_version())
+        logging.getLogger("webapp.web").info("web process started: version %s", get_app_version())
 except SettingsError as error:
     sys.exit(f"onecode: {error}")

@@ -1,4 +1,4 @@
-"""Add the commands of a local instance to `flask --app wsgi`, and report every command's errors in one line."""
+"""Commands of a local instance for `flask --app wsgi`, with errors in one line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,5 @@ def mail_sink() -> None:
     """Receive all email, store it in the instance folder and show it on a page."""
     settings: Settings = current_app.config["SETTINGS"]
     if not settings.uses_mail_sink:
-        raise SystemExit(
-            f"onecode: {ServiceError('MAIL_SERVER is set, so mails go there; the mail sink is for set-ups without it')}"
-        )
+        raise ServiceError("MAIL_SERVER is set, so emails go there; to use the mail sink, unset MAIL_SERVER")
     mailsink.serve_mail_sink(settings)

@@ -1,4 +1,4 @@
-"""`make demo`, `make demo-down` and `make demo-reset`: run the demo in an instance of its own."""
+"""Commands of `make demo`, `make demo-down` and `make demo-reset`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from webapp.core.settings import Settings
 
 @click.group("demo")
 def demo_group() -> None:
-    """Run a second instance with the data of a shop, to look around."""
+    """Run a second instance with the sample data of a shop."""
 
 
 @demo_group.command("up")
-@click.option("--port", type=click.IntRange(1, 65533), help="Of the web server; the mail sink uses the next two.")
+@click.option("--port", type=click.IntRange(1, 65533), help="Port of the web server; the mail sink uses the next two.")
 @click.option("--public-url", help="The address for browsers, for this start; http://127.0.0.1:PORT by default.")
 def demo_up_command(port: int | None, public_url: str | None) -> None:
-    """Start the demo in the background, fill it if it is new, and print where it is."""
+    """Start the demo in the background, fill it if it is new, and print the addresses."""
     user = _get_user_settings()
     demo_instance.create_folder(user)
     settings = demo_instance.load_demo_settings(user)
@@ -42,7 +42,7 @@ def demo_up_command(port: int | None, public_url: str | None) -> None:
                 supervisor.wait_until_ready(settings)
                 _print_addresses(settings, "The demo is already running.")
             return
-        # Whatever an interrupted start left running.
+        # Stop what an interrupted start left running.
         supervisor.stop_services(settings)
         port = port or demo_instance.choose_port(user)
         settings = demo_instance.load_demo_settings(user, port, public_url)
@@ -77,7 +77,7 @@ def demo_reset_command() -> None:
     with local_commands.command_errors(settings), supervisor.instance_lock(settings):
         _stop(settings)
         demo_instance.delete_folder(user, settings)
-    click.echo("The demo is deleted; `make demo` makes a new one.")
+    click.echo("The demo is deleted; `make demo` creates a new one.")
 
 
 @contextmanager
@@ -104,7 +104,7 @@ def _is_complete_and_running(settings: Settings) -> bool:
 def _check_running_port(settings: Settings, port: int | None) -> None:
     if port not in (None, settings.port):
         raise ServiceError(
-            f"the demo runs on port {settings.port} already; to have it on {port}: "
+            f"the demo is already running on port {settings.port}; to move it to port {port}: "
             f"make demo-down, then make demo PORT={port}"
         )
 
@@ -138,16 +138,16 @@ def _print_addresses(settings: Settings, first_line: str) -> None:
     click.echo(f"  Staff       {url}/")
     click.echo(f"  Campaigns   {url}/campaigns")
     click.echo(f"  Customers   {url}/redeem   (with the code TEA15 and the email address of a customer)")
-    click.echo(f"  Emails      {settings.sink_url}   (kept here, sent to nobody)")
-    click.echo("\nSign in with one of these links. Each works once and lets you choose a password:\n")
+    click.echo(f"  Emails      {settings.sink_url}   (stored here, not delivered)")
+    click.echo("\nSign in with one of these one-time links and choose a password:\n")
     for member, link in links:
         click.echo(f"  {member.name}, {member.role}: {member.email}\n    {link}")
     if not account_queries.has_active_admin():
         click.echo(f"  A new administrator\n    {account_actions.create_invitation('admin', None, by='make demo')}")
     seeded = demo_instance.get_seeded_date(settings)
     if seeded is not None and seeded != datetime.now(UTC).date():
-        click.echo(f"\nIts data ends on {seeded:%-d %B %Y}; `make demo-reset` and `make demo` renew it.")
-    click.echo("\nIt has a database and ports of its own: `make demo-down` stops it, `make demo-reset` deletes it.")
+        click.echo(f"\nIts data ends on {seeded:%-d %B %Y}; for current data: `make demo-reset`, then `make demo`.")
+    click.echo("\nIt has its own database and ports: `make demo-down` stops it, `make demo-reset` deletes it.")
 
 
 def _get_user_settings() -> Settings:

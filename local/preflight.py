@@ -1,6 +1,7 @@
-"""What set-up makes sure of before it starts or changes anything: ports, the database it was given, clock, relay.
+"""Checks before the start: ports, database, clock, mail relay.
 
-A refusal is a `SetupError`, one line that says the one thing to do. What need not stop the start is a remark.
+A failed check raises `SetupError` with one line that says what to do. Problems that do not prevent the start are
+returned as warnings.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from webapp.core.settings import ROOT, Settings
 
 MIN_POSTGRESQL_VERSION = 15
 VERSION_TABLE = "alembic_version"
-# Of this machine's clock from the database's. Less is a slow connection; more shows in when offers start and end.
+# Between this machine's clock and the database's. Less may be a slow connection; with more, offers would start and end
+# at the wrong time.
 MAX_CLOCK_SKEW_SECONDS = 30
-# What a table of another program is not: made by an extension such as PostGIS.
+# All tables except those of extensions such as PostGIS.
 SELECT_TABLES = """
     select c.relname as name from pg_class c
     where c.relnamespace = current_schema()::regnamespace and c.relkind in ('r', 'p', 'f')
@@ -31,7 +33,7 @@ SELECT_TABLES = """
                       and d.deptype = 'e')
     order by c.relname
 """
-# Of any version: with a version in `alembic_version` they tell our database from that of another program.
+# Tables of every version of Onecode: other programs may have an `alembic_version`, but not these as well.
 OWN_TABLES = {"staff_user", "redemption"}
 SELECT_DATABASE_INFO = """
     select current_database() as database, current_user as user, current_schema() as schema, now() as now,
@@ -43,7 +45,7 @@ SELECT_DATABASE_INFO = """
 
 @dataclass(frozen=True)
 class DatabaseInfo:
-    """What a server says about itself, and about who has come."""
+    """Properties of a database and of the role that connects to it."""
 
     database: str
     user: str
@@ -55,14 +57,14 @@ class DatabaseInfo:
 
 
 class SetupError(Exception):
-    """Set-up can't go on; the message is one line and says what to do."""
+    """A check failed; the message is one line and says what to do."""
 
 
 def check_ports(settings: Settings, command: str = "make setup") -> None:
-    """See to it that all ports are free.
+    """Check that all ports are free.
 
-    :param command: what to run with another PORT when one is not.
-    :raises SetupError: with the port that is not, what it is for, and ports that are free.
+    :param command: the command that the error suggests, with another PORT.
+    :raises SetupError: with the port that is in use, its purpose and a free port.
     """
     wanted = {settings.port: "the web server"}
     if settings.uses_mail_sink:
@@ -72,85 +74,89 @@ def check_ports(settings: Settings, command: str = "make setup") -> None:
             _try_bind(port)
         except PermissionError as error:
             raise SetupError(
-                f"port {port} for {purpose} is not for ordinary users; "
-                f"choose another: {command} PORT={find_free_port(8000)}"
+                f"port {port} for {purpose} needs root; choose another: {command} PORT={find_free_port(8000)}"
             ) from error
         except OSError as error:
             raise SetupError(
-                f"port {port} for {purpose} is taken by another program; "
+                f"port {port} for {purpose} is used by another program; "
                 f"choose another: {command} PORT={find_free_port(settings.port + 10)}"
             ) from error
 
 
 def check_running_port(settings: Settings) -> None:
-    """See to it that what runs already runs where it is wanted.
+    """Check that an instance which is running already uses the configured port.
 
-    :raises SetupError: when it runs on another port than the one that was asked for.
+    :raises SetupError: when it uses another one.
     """
     running = app_settings.read_saved_port(settings.instance_path)
     if running not in (None, settings.port):
         raise SetupError(
-            f"Onecode runs on port {running} already; to have it on {settings.port}: "
+            f"Onecode is already running on port {running}; to move it to port {settings.port}: "
             f"make down, then make setup PORT={settings.port}"
         )
 
 
 def check_install_path() -> None:
-    """See to it that the program lies where it can work. Alembic reads a % in the path of its folder as one of its own.
+    """Check that the path of the program has no %.
 
-    :raises SetupError: when it does not.
+    Alembic interpolates it in its configuration.
+
+    :raises SetupError: when it has one.
     """
     if "%" in str(ROOT):
-        raise SetupError(f"the path of the program has a % in it, {ROOT}; rename that folder")
+        raise SetupError(f"the path of the program contains a %, which Alembic can't use: {ROOT}; rename that folder")
 
 
 def check_database(settings: Settings) -> list[str]:
-    """See to it that the server of `DATABASE_URL` can be used, and that its database is ours or empty; return remarks.
+    """Check that the database can be used, and return warnings. Writes nothing.
 
-    Nothing is written. An embedded server needs no such questions but whether its tables are of our time.
+    It has to be empty or to belong to Onecode.
 
     :raises SetupError: when it can't be used.
     """
     try:
         with psycopg.connect(settings.libpq_url, connect_timeout=10, autocommit=True) as connection:
             _check_server_version(connection.info.server_version)
-            facts = connection.cursor(row_factory=class_row(DatabaseInfo)).execute(SELECT_DATABASE_INFO).fetchone()
-            ahead = (datetime.now(UTC) - facts.now).total_seconds() if facts else 0
+            info = connection.cursor(row_factory=class_row(DatabaseInfo)).execute(SELECT_DATABASE_INFO).fetchone()
+            clock_skew = (datetime.now(UTC) - info.now).total_seconds() if info else 0
             tables = [name for (name,) in connection.execute(SELECT_TABLES)]
-            at = (
+            revision = (
                 connection.execute("select version_num from alembic_version").fetchone()
                 if VERSION_TABLE in tables
                 else None
             )
     except psycopg.Error as error:
         raise SetupError(explain_connection_error(error)) from error
-    assert facts is not None  # noqa: S101
-    _check_database_info(facts)
-    _check_tables(facts, set(tables), at[0] if at else None)
-    if abs(ahead) <= MAX_CLOCK_SKEW_SECONDS:
+    assert info is not None  # noqa: S101
+    _check_database_info(info)
+    _check_tables(info, set(tables), revision[0] if revision else None)
+    if abs(clock_skew) <= MAX_CLOCK_SKEW_SECONDS:
         return []
     return [
-        f"this machine's clock is {_format_duration(abs(ahead))} "
-        f"{'ahead of' if ahead > 0 else 'behind'} the database's; "
-        "set it, or offers and mails come at the wrong time: timedatectl set-ntp true"
+        f"this machine's clock is {_format_duration(abs(clock_skew))} "
+        f"{'ahead of' if clock_skew > 0 else 'behind'} the database's, "
+        "so offers and emails would start at the wrong time; synchronise it: timedatectl set-ntp true"
     ]
 
 
 def collect_warnings(settings: Settings) -> list[str]:
-    """What is probably not as it was meant, one line each: misspelt names in `.env`, a relay that is away."""
+    """Return one line for each probable mistake.
+
+    These are misspelt names in `.env` and a relay that can't be reached.
+    """
     found = []
     for name in app_settings.read_env_file():
         near = get_close_matches(name.upper(), app_settings.SETTING_NAMES, 1, 0.8)
         if near and name not in app_settings.SETTING_NAMES:
-            found.append(f"{name} in .env is no setting; probably {near[0]} was meant")
+            found.append(f"{name} in .env is not a setting; did you mean {near[0]}?")
     if not settings.uses_mail_sink:
         try:
             socket.create_connection((settings.mail_server, settings.mail_port), timeout=5).close()
         except OSError as error:
-            reason = "there is no such name" if isinstance(error, socket.gaierror) else error.strerror or "no answer"
+            reason = "unknown host" if isinstance(error, socket.gaierror) else error.strerror or "no response"
             found.append(
-                f"the relay {settings.mail_server} port {settings.mail_port} can't be reached ({reason}); "
-                "mails wait until it can: check MAIL_SERVER and MAIL_PORT"
+                f"the relay {settings.mail_server} port {settings.mail_port} can't be reached ({reason}), "
+                "so emails stay queued; check MAIL_SERVER and MAIL_PORT"
             )
     return found
 
@@ -159,39 +165,42 @@ def _check_server_version(version: int) -> None:
     if version < MIN_POSTGRESQL_VERSION * 10_000:
         raise SetupError(
             f"PostgreSQL {MIN_POSTGRESQL_VERSION} or newer is needed, "
-            f"and the server of DATABASE_URL is {version // 10_000}; "
-            "upgrade it, or name another"
+            f"but the server of DATABASE_URL is version {version // 10_000}; "
+            "upgrade it, or use another server"
         )
 
 
-def _check_database_info(facts: DatabaseInfo) -> None:
-    if facts.encoding != "UTF8":
+def _check_database_info(info: DatabaseInfo) -> None:
+    if info.encoding != "UTF8":
         raise SetupError(
-            f"the database {facts.database} keeps {facts.encoding}, which has no place for most names; "
-            "make one for Onecode: createdb --encoding=UTF8 --template=template0 onecode"
+            f"the database {info.database} uses the encoding {info.encoding}, which lacks characters of many names; "
+            "create another for Onecode: createdb --encoding=UTF8 --template=template0 onecode"
         )
-    if facts.is_read_only:
-        raise SetupError(f"the database {facts.database} only reads (a standby?); let DATABASE_URL name the primary")
+    if info.is_read_only:
+        raise SetupError(
+            f"the database {info.database} is read-only (a standby?); set DATABASE_URL to the primary server"
+        )
 
 
-def _check_tables(facts: DatabaseInfo, tables: set[str], at: str | None) -> None:
+def _check_tables(info: DatabaseInfo, tables: set[str], revision: str | None) -> None:
     migrations = ScriptDirectory(str(ROOT / "migrations"))
-    if at and tables >= OWN_TABLES:
-        if at not in {script.revision for script in migrations.walk_revisions()}:
+    if revision and tables >= OWN_TABLES:
+        if revision not in {script.revision for script in migrations.walk_revisions()}:
             raise SetupError(
-                f"the database {facts.database} is of a newer Onecode ({at}); "
-                "upgrade the program, or restore a backup of before"
+                f"the database {info.database} was upgraded by a newer release of Onecode (revision {revision}); "
+                "install that release, or restore a backup made before the upgrade"
             )
     elif tables - {VERSION_TABLE}:
         others = ", ".join(sorted(tables - {VERSION_TABLE}))
         raise SetupError(
-            f"the database {facts.database} has tables of another program ({shorten(others, 60, placeholder=' …')}); "
-            "make one for Onecode and name it in DATABASE_URL: createdb onecode"
+            f"the database {info.database} contains tables of another program "
+            f"({shorten(others, 60, placeholder=' …')}); "
+            "create a database for Onecode and set DATABASE_URL to it: createdb onecode"
         )
-    if at != migrations.get_current_head() and not facts.can_create_tables:
+    if revision != migrations.get_current_head() and not info.can_create_tables:
         raise SetupError(
-            f"{facts.user} may not make tables in the database {facts.database}; as its owner, say: "
-            f"grant create on schema {facts.schema or 'public'} to {facts.user}"
+            f"{info.user} has no permission to create tables in the database {info.database}; as its owner, run: "
+            f"grant create on schema {info.schema or 'public'} to {info.user}"
         )
 
 
@@ -210,7 +219,10 @@ def _try_bind(port: int) -> None:
 
 
 def find_free_port(start: int) -> int:
-    """Return the first port of `start`, `start + 10`, … that is free together with the two after it."""
+    """Return the first of three consecutive free ports.
+
+    Tries `start`, `start + 10` and so on.
+    """
     for port in range(start, 65_000, 10):
         try:
             for one in range(port, port + 3):

@@ -1,7 +1,7 @@
-"""`make setup` and `make down`: the whole program on one machine, in the background or in front of you.
+"""Run the processes of an instance, in the background or in the foreground.
 
-supervisord (a library) keeps the processes: it starts one again that dies, and lets each finish its step when
-told to end. The embedded PostgreSQL runs beside it, so that `make run` and the tests can come and go.
+supervisord restarts a process that dies and lets each one finish its current step when it is stopped. The embedded
+PostgreSQL is not one of its processes, so that the services can be stopped without the database.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from webapp.core import atomic_files
 from webapp.core.settings import ROOT, Settings, socket_folder
 from webapp.serve import web_arguments
 
-# docker-compose.yml and the units of systemd in docs/operations have the same.
+# docker-compose.yml and the systemd units in docs/operations use the same value.
 GRACE_SECONDS = int(timing.SHUTDOWN_TIMEOUT)
 INSTANCE_VARIABLE = "ONECODE_INSTANCE"
 
 
 class ServiceError(Exception):
-    """The program can't be started or stopped; the message is one line and says what to do."""
+    """The services can't be started or stopped; the message says what to do."""
 
 
 @contextmanager
 def instance_lock(settings: Settings) -> Iterator[None]:
-    """One start or stop of an instance at a time."""
+    """Let one process at a time start or stop an instance; others wait."""
     file = _lock_folder(settings.instance_path)
     with file:
         yield
@@ -55,7 +55,7 @@ def _lock_folder(folder: Path) -> IO[str]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("Waiting for another start or stop of this copy …", flush=True)  # noqa: T201
+            print("Waiting for another command that starts or stops this instance …", flush=True)  # noqa: T201
             fcntl.flock(file, fcntl.LOCK_EX)
         if _is_same_file(file, folder / "lock"):
             return file
@@ -71,12 +71,15 @@ def _is_same_file(file: IO[str], path: Path) -> bool:
 
 
 def embedded_database(settings: Settings) -> embedded_postgresql.EmbeddedServer:
-    """The embedded server of this instance."""
+    """Return the embedded server of an instance."""
     return embedded_postgresql.locate_server(settings.instance_path, socket_folder(settings.instance_path))
 
 
 def start_database(settings: Settings) -> bool:
-    """Start the embedded server and make its database; False when it ran already or another server is used."""
+    """Start the embedded server and create its database.
+
+    Return False if it was running already or DATABASE_URL is set.
+    """
     if not settings.uses_embedded_database:
         return False
     server = embedded_database(settings)
@@ -86,25 +89,30 @@ def start_database(settings: Settings) -> bool:
 
 
 def stop_database(settings: Settings) -> bool:
-    """Stop the embedded server; True if it was running."""
+    """Stop the embedded server; return whether it was running."""
     return settings.uses_embedded_database and embedded_database(settings).stop()
 
 
 def is_database_running(settings: Settings) -> bool:
-    """Whether nobody has to start the database: it is another's, or the embedded one runs."""
+    """Return whether the embedded server is running.
+
+    True if DATABASE_URL names another server.
+    """
     return not settings.uses_embedded_database or embedded_database(settings).is_running()
 
 
 def is_supervisor_running(settings: Settings) -> bool:
-    """Whether the supervisor of this instance lives."""
+    """Return whether the supervisor of an instance is running."""
     return _find_supervisor(settings) is not None
 
 
 def start_services(settings: Settings, environment: Mapping[str, str] | None = None) -> None:
-    """Start web, worker and (without MAIL_SERVER) mail sink in the background; return when `/readyz` answers.
+    """Start web, worker and, without MAIL_SERVER, the mail sink in the background.
+
+    Return when `/readyz` succeeds.
 
     :param environment: variables of the started processes that differ from those of this process.
-    :raises ServiceError: when the program does not become ready; nothing is left running then.
+    :raises ServiceError: when the web server does not become ready; all processes are stopped then.
     """
     atomic_files.write_atomically(settings.instance_path / "port", str(settings.port))
     configuration = _write_configuration(settings)
@@ -126,7 +134,10 @@ def start_services(settings: Settings, environment: Mapping[str, str] | None = N
 
 
 def run_in_foreground(settings: Settings) -> None:
-    """Run the same processes in front, logs on the screen, until Ctrl-C or SIGTERM; return when all have ended."""
+    """Run the same processes with their logs on the screen.
+
+    Return when all have ended after Ctrl-C or SIGTERM.
+    """
     atomic_files.write_atomically(settings.instance_path / "port", str(settings.port))
     command = [
         sys.executable,
@@ -134,9 +145,9 @@ def run_in_foreground(settings: Settings) -> None:
         "supervisor.supervisord",
         "-n",
         "-c",
-        str(_write_configuration(settings, front=True)),
+        str(_write_configuration(settings, foreground=True)),
     ]
-    # Ctrl-C reaches the whole group of the terminal: supervisord ends its own, and this process waits for it.
+    # Ctrl-C signals the whole process group: supervisord stops its children, and this process waits for it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     supervisor = subprocess.Popen(
         command,
@@ -149,7 +160,10 @@ def run_in_foreground(settings: Settings) -> None:
 
 
 def stop_services(settings: Settings) -> bool:
-    """End all processes of this instance, also those that a killed supervisor left behind; True if there were any."""
+    """Stop all processes of an instance; return whether there were any.
+
+    This includes processes left by a killed supervisor.
+    """
     found = _list_own_processes(settings)
     supervisor = _find_supervisor(settings)
     if supervisor is not None:
@@ -165,8 +179,11 @@ def stop_services(settings: Settings) -> bool:
     return bool(found)
 
 
-def _write_configuration(settings: Settings, front: bool = False) -> Path:
-    """supervisord's configuration. Every value comes by the environment: it can hold any character of a path."""
+def _write_configuration(settings: Settings, foreground: bool = False) -> Path:
+    """Write supervisord's configuration.
+
+    Paths are passed in the environment, where no character needs escaping.
+    """
     folder = settings.instance_path
     _make_private_folder(folder / "mails")
     _make_private_folder(folder / "log")
@@ -175,15 +192,17 @@ def _write_configuration(settings: Settings, front: bool = False) -> Path:
         programs["mail"] = "-m flask --app wsgi mail-sink"
     lines = [
         "[supervisord]",
-        "logfile=%(ENV_ONECODE_INSTANCE)s/log/supervisor.log" if not front else "logfile=/dev/null\nlogfile_maxbytes=0",
+        "logfile=%(ENV_ONECODE_INSTANCE)s/log/supervisor.log"
+        if not foreground
+        else "logfile=/dev/null\nlogfile_maxbytes=0",
         "pidfile=%(ENV_ONECODE_INSTANCE)s/supervisord.pid",
         "childlogdir=%(ENV_ONECODE_INSTANCE)s/log",
         "minfds=256",
-        # Started by root on purpose, as in a container: supervisord warns unless it is told so.
+        # Without this, supervisord warns when root starts it.
         *(["user=root"] if os.geteuid() == 0 else []),
     ]
     for name, arguments in programs.items():
-        log = "/dev/stdout" if front else f"%(ENV_ONECODE_INSTANCE)s/log/{name}.log"
+        log = "/dev/stdout" if foreground else f"%(ENV_ONECODE_INSTANCE)s/log/{name}.log"
         lines += [
             f"[program:{name}]",
             f'command="%(ENV_ONECODE_PYTHON)s" {arguments}',
@@ -194,7 +213,7 @@ def _write_configuration(settings: Settings, front: bool = False) -> Path:
             "killasgroup=true",
             "redirect_stderr=true",
             f"stdout_logfile={log}",
-            "stdout_logfile_maxbytes=" + ("0" if front else "20MB"),
+            "stdout_logfile_maxbytes=" + ("0" if foreground else "20MB"),
             "stdout_logfile_backups=2",
         ]
     file = folder / "supervisord.conf"
@@ -203,7 +222,10 @@ def _write_configuration(settings: Settings, front: bool = False) -> Path:
 
 
 def _make_private_folder(folder: Path) -> Path:
-    """A folder of ours that nobody else may look into: logs and mails name customers."""
+    """Create a folder that no other user can read.
+
+    Logs and emails contain personal data.
+    """
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 
@@ -224,16 +246,16 @@ def _process_environment(settings: Settings) -> dict[str, str]:
 
 
 def wait_until_ready(settings: Settings, seconds: float = 60) -> None:
-    """Return when `/readyz` answers.
+    """Wait until `/readyz` succeeds.
 
-    :raises ServiceError: when it does not, with the last words of the log.
+    :raises ServiceError: when it does not within `seconds`, with the last line of the log.
     """
     deadline = time.monotonic() + seconds
-    last = "no answer"
+    last = "no response"
     while time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{settings.port}/readyz", timeout=2) as answer:
-                if answer.status == 200:
+            with urllib.request.urlopen(f"http://127.0.0.1:{settings.port}/readyz", timeout=2) as response:
+                if response.status == 200:
                     return
         except urllib.error.HTTPError as error:
             last = error.read().decode(errors="replace")
@@ -241,8 +263,8 @@ def wait_until_ready(settings: Settings, seconds: float = 60) -> None:
             pass
         time.sleep(0.1)
     log = settings.instance_path / "log" / "web.log"
-    words = log.read_text(errors="replace").strip().splitlines()[-1:] if log.exists() else []
-    raise ServiceError(f"the web server did not become ready ({' '.join(words) or last}); its log is {log}")
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    raise ServiceError(f"the web server did not become ready ({lines[-1] if lines else last}); see its log, {log}")
 
 
 def _find_supervisor(settings: Settings) -> psutil.Process | None:
@@ -254,9 +276,12 @@ def _find_supervisor(settings: Settings) -> psutil.Process | None:
 
 
 def _list_own_processes(settings: Settings) -> list[psutil.Process]:
-    """The live processes that carry this instance's mark in their environment, but for this one and its parents."""
-    mine = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-    return [p for p in psutil.process_iter() if p.pid not in mine and _is_own_process(p, settings)]
+    """Return the running processes of an instance.
+
+    They have the instance in their environment. This process and its parents are excluded.
+    """
+    excluded = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    return [p for p in psutil.process_iter() if p.pid not in excluded and _is_own_process(p, settings)]
 
 
 def _is_own_process(process: psutil.Process, settings: Settings) -> bool:

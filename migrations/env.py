@@ -1,4 +1,4 @@
-"""What Alembic runs: the app's own engine and models, inside one transaction."""
+"""The environment of Alembic: the application's engine and models, all migrations in one transaction."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from alembic import context
 from flask import current_app
 
 
-def ours(thing: object, name: str | None, kind: str, reflected: bool, compare_to: object) -> bool:
-    """Huey's tables are made by a migration and are no models of ours."""
+def include_object(thing: object, name: str | None, kind: str, reflected: bool, compare_to: object) -> bool:
+    """Exclude Huey's tables from comparisons: a migration creates them, but they have no models."""
     return not (kind == "table" and (name or "").startswith("huey_"))
 
 
@@ -15,7 +15,9 @@ def run() -> None:
     migrate = current_app.extensions["migrate"]
     if context.is_offline_mode():
         url = migrate.db.engine.url.render_as_string(hide_password=False)
-        context.configure(url=url, target_metadata=migrate.db.metadata, literal_binds=True, include_object=ours)
+        context.configure(
+            url=url, target_metadata=migrate.db.metadata, literal_binds=True, include_object=include_object
+        )
         with context.begin_transaction():
             context.run_migrations()
         return
@@ -23,7 +25,7 @@ def run() -> None:
         context.configure(
             connection=connection,
             target_metadata=migrate.db.metadata,
-            include_object=ours,
+            include_object=include_object,
             **migrate.configure_args,
         )
         with context.begin_transaction():

@@ -1,7 +1,7 @@
-"""Fixtures: a real PostgreSQL for the whole run, a database for each test process, every test on empty tables.
+"""Fixtures: a server for each run, a database for each process, empty tables.
 
-`TEST_DATABASE_URL` names a server to use (its user must be allowed to create databases); without it an embedded
-one is started in a temporary folder and stopped at the end.
+`TEST_DATABASE_URL` names the server to use; its user must be allowed to create databases. Without it, an embedded
+server is started in a temporary folder and stopped at the end.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from local import postgresql as embedded_postgresql
 from tests.support import program, smtp_relay, watchdog
 from tests.support.chromium import find_chromium
 from tests.support.databases import drop_template, migrated_database
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.accounts.models import StaffUser
 from webapp.core import settings as app_settings
 from webapp.core.email_addresses import normalise_email
@@ -33,11 +33,11 @@ from webapp.core.extensions import db
 from webapp.customers.models import ERASED_EMAIL_PLACEHOLDER, Customer, Suppression
 from webapp.offers.models import Offer, OfferCode, normalise_code
 
-# What `make run-test` leaves to `make run-test-all`: folders whose tests all start whole sites, copies or benchmarks.
-# Single slow modules and tests elsewhere carry the marker themselves.
+# Folders whose tests are all slow: `make run-test` skips them and `make run-test-all` runs them. Slow modules and tests
+# in other folders have the marker themselves.
 SLOW_FOLDERS = ("benchmarks", "local/demo", "operations", "setup")
 
-# Fixtures that more than one folder uses; what only one folder uses is in its conftest.py.
+# Fixtures that more than one folder uses; those of a single folder are in its conftest.py.
 pytest_plugins = [
     "tests.support.accounts",
     "tests.support.campaigns",
@@ -45,19 +45,19 @@ pytest_plugins = [
     "tests.support.local_copy",
 ]
 
-# Fast and forgetful: a test server's data need not survive a power cut. Crash tests start a server of their own.
-QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "shared_buffers": "64MB"}
+# Fast but not durable: the data of a test server need not survive a crash. Crash tests start a server of their own.
+FAST_SETTINGS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "shared_buffers": "64MB"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start one server for all test processes; the workers of pytest-xdist get its address."""
+    """Start one server for all test processes."""
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
     run = Path(tempfile.mkdtemp(prefix="onecode-test-"))
     run.chmod(0o755)
     config.stash[_WATCHDOG] = watchdog.start(run)
     try:
-        _use_a_server(config)
+        _start_server(config)
         with psycopg.connect(os.environ["TEST_DATABASE_URL"], connect_timeout=10) as connection:
             postgresql = connection.info.parameter_status("server_version")
     except (OSError, psycopg.Error, embedded_postgresql.EmbeddedError) as error:
@@ -66,11 +66,11 @@ def pytest_configure(config: pytest.Config) -> None:
     print(f"Testing with PostgreSQL {postgresql}; {browser}.", flush=True)
 
 
-def _use_a_server(config: pytest.Config) -> None:
+def _start_server(config: pytest.Config) -> None:
     if os.environ.get("TEST_DATABASE_URL"):
         return
     folder = Path(os.environ[watchdog.RUN_VARIABLE])
-    server = embedded_postgresql.locate_server(folder, folder / "s", QUICK)
+    server = embedded_postgresql.locate_server(folder, folder / "s", FAST_SETTINGS)
     watchdog.add_folder(server.home)
     config.stash[_SERVER] = server
     server.start()
@@ -90,9 +90,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         drop_template()
     if server := config.stash.get(_SERVER, None):
         server.stop()
-    if dog := config.stash.get(_WATCHDOG, None):
-        # It ends what is left and removes the folders.
-        dog.communicate()
+    if process := config.stash.get(_WATCHDOG, None):
+        # It ends remaining processes and removes the folders.
+        process.communicate()
 
 
 _SERVER = pytest.StashKey[embedded_postgresql.EmbeddedServer]()
@@ -101,14 +101,14 @@ _WATCHDOG = pytest.StashKey[subprocess.Popen[bytes]]()
 
 @pytest.fixture(scope="session")
 def database_url() -> Iterator[str]:
-    """An address of a database of this test process alone, migrated."""
+    """The address of the migrated database of this test process."""
     with migrated_database() as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def test_settings(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> app_settings.Settings:
-    """Their own database and folder, and a relay that refuses everything unless a test starts one."""
+    """Settings for this test process, with a relay port that nothing listens on."""
     return program.settings_for_tests(database_url, tmp_path_factory.mktemp("instance"))
 
 
@@ -119,29 +119,29 @@ def session_app(test_settings: app_settings.Settings) -> Flask:
 
 @pytest.fixture
 def app(session_app: Flask) -> Iterator[Flask]:
-    """The app on empty tables, its context pushed."""
+    """The app with empty tables and its context pushed."""
     with program.on_empty_tables(session_app):
         yield session_app
 
 
 @pytest.fixture
 def client(app: Flask) -> FlaskClient:
-    """A browser that has not signed in. Forms need no CSRF token unless the test turns that on."""
+    """A client that has not signed in and needs no CSRF tokens."""
     app.config["WTF_CSRF_ENABLED"] = False
     return app.test_client()
 
 
 @pytest.fixture
 def csrf_client(app: Flask) -> Iterator[FlaskClient]:
-    """A browser for which CSRF tokens are checked, as outside the tests."""
+    """A client for which CSRF tokens are checked, as in production."""
     app.config["WTF_CSRF_ENABLED"] = True
     yield app.test_client()
     app.config["WTF_CSRF_ENABLED"] = False
 
 
 @pytest.fixture
-def staff_user(app: Flask) -> Callable[..., StaffUser]:
-    """Makes staff users. Their password hash is no hash: tests that sign in by password set a real one."""
+def make_staff_user(app: Flask) -> Callable[..., StaffUser]:
+    """Makes staff users; they cannot sign in by password."""
 
     def make(role: str = "admin", email: str | None = None, **values: Any) -> StaffUser:
         user = StaffUser(
@@ -155,37 +155,37 @@ def staff_user(app: Flask) -> Callable[..., StaffUser]:
 
 
 @pytest.fixture
-def sign_in(client: FlaskClient, staff_user: Callable[..., StaffUser]) -> Callable[..., FlaskClient]:
-    """Signs a new user of a role in, without the form, and returns the client."""
+def sign_in(client: FlaskClient, make_staff_user: Callable[..., StaffUser]) -> Callable[..., FlaskClient]:
+    """Signs in a new user with a role, without the form, and returns the client."""
 
-    def go(role: str = "manager") -> FlaskClient:
-        user = staff_user(role)
+    def sign_in_as(role: str = "manager") -> FlaskClient:
+        user = make_staff_user(role)
         with client.session_transaction() as session:
             session["_user_id"] = user.get_id()
             session["_fresh"] = True
         return client
 
-    return go
+    return sign_in_as
 
 
 @pytest.fixture
 def staff(sign_in: Callable[..., FlaskClient]) -> FlaskClient:
-    """A browser in which a manager has signed in."""
+    """A client in which a manager has signed in."""
     return sign_in("manager")
 
 
 @pytest.fixture
 def api(app: Flask) -> FlaskClient:
-    """A machine with a key that may do everything."""
+    """An API client with a key that has every scope."""
     client = app.test_client()
-    key = account_actions.create_api_key("tests", ["read", "redeem", "manage"], by="tests")
+    key = api_key_actions.create_api_key("tests", ["read", "redeem", "manage"], by="tests")
     client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {key}"
     return client
 
 
 @pytest.fixture
-def customer(app: Flask) -> Callable[..., Customer]:
-    """Makes customers: `customer("ada@example.com", name="Ada")`; `suppressed="bounced"` for one not to be mailed."""
+def make_customer(app: Flask) -> Callable[..., Customer]:
+    """Makes customers: `make_customer("ada@example.com", suppressed="bounced")`."""
 
     def make(
         email: str = "ada@example.com", erased_at: datetime | None = None, suppressed: str = "", **values: Any
@@ -209,20 +209,20 @@ def customer(app: Flask) -> Callable[..., Customer]:
 
 
 @pytest.fixture
-def offer(app: Flask) -> Callable[..., Offer]:
-    """Makes offers, live and of 25 % unless told otherwise: `offer("SUMMER25", max_redemptions=10)`."""
+def make_offer(app: Flask) -> Callable[..., Offer]:
+    """Makes live offers of 25 %: `make_offer("SUMMER25", max_redemptions=10)`."""
 
     def make(code: str = "SUMMER25", **values: Any) -> Offer:
         now = datetime.now(UTC)
-        given: dict[str, Any] = {
+        defaults: dict[str, Any] = {
             "name": "Summer",
             "discount_type": "percent",
             "starts_at": now - timedelta(days=1),
             "ends_at": now + timedelta(days=30),
         }
         if values.get("discount_type", "percent") == "percent":
-            given["percent"] = Decimal(25)
-        row = Offer(code=normalise_code(code), code_as_written=code, **{**given, **values})
+            defaults["percent"] = Decimal(25)
+        row = Offer(code=normalise_code(code), code_as_written=code, **{**defaults, **values})
         db.session.add(row)
         db.session.flush()
         db.session.add(OfferCode(code=row.code, offer_id=row.id, code_as_written=code))
@@ -234,7 +234,7 @@ def offer(app: Flask) -> Callable[..., Offer]:
 
 @pytest.fixture
 def with_settings(app: Flask) -> Iterator[Callable[..., app_settings.Settings]]:
-    """Changes settings for one test: `with_settings(mail_port=2525)`."""
+    """Changes settings during one test: `with_settings(mail_port=2525)`."""
     before = app.config["SETTINGS"]
 
     def change(**values: Any) -> app_settings.Settings:
@@ -252,7 +252,7 @@ def with_settings(app: Flask) -> Iterator[Callable[..., app_settings.Settings]]:
 
 @pytest.fixture
 def relay(with_settings: Callable[..., app_settings.Settings]) -> Iterator[smtp_relay.Relay]:
-    """A running mail relay, which the app is told to use."""
+    """A running mail relay that the app is configured to use."""
     with smtp_relay.running() as server:
         with_settings(mail_port=server.port)
         yield server

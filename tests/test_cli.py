@@ -1,4 +1,4 @@
-"""A command that can't do what it was asked says so in one line, whichever command it is."""
+"""Every command reports an expected failure in one line."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ COMMANDS = (
 def run(session_app: Flask, tmp_path: Path) -> Iterator[Run]:
     """Runs a command with a DATABASE_URL."""
 
-    def go(url: str, command: str) -> Result:
-        given = {"DATABASE_URL": url, "SECRET_KEY": "only-for-tests", "INSTANCE_PATH": str(tmp_path)}
-        other = create_app(app_settings.load_settings(given))
-        cli.init_app(other)
-        with other.app_context():
+    def invoke(url: str, command: str) -> Result:
+        values = {"DATABASE_URL": url, "SECRET_KEY": "only-for-tests", "INSTANCE_PATH": str(tmp_path)}
+        app = create_app(app_settings.load_settings(values))
+        cli.init_app(app)
+        with app.app_context():
             try:
-                return other.test_cli_runner().invoke(args=command.split())
+                return app.test_cli_runner().invoke(args=command.split())
             finally:
                 db.session.remove()
                 db.engine.dispose()
 
-    yield go
+    yield invoke
     task_queue.init_app(session_app)
 
 
@@ -59,7 +59,7 @@ def empty_database() -> Iterator[str]:
         yield url
 
 
-def one_line(result: Result) -> str:
+def error_line(result: Result) -> str:
     assert isinstance(result.exception, SystemExit), result.exception
     line = str(result.exception)
     assert line.startswith("onecode: ")
@@ -68,50 +68,52 @@ def one_line(result: Result) -> str:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_database_that_is_away_is_one_line(run: Run, command: str) -> None:
-    line = one_line(run(f"postgresql://onecode:secret@127.0.0.1:{free_port()}/onecode", command))
+def test_an_unavailable_database_is_reported_in_one_line(run: Run, command: str) -> None:
+    line = error_line(run(f"postgresql://onecode:secret@127.0.0.1:{free_port()}/onecode", command))
 
     assert line.startswith("onecode: nothing answers at 127.0.0.1 port ")
     assert "secret" not in line
 
 
 @pytest.mark.parametrize("command", COMMANDS[:-1])
-def test_a_database_without_our_tables_is_one_line(run: Run, empty_database: str, command: str) -> None:
-    assert "bring it up to date: flask --app wsgi migrate" in one_line(run(empty_database, command))
+def test_a_database_without_tables_is_reported_in_one_line(run: Run, empty_database: str, command: str) -> None:
+    assert "upgrade it with: flask --app wsgi migrate" in error_line(run(empty_database, command))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_database_of_another_program_is_one_line(run: Run, empty_database: str, command: str) -> None:
+def test_a_database_of_another_program_is_reported_in_one_line(run: Run, empty_database: str, command: str) -> None:
     with psycopg.connect(empty_database) as connection:
         connection.execute("create table wp_posts (id int)")
 
-    assert "has tables of another program (wp_posts); " in one_line(run(empty_database, command))
+    assert "contains tables of another program (wp_posts); " in error_line(run(empty_database, command))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_database_that_refuses_is_one_line(run: Run, empty_database: str, command: str) -> None:
+def test_a_read_only_database_is_reported_in_one_line(run: Run, empty_database: str, command: str) -> None:
     with psycopg.connect(empty_database) as connection:
         name = sql.Identifier(connection.info.dbname)
         connection.execute(sql.SQL("alter database {} set default_transaction_read_only = on").format(name))
 
-    assert " only reads (a standby?); " in one_line(run(empty_database, command))
+    assert " is read-only (a standby?); " in error_line(run(empty_database, command))
 
 
-def _twice() -> None:
+def _violate_constraint() -> None:
     with db.engine.begin() as connection:
-        # No temporary table: an import can't use a pooled connection that has accessed one.
+        # Not a temporary table: an import cannot use a pooled connection that has accessed one.
         connection.execute(text("insert into audience (name) values ('once'), ('once')"))
 
 
-def _elsewhere() -> None:
+def _read_missing_file() -> None:
     Path("/nowhere/at/all").read_text()
 
 
-@pytest.mark.parametrize(("mistake", "kind"), [(_twice, IntegrityError), (_elsewhere, FileNotFoundError)])
-def test_a_mistake_of_ours_is_told_whole(
-    app: Flask, test_settings: app_settings.Settings, mistake: Callable[[], None], kind: type[Exception]
+@pytest.mark.parametrize(
+    ("bug", "kind"), [(_violate_constraint, IntegrityError), (_read_missing_file, FileNotFoundError)]
+)
+def test_an_unexpected_error_keeps_its_traceback(
+    app: Flask, test_settings: app_settings.Settings, bug: Callable[[], None], kind: type[Exception]
 ) -> None:
-    command = local_commands.wrap_command_errors(click.Command("wrong", callback=mistake), test_settings)
+    command = local_commands.wrap_command_errors(click.Command("wrong", callback=bug), test_settings)
 
     result = app.test_cli_runner().invoke(command)
 

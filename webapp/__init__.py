@@ -41,12 +41,12 @@ from webapp.views.public import blueprint as public_blueprint
 from webapp.views.public import campaigns as public_campaigns
 from webapp.views.public import redemptions as public_redemptions
 from webapp.views.public import shop as public_shop
-from webapp.views.staff import accounts as staff_accounts
 from webapp.views.staff import blueprint as staff_blueprint
-from webapp.views.staff import campaign_editor
+from webapp.views.staff import campaign_launch
 from webapp.views.staff import campaigns as staff_campaigns
-from webapp.views.staff import customers as staff_customers
 from webapp.views.staff import home as staff_home
+from webapp.views.staff import imports as staff_imports
+from webapp.views.staff import keys as staff_keys
 from webapp.views.staff import offers as staff_offers
 from webapp.views.staff import redemptions as staff_redemptions
 from webapp.views.staff import shop as staff_shop
@@ -66,16 +66,17 @@ REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9_-]{8,64}", re.A)
 
 
 class OnecodeApp(OpenAPI):
-    """The app. None of our views and hooks is a coroutine function, so the check for that is skipped."""
+    """The Flask app, with OpenAPI support."""
 
     json_provider_class = JsonProvider
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        # No view or hook is a coroutine function, so the check for that is skipped.
         return func
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """Create the app: settings, extensions, blueprints, hooks and commands.
+    """Create the app with its extensions, blueprints, hooks and commands.
 
     :param settings: by default those of the environment.
     :raises SettingsError: when the environment has invalid settings.
@@ -93,45 +94,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         static_folder=str(ROOT / "static"),
     )
     app.openapi_version = "3.1.0"
-    app.config.from_mapping(
-        SETTINGS=settings,
-        SECRET_KEY=settings.secret_key,
-        SQLALCHEMY_DATABASE_URI=settings.database_url,
-        SQLALCHEMY_ENGINE_OPTIONS={
-            "pool_pre_ping": True,
-            # A logged error has the statement, but not its parameters, which may be personal data.
-            "hide_parameters": True,
-            # One for each thread of the web server and a few more: no thread holds two for long.
-            "pool_size": 10,
-            "max_overflow": 26,
-            # Seconds to wait for a connection; then the response is 503, as when the database is unavailable.
-            "pool_timeout": 10,
-            "connect_args": {
-                "connect_timeout": 5,
-                # Milliseconds after which a server that does not acknowledge data counts as down (RFC 5482); TCP only.
-                "tcp_user_timeout": 20_000,
-                "options": "-c timezone=UTC",
-            },
-        },
-        MAIL_SERVER=settings.mail_server,
-        MAIL_PORT=settings.mail_port,
-        MAIL_USERNAME=settings.mail_username,
-        MAIL_PASSWORD=settings.mail_password,
-        MAIL_USE_TLS=settings.mail_use_tls,
-        MAIL_USE_SSL=settings.mail_use_ssl,
-        MAIL_DEFAULT_SENDER=settings.mail_default_sender,
-        MAIL_SUPPRESS_SEND=False,
-        MAX_CONTENT_LENGTH=2 * 1024 * 1024,
-        # A longer email is rejected by its form, which shows everything that was typed again.
-        MAX_FORM_MEMORY_SIZE=2 * 1024 * 1024,
-        WTF_CSRF_TIME_LIMIT=None,
-        # Cookies are not separated by port: two installations on one host would end each other's sessions. The port is
-        # that of the public URL, since behind a proxy the web processes of one installation have different ports.
-        SESSION_COOKIE_NAME=f"onecode_{urlsplit(settings.public_url).port or ''}".rstrip("_"),
-        SESSION_COOKIE_HTTPONLY=True,
-        SESSION_COOKIE_SAMESITE="Lax",
-        SESSION_COOKIE_SECURE=settings.public_url.startswith("https://"),
-    )
+    app.config.from_mapping(_build_config(settings))
     app.url_map.converters |= {"int": rendering.RowIdConverter, "email": rendering.EmailConverter}
     _init_extensions(app, settings)
     _register_blueprints(app)
@@ -146,9 +109,53 @@ def create_app(settings: Settings | None = None) -> Flask:
     return app
 
 
+def _build_config(settings: Settings) -> dict[str, Any]:
+    """Return the configuration of Flask and its extensions."""
+    return {
+        "SETTINGS": settings,
+        "SECRET_KEY": settings.secret_key,
+        "SQLALCHEMY_DATABASE_URI": settings.database_url,
+        "SQLALCHEMY_ENGINE_OPTIONS": {
+            "pool_pre_ping": True,
+            # A logged error has the statement, but not its parameters, which may be personal data.
+            "hide_parameters": True,
+            # One for each thread of the web server (see `serve`), and four more: no thread holds two for long.
+            "pool_size": 10,
+            "max_overflow": 26,
+            # Seconds to wait for a connection; then the response is 503, as when the database is unavailable.
+            "pool_timeout": 10,
+            "connect_args": {
+                "connect_timeout": 5,
+                # Milliseconds after which a server that does not acknowledge data counts as down (RFC 5482); TCP only.
+                "tcp_user_timeout": 20_000,
+                "options": "-c timezone=UTC",
+            },
+        },
+        "MAIL_SERVER": settings.mail_server,
+        "MAIL_PORT": settings.mail_port,
+        "MAIL_USERNAME": settings.mail_username,
+        "MAIL_PASSWORD": settings.mail_password,
+        "MAIL_USE_TLS": settings.mail_use_tls,
+        "MAIL_USE_SSL": settings.mail_use_ssl,
+        "MAIL_DEFAULT_SENDER": settings.mail_default_sender,
+        "MAIL_SUPPRESS_SEND": False,
+        "MAX_CONTENT_LENGTH": 2 * 1024 * 1024,
+        # A longer email is rejected by its form, which then shows the input again.
+        "MAX_FORM_MEMORY_SIZE": 2 * 1024 * 1024,
+        "WTF_CSRF_TIME_LIMIT": None,
+        # Cookies are not separated by port: two installations on one host would overwrite each other's session cookie.
+        # The port is that of the public URL, since behind a proxy the web processes of one installation have different
+        # ports.
+        "SESSION_COOKIE_NAME": f"onecode_{urlsplit(settings.public_url).port or ''}".rstrip("_"),
+        "SESSION_COOKIE_HTTPONLY": True,
+        "SESSION_COOKIE_SAMESITE": "Lax",
+        "SESSION_COOKIE_SECURE": settings.public_url.startswith("https://"),
+    }
+
+
 @functools.cache
 def get_app_version() -> str:
-    """Return the version of the program, which pyproject.toml states."""
+    """Return the version in pyproject.toml."""
     return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
 
 
@@ -157,31 +164,35 @@ def _init_extensions(app: Flask, settings: Settings) -> None:
     db.init_app(app)
     migrate.init_app(app, db, directory=str(ROOT / "migrations"))
     mail.init_app(app)
-    # Before the CSRF check, which reads the form.
+    # Registered before the CSRF check, which parses the form.
     app.before_request(staff_blueprint.raise_body_limit)
     csrf.init_app(app)
-    # English is the language of the source; every text for people goes through gettext (see CONTRIBUTING.md).
+    # English is the language of the source; every user-visible text goes through gettext (see CONTRIBUTING.md).
     babel.init_app(app, default_locale="en", default_translation_directories=str(ROOT / "translations"))
     login.init_app(app)
     task_queue.init_app(app)
     if settings.trusted_proxies:
-        # Only if configured: otherwise clients could choose the address that rate limits are counted by.
-        n = settings.trusted_proxies
-        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=n, x_proto=n, x_host=n)  # type: ignore[method-assign]
+        # Forwarded headers are trusted only behind a configured proxy: otherwise clients could choose their address and
+        # evade rate limits.
+        proxy_count = settings.trusted_proxies
+        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
+            app.wsgi_app, x_for=proxy_count, x_proto=proxy_count, x_host=proxy_count
+        )
     static = Path(app.static_folder or "")
     app.wsgi_app = WhiteNoise(app.wsgi_app, root=static, prefix="static/", max_age=3600)  # type: ignore[method-assign]
 
 
 def _register_blueprints(app: OpenAPI) -> None:
+    # The launch page, imports and keys add their views to the blueprints of the editor, of customers and of accounts.
     app.register_blueprint(
         staff_blueprint.create_staff_blueprint(
             staff_home.blueprint,
-            staff_accounts.blueprint,
-            staff_customers.blueprint,
+            staff_keys.blueprint,
+            staff_imports.blueprint,
             staff_suppressions.blueprint,
             staff_offers.blueprint,
             staff_campaigns.blueprint,
-            campaign_editor.blueprint,
+            campaign_launch.blueprint,
             staff_redemptions.blueprint,
             staff_shop.blueprint,
         )
@@ -208,19 +219,19 @@ def _register_request_hooks(app: Flask) -> None:
     is_behind_proxy = app.config["SETTINGS"].trusted_proxies > 0
 
     @app.before_request
-    def assign_request_id() -> None:
+    def start_request() -> None:
         g.started_at = time.perf_counter()
-        # The id that our own proxy has assigned, if it is safe to log. Other clients could send anything.
+        # Use the id assigned by the proxy if its format is safe to log. Without a proxy, clients could send any value.
         forwarded = request.headers.get("X-Request-Id", "") if is_behind_proxy else ""
         g.request_id = forwarded if REQUEST_ID_PATTERN.fullmatch(forwarded) else secrets.token_hex(8)
 
     @app.after_request
     def add_security_headers(response: Response) -> Response:
-        present = {name.lower() for name, _ in response.headers}
+        header_names = {name.lower() for name, _ in response.headers}
         for name, value in SECURITY_HEADERS:
-            if name.lower() not in present:
+            if name.lower() not in header_names:
                 response.headers.add(name, value)
-        if "cache-control" not in present and not request.path.startswith("/static/"):
+        if "cache-control" not in header_names and not request.path.startswith("/static/"):
             response.headers.add("Cache-Control", "no-store")
         response.headers["X-Request-Id"] = g.get("request_id", "")
         logs.log_slow_or_failed_request(response, g.get("started_at"))
@@ -230,17 +241,17 @@ def _register_request_hooks(app: Flask) -> None:
 def _register_health_checks(app: Flask) -> None:
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
-        """The process is up."""
+        """Report liveness."""
         return {"status": "ok", "version": get_app_version()}
 
     @app.get("/readyz")
     def readyz() -> tuple[dict[str, str], int]:
-        """Readiness: the database and the queue answer."""
+        """Report readiness: whether the database and the queue are available."""
         try:
             db.session.execute(text("select 1 from alembic_version"))
             huey.storage.queue_size()
         except Exception as error:
-            if not database_health.detect_outage(error):
-                logging.getLogger(__name__).warning("not ready: %s", error)
+            if not database_health.report_if_outage(error):
+                logging.getLogger(__name__).warning("readiness check failed: %s", error)
             return {"status": "the database or the queue is unavailable"}, 503
         return {"status": "ready"}, 200

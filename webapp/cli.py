@@ -1,4 +1,4 @@
-"""Flask commands. They call actions, print results for people, and report an error as one line."""
+"""Flask commands. They call actions and report an error as one line."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import click
 from flask import Flask
 
 from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions, signing_key_actions
 from webapp.accounts import queries as account_queries
-from webapp.accounts import signing_key_actions
 from webapp.accounts.models import ROLES, SCOPES
 from webapp.campaigns.bounces import actions as bounce_actions
 from webapp.campaigns.bounces import mailbox
@@ -27,7 +27,10 @@ from webapp.monitoring import queries as monitoring_queries
 @click.option("--email", default=None, help="Email address of the new user; filled in on the page.")
 @click.option("--reset", metavar="EMAIL", default=None, help="Print a password reset link for this user instead.")
 def invite_command(role: str, email: str | None, reset: str | None) -> None:
-    """Print an invitation link, with which a new user chooses a name and a password. It works once."""
+    """Print an invitation link, which works once.
+
+    The new user chooses a name and a password with it.
+    """
     try:
         if reset is None:
             click.echo(account_actions.create_invitation(role, email, by="command line"))
@@ -48,32 +51,47 @@ def api_key_group() -> None:
 @click.option("--name", required=True, help="What uses the key, such as “Web shop”.")
 @click.option("--scopes", default="read", show_default=True, help=f"Comma separated: {', '.join(SCOPES)}.")
 def create_api_key_command(name: str, scopes: str) -> None:
-    """Create an API key and print it, and nothing else. It is not shown again."""
+    """Create an API key and print only the key.
+
+    It is not shown again.
+    """
     selected = [scope.strip() for scope in scopes.split(",") if scope.strip()]
     try:
-        click.echo(account_actions.create_api_key(name, selected, by="command line"))
+        click.echo(api_key_actions.create_api_key(name, selected, by="command line"))
     except DomainError as error:
         _exit_with_error(error)
 
 
 @click.group("key")
 def key_group() -> None:
-    """Signing keys of personal codes, personal links, redemption references and API keys."""
+    """The signing keys that can be rotated.
+
+    They sign personal codes, personal links, redemption references and API keys.
+    """
 
 
 @key_group.command("list")
 def list_keys_command() -> None:
-    """Print every key version with its state: signs, accepted or retired. Secrets are never printed."""
+    """Print every key version with its state.
+
+    A version signs, is accepted, or is revoked ("retired"). Secrets are never printed.
+    """
     for purpose in signing_key_actions.SIGNING_KEY_PURPOSES:
-        for n, row in enumerate(signing_keys.list_key_versions(purpose)):
-            state = "retired" if row.retired_at else "accepted" if n else "signs"
+        for index, row in enumerate(signing_keys.list_key_versions(purpose)):
+            if row.revoked_at:
+                state = "retired"
+            else:
+                state = "accepted" if index else "signs"
             click.echo(f"{purpose} {row.version} {state}")
 
 
 @key_group.command("renew")
 @click.argument("purpose", type=click.Choice(list(signing_key_actions.SIGNING_KEY_PURPOSES)))
-def renew_key_command(purpose: str) -> None:
-    """Rotate a signing key: a new version signs from now on. Older versions are still accepted."""
+def rotate_key_command(purpose: str) -> None:
+    """Rotate a signing key: a new version signs from now on.
+
+    Older versions are still accepted.
+    """
     version = signing_key_actions.rotate_signing_key(purpose, by="command line")
     click.echo(f"Version {version} of {purpose} signs from now on. Older versions are still accepted.")
 
@@ -82,8 +100,11 @@ def renew_key_command(purpose: str) -> None:
 @click.argument("purpose", type=click.Choice(list(signing_key_actions.SIGNING_KEY_PURPOSES)))
 @click.argument("version", type=int)
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-def retire_key_command(purpose: str, version: int, yes: bool) -> None:
-    """Revoke an older version of a signing key, for example after a leak. This cannot be undone."""
+def revoke_key_command(purpose: str, version: int, yes: bool) -> None:
+    """Revoke an older version of a signing key, for example after a leak.
+
+    This cannot be undone.
+    """
     effect = signing_key_actions.SIGNING_KEY_PURPOSES[purpose].revocation_effect
     if effect:
         click.echo(str(effect))
@@ -100,7 +121,7 @@ BOUNCE_OUTCOME_LABELS = {
     "known": "about addresses that were already suppressed",
     "soft": "about emails that may still be delivered, or that failed for a reason unrelated to the address",
     "ignored": "without consequences: automatic replies, and addresses that a customer no longer has",
-    "unproven": "without our signed tag, so that the recipient is unknown",
+    "unproven": "without a signed tag of this installation, so that the recipient is unknown",
     "unknown_customer": "about addresses of no customer",
     "own_address": "about an address of the shop itself",
     "broken": "that could not be parsed",
@@ -110,7 +131,9 @@ BOUNCE_OUTCOME_LABELS = {
 @click.command("bounces")
 @click.argument("file")
 def bounces_command(file: str) -> None:
-    """Process bounced emails: an mbox file, a single message, a maildir, or - for standard input.
+    """Process bounced emails.
+
+    FILE is an mbox file, a single message, a maildir, or - for standard input.
 
     Addresses that do not exist and recipients who complained are suppressed. Processing a file again changes nothing.
     """
@@ -119,9 +142,9 @@ def bounces_command(file: str) -> None:
         counts = bounce_actions.process_bounce_messages(messages, by="command line")
     except OSError as error:
         _exit_with_error(error)
-    n = counts["suppressed"]
+    suppressed = counts["suppressed"]
     click.echo(f"{counts.total()} {'message' if counts.total() == 1 else 'messages'} processed.")
-    click.echo(f"{n} {'address' if n == 1 else 'addresses'} suppressed.")
+    click.echo(f"{suppressed} {'address' if suppressed == 1 else 'addresses'} suppressed.")
     for outcome, label in BOUNCE_OUTCOME_LABELS.items():
         if counts[outcome]:
             click.echo(f"{counts[outcome]} {label}.")
@@ -129,7 +152,10 @@ def bounces_command(file: str) -> None:
 
 @click.command("worker-alive")
 def worker_alive_command() -> None:
-    """Check whether a worker is running on this host, for health checks: exit status 0, or 1 and one line."""
+    """Check whether a worker is running on this host.
+
+    For health checks: exit status 0, or 1 with one line on standard error.
+    """
     host = socket.gethostname()
     if not monitoring_queries.is_worker_alive(host):
         _exit_with_error(f"no heartbeat of a worker on {host} in the last minute; start one: python -m webapp.worker")

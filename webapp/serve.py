@@ -1,7 +1,7 @@
-"""Run the web server in the foreground, for a container or a systemd unit: `python -m webapp.serve`.
+"""Run the web server in the foreground: `python -m webapp.serve`.
 
-It needs a worker beside it: `python -m webapp.worker`. Both log to standard output and standard error, and on SIGTERM
-finish the work in progress and exit.
+For a container or a systemd unit. A worker must run too: `python -m webapp.worker`. Both log to standard output and
+standard error, and on SIGTERM they finish the work in progress and exit.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import sys
 
-from webapp.core.settings import ROOT, SettingsError, load_settings
+from webapp.core.setting_parsers import SettingsError
+from webapp.core.settings import ROOT, load_settings
 
 
 def web_arguments(port: int, workers: int = 2, host: str = "127.0.0.1") -> list[str]:
-    """Return the arguments of the Python interpreter that run granian (see docs/decisions/granian.md).
+    """Return the arguments of the Python interpreter that run granian.
 
-    There are many threads, since they mostly wait for the database, and waiting redemptions are committed as a group.
+    There are many threads, since they mostly wait for the database, and waiting redemptions are committed as a group
+    (see docs/decisions/granian.md).
     """
     options = {
         "interface": "wsgi",
@@ -33,9 +35,10 @@ def web_arguments(port: int, workers: int = 2, host: str = "127.0.0.1") -> list[
 
 
 def main() -> None:
-    """Replace this process by the web server, so that signals reach it directly. Never returns.
+    """Replace this process by the web server. Never returns.
 
-    It listens on `WEB_HOST` and `PORT` with `WEB_WORKERS` processes. Invalid settings end it with one line.
+    Signals then reach the web server directly. It listens on `WEB_HOST` and `PORT` with `WEB_WORKERS` processes.
+    Invalid settings end the process with one line on standard error.
     """
     try:
         settings = load_settings()

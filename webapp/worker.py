@@ -1,4 +1,7 @@
-"""The worker: a Huey consumer in one process with threads. Each task runs in its own app context."""
+"""The worker: a Huey consumer in one process with threads.
+
+Each task runs in its own app context.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,11 @@ import time
 from webapp import create_app, get_app_version
 from webapp.core import logs, task_queue
 from webapp.core.extensions import huey
-from webapp.core.settings import SettingsError, load_settings
+from webapp.core.setting_parsers import SettingsError
+from webapp.core.settings import load_settings
 from webapp.monitoring import heartbeat
 
-# Not __name__, which is __main__ here.
+# The logger name is fixed, because __name__ is "__main__" here.
 log = logging.getLogger("webapp.worker")
 
 
@@ -29,7 +33,7 @@ def main() -> None:
     logs.configure_logging(settings)
     app = create_app(settings)
     consumer = huey.create_consumer(
-        # Two more threads than SMTP connections: for an import (one at a time) and for the sweep.
+        # Two more threads than SMTP connections: one for an import (one at a time), one for all other tasks.
         workers=settings.mail_connections + 2,
         worker_type="thread",
         periodic=True,
@@ -37,7 +41,7 @@ def main() -> None:
     )
     task_queue.stop_requested = consumer.stop_flag
     with heartbeat.send_heartbeats(app, get_app_version()):
-        log.info("worker started: release %s, %s threads", get_app_version(), consumer.workers)
+        log.info("worker started: version %s, %s threads", get_app_version(), consumer.workers)
         consumer.run()
     log.info("worker stopped")
 

@@ -1,4 +1,4 @@
-"""Generate eight weeks of offers, campaigns and redemptions from the scenario, and write them in one transaction.
+"""Generate eight weeks of offers, campaigns and redemptions from the scenario.
 
 The result is the same for the same day: every simulation has a seed of its own, and of today only what is before `now`
 is written.
@@ -6,9 +6,8 @@ is written.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import pairwise
 from typing import Any
 from zlib import crc32
 
@@ -16,14 +15,14 @@ from sqlalchemy import insert, select, update
 
 from local.demo import campaigns, customers, records, scenario
 from local.demo.campaigns import Recipients, SentCampaign
+from local.demo.offers import OfferHistory, insert_drafts, insert_planned_offer, log_offer
 from local.demo.records import audit_entry
-from local.demo.redemptions import Candidate, RedemptionSimulation
+from local.demo.redemptions import Candidate
 from local.demo.scenario import MANAGER, CampaignPlan, LocalDay, OfferPlan
-from webapp.campaigns.content.placeholders import DEFAULT_SUBJECT
 from webapp.campaigns.models import Batch, Campaign, MailIssue
 from webapp.core.extensions import db
 from webapp.customers.models import Audience, AudienceMember, Customer, Suppression
-from webapp.offers.models import Offer, OfferCode, normalise_code
+from webapp.offers.models import Offer
 
 # Shares of those who received an email: who unsubscribes, who complains, whose email bounces later.
 UNSUBSCRIBE_SHARE, COMPLAINT_SHARE, LATE_BOUNCE_SHARE = 0.004, 0.0006, 0.0012
@@ -52,19 +51,10 @@ class _CustomerBase:
         return self.audiences[audience] if audience else list(self.emails)
 
 
-@dataclass
-class _OfferHistory:
-    """An offer with its campaigns (id and plan) and redemptions so far."""
-
-    plan: OfferPlan
-    offer_id: int
-    simulation: RedemptionSimulation
-    campaigns: list[tuple[int, CampaignPlan]] = field(default_factory=list)
-    launched_at: list[datetime] = field(default_factory=list)
-
-
 def write_dataset(now: datetime) -> None:
-    """Write everything that happened in the shop before `now` after its imports. Commits once.
+    """Write everything that happened after the imports and before `now`.
+
+    Commits once.
 
     :param now: with a time zone; nothing later is written.
     """
@@ -73,14 +63,14 @@ def write_dataset(now: datetime) -> None:
     base = _load_customer_base(day)
     api_key_ids = records.insert_api_keys(day)
     plans = sorted(scenario.plan_offers(now), key=lambda plan: plan.created_at)
-    histories = [_insert_offer(plan, day(0)) for plan in plans]
-    _insert_drafts(histories, now)
+    histories = [insert_planned_offer(plan, day(0)) for plan in plans]
+    insert_drafts(histories, now)
     for history in histories:
         _simulate_walk_ins(history, base)
     audit_log: list[dict[str, Any]] = []
     _simulate_campaigns(histories, base, now, audit_log)
     for history in histories:
-        _log_offer(history.plan, audit_log)
+        log_offer(history.plan, audit_log)
         redemptions = history.simulation.finish(api_key_ids)
         records.insert_redemptions(history.plan, history.offer_id, redemptions, history.launched_at, now, audit_log)
     records.insert_suppressions(base.suppressions, now)
@@ -121,88 +111,10 @@ def _load_customer_base(day: LocalDay) -> _CustomerBase:
     )
 
 
-# --- offers and drafts ---------------------------------------------------------------------------
-
-
-def _insert_offer(plan: OfferPlan, today: datetime) -> _OfferHistory:
-    audience_id = None
-    if plan.audience:
-        audience_id = db.session.execute(select(Audience.id).where(Audience.name == plan.audience)).scalar_one()
-    values = {
-        "code": normalise_code(plan.code),
-        "code_as_written": plan.code,
-        "name": plan.name,
-        "discount_type": plan.discount.type,
-        "percent": plan.discount.percent,
-        "amount": plan.discount.amount,
-        "currency": plan.discount.currency,
-        "starts_at": plan.starts_at,
-        "ends_at": plan.ends_at,
-        "time_zone": scenario.TIME_ZONE,
-        "paused_at": plan.paused_at,
-        "audience_id": audience_id,
-        "personal_code_required": plan.personal_code_required,
-        "max_redemptions": plan.max_redemptions,
-        "created_at": plan.created_at,
-        "version": 1 + bool(plan.paused_at) + 2 * len(plan.former_codes),
-    }
-    offer_id = db.session.execute(insert(Offer).values(values).returning(Offer.id)).scalar_one()
-    db.session.execute(
-        insert(OfferCode),
-        [
-            {
-                "code": normalise_code(code),
-                "code_as_written": code,
-                "offer_id": offer_id,
-                "created_at": created_at,
-                "closed_at": closed_at,
-            }
-            for code, created_at, closed_at in plan.all_codes()
-        ],
-    )
-    return _OfferHistory(plan, offer_id, RedemptionSimulation(plan, today, f"{customers.SEED}: {plan.code}"))
-
-
-def _insert_drafts(histories: list[_OfferHistory], now: datetime) -> None:
-    """Insert all campaigns as drafts in the order of their creation; the one that is launched live is the last."""
-    drafts = [
-        (_created_at(campaign, history.plan, now), history, campaign)
-        for history in histories
-        for campaign in history.plan.campaigns
-    ]
-    for created_at, history, campaign in sorted(drafts, key=lambda draft: (draft[2].outcome == "live", draft[0])):
-        is_scheduled = campaign.outcome == "scheduled"
-        campaign_id = db.session.execute(
-            insert(Campaign)
-            .values(
-                offer_id=history.offer_id,
-                kind=campaign.kind,
-                subject=campaign.subject or str(DEFAULT_SUBJECT),
-                text=campaign.text,
-                uncertain_policy=campaign.uncertain_policy,
-                created_at=created_at,
-                status="scheduled" if is_scheduled else "draft",
-                scheduled_at=campaign.launch_at if is_scheduled else None,
-                launched_by=MANAGER.email if is_scheduled else None,
-            )
-            .returning(Campaign.id)
-        ).scalar_one()
-        history.campaigns.append((campaign_id, campaign))
-
-
-def _created_at(campaign: CampaignPlan, plan: OfferPlan, now: datetime) -> datetime:
-    if campaign.launch_at is not None and campaign.launch_at < now:
-        return max(plan.created_at + timedelta(minutes=12), campaign.launch_at - timedelta(hours=4))
-    announced_at = plan.campaigns[0].launch_at
-    if campaign.kind == "reminder" and announced_at is not None:
-        return announced_at + timedelta(days=2)
-    return plan.created_at + timedelta(minutes=25)
-
-
 # --- campaigns and their effects -----------------------------------------------------------------
 
 
-def _simulate_walk_ins(history: _OfferHistory, base: _CustomerBase) -> None:
+def _simulate_walk_ins(history: OfferHistory, base: _CustomerBase) -> None:
     """Let customers redeem who received no email."""
     plan = history.plan
     if plan.starts_at >= history.simulation.until:
@@ -217,7 +129,7 @@ def _simulate_walk_ins(history: _OfferHistory, base: _CustomerBase) -> None:
 
 
 def _simulate_campaigns(
-    histories: list[_OfferHistory], base: _CustomerBase, now: datetime, audit_log: list[dict[str, Any]]
+    histories: list[OfferHistory], base: _CustomerBase, now: datetime, audit_log: list[dict[str, Any]]
 ) -> None:
     """Send all past campaigns in the order of their launch."""
     launched = [
@@ -231,14 +143,14 @@ def _simulate_campaigns(
 
 
 def _simulate_campaign(
-    history: _OfferHistory,
+    history: OfferHistory,
     campaign_id: int,
     campaign: CampaignPlan,
     base: _CustomerBase,
     now: datetime,
     audit_log: list[dict[str, Any]],
 ) -> None:
-    """Send one past campaign, with the redemptions, unsubscribes, complaints and bounces that follow."""
+    """Simulate one past campaign and the redemptions and suppressions that follow."""
     assert campaign.launch_at is not None  # noqa: S101
     launched_at, rows = campaign.launch_at, history.simulation.rows
     includes_sign_ups = launched_at >= scenario.local_day(now)(scenario.SIGN_UP_DAY + 1)
@@ -272,7 +184,7 @@ def _simulate_campaign(
     _log_campaign(history.plan, campaign_id, campaign, sent, audit_log)
 
 
-def _redeem_after_email(history: _OfferHistory, campaign: CampaignPlan, sent: SentCampaign) -> None:
+def _redeem_after_email(history: OfferHistory, campaign: CampaignPlan, sent: SentCampaign) -> None:
     plan = history.plan
     total = round((plan.redemptions + plan.rollbacks) * (1 - plan.walk_in_share))
     has_reminder = sum(each.outcome not in NOT_LAUNCHED for each in plan.campaigns) > 1
@@ -283,13 +195,13 @@ def _redeem_after_email(history: _OfferHistory, campaign: CampaignPlan, sent: Se
 
 def _suppress_recipients(
     campaign_id: int,
-    history: _OfferHistory,
+    history: OfferHistory,
     sent: SentCampaign,
     base: _CustomerBase,
     now: datetime,
     audit_log: list[dict[str, Any]],
 ) -> None:
-    """Suppress recipients whose mailbox does not exist, who unsubscribe or complain, or whose email bounces later."""
+    """Suppress recipients who unsubscribe, complain or whose email bounces."""
     source = f"campaign {campaign_id}"
     for customer_id, delivery in sent.deliveries.items():
         if delivery["state"] == "failed" and delivery["text"].startswith("5.1."):
@@ -328,7 +240,7 @@ def _suppress(base: _CustomerBase, customer_id: int, reason: str, at: datetime, 
 
 
 def _resolve_uncertain(campaign: CampaignPlan, sent: SentCampaign) -> None:
-    """Resolve the uncertain deliveries of a reminder: staff decided not to send them again."""
+    """Dismiss the uncertain deliveries of a reminder, as staff would do."""
     for delivery in sent.deliveries.values():
         if delivery["state"] == "uncertain" and campaign.kind == "reminder":
             text = f"{delivery['text']}; left as it is by {MANAGER.email}"
@@ -366,18 +278,6 @@ def _log_campaign(
         audit_log.append(
             audit_entry(max(resolved_at), "campaign.left_uncertain", str(campaign_id), mails=1, state="uncertain")
         )
-
-
-def _log_offer(plan: OfferPlan, audit_log: list[dict[str, Any]]) -> None:
-    codes = plan.all_codes()
-    audit_log.append(audit_entry(plan.created_at, "offer.created", codes[0][0], name=plan.name))
-    for (before, _, _), (code, at, _) in pairwise(codes):
-        audit_log.append(audit_entry(at, "offer.code_renewed", code, before=before))
-    for code, _, closed_at in plan.former_codes:
-        if closed_at is not None:
-            audit_log.append(audit_entry(closed_at, "offer.code_closed", code, offer=plan.code))
-    if plan.paused_at is not None:
-        audit_log.append(audit_entry(plan.paused_at, "offer.paused", plan.code))
 
 
 def _draw(*keys: str) -> float:

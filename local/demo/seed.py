@@ -17,7 +17,8 @@ from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.models import Campaign
 from webapp.core.extensions import db
 from webapp.customers.imports import actions as import_actions
-from webapp.customers.imports.actions import MAX_IMPORT_ATTEMPTS
+from webapp.customers.imports import processing as import_processing
+from webapp.customers.imports.claims import MAX_IMPORT_ATTEMPTS
 from webapp.customers.imports.parser import CSV
 from webapp.customers.models import Audience, CustomerImport
 from webapp.redemptions import hourly_counts
@@ -27,7 +28,9 @@ ANALYZED_TABLES = ("customer", "audience_member", "batch", "mail_issue", "redemp
 
 
 def seed_database(now: datetime | None = None) -> None:
-    """Fill a migrated, empty database, and launch one campaign that a worker will send. Takes some ten seconds.
+    """Fill a migrated, empty database, and launch one campaign.
+
+    A worker will send it. Filling takes about ten seconds.
 
     It is no single transaction: after an interruption the database has to be created again.
 
@@ -44,7 +47,10 @@ def seed_database(now: datetime | None = None) -> None:
 
 
 def create_sign_in_links() -> list[tuple[StaffMember, str]]:
-    """Create one-time links with which each staff member chooses a password; earlier ones expire. Commits."""
+    """Create a one-time link for each staff member to choose a password. Commits.
+
+    Earlier links expire.
+    """
     links = []
     for member in (MANAGER, VIEWER):
         user_id = db.session.scalar(select(StaffUser.id).where(StaffUser.email == member.email))
@@ -77,7 +83,7 @@ def _import_file(file: ImportFile) -> None:
         [file.data], file.filename, CSV, file.audience, MANAGER.email, file.kind
     )
     for _ in range(MAX_IMPORT_ATTEMPTS):
-        import_actions.run_import(import_id)
+        import_processing.run_import(import_id)
         status = db.session.scalar(select(CustomerImport.status).where(CustomerImport.id == import_id))
         db.session.rollback()
         if status == "done":

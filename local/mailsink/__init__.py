@@ -1,4 +1,6 @@
-"""The mail sink of a local instance: receives every email, stores it in a folder, delivers none, and shows them.
+"""The mail sink: an SMTP server that stores emails and shows them on a page.
+
+It delivers no email.
 
 It needs no PostgreSQL and no session, and listens on loopback only. `smtp_handler` receives emails, `index` finds them,
 `message_parser` parses them and `web_app` shows them. The files are authoritative: the index is derived from them.
@@ -16,18 +18,18 @@ from local.mailsink.smtp_handler import SinkHandler
 from local.mailsink.web_app import create_sink_app
 from webapp.core.settings import Settings
 
-__all__ = ["Keep", "folder_of", "page", "serve"]
+__all__ = ["mail_folder", "serve_mail_sink"]
 
 
 def mail_folder(settings: Settings) -> Path:
-    """Where the mails of this instance are kept, a file each."""
+    """Return the folder of this instance's emails, one file each."""
     return settings.instance_path / "mails"
 
 
 def serve_mail_sink(settings: Settings) -> None:
-    """Take mail and show it until the process is ended.
+    """Receive emails and serve the page that shows them, until the process is stopped.
 
-    :raises OSError: when a port is taken or the folder can't be made.
+    :raises OSError: when a port is in use or the folder can't be created.
     """
     folder = mail_folder(settings)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

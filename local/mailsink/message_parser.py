@@ -1,6 +1,8 @@
-"""Taking a mail apart, whatever it is: without headers, with an unknown charset, cut off, nested a thousand deep.
+"""Parse any file as an email, however malformed.
 
-Nothing here raises for what stands in a file; what can't be read is shown as the bytes that it is.
+It may have no headers or an unknown charset, be truncated, or nested a thousand levels deep.
+
+No content of a file raises an error: what can't be parsed is returned as plain text.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ from email.message import Message
 from email.parser import BytesHeaderParser, BytesParser
 from pathlib import Path
 
-# Bytes of a file that are read; the SMTP side takes no more than 32 MB.
+# Bytes read from a file; the SMTP server accepts no more than 32 MB.
 MAX_FILE_BYTES = 40_000_000
-# Bytes in which the headers are looked for, and characters of a text that a page shows.
+# Bytes that are searched for headers, and characters of a text that a page shows.
 MAX_HEADER_BYTES, MAX_SHOWN_CHARACTERS = 65_536, 200_000
 
 HEADER_END_PATTERN = re.compile(rb"^\r?\n|\r?\n\r?\n")
@@ -28,7 +30,7 @@ INDEXED_HEADERS = ("to", "cc", "bcc", "subject")
 
 @dataclass(frozen=True)
 class MessageSummary:
-    """What the list shows of a mail, and the words by which it is found."""
+    """The columns of the list, and the text that a search compares."""
 
     recipient: str
     subject: str
@@ -39,7 +41,10 @@ class MessageSummary:
 
 @dataclass(frozen=True)
 class ParsedMessage:
-    """A mail as its page shows it. `problem` says, in a sentence, why it could not be taken apart."""
+    """A parsed email.
+
+    `parse_error` is empty or a sentence for the page; in that case `text` is the unparsed file.
+    """
 
     headers: list[tuple[str, str]]
     size_bytes: int
@@ -50,14 +55,14 @@ class ParsedMessage:
     parse_error: str = ""
 
     def get_header(self, name: str) -> str:
-        """All values of a header, the empty string for none."""
+        """Return all values of a header, separated by commas; empty if it is missing."""
         return ", ".join(value for key, value in self.headers if key.lower() == name)
 
 
 def parse_summary(path: Path) -> MessageSummary:
-    """Read enough of a file for the list: its headers, its size, how many attachments it has.
+    """Parse what the list shows: headers, size and number of attachments.
 
-    :raises OSError: when the file can't be read, or is gone.
+    :raises OSError: when the file can't be read or does not exist.
     """
     data, size = _read_bytes(path)
     listed = [
@@ -68,7 +73,7 @@ def parse_summary(path: Path) -> MessageSummary:
     to = ", ".join(value for name, value in listed if name == "to")
     subject = " ".join(value for name, value in listed if name == "subject")
     recipients = " ".join(value for name, value in listed if name != "subject")
-    # Most mails have none, and looking for a word is quicker than for a pattern.
+    # Most emails have none, and a substring search is faster than the pattern.
     attachments = len(ATTACHMENT_PATTERN.findall(data)) if b"\ncontent-disposition:" in data.lower() else 0
     return MessageSummary(
         to, subject, size, attachments, normalise_search_text(f"{_add_unicode_domains(recipients)} {subject}")
@@ -76,40 +81,48 @@ def parse_summary(path: Path) -> MessageSummary:
 
 
 def parse_message(path: Path) -> ParsedMessage:
-    """Read a whole mail.
+    """Parse a complete email.
 
-    :raises OSError: when the file can't be read, or is gone.
+    :raises OSError: when the file can't be read or does not exist.
     """
     data, size = _read_bytes(path)
     headers = _parse_headers(data)
     try:
         return _parse_parts(headers, size, BytesParser().parsebytes(data))
     except Exception:
-        # What Python's parser may stumble over is not listed anywhere; nesting without end is one such thing.
+        # It is not documented which exceptions Python's parser can raise; deep nesting is one cause.
         text = decode_text(data[: MAX_SHOWN_CHARACTERS * 4], "utf-8")[:MAX_SHOWN_CHARACTERS]
-        return ParsedMessage(headers, size, text, parse_error="This mail could not be taken apart; here are its bytes.")
+        return ParsedMessage(
+            headers, size, text, parse_error="This email could not be parsed. Its source is shown instead."
+        )
 
 
 def normalise_search_text(text: str) -> str:
-    """Text as it is compared: neither case nor the way in which Unicode writes a letter counts."""
+    """Return text for comparison.
+
+    Differences of case, spacing and Unicode representation (NFKC) are removed.
+    """
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
 def decode_text(data: bytes, charset: str | None) -> str:
-    """Bytes as text, with a mark for whatever does not belong there; an unknown charset is taken for UTF-8."""
+    """Decode bytes of any charset without errors.
+
+    Invalid bytes and control characters become U+FFFD; an unknown charset is treated as UTF-8.
+    """
     try:
         text = data.decode(charset or "utf-8", "replace")
     except (LookupError, ValueError):
         text = data.decode("utf-8", "replace")
-    # Some charsets can spell half characters, which no answer can carry.
+    # Some charsets can decode to surrogates, which a response can't encode.
     return CONTROL_PATTERN.sub("\ufffd", text.encode("utf-8", "replace").decode())
 
 
 def _read_bytes(path: Path) -> tuple[bytes, int]:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        # Asking for more than there is would make room for all of it first.
+        # `read` allocates the requested size at once, even if the file is shorter.
         return file.read(min(size, MAX_FILE_BYTES)), size
 
 
@@ -127,12 +140,12 @@ def _parse_raw_headers(data: bytes) -> list[tuple[str, str]]:
 
 
 def _decode_header_bytes(raw: str) -> str:
-    """A header as the parser keeps it; bytes beyond ASCII are UTF-8 as a rule (RFC 6532)."""
+    """Decode a header as returned by the parser, as UTF-8 (RFC 6532)."""
     return decode_text(raw.encode("utf-8", "surrogateescape"), "utf-8")
 
 
 def _decode_header_value(value: str) -> str:
-    """A header's value on one line, its encoded words (RFC 2047) as what they mean."""
+    """Return a header's value on one line with its encoded words (RFC 2047) decoded."""
     value = re.sub(r"\s*[\r\n]\s*", " ", value).strip()
     if "=?" not in value:
         return value
@@ -146,9 +159,9 @@ def _decode_header_value(value: str) -> str:
 
 
 def _add_unicode_domains(value: str) -> str:
-    """With domains also as people write them: for xn--mller-kva.example, müller.example too."""
-    shown = re.sub(r"(?i)\bxn--[a-z0-9-]+", lambda m: decode_text(m[0][4:].encode(), "punycode"), value)
-    return value if shown == value else f"{value} {shown}"
+    """Append domains in Unicode: for xn--mller-kva.example also müller.example."""
+    decoded = re.sub(r"(?i)\bxn--[a-z0-9-]+", lambda m: decode_text(m[0][4:].encode(), "punycode"), value)
+    return value if decoded == value else f"{value} {decoded}"
 
 
 def _parse_parts(headers: list[tuple[str, str]], size: int, message: Message) -> ParsedMessage:
@@ -166,8 +179,8 @@ def _parse_parts(headers: list[tuple[str, str]], size: int, message: Message) ->
             text = _decode_part(part)
         else:
             attachments.append(_decode_header_value(_decode_header_bytes(str(name))) if name else kind)
-    is_cut = text is not None and len(text) > MAX_SHOWN_CHARACTERS
-    return ParsedMessage(headers, size, text[:MAX_SHOWN_CHARACTERS] if text else text, html, attachments, is_cut)
+    is_truncated = text is not None and len(text) > MAX_SHOWN_CHARACTERS
+    return ParsedMessage(headers, size, text[:MAX_SHOWN_CHARACTERS] if text else text, html, attachments, is_truncated)
 
 
 def _decode_part(part: Message) -> str:

@@ -1,4 +1,4 @@
-"""tables
+"""Create the tables.
 
 Revision ID: 0001
 Revises: 
@@ -16,8 +16,8 @@ branch_labels = None
 depends_on = None
 
 
-# Huey's own tables, as its PostgreSQL storage (3.5) defines them: made here once, so that no process needs the
-# right to create tables while it runs.
+# Huey's tables, as its PostgreSQL storage (version 3.5) defines them. They are created here so that running processes
+# need no permission to create tables.
 QUEUE = (
     "create table huey_kv (queue text not null, key text not null, value bytea not null, primary key (queue, key))",
     "create table huey_schedule (id bigserial primary key, queue text not null, data bytea not null, "
@@ -353,9 +353,9 @@ def upgrade():
 
     # ### end Alembic commands ###
 
-    # The frozen ids are never compressed: an update of the row then leaves their pages alone.
+    # Store the ids out of line without compression: an update of the row then doesn't rewrite them.
     op.execute("alter table batch alter column customer_ids set storage external")
-    # Pieces of a file are read once and gone: compressing them costs more than it saves.
+    # Chunks of a file are read once and then deleted: compressing them costs more than it saves.
     op.execute("alter table import_chunk alter column data set storage external")
     op.execute("insert into redemption_tally (id, counted_until) values (1, '-infinity')")
     for statement in QUEUE:

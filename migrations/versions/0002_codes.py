@@ -1,4 +1,4 @@
-"""Every code an offer has had, and keys that are no longer accepted."""
+"""Record all codes of an offer, and when a signing key was retired."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -39,7 +39,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Aliases are lost: only the current code of each offer goes on working. Retired keys are accepted again."""
+    """Loses aliases: only the current code of each offer still works. Retired keys are accepted again."""
     op.drop_column("signing_key", "retired_at")
     op.create_unique_constraint(op.f("uq_offer_code"), "offer", ["code"])
     op.drop_constraint(op.f("fk_offer_current_code"), "offer", type_="foreignkey")

@@ -1,4 +1,4 @@
-"""Erasing customers: the row of an erased one holds nothing that names a person, and the trail names nobody."""
+"""Erase customers completely: no personal data in the rows of erased customers or in the audit log."""
 
 from alembic import op
 
@@ -18,7 +18,7 @@ def upgrade() -> None:
         " and name = '' and locale is null and source_id is null)",
     )
     op.execute("create index ix_customer_erased_at on customer (erased_at) where erased_at is not null")
-    # The trail is kept for ever, so it names customers by their ids.
+    # The audit log is never deleted, so it refers to customers by id.
     op.execute(
         "update audit_entry set subject = 'customer ' || (detail ->> 'id'), "
         "detail = nullif(detail - 'id' - 'was', '{}') "

@@ -1,4 +1,4 @@
-"""Misses of a code; redemptions keep less of an Idempotency-Key."""
+"""Count failed attempts per offer; store Idempotency-Keys of redemptions as short hashes."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -17,7 +17,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("offer_id", "slot", name=op.f("pk_code_miss")),
         prefixes=["UNLOGGED"],
     )
-    # Keys and bodies are kept as short hashes from now on.
+    # From now on, keys and request bodies are stored as short hashes.
     for table in ("redemption", "rollback"):
         op.execute(
             f"update {table} set"  # noqa: S608
@@ -28,6 +28,8 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Keys that were given before are no longer known as such: a repeat by key is then told `already_redeemed`. Upgrading
-    again hashes the hashes: keys from before are then forgotten for good."""
+    """Idempotency-Keys used before no longer match: a retry with one gets `already_redeemed`.
+
+    Another upgrade hashes the hashes, so these keys never match again.
+    """
     op.drop_table("code_miss")

@@ -1,4 +1,4 @@
-"""Campaigns write less: batches keep gaps instead of ids, and a change of status touches no index."""
+"""Write less per campaign: batches store gaps instead of ids, and a change of status updates no index."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -6,8 +6,8 @@ from alembic import op
 revision = "0005"
 down_revision = "0004"
 
-# One function for all rows, there for the one statement that rewrites the table. It keeps the order of the columns and
-# leaves nothing of the old ids behind, which an update would.
+# A temporary function for the statement that rewrites the table. Unlike an UPDATE, this keeps the order of the columns
+# and leaves no dead rows with the old ids.
 GAPS = """
     create function pg_temp.converted(bigint[]) returns bigint[] language sql as $$
       select array_agg(id - before order by place)
@@ -25,7 +25,7 @@ IDS = """
 
 
 def upgrade() -> None:
-    # Gaps compress well and then stay in the row, out of line only if they do not.
+    # Gaps compress well and then stay in the row; they are stored out of line only if they don't.
     op.execute("alter table batch alter column customer_ids set storage extended")
     op.execute("alter table batch rename column customer_ids to gaps")
     _convert(GAPS)

@@ -1,6 +1,6 @@
-"""Totals beside the hours: of each offer, and of each hour over all offers.
+"""Add totals to the hourly counts: of each offer, and of each hour over all offers.
 
-Stop the program before: a process of the version before would undo redemptions without taking them off the totals.
+Stop all processes first: those of the previous release would not subtract undone redemptions from the totals.
 """
 
 import sqlalchemy as sa
@@ -23,13 +23,13 @@ def upgrade() -> None:
         sa.Column("n", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("hour", name=op.f("pk_hour_total")),
     )
-    # Nobody counts or uncounts between what is read here and what is written.
+    # Prevent changes of the counts between the SELECT and the INSERT.
     op.execute("lock table redemption_hour in share mode")
     op.execute("insert into redemption_total (offer_id, n) select offer_id, sum(n) from redemption_hour group by 1")
     op.execute("insert into hour_total (hour, n) select hour, sum(n) from redemption_hour group by 1")
 
 
 def downgrade() -> None:
-    """Nothing is lost: totals are sums of the hours."""
+    """Loses no data: the totals are sums of the hourly counts."""
     op.drop_table("hour_total")
     op.drop_table("redemption_total")

@@ -1,6 +1,6 @@
-"""Addresses that must not be mailed, on a list of their own instead of beside the customer.
+"""Replace the customers' unsubscribe date by a suppression list.
 
-Stop the program before: a process of the version before would still look at the customer alone.
+Stop all processes first: those of the previous release would only check the customer.
 """
 
 import sqlalchemy as sa
@@ -35,7 +35,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Whoever must not be mailed, for whatever reason, is unsubscribed. What is about nobody known is lost."""
+    """Customers suppressed for any reason become unsubscribed. Loses suppressions of other addresses."""
     op.add_column("customer", sa.Column("unsubscribed_at", sa.DateTime(timezone=True), nullable=True))
     op.execute(
         "update customer c set unsubscribed_at = s.at from suppression s "
@@ -43,7 +43,7 @@ def downgrade() -> None:
         "and c.erased_at is null"
     )
     op.drop_table("suppression")
-    # The version before would read every file as one of customers.
+    # The previous release would import every file as customers.
     op.execute(
         "delete from import_rejection where import_id in (select id from customer_import where kind = 'suppressions')"
     )

@@ -1,4 +1,4 @@
-"""What mails and customers' pages say about the shop. Until staff save it, the environment is asked as before."""
+"""Store the shop's details for emails and customer pages; until staff save them, the settings apply as before."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Scheduled mailings and reminders; what went out is kept with a mailing that is through."""
+"""Add scheduled campaigns and reminders; store the number of sent emails of finished campaigns."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -33,7 +33,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    # The earlier version can start no mailing by itself, so what waits for its time goes back to the drafts.
+    # The previous release can't start scheduled campaigns, so they become drafts again.
     op.execute("update campaign set status = 'draft' where status = 'scheduled'")
     op.drop_index("uq_campaign_open_reminder", "campaign")
     op.drop_constraint(op.f("ck_campaign_scheduled"), "campaign")

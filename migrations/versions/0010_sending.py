@@ -1,6 +1,6 @@
-"""The pace of sending, and the times of the windows.
+"""Add the rate limit of sending, and the times of windows.
 
-What a batch sent before has no times: they are not known.
+Windows that were sent before have no times.
 """
 
 import sqlalchemy as sa

@@ -1,4 +1,4 @@
-"""Who got it: why a mail did not go out has a name to count by, and staff can leave a mail that is uncertain."""
+"""Group failed deliveries by cause, and let staff leave an uncertain delivery as it is."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0010"
 
 BEFORE = "state in ('deferred', 'failed', 'uncertain', 'skipped', 'sent_later')"
 STATES = "state in ('deferred', 'failed', 'uncertain', 'skipped', 'sent_later', 'left')"
-# The enhanced status code of the relay's answer (RFC 3463); without an answer the beginning of our own words.
+# The enhanced status code of the SMTP reply (RFC 3463); without a reply, the beginning of the text.
 CAUSE = r"case when smtp_code is null then left(text, 60) else coalesce(substring(text from '^[245]\.\d{1,3}\.\d{1,3}'), '') end"  # noqa: E501
 
 
@@ -29,7 +29,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """What staff left becomes uncertain again: they are asked once more."""
+    """Deliveries that staff left as they were become uncertain again."""
     op.drop_constraint(op.f("ck_mail_issue_state"), "mail_issue")
     op.execute("update mail_issue set state = 'uncertain' where state = 'left'")
     op.create_check_constraint(op.f("ck_mail_issue_state"), "mail_issue", BEFORE)

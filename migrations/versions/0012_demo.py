@@ -1,4 +1,4 @@
-"""What the demonstration shop put in is known, so that it can be taken out again."""
+"""Record the rows of the demo, so that it can be removed again."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Workers say that they live."""
+"""Add the heartbeats of workers."""
 
 import sqlalchemy as sa
 from alembic import op

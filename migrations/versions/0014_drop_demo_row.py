@@ -1,4 +1,4 @@
-"""Drop the table that recorded the rows of the demo: the demo has a database of its own."""
+"""Drop the table that recorded the rows of the demo: the demo now has its own database."""
 
 import sqlalchemy as sa
 from alembic import op

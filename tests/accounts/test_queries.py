@@ -10,7 +10,9 @@ from flask import Flask
 from sqlalchemy import func, select, update
 
 from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.accounts import queries as account_queries
+from webapp.accounts.audit import record_audit_entry
 from webapp.accounts.models import ApiKey, AuditEntry, Invitation, StaffUser
 from webapp.core.extensions import db
 
@@ -23,14 +25,14 @@ def entries(app: Flask, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The ids of seven audit entries, newest first, and pages of three."""
     monkeypatch.setattr(account_queries, "AUDIT_PAGE_SIZE", 3)
     for n in range(7):
-        account_actions.record_audit_entry("ann", "offer.created", f"offer {n % 2}")
+        record_audit_entry("ann", "offer.created", f"offer {n % 2}")
     db.session.commit()
     return list(db.session.scalars(select(AuditEntry.id).order_by(AuditEntry.id.desc())))
 
 
-def test_active_users_come_first_and_then_the_names_count(staff_user: StaffUserFactory) -> None:
+def test_active_users_come_first_and_then_the_names_count(make_staff_user: StaffUserFactory) -> None:
     for name, disabled_at in (("bob", None), ("Ann", PAST), ("Zoe", None), ("Cid", None), ("ada", PAST)):
-        staff_user("viewer", email=f"{name}@example.com", disabled_at=disabled_at).name = name
+        make_staff_user("viewer", email=f"{name}@example.com", disabled_at=disabled_at).name = name
     db.session.commit()
 
     assert [user.name for user in account_queries.list_staff_users()] == ["bob", "Cid", "Zoe", "ada", "Ann"]
@@ -38,7 +40,7 @@ def test_active_users_come_first_and_then_the_names_count(staff_user: StaffUserF
 
 def test_active_api_keys_come_first_and_then_the_newest(app: Flask) -> None:
     for name in "ABCD":
-        account_actions.create_api_key(name, ["read"], by="tests")
+        api_key_actions.create_api_key(name, ["read"], by="tests")
     db.session.execute(update(ApiKey).where(ApiKey.name.in_(("C", "D"))).values(revoked_at=func.now()))
 
     assert [key.name for key in account_queries.list_api_keys()] == ["B", "A", "D", "C"]
@@ -102,12 +104,12 @@ def test_a_page_beyond_the_ends_of_the_trail_is_empty(entries: list[int]) -> Non
 
 
 def test_locked_users_are_freshly_read_and_locked_until_the_end_of_the_transaction(
-    staff_user: StaffUserFactory,
+    make_staff_user: StaffUserFactory,
 ) -> None:
     admin, other_admin, viewer = (
-        staff_user(role, email=f"{n}@example.com") for n, role in enumerate(("admin", "admin", "viewer"))
+        make_staff_user(role, email=f"{n}@example.com") for n, role in enumerate(("admin", "admin", "viewer"))
     )
-    staff_user("admin", email="gone@example.com", disabled_at=PAST)
+    make_staff_user("admin", email="gone@example.com", disabled_at=PAST)
     ids = admin.id, other_admin.id, viewer.id
     assert viewer.name == "Viewer"
     with db.engine.begin() as other:
@@ -125,9 +127,9 @@ def test_locked_users_are_freshly_read_and_locked_until_the_end_of_the_transacti
         assert other.scalars(unlocked).all() == []
 
 
-def test_names_that_two_users_share_are_not_used(staff_user: StaffUserFactory) -> None:
+def test_names_that_two_users_share_are_not_used(make_staff_user: StaffUserFactory) -> None:
     for name, email in (("Ann", "a@example.com"), ("Bob", "b@example.com"), ("Ann", "c@example.com")):
-        staff_user("viewer", email=email).name = name
+        make_staff_user("viewer", email=email).name = name
     db.session.commit()
 
     assert account_queries.load_staff_names() == {"b@example.com": "Bob"}
@@ -137,8 +139,8 @@ def test_names_that_two_users_share_are_not_used(staff_user: StaffUserFactory) -
     ("role", "disabled_at", "expected"), [("admin", None, True), ("admin", PAST, False), ("manager", None, False)]
 )
 def test_only_an_active_administrator_counts(
-    staff_user: StaffUserFactory, role: str, disabled_at: datetime | None, expected: bool
+    make_staff_user: StaffUserFactory, role: str, disabled_at: datetime | None, expected: bool
 ) -> None:
-    staff_user(role, disabled_at=disabled_at)
+    make_staff_user(role, disabled_at=disabled_at)
 
     assert account_queries.has_active_admin() is expected

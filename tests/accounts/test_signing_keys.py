@@ -1,4 +1,4 @@
-"""Keys are renewed and retired; what they signed works as long as it should, also in a process that knows less."""
+"""Rotation and revocation of signing keys, also in processes with an old cache."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import event, text
 
-from webapp.accounts import actions as account_actions
-from webapp.accounts import signing_key_actions
+from webapp.accounts import api_key_actions, signing_key_actions
 from webapp.core import signing_keys
 from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import db
@@ -32,66 +31,69 @@ PURPOSES = ["personal_code", "personal_link", "redemption_id", "api_key"]
 
 @pytest.fixture(autouse=True)
 def own_keys(app: Flask) -> Iterator[None]:
-    """Keys of this test alone: the others expect one of each purpose."""
-    _drop()
+    """Delete the keys of each test: other tests expect one of each purpose."""
+    _delete_keys()
     yield
-    _drop()
+    _delete_keys()
 
 
-def _drop() -> None:
+def _delete_keys() -> None:
     db.session.rollback()
     db.session.execute(text("delete from signing_key"))
     db.session.commit()
     signing_keys.clear_key_cache()
 
 
-def elsewhere(act: Callable[[], T], seconds: float = 5) -> T:
-    """Done by another process: ours remembers what it has read so many seconds before."""
-    remembered = dict(signing_keys._cache)
+def in_other_process(act: Callable[[], T], seconds: float = 5) -> T:
+    """Call `act` as another process would: this one keeps its cache.
+
+    :param seconds: the age of the cache afterwards.
+    """
+    cache = dict(signing_keys._cache)
     signing_keys.clear_key_cache()
     try:
         return act()
     finally:
         signing_keys._cache.clear()
         signing_keys._cache.update(
-            {place: held._replace(read_at=held.read_at - seconds) for place, held in remembered.items()}
+            {key: entry._replace(read_at=entry.read_at - seconds) for key, entry in cache.items()}
         )
 
 
-def renewed_long_ago(purpose: str) -> None:
-    """Renewed, and every process has noticed."""
+def rotate_an_hour_ago(purpose: str) -> None:
+    """Rotate a key so long ago that every process uses the new one."""
     signing_key_actions.rotate_signing_key(purpose, by="tests")
     db.session.execute(text("update signing_key set created_at = created_at - interval '1 hour'"))
     db.session.commit()
 
 
 @pytest.fixture
-def reads(app: Flask) -> Iterator[list[str]]:
-    """Every statement about the keys."""
-    seen: list[str] = []
+def key_queries(app: Flask) -> Iterator[list[str]]:
+    """The SELECT statements on the signing keys."""
+    recorded: list[str] = []
 
-    def note(connection: Any, cursor: Any, statement: str, *_: object) -> None:
+    def record(connection: Any, cursor: Any, statement: str, *_: object) -> None:
         if "FROM signing_key" in statement:
-            seen.append(statement)
+            recorded.append(statement)
 
-    event.listen(db.engine, "before_cursor_execute", note)
-    yield seen
-    event.remove(db.engine, "before_cursor_execute", note)
+    event.listen(db.engine, "before_cursor_execute", record)
+    yield recorded
+    event.remove(db.engine, "before_cursor_execute", record)
 
 
-def token(offer_id: int, customer_id: int) -> str:
+def personal_token(offer_id: int, customer_id: int) -> str:
     return personal_links.build_personal_url(offer_id, customer_id).rpartition("/")[2]
 
 
-def typed(offer: Offer, customer: Customer) -> str:
+def personal_code(offer: Offer, customer: Customer) -> str:
     return personal_codes.derive_personal_code(offer.code, offer.id, customer.id).replace("-", "")
 
 
-# --- renewal --------------------------------------------------------------------------------------
+# --- rotation -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("purpose", PURPOSES)
-def test_a_renewed_key_signs_and_the_one_before_is_still_accepted(app: Flask, purpose: str) -> None:
+def test_after_rotation_the_new_version_signs_and_the_old_one_is_accepted(app: Flask, purpose: str) -> None:
     first = signing_keys.current_secret(purpose)
 
     version = signing_key_actions.rotate_signing_key(purpose, by="ann")
@@ -101,56 +103,56 @@ def test_a_renewed_key_signs_and_the_one_before_is_still_accepted(app: Flask, pu
     assert signing_keys.current_secret(purpose) != first
 
 
-def test_what_went_out_before_a_renewal_works_after_it(
-    client: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
+def test_codes_links_and_keys_from_before_a_rotation_still_work(
+    client: FlaskClient, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    row, ada, bob = offer(personal_code_required=True), customer(), customer("bob@example.com")
+    offer, ada, bob = make_offer(personal_code_required=True), make_customer(), make_customer("bob@example.com")
     code, link, key = (
-        typed(row, ada),
-        token(row.id, bob.id),
-        account_actions.create_api_key("till", ["read"], by="tests"),
+        personal_code(offer, ada),
+        personal_token(offer.id, bob.id),
+        api_key_actions.create_api_key("till", ["read"], by="tests"),
     )
     reference = group_commit.redeem(RedemptionRequest(channel="form", code=code, email="ada@example.com")).public_id
     for purpose in PURPOSES:
         signing_key_actions.rotate_signing_key(purpose, by="ann")
 
-    assert typed(row, ada) != code
-    assert personal_codes.verify_personal_code(code[-personal_codes.SUFFIX_LENGTH :], row.id, ada.id)
+    assert personal_code(offer, ada) != code
+    assert personal_codes.verify_personal_code(code[-personal_codes.SUFFIX_LENGTH :], offer.id, ada.id)
     assert client.post(f"/r/{link}").status_code == 200
     assert getattr(redemption_queries.find_redemption(reference), "customer_id", None) == ada.id
-    assert account_actions.authenticate_api_key(f"Bearer {key}").scopes == ["read"]
+    assert api_key_actions.authenticate_api_key(f"Bearer {key}").scopes == ["read"]
 
 
-def test_a_key_that_nothing_has_signed_yet_can_be_renewed(app: Flask) -> None:
+def test_an_unused_key_can_be_rotated(app: Flask) -> None:
     assert signing_key_actions.rotate_signing_key("personal_code", by="ann") == 2
 
 
-def test_the_trail_tells_who_renewed_and_retired(app: Flask) -> None:
+def test_the_audit_log_has_rotations_and_revocations(app: Flask) -> None:
     signing_key_actions.rotate_signing_key("personal_link", by="ann")
-    renewed_long_ago("personal_link")
+    rotate_an_hour_ago("personal_link")
     signing_key_actions.revoke_signing_key("personal_link", 1, by="bob")
 
-    found = db.session.execute(text("select actor, action, subject, detail from audit_entry order by id")).all()
+    entries = db.session.execute(text("select actor, action, subject, detail from audit_entry order by id")).all()
 
-    assert found[0] == ("ann", "key.renewed", "personal_link", {"version": 2})
-    assert found[-1] == ("bob", "key.retired", "personal_link", {"version": 1})
+    assert entries[0] == ("ann", "key.renewed", "personal_link", {"version": 2})
+    assert entries[-1] == ("bob", "key.retired", "personal_link", {"version": 1})
 
 
-# --- a process that has not noticed yet -----------------------------------------------------------
+# --- a process with an old cache ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seconds", [0, 5])
-def test_a_personal_code_of_a_key_that_this_process_does_not_know_yet_redeems(
-    offer: Callable[..., Offer], customer: Callable[..., Customer], seconds: int
+def test_a_personal_code_signed_with_an_uncached_key_is_redeemed(
+    make_offer: Callable[..., Offer], make_customer: Callable[..., Customer], seconds: int
 ) -> None:
-    row, ada = offer(personal_code_required=True), customer()
-    typed(row, ada)
+    offer, ada = make_offer(personal_code_required=True), make_customer()
+    personal_code(offer, ada)
 
-    def renew_and_mail() -> str:
+    def rotate_and_sign() -> str:
         signing_key_actions.rotate_signing_key("personal_code", by="ann")
-        return typed(row, ada)
+        return personal_code(offer, ada)
 
-    code = elsewhere(renew_and_mail, seconds)
+    code = in_other_process(rotate_and_sign, seconds)
 
     assert len(signing_keys._cache[signing_keys._cache_key("personal_code")].keys) == 1
     assert (
@@ -158,65 +160,67 @@ def test_a_personal_code_of_a_key_that_this_process_does_not_know_yet_redeems(
     )
 
 
-def test_a_link_of_a_key_that_this_process_does_not_know_yet_opens(app: Flask) -> None:
-    token(1, 2)
+def test_a_link_signed_with_an_uncached_key_is_accepted(app: Flask) -> None:
+    personal_token(1, 2)
 
-    def renew_and_mail() -> str:
+    def rotate_and_sign() -> str:
         signing_key_actions.rotate_signing_key("personal_link", by="ann")
-        return token(1, 2)
+        return personal_token(1, 2)
 
-    assert personal_links.parse_personal_token(elsewhere(renew_and_mail)) == (1, 2)
+    assert personal_links.parse_personal_token(in_other_process(rotate_and_sign)) == (1, 2)
 
 
-def test_a_reference_of_a_key_that_this_process_does_not_know_yet_is_found(
-    offer: Callable[..., Offer], customer: Callable[..., Customer]
+def test_a_reference_encoded_with_an_uncached_key_is_found(
+    make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    offer(), customer()
-    done = group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
-    before = done.public_id
+    make_offer(), make_customer()
+    redemption = group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
+    before = redemption.public_id
 
-    def renew_and_print() -> str:
+    def rotate_and_encode() -> str:
         signing_key_actions.rotate_signing_key("redemption_id", by="ann")
-        return public_ids.encode_public_id(done.offer_id, done.customer_id, done.row.redeemed_at)
+        return public_ids.encode_public_id(redemption.offer_id, redemption.customer_id, redemption.row.redeemed_at)
 
-    reference = elsewhere(renew_and_print)
+    reference = in_other_process(rotate_and_encode)
 
     assert reference != before
-    assert getattr(redemption_queries.find_redemption(reference), "customer_id", None) == done.customer_id
+    assert getattr(redemption_queries.find_redemption(reference), "customer_id", None) == redemption.customer_id
 
 
-def test_a_secret_of_a_version_that_this_process_does_not_know_yet_is_found(app: Flask) -> None:
+def test_the_secret_of_an_uncached_version_is_found(app: Flask) -> None:
     first = signing_keys.current_secret("api_key")
-    elsewhere(lambda: signing_key_actions.rotate_signing_key("api_key", by="ann"))
+    in_other_process(lambda: signing_key_actions.rotate_signing_key("api_key", by="ann"))
 
     assert signing_keys.find_secret("api_key", 2) not in (None, first)
     assert signing_keys.find_secret("api_key", 1) == first
     assert signing_keys.find_secret("api_key", 3) is None
 
 
-def test_made_up_links_make_the_table_be_read_once_a_second_at_most(app: Flask, reads: list[str]) -> None:
-    token(1, 2)
-    elsewhere(lambda: None)
-    reads.clear()
+def test_invalid_links_query_the_keys_at_most_once_a_second(app: Flask, key_queries: list[str]) -> None:
+    personal_token(1, 2)
+    in_other_process(lambda: None)
+    key_queries.clear()
 
     for n in range(20):
         assert personal_links.parse_personal_token(f"WzEsMl0.made-up-{n}") is None
 
-    assert len(reads) == 1
+    assert len(key_queries) == 1
 
 
-def test_a_link_that_is_known_reads_nothing(app: Flask, reads: list[str]) -> None:
-    link = token(1, 2)
-    elsewhere(lambda: None)
-    reads.clear()
+def test_a_link_signed_with_a_cached_key_runs_no_query(app: Flask, key_queries: list[str]) -> None:
+    link = personal_token(1, 2)
+    in_other_process(lambda: None)
+    key_queries.clear()
 
     assert personal_links.parse_personal_token(link) == (1, 2)
-    assert reads == []
+    assert key_queries == []
 
 
-def test_after_a_minute_a_process_reads_the_keys_again(app: Flask) -> None:
+def test_the_cache_of_keys_expires_after_a_minute(app: Flask) -> None:
     signing_keys.accepted_keys("personal_link")
-    elsewhere(lambda: signing_key_actions.rotate_signing_key("personal_link", by="ann"), signing_keys.CACHE_SECONDS + 1)
+    in_other_process(
+        lambda: signing_key_actions.rotate_signing_key("personal_link", by="ann"), signing_keys.CACHE_SECONDS + 1
+    )
 
     assert [version for version, _ in signing_keys.accepted_keys("personal_link")] == [2, 1]
 
@@ -239,59 +243,60 @@ def test_the_versions_are_listed_newest_first(app: Flask) -> None:
     assert [key.version for key in signing_keys.list_key_versions("personal_link")] == [4, 3, 2, 1]
 
 
-# --- retiring -------------------------------------------------------------------------------------
+# --- revocation -----------------------------------------------------------------------------------
 
 
-def test_a_retired_personal_code_is_refused_at_once_in_every_process(
-    offer: Callable[..., Offer], customer: Callable[..., Customer]
+def test_a_revoked_personal_code_is_refused_immediately_in_every_process(
+    make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    row, ada = offer(personal_code_required=True), customer()
-    old = typed(row, ada)
-    renewed_long_ago("personal_code")
-    new = typed(row, ada)
+    offer, ada = make_offer(personal_code_required=True), make_customer()
+    revoked = personal_code(offer, ada)
+    rotate_an_hour_ago("personal_code")
+    current = personal_code(offer, ada)
 
-    elsewhere(lambda: signing_key_actions.revoke_signing_key("personal_code", 1, by="ann"), seconds=0)
+    in_other_process(lambda: signing_key_actions.revoke_signing_key("personal_code", 1, by="ann"), seconds=0)
 
-    with pytest.raises(RedemptionRefused) as refused:
-        group_commit.redeem(RedemptionRequest(channel="form", code=old, email="ada@example.com"))
-    assert refused.value.reason == "personal_code_required"
+    with pytest.raises(RedemptionRefused) as error:
+        group_commit.redeem(RedemptionRequest(channel="form", code=revoked, email="ada@example.com"))
+    assert error.value.reason == "personal_code_required"
     assert (
-        group_commit.redeem(RedemptionRequest(channel="form", code=new, email="ada@example.com")).customer_id == ada.id
+        group_commit.redeem(RedemptionRequest(channel="form", code=current, email="ada@example.com")).customer_id
+        == ada.id
     )
 
 
-def test_a_retired_link_leads_nowhere_and_a_new_one_opens(
-    client: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
+def test_a_revoked_link_is_not_found_and_a_current_one_is(
+    client: FlaskClient, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    row, ada = offer(), customer()
-    old = token(row.id, ada.id)
-    renewed_long_ago("personal_link")
+    offer, ada = make_offer(), make_customer()
+    revoked = personal_token(offer.id, ada.id)
+    rotate_an_hour_ago("personal_link")
 
     signing_key_actions.revoke_signing_key("personal_link", 1, by="ann")
 
-    assert client.get(f"/r/{old}").status_code == 404
-    assert client.get(f"/r/{token(row.id, ada.id)}").status_code == 200
+    assert client.get(f"/r/{revoked}").status_code == 404
+    assert client.get(f"/r/{personal_token(offer.id, ada.id)}").status_code == 200
 
 
-def test_a_code_and_a_link_have_keys_of_their_own(app: Flask) -> None:
-    link = token(1, 2)
-    renewed_long_ago("personal_code")
+def test_revoking_the_key_of_codes_leaves_links_valid(app: Flask) -> None:
+    link = personal_token(1, 2)
+    rotate_an_hour_ago("personal_code")
     signing_key_actions.revoke_signing_key("personal_code", 1, by="ann")
 
     assert personal_links.parse_personal_token(link) == (1, 2)
 
 
-def test_only_the_version_that_leaked_is_retired(app: Flask) -> None:
+def test_revocation_affects_one_version(app: Flask) -> None:
     for _ in range(3):
-        renewed_long_ago("personal_code")
+        rotate_an_hour_ago("personal_code")
 
     signing_key_actions.revoke_signing_key("personal_code", 2, by="ann")
 
     assert [version for version, _ in signing_keys.accepted_keys("personal_code")] == [4, 3, 1]
 
 
-def test_retiring_twice_is_as_good_as_once(app: Flask) -> None:
-    renewed_long_ago("personal_code")
+def test_revocation_is_idempotent(app: Flask) -> None:
+    rotate_an_hour_ago("personal_code")
 
     for _ in range(2):
         signing_key_actions.revoke_signing_key("personal_code", 1, by="ann")
@@ -300,8 +305,8 @@ def test_retiring_twice_is_as_good_as_once(app: Flask) -> None:
 
 
 @pytest.mark.parametrize("purpose", ["redemption_id", "api_key"])
-def test_keys_of_receipts_and_of_api_keys_are_never_retired(app: Flask, purpose: str) -> None:
-    renewed_long_ago(purpose)
+def test_keys_of_receipts_and_api_keys_cannot_be_revoked(app: Flask, purpose: str) -> None:
+    rotate_an_hour_ago(purpose)
 
     with pytest.raises(DomainError) as error:
         signing_key_actions.revoke_signing_key(purpose, 1, by="ann")
@@ -310,14 +315,14 @@ def test_keys_of_receipts_and_of_api_keys_are_never_retired(app: Flask, purpose:
     assert len(signing_keys.accepted_keys(purpose)) == 2
 
 
-def test_the_version_that_signs_is_not_retired(app: Flask) -> None:
-    renewed_long_ago("personal_code")
+def test_the_signing_version_cannot_be_revoked(app: Flask) -> None:
+    rotate_an_hour_ago("personal_code")
 
     with pytest.raises(DomainError, match="Rotate the key first"):
         signing_key_actions.revoke_signing_key("personal_code", 2, by="ann")
 
 
-def test_a_version_is_not_retired_while_workers_may_still_write_mails_with_it(app: Flask) -> None:
+def test_a_version_that_workers_may_still_use_cannot_be_revoked(app: Flask) -> None:
     signing_key_actions.rotate_signing_key("personal_code", by="ann")
 
     with pytest.raises(DomainError, match=r"Revoke it in \d+ seconds"):
@@ -327,68 +332,70 @@ def test_a_version_is_not_retired_while_workers_may_still_write_mails_with_it(ap
 
 
 @pytest.mark.parametrize(("purpose", "version"), [("personal_code", 9), ("personal_code", 0), ("unsubscribe", 1)])
-def test_what_is_not_there_is_not_retired(app: Flask, purpose: str, version: int) -> None:
+def test_an_unknown_version_cannot_be_revoked(app: Flask, purpose: str, version: int) -> None:
     with pytest.raises(NotFound):
         signing_key_actions.revoke_signing_key(purpose, version, by="ann")
 
 
-# --- what a personal code is ----------------------------------------------------------------------
+# --- personal codes -------------------------------------------------------------------------------
 
 
-def test_making_codes_and_links_stores_nothing(offer: Callable[..., Offer], customer: Callable[..., Customer]) -> None:
-    row, ada = offer(personal_code_required=True), customer()
-    typed(row, ada), token(row.id, ada.id)
-    before = _rows()
+def test_deriving_codes_and_links_stores_nothing(
+    make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
+) -> None:
+    offer, ada = make_offer(personal_code_required=True), make_customer()
+    personal_code(offer, ada), personal_token(offer.id, ada.id)
+    before = _row_counts()
 
     for n in range(100):
-        personal_codes.derive_personal_code(row.code_as_written, row.id, n)
-        token(row.id, n)
+        personal_codes.derive_personal_code(offer.code_as_written, offer.id, n)
+        personal_token(offer.id, n)
 
-    assert _rows() == before
+    assert _row_counts() == before
 
 
-def test_a_redemption_by_a_personal_code_keeps_neither_code_nor_suffix(
-    offer: Callable[..., Offer], customer: Callable[..., Customer]
+def test_no_table_stores_a_redeemed_personal_code(
+    make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    row, ada = offer(personal_code_required=True), customer()
-    code = typed(row, ada)
+    offer, ada = make_offer(personal_code_required=True), make_customer()
+    code = personal_code(offer, ada)
 
     group_commit.redeem(RedemptionRequest(channel="form", code=code, email="ada@example.com"))
 
-    assert [name for name in _tables() if _holds(name, code[-personal_codes.SUFFIX_LENGTH :])] == []
+    assert [name for name in _tables() if _contains(name, code[-personal_codes.SUFFIX_LENGTH :])] == []
 
 
 def test_a_suffix_is_compared_with_every_key_in_constant_time(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = personal_codes.derive_personal_code("SUMMER25", 1, 2)[-personal_codes.SUFFIX_LENGTH :]
-    renewed_long_ago("personal_code")
-    newest = personal_codes.derive_personal_code("SUMMER25", 1, 2)[-personal_codes.SUFFIX_LENGTH :]
-    compared: list[int] = []
-    compare = hmac.compare_digest
+    older = personal_codes.derive_personal_code("SUMMER25", 1, 2)[-personal_codes.SUFFIX_LENGTH :]
+    rotate_an_hour_ago("personal_code")
+    newer = personal_codes.derive_personal_code("SUMMER25", 1, 2)[-personal_codes.SUFFIX_LENGTH :]
+    comparisons: list[int] = []
+    compare_digest = hmac.compare_digest
 
-    def count(one: bytes, other: bytes) -> bool:
-        compared[-1] += 1
-        return compare(one, other)
+    def count_and_compare(one: bytes, other: bytes) -> bool:
+        comparisons[-1] += 1
+        return compare_digest(one, other)
 
-    monkeypatch.setattr(hmac, "compare_digest", count)
-    answers = []
-    for suffix in (newest, right, "00000000", ""):
-        compared.append(0)
-        answers.append(personal_codes.verify_personal_code(suffix, 1, 2))
+    monkeypatch.setattr(hmac, "compare_digest", count_and_compare)
+    results = []
+    for suffix in (newer, older, "00000000", ""):
+        comparisons.append(0)
+        results.append(personal_codes.verify_personal_code(suffix, 1, 2))
 
-    assert answers == [True, True, False, False]
-    assert compared == [2, 2, 2, 2]
+    assert results == [True, True, False, False]
+    assert comparisons == [2, 2, 2, 2]
 
 
 def _tables() -> list[str]:
     return [table.name for table in db.metadata.sorted_tables]
 
 
-def _rows() -> dict[str, int]:
+def _row_counts() -> dict[str, int]:
     counts = {name: text(f"select count(*) from {name}") for name in _tables()}
     return {name: db.session.execute(statement).scalar_one() for name, statement in counts.items()}
 
 
-def _holds(table: str, words: str) -> bool:
+def _contains(table: str, words: str) -> bool:
     statement = text(f"select exists (select from {table} t where t::text ilike :words)")
     return bool(db.session.execute(statement, {"words": f"%{words}%"}).scalar_one())
 
@@ -401,7 +408,7 @@ def run(app: Flask, *arguments: str) -> Result:
 
 
 @pytest.mark.parametrize("purpose", PURPOSES)
-def test_a_key_is_renewed_by_command(app: Flask, purpose: str) -> None:
+def test_the_renew_command_rotates_a_key(app: Flask, purpose: str) -> None:
     result = run(app, "renew", purpose)
 
     assert result.exit_code == 0
@@ -409,19 +416,19 @@ def test_a_key_is_renewed_by_command(app: Flask, purpose: str) -> None:
     assert f"{purpose} 2 signs\n{purpose} 1 accepted\n" in run(app, "list").output
 
 
-def test_retiring_by_command_says_what_stops_and_asks(app: Flask) -> None:
-    renewed_long_ago("personal_code")
+def test_the_retire_command_asks_for_confirmation(app: Flask) -> None:
+    rotate_an_hour_ago("personal_code")
 
-    asked = run(app, "retire", "personal_code", "1")
-    told = run(app, "retire", "personal_code", "1", "--yes")
+    unconfirmed = run(app, "retire", "personal_code", "1")
+    confirmed = run(app, "retire", "personal_code", "1", "--yes")
 
-    assert asked.exit_code == 1
-    assert "stop working immediately" in asked.output
-    assert told.output.endswith("Version 1 of personal_code is revoked.\n")
+    assert unconfirmed.exit_code == 1
+    assert "stop working immediately" in unconfirmed.output
+    assert confirmed.output.endswith("Version 1 of personal_code is revoked.\n")
     assert run(app, "list").output.endswith("personal_code 1 retired\n")
 
 
-def test_what_can_not_be_retired_is_told_in_one_line(app: Flask) -> None:
+def test_retiring_a_key_that_cannot_be_revoked_fails_with_one_line(app: Flask) -> None:
     result = run(app, "retire", "redemption_id", "1", "--yes")
 
     assert (result.exit_code, str(result.exception)) == (
@@ -430,14 +437,14 @@ def test_what_can_not_be_retired_is_told_in_one_line(app: Flask) -> None:
     )
 
 
-def test_a_purpose_that_is_none_is_refused_by_the_command(app: Flask) -> None:
+def test_the_renew_command_refuses_an_unknown_purpose(app: Flask) -> None:
     assert run(app, "renew", "message_id").exit_code == 2
 
 
 # --- the page -------------------------------------------------------------------------------------
 
 
-def test_an_admin_renews_and_retires_on_the_settings_page(sign_in: Callable[..., FlaskClient]) -> None:
+def test_an_admin_rotates_and_revokes_on_the_settings_page(sign_in: Callable[..., FlaskClient]) -> None:
     client = sign_in("admin")
     client.post("/settings/keys/personal_code/renew")
     db.session.execute(text("update signing_key set created_at = created_at - interval '1 hour'"))
@@ -452,18 +459,18 @@ def test_an_admin_renews_and_retires_on_the_settings_page(sign_in: Callable[...,
     assert [version for version, _ in signing_keys.accepted_keys("personal_code")] == [2]
 
 
-def test_the_page_says_why_a_version_can_not_be_retired_yet(sign_in: Callable[..., FlaskClient]) -> None:
+def test_the_page_explains_why_a_version_cannot_be_revoked_yet(sign_in: Callable[..., FlaskClient]) -> None:
     client = sign_in("admin")
     client.post("/settings/keys/personal_code/renew")
 
-    answer = client.post("/settings/keys/personal_code/1/retire", follow_redirects=True)
+    response = client.post("/settings/keys/personal_code/1/retire", follow_redirects=True)
 
-    assert "emails may still be signed with version 1" in answer.text
+    assert "emails may still be signed with version 1" in response.text
 
 
-def test_the_page_offers_no_way_to_retire_what_must_stay(sign_in: Callable[..., FlaskClient]) -> None:
+def test_the_page_has_no_button_for_keys_that_cannot_be_revoked(sign_in: Callable[..., FlaskClient]) -> None:
     for purpose in PURPOSES:
-        renewed_long_ago(purpose)
+        rotate_an_hour_ago(purpose)
 
     page = sign_in("admin").get("/settings/keys").text
 
@@ -481,19 +488,19 @@ def test_no_secret_is_on_the_page_or_in_the_list(app: Flask, sign_in: Callable[.
 
 
 @pytest.mark.parametrize("role", ["viewer", "manager"])
-def test_only_admins_come_near_the_keys(sign_in: Callable[..., FlaskClient], role: str) -> None:
+def test_only_admins_have_access_to_the_keys(sign_in: Callable[..., FlaskClient], role: str) -> None:
     client = sign_in(role)
 
-    answers = [
+    responses = [
         client.get("/settings/keys"),
         client.post("/settings/keys/personal_code/renew"),
         client.post("/settings/keys/personal_code/1/retire"),
     ]
 
-    assert [answer.status_code for answer in answers] == [403, 403, 403]
+    assert [response.status_code for response in responses] == [403, 403, 403]
     assert "/settings/keys" not in client.get("/settings/profile").text
 
 
 @pytest.mark.parametrize("path", ["nonsense/renew", "unsubscribe/renew", "personal_code/9/retire"])
-def test_a_key_that_is_not_there_is_not_found(sign_in: Callable[..., FlaskClient], path: str) -> None:
+def test_an_unknown_key_is_not_found(sign_in: Callable[..., FlaskClient], path: str) -> None:
     assert sign_in("admin").post(f"/settings/keys/{path}").status_code == 404

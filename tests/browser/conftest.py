@@ -1,4 +1,4 @@
-"""A real Chromium against the real web server, worker and an SMTP server that keeps every mail."""
+"""Chromium, the real web server and worker, and an SMTP server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ WHY_SKIPPED = "BROWSER TESTS SKIPPED: no Chromium on this machine (on Debian: ap
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
-    """The machine's own Chromium. Without one the test is skipped, or fails where REQUIRE_BROWSER is set."""
+    """The installed Chromium.
+
+    Without one the test is skipped, or fails if REQUIRE_BROWSER is set.
+    """
     path = find_chromium()
     if path is None:
         if os.environ.get("REQUIRE_BROWSER"):
@@ -38,7 +41,7 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-# The program runs for all tests of a process, on a database of its own: its worker must not find what other tests left.
+# The program serves all tests of a process and has its own database, so that its worker sees no rows of other tests.
 
 
 @pytest.fixture(scope="session")
@@ -59,14 +62,14 @@ def session_app(test_settings: Settings) -> Flask:
 
 @pytest.fixture
 def app(session_app: Flask) -> Iterator[Flask]:
-    """The app on empty tables, but that of the workers: theirs lives on."""
+    """The app on empty tables, except that of the worker, which keeps running."""
     with program.on_empty_tables(session_app, keep=["worker"]):
         yield session_app
 
 
 @pytest.fixture(scope="session")
 def live_program(test_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """The address of the web server, beside a worker, and what takes their mails."""
+    """Start web server, worker and SMTP server; yield the URL and the SMTP handler."""
     handler = SinkHandler(tmp_path_factory.mktemp("mails"))
     relay = Controller(handler, hostname="127.0.0.1", port=test_settings.mail_port, enable_SMTPUTF8=True)
     relay.start()
@@ -85,11 +88,11 @@ def shop(app: Flask, live_program: Program, tmp_path: Path) -> Iterator[RunningS
     handler.folder.mkdir()
     live_server.wait_until(lambda: _exists("select from worker where seen_at > now() - interval '1 minute'"))
     yield RunningShop(url, handler.folder, app)
-    # Nothing of this test may be at work on the tables of the next.
-    live_server.wait_until(lambda: not _exists(BUSY))
+    # Wait until no task or query of this test can touch the tables of the next one.
+    live_server.wait_until(lambda: not _exists(RUNNING_WORK))
 
 
-BUSY = """
+RUNNING_WORK = """
 select from huey_task union all select from batch where status = 'sending' union all
 select from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() and state <> 'idle'
 """
@@ -103,14 +106,14 @@ def _exists(rows: str) -> bool:
 
 @pytest.fixture
 def window(chromium: Browser) -> Iterator[Callable[..., Page]]:
-    """Opens pages in windows of their own; a script error or a breach of the content policy fails the test."""
+    """Open pages in separate windows; fail on script errors and policy violations."""
     contexts: list[BrowserContext] = []
-    trouble: list[str] = []
+    console_errors: list[str] = []
 
-    def heard(message: ConsoleMessage) -> None:
-        # The browser also logs answers such as 409 as errors; those are part of the story.
+    def record_error(message: ConsoleMessage) -> None:
+        # The browser also logs responses such as 409 as errors, which the tests expect.
         if message.type == "error" and "Failed to load resource" not in message.text:
-            trouble.append(f"{message.text} ({message.location.get('url', '')})")
+            console_errors.append(f"{message.text} ({message.location.get('url', '')})")
 
     def make(javascript: bool = True, width: int = 1280, height: int = 900, dark: bool = False) -> Page:
         context = chromium.new_context(
@@ -123,11 +126,11 @@ def window(chromium: Browser) -> Iterator[Callable[..., Page]]:
         context.set_default_timeout(20_000)
         contexts.append(context)
         page = context.new_page()
-        page.on("console", heard)
-        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("console", record_error)
+        page.on("pageerror", lambda error: console_errors.append(str(error)))
         return page
 
     yield make
     for context in contexts:
         context.close()
-    assert trouble == []
+    assert console_errors == []

@@ -1,4 +1,4 @@
-"""Pieces that renew themselves keep the keyboard focus."""
+"""Elements that refresh themselves keep the keyboard focus."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ def redeem(shop: RunningShop, email: str) -> None:
     call_api(shop, "POST", "/redemptions", {"code": "SUMMER25", "customer": {"email": email}})
 
 
-def renew(page: Page) -> None:
-    """Have the piece renew itself now instead of after some seconds."""
-    with page.expect_response(lambda answer: answer.url.endswith("/live")):
+def refresh(page: Page) -> None:
+    """Refresh the live element now instead of after some seconds."""
+    with page.expect_response(lambda response: response.url.endswith("/live")):
         page.evaluate("htmx.ajax('GET', location.pathname + '/live', {target: '#offer-live', swap: 'outerMorph'})")
 
 
 def test_focus_stays_on_a_link_while_rows_are_added(
-    shop: RunningShop, window: OpenPage, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    shop: RunningShop, window: OpenPage, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    offer()
+    make_offer()
     for email in ("ada@example.com", "bo@example.com"):
-        customer(email)
+        make_customer(email)
     redeem(shop, "ada@example.com")
     page = window()
     accept_invitation(page, shop)
     page.goto(f"{shop.url}/offers/1")
     page.get_by_role("link", name="ada@example.com").focus()
     redeem(shop, "bo@example.com")
-    renew(page)
+    refresh(page)
     expect(page.get_by_role("link", name="bo@example.com")).to_be_visible()
     assert page.evaluate(FOCUSED) == "ada@example.com"
 
 
-def test_focus_stays_on_the_button_that_renews_its_piece(shop: RunningShop, window: OpenPage) -> None:
+def test_focus_stays_on_a_button_that_refreshes_its_element(shop: RunningShop, window: OpenPage) -> None:
     page = window()
     accept_invitation(page, shop)
     page.goto(f"{shop.url}/settings/shop")

@@ -1,4 +1,4 @@
-"""The three journeys, as people make them: staff, customers with and without scripts, shops."""
+"""The main workflows of staff, customers with and without scripts, and the API."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ from webapp.offers.models import Offer
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
 
-def test_staff_import_set_up_launch_and_watch(shop: RunningShop, window: OpenPage, tmp_path: Path) -> None:
+def test_staff_import_customers_create_an_offer_and_launch_it(
+    shop: RunningShop, window: OpenPage, tmp_path: Path
+) -> None:
     page = window()
     accept_invitation(page, shop)
 
-    # Import: live progress without a reload, the bad row named with its line.
+    # Import: live progress without a reload, the invalid row shown with its line number.
     page.get_by_role("link", name="Import customers").click()
     page.get_by_label("CSV file").set_input_files(write_csv(tmp_path, 302))
     page.get_by_role("button", name="Import").click()
@@ -37,30 +39,30 @@ def test_staff_import_set_up_launch_and_watch(shop: RunningShop, window: OpenPag
     expect(page.get_by_text("not an address").locator("visible=true").first).to_be_visible()
     expect(page.get_by_text("303").first).to_be_visible()
 
-    # An offer; a mistake first, which loses nothing.
+    # Create an offer: an invalid value is refused and the input kept.
     page.goto(f"{shop.url}/offers/new")
     page.get_by_label("Name", exact=True).fill("Summer")
     page.get_by_label("Code", exact=True).fill("summer-25")
-    page.get_by_label("Percent", exact=True).fill("500")
+    page.get_by_label("Percentage", exact=True).fill("500")
     page.get_by_role("button", name="Create offer").click()
     expect(page.get_by_text("Enter a percentage above 0").first).to_be_visible()
     expect(page.get_by_label("Code", exact=True)).to_have_value("summer-25")
-    page.get_by_label("Percent", exact=True).fill("25")
+    page.get_by_label("Percentage", exact=True).fill("25")
     page.get_by_role("button", name="Create offer").click()
     expect(page.get_by_role("heading", name="Summer", exact=True)).to_be_visible()
     offer_url = page.url
 
-    # Its mail: an unknown placeholder is refused where it was typed.
+    # Edit the email: an unknown placeholder is refused at its field.
     page.goto(f"{offer_url}/mail")
     text = page.get_by_label("Text", exact=True)
-    written = text.input_value()
-    text.fill(written + "\n{{ customer.shoe_size }}")
+    default_text = text.input_value()
+    text.fill(default_text + "\n{{ customer.shoe_size }}")
     page.get_by_role("button", name="Save", exact=True).click()
     expect(page.get_by_text("customer.shoe_size").first).to_be_visible()
-    text.fill(written)
+    text.fill(default_text)
     page.get_by_role("button", name="Save and continue to launch").click()
 
-    # Launch: says how many people before it does.
+    # Launch: the number of recipients is shown first.
     expect(page.get_by_text("301 customers").first).to_be_visible()
     page.get_by_role("button", name=re.compile("Launch to 301")).click()
     progress = page.locator("#campaign-progress")
@@ -69,7 +71,7 @@ def test_staff_import_set_up_launch_and_watch(shop: RunningShop, window: OpenPag
     assert len(shop.messages()) == 301
     assert len({str(message["To"]) for message in shop.messages()}) == 301
 
-    # A redemption arrives on the offer's page by itself.
+    # A redemption appears on the offer's page without a reload.
     page.goto(offer_url)
     expect(page.get_by_text("No redemptions yet")).to_be_visible()
     customer = window(width=390, height=800)
@@ -79,45 +81,45 @@ def test_staff_import_set_up_launch_and_watch(shop: RunningShop, window: OpenPag
     expect(page.get_by_text("ada@example.com").first).to_be_visible(timeout=30_000)
 
 
-def test_the_preview_follows_the_typing_and_only_save_saves(
-    shop: RunningShop, window: OpenPage, offer: Callable[..., Offer]
+def test_the_preview_follows_the_input_and_only_save_stores_it(
+    shop: RunningShop, window: OpenPage, make_offer: Callable[..., Offer]
 ) -> None:
-    offer_id = offer().id
+    offer_id = make_offer().id
     page = window()
     accept_invitation(page, shop, "manager")
     page.goto(f"{shop.url}/offers/{offer_id}/mail")
-    seen = page.frame_locator("#mail-preview iframe")
-    expect(seen.locator(".text", has_text="Summer is here").first).to_be_visible()
+    preview = page.frame_locator("#mail-preview iframe")
+    expect(preview.locator(".text", has_text="Summer is here").first).to_be_visible()
     page.get_by_label("Subject", exact=True).fill("Typed for {{ customer.name }}")
     page.get_by_label("Text", exact=True).fill("Words for {{ customer.name }}\n{{ link }}")
     expect(page.get_by_text("Typed for Ada Lovelace", exact=True)).to_be_visible()
-    expect(seen.locator(".text", has_text="Words for Ada Lovelace").first).to_be_visible()
+    expect(preview.locator(".text", has_text="Words for Ada Lovelace").first).to_be_visible()
     page.get_by_role("link", name="Cancel").click()
     expect(page.get_by_role("heading", name="Summer", exact=True)).to_be_visible()
     page.goto(f"{shop.url}/offers/{offer_id}/mail")
     expect(page.get_by_label("Subject", exact=True)).not_to_have_value("Typed for {{ customer.name }}")
     page.get_by_label("Text", exact=True).fill("Kept for {{ customer.name }}\n{{ link }}")
     page.get_by_role("button", name="Save", exact=True).click()
-    expect(page.get_by_text("The email has been saved.")).to_be_visible()
-    expect(seen.locator(".text", has_text="Kept for Ada Lovelace").first).to_be_visible()
-    # Where the page itself comes with words that are not saved, the frame has these, too.
+    expect(page.get_by_text("The email was saved.")).to_be_visible()
+    expect(preview.locator(".text", has_text="Kept for Ada Lovelace").first).to_be_visible()
+    # After a refused save, the preview shows the unsaved input as well.
     page.locator("[name=version]").evaluate("field => field.value = 'other'")
     page.get_by_label("Text", exact=True).fill("Mine for {{ customer.name }}\n{{ link }}")
     page.get_by_role("button", name="Save", exact=True).click()
     expect(page.get_by_text("Another user has changed this email")).to_be_visible()
-    expect(seen.locator(".text", has_text="Mine for Ada Lovelace").first).to_be_visible()
+    expect(preview.locator(".text", has_text="Mine for Ada Lovelace").first).to_be_visible()
 
 
 @pytest.mark.parametrize("javascript", [True, False], ids=["with scripts", "without scripts"])
-def test_a_customer_redeems_by_the_link_and_sees_the_receipt_again(
+def test_a_customer_redeems_by_personal_link_and_sees_the_receipt_again(
     shop: RunningShop,
     window: OpenPage,
-    offer: Callable[..., Offer],
-    customer: Callable[..., Customer],
+    make_offer: Callable[..., Offer],
+    make_customer: Callable[..., Customer],
     javascript: bool,
 ) -> None:
-    customer()
-    offer()
+    make_customer()
+    make_offer()
     launch(shop, "SUMMER25")
     link = shop.link_to("ada@example.com")
     page = window(javascript=javascript, width=390, height=800)
@@ -137,19 +139,19 @@ def test_a_customer_redeems_by_the_link_and_sees_the_receipt_again(
 
 
 @pytest.mark.parametrize("javascript", [True, False], ids=["with scripts", "without scripts"])
-def test_a_customer_types_code_and_address(
+def test_a_customer_redeems_with_code_and_email_address(
     shop: RunningShop,
     window: OpenPage,
-    offer: Callable[..., Offer],
-    customer: Callable[..., Customer],
+    make_offer: Callable[..., Offer],
+    make_customer: Callable[..., Customer],
     javascript: bool,
 ) -> None:
-    customer()
-    offer()
+    make_customer()
+    make_offer()
     page = window(javascript=javascript, width=390, height=800)
     page.goto(f"{shop.url}/redeem")
 
-    # Wrong first: one plain sentence, and what was typed is still there.
+    # A wrong code is refused with one sentence, and the input is kept.
     submit_code(page, "WINTER", "ada@example.com")
     expect(page.get_by_text("We don't know this code")).to_be_visible()
     expect(page.get_by_label("Code")).to_have_value("WINTER")
@@ -157,45 +159,45 @@ def test_a_customer_types_code_and_address(
 
     submit_code(page, " summer – 25 ", " ADA@Example.com ")
     expect(page.get_by_text("Redeemed. The discount is yours.")).to_be_visible()
-    # Going back to the form and sending it again is a repeat, and says so.
+    # Submitting the form again is refused as a repeated redemption.
     page.goto(f"{shop.url}/redeem")
     submit_code(page, "SUMMER25", "ada@example.com")
     expect(page.get_by_text("already redeemed with this email address")).to_be_visible()
     assert page.context.cookies() == []
 
 
-def test_every_refusal_is_one_sentence_and_strangers_learn_nothing(
-    shop: RunningShop, window: OpenPage, offer: Callable[..., Offer], customer: Callable[..., Customer]
+def test_every_refusal_is_one_sentence_without_customer_details(
+    shop: RunningShop, window: OpenPage, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
     now = datetime.now(UTC)
-    customer()
-    offer("ENDED", starts_at=now - timedelta(days=3), ends_at=now - timedelta(days=1))
-    offer("SOON", starts_at=now + timedelta(days=3))
-    offer("PAUSED", paused_at=now)
-    offer("USEDUP", max_redemptions=1, redeemed=1, frozen_at=now)
-    offer("LIVE")
+    make_customer()
+    make_offer("ENDED", starts_at=now - timedelta(days=3), ends_at=now - timedelta(days=1))
+    make_offer("SOON", starts_at=now + timedelta(days=3))
+    make_offer("PAUSED", paused_at=now)
+    make_offer("USEDUP", max_redemptions=1, redeemed=1, frozen_at=now)
+    make_offer("LIVE")
     page = window(width=390, height=800)
     page.goto(f"{shop.url}/redeem")
-    sentences = {
+    messages = {
         "ENDED": "ended on",
         "SOON": "starts on",
         "PAUSED": "paused",
         "USEDUP": "reached its limit",
         "LIVE": "can't be redeemed with this email address",
     }
-    for code, words in sentences.items():
+    for code, message in messages.items():
         submit_code(page, code, "stranger@example.com")
 
-        expect(page.get_by_role("alert")).to_contain_text(words)
+        expect(page.get_by_role("alert")).to_contain_text(message)
         expect(page.get_by_label("Code")).to_have_value(code)
         expect(page.get_by_label("Email address")).to_have_value("stranger@example.com")
 
 
 def test_a_double_click_redeems_once_and_shows_the_receipt(
-    shop: RunningShop, window: OpenPage, offer: Callable[..., Offer], customer: Callable[..., Customer]
+    shop: RunningShop, window: OpenPage, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    customer()
-    offer()
+    make_customer()
+    make_offer()
     launch(shop, "SUMMER25")
     page = window(width=390, height=800)
     page.goto(shop.link_to("ada@example.com"))
@@ -207,13 +209,13 @@ def test_a_double_click_redeems_once_and_shows_the_receipt(
     assert len(call_api(shop, "GET", "/redemptions")[1]["redemptions"]) == 1
 
 
-def test_a_shop_imports_launches_validates_redeems_and_rolls_back(shop: RunningShop) -> None:
-    status, made = call_api(
+def test_the_api_imports_launches_validates_redeems_and_rolls_back(shop: RunningShop) -> None:
+    status, queued = call_api(
         shop, "POST", "/customers/import", "email,name\nada@example.com,Ada\nbroken,Nobody\n", "text/csv"
     )
     assert status == 202
-    done = wait_for_status(lambda: call_api(shop, "GET", f"/imports/{made['id']}")[1], "done")
-    assert (done["created"], done["rejected"], done["errors"][0]["line"]) == (1, 1, 3)
+    imported = wait_for_status(lambda: call_api(shop, "GET", f"/imports/{queued['id']}")[1], "done")
+    assert (imported["created"], imported["rejected"], imported["errors"][0]["line"]) == (1, 1, 3)
 
     status, offer = call_api(
         shop,
@@ -242,9 +244,9 @@ def test_a_shop_imports_launches_validates_redeems_and_rolls_back(shop: RunningS
     assert text is not None
     assert "Hello Ada, your code: SUMMER25" in text.get_content()
 
-    ask = {"code": "summer 25", "customer": {"email": "Ada@example.com"}}
-    assert call_api(shop, "POST", "/validations", ask)[1]["valid"] is True
-    order = {**ask, "order": {"id": "A-1", "amount": 4999, "currency": "EUR"}}
+    body = {"code": "summer 25", "customer": {"email": "Ada@example.com"}}
+    assert call_api(shop, "POST", "/validations", body)[1]["valid"] is True
+    order = {**body, "order": {"id": "A-1", "amount": 4999, "currency": "EUR"}}
     status, redeemed = call_api(shop, "POST", "/redemptions", order)
     assert (status, redeemed["discount_amount"]) == (201, 1250)
     assert call_api(shop, "POST", "/redemptions", order) == (200, redeemed)
@@ -258,5 +260,5 @@ def test_a_shop_imports_launches_validates_redeems_and_rolls_back(shop: RunningS
 
 
 def launch(shop: RunningShop, code: str) -> None:
-    status, answer = call_api(shop, "POST", f"/offers/{code}/launch", {})
-    assert status == 202, answer
+    status, response = call_api(shop, "POST", f"/offers/{code}/launch", {})
+    assert status == 202, response

@@ -1,4 +1,4 @@
-"""The mail sink in a real browser: somebody's HTML does nothing, links lead on, the folder is emptied by a click."""
+"""The mail sink in a browser: hostile HTML, links, emptying the folder."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from werkzeug.serving import make_server
 
 from local.mailsink.index import MailIndex
 from local.mailsink.web_app import create_sink_app
-from tests.support.browser import LOOKS, page_problems
+from tests.support.browser import APPEARANCES, page_problems
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 NAME = "1700000000000000000-1-0.eml"
 
 
 @dataclass
-class Elsewhere:
-    """A site that a mail would like to call on; remembers what was asked of it."""
+class ExternalSite:
+    """An external site that records the requests it receives."""
 
     url: str
-    asked: list[str]
+    requested: list[str]
 
 
 @contextmanager
-def served(app: Flask) -> Iterator[str]:
+def run_server(app: Flask) -> Iterator[str]:
     server = make_server("127.0.0.1", 0, app, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -41,18 +41,18 @@ def served(app: Flask) -> Iterator[str]:
 
 
 @pytest.fixture
-def elsewhere() -> Iterator[Elsewhere]:
-    app, asked = Flask("elsewhere"), list[str]()
+def external_site() -> Iterator[ExternalSite]:
+    app, requested = Flask("external"), list[str]()
 
     @app.route("/<path:path>", methods=["GET", "POST"])
-    def answer(path: str) -> str:
-        asked.append(path)
+    def record(path: str) -> str:
+        requested.append(path)
         if path == "form":
             return '<script>document.title = "scripts run"</script>' + str(request.headers.get("Referer"))
         return ""
 
-    with served(app) as url:
-        yield Elsewhere(url, asked)
+    with run_server(app) as url:
+        yield ExternalSite(url, requested)
 
 
 @pytest.fixture
@@ -64,85 +64,85 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sink(folder: Path) -> Iterator[str]:
-    with served(create_sink_app(MailIndex(folder))) as url:
+    with run_server(create_sink_app(MailIndex(folder))) as url:
         yield url
 
 
 @pytest.fixture
-def plain(chromium: Browser) -> Iterator[Page]:
-    """A window whose console is not watched: a hostile mail fills it with refusals."""
+def unwatched_page(chromium: Browser) -> Iterator[Page]:
+    """A page whose console is not checked, since a hostile email fills it with errors."""
     context = chromium.new_context(locale="en-GB")
     context.set_default_timeout(20_000)
     yield context.new_page()
     context.close()
 
 
-def put(folder: Path, html: str, name: str = NAME) -> None:
-    head = "To: Ada <ada@example.com>\r\nSubject: Hello\r\nContent-Type: text/html; charset=utf-8\r\n\r\n"
-    (folder / name).write_text(head + html)
+def write_email(folder: Path, html: str, name: str = NAME) -> None:
+    headers = "To: Ada <ada@example.com>\r\nSubject: Hello\r\nContent-Type: text/html; charset=utf-8\r\n\r\n"
+    (folder / name).write_text(headers + html)
 
 
-def test_a_hostile_mail_runs_nothing_and_fetches_nothing(
-    sink: str, folder: Path, plain: Page, elsewhere: Elsewhere
+def test_a_hostile_email_runs_no_script_and_loads_nothing(
+    sink: str, folder: Path, unwatched_page: Page, external_site: ExternalSite
 ) -> None:
-    bad = elsewhere.url
-    put(
+    url = external_site.url
+    write_email(
         folder,
-        f"""<html><head><base href="{bad}/base/"><link rel="stylesheet" href="{bad}/style">
-        <link rel="prefetch" href="{bad}/prefetch"><meta http-equiv="refresh" content="0;url={bad}/refresh">
-        <style>@import "{bad}/import"; @font-face {{font-family: f; src: url({bad}/font)}}
-        body {{background: url({bad}/background); font-family: f}}</style></head>
-        <body onload="document.title='run'; top.location='{bad}/top'"><p id="words">Still here</p>
-        <script>fetch("{bad}/fetch"); new Image().src = "{bad}/image"</script><script src="{bad}/script"></script>
-        <img src="{bad}/img" onerror="document.title='run'"><iframe src="{bad}/frame"></iframe>
-        <video src="{bad}/video" poster="{bad}/poster" autoplay></video><object data="{bad}/object"></object>
-        <svg><image href="{bad}/svg"></image></svg><form id="f" action="{bad}/posted"><button>Send</button></form>
+        f"""<html><head><base href="{url}/base/"><link rel="stylesheet" href="{url}/style">
+        <link rel="prefetch" href="{url}/prefetch"><meta http-equiv="refresh" content="0;url={url}/refresh">
+        <style>@import "{url}/import"; @font-face {{font-family: f; src: url({url}/font)}}
+        body {{background: url({url}/background); font-family: f}}</style></head>
+        <body onload="document.title='run'; top.location='{url}/top'"><p id="words">Still here</p>
+        <script>fetch("{url}/fetch"); new Image().src = "{url}/image"</script><script src="{url}/script"></script>
+        <img src="{url}/img" onerror="document.title='run'"><iframe src="{url}/frame"></iframe>
+        <video src="{url}/video" poster="{url}/poster" autoplay></video><object data="{url}/object"></object>
+        <svg><image href="{url}/svg"></image></svg><form id="f" action="{url}/posted"><button>Send</button></form>
         </body></html>""",
     )
-    for address in (f"{sink}/{NAME}", f"{sink}/{NAME}/html"):
-        plain.goto(address)
-        shown = plain if address.endswith("html") else plain.frame_locator("iframe")
-        shown.locator("#words").wait_for()
-        shown.get_by_role("button", name="Send").click()
-        plain.wait_for_timeout(300)
-        assert plain.url == address
-        assert plain.title() != "run"
-    assert elsewhere.asked == []
+    for page_url in (f"{sink}/{NAME}", f"{sink}/{NAME}/html"):
+        unwatched_page.goto(page_url)
+        content = unwatched_page if page_url.endswith("html") else unwatched_page.frame_locator("iframe")
+        content.locator("#words").wait_for()
+        content.get_by_role("button", name="Send").click()
+        unwatched_page.wait_for_timeout(300)
+        assert unwatched_page.url == page_url
+        assert unwatched_page.title() != "run"
+    assert external_site.requested == []
 
 
-def test_a_link_of_a_mail_opens_a_page_that_works_and_hears_nothing_of_the_sink(
-    sink: str, folder: Path, plain: Page, elsewhere: Elsewhere
+def test_a_link_opens_a_working_page_without_a_referrer(
+    sink: str, folder: Path, unwatched_page: Page, external_site: ExternalSite
 ) -> None:
-    put(folder, f'<!doctype html><p><a href="{elsewhere.url}/form">Use it now</a></p>')
-    plain.goto(f"{sink}/{NAME}")
-    with plain.context.expect_page() as opened:
-        plain.frame_locator("iframe").get_by_role("link").click()
+    write_email(folder, f'<!doctype html><p><a href="{external_site.url}/form">Use it now</a></p>')
+    unwatched_page.goto(f"{sink}/{NAME}")
+    with unwatched_page.context.expect_page() as opened:
+        unwatched_page.frame_locator("iframe").get_by_role("link").click()
     opened.value.wait_for_load_state()
     assert opened.value.title() == "scripts run"
     assert "None" in opened.value.inner_text("body")
-    assert plain.url == f"{sink}/{NAME}"
+    assert unwatched_page.url == f"{sink}/{NAME}"
 
 
-def test_the_sink_is_emptied_by_a_click_that_says_what_it_does(
-    sink: str, folder: Path, window: Callable[..., Page]
-) -> None:
-    put(folder, "<p>Hi</p>")
+def test_the_sink_is_emptied_after_a_confirmation(sink: str, folder: Path, window: Callable[..., Page]) -> None:
+    write_email(folder, "<p>Hi</p>")
     page = window(javascript=False)
     page.goto(sink)
-    assert not page.get_by_role("button", name="Delete it").is_visible()
-    page.get_by_text("Empty the sink").click()
-    page.get_by_role("button", name="Delete it").click()
-    page.get_by_role("heading", name="No mail yet").wait_for()
+    assert not page.get_by_role("button", name="Delete email").is_visible()
+    page.get_by_text("Delete all emails").click()
+    page.get_by_role("button", name="Delete email").click()
+    page.get_by_role("heading", name="No emails yet").wait_for()
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("look_of", list(LOOKS))
-def test_everybody_can_use_its_pages(sink: str, folder: Path, window: Callable[..., Page], look_of: str) -> None:
-    page = window(**LOOKS[look_of])
+@pytest.mark.parametrize("look_of", list(APPEARANCES))
+def test_the_pages_of_the_sink_are_accessible(
+    sink: str, folder: Path, window: Callable[..., Page], look_of: str
+) -> None:
+    page = window(**APPEARANCES[look_of])
     page.goto(sink)
-    wrong = page_problems(page)
-    put(folder, f"<html lang='en'><title>x</title><p>{'long' * 200}</p></html>")
-    for address in ("/", "/?q=nobody", f"/{NAME}", f"/{NAME}?view=phone", f"/{NAME}?view=text", "/none.eml"):
-        page.goto(sink + address)
-        wrong += page_problems(page)
-    assert wrong == []
+    problems = page_problems(page)
+    write_email(folder, f"<html lang='en'><title>x</title><p>{'long' * 200}</p></html>")
+    for path in ("/", "/?q=nobody", f"/{NAME}", f"/{NAME}?view=phone", f"/{NAME}?view=text", "/none.eml"):
+        page.goto(sink + path)
+        problems += page_problems(page)
+    assert problems == []

@@ -1,4 +1,4 @@
-"""What is counted of a batch that is being sent."""
+"""Counting the emails of a batch that is being sent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from flask import Flask
 
-from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.models import Batch, BatchCursor, Campaign, MailIssue, encode_gaps
 from webapp.core.extensions import db
 from webapp.offers.models import Offer
@@ -14,8 +14,8 @@ from webapp.offers.models import Offer
 IDS = [3, 4, 9, 20, 21, 22, 50, 51, 80, 99]
 
 
-def test_of_an_open_window_the_mails_count_that_went_out(app: Flask, offer: Callable[..., Offer]) -> None:
-    campaign = Campaign(offer_id=offer().id, subject="s", text="t", status="sending", total=len(IDS))
+def test_emails_sent_in_an_open_window_are_counted(app: Flask, make_offer: Callable[..., Offer]) -> None:
+    campaign = Campaign(offer_id=make_offer().id, subject="s", text="t", status="sending", total=len(IDS))
     db.session.add(campaign)
     db.session.flush()
     batch = Batch(
@@ -33,8 +33,8 @@ def test_of_an_open_window_the_mails_count_that_went_out(app: Flask, offer: Call
     db.session.add(batch)
     db.session.flush()
     db.session.add(BatchCursor(batch_id=batch.id, epoch=1, cursor=6))
-    # One before the window, its first, the last one that the cursor has passed, and the one it stands at.
-    for place in (2, 3, 5, 6):
-        db.session.add(MailIssue(campaign_id=campaign.id, customer_id=IDS[place], state="failed"))
+    # One before the window, its first, the last before the cursor, and the one at the cursor.
+    for position in (2, 3, 5, 6):
+        db.session.add(MailIssue(campaign_id=campaign.id, customer_id=IDS[position], state="failed"))
     db.session.commit()
-    assert campaign_queries.get_campaign_stats(campaign.id).sent == 2 + 3 - 2
+    assert stats_queries.get_campaign_stats(campaign.id).sent == 2 + 3 - 2

@@ -1,4 +1,4 @@
-"""What staff look at while mails go out stays a sum over batch rows and a few look-ups, however many there are."""
+"""Staff pages about large campaigns read only batch rows and a few index entries."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from flask import Flask
 
 from benchmarks import growth_tables
 from tests.support.query_plans import explain_statements, plan_nodes
-from tests.support.sql_statements import statements
+from tests.support.sql_statements import recorded_statements
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.deliveries import queries as delivery_queries
 from webapp.campaigns.models import Campaign
 from webapp.core.extensions import db
@@ -21,12 +22,12 @@ from webapp.customers.models import Customer
 
 pytestmark = pytest.mark.xdist_group("large tables of campaigns")
 
-PEOPLE, BATCHES, ISSUES = 100_000, 2000, 4000
+CUSTOMERS, BATCHES, ISSUES = 100_000, 2000, 4000
 LARGE = {"customer", "mail_issue", "batch"}
 FILL = f"""
 insert into campaign (offer_id, subject, text, status, launched_at, prepared_at, sending_since, total)
   select g, 's', 't', case g when 1 then 'sending' else 'done' end,
-    now() - interval '1 hour', now() - interval '1 hour', now() - interval '1 hour', {PEOPLE}
+    now() - interval '1 hour', now() - interval '1 hour', now() - interval '1 hour', {CUSTOMERS}
   from generate_series(1, 20) g;
 insert into batch (campaign_id, seq, first_id, last_id, gaps, status, windows, window_start, window_end, sent)
   select c, s, s * 50 + 1, s * 50 + 50, (array[s * 50 + 1] || array_fill(1, array[49]))::bigint[],
@@ -46,11 +47,11 @@ EMPTY = (
 
 
 @pytest.fixture(scope="module")
-def filled(session_app: Flask, test_settings: Settings) -> Iterator[psycopg.Connection]:
-    """One campaign of twenty is being sent. Later tests find the tables emptied, as always."""
+def large_tables(session_app: Flask, test_settings: Settings) -> Iterator[psycopg.Connection]:
+    """Create 20 large campaigns, one of them sending; empty the tables afterwards."""
     with session_app.app_context(), psycopg.connect(test_settings.libpq_url, autocommit=True) as connection:
         connection.execute(EMPTY)
-        growth_tables.fill(connection, PEOPLE)
+        growth_tables.fill(connection, CUSTOMERS)
         connection.execute(FILL)
         connection.execute("vacuum (analyze)")
         yield connection
@@ -58,49 +59,53 @@ def filled(session_app: Flask, test_settings: Settings) -> Iterator[psycopg.Conn
         connection.execute(EMPTY)
 
 
-def one() -> object:
+def find_one_delivery() -> object:
     return delivery_queries.find_delivery(db.session.get_one(Campaign, 1), db.session.get_one(Customer, 77_777))
 
 
-# What is run, and how many rows of batches and of the other tables may be read for it.
-LOOKS: dict[str, tuple[Callable[[], object], int, int]] = {
-    "progress": (lambda: campaign_queries.get_campaign_stats(1), BATCHES, ISSUES),
-    "words of the causes": (
-        lambda: campaign_queries.list_example_replies(1, campaign_queries.get_campaign_stats(1).causes[:8]),
+# Name: (query, rows of batches that it may read, rows of each other table that it may read).
+QUERIES: dict[str, tuple[Callable[[], object], int, int]] = {
+    "progress": (lambda: stats_queries.get_campaign_stats(1), BATCHES, ISSUES),
+    "replies of the causes": (
+        lambda: stats_queries.list_example_replies(1, stats_queries.get_campaign_stats(1).causes[:8]),
         BATCHES,
         ISSUES,
     ),
-    "who got it": (one, BATCHES - 1500, 10),
-    "one customer's mails": (lambda: delivery_queries.list_customer_deliveries(60_001), BATCHES - 1500 + 20, 20),
-    "those that failed": (lambda: delivery_queries.list_recipients(1, "failed", after=30_000), 60, 200),
-    "those put off": (lambda: delivery_queries.list_recipients(1, "deferred", after=30_000), 60, ISSUES // 4 + 200),
-    "what is to decide of one": (lambda: campaign_queries.count_unresolved(1), ISSUES, ISSUES),
-    "those of a cause": (lambda: delivery_queries.list_recipients(1, "failed", code=550, cause="5.2.1"), 60, 200),
-    "the sent ones": (lambda: delivery_queries.list_recipients(1, "sent", after=30_000), 10, 200),
-    "what is to decide": (lambda: campaign_queries.list_unresolved_by_campaign(), 20 * ISSUES, 20 * ISSUES),
+    "one delivery": (find_one_delivery, BATCHES - 1500, 10),
+    "deliveries of a customer": (lambda: delivery_queries.list_customer_deliveries(60_001), BATCHES - 1500 + 20, 20),
+    "failed deliveries": (lambda: delivery_queries.list_recipients(1, "failed", after=30_000), 60, 200),
+    "deferred deliveries": (
+        lambda: delivery_queries.list_recipients(1, "deferred", after=30_000),
+        60,
+        ISSUES // 4 + 200,
+    ),
+    "unresolved deliveries of a campaign": (lambda: campaign_queries.count_unresolved(1), ISSUES, ISSUES),
+    "deliveries of a cause": (lambda: delivery_queries.list_recipients(1, "failed", code=550, cause="5.2.1"), 60, 200),
+    "sent deliveries": (lambda: delivery_queries.list_recipients(1, "sent", after=30_000), 10, 200),
+    "unresolved deliveries": (lambda: campaign_queries.list_unresolved_by_campaign(), 20 * ISSUES, 20 * ISSUES),
 }
 
 
-@pytest.mark.parametrize("name", LOOKS)
-def test_what_staff_look_at_reads_little(filled: psycopg.Connection, name: str) -> None:
-    run, batches, others = LOOKS[name]
-    for statement, plan in explain_statements(filled, run):
-        read = {"batch": 0, "mail_issue": 0, "customer": 0}
+@pytest.mark.parametrize("name", QUERIES)
+def test_queries_of_staff_pages_read_few_rows(large_tables: psycopg.Connection, name: str) -> None:
+    run, max_batches, max_others = QUERIES[name]
+    for statement, plan in explain_statements(large_tables, run):
+        rows_read = {"batch": 0, "mail_issue": 0, "customer": 0}
         for node in plan_nodes(plan):
             table, kind = node.get("Relation Name"), node["Node Type"]
             if table in LARGE:
-                # Sums over all batches of a campaign are read as the planner likes; nothing else is read whole.
+                # The planner may scan the batches for sums over a campaign; no other table is scanned.
                 assert table == "batch" or "Seq Scan" not in kind, f"{kind} on {table}: {statement}"
-                read[table] += _rows(node)
-        assert read["batch"] <= batches * (20 if "Seq Scan" in str(plan) else 1), statement
-        assert max(read["mail_issue"], read["customer"]) <= others, statement
+                rows_read[table] += _rows(node)
+        assert rows_read["batch"] <= max_batches * (20 if "Seq Scan" in str(plan) else 1), statement
+        assert max(rows_read["mail_issue"], rows_read["customer"]) <= max_others, statement
 
 
 def _rows(node: dict[str, Any]) -> int:
     return int((node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"])
 
 
-def test_progress_is_asked_with_two_statements(filled: psycopg.Connection) -> None:
-    with statements() as seen:
-        campaign_queries.list_example_replies(1, campaign_queries.get_campaign_stats(1).causes[:8])
-    assert len(seen) == 2
+def test_progress_needs_two_statements(large_tables: psycopg.Connection) -> None:
+    with recorded_statements() as executed:
+        stats_queries.list_example_replies(1, stats_queries.get_campaign_stats(1).causes[:8])
+    assert len(executed) == 2

@@ -1,4 +1,4 @@
-"""Addresses at which mails come back."""
+"""Signed return paths and message ids."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from flask import Flask
 from webapp.campaigns import tokens as campaign_tokens
 from webapp.core import signing_keys
 from webapp.core.extensions import db
-from webapp.core.settings import Settings, SettingsError, load_settings
+from webapp.core.setting_parsers import SettingsError
+from webapp.core.settings import Settings, load_settings
 
 
 @pytest.fixture
-def bounces(with_settings: Callable[..., Settings]) -> None:
+def bounce_address(with_settings: Callable[..., Settings]) -> None:
     with_settings(mail_bounce_address="bounces@example.com")
 
 
-def test_without_the_setting_mails_come_back_to_the_sender(app: Flask) -> None:
+def test_without_a_bounce_address_the_return_path_is_the_sender(app: Flask) -> None:
     assert campaign_tokens.build_return_path(1, 2, "offers@example.com") == "offers@example.com"
 
 
 @pytest.mark.parametrize("ids", [(1, 1), (3, 1_000_000), (255, 256), (2**63 - 1, 2**63 - 1)])
-def test_a_return_path_tells_whose_mail_it_was_in_any_capitals(bounces: None, ids: tuple[int, int]) -> None:
+def test_a_return_path_identifies_the_delivery_in_any_case(bounce_address: None, ids: tuple[int, int]) -> None:
     address = campaign_tokens.build_return_path(*ids, "offers@example.com")
     local = address.partition("@")[0]
 
@@ -39,7 +40,7 @@ def test_the_longest_local_part_has_64_octets(with_settings: Callable[..., Setti
     assert len(campaign_tokens.build_return_path(2**63 - 1, 2**63 - 1, "").partition("@")[0]) == 64
 
 
-def test_a_forged_return_path_is_nobodys(bounces: None) -> None:
+def test_a_forged_return_path_is_rejected(bounce_address: None) -> None:
     address = campaign_tokens.build_return_path(3, 7, "")
     other = campaign_tokens.build_return_path(3, 8, "")
     local = address.partition("@")[0]
@@ -49,7 +50,7 @@ def test_a_forged_return_path_is_nobodys(bounces: None) -> None:
         assert campaign_tokens.parse_return_path(forged) is None
 
 
-def test_a_return_path_holds_after_its_key_was_renewed(bounces: None) -> None:
+def test_a_return_path_is_valid_after_a_key_rotation(bounce_address: None) -> None:
     address = campaign_tokens.build_return_path(3, 7, "")
     signing_keys.lock_signing_keys()
     signing_keys.add_key_version("return_path")
@@ -60,14 +61,14 @@ def test_a_return_path_holds_after_its_key_was_renewed(bounces: None) -> None:
 
 
 @pytest.mark.parametrize("bad", ["bounces", "a" * 20 + "@example.com", "b+c@example.com", "b c@example.com", "@x.org"])
-def test_an_address_that_could_not_carry_the_mark_stops_the_start(bad: str) -> None:
+def test_an_unusable_bounce_address_is_a_settings_error(bad: str) -> None:
     with pytest.raises(SettingsError, match="MAIL_BOUNCE_ADDRESS"):
         load_settings({"MAIL_BOUNCE_ADDRESS": bad, "DATABASE_URL": "postgresql://x/y", "SECRET_KEY": "x"})
 
 
-def test_a_message_id_is_the_same_each_time_and_tells_only_us_whose_mail_it_was(app: Flask) -> None:
-    names = {campaign_tokens.build_message_id(3, customer, "example.com") for customer in range(1, 200)}
-    assert len(names) == len({name[:12] for name in names}) == 199
+def test_a_message_id_is_stable_unique_and_identifies_the_delivery(app: Flask) -> None:
+    message_ids = {campaign_tokens.build_message_id(3, customer, "example.com") for customer in range(1, 200)}
+    assert len(message_ids) == len({message_id[:12] for message_id in message_ids}) == 199
     assert campaign_tokens.build_message_id(3, 7, "example.com") == campaign_tokens.build_message_id(
         3, 7, "example.com"
     )
@@ -78,8 +79,8 @@ def test_a_message_id_is_the_same_each_time_and_tells_only_us_whose_mail_it_was(
     )
 
 
-@pytest.mark.parametrize("given", ["", "<@x>", "<CABc+1@mail.gmail.com>", "<ä@x>", "x"])
-def test_a_message_id_that_is_not_ours_is_nobodys(app: Flask, given: str) -> None:
-    assert campaign_tokens.parse_message_id(given) is None
+@pytest.mark.parametrize("foreign", ["", "<@x>", "<CABc+1@mail.gmail.com>", "<ä@x>", "x"])
+def test_a_foreign_or_forged_message_id_is_rejected(app: Flask, foreign: str) -> None:
+    assert campaign_tokens.parse_message_id(foreign) is None
     ours = campaign_tokens.build_message_id(3, 7, "example.com")
     assert campaign_tokens.parse_message_id(ours.replace(ours[5], "a" if ours[5] != "a" else "b", 1)) is None

@@ -1,5 +1,7 @@
-"""`make chaos`: the crash runs in full. Prints what was found, keeps it in docs/benchmarks/chaos.md, and fails when a
-promise was broken."""
+"""`make chaos`: run all crash scenarios in full.
+
+Prints the results, writes docs/benchmarks/chaos.md, and fails if a guarantee was violated.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +18,19 @@ from multiprocessing import get_context
 
 from tests.support.chaos import durable_database, report, scenarios
 from tests.support.chaos.durable_database import DurableDatabase
-from tests.support.chaos.scenarios import Run
+from tests.support.chaos.scenarios import ChaosRun
 from webapp.core.settings import ROOT
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is done: customers, deaths of workers, of the database, restarts, and for how long the relay is away."""
+    """The numbers of customers and faults, and the seconds of the relay outage."""
 
     customers: int
-    deaths: int
-    crashes: int
+    worker_kills: int
+    database_crashes: int
     restarts: int
-    away: float
+    relay_outage: float
     rounds: int
 
 
@@ -36,47 +38,49 @@ FULL = Plan(10_000, 20, 3, 8, 300, 6)
 QUICK = Plan(1000, 5, 2, 3, 10, 2)
 
 
-def mailings(place: DurableDatabase, plan: Plan) -> Iterator[Run]:
-    """All runs of mailings, one after the other."""
-    every: list[tuple[Callable[[str], Run], Sequence[str]]] = [
-        (partial(scenarios.kills, place, seed=1, deaths=plan.deaths), scenarios.POLICIES),
-        (partial(scenarios.database_dies, place, seed=2, times=plan.crashes, kill=False), ["hold"]),
-        (partial(scenarios.database_dies, place, seed=3, times=plan.crashes, kill=True), ["resend"]),
-        (partial(scenarios.restarts, place, seed=4, times=plan.restarts), scenarios.POLICIES),
+def run_campaign_scenarios(database: DurableDatabase, plan: Plan) -> Iterator[ChaosRun]:
+    """Run the campaign scenarios one after the other."""
+    campaign_runs: list[tuple[Callable[[str], ChaosRun], Sequence[str]]] = [
+        (partial(scenarios.kill_workers, database, seed=1, deaths=plan.worker_kills), scenarios.POLICIES),
+        (partial(scenarios.crash_database, database, seed=2, times=plan.database_crashes, kill=False), ["hold"]),
+        (partial(scenarios.crash_database, database, seed=3, times=plan.database_crashes, kill=True), ["resend"]),
+        (partial(scenarios.restart_workers, database, seed=4, times=plan.restarts), scenarios.POLICIES),
     ]
-    for run, policies in every:
-        yield from (_said(run(policy)) for policy in policies)
+    for run, policies in campaign_runs:
+        yield from (_report(run(policy)) for policy in policies)
     for policy in scenarios.POLICIES:
-        yield from map(_said, scenarios.pause_and_cancel(place, policy, seed=6))
+        yield from map(_report, scenarios.pause_and_cancel(database, policy, seed=6))
 
 
-def _said(run: Run) -> Run:
+def _report(run: ChaosRun) -> ChaosRun:
     print(f"{run.name}, {run.policy}: {'; '.join(run.broken) or 'kept'} ({run.seconds:.0f} s)", file=sys.stderr)
     return run
 
 
 def main() -> int:
-    """0 when every promise was kept."""
+    """Run the scenarios; return 0 if every guarantee was kept."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos")
-    parser.add_argument("--quick", action="store_true", help="fewer mails and deaths; prints, writes no page")
+    parser.add_argument("--quick", action="store_true", help="fewer emails and crashes; only print the results")
     plan = QUICK if parser.parse_args().quick else FULL
-    # Also when it is told to end, it ends its processes first.
+    # Exit through the context managers on SIGTERM, so that they stop their processes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    # What the program logs about broken connections is what is done to it here.
+    # Broken connections are caused on purpose; logging them is noise.
     logging.disable(logging.CRITICAL)
-    with ProcessPoolExecutor(1, get_context("spawn")) as elsewhere:
-        away = elsewhere.submit(scenarios.relay_away_elsewhere, plan.customers, "resend", 5, plan.away)
-        with durable_database.start_durable_database(plan.customers) as place:
-            made = list(mailings(place, plan))
-        made.append(_said(away.result()))
-    with durable_database.start_durable_database(50_000) as place:
-        lost = scenarios.redemptions(place, plan.rounds)
-    page = report.page(made, lost, plan.customers, plan.rounds)
+    with ProcessPoolExecutor(1, get_context("spawn")) as other_process:
+        relay_outage = other_process.submit(
+            scenarios.relay_outage_in_own_database, plan.customers, "resend", 5, plan.relay_outage
+        )
+        with durable_database.start_durable_database(plan.customers) as database:
+            campaign_results = list(run_campaign_scenarios(database, plan))
+        campaign_results.append(_report(relay_outage.result()))
+    with durable_database.start_durable_database(50_000) as database:
+        lost_redemptions = scenarios.redeem_during_crashes(database, plan.rounds)
+    page = report.page(campaign_results, lost_redemptions, plan.customers, plan.rounds)
     print(f"\n{page}")
     if plan is FULL:
         (ROOT / "docs" / "benchmarks" / "chaos.md").write_text(page)
-    print(json.dumps(report.figures(made, lost)))
-    return 1 if lost or any(run.broken for run in made) else 0
+    print(json.dumps(report.figures(campaign_results, lost_redemptions)))
+    return 1 if lost_redemptions or any(run.broken for run in campaign_results) else 0
 
 
 if __name__ == "__main__":

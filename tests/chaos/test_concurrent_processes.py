@@ -1,6 +1,6 @@
-"""Never above the cap, every unit sold, nobody waiting in a circle: many processes, actions and the network together.
+"""Concurrent processes never exceed the cap, use all of it, and never deadlock.
 
-What is asked is drawn by chance from fixed seeds; what meets what at which moment is up to the machine.
+The requests are random with fixed seeds; their interleaving depends on the machine.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from sqlalchemy import text
 
 from tests.support import live_server
 from tests.support.chaos.concurrent_clients import (
+    Outcome,
     Processes,
-    Said,
-    Shop,
+    ShopClient,
     Till,
     Wholesaler,
     processes,
-    sell,
-    sell_in_batches,
-    undo_all,
+    roll_back_all,
+    run_till,
+    run_wholesaler,
 )
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.customers.models import Customer
@@ -45,143 +45,153 @@ MakeOffer = Callable[..., Offer]
 
 
 @pytest.fixture(scope="module")
-def crowd(test_settings: Settings) -> Iterator[Processes]:
-    """The processes of all tests here: to start one takes longer than a test."""
-    with processes(test_settings, PROCESSES) as found:
-        yield found
+def client_processes(test_settings: Settings) -> Iterator[Processes]:
+    """The client processes, shared by all tests because starting them is slow."""
+    with processes(test_settings, PROCESSES) as started:
+        yield started
 
 
 @pytest.fixture
 def emails(app: Flask) -> tuple[str, ...]:
     """Three customers for every unit of the cap."""
-    made = tuple(f"c{n}@example.com" for n in range(3 * CAP))
-    db.session.add_all(Customer(email=email, email_as_given=email, name="") for email in made)
+    addresses = tuple(f"c{n}@example.com" for n in range(3 * CAP))
+    db.session.add_all(Customer(email=email, email_as_given=email, name="") for email in addresses)
     db.session.commit()
-    return made
+    return addresses
 
 
 @pytest.fixture
-def shop(app: Flask) -> Iterator[Shop]:
-    """A machine that calls the real web server, in two more processes."""
-    key = account_actions.create_api_key("tests", ["redeem"], by="tests")
+def shop(app: Flask) -> Iterator[ShopClient]:
+    """An API client of the real web server, which has two worker processes."""
+    key = api_key_actions.create_api_key("tests", ["redeem"], by="tests")
     with live_server.web_server(app.config["SETTINGS"], workers=2) as web:
-        yield Shop(web.url, key)
+        yield ShopClient(web.url, key)
 
 
 COUNTS = "select (select count(*) from redemption where offer_id = o.id), o.redeemed, o.max_redemptions from offer o"
 
 
 @contextmanager
-def watched(app: Flask) -> Iterator[set[tuple[int, int, int]]]:
-    """What rows, counter and cap of the one offer were, seen together at every moment one could look."""
-    seen: set[tuple[int, int, int]] = set()
-    over = threading.Event()
+def observe_counts(app: Flask) -> Iterator[set[tuple[int, int, int]]]:
+    """Collect every combination of rows, counter and cap of the only offer."""
+    observed: set[tuple[int, int, int]] = set()
+    stopped = threading.Event()
 
-    def look() -> None:
+    def observe() -> None:
         with app.app_context(), db.engine.connect() as connection:
-            while not over.is_set():
-                seen.add(tuple(connection.execute(text(COUNTS)).one()))
+            while not stopped.is_set():
+                observed.add(tuple(connection.execute(text(COUNTS)).one()))
                 connection.rollback()
-                over.wait(0.002)
+                stopped.wait(0.002)
 
-    watcher = threading.Thread(target=look)
-    watcher.start()
+    observer = threading.Thread(target=observe)
+    observer.start()
     try:
-        yield seen
+        yield observed
     finally:
-        over.set()
-        watcher.join()
+        stopped.set()
+        observer.join()
 
 
-def rollbacks() -> list[Any]:
+def list_rollbacks() -> list[Any]:
     return list(db.session.execute(text("select * from rollback")))
 
 
-def counts() -> list[tuple[int, int, int]]:
+def list_counts() -> list[tuple[int, int, int]]:
     db.session.rollback()
     return [tuple(row) for row in db.session.execute(text(f"{COUNTS} order by o.id"))]
 
 
-def deadlocks() -> int:
-    found = text("select pg_stat_clear_snapshot(), deadlocks from pg_stat_database where datname = current_database()")
-    return int(db.session.execute(found).one().deadlocks)
+def count_deadlocks() -> int:
+    query = text("select pg_stat_clear_snapshot(), deadlocks from pg_stat_database where datname = current_database()")
+    return int(db.session.execute(query).one().deadlocks)
 
 
-def of(heard: list[Said], what: str) -> list[str]:
-    return [answer.public_id for answer in heard if answer.what == what]
+def ids_with_outcome(results: list[Outcome], outcome: str) -> list[str]:
+    return [result.public_id for result in results if result.result == outcome]
 
 
-def test_many_processes_sell_every_unit_of_a_cap_again_that_was_rolled_back(
-    app: Flask, crowd: Processes, offer: MakeOffer, emails: tuple[str, ...], shop: Shop
+def test_rolled_back_units_of_a_cap_are_redeemed_again(
+    app: Flask, client_processes: Processes, make_offer: MakeOffer, emails: tuple[str, ...], shop: ShopClient
 ) -> None:
-    code = offer(max_redemptions=CAP).code
-    tills = [Till(n, code, emails, undoes=True) for n in range(3 * PROCESSES + 4)]
+    code = make_offer(max_redemptions=CAP).code
+    tills = [Till(n, code, emails, rolls_back=True) for n in range(3 * PROCESSES + 4)]
 
-    with watched(app) as seen, ThreadPoolExecutor(4) as network:
-        shops = [network.submit(shop.sell, till) for till in tills[:4]]
-        heard = [answer for found in crowd.each(sell, tills[4:]) for answer in found]
-        heard += [answer for one in shops for answer in one.result()]
-        # Whoever heard "used up" before a unit came back comes again; nothing is undone any more.
+    with observe_counts(app) as observed, ThreadPoolExecutor(4) as network:
+        shops = [network.submit(shop.run_till, till) for till in tills[:4]]
+        results = [result for batch in client_processes.each(run_till, tills[4:]) for result in batch]
+        results += [result for future in shops for result in future.result()]
+        # Customers refused before a rollback freed a unit try again; no redemption is rolled back any more.
         last = Till(0, code, emails)
-        heard += shop.sell(last)
+        results += shop.run_till(last)
 
-    assert all(rows == counter <= cap == CAP for rows, counter, cap in seen)
-    assert counts() == [(CAP, CAP, CAP)]
-    undone = rollbacks()
-    assert len(undone) > CAP
-    assert len(set(of(heard, "redeemed"))) == len(of(heard, "redeemed")) == CAP + len(undone)
-    assert len(set(of(heard, "undone"))) == len(of(heard, "undone")) == len(undone)
-    assert set(of(heard, "undone")) < set(of(heard, "redeemed"))
-    assert {row.reason for row in undone} == {"order cancelled"}
-    assert {row.rolled_back_by for row in undone} > {"key tests"}
-    told = Counter(answer.what for answer in heard)
-    assert told.keys() <= {"redeemed", "undone", "already_redeemed", "offer_exhausted", "already_rolled_back"}
+    assert all(rows == counter <= cap == CAP for rows, counter, cap in observed)
+    assert list_counts() == [(CAP, CAP, CAP)]
+    rolled_back = list_rollbacks()
+    assert len(rolled_back) > CAP
+    assert (
+        len(set(ids_with_outcome(results, "redeemed")))
+        == len(ids_with_outcome(results, "redeemed"))
+        == CAP + len(rolled_back)
+    )
+    assert len(set(ids_with_outcome(results, "undone"))) == len(ids_with_outcome(results, "undone")) == len(rolled_back)
+    assert set(ids_with_outcome(results, "undone")) < set(ids_with_outcome(results, "redeemed"))
+    assert {row.reason for row in rolled_back} == {"order cancelled"}
+    assert {row.rolled_back_by for row in rolled_back} > {"key tests"}
+    outcomes = Counter(result.result for result in results)
+    assert outcomes.keys() <= {"redeemed", "undone", "already_redeemed", "offer_exhausted", "already_rolled_back"}
 
 
 @pytest.mark.slow
-def test_of_many_processes_that_undo_the_same_redemptions_one_wins_each(
-    crowd: Processes, offer: MakeOffer, emails: tuple[str, ...]
+def test_each_redemption_is_rolled_back_by_exactly_one_process(
+    client_processes: Processes, make_offer: MakeOffer, emails: tuple[str, ...]
 ) -> None:
-    row = offer(max_redemptions=CAP)
-    asks = [RedemptionRequest(channel="api", code=row.code, email=email) for email in emails[:20]]
-    assert not [answer for answer in redemption_actions.redeem_all(asks) if isinstance(answer, Exception)]
-    ids = tuple(done.public_id for done in redemption_queries.list_latest_redemptions(row.id, 20))
+    offer = make_offer(max_redemptions=CAP)
+    requests = [RedemptionRequest(channel="api", code=offer.code, email=email) for email in emails[:20]]
+    assert not [result for result in redemption_actions.redeem_all(requests) if isinstance(result, Exception)]
+    ids = tuple(redemption.public_id for redemption in redemption_queries.list_latest_redemptions(offer.id, 20))
 
-    found = crowd.each(undo_all, [(ids, f"clerk {n}") for n in range(8)])
+    result_lists = client_processes.each(roll_back_all, [(ids, f"clerk {n}") for n in range(8)])
 
-    heard = [answer for answers in found for answer in answers]
-    assert sorted(of(heard, "undone")) == sorted(ids)
-    assert Counter(answer.what for answer in heard) == {"undone": 20, "already_rolled_back": 7 * 20}
-    winners = {answer.public_id: answer.who for answer in heard if answer.what == "undone"}
-    assert {done.public_id: done.row.rolled_back_by for e in asks for done in _of(e)} == winners
-    assert counts() == [(0, 0, CAP)]
+    results = [result for result_list in result_lists for result in result_list]
+    assert sorted(ids_with_outcome(results, "undone")) == sorted(ids)
+    assert Counter(result.result for result in results) == {"undone": 20, "already_rolled_back": 7 * 20}
+    winners = {result.public_id: result.caller for result in results if result.result == "undone"}
+    assert {
+        redemption.public_id: redemption.row.rolled_back_by
+        for request in requests
+        for redemption in _redemptions_of(request)
+    } == winners
+    assert list_counts() == [(0, 0, CAP)]
 
 
-def _of(ask: RedemptionRequest) -> list[redemption_queries.RedemptionRecord]:
-    customer = db.session.query(Customer).filter_by(email=ask.email).one()
+def _redemptions_of(request: RedemptionRequest) -> list[redemption_queries.RedemptionRecord]:
+    customer = db.session.query(Customer).filter_by(email=request.email).one()
     return redemption_queries.list_customer_redemptions(customer.id)
 
 
 @pytest.mark.slow
-def test_batches_of_many_processes_that_overlap_in_offers_and_customers_never_wait_in_a_circle(
-    crowd: Processes, offer: MakeOffer, emails: tuple[str, ...]
+def test_concurrent_overlapping_batches_never_deadlock(
+    client_processes: Processes, make_offer: MakeOffer, emails: tuple[str, ...]
 ) -> None:
-    people = emails[:16]
-    codes = tuple(offer(f"CODE{n}", max_redemptions=12 if n % 2 else None).code for n in range(4))
+    customer_emails = emails[:16]
+    codes = tuple(make_offer(f"CODE{n}", max_redemptions=12 if n % 2 else None).code for n in range(4))
     redemption_actions.redeem_all([RedemptionRequest(channel="api", code=code, email=emails[-1]) for code in codes])
-    before = deadlocks()
-    wholesalers = [Wholesaler(n, codes, people, rounds=25, batch=24) for n in range(3 * PROCESSES)]
+    before = count_deadlocks()
+    wholesalers = [Wholesaler(n, codes, customer_emails, rounds=25, batch=24) for n in range(3 * PROCESSES)]
 
-    found = crowd.each(sell_in_batches, wholesalers)
-    heard = [answer for answers in found for answer in answers]
-    live_now = len(of(heard, "redeemed")) - len(of(heard, "undone")) + len(codes)
+    result_lists = client_processes.each(run_wholesaler, wholesalers)
+    results = [result for result_list in result_lists for result in result_list]
+    live_now = len(ids_with_outcome(results, "redeemed")) - len(ids_with_outcome(results, "undone")) + len(codes)
 
-    assert deadlocks() == before
-    told = Counter(answer.what for answer in heard)
-    assert told.keys() <= {"redeemed", "undone", "already_redeemed", "offer_exhausted"}
-    assert told["undone"] > 100
-    assert sum(rows for rows, _, _ in counts()) == live_now
-    assert all(counter == (0 if cap is None else rows) for rows, counter, cap in counts())
-    every = [RedemptionRequest(channel="api", code=code, email=email) for code in codes for email in people]
-    redemption_actions.redeem_all(every)
-    assert [rows for rows, _, _ in counts()] == [len(people) + 1, 12] * 2
+    assert count_deadlocks() == before
+    outcomes = Counter(result.result for result in results)
+    assert outcomes.keys() <= {"redeemed", "undone", "already_redeemed", "offer_exhausted"}
+    assert outcomes["undone"] > 100
+    assert sum(rows for rows, _, _ in list_counts()) == live_now
+    assert all(counter == (0 if cap is None else rows) for rows, counter, cap in list_counts())
+    all_requests = [
+        RedemptionRequest(channel="api", code=code, email=email) for code in codes for email in customer_emails
+    ]
+    redemption_actions.redeem_all(all_requests)
+    assert [rows for rows, _, _ in list_counts()] == [len(customer_emails) + 1, 12] * 2

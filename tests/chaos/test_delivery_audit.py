@@ -1,4 +1,4 @@
-"""The audit of the crash runs sees what it is there to see: every promise is broken here once, by hand."""
+"""The delivery audit of the crash scenarios detects each violated guarantee."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from tests.support.campaigns import create_customers
 from tests.support.chaos.delivery_audit import Audit, audit
-from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.models import encode_gaps
 from webapp.core.extensions import db
 from webapp.offers.models import Offer
@@ -21,24 +21,30 @@ Log = list[dict[str, str]]
 STATES = {2: "failed", 3: "uncertain", 4: "sent_later", 5: "skipped"}
 
 
-def mail(n: int, made: str = "1") -> dict[str, str]:
-    return {"what": "mail", "to": f"c{n}@example.com", "campaign": "1", "id": f"<{n}.{made}@shop>", "connection": "1"}
+def email_entry(n: int, version: str = "1") -> dict[str, str]:
+    return {
+        "event": "mail",
+        "to": f"c{n}@example.com",
+        "campaign": "1",
+        "id": f"<{n}.{version}@shop>",
+        "connection": "1",
+    }
 
 
-def refusal(n: int) -> dict[str, str]:
-    return {"what": "fault", "to": f"c{n}@example.com", "kind": "550"}
+def refusal_entry(n: int) -> dict[str, str]:
+    return {"event": "fault", "to": f"c{n}@example.com", "kind": "550"}
 
 
 @pytest.fixture
-def log(app: Flask, offer: Callable[..., Offer]) -> Log:
-    """A campaign that is done: two got it, and one each of what else there is. What its relay has written."""
+def log(app: Flask, make_offer: Callable[..., Offer]) -> Log:
+    """The relay log of a finished campaign: two emails sent, one in each other state."""
     ids = create_customers(6)
     db.session.execute(
         text(
             "insert into campaign (id, offer_id, subject, text, status, total, prepared_at, launched_at, finished_at) "
             "overriding system value values (1, :offer, 's', 't', 'done', 6, now(), now(), now())"
         ),
-        {"offer": offer().id},
+        {"offer": make_offer().id},
     )
     db.session.execute(
         text(
@@ -52,52 +58,56 @@ def log(app: Flask, offer: Callable[..., Offer]) -> Log:
         [{"id": ids[n], "state": state} for n, state in STATES.items()],
     )
     db.session.commit()
-    return [mail(0), mail(1), refusal(2), mail(3), mail(4)]
+    return [email_entry(0), email_entry(1), refusal_entry(2), email_entry(3), email_entry(4)]
 
 
-def look(log: Log) -> Audit:
+def run_audit(log: Log) -> Audit:
     db.session.rollback()
     with psycopg.connect(db.engine.url.render_as_string(False).replace("+psycopg", "")) as connection:
-        return audit(connection, log, 1, campaign_queries.get_campaign_stats(1))
+        return audit(connection, log, 1, stats_queries.get_campaign_stats(1))
 
 
-def test_what_is_as_it_should_be_is_left_alone(log: Log) -> None:
-    found = look(log)
-    assert (found.missing, found.twice, found.untrue) == ([], [], [])
-    assert (found.received, found.states) == (4, Counter(sent=2, failed=1, uncertain=1, sent_later=1, skipped=1))
+def test_a_correct_campaign_has_no_findings(log: Log) -> None:
+    result = run_audit(log)
+    assert (result.missing, result.duplicated, result.contradictions) == ([], [], [])
+    assert (result.received, result.states) == (4, Counter(sent=2, failed=1, uncertain=1, sent_later=1, skipped=1))
 
 
 @pytest.mark.parametrize("n", [0, 4])
-def test_somebody_who_is_called_sent_and_got_nothing_is_missing(log: Log, n: int) -> None:
-    log.remove(mail(n))
-    assert look(log).missing == [f"c{n}@example.com"]
+def test_a_sent_state_without_a_received_email_is_missing(log: Log, n: int) -> None:
+    log.remove(email_entry(n))
+    assert run_audit(log).missing == [f"c{n}@example.com"]
 
 
 def test_a_second_copy_is_counted(log: Log) -> None:
-    found = look([*log, mail(1), mail(1)])
-    assert (found.twice, found.untrue) == (["c1@example.com"] * 2, [])
+    result = run_audit([*log, email_entry(1), email_entry(1)])
+    assert (result.duplicated, result.contradictions) == (["c1@example.com"] * 2, [])
 
 
 def test_a_second_copy_has_the_same_message_id(log: Log) -> None:
-    assert look([*log, mail(1, made="2")]).untrue == ["c1@example.com: two mails with two Message-IDs"]
+    assert run_audit([*log, email_entry(1, version="2")]).contradictions == [
+        "c1@example.com: emails with different Message-IDs"
+    ]
 
 
 @pytest.mark.parametrize("n", [2, 5])
-def test_nobody_is_called_failed_or_left_out_who_got_it(log: Log, n: int) -> None:
-    assert look([*log, mail(n)]).untrue == [f"c{n}@example.com: {STATES[n]}, yet received"]
+def test_a_failed_or_skipped_recipient_who_received_it_is_untrue(log: Log, n: int) -> None:
+    assert run_audit([*log, email_entry(n)]).contradictions == [f"c{n}@example.com: {STATES[n]}, yet received"]
 
 
-def test_nobody_is_called_failed_who_was_not_refused(log: Log) -> None:
-    log.remove(refusal(2))
-    assert look(log).untrue == ["c2@example.com: failed, but the relay said nothing of the kind"]
+def test_a_failed_state_without_a_refusal_is_untrue(log: Log) -> None:
+    log.remove(refusal_entry(2))
+    assert run_audit(log).contradictions == ["c2@example.com: failed, but the relay did not reject it"]
 
 
-def test_nobody_else_gets_a_mail(log: Log) -> None:
-    assert look([*log, mail(9)]).untrue == ["c9@example.com: a mail to somebody who is no recipient"]
+def test_an_email_to_an_unknown_recipient_is_untrue(log: Log) -> None:
+    assert run_audit([*log, email_entry(9)]).contradictions == [
+        "c9@example.com: an email to an address that is not a recipient"
+    ]
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("damage", "finding"),
     [
         ("update campaign set total = 7", "7 recipients, but 6 are frozen"),
         ("update batch set sent = 3", "4 sent shown, 3 found"),
@@ -108,11 +118,11 @@ def test_nobody_else_gets_a_mail(log: Log) -> None:
         ),
     ],
 )
-def test_what_the_rows_say_of_themselves_is_true(log: Log, damage: str, words: str) -> None:
+def test_inconsistent_rows_are_reported(log: Log, damage: str, finding: str) -> None:
     for statement in damage.split("; "):
         db.session.execute(text(statement))
     db.session.commit()
-    assert words in look(log).untrue
+    assert finding in run_audit(log).contradictions
 
 
 @pytest.mark.parametrize(
@@ -122,13 +132,13 @@ def test_what_the_rows_say_of_themselves_is_true(log: Log, damage: str, words: s
         "delete from mail_issue where state = 'skipped'",
     ],
 )
-def test_when_all_is_done_nobody_is_without_an_outcome(log: Log, damage: str) -> None:
+def test_a_recipient_of_a_finished_campaign_without_outcome_is_missing(log: Log, damage: str) -> None:
     db.session.execute(text(damage))
     db.session.commit()
-    assert look(log).missing == ["c5@example.com"]
+    assert run_audit(log).missing == ["c5@example.com"]
 
 
-def test_of_an_open_window_what_the_cursor_has_passed_was_sent_and_one_is_open(log: Log) -> None:
+def test_an_open_window_allows_one_email_beyond_the_cursor(log: Log) -> None:
     for statement in (
         "delete from mail_issue",
         "update campaign set status = 'paused'",
@@ -137,7 +147,7 @@ def test_of_an_open_window_what_the_cursor_has_passed_was_sent_and_one_is_open(l
     ):
         db.session.execute(text(statement))
     db.session.commit()
-    found = look([mail(n) for n in range(4)])
-    assert found.states == {"sent": 3, "open": 1, "not yet": 2}
-    assert (found.missing, found.untrue) == ([], [])
-    assert look([mail(n) for n in range(5)]).untrue == ["c4@example.com: not yet, yet received"]
+    result = run_audit([email_entry(n) for n in range(4)])
+    assert result.states == {"sent": 3, "open": 1, "not yet": 2}
+    assert (result.missing, result.contradictions) == ([], [])
+    assert run_audit([email_entry(n) for n in range(5)]).contradictions == ["c4@example.com: not yet, yet received"]

@@ -1,6 +1,6 @@
-"""What was answered "redeemed" stays, whatever dies: the database or a web process at once, the web server in order.
+"""No confirmed redemption is lost when the database or a web process crashes.
 
-On a PostgreSQL of its own with the settings that the program uses, for only that one must survive a crash.
+These tests run on a separate PostgreSQL server with durable settings, as in production.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 from tests.support import live_server
 from tests.support.chaos import durable_database
 from tests.support.chaos.durable_database import DurableDatabase
-from tests.support.chaos.redemption_load import CLIENTS, ENOUGH, check, load
+from tests.support.chaos.redemption_load import CLIENTS, ENOUGH, check_redemptions, redemption_load
 
 pytestmark = pytest.mark.xdist_group("redemption crashes")
 
@@ -22,64 +22,67 @@ ROUNDS = 3
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[DurableDatabase]:
-    with durable_database.start_durable_database(50_000) as found:
-        yield found
+def database() -> Iterator[DurableDatabase]:
+    with durable_database.start_durable_database(50_000) as started:
+        yield started
 
 
-def workers(web: live_server.Live) -> list[psutil.Process]:
-    """The processes of the web server that answer, those that hold most memory first."""
+def web_workers(web: live_server.LiveProcess) -> list[psutil.Process]:
+    """The two worker processes of the web server: the children with the most memory."""
     children = psutil.Process(web.process.pid).children(recursive=True)
     return sorted(children, key=lambda process: -int(process.memory_info().rss))[:2]
 
 
-def test_a_database_that_dies_under_load_loses_no_redemption_that_was_answered(place: DurableDatabase) -> None:
-    with live_server.web_server(place.settings, workers=2) as web:
-        before = {process.pid for process in workers(web)}
-        with load(place, web, "DYING") as found:
+def test_a_database_crash_under_load_loses_no_confirmed_redemption(database: DurableDatabase) -> None:
+    with live_server.web_server(database.settings, workers=2) as web:
+        before = {process.pid for process in web_workers(web)}
+        with redemption_load(database, web, "DYING") as traffic:
             for _ in range(ROUNDS):
-                found.wait_for(201)
-                place.die()
-                found.wait_for(503)
-                place.server.start()
-            found.wait_for(201)
-        after = {process.pid for process in workers(web)}
+                traffic.wait_for(201)
+                database.crash()
+                traffic.wait_for(503)
+                database.server.start()
+            traffic.wait_for(201)
+        after = {process.pid for process in web_workers(web)}
 
-    check(place, found)
-    away = [reply for _, reply in found.heard if reply.status == 503]
-    assert {reply.headers["content-type"] for reply in away} == {"application/problem+json"}
-    assert {reply.body["code"] for reply in away} == {"unavailable"}
-    assert all(int(reply.headers["retry-after"]) > 0 for reply in away)
-    # The same processes went on.
+    check_redemptions(database, traffic)
+    unavailable = [reply for _, reply in traffic.responses if reply.status == 503]
+    assert {reply.headers["content-type"] for reply in unavailable} == {"application/problem+json"}
+    assert {reply.body["code"] for reply in unavailable} == {"unavailable"}
+    assert all(int(reply.headers["retry-after"]) > 0 for reply in unavailable)
+    # The same worker processes continued.
     assert before == after
-    assert found.who(0) == []
+    assert traffic.emails_with(0) == []
 
 
 @pytest.mark.slow
-def test_a_web_process_that_is_killed_under_load_takes_no_answered_redemption_with_it(place: DurableDatabase) -> None:
-    with live_server.web_server(place.settings, workers=2) as web:
-        before = {process.pid for process in workers(web)}
-        with load(place, web, "KILLED") as found:
-            found.wait_for(201)
-            workers(web)[0].kill()
-            found.wait_for(201, 4 * ENOUGH)
-        after = {process.pid for process in workers(web)}
+def test_a_killed_web_process_loses_no_confirmed_redemption(database: DurableDatabase) -> None:
+    with live_server.web_server(database.settings, workers=2) as web:
+        before = {process.pid for process in web_workers(web)}
+        with redemption_load(database, web, "KILLED") as traffic:
+            traffic.wait_for(201)
+            web_workers(web)[0].kill()
+            traffic.wait_for(201, 4 * ENOUGH)
+        after = {process.pid for process in web_workers(web)}
 
-    check(place, found)
+    check_redemptions(database, traffic)
     assert len(after) == 2
     assert before != after
 
 
 @pytest.mark.slow
-def test_a_web_server_that_is_told_to_end_under_load_leaves_no_more_unanswered_than_was_in_hand(
-    place: DurableDatabase,
+def test_a_stopping_web_server_leaves_few_requests_without_response(
+    database: DurableDatabase,
 ) -> None:
-    with live_server.web_server(place.settings, workers=2) as web, load(place, web, "ENDING") as found:
-        found.wait_for(201)
+    with (
+        live_server.web_server(database.settings, workers=2) as web,
+        redemption_load(database, web, "ENDING") as traffic,
+    ):
+        traffic.wait_for(201)
         web.process.send_signal(signal.SIGTERM)
         web.process.wait(60)
-        found.wait_for(0)
+        traffic.wait_for(0)
 
-    check(place, found)
-    # Nearly always there is none; granian may drop the answers of the very moment in which it ends.
-    assert len(place.redeemed("ENDING") - set(found.who(201))) < CLIENTS
+    check_redemptions(database, traffic)
+    # Usually there is none; granian may drop the responses in progress when it exits.
+    assert len(database.redeemed_emails("ENDING") - set(traffic.emails_with(201))) < CLIENTS

@@ -1,4 +1,4 @@
-"""What docker-compose.yml promises: nothing works without a secret, every container is kept small and looked after."""
+"""docker-compose.yml: required secrets, restricted containers and health checks."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tests.support import container_files
 from webapp.core.settings import ROOT
 
 NAMES = sorted(container_files.services())
-LASTING = [name for name in NAMES if name != "migrate"]
+LONG_RUNNING = [name for name in NAMES if name != "migrate"]
 
 
 @pytest.mark.parametrize("missing", ["POSTGRES_PASSWORD", "SECRET_KEY"])
-def test_without_a_secret_nothing_starts_and_the_command_that_makes_one_is_named(missing: str) -> None:
+def test_without_a_secret_nothing_starts_and_the_error_names_make_env(missing: str) -> None:
     given = {"POSTGRES_PASSWORD": "one", "SECRET_KEY": "two", missing: ""}
 
-    with pytest.raises(container_files.Missing, match=rf"^{missing}: .*make env"):
+    with pytest.raises(container_files.MissingValue, match=rf"^{missing}: .*make env"):
         container_files.compose(given)
 
 
-def test_no_secret_has_a_value_of_its_own() -> None:
+def test_no_secret_has_a_default() -> None:
     for name, service in yaml.safe_load(container_files.COMPOSE.read_text())["services"].items():
         for setting, value in service.get("environment", {}).items():
             if re.search("PASSWORD|SECRET|KEY|DATABASE_URL", setting):
@@ -31,7 +31,7 @@ def test_no_secret_has_a_value_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_container_can_do_no_more_than_it_must(name: str) -> None:
+def test_a_container_has_minimal_privileges(name: str) -> None:
     service = container_files.services()[name]
 
     assert service["read_only"] is True
@@ -43,26 +43,26 @@ def test_a_container_can_do_no_more_than_it_must(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_container_takes_no_more_than_its_share(name: str) -> None:
+def test_a_container_has_resource_limits(name: str) -> None:
     service = container_files.services()[name]
 
     assert {"cpus", "memory", "pids"} <= service["deploy"]["resources"]["limits"].keys()
     assert {"max-size", "max-file"} <= service["logging"]["options"].keys()
 
 
-@pytest.mark.parametrize("name", LASTING)
-def test_what_lasts_is_looked_after_and_started_again(name: str) -> None:
+@pytest.mark.parametrize("name", LONG_RUNNING)
+def test_a_long_running_container_has_a_health_check_and_is_restarted(name: str) -> None:
     service = container_files.services()[name]
 
     assert service["restart"] == "unless-stopped"
     if name == "web":
         assert "healthcheck" not in service  # the image's own
-        assert container_files.health_check_of_image()[0] == "python"
+        assert container_files.image_health_check()[0] == "python"
     else:
         assert service["healthcheck"]["test"][0] == "CMD"
 
 
-def test_tables_are_brought_up_to_date_once_and_before_anything_needs_them() -> None:
+def test_migrations_run_once_before_the_other_services() -> None:
     services = container_files.services()
 
     assert services["migrate"]["restart"] == "no"
@@ -89,13 +89,13 @@ def test_the_image_of_the_program_is_built_once() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_ports_are_open_to_this_machine_alone(name: str) -> None:
+def test_ports_are_published_only_on_loopback(name: str) -> None:
     for port in container_files.services()[name].get("ports", []):
         assert port.startswith("127.0.0.1:"), port
 
 
 @pytest.mark.parametrize("name", ["web", "worker"])
-def test_what_is_begun_is_finished_before_a_container_is_killed(name: str) -> None:
+def test_the_grace_period_matches_that_of_the_program(name: str) -> None:
     grace = container_files.services()[name]["stop_grace_period"]
 
     assert int(grace.removesuffix("s")) == GRACE_SECONDS
@@ -103,7 +103,7 @@ def test_what_is_begun_is_finished_before_a_container_is_killed(name: str) -> No
     assert f"--stop-timeout {grace.removesuffix('s')}" in container_files.DOCKERFILE.read_text()
 
 
-def test_there_can_be_several_of_web_and_worker() -> None:
+def test_web_and_worker_can_be_scaled() -> None:
     given = {"POSTGRES_PASSWORD": "a", "SECRET_KEY": "b", "PUBLISHED_PORT": "8000-8002"}
     services = container_files.services(given)
 
@@ -111,24 +111,26 @@ def test_there_can_be_several_of_web_and_worker() -> None:
     assert [name for name, service in services.items() if "container_name" in service] == []
 
 
-def test_what_is_kept_is_in_volumes_with_names() -> None:
-    kept = {volume.partition(":")[0] for s in container_files.services().values() for volume in s.get("volumes", [])}
+def test_persistent_data_is_in_named_volumes() -> None:
+    mounted = {volume.partition(":")[0] for s in container_files.services().values() for volume in s.get("volumes", [])}
 
     assert (
-        kept == set(container_files.compose({"POSTGRES_PASSWORD": "a", "SECRET_KEY": "b"})["volumes"]) == {"db", "mail"}
+        mounted
+        == set(container_files.compose({"POSTGRES_PASSWORD": "a", "SECRET_KEY": "b"})["volumes"])
+        == {"db", "mail"}
     )
 
 
-def test_a_file_for_a_program_outside_sends_no_container_elsewhere() -> None:
+def test_settings_for_a_program_outside_of_containers_do_not_change_them() -> None:
     environment = container_files.services()["web"]["environment"]
 
-    # These stand in both files; what is said here wins over what `.env` says.
+    # Both files may have these settings; the compose file takes precedence over `.env`.
     assert environment["DATABASE_URL"] == "postgresql://onecode:secret@db/onecode"
     assert environment["PORT"] == "8000"
     assert environment["WEB_HOST"] == "0.0.0.0"
     assert environment["INSTANCE_PATH"] == "/app/instance"
 
 
-def test_secrets_reach_neither_git_nor_the_image() -> None:
+def test_git_and_the_image_exclude_secrets() -> None:
     assert ".env" in (ROOT / ".gitignore").read_text().splitlines()
     assert (ROOT / ".dockerignore").read_text().splitlines()[1] == "*"

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 PAGE = ROOT / "docs" / "containers.md"
 
 
-def test_a_dump_can_be_read_by_its_owner_alone_and_is_none_of_git_s(tmp_path: Path) -> None:
-    """The page's command, with something in the place of `docker` that only writes."""
+def test_a_dump_is_readable_only_by_its_owner_and_ignored_by_git(tmp_path: Path) -> None:
+    """Runs the command of the page with a script in place of `docker`."""
     (command,) = re.findall(r"^    (\S.*\n(?:      .*\n)*.*pg_dump .*)$", PAGE.read_text(), re.MULTILINE)
     (tmp_path / "docker").write_text('#!/bin/sh\necho "$@"\n')
     (tmp_path / "docker").chmod(0o755)
@@ -28,7 +28,7 @@ def test_a_dump_can_be_read_by_its_owner_alone_and_is_none_of_git_s(tmp_path: Pa
 
     (dump,) = tmp_path.glob("*.dump")
     assert stat.S_IMODE(dump.stat().st_mode) == 0o600
-    # docs/operations/backup.md says why.
+    # See docs/operations/backup.md.
     assert "--no-unlogged-table-data" in dump.read_text()
-    asked = ["git", "-c", "safe.directory=*", "check-ignore", "--quiet", dump.name]
-    assert subprocess.run(asked, cwd=ROOT, check=False).returncode == 0
+    command_line = ["git", "-c", "safe.directory=*", "check-ignore", "--quiet", dump.name]
+    assert subprocess.run(command_line, cwd=ROOT, check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""`make env`: the file of secrets that containers need."""
+"""`make env`: creates the file with the secrets of the containers."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write(folder: Path) -> subprocess.CompletedProcess[str]:
-    """As on a machine where nothing is installed: without the packages of this Python."""
+def run_script(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the script without installed packages."""
     return subprocess.run(
         [sys.executable, "-I", "-S", "scripts/env"], cwd=folder, capture_output=True, text=True, check=False, timeout=30
     )
 
 
-def test_it_makes_secrets_that_nobody_else_can_read(folder: Path) -> None:
-    done = write(folder)
+def test_the_script_creates_secrets_that_only_the_owner_can_read(folder: Path) -> None:
+    result = run_script(folder)
 
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     assert stat.S_IMODE((folder / ".env").stat().st_mode) == 0o600
     assert {path.name for path in folder.iterdir()} == {"scripts", ".env"}
     given = dotenv_values(folder / ".env")
@@ -40,30 +40,30 @@ def test_it_makes_secrets_that_nobody_else_can_read(folder: Path) -> None:
     assert all(len(value or "") >= 40 for value in given.values())
 
 
-def test_no_two_files_have_the_same_secrets(folder: Path) -> None:
-    write(folder)
+def test_secrets_are_random(folder: Path) -> None:
+    run_script(folder)
     first = dotenv_values(folder / ".env")
     (folder / ".env").unlink()
-    write(folder)
+    run_script(folder)
     second = dotenv_values(folder / ".env")
 
     assert {name for name in first if first[name] == second[name]} == set()
 
 
-def test_what_is_there_is_left_as_it_is(folder: Path) -> None:
+def test_an_existing_file_is_not_changed(folder: Path) -> None:
     (folder / ".env").write_text("PORT=8010\n")
 
-    done = write(folder)
+    result = run_script(folder)
 
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("onecode: .env is there already")
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("onecode: .env already exists")
     assert (folder / ".env").read_text() == "PORT=8010\n"
     assert len(list(folder.iterdir())) == 2
 
 
-def test_it_is_all_that_the_compose_file_asks_for(folder: Path) -> None:
-    write(folder)
+def test_the_file_has_all_secrets_of_the_compose_file(folder: Path) -> None:
+    run_script(folder)
     given = {name: value or "" for name, value in dotenv_values(folder / ".env").items()}
 
     services = container_files.services(given)
@@ -72,8 +72,8 @@ def test_it_is_all_that_the_compose_file_asks_for(folder: Path) -> None:
     assert given["POSTGRES_PASSWORD"] in services["web"]["environment"]["DATABASE_URL"]
 
 
-def test_every_name_in_it_is_known_to_the_program_or_to_the_compose_file(folder: Path) -> None:
-    write(folder)
+def test_every_name_is_a_setting_of_the_program_or_the_compose_file(folder: Path) -> None:
+    run_script(folder)
     code = (app_settings.ROOT / "webapp" / "core" / "settings.py").read_text()
     lines = (folder / ".env").read_text().splitlines()
     names = {line.lstrip("#").partition("=")[0] for line in lines if "=" in line and " " not in line.partition("=")[0]}
@@ -82,10 +82,10 @@ def test_every_name_in_it_is_known_to_the_program_or_to_the_compose_file(folder:
     assert {n for n in names if f'"{n}"' not in code and f"${{{n}:" not in container_files.COMPOSE.read_text()} == set()
 
 
-def test_a_program_outside_of_containers_keeps_its_own_database_and_mails(
+def test_the_file_does_not_change_a_program_outside_of_containers(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(folder)
+    run_script(folder)
     monkeypatch.setattr(app_settings, "ROOT", folder)
     for name in ("DATABASE_URL", "SECRET_KEY", "MAIL_SERVER", "MAIL_PORT", "PORT", "PUBLIC_URL", "INSTANCE_PATH"):
         monkeypatch.delenv(name, raising=False)

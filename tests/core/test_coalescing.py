@@ -1,4 +1,4 @@
-"""Gathering: one piece of work for all who wait, nobody forgotten, nobody kept waiting for nothing."""
+"""The coalescer: waiting requests are processed in groups, each exactly once."""
 
 from __future__ import annotations
 
@@ -11,144 +11,146 @@ from webapp.core.coalescing import Coalescer, CoalescingTimeout, _Waiter
 
 
 class Work:
-    """Answers each ask with its double, when it is let; notes what it was given at once."""
+    """Doubles each request when the test allows it, and records the groups."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
-        self.begun = threading.Semaphore(0)
-        self.let = threading.Semaphore(0)
+        self.started = threading.Semaphore(0)
+        self.allowed = threading.Semaphore(0)
 
-    def __call__(self, asks: Sequence[int]) -> list[int]:
-        self.batches.append(list(asks))
-        self.begun.release()
-        assert self.let.acquire(timeout=20)
-        if -1 in asks:
+    def __call__(self, requests: Sequence[int]) -> list[int]:
+        self.batches.append(list(requests))
+        self.started.release()
+        assert self.allowed.acquire(timeout=20)
+        if -1 in requests:
             raise ValueError("no")
-        return [2 * ask for ask in asks]
+        return [2 * request for request in requests]
 
 
-def in_threads(gatherer: Coalescer[int, int], asks: Sequence[int]) -> tuple[list[threading.Thread], dict[int, object]]:
-    """A thread for each ask; what came of it."""
+def in_threads(
+    coalescer: Coalescer[int, int], requests: Sequence[int]
+) -> tuple[list[threading.Thread], dict[int, object]]:
+    """Submit each request in a thread; return threads and results."""
     results: dict[int, object] = {}
 
-    def run(ask: int) -> None:
+    def run(request: int) -> None:
         try:
-            results[ask] = gatherer.submit(ask)
+            results[request] = coalescer.submit(request)
         except (ValueError, CoalescingTimeout) as error:
-            results[ask] = error
+            results[request] = error
 
-    threads = [threading.Thread(target=run, args=[ask], daemon=True) for ask in asks]
+    threads = [threading.Thread(target=run, args=[request], daemon=True) for request in requests]
     for thread in threads:
         thread.start()
     return threads, results
 
 
-def wait_until(there: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     for _ in range(2000):
-        if there():
+        if condition():
             return
         threading.Event().wait(0.01)
-    raise AssertionError("it never came to that")
+    raise AssertionError("timed out")
 
 
-def waiting(gatherer: Coalescer[int, int]) -> int:
-    return len(gatherer._waiters)
+def count_waiters(coalescer: Coalescer[int, int]) -> int:
+    return len(coalescer._waiters)
 
 
-def test_who_asks_alone_is_answered_in_its_own_thread() -> None:
-    at: list[int] = []
+def test_a_single_request_is_processed_in_its_own_thread() -> None:
+    thread_ids: list[int] = []
 
-    def work(asks: Sequence[int]) -> list[int]:
-        at.append(threading.get_ident())
-        return [2 * ask for ask in asks]
+    def work(requests: Sequence[int]) -> list[int]:
+        thread_ids.append(threading.get_ident())
+        return [2 * request for request in requests]
 
     assert Coalescer(work, max_group_size=4, timeout=1).submit(21) == 42
-    assert at == [threading.get_ident()]
+    assert thread_ids == [threading.get_ident()]
 
 
-def test_who_comes_meanwhile_is_answered_together_each_with_its_own_answer() -> None:
+def test_requests_that_arrive_during_work_are_processed_as_one_group() -> None:
     work = Work()
-    gatherer = Coalescer(work, max_group_size=64, timeout=20)
-    first, done = in_threads(gatherer, [1])
-    work.begun.acquire()
-    others, more = in_threads(gatherer, range(2, 12))
-    wait_until(lambda: waiting(gatherer) == 10)
-    work.let.release(2)
+    coalescer = Coalescer(work, max_group_size=64, timeout=20)
+    first, done = in_threads(coalescer, [1])
+    work.started.acquire()
+    others, more = in_threads(coalescer, range(2, 12))
+    wait_until(lambda: count_waiters(coalescer) == 10)
+    work.allowed.release(2)
     for thread in first + others:
         thread.join(20)
     assert [len(batch) for batch in work.batches] == [1, 10]
-    assert done | more == {ask: 2 * ask for ask in range(1, 12)}
+    assert done | more == {request: 2 * request for request in range(1, 12)}
 
 
-def test_no_more_are_taken_at_once_than_told() -> None:
+def test_a_group_does_not_exceed_its_maximum_size() -> None:
     work = Work()
-    gatherer = Coalescer(work, max_group_size=4, timeout=20)
-    first, _ = in_threads(gatherer, [1])
-    work.begun.acquire()
-    others, more = in_threads(gatherer, range(2, 12))
-    wait_until(lambda: waiting(gatherer) == 10)
-    work.let.release(99)
+    coalescer = Coalescer(work, max_group_size=4, timeout=20)
+    first, _ = in_threads(coalescer, [1])
+    work.started.acquire()
+    others, more = in_threads(coalescer, range(2, 12))
+    wait_until(lambda: count_waiters(coalescer) == 10)
+    work.allowed.release(99)
     for thread in first + others:
         thread.join(20)
     assert [len(batch) for batch in work.batches] == [1, 4, 4, 2]
-    assert more == {ask: 2 * ask for ask in range(2, 12)}
+    assert more == {request: 2 * request for request in range(2, 12)}
 
 
-def test_what_goes_wrong_is_heard_by_those_it_was_gathered_for_and_by_nobody_else() -> None:
+def test_an_error_reaches_only_the_requests_of_its_group() -> None:
     work = Work()
-    gatherer = Coalescer(work, max_group_size=64, timeout=20)
-    first, done = in_threads(gatherer, [1])
-    work.begun.acquire()
-    others, more = in_threads(gatherer, [-1, 2])
-    wait_until(lambda: waiting(gatherer) == 2)
-    work.let.release(2)
+    coalescer = Coalescer(work, max_group_size=64, timeout=20)
+    first, done = in_threads(coalescer, [1])
+    work.started.acquire()
+    others, more = in_threads(coalescer, [-1, 2])
+    wait_until(lambda: count_waiters(coalescer) == 2)
+    work.allowed.release(2)
     for thread in first + others:
         thread.join(20)
     assert done == {1: 2}
-    assert [type(found) for found in more.values()] == [ValueError, ValueError]
-    work.let.release()
-    assert gatherer.submit(4) == 8
+    assert [type(error) for error in more.values()] == [ValueError, ValueError]
+    work.allowed.release()
+    assert coalescer.submit(4) == 8
 
 
-def test_who_waits_too_long_hears_so_and_is_not_done_later() -> None:
+def test_a_request_that_times_out_while_waiting_is_not_processed() -> None:
     work = Work()
-    gatherer = Coalescer(work, max_group_size=64, timeout=0.05)
-    first, done = in_threads(gatherer, [1])
-    work.begun.acquire()
-    others, more = in_threads(gatherer, [2])
+    coalescer = Coalescer(work, max_group_size=64, timeout=0.05)
+    first, done = in_threads(coalescer, [1])
+    work.started.acquire()
+    others, more = in_threads(coalescer, [2])
     others[0].join(20)
     assert isinstance(more[2], CoalescingTimeout)
     assert not more[2].has_started
-    work.let.release()
+    work.allowed.release()
     first[0].join(20)
     assert done == {1: 2}
     assert work.batches == [[1]]
-    work.let.release()
-    assert gatherer.submit(3) == 6
+    work.allowed.release()
+    assert coalescer.submit(3) == 6
 
 
-def test_who_was_taken_up_and_waits_too_long_hears_that_it_may_be_done() -> None:
+def test_a_request_that_times_out_during_work_is_reported_as_started() -> None:
     work = Work()
-    gatherer = Coalescer(work, max_group_size=64, timeout=600)
-    first, _ = in_threads(gatherer, [1])
-    work.begun.acquire()
-    others, done = in_threads(gatherer, [2, 3, 4, 5])
-    wait_until(lambda: waiting(gatherer) == 4)
+    coalescer = Coalescer(work, max_group_size=64, timeout=600)
+    first, _ = in_threads(coalescer, [1])
+    work.started.acquire()
+    others, done = in_threads(coalescer, [2, 3, 4, 5])
+    wait_until(lambda: count_waiters(coalescer) == 4)
     # The second of the group is the one whose timeout ends, so that others are before and behind it.
-    hasty = gatherer._waiters[1]
-    work.let.release()
-    work.begun.acquire()
+    hasty = coalescer._waiters[1]
+    work.allowed.release()
+    work.started.acquire()
     # As if its thread had gone: it does not react to the lock any more.
     own_lock, hasty.wake_lock = hasty.wake_lock, threading.Lock()
     hasty.wake_lock.acquire()
     with pytest.raises(CoalescingTimeout) as timeout:
-        gatherer._abandon(hasty)
+        coalescer._abandon(hasty)
     assert timeout.value.has_started
-    work.let.release()
-    # Those behind it get their answers all the same.
+    work.allowed.release()
+    # The requests behind it still get their results.
     wait_until(lambda: len(done) == 3)
     assert set(done) == {2, 3, 4, 5} - {hasty.item}
-    assert all(answer == 2 * ask for ask, answer in done.items())
+    assert all(result == 2 * item for item, result in done.items())
     assert sorted(map(len, work.batches)) == [1, 4]
     own_lock.release()
     for thread in first + others:
@@ -171,25 +173,25 @@ def test_who_is_woken_at_the_moment_of_the_timeout_does_not_leave(woken: str) ->
 
 
 @pytest.mark.parametrize("threads", [8])
-def test_under_many_threads_every_ask_is_done_once(threads: int) -> None:
+def test_with_many_threads_every_request_is_processed_once(threads: int) -> None:
     done: list[int] = []
 
-    def work(asks: Sequence[int]) -> list[int]:
-        done.extend(asks)
-        return [2 * ask for ask in asks]
+    def work(requests: Sequence[int]) -> list[int]:
+        done.extend(requests)
+        return [2 * request for request in requests]
 
-    gatherer = Coalescer(work, max_group_size=3, timeout=20)
+    coalescer = Coalescer(work, max_group_size=3, timeout=20)
     wrong: list[int] = []
 
-    def many(start: int) -> None:
-        for ask in range(start, start + 500):
-            if gatherer.submit(ask) != 2 * ask:
-                wrong.append(ask)
+    def submit_many(start: int) -> None:
+        for request in range(start, start + 500):
+            if coalescer.submit(request) != 2 * request:
+                wrong.append(request)
 
-    crowd = [threading.Thread(target=many, args=[1000 * n]) for n in range(threads)]
-    for thread in crowd:
+    workers = [threading.Thread(target=submit_many, args=[1000 * n]) for n in range(threads)]
+    for thread in workers:
         thread.start()
-    for thread in crowd:
+    for thread in workers:
         thread.join(60)
     assert wrong == []
-    assert sorted(done) == sorted(ask for n in range(threads) for ask in range(1000 * n, 1000 * n + 500))
+    assert sorted(done) == sorted(request for n in range(threads) for request in range(1000 * n, 1000 * n + 500))

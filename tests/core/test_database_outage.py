@@ -1,4 +1,4 @@
-"""The database goes away under the running program: a clear answer at once, and recovery without a hand."""
+"""Outages of the database: a clear response immediately, and automatic recovery."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from local import postgresql as embedded_postgresql
 from tests.support import live_server, watchdog
 from tests.support.logs import captured_logs
 from webapp import create_app
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.core import database_health, task_queue
 from webapp.core import settings as app_settings
 from webapp.core.extensions import db
@@ -34,8 +34,8 @@ from webapp.core.settings import ROOT
 
 
 @dataclass
-class Fragile:
-    """The program on a PostgreSQL of its own that the test can stop."""
+class StoppableProgram:
+    """The program with its own PostgreSQL, which the test can stop."""
 
     url: str
     server: embedded_postgresql.EmbeddedServer
@@ -52,22 +52,22 @@ class Fragile:
     def _send(self, path: str, data: bytes, headers: dict[str, str]) -> tuple[int, str]:
         request = urllib.request.Request(self.url + path, data, headers)
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return answer.status, answer.read().decode()
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
 
 
 @pytest.fixture
-def fragile(test_settings: app_settings.Settings, tmp_path: Path) -> Iterator[Fragile]:
-    folder = Path(tempfile.mkdtemp(prefix="onecode-away-"))
+def program(test_settings: app_settings.Settings, tmp_path: Path) -> Iterator[StoppableProgram]:
+    folder = Path(tempfile.mkdtemp(prefix="onecode-outage-"))
     folder.chmod(0o755)
     server = embedded_postgresql.locate_server(folder, folder / "s")
-    for one in (folder, server.home):
-        watchdog.add_folder(one)
+    for path in (folder, server.home):
+        watchdog.add_folder(path)
     server.start()
     server.create_database("onecode")
-    mine = app_settings.load_settings(
+    settings = app_settings.load_settings(
         {
             "DATABASE_URL": f"postgresql://onecode@/onecode?host={folder / 's'}",
             "SECRET_KEY": "only-for-tests",
@@ -76,23 +76,23 @@ def fragile(test_settings: app_settings.Settings, tmp_path: Path) -> Iterator[Fr
             "MAIL_PORT": "1",
         }
     )
-    app = create_app(mine)
+    app = create_app(settings)
     with app.app_context():
         flask_migrate.upgrade()
-        key = account_actions.create_api_key("tests", ["read", "redeem", "manage"], by="tests")
+        key = api_key_actions.create_api_key("tests", ["read", "redeem", "manage"], by="tests")
         db.engine.dispose()
-    # This process's queue goes on with the database of the other tests.
+    # Point the task queue of this process at the database of the other tests again.
     create_app(test_settings)
-    with live_server.web_server(mine) as web:
-        yield Fragile(web.url, server, key, mine)
+    with live_server.web_server(settings) as web:
+        yield StoppableProgram(web.url, server, key, settings)
     server.stop()
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_customer_is_told_and_what_was_typed_is_offered_again(fragile: Fragile) -> None:
-    fragile.server.stop()
+def test_during_an_outage_the_form_keeps_its_input_and_says_to_retry(program: StoppableProgram) -> None:
+    program.server.stop()
 
-    status, page = fragile.post("/redeem", code="SUMMER25", email="ada@example.com")
+    status, page = program.post("/redeem", code="SUMMER25", email="ada@example.com")
 
     assert status == 503
     assert "Please try again in a moment" in page
@@ -100,24 +100,24 @@ def test_a_customer_is_told_and_what_was_typed_is_offered_again(fragile: Fragile
     assert 'name="email" value="ada@example.com"' in page
 
 
-def test_a_shop_gets_a_problem_and_a_time_to_wait(fragile: Fragile) -> None:
-    fragile.server.stop()
+def test_during_an_outage_the_api_responds_with_503(program: StoppableProgram) -> None:
+    program.server.stop()
 
-    status, body = fragile.call("/api/v1/validations", {"code": "SUMMER25", "customer": {"email": "ada@example.com"}})
+    status, body = program.call("/api/v1/validations", {"code": "SUMMER25", "customer": {"email": "ada@example.com"}})
 
     assert status == 503
     assert json.loads(body)["code"] == "unavailable"
 
 
-def test_everything_works_again_when_the_database_is_back(fragile: Fragile) -> None:
+def test_the_api_works_again_after_an_outage(program: StoppableProgram) -> None:
     body = {"code": "SUMMER25", "customer": {"email": "ada@example.com"}}
-    before = fragile.call("/api/v1/validations", body)
-    fragile.server.stop()
-    assert fragile.call("/api/v1/validations", body)[0] == 503
+    before = program.call("/api/v1/validations", body)
+    program.server.stop()
+    assert program.call("/api/v1/validations", body)[0] == 503
 
-    fragile.server.start()
+    program.server.start()
 
-    after = fragile.call("/api/v1/validations", body)
+    after = program.call("/api/v1/validations", body)
     assert (after[0], json.loads(after[1])["reason"]) == (200, "not_found")
     assert after[0] == before[0]
 
@@ -177,82 +177,79 @@ def test_a_closed_connection_belongs_to_the_outage_that_is_known() -> None:
 WORKER = [sys.executable, "-m", "webapp.worker"]
 
 
-def _wait_for(words: str, log: Path) -> None:
+def _wait_for(text: str, log: Path) -> None:
     deadline = time.monotonic() + 30
-    while words not in log.read_text():
+    while text not in log.read_text():
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
 
 
-def test_a_worker_says_in_a_line_that_it_is_away_and_in_another_that_it_is_back(
-    fragile: Fragile, tmp_path: Path
-) -> None:
+def test_a_worker_logs_the_outage_and_the_recovery_once(program: StoppableProgram, tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
     with log.open("w") as file:
-        worker = subprocess.Popen(WORKER, cwd=ROOT, env=live_server.environment(fragile.settings), stderr=file)
+        worker = subprocess.Popen(WORKER, cwd=ROOT, env=live_server.environment(program.settings), stderr=file)
     try:
         _wait_for("worker started", log)
-        fragile.server.stop()
-        _wait_for("the database is unavailable", log)
-        # Its threads try again several times a second.
+        program.server.stop()
+        _wait_for("database unavailable", log)
+        # Its threads retry several times a second.
         time.sleep(3)
-        fragile.server.start()
+        program.server.start()
         _wait_for("the database has recovered", log)
-        # What each thread finds of its own connection.
+        # Each thread finds its own broken connection.
         time.sleep(3)
     finally:
         worker.terminate()
         worker.wait(60)
 
-    said = [line for line in log.read_text().splitlines() if "webapp.worker" not in line]
-    # A server that is being stopped may let one more in, which looks as if it were back.
-    assert len(said) in (2, 4), said
+    lines = [line for line in log.read_text().splitlines() if "webapp.worker" not in line]
+    # A server that is stopping may accept one more connection, which looks like a recovery.
+    assert len(lines) in (2, 4), lines
     assert all(
-        "ERROR webapp.core.database_health the database is unavailable or closed a connection" in line
-        for line in said[::2]
+        "ERROR webapp.core.database_health database unavailable or connection closed" in line for line in lines[::2]
     )
-    assert all("WARNING webapp.core.database_health the database has recovered after " in line for line in said[1::2])
+    assert all("WARNING webapp.core.database_health the database has recovered after " in line for line in lines[1::2])
 
 
-def test_a_worker_that_is_not_let_in_says_why_in_one_line(test_settings: app_settings.Settings, tmp_path: Path) -> None:
+def test_a_worker_without_a_database_logs_one_line(test_settings: app_settings.Settings, tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
-    nobody = live_server.environment(test_settings) | {
+    environment = live_server.environment(test_settings) | {
         "DATABASE_URL": "postgresql://onecode:secret@127.0.0.1:1/onecode"
     }
     with log.open("w") as file:
-        worker = subprocess.Popen(WORKER, cwd=ROOT, env=nobody, stderr=file)
+        worker = subprocess.Popen(WORKER, cwd=ROOT, env=environment, stderr=file)
     try:
-        _wait_for("the database is unavailable", log)
+        _wait_for("database unavailable", log)
         time.sleep(2)
     finally:
         worker.terminate()
         worker.wait(60)
 
     (line,) = [line for line in log.read_text().splitlines() if "webapp.worker" not in line]
-    assert "retrying until it answers: nothing answers at 127.0.0.1 port 1, the address in DATABASE_URL; " in line
+    assert "retrying: nothing answers at 127.0.0.1 port 1, the address in DATABASE_URL; " in line
     assert "secret" not in line
 
 
-def test_one_connection_that_is_ended_is_over_when_another_answers(
+def test_an_outage_ends_when_any_connection_works(
     app: Flask, test_settings: app_settings.Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = create_app(test_settings)
+    other_app = create_app(test_settings)
     task_queue.init_app(app)
     database_health.mark_recovered()
     monkeypatch.setattr(database_health, "_recovered_at", -math.inf)
-    with other.app_context(), captured_logs(test_settings, "text") as stream:
+    with other_app.app_context(), captured_logs(test_settings, "text") as stream:
         with db.engine.connect():
             pass
-        assert database_health.detect_outage(psycopg.OperationalError("server closed the connection unexpectedly"))
+        assert database_health.report_if_outage(psycopg.OperationalError("server closed the connection unexpectedly"))
         assert database_health.is_database_unavailable()
-        # It was in the pool already, so nobody connects anew.
+        # The connection was in the pool already, so no new one is opened.
         with db.engine.connect():
             pass
         db.engine.dispose()
 
-        assert database_health.detect_outage(psycopg.OperationalError("server closed the connection unexpectedly")), (
-            "found late"
-        )
+        assert database_health.report_if_outage(
+            psycopg.OperationalError("server closed the connection unexpectedly")
+        ), "found late"
     assert not database_health.is_database_unavailable()
     assert [line.split("webapp.core.database_health ")[1][:24] for line in stream.getvalue().splitlines()] == [
         "the database is unavaila",
@@ -269,21 +266,17 @@ def test_one_connection_that_is_ended_is_over_when_another_answers(
         psycopg.errors.DiskFull("could not extend file"),
     ],
 )
-def test_what_is_no_sign_of_a_database_that_is_away_is_not_taken_for_one(
-    error: psycopg.Error, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_database_errors_are_not_outages(error: psycopg.Error, monkeypatch: pytest.MonkeyPatch) -> None:
     database_health.mark_recovered()
     monkeypatch.setattr(database_health, "_recovered_at", -math.inf)
 
-    assert not database_health.detect_outage(error)
+    assert not database_health.report_if_outage(error)
     assert not database_health.is_database_unavailable()
 
 
-def test_of_refused_requests_not_more_than_one_a_second_is_told_of(
-    app: Flask, test_settings: app_settings.Settings
-) -> None:
-    nowhere = replace(test_settings, database_url="postgresql+psycopg://nobody@127.0.0.1:1/nothing")
-    client = create_app(nowhere).test_client()
+def test_rejected_requests_are_logged_at_most_once_a_second(app: Flask, test_settings: app_settings.Settings) -> None:
+    unreachable = replace(test_settings, database_url="postgresql+psycopg://nobody@127.0.0.1:1/nothing")
+    client = create_app(unreachable).test_client()
     task_queue.init_app(app)
     database_health.mark_recovered()
     try:
@@ -295,7 +288,7 @@ def test_of_refused_requests_not_more_than_one_a_second_is_told_of(
 
     lines = stream.getvalue().splitlines()
     assert 503 in statuses
-    assert "ERROR webapp.core.database_health the database is unavailable" in lines[0]
+    assert "ERROR webapp.core.database_health database unavailable" in lines[0]
     assert re.search(
         r"WARNING webapp.core.database_health the database has recovered after \d+ s; \d+ rejected requests were not",
         lines[-1],

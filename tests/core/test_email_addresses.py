@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from flask import Flask
 
-from webapp.core.email_addresses import EMAIL_MAX_LENGTH, hash_email, normalise_email, redact_email_addresses
+from webapp.core.email_addresses import MAX_EMAIL_LENGTH, hash_email, normalise_email, redact_email_addresses
 from webapp.core.errors import InvalidInput
 
 
@@ -34,7 +34,7 @@ def test_every_spelling_of_an_address_has_one_canonical_form(given: str, canonic
         "a" * 64 + "@example.com",
         "\u00e9" * 32 + "@example.com",
         f"ada@{'a' * 63}.example",
-        f"ada@{'.'.join(['b' * 61] * 4)}.de"[:EMAIL_MAX_LENGTH],
+        f"ada@{'.'.join(['b' * 61] * 4)}.de"[:MAX_EMAIL_LENGTH],
     ],
 )
 def test_an_address_of_the_maximum_length_is_valid(given: str) -> None:

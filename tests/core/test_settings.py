@@ -1,4 +1,4 @@
-"""Addresses in the settings are such as can stand in a mail, or the start is refused in one line."""
+"""Settings: addresses are normalised, invalid values refused, secrets hidden."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from webapp.core import setting_parsers
 from webapp.core import settings as app_settings
 
 
-def _loaded(tmp_path: Path, **given: str) -> app_settings.Settings:
+def _load(tmp_path: Path, **given: str) -> app_settings.Settings:
     return app_settings.load_settings({"INSTANCE_PATH": str(tmp_path), **given})
 
 
 @pytest.mark.parametrize(
-    ("given", "stands"),
+    ("given", "expected"),
     [
         ("https://münze.example", "https://xn--mnze-0ra.example"),
         ("https://Straße.example:8443/angebote/", "https://xn--strae-oqa.example:8443/angebote"),
@@ -23,8 +24,8 @@ def _loaded(tmp_path: Path, **given: str) -> app_settings.Settings:
         ("http://localhost", "http://localhost"),
     ],
 )
-def test_the_public_address_is_written_in_ascii(tmp_path: Path, given: str, stands: str) -> None:
-    assert _loaded(tmp_path, PUBLIC_URL=given).public_url == stands
+def test_the_public_url_is_normalised_to_ascii(tmp_path: Path, given: str, expected: str) -> None:
+    assert _load(tmp_path, PUBLIC_URL=given).public_url == expected
 
 
 @pytest.mark.parametrize(
@@ -50,15 +51,15 @@ def test_the_public_address_is_written_in_ascii(tmp_path: Path, given: str, stan
         ("MAIL_DEFAULT_SENDER", "Shop <a@b.example>\r\nBcc: x@y.example"),
     ],
 )
-def test_an_address_that_no_mail_could_have_stops_the_start(tmp_path: Path, name: str, value: str) -> None:
-    with pytest.raises(app_settings.SettingsError, match=f"^{name} must be ") as stopped:
-        _loaded(tmp_path, **{name: value})
+def test_an_invalid_address_is_refused(tmp_path: Path, name: str, value: str) -> None:
+    with pytest.raises(setting_parsers.SettingsError, match=f"^{name} must be ") as error:
+        _load(tmp_path, **{name: value})
 
-    assert "\n" not in str(stopped.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("given", "stands"),
+    ("given", "expected"),
     [
         ("relay.example.com", "relay.example.com"),
         ("mail_relay", "mail_relay"),
@@ -68,21 +69,21 @@ def test_an_address_that_no_mail_could_have_stops_the_start(tmp_path: Path, name
         ("relay.example.com.", "relay.example.com."),
     ],
 )
-def test_the_relay_is_a_name_or_an_address(tmp_path: Path, given: str, stands: str) -> None:
-    assert _loaded(tmp_path, MAIL_SERVER=given).mail_server == stands
+def test_the_relay_is_a_host_name_or_an_ip_address(tmp_path: Path, given: str, expected: str) -> None:
+    assert _load(tmp_path, MAIL_SERVER=given).mail_server == expected
 
 
 @pytest.mark.parametrize("given", ["offers@example.com", "Münze <offers@münze.example>", '"A, B" <o@localhost>'])
-def test_the_sender_stays_as_it_was_given(tmp_path: Path, given: str) -> None:
-    assert _loaded(tmp_path, MAIL_DEFAULT_SENDER=given).mail_default_sender == given
+def test_the_sender_is_not_changed(tmp_path: Path, given: str) -> None:
+    assert _load(tmp_path, MAIL_DEFAULT_SENDER=given).mail_default_sender == given
 
 
 @pytest.mark.parametrize("password", ["a@S3cret", "a/S3cret", "a@b@S3cret", "a@S3cret:1"])
-def test_no_piece_of_a_password_is_taken_for_the_host(tmp_path: Path, password: str) -> None:
-    with pytest.raises(app_settings.SettingsError, match=r"^DATABASE_URL cannot be parsed; .* @ as %40") as refused:
-        _loaded(tmp_path, DATABASE_URL=f"postgresql://onecode:{password}@127.0.0.1:1/onecode")
+def test_a_password_with_unescaped_characters_is_refused(tmp_path: Path, password: str) -> None:
+    with pytest.raises(setting_parsers.SettingsError, match=r"^DATABASE_URL cannot be parsed; .* @ as %40") as error:
+        _load(tmp_path, DATABASE_URL=f"postgresql://onecode:{password}@127.0.0.1:1/onecode")
 
-    assert "S3cret" not in str(refused.value)
+    assert "S3cret" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -94,14 +95,14 @@ def test_no_piece_of_a_password_is_taken_for_the_host(tmp_path: Path, password: 
         "postgresql://onecode@/onecode?host=/run/postgresql",
     ],
 )
-def test_what_all_read_in_one_way_is_taken(tmp_path: Path, url: str) -> None:
-    assert _loaded(tmp_path, DATABASE_URL=url).libpq_url == "postgresql://" + url.partition("://")[2]
+def test_an_unambiguous_database_url_is_accepted(tmp_path: Path, url: str) -> None:
+    assert _load(tmp_path, DATABASE_URL=url).libpq_url == "postgresql://" + url.partition("://")[2]
 
 
-def test_no_secret_stands_in_what_the_settings_look_like(tmp_path: Path) -> None:
+def test_the_repr_of_the_settings_has_no_secret(tmp_path: Path) -> None:
     given = {"DATABASE_URL": "postgresql://u:S3cret@h/d", "SECRET_KEY": "S3cret", "MAIL_SERVER": "relay.example.com"}
 
-    assert "S3cret" not in repr(_loaded(tmp_path, **given, MAIL_USERNAME="u", MAIL_PASSWORD="S3cret"))
+    assert "S3cret" not in repr(_load(tmp_path, **given, MAIL_USERNAME="u", MAIL_PASSWORD="S3cret"))
 
 
 LONG_HOST = f"{'a' * 62}.{'b' * 62}.{'c' * 62}.{'d' * 62}.e"
@@ -136,7 +137,7 @@ def test_a_valid_value_is_accepted_up_to_its_limits(
 ) -> None:
     given = {"MAIL_SERVER": "relay.example.com"} | {name: value}
 
-    assert getattr(_loaded(tmp_path, **given), attribute) == expected
+    assert getattr(_load(tmp_path, **given), attribute) == expected
 
 
 @pytest.mark.parametrize(
@@ -161,4 +162,4 @@ def test_a_valid_value_is_accepted_up_to_its_limits(
 )
 def test_a_value_beyond_its_limits_is_refused(tmp_path: Path, name: str, value: str) -> None:
     with pytest.raises(app_settings.SettingsError, match=f"^{name} must be "):
-        _loaded(tmp_path, **{name: value})
+        _load(tmp_path, **{name: value})

@@ -1,4 +1,4 @@
-"""The task queue: names, entries of older releases, and a queue that is unavailable."""
+"""The task queue: names, entries of older releases, and its failures."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import get_args
 import pytest
 from flask import Flask
 from huey.registry import Message
+from sqlalchemy import text
 
 from webapp.core import task_queue
-from webapp.core.extensions import huey
+from webapp.core.extensions import db, huey
 from webapp.core.settings import ROOT
 from webapp.core.task_queue import TaskName
 
-# Two entries as release 0.1.0 wrote them: `campaigns.prepare` for the campaign 5, and an import with the id 7.
+# Two queue entries of release 0.1.0: `campaigns.prepare` for the campaign 5, and an import with the id 7.
 PREPARE_0_1_0 = (
     "gAWVewAAAAAAAACMDWh1ZXkucmVnaXN0cnmUjAdNZXNzYWdllJOUKIwgMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDCUjB93ZWJhcHAu"
     "Y2FtcGFpZ25zLnRhc2tzLl9wcmVwYXJllE5LAEsATksFhZR9lE5OTk5OTksAdJSBlC4="
@@ -44,15 +45,15 @@ FORMER_KEYS: dict[str, TaskName] = {
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[int, ...]]]:
-    """What the tasks that are run do instead: note their name and arguments."""
-    noted: list[tuple[str, tuple[int, ...]]] = []
+    """Replaces every task; returns the names and arguments of the calls."""
+    recorded: list[tuple[str, tuple[int, ...]]] = []
 
-    def note(name: TaskName) -> None:
-        monkeypatch.setitem(task_queue._functions, name, lambda *args: noted.append((name, args)))
+    def replace_task(name: TaskName) -> None:
+        monkeypatch.setitem(task_queue._functions, name, lambda *args: recorded.append((name, args)))
 
     for name in get_args(TaskName):
-        note(name)
-    return noted
+        replace_task(name)
+    return recorded
 
 
 @pytest.mark.parametrize(
@@ -86,8 +87,28 @@ def test_a_task_is_stored_under_its_name(app: Flask) -> None:
     assert pickle.loads(huey.serialize_task(entry)).name == "campaigns.prepare"
 
 
+def test_a_task_is_enqueued_although_the_server_ended_the_idle_connection(app: Flask) -> None:
+    assert task_queue.enqueue("campaigns.prepare", 5)
+
+    end_other_connections()
+
+    assert task_queue.enqueue("campaigns.prepare", 6)
+    assert huey.storage.queue_size() == 2
+
+
+def end_other_connections() -> None:
+    """End every other connection to the database of this test process, as a restart of the server does."""
+    db.session.execute(
+        text(
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity "
+            "where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'"
+        )
+    )
+    db.session.rollback()
+
+
 def test_a_name_without_a_task_fails_at_start_up() -> None:
-    """In a process of its own: there the tasks of monitoring are not registered."""
+    """In a separate process where the tasks of monitoring are not registered."""
     script = (
         "import sys, types\n"
         "sys.modules['webapp.tasks.monitoring'] = types.ModuleType('webapp.tasks.monitoring')\n"

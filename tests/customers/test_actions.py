@@ -1,4 +1,4 @@
-"""Single customers and audiences: the rules, on the real database."""
+"""Actions on single customers and audiences, on the real database."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from webapp.accounts.models import AuditEntry
 from webapp.core.errors import DomainError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.customers import actions as customer_actions
+from webapp.customers import audience_actions
 from webapp.customers import queries as customer_queries
 from webapp.customers.models import Audience, AudienceMember, Customer
 from webapp.customers.validation import CustomerValues, clean_locale, clean_name
@@ -21,7 +22,7 @@ from webapp.customers.validation import CustomerValues, clean_locale, clean_name
 Make = Callable[..., Customer]
 
 
-def audience(name: str, *members: Customer) -> Audience:
+def make_audience(name: str, *members: Customer) -> Audience:
     row = Audience(name=name)
     db.session.add(row)
     db.session.flush()
@@ -31,11 +32,11 @@ def audience(name: str, *members: Customer) -> Audience:
     return row
 
 
-# --- entering and changing -----------------------------------------------------------------------
+# --- create and update ---------------------------------------------------------------------------
 
 
-def test_a_customer_is_entered_with_audiences(app: Flask) -> None:
-    vip = audience("VIP")
+def test_a_customer_is_created_with_audiences(app: Flask) -> None:
+    vip = make_audience("VIP")
 
     ada = customer_actions.create_customer(
         CustomerValues(" Ada@Example.com ", "Ada  Lovelace", "EN_gb", "C1"), [vip.id, 999], by="tests"
@@ -46,7 +47,7 @@ def test_a_customer_is_entered_with_audiences(app: Flask) -> None:
     assert customer_queries.list_customer_audiences(ada.id) == [vip]
 
 
-def test_every_field_that_is_wrong_is_told_at_once(app: Flask) -> None:
+def test_every_invalid_field_has_an_error(app: Flask) -> None:
     with pytest.raises(InvalidInput) as refusal:
         customer_actions.create_customer(CustomerValues("nobody", "x" * 201, "german!", "a\x01"), [], by="tests")
 
@@ -57,8 +58,10 @@ def test_every_field_that_is_wrong_is_told_at_once(app: Flask) -> None:
     ("values", "field"),
     [(CustomerValues("ADA@example.com"), "email"), (CustomerValues("b@example.com", source_id="C1"), "source_id")],
 )
-def test_what_another_customer_has_is_refused_at_its_field(customer: Make, values: CustomerValues, field: str) -> None:
-    customer("ada@example.com", source_id="C1")
+def test_a_value_of_another_customer_is_a_conflict_at_its_field(
+    make_customer: Make, values: CustomerValues, field: str
+) -> None:
+    make_customer("ada@example.com", source_id="C1")
 
     with pytest.raises(DomainError) as refusal:
         customer_actions.create_customer(values, [], by="tests")
@@ -66,8 +69,8 @@ def test_what_another_customer_has_is_refused_at_its_field(customer: Make, value
     assert (refusal.value.key, refusal.value.errors[0].field) == ("conflict", field)
 
 
-def test_another_e_mail_keeps_the_customer(customer: Make) -> None:
-    ada = customer("ada@example.com")
+def test_a_new_email_keeps_the_customer(make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
 
     customer_actions.update_customer(ada.id, CustomerValues("countess@example.com", "Ada"), [], by="tests")
 
@@ -77,27 +80,27 @@ def test_another_e_mail_keeps_the_customer(customer: Make) -> None:
     assert found.id == ada.id
 
 
-def test_a_change_sets_the_audiences_exactly(customer: Make) -> None:
-    ada = customer("ada@example.com")
-    audience("Old", ada)
-    new = audience("New")
+def test_an_update_replaces_the_audiences(make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
+    make_audience("Old", ada)
+    new = make_audience("New")
 
     customer_actions.update_customer(ada.id, CustomerValues("ada@example.com"), [new.id], by="tests")
 
     assert [found.name for found in customer_queries.list_customer_audiences(ada.id)] == ["New"]
 
 
-def test_an_erased_customer_can_not_be_changed(customer: Make) -> None:
-    ada = customer("ada@example.com")
+def test_an_erased_customer_cannot_be_updated(make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
     customer_actions.erase_customer(ada.id, by="tests")
 
     with pytest.raises(NotFound):
         customer_actions.update_customer(ada.id, CustomerValues("ada@example.com"), [], by="tests")
 
 
-def test_a_change_is_in_the_trail_with_its_fields_and_without_the_person(customer: Make) -> None:
-    ada = customer("ada@example.com")
-    vip = audience("VIP")
+def test_the_audit_log_has_the_updated_fields_but_no_personal_data(make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
+    vip = make_audience("VIP")
 
     customer_actions.update_customer(
         ada.id, CustomerValues("Countess@example.com", "Ada Lovelace"), [vip.id], by="eve@example.com"
@@ -112,9 +115,9 @@ def test_a_change_is_in_the_trail_with_its_fields_and_without_the_person(custome
     )
 
 
-def test_what_changes_nothing_is_not_in_the_trail(customer: Make) -> None:
-    ada = customer("ada@example.com", source_id="C1")
-    audience("VIP", ada)
+def test_an_update_without_changes_is_not_in_the_audit_log(make_customer: Make) -> None:
+    ada = make_customer("ada@example.com", source_id="C1")
+    make_audience("VIP", ada)
 
     customer_actions.upsert_customer(CustomerValues("ada@example.com", None, None, "C1"), ["VIP"], by="tests")
 
@@ -124,7 +127,7 @@ def test_what_changes_nothing_is_not_in_the_trail(customer: Make) -> None:
 # --- by source id --------------------------------------------------------------------------------
 
 
-def test_put_makes_a_customer_once(app: Flask) -> None:
+def test_upsert_creates_a_customer_once(app: Flask) -> None:
     values = CustomerValues("ada@example.com", "Ada", "en", "C1")
 
     first, is_new = customer_actions.upsert_customer(values, ["VIP"], by="tests")
@@ -134,9 +137,9 @@ def test_put_makes_a_customer_once(app: Flask) -> None:
     assert [found.name for found in customer_queries.list_customer_audiences(first.id)] == ["VIP"]
 
 
-def test_put_with_another_e_mail_keeps_the_customer_and_what_is_left_out(customer: Make) -> None:
-    ada = customer("ada@example.com", source_id="C1", name="Ada", locale="en")
-    audience("VIP", ada)
+def test_upsert_with_a_new_email_keeps_omitted_values(make_customer: Make) -> None:
+    ada = make_customer("ada@example.com", source_id="C1", name="Ada", locale="en")
+    make_audience("VIP", ada)
 
     found, _ = customer_actions.upsert_customer(
         CustomerValues("countess@example.com", None, None, "C1"), None, by="tests"
@@ -146,8 +149,8 @@ def test_put_with_another_e_mail_keeps_the_customer_and_what_is_left_out(custome
     assert [a.name for a in customer_queries.list_customer_audiences(ada.id)] == ["VIP"]
 
 
-def test_put_gives_a_known_e_mail_its_source_id(customer: Make) -> None:
-    ada = customer("ada@example.com")
+def test_upsert_sets_the_source_id_of_a_known_email(make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
 
     found, is_new = customer_actions.upsert_customer(
         CustomerValues("ada@example.com", source_id="C1"), None, by="tests"
@@ -156,22 +159,22 @@ def test_put_gives_a_known_e_mail_its_source_id(customer: Make) -> None:
     assert (found.id, found.source_id, is_new) == (ada.id, "C1", False)
 
 
-def test_put_does_not_take_an_e_mail_from_another_customer(customer: Make) -> None:
-    customer("ada@example.com", source_id="C1")
-    customer("grace@example.com", source_id="C2")
+def test_upsert_refuses_the_email_of_another_customer(make_customer: Make) -> None:
+    make_customer("ada@example.com", source_id="C1")
+    make_customer("grace@example.com", source_id="C2")
 
     for source_id in ("C2", "C3"):
         with pytest.raises(DomainError, match="Another customer has this email address"):
             customer_actions.upsert_customer(CustomerValues("ada@example.com", source_id=source_id), None, by="tests")
 
 
-def test_put_of_the_same_new_customer_at_the_same_time_makes_one(app: Flask) -> None:
-    running: Any = current_app._get_current_object()  # type: ignore[attr-defined]
+def test_concurrent_upserts_create_one_customer(app: Flask) -> None:
+    app_object: Any = current_app._get_current_object()  # type: ignore[attr-defined]
     start = threading.Barrier(8)
     ids, failures = [], []
 
     def put() -> None:
-        with running.app_context():
+        with app_object.app_context():
             start.wait()
             try:
                 ids.append(
@@ -195,36 +198,36 @@ def test_put_of_the_same_new_customer_at_the_same_time_makes_one(app: Flask) -> 
 # --- audiences -----------------------------------------------------------------------------------
 
 
-def test_an_audience_is_made_and_renamed(app: Flask) -> None:
-    made = customer_actions.create_audience("  Regulars  in Vienna ", by="tests")
+def test_an_audience_is_created_and_renamed(app: Flask) -> None:
+    audience = audience_actions.create_audience("  Regulars  in Vienna ", by="tests")
 
-    customer_actions.rename_audience(made.id, "Regulars", by="tests")
+    audience_actions.rename_audience(audience.id, "Regulars", by="tests")
 
     assert [found.name for found in customer_queries.list_audiences()] == ["Regulars"]
     entries = db.session.scalars(select(AuditEntry).order_by(AuditEntry.id)).all()
     assert [(entry.action, entry.subject, entry.detail) for entry in entries] == [
-        ("audience.created", "Regulars in Vienna", {"id": made.id}),
-        ("audience.renamed", "Regulars", {"id": made.id, "was": "Regulars in Vienna"}),
+        ("audience.created", "Regulars in Vienna", {"id": audience.id}),
+        ("audience.renamed", "Regulars", {"id": audience.id, "was": "Regulars in Vienna"}),
     ]
 
 
 @pytest.mark.parametrize("name", ["", "  ", "VIP", " VIP ", "x" * 101, "a\x00b"])
-def test_an_audience_needs_a_free_name(app: Flask, name: str) -> None:
-    audience("VIP")
+def test_an_audience_needs_an_unused_name(app: Flask, name: str) -> None:
+    make_audience("VIP")
 
     with pytest.raises(InvalidInput) as refusal:
-        customer_actions.create_audience(name, by="tests")
+        audience_actions.create_audience(name, by="tests")
 
     assert refusal.value.errors[0].field == "name"
 
 
 def test_an_audience_may_keep_its_own_name(app: Flask) -> None:
-    vip = audience("VIP")
+    vip = make_audience("VIP")
 
-    assert customer_actions.rename_audience(vip.id, "VIP", by="tests").name == "VIP"
+    assert audience_actions.rename_audience(vip.id, "VIP", by="tests").name == "VIP"
 
 
-# --- looking up ----------------------------------------------------------------------------------
+# --- queries -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -247,23 +250,23 @@ def test_an_audience_may_keep_its_own_name(app: Flask) -> None:
         ("ov", []),
     ],
 )
-def test_customers_are_found_by_the_beginning_of_what_one_knows(customer: Make, q: str, found: list[str]) -> None:
-    customer("ada@example.com", name="Ada Lovelace", source_id="C11")
-    customer("grace@example.com", name="Grace Hopper-Brewster", source_id="C12")
+def test_customers_are_found_by_prefixes(make_customer: Make, q: str, found: list[str]) -> None:
+    make_customer("ada@example.com", name="Ada Lovelace", source_id="C11")
+    make_customer("grace@example.com", name="Grace Hopper-Brewster", source_id="C12")
 
     assert [row.email for row in customer_queries.list_customers(q)] == found
 
 
-def test_names_are_found_in_any_script(customer: Make) -> None:
-    customer("a@example.com", name="Élodie Ñandú")
-    customer("b@example.com", name="Жанна")
+def test_names_are_found_in_any_script(make_customer: Make) -> None:
+    make_customer("a@example.com", name="Élodie Ñandú")
+    make_customer("b@example.com", name="Жанна")
 
     assert [row.email for row in customer_queries.list_customers("élo")] == ["a@example.com"]
     assert [row.email for row in customer_queries.list_customers("жан")] == ["b@example.com"]
 
 
-def test_pages_follow_each_other_both_ways(customer: Make) -> None:
-    ids = [customer(f"c{n}@example.com").id for n in range(5)]
+def test_pages_are_linked_in_both_directions(make_customer: Make) -> None:
+    ids = [make_customer(f"c{n}@example.com").id for n in range(5)]
 
     first = [row.id for row in customer_queries.list_customers(limit=2)]
     second = [row.id for row in customer_queries.list_customers(before=first[1], limit=2)]
@@ -274,18 +277,18 @@ def test_pages_follow_each_other_both_ways(customer: Make) -> None:
     assert back == [ids[4], ids[3]]
 
 
-def test_the_list_of_an_audience_has_only_its_members(customer: Make) -> None:
-    ada, _ = customer("ada@example.com"), customer("grace@example.com")
-    vip = audience("VIP", ada)
+def test_the_list_of_an_audience_has_only_its_members(make_customer: Make) -> None:
+    ada, _ = make_customer("ada@example.com"), make_customer("grace@example.com")
+    vip = make_audience("VIP", ada)
 
     assert [row.id for row in customer_queries.list_customers("", vip.id)] == [ada.id]
     assert customer_queries.list_customers("grace", vip.id) == []
 
 
-def test_erased_customers_are_nowhere(customer: Make) -> None:
-    erased = customer("erased@example.com")
+def test_queries_omit_erased_customers(make_customer: Make) -> None:
+    erased = make_customer("erased@example.com")
     customer_actions.erase_customer(erased.id, by="tests")
-    vip = audience("VIP", erased)
+    vip = make_audience("VIP", erased)
 
     assert customer_queries.list_customers() == []
     assert (
@@ -298,32 +301,32 @@ def test_erased_customers_are_nowhere(customer: Make) -> None:
     assert customer_queries.count_customers() == customer_queries.CustomerCount(0, True)
 
 
-def test_an_audience_is_walked_by_id(customer: Make) -> None:
-    ids = [customer(f"c{n}@example.com").id for n in range(4)]
-    vip = audience("VIP", *(customer_queries.list_customers_by_ids(ids[1:])))
+def test_customer_ids_are_listed_in_pages(make_customer: Make) -> None:
+    ids = [make_customer(f"c{n}@example.com").id for n in range(4)]
+    vip = make_audience("VIP", *(customer_queries.list_customers_by_ids(ids[1:])))
 
     assert customer_queries.list_customer_ids_after(None, ids[0], 2) == ids[1:3]
     assert customer_queries.list_customer_ids_after(vip.id, 0, 2) == ids[1:3]
     assert customer_queries.list_customer_ids_after(vip.id, ids[2], 2) == ids[3:]
 
 
-def test_reach_tells_who_must_not_be_mailed(customer: Make) -> None:
-    _, grace = customer("ada@example.com"), customer("grace@example.com", suppressed="unsubscribed")
-    vip = audience("VIP", grace)
+def test_audience_totals_count_suppressed_customers(make_customer: Make) -> None:
+    _, grace = make_customer("ada@example.com"), make_customer("grace@example.com", suppressed="unsubscribed")
+    vip = make_audience("VIP", grace)
 
     assert customer_queries.count_audience_members(None) == customer_queries.AudienceTotals(2, 1)
     assert customer_queries.count_audience_members(vip.id) == customer_queries.AudienceTotals(1, 1)
 
 
-def test_few_customers_are_counted_exactly(customer: Make) -> None:
-    customer("ada@example.com")
+def test_few_customers_are_counted_exactly(make_customer: Make) -> None:
+    make_customer("ada@example.com")
 
     assert customer_queries.count_customers() == customer_queries.CustomerCount(1, True)
 
 
-def test_audiences_are_listed_with_their_sizes(customer: Make) -> None:
-    audience("Empty")
-    audience("VIP", customer("ada@example.com"))
+def test_audiences_are_listed_with_their_sizes(make_customer: Make) -> None:
+    make_audience("Empty")
+    make_audience("VIP", make_customer("ada@example.com"))
 
     assert [(row.name, row.member_count) for row in customer_queries.list_audience_summaries()] == [
         ("Empty", 0),
@@ -331,13 +334,11 @@ def test_audiences_are_listed_with_their_sizes(customer: Make) -> None:
     ]
 
 
-def test_a_large_audience_is_estimated_and_a_small_one_beside_it_counted(
-    customer: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_size_of_a_large_audience_is_estimated(make_customer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(customer_queries, "EXACT_COUNT_LIMIT", 10)
-    people = [customer(f"c{n}@example.com") for n in range(20)]
-    audience("Everyone", *people)
-    audience("Few", *people[:3])
+    customers = [make_customer(f"c{n}@example.com") for n in range(20)]
+    make_audience("Everyone", *customers)
+    make_audience("Few", *customers[:3])
     db.session.execute(text("analyze audience_member"))
     db.session.commit()
 
@@ -350,11 +351,12 @@ def test_a_large_audience_is_estimated_and_a_small_one_beside_it_counted(
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"), [("", ""), ("DE", "de"), ("en_gb", "en-GB"), ("zh-hant-tw", "zh-Hant-TW"), (" fr-CH ", "fr-CH")]
+    ("given", "expected"),
+    [("", ""), ("DE", "de"), ("en_gb", "en-GB"), ("zh-hant-tw", "zh-Hant-TW"), (" fr-CH ", "fr-CH")],
 )
-def test_languages_are_kept_in_their_usual_spelling(given: str, kept: str) -> None:
-    assert clean_locale(given) == kept
+def test_languages_are_normalised(given: str, expected: str) -> None:
+    assert clean_locale(given) == expected
 
 
-def test_a_name_is_kept_on_one_line() -> None:
+def test_line_breaks_in_a_name_become_spaces() -> None:
     assert clean_name("  Ada \r\n\t Lovelace ") == "Ada Lovelace"

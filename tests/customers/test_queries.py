@@ -11,6 +11,7 @@ from sqlalchemy import func, insert, select, update
 
 from webapp.core.extensions import db
 from webapp.customers import queries as customer_queries
+from webapp.customers.imports import queries as import_queries
 from webapp.customers.models import (
     ERASED_EMAIL_PLACEHOLDER,
     Audience,
@@ -42,8 +43,8 @@ def add_import(**values: object) -> int:
     return row.id
 
 
-def test_audiences_are_sorted_by_name(customer: CustomerFactory) -> None:
-    ada, bob = customer("ada@example.com"), customer("bob@example.com")
+def test_audiences_are_sorted_by_name(make_customer: CustomerFactory) -> None:
+    ada, bob = make_customer("ada@example.com"), make_customer("bob@example.com")
     for name, members in (("VIP", (ada, bob)), ("Austria", (ada,)), ("Norway", ()), ("Berlin", (bob,))):
         add_audience(name, *members)
 
@@ -57,8 +58,8 @@ def test_audiences_are_sorted_by_name(customer: CustomerFactory) -> None:
     ]
 
 
-def test_the_customers_of_an_audience_are_read_in_pages_by_id(customer: CustomerFactory) -> None:
-    rows = [customer(f"c{n}@example.com", erased_at=PAST if n == 2 else None) for n in range(5)]
+def test_the_customers_of_an_audience_are_read_in_pages_by_id(make_customer: CustomerFactory) -> None:
+    rows = [make_customer(f"c{n}@example.com", erased_at=PAST if n == 2 else None) for n in range(5)]
     # Joined in another order than that of the ids.
     audience_id = add_audience("VIP", *(rows[n] for n in (4, 0, 3, 2)))
 
@@ -73,11 +74,11 @@ def test_the_customers_of_an_audience_are_read_in_pages_by_id(customer: Customer
     assert (ids(None, 0, 2), ids(audience_id, 0, 2)) == ([0, 1], [0, 3])
 
 
-def test_erased_customers_are_not_counted(customer: CustomerFactory) -> None:
+def test_erased_customers_are_not_counted(make_customer: CustomerFactory) -> None:
     rows = [
-        customer("ada@example.com", suppressed="bounced"),
-        customer("bob@example.com"),
-        customer("eve@example.com", erased_at=PAST),
+        make_customer("ada@example.com", suppressed="bounced"),
+        make_customer("bob@example.com"),
+        make_customer("eve@example.com", erased_at=PAST),
     ]
     audience_id = add_audience("VIP", rows[0], rows[2])
 
@@ -88,7 +89,7 @@ def test_erased_customers_are_not_counted(customer: CustomerFactory) -> None:
     assert [row.id for row in found] == [rows[0].id, rows[1].id]
 
 
-def test_an_erasure_is_recent_for_one_hour(customer: CustomerFactory) -> None:
+def test_an_erasure_is_recent_for_one_hour(make_customer: CustomerFactory) -> None:
     # In one transaction the database has one time.
     now = db.session.execute(select(func.now())).scalar_one()
     ids = []
@@ -101,9 +102,9 @@ def test_an_erasure_is_recent_for_one_hour(customer: CustomerFactory) -> None:
 
 
 def test_a_locked_customer_is_freshly_read_and_locked_until_the_end_of_the_transaction(
-    customer: CustomerFactory,
+    make_customer: CustomerFactory,
 ) -> None:
-    ada = customer(name="Ada")
+    ada = make_customer(name="Ada")
     assert ada.name == "Ada"
     with db.engine.begin() as other:
         other.execute(update(Customer).values(name="Augusta Ada"))
@@ -122,9 +123,9 @@ def test_a_locked_customer_is_freshly_read_and_locked_until_the_end_of_the_trans
 def test_imports_are_listed_newest_first(app: Flask) -> None:
     ids = [add_import() for _ in range(4)]
 
-    assert [row.id for row in customer_queries.list_imports()] == ids[::-1]
-    assert [row.id for row in customer_queries.list_imports(limit=2)] == [ids[3], ids[2], ids[1]]
-    assert [row.id for row in customer_queries.list_imports(before=ids[2])] == [ids[1], ids[0]]
+    assert [row.id for row in import_queries.list_imports()] == ids[::-1]
+    assert [row.id for row in import_queries.list_imports(limit=2)] == [ids[3], ids[2], ids[1]]
+    assert [row.id for row in import_queries.list_imports(before=ids[2])] == [ids[1], ids[0]]
 
 
 def test_rejected_rows_are_paged_by_line_and_then_by_id(app: Flask) -> None:
@@ -138,7 +139,7 @@ def test_rejected_rows_are_paged_by_line_and_then_by_id(app: Flask) -> None:
     pages: list[list[tuple[int, int]]] = []
     for _ in range(4):
         after = pages[-1][-1] if pages else None
-        rows = customer_queries.list_rejected_rows(import_id, after, limit=2)[:2]
+        rows = import_queries.list_rejected_rows(import_id, after, limit=2)[:2]
         pages.append([(row.line, row.id) for row in rows])
 
     first_id = pages[0][0][1]
@@ -148,8 +149,8 @@ def test_rejected_rows_are_paged_by_line_and_then_by_id(app: Flask) -> None:
         [(9, first_id + 3)],
         [],
     ]
-    assert len(customer_queries.list_rejected_rows(import_id, limit=2)) == 3
-    lines = b"".join(customer_queries.export_rejected_rows(import_id)).decode().splitlines()
+    assert len(import_queries.list_rejected_rows(import_id, limit=2)) == 3
+    lines = b"".join(import_queries.export_rejected_rows(import_id)).decode().splitlines()
     assert [line.partition(",")[0] for line in lines] == ["line", "3", "3", "3", "7", "9"]
 
 
@@ -167,20 +168,20 @@ def test_an_import_without_a_worker_can_be_claimed_and_a_late_upload_is_stalled(
             db.session.flush()
             names[row.id] = f"{status} {name}"
 
-    assert [names[row_id] for row_id in customer_queries.list_claimable_import_ids()] == [
+    assert [names[row_id] for row_id in import_queries.list_claimable_import_ids()] == [
         "queued past",
         "queued now",
         "queued future",
         "running past",
         "running now",
     ]
-    assert [names[row_id] for row_id in customer_queries.list_stalled_upload_ids()] == ["receiving past"]
+    assert [names[row_id] for row_id in import_queries.list_stalled_upload_ids()] == ["receiving past"]
 
 
-def test_the_export_starts_with_the_oldest_customer(customer: CustomerFactory) -> None:
+def test_the_export_starts_with_the_oldest_customer(make_customer: CustomerFactory) -> None:
     for name in ("zoe", "ada", "mia"):
-        customer(f"{name}@example.com", name="=1+1", suppressed="bounced" if name == "ada" else "")
-    customer("gone@example.com", erased_at=PAST)
+        make_customer(f"{name}@example.com", name="=1+1", suppressed="bounced" if name == "ada" else "")
+    make_customer("gone@example.com", erased_at=PAST)
 
     lines = b"".join(customer_queries.export_customers(None)).decode().splitlines()
 

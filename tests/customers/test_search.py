@@ -1,3 +1,5 @@
+"""Search of customers by name."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -8,12 +10,14 @@ from webapp.customers import queries as customer_queries
 from webapp.customers.models import Customer
 
 
-@pytest.mark.parametrize("few", [1, 3, 5000])
-def test_a_name_is_found_whether_few_or_many_have_it(
-    customer: Callable[..., Customer], monkeypatch: pytest.MonkeyPatch, few: int
+@pytest.mark.parametrize("max_matches", [1, 3, 5000])
+def test_a_name_is_found_for_any_number_of_matches(
+    make_customer: Callable[..., Customer], monkeypatch: pytest.MonkeyPatch, max_matches: int
 ) -> None:
-    monkeypatch.setattr(customer_queries, "NAME_INDEX_MAX_MATCHES", few)
-    ids = [customer(f"n{n}@example.com", name=name).id for n, name in enumerate(["Ada Byron", "Bob", "Adam", "Ada"])]
+    monkeypatch.setattr(customer_queries, "MAX_NAME_INDEX_MATCHES", max_matches)
+    ids = [
+        make_customer(f"n{n}@example.com", name=name).id for n, name in enumerate(["Ada Byron", "Bob", "Adam", "Ada"])
+    ]
 
     assert [found.id for found in customer_queries.list_customers("ad")] == [ids[3], ids[2], ids[0]]
     assert [found.id for found in customer_queries.list_customers("ad", limit=1)] == [ids[3], ids[2]]

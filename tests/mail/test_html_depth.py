@@ -1,4 +1,4 @@
-"""HTML that would end the process that reads it is refused in words, wherever it comes from."""
+"""HTML that is nested too deep is refused before it can crash the parser."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ DEEP = "<div>" * 20_000 + "x"
         "<a " * 80_000,
     ],
 )
-def test_what_is_nested_too_deep_is_refused_at_its_field(app: Flask, source: str) -> None:
+def test_html_that_is_nested_too_deep_is_refused_at_its_field(app: Flask, source: str) -> None:
     code = (
         "import sys\nfrom webapp.campaigns.content import design\nfrom webapp.mail import html_depth\n"
         "try: design._inline_css(sys.stdin.read())\nexcept html_depth.HtmlTooDeep: print('refused')\n"
     )
-    # In a process of its own: what is not refused ends it.
-    done = subprocess.run([sys.executable, "-c", code], input=source, capture_output=True, text=True, timeout=60)
+    # In a separate process, because HTML that is not refused crashes it.
+    result = subprocess.run([sys.executable, "-c", code], input=source, capture_output=True, text=True, timeout=60)
 
-    assert done.stdout == "refused\n", done.returncode
-    with pytest.raises(InvalidInput) as refused:
+    assert result.stdout == "refused\n", result.returncode
+    with pytest.raises(InvalidInput) as refusal:
         validate_content(EmailContent(html=source))
-    assert [error.field for error in refused.value.errors] == ["html"]
+    assert [error.field for error in refusal.value.errors] == ["html"]
 
 
 @pytest.mark.parametrize(
@@ -65,30 +65,32 @@ def test_what_is_nested_too_deep_is_refused_at_its_field(app: Flask, source: str
         "<p><b>a</b> <i>b</i></p>" * 1_000,
     ],
 )
-def test_long_html_in_which_ends_are_left_out_is_taken(app: Flask, source: str) -> None:
+def test_long_html_without_end_tags_is_accepted(app: Flask, source: str) -> None:
     html_depth.check_html_depth(source)
 
     assert design.finish_custom_html(parse_template(source), shop_queries.default_shop())
 
 
-def test_a_mail_stored_before_fails_in_words(app: Flask, offer: Callable[..., Offer]) -> None:
-    campaign = launch_to(offer, ["c0@example.com"])
+def test_building_a_stored_email_that_is_too_deep_fails_with_a_message(
+    app: Flask, make_offer: Callable[..., Offer]
+) -> None:
+    campaign = launch_to(make_offer, ["c0@example.com"])
     stored = db.session.get_one(Campaign, campaign.id)
     stored.html = DEEP
     db.session.commit()
-    form = mail_merge.create_mail_merge(stored, db.session.get_one(Offer, stored.offer_id))
+    merge = mail_merge.create_mail_merge(stored, db.session.get_one(Offer, stored.offer_id))
     customer = db.session.scalars(db.select(Customer)).one()
 
     with pytest.raises(ValueError, match="nested more than 200 levels deep"):
-        form.build_message(customer)
+        merge.build_message(customer)
     with pytest.raises(InvalidInput, match="nested more than 200 levels deep"):
-        form.preview(customer)
+        merge.preview(customer)
 
 
-def test_its_mails_are_failed_and_the_worker_goes_on(
-    app: Flask, offer: Callable[..., Offer], with_settings: Callable[..., object]
+def test_deliveries_of_a_template_that_is_too_deep_fail(
+    app: Flask, make_offer: Callable[..., Offer], with_settings: Callable[..., object]
 ) -> None:
-    campaign = launch_to(offer, ["c0@example.com"])
+    campaign = launch_to(make_offer, ["c0@example.com"])
     db.session.get_one(Campaign, campaign.id).html = DEEP
     db.session.commit()
     with smtp_relay.running() as relay:

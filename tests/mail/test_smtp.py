@@ -1,16 +1,13 @@
-"""Each of Flask-Mail's traps that transport.py closes."""
+"""The connection to the relay: delivery outcomes, encryption and timeouts."""
 
 from __future__ import annotations
 
 import datetime
 import ipaddress
-import itertools
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,12 +19,13 @@ from flask import Flask
 from tests.support.smtp_relay import Relay
 from webapp.core.settings import Settings
 from webapp.mail import smtp, timeouts
-from webapp.mail.smtp import OutgoingMessage, RelayRejected, RelayUnavailable
+from webapp.mail.outgoing_message import OutgoingMessage
+from webapp.mail.smtp import RelayRejected, RelayUnavailable
 
 RAW = b"Subject: Hello\r\nTo: <ada@example.com>\r\n\r\nHello\r\n"
 
 
-def letter(to: str = "ada@example.com", raw: bytes = RAW) -> OutgoingMessage:
+def make_message(to: str = "ada@example.com", raw: bytes = RAW) -> OutgoingMessage:
     return OutgoingMessage("shop@example.com", to, raw)
 
 
@@ -37,27 +35,27 @@ def connection(app: Flask, relay: Relay) -> Iterator[smtp.RelayConnection]:
         yield open_relay
 
 
-def test_a_mail_is_sent_under_testing(app: Flask, relay: Relay, connection: smtp.RelayConnection) -> None:
+def test_an_email_is_sent_even_when_testing(app: Flask, relay: Relay, connection: smtp.RelayConnection) -> None:
     assert app.testing
-    connection.send(letter())
-    assert relay.to("ada@example.com").raw == RAW
+    connection.send(make_message())
+    assert relay.message_to("ada@example.com").raw == RAW
 
 
-def test_flask_mails_own_way_in_sends_too(app: Flask, relay: Relay, connection: smtp.RelayConnection) -> None:
-    letter().send(connection)
+def test_sending_through_the_message_works(app: Flask, relay: Relay, connection: smtp.RelayConnection) -> None:
+    make_message().send(connection)
     assert relay.recipients["ada@example.com"] == 1
 
 
-def test_one_connection_serves_many(relay: Relay, connection: smtp.RelayConnection) -> None:
+def test_one_connection_sends_many_emails(relay: Relay, connection: smtp.RelayConnection) -> None:
     for n in range(5):
-        connection.send(letter(f"c{n}@example.com"))
-    assert (relay.connections, len(relay.kept)) == (1, 5)
+        connection.send(make_message(f"c{n}@example.com"))
+    assert (relay.connections, len(relay.messages)) == (1, 5)
 
 
-def test_a_line_with_a_dot_arrives_as_it_was(relay: Relay, connection: smtp.RelayConnection) -> None:
+def test_lines_that_start_with_a_dot_arrive_unchanged(relay: Relay, connection: smtp.RelayConnection) -> None:
     raw = RAW + b".\r\n..two\r\n.one\r\n"
-    connection.send(letter(raw=raw))
-    assert relay.to("ada@example.com").raw == raw
+    connection.send(make_message(raw=raw))
+    assert relay.message_to("ada@example.com").raw == raw
 
 
 @pytest.mark.parametrize(
@@ -69,29 +67,29 @@ def test_a_refused_recipient_has_an_outcome(
 ) -> None:
     relay.behaviour.rcpt["ada@example.com"] = reply
     connection.open()
-    outcome = connection.deliver(letter())
+    outcome = connection.deliver(make_message())
     assert (outcome.kind, outcome.code, outcome.text) == (kind, int(reply[:3]), reply[4:])
 
 
-def test_after_a_refused_recipient_the_connection_goes_on(relay: Relay, connection: smtp.RelayConnection) -> None:
+def test_the_connection_is_reused_after_a_refused_recipient(relay: Relay, connection: smtp.RelayConnection) -> None:
     relay.behaviour.rcpt["bad@example.com"] = "550 no"
     connection.open()
-    connection.deliver(letter("bad@example.com"))
-    connection.deliver(letter("ada@example.com"))
+    connection.deliver(make_message("bad@example.com"))
+    connection.deliver(make_message("ada@example.com"))
     assert (relay.connections, list(relay.recipients)) == (1, ["ada@example.com"])
 
 
 @pytest.mark.parametrize("step", ["rcpt", "data"])
-def test_a_drop_before_the_body_is_trouble(relay: Relay, connection: smtp.RelayConnection, step: str) -> None:
+def test_a_drop_before_the_body_is_a_lost_connection(relay: Relay, connection: smtp.RelayConnection, step: str) -> None:
     getattr(relay.behaviour, step)["*"] = "drop"
     connection.open()
-    assert connection.deliver(letter()).kind == "connection_lost"
+    assert connection.deliver(make_message()).kind == "connection_lost"
 
 
 def test_a_drop_after_the_body_is_uncertain(relay: Relay, connection: smtp.RelayConnection) -> None:
     relay.behaviour.body["*"] = "drop"
     connection.open()
-    assert connection.deliver(letter()).kind == "uncertain"
+    assert connection.deliver(make_message()).kind == "uncertain"
 
 
 @pytest.mark.parametrize(
@@ -100,21 +98,23 @@ def test_a_drop_after_the_body_is_uncertain(relay: Relay, connection: smtp.Relay
 def test_a_refused_body_has_an_outcome(relay: Relay, connection: smtp.RelayConnection, reply: str, kind: str) -> None:
     relay.behaviour.body["*"] = reply
     connection.open()
-    assert connection.deliver(letter()).kind == kind
+    assert connection.deliver(make_message()).kind == kind
 
 
-def test_a_refused_sender_is_the_relay_refusing_us(relay: Relay, connection: smtp.RelayConnection) -> None:
+def test_a_refused_sender_has_the_outcome_refused(relay: Relay, connection: smtp.RelayConnection) -> None:
     relay.behaviour.mail = "553 not from you"
     connection.open()
-    assert connection.deliver(letter()).kind == "refused"
+    assert connection.deliver(make_message()).kind == "rejected"
 
 
-def test_nothing_after_acceptance_is_a_failure(app: Flask, relay: Relay, connection: smtp.RelayConnection) -> None:
+def test_errors_after_acceptance_do_not_change_the_outcome(
+    app: Flask, relay: Relay, connection: smtp.RelayConnection
+) -> None:
     app.extensions["mail"].max_emails = 1
     relay.behaviour.quit = "drop"
     try:
         connection.open()
-        kinds = [connection.deliver(letter(f"c{n}@example.com")).kind for n in range(2)]
+        kinds = [connection.deliver(make_message(f"c{n}@example.com")).kind for n in range(2)]
         connection.quit()
     finally:
         app.extensions["mail"].max_emails = None
@@ -125,31 +125,31 @@ def test_a_failed_reset_does_not_change_the_outcome(relay: Relay, connection: sm
     relay.behaviour.rcpt["*"] = "550 no"
     relay.behaviour.rset = "drop"
     connection.open()
-    assert (connection.deliver(letter()).kind, connection.is_open) == ("failed", False)
+    assert (connection.deliver(make_message()).kind, connection.is_open) == ("failed", False)
 
 
-def test_a_silent_relay_is_given_up(app: Flask, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connecting_to_a_silent_relay_times_out(app: Flask, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timeouts, "CONNECT_TIMEOUT", 0.2)
     relay.behaviour.greeting = "hang"
     with smtp.create_relay_connection() as connection, pytest.raises(RelayUnavailable, match="timed out"):
         connection.open()
 
 
-def test_no_answer_after_the_body_is_uncertain(
+def test_no_reply_after_the_body_is_uncertain(
     relay: Relay, connection: smtp.RelayConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timeouts, "REPLY_TIMEOUT", 0.2)
     relay.behaviour.body["*"] = "hang"
     connection.open()
-    assert connection.deliver(letter()).kind == "uncertain"
+    assert connection.deliver(make_message()).kind == "uncertain"
 
 
-def test_an_absent_relay_is_down(app: Flask) -> None:
+def test_a_refused_connection_means_an_unavailable_relay(app: Flask) -> None:
     with smtp.create_relay_connection() as connection, pytest.raises(RelayUnavailable, match="Connection refused"):
         connection.open()
 
 
-def test_a_wrong_password_is_the_relay_refusing_us(app: Flask, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_password_means_a_rejecting_relay(app: Flask, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app.extensions["mail"], "username", "shop")
     monkeypatch.setattr(app.extensions["mail"], "password", "wrong")
     relay.behaviour.auth = "535 5.7.8 bad password"
@@ -157,7 +157,7 @@ def test_a_wrong_password_is_the_relay_refusing_us(app: Flask, relay: Relay, mon
         connection.open()
 
 
-def test_a_relay_without_tls_is_refused_when_tls_is_asked_for(
+def test_a_relay_without_starttls_is_refused_when_tls_is_required(
     app: Flask, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app.extensions["mail"], "use_tls", True)
@@ -165,7 +165,7 @@ def test_a_relay_without_tls_is_refused_when_tls_is_asked_for(
         connection.open()
 
 
-def test_an_unknown_certificate_is_refused(
+def test_an_untrusted_certificate_is_refused(
     app: Flask, relay: Relay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(app.extensions["mail"], "use_tls", True)
@@ -177,33 +177,33 @@ def test_an_unknown_certificate_is_refused(
         connection.open()
 
 
-def test_a_known_certificate_is_taken(
+def test_a_trusted_certificate_is_accepted(
     app: Flask, relay: Relay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(app.extensions["mail"], "use_tls", True)
     relay.behaviour.starttls = _certificate(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
     with smtp.create_relay_connection() as connection:
-        connection.send(letter())
+        connection.send(make_message())
     assert relay.recipients["ada@example.com"] == 1
 
 
-def test_a_domain_with_a_sharp_s_stays_the_customers(relay: Relay, connection: smtp.RelayConnection) -> None:
-    connection.send(letter("ada@xn--fa-hia.de"))
+def test_an_idna_domain_is_not_changed(relay: Relay, connection: smtp.RelayConnection) -> None:
+    connection.send(make_message("ada@xn--fa-hia.de"))
     assert "RCPT TO:<ada@xn--fa-hia.de>" in [command.replace("rcpt", "RCPT") for command in relay.commands]
 
 
-def test_a_local_part_in_other_letters_needs_smtputf8(relay: Relay, connection: smtp.RelayConnection) -> None:
+def test_a_non_ascii_local_part_is_sent_with_smtputf8(relay: Relay, connection: smtp.RelayConnection) -> None:
     connection.open()
-    assert connection.deliver(letter("adà@example.com")).kind == "accepted"
-    connection.deliver(letter("ada@example.com"))
+    assert connection.deliver(make_message("adà@example.com")).kind == "accepted"
+    connection.deliver(make_message("ada@example.com"))
     assert list(relay.recipients) == ["adà@example.com", "ada@example.com"]
 
 
-def test_a_local_part_in_other_letters_fails_without_smtputf8(relay: Relay, connection: smtp.RelayConnection) -> None:
+def test_a_non_ascii_local_part_fails_without_smtputf8(relay: Relay, connection: smtp.RelayConnection) -> None:
     relay.behaviour.smtputf8 = False
     connection.open()
-    assert connection.deliver(letter("adà@example.com")).kind == "failed"
+    assert connection.deliver(make_message("adà@example.com")).kind == "failed"
 
 
 @pytest.mark.parametrize("address", ["ada@example.com\r\nDATA", "ada@example.com> <eve@example.com", "ada@x\nRSET"])
@@ -211,15 +211,15 @@ def test_an_address_with_a_line_break_never_reaches_the_relay(
     relay: Relay, connection: smtp.RelayConnection, address: str
 ) -> None:
     connection.open()
-    outcome = connection.deliver(letter(address))
+    outcome = connection.deliver(make_message(address))
     assert outcome.kind == "failed"
     assert not [command for command in relay.commands if command.lower().startswith(("mail", "rcpt"))]
 
 
-def test_a_mail_called_off_before_its_body_is_not_sent(relay: Relay, connection: smtp.RelayConnection) -> None:
+def test_an_email_aborted_before_its_body_is_not_sent(relay: Relay, connection: smtp.RelayConnection) -> None:
     connection.open()
-    assert connection.deliver(letter(), may_send=lambda: False).kind == "aborted"
-    assert relay.kept == []
+    assert connection.deliver(make_message(), may_send=lambda: False).kind == "aborted"
+    assert relay.messages == []
 
 
 def _certificate(folder: Path) -> ssl.SSLContext:
@@ -248,51 +248,20 @@ def _certificate(folder: Path) -> ssl.SSLContext:
     return context
 
 
-# --- answers that do not end ------------------------------------------------------------------------
+# --- endless replies --------------------------------------------------------------------------------
 
 
-def drips(pieces: list[bytes], pause: float) -> Iterator[int]:
-    """A port at which whoever connects hears these pieces, one after the other, whatever they say."""
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def talk() -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = listener.accept()
-                with client, suppress(OSError):
-                    for piece in itertools.cycle(pieces):
-                        client.sendall(piece)
-                        time.sleep(pause)
-
-    threading.Thread(target=talk, daemon=True).start()
-    yield listener.getsockname()[1]
-    listener.close()
-
-
-@pytest.mark.parametrize(
-    ("piece", "pause"), [(b"220-slowly\r\n", 0.1), (b"x", 0.1), (b"220-" + b"x" * 4000 + b"\r\n", 0), (b"x" * 4000, 0)]
-)
-def test_an_answer_without_end_is_not_listened_to_for_ever(
-    app: Flask, with_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, piece: bytes, pause: float
-) -> None:
-    monkeypatch.setattr(timeouts, "CONNECT_TIMEOUT", 0.8)
-    for port in drips([piece], pause):
-        with_settings(mail_port=port)
-        with smtp.create_relay_connection() as connection, pytest.raises(RelayUnavailable, match=r"too long|timed out"):
-            connection.open()
-
-
-def test_an_answer_to_a_mail_has_an_end_too(
-    relay: Relay, connection: smtp.RelayConnection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(timeouts, "REPLY_TIMEOUT", 0.5)
+def test_a_reply_that_is_too_long_makes_the_outcome_uncertain(relay: Relay, connection: smtp.RelayConnection) -> None:
     relay.behaviour.body["*"] = "250-" + "\r\n250-".join("x" * 900 for _ in range(100))
     connection.open()
-    outcome = connection.deliver(letter())
+    outcome = connection.deliver(make_message())
     assert (outcome.kind, connection.is_open) == ("uncertain", False)
+    assert outcome.text == "no reply after the email was sent: the reply is too long"
 
 
-def test_a_handshake_that_is_cut_off_is_no_refusal(app: Flask, with_settings: Callable[..., Settings]) -> None:
+def test_an_interrupted_handshake_means_an_unavailable_relay(
+    app: Flask, with_settings: Callable[..., Settings]
+) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
 
     def hang_up() -> None:
@@ -311,7 +280,7 @@ def test_a_handshake_that_is_cut_off_is_no_refusal(app: Flask, with_settings: Ca
         listener.close()
 
 
-def test_a_relay_that_speaks_no_tls_refuses_us(
+def test_a_relay_without_implicit_tls_means_a_rejecting_relay(
     app: Flask, relay: Relay, with_settings: Callable[..., Settings]
 ) -> None:
     app.extensions["mail"].use_ssl = True
@@ -323,7 +292,7 @@ def test_a_relay_that_speaks_no_tls_refuses_us(
 
 
 @pytest.mark.parametrize(("server", "password"), [("127.0.0.1", "pässwort"), ("relay..example.com", "secret")])
-def test_settings_that_can_not_be_sent_are_said(app: Flask, relay: Relay, server: str, password: str) -> None:
+def test_settings_with_invalid_characters_are_reported(app: Flask, relay: Relay, server: str, password: str) -> None:
     relay.behaviour.auth = "235 ok"
     state = app.extensions["mail"]
     before = state.server
@@ -335,16 +304,16 @@ def test_settings_that_can_not_be_sent_are_said(app: Flask, relay: Relay, server
         state.server, state.username, state.password = before, None, None
 
 
-def test_what_came_before_the_encryption_is_forgotten(
+def test_a_reply_from_before_the_tls_handshake_is_ignored(
     app: Flask, relay: Relay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """CVE-2011-0411: an answer that somebody in between has slipped in before the handshake."""
+    """CVE-2011-0411: an attacker injects a reply before the handshake."""
     monkeypatch.setattr(app.extensions["mail"], "use_tls", True)
     relay.behaviour.starttls = _certificate(tmp_path)
-    relay.behaviour.slipped_in = "250 AUTH PLAIN"
+    relay.behaviour.injected_reply = "250 AUTH PLAIN"
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
     with smtp.create_relay_connection() as connection:
         connection.open()
         assert connection.host is not None
         assert connection.host.has_extn("smtputf8")
-        assert connection.deliver(letter()).kind == "accepted"
+        assert connection.deliver(make_message()).kind == "accepted"

@@ -1,4 +1,4 @@
-"""A worker says that it lives; whoever asks is told the truth about one that was killed."""
+"""Heartbeats of workers, and the command that checks them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from webapp.monitoring.models import Worker
 HERE = socket.gethostname()
 
 
-def worker_alive(settings: Settings) -> subprocess.CompletedProcess[str]:
+def run_worker_alive(settings: Settings) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "flask", "--app", "wsgi", "worker-alive"],
         cwd=ROOT,
@@ -39,116 +39,118 @@ def worker_alive(settings: Settings) -> subprocess.CompletedProcess[str]:
     )
 
 
-def row(me: WorkerIdentity) -> Worker:
+def load_row(identity: WorkerIdentity) -> Worker:
     db.session.rollback()
-    return db.session.execute(select(Worker).where(Worker.id == me.id)).scalar_one()
+    return db.session.execute(select(Worker).where(Worker.id == identity.id)).scalar_one()
 
 
-def pass_by(seconds: int) -> None:
-    """Let time pass for every worker that was heard of."""
+def age_heartbeats(seconds: int) -> None:
+    """Make the last heartbeat of every worker older."""
     db.session.execute(text("update worker set seen_at = seen_at - make_interval(secs => :s)"), {"s": seconds})
     db.session.commit()
 
 
 @pytest.fixture
-def beaten(app: Flask, test_settings: Settings) -> Iterator[live_server.Live]:
-    """A real worker that has said once that it lives."""
+def live_worker(app: Flask, test_settings: Settings) -> Iterator[live_server.LiveProcess]:
+    """A real worker that has sent its first heartbeat."""
     with live_server.worker(test_settings) as worker:
         deadline = time.monotonic() + 30
         while db.session.scalar(select(Worker.id)) is None:
-            assert time.monotonic() < deadline, "the worker said nothing"
+            assert time.monotonic() < deadline, "no heartbeat"
             db.session.rollback()
             time.sleep(0.05)
         yield worker
 
 
-def test_a_killed_worker_is_heard_of_no_more(beaten: live_server.Live, test_settings: Settings) -> None:
-    seen = db.session.scalars(select(Worker)).one()
-    assert (seen.host, seen.pid, seen.stopped_at) == (HERE, beaten.process.pid, None)
-    assert worker_alive(test_settings).returncode == 0
+def test_a_killed_worker_is_no_longer_alive(live_worker: live_server.LiveProcess, test_settings: Settings) -> None:
+    row = db.session.scalars(select(Worker)).one()
+    assert (row.host, row.pid, row.stopped_at) == (HERE, live_worker.process.pid, None)
+    assert run_worker_alive(test_settings).returncode == 0
 
-    os.kill(beaten.process.pid, signal.SIGKILL)
-    beaten.process.wait()
-    pass_by(61)
+    os.kill(live_worker.process.pid, signal.SIGKILL)
+    live_worker.process.wait()
+    age_heartbeats(61)
 
-    done = worker_alive(test_settings)
-    assert done.returncode == 1
-    assert done.stderr.splitlines() == [
+    result = run_worker_alive(test_settings)
+    assert result.returncode == 1
+    assert result.stderr.splitlines() == [
         f"onecode: no heartbeat of a worker on {HERE} in the last minute; start one: python -m webapp.worker"
     ]
 
 
-def test_a_worker_that_is_told_to_end_says_so(beaten: live_server.Live) -> None:
-    beaten.process.terminate()
-    beaten.process.wait(40)
+def test_a_worker_that_shuts_down_is_no_longer_alive(live_worker: live_server.LiveProcess) -> None:
+    live_worker.process.terminate()
+    live_worker.process.wait(40)
 
     assert db.session.scalars(select(Worker).execution_options(populate_existing=True)).one().stopped_at is not None
     assert not monitoring_queries.is_worker_alive(HERE)
 
 
-def test_a_worker_of_another_machine_is_not_this_ones(app: Flask) -> None:
+def test_workers_are_checked_by_host(app: Flask) -> None:
     monitoring_actions.record_heartbeat(WorkerIdentity("1", host="elsewhere"))
 
     assert not monitoring_queries.is_worker_alive(HERE)
     assert monitoring_queries.is_worker_alive("elsewhere")
 
 
-def test_nobody_knows_when_the_database_is_away(test_settings: Settings) -> None:
-    nowhere = replace(test_settings, database_url="postgresql+psycopg://nobody@127.0.0.1:1/nothing")
+def test_the_check_fails_without_the_database(test_settings: Settings) -> None:
+    unreachable = replace(test_settings, database_url="postgresql+psycopg://nobody@127.0.0.1:1/nothing")
 
-    done = worker_alive(nowhere)
+    result = run_worker_alive(unreachable)
 
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
     assert line.startswith("onecode: nothing answers at 127.0.0.1 port 1, the address in DATABASE_URL; ")
 
 
-def test_a_beat_tells_since_when_a_worker_is_busy_and_what_it_got_through(app: Flask) -> None:
-    me = WorkerIdentity("1")
-    monitoring_actions.record_heartbeat(me, busy_seconds=30, periodic_task_ages={"campaigns.sweep": 10})
-    monitoring_actions.record_heartbeat(me, busy_seconds=None, periodic_task_ages={"customers.sweep_customers": 5})
+def test_a_heartbeat_stores_the_busy_time_and_the_completed_sweeps(app: Flask) -> None:
+    identity = WorkerIdentity("1")
+    monitoring_actions.record_heartbeat(identity, busy_seconds=30, periodic_task_ages={"campaigns.sweep": 10})
+    monitoring_actions.record_heartbeat(
+        identity, busy_seconds=None, periodic_task_ages={"customers.sweep_customers": 5}
+    )
 
     now = db.session.scalars(text("select extract(epoch from now())")).one()
-    assert row(me).busy_since is None
-    assert {name: round(float(now) - at) for name, at in row(me).swept.items()} == {
+    assert load_row(identity).busy_since is None
+    assert {name: round(float(now) - at) for name, at in load_row(identity).swept.items()} == {
         "campaigns.sweep": 10,
         "customers.sweep_customers": 5,
     }
 
 
-def test_a_task_of_every_minute_is_got_through_only_when_it_did_not_fail(app: Flask) -> None:
-    def _works() -> None:
+def test_a_failed_periodic_task_does_not_count_as_completed(app: Flask) -> None:
+    def _succeed() -> None:
         assert task_queue.longest_running_seconds() is not None
 
-    def _fails() -> None:
+    def _fail() -> None:
         raise RuntimeError
 
-    task_queue._wrap_in_app_context("monitoring.works", _works, is_periodic=True)()
+    task_queue._wrap_in_app_context("monitoring.works", _succeed, is_periodic=True)()
     with pytest.raises(RuntimeError):
-        task_queue._wrap_in_app_context("monitoring.fails", _fails, is_periodic=True)()
+        task_queue._wrap_in_app_context("monitoring.fails", _fail, is_periodic=True)()
 
     assert "monitoring.works" in task_queue.periodic_task_ages()
     assert "monitoring.fails" not in task_queue.periodic_task_ages()
     assert task_queue.longest_running_seconds() is None
 
 
-def test_a_worker_that_lives_after_all_has_not_ended(app: Flask) -> None:
-    me = WorkerIdentity("1")
-    monitoring_actions.record_heartbeat(me)
-    monitoring_actions.record_shutdown(me)
-    assert row(me).stopped_at is not None
+def test_a_heartbeat_after_a_shutdown_makes_the_worker_alive(app: Flask) -> None:
+    identity = WorkerIdentity("1")
+    monitoring_actions.record_heartbeat(identity)
+    monitoring_actions.record_shutdown(identity)
+    assert load_row(identity).stopped_at is not None
 
-    monitoring_actions.record_heartbeat(me)
+    monitoring_actions.record_heartbeat(identity)
 
-    assert row(me).stopped_at is None
+    assert load_row(identity).stopped_at is None
 
 
-def test_workers_that_were_silent_for_a_day_are_dropped(app: Flask) -> None:
+def test_workers_without_a_heartbeat_for_a_day_are_deleted(app: Flask) -> None:
     monitoring_actions.record_heartbeat(WorkerIdentity("1"))
-    pass_by(24 * 60 * 60 + 1)
-    young = WorkerIdentity("1")
-    monitoring_actions.record_heartbeat(young)
+    age_heartbeats(24 * 60 * 60 + 1)
+    recent = WorkerIdentity("1")
+    monitoring_actions.record_heartbeat(recent)
 
     monitoring_actions.delete_stale_workers()
 
-    assert db.session.scalars(select(Worker.id)).all() == [young.id]
+    assert db.session.scalars(select(Worker.id)).all() == [recent.id]

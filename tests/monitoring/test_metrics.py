@@ -1,4 +1,4 @@
-"""`/metrics` tells Prometheus the truth as it stands in rows, to those who may know, and of nobody by name."""
+"""`/metrics`: values from the tables, access control, and no personal data."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from prometheus_client import Metric
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
-from prometheus_client.parser import text_string_to_metric_families as plain
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics
+from prometheus_client.parser import text_string_to_metric_families as parse_plain
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from benchmarks import growth_tables
 from tests.support.query_plans import explain_statements, plan_nodes
 from webapp import create_app
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.campaigns.models import Batch, Campaign, MailIssue, encode_gaps
 from webapp.core import task_queue
 from webapp.core.extensions import db
@@ -36,27 +36,27 @@ from webapp.redemptions.models import FailedCodeAttempt
 Values = dict[tuple[str, tuple[str, ...]], float]
 
 
-def values(page: str, parse: Callable[[str], Iterable[Metric]] = plain) -> Values:
-    """Every sample of a page, by name and values of its labels."""
+def parse_samples(page: str, parse: Callable[[str], Iterable[Metric]] = parse_plain) -> Values:
+    """Return every sample of a page by name and label values."""
     return {(s.name, tuple(s.labels.values())): s.value for family in parse(page) for s in family.samples}
 
 
 def scrape(api: FlaskClient) -> Values:
-    answer = api.get("/metrics")
-    assert answer.status_code == 200
-    return values(answer.text)
+    response = api.get("/metrics")
+    assert response.status_code == 200
+    return parse_samples(response.text)
 
 
 @pytest.fixture
-def mailing(offer: Callable[..., Offer], customer: Callable[..., Customer]) -> Campaign:
-    """Five recipients: two mails sent, one failed, one put off, one not tried yet."""
-    people = [customer(f"someone{n}@example.com") for n in range(5)]
+def campaign(make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]) -> Campaign:
+    """A campaign with two sent, one failed, one deferred and one queued delivery."""
+    customers = [make_customer(f"someone{n}@example.com") for n in range(5)]
     long_ago = datetime.now(UTC) - timedelta(hours=1)
-    campaign = Campaign(offer_id=offer("SECRETCODE").id, subject="s", text="t", status="sending", total=5)
+    campaign = Campaign(offer_id=make_offer("SECRETCODE").id, subject="s", text="t", status="sending", total=5)
     campaign.launched_at = campaign.sending_since = long_ago
     db.session.add(campaign)
     db.session.flush()
-    ids = [person.id for person in people]
+    ids = [customer.id for customer in customers]
     batch = Batch(campaign_id=campaign.id, seq=0, first_id=ids[0], last_id=ids[-1], gaps=encode_gaps(ids))
     batch.window_start = batch.window_end = 4
     batch.sent, batch.windows = 2, [0, 1]
@@ -66,36 +66,34 @@ def mailing(offer: Callable[..., Offer], customer: Callable[..., Customer]) -> C
     return campaign
 
 
-def test_strangers_may_not_read(client: FlaskClient) -> None:
+def test_metrics_require_a_valid_key(client: FlaskClient) -> None:
     for header in ({}, {"Authorization": "Bearer onecode_live_nothing_secret"}):
-        answer = client.get("/metrics", headers=header)
-        assert answer.status_code == 401
-        assert answer.headers["WWW-Authenticate"].startswith("Bearer")
-        assert "onecode_" not in answer.text
+        response = client.get("/metrics", headers=header)
+        assert response.status_code == 401
+        assert response.headers["WWW-Authenticate"].startswith("Bearer")
+        assert "onecode_" not in response.text
 
 
-def test_a_key_without_the_scope_may_not_read(client: FlaskClient) -> None:
-    key = account_actions.create_api_key("till", ["redeem"], by="tests")
+def test_a_key_without_the_scope_read_is_refused(client: FlaskClient) -> None:
+    key = api_key_actions.create_api_key("till", ["redeem"], by="tests")
 
-    answer = client.get("/metrics", headers={"Authorization": f"Bearer {key}"})
+    response = client.get("/metrics", headers={"Authorization": f"Bearer {key}"})
 
-    assert (answer.status_code, answer.get_json()["code"]) == (403, "forbidden")
-
-
-def test_a_key_that_reads_is_enough(client: FlaskClient) -> None:
-    key = account_actions.create_api_key("prometheus", ["read"], by="tests")
-
-    answer = client.get("/metrics", headers={"Authorization": f"Bearer {key}"})
-
-    assert answer.status_code == 200
-    assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert (response.status_code, response.get_json()["code"]) == (403, "forbidden")
 
 
-def test_every_figure_has_help_and_a_type_and_a_name_as_prometheus_wants_it(
-    api: FlaskClient, mailing: Campaign
-) -> None:
+def test_a_key_with_the_scope_read_is_accepted(client: FlaskClient) -> None:
+    key = api_key_actions.create_api_key("prometheus", ["read"], by="tests")
+
+    response = client.get("/metrics", headers={"Authorization": f"Bearer {key}"})
+
+    assert response.status_code == 200
+    assert response.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+
+
+def test_every_metric_has_a_prefix_a_type_and_a_help_text(api: FlaskClient, campaign: Campaign) -> None:
     monitoring_actions.record_heartbeat(WorkerIdentity("1"), periodic_task_ages={"campaigns.sweep": 1})
-    families = list(plain(api.get("/metrics").text))
+    families = list(parse_plain(api.get("/metrics").text))
 
     assert len(families) > 20
     for family in families:
@@ -105,65 +103,69 @@ def test_every_figure_has_help_and_a_type_and_a_name_as_prometheus_wants_it(
         assert family.samples
 
 
-def test_open_metrics_where_it_is_asked_for(api: FlaskClient, mailing: Campaign) -> None:
-    answer = api.get("/metrics", headers={"Accept": "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"})
+def test_the_openmetrics_format_is_negotiated(api: FlaskClient, campaign: Campaign) -> None:
+    response = api.get("/metrics", headers={"Accept": "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"})
 
-    assert answer.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
-    found = values(answer.text, open_metrics)
-    # Connections come and go, and a table that was read may have grown.
+    assert response.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+    found = parse_samples(response.text, parse_open_metrics)
+    # Values such as the number of connections may differ between two scrapes.
     assert found.keys() == scrape(api).keys()
 
 
-def test_mails_of_an_open_campaign_are_those_in_the_rows(api: FlaskClient, mailing: Campaign) -> None:
+def test_email_counts_of_an_open_campaign_match_the_rows(api: FlaskClient, campaign: Campaign) -> None:
     found = scrape(api)
 
-    mails = {labels[1]: n for (name, labels), n in found.items() if name == "onecode_campaign_mails"}
-    assert mails == {"waiting": 1, "sent": 2, "deferred": 1, "failed": 1, "uncertain": 0, "skipped": 0, "left": 0}
+    emails = {labels[1]: n for (name, labels), n in found.items() if name == "onecode_campaign_mails"}
+    assert emails == {"waiting": 1, "sent": 2, "deferred": 1, "failed": 1, "uncertain": 0, "skipped": 0, "left": 0}
     assert found["onecode_campaigns", ("sending",)] == 1
     assert found["onecode_campaigns", ("done",)] == 0
-    assert found["onecode_campaign_stalled", (str(mailing.id),)] == 1
+    assert found["onecode_campaign_stalled", (str(campaign.id),)] == 1
 
 
-def test_what_a_campaign_suffers_from_is_told(api: FlaskClient, mailing: Campaign) -> None:
-    def told() -> tuple[float, float]:
+def test_relay_trouble_and_automatic_pauses_are_counted(api: FlaskClient, campaign: Campaign) -> None:
+    def scrape_troubles() -> tuple[float, float]:
         db.session.commit()
         found = scrape(api)
         return found["onecode_relay_trouble", ()], found["onecode_campaigns_paused_by_themselves", ()]
 
-    assert told() == (0, 0)
-    mailing.trouble = "The mail relay can't be reached."
-    assert told() == (1, 0)
-    mailing.trouble, mailing.status, mailing.pause_reason = None, "paused", "the relay refuses us: 535"
-    assert told() == (0, 1)
-    mailing.pause_reason = "paused by ada@example.com"
-    assert told() == (0, 0)
+    assert scrape_troubles() == (0, 0)
+    campaign.delivery_warning = "The mail relay can't be reached."
+    assert scrape_troubles() == (1, 0)
+    campaign.delivery_warning, campaign.status, campaign.pause_reason = None, "paused", "the relay refuses us: 535"
+    assert scrape_troubles() == (0, 1)
+    campaign.pause_reason = "paused by ada@example.com"
+    assert scrape_troubles() == (0, 0)
 
 
-def test_only_so_many_campaigns_are_told_of_one_by_one(api: FlaskClient, offer: Callable[..., Offer]) -> None:
-    for n in range(monitoring_queries.DETAIL_LIMIT + 3):
-        db.session.add(Campaign(offer_id=offer(f"CODE{n}").id, subject="s", text="t", status="sending", total=0))
-    db.session.add(Campaign(offer_id=offer("OVER").id, subject="s", text="t", status="done", total=0))
+def test_the_number_of_campaigns_with_their_own_samples_is_limited(
+    api: FlaskClient, make_offer: Callable[..., Offer]
+) -> None:
+    for n in range(monitoring_queries.MAX_CAMPAIGN_SERIES + 3):
+        db.session.add(Campaign(offer_id=make_offer(f"CODE{n}").id, subject="s", text="t", status="sending", total=0))
+    db.session.add(Campaign(offer_id=make_offer("OVER").id, subject="s", text="t", status="done", total=0))
     db.session.commit()
 
-    told = {labels[0] for name, labels in scrape(api) if name == "onecode_campaign_mails"}
+    campaign_ids = {labels[0] for name, labels in scrape(api) if name == "onecode_campaign_mails"}
 
-    assert len(told) == monitoring_queries.DETAIL_LIMIT
-    assert max(map(int, told)) == monitoring_queries.DETAIL_LIMIT + 3
+    assert len(campaign_ids) == monitoring_queries.MAX_CAMPAIGN_SERIES
+    assert max(map(int, campaign_ids)) == monitoring_queries.MAX_CAMPAIGN_SERIES + 3
 
 
-def test_redemptions_misses_and_imports_are_those_in_the_rows(
-    api: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
+def test_counts_of_redemptions_failed_codes_and_imports_match_the_rows(
+    api: FlaskClient, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    mine = offer()
+    offer = make_offer()
     for n in range(3):
-        customer(f"someone{n}@example.com")
-        body = {"code": mine.code, "customer": {"email": f"someone{n}@example.com"}}
-        made = api.post("/api/v1/redemptions", json=body)
-        assert made.status_code == 201
-    assert api.post(f"/api/v1/redemptions/{made.get_json()['id']}/rollback", json={"reason": "x"}).status_code == 200
+        make_customer(f"someone{n}@example.com")
+        body = {"code": offer.code, "customer": {"email": f"someone{n}@example.com"}}
+        response = api.post("/api/v1/redemptions", json=body)
+        assert response.status_code == 201
+    assert (
+        api.post(f"/api/v1/redemptions/{response.get_json()['id']}/rollback", json={"reason": "x"}).status_code == 200
+    )
     now = datetime.now(UTC)
-    db.session.add(FailedCodeAttempt(offer_id=mine.id, slot=1, minute=now, n=40))
-    db.session.add(FailedCodeAttempt(offer_id=mine.id, slot=2, minute=now - timedelta(hours=2), n=7))
+    db.session.add(FailedCodeAttempt(offer_id=offer.id, slot=1, minute=now, n=40))
+    db.session.add(FailedCodeAttempt(offer_id=offer.id, slot=2, minute=now - timedelta(hours=2), n=7))
     for status in ("done", "done", "failed"):
         db.session.add(CustomerImport(filename="a.csv", media_type="text/csv", status=status))
     db.session.commit()
@@ -177,7 +179,7 @@ def test_redemptions_misses_and_imports_are_those_in_the_rows(
     assert [found["onecode_imports", (state,)] for state in ("queued", "done", "failed")] == [0, 2, 1]
 
 
-def test_the_queue_the_database_and_the_migration_are_told_of(api: FlaskClient) -> None:
+def test_queue_database_and_migration_have_metrics(api: FlaskClient) -> None:
     db.session.execute(
         text("insert into huey_task (queue, data) values ('onecode', ''), ('onecode', ''), ('other', '')")
     )
@@ -196,15 +198,15 @@ def test_the_queue_the_database_and_the_migration_are_told_of(api: FlaskClient) 
     assert found["onecode_migration_differs", ()] == 0
 
 
-def test_workers_that_live_are_counted_and_the_silent_are_not(api: FlaskClient) -> None:
+def test_only_workers_with_a_recent_heartbeat_are_counted(api: FlaskClient) -> None:
     for silent, stopped, busy, swept in ((0, False, 7.0, 50.0), (70, False, 900.0, 20.0), (0, True, None, 30.0)):
-        me = WorkerIdentity("1")
-        monitoring_actions.record_heartbeat(me, busy, {"campaigns.sweep": swept})
+        identity = WorkerIdentity("1")
+        monitoring_actions.record_heartbeat(identity, busy, {"campaigns.sweep": swept})
         if stopped:
-            monitoring_actions.record_shutdown(me)
+            monitoring_actions.record_shutdown(identity)
         db.session.execute(
             text("update worker set seen_at = seen_at - make_interval(secs => :s) where id = :id"),
-            {"s": silent, "id": me.id},
+            {"s": silent, "id": identity.id},
         )
         db.session.commit()
 
@@ -216,10 +218,13 @@ def test_workers_that_live_are_counted_and_the_silent_are_not(api: FlaskClient) 
     assert now - found["onecode_sweep_timestamp_seconds", ("campaigns.sweep",)] == pytest.approx(20, abs=5)
 
 
-def test_connections_of_everybody_are_counted_by_a_role_that_may_not_look_at_them(app: Flask) -> None:
-    """Of other roles' sessions PostgreSQL hides nearly everything; what it tells stands still for a transaction."""
+def test_connections_are_counted_without_the_right_to_see_them(app: Flask) -> None:
+    """PostgreSQL hides limit columns of other roles' sessions.
+
+    The statistics stay the same within a transaction.
+    """
     kinds = "('client backend', 'parallel worker')"
-    there = db.session.scalar(text(f"select count(*) from pg_stat_activity where backend_type in {kinds}"))
+    expected = db.session.scalar(text(f"select count(*) from pg_stat_activity where backend_type in {kinds}"))
     db.session.execute(text("create role plain"))
     db.session.execute(text("grant select on huey_task, huey_schedule, alembic_version to plain"))
     db.session.execute(text("set local role plain"))
@@ -227,20 +232,20 @@ def test_connections_of_everybody_are_counted_by_a_role_that_may_not_look_at_the
     found = monitoring_queries.load_database_metrics().connections
 
     db.session.rollback()
-    assert found == there
+    assert found == expected
 
 
-def test_a_scrape_is_given_up_in_time_for_prometheus(app: Flask) -> None:
-    """Whoever holds a table that is read, holds the scrape up for five seconds and no longer."""
+def test_a_blocked_scrape_times_out(app: Flask) -> None:
+    """A table lock delays a scrape for at limit five seconds."""
     url = db.engine.url.render_as_string(hide_password=False).replace("+psycopg", "")
-    with psycopg.connect(url) as other:
-        other.execute("set local idle_in_transaction_session_timeout = '8s'")
-        other.execute("lock table customer_import in access exclusive mode")
+    with psycopg.connect(url) as blocker:
+        blocker.execute("set local idle_in_transaction_session_timeout = '8s'")
+        blocker.execute("lock table customer_import in access exclusive mode")
         with pytest.raises(OperationalError, match="statement timeout"):
             monitoring_queries.collect_metrics()
 
 
-def test_nobody_is_named(api: FlaskClient, mailing: Campaign) -> None:
+def test_metrics_have_no_personal_data(api: FlaskClient, campaign: Campaign) -> None:
     page = api.get("/metrics").text
 
     assert "@" not in page
@@ -248,36 +253,36 @@ def test_nobody_is_named(api: FlaskClient, mailing: Campaign) -> None:
     assert "Ada" not in page
 
 
-def test_without_the_database_the_page_still_says_so(app: Flask, test_settings: Settings) -> None:
-    away = create_app(replace(test_settings, database_url="postgresql+psycopg://nobody@127.0.0.1:1/nothing"))
+def test_without_the_database_the_page_reports_it_as_down(app: Flask, test_settings: Settings) -> None:
+    unreachable = create_app(replace(test_settings, database_url="postgresql+psycopg://nobody@127.0.0.1:1/nothing"))
     task_queue.init_app(app)
 
-    answer = away.test_client().get("/metrics", headers={"Authorization": "Bearer onecode_live_abc_secret"})
+    response = unreachable.test_client().get("/metrics", headers={"Authorization": "Bearer onecode_live_abc_secret"})
 
-    assert answer.status_code == 200
-    found = values(answer.text)
+    assert response.status_code == 200
+    found = parse_samples(response.text)
     assert found["onecode_database_up", ()] == 0
     assert {name for name, _ in found} == {"onecode_build_info", "onecode_database_up"}
-    assert away.test_client().get("/metrics").status_code == 401
+    assert unreachable.test_client().get("/metrics").status_code == 401
 
 
 @contextmanager
-def changed(there: str, back: str) -> Iterator[None]:
-    db.session.execute(text(there))
+def temporary_change(statement: str, undo: str) -> Iterator[None]:
+    db.session.execute(text(statement))
     db.session.commit()
     try:
         yield
     finally:
-        db.session.execute(text(back))
+        db.session.execute(text(undo))
         db.session.commit()
 
 
-def test_tables_of_another_release_leave_out_only_what_is_about_them(api: FlaskClient) -> None:
+def test_a_missing_table_omits_only_its_metrics(api: FlaskClient) -> None:
     newest = db.session.scalars(text("select version_num from alembic_version")).one()
-    older = changed(
+    older = temporary_change(
         "update alembic_version set version_num = '0012'", f"update alembic_version set version_num = '{newest}'"
     )
-    with older, changed("alter table worker rename to later", "alter table later rename to worker"):
+    with older, temporary_change("alter table worker rename to later", "alter table later rename to worker"):
         found = scrape(api)
 
     assert found["onecode_migration_info", ("0012", newest)] == 1
@@ -285,9 +290,9 @@ def test_tables_of_another_release_leave_out_only_what_is_about_them(api: FlaskC
     assert ("onecode_workers", ()) not in found
 
 
-# How many rows a scrape may read at most: those of the one campaign that is open, and what was undone.
-PEOPLE, ROWS, BATCHES, ISSUES, UNDONE = 50_000, 100_000, 1000, 500, 5000
-LARGE = {"customer": 0, "redemption": 3000, "rollback": UNDONE, "mail_issue": 3 * ISSUES, "batch": 3 * BATCHES}
+# The limit rows that a scrape may read: those of the only open campaign, and the rollbacks.
+CUSTOMERS, ROWS, BATCHES, ISSUES, ROLLBACKS = 50_000, 100_000, 1000, 500, 5000
+LARGE = {"customer": 0, "redemption": 3000, "rollback": ROLLBACKS, "mail_issue": 3 * ISSUES, "batch": 3 * BATCHES}
 EMPTY = (
     "truncate customer, audience, audience_member, offer, offer_code, redemption, rollback, redemption_hour,"
     " redemption_total, hour_total, campaign, batch, batch_cursor, mail_issue restart identity cascade"
@@ -295,7 +300,7 @@ EMPTY = (
 FILL = f"""
 insert into rollback (customer_id, offer_id, redeemed_at, channel, rolled_back_by, reason)
   select customer_id, offer_id, redeemed_at - interval '1 year', 'api', 'staff', ''
-  from redemption limit {UNDONE};
+  from redemption limit {ROLLBACKS};
 insert into campaign (offer_id, subject, text, status, launched_at, sending_since, total, sent_in_batches)
   select g, 's', 't', case g when 1 then 'sending' else 'done' end, now(), now(), 1000, nullif(sign(g - 1), 0)
   from generate_series(1, 20) g;
@@ -310,8 +315,8 @@ insert into mail_issue (campaign_id, customer_id, state, smtp_code)
 @pytest.fixture
 def filled(app: Flask, test_settings: Settings) -> Iterator[psycopg.Connection]:
     with psycopg.connect(test_settings.libpq_url, autocommit=True) as connection:
-        growth_tables.fill(connection, PEOPLE)
-        growth_tables.redeem(connection, PEOPLE, ROWS)
+        growth_tables.fill(connection, CUSTOMERS)
+        growth_tables.redeem(connection, CUSTOMERS, ROWS)
         connection.execute(FILL)
         connection.execute("vacuum (analyze)")
         yield connection
@@ -319,27 +324,27 @@ def filled(app: Flask, test_settings: Settings) -> Iterator[psycopg.Connection]:
         connection.execute(EMPTY)
 
 
-def test_a_scrape_reads_little_however_much_there_is(filled: psycopg.Connection) -> None:
+def test_a_scrape_reads_few_rows_of_large_tables(filled: psycopg.Connection) -> None:
     read = dict.fromkeys(LARGE, 0.0)
     for statement, plan in explain_statements(filled, monitoring_queries.collect_metrics):
         for node in plan_nodes(plan):
             table = node.get("Relation Name")
             if table in LARGE:
-                # What was undone is counted, in its index or its rows as the planner likes: few compared to the rest.
+                # Rollbacks are counted by a scan of the index or the table; there are few of them.
                 assert table == "rollback" or "Seq Scan" not in node["Node Type"], f"{table}: {statement}"
                 rows = (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
-                # Planned twice: with the parameters and with any.
+                # Each statement has two plans: custom and generic.
                 read[table] += rows / 2
-    assert all(read[table] <= most for table, most in LARGE.items()), read
+    assert all(read[table] <= limit for table, limit in LARGE.items()), read
 
 
-def test_the_page_tells_of_every_figure_and_of_no_other(api: FlaskClient, mailing: Campaign) -> None:
+def test_the_docs_list_exactly_the_existing_metrics(api: FlaskClient, campaign: Campaign) -> None:
     monitoring_actions.record_heartbeat(WorkerIdentity("1"), periodic_task_ages={"campaigns.sweep": 1})
     page = (
         (ROOT / "docs" / "monitoring.md")
         .read_text()
         .replace("`…_connections_max`", "`onecode_database_connections_max`")
     )
-    told = set(re.findall(r"\bonecode_\w+", page))
+    documented = set(re.findall(r"\bonecode_\w+", page))
 
-    assert told == {sample.name for family in plain(api.get("/metrics").text) for sample in family.samples}
+    assert documented == {sample.name for family in parse_plain(api.get("/metrics").text) for sample in family.samples}

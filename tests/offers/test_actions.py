@@ -1,3 +1,5 @@
+"""Creating, updating, pausing and searching offers."""
+
 from __future__ import annotations
 
 import threading
@@ -12,6 +14,7 @@ from flask import Flask
 from sqlalchemy import select, update
 
 from webapp.accounts.models import AuditEntry
+from webapp.core import database_clock
 from webapp.core.errors import DomainError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.core.money import Discount
@@ -26,11 +29,11 @@ SUMMER = OfferValues(
 )
 
 
-def key_of(error: pytest.ExceptionInfo[InvalidInput]) -> tuple[str, str]:
+def first_error(error: pytest.ExceptionInfo[InvalidInput]) -> tuple[str, str]:
     return error.value.errors[0].field, error.value.errors[0].key
 
 
-def test_an_offer_is_found_by_its_code_and_keeps_how_it_was_written(app: Flask) -> None:
+def test_an_offer_is_found_by_its_code_and_keeps_the_spelling(app: Flask) -> None:
     offer_actions.create_offer(SUMMER, by="ann")
 
     found = offer_queries.find_offer_by_code("SUMMER25")
@@ -38,46 +41,46 @@ def test_an_offer_is_found_by_its_code_and_keeps_how_it_was_written(app: Flask) 
     assert (found.code_as_written, found.name, found.percent) == ("Summer-25", "Summer", Decimal(25))
 
 
-def test_making_an_offer_leaves_a_trail(app: Flask) -> None:
+def test_creating_an_offer_is_in_the_audit_log(app: Flask) -> None:
     offer_actions.create_offer(SUMMER, by="ann")
 
     entry = db.session.scalars(select(AuditEntry)).one()
     assert (entry.actor, entry.action, entry.subject) == ("ann", "offer.created", "Summer-25")
 
 
-def test_an_offer_without_a_code_is_given_one(app: Flask) -> None:
+def test_an_offer_without_a_code_gets_a_generated_one(app: Flask) -> None:
     offer = offer_actions.create_offer(replace(SUMMER, code=None), by="ann")
 
     assert len(offer.code) == 8
 
 
-def test_a_code_that_exists_is_refused_at_its_field_however_it_is_written(app: Flask) -> None:
+def test_any_spelling_of_a_taken_code_is_refused_at_its_field(app: Flask) -> None:
     offer_actions.create_offer(SUMMER, by="ann")
 
     with pytest.raises(InvalidInput) as error:
         offer_actions.create_offer(replace(SUMMER, code="summer 25"), by="ann")
-    assert key_of(error) == ("code", "code_taken")
+    assert first_error(error) == ("code", "code_taken")
 
 
-def test_of_two_who_take_a_code_at_once_one_gets_it(app: Flask) -> None:
+def test_concurrent_creations_with_one_code_create_one_offer(app: Flask) -> None:
     ready = threading.Barrier(8)
     outcomes: list[str] = []
 
-    def take() -> None:
+    def create() -> None:
         with app.app_context():
             ready.wait()
             try:
                 offer_actions.create_offer(SUMMER, by="ann")
-                outcomes.append("made")
+                outcomes.append("created")
             except InvalidInput as error:
                 outcomes.append(error.errors[0].key)
 
-    threads = [threading.Thread(target=take) for _ in range(8)]
+    threads = [threading.Thread(target=create) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(outcomes) == ["code_taken"] * 7 + ["made"]
+    assert sorted(outcomes) == ["code_taken"] * 7 + ["created"]
 
 
 @pytest.mark.parametrize(
@@ -104,21 +107,21 @@ def test_of_two_who_take_a_code_at_once_one_gets_it(app: Flask) -> None:
         ({"audience_id": 12345}, "audience", "audience_unknown"),
     ],
 )
-def test_what_makes_no_sense_is_refused_at_its_field(app: Flask, changes: dict[str, Any], field: str, key: str) -> None:
+def test_an_invalid_value_is_refused_at_its_field(app: Flask, changes: dict[str, Any], field: str, key: str) -> None:
     with pytest.raises(InvalidInput) as error:
         offer_actions.create_offer(replace(SUMMER, **changes), by="ann")
 
-    assert key_of(error) == (field, key)
+    assert first_error(error) == (field, key)
 
 
-def test_all_errors_are_told_at_once(app: Flask) -> None:
+def test_all_errors_are_reported_at_once(app: Flask) -> None:
     with pytest.raises(InvalidInput) as error:
         offer_actions.create_offer(replace(SUMMER, name="", max_redemptions=-1, ends_at=NOW), by="ann")
 
     assert {item.field for item in error.value.errors} == {"name", "max_redemptions", "ends_at"}
 
 
-def test_a_full_discount_and_a_hundredth_of_a_percent_are_taken(app: Flask) -> None:
+def test_the_smallest_and_the_largest_percentage_are_accepted(app: Flask) -> None:
     for code, percent in (("ALL", "100"), ("LITTLE", "0.01")):
         offer = offer_actions.create_offer(
             replace(SUMMER, code=code, discount=Discount("percent", percent=Decimal(percent))), by="ann"
@@ -167,9 +170,9 @@ def test_a_value_beyond_its_range_is_refused(app: Flask, changes: dict[str, Any]
 
 
 def test_a_locked_offer_is_freshly_read_and_locked_until_the_end_of_the_transaction(
-    offer: Callable[..., Offer],
+    make_offer: Callable[..., Offer],
 ) -> None:
-    row = offer()
+    row = make_offer()
     assert row.name == "Summer"
     with db.engine.begin() as other:
         other.execute(update(Offer).values(name="Autumn"))
@@ -185,35 +188,35 @@ def test_a_locked_offer_is_freshly_read_and_locked_until_the_end_of_the_transact
         assert other.scalars(unlocked).all() == [row.id]
 
 
-def test_the_second_of_two_tabs_is_told_and_overwrites_nothing(offer: Callable[..., Offer]) -> None:
-    row = offer()
-    offer_actions.update_offer(row.id, {"name": "From the first tab"}, version=1, by="ann")
+def test_an_update_of_an_older_version_is_a_conflict(make_offer: Callable[..., Offer]) -> None:
+    offer = make_offer()
+    offer_actions.update_offer(offer.id, {"name": "From the first tab"}, version=1, by="ann")
 
     with pytest.raises(DomainError) as error:
-        offer_actions.update_offer(row.id, {"name": "From the second tab"}, version=1, by="bob")
+        offer_actions.update_offer(offer.id, {"name": "From the second tab"}, version=1, by="bob")
     db.session.rollback()
 
-    assert (error.value.key, row.name) == ("conflict", "From the first tab")
+    assert (error.value.key, offer.name) == ("conflict", "From the first tab")
 
 
-def test_a_change_raises_the_version_and_leaves_a_trail(offer: Callable[..., Offer]) -> None:
-    changed = offer_actions.update_offer(offer().id, {"name": "Autumn"}, version=1, by="ann")
+def test_an_update_raises_the_version_and_is_in_the_audit_log(make_offer: Callable[..., Offer]) -> None:
+    changed = offer_actions.update_offer(make_offer().id, {"name": "Autumn"}, version=1, by="ann")
 
     entry = db.session.scalars(select(AuditEntry)).one()
     assert (changed.version, entry.action, entry.detail) == (2, "offer.changed", {"fields": ["name"]})
 
 
-def test_saving_without_a_change_changes_nothing(offer: Callable[..., Offer]) -> None:
-    row = offer()
+def test_saving_without_changes_keeps_the_version(make_offer: Callable[..., Offer]) -> None:
+    offer = make_offer()
 
-    assert offer_actions.update_offer(row.id, {"name": row.name}, version=1, by="ann").version == 1
+    assert offer_actions.update_offer(offer.id, {"name": offer.name}, version=1, by="ann").version == 1
 
 
-def test_an_offer_that_nobody_has_seen_may_change_in_everything(offer: Callable[..., Offer]) -> None:
+def test_an_offer_that_is_not_frozen_may_change_in_every_field(make_offer: Callable[..., Offer]) -> None:
     discount = Discount("amount", amount=500, currency="EUR")
 
     changed = offer_actions.update_offer(
-        offer().id, {"discount": discount, "code": "NEW-CODE", "max_redemptions": 5}, version=1, by="ann"
+        make_offer().id, {"discount": discount, "code": "NEW-CODE", "max_redemptions": 5}, version=1, by="ann"
     )
 
     assert (changed.discount, changed.code, changed.max_redemptions) == (discount, "NEWCODE", 5)
@@ -228,58 +231,60 @@ def test_an_offer_that_nobody_has_seen_may_change_in_everything(offer: Callable[
         ({"max_redemptions": 10}, "max_redemptions"),
     ],
 )
-def test_once_frozen_what_was_promised_stays(offer: Callable[..., Offer], changes: dict[str, Any], field: str) -> None:
-    row = offer()
-    offer_actions.freeze_offer(row.id)
+def test_a_frozen_offer_keeps_its_discount_code_and_cap(
+    make_offer: Callable[..., Offer], changes: dict[str, Any], field: str
+) -> None:
+    offer = make_offer()
+    offer_actions.freeze_offer(offer.id)
     db.session.commit()
 
     with pytest.raises(InvalidInput) as error:
-        offer_actions.update_offer(row.id, changes, version=1, by="ann")
-    assert key_of(error) == (field, "frozen")
+        offer_actions.update_offer(offer.id, changes, version=1, by="ann")
+    assert first_error(error) == (field, "frozen")
 
 
-def test_once_frozen_the_name_and_the_window_may_still_change(offer: Callable[..., Offer]) -> None:
-    row = offer(frozen_at=NOW, max_redemptions=5, redeemed=3)
-    end = row.ends_at + timedelta(days=9) if row.ends_at else None
+def test_a_frozen_offer_may_change_its_name_and_validity_period(make_offer: Callable[..., Offer]) -> None:
+    offer = make_offer(frozen_at=NOW, max_redemptions=5, redeemed=3)
+    end = offer.ends_at + timedelta(days=9) if offer.ends_at else None
 
     changed = offer_actions.update_offer(
-        row.id, {"name": "Longer", "ends_at": end, "max_redemptions": 3}, version=1, by="ann"
+        offer.id, {"name": "Longer", "ends_at": end, "max_redemptions": 3}, version=1, by="ann"
     )
 
     assert (changed.name, changed.ends_at, changed.max_redemptions) == ("Longer", end, 3)
 
 
 @pytest.mark.parametrize(("cap", "key"), [(2, "cap_below_redeemed"), (None, "frozen")])
-def test_once_frozen_a_cap_falls_not_below_what_is_used_and_is_not_removed(
-    offer: Callable[..., Offer], cap: int | None, key: str
+def test_the_cap_of_a_frozen_offer_cannot_fall_below_its_redemptions_or_be_removed(
+    make_offer: Callable[..., Offer], cap: int | None, key: str
 ) -> None:
-    row = offer(frozen_at=NOW, max_redemptions=5, redeemed=3)
+    offer = make_offer(frozen_at=NOW, max_redemptions=5, redeemed=3)
 
     with pytest.raises(InvalidInput) as error:
-        offer_actions.update_offer(row.id, {"max_redemptions": cap}, version=1, by="ann")
-    assert key_of(error) == ("max_redemptions", key)
+        offer_actions.update_offer(offer.id, {"max_redemptions": cap}, version=1, by="ann")
+    assert first_error(error) == ("max_redemptions", key)
 
 
-def test_freezing_happens_once(offer: Callable[..., Offer]) -> None:
-    row = offer()
+def test_an_offer_is_frozen_once(make_offer: Callable[..., Offer]) -> None:
+    offer = make_offer()
 
-    assert [offer_actions.freeze_offer(row.id), offer_actions.freeze_offer(row.id)] == [True, False]
+    assert [offer_actions.freeze_offer(offer.id), offer_actions.freeze_offer(offer.id)] == [True, False]
 
 
-def test_a_code_taken_by_a_change_is_refused(offer: Callable[..., Offer]) -> None:
-    offer("FIRST")
-    second = offer("SECOND")
+def test_an_update_to_a_taken_code_is_refused(make_offer: Callable[..., Offer]) -> None:
+    make_offer("FIRST")
+    second = make_offer("SECOND")
 
     with pytest.raises(InvalidInput) as error:
         offer_actions.update_offer(second.id, {"code": "first"}, version=1, by="ann")
-    assert key_of(error) == ("code", "code_taken")
+    assert first_error(error) == ("code", "code_taken")
 
 
-def test_pausing_twice_and_resuming_twice_is_as_good_as_once(offer: Callable[..., Offer]) -> None:
-    row = offer()
+def test_pausing_and_resuming_are_idempotent(make_offer: Callable[..., Offer]) -> None:
+    offer = make_offer()
 
     versions = [
-        act(row.id, by="ann").version
+        act(offer.id, by="ann").version
         for act in (
             offer_actions.pause_offer,
             offer_actions.pause_offer,
@@ -288,10 +293,10 @@ def test_pausing_twice_and_resuming_twice_is_as_good_as_once(offer: Callable[...
         )
     ]
 
-    assert (versions, row.paused_at) == ([2, 2, 3, 3], None)
+    assert (versions, offer.paused_at) == ([2, 2, 3, 3], None)
 
 
-def test_an_offer_that_is_not_there_can_not_be_changed(app: Flask) -> None:
+def test_an_unknown_offer_cannot_be_updated(app: Flask) -> None:
     with pytest.raises(NotFound):
         offer_actions.update_offer(99, {"name": "x"}, version=None, by="ann")
 
@@ -306,11 +311,11 @@ STATES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_the_database_and_python_agree_about_states(offer: Callable[..., Offer], state: Any) -> None:
-    rows = {name: offer(name.replace("_", ""), **values) for name, values in STATES.items()}
+def test_states_in_sql_and_python_are_the_same(make_offer: Callable[..., Offer], state: Any) -> None:
+    offers = {name: make_offer(name.replace("_", ""), **values) for name, values in STATES.items()}
 
-    assert [row.id for row in offer_queries.list_offers(state=state)] == [rows[state].id]
-    assert rows[state].state(offer_queries.database_now()) == state
+    assert [offer.id for offer in offer_queries.list_offers(state=state)] == [offers[state].id]
+    assert offers[state].state(database_clock.get_database_time()) == state
 
 
 @pytest.mark.parametrize(
@@ -329,11 +334,11 @@ def test_the_database_and_python_agree_about_states(offer: Callable[..., Offer],
     ],
 )
 def test_a_state_begins_at_its_very_moment(
-    offer: Callable[..., Offer], changes: dict[str, Any], state: OfferState
+    make_offer: Callable[..., Offer], changes: dict[str, Any], state: OfferState
 ) -> None:
-    row = offer()
+    row = make_offer()
     # In one transaction the database has one time.
-    now = offer_queries.database_now()
+    now = database_clock.get_database_time()
     for name, value in changes.items():
         setattr(row, name, now + value if isinstance(value, timedelta) else value)
     db.session.flush()
@@ -341,29 +346,30 @@ def test_a_state_begins_at_its_very_moment(
     assert row.state(now) == state
     assert [name for name in STATES if offer_queries.list_offers(state=cast("OfferState", name))] == [state]
     is_open = row.starts_at <= now and state in ("live", "used_up")
-    assert offer_queries.list_open_offer_ids() == ([row.id] if is_open else [])
+    assert offer_queries.list_current_offer_ids() == ([row.id] if is_open else [])
 
 
-def test_the_open_offer_that_ends_soonest_is_listed_first(offer: Callable[..., Offer]) -> None:
+def test_the_open_offer_that_ends_soonest_is_listed_first(make_offer: Callable[..., Offer]) -> None:
     ends = datetime.now(UTC) + timedelta(days=8)
     endless, later, sooner, also_sooner = (
-        offer(f"CODE{n}", ends_at=ends_at).id for n, ends_at in enumerate((None, ends + timedelta(days=1), ends, ends))
+        make_offer(f"CODE{n}", ends_at=ends_at).id
+        for n, ends_at in enumerate((None, ends + timedelta(days=1), ends, ends))
     )
 
-    assert offer_queries.list_open_offer_ids() == [sooner, also_sooner, later, endless]
+    assert offer_queries.list_current_offer_ids() == [sooner, also_sooner, later, endless]
 
 
-def test_the_codes_of_an_offer_are_listed_newest_first(offer: Callable[..., Offer]) -> None:
-    row = offer("FIRST", frozen_at=NOW)
+def test_the_codes_of_an_offer_are_listed_newest_first(make_offer: Callable[..., Offer]) -> None:
+    row = make_offer("FIRST", frozen_at=NOW)
     for code in ("ZEBRA", "ANT"):
         code_actions.renew_code(row.id, code, by="ann")
 
     assert [one.code for one in offer_queries.list_codes_by_offer([row.id])[row.id]] == ["ANT", "ZEBRA", "FIRST"]
 
 
-def test_of_two_closed_codes_the_longer_one_is_found(offer: Callable[..., Offer]) -> None:
+def test_of_two_closed_codes_the_longer_one_is_found(make_offer: Callable[..., Offer]) -> None:
     for code in ("ABC", "ABCDEFGHIJK", "ABCD"):
-        row = offer(code, frozen_at=NOW)
+        row = make_offer(code, frozen_at=NOW)
         code_actions.renew_code(row.id, None, by="ann")
         code_actions.close_code(row.id, code, by="ann")
 
@@ -373,21 +379,21 @@ def test_of_two_closed_codes_the_longer_one_is_found(offer: Callable[..., Offer]
     assert found.code == "ABCDEFGHIJK"
 
 
-def test_pages_follow_one_another_in_both_directions(offer: Callable[..., Offer]) -> None:
-    made = [offer(f"CODE{n}").id for n in range(5)]
+def test_pages_are_linked_in_both_directions(make_offer: Callable[..., Offer]) -> None:
+    offer_ids = [make_offer(f"CODE{n}").id for n in range(5)]
 
     first = offer_queries.list_offers(limit=2)
     second = offer_queries.list_offers(limit=2, before_id=first[1].id)
     back = offer_queries.list_offers(limit=2, after_id=second[0].id)
 
-    assert [o.id for o in first] == made[:1:-1]
-    assert [o.id for o in second] == made[2::-1]
-    assert [o.id for o in back] == made[:2:-1]
+    assert [o.id for o in first] == offer_ids[:1:-1]
+    assert [o.id for o in second] == offer_ids[2::-1]
+    assert [o.id for o in back] == offer_ids[:2:-1]
 
 
 @pytest.mark.parametrize(("typed", "found"), [("summ", 2), ("SUMMER-2", 1), ("%", 0), ("ä", 0), ("a\0", 1), ("", 2)])
-def test_offers_are_searched_by_name_and_code(offer: Callable[..., Offer], typed: str, found: int) -> None:
-    offer("SUMMER25", name="Hot days")
-    offer("WINTER", name="Summit")
+def test_offers_are_searched_by_name_and_code(make_offer: Callable[..., Offer], typed: str, found: int) -> None:
+    make_offer("SUMMER25", name="Hot days")
+    make_offer("WINTER", name="Summit")
 
     assert len(offer_queries.list_offers(typed)) == found

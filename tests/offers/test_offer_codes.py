@@ -1,4 +1,4 @@
-"""The codes of an offer: renewed, closed, opened again, and never given twice."""
+"""The codes of an offer: renew, close, reopen, and never reuse for another offer."""
 
 from __future__ import annotations
 
@@ -26,69 +26,69 @@ MakeOffer = Callable[..., Offer]
 LAUNCHED = {"frozen_at": datetime(2026, 1, 1, tzinfo=UTC)}
 
 
-def key_of(error: pytest.ExceptionInfo[InvalidInput]) -> tuple[str, str]:
+def first_error(error: pytest.ExceptionInfo[InvalidInput]) -> tuple[str, str]:
     return error.value.errors[0].field, error.value.errors[0].key
 
 
 def codes(offer: Offer) -> dict[str, bool]:
-    """Every code with whether it works, newest first."""
+    """Return every code and whether it is open, newest first."""
     return {row.code: row.closed_at is None for row in offer_queries.list_codes_by_offer([offer.id])[offer.id]}
 
 
-def test_a_renewed_code_leaves_the_old_one_working_for_the_same_offer(offer: MakeOffer) -> None:
-    row = offer(**LAUNCHED)
+def test_after_renewal_both_codes_find_the_offer(make_offer: MakeOffer) -> None:
+    offer = make_offer(**LAUNCHED)
 
-    changed = code_actions.renew_code(row.id, "Winter-26", by="ann")
+    changed = code_actions.renew_code(offer.id, "Winter-26", by="ann")
 
     assert (changed.code, changed.code_as_written, changed.version) == ("WINTER26", "Winter-26", 2)
     assert [found.id for found in map(offer_queries.find_offer_by_code, ("WINTER26", "SUMMER25")) if found] == [
-        row.id,
-        row.id,
+        offer.id,
+        offer.id,
     ]
-    assert codes(row) == {"WINTER26": True, "SUMMER25": True}
+    assert codes(offer) == {"WINTER26": True, "SUMMER25": True}
 
 
-def test_without_a_wish_a_code_is_made_up(offer: MakeOffer) -> None:
-    changed = code_actions.renew_code(offer(**LAUNCHED).id, None, by="ann")
+def test_renewal_without_a_code_generates_one(make_offer: MakeOffer) -> None:
+    changed = code_actions.renew_code(make_offer(**LAUNCHED).id, None, by="ann")
 
     assert len(changed.code) == 8
     assert set(changed.code) <= set(code_actions.GENERATED_ALPHABET)
 
 
-def test_before_anybody_was_given_it_a_code_is_replaced_and_free_again(offer: MakeOffer) -> None:
-    row = offer()
+def test_renewal_before_the_launch_frees_the_old_code(make_offer: MakeOffer) -> None:
+    offer = make_offer()
 
-    code_actions.renew_code(row.id, "WINTER26", by="ann")
+    code_actions.renew_code(offer.id, "WINTER26", by="ann")
 
-    assert codes(row) == {"WINTER26": True}
-    assert offer("SUMMER25").code == "SUMMER25"
-
-
-def test_an_edit_before_the_first_launch_frees_the_code_too(offer: MakeOffer) -> None:
-    row = offer()
-
-    offer_actions.update_offer(row.id, {"code": "WINTER26"}, version=None, by="ann")
-
-    assert codes(row) == {"WINTER26": True}
+    assert codes(offer) == {"WINTER26": True}
+    assert make_offer("SUMMER25").code == "SUMMER25"
 
 
-def test_another_spelling_of_the_code_is_no_other_code(offer: MakeOffer) -> None:
-    row = offer(**LAUNCHED)
+def test_an_update_before_the_launch_frees_the_old_code(make_offer: MakeOffer) -> None:
+    offer = make_offer()
 
-    changed = code_actions.renew_code(row.id, "summer-25", by="ann")
+    offer_actions.update_offer(offer.id, {"code": "WINTER26"}, version=None, by="ann")
 
-    assert (changed.code_as_written, codes(row)) == ("summer-25", {"SUMMER25": True})
+    assert codes(offer) == {"WINTER26": True}
 
 
-def test_asking_for_the_code_that_it_has_changes_nothing(offer: MakeOffer) -> None:
-    row = offer(**LAUNCHED)
+def test_another_spelling_of_the_code_is_the_same_code(make_offer: MakeOffer) -> None:
+    offer = make_offer(**LAUNCHED)
 
-    assert code_actions.renew_code(row.id, "SUMMER25", by="ann").version == 1
+    changed = code_actions.renew_code(offer.id, "summer-25", by="ann")
+
+    assert (changed.code_as_written, codes(offer)) == ("summer-25", {"SUMMER25": True})
+
+
+def test_renewal_to_the_current_code_changes_nothing(make_offer: MakeOffer) -> None:
+    offer = make_offer(**LAUNCHED)
+
+    assert code_actions.renew_code(offer.id, "SUMMER25", by="ann").version == 1
 
 
 @pytest.mark.parametrize("taken", ["NOW", "EARLIER", "CLOSED"])
-def test_no_code_is_ever_given_to_a_second_offer(offer: MakeOffer, taken: str) -> None:
-    first, second = offer("CLOSED", **LAUNCHED), offer("SECOND", **LAUNCHED)
+def test_another_offer_cannot_take_a_code(make_offer: MakeOffer, taken: str) -> None:
+    first, second = make_offer("CLOSED", **LAUNCHED), make_offer("SECOND", **LAUNCHED)
     for code in ("EARLIER", "NOW"):
         code_actions.renew_code(first.id, code, by="ann")
     code_actions.close_code(first.id, "CLOSED", by="ann")
@@ -100,12 +100,12 @@ def test_no_code_is_ever_given_to_a_second_offer(offer: MakeOffer, taken: str) -
     with pytest.raises(InvalidInput) as created:
         offer_actions.create_offer(values, by="ann")
 
-    assert key_of(renewed) == key_of(created) == ("code", "code_taken")
+    assert first_error(renewed) == first_error(created) == ("code", "code_taken")
     assert offer_queries.find_offers([second.id])[second.id].code == "SECOND"
 
 
-def test_of_several_who_renew_to_one_code_at_once_one_gets_it(app: Flask, offer: MakeOffer) -> None:
-    ids = [offer(f"CODE{n}", **LAUNCHED).id for n in range(8)]
+def test_concurrent_renewals_to_one_code_succeed_once(app: Flask, make_offer: MakeOffer) -> None:
+    ids = [make_offer(f"CODE{n}", **LAUNCHED).id for n in range(8)]
     ready = threading.Barrier(len(ids))
     outcomes: list[str] = []
 
@@ -127,88 +127,88 @@ def test_of_several_who_renew_to_one_code_at_once_one_gets_it(app: Flask, offer:
 
 
 @pytest.mark.parametrize(("code", "key"), [("AB", "code_length"), ("A" * 41, "code_length"), ("SÜSS", "code_invalid")])
-def test_a_new_code_is_held_to_the_same_rules(offer: MakeOffer, code: str, key: str) -> None:
+def test_a_new_code_is_validated(make_offer: MakeOffer, code: str, key: str) -> None:
     with pytest.raises(InvalidInput) as error:
-        code_actions.renew_code(offer(**LAUNCHED).id, code, by="ann")
-    assert key_of(error) == ("code", key)
+        code_actions.renew_code(make_offer(**LAUNCHED).id, code, by="ann")
+    assert first_error(error) == ("code", key)
 
 
-def test_an_earlier_code_can_come_back(offer: MakeOffer) -> None:
-    row = offer(**LAUNCHED)
-    code_actions.renew_code(row.id, "WINTER26", by="ann")
+def test_an_earlier_code_can_become_current_again(make_offer: MakeOffer) -> None:
+    offer = make_offer(**LAUNCHED)
+    code_actions.renew_code(offer.id, "WINTER26", by="ann")
 
-    changed = code_actions.renew_code(row.id, "summer25", by="ann")
+    changed = code_actions.renew_code(offer.id, "summer25", by="ann")
 
     assert (changed.code, changed.code_as_written) == ("SUMMER25", "summer25")
-    assert codes(row) == {"WINTER26": True, "SUMMER25": True}
+    assert codes(offer) == {"WINTER26": True, "SUMMER25": True}
 
 
-def test_a_closed_code_finds_nothing_and_does_not_come_back_by_a_renewal(offer: MakeOffer) -> None:
-    row = offer(**LAUNCHED)
-    code_actions.renew_code(row.id, "WINTER26", by="ann")
-    code_actions.close_code(row.id, "summer-25", by="ann")
+def test_a_closed_code_is_not_found_and_cannot_be_renewed_to(make_offer: MakeOffer) -> None:
+    offer = make_offer(**LAUNCHED)
+    code_actions.renew_code(offer.id, "WINTER26", by="ann")
+    code_actions.close_code(offer.id, "summer-25", by="ann")
 
     with pytest.raises(InvalidInput) as error:
-        code_actions.renew_code(row.id, "SUMMER25", by="ann")
+        code_actions.renew_code(offer.id, "SUMMER25", by="ann")
 
-    assert key_of(error) == ("code", "code_closed")
+    assert first_error(error) == ("code", "code_closed")
     assert offer_queries.find_offer_by_code("SUMMER25") is None
-    assert [found.id for found in offer_queries.list_offers("summer-2")] == [row.id]
+    assert [found.id for found in offer_queries.list_offers("summer-2")] == [offer.id]
 
 
-def test_a_closed_code_can_be_opened_again(offer: MakeOffer) -> None:
-    row = offer(**LAUNCHED)
-    code_actions.renew_code(row.id, "WINTER26", by="ann")
-    code_actions.close_code(row.id, "SUMMER25", by="ann")
+def test_a_closed_code_can_be_reopened(make_offer: MakeOffer) -> None:
+    offer = make_offer(**LAUNCHED)
+    code_actions.renew_code(offer.id, "WINTER26", by="ann")
+    code_actions.close_code(offer.id, "SUMMER25", by="ann")
 
-    code_actions.reopen_code(row.id, "SUMMER25", by="ann")
+    code_actions.reopen_code(offer.id, "SUMMER25", by="ann")
 
-    assert codes(row) == {"WINTER26": True, "SUMMER25": True}
-
-
-def test_closing_and_opening_twice_is_as_good_as_once(offer: MakeOffer) -> None:
-    row = offer(**LAUNCHED)
-    code_actions.renew_code(row.id, "WINTER26", by="ann")
-
-    acts = (code_actions.close_code, code_actions.close_code, code_actions.reopen_code, code_actions.reopen_code)
-
-    assert [act(row.id, "SUMMER25", by="ann").version for act in acts] == [3, 3, 4, 4]
+    assert codes(offer) == {"WINTER26": True, "SUMMER25": True}
 
 
-def test_the_code_of_now_is_not_closed(offer: MakeOffer) -> None:
-    row = offer(**LAUNCHED)
+def test_closing_and_reopening_are_idempotent(make_offer: MakeOffer) -> None:
+    offer = make_offer(**LAUNCHED)
+    code_actions.renew_code(offer.id, "WINTER26", by="ann")
+
+    actions = (code_actions.close_code, code_actions.close_code, code_actions.reopen_code, code_actions.reopen_code)
+
+    assert [action(offer.id, "SUMMER25", by="ann").version for action in actions] == [3, 3, 4, 4]
+
+
+def test_the_current_code_cannot_be_closed(make_offer: MakeOffer) -> None:
+    offer = make_offer(**LAUNCHED)
 
     with pytest.raises(DomainError) as error:
-        code_actions.close_code(row.id, "SUMMER25", by="ann")
-    assert (error.value.key, codes(row)) == ("conflict", {"SUMMER25": True})
+        code_actions.close_code(offer.id, "SUMMER25", by="ann")
+    assert (error.value.key, codes(offer)) == ("conflict", {"SUMMER25": True})
 
 
 @pytest.mark.parametrize("code", ["NEVER", "OTHERS", "SÜSS", ""])
-def test_a_code_that_the_offer_never_had_is_not_found(offer: MakeOffer, code: str) -> None:
-    offer("OTHERS")
+def test_a_code_that_the_offer_never_had_is_not_found(make_offer: MakeOffer, code: str) -> None:
+    make_offer("OTHERS")
 
     with pytest.raises(NotFound):
-        code_actions.close_code(offer(**LAUNCHED).id, code, by="ann")
+        code_actions.close_code(make_offer(**LAUNCHED).id, code, by="ann")
 
 
-def test_a_renewal_from_an_older_version_is_a_conflict(offer: MakeOffer) -> None:
-    row = offer(**LAUNCHED)
-    offer_actions.pause_offer(row.id, by="bob")
+def test_a_renewal_of_an_older_version_is_a_conflict(make_offer: MakeOffer) -> None:
+    offer = make_offer(**LAUNCHED)
+    offer_actions.pause_offer(offer.id, by="bob")
 
     with pytest.raises(DomainError) as error:
-        code_actions.renew_code(row.id, "WINTER26", by="ann", version=1)
+        code_actions.renew_code(offer.id, "WINTER26", by="ann", version=1)
     assert error.value.key == "conflict"
 
 
-def test_the_trail_tells_who_renewed_closed_and_opened(offer: MakeOffer) -> None:
-    row = offer(**LAUNCHED)
-    code_actions.renew_code(row.id, "WINTER26", by="ann")
-    code_actions.close_code(row.id, "SUMMER25", by="bob")
-    code_actions.reopen_code(row.id, "SUMMER25", by="cem")
+def test_the_audit_log_has_renewals_closings_and_reopenings(make_offer: MakeOffer) -> None:
+    offer = make_offer(**LAUNCHED)
+    code_actions.renew_code(offer.id, "WINTER26", by="ann")
+    code_actions.close_code(offer.id, "SUMMER25", by="bob")
+    code_actions.reopen_code(offer.id, "SUMMER25", by="cem")
 
-    found = db.session.execute(text("select actor, action, subject from audit_entry order by id")).all()
+    entries = db.session.execute(text("select actor, action, subject from audit_entry order by id")).all()
 
-    assert found == [
+    assert entries == [
         ("ann", "offer.code_renewed", "WINTER26"),
         ("bob", "offer.code_closed", "SUMMER25"),
         ("cem", "offer.code_reopened", "SUMMER25"),
@@ -226,9 +226,9 @@ def test_the_trail_tells_who_renewed_closed_and_opened(offer: MakeOffer) -> None
         "insert into offer_code (code, offer_id, code_as_written) select 'SECOND', id, 'SECOND' from offer",
     ],
 )
-def test_the_database_lets_an_offer_and_its_codes_never_disagree(offer: MakeOffer, statement: str) -> None:
-    offer()
-    offer("SECOND")
+def test_the_database_keeps_an_offer_and_its_codes_consistent(make_offer: MakeOffer, statement: str) -> None:
+    make_offer()
+    make_offer("SECOND")
 
     with pytest.raises(IntegrityError), db.engine.begin() as connection:
         connection.execute(text(statement))
@@ -237,77 +237,77 @@ def test_the_database_lets_an_offer_and_its_codes_never_disagree(offer: MakeOffe
 # --- staff ----------------------------------------------------------------------------------------
 
 
-def test_the_page_shows_the_code_and_earlier_ones_with_what_can_be_done(staff: FlaskClient, offer: MakeOffer) -> None:
-    row = offer(**LAUNCHED)
-    staff.post(f"/offers/{row.id}/code", data={"code": "Winter-26"})
-    renewed = staff.get(f"/offers/{row.id}").text
-    staff.post(f"/offers/{row.id}/codes/SUMMER25/close")
-    closed = staff.get(f"/offers/{row.id}").text
+def test_the_page_shows_the_codes_and_their_actions(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    offer = make_offer(**LAUNCHED)
+    staff.post(f"/offers/{offer.id}/code", data={"code": "Winter-26"})
+    renewed = staff.get(f"/offers/{offer.id}").text
+    staff.post(f"/offers/{offer.id}/codes/SUMMER25/close")
+    closed = staff.get(f"/offers/{offer.id}").text
 
     assert "/redeem?code=WINTER26" in renewed
-    assert f'action="/offers/{row.id}/codes/SUMMER25/close"' in renewed
+    assert f'action="/offers/{offer.id}/codes/SUMMER25/close"' in renewed
     assert "SUMMER25 stays valid until you close it." in renewed
-    assert f'action="/offers/{row.id}/codes/SUMMER25/reopen"' in closed
+    assert f'action="/offers/{offer.id}/codes/SUMMER25/reopen"' in closed
     assert "/codes/WINTER26/" not in closed
 
 
-def test_a_code_that_can_not_be_taken_is_told_at_the_field(staff: FlaskClient, offer: MakeOffer) -> None:
-    row, _ = offer(**LAUNCHED), offer("TAKEN")
+def test_a_taken_code_is_an_error_at_its_field(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    offer, _ = make_offer(**LAUNCHED), make_offer("TAKEN")
 
-    answer = staff.post(f"/offers/{row.id}/code", data={"code": "tak-en"})
+    response = staff.post(f"/offers/{offer.id}/code", data={"code": "tak-en"})
 
-    assert answer.status_code == 422
-    assert "This code belongs to another offer" in answer.text
-    assert 'value="tak-en"' in answer.text
-
-
-def test_an_empty_field_has_a_code_made_up(staff: FlaskClient, offer: MakeOffer) -> None:
-    row = offer(**LAUNCHED)
-
-    answer = staff.post(f"/offers/{row.id}/code", data={"code": " "})
-
-    assert answer.location == f"/offers/{row.id}"
-    assert len(codes(row)) == 2
+    assert response.status_code == 422
+    assert "This code belongs to another offer" in response.text
+    assert 'value="tak-en"' in response.text
 
 
-def test_the_page_says_whether_the_old_code_will_go_on_working(staff: FlaskClient, offer: MakeOffer) -> None:
-    fresh, launched = offer("FRESH"), offer("LAUNCHED", **LAUNCHED)
+def test_an_empty_code_field_generates_a_code(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    offer = make_offer(**LAUNCHED)
 
-    assert "the new code replaces it" in staff.get(f"/offers/{fresh.id}/code").text
-    assert "LAUNCHED stays valid" in staff.get(f"/offers/{launched.id}/code").text
+    response = staff.post(f"/offers/{offer.id}/code", data={"code": " "})
+
+    assert response.location == f"/offers/{offer.id}"
+    assert len(codes(offer)) == 2
 
 
-def test_closing_the_code_of_now_says_what_to_do_first(staff: FlaskClient, offer: MakeOffer) -> None:
-    row = offer(**LAUNCHED)
+def test_the_page_says_whether_the_old_code_stays_valid(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    draft, offer = make_offer("FRESH"), make_offer("LAUNCHED", **LAUNCHED)
 
-    answer = staff.post(f"/offers/{row.id}/codes/SUMMER25/close", follow_redirects=True)
+    assert "the new code replaces it" in staff.get(f"/offers/{draft.id}/code").text
+    assert "LAUNCHED stays valid" in staff.get(f"/offers/{offer.id}/code").text
 
-    assert "Renew the code first" in answer.text
+
+def test_closing_the_current_code_says_to_renew_it_first(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    offer = make_offer(**LAUNCHED)
+
+    response = staff.post(f"/offers/{offer.id}/codes/SUMMER25/close", follow_redirects=True)
+
+    assert "Renew the code first" in response.text
 
 
 @pytest.mark.parametrize("path", ["code", "codes/OLD/close", "codes/OLD/reopen", "personal-code"])
-def test_a_viewer_sees_the_codes_and_changes_none(
-    sign_in: Callable[..., FlaskClient], offer: MakeOffer, path: str
+def test_a_viewer_sees_the_codes_but_cannot_change_them(
+    sign_in: Callable[..., FlaskClient], make_offer: MakeOffer, path: str
 ) -> None:
-    row = offer("OLD", **LAUNCHED)
-    code_actions.renew_code(row.id, "NEW", by="ann")
+    offer = make_offer("OLD", **LAUNCHED)
+    code_actions.renew_code(offer.id, "NEW", by="ann")
     client = sign_in("viewer")
 
-    page = client.get(f"/offers/{row.id}").text
-    answer = client.post(f"/offers/{row.id}/{path}", data={"code": "X99"})
+    page = client.get(f"/offers/{offer.id}").text
+    response = client.post(f"/offers/{offer.id}/{path}", data={"code": "X99"})
 
-    assert (answer.status_code, codes(row)) == (403, {"NEW": True, "OLD": True})
+    assert (response.status_code, codes(offer)) == (403, {"NEW": True, "OLD": True})
     assert "OLD" in page
-    assert f"/offers/{row.id}/{path}" not in page
+    assert f"/offers/{offer.id}/{path}" not in page
 
 
-def test_personal_codes_are_required_and_not_by_a_button(staff: FlaskClient, offer: MakeOffer) -> None:
-    row = offer(**LAUNCHED)
+def test_a_button_toggles_the_requirement_of_personal_codes(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    offer = make_offer(**LAUNCHED)
 
-    before = staff.get(f"/offers/{row.id}").text
-    staff.post(f"/offers/{row.id}/personal-code", data={"required": "yes"})
-    after = staff.get(f"/offers/{row.id}").text
-    staff.post(f"/offers/{row.id}/personal-code", data={"required": "no"})
+    before = staff.get(f"/offers/{offer.id}").text
+    staff.post(f"/offers/{offer.id}/personal-code", data={"required": "yes"})
+    after = staff.get(f"/offers/{offer.id}").text
+    staff.post(f"/offers/{offer.id}/personal-code", data={"required": "no"})
 
     assert (
         "can redeem the offer in that customer&#39;s name" in before
@@ -315,38 +315,38 @@ def test_personal_codes_are_required_and_not_by_a_button(staff: FlaskClient, off
     )
     assert "Emails sent so far carry only the shared code" in before
     assert "alone is not accepted" in after
-    assert not offer_queries.find_offers([row.id])[row.id].personal_code_required
+    assert not offer_queries.find_offers([offer.id])[offer.id].personal_code_required
 
 
-def test_the_customers_form_takes_an_earlier_code(
-    client: FlaskClient, offer: MakeOffer, customer: Callable[..., Customer]
+def test_the_public_form_accepts_an_earlier_code(
+    client: FlaskClient, make_offer: MakeOffer, make_customer: Callable[..., Customer]
 ) -> None:
-    customer()
-    code_actions.renew_code(offer(**LAUNCHED).id, "WINTER26", by="ann")
+    make_customer()
+    code_actions.renew_code(make_offer(**LAUNCHED).id, "WINTER26", by="ann")
 
-    answer = client.post("/redeem", data={"code": "summer 25", "email": "ada@example.com"})
+    response = client.post("/redeem", data={"code": "summer 25", "email": "ada@example.com"})
 
-    assert answer.status_code == 200
+    assert response.status_code == 200
 
 
-def test_lists_of_redemptions_are_filtered_by_an_earlier_code(
-    staff: FlaskClient, api: FlaskClient, offer: MakeOffer, customer: Callable[..., Customer]
+def test_redemptions_are_filtered_by_an_earlier_code(
+    staff: FlaskClient, api: FlaskClient, make_offer: MakeOffer, make_customer: Callable[..., Customer]
 ) -> None:
-    customer()
-    code_actions.renew_code(offer(**LAUNCHED).id, "WINTER26", by="ann")
+    make_customer()
+    code_actions.renew_code(make_offer(**LAUNCHED).id, "WINTER26", by="ann")
     api.post("/api/v1/redemptions", json={"code": "SUMMER25", "customer": {"email": "ada@example.com"}})
 
     listed = api.get("/api/v1/redemptions?offer=SUMMER25").get_json()["redemptions"]
 
-    assert [done["code"] for done in listed] == ["WINTER26"]
+    assert [redemption["code"] for redemption in listed] == ["WINTER26"]
     assert "ada@example.com" in staff.get("/redemptions?code=summer25").text
 
 
-# --- JSON -----------------------------------------------------------------------------------------
+# --- API ------------------------------------------------------------------------------------------
 
 
-def test_a_code_is_renewed_closed_and_opened_by_json(api: FlaskClient, offer: MakeOffer) -> None:
-    offer(**LAUNCHED)
+def test_a_code_is_renewed_closed_and_reopened_by_the_api(api: FlaskClient, make_offer: MakeOffer) -> None:
+    make_offer(**LAUNCHED)
 
     renewed = api.post("/api/v1/offers/summer25/codes", json={"code": "Winter-26"})
     by_alias = api.get("/api/v1/offers/SUMMER25")
@@ -361,8 +361,8 @@ def test_a_code_is_renewed_closed_and_opened_by_json(api: FlaskClient, offer: Ma
     assert reopened.get_json()["aliases"] == ["SUMMER25"]
 
 
-def test_a_renewal_that_is_sent_again_changes_nothing(api: FlaskClient, offer: MakeOffer) -> None:
-    offer(**LAUNCHED)
+def test_a_repeated_renewal_changes_nothing(api: FlaskClient, make_offer: MakeOffer) -> None:
+    make_offer(**LAUNCHED)
     body = {"code": "WINTER26"}
 
     first, again = (api.post("/api/v1/offers/SUMMER25/codes", json=body) for _ in range(2))
@@ -381,47 +381,45 @@ def test_a_renewal_that_is_sent_again_changes_nothing(api: FlaskClient, offer: M
         ({"kode": "X99"}, 422, None),
     ],
 )
-def test_a_renewal_that_makes_no_sense_is_refused_at_its_field(
-    api: FlaskClient, offer: MakeOffer, body: dict[str, Any], status: int, code: str | None
+def test_an_invalid_renewal_is_refused(
+    api: FlaskClient, make_offer: MakeOffer, body: dict[str, Any], status: int, code: str | None
 ) -> None:
-    offer(**LAUNCHED)
-    offer("TAKEN")
+    make_offer(**LAUNCHED)
+    make_offer("TAKEN")
 
-    answer = api.post("/api/v1/offers/SUMMER25/codes", json=body)
+    response = api.post("/api/v1/offers/SUMMER25/codes", json=body)
 
-    assert answer.status_code == status
-    assert code is None or answer.get_json()["errors"][0]["code"] == code
+    assert response.status_code == status
+    assert code is None or response.get_json()["errors"][0]["code"] == code
 
 
-def test_a_renewal_of_something_that_changed_meanwhile_fails_its_precondition(
-    api: FlaskClient, offer: MakeOffer
-) -> None:
-    row = offer(**LAUNCHED)
-    offer_actions.pause_offer(row.id, by="bob")
+def test_a_renewal_with_an_old_etag_fails_its_precondition(api: FlaskClient, make_offer: MakeOffer) -> None:
+    offer = make_offer(**LAUNCHED)
+    offer_actions.pause_offer(offer.id, by="bob")
 
-    answer = api.post("/api/v1/offers/SUMMER25/codes", json={}, headers={"If-Match": '"1"'})
+    response = api.post("/api/v1/offers/SUMMER25/codes", json={}, headers={"If-Match": '"1"'})
 
-    assert (answer.status_code, len(codes(row))) == (412, 1)
+    assert (response.status_code, len(codes(offer))) == (412, 1)
 
 
 @pytest.mark.parametrize("call", ["codes", "codes/SUMMER25/close", "codes/SUMMER25/reopen"])
-def test_codes_need_the_manage_scope(app: Flask, offer: MakeOffer, call: str) -> None:
-    from webapp.accounts.actions import create_api_key
+def test_changing_codes_requires_the_scope_manage(app: Flask, make_offer: MakeOffer, call: str) -> None:
+    from webapp.accounts.api_key_actions import create_api_key
 
-    offer(**LAUNCHED)
+    make_offer(**LAUNCHED)
     key = create_api_key("till", ["read", "redeem"], by="tests")
 
-    answer = app.test_client().post(
+    response = app.test_client().post(
         f"/api/v1/offers/SUMMER25/{call}", json={}, headers={"Authorization": f"Bearer {key}"}
     )
 
-    assert answer.status_code == 403
+    assert response.status_code == 403
 
 
-def test_a_launch_and_the_list_take_an_earlier_code(
-    api: FlaskClient, offer: MakeOffer, customer: Callable[..., Customer]
+def test_launch_and_search_accept_an_earlier_code(
+    api: FlaskClient, make_offer: MakeOffer, make_customer: Callable[..., Customer]
 ) -> None:
-    customer()
+    make_customer()
     api.post(
         "/api/v1/offers", json={"name": "Autumn", "code": "AUTUMN", "discount": {"type": "percent", "percent": "5"}}
     )
@@ -435,12 +433,12 @@ def test_a_launch_and_the_list_take_an_earlier_code(
     assert [(found["code"], found["aliases"]) for found in listed] == [("OCTOBER", ["AUTUMN"])]
 
 
-def test_a_discount_is_worth_the_same_under_both_codes(offer: MakeOffer) -> None:
-    row = offer(**LAUNCHED)
-    code_actions.renew_code(row.id, "WINTER26", by="ann")
+def test_the_discount_stays_frozen_after_a_renewal(make_offer: MakeOffer) -> None:
+    offer = make_offer(**LAUNCHED)
+    code_actions.renew_code(offer.id, "WINTER26", by="ann")
 
     with pytest.raises(InvalidInput) as error:
         offer_actions.update_offer(
-            row.id, {"discount": Discount("amount", amount=1, currency="EUR")}, version=None, by="ann"
+            offer.id, {"discount": Discount("amount", amount=1, currency="EUR")}, version=None, by="ann"
         )
     assert error.value.errors[0].key == "frozen"

@@ -1,6 +1,6 @@
-"""docs/operations.md, followed: Debian's PostgreSQL over TCP, two web processes, two workers, a relay, nginx with TLS.
+"""An installation by docs/operations.md with two web processes and workers.
 
-Blocks of code are taken from the pages; only names of hosts, ports and folders are changed.
+The code blocks are taken from the page; only host names, ports and folders are changed.
 """
 
 from __future__ import annotations
@@ -23,39 +23,39 @@ import requests
 from tests.support import deployment, smtp_relay
 from tests.support.bounce_messages import POSTFIX
 from tests.support.deployment import Site
-from tests.support.http_browser import Visitor
+from tests.support.http_browser import HttpBrowser
 from tests.support.operations_docs import block
 from tests.support.smtp_relay import Relay
 
-# One site for all tests here: they run in one process, one after the other.
+# All tests share one site, so they run in one process, one after the other.
 pytestmark = [pytest.mark.lifecycle, pytest.mark.xdist_group("operations")]
 
 
 @pytest.fixture(scope="module")
 def relay() -> Iterator[Relay]:
-    with smtp_relay.running() as found:
-        yield found
+    with smtp_relay.running() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def site(relay: Relay) -> Iterator[Site]:
-    lacking = deployment.missing()
-    if lacking and os.environ.get("REQUIRE_SERVERS"):
-        pytest.fail(f"{lacking} must be installed here")
-    if lacking:
-        pytest.skip(f"{lacking} is not installed")
+    missing = deployment.missing_programs()
+    if missing and os.environ.get("REQUIRE_SERVERS"):
+        pytest.fail(f"{missing} must be installed here")
+    if missing:
+        pytest.skip(f"{missing} is not installed")
     with (
         tempfile.TemporaryDirectory(prefix="onecode-operations-") as folder,
-        deployment.running(Path(folder), relay.port) as found,
+        deployment.running_site(Path(folder), relay.port) as started_site,
     ):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(found.certificate, found.folder / "server.key")
+        context.load_cert_chain(started_site.certificate, started_site.folder / "server.key")
         relay.behaviour.starttls, relay.behaviour.auth = context, "235 come in"
-        link = found.run("once, on one machine").strip().splitlines()[-1]
-        for name in units(found):
-            found.start(name)
-        (found.folder / "link").write_text(link)
-        yield found
+        link = started_site.run("once, on one machine").strip().splitlines()[-1]
+        for name in units(started_site):
+            started_site.start(name)
+        (started_site.folder / "link").write_text(link)
+        yield started_site
 
 
 def units(site: Site) -> list[str]:
@@ -63,23 +63,23 @@ def units(site: Site) -> list[str]:
 
 
 @pytest.fixture
-def visitor(site: Site) -> Visitor:
-    return Visitor(str(site.certificate))
+def visitor(site: Site) -> HttpBrowser:
+    return HttpBrowser(str(site.certificate))
 
 
 @pytest.fixture(scope="module")
-def staff(site: Site) -> Visitor:
-    """The first administrator, who has followed the link that the page's commands print."""
-    staff = Visitor(str(site.certificate))
+def staff(site: Site) -> HttpBrowser:
+    """The first administrator, signed in by the printed invitation link."""
+    staff = HttpBrowser(str(site.certificate))
     link = (site.folder / "link").read_text()
     assert link.startswith(f"{site.url}/invitations/")
-    words: dict[str, Any] = {
+    form: dict[str, Any] = {
         "name": "Ada",
         "email": "ada@shop.example",
         "password": "a long password",
         "confirm": "a long password",
     }
-    page = staff.send(staff.get(link), **words)
+    page = staff.submit(staff.get(link), **form)
     assert page.url == f"{site.url}/"
     return staff
 
@@ -90,7 +90,7 @@ def key(site: Site) -> str:
 
 
 def call(site: Site, key: str, path: str, **more: Any) -> requests.Response:
-    """A call of a shop, from the outside."""
+    """Call the API from outside."""
     headers = {"Authorization": f"Bearer {key}", **more.pop("headers", {})}
     method = "POST" if "json" in more or "data" in more else "GET"
     return requests.request(
@@ -98,24 +98,24 @@ def call(site: Site, key: str, path: str, **more: Any) -> requests.Response:
     )
 
 
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not become so"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.1)
 
 
-def bring(site: Site, key: str, *emails: str, audience: str) -> None:
-    """Import customers as a shop does, and wait until they are there."""
+def import_customers(site: Site, key: str, *emails: str, audience: str) -> None:
+    """Import customers by the API and wait until the import is done."""
     body = "email\n" + "\n".join(emails)
     queued = call(site, key, f"/customers/import?audience={audience}", data=body, headers={"Content-Type": "text/csv"})
     assert queued.status_code == 202, queued.text
-    where = queued.headers["Location"].removeprefix("/api/v1")
-    until(lambda: call(site, key, where).json()["status"] == "done")
+    import_path = queued.headers["Location"].removeprefix("/api/v1")
+    wait_until(lambda: call(site, key, import_path).json()["status"] == "done")
 
 
-def offer(site: Site, key: str, code: str, audience: str | None = None) -> None:
-    made = call(
+def create_offer(site: Site, key: str, code: str, audience: str | None = None) -> None:
+    response = call(
         site,
         key,
         "/offers",
@@ -127,37 +127,37 @@ def offer(site: Site, key: str, code: str, audience: str | None = None) -> None:
             "audience": audience,
         },
     )
-    assert made.status_code == 201, made.text
+    assert response.status_code == 201, response.text
 
 
-def test_the_first_hour_of_a_shop_through_nginx(
-    site: Site, relay: Relay, staff: Visitor, visitor: Visitor, key: str
+def test_the_main_workflow_works_through_nginx(
+    site: Site, relay: Relay, staff: HttpBrowser, visitor: HttpBrowser, key: str
 ) -> None:
-    """Invite, sign in, import, offer, launch, mail, redeem: with the real forms, whichever web process answers."""
+    """Import, create an offer, launch and redeem with the real forms."""
     cookie = next(iter(staff.http.cookies))
     assert (cookie.name, cookie.secure) == (f"onecode_{site.https}", True)
     assert all("Sign out" in staff.get(f"{site.url}/").text for _ in range(6))
     page = staff.get(f"{site.url}/customers/import")
     file = ("people.csv", "email,name\ngrace@example.com,Grace\nada@example.com,Ada\n", "text/csv")
-    staff.send(page, to="import", file=file)
-    until(lambda: "grace@example.com" in staff.get(f"{site.url}/customers").text)
-    page = staff.send(
+    staff.submit(page, to="import", file=file)
+    wait_until(lambda: "grace@example.com" in staff.get(f"{site.url}/customers").text)
+    page = staff.submit(
         staff.get(f"{site.url}/offers/new"),
         name="Summer",
         code="SUMMER25",
         discount_type="percent",
         discount_percent="25",
     )
-    page = staff.send(staff.get(f"{page.url}/mail"), to="/mail", launch="launch")
-    staff.send(page, to="/launch")
-    until(lambda: relay.recipients["grace@example.com"])
+    page = staff.submit(staff.get(f"{page.url}/mail"), to="/mail", launch="launch")
+    staff.submit(page, to="/launch")
+    wait_until(lambda: relay.recipients["grace@example.com"])
 
-    mail = relay.to("grace@example.com")
-    link, goodbye = re.findall(r"https?://\S+", mail.text)
+    email = relay.message_to("grace@example.com")
+    link, unsubscribe_url = re.findall(r"https?://\S+", email.text)
     assert link.startswith(f"{site.url}/r/")
-    assert mail.message["List-Unsubscribe"].startswith(f"<{goodbye}>")
-    assert mail.message["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
-    receipt = visitor.send(visitor.get(link), to="/r/")
+    assert email.message["List-Unsubscribe"].startswith(f"<{unsubscribe_url}>")
+    assert email.message["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
+    receipt = visitor.submit(visitor.get(link), to="/r/")
     assert "25%" in receipt.text
     body = {"code": "summer25", "customer": {"email": "ada@example.com"}}
     assert call(site, key, "/redemptions", json=body).status_code == 201
@@ -167,103 +167,103 @@ def test_the_first_hour_of_a_shop_through_nginx(
     ]
 
 
-def test_nobody_signs_in_without_the_token_of_the_form(site: Site, staff: Visitor, visitor: Visitor) -> None:
+def test_signing_in_needs_the_csrf_token(site: Site, staff: HttpBrowser, visitor: HttpBrowser) -> None:
     page = visitor.get(f"{site.url}/sign-in")
-    words: dict[str, Any] = {"email": "ada@shop.example", "password": "a long password"}
+    form: dict[str, Any] = {"email": "ada@shop.example", "password": "a long password"}
     assert staff.http.cookies
-    bare = visitor.http.post(f"{site.url}/sign-in", data=words, headers={"Referer": page.url}, timeout=30)
-    assert bare.status_code == 400
-    assert visitor.send(page, **words).url == f"{site.url}/"
+    without_token = visitor.http.post(f"{site.url}/sign-in", data=form, headers={"Referer": page.url}, timeout=30)
+    assert without_token.status_code == 400
+    assert visitor.submit(page, **form).url == f"{site.url}/"
 
 
-def test_the_address_that_nginx_saw_counts_and_none_that_a_client_claims(site: Site) -> None:
-    somebody = Visitor(str(site.certificate), address="127.0.0.7")
-    somebody.http.headers["X-Forwarded-For"] = "203.0.113.9"
-    page = somebody.get(f"{site.url}/redeem")
-    assert somebody.send(page, code="NOSUCH", email="nobody@example.com").status_code == 404
+def test_rate_limits_use_the_address_seen_by_nginx(site: Site) -> None:
+    client = HttpBrowser(str(site.certificate), address="127.0.0.7")
+    client.http.headers["X-Forwarded-For"] = "203.0.113.9"
+    page = client.get(f"{site.url}/redeem")
+    assert client.submit(page, code="NOSUCH", email="nobody@example.com").status_code == 404
     keys = " ".join(str(row[0]) for row in site.query("select key from rate_hit"))
     assert "127.0.0.7" in keys
     assert "203.0.113.9" not in keys
 
 
-def test_pages_for_machines_inside_and_plain_http_stay_outside(site: Site, visitor: Visitor) -> None:
+def test_internal_paths_are_hidden_and_plain_http_is_redirected(site: Site, visitor: HttpBrowser) -> None:
     for path in ("/metrics", "/healthz", "/readyz"):
         assert visitor.get(site.url + path).status_code == 404
-    moved = visitor.http.get(f"http://127.0.0.1:{site.http}/redeem?code=A", allow_redirects=False, timeout=30)
-    assert (moved.status_code, moved.headers["Location"]) == (301, f"{site.url}/redeem?code=A")
+    redirect = visitor.http.get(f"http://127.0.0.1:{site.http}/redeem?code=A", allow_redirects=False, timeout=30)
+    assert (redirect.status_code, redirect.headers["Location"]) == (301, f"{site.url}/redeem?code=A")
     assert visitor.get(f"{site.url}/redeem").headers["Strict-Transport-Security"] == "max-age=31536000"
 
 
-def test_who_asks_for_another_name_does_not_get_through(site: Site, visitor: Visitor) -> None:
+def test_requests_for_other_host_names_are_refused(site: Site, visitor: HttpBrowser) -> None:
     for url, headers in ((f"{site.url}/redeem", {"Host": "evil.example"}), (f"https://127.0.0.1:{site.https}/", {})):
         with pytest.raises(requests.ConnectionError):
             visitor.get(url, headers=headers)
     assert visitor.get(f"{site.url}/redeem").headers["Server"] == "nginx"
 
 
-def test_a_large_file_is_imported_and_nothing_else_may_be_large(site: Site, key: str) -> None:
+def test_only_imports_accept_large_bodies(site: Site, key: str) -> None:
     rows = "email,note\n" + "".join(f"large{n}@example.com,{'x' * 8000}\n" for n in range(600))
-    taken = call(site, key, "/customers/import?audience=Large", data=rows, headers={"Content-Type": "text/csv"})
-    assert taken.status_code == 202
+    accepted = call(site, key, "/customers/import?audience=Large", data=rows, headers={"Content-Type": "text/csv"})
+    assert accepted.status_code == 202
     refused = call(site, key, "/redemptions", data=rows, headers={"Content-Type": "application/json"})
     assert refused.status_code == 413
 
 
-def test_nginx_logs_the_id_of_a_request_and_no_personal_link(site: Site, visitor: Visitor) -> None:
-    answer = visitor.get(f"{site.url}/r/c29tZWJvZHk.token")
+def test_nginx_logs_request_ids_and_no_personal_links(site: Site, visitor: HttpBrowser) -> None:
+    response = visitor.get(f"{site.url}/r/c29tZWJvZHk.token")
     visitor.get(f"{site.url}/api/v1/customers/ada@example.com/offers")
     log = site.log / "onecode.log"
-    until(lambda: answer.headers["X-Request-Id"] in log.read_text())
+    wait_until(lambda: response.headers["X-Request-Id"] in log.read_text())
     assert "/r/-" in log.read_text()
-    assert logs_with(site, "c29tZWJvZHk", "ada@example") == []
+    assert logs_containing(site, "c29tZWJvZHk", "ada@example") == []
 
 
-def logs_with(site: Site, *words: str) -> list[str]:
-    """Which of the logs of nginx, of Debian's and of the page's, have one of these words."""
+def logs_containing(site: Site, *secrets: str) -> list[str]:
+    """The names of the nginx logs that contain one of these strings."""
     names = ("access.log", "error.log", "onecode.log", "onecode-error.log")
     logs = [site.log / name for name in names if (site.log / name).exists()]
-    return [log.name for log in logs if any(word in log.read_text() for word in words)]
+    return [log.name for log in logs if any(secret in log.read_text() for secret in secrets)]
 
 
-def test_a_link_that_is_opened_by_plain_http_is_in_no_log(site: Site, visitor: Visitor) -> None:
+def test_a_link_opened_by_plain_http_is_not_logged(site: Site, visitor: HttpBrowser) -> None:
     link = f"http://127.0.0.1:{site.http}/r/cGxhaW4.token"
-    moved = visitor.http.get(link, headers={"Referer": link}, allow_redirects=False, timeout=30)
-    assert moved.headers["Location"] == f"{site.url}/r/cGxhaW4.token"
-    assert logs_with(site, "cGxhaW4") == []
+    redirect = visitor.http.get(link, headers={"Referer": link}, allow_redirects=False, timeout=30)
+    assert redirect.headers["Location"] == f"{site.url}/r/cGxhaW4.token"
+    assert logs_containing(site, "cGxhaW4") == []
 
 
-def test_a_link_that_finds_a_web_process_away_is_in_no_log(site: Site, visitor: Visitor) -> None:
+def test_a_link_opened_during_an_outage_is_not_logged(site: Site, visitor: HttpBrowser) -> None:
     for name in units(site)[:2]:
         site.kill(name)
     try:
-        answers = {visitor.get(f"{site.url}/r/YXdheQ.token").status_code for _ in range(4)}
+        statuses = {visitor.get(f"{site.url}/r/YXdheQ.token").status_code for _ in range(4)}
     finally:
         for name in units(site)[:2]:
             site.start(name)
-    # nginx leaves out for five seconds whoever did not answer.
-    until(lambda: visitor.get(f"{site.url}/redeem").status_code == 200)
-    assert answers == {502}
-    until(lambda: " /r/- 502 " in (site.log / "onecode.log").read_text())
-    assert logs_with(site, "YXdheQ") == []
+    # nginx skips a backend for five seconds after it failed to respond.
+    wait_until(lambda: visitor.get(f"{site.url}/redeem").status_code == 200)
+    assert statuses == {502}
+    wait_until(lambda: " /r/- 502 " in (site.log / "onecode.log").read_text())
+    assert logs_containing(site, "YXdheQ") == []
 
 
-def test_a_web_process_that_is_killed_is_noticed_by_nobody(site: Site, visitor: Visitor) -> None:
+def test_clients_do_not_notice_a_killed_web_process(site: Site, visitor: HttpBrowser) -> None:
     name = units(site)[0]
     site.kill(name)
     try:
-        answers = [visitor.get(f"{site.url}/redeem").status_code for _ in range(20)]
+        get_statuses = [visitor.get(f"{site.url}/redeem").status_code for _ in range(20)]
         page = visitor.get(f"{site.url}/redeem")
-        sent = [visitor.send(page, code="NOSUCH", email=f"n{n}@example.com").status_code for n in range(6)]
+        post_statuses = [visitor.submit(page, code="NOSUCH", email=f"n{n}@example.com").status_code for n in range(6)]
     finally:
         site.start(name)
-    assert set(answers) == {200}
-    assert set(sent) == {404}
+    assert set(get_statuses) == {200}
+    assert set(post_statuses) == {404}
 
 
 def test_restarting_web_processes_one_by_one_loses_no_redemption(site: Site, key: str) -> None:
     emails = [f"busy{n}@example.com" for n in range(400)]
-    bring(site, key, *emails, audience="Busy")
-    offer(site, key, "BUSY")
+    import_customers(site, key, *emails, audience="Busy")
+    create_offer(site, key, "BUSY")
     refused: list[int] = []
 
     def redeem(email: str) -> int:
@@ -280,27 +280,27 @@ def test_restarting_web_processes_one_by_one_loses_no_redemption(site: Site, key
         return status
 
     with ThreadPoolExecutor(4) as shops:
-        answers = [shops.submit(redeem, email) for email in emails]
+        futures = [shops.submit(redeem, email) for email in emails]
         for name in units(site)[:2]:
-            until(lambda: sum(one.done() for one in answers) > 40)
+            wait_until(lambda: sum(future.done() for future in futures) > 40)
             site.stop(name)
             site.start(name)
-        found = Counter(one.result() for one in answers)
-    # 200 is a repeat that hears the first answer.
-    assert sum(found[status] for status in (200, 201)) == 400, (found, refused)
+        statuses = Counter(future.result() for future in futures)
+    # 200 is the response to a repeated request.
+    assert sum(statuses[status] for status in (200, 201)) == 400, (statuses, refused)
     assert site.query("select count(*) from redemption join offer o on o.id = offer_id where o.code = 'BUSY'") == [
         (400,)
     ]
-    # What was lost of answers are those of the very moment.
+    # Only responses in progress at a restart may be lost.
     assert len(refused) <= 8, refused
 
 
 def launch(site: Site, key: str, code: str, emails: list[str]) -> int:
-    """Mail an offer to these; the campaign."""
-    bring(site, key, *emails, audience=code)
-    offer(site, key, code, audience=code)
-    answer = call(site, key, f"/offers/{code}/launch", json={})
-    assert answer.status_code == 202, answer.text
+    """Create an offer for these customers and launch it; return the campaign id."""
+    import_customers(site, key, *emails, audience=code)
+    create_offer(site, key, code, audience=code)
+    response = call(site, key, f"/offers/{code}/launch", json={})
+    assert response.status_code == 202, response.text
     return int(
         str(
             site.query(
@@ -310,39 +310,41 @@ def launch(site: Site, key: str, code: str, emails: list[str]) -> int:
     )
 
 
-def test_a_killed_worker_s_mails_are_sent_by_the_other(site: Site, relay: Relay, key: str) -> None:
+def test_the_emails_of_a_killed_worker_are_sent_by_the_other(site: Site, relay: Relay, key: str) -> None:
     emails = [f"killed{n}@example.com" for n in range(1600)]
     relay.behaviour.seconds_per_mail = 0.004
     campaign = launch(site, key, "KILLED", emails)
-    until(lambda: len({kept.to for kept in relay.kept} & set(emails)) > 100)
+    wait_until(lambda: len({email.to for email in relay.messages} & set(emails)) > 100)
     owners = "select owner, pid from batch, lateral split_part(owner, ':', 2) pid where status = 'sending'"
     workers = {str(site.started[name].pid): name for name in ("onecode-worker@1", "onecode-worker@2")}
-    # One that has work: a bell is heard by whoever is first, so the other may have none.
-    victim = str(site.query(owners)[0][1])
-    site.kill(workers[victim])
-    # As if the minute and a half had passed for which a batch belongs to whoever took it.
-    dead = [str(owner) for owner, pid in site.query(owners) if pid == victim]
-    site.query(f"update batch set lease_until = now() where owner = any('{{{','.join(dead)}}}') and status = 'sending'")
+    # A worker that owns a batch; the other may be idle, since each task goes to one worker.
+    killed_pid = str(site.query(owners)[0][1])
+    site.kill(workers[killed_pid])
+    # Expire the lease of 90 seconds.
+    dead_owners = [str(owner) for owner, pid in site.query(owners) if pid == killed_pid]
+    site.query(
+        f"update batch set lease_until = now() where owner = any('{{{','.join(dead_owners)}}}') and status = 'sending'"
+    )
     try:
-        until(lambda: site.query(f"select status from campaign where id = {campaign}") == [("done",)], 80)
+        wait_until(lambda: site.query(f"select status from campaign where id = {campaign}") == [("done",)], 80)
     finally:
         relay.behaviour.seconds_per_mail = 0
-        site.start(workers[victim])
-    got = Counter({to: n for to, n in relay.recipients.items() if to.startswith("killed")})
-    assert dead
-    assert set(got) == set(emails)
-    # Two connections were killed, and with each a mail may have been on its way.
-    assert sum(got.values()) - len(emails) <= 2
+        site.start(workers[killed_pid])
+    received = Counter({to: n for to, n in relay.recipients.items() if to.startswith("killed")})
+    assert dead_owners
+    assert set(received) == set(emails)
+    # Two connections were killed, each of which may have had an email in flight.
+    assert sum(received.values()) - len(emails) <= 2
 
 
-def test_what_comes_back_is_read_by_the_line_of_cron(site: Site, relay: Relay, key: str) -> None:
+def test_the_cron_job_processes_bounces(site: Site, relay: Relay, key: str) -> None:
     launch(site, key, "RETURNED", ["gone@example.com"])
-    until(lambda: relay.recipients["gone@example.com"])
-    mail = relay.to("gone@example.com")
+    wait_until(lambda: relay.recipients["gone@example.com"])
+    email = relay.message_to("gone@example.com")
     text = POSTFIX.format(
-        to=mail.sender,
-        id=mail.message["Message-ID"],
-        rcpt=mail.to,
+        to=email.sender,
+        id=email.message["Message-ID"],
+        rcpt=email.to,
         status="5.1.1",
         status_reply="550 5.1.1 User unknown",
         action="failed",
@@ -350,25 +352,25 @@ def test_what_comes_back_is_read_by_the_line_of_cron(site: Site, relay: Relay, k
     (site.folder / "bounces").write_text(f"From MAILER-DAEMON Sat May  2 08:00:03 2026\n{text}")
     line = block("/etc/cron.d/onecode", {"/var/mail/bounces": str(site.folder / "bounces")}).splitlines()[-1]
     command = line.split(" onecode ", 1)[1].replace("/opt/onecode", str(site.code))
-    done = subprocess.run(["sh", "-c", command], env=site.environment(), capture_output=True, text=True, check=True)
-    assert "1 address suppressed" in done.stdout
+    result = subprocess.run(["sh", "-c", command], env=site.environment(), capture_output=True, text=True, check=True)
+    assert "1 address suppressed" in result.stdout
     assert site.query("select reason from suppression where email = 'gone@example.com'") == [("bounced",)]
 
 
 def back_up(site: Site) -> Path:
-    """The dump that the page's commands make."""
-    site.run("a folder for dumps")
+    """Make a dump with the commands of the page; return its path."""
+    site.run("create a folder for dumps")
     site.run("back up")
     (dump,) = site.backups.glob("*/onecode.dump")
     return dump
 
 
-def test_a_dump_can_be_read_by_its_owner_alone(site: Site) -> None:
+def test_a_dump_is_readable_only_by_its_owner(site: Site) -> None:
     folder = back_up(site).parent
     assert (oct(folder.stat().st_mode & 0o777), folder.stat().st_uid) == ("0o700", deployment.POSTGRES.pw_uid)
 
 
-def test_a_backup_that_fails_leaves_the_last_one_whole(site: Site) -> None:
+def test_a_failed_backup_keeps_the_previous_one(site: Site) -> None:
     dump = back_up(site)
     before = dump.read_bytes()
     with pytest.raises(AssertionError, match="does not exist"):
@@ -376,84 +378,86 @@ def test_a_backup_that_fails_leaves_the_last_one_whole(site: Site) -> None:
     assert dump.read_bytes() == before
 
 
-def test_after_a_restore_nobody_gets_a_mail_twice_and_no_number_is_given_twice(
-    site: Site, relay: Relay, staff: Visitor, visitor: Visitor, key: str
+def test_after_a_restore_no_email_is_sent_twice_and_no_id_reused(
+    site: Site, relay: Relay, staff: HttpBrowser, visitor: HttpBrowser, key: str
 ) -> None:
     emails = [f"restored{n}@example.com" for n in range(1200)]
     relay.behaviour.seconds_per_mail = 0.01
     campaign = launch(site, key, "RESTORED", emails)
-    ours = set(emails)
-    until(lambda: len({kept.to for kept in relay.kept} & ours) > 100)
-    at_backup = {kept.to for kept in relay.kept} & ours
+    recipients = set(emails)
+    wait_until(lambda: len({email.to for email in relay.messages} & recipients) > 100)
+    at_backup = {email.to for email in relay.messages} & recipients
     back_up(site)
-    bring(site, key, "late@example.com", audience="RESTORED-LATE")
-    until(lambda: len({kept.to for kept in relay.kept} & ours) > len(at_backup) + 200)
-    late = site.query("select id from customer where email = 'late@example.com'")[0][0]
+    import_customers(site, key, "late@example.com", audience="RESTORED-LATE")
+    wait_until(lambda: len({email.to for email in relay.messages} & recipients) > len(at_backup) + 200)
+    late_id = site.query("select id from customer where email = 'late@example.com'")[0][0]
     for name in list(site.started):
         site.stop(name)
     relay.behaviour.seconds_per_mail = 0
     before = relay.recipients
-    (site.folder / "taken.txt").write_text("".join(f"{to}\n" for to in before if to in ours and to not in at_backup))
+    (site.folder / "accepted.txt").write_text(
+        "".join(f"{to}\n" for to in before if to in recipients and to not in at_backup)
+    )
 
     site.run("restore")
     assert site.query("select count(*) from batch_cursor", "onecode_restored") == [(0,)]
-    site.run("before anything is started")
-    site.run("what the relay has taken since the backup, for one mailing", {"campaign=1": f"campaign={campaign}"})
-    # As if restoring had taken longer than a minute and a half.
+    site.run("before starting anything")
+    site.run("record what the relay accepted since the backup", {"campaign=1": f"campaign={campaign}"})
+    # Expire the leases, as if restoring had taken longer than 90 seconds.
     site.query("update batch set lease_until = now()", "onecode_restored")
-    site.run("put it in the place of the old one")
+    site.run("replace the old database")
     for name in units(site):
         site.start(name)
     assert "Sign out" in staff.get(f"{site.url}/").text
     page = staff.get(f"{site.url}/campaigns/{campaign}")
     assert "Restored from a backup" in page.text
-    staff.send(page, to="/resume")
-    done = f"select status from campaign where id = {campaign}"
-    until(lambda: site.query(done) == [("done",)])
+    staff.submit(page, to="/resume")
+    status = f"select status from campaign where id = {campaign}"
+    wait_until(lambda: site.query(status) == [("done",)])
     uncertain = site.query(f"select count(*) from mail_issue where campaign_id = {campaign} and state = 'uncertain'")
-    assert max(n for to, n in relay.recipients.items() if to in ours) == 1
-    # Up to a window of fifty for each of the four connections; staff decide about those.
-    assert len(ours - set(relay.recipients)) <= int(str(uncertain[0][0])) <= 200
+    assert max(n for to, n in relay.recipients.items() if to in recipients) == 1
+    # Up to a window of 50 for each of the four connections is uncertain and left to staff.
+    assert len(recipients - set(relay.recipients)) <= int(str(uncertain[0][0])) <= 200
 
-    bring(site, key, "next@example.com", audience="Next")
-    number = int(str(site.query("select id from customer where email = 'next@example.com'")[0][0]))
-    assert number > int(str(late)) + 1000
+    import_customers(site, key, "next@example.com", audience="Next")
+    next_id = int(str(site.query("select id from customer where email = 'next@example.com'")[0][0]))
+    assert next_id > int(str(late_id)) + 1000
 
 
-def test_keys_are_renewed_and_retired_while_both_web_processes_run(site: Site, key: str) -> None:
-    bring(site, key, "one@example.com", "two@example.com", "three@example.com", audience="Keys")
-    offer(site, key, "KEYS")
+def test_signing_keys_are_rotated_while_both_web_processes_run(site: Site, key: str) -> None:
+    import_customers(site, key, "one@example.com", "two@example.com", "three@example.com", audience="Keys")
+    create_offer(site, key, "KEYS")
 
-    def code_of(who: str) -> str:
-        offers = call(site, key, f"/customers/{who}@example.com/offers").json()["offers"]
-        return str(next(one["personal_code"] for one in offers if one["code"] == "KEYS"))
+    def code_of(name: str) -> str:
+        offers = call(site, key, f"/customers/{name}@example.com/offers").json()["offers"]
+        return str(next(offer["personal_code"] for offer in offers if offer["code"] == "KEYS"))
 
-    def redeemable(code: str, who: str) -> set[bool]:
-        body: Any = {"code": code, "customer": {"email": f"{who}@example.com"}}
+    def redeemable(code: str, name: str) -> set[bool]:
+        body: Any = {"code": code, "customer": {"email": f"{name}@example.com"}}
         headers = {"Authorization": f"Bearer {key}"}
         urls = [f"http://127.0.0.1:{port}/api/v1/validations" for port in site.web for _ in range(4)]
         return {requests.post(url, json=body, headers=headers, timeout=30).json().get("valid", False) for url in urls}
 
     old = code_of("one")
     assert redeemable(old, "one") == {True}
-    site.run("renew a signing key")
-    # As if the minute and a half had passed until when an old key can't be retired.
+    site.run("rotate a signing key")
+    # An old key can be retired only 90 seconds after the new one was created.
     site.query("update signing_key set created_at = created_at - interval '2 minutes'")
-    # A process that knows of the new key at once, as a worker may; the web processes remember theirs for a minute.
+    # A new process, such as a worker, uses the new key at once; the web processes cache theirs for a minute.
     ids = "select o.id, c.id from offer o, customer c where o.code = 'KEYS' and c.email = 'one@example.com'"
     offer_id, customer_id = site.query(ids)[0]
     derive = f"personal_codes.derive_personal_code('KEYS', {offer_id}, {customer_id})"
-    write = f"from webapp.redemptions import personal_codes; print('new=' + {derive})"
-    (new,) = re.findall(r"new=(\S+)", site.flask("shell", typed=f"{write}\n"))
+    script = f"from webapp.redemptions import personal_codes; print('new=' + {derive})"
+    (new,) = re.findall(r"new=(\S+)", site.flask("shell", typed=f"{script}\n"))
     assert new != old
     assert redeemable(old, "one") == redeemable(new, "one") == {True}
-    site.run("retire the old one, after a leak")
+    site.run("revoke the old version after a leak")
     assert redeemable(old, "one") == {False}
     assert redeemable(new, "one") == {True}
 
 
-def test_a_second_role_does_all_that_the_first_one_does(site: Site) -> None:
-    site.run("a second role for the same tables", typed=f"{site.password}\n{site.password}\n")
+def test_a_second_database_role_can_own_and_migrate_the_tables(site: Site) -> None:
+    site.run("create a second role for the same tables", typed=f"{site.password}\n{site.password}\n")
     url = site.owner_url(role="onecode_b")
     with (site.folder / "postgresql/data/pg_hba.conf").open("a") as file:
         file.write(block("pg_hba.conf", {"10.0.0.0/24": "127.0.0.1/32", "  onecode  ": "  onecode_b  "}))
@@ -465,28 +469,30 @@ def test_a_second_role_does_all_that_the_first_one_does(site: Site) -> None:
     ]
 
 
-def test_every_migration_goes_down_and_up_again_with_data(site: Site, key: str) -> None:
-    bring(site, key, "stays@example.com", audience="Stays")
-    offer(site, key, "STAYS")
+def test_every_migration_can_be_reverted_and_applied_again_with_data(site: Site, key: str) -> None:
+    import_customers(site, key, "stays@example.com", audience="Stays")
+    create_offer(site, key, "STAYS")
     body = {"code": "stays", "customer": {"email": "stays@example.com"}}
     assert call(site, key, "/redemptions", json=body).status_code == 201
     site.query("drop database if exists onecode_restored", "postgres", "postgres")
     back_up(site)
     site.run("restore")
     url = site.owner_url("onecode_restored")
-    everything = [f"select count(*) from {table}" for table in ("customer", "offer", "redemption", "campaign", "batch")]
+    count_statements = [
+        f"select count(*) from {table}" for table in ("customer", "offer", "redemption", "campaign", "batch")
+    ]
 
-    def counted() -> list[object]:
-        return [site.query(statement, "onecode_restored")[0][0] for statement in everything]
+    def count_rows() -> list[object]:
+        return [site.query(statement, "onecode_restored")[0][0] for statement in count_statements]
 
-    before, head = counted(), site.query("select version_num from alembic_version")
-    assert str(head[0][0]) in site.run("where the tables are, and where this version wants them")
-    site.run("take the tables down by one migration", DATABASE_URL=url)
+    before, head = count_rows(), site.query("select version_num from alembic_version")
+    assert str(head[0][0]) in site.run("the current and the expected migration")
+    site.run("downgrade by one migration", DATABASE_URL=url)
     assert site.query("select version_num from alembic_version", "onecode_restored") < head
-    site.run("take the tables down to one migration", DATABASE_URL=url)
-    assert counted() == before
+    site.run("downgrade to a given migration", DATABASE_URL=url)
+    assert count_rows() == before
     assert site.query("select version_num from alembic_version", "onecode_restored") == [("0001",)]
     site.flask("migrate", DATABASE_URL=url)
-    assert counted() == before
+    assert count_rows() == before
     assert site.query("select version_num from alembic_version", "onecode_restored") == head
     site.query("drop database onecode_restored", "postgres", "postgres")

@@ -1,4 +1,4 @@
-"""The migration of the batches: ids become gaps and ids again, in a table that has rows."""
+"""The migration of batches: ids are converted to gaps and back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Move = Callable[[str], None]
 
 @pytest.fixture
 def migrate(app: Flask) -> Iterator[Move]:
-    """Takes the tables to a revision and, when the test is over, back to the newest."""
+    """Migrates the database to a revision; restores the newest one afterwards."""
 
     def move(revision: str) -> None:
         db.session.remove()
@@ -33,11 +33,11 @@ def migrate(app: Flask) -> Iterator[Move]:
     move("head")
 
 
-def test_batches_and_cancelled_mailings_live_through_the_migration_both_ways(
-    offer: Callable[..., Offer], migrate: Move
+def test_upgrade_and_downgrade_keep_batches_and_cancelled_campaigns(
+    make_offer: Callable[..., Offer], migrate: Move
 ) -> None:
     campaign = Campaign(
-        offer_id=offer().id, subject="s", text="t", status="cancelled", finished_at=NOW, cancelled_at=NOW
+        offer_id=make_offer().id, subject="s", text="t", status="cancelled", finished_at=NOW, cancelled_at=NOW
     )
     db.session.add(campaign)
     db.session.flush()
@@ -58,9 +58,9 @@ def test_batches_and_cancelled_mailings_live_through_the_migration_both_ways(
 
 
 @pytest.mark.parametrize("ids", [[1], [5, 6, 7], [3, 10, 2**40, 2**62]], ids=["one", "neighbours", "far apart"])
-def test_gaps_say_the_same_as_ids(ids: list[int]) -> None:
+def test_gaps_are_decoded_to_the_encoded_ids(ids: list[int]) -> None:
     assert decode_gaps(encode_gaps(ids)) == ids
 
 
-def test_gaps_of_neighbours_are_small() -> None:
+def test_gaps_of_consecutive_ids_are_small() -> None:
     assert encode_gaps([5, 6, 8]) == [5, 1, 2]

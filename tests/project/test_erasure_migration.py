@@ -1,4 +1,4 @@
-"""Customers that were erased, and a trail that was written, before erasing was a matter of the database."""
+"""Migrations of erased customers, the audit log and suppressions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from webapp.core.extensions import db
 from webapp.customers.models import Customer
 
 
-def test_erased_rows_are_emptied_and_the_trail_names_customers_by_number(customer: Callable[..., Customer]) -> None:
-    customer("ada@example.com"), customer("bob@example.com", source_id="C1")
+def test_the_migration_empties_erased_rows_and_removes_emails_from_the_audit_log(
+    make_customer: Callable[..., Customer],
+) -> None:
+    make_customer("ada@example.com"), make_customer("bob@example.com", source_id="C1")
     db.session.remove()
     flask_migrate.downgrade(revision="0002")
     try:
@@ -29,15 +31,17 @@ def test_erased_rows_are_emptied_and_the_trail_names_customers_by_number(custome
         flask_migrate.upgrade()
 
     rows = db.session.execute(text("select email, name, source_id from customer order by id")).all()
-    trail = db.session.execute(text("select subject, detail from audit_entry order by id")).all()
+    audit_entries = db.session.execute(text("select subject, detail from audit_entry order by id")).all()
 
     assert rows == [("ada@example.com", "Ada Lovelace", None), ("erased 2", "", None)]
-    assert trail == [("customer 2", None), ("VIP", {"id": 1})]
+    assert audit_entries == [("customer 2", None), ("VIP", {"id": 1})]
 
 
-def test_unsubscriptions_live_through_the_migration_of_the_list_both_ways(customer: Callable[..., Customer]) -> None:
-    customer("ada@example.com", suppressed="unsubscribed"), customer("bob@example.com", suppressed="bounced")
-    customer("eve@example.com")
+def test_upgrade_and_downgrade_keep_unsubscriptions(
+    make_customer: Callable[..., Customer],
+) -> None:
+    make_customer("ada@example.com", suppressed="unsubscribed"), make_customer("bob@example.com", suppressed="bounced")
+    make_customer("eve@example.com")
     since = db.session.execute(text("select at from suppression where email like 'ada%'")).scalar_one()
     db.session.remove()
     flask_migrate.downgrade(revision="0006")

@@ -1,4 +1,4 @@
-"""docs/erd.md is what `make erd` draws from the models."""
+"""docs/erd.md is the output of `make erd`."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def erd(app: Flask) -> Any:
 
 
 @pytest.fixture
-def another_column() -> Iterator[None]:
-    """A column of a table that nobody has drawn yet."""
+def new_column() -> Iterator[None]:
+    """A column that is not in the diagram yet."""
     table = db.metadata.tables["offer"]
     column: Column[int] = Column("minimum_age", Integer)
     table.append_column(column)
@@ -36,25 +36,25 @@ def another_column() -> Iterator[None]:
     table._columns.remove(column)
 
 
-def test_the_page_is_what_make_erd_draws(erd: Any) -> None:
+def test_the_page_is_the_output_of_make_erd(erd: Any) -> None:
     assert (ROOT / "docs" / "erd.md").read_text() == erd.draw(), "run `make erd`"
 
 
-def test_a_column_that_was_added_is_missed(erd: Any, another_column: None) -> None:
+def test_a_new_column_changes_the_output(erd: Any, new_column: None) -> None:
     assert (ROOT / "docs" / "erd.md").read_text() != erd.draw()
 
 
-def test_every_table_says_what_it_is(erd: Any) -> None:
-    told = {name for room in erd.meanings().values() for name in room}
-    assert told == set(db.metadata.tables)
+def test_every_table_has_a_description(erd: Any) -> None:
+    described = {name for tables in erd.descriptions().values() for name in tables}
+    assert described == set(db.metadata.tables)
 
 
-def test_every_column_that_names_a_row_is_drawn_as_a_line(erd: Any) -> None:
-    """Solid for a foreign key, dashed for one that the code alone holds."""
+def test_every_reference_is_drawn_as_a_line(erd: Any) -> None:
+    """Foreign keys are solid lines; references without one are dashed."""
     named = {
         (table.name, column.name, column.name.removesuffix("_id"))
         for table in db.metadata.tables.values()
         for column in table.columns
         if column.name.endswith("_id") and not column.foreign_keys
     }
-    assert set(erd.UNHELD) == {one for one in named if one[2] in db.metadata.tables}
+    assert set(erd.UNENFORCED_REFERENCES) == {reference for reference in named if reference[2] in db.metadata.tables}

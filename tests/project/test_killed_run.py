@@ -1,4 +1,4 @@
-"""A test run that is killed leaves nothing behind: no process, no folder."""
+"""A killed test run leaves no processes and no folders."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from webapp.core.settings import ROOT
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_run_leaves_no_process_and_no_folder(tmp_path: Path, number: signal.Signals) -> None:
-    told = tmp_path / "told"
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "TEST_DATABASE_URL"))}
-    del own[RUN_VARIABLE]
+    run_file = tmp_path / "run"
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "TEST_DATABASE_URL"))}
+    del env[RUN_VARIABLE]
     run = subprocess.Popen(
         [sys.executable, "-m", "pytest", "-q", "-n", "1", "-p", "no:cacheprovider", "tests/support/endless_run.py"],
         cwd=ROOT,
-        env=own | {"TELL": str(told), "PYTHONPATH": str(ROOT)},
+        env=env | {"RUN_FILE": str(run_file), "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
     )
     try:
-        wait_until(told.exists, 180)
-        wait_until(told.read_text)
+        wait_until(run_file.exists, 180)
+        wait_until(run_file.read_text)
         started = psutil.Process(run.pid).children(recursive=True)
-        # A PostgreSQL with its processes, the watchdog, the process of the test, web server and worker.
+        # PostgreSQL with its processes, the watchdog, the test process, web server and worker.
         assert {"postgres"} < {process.name() for process in started}
         assert len(started) > 8
     finally:
@@ -40,4 +40,4 @@ def test_a_killed_run_leaves_no_process_and_no_folder(tmp_path: Path, number: si
         run.wait()
     _, alive = psutil.wait_procs(started, timeout=60)
     assert alive == []
-    assert not Path(told.read_text()).exists()
+    assert not Path(run_file.read_text()).exists()

@@ -9,13 +9,13 @@ from flask import Flask
 from webapp.core.extensions import db
 
 
-def test_the_migrations_make_what_the_models_say(app: Flask) -> None:
+def test_migrations_and_models_define_the_same_schema(app: Flask) -> None:
     with db.engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"include_object": not_of_the_queue})
+        context = MigrationContext.configure(connection, opts={"include_object": is_not_a_queue_table})
 
         assert compare_metadata(context, db.metadata) == []
 
 
-def not_of_the_queue(thing: object, name: str | None, kind: str, reflected: bool, compare_to: object) -> bool:
-    """Huey's tables are made by a migration and are no models of ours."""
+def is_not_a_queue_table(item: object, name: str | None, kind: str, reflected: bool, compare_to: object) -> bool:
+    """Exclude Huey's tables, which have a migration but no models."""
     return not (kind == "table" and (name or "").startswith("huey_"))

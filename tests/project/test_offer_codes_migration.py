@@ -1,4 +1,4 @@
-"""The migration of the codes, in a table that has offers."""
+"""The migration of offer codes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from webapp.offers.models import Offer
 
 
 @pytest.fixture
-def back_to(app: Flask) -> Iterator[Callable[[str], None]]:
-    """Takes the tables to an earlier revision and, when the test is over, to the newest."""
+def downgrade_to(app: Flask) -> Iterator[Callable[[str], None]]:
+    """Downgrades to an earlier revision; restores the newest one afterwards."""
 
     def move(revision: str) -> None:
         db.session.remove()
@@ -29,13 +29,13 @@ def back_to(app: Flask) -> Iterator[Callable[[str], None]]:
     flask_migrate.upgrade()
 
 
-def test_an_offer_of_before_keeps_its_code_and_one_of_after_loses_its_aliases(
-    offer: Callable[..., Offer], back_to: Callable[[str], None]
+def test_the_downgrade_keeps_the_current_code_and_drops_aliases(
+    make_offer: Callable[..., Offer], downgrade_to: Callable[[str], None]
 ) -> None:
-    offer_id = offer("Summer-25", frozen_at=datetime(2026, 1, 1, tzinfo=UTC)).id
+    offer_id = make_offer("Summer-25", frozen_at=datetime(2026, 1, 1, tzinfo=UTC)).id
     code_actions.renew_code(offer_id, "Winter-26", by="tests")
 
-    back_to("0001")
+    downgrade_to("0001")
     before = db.session.execute(text("select code, code_as_written from offer")).all()
     db.session.remove()
     flask_migrate.upgrade()

@@ -1,4 +1,4 @@
-"""The files under static/vendor and tests/vendor are those of VERSIONS.json, and Tabler's has what the pages use."""
+"""The vendored files match VERSIONS.json, and Tabler's has the classes in use."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def vendor() -> Any:
 
 
 def missing(vendor: Any, used: set[str]) -> set[str]:
-    """Classes that Tabler has and the committed stylesheet lacks."""
+    """Return the classes that Tabler has but the committed stylesheet lacks."""
     tabler = set(vendor.CLASS_LIST.read_text().split())
-    kept: set[str] = vendor.css_classes(TABLER.read_text())
-    return (used & tabler) - kept
+    committed: set[str] = vendor.css_classes(TABLER.read_text())
+    return (used & tabler) - committed
 
 
 def test_vendored_files_match_their_checksums(vendor: Any, capsys: pytest.CaptureFixture[str]) -> None:

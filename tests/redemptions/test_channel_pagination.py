@@ -1,4 +1,4 @@
-"""A channel that is hardly ever used: its list is looked through stretch by stretch, and nothing is left out."""
+"""Lists of a rarely used channel are scanned in limited steps and are complete."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ from webapp.redemptions import hourly_counts
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.queries import KeysetCursor, RedemptionFilter
 
-# So few are looked at in one stretch here.
-FEW = 10
+# The number of rows that one step scans here.
+SCAN_LIMIT = 10
 
 
 @pytest.fixture(autouse=True)
-def short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redemption_queries, "SCAN_LIMIT", FEW)
+def low_scan_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redemption_queries, "SCAN_LIMIT", SCAN_LIMIT)
 
 
 @pytest.fixture
-def offers(offer: MakeOffer, customer: MakeCustomer) -> list[int]:
-    """Two offers, redeemed by sixty customers each, one every half hour; the last one and the first by staff."""
-    ids = [offer("SUMMER25").id, offer("WINTER10").id]
+def offers(make_offer: MakeOffer, make_customer: MakeCustomer) -> list[int]:
+    """Two offers with sixty redemptions each, one every half hour.
+
+    The first and the last redemption of each are by staff.
+    """
+    ids = [make_offer("SUMMER25").id, make_offer("WINTER10").id]
     for n in range(60):
-        customer(f"c{n}@example.com")
+        make_customer(f"c{n}@example.com")
     db.session.execute(
         text(
             "insert into redemption (customer_id, offer_id, redeemed_at, channel)"
@@ -42,63 +45,63 @@ def offers(offer: MakeOffer, customer: MakeCustomer) -> list[int]:
     return ids
 
 
-def walked(api: Any, query: str) -> list[list[str]]:
-    """The ids on every page of a list, page by page."""
+def fetch_pages(api: Any, query: str) -> list[list[str]]:
+    """Return the ids on each page of a list."""
     pages: list[list[str]] = []
-    answer = api.get(f"/api/v1/redemptions?{query}").json
+    response = api.get(f"/api/v1/redemptions?{query}").json
     while len(pages) < 200:
-        pages.append([item["id"] for item in answer["redemptions"]])
-        if answer["next_cursor"] is None:
+        pages.append([item["id"] for item in response["redemptions"]])
+        if response["next_cursor"] is None:
             return pages
-        answer = api.get(f"/api/v1/redemptions?{query}&cursor={answer['next_cursor']}").json
-    raise AssertionError("the list has no end")
+        response = api.get(f"/api/v1/redemptions?{query}&cursor={response['next_cursor']}").json
+    raise AssertionError("too many pages")
 
 
 @pytest.mark.parametrize("query", ["", "&offer=SUMMER25", "&limit=1", "&since=2020-01-01T00:00:00Z"])
-@pytest.mark.parametrize(("channel", "of_each"), [("staff", 2), ("form", 58), ("api", 0)])
+@pytest.mark.parametrize(("channel", "per_offer"), [("staff", 2), ("form", 58), ("api", 0)])
 @pytest.mark.usefixtures("offers")
-def test_all_are_found_once_newest_first(api: Any, query: str, channel: str, of_each: int) -> None:
-    pages = walked(api, f"channel={channel}{query}")
+def test_pages_contain_every_redemption_once_newest_first(api: Any, query: str, channel: str, per_offer: int) -> None:
+    pages = fetch_pages(api, f"channel={channel}{query}")
 
     found = [public_id for page in pages for public_id in page]
-    all_of_them = [
-        done.public_id
-        for done in redemption_queries.list_latest_redemptions(1 if "offer" in query else None, 200)
-        if done.row.channel == channel
+    expected = [
+        redemption.public_id
+        for redemption in redemption_queries.list_latest_redemptions(1 if "offer" in query else None, 200)
+        if redemption.row.channel == channel
     ]
-    assert found == all_of_them
-    assert len(found) == of_each * (1 if "offer" in query else 2)
+    assert found == expected
+    assert len(found) == per_offer * (1 if "offer" in query else 2)
 
 
 @pytest.mark.usefixtures("offers")
-def test_between_the_first_and_the_last_there_are_empty_pages(api: Any) -> None:
-    pages = walked(api, "channel=staff")
+def test_pages_between_two_redemptions_may_be_empty(api: Any) -> None:
+    pages = fetch_pages(api, "channel=staff")
 
     assert len(pages[0]) == 2
     assert [len(page) for page in pages if page] == [2, 2]
     assert len(pages) > 5
 
 
-def test_a_page_looks_no_further_than_it_says(offers: list[int]) -> None:
+def test_a_page_scans_at_most_the_limit(offers: list[int]) -> None:
     first = redemption_queries.scan_redemptions(RedemptionFilter(channel="api"), 50)
     assert first.next_cursor is not None
-    passed = [
-        done
-        for done in redemption_queries.list_latest_redemptions(None, 200)
-        if done.row.redeemed_at >= first.next_cursor.redeemed_at
+    scanned = [
+        redemption
+        for redemption in redemption_queries.list_latest_redemptions(None, 200)
+        if redemption.row.redeemed_at >= first.next_cursor.redeemed_at
     ]
-    # Two in each half hour, to the beginning of an hour, and what the sweep has not counted yet.
-    assert FEW <= len(passed) <= FEW + 12
+    # Two redemptions each half hour, rounded to a full hour, and those that the sweep has not counted yet.
+    assert SCAN_LIMIT <= len(scanned) <= SCAN_LIMIT + 12
 
 
-def test_the_look_ends_where_it_was_told_to(offers: list[int]) -> None:
+def test_the_scan_ends_at_the_lower_limit(offers: list[int]) -> None:
     since = datetime.now(UTC) - timedelta(hours=1)
     assert redemption_queries.scan_redemptions(
         RedemptionFilter(channel="api", since=since), 50
     ) == redemption_queries.ScanPage([], None)
 
 
-def test_the_look_begins_where_it_was_told_to(offers: list[int]) -> None:
+def test_the_scan_starts_at_the_upper_limit(offers: list[int]) -> None:
     until = datetime.now(UTC) - timedelta(hours=20)
     first = redemption_queries.scan_redemptions(RedemptionFilter(channel="api", until=until), 50)
     assert first.next_cursor is not None
@@ -107,9 +110,9 @@ def test_the_look_begins_where_it_was_told_to(offers: list[int]) -> None:
 
 @pytest.mark.parametrize(("numbers", "stops_at"), [((4, 6, 9), 1), ((4, 5, 9), 2), ((10, 1, 1), 0), ((3, 3, 3), None)])
 def test_the_look_stops_at_the_hour_with_which_it_has_passed_enough(
-    offer: MakeOffer, numbers: tuple[int, ...], stops_at: int | None
+    make_offer: MakeOffer, numbers: tuple[int, ...], stops_at: int | None
 ) -> None:
-    offer_id = offer().id
+    offer_id = make_offer().id
     hours = [datetime(2026, 3, 1, 12 - n, tzinfo=UTC) for n in range(3)]
     for hour, n in zip(hours, numbers, strict=True):
         values = {"offer_id": offer_id, "hour": hour, "n": n}
@@ -125,10 +128,10 @@ def test_the_look_stops_at_the_hour_with_which_it_has_passed_enough(
 
 
 @pytest.mark.usefixtures("offers")
-def test_of_one_customer_all_are_looked_at(api: Any) -> None:
-    assert [len(page) for page in walked(api, "channel=staff&email=c59@example.com")] == [2]
+def test_the_list_of_one_customer_is_scanned_completely(api: Any) -> None:
+    assert [len(page) for page in fetch_pages(api, "channel=staff&email=c59@example.com")] == [2]
 
 
 @pytest.mark.usefixtures("offers")
 def test_without_a_channel_every_page_is_full(api: Any) -> None:
-    assert [len(page) for page in walked(api, "limit=50")] == [50, 50, 20]
+    assert [len(page) for page in fetch_pages(api, "limit=50")] == [50, 50, 20]

@@ -1,6 +1,6 @@
-"""The promise at the centre: never above the cap, never twice for one customer, on any door, at once, in truth.
+"""Concurrent redemptions never exceed the cap, and none is a customer's second.
 
-Real threads with real connections against the real web server in two processes, through every door there is.
+Threads with real connections use all interfaces of the real web server, which runs in two processes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flask_wtf.csrf import generate_csrf
 from sqlalchemy import text
 
 from tests.support import live_server
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.accounts.models import StaffUser
 from webapp.core.extensions import db
 from webapp.customers.models import Customer
@@ -34,18 +34,18 @@ CAP = 40
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a door said: redeemed, already_redeemed or offer_exhausted, and the reference if it gave one."""
+class Outcome:
+    """The outcome of a request to an interface, and the reference if there is one."""
 
-    door: str
+    interface: str
     email: str
-    said: str
+    result: str
     reference: str | None = None
 
 
 @dataclass(frozen=True)
-class Doors:
-    """Every way in, each over a connection of its own from an address of its own, as different people have."""
+class Interfaces:
+    """Clients of all interfaces; each request opens a connection from its own address."""
 
     netloc: str
     code: str
@@ -54,68 +54,70 @@ class Doors:
     cookie: str
     token: str
 
-    def form(self, email: str, address: str) -> Answer:
+    def form(self, email: str, address: str) -> Outcome:
         status, _, page = self._send(address, "/redeem", urlencode({"code": self.code, "email": email}))
-        return Answer("form", email, _said(status, page), _reference(page))
+        return Outcome("form", email, _parse_result(status, page), _reference(page))
 
-    def link(self, email: str, address: str) -> Answer:
+    def link(self, email: str, address: str) -> Outcome:
         status, _, page = self._send(address, f"/r/{self.tokens[email]}", "")
-        # The link shows the receipt again, and says so.
-        said = "already_redeemed" if "your receipt again" in page else _said(status, page)
-        return Answer("link", email, said, _reference(page))
+        # The link shows the receipt again with a notice.
+        result = "already_redeemed" if "your receipt again" in page else _parse_result(status, page)
+        return Outcome("link", email, result, _reference(page))
 
-    def api(self, email: str, address: str) -> Answer:
+    def api(self, email: str, address: str) -> Outcome:
         status, found = self._call("/api/v1/redemptions", email, address)
-        return Answer("api", email, "redeemed" if status == 201 else found["code"], found.get("id"))
+        return Outcome("api", email, "redeemed" if status == 201 else found["code"], found.get("id"))
 
-    def api_with_key(self, email: str, address: str) -> Answer:
+    def api_with_key(self, email: str, address: str) -> Outcome:
         status, found = self._call("/api/v1/redemptions", email, address, {"Idempotency-Key": "the same"})
-        said = {201: "redeemed", 200: "repeated"}.get(status) or found["code"]
-        return Answer("api with key", email, said, found.get("id"))
+        result = {201: "redeemed", 200: "repeated"}.get(status) or found["code"]
+        return Outcome("api with key", email, result, found.get("id"))
 
-    def api_with_order(self, email: str, address: str) -> Answer:
+    def api_with_order(self, email: str, address: str) -> Outcome:
         status, found = self._call("/api/v1/redemptions", email, address, order={"id": "the same"})
-        said = {201: "redeemed", 200: "repeated"}.get(status) or found["code"]
-        return Answer("api with order", email, said, found.get("id"))
+        result = {201: "redeemed", 200: "repeated"}.get(status) or found["code"]
+        return Outcome("api with order", email, result, found.get("id"))
 
-    def validation(self, email: str, address: str) -> Answer:
+    def validation(self, email: str, address: str) -> Outcome:
         _, found = self._call("/api/v1/validations", email, address)
-        return Answer("validation", email, "valid" if found["valid"] else found["reason"])
+        return Outcome("validation", email, "valid" if found["valid"] else found["reason"])
 
     def _call(
         self, path: str, email: str, address: str, headers: dict[str, str] | None = None, **more: object
     ) -> tuple[int, dict[str, Any]]:
         body = json.dumps({"code": self.code, "customer": {"email": email}} | more)
-        given = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"} | (headers or {})
-        status, _, page = self._send(address, path, body, given)
+        all_headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"} | (headers or {})
+        status, _, page = self._send(address, path, body, all_headers)
         return status, json.loads(page)
 
-    def staff(self, email: str, address: str) -> Answer:
+    def staff(self, email: str, address: str) -> Outcome:
         body = urlencode({"code": self.code, "email": email, "csrf_token": self.token})
         status, goal, page = self._send(address, "/redemptions/new", body, {"Cookie": self.cookie})
-        return Answer("staff", email, "redeemed" if status == 302 else _said(status, page), goal.rpartition("/")[2])
+        return Outcome(
+            "staff", email, "redeemed" if status == 302 else _parse_result(status, page), goal.rpartition("/")[2]
+        )
 
     def _send(self, address: str, path: str, body: str, headers: dict[str, str] | None = None) -> tuple[int, str, str]:
         connection = http.client.HTTPConnection(self.netloc, timeout=60, source_address=(address, 0))
         try:
-            given = {"Content-Type": "application/x-www-form-urlencoded"} | (headers or {})
-            connection.request("POST", path, body, given)
-            answer = connection.getresponse()
-            return answer.status, answer.getheader("Location") or "", answer.read().decode()
+            all_headers = {"Content-Type": "application/x-www-form-urlencoded"} | (headers or {})
+            connection.request("POST", path, body, all_headers)
+            response = connection.getresponse()
+            return response.status, response.getheader("Location") or "", response.read().decode()
         finally:
             connection.close()
 
 
-def _said(status: int, page: str) -> str:
+def _parse_result(status: int, page: str) -> str:
     if status == 200:
         return "redeemed"
-    for words, said in (
+    for phrase, result in (
         ("already redeemed with", "already_redeemed"),
         ("has already redeemed this offer", "already_redeemed"),
         ("reached its limit", "offer_exhausted"),
     ):
-        if words in page:
-            return said
+        if phrase in page:
+            return result
     raise AssertionError(f"{status}: {page[:2000]}")
 
 
@@ -126,7 +128,7 @@ def _reference(page: str) -> str | None:
 
 @pytest.fixture
 def customers(app: Flask) -> list[Customer]:
-    """Three times as many as the cap has room for."""
+    """Three customers for each unit of the cap."""
     emails = [f"c{n}@example.com" for n in range(3 * CAP)]
     db.session.add_all(Customer(email=email, email_as_given=email, name="") for email in emails)
     db.session.commit()
@@ -134,22 +136,22 @@ def customers(app: Flask) -> list[Customer]:
 
 
 @pytest.fixture
-def doors(
-    app: Flask, offer: Callable[..., Offer], customers: list[Customer], staff_user: Callable[..., StaffUser]
-) -> Iterator[Doors]:
-    """The real server with a capped offer, a key, links, and a manager who has signed in."""
-    row = offer(max_redemptions=CAP)
-    tokens = {c.email: personal_links.build_personal_url(row.id, c.id).rpartition("/")[2] for c in customers}
-    key = account_actions.create_api_key("tests", ["redeem"], by="tests")
-    cookie, token = _signed_in(app, staff_user("manager"))
-    # Cookies are named after the port people see, which the server here must share with the test.
+def interfaces(
+    app: Flask, make_offer: Callable[..., Offer], customers: list[Customer], make_staff_user: Callable[..., StaffUser]
+) -> Iterator[Interfaces]:
+    """The real server with a capped offer, an API key, links and a signed-in manager."""
+    offer = make_offer(max_redemptions=CAP)
+    tokens = {c.email: personal_links.build_personal_url(offer.id, c.id).rpartition("/")[2] for c in customers}
+    key = api_key_actions.create_api_key("tests", ["redeem"], by="tests")
+    cookie, token = _sign_in(app, make_staff_user("manager"))
+    # The cookie name contains the port of the public URL, which server and test must share.
     with live_server.web_server(app.config["SETTINGS"], workers=2, PUBLIC_URL=app.config["SETTINGS"].public_url) as web:
         name = app.config["SESSION_COOKIE_NAME"]
-        yield Doors(urlsplit(web.url).netloc, row.code, tokens, key, f"{name}={cookie}", token)
+        yield Interfaces(urlsplit(web.url).netloc, offer.code, tokens, key, f"{name}={cookie}", token)
 
 
-def _signed_in(app: Flask, user: StaffUser) -> tuple[str, str]:
-    """What a browser's cookie holds after signing in, and the token of its forms."""
+def _sign_in(app: Flask, user: StaffUser) -> tuple[str, str]:
+    """Return the session cookie and the CSRF token of a signed-in user."""
     with app.test_request_context():
         token = generate_csrf()
         session["_user_id"], session["_fresh"] = user.get_id(), True
@@ -157,79 +159,85 @@ def _signed_in(app: Flask, user: StaffUser) -> tuple[str, str]:
         return serializer.dumps(dict(session)), token
 
 
-def at_once(asks: list[Callable[[str], Answer]]) -> list[Answer]:
-    """All asks by 32 clients that begin together, each from an address of its own."""
+def run_concurrently(requests: list[Callable[[str], Outcome]]) -> list[Outcome]:
+    """Make all requests by 32 clients that start together, each from its own address."""
     ready = threading.Barrier(CLIENTS)
 
-    def client(number: int) -> list[Answer]:
+    def client(number: int) -> list[Outcome]:
         ready.wait()
-        return [ask(f"127.0.1.{number + 1}") for ask in asks[number::CLIENTS]]
+        return [request(f"127.0.1.{number + 1}") for request in requests[number::CLIENTS]]
 
     with ThreadPoolExecutor(CLIENTS) as pool:
-        return [answer for answers in pool.map(client, range(CLIENTS)) for answer in answers]
+        return [outcome for outcomes in pool.map(client, range(CLIENTS)) for outcome in outcomes]
 
 
-def rows() -> dict[str, str]:
-    """E-mail and channel of every redemption."""
-    found = db.session.execute(
+def redemptions_by_email() -> dict[str, str]:
+    """Return the channel of every redemption by email."""
+    rows = db.session.execute(
         text("select c.email, r.channel from redemption r join customer c on c.id = r.customer_id")
     )
-    return {row.email: row.channel for row in found}
+    return {row.email: row.channel for row in rows}
 
 
-def counter() -> int:
+def redeemed_counter() -> int:
     return int(db.session.execute(text("select redeemed from offer")).scalar_one())
 
 
-def test_many_customers_on_every_door_fill_the_cap_exactly_and_hear_the_truth(
-    doors: Doors, customers: list[Customer]
+def test_concurrent_customers_on_all_interfaces_reach_the_cap_exactly(
+    interfaces: Interfaces, customers: list[Customer]
 ) -> None:
-    every = [doors.form, doors.link, doors.api, doors.staff]
-    first = [(every[n % 4], c.email) for n, c in enumerate(customers)]
-    # Each comes once more, by another door, while the others are still at it.
-    again = [(every[(n + 1) % 4], c.email) for n, c in enumerate(customers)]
+    all_interfaces = [interfaces.form, interfaces.link, interfaces.api, interfaces.staff]
+    first = [(all_interfaces[n % 4], c.email) for n, c in enumerate(customers)]
+    # Each customer tries again over another interface while the first requests are running.
+    repeats = [(all_interfaces[(n + 1) % 4], c.email) for n, c in enumerate(customers)]
 
-    answers = at_once([lambda a, go=go, e=e: go(e, a) for go, e in first + again])  # type: ignore[misc]
+    outcomes = run_concurrently([lambda a, call=call, e=e: call(e, a) for call, e in first + repeats])  # type: ignore[misc]
 
-    made = rows()
-    told = Counter(answer.email for answer in answers if answer.said == "redeemed")
-    assert len(made) == counter() == CAP
-    assert told == Counter(made.keys())
-    assert {answer.email for answer in answers if answer.said == "already_redeemed"} <= made.keys()
-    assert {a.door for a in answers if a.said == "redeemed"} == set(made.values()) >= {"form", "link", "api"}
-    for answer in answers:
-        if answer.said == "redeemed":
-            assert made[answer.email] == answer.door
-        if answer.said == "offer_exhausted" and answer.email in made:
-            pytest.fail(f"{answer.email} has redeemed and was told that the offer is used up, by {answer.door}")
+    stored = redemptions_by_email()
+    confirmed = Counter(outcome.email for outcome in outcomes if outcome.result == "redeemed")
+    assert len(stored) == redeemed_counter() == CAP
+    assert confirmed == Counter(stored.keys())
+    assert {outcome.email for outcome in outcomes if outcome.result == "already_redeemed"} <= stored.keys()
+    assert {a.interface for a in outcomes if a.result == "redeemed"} == set(stored.values()) >= {"form", "link", "api"}
+    for outcome in outcomes:
+        if outcome.result == "redeemed":
+            assert stored[outcome.email] == outcome.interface
+        if outcome.result == "offer_exhausted" and outcome.email in stored:
+            pytest.fail(f"{outcome.email} has redeemed but {outcome.interface} responded that the offer is used up")
 
 
-def test_one_customer_at_sixty_four_places_at_once_redeems_once_and_hears_the_truth(
-    doors: Doors, customers: list[Customer]
+def test_sixty_four_concurrent_requests_of_one_customer_redeem_once(
+    interfaces: Interfaces, customers: list[Customer]
 ) -> None:
-    """With several customers one after the other, so that each door comes to be the first one some time."""
-    once = [doors.form, doors.link, doors.staff, doors.api]
-    every = [doors.api_with_key, *once, doors.api_with_order, doors.validation, doors.api_with_key]
+    """Several customers take turns, so that each interface comes first at least once."""
+    without_repeats = [interfaces.form, interfaces.link, interfaces.staff, interfaces.api]
+    all_interfaces = [
+        interfaces.api_with_key,
+        *without_repeats,
+        interfaces.api_with_order,
+        interfaces.validation,
+        interfaces.api_with_key,
+    ]
 
     for number, email in enumerate([customer.email for customer in customers[:4]]):
-        turned = every[number:] + every[:number]
-        answers = at_once([lambda a, n=n, e=email, t=turned: t[n % 8](e, a) for n in range(64)])  # type: ignore[misc]
+        rotated = all_interfaces[number:] + all_interfaces[:number]
+        outcomes = run_concurrently([lambda a, n=n, e=email, t=rotated: t[n % 8](e, a) for n in range(64)])  # type: ignore[misc]
 
-        _check_truth(answers)
-        assert len(rows()) == counter() == number + 1
-        assert doors.validation(email, "127.0.1.1").said == "already_redeemed"
+        _check_consistency(outcomes)
+        assert len(redemptions_by_email()) == redeemed_counter() == number + 1
+        assert interfaces.validation(email, "127.0.1.1").result == "already_redeemed"
 
 
-def _check_truth(answers: list[Answer]) -> None:
-    """One heard that it redeemed; its own repeats hear the same, and all others that it was used."""
-    [winner] = [answer for answer in answers if answer.said == "redeemed"]
-    assert len({answer.reference for answer in answers if answer.reference}) == 1
-    for door in {answer.door for answer in answers}:
-        said = {answer.said for answer in answers if answer.door == door and answer is not winner}
-        if door == "validation":
-            assert said <= {"valid", "already_redeemed"}
-        elif door == winner.door and door.startswith("api with"):
-            # The same request again, though it came while the first was still under way.
-            assert said == {"repeated"}
+def _check_consistency(outcomes: list[Outcome]) -> None:
+    """Check that one request redeemed, its repeats match it and all others failed."""
+    [winner] = [outcome for outcome in outcomes if outcome.result == "redeemed"]
+    assert len({outcome.reference for outcome in outcomes if outcome.reference}) == 1
+    for interface in {outcome.interface for outcome in outcomes}:
+        result = {outcome.result for outcome in outcomes if outcome.interface == interface and outcome is not winner}
+        if interface == "validation":
+            assert result <= {"valid", "already_redeemed"}
+        elif interface == winner.interface and interface.startswith("api with"):
+            # A repeat of the same request, even if the first was still running.
+            assert result == {"repeated"}
         else:
-            assert said == {"already_redeemed"}
+            assert result == {"already_redeemed"}

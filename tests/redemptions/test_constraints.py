@@ -1,4 +1,4 @@
-"""What the database itself refuses, should the program ever be wrong."""
+"""Constraints of the database, which protect against errors of the program."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from webapp.offers.models import Offer
         "update offer set amount = 500",
     ],
 )
-def test_the_database_refuses_what_must_never_be(
-    offer: Callable[..., Offer], customer: Callable[..., Customer], statement: str
+def test_the_database_rejects_inconsistent_rows(
+    make_offer: Callable[..., Offer], make_customer: Callable[..., Customer], statement: str
 ) -> None:
-    offer(max_redemptions=2), customer()
+    make_offer(max_redemptions=2), make_customer()
 
     with pytest.raises(IntegrityError):
         db.session.execute(text(statement))

@@ -1,4 +1,4 @@
-"""Many redeem at once in one process: who suffers when something goes wrong, and what everybody hears."""
+"""Group commit: errors affect only the requests that cause them."""
 
 from __future__ import annotations
 
@@ -37,245 +37,248 @@ MakeCustomer = Callable[..., Customer]
 
 
 @pytest.fixture
-def desk(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Iterator[GroupCommitter]:
-    """A fresh one, which does not wait as long for a lock as in earnest."""
+def committer(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Iterator[GroupCommitter]:
+    """A new group committer with a short lock timeout."""
     monkeypatch.setattr(group_commit, "LOCK_TIMEOUT_SECONDS", 1)
     app.extensions.pop("redeeming", None)
     yield group_commit.get_group_committer()
     app.extensions.pop("redeeming", None)
 
 
-def asks(code: str, emails: Sequence[str]) -> list[RedemptionRequest]:
+def make_requests(code: str, emails: Sequence[str]) -> list[RedemptionRequest]:
     return [RedemptionRequest(channel="form", code=code, email=email) for email in emails]
 
 
-def people(customer: MakeCustomer, n: int) -> list[str]:
-    return [customer(f"c{number}@example.com").email for number in range(n)]
+def make_emails(make_customer: MakeCustomer, n: int) -> list[str]:
+    return [make_customer(f"c{number}@example.com").email for number in range(n)]
 
 
-def rows() -> int:
+def count_rows() -> int:
     return len(db.session.execute(select(Redemption.customer_id)).all())
 
 
-def said(answers: Sequence[RedemptionRecord | DomainError]) -> list[str]:
-    return [answer.key if isinstance(answer, DomainError) else "redeemed" for answer in answers]
+def outcomes(results: Sequence[RedemptionRecord | DomainError]) -> list[str]:
+    return [result.key if isinstance(result, DomainError) else "redeemed" for result in results]
 
 
-def test_the_connection_waits_for_locks_and_holds_them_only_so_long(desk: GroupCommitter) -> None:
+def test_the_connection_waits_for_locks_and_holds_them_only_so_long(committer: GroupCommitter) -> None:
     for _ in range(2):
         shown = [
-            desk._get_connection().exec_driver_sql(f"show {name}").scalar_one()
+            committer._get_connection().exec_driver_sql(f"show {name}").scalar_one()
             for name in ("lock_timeout", "idle_in_transaction_session_timeout")
         ]
         assert shown == ["1s", "20s"]
-        desk._get_connection().rollback()
+        committer._get_connection().rollback()
 
 
-def test_an_offer_that_somebody_holds_makes_only_its_own_asks_fail(
-    desk: GroupCommitter, offer: MakeOffer, customer: MakeCustomer
+def test_a_locked_offer_fails_only_its_own_requests(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    held, free = offer("HELD", max_redemptions=5, frozen_at=text("now()")), offer("FREE", max_redemptions=5)
-    emails = people(customer, 3)
+    locked, free = make_offer("HELD", max_redemptions=5, frozen_at=text("now()")), make_offer("FREE", max_redemptions=5)
+    emails = make_emails(make_customer, 3)
     with db.engine.connect() as other:
-        other.execute(text("select from offer where id = :id for update"), {"id": held.id})
-        answers = desk._redeem_group(asks("HELD", emails) + asks("FREE", emails))
-    assert said(answers) == ["unavailable"] * 3 + ["redeemed"] * 3
-    assert rows() == 3
-    assert said(desk._redeem_group(asks("HELD", emails))) == ["redeemed"] * 3
+        other.execute(text("select from offer where id = :id for update"), {"id": locked.id})
+        results = committer._redeem_group(make_requests("HELD", emails) + make_requests("FREE", emails))
+    assert outcomes(results) == ["unavailable"] * 3 + ["redeemed"] * 3
+    assert count_rows() == 3
+    assert outcomes(committer._redeem_group(make_requests("HELD", emails))) == ["redeemed"] * 3
     db.session.rollback()
-    assert {free.redeemed, held.redeemed} == {3}
+    assert {free.redeemed, locked.redeemed} == {3}
 
 
-def test_an_offer_that_is_held_before_its_first_redemption_holds_up_nobody_else(
-    desk: GroupCommitter, offer: MakeOffer, customer: MakeCustomer
+def test_a_locked_offer_without_redemptions_fails_only_its_own_requests(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    held = offer("HELD")
-    offer("FREE")
-    emails = people(customer, 3)
+    locked = make_offer("HELD")
+    make_offer("FREE")
+    emails = make_emails(make_customer, 3)
     with db.engine.connect() as other:
-        other.execute(text("select from offer where id = :id for update"), {"id": held.id})
-        answers = desk._redeem_group(asks("HELD", emails) + asks("FREE", emails))
-    assert said(answers) == ["unavailable"] * 3 + ["redeemed"] * 3
-    assert [answer.message for answer in answers[:3] if isinstance(answer, RedemptionUnavailable)] == [
+        other.execute(text("select from offer where id = :id for update"), {"id": locked.id})
+        results = committer._redeem_group(make_requests("HELD", emails) + make_requests("FREE", emails))
+    assert outcomes(results) == ["unavailable"] * 3 + ["redeemed"] * 3
+    assert [result.message for result in results[:3] if isinstance(result, RedemptionUnavailable)] == [
         errors.OFFER_BUSY
     ] * 3
 
 
-def test_what_an_earlier_round_has_saved_stays_true_when_a_later_one_is_lost(
-    desk: GroupCommitter, offer: MakeOffer, customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+def test_committed_rounds_stay_redeemed_when_a_later_round_is_lost(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    offer(frozen_at=text("now()"))
-    first, second = people(customer, 2)
-    wanted = asks("SUMMER25", [first, second, first])
+    make_offer(frozen_at=text("now()"))
+    first, second = make_emails(make_customer, 2)
+    requests = make_requests("SUMMER25", [first, second, first])
     rounds: list[int] = []
-    one_round = redemption_actions._redeem_in_transaction
+    redeem_in_transaction = redemption_actions._redeem_in_transaction
 
-    def lost_the_second_time(
+    def lose_the_second_round(
         connection: Any, waiting: dict[int, RedemptionRequest]
     ) -> dict[int, RedemptionRecord | DomainError]:
         rounds.append(len(waiting))
         if len(rounds) == 2:
             end_connections()
-        return one_round(connection, waiting)
+        return redeem_in_transaction(connection, waiting)
 
-    monkeypatch.setattr(redemption_actions, "_redeem_in_transaction", lost_the_second_time)
-    assert said(desk._redeem_group(wanted)) == ["redeemed", "redeemed", "unavailable"]
+    monkeypatch.setattr(redemption_actions, "_redeem_in_transaction", lose_the_second_round)
+    assert outcomes(committer._redeem_group(requests)) == ["redeemed", "redeemed", "unavailable"]
     assert rounds == [2 + 1, 1]
-    assert rows() == 2
+    assert count_rows() == 2
 
 
-def test_who_can_not_be_written_harms_no_neighbour(
-    desk: GroupCommitter, offer: MakeOffer, customer: MakeCustomer
+def test_an_invalid_request_fails_alone(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer()
-    emails = people(customer, 4)
-    wanted = asks("SUMMER25", emails)
-    # Half a character: no door lets it in, and the database does not take it.
-    wanted[2] = RedemptionRequest(channel="api", code="SUMMER25", email=emails[2], metadata={"\x00": 1})
-    assert said(desk._redeem_group(wanted)) == ["redeemed", "redeemed", "error", "redeemed"]
-    assert rows() == 3
+    make_offer()
+    emails = make_emails(make_customer, 4)
+    requests = make_requests("SUMMER25", emails)
+    # A NUL character: the interfaces refuse it, and so does the database.
+    requests[2] = RedemptionRequest(channel="api", code="SUMMER25", email=emails[2], metadata={"\x00": 1})
+    assert outcomes(committer._redeem_group(requests)) == ["redeemed", "redeemed", "error", "redeemed"]
+    assert count_rows() == 3
 
 
 @pytest.mark.parametrize(
-    ("why", "answer"), [("disk_full", "unavailable"), ("query_canceled", "unavailable"), ("54000", "error")]
+    ("errcode", "outcome"), [("disk_full", "unavailable"), ("query_canceled", "unavailable"), ("54000", "error")]
 )
-def test_who_can_not_be_written_for_no_fault_of_the_ask_hears_that_it_passes(
-    desk: GroupCommitter,
-    offer: MakeOffer,
-    customer: MakeCustomer,
+def test_temporary_database_errors_make_requests_unavailable(
+    committer: GroupCommitter,
+    make_offer: MakeOffer,
+    make_customer: MakeCustomer,
     caplog: pytest.LogCaptureFixture,
-    why: str,
-    answer: str,
+    errcode: str,
+    outcome: str,
 ) -> None:
-    offer(frozen_at=text("now()"))
-    emails = people(customer, 2)
-    full = f"begin raise exception 'could not extend file' using errcode = '{why}'; end"
-    db.session.execute(text(f"create function full_disk() returns trigger language plpgsql as $$ {full} $$"))
+    make_offer(frozen_at=text("now()"))
+    emails = make_emails(make_customer, 2)
+    body = f"begin raise exception 'could not extend file' using errcode = '{errcode}'; end"
+    db.session.execute(text(f"create function full_disk() returns trigger language plpgsql as $$ {body} $$"))
     db.session.execute(text("create trigger full_disk before insert on redemption execute function full_disk()"))
     db.session.commit()
     try:
-        assert said(desk._redeem_group(asks("SUMMER25", emails))) == [answer] * 2
+        assert outcomes(committer._redeem_group(make_requests("SUMMER25", emails))) == [outcome] * 2
     finally:
         db.session.execute(text("drop function full_disk cascade"))
         db.session.commit()
     assert [record.levelname for record in caplog.records].count("ERROR") == 2
-    assert said(desk._redeem_group(asks("SUMMER25", emails))) == ["redeemed"] * 2
+    assert outcomes(committer._redeem_group(make_requests("SUMMER25", emails))) == ["redeemed"] * 2
 
 
-def test_a_connection_that_was_lost_since_is_made_anew_without_anybody_noticing(
-    desk: GroupCommitter, offer: MakeOffer, customer: MakeCustomer
+def test_a_lost_connection_is_replaced_before_the_next_group(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer()
-    first, second = people(customer, 2)
-    desk._redeem_group(asks("SUMMER25", [first]))
+    make_offer()
+    first, second = make_emails(make_customer, 2)
+    committer._redeem_group(make_requests("SUMMER25", [first]))
     end_connections()
-    assert said(desk._redeem_group(asks("SUMMER25", [second]))) == ["redeemed"]
+    assert outcomes(committer._redeem_group(make_requests("SUMMER25", [second]))) == ["redeemed"]
 
 
-def test_what_was_lost_before_the_commit_is_done_once_more(
-    desk: GroupCommitter, offer: MakeOffer, customer: MakeCustomer
+def test_a_group_lost_before_its_commit_is_retried(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer(frozen_at=text("now()"))
+    make_offer(frozen_at=text("now()"))
     with interrupted("insert into redemption"):
-        assert said(desk._redeem_group(asks("SUMMER25", people(customer, 2)))) == ["redeemed", "redeemed"]
-    assert rows() == 2
+        assert outcomes(committer._redeem_group(make_requests("SUMMER25", make_emails(make_customer, 2)))) == [
+            "redeemed",
+            "redeemed",
+        ]
+    assert count_rows() == 2
 
 
-def test_what_was_lost_during_the_commit_may_be_saved_and_is_said_to_be(
-    desk: GroupCommitter, offer: MakeOffer, customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+def test_a_group_lost_during_its_commit_has_an_unknown_outcome(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    offer(frozen_at=text("now()"))
-    emails = people(customer, 2)
+    make_offer(frozen_at=text("now()"))
+    emails = make_emails(make_customer, 2)
     commit = db.engine.dialect.do_commit
 
-    def commit_and_lose_the_answer(connection: Any) -> None:
+    def commit_and_lose_the_connection(connection: Any) -> None:
         commit(connection)
-        if done:
+        if is_active:
             end_connections()
             connection.execute("select 1")
 
-    done = [True]
-    monkeypatch.setattr(db.engine.dialect, "do_commit", commit_and_lose_the_answer)
-    desk._connection = None
-    done.clear()
-    desk._get_connection()
-    done.append(True)
-    answers = desk._redeem_group(asks("SUMMER25", emails))
+    is_active = [True]
+    monkeypatch.setattr(db.engine.dialect, "do_commit", commit_and_lose_the_connection)
+    committer._connection = None
+    is_active.clear()
+    committer._get_connection()
+    is_active.append(True)
+    results = committer._redeem_group(make_requests("SUMMER25", emails))
     monkeypatch.undo()
-    assert said(answers) == ["unavailable"] * 2
-    assert [answer.message for answer in answers if isinstance(answer, RedemptionUnavailable)] == [
+    assert outcomes(results) == ["unavailable"] * 2
+    assert [result.message for result in results if isinstance(result, RedemptionUnavailable)] == [
         errors.OUTCOME_UNKNOWN
     ] * 2
-    # It was saved, and asking again tells so.
-    assert said(desk._redeem_group(asks("SUMMER25", emails))) == ["already_redeemed"] * 2
+    # It was committed, as a second request shows.
+    assert outcomes(committer._redeem_group(make_requests("SUMMER25", emails))) == ["already_redeemed"] * 2
 
 
-def test_a_server_that_can_not_be_reached_is_told_to_all(
-    desk: GroupCommitter, offer: MakeOffer, customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+def test_without_a_server_all_requests_are_unavailable(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    offer()
-    wanted = asks("SUMMER25", people(customer, 3))
+    make_offer()
+    requests = make_requests("SUMMER25", make_emails(make_customer, 3))
 
     def refuse(*_: object, **__: object) -> None:
         raise OperationalError("connect", {}, Exception("connection refused"))
 
     monkeypatch.setattr(type(db.engine), "connect", refuse)
-    answers = desk._redeem_group(wanted)
-    assert [answer.message for answer in answers if isinstance(answer, RedemptionUnavailable)] == [
+    results = committer._redeem_group(requests)
+    assert [result.message for result in results if isinstance(result, RedemptionUnavailable)] == [
         errors.DATABASE_UNAVAILABLE
     ] * 3
     monkeypatch.undo()
-    assert said(desk._redeem_group(wanted)) == ["redeemed"] * 3
+    assert outcomes(committer._redeem_group(requests)) == ["redeemed"] * 3
 
 
-def test_who_was_taken_up_and_hears_nothing_is_not_told_that_nothing_was_saved(
-    desk: GroupCommitter, monkeypatch: pytest.MonkeyPatch
+def test_a_timeout_after_the_start_has_an_unknown_outcome(
+    committer: GroupCommitter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = {}
-    for begun in (False, True):
+    messages = {}
+    for has_started in (False, True):
 
-        def give_up(_: RedemptionRequest, begun: bool = begun) -> RedemptionRecord:
-            raise CoalescingTimeout(begun)
+        def time_out(_: RedemptionRequest, has_started: bool = has_started) -> RedemptionRecord:
+            raise CoalescingTimeout(has_started)
 
-        monkeypatch.setattr(desk, "submit", give_up)
-        with pytest.raises(RedemptionUnavailable) as unavailable:
+        monkeypatch.setattr(committer, "submit", time_out)
+        with pytest.raises(RedemptionUnavailable) as error:
             group_commit.redeem(RedemptionRequest(channel="form"))
-        found[begun] = unavailable.value.message
-    assert found == {False: errors.DATABASE_UNAVAILABLE, True: errors.OUTCOME_UNKNOWN}
+        messages[has_started] = error.value.message
+    assert messages == {False: errors.DATABASE_UNAVAILABLE, True: errors.OUTCOME_UNKNOWN}
 
 
-def test_few_calls_lie_between_the_view_and_the_insert(
-    desk: GroupCommitter, client: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+def test_the_call_stack_from_view_to_insert_is_short(
+    committer: GroupCommitter, client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer()
-    customer("ada@example.com")
+    make_offer()
+    make_customer("ada@example.com")
     stacks: list[list[str]] = []
 
-    def note(_: Any, __: Any, statement: str, *___: Any) -> None:
+    def record(_: Any, __: Any, statement: str, *___: Any) -> None:
         if statement.strip().startswith("insert into redemption"):
             ours = [call for call in traceback.extract_stack() if call.filename.startswith(OUR_CODE)]
             stacks.append([call.name for call in dropwhile(lambda call: call.filename != public_views.__file__, ours)])
 
-    event.listen(db.engine, "before_cursor_execute", note)
+    event.listen(db.engine, "before_cursor_execute", record)
     try:
         assert client.post("/redeem", data={"code": "SUMMER25", "email": "ada@example.com"}).status_code == 200
     finally:
-        event.remove(db.engine, "before_cursor_execute", note)
+        event.remove(db.engine, "before_cursor_execute", record)
     (stack,) = stacks
     assert stack[0] == "redeem"
     assert len(stack) <= 8, stack
 
 
-def test_many_more_threads_than_connections_redeem(
-    desk: GroupCommitter, session_app: Flask, offer: MakeOffer, customer: MakeCustomer
+def test_more_threads_than_connections_redeem(
+    committer: GroupCommitter, session_app: Flask, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer(max_redemptions=50)
-    emails = people(customer, 80)
+    make_offer(max_redemptions=50)
+    emails = make_emails(make_customer, 80)
     start = threading.Barrier(80)
 
-    def each(email: str) -> str:
+    def redeem(email: str) -> str:
         with session_app.app_context():
-            # As a view has that has looked at something before.
+            # Like a view that has run a query before.
             start.wait()
             db.session.execute(text("select 1"))
             try:
@@ -284,15 +287,15 @@ def test_many_more_threads_than_connections_redeem(
                 return error.key
             return "redeemed"
 
-    with ThreadPoolExecutor(80) as crowd:
-        answers = list(crowd.map(each, emails))
-    assert sorted(answers) == ["offer_exhausted"] * 30 + ["redeemed"] * 50
-    assert rows() == 50
+    with ThreadPoolExecutor(80) as pool:
+        results = list(pool.map(redeem, emails))
+    assert sorted(results) == ["offer_exhausted"] * 30 + ["redeemed"] * 50
+    assert count_rows() == 50
 
 
 def end_connections() -> None:
-    """End every other connection to this database, as a server does that is started anew."""
-    # The test's own goes back to the pool, which looks whether it still lives before it gives it out.
+    """Terminate every other connection to this database, like a server restart."""
+    # The test's own connection returns to the pool, which checks it before its next use.
     db.session.rollback()
     with db.engine.connect() as connection:
         connection.execute(
@@ -304,19 +307,19 @@ def end_connections() -> None:
 
 
 class interrupted:  # noqa: N801
-    """Inside, the first statement that begins so finds its connection ended."""
+    """Terminates the connection of the first statement that starts with a text."""
 
     def __init__(self, start: str) -> None:
         self.start = start
-        self.left = 1
+        self.remaining = 1
 
     def __enter__(self) -> None:
-        event.listen(db.engine, "before_cursor_execute", self._note)
+        event.listen(db.engine, "before_cursor_execute", self._interrupt)
 
     def __exit__(self, *_: object) -> None:
-        event.remove(db.engine, "before_cursor_execute", self._note)
+        event.remove(db.engine, "before_cursor_execute", self._interrupt)
 
-    def _note(self, _: Any, __: Any, statement: str, *___: Any) -> None:
-        if self.left and statement.strip().startswith(self.start):
-            self.left = 0
+    def _interrupt(self, _: Any, __: Any, statement: str, *___: Any) -> None:
+        if self.remaining and statement.strip().startswith(self.start):
+            self.remaining = 0
             end_connections()

@@ -1,4 +1,4 @@
-"""Totals and hours are counted once by the sweep and say the same as a plain count, whatever is undone when."""
+"""Totals and hourly counts of the sweep equal a plain count, also after rollbacks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sqlalchemy import text
 from tests.support.redemptions import ROLLBACK, MakeCustomer, MakeOffer, run_concurrently
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
-from webapp.redemptions import group_commit, hourly_counts
+from webapp.redemptions import count_queries, group_commit, hourly_counts
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
 from webapp.redemptions.rules import RedemptionRequest
@@ -23,11 +23,11 @@ CODES = ["SUMMER25", "WINTER10", "SPRING5"]
 
 
 @pytest.fixture
-def redeemed(offer: MakeOffer, customer: MakeCustomer) -> list[int]:
-    """Three offers that eight customers each have redeemed, two of them in every hour of the last ones."""
-    offers = [offer(code).id for code in CODES]
+def redeemed_offers(make_offer: MakeOffer, make_customer: MakeCustomer) -> list[int]:
+    """Three offers with eight redemptions each, two in each of the last four hours."""
+    offers = [make_offer(code).id for code in CODES]
     for n in range(8):
-        email = customer(f"c{n}@example.com").email
+        email = make_customer(f"c{n}@example.com").email
         for code in CODES:
             group_commit.redeem(RedemptionRequest(channel="api", code=code, email=email))
     db.session.execute(
@@ -38,47 +38,47 @@ def redeemed(offer: MakeOffer, customer: MakeCustomer) -> list[int]:
 
 
 def public_ids() -> list[str]:
-    return [done.public_id for done in redemption_queries.list_latest_redemptions(None, 100)]
+    return [redemption.public_id for redemption in redemption_queries.list_latest_redemptions(None, 100)]
 
 
-def assert_counted_right(offers: list[int]) -> None:
-    """What is read, and what is kept for it, is what a plain count finds."""
+def assert_correct_counts(offers: list[int]) -> None:
+    """Assert that the queries and the tables have the same counts as a plain count."""
     since = datetime.now(UTC) - timedelta(days=2)
     plain = {
         row.offer_id: row.n
         for row in db.session.execute(text("select offer_id, count(*) as n from redemption group by 1"))
     }
-    assert redemption_queries.count_redemptions(offers) == {offer_id: plain.get(offer_id, 0) for offer_id in offers}
+    assert count_queries.count_redemptions(offers) == {offer_id: plain.get(offer_id, 0) for offer_id in offers}
     days = {
-        offer_id: sum(n for _, n in redemption_queries.count_redemptions_per_day(offer_id, since))
-        for offer_id in offers
+        offer_id: sum(n for _, n in count_queries.count_redemptions_per_day(offer_id, since)) for offer_id in offers
     }
-    assert days == redemption_queries.count_redemptions(offers)
-    assert sum(n for _, n in redemption_queries.count_redemptions_per_day(None, since)) == sum(plain.values())
-    for kept, key in (("redemption_total", "offer_id"), ("hour_total", "hour")):
-        wrong = text(
-            f"select {key}, sum(n) from (select {key}, n from {kept} union all select {key}, -n from redemption_hour) x"
+    assert days == count_queries.count_redemptions(offers)
+    assert sum(n for _, n in count_queries.count_redemptions_per_day(None, since)) == sum(plain.values())
+    for table, key in (("redemption_total", "offer_id"), ("hour_total", "hour")):
+        differences = text(
+            f"select {key}, sum(n) from "
+            f"(select {key}, n from {table} union all select {key}, -n from redemption_hour) x"
             " group by 1 having sum(n) <> 0"
         )
-        assert db.session.execute(wrong).all() == []
+        assert db.session.execute(differences).all() == []
 
 
-def counted() -> int:
+def total_count() -> int:
     return int(db.session.execute(text("select coalesce(sum(n), 0) from redemption_total")).scalar_one())
 
 
-def test_totals_are_a_plain_count_before_and_after_the_sweep(redeemed: list[int]) -> None:
-    assert_counted_right(redeemed)
+def test_totals_are_correct_before_and_after_the_sweep(redeemed_offers: list[int]) -> None:
+    assert_correct_counts(redeemed_offers)
     hourly_counts.update_hourly_counts()
     hourly_counts.update_hourly_counts()
-    assert counted() >= 12
-    assert_counted_right(redeemed)
+    assert total_count() >= 12
+    assert_correct_counts(redeemed_offers)
 
 
-def test_a_later_sweep_adds_to_the_totals(redeemed: list[int]) -> None:
+def test_a_later_sweep_adds_to_the_totals(redeemed_offers: list[int]) -> None:
     hourly_counts.update_hourly_counts()
-    before = counted()
-    # What was counted of the past moves further back with the rest, so that the current hour can be counted.
+    before = total_count()
+    # Everything moves four hours into the past, so that the sweep counts the current hour, too.
     for statement in (
         "update redemption set redeemed_at = redeemed_at - interval '4 hours'",
         "update redemption_hour set hour = hour - interval '4 hours'",
@@ -88,8 +88,8 @@ def test_a_later_sweep_adds_to_the_totals(redeemed: list[int]) -> None:
         db.session.execute(text(statement))
     db.session.commit()
     hourly_counts.update_hourly_counts()
-    assert (before < counted(), counted()) == (True, 24)
-    assert_counted_right(redeemed)
+    assert (before < total_count(), total_count()) == (True, 24)
+    assert_correct_counts(redeemed_offers)
 
 
 @pytest.fixture
@@ -123,14 +123,14 @@ def stop_clock(app: Flask) -> Iterator[Callable[[str], None]]:
     ],
 )
 def test_an_hour_is_counted_five_minutes_after_its_end(
-    offer: MakeOffer,
-    customer: MakeCustomer,
+    make_offer: MakeOffer,
+    make_customer: MakeCustomer,
     stop_clock: Callable[[str], None],
     redeemed_at: str,
     clock: str,
     is_counted: bool,
 ) -> None:
-    offer(), customer()
+    make_offer(), make_customer()
     group_commit.redeem(RedemptionRequest(channel="api", code="SUMMER25", email="ada@example.com"))
     db.session.execute(text("update redemption set redeemed_at = :at"), {"at": redeemed_at})
     db.session.commit()
@@ -138,14 +138,14 @@ def test_an_hour_is_counted_five_minutes_after_its_end(
     stop_clock(clock)
     hourly_counts.update_hourly_counts()
 
-    assert counted() == is_counted
+    assert total_count() == is_counted
 
 
 def test_a_redemption_at_the_very_start_of_an_uncounted_hour_is_counted_once(
-    offer: MakeOffer, customer: MakeCustomer
+    make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer_id = offer().id
-    customer()
+    offer_id = make_offer().id
+    make_customer()
     group_commit.redeem(RedemptionRequest(channel="api", code="SUMMER25", email="ada@example.com"))
     noon = datetime(2026, 3, 1, 12, tzinfo=UTC)
     db.session.execute(text("update redemption set redeemed_at = :at"), {"at": noon})
@@ -153,42 +153,42 @@ def test_a_redemption_at_the_very_start_of_an_uncounted_hour_is_counted_once(
     db.session.commit()
 
     for _ in range(2):
-        assert redemption_queries.count_redemptions([offer_id]) == {offer_id: 1}
+        assert count_queries.count_redemptions([offer_id]) == {offer_id: 1}
         for since in (noon, noon - timedelta(hours=1)):
             for one in (offer_id, None):
-                assert redemption_queries.count_redemptions_per_day(one, since) == [(noon.date(), 1)]
+                assert count_queries.count_redemptions_per_day(one, since) == [(noon.date(), 1)]
         later = noon + timedelta(microseconds=1)
-        assert redemption_queries.count_redemptions_per_day(offer_id, later) == []
+        assert count_queries.count_redemptions_per_day(offer_id, later) == []
         hourly_counts.update_hourly_counts()
 
 
-def test_undoing_before_and_after_the_sweep_leaves_them_right(redeemed: list[int]) -> None:
+def test_totals_are_correct_after_rollbacks_before_and_after_the_sweep(redeemed_offers: list[int]) -> None:
     ids = public_ids()
     for public_id in ids[::4]:
         redemption_rollback.roll_back_redemption(public_id, **ROLLBACK)
-    assert_counted_right(redeemed)
+    assert_correct_counts(redeemed_offers)
     hourly_counts.update_hourly_counts()
     for public_id in ids[1::4]:
         redemption_rollback.roll_back_redemption(public_id, **ROLLBACK)
-    assert_counted_right(redeemed)
+    assert_correct_counts(redeemed_offers)
 
 
-def test_undoing_what_no_sweep_has_counted_takes_nothing_off(redeemed: list[int]) -> None:
+def test_a_rollback_of_an_uncounted_redemption_keeps_the_totals(redeemed_offers: list[int]) -> None:
     hourly_counts.update_hourly_counts()
-    before = counted()
+    before = total_count()
     redemption_rollback.roll_back_redemption(public_ids()[0], **ROLLBACK)
-    assert counted() == before
-    assert_counted_right(redeemed)
+    assert total_count() == before
+    assert_correct_counts(redeemed_offers)
 
 
-def test_undoing_twice_counts_once(redeemed: list[int]) -> None:
+def test_a_second_rollback_does_not_change_the_totals(redeemed_offers: list[int]) -> None:
     hourly_counts.update_hourly_counts()
     oldest = public_ids()[-1]
-    assert [_undone(oldest), _undone(oldest)] == [True, False]
-    assert_counted_right(redeemed)
+    assert [_roll_back(oldest), _roll_back(oldest)] == [True, False]
+    assert_correct_counts(redeemed_offers)
 
 
-def _undone(public_id: str) -> bool:
+def _roll_back(public_id: str) -> bool:
     try:
         redemption_rollback.roll_back_redemption(public_id, **ROLLBACK)
     except DomainError:
@@ -196,48 +196,48 @@ def _undone(public_id: str) -> bool:
     return True
 
 
-def test_many_undone_at_once_of_counted_hours_all_count(app: Flask, redeemed: list[int]) -> None:
+def test_concurrent_rollbacks_all_change_the_totals(app: Flask, redeemed_offers: list[int]) -> None:
     hourly_counts.update_hourly_counts()
     run_concurrently(
         app, *[lambda i=i: redemption_rollback.roll_back_redemption(i, **ROLLBACK) for i in public_ids()[::2]]
     )
-    assert_counted_right(redeemed)
+    assert_correct_counts(redeemed_offers)
 
 
-def test_undoing_while_a_sweep_runs_leaves_them_right(app: Flask, redeemed: list[int]) -> None:
+def test_totals_are_correct_after_rollbacks_during_a_sweep(app: Flask, redeemed_offers: list[int]) -> None:
     run_concurrently(
         app,
         *[lambda i=i: redemption_rollback.roll_back_redemption(i, **ROLLBACK) for i in public_ids()[::2]],
         *[hourly_counts.update_hourly_counts] * 3,
     )
-    assert_counted_right(redeemed)
+    assert_correct_counts(redeemed_offers)
 
 
-def test_a_reader_never_sees_a_redemption_twice_or_not_at_all_while_the_sweep_commits(
-    app: Flask, redeemed: list[int]
-) -> None:
-    seen: list[dict[int, int]] = []
+def test_a_query_during_the_sweep_counts_every_redemption_once(app: Flask, redeemed_offers: list[int]) -> None:
+    observed: list[dict[int, int]] = []
     done = threading.Event()
 
-    def look() -> None:
+    def observe() -> None:
         with app.app_context():
             while not done.is_set():
-                seen.append(redemption_queries.count_redemptions(redeemed))
+                observed.append(count_queries.count_redemptions(redeemed_offers))
                 db.session.rollback()
 
-    reader = threading.Thread(target=look)
+    reader = threading.Thread(target=observe)
     reader.start()
-    while not seen:
+    while not observed:
         db.session.rollback()
     hourly_counts.update_hourly_counts()
     done.set()
     reader.join()
-    assert {tuple(sorted(one.items())) for one in seen} == {tuple((offer_id, 8) for offer_id in sorted(redeemed))}
+    assert {tuple(sorted(counts.items())) for counts in observed} == {
+        tuple((offer_id, 8) for offer_id in sorted(redeemed_offers))
+    }
 
 
 @pytest.fixture
 def migrate(app: Flask) -> Iterator[Callable[[str], None]]:
-    """Takes the tables down to a revision, or up to the newest; there they are when the test is over."""
+    """Migrates the database to a revision; restores the newest one afterwards."""
 
     def move(revision: str) -> None:
         db.session.remove()
@@ -250,10 +250,10 @@ def migrate(app: Flask) -> Iterator[Callable[[str], None]]:
     move("head")
 
 
-def test_the_migration_sums_the_hours_that_are_there(redeemed: list[int], migrate: Callable[[str], None]) -> None:
+def test_the_migration_sums_the_existing_hours(redeemed_offers: list[int], migrate: Callable[[str], None]) -> None:
     hourly_counts.update_hourly_counts()
-    before = counted()
+    before = total_count()
     migrate("0005")
     migrate("head")
-    assert counted() == before > 0
-    assert_counted_right(redeemed)
+    assert total_count() == before > 0
+    assert_correct_counts(redeemed_offers)

@@ -1,4 +1,4 @@
-"""The receipt by mail, for whoever types a code that was used before."""
+"""The receipt by email, for customers who enter a code again after redeeming it."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ MakeCustomer = Callable[..., Customer]
 
 @pytest.fixture
 def relay(with_settings: Callable[..., Settings]) -> Iterator[Relay]:
-    """A running relay, which the app is told to use."""
+    """A running relay that the app is configured to use."""
     with smtp_relay.running() as server:
         with_settings(mail_port=server.port)
         yield server
 
 
 @pytest.fixture
-def used(offer: MakeOffer, customer: MakeCustomer) -> redemption_queries.RedemptionRecord:
+def redemption(make_offer: MakeOffer, make_customer: MakeCustomer) -> redemption_queries.RedemptionRecord:
     """Ada's redemption of an offer."""
-    offer(), customer()
+    make_offer(), make_customer()
     return group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
 
 
@@ -45,8 +45,8 @@ def post(client: FlaskClient, code: str = "SUMMER25", email: str = "ada@example.
     return client.post("/redeem", data={"code": code, "email": email})
 
 
-def work() -> int:
-    """Run every task that waits; how many there were."""
+def run_queued_tasks() -> int:
+    """Run every queued task; return their number."""
     n = 0
     while huey.storage.queue_size():
         huey.execute(huey.dequeue())
@@ -54,57 +54,59 @@ def work() -> int:
     return n
 
 
-def test_a_typed_repeat_has_the_receipt_mailed_to_the_customer(
-    client: FlaskClient, relay: Relay, used: redemption_queries.RedemptionRecord
+def test_entering_a_redeemed_code_again_emails_the_receipt(
+    client: FlaskClient, relay: Relay, redemption: redemption_queries.RedemptionRecord
 ) -> None:
-    answer = post(client)
-    work()
+    response = post(client)
+    run_queued_tasks()
 
-    assert answer.status_code == 409
-    assert "We email the receipt to it" in answer.text
-    mail = relay.to("ada@example.com").message
+    assert response.status_code == 409
+    assert "We email the receipt to it" in response.text
+    mail = relay.message_to("ada@example.com").message
     body = mail.get_content()
     assert mail["Subject"] == "Your receipt: Summer"
     assert (mail["To"], mail["Auto-Submitted"]) == ("ada@example.com", "auto-generated")
-    for words in (used.public_id, "25%", "SUMMER25", "http://localhost/r/"):
-        assert words in body
+    for expected in (redemption.public_id, "25%", "SUMMER25", "http://localhost/r/"):
+        assert expected in body
 
 
-def test_the_mails_link_shows_the_receipt(
-    client: FlaskClient, relay: Relay, used: redemption_queries.RedemptionRecord
+def test_the_link_in_the_email_shows_the_receipt(
+    client: FlaskClient, relay: Relay, redemption: redemption_queries.RedemptionRecord
 ) -> None:
     post(client)
-    work()
+    run_queued_tasks()
 
-    (link,) = [line for line in relay.to("ada@example.com").message.get_content().splitlines() if "/r/" in line]
+    (link,) = [line for line in relay.message_to("ada@example.com").message.get_content().splitlines() if "/r/" in line]
 
-    assert used.public_id in client.get(link.removeprefix("http://localhost")).text
+    assert redemption.public_id in client.get(link.removeprefix("http://localhost")).text
 
 
-def test_a_stranger_sees_the_same_whether_a_mail_goes_out_or_not(
-    client: FlaskClient, relay: Relay, used: redemption_queries.RedemptionRecord
+def test_the_response_does_not_reveal_whether_an_email_is_sent(
+    client: FlaskClient, relay: Relay, redemption: redemption_queries.RedemptionRecord
 ) -> None:
     first, again = post(client), post(client)
 
     assert (first.status_code, first.text) == (again.status_code, again.text)
-    assert used.public_id not in first.text
+    assert redemption.public_id not in first.text
     assert "/r/" not in first.text
-    assert work() == 1
+    assert run_queued_tasks() == 1
 
 
-def test_mailing_redeems_nothing(client: FlaskClient, relay: Relay, used: redemption_queries.RedemptionRecord) -> None:
+def test_sending_a_receipt_redeems_nothing(
+    client: FlaskClient, relay: Relay, redemption: redemption_queries.RedemptionRecord
+) -> None:
     post(client)
-    redemption_rollback.roll_back_redemption(used.public_id, "order cancelled", "staff")
+    redemption_rollback.roll_back_redemption(redemption.public_id, "order cancelled", "staff")
 
-    receipts.send_receipt_email(used.offer_id, used.customer_id)
+    receipts.send_receipt_email(redemption.offer_id, redemption.customer_id)
 
-    assert work() == 1
-    assert relay.kept == []
+    assert run_queued_tasks() == 1
+    assert relay.messages == []
     assert db.session.execute(text("select count(*) from redemption")).scalar() == 0
 
 
-def test_one_receipt_an_hour_for_each_offer(offer: MakeOffer) -> None:
-    turns = [
+def test_at_most_one_receipt_an_hour_per_offer(make_offer: MakeOffer) -> None:
+    results = [
         receipts.acquire_receipt_quota(1, 7),
         receipts.acquire_receipt_quota(1, 7),
         receipts.acquire_receipt_quota(2, 7),
@@ -113,45 +115,49 @@ def test_one_receipt_an_hour_for_each_offer(offer: MakeOffer) -> None:
     db.session.execute(text("update rate_hit set expires_at = now() where key = 'receipt:1:7'"))
     db.session.commit()
 
-    assert [*turns, receipts.acquire_receipt_quota(1, 7)] == [True, False, True, True, True]
+    assert [*results, receipts.acquire_receipt_quota(1, 7)] == [True, False, True, True, True]
 
 
-def test_five_receipts_a_day_for_each_customer(offer: MakeOffer) -> None:
+def test_at_most_five_receipts_a_day_per_customer(make_offer: MakeOffer) -> None:
     assert [receipts.acquire_receipt_quota(n, 7) for n in range(6)] == [True] * 5 + [False]
 
 
 @pytest.mark.parametrize(
     ("typed", "email"),
     [("SUMMER25", "bob@example.com"), ("SUMMER25-7KQ4XM2T", "ada@example.com"), ("WINTER", "ada@example.com")],
-    ids=["somebody else", "wrong personal code", "no such code"],
+    ids=["another customer", "wrong personal code", "no such code"],
 )
-def test_no_mail_goes_out_for_anything_else(
-    client: FlaskClient, used: redemption_queries.RedemptionRecord, customer: MakeCustomer, typed: str, email: str
+def test_other_refusals_send_no_email(
+    client: FlaskClient,
+    redemption: redemption_queries.RedemptionRecord,
+    make_customer: MakeCustomer,
+    typed: str,
+    email: str,
 ) -> None:
-    customer("bob@example.com")
+    make_customer("bob@example.com")
     db.session.execute(text("update offer set personal_code_required = true"))
     db.session.commit()
 
     post(client, typed, email)
 
-    assert work() == 0
+    assert run_queued_tasks() == 0
 
 
-def test_who_is_unsubscribed_gets_the_receipt_asked_for(
-    client: FlaskClient, relay: Relay, used: redemption_queries.RedemptionRecord
+def test_an_unsubscribed_customer_gets_the_receipt(
+    client: FlaskClient, relay: Relay, redemption: redemption_queries.RedemptionRecord
 ) -> None:
     db.session.execute(
         text("insert into suppression (email, reason, source) select email, 'unsubscribed', 'tests' from customer")
     )
     db.session.commit()
     post(client)
-    work()
+    run_queued_tasks()
 
     assert relay.recipients == {"ada@example.com": 1}
 
 
-def test_who_was_erased_meanwhile_gets_nothing(
-    client: FlaskClient, relay: Relay, used: redemption_queries.RedemptionRecord
+def test_an_erased_customer_gets_no_receipt(
+    client: FlaskClient, relay: Relay, redemption: redemption_queries.RedemptionRecord
 ) -> None:
     post(client)
     db.session.execute(
@@ -162,37 +168,37 @@ def test_who_was_erased_meanwhile_gets_nothing(
     )
     db.session.commit()
 
-    receipts.send_receipt_email(used.offer_id, used.customer_id)
+    receipts.send_receipt_email(redemption.offer_id, redemption.customer_id)
 
-    assert work() == 1
+    assert run_queued_tasks() == 1
     assert relay.connections == 0
 
 
-def test_a_relay_that_is_away_is_asked_again_later(
-    relay: Relay, used: redemption_queries.RedemptionRecord, with_settings: Callable[..., Settings]
+def test_a_receipt_is_retried_when_the_relay_is_unavailable(
+    relay: Relay, redemption: redemption_queries.RedemptionRecord, with_settings: Callable[..., Settings]
 ) -> None:
     with_settings(mail_port=1)
-    task_queue.run("redemptions.send_receipt", used.offer_id, used.customer_id, 0)
+    task_queue.run("redemptions.send_receipt", redemption.offer_id, redemption.customer_id, 0)
     with_settings(mail_port=relay.port)
-    (again,) = huey.pending()
-    waits = again.eta.replace(tzinfo=UTC) - datetime.now(UTC)
-    task_queue.run("redemptions.send_receipt", *again.args)
+    (retry,) = huey.pending()
+    delay = retry.eta.replace(tzinfo=UTC) - datetime.now(UTC)
+    task_queue.run("redemptions.send_receipt", *retry.args)
 
-    assert 50 < waits.total_seconds() <= receipts.RETRY_DELAYS[0]
-    assert again.args == (used.offer_id, used.customer_id, 1)
+    assert 50 < delay.total_seconds() <= receipts.RETRY_DELAYS[0]
+    assert retry.args == (redemption.offer_id, redemption.customer_id, 1)
     assert relay.recipients == {"ada@example.com": 1}
 
 
-def test_a_relay_that_stays_away_is_given_up(used: redemption_queries.RedemptionRecord) -> None:
-    task_queue.run("redemptions.send_receipt", used.offer_id, used.customer_id, len(receipts.RETRY_DELAYS))
+def test_a_receipt_is_abandoned_after_the_last_retry(redemption: redemption_queries.RedemptionRecord) -> None:
+    task_queue.run("redemptions.send_receipt", redemption.offer_id, redemption.customer_id, len(receipts.RETRY_DELAYS))
 
     assert huey.pending() == []
 
 
-def test_a_relay_that_refuses_is_not_asked_again(relay: Relay, used: redemption_queries.RedemptionRecord) -> None:
+def test_a_rejected_receipt_is_not_retried(relay: Relay, redemption: redemption_queries.RedemptionRecord) -> None:
     relay.behaviour.rcpt["ada@example.com"] = "550 no such mailbox"
 
-    task_queue.run("redemptions.send_receipt", used.offer_id, used.customer_id, 0)
+    task_queue.run("redemptions.send_receipt", redemption.offer_id, redemption.customer_id, 0)
 
     assert huey.pending() == []
 
@@ -200,24 +206,24 @@ def test_a_relay_that_refuses_is_not_asked_again(relay: Relay, used: redemption_
 @pytest.mark.parametrize(
     ("given", "name"), [("müller@example.com", "Sümmer\r\nBcc: x@y"), ("o'brien+x@bücher.example", "=?utf-8?q?x?=")]
 )
-def test_any_address_and_any_name_can_be_mailed(
-    relay: Relay, offer: MakeOffer, customer: MakeCustomer, given: str, name: str
+def test_a_receipt_is_sent_to_any_address_and_with_any_name(
+    relay: Relay, make_offer: MakeOffer, make_customer: MakeCustomer, given: str, name: str
 ) -> None:
-    row, person = offer(name=name), customer(given)
-    group_commit.redeem(RedemptionRequest(channel="staff", code="SUMMER25", email=person.email))
+    offer, customer = make_offer(name=name), make_customer(given)
+    group_commit.redeem(RedemptionRequest(channel="staff", code="SUMMER25", email=customer.email))
 
-    task_queue.run("redemptions.send_receipt", row.id, person.id, 0)
+    task_queue.run("redemptions.send_receipt", offer.id, customer.id, 0)
 
-    (kept,) = relay.kept
-    assert kept.raw.startswith(b"From: ")
-    assert kept.raw.count(b"\n") == kept.raw.count(b"\r\n")
-    assert kept.message["Bcc"] is None
-    assert kept.message["Subject"] == " ".join(f"Your receipt: {name}".split())
-    assert kept.to.partition("@")[0] == given.partition("@")[0]
+    (received,) = relay.messages
+    assert received.raw.startswith(b"From: ")
+    assert received.raw.count(b"\n") == received.raw.count(b"\r\n")
+    assert received.message["Bcc"] is None
+    assert received.message["Subject"] == " ".join(f"Your receipt: {name}".split())
+    assert received.to.partition("@")[0] == given.partition("@")[0]
 
 
-def test_a_real_worker_mails_it(
-    app: Any, client: FlaskClient, relay: Relay, used: redemption_queries.RedemptionRecord
+def test_a_real_worker_sends_the_receipt(
+    app: Any, client: FlaskClient, relay: Relay, redemption: redemption_queries.RedemptionRecord
 ) -> None:
     post(client)
 
@@ -227,10 +233,10 @@ def test_a_real_worker_mails_it(
     assert relay.recipients == {"ada@example.com": 1}
 
 
-def test_a_receipt_that_nobody_could_be_told_to_mail_can_be_asked_for_again(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+def test_a_receipt_that_was_not_enqueued_uses_no_quota(
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row, ada = offer(), customer()
+    offer, ada = make_offer(), make_customer()
     monkeypatch.setattr(task_queue, "enqueue", lambda *_, **__: False)
-    receipts.enqueue_receipt(row.id, ada.id)
-    assert receipts.acquire_receipt_quota(row.id, ada.id)
+    receipts.enqueue_receipt(offer.id, ada.id)
+    assert receipts.acquire_receipt_quota(offer.id, ada.id)

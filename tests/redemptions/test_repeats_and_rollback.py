@@ -1,4 +1,4 @@
-"""Repeats and rollbacks, sentence by sentence as they are promised. What is not here stands in test_actions."""
+"""Repeats and rollbacks; see also test_actions.py."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ BODY: dict[str, Any] = {"code": "SUMMER25", "customer": {"email": "ada@example.c
 HOUR = timedelta(hours=1)
 
 
-def change(row: Offer, **changes: Any) -> None:
-    offer_actions.update_offer(row.id, changes, version=None, by="ann")
+def change(offer: Offer, **changes: Any) -> None:
+    offer_actions.update_offer(offer.id, changes, version=None, by="ann")
 
 
 def post(api: Any, key: str, body: dict[str, Any] = BODY) -> Any:
     return api.post("/api/v1/redemptions", json=body, headers={"Idempotency-Key": key})
 
 
-def undo(api: Any, public_id: str) -> Any:
+def roll_back(api: Any, public_id: str) -> Any:
     return api.post(f"/api/v1/redemptions/{public_id}/rollback", json={"reason": "order cancelled"})
 
 
@@ -70,59 +70,62 @@ def undo(api: Any, public_id: str) -> Any:
     ids=["ended", "moved to later", "personal", "used up"],
 )
 @pytest.mark.parametrize("more", [{}, {"order": {"id": "A-1"}}])
-def test_a_repeat_answers_200_whatever_has_become_of_the_offer(
-    api: Any, offer: MakeOffer, customer: MakeCustomer, changes: dict[str, Any], more: dict[str, Any]
+def test_a_repeat_gets_200_after_any_change_of_the_offer(
+    api: Any, make_offer: MakeOffer, make_customer: MakeCustomer, changes: dict[str, Any], more: dict[str, Any]
 ) -> None:
-    row = offer(max_redemptions=5)
-    customer()
+    offer = make_offer(max_redemptions=5)
+    make_customer()
     first = post(api, "k1", BODY | more)
-    change(row, **changes)
-    offer_actions.pause_offer(row.id, by="ann")
+    change(offer, **changes)
+    offer_actions.pause_offer(offer.id, by="ann")
 
-    again = post(api, "k1", BODY | more)
+    repeat = post(api, "k1", BODY | more)
 
-    assert (first.status_code, again.status_code, again.json) == (201, 200, first.json)
-
-
-def test_a_key_belongs_to_one_offer_and_one_customer(offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(), offer("WINTER25")
-    customer(), customer("bob@example.com")
-    asks = [KEYED, replace(KEYED, code="WINTER25"), replace(KEYED, email="bob@example.com")]
-
-    done = [group_commit.redeem(ask) for ask in asks]
-
-    assert len({one.public_id for one in done}) == count_redemptions() == 3
-    assert not any(one.is_replay for one in done)
+    assert (first.status_code, repeat.status_code, repeat.json) == (201, 200, first.json)
 
 
-def test_an_order_belongs_to_one_offer_and_one_customer(offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(), offer("WINTER25")
-    customer(), customer("bob@example.com")
-    ask = replace(PLAIN, order=Order("A-1"))
-
-    done = [group_commit.redeem(a) for a in (ask, replace(ask, code="WINTER25"), replace(ask, email="bob@example.com"))]
-
-    assert not any(one.is_replay for one in done)
-
-
-def test_repeats_by_one_order_at_once_make_one_row_and_all_hear_of_it(
-    app: Flask, offer: MakeOffer, customer: MakeCustomer
+def test_an_idempotency_key_applies_to_one_offer_and_one_customer(
+    make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    row = offer(max_redemptions=5)
-    customer()
+    make_offer(), make_offer("WINTER25")
+    make_customer(), make_customer("bob@example.com")
+    requests = [KEYED, replace(KEYED, code="WINTER25"), replace(KEYED, email="bob@example.com")]
 
-    answers = run_concurrently(app, *[lambda: group_commit.redeem(replace(PLAIN, order=Order("A-1")))] * 12)
+    redemptions = [group_commit.redeem(request) for request in requests]
 
-    assert len({answer.public_id for answer in answers}) == 1
-    assert sum(not answer.is_replay for answer in answers) == 1
-    assert (count_redemptions(), redeemed_counter(row.id)) == (1, 1)
+    assert len({r.public_id for r in redemptions}) == count_redemptions() == 3
+    assert not any(r.is_replay for r in redemptions)
 
 
-def test_a_customer_who_has_another_email_now_is_still_the_one_who_redeemed(
-    offer: MakeOffer, customer: MakeCustomer
+def test_an_order_applies_to_one_offer_and_one_customer(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    make_offer(), make_offer("WINTER25")
+    make_customer(), make_customer("bob@example.com")
+    request = replace(PLAIN, order=Order("A-1"))
+
+    requests = (request, replace(request, code="WINTER25"), replace(request, email="bob@example.com"))
+    redemptions = [group_commit.redeem(r) for r in requests]
+
+    assert not any(r.is_replay for r in redemptions)
+
+
+def test_concurrent_repeats_of_an_order_create_one_redemption(
+    app: Flask, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer()
-    ada = customer()
+    offer = make_offer(max_redemptions=5)
+    make_customer()
+
+    results = run_concurrently(app, *[lambda: group_commit.redeem(replace(PLAIN, order=Order("A-1")))] * 12)
+
+    assert len({result.public_id for result in results}) == 1
+    assert sum(not result.is_replay for result in results) == 1
+    assert (count_redemptions(), redeemed_counter(offer.id)) == (1, 1)
+
+
+def test_a_repeat_after_a_change_of_the_email_returns_the_redemption(
+    make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    make_offer()
+    ada = make_customer()
     first = group_commit.redeem(KEYED)
     customer_actions.update_customer(ada.id, CustomerValues(email="ada@example.org"), [], by="ann")
 
@@ -130,32 +133,34 @@ def test_a_customer_who_has_another_email_now_is_still_the_one_who_redeemed(
     assert refusal_key(replace(PLAIN, email="ada@example.org")) == "already_redeemed"
 
 
-def test_a_refusal_is_not_remembered(api: Any, offer: MakeOffer, customer: MakeCustomer) -> None:
-    row = offer()
-    offer_actions.pause_offer(row.id, by="ann")
-    refused = [post(api, "k1").json["code"], post(api, "k1").json["code"]]
-    customer()
-    refused.append(post(api, "k1").json["code"])
-    offer_actions.resume_offer(row.id, by="ann")
-
-    # Also with another body: nothing was made by the first one.
-    done = post(api, "k1", BODY | {"metadata": {"try": 4}})
-
-    assert refused == ["customer_unknown", "customer_unknown", "offer_paused"]
-    assert done.status_code == 201
-
-
-def test_of_a_key_that_came_with_two_bodies_at_once_one_body_wins(
-    app: Flask, offer: MakeOffer, customer: MakeCustomer
+def test_refusals_are_not_stored_for_an_idempotency_key(
+    api: Any, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer(), customer()
-    asks = [replace(KEYED, body_hash=body) for body in (b"1", b"2") * 4]
+    offer = make_offer()
+    offer_actions.pause_offer(offer.id, by="ann")
+    refusals = [post(api, "k1").json["code"], post(api, "k1").json["code"]]
+    make_customer()
+    refusals.append(post(api, "k1").json["code"])
+    offer_actions.resume_offer(offer.id, by="ann")
 
-    answers = run_concurrently(app, *[lambda a=a: group_commit.redeem(a) for a in asks])
+    # Another body is accepted, because the first one created nothing.
+    response = post(api, "k1", BODY | {"metadata": {"try": 4}})
 
-    assert sum(isinstance(answer, InvalidInput) for answer in answers) == 4
+    assert refusals == ["customer_unknown", "customer_unknown", "offer_paused"]
+    assert response.status_code == 201
+
+
+def test_of_concurrent_requests_with_one_key_only_one_body_succeeds(
+    app: Flask, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    make_offer(), make_customer()
+    requests = [replace(KEYED, body_hash=body) for body in (b"1", b"2") * 4]
+
+    results = run_concurrently(app, *[lambda a=a: group_commit.redeem(a) for a in requests])
+
+    assert sum(isinstance(result, InvalidInput) for result in results) == 4
     assert (
-        len({answer.public_id for answer in answers if isinstance(answer, RedemptionRecord)})
+        len({result.public_id for result in results if isinstance(result, RedemptionRecord)})
         == count_redemptions()
         == 1
     )
@@ -164,32 +169,36 @@ def test_of_a_key_that_came_with_two_bodies_at_once_one_body_wins(
 # --- rollbacks ------------------------------------------------------------------------------------
 
 
-def test_a_rollback_keeps_the_redemption_as_it_was_with_who_and_why(offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(), customer()
-    ask = replace(KEYED, order=Order("A-1", 4999, "EUR"), metadata={"till": 7})
-    public_id = group_commit.redeem(ask).public_id
+def test_a_rollback_keeps_the_redemption_with_actor_and_reason(
+    make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    make_offer(), make_customer()
+    request = replace(KEYED, order=Order("A-1", 4999, "EUR"), metadata={"till": 7})
+    public_id = group_commit.redeem(request).public_id
     before = dict(db.session.execute(text("select * from redemption")).mappings().one())
 
     redemption_rollback.roll_back_redemption(public_id, "  order \n cancelled ", by="ann")
 
-    kept = dict(db.session.execute(text("select * from rollback")).mappings().one())
-    assert before.items() <= kept.items()
-    assert (kept["reason"], kept["rolled_back_by"]) == ("order cancelled", "ann")
-    assert kept["rolled_back_at"] > kept["redeemed_at"]
+    rollback = dict(db.session.execute(text("select * from rollback")).mappings().one())
+    assert before.items() <= rollback.items()
+    assert (rollback["reason"], rollback["rolled_back_by"]) == ("order cancelled", "ann")
+    assert rollback["rolled_back_at"] > rollback["redeemed_at"]
     assert count_redemptions() == 0
 
 
-def test_who_undid_it_is_the_key_that_did(api: Any, offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(), customer()
+def test_a_rollback_by_the_api_stores_the_name_of_the_key(
+    api: Any, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    make_offer(), make_customer()
 
-    undo(api, post(api, "k1").json["id"])
+    roll_back(api, post(api, "k1").json["id"])
 
     assert db.session.execute(text("select rolled_back_by from rollback")).scalar_one() == "key tests"
 
 
-def test_a_unit_that_came_back_is_for_anybody(offer: MakeOffer, customer: MakeCustomer) -> None:
-    row = offer(max_redemptions=1)
-    customer(), customer("bob@example.com")
+def test_another_customer_may_redeem_after_a_rollback(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    offer = make_offer(max_redemptions=1)
+    make_customer(), make_customer("bob@example.com")
     bob = replace(PLAIN, email="bob@example.com")
     first = group_commit.redeem(PLAIN)
     assert refusal_key(bob) == "offer_exhausted"
@@ -198,156 +207,160 @@ def test_a_unit_that_came_back_is_for_anybody(offer: MakeOffer, customer: MakeCu
 
     assert group_commit.redeem(bob).is_replay is False
     assert refusal_key(PLAIN) == "offer_exhausted"
-    assert (count_redemptions(), redeemed_counter(row.id)) == (1, 1)
+    assert (count_redemptions(), redeemed_counter(offer.id)) == (1, 1)
 
 
-def test_undoing_the_older_one_again_leaves_the_newer_one_its_row_and_its_unit(
-    app: Flask, offer: MakeOffer, customer: MakeCustomer
+def test_repeated_rollbacks_of_an_older_redemption_keep_the_newer_one(
+    app: Flask, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    row = offer(max_redemptions=5)
-    customer()
+    offer = make_offer(max_redemptions=5)
+    make_customer()
     old = group_commit.redeem(PLAIN).public_id
     redemption_rollback.roll_back_redemption(old, **ROLLBACK)
     new = group_commit.redeem(PLAIN).public_id
 
-    answers = run_concurrently(app, *[lambda: redemption_rollback.roll_back_redemption(old, **ROLLBACK)] * 6)
+    results = run_concurrently(app, *[lambda: redemption_rollback.roll_back_redemption(old, **ROLLBACK)] * 6)
 
-    assert {answer.key for answer in answers if isinstance(answer, DomainError)} == {"already_rolled_back"}
-    assert [done.public_id for done in redemption_queries.list_latest_redemptions(row.id, 5)] == [new]
-    assert (count_redemptions(), redeemed_counter(row.id)) == (1, 1)
+    assert {result.key for result in results if isinstance(result, DomainError)} == {"already_rolled_back"}
+    assert [redemption.public_id for redemption in redemption_queries.list_latest_redemptions(offer.id, 5)] == [new]
+    assert (count_redemptions(), redeemed_counter(offer.id)) == (1, 1)
 
 
-def test_each_of_several_rollbacks_of_a_pair_is_kept(offer: MakeOffer, customer: MakeCustomer) -> None:
-    row = offer(max_redemptions=1)
-    ada = customer()
+def test_every_rollback_for_a_customer_and_an_offer_is_stored(
+    make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    offer = make_offer(max_redemptions=1)
+    ada = make_customer()
     for reason in ("first", "second", "third"):
         redemption_rollback.roll_back_redemption(group_commit.redeem(PLAIN).public_id, reason, by="ann")
 
-    assert [done.row.reason for done in redemption_queries.list_customer_redemptions(ada.id)] == [
+    assert [redemption.row.reason for redemption in redemption_queries.list_customer_redemptions(ada.id)] == [
         "third",
         "second",
         "first",
     ]
-    assert (count_redemptions(), redeemed_counter(row.id)) == (0, 0)
+    assert (count_redemptions(), redeemed_counter(offer.id)) == (0, 0)
 
 
 def test_after_a_rollback_the_same_key_with_another_body_is_still_refused(
-    api: Any, offer: MakeOffer, customer: MakeCustomer
+    api: Any, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer(), customer()
-    undo(api, post(api, "k1").json["id"])
+    make_offer(), make_customer()
+    roll_back(api, post(api, "k1").json["id"])
 
-    answer = post(api, "k1", BODY | {"metadata": {"a": 1}})
+    response = post(api, "k1", BODY | {"metadata": {"a": 1}})
 
-    assert (answer.status_code, answer.json["errors"][0]["code"]) == (422, "idempotency_key_reused")
+    assert (response.status_code, response.json["errors"][0]["code"]) == (422, "idempotency_key_reused")
     assert count_redemptions() == 0
 
 
 @pytest.mark.parametrize("more", [{"idempotency_key": "k2"}, {"idempotency_key": None, "order": Order("A-2")}])
-def test_after_a_rollback_a_new_key_or_order_redeems_anew_and_the_old_key_still_tells_of_the_old_one(
-    offer: MakeOffer, customer: MakeCustomer, more: dict[str, Any]
+def test_after_a_rollback_a_new_key_redeems_and_the_old_key_returns_the_rollback(
+    make_offer: MakeOffer, make_customer: MakeCustomer, more: dict[str, Any]
 ) -> None:
-    offer(), customer()
-    ask = replace(KEYED, order=Order("A-1"))
-    first = group_commit.redeem(ask)
+    make_offer(), make_customer()
+    request = replace(KEYED, order=Order("A-1"))
+    first = group_commit.redeem(request)
     redemption_rollback.roll_back_redemption(first.public_id, **ROLLBACK)
 
-    anew = group_commit.redeem(replace(ask, **more))
+    new = group_commit.redeem(replace(request, **more))
 
-    assert anew.is_replay is False
-    assert group_commit.redeem(replace(ask, **more)).public_id == anew.public_id
-    old = group_commit.redeem(ask)
+    assert new.is_replay is False
+    assert group_commit.redeem(replace(request, **more)).public_id == new.public_id
+    old = group_commit.redeem(request)
     assert (old.public_id, old.row.rolled_back_at is None, count_redemptions()) == (first.public_id, False, 1)
 
 
 @pytest.mark.parametrize("more", [{}, {"idempotency_key": None, "order": Order("A-1")}])
-def test_after_a_rollback_the_key_and_the_order_are_still_nothing_to_another_machine(
-    offer: MakeOffer, customer: MakeCustomer, more: dict[str, Any]
+def test_after_a_rollback_key_and_order_do_not_apply_to_another_api_key(
+    make_offer: MakeOffer, make_customer: MakeCustomer, more: dict[str, Any]
 ) -> None:
-    offer(), customer()
-    ask = replace(KEYED, **more)
-    redemption_rollback.roll_back_redemption(group_commit.redeem(ask).public_id, **ROLLBACK)
+    make_offer(), make_customer()
+    request = replace(KEYED, **more)
+    redemption_rollback.roll_back_redemption(group_commit.redeem(request).public_id, **ROLLBACK)
 
-    assert group_commit.redeem(replace(ask, api_key_id=2)).is_replay is False
+    assert group_commit.redeem(replace(request, api_key_id=2)).is_replay is False
 
 
-def test_undoing_waits_for_whoever_counts_hours(app: Flask, offer: MakeOffer, customer: MakeCustomer) -> None:
-    """Step by step: the count has begun, so a redemption that it may have seen can't go before it is over."""
-    offer(), customer()
+def test_a_rollback_waits_for_a_running_sweep(app: Flask, make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    """The sweep may have counted the redemption, so the rollback waits until it ends."""
+    make_offer(), make_customer()
     public_id = group_commit.redeem(PLAIN).public_id
-    with db.engine.connect() as counting:
-        counting.execute(text("select pg_advisory_xact_lock(hashtext('onecode.redemption_tally'))"))
-        undoing = threading.Thread(
+    with db.engine.connect() as sweep:
+        sweep.execute(text("select pg_advisory_xact_lock(hashtext('onecode.redemption_tally'))"))
+        rollback_thread = threading.Thread(
             target=lambda: run_concurrently(
                 app, lambda: redemption_rollback.roll_back_redemption(public_id, **ROLLBACK)
             )
         )
-        undoing.start()
-        while undoing.is_alive() and not count_lock_waiters("advisory"):
+        rollback_thread.start()
+        while rollback_thread.is_alive() and not count_lock_waiters("advisory"):
             db.session.rollback()
         before = count_redemptions()
-        counting.rollback()
-    undoing.join()
+        sweep.rollback()
+    rollback_thread.join()
     db.session.rollback()
 
     assert (before, count_redemptions()) == (1, 0)
 
 
-# --- terms ----------------------------------------------------------------------------------------
+# --- frozen offers --------------------------------------------------------------------------------
 
 
-def test_from_the_first_redemption_the_discount_and_having_a_cap_stay_and_receipts_with_them(
-    offer: MakeOffer, customer: MakeCustomer
+def test_the_first_redemption_freezes_the_discount_and_the_existence_of_a_cap(
+    make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    row = offer()
-    customer()
-    change(row, discount=Discount("percent", percent=Decimal(30)))
-    done = group_commit.redeem(PLAIN)
+    offer = make_offer()
+    make_customer()
+    change(offer, discount=Discount("percent", percent=Decimal(30)))
+    redemption = group_commit.redeem(PLAIN)
 
     for changes in ({"discount": Discount("percent", percent=Decimal(50))}, {"max_redemptions": 10}):
         with pytest.raises(InvalidInput):
-            change(row, **changes)
+            change(offer, **changes)
         db.session.rollback()
-    change(row, name="Autumn", ends_at=None)
-    redemption_rollback.roll_back_redemption(done.public_id, **ROLLBACK)
+    change(offer, name="Autumn", ends_at=None)
+    redemption_rollback.roll_back_redemption(redemption.public_id, **ROLLBACK)
     with pytest.raises(InvalidInput):
-        change(row, discount=Discount("percent", percent=Decimal(50)))
+        change(offer, discount=Discount("percent", percent=Decimal(50)))
     db.session.rollback()
 
-    found = redemption_queries.find_redemption(done.public_id)
+    found = redemption_queries.find_redemption(redemption.public_id)
     assert found is not None
-    assert found.discount == done.discount == Discount("percent", percent=Decimal(30))
+    assert found.discount == redemption.discount == Discount("percent", percent=Decimal(30))
 
 
-def test_a_cap_falls_not_below_what_is_used_while_customers_redeem(
-    app: Flask, offer: MakeOffer, customer: MakeCustomer
+def test_lowering_the_cap_during_redemptions_never_puts_it_below_their_number(
+    app: Flask, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    row = offer(max_redemptions=8)
-    emails = [customer(f"c{n}@example.com").email for n in range(12)]
-    number = row.id
+    offer = make_offer(max_redemptions=8)
+    emails = [make_customer(f"c{n}@example.com").email for n in range(12)]
+    offer_id = offer.id
 
-    answers = run_concurrently(
+    results = run_concurrently(
         app,
         *[lambda e=e: group_commit.redeem(replace(PLAIN, email=e)) for e in emails],
-        *[lambda: offer_actions.update_offer(number, {"max_redemptions": 4}, version=None, by="ann") and None] * 2,
+        *[lambda: offer_actions.update_offer(offer_id, {"max_redemptions": 4}, version=None, by="ann") and None] * 2,
     )
 
-    db.session.refresh(row)
-    redeemed = sum(isinstance(answer, RedemptionRecord) for answer in answers)
-    assert count_redemptions() == row.redeemed == redeemed <= (row.max_redemptions or 0)
-    assert row.max_redemptions == (8 if any(isinstance(answer, InvalidInput) for answer in answers) else 4)
-    assert redeemed == row.max_redemptions
+    db.session.refresh(offer)
+    redeemed_count = sum(isinstance(result, RedemptionRecord) for result in results)
+    assert count_redemptions() == offer.redeemed == redeemed_count <= (offer.max_redemptions or 0)
+    assert offer.max_redemptions == (8 if any(isinstance(result, InvalidInput) for result in results) else 4)
+    assert redeemed_count == offer.max_redemptions
 
 
-def test_what_staff_undo_and_raise_is_sold_at_once(offer: MakeOffer, customer: MakeCustomer) -> None:
-    row = offer(max_redemptions=1)
-    emails = [customer(f"c{n}@example.com").email for n in range(4)]
-    asks = [replace(PLAIN, email=email) for email in emails]
-    first = group_commit.redeem(asks[0])
-    change(row, max_redemptions=2)
+def test_rollbacks_and_a_raised_cap_allow_redemptions_immediately(
+    make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    offer = make_offer(max_redemptions=1)
+    emails = [make_customer(f"c{n}@example.com").email for n in range(4)]
+    requests = [replace(PLAIN, email=email) for email in emails]
+    first = group_commit.redeem(requests[0])
+    change(offer, max_redemptions=2)
     redemption_rollback.roll_back_redemption(first.public_id, **ROLLBACK)
 
-    told = [isinstance(answer, RedemptionRecord) for answer in redemption_actions.redeem_all(asks)]
+    is_redeemed = [isinstance(result, RedemptionRecord) for result in redemption_actions.redeem_all(requests)]
 
-    assert told == [True, True, False, False]
-    assert (count_redemptions(), redeemed_counter(row.id)) == (2, 2)
+    assert is_redeemed == [True, True, False, False]
+    assert (count_redemptions(), redeemed_counter(offer.id)) == (2, 2)

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def as_nobody(tmp_path: Path) -> Callable[..., list[str]]:
-    """Runs a command as a user who owns nothing; its lines on standard error."""
+    """Run a failing command as an unprivileged user; return its error lines."""
     for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_uid == 0 and folder != Path("/") and not folder.stat().st_mode & 0o001:
             folder.chmod(folder.stat().st_mode | 0o011)
@@ -17,10 +17,10 @@ def as_nobody(tmp_path: Path) -> Callable[..., list[str]]:
             break
 
     def run(*command: str, cwd: Path) -> list[str]:
-        done = subprocess.run(
+        result = subprocess.run(
             command, cwd=cwd, user=65534, group=65534, extra_groups=[], capture_output=True, text=True
         )
-        assert done.returncode != 0
-        return done.stderr.splitlines()
+        assert result.returncode != 0
+        return result.stderr.splitlines()
 
     return run

@@ -1,4 +1,4 @@
-"""The whole program in a copy of the tree: set up, used, stopped, with the commands of the README."""
+"""The program in a copy of the source tree, with the README's commands."""
 
 from __future__ import annotations
 
@@ -19,106 +19,108 @@ from tests.support.local_copy import LocalCopy
 pytestmark = pytest.mark.lifecycle
 
 
-def test_set_up_use_set_up_again_and_down(copy: Callable[[str], LocalCopy]) -> None:
-    one = copy("one copy")
+def test_setup_is_repeatable_and_down_stops_everything(make_copy: Callable[[str], LocalCopy]) -> None:
+    instance = make_copy("one copy")
 
-    first = one.make("setup")
-    assert first.returncode == 0, first.stderr
-    assert f"http://127.0.0.1:{one.port}/redeem" in first.stdout
-    link = next(line.strip() for line in first.stdout.splitlines() if "/invitations/" in line)
-    assert "password" in one.get(link.partition(str(one.port))[2]).lower()
-    assert "No mail yet" in one.get("/", one.port + 2)
+    setup = instance.make("setup")
+    assert setup.returncode == 0, setup.stderr
+    assert f"http://127.0.0.1:{instance.port}/redeem" in setup.stdout
+    link = next(line.strip() for line in setup.stdout.splitlines() if "/invitations/" in line)
+    assert "password" in instance.get(link.partition(str(instance.port))[2]).lower()
+    assert "No emails yet" in instance.get("/", instance.port + 2)
 
-    again = one.make("setup")
-    assert again.returncode == 0
-    assert "nothing was changed" in again.stdout
+    repeated = instance.make("setup")
+    assert repeated.returncode == 0
+    assert "nothing was changed" in repeated.stdout
 
-    elsewhere = one.make("setup", PORT=str(one.port + 10))
-    assert elsewhere.returncode != 0
-    assert elsewhere.stderr.startswith(f"onecode: Onecode runs on port {one.port} already; to have it on ")
-    assert one.get("/healthz")
+    on_other_port = instance.make("setup", PORT=str(instance.port + 10))
+    assert on_other_port.returncode != 0
+    assert on_other_port.stderr.startswith(
+        f"onecode: Onecode is already running on port {instance.port}; to move it to port "
+    )
+    assert instance.get("/healthz")
 
-    assert one.make("down").returncode == 0
-    assert one.processes() == []
-    assert "not running" in one.make("down").stdout
-    assert (one.folder / "instance" / "secret_key").exists()
+    assert instance.make("down").returncode == 0
+    assert instance.processes() == []
+    assert "not running" in instance.make("down").stdout
+    assert (instance.folder / "instance" / "secret_key").exists()
 
-    assert "/invitations/" in one.make("setup").stdout
-
-
-def test_two_copies_run_side_by_side(copy: Callable[[str], LocalCopy]) -> None:
-    one, two = copy("one"), copy("the other")
-    assert one.make("setup").returncode == 0
-    assert two.make("setup").returncode == 0
-    assert one.get("/healthz") == two.get("/healthz")
-
-    one.make("down")
-
-    assert two.get("/healthz")
-    assert one.processes() == []
+    assert "/invitations/" in instance.make("setup").stdout
 
 
-def test_a_killed_worker_is_started_again(copy: Callable[[str], LocalCopy]) -> None:
-    one = copy("one")
-    one.make("setup")
-    worker = _worker(one)
+def test_two_copies_run_side_by_side(make_copy: Callable[[str], LocalCopy]) -> None:
+    instance, other = make_copy("one"), make_copy("other")
+    assert instance.make("setup").returncode == 0
+    assert other.make("setup").returncode == 0
+    assert instance.get("/healthz") == other.get("/healthz")
+
+    instance.make("down")
+
+    assert other.get("/healthz")
+    assert instance.processes() == []
+
+
+def test_a_killed_worker_is_restarted(make_copy: Callable[[str], LocalCopy]) -> None:
+    instance = make_copy("one")
+    instance.make("setup")
+    worker = _worker(instance)
 
     os.kill(worker.pid, signal.SIGKILL)
 
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         with contextlib.suppress(StopIteration):
-            if _worker(one).pid != worker.pid:
+            if _worker(instance).pid != worker.pid:
                 return
         time.sleep(0.1)
-    pytest.fail("no worker came back")
+    pytest.fail("the worker was not restarted")
 
 
-def test_down_finds_what_a_killed_supervisor_left_behind(copy: Callable[[str], LocalCopy]) -> None:
-    one = copy("one")
-    one.make("setup")
-    supervisor = next(p for p in one.processes() if "supervisor.supervisord" in " ".join(p.cmdline()))
+def test_down_stops_processes_left_by_a_killed_supervisor(make_copy: Callable[[str], LocalCopy]) -> None:
+    instance = make_copy("one")
+    instance.make("setup")
+    supervisor = next(p for p in instance.processes() if "supervisor.supervisord" in " ".join(p.cmdline()))
     os.kill(supervisor.pid, signal.SIGKILL)
 
-    one.make("down")
+    instance.make("down")
 
-    assert one.processes() == []
+    assert instance.processes() == []
 
 
-def test_a_taken_port_is_one_line_and_leaves_nothing_running(copy: Callable[[str], LocalCopy]) -> None:
-    one = copy("one")
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", one.port))
-        other.listen()
+def test_a_port_in_use_prints_one_line_and_leaves_nothing_running(make_copy: Callable[[str], LocalCopy]) -> None:
+    instance = make_copy("one")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", instance.port))
+        listener.listen()
 
-        done = one.make("setup")
+        result = instance.make("setup")
 
-    assert done.returncode != 0
-    assert done.stderr.splitlines()[0].startswith(
-        f"onecode: port {one.port} for the web server is taken by another program; choose another: make setup PORT="
+    assert result.returncode != 0
+    assert result.stderr.splitlines()[0].startswith(
+        f"onecode: port {instance.port} for the web server is used by another program; choose another: make setup PORT="
     )
-    assert one.processes() == []
+    assert instance.processes() == []
 
 
-def test_a_database_url_is_used_and_none_embedded(copy: Callable[[str], LocalCopy]) -> None:
-    one = copy("one")
+def test_a_database_url_is_used_instead_of_the_embedded_database(make_copy: Callable[[str], LocalCopy]) -> None:
+    instance = make_copy("one")
     server = os.environ["TEST_DATABASE_URL"]
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute("create database onecode_lifecycle")
     url = server.replace("/postgres", "/onecode_lifecycle", 1)
     try:
-        done = one.make("setup", DATABASE_URL=url)
-        assert done.returncode == 0, done.stderr
-        assert "ready" in one.get("/readyz")
-        assert not (one.folder / "instance" / "postgresql").exists()
-        one.make("down", DATABASE_URL=url)
+        result = instance.make("setup", DATABASE_URL=url)
+        assert result.returncode == 0, result.stderr
+        assert "ready" in instance.get("/readyz")
+        assert not (instance.folder / "instance" / "postgresql").exists()
+        instance.make("down", DATABASE_URL=url)
     finally:
         with psycopg.connect(server, autocommit=True) as connection:
             connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier("onecode_lifecycle")))
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "said"),
+    ("setting", "value", "message"),
     [
         ("PORT", "eighty", "PORT must be a whole number"),
         ("DATABASE_URL", "mysql://here", "DATABASE_URL must start with postgresql://"),
@@ -127,14 +129,16 @@ def test_a_database_url_is_used_and_none_embedded(copy: Callable[[str], LocalCop
         ("MAIL_USE_TLS", "perhaps", "MAIL_USE_TLS must be true or false"),
     ],
 )
-def test_a_wrong_setting_is_one_line(copy: Callable[[str], LocalCopy], setting: str, value: str, said: str) -> None:
-    done = copy("one").make("setup", **{setting: value})
+def test_an_invalid_setting_prints_one_line(
+    make_copy: Callable[[str], LocalCopy], setting: str, value: str, message: str
+) -> None:
+    result = make_copy("one").make("setup", **{setting: value})
 
-    assert done.returncode != 0
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+    assert result.returncode != 0
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("make")]
     assert len(lines) == 1
-    assert said in lines[0]
+    assert message in lines[0]
 
 
-def _worker(one: LocalCopy) -> psutil.Process:
-    return next(p for p in one.processes() if "webapp.worker" in p.cmdline())
+def _worker(instance: LocalCopy) -> psutil.Process:
+    return next(p for p in instance.processes() if "webapp.worker" in p.cmdline())

@@ -1,4 +1,4 @@
-"""Any colour of a shop leaves its mails readable."""
+"""Emails are readable with any colour of the shop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COLOURS = st.integers(0, 0xFFFFFF).map(lambda number: f"#{number:06x}")
 
 @pytest.mark.parametrize(
     ("one", "other", "ratio"),
-    # The corners of the formula, and pairs whose ratio is often printed.
+    # The extremes of the formula, and pairs with well-known ratios.
     [
         ("#000000", "#ffffff", 21.0),
         ("#ffffff", "#ffffff", 1.0),
@@ -24,20 +24,20 @@ COLOURS = st.integers(0, 0xFFFFFF).map(lambda number: f"#{number:06x}")
         ("#0000ff", "#ffffff", 8.59),
     ],
 )
-def test_contrast_is_what_wcag_says(one: str, other: str, ratio: float) -> None:
+def test_the_contrast_ratio_matches_wcag(one: str, other: str, ratio: float) -> None:
     assert contrast_ratio(one, other) == pytest.approx(ratio, abs=0.005)
     assert contrast_ratio(other, one) == contrast_ratio(one, other)
 
 
 @given(colour=COLOURS, sheet=st.sampled_from((LIGHT_BACKGROUND, DARK_BACKGROUND)))
-def test_every_text_on_and_of_any_colour_can_be_read(colour: str, sheet: str) -> None:
-    tones = colours.build_palette(colour, sheet)
-    assert contrast_ratio(tones.button_text, tones.button) >= MIN_TEXT_CONTRAST
-    assert contrast_ratio(tones.accent, sheet) >= MIN_TEXT_CONTRAST
-    assert contrast_ratio(tones.code_text, tones.code_background) >= MIN_TEXT_CONTRAST
+def test_every_text_of_a_palette_is_readable(colour: str, sheet: str) -> None:
+    palette = colours.build_palette(colour, sheet)
+    assert contrast_ratio(palette.button_text, palette.button) >= MIN_TEXT_CONTRAST
+    assert contrast_ratio(palette.accent, sheet) >= MIN_TEXT_CONTRAST
+    assert contrast_ratio(palette.code_text, palette.code_background) >= MIN_TEXT_CONTRAST
 
 
 @given(COLOURS)
-def test_a_colour_that_can_be_read_stays_as_it_is(colour: str) -> None:
+def test_a_readable_colour_is_not_changed(colour: str) -> None:
     if contrast_ratio(colour, LIGHT_BACKGROUND) >= MIN_TEXT_CONTRAST:
         assert colours.readable_shade(colour, LIGHT_BACKGROUND) == colour

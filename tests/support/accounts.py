@@ -1,4 +1,4 @@
-"""People with passwords, and the links that are made for them."""
+"""Staff users with passwords, and invitations."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ PASSWORD = "correct horse battery"
 
 
 @pytest.fixture
-def person(staff_user: Callable[..., StaffUser]) -> Callable[..., StaffUser]:
-    """Makes staff who can sign in with PASSWORD: `person("admin")`."""
+def make_user_with_password(make_staff_user: Callable[..., StaffUser]) -> Callable[..., StaffUser]:
+    """Makes staff who can sign in with PASSWORD: `make_user_with_password("admin")`."""
 
     def make(role: str = "admin", **values: Any) -> StaffUser:
-        user = staff_user(role, **values)
+        user = make_staff_user(role, **values)
         user.password_hash = passwords.hash_password(PASSWORD)
         db.session.commit()
         return user
@@ -29,8 +29,8 @@ def person(staff_user: Callable[..., StaffUser]) -> Callable[..., StaffUser]:
 
 
 @pytest.fixture
-def token(app: object) -> Callable[..., str]:
-    """Makes invitations and gives the token of their link."""
+def make_invitation_token(app: object) -> Callable[..., str]:
+    """Creates invitations and returns the token of their link."""
 
     def make(role: str = "admin", email: str | None = None) -> str:
         return account_actions.create_invitation(role, email, by="tests").rpartition("/")[2]

@@ -1,4 +1,7 @@
-"""What the crowds of the tests work on. Each process of a crowd imports it, so it is kept light."""
+"""Sides for tests of crowds.
+
+Each process of a crowd imports this module, so it imports little.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from benchmarks.peers_crowd import Work
 
 
 @dataclass
-class Notes:
-    """A side whose clients write each item down in a file of their own."""
+class FileRecorder:
+    """A side whose clients create a file for each item."""
 
     folder: str
 
@@ -23,9 +26,9 @@ class Notes:
 
     @contextmanager
     def client(self) -> Iterator[Work]:
-        yield self.note
+        yield self.record
 
-    def note(self, item: int) -> bool:
+    def record(self, item: int) -> bool:
         if item == 13:
             raise ValueError("thirteen")
         Path(self.folder, f"{item}").open("x").close()
@@ -36,7 +39,7 @@ class Notes:
         Path(self.folder, f"closed by {os.getpid()}").touch()
 
 
-class Broken(Notes):
+class CrashingRecorder(FileRecorder):
     def open(self, threads: int) -> None:
         os._exit(1)
 

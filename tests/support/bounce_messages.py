@@ -1,5 +1,7 @@
-"""Mails that come back, in the shapes of the systems that write them. `{to}` is the envelope sender of our mail, `{id}`
-its Message-ID, `{rcpt}` the address that did not take it."""
+"""Bounce messages in the formats of common mail systems.
+
+`{to}` is the envelope sender of our email, `{id}` its Message-ID and `{rcpt}` the address that did not accept it.
+"""
 
 from __future__ import annotations
 
@@ -243,7 +245,7 @@ From: Shop <offers@example.com>
 To: <redacted>
 Subject: Summer
 Message-ID: <redacted@example.com>
-List-Unsubscribe: <{way_out}>,
+List-Unsubscribe: <{unsubscribe_url}>,
  <mailto:offers@example.com?subject=unsubscribe>
 
 Spam Spam Spam
@@ -261,7 +263,7 @@ Content-Type: text/plain
 I am away until 5.1.1. Write to <bob@example.com>: 550 5.1.1 is my favourite number.
 """
 
-READ = """\
+READ_RECEIPT = """\
 From: Ada <{rcpt}>
 To: {to}
 Subject: Read: Summer
@@ -276,7 +278,7 @@ Disposition: automatic-action/MDN-sent-automatically; deleted
 --x--
 """
 
-ASKING = """\
+UNSUBSCRIBE_REQUEST = """\
 From: Ada <{rcpt}>
 To: {to}
 Subject: unsubscribe

@@ -10,7 +10,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from email.message import EmailMessage
 from functools import cached_property
@@ -21,12 +21,13 @@ from flask import Flask
 from playwright.sync_api import Page, expect
 
 from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.core.settings import ROOT
 
 
 @dataclass
 class RunningShop:
-    """The running program, and what it mailed."""
+    """The running program and the folder with the emails that it sent."""
 
     url: str
     mails: Path
@@ -37,7 +38,7 @@ class RunningShop:
         return [email.message_from_bytes(file.read_bytes(), policy=email.policy.default) for file in files]
 
     def mail_to(self, address: str, seconds: float = 60) -> EmailMessage:
-        """The newest mail to an address; waits for it."""
+        """Wait for an email to an address; return the newest."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             found = [message for message in self.messages() if address in str(message["To"])]
@@ -47,7 +48,7 @@ class RunningShop:
         raise AssertionError(f"no mail to {address}")
 
     def link_to(self, address: str) -> str:
-        """The personal link in the mail to an address."""
+        """The personal link in the newest email to an address."""
         text = self.mail_to(address).get_body(("plain",))
         assert text is not None
         found = re.search(r"https?://\S+/r/[\w.-]+", text.get_content())
@@ -55,20 +56,20 @@ class RunningShop:
         return found[0]
 
     def invitation(self, role: str = "admin") -> str:
-        """An invitation, on the address of this server."""
+        """Create an invitation; return its URL on this server."""
         return self.url + "/invitations/" + account_actions.create_invitation(role, None, by="tests").rpartition("/")[2]
 
     @cached_property
     def key(self) -> str:
-        """An API key that may do everything."""
-        return account_actions.create_api_key("browser tests", ["read", "redeem", "manage"], by="tests")
+        """An API key with every scope."""
+        return api_key_actions.create_api_key("browser tests", ["read", "redeem", "manage"], by="tests")
 
 
 OpenPage = Callable[..., Page]
 
 
 def accept_invitation(page: Page, shop: RunningShop, role: str = "admin") -> None:
-    """Choose name and password by an invitation, which also signs in."""
+    """Create an account from an invitation, which also signs in."""
     page.goto(shop.invitation(role))
     page.get_by_label("Name").fill("Grace Hopper")
     page.get_by_label("Email").fill("grace@example.com")
@@ -98,47 +99,49 @@ def submit_code(page: Page, code: str, address: str) -> None:
 def call_api(
     shop: RunningShop, method: str, path: str, body: Any = None, media_type: str = "application/json"
 ) -> tuple[int, Any]:
-    """A shop's request, with a key that may do everything."""
+    """Call the API with a key that has every scope; return status and body."""
     data = None if body is None else (body if isinstance(body, str) else json.dumps(body)).encode()
     headers = {"Authorization": f"Bearer {shop.key}", "Content-Type": media_type}
     request = urllib.request.Request(f"{shop.url}/api/v1{path}", data, headers, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return answer.status, json.loads(answer.read() or "null")
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return response.status, json.loads(response.read() or "null")
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())
 
 
-def wait_for_status(look: Callable[[], dict[str, Any]], status: str, seconds: float = 90) -> dict[str, Any]:
+def wait_for_status(fetch: Callable[[], dict[str, Any]], status: str, seconds: float = 90) -> dict[str, Any]:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        seen = look()
-        if seen["status"] == status:
-            return seen
+        resource = fetch()
+        if resource["status"] == status:
+            return resource
         time.sleep(0.2)
-    raise AssertionError(f"still {seen}")
+    raise AssertionError(f"still {resource}")
 
 
 AXE = (ROOT / "tests" / "vendor" / "axe.min.js").read_text()
+# Tags of axe's rules, and those rules whose result depends on colours.
 STANDARD = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
-LOOKS: dict[str, dict[str, Any]] = {"light": {}, "dark": {"dark": True}, "phone": {"width": 390, "height": 800}}
+COLOUR_RULES = ["color-contrast", "link-in-text-block"]
+APPEARANCES: dict[str, dict[str, Any]] = {"light": {}, "dark": {"dark": True}, "phone": {"width": 390, "height": 800}}
 
 
-# Tables of which a part is out of sight, so that somebody would have to guess that there is more.
-CLIPPED_TEXT = """() => [...document.querySelectorAll(".table-responsive")]
+# Finds tables that are cut off: nothing on the screen shows that there are more columns.
+FIND_CLIPPED_TABLES = """() => [...document.querySelectorAll(".table-responsive")]
     .filter(box => box.scrollWidth > box.clientWidth + 1)
     .map(box => `the table ${box.ariaLabel} is cut off: ${box.scrollWidth} of ${box.clientWidth} pixels`)"""
 
 
-def page_problems(page: Page) -> list[str]:
-    """What is wrong with the page as it stands."""
+def page_problems(page: Page, rules: Sequence[str] = STANDARD) -> list[str]:
+    """Return the violations of axe's rules, and tables and pages that are cut off."""
     page.evaluate(AXE)
-    wrong: list[str] = page.evaluate(
+    problems: list[str] = page.evaluate(
         "standard => axe.run(document, {runOnly: standard}).then(found => found.violations.map("
         "rule => rule.id + ' at ' + rule.nodes.map(node => node.target).join(', ')))",
-        STANDARD,
+        list(rules),
     )
     if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
-        wrong.append("wider than the screen")
-    wrong += page.evaluate(CLIPPED_TEXT)
-    return [f"{page.url}: {one}" for one in wrong]
+        problems.append("wider than the screen")
+    problems += page.evaluate(FIND_CLIPPED_TABLES)
+    return [f"{page.url}: {problem}" for problem in problems]

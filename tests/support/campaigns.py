@@ -1,19 +1,19 @@
-"""Campaigns in tests: customers, launches, and what the database says about their deliveries."""
+"""Campaigns in tests: create customers, launch, and query deliveries."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import psycopg
 import pytest
 from flask import Flask
-from sqlalchemy import text
+from sqlalchemy import Connection, event, text
 
 from tests.support.smtp_relay import Relay
-from webapp.campaigns import queries as campaign_queries
-from webapp.campaigns import timing
+from webapp.campaigns import stats_queries, timing
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.deliveries import queries as delivery_queries
-from webapp.campaigns.deliveries.queries import DeliveryStatus
+from webapp.campaigns.deliveries.status import DeliveryStatus
 from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation
@@ -26,7 +26,7 @@ Launch = Callable[..., Campaign]
 
 
 def create_customers(n: int, first: int = 0) -> list[int]:
-    """So many customers c0@example.com, c1@…; their ids."""
+    """Create `n` customers c0@example.com, c1@… and return their ids."""
     rows = db.session.execute(
         text(
             "insert into customer (email, email_as_given, name) select address, address, 'Customer' "
@@ -41,18 +41,18 @@ def create_customers(n: int, first: int = 0) -> list[int]:
 
 
 @pytest.fixture
-def launched(app: Flask, offer: Callable[..., Offer]) -> Launch:
-    """A campaign to all customers, launched and cut into batches."""
+def launch_campaign(app: Flask, make_offer: Callable[..., Offer]) -> Launch:
+    """Launches campaigns to all customers: `launch_campaign(policy="hold")`."""
 
-    def go(code: str = "SUMMER25", policy: str = "resend", prepare: bool = True, **mail: str) -> Campaign:
-        row = offer(code)
-        draft_actions.save_offer_draft(row.id, EmailContent(**mail), policy, "tests")
-        campaign = launch_actions.launch_announcement(row.id, "tests").campaign
+    def launch(code: str = "SUMMER25", policy: str = "resend", prepare: bool = True, **mail: str) -> Campaign:
+        offer = make_offer(code)
+        draft_actions.save_offer_draft(offer.id, EmailContent(**mail), policy, "tests")
+        campaign = launch_actions.launch_announcement(offer.id, "tests").campaign
         if prepare:
             preparation.prepare_campaign(campaign.id)
         return campaign
 
-    return go
+    return launch
 
 
 def refresh(campaign: Campaign) -> Campaign:
@@ -62,11 +62,11 @@ def refresh(campaign: Campaign) -> Campaign:
 
 
 def delivery_counts(campaign: Campaign) -> dict[str, int]:
-    """Those of the counts that are not nothing."""
+    """Return the counts of a campaign that are not zero."""
     db.session.rollback()
-    found = campaign_queries.get_campaign_stats(campaign.id)
+    stats = stats_queries.get_campaign_stats(campaign.id)
     names = ("total", "sent", "failed", "deferred", "uncertain", "skipped")
-    return {name: getattr(found, name) for name in names if getattr(found, name)}
+    return {name: getattr(stats, name) for name in names if getattr(stats, name)}
 
 
 def make_retries_due() -> None:
@@ -82,21 +82,36 @@ def expire_leases() -> None:
 
 @pytest.fixture
 def no_retry_delay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retry at once."""
+    """Makes retries immediate."""
     monkeypatch.setattr(timing, "RECONNECT_DELAYS", (0.0, 0.0, 0.0))
     monkeypatch.setattr(timing, "RELAY_PROBE_INTERVAL", 0.05)
 
 
-def act_after(relay: Relay, n: int, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
-    """Do something in the moment when the n-th mail has been taken."""
-    keep = relay.keep
+@pytest.fixture
+def other_worker(app: Flask, database_url: str) -> Iterator[psycopg.Connection[object]]:
+    """The connection of another worker, to hold rows with; a statement of ours that waits for them fails."""
 
-    def watched(message: object) -> None:
-        keep(message)  # type: ignore[arg-type]
-        if len(relay.kept) == n:
+    def limit(session: object, transaction: object, connection: Connection) -> None:
+        connection.exec_driver_sql("set local lock_timeout = '3s'")
+
+    event.listen(db.session, "after_begin", limit)
+    try:
+        with psycopg.connect(database_url) as connection:
+            yield connection
+    finally:
+        event.remove(db.session, "after_begin", limit)
+
+
+def act_after(relay: Relay, n: int, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Call `act` when the relay has accepted the n-th message."""
+    accept = relay.accept
+
+    def accept_and_act(message: object) -> None:
+        accept(message)  # type: ignore[arg-type]
+        if len(relay.messages) == n:
             act()
 
-    monkeypatch.setattr(relay, "keep", watched)
+    monkeypatch.setattr(relay, "accept", accept_and_act)
 
 
 def in_context(app: Flask, act: Callable[[], object]) -> Callable[[], None]:
@@ -107,21 +122,21 @@ def in_context(app: Flask, act: Callable[[], object]) -> Callable[[], None]:
     return run
 
 
-def launch_to(offer: Callable[..., Offer], addresses: list[str]) -> Campaign:
+def launch_to(make_offer: Callable[..., Offer], addresses: list[str]) -> Campaign:
     db.session.execute(
         text("insert into customer (email, email_as_given) select a, a from unnest(cast(:a as text[])) a"),
         {"a": addresses},
     )
     db.session.commit()
-    row = offer()
-    draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests")
-    launched = launch_actions.launch_announcement(row.id, "tests").campaign
-    preparation.prepare_campaign(launched.id)
-    return launched
+    offer = make_offer()
+    draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests")
+    campaign = launch_actions.launch_announcement(offer.id, "tests").campaign
+    preparation.prepare_campaign(campaign.id)
+    return campaign
 
 
 def issue_states(campaign: Campaign) -> dict[str, tuple[str, int | None]]:
-    """Who has a row, and what it says."""
+    """Return state and SMTP code of each row in `mail_issue` by email."""
     rows = db.session.execute(
         text(
             "select c.email, i.state, i.smtp_code from mail_issue i join customer c on c.id = i.customer_id "

@@ -1,4 +1,4 @@
-"""The machine's own Chromium."""
+"""The installed Chromium."""
 
 from __future__ import annotations
 

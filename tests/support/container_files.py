@@ -1,4 +1,4 @@
-"""docker-compose.yml and the Dockerfile, read as an engine reads them."""
+"""docker-compose.yml and the Dockerfile, parsed as a container engine parses them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from webapp.core.settings import ROOT
 COMPOSE = ROOT / "docker-compose.yml"
 DOCKERFILE = ROOT / "Dockerfile"
 
-# The innermost ${NAME}, ${NAME:-otherwise} or ${NAME:?complaint}.
+# The innermost ${NAME}, ${NAME:-default} or ${NAME:?error message}.
 _VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^${}]*))?\}")
 
 
-class Missing(Exception):
-    """A value that has to be given is not; compose says the same and starts nothing."""
+class MissingValue(Exception):
+    """A required variable is not set; Compose reports the same and starts nothing."""
 
 
 def compose(given: Mapping[str, str]) -> dict[str, Any]:
-    """docker-compose.yml with its variables filled in (compose-spec, chapter Interpolation).
+    """Return docker-compose.yml with its variables replaced.
 
-    :raises Missing: with what the file says about a value that has to be given.
+    See the chapter Interpolation of the Compose specification.
+
+    :raises MissingValue: with the file's error message about a required variable.
     """
     found: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())
     filled: dict[str, Any] = _fill(found, given)
@@ -33,7 +35,7 @@ def compose(given: Mapping[str, str]) -> dict[str, Any]:
 
 
 def services(given: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
-    """The services, by name; secrets are `secret` unless given."""
+    """Return the services by name; secrets are `secret` unless given."""
     found: dict[str, dict[str, Any]] = compose(given or {"POSTGRES_PASSWORD": "secret", "SECRET_KEY": "secret"})[
         "services"
     ]
@@ -41,7 +43,7 @@ def services(given: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]
 
 
 def instructions() -> list[tuple[str, str]]:
-    """The instructions of the Dockerfile and what they say, comments and line ends taken out."""
+    """Return the Dockerfile's instructions and arguments, without comments."""
     text = re.sub(r"^#.*\n", "", DOCKERFILE.read_text(), flags=re.M).replace("\\\n", " ")
     return [(line.split(None, 1)[0], line.split(None, 1)[1].strip()) for line in text.splitlines() if line.strip()]
 
@@ -51,18 +53,18 @@ def final_stage() -> list[tuple[str, str]]:
     return found[max(at for at, (name, _) in enumerate(found) if name == "FROM") :]
 
 
-def environment_of_image() -> dict[str, str]:
+def image_environment() -> dict[str, str]:
     text = next(words for name, words in final_stage() if name == "ENV")
     return dict(re.findall(r"(\w+)=(\S+)", text))
 
 
 def command(text: str) -> list[str]:
-    """What an instruction runs: `CMD ["a", "b"]`, on its own or within HEALTHCHECK."""
+    """Return the command of `CMD ["a", "b"]`, alone or within HEALTHCHECK."""
     found: list[str] = json.loads(text[text.index("[") :])
     return found
 
 
-def health_check_of_image() -> list[str]:
+def image_health_check() -> list[str]:
     return command(next(words for name, words in final_stage() if name == "HEALTHCHECK"))
 
 
@@ -76,7 +78,7 @@ def _fill(value: Any, given: Mapping[str, str]) -> Any:
     while "${" in value:
         shorter = _VARIABLE.sub(lambda match: _value(match, given), value)
         if shorter == value:
-            raise ValueError(f"a variable that is none: {value}")
+            raise ValueError(f"not a variable: {value}")
         value = shorter
     return value
 
@@ -86,5 +88,5 @@ def _value(match: re.Match[str], given: Mapping[str, str]) -> str:
     if given.get(name):
         return given[name]
     if sign == "?":
-        raise Missing(f"{name}: {words}")
+        raise MissingValue(f"{name}: {words}")
     return words or ""

@@ -26,7 +26,7 @@ from webapp.core.extensions import db
 
 @contextmanager
 def fresh_database(template: str = "template1") -> Iterator[str]:
-    """An address of an empty database, or of a copy of a template, which is dropped afterwards."""
+    """Create an empty database or copy a template; drop it afterwards."""
     name = f"onecode_test_{secrets.token_hex(4)}"
     _execute("create database {} template {}", name, template)
     yield _address(name)
@@ -35,13 +35,13 @@ def fresh_database(template: str = "template1") -> Iterator[str]:
 
 @contextmanager
 def migrated_database() -> Iterator[str]:
-    """An address of a database with the program's tables, which is dropped afterwards."""
+    """Create a database with the program's tables; drop it afterwards."""
     with fresh_database(_template()) as url:
         yield url
 
 
 def drop_template() -> None:
-    """Drop what `migrated_database` copies, after the last test of the run."""
+    """Drop the template of `migrated_database` after the last test of the run."""
     if (_run() / "template").exists():
         _execute("drop database if exists {}", _template_name())
 
@@ -49,7 +49,7 @@ def drop_template() -> None:
 def _template() -> str:
     name = _template_name()
     with (_run() / "template.lock").open("w") as lock:
-        # Whichever process comes first makes it; it goes when the file is closed.
+        # The first process creates the template. Closing the file releases the lock.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (_run() / "template").exists():
             _execute("create database {}", name)
@@ -67,7 +67,7 @@ def _migrate(name: str) -> None:
     with app.app_context():
         flask_migrate.upgrade()
         db.session.remove()
-        # A database that is connected to can't be copied.
+        # A database with connections cannot be copied.
         db.engine.dispose()
 
 
@@ -90,12 +90,15 @@ def _execute(statement: str, *names: str) -> None:
 
 
 def empty_tables(keep: Collection[str] = ()) -> None:
-    """Empty what earlier tests filled; only tables that hold anything, for a TRUNCATE costs more than a look."""
+    """Truncate the tables that hold rows.
+
+    A TRUNCATE of an empty table costs more than a query.
+    """
     names = [t.name for t in db.metadata.sorted_tables if t.name not in {"redemption_tally", "signing_key", *keep}]
     names += ["huey_task", "huey_schedule", "huey_kv"]
     probe = " union all ".join(f"select '{name}' where exists (select from {name})" for name in names)
-    full = [row[0] for row in db.session.execute(text(probe))]
-    if full:
-        db.session.execute(text(f"truncate {', '.join(full)} restart identity cascade"))
+    filled = [row[0] for row in db.session.execute(text(probe))]
+    if filled:
+        db.session.execute(text(f"truncate {', '.join(filled)} restart identity cascade"))
     db.session.execute(text("update redemption_tally set counted_until = '-infinity'"))
     db.session.commit()

@@ -1,4 +1,4 @@
-"""A site as docs/operations.md has it, on one machine and in a temporary folder: PostgreSQL, programs, nginx."""
+"""A site as docs/operations.md describes it, in a temporary folder."""
 
 from __future__ import annotations
 
@@ -29,21 +29,29 @@ from tests.support.ports import free_port
 from webapp.core.settings import ROOT
 
 BINARIES = Path("/usr/lib/postgresql/15/bin")
-# Who the pages' user postgres is here: somebody else than root wherever the tests are run by root.
+# The account for the user postgres of the docs: not root, even when root runs the tests.
 POSTGRES = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
 NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
-OWN = ("DATABASE_URL", "SECRET_KEY", "INSTANCE_PATH", "PORT", "PUBLIC_URL", "TRUSTED_PROXIES", "TEST_DATABASE_URL")
+PROJECT_SETTINGS = (
+    "DATABASE_URL",
+    "SECRET_KEY",
+    "INSTANCE_PATH",
+    "PORT",
+    "PUBLIC_URL",
+    "TRUSTED_PROXIES",
+    "TEST_DATABASE_URL",
+)
 
 
-def missing() -> str:
-    """What has to be installed before a site can be built; empty when nothing."""
-    wanted = {"Debian's PostgreSQL 15": BINARIES / "initdb", "nginx": Path(NGINX)}
-    return " and ".join(name for name, path in wanted.items() if not path.exists())
+def missing_programs() -> str:
+    """Name the programs that a site needs and that are not installed."""
+    required = {"Debian's PostgreSQL 15": BINARIES / "initdb", "nginx": Path(NGINX)}
+    return " and ".join(name for name, path in required.items() if not path.exists())
 
 
 @dataclass
 class Site:
-    """Where everything is. `changed` is what the names, ports and folders of the pages are here."""
+    """Folders, ports and processes of the site."""
 
     folder: Path
     code: Path
@@ -69,7 +77,7 @@ class Site:
 
     @property
     def backups(self) -> Path:
-        """What is /var/backups on the pages. As on Debian it belongs to root, and everybody may look into it."""
+        """The folder for /var/backups: as on Debian, all users may read it."""
         return self.folder / "backups"
 
     def owner_url(self, database: str = "onecode", role: str = "onecode") -> str:
@@ -79,8 +87,8 @@ class Site:
         )
 
     def environment(self) -> dict[str, str]:
-        """Where commands of the pages find the server, and the shop's own certificate, that stands for a real one."""
-        return {k: v for k, v in os.environ.items() if k not in OWN and not k.startswith("MAIL_")} | {
+        """The environment for the docs' commands, with server and certificate."""
+        return {k: v for k, v in os.environ.items() if k not in PROJECT_SETTINGS and not k.startswith("MAIL_")} | {
             "PATH": f"{BINARIES}:{os.environ['PATH']}",
             "PGHOST": "localhost",
             "PGPORT": str(self.database_port),
@@ -91,16 +99,18 @@ class Site:
         }
 
     def run(self, title: str, changed: Mapping[str, str] | None = None, typed: str = "", **environment: str) -> str:
-        """Run a block of commands as the page has it; only the names of users and folders are changed. What is to be
-        run as postgres is run by somebody else than root.
+        """Run a block of commands from the docs.
 
-        :param typed: what is typed when it asks.
+        Only the names of users and folders are replaced. Commands of the user postgres do not run as root.
+
+        :param changed: texts in the block and their replacements.
+        :param typed: the input for prompts.
         """
         commands = block(title, changed).replace("/opt/onecode", str(self.code))
         commands = commands.replace("/var/backups", str(self.backups))
         commands = commands.replace("-o postgres -g postgres", f"-o {POSTGRES.pw_uid} -g {POSTGRES.pw_gid}")
-        other = f"setpriv --reuid={POSTGRES.pw_uid} --regid={POSTGRES.pw_gid} --clear-groups "
-        commands = commands.replace("sudo -u postgres ", other if os.geteuid() == 0 else "")
+        unprivileged = f"setpriv --reuid={POSTGRES.pw_uid} --regid={POSTGRES.pw_gid} --clear-groups "
+        commands = commands.replace("sudo -u postgres ", unprivileged if os.geteuid() == 0 else "")
         commands = re.sub(r"\bsudo (-u \w+ )?", "", commands)
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", commands],
@@ -118,7 +128,7 @@ class Site:
         return done.stdout
 
     def flask(self, *arguments: str, typed: str = "", **environment: str) -> str:
-        """What one of the program's own commands prints."""
+        """Run one of the program's commands; return its output."""
         command = [str(self.code / ".venv/bin/flask"), "--app", "wsgi", *arguments]
         env = self.environment() | environment
         done = subprocess.run(
@@ -129,7 +139,7 @@ class Site:
         return done.stdout.strip()
 
     def start(self, name: str) -> None:
-        """Start a unit of the pages, `onecode-web@8000` or `onecode-worker@1`, by the command that stands in it."""
+        """Start `onecode-web@8000` or `onecode-worker@1` by its ExecStart in the docs."""
         kind, _, instance = name.partition("@")
         unit = block(f"/etc/systemd/system/{kind}@.service")
         command = setting(unit, "ExecStart").replace("/opt/onecode", str(self.code))
@@ -142,10 +152,10 @@ class Site:
                 shlex.split(command), cwd=self.code, env=env, stdout=log, stderr=log, start_new_session=True
             )
         if kind == "onecode-web":
-            wait_for(f"http://127.0.0.1:{instance}/readyz")
+            wait_for_url(f"http://127.0.0.1:{instance}/readyz")
 
     def stop(self, name: str) -> int:
-        """End a unit as systemd does, by SIGTERM to its first process; how it ended."""
+        """Stop a unit by SIGTERM to its first process; return the exit status."""
         process = self.started.pop(name)
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -155,13 +165,16 @@ class Site:
         return process.wait()
 
     def kill(self, name: str) -> None:
-        """End a unit with all of its processes in the middle of whatever they do."""
+        """Kill a unit with all of its processes."""
         process = self.started.pop(name)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
     def query(self, statement: str, database: str = "onecode", role: str = "onecode") -> list[tuple[object, ...]]:
-        """What the database says. The database `postgres` is for the role of that name."""
+        """Return the rows of a statement.
+
+        Only the role `postgres` may use the database `postgres`.
+        """
         url = self.owner_url(database, role)
         with psycopg.connect(url if role == "onecode" else url.split("?")[0], autocommit=True) as connection:
             cursor = connection.execute(statement.encode())
@@ -169,8 +182,8 @@ class Site:
 
 
 @contextmanager
-def running(folder: Path, relay_port: int) -> Iterator[Site]:
-    """A site with everything but its programs running, which tests start. All of it is gone afterwards."""
+def running_site(folder: Path, relay_port: int) -> Iterator[Site]:
+    """Run a site's PostgreSQL and nginx; tests start its programs."""
     folder.chmod(0o755)
     site = Site(
         folder, folder / "onecode", free_port(), relay_port, free_port(), free_port(), (free_port(), free_port())
@@ -180,38 +193,38 @@ def running(folder: Path, relay_port: int) -> Iterator[Site]:
     _certificate(site)
     _copy(site)
     with _postgresql(site):
-        site.run("make the role and the database", typed=f"{site.password}\n{site.password}\n")
+        site.run("create the role and the database", typed=f"{site.password}\n{site.password}\n")
         site.run("settings of the server")
         _settings(site)
         try:
             with _nginx(site):
                 yield site
         finally:
-            # All at once: a worker looks only every few seconds whether it is to end.
+            # In parallel, because a worker checks only every few seconds whether it should stop.
             for process in site.started.values():
                 process.terminate()
             for name in list(site.started):
                 site.stop(name)
 
 
-def wait_for(url: str, seconds: float = 30) -> None:
+def wait_for_url(url: str, seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with suppress(OSError), urllib.request.urlopen(url, timeout=2):
             return
         time.sleep(0.05)
-    raise AssertionError(f"{url} did not answer")
+    raise AssertionError(f"{url} did not respond")
 
 
 def _certificate(site: Site) -> None:
-    """One certificate for nginx, relay and database, signed by itself."""
+    """Create a self-signed certificate for nginx, relay and database."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)
     alternatives = x509.SubjectAlternativeName(
         [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     )
-    made = (
+    certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
@@ -223,7 +236,7 @@ def _certificate(site: Site) -> None:
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )
-    site.certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    site.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     (site.folder / "server.key").write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
@@ -231,7 +244,7 @@ def _certificate(site: Site) -> None:
 
 
 def _copy(site: Site) -> None:
-    """The program where the pages have /opt/onecode, with a .env of its own."""
+    """Copy the program to the folder for /opt/onecode of the docs."""
     tracked = subprocess.run(
         ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -261,7 +274,7 @@ def _settings(site: Site) -> None:
 
 @contextmanager
 def _postgresql(site: Site) -> Iterator[None]:
-    """Debian's PostgreSQL over TCP with TLS and passwords; as the pages say, but where it lies and listens."""
+    """Run Debian's PostgreSQL as in the docs, except for its folder and port."""
     home = site.folder / "postgresql"
     home.mkdir(mode=0o700)
     user = POSTGRES.pw_name if os.geteuid() == 0 else None
@@ -290,7 +303,7 @@ def _postgresql(site: Site) -> Iterator[None]:
     control = ("-D", str(data), "-l", str(home / "log"), "-w", "-s")
     run("pg_ctl", *control, "start")
     try:
-        # The settings that the page makes hold from a restart on; TLS is one of them and needs none.
+        # The settings in the docs apply from the next restart; TLS is one of them, but a reload is enough for it.
         with psycopg.connect(site.owner_url("postgres", "postgres").split("?")[0], autocommit=True) as connection:
             connection.execute("alter system set ssl = on")
             connection.execute("select pg_reload_conf()")
@@ -321,7 +334,7 @@ def _nginx(site: Site) -> Iterator[None]:
     user = "user root;\n" if os.geteuid() == 0 else ""
     main = folder / "nginx.conf"
     main.write_text(
-        # Both logs are where Debian has them, for whatever the page says nothing of.
+        # Like Debian's default configuration, this sets both logs, which the docs do not.
         f"{user}daemon off;\nworker_processes 1;\npid {folder}/pid;\nerror_log {site.log}/error.log;\n"
         f"events {{}}\nhttp {{\n{paths}  access_log {site.log}/access.log;\n  include {folder}/onecode.conf;\n}}\n"
     )

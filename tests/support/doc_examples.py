@@ -1,7 +1,7 @@
-"""Pages of docs/ as programs: the commands of a page in the order of the page, and the answers it shows beneath them.
+"""Examples in docs/: the commands of a page in order, and their output.
 
-An answer in a page may leave parts out: `…` in a text stands for any text, as a value for any value, and as the last
-of an object or a list for more of the same. What is not left out must be exactly what the program answers.
+The shown output may omit parts: `…` within a text stands for any text, as a value for any value, and as the last item
+of an object or a list for more items. Everything else must be equal to the real output.
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ _PART = re.compile(r'"(?:[^"\\]|\\.)*"|…|[\[\]{}]|[^"…\[\]{}]+')
 
 @dataclass(frozen=True)
 class Step:
-    """A block of commands, and the block right beneath it that shows what they answer, if there is one."""
+    """A block of commands and the block with its output that follows, if there is one."""
 
     line: int
     commands: str
     kind: str
-    answer: str
+    output: str
 
 
 def steps(page: Path) -> list[Step]:
-    """The `bash` blocks of a page in its order, each with the `json`, `http` or `text` block that follows it."""
+    """Return the `bash` blocks of a page, each with the output that follows it.
+
+    A `json`, `http` or `text` block shows output.
+    """
     text = page.read_text()
     blocks = list(_FENCE.finditer(text))
     found = []
@@ -42,31 +45,31 @@ def steps(page: Path) -> list[Step]:
 
 
 def differences(step: Step, output: str) -> list[str]:
-    """Where what was answered is not what the page shows; empty when it is."""
+    """Describe where the real output differs from the page; empty when it does not."""
     if not step.kind:
         return []
     if step.kind == "text":
-        return [] if _text_matches(step.answer.strip(), output.strip()) else [f"answered {output.strip()!r}"]
-    head, body = ("", step.answer) if step.kind == "json" else _parted(step.answer)
-    real_head, real_body = ("", output) if step.kind == "json" else _parted(output.replace("\r\n", "\n"))
+        return [] if _text_matches(step.output.strip(), output.strip()) else [f"real output: {output.strip()!r}"]
+    head, body = ("", step.output) if step.kind == "json" else _split_head(step.output)
+    real_head, real_body = ("", output) if step.kind == "json" else _split_head(output.replace("\r\n", "\n"))
     real_lines = [line for line in real_head.split("\n") if line]
-    # The case of a header's name does not matter, and there are more of them than a page needs to show.
+    # Header names are case-insensitive, and a page need not show every header.
     missing = [
-        f"no line {line!r} in {real_lines}"
+        f"line {line!r} is missing in {real_lines}"
         for line in head.split("\n")
         if line and not any(_text_matches(_lower_name(line), _lower_name(real)) for real in real_lines)
     ]
     if not body.strip():
-        return missing + ([f"a body: {real_body!r}"] if real_body.strip() else [])
+        return missing + ([f"unexpected body: {real_body!r}"] if real_body.strip() else [])
     try:
         real = json.loads(real_body)
     except ValueError:
-        return [*missing, f"no JSON: {real_body!r}"]
-    found = [*missing, *_differ(json.loads(_completed(body)), real, "")]
-    return [*found, f"answered {real_body.strip()}"] if found else []
+        return [*missing, f"not JSON: {real_body!r}"]
+    found = [*missing, *_differ(json.loads(_quote_ellipses(body)), real, "")]
+    return [*found, f"real output: {real_body.strip()}"] if found else []
 
 
-def _parted(text: str) -> tuple[str, str]:
+def _split_head(text: str) -> tuple[str, str]:
     head, _, body = text.strip("\n").partition("\n\n")
     return head, body
 
@@ -76,8 +79,8 @@ def _lower_name(line: str) -> str:
     return f"{name.lower()}{colon}{value}" if colon else line.strip()
 
 
-def _completed(shown: str) -> str:
-    """The JSON of a page with its `…` outside of texts put so that JSON can hold them."""
+def _quote_ellipses(shown: str) -> str:
+    """Replace each `…` outside of texts so that the result is valid JSON."""
     containers: list[str] = []
     parts: list[str] = []
     for part in _PART.findall(shown):
@@ -105,8 +108,8 @@ def _differ(shown: Any, real: Any, where: str) -> Iterator[str]:
         items = [item for item in shown if item != ANY]
         if len(items) > len(real) or (len(items) == len(shown) and len(items) != len(real)):
             yield f"{where or '/'} has {len(real)} items"
-        for n, (one, other) in enumerate(zip(items, real, strict=False)):
-            yield from _differ(one, other, f"{where}/{n}")
+        for n, (shown_item, real_item) in enumerate(zip(items, real, strict=False)):
+            yield from _differ(shown_item, real_item, f"{where}/{n}")
     elif isinstance(shown, str) and isinstance(real, str):
         if not _text_matches(shown, real):
             yield f"{where} is {real!r}, shown is {shown!r}"

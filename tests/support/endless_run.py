@@ -1,4 +1,4 @@
-"""A test that never ends, for the test of what a killed run leaves behind. Only that one runs it."""
+"""A test that never ends. Only the test of killed runs starts it."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ from tests.support.watchdog import RUN_VARIABLE
 def test_wait_to_be_killed(app: Flask) -> None:
     settings = app.config["SETTINGS"]
     with live_server.web_server(settings), live_server.worker(settings):
-        Path(os.environ["TELL"]).write_text(os.environ[RUN_VARIABLE])
+        Path(os.environ["RUN_FILE"]).write_text(os.environ[RUN_VARIABLE])
         signal.pause()

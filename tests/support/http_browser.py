@@ -1,4 +1,4 @@
-"""Somebody with a browser, as far as HTTP goes: cookies, forms with their hidden fields, an address to come from."""
+"""A simple browser over HTTP: cookies, forms and a source address."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import requests
 from requests.adapters import HTTPAdapter
 
 
-class _From(HTTPAdapter):
+class _SourceAddressAdapter(HTTPAdapter):
     def __init__(self, address: str) -> None:
         self._address = address
         super().__init__()
@@ -24,17 +24,17 @@ class _From(HTTPAdapter):
 
 @dataclass
 class Form:
-    """A form of a page: where it goes, and what is in it."""
+    """A form of a page: its action and its values."""
 
     action: str
     is_multipart: bool
     values: dict[str, str] = field(default_factory=dict)
 
 
-class _Forms(HTMLParser):
+class _FormParser(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[Form] = []
+        self.forms: list[Form] = []
         self._open: Form | None = None
         self._select = self._area = ""
 
@@ -43,7 +43,7 @@ class _Forms(HTMLParser):
         name, value = given.get("name", ""), given.get("value", "")
         if tag == "form" and given.get("method", "get").lower() == "post":
             self._open = Form(given.get("action", ""), given.get("enctype", "") == "multipart/form-data")
-            self.found.append(self._open)
+            self.forms.append(self._open)
         elif self._open is None:
             return
         elif tag == "input" and name and given.get("type") not in ("file", "submit"):
@@ -70,29 +70,29 @@ class _Forms(HTMLParser):
             self._open.values[self._area] += data
 
 
-class Visitor:
-    """Follows links and sends forms as they stand on the page. Believes one certificate only."""
+class HttpBrowser:
+    """Requests pages and submits their forms. Trusts a single certificate."""
 
     def __init__(self, certificate: str, address: str = "127.0.0.1") -> None:
         self.http = requests.Session()
         self.http.trust_env = False
         self.http.verify = certificate
-        self.http.mount("https://", _From(address))
+        self.http.mount("https://", _SourceAddressAdapter(address))
 
     def get(self, url: str, **more: Any) -> requests.Response:
         return self.http.get(url, timeout=30, **more)
 
-    def send(
+    def submit(
         self, page: requests.Response, to: str = "", file: tuple[str, str, str] | None = None, **typed: str
     ) -> requests.Response:
-        """Fill in the form of a page, other than that to sign out, and send it.
+        """Fill in and submit a form of a page, other than the one to sign out.
 
-        :param to: a part of where the form goes, if the page has several.
-        :param file: the name, the text and the type of what is put into its field `file`.
+        :param to: a part of the form's action, if the page has several forms.
+        :param file: name, text and media type of the upload in its field `file`.
         """
-        forms = _Forms()
-        forms.feed(page.text)
-        form = next(form for form in forms.found if to in (form.action or page.url) and "sign-out" not in form.action)
+        parser = _FormParser()
+        parser.feed(page.text)
+        form = next(form for form in parser.forms if to in (form.action or page.url) and "sign-out" not in form.action)
         headers = {"Referer": page.url, "Origin": re.match(r"https?://[^/]+", page.url)[0]}  # type: ignore[index]
         where = urljoin(page.url, html.unescape(form.action) or page.url)
         return self.http.post(

@@ -1,4 +1,4 @@
-"""Helpers for imports."""
+"""Imports in tests."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from flask import Flask
 from sqlalchemy import select
 
 from webapp.core.extensions import db
-from webapp.customers import queries as customer_queries
 from webapp.customers.imports import actions as import_actions
+from webapp.customers.imports import processing as import_processing
+from webapp.customers.imports import queries as import_queries
 from webapp.customers.imports.parser import CSV
 from webapp.customers.models import Customer, CustomerImport, RejectedRow
 
-Import = Callable[..., CustomerImport]
+ImportFile = Callable[..., CustomerImport]
 
 
 def file_chunks(file: bytes, size: int = 1024 * 1024) -> Iterator[bytes]:
@@ -23,8 +24,8 @@ def file_chunks(file: bytes, size: int = 1024 * 1024) -> Iterator[bytes]:
 
 
 @pytest.fixture
-def received(app: Flask) -> Callable[..., int]:
-    """Receives a file as if it had been uploaded, and returns the import's id."""
+def receive_file(app: Flask) -> Callable[..., int]:
+    """Stores a file as if it had been uploaded and returns the import's id."""
 
     def receive(file: str | bytes, media_type: str = CSV, audience: str = "", size: int = 1024 * 1024) -> int:
         data = file.encode() if isinstance(file, str) else file
@@ -36,13 +37,13 @@ def received(app: Flask) -> Callable[..., int]:
 
 
 @pytest.fixture
-def imported(received: Callable[..., int]) -> Import:
-    """Receives a file, runs its import and returns what became of it."""
+def import_file(receive_file: Callable[..., int]) -> ImportFile:
+    """Stores a file, runs its import and returns the finished import."""
 
     def run(file: str | bytes, **options: object) -> CustomerImport:
-        import_id = received(file, **options)
-        import_actions.run_import(import_id)
-        row = customer_queries.find_import(import_id)
+        import_id = receive_file(file, **options)
+        import_processing.run_import(import_id)
+        row = import_queries.find_import(import_id)
         assert row is not None
         return row
 
@@ -50,17 +51,17 @@ def imported(received: Callable[..., int]) -> Import:
 
 
 def customers_by_email() -> dict[str, Customer]:
-    """All customers by e-mail."""
+    """Return all customers by email."""
     db.session.expire_all()
     return {customer.email: customer for customer in db.session.scalars(select(Customer))}
 
 
 def rejected_rows(row: CustomerImport) -> list[tuple[int, str]]:
-    """Line and code of each row that the report lists."""
-    found = db.session.scalars(
+    """Return line and code of each row that the report lists."""
+    rejected = db.session.scalars(
         select(RejectedRow).where(RejectedRow.import_id == row.id).order_by(RejectedRow.line, RejectedRow.id)
     )
-    return [(refused.line, refused.code) for refused in found]
+    return [(entry.line, entry.code) for entry in rejected]
 
 
 def import_counts(row: CustomerImport) -> dict[str, int]:

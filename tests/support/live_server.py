@@ -1,4 +1,4 @@
-"""The real program in processes of its own, for tests of what no test client can show."""
+"""The real program in separate processes."""
 
 from __future__ import annotations
 
@@ -12,27 +12,31 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+import psutil
+
 from tests.support.ports import free_port
 from webapp import serve
 from webapp.core.settings import ROOT, Settings
 
 
 @dataclass(frozen=True)
-class Live:
-    """A running part of the program."""
+class LiveProcess:
+    """A running process of the program and, for a web server, its URL."""
 
     process: subprocess.Popen[bytes]
     url: str
 
 
-def can_be_interrupted() -> None:
-    """For `preexec_fn`: Ctrl-C reaches it as it does in a terminal, also where the tests run in the background, which
-    makes a shell have it ignored by all of them."""
+def restore_sigint() -> None:
+    """Restore the default action of SIGINT; for `preexec_fn`.
+
+    A shell starts background jobs with SIGINT ignored, and the processes of the tests would inherit that.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def environment(settings: Settings, **more: str) -> dict[str, str]:
-    """What a process of the program needs to be told to share the test's database and folder."""
+    """Return the environment for a process with the test's database and folder."""
     return os.environ | {
         "DATABASE_URL": settings.libpq_url,
         "SECRET_KEY": settings.secret_key,
@@ -46,21 +50,22 @@ def environment(settings: Settings, **more: str) -> dict[str, str]:
 
 
 @contextmanager
-def web_server(settings: Settings, workers: int = 2, **more: str) -> Iterator[Live]:
-    """The web server, ready, on a free port; ended by its id afterwards."""
+def web_server(settings: Settings, workers: int = 2, **more: str) -> Iterator[LiveProcess]:
+    """Run the web server on a free port; yield when it is ready."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, *serve.web_arguments(port, workers)]
     with _running(command, environment(settings, **{"PUBLIC_URL": url} | more)) as process:
         _wait_for(f"{url}/readyz", process)
-        yield Live(process, url)
+        wait_for_processes(process, workers)
+        yield LiveProcess(process, url)
 
 
 @contextmanager
-def worker(settings: Settings, **more: str) -> Iterator[Live]:
-    """A Huey consumer; ended by its id afterwards."""
+def worker(settings: Settings, **more: str) -> Iterator[LiveProcess]:
+    """Run a Huey consumer."""
     with _running([sys.executable, "-m", "webapp.worker"], environment(settings, **more)) as process:
-        yield Live(process, "")
+        yield LiveProcess(process, "")
 
 
 @contextmanager
@@ -70,10 +75,10 @@ def _running(command: list[str], env: dict[str, str]) -> Iterator[subprocess.Pop
         yield process
     finally:
         process.terminate()
-        # Longer than the server gives its own processes.
+        # Longer than the server waits for its own processes.
         with suppress(subprocess.TimeoutExpired):
             process.wait(40)
-        # Whatever it has left behind is of its session.
+        # Processes that it left behind are in its session.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -89,11 +94,28 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 30) -
                 return
         except OSError:
             time.sleep(0.05)
-    raise RuntimeError(f"{url} did not answer")
+    raise RuntimeError(f"{url} did not respond")
+
+
+def wait_for_processes(server: subprocess.Popen[bytes], count: int) -> None:
+    """Wait until `count` processes of the web server serve.
+
+    One of them is enough for an answer, but one that is still starting ignores SIGTERM and would be killed only after
+    30 seconds.
+    """
+    wait_until(lambda: _serving_processes(server) == count)
+
+
+def _serving_processes(server: subprocess.Popen[bytes]) -> int:
+    try:
+        # The threads that serve are started after the signal handlers were set.
+        return sum(child.num_threads() > 3 for child in psutil.Process(server.pid).children())
+    except psutil.NoSuchProcess:
+        return 0
 
 
 def wait_until(done: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not done():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Copies of the tree in folders of their own, and the commands of the README in them."""
+"""Copies of the tree in temporary folders, and the README's commands in them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ import pytest
 
 from local.supervisor import INSTANCE_VARIABLE
 from tests.support import watchdog
-from tests.support.live_server import can_be_interrupted
+from tests.support.live_server import restore_sigint
 from tests.support.ports import free_ports
 from webapp.core.settings import ROOT, SETTING_NAMES
 
 
 @dataclass
 class LocalCopy:
-    """A copy of the tree in a folder with a space in its name, with a port of its own."""
+    """A copy of the tree in a folder with a space in its name, and its port."""
 
     folder: Path
     port: int
@@ -40,7 +40,7 @@ class LocalCopy:
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def start(self, *targets: str, **environment: str) -> subprocess.Popen[str]:
-        """The same without waiting; the process is the leader of a group of its own."""
+        """Start make without waiting; the process leads a new process group."""
         env = {k: v for k, v in os.environ.items() if k not in SETTING_NAMES and not k.startswith("MAKE")}
         return subprocess.Popen(
             ["make", "--no-print-directory", *targets],
@@ -50,43 +50,43 @@ class LocalCopy:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=can_be_interrupted,
+            preexec_fn=restore_sigint,
         )
 
     def get(self, path: str, port: int | None = None) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port or self.port}{path}", timeout=10) as answer:
-            return str(answer.read().decode())
+        with urllib.request.urlopen(f"http://127.0.0.1:{port or self.port}{path}", timeout=10) as response:
+            return str(response.read().decode())
 
     def processes(self) -> list[psutil.Process]:
-        """Every live process of this copy, the embedded server's too."""
+        """Return every live process of this copy, including those of the embedded server."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                marked = process.environ().get(INSTANCE_VARIABLE) == str(self.folder / "instance")
-                # A path in the command line tells the embedded server, which inherits no mark.
-                if marked or any(str(self.folder) in word for word in process.cmdline()[:3]):
+                has_variable = process.environ().get(INSTANCE_VARIABLE) == str(self.folder / "instance")
+                # The embedded server does not inherit the variable; its command line has a path in the folder.
+                if has_variable or any(str(self.folder) in word for word in process.cmdline()[:3]):
                     found.append(process)
         return found
 
 
 @pytest.fixture
-def copy() -> Iterator[Callable[[str], LocalCopy]]:
-    """Makes copies of the tree as it is now; whatever they started is stopped at the end."""
-    with copies() as make:
+def make_copy() -> Iterator[Callable[[str], LocalCopy]]:
+    """Makes copies of the current tree; stops everything that they started."""
+    with local_copies() as make:
         yield make
 
 
 @contextlib.contextmanager
-def copies() -> Iterator[Callable[[str], LocalCopy]]:
-    """The same for fixtures with a wider scope."""
-    made = []
-    # Not pytest's own folder, which is closed to the user that runs the embedded server for root.
-    place = Path(tempfile.mkdtemp(prefix="onecode-copies-"))
-    place.chmod(0o755)
-    watchdog.add_folder(place)
+def local_copies() -> Iterator[Callable[[str], LocalCopy]]:
+    """Make copies of the current tree, for fixtures with a wider scope."""
+    made: list[LocalCopy] = []
+    # Not pytest's temporary folder: when root runs the tests, the embedded server's user may not enter that.
+    parent = Path(tempfile.mkdtemp(prefix="onecode-copies-"))
+    parent.chmod(0o755)
+    watchdog.add_folder(parent)
 
     def make(name: str) -> LocalCopy:
-        folder = place / name
+        folder = parent / name
         tracked = subprocess.run(
             ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
             cwd=ROOT,
@@ -103,6 +103,6 @@ def copies() -> Iterator[Callable[[str], LocalCopy]]:
         return made[-1]
 
     yield make
-    for one in made:
-        one.make("demo-down", "down")
-    shutil.rmtree(place, ignore_errors=True)
+    for copy in made:
+        copy.make("demo-down", "down")
+    shutil.rmtree(parent, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What is logged during a test."""
+"""Captured logs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from webapp.core.settings import Settings
 
 @contextmanager
 def captured_logs(settings: Settings, form: str = "json", level: str | None = None) -> Iterator[io.StringIO]:
-    """All that is logged meanwhile, as it would stand on standard error."""
+    """Capture everything that is logged, in the format of standard error."""
     root, huey = logging.getLogger(), logging.getLogger("huey")
     before = root.handlers[:], root.level, huey.level, huey.filters[:]
     logs.configure_logging(replace(settings, log_format=form, log_level=level))

@@ -1,4 +1,4 @@
-"""What the pages about operations say, taken from the pages, so that they and the tests can't part."""
+"""Code blocks of the operations docs: tests use exactly what the docs show."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from pathlib import Path
 from webapp.core.settings import ROOT
 
 PAGES = (ROOT / "docs" / "operations.md", *sorted((ROOT / "docs" / "operations").glob("*.md")))
-# Those inside of lists are indented.
+# Blocks within lists are indented.
 _BLOCK = re.compile(r"^( *)```\w+\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 
 def block(title: str, changed: Mapping[str, str] | None = None) -> str:
-    """The one block of code whose first line is the comment `title`.
+    """Return the only block of code whose first line is the comment `title`.
 
-    :param changed: what stands there for somebody's own names, ports and folders, and what it is here. Each must occur.
+    :param changed: the example names, ports and folders to replace, and their replacements. Each must occur.
+    :raises LookupError: when there is no such block, or more than one, or a text to replace does not occur.
     """
     found = [code for page in PAGES for code in _blocks(page) if _title(code) == title]
     if len(found) != 1:
@@ -40,6 +41,6 @@ def _title(code: str) -> str:
 
 
 def setting(unit: str, name: str) -> str:
-    """The value of a setting in a unit of systemd."""
+    """Return the value of a setting in a systemd unit."""
     (value,) = re.findall(rf"^{name}=(.*)$", unit, re.MULTILINE)
     return str(value)

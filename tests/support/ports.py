@@ -1,8 +1,8 @@
 """Ports for the servers of the tests.
 
-The kernel may give a port that it handed out (`bind` to port 0), and that was closed again, to any other program
-before our server listens on it. Ours lie below the range from which the kernel gives, and a lock on a file reserves
-each for as long as the test process lives: neither another test process nor an outgoing connection can take it.
+A port that the kernel assigned (`bind` to port 0) and that was closed again may go to any other program before our
+server listens on it. These ports are below the kernel's ephemeral range, and a file lock reserves each of them while
+the test process lives: neither another test process nor an outgoing connection can take it.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from pathlib import Path
 
 _LOCKS = Path(tempfile.gettempdir()) / "onecode-test-ports"
 _FIRST = 10_000
-# Open files whose locks say which ports are ours.
+# Open files whose locks reserve our ports.
 _held: list[int] = []
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on and that no test gets again while this process lives."""
+    """Reserve a free port of 127.0.0.1 for the life of this process."""
     return free_ports(1)
 
 
 def free_ports(number: int) -> int:
-    """The first of so many such ports in a row."""
+    """Reserve `number` consecutive ports; return the first."""
     _LOCKS.mkdir(exist_ok=True)
     if _LOCKS.stat().st_uid == os.geteuid():
-        # Whoever runs tests on this machine takes part.
+        # All users who run tests on this machine share the locks.
         _LOCKS.chmod(0o777)
-    end = _first_of_the_kernel()
+    end = _first_ephemeral_port()
     for _ in range(1000):
         first = random.randrange(_FIRST, end - number)
         if _reserve(range(first, first + number)):
@@ -39,13 +39,12 @@ def free_ports(number: int) -> int:
     raise RuntimeError(f"no free port from {_FIRST} to {end}")
 
 
-def _first_of_the_kernel() -> int:
-    """The first port that the kernel gives to whoever asks for any."""
+def _first_ephemeral_port() -> int:
     try:
         first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     except OSError:
         first = 32_768
-    # Where that is nearly all of them, the locks alone have to do.
+    # Where the ephemeral range is nearly all ports, only the locks protect ours.
     return first if first > _FIRST + 2000 else 32_768
 
 
@@ -54,8 +53,8 @@ def _reserve(ports: range) -> bool:
     for port in ports:
         lock = _lock(port)
         if lock is None or not _is_free(port):
-            for one in [*taken, *([lock] if lock is not None else [])]:
-                os.close(one)
+            for file in [*taken, *([lock] if lock is not None else [])]:
+                os.close(file)
             return False
         taken.append(lock)
     _held.extend(taken)

@@ -1,4 +1,4 @@
-"""The app of the tests, in this process."""
+"""The app of the tests in this process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from webapp.core.extensions import db
 
 
 def settings_for_tests(database_url: str, instance: Path, mail_port: int = 1) -> app_settings.Settings:
-    """Settings with a database and a folder of their own. On port 1 nobody takes mail."""
+    """Return settings with this database and folder. Nothing listens on mail port 1."""
     return app_settings.load_settings(
         {
             "DATABASE_URL": database_url,
@@ -32,7 +32,10 @@ def settings_for_tests(database_url: str, instance: Path, mail_port: int = 1) ->
 
 
 def create_test_app(settings: app_settings.Settings) -> Flask:
-    """The app with all commands and with quick password hashes, on a database that is migrated already."""
+    """Create the app with all commands and fast password hashes.
+
+    The database must be migrated.
+    """
     app = create_app(settings)
     cli.init_app(app)
     app.config["TESTING"] = True
@@ -40,8 +43,8 @@ def create_test_app(settings: app_settings.Settings) -> Flask:
 
     @app.teardown_request
     def end_as_outside_tests(_: BaseException | None) -> None:
-        # The context of the test is there before and after the request: without this, what a view forgot to commit
-        # would be there still, and the user of one request would be that of the next.
+        # The context of the test outlives the request. Without this, changes that a view did not commit would still be
+        # visible, and the next request would have the same user.
         db.session.rollback()
         for name in list(g):
             g.pop(name)
@@ -51,8 +54,8 @@ def create_test_app(settings: app_settings.Settings) -> Flask:
 
 @contextmanager
 def on_empty_tables(app: Flask, keep: Collection[str] = ()) -> Iterator[None]:
-    """The context of the app while a test runs. Tables in `keep` are not emptied."""
-    # There is one task queue in a process; a test that made an app of its own has left it there.
+    """Push the app's context with empty tables, except those in `keep`."""
+    # A process has one task queue, and a test that created another app may have replaced it.
     task_queue.init_app(app)
     with app.app_context():
         empty_tables(keep)

@@ -1,4 +1,4 @@
-"""The plans of the statements that are run."""
+"""Query plans of the statements that the program runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 
-from tests.support.sql_statements import statements
+from tests.support.sql_statements import recorded_statements
 from webapp.core import signing_keys
 from webapp.core.extensions import db
 
@@ -15,14 +15,16 @@ Plan = dict[str, Any]
 
 
 def explain_statements(connection: psycopg.Connection, run: Callable[[], object]) -> list[tuple[str, Plan]]:
-    """The plans of every statement that is run, with the real parameters and, as psycopg prepares what comes often,
-    with any."""
+    """Return the plans of every statement that `run` executes: custom and generic.
+
+    psycopg prepares frequent statements, so the server may use a generic plan for them.
+    """
     signing_keys.accepted_keys("personal_code")
-    with statements() as seen:
+    with recorded_statements() as recorded:
         run()
     db.session.rollback()
-    found = []
-    for statement, parameters in seen:
+    plans = []
+    for statement, parameters in recorded:
         if not statement.lstrip().lower().startswith(("select", "with", "insert", "update", "delete")):
             continue
         for mode in ("force_custom_plan", "force_generic_plan"):
@@ -31,12 +33,12 @@ def explain_statements(connection: psycopg.Connection, run: Callable[[], object]
                 explain = f"explain (analyze, timing off, format json) {statement}"
                 row = connection.execute(explain, parameters, prepare=True).fetchone()
             assert row is not None
-            found.append((statement, row[0][0]["Plan"]))
-    assert found
-    return found
+            plans.append((statement, row[0][0]["Plan"]))
+    assert plans
+    return plans
 
 
 def plan_nodes(plan: Plan) -> Iterator[Plan]:
     yield plan
-    for part in plan.get("Plans", []):
-        yield from plan_nodes(part)
+    for child in plan.get("Plans", []):
+        yield from plan_nodes(child)

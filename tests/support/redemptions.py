@@ -1,4 +1,4 @@
-"""Redemptions in tests: what the database holds, and many at the same time."""
+"""Redemptions in tests: counts in the database, and concurrent calls."""
 
 from __future__ import annotations
 
@@ -32,38 +32,38 @@ def redeemed_counter(offer_id: int) -> int:
 
 
 def count_lock_waiters(kind: str) -> int:
-    """How many wait for a lock of this kind."""
-    found = text(
+    """Count the sessions that wait for a lock of this type."""
+    statement = text(
         "select count(*) from pg_locks l join pg_stat_activity a using (pid) "
         "where not l.granted and l.locktype = :kind and a.datname = current_database()"
     )
-    return int(db.session.execute(found, {"kind": kind}).scalar_one())
+    return int(db.session.execute(statement, {"kind": kind}).scalar_one())
 
 
-def refusal_key(ask: RedemptionRequest) -> str:
+def refusal_key(request: RedemptionRequest) -> str:
     with pytest.raises(RedemptionRefused) as error:
-        group_commit.redeem(ask)
+        group_commit.redeem(request)
     return error.value.key
 
 
-def run_concurrently(app: Flask, *deeds: Callable[[], object]) -> list[Any]:
-    """What each deed answered (or the DomainError it raised) when all were done at once."""
-    ready, answers = threading.Barrier(len(deeds)), []
+def run_concurrently(app: Flask, *calls: Callable[[], object]) -> list[Any]:
+    """Make all calls at once; return results and DomainErrors in any order."""
+    ready, results = threading.Barrier(len(calls)), []
 
-    def run(deed: Callable[[], object]) -> None:
+    def run(call: Callable[[], object]) -> None:
         with app.app_context():
             ready.wait()
             try:
-                answers.append(deed())
+                results.append(call())
             except DomainError as error:
-                answers.append(error)
+                results.append(error)
             finally:
                 db.session.rollback()
 
-    threads = [threading.Thread(target=run, args=(deed,)) for deed in deeds]
+    threads = [threading.Thread(target=run, args=(call,)) for call in calls]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(answers) == len(deeds)
-    return answers
+    assert len(results) == len(calls)
+    return results

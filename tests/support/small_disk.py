@@ -1,4 +1,4 @@
-"""File systems that are too small."""
+"""Small file systems, for tests of a full disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ requires_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may moun
 
 @contextmanager
 def small_disk(folder: Path, options: str) -> Iterator[None]:
-    """A file system of its own at a folder, as small as the options say."""
+    """Mount a tmpfs on a folder; the options limit its size."""
     folder.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], capture_output=True, check=False)
     if done.returncode:

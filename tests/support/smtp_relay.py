@@ -1,4 +1,4 @@
-"""A mail relay for tests, on loopback, that can misbehave on demand and keeps what it accepted."""
+"""A mail relay on loopback that keeps the messages and misbehaves on demand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from email.message import EmailMessage
 
 
 @dataclass(frozen=True)
-class Kept:
+class ReceivedMessage:
     """An accepted message with its envelope."""
 
     sender: str
@@ -42,36 +42,41 @@ class Kept:
 
 @dataclass
 class Behaviour:
-    """How the relay answers. A rule is a whole reply, "drop" (close the connection), or "hang"."""
+    """The replies of the relay.
+
+    A rule is a whole reply, "drop" (close the connection) or "hang".
+    """
 
     greeting: str = "220 relay.test ESMTP"
     auth: str = ""
     mail: str = ""
     rcpt: dict[str, str] = field(default_factory=dict)
-    # How often a rule of `rcpt` or `body` still holds for an address; without an entry it holds for ever.
-    times: Counter[str] = field(default_factory=Counter)
+    # How many more times a rule applies, by its key; a rule without an entry always applies.
+    uses: Counter[str] = field(default_factory=Counter)
     data: dict[str, str] = field(default_factory=dict)
-    # After the whole body: a 4xx or 5xx reply, anything else (kept, then closed without an answer, or
-    # answered with nonsense).
+    # After the whole body: a 4xx or 5xx reply rejects the message. With any other rule the message is accepted first.
     body: dict[str, str] = field(default_factory=dict)
     rset: str = ""
     quit: str = ""
-    # What is said instead at a stage (greeting, EHLO, MAIL, RCPT, DATA, body) to whomever; `times` counts these, too.
+    # Replies at a stage (greeting, EHLO, MAIL, RCPT, DATA, body), whatever the address; `uses` counts these, too.
     stages: dict[str, str] = field(default_factory=dict)
-    # Called with the recipient when a body begins to arrive.
-    begun: Callable[[str], None] | None = None
+    # Called with the recipient when the first line of a body arrives.
+    on_body: Callable[[str], None] | None = None
     seconds_per_mail: float = 0
     smtputf8: bool = True
     pipelining: bool = True
-    # Ask for a body although nobody may get it, as RFC 2920 allows.
+    # Reply 354 to DATA even when no recipient was accepted, as RFC 2920 allows.
     always_354: bool = False
     starttls: ssl.SSLContext | None = None
-    # Said in the clear behind the answer to STARTTLS.
-    slipped_in: str = ""
+    # Sent unencrypted right after the reply to STARTTLS, as an attacker would.
+    injected_reply: str = ""
 
 
 class Relay(socketserver.ThreadingTCPServer):
-    """Accepts mail on a free port. `kept` has every message it answered 250 to, or dropped after taking it."""
+    """Accepts mail on a free port.
+
+    `messages` holds every accepted message, even if the relay dropped its reply.
+    """
 
     allow_reuse_address = True
     daemon_threads = True
@@ -79,52 +84,52 @@ class Relay(socketserver.ThreadingTCPServer):
     def __init__(self, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), _Session)
         self.port = int(self.server_address[1])
-        self.kept: list[Kept] = []
+        self.messages: list[ReceivedMessage] = []
         self.commands: list[str] = []
-        # Of bodies that ended without their dot, what had come of them.
-        self.broken_off: list[bytes] = []
+        # What arrived of bodies that ended without their final dot.
+        self.aborted_bodies: list[bytes] = []
         self.connections = 0
         self.behaviour = Behaviour()
         self.lock = threading.Lock()
-        self.over = threading.Event()
+        self.stopping = threading.Event()
 
     def rule(self, rules: dict[str, str], to: str) -> str:
-        """The rule for an address, used up once if it holds only so often. "*" is for everybody."""
+        """Return the rule for an address or "*" and count its use."""
         with self.lock:
             key = to if to in rules else "*"
             if key not in rules:
                 return ""
-            if key in self.behaviour.times:
-                if self.behaviour.times[key] <= 0:
+            if key in self.behaviour.uses:
+                if self.behaviour.uses[key] <= 0:
                     return ""
-                self.behaviour.times[key] -= 1
+                self.behaviour.uses[key] -= 1
             return rules[key]
 
-    def keep(self, message: Kept) -> None:
+    def accept(self, message: ReceivedMessage) -> None:
         with self.lock:
-            self.kept.append(message)
+            self.messages.append(message)
 
     @property
     def recipients(self) -> Counter[str]:
-        """How many messages each address got."""
+        """The number of accepted messages for each address."""
         with self.lock:
-            return Counter(kept.to for kept in self.kept)
+            return Counter(received.to for received in self.messages)
 
-    def to(self, address: str) -> Kept:
-        """The one message to an address."""
-        (found,) = [kept for kept in self.kept if kept.to == address]
-        return found
+    def message_to(self, address: str) -> ReceivedMessage:
+        """Return the only message to an address."""
+        (received,) = [received for received in self.messages if received.to == address]
+        return received
 
     def wait_for(self, n: int, seconds: float = 60) -> None:
-        """Until so many messages are kept."""
+        """Wait until at least `n` messages were accepted."""
         deadline = time.monotonic() + seconds
-        while len(self.kept) < n:
+        while len(self.messages) < n:
             if time.monotonic() > deadline:
-                raise AssertionError(f"only {len(self.kept)} of {n} messages came")
+                raise AssertionError(f"only {len(self.messages)} of {n} messages arrived")
             time.sleep(0.02)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that is killed closes its connection anywhere."""
+        """Ignore errors: a client that is killed closes its connection at any point."""
 
 
 @contextmanager
@@ -135,7 +140,7 @@ def running(port: int = 0) -> Iterator[Relay]:
         try:
             yield relay
         finally:
-            relay.over.set()
+            relay.stopping.set()
             relay.shutdown()
             thread.join()
 
@@ -152,42 +157,42 @@ class _Session(socketserver.StreamRequestHandler):
             self.server.connections += 1
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            self.say(self.stage("greeting") or self.server.behaviour.greeting)
+            self.reply(self.stage("greeting") or self.server.behaviour.greeting)
             while self.step():
                 pass
         except (_Drop, OSError):
             return
 
-    def say(self, reply: str) -> None:
+    def reply(self, reply: str) -> None:
         if reply == "drop":
             raise _Drop
         if reply == "hang":
-            self.server.over.wait()
+            self.server.stopping.wait()
             raise _Drop
         self.wfile.write(f"{reply}\r\n".encode())
 
     def stage(self, name: str) -> str:
-        """What is to be said at a stage, if anything special is."""
+        """Return the rule for a stage, or an empty text."""
         return self.server.rule(self.server.behaviour.stages, name) if name in self.server.behaviour.stages else ""
 
     def step(self) -> bool:
         line = self.rfile.readline()
         if not line:
             return False
-        said = line.decode("utf-8", "replace").strip()
-        self.server.commands.append(said)
-        verb = said.split(" ")[0].split(":")[0].upper()
-        answer = getattr(self, f"do_{verb.lower()}", None)
-        if answer is None:
-            self.say("500 what?")
+        command = line.decode("utf-8", "replace").strip()
+        self.server.commands.append(command)
+        verb = command.split(" ")[0].split(":")[0].upper()
+        handler = getattr(self, f"do_{verb.lower()}", None)
+        if handler is None:
+            self.reply("500 unknown command")
         else:
-            answer(said)
+            handler(command)
         return verb != "QUIT"
 
-    def do_ehlo(self, said: str) -> None:
-        special = self.stage("EHLO")
-        if special:
-            self.say(special)
+    def do_ehlo(self, command: str) -> None:
+        rule = self.stage("EHLO")
+        if rule:
+            self.reply(rule)
             return
         behaviour = self.server.behaviour
         lines = ["relay.test", "8BITMIME"]
@@ -195,49 +200,50 @@ class _Session(socketserver.StreamRequestHandler):
         lines += ["PIPELINING"] if behaviour.pipelining else []
         lines += ["STARTTLS"] if behaviour.starttls and not isinstance(self.request, ssl.SSLSocket) else []
         lines += ["AUTH PLAIN"] if behaviour.auth else []
-        self.say("\r\n".join(f"250{' ' if n == len(lines) - 1 else '-'}{line}" for n, line in enumerate(lines)))
+        self.reply("\r\n".join(f"250{' ' if n == len(lines) - 1 else '-'}{line}" for n, line in enumerate(lines)))
 
-    def do_helo(self, said: str) -> None:
-        self.say(self.stage("EHLO") or "250 relay.test")
+    def do_helo(self, command: str) -> None:
+        self.reply(self.stage("EHLO") or "250 relay.test")
 
-    def do_starttls(self, said: str) -> None:
+    def do_starttls(self, command: str) -> None:
         context = self.server.behaviour.starttls
         assert context is not None
-        self.say("220 go on" + (f"\r\n{self.server.behaviour.slipped_in}" if self.server.behaviour.slipped_in else ""))
+        injected = self.server.behaviour.injected_reply
+        self.reply("220 go on" + (f"\r\n{injected}" if injected else ""))
         self.request = context.wrap_socket(self.request, server_side=True)
         self.rfile, self.wfile = self.request.makefile("rb"), self.request.makefile("wb", buffering=0)
 
-    def do_auth(self, said: str) -> None:
-        self.say(self.server.behaviour.auth)
+    def do_auth(self, command: str) -> None:
+        self.reply(self.server.behaviour.auth)
 
-    def do_mail(self, said: str) -> None:
-        self.sender = _address(said)
-        self.is_taken = False
-        self.say(self.stage("MAIL") or self.server.behaviour.mail or "250 ok")
+    def do_mail(self, command: str) -> None:
+        self.sender = _address(command)
+        self.is_recipient_accepted = False
+        self.reply(self.stage("MAIL") or self.server.behaviour.mail or "250 ok")
 
-    def do_rcpt(self, said: str) -> None:
-        self.to = _address(said)
-        answer = self.stage("RCPT") or self.server.rule(self.server.behaviour.rcpt, self.to) or "250 ok"
-        self.is_taken = answer.startswith("2")
-        self.say(answer)
+    def do_rcpt(self, command: str) -> None:
+        self.to = _address(command)
+        reply = self.stage("RCPT") or self.server.rule(self.server.behaviour.rcpt, self.to) or "250 ok"
+        self.is_recipient_accepted = reply.startswith("2")
+        self.reply(reply)
 
-    def do_data(self, said: str) -> None:
+    def do_data(self, command: str) -> None:
         refusal = self.stage("DATA") or self.server.rule(self.server.behaviour.data, self.to)
         if refusal:
-            self.say(refusal)
+            self.reply(refusal)
             return
-        if not self.is_taken and not self.server.behaviour.always_354:
-            self.say("554 no valid recipients")
+        if not self.is_recipient_accepted and not self.server.behaviour.always_354:
+            self.reply("554 no valid recipients")
             return
-        self.say("354 go on")
+        self.reply("354 go on")
         lines: list[bytes] = []
         while True:
             line = self.rfile.readline()
             if not line:
-                self.server.broken_off.append(b"".join(lines))
+                self.server.aborted_bodies.append(b"".join(lines))
                 raise _Drop
-            if not lines and self.server.behaviour.begun is not None:
-                self.server.behaviour.begun(self.to)
+            if not lines and self.server.behaviour.on_body is not None:
+                self.server.behaviour.on_body(self.to)
             if line == b".\r\n":
                 break
             lines.append(line[1:] if line.startswith(b".") else line)
@@ -245,19 +251,19 @@ class _Session(socketserver.StreamRequestHandler):
             time.sleep(self.server.behaviour.seconds_per_mail)
         rule = self.stage("body") or self.server.rule(self.server.behaviour.body, self.to)
         if not rule[:3].isdigit():
-            self.server.keep(Kept(self.sender, self.to, b"".join(lines)))
-        self.say(rule or "250 taken")
+            self.server.accept(ReceivedMessage(self.sender, self.to, b"".join(lines)))
+        self.reply(rule or "250 accepted")
 
-    def do_rset(self, said: str) -> None:
-        self.say(self.server.behaviour.rset or "250 ok")
+    def do_rset(self, command: str) -> None:
+        self.reply(self.server.behaviour.rset or "250 ok")
 
-    def do_noop(self, said: str) -> None:
-        self.say("250 ok")
+    def do_noop(self, command: str) -> None:
+        self.reply("250 ok")
 
-    def do_quit(self, said: str) -> None:
-        self.say(self.server.behaviour.quit or "221 bye")
+    def do_quit(self, command: str) -> None:
+        self.reply(self.server.behaviour.quit or "221 bye")
 
 
-def _address(said: str) -> str:
-    found = re.search(r"<([^>]*)>", said)
+def _address(command: str) -> str:
+    found = re.search(r"<([^>]*)>", command)
     return found[1] if found else ""

@@ -1,4 +1,4 @@
-"""Which statements the program runs."""
+"""SQL statements that the program runs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from webapp.redemptions import group_commit
 
 
 @contextmanager
-def statements() -> Iterator[list[tuple[str, Any]]]:
-    """Every statement that is run meanwhile, with its parameters."""
-    # Redeeming keeps its connection, and one that is older than the listener would not be listened to.
+def recorded_statements() -> Iterator[list[tuple[str, Any]]]:
+    """Record every statement that is run, with its parameters."""
+    # The group committer keeps its connection, and a connection older than the listener is not recorded.
     group_commit.get_group_committer().close()
-    seen: list[tuple[str, Any]] = []
+    recorded: list[tuple[str, Any]] = []
 
-    def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
-        seen.append((statement, parameters))
+    def record(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+        recorded.append((statement, parameters))
 
-    event.listen(db.engine, "before_cursor_execute", note)
+    event.listen(db.engine, "before_cursor_execute", record)
     try:
-        yield seen
+        yield recorded
     finally:
-        event.remove(db.engine, "before_cursor_execute", note)
+        event.remove(db.engine, "before_cursor_execute", record)

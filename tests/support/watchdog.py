@@ -1,8 +1,8 @@
-"""Ends every process of a test run when the run itself has ended, also when it was killed.
+"""Kill every process of a test run when the run has ended, even if it was killed.
 
-Started by the run with a pipe to its standard input. The pipe closes when the run's first process is gone, whatever
-became of it. Then everything is killed that has the run's folder in its environment, descends from such a process, or
-works in a folder of the run, and the folders are removed.
+The run starts this script with a pipe to its standard input. The pipe closes when the run's first process has ended for
+any reason. Then the script kills every process that has the run's folder in its environment, descends from such a
+process, or works in a folder of the run, and removes the folders.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RUN_VARIABLE = "ONECODE_TEST_RUN"
 
 
 def start(run: Path) -> subprocess.Popen[bytes]:
-    """Watch this process from now on; `run` is the folder of its run."""
+    """Start to watch this process; `run` is the folder of its run."""
     os.environ[RUN_VARIABLE] = str(run)
     return subprocess.Popen(
         [sys.executable, __file__, str(run)],
@@ -35,7 +35,10 @@ def start(run: Path) -> subprocess.Popen[bytes]:
 
 
 def add_folder(folder: Path) -> None:
-    """Have a folder belong to the run: what works in it is killed, and it is removed, when the run has ended."""
+    """Add a folder to the run.
+
+    At the end, processes that work in it are killed and it is removed.
+    """
     # `make chaos` has no watchdog.
     if run := os.environ.get(RUN_VARIABLE):
         with (Path(run) / "folders").open("a") as file:
@@ -43,20 +46,20 @@ def add_folder(folder: Path) -> None:
 
 
 def processes(run: Path) -> set[psutil.Process]:
-    """Every process of a run."""
+    """Return every process of a run."""
     folders = {str(run), *_folders(run)}
-    found = {process for process in psutil.process_iter() if _is_of(process, run, folders)}
+    found = {process for process in psutil.process_iter() if _belongs_to_run(process, run, folders)}
     for process in list(found):
         with contextlib.suppress(psutil.Error):
             found.update(process.children(recursive=True))
     return found - {psutil.Process()}
 
 
-def _is_of(process: psutil.Process, run: Path, folders: set[str]) -> bool:
+def _belongs_to_run(process: psutil.Process, run: Path, folders: set[str]) -> bool:
     with contextlib.suppress(psutil.Error):
         if process.environ().get(RUN_VARIABLE) == str(run):
             return True
-    # PostgreSQL gets nothing of our environment; each of its processes works in the folder of the data.
+    # PostgreSQL does not inherit the environment, but each of its processes works in the data folder.
     with contextlib.suppress(psutil.Error):
         where = process.cwd()
         return any(where == folder or where.startswith(f"{folder}/") for folder in folders)
@@ -74,7 +77,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     run = Path(sys.argv[1])
     sys.stdin.read()
-    # Anew until nothing is left: what is killed may just have started another.
+    # Repeat until no process is left: a killed process may just have started another.
     while found := processes(run):
         for process in found:
             with contextlib.suppress(psutil.Error):

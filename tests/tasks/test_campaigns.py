@@ -1,4 +1,4 @@
-"""The bells, and the whole way with a real Huey consumer in a process of its own."""
+"""The campaign tasks, also with a real Huey consumer in a separate process."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.support.campaigns import create_customers, expire_leases
 from tests.support.live_server import wait_until
 from tests.support.smtp_relay import Relay
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation
 from webapp.campaigns.sending import batches, sender
@@ -25,36 +26,36 @@ from webapp.offers.models import Offer
 from webapp.redemptions.personal_links import build_personal_url
 
 
-def status(campaign_id: int) -> str:
+def campaign_status(campaign_id: int) -> str:
     db.session.rollback()
     return str(db.session.execute(text("select status from campaign where id = :id"), {"id": campaign_id}).scalar())
 
 
-def test_a_launch_reaches_everybody_once_with_their_own_mail(
-    app: Flask, api: FlaskClient, offer: Callable[..., Offer], relay: Relay
+def test_a_launch_sends_each_customer_one_personal_email(
+    app: Flask, api: FlaskClient, make_offer: Callable[..., Offer], relay: Relay
 ) -> None:
     ids = create_customers(300)
-    row = offer()
+    offer = make_offer()
     with live_server.worker(app.config["SETTINGS"], PUBLIC_URL="http://localhost"):
         campaign_id = api.post("/api/v1/offers/SUMMER25/launch").get_json()["id"]
-        wait_until(lambda: status(campaign_id) == "done")
+        wait_until(lambda: campaign_status(campaign_id) == "done")
     assert relay.recipients == {f"c{n}@example.com": 1 for n in range(300)}
     for customer in customer_queries.list_customers_by_ids(ids):
-        kept = relay.to(customer.email)
-        for body in (kept.text, kept.html):
+        received = relay.message_to(customer.email)
+        for body in (received.text, received.html):
             assert "SUMMER25" in body
-            assert build_personal_url(row.id, customer.id) in body
+            assert build_personal_url(offer.id, customer.id) in body
             assert build_unsubscribe_url(customer.id, campaign_id) in body
 
 
-def test_a_killed_worker_is_followed_by_another_and_nobody_is_missed(
-    app: Flask, offer: Callable[..., Offer], relay: Relay, with_settings: Callable[..., Settings]
+def test_another_worker_completes_the_campaign_of_a_killed_one(
+    app: Flask, make_offer: Callable[..., Offer], relay: Relay, with_settings: Callable[..., Settings]
 ) -> None:
     create_customers(600)
     settings = with_settings(mail_port=relay.port)
     relay.behaviour.seconds_per_mail = 0.005
     with live_server.worker(settings, MAIL_CONNECTIONS="2") as first:
-        campaign_id = launch_actions.launch_announcement(offer().id, "tests").campaign.id
+        campaign_id = launch_actions.launch_announcement(make_offer().id, "tests").campaign.id
         relay.wait_for(150)
         first.process.kill()
         first.process.wait()
@@ -62,71 +63,73 @@ def test_a_killed_worker_is_followed_by_another_and_nobody_is_missed(
     expire_leases()
     with live_server.worker(settings, MAIL_CONNECTIONS="2"):
         task_queue.run("campaigns.sweep")
-        wait_until(lambda: status(campaign_id) == "done")
+        wait_until(lambda: campaign_status(campaign_id) == "done")
     assert len(relay.recipients) == 600
-    assert len(relay.kept) - 600 <= killed <= 2
-    counts = campaign_queries.get_campaign_stats(campaign_id)
+    assert len(relay.messages) - 600 <= killed <= 2
+    counts = stats_queries.get_campaign_stats(campaign_id)
     assert (counts.sent, counts.uncertain) == (600, 0)
 
 
-def test_a_worker_that_is_asked_to_end_sends_nothing_twice(
-    app: Flask, offer: Callable[..., Offer], relay: Relay, with_settings: Callable[..., Settings]
+def test_a_worker_that_shuts_down_causes_no_duplicates(
+    app: Flask, make_offer: Callable[..., Offer], relay: Relay, with_settings: Callable[..., Settings]
 ) -> None:
     create_customers(300)
     settings = with_settings(mail_port=relay.port)
     relay.behaviour.seconds_per_mail = 0.005
     with live_server.worker(settings):
-        campaign_id = launch_actions.launch_announcement(offer().id, "tests").campaign.id
+        campaign_id = launch_actions.launch_announcement(make_offer().id, "tests").campaign.id
         relay.wait_for(60)
     with live_server.worker(settings):
         task_queue.run("campaigns.sweep")
-        wait_until(lambda: status(campaign_id) == "done")
-    assert (len(relay.recipients), len(relay.kept)) == (300, 300)
+        wait_until(lambda: campaign_status(campaign_id) == "done")
+    assert (len(relay.recipients), len(relay.messages)) == (300, 300)
 
 
-def test_a_launch_while_the_relay_is_down_goes_out_when_it_is_back(
-    app: Flask, offer: Callable[..., Offer], with_settings: Callable[..., Settings]
+def test_a_launch_during_an_outage_of_the_relay_is_sent_afterwards(
+    app: Flask, make_offer: Callable[..., Offer], with_settings: Callable[..., Settings]
 ) -> None:
     create_customers(20)
     port = ports.free_port()
     settings = with_settings(mail_port=port)
     with live_server.worker(settings):
-        campaign_id = launch_actions.launch_announcement(offer().id, "tests").campaign.id
-        wait_until(lambda: [campaign.trouble for campaign in campaign_queries.list_campaigns_needing_attention()])
-        assert campaign_queries.get_campaign_stats(campaign_id).sent == 0
+        campaign_id = launch_actions.launch_announcement(make_offer().id, "tests").campaign.id
+        wait_until(
+            lambda: [campaign.delivery_warning for campaign in campaign_queries.list_campaigns_needing_attention()]
+        )
+        assert stats_queries.get_campaign_stats(campaign_id).sent == 0
         with smtp_relay.running(port) as relay:
-            wait_until(lambda: status(campaign_id) == "done")
-            assert (len(relay.recipients), len(relay.kept)) == (20, 20)
+            wait_until(lambda: campaign_status(campaign_id) == "done")
+            assert (len(relay.recipients), len(relay.messages)) == (20, 20)
 
 
-def test_the_sweep_rings_a_lost_bell_again(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_the_sweep_enqueues_a_lost_task_again(app: Flask, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
-    launch_actions.launch_announcement(offer().id, "tests")
+    launch_actions.launch_announcement(make_offer().id, "tests")
     huey.storage.flush_queue()
     task_queue.run("campaigns.sweep")
     assert huey.storage.queue_size() == 1
 
 
-def test_the_sweep_is_quiet_when_there_is_nothing_to_do(app: Flask) -> None:
+def test_the_sweep_enqueues_nothing_without_pending_work(app: Flask) -> None:
     task_queue.run("campaigns.sweep")
     assert huey.storage.queue_size() == 0
 
 
-def test_the_sweep_comes_back_the_moment_a_lease_ends(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_the_sweep_is_scheduled_for_the_end_of_a_lease(app: Flask, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
-    preparation.prepare_campaign(launch_actions.launch_announcement(offer().id, "tests").campaign.id)
+    preparation.prepare_campaign(launch_actions.launch_announcement(make_offer().id, "tests").campaign.id)
     huey.storage.flush_queue()
-    batches.claim_batch("somebody")
+    batches.claim_batch("another worker")
     db.session.execute(text("update batch set lease_until = now() + interval '40 seconds'"))
     db.session.commit()
     task_queue.run("campaigns.sweep")
     assert [task.eta is not None for task in huey.pending()] == [True]
 
 
-def test_the_last_pump_rings_no_other(app: Flask, offer: Callable[..., Offer], relay: Relay) -> None:
+def test_the_last_send_task_enqueues_no_other(app: Flask, make_offer: Callable[..., Offer], relay: Relay) -> None:
     create_customers(1)
-    preparation.prepare_campaign(launch_actions.launch_announcement(offer().id, "tests").campaign.id)
+    preparation.prepare_campaign(launch_actions.launch_announcement(make_offer().id, "tests").campaign.id)
     huey.storage.flush_queue()
     task_queue.run("campaigns.send")
-    assert (len(relay.kept), huey.storage.queue_size()) == (1, 0)
+    assert (len(relay.messages), huey.storage.queue_size()) == (1, 0)
     assert sender.send_pending_emails() is False

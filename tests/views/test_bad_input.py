@@ -1,6 +1,6 @@
-"""Whatever is sent, on every door: a clear refusal where it is wrong, never an error of ours, and nothing written.
+"""Invalid input on all interfaces: refused, no server error, nothing written.
 
-What the forms and calls of single rooms refuse besides stands in the tests of those rooms.
+Further refusals of single forms and operations are tested beside their views.
 """
 
 from __future__ import annotations
@@ -69,47 +69,47 @@ EMAILS = {
 
 
 @pytest.fixture(autouse=True)
-def there(offer: MakeOffer, customer: MakeCustomer) -> None:
-    """What would be redeemed, if it were asked for."""
-    offer(), offer("WINTER25", discount_type="amount", amount=500, currency="EUR")
-    customer(source_id="C-1")
+def offers_and_customer(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    """Offers and a customer that a valid request could use."""
+    make_offer(), make_offer("WINTER25", discount_type="amount", amount=500, currency="EUR")
+    make_customer(source_id="C-1")
 
 
 @pytest.fixture(autouse=True)
-def cleo(customer: MakeCustomer) -> Customer:
-    """Somebody whose domain has more letters than ASCII."""
-    return customer("cleo@bücher.example")
+def cleo(make_customer: MakeCustomer) -> Customer:
+    """A customer whose domain is not ASCII."""
+    return make_customer("cleo@bücher.example")
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_written(there: None, cleo: Customer) -> Iterator[None]:
-    before = kept()
+def nothing_is_written(offers_and_customer: None, cleo: Customer) -> Iterator[None]:
+    before = count_rows()
     yield
-    assert kept() == before
+    assert count_rows() == before
 
 
-def kept() -> dict[str, int]:
-    """How much there is of everything that a request here could make, and how many offers are frozen."""
+def count_rows() -> dict[str, int]:
+    """Count the rows of every table that a request could write, and the frozen offers."""
     db.session.rollback()
     names = ("redemption", "rollback", "offer", "customer", "campaign", "audience")
-    found = {name: int(db.session.execute(text(f"select count(*) from {name}")).scalar_one()) for name in names}
-    return found | {"frozen": int(db.session.execute(text("select count(frozen_at) from offer")).scalar_one())}
+    counts = {name: int(db.session.execute(text(f"select count(*) from {name}")).scalar_one()) for name in names}
+    return counts | {"frozen": int(db.session.execute(text("select count(frozen_at) from offer")).scalar_one())}
 
 
 def cases(values: dict[str, Any]) -> Any:
-    return pytest.mark.parametrize("given", values.values(), ids=values.keys())
+    return pytest.mark.parametrize("value", values.values(), ids=values.keys())
 
 
 def redeem(api: Any, body: object, **headers: str) -> Any:
     return api.post("/api/v1/redemptions", data=json.dumps(body), content_type="application/json", headers=headers)
 
 
-def pointers(answer: Any) -> list[str]:
-    assert answer.mimetype == "application/problem+json", answer.text
-    assert answer.status_code == 422, answer.text
-    assert answer.json["code"] == "invalid_payload"
-    assert all(error["detail"] and error["code"] for error in answer.json["errors"])
-    return [error["pointer"] for error in answer.json["errors"]]
+def pointers(response: Any) -> list[str]:
+    assert response.mimetype == "application/problem+json", response.text
+    assert response.status_code == 422, response.text
+    assert response.json["code"] == "invalid_payload"
+    assert all(error["detail"] and error["code"] for error in response.json["errors"])
+    return [error["pointer"] for error in response.json["errors"]]
 
 
 BODY: dict[str, Any] = {
@@ -120,14 +120,14 @@ BODY: dict[str, Any] = {
 }
 
 
-def changed(path: str, value: object) -> dict[str, Any]:
-    """The body with another value at a place."""
+def body_with(path: str, value: object) -> dict[str, Any]:
+    """A copy of the body with another value at a path."""
     body = deepcopy(BODY)
     *parents, last = path.strip("/").split("/")
-    place = body
+    parent = body
     for name in parents:
-        place = place[name]
-    place[last] = value
+        parent = parent[name]
+    parent[last] = value
     return body
 
 
@@ -136,30 +136,30 @@ def changed(path: str, value: object) -> dict[str, Any]:
 
 @cases(CODES | {"lone surrogate": "\ud800", "number": 25, "truth": True, "null": None, "list": ["SUMMER25"]})
 @pytest.mark.parametrize("path", ["redemptions", "validations"])
-def test_a_code_that_can_not_be_one_is_refused_with_a_pointer(api: Any, path: str, given: object) -> None:
-    body = {"code": given, "customer": {"email": "ada@example.com"}}
+def test_an_invalid_code_is_refused_with_a_pointer(api: Any, path: str, value: object) -> None:
+    body = {"code": value, "customer": {"email": "ada@example.com"}}
 
     assert pointers(api.post(f"/api/v1/{path}", json=body)) == ["/code"]
 
 
 @cases(CODES)
-def test_a_code_that_can_not_be_one_is_told_at_its_field(client: FlaskClient, given: str) -> None:
-    answer = client.post("/redeem", data={"code": given, "email": "ada@example.com"})
+def test_an_invalid_code_is_reported_at_its_field(client: FlaskClient, value: str) -> None:
+    response = client.post("/redeem", data={"code": value, "email": "ada@example.com"})
 
-    assert answer.status_code == 422
-    assert "only have letters from A to Z" in answer.text
-    assert 'value="ada@example.com"' in answer.text
-    assert str(escape(given)) in answer.text
+    assert response.status_code == 422
+    assert "only have letters from A to Z" in response.text
+    assert 'value="ada@example.com"' in response.text
+    assert str(escape(value)) in response.text
 
 
 @cases(CODES)
-def test_staff_are_told_at_the_field_too(staff: FlaskClient, given: str) -> None:
-    answer = staff.post("/redemptions/new", data={"code": given, "email": "ada@example.com"})
+def test_an_invalid_code_is_reported_to_staff_at_its_field(staff: FlaskClient, value: str) -> None:
+    response = staff.post("/redemptions/new", data={"code": value, "email": "ada@example.com"})
 
-    assert answer.status_code == 422
-    assert "only have letters from A to Z" in answer.text
-    assert 'value="ada@example.com"' in answer.text
-    assert str(escape(given)) in answer.text
+    assert response.status_code == 422
+    assert "only have letters from A to Z" in response.text
+    assert 'value="ada@example.com"' in response.text
+    assert str(escape(value)) in response.text
 
 
 @pytest.mark.parametrize(
@@ -167,8 +167,8 @@ def test_staff_are_told_at_the_field_too(staff: FlaskClient, given: str) -> None
     [("/api/v1/offers/{}", 404), ("/redeem?code={}", 200), ("/r/{}", 404), ("/api/v1/redemptions/{}", 404)],
 )
 @cases(CODES | {"broken UTF-8": b"\xff\xfe", "surrogate": b"\xed\xa0\x80"})
-def test_an_address_with_such_a_code_is_no_error(api: Any, path: str, status: int, given: Any) -> None:
-    assert api.get(path.format(quote(given))).status_code == status
+def test_a_url_with_an_invalid_code_is_no_server_error(api: Any, path: str, status: int, value: Any) -> None:
+    assert api.get(path.format(quote(value))).status_code == status
 
 
 ACCEPTED_CODES = {
@@ -181,16 +181,16 @@ ACCEPTED_CODES = {
 
 
 @cases(ACCEPTED_CODES)
-def test_another_spelling_of_a_code_means_the_code(api: Any, given: str) -> None:
-    answer = api.post("/api/v1/validations", json={"code": given, "customer": {"email": "ada@example.com"}})
+def test_equivalent_spellings_of_a_code_are_accepted(api: Any, value: str) -> None:
+    response = api.post("/api/v1/validations", json={"code": value, "customer": {"email": "ada@example.com"}})
 
-    assert (answer.json["valid"], answer.json["code"]) == (True, "SUMMER25")
+    assert (response.json["valid"], response.json["code"]) == (True, "SUMMER25")
 
 
-def test_an_i_without_a_dot_is_the_one_that_turkish_keyboards_have_for_a_capital_i(api: Any) -> None:
-    answer = api.post("/api/v1/validations", json={"code": "wınter25", "customer": {"email": "ada@example.com"}})
+def test_a_dotless_i_is_accepted_as_i(api: Any) -> None:
+    response = api.post("/api/v1/validations", json={"code": "wınter25", "customer": {"email": "ada@example.com"}})
 
-    assert answer.json["code"] == "WINTER25"
+    assert response.json["code"] == "WINTER25"
 
 
 # --- e-mails --------------------------------------------------------------------------------------
@@ -198,30 +198,30 @@ def test_an_i_without_a_dot_is_the_one_that_turkish_keyboards_have_for_a_capital
 
 @cases(EMAILS | {"lone surrogate": "\ud800@example.com", "number": 5, "truth": True, "list": ["ada@example.com"]})
 @pytest.mark.parametrize("path", ["redemptions", "validations"])
-def test_an_email_that_can_not_be_one_is_refused_with_a_pointer(api: Any, path: str, given: object) -> None:
-    body = {"code": "SUMMER25", "customer": {"email": given}}
+def test_an_invalid_email_is_refused_with_a_pointer(api: Any, path: str, value: object) -> None:
+    body = {"code": "SUMMER25", "customer": {"email": value}}
 
     assert pointers(api.post(f"/api/v1/{path}", json=body)) == ["/customer/email"]
 
 
 @cases(EMAILS)
 @pytest.mark.parametrize("path", ["/redeem", "/redemptions/new"])
-def test_an_email_that_can_not_be_one_is_told_at_its_field(staff: FlaskClient, path: str, given: str) -> None:
-    answer = staff.post(path, data={"code": "SUMMER25", "email": given})
+def test_an_invalid_email_is_reported_at_its_field(staff: FlaskClient, path: str, value: str) -> None:
+    response = staff.post(path, data={"code": "SUMMER25", "email": value})
 
-    assert answer.status_code == 422
-    assert "This email address is not valid" in answer.text
-    assert 'value="SUMMER25"' in answer.text
-    assert str(escape(given)).splitlines()[0] in answer.text
+    assert response.status_code == 422
+    assert "This email address is not valid" in response.text
+    assert 'value="SUMMER25"' in response.text
+    assert str(escape(value)).splitlines()[0] in response.text
 
 
 @cases(EMAILS)
-def test_a_customer_is_not_made_with_it(api: Any, given: str) -> None:
-    assert pointers(api.put("/api/v1/customers/C-9", json={"email": given})) == ["/email"]
+def test_a_customer_with_an_invalid_email_is_refused(api: Any, value: str) -> None:
+    assert pointers(api.put("/api/v1/customers/C-9", json={"email": value})) == ["/email"]
 
 
 @pytest.mark.parametrize(
-    "given",
+    "value",
     [
         "cleo@bücher.example",
         "cleo@BU\u0308CHER.example",
@@ -230,10 +230,10 @@ def test_a_customer_is_not_made_with_it(api: Any, given: str) -> None:
         "cleo@bücher。example",
     ],
 )
-def test_a_domain_is_one_in_every_spelling(api: Any, given: str) -> None:
-    answer = api.post("/api/v1/validations", json={"code": "SUMMER25", "customer": {"email": given}})
+def test_equivalent_spellings_of_a_domain_are_accepted(api: Any, value: str) -> None:
+    response = api.post("/api/v1/validations", json={"code": "SUMMER25", "customer": {"email": value}})
 
-    assert answer.json["valid"]
+    assert response.json["valid"]
 
 
 # --- money ----------------------------------------------------------------------------------------
@@ -252,20 +252,20 @@ def test_a_domain_is_one_in_every_spelling(api: Any, given: str) -> None:
     }
 )
 @pytest.mark.parametrize("path", ["redemptions", "validations"])
-def test_an_amount_is_a_whole_number_of_minor_units(api: Any, path: str, given: object) -> None:
-    body = changed("/order/amount", given)
+def test_an_amount_is_a_whole_number_of_minor_units(api: Any, path: str, value: object) -> None:
+    body = body_with("/order/amount", value)
     del body["metadata"]
 
     assert pointers(api.post(f"/api/v1/{path}", json=body)) == ["/order/amount"]
 
 
 @cases({"lower case": "eur", "sign": "€", "four": "EURO", "wide": "ＥＵＲ", "NUL": "EU\0", "number": 978, "empty": ""})
-def test_a_currency_is_three_capitals(api: Any, given: object) -> None:
-    assert pointers(redeem(api, changed("/order/currency", given))) == ["/order/currency"]
+def test_a_currency_is_three_capital_letters(api: Any, value: object) -> None:
+    assert pointers(redeem(api, body_with("/order/currency", value))) == ["/order/currency"]
 
 
 @pytest.mark.parametrize("order", [{"id": "A-1", "amount": 900, "currency": "USD"}, {"id": "A-1", "amount": 900}])
-def test_a_fixed_amount_is_not_taken_off_an_order_in_another_currency(api: Any, order: dict[str, Any]) -> None:
+def test_an_amount_discount_refuses_orders_in_another_currency(api: Any, order: dict[str, Any]) -> None:
     body = {"code": "WINTER25", "customer": {"email": "ada@example.com"}, "order": order}
 
     assert pointers(redeem(api, body)) == ["/order/currency"]
@@ -275,17 +275,17 @@ def test_a_fixed_amount_is_not_taken_off_an_order_in_another_currency(api: Any, 
 # --- bodies ---------------------------------------------------------------------------------------
 
 
-def deep(levels: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def nest(levels: int) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
     for _ in range(levels):
-        found = {"a": found}
-    return found
+        nested = {"a": nested}
+    return nested
 
 
 @cases(
     {
         "1 MB": {"a": "x" * 2**20},
-        "50 levels": deep(50),
+        "50 levels": nest(50),
         "lists in lists": {"a": [[[[[[[[1]]]]]]]]},
         "100,000 keys": {str(n): n for n in range(100_000)},
         "NUL": {"a": "x\0"},
@@ -295,8 +295,8 @@ def deep(levels: int) -> dict[str, Any]:
         "text": "x",
     }
 )
-def test_metadata_is_small_and_shallow(api: Any, given: object) -> None:
-    assert set(pointers(redeem(api, changed("/metadata", given)))) == {"/metadata"}
+def test_metadata_is_small_and_shallow(api: Any, value: object) -> None:
+    assert set(pointers(redeem(api, body_with("/metadata", value)))) == {"/metadata"}
 
 
 RAW: dict[str, tuple[str | bytes, tuple[int, ...]]] = {
@@ -320,45 +320,43 @@ RAW: dict[str, tuple[str | bytes, tuple[int, ...]]] = {
 
 @pytest.mark.parametrize(("body", "statuses"), RAW.values(), ids=RAW.keys())
 @pytest.mark.parametrize("path", ["redemptions", "validations", "offers"])
-def test_a_body_that_can_not_be_read_is_a_problem(
-    api: Any, path: str, body: str | bytes, statuses: tuple[int, ...]
-) -> None:
-    answer = api.post(f"/api/v1/{path}", data=body, content_type="application/json")
+def test_an_unreadable_body_is_a_problem(api: Any, path: str, body: str | bytes, statuses: tuple[int, ...]) -> None:
+    response = api.post(f"/api/v1/{path}", data=body, content_type="application/json")
 
-    assert answer.status_code in statuses
-    assert answer.mimetype == "application/problem+json"
-    assert answer.json["detail"]
+    assert response.status_code in statuses
+    assert response.mimetype == "application/problem+json"
+    assert response.json["detail"]
 
 
 @pytest.mark.parametrize(
     "media_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "text/json", "", "x/\0"]
 )
 def test_another_content_type_is_refused(api: Any, media_type: str) -> None:
-    answer = api.post("/api/v1/redemptions", data=json.dumps(BODY), content_type=media_type)
+    response = api.post("/api/v1/redemptions", data=json.dumps(BODY), content_type=media_type)
 
-    assert (answer.status_code, answer.json["code"]) == (415, "unsupported_media_type")
+    assert (response.status_code, response.json["code"]) == (415, "unsupported_media_type")
 
 
 @cases({"empty": "", "300 characters": "k" * 300, "not ASCII": "schlüssel", "tab": "a\tb", "blank": "\u00a0"})
-def test_an_idempotency_key_is_short_and_visible(api: Any, given: str) -> None:
-    assert pointers(redeem(api, BODY, **{"Idempotency-Key": given})) == ["/Idempotency-Key"]
+def test_an_invalid_idempotency_key_is_refused(api: Any, value: str) -> None:
+    assert pointers(redeem(api, BODY, **{"Idempotency-Key": value})) == ["/Idempotency-Key"]
 
 
-WRONG = [5, 1.5, True, "", "\ud800", [], [1], {}, {"x": 1}]
+WRONG_TYPES = [5, 1.5, True, "", "\ud800", [], [1], {}, {"x": 1}]
 
 
 @pytest.mark.parametrize("path", ["/customer", "/order", "/order/id", "/customer/email", "/metadata", "/code"])
-def test_a_wrong_type_anywhere_is_told_with_its_place(api: Any, path: str) -> None:
-    for value in WRONG:
+def test_a_wrong_type_is_reported_with_its_pointer(api: Any, path: str) -> None:
+    for value in WRONG_TYPES:
         if path == "/metadata" and isinstance(value, dict):
             continue
-        answer = redeem(api, changed(path, value))
-        assert all(pointer.startswith(path) for pointer in pointers(answer)), value
+        response = redeem(api, body_with(path, value))
+        assert all(pointer.startswith(path) for pointer in pointers(response)), value
 
 
 @pytest.mark.parametrize("path", ["/x", "/order/x", "/customer/x"])
-def test_an_unknown_field_is_a_typing_error(api: Any, path: str) -> None:
-    assert pointers(redeem(api, changed(path, 1))) == [path]
+def test_an_unknown_field_is_refused(api: Any, path: str) -> None:
+    assert pointers(redeem(api, body_with(path, 1))) == [path]
 
 
 # --- offers ---------------------------------------------------------------------------------------
@@ -367,12 +365,12 @@ def test_an_unknown_field_is_a_typing_error(api: Any, path: str) -> None:
 NEW: dict[str, Any] = {"name": "Autumn", "discount": {"type": "percent", "percent": "25"}}
 
 
-def amount(given: object, currency: object = "EUR") -> dict[str, Any]:
-    return {"discount": {"type": "amount", "amount": given, "currency": currency}}
+def amount(value: object, currency: object = "EUR") -> dict[str, Any]:
+    return {"discount": {"type": "amount", "amount": value, "currency": currency}}
 
 
-def percent(given: object) -> dict[str, Any]:
-    return {"discount": {"type": "percent", "percent": given}}
+def percent(value: object) -> dict[str, Any]:
+    return {"discount": {"type": "percent", "percent": value}}
 
 
 OFFERS: dict[str, tuple[dict[str, Any], str]] = {
@@ -425,15 +423,15 @@ OFFERS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("given", "pointer"), OFFERS.values(), ids=OFFERS.keys())
-def test_an_offer_that_makes_no_sense_is_refused_with_a_pointer(api: Any, given: dict[str, Any], pointer: str) -> None:
-    assert pointer in pointers(api.post("/api/v1/offers", json=NEW | given))
-    if "mail" not in given:
-        assert pointer in pointers(api.patch("/api/v1/offers/SUMMER25", json=given))
+@pytest.mark.parametrize(("changes", "pointer"), OFFERS.values(), ids=OFFERS.keys())
+def test_an_invalid_offer_is_refused_with_a_pointer(api: Any, changes: dict[str, Any], pointer: str) -> None:
+    assert pointer in pointers(api.post("/api/v1/offers", json=NEW | changes))
+    if "mail" not in changes:
+        assert pointer in pointers(api.patch("/api/v1/offers/SUMMER25", json=changes))
 
 
 @pytest.mark.parametrize(
-    ("given", "utc"),
+    ("timestamp", "utc"),
     [
         ("2026-03-29T02:30:00+01:00", "2026-03-29T01:30:00Z"),
         ("2026-10-25T02:30:00+02:00", "2026-10-25T00:30:00Z"),
@@ -441,8 +439,8 @@ def test_an_offer_that_makes_no_sense_is_refused_with_a_pointer(api: Any, given:
         ("2026-10-25t02:30:00.5z", "2026-10-25T02:30:00.500000Z"),
     ],
 )
-def test_a_time_with_its_offset_is_a_moment_whatever_clocks_do(given: str, utc: str) -> None:
-    body = NewOffer.model_validate(NEW | {"starts_at": given, "time_zone": "Europe/Berlin"})
+def test_a_time_with_an_offset_is_converted_to_utc(timestamp: str, utc: str) -> None:
+    body = NewOffer.model_validate(NEW | {"starts_at": timestamp, "time_zone": "Europe/Berlin"})
 
     assert format_rfc3339(body.starts_at) == utc
 
@@ -481,18 +479,16 @@ FIELDS: dict[str, tuple[dict[str, str], str]] = {
 }
 
 
-@pytest.mark.parametrize(("given", "said"), FIELDS.values(), ids=FIELDS.keys())
-def test_the_form_of_an_offer_says_it_at_the_field_and_keeps_what_was_typed(
-    staff: FlaskClient, given: dict[str, str], said: str
-) -> None:
-    typed = FORM | given
+@pytest.mark.parametrize(("changes", "message"), FIELDS.values(), ids=FIELDS.keys())
+def test_an_invalid_offer_form_is_reported_and_kept(staff: FlaskClient, changes: dict[str, str], message: str) -> None:
+    form = FORM | changes
 
-    answer = staff.post("/offers/new", data=typed)
+    response = staff.post("/offers/new", data=form)
 
-    assert answer.status_code == 422
-    assert said in answer.text
+    assert response.status_code == 422
+    assert message in response.text
     for name in ("name", "code", "discount_percent", "max_redemptions", "starts_at", "ends_at"):
-        assert str(escape(typed.get(name, ""))) in answer.text, name
+        assert str(escape(form.get(name, ""))) in response.text, name
 
 
 # --- everything else ------------------------------------------------------------------------------
@@ -515,52 +511,50 @@ HOSTILE = {
 }
 
 
-def every_form(kind: type[Form] = Form) -> set[str]:
-    """The name of every field that any form of the program has."""
+def form_field_names(kind: type[Form] = Form) -> set[str]:
+    """The names of all fields of all forms of the application."""
     names = set(getattr(kind, "_fields", {})) | {
         name for name in vars(kind) if hasattr(getattr(kind, name), "field_class")
     }
-    return names.union(*(every_form(below) for below in kind.__subclasses__()))
+    return names.union(*(form_field_names(subclass) for subclass in kind.__subclasses__()))
 
 
-def addresses(app: Flask, method: str, given: str) -> Iterator[str]:
-    """Every address that people open with this method, with something strange in its place where it has one."""
+def page_urls(app: Flask, method: str, value: str) -> Iterator[str]:
+    """Build the URL of every page with this method, with a hostile value as parameter."""
     for rule in app.url_map.iter_rules():
         if method in (rule.methods or ()) and not rule.rule.startswith(("/static", "/api", "/sign-out")):
             values: dict[str, Any] = {
-                name: 1 if "Id" in type(rule._converters[name]).__name__ else given for name in rule._converters
+                name: 1 if "Id" in type(rule._converters[name]).__name__ else value for name in rule._converters
             }
             yield app.url_map.bind("localhost").build(rule.endpoint, values)
 
 
 @cases(HOSTILE)
-def test_no_page_breaks_over_what_stands_in_its_address(
-    app: Flask, sign_in: Callable[..., FlaskClient], given: str
-) -> None:
-    browser = sign_in("admin")
-    query = dict.fromkeys(every_form() | {"cursor", "limit", "page", "state", "q", "next", "zone"}, given)
+def test_no_page_fails_on_hostile_urls(app: Flask, sign_in: Callable[..., FlaskClient], value: str) -> None:
+    client = sign_in("admin")
+    query = dict.fromkeys(form_field_names() | {"cursor", "limit", "page", "state", "q", "next", "zone"}, value)
 
-    broken = {
-        address[:80]: answer.status_code
-        for address in addresses(app, "GET", given)
-        if not address.startswith("/readyz")
-        for answer in [browser.get(address, query_string=query)]
-        if answer.status_code >= 500
+    failures = {
+        url[:80]: response.status_code
+        for url in page_urls(app, "GET", value)
+        if not url.startswith("/readyz")
+        for response in [client.get(url, query_string=query)]
+        if response.status_code >= 500
     }
 
-    assert not broken
+    assert not failures
 
 
 @cases(HOSTILE)
-def test_no_form_breaks_over_what_is_typed_into_it(app: Flask, sign_in: Callable[..., FlaskClient], given: str) -> None:
-    browser = sign_in("admin")
-    typed = dict.fromkeys(every_form(), given)
+def test_no_form_fails_on_hostile_input(app: Flask, sign_in: Callable[..., FlaskClient], value: str) -> None:
+    client = sign_in("admin")
+    form = dict.fromkeys(form_field_names(), value)
 
-    broken = {
-        address[:80]: answer.status_code
-        for address in addresses(app, "POST", given)
-        for answer in [browser.post(address, data=typed)]
-        if answer.status_code >= 500
+    failures = {
+        url[:80]: response.status_code
+        for url in page_urls(app, "POST", value)
+        for response in [client.post(url, data=form)]
+        if response.status_code >= 500
     }
 
-    assert not broken
+    assert not failures

@@ -1,4 +1,4 @@
-"""What the settings and the state of the database change at the doors, on apps of their own."""
+"""Effects of settings and of a database outage on requests, in separate apps."""
 
 from __future__ import annotations
 
@@ -18,83 +18,83 @@ from webapp.core.extensions import db
 
 
 @pytest.fixture
-def an_app(app: Flask, test_settings: app_settings.Settings) -> Iterator[Callable[..., Flask]]:
-    """Makes apps with other settings than the tests'."""
+def make_app(app: Flask, test_settings: app_settings.Settings) -> Iterator[Callable[..., Flask]]:
+    """Create apps with other settings than those of the tests."""
 
-    def make(**given: Any) -> Flask:
+    def make(**settings: Any) -> Flask:
         environment = {
             "DATABASE_URL": test_settings.libpq_url,
             "SECRET_KEY": "only-for-tests",
             "INSTANCE_PATH": str(test_settings.instance_path),
         }
-        other = create_app(app_settings.load_settings(environment | given))
+        other = create_app(app_settings.load_settings(environment | settings))
         other.config["WTF_CSRF_ENABLED"] = False
         return other
 
     yield make
-    # This process's queue goes on with the database of the other tests.
+    # Reset the queue of this process to the database of the other tests.
     task_queue.init_app(app)
 
 
-@pytest.mark.parametrize(("proxies", "seen"), [("", "127.0.0.1"), ("1", "203.0.113.7")])
-def test_a_forwarded_address_is_believed_only_when_told_to(
-    an_app: Callable[..., Flask], proxies: str, seen: str
+@pytest.mark.parametrize(("proxies", "address"), [("", "127.0.0.1"), ("1", "203.0.113.7")])
+def test_a_forwarded_address_is_used_only_behind_trusted_proxies(
+    make_app: Callable[..., Flask], proxies: str, address: str
 ) -> None:
-    other = an_app(TRUSTED_PROXIES=proxies)
-    told = []
-    other.before_request(lambda: told.append(request.remote_addr))
+    other = make_app(TRUSTED_PROXIES=proxies)
+    addresses = []
+    other.before_request(lambda: addresses.append(request.remote_addr))
 
     other.test_client().get("/healthz", headers={"X-Forwarded-For": "203.0.113.7"})
 
-    assert told == [seen]
+    assert addresses == [address]
 
 
 @pytest.mark.parametrize("path", ["/sign-in", "/invitations/some-token", "/settings/profile/password"])
-def test_no_password_is_written_into_a_page_when_the_database_is_away(an_app: Callable[..., Flask], path: str) -> None:
-    away = an_app(DATABASE_URL="postgresql://127.0.0.1:1/nowhere")
-    client = away.test_client()
+def test_no_password_is_rendered_during_a_database_outage(make_app: Callable[..., Flask], path: str) -> None:
+    outage_app = make_app(DATABASE_URL="postgresql://127.0.0.1:1/nowhere")
+    client = outage_app.test_client()
     with client.session_transaction() as session:
         session["_user_id"] = "1.1"
     secret = "correct horse battery"
     fields = dict.fromkeys(("password", "confirm", "current"), secret)
 
-    answer = client.post(path, data={"name": "Ada", "email": "ada@example.com", **fields})
+    response = client.post(path, data={"name": "Ada", "email": "ada@example.com", **fields})
 
-    assert answer.status_code == 503
-    assert secret not in answer.text
+    assert response.status_code == 503
+    assert secret not in response.text
 
 
-def test_what_staff_typed_is_offered_again_when_the_database_is_away(an_app: Callable[..., Flask]) -> None:
-    client = an_app(DATABASE_URL="postgresql://127.0.0.1:1/nowhere").test_client()
+def test_typed_input_is_shown_again_during_a_database_outage(make_app: Callable[..., Flask]) -> None:
+    client = make_app(DATABASE_URL="postgresql://127.0.0.1:1/nowhere").test_client()
     with client.session_transaction() as session:
         session["_user_id"] = "1.1"
 
-    answer = client.post("/offers/new", data={"name": "Summer <sale>", "csrf_token": "spent"})
+    response = client.post("/offers/new", data={"name": "Summer <sale>", "csrf_token": "spent"})
 
-    assert answer.status_code == 503
-    assert 'value="Summer &lt;sale&gt;"' in answer.text
-    assert "spent" not in answer.text
+    assert response.status_code == 503
+    assert 'value="Summer &lt;sale&gt;"' in response.text
+    assert "spent" not in response.text
 
 
 @pytest.mark.parametrize(
-    ("public", "name"),
+    ("public_url", "name"),
     [("https://offers.shop.example", "onecode"), ("http://127.0.0.1:8010", "onecode_8010"), ("", "onecode_8003")],
 )
-def test_web_processes_on_two_ports_behind_one_address_share_their_sessions(
-    an_app: Callable[..., Flask], public: str, name: str
+def test_web_processes_behind_one_public_url_share_the_session_cookie(
+    make_app: Callable[..., Flask], public_url: str, name: str
 ) -> None:
-    one, other = an_app(PUBLIC_URL=public, PORT="8003"), an_app(PUBLIC_URL=public, PORT="8004")
-    assert one.config["SESSION_COOKIE_NAME"] == name
-    assert not public or other.config["SESSION_COOKIE_NAME"] == name
+    first, other = make_app(PUBLIC_URL=public_url, PORT="8003"), make_app(PUBLIC_URL=public_url, PORT="8004")
+    assert first.config["SESSION_COOKIE_NAME"] == name
+    assert not public_url or other.config["SESSION_COOKIE_NAME"] == name
 
 
 @pytest.mark.parametrize(
     ("public", "secure"), [("https://offers.shop.example", True), ("http://localhost:8003", False)]
 )
 def test_the_session_cookie_is_hidden_from_scripts_and_other_sites(
-    an_app: Callable[..., Flask], public: str, secure: bool
+    make_app: Callable[..., Flask], public: str, secure: bool
 ) -> None:
-    cookie = an_app(PUBLIC_URL=public).test_client().post("/sign-out").headers["Set-Cookie"]
+    cookie = make_app(PUBLIC_URL=public).test_client().post("/sign-out").headers["Set-Cookie"]
 
     flags = {part.strip() for part in cookie.split(";")[1:]}
     assert flags == {"HttpOnly", "Path=/", "SameSite=Lax"} | ({"Secure"} if secure else set())
@@ -129,25 +129,27 @@ def test_static_files_may_be_cached(client: FlaskClient) -> None:
 @pytest.mark.parametrize(
     ("path", "media_type"), [("/healthz", "text/html"), ("/api/v1/validations", "application/problem+json")]
 )
-def test_a_wrong_method_is_answered_with_the_allowed_ones(api: FlaskClient, path: str, media_type: str) -> None:
-    answer = api.put(path)
+def test_a_wrong_method_returns_the_allowed_ones(api: FlaskClient, path: str, media_type: str) -> None:
+    response = api.put(path)
 
-    assert (answer.status_code, answer.mimetype) == (405, media_type)
-    assert set(answer.headers["Allow"].split(", ")) == (
+    assert (response.status_code, response.mimetype) == (405, media_type)
+    assert set(response.headers["Allow"].split(", ")) == (
         {"GET", "HEAD", "OPTIONS"} if path == "/healthz" else {"OPTIONS", "POST"}
     )
 
 
 @pytest.mark.parametrize("path", ["/api/v1/offers", "/offers/new", "/redeem"])
-def test_clients_learn_when_to_retry_while_the_database_is_unavailable(an_app: Callable[..., Flask], path: str) -> None:
-    client = an_app(DATABASE_URL="postgresql://127.0.0.1:1/nowhere").test_client()
+def test_responses_during_a_database_outage_have_a_retry_after_header(
+    make_app: Callable[..., Flask], path: str
+) -> None:
+    client = make_app(DATABASE_URL="postgresql://127.0.0.1:1/nowhere").test_client()
     with client.session_transaction() as session:
         session["_user_id"] = "1.1"
 
-    answer = client.post(
+    response = client.post(
         path,
         data=None if path.startswith("/api/") else {"code": "SUMMER25", "email": "ada@example.com"},
         headers={"Authorization": "Bearer onecode_live_abc_secret"},
     )
 
-    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "5")

@@ -11,7 +11,7 @@ from webapp import get_app_version
 from webapp.core.settings import ROOT
 
 
-def test_ready_when_database_and_queue_answer(client: FlaskClient) -> None:
+def test_the_app_is_ready_when_database_and_queue_respond(client: FlaskClient) -> None:
     assert client.get("/healthz").json == {"status": "ok", "version": get_app_version()}
     assert client.get("/readyz").status_code == 200
 
@@ -20,11 +20,11 @@ def test_staff_pages_show_the_version(staff: FlaskClient) -> None:
     assert f"Onecode {get_app_version()}" in staff.get("/").text
 
 
-def test_version_is_that_of_the_last_release_in_the_changelog() -> None:
+def test_the_version_is_the_latest_release_in_the_changelog() -> None:
     releases = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert releases[0] == get_app_version()
 
 
 def test_the_real_web_server_becomes_ready(app: Flask) -> None:
-    with live_server.web_server(app.config["SETTINGS"]) as web, urllib.request.urlopen(f"{web.url}/readyz") as answer:
-        assert answer.status == 200
+    with live_server.web_server(app.config["SETTINGS"]) as web, urllib.request.urlopen(f"{web.url}/readyz") as response:
+        assert response.status == 200

@@ -1,4 +1,4 @@
-"""Tables of staff users, invitations, API keys and the audit trail."""
+"""Tables for staff users, invitations, API keys and the audit log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ SCOPES = ("read", "redeem", "manage")
 
 
 class StaffUser(UserMixin, Model):
-    """A user of the staff pages. A role has all permissions of the roles after it in `ROLES`."""
+    """A user of the staff pages.
+
+    A role has all permissions of the roles after it in `ROLES`.
+    """
 
     __tablename__ = "staff_user"
     id: Mapped[Id]
@@ -47,7 +50,10 @@ class StaffUser(UserMixin, Model):
 
 
 class Invitation(Model):
-    """A single-use link to create a user or reset a password. Only a hash of its token is stored."""
+    """A single-use link to create a user or reset a password.
+
+    Only a hash of its token is stored.
+    """
 
     __tablename__ = "invitation"
     id: Mapped[Id]
@@ -64,7 +70,7 @@ class Invitation(Model):
 
 
 class ApiKey(Model):
-    """An API key: `public_id` identifies it, an HMAC-SHA256 of the secret verifies it."""
+    """An API key: `public_id` identifies it, an HMAC of the secret verifies it."""
 
     __tablename__ = "api_key"
     id: Mapped[Id]
@@ -82,7 +88,7 @@ class ApiKey(Model):
 
 
 class AuditEntry(Model):
-    """An entry of the audit trail, written in the transaction of the change."""
+    """An entry of the audit log, written in the transaction of the change."""
 
     __tablename__ = "audit_entry"
     id: Mapped[Id]

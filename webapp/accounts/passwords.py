@@ -10,7 +10,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 from flask import current_app
 
-PASSWORD_MIN_LENGTH, PASSWORD_MAX_LENGTH = 10, 200
+MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH = 10, 200
 
 # One thread, so that a sign-in takes one core for about 50 ms. Tests put cheap parameters into app.config["ARGON2"].
 ARGON2_PARAMETERS = {"time_cost": 2, "memory_cost": 32 * 1024, "parallelism": 1}
@@ -35,7 +35,10 @@ def needs_rehash(password_hash: str) -> bool:
 
 
 def verify_dummy_password(password: str) -> None:
-    """Do the work of a verification for an unknown user, so that the response time does not reveal that."""
+    """Do the work of a verification for an unknown user.
+
+    Then the response time does not reveal that the user is unknown.
+    """
     verify_password(_dummy_hash(_get_hasher()), password)
 
 

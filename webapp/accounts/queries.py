@@ -1,9 +1,9 @@
-"""Queries of staff users, invitations, API keys and the audit trail."""
+"""Queries for staff users, invitations, API keys and the audit log."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import NamedTuple
 
 from sqlalchemy import Select, and_, bindparam, exists, func, or_, select
@@ -27,7 +27,10 @@ _API_KEY_BY_PUBLIC_ID = select(
 
 
 class AuditPage(NamedTuple):
-    """A page of the audit trail, newest first. `newer` and `older` are ids to continue from, if there is more."""
+    """A page of the audit log, newest first.
+
+    `newer` and `older` are the ids to continue from, if there is more.
+    """
 
     entries: Sequence[AuditEntry]
     newer: int | None
@@ -66,7 +69,10 @@ def lock_staff_user(user_id: int) -> StaffUser | None:
 
 
 def lock_active_admins() -> list[int]:
-    """Lock the active administrators, in the order of their ids to avoid deadlocks; return their ids."""
+    """Lock the active administrators; return their ids.
+
+    They are locked in the order of their ids, to avoid deadlocks.
+    """
     return list(
         db.session.scalars(
             select(StaffUser.id)
@@ -110,7 +116,7 @@ def list_open_invitations() -> Sequence[Invitation]:
 
 
 def find_last_audit_entry(action: str, subject: str) -> AuditEntry | None:
-    """Return the latest audit entry of an action on a subject, or None."""
+    """Return the latest audit entry for an action on a subject, or None."""
     entries = select(AuditEntry).where(AuditEntry.action == action, AuditEntry.subject == subject)
     return db.session.scalar(entries.order_by(AuditEntry.id.desc()).limit(1))
 
@@ -121,7 +127,10 @@ def list_api_keys() -> Sequence[ApiKey]:
 
 
 class ApiKeyRow(NamedTuple):
-    """What is needed to authenticate with an API key, including whether the time of its last use is to be updated."""
+    """The columns of an API key that authentication needs.
+
+    :ivar is_last_used_stale: whether the time of its last use is to be updated.
+    """
 
     id: int
     name: str
@@ -139,12 +148,15 @@ def find_api_key(public_id: str) -> ApiKeyRow | None:
 
 
 def select_api_key_with_stale_use(key_id: int) -> Select[int]:
-    """Select the key for update, if its last use is older than a minute and no other transaction has locked it."""
+    """Return a query that locks a key whose last use is older than a minute.
+
+    It selects nothing if another transaction has locked the key.
+    """
     return select(ApiKey.id).where(ApiKey.id == key_id, _LAST_USED_IS_STALE).with_for_update(skip_locked=True)
 
 
 def load_audit_page(before: int | None = None, after: int | None = None) -> AuditPage:
-    """Return a page of the audit trail: the newest page, the one before an id, or the one after an id."""
+    """Return a page of the audit log: the newest, or the one before or after an id."""
     query = select(AuditEntry).limit(AUDIT_PAGE_SIZE + 1)
     if after is not None:
         rows = db.session.scalars(query.where(AuditEntry.id > after).order_by(AuditEntry.id)).all()
@@ -157,9 +169,3 @@ def load_audit_page(before: int | None = None, after: int | None = None) -> Audi
         entries = list(rows[:AUDIT_PAGE_SIZE])
         has_newer, has_older = before is not None and bool(entries), len(rows) > AUDIT_PAGE_SIZE
     return AuditPage(entries, entries[0].id if has_newer else None, entries[-1].id if has_older else None)
-
-
-def fetch_database_time() -> datetime:
-    """Return the current time of the database, not that of the start of the transaction."""
-    now: datetime = db.session.execute(select(func.clock_timestamp())).scalar_one()
-    return now

@@ -1,4 +1,7 @@
-"""Rotate and revoke the keys that sign personal codes, personal links, redemption references and API keys."""
+"""Rotate and revoke the signing keys that can be rotated.
+
+They sign personal codes, personal links, redemption references and API keys.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,8 @@ from datetime import timedelta
 from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
 
-from webapp.accounts import queries as account_queries
-from webapp.accounts.actions import record_audit_entry
-from webapp.core import signing_keys
+from webapp.accounts.audit import record_audit_entry
+from webapp.core import database_clock, signing_keys
 from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import db
 from webapp.core.signing_keys import KeyVersion
@@ -18,7 +20,7 @@ from webapp.core.signing_keys import KeyVersion
 
 @dataclass(frozen=True)
 class SigningKeyPurpose:
-    """What a signing key is used for. The texts are lazy.
+    """The purpose of a signing key, with lazily translated texts.
 
     :ivar revocation_effect: what stops working when a version is revoked.
     :ivar revocation_blocker: why versions cannot be revoked; empty when they can.
@@ -73,9 +75,9 @@ REVOCATION_DELAY = timedelta(seconds=signing_keys.CACHE_SECONDS + 30)
 
 
 def rotate_signing_key(purpose: str, by: str) -> int:
-    """Create a new key version, which signs from now on (in every process within a minute); return its number. Commits.
+    """Create a new key version; return its number. Commits.
 
-    Signatures of older versions are still accepted.
+    It signs from now on, in every process within a minute. Signatures of older versions are still accepted.
 
     :raises NotFound: when there is no such purpose.
     """
@@ -91,9 +93,9 @@ def rotate_signing_key(purpose: str, by: str) -> int:
 
 
 def revoke_signing_key(purpose: str, version: int, by: str) -> None:
-    """Revoke a key version permanently: its signatures are no longer accepted. Commits.
+    """Revoke a key version permanently. Idempotent. Commits.
 
-    Revoking it again changes nothing.
+    Its signatures are no longer accepted.
 
     :raises NotFound: when there is no such purpose or version.
     :raises DomainError: `conflict` for a purpose whose versions cannot be revoked, for the version that signs now, and
@@ -106,7 +108,7 @@ def revoke_signing_key(purpose: str, version: int, by: str) -> None:
     versions = {row.version: row for row in signing_keys.list_key_versions(purpose)}
     if version not in versions:
         raise NotFound(_("This key has no version %(version)s.", version=version))
-    if versions[version].retired_at is None:
+    if versions[version].revoked_at is None:
         _check_revocable(versions, version)
         signing_keys.revoke_key_version(purpose, version)
         record_audit_entry(by, "key.retired", purpose, version=version)
@@ -115,17 +117,17 @@ def revoke_signing_key(purpose: str, version: int, by: str) -> None:
 
 
 def _check_revocable(versions: dict[int, KeyVersion], version: int) -> None:
-    newer = [number for number in versions if number > version]
-    if not newer:
+    newer_versions = [number for number in versions if number > version]
+    if not newer_versions:
         message = _("Version %(version)s signs now. Rotate the key first, then revoke this version.", version=version)
         raise DomainError("conflict", message, 409)
-    wait = versions[min(newer)].created_at + REVOCATION_DELAY - account_queries.fetch_database_time()
-    if wait > timedelta():
+    remaining = versions[min(newer_versions)].created_at + REVOCATION_DELAY - database_clock.get_database_time()
+    if remaining > timedelta():
         message = _(
             "The key was rotated a moment ago, and emails may still be signed with version %(version)s. "
             "Revoke it in %(seconds)s seconds.",
             version=version,
-            seconds=int(wait.total_seconds()) + 1,
+            seconds=int(remaining.total_seconds()) + 1,
         )
         raise DomainError("conflict", message, 409)
 

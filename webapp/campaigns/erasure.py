@@ -1,4 +1,4 @@
-"""Erase personal data of deleted customers from campaign records (GDPR, article 17)."""
+"""Erase personal data from the deliveries of customers who are erased."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _CLEAR_REPLY_TEXTS_SQL = text(
 
 
 def clear_reply_texts(customer_ids: Sequence[int]) -> None:
-    """Clear the relay replies stored for these customers; they often repeat the address.
+    """Erase the relay replies stored for these customers.
 
-    Delivery states and all counts stay. The caller commits.
+    They often contain the email address (GDPR, article 17). Delivery states and all counts stay. The caller commits.
     """
     db.session.execute(_CLEAR_REPLY_TEXTS_SQL, {"ids": list(customer_ids)})

@@ -1,4 +1,7 @@
-"""Campaigns, their frozen batches, and one row per delivery that did not succeed at the first attempt."""
+"""Tables for campaigns, their batches and their deliveries.
+
+A delivery has a row only if it did not succeed at the first attempt.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from webapp.core.extensions import Id, Model
 
 BATCH_SIZE = 500
 WINDOW_SIZE = 50
+# Start of `pause_reason` when staff paused the campaign; never translated, because it is stored and compared.
+STAFF_PAUSE_PREFIX = "paused by "  # no translation
 
 
 class Campaign(Model):
@@ -30,11 +35,11 @@ class Campaign(Model):
     html: Mapped[str] = mapped_column(server_default="")
     status: Mapped[str] = mapped_column(server_default="draft")
     pause_reason: Mapped[str | None]
-    # Why no email goes out although the campaign is not paused, for example: the relay can't be reached.
-    trouble: Mapped[str | None]
-    # What happens to an uncertain delivery left by a dead worker: send it again, or hold it for staff to resolve.
+    # Why no email is sent although the campaign is not paused, for example because the relay cannot be reached.
+    delivery_warning: Mapped[str | None] = mapped_column("trouble")
+    # For an uncertain delivery whose worker was killed: resend it, or hold it for staff to resolve.
     uncertain_policy: Mapped[str] = mapped_column(server_default="resend")
-    # When it starts automatically; launched_by has who scheduled it.
+    # When it is launched automatically; launched_by is then who scheduled it.
     scheduled_at: Mapped[datetime | None]
     # Whether it also goes to customers who received an earlier campaign of this kind that was then cancelled.
     mails_again: Mapped[bool] = mapped_column(server_default="false")
@@ -70,7 +75,7 @@ class Campaign(Model):
             unique=True,
             postgresql_where=sql("kind = 'announcement' and cancelled_at is null"),
         ),
-        # One open reminder per offer at a time, from draft until its batches are finished.
+        # One unfinished reminder per offer at a time, from draft until its batches are finished.
         Index(
             "uq_campaign_open_reminder",
             "offer_id",
@@ -81,9 +86,15 @@ class Campaign(Model):
         {"postgresql_with": {"fillfactor": 50}},
     )
 
+    @property
+    def paused_by(self) -> str | None:
+        """The user who paused the campaign; None if nobody did."""
+        reason = self.pause_reason or ""
+        return reason.removeprefix(STAFF_PAUSE_PREFIX) if reason.startswith(STAFF_PAUSE_PREFIX) else None
+
 
 class Batch(Model):
-    """A frozen slice of a campaign's recipients that one worker sends over one connection."""
+    """A fixed part of a campaign's recipients, sent by one worker over one connection."""
 
     __tablename__ = "batch"
     id: Mapped[Id]
@@ -93,7 +104,7 @@ class Batch(Model):
     last_id: Mapped[int] = mapped_column(BigInteger)
     # The customer ids, ascending, as gaps (see `decode_gaps`): 4 kB of ids compress to 2 kB, their gaps to 0.1-1.5 kB.
     gaps: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
-    # Recipients before `window_start` are processed; those up to `window_end` may be being sent now.
+    # Recipients before `window_start` are processed; emails to those up to `window_end` may be being sent now.
     window_start: Mapped[int] = mapped_column(server_default="0")
     window_end: Mapped[int] = mapped_column(server_default="0")
     status: Mapped[str] = mapped_column(server_default="pending")
@@ -122,7 +133,10 @@ def encode_gaps(ids: Iterable[int]) -> list[int]:
 
 
 def decode_gaps(gaps: Iterable[int]) -> list[int]:
-    """Decode the ids that `encode_gaps` encoded. In SQL the k-th id is the sum of the first k gaps."""
+    """Decode the ids that `encode_gaps` encoded.
+
+    In SQL the k-th id is the sum of the first k gaps.
+    """
     return list(accumulate(gaps))
 
 
@@ -142,9 +156,9 @@ class BatchCursor(Model):
 
 
 class SendRateLimit(Model):
-    """The single row that shares the relay's rate limit between all workers: when the next email may be sent.
+    """The single row with the send slots of the rate limit that all workers share.
 
-    Follows the generic cell rate algorithm (ITU-T I.371).
+    `free_at` is when the next email may be sent, by the generic cell rate algorithm (ITU-T I.371).
     """
 
     __tablename__ = "mail_pace"
@@ -155,7 +169,10 @@ class SendRateLimit(Model):
 
 
 class MailIssue(Model):
-    """A delivery that did not succeed at the first attempt. No row means sent, or not attempted yet."""
+    """A delivery that did not succeed at the first attempt.
+
+    No row means sent, or not attempted yet.
+    """
 
     __tablename__ = "mail_issue"
     campaign_id: Mapped[int] = mapped_column(ForeignKey("campaign.id"), primary_key=True)
@@ -170,7 +187,7 @@ class MailIssue(Model):
     # An earlier copy may have arrived. Never reset: such a delivery is never recorded as failed or skipped afterwards.
     doubt: Mapped[bool] = mapped_column(server_default=sql("false"))
     at: Mapped[datetime] = mapped_column(server_default=func.now())
-    # The key for grouping failures: the enhanced status code of the relay's reply (RFC 3463), or our own text.
+    # The key for grouping failures: the enhanced status code of the reply (RFC 3463), or the stored text of Onecode.
     cause: Mapped[str] = mapped_column(
         Computed(
             "case when smtp_code is null then left(text, 60) "

@@ -1,114 +1,21 @@
-"""Queries about campaigns, their progress and their delivery issues."""
+"""Queries for campaigns. Those for their statistics are in `stats_queries`."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from typing import Any
 
 from flask_babel import gettext as _
-from sqlalchemy import Row, select, text
+from sqlalchemy import select, text
 
-from webapp.campaigns import timing
-from webapp.campaigns.models import Campaign, MailIssue
+from webapp.campaigns.models import Campaign
 from webapp.core.errors import NotFound
 from webapp.core.extensions import db
 from webapp.customers.models import AudienceMember, Customer, Suppression
 from webapp.offers.models import Offer
 
-UNSENT_STATES = ("failed", "deferred", "uncertain", "skipped", "left")
-ISSUE_STATES = (*UNSENT_STATES, "sent_later")
-
-# The rate covers this period. A campaign is idle when no window was opened for IDLE_AFTER_SECONDS and no worker renews
-# its lease, and stalled, which needs attention, after STALLED_AFTER_SECONDS.
-RATE_WINDOW_SECONDS = 120
-IDLE_AFTER_SECONDS = 60
-STALLED_AFTER_SECONDS = 180
-# The owner of a batch renews its lease every `timing.LEASE_RENEWAL_INTERVAL` seconds, except while it waits for a slow
-# relay.
-OWNER_SILENT_AFTER_SECONDS = 20
-
-
-@dataclass(frozen=True)
-class IssueCause:
-    """A cause of delivery issues, with the number of deliveries.
-
-    `cause` is the enhanced status code of the relay's reply (empty when it had none), or, when there was no reply, the
-    beginning of our own text.
-    """
-
-    state: str
-    code: int | None
-    cause: str
-    count: int
-
-
-@dataclass(frozen=True)
-class CampaignStats:
-    """The progress of a campaign.
-
-    `rate` is in recipients per second: recent while sending, overall when done. `seconds_left` is derived from it.
-    `idle_seconds` is the time since a sending campaign last opened a window. `resumes_by` is set when a worker has
-    stopped renewing its lease: the latest time at which another worker takes over.
-    """
-
-    total: int = 0
-    sent: int = 0
-    failed: int = 0
-    deferred: int = 0
-    uncertain: int = 0
-    skipped: int = 0
-    left: int = 0
-    rate: float | None = None
-    seconds_left: int | None = None
-    idle_seconds: int | None = None
-    # Whether a worker owns one of its batches; still true for a moment after a pause, until the window is finished.
-    has_active_worker: bool = False
-    resumes_by: datetime | None = None
-    is_overdue: bool = False
-    causes: tuple[IssueCause, ...] = ()
-
-    @property
-    def processed(self) -> int:
-        """Recipients whose delivery has a final state, including uncertain and dismissed ones."""
-        return self.sent + self.failed + self.uncertain + self.skipped + self.left
-
-    @property
-    def waiting(self) -> int:
-        """Recipients without an attempt so far."""
-        return max(0, self.total - self.processed - self.deferred)
-
-    @property
-    def is_stalled(self) -> bool:
-        """Whether recipients remain and no worker is active. One that waits for a slow relay counts as active."""
-        is_idle = self.waiting > 0 and not self.has_active_worker and (self.idle_seconds or 0) >= STALLED_AFTER_SECONDS
-        return self.is_overdue or (is_idle and self.resumes_by is None)
-
-    @property
-    def remaining(self) -> int:
-        """Recipients who may still receive the email without staff action: waiting or deferred."""
-        return self.waiting + self.deferred
-
-
-@dataclass(frozen=True)
-class IssueRow:
-    """A delivery issue of one recipient, with the relay's reply."""
-
-    customer_id: int
-    email: str
-    name: str
-    state: str
-    smtp_code: int | None
-    text: str
-    next_at: datetime | None
-    attempts: int
-    at: datetime
-
 
 def find_campaign(campaign_id: int) -> Campaign | None:
+    """Return the campaign with this id, or None."""
     return db.session.get(Campaign, campaign_id)
 
 
@@ -118,7 +25,7 @@ def list_offer_campaigns(offer_id: int) -> Sequence[Campaign]:
 
 
 def get_offer_names_by_campaign(campaign_ids: Iterable[int | None]) -> dict[int, str]:
-    """Return the offer names of campaigns by campaign id; None among the ids is ignored."""
+    """Return the offer names of campaigns by campaign id; None as an id is ignored."""
     ids = {campaign_id for campaign_id in campaign_ids if campaign_id is not None}
     if not ids:
         return {}
@@ -129,7 +36,10 @@ def get_offer_names_by_campaign(campaign_ids: Iterable[int | None]) -> dict[int,
 
 
 def find_announcement(offer_id: int) -> Campaign | None:
-    """Return the announcement of an offer that is not cancelled, read from the database again."""
+    """Return the announcement of an offer that is not cancelled.
+
+    Its values are read from the database again.
+    """
     return db.session.scalar(
         select(Campaign)
         .where(Campaign.offer_id == offer_id, Campaign.kind == "announcement", Campaign.status != "cancelled")
@@ -153,8 +63,11 @@ def list_campaigns(
     return db.session.scalars(statement).all()
 
 
-def has_mailable_customers(audience_id: int | None) -> bool:
-    """Whether an audience (None: all customers) has a customer who may be emailed. Stops at the first."""
+def has_unsuppressed_customers(audience_id: int | None) -> bool:
+    """Return whether an audience has a customer who is not suppressed.
+
+    :param audience_id: None for all customers.
+    """
     is_suppressed = select(Suppression.email).where(Suppression.email == Customer.email).exists()
     statement = select(Customer.id).where(~is_suppressed, Customer.erased_at.is_(None))
     if audience_id is not None:
@@ -164,197 +77,13 @@ def has_mailable_customers(audience_id: int | None) -> bool:
     return db.session.scalar(statement.limit(1)) is not None
 
 
-_STATS_SQL = text(
-    """
-    select c.id, c.total, c.sending_since, c.sent_before, c.status, c.finished_at, c.trouble, now() as at,
-      coalesce(c.sent_in_batches, s.sent) as sent, s.recent, s.since, s.last,
-      s.is_leased, s.is_heard_of, s.silent_until,
-      extract(epoch from now() - c.launched_at) as age,
-      (
-        select jsonb_agg(jsonb_build_array(x.state, x.smtp_code, x.cause, x.n)) from (
-          -- A retry in progress counts as deferred until its outcome is known.
-          select case when state = 'uncertain' and next_at > now() and c.status <> 'cancelled' then 'deferred'
-            else state end as state, smtp_code, cause, count(*) as n
-          from mail_issue where campaign_id = c.id
-          group by 1, smtp_code, cause
-        ) x
-      ) as issues
-    from campaign c
-    cross join lateral (
-      select
-        coalesce(sum(b.sent + case when k.cursor > b.window_start then
-          k.cursor - b.window_start - (
-            select count(*) from mail_issue i where i.campaign_id = b.campaign_id
-              -- The first id of the window is the sum of the gaps up to it, including its own.
-              and i.customer_id >= (select sum(gap) from unnest(b.gaps[: b.window_start + 1]) gap)
-              and i.customer_id <= (select sum(gap) from unnest(b.gaps[: k.cursor]) gap)
-          ) else 0 end), 0) as sent,
-        sum(coalesce(k.cursor, b.window_start) - r.begin) as recent,
-        min(r.since) as since,
-        max(b.windows[cardinality(b.windows)]) as last,
-        bool_or(b.status = 'sending' and b.lease_until > now()) as is_leased,
-        bool_or(b.status = 'sending' and b.lease_until > now() + cast(:heard as interval)) as is_heard_of,
-        max(b.lease_until) filter (
-          where b.status = 'sending' and b.lease_until <= now() + cast(:heard as interval)
-        ) as silent_until
-      from batch b
-      -- The cursor adds information only while a window is open.
-      left join batch_cursor k on k.batch_id = b.id and k.epoch = b.epoch and b.window_end > b.window_start
-      left join lateral (
-        select min(w.begin) as begin, min(w.at) as since from (
-          select b.windows[n] as begin, b.windows[n + 1] as at
-          from generate_series(1, cardinality(b.windows), 2) as n
-        ) w where w.at >= extract(epoch from now() - c.launched_at) - :recent
-      ) r on b.windows[cardinality(b.windows)] >= extract(epoch from now() - c.launched_at) - :recent
-      -- A finished campaign stores its total in sent_in_batches.
-      where b.campaign_id = c.id and c.sent_in_batches is null
-    ) s
-    where c.id = any(:ids)
-    """
-)
-
-
-def get_campaign_stats(campaign_id: int) -> CampaignStats:
-    """Compute the progress of a campaign from its batches and delivery issues."""
-    return get_stats_by_campaign([campaign_id]).get(campaign_id, CampaignStats())
-
-
-def get_stats_by_campaign(campaign_ids: Sequence[int]) -> dict[int, CampaignStats]:
-    """Compute `get_campaign_stats` of several campaigns at once."""
-    margin = timedelta(seconds=timing.LEASE_DURATION - OWNER_SILENT_AFTER_SECONDS)
-    rows = db.session.execute(_STATS_SQL, {"ids": list(campaign_ids), "recent": RATE_WINDOW_SECONDS, "heard": margin})
-    return {row.id: _stats_from_row(row) for row in rows}
-
-
-def _stats_from_row(row: Row[Any]) -> CampaignStats:
-    causes = sorted((IssueCause(*values) for values in row.issues or ()), key=lambda cause: -cause.count)
-    counts: Counter[str] = Counter()
-    for cause in causes:
-        counts[cause.state] += cause.count
-    if row.status == "cancelled":
-        # The sweep will record them as skipped.
-        counts["skipped"] += counts.pop("deferred", 0)
-    sent = int(row.sent) + counts["sent_later"]
-    stats = CampaignStats(
-        row.total,
-        sent,
-        counts["failed"],
-        counts["deferred"],
-        counts["uncertain"],
-        counts["skipped"],
-        counts["left"],
-        causes=tuple(causes),
-    )
-    is_sending = row.status == "sending"
-    idle = None
-    if is_sending and row.sending_since is not None:
-        # Window times are whole seconds since the launch; the idle time can't exceed the time since sending began.
-        elapsed = (row.at - row.sending_since).total_seconds()
-        idle = max(0, round(elapsed if row.last is None else min(elapsed, float(row.age) - row.last)))
-    resumes_by = _resumes_by(row.silent_until) if is_sending and row.silent_until and not row.trouble else None
-    rate = _send_rate(row, sent, idle)
-    waiting = stats.waiting if is_sending else 0
-    return replace(
-        stats,
-        rate=rate,
-        seconds_left=math.ceil(waiting / rate) if rate and waiting else None,
-        idle_seconds=idle,
-        has_active_worker=bool(row.is_leased),
-        resumes_by=resumes_by if resumes_by and resumes_by >= row.at else None,
-        is_overdue=resumes_by is not None and resumes_by < row.at,
-    )
-
-
-def _resumes_by(lease_until: datetime) -> datetime:
-    """Return the latest time at which another worker takes over a batch, rounded down to a minute for display.
-
-    Expired leases are looked for every minute.
-    """
-    return (lease_until + timedelta(minutes=2)).replace(second=0, microsecond=0)
-
-
-def _send_rate(row: Row[Any], sent: int, idle: int | None) -> float | None:
-    """Compute recipients per second from the recent windows; without recent windows, since sending last started.
-
-    None when there is no progress.
-    """
-    if row.status == "sending" and _is_idle(row, idle):
-        return None
-    if row.status == "sending" and row.recent:
-        return float(row.recent) / max(1.0, float(row.age) - float(row.since))
-    if row.status not in ("sending", "done") or row.sending_since is None or sent <= row.sent_before:
-        return None
-    until = row.finished_at or row.at
-    seconds: float = (until - row.sending_since).total_seconds()
-    return float(sent - row.sent_before) / max(1.0, seconds)
-
-
-def _is_idle(row: Row[Any], idle: int | None) -> bool:
-    """Whether nothing is being sent: the relay is unavailable, or no worker renews its lease."""
-    if row.trouble:
-        return True
-    return not row.is_heard_of and (row.silent_until is not None or (idle or 0) >= IDLE_AFTER_SECONDS)
-
-
-def list_issues(
-    campaign_id: int, states: Sequence[str] = ISSUE_STATES, after: int = 0, limit: int = 50
-) -> Sequence[IssueRow]:
-    """Return delivery issues ordered by customer id; one more than `limit` when there are more."""
-    rows = db.session.execute(
-        select(
-            MailIssue.customer_id,
-            Customer.email_as_given,
-            Customer.name,
-            MailIssue.state,
-            MailIssue.smtp_code,
-            MailIssue.text,
-            MailIssue.next_at,
-            MailIssue.attempts,
-            MailIssue.at,
-        )
-        .join(Customer, Customer.id == MailIssue.customer_id)
-        .where(MailIssue.campaign_id == campaign_id, MailIssue.state.in_(states), MailIssue.customer_id > after)
-        .order_by(MailIssue.customer_id)
-        .limit(limit + 1)
-    )
-    return [IssueRow(*row) for row in rows]
-
-
-_EXAMPLE_REPLIES_SQL = text(
-    """
-    select coalesce(
-      (select i.text from mail_issue i where i.campaign_id = :campaign and i.state = x.state and i.smtp_code = x.code
-        and i.cause = x.cause order by i.customer_id limit 1),
-      (select i.text from mail_issue i where i.campaign_id = :campaign and i.state = x.state and x.code is null
-        and i.smtp_code is null and i.cause = x.cause order by i.customer_id limit 1),
-      -- All deliveries of this cause are being retried now.
-      (select i.text from mail_issue i where i.campaign_id = :campaign and i.state = 'uncertain'
-        and x.state = 'deferred' and i.smtp_code is not distinct from x.code and i.cause = x.cause limit 1),
-      '')
-    from unnest(cast(:states as text[]), cast(:codes as int[]), cast(:causes as text[]))
-      with ordinality as x(state, code, cause, n)
-    order by x.n
-    """
-)
-
-
-def list_example_replies(campaign_id: int, causes: Sequence[IssueCause]) -> list[str]:
-    """Return one example reply of the relay per cause."""
-    values = {
-        "states": [cause.state for cause in causes],
-        "codes": [cause.code for cause in causes],
-        "causes": [cause.cause for cause in causes],
-    }
-    return list(db.session.scalars(_EXAMPLE_REPLIES_SQL, {"campaign": campaign_id, **values})) if causes else []
-
-
 def list_preparing_campaign_ids() -> Sequence[int]:
-    """Return the ids of campaigns whose audience is not completely split into batches yet."""
+    """Return the ids of campaigns that are being prepared."""
     return db.session.scalars(select(Campaign.id).where(Campaign.status == "preparing")).all()
 
 
 def has_pending_sends() -> bool:
-    """Whether a sender would find something to send now."""
+    """Return whether a sender would find emails to send now."""
     return bool(db.session.execute(_HAS_PENDING_SENDS_SQL).scalar())
 
 
@@ -374,7 +103,10 @@ _HAS_PENDING_SENDS_SQL = text(
 
 
 def seconds_until_next_batch() -> float | None:
-    """Return the seconds until the next lease expires or the next delayed batch is due; None if over a minute."""
+    """Return the seconds until the next batch can be claimed; None if over a minute.
+
+    That is when the next lease expires or the next delayed batch is due.
+    """
     seconds = db.session.execute(
         text(
             """
@@ -409,7 +141,10 @@ _COUNT_UNRESOLVED_SQL = text(f"select count(*) {_UNRESOLVED_SQL} and i.campaign_
 
 
 def list_unresolved_by_campaign() -> list[tuple[Campaign, int]]:
-    """Return campaigns with uncertain deliveries that staff have to resolve, with their number; newest first."""
+    """Return campaigns with unresolved uncertain deliveries and their number.
+
+    Staff have to resolve them. The newest campaign comes first.
+    """
     counts = {row.campaign_id: int(row.n) for row in db.session.execute(_UNRESOLVED_BY_CAMPAIGN_SQL)}
     campaigns = db.session.scalars(select(Campaign).where(Campaign.id.in_(counts)).order_by(Campaign.id.desc()))
     return [(campaign, counts[campaign.id]) for campaign in campaigns]
@@ -420,17 +155,19 @@ def count_unresolved(campaign_id: int) -> int:
     return int(db.session.execute(_COUNT_UNRESOLVED_SQL, {"campaign": campaign_id}).scalar_one())
 
 
-def has_active_campaign() -> bool:
-    """Whether a campaign is in progress, so that its figures change."""
+def has_campaign_in_progress() -> bool:
+    """Return whether a campaign is being prepared or sent, so that its figures change."""
     statement = select(Campaign.id).where(Campaign.status.in_(("preparing", "sending")))
     return db.session.scalar(statement.limit(1)) is not None
 
 
 def list_campaigns_needing_attention() -> Sequence[Campaign]:
-    """Return campaigns that need staff attention: paused, or unable to reach the relay."""
+    """Return campaigns that are paused or have a delivery warning."""
     return db.session.scalars(
         select(Campaign)
-        .where((Campaign.status == "paused") | (Campaign.trouble.is_not(None) & (Campaign.status == "sending")))
+        .where(
+            (Campaign.status == "paused") | (Campaign.delivery_warning.is_not(None) & (Campaign.status == "sending"))
+        )
         .order_by(Campaign.id.desc())
         .limit(20)
     ).all()
@@ -443,12 +180,15 @@ def get_campaign(campaign_id: int) -> Campaign:
     """
     campaign = db.session.get(Campaign, campaign_id, populate_existing=True)
     if campaign is None:
-        raise NotFound(_("There is no such campaign."))
+        raise NotFound(_("This campaign does not exist."))
     return campaign
 
 
-def find_open_campaign(offer_id: int, kind: str) -> Campaign | None:
-    """Return the current campaign of a kind: the announcement, or the reminder that is not finished yet."""
+def find_current_campaign(offer_id: int, kind: str) -> Campaign | None:
+    """Return the announcement of an offer, or its reminder that is not finished.
+
+    A cancelled campaign is not returned.
+    """
     statement = select(Campaign).where(
         Campaign.offer_id == offer_id, Campaign.kind == kind, Campaign.cancelled_at.is_(None)
     )

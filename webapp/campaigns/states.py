@@ -1,4 +1,4 @@
-"""The status of a campaign as a sentence, and the rule that an action needs certain statuses."""
+"""Check the status of a campaign before an action; the statuses as sentences."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ STATUS_SENTENCES = {
 }
 
 
-def require_status(campaign: Campaign, statuses: tuple[str, ...], consequence: str) -> None:
-    """Require that a campaign has one of several statuses; otherwise roll back and raise.
+def require_status(campaign: Campaign, statuses: tuple[str, ...], refusal: str) -> None:
+    """Require that a campaign has one of several statuses.
 
-    :param consequence: a translated sentence that follows that of the status, such as "It can't be paused."
-    :raises DomainError: `conflict`, with the current status and the consequence.
+    :param refusal: a translated sentence that follows that of the status, such as "It can't be paused."
+    :raises DomainError: `conflict`, with the current status and the refusal; the transaction is then rolled back.
     """
     if campaign.status not in statuses:
         db.session.rollback()
-        raise DomainError("conflict", " ".join((str(STATUS_SENTENCES[campaign.status]), consequence)))
+        raise DomainError("conflict", " ".join((str(STATUS_SENTENCES[campaign.status]), refusal)))

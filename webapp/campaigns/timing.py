@@ -12,7 +12,7 @@ from webapp.mail.timeouts import BODY_TIMEOUT, REPLY_TIMEOUT
 
 LEASE_DURATION = 90.0
 LEASE_RENEWAL_INTERVAL = 5.0
-# How long PostgreSQL may take to confirm a cursor move before the connection counts as lost.
+# Time after which a cursor move that PostgreSQL has not confirmed counts as failed, and its connection as lost.
 CURSOR_TIMEOUT = 10.0
 # Grace period of a stopping worker: the current email, plus some time to shut down. It is killed after that.
 SHUTDOWN_TIMEOUT = BODY_TIMEOUT + REPLY_TIMEOUT + CURSOR_TIMEOUT + 5.0
@@ -21,9 +21,9 @@ SHUTDOWN_TIMEOUT = BODY_TIMEOUT + REPLY_TIMEOUT + CURSOR_TIMEOUT + 5.0
 SENDER_TIME_LIMIT = 60.0
 # Delays before each reconnect for one recipient after a broken connection; three attempts in total.
 RECONNECT_DELAYS = (1.0, 3.0, 0.0)
-# How often an unavailable relay is probed.
+# Time between two attempts to connect to an unavailable relay.
 RELAY_PROBE_INTERVAL = 5.0
-# How long a batch is delayed when its emails break several connections in a row.
+# Delay of a batch whose emails break several connections in a row.
 BATCH_RETRY_DELAY = 60.0
 
 # Delays before the retries of a deferred email.

@@ -1,4 +1,7 @@
-"""Write small files atomically: a file is complete or absent, even if the process is killed during the write."""
+"""Write small files atomically.
+
+A file is complete or absent, even if the process is killed during the write.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ def read_or_create(path: Path, text: str) -> str:
 
 
 def _write_temporary(path: Path, text: str) -> Path:
-    """Write and fsync the text to a uniquely named file in the same folder; return its path."""
+    """Write and fsync a uniquely named file in the same folder; return its path."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -62,13 +65,19 @@ _DISK_FULL_TEXT = "No space left on device"  # no translation
 
 
 def is_environment_error(error: OSError, folder: Path) -> bool:
-    """Return whether an error is caused by the environment (disk, permissions, `folder`) and not by a bug."""
+    """Return whether an error is caused by the environment and not by a bug.
+
+    The environment is the disk, the permissions and `folder`.
+    """
     is_in_folder = isinstance(error.filename, str | Path) and Path(error.filename).is_relative_to(folder)
     return error.errno in _ENVIRONMENT_ERRNOS or is_in_folder or _DISK_FULL_TEXT in str(error)
 
 
 def explain_os_error(error: OSError, folder: Path) -> str:
-    """Return one line about a file in `folder` that could not be written or read, with what to do about it."""
+    """Return one line about a file in `folder` that could not be written or read.
+
+    The line says what to do about it.
+    """
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent

@@ -30,7 +30,10 @@ class CoalescingTimeout(Exception):
 
 
 class _Waiter(Generic[Item, Result]):
-    """A submitted item and its thread. `wake_lock` is released once: when there is a result, or to become leader."""
+    """A submitted item and its thread.
+
+    `wake_lock` is released once: when there is a result, or to become leader.
+    """
 
     __slots__ = ("after", "error", "has_left", "item", "next_waiter", "results", "wake_lock")
 
@@ -85,7 +88,10 @@ class Coalescer(Generic[Item, Result]):
         return waiter.results[0]
 
     def _run_group(self) -> None:
-        """Process all waiting items, up to the maximum group size, then appoint the next leader and deliver results."""
+        """Process the waiting items, up to the maximum group size.
+
+        Then deliver their results and appoint the next leader.
+        """
         with self._lock:
             group = [self._waiters.popleft() for _ in range(min(len(self._waiters), self._max_group_size))]
         results: Sequence[Result] = ()
@@ -101,14 +107,15 @@ class Coalescer(Generic[Item, Result]):
     def _deliver_results(
         self, group: list[_Waiter[Item, Result]], results: Sequence[Result], error: BaseException | None
     ) -> None:
-        """Wake the next leader and the first waiter that has a result, which wakes the second, and so on.
+        """Wake the next leader and the first waiter that has a result.
 
-        Waking all of them at the same time would only make them compete for the interpreter lock.
+        That waiter wakes the second, and so on. Waking all of them at the same time would only make them compete for
+        the interpreter lock.
         """
         with self._lock:
-            for n, waiter in enumerate(group):
+            for index, waiter in enumerate(group):
                 if error is None:
-                    waiter.results.append(results[n])
+                    waiter.results.append(results[index])
                 waiter.error = error
             remaining = [waiter for waiter in group if not waiter.has_left]
             for waiter, following in pairwise(remaining):
@@ -119,7 +126,7 @@ class Coalescer(Generic[Item, Result]):
                 self._has_leader = False
 
     def _abandon(self, waiter: _Waiter[Item, Result]) -> None:
-        """Stop waiting, unless the waiter was woken at this very moment.
+        """Stop waiting, unless the waiter has been woken concurrently.
 
         :raises CoalescingTimeout: unless it was.
         """

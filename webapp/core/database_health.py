@@ -1,9 +1,9 @@
-"""Detect and log database outages: one log line when an outage starts, one when the database has recovered.
+"""Detect and log database outages.
 
-During an outage at most one rejected request per second is logged. The database counts as recovered as soon as a
-connection of the pool answers. If only a single connection was terminated (the queue has its own), both lines follow
-each other immediately. Other connections that were terminated in the same outage may be noticed up to a minute later;
-these are not logged again.
+One line is logged when an outage starts, and one when the database has recovered. During an outage at most one rejected
+request per second is logged. The database counts as recovered as soon as a connection of the pool works. If only a
+single connection was terminated (the queue has its own), both lines follow each other immediately. Other connections
+that were terminated in the same outage may be noticed up to a minute later; these are not logged again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DISCONNECT_SQLSTATES = ("08", "57P01", "57P02", "57P03", "53300")
 _CLOSED_PATTERN = re.compile("(connection|cursor) is closed|already in progress")
 
 _CONNECT_FAILED_PATTERN = re.compile("connection failed|connection timeout")
-# For how many seconds after an outage connections may turn up that it terminated.
+# Seconds after an outage during which the pool may still contain terminated connections.
 STALE_CONNECTION_SECONDS = 60
 
 _lock = threading.Lock()
@@ -41,8 +41,11 @@ _last_logged_at = 0.0
 _unlogged_requests = 0
 
 
-def detect_outage(error: BaseException | None) -> bool:
-    """Return whether an error means that the database is unavailable; log the start of the outage and its reason."""
+def report_if_outage(error: BaseException | None) -> bool:
+    """Return whether an error means that the database is unavailable.
+
+    The first such error starts an outage, which is logged with its reason.
+    """
     global _outage_started_at
     cause = error.orig if isinstance(error, DBAPIError) else error
     if not isinstance(cause, (psycopg.OperationalError, psycopg.InterfaceError)):
@@ -57,10 +60,22 @@ def detect_outage(error: BaseException | None) -> bool:
         is_first, _outage_started_at = _outage_started_at is None, _outage_started_at or time.monotonic()
     if is_first:
         log.error(
-            "the database is unavailable or closed a connection; retrying until it answers: %s",
+            "database unavailable or connection closed, retrying: %s",
             explain_connection_error(cause),
         )
     return True
+
+
+def is_connection_lost(error: psycopg.Error) -> bool:
+    """Return whether the server or the network ended an open connection.
+
+    A new connection may work at once.
+    """
+    return (
+        isinstance(error, psycopg.OperationalError)
+        and (not error.sqlstate or error.sqlstate.startswith(("08", "57P01", "57P02")))
+        and not _CONNECT_FAILED_PATTERN.match(str(error))
+    )
 
 
 def _is_recently_recovered() -> bool:
@@ -79,11 +94,12 @@ def mark_recovered() -> None:
 
 
 def is_database_unavailable() -> bool:
+    """Return whether there is an outage."""
     return _outage_started_at is not None
 
 
 def should_log_rejected_request() -> bool:
-    """Return whether to log a request that was rejected because of the outage: one per second."""
+    """Return whether to log a request that the outage has rejected: one per second."""
     global _last_logged_at, _unlogged_requests
     with _lock:
         if _outage_started_at is None or time.monotonic() - _last_logged_at >= 1:
@@ -95,7 +111,10 @@ def should_log_rejected_request() -> bool:
 
 @event.listens_for(Engine, "checkout")
 def _on_connection_checkout(*connection: object) -> None:
-    """End the outage: a connection that leaves the pool is new or has just passed its pre-ping."""
+    """End the outage.
+
+    A connection that leaves the pool is new or has just passed its pre-ping.
+    """
     if _outage_started_at is not None:
         mark_recovered()
 
@@ -145,7 +164,7 @@ CONNECTION_ERROR_HINTS = (
 
 
 def explain_connection_error(error: psycopg.Error) -> str:
-    """Return one line about a failed connection with what to do about it; never a password."""
+    """Return one line about a failed connection and its remedy; never a password."""
     message = " ".join(str(error).split())
     for pattern, hint in CONNECTION_ERROR_HINTS:
         if match := re.search(pattern, message):

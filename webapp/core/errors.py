@@ -1,4 +1,7 @@
-"""Exceptions for violated rules and invalid input. Each interface (staff, public, API) renders them in its own way."""
+"""Exceptions for violated rules and invalid input.
+
+Each interface (staff, public, API) renders them in its own way.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,11 @@ from flask_babel import gettext as _
 
 @dataclass(frozen=True)
 class FieldError:
-    """An error of one field: `field` is its name in the form or JSON body (dotted when nested)."""
+    """An error of one field.
+
+    :param field: name of the field in the form or JSON body (dotted when nested).
+    :param key: stable error code for programs, from the list in docs/api.md.
+    """
 
     field: str
     key: str
@@ -20,7 +27,7 @@ class DomainError(Exception):
     """A rule of the domain does not allow the action.
 
     :param key: stable error code for programs, from the list in docs/api.md.
-    :param message: a sentence for people that says what to do next; a lazy text is translated immediately.
+    :param message: a human-readable sentence that says what to do next; a lazy text is translated immediately.
     :param status: HTTP status of the response.
     :param field: the input field that the error is about, if any.
     """

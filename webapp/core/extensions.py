@@ -18,7 +18,10 @@ from sqlalchemy.orm import DeclarativeBase, mapped_column, registry
 
 
 class Base(DeclarativeBase):
-    """Base of all models. Every constraint gets a name, so that a migration can drop it."""
+    """Base of all models.
+
+    Every constraint gets a name, so that a migration can drop it.
+    """
 
     registry = registry(
         metadata=MetaData(

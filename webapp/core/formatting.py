@@ -1,4 +1,4 @@
-"""Format numbers, money, dates and times for people and machines."""
+"""Format numbers, money, dates and times."""
 
 from __future__ import annotations
 
@@ -45,56 +45,73 @@ _RIGHT_TO_LEFT_PATTERN = re.compile(
 
 
 def format_number(value: float | Decimal, locale: str = "en") -> str:
-    """1234567 -> 1,234,567"""
+    """Format a number with thousands separators, such as 1,234,567."""
     return numbers.format_decimal(value, locale=locale)
 
 
 def format_share(value: float, locale: str = "en") -> str:
-    """0.125 -> 12.5%. A value above 0 is never shown as 0%, but as <0.1%."""
+    """Format a fraction as a percentage, such as 12.5% for 0.125.
+
+    Values above 0 are shown as at least <0.1%.
+    """
     if 0 < value <= 0.0005:
         return "<" + format_share(0.001, locale)
     return numbers.format_percent(value, format="#,##0.#%", locale=locale)
 
 
 def format_money(minor: int, currency: str, locale: str = "en") -> str:
-    """500, EUR -> €5.00. Minor units are those of ISO 4217: the yen has none, the dinar a thousand."""
-    exact = Decimal(minor).scaleb(-numbers.get_currency_precision(currency))
-    return _localise_digits(numbers.format_currency(exact, currency, locale=locale, numbering_system="default"), locale)
+    """Format an amount in minor units, such as €5.00 for 500 EUR.
+
+    Minor units are those of ISO 4217: the yen has none, the dinar a thousand.
+    """
+    amount = Decimal(minor).scaleb(-numbers.get_currency_precision(currency))
+    return _localise_digits(
+        numbers.format_currency(amount, currency, locale=locale, numbering_system="default"), locale
+    )
 
 
 @lru_cache(1000)
 def format_discount(value: Discount, locale: str = "en") -> str:
-    """25% or €5.00"""
+    """Format a discount, such as 25% or €5.00."""
     if value.type == "percent" and value.percent is not None:
         return format_percent(value.percent, locale)
     return format_money(value.amount or 0, value.currency or "EUR", locale)
 
 
 def format_percent(value: Decimal, locale: str = "en") -> str:
-    """12.5 -> 12.5%, with the percent sign placed as in the language."""
+    """Format a percentage, such as 12.5%.
+
+    The percent sign is placed as in the language.
+    """
     pattern = re.sub(r"0(?=[^0-9#.,]*$)", "0.##", Locale.parse(locale).percent_formats[None].pattern.split(";")[0])
     text = numbers.format_percent(value / 100, format=pattern, locale=locale, numbering_system="default")
     return _localise_digits(text, locale)
 
 
 def format_customer_datetime(value: datetime, zone: str, locale: str) -> str:
-    """3 May 2026, 12:00 CEST, for customers: with the pattern and digits of the locale, as `format_last_day`."""
+    """Format a time for customers, such as 3 May 2026, 12:00 CEST.
+
+    It has the pattern and the digits of the locale, as in `format_last_day`.
+    """
     local = value.astimezone(ZoneInfo(zone))
     return f"{_format_day_and_time(local, locale)} {local.tzname()}"  # no translation
 
 
 def format_day(value: datetime, zone: str = "UTC", locale: str = "en") -> str:
-    """31 May 2026: the date of a time in a time zone."""
+    """Format the date of a time in a time zone, such as 31 May 2026."""
     return _format_local_date(value.astimezone(ZoneInfo(zone)).date(), locale)
 
 
 def format_date(value: date) -> str:
-    """31 May 2026: a date without a time zone."""
+    """Format a date without a time zone, such as 31 May 2026."""
     return _format_local_date(value, "en")
 
 
 def format_last_day(ends_at: datetime, zone: str, locale: str = "en") -> str:
-    """The last day (or minute) of a half-open window: a window that ends at midnight ends "on 31 May" for people."""
+    """Format the last day (or minute) of a half-open window.
+
+    A window that ends at the midnight after 31 May is shown as ending on 31 May.
+    """
     local = ends_at.astimezone(ZoneInfo(zone))
     if local.hour == local.minute == local.second == 0:
         return _format_local_date(local.date() - _ONE_DAY, locale)
@@ -113,32 +130,38 @@ def _format_day_and_time(local: datetime, locale: str) -> str:
 
 @lru_cache(1000)
 def _format_local_date(value: date, locale: str) -> str:
-    # Babel takes plain "en" for American English. Our other dates have the day first, as in most English locales.
+    # Babel takes plain "en" for American English. The other dates have the day first, as in most English locales.
     return _localise_digits(dates.format_date(value, "long", locale="en_001" if locale == "en" else locale), locale)
 
 
 def _localise_digits(text: str, locale: str) -> str:
-    """Replace the digits and the percent sign by those that CLDR specifies for the locale."""
+    """Replace the digits and the percent sign by those of the locale (CLDR)."""
     parsed = Locale.parse(locale)
     system = parsed.default_numbering_system
     zero = _ZERO_DIGITS.get(system)
     if zero is None:
         return text
     sign = parsed.number_symbols.get(system, {}).get("percentSign", "%")
-    return text.translate({ord("0") + n: chr(zero + n) for n in range(10)}).replace("%", str(sign))
+    return text.translate({ord("0") + digit: chr(zero + digit) for digit in range(10)}).replace("%", str(sign))
 
 
 def bidi_isolate(text: str) -> str:
-    """Isolate a value that contains right-to-left text, so that it does not reorder the text around it (UAX 9)."""
+    """Isolate a value that contains right-to-left text (UAX 9).
+
+    It then does not reorder the text around it.
+    """
     text = str(text)
     if not _RIGHT_TO_LEFT_PATTERN.search(text):
         return text
-    # An email address is displayed left to right, whatever its first letters are.
+    # An email address is always displayed left to right.
     return f"\u2066{text}\u2069" if "@" in text else f"\u2068{text}\u2069"
 
 
 def mask_email(email: str) -> str:
-    """a…a@example.com: enough for the owner to recognise the address."""
+    """Mask the local part of an email address, such as a…a@example.com.
+
+    The owner can still recognise the address.
+    """
     local, _, domain = email.rpartition("@")
     if not local:
         # The hashed address of an erased customer needs no masking.
@@ -147,7 +170,7 @@ def mask_email(email: str) -> str:
 
 
 def format_datetime(value: datetime | None, zone: str) -> str:
-    """3 May 2026, 12:00 CEST: a time in a time zone; a dash for None."""
+    """Format a time in a time zone, such as 3 May 2026, 12:00 CEST; a dash for None."""
     if value is None:
         return "–"
     local = value.astimezone(ZoneInfo(zone))

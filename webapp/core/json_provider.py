@@ -1,4 +1,4 @@
-"""The app's JSON provider: strict parsing (RFC 8259, RFC 7493) and fast serialisation."""
+"""The JSON provider of the app: strict parsing and fast serialisation."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from flask_babel.speaklater import LazyString
 
 
 class JsonProvider(DefaultJSONProvider):
-    """Parses only unambiguous JSON, and serialises with pydantic, several times faster than the standard library.
+    """Parses only unambiguous JSON (RFC 8259, RFC 7493); serialises with pydantic.
 
-    Text that is not UTF-8, objects with a duplicate name, NaN and Infinity are rejected, since parsers disagree on what
-    they mean.
+    Pydantic is several times faster than the standard library. Text that is not UTF-8, objects with a duplicate name,
+    NaN and Infinity are rejected, since parsers disagree on what they mean.
     """
 
     def loads(self, s: str | bytes, **kwargs: Any) -> Any:

@@ -29,8 +29,16 @@ class LocalDateTime:
 @cache
 def list_time_zones() -> tuple[str, ...]:
     """Return the time zones to choose from: UTC and those named after places, sorted."""
-    named = (name for name in available_timezones() if "/" in name and not name.startswith(("Etc/", "SystemV/", "US/")))
-    return ("UTC", *sorted(named))
+    region_names = (
+        name for name in available_timezones() if "/" in name and not name.startswith(("Etc/", "SystemV/", "US/"))
+    )
+    return ("UTC", *sorted(region_names))
+
+
+@cache
+def _known_time_zones() -> frozenset[str]:
+    # `localtime` is the zone of this machine; PostgreSQL does not know it.
+    return frozenset(available_timezones() - {"localtime", "posixrules", "Factory"})
 
 
 def parse_time_zone(name: str) -> ZoneInfo:
@@ -39,8 +47,7 @@ def parse_time_zone(name: str) -> ZoneInfo:
     :raises InvalidInput: `time_zone_unknown`.
     """
     try:
-        # `localtime` is the zone of this machine; PostgreSQL does not know it.
-        if name in available_timezones() - {"localtime", "posixrules", "Factory"}:
+        if name in _known_time_zones():
             return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError):
         pass
@@ -48,7 +55,7 @@ def parse_time_zone(name: str) -> ZoneInfo:
 
 
 def window_start(local: LocalDateTime, time_zone: ZoneInfo) -> datetime:
-    """Return the start of a window in UTC: the given time, or the start of the day.
+    """Return the start of a window in UTC: its time, or the start of its day.
 
     :raises InvalidInput: see `local_to_utc`.
     """
@@ -58,7 +65,7 @@ def window_start(local: LocalDateTime, time_zone: ZoneInfo) -> datetime:
 
 
 def window_end(local: LocalDateTime, time_zone: ZoneInfo) -> datetime:
-    """Return the end of a window in UTC: the given time, or the midnight that ends the day.
+    """Return the end of a window in UTC: its time, or the midnight that ends the day.
 
     :raises InvalidInput: `time_out_of_range` for the last day of the calendar; see also `local_to_utc`.
     """
@@ -70,7 +77,10 @@ def window_end(local: LocalDateTime, time_zone: ZoneInfo) -> datetime:
 
 
 def start_of_day(day: date, time_zone: ZoneInfo) -> datetime:
-    """Return the start of a day in UTC. Where clocks go forward at midnight, that is the moment of the change."""
+    """Return the start of a day in UTC.
+
+    Where clocks go forward at midnight, that is the moment of the change.
+    """
     return _to_utc_with_fold(datetime.combine(day, MIDNIGHT), time_zone, 0)
 
 
@@ -104,7 +114,10 @@ def local_to_utc(local: LocalDateTime, time_zone: ZoneInfo, field: str) -> datet
 
 
 def utc_to_local(at: datetime, time_zone: ZoneInfo, *, is_window_end: bool = False) -> LocalDateTime:
-    """Convert a time to the local date and time that `window_start` (or `window_end`) converts back to it."""
+    """Convert a time to a local date and time.
+
+    `window_start`, or `window_end` if `is_window_end`, converts it back to the same time.
+    """
     local = at.astimezone(time_zone)
     if local.time() == MIDNIGHT and _to_utc_with_fold(local.replace(tzinfo=None), time_zone, 0) == at:
         return LocalDateTime(local.date() - timedelta(days=1) if is_window_end else local.date())

@@ -52,7 +52,7 @@ def log_context(**fields: object) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # For the code outside the block that logs the exception.
+        # Read by code outside the block that logs the exception.
         error.__dict__.setdefault("log_context", _context.get())
         raise
     finally:
@@ -84,7 +84,8 @@ def log_slow_or_failed_request(response: Response, started_at: float | None) -> 
 
     The line has the URL rule and not the URL, which may contain an email address, and nothing of the request's body.
 
-    :param started_at: when the request started, by `time.perf_counter`; None when it was rejected before our hooks ran.
+    :param started_at: when the request started, by `time.perf_counter`; None when it was rejected before the request
+        hooks ran.
     """
     seconds = time.perf_counter() - started_at if started_at else 0.0
     if response.status_code < 500 and seconds < SLOW_REQUEST_SECONDS:
@@ -97,11 +98,14 @@ def log_slow_or_failed_request(response: Response, started_at: float | None) -> 
         return
     route = request.url_rule.rule if request.url_rule else "no route"
     fields = {"method": request.method, "route": route, "status": response.status_code, "ms": round(seconds * 1000)}
-    log.warning("%(method)s %(route)s: %(status)d after %(ms)d ms", fields, extra=fields)
+    log.warning("request failed or slow: %(method)s %(route)s: %(status)d after %(ms)d ms", fields, extra=fields)
 
 
 def redact_personal_data(line: str) -> str:
-    """Return a line or a traceback without email addresses and without row contents quoted by PostgreSQL."""
+    """Return a line or a traceback without personal data.
+
+    Email addresses and row contents quoted by PostgreSQL are removed.
+    """
     if "@" in line or "%40" in line:
         line = _EMAIL_PATTERN.sub("…", line)
     return _POSTGRESQL_DETAIL_PATTERN.sub(r"\1: …\n", line) if ": " in line else line
@@ -120,8 +124,8 @@ def _add_context(record: logging.LogRecord) -> bool:
 def _filter_huey_noise(record: logging.LogRecord) -> bool:
     if not record.name.startswith("huey"):
         return True
-    # Each thread of the worker polls a database that is unavailable again and again.
-    if record.exc_info and database_health.detect_outage(record.exc_info[1]):
+    # Each thread of the worker keeps polling a database that is unavailable.
+    if record.exc_info and database_health.report_if_outage(record.exc_info[1]):
         return False
     # `task_queue` has logged the failed task already, with its context.
     return not (record.exc_info and getattr(record.exc_info[1], "is_logged", False))
@@ -132,7 +136,7 @@ def _format_time(record: logging.LogRecord) -> str:
 
 
 class _TextFormatter(logging.Formatter):
-    """For people: `2026-03-01T09:00:00.000Z INFO webapp.worker started … [task=campaigns.send]`."""
+    """Text format: `2026-03-01T09:00:00.000Z INFO webapp.worker started … [task=…]`."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -153,7 +157,7 @@ class _TextFormatter(logging.Formatter):
 
 
 class _JsonLineFormatter(JsonFormatter):
-    """For programs: one JSON object per line, with the message and the context as fields."""
+    """JSON format: one object per line, with the message and the context as fields."""
 
     def __init__(self) -> None:
         names = {"asctime": "time", "levelname": "level", "name": "logger", "exc_info": "traceback"}

@@ -1,4 +1,4 @@
-"""Discounts: a percentage or an amount in minor units of a currency (ISO 4217)."""
+"""Discounts: a percentage, or an amount in minor units of a currency."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from webapp.core.errors import FieldError, InvalidInput
 
 @dataclass(frozen=True)
 class Discount:
-    """Either `percent` of an order (two decimals) or a fixed `amount` in minor units of `currency` (ISO 4217)."""
+    """A percentage of an order, or a fixed amount.
+
+    :param percent: the percentage, with at most two decimals.
+    :param amount: the amount in minor units of `currency` (ISO 4217).
+    """
 
     type: Literal["percent", "amount"]
     percent: Decimal | None = None
@@ -21,13 +25,14 @@ class Discount:
     currency: str | None = None
 
     def amount_off(self, amount: int, currency: str) -> int:
-        """Return the discount on an order of `amount` minor units, rounded half up and at most `amount`.
+        """Return the discount on an order, rounded half up and at most its amount.
 
+        :param amount: the amount of the order in minor units.
         :raises InvalidInput: `currency_mismatch` when a fixed amount is in another currency than the order.
         """
         if self.type == "percent" and self.percent is not None:
-            exact = Decimal(amount) * self.percent / 100
-            return min(amount, int(exact.quantize(Decimal(1), ROUND_HALF_UP)))
+            unrounded = Decimal(amount) * self.percent / 100
+            return min(amount, int(unrounded.quantize(Decimal(1), ROUND_HALF_UP)))
         if self.currency != currency:
             message = _("This offer is for orders in %(currency)s.", currency=self.currency)
             raise InvalidInput(FieldError("order.currency", "currency_mismatch", message))

@@ -12,31 +12,35 @@ from flask_babel import gettext as _
 from webapp.core.errors import FieldError, InvalidInput
 
 
-def encode_cursor(*position: int) -> str:
-    """Encode the position where a page ended as a cursor."""
-    return base64.urlsafe_b64encode(".".join(str(part) for part in position).encode()).decode().rstrip("=")
+def encode_cursor(*values: int) -> str:
+    """Return a cursor that contains the sort key of the last item of a page."""
+    return base64.urlsafe_b64encode(".".join(map(str, values)).encode()).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str | None, length: int) -> tuple[int, ...] | None:
-    """Return the position of a cursor that `encode_cursor` made of `length` numbers; None for no cursor.
+    """Return the values of a cursor of `encode_cursor`; None for no cursor.
 
+    :param length: the number of values.
     :raises InvalidInput: `cursor_invalid` for anything else.
     """
     if not cursor:
         return None
     try:
         text = base64.urlsafe_b64decode(cursor.encode() + b"=" * (-len(cursor) % 4)).decode("ascii")
-        position = tuple(int(part) for part in text.split("."))
+        cursor_values = tuple(int(part) for part in text.split("."))
     except (binascii.Error, ValueError):
-        position = ()
-    if len(position) != length or not all(0 <= part < 1 << 63 for part in position):
+        cursor_values = ()
+    if len(cursor_values) != length or not all(0 <= part < 1 << 63 for part in cursor_values):
         message = _("Send the cursor exactly as the previous page returned it.")
         raise InvalidInput(FieldError("cursor", "cursor_invalid", message))
-    return position
+    return cursor_values
 
 
 def build_page_response(name: str, items: list[dict[str, object]], next_cursor: str | None) -> Response:
-    """Return a page as JSON, with the cursor of the next page and a Link to it (RFC 8288)."""
+    """Return a page as JSON, with the cursor of the next page.
+
+    A Link header points to that page (RFC 8288).
+    """
     response = jsonify({name: items, "next_cursor": next_cursor})
     add_next_link(response, next_cursor)
     return response

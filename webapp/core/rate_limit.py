@@ -4,7 +4,7 @@ A view is limited by decorators; each of them may reject a request:
 
     @blueprint.post("/sign-in")
     @limiter.limit("30 per minute", key_func=client_address)
-    @limiter.limit("10 per 5 minutes", key_func=form_field_key("email", normalise_email))
+    @limiter.limit("10 per 5 minutes", key_func=form_field_key_func("email", normalise_email))
 
 If the table is unavailable, the limits are not applied: the views need the database too and report the outage.
 """
@@ -34,12 +34,15 @@ from sqlalchemy.orm import Mapped, mapped_column
 from webapp.core.errors import DomainError
 from webapp.core.extensions import Model, db
 
-# How many expired rows are deleted with each insert, so that the table does not grow beyond the rows in use.
-CLEANUP_BATCH_SIZE = 10
+# Number of expired rows that are deleted with each insert, so that the table does not grow beyond the rows in use.
+CLEANUP_CHUNK_SIZE = 10
 
 
 class TableStorage(Storage):
-    """Counters of fixed windows in `rate_hit`. Each call is its own transaction, independent of the request's."""
+    """Counters of fixed windows in `rate_hit`.
+
+    Each call is its own transaction, independent of that of the request.
+    """
 
     STORAGE_SCHEME = ["table"]  # noqa: RUF012
 
@@ -59,10 +62,10 @@ class TableStorage(Storage):
             },
         )
         with _connect_autocommit() as connection:
-            n = int(connection.scalar(upsert.returning(RateLimitCounter.n)) or 0)
-            if n == amount:
+            count = int(connection.scalar(upsert.returning(RateLimitCounter.n)) or 0)
+            if count == amount:
                 _delete_expired(connection)
-        return n
+        return count
 
     def get(self, key: str) -> int:
         with _connect_autocommit() as connection:
@@ -75,7 +78,7 @@ class TableStorage(Storage):
         with _connect_autocommit() as connection:
             remaining = func.extract("epoch", RateLimitCounter.expires_at - func.now())
             seconds = connection.scalar(select(remaining).where(RateLimitCounter.key == key))
-        # By the clock of this machine, as the caller compares it; the clock of the database may differ.
+        # Uses this machine's clock, because the caller compares the result with it; that of the database may differ.
         return time.time() + max(0.0, float(seconds or 0))
 
     def check(self) -> bool:
@@ -95,19 +98,22 @@ class TableStorage(Storage):
 
 
 def client_address() -> str:
-    """Return the client's IP address as a key. An IPv6 subscriber usually has a /64, which counts as one client."""
+    """Return the client's IP address as a key.
+
+    An IPv6 subscriber usually has a /64, which counts as one client.
+    """
     address = ipaddress.ip_address(request.remote_addr or "0.0.0.0")  # noqa: S104
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
         return str(ipaddress.ip_network((address, 64), strict=False))
     return str(getattr(address, "ipv4_mapped", None) or address)
 
 
-def form_field_key(field: str, normalise: Callable[[str], str] = str) -> Callable[[], str]:
-    """Return a key function for the value of a form field, such as an email address or a code.
+def form_field_key_func(field: str, normalise: Callable[[str], str] = str) -> Callable[[], str]:
+    """Return a key function for the value of a form field, such as an email address.
 
     The key is a hash, which is short and contains no personal data.
 
-    :param normalise: maps different spellings to one; a value that it rejects is counted as typed.
+    :param normalise: maps different spellings to one; a value that it rejects is counted as entered.
     """
 
     def key() -> str:
@@ -121,8 +127,11 @@ def form_field_key(field: str, normalise: Callable[[str], str] = str) -> Callabl
     return key
 
 
-def combined_key(*parts: Callable[[], str]) -> Callable[[], str]:
-    """Combine key functions, such as email and client address, so that other clients do not use up the attempts."""
+def combined_key_func(*parts: Callable[[], str]) -> Callable[[], str]:
+    """Combine key functions, such as those of email and client address.
+
+    Then other clients do not use up the attempts.
+    """
     return lambda: "|".join(part() for part in parts)
 
 
@@ -144,7 +153,9 @@ limiter = Limiter(client_address, storage_uri="table://", strategy="fixed-window
 
 
 def reset_attempts(key_func: Callable[[], str]) -> None:
-    """Reset the counter of one of the limits of this request: a successful attempt shows that it was not guessing.
+    """Reset the counter of one of the limits of this request.
+
+    A successful attempt shows that the earlier ones were not guessing.
 
     :param key_func: the key function of that limit.
     """
@@ -155,9 +166,12 @@ def reset_attempts(key_func: Callable[[], str]) -> None:
 
 
 def init_app(app: Flask) -> None:
-    """Enable the limits for an app, and answer 429 with a Retry-After header in the format of the interface."""
+    """Enable the limits for an app.
+
+    Responses with status 429 have a Retry-After header and the format of the interface.
+    """
     limiter.init_app(app)
-    # Only these blueprints have limits. Looking for limits in every call would cost the API more than its own work.
+    # Only these blueprints have limits. Looking for limits in every API call would take longer than the call.
     hooks_by_kind: list[Any] = [app.before_request_funcs, app.after_request_funcs, app.teardown_request_funcs]
     for hooks in hooks_by_kind:
         hook = hooks[None].pop()
@@ -166,7 +180,7 @@ def init_app(app: Flask) -> None:
 
     @app.errorhandler(RateLimitExceeded)
     def handle_limit_exceeded(_error: RateLimitExceeded) -> ResponseReturnValue:
-        # A blueprint may handle TooManyRequests itself, to show its own page again with what was typed.
+        # A blueprint may handle TooManyRequests itself, to show its own page with the input.
         return app.handle_user_exception(TooManyRequests(_seconds_until_reset()))
 
     @app.errorhandler(TooManyRequests)
@@ -190,19 +204,25 @@ def _connect_autocommit() -> Connection:
 
 
 def _delete_expired(connection: Connection) -> None:
-    """Delete a few expired windows. Rows that another transaction has locked are left to the next call."""
+    """Delete a few expired windows.
+
+    Rows that another transaction has locked are left to the next call.
+    """
     expired: Any = (
         select(RateLimitCounter.key)
         .where(RateLimitCounter.expires_at < func.now())
         .order_by(RateLimitCounter.expires_at)
-        .limit(CLEANUP_BATCH_SIZE)
+        .limit(CLEANUP_CHUNK_SIZE)
         .with_for_update(skip_locked=True)
     )
     connection.execute(delete(RateLimitCounter).where(RateLimitCounter.key.in_(expired)))
 
 
 class RateLimitCounter(Model):
-    """Counters of the rate limits, shared by all processes. The table is unlogged: a database crash resets them."""
+    """Counters of the rate limits, shared by all processes.
+
+    The table is unlogged: a database crash resets them.
+    """
 
     __tablename__ = "rate_hit"
     key: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)

@@ -7,7 +7,10 @@ from flask.sessions import SecureCookieSession, SecureCookieSessionInterface, Se
 
 
 class LazySessionInterface(SecureCookieSessionInterface):
-    """Skips the work for requests that neither send a cookie nor use the session, such as API calls."""
+    """Skips requests that neither send a cookie nor use the session.
+
+    API calls are such requests.
+    """
 
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
         if "HTTP_COOKIE" not in request.environ:

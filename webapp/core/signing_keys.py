@@ -1,5 +1,6 @@
-"""The signing keys of redemption ids, personal links, personal codes and API keys.
+"""The signing keys of personal links and codes, API keys and all other tokens.
 
+They sign redemption ids, personal links, personal codes, API keys, unsubscribe links, return paths and Message-IDs.
 They are versioned rows, so that changing SECRET_KEY only ends sessions. A process caches them for a minute. Another
 process may have signed with a key that is newer than the cache, so a signature that no cached key verifies is rejected
 only after the table was read again: by the revision of the table (`accepted_keys`), or by looking for new keys
@@ -27,14 +28,17 @@ from webapp.core.extensions import Model, db
 
 
 class SigningKey(Model):
-    """One secret of one purpose. The highest version signs; every version that is not revoked verifies."""
+    """One secret of one purpose.
+
+    The highest version signs; every version that is not revoked verifies.
+    """
 
     __tablename__ = "signing_key"
     purpose: Mapped[str] = mapped_column(primary_key=True)
     version: Mapped[int] = mapped_column(primary_key=True)
     secret: Mapped[bytes]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    retired_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None] = mapped_column("retired_at")
 
 
 class KeyVersion(NamedTuple):
@@ -43,7 +47,7 @@ class KeyVersion(NamedTuple):
     purpose: str
     version: int
     created_at: datetime
-    retired_at: datetime | None
+    revoked_at: datetime | None
 
 
 class _CachedKeys(NamedTuple):
@@ -62,7 +66,9 @@ _refresh_lock = threading.Lock()
 
 
 def accepted_keys(purpose: str, revision: int = 0) -> list[tuple[int, bytes]]:
-    """Return the accepted keys of a purpose as (version, secret), newest first; create the first key if there is none.
+    """Return the accepted keys of a purpose as (version, secret), newest first.
+
+    The first key is created if there is none.
 
     :param revision: the number of keys ever created plus revoked, if the caller has just read it: a cache with a lower
         revision is refreshed.
@@ -70,7 +76,7 @@ def accepted_keys(purpose: str, revision: int = 0) -> list[tuple[int, bytes]]:
     cached = _get_fresh(purpose, revision)
     if cached is None:
         with _refresh_lock:
-            # Of many threads with an outdated cache one reads the table, and the others use its result.
+            # Only one of several threads with an outdated cache reads the table; the others use its result.
             cached = _get_fresh(purpose, revision) or _load_keys(purpose)
     return cached.keys
 
@@ -83,12 +89,15 @@ def _get_fresh(purpose: str, revision: int) -> _CachedKeys | None:
 
 
 def find_new_keys(purpose: str) -> list[tuple[int, bytes]]:
-    """Return keys that were created since this process read the table. It reads again, at most once a second."""
+    """Return keys that were created since this process read the table.
+
+    It reads the table again, at most once per `MIN_REFRESH_SECONDS`.
+    """
     cached = _get_cached(purpose)
     if cached and cached.read_at > time.monotonic() - MIN_REFRESH_SECONDS:
         return []
-    known = {version for version, _ in cached.keys} if cached else set()
-    return [(version, secret) for version, secret in _load_keys(purpose).keys if version not in known]
+    known_versions = {version for version, _ in cached.keys} if cached else set()
+    return [(version, secret) for version, secret in _load_keys(purpose).keys if version not in known_versions]
 
 
 def current_secret(purpose: str) -> bytes:
@@ -97,7 +106,10 @@ def current_secret(purpose: str) -> bytes:
 
 
 def find_secret(purpose: str, version: int) -> bytes | None:
-    """Return the secret of a version, even if another process has just created it; None if it is not accepted."""
+    """Return the secret of a version; None if it is not accepted.
+
+    A version that another process has just created is found, too.
+    """
     return dict(accepted_keys(purpose)).get(version) or dict(find_new_keys(purpose)).get(version)
 
 
@@ -108,12 +120,18 @@ def clear_key_cache() -> None:
 
 
 def sign_token(purpose: str, payload: list[int]) -> str:
-    """Return a short URL-safe signed token that contains the payload. It never expires."""
+    """Return a short URL-safe signed token that contains the payload.
+
+    It never expires.
+    """
     return str(URLSafeSerializer(current_secret(purpose), salt=purpose).dumps(payload))
 
 
-def create_signer(purpose: str) -> Callable[[list[int]], str]:
-    """Return a function that does the same as `sign_token` for many payloads, and derives the key only once."""
+def create_token_signer(purpose: str) -> Callable[[list[int]], str]:
+    """Return a function that signs payloads as `sign_token` does.
+
+    For many payloads it is faster, because the key is derived only once.
+    """
     secret = URLSafeSerializer(current_secret(purpose), salt=purpose).make_signer(purpose).derive_key()
 
     def sign_payload(payload: list[int]) -> str:
@@ -124,15 +142,18 @@ def create_signer(purpose: str) -> Callable[[list[int]], str]:
 
 
 def verify_token(purpose: str, token: str) -> list[int] | None:
-    """Return the payload of a token that an accepted key has signed for this purpose, else None."""
+    """Return the payload of a token; None unless an accepted key has signed it."""
     payload = _verify_with(purpose, token, accepted_keys(purpose))
     return _verify_with(purpose, token, find_new_keys(purpose)) if payload is None else payload
 
 
 def list_key_versions(purpose: str) -> list[KeyVersion]:
-    """Return every version of a purpose, newest first, including revoked ones, without their secrets."""
+    """Return every version of a purpose without its secret, newest first.
+
+    Revoked versions are included.
+    """
     rows = db.session.execute(
-        select(SigningKey.purpose, SigningKey.version, SigningKey.created_at, SigningKey.retired_at)
+        select(SigningKey.purpose, SigningKey.version, SigningKey.created_at, SigningKey.revoked_at)
         .where(SigningKey.purpose == purpose)
         .order_by(SigningKey.version.desc())
     )
@@ -140,7 +161,7 @@ def list_key_versions(purpose: str) -> list[KeyVersion]:
 
 
 def lock_signing_keys() -> None:
-    """Take the lock that serialises the creation and revocation of keys, until this transaction ends."""
+    """Lock the creation and revocation of keys until this transaction ends."""
     db.session.execute(text("select pg_advisory_xact_lock(hashtext('onecode.signing_key'))"))
 
 
@@ -161,8 +182,8 @@ def revoke_key_version(purpose: str, version: int) -> None:
     """
     db.session.execute(
         update(SigningKey)
-        .where(SigningKey.purpose == purpose, SigningKey.version == version, SigningKey.retired_at.is_(None))
-        .values(retired_at=func.now())
+        .where(SigningKey.purpose == purpose, SigningKey.version == version, SigningKey.revoked_at.is_(None))
+        .values(revoked_at=func.now())
         .execution_options(synchronize_session=False)
     )
 
@@ -188,11 +209,11 @@ def _get_cached(purpose: str) -> _CachedKeys | None:
 
 
 def _load_keys(purpose: str) -> _CachedKeys:
-    # Taken before the rows are read: keys created during the read count as unknown.
+    # The time is taken before the rows are read, so that keys created during the read count as unknown.
     read_at = time.monotonic()
     rows = _select_keys(purpose) or _create_first_key(purpose)
-    accepted = [(row.version, bytes(row.secret)) for row in rows if row.retired_at is None]
-    loaded = _CachedKeys(accepted, len(rows) + sum(row.retired_at is not None for row in rows), read_at)
+    accepted = [(row.version, bytes(row.secret)) for row in rows if row.revoked_at is None]
+    loaded = _CachedKeys(accepted, len(rows) + sum(row.revoked_at is not None for row in rows), read_at)
     cache_key = _cache_key(purpose)
     with _lock:
         previous = _cache.get(cache_key)
@@ -202,13 +223,16 @@ def _load_keys(purpose: str) -> _CachedKeys:
 
 
 def _select_keys(purpose: str) -> list[Row[int, bytes, datetime | None]]:
-    # On its own connection, which is returned immediately: the caller may need another one from the pool.
+    # It uses its own connection and returns it immediately: the caller may need another one from the pool.
     with db.engine.connect() as connection:
         return list(connection.execute(_SELECT_KEYS.where(SigningKey.purpose == purpose)))
 
 
 def _create_first_key(purpose: str) -> list[Row[int, bytes, datetime | None]]:
-    """Create version 1 on its own connection, so that the caller's transaction neither rolls it back nor delays it."""
+    """Create version 1 on its own connection.
+
+    The caller's transaction neither rolls it back nor delays it.
+    """
     with db.engine.begin() as connection:
         connection.execute(
             insert(SigningKey)
@@ -218,4 +242,6 @@ def _create_first_key(purpose: str) -> list[Row[int, bytes, datetime | None]]:
         return list(connection.execute(_SELECT_KEYS.where(SigningKey.purpose == purpose)))
 
 
-_SELECT_KEYS = select(SigningKey.version, SigningKey.secret, SigningKey.retired_at).order_by(SigningKey.version.desc())
+_SELECT_KEYS = select(SigningKey.version, SigningKey.secret, SigningKey.revoked_at.label("revoked_at")).order_by(
+    SigningKey.version.desc()
+)

@@ -1,7 +1,7 @@
 """The task queue: run a function later, in a worker process.
 
-Rows are the truth and the queue only wakes a worker sooner: what a lost queue entry was about is found by a periodic
-task within a minute. Tasks are enqueued by name, so that code below `webapp.tasks` can enqueue without importing it.
+The database rows are authoritative; the queue only shortens the delay. A periodic task finds the work of lost tasks
+within a minute. Tasks are enqueued by name, so that code below `webapp.tasks` can enqueue without importing it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TaskName = Literal[
 ]
 Function = Callable[..., None]
 
-# Set when this process was asked to stop: long work checks it between two steps and returns.
+# Set when this process is to stop: long-running tasks check it between two steps and return.
 stop_requested = threading.Event()
 
 _app: Flask | None = None
@@ -56,9 +56,9 @@ def init_app(app: Flask) -> None:
     :raises RuntimeError: when a name of `TaskName` has no task.
     """
     global _app
-    missing = set(get_args(TaskName)) - _tasks.keys()
-    if missing:
-        raise RuntimeError(f"no task is registered as {', '.join(sorted(missing))}")
+    missing_names = set(get_args(TaskName)) - _tasks.keys()
+    if missing_names:
+        raise RuntimeError(f"no task is registered as {', '.join(sorted(missing_names))}")
     _app = app
     dsn = app.config["SETTINGS"].libpq_url
     if huey.storage.dsn != dsn:
@@ -67,9 +67,9 @@ def init_app(app: Flask) -> None:
 
 
 def task(name: TaskName, *, former_keys: tuple[str, ...] = ()) -> Callable[[Function], Function]:
-    """Register the decorated function as a task. It runs in an app context of its own.
+    """Register the decorated function as a task, which runs in its own app context.
 
-    :param former_keys: keys (`module.function`) under which older releases queued it; their entries still run.
+    :param former_keys: keys (`module.function`) under which older versions enqueued it; such tasks still run.
     """
 
     def register(function: Function) -> Function:
@@ -82,7 +82,10 @@ def task(name: TaskName, *, former_keys: tuple[str, ...] = ()) -> Callable[[Func
 def periodic_task(
     name: TaskName, schedule: Callable[..., bool], *, former_keys: tuple[str, ...] = ()
 ) -> Callable[[Function], Function]:
-    """Register the decorated function to run on a schedule (`huey.crontab`), also on two workers at the same time."""
+    """Register the decorated function to run on a schedule (`huey.crontab`).
+
+    It may run on two workers at the same time.
+    """
 
     def register(function: Function) -> Function:
         _register(name, function, former_keys, functools.partial(huey.periodic_task, schedule), is_periodic=True)
@@ -92,22 +95,34 @@ def periodic_task(
 
 
 def enqueue(name: TaskName, *args: int, after: float = 0) -> bool:
-    """Enqueue a task, to run now or `after` that many seconds. Call it after the commit of the rows it is about.
+    """Enqueue a task. Call it after the commit of the rows that it processes.
 
-    A queue that is unavailable is only logged: the caller's rows are saved, and the next sweep finds them.
+    A queue that is unavailable is only logged: the caller's rows are saved, and the next sweep finds them. A connection
+    that was lost while idle (the server restarted) is replaced: the task is enqueued over a new one.
 
+    :param after: seconds to wait before it runs.
     :returns: whether the task was enqueued, for callers that no sweep covers.
     """
     try:
-        if after:
-            _tasks[name].schedule(args=args, delay=after)
-        else:
-            _tasks[name](*args)
+        try:
+            _submit(name, args, after)
+        except psycopg.OperationalError as error:
+            if not database_health.is_connection_lost(error):
+                raise
+            # Huey connects again at the next use. At worst the task is queued twice, which every task tolerates.
+            _submit(name, args, after)
     except psycopg.Error as error:
-        if not database_health.detect_outage(error):
+        if not database_health.report_if_outage(error):
             log.warning("task %s was not enqueued: %s", name, error)
         return False
     return True
+
+
+def _submit(name: TaskName, args: tuple[int, ...], after: float) -> None:
+    if after:
+        _tasks[name].schedule(args=args, delay=after)
+    else:
+        _tasks[name](*args)
 
 
 def run(name: TaskName, *args: int) -> None:
@@ -116,13 +131,19 @@ def run(name: TaskName, *args: int) -> None:
 
 
 def longest_running_seconds() -> float | None:
-    """For how many seconds the longest-running task of this process has been running; None when there is none."""
+    """Return the seconds since the start of the longest-running task.
+
+    None when this process runs no task.
+    """
     started = list(_task_started_at.values())
     return time.monotonic() - min(started) if started else None
 
 
 def periodic_task_ages() -> dict[str, float]:
-    """How many seconds ago this process completed each periodic task, by name; without those it never completed."""
+    """Return the seconds since this process completed each periodic task, by name.
+
+    Tasks that it has not completed are missing_names.
+    """
     return {name: time.monotonic() - at for name, at in list(_periodic_task_completed_at.items())}
 
 
@@ -141,7 +162,10 @@ def _register(
 
 
 def _register_key(key: str, name: TaskName, make_task: Callable[..., Any]) -> Any:
-    """Register a task under exactly this key, which Huey builds from the module and the name of a function."""
+    """Register a task under exactly this key.
+
+    Huey builds the key from the module and the name of a function.
+    """
 
     def run_by_key(*args: int) -> None:
         run(name, *args)
@@ -158,7 +182,7 @@ def _wrap_in_app_context(name: str, function: Function, is_periodic: bool) -> Fu
         _task_started_at[threading.get_ident()] = time.monotonic()
         try:
             with logs.log_context(task=name), _app.app_context():
-                _run_and_log(function, args)
+                _run_and_log(name, function, args)
         finally:
             _task_started_at.pop(threading.get_ident(), None)
         if is_periodic:
@@ -167,13 +191,13 @@ def _wrap_in_app_context(name: str, function: Function, is_periodic: bool) -> Fu
     return run_task
 
 
-def _run_and_log(function: Function, args: tuple[int, ...]) -> None:
+def _run_and_log(name: str, function: Function, args: tuple[int, ...]) -> None:
     try:
         function(*args)
     except Exception as error:
         # Logged here, where the context is known; Huey keeps the worker running.
-        if not database_health.detect_outage(error):
-            log.exception("task failed", extra=getattr(error, "log_context", None))
+        if not database_health.report_if_outage(error):
+            log.exception("task %s failed", name, extra=getattr(error, "log_context", None))
         # Huey logs it again, without the context; `logs` drops that line.
         error.__dict__["is_logged"] = True
         raise

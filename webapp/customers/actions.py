@@ -1,6 +1,6 @@
-"""Create, update and erase customers, and manage audiences.
+"""Create, update and erase customers.
 
-For file imports see `customers.imports.actions`.
+For audiences see `customers.audience_actions`, for file imports `customers.imports.actions`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from sqlalchemy import delete, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
 
-from webapp.accounts.actions import record_audit_entry
+from webapp.accounts.audit import record_audit_entry
 from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.customers import queries as customer_queries
 from webapp.customers import suppression_sync
+from webapp.customers.audience_actions import get_or_create_audience, require_audience_name
 from webapp.customers.models import (
     ERASED_EMAIL_PLACEHOLDER,
     Audience,
@@ -28,7 +29,7 @@ from webapp.customers.models import (
     CustomerImport,
     RejectedRow,
 )
-from webapp.customers.validation import CustomerValues, clean_audience_name, clean_locale, clean_name, clean_source_id
+from webapp.customers.validation import CustomerValues, clean_locale, clean_name, clean_source_id
 
 MAX_UPSERT_ATTEMPTS = 3
 REJECTED_ROWS_RETENTION = timedelta(days=90)
@@ -69,7 +70,7 @@ def update_customer(customer_id: int, values: CustomerValues, audience_ids: Coll
     """
     customer = customer_queries.lock_customer(customer_id)
     if customer is None or customer.erased_at is not None:
-        raise NotFound(_("There is no such customer."))
+        raise NotFound(_("This customer does not exist."))
     previous_email = customer.email
     changed_fields = _apply_values(customer, _clean_values(values))
     _flush_customer()
@@ -97,13 +98,13 @@ def upsert_customer(
     """
     names = None
     if audiences is not None:
-        names = sorted({_require_audience_name(name, f"audiences.{n}") for n, name in enumerate(audiences)})
-    extra_name = _require_audience_name(extra_audience, "audience") if extra_audience is not None else None
+        names = sorted({require_audience_name(name, f"audiences.{index}") for index, name in enumerate(audiences)})
+    extra_name = require_audience_name(extra_audience, "audience") if extra_audience is not None else None
     for attempts_left in reversed(range(MAX_UPSERT_ATTEMPTS)):
         try:
             return _upsert_once(values, names, extra_name, by)
         except DomainError as error:
-            # A concurrent request may have created or erased the same customer after our SELECT; a retry sees that.
+            # A concurrent request may have created or erased the customer since the SELECT above; a retry sees that.
             if error.key != "conflict" or not attempts_left:
                 raise
     raise AssertionError("the loop returns or raises")
@@ -162,20 +163,20 @@ erasure_hooks: tuple[Callable[[Sequence[int]], None], ...] = ()
 
 
 def erase_customer(customer_id: int, by: str) -> None:
-    """Erase all personal data of a customer, here and in every other table. Commits.
+    """Erase all personal data of a customer in every table. Idempotent. Commits.
 
-    The row keeps its id, so that redemptions, limits and counts stay correct. Erasing again changes nothing.
+    The row keeps its id, so that redemptions, limits and counts stay correct.
 
     :raises NotFound: when there never was such a customer.
     """
     customer = customer_queries.lock_customer(customer_id)
     if customer is None:
-        raise NotFound(_("There is no such customer."))
+        raise NotFound(_("This customer does not exist."))
     if customer.erased_at is not None:
         db.session.rollback()
         return
-    _redact_rejected_rows(customer)
-    suppression_sync.anonymise_suppression(customer)
+    _erase_rejected_rows(customer)
+    suppression_sync.erase_suppression(customer)
     blank_values = {
         "email": f"erased {customer_id}",
         "email_as_given": ERASED_EMAIL_PLACEHOLDER,
@@ -192,7 +193,7 @@ def erase_customer(customer_id: int, by: str) -> None:
 def repeat_recent_erasures() -> None:
     """Erase the related data of recently erased customers again. Commits.
 
-    A redemption, import or campaign that ran at the same moment may have written some of it after the erasure.
+    A concurrent redemption, import or campaign may have written some of it after the erasure.
     """
     if customer_ids := customer_queries.list_recently_erased_ids():
         _erase_related_data(customer_ids)
@@ -215,8 +216,11 @@ def _erase_related_data(customer_ids: Sequence[int]) -> None:
         erase_related(customer_ids)
 
 
-def _redact_rejected_rows(customer: Customer) -> None:
-    """Blank the rejected rows of imports that contain this email address in any case."""
+def _erase_rejected_rows(customer: Customer) -> None:
+    """Erase the text of the rejected rows that contain the customer's email address.
+
+    The address may be in upper or lower case.
+    """
     for email in {customer.email, customer.email_as_given}:
         whole_address = re.compile(rf"(?<![\w.+-]){re.escape(email)}(?!\.?[\w-])", re.IGNORECASE)
         row_ids = [
@@ -225,57 +229,9 @@ def _redact_rejected_rows(customer: Customer) -> None:
         db.session.execute(update(RejectedRow).where(RejectedRow.id.in_(row_ids)).values(row=""))
 
 
-# --- audiences -----------------------------------------------------------------------------------
-
-
-def create_audience(name: str, by: str) -> Audience:
-    """Create an empty audience. Commits.
-
-    :raises InvalidInput: when the name is empty, too long or taken by another audience.
-    """
-    audience = Audience(name=_require_free_audience_name(name, None))
-    db.session.add(audience)
-    _flush_audience()
-    record_audit_entry(by, "audience.created", audience.name, id=audience.id)
-    db.session.commit()
-    return audience
-
-
-def get_or_create_audience(name: str) -> int:
-    """Return the id of an audience, created when missing. The caller commits.
-
-    :param name: as returned by `clean_audience_name`.
-    """
-    db.session.execute(upsert(Audience).values(name=name).on_conflict_do_nothing())
-    return db.session.execute(select(Audience.id).where(Audience.name == name)).scalar_one()
-
-
-def rename_audience(audience_id: int, name: str, by: str) -> Audience:
-    """Rename an audience; its offers keep it. Commits.
-
-    :raises NotFound: when there is no such audience.
-    :raises InvalidInput: as `create_audience`.
-    """
-    audience = customer_queries.find_audience(audience_id)
-    if audience is None:
-        raise NotFound(_("There is no such audience."))
-    previous_name = audience.name
-    audience.name = _require_free_audience_name(name, audience_id)
-    _flush_audience()
-    record_audit_entry(by, "audience.renamed", audience.name, id=audience.id, was=previous_name)
-    db.session.commit()
-    return audience
-
-
 def record_customer_export(audience: Audience | None, by: str) -> None:
-    """Record an export of customers in the audit trail. Commits."""
+    """Record an export of customers in the audit log. Commits."""
     record_audit_entry(by, "customers.exported", audience.name if audience else "all customers")
-    db.session.commit()
-
-
-def record_rejected_rows_export(import_id: int, by: str) -> None:
-    """Record an export of the rejected rows of an import in the audit trail. Commits."""
-    record_audit_entry(by, "customers.refused_rows_exported", f"import {import_id}")
     db.session.commit()
 
 
@@ -287,17 +243,17 @@ def _clean_values(values: CustomerValues) -> dict[str, str | None]:
     columns: dict[str, str | None] = {}
     errors: list[FieldError] = []
     for field, clean in _CLEANERS.items():
-        given = getattr(values, field)
-        if given is None:
+        raw_value = getattr(values, field)
+        if raw_value is None:
             continue
         try:
-            columns[field] = clean(given)
+            columns[field] = clean(raw_value)
         except InvalidInput as error:
             errors += error.errors
     if errors:
         raise InvalidInput(*errors)
-    given = values.email.strip()
-    columns["email_as_given"] = given if given.isprintable() else columns["email"]
+    raw_email = values.email.strip()
+    columns["email_as_given"] = raw_email if raw_email.isprintable() else columns["email"]
     for field in ("locale", "source_id"):
         if field in columns:
             columns[field] = columns[field] or None
@@ -307,7 +263,7 @@ def _clean_values(values: CustomerValues) -> dict[str, str | None]:
 def _record_customer_entry(by: str, action: str, customer: Customer, **detail: object) -> None:
     """Record an audit entry that names the customer only by id.
 
-    Audit entries are kept forever, also after an erasure.
+    Audit entries are never deleted, not even after an erasure.
     """
     record_audit_entry(by, action, f"customer {customer.id}", **detail)
 
@@ -353,7 +309,7 @@ def _flush_customer() -> None:
         db.session.flush()
     except IntegrityError as error:
         field = "source_id" if "source_id" in str(error.orig) else "email"
-        message = _("The same customer was created at this moment. Search for that customer and edit it.")
+        message = _("This customer has just been created. Search for the customer and edit the entry.")
         raise _conflict(field, message) from error
 
 
@@ -362,46 +318,14 @@ def _set_audiences(customer_id: int, audience_ids: Collection[int]) -> bool:
 
     Unknown ids are ignored.
     """
-    others = delete(AudienceMember).where(
+    other_memberships = delete(AudienceMember).where(
         AudienceMember.customer_id == customer_id, AudienceMember.audience_id.not_in(audience_ids)
     )
-    removed = db.session.execute(others.returning(AudienceMember.audience_id)).all()
-    return _add_to_audiences(customer_id, audience_ids) or bool(removed)
+    removed_ids = db.session.execute(other_memberships.returning(AudienceMember.audience_id)).all()
+    return _add_to_audiences(customer_id, audience_ids) or bool(removed_ids)
 
 
 def _add_to_audiences(customer_id: int, audience_ids: Collection[int]) -> bool:
     members = select(Audience.id, literal(customer_id)).where(Audience.id.in_(audience_ids))
     statement = upsert(AudienceMember).from_select(["audience_id", "customer_id"], members).on_conflict_do_nothing()
     return bool(db.session.execute(statement.returning(AudienceMember.audience_id)).all())
-
-
-def _require_free_audience_name(given: str, own_id: int | None) -> str:
-    name = _require_audience_name(given)
-    other = customer_queries.find_audience_by_name(name)
-    if other is not None and other.id != own_id:
-        raise _audience_name_conflict()
-    return name
-
-
-def _require_audience_name(given: str, field: str = "name") -> str:
-    try:
-        name = clean_audience_name(given)
-    except InvalidInput as error:
-        raise InvalidInput(*(FieldError(field, item.key, item.message) for item in error.errors)) from error
-    if not name:
-        raise InvalidInput(FieldError(field, "name_missing", _("Enter a name for the audience.")))
-    return name
-
-
-def _flush_audience() -> None:
-    try:
-        db.session.flush()
-    except IntegrityError as error:
-        db.session.rollback()
-        raise _audience_name_conflict() from error
-
-
-def _audience_name_conflict() -> InvalidInput:
-    return InvalidInput(
-        FieldError("name", "name_taken", _("An audience with this name already exists. Enter another name."))
-    )

@@ -1,4 +1,4 @@
-"""Models of customers, audiences, the suppression list and customer imports."""
+"""Tables for customers, audiences, the suppression list and imports."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from webapp.core.extensions import Id, Model
 
 # Replaces the email address of an erased customer. Without an @ it cannot be a valid address.
 ERASED_EMAIL_PLACEHOLDER = "erased customer"
-# Why an address is suppressed, the weakest reason first.
+# The reasons for a suppression, the weakest first.
 SUPPRESSION_REASONS = ("bounced", "unsubscribed", "complained")
 
 
 class Customer(Model):
-    """A person identified by email address.
+    """A customer, identified by email address.
 
     Never deleted: an erased customer keeps only the id.
     """
@@ -41,7 +41,7 @@ class Customer(Model):
             name="erased",
         ),
         Index("ix_customer_erased_at", "erased_at", postgresql_where=text("erased_at is not null")),
-        # Keeps a search by any word of a name an index lookup at a million customers.
+        # Makes a search by any word of a name an index lookup, also with a million customers.
         Index("ix_customer_words", text("to_tsvector('simple', name)"), postgresql_using="gin"),
     )
 
@@ -50,8 +50,8 @@ class Suppression(Model):
     """An entry of the suppression list: an address that gets no campaign emails.
 
     The address may or may not belong to a customer. This table is the only source of truth about suppression. For an
-    erased customer it keeps only the hash of the address (`hash_email`), which does not identify a person; a customer
-    imported again with that address stays suppressed.
+    erased customer it keeps only the hash of the address (`hash_email`), which reveals no personal data; a
+    customer imported again with that address stays suppressed.
     """
 
     __tablename__ = "suppression"
@@ -60,7 +60,7 @@ class Suppression(Model):
     at: Mapped[datetime] = mapped_column(server_default=func.now())
     # Origin: `campaign 3`, `import`, `staff`, `api` or `relay`; `earlier` predates the suppression list.
     source: Mapped[str]
-    words: Mapped[str] = mapped_column(server_default="")
+    detail: Mapped[str] = mapped_column("words", server_default="")
 
     @property
     def campaign_id(self) -> int | None:
@@ -80,7 +80,10 @@ class Suppression(Model):
 
 
 class Audience(Model):
-    """A named list of customers. The audience of all customers has no row."""
+    """A named list of customers.
+
+    The audience of all customers has no row.
+    """
 
     __tablename__ = "audience"
     id: Mapped[Id]
@@ -127,8 +130,8 @@ class CustomerImport(Model):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
-    # The process that receives or merges the file owns it until then. After that another worker may continue under the
-    # next epoch; a former owner that was only slow finds the epoch changed and stops.
+    # The process that receives or merges the file owns the import until then. After that another worker may continue
+    # under the next epoch; a former owner that was only slow finds the epoch changed and stops.
     lease_until: Mapped[datetime | None]
     epoch: Mapped[int] = mapped_column(server_default="0")
 
@@ -195,5 +198,5 @@ class RejectedRow(Model):
 
     @property
     def is_warning(self) -> bool:
-        """Whether the row was imported in spite of the error."""
+        """Whether the row was imported despite the error."""
         return self.code in WARNING_CODES

@@ -1,4 +1,4 @@
-"""Queries of customers, audiences and imports, and CSV exports of them."""
+"""Queries for customers and audiences, and their CSV export."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, exists, func, literal_column, select, text, true, union
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
+from webapp.core.csv_export import FORMULA_SAFE_COLUMN, stream_csv
 from webapp.core.extensions import db
-from webapp.customers.models import Audience, AudienceMember, Customer, CustomerImport, RejectedRow, Suppression
+from webapp.customers.models import Audience, AudienceMember, Customer, RejectedRow, Suppression
 
 PAGE_SIZE = 50
 # Below this number of rows, an exact count is as cheap as an estimate.
@@ -20,12 +21,12 @@ EXACT_COUNT_LIMIT = 10_000
 MAX_SEARCH_WORDS = 8
 # With more matches for a name, a scan from the newest customer on finds a page fastest; with fewer, the full-text index
 # does. The planner cannot estimate that: for a name without a match it would scan all customers.
-NAME_INDEX_MAX_MATCHES = 5000
+MAX_NAME_INDEX_MATCHES = 5000
 
 
 @dataclass(frozen=True)
 class AudienceTotals:
-    """Number of customers in an audience, and how many of them are suppressed."""
+    """Numbers of customers and of suppressed customers in an audience."""
 
     total: int
     suppressed: int
@@ -133,7 +134,7 @@ def list_customers_by_ids(ids: Sequence[int]) -> list[Customer]:
     )
 
 
-# Matches the hash as well, under which addresses of erased customers are suppressed.
+# It also matches the hash under which addresses of erased customers are suppressed.
 _SUPPRESSION_REASONS = text(
     """
     select c.id, s.reason from customer c join suppression s
@@ -164,7 +165,7 @@ def count_customers() -> CustomerCount:
 
 
 def list_customers(
-    q: str = "",
+    search: str = "",
     audience_id: int | None = None,
     *,
     before: int | None = None,
@@ -173,7 +174,7 @@ def list_customers(
 ) -> list[Customer]:
     """Return a page of customers, newest first; `limit + 1` of them if there are more.
 
-    :param q: the start of an email address or of a source id, or the starts of words of the name.
+    :param search: the start of an email address or of a source id, or the starts of words of the name.
     :param before: return only customers with a smaller id.
     :param after: return only customers with a larger id, the nearest of them.
     """
@@ -189,37 +190,40 @@ def list_customers(
     # One SELECT for each condition uses its own index; an OR over all three would use none.
     searches: list[Select[Any]] = [
         select(Customer.id).where(condition, *filters).order_by(order).limit(limit + 1)
-        for condition in _prefix_conditions(q)
+        for condition in _prefix_conditions(search)
     ]
-    has_name = _name_condition(q)
+    has_name = _name_condition(search)
     if has_name is not None:
-        few = select(Customer.id.label("id")).where(has_name, *filters).limit(NAME_INDEX_MAX_MATCHES + 1).cte("few")
-        n = select(func.count()).select_from(few).scalar_subquery()
-        few_order = few.c.id if after is not None else few.c.id.desc()
-        searches.append(select(few.c.id).where(n <= NAME_INDEX_MAX_MATCHES).order_by(few_order).limit(limit + 1))
-        searches.append(
-            select(Customer.id).where(has_name, n > NAME_INDEX_MAX_MATCHES, *filters).order_by(order).limit(limit + 1)
+        matches = (
+            select(Customer.id.label("id")).where(has_name, *filters).limit(MAX_NAME_INDEX_MATCHES + 1).cte("matches")
         )
-    ids = searches[0] if len(searches) == 1 else union(*(search.subquery().select() for search in searches))
+        match_count = select(func.count()).select_from(matches).scalar_subquery()
+        has_few_matches = match_count <= MAX_NAME_INDEX_MATCHES
+        match_order = matches.c.id if after is not None else matches.c.id.desc()
+        searches.append(select(matches.c.id).where(has_few_matches).order_by(match_order).limit(limit + 1))
+        searches.append(
+            select(Customer.id).where(has_name, ~has_few_matches, *filters).order_by(order).limit(limit + 1)
+        )
+    ids = searches[0] if len(searches) == 1 else union(*(statement.subquery().select() for statement in searches))
     statement = select(Customer).where(Customer.id.in_(ids)).order_by(order).limit(limit + 1)
     rows = list(db.session.scalars(statement))
     return rows[::-1] if after is not None else rows
 
 
-def _prefix_conditions(q: str) -> list[ColumnElement[bool]]:
-    prefix = q.replace("\0", "").strip()
+def _prefix_conditions(search: str) -> list[ColumnElement[bool]]:
+    prefix = search.replace("\0", "").strip()
     if not prefix:
         return [true()]
     return [_starts_with(Customer.email, prefix.lower()), _starts_with(Customer.source_id, prefix)]
 
 
-def _name_condition(q: str) -> ColumnElement[bool] | None:
-    """Match names that have a word starting with each word of `q`.
+def _name_condition(search: str) -> ColumnElement[bool] | None:
+    """Match names that have a word starting with each word of the search.
 
-    Returns None when `q` has no words or contains an @.
+    Returns None when the search has no words or contains an @.
     """
-    words = re.findall(r"\w+", q.replace("\0", ""))[:MAX_SEARCH_WORDS]
-    if not words or "@" in q:
+    words = re.findall(r"\w+", search.replace("\0", ""))[:MAX_SEARCH_WORDS]
+    if not words or "@" in search:
         return None
     query = " & ".join(f"'{word}':*" for word in words)
     return literal_column("to_tsvector('simple', customer.name)").op("@@")(func.to_tsquery("simple", query))
@@ -294,43 +298,6 @@ def list_audience_summaries() -> list[AudienceSummary]:
     return [AudienceSummary(*row) for row in rows]
 
 
-# --- imports -------------------------------------------------------------------------------------
-
-
-def find_import(import_id: int) -> CustomerImport | None:
-    """Return the import with this id, freshly read."""
-    return db.session.get(CustomerImport, import_id, populate_existing=True)
-
-
-def list_imports(before: int | None = None, limit: int = PAGE_SIZE) -> list[CustomerImport]:
-    """Return imports, newest first; `limit + 1` of them if there are more.
-
-    :param before: return only imports with a smaller id.
-    """
-    statement = select(CustomerImport).order_by(CustomerImport.id.desc()).limit(limit + 1)
-    if before is not None:
-        statement = statement.where(CustomerImport.id < before)
-    return list(db.session.scalars(statement))
-
-
-def list_rejected_rows(
-    import_id: int, after: tuple[int, ...] | None = None, limit: int = PAGE_SIZE
-) -> list[RejectedRow]:
-    """Return the rejected rows of an import, sorted by line.
-
-    Returns `limit + 1` rows if there are more.
-
-    :param after: line and id of the last row of the previous page.
-    """
-    statement = select(RejectedRow).where(RejectedRow.import_id == import_id)
-    if after is not None:
-        line, row_id = after
-        statement = statement.where(
-            (RejectedRow.line > line) | ((RejectedRow.line == line) & (RejectedRow.id > row_id))
-        )
-    return list(db.session.scalars(statement.order_by(RejectedRow.line, RejectedRow.id).limit(limit + 1)))
-
-
 def find_rejected_rows_containing(text_part: str) -> list[tuple[int, str]]:
     """Return id and text of all rejected rows that contain a text, ignoring case."""
     rows = db.session.execute(
@@ -339,48 +306,13 @@ def find_rejected_rows_containing(text_part: str) -> list[tuple[int, str]]:
     return [(row_id, row) for row_id, row in rows]
 
 
-def list_stalled_upload_ids() -> list[int]:
-    """Return the ids of uploads whose next chunk did not arrive in time."""
-    return list(
-        db.session.scalars(
-            select(CustomerImport.id).where(
-                CustomerImport.status == "receiving", CustomerImport.lease_until < func.now()
-            )
-        )
-    )
-
-
-def list_claimable_import_ids() -> list[int]:
-    """Return the ids of imports without a worker.
-
-    Their queue entry was lost, or the lease of their worker expired.
-    """
-    return list(
-        db.session.scalars(
-            select(CustomerImport.id)
-            .where(
-                (CustomerImport.status == "queued")
-                | ((CustomerImport.status == "running") & (CustomerImport.lease_until <= func.now()))
-            )
-            .order_by(CustomerImport.id)
-        )
-    )
-
-
-# --- CSV exports ---------------------------------------------------------------------------------
-
-# A cell that a spreadsheet would evaluate as a formula gets a leading apostrophe; an import removes it again.
-_FORMULA_SAFE_COLUMN = "case when {0} ~ '^[-=+@\t\r]' then '''' || {0} else {0} end as {1}"
-_CSV_CHUNK_SIZE = 64 * 1024
-
-
 def export_customers(audience_id: int | None) -> Iterator[bytes]:
     """Stream all customers, or those of an audience, as CSV.
 
     The import accepts this format.
     """
     columns = ", ".join(
-        _FORMULA_SAFE_COLUMN.format(f"c.{column}", name)
+        FORMULA_SAFE_COLUMN.format(f"c.{column}", name)
         for column, name in (("email_as_given", "email"), ("name", "name"), ("source_id", "source_id"))
     )
     audience_join = "join audience_member m on m.customer_id = c.id and m.audience_id = %(audience_id)s"
@@ -392,31 +324,3 @@ def export_customers(audience_id: int | None) -> Iterator[bytes]:
         """,  # noqa: S608
         {"audience_id": audience_id},
     )
-
-
-def export_rejected_rows(import_id: int) -> Iterator[bytes]:
-    """Stream the rejected rows of an import as CSV."""
-    yield from stream_csv(
-        f"""
-        select line, code, detail, {_FORMULA_SAFE_COLUMN.format("row", "row")}
-        from import_rejection where import_id = %(import_id)s order by line, id
-        """,  # noqa: S608
-        {"import_id": import_id},
-    )
-
-
-def stream_csv(query: str, params: dict[str, Any]) -> Iterator[bytes]:
-    """Stream the result of a query as CSV in chunks of about 64 KiB.
-
-    The application context must stay active until the last chunk.
-    """
-    driver: Any = db.session.connection().connection.driver_connection
-    with driver.cursor().copy(f"copy ({query}) to stdout (format csv, header)", params) as copy:
-        buffer = bytearray()
-        for row in copy:
-            buffer += row
-            if len(buffer) >= _CSV_CHUNK_SIZE:
-                yield bytes(buffer)
-                buffer.clear()
-    # The query ends before the last chunk is sent, so a client that stops reading there does not keep it open.
-    yield bytes(buffer)

@@ -56,19 +56,19 @@ def restore_suppression(email: str) -> None:
     db.session.execute(_REPLACE_HASH_WITH_EMAIL, suppression_keys(email))
 
 
-def move_suppression(old: str, new: str) -> None:
+def move_suppression(old_email: str, new_email: str) -> None:
     """Carry a suppression over to a customer's new address.
 
     A complaint and an unsubscription follow the customer; a bounce belongs to the old address. The entry of the old
-    address stays as a hash, because it has no customer any more. The caller commits.
+    address stays as a hash, because that address no longer has a customer. The caller commits.
     """
-    db.session.execute(_COPY_SUPPRESSION, {"old": old, "new": new})
-    db.session.execute(_REPLACE_EMAIL_WITH_HASH, {**suppression_keys(old), "bounced": True})
-    restore_suppression(new)
+    db.session.execute(_COPY_SUPPRESSION, {"old": old_email, "new": new_email})
+    db.session.execute(_REPLACE_EMAIL_WITH_HASH, {**suppression_keys(old_email), "bounced": True})
+    restore_suppression(new_email)
 
 
-def anonymise_suppression(customer: Customer) -> None:
-    """Replace the address of a customer about to be erased with its hash.
+def erase_suppression(customer: Customer) -> None:
+    """Replace the address of a customer who is being erased with its hash.
 
     A complaint or an unsubscription is kept under the hash; a bounce is deleted. The caller commits.
     """

@@ -12,10 +12,10 @@ from flask_babel import lazy_gettext as _l
 
 from webapp.core.errors import FieldError, InvalidInput
 
-NAME_MAX_LENGTH = 200
-SOURCE_ID_MAX_LENGTH = 200
-AUDIENCE_NAME_MAX_LENGTH = 100
-LOCALE_MAX_LENGTH = 35
+MAX_NAME_LENGTH = 200
+MAX_SOURCE_ID_LENGTH = 200
+MAX_AUDIENCE_NAME_LENGTH = 100
+MAX_LOCALE_LENGTH = 35
 
 _LOCALE = re.compile(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{2,8}){0,3}")
 
@@ -23,22 +23,25 @@ _LOCALE = re.compile(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{2,8}){0,3}")
 _LINE_ERRORS = {
     "name": (
         _l("The name must not contain control characters. Type it again."),
-        _l("The name can have at most %(max)s characters.", max=NAME_MAX_LENGTH),
+        _l("The name can have at most %(max)s characters.", max=MAX_NAME_LENGTH),
     ),
     "source_id": (
         _l("The source ID must not contain control characters. Type it again."),
-        _l("The source ID can have at most %(max)s characters.", max=SOURCE_ID_MAX_LENGTH),
+        _l("The source ID can have at most %(max)s characters.", max=MAX_SOURCE_ID_LENGTH),
     ),
     "audience": (
         _l("The audience name must not contain control characters. Type it again."),
-        _l("The audience name can have at most %(max)s characters.", max=AUDIENCE_NAME_MAX_LENGTH),
+        _l("The audience name can have at most %(max)s characters.", max=MAX_AUDIENCE_NAME_LENGTH),
     ),
 }
 
 
 @dataclass(frozen=True)
 class CustomerValues:
-    """Values of a customer as entered, before validation. None keeps the stored value."""
+    """Values of a customer as entered, before validation.
+
+    None keeps the stored value.
+    """
 
     email: str
     name: str | None = ""
@@ -46,45 +49,45 @@ class CustomerValues:
     source_id: str | None = ""
 
 
-def clean_name(given: str) -> str:
-    """Return a person's name on one line with single spaces.
+def clean_name(value: str) -> str:
+    """Return the name of a customer on one line with single spaces.
 
     Any script, emoji and markup characters are kept.
 
     :raises InvalidInput: `name_invalid` for control characters or more than 200 characters.
     """
-    return _clean_line(given, NAME_MAX_LENGTH, "name", "name_invalid")
+    return _clean_line(value, MAX_NAME_LENGTH, "name", "name_invalid")
 
 
-def clean_source_id(given: str) -> str:
-    """Return the integrator's own id of a customer with single spaces.
+def clean_source_id(value: str) -> str:
+    """Return the id of a customer in the integrator's system, with single spaces.
 
     :raises InvalidInput: `source_id_invalid` for control characters or more than 200 characters.
     """
-    return _clean_line(given, SOURCE_ID_MAX_LENGTH, "source_id", "source_id_invalid")
+    return _clean_line(value, MAX_SOURCE_ID_LENGTH, "source_id", "source_id_invalid")
 
 
 @lru_cache(maxsize=1024)
-def clean_audience_name(given: str) -> str:
+def clean_audience_name(value: str) -> str:
     """Return the name of an audience on one line with single spaces.
 
     :raises InvalidInput: `audience_invalid` for control characters or more than 100 characters.
     """
-    return _clean_line(given, AUDIENCE_NAME_MAX_LENGTH, "audience", "audience_invalid")
+    return _clean_line(value, MAX_AUDIENCE_NAME_LENGTH, "audience", "audience_invalid")
 
 
 @lru_cache(maxsize=1024)
-def clean_locale(given: str) -> str:
+def clean_locale(value: str) -> str:
     """Return a language tag such as `de` or `fr-CH` (RFC 5646) in its usual case.
 
     An empty text stays empty.
 
     :raises InvalidInput: `locale_invalid`.
     """
-    tag = given.strip()
+    tag = value.strip()
     if not tag:
         return ""
-    if len(tag) > LOCALE_MAX_LENGTH or not _LOCALE.fullmatch(tag):
+    if len(tag) > MAX_LOCALE_LENGTH or not _LOCALE.fullmatch(tag):
         raise InvalidInput(
             FieldError("locale", "locale_invalid", _("Enter the language as a tag such as de or fr-CH."))
         )
@@ -98,12 +101,12 @@ def _format_subtag(part: str) -> str:
     return part.title() if len(part) == 4 and part.isalpha() else part.lower()
 
 
-def _clean_line(given: str, max_length: int, field: str, key: str) -> str:
+def _clean_line(value: str, max_length: int, field: str, key: str) -> str:
     control_error, length_error = _LINE_ERRORS[field]
-    text = " ".join(given.split())
+    text = " ".join(value.split())
     if not text.isprintable():
         text = unicodedata.normalize("NFC", text)
-        if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
             raise InvalidInput(FieldError(field, key, str(control_error)))
     if len(text) > max_length:
         raise InvalidInput(FieldError(field, key, str(length_error)))

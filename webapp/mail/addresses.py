@@ -15,7 +15,7 @@ from webapp.shop import queries as shop_queries
 
 
 def sender_address(configured: str) -> str:
-    """Return the address of the configured sender, with its domain encoded as IDNA 2008.
+    """Return the address of the configured sender; the domain as IDNA 2008.
 
     :raises ValueError: when it has a line break.
     """
@@ -25,7 +25,9 @@ def sender_address(configured: str) -> str:
 
 
 def recipient_address(customer: Customer) -> str:
-    """Return the envelope address of a customer: the local part in its original case, the domain as IDNA 2008.
+    """Return the envelope address of a customer.
+
+    It has the local part in its original case, and the domain as IDNA 2008.
 
     :raises ValueError: when the address is not valid (RFC 5321).
     """

@@ -1,6 +1,6 @@
-"""Bidirectional text: isolate values whose writing direction differs from the surrounding text.
+"""Bidirectional text: isolate values that differ in direction from their text.
 
-Uses isolates of the Unicode bidirectional algorithm (UAX 9) and HTML's `bdi` element.
+It uses isolates of the Unicode bidirectional algorithm (UAX 9) and HTML's `bdi` element.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ _MARKER = re.compile(f"{MARKER_OPEN}([0-9]+){MARKER_CLOSE}")
 
 @dataclass(frozen=True)
 class PlaceholderRenderer:
-    """Renders the value of a placeholder: escaped, and isolated if its direction differs from the text.
+    """Renders the value of a placeholder: escaped and, if necessary, isolated.
+
+    A value is isolated if its direction differs from that of the text.
 
     :param escape: escapes a value for the format of the text.
     :param is_right_to_left: the direction of the text.
@@ -49,7 +51,9 @@ class PlaceholderRenderer:
 
 
 def is_text_right_to_left(parts: TemplateParts, default: bool) -> bool:
-    """Whether a text runs right to left, by its first strong character (UAX 9, P2 and P3).
+    """Return whether a text runs right to left.
+
+    The first strong character determines that (UAX 9, P2 and P3).
 
     :param default: the result for a text without one.
     """
@@ -66,7 +70,10 @@ def isolate_placeholders(parts: TemplateParts) -> TemplateParts:
 
 
 def isolate_html_placeholders(parts: TemplateParts) -> TemplateParts:
-    """Mark the placeholders of HTML that need isolation: those in text, not in tags, titles or style sheets."""
+    """Mark the placeholders of HTML that need isolation.
+
+    These are the placeholders in text, not those in tags, titles or style sheets.
+    """
     placeholders = [part for part in parts if isinstance(part, Placeholder)]
     numbers = iter(range(len(placeholders)))
     finder = _TextMarkerFinder()
@@ -75,10 +82,12 @@ def isolate_html_placeholders(parts: TemplateParts) -> TemplateParts:
     )
     finder.close()
     numbers = iter(range(len(placeholders)))
-    return tuple(
-        part if isinstance(part, str) else _isolate_placeholder(part) if next(numbers) in finder.markers else part
-        for part in parts
-    )
+    isolated_parts: list[str | Placeholder] = []
+    for part in parts:
+        if isinstance(part, Placeholder) and next(numbers) in finder.markers:
+            part = _isolate_placeholder(part)
+        isolated_parts.append(part)
+    return tuple(isolated_parts)
 
 
 def _isolate_placeholder(placeholder: Placeholder) -> Placeholder:

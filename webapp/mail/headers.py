@@ -1,4 +1,7 @@
-"""Email headers as bytes: folded (RFC 5322, 2.2.3) and, where necessary, encoded (RFC 2047)."""
+"""Email headers as bytes.
+
+They are folded (RFC 5322, 2.2.3) and, if necessary, encoded (RFC 2047).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import base64
 # The recommended line length (RFC 5322, 2.1.1), and the maximum for lines with encoded words (RFC 2047, 2).
 LINE_LENGTH, ENCODED_LINE_LENGTH = 78, 76
 # A longer word would not fit on the line of the header's name, and is encoded.
-_WORD_MAX = 60
+_MAX_WORD_LENGTH = 60
 _ENCODED_WORD_OVERHEAD = len("=?utf-8?b??=")
 _UNQUOTED_CHARACTERS = frozenset(
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 !#$%&'*+-/=?^_`{|}~"  # no translation
@@ -25,8 +28,8 @@ def format_header(name: str, value: str) -> bytes:
         if len(line) <= LINE_LENGTH:
             return f"{line}\r\n".encode()
         words = value.split(" ")
-        # Not for consecutive spaces: folding there would leave a line of white space only.
-        if all(words) and max(map(len, words)) <= _WORD_MAX:
+        # Values with consecutive spaces are encoded instead: folding there would leave a line of white space only.
+        if all(words) and max(map(len, words)) <= _MAX_WORD_LENGTH:
             return f"{_fold_words(f'{name}:', words)}\r\n".encode()
     return f"{name}: {_encode_words(value, len(name) + 2)}\r\n".encode()
 
@@ -49,7 +52,10 @@ def format_address_header(name: str, display_name: str, address: str) -> bytes:
 
 
 def reject_line_breaks(value: str) -> None:
-    """:raises ValueError: when a header value has a line break."""
+    """Reject line breaks in a header value.
+
+    :raises ValueError: when it has one.
+    """
     if "\r" in value or "\n" in value:
         raise ValueError("a header value must not contain a line break")
 
@@ -81,5 +87,8 @@ def _encode_words(value: str, prefix_length: int) -> str:
 
 
 def _encoded_word_capacity(prefix_length: int) -> int:
-    """Return how many bytes fit into an encoded word after a prefix; base64 encodes three bytes as four."""
+    """Return the number of bytes that fit into an encoded word after a prefix.
+
+    Base64 encodes three bytes as four characters.
+    """
     return max(4, (ENCODED_LINE_LENGTH - prefix_length - _ENCODED_WORD_OVERHEAD) // 4 * 3)

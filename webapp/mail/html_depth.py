@@ -11,9 +11,9 @@ from html.parser import HTMLParser
 
 from flask_babel import gettext as _
 
-HTML_DEPTH_MAX = 200
-# Start tags in comments and the like: another parser may read them as elements, and thousands would be too deep.
-UNPARSED_TAGS_MAX = 500
+MAX_HTML_DEPTH = 200
+# Start tags in comments and similar places, which another parser may parse as elements; thousands would be too deep.
+MAX_UNPARSED_TAGS = 500
 # Elements without an end tag.
 _VOID_ELEMENTS = frozenset(
     [
@@ -90,32 +90,38 @@ _START_TAG = re.compile(r"<[A-Za-z]")
 
 
 class HtmlTooDeep(ValueError):
-    """HTML that could crash a parser. The message tells the author what to change."""
+    """HTML that could crash a parser.
+
+    The message says what the author has to change.
+    """
 
 
 def check_html_depth(source: str) -> None:
     """Check that HTML can be parsed safely.
 
-    :raises HtmlTooDeep: when it is nested too deeply, or the depth can't be determined reliably.
+    :raises HtmlTooDeep: when it is nested too deeply, or the depth cannot be determined reliably.
     """
     # The usual case: too few tags to be nested too deeply.
     tags = sum(1 for _ in _START_TAG.finditer(source))
-    if tags <= HTML_DEPTH_MAX:
+    if tags <= MAX_HTML_DEPTH:
         return
     if _MALFORMED_COMMENT_END.search(source):
         raise HtmlTooDeep(_("A comment is not closed with “-->”. Correct the HTML."))
     # Python's parser takes quadratic time for many tags that are not closed.
-    if source.count("<", source.rfind(">") + 1) > HTML_DEPTH_MAX:
+    if source.count("<", source.rfind(">") + 1) > MAX_HTML_DEPTH:
         raise HtmlTooDeep(_("Many tags at the end of the HTML are not closed. Correct the HTML."))
     parser = _DepthParser()
     parser.feed(source)
     parser.close()
-    if tags - parser.start_tag_count > UNPARSED_TAGS_MAX:
-        raise HtmlTooDeep(_("More than %(max)s tags are in comments. Remove some of them.", max=UNPARSED_TAGS_MAX))
+    if tags - parser.start_tag_count > MAX_UNPARSED_TAGS:
+        raise HtmlTooDeep(_("More than %(max)s tags are in comments. Remove some of them.", max=MAX_UNPARSED_TAGS))
 
 
 class _DepthParser(HTMLParser):
-    """Counts open elements. It may overcount: an element left open in a wrong place stays open."""
+    """Counts open elements.
+
+    It may overcount: an element left open in a wrong place stays open.
+    """
 
     # A style sheet within SVG is parsed as elements; here all style sheets are.
     CDATA_CONTENT_ELEMENTS = ()  # type: ignore[misc]
@@ -132,12 +138,12 @@ class _DepthParser(HTMLParser):
         while self.open_elements and self.open_elements[-1] in _IMPLIED_END_TAGS.get(tag, ()):
             self.open_elements.pop()
         self.open_elements.append(tag)
-        if len(self.open_elements) > HTML_DEPTH_MAX:
+        if len(self.open_elements) > MAX_HTML_DEPTH:
             raise HtmlTooDeep(
                 _(
                     "Elements are nested more than %(max)s levels deep, or as many are not closed. Close them, or "
                     "remove some of them.",
-                    max=HTML_DEPTH_MAX,
+                    max=MAX_HTML_DEPTH,
                 )
             )
 

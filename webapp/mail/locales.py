@@ -9,9 +9,11 @@ from babel import Locale, UnknownLocaleError
 
 @lru_cache(4096)
 def resolve_locale(tag: str | None, default: str) -> str:
-    """Return the Babel locale of a language tag (RFC 5646), or `default` for a missing, unknown or invalid tag.
+    """Return the Babel locale of a language tag (RFC 5646).
 
     If CLDR does not know the region or script of a tag, its language is used: `de-XX` becomes `de`.
+
+    :param default: returned for a missing, unknown or invalid tag.
     """
     subtags = (tag or "").replace("_", "-").split("-")
     for length in range(len(subtags), 0, -1):
@@ -23,5 +25,5 @@ def resolve_locale(tag: str | None, default: str) -> str:
 
 
 def is_locale_right_to_left(locale: str) -> bool:
-    """Whether the language of a Babel locale is written from right to left."""
+    """Return whether the language of a Babel locale is written from right to left."""
     return str(Locale.parse(locale).text_direction) == "rtl"

@@ -1,7 +1,7 @@
-"""Quoted-printable bodies (RFC 2045, 6.7), encoded once, with merge fields for the values of each recipient.
+"""Quoted-printable bodies (RFC 2045, 6.7), encoded once for all recipients.
 
-A merge field has a soft line break on both sides, so that each value starts on a new line and can be encoded
-separately; the encoded bytes are then joined.
+They have merge fields for the values of each recipient. A merge field has a soft line break on both sides, so that each
+value starts on a new line and can be encoded separately; the encoded bytes are then joined.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ class MergeField:
 
 
 class MergeBody:
-    """The pieces of a body, some of them merge fields. A field used several times is encoded once per recipient."""
+    """The pieces of a body, some of them merge fields.
+
+    A field used several times is encoded once per recipient.
+    """
 
     def __init__(self, pieces: list[bytes | MergeField]) -> None:
         self.fields: list[MergeField] = list(dict.fromkeys(piece for piece in pieces if isinstance(piece, MergeField)))
@@ -55,17 +58,17 @@ def encode_body(parts: TemplateParts, render: Callable[[Placeholder, str], str])
 
     :param render: renders the value of a placeholder, or its fallback for an empty value.
     """
-    out: list[bytes | MergeField] = []
+    pieces: list[bytes | MergeField] = []
     for index, part in enumerate(parts):
         following = parts[index + 1] if index + 1 < len(parts) else "\n"
         if isinstance(part, Placeholder):
             ends_line = isinstance(following, str) and following.startswith(("\n", "\r\n"))
-            out.append(MergeField(part, render, ends_line))
+            pieces.append(MergeField(part, render, ends_line))
         else:
             quoted = _encode_text(part)
             starts_line = quoted.endswith(b"\r\n") or isinstance(following, str)
-            out.append(quoted if starts_line else _append_soft_break(quoted))
-    return out
+            pieces.append(quoted if starts_line else _append_soft_break(quoted))
+    return pieces
 
 
 def _encode_text(text: str) -> bytes:

@@ -1,4 +1,7 @@
-"""Check the connection to the mail relay: every SMTP step before an email would be sent."""
+"""Check the connection to the mail relay.
+
+The check includes every SMTP step before an email would be sent.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from webapp.mail.smtp import RelayRejected, RelayUnavailable
 
 @dataclass(frozen=True)
 class RelayCheckResult:
-    """The result of a check: a message for people, and a hint about what to do."""
+    """The result of a check: a human-readable message, and a hint about what to do."""
 
     is_ok: bool
     message: str
@@ -25,7 +28,10 @@ class RelayCheckResult:
 
 
 def check_relay_connection() -> RelayCheckResult:
-    """Connect, start TLS, sign in and send MAIL FROM as a campaign does, then disconnect. No email is sent."""
+    """Check the connection to the relay without sending an email.
+
+    Connects, starts TLS, signs in and sends MAIL FROM as a campaign does, then disconnects.
+    """
     settings: Settings = current_app.config["SETTINGS"]
     relay_name = _("%(server)s, port %(port)s", server=settings.mail_server, port=settings.mail_port)
     # Keep no transaction open while waiting for the relay.
@@ -39,7 +45,7 @@ def check_relay_connection() -> RelayCheckResult:
             relay.open()
             return _check_sender(relay, settings, relay_name)
     except RelayRejected as error:
-        return _explain_refusal(str(error), settings, relay_name)
+        return _explain_rejection(str(error), settings, relay_name)
     except RelayUnavailable as error:
         return _explain_connection_failure(error, relay_name)
 
@@ -100,7 +106,7 @@ def _suggest_improvement(settings: Settings) -> str:
     return str(_("Emails are sent unencrypted. Set MAIL_USE_TLS=true, or MAIL_USE_SSL=true if the relay requires it."))
 
 
-def _explain_refusal(reply: str, settings: Settings, relay_name: str) -> RelayCheckResult:
+def _explain_rejection(reply: str, settings: Settings, relay_name: str) -> RelayCheckResult:
     if reply.startswith("TLS:"):
         reason = reply.removeprefix("TLS:").strip()
         if "wrong version number" in reason.lower() or "record layer" in reason.lower():
@@ -139,7 +145,7 @@ def _explain_refusal(reply: str, settings: Settings, relay_name: str) -> RelayCh
     return RelayCheckResult(
         False,
         _("%(relay)s rejects this server. Its reply: %(reply)s", relay=relay_name, reply=reply),
-        _("Ask the operator of the relay to allow this server to send."),
+        _("Ask the provider of the relay to allow this server to send."),
     )
 
 

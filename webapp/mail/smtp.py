@@ -2,9 +2,9 @@
 
 Differences from Flask-Mail 0.10:
 
-- Flask-Mail sends nothing under TESTING; here an email is sent, or the outcome says why not.
+- Flask-Mail sends nothing under TESTING; here an email is sent, or the outcome contains the reason.
 - Its sockets have no timeout and it does not verify certificates; here every step has a timeout and TLS is verified.
-- Its `sendmail` raises the same error before and after the body; here the outcome says whether the email can have
+- Its `sendmail` raises the same error before and after the body; here the outcome shows whether the email can have
   arrived.
 - Its `quit()` and MAIL_MAX_EMAILS can raise after the relay has accepted an email; here nothing can fail after that.
 - It converts addresses with IDNA 2003, which turns `faß.de` into the different domain `fass.de`, and raises for a
@@ -15,11 +15,9 @@ Differences from Flask-Mail 0.10:
 
 from __future__ import annotations
 
-import re
 import smtplib
 import socket
 import ssl
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -30,22 +28,20 @@ from flask import current_app
 from flask_babel import gettext as _
 
 from webapp.mail import timeouts
+from webapp.mail.outgoing_message import OutgoingMessage
+from webapp.mail.smtp_session import (
+    PERMANENT_TLS_ERRORS,
+    ImplicitTlsSmtpSession,
+    SmtpSession,
+    create_tls_context,
+    send_ehlo,
+    set_socket_timeout,
+)
 
 # The first digit of a positive reply to a command (RFC 5321, 4.2.1).
 SUCCESS_REPLY_CLASS = {"MAIL": 2, "RCPT": 2, "DATA": 3}
 
-# In bytes. Usual replies have one or a few lines.
-MAX_REPLY_BYTES = 64 * 1024
-# OpenSSL errors for which a retry is useless: client and server have no common protocol or cipher.
-PERMANENT_TLS_ERRORS = (
-    "WRONG_VERSION_NUMBER",
-    "UNSUPPORTED_PROTOCOL",
-    "NO_PROTOCOLS_AVAILABLE",
-    "SSLV3_ALERT_HANDSHAKE_FAILURE",
-    "TLSV1_ALERT_PROTOCOL_VERSION",
-)
-
-OutcomeKind = Literal["accepted", "failed", "deferred", "connection_lost", "refused", "uncertain", "aborted"]
+OutcomeKind = Literal["accepted", "failed", "deferred", "connection_lost", "rejected", "uncertain", "aborted"]
 
 
 @dataclass(frozen=True)
@@ -56,11 +52,11 @@ class SmtpOutcome:
     - failed: permanent failure for this recipient
     - deferred: temporary failure for this recipient
     - connection_lost: the connection broke before the body was complete, so nothing was delivered
-    - refused: the relay rejects this server or its sender, whatever the recipient
+    - rejected: the relay rejects this server or its sender, for every recipient
     - uncertain: the connection broke after the body
     - aborted: the caller aborted the attempt before the body
 
-    `code` is the reply code, `text` the reply or our own explanation, and `stage` the step that did not succeed.
+    `code` is the reply code, `text` the reply or an explanation by Onecode, and `stage` the step that did not succeed.
     """
 
     kind: OutcomeKind
@@ -70,99 +66,23 @@ class SmtpOutcome:
 
 
 class RelayUnavailable(Exception):
-    """The relay can't be reached, or closes the connection before an email was started. A retry may succeed."""
+    """The relay cannot accept emails now; a retry may succeed.
+
+    It cannot be reached, or closes the connection before an email was started.
+    """
 
 
 class RelayRejected(Exception):
-    """The relay rejects this client: TLS, credentials or sender address. The settings need to be changed."""
+    """The relay rejects this client: TLS, credentials or sender address.
 
-
-class OutgoingMessage(flask_mail.Message):
-    """A finished message: the bytes for one recipient, with the envelope addresses."""
-
-    def __init__(self, sender: str, to: str, raw: bytes) -> None:
-        # Does not call Flask-Mail's constructor, which looks up the host name for an unused Message-ID.
-        self.sender = sender
-        self.recipients = [to]
-        self.raw = raw
-        self.to = to
-        self.cc, self.bcc, self.reply_to = [], [], None
-        self.mail_options, self.rcpt_options = [], []
-        head = raw.partition(b"\r\n\r\n")[0]
-        self.subject = (re.search(rb"^Subject: ([^\r]*)", head, re.MULTILINE) or [b"", b""])[1].decode("utf-8")
-        self.date = time.time()
-
-    def as_bytes(self) -> bytes:
-        return self.raw
-
-    def as_string(self) -> str:
-        return self.raw.decode()
-
-    def has_bad_headers(self) -> bool:
-        return any(_has_forbidden_characters(address) for address in (str(self.sender), self.to))
-
-
-class _SmtpSession(smtplib.SMTP):
-    """An SMTP session of smtplib with a deadline for replies (of `time.monotonic`) and a maximum reply size.
-
-    The deadline covers whole replies, however slowly their bytes arrive.
+    The settings need to be changed.
     """
-
-    def __init__(self, server: str, port: int) -> None:
-        self.deadline = time.monotonic() + timeouts.CONNECT_TIMEOUT
-        self.buffer = b""
-        super().__init__(server, port, timeout=timeouts.CONNECT_TIMEOUT)
-
-    def set_deadline(self, seconds: float) -> None:
-        """Require that all further replies arrive within this many seconds."""
-        self.deadline = time.monotonic() + seconds
-
-    def getreply(self) -> tuple[int, bytes]:
-        """Read all lines of the next reply; return (code, text), with code -1 if it is invalid (RFC 5321, 4.2)."""
-        lines, size = [], 0
-        while True:
-            line = self._read_line()
-            size += len(line)
-            if size > MAX_REPLY_BYTES:
-                self.close()
-                raise smtplib.SMTPServerDisconnected("the reply is too long")
-            if not line[:3].isdigit():
-                return -1, line.strip()
-            lines.append(line[4:].strip())
-            if line[3:4] != b"-":
-                return int(line[:3]), b"\n".join(lines)
-
-    def _read_line(self) -> bytes:
-        while b"\n" not in self.buffer:
-            if self.sock is None or len(self.buffer) > MAX_REPLY_BYTES:
-                self.close()
-                raise smtplib.SMTPServerDisconnected("the reply is too long" if self.buffer else "not connected")
-            remaining = self.deadline - time.monotonic()
-            if remaining <= 0:
-                raise TimeoutError("timed out")
-            self.sock.settimeout(remaining)
-            received = self.sock.recv(8192)
-            if not received:
-                self.close()
-                raise smtplib.SMTPServerDisconnected("the relay closed the connection")
-            self.buffer += received
-        line, _, self.buffer = self.buffer.partition(b"\n")
-        return line
-
-
-class _ImplicitTlsSmtpSession(_SmtpSession, smtplib.SMTP_SSL):
-    """An SMTP session with implicit TLS."""
-
-    def __init__(self, server: str, port: int) -> None:
-        self.deadline = time.monotonic() + timeouts.CONNECT_TIMEOUT
-        self.buffer = b""
-        smtplib.SMTP_SSL.__init__(self, server, port, timeout=timeouts.CONNECT_TIMEOUT, context=_create_tls_context())
 
 
 class RelayConnection(flask_mail.Connection):
     """A connection to the relay, reused for many emails. Not thread-safe."""
 
-    host: _SmtpSession | None
+    host: SmtpSession | None
 
     def __enter__(self) -> RelayConnection:
         return self
@@ -177,13 +97,14 @@ class RelayConnection(flask_mail.Connection):
 
     @property
     def is_open(self) -> bool:
+        """Whether there is a connection; it may be broken."""
         return self.host is not None
 
     def open(self) -> None:
         """Connect and sign in, unless already connected.
 
         :raises RelayUnavailable: when the relay does not reply, or replies with a 4xx.
-        :raises RelayRejected: when its certificate can't be verified, the credentials are wrong, or it replies with a
+        :raises RelayRejected: when its certificate cannot be verified, the credentials are wrong, or it replies with a
             5xx.
         """
         if self.host is not None:
@@ -198,30 +119,28 @@ class RelayConnection(flask_mail.Connection):
         except smtplib.SMTPNotSupportedError as error:
             raise RelayRejected(str(error)) from error
         except smtplib.SMTPResponseException as error:
-            text = (
-                f"{error.smtp_code} {_normalise_reply_text(error.smtp_error)}"  # no translation
-                if error.smtp_code > 0
-                else _describe_error(error)
-            )
+            text = _describe_error(error)
+            if error.smtp_code > 0:
+                text = f"{error.smtp_code} {_normalise_reply_text(error.smtp_error)}"  # no translation
             raise (RelayRejected if error.smtp_code >= 500 else RelayUnavailable)(text) from error
         except (OSError, smtplib.SMTPException) as error:
             raise RelayUnavailable(_describe_error(error)) from error
         except ValueError as error:
             raise RelayRejected(_("the server name, the user name or the password has invalid characters")) from error
 
-    def configure_host(self) -> _SmtpSession:
+    def configure_host(self) -> SmtpSession:
         """Connect, start TLS as configured and sign in."""
         host = self._connect()
         try:
             host.set_deadline(timeouts.CONNECT_TIMEOUT)
-            _send_ehlo(host)
+            send_ehlo(host)
             if self.mail.use_tls:
-                code, reply = host.starttls(context=_create_tls_context())
+                code, reply = host.starttls(context=create_tls_context())
                 if code != 220:
                     raise smtplib.SMTPResponseException(code, reply)
                 # Discard data received before TLS: an attacker may have injected it (CVE-2011-0411).
                 host.buffer = b""
-                _send_ehlo(host)
+                send_ehlo(host)
             if self.mail.username and self.mail.password:
                 host.login(self.mail.username, self.mail.password)
         except BaseException:
@@ -229,8 +148,8 @@ class RelayConnection(flask_mail.Connection):
             raise
         return host
 
-    def _connect(self) -> _SmtpSession:
-        session_class = _ImplicitTlsSmtpSession if self.mail.use_ssl else _SmtpSession
+    def _connect(self) -> SmtpSession:
+        session_class = ImplicitTlsSmtpSession if self.mail.use_ssl else SmtpSession
         host = session_class(self.mail.server, self.mail.port or 0)
         if host.sock is not None:
             # Disable Nagle's algorithm: the last segment of a body must not wait for an acknowledgement.
@@ -245,7 +164,7 @@ class RelayConnection(flask_mail.Connection):
         """
         self.open()
         outcome = self.deliver(cast(OutgoingMessage, message))
-        if outcome.kind in ("failed", "refused"):
+        if outcome.kind in ("failed", "rejected"):
             raise RelayRejected(f"{outcome.code} {outcome.text}" if outcome.code else outcome.text)  # no translation
         if outcome.kind != "accepted":
             raise RelayUnavailable(f"{outcome.code} {outcome.text}" if outcome.code else outcome.text)  # no translation
@@ -256,9 +175,11 @@ class RelayConnection(flask_mail.Connection):
         may_send: Callable[[], bool] = lambda: True,
         on_envelope_sent: Callable[[], object] = lambda: None,
     ) -> SmtpOutcome:
-        """Deliver one message step by step. The connection is closed after anything but a valid reply.
+        """Deliver one message step by step.
 
-        :param may_send: called right before the body, the point of no return; False aborts the delivery.
+        The connection is closed unless every reply is valid.
+
+        :param may_send: called just before the body, the point of no return; False aborts the delivery.
         :param on_envelope_sent: called while the relay processes the envelope.
         """
         host = self.host
@@ -279,7 +200,7 @@ class RelayConnection(flask_mail.Connection):
             return SmtpOutcome("connection_lost", None, _describe_error(error), "envelope")
 
     def _send_envelope(
-        self, host: _SmtpSession, message: OutgoingMessage, on_envelope_sent: Callable[[], object]
+        self, host: SmtpSession, message: OutgoingMessage, on_envelope_sent: Callable[[], object]
     ) -> SmtpOutcome | None:
         """Send MAIL, RCPT and DATA; None when the relay accepts all of them.
 
@@ -292,7 +213,7 @@ class RelayConnection(flask_mail.Connection):
         mail_from, rcpt_to = f"MAIL FROM:<{message.sender}>{options}", f"RCPT TO:<{message.to}>"  # no translation
         commands = {"MAIL": mail_from, "RCPT": rcpt_to, "DATA": "DATA"}
         host.set_deadline(timeouts.REPLY_TIMEOUT)
-        _set_socket_timeout(host, timeouts.REPLY_TIMEOUT)
+        set_socket_timeout(host, timeouts.REPLY_TIMEOUT)
         groups = [tuple(commands)] if host.has_extn("pipelining") else [(verb,) for verb in commands]
         for verbs in groups:
             host.send("".join(f"{commands[verb]}\r\n" for verb in verbs).encode())
@@ -300,11 +221,14 @@ class RelayConnection(flask_mail.Connection):
                 on_envelope_sent()
             rejection = self._read_replies(host, verbs)
             if rejection is not None:
-                return self._classify_refusal(host, *rejection)
+                return self._classify_rejection(host, *rejection)
         return None
 
-    def _read_replies(self, host: _SmtpSession, verbs: tuple[str, ...]) -> tuple[int, bytes, str] | None:
-        """Read the replies to a group of commands; return the first negative one as (code, text, command), if any."""
+    def _read_replies(self, host: SmtpSession, verbs: tuple[str, ...]) -> tuple[int, bytes, str] | None:
+        """Read the replies to a group of commands.
+
+        :returns: the first negative reply as (code, text, command), if any.
+        """
         rejection: tuple[int, bytes, str] | None = None
         for verb in verbs:
             try:
@@ -324,11 +248,11 @@ class RelayConnection(flask_mail.Connection):
                 return rejection
         return rejection
 
-    def _send_body(self, host: _SmtpSession, message: OutgoingMessage) -> SmtpOutcome:
+    def _send_body(self, host: SmtpSession, message: OutgoingMessage) -> SmtpOutcome:
         if host.sock is None:
             raise smtplib.SMTPServerDisconnected("the connection is closed")
         body = _dot_stuff(message.raw)
-        _set_socket_timeout(host, timeouts.BODY_TIMEOUT)
+        set_socket_timeout(host, timeouts.BODY_TIMEOUT)
         # After an error here the final dot has not been sent, so the relay must discard the message.
         host.sock.sendall(body)
         host.set_deadline(timeouts.REPLY_TIMEOUT)
@@ -344,9 +268,9 @@ class RelayConnection(flask_mail.Connection):
         if not 400 <= code < 600:
             self.close()
             return SmtpOutcome("uncertain", None, _("invalid reply after the email was sent"), "body")
-        return self._classify_refusal(host, code, reply, "body")
+        return self._classify_rejection(host, code, reply, "body")
 
-    def _classify_refusal(self, host: _SmtpSession, code: int, reply: bytes, stage: str) -> SmtpOutcome:
+    def _classify_rejection(self, host: SmtpSession, code: int, reply: bytes, stage: str) -> SmtpOutcome:
         text = _normalise_reply_text(reply)
         if code == 421 or (stage == "MAIL" and 400 <= code < 500):
             self.close()
@@ -356,11 +280,14 @@ class RelayConnection(flask_mail.Connection):
             return SmtpOutcome("connection_lost", None, text or _("invalid reply"), stage)
         self._reset(host)
         if stage == "MAIL":
-            return SmtpOutcome("refused", code, text, stage)
+            return SmtpOutcome("rejected", code, text, stage)
         return SmtpOutcome("failed" if code >= 500 else "deferred", code, text, stage)
 
-    def _reset(self, host: _SmtpSession) -> None:
-        """Reset the session for the next email; close the connection if that fails. The outcome is not affected."""
+    def _reset(self, host: SmtpSession) -> None:
+        """Reset the session for the next email; close the connection if that fails.
+
+        The outcome is not affected.
+        """
         if self.host is None:
             return
         host.set_deadline(timeouts.RESET_TIMEOUT)
@@ -377,13 +304,16 @@ class RelayConnection(flask_mail.Connection):
             host.close()
 
     def quit(self) -> None:
-        """Send QUIT and close the connection. Never raises, because accepted emails stay accepted."""
+        """Send QUIT and close the connection.
+
+        Never raises, because accepted emails stay accepted.
+        """
         host, self.host = self.host, None
         if host is None:
             return
         try:
             host.set_deadline(2)
-            _set_socket_timeout(host, 2)
+            set_socket_timeout(host, 2)
             host.quit()
         except (OSError, smtplib.SMTPException):
             host.close()
@@ -394,32 +324,10 @@ def create_relay_connection() -> RelayConnection:
     return RelayConnection(current_app.extensions["mail"])
 
 
-def _send_ehlo(host: _SmtpSession) -> None:
-    """Send EHLO, or HELO if the relay does not know EHLO. HELO is not tried after a temporary failure."""
-    code, reply = host.ehlo()
-    if 500 <= code < 600:
-        code, reply = host.helo()
-    if code // 100 != 2:
-        raise smtplib.SMTPHeloError(code, reply)
-
-
-def _create_tls_context() -> ssl.SSLContext:
-    return ssl.create_default_context()
-
-
-def _set_socket_timeout(host: _SmtpSession, seconds: float) -> None:
-    if host.sock is not None:
-        host.sock.settimeout(seconds)
-
-
 def _dot_stuff(raw: bytes) -> bytes:
     """Apply dot-stuffing and add the final dot (RFC 5321, 4.5.2)."""
     raw = (b"." + raw if raw.startswith(b".") else raw).replace(b"\n.", b"\n..")
     return raw + (b".\r\n" if raw.endswith(b"\r\n") else b"\r\n.\r\n")
-
-
-def _has_forbidden_characters(value: str) -> bool:
-    return any(c in value for c in "\r\n\0<> ")
 
 
 def _normalise_reply_text(reply: bytes | str) -> str:

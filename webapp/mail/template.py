@@ -1,4 +1,7 @@
-"""Parsed templates: text split at its placeholders, and markers for placeholders while HTML is transformed."""
+"""Parsed templates: text split at its placeholders.
+
+Markers replace the placeholders while HTML is transformed.
+"""
 
 from __future__ import annotations
 
@@ -32,16 +35,21 @@ def fill_template(parts: TemplateParts, values: Mapping[str, str], escape: Calla
 
 
 def insert_markers(parts: TemplateParts) -> tuple[str, list[Placeholder]]:
-    """Replace placeholders by markers that HTML tools do not change; return the string and the placeholders."""
+    """Replace placeholders by markers; return the string and the placeholders.
+
+    HTML tools do not change markers.
+    """
     placeholders = [part for part in parts if isinstance(part, Placeholder)]
     numbers = iter(range(len(placeholders)))
-    marked = "".join(part if isinstance(part, str) else f"{MARKER_OPEN}{next(numbers)}{MARKER_CLOSE}" for part in parts)
-    return marked, placeholders
+    html_with_markers = "".join(
+        part if isinstance(part, str) else f"{MARKER_OPEN}{next(numbers)}{MARKER_CLOSE}" for part in parts
+    )
+    return html_with_markers, placeholders
 
 
-def restore_placeholders(marked: str, placeholders: list[Placeholder]) -> TemplateParts:
-    """Parse a string with markers back into template parts; the inverse of `insert_markers`."""
-    pieces = _MARKER.split(marked)
+def restore_placeholders(html_with_markers: str, placeholders: list[Placeholder]) -> TemplateParts:
+    """Parse a string with markers into template parts; inverse of `insert_markers`."""
+    pieces = _MARKER.split(html_with_markers)
     parts: list[str | Placeholder] = [
         placeholders[int(piece)] if index % 2 else piece for index, piece in enumerate(pieces)
     ]

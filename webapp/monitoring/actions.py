@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from webapp.core.extensions import db
 
-# Rows of dead workers are kept for a day, so that a worker that died at night can still be identified.
+# Rows of workers without a heartbeat are kept for a day, so that a worker that was killed at night can be identified.
 WORKER_RETENTION = timedelta(days=1)
 
 # All times are by the clock of the database, since the clocks of machines differ.
@@ -31,7 +31,7 @@ _UPSERT_HEARTBEAT = text(
     """
 )
 _MARK_STOPPED = text("update worker set seen_at = now(), stopped_at = now(), busy_since = null where id = :id")
-_DELETE_STALE = text("delete from worker where seen_at < now() - cast(:silent as interval)")
+_DELETE_STALE = text("delete from worker where seen_at < now() - cast(:retention as interval)")
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def record_heartbeat(
 ) -> None:
     """Record that a worker is alive.
 
-    :param busy_seconds: for how many seconds its longest-running task has been running; None when it is idle.
-    :param periodic_task_ages: how many seconds ago it completed each periodic task, by task name.
+    :param busy_seconds: seconds since the start of its longest-running task; None when it is idle.
+    :param periodic_task_ages: seconds since it completed each periodic task, by task name.
     """
     values = {"id": worker.id, "host": worker.host, "pid": worker.pid, "version": worker.version}
     ages = json.dumps(dict(periodic_task_ages or {}))
@@ -64,12 +64,12 @@ def record_heartbeat(
 
 
 def record_shutdown(worker: WorkerIdentity) -> None:
-    """Record that a worker was shut down on request."""
+    """Record that a worker has shut down."""
     db.session.execute(_MARK_STOPPED, {"id": worker.id})
     db.session.commit()
 
 
 def delete_stale_workers() -> None:
-    """Delete the rows of workers without a heartbeat for a day."""
-    db.session.execute(_DELETE_STALE, {"silent": WORKER_RETENTION})
+    """Delete the rows of workers without a heartbeat for `WORKER_RETENTION`."""
+    db.session.execute(_DELETE_STALE, {"retention": WORKER_RETENTION})
     db.session.commit()

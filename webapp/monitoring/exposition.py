@@ -1,4 +1,7 @@
-"""Render metrics for Prometheus: names, help texts and types. docs/monitoring.md explains how to react to each."""
+"""Render metrics for Prometheus: names, help texts and types.
+
+docs/monitoring.md explains how to react to each.
+"""
 
 from __future__ import annotations
 
@@ -20,41 +23,45 @@ from webapp.monitoring.queries import (
     WorkerMetrics,
 )
 
-# Every state has a time series, also with the value 0: a series that appears only with a problem cannot be compared.
-CAMPAIGN_STATES = ("draft", "scheduled", "preparing", "sending", "paused", "cancelled", "done")
-MAIL_STATES = ("waiting", "sent", "deferred", "failed", "uncertain", "skipped", "left")
-IMPORT_STATES = ("receiving", "queued", "running", "done", "failed")
+# Every status and state has a time series, also with the value 0: a series that appears only with a problem cannot be
+# compared.
+CAMPAIGN_STATUSES = ("draft", "scheduled", "preparing", "sending", "paused", "cancelled", "done")
+DELIVERY_STATES = ("waiting", "sent", "deferred", "failed", "uncertain", "skipped", "left")
+IMPORT_STATUSES = ("receiving", "queued", "running", "done", "failed")
 
 
-def render_metrics(snapshot: MetricsSnapshot | None, release: str, accept: str = "") -> tuple[bytes, str]:
-    """Render metrics as text; return it and its media type: Prometheus 0.0.4, or OpenMetrics if accepted.
+def render_metrics(snapshot: MetricsSnapshot | None, version: str, accept: str = "") -> tuple[bytes, str]:
+    """Render metrics as text; return it and its media type.
+
+    That is Prometheus 0.0.4, or OpenMetrics if accepted.
 
     :param snapshot: None when the database is unavailable.
+    :param version: version of Onecode.
     :param accept: the Accept header (RFC 9110) of the request.
     """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_MetricsCollector(snapshot, release))
+    registry.register(_MetricsCollector(snapshot, version))
     encode, media_type = choose_encoder(accept)
     return encode(registry), media_type
 
 
 @lru_cache
 def expected_migration() -> str:
-    """Return the newest migration of this release."""
+    """Return the newest migration of this version of Onecode."""
     return ScriptDirectory(str(ROOT / "migrations")).get_current_head() or ""
 
 
 class _MetricsCollector(Collector):
-    def __init__(self, snapshot: MetricsSnapshot | None, release: str) -> None:
+    def __init__(self, snapshot: MetricsSnapshot | None, version: str) -> None:
         self.snapshot = snapshot
-        self.release = release
+        self.version = version
 
     def collect(self) -> Iterator[Metric]:
         snapshot = self.snapshot
-        yield InfoMetricFamily("onecode_build", "Release of Onecode.", {"version": self.release})
+        yield InfoMetricFamily("onecode_build", "Version of Onecode.", {"version": self.version})
         yield _gauge(
             "onecode_database_up",
-            "Whether the database, which also holds the queue, answered in time.",
+            "Whether the database, which also holds the queue, responded in time.",
             snapshot is not None,
         )
         if snapshot is None:
@@ -67,15 +74,15 @@ class _MetricsCollector(Collector):
         if snapshot.redemptions:
             yield from _redemption_metrics(snapshot.redemptions)
         if snapshot.imports is not None:
-            states = {state: snapshot.imports.get(state, 0) for state in IMPORT_STATES}
-            yield _labelled_gauge("onecode_imports", "Imports by state.", "state", states)
+            counts = {status: snapshot.imports.get(status, 0) for status in IMPORT_STATUSES}
+            yield _labelled_gauge("onecode_imports", "Imports by status.", "state", counts)
 
 
 def _database_metrics(database: DatabaseMetrics) -> Iterator[Metric]:
     expected = expected_migration()
     yield InfoMetricFamily(
         "onecode_migration",
-        "Migration of the database, and the one that this release expects.",
+        "Migration of the database, and the one that this version expects.",
         {"current": database.migration, "expected": expected},
     )
     yield _gauge("onecode_migration_differs", "Whether these two differ.", database.migration != expected)
@@ -97,43 +104,45 @@ def _worker_metrics(workers: WorkerMetrics) -> Iterator[Metric]:
     )
     yield _labelled_gauge(
         "onecode_sweep_timestamp_seconds",
-        "When a periodic task was last completed by any worker, in seconds since 1970.",
+        "When a periodic task was last completed by any worker, as Unix time.",
         "task",
-        workers.periodic_task_times,
+        workers.periodic_task_completed_at,
     )
 
 
 def _campaign_metrics(campaigns: CampaignMetrics) -> Iterator[Metric]:
-    states = {state: campaigns.counts_by_status.get(state, 0) for state in CAMPAIGN_STATES}
-    yield _labelled_gauge("onecode_campaigns", "Campaigns by state.", "state", states)
+    counts = {status: campaigns.counts_by_status.get(status, 0) for status in CAMPAIGN_STATUSES}
+    yield _labelled_gauge("onecode_campaigns", "Campaigns by status.", "state", counts)
     yield _gauge(
-        "onecode_campaigns_paused_by_themselves", "Campaigns that were paused automatically.", campaigns.auto_paused
+        "onecode_campaigns_paused_by_themselves",
+        "Campaigns that were paused automatically.",
+        campaigns.auto_paused_count,
     )
     yield _gauge(
         "onecode_relay_trouble",
         "Whether the mail relay is unreachable or rejects emails.",
-        campaigns.has_relay_problem,
+        campaigns.has_delivery_warning,
     )
     emails = GaugeMetricFamily(
-        "onecode_campaign_mails", "Emails of an open campaign, by state.", labels=["campaign", "state"]
+        "onecode_campaign_mails", "Emails of an unfinished campaign, by state.", labels=["campaign", "state"]
     )
-    for campaign_id, stats in campaigns.counts_by_open_campaign.items():
-        for state in MAIL_STATES:
+    for campaign_id, stats in campaigns.stats_by_campaign.items():
+        for state in DELIVERY_STATES:
             emails.add_metric([str(campaign_id), state], getattr(stats, state))
     yield emails
     yield _labelled_gauge(
         "onecode_campaign_stalled",
-        "Whether an open campaign makes no progress although emails are waiting.",
+        "Whether an unfinished campaign makes no progress although emails are queued.",
         "campaign",
-        {str(campaign_id): stats.is_stalled for campaign_id, stats in campaigns.counts_by_open_campaign.items()},
+        {str(campaign_id): stats.is_stalled for campaign_id, stats in campaigns.stats_by_campaign.items()},
     )
 
 
 def _redemption_metrics(redemptions: RedemptionMetrics) -> Iterator[Metric]:
     yield CounterMetricFamily(
-        "onecode_redemptions", "Redemptions ever made, including those undone.", redemptions.redemptions
+        "onecode_redemptions", "Redemptions, including those that were rolled back.", redemptions.redemptions
     )
-    yield CounterMetricFamily("onecode_rollbacks", "Redemptions ever undone.", redemptions.rollbacks)
+    yield CounterMetricFamily("onecode_rollbacks", "Redemptions that were rolled back.", redemptions.rollbacks)
     yield _gauge(
         "onecode_code_misses_last_hour",
         "Failed attempts in the last hour: a valid code with the wrong email address.",
@@ -141,8 +150,8 @@ def _redemption_metrics(redemptions: RedemptionMetrics) -> Iterator[Metric]:
     )
     yield _gauge(
         "onecode_offers_guessed_at",
-        "Offers with so many failed attempts that someone seems to guess email addresses.",
-        redemptions.guessed_offers,
+        "Offers with a guessing alert, because of many failed attempts.",
+        redemptions.guessing_alert_count,
     )
 
 

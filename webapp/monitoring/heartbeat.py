@@ -1,4 +1,4 @@
-"""Heartbeat of a worker: a thread that records three times a minute that the worker is alive."""
+"""Heartbeat of a worker: a thread that records regularly that it is alive."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from webapp.monitoring.actions import WorkerIdentity
 
 log = logging.getLogger(__name__)
 
-# Seconds between two heartbeats. The table is unlogged, so that a heartbeat writes hardly any WAL.
-INTERVAL_SECONDS = 20
+# Seconds between two heartbeats.
+HEARTBEAT_INTERVAL_SECONDS = 20
 # Seconds before the next attempt when a heartbeat could not be recorded.
-RETRY_SECONDS = 2
+HEARTBEAT_RETRY_SECONDS = 2
 
 
 @contextmanager
 def send_heartbeats(app: Flask, version: str) -> Iterator[WorkerIdentity]:
-    """Send heartbeats while the block runs; then record that this worker was shut down on request."""
+    """Send heartbeats while the block runs; then record the shutdown."""
     worker = WorkerIdentity(version)
     stop_requested = threading.Event()
     thread = threading.Thread(target=_heartbeat_loop, args=(app, worker, stop_requested), name="heartbeat", daemon=True)
@@ -33,27 +33,28 @@ def send_heartbeats(app: Flask, version: str) -> Iterator[WorkerIdentity]:
         yield worker
     finally:
         stop_requested.set()
-        # No longer than a heartbeat may take: with an unavailable database, the shutdown stays unrecorded.
-        thread.join(INTERVAL_SECONDS)
+        # Wait at most one interval. If the database is unavailable, the shutdown is not recorded.
+        thread.join(HEARTBEAT_INTERVAL_SECONDS)
 
 
 def _heartbeat_loop(app: Flask, worker: WorkerIdentity, stop_requested: threading.Event) -> None:
-    was_recorded = True
+    has_failed = False
     while not stop_requested.is_set():
-        error = _run_in_app_context(
+        error = _try_in_app_context(
             app,
             lambda: monitoring_actions.record_heartbeat(
                 worker, task_queue.longest_running_seconds(), task_queue.periodic_task_ages()
             ),
         )
-        if error and was_recorded and not database_health.detect_outage(error):
+        if error and not has_failed and not database_health.report_if_outage(error):
             log.warning("heartbeat could not be recorded, retrying: %s", _first_error_line(error))
-        was_recorded = error is None
-        stop_requested.wait(INTERVAL_SECONDS if was_recorded else RETRY_SECONDS)
-    _run_in_app_context(app, lambda: monitoring_actions.record_shutdown(worker))
+        has_failed = error is not None
+        stop_requested.wait(HEARTBEAT_RETRY_SECONDS if has_failed else HEARTBEAT_INTERVAL_SECONDS)
+    _try_in_app_context(app, lambda: monitoring_actions.record_shutdown(worker))
 
 
-def _run_in_app_context(app: Flask, action: Callable[[], None]) -> SQLAlchemyError | None:
+def _try_in_app_context(app: Flask, action: Callable[[], None]) -> SQLAlchemyError | None:
+    """Run an action in an app context; return its database error, if any."""
     try:
         with app.app_context():
             action()

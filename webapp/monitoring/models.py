@@ -1,4 +1,4 @@
-"""The table of worker processes."""
+"""Tables for monitoring: the worker processes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from webapp.core.extensions import Model
 
 
 class Worker(Model):
-    """A worker process and its latest heartbeat. Unlogged: after a database crash each worker records itself again.
+    """A worker process and its latest heartbeat.
 
-    `swept` has the time when this process last completed each periodic task, by task name, in seconds since 1970;
+    The table is unlogged, so a heartbeat writes hardly any WAL; after a database crash each worker records itself
+    again. `swept` contains the Unix time when this process last completed each periodic task, by task name;
     `busy_since` is when its longest-running task started.
     """
 

@@ -1,6 +1,6 @@
-"""Queries of monitoring: the values of `/metrics`, and whether a worker is alive.
+"""Queries for monitoring: the values of `/metrics`, and whether a worker is alive.
 
-Metrics are scraped every few seconds, so each query reads an index or a table that stays small: workers, offers,
+Metrics are scraped often, so each query reads an index or a table that stays small: workers, offers,
 campaigns, imports, hourly totals. None of them returns personal data.
 """
 
@@ -12,24 +12,31 @@ from datetime import timedelta
 from sqlalchemy import ColumnElement, func, select, text
 from sqlalchemy.exc import ProgrammingError
 
-from webapp.campaigns import queries as campaign_queries
-from webapp.campaigns.models import Campaign
-from webapp.campaigns.queries import CampaignStats
+from webapp.campaigns import stats_queries
+from webapp.campaigns.models import STAFF_PAUSE_PREFIX, Campaign
+from webapp.campaigns.stats_queries import CampaignStats
 from webapp.core.extensions import db, huey
 from webapp.customers.models import CustomerImport
 from webapp.monitoring.models import Worker
 from webapp.redemptions import guessing
 
-# A worker without a heartbeat for this long counts as dead: two heartbeats may be missed.
+# A worker without a heartbeat for this long does not count as alive: two heartbeats may be missed.
 HEARTBEAT_TIMEOUT = timedelta(seconds=60)
 # Maximum number of campaigns with their own time series; the newest are chosen.
-DETAIL_LIMIT = 20
-OPEN_STATUSES = ("preparing", "sending", "paused")
+MAX_CAMPAIGN_SERIES = 20
+# Maximum number of guessing alerts that are counted.
+MAX_GUESSING_ALERTS = 20
+# Statuses of a campaign that was launched and is not finished.
+UNFINISHED_STATUSES = ("preparing", "sending", "paused")
 
 
 @dataclass(frozen=True)
 class DatabaseMetrics:
-    """PostgreSQL and the queue in it. `migration` is the current revision of the tables, empty without any."""
+    """Metrics of PostgreSQL and of the queue in it.
+
+    :ivar migration: the Alembic revision of the schema; empty when there is none.
+    :ivar size_bytes: size of the database on disk.
+    """
 
     migration: str
     connections: int
@@ -41,39 +48,52 @@ class DatabaseMetrics:
 
 @dataclass(frozen=True)
 class WorkerMetrics:
-    """Workers that are alive, the age of their longest-running task, and when each periodic task was last completed
-    by any worker, in seconds since 1970.
+    """Metrics of the workers.
+
+    :ivar longest_busy_seconds: age of their longest-running task.
+    :ivar periodic_task_completed_at: Unix time when any worker last completed each periodic task, by task name.
     """
 
     alive_count: int
     longest_busy_seconds: float
-    periodic_task_times: dict[str, float] = field(default_factory=dict)
+    periodic_task_completed_at: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class CampaignMetrics:
-    """Campaigns by status, and the deliveries of each open campaign."""
+    """Campaigns by status, and the deliveries of each unfinished campaign.
+
+    :ivar has_delivery_warning: whether the relay is unreachable or rejects the emails of a campaign.
+    :ivar stats_by_campaign: of the newest unfinished campaigns, by campaign id.
+    """
 
     counts_by_status: dict[str, int]
-    auto_paused: int
-    has_relay_problem: bool
-    counts_by_open_campaign: dict[int, CampaignStats]
+    auto_paused_count: int
+    has_delivery_warning: bool
+    stats_by_campaign: dict[int, CampaignStats]
 
 
 @dataclass(frozen=True)
 class RedemptionMetrics:
-    """All redemptions ever, those undone, failed attempts in the last hour, and offers under attack by guessing."""
+    """Counts of redemptions.
+
+    :ivar redemptions: includes the redemptions that were rolled back.
+    :ivar failed_attempts: in the last hour.
+    :ivar guessing_alert_count: number of offers with a guessing alert, at most `MAX_GUESSING_ALERTS`.
+    """
 
     redemptions: int
     rollbacks: int
     failed_attempts: int
-    guessed_offers: int
+    guessing_alert_count: int
 
 
 @dataclass(frozen=True)
 class MetricsSnapshot:
-    """All values of `/metrics`. Those of our own tables are None when the schema is not the one of this release: before
-    a migration, or after a newer one.
+    """All values of `/metrics`.
+
+    Values read from application tables are None when the schema belongs to another version: before a migration, or
+    after a newer one.
     """
 
     database: DatabaseMetrics
@@ -135,46 +155,53 @@ def load_worker_metrics() -> WorkerMetrics:
             worker_alive_condition()
         )
     ).one()
-    completed = db.session.execute(
+    completed_rows = db.session.execute(
         text("select s.key as task, max(s.value::float8) as at from worker, jsonb_each_text(swept) s group by s.key")
     )
-    return WorkerMetrics(alive_count, float(longest_busy_seconds or 0), {row.task: row.at for row in completed})
+    return WorkerMetrics(alive_count, float(longest_busy_seconds or 0), {row.task: row.at for row in completed_rows})
 
 
 def is_worker_alive(host: str) -> bool:
-    """Return whether a worker on this host (or in this container) has sent a heartbeat in the last minute."""
-    alive = select(Worker.id).where(Worker.host == host, worker_alive_condition())
-    return db.session.scalar(alive.limit(1)) is not None
+    """Return whether a worker on this host (or in this container) is alive."""
+    statement = select(Worker.id).where(Worker.host == host, worker_alive_condition())
+    return db.session.scalar(statement.limit(1)) is not None
 
 
 def worker_alive_condition() -> ColumnElement[bool]:
-    """Return the condition that a worker has sent a heartbeat recently and was not shut down."""
+    """Return the condition that a worker is alive.
+
+    It has sent a heartbeat within `HEARTBEAT_TIMEOUT` and was not shut down.
+    """
     return Worker.stopped_at.is_(None) & (Worker.seen_at > func.now() - HEARTBEAT_TIMEOUT)
 
 
 def load_campaign_metrics() -> CampaignMetrics:
     """Load the metrics of campaigns."""
     by_status = {row.status: row.n for row in db.session.execute(_COUNT_CAMPAIGNS_BY_STATUS)}
-    relay_problems, auto_paused = db.session.execute(_COUNT_CAMPAIGN_PROBLEMS).one()
-    newest = (
-        select(Campaign.id).where(Campaign.status.in_(OPEN_STATUSES)).order_by(Campaign.id.desc()).limit(DETAIL_LIMIT)
+    delivery_warnings, auto_paused_count = db.session.execute(_COUNT_CAMPAIGN_PROBLEMS).one()
+    newest_ids = (
+        select(Campaign.id)
+        .where(Campaign.status.in_(UNFINISHED_STATUSES))
+        .order_by(Campaign.id.desc())
+        .limit(MAX_CAMPAIGN_SERIES)
     )
     return CampaignMetrics(
         by_status,
-        auto_paused,
-        bool(relay_problems),
-        campaign_queries.get_stats_by_campaign(db.session.scalars(newest).all()),
+        auto_paused_count,
+        bool(delivery_warnings),
+        stats_queries.get_stats_by_campaign(db.session.scalars(newest_ids).all()),
     )
 
 
 _COUNT_CAMPAIGNS_BY_STATUS = select(Campaign.status, func.count().label("n")).group_by(Campaign.status)
 _COUNT_CAMPAIGN_PROBLEMS = select(
-    func.count().filter(Campaign.status == "sending", Campaign.trouble.is_not(None)),
+    func.count().filter(Campaign.status == "sending", Campaign.delivery_warning.is_not(None)),
     # The reason of a campaign that was paused by staff names the user.
-    func.count().filter(Campaign.status == "paused", ~Campaign.pause_reason.startswith("paused by ")),
+    func.count().filter(Campaign.status == "paused", ~Campaign.pause_reason.startswith(STAFF_PAUSE_PREFIX)),
 )
 
-# Past hours are already counted; the rest is counted per offer, so that the index is used.
+# Hours before `counted_until` are in `hour_total`. Later redemptions are counted per offer, so that the index on
+# (offer_id, redeemed_at) is used.
 _SELECT_REDEMPTION_METRICS = text(
     """
     select
@@ -182,18 +209,18 @@ _SELECT_REDEMPTION_METRICS = text(
         select coalesce(sum(rest.n), 0) from offer o, redemption_tally t, lateral (
           select count(*) as n from redemption r where r.offer_id = o.id and r.redeemed_at >= t.counted_until
         ) rest
-      ) as live,
-      (select count(*) from rollback) as undone,
-      (select coalesce(sum(n), 0) from code_miss where minute > now() - interval '1 hour') as misses
+      ) as redemption_count,
+      (select count(*) from rollback) as rollback_count,
+      (select coalesce(sum(n), 0) from code_miss where minute > now() - interval '1 hour') as failed_attempts
     """
 )
 
 
 def load_redemption_metrics() -> RedemptionMetrics:
-    """Load the metrics of redemptions. The total includes redemptions that were undone."""
-    live, undone, failed_attempts = map(int, db.session.execute(_SELECT_REDEMPTION_METRICS).one())
-    guessed_offers = len(guessing.list_top_guessing_alerts(DETAIL_LIMIT))
-    return RedemptionMetrics(live + undone, undone, failed_attempts, guessed_offers)
+    """Load the metrics of redemptions."""
+    current, rollbacks, failed_attempts = map(int, db.session.execute(_SELECT_REDEMPTION_METRICS).one())
+    guessing_alert_count = len(guessing.list_top_guessing_alerts(MAX_GUESSING_ALERTS))
+    return RedemptionMetrics(current + rollbacks, rollbacks, failed_attempts, guessing_alert_count)
 
 
 def count_imports_by_status() -> dict[str, int]:

@@ -13,8 +13,8 @@ from sqlalchemy import Connection, func, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
-from webapp.accounts.actions import record_audit_entry
-from webapp.core import local_time
+from webapp.accounts.audit import record_audit_entry
+from webapp.core import database_clock, local_time
 from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.core.money import Discount
@@ -30,9 +30,9 @@ from webapp.offers.code_actions import (
 )
 from webapp.offers.models import Offer, OfferValues, normalise_code
 
-NAME_MAX = 200
-CAP_MAX = 10**12
-AMOUNT_MAX = 10**12
+MAX_NAME_LENGTH = 200
+MAX_CAP = 10**12
+MAX_AMOUNT = 10**12
 VALID_YEARS = range(2000, 2200)
 
 
@@ -75,9 +75,9 @@ def update_offer(
     :param paused: whether the offer is to be paused; None leaves that unchanged.
     :raises NotFound: when the offer does not exist.
     :raises DomainError: `conflict` when the offer has another version.
-    :raises InvalidInput: as `insert_offer`; also `frozen` when the discount, the code, or whether there is a cap would
-        change after the first launch or redemption, and `cap_below_redeemed` when the cap would be lower than the
-        number of redemptions.
+    :raises InvalidInput: as `insert_offer`; also `frozen` when the discount or the code would change, or a cap would be
+        added or removed, after the first launch or redemption, and `cap_below_redeemed` when the cap would be lower
+        than the number of redemptions.
     """
     offer = offer_queries.lock_offer(offer_id)
     if offer is None:
@@ -99,7 +99,7 @@ def update_offer(
 
 
 def pause_offer(offer_id: int, by: str) -> Offer:
-    """Pause an offer: it can't be redeemed until it is resumed. Idempotent. Commits.
+    """Pause an offer: it cannot be redeemed until it is resumed. Idempotent. Commits.
 
     :raises NotFound: when the offer does not exist.
     """
@@ -120,20 +120,20 @@ def set_personal_code_required(offer_id: int, required: bool, by: str) -> Offer:
     Idempotent. Commits.
 
     :raises NotFound: when the offer does not exist.
-
     """
     return update_offer(offer_id, {"personal_code_required": required}, None, by)
 
 
 def freeze_offer(offer_id: int, connection: Connection | None = None) -> bool:
-    """Freeze the discount, the code and whether there is a cap. The caller commits.
+    """Freeze an offer before its first launch or redemption. The caller commits.
 
-    So what an email promised keeps its value, and every redemption of a capped offer is counted. Afterwards
-    `code_actions.renew_code` can still assign another code, which keeps the old one valid. The audience, and whether
-    personal codes are required, can still be changed.
+    Afterwards the discount and the code cannot be changed, and a cap can neither be added nor removed. This keeps the
+    promises of emails that were sent and ensures that every redemption of a capped offer is counted.
+    `code_actions.renew_code` can still assign another code, which keeps the previous one valid. The audience, and
+    whether personal codes are required, can still be changed.
 
     :param connection: the connection to use; by default that of the session.
-    :returns: whether this call froze the offer, and not an earlier one.
+    :returns: whether this call froze the offer; False if an earlier one did.
     """
     frozen_id = (connection or db.session).scalar(
         update(Offer)
@@ -148,7 +148,7 @@ def freeze_offer(offer_id: int, connection: Connection | None = None) -> bool:
 def _set_paused(offer: Offer, paused: bool, by: str) -> None:
     if (offer.paused_at is not None) == paused:
         return
-    offer.paused_at = offer_queries.database_now() if paused else None
+    offer.paused_at = database_clock.get_database_time() if paused else None
     offer.version += 1
     record_audit_entry(by, "offer.paused" if paused else "offer.resumed", offer.code_as_written)
 
@@ -227,8 +227,10 @@ def _name_errors(values: OfferValues) -> Iterator[FieldError]:
     name = values.name.strip()
     if not name:
         yield FieldError("name", "name_missing", _("Enter a name for the offer. Customers see it."))
-    elif len(name) > NAME_MAX:
-        yield FieldError("name", "name_too_long", _("The name can have at most %(max)s characters.", max=NAME_MAX))
+    elif len(name) > MAX_NAME_LENGTH:
+        yield FieldError(
+            "name", "name_too_long", _("The name can have at most %(max)s characters.", max=MAX_NAME_LENGTH)
+        )
     elif not name.isprintable():
         yield FieldError("name", "name_invalid", _("The name must be one line of plain text."))
 
@@ -241,7 +243,7 @@ def _discount_errors(discount: Discount) -> Iterator[FieldError]:
         elif percent != percent.quantize(Decimal("0.01")):
             yield FieldError("discount.percent", "discount_invalid", _("The percentage can have at most two decimals."))
         return
-    if discount.amount is None or not 0 < discount.amount <= AMOUNT_MAX:
+    if discount.amount is None or not 0 < discount.amount <= MAX_AMOUNT:
         yield FieldError("discount.amount", "discount_invalid", _("Enter an amount above 0."))
     if discount.currency is None or not is_currency(discount.currency):
         message = _("Enter the three-letter code of a currency, such as EUR.")
@@ -263,8 +265,8 @@ def _window_errors(values: OfferValues) -> Iterator[FieldError]:
 
 def _cap_errors(values: OfferValues) -> Iterator[FieldError]:
     cap = values.max_redemptions
-    if cap is not None and not 1 <= cap <= CAP_MAX:
-        message = _("The maximum must be a whole number of at least 1. Leave it empty for no limit.")
+    if cap is not None and not 1 <= cap <= MAX_CAP:
+        message = _("The redemption limit must be a whole number of at least 1. Leave it empty for no limit.")
         yield FieldError("max_redemptions", "cap_invalid", message)
 
 
@@ -278,7 +280,10 @@ def _raise_if_frozen(offer: Offer, values: OfferValues) -> None:
             FieldError(
                 field,
                 "frozen",
-                _("The discount can't be changed after the launch or a redemption. Create a new offer instead."),
+                _(
+                    "The discount can't be changed after the launch or the first redemption. "
+                    "Create a new offer instead."
+                ),
             )
         )
     if normalise_code(values.code or "") != offer.code:
@@ -287,7 +292,7 @@ def _raise_if_frozen(offer: Offer, values: OfferValues) -> None:
                 "code",
                 "frozen",
                 _(
-                    "The code can't be changed after the launch or a redemption. "
+                    "The code can't be changed after the launch or the first redemption. "
                     "Renew it instead: the current code then stays valid."
                 ),
             )
@@ -297,7 +302,10 @@ def _raise_if_frozen(offer: Offer, values: OfferValues) -> None:
             FieldError(
                 "max_redemptions",
                 "frozen",
-                _("After the launch or a redemption, the maximum can be raised or lowered, but not added or removed."),
+                _(
+                    "After the launch or the first redemption, the redemption limit can be raised or lowered, "
+                    "but not added or removed."
+                ),
             )
         )
     elif values.max_redemptions is not None and values.max_redemptions < offer.redeemed:
@@ -306,7 +314,7 @@ def _raise_if_frozen(offer: Offer, values: OfferValues) -> None:
                 "max_redemptions",
                 "cap_below_redeemed",
                 _(
-                    "There are already %(count)s redemptions. The maximum can't be lower than that.",
+                    "There are already %(count)s redemptions. The redemption limit can't be lower than that.",
                     count=f"{offer.redeemed:,}",
                 ),
             )

@@ -11,13 +11,14 @@ from sqlalchemy import update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
-from webapp.accounts.actions import record_audit_entry
+from webapp.accounts.audit import record_audit_entry
+from webapp.core import database_clock
 from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.offers import queries as offer_queries
-from webapp.offers.models import CODE_MAX, CODE_MIN, Offer, OfferCode, normalise_code
+from webapp.offers.models import MAX_CODE_LENGTH, MIN_CODE_LENGTH, Offer, OfferCode, normalise_code
 
-# Without 0, O, 1, I and L, which are easily confused on paper and on the phone.
+# Excludes 0, O, 1, I and L, which are easily confused.
 GENERATED_ALPHABET = "ABCDEFGHJKMNPQRSTUVWXYZ23456789"
 
 
@@ -28,9 +29,9 @@ def generate_code() -> str:
 
 
 def candidate_codes(code: str | None) -> list[str]:
-    """Return the requested code.
+    """Return the requested code; a few generated ones if it is None.
 
-    Without one, return a few generated codes, of which one will be free.
+    One of the generated codes will be free.
     """
     return [code] if code else [generate_code() for _index in range(5)]
 
@@ -38,9 +39,9 @@ def candidate_codes(code: str | None) -> list[str]:
 def renew_code(offer_id: int, code: str | None, by: str, version: int | None = None) -> Offer:
     """Assign another code to an offer. Commits.
 
-    The previous code stays valid as an alias, because emails and posters carry it, until `close_code`. An alias of the
+    The previous code stays valid as an alias until `close_code`, because emails and posters contain it. An alias of the
     offer can become its code again. Before the offer is frozen (see `Offer.frozen_at`), the previous code is replaced
-    and becomes free. Assigning the code that the offer already has changes nothing.
+    and becomes available again. Assigning the code that the offer already has changes nothing.
 
     :param code: the code as displayed; None generates one.
     :param by: the actor, for the audit log.
@@ -66,26 +67,29 @@ def renew_code(offer_id: int, code: str | None, by: str, version: int | None = N
 
 
 def close_code(offer_id: int, code: str, by: str) -> Offer:
-    """Close an alias, so that it is not accepted any more.
+    """Close an alias: it is no longer accepted. Idempotent. Commits.
 
-    Neither are the personal codes made from it. Idempotent. Commits. A closed code never becomes available to another
+    The personal codes made from it are no longer accepted either. A closed code never becomes available to another
     offer.
 
     :raises NotFound: when the offer does not exist or never had this code.
     :raises DomainError: `conflict` when it is the current code of the offer.
     """
     offer = _lock_offer(offer_id)
-    row = _require_code(offer, code)
-    if row.code == offer.code:
+    offer_code = _require_code(offer, code)
+    if offer_code.code == offer.code:
         raise DomainError(
             "conflict",
-            _("%(code)s is the current code. Renew the code first, then close this one.", code=row.code_as_written),
+            _(
+                "%(code)s is the current code. Renew the code first, then close this one.",
+                code=offer_code.code_as_written,
+            ),
             409,
         )
-    if row.closed_at is None:
-        row.closed_at = offer_queries.database_now()
+    if offer_code.closed_at is None:
+        offer_code.closed_at = database_clock.get_database_time()
         offer.version += 1
-        record_audit_entry(by, "offer.code_closed", row.code_as_written, offer=offer.code_as_written)
+        record_audit_entry(by, "offer.code_closed", offer_code.code_as_written, offer=offer.code_as_written)
     db.session.commit()
     return offer
 
@@ -96,11 +100,11 @@ def reopen_code(offer_id: int, code: str, by: str) -> Offer:
     :raises NotFound: when the offer does not exist or never had this code.
     """
     offer = _lock_offer(offer_id)
-    row = _require_code(offer, code)
-    if row.closed_at is not None:
-        row.closed_at = None
+    offer_code = _require_code(offer, code)
+    if offer_code.closed_at is not None:
+        offer_code.closed_at = None
         offer.version += 1
-        record_audit_entry(by, "offer.code_reopened", row.code_as_written, offer=offer.code_as_written)
+        record_audit_entry(by, "offer.code_reopened", offer_code.code_as_written, offer=offer.code_as_written)
     db.session.commit()
     return offer
 
@@ -108,10 +112,8 @@ def reopen_code(offer_id: int, code: str, by: str) -> Offer:
 def check_version(offer: Offer, version: int | None) -> None:
     """Check that the offer still has the version that a change is based on.
 
-    A version of None accepts any.
-
-    :raises DomainError: `conflict` when it has not.
-
+    :param version: None accepts any version.
+    :raises DomainError: `conflict` when the offer has another version.
     """
     if version is not None and offer.version != version:
         raise DomainError(
@@ -127,7 +129,7 @@ def check_version(offer: Offer, version: int | None) -> None:
 def reserve_code(offer_id: int, code: str, code_as_written: str) -> bool:
     """Reserve a code for an offer permanently.
 
-    Return whether that succeeded: False when it is taken, even by a concurrent transaction.
+    :returns: whether that succeeded; False when the code is taken, even by a concurrent transaction.
     """
     statement = insert(OfferCode).values(offer_id=offer_id, code=code, code_as_written=code_as_written)
     return db.session.scalar(statement.on_conflict_do_nothing().returning(OfferCode.code)) is not None
@@ -136,10 +138,9 @@ def reserve_code(offer_id: int, code: str, code_as_written: str) -> bool:
 def replace_code(before: str, code: str, code_as_written: str) -> None:
     """Replace a code, or its spelling, by another.
 
-    The replaced one becomes free, as it was never published.
+    The replaced code becomes available again, because it was never published.
 
-    :raises IntegrityError: of `pk_offer_code` when the new code is taken.
-
+    :raises IntegrityError: for the constraint `pk_offer_code` when the new code is taken.
     """
     db.session.execute(
         update(OfferCode).where(OfferCode.code == before).values(code=code, code_as_written=code_as_written)
@@ -152,7 +153,7 @@ def clean_display_code(code: str) -> str:
 
 
 def code_errors(code: str | None) -> Iterator[FieldError]:
-    """Yield what is wrong with a requested code."""
+    """Yield the errors of a requested code."""
     if code is None:
         return
     try:
@@ -160,26 +161,30 @@ def code_errors(code: str | None) -> Iterator[FieldError]:
     except InvalidInput as error:
         yield from error.errors
         return
-    if not CODE_MIN <= length <= CODE_MAX or len(code) > 2 * CODE_MAX:
+    if not MIN_CODE_LENGTH <= length <= MAX_CODE_LENGTH or len(code) > 2 * MAX_CODE_LENGTH:
         yield FieldError(
             "code",
             "code_length",
-            _("A code must have %(min)s to %(max)s letters and digits.", min=CODE_MIN, max=CODE_MAX),
+            _("A code must have %(min)s to %(max)s letters and digits.", min=MIN_CODE_LENGTH, max=MAX_CODE_LENGTH),
         )
 
 
 def code_taken_error() -> InvalidInput:
+    """Return the error for a code that another offer has or had."""
     return InvalidInput(
         FieldError(
             "code",
             "code_taken",
-            _("This code belongs to another offer, or did so. Choose another one, or leave it empty to generate one."),
+            _(
+                "This code belongs to another offer, or did in the past. "
+                "Choose another one, or leave it empty to generate one."
+            ),
         )
     )
 
 
 def _assign_code(offer: Offer, requested: str) -> bool:
-    """Make this the offer's code; return False when another offer has, or had, it."""
+    """Assign a code to the offer; return False when another offer has or had it."""
     code, display_code = normalise_code(requested), clean_display_code(requested)
     existing = offer_queries.find_offer_code(offer.id, code)
     if existing is not None and existing.closed_at is not None:
@@ -207,9 +212,9 @@ def _lock_offer(offer_id: int) -> Offer:
 
 def _require_code(offer: Offer, code: str) -> OfferCode:
     try:
-        row = offer_queries.find_offer_code(offer.id, normalise_code(code))
+        offer_code = offer_queries.find_offer_code(offer.id, normalise_code(code))
     except InvalidInput:
-        row = None
-    if row is None:
+        offer_code = None
+    if offer_code is None:
         raise NotFound(_("This offer never had this code."))
-    return row
+    return offer_code

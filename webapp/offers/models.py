@@ -1,4 +1,4 @@
-"""Tables of offers and their codes."""
+"""Tables for offers and their codes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from webapp.core.errors import FieldError, InvalidInput
 from webapp.core.extensions import Id, Model
 from webapp.core.money import Discount
 
-CODE_MIN, CODE_MAX = 3, 40
+MIN_CODE_LENGTH, MAX_CODE_LENGTH = 3, 40
 CODE_ALPHABET = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 DASHES = frozenset("-‐‑‒–—―−﹘﹣－_")
 
@@ -54,8 +54,8 @@ class OfferValues:
 class Offer(Model):
     """An offer with its shared code.
 
-    `redeemed` is maintained only when there is a cap (`max_redemptions`). `code` is the current code. `OfferCode` holds
-    it too, with all earlier ones.
+    `redeemed` is maintained only when there is a cap (`max_redemptions`). `code` is the current code; the table of
+    `OfferCode` contains it and all earlier ones.
     """
 
     __tablename__ = "offer"
@@ -75,13 +75,14 @@ class Offer(Model):
     personal_code_required: Mapped[bool] = mapped_column(server_default="false")
     max_redemptions: Mapped[int | None] = mapped_column(BigInteger)
     redeemed: Mapped[int] = mapped_column(BigInteger, server_default="0")
-    # Set by the first launch or redemption; from then on the discount, and whether there is a cap, cannot change.
+    # Set by the first launch or redemption; from then on the discount and the code cannot be changed directly, and a
+    # cap can neither be added nor removed.
     frozen_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     version: Mapped[int] = mapped_column(server_default="1")
 
     __table_args__ = (
-        # Deferred to the commit, because offer and code refer to each other. Makes the code unique among offers, too.
+        # Deferred to the commit, because offer and code refer to each other. Also makes the code unique among offers.
         ForeignKeyConstraint(
             ["id", "code", "code_as_written"],
             ["offer_code.offer_id", "offer_code.code", "offer_code.code_as_written"],
@@ -90,7 +91,7 @@ class Offer(Model):
             initially="DEFERRED",
             use_alter=True,
         ),
-        CheckConstraint(f"code ~ '^[A-Z0-9]{{{CODE_MIN},{CODE_MAX}}}$'", name="code"),
+        CheckConstraint(f"code ~ '^[A-Z0-9]{{{MIN_CODE_LENGTH},{MAX_CODE_LENGTH}}}$'", name="code"),
         CheckConstraint(
             "(discount_type = 'percent' and percent > 0 and percent <= 100 and amount is null and currency is null)"
             " or (discount_type = 'amount' and amount > 0 and currency ~ '^[A-Z]{3}$' and percent is null)",
@@ -105,12 +106,13 @@ class Offer(Model):
 
     @property
     def discount(self) -> Discount:
+        """The discount."""
         if self.discount_type == "percent":
             return Discount("percent", percent=self.percent)
         return Discount("amount", amount=self.amount, currency=self.currency)
 
     def values(self) -> OfferValues:
-        """Return its current values."""
+        """Return the current values of the offer."""
         return OfferValues(
             name=self.name,
             discount=self.discount,
@@ -124,7 +126,7 @@ class Offer(Model):
         )
 
     def state(self, at: datetime) -> OfferState:
-        """Return its state at a time, as staff and the API see it."""
+        """Return the state of the offer at a time, as staff and the API see it."""
         if self.ends_at is not None and at >= self.ends_at:
             return "ended"
         if self.paused_at is not None:
@@ -137,8 +139,8 @@ class Offer(Model):
 class OfferCode(Model):
     """A code that an offer has or had.
 
-    It is accepted until it is closed and never becomes free again. `Offer.code` is the current one; the other open ones
-    are aliases that emails and posters may still carry.
+    It is accepted until it is closed and never becomes available to another offer. `Offer.code` is the current one; the
+    other open ones are aliases, which emails and posters may still contain.
     """
 
     __tablename__ = "offer_code"
@@ -148,20 +150,18 @@ class OfferCode(Model):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     closed_at: Mapped[datetime | None]
 
-    # The target of the foreign key of an offer, and the index for finding the codes of an offer.
+    # The target of the foreign key of an offer, and the index that finds the codes of an offer.
     __table_args__ = (UniqueConstraint("offer_id", "code", "code_as_written"),)
 
 
 def normalise_code(text: str) -> str:
-    """Return a code in the form in which codes are compared.
-
-    That is NFKC, upper case, without spaces and dashes.
+    """Return a code as NFKC in upper case without spaces and dashes, for comparisons.
 
     :raises InvalidInput: `code_invalid` when the result is empty, too long or has characters beyond A-Z and 0-9.
     """
-    if len(text) <= 4 * CODE_MAX:
+    if len(text) <= 4 * MAX_CODE_LENGTH:
         folded = unicodedata.normalize("NFKC", text).upper()
         code = "".join(character for character in folded if character not in DASHES and not character.isspace())
-        if code and len(code) <= 2 * CODE_MAX and CODE_ALPHABET.issuperset(code):
+        if code and len(code) <= 2 * MAX_CODE_LENGTH and CODE_ALPHABET.issuperset(code):
             return code
     raise InvalidInput(FieldError("code", "code_invalid", _("A code can only have letters from A to Z and digits.")))

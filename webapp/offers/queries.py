@@ -1,9 +1,8 @@
-"""Every SELECT about offers."""
+"""Queries for offers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, func, or_, select, true
@@ -14,16 +13,20 @@ from webapp.offers.models import Offer, OfferCode, OfferState, normalise_code
 
 
 def find_offer(offer_id: int) -> Offer | None:
+    """Return the offer with this id, or None."""
     return db.session.get(Offer, offer_id)
 
 
 def find_offers(offer_ids: Sequence[int]) -> dict[int, Offer]:
-    """Return those of these offers that exist, by id."""
+    """Return the offers with these ids, by id; missing ones are left out."""
     return {offer.id: offer for offer in db.session.scalars(select(Offer).where(Offer.id.in_(offer_ids)))}
 
 
 def find_offer_by_code(code: str) -> Offer | None:
-    """Return the offer with this normalised code, current or open alias."""
+    """Return the offer whose current code or open alias this is.
+
+    :param code: normalised.
+    """
     return db.session.scalar(
         select(Offer)
         .join(OfferCode, OfferCode.offer_id == Offer.id)
@@ -32,12 +35,15 @@ def find_offer_by_code(code: str) -> Offer | None:
 
 
 def find_offer_code(offer_id: int, code: str) -> OfferCode | None:
-    """Return a code of an offer, current, alias or closed."""
+    """Return a code of an offer, whether it is current, an alias or closed."""
     return db.session.scalar(select(OfferCode).where(OfferCode.offer_id == offer_id, OfferCode.code == code))
 
 
 def find_closed_code(codes: Sequence[str]) -> OfferCode | None:
-    """Return the longest of these codes that is a closed code of an offer."""
+    """Return the longest of these codes that is a closed code of an offer.
+
+    The candidates are the whole input and its shared part; the longer one is the better match.
+    """
     statement = select(OfferCode).where(OfferCode.code.in_(codes), OfferCode.closed_at.is_not(None))
     return db.session.scalar(statement.order_by(func.length(OfferCode.code).desc()).limit(1))
 
@@ -46,29 +52,23 @@ def list_codes_by_offer(offer_ids: Sequence[int]) -> dict[int, list[OfferCode]]:
     """Return all codes of each of these offers, open or closed, newest first."""
     codes: dict[int, list[OfferCode]] = {offer_id: [] for offer_id in offer_ids}
     statement = select(OfferCode).where(OfferCode.offer_id.in_(offer_ids))
-    for row in db.session.scalars(statement.order_by(OfferCode.created_at.desc(), OfferCode.code)):
-        codes[row.offer_id].append(row)
+    for offer_code in db.session.scalars(statement.order_by(OfferCode.created_at.desc(), OfferCode.code)):
+        codes[offer_code.offer_id].append(offer_code)
     return codes
 
 
 def lock_offer(offer_id: int) -> Offer | None:
-    """Load an offer and lock its row until the transaction ends.
+    """Load an offer and lock its offer_code until the transaction ends.
 
-    Replaces the values that the session has loaded before.
+    It replaces the values that the session has loaded before.
     """
     return db.session.scalar(
         select(Offer).where(Offer.id == offer_id).with_for_update().execution_options(populate_existing=True)
     )
 
 
-def database_now() -> datetime:
-    """Return the time of the database, whose clock decides whether an offer is open."""
-    now: datetime = db.session.execute(select(func.now())).scalar_one()
-    return now
-
-
 def list_offers(
-    q: str = "",
+    search: str = "",
     state: OfferState | None = None,
     *,
     before_id: int | None = None,
@@ -77,11 +77,11 @@ def list_offers(
 ) -> list[Offer]:
     """Return offers, newest first; one more than `limit` if there are more.
 
-    :param q: part of the name, or the start of a code.
+    :param search: part of the name, or the start of a code.
     :param before_id: return only older offers than this one.
-    :param after_id: return only newer offers than this one: those that come right before it in the list.
+    :param after_id: return the offers that precede this one in the list.
     """
-    statement = select(Offer).where(_search_condition(q), _state_condition(state))
+    statement = select(Offer).where(_search_condition(search), _state_condition(state))
     if after_id is not None:
         newer = statement.where(Offer.id > after_id).order_by(Offer.id).limit(limit + 1)
         return list(db.session.scalars(newer))[::-1]
@@ -91,11 +91,15 @@ def list_offers(
 
 
 def has_offers() -> bool:
+    """Return whether there is any offer."""
     return db.session.scalar(select(Offer.id).limit(1)) is not None
 
 
-def list_open_offer_ids() -> Sequence[int]:
-    """Return the ids of open offers that are not paused, those that end soonest first."""
+def list_current_offer_ids() -> Sequence[int]:
+    """Return the ids of the offers within their time window that are not paused.
+
+    They are sorted by end, earliest first, and include offers that are used up.
+    """
     return db.session.scalars(
         select(Offer.id)
         .where(Offer.starts_at <= func.now(), _not_ended(), Offer.paused_at.is_(None))
@@ -103,8 +107,8 @@ def list_open_offer_ids() -> Sequence[int]:
     ).all()
 
 
-def _search_condition(q: str) -> ColumnElement[bool]:
-    search = q.replace("\0", "").strip()
+def _search_condition(search: str) -> ColumnElement[bool]:
+    search = search.replace("\0", "").strip()
     if not search:
         return true()
     pattern = "%" + search.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
@@ -123,15 +127,15 @@ def _not_ended() -> ColumnElement[bool]:
 
 def _state_condition(state: OfferState | None) -> ColumnElement[Any]:
     """Return the SQL equivalent of `Offer.state`."""
-    running = and_(_not_ended(), Offer.paused_at.is_(None))
-    is_exhausted = and_(Offer.max_redemptions.is_not(None), Offer.redeemed >= Offer.max_redemptions)
+    not_ended_or_paused = and_(_not_ended(), Offer.paused_at.is_(None))
+    is_used_up = and_(Offer.max_redemptions.is_not(None), Offer.redeemed >= Offer.max_redemptions)
     has_remaining = or_(Offer.max_redemptions.is_(None), Offer.redeemed < Offer.max_redemptions)
     states: dict[OfferState | None, ColumnElement[Any]] = {
         None: true(),
         "ended": ~_not_ended(),
         "paused": and_(_not_ended(), Offer.paused_at.is_not(None)),
-        "used_up": and_(running, is_exhausted),
-        "scheduled": and_(running, has_remaining, Offer.starts_at > func.now()),
-        "live": and_(running, has_remaining, Offer.starts_at <= func.now()),
+        "used_up": and_(not_ended_or_paused, is_used_up),
+        "scheduled": and_(not_ended_or_paused, has_remaining, Offer.starts_at > func.now()),
+        "live": and_(not_ended_or_paused, has_remaining, Offer.starts_at <= func.now()),
     }
     return states[state]

@@ -1,4 +1,4 @@
-"""The figures, first steps and attention list of the dashboard."""
+"""Queries for the figures, first steps and attention list of the dashboard."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Row, exists, func, or_, select
 
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.models import Campaign
 from webapp.core.extensions import db
 from webapp.customers.models import Customer, CustomerImport
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer
-from webapp.redemptions import guessing
-from webapp.redemptions import queries as redemption_queries
+from webapp.redemptions import count_queries, guessing
 from webapp.redemptions.models import Redemption
 
 DASHBOARD_DAYS = 30
@@ -30,8 +30,8 @@ class DashboardFigures:
     """The figures at the top of the dashboard.
 
     :param emails_sent: by campaigns launched in the last `DASHBOARD_DAYS` days.
-    :param conversion_rate: the share, from 0 to 1, of those who were sent an announcement in these days and have
-        redeemed its offer; None without any.
+    :param conversion_rate: redemptions per email, from 0 to 1, of the announcements launched in these days; None if
+        there are no such emails.
     :param redemptions_per_day: a day and its redemptions, for each of these days, oldest first.
     """
 
@@ -45,7 +45,7 @@ class DashboardFigures:
 
 @dataclass(frozen=True)
 class OnboardingSteps:
-    """Which of the first steps are done."""
+    """The first steps that are done."""
 
     has_customers: bool
     latest_offer: Offer | None
@@ -53,17 +53,17 @@ class OnboardingSteps:
 
 @dataclass(frozen=True)
 class AttentionList:
-    """What needs the attention of staff.
+    """The objects that need the attention of staff.
 
     Campaigns come with the name of their offer, as their subject may contain placeholders; those with uncertain
-    deliveries also with the number of them. Guessed offers come with their failed attempts in the last hour.
+    deliveries also with their number. Offers with a guessing alert come with their failed attempts in the last hour.
     """
 
     stalled_campaigns: Sequence[tuple[Campaign, str]]
     uncertain_campaigns: Sequence[tuple[Campaign, str, int]]
-    nearly_exhausted_offers: Sequence[Offer]
+    nearly_used_up_offers: Sequence[Offer]
     offers_ending_soon: Sequence[Offer]
-    guessed_offers: Sequence[tuple[Offer, int]]
+    offers_with_guessing_alert: Sequence[tuple[Offer, int]]
     failed_imports: Sequence[CustomerImport]
 
     def __bool__(self) -> bool:
@@ -71,21 +71,23 @@ class AttentionList:
             (
                 self.stalled_campaigns,
                 self.uncertain_campaigns,
-                self.nearly_exhausted_offers,
+                self.nearly_used_up_offers,
                 self.offers_ending_soon,
-                self.guessed_offers,
+                self.offers_with_guessing_alert,
                 self.failed_imports,
             )
         )
 
 
 def get_dashboard_figures(zone: str) -> DashboardFigures:
-    """Return the figures, by the days of a time zone."""
+    """Return the figures for today and the days before in a time zone."""
     today = datetime.now(ZoneInfo(zone)).date()
     first_day = today - timedelta(days=DASHBOARD_DAYS - 1)
     since = datetime.combine(first_day, time(), ZoneInfo(zone)).astimezone(UTC)
-    counts = dict(redemption_queries.count_redemptions_per_day(None, since, zone))
-    per_day = [(day, counts.get(day, 0)) for day in (first_day + timedelta(days=n) for n in range(DASHBOARD_DAYS))]
+    counts = dict(count_queries.count_redemptions_per_day(None, since, zone))
+    per_day = [
+        (day, counts.get(day, 0)) for day in (first_day + timedelta(days=offset) for offset in range(DASHBOARD_DAYS))
+    ]
     emails_sent, conversion_rate = _calculate_email_figures(since)
     return DashboardFigures(
         live_offers=_count_live_offers(),
@@ -98,9 +100,9 @@ def get_dashboard_figures(zone: str) -> DashboardFigures:
 
 
 def get_onboarding_steps() -> OnboardingSteps | None:
-    """Return which first steps are done.
+    """Return the first steps that are done.
 
-    Return None once a campaign was launched or a code redeemed.
+    :returns: None once a campaign was launched or a code redeemed.
     """
     has_launched = db.session.scalar(select(exists().where(Campaign.launched_at.is_not(None))))
     if has_launched or db.session.scalar(select(exists().where(Redemption.offer_id.is_not(None)))):
@@ -112,42 +114,42 @@ def get_onboarding_steps() -> OnboardingSteps | None:
 
 
 def get_attention_list() -> AttentionList:
-    """Return what needs attention.
+    """Return the objects that need attention.
 
-    Campaigns that are stalled or have uncertain deliveries to resolve; offers that are nearly exhausted, end soon or
-    have a guessing alert; imports that failed in the last week.
+    These are campaigns that are stalled or have uncertain deliveries to resolve; offers that are nearly used up, end
+    soon or have a guessing alert; and imports that failed in the last week.
     """
     cap = func.coalesce(Offer.max_redemptions, 0)
-    nearly_exhausted = _OPEN_OFFERS.where(cap > 0, Offer.redeemed >= cap * CAP_WARNING_RATIO).order_by(
+    nearly_used_up = _CURRENT_OFFERS.where(cap > 0, Offer.redeemed >= cap * CAP_WARNING_RATIO).order_by(
         Offer.ends_at, Offer.id
     )
-    ending_soon = _OPEN_OFFERS.where(Offer.ends_at <= func.now() + ENDS_SOON).order_by(Offer.ends_at, Offer.id)
+    ending_soon = _CURRENT_OFFERS.where(Offer.ends_at <= func.now() + ENDS_SOON).order_by(Offer.ends_at, Offer.id)
     failed = select(CustomerImport).where(
         CustomerImport.status == "failed", CustomerImport.created_at > func.now() - timedelta(days=7)
     )
     return AttentionList(
-        stalled_campaigns=_with_offer_names(campaign_queries.list_campaigns_needing_attention()),
+        stalled_campaigns=_add_offer_names(campaign_queries.list_campaigns_needing_attention()),
         uncertain_campaigns=_list_uncertain_campaigns(),
-        nearly_exhausted_offers=db.session.scalars(nearly_exhausted.limit(ATTENTION_LIMIT)).all(),
+        nearly_used_up_offers=db.session.scalars(nearly_used_up.limit(ATTENTION_LIMIT)).all(),
         offers_ending_soon=db.session.scalars(ending_soon.limit(ATTENTION_LIMIT)).all(),
-        guessed_offers=_list_guessed_offers(),
+        offers_with_guessing_alert=_list_offers_with_guessing_alert(),
         failed_imports=db.session.scalars(failed.order_by(CustomerImport.id.desc()).limit(ATTENTION_LIMIT)).all(),
     )
 
 
-_OPEN_OFFERS = select(Offer).where(
+_CURRENT_OFFERS = select(Offer).where(
     Offer.starts_at <= func.now(), or_(Offer.ends_at.is_(None), Offer.ends_at > func.now()), Offer.paused_at.is_(None)
 )
 
 
-def _list_guessed_offers() -> list[tuple[Offer, int]]:
-    """Return offers with a guessing alert and their failed attempts, most first."""
+def _list_offers_with_guessing_alert() -> list[tuple[Offer, int]]:
+    """Return offers with a guessing alert and their failed attempts, highest first."""
     alerts = guessing.list_top_guessing_alerts(ATTENTION_LIMIT)
     offers = offer_queries.find_offers(list(alerts))
-    return [(offers[offer_id], n) for offer_id, n in alerts.items()]
+    return [(offers[offer_id], attempts) for offer_id, attempts in alerts.items()]
 
 
-def _with_offer_names(campaigns: Sequence[Campaign]) -> list[tuple[Campaign, str]]:
+def _add_offer_names(campaigns: Sequence[Campaign]) -> list[tuple[Campaign, str]]:
     statement = select(Offer.id, Offer.name).where(Offer.id.in_([campaign.offer_id for campaign in campaigns]))
     names = {row.id: row.name for row in db.session.execute(statement)}
     return [(campaign, names[campaign.offer_id]) for campaign in campaigns]
@@ -155,27 +157,29 @@ def _with_offer_names(campaigns: Sequence[Campaign]) -> list[tuple[Campaign, str
 
 def _list_uncertain_campaigns() -> list[tuple[Campaign, str, int]]:
     unresolved = campaign_queries.list_unresolved_by_campaign()
-    named = _with_offer_names([campaign for campaign, _ in unresolved])
-    return [(campaign, name, n) for (campaign, name), (_, n) in zip(named, unresolved, strict=True)]
+    campaigns_with_names = _add_offer_names([campaign for campaign, _ in unresolved])
+    return [
+        (campaign, name, count) for (campaign, name), (_, count) in zip(campaigns_with_names, unresolved, strict=True)
+    ]
 
 
 def _count_live_offers() -> int:
     has_remaining = or_(Offer.max_redemptions.is_(None), Offer.redeemed < Offer.max_redemptions)
-    return db.session.scalar(select(func.count()).select_from(_OPEN_OFFERS.where(has_remaining).subquery())) or 0
+    return db.session.scalar(select(func.count()).select_from(_CURRENT_OFFERS.where(has_remaining).subquery())) or 0
 
 
 def _calculate_email_figures(since: datetime) -> tuple[int, float | None]:
     """Return emails sent and conversion rate of campaigns launched since a time."""
-    launched = _list_launched_since(since)
+    launched_campaigns = _list_launched_since(since)
     sent = {
         campaign_id: counts.sent
-        for campaign_id, counts in campaign_queries.get_stats_by_campaign([each.id for each in launched]).items()
+        for campaign_id, counts in stats_queries.get_stats_by_campaign([row.id for row in launched_campaigns]).items()
     }
-    announcements = [campaign for campaign in launched if campaign.kind == "announcement"]
-    announced = sum(sent.get(campaign.id, 0) for campaign in announcements)
-    redeemed = sum(redemption_queries.count_redemptions(sorted({each.offer_id for each in announcements})).values())
+    announcements = [campaign for campaign in launched_campaigns if campaign.kind == "announcement"]
+    announcement_emails = sum(sent.get(campaign.id, 0) for campaign in announcements)
+    redeemed = sum(count_queries.count_redemptions(sorted({campaign.offer_id for campaign in announcements})).values())
     # Customers who learned the code elsewhere redeem too, so there can be more redemptions than emails.
-    return sum(sent.values()), min(1.0, redeemed / announced) if announced else None
+    return sum(sent.values()), min(1.0, redeemed / announcement_emails) if announcement_emails else None
 
 
 def _list_launched_since(since: datetime) -> Sequence[Row[int, int, str]]:

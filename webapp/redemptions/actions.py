@@ -16,7 +16,7 @@ from psycopg.errors import LockNotAvailable
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from webapp.accounts.actions import record_audit_entry
+from webapp.accounts.audit import record_audit_entry
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.offers import actions as offer_actions
@@ -35,17 +35,14 @@ from webapp.redemptions.rules import (
 )
 
 log = logging.getLogger(__name__)
-# Each round answers a request or loses a race against another one; losing more than a few is no coincidence.
+# Each round completes a request or fails because of a concurrent one; many failures in a row are no coincidence.
 MAX_ROUNDS = 10
 
 
 class _OfferLockTimeout(Exception):
-    """Another transaction held the offer of these requests for too long.
+    """Another transaction held the lock of an offer for too long. Nothing was saved.
 
-    Nothing was saved.
-
-    :param indexes: which of the requests.
-
+    :param indexes: the indexes of the requests for that offer.
     """
 
     def __init__(self, indexes: Iterable[int]) -> None:
@@ -54,14 +51,13 @@ class _OfferLockTimeout(Exception):
 
 
 def validate_redemption(request: RedemptionRequest) -> tuple[OfferFacts, int | None]:
-    """Return the offer and the discount that redeeming now would give.
+    """Return the offer and the discount that a redemption would have now.
 
-    Writes nothing.
+    Does not write.
 
     :returns: the offer, and the discount in minor units of the order's currency; None if the amount is not known.
-    :raises RedemptionRefused: with the first check of the rule that failed.
-    :raises InvalidInput: when the order does not suit the discount.
-
+    :raises RedemptionRefused: with the first eligibility check that failed.
+    :raises InvalidInput: when the currency of the order is missing or differs from that of the discount.
     """
     accepted = _accept_request(0, request, redemption_facts.load_facts([request])[0])
     return accepted.offer, accepted.discount_amount
@@ -72,21 +68,21 @@ def redeem_all(
 ) -> list[RedemptionRecord | DomainError]:
     """Redeem any offers for any customers in one transaction.
 
-    Return one result per request, in order. Every result "redeemed", "already redeemed" or "limit reached" describes
-    committed data. One rule evaluates all requests over facts from one statement. Then, offer by offer in the order of
-    their ids, all rows are inserted sorted by customer, and their number is taken from the cap last. This lock order
-    rules out deadlocks between concurrent calls.
+    One statement loads the facts of all requests, and the eligibility checks are made on them. Then, offer by offer in
+    the order of their ids, all rows are inserted sorted by customer, and their number is counted towards the cap last.
+    This lock order rules out deadlocks between concurrent calls.
 
-    :param connection: the connection to use; by default one of its own.
-    :raises DBAPIError: when the database refuses or is lost; nothing is saved then.
-    :raises RedemptionUnavailable: when the database is lost during the commit.
-
+    :param connection: the connection to use; by default a new one.
+    :returns: one result per request, in order. Every result "redeemed", "already redeemed" or "limit reached" describes
+        committed data.
+    :raises DBAPIError: when the database reports an error or is unavailable; nothing is saved then.
+    :raises RedemptionUnavailable: when the database is unavailable during the commit.
     """
     if connection is None:
         with db.engine.connect() as connection:
             return redeem_all(requests, connection)
     results: dict[int, RedemptionRecord | DomainError] = {}
-    unanswered = DomainError(
+    pending_error = DomainError(
         "conflict", _("There are too many concurrent requests for this redemption. Please try again."), 409
     )
     for _round in range(MAX_ROUNDS):
@@ -98,12 +94,12 @@ def redeem_all(
         except _OfferLockTimeout as timeout:
             results |= {index: RedemptionUnavailable(OFFER_BUSY) for index in timeout.indexes}
         except (DBAPIError, RedemptionUnavailable) as error:
-            # What an earlier round has committed stays true whatever happens to the rest.
+            # The results that an earlier round has committed remain valid if a later round fails.
             if not results:
                 raise
-            unanswered = error if isinstance(error, RedemptionUnavailable) else RedemptionUnavailable()
+            pending_error = error if isinstance(error, RedemptionUnavailable) else RedemptionUnavailable()
             break
-    return [results.get(index, unanswered) for index in range(len(requests))]
+    return [results.get(index, pending_error) for index in range(len(requests))]
 
 
 def _redeem_in_transaction(
@@ -111,12 +107,13 @@ def _redeem_in_transaction(
 ) -> dict[int, RedemptionRecord | DomainError]:
     """Run one round in one transaction.
 
-    Requests that lost a race, and all when an offer is not frozen yet, get no result and go into the next round.
+    Requests that conflict with a concurrent one get no result and are evaluated again in the next round; so are all
+    requests while an offer is not frozen yet.
     """
     transaction = connection.begin()
     with transaction:
-        results, accepted_by_offer, unfrozen = _evaluate_requests(connection, requests)
-        if not unfrozen:
+        results, accepted_by_offer, unfrozen_indexes = _evaluate_requests(connection, requests)
+        if not unfrozen_indexes:
             for offer_id in sorted(accepted_by_offer):
                 accepted = list(accepted_by_offer[offer_id].values())
                 with _raise_on_lock_timeout(request.index for request in accepted):
@@ -125,42 +122,42 @@ def _redeem_in_transaction(
             transaction.commit()
         except DBAPIError as error:
             raise RedemptionUnavailable(OUTCOME_UNKNOWN) from error
-    if unfrozen:
-        _freeze_offers(connection, unfrozen)
+    if unfrozen_indexes:
+        _freeze_offers(connection, unfrozen_indexes)
     return results
 
 
 def _evaluate_requests(
     connection: Connection, requests: dict[int, RedemptionRequest]
 ) -> tuple[dict[int, RedemptionRecord | DomainError], dict[int, dict[int, _AcceptedRequest]], dict[int, list[int]]]:
-    """Evaluate requests and sort them by what is to be done.
+    """Evaluate requests and group them by the writes that they need.
 
     :returns: the results that need no write; the accepted requests by offer and customer; and the indexes of requests
         whose offer is not frozen, by offer.
     """
     results: dict[int, RedemptionRecord | DomainError] = {}
-    accepted: dict[int, dict[int, _AcceptedRequest]] = {}
-    unfrozen: dict[int, list[int]] = {}
+    accepted_by_offer: dict[int, dict[int, _AcceptedRequest]] = {}
+    unfrozen_indexes: dict[int, list[int]] = {}
     all_facts = redemption_facts.load_facts(list(requests.values()), connection)
     for (index, request), facts in zip(requests.items(), all_facts, strict=True):
         try:
-            evaluated = _evaluate_request(index, request, facts)
+            evaluation = _evaluate_request(index, request, facts)
         except DomainError as error:
             results[index] = error
             continue
-        if isinstance(evaluated, RedemptionRecord):
-            results[index] = evaluated
-        elif not evaluated.offer.is_frozen:
-            unfrozen.setdefault(evaluated.offer.id, []).append(index)
+        if isinstance(evaluation, RedemptionRecord):
+            results[index] = evaluation
+        elif not evaluation.offer.is_frozen:
+            unfrozen_indexes.setdefault(evaluation.offer.id, []).append(index)
         else:
-            # A second request for the same pair waits for the outcome of the first.
-            accepted.setdefault(evaluated.offer.id, {}).setdefault(evaluated.customer_id, evaluated)
-    return results, accepted, unfrozen
+            # A second request for the same offer and customer waits for the outcome of the first.
+            accepted_by_offer.setdefault(evaluation.offer.id, {}).setdefault(evaluation.customer_id, evaluation)
+    return results, accepted_by_offer, unfrozen_indexes
 
 
 @dataclass(frozen=True, slots=True)
 class _AcceptedRequest:
-    """A request that the rule allows to be written."""
+    """A request that passed all eligibility checks and is to be written."""
 
     request: RedemptionRequest
     facts: RedemptionFacts
@@ -196,7 +193,6 @@ def _freeze_offers(connection: Connection, indexes_by_offer: Mapping[int, Iterab
     the write.
 
     :param indexes_by_offer: the ids of the offers with the indexes of the requests that wait for each.
-
     """
     for offer_id in sorted(indexes_by_offer):
         with connection.begin(), _raise_on_lock_timeout(indexes_by_offer[offer_id]):
@@ -236,14 +232,14 @@ _DELETE_REDEMPTIONS = text("delete from redemption where offer_id = :offer_id an
 def _redeem_for_offer(
     connection: Connection, accepted: list[_AcceptedRequest]
 ) -> dict[int, RedemptionRecord | DomainError]:
-    """Insert all rows of one offer, then take their number from its cap.
+    """Insert all rows of one offer, then count them towards its cap.
 
-    The rows that exceed the cap are deleted. A request whose row existed already gets no result: it is evaluated again
+    The rows that exceed the cap are deleted. A request whose row already existed gets no result: it is evaluated again
     in the next round.
     """
     offer = accepted[0].offer
-    # Sorted against deadlocks; units of the cap go to the requests that came first.
-    rows = json.dumps([_insert_values(request) for request in sorted(accepted, key=lambda each: each.customer_id)])
+    # Sorted to avoid deadlocks. The cap is assigned in order of arrival.
+    rows = json.dumps([_insert_values(request) for request in sorted(accepted, key=lambda item: item.customer_id)])
     returned = connection.exec_driver_sql(_INSERT_REDEMPTIONS, {"offer_id": offer.id, "rows": rows})
     redeemed_at = dict(tuple(row) for row in returned)
     inserted = [request for request in accepted if request.customer_id in redeemed_at]
@@ -259,7 +255,7 @@ def _redeem_for_offer(
         connection.execute(
             _DELETE_REDEMPTIONS, {"offer_id": offer.id, "customer_ids": [request.customer_id for request in surplus]}
         )
-        results |= {request.index: _exhausted_refusal(request) for request in surplus}
+        results |= {request.index: _build_used_up_refusal(request) for request in surplus}
     return results
 
 
@@ -297,20 +293,20 @@ def _redemption_row(accepted: _AcceptedRequest, redeemed_at: Any) -> RedemptionR
     )
 
 
-def _reserve_cap(connection: Connection, offer_id: int, n: int) -> int:
-    """Reserve `n` units of the cap, or as many as remain; return how many."""
-    if connection.exec_driver_sql(_INCREMENT_REDEEMED, {"offer_id": offer_id, "n": n}).rowcount:
-        return n
+def _reserve_cap(connection: Connection, offer_id: int, count: int) -> int:
+    """Count redemptions towards the cap, or as many as remain; return their number."""
+    if connection.exec_driver_sql(_INCREMENT_REDEEMED, {"offer_id": offer_id, "n": count}).rowcount:
+        return count
     remaining: int = connection.execute(_SELECT_REMAINING_FOR_UPDATE, {"offer_id": offer_id}).scalar_one()
-    reserved = min(n, max(0, remaining))
+    reserved = min(count, max(0, remaining))
     if reserved:
         connection.exec_driver_sql(_INCREMENT_REDEEMED, {"offer_id": offer_id, "n": reserved})
     return reserved
 
 
-def _exhausted_refusal(accepted: _AcceptedRequest) -> RedemptionRefused:
-    exhausted = dataclasses.replace(accepted.offer, redeemed=accepted.offer.max_redemptions or 0)
-    facts = dataclasses.replace(accepted.facts, offer=exhausted)
+def _build_used_up_refusal(accepted: _AcceptedRequest) -> RedemptionRefused:
+    used_up_offer = dataclasses.replace(accepted.offer, redeemed=accepted.offer.max_redemptions or 0)
+    facts = dataclasses.replace(accepted.facts, offer=used_up_offer)
     return RedemptionRefused("offer_exhausted", evaluate(facts), facts)
 
 
@@ -332,12 +328,12 @@ def _redemption_record(facts: RedemptionFacts, row: RedemptionRow, is_replay: bo
     )
 
 
-def record_redemption_export(criteria: redemption_queries.RedemptionFilter | None, by: str) -> None:
-    """Record in the audit log that redemptions are exported, and which. Commits.
+def record_redemption_export(redemption_filter: redemption_queries.RedemptionFilter | None, by: str) -> None:
+    """Record an export of redemptions with its filter in the audit log. Commits.
 
-    :param criteria: the filter of the export; None when it can match nothing.
+    :param redemption_filter: the filter of the export; None when it can match nothing.
     """
-    details = dataclasses.asdict(criteria) if criteria else {"found": "nothing"}
+    details = dataclasses.asdict(redemption_filter) if redemption_filter else {"found": "nothing"}
     for name, value in details.items():
         details[name] = value.isoformat() if isinstance(value, datetime) else value
     record_audit_entry(

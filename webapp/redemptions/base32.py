@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 BASE32_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-# Letters that are easily typed instead of digits.
+# Letters that are commonly mistyped for digits.
 _LOOKALIKES = str.maketrans("OIL", "011")
 
 
@@ -27,7 +27,7 @@ def normalise_base32(text: str) -> str:
 
 
 def decode_base32(text: str) -> int | None:
-    """Decode what `encode_base32` made; None when it is not Base32."""
+    """Decode a number of `encode_base32`; None when the text is not Base32."""
     number = 0
     for letter in normalise_base32(text):
         digit = BASE32_ALPHABET.find(letter)

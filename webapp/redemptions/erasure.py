@@ -8,8 +8,8 @@ from sqlalchemy import text
 
 from webapp.core.extensions import db
 
-# The shop's order id stays with the amounts: accounts must be kept, and it identifies no person here.
-_ERASE_LIVE = text(
+# The order id of the shop stays with the amounts: accounts must be kept, and here it identifies no customer.
+_ERASE_CURRENT = text(
     """
     update redemption set order_metadata = null, idempotency_key = null, body_hash = null
     where customer_id = any(:ids) and num_nonnulls(order_metadata, idempotency_key, body_hash) > 0
@@ -27,10 +27,10 @@ ERASED_REASON = "The reason was erased with the customer."  # no translation
 
 
 def erase_redemption_data(customer_ids: Sequence[int]) -> None:
-    """Delete the free text stored with redemptions of these customers.
+    """Erase the free text stored with the redemptions of these customers.
 
-    The redemptions stay. Body hashes are deleted too: knowing the rest of a body, one could test email addresses
+    The redemptions stay. Body hashes are erased too: knowing the rest of a body, one could test email addresses
     against its hash. The caller commits.
     """
-    db.session.execute(_ERASE_LIVE, {"ids": list(customer_ids)})
+    db.session.execute(_ERASE_CURRENT, {"ids": list(customer_ids)})
     db.session.execute(_ERASE_ROLLED_BACK, {"ids": list(customer_ids), "reason": ERASED_REASON})

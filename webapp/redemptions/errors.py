@@ -1,4 +1,4 @@
-"""Errors of a redemption request."""
+"""Errors for redemption requests."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from webapp.redemptions.rules import Evaluation, RedemptionFacts, RefusalReason
 
 
 class RedemptionRefused(DomainError):
-    """A redemption request that the rule refuses.
+    """A redemption request that an eligibility check refuses.
 
-    :param reason: why: the first check that failed.
+    :param reason: the refusal reason of the first check that failed.
     :param evaluation: the results of all checks.
-    :param facts: what was known about the offer, the customer and an earlier redemption.
+    :param facts: the data about the offer, the customer and an earlier redemption.
     """
 
     def __init__(self, reason: RefusalReason, evaluation: Evaluation, facts: RedemptionFacts) -> None:

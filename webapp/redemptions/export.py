@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator
 
+from webapp.core.csv_export import escape_formula
 from webapp.core.formatting import format_rfc3339
 from webapp.redemptions.queries import RedemptionRecord
 
@@ -48,12 +49,5 @@ def generate_redemption_csv(redemptions: Iterable[RedemptionRecord]) -> Iterator
 
 def _csv_line(values: Iterable[object]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\r\n").writerow([_escape_formula(value) for value in values])
+    csv.writer(text, lineterminator="\r\n").writerow([escape_formula(value) for value in values])
     return text.getvalue()
-
-
-def _escape_formula(value: object) -> object:
-    # A spreadsheet would evaluate text that begins like a formula, and names and ids are input from outside.
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return f"'{value}"
-    return value

@@ -1,4 +1,4 @@
-"""Load all facts that decide a redemption request, in one SELECT."""
+"""Load all facts that the eligibility checks need, in one SELECT."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _qualify_columns(alias: str, columns: str) -> str:
 
 # Every lookup is lateral with a limit, so that the planner uses the index even while its statistics of a growing table
 # are out of date. For speed, columns are read by position: those of the offer, then eight of the request and the
-# customer, then the live and the rolled-back redemption as JSON, because most requests have neither.
+# customer, then the current and the rolled-back redemption as JSON, because most requests have neither.
 _SELECT_FACTS = f"""
     select {_qualify_columns("o", _OFFER_COLUMNS)},
       clock_timestamp(), t.suffix, k.match_rank, k.closed, c.id, c.email_as_given,
@@ -75,20 +75,20 @@ _OFFER_COLUMN_COUNT = len(_OFFER_COLUMNS.split(","))
 def load_facts(requests: Sequence[RedemptionRequest], connection: Connection | None = None) -> list[RedemptionFacts]:
     """Load the facts about each request, in order.
 
-    It is always one and the same statement, whatever the requests name.
+    The statement is the same for all requests.
 
     :param connection: the connection to use; by default that of the session.
     """
-    values = json.dumps([_lookup_values(n, request) for n, request in enumerate(requests)])
+    values = json.dumps([_lookup_values(index, request) for index, request in enumerate(requests)])
     rows = (connection or db.session.connection()).exec_driver_sql(_SELECT_FACTS, {"requests": values})
     offers: dict[int, OfferFacts] = {}
     return [_build_facts(request, tuple(row), offers) for request, row in zip(requests, rows, strict=True)]
 
 
-def _lookup_values(n: int, request: RedemptionRequest) -> dict[str, str | int | None]:
+def _lookup_values(index: int, request: RedemptionRequest) -> dict[str, str | int | None]:
     prefix, suffix = personal_codes.split_personal_code(request.code) if request.code else (None, None)
     return {
-        "n": n,
+        "n": index,
         "code": request.code,
         "prefix": prefix,
         "suffix": suffix,
@@ -121,7 +121,7 @@ def _build_facts(request: RedemptionRequest, row: tuple[Any, ...], offers: dict[
         is_in_audience,
         key_revision,
         redemption,
-        rolled_back,
+        rolled_back_redemption,
     ) = row[_OFFER_COLUMN_COUNT:]
     match = _CodeMatch(match_rank, suffix, key_revision)
     return RedemptionFacts(
@@ -133,7 +133,7 @@ def _build_facts(request: RedemptionRequest, row: tuple[Any, ...], offers: dict[
         is_in_audience=is_in_audience,
         personal_code_status=_personal_code_status(request, offer_id, customer_id, match),
         redemption=None if redemption is None else _row_from_json(redemption),
-        rolled_back_redemption=None if rolled_back is None else _row_from_json(rolled_back),
+        rolled_back_redemption=None if rolled_back_redemption is None else _row_from_json(rolled_back_redemption),
     )
 
 
@@ -142,7 +142,7 @@ def _build_offer_facts(row: tuple[Any, ...]) -> OfferFacts:
         id_,
         code,
         name,
-        kind,
+        discount_type,
         percent,
         amount,
         currency,
@@ -160,7 +160,7 @@ def _build_offer_facts(row: tuple[Any, ...]) -> OfferFacts:
         id=id_,
         code=code,
         name=name,
-        discount=build_discount(kind, percent, amount, currency),
+        discount=build_discount(discount_type, percent, amount, currency),
         starts_at=starts_at,
         ends_at=ends_at,
         time_zone=time_zone,
@@ -183,7 +183,7 @@ def _row_from_json(row: dict[str, Any]) -> RedemptionRow:
 
 
 class _CodeMatch(NamedTuple):
-    """How the code of a request matched.
+    """The match of a request's code.
 
     :param match_rank: 1 for the whole code, 2 for its shared part, 3 for an offer id; None without a match.
     :param suffix: the last characters, if the code is long enough to be a personal one.
@@ -198,9 +198,9 @@ class _CodeMatch(NamedTuple):
 def _personal_code_status(
     request: RedemptionRequest, offer_id: int | None, customer_id: int | None, match: _CodeMatch
 ) -> PersonalCodeStatus:
-    """Return whether the request has a personal code, and a right one.
+    """Return whether the request has a personal code, and whether that is right.
 
-    A request by ids has proven its customer already; otherwise the suffix of the code decides.
+    A request by ids has already identified its customer; otherwise the suffix of the code decides.
     """
     if request.offer_id is not None and request.customer_id is not None:
         return "right"
@@ -212,16 +212,20 @@ def _personal_code_status(
     return "right" if is_right else "wrong"
 
 
-def build_discount(kind: str, percent: Any, amount: int | None, currency: str | None) -> Discount:
-    if kind == "percent":
+def build_discount(discount_type: str, percent: Any, amount: int | None, currency: str | None) -> Discount:
+    """Return the discount of an offer from its columns."""
+    if discount_type == "percent":
         return Discount("percent", percent=percent)
     return Discount("amount", amount=amount, currency=currency)
 
 
-def load_open_offer_facts(customer_id: int) -> list[RedemptionFacts]:
-    """Load the facts about a customer and every open offer, soonest end first."""
+def load_current_offer_facts(customer_id: int) -> list[RedemptionFacts]:
+    """Load the facts about a customer and every offer within its time window.
+
+    Paused offers are left out. The facts are sorted by the end of the offer, earliest first.
+    """
     requests = [
         RedemptionRequest(channel="api", offer_id=offer_id, customer_id=customer_id)
-        for offer_id in offer_queries.list_open_offer_ids()
+        for offer_id in offer_queries.list_current_offer_ids()
     ]
     return load_facts(requests) if requests else []

@@ -21,33 +21,33 @@ from webapp.redemptions.rules import RedemptionRequest
 log = logging.getLogger(__name__)
 
 # Larger groups lower the cost per request no further, and every request waits for the whole group.
-GROUP_SIZE_MAX = 64
+MAX_GROUP_SIZE = 64
 REDEEM_TIMEOUT_SECONDS = 15
 LOCK_TIMEOUT_SECONDS = 2
 IDLE_IN_TRANSACTION_TIMEOUT_SECONDS = 20
 
 
 def redeem(request: RedemptionRequest) -> RedemptionRecord:
-    """Redeem an offer once for a customer. The result is committed.
+    """Redeem an offer for a customer; return after the commit.
 
     Concurrent requests of this process's threads are written in one transaction. Ends the transaction of the session.
 
     :returns: the redemption; `is_replay` is set when the same request made it before (same Idempotency-Key or order).
-    :raises RedemptionRefused: with the first check of the rule that failed.
-    :raises InvalidInput: when the order does not suit the discount, or the Idempotency-Key was sent before with another
-        body.
-    :raises RedemptionUnavailable: when the database does not answer in time.
+    :raises RedemptionRefused: with the first eligibility check that failed.
+    :raises InvalidInput: when the currency of the order is missing or differs from that of the discount, or the
+        Idempotency-Key was sent before with another body.
+    :raises RedemptionUnavailable: when the database does not respond in time.
     """
     # A waiting thread must not hold a connection: the thread it waits for might find the pool empty.
     if db.session.registry.has():
         db.session.rollback()
     try:
-        answer = get_group_committer().submit(request)
+        result = get_group_committer().submit(request)
     except CoalescingTimeout as error:
         raise RedemptionUnavailable(OUTCOME_UNKNOWN if error.has_started else DATABASE_UNAVAILABLE) from error
-    if isinstance(answer, DomainError):
-        raise answer
-    return answer
+    if isinstance(result, DomainError):
+        raise result
+    return result
 
 
 class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError]):
@@ -57,7 +57,7 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
     """
 
     def __init__(self) -> None:
-        super().__init__(self._redeem_group, GROUP_SIZE_MAX, REDEEM_TIMEOUT_SECONDS)
+        super().__init__(self._redeem_group, MAX_GROUP_SIZE, REDEEM_TIMEOUT_SECONDS)
         self._connection: Connection | None = None
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
     def _redeem_group(self, requests: Sequence[RedemptionRequest]) -> list[RedemptionRecord | DomainError]:
         """Redeem a group on the persistent connection.
 
-        Retries once on a new connection if it was lost before the commit.
+        Retries once on a new connection if the connection was lost before the commit.
         """
         try:
             try:
@@ -82,7 +82,7 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
         except RedemptionUnavailable as error:
             return [error] * len(requests)
         except DBAPIError as error:
-            log.warning("group of %s redemptions failed: %s", len(requests), error.orig)
+            log.warning("group commit of %s redemptions failed, retrying one by one: %s", len(requests), error.orig)
             if self._connection is None or self._connection.invalidated:
                 return [RedemptionUnavailable()] * len(requests)
             return self._redeem_individually(requests, error)
@@ -90,25 +90,32 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
     def _redeem_individually(
         self, requests: Sequence[RedemptionRequest], error: DBAPIError
     ) -> list[RedemptionRecord | DomainError]:
-        """Redeem one by one after the database refused the group.
+        """Redeem one by one after the group failed.
 
-        So one bad request does not fail the others.
+        Then an invalid request does not make the others fail.
         """
         if len(requests) == 1:
             # SQLSTATE classes 53 and 57, such as a full disk, are temporary and not caused by the request.
             if str(getattr(error.orig, "sqlstate", None)).startswith(("53", "57")):
-                log.error("database cannot write: %s", error.orig)
+                log.error("database rejected the write: %s", error.orig)
                 return [RedemptionUnavailable()]
-            log.error("redemption failed", exc_info=error)
+            request = requests[0]
+            log.error(
+                "redemption failed (channel %s, API key %s, offer %s)",
+                request.channel,
+                request.api_key_id or "–",
+                request.offer_id or "–",
+                exc_info=error,
+            )
             return [DomainError("error", _("Something went wrong on our side. The error was logged."), 500)]
-        return [answer for request in requests for answer in self._redeem_group([request])]
+        return [result for request in requests for result in self._redeem_group([request])]
 
     def _get_connection(self) -> Connection:
         if self._connection is not None and self._connection.invalidated:
             self.close()
         if self._connection is None:
             connection = db.engine.connect()
-            # Detached: it never returns to the pool, so these settings stay.
+            # The connection is detached and never returns to the pool, so these settings stay.
             connection.detach()
             connection.exec_driver_sql(f"set lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
             # Releases the locks if this machine disappears during a transaction.
@@ -123,5 +130,5 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
 def get_group_committer() -> GroupCommitter:
     """Return the group committer of this app and process; create it at first use."""
     committer: GroupCommitter | None = current_app.extensions.get("redeeming")
-    # setdefault is atomic: of two threads that come first at the same time, one creates it.
+    # setdefault is atomic: of two concurrent threads only one creates it.
     return committer or current_app.extensions.setdefault("redeeming", GroupCommitter())

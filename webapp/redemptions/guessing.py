@@ -14,25 +14,25 @@ from sqlalchemy import Connection, text
 from webapp.core.extensions import db
 from webapp.redemptions import personal_codes
 
-# Fewer in an hour are customers who mistype or have two addresses.
+# Fewer failed attempts per hour are usually typing errors, or customers with two email addresses.
 ALERT_MIN_ATTEMPTS = 30
-# Where many redeem, many mistype: one attempt in twenty is usual. One failed attempt per four redemptions is not.
+# About one in twenty attempts is a typing error; more than one failed attempt per four redemptions is suspicious.
 ALERT_REDEMPTIONS_PER_ATTEMPT = 4
-# More in ten minutes than one client address may make (60 a minute), so that a single client cannot block a code.
+# More attempts than a single client address may make in ten minutes (60 a minute), so that it cannot block a code.
 BLOCK_MIN_ATTEMPTS = 1000
 BLOCK_RETRY_AFTER_SECONDS = 60
 
 _SELECT_RECENT_ATTEMPTS = """
-    select m.offer_id, m.n from (
-      select offer_id, sum(n) as n from code_miss
+    select m.offer_id, m.attempts from (
+      select offer_id, sum(n) as attempts from code_miss
       where minute > now() - cast(:window as interval) {of_offer}
-      group by offer_id having sum(n) >= :least
+      group by offer_id having sum(n) >= :min_attempts
     ) m
-    where m.n * :share > (
+    where m.attempts * :ratio > (
       -- Count no further than the comparison needs.
       select count(*) from (
         select from redemption r
-        where r.offer_id = m.offer_id and r.redeemed_at > now() - cast(:window as interval) limit m.n * :share
+        where r.offer_id = m.offer_id and r.redeemed_at > now() - cast(:window as interval) limit m.attempts * :ratio
       ) used
     )
 """
@@ -42,8 +42,8 @@ _OFFER_OF_CODE = """and offer_id = (
       )"""
 _SELECT_BLOCKED = text(_SELECT_RECENT_ATTEMPTS.format(of_offer=_OFFER_OF_CODE))
 _SELECT_ALERTS = text(_SELECT_RECENT_ATTEMPTS.format(of_offer="and offer_id = any(:offer_ids)"))
-_SELECT_TOP_ALERTS = text(f"{_SELECT_RECENT_ATTEMPTS.format(of_offer='')} order by m.n desc limit :limit")
-_ALERT_VALUES = {"window": "1 hour", "least": ALERT_MIN_ATTEMPTS, "share": ALERT_REDEMPTIONS_PER_ATTEMPT}
+_SELECT_TOP_ALERTS = text(f"{_SELECT_RECENT_ATTEMPTS.format(of_offer='')} order by m.attempts desc limit :limit")
+_ALERT_VALUES = {"window": "1 hour", "min_attempts": ALERT_MIN_ATTEMPTS, "ratio": ALERT_REDEMPTIONS_PER_ATTEMPT}
 
 
 def is_code_blocked(code: str) -> bool:
@@ -53,7 +53,7 @@ def is_code_blocked(code: str) -> bool:
     is a launch, not guessing.
     """
     shared_code, _ = personal_codes.split_personal_code(code)
-    values = {"codes": [code, shared_code], "window": "10 minutes", "least": BLOCK_MIN_ATTEMPTS, "share": 1}
+    values = {"codes": [code, shared_code], "window": "10 minutes", "min_attempts": BLOCK_MIN_ATTEMPTS, "ratio": 1}
     with _autocommit_connection() as connection:
         return connection.execute(_SELECT_BLOCKED, values).first() is not None
 
@@ -64,20 +64,20 @@ def find_guessing_alerts(offer_ids: Sequence[int]) -> dict[int, int]:
     :returns: the failed attempts in the last hour, by offer id.
     """
     rows = db.session.execute(_SELECT_ALERTS, _ALERT_VALUES | {"offer_ids": list(offer_ids)})
-    return {offer_id: int(n) for offer_id, n in rows}
+    return {offer_id: int(attempts) for offer_id, attempts in rows}
 
 
 def list_top_guessing_alerts(limit: int) -> dict[int, int]:
-    """Return the guessing alerts of all offers, most failed attempts first.
+    """Return the guessing alerts of all offers, highest number of attempts first.
 
     :returns: the failed attempts in the last hour, by offer id.
     """
     rows = db.session.execute(_SELECT_TOP_ALERTS, _ALERT_VALUES | {"limit": limit})
-    return {offer_id: int(n) for offer_id, n in rows}
+    return {offer_id: int(attempts) for offer_id, attempts in rows}
 
 
 def _autocommit_connection() -> Connection:
-    # A connection of its own, so that the request keeps no transaction open while it redeems.
+    # Uses its own connection, so that the request keeps no transaction open while it redeems.
     return db.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 
 
@@ -94,7 +94,7 @@ _INCREMENT_FAILED_ATTEMPTS = text(
 def record_failed_attempt(offer_id: int) -> None:
     """Count a failed attempt at an offer's code.
 
-    Commits in its own transaction, independently of the request's.
+    Commits in its own transaction, independently of that of the request.
     """
     with db.engine.begin() as connection:
         connection.execute(_INCREMENT_FAILED_ATTEMPTS, {"offer_id": offer_id})

@@ -38,9 +38,9 @@ _ADVANCE_COUNTED_UNTIL = text(
 
 
 def update_hourly_counts() -> None:
-    """Add every hour that ended more than five minutes ago to the counts, once.
+    """Add every hour that ended more than five minutes ago to the counts. Commits.
 
-    Idempotent. Commits. The five minutes are for transactions that were about to commit when the hour ended.
+    Idempotent. The five minutes are for transactions that were about to commit when the hour ended.
     """
     until = db.session.execute(_SELECT_COUNT_UNTIL).scalar_one()
     db.session.execute(_LOCK_HOURLY_COUNTS)

@@ -1,4 +1,4 @@
-"""Tables of redemptions.
+"""Tables for redemptions.
 
 A rollback moves the row of a redemption from `redemption` to `rollback`. There are no foreign keys: customers and
 offers are never deleted, and in the table that every redemption writes they would cost more than everything else
@@ -17,7 +17,7 @@ from webapp.core.extensions import Model
 
 
 class Redemption(Model):
-    """A live redemption of an offer by a customer.
+    """A current redemption of an offer by a customer: it is not rolled back.
 
     The primary key guarantees that there is only one.
     """
@@ -64,7 +64,7 @@ class Rollback(Model):
 
 
 class RedemptionHour(Model):
-    """The number of live redemptions of an offer in one full hour (UTC).
+    """The number of current redemptions of an offer in one full hour (UTC).
 
     The chart of the offer reads it.
     """
@@ -76,9 +76,9 @@ class RedemptionHour(Model):
 
 
 class RedemptionTotal(Model):
-    """The number of counted live redemptions of an offer: the sum of its hours.
+    """The number of counted current redemptions of an offer: the sum of its hours.
 
-    Kept because an offer may have an hour for nearly every redemption.
+    It is stored because an offer may have an hour for nearly every redemption.
     """
 
     __tablename__ = "redemption_total"
@@ -87,7 +87,7 @@ class RedemptionTotal(Model):
 
 
 class HourTotal(Model):
-    """The number of live redemptions of all offers in one full hour (UTC)."""
+    """The number of current redemptions of all offers in one full hour (UTC)."""
 
     __tablename__ = "hour_total"
     hour: Mapped[datetime] = mapped_column(primary_key=True)

@@ -38,7 +38,7 @@ def split_personal_code(code: str) -> tuple[str | None, str | None]:
 def verify_personal_code(suffix: str, offer_id: int, customer_id: int, key_revision: int = 0) -> bool:
     """Return whether the suffix is this customer's under any accepted key.
 
-    Takes the same time for a wrong suffix.
+    The time does not depend on the suffix.
 
     :param key_revision: revision of the keys in the database, loaded with the facts: see `signing_keys.accepted_keys`.
     """

@@ -1,6 +1,6 @@
 """Personal links: `/r/<token>` opens the offer for one customer.
 
-The token is signed and names both.
+The token is signed and contains the ids of both.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ def build_personal_url(offer_id: int, customer_id: int) -> str:
     return f"{current_app.config['SETTINGS'].public_url}/r/{token}"
 
 
-def make_personal_url_builder(offer_id: int) -> Callable[[int], str]:
+def create_personal_url_builder(offer_id: int) -> Callable[[int], str]:
     """Return a function that builds the personal URL of one offer for a customer id.
 
     It is faster than `build_personal_url` for many customers.
     """
-    prefix, sign = f"{current_app.config['SETTINGS'].public_url}/r/", signing_keys.create_signer(PERSONAL_LINK_PURPOSE)
+    prefix, sign = (
+        f"{current_app.config['SETTINGS'].public_url}/r/",
+        signing_keys.create_token_signer(PERSONAL_LINK_PURPOSE),
+    )
     return lambda customer_id: prefix + sign([offer_id, customer_id])
 
 

@@ -39,10 +39,10 @@ def encode_public_id(offer_id: int, customer_id: int, redeemed_at: datetime) -> 
 
     :raises ValueError: when a value is out of range.
     """
-    at = to_microseconds(redeemed_at)
-    if not 0 <= customer_id < 1 << _CUSTOMER_BITS or not 0 <= at < 1 << _TIME_BITS:
+    microseconds = to_microseconds(redeemed_at)
+    if not 0 <= customer_id < 1 << _CUSTOMER_BITS or not 0 <= microseconds < 1 << _TIME_BITS:
         raise ValueError("customer id or time out of range")
-    number = ((offer_id << _CUSTOMER_BITS) | customer_id) << _TIME_BITS | at
+    number = ((offer_id << _CUSTOMER_BITS) | customer_id) << _TIME_BITS | microseconds
     block = _cipher(signing_keys.current_secret(PUBLIC_ID_PURPOSE)).encryptor().update(number.to_bytes(16, "big"))
     return base32.encode_base32(int.from_bytes(block, "big"), PUBLIC_ID_LENGTH)
 
@@ -50,8 +50,8 @@ def encode_public_id(offer_id: int, customer_id: int, redeemed_at: datetime) -> 
 def decode_public_id(public_id: str) -> Iterator[RedemptionKey]:
     """Yield the keys that a public id may stand for, one per accepted signing key.
 
-    Only a lookup can tell which exists. A caller that found none of them goes on to keys that another process has just
-    created.
+    Only a lookup shows which exists. If the caller continues, keys for signing keys that another process has just
+    created follow.
     """
     number = base32.decode_base32(public_id) if len(public_id) == PUBLIC_ID_LENGTH else None
     if number is None or number >= 1 << 128:
@@ -62,9 +62,9 @@ def decode_public_id(public_id: str) -> Iterator[RedemptionKey]:
             yield _unpack_key(_cipher(secret).decryptor().update(block))
 
 
-def to_microseconds(at: datetime) -> int:
+def to_microseconds(time: datetime) -> int:
     """Convert a time to microseconds since the Unix epoch."""
-    return (at - _UNIX_EPOCH) // _MICROSECOND
+    return (time - _UNIX_EPOCH) // _MICROSECOND
 
 
 def from_microseconds(number: int) -> datetime:
@@ -77,9 +77,9 @@ def from_microseconds(number: int) -> datetime:
 
 def _unpack_key(block: bytes) -> RedemptionKey:
     number = int.from_bytes(block, "big")
-    at = number & ((1 << _TIME_BITS) - 1)
+    microseconds = number & ((1 << _TIME_BITS) - 1)
     customer = (number >> _TIME_BITS) & ((1 << _CUSTOMER_BITS) - 1)
-    return RedemptionKey(number >> (_TIME_BITS + _CUSTOMER_BITS), customer, from_microseconds(at))
+    return RedemptionKey(number >> (_TIME_BITS + _CUSTOMER_BITS), customer, from_microseconds(microseconds))
 
 
 @lru_cache(maxsize=16)

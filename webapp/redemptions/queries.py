@@ -1,4 +1,4 @@
-"""Every SELECT about redemptions.
+"""Queries for redemptions.
 
 They return plain rows: redemptions are never loaded as ORM objects.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Row, text
@@ -29,7 +29,6 @@ class RedemptionRecord:
     `row.rolled_back_at` is set after a rollback.
 
     :param is_replay: whether this result repeats the one of an earlier, identical request.
-
     """
 
     offer_id: int
@@ -45,6 +44,7 @@ class RedemptionRecord:
 
     @property
     def public_id(self) -> str:
+        """The public id of the redemption, its reference."""
         return public_ids.encode_public_id(self.offer_id, self.customer_id, self.row.redeemed_at)
 
 
@@ -64,7 +64,7 @@ _OFFER_AND_CUSTOMER_COLUMNS = (
     "x.offer_id, x.customer_id, o.code_as_written, o.name, o.discount_type, o.percent, o.amount, o.currency, "
     "o.time_zone, c.email_as_given, c.name as customer_name"
 )
-_LIVE_COLUMNS = ", ".join(
+_CURRENT_COLUMNS = ", ".join(
     (_alias_columns("x", REDEMPTION_COLUMNS, "x_"), _NULL_ROLLBACK_COLUMNS, _OFFER_AND_CUSTOMER_COLUMNS)
 )
 _ROLLED_BACK_COLUMNS = ", ".join(
@@ -93,7 +93,7 @@ def _build_record(row: Row[Any]) -> RedemptionRecord:
 
 _SELECT_BY_KEY = text(
     f"""
-    select {_LIVE_COLUMNS} from redemption x {_JOINS}
+    select {_CURRENT_COLUMNS} from redemption x {_JOINS}
     where x.offer_id = :offer_id and x.customer_id = :customer_id and x.redeemed_at = :redeemed_at
     union all
     select {_ROLLED_BACK_COLUMNS} from rollback x {_JOINS}
@@ -103,9 +103,9 @@ _SELECT_BY_KEY = text(
 
 
 def find_redemption(public_id: str) -> RedemptionRecord | None:
-    """Return the redemption of a public id, live or rolled back."""
+    """Return the redemption with a public id, current or rolled back."""
     for key in public_ids.decode_public_id(public_id):
-        # An invented id decrypts to any values, also to some that the columns cannot hold.
+        # An invalid id decrypts to arbitrary values, also to some that the columns cannot store.
         if key.offer_id < 1 << 31 and key.redeemed_at.year < 2250:
             row = db.session.execute(_SELECT_BY_KEY, key._asdict()).one_or_none()
             if row is not None:
@@ -113,21 +113,22 @@ def find_redemption(public_id: str) -> RedemptionRecord | None:
     return None
 
 
-_SELECT_LIVE = text(
-    f"select {_LIVE_COLUMNS} from redemption x {_JOINS} where x.offer_id = :offer_id and x.customer_id = :customer_id"  # noqa: S608
+_SELECT_CURRENT = text(
+    f"select {_CURRENT_COLUMNS} from redemption x {_JOINS} "  # noqa: S608
+    "where x.offer_id = :offer_id and x.customer_id = :customer_id"
 )
 
 
-def find_live_redemption(offer_id: int, customer_id: int) -> RedemptionRecord | None:
-    """Return the live redemption of an offer by a customer."""
-    row = db.session.execute(_SELECT_LIVE, {"offer_id": offer_id, "customer_id": customer_id}).one_or_none()
+def find_current_redemption(offer_id: int, customer_id: int) -> RedemptionRecord | None:
+    """Return the current redemption of an offer by a customer, or None."""
+    row = db.session.execute(_SELECT_CURRENT, {"offer_id": offer_id, "customer_id": customer_id}).one_or_none()
     return None if row is None else _build_record(row)
 
 
 _SELECT_BY_CUSTOMER = text(
     f"""
     select * from (
-      select {_LIVE_COLUMNS} from redemption x {_JOINS} where x.customer_id = :customer_id
+      select {_CURRENT_COLUMNS} from redemption x {_JOINS} where x.customer_id = :customer_id
       union all
       select {_ROLLED_BACK_COLUMNS} from rollback x {_JOINS} where x.customer_id = :customer_id
     ) every
@@ -137,12 +138,12 @@ _SELECT_BY_CUSTOMER = text(
 
 
 def list_customer_redemptions(customer_id: int) -> list[RedemptionRecord]:
-    """Return all redemptions of a customer, live or rolled back, newest first."""
+    """Return all redemptions of a customer, current or rolled back, newest first."""
     return [_build_record(row) for row in db.session.execute(_SELECT_BY_CUSTOMER, {"customer_id": customer_id})]
 
 
 def find_redeemed_customer_ids(offer_id: int, customer_ids: Sequence[int]) -> set[int]:
-    """Return those of these customers who have redeemed the offer."""
+    """Return the ids of the customers, among these, who have redeemed the offer."""
     rows = db.session.execute(
         text("select customer_id from redemption where offer_id = :offer_id and customer_id = any(:ids)"),
         {"offer_id": offer_id, "ids": list(customer_ids)},
@@ -152,7 +153,7 @@ def find_redeemed_customer_ids(offer_id: int, customer_ids: Sequence[int]) -> se
 
 @dataclass(frozen=True, slots=True)
 class RedemptionFilter:
-    """The criteria of a list of redemptions.
+    """The filter of a list of redemptions.
 
     The period from `since` to `until` excludes `until`.
     """
@@ -188,11 +189,12 @@ class KeysetCursor:
 
     @classmethod
     def from_record(cls, record: RedemptionRecord) -> KeysetCursor:
+        """Return the cursor after a redemption."""
         return cls(record.row.redeemed_at, record.customer_id, record.offer_id)
 
     @classmethod
     def from_integers(cls, microseconds: int, customer_id: int, offer_id: int) -> KeysetCursor:
-        """Build the cursor that `to_integers` made.
+        """Return the cursor of the result of `to_integers`.
 
         A time out of range becomes the latest possible one.
         """
@@ -204,31 +206,33 @@ class KeysetCursor:
 
 
 def list_redemptions(
-    criteria: RedemptionFilter, limit: int, after: KeysetCursor | None = None
+    redemption_filter: RedemptionFilter, limit: int, after: KeysetCursor | None = None
 ) -> list[RedemptionRecord]:
-    """Return live redemptions, newest first, starting after a cursor.
+    """Return current redemptions, newest first, starting after a cursor.
 
     There is one more than `limit` if there are more. The newest of each offer are read from the index by offer, so that
     no index over all offers has to be maintained.
     """
-    where, values = criteria.to_sql()
+    where, values = redemption_filter.to_sql()
     if after is not None:
         where += (
             " and x.redeemed_at <= :after_at"
             " and (x.redeemed_at, x.customer_id, x.offer_id) < (:after_at, :after_customer, :after_offer)"
         )
         values |= {"after_at": after.redeemed_at, "after_customer": after.customer_id, "after_offer": after.offer_id}
-    if criteria.customer_id is not None:
-        source = "redemption x where true" + (" and x.offer_id = :only" if criteria.offer_id else "") + where
+    if redemption_filter.customer_id is not None:
+        from_clause = (
+            "redemption x where true" + (" and x.offer_id = :only" if redemption_filter.offer_id else "") + where
+        )
     else:
-        source = _newest_per_offer_sql(where, is_single_offer=criteria.offer_id is not None)
+        from_clause = _newest_per_offer_sql(where, is_single_offer=redemption_filter.offer_id is not None)
     order = "order by x.redeemed_at desc, x.customer_id desc, x.offer_id desc"
-    # Joined after the limit, so that names are looked up only for the rows of the page.
+    # The names are joined after the limit, so that they are looked up only for the rows of the page.
     statement = text(
-        f"select {_LIVE_COLUMNS} from (select x.* from {source} {order} limit :limit) x {_JOINS} {order}"  # noqa: S608
+        f"select {_CURRENT_COLUMNS} from (select x.* from {from_clause} {order} limit :limit) x {_JOINS} {order}"  # noqa: S608
     )
-    if criteria.offer_id:
-        values["only"] = criteria.offer_id
+    if redemption_filter.offer_id:
+        values["only"] = redemption_filter.offer_id
     return [_build_record(row) for row in db.session.execute(statement, values | {"limit": limit + 1})]
 
 
@@ -258,29 +262,31 @@ class ScanPage:
     next_cursor: KeysetCursor | None
 
 
-def scan_redemptions(criteria: RedemptionFilter, limit: int, after: KeysetCursor | None = None) -> ScanPage:
-    """Return the next page of live redemptions, newest first.
+def scan_redemptions(redemption_filter: RedemptionFilter, limit: int, after: KeysetCursor | None = None) -> ScanPage:
+    """Return the next page of current redemptions, newest first.
 
     The cursor of the page is where the scan stopped. Channels have no index. The scan for a rarely used one therefore
     stops at the start of an hour, after at least `SCAN_LIMIT` redemptions: a page may have few rows, or none, although
     more follow.
     """
-    scan_floor = _find_scan_floor(criteria, after)
-    found = list_redemptions(replace(criteria, since=scan_floor) if scan_floor else criteria, limit, after)
-    page = found[:limit]
-    if len(found) > limit:
+    scan_floor = _find_scan_floor(redemption_filter, after)
+    rows = list_redemptions(
+        replace(redemption_filter, since=scan_floor) if scan_floor else redemption_filter, limit, after
+    )
+    page = rows[:limit]
+    if len(rows) > limit:
         return ScanPage(page, KeysetCursor.from_record(page[-1]))
     return ScanPage(page, KeysetCursor(scan_floor, 0, 0) if scan_floor else None)
 
 
-def _find_scan_floor(criteria: RedemptionFilter, after: KeysetCursor | None) -> datetime | None:
+def _find_scan_floor(redemption_filter: RedemptionFilter, after: KeysetCursor | None) -> datetime | None:
     """Return the hour at which a scan by channel stops.
 
     Return None when it goes to the end of the list.
     """
-    if criteria.channel is None or criteria.customer_id is not None:
+    if redemption_filter.channel is None or redemption_filter.customer_id is not None:
         return None
-    hours = "redemption_hour where offer_id = :offer_id and" if criteria.offer_id else "hour_total where"
+    hours = "redemption_hour where offer_id = :offer_id and" if redemption_filter.offer_id else "hour_total where"
     row = db.session.execute(
         text(
             f"""
@@ -292,83 +298,36 @@ def _find_scan_floor(criteria: RedemptionFilter, after: KeysetCursor | None) -> 
             """  # noqa: S608
         ),
         {
-            "offer_id": criteria.offer_id,
-            "until": criteria.until,
+            "offer_id": redemption_filter.offer_id,
+            "until": redemption_filter.until,
             "after": after.redeemed_at if after else None,
             "scan_limit": SCAN_LIMIT,
         },
     ).one_or_none()
-    if row is None or (criteria.since is not None and row.hour <= criteria.since):
+    if row is None or (redemption_filter.since is not None and row.hour <= redemption_filter.since):
         return None
     return row.hour  # type: ignore[no-any-return]
 
 
 def list_latest_redemptions(offer_id: int | None, limit: int) -> list[RedemptionRecord]:
-    """Return the newest live redemptions, of one offer or of all."""
+    """Return the newest current redemptions, of one offer or of all."""
     return list_redemptions(RedemptionFilter(offer_id=offer_id), limit)[:limit]
 
 
-def stream_redemptions(criteria: RedemptionFilter) -> Iterator[RedemptionRecord]:
-    """Yield every live redemption that matches, offer by offer, newest first.
+def stream_redemptions(redemption_filter: RedemptionFilter) -> Iterator[RedemptionRecord]:
+    """Yield every current redemption that matches, offer by offer, newest first.
 
     A thousand rows are fetched at a time.
     """
-    where, values = criteria.to_sql()
-    if criteria.offer_id:
+    where, values = redemption_filter.to_sql()
+    if redemption_filter.offer_id:
         where += " and x.offer_id = :only"
-        values["only"] = criteria.offer_id
+        values["only"] = redemption_filter.offer_id
     statement = text(
-        f"select {_LIVE_COLUMNS} from redemption x {_JOINS} where true{where} order by x.offer_id, x.redeemed_at desc"  # noqa: S608
+        f"select {_CURRENT_COLUMNS} from redemption x {_JOINS} "  # noqa: S608
+        f"where true{where} order by x.offer_id, x.redeemed_at desc"
     )
-    # A connection of its own: the iterator outlives the request.
+    # Uses its own connection, because the iterator outlives the request.
     with db.engine.connect() as connection:
         for row in connection.execution_options(yield_per=1000).execute(statement, values):
             yield _build_record(row)
-
-
-_SELECT_COUNTS = text(
-    """
-    select o.id,
-      coalesce((select n from redemption_total h where h.offer_id = o.id), 0)
-      + (select count(*) from redemption r, redemption_tally t
-         where t.id = 1 and r.offer_id = o.id and r.redeemed_at >= t.counted_until) as n
-    from unnest(cast(:ids as bigint[])) as o(id)
-    """
-)
-
-
-def count_redemptions(offer_ids: Sequence[int]) -> dict[int, int]:
-    """Return the number of live redemptions of each of these offers.
-
-    It is the sum of the counts so far and the rows since.
-    """
-    return {offer_id: int(n) for offer_id, n in db.session.execute(_SELECT_COUNTS, {"ids": list(offer_ids)})}
-
-
-def count_redemptions_per_day(offer_id: int | None, since: datetime, zone: str = "UTC") -> list[tuple[date, int]]:
-    """Count live redemptions by day of a time zone; days without any are left out.
-
-    Uses the hours counted so far plus the rows since. Hours are those of UTC, so in zones with a half-hour offset the
-    days end half an hour off.
-    """
-    hours = "redemption_hour h where h.offer_id = :offer_id and" if offer_id else "hour_total h where"
-    # Lateral, so that the planner has nothing but the index, whatever it thinks of the sizes.
-    rows = db.session.execute(
-        text(
-            f"""
-            select cast(hour at time zone :zone as date) as day, sum(n) from (
-              select h.hour, h.n from {hours} h.hour >= :since
-              union all
-              select rest.hour, rest.n from offer o, redemption_tally t, lateral (
-                select date_trunc('hour', r.redeemed_at, 'UTC') as hour, count(*) as n from redemption r
-                where r.offer_id = o.id and r.redeemed_at >= greatest(t.counted_until, :since)
-                group by 1
-              ) rest
-              where t.id = 1 {"and o.id = :offer_id" if offer_id else ""}
-            ) every
-            group by 1 having sum(n) > 0 order by 1
-            """  # noqa: S608
-        ),
-        {"since": since, "zone": zone} | ({"offer_id": offer_id} if offer_id else {}),
-    )
-    return [(day, int(n)) for day, n in rows]

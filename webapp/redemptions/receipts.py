@@ -21,7 +21,8 @@ from webapp.core.settings import Settings
 from webapp.customers import queries as customer_queries
 from webapp.mail import addresses, smtp
 from webapp.mail.headers import format_address_header, format_header
-from webapp.mail.smtp import OutgoingMessage, RelayRejected
+from webapp.mail.outgoing_message import OutgoingMessage
+from webapp.mail.smtp import RelayRejected
 from webapp.redemptions import personal_links
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.queries import RedemptionRecord
@@ -30,31 +31,32 @@ from webapp.shop import queries as shop_queries
 log = logging.getLogger(__name__)
 
 HOUR_SECONDS, DAY_SECONDS = 3600, 86400
-# A stranger could request a receipt for every offer that the customer has redeemed.
-DAILY_LIMIT = 5
-# Seconds until the next attempts while the relay is unavailable; after the last one the customer has to ask again.
+# Anyone who knows an email address could request a receipt for every offer that the customer has redeemed.
+MAX_RECEIPTS_PER_DAY = 5
+# Seconds until the next attempts while the relay is unavailable; after the last one the customer has to request the
+# receipt again.
 RETRY_DELAYS = (60, 600, 3600)
 
 
 def acquire_receipt_quota(offer_id: int, customer_id: int) -> bool:
     """Return whether the receipt may be emailed now.
 
-    That is once an hour per offer and customer, and `DAILY_LIMIT` times a day per customer. Incrementing the counter is
-    the decision, so only one of two concurrent requests gets True.
+    The quota is one receipt an hour per offer and customer, and `MAX_RECEIPTS_PER_DAY` receipts a day per customer. The
+    counter is incremented atomically, so only one of two concurrent requests gets True.
     """
     counters = TableStorage("")
     if counters.incr(f"receipt:{offer_id}:{customer_id}", HOUR_SECONDS) > 1:
         return False
-    return counters.incr(f"receipts:{customer_id}", DAY_SECONDS) <= DAILY_LIMIT
+    return counters.incr(f"receipts:{customer_id}", DAY_SECONDS) <= MAX_RECEIPTS_PER_DAY
 
 
 def release_receipt_quota(offer_id: int, customer_id: int) -> None:
-    """Give the quota back, so that the next request can use it."""
+    """Release the quota, so that the next request can use it."""
     TableStorage("").clear(f"receipt:{offer_id}:{customer_id}")
 
 
 def enqueue_receipt(offer_id: int, customer_id: int) -> None:
-    """Have a worker email the receipt, unless the quota is reached."""
+    """Enqueue the task that emails the receipt, unless the quota is reached."""
     if acquire_receipt_quota(offer_id, customer_id) and not task_queue.enqueue(
         "redemptions.send_receipt", offer_id, customer_id, 0
     ):
@@ -62,15 +64,14 @@ def enqueue_receipt(offer_id: int, customer_id: int) -> None:
 
 
 def send_receipt_email(offer_id: int, customer_id: int) -> None:
-    """Email the receipt of a live redemption.
+    """Email the receipt of a current redemption.
 
-    Do nothing if it was rolled back or the customer erased since.
+    Does nothing if it was rolled back, or the customer was erased, since.
 
     :raises RelayUnavailable: when the relay cannot accept it now.
-
     """
     customer = customer_queries.find_customer(customer_id)
-    record = redemption_queries.find_live_redemption(offer_id, customer_id)
+    record = redemption_queries.find_current_redemption(offer_id, customer_id)
     if record is None or customer is None or customer.erased_at is not None:
         return
     message = _build_receipt_email(record, addresses.recipient_address(customer))

@@ -1,4 +1,4 @@
-"""Describe every refusal in one or two plain sentences that say what to do next."""
+"""Messages for refusals: one or two sentences that say what to do next."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from webapp.redemptions.rules import OfferFacts, RefusalReason
 
 
 def format_staff_message(reason: RefusalReason, offer: OfferFacts | None) -> str:
-    """Return the message for staff and holders of an API key, who may know everything."""
+    """Return the message for staff and API clients, who may know everything."""
     if reason == "customer_unknown":
         return _("This customer does not exist. Import them first, or check the email address for typing errors.")
     if reason == "customer_not_eligible":
@@ -24,12 +24,11 @@ def format_staff_message(reason: RefusalReason, offer: OfferFacts | None) -> str
 
 
 def format_public_message(reason: RefusalReason, offer: OfferFacts | None, locale: str = "en") -> str:
-    """Return the message for someone who claims to be the customer.
+    """Return the message for an unauthenticated client.
 
     It never reveals whether an email address is known.
 
     :param locale: the locale of days and times.
-
     """
     if reason == "not_found" or offer is None:
         return _("We don't know this code. Check it for typing errors, or press the button in our email.")
@@ -62,7 +61,7 @@ def format_link_message(reason: RefusalReason, offer: OfferFacts | None, locale:
 
 
 def format_throttle_message(wait: str) -> str:
-    """Return the message for too many attempts, perhaps by someone else."""
+    """Return the message for too many attempts, perhaps by another client."""
     return _(
         "Too many attempts. Please wait %(wait)s and try again, or use the link in our email to you: "
         "it works right away.",
@@ -77,8 +76,6 @@ def _format_start(offer: OfferFacts, locale: str) -> str:
 
 
 def _format_last_day(offer: OfferFacts, locale: str) -> str:
-    return (
-        formatting.bidi_isolate(formatting.format_last_day(offer.ends_at, offer.time_zone, locale))
-        if offer.ends_at
-        else ""
-    )
+    if offer.ends_at is None:
+        return ""
+    return formatting.bidi_isolate(formatting.format_last_day(offer.ends_at, offer.time_zone, locale))

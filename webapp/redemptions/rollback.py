@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask_babel import gettext as _
 from sqlalchemy import text
 
-from webapp.accounts.actions import record_audit_entry
+from webapp.accounts.audit import record_audit_entry
 from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.redemptions import public_ids
@@ -13,7 +13,7 @@ from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.hourly_counts import HOURLY_COUNTS_LOCK
 from webapp.redemptions.queries import RedemptionRecord
 
-ROLLBACK_REASON_MAX = 500
+MAX_ROLLBACK_REASON_LENGTH = 500
 
 _LOCK_HOURLY_COUNTS_SHARED = text(f"select pg_advisory_xact_lock_shared({HOURLY_COUNTS_LOCK})")
 _MOVE_TO_ROLLBACK = text(
@@ -50,9 +50,10 @@ _DECREMENT_HOURLY_COUNTS = text(
 
 
 def roll_back_redemption(public_id: str, reason: str, by: str) -> RedemptionRecord:
-    """Roll back a redemption, once. Commits.
+    """Roll back a redemption; a second call fails with `already_rolled_back`. Commits.
 
-    Its row moves to `rollback`, and the cap gets its unit back. The customer may then redeem the offer again.
+    Its row moves to `rollback`, and the redemption no longer counts towards the cap. The customer may then redeem the
+    offer again.
 
     :param by: the actor, for the audit log.
     :raises NotFound: when the redemption does not exist.
@@ -62,17 +63,18 @@ def roll_back_redemption(public_id: str, reason: str, by: str) -> RedemptionReco
     reason = " ".join(reason.split())
     if not reason or not reason.isprintable():
         raise InvalidInput(FieldError("reason", "reason_missing", _("Enter a reason for undoing the redemption.")))
-    if len(reason) > ROLLBACK_REASON_MAX:
-        message = _("The reason can have at most %(max)s characters.", max=ROLLBACK_REASON_MAX)
+    if len(reason) > MAX_ROLLBACK_REASON_LENGTH:
+        message = _("The reason can have at most %(max)s characters.", max=MAX_ROLLBACK_REASON_LENGTH)
         raise InvalidInput(FieldError("reason", "reason_too_long", message))
     record = redemption_queries.find_redemption(public_id)
     if record is None:
         raise NotFound(_("This redemption does not exist. Check its reference."))
     key = public_ids.RedemptionKey(record.offer_id, record.customer_id, record.row.redeemed_at)._asdict()
-    # Taken first: counting takes this lock exclusively, so it sees the redemption before or after, never half undone.
+    # This lock is taken first. Counting takes it exclusively, so it sees the redemption before or after the rollback,
+    # and never a partial rollback.
     db.session.execute(_LOCK_HOURLY_COUNTS_SHARED)
-    moved = db.session.connection().execute(_MOVE_TO_ROLLBACK, key | {"by": by, "reason": reason}).rowcount
-    if not moved:
+    moved_count = db.session.connection().execute(_MOVE_TO_ROLLBACK, key | {"by": by, "reason": reason}).rowcount
+    if not moved_count:
         db.session.rollback()
         raise DomainError("already_rolled_back", _("This redemption was already undone."), 409)
     db.session.execute(_DECREMENT_REDEEMED, {"offer_id": record.offer_id})

@@ -1,6 +1,6 @@
-"""The rule that decides whether a customer may redeem an offer now.
+"""The eligibility checks: whether a customer may redeem an offer now.
 
-It is one pure function over facts.
+They are one pure function over facts, `evaluate`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ RefusalReason = Literal[
     "personal_code_required",
     "offer_exhausted",
 ]
+# "room": whether redemptions are left under the cap.
 CheckName = Literal["code", "customer", "unused", "window", "status", "audience", "personal_code", "room"]
 PersonalCodeStatus = Literal["none", "right", "wrong"]
 
 
 @dataclass(frozen=True, slots=True)
 class OfferFacts:
-    """What the rule needs to know about the offer."""
+    """The data about the offer that eligibility depends on."""
 
     id: int
     code: str
@@ -51,7 +52,7 @@ class OfferFacts:
 
 @dataclass(frozen=True, slots=True)
 class RedemptionRow:
-    """The row of a redemption, live or rolled back.
+    """The row of a redemption, current or rolled back.
 
     Amounts are in minor units of the currency.
     """
@@ -73,12 +74,12 @@ class RedemptionRow:
 
 @dataclass(frozen=True, slots=True)
 class RedemptionFacts:
-    """All that the rule needs to know about one pair of code and customer at one time.
+    """The data that the eligibility of a customer for a code depends on, at one time.
 
-    :param redemption: the customer's live redemption of the offer.
+    :param redemption: the customer's current redemption of the offer.
     :param rolled_back_redemption: the rolled-back redemption that an earlier request with the same Idempotency-Key or
         order made.
-    :param is_code_closed: the code is closed and so counts as unknown; `offer`, which had it, serves only to recognise
+    :param is_code_closed: the code is closed and so counts as unknown; `offer`, which had it, is used only to recognise
         repeated requests.
     """
 
@@ -117,22 +118,22 @@ class Evaluation:
 
     @property
     def public_reason(self) -> RefusalReason | None:
-        """The reason for a stranger.
+        """The refusal reason that may be shown to an unauthenticated client.
 
         All reasons that concern the customer become `customer_not_eligible`. Reasons that concern the offer come first,
-        so that an offer that is closed to all reveals nothing about an email address. Only `offer_exhausted` comes
-        after `already_redeemed`, so that customers who have redeemed are told so.
+        so that an offer that no customer can redeem reveals nothing about an email address. Only `offer_exhausted`
+        comes after `already_redeemed`, so that customers who have redeemed get that reason.
         """
-        failed = {check.reason for check in self.checks if check.passed is False}
-        personal = failed & CUSTOMER_REASONS
+        failed_reasons = {check.reason for check in self.checks if check.passed is False}
+        customer_reasons = failed_reasons & CUSTOMER_REASONS
         for reason in OFFER_REASONS:
-            if reason in failed:
+            if reason in failed_reasons:
                 return reason
-        if "already_redeemed" in failed and not personal:
+        if "already_redeemed" in failed_reasons and not customer_reasons:
             return "already_redeemed"
-        if "offer_exhausted" in failed:
+        if "offer_exhausted" in failed_reasons:
             return "offer_exhausted"
-        return "customer_not_eligible" if personal else None
+        return "customer_not_eligible" if customer_reasons else None
 
 
 CUSTOMER_REASONS = frozenset({"customer_unknown", "customer_not_eligible", "personal_code_required"})
@@ -145,7 +146,7 @@ OFFER_REASONS: tuple[RefusalReason, ...] = (
 
 
 def evaluate(facts: RedemptionFacts) -> Evaluation:
-    """Make every check on the facts, in the order in which reasons are given."""
+    """Make every check on the facts, in the order of precedence of their reasons."""
     offer, at = None if facts.is_code_closed else facts.offer, facts.evaluated_at
     is_customer_known = facts.customer_id is not None
     checks: list[EligibilityCheck] = [
@@ -163,11 +164,11 @@ def evaluate(facts: RedemptionFacts) -> Evaluation:
         ]
         return Evaluation(tuple(checks))
     has_started = offer.starts_at <= at
-    is_open = has_started and (offer.ends_at is None or at < offer.ends_at)
-    is_exhausted = offer.max_redemptions is not None and offer.redeemed >= offer.max_redemptions
+    is_within_window = has_started and (offer.ends_at is None or at < offer.ends_at)
+    is_used_up = offer.max_redemptions is not None and offer.redeemed >= offer.max_redemptions
     checks += [
         EligibilityCheck("unused", "already_redeemed", facts.redemption is None if is_customer_known else None),
-        EligibilityCheck("window", "offer_expired" if has_started else "offer_not_started", is_open),
+        EligibilityCheck("window", "offer_expired" if has_started else "offer_not_started", is_within_window),
         EligibilityCheck("status", "offer_paused", not offer.is_paused),
         EligibilityCheck("audience", "customer_not_eligible", facts.is_in_audience if is_customer_known else None),
         EligibilityCheck(
@@ -175,7 +176,7 @@ def evaluate(facts: RedemptionFacts) -> Evaluation:
             "personal_code_required",
             _is_personal_code_accepted(facts, offer) if is_customer_known else None,
         ),
-        EligibilityCheck("room", "offer_exhausted", not is_exhausted),
+        EligibilityCheck("room", "offer_exhausted", not is_used_up),
     ]
     return Evaluation(tuple(checks))
 
@@ -188,7 +189,10 @@ def _is_personal_code_accepted(facts: RedemptionFacts, offer: OfferFacts) -> boo
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """The order that a discount is for. `amount` is in minor units of its currency."""
+    """The order that a discount is for.
+
+    `amount` is in minor units of its currency.
+    """
 
     id: str
     amount: int | None = None
@@ -199,8 +203,8 @@ class Order:
 class RedemptionRequest:
     """A parsed request to redeem an offer or to validate a redemption.
 
-    Offer and customer are named by a normalised `code` and a normalised `email` or a `source_id`; or by their ids, when
-    a personal link proves them or the application looked them up.
+    Offer and customer are identified by a normalised `code` and a normalised `email` or a `source_id`; or by their ids,
+    when a personal link proves them or the application looked them up.
     """
 
     channel: Literal["form", "link", "api", "staff"]
@@ -222,18 +226,17 @@ def find_replayed_redemption(request: RedemptionRequest, facts: RedemptionFacts)
     A request is repeated by the same Idempotency-Key or, without one, by the same order id.
 
     :raises InvalidInput: `idempotency_key_reused` when the key was sent with another body.
-
     """
-    live = facts.redemption
-    if live is not None and live.api_key_id != request.api_key_id:
-        live = None
+    current_row = facts.redemption
+    if current_row is not None and current_row.api_key_id != request.api_key_id:
+        current_row = None
     has_rolled_back_key = request.idempotency_key is not None and facts.rolled_back_redemption is not None
-    if live is not None and _has_same_key(request, live):
-        row: RedemptionRow | None = live
-    elif live is not None and _has_same_order(request, live) and not has_rolled_back_key:
-        row = live
+    if current_row is not None and _has_same_key(request, current_row):
+        row: RedemptionRow | None = current_row
+    elif current_row is not None and _has_same_order(request, current_row) and not has_rolled_back_key:
+        row = current_row
     else:
-        # Loaded only by the key of this request or, without a key, by its order.
+        # The facts contain it only if it has the key of this request or, without a key, its order.
         row = facts.rolled_back_redemption
     if row is not None and _has_same_key(request, row) and row.body_hash != request.body_hash:
         raise InvalidInput(
@@ -257,10 +260,8 @@ def _has_same_order(request: RedemptionRequest, row: RedemptionRow) -> bool:
 def calculate_discount_amount(order: Order | None, discount: Discount) -> int | None:
     """Return the discount on the order in minor units.
 
-    Return None if the amount of the order is not known.
-
+    :returns: None if the amount of the order is not known.
     :raises InvalidInput: `currency_missing`, `currency_mismatch`.
-
     """
     if order is None:
         return None
@@ -270,7 +271,7 @@ def calculate_discount_amount(order: Order | None, discount: Discount) -> int | 
                 "order.currency",
                 "currency_missing",
                 _(
-                    "Give the currency of the order. This offer is for orders in %(currency)s.",
+                    "Send the currency of the order. This offer is for orders in %(currency)s.",
                     currency=discount.currency,
                 ),
             )

@@ -1,7 +1,8 @@
-"""Derive readable colours from the shop's colour: text on it, and shades of it on light and dark backgrounds.
+"""Derive readable colours from the colour of the shop.
 
-Contrast as WCAG 2.2 defines it: (L1 + 0.05) / (L2 + 0.05), where L is the relative luminance of the lighter and the
-darker colour; 4.5 is what text needs (success criterion 1.4.3).
+They are for text on that colour, and for shades of it on light and dark backgrounds. The contrast is that of WCAG 2.2:
+(L1 + 0.05) / (L2 + 0.05), where L1 and L2 are the relative luminances of the lighter and the darker colour; text needs
+4.5 (success criterion 1.4.3).
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ class Palette:
 
 @lru_cache(100)
 def build_palette(colour: str, background: str = LIGHT_BACKGROUND) -> Palette:
-    """Derive the palette of a colour (#rrggbb). Every text has a contrast of at least 4.5 to its background."""
+    """Derive the palette of a colour (#rrggbb).
+
+    Every text has at least the contrast `MIN_TEXT_CONTRAST` to its background.
+    """
     code_background = mix_colours(colour, background, 0.1 if background == LIGHT_BACKGROUND else 0.2)
     button = colour if contrast_ratio(colour, background) >= 1.2 else readable_shade(colour, background)
     return Palette(
@@ -49,12 +53,18 @@ def build_palette(colour: str, background: str = LIGHT_BACKGROUND) -> Palette:
 
 
 def contrasting_text(background: str) -> str:
-    """Return white or black for text on a colour. One of the two always has a contrast of at least 4.58."""
+    """Return white or black for text on a colour.
+
+    One of the two always has a contrast of at least 4.58.
+    """
     return WHITE if contrast_ratio(WHITE, background) >= MIN_TEXT_CONTRAST else BLACK
 
 
 def hover_background(background: str) -> str:
-    """Return the background of a hovered button: with more contrast to its text than the normal one."""
+    """Return the background of a hovered button.
+
+    It has more contrast to the text of the button than the normal background.
+    """
     return mix_colours(BLACK if contrasting_text(background) == WHITE else WHITE, background, 0.15)
 
 
@@ -81,7 +91,7 @@ def relative_luminance(colour: str) -> float:
 
 
 def mix_colours(colour: str, other: str, share: float) -> str:
-    """Mix two colours, with the given share (0 to 1) of the first."""
+    """Mix two colours, with a share (0 to 1) of the first."""
     pairs = zip(_parse_rgb(colour), _parse_rgb(other), strict=True)
     return "#" + "".join(f"{round(255 * (share * first + (1 - share) * second)):02x}" for first, second in pairs)
 

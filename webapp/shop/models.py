@@ -1,4 +1,4 @@
-"""The details of the shop that customers see in emails and on the customer pages."""
+"""Tables for the details of the shop that customers see."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from webapp.core.extensions import Model
 
-NAME_MAX = 100
-ADDRESS_MAX = 500
-SENTENCE_MAX = 300
-WORDS_MAX = 60
+MAX_NAME_LENGTH = 100
+MAX_ADDRESS_LENGTH = 500
+MAX_SENTENCE_LENGTH = 300
+MAX_LABEL_LENGTH = 60
 
 DEFAULT_COLOUR = "#0f766e"
 DEFAULT_LOCALE = "en"
@@ -61,7 +61,10 @@ class ShopValues:
 
 
 class Shop(Model):
-    """The single row with the details of the shop; before it exists, the settings of the environment apply."""
+    """The single row with the details of the shop.
+
+    Before it exists, the settings of the environment apply.
+    """
 
     __tablename__ = "shop"
     id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)

@@ -1,4 +1,4 @@
-"""Queries of the shop's details."""
+"""Queries for the details of the shop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FIELD_NAMES = [field.name for field in fields(ShopValues)]
 
 
 def get_shop() -> ShopValues:
-    """Return the saved details of the shop, by one look-up by key, or else the defaults."""
+    """Return the saved details of the shop, or else the defaults."""
     row = db.session.execute(
         select(*(getattr(Shop, field) for field in _FIELD_NAMES)).where(Shop.id == 1)
     ).one_or_none()
@@ -29,7 +29,10 @@ def get_shop_name() -> str:
 
 
 def default_shop() -> ShopValues:
-    """Return the details before any were saved: SHOP_NAME and the name in MAIL_DEFAULT_SENDER."""
+    """Return the details before any were saved.
+
+    They come from SHOP_NAME and the name in MAIL_DEFAULT_SENDER.
+    """
     settings: Settings = current_app.config["SETTINGS"]
     return ShopValues(
         name=settings.shop_name,

@@ -1,4 +1,7 @@
-"""Background tasks: what workers run. Each task calls actions; actions enqueue tasks by name."""
+"""Background tasks, which workers run.
+
+Each task calls actions; actions enqueue tasks by name.
+"""
 
 from webapp.tasks import campaigns, customers, monitoring, redemptions
 

@@ -1,4 +1,7 @@
-"""Tasks of campaigns. Running one twice, or not at all, does no harm: the work to do is in rows."""
+"""Tasks for campaigns.
+
+They are idempotent and may be lost, because the database rows are authoritative.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def prepare(campaign_id: int) -> None:
 
 @task_queue.task("campaigns.send", former_keys=("webapp.campaigns.tasks._pump",))
 def send() -> None:
-    """Send pending emails for one time slice; enqueue the next slice when some are left."""
+    """Send pending emails for one time slice; if emails remain, enqueue the next."""
     if sender.send_pending_emails():
         task_queue.enqueue("campaigns.send")
 
@@ -31,27 +34,31 @@ def send() -> None:
 @task_queue.task("campaigns.start", former_keys=("webapp.campaigns.tasks._start",))
 def start() -> None:
     """Launch the scheduled campaigns that are due."""
-    launch_actions.start_due_campaigns()
+    launch_actions.launch_due_campaigns()
 
 
 @task_queue.task("campaigns.clean_up_cancelled", former_keys=("webapp.campaigns.closing_actions.close_cancelled",))
 def clean_up_cancelled() -> None:
-    """Close what is left of cancelled campaigns."""
+    """Clean up cancelled campaigns."""
     cancellation.clean_up_cancelled_campaigns()
 
 
 @task_queue.periodic_task("campaigns.sweep", crontab(minute="*"), former_keys=("webapp.campaigns.tasks._sweep",))
 def sweep() -> None:
-    """Find work whose queue entry or owner was lost, due retries and finished campaigns, and enqueue what follows."""
+    """Enqueue work that no task or worker is processing.
+
+    It also launches due campaigns, cleans up cancelled ones and finishes completed ones.
+    """
     start()
     cancellation.clean_up_cancelled_campaigns()
-    completion.finalize_cancelled_batches(f"sweep:{secrets.token_hex(4)}")
+    completion.close_cancelled_batches(owner=f"sweep:{secrets.token_hex(4)}")
     completion.finish_campaigns()
     for campaign_id in campaign_queries.list_preparing_campaign_ids():
         task_queue.enqueue("campaigns.prepare", campaign_id)
     if campaign_queries.has_pending_sends():
         next_tasks.enqueue_senders()
-    wait = campaign_queries.seconds_until_next_batch()
-    if wait is not None:
-        task_queue.enqueue("campaigns.send", after=wait + 1)
-    next_tasks.enqueue_next_start()
+    delay_seconds = campaign_queries.seconds_until_next_batch()
+    if delay_seconds is not None:
+        # One second more, so that the batch is due by the clock of the database, too.
+        task_queue.enqueue("campaigns.send", after=delay_seconds + 1)
+    next_tasks.enqueue_next_launch()

@@ -1,4 +1,4 @@
-"""Tasks of monitoring."""
+"""Tasks for monitoring."""
 
 from __future__ import annotations
 

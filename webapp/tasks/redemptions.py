@@ -1,4 +1,4 @@
-"""Tasks of redemptions: email receipts, and update the hourly counts."""
+"""Tasks for redemptions: email receipts, and update the hourly counts."""
 
 from __future__ import annotations
 

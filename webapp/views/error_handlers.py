@@ -33,7 +33,7 @@ TITLES = {
 }
 MESSAGES = {
     404: _l("There is no page at this address. Check the address, or start from the home page."),
-    405: _l("This page cannot be used in this way. Start from the home page."),
+    405: _l("This page can't be opened like this. Start from the home page."),
     413: _l("The request is too large. Send less data."),
     429: _l("Please wait a minute and try again."),
     500: _l("The error was logged. Please try again. If it happens again, tell us the reference below."),
@@ -85,7 +85,7 @@ def init_app(app: Flask) -> None:
     @app.errorhandler(InterfaceError)
     @app.errorhandler(TimeoutError)
     def handle_database_error(error: OperationalError | InterfaceError | TimeoutError) -> Response:
-        if not database_health.detect_outage(error):
+        if not database_health.report_if_outage(error):
             log.error("database error: %s", getattr(error, "orig", error))
         db.session.rollback()
         if _is_api_request():

@@ -1,4 +1,4 @@
-"""Mails that come back: from a mailbox, by JSON, and what they do to the list."""
+"""Bounce reports from a mailbox and by JSON, and the suppressions that they cause."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ SYSTEMS = ("POSTFIX", "EXCHANGE", "GMAIL", "EXIM", "QMAIL")
 
 
 @pytest.fixture(autouse=True)
-def mailed(
-    customer: Callable[..., Customer], offer: Callable[..., Offer], with_settings: Callable[..., Settings]
+def sent_campaign(
+    make_customer: Callable[..., Customer], make_offer: Callable[..., Offer], with_settings: Callable[..., Settings]
 ) -> Campaign:
-    """A mailing that has gone out to Ada (1) and Bob (2)."""
+    """A campaign that was sent to Ada (1) and Bob (2)."""
     with_settings(mail_bounce_address="bounces@example.com")
-    customer(ADA), customer("bob@example.org")
-    campaign = Campaign(offer_id=offer().id, subject="s", text="t", status="done", total=2, sent_in_batches=2)
+    make_customer(ADA), make_customer("bob@example.org")
+    campaign = Campaign(offer_id=make_offer().id, subject="s", text="t", status="done", total=2, sent_in_batches=2)
     db.session.add(campaign)
     db.session.flush()
     db.session.execute(text("update campaign set launched_at = now() - interval '1 day'"))
@@ -50,68 +50,68 @@ def mailed(
     return campaign
 
 
-def mail(shape: str, customer_id: int = 1, campaign_id: int = 1, **values: str) -> bytes:
-    """A mail in one of the shapes of `returned`, about the mail of a campaign to a customer."""
-    given = {
+def build_report(template: str, customer_id: int = 1, campaign_id: int = 1, **values: str) -> bytes:
+    """Fill in a template of `bounce_messages` for a campaign's email to a customer."""
+    defaults = {
         "to": campaign_tokens.build_return_path(campaign_id, customer_id, ""),
         "id": campaign_tokens.build_message_id(campaign_id, customer_id, "example.com"),
-        "way_out": campaign_tokens.build_unsubscribe_url(customer_id, campaign_id),
+        "unsubscribe_url": campaign_tokens.build_unsubscribe_url(customer_id, campaign_id),
         "rcpt": ADA,
         "action": "failed",
         "status": "5.1.1",
         "status_reply": "550 5.1.1 <ada@example.org>: User unknown",
         "feedback": "abuse",
     }
-    return str(getattr(bounce_messages, shape)).format_map(given | values).encode()
+    return str(getattr(bounce_messages, template)).format_map(defaults | values).encode()
 
 
-def take(raw: bytes) -> str:
+def process(raw: bytes) -> str:
     return bounce_actions.process_bounce_report(bounce_reports.parse_report(raw))
 
 
-def listed() -> dict[str, str]:
+def suppression_reasons() -> dict[str, str]:
     db.session.expire_all()
     return {row.email: row.reason for row in db.session.scalars(select(Suppression))}
 
 
-# --- what they say -----------------------------------------------------------------------------------
+# --- what reports say --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-@pytest.mark.parametrize("ends", ["\n", "\r\n"], ids=["LF", "CRLF"])
-def test_an_address_that_does_not_exist_is_not_mailed_again(system: str, ends: str) -> None:
-    assert take(mail(system).replace(b"\n", ends.encode())) == "suppressed"
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+def test_a_hard_bounce_suppresses_the_address(system: str, line_end: str) -> None:
+    assert process(build_report(system).replace(b"\n", line_end.encode())) == "suppressed"
     row = db.session.get_one(Suppression, ADA)
     assert (row.reason, row.campaign_id) == ("bounced", 1)
-    assert "5" in row.words
-    assert take(mail(system)) == "known"
-    assert listed() == {ADA: "bounced"}
+    assert "5" in row.detail
+    assert process(build_report(system)) == "known"
+    assert suppression_reasons() == {ADA: "bounced"}
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_without_a_marked_address_the_message_id_tells_whose_mail_it_was(system: str) -> None:
-    raw = mail(system, to="offers@example.com")
-    assert take(raw) == "suppressed"
-    assert listed() == {ADA: "bounced"}
+def test_the_message_id_identifies_the_recipient_without_a_return_path(system: str) -> None:
+    raw = build_report(system, to="offers@example.com")
+    assert process(raw) == "suppressed"
+    assert suppression_reasons() == {ADA: "bounced"}
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_a_report_without_any_mark_of_ours_suppresses_nobody(system: str) -> None:
-    assert take(mail(system, to="bounces@example.com", id="<forged@example.com>")) == "unproven"
-    assert listed() == {}
+def test_a_report_without_a_signed_tag_suppresses_no_one(system: str) -> None:
+    assert process(build_report(system, to="bounces@example.com", id="<forged@example.com>")) == "unproven"
+    assert suppression_reasons() == {}
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_a_forged_mark_suppresses_nobody(system: str) -> None:
+def test_a_forged_tag_suppresses_no_one(system: str) -> None:
     address = campaign_tokens.build_return_path(1, 1, "")
     forged = address.replace("@", "a@").replace(address[8:12], "aaaa", 1)
-    assert take(mail(system, to=forged, id="<abcdefghijklmnopqrstuvwxyz234567abcdefghij@x>")) == "unproven"
-    assert listed() == {}
+    assert process(build_report(system, to=forged, id="<abcdefghijklmnopqrstuvwxyz234567abcdefghij@x>")) == "unproven"
+    assert suppression_reasons() == {}
 
 
-def test_the_mark_decides_whom_and_not_who_is_named() -> None:
-    assert take(mail("POSTFIX", customer_id=2)) == "suppressed"
-    assert listed() == {"bob@example.org": "bounced"}
+def test_the_signed_tag_decides_who_is_suppressed() -> None:
+    assert process(build_report("POSTFIX", customer_id=2)) == "suppressed"
+    assert suppression_reasons() == {"bob@example.org": "bounced"}
 
 
 @pytest.mark.parametrize(
@@ -144,9 +144,9 @@ def test_the_mark_decides_whom_and_not_who_is_named() -> None:
         ("nonsense", "nonsense", "soft"),
     ],
 )
-def test_what_suppresses_and_what_does_not(status: str, reply: str, outcome: str) -> None:
-    assert take(mail("POSTFIX", status=status, status_reply=reply)) == outcome
-    assert bool(listed()) is (outcome == "suppressed")
+def test_only_permanent_address_errors_suppress(status: str, reply: str, outcome: str) -> None:
+    assert process(build_report("POSTFIX", status=status, status_reply=reply)) == outcome
+    assert bool(suppression_reasons()) is (outcome == "suppressed")
 
 
 @pytest.mark.parametrize(
@@ -154,93 +154,93 @@ def test_what_suppresses_and_what_does_not(status: str, reply: str, outcome: str
     [("failed", "suppressed"), ("Failed", "suppressed"), ("delayed", "soft"), ("relayed", "ignored"),
      ("delivered", "ignored"), ("expanded", "ignored"), ("", "ignored")],
 )  # fmt: skip
-def test_only_what_failed_counts(action: str, outcome: str) -> None:
-    assert take(mail("POSTFIX", action=action)) == outcome
+def test_only_failed_deliveries_suppress(action: str, outcome: str) -> None:
+    assert process(build_report("POSTFIX", action=action)) == outcome
 
 
-@pytest.mark.parametrize("shape", ["VACATION", "READ"])
-def test_answers_of_machines_are_no_bounces(shape: str) -> None:
-    assert take(mail(shape)) == "ignored"
-    assert listed() == {}
+@pytest.mark.parametrize("template", ["VACATION", "READ"])
+def test_automatic_replies_are_ignored(template: str) -> None:
+    assert process(build_report(template)) == "ignored"
+    assert suppression_reasons() == {}
 
 
 @pytest.mark.parametrize(
     ("feedback", "outcome"),
     [("abuse", "suppressed"), ("Fraud", "suppressed"), ("not-spam", "ignored"), ("auth-failure", "ignored")],
 )
-def test_who_complains_at_their_provider_is_not_mailed_again(feedback: str, outcome: str) -> None:
-    assert take(mail("COMPLAINT", feedback=feedback)) == outcome
-    assert listed() == ({ADA: "complained"} if outcome == "suppressed" else {})
+def test_a_spam_complaint_suppresses_the_address(feedback: str, outcome: str) -> None:
+    assert process(build_report("COMPLAINT", feedback=feedback)) == outcome
+    assert suppression_reasons() == ({ADA: "complained"} if outcome == "suppressed" else {})
 
 
-def test_a_mail_that_asks_to_unsubscribe_does_so_by_the_address_it_is_sent_to() -> None:
-    assert take(mail("ASKING", to="offers@example.com")) == "unproven"
-    assert take(mail("ASKING").replace(b"Subject", b"Auto-Submitted: auto-replied\nSubject")) == "ignored"
-    assert take(mail("ASKING")) == "suppressed"
-    assert listed() == {ADA: "unsubscribed"}
+def test_an_unsubscribe_email_is_identified_by_its_return_path() -> None:
+    assert process(build_report("ASKING", to="offers@example.com")) == "unproven"
+    assert process(build_report("ASKING").replace(b"Subject", b"Auto-Submitted: auto-replied\nSubject")) == "ignored"
+    assert process(build_report("ASKING")) == "suppressed"
+    assert suppression_reasons() == {ADA: "unsubscribed"}
 
 
-# --- whom they are about -----------------------------------------------------------------------------
+# --- whom reports are about --------------------------------------------------------------------------
 
 
-def test_an_address_that_the_customer_no_longer_has_does_not_follow_them() -> None:
+def test_a_bounce_of_a_former_address_is_ignored() -> None:
     customer_actions.update_customer(1, CustomerValues("new@example.org", "Ada"), [], by="tests")
-    assert take(mail("POSTFIX")) == "ignored"
-    assert listed() == {}
-    assert take(mail("COMPLAINT")) == "suppressed"
-    assert listed() == {"new@example.org": "complained"}
+    assert process(build_report("POSTFIX")) == "ignored"
+    assert suppression_reasons() == {}
+    assert process(build_report("COMPLAINT")) == "suppressed"
+    assert suppression_reasons() == {"new@example.org": "complained"}
 
 
-def test_a_forwarded_address_that_bounces_is_the_customers() -> None:
-    assert take(mail("POSTFIX", rcpt="ada@elsewhere.example")) == "suppressed"
-    assert listed() == {ADA: "bounced"}
+def test_a_bounce_of_a_forwarded_address_suppresses_the_customer() -> None:
+    assert process(build_report("POSTFIX", rcpt="ada@elsewhere.example")) == "suppressed"
+    assert suppression_reasons() == {ADA: "bounced"}
 
 
-def test_an_erased_customer_is_not_named_again() -> None:
+def test_a_report_about_an_erased_customer_is_ignored() -> None:
     customer_actions.erase_customer(1, by="tests")
-    assert take(mail("POSTFIX")) == take(mail("COMPLAINT")) == "unknown_customer"
-    assert listed() == {}
+    assert process(build_report("POSTFIX")) == process(build_report("COMPLAINT")) == "unknown_customer"
+    assert suppression_reasons() == {}
 
 
-def test_the_address_of_the_shop_itself_is_left_alone(with_settings: Callable[..., Settings]) -> None:
+def test_the_sender_address_is_never_suppressed(with_settings: Callable[..., Settings]) -> None:
     with_settings(mail_default_sender=f"Shop <{ADA.upper()}>")
-    assert take(mail("POSTFIX")) == "own_address"
-    assert listed() == {}
+    assert process(build_report("POSTFIX")) == "own_address"
+    assert suppression_reasons() == {}
 
 
-def test_who_got_it_says_that_it_came_back(mailed: Campaign) -> None:
-    take(mail("POSTFIX"))
-    take(mail("POSTFIX"))
+def test_a_bounce_marks_the_delivery_as_failed(sent_campaign: Campaign) -> None:
+    process(build_report("POSTFIX"))
+    process(build_report("POSTFIX"))
     issue = db.session.execute(select(MailIssue.customer_id, MailIssue.state, MailIssue.text)).all()
     assert issue == [(1, "failed", "bounced: 550 5.1.1 <ada@example.org>: User unknown")]
-    db.session.refresh(mailed)
-    assert (mailed.sent_in_batches, db.session.scalar(select(Batch.sent))) == (1, 1)
+    db.session.refresh(sent_campaign)
+    assert (sent_campaign.sent_in_batches, db.session.scalar(select(Batch.sent))) == (1, 1)
 
 
 @pytest.mark.parametrize(
-    ("state", "becomes"),
+    ("state", "new_state"),
     [("failed", "failed"), ("skipped", "skipped"), ("uncertain", "failed"), ("sent_later", "failed")],
 )
-def test_what_is_known_of_a_mail_already_stays_if_it_says_more(mailed: Campaign, state: str, becomes: str) -> None:
+def test_a_bounce_keeps_a_more_precise_delivery_state(sent_campaign: Campaign, state: str, new_state: str) -> None:
     db.session.add(MailIssue(campaign_id=1, customer_id=1, state=state, text="as it was"))
     db.session.commit()
-    take(mail("POSTFIX"))
+    process(build_report("POSTFIX"))
     db.session.expire_all()
     issue = db.session.get_one(MailIssue, (1, 1))
-    assert (issue.state, issue.text == "as it was") == (becomes, state == becomes)
+    assert (issue.state, issue.text == "as it was") == (new_state, state == new_state)
     assert db.session.scalar(select(Batch.sent)) == 2
 
 
 @pytest.mark.parametrize("campaign", [0, 99])
-def test_a_mail_of_no_campaign_leaves_no_trace_at_one(campaign: int) -> None:
-    assert take(mail("POSTFIX", campaign_id=campaign)) == "suppressed"
+def test_a_bounce_without_a_known_campaign_marks_no_delivery(campaign: int) -> None:
+    assert process(build_report("POSTFIX", campaign_id=campaign)) == "suppressed"
     assert db.session.scalars(select(MailIssue)).all() == []
 
 
-# --- what is wrong with them ------------------------------------------------------------------------
+# --- malformed reports ------------------------------------------------------------------------------
 
 
-def nested(depth: int) -> bytes:
+def build_nested_message(depth: int) -> bytes:
     head = b"From: x\nTo: y\n"
     for n in range(depth):
         head += b'Content-Type: multipart/mixed; boundary="%d"\n\n--%d\n' % (n, n)
@@ -253,8 +253,8 @@ def nested(depth: int) -> bytes:
         b"",
         b"\xff\xfe\x00",
         b"no headers at all",
-        nested(100),
-        nested(3000),
+        build_nested_message(100),
+        build_nested_message(3000),
         b"Content-Type: multipart/report; boundary=x\n\n--x\nContent-Type: message/delivery-status\n\n",
         b"Content-Type: multipart/report\n\n--x\nContent-Type: message/delivery-status\n\nAction: failed\n",
         b"Subject: =?klingon?b?////?=\nContent-Type: text/plain; charset=klingon\n\n\xff\xff",
@@ -263,40 +263,40 @@ def nested(depth: int) -> bytes:
     ],
     ids=["empty", "bytes", "plain", "deep", "very deep", "cut", "no boundary", "charset", "long", "brackets"],
 )
-def test_what_can_not_be_read_suppresses_nobody_and_stops_nothing(raw: bytes) -> None:
-    assert take(raw) in ("broken", "ignored", "unproven", "soft")
-    assert listed() == {}
+def test_a_malformed_report_suppresses_no_one(raw: bytes) -> None:
+    assert process(raw) in ("broken", "ignored", "unproven", "soft")
+    assert suppression_reasons() == {}
 
 
-def test_words_that_are_not_utf_8_are_kept_as_far_as_they_can_be() -> None:
-    raw = mail("POSTFIX").replace(b"User unknown", b"Empf\xe4nger unbekannt\x00")
-    assert take(raw) == "suppressed"
-    assert "unbekannt" in db.session.get_one(Suppression, ADA).words
+def test_a_reply_that_is_not_utf_8_is_kept_as_far_as_possible() -> None:
+    raw = build_report("POSTFIX").replace(b"User unknown", b"Empf\xe4nger unbekannt\x00")
+    assert process(raw) == "suppressed"
+    assert "unbekannt" in db.session.get_one(Suppression, ADA).detail
 
 
-# --- a mailbox --------------------------------------------------------------------------------------
+# --- mailboxes --------------------------------------------------------------------------------------
 
 
-def mbox(*raws: bytes) -> bytes:
+def build_mbox(*raws: bytes) -> bytes:
     return b"".join(b"From MAILER-DAEMON Sat May  2 08:00:03 2026\n" + raw.rstrip() + b"\n\n" for raw in raws)
 
 
-def test_a_mailbox_is_taken_apart_where_mails_begin_and_nowhere_else() -> None:
+def test_a_mailbox_is_split_only_where_messages_begin() -> None:
     tricky = b"To: x\n\nFrom here on\n>From quoted\nFrom the middle\n"
-    box = mbox(tricky, b"To: y\n\nshort", b"\xff")
-    found = list(mailbox.iter_messages(io.BytesIO(box)))
-    assert len(found) == 3
-    assert b"From quoted" in found[0]
-    assert b"From here on" not in found[1]
+    mailbox_bytes = build_mbox(tricky, b"To: y\n\nshort", b"\xff")
+    messages = list(mailbox.iter_messages(io.BytesIO(mailbox_bytes)))
+    assert len(messages) == 3
+    assert b"From quoted" in messages[0]
+    assert b"From here on" not in messages[1]
 
 
-def test_a_single_mail_is_one() -> None:
-    assert list(mailbox.iter_messages(io.BytesIO(mail("POSTFIX")))) == [mail("POSTFIX")]
+def test_a_file_with_a_single_message_yields_it() -> None:
+    assert list(mailbox.iter_messages(io.BytesIO(build_report("POSTFIX")))) == [build_report("POSTFIX")]
     assert list(mailbox.iter_messages(io.BytesIO(b"\n\n"))) == []
 
 
-class Endless(io.RawIOBase):
-    """A mailbox of a hundred megabytes that nobody has."""
+class GeneratedFile(io.RawIOBase):
+    """A file whose content is generated while it is read."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self.pieces, self.rest = pieces, b""
@@ -311,66 +311,66 @@ class Endless(io.RawIOBase):
         return n
 
 
-def test_a_mailbox_of_a_hundred_megabytes_is_read_a_mail_at_a_time() -> None:
-    attachment = mail("POSTFIX") + b"A" * 76 * 70_000
-    other = mail("POSTFIX", customer_id=2, rcpt="bob@example.org")
-    file = (mbox(attachment) if n < 20 else mbox(other) for n in range(21))
+def test_a_large_mailbox_is_read_one_message_at_a_time() -> None:
+    with_attachment = build_report("POSTFIX") + b"A" * 76 * 70_000
+    other = build_report("POSTFIX", customer_id=2, rcpt="bob@example.org")
+    file = (build_mbox(with_attachment) if n < 20 else build_mbox(other) for n in range(21))
     tracemalloc.start()
-    stream: io.BufferedReader = io.BufferedReader(Endless(file))
-    seen = bounce_actions.process_bounce_messages(mailbox.iter_messages(stream), by="tests")
+    stream: io.BufferedReader = io.BufferedReader(GeneratedFile(file))
+    outcomes = bounce_actions.process_bounce_messages(mailbox.iter_messages(stream), by="tests")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert (seen["suppressed"], seen["known"]) == (2, 19)
+    assert (outcomes["suppressed"], outcomes["known"]) == (2, 19)
     assert peak < 30 * 1024 * 1024
 
 
-def run(app: Flask, *arguments: str, stdin: bytes | None = None) -> str:
-    answer = app.test_cli_runner().invoke(args=["bounces", *arguments], input=stdin)
-    return f"{answer.exit_code} {answer.output}{answer.exception or ''}"
+def run_command(app: Flask, *arguments: str, stdin: bytes | None = None) -> str:
+    result = app.test_cli_runner().invoke(args=["bounces", *arguments], input=stdin)
+    return f"{result.exit_code} {result.output}{result.exception or ''}"
 
 
-def test_the_command_says_how_many_were_what_and_loses_none_for_a_broken_one(app: Flask, tmp_path: Path) -> None:
+def test_the_command_counts_outcomes_and_survives_malformed_messages(app: Flask, tmp_path: Path) -> None:
     file = tmp_path / "box"
     file.write_bytes(
-        mbox(
-            mail("POSTFIX"),
+        build_mbox(
+            build_report("POSTFIX"),
             b"\xff\xfe",
-            nested(3000),
-            mail("VACATION"),
-            mail("POSTFIX", status="4.2.2"),
-            mail("QMAIL", to="nobody@x", id="<forged@x>"),
-            mail("COMPLAINT", customer_id=2),
+            build_nested_message(3000),
+            build_report("VACATION"),
+            build_report("POSTFIX", status="4.2.2"),
+            build_report("QMAIL", to="nobody@x", id="<forged@x>"),
+            build_report("COMPLAINT", customer_id=2),
         )
     )
-    first = run(app, str(file))
-    assert listed() == {ADA: "bounced", "bob@example.org": "complained"}
-    assert "7 messages processed" in first
-    assert "2 addresses suppressed" in first
-    assert "1 about emails that may still be delivered" in first
-    assert "1 without our signed tag" in first
-    assert "0 addresses suppressed" in run(app, str(file))
+    output = run_command(app, str(file))
+    assert suppression_reasons() == {ADA: "bounced", "bob@example.org": "complained"}
+    assert "7 messages processed" in output
+    assert "2 addresses suppressed" in output
+    assert "1 about emails that may still be delivered" in output
+    assert "1 without our signed tag" in output
+    assert "0 addresses suppressed" in run_command(app, str(file))
 
 
-def test_the_command_takes_a_mail_a_folder_and_standard_input(app: Flask, tmp_path: Path) -> None:
-    (tmp_path / "one.eml").write_bytes(mail("POSTFIX"))
-    assert "1 address suppressed" in run(app, str(tmp_path / "one.eml"))
+def test_the_command_reads_a_file_a_maildir_and_standard_input(app: Flask, tmp_path: Path) -> None:
+    (tmp_path / "one.eml").write_bytes(build_report("POSTFIX"))
+    assert "1 address suppressed" in run_command(app, str(tmp_path / "one.eml"))
     maildir = tmp_path / "Maildir"
     for name in ("new", "cur", "tmp"):
         (maildir / name).mkdir(parents=True)
-    (maildir / "new" / "1").write_bytes(mail("POSTFIX", customer_id=2, rcpt="bob@example.org"))
-    (maildir / "tmp" / "2").write_bytes(mail("COMPLAINT"))
-    assert "1 message processed" in run(app, str(maildir))
-    assert listed() == {ADA: "bounced", "bob@example.org": "bounced"}
-    assert "1 address suppressed" in run(app, "-", stdin=mail("COMPLAINT"))
-    assert listed()[ADA] == "complained"
-    assert run(app, str(tmp_path / "none")).startswith(("1", "2"))
+    (maildir / "new" / "1").write_bytes(build_report("POSTFIX", customer_id=2, rcpt="bob@example.org"))
+    (maildir / "tmp" / "2").write_bytes(build_report("COMPLAINT"))
+    assert "1 message processed" in run_command(app, str(maildir))
+    assert suppression_reasons() == {ADA: "bounced", "bob@example.org": "bounced"}
+    assert "1 address suppressed" in run_command(app, "-", stdin=build_report("COMPLAINT"))
+    assert suppression_reasons()[ADA] == "complained"
+    assert run_command(app, str(tmp_path / "none")).startswith(("1", "2"))
 
 
-# --- by JSON ----------------------------------------------------------------------------------------
+# --- reports by API ---------------------------------------------------------------------------------
 
 
-def test_a_relay_reports_by_json_row_by_row(api: FlaskClient) -> None:
-    answer = api.post(
+def test_json_reports_are_processed_row_by_row(api: FlaskClient) -> None:
+    response = api.post(
         "/api/v1/bounces",
         json={
             "bounces": [
@@ -384,25 +384,25 @@ def test_a_relay_reports_by_json_row_by_row(api: FlaskClient) -> None:
             ]
         },
     )
-    assert answer.status_code == 200
-    assert answer.json == {
+    assert response.status_code == 200
+    assert response.json == {
         "received": 7,
         "suppressed": 2,
         "results": ["suppressed", "suppressed", "known", "soft", "email_invalid", "unproven", "own_address"],
     }
-    assert listed() == {ADA: "bounced", "bob@example.org": "complained"}
-    assert db.session.get_one(Suppression, ADA).words == "5.1.1 550 unknown"
+    assert suppression_reasons() == {ADA: "bounced", "bob@example.org": "complained"}
+    assert db.session.get_one(Suppression, ADA).detail == "5.1.1 550 unknown"
 
 
-def test_a_list_where_an_object_belongs_is_answered_in_words_of_json(api: FlaskClient) -> None:
-    answer = api.post("/api/v1/bounces", json=[])
-    assert answer.status_code == 422
-    assert [error["detail"] for error in answer.get_json()["errors"]] == ["Input should be a JSON object"]
+def test_a_json_list_as_body_is_refused_in_json_terms(api: FlaskClient) -> None:
+    response = api.post("/api/v1/bounces", json=[])
+    assert response.status_code == 422
+    assert [error["detail"] for error in response.get_json()["errors"]] == ["Input should be a JSON object"]
 
 
-def test_a_relay_may_report_addresses_that_are_nobodys(api: FlaskClient) -> None:
+def test_an_address_without_customer_can_be_reported(api: FlaskClient) -> None:
     api.post("/api/v1/bounces", json={"bounces": [{"email": "later@example.org", "kind": "complaint"}]})
-    assert listed() == {"later@example.org": "complained"}
+    assert suppression_reasons() == {"later@example.org": "complained"}
 
 
 @pytest.mark.parametrize(
@@ -418,43 +418,43 @@ def test_a_relay_may_report_addresses_that_are_nobodys(api: FlaskClient) -> None
         {"bounces": [{"email": "a@b.example", "kind": "bounce"}] * 1001},
     ],
 )
-def test_a_report_that_is_none_is_refused_as_a_whole(api: FlaskClient, body: object) -> None:
-    answer = api.post("/api/v1/bounces", json=body)
-    assert (answer.status_code, answer.mimetype) == (422, "application/problem+json")
-    assert listed() == {}
+def test_an_invalid_json_report_is_refused_as_a_whole(api: FlaskClient, body: object) -> None:
+    response = api.post("/api/v1/bounces", json=body)
+    assert (response.status_code, response.mimetype) == (422, "application/problem+json")
+    assert suppression_reasons() == {}
 
 
-@pytest.mark.parametrize("kind", ["the mail", "the mail as a report", "the report alone"])
-def test_a_relay_posts_the_mail_itself(api: FlaskClient, kind: str) -> None:
-    raw = mail("POSTFIX")
+@pytest.mark.parametrize("kind", ["message", "message as report", "report alone"])
+def test_the_bounce_message_itself_can_be_posted(api: FlaskClient, kind: str) -> None:
+    raw = build_report("POSTFIX")
     media_type = "message/rfc822"
-    if kind != "the mail":
+    if kind != "message":
         media_type = 'multipart/report; boundary="4F2B11C02A7.1777708803/mx.relay.example"'
-    if kind == "the report alone":
+    if kind == "report alone":
         raw = raw.partition(b"\n\n")[2]
-    answer = api.post("/api/v1/bounces", data=raw, content_type=media_type)
-    assert (answer.status_code, answer.json) == (200, {"received": 1, "suppressed": 1, "results": ["suppressed"]})
+    response = api.post("/api/v1/bounces", data=raw, content_type=media_type)
+    assert (response.status_code, response.json) == (200, {"received": 1, "suppressed": 1, "results": ["suppressed"]})
 
 
-def test_a_large_mail_is_read_only_as_far_as_it_says_something(api: FlaskClient) -> None:
-    raw = mail("POSTFIX") + b"A" * 5 * 1024 * 1024
-    answer = api.post("/api/v1/bounces", data=raw, content_type="message/rfc822")
-    assert answer.json == {"received": 1, "suppressed": 1, "results": ["suppressed"]}
+def test_a_large_posted_message_is_accepted(api: FlaskClient) -> None:
+    raw = build_report("POSTFIX") + b"A" * 5 * 1024 * 1024
+    response = api.post("/api/v1/bounces", data=raw, content_type="message/rfc822")
+    assert response.json == {"received": 1, "suppressed": 1, "results": ["suppressed"]}
 
 
-def test_other_bodies_and_other_keys_are_refused(api: FlaskClient, app: Flask) -> None:
-    from webapp.accounts import actions as account_actions
+def test_unsupported_bodies_and_unauthorised_keys_are_refused(api: FlaskClient, app: Flask) -> None:
+    from webapp.accounts import api_key_actions
 
     assert api.post("/api/v1/bounces", data="x", content_type="text/plain").status_code == 415
     assert api.post("/api/v1/bounces", data="{", content_type="application/json").status_code == 400
     assert app.test_client().post("/api/v1/bounces", json={"bounces": []}).status_code == 401
-    key = account_actions.create_api_key("till", ["read", "redeem"], by="tests")
+    key = api_key_actions.create_api_key("till", ["read", "redeem"], by="tests")
     headers = {"Authorization": f"Bearer {key}"}
     assert app.test_client().post("/api/v1/bounces", json={"bounces": []}, headers=headers).status_code == 403
 
 
-def test_a_window_leaves_out_whoever_bounced_meanwhile() -> None:
-    take(mail("POSTFIX"))
+def test_a_bounced_customer_has_a_suppression_reason() -> None:
+    process(build_report("POSTFIX"))
     suppression_actions.add_suppression("bob@example.org", "complained", 1)
     db.session.commit()
     assert customer_queries.find_suppression_reasons([1, 2]) == {1: "bounced", 2: "complained"}

@@ -1,4 +1,4 @@
-"""What a campaign's mail looks like, from the bytes that go out."""
+"""The rendered emails of a campaign, checked in the bytes that are sent."""
 
 from __future__ import annotations
 
@@ -37,142 +37,148 @@ from webapp.shop import actions as shop_actions
 from webapp.shop.models import ShopValues
 
 
-def person(
+def build_customer(
     name: str = "Ada Lovelace", address: str = "ada@example.com", number: int = 7, locale: str | None = None
 ) -> Customer:
     return Customer(id=number, email=normalise_email(address), email_as_given=address, name=name, locale=locale)
 
 
-def parsed(raw: bytes) -> EmailMessage:
+def parse_message(raw: bytes) -> EmailMessage:
     return email.message_from_bytes(raw, policy=email.policy.default)
 
 
-def body(mail: EmailMessage, kind: str) -> str:
-    part = mail.get_body((kind,))
+def body(message: EmailMessage, kind: str) -> str:
+    part = message.get_body((kind,))
     assert part is not None
     return str(part.get_content())
 
 
 @pytest.fixture
-def write(app: Flask, offer: Callable[..., Offer]) -> Callable[..., EmailMessage]:
-    """The parsed mail to a customer: `write(text="Hi {{ customer.name }}", to=person("Ada"))`."""
+def render(app: Flask, make_offer: Callable[..., Offer]) -> Callable[..., EmailMessage]:
+    """Render an email: `render(text="Hi {{ link }}", to=build_customer("Ada"))`."""
 
-    def go(to: Customer | None = None, values: dict[str, Any] | None = None, **mail: str) -> EmailMessage:
-        row = offer(**(values or {}))
-        return parsed(MailMerge(EmailContent(**mail), row, 3).build_message(to or person()).raw.replace(b"\r\n", b"\n"))
+    def render(to: Customer | None = None, values: dict[str, Any] | None = None, **content: str) -> EmailMessage:
+        offer = make_offer(**(values or {}))
+        return parse_message(
+            MailMerge(EmailContent(**content), offer, 3)
+            .build_message(to or build_customer())
+            .raw.replace(b"\r\n", b"\n")
+        )
 
-    return go
+    return render
 
 
-def test_the_default_mail_has_code_link_end_and_unsubscribe_in_both_bodies(write: Callable[..., EmailMessage]) -> None:
-    mail = write(values={"ends_at": datetime(2030, 6, 1, tzinfo=UTC)})
+def test_both_default_bodies_contain_code_links_and_end_date(render: Callable[..., EmailMessage]) -> None:
+    message = render(values={"ends_at": datetime(2030, 6, 1, tzinfo=UTC)})
     for kind in ("plain", "html"):
-        words = body(mail, kind)
-        assert "SUMMER25" in words
-        assert personal_links.build_personal_url(1, 7) in words
-        assert campaign_tokens.build_unsubscribe_url(7, 3) in words
-        assert "May 31, 2030" in words or "31 May 2030" in words
-        assert "Ada Lovelace" in words
+        content = body(message, kind)
+        assert "SUMMER25" in content
+        assert personal_links.build_personal_url(1, 7) in content
+        assert campaign_tokens.build_unsubscribe_url(7, 3) in content
+        assert "May 31, 2030" in content or "31 May 2030" in content
+        assert "Ada Lovelace" in content
 
 
-def test_the_default_subject_says_what_it_is(write: Callable[..., EmailMessage]) -> None:
-    assert write()["Subject"] == "25% off for you: Summer"
+def test_the_default_subject_names_discount_and_offer(render: Callable[..., EmailMessage]) -> None:
+    assert render()["Subject"] == "25% off for you: Summer"
 
 
-def test_text_and_html_are_alternatives(write: Callable[..., EmailMessage]) -> None:
-    mail = write()
-    assert mail.get_content_type() == "multipart/alternative"
-    assert [part.get_content_type() for part in mail.iter_parts()] == ["text/plain", "text/html"]
+def test_text_and_html_are_alternatives(render: Callable[..., EmailMessage]) -> None:
+    message = render()
+    assert message.get_content_type() == "multipart/alternative"
+    assert [part.get_content_type() for part in message.iter_parts()] == ["text/plain", "text/html"]
 
 
-def test_an_offer_without_end_reads_well(write: Callable[..., EmailMessage]) -> None:
-    assert "It is valid until further notice." in body(write(values={"ends_at": None}), "plain")
+def test_an_offer_without_end_is_valid_until_further_notice(render: Callable[..., EmailMessage]) -> None:
+    assert "It is valid until further notice." in body(render(values={"ends_at": None}), "plain")
 
 
-def test_a_customer_without_name_gets_the_words_that_stand_in(write: Callable[..., EmailMessage]) -> None:
-    assert body(write(to=person("")), "plain").startswith("Hello there,")
+def test_a_customer_without_name_gets_the_fallback_text(render: Callable[..., EmailMessage]) -> None:
+    assert body(render(to=build_customer("")), "plain").startswith("Hello there,")
 
 
-def test_html_in_a_name_is_text(write: Callable[..., EmailMessage]) -> None:
-    mail = write(to=person("<script>alert(1)</script>"), text="Hi {{ customer.name }}")
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in body(mail, "html")
-    assert "<script>" not in body(mail, "html")
-    assert "<script>alert(1)</script>" in body(mail, "plain")
+def test_html_in_a_name_is_escaped(render: Callable[..., EmailMessage]) -> None:
+    message = render(to=build_customer("<script>alert(1)</script>"), text="Hi {{ customer.name }}")
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in body(message, "html")
+    assert "<script>" not in body(message, "html")
+    assert "<script>alert(1)</script>" in body(message, "plain")
 
 
-def test_a_line_break_in_a_name_starts_no_header(write: Callable[..., EmailMessage]) -> None:
-    mail = write(to=person("Ada\r\nBcc: eve@example.com\r\n\r\nBody"), subject="For {{ customer.name }}")
-    assert mail["Bcc"] is None
-    assert mail["Subject"] == "For Ada Bcc: eve@example.com Body"
-    assert mail["To"].addresses[0].display_name == "Ada Bcc: eve@example.com Body"
+def test_a_line_break_in_a_name_cannot_inject_a_header(render: Callable[..., EmailMessage]) -> None:
+    message = render(to=build_customer("Ada\r\nBcc: eve@example.com\r\n\r\nBody"), subject="For {{ customer.name }}")
+    assert message["Bcc"] is None
+    assert message["Subject"] == "For Ada Bcc: eve@example.com Body"
+    assert message["To"].addresses[0].display_name == "Ada Bcc: eve@example.com Body"
 
 
 @pytest.mark.parametrize(
     "name", ["Zoë 🎉👨‍👩‍👧", "עדה לאבלייס", "آدا لوفليس", "李" * 60, 'O"Hara \\ Co', "Lovelace, Ada", "a=?b", "ß" * 90]
 )
-def test_every_name_arrives_as_it_is(write: Callable[..., EmailMessage], name: str) -> None:
-    mail = write(to=person(name), subject="For {{ customer.name }}", text="Dear {{ customer.name }}, hello")
+def test_unusual_names_arrive_unchanged(render: Callable[..., EmailMessage], name: str) -> None:
+    message = render(to=build_customer(name), subject="For {{ customer.name }}", text="Dear {{ customer.name }}, hello")
     # Python's newer parser puts a space between the encoded words of a long name.
-    assert mail["To"].addresses[0].display_name.replace(" ", "") == name.replace(" ", "")
-    assert mail["Subject"] == f"For {kept_apart(name, 'For')}"
-    assert body(mail, "plain").startswith(f"Dear {kept_apart(name, 'Dear')}, hello")
+    assert message["To"].addresses[0].display_name.replace(" ", "") == name.replace(" ", "")
+    assert message["Subject"] == f"For {isolate(name, 'For')}"
+    assert body(message, "plain").startswith(f"Dear {isolate(name, 'Dear')}, hello")
 
 
-def test_placeholders_in_a_name_are_not_carried_out(write: Callable[..., EmailMessage]) -> None:
-    assert "{{ offer.code }}" in body(write(to=person("{{ offer.code }}"), text="Hi {{ customer.name }}"), "plain")
+def test_placeholders_in_a_name_are_not_filled_in(render: Callable[..., EmailMessage]) -> None:
+    assert "{{ offer.code }}" in body(
+        render(to=build_customer("{{ offer.code }}"), text="Hi {{ customer.name }}"), "plain"
+    )
 
 
-def test_a_text_alone_gets_html_in_the_shops_design(write: Callable[..., EmailMessage]) -> None:
-    html = body(write(text="One <b>\n\n{{ offer.code }}\n\n{{ link }}\n\nSee https://example.com/a?b=1&c=2."), "html")
+def test_a_plain_text_body_gets_an_html_body_in_the_shop_design(render: Callable[..., EmailMessage]) -> None:
+    html = body(render(text="One <b>\n\n{{ offer.code }}\n\n{{ link }}\n\nSee https://example.com/a?b=1&c=2."), "html")
     assert "One &lt;b&gt;" in html
     assert 'href="https://example.com/a?b=1&amp;c=2"' in html
     assert "Redeem now</a>" in html
     assert "Test shop" in html
 
 
-def test_html_alone_gets_a_text(write: Callable[..., EmailMessage]) -> None:
+def test_an_html_body_gets_a_plain_text_body(render: Callable[..., EmailMessage]) -> None:
     html = '<style>p{color:red}</style><h1>Hi {{ customer.name }}</h1><p>Your <a href="{{ link }}">page</a></p>'
-    mail = write(html=html)
-    text = body(mail, "plain")
+    message = render(html=html)
+    text = body(message, "plain")
     assert text.startswith(f"Hi Ada Lovelace\n\nYour page: {personal_links.build_personal_url(1, 7)}")
     assert "color" not in text
-    assert 'style="color: red;"' in body(mail, "html")
+    assert 'style="color: red;"' in body(message, "html")
 
 
-def test_staffs_own_html_gets_a_way_to_unsubscribe(write: Callable[..., EmailMessage]) -> None:
-    mail = write(html="<html><body><p>Hello</p></body></html>", text="Hello")
-    assert all(campaign_tokens.build_unsubscribe_url(7, 3) in body(mail, kind) for kind in ("plain", "html"))
+def test_custom_html_gets_an_unsubscribe_link(render: Callable[..., EmailMessage]) -> None:
+    message = render(html="<html><body><p>Hello</p></body></html>", text="Hello")
+    assert all(campaign_tokens.build_unsubscribe_url(7, 3) in body(message, kind) for kind in ("plain", "html"))
 
 
-def test_staffs_own_way_to_unsubscribe_is_the_only_one(write: Callable[..., EmailMessage]) -> None:
-    mail = write(html='<a href="{{ unsubscribe }}">bye</a>', text="bye: {{ unsubscribe }}")
-    assert [body(mail, kind).count("/u/") for kind in ("plain", "html")] == [1, 1]
+def test_a_custom_unsubscribe_link_is_not_duplicated(render: Callable[..., EmailMessage]) -> None:
+    message = render(html='<a href="{{ unsubscribe }}">bye</a>', text="bye: {{ unsubscribe }}")
+    assert [body(message, kind).count("/u/") for kind in ("plain", "html")] == [1, 1]
 
 
-def test_an_offer_with_personal_codes_mails_each_their_own(write: Callable[..., EmailMessage]) -> None:
-    mail = write(values={"personal_code_required": True}, text="Code {{ offer.code }}")
-    assert f"Code {personal_codes.derive_personal_code('SUMMER25', 1, 7)}" in body(mail, "plain")
+def test_an_offer_with_personal_codes_sends_the_personal_code(render: Callable[..., EmailMessage]) -> None:
+    message = render(values={"personal_code_required": True}, text="Code {{ offer.code }}")
+    assert f"Code {personal_codes.derive_personal_code('SUMMER25', 1, 7)}" in body(message, "plain")
 
 
-def test_the_discount_is_written_as_money(write: Callable[..., EmailMessage]) -> None:
+def test_an_amount_discount_is_formatted_as_money(render: Callable[..., EmailMessage]) -> None:
     values = {"discount_type": "amount", "amount": 500, "currency": "EUR"}
-    assert write(values=values, subject="{{ offer.discount }}")["Subject"] == "€5.00"
+    assert render(values=values, subject="{{ offer.discount }}")["Subject"] == "€5.00"
 
 
-def test_the_headers_are_those_of_a_mailing(write: Callable[..., EmailMessage]) -> None:
-    mail = write()
-    assert mail["From"].addresses[0].addr_spec == "offers@example.com"
-    assert mail["To"].addresses[0].addr_spec == "ada@example.com"
-    assert mail["Precedence"] == "bulk"
-    assert mail["Auto-Submitted"] == "auto-generated"
-    assert mail["List-Id"] == "Test shop <offers.example.com>"
-    assert mail["X-Campaign-Id"] == "3"
-    assert mail["Date"].datetime.tzinfo is not None
-    assert len(mail.get_all("Message-ID") or []) == 1
+def test_an_email_has_bulk_mail_headers(render: Callable[..., EmailMessage]) -> None:
+    message = render()
+    assert message["From"].addresses[0].addr_spec == "offers@example.com"
+    assert message["To"].addresses[0].addr_spec == "ada@example.com"
+    assert message["Precedence"] == "bulk"
+    assert message["Auto-Submitted"] == "auto-generated"
+    assert message["List-Id"] == "Test shop <offers.example.com>"
+    assert message["X-Campaign-Id"] == "3"
+    assert message["Date"].datetime.tzinfo is not None
+    assert len(message.get_all("Message-ID") or []) == 1
 
 
-def test_the_message_id_is_the_same_for_each_try_and_names_no_host(write: Callable[..., EmailMessage]) -> None:
-    first = write()["Message-ID"]
+def test_the_message_id_is_stable_and_reveals_no_host_name(render: Callable[..., EmailMessage]) -> None:
+    first = render()["Message-ID"]
     assert (
         first
         == campaign_tokens.build_message_id(3, 7, "example.com")
@@ -181,105 +187,108 @@ def test_the_message_id_is_the_same_for_each_try_and_names_no_host(write: Callab
     assert first.endswith("@example.com>")
 
 
-def test_unsubscribing_by_one_click_needs_https(
-    app: Flask, offer: Callable[..., Offer], with_settings: Callable[..., Settings]
+def test_one_click_unsubscribe_needs_https(
+    app: Flask, make_offer: Callable[..., Offer], with_settings: Callable[..., Settings]
 ) -> None:
-    row = offer()
-    plain = parsed(MailMerge(EmailContent(), row, 3).build_message(person()).raw)
+    offer = make_offer()
+    plain = parse_message(MailMerge(EmailContent(), offer, 3).build_message(build_customer()).raw)
     with_settings(public_url="https://offers.example.com")
-    secure = parsed(MailMerge(EmailContent(), row, 3).build_message(person()).raw)
+    secure = parse_message(MailMerge(EmailContent(), offer, 3).build_message(build_customer()).raw)
     assert plain["List-Unsubscribe-Post"] is None
     assert secure["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
 
 
 def test_a_long_list_unsubscribe_is_never_encoded(
-    app: Flask, offer: Callable[..., Offer], with_settings: Callable[..., Settings]
+    app: Flask, make_offer: Callable[..., Offer], with_settings: Callable[..., Settings]
 ) -> None:
     with_settings(public_url="https://" + "a" * 60 + ".example.com/" + "b" * 200)
-    raw = MailMerge(EmailContent(), offer(), 3).build_message(person()).raw
+    raw = MailMerge(EmailContent(), make_offer(), 3).build_message(build_customer()).raw
     assert b"=?" not in raw.partition(b"\r\n\r\n")[0]
-    assert f"<{campaign_tokens.build_unsubscribe_url(7, 3)}>" in parsed(raw)["List-Unsubscribe"]
+    assert f"<{campaign_tokens.build_unsubscribe_url(7, 3)}>" in parse_message(raw)["List-Unsubscribe"]
 
 
-def test_the_envelope_has_the_domain_of_idna_2008_and_the_name_as_given(app: Flask) -> None:
-    assert addresses.recipient_address(person(address="Ada.L@faß.de")) == "Ada.L@xn--fa-hia.de"
+def test_the_envelope_recipient_has_an_idna_2008_domain(app: Flask) -> None:
+    assert addresses.recipient_address(build_customer(address="Ada.L@faß.de")) == "Ada.L@xn--fa-hia.de"
 
 
-def test_a_header_refuses_a_line_break() -> None:
+def test_a_header_with_a_line_break_is_refused() -> None:
     with pytest.raises(ValueError, match="line break"):
         mail_headers.format_header("Subject", "a\nb")
 
 
 def test_a_sender_with_a_line_break_is_refused(
-    app: Flask, offer: Callable[..., Offer], with_settings: Callable[..., Settings]
+    app: Flask, make_offer: Callable[..., Offer], with_settings: Callable[..., Settings]
 ) -> None:
     with_settings(mail_default_sender="Shop\r\nBcc: x <a@example.com>")
-    row = offer()
+    offer = make_offer()
     with pytest.raises(ValueError, match="line break"):
-        MailMerge(EmailContent(), row, 3)
+        MailMerge(EmailContent(), offer, 3)
 
 
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc", "Co"), include_characters="\n\t"), max_size=300)
-PLAIN = TEXT.map(lambda words: words.replace("{", "("))
+PLAIN = TEXT.map(lambda value: value.replace("{", "("))
 LOCALES = ("de", "fr-CH", "ar-EG", "he", "hi-Deva-IN", "en-US", "xx", "de_de_de_de", None)
 
 
-TURNING = ("LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI")
-FROM_THE_RIGHT = ("R", "AL", "AN")
+BIDI_CONTROLS = ("LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI")
+RIGHT_TO_LEFT = ("R", "AL", "AN")
 
 
-def kept_apart(value: str, words: str) -> str:
-    """What the standard library's tables say of directions, in place of ours."""
-    strong = [b for c in words if (b := unicodedata.bidirectional(c)) in ("L", "R", "AL")]
-    base_is_right = bool(strong) and strong[0] != "L"
-    ways = {unicodedata.bidirectional(c) for c in value}
-    runs_otherwise = "L" in ways if base_is_right else bool(ways & set(FROM_THE_RIGHT))
-    return f"\u2068{value}\u2069" if runs_otherwise else value
+def isolate(value: str, context: str) -> str:
+    """Isolate a value of the other direction, by the tables of the standard library."""
+    strong = [b for c in context if (b := unicodedata.bidirectional(c)) in ("L", "R", "AL")]
+    base_is_rtl = bool(strong) and strong[0] != "L"
+    directions = {unicodedata.bidirectional(c) for c in value}
+    is_opposite = "L" in directions if base_is_rtl else bool(directions & set(RIGHT_TO_LEFT))
+    return f"\u2068{value}\u2069" if is_opposite else value
 
 
 @given(name=TEXT, before=PLAIN, after=PLAIN, locale=st.sampled_from(LOCALES))
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_fast_way_says_the_same_as_the_slow_way(
+def test_fast_rendering_equals_standard_library_rendering(
     session_app: Flask, name: str, before: str, after: str, locale: str | None
 ) -> None:
-    """The slow way is the standard library's: it fills the text first and then serialises all of it."""
+    """The standard library fills in the text first and then serialises all of it."""
     source = before + "{{ customer.name }}" + after + "{{ offer.ends }}{{ customer.name or 'x' }}{{ customer.name }}"
     subject = "{{ offer.discount }} {{ customer.name }}"
     with session_app.app_context():
         ends = datetime(2030, 6, 1, tzinfo=UTC)
-        form = MailMerge(
+        merge = MailMerge(
             EmailContent(subject, source + "{{ unsubscribe }}", "<p>{{ unsubscribe }}</p>"), _offer(ends), 3
         )
-        raw = form.build_message(person(name, number=7, locale=locale)).raw
+        raw = merge.build_message(build_customer(name, number=7, locale=locale)).raw
         unsubscribe = campaign_tokens.build_unsubscribe_url(7, 3)
-    known = locales.resolve_locale(locale, "en")
-    line = " ".join("".join(" " if unicodedata.category(c) in ("Zl", "Zp") else c for c in name).split())
-    line = "".join(c for c in line if unicodedata.bidirectional(c) not in TURNING)
-    day = formatting.format_last_day(ends, "UTC", known)
-    slow = EmailMessage(policy=email.policy.SMTP)
-    shown, ends_on = (kept_apart(value, before + after) for value in (line, day))
-    words = f"{before}{shown}{after}{ends_on}{shown or 'x'}{shown}{unsubscribe}"
-    slow.set_content(words.replace("\r\n", "\n").replace("\r", "\n"), cte="quoted-printable")
-    mail = parsed(raw)
-    fast = mail.get_body(("plain",))
-    assert fast is not None
-    assert _lines(fast.get_payload(decode=True)) == _lines(slow.get_payload(decode=True))
-    amount = formatting.format_money(5, "EUR", known)
-    shown, amount = (kept_apart(value, before + after) for value in (line, amount))
-    assert mail["Subject"] == " ".join(f"{amount} {shown}".split())
-    _assert_is_in_order(raw)
+    known_locale = locales.resolve_locale(locale, "en")
+    clean_name = " ".join("".join(" " if unicodedata.category(c) in ("Zl", "Zp") else c for c in name).split())
+    clean_name = "".join(c for c in clean_name if unicodedata.bidirectional(c) not in BIDI_CONTROLS)
+    day = formatting.format_last_day(ends, "UTC", known_locale)
+    expected = EmailMessage(policy=email.policy.SMTP)
+    shown, ends_on = (isolate(value, before + after) for value in (clean_name, day))
+    content = f"{before}{shown}{after}{ends_on}{shown or 'x'}{shown}{unsubscribe}"
+    expected.set_content(content.replace("\r\n", "\n").replace("\r", "\n"), cte="quoted-printable")
+    message = parse_message(raw)
+    plain_part = message.get_body(("plain",))
+    assert plain_part is not None
+    assert _lines(plain_part.get_payload(decode=True)) == _lines(expected.get_payload(decode=True))
+    amount = formatting.format_money(5, "EUR", known_locale)
+    shown, amount = (isolate(value, before + after) for value in (clean_name, amount))
+    assert message["Subject"] == " ".join(f"{amount} {shown}".split())
+    _assert_valid_lines(raw)
 
 
-def _assert_is_in_order(raw: bytes) -> None:
-    """No bare CR or LF, no line behind 998 octets in the head (RFC 5322, 2.1.1) or 76 in the bodies (RFC 2045, 6.7)."""
+def _assert_valid_lines(raw: bytes) -> None:
+    """Check line ends and line lengths.
+
+    No bare CR or LF, at most 998 octets in the headers (RFC 5322, 2.1.1) and 76 in the bodies (RFC 2045, 6.7).
+    """
     bare = raw.replace(b"\r\n", b"")
     assert b"\n" not in bare
     assert b"\r" not in bare
-    head = raw.partition(b"\r\n\r\n")[0]
-    assert head.isascii()
-    assert max(map(len, head.split(b"\r\n"))) <= 998
-    # Every header but the addresses of RFC 2369 fits into what a line should have.
-    assert all(len(line) <= 78 for line in head.split(b"\r\n") if b"http" not in line and b"mailto" not in line)
+    headers = raw.partition(b"\r\n\r\n")[0]
+    assert headers.isascii()
+    assert max(map(len, headers.split(b"\r\n"))) <= 998
+    # All headers but those with URLs (RFC 2369) keep to the recommended 78 octets.
+    assert all(len(line) <= 78 for line in headers.split(b"\r\n") if b"http" not in line and b"mailto" not in line)
     assert all(len(line) <= 76 for part in raw.split(b"--=_")[1:] for line in part.split(b"\r\n")[4:])
 
 
@@ -300,57 +309,55 @@ def _assert_is_in_order(raw: bytes) -> None:
         (None, "12.5% off", "31 May 2030"),
     ],
 )
-def test_percent_and_dates_are_written_as_the_recipient_writes_them(
-    write: Callable[..., EmailMessage], locale: str | None, subject: str, ends: str
+def test_percentages_and_dates_follow_the_recipients_locale(
+    render: Callable[..., EmailMessage], locale: str | None, subject: str, ends: str
 ) -> None:
     values = {"percent": Decimal("12.5"), "ends_at": datetime(2030, 6, 1, tzinfo=UTC)}
-    mail = write(to=person(locale=locale), values=values, subject="{{ offer.discount }} off")
-    assert mail["Subject"] == subject
-    assert all(ends in body(mail, kind) for kind in ("plain", "html"))
+    message = render(to=build_customer(locale=locale), values=values, subject="{{ offer.discount }} off")
+    assert message["Subject"] == subject
+    assert all(ends in body(message, kind) for kind in ("plain", "html"))
 
 
 @pytest.mark.parametrize(
-    ("locale", "words"), [("de", "1.234,50\xa0€"), ("en", "€1,234.50"), ("ar-EG", "\u200f١٬٢٣٤٫٥٠\xa0€")]
+    ("locale", "amount"), [("de", "1.234,50\xa0€"), ("en", "€1,234.50"), ("ar-EG", "\u200f١٬٢٣٤٫٥٠\xa0€")]
 )
-def test_money_is_written_as_the_recipient_writes_it(
-    write: Callable[..., EmailMessage], locale: str, words: str
-) -> None:
+def test_money_follows_the_recipients_locale(render: Callable[..., EmailMessage], locale: str, amount: str) -> None:
     values = {"discount_type": "amount", "amount": 123450, "currency": "EUR"}
-    assert words in body(write(to=person(locale=locale), values=values, text="{{ offer.discount }}"), "plain")
+    assert amount in body(render(to=build_customer(locale=locale), values=values, text="{{ offer.discount }}"), "plain")
 
 
-def test_who_has_no_language_that_is_known_reads_the_shops(write: Callable[..., EmailMessage]) -> None:
+def test_an_unknown_locale_falls_back_to_the_shops(render: Callable[..., EmailMessage]) -> None:
     shop_actions.save_shop(ShopValues("Laden", locale="de"), "tests")
-    assert write(to=person(locale="xx"), subject="{{ offer.discount }}")["Subject"] == "25 %"
+    assert render(to=build_customer(locale="xx"), subject="{{ offer.discount }}")["Subject"] == "25 %"
 
 
-def test_each_language_is_written_once(app: Flask, offer: Callable[..., Offer]) -> None:
-    form = MailMerge(EmailContent(), offer(), 3)
+def test_each_locale_is_rendered_once(app: Flask, make_offer: Callable[..., Offer]) -> None:
+    merge = MailMerge(EmailContent(), make_offer(), 3)
     for number in range(20):
         for locale in LOCALES:
-            form.build_message(person(number=number + 1, locale=locale))
-    assert len(form._messages_by_values) <= len({locales.resolve_locale(tag, "en") for tag in LOCALES})
+            merge.build_message(build_customer(number=number + 1, locale=locale))
+    assert len(merge._messages_by_values) <= len({locales.resolve_locale(tag, "en") for tag in LOCALES})
 
 
-def test_an_offer_without_end_has_the_writers_own_words_for_it(write: Callable[..., EmailMessage]) -> None:
-    mail = write(values={"ends_at": None}, text='Bis {{ offer.ends or "auf weiteres" }}.')
-    assert body(mail, "plain").startswith("Bis auf weiteres.")
+def test_an_offer_without_end_uses_the_fallback_of_the_placeholder(render: Callable[..., EmailMessage]) -> None:
+    message = render(values={"ends_at": None}, text='Bis {{ offer.ends or "auf weiteres" }}.')
+    assert body(message, "plain").startswith("Bis auf weiteres.")
 
 
-# --- the bytes that a relay receives ----------------------------------------------------------------
+# --- bytes received by the relay --------------------------------------------------------------------
 
 
 @pytest.fixture
-def received(app: Flask, relay: Relay, offer: Callable[..., Offer]) -> Callable[..., bytes]:
-    """The bytes of a mail to a customer, as a relay has received them."""
+def send_and_receive(app: Flask, relay: Relay, make_offer: Callable[..., Offer]) -> Callable[..., bytes]:
+    """Send an email to a customer; return the bytes that the relay received."""
 
-    def go(to: Customer, **mail: str) -> bytes:
-        letter = MailMerge(EmailContent(**mail), offer(), 3).build_message(to)
+    def send(to: Customer, **content: str) -> bytes:
+        message = MailMerge(EmailContent(**content), make_offer(), 3).build_message(to)
         with smtp.create_relay_connection() as connection:
-            connection.send(letter)
-        return relay.kept[-1].raw
+            connection.send(message)
+        return relay.messages[-1].raw
 
-    return go
+    return send
 
 
 ODD_NAMES = (
@@ -370,180 +377,185 @@ ODD_NAMES = (
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_what_a_relay_receives_is_in_order(received: Callable[..., bytes], name: str) -> None:
-    raw = received(
-        person(name), subject="For {{ customer.name }} and " + "a long subject " * 9, text=f"{name}\n.\n{name * 20}"
+def test_received_bytes_are_valid_for_unusual_names(send_and_receive: Callable[..., bytes], name: str) -> None:
+    raw = send_and_receive(
+        build_customer(name),
+        subject="For {{ customer.name }} and " + "a long subject " * 9,
+        text=f"{name}\n.\n{name * 20}",
     )
-    _assert_is_in_order(raw)
-    mail = parsed(raw)
+    _assert_valid_lines(raw)
+    message = parse_message(raw)
     plain = " ".join(name.split()).replace("\u202e", "")
-    shown = kept_apart(plain, "For")
-    assert mail["Subject"] == " ".join(f"For {shown} and {'a long subject ' * 9}".split())
-    assert mail["To"].addresses[0].display_name.replace(" ", "") == plain.replace(" ", "")
-    assert mail["Bcc"] is None
-    assert not mail.defects
+    shown = isolate(plain, "For")
+    assert message["Subject"] == " ".join(f"For {shown} and {'a long subject ' * 9}".split())
+    assert message["To"].addresses[0].display_name.replace(" ", "") == plain.replace(" ", "")
+    assert message["Bcc"] is None
+    assert not message.defects
 
 
-def test_all_headers_of_a_mailing_are_there_once_and_mean_what_they_say(
-    received: Callable[..., bytes], with_settings: Callable[..., Settings]
+def test_every_header_is_present_once_with_its_value(
+    send_and_receive: Callable[..., bytes], with_settings: Callable[..., Settings]
 ) -> None:
     with_settings(public_url="https://offers.example.com", mail_default_sender="Shop <offers@münze.example>")
     shop_actions.save_shop(
         ShopValues("Blumen Müller", sender_name="Blumen, Müller", reply_to="laden@bücher.example"), "tests"
     )
-    raw = received(person("Ada", "Ada.L@example.com"))
-    mail = parsed(raw)
-    assert [str(mail[name]) for name in ("To", "Precedence", "Auto-Submitted", "X-Campaign-Id", "MIME-Version")] == [
+    raw = send_and_receive(build_customer("Ada", "Ada.L@example.com"))
+    message = parse_message(raw)
+    assert [str(message[name]) for name in ("To", "Precedence", "Auto-Submitted", "X-Campaign-Id", "MIME-Version")] == [
         "Ada <Ada.L@example.com>",
         "bulk",
         "auto-generated",
         "3",
         "1.0",
     ]
-    assert (mail["From"].addresses[0].display_name, mail["From"].addresses[0].addr_spec) == (
+    assert (message["From"].addresses[0].display_name, message["From"].addresses[0].addr_spec) == (
         "Blumen, Müller",
         "offers@xn--mnze-0ra.example",
     )
-    assert mail["Reply-To"].addresses[0].addr_spec == "laden@xn--bcher-kva.example"
-    assert mail["Message-ID"] == campaign_tokens.build_message_id(3, 7, "xn--mnze-0ra.example")
-    assert mail["List-Id"].endswith("<offers.xn--mnze-0ra.example>")
-    assert mail["Feedback-ID"] == "3:1:mailing:onecode"
+    assert message["Reply-To"].addresses[0].addr_spec == "laden@xn--bcher-kva.example"
+    assert message["Message-ID"] == campaign_tokens.build_message_id(3, 7, "xn--mnze-0ra.example")
+    assert message["List-Id"].endswith("<offers.xn--mnze-0ra.example>")
+    assert message["Feedback-ID"] == "3:1:mailing:onecode"
     url = campaign_tokens.build_unsubscribe_url(7, 3)
     assert url.startswith("https://offers.example.com/u/")
-    assert mail["List-Unsubscribe"] == f"<{url}>, <mailto:offers@xn--mnze-0ra.example?subject=unsubscribe>"
-    assert mail["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
-    assert abs(mail["Date"].datetime - datetime.now(UTC)) < timedelta(minutes=5)
+    assert message["List-Unsubscribe"] == f"<{url}>, <mailto:offers@xn--mnze-0ra.example?subject=unsubscribe>"
+    assert message["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
+    assert abs(message["Date"].datetime - datetime.now(UTC)) < timedelta(minutes=5)
     names = [line.partition(b":")[0] for line in re.split(rb"\r\n(?![ \t])", raw.partition(b"\r\n\r\n")[0])]
     assert len(names) == len(set(names))
-    assert {part.get_content_charset() for part in mail.iter_parts()} == {"utf-8"}
+    assert {part.get_content_charset() for part in message.iter_parts()} == {"utf-8"}
 
 
-def test_without_an_address_for_answers_there_is_no_such_header(write: Callable[..., EmailMessage]) -> None:
-    assert write()["Reply-To"] is None
+def test_there_is_no_reply_to_header_without_a_reply_address(render: Callable[..., EmailMessage]) -> None:
+    assert render()["Reply-To"] is None
 
 
-def test_the_foot_says_why_and_from_where(write: Callable[..., EmailMessage]) -> None:
+def test_the_footer_contains_reason_unsubscribe_link_and_address(render: Callable[..., EmailMessage]) -> None:
     values = ShopValues(
         "Laden", reason="Weil <Sie> Kunde sind.", unsubscribe_words="Schluss", address="Am Markt 1\nOrt"
     )
     shop_actions.save_shop(values, "tests")
-    for mail in (write(), write(values={"code": "OTHER"}, html="<p>Hallo</p>", text="Hallo")):
-        assert "Weil <Sie> Kunde sind.\nSchluss: http://localhost/u/" in body(mail, "plain")
-        assert body(mail, "plain").rstrip().endswith("Am Markt 1\nOrt")
-        seen = body(mail, "html")
-        assert all(words in seen for words in ("Weil &lt;Sie&gt; Kunde sind.", ">Schluss</a>", "Am Markt 1", "Ort"))
+    for message in (render(), render(values={"code": "OTHER"}, html="<p>Hallo</p>", text="Hallo")):
+        assert "Weil <Sie> Kunde sind.\nSchluss: http://localhost/u/" in body(message, "plain")
+        assert body(message, "plain").rstrip().endswith("Am Markt 1\nOrt")
+        html = body(message, "html")
+        assert all(part in html for part in ("Weil &lt;Sie&gt; Kunde sind.", ">Schluss</a>", "Am Markt 1", "Ort"))
 
 
-# --- the shop's design --------------------------------------------------------------------------------
+# --- the shop design ----------------------------------------------------------------------------------
 
 
-def test_the_design_has_the_shops_name_and_colour_and_fetches_nothing(write: Callable[..., EmailMessage]) -> None:
+def test_the_design_shows_name_and_colour_without_external_resources(render: Callable[..., EmailMessage]) -> None:
     shop_actions.save_shop(
         ShopValues("Laden <3", colour="#b400ff", button_words="Los", link_words="Oder hier:"), "tests"
     )
-    seen = body(write(), "html")
-    assert "Laden &lt;3" in seen
-    assert seen.count("#b400ff") >= 2
-    assert ">Los</a>" in seen
-    assert "Oder hier:" in seen
-    assert not re.search(r"<img|<link|url\(|@import|src=", seen)
+    html = body(render(), "html")
+    assert "Laden &lt;3" in html
+    assert html.count("#b400ff") >= 2
+    assert ">Los</a>" in html
+    assert "Oder hier:" in html
+    assert not re.search(r"<img|<link|url\(|@import|src=", html)
 
 
-def test_the_rules_are_at_the_elements_and_only_the_media_queries_stay(write: Callable[..., EmailMessage]) -> None:
-    seen = body(write(), "html")
-    sheet = "".join(re.findall(r"(?s)<style.*?</style>", seen))
-    assert "prefers-color-scheme: dark" in sheet
-    assert "max-width: 620px" in sheet
-    assert "dashed" not in sheet
-    assert re.search(r'<td class="code"[^>]*style="[^"]*dashed', seen)
+def test_css_rules_are_inlined_except_media_queries(render: Callable[..., EmailMessage]) -> None:
+    html = body(render(), "html")
+    style_sheet = "".join(re.findall(r"(?s)<style.*?</style>", html))
+    assert "prefers-color-scheme: dark" in style_sheet
+    assert "max-width: 620px" in style_sheet
+    assert "dashed" not in style_sheet
+    assert re.search(r'<td class="code"[^>]*style="[^"]*dashed', html)
 
 
-def test_the_design_is_small(app: Flask, offer: Callable[..., Offer]) -> None:
-    raw = MailMerge(EmailContent(), offer("x" * 40), 3).build_message(person("李" * 60)).raw
+def test_the_design_is_small(app: Flask, make_offer: Callable[..., Offer]) -> None:
+    raw = MailMerge(EmailContent(), make_offer("x" * 40), 3).build_message(build_customer("李" * 60)).raw
     assert len(raw) < 20_000
 
 
-def test_a_mailbox_shows_the_first_words_beside_the_subject(write: Callable[..., EmailMessage]) -> None:
-    seen = body(write(), "html")
-    preheader = re.search(r'<div class="preheader"[^>]*>([^<\u2007]*)', seen)
+def test_the_preheader_contains_the_first_sentence(render: Callable[..., EmailMessage]) -> None:
+    html = body(render(), "html")
+    preheader = re.search(r'<div class="preheader"[^>]*>([^<\u2007]*)', html)
     assert preheader is not None
     assert preheader[1] == "Summer is here, and it comes with a discount for you:"
 
 
-def test_outlook_draws_the_button_with_the_same_address(write: Callable[..., EmailMessage]) -> None:
-    seen = body(write(), "html")
-    assert f'<v:roundrect href="{personal_links.build_personal_url(1, 7)}"' in seen
-    assert seen.count("<!--[if mso]>") == 1
+def test_the_outlook_button_has_the_same_link(render: Callable[..., EmailMessage]) -> None:
+    html = body(render(), "html")
+    assert f'<v:roundrect href="{personal_links.build_personal_url(1, 7)}"' in html
+    assert html.count("<!--[if mso]>") == 1
 
 
-def test_a_long_code_is_written_smaller(write: Callable[..., EmailMessage]) -> None:
-    assert 'class="code long"' in body(write(values={"code": "ABCDEFGHIJ-1234567890-ABC"}), "html")
+def test_a_long_code_is_rendered_smaller(render: Callable[..., EmailMessage]) -> None:
+    assert 'class="code long"' in body(render(values={"code": "ABCDEFGHIJ-1234567890-ABC"}), "html")
 
 
-# --- the preview is the mail ----------------------------------------------------------------------
+# --- previews -------------------------------------------------------------------------------------
 
 
-def test_the_preview_is_what_is_sent_but_for_what_is_the_recipients_own(
-    app: Flask, relay: Relay, offer: Callable[..., Offer], customer: Callable[..., Customer]
+def test_the_preview_equals_the_sent_email_except_personal_values(
+    app: Flask, relay: Relay, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    row, ada = offer(personal_code_required=True), customer(locale="de")
-    form = MailMerge(EmailContent(subject="{{ offer.code }} for {{ customer.name }}"), row, 3)
-    shown = form.preview(ada)
+    offer, ada = make_offer(personal_code_required=True), make_customer(locale="de")
+    merge = MailMerge(EmailContent(subject="{{ offer.code }} for {{ customer.name }}"), offer, 3)
+    shown = merge.preview(ada)
     with smtp.create_relay_connection() as connection:
-        connection.send(form.build_message(ada))
-    own = {
-        personal_links.build_personal_url(row.id, ada.id): personal_links.build_personal_url(
-            row.id, PREVIEW_CUSTOMER_ID
+        connection.send(merge.build_message(ada))
+    preview_values = {
+        personal_links.build_personal_url(offer.id, ada.id): personal_links.build_personal_url(
+            offer.id, PREVIEW_CUSTOMER_ID
         ),
         campaign_tokens.build_unsubscribe_url(ada.id, 3): campaign_tokens.build_unsubscribe_url(PREVIEW_CUSTOMER_ID, 3),
-        personal_codes.derive_personal_code("SUMMER25", row.id, ada.id): personal_codes.derive_personal_code(
-            "SUMMER25", row.id, PREVIEW_CUSTOMER_ID
+        personal_codes.derive_personal_code("SUMMER25", offer.id, ada.id): personal_codes.derive_personal_code(
+            "SUMMER25", offer.id, PREVIEW_CUSTOMER_ID
         ),
     }
 
-    def nobodys(words: str) -> str:
-        for mine, theirs in own.items():
-            words = words.replace(mine, theirs)
-        return words
+    def with_preview_values(content: str) -> str:
+        for personal, preview in preview_values.items():
+            content = content.replace(personal, preview)
+        return content
 
-    sent = relay.to("ada@example.com")
-    assert nobodys(str(sent.message["Subject"])) == shown.subject
-    assert nobodys(sent.text.replace("\r\n", "\n")) == shown.text
-    assert nobodys(sent.html.replace("\r\n", "\n")) == shown.html
-    assert all(mine not in f"{shown.subject}{shown.text}{shown.html}{shown.headers}" for mine in own)
+    sent = relay.message_to("ada@example.com")
+    assert with_preview_values(str(sent.message["Subject"])) == shown.subject
+    assert with_preview_values(sent.text.replace("\r\n", "\n")) == shown.text
+    assert with_preview_values(sent.html.replace("\r\n", "\n")) == shown.html
+    assert all(personal not in f"{shown.subject}{shown.text}{shown.html}{shown.headers}" for personal in preview_values)
     for line in ("Precedence: bulk", "To: Ada Lovelace <ada@example.com>", "X-Campaign-Id: 3"):
         assert line in shown.headers
 
 
-def test_links_of_a_preview_open_a_page_that_says_so_and_redeem_nothing(
-    client: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
+def test_preview_links_open_preview_pages_and_redeem_nothing(
+    client: FlaskClient, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    row, ada = offer(), customer()
-    shown = MailMerge(EmailContent(), row, 3).preview(ada)
-    link, out = (re.search(pattern, shown.text) for pattern in (r"/r/[\w.-]+", r"/u/[\w.-]+"))
+    offer, ada = make_offer(), make_customer()
+    shown = MailMerge(EmailContent(), offer, 3).preview(ada)
+    link, unsubscribe_link = (re.search(pattern, shown.text) for pattern in (r"/r/[\w.-]+", r"/u/[\w.-]+"))
     assert link is not None
-    assert out is not None
-    for answer in (client.get(link[0]), client.post(link[0])):
-        assert answer.status_code == 200
-        assert "Preview of a customer's personal page" in answer.text.replace("&#39;", "'")
-        assert "<button" not in answer.text
-    for answer in (client.get(out[0]), client.post(out[0])):
-        assert answer.status_code == 200
-        assert "Customers unsubscribe on this page" in answer.text
+    assert unsubscribe_link is not None
+    for response in (client.get(link[0]), client.post(link[0])):
+        assert response.status_code == 200
+        assert "Preview of a customer's personal page" in response.text.replace("&#39;", "'")
+        assert "<button" not in response.text
+    for response in (client.get(unsubscribe_link[0]), client.post(unsubscribe_link[0])):
+        assert response.status_code == 200
+        assert "Customers unsubscribe on this page" in response.text
     assert db.session.execute(text("select count(*) from redemption")).scalar() == 0
 
 
-def test_many_links_are_signed_as_one_is(app: Flask) -> None:
-    urls, outs = personal_links.make_personal_url_builder(5), campaign_tokens.unsubscribe_url_builder(3)
+def test_link_builders_build_the_same_links_as_single_calls(app: Flask) -> None:
+    build_personal_url, build_unsubscribe_url = (
+        personal_links.create_personal_url_builder(5),
+        campaign_tokens.create_unsubscribe_url_builder(3),
+    )
     for number in (0, 7, 2**40):
-        assert urls(number) == personal_links.build_personal_url(5, number)
-        assert outs(number) == campaign_tokens.build_unsubscribe_url(number, 3)
-        assert personal_links.parse_personal_token(urls(number).rpartition("/")[2]) == (5, number)
+        assert build_personal_url(number) == personal_links.build_personal_url(5, number)
+        assert build_unsubscribe_url(number) == campaign_tokens.build_unsubscribe_url(number, 3)
+        assert personal_links.parse_personal_token(build_personal_url(number).rpartition("/")[2]) == (5, number)
 
 
-def test_an_address_that_is_none_is_no_letter(app: Flask, offer: Callable[..., Offer]) -> None:
-    form = MailMerge(EmailContent(), offer(), 3)
-    for odd in (
+def test_an_invalid_address_builds_no_message(app: Flask, make_offer: Callable[..., Offer]) -> None:
+    merge = MailMerge(EmailContent(), make_offer(), 3)
+    for address in (
         "no-at-sign",
         "a b@example.com",
         "a@b@example.com",
@@ -552,7 +564,7 @@ def test_an_address_that_is_none_is_no_letter(app: Flask, offer: Callable[..., O
         "a\r\nb@example.com",
     ):
         with pytest.raises(ValueError, match="is not a valid email address"):
-            form.build_message(Customer(id=7, email=odd, email_as_given=odd, name="Ada"))
+            merge.build_message(Customer(id=7, email=address, email_as_given=address, name="Ada"))
 
 
 def _offer(ends: datetime | None = None) -> Offer:
@@ -575,43 +587,51 @@ def _lines(payload: object) -> str:
     return payload.decode().replace("\r\n", "\n").rstrip("\n")
 
 
-# --- values that run the other way ------------------------------------------------------------------
+# --- text direction ---------------------------------------------------------------------------------
 
 
-def test_a_value_from_right_to_left_does_not_turn_the_words_round(write: Callable[..., EmailMessage]) -> None:
+def test_a_right_to_left_value_is_isolated_in_left_to_right_text(render: Callable[..., EmailMessage]) -> None:
     ends = {"ends_at": datetime(2027, 1, 1, tzinfo=UTC)}
     page = '<a title="{{ customer.name }}" href="mailto:{{ customer.email }}">{{ customer.name }}</a> {{ offer.ends }}.'
-    words = "Hello {{ customer.name }}, good until {{ offer.ends }}. {{ link }}"
-    mail = write(
-        to=person("آدا", locale="ar-EG"), values=ends, subject="{{ customer.name }}: hello", text=words, html=page
+    content = "Hello {{ customer.name }}, good until {{ offer.ends }}. {{ link }}"
+    message = render(
+        to=build_customer("آدا", locale="ar-EG"),
+        values=ends,
+        subject="{{ customer.name }}: hello",
+        text=content,
+        html=page,
     )
-    assert mail["Subject"] == "\u2068آدا\u2069: hello"
-    assert body(mail, "plain").startswith("Hello \u2068آدا\u2069, good until \u2068٣١ ديسمبر ٢٠٢٦\u2069. http")
-    html = body(mail, "html")
+    assert message["Subject"] == "\u2068آدا\u2069: hello"
+    assert body(message, "plain").startswith("Hello \u2068آدا\u2069, good until \u2068٣١ ديسمبر ٢٠٢٦\u2069. http")
+    html = body(message, "html")
     assert 'title="آدا"' in html
     assert "<bdi>آدا</bdi></a> <bdi>٣١ ديسمبر ٢٠٢٦</bdi>." in html
 
 
-def test_a_value_from_left_to_right_in_words_from_the_right_is_kept_apart(write: Callable[..., EmailMessage]) -> None:
-    mail = write(to=person("Ada"), subject="שלום {{ customer.name }}!", text="שלום {{ customer.name }}: {{ link }}")
-    assert mail["Subject"] == "שלום \u2068Ada\u2069!"
-    assert body(mail, "plain").startswith("שלום \u2068Ada\u2069: http")
-    assert "<bdi>Ada</bdi>" in body(mail, "html")
+def test_a_left_to_right_value_is_isolated_in_right_to_left_text(render: Callable[..., EmailMessage]) -> None:
+    message = render(
+        to=build_customer("Ada"), subject="שלום {{ customer.name }}!", text="שלום {{ customer.name }}: {{ link }}"
+    )
+    assert message["Subject"] == "שלום \u2068Ada\u2069!"
+    assert body(message, "plain").startswith("שלום \u2068Ada\u2069: http")
+    assert "<bdi>Ada</bdi>" in body(message, "html")
 
 
-def test_where_all_runs_one_way_nothing_is_put_round_it(write: Callable[..., EmailMessage]) -> None:
-    mail = write(to=person("Zoë"), subject="Hi {{ customer.name }}", text="Hi {{ customer.name }}")
-    assert mail["Subject"] == "Hi Zoë"
-    assert not re.search("[\u2066-\u2069]|bdi", body(mail, "plain") + body(mail, "html"))
+def test_a_value_of_the_same_direction_is_not_isolated(render: Callable[..., EmailMessage]) -> None:
+    message = render(to=build_customer("Zoë"), subject="Hi {{ customer.name }}", text="Hi {{ customer.name }}")
+    assert message["Subject"] == "Hi Zoë"
+    assert not re.search("[\u2066-\u2069]|bdi", body(message, "plain") + body(message, "html"))
 
 
-def test_a_title_holds_no_markup_of_ours(write: Callable[..., EmailMessage]) -> None:
-    mail = write(to=person("آدا"), subject="Hi {{ customer.name }}", text="Hi {{ customer.name }}")
-    assert "<title>Hi آدا</title>" in body(mail, "html")
+def test_the_html_title_contains_no_isolation_markup(render: Callable[..., EmailMessage]) -> None:
+    message = render(to=build_customer("آدا"), subject="Hi {{ customer.name }}", text="Hi {{ customer.name }}")
+    assert "<title>Hi آدا</title>" in body(message, "html")
 
 
-def test_a_name_turns_nothing_round(write: Callable[..., EmailMessage]) -> None:
-    mail = write(to=person("Ada\u202e\u2066 ecaleb"), subject="Hi {{ customer.name }} 50%", text="{{ customer.name }}")
-    assert mail["Subject"] == "Hi Ada ecaleb 50%"
-    assert str(mail["To"]).startswith("Ada ecaleb")
-    assert "\u202e" not in body(mail, "plain") + body(mail, "html")
+def test_bidi_controls_in_a_name_are_removed(render: Callable[..., EmailMessage]) -> None:
+    message = render(
+        to=build_customer("Ada\u202e\u2066 ecaleb"), subject="Hi {{ customer.name }} 50%", text="{{ customer.name }}"
+    )
+    assert message["Subject"] == "Hi Ada ecaleb 50%"
+    assert str(message["To"]).startswith("Ada ecaleb")
+    assert "\u202e" not in body(message, "plain") + body(message, "html")

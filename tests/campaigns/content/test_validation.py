@@ -1,4 +1,4 @@
-"""What keeps a mail from being saved, and what staff are only told."""
+"""Errors that keep an email from being saved, and warnings that do not."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from webapp.offers.models import Offer
 
 pytestmark = pytest.mark.usefixtures("app")
 
-WAY_OUT = '<a href="{{ unsubscribe }}">out</a>'
+UNSUBSCRIBE_LINK = '<a href="{{ unsubscribe }}">out</a>'
 
 
-def wrong(field: str, value: str) -> tuple[str, str] | None:
-    """(key, sentence) of what is wrong with one field."""
+def find_error(field: str, value: str) -> tuple[str, str] | None:
+    """Validate one field; return the (key, message) of its error, if any."""
     try:
         validate_content(EmailContent(**{field: value}))
     except InvalidInput as error:
@@ -31,7 +31,7 @@ def wrong(field: str, value: str) -> tuple[str, str] | None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"),
+    ("typed", "suggestion"),
     [
         ("{{ customer.nmae }}", "{{ customer.name }}"),
         ("{{ name }}", "{{ customer.name }}"),
@@ -41,43 +41,43 @@ def wrong(field: str, value: str) -> tuple[str, str] | None:
         ('{{ costumer.name or "you" }}', "{{ customer.name }}"),
     ],
 )
-def test_an_unknown_placeholder_is_named_with_the_one_that_was_meant(typed: str, meant: str) -> None:
-    found = wrong("text", f"Hello {typed}")
+def test_an_unknown_placeholder_gets_a_suggestion(typed: str, suggestion: str) -> None:
+    found = find_error("text", f"Hello {typed}")
     assert found is not None
     assert found[0] == "placeholder_unknown"
-    assert f"There is no placeholder {typed}. Did you mean {meant}?" in found[1]
+    assert f"There is no placeholder {typed}. Did you mean {suggestion}?" in found[1]
 
 
-def test_where_nothing_is_near_nothing_is_suggested() -> None:
-    assert "Did you mean" not in str(wrong("text", "{{ weather }}"))
+def test_an_unfamiliar_placeholder_gets_no_suggestion() -> None:
+    assert "Did you mean" not in str(find_error("text", "{{ weather }}"))
 
 
 @pytest.mark.parametrize("field", ["subject", "text", "html"])
 @pytest.mark.parametrize(
     "typed", ["Hi {{ customer.name }", "Hi { customer.name }}", "Hi customer.name }}", "Hi {{", "}}"]
 )
-def test_braces_that_do_not_match_are_refused(field: str, typed: str) -> None:
-    found = wrong(field, typed)
+def test_unbalanced_braces_are_refused(field: str, typed: str) -> None:
+    found = find_error(field, typed)
     assert found is not None
     assert found[0] == "placeholder_unknown"
 
 
 @pytest.mark.parametrize("value", ["a\nb", "a\rb", "Hi\r\nBcc: eve@example.com"])
-def test_a_subject_is_one_line(value: str) -> None:
-    assert wrong("subject", value) == ("line_break", "The subject must be one line.")
+def test_a_subject_with_a_line_break_is_refused(value: str) -> None:
+    assert find_error("subject", value) == ("line_break", "The subject must be one line.")
 
 
 def test_a_body_of_five_megabytes_is_refused_with_its_size() -> None:
-    found = wrong("html", "x" * 5 * 2**20)
+    found = find_error("html", "x" * 5 * 2**20)
     assert found is not None
     assert found[0] == "too_large"
     assert "larger than 256 kB (it has 5,120 kB)" in found[1]
 
 
 @pytest.mark.parametrize(
-    ("source", "words"),
+    ("source", "reason"),
     [
-        (f"<p>Hi</p><!-- {WAY_OUT}", "comment"),
+        (f"<p>Hi</p><!-- {UNSUBSCRIBE_LINK}", "comment"),
         ("<p>Hi</p><!-- never closed", "unsubscribe link"),
         ("<p>Hi</p><style>p { color: red }", "unsubscribe link"),
         ("<p>Hi</p><script>let a = 1", "unsubscribe link"),
@@ -90,16 +90,16 @@ def test_a_body_of_five_megabytes_is_refused_with_its_size() -> None:
         ("<script>go('{{ link }}')</script><p>Hi</p>", "{{ link }}"),
         ("<p onclick=\"go('{{ link }}')\">Hi</p>", "{{ link }}"),
         ("<template>{{ offer.code }}</template><p>Hi</p>", "{{ offer.code }}"),
-        ('<p title="{{ unsubscribe }}">Hi</p>', "The unsubscribe link cannot be clicked"),
-        ('<img src="{{ unsubscribe }}">', "The unsubscribe link cannot be clicked"),
+        ('<p title="{{ unsubscribe }}">Hi</p>', "The unsubscribe link can't be clicked"),
+        ('<img src="{{ unsubscribe }}">', "The unsubscribe link can't be clicked"),
         ("</p {{ offer.code }}>Hi", "{{ offer.code }}"),
     ],
 )
-def test_html_that_swallows_what_is_needed_is_refused(source: str, words: str) -> None:
-    found = wrong("html", source)
+def test_html_that_hides_placeholders_or_the_unsubscribe_link_is_refused(source: str, reason: str) -> None:
+    found = find_error("html", source)
     assert found is not None
     assert found[0] == "html_broken"
-    assert words in found[1]
+    assert reason in found[1]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_html_that_swallows_what_is_needed_is_refused(source: str, words: str) -
     [
         "<p>Hi {{ customer.name }}",
         "Hi <b>{{ customer.name }}<i> and {{ offer.code }}</b>",
-        f"<table><tr><td>{{{{ offer.code }}}}<tr><td>{WAY_OUT}</table>",
+        f"<table><tr><td>{{{{ offer.code }}}}<tr><td>{UNSUBSCRIBE_LINK}</table>",
         "<html><body><p>Hi</body></html><p>after the end",
         "<style>@media(max-width:9px){p{color:red}}</style><p>Hi {{ customer.name }}</p>",
         '<a href="{{ link }}" title="For {{ customer.name }}">go</a>',
@@ -120,48 +120,47 @@ def test_html_that_swallows_what_is_needed_is_refused(source: str, words: str) -
         "",
     ],
 )
-def test_html_that_mail_programs_can_mend_is_taken(source: str) -> None:
-    assert wrong("html", source) is None
+def test_html_that_mail_clients_can_repair_is_accepted(source: str) -> None:
+    assert find_error("html", source) is None
 
 
-def test_what_is_taken_still_has_every_placeholder_and_the_way_out(offer: Callable[..., Offer]) -> None:
+def test_repaired_html_keeps_every_placeholder(make_offer: Callable[..., Offer]) -> None:
     source = (
         "<b>{{ customer.name }}<i>{{ offer.code }}</b>{{ link }}<table>{{ offer.ends }}<tr><td>{{ offer.discount }}"
     )
-    html = MailMerge(EmailContent(html=source), offer(), 3).html
+    html = MailMerge(EmailContent(html=source), make_offer(), 3).html
     names = {part.name for part in html if not isinstance(part, str)}
     assert names >= {"customer.name", "link", "offer.ends", "offer.discount", "unsubscribe"}
 
 
-def test_the_mails_we_suggest_are_in_order() -> None:
+def test_the_default_email_is_valid() -> None:
     validate_content(EmailContent(DEFAULT_SUBJECT, DEFAULT_TEXT))
 
 
-# --- advice ---------------------------------------------------------------------------------------
+# --- warnings -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def advised(app: Flask, offer: Callable[..., Offer]) -> Callable[..., str]:
-    """What staff are told of a mail, as one text."""
+def warnings(app: Flask, make_offer: Callable[..., Offer]) -> Callable[..., str]:
+    """Render an email; return its warnings as one text."""
 
-    def go(**mail: str) -> str:
-        row = offer()
-        return "\n".join(MailMerge(EmailContent(**mail), row, 3).preview(_ada()).warnings)
+    def warn(**content: str) -> str:
+        offer = make_offer()
+        return "\n".join(MailMerge(EmailContent(**content), offer, 3).preview(_ada()).warnings)
 
-    return go
+    return warn
 
 
 def _ada() -> Customer:
-
     return Customer(id=7, email="ada@example.com", email_as_given="ada@example.com", name="Ada")
 
 
-def test_there_is_nothing_to_say_of_the_mail_we_suggest(advised: Callable[..., str]) -> None:
-    assert advised() == ""
+def test_the_default_email_has_no_warnings(warnings: Callable[..., str]) -> None:
+    assert warnings() == ""
 
 
 @pytest.mark.parametrize(
-    ("mail", "words"),
+    ("content", "warning"),
     [
         ({"text": "Hello, it ends {{ offer.ends }}"}, "neither the code nor the personal link"),
         ({"text": "{{ offer.code }}"}, "the email does not say when"),
@@ -178,13 +177,13 @@ def test_there_is_nothing_to_say_of_the_mail_we_suggest(advised: Callable[..., s
         ({"subject": "For {name}"}, "“{name}” is sent as it is"),
     ],
 )
-def test_what_may_be_a_mistake_is_said(advised: Callable[..., str], mail: dict[str, str], words: str) -> None:
-    validate_content(EmailContent(**mail))
-    assert words in advised(**mail)
+def test_likely_mistakes_cause_a_warning(warnings: Callable[..., str], content: dict[str, str], warning: str) -> None:
+    validate_content(EmailContent(**content))
+    assert warning in warnings(**content)
 
 
 @pytest.mark.parametrize(
-    "mail",
+    "content",
     [
         {"text": "SUMMER25 until {{ offer.ends }}"},
         {"html": '<img src="https://example.com/a.png" alt=""><p>{{ link }} {{ offer.ends }}</p>'},
@@ -193,12 +192,12 @@ def test_what_may_be_a_mistake_is_said(advised: Callable[..., str], mail: dict[s
         {"text": "{{ link }} {{ offer.ends }} {1, 2}"},
     ],
 )
-def test_what_is_no_mistake_is_not_said(advised: Callable[..., str], mail: dict[str, str]) -> None:
-    assert advised(**mail) == ""
+def test_correct_emails_cause_no_warning(warnings: Callable[..., str], content: dict[str, str]) -> None:
+    assert warnings(**content) == ""
 
 
 @pytest.mark.parametrize(
-    ("html", "words"),
+    ("html", "warning"),
     [
         ("<table><tr><td>Hello {{ link }}", "A <table> is not closed"),
         ('<p><a href="{{ link }}">Hello <p>you', "A <a> is not closed"),
@@ -210,12 +209,14 @@ def test_what_is_no_mistake_is_not_said(advised: Callable[..., str], mail: dict[
         ("<div> </div>", "Your HTML shows nothing"),
     ],
 )
-def test_html_that_mailboxes_would_spoil_is_remarked_on(advised: Callable[..., str], html: str, words: str) -> None:
-    assert words in advised(html=html)
+def test_html_that_mail_clients_would_break_causes_a_warning(
+    warnings: Callable[..., str], html: str, warning: str
+) -> None:
+    assert warning in warnings(html=html)
 
 
-def test_html_that_is_well_is_not_remarked_on(advised: Callable[..., str]) -> None:
-    whole = """<html><head><title>Hi</title><style>p{color:red}</style></head><body><table><tr><td><p>One<p>Two<br>
+def test_valid_html_causes_no_warning(warnings: Callable[..., str]) -> None:
+    document = """<html><head><title>Hi</title><style>p{color:red}</style></head><body><table><tr><td><p>One<p>Two<br>
     <ul><li>Three<li>Four</ul><img src="https://example.com/a.png" alt="A"><a href="{{ link }}">Here</a></table>
     {{ offer.ends }}"""
-    assert advised(html=whole) == ""
+    assert warnings(html=document) == ""

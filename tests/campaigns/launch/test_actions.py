@@ -1,4 +1,4 @@
-"""Writing, launching, pausing: what people and programs may do with campaigns."""
+"""Drafting, launching, pausing, resuming and cancelling campaigns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sqlalchemy import event, select, text
 from tests.support.campaigns import create_customers
 from webapp.accounts.models import AuditEntry
 from webapp.campaigns import queries as campaign_queries
-from webapp.campaigns.content.placeholders import BODY_MAX, DEFAULT_SUBJECT, DEFAULT_TEXT, EmailContent
+from webapp.campaigns.content.placeholders import DEFAULT_SUBJECT, DEFAULT_TEXT, MAX_BODY_BYTES, EmailContent
 from webapp.campaigns.content.validation import validate_content
 from webapp.campaigns.deliveries import actions as delivery_actions
 from webapp.campaigns.deliveries.actions import DeliverySelection
@@ -39,21 +39,21 @@ VALUES = OfferValues(
 )
 
 
-def wrong(mail: EmailContent) -> dict[str, str]:
-    """The errors of a mail: field to sentence."""
-    with pytest.raises(InvalidInput) as caught:
-        validate_content(mail)
-    return {error.field: error.message for error in caught.value.errors}
+def find_errors(content: EmailContent) -> dict[str, str]:
+    """Validate content that is invalid; return its errors by field."""
+    with pytest.raises(InvalidInput) as raised:
+        validate_content(content)
+    return {error.field: error.message for error in raised.value.errors}
 
 
-# --- the mail's own words ---------------------------------------------------------------------------
+# --- content ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("field", ["subject", "text", "html"])
-def test_an_unknown_placeholder_is_named_at_its_field_with_those_there_are(field: str) -> None:
-    sentence = wrong(EmailContent(**{field: "Hi {{ customer.shoe_size }}"}))[field]
-    assert "{{ customer.shoe_size }}" in sentence
-    assert "{{ customer.name }}, {{ customer.email }}" in sentence
+def test_an_unknown_placeholder_is_reported_with_the_available_ones(field: str) -> None:
+    message = find_errors(EmailContent(**{field: "Hi {{ customer.shoe_size }}"}))[field]
+    assert "{{ customer.shoe_size }}" in message
+    assert "{{ customer.name }}, {{ customer.email }}" in message
 
 
 @pytest.mark.parametrize(
@@ -72,72 +72,72 @@ def test_an_unknown_placeholder_is_named_at_its_field_with_those_there_are(field
         "{{ {{ customer.name }} }}",
     ],
 )
-def test_nothing_but_placeholders_is_understood(source: str) -> None:
-    assert "Available placeholders" in wrong(EmailContent(text=source))["text"]
+def test_expressions_in_placeholders_are_refused(source: str) -> None:
+    assert "Available placeholders" in find_errors(EmailContent(text=source))["text"]
 
 
 @pytest.mark.parametrize(
     "source", ["{{customer.name}}", "{{ customer.name or 'you' }}", "a { b } c", "<style>@media x{a{b:c}}</style>", ""]
 )
-def test_what_can_be_sent_is_taken(app: Flask, source: str) -> None:
+def test_valid_content_is_accepted(app: Flask, source: str) -> None:
     validate_content(EmailContent(html=source))
 
 
 @pytest.mark.parametrize("subject", ["a\nb", "a\r\nBcc: eve@example.com"])
-def test_a_subject_is_one_line(subject: str) -> None:
-    assert wrong(EmailContent(subject=subject)) == {"subject": "The subject must be one line."}
+def test_a_subject_with_a_line_break_is_refused(subject: str) -> None:
+    assert find_errors(EmailContent(subject=subject)) == {"subject": "The subject must be one line."}
 
 
-def test_a_mail_that_mailboxes_would_cut_is_refused() -> None:
-    assert "larger than 256 kB" in wrong(EmailContent(html="ß" * (BODY_MAX // 2 + 1)))["html"]
+def test_a_body_that_is_too_large_is_refused() -> None:
+    assert "larger than 256 kB" in find_errors(EmailContent(html="ß" * (MAX_BODY_BYTES // 2 + 1)))["html"]
 
 
-def test_characters_that_can_not_be_mailed_are_refused() -> None:
-    assert set(wrong(EmailContent(subject="a\0", text="\ud800", html="\ue000"))) == {"subject", "text", "html"}
+def test_characters_that_can_not_be_sent_are_refused() -> None:
+    assert set(find_errors(EmailContent(subject="a\0", text="\ud800", html="\ue000"))) == {"subject", "text", "html"}
 
 
-def test_the_default_mail_passes_its_own_check() -> None:
+def test_the_default_email_is_valid() -> None:
     validate_content(EmailContent(DEFAULT_SUBJECT, DEFAULT_TEXT))
 
 
 # --- drafts -----------------------------------------------------------------------------------------
 
 
-def test_an_offer_and_its_mail_are_made_together(app: Flask) -> None:
+def test_an_offer_and_its_announcement_are_created_together(app: Flask) -> None:
     offer = draft_actions.create_offer_with_announcement(VALUES, EmailContent("Hello", "Text"), "tests")
     draft = campaign_queries.find_announcement(offer.id)
     assert draft is not None
     assert (draft.status, draft.subject, draft.text) == ("draft", "Hello", "Text")
 
 
-def test_a_wrong_mail_leaves_no_offer_behind_and_all_errors_come_at_once(app: Flask) -> None:
-    with pytest.raises(InvalidInput) as caught:
+def test_invalid_content_creates_no_offer_and_reports_all_errors(app: Flask) -> None:
+    with pytest.raises(InvalidInput) as raised:
         draft_actions.create_offer_with_announcement(
             replace(VALUES, name=""), EmailContent(text="{{ nothing }}"), "tests"
         )
-    assert {error.field for error in caught.value.errors} == {"name", "mail.text"}
+    assert {error.field for error in raised.value.errors} == {"name", "mail.text"}
     with pytest.raises(InvalidInput):
         draft_actions.create_offer_with_announcement(VALUES, EmailContent(text="{{ nothing }}"), "tests")
     db.session.rollback()
     assert db.session.scalars(select(Offer)).all() == []
 
 
-def test_a_draft_is_written_anew_in_its_place(app: Flask, offer: Callable[..., Offer]) -> None:
-    row = offer()
-    first = draft_actions.save_offer_draft(row.id, EmailContent("One"), "resend", "tests")
-    second = draft_actions.save_offer_draft(row.id, EmailContent("Two"), "hold", "tests")
+def test_saving_a_draft_again_updates_it(app: Flask, make_offer: Callable[..., Offer]) -> None:
+    offer = make_offer()
+    first = draft_actions.save_offer_draft(offer.id, EmailContent("One"), "resend", "tests")
+    second = draft_actions.save_offer_draft(offer.id, EmailContent("Two"), "hold", "tests")
     assert (second.id, second.subject, second.uncertain_policy) == (first.id, "Two", "hold")
 
 
-def test_a_launched_mail_can_not_be_rewritten(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_a_launched_campaign_can_not_be_edited(app: Flask, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
-    row = offer()
-    launch_actions.launch_announcement(row.id, "tests")
+    offer = make_offer()
+    launch_actions.launch_announcement(offer.id, "tests")
     with pytest.raises(DomainError, match="has been launched"):
-        draft_actions.save_offer_draft(row.id, EmailContent("New"), "resend", "tests")
+        draft_actions.save_offer_draft(offer.id, EmailContent("New"), "resend", "tests")
 
 
-def test_a_mail_needs_an_offer(app: Flask) -> None:
+def test_a_draft_needs_an_offer(app: Flask) -> None:
     with pytest.raises(NotFound):
         draft_actions.save_offer_draft(99, EmailContent(), "resend", "tests")
 
@@ -145,42 +145,42 @@ def test_a_mail_needs_an_offer(app: Flask) -> None:
 # --- launching --------------------------------------------------------------------------------------
 
 
-def test_a_launch_freezes_the_offer_and_is_on_the_trail(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_a_launch_freezes_the_offer_and_is_audited(app: Flask, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
-    row = offer()
-    launched = launch_actions.launch_announcement(row.id, "mia@example.com")
+    offer = make_offer()
+    launched = launch_actions.launch_announcement(offer.id, "mia@example.com")
     assert launched.changed
     assert (launched.campaign.status, launched.campaign.launched_by) == ("preparing", "mia@example.com")
-    db.session.refresh(row)
-    assert row.frozen_at is not None
+    db.session.refresh(offer)
+    assert offer.frozen_at is not None
     assert "campaign.launched" in db.session.scalars(select(AuditEntry.action)).all()
 
 
-def test_a_second_launch_changes_nothing_and_says_so(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_a_second_launch_changes_nothing(app: Flask, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
-    row = offer()
-    first = launch_actions.launch_announcement(row.id, "one")
-    second = launch_actions.launch_announcement(row.id, "two")
+    offer = make_offer()
+    first = launch_actions.launch_announcement(offer.id, "one")
+    second = launch_actions.launch_announcement(offer.id, "two")
     assert (second.changed, second.campaign.id, second.campaign.launched_by) == (False, first.campaign.id, "one")
 
 
-def test_launches_at_the_same_moment_make_one_campaign(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_concurrent_launches_create_one_campaign(app: Flask, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
-    offer_id = offer().id
+    offer_id = make_offer().id
     changed: list[bool] = []
     threads = [threading.Thread(target=_launch, args=(app, offer_id, changed)) for _ in range(8)]
-    _all_at_once(threads, lock=None)
+    _run_concurrently(threads, lock=None)
     assert sorted(changed) == [False] * 7 + [True]
     assert len(campaign_queries.list_offer_campaigns(offer_id)) == 1
 
 
-def test_launches_that_all_have_seen_the_draft_launch_it_once(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_concurrent_launches_of_one_draft_launch_it_once(app: Flask, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
-    offer_id = offer().id
+    offer_id = make_offer().id
     draft = draft_actions.save_offer_draft(offer_id, EmailContent(), "resend", "tests")
     changed: list[bool] = []
     threads = [threading.Thread(target=_launch, args=(app, offer_id, changed)) for _ in range(6)]
-    _all_at_once(threads, lock=draft.id)
+    _run_concurrently(threads, lock=draft.id)
     assert sorted(changed) == [False] * 5 + [True]
 
 
@@ -189,8 +189,8 @@ def _launch(app: Flask, offer_id: int, changed: list[bool]) -> None:
         changed.append(launch_actions.launch_announcement(offer_id, "tests").changed)
 
 
-def _all_at_once(threads: list[threading.Thread], lock: int | None) -> None:
-    """Run threads; with a lock on a campaign's row, none of them goes on before all of them wait for it."""
+def _run_concurrently(threads: list[threading.Thread], lock: int | None) -> None:
+    """Run threads; with a campaign id, hold its row lock until all wait for it."""
     if lock is not None:
         db.session.execute(text("select 1 from campaign where id = :id for update"), {"id": lock})
         return _run_until_locked(threads)
@@ -202,13 +202,13 @@ def _all_at_once(threads: list[threading.Thread], lock: int | None) -> None:
 
 
 def _run_until_locked(threads: list[threading.Thread]) -> None:
-    """Run threads against the locks this transaction holds, and commit it when all of them wait."""
+    """Run threads and commit this transaction once all of them wait for its locks."""
     for thread in threads:
         thread.start()
-    waiting = text(
+    lock_waits = text(
         "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
     )
-    while db.session.execute(waiting).scalar_one() < len(threads):
+    while db.session.execute(lock_waits).scalar_one() < len(threads):
         time.sleep(0.01)
         db.session.execute(text("select pg_stat_clear_snapshot()"))
     db.session.commit()
@@ -216,31 +216,31 @@ def _run_until_locked(threads: list[threading.Thread]) -> None:
         thread.join()
 
 
-def test_a_launch_rings_one_bell_and_a_second_one_none(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_only_the_first_launch_enqueues_a_task(app: Flask, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
-    row = offer()
-    launch_actions.launch_announcement(row.id, "tests")
-    launch_actions.launch_announcement(row.id, "tests")
+    offer = make_offer()
+    launch_actions.launch_announcement(offer.id, "tests")
+    launch_actions.launch_announcement(offer.id, "tests")
     assert huey.storage.queue_size() == 1
 
 
-def test_a_launch_runs_the_same_statements_for_any_audience(app: Flask, offer: Callable[..., Offer]) -> None:
-    def statements(code: str) -> list[str]:
-        seen: list[str] = []
+def test_a_launch_runs_the_same_statements_for_any_audience(app: Flask, make_offer: Callable[..., Offer]) -> None:
+    def launch_statements(code: str) -> list[str]:
+        executed: list[str] = []
 
-        def note(connection: object, cursor: object, statement: str, *rest: object) -> None:
-            seen.append(statement)
+        def record(connection: object, cursor: object, statement: str, *rest: object) -> None:
+            executed.append(statement)
 
-        row = offer(code)
-        event.listen(db.engine, "before_cursor_execute", note)
+        offer = make_offer(code)
+        event.listen(db.engine, "before_cursor_execute", record)
         try:
-            launch_actions.launch_announcement(row.id, "tests")
+            launch_actions.launch_announcement(offer.id, "tests")
         finally:
-            event.remove(db.engine, "before_cursor_execute", note)
-        return seen
+            event.remove(db.engine, "before_cursor_execute", record)
+        return executed
 
     create_customers(10)
-    few = statements("FEW10")
+    few = launch_statements("FEW10")
     db.session.execute(
         text(
             "insert into customer (email, email_as_given) select 'x' || g || '@example.com', '' "
@@ -248,13 +248,13 @@ def test_a_launch_runs_the_same_statements_for_any_audience(app: Flask, offer: C
         )
     )
     db.session.commit()
-    many = statements("MANY100000")
+    many = launch_statements("MANY100000")
     assert many == few
     assert db.session.execute(text("select count(*) from batch")).scalar() == 0
 
 
-@pytest.mark.parametrize("kind", ["no customers", "all unsubscribed", "all erased", "an empty list"])
-def test_an_audience_without_anybody_to_mail_is_refused(app: Flask, offer: Callable[..., Offer], kind: str) -> None:
+@pytest.mark.parametrize("kind", ["no customers", "all unsubscribed", "all erased", "empty audience"])
+def test_a_launch_without_recipients_is_refused(app: Flask, make_offer: Callable[..., Offer], kind: str) -> None:
     values = {}
     ids = create_customers(3) if kind != "no customers" else []
     if kind == "all unsubscribed":
@@ -264,18 +264,18 @@ def test_an_audience_without_anybody_to_mail_is_refused(app: Flask, offer: Calla
     if kind == "all erased":
         for customer_id in ids:
             customer_actions.erase_customer(customer_id, by="tests")
-    if kind == "an empty list":
-        audience = Audience(name="Nobody")
+    if kind == "empty audience":
+        audience = Audience(name="Empty")
         db.session.add(audience)
         db.session.flush()
         values["audience_id"] = audience.id
     db.session.commit()
-    row = offer(**values)
-    with pytest.raises(DomainError, match="There are no recipients") as caught:
-        launch_actions.launch_announcement(row.id, "tests")
-    assert caught.value.key == "audience_empty"
-    db.session.refresh(row)
-    assert row.frozen_at is None
+    offer = make_offer(**values)
+    with pytest.raises(DomainError, match="There are no recipients") as raised:
+        launch_actions.launch_announcement(offer.id, "tests")
+    assert raised.value.key == "audience_empty"
+    db.session.refresh(offer)
+    assert offer.frozen_at is None
 
 
 @pytest.mark.parametrize(
@@ -286,24 +286,24 @@ def test_an_audience_without_anybody_to_mail_is_refused(app: Flask, offer: Calla
         ({"max_redemptions": 1, "redeemed": 1}, "offer_exhausted"),
     ],
 )
-def test_an_offer_whose_code_would_not_work_is_not_launched(
-    app: Flask, offer: Callable[..., Offer], values: dict[str, object], key: str
+def test_an_offer_with_an_unusable_code_is_not_launched(
+    app: Flask, make_offer: Callable[..., Offer], values: dict[str, object], key: str
 ) -> None:
     create_customers(1)
-    row = offer(**values)
-    with pytest.raises(DomainError) as caught:
-        launch_actions.launch_announcement(row.id, "tests")
-    assert caught.value.key == key
+    offer = make_offer(**values)
+    with pytest.raises(DomainError) as raised:
+        launch_actions.launch_announcement(offer.id, "tests")
+    assert raised.value.key == key
 
 
-def test_an_offer_that_is_yet_to_start_can_be_launched(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_an_offer_that_starts_later_can_be_launched(app: Flask, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
     assert launch_actions.launch_announcement(
-        offer(starts_at=datetime.now(UTC) + timedelta(days=1)).id, "tests"
+        make_offer(starts_at=datetime.now(UTC) + timedelta(days=1)).id, "tests"
     ).changed
 
 
-def test_only_the_offers_audience_is_mailed_as_it_was_at_the_launch(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_the_recipients_are_the_audience_at_the_launch(app: Flask, make_offer: Callable[..., Offer]) -> None:
     ids = create_customers(4)
     audience = Audience(name="Two")
     db.session.add(audience)
@@ -312,24 +312,24 @@ def test_only_the_offers_audience_is_mailed_as_it_was_at_the_launch(app: Flask, 
         text("insert into audience_member (audience_id, customer_id) select :a, unnest(cast(:ids as bigint[]))"),
         {"a": audience.id, "ids": ids[1:3]},
     )
-    row = offer(audience_id=audience.id)
-    campaign = launch_actions.launch_announcement(row.id, "tests").campaign
-    row.audience_id = None
+    offer = make_offer(audience_id=audience.id)
+    campaign = launch_actions.launch_announcement(offer.id, "tests").campaign
+    offer.audience_id = None
     db.session.commit()
     preparation.prepare_campaign(campaign.id)
     assert decode_gaps(db.session.execute(text("select gaps from batch")).scalar() or []) == ids[1:3]
 
 
-def test_a_launch_mails_the_audience_of_an_edit_that_came_first(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_a_launch_uses_the_audience_of_an_earlier_concurrent_edit(app: Flask, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
     audience = Audience(name="Everyone but new")
     db.session.add(audience)
     db.session.flush()
     db.session.execute(text("insert into audience_member select :id, id from customer"), {"id": audience.id})
-    row = offer()
-    draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests")
-    offer_id, audience_id = row.id, audience.id
-    assert _launched_during(app, offer_id, f"audience_id = {audience_id}") == "launched"
+    offer = make_offer()
+    draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests")
+    offer_id, audience_id = offer.id, audience.id
+    assert _launch_during_edit(app, offer_id, f"audience_id = {audience_id}") == "launched"
     campaign = campaign_queries.find_announcement(offer_id)
     assert campaign is not None
     assert campaign.audience_id == audience_id
@@ -338,47 +338,47 @@ def test_a_launch_mails_the_audience_of_an_edit_that_came_first(app: Flask, offe
 @pytest.mark.parametrize(
     ("edit", "key"), [("paused_at = now()", "offer_paused"), ("ends_at = now() - interval '1 hour'", "offer_expired")]
 )
-def test_an_offer_stopped_at_the_moment_of_its_launch_is_not_launched(
-    app: Flask, offer: Callable[..., Offer], edit: str, key: str
+def test_an_offer_stopped_during_its_launch_is_not_launched(
+    app: Flask, make_offer: Callable[..., Offer], edit: str, key: str
 ) -> None:
     create_customers(1)
-    row = offer()
-    draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests")
-    assert _launched_during(app, row.id, edit) == key
+    offer = make_offer()
+    draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests")
+    assert _launch_during_edit(app, offer.id, edit) == key
 
 
-def _launched_during(app: Flask, offer_id: int, edit: str) -> str:
-    """What a launch says that comes while somebody's edit of the offer is not committed yet."""
-    said: list[str] = []
+def _launch_during_edit(app: Flask, offer_id: int, edit: str) -> str:
+    """Launch while an edit is uncommitted; return the outcome or error key."""
+    outcomes: list[str] = []
 
     def launch() -> None:
         with app.app_context():
             try:
                 launch_actions.launch_announcement(offer_id, "tests")
             except DomainError as error:
-                said.append(error.key)
+                outcomes.append(error.key)
             else:
-                said.append("launched")
+                outcomes.append("launched")
 
     db.session.commit()
     db.session.execute(text(f"update offer set {edit} where id = :id"), {"id": offer_id})
     _run_until_locked([threading.Thread(target=launch)])
-    return said[0]
+    return outcomes[0]
 
 
-# --- pausing and ending -------------------------------------------------------------------------------
+# --- pausing, resuming, cancelling --------------------------------------------------------------------
 
 
 @pytest.fixture
-def sending(app: Flask, offer: Callable[..., Offer]) -> Campaign:
+def sending(app: Flask, make_offer: Callable[..., Offer]) -> Campaign:
     create_customers(3)
-    campaign = launch_actions.launch_announcement(offer().id, "tests").campaign
+    campaign = launch_actions.launch_announcement(make_offer().id, "tests").campaign
     preparation.prepare_campaign(campaign.id)
     db.session.refresh(campaign)
     return campaign
 
 
-def test_pausing_twice_is_pausing_once(sending: Campaign) -> None:
+def test_pausing_a_paused_campaign_changes_nothing(sending: Campaign) -> None:
     transitions.pause_campaign(sending.id, "mia")
     assert transitions.pause_campaign(sending.id, "tom").pause_reason == "paused by mia"
 
@@ -389,11 +389,11 @@ def test_a_resumed_campaign_is_sending_again(sending: Campaign) -> None:
     assert (resumed.status, resumed.pause_reason) == ("sending", None)
 
 
-def test_a_campaign_paused_while_it_was_prepared_goes_on_being_prepared(
-    app: Flask, offer: Callable[..., Offer]
+def test_a_campaign_paused_during_preparation_is_prepared_after_resuming(
+    app: Flask, make_offer: Callable[..., Offer]
 ) -> None:
     create_customers(3)
-    campaign = launch_actions.launch_announcement(offer().id, "tests").campaign
+    campaign = launch_actions.launch_announcement(make_offer().id, "tests").campaign
     transitions.pause_campaign(campaign.id, "mia")
     preparation.prepare_campaign(campaign.id)
     assert db.session.execute(text("select count(*) from batch")).scalar() == 0
@@ -403,36 +403,36 @@ def test_a_campaign_paused_while_it_was_prepared_goes_on_being_prepared(
     assert (campaign.status, campaign.total) == ("sending", 3)
 
 
-def test_a_cancelled_campaign_is_over(sending: Campaign) -> None:
+def test_a_cancelled_campaign_can_not_continue(sending: Campaign) -> None:
     assert transitions.cancel_campaign(sending.id, "mia").status == "cancelled"
-    for deed in (transitions.pause_campaign, transitions.resume_campaign):
+    for action in (transitions.pause_campaign, transitions.resume_campaign):
         with pytest.raises(DomainError):
-            deed(sending.id, "mia")
+            action(sending.id, "mia")
     with pytest.raises(DomainError, match="was cancelled"):
         launch_actions.launch_campaign(sending.id, "mia")
     cancellation.clean_up_cancelled_campaigns()
     assert db.session.execute(text("select distinct status from batch")).scalars().all() == ["cancelled"]
 
 
-def test_a_machine_can_not_launch_anew_what_staff_cancelled(sending: Campaign) -> None:
+def test_the_api_can_not_launch_a_cancelled_announcement_again(sending: Campaign) -> None:
     transitions.cancel_campaign(sending.id, "mia")
     with pytest.raises(DomainError, match="Create a new email"):
         launch_actions.launch_announcement(sending.offer_id, "key shop")
 
 
-def test_a_new_mail_can_be_launched_after_a_cancellation(sending: Campaign) -> None:
+def test_a_new_campaign_can_be_launched_after_a_cancellation(sending: Campaign) -> None:
     transitions.cancel_campaign(sending.id, "mia")
     draft_actions.save_offer_draft(sending.offer_id, EmailContent("New"), "resend", "mia")
     assert launch_actions.launch_announcement(sending.offer_id, "mia").changed
 
 
-def test_a_draft_can_neither_be_paused_nor_cancelled(app: Flask, offer: Callable[..., Offer]) -> None:
-    draft = draft_actions.save_offer_draft(offer().id, EmailContent(), "resend", "tests")
-    for deed in (transitions.pause_campaign, transitions.resume_campaign, transitions.cancel_campaign):
+def test_a_draft_can_neither_be_paused_nor_cancelled(app: Flask, make_offer: Callable[..., Offer]) -> None:
+    draft = draft_actions.save_offer_draft(make_offer().id, EmailContent(), "resend", "tests")
+    for action in (transitions.pause_campaign, transitions.resume_campaign, transitions.cancel_campaign):
         with pytest.raises(DomainError):
-            deed(draft.id, "mia")
+            action(draft.id, "mia")
 
 
-def test_there_is_nothing_to_send_again_where_all_went_out(sending: Campaign) -> None:
-    with pytest.raises(DomainError, match="no such emails"):
-        delivery_actions.retry_deliveries(sending.id, DeliverySelection("failed"), "mia")
+def test_retrying_without_failed_emails_is_refused(sending: Campaign) -> None:
+    with pytest.raises(DomainError, match="no emails left"):
+        delivery_actions.resend_deliveries(sending.id, DeliverySelection("failed"), "mia")

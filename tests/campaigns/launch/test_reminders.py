@@ -1,4 +1,4 @@
-"""Reminders: a second mail of an offer, never to somebody who has redeemed."""
+"""Reminders: a second campaign, only to customers who have not redeemed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from tests.support import live_server
 from tests.support.campaigns import create_customers
 from tests.support.live_server import wait_until
 from tests.support.smtp_relay import Relay
-from tests.support.sql_statements import statements
+from tests.support.sql_statements import recorded_statements
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.content.placeholders import REMINDER_TEXT, EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
@@ -31,11 +32,11 @@ from webapp.offers.models import Offer
 
 
 @pytest.fixture
-def announced(app: Flask, offer: Callable[..., Offer]) -> Offer:
-    """An offer whose announcement was launched while it had one customer, and is through."""
+def announced_offer(app: Flask, make_offer: Callable[..., Offer]) -> Offer:
+    """An offer whose announcement to one customer, since deleted, is done."""
     create_customers(1, first=100_000)
-    row = offer()
-    campaign = launch_actions.launch_announcement(row.id, "tests").campaign
+    offer = make_offer()
+    campaign = launch_actions.launch_announcement(offer.id, "tests").campaign
     db.session.execute(
         text(
             "update campaign set status = 'done', prepared_at = now(), finished_at = now(), sent_in_batches = 1, "
@@ -45,7 +46,7 @@ def announced(app: Flask, offer: Callable[..., Offer]) -> Offer:
     )
     db.session.execute(text("delete from customer"))
     db.session.commit()
-    return row
+    return offer
 
 
 def redeem(offer: Offer, ids: list[int]) -> None:
@@ -59,174 +60,172 @@ def redeem(offer: Offer, ids: list[int]) -> None:
     db.session.commit()
 
 
-def frozen(campaign: Campaign) -> list[int]:
+def list_recipient_ids(campaign: Campaign) -> list[int]:
     rows = db.session.execute(text("select gaps from batch where campaign_id = :id order by seq"), {"id": campaign.id})
     return [customer_id for row in rows for customer_id in decode_gaps(row.gaps)]
 
 
-def reminded(offer: Offer) -> Campaign:
+def launch_reminder(offer: Offer) -> Campaign:
     campaign = launch_actions.launch_reminder(offer.id, EmailContent(), "tests").campaign
     preparation.prepare_campaign(campaign.id)
     db.session.refresh(campaign)
     return campaign
 
 
-def test_a_reminder_is_for_those_who_have_not_redeemed(announced: Offer) -> None:
+def test_a_reminder_goes_to_customers_who_have_not_redeemed(announced_offer: Offer) -> None:
     ids = create_customers(20)
-    redeem(announced, ids[::2])
-    campaign = reminded(announced)
-    assert frozen(campaign) == ids[1::2]
+    redeem(announced_offer, ids[::2])
+    campaign = launch_reminder(announced_offer)
+    assert list_recipient_ids(campaign) == ids[1::2]
     assert (campaign.kind, campaign.status, campaign.total) == ("reminder", "sending", 10)
 
 
-def test_a_reminder_has_a_text_of_its_own(announced: Offer, relay: Relay) -> None:
+def test_a_reminder_has_its_own_default_text(announced_offer: Offer, relay: Relay) -> None:
     create_customers(1)
-    campaign = reminded(announced)
+    campaign = launch_reminder(announced_offer)
     sender.send_pending_emails()
     assert campaign.text == REMINDER_TEXT
-    (kept,) = relay.kept
-    assert "Summer is still available for you until" in kept.text
+    (email,) = relay.messages
+    assert "Summer is still available for you until" in email.text
 
 
-def test_who_redeems_between_two_windows_is_not_reminded(
-    app: Flask, announced: Offer, relay: Relay, with_settings: Callable[..., Settings]
+def test_a_customer_who_redeems_between_two_windows_is_skipped(
+    app: Flask, announced_offer: Offer, relay: Relay, with_settings: Callable[..., Settings]
 ) -> None:
     ids = create_customers(300)
     settings = with_settings(mail_port=relay.port)
     relay.behaviour.seconds_per_mail = 0.01
     with live_server.worker(settings, MAIL_CONNECTIONS="1"):
-        campaign = launch_actions.launch_reminder(announced.id, EmailContent(), "tests").campaign
+        campaign = launch_actions.launch_reminder(announced_offer.id, EmailContent(), "tests").campaign
         relay.wait_for(20)
-        redeem(announced, ids[150:])
-        wait_until(lambda: campaign_queries.get_campaign_stats(campaign.id).waiting == 0)
-    reached = {int(email.split("@")[0][1:]) for email in relay.recipients}
-    # The windows of fifty that were open at that moment were let through.
+        redeem(announced_offer, ids[150:])
+        wait_until(lambda: stats_queries.get_campaign_stats(campaign.id).waiting == 0)
+    reached = {int(address.split("@")[0][1:]) for address in relay.recipients}
+    # Windows of 50 that were open at that moment were sent completely.
     assert reached == set(range(150))
-    assert campaign_queries.get_campaign_stats(campaign.id).skipped == 150
+    assert stats_queries.get_campaign_stats(campaign.id).skipped == 150
 
 
-def test_whose_redemption_was_undone_before_their_turn_is_reminded(announced: Offer, relay: Relay) -> None:
+def test_a_customer_whose_redemption_was_undone_is_reminded(announced_offer: Offer, relay: Relay) -> None:
     ids = create_customers(2)
-    campaign = reminded(announced)
-    redeem(announced, ids)
+    campaign = launch_reminder(announced_offer)
+    redeem(announced_offer, ids)
     db.session.execute(text("delete from redemption where customer_id = :id"), {"id": ids[1]})
     db.session.commit()
     sender.send_pending_emails()
     assert set(relay.recipients) == {"c1@example.com"}
-    assert campaign_queries.get_campaign_stats(campaign.id).skipped == 1
+    assert stats_queries.get_campaign_stats(campaign.id).skipped == 1
 
 
-def test_who_redeems_while_their_mail_is_put_off_is_not_reminded(announced: Offer, relay: Relay) -> None:
+def test_a_customer_who_redeems_while_deferred_is_not_reminded(announced_offer: Offer, relay: Relay) -> None:
     ids = create_customers(1)
     relay.behaviour.rcpt["c0@example.com"] = "450 later"
-    campaign = reminded(announced)
+    campaign = launch_reminder(announced_offer)
     sender.send_pending_emails()
-    redeem(announced, ids)
+    redeem(announced_offer, ids)
     relay.behaviour.rcpt.clear()
     db.session.execute(text("update mail_issue set next_at = now()"))
     db.session.commit()
     sender.send_pending_emails()
-    assert (relay.recipients, campaign_queries.get_campaign_stats(campaign.id).skipped) == ({}, 1)
+    assert (relay.recipients, stats_queries.get_campaign_stats(campaign.id).skipped) == ({}, 1)
 
 
-def test_preparing_looks_at_one_block_at_a_time_however_many_have_redeemed(
-    announced: Offer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_preparation_checks_redemptions_block_by_block(announced_offer: Offer, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = create_customers(1000)
-    redeem(announced, [i for n, i in enumerate(ids) if n % 10])
-    monkeypatch.setattr(preparation, "AUDIENCE_BLOCK_SIZE", 100)
-    campaign = launch_actions.launch_reminder(announced.id, EmailContent(), "tests").campaign
-    with statements() as seen:
+    redeem(announced_offer, [i for n, i in enumerate(ids) if n % 10])
+    monkeypatch.setattr(preparation, "AUDIENCE_CHUNK_SIZE", 100)
+    campaign = launch_actions.launch_reminder(announced_offer.id, EmailContent(), "tests").campaign
+    with recorded_statements() as executed:
         preparation.prepare_campaign(campaign.id)
-    assert frozen(campaign) == ids[::10]
-    walked = [values for statement, values in seen if "from redemption" in statement]
-    assert [len(values["ids"]) for values in walked] == [100] * 10
+    assert list_recipient_ids(campaign) == ids[::10]
+    parameters = [values for statement, values in executed if "from redemption" in statement]
+    assert [len(values["ids"]) for values in parameters] == [100] * 10
 
 
-def test_an_offer_that_was_never_announced_has_no_reminder(app: Flask, offer: Callable[..., Offer]) -> None:
+def test_an_offer_without_announcement_can_not_have_a_reminder(app: Flask, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
-    row = offer()
-    draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests")
-    for deed in (
-        lambda: launch_actions.launch_reminder(row.id, EmailContent(), "tests"),
-        lambda: draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests", "reminder"),
+    offer = make_offer()
+    draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests")
+    for action in (
+        lambda: launch_actions.launch_reminder(offer.id, EmailContent(), "tests"),
+        lambda: draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests", "reminder"),
     ):
         with pytest.raises(DomainError, match="This offer has not been announced yet"):
-            deed()
+            action()
 
 
-def test_there_is_one_open_reminder_at_a_time_and_another_when_it_is_through(announced: Offer, relay: Relay) -> None:
+def test_an_offer_has_one_open_reminder_at_a_time(announced_offer: Offer, relay: Relay) -> None:
     create_customers(2)
-    first = reminded(announced)
-    with pytest.raises(DomainError, match=f"Campaign {first.id} is an open reminder of this offer"):
-        launch_actions.launch_reminder(announced.id, EmailContent(), "tests")
+    first = launch_reminder(announced_offer)
+    with pytest.raises(DomainError, match=f"Campaign {first.id} is an unfinished reminder for this offer"):
+        launch_actions.launch_reminder(announced_offer.id, EmailContent(), "tests")
     sender.send_pending_emails()
-    second = reminded(announced)
+    second = launch_reminder(announced_offer)
     assert (second.id != first.id, second.status) == (True, "sending")
     transitions.cancel_campaign(second.id, "tests")
-    assert reminded(announced).status == "sending"
+    assert launch_reminder(announced_offer).status == "sending"
 
 
-def test_reminders_at_the_same_moment_make_one(app: Flask, announced: Offer) -> None:
+def test_concurrent_reminders_create_one(app: Flask, announced_offer: Offer) -> None:
     create_customers(2)
-    offer_id = announced.id
-    said: list[str] = []
+    offer_id = announced_offer.id
+    outcomes: list[str] = []
 
     def remind() -> None:
         with app.app_context():
             try:
-                said.append(launch_actions.launch_reminder(offer_id, EmailContent(), "tests").campaign.status)
+                outcomes.append(launch_actions.launch_reminder(offer_id, EmailContent(), "tests").campaign.status)
             except DomainError as error:
-                said.append(error.key)
+                outcomes.append(error.key)
 
     threads = [threading.Thread(target=remind) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(said) == ["conflict"] * 5 + ["preparing"]
+    assert sorted(outcomes) == ["conflict"] * 5 + ["preparing"]
 
 
-def test_the_database_holds_that_there_is_one(announced: Offer) -> None:
+def test_the_database_allows_one_open_reminder(announced_offer: Offer) -> None:
     rows = text(
         "insert into campaign (offer_id, kind, subject, text) select :id, 'reminder', '', '' from (values (1), (2)) v"
     )
     with pytest.raises(IntegrityError, match="uq_campaign_open_reminder"):
-        db.session.execute(rows, {"id": announced.id})
+        db.session.execute(rows, {"id": announced_offer.id})
 
 
-def test_a_reminder_that_can_not_be_launched_leaves_no_draft_behind(announced: Offer) -> None:
+def test_a_refused_reminder_leaves_no_draft(announced_offer: Offer) -> None:
     ids = create_customers(3)
-    redeem(announced, ids)
-    with pytest.raises(DomainError, match="every customer who can be emailed has redeemed") as caught:
-        launch_actions.launch_reminder(announced.id, EmailContent(), "tests")
-    assert caught.value.key == "audience_empty"
-    assert campaign_queries.find_open_campaign(announced.id, "reminder") is None
+    redeem(announced_offer, ids)
+    with pytest.raises(DomainError, match="every customer who can be emailed has redeemed") as raised:
+        launch_actions.launch_reminder(announced_offer.id, EmailContent(), "tests")
+    assert raised.value.key == "audience_empty"
+    assert campaign_queries.find_current_campaign(announced_offer.id, "reminder") is None
 
 
-def test_the_launch_of_a_reminder_says_how_many_have_redeemed(staff: FlaskClient, announced: Offer) -> None:
+def test_the_launch_page_of_a_reminder_counts_redemptions(staff: FlaskClient, announced_offer: Offer) -> None:
     ids = create_customers(10)
-    redeem(announced, ids[:3])
+    redeem(announced_offer, ids[:3])
     db.session.execute(
         text("insert into suppression (email, reason, source) values ('c9@example.com', 'bounced', 'staff')")
     )
     db.session.commit()
-    assert "Write a reminder" in staff.get(f"/offers/{announced.id}").text
-    assert "is still available for you until" in staff.get(f"/offers/{announced.id}/reminder").text
-    typed = {"subject": "Still", "text": "", "html": "", "uncertain_policy": "resend", "launch": "1"}
-    answer = staff.post(f"/offers/{announced.id}/reminder", data=typed, follow_redirects=True)
-    words = " ".join(answer.text.split())
-    assert "<strong>6 customers</strong> who have not redeemed." in words
-    assert "3 customers have redeemed. 1 address is suppressed." in words
-    draft = campaign_queries.find_open_campaign(announced.id, "reminder")
+    assert "Write a reminder" in staff.get(f"/offers/{announced_offer.id}").text
+    assert "is still available for you until" in staff.get(f"/offers/{announced_offer.id}/reminder").text
+    form = {"subject": "Still", "text": "", "html": "", "uncertain_policy": "resend", "launch": "1"}
+    response = staff.post(f"/offers/{announced_offer.id}/reminder", data=form, follow_redirects=True)
+    page = " ".join(response.text.split())
+    assert "<strong>6 customers</strong> who have not redeemed." in page
+    assert "3 customers have redeemed. 1 address is suppressed." in page
+    draft = campaign_queries.find_current_campaign(announced_offer.id, "reminder")
     assert draft is not None
     assert draft.text == REMINDER_TEXT
-    answer = staff.post(f"/campaigns/{draft.id}/launch", data={"when": "now"}, follow_redirects=True)
-    assert "Launched." in answer.text
-    assert "Write a reminder" not in staff.get(f"/offers/{announced.id}").text
+    response = staff.post(f"/campaigns/{draft.id}/launch", data={"when": "now"}, follow_redirects=True)
+    assert "Launched." in response.text
+    assert "Write a reminder" not in staff.get(f"/offers/{announced_offer.id}").text
 
 
-def test_a_program_reminds_once_and_is_told_which_is_open(api: FlaskClient, announced: Offer) -> None:
+def test_the_api_refuses_a_second_open_reminder(api: FlaskClient, announced_offer: Offer) -> None:
     create_customers(3)
     first = api.post("/api/v1/offers/SUMMER25/reminders", json={"mail": {"subject": "Still there"}})
     assert (first.status_code, first.headers["Location"]) == (202, f"/api/v1/campaigns/{first.get_json()['id']}")
@@ -237,8 +236,8 @@ def test_a_program_reminds_once_and_is_told_which_is_open(api: FlaskClient, anno
 
 
 @pytest.mark.parametrize("status", ["preparing", "sending", "paused"])
-def test_a_reminder_does_not_overtake_the_announcement(
-    api: FlaskClient, staff: FlaskClient, announced: Offer, status: str
+def test_a_reminder_can_not_start_before_the_announcement_is_done(
+    api: FlaskClient, staff: FlaskClient, announced_offer: Offer, status: str
 ) -> None:
     create_customers(3)
     db.session.execute(
@@ -246,10 +245,10 @@ def test_a_reminder_does_not_overtake_the_announcement(
     )
     db.session.execute(text("update offer set ends_at = null"))
     db.session.commit()
-    answer = api.post("/api/v1/offers/SUMMER25/reminders", json={})
-    assert answer.status_code == 409
-    assert "Launch the reminder after it has finished" in answer.get_json()["detail"]
-    draft = draft_actions.save_offer_draft(announced.id, EmailContent(), "resend", "tests", "reminder")
+    response = api.post("/api/v1/offers/SUMMER25/reminders", json={})
+    assert response.status_code == 409
+    assert "Launch the reminder after it has finished" in response.get_json()["detail"]
+    draft = draft_actions.save_offer_draft(announced_offer.id, EmailContent(), "resend", "tests", "reminder")
     page = staff.post(f"/campaigns/{draft.id}/launch", data={"when": "now"})
     assert (page.status_code, "Launch the reminder after it has finished" in page.text) == (409, True)
     assert (
@@ -261,11 +260,11 @@ def test_a_reminder_does_not_overtake_the_announcement(
     assert launch_actions.launch_campaign(draft.id, "tests").campaign.status == "preparing"
 
 
-def test_a_reminder_can_wait_for_its_time(api: FlaskClient, announced: Offer) -> None:
+def test_a_reminder_can_be_scheduled(api: FlaskClient, announced_offer: Offer) -> None:
     create_customers(3)
     db.session.execute(text("update offer set ends_at = null"))
     db.session.commit()
-    answer = api.post("/api/v1/offers/SUMMER25/reminders", json={"at": "2199-01-01T09:00:00Z"})
-    assert (answer.get_json()["status"], answer.get_json()["scheduled_at"]) == ("scheduled", "2199-01-01T09:00:00Z")
-    wrong = api.post("/api/v1/offers/SUMMER25/reminders", json={"mail": {"text": "{{ shoe }}"}})
-    assert (wrong.status_code, wrong.get_json()["errors"][0]["pointer"]) == (422, "/mail/text")
+    response = api.post("/api/v1/offers/SUMMER25/reminders", json={"at": "2199-01-01T09:00:00Z"})
+    assert (response.get_json()["status"], response.get_json()["scheduled_at"]) == ("scheduled", "2199-01-01T09:00:00Z")
+    invalid = api.post("/api/v1/offers/SUMMER25/reminders", json={"mail": {"text": "{{ shoe }}"}})
+    assert (invalid.status_code, invalid.get_json()["errors"][0]["pointer"]) == (422, "/mail/text")

@@ -1,4 +1,4 @@
-"""Which code a mail carries, also when it changes while the mails are going out."""
+"""The code in each email, also when the code changes during sending."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ Launch = Callable[..., Offer]
 
 
 @pytest.fixture
-def launched(app: Flask, offer: Callable[..., Offer]) -> Launch:
-    """An offer whose mail is its code alone, launched to so many people; their ids are 1 to n."""
+def launch_campaign(app: Flask, make_offer: Callable[..., Offer]) -> Launch:
+    """Launch an offer whose email is only the code, to customers with ids 1 to n."""
 
-    def go(n: int, **values: object) -> Offer:
+    def launch(n: int, **values: object) -> Offer:
         create_customers(n)
-        row = offer("SUMMER25", **values)
-        draft_actions.save_offer_draft(row.id, EmailContent(text="{{ offer.code }}"), "resend", "tests")
-        preparation.prepare_campaign(launch_actions.launch_announcement(row.id, "tests").campaign.id)
-        return row
+        offer = make_offer("SUMMER25", **values)
+        draft_actions.save_offer_draft(offer.id, EmailContent(text="{{ offer.code }}"), "resend", "tests")
+        preparation.prepare_campaign(launch_actions.launch_announcement(offer.id, "tests").campaign.id)
+        return offer
 
-    return go
+    return launch
 
 
 def sent_codes(relay: Relay) -> list[str]:
-    """The codes of the mails in the order in which they went out."""
-    return [kept.text.split()[0] for kept in relay.kept]
+    """The codes of the emails in the order of sending."""
+    return [email.text.split()[0] for email in relay.messages]
 
 
-def test_a_renewal_is_in_the_mails_of_the_windows_that_follow(
-    app: Flask, launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+def test_a_renewed_code_is_used_from_the_next_window_on(
+    app: Flask, launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    offer_id = launched(120).id
+    offer_id = launch_campaign(120).id
     act_after(relay, 70, monkeypatch, in_context(app, lambda: code_actions.renew_code(offer_id, "WINTER26", "tests")))
 
     sender.send_pending_emails()
@@ -53,25 +53,25 @@ def test_a_renewal_is_in_the_mails_of_the_windows_that_follow(
     assert sent_codes(relay) == ["SUMMER25"] * 100 + ["WINTER26"] * 20
 
 
-def test_every_code_that_went_out_around_a_renewal_works(
-    app: Flask, launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+def test_every_code_sent_around_a_renewal_can_be_redeemed(
+    app: Flask, launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    offer_id = launched(120, personal_code_required=True).id
+    offer_id = launch_campaign(120, personal_code_required=True).id
     act_after(relay, 70, monkeypatch, in_context(app, lambda: code_actions.renew_code(offer_id, "WINTER26", "tests")))
 
     sender.send_pending_emails()
 
-    done = [
-        group_commit.redeem(RedemptionRequest(channel="form", code=code.replace("-", ""), email=kept.to))
-        for code, kept in zip(sent_codes(relay), relay.kept, strict=True)
+    redemptions = [
+        group_commit.redeem(RedemptionRequest(channel="form", code=code.replace("-", ""), email=email.to))
+        for code, email in zip(sent_codes(relay), relay.messages, strict=True)
     ]
-    assert len(done) == 120
+    assert len(redemptions) == 120
 
 
-def test_a_personal_code_that_is_required_meanwhile_is_in_the_mails_that_follow(
-    app: Flask, launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+def test_personal_codes_required_during_sending_are_used_from_the_next_window_on(
+    app: Flask, launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    offer_id = launched(120).id
+    offer_id = launch_campaign(120).id
     act_after(
         relay,
         70,

@@ -1,4 +1,4 @@
-"""From a launch to the mailboxes: claims, windows, what goes wrong on the way. The relay is real."""
+"""Sending a launched campaign through a real relay: claims, windows, failures."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from tests.support.campaigns import (
     refresh,
 )
 from tests.support.smtp_relay import Relay
-from webapp.campaigns import queries as campaign_queries
-from webapp.campaigns import timing
+from webapp.campaigns import stats_queries, timing
 from webapp.campaigns import tokens as campaign_tokens
 from webapp.campaigns.content import mail_merge
 from webapp.campaigns.content.placeholders import EmailContent
@@ -31,7 +30,8 @@ from webapp.campaigns.deliveries import queries as delivery_queries
 from webapp.campaigns.deliveries.actions import DeliverySelection
 from webapp.campaigns.launch import preparation, transitions
 from webapp.campaigns.models import Campaign, decode_gaps
-from webapp.campaigns.sending import batches, sender
+from webapp.campaigns.sending import batches, sender, test_emails
+from webapp.campaigns.sending import windows as send_windows
 from webapp.campaigns.sending.progress import SendProgress
 from webapp.core import task_queue
 from webapp.core.errors import DomainError
@@ -46,44 +46,46 @@ from webapp.offers.models import Offer
 pytestmark = pytest.mark.usefixtures("no_retry_delay")
 
 
-def test_everybody_gets_one_mail(launched: Launch, relay: Relay) -> None:
+def test_every_recipient_gets_one_email(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(120)
-    campaign = launched()
+    campaign = launch_campaign()
     sender.send_pending_emails()
     assert set(relay.recipients.values()) == {1}
     assert delivery_counts(campaign) == {"total": 120, "sent": 120}
     assert refresh(campaign).status == "done"
 
 
-def test_all_mails_of_a_pump_go_over_one_connection(launched: Launch, relay: Relay) -> None:
+def test_a_sender_run_uses_one_connection(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(120)
-    launched()
+    launch_campaign()
     sender.send_pending_emails()
     assert relay.connections == 1
 
 
-def test_a_million_mails_would_leave_only_batch_rows(launched: Launch, relay: Relay) -> None:
+def test_sent_emails_leave_only_batch_rows(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(1001)
-    launched()
+    launch_campaign()
     sender.send_pending_emails()
     tables = ("batch", "mail_issue", "batch_cursor")
     assert [db.session.execute(text(f"select count(*) from {table}")).scalar() for table in tables] == [3, 0, 0]
 
 
-def test_the_frozen_recipients_do_not_drift(launched: Launch, relay: Relay) -> None:
+def test_customers_created_after_the_launch_get_no_email(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(3)
-    campaign = launched()
+    campaign = launch_campaign()
     create_customers(2, first=10)
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 3, "sent": 3}
 
 
-def test_preparing_goes_on_where_it_was_killed(launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation, "AUDIENCE_BLOCK_SIZE", 40)
+def test_preparation_continues_after_a_crash(
+    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparation, "AUDIENCE_CHUNK_SIZE", 40)
     monkeypatch.setattr(preparation, "BATCH_SIZE", 20)
     ids = create_customers(100)
-    campaign = launched(prepare=False)
-    preparation._prepare_block(campaign.id)
+    campaign = launch_campaign(prepare=False)
+    preparation._prepare_chunk(campaign.id)
     preparation.prepare_campaign(campaign.id)
     rows = db.session.execute(text("select seq, gaps from batch order by seq")).all()
     assert [row.seq for row in rows] == [0, 1, 2, 3, 4]
@@ -91,12 +93,12 @@ def test_preparing_goes_on_where_it_was_killed(launched: Launch, relay: Relay, m
     assert refresh(campaign).total == 100
 
 
-def test_a_refused_recipient_is_recorded_and_the_rest_goes_on(launched: Launch, relay: Relay) -> None:
+def test_a_refused_recipient_does_not_stop_the_others(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(5)
     relay.behaviour.rcpt["c2@example.com"] = "550 5.1.1 no such user"
-    campaign = launched()
+    campaign = launch_campaign()
     sender.send_pending_emails()
-    (issue,) = campaign_queries.list_issues(campaign.id)
+    (issue,) = stats_queries.list_issues(campaign.id)
     assert (issue.email, issue.state, issue.smtp_code, issue.text) == (
         "c2@example.com",
         "failed",
@@ -107,11 +109,11 @@ def test_a_refused_recipient_is_recorded_and_the_rest_goes_on(launched: Launch, 
     assert refresh(campaign).status == "done"
 
 
-def test_a_put_off_recipient_is_tried_again(launched: Launch, relay: Relay) -> None:
+def test_a_deferred_recipient_is_retried(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(3)
     relay.behaviour.rcpt["c1@example.com"] = "450 4.2.1 later"
-    relay.behaviour.times["c1@example.com"] = 1
-    campaign = launched()
+    relay.behaviour.uses["c1@example.com"] = 1
+    campaign = launch_campaign()
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 3, "sent": 2, "deferred": 1}
     assert refresh(campaign).status == "sending"
@@ -119,27 +121,27 @@ def test_a_put_off_recipient_is_tried_again(launched: Launch, relay: Relay) -> N
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 3, "sent": 3}
     assert relay.recipients["c1@example.com"] == 1
-    assert campaign_queries.list_issues(campaign.id)[0].state == "sent_later"
+    assert stats_queries.list_issues(campaign.id)[0].state == "sent_later"
 
 
-def test_the_second_try_waits_longer_than_the_first(launched: Launch, relay: Relay) -> None:
+def test_retry_delays_grow(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(1)
     relay.behaviour.rcpt["*"] = "450 later"
-    campaign = launched()
-    waits = []
+    campaign = launch_campaign()
+    delays = []
     for _ in range(3):
         sender.send_pending_emails()
-        (issue,) = campaign_queries.list_issues(campaign.id)
+        (issue,) = stats_queries.list_issues(campaign.id)
         assert issue.next_at is not None
-        waits.append((issue.next_at - datetime.now(UTC)).total_seconds())
+        delays.append((issue.next_at - datetime.now(UTC)).total_seconds())
         make_retries_due()
-    assert 40 < waits[0] < 70 < 250 < waits[1] < 340 < 1500 < waits[2] < 2000
+    assert 40 < delays[0] < 70 < 250 < delays[1] < 340 < 1500 < delays[2] < 2000
 
 
-def test_after_two_days_a_put_off_mail_is_given_up(launched: Launch, relay: Relay) -> None:
+def test_a_deferred_email_fails_after_two_days(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(1)
     relay.behaviour.rcpt["*"] = "450 later"
-    campaign = launched()
+    campaign = launch_campaign()
     sender.send_pending_emails()
     db.session.execute(text("update mail_issue set at = now() - interval '49 hours', next_at = now()"))
     db.session.commit()
@@ -148,104 +150,104 @@ def test_after_two_days_a_put_off_mail_is_given_up(launched: Launch, relay: Rela
     assert refresh(campaign).status == "done"
 
 
-def test_a_put_off_customer_who_unsubscribes_meanwhile_is_left_alone(launched: Launch, relay: Relay) -> None:
+def test_a_deferred_customer_who_unsubscribes_is_skipped(launch_campaign: Launch, relay: Relay) -> None:
     (customer_id,) = create_customers(1)
     relay.behaviour.rcpt["*"] = "450 later"
-    campaign = launched()
+    campaign = launch_campaign()
     sender.send_pending_emails()
     suppression_actions.unsubscribe_customer(customer_id, 0)
     relay.behaviour.rcpt.clear()
     make_retries_due()
     sender.send_pending_emails()
-    assert (delivery_counts(campaign), relay.kept) == ({"total": 1, "skipped": 1}, [])
+    assert (delivery_counts(campaign), relay.messages) == ({"total": 1, "skipped": 1}, [])
 
 
-def test_a_connection_that_breaks_is_made_anew_for_the_same_recipient(launched: Launch, relay: Relay) -> None:
+def test_a_lost_connection_is_reopened_for_the_same_recipient(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(3)
     relay.behaviour.rcpt["c1@example.com"] = "drop"
-    relay.behaviour.times["c1@example.com"] = 2
-    campaign = launched()
+    relay.behaviour.uses["c1@example.com"] = 2
+    campaign = launch_campaign()
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 3, "sent": 3}
     assert relay.connections == 3
 
 
-def test_a_recipient_who_breaks_every_connection_is_put_off(launched: Launch, relay: Relay) -> None:
+def test_a_recipient_who_breaks_every_connection_is_deferred(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(3)
     relay.behaviour.rcpt["c1@example.com"] = "drop"
-    campaign = launched()
+    campaign = launch_campaign()
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 3, "sent": 2, "deferred": 1}
 
 
-def test_a_mail_without_an_answer_is_uncertain_and_not_sent_twice(launched: Launch, relay: Relay) -> None:
+def test_an_email_without_a_reply_is_uncertain_and_not_resent(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(3)
     relay.behaviour.body["c1@example.com"] = "drop"
-    campaign = launched()
+    campaign = launch_campaign()
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 3, "sent": 2, "uncertain": 1}
     assert set(relay.recipients.values()) == {1}
     assert refresh(campaign).status == "done"
 
 
-def test_staff_can_send_uncertain_mails_again(launched: Launch, relay: Relay) -> None:
+def test_staff_can_resend_uncertain_emails(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(2)
     relay.behaviour.body["c1@example.com"] = "drop"
-    relay.behaviour.times["c1@example.com"] = 1
-    campaign = launched()
+    relay.behaviour.uses["c1@example.com"] = 1
+    campaign = launch_campaign()
     sender.send_pending_emails()
-    assert delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "tests").retried == 1
+    assert delivery_actions.resend_deliveries(campaign.id, DeliverySelection("uncertain"), "tests").resent == 1
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 2, "sent": 2}
     assert refresh(campaign).status == "done"
-    first, second = (kept.message["Message-ID"] for kept in relay.kept if kept.to == "c1@example.com")
+    first, second = (email.message["Message-ID"] for email in relay.messages if email.to == "c1@example.com")
     assert first == second
 
 
 @pytest.mark.parametrize("fault", ["mail", "auth"])
-def test_a_relay_that_refuses_us_pauses_the_campaign(
-    app: Flask, launched: Launch, relay: Relay, fault: str, monkeypatch: pytest.MonkeyPatch
+def test_a_relay_that_refuses_the_sender_pauses_the_campaign(
+    app: Flask, launch_campaign: Launch, relay: Relay, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(3)
     if fault == "auth":
         monkeypatch.setattr(app.extensions["mail"], "username", "shop")
         monkeypatch.setattr(app.extensions["mail"], "password", "wrong")
     setattr(relay.behaviour, fault, "535 5.7.8 not you")
-    campaign = launched()
+    campaign = launch_campaign()
     sender.send_pending_emails()
     assert refresh(campaign).status == "paused"
     assert campaign.pause_reason == "the mail relay rejects email from this server: 535 5.7.8 not you"
     assert delivery_counts(campaign) == {"total": 3}
 
 
-def test_five_refused_bodies_in_a_row_pause_the_campaign(launched: Launch, relay: Relay) -> None:
+def test_five_consecutive_refused_bodies_pause_the_campaign(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(20)
     relay.behaviour.body["*"] = "554 5.7.1 spam"
-    campaign = launched()
+    campaign = launch_campaign()
     sender.send_pending_emails()
     assert refresh(campaign).status == "paused"
     assert campaign.pause_reason == "the mail relay rejects the content of this email: 554 5.7.1 spam"
     assert delivery_counts(campaign) == {"total": 20, "failed": 5}
 
 
-def test_while_the_relay_is_away_nothing_is_lost_and_staff_can_see_why(
-    launched: Launch, monkeypatch: pytest.MonkeyPatch
+def test_an_unreachable_relay_loses_nothing_and_is_reported(
+    launch_campaign: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timing, "SENDER_TIME_LIMIT", 0.1)
     create_customers(3)
-    campaign = launched()
+    campaign = launch_campaign()
     assert sender.send_pending_emails() is True
     assert refresh(campaign).status == "sending"
-    assert campaign.trouble is not None
-    assert "Connection refused" in campaign.trouble
+    assert campaign.delivery_warning is not None
+    assert "Connection refused" in campaign.delivery_warning
     assert delivery_counts(campaign) == {"total": 3}
 
 
-def test_when_the_relay_is_back_the_mails_go_out(
-    launched: Launch, relay: Relay, with_settings: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+def test_sending_continues_when_the_relay_is_reachable_again(
+    launch_campaign: Launch, relay: Relay, with_settings: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(3)
-    campaign = launched()
+    campaign = launch_campaign()
     with_settings(mail_port=1)
     with monkeypatch.context() as patch:
         patch.setattr(timing, "SENDER_TIME_LIMIT", 0.1)
@@ -253,12 +255,12 @@ def test_when_the_relay_is_back_the_mails_go_out(
     with_settings(mail_port=relay.port)
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 3, "sent": 3}
-    assert refresh(campaign).trouble is None
+    assert refresh(campaign).delivery_warning is None
 
 
-def test_unsubscribed_erased_and_redeemed_customers_are_left_out(launched: Launch, relay: Relay) -> None:
+def test_unsubscribed_erased_and_redeemed_customers_are_skipped(launch_campaign: Launch, relay: Relay) -> None:
     ids = create_customers(5)
-    campaign = launched()
+    campaign = launch_campaign()
     suppression_actions.unsubscribe_customer(ids[1], campaign.id)
     customer_actions.erase_customer(ids[2], by="tests")
     db.session.execute(
@@ -269,46 +271,46 @@ def test_unsubscribed_erased_and_redeemed_customers_are_left_out(launched: Launc
     sender.send_pending_emails()
     assert set(relay.recipients) == {"c0@example.com", "c4@example.com"}
     assert delivery_counts(campaign) == {"total": 5, "sent": 2, "skipped": 3}
-    assert [issue.text for issue in campaign_queries.list_issues(campaign.id)] == [
+    assert [issue.text for issue in stats_queries.list_issues(campaign.id)] == [
         "unsubscribed",
         "no longer a customer",
         "has already redeemed",
     ]
 
 
-@pytest.mark.parametrize(("deed", "status"), [("pause", "paused"), ("cancel", "cancelled")])
-def test_pause_and_cancel_are_honoured_before_the_next_window(
-    app: Flask, launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch, deed: str, status: str
+@pytest.mark.parametrize(("action", "status"), [("pause", "paused"), ("cancel", "cancelled")])
+def test_pausing_or_cancelling_stops_before_the_next_window(
+    app: Flask, launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch, action: str, status: str
 ) -> None:
     create_customers(200)
-    campaign = launched()
+    campaign = launch_campaign()
     campaign_id = campaign.id
-    change = getattr(transitions, f"{deed}_campaign")
+    change = getattr(transitions, f"{action}_campaign")
     act_after(relay, 70, monkeypatch, in_context(app, lambda: change(campaign_id, "tests")))
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 200, "sent": 100}
     assert refresh(campaign).status == status
 
 
-def test_a_resumed_campaign_goes_on_where_it_stood(
-    app: Flask, launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+def test_a_resumed_campaign_continues_at_its_position(
+    app: Flask, launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(200)
-    campaign = launched()
+    campaign = launch_campaign()
     campaign_id = campaign.id
     act_after(relay, 70, monkeypatch, in_context(app, lambda: transitions.pause_campaign(campaign_id, "tests")))
     sender.send_pending_emails()
     transitions.resume_campaign(campaign_id, "tests")
     sender.send_pending_emails()
-    assert (len(relay.kept), set(relay.recipients.values())) == (200, {1})
+    assert (len(relay.messages), set(relay.recipients.values())) == (200, {1})
     assert refresh(campaign).status == "done"
 
 
-def test_a_worker_that_is_asked_to_end_gives_the_batch_back_in_order(
-    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+def test_a_stopping_worker_releases_its_batch(
+    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(120)
-    campaign = launched()
+    campaign = launch_campaign()
     act_after(relay, 70, monkeypatch, task_queue.stop_requested.set)
     try:
         sender.send_pending_emails()
@@ -316,20 +318,20 @@ def test_a_worker_that_is_asked_to_end_gives_the_batch_back_in_order(
         task_queue.stop_requested.clear()
     assert delivery_counts(campaign) == {"total": 120, "sent": 70}
     sender.send_pending_emails()
-    assert (len(relay.kept), set(relay.recipients.values())) == (120, {1})
+    assert (len(relay.messages), set(relay.recipients.values())) == (120, {1})
     assert delivery_counts(campaign) == {"total": 120, "sent": 120}
 
 
 class Killed(BaseException):
-    """What no code of ours catches."""
+    """A simulated kill, which no handler of the application catches."""
 
 
-def killed_after(n: int, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pump that ends without a word right after the relay has taken its n-th mail."""
+def kill_sender_after(n: int, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the sender and kill it right after the relay has accepted the n-th email."""
     deliver = smtp.RelayConnection.deliver
     sent = 0
 
-    def once(self: smtp.RelayConnection, *args: Any) -> object:
+    def deliver_or_die(self: smtp.RelayConnection, *args: Any) -> object:
         nonlocal sent
         outcome = deliver(self, *args)
         sent += 1
@@ -338,112 +340,114 @@ def killed_after(n: int, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
         return outcome
 
     with monkeypatch.context() as patch:
-        patch.setattr(smtp.RelayConnection, "deliver", once)
+        patch.setattr(smtp.RelayConnection, "deliver", deliver_or_die)
         with pytest.raises(Killed):
             sender.send_pending_emails()
     db.session.rollback()
 
 
-def test_another_worker_goes_on_where_one_was_killed(
-    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+def test_another_worker_continues_after_a_kill(
+    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(120)
-    campaign = launched()
-    killed_after(70, relay, monkeypatch)
+    campaign = launch_campaign()
+    kill_sender_after(70, relay, monkeypatch)
     sender.send_pending_emails()
-    assert len(relay.kept) == 70
+    assert len(relay.messages) == 70
     expire_leases()
     sender.send_pending_emails()
-    twice = [address for address, n in relay.recipients.items() if n > 1]
-    assert (len(relay.recipients), twice) == (120, ["c69@example.com"])
+    sent_twice = [address for address, n in relay.recipients.items() if n > 1]
+    assert (len(relay.recipients), sent_twice) == (120, ["c69@example.com"])
     assert delivery_counts(campaign) == {"total": 120, "sent": 120}
     assert refresh(campaign).status == "done"
 
 
 def test_the_second_copy_after_a_kill_has_the_same_message_id(
-    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(3)
-    launched()
-    killed_after(2, relay, monkeypatch)
+    launch_campaign()
+    kill_sender_after(2, relay, monkeypatch)
     expire_leases()
     sender.send_pending_emails()
-    first, second = (kept.message["Message-ID"] for kept in relay.kept if kept.to == "c1@example.com")
+    first, second = (email.message["Message-ID"] for email in relay.messages if email.to == "c1@example.com")
     assert first == second
 
 
-def test_a_campaign_that_holds_leaves_the_mail_in_flight_to_staff(
-    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+def test_under_hold_the_email_in_flight_stays_uncertain(
+    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(120)
-    campaign = launched(policy="hold")
-    killed_after(70, relay, monkeypatch)
+    campaign = launch_campaign(policy="hold")
+    kill_sender_after(70, relay, monkeypatch)
     expire_leases()
     sender.send_pending_emails()
     assert set(relay.recipients.values()) == {1}
     assert delivery_counts(campaign) == {"total": 120, "sent": 119, "uncertain": 1}
-    assert [issue.email for issue in campaign_queries.list_issues(campaign.id)] == ["c69@example.com"]
+    assert [issue.email for issue in stats_queries.list_issues(campaign.id)] == ["c69@example.com"]
 
 
-def test_a_held_mail_whose_retry_was_killed_can_be_sent_again_by_staff(
-    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+def test_an_email_whose_retry_was_killed_can_be_resent_by_staff(
+    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(1)
     relay.behaviour.rcpt["c0@example.com"] = "451 later"
-    campaign = launched(policy="hold")
+    campaign = launch_campaign(policy="hold")
     sender.send_pending_emails()
     del relay.behaviour.rcpt["c0@example.com"]
     make_retries_due()
-    killed_after(1, relay, monkeypatch)
-    with pytest.raises(DomainError, match="no such emails"):
-        delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "tests")
+    kill_sender_after(1, relay, monkeypatch)
+    with pytest.raises(DomainError, match="no emails left"):
+        delivery_actions.resend_deliveries(campaign.id, DeliverySelection("uncertain"), "tests")
     make_retries_due()
-    assert delivery_actions.retry_deliveries(campaign.id, DeliverySelection("uncertain"), "tests").retried == 1
+    assert delivery_actions.resend_deliveries(campaign.id, DeliverySelection("uncertain"), "tests").resent == 1
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 1, "sent": 1}
 
 
-@pytest.mark.parametrize("kind", ["pump", "test"])
-def test_no_transaction_is_open_while_the_relay_is_reached(
-    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch, kind: str
+@pytest.mark.parametrize("kind", ["campaign", "test"])
+def test_no_transaction_is_open_while_connecting_to_the_relay(
+    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     create_customers(1)
-    campaign = launched()
+    campaign = launch_campaign()
     offer = db.session.get_one(Offer, campaign.offer_id)
-    reach = smtp.RelayConnection.open
-    seen = []
+    connect = smtp.RelayConnection.open
+    in_transaction = []
 
-    def watched(self: smtp.RelayConnection) -> None:
-        seen.append(db.session().in_transaction())
-        reach(self)
+    def record_and_connect(self: smtp.RelayConnection) -> None:
+        in_transaction.append(db.session().in_transaction())
+        connect(self)
 
-    monkeypatch.setattr(smtp.RelayConnection, "open", watched)
-    if kind == "pump":
+    monkeypatch.setattr(smtp.RelayConnection, "open", record_and_connect)
+    if kind == "campaign":
         sender.send_pending_emails()
     else:
-        sender.send_test_email(EmailContent(), offer, "mia@example.com", "Mia")
-    assert len(relay.kept) == 1
-    assert set(seen) == {False}
+        test_emails.send_test_email(EmailContent(), offer, "mia@example.com", "Mia")
+    assert len(relay.messages) == 1
+    assert set(in_transaction) == {False}
 
 
-def test_killing_one_after_the_other_sends_one_more_copy_each_and_misses_nobody(
-    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+def test_each_kill_sends_at_most_one_extra_copy_and_misses_no_recipient(
+    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(120)
-    campaign = launched()
+    campaign = launch_campaign()
     for n in (3, 1, 50, 20):
-        killed_after(n, relay, monkeypatch)
+        kill_sender_after(n, relay, monkeypatch)
         expire_leases()
     sender.send_pending_emails()
     assert len(relay.recipients) == 120
-    assert len(relay.kept) - 120 <= 4
+    assert len(relay.messages) - 120 <= 4
     assert delivery_counts(campaign) == {"total": 120, "sent": 120}
 
 
-def test_a_window_without_a_cursor_is_held(launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_window_without_a_cursor_becomes_uncertain(
+    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
     create_customers(120)
-    campaign = launched()
-    killed_after(70, relay, monkeypatch)
+    campaign = launch_campaign()
+    kill_sender_after(70, relay, monkeypatch)
     expire_leases()
     db.session.execute(text("truncate batch_cursor"))
     db.session.commit()
@@ -452,80 +456,84 @@ def test_a_window_without_a_cursor_is_held(launched: Launch, relay: Relay, monke
     assert delivery_counts(campaign) == {"total": 120, "sent": 70, "uncertain": 50}
 
 
-def test_a_former_owner_writes_nothing_any_more(launched: Launch, relay: Relay) -> None:
+def test_a_former_owner_can_not_write(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(120)
-    launched()
+    launch_campaign()
     former = batches.claim_batch("former")
     assert former is not None
-    assert batches.open_send_window(former) is not None
+    assert send_windows.open_send_window(former) is not None
     expire_leases()
     assert batches.claim_batch("next") is not None
-    with SendProgress() as place:
-        place.start_move(former, 5)
-        assert not place.finish_move()
+    with SendProgress() as progress:
+        progress.start_move(former, 5)
+        assert not progress.finish_move()
     assert not batches.renew_batch_lease(former)
-    assert batches.open_send_window(former) is None
+    assert send_windows.open_send_window(former) is None
     batches.release_batch(former)
     batches.finish_batch(former)
     assert db.session.execute(text("select owner, status, sent from batch")).one() == ("next", "sending", 0)
 
 
-def test_a_worker_that_lost_its_batch_stops_before_the_next_mail(
-    app: Flask, launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+def test_a_worker_that_lost_its_batch_stops_before_the_next_email(
+    app: Flask, launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(120)
-    launched()
+    launch_campaign()
 
-    def taken_over() -> None:
+    def take_over() -> None:
         expire_leases()
         batches.claim_batch("next")
 
-    act_after(relay, 10, monkeypatch, in_context(app, taken_over))
+    act_after(relay, 10, monkeypatch, in_context(app, take_over))
     sender.send_pending_emails()
-    assert len(relay.kept) == 10
+    assert len(relay.messages) == 10
 
 
-def test_a_batch_is_claimed_by_one(launched: Launch) -> None:
+def test_a_batch_is_claimed_once(launch_campaign: Launch) -> None:
     create_customers(3)
-    launched()
+    launch_campaign()
     assert batches.claim_batch("one") is not None
     assert batches.claim_batch("two") is None
 
 
-def test_what_a_dead_worker_had_sent_counts_after_a_cancellation(
-    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+def test_emails_sent_by_a_killed_worker_count_after_a_cancellation(
+    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(120)
-    campaign = launched()
-    killed_after(70, relay, monkeypatch)
+    campaign = launch_campaign()
+    kill_sender_after(70, relay, monkeypatch)
     transitions.cancel_campaign(campaign.id, "tests")
     expire_leases()
     task_queue.run("campaigns.sweep")
     assert delivery_counts(campaign) == {"total": 120, "sent": 69, "uncertain": 1}
 
 
-def test_a_letter_that_can_not_be_written_stops_nobody_else(
-    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+def test_an_unbuildable_message_does_not_stop_the_others(
+    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(3)
-    campaign = launched()
-    address = addresses.recipient_address
+    campaign = launch_campaign()
+    original_recipient_address = addresses.recipient_address
 
-    def refuses(customer: Customer) -> str:
+    def refuse_second(customer: Customer) -> str:
         if customer.email.startswith("c1@"):
             raise ValueError("no")
-        return address(customer)
+        return original_recipient_address(customer)
 
-    monkeypatch.setattr(mail_merge, "recipient_address", refuses)
+    monkeypatch.setattr(mail_merge, "recipient_address", refuse_second)
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 3, "sent": 2, "failed": 1}
 
 
-def test_no_more_pumps_at_once_than_connections(
-    app: Flask, launched: Launch, relay: Relay, with_settings: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+def test_concurrent_senders_are_limited_to_the_connections(
+    app: Flask,
+    launch_campaign: Launch,
+    relay: Relay,
+    with_settings: Callable[..., object],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     create_customers(3)
-    launched()
+    launch_campaign()
     app.extensions.pop("sender_slots", None)
     with_settings(mail_connections=1)
     second: list[bool] = []
@@ -538,31 +546,31 @@ def test_no_more_pumps_at_once_than_connections(
     assert set(relay.recipients.values()) == {1}
 
 
-def test_two_campaigns_share_the_way_out(launched: Launch, relay: Relay) -> None:
+def test_two_campaigns_are_sent_in_one_run(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(3)
-    campaigns: Sequence[Campaign] = [launched("ONE1"), launched("TWO2")]
+    campaigns: Sequence[Campaign] = [launch_campaign("ONE1"), launch_campaign("TWO2")]
     sender.send_pending_emails()
     assert [delivery_counts(campaign)["sent"] for campaign in campaigns] == [3, 3]
     assert set(relay.recipients.values()) == {2}
 
 
-def test_who_got_it_is_answered_from_the_frozen_ids(launched: Launch, relay: Relay) -> None:
+def test_deliveries_of_a_customer_follow_the_frozen_recipients(launch_campaign: Launch, relay: Relay) -> None:
     ids = create_customers(2)
     relay.behaviour.rcpt["c1@example.com"] = "550 no"
-    campaign = launched()
+    campaign = launch_campaign()
     sender.send_pending_emails()
     (other,) = create_customers(1, first=10)
     db.session.rollback()
-    assert [(mailed.campaign.id, mailed.state) for mailed in delivery_queries.list_customer_deliveries(ids[0])] == [
-        (campaign.id, "sent")
-    ]
-    assert [mailed.state for mailed in delivery_queries.list_customer_deliveries(ids[1])] == ["failed"]
+    assert [
+        (delivery.campaign.id, delivery.state) for delivery in delivery_queries.list_customer_deliveries(ids[0])
+    ] == [(campaign.id, "sent")]
+    assert [delivery.state for delivery in delivery_queries.list_customer_deliveries(ids[1])] == ["failed"]
     assert delivery_queries.list_customer_deliveries(other) == []
 
 
-def test_who_got_it_is_found_by_an_index_however_many_batches_there_are(launched: Launch) -> None:
-    (somebody,) = create_customers(1)
-    campaign = launched()
+def test_deliveries_of_a_customer_are_found_by_an_index(launch_campaign: Launch) -> None:
+    (recipient,) = create_customers(1)
+    campaign = launch_campaign()
     db.session.execute(
         text(
             "insert into batch (campaign_id, seq, first_id, last_id, gaps) "
@@ -572,52 +580,56 @@ def test_who_got_it_is_found_by_an_index_however_many_batches_there_are(launched
     )
     db.session.execute(text("analyze batch"))
     db.session.commit()
-    asked = []
+    executed = []
 
-    def note(connection: object, cursor: object, statement: str, parameters: Any, *rest: object) -> None:
-        asked.append((statement, parameters))
+    def record(connection: object, cursor: object, statement: str, parameters: Any, *rest: object) -> None:
+        executed.append((statement, parameters))
 
-    event.listen(db.engine, "before_cursor_execute", note)
+    event.listen(db.engine, "before_cursor_execute", record)
     try:
-        found = [delivery_queries.list_customer_deliveries(customer) for customer in (somebody, 499, 495, 60_000)]
+        found = [delivery_queries.list_customer_deliveries(customer) for customer in (recipient, 499, 495, 60_000)]
     finally:
-        event.remove(db.engine, "before_cursor_execute", note)
-    statement, parameters = next(each for each in asked if "batch" in each[0])
+        event.remove(db.engine, "before_cursor_execute", record)
+    statement, parameters = next(each for each in executed if "batch" in each[0])
     plan = "\n".join(row[0] for row in db.session.connection().exec_driver_sql(f"explain {statement}", parameters))
     assert [len(campaigns) for campaigns in found] == [1, 1, 0, 0]
     assert "ix_batch_campaign_id_last_id" in plan
 
 
-def test_a_mail_that_comes_back_tells_whose_it_was(
-    launched: Launch, relay: Relay, with_settings: Callable[..., Settings]
+def test_the_return_path_identifies_the_recipient(
+    launch_campaign: Launch, relay: Relay, with_settings: Callable[..., Settings]
 ) -> None:
     ids = create_customers(2)
     with_settings(mail_bounce_address="bounces@shop.example")
-    campaign = launched()
+    campaign = launch_campaign()
     sender.send_pending_emails()
-    assert {kept.sender.partition("+")[0] for kept in relay.kept} == {"bounces"}
-    assert [campaign_tokens.parse_return_path(kept.sender) for kept in relay.kept] == [(campaign.id, n) for n in ids]
-    # So does one that asks for no more mails: read by the same door.
-    assert all(f"<mailto:{kept.sender}?subject=unsubscribe>" in kept.message["List-Unsubscribe"] for kept in relay.kept)
+    assert {email.sender.partition("+")[0] for email in relay.messages} == {"bounces"}
+    assert [campaign_tokens.parse_return_path(email.sender) for email in relay.messages] == [
+        (campaign.id, n) for n in ids
+    ]
+    # The unsubscribe address is the same signed return path.
+    assert all(
+        f"<mailto:{email.sender}?subject=unsubscribe>" in email.message["List-Unsubscribe"] for email in relay.messages
+    )
 
 
-def test_a_test_that_comes_back_is_nobodys(
-    app: Flask, offer: Callable[..., Offer], relay: Relay, with_settings: Callable[..., Settings]
+def test_a_test_email_has_no_signed_return_path(
+    app: Flask, make_offer: Callable[..., Offer], relay: Relay, with_settings: Callable[..., Settings]
 ) -> None:
     with_settings(mail_bounce_address="bounces@shop.example")
-    sender.send_test_email(EmailContent(), offer(), "staff@example.com", "Staff")
-    assert [kept.sender for kept in relay.kept] == ["offers@example.com"]
+    test_emails.send_test_email(EmailContent(), make_offer(), "staff@example.com", "Staff")
+    assert [email.sender for email in relay.messages] == ["offers@example.com"]
 
 
-def test_a_second_copy_that_is_refused_leaves_it_uncertain(launched: Launch, relay: Relay) -> None:
+def test_a_refused_second_copy_stays_uncertain(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(3)
-    campaign = launched()
-    taken = batches.claim_batch("killed")
-    assert taken is not None
-    assert batches.open_send_window(taken) is not None
+    campaign = launch_campaign()
+    claim = batches.claim_batch("killed")
+    assert claim is not None
+    assert send_windows.open_send_window(claim) is not None
     expire_leases()
     relay.behaviour.rcpt["c0@example.com"] = "550 no"
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 3, "sent": 2, "uncertain": 1}
-    words = db.session.execute(text("select text from mail_issue")).scalar_one()
-    assert words == "an earlier copy may have arrived; the second copy was rejected: no"
+    reason = db.session.execute(text("select text from mail_issue")).scalar_one()
+    assert reason == "an earlier copy may have arrived; the second copy was rejected: no"

@@ -1,4 +1,7 @@
-"""What becomes of a mail for everything that a relay can do to it, whether it reads ahead (RFC 2920) or not."""
+"""The outcome of every reply or fault of a relay, with and without pipelining.
+
+Pipelining is RFC 2920.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,7 @@ from sqlalchemy import text
 from tests.support import smtp_relay
 from tests.support.campaigns import campaign_status, issue_states, launch_to
 from tests.support.smtp_relay import Relay
-from webapp.campaigns import queries as campaign_queries
-from webapp.campaigns import timing
+from webapp.campaigns import stats_queries, timing
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.sending import sender
 from webapp.core.extensions import db
@@ -20,14 +22,14 @@ from webapp.core.settings import Settings
 from webapp.mail import timeouts
 from webapp.offers.models import Offer
 
-VICTIM = "c1@example.com"
-EVERYBODY = {"c0@example.com": 1, VICTIM: 1, "c2@example.com": 1}
-OTHERS = {"c0@example.com": 1, "c2@example.com": 1}
+RECIPIENT = "c1@example.com"
+ALL_ONCE = {"c0@example.com": 1, RECIPIENT: 1, "c2@example.com": 1}
+OTHERS_ONCE = {"c0@example.com": 1, "c2@example.com": 1}
 NONSENSE = "what? me?"
-BEFORE_THE_BODY = ("greeting", "EHLO", "MAIL", "RCPT", "DATA")
+STAGES_BEFORE_BODY = ("greeting", "EHLO", "MAIL", "RCPT", "DATA")
 
 
-@pytest.fixture(params=[True, False], ids=["reads ahead", "step by step"])
+@pytest.fixture(params=[True, False], ids=["pipelining", "no pipelining"])
 def relay(with_settings: Callable[..., Settings], request: pytest.FixtureRequest) -> Iterator[Relay]:
     with smtp_relay.running() as server:
         server.behaviour.pipelining = request.param
@@ -36,8 +38,8 @@ def relay(with_settings: Callable[..., Settings], request: pytest.FixtureRequest
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No waiting between tries, and little patience."""
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reconnect without delay and use short timeouts."""
     monkeypatch.setattr(timing, "RECONNECT_DELAYS", (0.0, 0.0, 0.0))
     monkeypatch.setattr(timing, "RELAY_PROBE_INTERVAL", 0.05)
     monkeypatch.setattr(timeouts, "CONNECT_TIMEOUT", 0.3)
@@ -45,12 +47,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def campaign(app: Flask, offer: Callable[..., Offer]) -> Campaign:
-    """A mail to c0, c1 and c2, ready to go out."""
-    return launch_to(offer, [f"c{n}@example.com" for n in range(3)])
+def campaign(app: Flask, make_offer: Callable[..., Offer]) -> Campaign:
+    """A campaign to c0, c1 and c2, ready to be sent."""
+    return launch_to(make_offer, [f"c{n}@example.com" for n in range(3)])
 
 
-def suppressed() -> list[str]:
+def suppressed_addresses() -> list[str]:
     return list(db.session.scalars(text("select email from suppression")))
 
 
@@ -64,104 +66,102 @@ def suppressed() -> list[str]:
         ("452 4.2.2 full", "deferred"),
     ],
 )
-def test_a_recipient_who_is_refused_is_recorded_and_the_rest_goes_on(
+def test_a_refused_recipient_does_not_stop_the_others(
     campaign: Campaign, relay: Relay, at: str, reply: str, state: str
 ) -> None:
-    getattr(relay.behaviour, at)[VICTIM] = reply
+    getattr(relay.behaviour, at)[RECIPIENT] = reply
     sender.send_pending_emails()
-    assert issue_states(campaign) == {VICTIM: (state, int(reply[:3]))}
-    assert (relay.recipients, relay.connections) == (OTHERS, 1)
+    assert issue_states(campaign) == {RECIPIENT: (state, int(reply[:3]))}
+    assert (relay.recipients, relay.connections) == (OTHERS_ONCE, 1)
 
 
-def test_a_relay_that_asks_for_a_body_nobody_may_get_is_left(campaign: Campaign, relay: Relay) -> None:
+def test_a_relay_that_wants_a_body_without_recipients_is_disconnected(campaign: Campaign, relay: Relay) -> None:
     relay.behaviour.always_354 = True
-    relay.behaviour.rcpt[VICTIM] = "550 no"
+    relay.behaviour.rcpt[RECIPIENT] = "550 no"
     sender.send_pending_emails()
-    assert issue_states(campaign) == {VICTIM: ("failed", 550)}
-    assert relay.recipients == OTHERS
-    # Nothing is said to it that it would take for a body.
-    assert relay.broken_off == ([b""] if relay.behaviour.pipelining else [])
+    assert issue_states(campaign) == {RECIPIENT: ("failed", 550)}
+    assert relay.recipients == OTHERS_ONCE
+    # Nothing is sent that the relay would interpret as a body.
+    assert relay.aborted_bodies == ([b""] if relay.behaviour.pipelining else [])
 
 
 @pytest.mark.parametrize("event", ["drop", "hang", NONSENSE, "421 4.3.2 going down"])
-def test_what_was_said_before_the_connection_broke_stays_true(campaign: Campaign, relay: Relay, event: str) -> None:
-    relay.behaviour.rcpt[VICTIM] = "550 5.7.1 no"
-    relay.behaviour.data[VICTIM] = event
+def test_a_reply_before_a_connection_loss_is_kept(campaign: Campaign, relay: Relay, event: str) -> None:
+    relay.behaviour.rcpt[RECIPIENT] = "550 5.7.1 no"
+    relay.behaviour.data[RECIPIENT] = event
     sender.send_pending_emails()
-    assert issue_states(campaign) == {VICTIM: ("failed", 550)}
-    assert relay.recipients == OTHERS
+    assert issue_states(campaign) == {RECIPIENT: ("failed", 550)}
+    assert relay.recipients == OTHERS_ONCE
 
 
 @pytest.mark.parametrize(
     ("reply", "is_bounced"),
     [
-        ("550 5.1.1 nobody here", True),
+        ("550 5.1.1 no such user here", True),
         ("553 5.1.3 no such address", True),
         ("550 5.1.10 null MX", True),
         ("550 5.1.8 your domain is none", False),
         ("550 5.2.2 full", False),
         ("450 4.1.1 not yet", False),
-        ("550 nobody here", False),
+        ("550 no such user here", False),
     ],
 )
-def test_an_address_that_does_not_exist_is_not_mailed_again(
+def test_only_replies_about_a_bad_address_suppress_it(
     campaign: Campaign, relay: Relay, reply: str, is_bounced: bool
 ) -> None:
-    relay.behaviour.rcpt[VICTIM] = reply
+    relay.behaviour.rcpt[RECIPIENT] = reply
     sender.send_pending_emails()
-    assert suppressed() == ([VICTIM] if is_bounced else [])
+    assert suppressed_addresses() == ([RECIPIENT] if is_bounced else [])
 
 
-def test_a_body_that_is_refused_says_nothing_about_the_address(campaign: Campaign, relay: Relay) -> None:
-    relay.behaviour.body[VICTIM] = "550 5.1.1 nobody here"
+def test_a_refused_body_does_not_suppress_the_address(campaign: Campaign, relay: Relay) -> None:
+    relay.behaviour.body[RECIPIENT] = "550 5.1.1 no such user here"
     sender.send_pending_emails()
-    assert (issue_states(campaign), suppressed()) == ({VICTIM: ("failed", 550)}, [])
+    assert (issue_states(campaign), suppressed_addresses()) == ({RECIPIENT: ("failed", 550)}, [])
 
 
 @pytest.mark.parametrize("event", ["drop", "hang", NONSENSE, "421 4.3.2 going down"])
-@pytest.mark.parametrize("stage", BEFORE_THE_BODY)
-def test_what_breaks_before_the_body_is_tried_again_on_a_new_connection(
+@pytest.mark.parametrize("stage", STAGES_BEFORE_BODY)
+def test_a_fault_before_the_body_is_retried_on_a_new_connection(
     campaign: Campaign, relay: Relay, stage: str, event: str
 ) -> None:
     relay.behaviour.stages[stage] = event
-    relay.behaviour.times[stage] = 1
+    relay.behaviour.uses[stage] = 1
     while sender.send_pending_emails():
         pass
     assert (issue_states(campaign), campaign_status(campaign)) == ({}, ("done", None))
-    assert (relay.recipients, relay.connections) == (EVERYBODY, 2)
+    assert (relay.recipients, relay.connections) == (ALL_ONCE, 2)
 
 
-def test_a_sender_who_is_put_off_is_tried_again_on_a_new_connection(campaign: Campaign, relay: Relay) -> None:
+def test_a_deferred_sender_is_retried_on_a_new_connection(campaign: Campaign, relay: Relay) -> None:
     relay.behaviour.stages["MAIL"] = "451 4.7.1 slowly"
-    relay.behaviour.times["MAIL"] = 2
+    relay.behaviour.uses["MAIL"] = 2
     sender.send_pending_emails()
-    assert (issue_states(campaign), relay.recipients, relay.connections) == ({}, EVERYBODY, 3)
+    assert (issue_states(campaign), relay.recipients, relay.connections) == ({}, ALL_ONCE, 3)
 
 
 @pytest.mark.parametrize("event", ["drop", "hang", NONSENSE, "421 4.3.2 going down"])
 @pytest.mark.parametrize("stage", ["rcpt", "data"])
-def test_a_recipient_with_whom_it_always_breaks_is_put_off(
+def test_a_recipient_with_a_permanent_fault_is_deferred(
     campaign: Campaign, relay: Relay, stage: str, event: str
 ) -> None:
-    getattr(relay.behaviour, stage)[VICTIM] = event
+    getattr(relay.behaviour, stage)[RECIPIENT] = event
     sender.send_pending_emails()
-    assert issue_states(campaign)[VICTIM][0] == "deferred"
-    assert relay.recipients == OTHERS
+    assert issue_states(campaign)[RECIPIENT][0] == "deferred"
+    assert relay.recipients == OTHERS_ONCE
 
 
 @pytest.mark.parametrize("event", ["drop", "hang", NONSENSE])
-def test_a_mail_whose_answer_is_lost_is_uncertain_and_not_sent_again(
-    campaign: Campaign, relay: Relay, event: str
-) -> None:
-    relay.behaviour.body[VICTIM] = event
+def test_an_email_without_a_reply_is_uncertain_and_not_resent(campaign: Campaign, relay: Relay, event: str) -> None:
+    relay.behaviour.body[RECIPIENT] = event
     sender.send_pending_emails()
-    assert issue_states(campaign)[VICTIM][0] == "uncertain"
-    assert relay.recipients == EVERYBODY
+    assert issue_states(campaign)[RECIPIENT][0] == "uncertain"
+    assert relay.recipients == ALL_ONCE
 
 
 @pytest.mark.parametrize("event", ["drop", "hang", NONSENSE, "421 4.3.2 going down", "451 4.3.0 later"])
 @pytest.mark.parametrize("stage", ["greeting", "EHLO"])
-def test_while_no_connection_comes_about_nobody_is_at_fault(
+def test_failing_connections_affect_no_recipient(
     campaign: Campaign, relay: Relay, monkeypatch: pytest.MonkeyPatch, stage: str, event: str
 ) -> None:
     monkeypatch.setattr(timing, "SENDER_TIME_LIMIT", 0.5)
@@ -169,15 +169,15 @@ def test_while_no_connection_comes_about_nobody_is_at_fault(
     sender.send_pending_emails()
     db.session.refresh(campaign)
     assert (issue_states(campaign), campaign_status(campaign)) == ({}, ("sending", None))
-    what = "does not accept email at the moment" if event[:3].isdigit() else "can't be reached"
-    assert (campaign.trouble or "").startswith(f"The mail relay {what} (")
+    problem = "does not accept email at the moment" if event[:3].isdigit() else "can't be reached"
+    assert (campaign.delivery_warning or "").startswith(f"The mail relay {problem} (")
 
 
 @pytest.mark.parametrize(
     ("stage", "reply"),
     [("MAIL", "550 5.7.1 not from you"), ("MAIL", "530 5.7.0 sign in first"), ("greeting", "554 no")],
 )
-def test_a_relay_that_refuses_us_pauses_the_campaign_and_blames_nobody(
+def test_a_relay_that_refuses_the_sender_pauses_the_campaign(
     campaign: Campaign, relay: Relay, stage: str, reply: str
 ) -> None:
     relay.behaviour.stages[stage] = reply
@@ -200,7 +200,7 @@ def test_a_wrong_password_pauses_the_campaign(app: Flask, campaign: Campaign, re
     )
 
 
-def test_a_relay_without_the_tls_we_ask_for_pauses_the_campaign(app: Flask, campaign: Campaign, relay: Relay) -> None:
+def test_a_relay_without_required_tls_pauses_the_campaign(app: Flask, campaign: Campaign, relay: Relay) -> None:
     app.extensions["mail"].use_tls = True
     try:
         sender.send_pending_emails()
@@ -211,11 +211,11 @@ def test_a_relay_without_the_tls_we_ask_for_pauses_the_campaign(app: Flask, camp
 
 
 @pytest.mark.parametrize("address", ["hyphen@-nowhere-.example", "two words@example.com", "angle>@example.com"])
-def test_an_address_that_can_not_be_one_fails_and_the_rest_goes_on(
-    relay: Relay, offer: Callable[..., Offer], address: str
+def test_an_invalid_address_fails_and_does_not_stop_the_others(
+    relay: Relay, make_offer: Callable[..., Offer], address: str
 ) -> None:
     relay.behaviour.rcpt["hyphen@-nowhere-.example"] = "501 5.1.3 no such domain"
-    campaign = launch_to(offer, ["c0@example.com", address, "c2@example.com"])
+    campaign = launch_to(make_offer, ["c0@example.com", address, "c2@example.com"])
     sender.send_pending_emails()
     assert issue_states(campaign)[address][0] == "failed"
-    assert (relay.recipients, campaign_queries.get_campaign_stats(campaign.id).sent) == (OTHERS, 2)
+    assert (relay.recipients, stats_queries.get_campaign_stats(campaign.id).sent) == (OTHERS_ONCE, 2)

@@ -1,4 +1,4 @@
-"""How fast mails go out, and when they stop by themselves: the rate limit, the share that fails, a stop on the way."""
+"""The rate limit, automatic pauses after failures, and stopping within a window."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from flask import Flask
 from sqlalchemy import text
 
 from tests.support.smtp_relay import Relay
-from webapp.campaigns import models, timing
-from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import models, stats_queries, timing
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
@@ -30,34 +29,34 @@ Launch = Callable[[int], Campaign]
 
 
 @pytest.fixture
-def launched(app: Flask, offer: Callable[..., Offer]) -> Launch:
-    """A campaign to so many customers c0@example.com, c1@…, ready to go out."""
+def launch_campaign(app: Flask, make_offer: Callable[..., Offer]) -> Launch:
+    """Launch and prepare a campaign to n customers c0@example.com, c1@…"""
 
-    def go(people: int) -> Campaign:
+    def launch(n: int) -> Campaign:
         db.session.execute(
             text(
                 "insert into customer (email, email_as_given) select e, e from "
                 "(select 'c' || g || '@example.com' as e from generate_series(0, :last) g) x"
             ),
-            {"last": people - 1},
+            {"last": n - 1},
         )
         db.session.commit()
-        row = offer()
-        draft_actions.save_offer_draft(row.id, EmailContent(), "resend", "tests")
-        campaign = launch_actions.launch_announcement(row.id, "tests").campaign
+        offer = make_offer()
+        draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests")
+        campaign = launch_actions.launch_announcement(offer.id, "tests").campaign
         preparation.prepare_campaign(campaign.id)
         return campaign
 
-    return go
+    return launch
 
 
-def status(campaign: Campaign) -> tuple[str, str | None]:
+def campaign_status(campaign: Campaign) -> tuple[str, str | None]:
     db.session.rollback()
     db.session.refresh(campaign)
     return campaign.status, campaign.pause_reason
 
 
-def free_at() -> datetime:
+def next_free_slot() -> datetime:
     found: datetime = db.session.execute(text("select free_at from mail_pace")).scalar_one()
     db.session.rollback()
     return found
@@ -66,206 +65,206 @@ def free_at() -> datetime:
 # --- the rate limit --------------------------------------------------------------------------------
 
 
-def test_turns_that_are_taken_follow_each_other(app: Flask) -> None:
+def test_reserved_slots_follow_each_other(app: Flask) -> None:
     batches.reserve_send_slots(30, 0.5)
-    first = free_at()
+    first = next_free_slot()
     batches.reserve_send_slots(5, 0.5)
     batches.reserve_send_slots(1, 0.5)
-    assert free_at() - first == timedelta(seconds=12)
+    assert next_free_slot() - first == timedelta(seconds=12)
 
 
-def test_turns_that_nobody_took_are_not_saved_up(app: Flask) -> None:
+def test_unused_slots_do_not_accumulate(app: Flask) -> None:
     db.session.execute(text("insert into mail_pace (id, free_at) values (1, now() - interval '1 hour')"))
     db.session.commit()
     batches.reserve_send_slots(1, 1)
-    assert free_at() > db.session.execute(text("select now()")).scalar_one()
+    assert next_free_slot() > db.session.execute(text("select now()")).scalar_one()
 
 
-def test_workers_side_by_side_take_turns_of_their_own(app: Flask) -> None:
+def test_concurrent_workers_reserve_different_slots(app: Flask) -> None:
     started = db.session.execute(text("select clock_timestamp()")).scalar_one()
     db.session.commit()
 
-    def take() -> None:
+    def reserve() -> None:
         with app.app_context():
             for _ in range(10):
                 batches.reserve_send_slots(1, 0.1)
 
-    threads = [threading.Thread(target=take) for _ in range(4)]
+    threads = [threading.Thread(target=reserve) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert free_at() - started >= timedelta(seconds=400)
+    assert next_free_slot() - started >= timedelta(seconds=400)
 
 
-def test_without_a_limit_no_turn_is_asked_for(app: Flask) -> None:
+def test_without_a_limit_no_slot_is_reserved(app: Flask) -> None:
     assert SendThrottle(0).try_acquire(50) == 0
     assert db.session.execute(text("select count(*) from mail_pace")).scalar() == 0
 
 
-def test_a_pump_asks_for_a_seconds_turns_at_a_time(app: Flask) -> None:
-    pace = SendThrottle(2)
-    assert pace.try_acquire(50) == 0
-    assert 0 < pace.try_acquire(49) <= 0.5
-    assert free_at() - db.session.execute(text("select now()")).scalar_one() <= timedelta(seconds=1)
+def test_a_sender_reserves_one_second_of_slots(app: Flask) -> None:
+    throttle = SendThrottle(2)
+    assert throttle.try_acquire(50) == 0
+    assert 0 < throttle.try_acquire(49) <= 0.5
+    assert next_free_slot() - db.session.execute(text("select now()")).scalar_one() <= timedelta(seconds=1)
 
 
-def test_no_more_mails_go_out_than_the_limit_allows(
-    launched: Launch, relay: Relay, with_settings: Callable[..., Settings]
+def test_sending_keeps_to_the_rate_limit(
+    launch_campaign: Launch, relay: Relay, with_settings: Callable[..., Settings]
 ) -> None:
-    campaign = launched(20)
+    campaign = launch_campaign(20)
     with_settings(mail_per_second=20.0)
     started = db.session.execute(text("select clock_timestamp()")).scalar_one()
     sender.send_pending_emails()
-    took = db.session.execute(text("select clock_timestamp()")).scalar_one() - started
-    assert campaign_queries.get_campaign_stats(campaign.id).sent == 20
-    assert took >= timedelta(seconds=19 / 20)
+    duration = db.session.execute(text("select clock_timestamp()")).scalar_one() - started
+    assert stats_queries.get_campaign_stats(campaign.id).sent == 20
+    assert duration >= timedelta(seconds=19 / 20)
 
 
-def test_what_is_accepted_is_written_down_before_a_turn_is_waited_for(
-    launched: Launch, relay: Relay, with_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+def test_an_accepted_email_is_stored_before_waiting_for_a_slot(
+    launch_campaign: Launch, relay: Relay, with_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launched(3)
+    launch_campaign(3)
     with_settings(mail_per_second=0.001)
     cursors = []
 
-    class Waiting(threading.Event):
+    class RecordingEvent(threading.Event):
         def wait(self, timeout: float | None = None) -> bool:
             cursors.append(db.session.execute(text("select cursor from batch_cursor")).scalar_one())
             self.set()
             return True
 
-    monkeypatch.setattr(task_queue, "stop_requested", Waiting())
+    monkeypatch.setattr(task_queue, "stop_requested", RecordingEvent())
     sender.send_pending_emails()
     assert cursors == [1]
 
 
-# --- the order of writes ---------------------------------------------------------------------------
+# --- the order of writes and leases ----------------------------------------------------------------
 
 
-def test_a_mail_is_written_down_before_the_next_ones_body_is_begun(launched: Launch, relay: Relay, app: Flask) -> None:
-    launched(4)
-    seen = []
+def test_an_email_is_stored_before_the_next_body_begins(launch_campaign: Launch, relay: Relay, app: Flask) -> None:
+    launch_campaign(4)
+    cursors = []
 
-    def look(to: str) -> None:
+    def record_cursor(to: str) -> None:
         with app.app_context():
             cursor = db.session.execute(text("select cursor from batch_cursor")).scalar_one()
             db.session.rollback()
-        seen.append((to, cursor))
+        cursors.append((to, cursor))
 
-    relay.behaviour.begun = look
+    relay.behaviour.on_body = record_cursor
     sender.send_pending_emails()
-    assert seen == [(f"c{n}@example.com", n) for n in range(4)]
+    assert cursors == [(f"c{n}@example.com", n) for n in range(4)]
 
 
-def test_the_times_leave_no_moment_in_which_two_workers_own_a_mail() -> None:
-    longest = max(
+def test_the_lease_is_longer_than_renewal_interval_and_timeouts() -> None:
+    longest_wait = max(
         3 * timeouts.CONNECT_TIMEOUT,
         timeouts.REPLY_TIMEOUT + timeouts.RESET_TIMEOUT,
         timeouts.BODY_TIMEOUT + timeouts.REPLY_TIMEOUT,
     )
-    assert timing.LEASE_RENEWAL_INTERVAL + longest < timing.LEASE_DURATION
+    assert timing.LEASE_RENEWAL_INTERVAL + longest_wait < timing.LEASE_DURATION
 
 
-# --- stopping by itself ----------------------------------------------------------------------------
+# --- automatic pauses ------------------------------------------------------------------------------
 
 
 def refuse(relay: Relay, numbers: range) -> None:
     relay.behaviour.rcpt.update({f"c{n}@example.com": "550 5.7.1 no" for n in numbers})
 
 
-def test_a_campaign_that_fails_too_much_pauses_itself(launched: Launch, relay: Relay) -> None:
-    campaign = launched(400)
+def test_too_many_failures_pause_the_campaign(launch_campaign: Launch, relay: Relay) -> None:
+    campaign = launch_campaign(400)
     refuse(relay, range(100, 200))
     sender.send_pending_emails()
-    assert status(campaign) == (
+    assert campaign_status(campaign) == (
         "paused",
         "20 of the last 120 emails were permanently rejected; check the servers' replies",
     )
-    assert campaign_queries.get_campaign_stats(campaign.id).sent == 100
+    assert stats_queries.get_campaign_stats(campaign.id).sent == 100
 
 
-def test_a_few_failures_pause_nothing(launched: Launch, relay: Relay) -> None:
-    campaign = launched(60)
+def test_a_few_failures_do_not_pause_the_campaign(launch_campaign: Launch, relay: Relay) -> None:
+    campaign = launch_campaign(60)
     refuse(relay, range(19))
     sender.send_pending_emails()
-    assert status(campaign)[0] == "done"
+    assert campaign_status(campaign)[0] == "done"
 
 
-def test_a_small_share_of_failures_pauses_nothing(launched: Launch, relay: Relay) -> None:
-    campaign = launched(1400)
+def test_a_small_share_of_failures_does_not_pause_the_campaign(launch_campaign: Launch, relay: Relay) -> None:
+    campaign = launch_campaign(1400)
     refuse(relay, range(20, 1400, 21))
     sender.send_pending_emails()
-    assert (status(campaign)[0], campaign_queries.get_campaign_stats(campaign.id).failed) == ("done", 66)
+    assert (campaign_status(campaign)[0], stats_queries.get_campaign_stats(campaign.id).failed) == ("done", 66)
 
 
-def test_the_last_five_hundred_go_back_into_the_batch_before(launched: Launch, relay: Relay) -> None:
-    campaign = launched(1000)
+def test_failures_are_counted_across_batches(launch_campaign: Launch, relay: Relay) -> None:
+    campaign = launch_campaign(1000)
     # 26 among 500 is too many, but no batch has more than 13 of them.
     refuse(relay, range(487, 513))
     sender.send_pending_emails()
-    assert status(campaign)[0] == "paused"
-    assert campaign_queries.get_campaign_stats(campaign.id).failed == 26
+    assert campaign_status(campaign)[0] == "paused"
+    assert stats_queries.get_campaign_stats(campaign.id).failed == 26
 
 
-def test_what_lies_more_than_five_hundred_back_does_not_count(launched: Launch, relay: Relay) -> None:
-    campaign = launched(1000)
+def test_only_the_last_five_hundred_emails_are_counted(launch_campaign: Launch, relay: Relay) -> None:
+    campaign = launch_campaign(1000)
     refuse(relay, range(0, 19))
     refuse(relay, range(600, 607))
     sender.send_pending_emails()
-    assert (status(campaign)[0], campaign_queries.get_campaign_stats(campaign.id).failed) == ("done", 26)
+    assert (campaign_status(campaign)[0], stats_queries.get_campaign_stats(campaign.id).failed) == ("done", 26)
 
 
-def test_failures_from_before_it_was_resumed_do_not_pause_it_again(launched: Launch, relay: Relay) -> None:
-    campaign = launched(100)
+def test_failures_before_a_resumption_do_not_count(launch_campaign: Launch, relay: Relay) -> None:
+    campaign = launch_campaign(100)
     refuse(relay, range(0, 30))
     sender.send_pending_emails()
-    assert status(campaign)[0] == "paused"
+    assert campaign_status(campaign)[0] == "paused"
     transitions.resume_campaign(campaign.id, "tests")
     while sender.send_pending_emails():
         pass
-    assert (status(campaign)[0], campaign_queries.get_campaign_stats(campaign.id).failed) == ("done", 30)
+    assert (campaign_status(campaign)[0], stats_queries.get_campaign_stats(campaign.id).failed) == ("done", 30)
 
 
-# --- stopping on the way ---------------------------------------------------------------------------
+# --- stopping within a window ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stop", [transitions.pause_campaign, transitions.cancel_campaign])
-def test_a_slow_window_is_left_at_the_next_renewal(
-    launched: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch, app: Flask, stop: Callable[..., Campaign]
+def test_a_slow_window_stops_at_the_next_lease_renewal(
+    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch, app: Flask, stop: Callable[..., Campaign]
 ) -> None:
     monkeypatch.setattr(timing, "LEASE_RENEWAL_INTERVAL", 0.0)
-    campaign = launched(40)
+    campaign = launch_campaign(40)
 
     def stop_at_the_third(to: str) -> None:
         if to == "c2@example.com":
             with app.app_context():
                 stop(campaign.id, "tests")
 
-    relay.behaviour.begun = stop_at_the_third
+    relay.behaviour.on_body = stop_at_the_third
     sender.send_pending_emails()
     assert sorted(relay.recipients) == ["c0@example.com", "c1@example.com", "c2@example.com"]
-    assert campaign_queries.get_campaign_stats(campaign.id).sent == 3
+    assert stats_queries.get_campaign_stats(campaign.id).sent == 3
     assert not db.session.scalars(text("select 1 from mail_issue where state = 'uncertain'")).all()
 
 
-def test_a_worker_that_waits_for_its_turn_ends_when_it_is_told_to(
-    launched: Launch, relay: Relay, with_settings: Callable[..., Settings], app: Flask
+def test_a_worker_that_waits_for_a_slot_can_be_stopped(
+    launch_campaign: Launch, relay: Relay, with_settings: Callable[..., Settings], app: Flask
 ) -> None:
-    campaign = launched(3)
+    campaign = launch_campaign(3)
     with_settings(mail_per_second=0.001)
-    relay.behaviour.begun = lambda _: task_queue.stop_requested.set()
+    relay.behaviour.on_body = lambda _: task_queue.stop_requested.set()
     try:
         sender.send_pending_emails()
     finally:
         task_queue.stop_requested.clear()
-    assert (campaign_queries.get_campaign_stats(campaign.id).sent, len(relay.kept)) == (1, 1)
+    assert (stats_queries.get_campaign_stats(campaign.id).sent, len(relay.messages)) == (1, 1)
     batch = db.session.scalars(db.select(models.Batch)).one()
     assert (batch.status, batch.window_start, batch.sent) == ("pending", 1, 1)
 
 
-def test_halting_is_said_once(launched: Launch) -> None:
-    campaign = launched(1)
+def test_the_first_pause_reason_is_kept(launch_campaign: Launch) -> None:
+    campaign = launch_campaign(1)
     auto_pause.pause_automatically(campaign.id, "the first reason")
     auto_pause.pause_automatically(campaign.id, "another one")
-    assert status(campaign) == ("paused", "the first reason")
+    assert campaign_status(campaign) == ("paused", "the first reason")

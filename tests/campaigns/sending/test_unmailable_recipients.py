@@ -1,4 +1,4 @@
-"""Recipients whose names or addresses are none that a mail could carry: one fails with words, the others go on."""
+"""Recipients whose addresses or names can not be put into an email."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from webapp.core.extensions import db
 from webapp.offers.models import Offer
 
 
-def test_an_address_that_can_not_be_mailed_is_failed_with_words_and_the_others_go_on(
-    offer: Callable[..., Offer], relay: Relay
+def test_an_invalid_address_fails_with_a_reason_and_the_others_are_sent(
+    make_offer: Callable[..., Offer], relay: Relay
 ) -> None:
     create_customers(4)
-    row = offer()
-    draft_actions.save_offer_draft(row.id, EmailContent(subject="For {{ customer.name }}"), "resend", "tests")
-    campaign = launch_actions.launch_announcement(row.id, "tests").campaign
+    offer = make_offer()
+    draft_actions.save_offer_draft(offer.id, EmailContent(subject="For {{ customer.name }}"), "resend", "tests")
+    campaign = launch_actions.launch_announcement(offer.id, "tests").campaign
     preparation.prepare_campaign(campaign.id)
     db.session.execute(text("update customer set email = 'no-at-sign', email_as_given = 'no-at-sign' where id = 2"))
     db.session.execute(text("update customer set name = E'Ada\\r\\nBcc: eve@example.com' where id = 3"))
     db.session.commit()
     sender.send_pending_emails()
-    assert len(relay.kept) == 3
-    assert all(kept.message["Bcc"] is None for kept in relay.kept)
-    assert "For Ada Bcc: eve@example.com" in {str(kept.message["Subject"]) for kept in relay.kept}
-    state, words = db.session.execute(text("select state, text from mail_issue where customer_id = 2")).one()
+    assert len(relay.messages) == 3
+    assert all(email.message["Bcc"] is None for email in relay.messages)
+    assert "For Ada Bcc: eve@example.com" in {str(email.message["Subject"]) for email in relay.messages}
+    state, reason = db.session.execute(text("select state, text from mail_issue where customer_id = 2")).one()
     assert state == "failed"
-    assert "“no-at-sign” is not a valid email address" in words
+    assert "“no-at-sign” is not a valid email address" in reason
     db.session.refresh(campaign)
     assert campaign.status == "done"

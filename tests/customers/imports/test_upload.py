@@ -1,4 +1,4 @@
-"""A file out of a request's body, without a server."""
+"""Reading an uploaded file from the body of a request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from webapp.customers.imports import upload
 LIMIT = 3 * upload.CHUNK_SIZE
 
 
-def form(file: bytes, end: bytes = b"\r\n--x--\r\n") -> upload.Upload:
+def parse_form(file: bytes, end: bytes = b"\r\n--x--\r\n") -> upload.Upload:
     head = (
         b'--x\r\nContent-Disposition: form-data; name="audience"\r\n\r\nVIP\r\n'
         b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.csv"\r\n\r\n'
@@ -20,47 +20,47 @@ def form(file: bytes, end: bytes = b"\r\n--x--\r\n") -> upload.Upload:
     return upload.parse_multipart_form(io.BytesIO(head + file + end), "multipart/form-data; boundary=x", LIMIT)
 
 
-def test_the_fields_before_the_file_are_known_before_it_is_read() -> None:
-    sent = form(b"email\n")
+def test_the_fields_before_the_file_are_parsed_first() -> None:
+    parsed = parse_form(b"email\n")
 
-    assert (sent.fields, sent.filename) == ({"audience": "VIP"}, "a.csv")
+    assert (parsed.fields, parsed.filename) == ({"audience": "VIP"}, "a.csv")
 
 
 @pytest.mark.parametrize("size", [0, 1, upload.CHUNK_SIZE - 1, upload.CHUNK_SIZE, upload.CHUNK_SIZE + 1, LIMIT])
-def test_a_file_arrives_whole_in_pieces_of_one_size(size: int) -> None:
+def test_a_file_is_read_completely_in_equal_chunks(size: int) -> None:
     file = (b"ada@example.com\r\n--x-\r\n" * (size // 20 + 1))[:size]
 
-    kept = list(form(file).chunks)
+    chunks = list(parse_form(file).chunks)
 
-    assert b"".join(kept) == file
-    assert all(len(piece) == upload.CHUNK_SIZE for piece in kept[:-1])
+    assert b"".join(chunks) == file
+    assert all(len(chunk) == upload.CHUNK_SIZE for chunk in chunks[:-1])
 
 
-def test_a_file_behind_the_limit_is_too_large() -> None:
+def test_a_file_above_the_limit_is_refused() -> None:
     file = b"x" * (LIMIT + 1)
 
-    for pieces in (form(file).chunks, upload.read_raw_body(io.BytesIO(file), len(file), LIMIT)):
+    for chunks in (parse_form(file).chunks, upload.read_raw_body(io.BytesIO(file), len(file), LIMIT)):
         with pytest.raises(DomainError) as refusal:
-            list(pieces)
+            list(chunks)
         assert (refusal.value.status, refusal.value.errors[0].field) == (413, "file")
 
 
 @pytest.mark.parametrize("end", [b"", b"\r\n--x", b"\r\n--y--\r\n"])
-def test_a_form_without_its_end_did_not_arrive_whole(end: bytes) -> None:
+def test_a_form_without_its_end_is_reported_as_interrupted(end: bytes) -> None:
     with pytest.raises(DomainError, match="upload was interrupted"):
-        list(form(b"email\n", end).chunks)
+        list(parse_form(b"email\n", end).chunks)
 
 
 @pytest.mark.parametrize("length", [5, 7])
-def test_a_body_of_another_length_than_announced_did_not_arrive_whole(length: int) -> None:
+def test_a_body_of_the_wrong_length_is_reported_as_interrupted(length: int) -> None:
     with pytest.raises(DomainError, match="upload was interrupted"):
         list(upload.read_raw_body(io.BytesIO(b"email\n"), length, LIMIT))
 
 
-def test_fields_that_never_end_are_refused() -> None:
-    sent = io.BytesIO(b'--x\r\nContent-Disposition: form-data; name="audience"\r\n\r\n' + b"x" * 100_000)
+def test_a_field_that_is_too_long_is_refused() -> None:
+    body = io.BytesIO(b'--x\r\nContent-Disposition: form-data; name="audience"\r\n\r\n' + b"x" * 100_000)
 
     with pytest.raises(DomainError) as refusal:
-        upload.parse_multipart_form(sent, "multipart/form-data; boundary=x", LIMIT)
+        upload.parse_multipart_form(body, "multipart/form-data; boundary=x", LIMIT)
 
     assert refusal.value.key == "form_broken"

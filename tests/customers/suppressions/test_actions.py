@@ -1,4 +1,4 @@
-"""The list of those who must not be mailed."""
+"""The suppression list."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import select, text
 
-from tests.support.imports import Import
+from tests.support.imports import ImportFile
 from tests.support.redemptions import count_lock_waiters
 from tests.support.suppressions import add_suppression, suppression_reasons
 from webapp.accounts.models import AuditEntry
@@ -26,7 +26,7 @@ Make = Callable[..., Customer]
 
 
 @pytest.mark.parametrize(
-    ("first", "then", "stays"),
+    ("first", "then", "expected"),
     [
         ("bounced", "unsubscribed", "unsubscribed"),
         ("bounced", "complained", "complained"),
@@ -37,15 +37,15 @@ Make = Callable[..., Customer]
         ("bounced", "bounced", "bounced"),
     ],
 )
-def test_the_first_reason_stays_unless_the_new_one_is_stronger(app: Flask, first: str, then: str, stays: str) -> None:
+def test_only_a_stronger_reason_replaces_the_first(app: Flask, first: str, then: str, expected: str) -> None:
     assert add_suppression(reason=first, words="first")
-    assert add_suppression(reason=then, words="then") is (stays != first)
+    assert add_suppression(reason=then, words="then") is (expected != first)
     row = db.session.get_one(Suppression, "ada@example.com")
-    assert (row.reason, row.words) == (stays, "first" if stays == first else "then")
+    assert (row.reason, row.detail) == (expected, "first" if expected == first else "then")
 
 
-def test_an_address_may_be_nobodys_but_not_when_a_campaign_says_so(app: Flask, customer: Make) -> None:
-    customer("ada@example.com")
+def test_only_a_campaign_requires_a_customer_with_the_address(app: Flask, make_customer: Make) -> None:
+    make_customer("ada@example.com")
     assert add_suppression("nobody@example.com", source="import")
     assert not add_suppression("gone@example.com", source=3)
     assert add_suppression("ada@example.com", source=3)
@@ -53,8 +53,8 @@ def test_an_address_may_be_nobodys_but_not_when_a_campaign_says_so(app: Flask, c
     assert db.session.get_one(Suppression, "ada@example.com").source == "campaign 3"
 
 
-def test_who_of_these_is_on_the_list_also_by_the_hash_of_the_address(app: Flask, customer: Make) -> None:
-    ada, bob, eve, zoë = (customer(f"{name}@example.com") for name in ("ada", "bob", "eve", "zoë"))
+def test_suppressions_are_found_by_address_and_by_hash(app: Flask, make_customer: Make) -> None:
+    ada, bob, eve, zoë = (make_customer(f"{name}@example.com") for name in ("ada", "bob", "eve", "zoë"))
     add_suppression("ada@example.com", "bounced")
     add_suppression(hash_email("ada@example.com"), "complained")
     add_suppression(hash_email("zoë@example.com"), "unsubscribed")
@@ -68,17 +68,17 @@ def test_who_of_these_is_on_the_list_also_by_the_hash_of_the_address(app: Flask,
     assert customer_queries.find_suppression_reasons([bob.id]) == customer_queries.find_suppression_reasons([]) == {}
 
 
-# --- whoever changes address, goes or comes back --------------------------------------------------
+# --- changed addresses and erased customers -------------------------------------------------------
 
 
 @pytest.mark.parametrize(("reason", "follows"), [("unsubscribed", True), ("complained", True), ("bounced", False)])
-@pytest.mark.parametrize("way", ["staff", "machine"])
-def test_a_wish_follows_to_another_address_and_a_dead_address_does_not(
-    app: Flask, customer: Make, reason: str, follows: bool, way: str
+@pytest.mark.parametrize("interface", ["staff", "api"])
+def test_requests_of_the_customer_apply_to_their_new_email_but_bounces_do_not(
+    app: Flask, make_customer: Make, reason: str, follows: bool, interface: str
 ) -> None:
-    ada = customer("ada@example.com", source_id="C1")
+    ada = make_customer("ada@example.com", source_id="C1")
     add_suppression("ada@example.com", reason, words="as it was")
-    if way == "staff":
+    if interface == "staff":
         customer_actions.update_customer(
             ada.id, CustomerValues("new@example.com", "Ada", source_id="C1"), [], by="tests"
         )
@@ -86,7 +86,7 @@ def test_a_wish_follows_to_another_address_and_a_dead_address_does_not(
         customer_actions.upsert_customer(CustomerValues("new@example.com", source_id="C1"), None, by="tests")
 
     assert customer_queries.find_suppression_reasons([ada.id]) == ({ada.id: reason} if follows else {})
-    # For the old address it stays, by its hash: it is nobody's now.
+    # The old address stays suppressed by its hash, as no customer has it any more.
     assert suppression_reasons() == {hash_email("ada@example.com"): reason} | (
         {"new@example.com": reason} if follows else {}
     )
@@ -95,26 +95,26 @@ def test_a_wish_follows_to_another_address_and_a_dead_address_does_not(
     assert customer_queries.count_audience_members(None) == customer_queries.AudienceTotals(2, 1 + follows)
 
 
-def test_other_capitals_are_no_other_address(app: Flask, customer: Make) -> None:
-    ada = customer("ada@example.com", suppressed="bounced")
+def test_a_suppression_ignores_the_case_of_an_email(app: Flask, make_customer: Make) -> None:
+    ada = make_customer("ada@example.com", suppressed="bounced")
     customer_actions.update_customer(ada.id, CustomerValues("Ada@Example.com", "Ada"), [], by="tests")
     assert suppression_reasons() == {"ada@example.com": "bounced"}
 
 
 @pytest.mark.parametrize("reason", ["unsubscribed", "complained"])
-@pytest.mark.parametrize("way", ["import", "staff", "machine"])
-def test_an_erased_customer_who_asked_for_it_is_not_mailed_when_imported_again(
-    imported: Import, customer: Make, reason: str, way: str
+@pytest.mark.parametrize("interface", ["import", "staff", "api"])
+def test_an_erased_customer_stays_suppressed_when_created_again(
+    import_file: ImportFile, make_customer: Make, reason: str, interface: str
 ) -> None:
-    ada = customer("ada@example.com")
+    ada = make_customer("ada@example.com")
     add_suppression("ada@example.com", reason, words="ada@example.com said so")
     customer_actions.erase_customer(ada.id, by="tests")
     assert suppression_reasons() == {hash_email("ada@example.com"): reason}
-    assert db.session.scalars(select(Suppression.words)).all() == [""]
+    assert db.session.scalars(select(Suppression.detail)).all() == [""]
 
-    if way == "import":
-        imported("email\nbob@example.com\nADA@example.com\n")
-    elif way == "staff":
+    if interface == "import":
+        import_file("email\nbob@example.com\nADA@example.com\n")
+    elif interface == "staff":
         customer_actions.create_customer(CustomerValues("ada@example.com", "Ada"), [], by="tests")
     else:
         customer_actions.upsert_customer(CustomerValues("ada@example.com", source_id="C9"), None, by="tests")
@@ -140,7 +140,7 @@ STRONGER = [
 @pytest.mark.parametrize(("plain", "hashed", "kept"), STRONGER)
 @pytest.mark.parametrize("way", ["import", "staff", "machine", "other address"])
 def test_of_an_address_and_its_hash_the_stronger_reason_is_kept(
-    imported: Import, customer: Make, plain: str, hashed: str, kept: str, way: str
+    import_file: ImportFile, make_customer: Make, plain: str, hashed: str, kept: str, way: str
 ) -> None:
     add_suppression("ada@example.com", plain, source="api")
     add_suppression(hash_email("ada@example.com"), hashed, source="relay")
@@ -148,13 +148,13 @@ def test_of_an_address_and_its_hash_the_stronger_reason_is_kept(
     db.session.commit()
 
     if way == "import":
-        imported("email\nada@example.com\n")
+        import_file("email\nada@example.com\n")
     elif way == "staff":
         customer_actions.create_customer(CustomerValues("ada@example.com", "Ada"), [], by="tests")
     elif way == "machine":
         customer_actions.upsert_customer(CustomerValues("ada@example.com", source_id="C9"), None, by="tests")
     else:
-        bob = customer("bob@example.com")
+        bob = make_customer("bob@example.com")
         customer_actions.update_customer(bob.id, CustomerValues("ada@example.com", "Bob"), [], by="tests")
 
     assert suppression_reasons() == {"ada@example.com": kept}
@@ -164,9 +164,9 @@ def test_of_an_address_and_its_hash_the_stronger_reason_is_kept(
 
 @pytest.mark.parametrize(("new", "old", "kept"), STRONGER)
 def test_a_moved_suppression_does_not_weaken_that_of_the_new_address(
-    customer: Make, new: str, old: str, kept: str
+    make_customer: Make, new: str, old: str, kept: str
 ) -> None:
-    ada = customer("ada@example.com", suppressed=old)
+    ada = make_customer("ada@example.com", suppressed=old)
     add_suppression("new@example.com", new)
     customer_actions.update_customer(ada.id, CustomerValues("new@example.com", "Ada"), [], by="tests")
     assert suppression_reasons() == {"new@example.com": kept, hash_email("ada@example.com"): old}
@@ -174,24 +174,24 @@ def test_a_moved_suppression_does_not_weaken_that_of_the_new_address(
 
 @pytest.mark.parametrize(("hashed", "plain", "kept"), [row for row in STRONGER if row[1] != "bounced"])
 def test_an_erasure_keeps_the_stronger_reason_under_the_hash(
-    customer: Make, hashed: str, plain: str, kept: str
+    make_customer: Make, hashed: str, plain: str, kept: str
 ) -> None:
-    ada = customer("ada@example.com", suppressed=plain)
+    ada = make_customer("ada@example.com", suppressed=plain)
     add_suppression(hash_email("ada@example.com"), hashed)
     customer_actions.erase_customer(ada.id, by="tests")
     assert suppression_reasons() == {hash_email("ada@example.com"): kept}
 
 
-def test_an_erased_customer_cannot_be_unsubscribed(customer: Make) -> None:
-    ada = customer("ada@example.com")
+def test_an_erased_customer_cannot_be_unsubscribed(make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
     customer_actions.erase_customer(ada.id, by="tests")
     assert not suppression_actions.unsubscribe_customer(ada.id, campaign_id=1)
     assert suppression_reasons() == {}
     assert "customer.unsubscribed" not in db.session.scalars(select(AuditEntry.action)).all()
 
 
-def test_unsubscribing_twice_is_recorded_once(customer: Make) -> None:
-    ada = customer("ada@example.com")
+def test_unsubscribing_twice_is_recorded_once(make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
     assert suppression_actions.unsubscribe_customer(ada.id, campaign_id=1)
     assert not suppression_actions.unsubscribe_customer(ada.id, campaign_id=1)
     assert db.session.scalars(select(AuditEntry.action)).all() == ["customer.unsubscribed"]
@@ -199,11 +199,11 @@ def test_unsubscribing_twice_is_recorded_once(customer: Make) -> None:
 
 def test_a_detail_is_cut_and_loses_its_null_characters(app: Flask) -> None:
     add_suppression(words="a\0" * 999 + "bcd")
-    assert db.session.get_one(Suppression, "ada@example.com").words == "a" * 999 + "b"
+    assert db.session.get_one(Suppression, "ada@example.com").detail == "a" * 999 + "b"
 
 
-def test_a_bounce_waits_for_an_erasure_that_is_about_to_commit(app: Flask, customer: Make) -> None:
-    customer("ada@example.com")
+def test_a_bounce_waits_for_an_erasure_that_is_about_to_commit(app: Flask, make_customer: Make) -> None:
+    make_customer("ada@example.com")
     added: list[bool] = []
 
     def bounce() -> None:
@@ -226,14 +226,14 @@ def test_a_bounce_waits_for_an_erasure_that_is_about_to_commit(app: Flask, custo
     assert suppression_reasons() == {}
 
 
-def test_of_an_erased_customer_whose_address_bounced_nothing_stays(customer: Make) -> None:
-    ada = customer("ada@example.com", suppressed="bounced")
+def test_erasing_deletes_the_suppression_of_a_bounced_address(make_customer: Make) -> None:
+    ada = make_customer("ada@example.com", suppressed="bounced")
     customer_actions.erase_customer(ada.id, by="tests")
     assert suppression_reasons() == {}
 
 
-def test_a_mail_that_comes_back_while_a_customer_is_erased_does_not_name_them(customer: Make) -> None:
-    ada = customer("ada@example.com")
+def test_a_bounce_for_an_erased_customer_stores_no_address(make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
     customer_actions.erase_customer(ada.id, by="tests")
     assert not add_suppression("ada@example.com", "bounced", source=1)
     assert suppression_reasons() == {}

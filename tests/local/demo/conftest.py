@@ -25,7 +25,7 @@ def history_end() -> datetime:
 
 @pytest.fixture(scope="session")
 def demo_app(session_app: Flask, history_end: datetime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
-    """The app on a database of its own that has the data of the demo; no worker runs. To be read only."""
+    """The app on a separate database with the demo's data; for reading only."""
     with fresh_database() as url:
         settings = app_settings.load_settings(
             {
@@ -43,7 +43,7 @@ def demo_app(session_app: Flask, history_end: datetime, tmp_path_factory: pytest
                 flask_migrate.upgrade()
                 seed.seed_database(history_end)
                 db.session.remove()
-            # Of a process there is one task queue; other tests use that of their own app.
+            # A process has one task queue, which other tests use with their own app.
             task_queue.init_app(session_app)
             yield demo
         finally:
@@ -53,7 +53,7 @@ def demo_app(session_app: Flask, history_end: datetime, tmp_path_factory: pytest
 
 @pytest.fixture
 def shop(demo_app: Flask) -> Iterator[Flask]:
-    """The same app, its context pushed."""
+    """The demo's app with a pushed context."""
     signing_keys.clear_key_cache()
     with demo_app.app_context():
         yield demo_app
@@ -62,10 +62,10 @@ def shop(demo_app: Flask) -> Iterator[Flask]:
 
 
 @pytest.fixture
-def look(shop: Flask) -> Callable[[str], list[tuple[Any, ...]]]:
-    """Asks the database of the demo."""
+def query(shop: Flask) -> Callable[[str], list[tuple[Any, ...]]]:
+    """Run a query on the demo's database; return its rows."""
 
-    def ask(statement: str) -> list[tuple[Any, ...]]:
+    def run(statement: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in db.session.execute(text(statement))]
 
-    return ask
+    return run

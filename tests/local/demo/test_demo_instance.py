@@ -1,4 +1,4 @@
-"""The demo's folder, ports and settings are its own."""
+"""The demo has its own folder, ports and settings."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ def user(test_settings: Settings, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def run(app: Flask, user: Settings, with_settings: Callable[..., Settings]) -> Callable[..., str]:
-    """Runs `flask demo …` as that user; returns what it printed."""
+    """Run `flask demo …` as that user; return its output."""
     with_settings(instance_path=user.instance_path, port=user.port)
     return lambda *arguments: app.test_cli_runner().invoke(args=["demo", *arguments]).output
 
 
 def free_ports() -> int:
-    """A port + 100 of which the demo can have; below the ports that the system hands out."""
+    """A port for the user such that the demo's port is free and not an ephemeral one."""
     return preflight.find_free_port(21_000) - demo_instance.PORT_OFFSET
 
 
-def test_no_setting_of_the_user_is_used(user: Settings) -> None:
+def test_the_demo_ignores_the_users_settings(user: Settings) -> None:
     settings = app_settings.load_settings(HOSTILE | demo_instance.get_environment(user, 8100))
 
     assert settings.uses_embedded_database
@@ -65,39 +65,41 @@ def test_no_setting_of_the_user_is_used(user: Settings) -> None:
     assert settings.mail_per_second == demo_instance.EMAILS_PER_SECOND
 
 
-def test_every_setting_but_those_of_the_log_is_given(user: Settings) -> None:
+def test_the_demo_sets_every_setting_except_logging(user: Settings) -> None:
     names = set(demo_instance.get_environment(user))
     assert names == set(app_settings.SETTING_NAMES) - {"LOG_FORMAT", "LOG_LEVEL"}
 
 
-def test_the_port_is_the_users_plus_100_or_the_last_one_or_the_next_that_is_free(user: Settings) -> None:
-    wanted = user.port + 100
-    assert demo_instance.choose_port(user) == wanted
+def test_the_demo_chooses_the_default_the_last_or_the_next_free_port(user: Settings) -> None:
+    default_port = user.port + 100
+    assert demo_instance.choose_port(user) == default_port
 
     demo_instance.create_folder(user)
-    (demo_instance.get_folder(user) / "port").write_text(str(wanted + 20))
-    assert demo_instance.choose_port(user) == wanted + 20
+    (demo_instance.get_folder(user) / "port").write_text(str(default_port + 20))
+    assert demo_instance.choose_port(user) == default_port + 20
 
     with socket.socket() as other:
-        # The page of the mail sink would be here.
-        other.bind(("127.0.0.1", wanted + 22))
+        # The port of the mail sink's page.
+        other.bind(("127.0.0.1", default_port + 22))
         other.listen()
-        assert demo_instance.choose_port(user) == wanted + 30
+        assert demo_instance.choose_port(user) == default_port + 30
 
 
 @pytest.mark.parametrize("command", ["up", "reset"])
-def test_a_folder_of_others_is_neither_used_nor_deleted(user: Settings, run: Callable[..., str], command: str) -> None:
+def test_a_folder_that_is_not_the_demos_is_neither_used_nor_deleted(
+    user: Settings, run: Callable[..., str], command: str
+) -> None:
     file = demo_instance.get_folder(user) / "thesis.txt"
     file.parent.mkdir(parents=True)
     file.write_text("ten years of work")
 
     assert run(command) == (
-        f"onecode: {file.parent} is not the demo's folder and stays as it is; move it away and try again\n"
+        f"onecode: {file.parent} is not the demo's folder and was not changed; move it away and try again\n"
     )
     assert [path.name for path in file.parent.iterdir()] == ["thesis.txt"]
 
 
-def test_a_link_to_another_folder_is_not_followed(user: Settings, tmp_path: Path) -> None:
+def test_a_symbolic_link_to_another_folder_is_not_followed(user: Settings, tmp_path: Path) -> None:
     other = replace(user, instance_path=tmp_path / "other")
     demo_instance.create_folder(other)
     user.instance_path.mkdir()
@@ -109,7 +111,7 @@ def test_a_link_to_another_folder_is_not_followed(user: Settings, tmp_path: Path
     assert demo_instance.exists(other)
 
 
-def test_without_a_demo_down_and_reset_change_nothing(user: Settings, run: Callable[..., str]) -> None:
+def test_down_and_reset_without_a_demo_change_nothing(user: Settings, run: Callable[..., str]) -> None:
     assert run("down") == "The demo was not running.\n"
     assert run("reset") == "There is no demo; nothing was changed.\n"
     assert not user.instance_path.exists()

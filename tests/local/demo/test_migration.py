@@ -1,4 +1,4 @@
-"""The migration that drops the list of demo rows of earlier releases."""
+"""The migration that drops the table of demo rows of earlier releases."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from webapp.core.extensions import db
 
 @pytest.fixture
 def earlier_release(app: Flask) -> Iterator[None]:
-    """The tables of the release before; those of the newest when the test is over."""
+    """Downgrade to the tables of the previous release; upgrade again after the test."""
     db.session.remove()
     flask_migrate.downgrade(revision="0013")
     yield
@@ -31,7 +31,7 @@ def has_table() -> bool:
 
 
 @pytest.mark.usefixtures("earlier_release")
-def test_an_empty_list_is_dropped() -> None:
+def test_an_empty_table_is_dropped() -> None:
     existed = has_table()
     db.session.remove()
 
@@ -42,7 +42,7 @@ def test_an_empty_list_is_dropped() -> None:
 
 
 @pytest.mark.usefixtures("earlier_release")
-def test_a_database_with_the_demo_in_it_is_not_migrated_and_the_message_says_what_to_do(app: Flask) -> None:
+def test_a_database_with_demo_rows_is_not_migrated(app: Flask) -> None:
     db.session.execute(text("insert into demo_row values ('customer', 1)"))
     db.session.commit()
 

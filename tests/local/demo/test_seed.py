@@ -1,4 +1,4 @@
-"""Seeding gives the same data for the same day, and links with which its staff sign in."""
+"""Seeding is deterministic for a day, and creates sign-in links for its staff."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REDEMPTIONS = (
     "select o.code, c.email, r.redeemed_at, channel, order_id, order_amount, discount_amount, order_metadata"
     " from redemption r join offer o on o.id = r.offer_id join customer c on c.id = r.customer_id"
 )
-# Everything but secrets, and times of the seeding itself.
+# All data except secrets and the times of the seeding itself.
 DATA = (
     REDEMPTIONS,
     "select email, email_as_given, name, locale, source_id, created_at from customer",
@@ -51,17 +51,17 @@ def expected(demo_app: Flask) -> list[list[str]]:
         return [read(statement) for statement in DATA]
 
 
-def test_seeding_twice_on_one_day_gives_the_same_data(
+def test_seeding_twice_on_one_day_creates_the_same_data(
     expected: list[list[str]], history_end: datetime, app: Flask
 ) -> None:
     seed.seed_database(history_end)
 
-    found = [read(statement) for statement in DATA]
-    assert [len(rows) for rows in found] == [len(rows) for rows in expected]
-    assert found == expected
+    rows_by_query = [read(statement) for statement in DATA]
+    assert [len(rows) for rows in rows_by_query] == [len(rows) for rows in expected]
+    assert rows_by_query == expected
 
 
-def test_later_on_one_day_there_are_only_more_redemptions(
+def test_seeding_later_on_the_same_day_only_adds_redemptions(
     expected: list[list[str]], history_end: datetime, app: Flask
 ) -> None:
     midnight = scenario.local_day(history_end)(0)
@@ -71,7 +71,7 @@ def test_later_on_one_day_there_are_only_more_redemptions(
     assert set(read(REDEMPTIONS)) <= set(expected[0])
 
 
-def test_each_staff_member_has_a_link_and_only_the_newest_works(app: Flask) -> None:
+def test_only_the_newest_sign_in_link_of_a_staff_member_works(app: Flask) -> None:
     for member in (scenario.MANAGER, scenario.VIEWER):
         db.session.add(StaffUser(email=member.email, name=member.name, role=member.role, password_hash="!"))
     db.session.commit()

@@ -1,5 +1,4 @@
-"""The data of the demo is such as the program itself could have written: every page has content, no rule is broken, all
-totals are correct."""
+"""The demo's data is consistent: every page has content, totals are correct."""
 
 from __future__ import annotations
 
@@ -15,14 +14,14 @@ from sqlalchemy import select, text
 
 from local.demo import scenario
 from webapp.accounts.models import StaffUser
-from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.deliveries import queries as delivery_queries
 from webapp.campaigns.models import Campaign
 from webapp.core.extensions import db
 from webapp.offers.models import Offer
 from webapp.redemptions import guessing
 
-Ask = Callable[[str], list[tuple[Any, ...]]]
+Query = Callable[[str], list[tuple[Any, ...]]]
 
 # One worker process seeds the database for all of them.
 pytestmark = pytest.mark.xdist_group("demo")
@@ -40,31 +39,31 @@ def manager(shop: Flask) -> FlaskClient:
     return client
 
 
-def test_there_are_offers_in_every_state_and_of_both_discount_types(look: Ask) -> None:
-    every = db.session.scalars(select(Offer)).all()
-    now = look("select now()")[0][0]
+def test_there_are_offers_in_every_state_and_of_both_discount_types(query: Query) -> None:
+    offers = db.session.scalars(select(Offer)).all()
+    now = query("select now()")[0][0]
 
-    assert {offer.state(now) for offer in every} == {"scheduled", "live", "paused", "ended", "used_up"}
-    assert {offer.discount_type for offer in every} == {"percent", "amount"}
-    assert any(offer.personal_code_required for offer in every)
-    assert any(offer.max_redemptions and 0.9 <= offer.redeemed / offer.max_redemptions < 1 for offer in every)
-    assert any(offer.frozen_at is None for offer in every)
-    assert look("select count(*) filter (where closed_at is null), count(closed_at) from offer_code") == [(14, 1)]
+    assert {offer.state(now) for offer in offers} == {"scheduled", "live", "paused", "ended", "used_up"}
+    assert {offer.discount_type for offer in offers} == {"percent", "amount"}
+    assert any(offer.personal_code_required for offer in offers)
+    assert any(offer.max_redemptions and 0.9 <= offer.redeemed / offer.max_redemptions < 1 for offer in offers)
+    assert any(offer.frozen_at is None for offer in offers)
+    assert query("select count(*) filter (where closed_at is null), count(closed_at) from offer_code") == [(14, 1)]
     assert guessing.list_top_guessing_alerts(9)
 
 
-def test_there_are_campaigns_in_every_state(look: Ask) -> None:
-    found = Counter(db.session.scalars(select(Campaign.status)))
+def test_there_are_campaigns_in_every_state(query: Query) -> None:
+    counts = Counter(db.session.scalars(select(Campaign.status)))
 
-    assert set(found) == {"draft", "scheduled", "preparing", "paused", "cancelled", "done"}
-    reasons = look("select pause_reason from campaign where status = 'paused' order by 1")
+    assert set(counts) == {"draft", "scheduled", "preparing", "paused", "cancelled", "done"}
+    reasons = query("select pause_reason from campaign where status = 'paused' order by 1")
     assert re.match(r"\d+ of the last \d+ emails were permanently rejected", reasons[0][0])
     assert reasons[1][0] == f"paused by {scenario.MANAGER.email}"
-    assert look("select count(*) from campaign where kind = 'reminder' and status = 'done'") == [(2,)]
+    assert query("select count(*) from campaign where kind = 'reminder' and status = 'done'") == [(2,)]
 
 
 @pytest.mark.parametrize(
-    ("page", "words"),
+    ("page", "texts"),
     [
         ("/", "has reached its limit|failed attempts|could not be imported|to resolve|ends soon|is paused"),
         ("/offers?state=paused", "Teapot trade-in"),
@@ -78,32 +77,32 @@ def test_there_are_campaigns_in_every_state(look: Ask) -> None:
         ("/settings/profile", "Mara Lind"),
     ],
 )
-def test_every_page_has_content(manager: FlaskClient, page: str, words: str) -> None:
-    answer = manager.get(page)
+def test_every_page_has_content(manager: FlaskClient, page: str, texts: str) -> None:
+    response = manager.get(page)
 
-    assert answer.status_code == 200
-    for each in words.split("|"):
-        assert each in answer.text
+    assert response.status_code == 200
+    for text_shown in texts.split("|"):
+        assert text_shown in response.text
 
 
-def test_every_offer_campaign_and_import_has_a_page(manager: FlaskClient, look: Ask) -> None:
+def test_every_offer_campaign_and_import_has_a_page(manager: FlaskClient, query: Query) -> None:
     for kind in ("offer", "campaign"):
-        for (row_id,) in look(f"select id from {kind}"):
+        for (row_id,) in query(f"select id from {kind}"):
             assert manager.get(f"/{kind}s/{row_id}", follow_redirects=True).status_code == 200
-    ids: dict[str, int] = dict(look("select filename, id from customer_import"))
-    refused = manager.get(f"/customers/imports/{ids['newsletter-sign-ups.csv']}").text
-    for why in (
+    ids: dict[str, int] = dict(query("select filename, id from customer_import"))
+    import_page = manager.get(f"/customers/imports/{ids['newsletter-sign-ups.csv']}").text
+    for reason in (
         "This email address is not valid.",
         "Enter an email address.",
         "Check for a missing quotation mark",
         "source ID",
         "language tag",
     ):
-        assert why in refused
+        assert reason in import_page
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "violations",
     [
         # Redemptions: while the offer ran, by customers of its audience who existed then; orders from the API only.
         "select 1 from redemption r join offer o on o.id = r.offer_id where r.redeemed_at < o.starts_at"
@@ -168,40 +167,40 @@ def test_every_offer_campaign_and_import_has_a_page(manager: FlaskClient, look: 
         r"select 1 from customer where email !~ '[.@]example\.(com|net|org)$'",
     ],
 )
-def test_no_row_breaks_a_rule_of_the_program(look: Ask, wrong: str) -> None:
-    assert look(f"{wrong} limit 3") == []
+def test_no_row_violates_a_rule_of_the_application(query: Query, violations: str) -> None:
+    assert query(f"{violations} limit 3") == []
 
 
-def test_campaign_figures_are_the_sums_over_the_recipients(look: Ask) -> None:
-    for (campaign_id,) in look("select id from campaign where total > 0"):
-        counted = campaign_queries.get_campaign_stats(campaign_id)
-        found: Counter[str] = Counter(recipient.state for recipient in delivery_queries.iter_recipients(campaign_id))
-        found["sent"] += found["sent_later"]
-        assert {name: getattr(counted, name) for name in SUMMED} == {name: found[name] for name in SUMMED}
-        assert counted.waiting == found["waiting"] + found["cancelled"]
+def test_campaign_figures_are_sums_over_the_recipients(query: Query) -> None:
+    for (campaign_id,) in query("select id from campaign where total > 0"):
+        stats = stats_queries.get_campaign_stats(campaign_id)
+        counts: Counter[str] = Counter(recipient.state for recipient in delivery_queries.iter_recipients(campaign_id))
+        counts["sent"] += counts["sent_later"]
+        assert {name: getattr(stats, name) for name in SUMMED} == {name: counts[name] for name in SUMMED}
+        assert stats.waiting == counts["waiting"] + counts["cancelled"]
 
 
-def test_customers_have_names_in_many_scripts_and_belong_to_audiences(look: Ask) -> None:
-    assert look("select count(*) from customer") == [(10_000,)]
+def test_customers_have_names_in_many_scripts_and_belong_to_audiences(query: Query) -> None:
+    assert query("select count(*) from customer") == [(10_000,)]
     scripts = r"Ж-я|Α-ω|א-ת|ا-ي|अ-ह|一-龥|가-힣|ก-ฮ|ა-ჰ|Ա-ֆ|አ-ፐ|க-ஹ|অ-হ"
     for script in scripts.split("|"):
-        assert look(f"select count(*) > 5 from customer where name ~ '[{script}]'") == [(True,)]
+        assert query(f"select count(*) > 5 from customer where name ~ '[{script}]'") == [(True,)]
     sizes: dict[str, int] = dict(
-        look("select a.name, count(*) from audience a join audience_member m on m.audience_id = a.id group by 1")
+        query("select a.name, count(*) from audience a join audience_member m on m.audience_id = a.id group by 1")
     )
     assert {name for name, n in sizes.items() if n > 300} == {"VIP", "Newsletter", "Lapsed"}
 
 
-def test_redemptions_peak_in_the_evening_and_after_an_email(look: Ask) -> None:
-    assert look("select count(*) between 3000 and 5000 from redemption") == [(True,)]
+def test_redemptions_peak_in_the_evening_and_after_an_email(query: Query) -> None:
+    assert query("select count(*) between 3000 and 5000 from redemption") == [(True,)]
     zone = f"redeemed_at at time zone '{scenario.TIME_ZONE}'"
-    evening, morning = look(
+    evening, morning = query(
         f"select count(*) filter (where extract(hour from {zone}) in (18, 19, 20)),"
         f" count(*) filter (where extract(hour from {zone}) in (5, 6, 7)) from redemption"
     )[0]
     assert evening > 5 * morning
     # The first three days of a campaign bring more redemptions than the three after them.
-    first, later = look(
+    first, later = query(
         "select count(*) filter (where r.redeemed_at < c.launched_at + interval '3 days'),"
         " count(*) filter (where r.redeemed_at - c.launched_at between interval '3 days' and interval '6 days')"
         " from redemption r join campaign c using (offer_id) where c.kind = 'announcement' and c.status = 'done'"
@@ -209,8 +208,8 @@ def test_redemptions_peak_in_the_evening_and_after_an_email(look: Ask) -> None:
     assert first > 1.4 * later
 
 
-def test_no_password_and_no_api_key_is_known(look: Ask) -> None:
-    assert look("select distinct password_hash from staff_user") == [("!",)]
-    assert look("select count(*) from invitation") == [(0,)]
-    assert look("select count(distinct secret_hash) from api_key") == [(2,)]
+def test_no_password_and_no_api_key_is_known(query: Query) -> None:
+    assert query("select distinct password_hash from staff_user") == [("!",)]
+    assert query("select count(*) from invitation") == [(0,)]
+    assert query("select count(distinct secret_hash) from api_key") == [(2,)]
     assert db.session.execute(text("select count(*) from api_key where octet_length(secret_hash) = 32")).scalar() == 2

@@ -1,4 +1,4 @@
-"""A folder of mails, its index and its pages."""
+"""A folder of emails, its index and its pages."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def index(folder: Path) -> MailIndex:
 
 
 @pytest.fixture
-def drop(folder: Path) -> Callable[..., str]:
-    """Puts a mail into the folder as the SMTP side does, and tells its name; each is newer than the one before."""
+def write_email(folder: Path) -> Callable[..., str]:
+    """Write an email into the folder; return its file name, the newest last."""
     names: list[str] = []
 
-    def put(content: bytes | str, **headers: str) -> str:
-        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        data = content if isinstance(content, bytes) else f"{head}\r\n{content}".encode()
+    def write(content: bytes | str, **headers: str) -> str:
+        header_lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        data = content if isinstance(content, bytes) else f"{header_lines}\r\n{content}".encode()
         names.append(f"{1_700_000_000_000_000_000 + len(names)}-1-{len(names)}.eml")
         (folder / names[-1]).write_bytes(data)
         return names[-1]
 
-    return put
+    return write
 
 
 @pytest.fixture
-def browser(index: MailIndex) -> FlaskClient:
+def client(index: MailIndex) -> FlaskClient:
     return create_sink_app(index).test_client()

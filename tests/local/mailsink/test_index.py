@@ -1,4 +1,4 @@
-"""The index finds what the folder holds, whatever happened to either of them."""
+"""The index agrees with the folder, also after either was changed or damaged."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ import pytest
 from local.mailsink.index import MailIndex
 from webapp.core.settings import ROOT
 
-Drop = Callable[..., str]
+WriteEmail = Callable[..., str]
 
 
-def found(index: MailIndex, sought: str = "") -> list[str]:
-    return [row.file_name for row in index.list_messages(sought, "", 100)]
+def file_names(index: MailIndex, search: str = "") -> list[str]:
+    return [row.file_name for row in index.list_messages(search, "", 100)]
 
 
-def test_the_newest_come_first(index: MailIndex, drop: Drop) -> None:
-    names = [drop("x", To=f"{n}@example.com") for n in range(3)]
-    assert found(index) == names[::-1]
+def test_emails_are_listed_newest_first(index: MailIndex, write_email: WriteEmail) -> None:
+    names = [write_email("x", To=f"{n}@example.com") for n in range(3)]
+    assert file_names(index) == names[::-1]
 
 
-def test_pages_follow_each_other_without_gap_or_repeat_while_mail_comes(index: MailIndex, drop: Drop) -> None:
-    names = [drop("x", To=f"{n}@example.com") for n in range(7)]
+def test_pages_have_no_gaps_or_repeats_while_email_arrives(index: MailIndex, write_email: WriteEmail) -> None:
+    names = [write_email("x", To=f"{n}@example.com") for n in range(7)]
     first = index.list_messages("", "", 3)
-    drop("x", To="late@example.com")
+    write_email("x", To="late@example.com")
     second = index.list_messages("", first[-1].sort_key, 3)
     third = index.list_messages("", second[-1].sort_key, 3)
     assert [row.file_name for row in (*first, *second, *third)] == names[::-1]
 
 
 @pytest.mark.parametrize(
-    ("head", "sought"),
+    ("headers", "search"),
     [
         (b"To: Ada <ada@example.com>", "ADA@Example"),
         (b"Cc: ada@example.com", "ada@example.com"),
@@ -55,87 +55,89 @@ def test_pages_follow_each_other_without_gap_or_repeat_while_mail_comes(index: M
         (b"subject: lf only\nTo: x@example.com\n\nbody", "lf only"),
     ],
 )
-def test_recipients_and_subjects_are_found_as_people_write_them(
-    index: MailIndex, drop: Drop, head: bytes, sought: str
+def test_recipients_and_subjects_are_found_in_decoded_form(
+    index: MailIndex, write_email: WriteEmail, headers: bytes, search: str
 ) -> None:
-    name = drop(head + b"\r\n\r\nbody")
-    drop(b"To: other@example.com\r\nSubject: other\r\n\r\nada@example.com summer")
-    assert found(index, sought) == [name]
+    name = write_email(headers + b"\r\n\r\nbody")
+    write_email(b"To: other@example.com\r\nSubject: other\r\n\r\nada@example.com summer")
+    assert file_names(index, search) == [name]
 
 
-def test_words_of_the_body_and_of_other_headers_are_not_searched(index: MailIndex, drop: Drop) -> None:
-    drop("secret", To="a@example.com", From="shop@example.com", List="secret")
-    assert found(index, "secret") == []
-    assert found(index, "shop") == []
+def test_bodies_and_other_headers_are_not_searched(index: MailIndex, write_email: WriteEmail) -> None:
+    write_email("secret", To="a@example.com", From="shop@example.com", List="secret")
+    assert file_names(index, "secret") == []
+    assert file_names(index, "shop") == []
 
 
-def test_signs_that_mean_something_in_sql_are_only_signs(index: MailIndex, drop: Drop) -> None:
-    drop("x", To="a@example.com")
-    assert found(index, "%") == found(index, "' or 1=1 --") == []
+def test_sql_wildcards_are_matched_literally(index: MailIndex, write_email: WriteEmail) -> None:
+    write_email("x", To="a@example.com")
+    assert file_names(index, "%") == file_names(index, "' or 1=1 --") == []
 
 
-def test_files_deleted_and_dropped_in_by_hand_are_noticed(index: MailIndex, drop: Drop, folder: Path) -> None:
-    first = drop("x", To="a@example.com")
-    assert found(index) == [first]
+def test_files_added_and_deleted_by_hand_are_noticed(index: MailIndex, write_email: WriteEmail, folder: Path) -> None:
+    first = write_email("x", To="a@example.com")
+    assert file_names(index) == [first]
     (folder / first).unlink()
     (folder / "from a friend.eml").write_bytes(b"To: b@example.com\r\n\r\n")
-    assert found(index) == ["from a friend.eml"]
+    assert file_names(index) == ["from a friend.eml"]
 
 
-def test_a_folder_deleted_by_hand_is_an_empty_one(index: MailIndex, drop: Drop, folder: Path) -> None:
-    (folder / drop("x")).unlink()
+def test_a_deleted_folder_counts_as_empty(index: MailIndex, write_email: WriteEmail, folder: Path) -> None:
+    (folder / write_email("x")).unlink()
     folder.rmdir()
-    assert found(index) == []
+    assert file_names(index) == []
 
 
-def test_what_is_no_mail_is_left_alone(index: MailIndex, folder: Path) -> None:
+def test_other_files_are_ignored(index: MailIndex, folder: Path) -> None:
     (folder / ".1-part.eml").write_bytes(b"To: half@example.com")
     (folder / "notes.txt").write_text("x")
     (folder / "folder.eml").mkdir()
     Path(os.fsdecode(bytes(folder) + b"/\xff.eml")).write_bytes(b"")
-    assert found(index) == []
+    assert file_names(index) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"not a database, " * 1000, None])
-def test_an_index_that_is_lost_or_spoilt_is_made_anew(
-    index: MailIndex, drop: Drop, folder: Path, content: bytes | None
+def test_a_lost_or_corrupt_index_is_rebuilt(
+    index: MailIndex, write_email: WriteEmail, folder: Path, content: bytes | None
 ) -> None:
-    name = drop("x", To="a@example.com")
-    assert found(index) == [name]
+    name = write_email("x", To="a@example.com")
+    assert file_names(index) == [name]
     if content is None:
         index.path.unlink()
     else:
         index.path.write_bytes(content)
-    assert found(index, "a@example.com") == [name]
-    assert found(MailIndex(folder)) == [name]
+    assert file_names(index, "a@example.com") == [name]
+    assert file_names(MailIndex(folder)) == [name]
 
 
-def test_an_index_of_an_older_release_is_made_anew(index: MailIndex, drop: Drop, folder: Path) -> None:
-    name = drop("x", To="a@example.com")
-    found(index)
+def test_an_index_of_an_older_release_is_rebuilt(index: MailIndex, write_email: WriteEmail, folder: Path) -> None:
+    name = write_email("x", To="a@example.com")
+    file_names(index)
     with index._connect() as connection:
-        connection.executescript("alter table mail drop column words; pragma user_version = 0;")
-    assert found(MailIndex(folder), "a@example.com") == [name]
+        connection.executescript("alter table email drop column search_text; pragma user_version = 0;")
+    assert file_names(MailIndex(folder), "a@example.com") == [name]
 
 
-def test_nobody_else_on_the_machine_may_read_it(index: MailIndex, drop: Drop) -> None:
-    drop("x")
-    found(index)
+def test_the_index_is_readable_only_by_its_owner(index: MailIndex, write_email: WriteEmail) -> None:
+    write_email("x")
+    file_names(index)
     assert index.path.stat().st_mode & 0o077 == 0
 
 
-def test_emptying_leaves_what_came_after_the_page_was_drawn(index: MailIndex, drop: Drop, folder: Path) -> None:
-    drop("x")
-    drop("y")
-    seen = index.list_messages("", "", 1)[0].sort_key
-    late = drop("z")
-    assert index.delete_up_to(seen) == 2
-    assert found(index) == [late] == [file.name for file in folder.iterdir()]
+def test_deleting_keeps_email_that_arrived_later(index: MailIndex, write_email: WriteEmail, folder: Path) -> None:
+    write_email("x")
+    write_email("y")
+    newest_shown = index.list_messages("", "", 1)[0].sort_key
+    late = write_email("z")
+    assert index.delete_up_to(newest_shown) == 2
+    assert file_names(index) == [late] == [file.name for file in folder.iterdir()]
 
 
-def test_killed_amid_its_work_it_has_every_mail_once_afterwards(folder: Path, drop: Drop) -> None:
-    names = [drop("x", To=f"{n}@example.com") for n in range(3000)]
-    script = "import sys, pathlib; from local.mailsink.index import Index; Index(pathlib.Path(sys.argv[1])).catch_up()"
+def test_a_killed_refresh_leaves_a_complete_index(folder: Path, write_email: WriteEmail) -> None:
+    names = [write_email("x", To=f"{n}@example.com") for n in range(3000)]
+    script = (
+        "import pathlib; from local.mailsink.index import MailIndex; MailIndex(pathlib.Path(sys.argv[1])).refresh()"
+    )
     process = subprocess.Popen([sys.executable, "-c", script, str(folder)], cwd=ROOT)
     index = MailIndex(folder)
     deadline = time.monotonic() + 30
@@ -147,8 +149,8 @@ def test_killed_amid_its_work_it_has_every_mail_once_afterwards(folder: Path, dr
     assert [row.file_name for row in index.list_messages("", "", 5000)] == names[::-1]
 
 
-def test_mails_are_indexed_in_the_background_once_it_is_quiet(index: MailIndex, drop: Drop) -> None:
-    drop("x")
+def test_emails_are_indexed_in_the_background(index: MailIndex, write_email: WriteEmail) -> None:
+    write_email("x")
     index.start_background_refresh()
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and not index.path.exists():

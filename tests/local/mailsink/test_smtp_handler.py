@@ -1,4 +1,4 @@
-"""Taking mail over real SMTP: whole, or refused for now."""
+"""Receiving email over real SMTP: stored completely or refused temporarily."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ def send(relay: smtplib.SMTP) -> None:
     relay.sendmail("shop@example.com", ["ada@example.com"], MAIL)
 
 
-def test_a_mail_is_a_file_with_the_bytes_that_were_sent(relay: smtplib.SMTP, folder: Path) -> None:
+def test_an_email_is_stored_as_the_bytes_that_were_sent(relay: smtplib.SMTP, folder: Path) -> None:
     send(relay)
     assert [file.read_bytes() for file in folder.iterdir()] == [MAIL]
 
 
-def test_a_folder_deleted_by_hand_is_made_again(relay: smtplib.SMTP, folder: Path) -> None:
+def test_a_deleted_folder_is_created_again(relay: smtplib.SMTP, folder: Path) -> None:
     folder.rmdir()
     send(relay)
     assert len(list(folder.glob("*.eml"))) == 1
 
 
-def test_a_mail_that_cannot_be_written_is_to_be_sent_again_later(relay: smtplib.SMTP, folder: Path) -> None:
+def test_an_email_that_can_not_be_stored_is_refused_temporarily(relay: smtplib.SMTP, folder: Path) -> None:
     folder.rmdir()
-    folder.write_text("a file where the folder was")
-    with pytest.raises(smtplib.SMTPDataError) as refused:
+    folder.write_text("a file instead of the folder")
+    with pytest.raises(smtplib.SMTPDataError) as raised:
         send(relay)
-    assert refused.value.smtp_code == 452
+    assert raised.value.smtp_code == 452
 
 
-def test_there_is_no_sink_where_a_relay_is_set(app: Flask, with_settings: Callable[..., object]) -> None:
+def test_there_is_no_sink_when_a_relay_is_configured(app: Flask, with_settings: Callable[..., object]) -> None:
     with_settings(uses_mail_sink=False)
     result = app.test_cli_runner().invoke(args=["mail-sink"])
     assert result.exit_code != 0

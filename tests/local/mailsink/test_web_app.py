@@ -1,4 +1,4 @@
-"""The sink's pages: every mail is shown, whatever it is; only this machine is answered."""
+"""The sink's pages show every email, even malformed ones, only to this machine."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from flask.testing import FlaskClient
 
 from local.mailsink.web_app import PAGE_SIZE
 
-Drop = Callable[..., str]
+WriteEmail = Callable[..., str]
 HOST = {"Host": "127.0.0.1:8002"}
-OURS = HOST | {"Origin": "http://127.0.0.1:8002"}
-BOTH = (
+OWN_ORIGIN = HOST | {"Origin": "http://127.0.0.1:8002"}
+TEXT_AND_HTML = (
     b"To: =?utf-8?q?J=C3=BCrgen?= <j@example.com>\r\nSubject: Hello\r\nMIME-Version: 1.0\r\n"
     b'Content-Type: multipart/alternative; boundary="b"\r\n\r\n'
     b"--b\r\nContent-Type: text/plain; charset=utf-8\r\n\r\nSee http://127.0.0.1:8000/r/abc\r\n"
@@ -28,82 +28,84 @@ def nested(levels: int) -> bytes:
     return b"".join(b'Content-Type: multipart/mixed; boundary="%d"\r\n\r\n--%d\r\n' % (n, n) for n in range(levels))
 
 
-def shown(browser: FlaskClient, address: str) -> str:
-    answer = browser.get(address)
-    assert answer.status_code == 200
-    return unescape(answer.text)
+def get_page(client: FlaskClient, path: str) -> str:
+    response = client.get(path)
+    assert response.status_code == 200
+    return unescape(response.text)
 
 
-def test_an_empty_sink_says_what_to_do(browser: FlaskClient) -> None:
-    page = shown(browser, "/")
-    assert "No mail yet" in page
-    assert "Launch an offer" in page
+def test_an_empty_sink_explains_the_next_step(client: FlaskClient) -> None:
+    page = get_page(client, "/")
+    assert "No emails yet" in page
+    assert "Launch a campaign" in page
     assert "Delete" not in page
 
 
-def test_the_list_tells_whom_about_what_when_and_how_big(browser: FlaskClient, drop: Drop) -> None:
-    drop("x" * 5000, To="=?utf-8?q?J=C3=BCrgen?= <j@example.com>", Subject="Hello")
-    page = shown(browser, "/")
-    for words in ("Jürgen <j@example.com>", ">Hello<", "14 Nov 2023, 22:13", "5 kB", "1 mail kept here"):
-        assert words in page
+def test_the_list_shows_recipient_subject_time_and_size(client: FlaskClient, write_email: WriteEmail) -> None:
+    write_email("x" * 5000, To="=?utf-8?q?J=C3=BCrgen?= <j@example.com>", Subject="Hello")
+    page = get_page(client, "/")
+    for part in ("Jürgen <j@example.com>", ">Hello<", "14 Nov 2023, 22:13", "5 kB", "1 email stored here"):
+        assert part in page
 
 
-def test_attachments_are_marked_and_named(browser: FlaskClient, drop: Drop) -> None:
-    mail = BOTH.replace(
+def test_attachments_are_counted_and_named(client: FlaskClient, write_email: WriteEmail) -> None:
+    with_attachment = TEXT_AND_HTML.replace(
         b"--b--",
         b'--b\r\nContent-Type: image/png\r\nContent-Disposition: ATTACHMENT; filename="a b.png"\r\n\r\nx\r\n--b--',
     )
-    name = drop(mail)
-    assert "1 attached" in shown(browser, "/")
-    assert "a b.png" in shown(browser, f"/{name}")
+    name = write_email(with_attachment)
+    assert "1 attached" in get_page(client, "/")
+    assert "a b.png" in get_page(client, f"/{name}")
 
 
-def test_older_mails_are_a_link_away(browser: FlaskClient, drop: Drop) -> None:
+def test_older_emails_are_on_the_next_page(client: FlaskClient, write_email: WriteEmail) -> None:
     for n in range(PAGE_SIZE + 1):
-        drop("x", Subject=f"mail-{n}-", To="a@example.com")
-    page = shown(browser, "/?q=a@example.com")
+        write_email("x", Subject=f"mail-{n}-", To="a@example.com")
+    page = get_page(client, "/?q=a@example.com")
     assert "mail-0-" not in page
     older = re.search(r'href="([^"]*before=[^"]*)"', page)
     assert older
-    assert re.findall(r"mail-\d+-", shown(browser, older[1])) == ["mail-0-"]
+    assert re.findall(r"mail-\d+-", get_page(client, older[1])) == ["mail-0-"]
 
 
-def test_a_search_tells_how_many_it_found(browser: FlaskClient, drop: Drop) -> None:
+def test_a_search_shows_the_number_of_results(client: FlaskClient, write_email: WriteEmail) -> None:
     for n in range(PAGE_SIZE + 2):
-        drop("x", Subject="Iced tea", To=f"ann{n % 2}@example.com")
-    assert f"{PAGE_SIZE + 2} mails to or about" in shown(browser, "/?q=iced+tea")
-    assert f"{PAGE_SIZE // 2 + 1} mails to or about" in shown(browser, "/?q=ann1@+tea")
-    drop("x", To="bob@example.com")
-    assert "1 mail to or about" in shown(browser, "/?q=bob")
+        write_email("x", Subject="Iced tea", To=f"ann{n % 2}@example.com")
+    assert f"{PAGE_SIZE + 2} emails match" in get_page(client, "/?q=iced+tea")
+    assert f"{PAGE_SIZE // 2 + 1} emails match" in get_page(client, "/?q=ann1@+tea")
+    write_email("x", To="bob@example.com")
+    assert "1 email matches" in get_page(client, "/?q=bob")
 
 
-def test_a_search_without_result_says_so(browser: FlaskClient, drop: Drop) -> None:
-    drop("x", To="a@example.com")
-    assert "No mail to or about" in shown(browser, "/?q=<nobody>")
+def test_a_search_without_results_says_so(client: FlaskClient, write_email: WriteEmail) -> None:
+    write_email("x", To="a@example.com")
+    assert "No emails match" in get_page(client, "/?q=<nobody>")
 
 
-def test_a_mail_is_shown_as_html_text_and_headers_and_its_source_saved(browser: FlaskClient, drop: Drop) -> None:
-    name = drop(BOTH)
-    assert f'src="/{name}/html"' in shown(browser, f"/{name}")
-    assert 'class="html phone"' in shown(browser, f"/{name}?view=phone")
-    assert '<a href="http://127.0.0.1:8000/r/abc"' in shown(browser, f"/{name}?view=text")
-    assert "multipart/alternative" in shown(browser, f"/{name}?view=headers")
-    source = browser.get(f"/{name}/source")
-    assert source.data == BOTH
+def test_an_email_is_shown_as_html_text_and_headers_and_can_be_saved(
+    client: FlaskClient, write_email: WriteEmail
+) -> None:
+    name = write_email(TEXT_AND_HTML)
+    assert f'src="/{name}/html"' in get_page(client, f"/{name}")
+    assert 'class="html phone"' in get_page(client, f"/{name}?view=phone")
+    assert '<a href="http://127.0.0.1:8000/r/abc"' in get_page(client, f"/{name}?view=text")
+    assert "multipart/alternative" in get_page(client, f"/{name}?view=headers")
+    source = client.get(f"/{name}/source")
+    assert source.data == TEXT_AND_HTML
     assert source.headers["Content-Disposition"] == f"attachment; filename={name}"
 
 
-def test_a_mails_html_may_do_nothing_and_calls_on_nobody(browser: FlaskClient, drop: Drop) -> None:
-    answer = browser.get(f"/{drop(BOTH)}/html")
-    policy = answer.headers["Content-Security-Policy"]
+def test_the_html_of_an_email_is_sandboxed_and_loads_nothing(client: FlaskClient, write_email: WriteEmail) -> None:
+    response = client.get(f"/{write_email(TEXT_AND_HTML)}/html")
+    policy = response.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
     sandbox = policy.partition("sandbox ")[2].split(";")[0].split()
     assert not {"allow-scripts", "allow-forms", "allow-same-origin"} & set(sandbox)
-    assert "spy.example" not in answer.text
-    assert answer.text.startswith('<!DOCTYPE html><base target="_blank"><html lang="en">')
+    assert "spy.example" not in response.text
+    assert response.text.startswith('<!DOCTYPE html><base target="_blank"><html lang="en">')
 
 
-BROKEN = {
+MALFORMED = {
     "nothing": b"",
     "no headers": b"just some words\r\nin two lines",
     "no body": b"To: a@example.com\r\nSubject: x\r\n",
@@ -130,37 +132,37 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())
-def test_broken_mails_are_listed_and_shown(browser: FlaskClient, drop: Drop, content: bytes) -> None:
-    name = drop(content)
-    assert name in shown(browser, "/")
-    assert shown(browser, "/?q=nobody")
+@pytest.mark.parametrize("content", MALFORMED.values(), ids=MALFORMED.keys())
+def test_malformed_emails_are_listed_and_shown(client: FlaskClient, write_email: WriteEmail, content: bytes) -> None:
+    name = write_email(content)
+    assert name in get_page(client, "/")
+    assert get_page(client, "/?q=nobody")
     for view in ("html", "phone", "text", "headers", "nonsense"):
-        assert shown(browser, f"/{name}?view={view}")
-    assert browser.get(f"/{name}/html").status_code in (200, 404)
-    assert browser.get(f"/{name}/source").data == content
+        assert get_page(client, f"/{name}?view={view}")
+    assert client.get(f"/{name}/html").status_code in (200, 404)
+    assert client.get(f"/{name}/source").data == content
 
 
-def test_the_words_of_broken_mails_are_there(browser: FlaskClient, drop: Drop) -> None:
-    assert "words" in shown(browser, f"/{drop(BROKEN['no headers'])}?view=text")
-    assert "words" in shown(browser, f"/{drop(BROKEN['nested ten deep'])}?view=text")
-    deep = shown(browser, f"/{drop(BROKEN['nested two thousand deep'])}?view=text")
-    assert "could not be taken apart" in deep
+def test_the_text_of_malformed_emails_is_shown(client: FlaskClient, write_email: WriteEmail) -> None:
+    assert "words" in get_page(client, f"/{write_email(MALFORMED['no headers'])}?view=text")
+    assert "words" in get_page(client, f"/{write_email(MALFORMED['nested ten deep'])}?view=text")
+    deep = get_page(client, f"/{write_email(MALFORMED['nested two thousand deep'])}?view=text")
+    assert "could not be parsed" in deep
     assert "multipart/mixed" in deep
 
 
-def test_of_a_huge_text_the_beginning_is_shown(browser: FlaskClient, drop: Drop) -> None:
-    name = drop(b"To: a@example.com\r\n\r\n" + b"0123456789abcdef\r\n" * 1_400_000)
-    page = browser.get(f"/{name}?view=text")
-    assert "the source has all of it" in page.text
+def test_a_very_long_text_is_shown_truncated(client: FlaskClient, write_email: WriteEmail) -> None:
+    name = write_email(b"To: a@example.com\r\n\r\n" + b"0123456789abcdef\r\n" * 1_400_000)
+    page = client.get(f"/{name}?view=text")
+    assert "Only the beginning of this long text is shown" in page.text
     assert len(page.data) < 1_000_000
-    assert "25.2 MB" in shown(browser, "/")
+    assert "25.2 MB" in get_page(client, "/")
 
 
-def test_what_mails_say_is_text_on_our_pages(browser: FlaskClient, drop: Drop) -> None:
-    name = drop("<b>x</b>", To="<script>1</script>", Subject="<script>2</script>", **{"X-<i>": "<b>"})
-    for address in ("/", f"/{name}", f"/{name}?view=headers", "/?q=<script>"):
-        page = browser.get(address).text
+def test_the_pages_escape_the_content_of_emails(client: FlaskClient, write_email: WriteEmail) -> None:
+    name = write_email("<b>x</b>", To="<script>1</script>", Subject="<script>2</script>", **{"X-<i>": "<b>"})
+    for path in ("/", f"/{name}", f"/{name}?view=headers", "/?q=<script>"):
+        page = client.get(path).text
         assert "<script" not in page
         assert "<b>" not in page
 
@@ -168,38 +170,36 @@ def test_what_mails_say_is_text_on_our_pages(browser: FlaskClient, drop: Drop) -
 @pytest.mark.parametrize(
     "name", ["none.eml", "..%2Fmails.sqlite3", "../mails.sqlite3", ".hidden.eml", "x.txt", "a%00.eml", "%2Fetc%2Fx.eml"]
 )
-def test_no_file_but_mails_is_shown(browser: FlaskClient, drop: Drop, folder: Path, name: str) -> None:
-    drop("x")
+def test_only_files_of_emails_are_shown(client: FlaskClient, write_email: WriteEmail, folder: Path, name: str) -> None:
+    write_email("x")
     (folder / ".hidden.eml").write_text("x")
-    shown(browser, "/")
-    for address in (f"/{name}", f"/{name}/html", f"/{name}/source"):
-        assert browser.get(address).status_code == 404
+    get_page(client, "/")
+    for path in (f"/{name}", f"/{name}/html", f"/{name}/source"):
+        assert client.get(path).status_code == 404
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:8002", "evil.example:8002", "[", "192.0.2.1"])
-def test_a_foreign_name_that_leads_here_is_refused(browser: FlaskClient, drop: Drop, host: str) -> None:
-    name = drop("secret", Subject="secret")
-    for address in ("/", f"/{name}", f"/{name}/source", f"/{name}/html"):
-        answer = browser.get(address, headers={"Host": host})
-        assert answer.status_code in (400, 403)
-        assert "secret" not in answer.text
+def test_other_host_names_are_refused(client: FlaskClient, write_email: WriteEmail, host: str) -> None:
+    name = write_email("secret", Subject="secret")
+    for path in ("/", f"/{name}", f"/{name}/source", f"/{name}/html"):
+        response = client.get(path, headers={"Host": host})
+        assert response.status_code in (400, 403)
+        assert "secret" not in response.text
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8002", "localhost:8002", "localhost", "[::1]:8002"])
-def test_the_names_of_this_machine_are_answered(browser: FlaskClient, host: str) -> None:
-    assert browser.get("/", headers={"Host": host}).status_code == 200
+def test_local_host_names_are_accepted(client: FlaskClient, host: str) -> None:
+    assert client.get("/", headers={"Host": host}).status_code == 200
 
 
-def test_emptying_deletes_the_files_and_says_that_the_sink_is_empty(
-    browser: FlaskClient, drop: Drop, folder: Path
-) -> None:
-    drop("x")
-    drop("y")
-    up_to = re.search(r'name="up_to" value="([^"]+)"', shown(browser, "/"))
+def test_emptying_deletes_the_shown_emails(client: FlaskClient, write_email: WriteEmail, folder: Path) -> None:
+    write_email("x")
+    write_email("y")
+    up_to = re.search(r'name="up_to" value="([^"]+)"', get_page(client, "/"))
     assert up_to
-    late = drop("z")
-    answer = browser.post("/empty", data={"up_to": up_to[1]}, headers=OURS)
-    assert (answer.status_code, answer.headers["Location"]) == (303, "/")
+    late = write_email("z")
+    response = client.post("/empty", data={"up_to": up_to[1]}, headers=OWN_ORIGIN)
+    assert (response.status_code, response.headers["Location"]) == (303, "/")
     assert [file.name for file in folder.iterdir()] == [late]
 
 
@@ -215,30 +215,30 @@ def test_emptying_deletes_the_files_and_says_that_the_sink_is_empty(
         {"Sec-Fetch-Site": "cross-site"},
     ],
 )
-def test_a_form_of_another_site_empties_nothing(
-    browser: FlaskClient, drop: Drop, folder: Path, headers: dict[str, str]
+def test_cross_site_requests_can_not_empty_the_sink(
+    client: FlaskClient, write_email: WriteEmail, folder: Path, headers: dict[str, str]
 ) -> None:
-    name = drop("x")
-    assert browser.post("/empty", data={"up_to": "~"}, headers=HOST | headers).status_code == 403
-    assert browser.get("/empty").status_code in (404, 405)
+    name = write_email("x")
+    assert client.post("/empty", data={"up_to": "~"}, headers=HOST | headers).status_code == 403
+    assert client.get("/empty").status_code in (404, 405)
     assert (folder / name).exists()
 
 
-def test_every_page_keeps_to_itself(browser: FlaskClient, drop: Drop) -> None:
-    name = drop(BOTH)
-    for address in ("/", f"/{name}", f"/{name}/html", f"/{name}/source", "/none.eml"):
-        headers = browser.get(address).headers
+def test_every_page_has_restrictive_headers(client: FlaskClient, write_email: WriteEmail) -> None:
+    name = write_email(TEXT_AND_HTML)
+    for path in ("/", f"/{name}", f"/{name}/html", f"/{name}/source", "/none.eml"):
+        headers = client.get(path).headers
         assert headers["Cache-Control"] == "no-store"
         assert headers["Referrer-Policy"] == "same-origin"
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert "default-src 'none'" in headers["Content-Security-Policy"]
 
 
-def test_an_index_that_cannot_be_written_is_said_in_one_sentence(
-    browser: FlaskClient, drop: Drop, folder: Path
+def test_an_unwritable_index_is_reported_in_one_sentence(
+    client: FlaskClient, write_email: WriteEmail, folder: Path
 ) -> None:
-    drop("x")
+    write_email("x")
     folder.with_name("mails.sqlite3").mkdir()
-    answer = browser.get("/")
-    assert answer.status_code == 503
-    assert "Mails are taken all the same" in answer.text
+    response = client.get("/")
+    assert response.status_code == 503
+    assert "New emails are still received" in response.text

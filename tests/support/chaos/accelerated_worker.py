@@ -1,7 +1,7 @@
-"""The worker with all of its waiting times shortened by the same factor: a lease of 6 seconds, looking around every 4.
+"""The worker with all intervals divided by the same factor.
 
-They keep their proportions, and each side goes by its own clock as always, so what these workers do to each other in a
-minute is what those of the program do in a quarter of an hour.
+A lease takes 6 seconds, and the sweep runs every 4. The proportions stay the same and each process uses its own clock,
+so these workers interact in a minute as those of the program do in a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from webapp.core.extensions import huey
 FACTOR = 15
 
 
-def hurry() -> None:
-    """Shorten every time in `webapp.campaigns.timing`, and how often the sweep and the bells are looked for."""
+def shorten_intervals() -> None:
+    """Shorten the intervals of campaigns, the scheduler and the queue."""
     for name, value in list(vars(timing).items()):
         if name.isupper():
             setattr(
                 timing, name, tuple(each / FACTOR for each in value) if isinstance(value, tuple) else value / FACTOR
             )
-    # The sweep's crontab is true of every moment of every minute.
+    # The sweep's crontab matches every minute, so the sweep runs each time the scheduler checks.
     Scheduler.periodic_task_seconds = 60 / FACTOR
     huey.storage.read_timeout /= FACTOR
 
 
 if __name__ == "__main__":
-    hurry()
-    # Only now: what is computed from the times when a module is imported is short as well.
+    shorten_intervals()
+    # Imported only now, so that values computed from the intervals at import are short as well.
     from webapp import worker
 
     worker.main()

@@ -1,4 +1,4 @@
-"""Customers, tills and shops in many processes at once, for tests of what only several processes can show."""
+"""Clients that redeem concurrently from several processes."""
 
 from __future__ import annotations
 
@@ -28,86 +28,95 @@ from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import RedemptionRequest
 
 Job = TypeVar("Job")
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 TIMEOUT = 30
-# What each of the processes keeps: the program, and that all of them are there.
-_kept: dict[str, Any] = {}
+# State of each process: the app, and the barrier at which all processes wait.
+_state: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
-class Said:
-    """One answer: redeemed, repeated, undone, or the key of a refusal; and of which redemption."""
+class Outcome:
+    """The outcome of one call.
 
-    what: str
-    who: str
+    `result` is redeemed, repeated, undone or the key of an error; `caller` names the code and customer, or the till.
+    """
+
+    result: str
+    caller: str
     public_id: str = ""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Processes with the program loaded, each with connections of its own."""
+    """A pool of processes, each with its own app and database connections."""
 
     pool: ProcessPoolExecutor
     settings: Settings
     number: int
 
-    def each(self, work: Callable[[Flask, Job], Found], jobs: Sequence[Job]) -> list[Found]:
-        """What `work` found for each job, each in a thread of its own. All processes begin together."""
+    def each(self, work: Callable[[Flask, Job], Result], jobs: Sequence[Job]) -> list[Result]:
+        """Run `work` for each job in a separate thread; return the results.
+
+        All processes start at the same time.
+        """
         n = self.number
-        done = [self.pool.submit(_process, self.settings, work, list(jobs[k::n])) for k in range(n)]
-        return [found for one in done for found in one.result()]
+        futures = [self.pool.submit(_process, self.settings, work, list(jobs[k::n])) for k in range(n)]
+        return [result for future in futures for result in future.result()]
 
 
 @contextmanager
 def processes(settings: Settings, number: int) -> Iterator[Processes]:
-    """So many processes, ended afterwards."""
+    """Start a pool of processes; end them afterwards."""
     spawned = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(number, spawned, _begin, (spawned.Barrier(number),)) as pool:
         yield Processes(pool, settings, number)
 
 
 def _begin(ready: Barrier) -> None:
-    _kept["ready"] = ready
+    _state["ready"] = ready
 
 
-def _process(settings: Settings, work: Callable[[Flask, Job], Found], jobs: list[Job]) -> list[Found]:
-    if "app" not in _kept:
-        _kept["app"] = create_app(settings)
-    app: Flask = _kept["app"]
-    _kept["ready"].wait(TIMEOUT)
+def _process(settings: Settings, work: Callable[[Flask, Job], Result], jobs: list[Job]) -> list[Result]:
+    if "app" not in _state:
+        _state["app"] = create_app(settings)
+    app: Flask = _state["app"]
+    _state["ready"].wait(TIMEOUT)
     try:
         with ThreadPoolExecutor(len(jobs)) as pool:
             return list(pool.map(lambda job: work(app, job), jobs))
     finally:
-        # The server learns of what a connection met, such as deadlocks, at the latest when it ends.
+        # The server counts events of a connection, such as deadlocks, at the latest when the connection ends.
         with app.app_context():
             db.engine.dispose()
 
 
 @dataclass(frozen=True)
 class Till:
-    """Redeems for everybody in an order of its own and, if it `undoes`, takes back one of the newest now and then."""
+    """Redeems for every customer in random order.
+
+    If it `rolls_back`, it sometimes rolls back a recent redemption.
+    """
 
     number: int
     code: str
     emails: tuple[str, ...]
-    undoes: bool = False
+    rolls_back: bool = False
 
 
-def sell(app: Flask, till: Till) -> list[Said]:
-    """What a till heard that calls the actions."""
+def run_till(app: Flask, till: Till) -> list[Outcome]:
+    """Redeem for every customer by calling actions; return the outcomes."""
     chance = random.Random(till.number)
-    heard = []
+    outcomes: list[Outcome] = []
     for email in chance.sample(till.emails, len(till.emails)):
-        heard += _redeem(app, [RedemptionRequest(channel="api", code=till.code, email=email)])
-        if till.undoes and chance.random() < 0.4:
-            heard += undo(app, (chance.choice(newest(app)), f"till {till.number}"))
-    return heard
+        outcomes += _redeem(app, [RedemptionRequest(channel="api", code=till.code, email=email)])
+        if till.rolls_back and chance.random() < 0.4:
+            outcomes += roll_back(app, (chance.choice(list_recent_ids(app)), f"till {till.number}"))
+    return outcomes
 
 
 @dataclass(frozen=True)
 class Wholesaler:
-    """Redeems many offers for many customers in batches, and takes most of it back after each."""
+    """Redeems many offers for many customers in batches, and rolls most of them back."""
 
     number: int
     codes: tuple[str, ...]
@@ -116,66 +125,73 @@ class Wholesaler:
     batch: int
 
 
-def sell_in_batches(app: Flask, wholesaler: Wholesaler) -> list[Said]:
-    """What a wholesaler heard. Its batches overlap with those of all others in offers and customers."""
+def run_wholesaler(app: Flask, wholesaler: Wholesaler) -> list[Outcome]:
+    """Redeem and roll back in batches; return the outcomes.
+
+    The batches share offers and customers with those of other wholesalers.
+    """
     chance = random.Random(wholesaler.number)
-    every = [(code, email) for code in wholesaler.codes for email in wholesaler.emails]
-    heard = []
+    all_pairs = [(code, email) for code in wholesaler.codes for email in wholesaler.emails]
+    outcomes: list[Outcome] = []
     for _ in range(wholesaler.rounds):
-        pairs = chance.sample(every, wholesaler.batch)
-        told = _redeem(app, [RedemptionRequest(channel="api", code=code, email=email) for code, email in pairs])
-        heard += told
-        for one in told:
-            if one.what == "redeemed" and chance.random() < 0.8:
-                heard += undo(app, (one.public_id, f"wholesaler {wholesaler.number}"))
-    return heard
+        pairs = chance.sample(all_pairs, wholesaler.batch)
+        batch = _redeem(app, [RedemptionRequest(channel="api", code=code, email=email) for code, email in pairs])
+        outcomes += batch
+        for outcome in batch:
+            if outcome.result == "redeemed" and chance.random() < 0.8:
+                outcomes += roll_back(app, (outcome.public_id, f"wholesaler {wholesaler.number}"))
+    return outcomes
 
 
-def undo(app: Flask, wanted: tuple[str, str]) -> list[Said]:
-    """What somebody heard who undoes one redemption; nothing when there is none to undo."""
-    public_id, by = wanted
+def roll_back(app: Flask, job: tuple[str, str]) -> list[Outcome]:
+    """Roll back one redemption by id and caller, or nothing if the id is empty."""
+    public_id, by = job
     if not public_id:
         return []
     with app.app_context():
         try:
             return [
-                Said("undone", by, redemption_rollback.roll_back_redemption(public_id, "order cancelled", by).public_id)
+                Outcome(
+                    "undone", by, redemption_rollback.roll_back_redemption(public_id, "order cancelled", by).public_id
+                )
             ]
         except DomainError as error:
-            return [Said(error.key, by, public_id)]
+            return [Outcome(error.key, by, public_id)]
 
 
-def undo_all(app: Flask, wanted: tuple[tuple[str, ...], str]) -> list[Said]:
-    """What somebody heard who undoes these, one after the other."""
-    return [answer for public_id in wanted[0] for answer in undo(app, (public_id, wanted[1]))]
+def roll_back_all(app: Flask, job: tuple[tuple[str, ...], str]) -> list[Outcome]:
+    """Roll back redemptions one after the other, by ids and caller."""
+    public_ids, by = job
+    return [outcome for public_id in public_ids for outcome in roll_back(app, (public_id, by))]
 
 
-def newest(app: Flask) -> list[str]:
-    """Some of the redemptions that were made last."""
+def list_recent_ids(app: Flask) -> list[str]:
+    """Return the ids of the latest redemptions, or one empty id when there are none."""
     with app.app_context():
-        return [done.public_id for done in redemption_queries.list_latest_redemptions(None, 8)] or [""]
+        return [record.public_id for record in redemption_queries.list_latest_redemptions(None, 8)] or [""]
 
 
-def _redeem(app: Flask, asks: list[RedemptionRequest]) -> list[Said]:
+def _redeem(app: Flask, requests: list[RedemptionRequest]) -> list[Outcome]:
     with app.app_context():
-        if len(asks) > 1:
-            return [_said(ask, answer) for ask, answer in zip(asks, redemption_actions.redeem_all(asks), strict=True)]
+        if len(requests) > 1:
+            results = redemption_actions.redeem_all(requests)
+            return [_to_outcome(request, result) for request, result in zip(requests, results, strict=True)]
         try:
-            return [_said(asks[0], group_commit.redeem(asks[0]))]
+            return [_to_outcome(requests[0], group_commit.redeem(requests[0]))]
         except DomainError as error:
-            return [_said(asks[0], error)]
+            return [_to_outcome(requests[0], error)]
 
 
-def _said(ask: RedemptionRequest, answer: RedemptionRecord | DomainError) -> Said:
-    who = f"{ask.code} {ask.email}"
-    if isinstance(answer, DomainError):
-        return Said(answer.key, who)
-    return Said("repeated" if answer.is_replay else "redeemed", who, answer.public_id)
+def _to_outcome(request: RedemptionRequest, result: RedemptionRecord | DomainError) -> Outcome:
+    caller = f"{request.code} {request.email}"
+    if isinstance(result, DomainError):
+        return Outcome(result.key, caller)
+    return Outcome("repeated" if result.is_replay else "redeemed", caller, result.public_id)
 
 
 @dataclass(frozen=True)
-class Reply:
-    """What came back over HTTP. Status 0: the connection ended without an answer."""
+class ApiResponse:
+    """A response of the API. Status 0: the connection ended without a response."""
 
     status: int
     body: Any = None
@@ -183,45 +199,45 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Shop:
-    """A machine with a key that calls over the network, on one connection for each call."""
+class ShopClient:
+    """An API client that opens a connection for each call."""
 
     url: str
     key: str
 
-    def redeem(self, code: str, email: str, **more: Any) -> Reply:
+    def redeem(self, code: str, email: str, **more: Any) -> ApiResponse:
         return self.call("/api/v1/redemptions", {"code": code, "customer": {"email": email}} | more)
 
-    def undo(self, public_id: str) -> Reply:
+    def roll_back(self, public_id: str) -> ApiResponse:
         return self.call(f"/api/v1/redemptions/{public_id}/rollback", {"reason": "order cancelled"})
 
-    def call(self, path: str, body: object, **headers: str) -> Reply:
+    def call(self, path: str, body: object, **headers: str) -> ApiResponse:
         connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=TIMEOUT)
-        given = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"} | headers
+        all_headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"} | headers
         try:
-            connection.request("POST", path, json.dumps(body), given)
-            answer = connection.getresponse()
-            return Reply(answer.status, json.loads(answer.read()), {k.lower(): v for k, v in answer.getheaders()})
+            connection.request("POST", path, json.dumps(body), all_headers)
+            raw = connection.getresponse()
+            return ApiResponse(raw.status, json.loads(raw.read()), {k.lower(): v for k, v in raw.getheaders()})
         except (ConnectionError, http.client.HTTPException):
-            return Reply(0)
+            return ApiResponse(0)
         finally:
             connection.close()
 
-    def sell(self, till: Till) -> list[Said]:
-        """What a till heard that calls over the network."""
+    def run_till(self, till: Till) -> list[Outcome]:
+        """Redeem for every customer over HTTP; return the outcomes."""
         chance = random.Random(till.number)
-        heard = []
+        outcomes = []
         for email in chance.sample(till.emails, len(till.emails)):
-            reply = self.redeem(till.code, email)
-            heard.append(_told(email, reply))
-            if till.undoes and reply.status == 201 and chance.random() < 0.5:
-                heard.append(_told(f"till {till.number}", self.undo(reply.body["id"])))
-        return heard
+            response = self.redeem(till.code, email)
+            outcomes.append(_parse_outcome(email, response))
+            if till.rolls_back and response.status == 201 and chance.random() < 0.5:
+                outcomes.append(_parse_outcome(f"till {till.number}", self.roll_back(response.body["id"])))
+        return outcomes
 
 
-def _told(who: str, reply: Reply) -> Said:
-    if reply.status == 201:
-        return Said("redeemed", who, reply.body["id"])
-    if reply.status == 200:
-        return Said("undone" if reply.body["rolled_back_at"] else "repeated", who, reply.body["id"])
-    return Said(reply.body["code"], who)
+def _parse_outcome(caller: str, response: ApiResponse) -> Outcome:
+    if response.status == 201:
+        return Outcome("redeemed", caller, response.body["id"])
+    if response.status == 200:
+        return Outcome("undone" if response.body["rolled_back_at"] else "repeated", caller, response.body["id"])
+    return Outcome(response.body["code"], caller)

@@ -1,4 +1,4 @@
-"""A durable PostgreSQL of its own with the program's tables, for what must survive a crash."""
+"""A separate PostgreSQL server with durable settings, for tests of crashes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sqlalchemy import text
 from local import postgresql as embedded_postgresql
 from tests.support import watchdog
 from webapp import create_app
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.core import settings as app_settings
 from webapp.core import task_queue
 from webapp.core.extensions import db
@@ -27,7 +27,7 @@ from webapp.core.extensions import db
 
 @dataclass
 class DurableDatabase:
-    """A durable PostgreSQL with many customers, c0@example.com and so on, and a key for its web server."""
+    """A server with many customers, c1@example.com and so on, and an API key."""
 
     server: embedded_postgresql.EmbeddedServer
     settings: app_settings.Settings
@@ -35,8 +35,8 @@ class DurableDatabase:
     app: Flask
     folder: Path
 
-    def die(self) -> None:
-        """End the server as `pg_ctl stop -m immediate` does: nothing is written, nobody waited for."""
+    def crash(self) -> None:
+        """Stop the server like `pg_ctl stop -m immediate`, without a checkpoint."""
         pid = int((self.server.data_folder / "postmaster.pid").read_text().split("\n", 1)[0])
         process = psutil.Process(pid)
         process.send_signal(signal.SIGQUIT)
@@ -45,8 +45,11 @@ class DurableDatabase:
     def connect(self) -> psycopg.Connection:
         return psycopg.connect(self.server.conninfo("onecode"), autocommit=True)
 
-    def redeemed(self, code: str) -> set[str]:
-        """Whose redemptions of an offer are in the table; the counter of its cap is held to them."""
+    def redeemed_emails(self, code: str) -> set[str]:
+        """Return the emails with a redemption of an offer.
+
+        The offer's counter must be equal to their number.
+        """
         with self.connect() as connection:
             rows = connection.execute(
                 "select c.email, o.redeemed from redemption r join customer c on c.id = r.customer_id "
@@ -58,7 +61,7 @@ class DurableDatabase:
 
     @contextmanager
     def context(self) -> Iterator[None]:
-        """The program in this process, on this database, with its bell."""
+        """Push a context of the app with this database and its task queue."""
         task_queue.init_app(self.app)
         with self.app.app_context():
             yield
@@ -69,17 +72,17 @@ class DurableDatabase:
 
 @contextmanager
 def start_durable_database(customers: int) -> Iterator[DurableDatabase]:
-    """A server in a temporary folder with so many customers; stopped and removed afterwards."""
+    """Run a server with many customers in a temporary folder."""
     folder = Path(tempfile.mkdtemp(prefix="onecode-crash-"))
     folder.chmod(0o755)
     server = embedded_postgresql.locate_server(folder, folder / "s")
-    for one in (folder, server.home):
-        watchdog.add_folder(one)
+    for path in (folder, server.home):
+        watchdog.add_folder(path)
     try:
         server.start()
         server.create_database("onecode")
         (folder / "i").mkdir()
-        mine = app_settings.load_settings(
+        settings = app_settings.load_settings(
             {
                 "DATABASE_URL": f"postgresql://onecode@/onecode?host={folder / 's'}",
                 "SECRET_KEY": "only-for-tests",
@@ -88,10 +91,10 @@ def start_durable_database(customers: int) -> Iterator[DurableDatabase]:
                 "MAIL_PORT": "1",
             }
         )
-        app = create_app(mine)
+        app = create_app(settings)
         with app.app_context():
             flask_migrate.upgrade()
-            key = account_actions.create_api_key("tests", ["redeem", "manage"], by="tests")
+            key = api_key_actions.create_api_key("tests", ["redeem", "manage"], by="tests")
             db.session.execute(
                 text(
                     "insert into customer (email, email_as_given) "
@@ -101,7 +104,7 @@ def start_durable_database(customers: int) -> Iterator[DurableDatabase]:
             )
             db.session.commit()
             db.engine.dispose()
-        yield DurableDatabase(server, mine, key, app, folder)
+        yield DurableDatabase(server, settings, key, app, folder)
     finally:
         server.stop()
         shutil.rmtree(server.home, ignore_errors=True)

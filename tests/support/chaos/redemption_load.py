@@ -1,4 +1,4 @@
-"""Clients that redeem over the network while something dies, and what must be true of what they heard."""
+"""Clients that redeem while a process crashes, and checks of their responses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tests.support import live_server
-from tests.support.chaos.concurrent_clients import Reply, Shop
+from tests.support.chaos.concurrent_clients import ApiResponse, ShopClient
 from tests.support.chaos.durable_database import DurableDatabase
 
 CLIENTS = 10
@@ -20,64 +20,71 @@ ENOUGH = 25
 
 
 @dataclass
-class Load:
-    """Clients that redeem over the network, each for one customer after the other, until told to stop."""
+class RedemptionLoad:
+    """Clients that redeem over HTTP until they are stopped."""
 
-    shop: Shop
+    shop: ShopClient
     code: str
-    heard: list[tuple[str, Reply]] = field(default_factory=list)
-    over: threading.Event = field(default_factory=threading.Event)
+    responses: list[tuple[str, ApiResponse]] = field(default_factory=list)
+    stopping: threading.Event = field(default_factory=threading.Event)
 
-    def client(self, places: Iterator[int]) -> None:
-        while not self.over.is_set():
-            email = f"c{next(places)}@example.com"
-            reply = self.shop.redeem(self.code, email)
-            self.heard.append((email, reply))
-            if reply.status != 201:
+    def client(self, numbers: Iterator[int]) -> None:
+        while not self.stopping.is_set():
+            email = f"c{next(numbers)}@example.com"
+            response = self.shop.redeem(self.code, email)
+            self.responses.append((email, response))
+            if response.status != 201:
                 time.sleep(0.02)
 
     def wait_for(self, status: int, number: int = ENOUGH) -> None:
-        """Until so many more were answered like this."""
-        wanted = len(self.who(status)) + number
+        """Wait for `number` more responses with a status."""
+        wanted = len(self.emails_with(status)) + number
         deadline = time.monotonic() + 60
-        while len(self.who(status)) < wanted:
-            assert time.monotonic() < deadline, Counter(reply.status for _, reply in self.heard)
+        while len(self.emails_with(status)) < wanted:
+            assert time.monotonic() < deadline, Counter(response.status for _, response in self.responses)
             time.sleep(0.02)
 
-    def who(self, status: int) -> list[str]:
-        return [email for email, reply in list(self.heard) if reply.status == status]
+    def emails_with(self, status: int) -> list[str]:
+        return [email for email, response in list(self.responses) if response.status == status]
 
 
 @contextmanager
-def load(place: DurableDatabase, web: live_server.Live, code: str) -> Iterator[Load]:
-    """The clients at work on a new offer; afterwards all have had their last answer."""
-    shop = Shop(web.url, place.key)
+def redemption_load(database: DurableDatabase, web: live_server.LiveProcess, code: str) -> Iterator[RedemptionLoad]:
+    """Run the clients with a new offer; afterwards, no request is pending."""
+    shop = ShopClient(web.url, database.key)
     offer = {"name": "Summer", "code": code, "discount": {"type": "percent", "percent": "25"}, "max_redemptions": 10**6}
     assert shop.call("/api/v1/offers", offer).status == 201
-    found = Load(shop, code)
-    places = itertools.count(1)
+    load = RedemptionLoad(shop, code)
+    numbers = itertools.count(1)
     with ThreadPoolExecutor(CLIENTS) as pool:
-        clients: list[Future[None]] = [pool.submit(found.client, places) for _ in range(CLIENTS)]
+        clients: list[Future[None]] = [pool.submit(load.client, numbers) for _ in range(CLIENTS)]
         try:
-            yield found
+            yield load
         finally:
-            found.over.set()
-        for one in clients:
-            one.result()
+            load.stopping.set()
+        for client in clients:
+            client.result()
 
 
-def lost(place: DurableDatabase, found: Load) -> set[str]:
-    """Who was told "redeemed" and has no row."""
-    return set(found.who(201)) - place.redeemed(found.code)
+def lost_redemptions(database: DurableDatabase, load: RedemptionLoad) -> set[str]:
+    """Return the emails with the response "redeemed" but without a row."""
+    return set(load.emails_with(201)) - database.redeemed_emails(load.code)
 
 
-def check(place: DurableDatabase, found: Load) -> None:
-    """Every "redeemed" is in the table, and nothing else but what nobody got an answer to."""
-    kept = place.redeemed(found.code)
-    told = set(found.who(201))
-    assert told <= kept
-    assert kept - told <= set(found.who(503) + found.who(0))
-    assert {reply.status for _, reply in found.heard} <= {201, 503, 0}
-    # Nobody hears that nothing was saved of whom there is a row.
-    assured = {who for who, reply in found.heard if reply.status == 503 and "Nothing was saved" in reply.body["detail"]}
-    assert not assured & kept
+def check_redemptions(database: DurableDatabase, load: RedemptionLoad) -> None:
+    """Check that the table has every confirmed redemption.
+
+    Others may be in it only if their client got no response, or 503.
+    """
+    stored = database.redeemed_emails(load.code)
+    confirmed = set(load.emails_with(201))
+    assert confirmed <= stored
+    assert stored - confirmed <= set(load.emails_with(503) + load.emails_with(0))
+    assert {response.status for _, response in load.responses} <= {201, 503, 0}
+    # A response that says that nothing was saved must be true.
+    unsaved = {
+        email
+        for email, response in load.responses
+        if response.status == 503 and "Nothing was saved" in response.body["detail"]
+    }
+    assert not unsaved & stored

@@ -1,4 +1,4 @@
-"""A mailing under way: the relay and the workers as processes of their own, and what can be done to them."""
+"""A running campaign whose relay and workers can be stopped and killed."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ from webapp.offers.models import Offer, OfferCode
 
 LEASE = timing.LEASE_DURATION / FACTOR
 SWEEP = 60 / FACTOR
-# Longer than anything here takes on a busy machine; whoever waits so long waits in vain.
-PATIENCE = 180
+# Seconds; longer than any step takes on a busy machine.
+TIMEOUT = 180
 
 
-def wait_until(done: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
+def wait_until(done: Callable[[], object], what: str, seconds: float = TIMEOUT) -> None:
     deadline = time.monotonic() + seconds
     while not done():
         if time.monotonic() > deadline:
-            raise AssertionError(f"in vain: {what}")
+            raise AssertionError(f"timed out: {what}")
         time.sleep(0.1)
 
 
 @dataclass
-class Post:
-    """The relay's process and what it has written down."""
+class RelayProcess:
+    """The process of the relay, and its log."""
 
     log: Path
     seed: int
@@ -58,14 +58,14 @@ class Post:
     port: int = field(default_factory=ports.free_port)
     lines: list[dict[str, str]] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
-    _kept: socket.socket | None = None
+    _port_holder: socket.socket | None = None
     _offset: int = 0
 
     def start(self) -> None:
-        if self._kept is not None:
-            self._kept.close()
-        given = {"port": self.port, "log": self.log, "seed": self.seed, "rate": self.rate, "seconds": self.seconds}
-        options = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+        if self._port_holder is not None:
+            self._port_holder.close()
+        values = {"port": self.port, "log": self.log, "seed": self.seed, "rate": self.rate, "seconds": self.seconds}
+        options = [part for name, value in values.items() for part in (f"--{name}", str(value))]
         script = str(Path(__file__).with_name("faulty_relay.py"))
         self.process = subprocess.Popen(
             [sys.executable, script, *options], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True
@@ -74,24 +74,24 @@ class Post:
         assert self.process.stdout.readline() == b"ready\n"
 
     def stop(self) -> None:
-        """From now on connections are refused."""
+        """End the process; connections are refused until the next start."""
         if self.process is not None:
             self.process.terminate()
             self.process.communicate()
             self.process = None
-            # Nobody listens, but nobody else gets the port meanwhile.
-            self._kept = socket.socket()
-            self._kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._kept.bind(("127.0.0.1", self.port))
+            # Keeps the port from other programs without listening on it.
+            self._port_holder = socket.socket()
+            self._port_holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._port_holder.bind(("127.0.0.1", self.port))
 
     def end(self) -> None:
-        """Stop for good."""
+        """Stop the relay and release its port."""
         self.stop()
-        if self._kept is not None:
-            self._kept.close()
+        if self._port_holder is not None:
+            self._port_holder.close()
 
     def read(self) -> list[dict[str, str]]:
-        """All lines so far."""
+        """Return all lines so far."""
         if self.log.exists():
             with self.log.open("rb") as file:
                 file.seek(self._offset)
@@ -100,34 +100,35 @@ class Post:
             self.lines += [json.loads(line) for line in whole.splitlines()]
         return self.lines
 
-    def of(self, what: str) -> list[dict[str, str]]:
-        return [line for line in self.read() if line["what"] == what]
+    def events(self, event: str) -> list[dict[str, str]]:
+        return [line for line in self.read() if line["event"] == event]
 
-    def mails(self, campaign: int) -> list[dict[str, str]]:
-        """What was taken of a campaign, in the order in which it came."""
-        return [line for line in self.of("mail") if line["campaign"] == str(campaign)]
+    def emails(self, campaign: int) -> list[dict[str, str]]:
+        """Return the accepted emails of a campaign in the order of arrival."""
+        return [line for line in self.events("mail") if line["campaign"] == str(campaign)]
 
 
 @dataclass
-class Crew:
-    """Workers, each a process with two connections to the relay. One that is killed is started again, as systemd would.
+class WorkerPool:
+    """Workers, each a process with two connections to the relay.
 
-    `killed_connections` counts those of workers that were killed, or stopped for so long that others took over from
-    them. A worker is held first, then counted, so that none opens or closes unseen.
+    A killed worker is replaced, as systemd would do. `killed_connections` counts connections of workers that were
+    killed, or stopped for so long that others took over their batches. A worker is suspended before its connections
+    are counted, so that it cannot open or close any.
     """
 
-    place: DurableDatabase
-    post: Post
+    database: DurableDatabase
+    relay: RelayProcess
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
     killed_connections: int = 0
-    deeds: list[str] = field(default_factory=list)
-    died_alone: int = 0
+    actions: list[str] = field(default_factory=list)
+    unexpected_exits: int = 0
     _stopped: dict[int, float] = field(default_factory=dict)
 
     def start(self) -> None:
-        """One more worker."""
-        settings = replace(self.place.settings, mail_port=self.post.port)
-        with (self.place.folder / "workers.log").open("ab") as log:
+        """Start one more worker."""
+        settings = replace(self.database.settings, mail_port=self.relay.port)
+        with (self.database.folder / "workers.log").open("ab") as log:
             self.running.append(
                 subprocess.Popen(
                     [sys.executable, "-m", "tests.support.chaos.accelerated_worker"],
@@ -141,47 +142,47 @@ class Crew:
             )
 
     def kill(self, worker: subprocess.Popen[bytes]) -> None:
-        """`kill -9`; another one takes its place."""
-        self.hold(worker)
-        self.kill_held(worker)
+        """Kill a worker by SIGKILL and start another one."""
+        self.suspend(worker)
+        self.kill_suspended(worker)
 
-    def kill_held(self, worker: subprocess.Popen[bytes]) -> None:
-        """`kill -9` of one that is held already."""
+    def kill_suspended(self, worker: subprocess.Popen[bytes]) -> None:
+        """Kill a worker that is suspended already and start another one."""
         self._count_connections(worker)
         worker.kill()
         worker.wait()
         self._replace(worker)
-        self.deeds.append("kill")
+        self.actions.append("kill")
 
     def stop(self, worker: subprocess.Popen[bytes]) -> None:
-        """SIGSTOP: it goes on, believing that nothing happened, when its leases are long over."""
-        self.hold(worker)
+        """Stop a worker by SIGSTOP; it continues after its leases have expired."""
+        self.suspend(worker)
         self._count_connections(worker)
         self._stopped[worker.pid] = time.monotonic() + 1.3 * LEASE
-        self.deeds.append("stop")
+        self.actions.append("stop")
 
     def term(self, worker: subprocess.Popen[bytes]) -> None:
-        """SIGTERM, as by a deployment; it ends in order, and another one takes its place."""
+        """Shut a worker down by SIGTERM, as a deployment does, and start another one."""
         worker.terminate()
-        worker.wait(PATIENCE)
+        worker.wait(TIMEOUT)
         self._replace(worker)
-        self.deeds.append("term")
+        self.actions.append("term")
 
-    def look_after(self) -> None:
-        """What a supervisor does all the time: wake those whose time has come, start those that ended by themselves."""
+    def supervise(self) -> None:
+        """Continue workers whose stop is over; replace those that ended unexpectedly."""
         for worker in list(self.running):
             if self._stopped.get(worker.pid, time.monotonic() + 1) <= time.monotonic():
                 del self._stopped[worker.pid]
                 worker.send_signal(signal.SIGCONT)
             if worker.poll() is not None:
-                self.died_alone += 1
+                self.unexpected_exits += 1
                 self._replace(worker)
 
-    def awake(self) -> list[subprocess.Popen[bytes]]:
+    def active(self) -> list[subprocess.Popen[bytes]]:
         return [worker for worker in self.running if worker.pid not in self._stopped]
 
     def end(self) -> None:
-        """All of them, in order where that is possible."""
+        """Shut all workers down, by SIGKILL if SIGTERM is not enough."""
         for worker in self.running:
             worker.send_signal(signal.SIGCONT)
             worker.terminate()
@@ -193,15 +194,15 @@ class Crew:
             worker.wait()
         self.running.clear()
 
-    def hold(self, worker: subprocess.Popen[bytes]) -> None:
-        """Let it do nothing for a moment: `kill_held`, or SIGCONT, has to follow."""
+    def suspend(self, worker: subprocess.Popen[bytes]) -> None:
+        """Suspend a worker; the caller must call `kill_suspended` or send SIGCONT."""
         worker.send_signal(signal.SIGSTOP)
         wait_until(lambda: psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED, "a worker stops")
 
     def _count_connections(self, worker: subprocess.Popen[bytes]) -> None:
-        found = psutil.Process(worker.pid).net_connections("tcp")
+        connections = psutil.Process(worker.pid).net_connections("tcp")
         self.killed_connections += sum(
-            1 for one in found if one.status == "ESTABLISHED" and one.raddr and one.raddr.port == self.post.port
+            1 for c in connections if c.status == "ESTABLISHED" and c.raddr and c.raddr.port == self.relay.port
         )
 
     def _replace(self, worker: subprocess.Popen[bytes]) -> None:
@@ -210,29 +211,29 @@ class Crew:
 
 
 @dataclass
-class Mailing:
-    """A launched campaign to all customers of the place."""
+class RunningCampaign:
+    """A launched campaign to all customers of the database."""
 
-    place: DurableDatabase
-    post: Post
-    crew: Crew
+    database: DurableDatabase
+    relay: RelayProcess
+    workers: WorkerPool
     policy: str
     id: int
     launched: float = field(default_factory=time.monotonic)
 
     def total(self) -> int:
-        """How many customers there are to be mailed."""
+        """Return the number of customers."""
         return int(self.sql("select count(*) from customer")[0][0])
 
     @property
-    def mails(self) -> int:
-        """How many the relay has taken."""
-        return len(self.post.mails(self.id))
+    def emails(self) -> int:
+        """The number of emails that the relay has accepted."""
+        return len(self.relay.emails(self.id))
 
     def sql(self, statement: str, *given: Any) -> list[tuple[Any, ...]]:
-        """Rows; none while the database is away."""
+        """Return the rows of a statement; none while the database is unavailable."""
         try:
-            with self.place.connect() as connection:
+            with self.database.connect() as connection:
                 return connection.execute(statement.encode(), given).fetchall()
         except psycopg.OperationalError:
             return []
@@ -240,69 +241,71 @@ class Mailing:
     def status(self) -> str:
         return "".join(row[0] for row in self.sql("select status from campaign where id = %s", self.id))
 
-    def wait(self, done: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
-        """Until it is so, with somebody who looks after the workers meanwhile."""
+    def wait(self, done: Callable[[], object], what: str, seconds: float = TIMEOUT) -> None:
+        """Supervise the workers until a condition is met."""
 
-        def look() -> object:
-            self.crew.look_after()
+        def supervise_and_check() -> object:
+            self.workers.supervise()
             return done()
 
-        wait_until(look, what, seconds)
+        wait_until(supervise_and_check, what, seconds)
 
-    def wait_for(self, mails: int) -> None:
-        """Until the relay has taken so many, or there is nothing more to take."""
-        self.wait(lambda: self.mails >= mails or self.status() == "done", f"{mails} mails")
+    def wait_for(self, number: int) -> None:
+        """Wait until the relay has accepted `number` emails or the campaign is done."""
+        self.wait(lambda: self.emails >= number or self.status() == "done", f"{number} emails")
 
     def wait_done(self) -> None:
         self.wait(lambda: self.status() == "done", "the campaign is done")
 
-    def wait_at_rest(self) -> None:
-        """Until nobody holds a batch any more and no stopped worker is left, after a pause or a cancellation."""
-        held = "select count(*) from batch where campaign_id = %s and status = 'sending' and lease_until > now()"
-        self.wait(lambda: self.sql(held, self.id) == [(0,)] and len(self.crew.awake()) > 1, "all batches are at rest")
+    def wait_until_idle(self) -> None:
+        """Wait until no batch has a lease and all workers are active."""
+        leased = "select count(*) from batch where campaign_id = %s and status = 'sending' and lease_until > now()"
+        self.wait(
+            lambda: self.sql(leased, self.id) == [(0,)] and len(self.workers.active()) > 1, "no batch has a lease"
+        )
 
     def pass_time(self, seconds: float) -> None:
-        """Let the workers do what they do."""
-        over = time.monotonic() + seconds
-        self.wait(lambda: time.monotonic() > over, "time passes", seconds + PATIENCE)
+        """Let the workers run for a while."""
+        end = time.monotonic() + seconds
+        self.wait(lambda: time.monotonic() > end, "time passes", seconds + TIMEOUT)
 
     def pause(self) -> float:
-        """When it was paused, by the clock that the relay goes by too."""
-        with self.place.context():
+        """Pause the campaign; return the time, by the clock that the relay's log uses."""
+        with self.database.context():
             transitions.pause_campaign(self.id, "chaos")
         return time.time()
 
     def resume(self) -> None:
-        with self.place.context():
+        with self.database.context():
             transitions.resume_campaign(self.id, "chaos")
 
     def cancel(self) -> float:
-        with self.place.context():
+        with self.database.context():
             transitions.cancel_campaign(self.id, "chaos")
         return time.time()
 
 
 @contextmanager
-def under_way(
-    place: DurableDatabase, policy: str, seed: int, *, rate: float = 0.01, seconds: float = 0.02, workers: int = 2
-) -> Iterator[Mailing]:
-    """A mailing that has just been launched, with a relay and workers of its own."""
-    post = Post(place.folder / f"relay-{secrets.token_hex(4)}.log", seed, rate, seconds)
-    crew = Crew(place, post)
+def start_campaign(
+    database: DurableDatabase, policy: str, seed: int, *, rate: float = 0.01, seconds: float = 0.02, workers: int = 2
+) -> Iterator[RunningCampaign]:
+    """Launch a campaign with its own relay and workers; end both afterwards."""
+    relay = RelayProcess(database.folder / f"relay-{secrets.token_hex(4)}.log", seed, rate, seconds)
+    pool = WorkerPool(database, relay)
     try:
-        post.start()
+        relay.start()
         for _ in range(workers):
-            crew.start()
-        yield Mailing(place, post, crew, policy, _launch(place, policy))
+            pool.start()
+        yield RunningCampaign(database, relay, pool, policy, _launch(database, policy))
     finally:
-        crew.end()
-        post.end()
+        pool.end()
+        relay.end()
 
 
-def _launch(place: DurableDatabase, policy: str) -> int:
+def _launch(database: DurableDatabase, policy: str) -> int:
     code = f"CHAOS{secrets.token_hex(4).upper()}"
     now = datetime.now(UTC)
-    with place.context():
+    with database.context():
         offer = Offer(
             code=code,
             code_as_written=code,

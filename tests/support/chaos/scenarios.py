@@ -1,4 +1,4 @@
-"""The crash runs of a mailing: what is done to it, and the promises that the audit then holds it to."""
+"""Crash scenarios for a campaign, and the guarantees that are checked after each."""
 
 from __future__ import annotations
 
@@ -17,226 +17,238 @@ from tests.support import live_server
 from tests.support.chaos import durable_database
 from tests.support.chaos.delivery_audit import Audit, audit
 from tests.support.chaos.durable_database import DurableDatabase
-from tests.support.chaos.redemption_load import ENOUGH, load, lost
-from tests.support.chaos.running_campaign import LEASE, SWEEP, Mailing, under_way
-from webapp.campaigns import queries as campaign_queries
+from tests.support.chaos.redemption_load import ENOUGH, lost_redemptions, redemption_load
+from tests.support.chaos.running_campaign import LEASE, SWEEP, RunningCampaign, start_campaign
+from webapp.campaigns import stats_queries
 from webapp.campaigns.models import WINDOW_SIZE
 
 POLICIES = ("resend", "hold")
 
 
 @dataclass
-class Run:
-    """One mailing, or a part of it, and what the audit found. `broken` says in words which promises were not kept."""
+class ChaosRun:
+    """A campaign, or a part of it, with its audit.
+
+    `broken` describes the guarantees that were violated.
+    """
 
     name: str
     policy: str
     audit: Audit
     killed_connections: int
     lost_replies: int
-    deeds: Counter[str]
+    actions: Counter[str]
     faults: int
     seconds: float
     broken: list[str] = field(default_factory=list)
 
     @property
     def allowed(self) -> int:
-        """How many second copies are within the promise."""
+        """The number of duplicates that the policy allows."""
         return self.killed_connections + self.lost_replies if self.policy == "resend" else 0
 
-    def expect(self, kept: object, words: str) -> None:
-        if not kept:
-            self.broken.append(words)
+    def expect(self, condition: object, message: str) -> None:
+        if not condition:
+            self.broken.append(message)
 
 
-def kills(place: DurableDatabase, policy: str, seed: int, deaths: int) -> Run:
-    """Kill workers, or stop them until others have taken over, so many times; every third one is stopped."""
-    with under_way(place, policy, seed) as mailing:
+def kill_workers(database: DurableDatabase, policy: str, seed: int, deaths: int) -> ChaosRun:
+    """Kill `deaths` workers; stop every third one until its leases expire instead."""
+    with start_campaign(database, policy, seed) as campaign:
         chance = random.Random(seed)
         for n in range(deaths):
-            _go_on(mailing, deaths - n + 1)
-            awake = mailing.crew.awake()
-            stop = n % 3 == 1 and len(awake) > 1
-            (mailing.crew.stop if stop else mailing.crew.kill)(chance.choice(awake))
-        mailing.wait_done()
-        mailing.wait_at_rest()
-        # Time for those that were stopped to do whatever harm they can.
-        mailing.pass_time(SWEEP / 2)
-        return judge(f"{deaths} × kill -9 or SIGSTOP", mailing)
+            _wait_for_part(campaign, deaths - n + 1)
+            active = campaign.workers.active()
+            stop = n % 3 == 1 and len(active) > 1
+            (campaign.workers.stop if stop else campaign.workers.kill)(chance.choice(active))
+        campaign.wait_done()
+        campaign.wait_until_idle()
+        # Workers that were stopped get time to do damage.
+        campaign.pass_time(SWEEP / 2)
+        return audit_run(f"{deaths} × kill -9 or SIGSTOP", campaign)
 
 
-def pause_and_cancel(place: DurableDatabase, policy: str, seed: int) -> list[Run]:
-    """Pause while a worker is killed, resume, cancel while one is killed and one stopped."""
-    with under_way(place, policy, seed) as mailing:
-        crew = mailing.crew
-        _go_on(mailing, 4)
-        paused = mailing.pause()
-        crew.kill(crew.awake()[0])
-        still = _is_still(mailing)
-        first = judge("paused, workers killed", mailing)
-        first.expect(still, "mails went out after a pause")
-        _expect_stopped(first, mailing, paused, "paused")
-        mailing.resume()
-        _go_on(mailing, 3)
-        resumed = mailing.mails
-        crew.stop(crew.awake()[0])
-        cancelled = mailing.cancel()
-        crew.kill(crew.awake()[0])
+def pause_and_cancel(database: DurableDatabase, policy: str, seed: int) -> list[ChaosRun]:
+    """Pause and cancel a campaign while workers are killed or stopped."""
+    with start_campaign(database, policy, seed) as campaign:
+        workers = campaign.workers
+        _wait_for_part(campaign, 4)
+        paused = campaign.pause()
+        workers.kill(workers.active()[0])
+        is_idle = _sends_nothing(campaign)
+        first = audit_run("paused, workers killed", campaign)
+        first.expect(is_idle, "emails were sent after a pause")
+        _expect_stopped(first, campaign, paused, "paused")
+        campaign.resume()
+        _wait_for_part(campaign, 3)
+        resumed = campaign.emails
+        workers.stop(workers.active()[0])
+        cancelled = campaign.cancel()
+        workers.kill(workers.active()[0])
         ended = "select count(*) from batch where campaign_id = %s and status in ('pending', 'sending')"
-        mailing.wait(lambda: mailing.sql(ended, mailing.id) == [(0,)], "all batches of a cancelled mailing are settled")
-        still = _is_still(mailing)
-        second = judge("resumed, cancelled, workers killed", mailing)
-        second.expect(still, "mails went out after a cancellation")
-        second.expect(resumed > first.audit.received, "nothing went out after a pause was over")
-        _expect_stopped(second, mailing, cancelled, "cancelled")
+        campaign.wait(
+            lambda: campaign.sql(ended, campaign.id) == [(0,)], "all batches of a cancelled campaign have ended"
+        )
+        is_idle = _sends_nothing(campaign)
+        second = audit_run("resumed, cancelled, workers killed", campaign)
+        second.expect(is_idle, "emails were sent after a cancellation")
+        second.expect(resumed > first.audit.received, "nothing was sent after the pause")
+        _expect_stopped(second, campaign, cancelled, "cancelled")
         return [first, second]
 
 
-def database_dies(place: DurableDatabase, policy: str, seed: int, times: int, kill: bool) -> Run:
-    """Stop PostgreSQL at once in mid-campaign and start it again, so many times.
+def crash_database(database: DurableDatabase, policy: str, seed: int, times: int, kill: bool) -> ChaosRun:
+    """Crash PostgreSQL in mid-campaign and restart it, several times.
 
-    :param kill: end a worker meanwhile: with the cursor gone, nobody knows of its windows. Workers that live know,
-        unless the database was away for so long that their leases may have ended.
+    :param kill: also kill a worker: without it and the cursor, the progress of its windows is unknown. Workers that
+        survive know theirs, unless the outage was so long that their leases may have expired.
     """
     longest = 0.0
-    with under_way(place, policy, seed) as mailing:
+    with start_campaign(database, policy, seed) as campaign:
         for n in range(times):
-            _go_on(mailing, times - n + 1)
-            began = time.monotonic()
+            _wait_for_part(campaign, times - n + 1)
+            start = time.monotonic()
             if kill:
-                mailing.wait(lambda: _dies_with_a_worker(mailing), "a worker is in the middle of a window")
+                campaign.wait(lambda: _crash_with_a_worker(campaign), "a worker is in the middle of a window")
             else:
-                place.die()
+                database.crash()
             time.sleep(0.3)
-            place.server.start()
-            longest = max(longest, time.monotonic() - began)
-        mailing.wait_done()
-        run = judge(f"{times} × PostgreSQL stopped at once{', and a worker' if kill else ''}", mailing)
-        held = "select 1 from mail_issue where campaign_id = %s and state = 'uncertain' and text like '%%database%%'"
+            database.server.start()
+            longest = max(longest, time.monotonic() - start)
+        campaign.wait_done()
+        run = audit_run(f"{times} × PostgreSQL killed{', and a worker' if kill else ''}", campaign)
+        uncertain = (
+            "select 1 from mail_issue where campaign_id = %s and state = 'uncertain' and text like '%%database%%'"
+        )
         if kill:
-            run.expect(mailing.sql(held, mailing.id), "no window was held though its cursor was lost")
+            run.expect(campaign.sql(uncertain, campaign.id), "no delivery is uncertain although a cursor was lost")
         elif longest < LEASE / 3:
-            run.expect(not mailing.sql(held, mailing.id), "a window was held though its owner lived")
+            run.expect(not campaign.sql(uncertain, campaign.id), "a delivery is uncertain although its worker survived")
         return run
 
 
-_AT_WORK = """
+_OPEN_WINDOW = """
     select 1 from batch where campaign_id = %s and status = 'sending' and window_end > window_start
       and split_part(owner, ':', 2) = %s
     for update skip locked
 """
 
 
-def _dies_with_a_worker(mailing: Mailing) -> bool:
-    """Stop PostgreSQL at once, and kill a worker that has a window open just then; False when there is none.
+def _crash_with_a_worker(campaign: RunningCampaign) -> bool:
+    """Crash PostgreSQL and kill a worker that has an open window.
 
-    The worker is held first, and its batch is locked until the database dies: however slow the machine is, nobody takes
-    the batch over while the cursor is there.
+    Returns False when no worker has one.
+    The worker is suspended first, and its batch is locked until the crash: even on a slow machine, no other worker
+    takes over the batch while the cursor exists.
     """
-    for worker in mailing.crew.awake():
-        mailing.crew.hold(worker)
-        died = False
-        # The end of the transaction finds the database dead.
-        with suppress(psycopg.OperationalError), mailing.place.connect() as connection, connection.transaction():
-            died = bool(connection.execute(_AT_WORK, [mailing.id, str(worker.pid)]).fetchall())
-            if died:
-                mailing.place.die()
-        if died:
-            mailing.crew.kill_held(worker)
+    for worker in campaign.workers.active():
+        campaign.workers.suspend(worker)
+        crashed = False
+        # The transaction cannot end after the crash.
+        with suppress(psycopg.OperationalError), campaign.database.connect() as connection, connection.transaction():
+            crashed = bool(connection.execute(_OPEN_WINDOW, [campaign.id, str(worker.pid)]).fetchall())
+            if crashed:
+                campaign.database.crash()
+        if crashed:
+            campaign.workers.kill_suspended(worker)
             return True
         worker.send_signal(signal.SIGCONT)
     return False
 
 
-def relay_away(place: DurableDatabase, policy: str, seed: int, seconds: float) -> Run:
-    """Nobody listens at the relay's port for a while."""
-    with under_way(place, policy, seed) as mailing:
-        _go_on(mailing, 3)
-        mailing.post.stop()
-        trouble = "select 1 from campaign where id = %s and trouble is not null"
-        mailing.wait(lambda: mailing.sql(trouble, mailing.id), "staff see that the relay is away")
-        mailing.pass_time(seconds)
-        status = mailing.status()
-        mailing.post.start()
-        mailing.wait_done()
-        run = judge(f"relay away for {seconds:.0f} s", mailing)
-        run.expect(status == "sending", f"{status} while the relay was away")
-        run.expect(not mailing.sql(trouble, mailing.id), "staff still see that the relay is away")
+def relay_outage(database: DurableDatabase, policy: str, seed: int, seconds: float) -> ChaosRun:
+    """Stop the relay for `seconds`."""
+    with start_campaign(database, policy, seed) as campaign:
+        _wait_for_part(campaign, 3)
+        campaign.relay.stop()
+        notice = "select 1 from campaign where id = %s and trouble is not null"
+        campaign.wait(lambda: campaign.sql(notice, campaign.id), "staff see that the relay is unavailable")
+        campaign.pass_time(seconds)
+        status = campaign.status()
+        campaign.relay.start()
+        campaign.wait_done()
+        run = audit_run(f"relay unavailable for {seconds:.0f} s", campaign)
+        run.expect(status == "sending", f"{status} while the relay was unavailable")
+        run.expect(not campaign.sql(notice, campaign.id), "staff still see that the relay is unavailable")
         return run
 
 
-def relay_away_elsewhere(customers: int, policy: str, seed: int, seconds: float) -> Run:
-    """The same in a place of its own, so that it can be waited for beside other runs, from another process."""
+def relay_outage_in_own_database(customers: int, policy: str, seed: int, seconds: float) -> ChaosRun:
+    """Run `relay_outage` with its own database, so that it can run in parallel."""
     logging.disable(logging.CRITICAL)
-    with durable_database.start_durable_database(customers) as place:
-        return relay_away(place, policy, seed, seconds)
+    with durable_database.start_durable_database(customers) as database:
+        return relay_outage(database, policy, seed, seconds)
 
 
-def restarts(place: DurableDatabase, policy: str, seed: int, times: int) -> Run:
-    """End workers in order in mid-window, again and again; the relay makes no faults, so nothing may be uncertain."""
-    with under_way(place, policy, seed, rate=0) as mailing:
+def restart_workers(database: DurableDatabase, policy: str, seed: int, times: int) -> ChaosRun:
+    """Shut workers down in mid-window.
+
+    The relay injects no faults, so no delivery may be uncertain.
+    """
+    with start_campaign(database, policy, seed, rate=0) as campaign:
         for n in range(times):
-            _go_on(mailing, times - n + 1)
-            mailing.crew.term(mailing.crew.running[0])
-        mailing.wait_done()
-        run = judge(f"{times} × SIGTERM in mid-window", mailing)
-        run.expect(not run.audit.duplicates, f"{run.audit.duplicates} twice after a restart in order")
-        run.expect(run.audit.states.keys() == {"sent"}, f"not everybody simply got it: {dict(run.audit.states)}")
+            _wait_for_part(campaign, times - n + 1)
+            campaign.workers.term(campaign.workers.running[0])
+        campaign.wait_done()
+        run = audit_run(f"{times} × SIGTERM in mid-window", campaign)
+        run.expect(not run.audit.duplicates, f"{run.audit.duplicates} duplicates after clean restarts")
+        run.expect(run.audit.states.keys() == {"sent"}, f"some are not sent: {dict(run.audit.states)}")
         return run
 
 
-def redemptions(place: DurableDatabase, rounds: int) -> int:
-    """How many "redeemed" answers are not in the table after PostgreSQL died so many times under load."""
-    with live_server.web_server(place.settings, workers=2) as web, load(place, web, "DYING") as found:
+def redeem_during_crashes(database: DurableDatabase, rounds: int) -> int:
+    """Crash PostgreSQL under load; count confirmed redemptions without a row."""
+    with live_server.web_server(database.settings, workers=2) as web, redemption_load(database, web, "DYING") as load:
         for _ in range(rounds):
-            found.wait_for(201, 4 * ENOUGH)
-            place.die()
-            found.wait_for(503)
-            place.server.start()
-        found.wait_for(201)
-    return len(lost(place, found))
+            load.wait_for(201, 4 * ENOUGH)
+            database.crash()
+            load.wait_for(503)
+            database.server.start()
+        load.wait_for(201)
+    return len(lost_redemptions(database, load))
 
 
-def judge(name: str, mailing: Mailing) -> Run:
-    """Hold what the relay has taken against the program's rows, and both against what is promised in any run."""
-    with mailing.place.context():
-        counts = campaign_queries.get_campaign_stats(mailing.id)
-    with mailing.place.connect() as connection:
-        found = audit(connection, mailing.post.read(), mailing.id, counts)
-    crew, post = mailing.crew, mailing.post
-    seconds = time.monotonic() - mailing.launched
-    run = Run(
-        name, mailing.policy, found, crew.killed_connections, len(post.of("lost")), Counter(crew.deeds),
-        len(post.of("fault")), seconds,
+def audit_run(name: str, campaign: RunningCampaign) -> ChaosRun:
+    """Audit a campaign and check the guarantees that apply to every run."""
+    with campaign.database.context():
+        counts = stats_queries.get_campaign_stats(campaign.id)
+    with campaign.database.connect() as connection:
+        found = audit(connection, campaign.relay.read(), campaign.id, counts)
+    workers, relay = campaign.workers, campaign.relay
+    seconds = time.monotonic() - campaign.launched
+    run = ChaosRun(
+        name, campaign.policy, found, workers.killed_connections, len(relay.events("lost")), Counter(workers.actions),
+        len(relay.events("fault")), seconds,
     )  # fmt: skip
     run.expect(not found.missing, f"{len(found.missing)} missing: {_some(found.missing)}")
     run.expect(
-        found.duplicates <= run.allowed, f"{found.duplicates} twice, {run.allowed} allowed: {_some(found.twice)}"
+        found.duplicates <= run.allowed,
+        f"{found.duplicates} duplicates, {run.allowed} allowed: {_some(found.duplicated)}",
     )
-    run.expect(not found.untrue, f"{len(found.untrue)} untrue: {_some(found.untrue)}")
-    run.expect(not crew.died_alone, f"{crew.died_alone} workers ended by themselves")
+    run.expect(not found.contradictions, f"{len(found.contradictions)} contradictions: {_some(found.contradictions)}")
+    run.expect(not workers.unexpected_exits, f"{workers.unexpected_exits} workers ended unexpectedly")
     return run
 
 
-def _go_on(mailing: Mailing, parts: int) -> None:
-    """Until one of so many parts of what is left has gone out."""
-    total = mailing.total()
-    mailing.wait_for(mailing.mails + max(1, (total - mailing.mails) // parts))
+def _wait_for_part(campaign: RunningCampaign, parts: int) -> None:
+    """Wait until one of `parts` equal parts of the remaining emails was sent."""
+    total = campaign.total()
+    campaign.wait_for(campaign.emails + max(1, (total - campaign.emails) // parts))
 
 
-def _is_still(mailing: Mailing) -> bool:
-    """Nothing goes out once all batches are at rest, whoever looks for work."""
-    mailing.wait_at_rest()
-    before = mailing.mails
-    mailing.pass_time(1.5 * SWEEP)
-    return mailing.mails == before
+def _sends_nothing(campaign: RunningCampaign) -> bool:
+    """Whether no email is sent once no batch has a lease."""
+    campaign.wait_until_idle()
+    before = campaign.emails
+    campaign.pass_time(1.5 * SWEEP)
+    return campaign.emails == before
 
 
-def _expect_stopped(run: Run, mailing: Mailing, since: float, status: str) -> None:
-    run.expect(mailing.status() == status, f"{mailing.status()} instead of {status}")
-    late = Counter(line["connection"] for line in mailing.post.mails(mailing.id) if float(line["at"]) > since)
+def _expect_stopped(run: ChaosRun, campaign: RunningCampaign, since: float, status: str) -> None:
+    run.expect(campaign.status() == status, f"{campaign.status()} instead of {status}")
+    late = Counter(line["connection"] for line in campaign.relay.emails(campaign.id) if float(line["at"]) > since)
     worst = max(late.values(), default=0)
-    run.expect(worst <= WINDOW_SIZE, f"{worst} mails over one connection after it was {status}")
+    run.expect(worst <= WINDOW_SIZE, f"{worst} emails over one connection after it was {status}")
 
 
 def _some(lines: Sequence[str]) -> str:

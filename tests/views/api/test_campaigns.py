@@ -1,4 +1,4 @@
-"""The JSON calls of campaigns."""
+"""API operations of campaigns."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from webapp.campaigns.sending import sender
 from webapp.offers.models import Offer
 
 
-def test_a_launch_answers_at_once_with_where_to_look(api: FlaskClient, offer: Callable[..., Offer]) -> None:
+def test_a_launch_returns_the_location_of_the_campaign(api: FlaskClient, make_offer: Callable[..., Offer]) -> None:
     create_customers(3)
-    offer()
-    answer = api.post("/api/v1/offers/summer-25/launch")
-    assert (answer.status_code, answer.headers["Location"]) == (202, "/api/v1/campaigns/1")
-    assert (answer.get_json()["id"], answer.get_json()["status"]) == (1, "preparing")
+    make_offer()
+    response = api.post("/api/v1/offers/summer-25/launch")
+    assert (response.status_code, response.headers["Location"]) == (202, "/api/v1/campaigns/1")
+    assert (response.get_json()["id"], response.get_json()["status"]) == (1, "preparing")
 
 
-def test_a_second_launch_answers_the_same(api: FlaskClient, offer: Callable[..., Offer]) -> None:
+def test_a_second_launch_returns_the_same_response(api: FlaskClient, make_offer: Callable[..., Offer]) -> None:
     create_customers(3)
-    offer()
+    make_offer()
     first = api.post("/api/v1/offers/SUMMER25/launch")
     second = api.post("/api/v1/offers/SUMMER25/launch")
     assert (second.status_code, second.headers["Location"]) == (202, first.headers["Location"])
     assert second.json == first.json
 
 
-def test_the_status_has_the_counts(api: FlaskClient, offer: Callable[..., Offer], relay: Relay) -> None:
+def test_the_status_contains_the_counts(api: FlaskClient, make_offer: Callable[..., Offer], relay: Relay) -> None:
     create_customers(5)
-    offer()
+    make_offer()
     relay.behaviour.rcpt["c1@example.com"] = "550 no"
     relay.behaviour.rcpt["c2@example.com"] = "450 later"
     api.post("/api/v1/offers/SUMMER25/launch")
@@ -53,42 +53,44 @@ def test_the_status_has_the_counts(api: FlaskClient, offer: Callable[..., Offer]
     assert body["launched_at"].endswith("Z")
 
 
-def test_a_campaign_is_paused_resumed_and_cancelled(api: FlaskClient, offer: Callable[..., Offer]) -> None:
+def test_a_campaign_is_paused_resumed_and_cancelled(api: FlaskClient, make_offer: Callable[..., Offer]) -> None:
     create_customers(3)
-    offer()
+    make_offer()
     api.post("/api/v1/offers/SUMMER25/launch")
     preparation.prepare_campaign(1)
     states = [api.post(f"/api/v1/campaigns/1/{verb}").get_json()["status"] for verb in ("pause", "resume", "cancel")]
     assert states == ["paused", "sending", "cancelled"]
 
 
-def test_an_empty_audience_is_a_conflict_that_says_so(api: FlaskClient, offer: Callable[..., Offer]) -> None:
-    offer()
-    answer = api.post("/api/v1/offers/SUMMER25/launch")
-    assert (answer.status_code, answer.get_json()["code"]) == (409, "audience_empty")
-    assert answer.mimetype == "application/problem+json"
+def test_launching_to_an_empty_audience_is_a_conflict(api: FlaskClient, make_offer: Callable[..., Offer]) -> None:
+    make_offer()
+    response = api.post("/api/v1/offers/SUMMER25/launch")
+    assert (response.status_code, response.get_json()["code"]) == (409, "audience_empty")
+    assert response.mimetype == "application/problem+json"
 
 
 @pytest.mark.parametrize(
     "path", ["/api/v1/offers/NOSUCH/launch", "/api/v1/offers/%21/launch", "/api/v1/campaigns/9/pause"]
 )
-def test_what_is_not_there_is_not_found(api: FlaskClient, path: str) -> None:
+def test_an_unknown_offer_or_campaign_is_not_found(api: FlaskClient, path: str) -> None:
     assert api.post(f"/api/v1/{path}").status_code == 404
 
 
-def test_a_number_beyond_the_database_is_refused(api: FlaskClient) -> None:
+def test_an_id_out_of_range_is_refused(api: FlaskClient) -> None:
     assert api.get(f"/api/v1/campaigns/{1 << 70}").status_code == 404
 
 
-def test_a_launch_needs_a_key(client: FlaskClient) -> None:
+def test_a_launch_needs_an_api_key(client: FlaskClient) -> None:
     assert client.post("/api/v1/offers/SUMMER25/launch").status_code == 401
 
 
-def test_a_done_campaign_can_not_be_cancelled(api: FlaskClient, offer: Callable[..., Offer], relay: Relay) -> None:
+def test_a_finished_campaign_can_not_be_cancelled(
+    api: FlaskClient, make_offer: Callable[..., Offer], relay: Relay
+) -> None:
     create_customers(1)
-    offer()
+    make_offer()
     api.post("/api/v1/offers/SUMMER25/launch")
     preparation.prepare_campaign(1)
     sender.send_pending_emails()
-    answer = api.post("/api/v1/campaigns/1/cancel")
-    assert (answer.status_code, answer.get_json()["code"]) == (409, "conflict")
+    response = api.post("/api/v1/campaigns/1/cancel")
+    assert (response.status_code, response.get_json()["code"]) == (409, "conflict")

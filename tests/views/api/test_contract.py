@@ -1,6 +1,6 @@
-"""The JSON calls do what their document says, whatever is sent: schemathesis draws the requests from it.
+"""The API conforms to its OpenAPI document; schemathesis generates the requests.
 
-The same requests every time; with `CONTRACT_EXAMPLES=500` pytest draws that many new ones for each call.
+The requests are the same every time; with `CONTRACT_EXAMPLES=500` that many new ones are drawn for each operation.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import Case, GenerationMode
 
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.customers.models import Customer
 from webapp.offers.models import Offer
 
@@ -24,23 +24,23 @@ LONG = os.environ.get("CONTRACT_EXAMPLES")
 
 
 @pytest.fixture
-def contract(app: Flask, offer: Callable[..., Offer], customer: Callable[..., Customer]) -> Any:
-    """The document, with an offer and a customer behind its examples and a key that may do everything."""
-    offer()
-    customer(source_id="C-1")
-    key = account_actions.create_api_key("tests", ["read", "redeem", "manage"], by="tests")
+def contract(app: Flask, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]) -> Any:
+    """The OpenAPI schema, with an offer, a customer and a key with every scope."""
+    make_offer()
+    make_customer(source_id="C-1")
+    key = api_key_actions.create_api_key("tests", ["read", "redeem", "manage"], by="tests")
     schema = schemathesis.openapi.from_wsgi("/api/v1/openapi.json", app)
     schema.config.update(headers={"Authorization": f"Bearer {key}"})
-    # The document tells of types and lengths. Rules, such as what letters a code has, may refuse what those allow.
+    # The document describes types and lengths. Other rules, such as the alphabet of a code, may still refuse a value.
     schema.config.checks.update(excluded_check_names=["positive_data_acceptance"])
     return schema
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
-def test_every_answer_is_one_that_the_document_tells_of(contract: Any, mode: GenerationMode) -> None:
-    told = []
-    for found in contract.get_all_operations():
-        operation = found.ok()
+def test_every_response_conforms_to_the_document(contract: Any, mode: GenerationMode) -> None:
+    failures = []
+    for result in contract.get_all_operations():
+        operation = result.ok()
 
         @settings(
             max_examples=int(LONG or 8),
@@ -51,19 +51,19 @@ def test_every_answer_is_one_that_the_document_tells_of(contract: Any, mode: Gen
             suppress_health_check=list(HealthCheck),
         )
         @given(case=operation.as_strategy(generation_mode=mode))
-        def ask(case: Case[Any]) -> None:
-            # The key is there: what is looked at is the call, not the door.
+        def send(case: Case[Any]) -> None:
+            # The request has a valid key, so that the operation itself is tested.
             assert case.call_and_validate().status_code != 401
 
         try:
-            ask()
+            send()
         except Unsatisfiable:
-            # Text that is anything can't be made wrong.
+            # No invalid request exists for an operation that accepts any text.
             continue
         except Exception as error:
-            told.append(f"{operation.label}: {error!r}")
+            failures.append(f"{operation.label}: {error!r}")
 
-    assert not told, "\n\n".join(told)
+    assert not failures, "\n\n".join(failures)
 
 
 ORDER = {"id": "A-1", "amount": 4999, "currency": "EUR"}
@@ -77,15 +77,15 @@ NEW = {
 ADA = {"code": "summer25", "customer": {"email": "ada@example.com"}}
 
 
-def test_every_success_is_what_the_document_says(contract: Any) -> None:
-    """A walk through the calls, each answered with the status given here, and by the check with what belongs to it."""
+def test_every_success_conforms_to_the_document(contract: Any) -> None:
+    """Call the operations in turn; check each status and body against the document."""
 
     def call(method: str, path: str, status: int, body: object = None, **values: Any) -> Any:
         operation = contract[f"/api/v1{path}"][method]
         given = {"body": body, "media_type": "application/json"} if body is not None else {}
-        answer = operation.Case(**given, **values).call_and_validate(headers=dict(contract.config.headers))
-        assert answer.status_code == status
-        return answer.json()
+        response = operation.Case(**given, **values).call_and_validate(headers=dict(contract.config.headers))
+        assert response.status_code == status
+        return response.json()
 
     call("POST", "/offers", 201, NEW)
     call("PATCH", "/offers/{code}", 200, {"name": "Cold"}, path_parameters={"code": "WINTER25"})
@@ -93,17 +93,17 @@ def test_every_success_is_what_the_document_says(contract: Any) -> None:
     call("GET", "/offers/{code}", 200, path_parameters={"code": "summer-25"})
     call("POST", "/validations", 200, ADA | {"order": ORDER})
     call("GET", "/customers/{email}/offers", 200, path_parameters={"email": "ada@example.com"})
-    made = call("POST", "/redemptions", 201, ADA | {"order": ORDER, "metadata": {"till": 1}})
+    redemption = call("POST", "/redemptions", 201, ADA | {"order": ORDER, "metadata": {"till": 1}})
     call("POST", "/redemptions", 200, ADA | {"order": ORDER})
     call("POST", "/redemptions", 409, ADA)
     call("POST", "/validations", 200, ADA)
     call("GET", "/customers/{email}/offers", 200, path_parameters={"email": "ada@example.com"}, query={"used": True})
     call("GET", "/redemptions", 200, query={"offer": "SUMMER25", "limit": 1})
-    call("GET", "/redemptions/{id}", 200, path_parameters={"id": made["id"]})
-    undo = {"path_parameters": {"id": made["id"]}, "body": {"reason": "order cancelled"}}
+    call("GET", "/redemptions/{id}", 200, path_parameters={"id": redemption["id"]})
+    undo = {"path_parameters": {"id": redemption["id"]}, "body": {"reason": "order cancelled"}}
     call("POST", "/redemptions/{id}/rollback", 200, **undo)
     call("POST", "/redemptions/{id}/rollback", 409, **undo)
-    call("GET", "/redemptions/{id}", 200, path_parameters={"id": made["id"]})
+    call("GET", "/redemptions/{id}", 200, path_parameters={"id": redemption["id"]})
     ada = {"email": "ada@example.org", "name": "Ada", "audiences": ["Regulars"]}
     call("PUT", "/customers/{source_id}", 200, ada, path_parameters={"source_id": "C-1"})
     call("PUT", "/customers/{source_id}", 201, {"email": "bob@example.com"}, path_parameters={"source_id": "C-2"})

@@ -1,4 +1,4 @@
-"""JSON calls of customers and imports."""
+"""API operations of customers and imports."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.core.settings import Settings
 from webapp.customers import queries as customer_queries
-from webapp.customers.imports import actions as import_actions
+from webapp.customers.imports import processing as import_processing
+from webapp.customers.imports import queries as import_queries
 from webapp.customers.models import Customer
 
 Make = Callable[..., Customer]
@@ -19,18 +20,18 @@ CSV = "text/csv"
 NDJSON = "application/x-ndjson"
 
 
-def test_a_file_is_taken_and_its_progress_told(api: FlaskClient) -> None:
-    answer = api.post("/api/v1/customers/import", data="email,name\nada@example.com,Ada\nbad,B\n", content_type=CSV)
+def test_a_file_is_imported_and_its_progress_reported(api: FlaskClient) -> None:
+    response = api.post("/api/v1/customers/import", data="email,name\nada@example.com,Ada\nbad,B\n", content_type=CSV)
 
-    import_id = answer.get_json()["id"]
-    assert answer.status_code == 202
-    assert answer.headers["Location"] == f"/api/v1/imports/{import_id}"
-    assert answer.get_json() == {"id": import_id, "status": "queued"}
+    import_id = response.get_json()["id"]
+    assert response.status_code == 202
+    assert response.headers["Location"] == f"/api/v1/imports/{import_id}"
+    assert response.get_json() == {"id": import_id, "status": "queued"}
 
-    import_actions.run_import(import_id)
-    told = api.get(answer.headers["Location"]).get_json()
+    import_processing.run_import(import_id)
+    progress = api.get(response.headers["Location"]).get_json()
     names = ("id", "status", "rows", "created", "updated", "rejected", "error")
-    assert {name: told[name] for name in names} == {
+    assert {name: progress[name] for name in names} == {
         "id": import_id,
         "status": "done",
         "rows": 2,
@@ -39,33 +40,33 @@ def test_a_file_is_taken_and_its_progress_told(api: FlaskClient) -> None:
         "rejected": 1,
         "error": None,
     }
-    assert [(error["line"], error["code"]) for error in told["errors"]] == [(3, "email_invalid")]
+    assert [(error["line"], error["code"]) for error in progress["errors"]] == [(3, "email_invalid")]
 
 
-def test_json_lines_and_a_content_type_with_a_charset_are_taken(api: FlaskClient) -> None:
-    answer = api.post(
+def test_json_lines_with_a_charset_are_accepted(api: FlaskClient) -> None:
+    response = api.post(
         "/api/v1/customers/import?audience=VIP",
         data='{"email":"ada@example.com"}\n',
         content_type=f"{NDJSON}; charset=utf-8",
     )
 
-    import_actions.run_import(answer.get_json()["id"])
+    import_processing.run_import(response.get_json()["id"])
 
     ada = customer_queries.find_customer_by_email("ada@example.com")
     assert ada is not None
     assert [audience.name for audience in customer_queries.list_customer_audiences(ada.id)] == ["VIP"]
 
 
-def test_errors_are_told_page_by_page(api: FlaskClient) -> None:
-    answer = api.post("/api/v1/customers/import", data="email\n" + "bad\n" * 5, content_type=CSV)
-    import_actions.run_import(answer.get_json()["id"])
+def test_import_errors_are_paginated(api: FlaskClient) -> None:
+    response = api.post("/api/v1/customers/import", data="email\n" + "bad\n" * 5, content_type=CSV)
+    import_processing.run_import(response.get_json()["id"])
 
     lines: list[int] = []
-    address = f"{answer.headers['Location']}?limit=2"
-    while address:
-        page = api.get(address)
+    url = f"{response.headers['Location']}?limit=2"
+    while url:
+        page = api.get(url)
         lines += [error["line"] for error in page.get_json()["errors"]]
-        address = page.headers.get("Link", "").partition(">")[0].removeprefix("<")
+        url = page.headers.get("Link", "").partition(">")[0].removeprefix("<")
 
     assert lines == [2, 3, 4, 5, 6]
 
@@ -81,44 +82,44 @@ def test_errors_are_told_page_by_page(api: FlaskClient) -> None:
         (b"email\na@example.com\n", "text/plain", 415, None),
     ],
 )
-def test_a_file_that_can_not_be_taken_is_a_problem(
+def test_an_invalid_file_is_refused(
     api: FlaskClient, body: bytes, content_type: str, status: int, code: str | None
 ) -> None:
-    answer = api.post("/api/v1/customers/import", data=body, content_type=content_type)
+    response = api.post("/api/v1/customers/import", data=body, content_type=content_type)
 
-    assert (answer.status_code, answer.mimetype) == (status, "application/problem+json")
+    assert (response.status_code, response.mimetype) == (status, "application/problem+json")
     if code:
-        assert answer.get_json()["errors"][0]["code"] == code
-    assert customer_queries.list_imports() == []
+        assert response.get_json()["errors"][0]["code"] == code
+    assert import_queries.list_imports() == []
 
 
-def test_a_file_that_is_too_large_is_a_problem(api: FlaskClient, with_settings: Callable[..., Settings]) -> None:
+def test_a_file_that_is_too_large_is_refused(api: FlaskClient, with_settings: Callable[..., Settings]) -> None:
     with_settings(max_upload_bytes=1000)
 
-    answer = api.post("/api/v1/customers/import", data=b"email\n" + b"a@example.com\n" * 100, content_type=CSV)
+    response = api.post("/api/v1/customers/import", data=b"email\n" + b"a@example.com\n" * 100, content_type=CSV)
 
-    assert (answer.status_code, answer.get_json()["code"]) == (413, "too_large")
+    assert (response.status_code, response.get_json()["code"]) == (413, "too_large")
 
 
-def test_an_import_that_never_was_is_not_found(api: FlaskClient) -> None:
+def test_an_unknown_import_is_not_found(api: FlaskClient) -> None:
     assert api.get("/api/v1/imports/7").status_code == 404
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x"])
-def test_odd_pages_are_refused(api: FlaskClient, query: str) -> None:
+def test_invalid_page_limits_are_refused(api: FlaskClient, query: str) -> None:
     assert api.get(f"/api/v1/imports/7?{query}").status_code == 422
 
 
-def test_a_customer_is_put_and_read(api: FlaskClient) -> None:
+def test_a_customer_is_created_updated_and_read(api: FlaskClient) -> None:
     body = {"email": "Ada@example.com", "name": "Ada", "locale": "en-gb", "audiences": ["VIP", "News"]}
 
-    made = api.put("/api/v1/customers/C1", json=body)
-    again = api.put("/api/v1/customers/C1", json={"email": "countess@example.com"})
+    created = api.put("/api/v1/customers/C1", json=body)
+    updated = api.put("/api/v1/customers/C1", json={"email": "countess@example.com"})
 
-    assert (made.status_code, again.status_code) == (201, 200)
-    told = api.get("/api/v1/customers/C1").get_json()
-    assert told.pop("created_at").endswith("Z")
-    assert told == {
+    assert (created.status_code, updated.status_code) == (201, 200)
+    customer = api.get("/api/v1/customers/C1").get_json()
+    assert customer.pop("created_at").endswith("Z")
+    assert customer == {
         "source_id": "C1",
         "email": "countess@example.com",
         "name": "Ada",
@@ -142,42 +143,44 @@ def test_a_customer_is_put_and_read(api: FlaskClient) -> None:
         ({"email": "a@example.com", "audiences": "VIP"}, "/audiences"),
     ],
 )
-def test_what_can_not_be_put_is_told_at_its_field(api: FlaskClient, body: object, pointer: str) -> None:
-    answer = api.put("/api/v1/customers/C1", json=body)
+def test_invalid_customer_data_is_reported_at_its_field(api: FlaskClient, body: object, pointer: str) -> None:
+    response = api.put("/api/v1/customers/C1", json=body)
 
-    assert answer.status_code == 422
-    assert [error["pointer"] for error in answer.get_json()["errors"]] == [pointer]
-
-
-def test_another_customers_e_mail_is_a_conflict(api: FlaskClient, customer: Make) -> None:
-    customer("ada@example.com", source_id="C1")
-
-    answer = api.put("/api/v1/customers/C2", json={"email": "ada@example.com"})
-
-    assert (answer.status_code, answer.get_json()["code"]) == (409, "conflict")
+    assert response.status_code == 422
+    assert [error["pointer"] for error in response.get_json()["errors"]] == [pointer]
 
 
-def test_nobody_has_this_source_id(api: FlaskClient) -> None:
+def test_the_email_of_another_customer_is_a_conflict(api: FlaskClient, make_customer: Make) -> None:
+    make_customer("ada@example.com", source_id="C1")
+
+    response = api.put("/api/v1/customers/C2", json={"email": "ada@example.com"})
+
+    assert (response.status_code, response.get_json()["code"]) == (409, "conflict")
+
+
+def test_an_unknown_source_id_is_not_found(api: FlaskClient) -> None:
     assert api.get("/api/v1/customers/C9").status_code == 404
     assert api.get("/api/v1/customers/%00").status_code == 422
 
 
 @pytest.mark.parametrize("scope", ["read", "redeem"])
 def test_writing_needs_the_scope_manage(app: Flask, scope: str) -> None:
-    key = account_actions.create_api_key("reader", [scope], by="tests")
+    key = api_key_actions.create_api_key("reader", [scope], by="tests")
     headers = {"Authorization": f"Bearer {key}"}
     client = app.test_client()
 
-    put = client.put("/api/v1/customers/C1", json={"email": "a@example.com"}, headers=headers)
-    sent = client.post("/api/v1/customers/import", data="email\na@example.com\n", content_type=CSV, headers=headers)
+    put_response = client.put("/api/v1/customers/C1", json={"email": "a@example.com"}, headers=headers)
+    import_response = client.post(
+        "/api/v1/customers/import", data="email\na@example.com\n", content_type=CSV, headers=headers
+    )
 
-    assert (put.status_code, sent.status_code) == (403, 403)
+    assert (put_response.status_code, import_response.status_code) == (403, 403)
 
 
 @pytest.mark.parametrize("blank", ["%20", "%C2%A0"])
 def test_a_blank_source_id_is_refused(api: FlaskClient, blank: str) -> None:
-    answer = api.put(f"/api/v1/customers/{blank}", json={"email": "ada@example.com"})
+    response = api.put(f"/api/v1/customers/{blank}", json={"email": "ada@example.com"})
 
-    assert answer.status_code == 422
-    assert answer.json is not None
-    assert answer.json["errors"][0]["pointer"] == "/source_id"
+    assert response.status_code == 422
+    assert response.json is not None
+    assert response.json["errors"][0]["pointer"] == "/source_id"

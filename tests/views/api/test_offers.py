@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.campaigns import queries as campaign_queries
 from webapp.core.extensions import db
 from webapp.customers.models import Audience
@@ -27,40 +27,40 @@ SUMMER: dict[str, Any] = {
 }
 
 
-def test_setting_up_an_offer_answers_with_where_it_is(api: Any) -> None:
-    answer = api.post("/api/v1/offers", json=SUMMER)
+def test_creating_an_offer_returns_its_location(api: Any) -> None:
+    response = api.post("/api/v1/offers", json=SUMMER)
 
-    assert answer.status_code == 201
-    assert answer.headers["Location"] == "/api/v1/offers/SUMMER25"
-    assert answer.headers["ETag"] == '"1"'
-    assert answer.json.items() >= (SUMMER | {"frozen": False, "redeemed": 0, "time_zone": "UTC"}).items()
+    assert response.status_code == 201
+    assert response.headers["Location"] == "/api/v1/offers/SUMMER25"
+    assert response.headers["ETag"] == '"1"'
+    assert response.json.items() >= (SUMMER | {"frozen": False, "redeemed": 0, "time_zone": "UTC"}).items()
 
 
-def test_the_mail_comes_with_the_offer_or_neither_does(api: Any) -> None:
+def test_offer_and_email_are_created_together_or_not_at_all(api: Any) -> None:
     mail = {"subject": "For you", "text": "Use {{ offer.code }}: {{ link }}"}
-    wrong = {"subject": "For you", "text": "{{ nonsense }}"}
+    invalid_mail = {"subject": "For you", "text": "{{ nonsense }}"}
 
-    refused = api.post("/api/v1/offers", json=SUMMER | {"mail": wrong})
-    nothing_half_done = not offer_queries.has_offers()
-    taken = api.post("/api/v1/offers", json=SUMMER | {"mail": mail})
+    refused = api.post("/api/v1/offers", json=SUMMER | {"mail": invalid_mail})
+    no_offer_exists = not offer_queries.has_offers()
+    created = api.post("/api/v1/offers", json=SUMMER | {"mail": mail})
 
     offer = offer_queries.find_offer_by_code("SUMMER25")
-    assert (refused.status_code, nothing_half_done, taken.status_code) == (422, True, 201)
+    assert (refused.status_code, no_offer_exists, created.status_code) == (422, True, 201)
     assert offer is not None
     draft = campaign_queries.find_announcement(offer.id)
     assert draft is not None
     assert draft.subject == "For you"
 
 
-def test_an_amount_without_code_window_and_mail_is_enough(api: Any) -> None:
+def test_name_and_discount_are_enough_for_an_offer(api: Any) -> None:
     discount = {"type": "amount", "amount": 500, "currency": "EUR"}
 
-    answer = api.post("/api/v1/offers", json={"name": "Five", "discount": discount})
+    response = api.post("/api/v1/offers", json={"name": "Five", "discount": discount})
 
-    assert answer.status_code == 201
-    assert answer.json["discount"] == discount
-    assert answer.json["state"] == "live"
-    assert len(answer.json["code"]) == 9
+    assert response.status_code == 201
+    assert response.json["discount"] == discount
+    assert response.json["state"] == "live"
+    assert len(response.json["code"]) == 9
 
 
 @pytest.mark.parametrize(
@@ -100,24 +100,24 @@ def test_an_amount_without_code_window_and_mail_is_enough(api: Any) -> None:
         ({"colour": "red"}, "/colour"),
     ],
 )
-def test_what_makes_no_sense_is_a_problem_with_a_pointer(api: Any, changes: dict[str, Any], pointer: str) -> None:
-    answer = api.post("/api/v1/offers", json=SUMMER | changes)
+def test_invalid_values_are_reported_with_a_pointer(api: Any, changes: dict[str, Any], pointer: str) -> None:
+    response = api.post("/api/v1/offers", json=SUMMER | changes)
 
-    assert answer.status_code == 422
-    assert answer.mimetype == "application/problem+json"
-    assert pointer in [error["pointer"] for error in answer.json["errors"]]
+    assert response.status_code == 422
+    assert response.mimetype == "application/problem+json"
+    assert pointer in [error["pointer"] for error in response.json["errors"]]
     assert not offer_queries.has_offers()
 
 
-def test_a_code_that_exists_is_a_problem(api: Any, offer: MakeOffer) -> None:
-    offer("SUMMER25")
+def test_an_existing_code_is_refused(api: Any, make_offer: MakeOffer) -> None:
+    make_offer("SUMMER25")
 
-    answer = api.post("/api/v1/offers", json=SUMMER)
+    response = api.post("/api/v1/offers", json=SUMMER)
 
-    assert (answer.status_code, answer.json["errors"][0]["code"]) == (422, "code_taken")
+    assert (response.status_code, response.json["errors"][0]["code"]) == (422, "code_taken")
 
 
-def test_an_audience_is_named(api: Any) -> None:
+def test_an_audience_is_given_by_name(api: Any) -> None:
     db.session.add(Audience(name="Regulars"))
     db.session.commit()
 
@@ -127,36 +127,36 @@ def test_an_audience_is_named(api: Any) -> None:
 
 
 @pytest.mark.parametrize("code", ["SUMMER25", "summer 25", "Summer-25"])
-def test_an_offer_is_read_by_its_code_in_any_spelling(api: Any, offer: MakeOffer, code: str) -> None:
-    offer()
+def test_an_offer_is_found_by_its_code_in_any_spelling(api: Any, make_offer: MakeOffer, code: str) -> None:
+    make_offer()
 
     assert api.get(f"/api/v1/offers/{code}").json["name"] == "Summer"
 
 
 @pytest.mark.parametrize("code", ["WINTER", "SÜSS", "%00", "x" * 300])
-def test_an_offer_that_is_not_there_is_not_found(api: Any, code: str) -> None:
-    answer = api.get(f"/api/v1/offers/{code}")
+def test_an_unknown_offer_is_not_found(api: Any, code: str) -> None:
+    response = api.get(f"/api/v1/offers/{code}")
 
-    assert (answer.status_code, answer.json["code"]) == (404, "not_found")
-
-
-def test_pages_are_linked_and_go_through_all(api: Any, offer: MakeOffer) -> None:
-    made = [offer(f"CODE{n}").code for n in range(5)]
-    seen: list[str] = []
-    address: str | None = "/api/v1/offers?limit=2"
-
-    while address and len(seen) < 10:
-        answer = api.get(address)
-        seen += [item["code"] for item in answer.json["offers"]]
-        link = answer.headers.get("Link")
-        address = link[1 : link.index(">")] if link else None
-
-    assert seen == made[::-1]
+    assert (response.status_code, response.json["code"]) == (404, "not_found")
 
 
-def test_the_list_is_filtered_by_state(api: Any, offer: MakeOffer) -> None:
-    offer_actions.pause_offer(offer().id, by="ann")
-    offer("OTHER")
+def test_linked_pages_contain_every_offer(api: Any, make_offer: MakeOffer) -> None:
+    codes = [make_offer(f"CODE{n}").code for n in range(5)]
+    listed: list[str] = []
+    url: str | None = "/api/v1/offers?limit=2"
+
+    while url and len(listed) < 10:
+        response = api.get(url)
+        listed += [item["code"] for item in response.json["offers"]]
+        link = response.headers.get("Link")
+        url = link[1 : link.index(">")] if link else None
+
+    assert listed == codes[::-1]
+
+
+def test_the_list_is_filtered_by_state(api: Any, make_offer: MakeOffer) -> None:
+    offer_actions.pause_offer(make_offer().id, by="ann")
+    make_offer("OTHER")
 
     assert [item["code"] for item in api.get("/api/v1/offers?state=paused").json["offers"]] == ["SUMMER25"]
 
@@ -164,36 +164,34 @@ def test_the_list_is_filtered_by_state(api: Any, offer: MakeOffer) -> None:
 @pytest.mark.parametrize(
     "query", ["state=mine", "limit=0", "limit=101", "limit=x", "cursor=x", "cursor=MS4y", "sort=name"]
 )
-def test_a_query_that_makes_no_sense_is_refused(api: Any, query: str) -> None:
+def test_invalid_query_parameters_are_refused(api: Any, query: str) -> None:
     assert api.get(f"/api/v1/offers?{query}").status_code == 422
 
 
-def test_what_is_sent_is_changed_and_the_rest_stays(api: Any, offer: MakeOffer) -> None:
-    row = offer(max_redemptions=5)
+def test_a_patch_changes_only_the_given_fields(api: Any, make_offer: MakeOffer) -> None:
+    offer = make_offer(max_redemptions=5)
 
-    answer = api.patch("/api/v1/offers/SUMMER25", json={"name": "Autumn", "max_redemptions": None})
+    response = api.patch("/api/v1/offers/SUMMER25", json={"name": "Autumn", "max_redemptions": None})
 
-    db.session.refresh(row)
-    assert (answer.status_code, answer.headers["ETag"]) == (200, '"2"')
-    assert (row.name, row.max_redemptions, row.percent) == ("Autumn", None, Decimal(25))
+    db.session.refresh(offer)
+    assert (response.status_code, response.headers["ETag"]) == (200, '"2"')
+    assert (offer.name, offer.max_redemptions, offer.percent) == ("Autumn", None, Decimal(25))
 
 
 @pytest.mark.parametrize(("tag", "status"), [('"1"', 200), ('W/"1"', 200), ("*", 200), ('"7"', 412), ("nonsense", 412)])
-def test_a_change_with_if_match_wants_the_version_it_was_made_from(
-    api: Any, offer: MakeOffer, tag: str, status: int
-) -> None:
-    row = offer()
+def test_if_match_must_be_the_current_version(api: Any, make_offer: MakeOffer, tag: str, status: int) -> None:
+    offer = make_offer()
 
-    answer = api.patch("/api/v1/offers/SUMMER25", json={"name": "Autumn"}, headers={"If-Match": tag})
+    response = api.patch("/api/v1/offers/SUMMER25", json={"name": "Autumn"}, headers={"If-Match": tag})
 
-    db.session.refresh(row)
-    assert answer.status_code == status
-    assert row.name == ("Autumn" if status == 200 else "Summer")
-    assert status == 200 or answer.json["code"] == "conflict"
+    db.session.refresh(offer)
+    assert response.status_code == status
+    assert offer.name == ("Autumn" if status == 200 else "Summer")
+    assert status == 200 or response.json["code"] == "conflict"
 
 
-def test_pausing_by_a_change(api: Any, offer: MakeOffer) -> None:
-    offer()
+def test_an_offer_is_paused_and_resumed_by_patch(api: Any, make_offer: MakeOffer) -> None:
+    make_offer()
 
     paused = api.patch("/api/v1/offers/SUMMER25", json={"paused": True}).json["state"]
     resumed = api.patch("/api/v1/offers/SUMMER25", json={"paused": False}).json["state"]
@@ -202,24 +200,24 @@ def test_pausing_by_a_change(api: Any, offer: MakeOffer) -> None:
 
 
 @pytest.mark.parametrize("change", [{"name": None}, {"code": None}, {"discount": None}, {"paused": None}])
-def test_what_an_offer_must_have_can_not_be_taken_away(api: Any, offer: MakeOffer, change: dict[str, Any]) -> None:
-    offer()
+def test_required_fields_can_not_be_set_to_null(api: Any, make_offer: MakeOffer, change: dict[str, Any]) -> None:
+    make_offer()
 
     assert api.patch("/api/v1/offers/SUMMER25", json=change).status_code == 422
 
 
-def test_a_frozen_discount_is_refused_with_a_pointer(api: Any, offer: MakeOffer) -> None:
-    offer_actions.freeze_offer(offer().id)
+def test_a_frozen_discount_can_not_be_changed(api: Any, make_offer: MakeOffer) -> None:
+    offer_actions.freeze_offer(make_offer().id)
     db.session.commit()
 
-    answer = api.patch("/api/v1/offers/SUMMER25", json={"discount": {"type": "percent", "percent": "30"}})
+    response = api.patch("/api/v1/offers/SUMMER25", json={"discount": {"type": "percent", "percent": "30"}})
 
-    assert (answer.status_code, answer.json["errors"][0]["code"]) == (422, "frozen")
+    assert (response.status_code, response.json["errors"][0]["code"]) == (422, "frozen")
 
 
-def test_reading_needs_no_right_to_manage_and_changing_does(api: Any, offer: MakeOffer) -> None:
-    offer()
-    key = account_actions.create_api_key("reader", ["read"], by="tests")
+def test_reading_needs_scope_read_and_changing_needs_manage(api: Any, make_offer: MakeOffer) -> None:
+    make_offer()
+    key = api_key_actions.create_api_key("reader", ["read"], by="tests")
     headers = {"Authorization": f"Bearer {key}"}
 
     assert api.get("/api/v1/offers/SUMMER25", headers=headers).status_code == 200
@@ -228,7 +226,7 @@ def test_reading_needs_no_right_to_manage_and_changing_does(api: Any, offer: Mak
 
 
 @pytest.mark.parametrize("zone", ["localtime", "posixrules", "Nowhere/Land", "../etc/passwd", "\0"])
-def test_a_zone_that_no_database_knows_is_refused(api: Any, zone: str) -> None:
-    answer = api.post("/api/v1/offers", json={**SUMMER, "time_zone": zone})
+def test_an_unknown_time_zone_is_refused(api: Any, zone: str) -> None:
+    response = api.post("/api/v1/offers", json={**SUMMER, "time_zone": zone})
 
-    assert answer.status_code == 422
+    assert response.status_code == 422

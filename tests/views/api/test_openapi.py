@@ -1,4 +1,4 @@
-"""The description of the JSON calls."""
+"""The OpenAPI document of the API."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ METHODS = {"get", "put", "post", "delete", "patch"}
 
 @pytest.fixture
 def document(client: FlaskClient) -> dict[str, Any]:
-    answer = client.get("/api/v1/openapi.json")
-    assert answer.status_code == 200
-    found: dict[str, Any] = answer.get_json()
-    return found
+    response = client.get("/api/v1/openapi.json")
+    assert response.status_code == 200
+    parsed: dict[str, Any] = response.get_json()
+    return parsed
 
 
 def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -31,7 +31,7 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, A
 
 
 def schemas(value: Any) -> Iterator[dict[str, Any]]:
-    """Every schema that a call or component shows."""
+    """Every schema of the operations and components."""
     if isinstance(value, dict):
         if isinstance(value.get("schema"), dict):
             yield value["schema"]
@@ -42,13 +42,13 @@ def schemas(value: Any) -> Iterator[dict[str, Any]]:
             yield from schemas(part)
 
 
-def test_it_is_openapi_3_1_of_this_release(document: dict[str, Any]) -> None:
+def test_the_document_is_openapi_3_1_of_this_version(document: dict[str, Any]) -> None:
     assert document["openapi"].startswith("3.1.")
     assert document["info"]["title"] == "Onecode"
     assert document["info"]["version"] == get_app_version()
 
 
-def test_it_tells_of_every_call_that_needs_a_key_and_of_no_other(app: Flask, document: dict[str, Any]) -> None:
+def test_the_document_lists_exactly_the_operations_that_need_a_key(app: Flask, document: dict[str, Any]) -> None:
     served = {
         (re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), method.lower())
         for rule in app.url_map.iter_rules()
@@ -59,19 +59,19 @@ def test_it_tells_of_every_call_that_needs_a_key_and_of_no_other(app: Flask, doc
     assert {(path, method) for path, method, _ in operations(document)} == served
 
 
-def test_every_call_has_a_name_of_its_own_and_says_what_it_does(document: dict[str, Any]) -> None:
-    found = list(operations(document))
-    assert len({operation["operationId"] for _, _, operation in found}) == len(found)
-    assert [path for path, _, operation in found if not operation.get("summary")] == []
+def test_every_operation_has_a_unique_id_and_a_summary(document: dict[str, Any]) -> None:
+    all_operations = list(operations(document))
+    assert len({operation["operationId"] for _, _, operation in all_operations}) == len(all_operations)
+    assert [path for path, _, operation in all_operations if not operation.get("summary")] == []
 
 
-def test_every_call_names_its_path_parameters(document: dict[str, Any]) -> None:
+def test_every_operation_declares_its_path_parameters(document: dict[str, Any]) -> None:
     for path, _, operation in operations(document):
         declared = {p["name"] for p in operation.get("parameters", []) if p["in"] == "path"}
         assert declared == set(re.findall(r"{(\w+)}", path)), path
 
 
-def test_every_refusal_is_a_problem_document(document: dict[str, Any]) -> None:
+def test_every_error_response_is_a_problem_document(document: dict[str, Any]) -> None:
     problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     for path, _, operation in operations(document):
         refusals = {s: r for s, r in operation["responses"].items() if s.startswith(("4", "5"))}
@@ -79,53 +79,53 @@ def test_every_refusal_is_a_problem_document(document: dict[str, Any]) -> None:
         assert all(refusal["content"] == problem for refusal in refusals.values()), path
 
 
-def test_every_call_tells_of_a_success(document: dict[str, Any]) -> None:
+def test_every_operation_declares_a_success(document: dict[str, Any]) -> None:
     for path, method, operation in operations(document):
         assert any(status.startswith("2") for status in operation["responses"]), (method, path)
 
 
-def test_calls_with_a_body_tell_how_it_is_refused(document: dict[str, Any]) -> None:
+def test_operations_with_a_body_declare_its_errors(document: dict[str, Any]) -> None:
     for path, _, operation in operations(document):
         if operation.get("requestBody"):
             assert {"400", "413", "415", "422"} <= operation["responses"].keys(), path
 
 
-def test_every_call_says_which_scope_it_needs(document: dict[str, Any]) -> None:
+def test_every_operation_names_its_scope(document: dict[str, Any]) -> None:
     for path, method, operation in operations(document):
         assert re.search("Requires the scope `(read|redeem|manage)`.", operation["description"]), (method, path)
 
 
-def test_uploads_name_the_types_they_take(document: dict[str, Any]) -> None:
+def test_uploads_declare_their_media_types(document: dict[str, Any]) -> None:
     upload = document["paths"]["/api/v1/customers/import"]["post"]
     assert {"text/csv", "application/x-ndjson"} == upload["requestBody"]["content"].keys()
 
 
-def test_a_room_may_declare_more_refusals(document: dict[str, Any]) -> None:
+def test_an_operation_can_declare_more_errors(document: dict[str, Any]) -> None:
     assert "404" in document["paths"]["/api/v1/redemptions"]["post"]["responses"]
     assert "412" in document["paths"]["/api/v1/offers/{code}"]["patch"]["responses"]
 
 
-def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
-    named = set(re.findall(r'"#/components/schemas/([^"]+)"', str(document).replace("'", '"')))
-    assert "Problem" in named
-    assert named <= document["components"]["schemas"].keys()
+def test_every_reference_can_be_resolved(document: dict[str, Any]) -> None:
+    referenced = set(re.findall(r'"#/components/schemas/([^"]+)"', str(document).replace("'", '"')))
+    assert "Problem" in referenced
+    assert referenced <= document["components"]["schemas"].keys()
 
 
-def test_every_schema_is_json_schema(document: dict[str, Any]) -> None:
+def test_every_schema_is_valid_json_schema(document: dict[str, Any]) -> None:
     for schema in [*document["components"]["schemas"].values(), *schemas(document)]:
         jsonschema_rs.meta.validate({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema})
 
 
-def test_a_refusal_is_what_the_document_says(app: Flask, document: dict[str, Any]) -> None:
-    answer = app.test_client().get("/api/v1/offers")
+def test_an_error_response_conforms_to_the_document(app: Flask, document: dict[str, Any]) -> None:
+    response = app.test_client().get("/api/v1/offers")
     schema = {**document["components"]["schemas"]["Problem"], "components": document["components"]}
-    assert (answer.status_code, answer.mimetype) == (401, "application/problem+json")
-    jsonschema_rs.validate(schema, answer.get_json())
+    assert (response.status_code, response.mimetype) == (401, "application/problem+json")
+    jsonschema_rs.validate(schema, response.get_json())
 
 
-def test_the_page_needs_no_key_and_only_our_own_files(client: FlaskClient) -> None:
-    answer = client.get("/api/v1/docs")
-    assert answer.status_code == 200
-    assert "script-src 'self'; style-src 'self'" in answer.headers["Content-Security-Policy"]
-    for address in re.findall(r'(?:src|href)="([^"]+)"', answer.text):
-        assert client.get(address).status_code == 200, address
+def test_the_docs_page_needs_no_key_and_loads_only_local_files(client: FlaskClient) -> None:
+    response = client.get("/api/v1/docs")
+    assert response.status_code == 200
+    assert "script-src 'self'; style-src 'self'" in response.headers["Content-Security-Policy"]
+    for url in re.findall(r'(?:src|href)="([^"]+)"', response.text):
+        assert client.get(url).status_code == 200, url

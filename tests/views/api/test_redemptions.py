@@ -8,7 +8,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import text
 
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.core.extensions import db
 from webapp.customers.models import Audience, Customer
 from webapp.offers.models import Offer
@@ -25,12 +25,12 @@ PAST = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
-def ready(offer: MakeOffer, customer: MakeCustomer) -> tuple[Offer, Customer]:
+def offer_and_customer(make_offer: MakeOffer, make_customer: MakeCustomer) -> tuple[Offer, Customer]:
     """A live offer and a customer."""
-    return offer(), customer(source_id="C-1")
+    return make_offer(), make_customer(source_id="C-1")
 
 
-def rows() -> int:
+def count_redemptions() -> int:
     return int(db.session.execute(text("select count(*) from redemption")).scalar_one())
 
 
@@ -39,15 +39,15 @@ def redeem(api: Any, key: str | None = None, **values: Any) -> Any:
     return api.post("/api/v1/redemptions", json=ADA | values, headers=headers)
 
 
-@pytest.mark.usefixtures("ready")
-def test_redeeming_answers_with_the_discount(api: Any) -> None:
-    answer = redeem(api, order=ORDER, metadata={"till": [1, {"clerk": "Bo"}]})
+@pytest.mark.usefixtures("offer_and_customer")
+def test_redeeming_returns_the_discount(api: Any) -> None:
+    response = redeem(api, order=ORDER, metadata={"till": [1, {"clerk": "Bo"}]})
 
-    assert answer.status_code == 201
-    assert answer.headers["Location"] == f"/api/v1/redemptions/{answer.json['id']}"
-    assert answer.json["redeemed_at"].endswith("Z")
+    assert response.status_code == 201
+    assert response.headers["Location"] == f"/api/v1/redemptions/{response.json['id']}"
+    assert response.json["redeemed_at"].endswith("Z")
     assert (
-        answer.json.items()
+        response.json.items()
         >= {
             "code": "SUMMER25",
             "offer": "Summer",
@@ -62,8 +62,8 @@ def test_redeeming_answers_with_the_discount(api: Any) -> None:
     )
 
 
-@pytest.mark.usefixtures("ready")
-def test_a_customer_may_be_named_by_the_shops_own_id(api: Any) -> None:
+@pytest.mark.usefixtures("offer_and_customer")
+def test_a_customer_can_be_identified_by_source_id(api: Any) -> None:
     assert redeem(api, customer={"source_id": "C-1"}).status_code == 201
 
 
@@ -79,80 +79,84 @@ REFUSALS: list[tuple[dict[str, Any], dict[str, Any], int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("values", "asked", "status", "code"), REFUSALS)
-def test_a_refusal_is_a_problem_that_says_which_rule(
+@pytest.mark.parametrize(("values", "changes", "status", "code"), REFUSALS)
+def test_a_refusal_is_a_problem_with_its_reason(
     api: Any,
-    offer: MakeOffer,
-    customer: MakeCustomer,
+    make_offer: MakeOffer,
+    make_customer: MakeCustomer,
     values: dict[str, Any],
-    asked: dict[str, Any],
+    changes: dict[str, Any],
     status: int,
     code: str,
 ) -> None:
-    offer(**values), customer()
+    make_offer(**values), make_customer()
 
-    answer = redeem(api, **asked)
+    response = redeem(api, **changes)
 
-    assert (answer.status_code, answer.json["code"]) == (status, code)
-    assert answer.mimetype == "application/problem+json"
-    assert rows() == 0
+    assert (response.status_code, response.json["code"]) == (status, code)
+    assert response.mimetype == "application/problem+json"
+    assert count_redemptions() == 0
 
 
-@pytest.mark.parametrize(("values", "asked", "status", "code"), REFUSALS)
-def test_a_validation_gives_the_same_reason_and_writes_nothing(
+@pytest.mark.parametrize(("values", "changes", "status", "code"), REFUSALS)
+def test_a_validation_returns_the_same_refusal_reason(
     api: Any,
-    offer: MakeOffer,
-    customer: MakeCustomer,
+    make_offer: MakeOffer,
+    make_customer: MakeCustomer,
     values: dict[str, Any],
-    asked: dict[str, Any],
+    changes: dict[str, Any],
     status: int,
     code: str,
 ) -> None:
-    offer(**values), customer()
+    make_offer(**values), make_customer()
 
-    answer = api.post("/api/v1/validations", json=ADA | asked)
+    response = api.post("/api/v1/validations", json=ADA | changes)
 
-    assert answer.status_code == 200
-    assert (answer.json["valid"], answer.json["reason"]) == (False, code)
-
-
-def test_a_validation_tells_what_it_would_give_and_writes_nothing(api: Any, ready: tuple[Offer, Customer]) -> None:
-    answer = api.post("/api/v1/validations", json=ADA | {"order": ORDER})
-
-    db.session.refresh(ready[0])
-    assert answer.json.items() >= {"valid": True, "discount_amount": 1250}.items()
-    assert answer.json["discount"] == {"type": "percent", "percent": "25"}
-    assert (rows(), ready[0].frozen_at) == (0, None)
+    assert response.status_code == 200
+    assert (response.json["valid"], response.json["reason"]) == (False, code)
 
 
-def test_not_being_in_the_audience_is_a_reason_of_its_own(api: Any, offer: MakeOffer, customer: MakeCustomer) -> None:
+def test_a_validation_returns_the_discount_and_writes_nothing(
+    api: Any, offer_and_customer: tuple[Offer, Customer]
+) -> None:
+    response = api.post("/api/v1/validations", json=ADA | {"order": ORDER})
+
+    db.session.refresh(offer_and_customer[0])
+    assert response.json.items() >= {"valid": True, "discount_amount": 1250}.items()
+    assert response.json["discount"] == {"type": "percent", "percent": "25"}
+    assert (count_redemptions(), offer_and_customer[0].frozen_at) == (0, None)
+
+
+def test_a_customer_outside_the_audience_is_not_eligible(
+    api: Any, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
     audience = Audience(name="Regulars")
     db.session.add(audience)
     db.session.flush()
-    offer(audience_id=audience.id), customer()
+    make_offer(audience_id=audience.id), make_customer()
 
     assert redeem(api).json["code"] == "customer_not_eligible"
 
 
-@pytest.mark.usefixtures("ready")
-def test_a_second_use_is_refused(api: Any) -> None:
+@pytest.mark.usefixtures("offer_and_customer")
+def test_a_second_redemption_is_refused(api: Any) -> None:
     redeem(api)
 
     assert (redeem(api).status_code, redeem(api).json["code"]) == (409, "already_redeemed")
 
 
-@pytest.mark.usefixtures("ready")
+@pytest.mark.usefixtures("offer_and_customer")
 @pytest.mark.parametrize(("first", "second"), [({"key": "k1"}, {"key": "k1"}), ({"order": ORDER}, {"order": ORDER})])
-def test_a_repeat_answers_the_first_result(api: Any, first: dict[str, Any], second: dict[str, Any]) -> None:
-    done = redeem(api, **first)
+def test_a_repeated_request_returns_the_first_result(api: Any, first: dict[str, Any], second: dict[str, Any]) -> None:
+    first_response = redeem(api, **first)
 
-    again = redeem(api, **second)
+    second_response = redeem(api, **second)
 
-    assert (again.status_code, again.json) == (200, done.json)
+    assert (second_response.status_code, second_response.json) == (200, first_response.json)
 
 
-@pytest.mark.usefixtures("ready")
-def test_a_repeat_may_be_written_otherwise_but_not_say_something_else(api: Any) -> None:
+@pytest.mark.usefixtures("offer_and_customer")
+def test_a_repeated_key_needs_an_equivalent_body(api: Any) -> None:
     redeem(api, key="k1", metadata={"a": 1, "b": 2})
 
     same = redeem(api, key="k1", metadata={"b": 2, "a": 1})
@@ -161,50 +165,50 @@ def test_a_repeat_may_be_written_otherwise_but_not_say_something_else(api: Any) 
     assert (same.status_code, other.status_code, other.json["code"]) == (200, 422, "invalid_payload")
 
 
-@pytest.mark.usefixtures("ready")
-def test_the_key_of_one_machine_is_nothing_to_another(api: Any) -> None:
+@pytest.mark.usefixtures("offer_and_customer")
+def test_idempotency_keys_of_different_api_keys_are_independent(api: Any) -> None:
     redeem(api, key="k1", order=ORDER)
-    other = {"Authorization": f"Bearer {account_actions.create_api_key('other', ['redeem'], by='tests')}"}
+    other = {"Authorization": f"Bearer {api_key_actions.create_api_key('other', ['redeem'], by='tests')}"}
 
-    answer = api.post("/api/v1/redemptions", json=ADA | {"order": ORDER}, headers=other | {"Idempotency-Key": "k1"})
+    response = api.post("/api/v1/redemptions", json=ADA | {"order": ORDER}, headers=other | {"Idempotency-Key": "k1"})
 
-    assert (answer.status_code, answer.json["code"]) == (409, "already_redeemed")
+    assert (response.status_code, response.json["code"]) == (409, "already_redeemed")
 
 
-@pytest.mark.usefixtures("ready")
-def test_after_a_rollback_the_same_key_tells_of_it_and_a_new_one_redeems_anew(api: Any) -> None:
+@pytest.mark.usefixtures("offer_and_customer")
+def test_after_a_rollback_the_same_key_returns_it_and_a_new_key_redeems(api: Any) -> None:
     first = redeem(api, key="k1", order=ORDER).json
     undone = api.post(f"/api/v1/redemptions/{first['id']}/rollback", json={"reason": "order cancelled"})
 
-    repeat, anew = redeem(api, key="k1", order=ORDER), redeem(api, key="k2", order=ORDER | {"id": "A-2"})
+    repeat, redeemed = redeem(api, key="k1", order=ORDER), redeem(api, key="k2", order=ORDER | {"id": "A-2"})
 
     assert (undone.status_code, undone.json["rollback_reason"]) == (200, "order cancelled")
     assert (repeat.status_code, repeat.json["id"]) == (200, first["id"])
     assert repeat.json["rolled_back_at"] == undone.json["rolled_back_at"]
-    assert (anew.status_code, anew.json["rolled_back_at"]) == (201, None)
+    assert (redeemed.status_code, redeemed.json["rolled_back_at"]) == (201, None)
 
 
-@pytest.mark.usefixtures("ready")
-def test_undoing_twice_is_refused(api: Any) -> None:
-    where = f"/api/v1/redemptions/{redeem(api).json['id']}/rollback"
-    api.post(where, json={"reason": "order cancelled"})
+@pytest.mark.usefixtures("offer_and_customer")
+def test_a_second_rollback_is_refused(api: Any) -> None:
+    url = f"/api/v1/redemptions/{redeem(api).json['id']}/rollback"
+    api.post(url, json={"reason": "order cancelled"})
 
-    answer = api.post(where, json={"reason": "order cancelled"})
+    response = api.post(url, json={"reason": "order cancelled"})
 
-    assert (answer.status_code, answer.json["code"]) == (409, "already_rolled_back")
+    assert (response.status_code, response.json["code"]) == (409, "already_rolled_back")
 
 
-@pytest.mark.usefixtures("ready")
+@pytest.mark.usefixtures("offer_and_customer")
 @pytest.mark.parametrize("body", [{}, {"reason": ""}, {"reason": "  "}, {"reason": 5}, {"reason": "a\0"}, {"why": "x"}])
-def test_undoing_needs_a_reason(api: Any, body: dict[str, Any]) -> None:
-    done = redeem(api).json
+def test_a_rollback_needs_a_reason(api: Any, body: dict[str, Any]) -> None:
+    redemption = redeem(api).json
 
-    assert api.post(f"/api/v1/redemptions/{done['id']}/rollback", json=body).status_code == 422
-    assert rows() == 1
+    assert api.post(f"/api/v1/redemptions/{redemption['id']}/rollback", json=body).status_code == 422
+    assert count_redemptions() == 1
 
 
 @pytest.mark.parametrize("public_id", ["x", "0" * 26, "Z" * 26, "7" + "Z" * 25, "%00", "ä"])
-def test_what_is_not_there_is_not_found(api: Any, public_id: str) -> None:
+def test_an_unknown_redemption_is_not_found(api: Any, public_id: str) -> None:
     undo = api.post(f"/api/v1/redemptions/{public_id}/rollback", json={"reason": "x"})
 
     assert (api.get(f"/api/v1/redemptions/{public_id}").status_code, undo.status_code) == (404, 404)
@@ -215,7 +219,7 @@ for _ in range(50):
     DEEP = {"a": DEEP}
 
 
-@pytest.mark.usefixtures("ready")
+@pytest.mark.usefixtures("offer_and_customer")
 @pytest.mark.parametrize(
     ("values", "pointer"),
     [
@@ -249,89 +253,89 @@ for _ in range(50):
         ({"channel": "staff"}, "/channel"),
     ],
 )
-def test_what_makes_no_sense_is_a_problem_with_a_pointer(api: Any, values: dict[str, Any], pointer: str) -> None:
-    answer = redeem(api, **values)
+def test_invalid_values_are_reported_with_a_pointer(api: Any, values: dict[str, Any], pointer: str) -> None:
+    response = redeem(api, **values)
 
-    assert answer.status_code == 422
-    assert pointer in [error["pointer"] for error in answer.json["errors"]]
-    assert rows() == 0
+    assert response.status_code == 422
+    assert pointer in [error["pointer"] for error in response.json["errors"]]
+    assert count_redemptions() == 0
 
 
-@pytest.mark.usefixtures("ready")
+@pytest.mark.usefixtures("offer_and_customer")
 @pytest.mark.parametrize(
     ("number", "status", "code"),
     [("NaN", 400, "broken_json"), ("Infinity", 400, "broken_json"), ("1e999", 422, "invalid_payload")],
 )
-def test_a_number_that_json_does_not_have_is_refused(api: Any, number: str, status: int, code: str) -> None:
+def test_numbers_that_are_not_json_are_refused(api: Any, number: str, status: int, code: str) -> None:
     body = f'{{"code": "SUMMER25", "customer": {{"email": "ada@example.com"}}, "metadata": {{"a": {number}}}}}'
 
-    answer = api.post("/api/v1/redemptions", data=body, content_type="application/json")
+    response = api.post("/api/v1/redemptions", data=body, content_type="application/json")
 
-    assert (answer.status_code, answer.json["code"]) == (status, code)
-    assert rows() == 0
+    assert (response.status_code, response.json["code"]) == (status, code)
+    assert count_redemptions() == 0
 
 
-@pytest.mark.usefixtures("ready")
+@pytest.mark.usefixtures("offer_and_customer")
 @pytest.mark.parametrize("key", ["", "x" * 256, "ä", "a\tb"])
-def test_an_idempotency_key_that_can_not_be_kept_is_refused(api: Any, key: str) -> None:
-    answer = api.post("/api/v1/redemptions", json=ADA, headers={"Idempotency-Key": key})
+def test_an_invalid_idempotency_key_is_refused(api: Any, key: str) -> None:
+    response = api.post("/api/v1/redemptions", json=ADA, headers={"Idempotency-Key": key})
 
-    assert answer.status_code == 422
+    assert response.status_code == 422
 
 
 @pytest.mark.parametrize(
     ("order", "code"),
     [(ORDER | {"currency": "USD"}, "currency_mismatch"), ({"id": "A-1", "amount": 4999}, "currency_missing")],
 )
-def test_a_fixed_amount_wants_its_own_currency(
-    api: Any, offer: MakeOffer, customer: MakeCustomer, order: dict[str, Any], code: str
+def test_an_amount_discount_needs_an_order_in_its_currency(
+    api: Any, make_offer: MakeOffer, make_customer: MakeCustomer, order: dict[str, Any], code: str
 ) -> None:
-    offer(discount_type="amount", amount=500, currency="EUR"), customer()
+    make_offer(discount_type="amount", amount=500, currency="EUR"), make_customer()
 
-    answer = redeem(api, order=order)
+    response = redeem(api, order=order)
 
-    assert (answer.status_code, answer.json["errors"][0]["code"]) == (422, code)
-    assert answer.json["errors"][0]["pointer"] == "/order/currency"
+    assert (response.status_code, response.json["errors"][0]["code"]) == (422, code)
+    assert response.json["errors"][0]["pointer"] == "/order/currency"
 
 
-def test_redemptions_are_listed_narrowed_and_read(api: Any, offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(), offer("OTHER")
-    customer(source_id="C-1"), customer("bob@example.com")
+def test_redemptions_are_listed_filtered_and_read(api: Any, make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    make_offer(), make_offer("OTHER")
+    make_customer(source_id="C-1"), make_customer("bob@example.com")
     first = redeem(api).json
     redeem(api, code="OTHER")
     redeem(api, customer={"email": "bob@example.com"})
     later = (datetime.now(UTC) + timedelta(days=1)).isoformat().replace("+00:00", "Z")
 
-    def listed(query: str) -> int:
-        answer = api.get(f"/api/v1/redemptions?{query}")
-        assert answer.status_code == 200
-        return len(answer.json["redemptions"])
+    def count_listed(query: str) -> int:
+        response = api.get(f"/api/v1/redemptions?{query}")
+        assert response.status_code == 200
+        return len(response.json["redemptions"])
 
-    assert listed("") == 3
-    assert listed("offer=summer-25") == 2
-    assert listed("email=Ada@Example.com") == 2
-    assert listed("source_id=C-1&offer=OTHER") == 1
-    assert listed("offer=NONE") == listed("email=nobody@example.com") == listed(f"since={later}") == 0
-    assert listed(f"until={later}&channel=api") == 3
+    assert count_listed("") == 3
+    assert count_listed("offer=summer-25") == 2
+    assert count_listed("email=Ada@Example.com") == 2
+    assert count_listed("source_id=C-1&offer=OTHER") == 1
+    assert count_listed("offer=NONE") == count_listed("email=nobody@example.com") == count_listed(f"since={later}") == 0
+    assert count_listed(f"until={later}&channel=api") == 3
     assert api.get(f"/api/v1/redemptions/{first['id'].lower()}").json == first
 
 
-def test_pages_are_linked_and_go_through_all(api: Any, offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(), offer("OTHER")
-    emails = [customer(f"c{n}@example.com").email for n in range(4)]
+def test_linked_pages_contain_every_redemption(api: Any, make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    make_offer(), make_offer("OTHER")
+    emails = [make_customer(f"c{n}@example.com").email for n in range(4)]
     redemption_actions.redeem_all(
         [RedemptionRequest(channel="api", code=c, email=e) for e in emails for c in ("SUMMER25", "OTHER")]
     )
-    seen: list[str] = []
-    address: str | None = "/api/v1/redemptions?limit=3"
+    listed_ids: list[str] = []
+    next_url: str | None = "/api/v1/redemptions?limit=3"
 
-    while address and len(seen) < 20:
-        answer = api.get(address)
-        seen += [item["id"] for item in answer.json["redemptions"]]
-        link = answer.headers.get("Link")
-        address = link[1 : link.index(">")] if link else None
+    while next_url and len(listed_ids) < 20:
+        response = api.get(next_url)
+        listed_ids += [item["id"] for item in response.json["redemptions"]]
+        link = response.headers.get("Link")
+        next_url = link[1 : link.index(">")] if link else None
 
-    assert len(seen) == len(set(seen)) == 8
+    assert len(listed_ids) == len(set(listed_ids)) == 8
 
 
 @pytest.mark.parametrize(
@@ -347,11 +351,11 @@ def test_pages_are_linked_and_go_through_all(api: Any, offer: MakeOffer, custome
         "offer=%00",
     ],
 )
-def test_a_query_that_makes_no_sense_is_refused(api: Any, query: str) -> None:
+def test_invalid_query_parameters_are_refused(api: Any, query: str) -> None:
     assert api.get(f"/api/v1/redemptions?{query}").status_code == 422
 
 
-def test_a_cursor_from_the_end_of_time_is_only_the_first_page(api: Any) -> None:
+def test_the_largest_cursor_returns_the_first_page(api: Any) -> None:
     from webapp.core import pagination
 
     largest = (1 << 63) - 1
@@ -361,14 +365,16 @@ def test_a_cursor_from_the_end_of_time_is_only_the_first_page(api: Any) -> None:
     )
 
 
-def test_what_a_customer_can_use_now(api: Any, offer: MakeOffer, customer: MakeCustomer) -> None:
-    soon = offer("SOON", ends_at=datetime.now(UTC) + timedelta(days=1), personal_code_required=True)
-    offer("OPEN", ends_at=None)
-    offer("USED")
-    offer("OVER", starts_at=PAST, ends_at=PAST + timedelta(days=1))
-    offer("FULL", max_redemptions=1, redeemed=1)
-    offer("PAUSED", paused_at=PAST)
-    ada = customer()
+def test_the_offers_of_a_customer_are_usable_or_used(
+    api: Any, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    soon = make_offer("SOON", ends_at=datetime.now(UTC) + timedelta(days=1), personal_code_required=True)
+    make_offer("OPEN", ends_at=None)
+    make_offer("USED")
+    make_offer("OVER", starts_at=PAST, ends_at=PAST + timedelta(days=1))
+    make_offer("FULL", max_redemptions=1, redeemed=1)
+    make_offer("PAUSED", paused_at=PAST)
+    ada = make_customer()
     redeem(api, code="USED")
 
     usable = api.get("/api/v1/customers/Ada@example.com/offers").json["offers"]
@@ -381,14 +387,14 @@ def test_what_a_customer_can_use_now(api: Any, offer: MakeOffer, customer: MakeC
 
 
 @pytest.mark.parametrize(("email", "status"), [("nobody@example.com", 404), ("nonsense@", 422), ("nonsense", 404)])
-def test_an_unknown_customer_has_no_offers(api: Any, email: str, status: int) -> None:
+def test_the_offers_of_an_unknown_customer_are_not_found(api: Any, email: str, status: int) -> None:
     assert api.get(f"/api/v1/customers/{email}/offers").status_code == status
 
 
-@pytest.mark.usefixtures("ready")
-def test_each_call_wants_its_scope(api: Any) -> None:
-    reader = {"Authorization": f"Bearer {account_actions.create_api_key('reader', ['read'], by='tests')}"}
-    till = {"Authorization": f"Bearer {account_actions.create_api_key('till', ['redeem'], by='tests')}"}
+@pytest.mark.usefixtures("offer_and_customer")
+def test_each_operation_needs_its_scope(api: Any) -> None:
+    reader = {"Authorization": f"Bearer {api_key_actions.create_api_key('reader', ['read'], by='tests')}"}
+    till = {"Authorization": f"Bearer {api_key_actions.create_api_key('till', ['redeem'], by='tests')}"}
 
     assert api.get("/api/v1/redemptions", headers=reader).status_code == 200
     assert api.get("/api/v1/redemptions", headers=till).status_code == 403
@@ -397,16 +403,16 @@ def test_each_call_wants_its_scope(api: Any) -> None:
     assert api.post("/api/v1/redemptions", json=ADA, headers=till).status_code == 201
 
 
-def test_a_key_is_kept_as_the_migration_made_those_that_were_there_before(app: Flask) -> None:
-    kept = db.session.execute(
+def test_idempotency_keys_are_hashed_as_in_the_migration(app: Flask) -> None:
+    expected_hash = db.session.execute(
         text("select encode(substr(sha256(convert_to('a key', 'UTF8')), 1, 9), 'base64')")
     ).scalar_one()
 
-    assert redemptions.hash_idempotency_key("a key") == kept
-    assert len(kept) == 12
+    assert redemptions.hash_idempotency_key("a key") == expected_hash
+    assert len(expected_hash) == 12
 
 
-def test_the_document_tells_of_the_key_for_repeats(api: Any) -> None:
+def test_the_document_declares_the_idempotency_key(api: Any) -> None:
     document = api.get("/api/v1/openapi.json").get_json()
     parameters = document["paths"]["/api/v1/redemptions"]["post"]["parameters"]
-    assert [given["name"] for given in parameters if given["in"] == "header"] == ["Idempotency-Key"]
+    assert [parameter["name"] for parameter in parameters if parameter["in"] == "header"] == ["Idempotency-Key"]

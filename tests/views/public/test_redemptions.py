@@ -8,7 +8,7 @@ import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import text
 
-from tests.support.sql_statements import statements
+from tests.support.sql_statements import recorded_statements
 from webapp.core.extensions import db
 from webapp.customers.models import Audience, Customer
 from webapp.offers.models import Offer
@@ -25,67 +25,67 @@ def post(client: FlaskClient, code: str = "SUMMER25", email: str = "ada@example.
     return client.post("/redeem", data={"code": code, "email": email}, headers=headers)
 
 
-def rows() -> int:
+def count_redemptions() -> int:
     return int(db.session.execute(text("select count(*) from redemption")).scalar_one())
 
 
-def token_of(offer: Offer, customer: Customer) -> str:
+def personal_token(offer: Offer, customer: Customer) -> str:
     return personal_links.build_personal_url(offer.id, customer.id).rpartition("/")[2]
 
 
-def test_the_form_takes_the_code_from_the_address(client: FlaskClient) -> None:
+def test_the_form_is_filled_with_the_code_of_the_url(client: FlaskClient) -> None:
     assert 'value="SUMMER25"' in client.get("/redeem?code=SUMMER25").text
 
 
 @pytest.mark.parametrize("code", ["SUMMER25", " summer-25", "Summer 25", "ｓｕｍｍｅｒ２５"])
-def test_a_customer_gets_the_discount_however_sloppily_it_was_typed(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, code: str
+def test_code_and_email_are_accepted_in_any_spelling(
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer, code: str
 ) -> None:
-    offer(), customer()
+    make_offer(), make_customer()
 
-    answer = post(client, code, " ADA@Example.com ")
+    response = post(client, code, " ADA@Example.com ")
 
-    assert answer.status_code == 200
-    assert "25%" in answer.text
-    assert redemption_queries.list_latest_redemptions(None, 1)[0].public_id in answer.text
+    assert response.status_code == 200
+    assert "25%" in response.text
+    assert redemption_queries.list_latest_redemptions(None, 1)[0].public_id in response.text
 
 
-def test_the_answer_sets_no_cookie_and_is_kept_by_nobody(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+def test_the_response_sets_no_cookie_and_is_not_cached(
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer(), customer()
+    make_offer(), make_customer()
 
-    answer = post(client)
+    response = post(client)
 
-    assert "Set-Cookie" not in answer.headers
-    assert answer.headers["Cache-Control"] == "no-store"
-    assert answer.headers["Referrer-Policy"] == "same-origin"
+    assert "Set-Cookie" not in response.headers
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["Referrer-Policy"] == "same-origin"
 
 
-def test_the_day_on_the_receipt_is_that_of_the_offers_zone(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+def test_the_receipt_shows_the_time_in_the_offers_time_zone(
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    row, ada = offer(time_zone="Pacific/Kiritimati"), customer()
+    offer, ada = make_offer(time_zone="Pacific/Kiritimati"), make_customer()
     post(client)
     db.session.execute(text("update redemption set redeemed_at = '2026-05-31T12:00:00Z'"))
     db.session.commit()
 
-    assert "1 June 2026, 02:00 +14" in client.get(f"/r/{token_of(row, ada)}").text
+    assert "1 June 2026, 02:00 +14" in client.get(f"/r/{personal_token(offer, ada)}").text
 
 
-def test_typing_it_again_says_so_and_shows_no_receipt(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+def test_redeeming_again_is_refused_without_showing_the_receipt(
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer(), customer()
+    make_offer(), make_customer()
     post(client)
     reference = redemption_queries.list_latest_redemptions(None, 1)[0].public_id
 
-    answer = post(client)
+    response = post(client)
 
-    assert answer.status_code == 409
-    assert "already redeemed" in answer.text
-    assert reference not in answer.text
-    assert rows() == 1
+    assert response.status_code == 409
+    assert "already redeemed" in response.text
+    assert reference not in response.text
+    assert count_redemptions() == 1
 
 
 @pytest.mark.parametrize(
@@ -98,22 +98,22 @@ def test_typing_it_again_says_so_and_shows_no_receipt(
         ({"max_redemptions": 1, "redeemed": 1}, "reached its limit"),
     ],
 )
-def test_a_refusal_is_one_plain_sentence(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, values: dict[str, Any], sentence: str
+def test_a_refusal_shows_its_reason(
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer, values: dict[str, Any], sentence: str
 ) -> None:
-    offer(**values), customer()
+    make_offer(**values), make_customer()
 
-    answer = post(client)
+    response = post(client)
 
-    assert answer.status_code == 409
-    assert sentence in answer.text
+    assert response.status_code == 409
+    assert sentence in response.text
 
 
 def test_an_unknown_code_is_not_found(client: FlaskClient) -> None:
-    answer = post(client, "WINTER")
+    response = post(client, "WINTER")
 
-    assert answer.status_code == 404
-    assert "don&#39;t know this code" in answer.text
+    assert response.status_code == 404
+    assert "don&#39;t know this code" in response.text
 
 
 @pytest.mark.parametrize(
@@ -125,30 +125,30 @@ def test_an_unknown_code_is_not_found(client: FlaskClient) -> None:
         ("A" * 900, "ada@example.com", "code"),
     ],
 )
-def test_what_can_not_be_read_is_told_at_its_field(client: FlaskClient, code: str, email: str, field: str) -> None:
-    answer = post(client, code, email)
+def test_invalid_input_is_reported_at_its_field(client: FlaskClient, code: str, email: str, field: str) -> None:
+    response = post(client, code, email)
 
-    assert answer.status_code == 422
-    assert f'id="{field}-error"' in answer.text
+    assert response.status_code == 422
+    assert f'id="{field}-error"' in response.text
 
 
 @pytest.mark.parametrize(("code", "email", "status"), [("<b>x</b>", "ada@", 422), ("WINTER", "bob@example.com", 404)])
-def test_everything_typed_stays_in_the_form(client: FlaskClient, code: str, email: str, status: int) -> None:
-    answer = post(client, code, email)
+def test_typed_values_are_kept_in_the_form(client: FlaskClient, code: str, email: str, status: int) -> None:
+    response = post(client, code, email)
 
     escaped = code.replace("<", "&lt;").replace(">", "&gt;")
-    assert answer.status_code == status
-    assert f'value="{escaped}"' in answer.text
-    assert f'value="{email}"' in answer.text
+    assert response.status_code == status
+    assert f'value="{escaped}"' in response.text
+    assert f'value="{email}"' in response.text
 
 
-def test_an_answer_has_the_piece_that_htmx_takes(client: FlaskClient, offer: MakeOffer) -> None:
-    offer()
+def test_the_response_contains_the_element_for_htmx(client: FlaskClient, make_offer: MakeOffer) -> None:
+    make_offer()
 
-    answer = post(client, **{"HX-Request": "true"})
+    response = post(client, **{"HX-Request": "true"})
 
-    assert answer.status_code == 409
-    assert '<main id="content">' in answer.text
+    assert response.status_code == 409
+    assert '<main id="content">' in response.text
 
 
 @pytest.mark.parametrize(
@@ -161,115 +161,115 @@ def test_an_answer_has_the_piece_that_htmx_takes(client: FlaskClient, offer: Mak
         {"starts_at": PAST, "ends_at": datetime(2020, 6, 1, tzinfo=UTC)},
     ],
 )
-def test_refusals_never_tell_who_is_a_customer(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, values: dict[str, Any]
+def test_refusals_do_not_reveal_who_is_a_customer(
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer, values: dict[str, Any]
 ) -> None:
-    audience = Audience(name="Nobody")
+    audience = Audience(name="Empty")
     db.session.add(audience)
     db.session.flush()
-    row = offer(**values)
-    offer("CLOSED", **{**values, "audience_id": audience.id})
-    customer(), customer("bob@example.com")
-    # This reads the key of personal codes, as every process has that ever looked at one.
-    others = personal_codes.derive_personal_code("SUMMER25", row.id, row.id + 77)
-    asked = {
+    offer = make_offer(**values)
+    make_offer("CLOSED", **{**values, "audience_id": audience.id})
+    make_customer(), make_customer("bob@example.com")
+    # This caches the signing key of personal codes, as in every process that has used it once.
+    other_code = personal_codes.derive_personal_code("SUMMER25", offer.id, offer.id + 77)
+    requests = {
         "unknown e-mail": ("SUMMER25", "nobody@example.com"),
-        "unknown e-mail, personal code": (others, "nobody@example.com"),
+        "unknown e-mail, personal code": (other_code, "nobody@example.com"),
         "not in the audience": ("CLOSED", "ada@example.com"),
         "unknown e-mail, audience": ("CLOSED", "nobody@example.com"),
-        "wrong personal code": (others, "bob@example.com"),
+        "wrong personal code": (other_code, "bob@example.com"),
     }
     post(client, "WINTER")
-    answers = {}
-    for name, (code, email) in asked.items():
-        # Each comes for the first time: the limits count who comes again, not who is known.
+    responses = {}
+    for name, (code, email) in requests.items():
+        # Clear the rate limits, which count repeated requests, not known customers.
         db.session.execute(text("delete from rate_hit"))
         db.session.commit()
-        with statements() as run:
-            answer = post(client, code, email)
-        page = answer.text.replace(code, "CODE").replace(email, "EMAIL")
-        answers[name] = (answer.status_code, page, [(statement, len(values)) for statement, values in run])
+        with recorded_statements() as executed:
+            response = post(client, code, email)
+        page = response.text.replace(code, "CODE").replace(email, "EMAIL")
+        responses[name] = (response.status_code, page, [(statement, len(values)) for statement, values in executed])
 
-    first = answers["unknown e-mail"]
+    first = responses["unknown e-mail"]
     assert first[0] == 409
     assert len(first[2]) > 0
-    for name, found in answers.items():
-        assert found == first, name
+    for name, result in responses.items():
+        assert result == first, name
 
 
-def test_a_personal_link_is_filled_in_and_looking_changes_nothing(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+def test_opening_a_personal_link_redeems_nothing(
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    row, ada = offer(), customer()
+    offer, ada = make_offer(), make_customer()
 
-    answer = client.get(f"/r/{token_of(row, ada)}")
+    response = client.get(f"/r/{personal_token(offer, ada)}")
 
-    assert answer.status_code == 200
-    assert "a…a@example.com" in answer.text
-    assert "ada@example.com" not in answer.text
-    assert answer.text.count("<button") == 1
-    assert answer.headers["Cache-Control"] == "no-store"
-    assert answer.headers["Referrer-Policy"] == "same-origin"
-    assert rows() == 0
+    assert response.status_code == 200
+    assert "a…a@example.com" in response.text
+    assert "ada@example.com" not in response.text
+    assert response.text.count("<button") == 1
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["Referrer-Policy"] == "same-origin"
+    assert count_redemptions() == 0
 
 
-def test_one_button_redeems_and_the_link_shows_the_receipt_again(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+def test_a_personal_link_redeems_once_and_then_shows_the_receipt(
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    row, ada = offer(personal_code_required=True), customer()
-    token = token_of(row, ada)
+    offer, ada = make_offer(personal_code_required=True), make_customer()
+    token = personal_token(offer, ada)
 
     first = client.post(f"/r/{token}")
     reference = redemption_queries.list_latest_redemptions(None, 1)[0].public_id
 
-    for answer in (first, client.post(f"/r/{token}"), client.get(f"/r/{token}")):
-        assert answer.status_code == 200
-        assert reference in answer.text
-    assert rows() == 1
+    for response in (first, client.post(f"/r/{token}"), client.get(f"/r/{token}")):
+        assert response.status_code == 200
+        assert reference in response.text
+    assert count_redemptions() == 1
 
 
-def test_what_was_typed_first_is_shown_by_the_link_too(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+def test_a_personal_link_shows_the_receipt_of_a_form_redemption(
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    row, ada = offer(), customer()
-    done = group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
+    offer, ada = make_offer(), make_customer()
+    redemption = group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
 
-    assert done.public_id in client.post(f"/r/{token_of(row, ada)}").text
+    assert redemption.public_id in client.post(f"/r/{personal_token(offer, ada)}").text
 
 
 @pytest.mark.parametrize("method", ["get", "post"])
 @pytest.mark.parametrize("token", ["nonsense", "WzEsMl0.abc", "%00"])
-def test_a_broken_link_is_met_kindly(client: FlaskClient, method: str, token: str) -> None:
-    answer = getattr(client, method)(f"/r/{token}")
+def test_a_broken_link_shows_an_explanation(client: FlaskClient, method: str, token: str) -> None:
+    response = getattr(client, method)(f"/r/{token}")
 
-    assert answer.status_code == 404
-    assert "This link does not work" in answer.text
+    assert response.status_code == 404
+    assert "This link does not work" in response.text
 
 
 @pytest.mark.parametrize("method", ["get", "post"])
-def test_a_link_of_an_ended_offer_says_so_and_has_no_button(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, method: str
+def test_a_link_of_an_ended_offer_has_no_button(
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer, method: str
 ) -> None:
-    row, ada = offer(starts_at=PAST, ends_at=datetime(2020, 6, 1, tzinfo=UTC)), customer()
+    offer, ada = make_offer(starts_at=PAST, ends_at=datetime(2020, 6, 1, tzinfo=UTC)), make_customer()
 
-    answer = getattr(client, method)(f"/r/{token_of(row, ada)}")
+    response = getattr(client, method)(f"/r/{personal_token(offer, ada)}")
 
-    assert answer.status_code == 409
-    assert "ended on" in answer.text
-    assert "<button" not in answer.text
+    assert response.status_code == 409
+    assert "ended on" in response.text
+    assert "<button" not in response.text
 
 
 @pytest.mark.parametrize("method", ["get", "post"])
 def test_the_link_of_a_preview_explains_itself_and_redeems_nothing(
-    client: FlaskClient, offer: MakeOffer, method: str
+    client: FlaskClient, make_offer: MakeOffer, method: str
 ) -> None:
-    link = personal_links.build_personal_url(offer().id, personal_links.PREVIEW_CUSTOMER_ID)
+    link = personal_links.build_personal_url(make_offer().id, personal_links.PREVIEW_CUSTOMER_ID)
 
-    answer = getattr(client, method)(link.removeprefix("http://localhost"))
+    response = getattr(client, method)(link.removeprefix("http://localhost"))
 
-    assert answer.status_code == 200
-    assert "Preview of a customer's personal page" in answer.text
-    assert rows() == 0
+    assert response.status_code == 200
+    assert "Preview of a customer's personal page" in response.text
+    assert count_redemptions() == 0
 
 
 @pytest.mark.parametrize(
@@ -282,10 +282,10 @@ def test_the_link_of_a_preview_explains_itself_and_redeems_nothing(
         {"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"},
     ],
 )
-def test_our_own_form_is_accepted(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, headers: dict[str, str]
+def test_a_same_origin_form_is_accepted(
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer, headers: dict[str, str]
 ) -> None:
-    offer(), customer()
+    make_offer(), make_customer()
 
     assert post(client, **headers).status_code == 200
 
@@ -301,25 +301,25 @@ def test_our_own_form_is_accepted(
         {"Origin": "https://evil.example", "Sec-Fetch-Site": "same-origin"},
     ],
 )
-def test_a_form_of_another_site_is_refused(
-    client: FlaskClient, offer: MakeOffer, customer: MakeCustomer, headers: dict[str, str]
+def test_a_cross_site_request_is_refused(
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer, headers: dict[str, str]
 ) -> None:
-    offer(), customer()
+    make_offer(), make_customer()
 
     assert post(client, **headers).status_code == 403
-    assert rows() == 0
+    assert count_redemptions() == 0
 
 
-def test_guessing_one_persons_way_in_is_slowed_down(client: FlaskClient, offer: MakeOffer) -> None:
-    offer()
+def test_repeated_attempts_for_one_email_are_throttled(client: FlaskClient, make_offer: MakeOffer) -> None:
+    make_offer()
 
-    answers = [post(client) for _ in range(21)]
+    responses = [post(client) for _ in range(21)]
 
-    assert [answer.status_code for answer in answers] == [409] * 20 + [429]
-    assert int(answers[-1].headers["Retry-After"]) > 0
+    assert [response.status_code for response in responses] == [409] * 20 + [429]
+    assert int(responses[-1].headers["Retry-After"]) > 0
 
 
-def test_one_address_may_try_sixty_times_a_minute(client: FlaskClient) -> None:
-    answers = [post(client, "WINTER", f"c{n}@example.com").status_code for n in range(61)]
+def test_one_ip_address_has_sixty_attempts_per_minute(client: FlaskClient) -> None:
+    status_codes = [post(client, "WINTER", f"c{n}@example.com").status_code for n in range(61)]
 
-    assert answers == [404] * 60 + [429]
+    assert status_codes == [404] * 60 + [429]

@@ -1,4 +1,4 @@
-"""The shop's colour and language on what customers see of it."""
+"""The shop's colour and language on customer pages."""
 
 from __future__ import annotations
 
@@ -24,25 +24,28 @@ from webapp.shop.models import ShopValues
 Make = Callable[..., Any]
 
 
-def test_customer_pages_take_the_shops_colour_from_a_sheet_that_may_be_kept(client: FlaskClient) -> None:
+def test_the_shop_colour_comes_from_a_cacheable_style_sheet(client: FlaskClient) -> None:
     shop_actions.save_shop(ShopValues("Laden", colour="#b400ff"), "tests")
     page = client.get("/redeem")
-    found = re.search(r'href="(/colour/b400ff\.css)"', page.text)
-    assert found
+    link = re.search(r'href="(/colour/b400ff\.css)"', page.text)
+    assert link
     assert "style=" not in page.text
-    sheet = client.get(found[1])
-    assert (sheet.mimetype, sheet.headers["Cache-Control"]) == ("text/css", "public, max-age=31536000, immutable")
-    assert "--pico-primary-background: #b400ff;" in sheet.text
-    assert "Set-Cookie" not in sheet.headers
+    style_sheet = client.get(link[1])
+    assert (style_sheet.mimetype, style_sheet.headers["Cache-Control"]) == (
+        "text/css",
+        "public, max-age=31536000, immutable",
+    )
+    assert "--pico-primary-background: #b400ff;" in style_sheet.text
+    assert "Set-Cookie" not in style_sheet.headers
 
 
 @pytest.mark.parametrize("colour", ["B400FF", "b400f", "b400fff", "red;}x", "%22%3E%3C%2F"])
-def test_what_is_no_colour_is_no_sheet(client: FlaskClient, colour: str) -> None:
+def test_an_invalid_colour_has_no_style_sheet(client: FlaskClient, colour: str) -> None:
     assert client.get(f"/colour/{colour}.css").status_code == 404
 
 
 @given(st.integers(0, 0xFFFFFF).map(lambda number: f"#{number:06x}"))
-def test_a_button_that_is_pointed_at_stays_readable(colour: str) -> None:
+def test_a_hovered_button_keeps_its_text_contrast(colour: str) -> None:
     assert contrast_ratio(colours.hover_background(colour), colours.contrasting_text(colour)) >= MIN_TEXT_CONTRAST
 
 
@@ -55,13 +58,15 @@ def test_a_button_that_is_pointed_at_stays_readable(colour: str) -> None:
         (None, "31 de mayo de 2031", "5,00\xa0€"),
     ],
 )
-def test_days_and_money_are_the_customers_else_the_shops(
-    client: FlaskClient, offer: Make, customer: Make, locale: str | None, day: str, money: str
+def test_dates_and_money_follow_the_customers_or_the_shops_locale(
+    client: FlaskClient, make_offer: Make, make_customer: Make, locale: str | None, day: str, money: str
 ) -> None:
     shop_actions.save_shop(ShopValues("Tienda", locale="es"), "tests")
     ends = datetime(2031, 6, 1, tzinfo=UTC)
-    summer = offer("SUMMER", discount_type="amount", percent=None, amount=500, currency="EUR", ends_at=ends)
-    url = urlsplit(personal_links.build_personal_url(summer.id, customer("ada@example.com", locale=locale).id)).path
+    summer = make_offer("SUMMER", discount_type="amount", percent=None, amount=500, currency="EUR", ends_at=ends)
+    url = urlsplit(
+        personal_links.build_personal_url(summer.id, make_customer("ada@example.com", locale=locale).id)
+    ).path
     page = client.get(url).text
     assert f"until {day}" in page
     assert money in page
@@ -69,22 +74,24 @@ def test_days_and_money_are_the_customers_else_the_shops(
     assert money in receipt
 
 
-def test_a_receipt_has_one_kind_of_digits(client: FlaskClient, offer: Make, customer: Make) -> None:
-    summer = offer("SUMMER")
-    url = urlsplit(personal_links.build_personal_url(summer.id, customer("ada@example.com", locale="ar-EG").id)).path
+def test_a_receipt_uses_one_set_of_digits(client: FlaskClient, make_offer: Make, make_customer: Make) -> None:
+    summer = make_offer("SUMMER")
+    url = urlsplit(
+        personal_links.build_personal_url(summer.id, make_customer("ada@example.com", locale="ar-EG").id)
+    ).path
     receipt = client.post(url).text
-    used = re.search(r"<dt>Redeemed on</dt><dd>([^<]*)</dd>", receipt)
-    assert used
-    assert re.search("[٠-٩]", used[1])
-    assert not re.search("[0-9]", used[1])
+    redeemed_on = re.search(r"<dt>Redeemed on</dt><dd>([^<]*)</dd>", receipt)
+    assert redeemed_on
+    assert re.search("[٠-٩]", redeemed_on[1])
+    assert not re.search("[0-9]", redeemed_on[1])
 
 
-def test_an_address_is_read_from_the_left_whatever_its_letters(app: Flask) -> None:
+def test_an_email_address_is_isolated_left_to_right(app: Flask) -> None:
     assert formatting.bidi_isolate("ada@example.com") == "ada@example.com"
     assert formatting.bidi_isolate("محمد@example.com") == "\u2066محمد@example.com\u2069"
     assert formatting.bidi_isolate("٣١ مايو") == "\u2068٣١ مايو\u2069"
 
 
-def test_lists_show_addresses_from_the_left(staff: FlaskClient, customer: Make) -> None:
-    customer("محمد@example.com")
+def test_lists_show_email_addresses_left_to_right(staff: FlaskClient, make_customer: Make) -> None:
+    make_customer("محمد@example.com")
     assert '<bdi dir="ltr">محمد@example.com</bdi>' in staff.get("/customers").text

@@ -1,4 +1,4 @@
-"""Signing in, invitations and the settings, as a browser sees them."""
+"""Staff pages for signing in, invitations and settings."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from werkzeug.test import TestResponse
 
 from tests.support.accounts import PASSWORD
 from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions, audit
 from webapp.accounts.models import ApiKey, AuditEntry, Invitation, StaffUser
 from webapp.core.extensions import db
 from webapp.views.staff.accounts import safe_redirect_path
 
-Person = Callable[..., StaffUser]
+MakeUser = Callable[..., StaffUser]
 SignIn = Callable[..., FlaskClient]
 
 JOIN = {
@@ -30,19 +31,19 @@ JOIN = {
 }
 
 
-def post_sign_in(client: FlaskClient, email: str, password: str = PASSWORD, goal: str = "") -> TestResponse:
-    return client.post(f"/sign-in{goal}", data={"email": email, "password": password})
+def post_sign_in(client: FlaskClient, email: str, password: str = PASSWORD, query: str = "") -> TestResponse:
+    return client.post(f"/sign-in{query}", data={"email": email, "password": password})
 
 
-def token_in(answer: TestResponse) -> str:
+def csrf_token_in(response: TestResponse) -> str:
     """The CSRF token of the first form of a page."""
-    found = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', answer.text)
+    found = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', response.text)
     assert found
     return found[1]
 
 
-def link_in(answer: TestResponse) -> str:
-    found = re.search(r"/invitations/[\w-]+", answer.text)
+def invitation_link_in(response: TestResponse) -> str:
+    found = re.search(r"/invitations/[\w-]+", response.text)
     assert found
     return found[0]
 
@@ -52,49 +53,63 @@ def is_signed_in(client: FlaskClient) -> bool:
 
 
 class TestSignIn:
-    def test_the_right_password_opens_the_first_page(self, client: FlaskClient, person: Person) -> None:
-        answer = post_sign_in(client, person().email)
-        assert (answer.status_code, answer.location) == (302, "/")
+    def test_the_right_password_opens_the_start_page(
+        self, client: FlaskClient, make_user_with_password: MakeUser
+    ) -> None:
+        response = post_sign_in(client, make_user_with_password().email)
+        assert (response.status_code, response.location) == (302, "/")
         assert is_signed_in(client)
 
-    def test_a_wrong_password_keeps_the_email_and_not_the_password(self, client: FlaskClient, person: Person) -> None:
-        answer = post_sign_in(client, person().email, "not the password")
-        assert answer.status_code == 422
-        assert "admin@example.com" in answer.text
-        assert "not the password" not in answer.text
+    def test_after_a_wrong_password_only_the_email_stays_in_the_form(
+        self, client: FlaskClient, make_user_with_password: MakeUser
+    ) -> None:
+        response = post_sign_in(client, make_user_with_password().email, "not the password")
+        assert response.status_code == 422
+        assert "admin@example.com" in response.text
+        assert "not the password" not in response.text
 
-    def test_an_unknown_email_gets_the_same_answer(self, client: FlaskClient, person: Person) -> None:
-        person("admin")
-        answers = [post_sign_in(client, email, "nonono") for email in ("admin@example.com", "xdmin@example.com")]
-        assert answers[0].text == answers[1].text.replace("xdmin", "admin")
+    def test_an_unknown_email_gets_the_same_response(
+        self, client: FlaskClient, make_user_with_password: MakeUser
+    ) -> None:
+        make_user_with_password("admin")
+        responses = [post_sign_in(client, email, "nonono") for email in ("admin@example.com", "xdmin@example.com")]
+        assert responses[0].text == responses[1].text.replace("xdmin", "admin")
 
-    def test_one_comes_back_to_where_one_wanted_to_go(self, client: FlaskClient, person: Person) -> None:
-        asked = client.get("/settings/profile")
-        answer = client.post(asked.location, data={"email": person().email, "password": PASSWORD})
-        assert answer.location == "/settings/profile"
+    def test_signing_in_leads_to_the_requested_page(
+        self, client: FlaskClient, make_user_with_password: MakeUser
+    ) -> None:
+        redirect = client.get("/settings/profile")
+        response = client.post(redirect.location, data={"email": make_user_with_password().email, "password": PASSWORD})
+        assert response.location == "/settings/profile"
 
     @pytest.mark.parametrize(
-        "goal", ["https://evil.example", "//evil.example", "/\\evil.example", "/\t/evil.example", "evil", "", None]
+        "target", ["https://evil.example", "//evil.example", "/\\evil.example", "/\t/evil.example", "evil", "", None]
     )
-    def test_never_to_somebody_elses_page(self, app: Flask, goal: str | None) -> None:
+    def test_redirects_to_other_sites_are_refused(self, app: Flask, target: str | None) -> None:
         with app.test_request_context():
-            assert safe_redirect_path(goal) == "/"
+            assert safe_redirect_path(target) == "/"
 
-    def test_the_session_is_a_new_one(self, client: FlaskClient, person: Person) -> None:
+    def test_signing_in_starts_a_new_session(self, client: FlaskClient, make_user_with_password: MakeUser) -> None:
         with client.session_transaction() as session:
-            session["planted"] = "by somebody else"
-        post_sign_in(client, person().email)
+            session["planted"] = "by an attacker"
+        post_sign_in(client, make_user_with_password().email)
         with client.session_transaction() as session:
             assert "planted" not in session
 
-    def test_without_a_token_nothing_happens(self, csrf_client: FlaskClient, person: Person) -> None:
-        answer = post_sign_in(csrf_client, person().email)
-        assert answer.status_code == 400
+    def test_signing_in_without_a_csrf_token_is_refused(
+        self, csrf_client: FlaskClient, make_user_with_password: MakeUser
+    ) -> None:
+        response = post_sign_in(csrf_client, make_user_with_password().email)
+        assert response.status_code == 400
         assert not is_signed_in(csrf_client)
 
-    def test_with_the_token_of_the_page_it_works(self, csrf_client: FlaskClient, person: Person) -> None:
-        token = token_in(csrf_client.get("/sign-in"))
-        csrf_client.post("/sign-in", data={"email": person().email, "password": PASSWORD, "csrf_token": token})
+    def test_signing_in_with_the_csrf_token_of_the_page_works(
+        self, csrf_client: FlaskClient, make_user_with_password: MakeUser
+    ) -> None:
+        token = csrf_token_in(csrf_client.get("/sign-in"))
+        csrf_client.post(
+            "/sign-in", data={"email": make_user_with_password().email, "password": PASSWORD, "csrf_token": token}
+        )
         assert is_signed_in(csrf_client)
 
     def test_signing_out_ends_the_session(self, sign_in: SignIn) -> None:
@@ -102,40 +117,46 @@ class TestSignIn:
         assert client.post("/sign-out").location == "/sign-in"
         assert not is_signed_in(client)
 
-    def test_who_is_disabled_is_out_at_once(self, app: Flask, sign_in: SignIn, staff_user: Person) -> None:
+    def test_a_disabled_user_is_signed_out_at_once(
+        self, app: Flask, sign_in: SignIn, make_staff_user: MakeUser
+    ) -> None:
         client = sign_in("viewer")
-        staff_user("admin")
+        make_staff_user("admin")
         account_actions.disable_staff_user(
             db.session.scalars(select(StaffUser.id).where(StaffUser.role == "viewer")).one(), by="tests"
         )
         assert not is_signed_in(client)
 
-    def test_a_session_of_an_older_version_is_over(self, sign_in: SignIn) -> None:
+    def test_an_ended_session_is_invalid(self, sign_in: SignIn) -> None:
         client = sign_in("viewer")
         account_actions.end_staff_sessions(db.session.scalars(select(StaffUser.id)).one(), by="tests")
         assert not is_signed_in(client)
 
     @pytest.mark.parametrize("forged", ["", "1", "x.y", "1.", "²._"])
-    def test_a_session_that_makes_no_sense_is_nobodys(self, client: FlaskClient, forged: str) -> None:
+    def test_a_forged_session_is_not_signed_in(self, client: FlaskClient, forged: str) -> None:
         with client.session_transaction() as session:
             session["_user_id"] = forged
         assert not is_signed_in(client)
 
 
 class TestInvitations:
-    def test_looking_consumes_nothing(self, client: FlaskClient, token: Callable[..., str]) -> None:
-        address = f"/invitations/{token(email='ann@example.com')}"
+    def test_opening_an_invitation_does_not_use_it(
+        self, client: FlaskClient, make_invitation_token: Callable[..., str]
+    ) -> None:
+        url = f"/invitations/{make_invitation_token(email='ann@example.com')}"
         for _ in range(2):
-            answer = client.get(address)
-            assert (answer.status_code, "ann@example.com" in answer.text) == (200, True)
-        assert client.post(address, data=JOIN).status_code == 302
+            response = client.get(url)
+            assert (response.status_code, "ann@example.com" in response.text) == (200, True)
+        assert client.post(url, data=JOIN).status_code == 302
 
-    def test_one_is_signed_in_with_the_new_password(self, client: FlaskClient, token: Callable[..., str]) -> None:
-        client.post(f"/invitations/{token('viewer')}", data=JOIN)
+    def test_accepting_an_invitation_signs_in(
+        self, client: FlaskClient, make_invitation_token: Callable[..., str]
+    ) -> None:
+        client.post(f"/invitations/{make_invitation_token('viewer')}", data=JOIN)
         assert "Ann Example" in client.get("/settings/profile").text
 
     @pytest.mark.parametrize(
-        "wrong",
+        "invalid",
         [
             {"password": "short", "confirm": "short"},
             {"confirm": "something else"},
@@ -144,45 +165,51 @@ class TestInvitations:
             {"time_zone": "Mars/Olympus"},
         ],
     )
-    def test_what_can_not_be_taken_is_said_and_the_rest_is_kept(
-        self, client: FlaskClient, token: Callable[..., str], wrong: dict[str, str]
+    def test_invalid_input_is_reported_and_the_rest_kept(
+        self, client: FlaskClient, make_invitation_token: Callable[..., str], invalid: dict[str, str]
     ) -> None:
-        answer = client.post(f"/invitations/{token()}", data={**JOIN, **wrong})
-        assert answer.status_code == 422
-        assert ('value="ann@example.com"' in answer.text) or "email" in wrong
-        assert "invalid-feedback" in answer.text
+        response = client.post(f"/invitations/{make_invitation_token()}", data={**JOIN, **invalid})
+        assert response.status_code == 422
+        assert ('value="ann@example.com"' in response.text) or "email" in invalid
+        assert "invalid-feedback" in response.text
         assert db.session.scalar(select(Invitation.used_at)) is None
 
-    def test_a_used_one_says_how_to_get_another(self, client: FlaskClient, token: Callable[..., str]) -> None:
-        address = f"/invitations/{token()}"
-        client.post(address, data=JOIN)
-        for answer in (client.get(address), client.post(address, data=JOIN)):
-            assert answer.status_code == 404
-            assert "flask --app wsgi invite" in answer.text
+    def test_a_used_invitation_explains_how_to_get_another(
+        self, client: FlaskClient, make_invitation_token: Callable[..., str]
+    ) -> None:
+        url = f"/invitations/{make_invitation_token()}"
+        client.post(url, data=JOIN)
+        for response in (client.get(url), client.post(url, data=JOIN)):
+            assert response.status_code == 404
+            assert "flask --app wsgi invite" in response.text
 
-    def test_an_unknown_one_too(self, client: FlaskClient) -> None:
+    def test_an_unknown_invitation_explains_how_to_get_one(self, client: FlaskClient) -> None:
         assert "flask --app wsgi invite" in client.get("/invitations/nonsense").text
 
-    def test_the_page_does_not_pass_its_address_on(self, client: FlaskClient, token: Callable[..., str]) -> None:
-        headers = client.get(f"/invitations/{token()}").headers
+    def test_the_invitation_page_is_neither_cached_nor_sent_as_referrer(
+        self, client: FlaskClient, make_invitation_token: Callable[..., str]
+    ) -> None:
+        headers = client.get(f"/invitations/{make_invitation_token()}").headers
         assert (headers["Referrer-Policy"], headers["Cache-Control"]) == ("same-origin", "no-store")
 
-    def test_a_link_to_a_new_password_sets_it(self, client: FlaskClient, person: Person) -> None:
-        user = person()
+    def test_a_password_reset_link_sets_the_password(
+        self, client: FlaskClient, make_user_with_password: MakeUser
+    ) -> None:
+        user = make_user_with_password()
         account_actions.sign_in_user(user.email, PASSWORD)
         link = account_actions.create_password_reset_link(user.id, by="tests").removeprefix("http://localhost")
         page = client.get(link).text
         assert "admin@example.com" in page
         assert "Choose a new password" in page
-        assert "It signs you out on all other devices." in page
+        assert "Setting it signs you out on all other devices." in page
         new = {"password": "a brand new one", "confirm": "a brand new one"}
         assert client.post(link, data=new).location == "/"
-        assert "Your new password is set." in client.get("/").text
+        assert "Your new password was set." in client.get("/").text
 
-    def test_a_link_for_somebody_who_never_signed_in_speaks_of_nothing_before(
-        self, client: FlaskClient, person: Person
+    def test_a_password_link_for_a_new_user_is_a_welcome(
+        self, client: FlaskClient, make_user_with_password: MakeUser
     ) -> None:
-        user = person()
+        user = make_user_with_password()
         link = account_actions.create_password_reset_link(user.id, by="tests").removeprefix("http://localhost")
         page = client.get(link).text
         assert f"Welcome, {user.name}" in page
@@ -195,84 +222,84 @@ class TestInvitations:
 
 
 class TestPeople:
-    def test_the_link_is_shown_once(self, sign_in: SignIn) -> None:
+    def test_the_invitation_link_is_shown_once(self, sign_in: SignIn) -> None:
         client = sign_in("admin")
-        answer = client.post("/settings/people", data={"role": "viewer", "email": "new@example.com"})
-        assert answer.status_code == 200
-        link = link_in(answer)
+        response = client.post("/settings/people", data={"role": "viewer", "email": "new@example.com"})
+        assert response.status_code == 200
+        link = invitation_link_in(response)
         assert link not in client.get("/settings/people").text
         assert "new@example.com" in client.get(link).text
 
-    def test_an_email_that_is_none_is_said_at_the_field(self, sign_in: SignIn) -> None:
-        answer = sign_in("admin").post("/settings/people", data={"role": "viewer", "email": "no address"})
-        assert answer.status_code == 422
-        assert 'value="no address"' in answer.text
+    def test_an_invalid_email_is_reported_at_its_field(self, sign_in: SignIn) -> None:
+        response = sign_in("admin").post("/settings/people", data={"role": "viewer", "email": "no address"})
+        assert response.status_code == 422
+        assert 'value="no address"' in response.text
 
     def test_an_invitation_can_be_withdrawn(self, sign_in: SignIn) -> None:
         client = sign_in("admin")
-        link = link_in(client.post("/settings/people", data={"role": "viewer"}))
-        number = db.session.scalars(select(Invitation.id)).one()
-        client.post(f"/settings/invitations/{number}/withdraw")
+        link = invitation_link_in(client.post("/settings/people", data={"role": "viewer"}))
+        row_id = db.session.scalars(select(Invitation.id)).one()
+        client.post(f"/settings/invitations/{row_id}/withdraw")
         assert client.get(link).status_code == 404
 
-    def test_a_role_is_changed(self, sign_in: SignIn, staff_user: Person) -> None:
-        user = staff_user("viewer")
+    def test_a_role_is_changed(self, sign_in: SignIn, make_staff_user: MakeUser) -> None:
+        user = make_staff_user("viewer")
         client = sign_in("admin")
-        answer = client.post(f"/settings/people/{user.id}", data={"role": "manager"})
-        assert answer.status_code == 302
+        response = client.post(f"/settings/people/{user.id}", data={"role": "manager"})
+        assert response.status_code == 302
         assert db.session.scalar(select(StaffUser.role).where(StaffUser.email == "viewer@example.com")) == "manager"
 
-    def test_the_last_admin_stays_admin_and_reads_why(self, sign_in: SignIn) -> None:
+    def test_the_last_admin_can_not_be_demoted_or_disabled(self, sign_in: SignIn) -> None:
         client = sign_in("admin")
-        number = db.session.scalars(select(StaffUser.id)).one()
-        answer = client.post(f"/settings/people/{number}", data={"role": "viewer"})
-        assert (answer.status_code, "last active administrator" in answer.text) == (422, True)
+        row_id = db.session.scalars(select(StaffUser.id)).one()
+        response = client.post(f"/settings/people/{row_id}", data={"role": "viewer"})
+        assert (response.status_code, "last active administrator" in response.text) == (422, True)
         assert (
-            "last active administrator" in client.post(f"/settings/people/{number}/disable", follow_redirects=True).text
+            "last active administrator" in client.post(f"/settings/people/{row_id}/disable", follow_redirects=True).text
         )
 
-    def test_an_admin_who_steps_down_is_not_sent_to_a_page_they_may_not_see(
-        self, sign_in: SignIn, staff_user: Person
+    def test_an_admin_who_becomes_viewer_is_redirected_to_the_profile(
+        self, sign_in: SignIn, make_staff_user: MakeUser
     ) -> None:
-        staff_user("admin", email="other@example.com")
+        make_staff_user("admin", email="other@example.com")
         client = sign_in("admin")
-        number = db.session.scalars(select(StaffUser.id).where(StaffUser.email == "admin@example.com")).one()
-        answer = client.post(f"/settings/people/{number}", data={"role": "viewer"}, follow_redirects=True)
-        assert (answer.status_code, answer.request.path) == (200, "/settings/profile")
+        row_id = db.session.scalars(select(StaffUser.id).where(StaffUser.email == "admin@example.com")).one()
+        response = client.post(f"/settings/people/{row_id}", data={"role": "viewer"}, follow_redirects=True)
+        assert (response.status_code, response.request.path) == (200, "/settings/profile")
 
-    def test_somebody_is_disabled_and_enabled(self, sign_in: SignIn, staff_user: Person) -> None:
-        number = staff_user("viewer").id
+    def test_a_user_is_disabled_and_enabled(self, sign_in: SignIn, make_staff_user: MakeUser) -> None:
+        row_id = make_staff_user("viewer").id
         client = sign_in("admin")
-        assert "can no longer sign in" in client.post(f"/settings/people/{number}/disable", follow_redirects=True).text
-        assert "can sign in again" in client.post(f"/settings/people/{number}/enable", follow_redirects=True).text
+        assert "can no longer sign in" in client.post(f"/settings/people/{row_id}/disable", follow_redirects=True).text
+        assert "can sign in again" in client.post(f"/settings/people/{row_id}/enable", follow_redirects=True).text
 
-    def test_a_link_to_a_new_password_is_shown(self, sign_in: SignIn, staff_user: Person) -> None:
-        number = staff_user("viewer").id
+    def test_a_password_reset_link_is_shown(self, sign_in: SignIn, make_staff_user: MakeUser) -> None:
+        row_id = make_staff_user("viewer").id
         client = sign_in("admin")
-        assert client.get(link_in(client.post(f"/settings/people/{number}/new-password"))).status_code == 200
+        assert client.get(invitation_link_in(client.post(f"/settings/people/{row_id}/new-password"))).status_code == 200
 
-    @pytest.mark.parametrize("number", ["4711", "9" * 30])
-    def test_nobody_is_a_page_that_says_so(self, sign_in: SignIn, number: str) -> None:
-        assert sign_in("admin").get(f"/settings/people/{number}").status_code == 404
+    @pytest.mark.parametrize("user_id", ["4711", "9" * 30])
+    def test_an_unknown_user_is_not_found(self, sign_in: SignIn, user_id: str) -> None:
+        assert sign_in("admin").get(f"/settings/people/{user_id}").status_code == 404
 
-    def test_a_name_with_markup_is_only_text(self, sign_in: SignIn, staff_user: Person) -> None:
-        user = staff_user("viewer")
+    def test_markup_in_a_name_is_escaped(self, sign_in: SignIn, make_staff_user: MakeUser) -> None:
+        user = make_staff_user("viewer")
         user.name = "<script>alert(1)</script>"
         db.session.commit()
         page = sign_in("admin").get("/settings/people").text
         assert "<script>alert" not in page
 
 
-class TestKeys:
+class TestApiKeys:
     def test_the_key_is_shown_once(self, sign_in: SignIn) -> None:
         client = sign_in("admin")
-        answer = client.post("/settings/api-keys", data={"name": "Web shop", "scopes": ["read", "redeem"]})
-        found = re.search(r"onecode_live_\w+_[\w-]+", answer.text)
+        response = client.post("/settings/api-keys", data={"name": "Web shop", "scopes": ["read", "redeem"]})
+        found = re.search(r"onecode_live_\w+_[\w-]+", response.text)
         assert found
-        assert account_actions.authenticate_api_key(f"Bearer {found[0]}").scopes == ["read", "redeem"]
+        assert api_key_actions.authenticate_api_key(f"Bearer {found[0]}").scopes == ["read", "redeem"]
         assert found[0] not in client.get("/settings/api-keys").text
 
-    def test_it_ends_with_its_last_day_on_the_admins_clock(self, sign_in: SignIn) -> None:
+    def test_a_key_expires_at_the_end_of_the_day_in_the_admins_time_zone(self, sign_in: SignIn) -> None:
         client = sign_in("admin")
         user = db.session.scalars(select(StaffUser)).one()
         user.time_zone = "Asia/Tokyo"
@@ -287,9 +314,9 @@ class TestKeys:
                    {"name": "A", "scopes": "read", "expires_on": "9999-12-31"},
                    {"name": "A", "scopes": "read", "expires_on": "soon"}],
     )  # fmt: skip
-    def test_what_makes_no_sense_is_said_at_the_field(self, sign_in: SignIn, values: dict[str, str]) -> None:
-        answer = sign_in("admin").post("/settings/api-keys", data=values)
-        assert (answer.status_code, "invalid-feedback" in answer.text) == (422, True)
+    def test_invalid_input_is_reported_at_its_field(self, sign_in: SignIn, values: dict[str, str]) -> None:
+        response = sign_in("admin").post("/settings/api-keys", data=values)
+        assert (response.status_code, "invalid-feedback" in response.text) == (422, True)
         assert not db.session.scalar(select(func.count()).select_from(ApiKey))
 
     def test_a_revoked_key_is_refused(self, sign_in: SignIn) -> None:
@@ -299,69 +326,77 @@ class TestKeys:
         assert db.session.scalar(select(ApiKey.revoked_at))
 
 
-class TestTrail:
-    def test_one_walks_through_it_in_both_directions(self, sign_in: SignIn) -> None:
+class TestAuditTrail:
+    def test_pages_can_be_browsed_in_both_directions(self, sign_in: SignIn) -> None:
         client = sign_in("admin")
         for number in range(1, 121):
-            account_actions.record_audit_entry("ann", "something.done", f"thing {number:03}")
+            audit.record_audit_entry("ann", "something.done", f"thing {number:03}")
         db.session.commit()
         first = client.get("/settings/audit").text
-        second_at = re.search(r'rel="next" href="([^"]+)"', first)
-        assert second_at
-        second = client.get(second_at[1]).text
-        back_at = re.search(r'rel="prev" href="([^"]+)"', second)
-        assert back_at
-        shown = [re.findall(r"thing (\d+)", page) for page in (first, second, client.get(back_at[1]).text)]
+        next_link = re.search(r'rel="next" href="([^"]+)"', first)
+        assert next_link
+        second = client.get(next_link[1]).text
+        previous_link = re.search(r'rel="prev" href="([^"]+)"', second)
+        assert previous_link
+        shown = [re.findall(r"thing (\d+)", page) for page in (first, second, client.get(previous_link[1]).text)]
         assert [(page[0], page[-1]) for page in shown] == [("120", "071"), ("070", "021"), ("120", "071")]
 
-    def test_a_place_that_makes_no_sense_is_the_first_page(self, sign_in: SignIn) -> None:
+    def test_an_invalid_position_shows_the_first_page(self, sign_in: SignIn) -> None:
         assert sign_in("admin").get(f"/settings/audit?before={'9' * 40}").status_code == 200
 
 
 class TestProfile:
-    def test_name_and_zone_are_changed(self, sign_in: SignIn) -> None:
+    def test_name_and_time_zone_are_changed(self, sign_in: SignIn) -> None:
         client = sign_in("viewer")
         client.post("/settings/profile", data={"name": "Vi", "time_zone": "Asia/Tokyo"})
         user = db.session.scalars(select(StaffUser)).one()
         assert (user.name, user.time_zone) == ("Vi", "Asia/Tokyo")
 
-    def test_a_new_password_ends_the_other_sessions_and_keeps_this_one(self, app: Flask, person: Person) -> None:
-        user = person("viewer")
+    def test_a_new_password_ends_the_other_sessions_and_keeps_this_one(
+        self, app: Flask, make_user_with_password: MakeUser
+    ) -> None:
+        user = make_user_with_password("viewer")
         app.config["WTF_CSRF_ENABLED"] = False
-        here, there = app.test_client(), app.test_client()
-        for client in (here, there):
+        this_client, other_client = app.test_client(), app.test_client()
+        for client in (this_client, other_client):
             post_sign_in(client, user.email)
-        here.post(
+        this_client.post(
             "/settings/profile/password",
             data={"current": PASSWORD, "password": "a brand new one", "confirm": "a brand new one"},
         )
-        assert (is_signed_in(here), is_signed_in(there)) == (True, False)
+        assert (is_signed_in(this_client), is_signed_in(other_client)) == (True, False)
 
-    def test_the_current_password_must_be_right(self, client: FlaskClient, person: Person) -> None:
-        post_sign_in(client, person("viewer").email)
-        answer = client.post(
+    def test_the_current_password_must_be_right(self, client: FlaskClient, make_user_with_password: MakeUser) -> None:
+        post_sign_in(client, make_user_with_password("viewer").email)
+        response = client.post(
             "/settings/profile/password",
             data={"current": "wrong wrong", "password": "a brand new one", "confirm": "a brand new one"},
         )
-        assert (answer.status_code, "not your current password" in answer.text) == (422, True)
+        assert (response.status_code, "not your current password" in response.text) == (422, True)
 
-    def test_ten_wrong_passwords_are_the_limit_of_each_user(self, app: Flask, person: Person) -> None:
+    def test_ten_wrong_passwords_are_the_limit_of_each_user(
+        self, app: Flask, make_user_with_password: MakeUser
+    ) -> None:
         app.config["WTF_CSRF_ENABLED"] = False
         here, other = app.test_client(), app.test_client()
-        post_sign_in(here, person("viewer").email)
-        post_sign_in(other, person("manager").email)
+        post_sign_in(here, make_user_with_password("viewer").email)
+        post_sign_in(other, make_user_with_password("manager").email)
         data = {"current": "wrong wrong", "password": "a brand new one", "confirm": "a brand new one"}
-        answers = [here.post("/settings/profile/password", data=data) for _ in range(11)]
-        assert [answer.status_code for answer in answers] == [422] * 10 + [429]
-        assert 0 < int(answers[-1].headers["Retry-After"]) <= 300
+        responses = [here.post("/settings/profile/password", data=data) for _ in range(11)]
+        assert [response.status_code for response in responses] == [422] * 10 + [429]
+        assert 0 < int(responses[-1].headers["Retry-After"]) <= 300
         assert other.post("/settings/profile/password", data=data).status_code == 422
 
-    def test_a_write_needs_the_token_of_the_page(self, csrf_client: FlaskClient, person: Person) -> None:
-        token = token_in(csrf_client.get("/sign-in"))
-        csrf_client.post("/sign-in", data={"email": person().email, "password": PASSWORD, "csrf_token": token})
+    def test_changing_the_profile_needs_the_csrf_token(
+        self, csrf_client: FlaskClient, make_user_with_password: MakeUser
+    ) -> None:
+        token = csrf_token_in(csrf_client.get("/sign-in"))
+        csrf_client.post(
+            "/sign-in", data={"email": make_user_with_password().email, "password": PASSWORD, "csrf_token": token}
+        )
         values = {"name": "Mallory", "time_zone": "UTC"}
         assert csrf_client.post("/settings/profile", data=values).status_code == 400
-        token = token_in(csrf_client.get("/settings/profile"))
+        token = csrf_token_in(csrf_client.get("/settings/profile"))
         assert csrf_client.post("/settings/profile", data={**values, "csrf_token": token}).status_code == 302
 
 
@@ -385,26 +420,24 @@ ADMIN_ONLY = [
 class TestRoles:
     @pytest.mark.parametrize("role", ["manager", "viewer"])
     @pytest.mark.parametrize(("method", "path"), ADMIN_ONLY)
-    def test_only_admins_administer(self, sign_in: SignIn, role: str, method: str, path: str) -> None:
+    def test_administration_needs_an_admin(self, sign_in: SignIn, role: str, method: str, path: str) -> None:
         assert sign_in(role).open(path, method=method).status_code == 403
         assert not db.session.scalar(select(func.count()).select_from(AuditEntry))
 
     @pytest.mark.parametrize(("method", "path"), [*ADMIN_ONLY, ("GET", "/settings/profile"), ("GET", "/")])
-    def test_nobody_gets_in_without_signing_in(self, client: FlaskClient, method: str, path: str) -> None:
+    def test_every_page_needs_signing_in(self, client: FlaskClient, method: str, path: str) -> None:
         assert "/sign-in" in client.open(path, method=method).location
 
     @pytest.mark.parametrize("method", ["GET", "POST"])
-    def test_htmx_is_told_to_open_the_sign_in_page(self, client: FlaskClient, method: str) -> None:
-        answer = client.open("/offers/new", method=method, headers={"HX-Request": "true"})
-        assert (answer.status_code, answer.headers["HX-Redirect"]) == (401, "/sign-in")
+    def test_htmx_is_redirected_to_the_sign_in_page(self, client: FlaskClient, method: str) -> None:
+        response = client.open("/offers/new", method=method, headers={"HX-Request": "true"})
+        assert (response.status_code, response.headers["HX-Redirect"]) == (401, "/sign-in")
 
-    def test_after_a_write_the_sign_in_page_leads_to_no_page_in_particular(self, client: FlaskClient) -> None:
+    def test_signing_in_after_a_rejected_write_leads_to_the_start_page(self, client: FlaskClient) -> None:
         assert client.get("/offers?q=a").location == "/sign-in?next=/offers?q%3Da"
         assert client.post("/settings/people/1/disable").location == "/sign-in"
 
-    def test_every_staff_page_is_for_viewers_at_least_and_every_write_for_managers(
-        self, app: Flask, sign_in: SignIn
-    ) -> None:
+    def test_viewers_can_not_write(self, app: Flask, sign_in: SignIn) -> None:
         client = sign_in("viewer")
         writes = {
             rule.rule
@@ -418,8 +451,10 @@ class TestRoles:
             path = re.sub(r"<[^>]*>", "1", rule)
             assert client.post(path).status_code == 403, rule
 
-    @pytest.mark.parametrize(("role", "place"), [("admin", "people"), ("manager", "profile"), ("viewer", "profile")])
-    def test_the_settings_start_with_what_one_may_see(self, sign_in: SignIn, role: str, place: str) -> None:
+    @pytest.mark.parametrize(("role", "section"), [("admin", "people"), ("manager", "profile"), ("viewer", "profile")])
+    def test_the_settings_start_with_the_first_permitted_section(
+        self, sign_in: SignIn, role: str, section: str
+    ) -> None:
         client = sign_in(role)
-        assert client.get("/settings").location == f"/settings/{place}"
-        assert ("/settings/audit" in client.get(f"/settings/{place}").text) == (role == "admin")
+        assert client.get("/settings").location == f"/settings/{section}"
+        assert ("/settings/audit" in client.get(f"/settings/{section}").text) == (role == "admin")

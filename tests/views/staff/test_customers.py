@@ -1,4 +1,4 @@
-"""Staff screens of customers."""
+"""Staff pages of customers, audiences, imports and exports."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, update
 from werkzeug.test import TestResponse
 
-from tests.support.imports import Import
+from tests.support.imports import ImportFile
 from webapp.accounts.models import AuditEntry, StaffUser
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.customers import actions as customer_actions
+from webapp.customers import audience_actions
 from webapp.customers import queries as customer_queries
+from webapp.customers.imports import queries as import_queries
 from webapp.customers.models import Customer, ImportChunk, RejectedRow
 from webapp.customers.validation import CustomerValues
 from webapp.offers.models import Offer
@@ -36,16 +38,16 @@ def upload(client: FlaskClient, file: bytes, name: str = "customers.csv", **fiel
 # --- the list ------------------------------------------------------------------------------------
 
 
-def test_without_customers_the_list_says_what_to_do_first(staff: FlaskClient) -> None:
+def test_an_empty_list_explains_the_first_step(staff: FlaskClient) -> None:
     page = staff.get("/customers").text
 
     assert "No customers yet" in page
     assert 'href="/customers/import"' in page
 
 
-def test_the_list_is_searched_and_names_are_never_markup(staff: FlaskClient, customer: Make) -> None:
-    customer("ada@example.com", name="<b>Ada</b>")
-    customer("grace@example.com", name="Grace")
+def test_the_list_can_be_searched_and_escapes_names(staff: FlaskClient, make_customer: Make) -> None:
+    make_customer("ada@example.com", name="<b>Ada</b>")
+    make_customer("grace@example.com", name="Grace")
 
     page = staff.get("/customers?q=ada").text
 
@@ -53,10 +55,10 @@ def test_the_list_is_searched_and_names_are_never_markup(staff: FlaskClient, cus
     assert "grace@example.com" not in page
 
 
-def test_the_list_of_an_audience(staff: FlaskClient, customer: Make) -> None:
-    vip = customer_actions.create_audience("VIP", by="tests")
+def test_the_list_can_be_filtered_by_audience(staff: FlaskClient, make_customer: Make) -> None:
+    vip = audience_actions.create_audience("VIP", by="tests")
     customer_actions.create_customer(CustomerValues("vip@example.com"), [vip.id], by="tests")
-    customer("other@example.com")
+    make_customer("other@example.com")
 
     page = staff.get(f"/customers?audience={vip.id}").text
 
@@ -65,13 +67,13 @@ def test_the_list_of_an_audience(staff: FlaskClient, customer: Make) -> None:
 
 
 @pytest.mark.parametrize("query", ["audience=x", "audience=99999999999999999999", "before=x", "q=%00", "after=-1"])
-def test_an_odd_address_shows_a_page(staff: FlaskClient, query: str) -> None:
+def test_invalid_list_parameters_are_ignored(staff: FlaskClient, query: str) -> None:
     assert staff.get(f"/customers?{query}").status_code == 200
 
 
-def test_pages_are_linked_both_ways(staff: FlaskClient, customer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_are_linked_both_ways(staff: FlaskClient, make_customer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("webapp.views.staff.customers.PAGE_SIZE", 2)
-    ids = [customer(f"c{n}@example.com").id for n in range(3)]
+    ids = [make_customer(f"c{n}@example.com").id for n in range(3)]
 
     assert f"before={ids[1]}" in staff.get("/customers").text
     assert f"after={ids[0]}" in staff.get(f"/customers?before={ids[1]}").text
@@ -80,12 +82,12 @@ def test_pages_are_linked_both_ways(staff: FlaskClient, customer: Make, monkeypa
 # --- one customer --------------------------------------------------------------------------------
 
 
-def test_a_customers_page_tells_what_they_redeemed_and_can_use(
-    staff: FlaskClient, customer: Make, offer: Callable[..., Offer]
+def test_a_customers_page_shows_redemptions_and_available_offers(
+    staff: FlaskClient, make_customer: Make, make_offer: Callable[..., Offer]
 ) -> None:
-    ada = customer("ada@example.com", suppressed="unsubscribed")
-    offer("SUMMER25", name="Summer")
-    offer("WINTER10", name="Winter")
+    ada = make_customer("ada@example.com", suppressed="unsubscribed")
+    make_offer("SUMMER25", name="Summer")
+    make_offer("WINTER10", name="Winter")
     group_commit.redeem(RedemptionRequest(channel="staff", code="SUMMER25", email="ada@example.com"))
 
     page = staff.get(f"/customers/{ada.id}").text
@@ -99,47 +101,47 @@ def test_a_customers_page_tells_what_they_redeemed_and_can_use(
     assert "Unsubscribed" in page
 
 
-def test_of_many_offers_a_customers_page_names_those_that_end_soonest(
-    staff: FlaskClient, customer: Make, offer: Callable[..., Offer], monkeypatch: pytest.MonkeyPatch
+def test_a_customers_page_shows_the_offers_that_end_soonest(
+    staff: FlaskClient, make_customer: Make, make_offer: Callable[..., Offer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("webapp.views.staff.customers.MAX_USABLE_OFFERS_SHOWN", 1)
     now = datetime.now(UTC)
     for days, code in ((9, "LATE"), (2, "SOON"), (8, "LATER")):
-        offer(code, ends_at=now + timedelta(days=days))
+        make_offer(code, ends_at=now + timedelta(days=days))
 
-    page = staff.get(f"/customers/{customer('ada@example.com').id}").text
+    page = staff.get(f"/customers/{make_customer('ada@example.com').id}").text
 
     assert [code in page for code in ("SOON", "LATE", "LATER")] == [True, False, False]
     assert "2 more offers are available" in page
 
 
-@pytest.mark.parametrize("address", ["/customers/1", "/customers/99999999999999999999", "/customers/1/edit"])
-def test_nobody_is_a_page_too(staff: FlaskClient, address: str) -> None:
-    assert staff.get(address).status_code == 404
+@pytest.mark.parametrize("path", ["/customers/1", "/customers/99999999999999999999", "/customers/1/edit"])
+def test_an_unknown_customer_is_not_found(staff: FlaskClient, path: str) -> None:
+    assert staff.get(path).status_code == 404
 
 
-def test_a_customer_is_entered(staff: FlaskClient) -> None:
-    vip = customer_actions.create_audience("VIP", by="tests")
+def test_a_customer_is_created(staff: FlaskClient) -> None:
+    vip = audience_actions.create_audience("VIP", by="tests")
 
-    answer = staff.post("/customers/new", data={"email": "Ada@example.com", "name": "Ada", "audiences": [vip.id]})
+    response = staff.post("/customers/new", data={"email": "Ada@example.com", "name": "Ada", "audiences": [vip.id]})
 
     ada = customer_queries.find_customer_by_email("ada@example.com")
     assert ada is not None
-    assert answer.headers["Location"] == f"/customers/{ada.id}"
+    assert response.headers["Location"] == f"/customers/{ada.id}"
     assert customer_queries.list_customer_audiences(ada.id)[0].name == "VIP"
 
 
-def test_what_was_typed_stays_when_it_can_not_be_taken(staff: FlaskClient) -> None:
-    answer = staff.post("/customers/new", data={"email": "nobody", "name": "Ada <i>", "source_id": "C1"})
+def test_invalid_input_is_reported_and_kept(staff: FlaskClient) -> None:
+    response = staff.post("/customers/new", data={"email": "nobody", "name": "Ada <i>", "source_id": "C1"})
 
-    assert answer.status_code == 422
-    assert 'value="nobody"' in answer.text
-    assert 'value="Ada &lt;i&gt;"' in answer.text
-    assert "This email address is not valid." in answer.text
+    assert response.status_code == 422
+    assert 'value="nobody"' in response.text
+    assert 'value="Ada &lt;i&gt;"' in response.text
+    assert "This email address is not valid." in response.text
 
 
-def test_a_customer_is_changed(staff: FlaskClient, customer: Make) -> None:
-    ada = customer("ada@example.com", source_id="C1", locale="en")
+def test_a_customer_is_updated(staff: FlaskClient, make_customer: Make) -> None:
+    ada = make_customer("ada@example.com", source_id="C1", locale="en")
     assert 'value="ada@example.com"' in staff.get(f"/customers/{ada.id}/edit").text
 
     staff.post(f"/customers/{ada.id}/edit", data={"email": "countess@example.com", "name": "Ada", "source_id": "C1"})
@@ -148,20 +150,20 @@ def test_a_customer_is_changed(staff: FlaskClient, customer: Make) -> None:
     assert (ada.email, ada.source_id, ada.locale) == ("countess@example.com", "C1", None)
 
 
-def test_viewers_look_and_change_nothing(sign_in: Callable[..., FlaskClient], customer: Make) -> None:
-    ada = customer("ada@example.com")
+def test_viewers_can_only_read(sign_in: Callable[..., FlaskClient], make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
     viewer = sign_in("viewer")
 
     assert viewer.get(f"/customers/{ada.id}").status_code == 200
-    for address in ("/customers/new", f"/customers/{ada.id}/edit", "/customers/import", "/customers.csv"):
-        assert viewer.get(address).status_code == 403
+    for path in ("/customers/new", f"/customers/{ada.id}/edit", "/customers/import", "/customers.csv"):
+        assert viewer.get(path).status_code == 403
     assert upload(viewer, b"email\na@example.com\n").status_code == 403
 
 
 # --- audiences -----------------------------------------------------------------------------------
 
 
-def test_audiences_are_made_and_renamed(staff: FlaskClient) -> None:
+def test_audiences_are_created_and_renamed(staff: FlaskClient) -> None:
     staff.post("/customers/audiences", data={"name": "VIP"})
     vip = customer_queries.find_audience_by_name("VIP")
     assert vip is not None
@@ -171,29 +173,29 @@ def test_audiences_are_made_and_renamed(staff: FlaskClient) -> None:
     assert "Regulars" in staff.get("/customers/audiences").text
 
 
-def test_a_name_that_is_taken_is_told_at_the_field(staff: FlaskClient) -> None:
-    customer_actions.create_audience("VIP", by="tests")
+def test_an_existing_audience_name_is_refused(staff: FlaskClient) -> None:
+    audience_actions.create_audience("VIP", by="tests")
 
-    answer = staff.post("/customers/audiences", data={"name": "VIP"})
+    response = staff.post("/customers/audiences", data={"name": "VIP"})
 
-    assert answer.status_code == 422
-    assert "An audience with this name already exists." in answer.text
-
-
-# --- uploading -----------------------------------------------------------------------------------
+    assert response.status_code == 422
+    assert "An audience with this name already exists." in response.text
 
 
-def test_an_upload_is_queued_and_its_page_shown(staff: FlaskClient) -> None:
-    answer = upload(staff, b"email,name\nada@example.com,Ada\n", audience="VIP")
+# --- uploads -------------------------------------------------------------------------------------
 
-    row = customer_queries.list_imports()[0]
-    assert answer.status_code == 302
-    assert answer.headers["Location"] == f"/customers/imports/{row.id}"
+
+def test_an_upload_is_queued_and_leads_to_its_page(staff: FlaskClient) -> None:
+    response = upload(staff, b"email,name\nada@example.com,Ada\n", audience="VIP")
+
+    row = import_queries.list_imports()[0]
+    assert response.status_code == 302
+    assert response.headers["Location"] == f"/customers/imports/{row.id}"
     assert (row.status, row.filename, row.by) == ("queued", "customers.csv", "manager@example.com")
 
 
 @pytest.mark.parametrize(
-    ("file", "name", "sentence"),
+    ("file", "name", "message"),
     [
         (b"", "", "Choose a file."),
         (b"", "empty.csv", "The file is empty."),
@@ -202,66 +204,66 @@ def test_an_upload_is_queued_and_its_page_shown(staff: FlaskClient) -> None:
         (b"name\nAda\n", "a.csv", "There is no column named email."),
     ],
 )
-def test_a_file_that_can_not_be_taken_is_told_at_the_field_and_the_rest_stays(
-    staff: FlaskClient, file: bytes, name: str, sentence: str
+def test_an_invalid_file_is_reported_and_the_rest_kept(
+    staff: FlaskClient, file: bytes, name: str, message: str
 ) -> None:
-    answer = upload(staff, file, name, audience="My audience")
+    response = upload(staff, file, name, audience="My audience")
 
-    assert answer.status_code == 422
-    assert sentence in answer.text
-    assert 'value="My audience"' in answer.text
-    assert customer_queries.list_imports() == []
+    assert response.status_code == 422
+    assert message in response.text
+    assert 'value="My audience"' in response.text
+    assert import_queries.list_imports() == []
 
 
-def test_a_file_that_is_too_large_is_told_so(staff: FlaskClient, with_settings: Callable[..., Settings]) -> None:
+def test_a_file_that_is_too_large_is_refused(staff: FlaskClient, with_settings: Callable[..., Settings]) -> None:
     with_settings(max_upload_bytes=1024 * 1024)
 
-    answer = upload(staff, b"email\n" + b"ada@example.com\n" * 100_000)
+    response = upload(staff, b"email\n" + b"ada@example.com\n" * 100_000)
 
-    assert answer.status_code == 413
-    assert "larger than 1 MB" in answer.text
-    assert customer_queries.list_imports() == []
+    assert response.status_code == 413
+    assert "larger than 1 MB" in response.text
+    assert import_queries.list_imports() == []
 
 
-def test_any_file_name_is_taken(staff: FlaskClient) -> None:
-    answers = [upload(staff, b"email\nada@example.com\n", name) for name in ("a\0b.csv", "x" * 3000 + ".csv")]
+def test_any_file_name_is_accepted(staff: FlaskClient) -> None:
+    responses = [upload(staff, b"email\nada@example.com\n", name) for name in ("a\0b.csv", "x" * 3000 + ".csv")]
 
-    assert [answer.status_code for answer in answers] == [302, 302]
-    assert [row.filename for row in customer_queries.list_imports()] == ["x" * 200, "ab.csv"]
+    assert [response.status_code for response in responses] == [302, 302]
+    assert [row.filename for row in import_queries.list_imports()] == ["x" * 200, "ab.csv"]
     assert set(db.session.scalars(select(AuditEntry.subject))) == {"x" * 200, "ab.csv"}
 
 
-def test_a_file_of_many_pieces_arrives_as_it_was(staff: FlaskClient) -> None:
+def test_a_large_file_is_stored_unchanged_in_chunks(staff: FlaskClient) -> None:
     lines = b"".join(b"customer%d@example.com,%s\n" % (n, b"x" * (n % 190)) for n in range(30_000))
     file = b"email,name\n" + lines
 
     upload(staff, file)
 
-    kept = list(db.session.scalars(select(ImportChunk.data).order_by(ImportChunk.seq)))
-    assert len(kept) > 2
-    assert b"".join(kept) == file
+    chunks = list(db.session.scalars(select(ImportChunk.data).order_by(ImportChunk.seq)))
+    assert len(chunks) > 2
+    assert b"".join(chunks) == file
 
 
-def test_a_form_that_ends_before_its_end_is_refused(staff: FlaskClient) -> None:
+def test_an_interrupted_upload_is_refused(staff: FlaskClient) -> None:
     body = (
         b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.csv"\r\n\r\nemail\r\nada@example.com\r\n'
         b"bob@example"
     )
 
-    answer = staff.post("/customers/import", data=body, content_type="multipart/form-data; boundary=x")
+    response = staff.post("/customers/import", data=body, content_type="multipart/form-data; boundary=x")
 
-    assert answer.status_code == 400
-    assert "upload was interrupted" in answer.text
-    assert [row.status for row in customer_queries.list_imports() if row.status != "failed"] == []
+    assert response.status_code == 400
+    assert "upload was interrupted" in response.text
+    assert [row.status for row in import_queries.list_imports() if row.status != "failed"] == []
 
 
 @pytest.mark.parametrize("content_type", ["multipart/form-data", "text/csv", "application/x-www-form-urlencoded"])
-def test_what_is_no_upload_is_refused(staff: FlaskClient, content_type: str) -> None:
+def test_a_request_without_a_file_is_refused(staff: FlaskClient, content_type: str) -> None:
     assert staff.post("/customers/import", data=b"audience=x", content_type=content_type).status_code == 400
 
 
-def test_an_upload_needs_its_token(csrf_client: FlaskClient, staff_user: Callable[..., StaffUser]) -> None:
-    user = staff_user("manager")
+def test_an_upload_needs_the_csrf_token(csrf_client: FlaskClient, make_staff_user: Callable[..., StaffUser]) -> None:
+    user = make_staff_user("manager")
     with csrf_client.session_transaction() as session:
         session["_user_id"], session["_fresh"] = user.get_id(), True
     page = csrf_client.get("/customers/import").text
@@ -283,56 +285,54 @@ def test_an_upload_needs_its_token(csrf_client: FlaskClient, staff_user: Callabl
     ]
     accepted = upload(csrf_client, file, csrf_token=token)
 
-    # The last refusal had the right token, but behind the file.
-    assert [answer.status_code for answer in refused] == [400, 400, 400]
+    # The last one had the right token, but after the file.
+    assert [response.status_code for response in refused] == [400, 400, 400]
     assert accepted.status_code == 302
 
 
-def test_the_sample_file_can_be_imported(staff: FlaskClient, imported: Import) -> None:
-    row = imported(staff.get("/customers/import/sample.csv").data)
+def test_the_sample_file_can_be_imported(staff: FlaskClient, import_file: ImportFile) -> None:
+    row = import_file(staff.get("/customers/import/sample.csv").data)
 
     assert (row.created, row.rejected) == (2, 0)
 
 
-# --- imports on screen ---------------------------------------------------------------------------
+# --- import pages --------------------------------------------------------------------------------
 
 
-def test_an_import_that_runs_renews_itself(staff: FlaskClient, received: Callable[..., int]) -> None:
-    import_id = received("email\nada@example.com\n")
+def test_the_page_of_a_running_import_polls(staff: FlaskClient, receive_file: Callable[..., int]) -> None:
+    import_id = receive_file("email\nada@example.com\n")
 
-    piece = staff.get(f"/customers/imports/{import_id}", headers=HTMX).text
+    fragment = staff.get(f"/customers/imports/{import_id}", headers=HTMX).text
 
-    assert piece.strip().startswith('<div id="import-card"')
-    assert "hx-trigger" in piece
+    assert fragment.strip().startswith('<div id="import-card"')
+    assert "hx-trigger" in fragment
 
 
-def test_an_import_that_is_over_stops_renewing_itself_and_lists_what_was_not_taken(
-    staff: FlaskClient, imported: Import
+def test_the_page_of_a_finished_import_lists_rejected_rows(staff: FlaskClient, import_file: ImportFile) -> None:
+    row = import_file("email,name\nada@example.com,Ada\nbad,<script>\n")
+
+    fragment = staff.get(f"/customers/imports/{row.id}", headers=HTMX).text
+
+    assert "hx-trigger" not in fragment
+    assert "bad,&lt;script&gt;" in fragment
+    assert "Check it for typing errors" in fragment
+
+
+def test_rejected_rows_are_shown_in_pages(
+    staff: FlaskClient, import_file: ImportFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = imported("email,name\nada@example.com,Ada\nbad,<script>\n")
-
-    piece = staff.get(f"/customers/imports/{row.id}", headers=HTMX).text
-
-    assert "hx-trigger" not in piece
-    assert "bad,&lt;script&gt;" in piece
-    assert "Check it for typing errors" in piece
-
-
-def test_rows_that_were_not_taken_are_shown_page_by_page(
-    staff: FlaskClient, imported: Import, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("webapp.views.staff.customers.PAGE_SIZE", 2)
-    row = imported("email\nbad1\nbad2\nbad3\n")
+    monkeypatch.setattr("webapp.views.staff.imports.PAGE_SIZE", 2)
+    row = import_file("email\nbad1\nbad2\nbad3\n")
 
     first = staff.get(f"/customers/imports/{row.id}").text
-    following = first.split('rel="next" href="', 1)[1].split('"', 1)[0]
+    next_page = first.split('rel="next" href="', 1)[1].split('"', 1)[0]
 
     assert "bad3" not in first
-    assert "bad3" in staff.get(following).text
+    assert "bad3" in staff.get(next_page).text
 
 
-def test_rows_that_were_not_taken_are_downloaded_with_their_reasons(staff: FlaskClient, imported: Import) -> None:
-    row = imported('email,name\n"=bad","x\ny"\n')
+def test_rejected_rows_are_downloaded_with_their_reasons(staff: FlaskClient, import_file: ImportFile) -> None:
+    row = import_file('email,name\n"=bad","x\ny"\n')
 
     rows = list(csv.reader(io.StringIO(staff.get(f"/customers/imports/{row.id}/rejected.csv").text)))
 
@@ -342,8 +342,8 @@ def test_rows_that_were_not_taken_are_downloaded_with_their_reasons(staff: Flask
 
 
 @pytest.mark.parametrize("sign", list("=+-@\t\r"))
-def test_rows_that_were_not_taken_hold_no_formula(staff: FlaskClient, imported: Import, sign: str) -> None:
-    row = imported("email\nbad\n")
+def test_downloaded_rejected_rows_contain_no_formula(staff: FlaskClient, import_file: ImportFile, sign: str) -> None:
+    row = import_file("email\nbad\n")
     db.session.execute(update(RejectedRow).values(row=f"{sign}1"))
     db.session.commit()
 
@@ -352,49 +352,47 @@ def test_rows_that_were_not_taken_hold_no_formula(staff: FlaskClient, imported: 
     assert next(csv.DictReader(io.StringIO(file, newline="")))["row"] == f"'{sign}1"
 
 
-def test_rows_that_were_not_taken_are_not_handed_to_viewers(
-    sign_in: Callable[..., FlaskClient], imported: Import
-) -> None:
-    row = imported("email\nbad\n")
+def test_viewers_can_not_download_rejected_rows(sign_in: Callable[..., FlaskClient], import_file: ImportFile) -> None:
+    row = import_file("email\nbad\n")
     viewer = sign_in("viewer")
 
     assert viewer.get(f"/customers/imports/{row.id}/rejected.csv").status_code == 403
     assert "rejected.csv" not in viewer.get(f"/customers/imports/{row.id}").text
 
 
-def test_all_imports_are_listed(staff: FlaskClient, imported: Import) -> None:
+def test_imports_are_listed(staff: FlaskClient, import_file: ImportFile) -> None:
     assert "No imports yet" in staff.get("/customers/imports").text
 
-    imported("email\nada@example.com\n")
+    import_file("email\nada@example.com\n")
 
     assert "customers.csv" in staff.get("/customers/imports").text
 
 
-@pytest.mark.parametrize("address", ["/customers/imports/7", "/customers/imports/7/rejected.csv"])
-def test_an_import_that_never_was(staff: FlaskClient, address: str) -> None:
-    assert staff.get(address).status_code == 404
+@pytest.mark.parametrize("path", ["/customers/imports/7", "/customers/imports/7/rejected.csv"])
+def test_an_unknown_import_is_not_found(staff: FlaskClient, path: str) -> None:
+    assert staff.get(path).status_code == 404
 
 
-# --- taking out ----------------------------------------------------------------------------------
+# --- exports -------------------------------------------------------------------------------------
 
 
-def test_an_export_can_be_imported_again_and_holds_no_formula(
-    staff: FlaskClient, customer: Make, imported: Import
+def test_an_export_can_be_imported_and_contains_no_formula(
+    staff: FlaskClient, make_customer: Make, import_file: ImportFile
 ) -> None:
-    customer("ada@example.com", name='=HYPERLINK("http://evil")', source_id="@C1", locale="en")
-    customer("grace@example.com", name='-Grace, "G"', source_id="+2")
+    make_customer("ada@example.com", name='=HYPERLINK("http://evil")', source_id="@C1", locale="en")
+    make_customer("grace@example.com", name='-Grace, "G"', source_id="+2")
 
     file = staff.get("/customers.csv").data
 
     cells = list(csv.reader(io.StringIO(file.decode())))
     assert not any(cell.startswith(("=", "@", "+", "-")) for row in cells for cell in row)
-    assert imported(file).unchanged == 2
+    assert import_file(file).unchanged == 2
 
 
-def test_an_export_of_an_audience_has_its_members_and_is_in_the_trail(staff: FlaskClient, customer: Make) -> None:
-    vip = customer_actions.create_audience("VIP", by="tests")
+def test_an_export_of_an_audience_lists_its_members_and_is_audited(staff: FlaskClient, make_customer: Make) -> None:
+    vip = audience_actions.create_audience("VIP", by="tests")
     customer_actions.create_customer(CustomerValues("vip@example.com"), [vip.id], by="tests")
-    customer("other@example.com")
+    make_customer("other@example.com")
 
     file = staff.get(f"/customers.csv?audience={vip.id}").text
 

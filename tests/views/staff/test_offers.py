@@ -32,15 +32,15 @@ SUMMER = {
 }
 
 
-def made() -> Offer:
+def latest_offer() -> Offer:
     return offer_queries.list_offers()[0]
 
 
-def test_an_empty_list_says_what_to_do_first(staff: FlaskClient) -> None:
+def test_an_empty_list_explains_the_first_step(staff: FlaskClient) -> None:
     assert "Create the first offer" in staff.get("/offers").text
 
 
-def test_a_viewer_may_look_and_not_set_up(sign_in: Callable[..., FlaskClient]) -> None:
+def test_a_viewer_can_read_but_not_create_offers(sign_in: Callable[..., FlaskClient]) -> None:
     client = sign_in("viewer")
 
     assert client.get("/offers").status_code == 200
@@ -48,25 +48,25 @@ def test_a_viewer_may_look_and_not_set_up(sign_in: Callable[..., FlaskClient]) -
     assert "New offer" not in client.get("/offers").text
 
 
-def test_setting_up_an_offer_leads_to_it(staff: FlaskClient) -> None:
-    answer = staff.post("/offers/new", data=SUMMER)
+def test_creating_an_offer_redirects_to_it(staff: FlaskClient) -> None:
+    response = staff.post("/offers/new", data=SUMMER)
 
-    offer = made()
-    assert answer.status_code == 302
-    assert answer.location == f"/offers/{offer.id}"
+    offer = latest_offer()
+    assert response.status_code == 302
+    assert response.location == f"/offers/{offer.id}"
     assert (offer.code, offer.code_as_written, offer.percent) == ("SUMMER25", "Summer-25", Decimal(25))
 
 
-def test_days_are_those_of_the_offers_zone_and_the_last_one_is_whole(staff: FlaskClient) -> None:
+def test_dates_are_in_the_offers_time_zone_and_include_the_last_day(staff: FlaskClient) -> None:
     staff.post("/offers/new", data=SUMMER)
 
-    offer = made()
+    offer = latest_offer()
     assert offer.starts_at == datetime(2026, 5, 31, 22, tzinfo=UTC)
     assert offer.ends_at == datetime(2026, 8, 31, 22, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
-    ("typed", "discount"),
+    ("form", "discount"),
     [
         ({"discount_percent": "12,5 %"}, Discount("percent", percent=Decimal("12.5"))),
         (
@@ -79,14 +79,14 @@ def test_days_are_those_of_the_offers_zone_and_the_last_one_is_whole(staff: Flas
         ),
     ],
 )
-def test_numbers_are_read_as_people_write_them(staff: FlaskClient, typed: dict[str, str], discount: Discount) -> None:
-    staff.post("/offers/new", data=SUMMER | typed)
+def test_numbers_are_accepted_in_common_spellings(staff: FlaskClient, form: dict[str, str], discount: Discount) -> None:
+    staff.post("/offers/new", data=SUMMER | form)
 
-    assert made().discount == discount
+    assert latest_offer().discount == discount
 
 
 @pytest.mark.parametrize(
-    ("typed", "field"),
+    ("form", "field"),
     [
         ({"name": ""}, "name"),
         ({"code": "SÜSS"}, "code"),
@@ -108,52 +108,50 @@ def test_numbers_are_read_as_people_write_them(staff: FlaskClient, typed: dict[s
         ({"audience": "12345"}, "audience"),
     ],
 )
-def test_an_error_stands_at_its_field_and_what_was_typed_stays(
-    staff: FlaskClient, typed: dict[str, str], field: str
-) -> None:
-    answer = staff.post("/offers/new", data=SUMMER | {"name": "<b>My offer</b>"} | typed)
+def test_invalid_input_is_reported_at_its_field_and_kept(staff: FlaskClient, form: dict[str, str], field: str) -> None:
+    response = staff.post("/offers/new", data=SUMMER | {"name": "<b>My offer</b>"} | form)
 
-    assert answer.status_code == 422
-    assert f'id="{field}-error"' in answer.text
-    assert 'value="Summer-25"' in answer.text or "code" in typed
-    assert "&lt;b&gt;My offer&lt;/b&gt;" in answer.text or "name" in typed
+    assert response.status_code == 422
+    assert f'id="{field}-error"' in response.text
+    assert 'value="Summer-25"' in response.text or "code" in form
+    assert "&lt;b&gt;My offer&lt;/b&gt;" in response.text or "name" in form
     assert not offer_queries.has_offers()
 
 
-def test_a_code_that_exists_is_told_at_its_field(staff: FlaskClient, offer: MakeOffer) -> None:
-    offer("SUMMER25")
+def test_an_existing_code_is_refused(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    make_offer("SUMMER25")
 
-    answer = staff.post("/offers/new", data=SUMMER)
+    response = staff.post("/offers/new", data=SUMMER)
 
-    assert answer.status_code == 422
-    assert "This code belongs to another offer" in answer.text
-
-
-def test_a_time_that_comes_twice_is_asked_about_and_then_taken(staff: FlaskClient) -> None:
-    twice = SUMMER | {"ends_at": "2026-10-25", "ends_at_time": "02:30"}
-
-    asked = staff.post("/offers/new", data=twice)
-    staff.post("/offers/new", data=twice | {"ends_at_fold": "1"})
-
-    assert asked.status_code == 422
-    assert 'name="ends_at_fold"' in asked.text
-    assert made().ends_at == datetime(2026, 10, 25, 1, 30, tzinfo=UTC)
+    assert response.status_code == 422
+    assert "This code belongs to another offer" in response.text
 
 
-def test_an_offer_may_be_for_one_audience(staff: FlaskClient) -> None:
+def test_an_ambiguous_time_is_asked_for(staff: FlaskClient) -> None:
+    ambiguous = SUMMER | {"ends_at": "2026-10-25", "ends_at_time": "02:30"}
+
+    response = staff.post("/offers/new", data=ambiguous)
+    staff.post("/offers/new", data=ambiguous | {"ends_at_fold": "1"})
+
+    assert response.status_code == 422
+    assert 'name="ends_at_fold"' in response.text
+    assert latest_offer().ends_at == datetime(2026, 10, 25, 1, 30, tzinfo=UTC)
+
+
+def test_an_offer_can_be_for_one_audience(staff: FlaskClient) -> None:
     audience = Audience(name="Regulars")
     db.session.add(audience)
     db.session.commit()
 
     staff.post("/offers/new", data=SUMMER | {"audience": str(audience.id), "personal_code_required": "y"})
 
-    assert (made().audience_id, made().personal_code_required) == (audience.id, True)
+    assert (latest_offer().audience_id, latest_offer().personal_code_required) == (audience.id, True)
 
 
-def test_without_a_code_one_is_given(staff: FlaskClient) -> None:
+def test_a_missing_code_is_generated(staff: FlaskClient) -> None:
     staff.post("/offers/new", data=SUMMER | {"code": ""})
 
-    assert len(made().code) == 8
+    assert len(latest_offer().code) == 8
 
 
 @pytest.mark.parametrize(
@@ -166,127 +164,131 @@ def test_without_a_code_one_is_given(staff: FlaskClient) -> None:
         {"discount_type": "amount", "discount_amount": "5.00", "discount_percent": ""},
     ],
 )
-def test_saving_the_form_as_it_is_shown_changes_nothing(staff: FlaskClient, window: dict[str, str]) -> None:
+def test_saving_the_unchanged_form_changes_nothing(staff: FlaskClient, window: dict[str, str]) -> None:
     staff.post("/offers/new", data=SUMMER | window)
-    before = made().values()
+    before = latest_offer().values()
 
-    answer = staff.post(f"/offers/{made().id}/edit", data=_shown(staff.get(f"/offers/{made().id}/edit").text))
+    response = staff.post(
+        f"/offers/{latest_offer().id}/edit", data=_form_values(staff.get(f"/offers/{latest_offer().id}/edit").text)
+    )
 
     db.session.expire_all()
-    assert answer.status_code == 302
-    assert (made().values(), made().version) == (before, 1)
+    assert response.status_code == 302
+    assert (latest_offer().values(), latest_offer().version) == (before, 1)
 
 
-def _shown(page: str) -> dict[str, str]:
-    """What a browser would send of the form of a page."""
+def _form_values(page: str) -> dict[str, str]:
+    """The values that a browser would submit for the form of a page."""
     from html.parser import HTMLParser
 
-    sent: dict[str, str] = {}
+    submitted: dict[str, str] = {}
 
-    class Reader(HTMLParser):
+    class FormParser(HTMLParser):
         select = ""
 
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            given = dict(attrs)
-            name, value = given.get("name") or "", given.get("value") or ""
+            attributes = dict(attrs)
+            name, value = attributes.get("name") or "", attributes.get("value") or ""
             if tag == "select":
                 self.select = name
-            elif tag == "option" and "selected" in given:
-                sent[self.select] = value
-            elif (tag == "input" and given.get("type") not in ("radio", "checkbox")) or "checked" in given:
-                sent[name] = value
+            elif tag == "option" and "selected" in attributes:
+                submitted[self.select] = value
+            elif (tag == "input" and attributes.get("type") not in ("radio", "checkbox")) or "checked" in attributes:
+                submitted[name] = value
 
-    Reader().feed(page)
-    return sent
-
-
-def test_a_start_below_the_second_survives_a_save(staff: FlaskClient, offer: MakeOffer) -> None:
-    row = offer(starts_at=datetime(2026, 6, 1, 10, 0, 0, 123456, tzinfo=UTC), ends_at=None)
-
-    staff.post(f"/offers/{row.id}/edit", data=_shown(staff.get(f"/offers/{row.id}/edit").text) | {"name": "New"})
-
-    db.session.refresh(row)
-    assert (row.name, row.starts_at.microsecond) == ("New", 123456)
+    FormParser().feed(page)
+    return submitted
 
 
-def test_the_second_of_two_tabs_is_told_and_keeps_what_was_typed(staff: FlaskClient, offer: MakeOffer) -> None:
-    row = offer()
-    tab = _shown(staff.get(f"/offers/{row.id}/edit").text)
-    staff.post(f"/offers/{row.id}/edit", data=tab | {"name": "From the first tab"})
+def test_saving_keeps_the_microseconds_of_the_start(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    offer = make_offer(starts_at=datetime(2026, 6, 1, 10, 0, 0, 123456, tzinfo=UTC), ends_at=None)
 
-    told = staff.post(f"/offers/{row.id}/edit", data=tab | {"name": "From the second tab"})
-    db.session.refresh(row)
-    stands = row.name
-    staff.post(f"/offers/{row.id}/edit", data=_shown(told.text))
-    db.session.refresh(row)
+    staff.post(
+        f"/offers/{offer.id}/edit", data=_form_values(staff.get(f"/offers/{offer.id}/edit").text) | {"name": "New"}
+    )
 
-    assert told.status_code == 409
-    assert "Another user has changed this offer" in told.text
-    assert "From the second tab" in told.text
-    assert (stands, row.name) == ("From the first tab", "From the second tab")
+    db.session.refresh(offer)
+    assert (offer.name, offer.starts_at.microsecond) == ("New", 123456)
 
 
-def test_a_frozen_offer_shows_what_stays_and_lets_the_rest_change(staff: FlaskClient, offer: MakeOffer) -> None:
-    row = offer(frozen_at=datetime(2026, 1, 1, tzinfo=UTC))
+def test_a_concurrent_edit_is_reported_and_input_kept(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    offer = make_offer()
+    tab_form = _form_values(staff.get(f"/offers/{offer.id}/edit").text)
+    staff.post(f"/offers/{offer.id}/edit", data=tab_form | {"name": "From the first tab"})
 
-    page = staff.get(f"/offers/{row.id}/edit").text
-    answer = staff.post(f"/offers/{row.id}/edit", data=_shown(page) | {"name": "Longer summer"})
+    conflict = staff.post(f"/offers/{offer.id}/edit", data=tab_form | {"name": "From the second tab"})
+    db.session.refresh(offer)
+    name_after_conflict = offer.name
+    staff.post(f"/offers/{offer.id}/edit", data=_form_values(conflict.text))
+    db.session.refresh(offer)
 
-    db.session.refresh(row)
-    assert answer.status_code == 302
+    assert conflict.status_code == 409
+    assert "Another user has changed this offer" in conflict.text
+    assert "From the second tab" in conflict.text
+    assert (name_after_conflict, offer.name) == ("From the first tab", "From the second tab")
+
+
+def test_only_the_other_fields_of_a_frozen_offer_can_be_edited(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    offer = make_offer(frozen_at=datetime(2026, 1, 1, tzinfo=UTC))
+
+    page = staff.get(f"/offers/{offer.id}/edit").text
+    response = staff.post(f"/offers/{offer.id}/edit", data=_form_values(page) | {"name": "Longer summer"})
+
+    db.session.refresh(offer)
+    assert response.status_code == 302
     assert 'name="discount_percent"' not in page
     assert 'name="code"' not in page
     assert 'name="max_redemptions"' not in page
-    assert (row.name, row.code, row.percent) == ("Longer summer", "SUMMER25", Decimal(25))
+    assert (offer.name, offer.code, offer.percent) == ("Longer summer", "SUMMER25", Decimal(25))
 
 
-def test_an_offer_frozen_meanwhile_refuses_a_new_discount(staff: FlaskClient, offer: MakeOffer) -> None:
-    row = offer()
-    tab = _shown(staff.get(f"/offers/{row.id}/edit").text)
-    offer_actions.freeze_offer(row.id)
+def test_an_offer_frozen_during_editing_refuses_a_new_discount(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    offer = make_offer()
+    tab_form = _form_values(staff.get(f"/offers/{offer.id}/edit").text)
+    offer_actions.freeze_offer(offer.id)
     db.session.commit()
 
-    answer = staff.post(f"/offers/{row.id}/edit", data=tab | {"discount_percent": "30"})
+    response = staff.post(f"/offers/{offer.id}/edit", data=tab_form | {"discount_percent": "30"})
 
-    assert answer.status_code == 422
-    assert "can&#39;t be changed after the launch" in answer.text
-    assert 'value="30"' in answer.text
+    assert response.status_code == 422
+    assert "can&#39;t be changed after the launch" in response.text
+    assert 'value="30"' in response.text
 
 
-def test_pausing_and_resuming(staff: FlaskClient, offer: MakeOffer) -> None:
-    row = offer()
+def test_an_offer_is_paused_and_resumed(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    offer = make_offer()
 
-    staff.post(f"/offers/{row.id}/pause")
-    paused = staff.get(f"/offers/{row.id}").text
-    staff.post(f"/offers/{row.id}/resume")
+    staff.post(f"/offers/{offer.id}/pause")
+    paused = staff.get(f"/offers/{offer.id}").text
+    staff.post(f"/offers/{offer.id}/resume")
 
-    db.session.refresh(row)
+    db.session.refresh(offer)
     assert "Paused" in paused
-    assert row.paused_at is None
+    assert offer.paused_at is None
 
 
-def test_the_page_of_an_offer_shows_code_link_and_last_redemptions(
-    staff: FlaskClient, offer: MakeOffer, customer: Callable[..., Customer]
+def test_the_page_of_an_offer_shows_code_link_and_latest_redemptions(
+    staff: FlaskClient, make_offer: MakeOffer, make_customer: Callable[..., Customer]
 ) -> None:
-    row = offer(max_redemptions=10)
-    customer()
+    offer = make_offer(max_redemptions=10)
+    make_customer()
     group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
 
-    page = staff.get(f"/offers/{row.id}").text
+    page = staff.get(f"/offers/{offer.id}").text
 
     assert "http://localhost/redeem?code=SUMMER25" in page
     assert "<svg" in page
     assert "style=" not in page
     assert "ada@example.com" in page
     assert 'value="1"' in page[page.index("<progress") :]
-    assert f"/offers/{row.id}/mail" in page
+    assert f"/offers/{offer.id}/mail" in page
 
 
-def test_the_live_piece_stops_asking_when_the_offer_is_over(staff: FlaskClient, offer: MakeOffer) -> None:
-    row, over = offer(), offer("OVER", ends_at=datetime.now(UTC) - timedelta(hours=1))
+def test_the_live_figures_stop_polling_when_the_offer_has_ended(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    offer, ended = make_offer(), make_offer("OVER", ends_at=datetime.now(UTC) - timedelta(hours=1))
 
-    assert "hx-trigger" in staff.get(f"/offers/{row.id}/live").text
-    assert "hx-trigger" not in staff.get(f"/offers/{over.id}/live").text
+    assert "hx-trigger" in staff.get(f"/offers/{offer.id}/live").text
+    assert "hx-trigger" not in staff.get(f"/offers/{ended.id}/live").text
 
 
 @pytest.mark.parametrize(
@@ -299,17 +301,19 @@ def test_the_live_piece_stops_asking_when_the_offer_is_over(staff: FlaskClient, 
         ("state=nonsense&before=99999999999999999999", ["Winter", "Summer"]),
     ],
 )
-def test_the_list_is_searched_and_filtered(staff: FlaskClient, offer: MakeOffer, query: str, names: list[str]) -> None:
-    offer()
-    offer("COLD", name="Winter", paused_at=datetime(2026, 1, 1, tzinfo=UTC))
+def test_the_list_can_be_searched_and_filtered(
+    staff: FlaskClient, make_offer: MakeOffer, query: str, names: list[str]
+) -> None:
+    make_offer()
+    make_offer("COLD", name="Winter", paused_at=datetime(2026, 1, 1, tzinfo=UTC))
 
     page = staff.get(f"/offers?{query}").text
 
     assert [name for name in ("Winter", "Summer") if f">{name}</a>" in page] == names
 
 
-def test_the_list_has_pages_in_both_directions(staff: FlaskClient, offer: MakeOffer) -> None:
-    rows = [offer(f"CODE{n:02}", name=f"Offer {n:02}") for n in range(60)]
+def test_the_list_has_pages_in_both_directions(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    rows = [make_offer(f"CODE{n:02}", name=f"Offer {n:02}") for n in range(60)]
 
     second = staff.get(f"/offers?before={rows[35].id}").text
     last = staff.get(f"/offers?before={rows[10].id}").text
@@ -323,12 +327,14 @@ def test_the_list_has_pages_in_both_directions(staff: FlaskClient, offer: MakeOf
 
 
 @pytest.mark.parametrize("path", ["/offers/99", "/offers/99/edit", "/offers/99/live", "/offers/99999999999999999999"])
-def test_an_offer_that_is_not_there_is_not_found(staff: FlaskClient, path: str) -> None:
+def test_an_unknown_offer_is_not_found(staff: FlaskClient, path: str) -> None:
     assert staff.get(path).status_code == 404
 
 
-def test_every_write_wants_a_token(csrf_client: Any, client: FlaskClient, staff_user: Callable[..., Any]) -> None:
-    user = staff_user("manager")
+def test_creating_an_offer_needs_the_csrf_token(
+    csrf_client: Any, client: FlaskClient, make_staff_user: Callable[..., Any]
+) -> None:
+    user = make_staff_user("manager")
     with csrf_client.session_transaction() as session:
         session["_user_id"] = user.get_id()
         session["_fresh"] = True

@@ -24,26 +24,26 @@ from webapp.redemptions.rules import Order, RedemptionRequest
 MakeOffer = Callable[..., Offer]
 MakeCustomer = Callable[..., Customer]
 ADA = RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com")
-TYPED = {"code": "summer 25", "email": "ADA@example.com"}
+FORM = {"code": "summer 25", "email": "ADA@example.com"}
 
 
 @pytest.fixture
-def done(offer: MakeOffer, customer: MakeCustomer) -> RedemptionRecord:
+def redemption(make_offer: MakeOffer, make_customer: MakeCustomer) -> RedemptionRecord:
     """A redemption by Ada."""
-    offer(), customer()
+    make_offer(), make_customer()
     return group_commit.redeem(ADA)
 
 
-def rows() -> int:
+def count_redemptions() -> int:
     return int(db.session.execute(text("select count(*) from redemption")).scalar_one())
 
 
-def test_an_empty_list_says_what_to_do_first(staff: FlaskClient) -> None:
+def test_an_empty_list_explains_itself(staff: FlaskClient) -> None:
     assert "No redemptions yet" in staff.get("/redemptions").text
 
 
 @pytest.mark.parametrize(
-    ("query", "found"),
+    ("query", "is_listed"),
     [
         ("", True),
         ("who=ADA@example.com", True),
@@ -62,25 +62,29 @@ def test_an_empty_list_says_what_to_do_first(staff: FlaskClient) -> None:
         ("first=soon", True),
     ],
 )
-def test_the_list_is_narrowed(staff: FlaskClient, done: RedemptionRecord, query: str, found: bool) -> None:
+def test_the_list_can_be_filtered(
+    staff: FlaskClient, redemption: RedemptionRecord, query: str, is_listed: bool
+) -> None:
     page = staff.get(f"/redemptions?{query}")
 
     assert page.status_code == 200
-    assert (done.public_id in page.text) is found
+    assert (redemption.public_id in page.text) is is_listed
 
 
-def test_a_reference_from_a_receipt_finds_the_customers_redemptions(staff: FlaskClient, done: RedemptionRecord) -> None:
-    assert done.public_id in staff.get(f"/redemptions?who={done.public_id.lower()}").text
+def test_a_reference_from_a_receipt_finds_the_customers_redemptions(
+    staff: FlaskClient, redemption: RedemptionRecord
+) -> None:
+    assert redemption.public_id in staff.get(f"/redemptions?who={redemption.public_id.lower()}").text
 
 
-def test_only_the_first_page_renews_itself(staff: FlaskClient, offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer()
-    emails = [customer(f"c{n}@example.com").email for n in range(51)]
+def test_only_the_first_page_polls(staff: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    make_offer()
+    emails = [make_customer(f"c{n}@example.com").email for n in range(51)]
     redemption_actions.redeem_all([RedemptionRequest(channel="api", code="SUMMER25", email=email) for email in emails])
 
     first = staff.get("/redemptions").text
-    following = first.split('rel="next" href="')[1].split('"')[0].replace("&amp;", "&")
-    second = staff.get(following).text
+    next_page = first.split('rel="next" href="')[1].split('"')[0].replace("&amp;", "&")
+    second = staff.get(next_page).text
 
     assert "every 5s" in first
     assert "every 5s" not in second
@@ -88,18 +92,20 @@ def test_only_the_first_page_renews_itself(staff: FlaskClient, offer: MakeOffer,
     assert "c0@example.com" in first + second
 
 
-def test_redeeming_by_hand(staff: FlaskClient, offer: MakeOffer, customer: MakeCustomer) -> None:
-    offer(), customer()
+def test_staff_can_redeem_for_a_customer(
+    staff: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    make_offer(), make_customer()
 
-    answer = staff.post("/redemptions/new", data=TYPED)
+    response = staff.post("/redemptions/new", data=FORM)
 
-    made = redemption_queries.list_latest_redemptions(None, 1)[0]
-    assert (answer.status_code, answer.location) == (302, f"/redemptions/{made.public_id}")
-    assert made.row.channel == "staff"
+    record = redemption_queries.list_latest_redemptions(None, 1)[0]
+    assert (response.status_code, response.location) == (302, f"/redemptions/{record.public_id}")
+    assert record.row.channel == "staff"
 
 
 @pytest.mark.parametrize(
-    ("typed", "status", "sentence"),
+    ("changes", "status", "message"),
     [
         ({"email": "bob@example.com"}, 409, "This customer does not exist"),
         ({"code": "WINTER"}, 404, "know this code"),
@@ -108,134 +114,138 @@ def test_redeeming_by_hand(staff: FlaskClient, offer: MakeOffer, customer: MakeC
         ({}, 409, "has already redeemed this offer"),
     ],
 )
-def test_staff_hear_the_full_reason_and_keep_what_they_typed(
-    staff: FlaskClient, done: RedemptionRecord, typed: dict[str, str], status: int, sentence: str
+def test_staff_see_the_full_refusal_reason_and_keep_their_input(
+    staff: FlaskClient, redemption: RedemptionRecord, changes: dict[str, str], status: int, message: str
 ) -> None:
-    answer = staff.post("/redemptions/new", data=TYPED | typed)
+    response = staff.post("/redemptions/new", data=FORM | changes)
 
-    assert answer.status_code == status
-    assert sentence in answer.text
-    assert f'value="{(TYPED | typed)["email"]}"' in answer.text
-    assert rows() == 1
+    assert response.status_code == status
+    assert message in response.text
+    assert f'value="{(FORM | changes)["email"]}"' in response.text
+    assert count_redemptions() == 1
 
 
-def test_undoing_with_a_reason(staff: FlaskClient, done: RedemptionRecord) -> None:
-    answer = staff.post(f"/redemptions/{done.public_id}/undo", data={"reason": "wrong customer"})
+def test_a_redemption_is_undone_with_a_reason(staff: FlaskClient, redemption: RedemptionRecord) -> None:
+    response = staff.post(f"/redemptions/{redemption.public_id}/undo", data={"reason": "wrong customer"})
 
-    page = staff.get(f"/redemptions/{done.public_id}").text
-    assert answer.status_code == 302
+    page = staff.get(f"/redemptions/{redemption.public_id}").text
+    assert response.status_code == 302
     assert "wrong customer" in page
     assert re.search(r">Undone by</dt>\s*<dd[^>]*>\s*Manager\s*</dd>", page)
     assert "Undo redemption" not in page
-    assert rows() == 0
+    assert count_redemptions() == 0
 
 
-def test_undoing_without_a_reason_is_refused(staff: FlaskClient, done: RedemptionRecord) -> None:
-    answer = staff.post(f"/redemptions/{done.public_id}/undo", data={"reason": " "})
+def test_undoing_without_a_reason_is_refused(staff: FlaskClient, redemption: RedemptionRecord) -> None:
+    response = staff.post(f"/redemptions/{redemption.public_id}/undo", data={"reason": " "})
 
-    assert answer.status_code == 422
-    assert 'id="reason-error"' in answer.text
-    assert rows() == 1
-
-
-def test_undoing_what_somebody_else_undid_says_so(staff: FlaskClient, done: RedemptionRecord) -> None:
-    staff.post(f"/redemptions/{done.public_id}/undo", data={"reason": "wrong customer"})
-
-    answer = staff.post(f"/redemptions/{done.public_id}/undo", data={"reason": "wrong customer"})
-
-    assert answer.status_code == 409
-    assert "was already undone" in answer.text
+    assert response.status_code == 422
+    assert 'id="reason-error"' in response.text
+    assert count_redemptions() == 1
 
 
-def test_a_viewer_looks_and_changes_nothing(sign_in: Callable[..., FlaskClient], done: RedemptionRecord) -> None:
+def test_undoing_twice_is_refused(staff: FlaskClient, redemption: RedemptionRecord) -> None:
+    staff.post(f"/redemptions/{redemption.public_id}/undo", data={"reason": "wrong customer"})
+
+    response = staff.post(f"/redemptions/{redemption.public_id}/undo", data={"reason": "wrong customer"})
+
+    assert response.status_code == 409
+    assert "was already undone" in response.text
+
+
+def test_a_viewer_can_only_read(sign_in: Callable[..., FlaskClient], redemption: RedemptionRecord) -> None:
     client = sign_in("viewer")
 
-    page = client.get(f"/redemptions/{done.public_id}")
-    undo = client.post(f"/redemptions/{done.public_id}/undo", data={"reason": "x"})
-    by_hand = client.post("/redemptions/new", data=TYPED)
+    page = client.get(f"/redemptions/{redemption.public_id}")
+    undo = client.post(f"/redemptions/{redemption.public_id}/undo", data={"reason": "x"})
+    new_redemption = client.post("/redemptions/new", data=FORM)
 
-    assert (page.status_code, undo.status_code, by_hand.status_code) == (200, 403, 403)
+    assert (page.status_code, undo.status_code, new_redemption.status_code) == (200, 403, 403)
     assert "Undo redemption" not in page.text
-    assert rows() == 1
+    assert count_redemptions() == 1
 
 
 @pytest.mark.parametrize("path", ["/redemptions/nonsense", "/redemptions/" + "0" * 26])
-def test_what_is_not_there_is_not_found(staff: FlaskClient, path: str) -> None:
+def test_an_unknown_redemption_is_not_found(staff: FlaskClient, path: str) -> None:
     assert staff.get(path).status_code == 404
 
 
-def test_the_export_has_every_redemption_and_runs_in_no_spreadsheet(
-    staff: FlaskClient, offer: MakeOffer, customer: MakeCustomer
+def test_the_export_lists_every_redemption_without_formulas(
+    staff: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer(name="=SUM(A1)")
-    customer(name="+Ada, the first"), customer("bob@example.com")
+    make_offer(name="=SUM(A1)")
+    make_customer(name="+Ada, the first"), make_customer("bob@example.com")
     order = Order("-1", 4999, "EUR")
     group_commit.redeem(
         RedemptionRequest(channel="api", code="SUMMER25", email="ada@example.com", order=order, api_key_id=1)
     )
     group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="bob@example.com"))
 
-    answer = staff.get("/redemptions.csv")
-    every = answer.text.splitlines()
+    response = staff.get("/redemptions.csv")
+    lines = response.text.splitlines()
     ada = staff.get("/redemptions.csv?who=ada@example.com")
-    found: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(ada.text)))
+    exported: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(ada.text)))
 
-    assert answer.headers["Content-Disposition"] == 'attachment; filename="redemptions.csv"'
-    assert len(every) == 3
-    assert len(found) == 1
-    assert (found[0]["offer"], found[0]["name"], found[0]["order_id"]) == ("'=SUM(A1)", "'+Ada, the first", "'-1")
-    assert (found[0]["email"], found[0]["discount_amount"]) == ("ada@example.com", "1250")
+    assert response.headers["Content-Disposition"] == 'attachment; filename="redemptions.csv"'
+    assert len(lines) == 3
+    assert len(exported) == 1
+    assert (exported[0]["offer"], exported[0]["name"], exported[0]["order_id"]) == (
+        "'=SUM(A1)",
+        "'+Ada, the first",
+        "'-1",
+    )
+    assert (exported[0]["email"], exported[0]["discount_amount"]) == ("ada@example.com", "1250")
 
 
-def test_the_export_of_nothing_has_its_headings(staff: FlaskClient) -> None:
+def test_an_empty_export_has_its_header(staff: FlaskClient) -> None:
     assert staff.get("/redemptions.csv?who=nobody@example.com").text.startswith("reference,offer,code,email")
 
 
-def test_a_channel_that_does_not_exist_narrows_nothing(staff: FlaskClient) -> None:
+def test_an_unknown_channel_is_ignored(staff: FlaskClient) -> None:
     assert staff.get("/redemptions?channel=%00").status_code == 200
 
 
-def test_a_viewer_is_not_shown_a_form_that_would_refuse_and_gets_no_export(
-    sign_in: Callable[..., FlaskClient], offer: Callable[..., Offer]
+def test_a_viewer_can_open_neither_forms_nor_the_export(
+    sign_in: Callable[..., FlaskClient], make_offer: Callable[..., Offer]
 ) -> None:
     viewer = sign_in("viewer")
-    number = offer().id
+    offer_id = make_offer().id
 
-    for path in ("/offers/new", f"/offers/{number}/edit", "/redemptions/new", "/redemptions.csv"):
+    for path in ("/offers/new", f"/offers/{offer_id}/edit", "/redemptions/new", "/redemptions.csv"):
         assert viewer.get(path).status_code == 403
 
 
-def test_with_a_channel_that_is_hardly_ever_used_staff_are_led_further_back(
-    staff: FlaskClient, offer: Any, customer: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_search_for_a_rare_channel_continues_further_back(
+    staff: FlaskClient, make_offer: Any, make_customer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redemption_queries, "SCAN_LIMIT", 1)
-    row, ada, bob = offer(), customer(), customer("bob@example.com")
+    offer, ada, bob = make_offer(), make_customer(), make_customer("bob@example.com")
     db.session.execute(
         text("insert into redemption values (:ada, :row, '2020-05-01', 'staff'), (:bob, :row, '2020-05-03', 'form')"),
-        {"ada": ada.id, "bob": bob.id, "row": row.id},
+        {"ada": ada.id, "bob": bob.id, "row": offer.id},
     )
     db.session.commit()
     hourly_counts.update_hourly_counts()
 
     first = staff.get("/redemptions?channel=staff").text
-    further = unescape(first[: first.index("Search further back")].rpartition('href="')[2].partition('"')[0])
+    further_back = unescape(first[: first.index("Search further back")].rpartition('href="')[2].partition('"')[0])
 
     assert "No matches yet" in first
     assert "3 May 2020" in first
-    assert "ada@example.com</a>" in staff.get(further).text
+    assert "ada@example.com</a>" in staff.get(further_back).text
 
 
-def test_what_was_undone_is_found_by_its_reference_and_stands_in_the_audit_trail(
-    staff: FlaskClient, offer: Callable[..., Offer], customer: Callable[..., Customer]
+def test_an_undone_redemption_is_found_by_reference_and_audited(
+    staff: FlaskClient, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    offer(), customer()
-    done = group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
-    staff.post(f"/redemptions/{done.public_id}/undo", data={"reason": "a mistake"})
+    make_offer(), make_customer()
+    redemption = group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
+    staff.post(f"/redemptions/{redemption.public_id}/undo", data={"reason": "a mistake"})
 
-    found = staff.get("/redemptions", query_string={"who": done.public_id})
+    response = staff.get("/redemptions", query_string={"who": redemption.public_id})
 
-    assert found.headers["Location"] == f"/redemptions/{done.public_id}"
+    assert response.headers["Location"] == f"/redemptions/{redemption.public_id}"
     entry = db.session.scalars(select(AuditEntry).order_by(AuditEntry.id.desc())).first()
     assert entry is not None
     assert (entry.actor, entry.action, entry.subject) == ("manager@example.com", "redemption.undone", "SUMMER25")
-    assert entry.detail == {"customer": done.customer_id, "reference": done.public_id}
+    assert entry.detail == {"customer": redemption.customer_id, "reference": redemption.public_id}

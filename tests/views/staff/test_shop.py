@@ -1,4 +1,4 @@
-"""Settings → Shop, as staff see it, and what becomes of it elsewhere."""
+"""Settings → Shop, and its effect on customer pages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
-from tests.support.sql_statements import statements
+from tests.support.sql_statements import recorded_statements
 from webapp.accounts.models import AuditEntry
 from webapp.core.errors import InvalidInput
 from webapp.core.extensions import db
@@ -23,7 +23,7 @@ from webapp.shop import queries as shop_queries
 from webapp.shop.models import ShopValues
 
 URL = "/settings/shop"
-TYPED = {
+FORM = {
     "name": "Blumen Müller",
     "sender_name": "Blumen Müller 🌷",
     "reply_to": "Laden@Example.com",
@@ -37,24 +37,24 @@ TYPED = {
 }
 
 
-def typed(**values: str) -> dict[str, str]:
-    return {**TYPED, "colour": "#B400FF", "locale": "de-AT", **values}
+def make_form(**values: str) -> dict[str, str]:
+    return {**FORM, "colour": "#B400FF", "locale": "de-AT", **values}
 
 
-def error_at(page: str, field: str) -> str:
+def field_error(page: str, field: str) -> str:
     found = re.search(rf'id="{field}-error"(.*?)</div>', page, re.DOTALL)
     return html.unescape(found[1]) if found else ""
 
 
-def test_before_anybody_has_said_anything_the_environment_counts(staff: FlaskClient) -> None:
+def test_the_defaults_come_from_the_environment(staff: FlaskClient) -> None:
     page = staff.get(URL).text
     assert 'value="Test shop"' in page
     assert shop_queries.get_shop() == shop_queries.default_shop()
 
 
-def test_what_is_saved_is_shown_again_and_stands_in_the_trail(staff: FlaskClient) -> None:
-    page = staff.post(URL, data=typed(), follow_redirects=True).text
-    assert "Saved." in page
+def test_saved_values_are_shown_and_audited(staff: FlaskClient) -> None:
+    page = staff.post(URL, data=make_form(), follow_redirects=True).text
+    assert "The shop details were saved." in page
     shop = shop_queries.get_shop()
     assert (shop.name, shop.colour, shop.locale) == ("Blumen Müller", "#b400ff", "de_AT")
     assert shop.address == "Am Markt 1\n12345 Musterstadt"
@@ -64,15 +64,15 @@ def test_what_is_saved_is_shown_again_and_stands_in_the_trail(staff: FlaskClient
     assert entry.detail["changed"]["name"] == ["Test shop", "Blumen Müller"]
 
 
-def test_saving_twice_the_same_changes_nothing(staff: FlaskClient) -> None:
-    staff.post(URL, data=typed())
-    staff.post(URL, data=typed())
+def test_saving_the_same_values_again_changes_nothing(staff: FlaskClient) -> None:
+    staff.post(URL, data=make_form())
+    staff.post(URL, data=make_form())
     assert len(db.session.scalars(select(AuditEntry).where(AuditEntry.action == "shop.saved")).all()) == 1
     assert db.session.execute(text("select count(*) from shop")).scalar() == 1
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "words"),
+    ("field", "value", "message"),
     [
         ("name", "", "Enter the name of your shop."),
         ("name", "  ", "Enter the name of your shop."),
@@ -99,71 +99,71 @@ def test_saving_twice_the_same_changes_nothing(staff: FlaskClient) -> None:
         ("address", "x" * 10_000, "at most 500 characters"),
     ],
 )
-def test_what_can_not_be_taken_is_said_at_its_field_and_nothing_is_lost(
-    staff: FlaskClient, field: str, value: str, words: str
+def test_invalid_input_is_reported_at_its_field_and_kept(
+    staff: FlaskClient, field: str, value: str, message: str
 ) -> None:
-    answer = staff.post(URL, data=typed(**{field: value, "link_words": "what I typed"}))
-    assert answer.status_code == 422
-    assert words in error_at(answer.text, field)
-    assert 'value="what I typed"' in answer.text
+    response = staff.post(URL, data=make_form(**{field: value, "link_words": "what I typed"}))
+    assert response.status_code == 422
+    assert message in field_error(response.text, field)
+    assert 'value="what I typed"' in response.text
     if value.isprintable() and value.strip():
-        assert html.escape(value, quote=False) in answer.text.replace("&#39;", "'")
+        assert html.escape(value, quote=False) in response.text.replace("&#39;", "'")
     assert db.session.execute(text("select count(*) from shop")).scalar() == 0
 
 
-def colour_field(page: str) -> str:
+def colour_input(page: str) -> str:
     found = re.search(r'<input[^>]* name="colour"[^>]*>', page)
     assert found is not None
     return found[0]
 
 
-def test_the_colour_is_picked_and_what_is_none_can_be_seen_and_mended(staff: FlaskClient) -> None:
-    staff.post(URL, data=typed())
-    picked = colour_field(staff.get(URL).text)
-    assert 'type="color"' in picked
-    assert 'value="#b400ff"' in picked
-    wrong = colour_field(staff.post(URL, data=typed(colour="teal")).text)
-    assert 'type="text"' in wrong
-    assert 'value="teal"' in wrong
+def test_an_invalid_colour_is_shown_in_a_text_input(staff: FlaskClient) -> None:
+    staff.post(URL, data=make_form())
+    valid = colour_input(staff.get(URL).text)
+    assert 'type="color"' in valid
+    assert 'value="#b400ff"' in valid
+    invalid = colour_input(staff.post(URL, data=make_form(colour="teal")).text)
+    assert 'type="text"' in invalid
+    assert 'value="teal"' in invalid
 
 
-def test_every_wrong_field_is_said_at_once(app: Flask) -> None:
-    with pytest.raises(InvalidInput) as caught:
+def test_all_invalid_fields_are_reported_together(app: Flask) -> None:
+    with pytest.raises(InvalidInput) as raised:
         shop_actions.save_shop(ShopValues("", colour="red", reply_to="x"), "tests")
-    assert {error.field for error in caught.value.errors} == {"name", "colour", "reply_to"}
+    assert {error.field for error in raised.value.errors} == {"name", "colour", "reply_to"}
 
 
-def test_a_viewer_neither_sees_nor_changes_it(sign_in: Callable[..., FlaskClient]) -> None:
+def test_a_viewer_can_neither_see_nor_change_the_settings(sign_in: Callable[..., FlaskClient]) -> None:
     viewer = sign_in("viewer")
-    assert [viewer.get(URL).status_code, viewer.post(URL, data=typed()).status_code] == [403, 403]
+    assert [viewer.get(URL).status_code, viewer.post(URL, data=make_form()).status_code] == [403, 403]
     assert viewer.post(f"{URL}/relay").status_code == 403
     assert f'href="{URL}"' not in viewer.get("/settings/profile").text
 
 
-def test_the_sample_shows_what_is_typed_and_keeps_nothing(staff: FlaskClient) -> None:
-    piece = staff.get(f"{URL}/sample", query_string=typed())
-    address = re.search(r'src="([^"]+)"', piece.text)
-    assert address is not None
-    frame = staff.get(html.unescape(address[1]))
-    for words in ("Blumen Müller", "#b400ff", "Keine Mails mehr", "12345 Musterstadt", "Jetzt einlösen", "25&nbsp;%"):
-        assert words in frame.text.replace("\xa0", "&nbsp;")
+def test_the_sample_shows_the_input_and_saves_nothing(staff: FlaskClient) -> None:
+    fragment = staff.get(f"{URL}/sample", query_string=make_form())
+    frame_url = re.search(r'src="([^"]+)"', fragment.text)
+    assert frame_url is not None
+    frame = staff.get(html.unescape(frame_url[1]))
+    for part in ("Blumen Müller", "#b400ff", "Keine Mails mehr", "12345 Musterstadt", "Jetzt einlösen", "25&nbsp;%"):
+        assert part in frame.text.replace("\xa0", "&nbsp;")
     assert "sandbox" in frame.headers["Content-Security-Policy"]
     assert db.session.execute(text("select count(*) from shop")).scalar() == 0
 
 
-def test_there_is_no_sample_of_what_can_not_be_taken(staff: FlaskClient) -> None:
-    piece = staff.get(f"{URL}/sample", query_string=typed(colour="}body{}"))
-    assert "<iframe" not in piece.text
-    assert "body{}" not in staff.get(f"{URL}/sample/frame", query_string=typed(colour="}body{}")).text
+def test_there_is_no_sample_of_invalid_input(staff: FlaskClient) -> None:
+    fragment = staff.get(f"{URL}/sample", query_string=make_form(colour="}body{}"))
+    assert "<iframe" not in fragment.text
+    assert "body{}" not in staff.get(f"{URL}/sample/frame", query_string=make_form(colour="}body{}")).text
 
 
-def test_what_is_typed_is_text_in_the_sample(staff: FlaskClient) -> None:
-    frame = staff.get(f"{URL}/sample/frame", query_string=typed(name="<script>alert(1)</script>"))
+def test_the_sample_escapes_the_input(staff: FlaskClient) -> None:
+    frame = staff.get(f"{URL}/sample/frame", query_string=make_form(name="<script>alert(1)</script>"))
     assert "<script>" not in frame.text
     assert "&lt;script&gt;" in frame.text
 
 
-def test_customers_pages_say_what_the_shop_is_called(client: FlaskClient) -> None:
+def test_customer_pages_show_the_shop_name(client: FlaskClient) -> None:
     assert "Test shop" in client.get("/redeem").text
     shop_actions.save_shop(ShopValues("Blumen & Co"), "tests")
     page = client.get("/redeem").text
@@ -171,20 +171,20 @@ def test_customers_pages_say_what_the_shop_is_called(client: FlaskClient) -> Non
     assert "Test shop" not in page
 
 
-def test_a_page_looks_the_shop_up_once(client: FlaskClient) -> None:
+def test_a_page_queries_the_shop_once(client: FlaskClient) -> None:
     client.get("/redeem")
-    with statements() as run:
+    with recorded_statements() as executed:
         client.get("/redeem")
-    assert sum("FROM shop" in sql for sql, _ in run) == 1
+    assert sum("FROM shop" in sql for sql, _ in executed) == 1
 
 
-def test_redeeming_by_machine_does_not_ask_for_the_shop(
-    api: Any, offer: Callable[..., Offer], customer: Callable[..., Customer]
+def test_the_redemption_api_does_not_query_the_shop(
+    api: Any, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
-    offer(), customer()
-    with statements() as run:
-        for door in ("validations", "redemptions"):
+    make_offer(), make_customer()
+    with recorded_statements() as executed:
+        for path in ("validations", "redemptions"):
             body = {"code": "SUMMER25", "customer": {"email": "ada@example.com"}}
-            assert api.post(f"/api/v1/{door}", json=body).status_code in (200, 201)
-    assert run
-    assert not [sql for sql, _ in run if "shop" in sql]
+            assert api.post(f"/api/v1/{path}", json=body).status_code in (200, 201)
+    assert executed
+    assert not [sql for sql, _ in executed if "shop" in sql]

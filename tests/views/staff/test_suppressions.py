@@ -1,4 +1,4 @@
-"""Staff screens of the list of those who must not be mailed, its import and its export."""
+"""Staff pages of the suppression list, its import and its export."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from webapp.core.email_addresses import hash_email
 from webapp.core.extensions import db
 from webapp.customers import actions as customer_actions
 from webapp.customers import queries as customer_queries
-from webapp.customers.imports import actions as import_actions
+from webapp.customers.imports import processing as import_processing
+from webapp.customers.imports import queries as import_queries
 from webapp.customers.imports import suppression_staging
 from webapp.customers.models import Customer, CustomerImport, Suppression
 from webapp.customers.queries import AudienceTotals
@@ -29,18 +30,18 @@ Make = Callable[..., Customer]
 LIST = "/customers/do-not-mail"
 
 
-def trail() -> list[tuple[str, str]]:
+def audit_entries() -> list[tuple[str, str]]:
     rows = db.session.execute(select(AuditEntry.action, AuditEntry.subject).order_by(AuditEntry.id))
     return [(row.action, row.subject) for row in rows]
 
 
-def test_the_list_is_found_by_address_hash_and_reason(staff: FlaskClient) -> None:
+def test_the_list_is_searched_by_address_hash_and_reason(staff: FlaskClient) -> None:
     add_suppression("ada@example.com", "bounced", words="550 5.1.1 <unknown>")
     add_suppression("bob@example.com", "complained", source="api")
     add_suppression(hash_email("eve@example.com"), "unsubscribed")
 
     page = staff.get(LIST).text
-    assert [word in page for word in ("ada@example.com", "550 5.1.1 &lt;unknown&gt;", "bob@example.com")] == [True] * 3
+    assert [part in page for part in ("ada@example.com", "550 5.1.1 &lt;unknown&gt;", "bob@example.com")] == [True] * 3
     assert "Erased customer" in page
     assert "bob@" not in staff.get(f"{LIST}?q=ada").text
     assert "ada@" not in staff.get(f"{LIST}?reason=complained").text
@@ -48,86 +49,84 @@ def test_the_list_is_found_by_address_hash_and_reason(staff: FlaskClient) -> Non
     assert "No matching addresses" in staff.get(f"{LIST}?q=eve@example").text
 
 
-def test_a_long_list_has_pages(staff: FlaskClient) -> None:
+def test_a_long_list_is_paginated(staff: FlaskClient) -> None:
     for n in range(120):
         db.session.add(Suppression(email=f"c{n:03}@example.com", reason="bounced", source="import"))
     db.session.commit()
-    seen, url = [], LIST
+    listed, url = [], LIST
     while url:
         page = staff.get(url).text
-        seen += [n for n in range(120) if f"c{n:03}@example.com</bdi>" in page]
-        following = page.partition('rel="next" href="')[2].partition('"')[0]
-        url = following.replace("&amp;", "&")
-    assert seen == list(range(120))
+        listed += [n for n in range(120) if f"c{n:03}@example.com</bdi>" in page]
+        next_url = page.partition('rel="next" href="')[2].partition('"')[0]
+        url = next_url.replace("&amp;", "&")
+    assert listed == list(range(120))
 
 
-def test_an_address_is_added_by_hand(staff: FlaskClient, customer: Make) -> None:
-    ada = customer("ada@example.com")
-    answer = staff.post(
+def test_an_address_is_added(staff: FlaskClient, make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
+    response = staff.post(
         f"{LIST}/new", data={"email": " ADA@example.com", "reason": "unsubscribed", "words": "by phone"}
     )
-    assert answer.headers["Location"] == f"/customers/{ada.id}"
+    assert response.headers["Location"] == f"/customers/{ada.id}"
     staff.post(f"{LIST}/new", data={"email": "nobody@example.com", "reason": "complained"})
     assert suppression_reasons() == {"ada@example.com": "unsubscribed", "nobody@example.com": "complained"}
-    assert trail() == [
+    assert audit_entries() == [
         ("suppression.added", f"customer {ada.id}"),
         ("suppression.added", "an address without a customer"),
     ]
     page = staff.get(f"/customers/{ada.id}").text
     assert [
-        word in page for word in ("Unsubscribed", "by phone", "Added by staff", "Remove from suppression list")
+        part in page for part in ("Unsubscribed", "by phone", "Added by staff", "Remove from suppression list")
     ] == [True] * 4
 
 
-def test_who_adds_an_address_hears_that_it_was_there_and_the_servers_words_stay(staff: FlaskClient) -> None:
+def test_adding_a_listed_address_keeps_the_earlier_details(staff: FlaskClient) -> None:
     add_suppression("ada@example.com", "bounced", words="550 5.1.1 User unknown")
-    typed = {"email": "ada@example.com", "reason": "unsubscribed", "words": "by phone"}
-    page = staff.post(f"{LIST}/new", data=typed, follow_redirects=True).text
+    form = {"email": "ada@example.com", "reason": "unsubscribed", "words": "by phone"}
+    page = staff.post(f"{LIST}/new", data=form, follow_redirects=True).text
     assert "was already on the suppression list (bounced). The reason is now unsubscribed." in page
     row = db.session.get_one(Suppression, "ada@example.com")
-    assert (row.reason, row.words) == ("unsubscribed", "by phone; before: bounced, 550 5.1.1 User unknown")
+    assert (row.reason, row.detail) == ("unsubscribed", "by phone; before: bounced, 550 5.1.1 User unknown")
 
-    page = staff.post(f"{LIST}/new", data={**typed, "reason": "bounced"}, follow_redirects=True).text
+    page = staff.post(f"{LIST}/new", data={**form, "reason": "bounced"}, follow_redirects=True).text
     assert "is already on the suppression list (unsubscribed). The entry was not changed." in page
-    assert db.session.get_one(Suppression, "ada@example.com").words == row.words
+    assert db.session.get_one(Suppression, "ada@example.com").detail == row.detail
 
 
-def test_an_address_is_said_as_it_was_typed(staff: FlaskClient) -> None:
+def test_an_added_address_is_shown_as_typed(staff: FlaskClient) -> None:
     page = staff.post(f"{LIST}/new", data={"email": "山田@例え.jp", "reason": "bounced"}, follow_redirects=True).text
     assert "山田@例え.jp was added to the suppression list." in page
     assert suppression_reasons() == {"山田@xn--r8jz45g.jp": "bounced"}
 
 
 @pytest.mark.parametrize(
-    ("typed", "sentence"),
+    ("form", "message"),
     [
         ({"email": "nonsense", "reason": "bounced"}, "This email address is not valid"),
         ({"email": "a@example.com", "reason": "because"}, "Choose a reason from the list"),
         ({"email": "Offers@example.com", "reason": "bounced"}, "Emails are sent from this address"),
     ],
 )
-def test_what_can_not_be_added_is_said_at_its_field(staff: FlaskClient, typed: dict[str, Any], sentence: str) -> None:
-    answer = staff.post(f"{LIST}/new", data=typed)
-    assert (answer.status_code, sentence in answer.text, typed["email"] in answer.text) == (422, True, True)
+def test_an_invalid_entry_is_reported_at_its_field(staff: FlaskClient, form: dict[str, Any], message: str) -> None:
+    response = staff.post(f"{LIST}/new", data=form)
+    assert (response.status_code, message in response.text, form["email"] in response.text) == (422, True, True)
     assert suppression_reasons() == {}
 
 
-def test_a_manager_lets_a_customer_be_mailed_again_after_reading_what_it_means(
-    staff: FlaskClient, customer: Make
-) -> None:
-    ada = customer("ada@example.com", suppressed="complained")
+def test_a_manager_removes_a_customer_after_a_warning(staff: FlaskClient, make_customer: Make) -> None:
+    ada = make_customer("ada@example.com", suppressed="complained")
     page = staff.get(f"{LIST}/lift?email=ada@example.com").text
     assert "marked an email as spam" in page
     assert suppression_reasons() == {"ada@example.com": "complained"}
 
-    answer = staff.post(f"{LIST}/lift", data={"email": "ada@example.com"})
+    response = staff.post(f"{LIST}/lift", data={"email": "ada@example.com"})
 
-    assert answer.headers["Location"] == f"/customers/{ada.id}"
+    assert response.headers["Location"] == f"/customers/{ada.id}"
     assert suppression_reasons() == {}
-    assert trail() == [("suppression.lifted", f"customer {ada.id}")]
+    assert audit_entries() == [("suppression.lifted", f"customer {ada.id}")]
 
 
-def test_only_an_admin_removes_what_is_no_customers(sign_in: Callable[..., FlaskClient]) -> None:
+def test_only_an_admin_removes_addresses_without_customers(sign_in: Callable[..., FlaskClient]) -> None:
     add_suppression("nobody@example.com")
     add_suppression(hash_email("eve@example.com"), "unsubscribed")
     assert sign_in("manager").post(f"{LIST}/lift", data={"email": "nobody@example.com"}).status_code == 403
@@ -138,8 +137,8 @@ def test_only_an_admin_removes_what_is_no_customers(sign_in: Callable[..., Flask
     assert suppression_reasons() == {}
 
 
-def test_a_viewer_looks_and_changes_nothing(sign_in: Callable[..., FlaskClient], customer: Make) -> None:
-    customer("ada@example.com", suppressed="bounced")
+def test_a_viewer_can_only_read(sign_in: Callable[..., FlaskClient], make_customer: Make) -> None:
+    make_customer("ada@example.com", suppressed="bounced")
     viewer = sign_in("viewer")
     assert viewer.get(LIST).status_code == 200
     assert "Remove from suppression list" not in viewer.get("/customers/1").text
@@ -151,18 +150,18 @@ def test_a_viewer_looks_and_changes_nothing(sign_in: Callable[..., FlaskClient],
 
 def upload(client: FlaskClient, file: str | bytes) -> CustomerImport:
     data = file.encode() if isinstance(file, str) else file
-    answer = client.post(f"{LIST}/import", data={"file": (io.BytesIO(data), "list.csv")})
-    assert answer.status_code == 302, answer.text
-    import_id = int(answer.headers["Location"].rpartition("/")[2])
-    import_actions.run_import(import_id)
-    row = customer_queries.find_import(import_id)
+    response = client.post(f"{LIST}/import", data={"file": (io.BytesIO(data), "list.csv")})
+    assert response.status_code == 302, response.text
+    import_id = int(response.headers["Location"].rpartition("/")[2])
+    import_processing.run_import(import_id)
+    row = import_queries.find_import(import_id)
     assert row is not None
     return row
 
 
-def test_a_list_of_another_mailer_is_imported(staff: FlaskClient, customer: Make) -> None:
-    ada = customer("ada@example.com")
-    customer("bob@example.com", suppressed="complained")
+def test_a_list_of_another_mailing_tool_is_imported(staff: FlaskClient, make_customer: Make) -> None:
+    ada = make_customer("ada@example.com")
+    make_customer("bob@example.com", suppressed="complained")
     row = upload(
         staff,
         "E-Mail;Reason;Name\n"
@@ -191,7 +190,7 @@ def test_a_list_of_another_mailer_is_imported(staff: FlaskClient, customer: Make
         "bob@example.com": "complained",
         "new@example.com": "unsubscribed",
         "eve@example.com": "complained",
-        # In doubt nobody is mailed.
+        # An unknown reason counts as unsubscribed, to be safe.
         "zoe@example.com": "unsubscribed",
         "short@example.com": "unsubscribed",
         "long@example.com": "complained",
@@ -204,21 +203,21 @@ def test_a_list_of_another_mailer_is_imported(staff: FlaskClient, customer: Make
     assert customer_queries.count_customers().value == 2
 
 
-def test_a_list_without_addresses_is_refused_at_once(staff: FlaskClient) -> None:
-    answer = staff.post(f"{LIST}/import", data={"file": (io.BytesIO(b"name\nx\n"), "list.csv")})
-    assert (answer.status_code, "no column named email" in answer.text) == (422, True)
-    answer = staff.post(f"{LIST}/import", data={"file": (io.BytesIO(b""), "")}, content_type="multipart/form-data")
-    assert (answer.status_code, "Choose a file." in answer.text) == (422, True)
+def test_a_list_without_an_email_column_is_refused(staff: FlaskClient) -> None:
+    response = staff.post(f"{LIST}/import", data={"file": (io.BytesIO(b"name\nx\n"), "list.csv")})
+    assert (response.status_code, "no column named email" in response.text) == (422, True)
+    response = staff.post(f"{LIST}/import", data={"file": (io.BytesIO(b""), "")}, content_type="multipart/form-data")
+    assert (response.status_code, "Choose a file." in response.text) == (422, True)
 
 
-def test_an_upload_without_the_token_of_the_page_is_refused(csrf_client: FlaskClient, staff: FlaskClient) -> None:
+def test_an_upload_without_the_csrf_token_is_refused(csrf_client: FlaskClient, staff: FlaskClient) -> None:
     staff.application.config["WTF_CSRF_ENABLED"] = True
-    answer = staff.post(f"{LIST}/import", data={"file": (io.BytesIO(b"email\na@example.com\n"), "list.csv")})
-    assert answer.status_code == 400
+    response = staff.post(f"{LIST}/import", data={"file": (io.BytesIO(b"email\na@example.com\n"), "list.csv")})
+    assert response.status_code == 400
     assert db.session.scalars(select(CustomerImport)).all() == []
 
 
-def test_an_export_is_imported_as_it_is(staff: FlaskClient, app: Flask) -> None:
+def test_an_export_can_be_imported_unchanged(staff: FlaskClient, app: Flask) -> None:
     before = {
         "=cmd@example.com": "bounced",
         "bob@example.com": "complained",
@@ -236,59 +235,59 @@ def test_an_export_is_imported_as_it_is(staff: FlaskClient, app: Flask) -> None:
 
     assert import_counts(row) == {"rows": 3, "created": 3}
     assert suppression_reasons() == before
-    assert ("suppressions.exported", "suppression list") in trail()
+    assert ("suppressions.exported", "suppression list") in audit_entries()
 
 
-def test_a_hash_on_an_imported_list_is_a_customer_who_came_back(staff: FlaskClient, customer: Make) -> None:
-    ada, bob = customer("ada@example.com"), customer("bob@example.com", suppressed="bounced")
-    nobody = hash_email("nobody@example.com")
+def test_an_imported_hash_suppresses_the_customer_with_that_address(staff: FlaskClient, make_customer: Make) -> None:
+    ada, bob = make_customer("ada@example.com"), make_customer("bob@example.com", suppressed="bounced")
+    unknown_hash = hash_email("nobody@example.com")
     rows = {
         hash_email("ada@example.com"): "unsubscribed",
         hash_email("bob@example.com"): "complained",
         "bob@example.com": "bounced",
-        nobody: "complained",
+        unknown_hash: "complained",
     }
     row = upload(staff, "email,reason\n" + "".join(f"{email},{reason}\n" for email, reason in rows.items()))
     assert import_counts(row) == {"rows": 4, "created": 2, "updated": 1, "duplicates": 1}
     assert suppression_reasons() == {
         "ada@example.com": "unsubscribed",
         "bob@example.com": "complained",
-        nobody: "complained",
+        unknown_hash: "complained",
     }
-    # Who is counted and who is left out are the same.
+    # The same customers are counted as suppressed and skipped.
     assert customer_queries.find_suppression_reasons([ada.id, bob.id]).keys() == {ada.id, bob.id}
     assert customer_queries.count_audience_members(None) == AudienceTotals(total=2, suppressed=2)
-    assert not campaign_queries.has_mailable_customers(None)
+    assert not campaign_queries.has_unsuppressed_customers(None)
 
 
-def test_a_customer_who_is_erased_while_a_list_is_imported_is_not_named_by_it(
-    staff: FlaskClient, customer: Make, monkeypatch: pytest.MonkeyPatch
+def test_a_customer_erased_during_an_import_stays_hashed(
+    staff: FlaskClient, make_customer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ada = customer("ada@example.com")
+    ada = make_customer("ada@example.com")
     hashed, merge = hash_email("ada@example.com"), suppression_staging.merge_rows
 
-    def erase_first(*given: Any) -> Any:
+    def erase_first(*arguments: Any) -> Any:
         customer_actions.erase_customer(ada.id, "tests")
-        return merge(*given)
+        return merge(*arguments)
 
     monkeypatch.setattr(suppression_staging, "merge_rows", erase_first)
     upload(staff, f"email,reason\n{hashed},unsubscribed\n")
     assert suppression_reasons() == {hashed: "unsubscribed"}
 
 
-def test_the_list_is_searched_by_no_more_than_was_typed(app: Flask) -> None:
+def test_search_terms_are_matched_literally(app: Flask) -> None:
     add_suppression("a_b@example.com")
     assert suppression_queries.list_suppressions("a%") == []
     assert suppression_queries.list_suppressions("a\0_") != []
 
 
-def test_a_test_of_a_mail_is_not_sent_to_an_address_on_the_list(staff: FlaskClient, offer: Callable[..., Any]) -> None:
+def test_a_test_email_is_not_sent_to_a_suppressed_address(staff: FlaskClient, make_offer: Callable[..., Any]) -> None:
     add_suppression("manager@example.com", "complained")
-    typed = {"subject": "s", "text": "{{ link }}", "uncertain_policy": "resend", "test": "1"}
-    answer = staff.post(f"/offers/{offer().id}/mail", data=typed)
-    assert (answer.status_code, "is on the suppression list (complained)" in answer.text) == (409, True)
+    form = {"subject": "s", "text": "{{ link }}", "uncertain_policy": "resend", "test": "1"}
+    response = staff.post(f"/offers/{make_offer().id}/mail", data=form)
+    assert (response.status_code, "is on the suppression list (complained)" in response.text) == (409, True)
 
 
-def test_a_long_row_that_is_refused_is_shown_with_its_beginning(staff: FlaskClient) -> None:
+def test_a_long_rejected_row_is_shown_truncated(staff: FlaskClient) -> None:
     row = upload(staff, f"email,reason\nnot an {'x' * 200},bounced\n")
     assert f"not an {'x' * 100}" in staff.get(f"/customers/imports/{row.id}").text

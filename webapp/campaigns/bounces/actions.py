@@ -15,10 +15,11 @@ from typing import Literal
 
 from sqlalchemy import text
 
-from webapp.accounts.actions import record_audit_entry
+from webapp.accounts.audit import record_audit_entry
 from webapp.campaigns import tokens as campaign_tokens
 from webapp.campaigns.bounces import reports as bounce_reports
 from webapp.campaigns.bounces.reports import BounceReport
+from webapp.campaigns.tokens import DeliveryIds
 from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import InvalidInput
 from webapp.core.extensions import db
@@ -49,8 +50,8 @@ def process_bounce_messages(messages: Iterable[bytes], by: str) -> Counter[str]:
     Commits after each message.
     """
     counts: Counter[str] = Counter()
-    for raw in messages:
-        counts[process_bounce_report(bounce_reports.parse_report(raw))] += 1
+    for message in messages:
+        counts[process_bounce_report(bounce_reports.parse_report(message))] += 1
     _audit_counts(counts, by)
     return counts
 
@@ -80,16 +81,16 @@ def _audit_counts(counts: Counter[str], by: str) -> None:
 
 
 def process_bounce_report(report: BounceReport) -> BounceOutcome:
-    """Process one report if a token of ours proves its recipient. Commits.
+    """Process one report if a valid token identifies its recipient. Commits.
 
-    The addresses in a report prove nothing: without a token, anyone could suppress anyone's address.
+    The addresses in a report prove nothing: without a token, any sender could suppress any address.
     """
     if report.kind not in ("bounce", "complaint", "unsubscribe"):
         return {"soft": "soft", "broken": "broken"}.get(report.kind, "ignored")  # type: ignore[return-value]
-    pair = _identify_recipient(report.tokens)
-    if pair is None:
+    ids = _identify_recipient(report.tokens)
+    if ids is None:
         return "unproven"
-    campaign_id, customer_id = pair
+    campaign_id, customer_id = ids
     customer = customer_queries.lock_customer(customer_id)
     if customer is None or customer.erased_at is not None:
         db.session.rollback()
@@ -139,16 +140,15 @@ def _suppress_address(
     return "suppressed" if is_new else "known"
 
 
-def _identify_recipient(tokens: Iterable[str]) -> tuple[int, int] | None:
-    """Return (campaign id, customer id) of the first valid token."""
+def _identify_recipient(tokens: Iterable[str]) -> DeliveryIds | None:
+    """Return the ids of the first valid token."""
     for token in tokens:
         if token.startswith("/u/"):
-            customer_and_campaign = campaign_tokens.parse_unsubscribe_token(token.removeprefix("/u/"))
-            pair = customer_and_campaign[::-1] if customer_and_campaign else None
+            ids = campaign_tokens.parse_unsubscribe_token(token.removeprefix("/u/"))
         else:
-            pair = campaign_tokens.parse_return_path(token) or campaign_tokens.parse_message_id(token)
-        if pair is not None:
-            return pair[0], pair[1]
+            ids = campaign_tokens.parse_return_path(token) or campaign_tokens.parse_message_id(token)
+        if ids is not None:
+            return ids
     return None
 
 
@@ -164,9 +164,9 @@ _EMAIL_CHANGED_SINCE_LAUNCH = text(
 
 
 def _is_former_address(customer: Customer, campaign_id: int, addresses: tuple[str, ...]) -> bool:
-    """Whether the bounced address is a former one of the customer.
+    """Return whether the bounced address is a former one of the customer.
 
-    A different address alone does not show this: the customer's address may forward to it. Their address must also
+    A different address alone does not show this: the customer's address may forward to it. That address must also
     have changed since the launch.
     """
     if not addresses or customer.email in {_normalise_or_empty(address) for address in addresses}:
@@ -182,7 +182,7 @@ def _normalise_or_empty(address: str) -> str:
         return ""
 
 
-# Every writer of a campaign's totals locks its row first. The lock is a statement of its own, so that the next
+# Every writer of a campaign's totals locks its row first. The lock is a separate statement, so that the next
 # statement has a snapshot with the current totals.
 _LOCK_CAMPAIGN = text("select id from campaign where id = :campaign for no key update")
 # A bounced email is no longer counted as sent. While its batch is being sent, the worker keeps the count, so the

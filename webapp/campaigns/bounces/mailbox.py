@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
-MESSAGE_BYTES_KEPT = 512 * 1024
-_LINE_MAX = 64 * 1024
+MAX_MESSAGE_BYTES = 512 * 1024
+_MAX_LINE_BYTES = 64 * 1024
 # All mbox writers put a time and a year into the separator. Without this check, a sentence that begins with "From"
 # after a blank line would start a new message.
 _TIME, _YEAR = re.compile(rb"\d\d:\d\d"), re.compile(rb"\d{4}")
@@ -32,7 +32,7 @@ def iter_messages(stream: IO[bytes]) -> Iterator[bytes]:
             message, size, is_truncated, is_mbox, after_blank = bytearray(), 0, False, True, False
             continue
         size += len(line)
-        is_truncated = is_truncated or size > MESSAGE_BYTES_KEPT
+        is_truncated = is_truncated or size > MAX_MESSAGE_BYTES
         if not is_truncated:
             message += line[1:] if is_mbox and line.startswith(b">From ") else line
         after_blank = line in (b"\n", b"\r\n")
@@ -56,14 +56,14 @@ def iter_messages_in_path(path: Path) -> Iterator[bytes]:
 
 
 def read_truncated(chunks: Iterable[bytes]) -> bytes:
-    """Return the first `MESSAGE_BYTES_KEPT` bytes of one message.
+    """Return the first `MAX_MESSAGE_BYTES` bytes of one message.
 
     The rest is read and discarded.
     """
-    kept = bytearray()
+    start = bytearray()
     for chunk in chunks:
-        kept += chunk[: max(0, MESSAGE_BYTES_KEPT - len(kept))]
-    return bytes(kept)
+        start += chunk[: max(0, MAX_MESSAGE_BYTES - len(start))]
+    return bytes(start)
 
 
 def _has_timestamp(line: bytes) -> bool:
@@ -72,6 +72,6 @@ def _has_timestamp(line: bytes) -> bool:
 
 
 def _iter_lines(stream: IO[bytes]) -> Iterator[bytes]:
-    """Yield lines with their line breaks; a line of more than 64 kB comes in parts."""
-    while line := stream.readline(_LINE_MAX):
+    """Yield lines with their line breaks; longer ones than `_MAX_LINE_BYTES` in parts."""
+    while line := stream.readline(_MAX_LINE_BYTES):
         yield line

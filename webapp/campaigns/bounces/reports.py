@@ -3,7 +3,7 @@
 These are delivery reports (RFC 3464), abuse reports (RFC 5965) and plain-text bounces of qmail and old Exim.
 
 This module does not access the database, and the content of a report is not trusted: only the signed tokens of the
-original email (`BounceReport.tokens`) prove which recipient it is about.
+original email (`BounceReport.tokens`) prove the recipient that it is about.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Literal
 
 BounceReportKind = Literal["bounce", "soft", "complaint", "unsubscribe", "other", "broken"]
 
-# Real messages are not nested this deep; hostile ones are.
-MIME_DEPTH_MAX = 20
-BODY_TEXT_MAX = 100_000
+# Legitimate messages are not nested this deeply.
+MAX_MIME_DEPTH = 20
+MAX_BODY_TEXT_BYTES = 100_000
 # Characters parsed of a field with addresses. At most ten addresses are returned, each of up to 254 characters
 # (RFC 5321).
-ADDRESS_FIELD_MAX = 1_000
-DIAGNOSTIC_MAX = 500
+MAX_ADDRESS_FIELD_LENGTH = 1_000
+MAX_DIAGNOSTIC_LENGTH = 500
 
 # RFC 5965, 7.3, and the types that some providers use for an unsubscription.
 COMPLAINT_TYPES = ("abuse", "fraud", "opt-out", "opt-out-list")
@@ -65,7 +65,7 @@ class BounceReport:
     :ivar status: the enhanced status code (RFC 3463), empty if there is none.
     :ivar diagnostic: the server's reply text.
     :ivar addresses: the addresses that the report is about. Its sender may have forged them, so they prove nothing.
-    :ivar tokens: candidates for tokens of ours, in the order in which to check them.
+    :ivar tokens: candidates for tokens of this installation, in the order in which to check them.
     """
 
     kind: BounceReportKind
@@ -76,7 +76,7 @@ class BounceReport:
 
 
 def is_hard_bounce(status: str, diagnostic: str = "") -> bool:
-    """Whether a status is a permanent failure of the address (RFC 3463).
+    """Return whether a status is a permanent failure of the address (RFC 3463).
 
     The table is in docs/consent.md.
     """
@@ -129,7 +129,7 @@ def _iter_parts(message: Message, depth: int = 0) -> Iterator[Message]:
     yield message
     payload = message.get_payload()
     # The parts of the quoted original message are not parts of the report.
-    if depth < MIME_DEPTH_MAX and isinstance(payload, list) and message.get_content_maintype() == "multipart":
+    if depth < MAX_MIME_DEPTH and isinstance(payload, list) and message.get_content_maintype() == "multipart":
         for part in payload:
             if isinstance(part, Message):
                 yield from _iter_parts(part, depth + 1)
@@ -146,7 +146,7 @@ def _parse_feedback_report(part: Message, tokens: tuple[str, ...]) -> BounceRepo
 def _parse_delivery_status(part: Message, tokens: tuple[str, ...]) -> BounceReport:
     """Parse a delivery report, which has a group of fields per recipient.
 
-    See RFC 3464, 2.3. Among several recipients the first hard bounce counts.
+    See RFC 3464, 2.3. If there are several recipients, the first hard bounce is used.
     """
     report = BounceReport("other", tokens=tokens)
     for fields in _iter_field_groups(part):
@@ -181,7 +181,7 @@ def _parse_plain_text_bounce(message: Message, parts: list[Message], tokens: tup
 def _find_enhanced_status(field_value: str, diagnostic: str) -> str:
     """Return the most specific enhanced status code.
 
-    That of the diagnostic text counts if the field has none or only says that the delivery failed.
+    The code of the diagnostic text is used if the field has none or only says that the delivery failed.
     """
     in_field = _ENHANCED_STATUS.search(field_value)
     in_diagnostic = _ENHANCED_STATUS.search(diagnostic)
@@ -237,13 +237,13 @@ def _find_recipient_tokens(message: Message) -> list[str]:
 
 def _parse_addresses(*fields: str) -> tuple[str, ...]:
     """Parse `rfc822; ada@example.com` (RFC 3464, 2.3.2) and lists of addresses."""
-    text = " ".join(field[:ADDRESS_FIELD_MAX] for field in fields)
+    text = " ".join(field[:MAX_ADDRESS_FIELD_LENGTH] for field in fields)
     addresses = _ADDRESS.findall(text) or [address for _, address in getaddresses([text]) if "@" in address]
     return tuple(dict.fromkeys(address.strip(".") for address in addresses))[:10]
 
 
 def _is_automatic(message: Message) -> bool:
-    """Whether a message is automatic (RFC 3834, and the headers used before it)."""
+    """Return whether a message is automatic (RFC 3834, and earlier headers)."""
     auto_submitted = _to_text(message.get("Auto-Submitted")).strip().lower() or "no"
     precedence = _to_text(message.get("Precedence")).strip().lower()
     return (
@@ -263,12 +263,13 @@ def _clean_diagnostic(text: str) -> str:
 
     PostgreSQL's `text` rejects some of them.
     """
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:DIAGNOSTIC_MAX]
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    return " ".join(printable.split())[:MAX_DIAGNOSTIC_LENGTH]
 
 
 def _get_body_text(part: Message) -> str:
     payload = part.get_payload(decode=True)
-    return payload[:BODY_TEXT_MAX].decode("utf-8", "replace") if isinstance(payload, bytes) else ""
+    return payload[:MAX_BODY_TEXT_BYTES].decode("utf-8", "replace") if isinstance(payload, bytes) else ""
 
 
 def _to_text(value: object) -> str:

@@ -1,8 +1,8 @@
 """Build the HTML and the plain-text body of an email.
 
-A plain text gets the shop's HTML design, custom HTML gets a plain text.
+Plain text gets the shop's HTML design, custom HTML gets a plain-text alternative.
 
-Placeholders are replaced by markers (`webapp.mail.template`) during the work, so that they cannot be parsed as markup.
+Until the end, placeholders are replaced by markers (`webapp.mail.template`), which cannot be parsed as markup.
 """
 
 from __future__ import annotations
@@ -78,24 +78,25 @@ def render_designed_html(
 
 def finish_custom_html(source: TemplateParts, shop: ShopValues) -> TemplateParts:
     """Inline the CSS of custom HTML; add a footer if it has no unsubscribe link."""
-    marked, placeholders = finish_html_with_markers(source, shop)
-    return restore_placeholders(marked, placeholders)
+    html_with_markers, placeholders = finish_html_with_markers(source, shop)
+    return restore_placeholders(html_with_markers, placeholders)
 
 
 def finish_html_with_markers(source: TemplateParts, shop: ShopValues) -> tuple[str, list[Placeholder]]:
-    """Do the work of `finish_custom_html` with markers.
+    """Finish custom HTML as `finish_custom_html` does, and keep the markers.
 
     Returns the HTML with markers, and the placeholder of each marker number.
     """
-    marked, placeholders = insert_markers(source)
+    html_with_markers, placeholders = insert_markers(source)
     if not any(placeholder.name == "unsubscribe" for placeholder in placeholders):
         placeholders.append(Placeholder("unsubscribe"))
         footer = current_app.jinja_env.get_template("email/footer.html").render(
             unsubscribe=f"{MARKER_OPEN}{len(placeholders) - 1}{MARKER_CLOSE}", shop=shop
         )
-        body_end = marked.lower().rfind("</body>")
-        marked = marked[:body_end] + footer + marked[body_end:] if body_end >= 0 else marked + footer
-    return _inline_css(marked), placeholders
+        body_end = html_with_markers.lower().rfind("</body>")
+        position = body_end if body_end >= 0 else len(html_with_markers)
+        html_with_markers = html_with_markers[:position] + footer + html_with_markers[position:]
+    return _inline_css(html_with_markers), placeholders
 
 
 def add_text_footer(text: TemplateParts, shop: ShopValues) -> TemplateParts:
@@ -112,9 +113,9 @@ def add_text_footer(text: TemplateParts, shop: ShopValues) -> TemplateParts:
 
 def convert_html_to_text(source: TemplateParts) -> TemplateParts:
     """Convert an HTML body to plain text."""
-    marked, placeholders = insert_markers(source)
+    html_with_markers, placeholders = insert_markers(source)
     extractor = _TextExtractor()
-    extractor.feed(marked)
+    extractor.feed(html_with_markers)
     extractor.close()
     return restore_placeholders(extractor.get_text(), placeholders)
 
@@ -221,7 +222,7 @@ class _TextExtractor(HTMLParser):
         elif tag == "br":
             self.pieces.append("\n")
         elif self.BLOCK_ELEMENTS.fullmatch(tag):
-            self.pieces.append("\n\n- " if tag == "li" else "\n" if tag in ("td", "th") else "\n\n")
+            self.pieces.append({"li": "\n\n- ", "td": "\n", "th": "\n"}.get(tag, "\n\n"))
         elif tag == "a":
             self.open_links.append((attributes.get("href") or "", len(self.pieces)))
         elif tag == "img" and attributes.get("alt"):
@@ -243,5 +244,6 @@ class _TextExtractor(HTMLParser):
             self.pieces.append(re.sub(r"\s+", " ", data))
 
     def get_text(self) -> str:
+        """Return the text of the HTML that was fed, with at most one blank line in a row."""
         lines = [re.sub(r"[ \t\u00a0]+", " ", line).strip() for line in "".join(self.pieces).split("\n")]
         return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).replace("\n- \n\n", "\n- ").strip() + "\n"

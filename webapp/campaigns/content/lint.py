@@ -1,6 +1,6 @@
 """Warnings about the content of an email that do not prevent sending.
 
-What prevents sending is in `validation`.
+Errors that prevent sending are in `validation`.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def lint_content(
 ) -> Iterator[str]:
     """Yield one sentence for each finding.
 
-    :param content: the email as it was written; subject, text and body: what is sent, with placeholders.
-    :param code: the offer's code, in case it was typed instead of its placeholder.
+    :param content: the email as it was written; `subject`, `text` and `body` are sent, with placeholders.
+    :param code: the offer's code, in case it was entered instead of its placeholder.
     :param has_end: whether the offer has an end.
     :param rendered_subject: the subject as one recipient sees it.
     :param html_size: bytes of the HTML.
@@ -60,12 +60,12 @@ def lint_content(
     used_placeholders = {part.name for part in (*text, *body) if isinstance(part, Placeholder)}
     literal_text = "".join(part for part in (*text, *body) if isinstance(part, str))
     if not used_placeholders & {"offer.code", "link"} and code not in literal_text:
-        yield _("The email contains neither the code nor the personal link, so recipients cannot use the offer.")
+        yield _("The email contains neither the code nor the personal link, so recipients can't redeem the offer.")
     if has_end and "offer.ends" not in used_placeholders:
         yield _("The offer has an end date, but the email does not say when it ends. Add {{ offer.ends }}.")
     if html_size > HTML_SIZE_WARNING:
         yield _(
-            "The HTML has %(size)s kB. Gmail cuts off an email after about 100 kB, including its footer.",
+            "The HTML is %(size)s kB. Gmail cuts off an email after about 100 kB, including its footer.",
             size=html_size // 1024,
         )
     if len(rendered_subject) > SUBJECT_LENGTH_WARNING:
@@ -75,8 +75,8 @@ def lint_content(
             limit=SUBJECT_LENGTH_WARNING,
         )
     source = strip_style_elements(_join_content(content))
-    for typed in sorted({match[0] for match in _SINGLE_BRACE_PLACEHOLDER.finditer(source)}):
-        yield _("“%(text)s” is sent as it is: placeholders need two braces on each side.", text=typed)
+    for expression in sorted({match[0] for match in _SINGLE_BRACE_PLACEHOLDER.finditer(source)}):
+        yield _("“%(text)s” is sent as it is: placeholders need two braces on each side.", text=expression)
     yield from _lint_html(content.html)
     for host in sorted({urlsplit(match[0]).netloc for match in _HTTP_URL.finditer(_join_content(content))}):
         yield _(
@@ -115,7 +115,7 @@ def _join_content(content: EmailContent) -> str:
 
 
 class _LintParser(HTMLParser):
-    """Collect what mail clients treat differently from browsers."""
+    """Collects the elements that mail clients treat differently from browsers."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Mail merge of a campaign's email.
+"""Mail merge for the email of a campaign.
 
 The email is rendered once per language; then only each recipient's values are filled in.
 
@@ -36,11 +36,11 @@ from webapp.mail import bidi, html_depth, locales, quoted_printable
 from webapp.mail.addresses import recipient_address, sender_address
 from webapp.mail.bidi import PlaceholderRenderer
 from webapp.mail.headers import format_address_header, format_header, reject_line_breaks
-from webapp.mail.smtp import OutgoingMessage
+from webapp.mail.outgoing_message import OutgoingMessage
 from webapp.mail.template import Placeholder, TemplateParts
 from webapp.offers.models import Offer
 from webapp.redemptions import personal_codes
-from webapp.redemptions.personal_links import PREVIEW_CUSTOMER_ID, make_personal_url_builder
+from webapp.redemptions.personal_links import PREVIEW_CUSTOMER_ID, create_personal_url_builder
 from webapp.shop import queries as shop_queries
 from webapp.shop.models import ShopValues
 
@@ -55,7 +55,7 @@ class Preview:
 
     :ivar headers: the header lines as they are sent.
     :ivar html_size: bytes of the HTML.
-    :ivar warnings: sentences about what staff may want to fix; none of them prevents sending.
+    :ivar warnings: sentences about possible problems; none of them prevents sending.
     """
 
     subject: str
@@ -81,7 +81,7 @@ class MailMerge:
 
     It accesses the database only when it is created.
 
-    :param token: identifies the email in its Message-ID; a test email has one of its own, so that mail clients do not
+    :param token: identifies the email in its Message-ID; each test email has its own, so that mail clients do not
         treat the real email as a duplicate.
     :param shop: settings of the shop, by default the stored ones.
     """
@@ -103,11 +103,13 @@ class MailMerge:
         domain = self.sender.rpartition("@")[2]
         self.supports_one_click = settings.public_url.startswith("https://")
         self._personal_url, self._unsubscribe_url = (
-            make_personal_url_builder(offer.id),
-            campaign_tokens.unsubscribe_url_builder(campaign_id),
+            create_personal_url_builder(offer.id),
+            campaign_tokens.create_unsubscribe_url_builder(campaign_id),
         )
         self._message_id_for = (
-            (lambda _: f"<{token}@{domain}>") if token else campaign_tokens.message_id_builder(campaign_id, domain)
+            (lambda _: f"<{token}@{domain}>")
+            if token
+            else campaign_tokens.create_message_id_builder(campaign_id, domain)
         )
         code = offer.code_as_written
         self._personal_code: Callable[[int], str] | None = None
@@ -119,7 +121,7 @@ class MailMerge:
         if self._personal_code is None:
             common_values["offer.code"] = code
         code_length = len(code) + (personal_codes.SUFFIX_LENGTH + 1 if self._personal_code else 0)
-        # Only for an email stored before such HTML was rejected: each of its messages fails with this error.
+        # Emails stored before this check existed may contain such HTML; each of their messages fails with this error.
         self._html_error: html_depth.HtmlTooDeep | None = None
         try:
             subject, text, body = _build_parts(content, self.shop, code_length)
@@ -215,11 +217,9 @@ class MailMerge:
 
     def _localise_with_values(self, values: Mapping[str, str]) -> _LocalisedMessage:
         subject = _substitute_values(self.subject, values, self._subject_renderer)
-        subject_header = (
-            None
-            if any(isinstance(part, Placeholder) for part in subject)
-            else format_header("Subject", self._render_subject(subject, {}))
-        )
+        subject_header = None
+        if not any(isinstance(part, Placeholder) for part in subject):
+            subject_header = format_header("Subject", self._render_subject(subject, {}))
         text, body = (
             _substitute_values(self.text, values, self._text_renderer),
             _substitute_values(self.html, values, self._html_renderer),
@@ -228,7 +228,9 @@ class MailMerge:
         return _LocalisedMessage(subject, subject_header, _build_multipart(self._boundary, *bodies))
 
     def _render_subject(self, subject: TemplateParts, values: Mapping[str, str]) -> str:
-        rendered = (p if isinstance(p, str) else self._subject_renderer(p, values[p.name]) for p in subject)
+        rendered = (
+            part if isinstance(part, str) else self._subject_renderer(part, values[part.name]) for part in subject
+        )
         return _to_single_line("".join(rendered))
 
     def _build_common_headers(self, domain: str) -> bytes:
@@ -245,11 +247,9 @@ class MailMerge:
         )
 
     def _return_path(self, link_customer_id: int) -> str:
-        return (
-            self.sender
-            if self._is_test
-            else campaign_tokens.build_return_path(self.campaign_id, link_customer_id, self.sender)
-        )
+        if self._is_test:
+            return self.sender
+        return campaign_tokens.build_return_path(self.campaign_id, link_customer_id, self.sender)
 
     def _unsubscribe_headers(self, url: str, mailbox: str) -> bytes:
         """Build the headers of RFC 2369 and, with HTTPS, those of RFC 8058.
@@ -335,10 +335,12 @@ def _clean_value(value: str) -> str:
 
 
 def _to_single_line(value: str) -> str:
-    """Put a value on one line, as a header needs it.
+    """Put a value on one line, as headers require.
 
     Emoji joiners and bidi controls stay.
     """
     if not value.isprintable():
-        value = "".join(" " if unicodedata.category(c) in _FORBIDDEN_CATEGORIES else c for c in value)
+        value = "".join(
+            " " if unicodedata.category(character) in _FORBIDDEN_CATEGORIES else character for character in value
+        )
     return " ".join(value.split())

@@ -15,7 +15,7 @@ from flask_babel import lazy_gettext as _l
 
 from webapp.mail.template import Placeholder, TemplateParts
 
-# What each placeholder stands for, as the editor explains it.
+# The meaning of each placeholder, as the editor explains it.
 PLACEHOLDERS: dict[str, str] = {
     "customer.name": _l("the customer's name"),
     "customer.email": _l("the customer's email address"),
@@ -27,8 +27,8 @@ PLACEHOLDERS: dict[str, str] = {
     "unsubscribe": _l("the page on which the customer unsubscribes"),
     "shop.name": _l("the name of your shop"),
 }
-SUBJECT_MAX = 250
-BODY_MAX = 256 * 1024
+MAX_SUBJECT_LENGTH = 250
+MAX_BODY_BYTES = 256 * 1024
 
 # The default contents are lazy: str() of them is in the current language.
 DEFAULT_SUBJECT: str = _l("{{ offer.discount }} off for you: {{ offer.name }}")
@@ -61,7 +61,7 @@ Hello {{ customer.name or "there" }},
 
 {{ offer.discount }} off
 
-You have not used your code yet. This is it:
+You have not used your code yet. Here it is:
 
 {{ offer.code }}
 
@@ -78,7 +78,10 @@ _PLACEHOLDER_SYNTAX = re.compile(r"""\s*([A-Za-z_][\w.]*)\s*(?:or\s+("[^"\r\n]*"
 
 @dataclass(frozen=True)
 class EmailContent:
-    """An email as staff or an API client wrote it. `MailMerge` fills in what is empty."""
+    """An email as staff or an API client wrote it.
+
+    `MailMerge` fills in empty fields.
+    """
 
     subject: str = ""
     text: str = ""
@@ -97,7 +100,10 @@ def with_default_content(content: EmailContent, kind: str) -> EmailContent:
 
 
 class PlaceholderError(ValueError):
-    """A placeholder is unknown or malformed. The message is shown to the author."""
+    """A placeholder is unknown or malformed.
+
+    The message is shown to the author.
+    """
 
 
 def parse_template(source: str) -> TemplateParts:
@@ -107,7 +113,7 @@ def parse_template(source: str) -> TemplateParts:
     """
     parts: list[str | Placeholder] = []
     end = 0
-    # No regular expression: for each unclosed placeholder it would search to the end of the text again.
+    # A regular expression would search to the end of the text for each unclosed placeholder.
     while (start := source.find("{{", end)) >= 0 and (close := source.find("}}", start + 2)) >= 0:
         parts += [_check_literal_text(source[end:start]), _parse_placeholder(source[start + 2 : close])]
         end = close + 2
@@ -118,13 +124,13 @@ def parse_template(source: str) -> TemplateParts:
 def _parse_placeholder(expression: str) -> Placeholder:
     match = _PLACEHOLDER_SYNTAX.fullmatch(expression)
     if match is None or match[1] not in PLACEHOLDERS:
-        typed = " ".join(f"{{{{{expression}}}}}".split())[:80]
+        invalid_placeholder = " ".join(f"{{{{{expression}}}}}".split())[:80]
         suggestion = _suggest_placeholder(expression[:100])
         if suggestion is None:
             raise PlaceholderError(
                 _(
                     "There is no placeholder %(placeholder)s. Available placeholders: %(available)s.",
-                    placeholder=typed,
+                    placeholder=invalid_placeholder,
                     available=format_placeholder_list(),
                 )
             )
@@ -132,7 +138,7 @@ def _parse_placeholder(expression: str) -> Placeholder:
             _(
                 "There is no placeholder %(placeholder)s. Did you mean {{ %(suggestion)s }}? "
                 "Available placeholders: %(available)s.",
-                placeholder=typed,
+                placeholder=invalid_placeholder,
                 suggestion=suggestion,
                 available=format_placeholder_list(),
             )
@@ -143,7 +149,8 @@ def _parse_placeholder(expression: str) -> Placeholder:
 def _suggest_placeholder(expression: str) -> str | None:
     """Return the placeholder that was probably meant."""
     name = expression.partition(" or ")[0].strip().lower().replace("_", ".")
-    same_suffix = [known for known in PLACEHOLDERS if known.rpartition(".")[2] == name.rpartition(".")[2]]
+    suffix = name.rpartition(".")[2]
+    same_suffix = [placeholder for placeholder in PLACEHOLDERS if placeholder.rpartition(".")[2] == suffix]
     matches = same_suffix or difflib.get_close_matches(name, PLACEHOLDERS, 1, 0.6)
     return matches[0] if matches else None
 
@@ -171,5 +178,5 @@ def _check_literal_text(text: str) -> str:
 
 
 def format_placeholder_list() -> str:
-    """List all placeholders as they are typed, separated by commas."""
+    """Return all placeholders in their syntax, separated by commas."""
     return ", ".join(f"{{{{ {name} }}}}" for name in PLACEHOLDERS)

@@ -1,4 +1,4 @@
-"""Check whether an email can be sent as it is written.
+"""Validate that an email can be sent as it is written.
 
 Errors are found when it is saved, not when it is sent.
 """
@@ -14,8 +14,8 @@ from flask_babel import lazy_gettext as _l
 
 from webapp.campaigns.content import design
 from webapp.campaigns.content.placeholders import (
-    BODY_MAX,
-    SUBJECT_MAX,
+    MAX_BODY_BYTES,
+    MAX_SUBJECT_LENGTH,
     EmailContent,
     PlaceholderError,
     format_placeholder_list,
@@ -70,20 +70,20 @@ def _find_error(field: str, value: str) -> ContentError | None:
     if field == "subject":
         if "\n" in value or "\r" in value:
             return "line_break", _("The subject must be one line.")
-        if len(value) > SUBJECT_MAX:
+        if len(value) > MAX_SUBJECT_LENGTH:
             return "too_long", _(
                 "The subject may have at most %(limit)s characters; this one has %(length)s.",
-                limit=SUBJECT_MAX,
+                limit=MAX_SUBJECT_LENGTH,
                 length=formatting.format_number(len(value)),
             )
     size = len(value.encode("utf-8", "surrogatepass"))
-    if size > BODY_MAX:
+    if size > MAX_BODY_BYTES:
         return "too_large", _(
             "This is larger than %(limit)s kB (it has %(size)s kB); mail clients would cut it off.",
-            limit=BODY_MAX // 1024,
+            limit=MAX_BODY_BYTES // 1024,
             size=formatting.format_number(size // 1024),
         )
-    if any(unicodedata.category(c) in ("Cc", "Cs", "Co") and c not in "\t\r\n" for c in value):
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Co") and character not in "\t\r\n" for character in value):
         return "bad_character", _("This contains characters that cannot be sent by email. Please type it again.")
     try:
         parse_template(value)
@@ -111,41 +111,41 @@ def _find_unopened_braces(value: str, is_html: bool) -> ContentError | None:
 
 def strip_style_elements(source: str) -> str:
     """Remove the style sheets of HTML; an unclosed one stays."""
-    kept, end, start = [], 0, None
+    pieces, end, start = [], 0, None
     for match in _STYLE_TAG.finditer(source):
         if match[0].startswith("</") and start is not None:
-            kept.append(source[end:start])
+            pieces.append(source[end:start])
             end, start = match.end(), None
         elif not match[0].startswith("</") and start is None:
             start = match.start()
-    return "".join([*kept, source[end:]])
+    return "".join([*pieces, source[end:]])
 
 
 def _find_html_error(value: str) -> ContentError | None:
-    """Find a placeholder that is lost or never shown when HTML is parsed."""
+    """Find a placeholder that is removed or never shown when HTML is parsed."""
     source = parse_template(value)
     try:
-        marked, placeholders = design.finish_html_with_markers(source, shop_queries.default_shop())
+        html_with_markers, placeholders = design.finish_html_with_markers(source, shop_queries.default_shop())
     except html_depth.HtmlTooDeep as error:
         return "html_broken", str(error)
     locator = _MarkerLocator()
-    locator.feed(marked)
+    locator.feed(html_with_markers)
     locator.close()
-    typed_count = sum(isinstance(part, Placeholder) for part in source)
+    content_count = sum(isinstance(part, Placeholder) for part in source)
     for number, placeholder in enumerate(placeholders):
         location = locator.hidden_markers.get(number)
         if number in locator.found_markers and location is None:
             continue
-        name = placeholder.name if number < typed_count else None
+        name = placeholder.name if number < content_count else None
         return "html_broken", _lost_placeholder_message(name, location)
     unsubscribe_links = {number for number, placeholder in enumerate(placeholders) if placeholder.name == "unsubscribe"}
     if not unsubscribe_links & locator.visible_markers:
-        return "html_broken", _("The unsubscribe link cannot be clicked: put {{ unsubscribe }} into an <a href>.")
+        return "html_broken", _("The unsubscribe link can't be clicked: put {{ unsubscribe }} into an <a href>.")
     return None
 
 
 def _lost_placeholder_message(name: str | None, location: str | None) -> str:
-    """Explain where a placeholder is lost.
+    """Explain where a placeholder is removed or hidden.
 
     :param name: the placeholder's name, None for the unsubscribe link that is added to the HTML.
     :param location: the hidden element, None when it does not occur in the parsed HTML at all.
@@ -179,7 +179,7 @@ def _lost_placeholder_message(name: str | None, location: str | None) -> str:
 
 
 class _MarkerLocator(HTMLParser):
-    """Find where the markers of placeholders are in finished HTML."""
+    """Finds the locations of the markers of placeholders in finished HTML."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -196,9 +196,8 @@ class _MarkerLocator(HTMLParser):
             self._record_hidden(name, _IN_ATTRIBUTE_NAME)
             self.found_markers |= _marker_numbers(value or "")
             if tag in ("a", "area") and name == "href" and not self.open_hidden_elements:
-                self.visible_markers |= {
-                    int(n) for n in _MARKER.findall(value or "") if (value or "").strip().startswith(MARKER_OPEN)
-                }
+                if (value or "").strip().startswith(MARKER_OPEN):
+                    self.visible_markers |= _marker_numbers(value or "")
             elif name.startswith("on"):
                 self._record_hidden(value or "", _HIDDEN_ELEMENTS["script"])
         if tag in _HIDDEN_ELEMENTS:

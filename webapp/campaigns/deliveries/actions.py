@@ -9,10 +9,11 @@ from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
 from sqlalchemy import func, text, update
 
-from webapp.accounts.actions import record_audit_entry
+from webapp.accounts.audit import record_audit_entry
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.launch import next_tasks
-from webapp.campaigns.launch.actions import require_usable_offer
+from webapp.campaigns.launch.preconditions import require_usable_offer
 from webapp.campaigns.models import Campaign
 from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import db
@@ -20,15 +21,15 @@ from webapp.customers import queries as customer_queries
 from webapp.offers import queries as offer_queries
 
 # Rows per UPDATE statement; all of them are one transaction.
-RETRY_CHUNK_SIZE = 5000
-NO_MATCHING_DELIVERIES = _l("There are no such emails any more: they have been resolved or are resent automatically.")
+RESEND_CHUNK_SIZE = 5000
+NO_MATCHING_DELIVERIES = _l("There are no emails left to resolve: they have been resolved or are resent automatically.")
 
 
 @dataclass(frozen=True)
 class DeliverySelection:
     """Deliveries of a campaign in one state: of one customer, of one cause, or all.
 
-    The cause is that of `webapp.campaigns.queries.IssueCause`.
+    The cause is that of `webapp.campaigns.stats_queries.IssueCause`.
     """
 
     state: str
@@ -53,36 +54,36 @@ class DeliverySelection:
 
 
 @dataclass(frozen=True)
-class RetryResult:
-    """How many emails are resent, and how many have suppressed addresses."""
+class ResendResult:
+    """The numbers of emails that are resent, and of those with suppressed addresses."""
 
-    retried: int
+    resent: int
     suppressed: int
 
 
-def retry_deliveries(campaign_id: int, selection: DeliverySelection, by: str) -> RetryResult:
+def resend_deliveries(campaign_id: int, selection: DeliverySelection, by: str) -> ResendResult:
     """Resend failed or uncertain emails. Commits, then enqueues the senders.
 
-    Deliveries to suppressed addresses stay as they are. A repeated call sends nothing twice.
+    Deliveries to suppressed addresses do not change. A repeated call resends nothing twice.
 
     :raises NotFound: when there is no such campaign.
-    :raises DomainError: `conflict` when there are no such deliveries (any more) or the campaign was cancelled;
-        `offer_expired` and so on when the code would not work.
+    :raises DomainError: `conflict` when there are no such deliveries (or no longer) or the campaign was cancelled;
+        `offer_expired`, `offer_paused` or `offer_exhausted` when the code cannot be redeemed.
     """
     campaign = _lock_campaign(campaign_id)
     if selection.state not in ("failed", "uncertain") or campaign.status not in ("sending", "paused", "done"):
         db.session.rollback()
         raise DomainError(
             "conflict",
-            _("These emails cannot be resent: the campaign has not been launched, or it has been cancelled."),
+            _("These emails can't be resent: the campaign has not been launched, or it has been cancelled."),
         )
     offer = offer_queries.find_offer(campaign.offer_id)
     if offer is not None:
         require_usable_offer(offer)
-    result = _schedule_retries(campaign_id, selection)
-    if not result.retried:
+    result = _schedule_resends(campaign_id, selection)
+    if not result.resent:
         db.session.rollback()
-        raise DomainError("conflict", _nothing_retried_message(result, selection))
+        raise DomainError("conflict", _nothing_resent_message(result, selection))
     if campaign.status == "done":
         db.session.execute(
             update(Campaign)
@@ -91,14 +92,14 @@ def retry_deliveries(campaign_id: int, selection: DeliverySelection, by: str) ->
                 status="sending",
                 finished_at=None,
                 sending_since=func.now(),
-                sent_before=campaign_queries.get_campaign_stats(campaign_id).sent,
+                sent_before=stats_queries.get_campaign_stats(campaign_id).sent,
             )
         )
     record_audit_entry(
         by,
         "campaign.sent_again",
         str(campaign_id),
-        mails=result.retried,
+        mails=result.resent,
         left_out=result.suppressed,
         **_audit_details(selection),
     )
@@ -114,7 +115,7 @@ def dismiss_uncertain_deliveries(campaign_id: int, selection: DeliverySelection,
     neither as sent nor as failed.
 
     :raises NotFound: when there is no such campaign.
-    :raises DomainError: `conflict` when there are no such deliveries (any more).
+    :raises DomainError: `conflict` when there are no such deliveries (or no longer).
     """
     _lock_campaign(campaign_id)
     if selection.state != "uncertain":
@@ -143,8 +144,8 @@ def record_recipient_export(campaign_id: int, state: str, by: str) -> None:
     db.session.commit()
 
 
-def _schedule_retries(campaign_id: int, selection: DeliverySelection) -> RetryResult:
-    """Make the selected deliveries due for a retry.
+def _schedule_resends(campaign_id: int, selection: DeliverySelection) -> ResendResult:
+    """Make the selected deliveries due for the next attempt.
 
     This is done in chunks, so that few ids are in memory.
     """
@@ -158,23 +159,28 @@ def _schedule_retries(campaign_id: int, selection: DeliverySelection) -> RetryRe
         "doubt = i.doubt or i.state = 'uncertain' "
         f"where {condition} and i.customer_id = any(:ids)"
     )
-    retried = suppressed = after = 0
+    resent = suppressed = after = 0
     while True:
         ids = db.session.scalars(
-            select_chunk, {"campaign": campaign_id, "after": after, "chunk_size": RETRY_CHUNK_SIZE, **values}
+            select_chunk, {"campaign": campaign_id, "after": after, "chunk_size": RESEND_CHUNK_SIZE, **values}
         ).all()
         if not ids:
-            return RetryResult(retried, suppressed)
+            return ResendResult(resent, suppressed)
         suppression_reasons = customer_queries.find_suppression_reasons(ids)
         suppressed += len(suppression_reasons)
         updated = db.session.execute(
-            make_due, {"campaign": campaign_id, "ids": [i for i in ids if i not in suppression_reasons], **values}
+            make_due,
+            {
+                "campaign": campaign_id,
+                "ids": [customer_id for customer_id in ids if customer_id not in suppression_reasons],
+                **values,
+            },
         )
-        retried += int(updated.rowcount)  # type: ignore[attr-defined]
+        resent += int(updated.rowcount)  # type: ignore[attr-defined]
         after = ids[-1]
 
 
-def _nothing_retried_message(result: RetryResult, selection: DeliverySelection) -> str:
+def _nothing_resent_message(result: ResendResult, selection: DeliverySelection) -> str:
     if result.suppressed and selection.customer_id is not None:
         return str(_("This email was not resent, because its address is suppressed."))
     if result.suppressed:
@@ -189,8 +195,8 @@ def _audit_details(selection: DeliverySelection) -> dict[str, Any]:
 
 
 def _lock_campaign(campaign_id: int) -> Campaign:
-    """Load a campaign and lock its row, so that decisions about it are serialised."""
+    """Load a campaign and lock its row, so that actions on it are serialised."""
     campaign = db.session.get(Campaign, campaign_id, populate_existing=True, with_for_update=True)
     if campaign is None:
-        raise NotFound(_("There is no such campaign."))
+        raise NotFound(_("This campaign does not exist."))
     return campaign

@@ -7,7 +7,8 @@ import io
 from collections.abc import Iterable, Iterator
 from datetime import UTC
 
-from webapp.campaigns.deliveries.queries import DeliveryStatus
+from webapp.campaigns.deliveries.status import DeliveryStatus
+from webapp.core.csv_export import escape_formula
 
 RECIPIENT_CSV_COLUMNS = ("email", "name", "source_id", "state", "at", "code", "words")
 ROWS_PER_CHUNK = 500
@@ -22,15 +23,10 @@ def iter_recipient_csv(deliveries: Iterable[DeliveryStatus]) -> Iterator[str]:
         at = ""
         if delivery.at is not None:
             at = delivery.at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        customer = [_escape_formula(value) for value in (delivery.email, delivery.name, delivery.source_id)]
-        write((*customer, delivery.state, at, delivery.code, _escape_formula(delivery.text or delivery.note)))
+        customer = [escape_formula(value) for value in (delivery.email, delivery.name, delivery.source_id)]
+        write((*customer, delivery.state, at, delivery.code, escape_formula(delivery.text or delivery.note)))
         if count % ROWS_PER_CHUNK == 0:
             yield text.getvalue()
             text.seek(0)
             text.truncate()
     yield text.getvalue()
-
-
-def _escape_formula(value: str) -> str:
-    # A spreadsheet would evaluate such a value as a formula, and customers or servers choose these values.
-    return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

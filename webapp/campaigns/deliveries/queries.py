@@ -1,4 +1,4 @@
-"""Delivery states of recipients, for all interfaces.
+"""Queries for deliveries and their states.
 
 An email that was sent at the first attempt has no row: its state follows from its position in the batch. All others
 have a row in `mail_issue`. A batch, its cursor and the rows of its recipients are read in one statement, so the state
@@ -9,71 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from typing import Any, Literal
+from datetime import datetime
+from typing import Any
 
 from flask_babel import gettext as _
 from sqlalchemy import Row, select, text
 
+from webapp.campaigns.deliveries.status import RECORDED_STATES, DeliveryState, DeliveryStatus, to_delivery_status
 from webapp.campaigns.models import Campaign
 from webapp.core.extensions import db
 from webapp.customers import queries as customer_queries
 from webapp.customers.models import AudienceMember, Customer
 from webapp.redemptions import queries as redemption_queries
 
-DeliveryState = Literal[
-    "sent",
-    "sent_later",
-    "failed",
-    "deferred",
-    "uncertain",
-    "left",
-    "skipped",
-    "sending",
-    "waiting",
-    "cancelled",
-    "not_recipient",
-]
-# States that are recorded in `mail_issue`.
-RECORDED_STATES = ("failed", "deferred", "uncertain", "left", "skipped", "sent_later")
-# States that follow from the position in the batch.
-DERIVED_STATES = ("sent", "sending", "waiting", "cancelled")
-
 # Batches that one page of a list scans at most, and batches that one step of an export reads.
 BATCHES_PER_PAGE = 40
 BATCHES_PER_EXPORT_STEP = 10
-
-
-@dataclass(frozen=True)
-class DeliveryStatus:
-    """The state of one customer's email of one campaign.
-
-    :ivar at: time of the state (UTC); of an email sent at the first attempt, when its window of fifty began. None if
-        nothing has happened yet or an earlier version sent it without recording the time.
-    :ivar code: the relay's reply code (RFC 5321).
-    :ivar text: the relay's reply, or why the recipient was skipped.
-    :ivar note: a sentence about what happens next, or who has to resolve it.
-    :ivar next_at: when a deferred email is retried.
-    :ivar attempts: attempts made to send a deferred email.
-    :ivar ahead: approximate number of emails before a waiting one.
-    :ivar needs_resolution: whether staff must resend or dismiss it.
-    :ivar source_id: the customer's id in the shop, empty if unknown.
-    """
-
-    campaign_id: int
-    customer_id: int
-    email: str
-    name: str
-    state: DeliveryState
-    at: datetime | None = None
-    code: int | None = None
-    text: str = ""
-    note: str = ""
-    next_at: datetime | None = None
-    attempts: int = 0
-    ahead: int | None = None
-    needs_resolution: bool = False
-    source_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,10 +36,12 @@ class CampaignDelivery:
 
     @property
     def state(self) -> DeliveryState:
+        """The state of the email."""
         return self.delivery.state
 
     @property
     def at(self) -> datetime | None:
+        """The time of the state, see `DeliveryStatus`."""
         return self.delivery.at
 
 
@@ -148,7 +101,7 @@ _ISSUE_KEYS = (
     "(select campaign_id, customer_id from mail_issue where campaign_id = :campaign and state = {state} {condition} "
     "and customer_id > :after order by customer_id limit :limit)"
 )
-# An uncertain email with this condition is being retried at this moment, so it counts as deferred until its outcome is
+# An uncertain email with this condition is being retried, so it counts as deferred until its outcome is
 # known.
 _RETRY_IN_PROGRESS = "next_at > now() and (select status from campaign where id = :campaign) <> 'cancelled'"
 _SELECT_BY_BATCH = text(
@@ -178,7 +131,7 @@ def find_delivery(campaign: Campaign, customer: Customer) -> DeliveryStatus:
     row = db.session.execute(_SELECT_ONE, {"campaign": campaign.id, "customer": customer.id}).one()
     if row.batch_position is None:
         return _to_non_recipient_status(campaign, customer, row)
-    return _with_queue_position(row, _to_delivery_status(row))
+    return _with_queue_position(row, to_delivery_status(row))
 
 
 def list_customer_deliveries(customer_id: int, limit: int = 50) -> list[CampaignDelivery]:
@@ -187,8 +140,7 @@ def list_customer_deliveries(customer_id: int, limit: int = 50) -> list[Campaign
     statement = select(Campaign).where(Campaign.id.in_([row.campaign_id for row in rows]))
     campaigns = {campaign.id: campaign for campaign in db.session.scalars(statement)}
     return [
-        CampaignDelivery(campaigns[row.campaign_id], _with_queue_position(row, _to_delivery_status(row)))
-        for row in rows
+        CampaignDelivery(campaigns[row.campaign_id], _with_queue_position(row, to_delivery_status(row))) for row in rows
     ]
 
 
@@ -203,10 +155,10 @@ def list_recipients(
     """List recipients by customer id: all, those in one state, or those of one cause.
 
     A page of a derived state scans at most `BATCHES_PER_PAGE` batches (some ten thousand recipients) and may therefore
-    have fewer than `limit` entries; `next_after` says where the next page begins.
+    have fewer than `limit` entries; the next page begins after `next_after`.
 
     :param after: only customers with a larger id.
-    :param cause: only those of this cause with this `code`, see `webapp.campaigns.queries.IssueCause`.
+    :param cause: only those of this cause with this `code`, see `webapp.campaigns.stats_queries.IssueCause`.
     """
     if state in RECORDED_STATES:
         recorded = _list_recipients_in_state(campaign_id, state, after, limit + 1, code, cause)
@@ -246,7 +198,7 @@ def _list_recipients_in_state(
         rows += f" union all {retried}"
     statement = _SELECT_BY_STATE.format(columns=_COLUMNS, joins=_LOOKUP_JOINS, rows=rows)
     values = {"campaign": campaign_id, "state": state, "after": after, "limit": limit, "code": code, "cause": cause}
-    return [_to_delivery_status(row) for row in db.session.execute(text(statement), values)]
+    return [to_delivery_status(row) for row in db.session.execute(text(statement), values)]
 
 
 def _scan_batches(
@@ -265,7 +217,7 @@ def _scan_batches(
         if not rows:
             return
         for row in rows:
-            yield _to_delivery_status(row), row.customer_id
+            yield to_delivery_status(row), row.customer_id
         after = rows[-1].last_id
         yield None, after
         max_batches = None if max_batches is None else max_batches - step
@@ -274,107 +226,6 @@ def _scan_batches(
 def _has_more(campaign_id: int, after: int) -> bool:
     statement = text("select exists (select 1 from batch where campaign_id = :campaign and last_id > :after)")
     return bool(db.session.execute(statement, {"campaign": campaign_id, "after": after}).scalar())
-
-
-# --- states from rows -------------------------------------------------------------------------------
-
-
-def _to_delivery_status(row: Row[Any]) -> DeliveryStatus:
-    """Derive the state of a recipient from its row."""
-    index = row.batch_position - 1
-    is_settled = index < row.window_start or (_is_window_open(row) and row.cursor is not None and index < row.cursor)
-    is_in_window = not is_settled and _is_window_open(row) and index < row.window_end
-    delivery = DeliveryStatus(
-        row.campaign_id, row.customer_id, row.email or "", row.name or "", "waiting", source_id=row.source_id or ""
-    )
-    if row.state is not None:
-        return _to_recorded_status(row, delivery, is_settled, is_in_window)
-    if is_settled:
-        at = _window_opened_at(row, index)
-        sent_before = row.finished_at or row.read_at
-        note = (
-            ""
-            if at
-            else _("The exact time is unknown; it was before %(time)s UTC.", time=f"{sent_before:%Y-%m-%d %H:%M}")
-        )
-        return replace(delivery, state="sent", at=at, note=note)
-    if is_in_window:
-        note = ""
-        if not row.is_leased:
-            note = _("The worker that was sending it does not respond; another one takes over within a minute.")
-        return replace(delivery, state="sending", at=_window_opened_at(row, index), note=note)
-    if row.status == "cancelled" or row.campaign_status == "cancelled":
-        return replace(delivery, state="cancelled", note=_("The campaign was cancelled before this email was sent."))
-    return delivery
-
-
-def _to_recorded_status(
-    row: Row[Any], delivery: DeliveryStatus, is_settled: bool, is_in_window: bool
-) -> DeliveryStatus:
-    """Derive the state of a recipient that has a row in `mail_issue`."""
-    delivery = replace(
-        delivery,
-        state=row.state,
-        at=row.at,
-        # The reply to an accepted email is of no interest.
-        code=None if row.state in ("skipped", "sent_later") else row.smtp_code,
-        text=row.text,
-        next_at=row.next_at if row.state in ("deferred", "uncertain") else None,
-        attempts=row.attempts,
-    )
-    if row.state == "uncertain":
-        return _to_uncertain_status(row, delivery, is_settled, is_in_window)
-    if row.state == "deferred" and row.campaign_status == "cancelled":
-        return replace(delivery, next_at=None, note=_("The campaign was cancelled, so this email is not retried."))
-    if row.state == "sent_later" and row.doubt:
-        return replace(
-            delivery, note=_("An earlier attempt may have succeeded, so the customer may have got it twice.")
-        )
-    return delivery
-
-
-def _is_window_open(row: Row[Any]) -> bool:
-    return bool(row.status == "sending" and row.window_end > row.window_start)
-
-
-def _to_uncertain_status(
-    row: Row[Any], delivery: DeliveryStatus, is_settled: bool, is_in_window: bool
-) -> DeliveryStatus:
-    """Distinguish automatic resends from emails that staff have to resolve."""
-    is_cancelled = row.campaign_status == "cancelled"
-    resends = row.uncertain_policy == "resend" and row.campaign_status in ("sending", "paused")
-    if is_in_window:
-        return replace(delivery, note=_("It is being resent now."))
-    is_retried = row.next_at is not None and row.next_at > row.read_at
-    if is_retried and not is_cancelled:
-        note = _("It is being retried now.")
-        return replace(delivery, state="deferred", note=note, next_at=None, attempts=max(0, row.attempts - 1))
-    if not is_cancelled and not is_settled:
-        return replace(delivery, note=_("It is resent automatically when its turn in the queue comes."))
-    if is_retried:
-        return replace(delivery, note=_("It is being retried now."))
-    if row.next_at is not None and resends:
-        return replace(delivery, note=_("It is resent automatically."))
-    if is_cancelled:
-        note = _("The campaign was cancelled, so this email is not resent.")
-    else:
-        note = _("It has to be resolved: resend it or dismiss it.")
-    return replace(delivery, needs_resolution=True, note=note)
-
-
-def _window_opened_at(row: Row[Any], index: int) -> datetime | None:
-    """Return when the window that contains a batch index was opened.
-
-    This is the last window that starts at or before the index; None if it is unknown.
-    """
-    opened_after: int | None = None
-    for start, seconds in zip(row.windows[::2], row.windows[1::2], strict=False):
-        if start <= index:
-            opened_after = seconds
-    if opened_after is None or row.launched_at is None:
-        return None
-    launched_at: datetime = row.launched_at
-    return launched_at + timedelta(seconds=opened_after)
 
 
 def _with_queue_position(row: Row[Any], delivery: DeliveryStatus) -> DeliveryStatus:
@@ -398,7 +249,9 @@ def _to_non_recipient_status(campaign: Campaign, customer: Customer, row: Row[An
         if campaign.status == "cancelled":
             note = _("The campaign was cancelled before it started, so no emails were sent.")
             return replace(delivery, note=note)
-        return replace(delivery, note=_("The campaign has not been launched; the launch selects its recipients."))
+        return replace(
+            delivery, note=_("The campaign has not been launched yet. Its recipients are selected at the launch.")
+        )
     if customer.erased_at is not None:
         return replace(delivery, note=_("The customer was erased before the recipients were selected."))
     joined_at = db.session.scalar(

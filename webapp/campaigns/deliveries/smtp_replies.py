@@ -1,4 +1,4 @@
-"""Explain the replies of mail servers in plain sentences."""
+"""The meanings of replies of mail servers, in plain sentences."""
 
 from __future__ import annotations
 

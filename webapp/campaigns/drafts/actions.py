@@ -1,4 +1,7 @@
-"""Create and edit the drafts of campaigns. See `webapp.campaigns.launch` for launching them."""
+"""Create and edit the drafts of campaigns.
+
+`webapp.campaigns.launch` launches them.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from flask_babel import gettext as _
 from sqlalchemy import update
 from sqlalchemy.dialects.postgresql import insert
 
-from webapp.accounts.actions import record_audit_entry
+from webapp.accounts.audit import record_audit_entry
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns.content.placeholders import DEFAULT_SUBJECT, EmailContent, with_default_content
 from webapp.campaigns.content.validation import validate_content
@@ -49,7 +52,10 @@ def create_offer_with_announcement(values: OfferValues, content: EmailContent | 
 
 
 class EditConflict(DomainError):
-    """The draft was changed since it was opened. `fields` are the names of the changed fields."""
+    """The draft was changed since it was opened.
+
+    :param fields: the names of the changed fields.
+    """
 
     def __init__(self, campaign: Campaign, fields: list[str]) -> None:
         super().__init__("conflict", _("Another user has changed this email since you opened it. Nothing was saved."))
@@ -64,9 +70,11 @@ def save_offer_draft(
     kind: str = "announcement",
     expected_version: str | None = None,
 ) -> Campaign:
-    """Save the announcement or the next reminder of an offer as a draft; it can be edited until it is launched.
+    """Save the announcement or the next reminder of an offer as a draft.
 
-    :param uncertain_policy: what happens to an email that was being sent when a worker died: `resend` or `hold`.
+    It can be edited until it is launched.
+
+    :param uncertain_policy: `resend` or `hold` for an email that was being sent when its worker was killed.
     :param expected_version: see `update_draft`.
     :raises NotFound: when there is no such offer.
     :raises InvalidInput: when the content is not valid.
@@ -74,15 +82,15 @@ def save_offer_draft(
     :raises EditConflict: see `update_draft`.
     """
     if offer_queries.find_offer(offer_id) is None:
-        raise NotFound(_("There is no such offer."))
+        raise NotFound(_("This offer does not exist."))
     _validate_draft(content, uncertain_policy)
     if kind == "reminder":
         require_launched_announcement(offer_id)
     inserted_id = insert_draft(offer_id, content, kind)
-    draft = campaign_queries.find_open_campaign(offer_id, kind)
+    draft = campaign_queries.find_current_campaign(offer_id, kind)
     if draft is None:
         db.session.rollback()
-        raise NotFound(_("There is no such campaign."))
+        raise NotFound(_("This campaign does not exist."))
     return update_draft(draft.id, content, uncertain_policy, by, expected_version if inserted_id is None else None)
 
 
@@ -98,10 +106,10 @@ def update_draft(
     :raises DomainError: `conflict` when it is no longer a draft.
     """
     _validate_draft(content, uncertain_policy)
-    # Locked, so that of two concurrent saves the second one detects the first.
+    # Locked, so that the second of two concurrent saves detects the first.
     campaign = db.session.get(Campaign, campaign_id, populate_existing=True, with_for_update=True)
     if campaign is None:
-        raise NotFound(_("There is no such campaign."))
+        raise NotFound(_("This campaign does not exist."))
     kind = campaign.kind
     if expected_version is not None and campaign.status == "draft":
         values = {**_content_values(content, kind), "uncertain_policy": uncertain_policy}
@@ -116,7 +124,7 @@ def update_draft(
     if saved is None:
         db.session.rollback()
         if get_campaign(campaign_id).status == "scheduled":
-            raise DomainError("conflict", _("This campaign is scheduled. Unschedule it to edit the email."))
+            raise DomainError("conflict", _("This campaign is scheduled. Return it to draft to edit the email."))
         raise DomainError("conflict", _("This campaign has been launched, so the email can't be edited any more."))
     record_audit_entry(by, "mail.saved", str(saved.id), offer=saved.offer_id)
     db.session.commit()
@@ -138,14 +146,15 @@ def _require_expected_version(campaign: Campaign, expected_version: str, values:
 
 def _content_values(content: EmailContent, kind: str) -> dict[str, str]:
     """Return the column values of an email's content, with the defaults filled in."""
-    full = with_default_content(content, kind)
-    return {"subject": full.subject or str(DEFAULT_SUBJECT), "text": full.text, "html": full.html}
+    completed_content = with_default_content(content, kind)
+    subject = completed_content.subject or str(DEFAULT_SUBJECT)
+    return {"subject": subject, "text": completed_content.text, "html": completed_content.html}
 
 
 def insert_draft(offer_id: int, content: EmailContent, kind: str) -> int | None:
     """Insert the draft of an offer's announcement or reminder; return its id.
 
-    None when the offer already has an open campaign of this kind.
+    :returns: None when the offer already has an unfinished campaign of this kind.
     """
     return db.session.scalar(
         insert(Campaign)
@@ -156,9 +165,13 @@ def insert_draft(offer_id: int, content: EmailContent, kind: str) -> int | None:
 
 
 def require_launched_announcement(offer_id: int) -> None:
-    """:raises DomainError: `conflict` when the announcement of an offer has never been launched."""
+    """Require that the announcement of an offer was launched.
+
+    :raises DomainError: `conflict`.
+    """
     if not any(
-        c.kind == "announcement" and c.launched_at is not None for c in campaign_queries.list_offer_campaigns(offer_id)
+        campaign.kind == "announcement" and campaign.launched_at is not None
+        for campaign in campaign_queries.list_offer_campaigns(offer_id)
     ):
         db.session.rollback()
         raise DomainError("conflict", _("This offer has not been announced yet. Launch its announcement first."))

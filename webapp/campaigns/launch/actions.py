@@ -1,4 +1,7 @@
-"""Launch, schedule and unschedule campaigns. Each step is one update that is guarded by the old status."""
+"""Launch, schedule and unschedule campaigns.
+
+Each step is one update that is conditional on the previous status.
+"""
 
 from __future__ import annotations
 
@@ -7,36 +10,33 @@ from datetime import UTC, datetime
 from typing import Any
 
 from flask_babel import gettext as _
-from flask_babel import lazy_gettext as _l
 from sqlalchemy import ColumnElement, and_, func, or_, update
 
-from webapp.accounts.actions import record_audit_entry
+from webapp.accounts.audit import record_audit_entry
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.content.validation import validate_content
 from webapp.campaigns.drafts.actions import insert_draft, require_launched_announcement
-from webapp.campaigns.launch import audience as launch_audience
 from webapp.campaigns.launch import next_tasks
 from webapp.campaigns.launch import queries as launch_queries
+from webapp.campaigns.launch.preconditions import (
+    require_expected_status,
+    require_finished_announcement,
+    require_recipients,
+    require_usable_offer,
+    validate_launch_time,
+)
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.queries import get_campaign
 from webapp.campaigns.states import STATUS_SENTENCES, require_status
 from webapp.core import task_queue
-from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
+from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import db
 from webapp.offers import actions as offer_actions
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer
 
-OFFER_STATE_REFUSALS = {
-    "ended": ("offer_expired", _l("This offer has ended, so its code would not work. Set a later end first.")),
-    "paused": ("offer_paused", _l("This offer is paused, so its code would not work. Resume the offer first.")),
-    "used_up": (
-        "offer_exhausted",
-        _l("This offer has reached its limit, so its code would not work. Increase its max redemptions first."),
-    ),
-}
-# Not launched so far. A scheduled campaign that failed to start is paused without having been launched.
+# Statuses of a campaign that has not been launched; one that could not be launched at its scheduled time is paused.
 _NOT_LAUNCHED = or_(Campaign.status == "scheduled", and_(Campaign.status == "paused", Campaign.launched_at.is_(None)))
 
 
@@ -49,33 +49,33 @@ class LaunchResult:
 
 
 def launch_campaign(
-    campaign_id: int, by: str, include_already_mailed: bool | None = None, expected_status: str | None = None
+    campaign_id: int, by: str, include_already_sent: bool | None = None, expected_status: str | None = None
 ) -> LaunchResult:
     """Launch a draft or a scheduled campaign now. Commits.
 
-    The cost does not depend on the size of the audience. Launching a launched campaign changes nothing, which the
-    result reports. Enqueues the task that prepares it; when that task is lost, the sweep enqueues it again.
+    Idempotent: `LaunchResult.changed` is False for a launched campaign. The cost does not depend on the size of the
+    audience. Enqueues the task that prepares the campaign; when that task is lost, the sweep enqueues it again.
 
-    :param include_already_mailed: whether it also goes to recipients of a cancelled campaign of this kind; None keeps
+    :param include_already_sent: whether it also goes to recipients of a cancelled campaign of this kind; None keeps
         the stored choice.
     :param expected_status: `draft` or `scheduled`, as shown to the user; None accepts both.
     :raises NotFound: when there is no such campaign.
     :raises DomainError: `audience_empty` when it would have no recipients; `offer_expired`, `offer_paused` or
-        `offer_exhausted` when the code would not work; `conflict` when it was cancelled, its status is not the expected
-        one, or it is a reminder of an announcement that is still in progress.
+        `offer_exhausted` when the code could not be redeemed; `conflict` when it was cancelled, its status is not the
+        expected one, or it is a reminder of an announcement that is not finished.
     """
     campaign = get_campaign(campaign_id)
-    _require_expected_status(campaign, expected_status)
+    require_expected_status(campaign, expected_status)
     if campaign.status == "cancelled":
         raise DomainError("conflict", _("This campaign was cancelled. Create a new email to start again."))
     if campaign.status not in ("draft", "scheduled"):
         db.session.rollback()
         return LaunchResult(get_campaign(campaign_id), False)
     values: dict[str, Any] = {"scheduled_at": None} | (
-        {} if include_already_mailed is None else {"mails_again": include_already_mailed}
+        {} if include_already_sent is None else {"mails_again": include_already_sent}
     )
     statuses = (expected_status,) if expected_status else ("draft", "scheduled")
-    changed = start_campaign(campaign, Campaign.status.in_(statuses), by, **values)
+    changed = set_launched(campaign, Campaign.status.in_(statuses), by, **values)
     return _enqueue_if_changed(get_campaign(campaign_id), changed)
 
 
@@ -83,32 +83,30 @@ def schedule_campaign(
     campaign_id: int,
     at: datetime,
     by: str,
-    include_already_mailed: bool | None = None,
+    include_already_sent: bool | None = None,
     expected_status: str | None = None,
 ) -> LaunchResult:
     """Schedule a draft, or reschedule a scheduled campaign. Commits.
 
-    Scheduling for the same time again changes nothing. The offer can be edited until then: the campaign uses the offer
-    as it is when it starts.
+    Idempotent. The offer can be edited until then: the campaign uses the offer as it is at the launch.
 
-    :param at: the start time, with a time zone.
-    :param include_already_mailed: see `launch_campaign`.
+    :param at: the time of the launch, with a time zone.
+    :param include_already_sent: see `launch_campaign`.
     :param expected_status: see `launch_campaign`.
     :raises NotFound: when there is no such campaign.
     :raises InvalidInput: at `at`, when the time is in the past, out of range, or not before the offer's end.
-    :raises DomainError: `conflict` when it is in progress, paused, cancelled or done, or its status is not the expected
-        one.
+    :raises DomainError: `conflict` when it has been launched or cancelled, or its status is not the expected one.
     """
     campaign = get_campaign(campaign_id)
-    _require_expected_status(campaign, expected_status)
+    require_expected_status(campaign, expected_status)
     require_status(campaign, ("draft", "scheduled"), _("It can't be scheduled."))
     offer = _lock_offer(campaign.offer_id)
-    _validate_start_time(at, offer)
+    validate_launch_time(at, offer)
     unchanged = [Campaign.status == "scheduled", Campaign.scheduled_at == at]
     values: dict[str, Any] = {"status": "scheduled", "scheduled_at": at, "launched_by": by}
-    if include_already_mailed is not None:
-        unchanged.append(Campaign.mails_again == include_already_mailed)
-        values["mails_again"] = include_already_mailed
+    if include_already_sent is not None:
+        unchanged.append(Campaign.mails_again == include_already_sent)
+        values["mails_again"] = include_already_sent
     statuses = (expected_status,) if expected_status else ("draft", "scheduled")
     changed = _update_campaign_if(campaign_id, and_(Campaign.status.in_(statuses), ~and_(*unchanged)), values)
     if changed:
@@ -124,7 +122,9 @@ def schedule_campaign(
 
 
 def unschedule_campaign(campaign_id: int, by: str) -> Campaign:
-    """Turn a scheduled campaign, or one that failed to start, back into a draft. Idempotent. Commits.
+    """Turn a scheduled campaign back into a draft. Idempotent. Commits.
+
+    The same applies to one that could not be launched at its scheduled time.
 
     :raises NotFound: when there is no such campaign.
     :raises DomainError: `conflict` when it has been launched.
@@ -134,29 +134,30 @@ def unschedule_campaign(campaign_id: int, by: str) -> Campaign:
         record_audit_entry(by, "campaign.taken_back", str(campaign_id))
     db.session.commit()
     campaign = get_campaign(campaign_id)
-    require_status(campaign, ("draft",), _("It can't be turned back into a draft."))
+    require_status(campaign, ("draft",), _("It can't be returned to draft."))
     return campaign
 
 
-def start_due_campaigns() -> list[int]:
-    """Start every due campaign, including those that became due while no worker ran; return their ids.
+def launch_due_campaigns() -> list[int]:
+    """Launch every scheduled campaign that is due; return their ids.
 
-    Safe to run concurrently. Commits each campaign separately. When the offer's code would not work, or there are no
-    recipients, the campaign is paused with the reason instead; staff fix the cause and resume it.
+    It includes those that became due while no worker ran. Safe to run concurrently. Commits each campaign separately.
+    When the code could not be redeemed, or there are no recipients, the campaign is paused with the reason; staff fix
+    the cause and resume it.
     """
-    started_ids = [
-        campaign_id for campaign_id in launch_queries.list_due_campaign_ids() if _start_due_campaign(campaign_id)
+    launched_ids = [
+        campaign_id for campaign_id in launch_queries.list_due_campaign_ids() if _launch_due_campaign(campaign_id)
     ]
-    for campaign_id in started_ids:
+    for campaign_id in launched_ids:
         task_queue.enqueue("campaigns.prepare", campaign_id)
-    return started_ids
+    return launched_ids
 
 
-def _start_due_campaign(campaign_id: int) -> bool:
+def _launch_due_campaign(campaign_id: int) -> bool:
     campaign = get_campaign(campaign_id)
     is_due = and_(Campaign.status == "scheduled", Campaign.scheduled_at <= func.now())
     try:
-        return start_campaign(campaign, is_due, campaign.launched_by or "")
+        return set_launched(campaign, is_due, campaign.launched_by or "")
     except DomainError as refusal:
         reason = _("it could not start at the scheduled time. %(cause)s", cause=refusal.message).rstrip(".")
         if _update_campaign_if(campaign_id, is_due, {"status": "paused", "pause_reason": reason}):
@@ -165,8 +166,8 @@ def _start_due_campaign(campaign_id: int) -> bool:
         return False
 
 
-def start_campaign(campaign: Campaign, condition: ColumnElement[bool], by: str, **values: Any) -> bool:
-    """Change the status of a campaign to `preparing` if a condition still holds. Commits.
+def set_launched(campaign: Campaign, condition: ColumnElement[bool], by: str, **values: Any) -> bool:
+    """Set a campaign to `preparing` if a condition still holds. Commits.
 
     :param values: further columns to set.
     :returns: False when the condition no longer holds, because of a concurrent change.
@@ -178,13 +179,13 @@ def start_campaign(campaign: Campaign, condition: ColumnElement[bool], by: str, 
     try:
         require_usable_offer(offer)
         if kind == "reminder":
-            _require_finished_announcement(offer.id)
-        _require_recipients(offer, kind)
+            require_finished_announcement(offer.id)
+        require_recipients(offer, kind)
     except DomainError:
         db.session.rollback()
         raise
-    # This statement decides: of two concurrent launches, the second one updates no row.
-    started = _update_campaign_if(
+    # This statement is atomic: the second of two concurrent launches updates no row.
+    is_launched = _update_campaign_if(
         campaign_id,
         condition,
         {
@@ -196,96 +197,22 @@ def start_campaign(campaign: Campaign, condition: ColumnElement[bool], by: str, 
             **values,
         },
     )
-    if started:
+    if is_launched:
         offer_actions.freeze_offer(offer.id)
         record_audit_entry(by, "campaign.launched", offer.code_as_written, campaign=campaign_id)
     db.session.commit()
-    return started
-
-
-def require_usable_offer(offer: Offer) -> None:
-    """Reject an offer whose code does not work and will not start to work later.
-
-    :raises DomainError: `offer_expired`, `offer_paused` or `offer_exhausted`.
-    """
-    state = offer.state(datetime.now(UTC))
-    if state in OFFER_STATE_REFUSALS:
-        raise DomainError(*OFFER_STATE_REFUSALS[state])
+    return is_launched
 
 
 def _lock_offer(offer_id: int) -> Offer:
-    """Lock the offer. The lock order is offer, then campaign: the foreign key of an inserted draft locks the offer too,
-    but more weakly."""
+    """Lock the offer, before the campaign.
+
+    The foreign key of an inserted draft locks the offer too, but more weakly.
+    """
     offer = offer_queries.lock_offer(offer_id)
     if offer is None:
-        raise NotFound(_("There is no such offer."))
+        raise NotFound(_("This offer does not exist."))
     return offer
-
-
-def _require_expected_status(campaign: Campaign, expected_status: str | None) -> None:
-    """Reject a launch when the campaign was scheduled or unscheduled since it was shown to the user."""
-    if expected_status and campaign.status in ("draft", "scheduled") and campaign.status != expected_status:
-        db.session.rollback()
-        if expected_status == "scheduled":
-            message = _("This campaign was unscheduled since you opened this page. Review it before you launch it.")
-        else:
-            message = _("This campaign was scheduled since you opened this page. Review it before you launch it.")
-        raise DomainError("conflict", message)
-
-
-def _require_finished_announcement(offer_id: int) -> None:
-    """Reject the launch of a reminder while the announcement is in progress."""
-    announcement = launch_queries.find_announcement_in_progress(offer_id)
-    if announcement is not None:
-        if announcement.status == "paused":
-            message = _(
-                "The announcement of this offer is paused. Launch the reminder after it has finished, or schedule it "
-                "now."
-            )
-        else:
-            message = _(
-                "The announcement of this offer is still being sent. Launch the reminder after it has finished, or "
-                "schedule it now."
-            )
-        raise DomainError("conflict", message)
-
-
-def _require_recipients(offer: Offer, kind: str) -> None:
-    if not campaign_queries.has_mailable_customers(offer.audience_id):
-        raise DomainError(
-            "audience_empty",
-            _(
-                "There are no recipients: the audience has no customers, or all of them are on the suppression list. "
-                "Import customers first."
-            ),
-        )
-    if kind == "reminder" and not launch_audience.has_customers_to_remind(offer):
-        raise DomainError(
-            "audience_empty", _("There are no recipients: every customer who can be emailed has redeemed.")
-        )
-
-
-def _validate_start_time(at: datetime, offer: Offer) -> None:
-    error = None
-    if at.year not in offer_actions.VALID_YEARS:
-        error = (
-            "time_out_of_range",
-            _(
-                "Choose a year from %(first)s to %(last)s.",
-                first=offer_actions.VALID_YEARS[0],
-                last=offer_actions.VALID_YEARS[-1],
-            ),
-        )
-    elif at <= offer_queries.database_now():
-        error = "time_past", _("This time is in the past. Choose a later time, or launch the campaign now.")
-    elif offer.ends_at is not None and at >= offer.ends_at:
-        error = (
-            "time_after_end",
-            _("The offer will have ended, so its code would not work. Choose an earlier time, or set a later end."),
-        )
-    if error:
-        db.session.rollback()
-        raise InvalidInput(FieldError("at", *error))
 
 
 def _update_campaign_if(campaign_id: int, condition: ColumnElement[bool], values: dict[str, Any]) -> bool:
@@ -300,19 +227,22 @@ def _update_campaign_if(campaign_id: int, condition: ColumnElement[bool], values
 
 
 def launch_announcement(offer_id: int, by: str, at: datetime | None = None) -> LaunchResult:
-    """Launch the announcement of an offer, with the default content if none was saved. See `launch_campaign`.
+    """Launch the announcement of an offer. See `launch_campaign`.
 
-    :param at: when to start it; None launches it now. A launched announcement is not changed.
+    It has the default content if none was saved.
+
+    :param at: when to launch it; None launches it now. A launched announcement is not changed.
     :raises NotFound: when there is no such offer.
     :raises DomainError: as `launch_campaign` or `schedule_campaign`; `conflict` when the announcement was cancelled and
         there is no new draft.
     """
     # Lock order: offer, then campaign, as in `launch_campaign` (see `_lock_offer`).
     if offer_queries.lock_offer(offer_id) is None:
-        raise NotFound(_("There is no such offer."))
+        raise NotFound(_("This offer does not exist."))
     # One query: with two, a concurrent first launch between them could be mistaken for a cancelled campaign.
-    announcements = [c for c in campaign_queries.list_offer_campaigns(offer_id) if c.kind == "announcement"]
-    campaign = next((c for c in announcements if c.status != "cancelled"), None)
+    campaigns = campaign_queries.list_offer_campaigns(offer_id)
+    announcements = [campaign for campaign in campaigns if campaign.kind == "announcement"]
+    campaign = next((announcement for announcement in announcements if announcement.status != "cancelled"), None)
     if campaign is None:
         if announcements:
             raise DomainError(
@@ -321,7 +251,7 @@ def launch_announcement(offer_id: int, by: str, at: datetime | None = None) -> L
         insert_draft(offer_id, EmailContent(), "announcement")
         campaign = campaign_queries.find_announcement(offer_id)
     if campaign is None:
-        raise NotFound(_("There is no such campaign."))
+        raise NotFound(_("This campaign does not exist."))
     if at is None:
         return launch_campaign(campaign.id, by)
     if campaign.status not in ("draft", "scheduled"):
@@ -330,30 +260,34 @@ def launch_announcement(offer_id: int, by: str, at: datetime | None = None) -> L
 
 
 def launch_reminder(offer_id: int, content: EmailContent, by: str, at: datetime | None = None) -> LaunchResult:
-    """Create a reminder and launch it, in one transaction. Customers who have redeemed do not receive it.
+    """Create a reminder and launch it, in one transaction.
 
-    :param at: when to start it; None launches it now.
+    Customers who have redeemed do not receive it.
+
+    :param at: when to launch it; None launches it now.
     :raises NotFound: when there is no such offer.
     :raises InvalidInput: when the content (`mail.subject`, …) or the time (`at`) is not valid.
-    :raises DomainError: `conflict` while another reminder is open, or before the offer was announced; otherwise as
-        `launch_campaign`.
+    :raises DomainError: `conflict` while another reminder is unfinished, or before the offer was announced; otherwise
+        as `launch_campaign`.
     """
     validate_content(content, field_prefix="mail")
     if offer_queries.lock_offer(offer_id) is None:
-        raise NotFound(_("There is no such offer."))
+        raise NotFound(_("This offer does not exist."))
     require_launched_announcement(offer_id)
     campaign_id = insert_draft(offer_id, content, "reminder")
     if campaign_id is None:
-        open_reminder = campaign_queries.find_open_campaign(offer_id, "reminder")
+        unfinished_reminder = campaign_queries.find_current_campaign(offer_id, "reminder")
         db.session.rollback()
-        if open_reminder is None:
-            message = _("This offer has an open reminder. You can create another one after it has finished.")
+        if unfinished_reminder is None:
+            message = _(
+                "This offer already has an unfinished reminder. You can create another one after it has finished."
+            )
         else:
             message = _(
-                "Campaign %(id)s is an open reminder of this offer. %(status)s You can create another one after it has "
-                "finished.",
-                id=open_reminder.id,
-                status=STATUS_SENTENCES[open_reminder.status],
+                "Campaign %(id)s is an unfinished reminder for this offer. %(status)s You can create another one after "
+                "it has finished.",
+                id=unfinished_reminder.id,
+                status=STATUS_SENTENCES[unfinished_reminder.status],
             )
         raise DomainError("conflict", message)
     return launch_campaign(campaign_id, by) if at is None else schedule_campaign(campaign_id, at, by)

@@ -14,33 +14,34 @@ from webapp.customers import queries as customer_queries
 from webapp.offers.models import Offer
 from webapp.redemptions import queries as redemption_queries
 
-# How many customers of an audience a launch checks for one to remind; a larger audience is assumed to have one.
+# Number of customers that a launch checks for one to remind; a larger audience is assumed to have one.
 REMINDER_SCAN_LIMIT = 10_000
 
 
 @dataclass(frozen=True)
 class AudienceCount:
-    """How many customers of the audience receive a campaign, and how many do not; each is counted once.
+    """The customers of an audience by whether they receive a campaign.
 
-    :ivar already_mailed: received an earlier campaign of this kind that was cancelled; skipped unless staff include
-        them.
+    Each customer is counted once.
+
+    :ivar already_sent: received an earlier campaign of this kind that was cancelled; skipped unless staff include them.
     """
 
     recipients: int
     suppressed: int
     redeemed: int = 0
-    already_mailed: int = 0
+    already_sent: int = 0
 
 
 # Recipients of cancelled campaigns of this kind, since the last one that was done, who would receive the email again.
 # An uncertain delivery counts according to the campaign's policy. A delivery with a pending retry is `deferred`, then
-# `skipped`: a second copy was already decided on, and this campaign sends it.
+# `skipped`: a second copy has already been decided, and this campaign sends it.
 _CANCELLED_CAMPAIGNS_SQL = """
     select x.id from campaign x where x.offer_id = :offer and x.kind = :kind and x.status = 'cancelled'
       and x.id > coalesce((select max(d.id) from campaign d
         where d.offer_id = :offer and d.kind = :kind and d.status = 'done' and d.id <> :campaign), 0)
 """
-_ALREADY_MAILED_SQL = f"""
+_ALREADY_SENT_SQL = f"""
     select walk.id from batch b
     cross join lateral (
       select place, cast(sum(gap) over (order by place) as bigint) as id
@@ -58,12 +59,12 @@ _AUDIENCE_SQL = """
 _COUNT_AUDIENCE_SQL = f"""
     select count(*) filter (where s.email is not null) as suppressed,
       count(*) filter (where s.email is null and r.customer_id is not null) as redeemed,
-      count(*) filter (where s.email is null and r.customer_id is null and got.id is not null) as mailed,
-      count(*) filter (where s.email is null and r.customer_id is null and got.id is null) as people
+      count(*) filter (where s.email is null and r.customer_id is null and got.id is not null) as already_sent,
+      count(*) filter (where s.email is null and r.customer_id is null and got.id is null) as recipients
     from ({_AUDIENCE_SQL}) a
     left join suppression s on s.email = a.email
     left join redemption r on :reminds and r.customer_id = a.id and r.offer_id = :offer
-    left join (select distinct id from ({_ALREADY_MAILED_SQL}) g) got on got.id = a.id
+    left join (select distinct id from ({_ALREADY_SENT_SQL}) g) got on got.id = a.id
 """  # noqa: S608
 
 
@@ -82,11 +83,14 @@ def count_campaign_recipients(campaign: Campaign, offer: Offer) -> AudienceCount
             "last": 2**63 - 1,
         },
     ).one()
-    return AudienceCount(row.people, row.suppressed, row.redeemed, row.mailed)
+    return AudienceCount(row.recipients, row.suppressed, row.redeemed, row.already_sent)
 
 
 def has_cancelled_campaign(campaign: Campaign) -> bool:
-    """Whether a campaign of this kind was cancelled after its launch, so that some customers may have received it."""
+    """Return whether a campaign of this kind was cancelled after its launch.
+
+    Some customers may have received it.
+    """
     return bool(
         db.session.execute(
             text(f"select exists ({_CANCELLED_CAMPAIGNS_SQL} and x.total > 0)"), _query_params(campaign)
@@ -95,8 +99,11 @@ def has_cancelled_campaign(campaign: Campaign) -> bool:
 
 
 def has_customers_to_remind(offer: Offer) -> bool:
-    """Whether the audience has a customer to remind. Checks at most `REMINDER_SCAN_LIMIT` customers."""
-    scanned, not_redeemed = db.session.execute(
+    """Return whether the audience has a customer to remind.
+
+    It checks at most `REMINDER_SCAN_LIMIT` customers.
+    """
+    scanned_count, not_redeemed_count = db.session.execute(
         text(
             f"""
             select count(*), count(*) filter (where not exists (
@@ -109,30 +116,33 @@ def has_customers_to_remind(offer: Offer) -> bool:
         ),
         {"offer": offer.id, "audience": offer.audience_id},
     ).one()
-    return bool(not_redeemed) or scanned >= REMINDER_SCAN_LIMIT
+    return bool(not_redeemed_count) or scanned_count >= REMINDER_SCAN_LIMIT
 
 
 def filter_recipients(campaign: Campaign | Row[Any], ids: Sequence[int]) -> list[int]:
-    """Return the recipients of a campaign among a block of its audience.
+    """Return the recipients of a campaign among customers of its audience.
 
     A reminder excludes customers who have redeemed. Every kind excludes customers who received a cancelled campaign
-    before, unless `mails_again` is set. Suppressed customers are skipped later, right before each window is sent.
+    before, unless `mails_again` is set. Suppressed customers are skipped later, just before each window is sent.
 
     :param ids: customer ids, ascending.
     """
-    excluded: set[int] = set()
+    excluded_ids: set[int] = set()
     if campaign.kind == "reminder":
-        excluded |= redemption_queries.find_redeemed_customer_ids(campaign.offer_id, ids)
+        excluded_ids |= redemption_queries.find_redeemed_customer_ids(campaign.offer_id, ids)
     if not campaign.mails_again and ids:
-        already_mailed = db.session.execute(
-            text(_ALREADY_MAILED_SQL), {**_query_params(campaign), "first": ids[0], "last": ids[-1]}
+        already_sent = db.session.execute(
+            text(_ALREADY_SENT_SQL), {**_query_params(campaign), "first": ids[0], "last": ids[-1]}
         )
-        excluded |= set(already_mailed.scalars())
-    return [customer_id for customer_id in ids if customer_id not in excluded]
+        excluded_ids |= set(already_sent.scalars())
+    return [customer_id for customer_id in ids if customer_id not in excluded_ids]
 
 
 def is_blocked_by_cancelled_campaign(campaign: Campaign | Row[Any]) -> bool:
-    """Whether a worker is still sending an email of a cancelled campaign, so that its recipients are not final yet."""
+    """Return whether a worker is still sending an email of a cancelled campaign.
+
+    Then the recipients of that campaign are not final yet.
+    """
     if campaign.mails_again:
         return False
     return bool(

@@ -1,4 +1,7 @@
-"""Clean up after cancelled campaigns in chunks, so that the cost of cancelling does not depend on their size."""
+"""Clean up cancelled campaigns in chunks.
+
+The cost of cancelling a campaign does not depend on its size.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ _CANCEL_BATCHES_SQL = text(
     update batch set status = 'cancelled' where id in (
       select b.id from batch b join campaign c on c.id = b.campaign_id
       where c.status = 'cancelled' and b.status = 'pending'
-      limit :portion for update of b skip locked
+      limit :chunk_size for update of b skip locked
     )
     """
 )
@@ -23,16 +26,16 @@ _SKIP_DEFERRED_SQL = text(
     from (
       select d.campaign_id, d.customer_id from mail_issue d join campaign c on c.id = d.campaign_id
       where c.status = 'cancelled' and d.state = 'deferred' and d.next_at is not null
-      limit :portion for update of d skip locked
+      limit :chunk_size for update of d skip locked
     ) x
     where i.campaign_id = x.campaign_id and i.customer_id = x.customer_id
     """
 )
-# The cursor of a cancelled batch is not needed any more; a worker that releases a batch on cancellation leaves it.
+# The cursor of a cancelled batch is no longer needed; a worker that releases a cancelled batch does not delete it.
 _DELETE_CURSORS_SQL = text(
     "delete from batch_cursor k using batch b where b.id = k.batch_id and b.status = 'cancelled'"
 )
-# Locked before the sum: a transaction that removes an email from those sent holds this lock until it has committed.
+# Locked before the sum: a transaction that reduces the number of sent emails holds this lock until it has committed.
 _LOCK_COMPLETED_SQL = text(
     """
     select c.id from campaign c
@@ -53,12 +56,13 @@ _STORE_SENT_TOTALS_SQL = text(
 
 
 def clean_up_cancelled_campaigns() -> None:
-    """Cancel pending batches of cancelled campaigns, skip their deferred emails, and store their sent totals.
+    """Clean up cancelled campaigns.
 
-    Commits each chunk; safe to interrupt at any point and to run concurrently.
+    Their pending batches are cancelled, their deferred emails skipped, and their sent totals stored. Commits each
+    chunk; safe to interrupt at any point and to run concurrently.
     """
     for statement in (_CANCEL_BATCHES_SQL, _SKIP_DEFERRED_SQL):
-        while db.session.execute(statement, {"portion": CLEANUP_CHUNK_SIZE}).rowcount:  # type: ignore[attr-defined]
+        while db.session.execute(statement, {"chunk_size": CLEANUP_CHUNK_SIZE}).rowcount:  # type: ignore[attr-defined]
             db.session.commit()
         db.session.rollback()
     db.session.execute(_DELETE_CURSORS_SQL)

@@ -16,7 +16,7 @@ def enqueue_next_task(campaign: Campaign) -> None:
     elif campaign.status == "sending":
         enqueue_senders()
     elif campaign.status == "scheduled":
-        enqueue_next_start()
+        enqueue_next_launch()
 
 
 def enqueue_senders() -> None:
@@ -25,8 +25,11 @@ def enqueue_senders() -> None:
         task_queue.enqueue("campaigns.send")
 
 
-def enqueue_next_start() -> None:
-    """Enqueue the start of the next scheduled campaign for its start time, if that is before the next sweep."""
-    delay = launch_queries.seconds_until_next_start()
+def enqueue_next_launch() -> None:
+    """Enqueue the launch of the next scheduled campaign for its scheduled time.
+
+    Does nothing if that is after the next sweep.
+    """
+    delay = launch_queries.seconds_until_next_launch()
     if delay is not None:
         task_queue.enqueue("campaigns.start", after=delay)

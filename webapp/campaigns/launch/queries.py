@@ -1,4 +1,4 @@
-"""Queries about scheduled launches."""
+"""Queries for launches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from webapp.core.extensions import db
 
 
 def find_announcement_in_progress(offer_id: int) -> Campaign | None:
-    """Return the launched announcement of an offer that is neither done nor cancelled."""
+    """Return the launched announcement of an offer that is not finished.
+
+    That is one that is neither done nor cancelled.
+    """
     return db.session.scalar(
         select(Campaign).where(
             Campaign.offer_id == offer_id,
@@ -22,13 +25,13 @@ def find_announcement_in_progress(offer_id: int) -> Campaign | None:
 
 
 def list_due_campaign_ids() -> Sequence[int]:
-    """Return the ids of campaigns that are due to start, earliest first."""
+    """Return the ids of campaigns that are due to be launched, earliest first."""
     statement = select(Campaign.id).where(Campaign.status == "scheduled", Campaign.scheduled_at <= func.now())
     return db.session.scalars(statement.order_by(Campaign.scheduled_at, Campaign.id)).all()
 
 
-def seconds_until_next_start() -> float | None:
-    """Return the seconds until the next scheduled campaign starts; None if over a minute."""
+def seconds_until_next_launch() -> float | None:
+    """Return the seconds until the next scheduled launch; None if over a minute."""
     statement = select(func.extract("epoch", func.min(Campaign.scheduled_at) - func.clock_timestamp())).where(
         Campaign.status == "scheduled"
     )

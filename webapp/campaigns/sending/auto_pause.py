@@ -1,4 +1,4 @@
-"""Pause campaigns automatically, and store why email can't be sent."""
+"""Pause campaigns automatically, and store delivery warnings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from webapp.core.extensions import db
 
 log = logging.getLogger(__name__)
 
-# A campaign is paused when this many of its last 500 emails, and more than this share, were permanently rejected.
+# A campaign is paused when this many of its last `BATCH_SIZE` emails, and more than this share, were permanently
+# rejected.
 MIN_FAILURES_TO_PAUSE = 20
 MAX_FAILURE_RATE = 0.05
 
@@ -35,15 +36,18 @@ _RECENT_FAILURES_SQL = text(
           and i.customer_id >= coalesce((select first_id from earlier), here.first_id)
           and i.customer_id <= (select sum(gap) from unnest(here.gaps[: :at]) gap)
           and i.at >= (select sending_since from campaign where id = here.campaign_id)
-      ) as failed,
-      :at + coalesce((select n from earlier), 0) as tried
+      ) as failed_count,
+      :at + coalesce((select n from earlier), 0) as attempt_count
     """
 )
 
 
 @retry_while_database_unavailable
 def pause_automatically(campaign_id: int, reason: str) -> None:
-    """Pause a sending campaign whose email the relay rejects. Staff see the reason and can resume it."""
+    """Pause a sending campaign whose email the relay rejects.
+
+    Staff see the reason and can resume it.
+    """
     reason = redact_email_addresses(reason)
     result = db.session.execute(
         text(
@@ -79,23 +83,25 @@ def pause_all_automatically(reason: str) -> None:
 
 @retry_while_database_unavailable
 def pause_if_failing(claim: BatchClaim) -> bool:
-    """Pause a campaign when too many of its emails are permanently rejected; return whether it was.
+    """Pause a campaign when too many of its emails are permanently rejected.
 
-    So many invalid addresses harm the sender's reputation, or the addresses are not the cause. The last 500 emails are
-    those before the current one in its batch and, for the rest, in the batch before. Failures before staff resumed the
-    campaign are not counted again.
+    A high share of rejections harms the sender's reputation or indicates a cause other than the addresses. The last
+    `BATCH_SIZE` emails are those before the current one in its batch and, for the rest, in the batch before. Failures
+    before staff resumed the campaign are not counted again.
+
+    :returns: whether it was paused.
     """
     params = {"batch": claim.batch_id, "at": claim.position, "rest": BATCH_SIZE - claim.position}
-    failed, tried = db.session.execute(_RECENT_FAILURES_SQL, params).one()
+    failed_count, attempt_count = db.session.execute(_RECENT_FAILURES_SQL, params).one()
     db.session.rollback()
-    if failed < MIN_FAILURES_TO_PAUSE or failed <= MAX_FAILURE_RATE * tried:
+    if failed_count < MIN_FAILURES_TO_PAUSE or failed_count <= MAX_FAILURE_RATE * attempt_count:
         return False
     pause_automatically(
         claim.campaign_id,
         _(
             "%(failed)s of the last %(total)s emails were permanently rejected; check the servers' replies",
-            failed=failed,
-            total=tried,
+            failed=failed_count,
+            total=attempt_count,
         ),
     )
     return True

@@ -1,4 +1,4 @@
-"""Complete campaigns and finalize the batches of cancelled ones."""
+"""Finish campaigns, and close the batches of cancelled ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def finish_campaigns() -> None:
-    """Set the status of campaigns without remaining recipients or retries to `done`."""
+    """Finish campaigns without remaining recipients or retries: set them to `done`."""
     # Locked before the check for remaining recipients: a transaction that schedules retries holds this lock until it
     # has committed. A locked campaign is skipped here and checked the next time.
     ids = db.session.scalars(
@@ -39,11 +39,11 @@ def finish_campaigns() -> None:
     ).all()
     db.session.commit()
     for campaign_id in done_ids:
-        log.info("campaign %s done", campaign_id, extra={"campaign_id": campaign_id})
+        log.info("campaign %s finished", campaign_id, extra={"campaign_id": campaign_id})
 
 
-def finalize_cancelled_batches(owner: str) -> None:
-    """Finalize batches whose worker died while their campaign was cancelled.
+def close_cancelled_batches(owner: str) -> None:
+    """Close batches of cancelled campaigns whose lease has expired.
 
     :param owner: the unique id of the calling worker.
     """

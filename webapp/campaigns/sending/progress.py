@@ -2,7 +2,7 @@
 
 This is nearly the whole database cost of sending an email, so it bypasses SQLAlchemy: a prepared statement, sent while
 the relay is processing a command, on a separate connection with asynchronous commit. Asynchronous commit loses nothing
-when a worker is killed; after a crash of the database the table is empty in any case, because it is unlogged.
+when a worker is killed; after a crash of the database the table is always empty, because it is unlogged.
 """
 
 from __future__ import annotations
@@ -40,18 +40,24 @@ class OwnedBatch(Protocol):
 
     @property
     def ownership_params(self) -> dict[str, Any]:
-        """`batch`, `owner` and `epoch`."""
+        """The batch, its owner and its epoch, as parameters of a statement."""
         ...
 
 
 def move_cursor(connection: Connection, batch: OwnedBatch, cursor: int) -> bool:
-    """Move the cursor within the caller's transaction; False when another worker owns the batch by now."""
+    """Move the cursor within the caller's transaction.
+
+    :returns: False when another worker owns the batch.
+    """
     return connection.exec_driver_sql(_UPSERT_CURSOR_SQL, {"cursor": cursor, **batch.ownership_params}).rowcount == 1
 
 
 @contextmanager
 def _raise_psycopg_errors() -> Iterator[None]:
-    """Convert SQLAlchemy's errors about an unavailable database to psycopg's, so that one handler covers both."""
+    """Convert SQLAlchemy's errors about an unavailable database to psycopg's.
+
+    Then one handler covers both.
+    """
     try:
         yield
     except (DBAPIError, PoolTimeout) as error:
@@ -59,7 +65,10 @@ def _raise_psycopg_errors() -> Iterator[None]:
 
 
 class SendProgress:
-    """The cursors of one sender. A move is started, the sender talks to the relay, then the move is finished."""
+    """The cursors of one sender.
+
+    A move is started, the sender talks to the relay, then the move is finished.
+    """
 
     def __enter__(self) -> SendProgress:
         self._connection: Connection | None = None
@@ -72,7 +81,10 @@ class SendProgress:
         self._close_connection()
 
     def start_move(self, batch: OwnedBatch, cursor: int) -> None:
-        """Start to record that all emails before `cursor` are accepted, without waiting. Call `finish_move` next."""
+        """Start to record that all emails before `cursor` are accepted, without waiting.
+
+        Call `finish_move` next.
+        """
         self._pending_move = batch, cursor
         try:
             self._send_move()
@@ -81,8 +93,9 @@ class SendProgress:
             self._close_connection()
 
     def finish_move(self) -> bool:
-        """Wait until the started move is recorded; False when another worker owns the batch by now.
+        """Wait until the started move is recorded.
 
+        :returns: False when another worker owns the batch.
         :raises psycopg.Error: when the database has been unavailable for `timing.LEASE_DURATION`.
         """
         deadline = time.monotonic() + timing.LEASE_DURATION
@@ -131,7 +144,7 @@ class SendProgress:
         ready.register(connection.socket, select.POLLIN)
         while connection.is_busy():
             if not ready.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                raise psycopg.OperationalError("no answer in time")
+                raise psycopg.OperationalError("no response before the timeout")
             connection.consume_input()
         return connection.get_result()
 
@@ -155,6 +168,6 @@ class SendProgress:
     def _close_connection(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            # A broken connection can't be rolled back, but there is nothing to roll back.
+            # A broken connection cannot be rolled back, but there is nothing to roll back.
             with suppress(SQLAlchemyError):
                 connection.close()

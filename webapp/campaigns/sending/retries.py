@@ -1,4 +1,7 @@
-"""Database writes of automatic retries: claim a due delivery, renew its lease, record the outcome."""
+"""Database writes for automatic retries.
+
+A sender claims a due delivery, renews its lease and records the outcome.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,9 @@ from datetime import timedelta
 from sqlalchemy import text
 
 from webapp.campaigns import timing
-from webapp.campaigns.sending.batches import (
-    DUPLICATE_REFUSED_PREFIX,
-    compute_retry_delay,
-    eligible_recipients,
-    lease_duration,
-    record_skipped,
-    retry_while_database_unavailable,
-    suppress_bounced_address,
-)
+from webapp.campaigns.sending.batches import lease_duration, retry_while_database_unavailable
+from webapp.campaigns.sending.outcomes import DUPLICATE_REJECTED_PREFIX, compute_retry_delay, suppress_bounced_address
+from webapp.campaigns.sending.windows import eligible_recipients, record_skipped
 from webapp.core.extensions import db
 from webapp.customers.models import Customer
 from webapp.mail.smtp import SmtpOutcome
@@ -25,9 +22,10 @@ from webapp.mail.smtp import SmtpOutcome
 
 @dataclass
 class DueRetry:
-    """A delivery that is being retried, owned by this worker as long as the epoch is unchanged.
+    """A delivery that is being retried.
 
-    `is_last_attempt` is set when it has been deferred for `timing.MAX_RETRY_AGE`.
+    This worker owns it as long as the epoch is unchanged. `is_last_attempt` is set when it has been deferred for
+    `timing.MAX_RETRY_AGE`.
     """
 
     campaign_id: int
@@ -40,6 +38,7 @@ class DueRetry:
 
     @property
     def ownership_params(self) -> dict[str, int]:
+        """The delivery and its epoch, as parameters of a statement."""
         return {"campaign": self.campaign_id, "id": self.customer_id, "epoch": self.epoch}
 
 
@@ -72,12 +71,15 @@ _OWNED_RETRY_CONDITION = "campaign_id = :campaign and customer_id = :id and epoc
 
 
 def has_due_retry() -> bool:
-    """Whether `claim_due_retry` would find a delivery now."""
+    """Return whether `claim_due_retry` would find a delivery now."""
     return bool(db.session.execute(_HAS_DUE_RETRY_SQL).scalar())
 
 
 def claim_due_retry() -> DueRetry | None:
-    """Claim one delivery whose retry is due, if any. It stays `uncertain` until its outcome is recorded."""
+    """Claim one delivery whose retry is due, if any.
+
+    It stays `uncertain` until its outcome is recorded.
+    """
     while True:
         started_at = time.monotonic()
         limits = {"lease": lease_duration(), "limit": timedelta(seconds=timing.MAX_RETRY_AGE)}
@@ -95,7 +97,10 @@ def claim_due_retry() -> DueRetry | None:
 
 @retry_while_database_unavailable
 def renew_retry_lease(retry: DueRetry) -> bool:
-    """Renew the lease of a retry; False when another worker owns it, or its campaign is not sending any more."""
+    """Renew the lease of a retry.
+
+    :returns: False when another worker owns it, or its campaign is no longer being sent.
+    """
     started_at = time.monotonic()
     result = db.session.execute(
         text(
@@ -111,7 +116,7 @@ def renew_retry_lease(retry: DueRetry) -> bool:
 
 @retry_while_database_unavailable
 def record_retry_outcome(retry: DueRetry, outcome: SmtpOutcome) -> None:
-    """Record the outcome of a retry, unless another worker owns the delivery by now.
+    """Record the outcome of a retry, unless another worker owns the delivery.
 
     A delivery that stays deferred for `timing.MAX_RETRY_AGE` fails.
     """
@@ -122,15 +127,15 @@ def record_retry_outcome(retry: DueRetry, outcome: SmtpOutcome) -> None:
     db.session.execute(
         text(
             "update mail_issue set state = case when doubt and :state = 'failed' then 'uncertain' else :state end, "  # noqa: S608
-            "text = case when doubt and :state = 'failed' then :copy || :words else :words end, smtp_code = :code, "
+            "text = case when doubt and :state = 'failed' then :copy || :text else :text end, smtp_code = :code, "
             "doubt = doubt or :state = 'uncertain', next_at = now() + cast(:next as interval), "
             f"at = case when :later then at else now() end where {_OWNED_RETRY_CONDITION}"
         ),
         {
             "state": state,
             "code": outcome.code,
-            "copy": DUPLICATE_REFUSED_PREFIX,
-            "words": "" if state == "sent_later" else outcome.text,
+            "copy": DUPLICATE_REJECTED_PREFIX,
+            "text": "" if state == "sent_later" else outcome.text,
             "later": is_deferred,
             "next": compute_retry_delay(retry.attempts - 1) if is_deferred else None,
             **retry.ownership_params,
@@ -144,7 +149,10 @@ def record_retry_outcome(retry: DueRetry, outcome: SmtpOutcome) -> None:
 
 @retry_while_database_unavailable
 def release_retry(retry: DueRetry) -> None:
-    """Release a delivery whose retry was aborted before it had an outcome; it does not count as an attempt."""
+    """Release a delivery whose retry was aborted before it had an outcome.
+
+    It does not count as an attempt.
+    """
     db.session.execute(
         text(
             "update mail_issue set state = 'deferred', attempts = attempts - 1, "  # noqa: S608
@@ -157,7 +165,10 @@ def release_retry(retry: DueRetry) -> None:
 
 
 def _reopen_campaign(campaign_id: int) -> None:
-    """Set a campaign back to `sending` if it was completed while a retry of it took longer than its lease."""
+    """Set a campaign back to `sending` if it has been finished concurrently.
+
+    That happens when a retry takes longer than its lease.
+    """
     db.session.execute(
         text("update campaign set status = 'sending', finished_at = null where id = :id and status = 'done'"),
         {"id": campaign_id},

@@ -1,4 +1,4 @@
-"""Senders: each uses one connection to the relay, claims batches, sends to their recipients and moves the cursor."""
+"""Senders: each claims batches and sends their emails over one connection."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from flask import current_app
@@ -18,22 +18,22 @@ from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns import timing
 from webapp.campaigns.content import mail_merge
 from webapp.campaigns.content.mail_merge import MailMerge
-from webapp.campaigns.content.placeholders import EmailContent
-from webapp.campaigns.sending import auto_pause, batches, completion, retries
-from webapp.campaigns.sending.batches import BatchClaim, Recipient
+from webapp.campaigns.sending import auto_pause, batches, completion, outcomes, retries
+from webapp.campaigns.sending import windows as send_windows
+from webapp.campaigns.sending.attempts import deliver_with_reconnects
+from webapp.campaigns.sending.batches import BatchClaim
 from webapp.campaigns.sending.progress import SendProgress
 from webapp.campaigns.sending.retries import DueRetry
 from webapp.campaigns.sending.throttle import SendThrottle
+from webapp.campaigns.sending.windows import Recipient
 from webapp.core import logs, task_queue
-from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.customers.models import Customer
 from webapp.mail import smtp
-from webapp.mail.smtp import OutgoingMessage, RelayRejected, RelayUnavailable, SmtpOutcome
+from webapp.mail.outgoing_message import OutgoingMessage
+from webapp.mail.smtp import RelayRejected, RelayUnavailable, SmtpOutcome
 from webapp.offers import queries as offer_queries
-from webapp.offers.models import Offer
-from webapp.redemptions import personal_links
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +43,9 @@ MAX_RETRIES_PER_ROUND = 50
 
 
 def send_pending_emails() -> bool:
-    """Run a sender for about a minute; True when there is more to send, so that another task should be enqueued.
+    """Run a sender for about a minute; return whether to enqueue another task.
 
-    At most MAIL_CONNECTIONS senders run at the same time in one process; an additional one returns at once.
+    At most MAIL_CONNECTIONS senders run at the same time in one process; an additional one returns immediately.
     """
     with _connection_slot() as is_acquired:
         if not is_acquired:
@@ -54,39 +54,12 @@ def send_pending_emails() -> bool:
             return _BatchSender(relay, progress).run()
 
 
-def send_test_email(content: EmailContent, offer: Offer, to: str, name: str) -> None:
-    """Send a test email to a staff member now. Its links belong to no customer, so opening them has no effect.
-
-    :param to: the address of the staff member.
-    :raises DomainError: `relay_down` or `relay_refuses`, with the relay's reply.
-    """
-    preview_customer = Customer(id=personal_links.PREVIEW_CUSTOMER_ID, email=to.lower(), email_as_given=to, name=name)
-    settings: Settings = current_app.config["SETTINGS"]
-    message = MailMerge(content, offer, 0, token=f"test.{secrets.token_hex(8)}").build_message(preview_customer)
-    # Keep no transaction open while waiting for the relay.
-    db.session.rollback()
-    try:
-        with smtp.create_relay_connection() as relay:
-            relay.send(message)
-    except RelayUnavailable as error:
-        raise DomainError(
-            "relay_down",
-            _(
-                "The mail relay %(server)s did not accept the email: %(error)s. Try again in a moment.",
-                server=settings.mail_server,
-                error=error,
-            ),
-            503,
-        ) from error
-    except RelayRejected as error:
-        raise DomainError(
-            "relay_refuses", _("The mail relay rejected the email: %(error)s. Check the mail settings.", error=error)
-        ) from error
-
-
 @contextmanager
 def _connection_slot() -> Iterator[bool]:
-    """Try to acquire one of the process's MAIL_CONNECTIONS slots; yield whether it succeeded."""
+    """Try to acquire one of the MAIL_CONNECTIONS slots of this process.
+
+    Yields whether that succeeded.
+    """
     settings: Settings = current_app.config["SETTINGS"]
     slots: threading.Semaphore = current_app.extensions.setdefault(
         "sender_slots", threading.BoundedSemaphore(settings.mail_connections)
@@ -116,6 +89,10 @@ class _BatchSender:
         self.pending_cursor: int | None = None
 
     def run(self) -> bool:
+        """Send until nothing is pending, the time limit or a shutdown.
+
+        :returns: whether another task should be enqueued.
+        """
         while not self._should_stop():
             if not campaign_queries.has_pending_sends():
                 completion.finish_campaigns()
@@ -133,7 +110,10 @@ class _BatchSender:
         return task_queue.stop_requested.is_set() or time.monotonic() > self.deadline
 
     def _ensure_relay_connection(self) -> bool:
-        """Connect to the relay; return whether it is up. Done before any claim, so that an outage fails no delivery."""
+        """Connect to the relay; return whether that succeeded.
+
+        This is done before any claim, so that no delivery fails because of an outage.
+        """
         # Keep no transaction open while waiting for the relay.
         db.session.rollback()
         try:
@@ -165,7 +145,7 @@ class _BatchSender:
         while claim.position < len(claim.customer_ids):
             if self._should_stop():
                 return batches.release_batch(claim)
-            window = batches.open_send_window(claim)
+            window = send_windows.open_send_window(claim)
             if window is None:
                 return None
             merge = self._load_mail_merge(claim.campaign_id, window.offer_version)
@@ -179,7 +159,10 @@ class _BatchSender:
         return batches.finish_batch(claim)
 
     def _wait_for_batch_slot(self, claim: BatchClaim, max_slots: int) -> bool:
-        """Wait for a send slot under the rate limit; False when the batch has to be released instead."""
+        """Wait for a send slot of the rate limit.
+
+        :returns: False when the batch has to be released instead.
+        """
         while not task_queue.stop_requested.is_set():
             seconds = self.throttle.try_acquire(max_slots)
             if seconds <= 0:
@@ -192,9 +175,13 @@ class _BatchSender:
         return False
 
     def _send_to_recipient(self, claim: BatchClaim, recipient: Recipient, merge: MailMerge) -> bool:
-        """Send to one recipient and record the outcome; False when this sender has released or lost the batch."""
+        """Send to one recipient and record the outcome.
+
+        :returns: False when this sender has released the batch or another worker owns it.
+        """
         message = self._render_message(merge, recipient.customer)
-        outcome = self._deliver_with_reconnects(
+        outcome = deliver_with_reconnects(
+            self.relay,
             message,
             lambda: self._holds_lease(claim),
             lambda: self._finish_cursor_move(claim) and self._holds_lease(claim),
@@ -204,14 +191,16 @@ class _BatchSender:
             return self._record_accepted(claim, recipient, outcome)
         # Finish this sender's own cursor move before anything else is written about the batch.
         self.progress.finish_move()
-        if outcome.kind in ("aborted", "refused") or (outcome.kind == "connection_lost" and outcome.stage == "connect"):
-            # Changes nothing when another worker owns the batch by now.
+        if outcome.kind in ("aborted", "rejected") or (
+            outcome.kind == "connection_lost" and outcome.stage == "connect"
+        ):
+            # Changes nothing when another worker owns the batch.
             batches.release_batch(claim)
-            if outcome.kind == "refused":
-                auto_pause.pause_automatically(claim.campaign_id, _describe_refusal(outcome))
+            if outcome.kind == "rejected":
+                auto_pause.pause_automatically(claim.campaign_id, _describe_rejection(outcome))
             return False
         self.pending_cursor = None
-        if not batches.record_outcome(claim, recipient, outcome):
+        if not outcomes.record_outcome(claim, recipient, outcome):
             return False
         claim.position = recipient.index + 1
         return self._should_continue(claim, outcome)
@@ -220,7 +209,7 @@ class _BatchSender:
         self.connection_failures = self.rejected_bodies = 0
         self.pending_cursor = None
         if recipient.is_resend:
-            return batches.record_outcome(claim, recipient, outcome)
+            return outcomes.record_outcome(claim, recipient, outcome)
         claim.sent += 1
         self.pending_cursor = recipient.index + 1
         return True
@@ -231,12 +220,15 @@ class _BatchSender:
         self.pending_cursor = None
 
     def _finish_cursor_move(self, claim: BatchClaim) -> bool:
-        """Record everything accepted so far; False when another worker owns the batch by now."""
+        """Record all emails accepted so far; False when another worker owns the batch."""
         self._start_cursor_move(claim)
         return self.progress.finish_move()
 
     def _should_continue(self, claim: BatchClaim, outcome: SmtpOutcome) -> bool:
-        """Whether to continue with the next recipient, or the failure is caused by the relay or the email itself."""
+        """Return whether to continue with the next recipient.
+
+        Otherwise the failure is caused by the relay or the email itself, and the batch is released.
+        """
         is_body_stage = outcome.stage in ("DATA", "body")
         self.rejected_bodies = self.rejected_bodies + 1 if outcome.kind == "failed" and is_body_stage else 0
         self.connection_failures = (
@@ -262,52 +254,18 @@ class _BatchSender:
             return False
         return True
 
-    def _deliver_with_reconnects(
-        self,
-        message: OutgoingMessage | SmtpOutcome,
-        holds_lease: Callable[[], bool],
-        may_send: Callable[[], bool],
-        on_envelope_sent: Callable[[], object] = lambda: None,
-    ) -> SmtpOutcome:
-        """Deliver a message; retry on a new connection when one breaks before the body, three attempts in total.
-
-        :param message: the message, or the outcome when it could not be rendered, which is returned.
-        :param holds_lease: called before each step that may take long: whether the lease is held for long enough.
-        :param may_send: called right before the body, see `RelayConnection.deliver`.
-        :param on_envelope_sent: see `RelayConnection.deliver`.
-        """
-        if isinstance(message, SmtpOutcome):
-            return message
-        outcome = SmtpOutcome("connection_lost", None, "not tried", "connect")
-        for delay in timing.RECONNECT_DELAYS:
-            try:
-                if not self.relay.is_open:
-                    on_envelope_sent()
-                    if not holds_lease():
-                        return SmtpOutcome("aborted")
-                    self.relay.open()
-                if not holds_lease():
-                    return SmtpOutcome("aborted")
-                outcome = self.relay.deliver(message, may_send, on_envelope_sent)
-            except RelayRejected as error:
-                return SmtpOutcome("refused", None, str(error), "connect")
-            except RelayUnavailable as error:
-                outcome = SmtpOutcome("connection_lost", None, str(error), "connect")
-            if outcome.kind != "connection_lost":
-                return outcome
-            if delay:
-                task_queue.stop_requested.wait(delay)
-        return outcome
-
     def _holds_lease(self, claim: BatchClaim) -> bool:
-        """Whether the lease outlasts the relay's next reply and the campaign is still sending; renews it if needed."""
+        """Return whether the campaign is still being sent and the lease is long enough.
+
+        It must outlast the next reply of the relay, and is renewed if necessary.
+        """
         return time.monotonic() - claim.lease_renewed_at < timing.LEASE_RENEWAL_INTERVAL or batches.renew_batch_lease(
             claim
         )
 
     def _send_due_retries(self) -> None:
         for _attempt in range(MAX_RETRIES_PER_ROUND):
-            # The slot before the claim: no delivery is claimed while waiting for a slot.
+            # The slot is acquired before the claim, so that no delivery is claimed while waiting.
             if self._should_stop() or not retries.has_due_retry() or not self._wait_for_retry_slot():
                 return
             retry = retries.claim_due_retry()
@@ -326,24 +284,30 @@ class _BatchSender:
         return True
 
     def _send_retry(self, retry: DueRetry) -> bool:
-        """Send one retry and record its outcome; False when the connection to the relay has failed."""
+        """Send one retry and record its outcome.
+
+        :returns: False when the connection to the relay has failed.
+        """
         message = self._render_message(self._load_mail_merge(retry.campaign_id), retry.customer)
 
         def holds_lease() -> bool:
             age = time.monotonic() - retry.lease_renewed_at
             return age < timing.LEASE_RENEWAL_INTERVAL or retries.renew_retry_lease(retry)
 
-        outcome = self._deliver_with_reconnects(message, holds_lease, holds_lease)
+        outcome = deliver_with_reconnects(self.relay, message, holds_lease, holds_lease)
         if outcome.kind == "aborted":
             retries.release_retry(retry)
         else:
             retries.record_retry_outcome(retry, outcome)
-        if outcome.kind == "refused":
-            auto_pause.pause_automatically(retry.campaign_id, _describe_refusal(outcome))
+        if outcome.kind == "rejected":
+            auto_pause.pause_automatically(retry.campaign_id, _describe_rejection(outcome))
         return outcome.kind in ("accepted", "failed", "deferred", "uncertain")
 
     def _render_message(self, merge: MailMerge, customer: Customer) -> OutgoingMessage | SmtpOutcome:
-        """Render the message for a customer; on an error return a failed outcome, so that the other emails are sent."""
+        """Render the message for a customer.
+
+        :returns: a failed outcome on an error, so that the other emails are sent.
+        """
         try:
             return merge.build_message(customer)
         except (ValueError, UnicodeError) as error:
@@ -355,7 +319,9 @@ class _BatchSender:
             db.session.rollback()
 
     def _load_mail_merge(self, campaign_id: int, offer_version: int | None = None) -> MailMerge:
-        """Return the campaign's email merged with the current offer, including a code that was replaced after launch.
+        """Return the email of a campaign, merged with the current offer.
+
+        It contains the current code, even if that was replaced after the launch.
 
         :param offer_version: the current version of the offer, if known.
         :raises LookupError: when the campaign or its offer does not exist.
@@ -373,6 +339,6 @@ class _BatchSender:
         return merge
 
 
-def _describe_refusal(outcome: SmtpOutcome) -> str:
+def _describe_rejection(outcome: SmtpOutcome) -> str:
     reply = f"{outcome.code} {outcome.text}" if outcome.code else outcome.text  # no translation
     return str(_("the mail relay rejects email from this server: %(reply)s", reply=reply))

@@ -1,4 +1,4 @@
-"""The rate limit of all workers together towards the relay, MAIL_PER_SECOND."""
+"""The rate limit towards the relay that all workers share, MAIL_PER_SECOND."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from webapp.campaigns.sending import batches
 
 
 class SendThrottle:
-    """The send slots of one sender, reserved for about a second at a time in the row that all workers share.
+    """The send slots of one sender.
+
+    They are reserved for about a second at a time, in the row that all workers share.
 
     :param per_second: emails per second; 0 for no limit.
     """
@@ -19,9 +21,9 @@ class SendThrottle:
         self._next_slot_at = 0.0
 
     def try_acquire(self, max_slots: int) -> float:
-        """Return the seconds until the next email may be sent; 0 when it may be sent now, which uses the slot.
+        """Return the seconds until the next email may be sent; 0 uses a slot now.
 
-        :param max_slots: how many slots to reserve at most, such as the number of known remaining emails.
+        :param max_slots: maximum number of slots to reserve, such as the number of known remaining emails.
         """
         if not self._per_second:
             return 0

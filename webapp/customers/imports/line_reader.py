@@ -15,7 +15,7 @@ from itertools import chain
 
 # Cells may contain line breaks, but an unclosed quotation mark must not swallow the rest of the file.
 MAX_RECORD_LINES = 100
-LINE_MAX_LENGTH = 1_000_000
+MAX_LINE_LENGTH = 1_000_000
 
 _UNDECODABLE_BYTES = re.compile("[\udc80-\udcff]")
 
@@ -72,7 +72,7 @@ def sanitise_text(text: str) -> str:
     Bytes that were not UTF-8 are decoded as Windows-1252, and NUL is replaced by a visible symbol.
     """
     if _UNDECODABLE_BYTES.search(text):
-        text = _UNDECODABLE_BYTES.sub(lambda m: bytes([ord(m[0]) - 0xDC00]).decode("cp1252", "replace"), text)
+        text = _UNDECODABLE_BYTES.sub(lambda match: bytes([ord(match[0]) - 0xDC00]).decode("cp1252", "replace"), text)
     return text.replace("\0", "␀")
 
 
@@ -95,9 +95,9 @@ def _split_lines(chunks: Iterable[bytes]) -> Iterator[list[str]]:
             is_truncating = not separator
         lines = list(io.StringIO(tail + text, newline=newline))
         tail = lines.pop() if lines and not lines[-1].endswith(newline) else ""
-        if len(tail) > LINE_MAX_LENGTH:
-            # Truncated to a single cell that is so long that the row is rejected.
-            lines.append(re.sub(r"\W", " ", tail[:LINE_MAX_LENGTH]) + newline)
+        if len(tail) > MAX_LINE_LENGTH:
+            # The line is truncated to a single cell that is so long that the row is rejected.
+            lines.append(re.sub(r"\W", " ", tail[:MAX_LINE_LENGTH]) + newline)
             tail, is_truncating = "", True
         yield lines
     tail += decode(b"", final=True)

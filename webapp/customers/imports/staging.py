@@ -1,7 +1,7 @@
 """Stage the rows of a customer import, and merge them in blocks.
 
 Temporary tables need no privilege to create tables, write no WAL and disappear with their connection, even after a
-crash. Nothing here commits: `customers.imports.actions` commits each step together with its progress.
+crash. Nothing here commits: `customers.imports.processing` commits each step together with its progress.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any, LiteralString
 import psycopg
 from flask_babel import gettext as _
 
-from webapp.customers.imports.parser import CUSTOMER_STAGING_FIELDS, Rejection
+from webapp.customers.imports.customer_rows import CUSTOMER_STAGING_FIELDS
+from webapp.customers.imports.parse_results import Rejection
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -33,8 +34,8 @@ _CREATE_STAGING_TABLES: tuple[LiteralString, ...] = (
     "create temp table joining (line bigint not null, audience text not null)",
 )
 
-# Of several rows with one email address the last one counts. Its empty cells are filled from the nearest earlier row
-# that has a value, and the audiences of all rows are kept.
+# If several rows have the same email address, the last one is used. Its empty cells are filled from the nearest earlier
+# row that has a value, and the audiences of all rows are kept.
 _DELETE_DUPLICATES: LiteralString = """
   with repeated as (
     select email, max(line) as last,
@@ -133,7 +134,7 @@ _ADD_TO_AUDIENCE: LiteralString = """
 
 
 class MergeStrategy(Enum):
-    """Which conflicts a merge handles.
+    """The conflicts that a merge handles.
 
     Each strategy needs one more lookup per row than the one before.
     """
@@ -238,7 +239,7 @@ def merge_rows(connection: Connection, import_id: int, start: int, end: int, str
         return MergeCounts(connection.execute(_INSERT, params).rowcount, 0, 0, 0)
     rejected = 0
     if strategy is MergeStrategy.UPSERT_CHECKING_SOURCE_IDS:
-        # One partition at a time, so that each sees the source ids that the other one has merged.
+        # Partitions take turns, so that each sees the source ids that the other one has merged.
         connection.execute("select pg_advisory_xact_lock(%(import_id)s)", params)
         message = _("Another customer has this source ID. Correct the file or that customer.")
         rejected = fetch_one(connection, _REJECT_TAKEN_SOURCE_IDS, params | {"source_id_taken": message})[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import LiteralString
 
-from webapp.customers.imports.parser import SUPPRESSION_STAGING_FIELDS
+from webapp.customers.imports.csv_rows import SUPPRESSION_STAGING_FIELDS
 from webapp.customers.imports.staging import Connection, MergeCounts, MergeStrategy, fetch_one
 
 TARGET_TABLE: LiteralString = "suppression"
@@ -16,7 +16,7 @@ _RESOLVE_HASHES: LiteralString = """
   update staged s set email = c.email, named = true from customer c
   where s.email like 'sha256:%%' and s.email = 'sha256:' || encode(sha256(convert_to(c.email, 'UTF8')), 'hex')
 """
-# Of several rows about one address the strongest reason counts.
+# If several rows have the same email address, the strongest reason is used.
 _DELETE_DUPLICATES: LiteralString = """
   with ranked as (
     select ctid as row_ctid, row_number() over (
@@ -27,7 +27,8 @@ _DELETE_DUPLICATES: LiteralString = """
   deleted as (delete from staged using ranked where staged.ctid = ranked.row_ctid and ranked.n > 1 returning 1)
   select count(*) from deleted
 """
-# A customer who is erased or whose address is changed at this moment must not be named again: then the hash is stored.
+# The address of a customer who is erased or whose address is changed concurrently must not be stored in plain text
+# again: then the hash is stored.
 _MERGE: LiteralString = """
   with current_customer as (
     select email from customer

@@ -1,4 +1,4 @@
-"""Read an uploaded file from a request body in chunks, without buffering it."""
+"""Parse uploads: read a file from a request body in chunks, without buffering it."""
 
 from __future__ import annotations
 

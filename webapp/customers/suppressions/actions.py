@@ -8,7 +8,7 @@ from flask import current_app
 from flask_babel import gettext as _
 from sqlalchemy import text
 
-from webapp.accounts.actions import record_audit_entry
+from webapp.accounts.audit import record_audit_entry
 from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
 from webapp.core.extensions import db
@@ -30,11 +30,11 @@ _UPSERT_SUPPRESSION = text(
     returning 1
     """
 )
-DETAIL_MAX_LENGTH = 1000
+MAX_DETAIL_LENGTH = 1000
 
 
 def add_suppression(email: str, reason: str, source: int | str, detail: str = "") -> bool:
-    """Suppress an address from the next window of a campaign on.
+    """Suppress an address from the next send window of a campaign on.
 
     The caller commits. An existing entry keeps its reason unless the new one is stronger: complained, then
     unsubscribed, then bounced.
@@ -42,8 +42,9 @@ def add_suppression(email: str, reason: str, source: int | str, detail: str = ""
     :param email: normalised, as `customer.email` is.
     :param reason: `unsubscribed`, `bounced` or `complained`.
     :param source: a campaign id, or `import`, `staff`, `api` or `relay`. An entry from a campaign is added only while a
-        customer has the address, because a customer erased at the same moment must not be named again.
-    :param detail: the reply of the mail server, or who asked for the suppression; cut to 1,000 characters.
+        customer has the address, because the address of a customer who is erased concurrently must not be stored in
+        plain text again.
+    :param detail: the reply of the mail server, or who asked for the suppression; truncated to `MAX_DETAIL_LENGTH`.
     :returns: whether the list changed.
     """
     result = db.session.execute(
@@ -52,7 +53,7 @@ def add_suppression(email: str, reason: str, source: int | str, detail: str = ""
             "email": email,
             "reason": reason,
             "source": f"campaign {source}" if isinstance(source, int) else source,
-            "detail": detail.replace("\0", "")[:DETAIL_MAX_LENGTH],
+            "detail": detail.replace("\0", "")[:MAX_DETAIL_LENGTH],
             "requires_customer": isinstance(source, int),
         },
     )
@@ -63,7 +64,9 @@ def add_suppression(email: str, reason: str, source: int | str, detail: str = ""
 
 
 def unsubscribe_customer(customer_id: int, campaign_id: int) -> bool:
-    """Unsubscribe a customer at their own request, from the next window on. Commits.
+    """Unsubscribe a customer at their own request. Commits.
+
+    It takes effect from the next send window on.
 
     :returns: False when the customer is already suppressed for this or a stronger reason, is erased or does not exist.
     """
@@ -103,12 +106,12 @@ def add_suppression_by_staff(email: str, reason: str, by: str, detail: str = "")
     When a stronger reason replaces a weaker one, the previous detail is appended to the new one.
 
     :param by: email address of the staff member.
-    :returns: the entry as it is now, and its previous reason if the address was suppressed before.
+    :returns: the current entry, and its previous reason if the address was suppressed before.
     :raises InvalidInput: when the address or the reason is invalid, or the address is the shop's own.
     """
     address = normalise_email(email)
     if is_own_address(address):
-        message = _("Emails are sent from this address, so it cannot be suppressed. Enter another address.")
+        message = _("Emails are sent from this address, so it can't be suppressed. Enter another address.")
         raise InvalidInput(FieldError("email", "own_address", message))
     if reason not in SUPPRESSION_REASONS:
         raise InvalidInput(FieldError("reason", "reason_unknown", _("Choose a reason from the list.")))
@@ -124,10 +127,10 @@ def add_suppression_by_staff(email: str, reason: str, by: str, detail: str = "")
 
 
 def _append_previous_detail(detail: str, previous: Suppression | None) -> str:
-    if previous is None or not previous.words:
+    if previous is None or not previous.detail:
         return detail
-    earlier = f"before: {previous.reason}, {previous.words}"
-    return f"{detail[: DETAIL_MAX_LENGTH - len(earlier) - 2]}; {earlier}" if detail else earlier
+    earlier = f"before: {previous.reason}, {previous.detail}"
+    return f"{detail[: MAX_DETAIL_LENGTH - len(earlier) - 2]}; {earlier}" if detail else earlier
 
 
 def remove_suppression(key: str, by: str) -> None:
@@ -171,7 +174,7 @@ def check_not_suppressed(email: str) -> None:
 
 
 def record_suppression_export(by: str) -> None:
-    """Record an export of the suppression list in the audit trail. Commits."""
+    """Record an export of the suppression list in the audit log. Commits."""
     record_audit_entry(by, "suppressions.exported", "suppression list")
     db.session.commit()
 
@@ -181,9 +184,9 @@ def _delete_suppression(key: str) -> None:
 
 
 def _audit_subject(key: str) -> str:
-    """Describe an address in the audit trail without naming it.
+    """Describe an address in the audit log without naming it.
 
-    The trail is kept forever, so it contains the id of the customer at most.
+    The audit log is never deleted, so it contains at most the customer's id.
     """
     customer = customer_queries.find_customer_by_email(key)
     return f"customer {customer.id}" if customer is not None else "an address without a customer"

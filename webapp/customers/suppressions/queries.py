@@ -1,4 +1,4 @@
-"""Queries of the suppression list.
+"""Queries for the suppression list.
 
 For the customers of a batch see `customers.queries.find_suppression_reasons`.
 """
@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from sqlalchemy import func, literal_column, select
 from sqlalchemy.sql.elements import ColumnElement
 
+from webapp.core.csv_export import stream_csv
 from webapp.core.email_addresses import hash_email
 from webapp.core.extensions import db
 from webapp.customers.models import SUPPRESSION_REASONS, Suppression
-from webapp.customers.queries import PAGE_SIZE, stream_csv
+from webapp.customers.queries import PAGE_SIZE
 
 # Sorts reasons by strength, the strongest last.
 REASON_RANK: ColumnElement[int] = func.array_position(
@@ -24,7 +25,7 @@ REASON_RANK: ColumnElement[int] = func.array_position(
 def find_suppression_by_email(email: str) -> Suppression | None:
     """Return the entry of a normalised address or of its hash.
 
-    If both exist, returns the one with the stronger reason.
+    If both exist, it returns the one with the stronger reason.
     """
     return db.session.scalar(
         select(Suppression)
@@ -40,15 +41,15 @@ def find_suppression_by_key(key: str) -> Suppression | None:
     return db.session.get(Suppression, key)
 
 
-def list_suppressions(q: str = "", reason: str = "", after: str = "", limit: int = PAGE_SIZE) -> list[Suppression]:
+def list_suppressions(search: str = "", reason: str = "", after: str = "", limit: int = PAGE_SIZE) -> list[Suppression]:
     """Return entries after the address `after`, sorted by address.
 
-    Returns `limit + 1` entries if there are more. Hashes start with `sha256:` and sort among the addresses accordingly.
+    Returns `limit + 1` entries if there are more. Hashes start with `sha256:` and sort as text among the addresses.
 
-    :param q: the start of an address; a complete address is also found by its hash.
+    :param search: the start of an address; a complete address is also found by its hash.
     :param reason: one of `SUPPRESSION_REASONS`, or empty for all.
     """
-    prefix = q.replace("\0", "").strip().lower()
+    prefix = search.replace("\0", "").strip().lower()
     statement = select(Suppression).order_by(Suppression.email).limit(limit + 1).where(Suppression.email > after)
     if prefix:
         has_prefix = (Suppression.email >= prefix) & (Suppression.email < prefix + chr(0x10FFFF))

@@ -11,7 +11,7 @@ from flask_openapi import APIBlueprint
 from pydantic import BaseModel
 from werkzeug.exceptions import HTTPException
 
-from webapp.accounts import actions as account_actions
+from webapp.accounts import api_key_actions
 from webapp.core.errors import DomainError
 from webapp.core.extensions import csrf
 
@@ -87,7 +87,7 @@ def authenticate(scope: str | None) -> None:
 
     :raises DomainError: `unauthorized` (401) without a valid key, `forbidden` (403) when it lacks the scope.
     """
-    g.api_key = account_actions.authenticate_api_key(request.headers.get("Authorization", ""))
+    g.api_key = api_key_actions.authenticate_api_key(request.headers.get("Authorization", ""))
     if scope is None or scope not in g.api_key.scopes:
         raise DomainError("forbidden", _("This API key lacks the scope “%(scope)s”.", scope=scope), 403)
 

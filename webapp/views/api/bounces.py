@@ -34,7 +34,7 @@ MESSAGE_SIZE_MAX = 64 * 1024 * 1024
 def bounces() -> Response:
     """Report hard bounces and complaints.
 
-    The addresses are suppressed from the next window on.
+    The addresses are added to the suppression list.
 
     As JSON, up to 1000 at a time: each names the email or the address by `return_path`, `message_id` or `email`; a
     token of ours takes precedence over the address. A `status` that is not a failure of the address (RFC 3463; the

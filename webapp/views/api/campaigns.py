@@ -9,6 +9,7 @@ from flask_babel import gettext as _
 from flask_openapi import APIBlueprint
 
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.deliveries import actions as delivery_actions
 from webapp.campaigns.deliveries import queries as delivery_queries
@@ -53,7 +54,7 @@ blueprint = APIBlueprint("campaigns", __name__)
 )
 @require_scope("manage")
 def launch(path: CampaignOfferPath, body: Launch) -> Response:
-    """Launch the offer's announcement, now or at a time.
+    """Launch the offer's announcement, now or at a scheduled time.
 
     Responds at once, for an audience of any size.
 
@@ -68,12 +69,12 @@ def launch(path: CampaignOfferPath, body: Launch) -> Response:
 @blueprint.post("/offers/<code>/reminders", responses={202: CampaignOut, 409: None})
 @require_scope("manage")
 def remind(path: CampaignOfferPath, body: NewReminder) -> Response:
-    """Launch a reminder, now or at a time.
+    """Launch a reminder, now or at a scheduled time.
 
     It goes to the customers in the offer's audience who have not redeemed.
 
     The announcement must be done, and there can be one active reminder at a time: otherwise 409, which names the
-    active campaign. Redemptions are checked at the start and again before each fifty emails.
+    active campaign. Redemptions are checked at the start and again shortly before each email.
     """
     content = EmailContent() if body.mail is None else EmailContent(**body.mail.model_dump(exclude_none=True))
     return _campaign_response(
@@ -103,7 +104,7 @@ def read(path: CampaignPath) -> Response:
 @blueprint.post("/campaigns/<int:id>/pause", responses={200: CampaignOut})
 @require_scope("manage")
 def pause(path: CampaignPath) -> Response:
-    """Pause a campaign before its next fifty emails."""
+    """Pause a campaign. Up to fifty more emails are sent."""
     return _campaign_response(transitions.pause_campaign(path.id, by=_actor()))
 
 
@@ -130,12 +131,12 @@ def _get_offer_or_404(code: str) -> Offer:
     except InvalidInput:
         offer = None
     if offer is None:
-        raise NotFound(_("There is no offer with this code."))
+        raise NotFound(_("No offer has this code."))
     return offer
 
 
 def _campaigns_json(campaigns: Sequence[Campaign]) -> list[dict[str, object]]:
-    stats = campaign_queries.get_stats_by_campaign([campaign.id for campaign in campaigns])
+    stats = stats_queries.get_stats_by_campaign([campaign.id for campaign in campaigns])
     offers = offer_queries.find_offers([campaign.offer_id for campaign in campaigns])
     return [campaign_json(c, stats[c.id], offers[c.offer_id].code_as_written) for c in campaigns]
 
@@ -166,14 +167,14 @@ def decide(path: CampaignPath, body: DecisionIn) -> Response:
         return jsonify(
             {"mails": delivery_actions.dismiss_uncertain_deliveries(path.id, selection, by=_actor()), "left_out": 0}
         )
-    result = delivery_actions.retry_deliveries(path.id, selection, by=_actor())
-    return jsonify({"mails": result.retried, "left_out": result.suppressed})
+    result = delivery_actions.resend_deliveries(path.id, selection, by=_actor())
+    return jsonify({"mails": result.resent, "left_out": result.suppressed})
 
 
 def _get_campaign_or_404(campaign_id: int) -> Campaign:
     campaign = campaign_queries.find_campaign(campaign_id)
     if campaign is None:
-        raise NotFound(_("There is no such campaign."))
+        raise NotFound(_("This campaign does not exist."))
     return campaign
 
 
@@ -183,7 +184,7 @@ def _get_customer_or_404(email: str) -> Customer:
     except InvalidInput:
         customer = None
     if customer is None:
-        raise NotFound(_("There is no customer with this email address."))
+        raise NotFound(_("No customer has this email address."))
     return customer
 
 

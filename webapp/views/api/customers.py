@@ -12,6 +12,7 @@ from webapp.core.errors import DomainError, NotFound
 from webapp.customers import actions as customer_actions
 from webapp.customers import queries as customer_queries
 from webapp.customers.imports import actions as import_actions
+from webapp.customers.imports import queries as import_queries
 from webapp.customers.imports import upload
 from webapp.customers.imports.parser import CSV, NDJSON
 from webapp.customers.models import Customer
@@ -74,10 +75,10 @@ def read_import(path: ImportPath, query: ImportErrorsQuery) -> Response:
     The `errors` also contain rows that were imported without some of their values. These have the code
     `locale_unknown`, `reason_unknown` or `cells_odd` and do not count as `rejected`.
     """
-    row = customer_queries.find_import(path.id)
+    row = import_queries.find_import(path.id)
     if row is None:
-        raise NotFound(_("There is no such import."))
-    rejected_rows = customer_queries.list_rejected_rows(row.id, pagination.decode_cursor(query.cursor, 2), query.limit)
+        raise NotFound(_("This import does not exist."))
+    rejected_rows = import_queries.list_rejected_rows(row.id, pagination.decode_cursor(query.cursor, 2), query.limit)
     page = rejected_rows[: query.limit]
     next_cursor = pagination.encode_cursor(page[-1].line, page[-1].id) if len(rejected_rows) > query.limit else None
     response = jsonify(import_json(row, page, next_cursor))

@@ -13,14 +13,14 @@ from flask_openapi import APIBlueprint
 
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
-from webapp.core import pagination
+from webapp.core import database_clock, pagination
 from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
 from webapp.customers import queries as customer_queries
 from webapp.offers import actions as offer_actions
 from webapp.offers import code_actions
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer, OfferValues, normalise_code
-from webapp.redemptions import queries as redemption_queries
+from webapp.redemptions import count_queries
 from webapp.views.api.blueprint import documents_header, require_scope
 from webapp.views.api.schemas.offers import (
     CodePath,
@@ -47,7 +47,7 @@ def create(body: NewOffer) -> Response:
     values = OfferValues(
         name=body.name,
         discount=body.discount.to_discount(),
-        starts_at=body.starts_at or offer_queries.database_now(),
+        starts_at=body.starts_at or database_clock.get_database_time(),
         code=body.code,
         ends_at=body.ends_at,
         time_zone=body.time_zone,
@@ -78,7 +78,7 @@ def page(query: OfferListQuery) -> Response:
 @blueprint.get("/offers/<code>", responses={200: OfferOut})
 @require_scope("read")
 def read(path: OfferPath) -> Response:
-    """Read one offer."""
+    """Get an offer."""
     return _offer_response(_require_offer(path.code))
 
 
@@ -86,7 +86,7 @@ def read(path: OfferPath) -> Response:
 @require_scope("manage")
 @documents_header("If-Match", "The `ETag` of the offer when you read it.")  # no translation
 def change(path: OfferPath, body: OfferChange) -> Response:
-    """Change an offer.
+    """Update an offer.
 
     With `If-Match`, only if it was not changed since (412 otherwise). After the first launch or redemption, the
     discount, the code, and whether there is a cap can't be changed. Use `POST /offers/{code}/codes` to assign another
@@ -185,8 +185,8 @@ def _offer_response(offer: Offer) -> Response:
 
 
 def _offers_json(offers: list[Offer]) -> list[dict[str, object]]:
-    at: datetime = offer_queries.database_now()
-    redeemed = redemption_queries.count_redemptions([offer.id for offer in offers])
+    at: datetime = database_clock.get_database_time()
+    redeemed = count_queries.count_redemptions([offer.id for offer in offers])
     codes = offer_queries.list_codes_by_offer([offer.id for offer in offers])
     names = {audience.id: audience.name for audience in customer_queries.list_audiences()}
     return [

@@ -16,7 +16,7 @@ from webapp.customers import queries as customer_queries
 from webapp.customers.models import Customer
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import normalise_code
-from webapp.overview.why_not import explain_eligibility
+from webapp.overview.eligibility import explain_eligibility
 from webapp.redemptions import actions as redemption_actions
 from webapp.redemptions import facts as redemption_facts
 from webapp.redemptions import group_commit, personal_codes
@@ -55,7 +55,7 @@ blueprint = APIBlueprint("redemptions", __name__)
 def validate(body: NewValidation) -> Response:
     """Check whether a redemption would succeed, and what discount it would give.
 
-    Writes nothing.
+    Nothing is stored.
     """
     try:
         offer, amount = redemption_actions.validate_redemption(_build_request(body))
@@ -75,9 +75,9 @@ def validate(body: NewValidation) -> Response:
 @blueprint.post("/explanations", responses={200: ExplanationOut})
 @require_scope("manage")
 def explain_refusal(body: NewExplanation) -> Response:
-    """Explain every check of the rule for a customer and a code.
+    """Explain every eligibility check for a customer and a code.
 
-    Each comes with the fact behind it. Writes nothing.
+    Each check comes with the facts that it is based on. Nothing is stored.
     """
     redemption_request = RedemptionRequest(
         channel="staff",
@@ -138,7 +138,7 @@ def page(query: RedemptionListQuery) -> Response:
 @blueprint.get("/redemptions/<id>", responses={200: RedemptionOut})
 @require_scope("read")
 def read(path: RedemptionPath) -> Response:
-    """Read one redemption, live or rolled back."""
+    """Get a redemption, live or rolled back."""
     record = redemption_queries.find_redemption(path.id)
     if record is None:
         raise NotFound(_("This redemption does not exist."))
@@ -150,7 +150,7 @@ def read(path: RedemptionPath) -> Response:
 def rollback(path: RedemptionPath, body: NewRollback) -> Response:
     """Roll back a redemption, once.
 
-    The customer may redeem again, and the cap gets its unit back.
+    The customer can redeem the offer again, and the redemption no longer counts towards the cap.
     """
     record = redemption_rollback.roll_back_redemption(path.id, body.reason, by=f"key {g.api_key.name}")
     return jsonify(redemption_json(record))
@@ -170,7 +170,7 @@ def usable(path: CustomerEmailPath, query: UsableOffersQuery) -> Response:
         {
             "offers": [
                 _usable_offer_json(facts)
-                for facts in redemption_facts.load_open_offer_facts(customer.id)
+                for facts in redemption_facts.load_current_offer_facts(customer.id)
                 if _is_listed(facts, query.used)
             ]
         }

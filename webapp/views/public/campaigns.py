@@ -32,25 +32,25 @@ def unsubscribe(token: str) -> Response:
     RFC 8058 requires this to work without login or redirect. The body is not parsed, whatever its format is: the token
     alone identifies the customer.
     """
-    pair = campaign_tokens.parse_unsubscribe_token(token)
-    if pair is not None:
-        suppression_actions.unsubscribe_customer(*pair)
+    ids = campaign_tokens.parse_unsubscribe_token(token)
+    if ids is not None:
+        suppression_actions.unsubscribe_customer(ids.customer_id, ids.campaign_id)
     return _render_page(token)
 
 
 @blueprint.post("/u/<token>/back")
 def resubscribe(token: str) -> Response:
     """Undo an unsubscription made by mistake; only from our own page."""
-    pair = campaign_tokens.parse_unsubscribe_token(token)
-    is_resubscribed = pair is not None and suppression_actions.resubscribe_customer(*pair)
+    ids = campaign_tokens.parse_unsubscribe_token(token)
+    is_resubscribed = ids is not None and suppression_actions.resubscribe_customer(ids.customer_id, ids.campaign_id)
     return _render_page(token, is_resubscribed)
 
 
 def _render_page(token: str, is_resubscribed: bool = False) -> Response:
-    pair = campaign_tokens.parse_unsubscribe_token(token)
-    if pair and pair[0] == PREVIEW_CUSTOMER_ID:
+    ids = campaign_tokens.parse_unsubscribe_token(token)
+    if ids and ids.customer_id == PREVIEW_CUSTOMER_ID:
         return Response(render_template("campaigns/unsubscribe_preview.html"), mimetype="text/html")
-    customer = customer_queries.find_customer(pair[0]) if pair else None
+    customer = customer_queries.find_customer(ids.customer_id) if ids else None
     if customer is None or customer.erased_at is not None:
         return Response(render_template("campaigns/unsubscribe_unknown.html"), 404, mimetype="text/html")
     suppression = suppression_queries.find_suppression_by_email(customer.email)

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import InvalidInput
-from webapp.core.rate_limit import TooManyRequests, client_address, combined_key, form_field_key, limiter
+from webapp.core.rate_limit import TooManyRequests, client_address, combined_key_func, form_field_key_func, limiter
 from webapp.customers import queries as customer_queries
 from webapp.mail import locales
 from webapp.redemptions import facts as redemption_facts
@@ -24,7 +24,7 @@ from webapp.views.public.forms import RedeemForm
 blueprint = Blueprint("redemptions", __name__)
 
 
-_email_key = form_field_key("email", normalise_email)
+_email_key = form_field_key_func("email", normalise_email)
 
 
 def _is_failed_attempt(response: Response) -> bool:
@@ -52,7 +52,7 @@ def redeem_form() -> Response:
 
 @blueprint.post("/redeem")
 @limiter.limit("60 per minute", key_func=client_address)
-@limiter.limit("20 per 5 minutes", key_func=combined_key(_email_key, client_address))
+@limiter.limit("20 per 5 minutes", key_func=combined_key_func(_email_key, client_address))
 @limiter.limit("100 per 10 minutes", key_func=_email_key, deduct_when=_is_failed_attempt)
 def redeem() -> Response:
     """Redeem a code: show the receipt, or the submitted form with the reason."""
@@ -105,7 +105,7 @@ def personal_link(token: str) -> Response:
     facts = redemption_facts.load_facts([_build_request(ids)])[0] if ids else None
     if facts is None or facts.offer is None or facts.customer_id is None:
         return _render_page("redemptions/link_unknown.html", 404)
-    record = redemption_queries.find_live_redemption(facts.offer.id, facts.customer_id) if facts.redemption else None
+    record = redemption_queries.find_current_redemption(facts.offer.id, facts.customer_id) if facts.redemption else None
     if record is not None:
         return _render_receipt(record, already_redeemed=True)
     reason, locale = evaluate(facts).reason, _get_locale(facts.customer_id)
@@ -134,7 +134,7 @@ def redeem_personal_link(token: str) -> Response:
         return _render_receipt(group_commit.redeem(_build_request(ids)))
     except RedemptionRefused as refused:
         facts = refused.facts
-        record = redemption_queries.find_live_redemption(*ids) if refused.reason == "already_redeemed" else None
+        record = redemption_queries.find_current_redemption(*ids) if refused.reason == "already_redeemed" else None
         if record is not None:
             return _render_receipt(record, already_redeemed=True)
         if facts.offer is None or facts.customer_id is None:

@@ -1,4 +1,4 @@
-"""Sign-in and sign-out, invitations, and the settings pages: profile, users, API keys, signing keys, audit trail."""
+"""Sign-in and sign-out, invitations, and the settings pages of the profile, the users and the audit trail."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ from werkzeug.wrappers import Response as BaseResponse
 
 from webapp.accounts import actions as account_actions
 from webapp.accounts import queries as account_queries
-from webapp.accounts import signing_key_actions
 from webapp.accounts.models import Invitation, StaffUser
-from webapp.core import signing_keys
 from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import login
 from webapp.core.local_time import list_time_zones
-from webapp.core.rate_limit import client_address, form_field_key, limiter, reset_attempts
+from webapp.core.rate_limit import client_address, form_field_key_func, limiter, reset_attempts
 from webapp.views.rendering import add_form_errors, render, role_name
 from webapp.views.staff.blueprint import login_exempt, require_role
 from webapp.views.staff.forms.accounts import (
     AcceptInvitationForm,
-    ApiKeyForm,
     ChangePasswordForm,
     FirstPasswordForm,
     InviteForm,
@@ -33,7 +30,7 @@ from webapp.views.staff.forms.accounts import (
 
 blueprint = Blueprint("accounts", __name__)
 
-sign_in_email_key = form_field_key("email", normalise_email)
+sign_in_email_key = form_field_key_func("email", normalise_email)
 
 
 @login.user_loader
@@ -127,7 +124,7 @@ def _choose_password(token: str, open_invitation: Invitation) -> BaseResponse:
     if form.validate_on_submit():
         user = account_actions.reset_password(token, form.password.data)
         welcome = _("Welcome, %(name)s.", name=user.name)
-        return _sign_in_and_redirect(user, welcome if is_first_password else _("Your new password is set."))
+        return _sign_in_and_redirect(user, welcome if is_first_password else _("Your new password was set."))
     status = 422 if form.is_submitted() else 200
     return render(
         "accounts/new_password.html", status=status, form=form, user=user, is_first_password=is_first_password
@@ -180,7 +177,7 @@ def profile() -> BaseResponse:
     form.time_zone.choices = list(list_time_zones())
     if form.validate_on_submit():
         account_actions.update_profile(current_user.id, form.name.data, form.time_zone.data)
-        flash(_("Your profile is saved."), "success")
+        flash(_("Your profile was saved."), "success")
         return redirect(url_for("staff.accounts.profile"))
     return _render_profile(form, ChangePasswordForm(formdata=None), form.is_submitted())
 
@@ -197,7 +194,7 @@ def change_password() -> BaseResponse:
             add_form_errors(form, error)
         else:
             _start_session(user)
-            flash(_("Your password is changed. You are signed out on all other devices."), "success")
+            flash(_("Your password was changed. You were signed out on all other devices."), "success")
             return redirect(url_for("staff.accounts.profile"))
     profile_form = ProfileForm(formdata=None, obj=current_user)
     profile_form.time_zone.choices = list(list_time_zones())
@@ -254,7 +251,7 @@ def staff_user(user_id: int) -> BaseResponse:
     if form.validate_on_submit():
         try:
             user = account_actions.change_staff_role(user_id, form.role.data, by=current_user.email)
-            flash(_("The role of %(name)s is now: %(role)s.", name=user.name, role=role_name(user.role)), "success")
+            flash(_("%(name)s now has the role %(role)s.", name=user.name, role=role_name(user.role)), "success")
             if user.has_at_least_role("admin") or user != current_user:
                 return redirect(url_for("staff.accounts.staff_user", user_id=user_id))
             return redirect(url_for("staff.accounts.settings"))
@@ -284,7 +281,7 @@ def create_reset_link(user_id: int) -> BaseResponse:
 @require_role("admin")
 def end_sessions(user_id: int) -> BaseResponse:
     user = account_actions.end_staff_sessions(user_id, by=current_user.email)
-    return _redirect_to_staff_user(user_id, _("%(name)s is signed out on all devices.", name=user.name))
+    return _redirect_to_staff_user(user_id, _("%(name)s was signed out on all devices.", name=user.name))
 
 
 @blueprint.post("/settings/people/<int:user_id>/disable")
@@ -307,7 +304,7 @@ def enable(user_id: int) -> BaseResponse:
 def _get_staff_user_or_404(user_id: int) -> StaffUser:
     user = account_queries.find_staff_user(user_id)
     if user is None:
-        raise NotFound(_("There is no user with this id. See the list of users."))
+        raise NotFound(_("This user does not exist. See the list of users."))
     return user
 
 
@@ -316,68 +313,7 @@ def _redirect_to_staff_user(user_id: int, message: str, category: str = "success
     return redirect(url_for("staff.accounts.staff_user", user_id=user_id))
 
 
-# --- API keys, signing keys, audit trail ---------------------------------------------------------
-
-
-@blueprint.route("/settings/api-keys", methods=["GET", "POST"])
-@require_role("admin")
-def api_keys() -> BaseResponse:
-    """List the API keys and create new ones. The key is only in this response: it is not stored and shown once."""
-    form = ApiKeyForm()
-    if form.validate_on_submit():
-        try:
-            expires_at = form.compute_expires_at(current_user.time_zone)
-            key = account_actions.create_api_key(form.name.data, form.scopes.data, current_user.email, expires_at)
-            return _render_api_keys(ApiKeyForm(formdata=None), key=key)
-        except DomainError as error:
-            add_form_errors(form, error)
-    return _render_api_keys(form, status=422 if form.is_submitted() else 200)
-
-
-def _render_api_keys(form: ApiKeyForm, key: str | None = None, status: int = 200) -> Response:
-    return render("accounts/api_keys.html", status=status, keys=account_queries.list_api_keys(), form=form, key=key)
-
-
-@blueprint.post("/settings/api-keys/<int:key_id>/revoke")
-@require_role("admin")
-def revoke_api_key(key_id: int) -> BaseResponse:
-    account_actions.revoke_api_key(key_id, by=current_user.email)
-    flash(_("The key is revoked and no longer works."), "success")
-    return redirect(url_for("staff.accounts.api_keys"))
-
-
-@blueprint.get("/settings/keys")
-@require_role("admin")
-def list_signing_keys() -> BaseResponse:
-    """List the versions of the signing keys, without their secrets."""
-    return render(
-        "accounts/signing_keys.html",
-        purposes=[
-            (purpose, signing_keys.list_key_versions(purpose.name))
-            for purpose in signing_key_actions.SIGNING_KEY_PURPOSES.values()
-        ],
-    )
-
-
-@blueprint.post("/settings/keys/<purpose>/renew")
-@require_role("admin")
-def rotate_key(purpose: str) -> BaseResponse:
-    version = signing_key_actions.rotate_signing_key(purpose, by=current_user.email)
-    flash(_("Version %(version)s signs from now on. Older versions are still accepted.", version=version), "success")
-    return redirect(url_for("staff.accounts.list_signing_keys"))
-
-
-@blueprint.post("/settings/keys/<purpose>/<int:version>/retire")
-@require_role("admin")
-def revoke_key(purpose: str, version: int) -> BaseResponse:
-    try:
-        signing_key_actions.revoke_signing_key(purpose, version, by=current_user.email)
-        flash(_("Version %(version)s is revoked: its signatures are no longer accepted.", version=version), "success")
-    except NotFound:
-        raise
-    except DomainError as error:
-        flash(error.message, "error")
-    return redirect(url_for("staff.accounts.list_signing_keys"))
+# --- audit trail ---------------------------------------------------------------------------------
 
 
 @blueprint.get("/settings/audit")

@@ -1,4 +1,4 @@
-"""Staff pages of launched campaigns. Those of drafts are in `campaign_editor`."""
+"""Staff pages of launched campaigns. Those of drafts are in `campaign_editor` and `campaign_launch`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from flask_login import current_user
 from werkzeug.wrappers import Response as BaseResponse
 
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns import stats_queries
 from webapp.campaigns.deliveries import actions as delivery_actions
 from webapp.campaigns.deliveries import export as delivery_export
 from webapp.campaigns.deliveries import queries as delivery_queries
 from webapp.campaigns.deliveries import smtp_replies
+from webapp.campaigns.deliveries import status as delivery_status
 from webapp.campaigns.deliveries.actions import DeliverySelection
 from webapp.campaigns.launch import transitions
 from webapp.campaigns.models import Campaign
@@ -27,7 +29,7 @@ from webapp.customers import queries as customer_queries
 from webapp.offers import queries as offer_queries
 from webapp.views import rendering
 from webapp.views.staff.blueprint import require_role
-from webapp.views.staff.campaign_editor import (
+from webapp.views.staff.campaign_pages import (
     audience_name,
     campaign_content,
     campaign_url,
@@ -68,7 +70,7 @@ def index() -> Response:
     return rendering.render(
         "campaigns/index.html",
         campaigns=campaigns,
-        stats_by_campaign=campaign_queries.get_stats_by_campaign([campaign.id for campaign in campaigns]),
+        stats_by_campaign=stats_queries.get_stats_by_campaign([campaign.id for campaign in campaigns]),
         offers=offer_queries.find_offers([campaign.offer_id for campaign in campaigns]),
         form=form,
         is_filtered=bool(status),
@@ -147,7 +149,7 @@ def recipients(campaign_id: int) -> Response:
         "campaigns/recipients.html",
         campaign=campaign,
         offer=get_offer_or_404(campaign.offer_id),
-        stats=campaign_queries.get_campaign_stats(campaign_id),
+        stats=stats_queries.get_campaign_stats(campaign_id),
         state=state,
         selection=selection,
         cause=_describe_cause(campaign_id, selection),
@@ -195,19 +197,19 @@ def cancel(campaign_id: int) -> BaseResponse:
 def resend(campaign_id: int) -> BaseResponse:
     """Resend failed or uncertain emails: one, those of a cause, or all."""
     try:
-        result = delivery_actions.retry_deliveries(campaign_id, _parse_selection(request.form), by=current_user.email)
+        result = delivery_actions.resend_deliveries(campaign_id, _parse_selection(request.form), by=current_user.email)
     except DomainError as error:
         return _redirect_after_decision(campaign_id, error.message, "warning")
     message = ngettext(
         "%(count)s email is being resent.",
         "%(count)s emails are being resent.",
-        result.retried,
-        count=formatting.format_number(result.retried),
+        result.resent,
+        count=formatting.format_number(result.resent),
     )
     if result.suppressed:
         not_resent = ngettext(
-            "%(count)s was not resent, because its address is suppressed.",
-            "%(count)s were not resent, because their addresses are suppressed.",
+            "%(count)s email was not resent, because its address is suppressed.",
+            "%(count)s emails were not resent, because their addresses are suppressed.",
             result.suppressed,
             count=formatting.format_number(result.suppressed),
         )
@@ -239,7 +241,7 @@ def _redirect_after_decision(campaign_id: int, message: str, category: str) -> B
     flash(message, category)
     # After a decision about one email, staff go on with the list; after one about all, the list is empty.
     returns_to_list = category != "success" or "customer" in request.form
-    if request.form.get("back") in delivery_queries.RECORDED_STATES and returns_to_list:
+    if request.form.get("back") in delivery_status.RECORDED_STATES and returns_to_list:
         return redirect(url_for("staff.campaigns.recipients", campaign_id=campaign_id, state=request.form["back"]))
     return redirect(url_for("staff.campaigns.show", campaign_id=campaign_id))
 
@@ -252,14 +254,14 @@ def _parse_selection(values: Mapping[str, str]) -> DeliverySelection:
     state = values.get("state", "")
     code, customer = values.get("code", ""), values.get("customer", "")
     return DeliverySelection(
-        state if state in (*delivery_queries.RECORDED_STATES, *delivery_queries.DERIVED_STATES) else "",
+        state if state in (*delivery_status.RECORDED_STATES, *delivery_status.DERIVED_STATES) else "",
         customer_id=_parse_row_id(customer) if _ID_PATTERN.fullmatch(customer) else None,
         code=int(code) if _REPLY_CODE_PATTERN.fullmatch(code) else None,
         cause=values["cause"].replace("\0", "") if "cause" in values else None,
     )
 
 
-def _format_cause_heading(cause: campaign_queries.IssueCause, example: str) -> str:
+def _format_cause_heading(cause: stats_queries.IssueCause, example: str) -> str:
     """Explain the replies of a cause; without a reply, return the example text."""
     if cause.code is None:
         return smtp_replies.capitalise_first(example) or _("No details are stored")
@@ -274,8 +276,8 @@ def _describe_cause(campaign_id: int, selection: DeliverySelection) -> str:
     if selection.cause is None:
         return ""
     if selection.code is None:
-        cause = campaign_queries.IssueCause(selection.state, None, selection.cause, 0)
-        examples = campaign_queries.list_example_replies(campaign_id, [cause])
+        cause = stats_queries.IssueCause(selection.state, None, selection.cause, 0)
+        examples = stats_queries.list_example_replies(campaign_id, [cause])
         return smtp_replies.capitalise_first(examples[0] or selection.cause)
     meaning = smtp_replies.explain_reply(selection.code, selection.cause)
     reply = " ".join((str(selection.code), selection.cause)).strip()
@@ -294,7 +296,7 @@ def _recipient_lookup_values(campaign: Campaign) -> dict[str, Any]:
         except InvalidInput as invalid:
             error = invalid.errors[0].message if invalid.errors else invalid.message
         if customer is None and not error:
-            error = _("There is no customer with this email address.")
+            error = _("No customer has this email address.")
     return {
         "email": email,
         "email_error": error,
@@ -319,10 +321,10 @@ def _run_action(campaign_id: int, action: Callable[[], Campaign]) -> BaseRespons
 
 
 def _progress_values(campaign: Campaign) -> dict[str, Any]:
-    stats = campaign_queries.get_campaign_stats(campaign.id)
+    stats = stats_queries.get_campaign_stats(campaign.id)
     causes = [cause for cause in stats.causes if cause.state != "sent_later"]
     shown_causes = causes[:CAUSES_MAX]
-    examples = campaign_queries.list_example_replies(campaign.id, shown_causes)
+    examples = stats_queries.list_example_replies(campaign.id, shown_causes)
     return {
         "campaign": campaign,
         "stats": stats,

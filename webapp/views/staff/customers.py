@@ -1,30 +1,23 @@
-"""Staff views of customers, audiences and imports."""
+"""Staff views of customers and audiences."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
-from flask import Blueprint, Response, current_app, flash, redirect, request, stream_with_context, url_for
+from flask import Blueprint, Response, flash, redirect, request, stream_with_context, url_for
 from flask_babel import gettext as _
 from flask_login import current_user
 from flask_wtf import FlaskForm
-from flask_wtf.csrf import CSRFError, validate_csrf
 from werkzeug.wrappers import Response as BaseResponse
-from wtforms.validators import ValidationError
 
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns.deliveries import queries as delivery_queries
-from webapp.core import pagination
-from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
-from webapp.core.extensions import csrf
+from webapp.core.errors import DomainError, NotFound
 from webapp.customers import actions as customer_actions
+from webapp.customers import audience_actions
 from webapp.customers import queries as customer_queries
-from webapp.customers.imports import actions as import_actions
-from webapp.customers.imports import upload
-from webapp.customers.imports.parser import CSV, NDJSON
-from webapp.customers.models import Audience, CustomerImport
+from webapp.customers.models import Audience
 from webapp.customers.suppressions import queries as suppression_queries
 from webapp.offers import queries as offer_queries
 from webapp.redemptions import facts as redemption_facts
@@ -32,18 +25,13 @@ from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.rules import evaluate
 from webapp.views import rendering
 from webapp.views.staff.blueprint import require_role
-from webapp.views.staff.forms.customers import AudienceForm, CustomerForm, CustomerSearchForm, ImportForm
+from webapp.views.staff.forms.customers import AudienceForm, CustomerForm, CustomerSearchForm
 from webapp.views.staff.forms.redemptions import CHANNEL_LABELS
 
 blueprint = Blueprint("customers", __name__)
 
 PAGE_SIZE = 50
 MAX_USABLE_OFFERS_SHOWN = 20
-SAMPLE_CSV = (
-    "email,name,source_id,locale,audience\r\n"
-    "ada@example.com,Ada Lovelace,C-1001,en-GB,Newsletter\r\n"
-    'grace@example.com,"Hopper, Grace",C-1002,en-US,\r\n'
-)
 
 
 # --- customers -----------------------------------------------------------------------------------
@@ -55,7 +43,7 @@ def index() -> Response:
     form = CustomerSearchForm(request.args)
     form.set_audience_choices(customer_queries.list_audiences())
     audience_id, q = form.selected_audience_id(), form.q.data or ""
-    before, after = request.args.get("before", type=_parse_row_id), request.args.get("after", type=_parse_row_id)
+    before, after = request.args.get("before", type=parse_row_id), request.args.get("after", type=parse_row_id)
     rows = customer_queries.list_customers(q, audience_id, before=before, after=after, limit=PAGE_SIZE)
     customers = rows[-PAGE_SIZE:] if after is not None else rows[:PAGE_SIZE]
     has_newer = bool(customers) and (len(rows) > PAGE_SIZE if after is not None else before is not None)
@@ -78,7 +66,7 @@ def index() -> Response:
 @require_role("manager")
 def download() -> Response:
     """Export all customers, or those of an audience, as CSV."""
-    audience_id = request.args.get("audience", type=_parse_row_id)
+    audience_id = request.args.get("audience", type=parse_row_id)
     audience = _get_audience_or_404(audience_id) if audience_id is not None else None
     customer_actions.record_customer_export(audience, by=current_user.email)
     return csv_response(customer_queries.export_customers(audience_id), "customers.csv")
@@ -87,14 +75,16 @@ def download() -> Response:
 @blueprint.get("/customers/<int:customer_id>")
 def show(customer_id: int) -> Response:
     """Show a customer with redemptions, available offers and campaign emails."""
-    customer = customer_queries.find_customer(_check_row_id(customer_id))
+    customer = customer_queries.find_customer(check_row_id(customer_id))
     if customer is None:
-        raise NotFound(_("There is no such customer."))
+        raise NotFound(_("This customer does not exist."))
     suppression = suppression_queries.find_suppression_by_email(customer.email)
     campaign_ids = [suppression.campaign_id] if suppression is not None else []
     deliveries = delivery_queries.list_customer_deliveries(customer.id)
     usable_offers = [
-        facts.offer for facts in redemption_facts.load_open_offer_facts(customer.id) if evaluate(facts).reason is None
+        facts.offer
+        for facts in redemption_facts.load_current_offer_facts(customer.id)
+        if evaluate(facts).reason is None
     ]
     offers = offer_queries.find_offers([item.campaign.offer_id for item in deliveries])
     return rendering.render(
@@ -123,7 +113,7 @@ def new() -> BaseResponse:
             customer = customer_actions.create_customer(
                 form.values(), form.selected_audience_ids(), by=current_user.email
             )
-            flash(_("Customer %(email)s created.", email=customer.email_as_given), "success")
+            flash(_("The customer %(email)s was created.", email=customer.email_as_given), "success")
             return redirect(url_for("staff.customers.show", customer_id=customer.id))
         except DomainError as error:
             rendering.add_form_errors(form, error)
@@ -136,9 +126,9 @@ def new() -> BaseResponse:
 @require_role("manager")
 def edit(customer_id: int) -> BaseResponse:
     """Edit a customer."""
-    customer = customer_queries.find_customer(_check_row_id(customer_id))
+    customer = customer_queries.find_customer(check_row_id(customer_id))
     if customer is None or customer.erased_at is not None:
-        raise NotFound(_("There is no such customer."))
+        raise NotFound(_("This customer does not exist."))
     form = CustomerForm()
     form.set_audience_choices(customer_queries.list_audiences())
     title = customer.email_as_given
@@ -147,7 +137,7 @@ def edit(customer_id: int) -> BaseResponse:
             customer_actions.update_customer(
                 customer_id, form.values(), form.selected_audience_ids(), by=current_user.email
             )
-            flash(_("Changes saved."), "success")
+            flash(_("The customer was saved."), "success")
             return redirect(url_for("staff.customers.show", customer_id=customer_id))
         except DomainError as error:
             rendering.add_form_errors(form, error)
@@ -161,13 +151,13 @@ def edit(customer_id: int) -> BaseResponse:
 @require_role("admin")
 def erase(customer_id: int) -> BaseResponse:
     """Erase a customer's personal data after a confirmation page."""
-    customer = customer_queries.find_customer(_check_row_id(customer_id))
+    customer = customer_queries.find_customer(check_row_id(customer_id))
     if customer is None or customer.erased_at is not None:
-        raise NotFound(_("There is no such customer."))
+        raise NotFound(_("This customer does not exist."))
     form = FlaskForm()
     if form.validate_on_submit():
         customer_actions.erase_customer(customer_id, by=current_user.email)
-        flash(_("Customer erased. The redemptions are still counted."), "success")
+        flash(_("The customer was erased. The redemptions are still counted."), "success")
         return redirect(url_for("staff.customers.show", customer_id=customer_id))
     return rendering.render(
         "customers/erase.html",
@@ -187,8 +177,10 @@ def audiences() -> BaseResponse:
     form = AudienceForm()
     if form.validate_on_submit():
         try:
-            audience = customer_actions.create_audience(form.name.data or "", by=current_user.email)
-            flash(_("Audience %(name)s created. Import customers into it.", name=audience.name), "success")
+            audience = audience_actions.create_audience(form.name.data or "", by=current_user.email)
+            flash(
+                _("The audience %(name)s was created. Next, import customers into it.", name=audience.name), "success"
+            )
             return redirect(url_for("staff.customers.audiences"))
         except DomainError as error:
             rendering.add_form_errors(form, error)
@@ -207,8 +199,8 @@ def edit_audience(audience_id: int) -> BaseResponse:
     title = audience.name
     if form.validate_on_submit():
         try:
-            customer_actions.rename_audience(audience_id, form.name.data or "", by=current_user.email)
-            flash(_("Audience renamed."), "success")
+            audience_actions.rename_audience(audience_id, form.name.data or "", by=current_user.email)
+            flash(_("The audience was renamed."), "success")
             return redirect(url_for("staff.customers.audiences"))
         except DomainError as error:
             rendering.add_form_errors(form, error)
@@ -216,147 +208,22 @@ def edit_audience(audience_id: int) -> BaseResponse:
     return rendering.render("customers/audience.html", status=status, form=form, title=title)
 
 
-# --- imports -------------------------------------------------------------------------------------
-
-
-@blueprint.get("/customers/import")
-@require_role("manager")
-def import_form() -> Response:
-    """Show the upload form for a customer file."""
-    return _render_import_page(ImportForm(audience=request.args.get("audience", "")))
-
-
-@blueprint.post("/customers/import")
-@csrf.exempt
-def receive_upload() -> BaseResponse:
-    """Receive an uploaded file as a stream.
-
-    The CSRF token precedes the file and is checked before it.
-    """
-    limit: int = current_app.config["SETTINGS"].max_upload_bytes
-    # Leaves room for form fields and boundaries, and for draining a body that is too large before the error response.
-    request.max_content_length = 2 * limit
-    form = ImportForm()
-    try:
-        if (request.content_length or 0) > limit + upload.MAX_FIELDS_SIZE:
-            raise upload.file_too_large_error(limit)
-        received = upload.parse_multipart_form(request.stream, request.headers.get("Content-Type", ""), limit)
-        check_upload_csrf(received)
-        form = ImportForm(audience=received.fields.get("audience", ""))
-        import_id = _start_import(received)
-    except DomainError as error:
-        upload.drain_body(request.stream, 2 * limit)
-        rendering.add_form_errors(form, error)
-        return _render_import_page(form, error.status)
-    return redirect(url_for("staff.customers.show_import", import_id=import_id))
-
-
-def _start_import(received: upload.Upload) -> int:
-    if not received.filename:
-        raise InvalidInput(FieldError("file", "file_missing", _("Choose a file.")))
-    media_type = NDJSON if received.filename.lower().endswith((".ndjson", ".jsonl")) else CSV
-    audience = received.fields.get("audience", "")
-    return import_actions.store_import_file(
-        received.chunks, received.filename, media_type, audience, by=current_user.email
-    )
-
-
-def check_upload_csrf(received: upload.Upload) -> None:
-    """Check the CSRF token of an upload like CSRFProtect, without reading the file.
-
-    :raises CSRFError: when the token is missing or invalid.
-    """
-    if not current_app.config.get("WTF_CSRF_ENABLED", True):
-        return
-    try:
-        validate_csrf(received.fields.get("csrf_token") or request.headers.get("X-CSRFToken"))
-    except ValidationError as error:
-        upload.drain_body(request.stream, 2 * current_app.config["SETTINGS"].max_upload_bytes)
-        raise CSRFError(str(error)) from error
-
-
-def _render_import_page(form: ImportForm, status: int = 200) -> Response:
-    limit_mb = current_app.config["SETTINGS"].max_upload_bytes // 1024 // 1024
-    audiences = customer_queries.list_audiences()
-    return rendering.render("customers/import.html", status=status, form=form, audiences=audiences, limit_mb=limit_mb)
-
-
-@blueprint.get("/customers/import/sample.csv")
-def download_sample() -> Response:
-    """Download a sample import file."""
-    return csv_response(iter([SAMPLE_CSV.encode()]), "customers-sample.csv")
-
-
-@blueprint.get("/customers/imports")
-def imports() -> Response:
-    """List imports, newest first."""
-    before = request.args.get("before", type=_parse_row_id)
-    rows = customer_queries.list_imports(before, PAGE_SIZE)
-    page = rows[:PAGE_SIZE]
-    return rendering.render(
-        "customers/imports.html",
-        imports=page,
-        prev_url=url_for("staff.customers.imports") if before is not None else None,
-        next_url=url_for("staff.customers.imports", before=page[-1].id) if len(rows) > PAGE_SIZE else None,
-    )
-
-
-@blueprint.get("/customers/imports/<int:import_id>")
-def show_import(import_id: int) -> Response:
-    """Show the progress and result of an import.
-
-    The card polls until the import has ended.
-    """
-    row = _get_import_or_404(import_id)
-    cursor = pagination.decode_cursor(request.args.get("cursor"), 2)
-    rejected_rows = customer_queries.list_rejected_rows(row.id, cursor, PAGE_SIZE) if not row.is_open else []
-    page = rejected_rows[:PAGE_SIZE]
-    next_cursor = pagination.encode_cursor(page[-1].line, page[-1].id) if len(rejected_rows) > PAGE_SIZE else None
-    endpoint = "staff.customers.show_import"
-    return rendering.render(
-        "customers/show_import.html",
-        block="card",
-        row=row,
-        audience=customer_queries.find_audience(row.audience_id) if row.audience_id else None,
-        rows_per_second=row.rows_per_second(datetime.now(UTC)),
-        rejected_rows=page,
-        first_url=url_for(endpoint, import_id=row.id) if cursor else None,
-        next_url=url_for(endpoint, import_id=row.id, cursor=next_cursor) if next_cursor else None,
-    )
-
-
-@blueprint.get("/customers/imports/<int:import_id>/rejected.csv")
-@require_role("manager")
-def download_rejected_rows(import_id: int) -> Response:
-    """Export the rejected rows of an import with their errors as CSV."""
-    row = _get_import_or_404(import_id)
-    customer_actions.record_rejected_rows_export(row.id, by=current_user.email)
-    return csv_response(customer_queries.export_rejected_rows(row.id), f"import-{row.id}-rejected.csv")
-
-
-def _get_import_or_404(import_id: int) -> CustomerImport:
-    row = customer_queries.find_import(_check_row_id(import_id))
-    if row is None:
-        raise NotFound(_("There is no such import."))
-    return row
-
-
 def _get_audience_or_404(audience_id: int) -> Audience:
-    audience = customer_queries.find_audience(_check_row_id(audience_id))
+    audience = customer_queries.find_audience(check_row_id(audience_id))
     if audience is None:
-        raise NotFound(_("There is no such audience."))
+        raise NotFound(_("This audience does not exist."))
     return audience
 
 
-def _check_row_id(row_id: int) -> int:
+def check_row_id(row_id: int) -> int:
     """Return a number that fits a bigint id."""
     if row_id >= 1 << 63:
         raise NotFound
     return row_id
 
 
-def _parse_row_id(given: str) -> int:
-    return _check_row_id(int(given)) if given.isascii() and given.isdigit() else 0
+def parse_row_id(given: str) -> int:
+    return check_row_id(int(given)) if given.isascii() and given.isdigit() else 0
 
 
 def csv_response(chunks: Iterator[bytes], filename: str) -> Response:

@@ -46,5 +46,5 @@ def _live_values(figures: dashboard.DashboardFigures) -> dict[str, Any]:
         "figures": figures,
         "attention": dashboard.get_attention_list(),
         "days": dashboard.DASHBOARD_DAYS,
-        "is_live": campaign_queries.has_active_campaign(),
+        "is_live": campaign_queries.has_campaign_in_progress(),
     }

@@ -14,14 +14,15 @@ from markupsafe import Markup
 from werkzeug.wrappers import Response as BaseResponse
 
 from webapp.campaigns import queries as campaign_queries
-from webapp.core import formatting
+from webapp.campaigns import stats_queries
+from webapp.core import database_clock, formatting
 from webapp.core.errors import DomainError, NotFound
 from webapp.customers import queries as customer_queries
 from webapp.offers import actions as offer_actions
 from webapp.offers import code_actions
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer
-from webapp.redemptions import guessing
+from webapp.redemptions import count_queries, guessing
 from webapp.redemptions import queries as redemption_queries
 from webapp.views import rendering
 from webapp.views.staff.blueprint import require_role
@@ -50,8 +51,8 @@ def index() -> Response:
         "offers/index.html",
         form=form,
         offers=offers,
-        at=offer_queries.database_now(),
-        redeemed=redemption_queries.count_redemptions([offer.id for offer in offers]),
+        at=database_clock.get_database_time(),
+        redeemed=count_queries.count_redemptions([offer.id for offer in offers]),
         failed_attempts=guessing.find_guessing_alerts([offer.id for offer in offers]),
         is_filtered=bool(filters),
         prev_url=url_for("staff.offers.index", **filters, after=offers[0].id) if has_newer else None,
@@ -87,11 +88,11 @@ def show(offer_id: int) -> Response:
     campaigns = campaign_queries.list_offer_campaigns(offer.id)
     # Also those that were cancelled while sending: the recipients so far have the email.
     launched = [campaign for campaign in campaigns if campaign.launched_at is not None]
-    counts = campaign_queries.get_stats_by_campaign([campaign.id for campaign in launched])
+    counts = stats_queries.get_stats_by_campaign([campaign.id for campaign in launched])
     return rendering.render(
         "offers/show.html",
         offer=offer,
-        at=offer_queries.database_now(),
+        at=database_clock.get_database_time(),
         failed_attempts=guessing.find_guessing_alerts([offer.id]).get(offer.id),
         audience=_audience_name(offer),
         codes=offer_queries.list_codes_by_offer([offer.id])[offer.id],
@@ -100,8 +101,8 @@ def show(offer_id: int) -> Response:
         chart=_redemption_chart(offer),
         campaigns=campaigns,
         counts=counts,
-        announcement=campaign_queries.find_open_campaign(offer.id, "announcement"),
-        reminder=campaign_queries.find_open_campaign(offer.id, "reminder"),
+        announcement=campaign_queries.find_current_campaign(offer.id, "announcement"),
+        reminder=campaign_queries.find_current_campaign(offer.id, "reminder"),
         is_launched=bool(launched),
         emails_sent=sum(counts[campaign.id].sent for campaign in launched if campaign.kind == "announcement"),
         **_live_context(offer),
@@ -112,7 +113,9 @@ def show(offer_id: int) -> Response:
 def live(offer_id: int) -> Response:
     """Render the part of the page that refreshes itself: the redemptions."""
     offer = _require_offer(offer_id)
-    return rendering.render("offers/_live.html", offer=offer, at=offer_queries.database_now(), **_live_context(offer))
+    return rendering.render(
+        "offers/_live.html", offer=offer, at=database_clock.get_database_time(), **_live_context(offer)
+    )
 
 
 @blueprint.route("/offers/<int:offer_id>/edit", methods=["GET", "POST"])
@@ -168,7 +171,7 @@ def renew_code(offer_id: int) -> BaseResponse:
         rendering.add_form_errors(form, error)
         return rendering.render("offers/renew.html", status=error.status, form=form, offer=_require_offer(offer_id))
     if offer.code_as_written == before:
-        flash(_("%(code)s already is the code of this offer. Nothing was changed.", code=before), "info")
+        flash(_("%(code)s is already the code of this offer. Nothing was changed.", code=before), "info")
     elif offer.frozen_at is not None:
         message = _(
             "The code is now %(code)s. %(before)s stays valid until you close it.",
@@ -214,7 +217,7 @@ def personal_code(offer_id: int) -> BaseResponse:
     if is_required:
         flash(_("Personal codes are required now. The shared code alone is not accepted."), "success")
     else:
-        flash(_("The shared code is accepted now, too."), "success")
+        flash(_("Personal codes are no longer required. The shared code is accepted too."), "success")
     return redirect(url_for("staff.offers.show", offer_id=offer_id))
 
 
@@ -249,7 +252,7 @@ def _audience_name(offer: Offer) -> str:
 
 def _live_context(offer: Offer) -> dict[str, Any]:
     return {
-        "redeemed": redemption_queries.count_redemptions([offer.id])[offer.id],
+        "redeemed": count_queries.count_redemptions([offer.id])[offer.id],
         "latest": redemption_queries.list_latest_redemptions(offer.id, LATEST_REDEMPTIONS),
         "channels": CHANNEL_LABELS,
     }
@@ -261,11 +264,11 @@ def _redemption_chart(offer: Offer) -> dict[str, Any]:
     Days are those of the time zone of the offer.
     """
     time_zone = ZoneInfo(offer.time_zone)
-    now = offer_queries.database_now()
+    now = database_clock.get_database_time()
     last = min(now, offer.ends_at or now).astimezone(time_zone).date()
     first = last - timedelta(days=CHART_DAYS - 1)
     since = datetime.combine(first, datetime.min.time(), time_zone)
-    counted = dict(redemption_queries.count_redemptions_per_day(offer.id, since, offer.time_zone))
+    counted = dict(count_queries.count_redemptions_per_day(offer.id, since, offer.time_zone))
     last = max([last, *counted])
     days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
     return {

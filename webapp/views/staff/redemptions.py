@@ -15,7 +15,7 @@ from webapp.core.errors import DomainError, InvalidInput, NotFound
 from webapp.customers import queries as customer_queries
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import normalise_code
-from webapp.overview.why_not import Explanation, explain_eligibility
+from webapp.overview.eligibility import Explanation, explain_eligibility
 from webapp.redemptions import actions as redemption_actions
 from webapp.redemptions import export as redemption_export
 from webapp.redemptions import group_commit
@@ -102,7 +102,7 @@ def new() -> BaseResponse:
         rendering.add_form_errors(form, error)
         return rendering.render("redemptions/new.html", status=error.status, form=form)
     message = _(
-        "Redeemed %(offer)s (%(discount)s) for %(email)s.",
+        "%(offer)s (%(discount)s) was redeemed for %(email)s.",
         offer=record.offer_name,
         discount=formatting.format_discount(record.discount),
         email=record.email,

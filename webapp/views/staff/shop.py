@@ -49,7 +49,7 @@ def save() -> BaseResponse:
     except DomainError as error:
         rendering.add_form_errors(form, error)
         return _render_page(form, error.status)
-    flash(_("Saved. Emails that are not sent yet will use the new details."), "success")
+    flash(_("The shop details were saved. Emails that have not been sent yet will use them."), "success")
     return redirect(url_for("staff.shop.edit"))
 
 

@@ -11,18 +11,19 @@ from flask_wtf import FlaskForm
 from werkzeug.wrappers import Response as BaseResponse
 
 from webapp.campaigns import queries as campaign_queries
-from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
+from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import csrf
 from webapp.customers import queries as customer_queries
 from webapp.customers.imports import actions as import_actions
-from webapp.customers.imports import upload
 from webapp.customers.imports.parser import CSV
+from webapp.customers.imports.upload import Upload
 from webapp.customers.models import Suppression
 from webapp.customers.suppressions import actions as suppression_actions
 from webapp.customers.suppressions import queries as suppression_queries
 from webapp.views import rendering
+from webapp.views.staff import uploads
 from webapp.views.staff.blueprint import require_role
-from webapp.views.staff.customers import check_upload_csrf, csv_response
+from webapp.views.staff.customers import csv_response
 from webapp.views.staff.forms.customers import ImportForm, SuppressionForm, SuppressionSearchForm
 
 blueprint = Blueprint("suppressions", __name__)
@@ -120,25 +121,18 @@ def import_form() -> Response:
 @blueprint.post("/customers/do-not-mail/import")
 @csrf.exempt
 def receive_upload() -> BaseResponse:
-    """Receive an uploaded list as a stream.
+    """Receive an uploaded list as a stream."""
 
-    The CSRF token precedes the file and is checked before it.
-    """
-    limit: int = current_app.config["SETTINGS"].max_upload_bytes
-    request.max_content_length = 2 * limit
-    form = ImportForm()
-    try:
-        if (request.content_length or 0) > limit + upload.MAX_FIELDS_SIZE:
-            raise upload.file_too_large_error(limit)
-        received = upload.parse_multipart_form(request.stream, request.headers.get("Content-Type", ""), limit)
-        check_upload_csrf(received)
-        if not received.filename:
-            raise InvalidInput(FieldError("file", "file_missing", _("Choose a file.")))
-        import_id = import_actions.store_import_file(
+    def store(received: Upload) -> int:
+        uploads.require_file(received)
+        return import_actions.store_import_file(
             received.chunks, received.filename, CSV, "", by=current_user.email, kind="suppressions"
         )
+
+    try:
+        import_id = uploads.receive_file(store)
     except DomainError as error:
-        upload.drain_body(request.stream, 2 * limit)
+        form = ImportForm()
         rendering.add_form_errors(form, error)
         return _render_import_page(form, error.status)
     return redirect(url_for("staff.customers.show_import", import_id=import_id))

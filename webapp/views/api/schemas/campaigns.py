@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from webapp.campaigns.deliveries.queries import DeliveryState, DeliveryStatus
+from webapp.campaigns.deliveries.status import DeliveryState, DeliveryStatus
 from webapp.campaigns.models import Campaign
-from webapp.campaigns.queries import CampaignStats
+from webapp.campaigns.stats_queries import CampaignStats
 from webapp.views.api.schemas.offers import Mail
 from webapp.views.api.schemas.types import RequestBody, Rfc3339Time
 
@@ -163,7 +163,7 @@ def campaign_json(campaign: Campaign, stats: CampaignStats, code: str) -> dict[s
         "kind": campaign.kind,
         "status": campaign.status,
         "pause_reason": campaign.pause_reason,
-        "trouble": campaign.trouble,
+        "trouble": campaign.delivery_warning,
         "total": stats.total,
         "sent": stats.sent,
         "failed": stats.failed,

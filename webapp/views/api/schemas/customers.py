@@ -160,7 +160,7 @@ def suppression_json(suppression: Suppression) -> dict[str, Any]:
         "reason": suppression.reason,
         "since": _format_utc(suppression.at),
         "source": suppression.source,
-        "detail": suppression.words,
+        "detail": suppression.detail,
     }
 
 

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, St
 from webapp.core.errors import FieldError, InvalidInput
 from webapp.core.formatting import format_rfc3339
 from webapp.customers.models import ERASED_EMAIL_PLACEHOLDER
-from webapp.overview.why_not import Explanation
+from webapp.overview.eligibility import Explanation
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import Order
 from webapp.views.api.schemas.types import (
@@ -203,7 +203,7 @@ class ValidationOut(BaseModel):
 
 
 class CheckOut(BaseModel):
-    """One check of the rule.
+    """One eligibility check.
 
     `passed` is null when it could not be made; `reason` is the reason of its refusal.
     """
@@ -229,7 +229,7 @@ class ExplainedEmailOut(BaseModel):
 
 
 class ExplanationOut(BaseModel):
-    """What redeeming would answer now, with every check in the order of the rule.
+    """What a redemption would return now, with every check in the order in which it is made.
 
     The first that failed decides. `redemption` is the id of the customer's live redemption of the offer.
     """

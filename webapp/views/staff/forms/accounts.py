@@ -22,7 +22,7 @@ from wtforms import (
 )
 from wtforms.validators import EqualTo, InputRequired, Length, Optional
 
-from webapp.accounts.passwords import PASSWORD_MAX_LENGTH, PASSWORD_MIN_LENGTH
+from webapp.accounts.passwords import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH
 
 ROLE_LABELS = {
     "admin": _l("Administrator: full access, including users, keys and the audit trail"),
@@ -49,7 +49,7 @@ def _new_password_validators() -> list[object]:
     return [
         InputRequired(_l("Enter a password.")),
         # WTForms fills in the placeholders.
-        Length(PASSWORD_MIN_LENGTH, PASSWORD_MAX_LENGTH, _l("Use %(min)d to %(max)d characters.")),
+        Length(MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH, _l("Use %(min)d to %(max)d characters.")),
     ]
 
 
@@ -126,7 +126,7 @@ class ApiKeyForm(FlaskForm):
         widget=widgets.ListWidget(prefix_label=False),
         option_widget=widgets.CheckboxInput(),
     )
-    expires_on = DateField(_l("Last day"), [Optional()])
+    expires_on = DateField(_l("Expiry date"), [Optional()])
 
     def validate_expires_on(self, field: Field) -> None:
         if field.data and field.data.year > 2999:

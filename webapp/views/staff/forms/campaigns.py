@@ -24,7 +24,7 @@ from webapp.core.errors import FieldError, InvalidInput
 from webapp.views.staff.forms.offers import FOLD_CHOICES, TimeOfDayField, needs_fold_choice, parse_local_datetime
 
 _STATUS_LABELS: dict[str, str] = {
-    "": _l("All states"),
+    "": _l("All statuses"),
     "draft": _l("Draft"),
     "scheduled": _l("Scheduled"),
     "preparing": _l("Preparing"),
@@ -44,7 +44,7 @@ class EmailContentForm(FlaskForm):
     text = TextAreaField(_l("Text"))
     html = TextAreaField(_l("Custom HTML"))
     uncertain_policy = RadioField(
-        _l("If a worker stops while it sends an email"),
+        _l("If sending is interrupted while an email is being sent"),
         choices=[
             SelectChoice("resend", _l("Resend that email: every recipient gets it, but one may get it twice")),
             SelectChoice("hold", _l("Hold that email: no recipient gets it twice, and you resolve it")),
@@ -136,7 +136,7 @@ class LaunchForm(FlaskForm):
             )
         return local_time.local_to_utc(local, ZoneInfo(time_zone), "at")
 
-    def include_already_mailed(self) -> bool | None:
+    def include_already_sent(self) -> bool | None:
         """Whether recipients of a cancelled campaign are included; None if not asked."""
         return None if self.to_all.data is None else self.to_all.data == "yes"
 
@@ -153,7 +153,7 @@ class CampaignFilterForm(Form):
     """The filter of the list of campaigns."""
 
     state = SelectField(
-        _l("State"),
+        _l("Status"),
         choices=[SelectChoice(value, label) for value, label in _STATUS_LABELS.items()],
         default="",
         validate_choice=False,

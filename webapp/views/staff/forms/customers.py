@@ -16,7 +16,7 @@ from webapp.customers.validation import CustomerValues
 class CustomerSearchForm(Form):
     """Search and filters of the customer list."""
 
-    q = StringField(_l("Email, name or source ID"))
+    q = StringField(_l("Email address, name or source ID"))
     audience = SelectField(_l("Audience"), default="", validate_choice=False)
 
     def set_audience_choices(self, audiences: Sequence[Audience]) -> None:
@@ -32,7 +32,7 @@ class CustomerSearchForm(Form):
 class CustomerForm(FlaskForm):
     """A customer, as created or edited by staff."""
 
-    email = EmailField(_l("Email"), render_kw={"required": True})
+    email = EmailField(_l("Email address"), render_kw={"required": True})
     name = StringField(_l("Name"))
     locale = StringField(_l("Language"))
     source_id = StringField(_l("Source ID"))
@@ -82,7 +82,7 @@ SUPPRESSION_REASON_LABELS = {
 class SuppressionSearchForm(Form):
     """Search and filters of the suppression list."""
 
-    q = StringField(_l("Email"))
+    q = StringField(_l("Email address"))
     reason = SelectField(
         _l("Reason"),
         default="",
@@ -99,7 +99,7 @@ class SuppressionSearchForm(Form):
 class SuppressionForm(FlaskForm):
     """An address to add to the suppression list."""
 
-    email = EmailField(_l("Email"), render_kw={"required": True})
+    email = EmailField(_l("Email address"), render_kw={"required": True})
     reason = SelectField(
         _l("Reason"),
         choices=[SelectChoice(value, label) for value, label in SUPPRESSION_REASON_LABELS.items()],

@@ -41,7 +41,7 @@ FOLD_CHOICES = [
     SelectChoice("1", _l("The second time, after the clocks went back")),
 ]
 _STATE_LABELS = {
-    "": _l("All states"),
+    "": _l("All statuses"),
     "live": _l("Live"),
     "scheduled": _l("Scheduled"),
     "paused": _l("Paused"),
@@ -69,7 +69,7 @@ class OfferSearchForm(Form):
 
     q = StringField(_l("Name or code"))
     state = SelectField(
-        _l("State"),
+        _l("Status"),
         choices=[SelectChoice(value, label) for value, label in _STATE_LABELS.items()],
         default="",
         validate_choice=False,
@@ -99,7 +99,7 @@ class OfferForm(FlaskForm):
         choices=[SelectChoice("percent", _l("Percentage of the order")), SelectChoice("amount", _l("Fixed amount"))],
         default="percent",
     )
-    discount_percent = StringField(_l("Percent"))
+    discount_percent = StringField(_l("Percentage"))
     discount_amount = StringField(_l("Amount"))
     discount_currency = StringField(_l("Currency"), default="EUR")
     time_zone = SelectField(
@@ -109,12 +109,12 @@ class OfferForm(FlaskForm):
         validate_choice=False,
     )
     starts_at = DateField(_l("First day"), validators=[Optional()])
-    starts_at_time = TimeOfDayField(_l("From"))
-    starts_at_fold = RadioField(_l("Which one?"), choices=FOLD_CHOICES, validators=[Optional()])
+    starts_at_time = TimeOfDayField(_l("Start time"))
+    starts_at_fold = RadioField(_l("Which of the two times?"), choices=FOLD_CHOICES, validators=[Optional()])
     ends_at = DateField(_l("Last day"), validators=[Optional()])
-    ends_at_time = TimeOfDayField(_l("Until"))
-    ends_at_fold = RadioField(_l("Which one?"), choices=FOLD_CHOICES, validators=[Optional()])
-    max_redemptions = StringField(_l("Max redemptions"))
+    ends_at_time = TimeOfDayField(_l("End time"))
+    ends_at_fold = RadioField(_l("Which of the two times?"), choices=FOLD_CHOICES, validators=[Optional()])
+    max_redemptions = StringField(_l("Redemption limit"))
     audience = SelectField(_l("Audience"), default="", validate_choice=False)
     personal_code_required = BooleanField(_l("Require personal codes"))
     version = HiddenField()

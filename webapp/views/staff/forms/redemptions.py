@@ -22,10 +22,10 @@ CHECK_LABELS = {
     "code": _l("Code exists"),
     "customer": _l("Customer exists"),
     "unused": _l("Unused"),
-    "window": _l("Open now"),
+    "window": _l("Within its period"),
     "status": _l("Active"),
     "audience": _l("In the audience"),
-    "personal_code": _l("Accepted kind of code"),
+    "personal_code": _l("Code type accepted"),
     "room": _l("Redemptions left"),
 }
 _CHANNEL_CHOICES = [SelectChoice(value, label) for value, label in {"": _l("All channels"), **CHANNEL_LABELS}.items()]
@@ -52,8 +52,8 @@ class WhyNotForm(Form):
     `who` is an email address or the shop's own id of the customer.
     """
 
-    who = StringField(_l("Customer's email address or source id"))
-    code = StringField(_l("Code of the offer, or a personal code"))
+    who = StringField(_l("Customer's email address or source ID"))
+    code = StringField(_l("Offer code or personal code"))
 
     def to_request(self) -> RedemptionRequest:
         """Parse the form.
@@ -63,11 +63,11 @@ class WhyNotForm(Form):
         errors: list[FieldError] = []
         who = " ".join((self.who.data or "").replace("\0", "").split())
         if not who:
-            errors.append(FieldError("who", "who_missing", _("Enter the customer's email address or source id.")))
+            errors.append(FieldError("who", "who_missing", _("Enter the customer's email address or source ID.")))
         code = ""
         try:
             if not (self.code.data or "").strip():
-                raise InvalidInput(FieldError("code", "code_missing", _("Enter the code as the customer has it.")))
+                raise InvalidInput(FieldError("code", "code_missing", _("Enter the code that the customer received.")))
             code = normalise_code(self.code.data or "")
         except InvalidInput as error:
             errors += error.errors

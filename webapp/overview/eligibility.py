@@ -1,6 +1,6 @@
-"""Explain whether a customer may redeem an offer, and why not.
+"""Explain the eligibility of a customer for an offer, check by check.
 
-Every check of the rule comes with the fact behind it. The rule itself is `webapp.redemptions.rules.evaluate`; this
+Every check has a sentence about the data that decided it. `webapp.redemptions.rules.evaluate` makes the checks; this
 module only describes the facts that it used.
 """
 
@@ -36,7 +36,7 @@ from webapp.redemptions.rules import (
 
 @dataclass(frozen=True, slots=True)
 class CheckExplanation:
-    """A check with its result and one sentence about the fact behind it."""
+    """A check with its result and one sentence about the data that decided it."""
 
     check: EligibilityCheck
     detail: str
@@ -44,10 +44,10 @@ class CheckExplanation:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The conclusion, then every check in the order of the rule.
+    """The result, then every eligibility check in order.
 
     :param reason: the reason of the refusal; None when the customer may redeem.
-    :param detail: the conclusion as the API and the form for redeeming by hand give it.
+    :param detail: the result in one sentence, as in the API and on the form for staff.
     :param redemptions: the customer's redemptions of the offer, newest first, including those rolled back.
     :param emails: the customer's emails about the offer.
     """
@@ -61,12 +61,15 @@ class Explanation:
 
     @property
     def failed_detail(self) -> str:
-        """The fact behind a refusal: the detail of the first check that failed."""
-        return next((line.detail for line in self.checks if line.check.passed is False), self.detail)
+        """The detail of the first check that failed."""
+        return next((explained.detail for explained in self.checks if explained.check.passed is False), self.detail)
 
 
 def explain_eligibility(request: RedemptionRequest) -> Explanation:
-    """Explain what redeeming now would answer, check by check. Write nothing."""
+    """Explain the result that a redemption would have now, check by check.
+
+    Does not write.
+    """
     facts = redemption_facts.load_facts([request])[0]
     if facts.is_code_closed:
         facts = dataclasses.replace(facts, offer=None, redemption=None)
@@ -93,14 +96,16 @@ def explain_eligibility(request: RedemptionRequest) -> Explanation:
         _describe_closed_code(request) if offer is None else None,
         redemptions,
     )
+    if evaluation.reason:
+        detail = refusals.format_staff_message(evaluation.reason, offer)
+    else:
+        detail = _(
+            "%(customer)s can redeem %(offer)s now.", customer=describer.customer_label, offer=describer.offer_label
+        )
     return Explanation(
         facts,
         evaluation.reason,
-        refusals.format_staff_message(evaluation.reason, offer)
-        if evaluation.reason
-        else _(
-            "%(customer)s can redeem %(offer)s now.", customer=describer.customer_label, offer=describer.offer_label
-        ),
+        detail,
         tuple(CheckExplanation(check, describer.describe(check)) for check in evaluation.checks),
         redemptions,
         emails,
@@ -125,7 +130,7 @@ def _describe_closed_code(request: RedemptionRequest) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _CheckDescriber:
-    """Describes the checks of one pair of code and customer."""
+    """Describes the checks of one customer and one code."""
 
     request: RedemptionRequest
     facts: RedemptionFacts
@@ -135,13 +140,16 @@ class _CheckDescriber:
 
     @property
     def customer_label(self) -> str:
+        """The name of the customer in sentences: the email address or the source id."""
         return self.facts.email or self.request.email or self.request.source_id or ""
 
     @property
     def offer_label(self) -> str:
+        """The name of the offer in sentences."""
         return f"“{self.facts.offer.name}”" if self.facts.offer else _("the offer")
 
     def describe(self, check: EligibilityCheck) -> str:
+        """Return the sentence about a check."""
         offer = self.facts.offer
         if check.name == "code":
             return self._describe_code(offer)
@@ -188,15 +196,15 @@ class _CheckDescriber:
             return _("%(customer)s is a customer.", customer=self.customer_label)
         if self.request.email is not None:
             return _("No customer has the email address %(email)s.", email=self.request.email)
-        return _("No customer has the source id %(source_id)s.", source_id=self.request.source_id)
+        return _("No customer has the source ID %(source_id)s.", source_id=self.request.source_id)
 
     def _describe_unused(self) -> str:
         redemption = self.facts.redemption
         if redemption is not None:
             return _describe_redemption(redemption, self.facts.offer)
-        undone = next((record.row for record in self.redemptions if record.row.rolled_back_at), None)
-        if undone is not None:
-            time = _format_time(undone.redeemed_at, self.facts.offer)
+        rolled_back_row = next((record.row for record in self.redemptions if record.row.rolled_back_at), None)
+        if rolled_back_row is not None:
+            time = _format_time(rolled_back_row.redeemed_at, self.facts.offer)
             return _("Not redeemed: the redemption of %(time)s was undone.", time=time)
         return _("Not redeemed by this customer yet.")
 
@@ -236,11 +244,11 @@ def _describe_window(offer: OfferFacts, check: EligibilityCheck) -> str:
     if check.reason == "offer_not_started" and not check.passed:
         return _("Starts on %(start)s.", start=start)
     if offer.ends_at is None:
-        return _("Open since %(start)s, without an end.", start=start)
+        return _("Valid since %(start)s, without an end.", start=start)
     end = _format_boundary(offer.ends_at, offer, is_end=True)
     if not check.passed:
         return _("Ended on %(end)s.", end=end)
-    return _("Open since %(start)s, ends on %(end)s.", start=start, end=end)
+    return _("Valid since %(start)s, ends on %(end)s.", start=start, end=end)
 
 
 def _describe_cap(offer: OfferFacts) -> str:
@@ -248,9 +256,9 @@ def _describe_cap(offer: OfferFacts) -> str:
         return _("There is no limit on redemptions.")
     limit = formatting.format_number(offer.max_redemptions)
     if offer.redeemed >= offer.max_redemptions:
-        return _("The limit of %(limit)s redemptions is reached.", limit=limit)
+        return _("The limit of %(limit)s redemptions has been reached.", limit=limit)
     count = formatting.format_number(offer.redeemed)
-    return _("There are %(count)s of at most %(limit)s redemptions.", count=count, limit=limit)
+    return _("%(count)s of at most %(limit)s redemptions have been made.", count=count, limit=limit)
 
 
 def _format_boundary(at: datetime, offer: OfferFacts, *, is_end: bool) -> str:

@@ -1,0 +1,143 @@
+"""Parsing bounce messages, without a database."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support import bounce_messages
+from webapp.campaigns.bounces import reports
+from webapp.campaigns.bounces.reports import BounceReport
+
+TO = "bounces+abcdefghijklmnopqrstuvwxyz@example.com"
+VALUES = {
+    "to": TO,
+    "id": "<abcdefghijklmnopqrstuvwxyzabcdefghijklmnop@example.com>",
+    "unsubscribe_url": "https://example.com/u/1.2.abcdefghijklmnopqrstuv",
+    "rcpt": "ada@example.org",
+    "action": "failed",
+    "status": "5.1.1",
+    "status_reply": "550 5.1.1 <ada@example.org>: User unknown",
+    "feedback": "abuse",
+}
+
+
+def parse(template: str, header: str = "", **values: str) -> BounceReport:
+    """Parse a template of `bounce_messages`, with an additional header in front."""
+    message = str(getattr(bounce_messages, template)).format_map(VALUES | values)
+    return reports.parse_report((f"{header}\n{message}" if header else message).encode())
+
+
+@pytest.mark.parametrize("feedback", ["abuse", "fraud", "opt-out", "opt-out-list", "Opt-Out"])
+def test_every_complaint_type_is_a_complaint(feedback: str) -> None:
+    report = parse("COMPLAINT", feedback=feedback)
+    assert (report.kind, report.diagnostic) == ("complaint", f"feedback-type: {feedback.lower()}")
+
+
+@pytest.mark.parametrize("feedback", ["virus", "other", "not-spam", "", "opt-out-lists"])
+def test_other_feedback_is_no_complaint(feedback: str) -> None:
+    assert parse("COMPLAINT", feedback=feedback).kind == "other"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Auto-Submitted: auto-replied",
+        "Auto-Submitted: auto-generated",
+        "Precedence: bulk",
+        "Precedence: Junk",
+        "Precedence: auto_reply",
+        "X-Autoreply: yes",
+        "X-Autorespond: anything",
+        "X-Auto-Response-Suppress: All",
+    ],
+)
+def test_an_automatic_message_does_not_unsubscribe(header: str) -> None:
+    assert parse("ASKING", header).kind == "other"
+
+
+@pytest.mark.parametrize("header", ["", "Auto-Submitted: no", "Auto-Submitted: No ", "Precedence: first-class"])
+def test_an_email_by_a_person_can_unsubscribe(header: str) -> None:
+    report = parse("ASKING", header)
+    assert (report.kind, report.tokens) == ("unsubscribe", (TO,))
+
+
+@pytest.mark.parametrize(
+    ("status", "diagnostic", "is_hard"),
+    [
+        ("5.0.0", "", True),
+        ("5.0.0", "mailbox is over quota", False),
+        ("5.1.0", "", True),
+        ("5.1.7", "", False),
+        ("5.1.8", "", False),
+        ("5.1.9", "", True),
+        ("5.2.0", "", True),
+        ("5.2.0", "blocked as spam", False),
+        ("5.2.1", "blocked as spam", True),
+        ("5.2.2", "", False),
+        ("5.4.0", "", False),
+        ("5.4.1", "", True),
+        ("5.4.2", "", False),
+        ("5.4.4", "", True),
+        ("5.4.5", "", False),
+        ("5.7.1", "", False),
+        ("4.1.1", "", False),
+        ("2.1.5", "", False),
+        ("", "550 5.1.1 unknown", False),
+    ],
+)
+def test_only_permanent_failures_of_the_address_are_hard_bounces(status: str, diagnostic: str, is_hard: bool) -> None:
+    assert reports.is_hard_bounce(status, diagnostic) is is_hard
+
+
+@pytest.mark.parametrize(
+    ("status", "reply", "expected"),
+    [
+        ("5.1.1", "550 5.7.1 no", "5.1.1"),
+        ("5.0.0", "550 5.1.1 unknown", "5.1.1"),
+        ("5.0.0", "450 4.2.2 full", "5.0.0"),
+        ("5.0.0", "550 unknown", "5.0.0"),
+        ("5.0.1", "550 5.1.1 unknown", "5.0.1"),
+        ("", "550 5.1.1 unknown", "5.1.1"),
+        ("", "550-unknown", "5.0.0"),
+        ("", "450 later", "4.0.0"),
+        ("", "unknown", ""),
+    ],
+)
+def test_the_most_specific_status_counts(status: str, reply: str, expected: str) -> None:
+    assert parse("POSTFIX", status=status, status_reply=reply).status == expected
+
+
+def test_the_diagnostic_is_one_printable_line_of_limited_length() -> None:
+    report = parse("POSTFIX", status_reply="550 5.1.1 no\x00such\x07user " + "x" * 2 * reports.MAX_DIAGNOSTIC_LENGTH)
+    assert report.diagnostic.startswith("550 5.1.1 no such user xxx")
+    assert len(report.diagnostic) == reports.MAX_DIAGNOSTIC_LENGTH
+
+
+def test_at_most_ten_distinct_addresses_are_returned() -> None:
+    listed = ", ".join(f"n{n}@example.org" for n in (0, 0, *range(20)))
+    report = parse("POSTFIX", rcpt=listed)
+    assert report.addresses == tuple(f"n{n}@example.org" for n in range(10))
+
+
+@pytest.mark.parametrize("sender", ["Return-Path: <>", "Return-Path:", "From: MAILER-DAEMON@there.example"])
+def test_a_plain_text_bounce_comes_from_a_mail_server(sender: str) -> None:
+    text = "Hi. This is the qmail-send program.\n\n<ada@example.org>:\n550 5.1.1 unknown\n"
+    headers = f"{sender}\nTo: {TO}\nSubject: failure notice\n"
+    report = reports.parse_report(f"{headers}\n{text}".encode())
+    assert (report.kind, report.status, report.addresses) == ("bounce", "5.1.1", ("ada@example.org",))
+    assert (
+        reports.parse_report(f"From: joe@example.net\nReturn-Path: <joe@example.net>\n\n{text}".encode()).kind
+        == "other"
+    )
+
+
+def test_parts_are_searched_down_to_the_maximum_depth() -> None:
+    def nested(depth: int) -> bytes:
+        headers = f"From: x\nTo: {TO}\n"
+        for n in range(depth):
+            headers += f'Content-Type: multipart/mixed; boundary="b{n}"\n\n--b{n}\n'
+        report = "Content-Type: message/delivery-status\n\nReporting-MTA: dns; x\n\nAction: failed\nStatus: 5.1.1\n"
+        return (headers + report).encode()
+
+    kinds = [reports.parse_report(nested(reports.MAX_MIME_DEPTH + n)).kind for n in (0, 1)]
+    assert kinds == ["bounce", "other"]

@@ -1,0 +1,140 @@
+"""Actions on API keys, and their authentication."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+import time
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from flask import current_app
+from flask_babel import gettext as _
+from sqlalchemy import func, update
+
+from webapp.accounts import queries as account_queries
+from webapp.accounts.audit import record_audit_entry
+from webapp.accounts.models import SCOPES, ApiKey
+from webapp.core import signing_keys
+from webapp.core.errors import DomainError, FieldError, InvalidInput
+from webapp.core.extensions import db
+
+API_KEY_PREFIX = "onecode_live"
+API_KEY_CACHE_SECONDS = 1
+
+
+class ApiClient(NamedTuple):
+    """The authenticated API key of a request.
+
+    It has plain values, so that no attribute reads the database again.
+    """
+
+    id: int
+    name: str
+    scopes: list[str]
+
+
+def create_api_key(name: str, scopes: list[str], by: str, expires_at: datetime | None = None) -> str:
+    """Create an API key and return it. Only an HMAC of its secret is stored.
+
+    :raises InvalidInput: when the name is empty, a scope is missing or unknown, or the expiry date is in the past.
+    """
+    if not name.strip():
+        raise InvalidInput(FieldError("name", "name_missing", _("Enter a name that says what uses the key.")))
+    unknown = [scope for scope in scopes if scope not in SCOPES]
+    if unknown or not scopes:
+        message = _("Choose one or more of these scopes: %(scopes)s.", scopes=", ".join(SCOPES))
+        raise InvalidInput(FieldError("scopes", "scopes_invalid", message))
+    if expires_at is not None and expires_at <= datetime.now(UTC):
+        raise InvalidInput(FieldError("expires_on", "expiry_past", _("Choose today or a later day.")))
+    public_id = base64.b32encode(secrets.token_bytes(10)).decode().lower()
+    secret = secrets.token_urlsafe(32)
+    version, key = signing_keys.accepted_keys("api_key")[0]
+    db.session.add(
+        ApiKey(
+            public_id=public_id,
+            name=name.strip(),
+            secret_hash=_compute_hmac(key, secret),
+            key_version=version,
+            scopes=scopes,
+            expires_at=expires_at,
+        )
+    )
+    record_audit_entry(by, "api_key.created", name.strip(), scopes=scopes)
+    db.session.commit()
+    return f"{API_KEY_PREFIX}_{public_id}_{secret}"
+
+
+def revoke_api_key(key_id: int, by: str) -> None:
+    """Revoke a key permanently. Idempotent."""
+    name = db.session.scalar(
+        update(ApiKey)
+        .where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
+        .values(revoked_at=func.now())
+        .returning(ApiKey.name)
+    )
+    if name:
+        record_audit_entry(by, "api_key.revoked", name)
+    db.session.commit()
+    current_app.extensions.pop("api_keys", None)
+
+
+def authenticate_api_key(authorization: str) -> ApiClient:
+    """Authenticate the key of an `Authorization: Bearer …` header (RFC 6750).
+
+    It takes one indexed SELECT, and the same time for valid and invalid keys.
+
+    :raises DomainError: `unauthorized` (401), the same for a key that is unknown, revoked, expired or wrong.
+    """
+    scheme, _space, credentials = authorization.partition(" ")
+    prefix, _separator, rest = credentials.strip().partition("_live_")
+    public_id, _separator, secret = rest.partition("_")
+    if scheme.lower() == "bearer" and prefix and secret and public_id.isascii() and public_id.isalnum():
+        row = _load_api_key(public_id)
+        key = signing_keys.find_secret("api_key", row.key_version) if row else None
+        expected = bytes(row.secret_hash) if row else bytes(32)
+        mac = _compute_hmac(key or b"", secret)
+        if hmac.compare_digest(mac, expected) and row and row.is_valid:
+            if row.is_last_used_stale:
+                _update_last_used(row.id)
+                current_app.extensions.get("api_keys", {}).pop(public_id, None)
+            return ApiClient(row.id, row.name, row.scopes)
+    raise DomainError("unauthorized", _("Send a valid API key in the header: Authorization: Bearer …"), 401)
+
+
+def _load_api_key(public_id: str) -> account_queries.ApiKeyRow | None:
+    """Return the row of a key, cached for `API_KEY_CACHE_SECONDS`.
+
+    A client with a hundred calls a second reads it only once. A key that was revoked by another process therefore works
+    a little longer. Its secret is verified in each call.
+    """
+    cache: dict[str, tuple[float, account_queries.ApiKeyRow]] = current_app.extensions.setdefault("api_keys", {})
+    cached = cache.get(public_id)
+    if cached and cached[0] > time.monotonic() - API_KEY_CACHE_SECONDS:
+        return cached[1]
+    read_at = time.monotonic()
+    row = account_queries.find_api_key(public_id)
+    if row is None:
+        cache.pop(public_id, None)
+    else:
+        cache[public_id] = read_at, row
+    return row
+
+
+def _update_last_used(key_id: int) -> None:
+    """Record the use of a key, once a minute.
+
+    Only one of several concurrent calls writes; the others return immediately.
+    """
+    db.session.execute(
+        update(ApiKey)
+        .where(ApiKey.id.in_(account_queries.select_api_key_with_stale_use(key_id)))
+        .values(last_used_at=func.now())
+    )
+    db.session.commit()
+
+
+def _compute_hmac(key: bytes, secret: str) -> bytes:
+    return hmac.new(key, secret.encode(), hashlib.sha256).digest()

@@ -1,0 +1,42 @@
+"""CSV exports: stream the result of a query.
+
+Cells that a spreadsheet would evaluate as formulas are escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from webapp.core.extensions import db
+
+# A cell that a spreadsheet would evaluate as a formula gets a leading apostrophe; an import removes it again.
+FORMULA_SAFE_COLUMN = "case when {0} ~ '^[-=+@\t\r]' then '''' || {0} else {0} end as {1}"
+_CSV_CHUNK_SIZE = 64 * 1024
+
+
+def stream_csv(query: str, params: dict[str, Any]) -> Iterator[bytes]:
+    """Stream the result of a query as CSV in chunks of about 64 KiB.
+
+    The application context must stay active until the last chunk.
+    """
+    driver: Any = db.session.connection().connection.driver_connection
+    with driver.cursor().copy(f"copy ({query}) to stdout (format csv, header)", params) as copy:
+        buffer = bytearray()
+        for row in copy:
+            buffer += row
+            if len(buffer) >= _CSV_CHUNK_SIZE:
+                yield bytes(buffer)
+                buffer.clear()
+    # The query ends before the last chunk is sent, so a client that stops reading there does not keep it open.
+    yield bytes(buffer)
+
+
+def escape_formula(value: object) -> object:
+    """Return a cell; text that could be a formula gets a leading apostrophe.
+
+    Names, ids and replies of servers are input from outside.
+    """
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"
+    return value

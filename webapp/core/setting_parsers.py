@@ -1,0 +1,212 @@
+"""Parse and check single settings.
+
+An invalid value raises a `SettingsError`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from email.utils import parseaddr
+from urllib.parse import urlsplit
+
+import idna
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+
+class SettingsError(Exception):
+    """A setting is missing or invalid.
+
+    The message is one line and says what to change.
+    """
+
+
+def parse_database_url(url: str) -> str:
+    """Return the URL of a PostgreSQL database with the driver, for SQLAlchemy."""
+    for prefix in ("postgres://", "postgresql://", "postgresql+psycopg://"):
+        if url.startswith(prefix):
+            try:
+                _check_unambiguous_url(url[len(prefix) :])
+            except (ProgrammingError, ArgumentError, ValueError) as error:
+                # The original message is dropped: it could contain a part of the password.
+                raise SettingsError(
+                    "DATABASE_URL cannot be parsed; in a password, write / as %2F, @ as %40, : as %3A, # as %23, "
+                    "? as %3F and % as %25"
+                ) from error
+            return "postgresql+psycopg://" + url[len(prefix) :]
+    raise SettingsError("DATABASE_URL must start with postgresql://")
+
+
+def _check_unambiguous_url(rest: str) -> None:
+    """Check that libpq and SQLAlchemy agree on the URL.
+
+    Otherwise a part of a password could appear in messages as the host.
+
+    :raises ValueError: when they do not.
+    """
+    libpq, alchemy = conninfo_to_dict("postgresql://" + rest), make_url("postgresql+psycopg://" + rest)
+    if "@" in str(libpq.get("host", "")):
+        raise ValueError("host")
+    for name, value in (("host", alchemy.host), ("user", alchemy.username), ("password", alchemy.password)):
+        # libpq also accepts these values in the query string.
+        if (value or libpq.get(name)) != libpq.get(name):
+            raise ValueError(name)
+
+
+def parse_public_url(text: str) -> str:
+    """Return the URL for emails: in ASCII, without a trailing slash.
+
+    The host is encoded as IDNA 2008.
+    """
+    invalid = SettingsError(
+        "PUBLIC_URL must be a URL such as https://offers.example.com, optionally with a port and a plain path"
+    )
+    try:
+        parts = urlsplit(text)
+        host = _normalise_host(parts.hostname or "")
+        port = f":{parts.port}" if parts.port is not None else ""
+    except ValueError as error:
+        raise invalid from error
+    if parts.scheme not in ("http", "https") or "@" in parts.netloc:
+        raise invalid
+    if not re.fullmatch(r"[A-Za-z0-9/._~!$&'()*+,;=:%-]*", parts.path) or any(
+        character in text for character in "?# \t\r\n"
+    ):
+        raise invalid
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}{port}{parts.path}".rstrip("/")
+
+
+def parse_mail_server(text: str) -> str:
+    """Return the host name or IP address of the mail relay in ASCII."""
+    try:
+        return _normalise_host(text.strip())
+    except ValueError as error:
+        raise SettingsError("MAIL_SERVER must be a host name such as relay.example.com, or an IP address") from error
+
+
+def parse_sender(text: str) -> str:
+    """Return the sender unchanged, if its address is valid (RFC 5321)."""
+    local, _, domain = parseaddr(text)[1].rpartition("@")
+    try:
+        if not text.isprintable() or not re.fullmatch(
+            r"(?=.{1,64}$)[\w!#$%&'*+/=?^`{|}~-]+(\.[\w!#$%&'*+/=?^`{|}~-]+)*", local, re.A
+        ):
+            raise ValueError(local)
+        _normalise_host(domain)
+    except ValueError as error:
+        raise SettingsError("MAIL_DEFAULT_SENDER must be an address such as Shop <offers@example.com>") from error
+    return text
+
+
+def _normalise_host(name: str) -> str:
+    """Return a host name in ASCII, by IDNA 2008 if necessary, or an IP address.
+
+    :raises ValueError: when it is neither.
+    """
+    if ":" in name:
+        return str(ipaddress.ip_address(name))
+    # Container names may have underscores, which IDNA does not allow.
+    host = name.lower() if name.isascii() else idna.encode(name, uts46=True).decode()
+    label = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+    if len(host) > 253 or not re.fullmatch(rf"{label}(?:\.{label})*\.?", host):
+        raise ValueError(name)
+    return host
+
+
+def parse_bounce_address(variables: Mapping[str, str]) -> str | None:
+    """Return the bounce address, or None.
+
+    The tag that identifies an email needs 45 of the 64 characters before the @ (RFC 5321).
+    """
+    address = variables.get("MAIL_BOUNCE_ADDRESS", "").strip()
+    if not address:
+        return None
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,19}@[A-Za-z0-9.-]{1,185}", address):
+        raise SettingsError(
+            "MAIL_BOUNCE_ADDRESS must be an address such as bounces@example.com, at most 19 characters before the @"
+        )
+    return address
+
+
+def check_relay_settings(variables: Mapping[str, str]) -> None:
+    """Check that the settings of the relay are consistent.
+
+    :raises SettingsError: when they are not.
+    """
+    names = [name for name in ("MAIL_USERNAME", "MAIL_PASSWORD", "MAIL_USE_TLS", "MAIL_USE_SSL") if variables.get(name)]
+    if names and not variables.get("MAIL_SERVER") and names[0] in ("MAIL_USERNAME", "MAIL_PASSWORD"):
+        raise SettingsError(f"{names[0]} is set and MAIL_SERVER is not; set MAIL_SERVER, or remove {names[0]}")
+    if parse_boolean(variables, "MAIL_USE_TLS") and parse_boolean(variables, "MAIL_USE_SSL"):
+        raise SettingsError(
+            "MAIL_USE_TLS and MAIL_USE_SSL exclude each other; use TLS with port 587, or SSL with port 465"
+        )
+    if bool(variables.get("MAIL_USERNAME")) != bool(variables.get("MAIL_PASSWORD")):
+        raise SettingsError("set both MAIL_USERNAME and MAIL_PASSWORD, or neither")
+
+
+def require_external_services(variables: Mapping[str, str]) -> None:
+    """Check that every external service is configured.
+
+    This is necessary where there are no embedded services as a default.
+    """
+    for name, example in (
+        ("DATABASE_URL", "postgresql://user:password@host/database"),
+        ("MAIL_SERVER", "relay.example.com"),
+        ("SECRET_KEY", "40 random characters, the same for every machine"),
+    ):
+        if not variables.get(name):
+            raise SettingsError(f"{name} must be set, for example to {example}: this installation has no default")
+
+
+def parse_ip_address(variables: Mapping[str, str], name: str, default: str) -> str:
+    """Return an IP address in its canonical form."""
+    text = variables.get(name, "").strip() or default
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError as error:
+        raise SettingsError(f"{name} must be an IP address such as 127.0.0.1 or 0.0.0.0, not {text!r}") from error
+
+
+def parse_integer(variables: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    """Return a whole number from `low` to `high`."""
+    text = variables.get(name, "").strip()
+    if not text:
+        return default
+    if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+        raise SettingsError(f"{name} must be a whole number from {low} to {high}, not {text!r}")
+    return int(text)
+
+
+def parse_choice(variables: Mapping[str, str], name: str, *choices: str) -> str | None:
+    """Return one of the choices; None if the variable is not set.
+
+    The variable may be in upper or lower case.
+    """
+    text = variables.get(name, "").strip()
+    choice = next((choice for choice in choices if choice.lower() == text.lower()), None)
+    if text and choice is None:
+        raise SettingsError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, not {text!r}")
+    return choice
+
+
+def parse_mail_rate(variables: Mapping[str, str]) -> float:
+    """Return the maximum number of emails per second; 0 for no limit."""
+    text = variables.get("MAIL_PER_SECOND", "").strip()
+    if not re.fullmatch(r"(?:[0-9]{1,6}(?:\.[0-9]{1,4})?)?", text):
+        raise SettingsError(f"MAIL_PER_SECOND must be a number such as 14 or 0.5, or 0 for no limit, not {text!r}")
+    return float(text or 0)
+
+
+def parse_boolean(variables: Mapping[str, str], name: str) -> bool:
+    """Return a boolean; False if the variable is not set."""
+    text = variables.get(name, "").strip().lower()
+    if text in ("", "0", "false", "no", "off"):
+        return False
+    if text in ("1", "true", "yes", "on"):
+        return True
+    raise SettingsError(f"{name} must be true or false, not {text!r}")

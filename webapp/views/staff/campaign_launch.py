@@ -1,0 +1,187 @@
+"""Launch page of a campaign: review, launch, schedule and unschedule."""
+
+from __future__ import annotations
+
+from zoneinfo import ZoneInfo
+
+from flask import Response, current_app, flash, redirect, url_for
+from flask_babel import gettext as _
+from flask_login import current_user
+from werkzeug.wrappers import Response as BaseResponse
+
+from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns.content.placeholders import parse_template
+from webapp.campaigns.launch import actions as launch_actions
+from webapp.campaigns.launch import audience as launch_audience
+from webapp.campaigns.models import Campaign
+from webapp.core import database_clock, formatting
+from webapp.core.errors import DomainError, NotFound
+from webapp.mail import addresses
+from webapp.mail.template import Placeholder
+from webapp.offers.models import Offer
+from webapp.views import rendering
+from webapp.views.staff.blueprint import require_role
+from webapp.views.staff.campaign_editor import blueprint
+from webapp.views.staff.campaign_pages import (
+    audience_name,
+    campaign_content,
+    campaign_url,
+    get_campaign_or_404,
+    get_offer_or_404,
+    preview_email,
+)
+from webapp.views.staff.forms.campaigns import LaunchForm
+
+# These views belong to the blueprint of the editor, so that their endpoints keep its name.
+__all__ = ["blueprint"]
+
+
+@blueprint.get("/offers/<int:offer_id>/launch")
+@require_role("manager")
+def review_announcement(offer_id: int) -> BaseResponse:
+    """Redirect the former URL of the launch page to that of the offer's announcement."""
+    get_offer_or_404(offer_id)
+    found = campaign_queries.find_announcement(offer_id)
+    if found is None:
+        return redirect(url_for("staff.campaign_editor.new", offer_id=offer_id, kind="announcement"), 303)
+    return redirect(campaign_url(found, to_launch=True), 303)
+
+
+@blueprint.post("/offers/<int:offer_id>/launch")
+def launch_announcement(offer_id: int) -> BaseResponse:
+    """Launch an offer's announcement now, from a page of an earlier version."""
+    offer = get_offer_or_404(offer_id)
+    try:
+        launched = launch_actions.launch_announcement(offer_id, by=current_user.email)
+    except DomainError as error:
+        found = campaign_queries.find_announcement(offer_id)
+        if found is None or found.status not in ("draft", "scheduled"):
+            raise
+        form = LaunchForm(formdata=None)
+        form.load_campaign(found, offer.time_zone)
+        rendering.add_form_errors(form, error)
+        return _render_review(offer, found, form, error.status)
+    return _redirect_after_launch(launched)
+
+
+@blueprint.get("/campaigns/<int:campaign_id>/launch")
+@require_role("manager")
+def review(campaign_id: int) -> BaseResponse:
+    """Show the number of recipients, and the start time if scheduled."""
+    campaign = get_campaign_or_404(campaign_id)
+    if campaign.status not in ("draft", "scheduled"):
+        return redirect(campaign_url(campaign), 303)
+    offer = get_offer_or_404(campaign.offer_id)
+    form = LaunchForm(formdata=None)
+    form.load_campaign(campaign, offer.time_zone)
+    return _render_review(offer, campaign, form)
+
+
+@blueprint.post("/campaigns/<int:campaign_id>/launch")
+def launch(campaign_id: int) -> BaseResponse:
+    """Launch the campaign now, or schedule it."""
+    campaign = get_campaign_or_404(campaign_id)
+    offer = get_offer_or_404(campaign.offer_id)
+    form = LaunchForm()
+    try:
+        if not form.validate_on_submit():
+            return _render_review(offer, campaign, form, 422)
+        at = form.start_time(offer.time_zone)
+        if at is None:
+            launched = launch_actions.launch_campaign(
+                campaign_id, current_user.email, form.include_already_sent(), form.seen_status()
+            )
+        else:
+            launched = launch_actions.schedule_campaign(
+                campaign_id, at, current_user.email, form.include_already_sent(), form.seen_status()
+            )
+    except DomainError as error:
+        campaign = get_campaign_or_404(campaign_id)
+        if campaign.status not in ("draft", "scheduled"):
+            # The campaign was launched or cancelled in the meantime: show its current page.
+            flash(error.message, "error")
+            return redirect(campaign_url(campaign), 303)
+        rendering.add_form_errors(form, error)
+        # The page now shows the current status, so the next submission refers to it.
+        form.seen.data = campaign.status
+        return _render_review(get_offer_or_404(campaign.offer_id), campaign, form, error.status)
+    return _redirect_after_launch(launched)
+
+
+@blueprint.post("/campaigns/<int:campaign_id>/draft")
+def unschedule(campaign_id: int) -> BaseResponse:
+    """Turn a scheduled campaign back into a draft."""
+    try:
+        campaign = launch_actions.unschedule_campaign(campaign_id, by=current_user.email)
+    except NotFound:
+        raise
+    except DomainError as error:
+        flash(error.message, "error")
+        return redirect(campaign_url(get_campaign_or_404(campaign_id)), 303)
+    flash(_("The campaign is a draft again and will not start automatically."), "success")
+    return redirect(url_for("staff.campaign_editor.edit", campaign_id=campaign.id), 303)
+
+
+@blueprint.get("/campaigns/<int:campaign_id>/waits")
+@require_role("manager")
+def launch_status(campaign_id: int) -> Response:
+    """Redirect the polling page of a scheduled campaign once it has started."""
+    campaign = get_campaign_or_404(campaign_id)
+    response = Response(status=204)
+    if campaign.status not in ("draft", "scheduled"):
+        response.headers["HX-Redirect"] = campaign_url(campaign)
+    return response
+
+
+def _redirect_after_launch(launched: launch_actions.LaunchResult) -> BaseResponse:
+    campaign = launched.campaign
+    if campaign.status == "scheduled":
+        offer = get_offer_or_404(campaign.offer_id)
+        start_time = formatting.format_datetime(campaign.scheduled_at, offer.time_zone)
+        flash(_("The campaign will start automatically on %(time)s.", time=start_time), "success")
+    elif launched.changed:
+        flash(_("Launched. You can leave this page: the emails are sent in the background."), "success")
+    else:
+        flash(_("The campaign had already been launched; nothing was sent twice."), "info")
+    return redirect(campaign_url(campaign), 303)
+
+
+def _render_review(offer: Offer, campaign: Campaign, form: LaunchForm, status: int = 200) -> Response:
+    return rendering.render(
+        "campaigns/launch.html",
+        status=status,
+        form=form,
+        offer=offer,
+        campaign=campaign,
+        preview=preview_email(campaign_content(campaign), offer, ""),
+        is_sample_subject=any(
+            isinstance(part, Placeholder) and part.name.startswith("customer.")
+            for part in parse_template(campaign.subject)
+        ),
+        uses_mail_sink=current_app.config["SETTINGS"].uses_mail_sink,
+        sender=addresses.format_sender(),
+        audience_count=launch_audience.count_campaign_recipients(campaign, offer),
+        audience=audience_name(offer.audience_id),
+        other_zones=_format_start_in_other_zones(campaign, offer),
+        now=database_clock.get_database_time(),
+    )
+
+
+def _format_start_in_other_zones(campaign: Campaign, offer: Offer) -> list[str]:
+    """Format the start time in the staff member's time zone and in UTC.
+
+    Zones with the same offset as the offer's are omitted.
+    """
+    at = campaign.scheduled_at
+    if at is None:
+        return []
+    shown_offsets = {at.astimezone(ZoneInfo(offer.time_zone)).utcoffset()}
+    times = []
+    own_zone = current_user.time_zone
+    for zone in dict.fromkeys((own_zone, "UTC")):
+        offset = at.astimezone(ZoneInfo(zone)).utcoffset()
+        if offset not in shown_offsets:
+            shown_offsets.add(offset)
+            time = formatting.format_datetime(at, zone)
+            times.append(_("%(time)s for you", time=time) if zone == own_zone else time)
+    return times

@@ -1,0 +1,57 @@
+"""Uploads by form: the file is stored while it arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flask import current_app, request
+from flask_babel import gettext as _
+from flask_wtf.csrf import CSRFError, validate_csrf
+from wtforms.validators import ValidationError
+
+from webapp.core.errors import DomainError, FieldError, InvalidInput
+from webapp.customers.imports import upload
+from webapp.customers.imports.upload import Upload
+
+
+def receive_file(store: Callable[[Upload], int]) -> int:
+    """Receive the file of a form as a stream; return the id of its import.
+
+    The CSRF token precedes the file and is checked before it.
+
+    :param store: stores the file from its chunks and returns the id.
+    :raises DomainError: when the form or the file is rejected; the rest of the body has then been read.
+    :raises CSRFError: when the CSRF token is missing or invalid.
+    """
+    limit: int = current_app.config["SETTINGS"].max_upload_bytes
+    # Leaves room for form fields and boundaries, and for draining a body that is too large before the error response.
+    request.max_content_length = 2 * limit
+    try:
+        if (request.content_length or 0) > limit + upload.MAX_FIELDS_SIZE:
+            raise upload.file_too_large_error(limit)
+        received = upload.parse_multipart_form(request.stream, request.headers.get("Content-Type", ""), limit)
+        _check_csrf(received)
+        return store(received)
+    except DomainError:
+        upload.drain_body(request.stream, 2 * limit)
+        raise
+
+
+def require_file(received: Upload) -> None:
+    """Reject an upload without a file.
+
+    :raises InvalidInput: `file_missing`.
+    """
+    if not received.filename:
+        raise InvalidInput(FieldError("file", "file_missing", _("Choose a file.")))
+
+
+def _check_csrf(received: Upload) -> None:
+    """Check the CSRF token of an upload like CSRFProtect, without reading the file."""
+    if not current_app.config.get("WTF_CSRF_ENABLED", True):
+        return
+    try:
+        validate_csrf(received.fields.get("csrf_token") or request.headers.get("X-CSRFToken"))
+    except ValidationError as error:
+        upload.drain_body(request.stream, 2 * current_app.config["SETTINGS"].max_upload_bytes)
+        raise CSRFError(str(error)) from error
