@@ -87,6 +87,15 @@ def test_the_audit_trail_is_walked_in_both_directions(entries: list[int]) -> Non
     ]
 
 
+def test_a_full_page_at_an_end_of_the_trail_leads_no_further(entries: list[int]) -> None:
+    oldest = account_queries.load_audit_page(before=entries[3])
+    newest = account_queries.load_audit_page(after=entries[3])
+
+    assert [[entry.id for entry in page.entries] for page in (oldest, newest)] == [entries[4:], entries[:3]]
+    assert (oldest.newer, oldest.older) == (entries[4], None)
+    assert (newest.newer, newest.older) == (None, entries[2])
+
+
 def test_a_page_beyond_the_ends_of_the_trail_is_empty(entries: list[int]) -> None:
     empty = account_queries.AuditPage([], None, None)
 
