@@ -15,7 +15,7 @@ LATE, GONE = 2, 9
 
 
 class LateLock:
-    """A wake lock whose timed acquire fails although the waiter was woken or has a result.
+    """A wake lock whose timed acquire fails once the waiter is woken or has a result.
 
     Once the waiter has a result, it is woken only after it has found that it need not wait.
     """
